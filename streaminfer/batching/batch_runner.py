@@ -93,12 +93,11 @@ class BatchRunner:
             shorter_too: requests of shorter buckets may be padded to the longest.
             mixed: called where not all can be stacked.
         """
-        chosen = self.isolator.limit(chosen)
         assembler = self._calls.assembler
         together = assembler.select(chosen, shorter_too) if self._calls.stack else chosen
         if len(together) < len(chosen) and mixed is not None:
             mixed()
-        return assembler.within_cost(together)
+        return assembler.within_cost(self.isolator.limit(together))  # of its own bucket, once that is known
 
     def expire(self, now_ns: int) -> None:
         """Complete the requests whose deadline has passed."""

@@ -215,10 +215,11 @@ class BatchedService(Node):
         """Change the settings; requests in flight keep their deadline and their place."""
         self.slo_s = slo_s
         self.slo_ns = None if slo_s is None else timeout_ns(slo_s)
-        self._max_batch_size = self._dispatcher.full_at = max_batch_size
+        self._max_batch_size = max_batch_size
+        self._dispatcher.full_at = full_at = min(max_batch_size, self._queue.max_size)  # no more can be queued
         self._calls.assembler = assembler
         self._submission.change(self.slo_ns, assembler)
-        self._dispatcher.claim.change(self.slo_ns, max_batch_size)
+        self._dispatcher.claim.change(self.slo_ns, full_at)
         self._dispatcher.expectations.plain = assembler.plain
         self._configured_policy = policy
         if self._fair_queue is not None:
@@ -235,7 +236,7 @@ class BatchedService(Node):
 
     def full_load(self) -> int:
         """Return how many requests keep every worker busy with full batches, and one more full batch queued."""
-        return min(self._max_batch_size * (self.max_in_flight + 1), _LARGEST_LOAD)
+        return min(self._dispatcher.full_at * (self.max_in_flight + 1), _LARGEST_LOAD)
 
     def bind_clock(self, clock: Clock) -> None:
         """Take over the clock of a `Stack`."""
@@ -254,15 +255,13 @@ class BatchedService(Node):
         """
         await self.load_kernels()
         self._enter(asyncio.get_running_loop())
-        await enter_at_start(self._device, self._dispatcher, self._dispatcher.residence)
-        self.check_max_batch_size(self._max_batch_size)
-        workers = adapt(self.inner).capabilities().queued_workers or self.max_in_flight
-        if self._policy_for is not None and workers != self.max_in_flight and not self._dispatcher.runner.batches:
-            self._dispatcher.set_workers(workers)
-            self._configured_policy = self._policy_for(workers)
-        self._dispatcher.set_policy(self._configured_policy)
-        self._policy_change.complete(self._configured_policy)
-        await self._calibrate()
+        try:
+            await self._make_ready()
+        except BaseException:
+            if self._device is not None and not (self._queue.queued or self._dispatcher.runner.batches):
+                self._device.leave(self._dispatcher)  # which would make room for it
+                self._submission.loop = None  # what comes next enters again
+            raise
         self._submission.stopping = False
 
     async def load_kernels(self) -> None:
@@ -332,6 +331,17 @@ class BatchedService(Node):
         self._outcomes.deadline_exceeded += 1
         self.events.dropped(now_ns, "deadline_exceeded_on_arrival", 1)
         raise DeadlineExceeded(passed_on_arrival(now_ns, deadline_ns))
+
+    async def _make_ready(self) -> None:
+        await enter_at_start(self._device, self._dispatcher, self._dispatcher.residence)
+        self.check_max_batch_size(self._max_batch_size)
+        workers = adapt(self.inner).capabilities().queued_workers or self.max_in_flight
+        if self._policy_for is not None and workers != self.max_in_flight and not self._dispatcher.runner.batches:
+            self._dispatcher.set_workers(workers)
+            self._configured_policy = self._policy_for(workers)
+        self._dispatcher.set_policy(self._configured_policy)
+        self._policy_change.complete(self._configured_policy)
+        await self._calibrate()
 
     async def _calibrate(self) -> None:
         offered = adapt(self.inner).capabilities()

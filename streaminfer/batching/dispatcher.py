@@ -262,7 +262,7 @@ class Dispatcher(DispatchState):
     def after_load(self, failure: BackendError | None) -> None:
         """Go on after a load; if there is a failure, the next batch fails with it."""
         if failure is not None and (decision := self.propose(self._calls.clock())) is not None:
-            self._outcomes.fail(decision.batch, failure)
+            self._outcomes.fail(self.runner.select(list(decision.batch), decision.shorter_too, None), failure)
         self._go_on()
 
     def _send_early(self, now_ns: int) -> None:
@@ -428,14 +428,14 @@ class Dispatcher(DispatchState):
             drain: wait until no request is queued and no batch runs, as far as the time for stopping goes.
         """
         try:
-            if drain:
-                self.schedule()
-                await self._drain()
-        finally:
-            self.runner.cancel()
-            self._outcomes.close(self.tickets())
-            self.settle()
-        try:
+            try:
+                if drain:
+                    self.schedule()
+                    await self._drain()
+            finally:
+                self.runner.cancel()
+                self._outcomes.close(self.tickets())
+                self.settle()
             await self._drain()  # of batches; at the limit the backend's stop ends them
             if self.residence is not None and self.residence.task is not None:
                 await asyncio.wait({self.residence.task}, timeout=seconds_left())

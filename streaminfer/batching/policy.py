@@ -8,8 +8,8 @@ the live batcher does.
 under light load a request is served at once, under heavy load batches are full. A worker never idles while a request is
 queued, so there is nothing to tune; most servers do this.
 
-With a delay, a batch that is not full is held back until its oldest request was queued for that long. That trades
-latency for fuller batches, where the cost of a batch is mostly fixed.
+With a delay, a batch that is not full is held back until its oldest request was queued for that long, or the queue has
+no place for another request. That trades latency for fuller batches, where the cost of a batch is mostly fixed.
 """
 
 from collections.abc import Callable, Sequence
@@ -129,25 +129,35 @@ class Greedy:
 
     Attributes:
         max_batch_size: the most rows in a batch.
-        max_queue_delay_ns: a batch that is not full is held back until its oldest request was queued for so long.
+        max_queue_delay_ns: a batch that is not full is held back until its oldest request was queued for so long, or
+            the queue is full.
     """
 
     max_batch_size: int
     max_queue_delay_ns: int = 0
+    _limits: dict[int, int] = attrs.field(factory=dict, init=False)
 
-    def limit_rows(self, bucket: int, most: int) -> None:  # noqa: ARG002 - buckets share the queue
-        """Hold back no batch of so many rows: the memory was not enough for more."""
-        if self.max_queue_delay_ns:
-            self.max_batch_size = min(self.max_batch_size, most)
+    def limit_rows(self, bucket: int, most: int) -> None:
+        """Hold back no batch of a bucket with so many rows: the memory was not enough for more."""
+        self._limits[bucket] = most
 
     def decide(self, queue: RequestQueue, now_ns: int, free_workers: int) -> Decision:  # noqa: ARG002 - the protocol
         """Return the first ``max_batch_size`` in service order, or when the oldest is due."""
         reason = "idle_worker"
         if queue.queued >= self.max_batch_size:
             reason = "full"
+        elif self.max_queue_delay_ns and (queue.full or self._fills_memory(queue)):
+            reason = "full"  # or the next request would be rejected, though a worker is free
         elif self.max_queue_delay_ns:
             due_ns = queue.oldest_ns + self.max_queue_delay_ns
             if now_ns < due_ns:
                 return Decision(recheck_ns=due_ns)
             reason = "max_queue_delay"
         return Decision(queue.first(self.max_batch_size), reason)
+
+    def _fills_memory(self, queue: RequestQueue) -> bool:
+        """Return whether as many requests of a bucket are queued as its memory is enough for."""
+        return bool(self._limits) and any(
+            sum(ticket.bucket == bucket for ticket in queue.first(queue.queued)) >= most
+            for bucket, most in self._limits.items()
+        )

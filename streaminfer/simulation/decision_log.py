@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["DROP_REASONS", "RELEASE_REASONS", "DecisionLog"]
 
 RELEASE_REASONS = {
-    "full": "as many requests were queued as a batch may have",
+    "full": "as many requests were queued as a batch may have, or as the queue has places",
     "idle_worker": "a worker was free, so everything queued was released",
     "max_queue_delay": "the oldest request had been queued for the delay that was set",
     "planned": "not everything queued could be on time, and the plan that saves most begins with this batch",

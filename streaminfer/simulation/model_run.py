@@ -34,7 +34,7 @@ class ModelRun:
         priorities: NDArray[np.int32] | None = None,
     ) -> None:
         n = arrivals_ns.size
-        self.queue = RequestQueue(max(1, n))
+        self.queue = RequestQueue(n + 1)  # never full, as a delay would end
         self._policy = policy
         self._instants = arrivals_ns, deadlines_ns
         self._arrivals: list[int] = arrivals_ns.tolist()

@@ -37,6 +37,14 @@ async def test_a_free_worker_can_begin_at_once(loop):
         await asyncio.gather(*tasks)
 
 
+async def test_there_is_no_room_for_more_than_may_be_queued(loop):
+    """A batch that is larger than the queue never forms: a stream that counted on it would be rejected."""
+    batcher = si.AdaptiveBatcher(max_batch_size=8, max_queue_size=3)
+    async with si.Stack(batcher, model(), clock=loop.clock) as service:
+        assert ask(service, loop) == NextBatch(loop.clock(), 3)
+        assert adapt(service).capabilities().full_load() == 6
+
+
 async def test_a_busy_worker_is_free_when_its_batch_is_expected_to_end(loop):
     """What is queued has its place in the next batch; beyond a full one there is none."""
     async with si.Stack(si.AdaptiveBatcher(max_batch_size=4), model(), clock=loop.clock) as service:

@@ -11,8 +11,8 @@ pytestmark = pytest.mark.uncompiled
 MS = 1_000_000
 
 
-def queue_of(*enqueued_ns, priorities=None):
-    queue = RequestQueue(100)
+def queue_of(*enqueued_ns, priorities=None, places=100):
+    queue = RequestQueue(places)
     for number, now_ns in enumerate(enqueued_ns):
         queue.admit(None, number, None, now_ns, NEVER, priorities[number] if priorities else 0)
     return queue
@@ -50,6 +50,13 @@ def test_a_batch_is_sent_after_the_delay(now_ns):
     decision = Greedy(4, 5 * MS).decide(queue_of(10 * MS, 12 * MS), now_ns, 1)
     assert numbers(decision) == [0, 1]
     assert decision.reason == "max_queue_delay"
+
+
+def test_a_full_queue_is_not_held_back():
+    """The next request would be rejected while a worker is free."""
+    decision = Greedy(4, 5 * MS).decide(queue_of(0, 0, places=2), 0, 1)
+    assert numbers(decision) == [0, 1]
+    assert decision.reason == "full"
 
 
 def test_a_full_batch_is_not_held_back():

@@ -150,3 +150,16 @@ async def test_a_stack_names_the_source_and_the_timings(loop):
     assert (response.outputs, response.source, response.degraded) == (1.0, "ScriptedBackend", False)
     assert response.timings.batch_size == 1
     assert response.timings.inferred_s == pytest.approx(0.25)
+
+
+async def test_a_delay_rejects_nothing_while_a_worker_is_free(loop):
+    """A batch is held back only while the queue has a place for the next request."""
+    batcher = si.AdaptiveBatcher(max_batch_size=8, max_queue_size=3, policy="greedy", max_queue_delay_s=1.0)
+    async with si.Stack(batcher, ScriptedBackend(), clock=loop.clock) as service:
+        requests = []
+        for number in range(7):
+            requests.append(asyncio.ensure_future(service(float(number))))
+            await asyncio.sleep(0.001)
+
+        assert await asyncio.gather(*requests) == [float(number) for number in range(7)]
+    assert batcher.statistics().released == {"full": 2, "max_queue_delay": 1}

@@ -61,3 +61,84 @@ def test_outliers_and_other_workers_leave_batches_large():
 
     assert urgent >= 0.92
     assert everything >= 0.84
+
+
+@pytest.mark.parametrize("load", [1.2, 1.5])
+@pytest.mark.parametrize("settings", [{}, {"buckets": (2, 8)}], ids=["shapes", "buckets"])
+def test_requests_without_a_deadline_that_share_no_batch_are_served(settings, load):
+    """They have batches of their own, soon after two seconds, and take no row of the others."""
+    rng = np.random.default_rng(1)
+    gaps_s = rng.exponential(slow_to_begin_s(CAP) / CAP / load, 3000)
+    queued_s = []
+
+    async def main(loop):
+        batcher = si.AdaptiveBatcher(max_batch_size=CAP, **settings)
+        async with si.Stack(batcher, ScriptedBackend(duration_s=slow_to_begin_s), clock=loop.clock) as service:
+
+            async def send_patient():
+                sent_s = loop.time()
+                await service(np.zeros(8))
+                queued_s.append(loop.time() - sent_s)
+
+            calls = []
+            for number, gap_s in enumerate(gaps_s):
+                await asyncio.sleep(gap_s)
+                calls.append(asyncio.ensure_future(service(np.zeros(2), timeout_s=0.1)))
+                if number % 200 == 0:
+                    calls.append(asyncio.ensure_future(send_patient()))
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+            return np.mean([not isinstance(answer, si.StreamInferError) for answer in answers])
+
+    on_time = run(main)
+
+    assert len(queued_s) == 15
+    assert max(queued_s) < 2.2
+    assert on_time > min(0.95, 0.95 / load)
+
+
+def test_many_shapes_without_a_deadline_leave_others_their_time():
+    """A backlog of more shapes than are compared takes turns with the requests that have a deadline."""
+
+    async def main(loop):
+        batcher = si.AdaptiveBatcher(max_batch_size=CAP, max_queue_size=10_000)
+        async with si.Stack(batcher, ScriptedBackend(duration_s=slow_to_begin_s), clock=loop.clock) as service:
+            await service(np.zeros(1), timeout_s=1.0)
+            backlog = [asyncio.ensure_future(service(np.zeros(2 + number % 20))) for number in range(3000)]
+            await asyncio.sleep(2.5)
+            calls = []
+            for _ in range(100):
+                calls.append(asyncio.ensure_future(service(np.zeros(1), timeout_s=0.2)))
+                await asyncio.sleep(0.02)
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+            assert not all(one.done() for one in backlog)
+            await asyncio.gather(*backlog)
+            return sum(not isinstance(answer, si.StreamInferError) for answer in answers)
+
+    assert run(main) > 90
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"max_batch_bytes": 64}, {"row_cost": len, "max_batch_cost": 8.0}],
+    ids=["bytes", "costs"],
+)
+def test_limits_of_a_batch_leave_rows_without_a_deadline_in_it(settings):
+    """Where only four rows may share a batch, the share of a request without a deadline is among these."""
+
+    async def main(loop):
+        batcher = si.AdaptiveBatcher(max_batch_size=CAP, **settings)
+        async with si.Stack(batcher, ScriptedBackend(duration_s=slow_to_begin_s), clock=loop.clock) as service:
+            row = np.zeros(2)
+
+            async def send_patient():
+                await asyncio.sleep(0.3)
+                await service(row)
+                return loop.time() - 0.3
+
+            calls = [asyncio.ensure_future(send_patient())]
+            for _ in range(2000):
+                calls.append(asyncio.ensure_future(service(row, timeout_s=0.1)))
+                await asyncio.sleep(0.003)
+            return (await asyncio.gather(*calls, return_exceptions=True))[0]
+
+    assert run(main) < 2.5

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from weakref import WeakKeyDictionary
 
@@ -11,7 +12,7 @@ from streaminfer._internal.display.unique_name import unique_name
 from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
 from streaminfer.batching.device.account import Account
 from streaminfer.batching.device.interference import Interference
-from streaminfer.batching.device.member import DeviceMember
+from streaminfer.batching.device.member import DeviceMember, Residence
 from streaminfer.batching.device.preemption import Preemption
 from streaminfer.batching.device.promotion import Promotions
 from streaminfer.batching.device.resident_set import ResidentSet
@@ -103,7 +104,7 @@ class Device:
         self.memory_bytes = None if memory_bytes is None else check_count("memory_bytes", memory_bytes)
         if preemptive and memory_bytes is not None:
             raise ValueError(expected("memory_bytes", "None with preemptive=True", memory_bytes))
-        self._memory: ResidentSet[DeviceMember] = ResidentSet(memory_bytes or 0)
+        self._memory: ResidentSet[Residence] = ResidentSet(memory_bytes or 0)
         self._held: dict[DeviceMember, Callable[[], None]] = {}
         self._loaded_for: DeviceMember | None = None  # the turn that it was loaded for is still to come
 
@@ -184,14 +185,14 @@ class Device:
 
     def free_at_ns(self, now_ns: int, member: DeviceMember) -> int:
         """Return when another batch, of one batcher, is expected to be able to begin."""
-        load_ns = 0 if self._is_loaded(member) else self._memory.load_ns(member)
+        load_ns = 0 if self._is_loaded(member) else self._memory.load_ns(member.residence)
         level = self._level(member)
         if self._has_slot(level):
             return now_ns + load_ns
         ends_ns = [other.started_ns + owner.expected_ns(other) for other, owner in level.running.items()]
         if self._memory.loading is not None:
             ends_ns.append(self._memory.expected_end_ns())
-            load_ns *= self._memory.loading is not member
+            load_ns *= self._memory.loading != member.residence
         return max(now_ns, min(ends_ns)) + load_ns
 
     def hold(self, member: DeviceMember, tell_loaded: Callable[[], None]) -> bool:
@@ -200,6 +201,7 @@ class Device:
         Otherwise the next dispatch loads it, and each one after that calls ``tell_loaded``.
         """
         self._held[member] = tell_loaded
+        self._name(member)
         return self._is_loaded(member)
 
     def release(self, member: DeviceMember) -> None:
@@ -237,8 +239,8 @@ class Device:
         """Note that a batch takes a slot."""
         level = self._level(member)
         level.running[execution] = member
-        self._account(member).batches += 1
         level.interference.begin(execution, self._name(member), now_ns)
+        self._account(member).batches += 1
         if level is self._front:
             for other in set(self._back.running.values()):
                 other.claim.yield_running()
@@ -266,6 +268,8 @@ class Device:
     def statistics(self) -> DeviceStatistics:
         """Return a frozen snapshot; exporters read it in threads of their own, while batchers come and go."""
         named = self._names.get
+        resident = {it.residence: name for it, name in self._names.copy().items()}
+        loaded = [it for it in tuple(self._memory.bytes_of) if self._memory.is_loaded(it)]
         background = [] if self._preemption is None else self._preemption.background()
         slowdowns = {**self._front.interference.slowdowns(), **self._back.interference.slowdowns()}
         return DeviceStatistics(
@@ -274,7 +278,7 @@ class Device:
             running=sum(len(level.running) for level in self._levels),
             waiting=tuple(sorted(named(it, it.source) for it in tuple(self._waiting) if it.is_waiting)),
             memory_bytes=self.memory_bytes,
-            loaded=tuple(named(it, it.source) for it in tuple(self._memory.bytes_of) if self._memory.is_loaded(it)),
+            loaded=tuple(resident.get(it, it.source) for it in loaded),
             preemptive=self.preemptive,
             background=tuple(sorted(named(it, it.source) for it in background)),
             models={
@@ -345,7 +349,8 @@ class Device:
             if not self._is_loaded(member):
                 leaving = self._leaving(member, now_ns, self._held)
                 own = self._stake(member, now_ns, decision.batch)
-                if leaving is None or (not is_overdue and is_in_vain(own, (self._stake(it, now_ns) for it in leaving))):
+                others = (stake for it in leaving or () for stake in self._stakes(it, now_ns))
+                if leaving is None or (not is_overdue and is_in_vain(own, others)):
                     continue
             decisions.append((member, decision))
             bids.append(
@@ -382,32 +387,42 @@ class Device:
         return 0 if self.memory_bytes is None or member.residence is None else member.residence.memory_bytes
 
     def _is_loaded(self, member: DeviceMember) -> bool:
-        return not self._needs(member) or self._memory.is_loaded(member)
+        return self.memory_bytes is None or member.residence is None or self._memory.is_loaded(member.residence)
+
+    def _stakes(self, residence: Residence, now_ns: int) -> list[Stake]:
+        """Return those of the batchers of a model: of none, if they have stopped, or of several."""
+        return [self._stake(member, now_ns) for member in self._names if member.residence == residence]
 
     def _place(self, member: DeviceMember) -> tuple[int, int, bool]:
         """Return the bytes of a model, what loading it takes and whether it is loaded, for a bid."""
-        return self._needs(member), self._memory.load_ns(member), self._is_loaded(member)
+        return self._needs(member), self._memory.load_ns(member.residence), self._is_loaded(member)
 
-    def _leaving(self, member: DeviceMember, now_ns: int, busy: Collection[DeviceMember]) -> list[DeviceMember] | None:
+    def _leaving(self, member: DeviceMember, now_ns: int, busy: Collection[DeviceMember]) -> list[Residence] | None:
         """Return what has to leave memory for a model, of those that are not busy; ``None``: it cannot be loaded."""
-        if self._memory.loading is not None:
+        if self._memory.loading is not None or member.residence is None:
             return None
-        return self._memory.victims(member, self._needs(member), busy, lambda it: self._stake(it, now_ns).needed_ns)
+
+        def needed_ns(residence: Residence) -> float:
+            return min((stake.needed_ns for stake in self._stakes(residence, now_ns)), default=math.inf)
+
+        staying = {it.residence for it in busy if it.residence is not None}
+        return self._memory.victims(member.residence, self._needs(member), staying, needed_ns)
 
     def _stake(self, member: DeviceMember, now_ns: int, batch: Sequence[Ticket] = ()) -> Stake:
-        return Stake.of(member, self._names.get(member), self.weights, self._memory.load_ns(member), now_ns, batch)
+        load_ns = self._memory.load_ns(member.residence)
+        return Stake.of(member, self._names.get(member), self.weights, load_ns, now_ns, batch)
 
     def _load(self, member: DeviceMember, now_ns: int) -> bool:
         """Begin to load a model; return whether there is room for it."""
         leaving = self._leaving(member, now_ns, {*self._front.running.values(), *self._held})
         if leaving is None or member.residence is None:
             return False
-        self._memory.begin(member, member.residence.memory_bytes, leaving, now_ns)
-        member.residence.load([other.residence for other in leaving], functools.partial(self._loaded, member))
+        self._memory.begin(member.residence, member.residence.memory_bytes, leaving, now_ns)
+        member.residence.load(leaving, functools.partial(self._loaded, member))
         return True
 
     def _loaded(self, member: DeviceMember, now_ns: int, succeeded: bool, stayed: int) -> None:
-        if self._memory.loading is not member:
+        if self._memory.loading is not member.residence:
             return  # of a loop that was closed
         account = self._account(member)
         load_ns = self._memory.end(now_ns, succeeded=succeeded, stayed=stayed)
@@ -417,7 +432,7 @@ class Device:
         self._loaded_for = member
 
     def _account(self, member: DeviceMember) -> Account:
-        return self._accounts.setdefault(self._name(member), Account())
+        return self._accounts.setdefault(self._names.get(member, member.source), Account())  # it may have stopped
 
     def _name(self, member: DeviceMember) -> str:
         """Return the name of a model, which no other one on the device has."""

@@ -12,10 +12,16 @@ __all__ = ["DeviceMember", "Residence"]
 
 
 class Residence(Protocol):
-    """How one model comes into the memory of its device."""
+    """How one model comes into the memory of its device; equal for several batchers of one model, which share it."""
+
+    source: str
+    """Name of the model."""
 
     memory_bytes: int
     """What it takes."""
+
+    def __hash__(self) -> int:
+        """By the model."""
 
     def load(self, leaving: Sequence[Any], done: Callable[[int, bool, int], None]) -> None:
         """Begin to load it when others have left.

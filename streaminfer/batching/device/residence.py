@@ -4,6 +4,7 @@ import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from types import MethodType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from streaminfer._internal.validation import check_count, check_instance
@@ -38,7 +39,8 @@ class LoadListener(Protocol):
 class LiveResidence:
     """How the model of one batcher comes into memory; the device says when.
 
-    A load belongs to no request: it goes on when all callers have left, so what is in memory is always known.
+    A load belongs to no request: it goes on when all callers have left, so what is in memory is always known. Those of
+    one `Residency`, or of one object's methods, are equal: it is one model, of which another batcher may have stopped.
 
     Args:
         residency: of the backend.
@@ -46,6 +48,7 @@ class LiveResidence:
         now_ns: returns monotonic nanoseconds.
 
     Attributes:
+        source: name of the model.
         memory_bytes: what the model takes.
         load_at_start: its backend does not know it before it is loaded.
         task: the load that runs; ``None``: none does.
@@ -59,12 +62,22 @@ class LiveResidence:
         self.memory_bytes = check_count("residency.memory_bytes", residency.memory_bytes)
         check_instance("residency.load", residency.load, callable, "an async function")
         check_instance("residency.unload", residency.unload, callable, "an async function")
+        self.source = listener.source
         self.load_at_start = residency.load_at_start
         self.task: asyncio.Task[None] | None = None
         self._residency = residency
         self._listener = listener
         self._now_ns = now_ns
         self._awaited: asyncio.Future[None] | None = None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, LiveResidence):
+            return NotImplemented
+        own, its = self._residency, other._residency
+        return own is its or (isinstance(own.load, MethodType) and own.load == its.load)
+
+    def __hash__(self) -> int:
+        return self.memory_bytes
 
     @asynccontextmanager
     async def held(self, device: "Device", member: "DeviceMember") -> AsyncIterator[None]:

@@ -45,9 +45,9 @@ class ResidentSet(Generic[K]):
         """Whether a model can run."""
         return key in self.bytes_of and key != self.loading
 
-    def load_ns(self, key: K) -> int:
-        """Return how long a load of a model is expected to take; 0: nothing is known."""
-        return round(self._load_ns.get(key, 0.0))
+    def load_ns(self, key: K | None) -> int:
+        """Return how long a load of a model is expected to take; 0: nothing is known, or there is none."""
+        return 0 if key is None else round(self._load_ns.get(key, 0.0))
 
     def expected_end_ns(self) -> int:
         """Return when the present load is expected to end."""

@@ -17,7 +17,8 @@
    left, like one that explores a size: a batch whose requests have all expired is cancelled, and measures nothing.
 
 *Without a deadline.* Such requests fill batches after all others. Once they have been queued for two seconds, they get
-a share of every batch: as large as their share of the queue.
+a share of every batch: as large as their share of the queue. Those that cannot share the batches get some of their own,
+as many rows.
 
 *Groups.* Requests of different length buckets, or of shapes that cannot be stacked, do not share a batch. Each group is
 planned by itself; the kernels choose the group to serve by playing the queue forward, and its batch is the one that was
@@ -59,7 +60,7 @@ from streaminfer.batching.queue._ticket_cy import Ticket
 __all__ = ["Lookahead"]
 
 _MAX_GROUPS = 16
-"""Groups that are compared at a decision, those with the earliest deadlines."""
+"""Groups that are compared at a decision."""
 _UNMIXED_AFTER = 64
 """Decisions with a single group after which shapes are no longer told apart."""
 _PROBE_INTERVAL_NS = 5_000_000_000
@@ -322,7 +323,7 @@ class Lookahead:
             return Decision(
                 [one for one in tickets if one.bucket == bucket][: self.bucket_models[bucket].cap], "exploration"
             )
-        groups = self._groups(tickets)
+        groups = self._groups(tickets, now_ns)
         if self._masked and len(groups) > 1:
             together = in_one_batch(groups, now_ns)
             if together:
@@ -343,10 +344,10 @@ class Lookahead:
         if len(groups) == 1 and reason == "planned":
             batch = with_rows_for_free(batch, groups[0], rejected, now_ns)
         if overdue:
-            batch = self._with_overdue(batch, overdue, queue.queued)
+            batch = self._with_overdue(batch, group, overdue, late, queue.queued)
         return Decision(batch, reason, rejected, rejection=rejection)
 
-    def _groups(self, tickets: list[Ticket]) -> list[Group]:
+    def _groups(self, tickets: list[Ticket], now_ns: int) -> list[Group]:
         """Return the queued requests by length bucket and shape, those with the earliest deadlines first."""
         model = self._model
         if model is not None and not (self._mixed_for and self._kind_of):
@@ -360,15 +361,35 @@ class Lookahead:
             self._mixed_for = _UNMIXED_AFTER if len(apart) > 1 else self._mixed_for - 1
         groups = [in_deadline_order(self.bucket_models[some[0].bucket], some) for some in apart.values()]
         groups.sort(key=lambda group: int(group.deadlines[0]))
-        return groups[:_MAX_GROUPS]
+        return groups if len(groups) <= _MAX_GROUPS else _to_compare(groups, now_ns)
 
-    def _with_overdue(self, batch: list[Ticket], overdue: list[Ticket], queued: int) -> list[Ticket]:
-        """Return the batch, with the rows that requests without a deadline are owed in place of its last ones."""
+    def _with_overdue(
+        self, batch: list[Ticket], group: Group, overdue: list[Ticket], late: list[Group], queued: int
+    ) -> list[Ticket]:
+        """Return the batch, with the rows that requests without a deadline are owed in place of its last ones.
+
+        If the first of them is of another group, return a batch of that one once all of it is owed.
+
+        Args:
+            batch: of requests of ``group``.
+            group: without what is late alone.
+            overdue: the requests that have been queued for too long, at least one.
+            late: their groups, and others, as a whole.
+            queued: how many requests are.
+        """
         self._owed = min(self._owed + len(batch) * len(overdue) / queued, float(len(overdue)))
-        owed = min(int(self._owed), len(batch))
+        own = next(one for one in late if overdue[0] in one.tickets)
+        members = set(map(id, own.tickets))
+        overdue = [ticket for ticket in overdue if id(ticket) in members]
+        if own.tickets[-1] is not group.tickets[-1]:
+            overdue = overdue[: own.model.durations.size - 1]
+            if self._owed < len(overdue):
+                return batch
+            self._owed -= len(overdue)
+            return overdue
+        owed = min(int(self._owed), len(batch), len(overdue))
         self._owed -= owed
-        # the assembler leaves out rows that cannot be stacked with the first one: they are owed again
-        return batch[: len(batch) - owed] + overdue[:owed]
+        return overdue[:owed] + batch[: len(batch) - owed]  # first, since costs or bytes may leave out the last
 
     def _of_one_group(self, tickets: list[Ticket]) -> list[Ticket]:
         model = self.bucket_models[tickets[0].bucket]
@@ -388,6 +409,17 @@ class Lookahead:
 
     def __repr__(self) -> str:
         return f"Lookahead({self.max_batch_size}, {self.service_time!r})"
+
+
+def _to_compare(groups: list[Group], now_ns: int) -> list[Group]:
+    """Return as many groups as are compared, those with the earliest deadlines.
+
+    Groups of which all has been queued for too long, without a deadline, have the places that others leave, at least
+    one: they would else have all.
+    """
+    overdue = [group for group in groups if group.deadlines[-1] < now_ns]
+    others = [group for group in groups if group.deadlines[-1] >= now_ns][: _MAX_GROUPS - len(overdue[:1])]
+    return overdue[: _MAX_GROUPS - len(others)] + others
 
 
 def _is_unmeasured(queue: RequestQueue, now_ns: int) -> bool:

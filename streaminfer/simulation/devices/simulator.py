@@ -189,6 +189,7 @@ class _Simulation:
 class _Residence:
     """How a model comes into memory."""
 
+    source: str
     memory_bytes: int
     _load_ns: int
     _simulation: _Simulation
@@ -212,7 +213,7 @@ class _Model(ModelRun):
         self.load = load
         self._simulation = simulation
         if load.memory_bytes:
-            self.residence = _Residence(load.memory_bytes, load.load_ns, simulation)
+            self.residence = _Residence(name, load.memory_bytes, load.load_ns, simulation)
         self._learns = learns
         self.claim = Claim(self.queue, lambda size: int(load.durations_ns[size]), None)
         self._is_running = False

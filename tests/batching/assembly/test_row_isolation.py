@@ -7,6 +7,7 @@ import pytest
 
 import streaminfer as si
 from streaminfer.batching.assembly.row_isolation import is_out_of_memory
+from streaminfer.testing import ScriptedBackend
 
 BAD = -1.0
 
@@ -312,3 +313,23 @@ def test_is_out_of_memory(error, is_one):
     wrapped = si.BackendError("the model failed")
     wrapped.__cause__ = error
     assert is_out_of_memory(wrapped) is is_one
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.010])
+async def test_a_memory_limit_is_that_of_its_bucket(loop, delay_s):
+    """Shorter rows have batches as large as before, also where longer ones are queued between them."""
+
+    def fits(batch):
+        if batch.inputs.shape[1] == 8 and len(batch) > 2:
+            raise MemoryError
+        return [0] * len(batch)
+
+    model = ScriptedBackend(then=fits)
+    batcher = si.AdaptiveBatcher(max_batch_size=8, policy="greedy", max_queue_delay_s=delay_s, buckets=(2, 8))
+    async with si.Stack(batcher, model, clock=loop.clock) as service:
+        await asyncio.gather(*(service(np.zeros(8)) for _ in range(4)))
+        assert batcher.statistics().memory_limits == {1: 2}
+        model.batches.clear()
+
+        await asyncio.gather(*(service(np.zeros(2 if number % 4 else 8)) for number in range(1, 17)))
+        assert sorted(batch.inputs.shape for batch in model.batches) == [(2, 8), (2, 8), (6, 2), (6, 2)]

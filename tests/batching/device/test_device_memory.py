@@ -161,6 +161,27 @@ async def test_a_load_that_fails_fails_the_batch_and_not_the_next(loop):
     assert device.is_free
 
 
+async def test_a_load_that_fails_fails_no_other_batch(loop):
+    """Rows that cannot share the batch that it was for are in the next one, which tries again."""
+    device = si.Device("gpu:0", memory_bytes=9)
+    model = Model("a", then=lambda batch: [len(row.inputs) for row in batch.rows])
+    failures = iter([RuntimeError("out of order")])
+
+    def failing(_what):
+        for failure in failures:
+            raise failure
+
+    model.failing = failing
+    service = batcher(loop, device, model, policy="greedy", stack=True)
+    calls = [asyncio.ensure_future(service.call(si.Request([1.0] * length))) for length in (1, 2, 1, 2)]
+
+    first, second, third, fourth = await settle(calls)
+
+    assert isinstance(first, si.BackendError)
+    assert isinstance(third, si.BackendError)
+    assert (second.outputs, fourth.outputs) == (2, 2)
+
+
 async def test_a_load_goes_on_when_all_callers_have_left(loop):
     device = si.Device("gpu:0", memory_bytes=5)
     models = [Model(name, duration_s=0.01) for name in "ab"]
@@ -210,6 +231,27 @@ class Measured(Model):
 
     def example_inputs(self):
         return ExampleInputs(1.0, self.infer)
+
+
+@pytest.mark.parametrize("renew", [False, True], ids=["one object", "one object's methods"])
+async def test_a_model_that_has_two_batchers_is_in_memory_once(loop, renew):
+    """It is loaded for both, and counts and leaves once, whether the first batcher has stopped or not."""
+    device = si.Device("gpu:0", memory_bytes=10)
+    model, other = Model("a", size=4), Model("b", size=6)
+    first = batcher(loop, device, model, slo_s=None)
+    if renew:
+        model.residency = Residency(4, model.load, model.unload)
+    second, third = (batcher(loop, device, one, slo_s=None) for one in (model, other))
+
+    for service in (first, second, third, second, first):
+        await ask(service)
+    await first.stop()
+    for service in (second, third):
+        await ask(service)
+
+    assert model.history == ["load", *["batch"] * 5]
+    assert other.history == ["load", "batch", "batch"]
+    assert sorted(device.statistics().loaded) == ["a#2", "b"]
 
 
 async def test_models_are_measured_one_after_the_other(loop):

@@ -8,7 +8,7 @@ from device_calls import ask, batcher, call_at_random, failing_at_random, settle
 
 import streaminfer as si
 from streaminfer.batching.device.preemption import MOST_PACE
-from streaminfer.protocols import BackgroundRuns
+from streaminfer.protocols import BackgroundRuns, ExampleInputs
 from streaminfer.testing import HANG, ScriptedBackend, run
 
 
@@ -148,6 +148,26 @@ async def test_a_model_that_cannot_give_way_is_refused_at_its_start(loop, device
 
     with pytest.raises(ValueError, match=r"stuck cannot run in the background .*it runs on the event loop"):
         await stuck.start()
+
+
+async def test_a_model_whose_start_failed_has_no_part_in_it(loop, device):
+    """The foreground is that of the models that serve; one that failed to start enters when it does."""
+    urgent = Model("urgent", ValueError("no such kernel"), loop=loop, example=1.0)
+    urgent.example_inputs = lambda: ExampleInputs(1.0, urgent.infer)
+    patient = Model("patient", loop=loop, obstacle="it is on a GPU")
+    see, hear = batcher(loop, device, urgent, slo_s=0.025), batcher(loop, device, patient, slo_s=0.2)
+    with pytest.raises(si.BackendError, match="no such kernel"):
+        await see.start()
+
+    await hear.start()
+    assert (await ask(hear)).outputs == 1.0
+    await hear.stop()
+
+    patient = Model("patient", loop=loop)
+    await batcher(loop, device, patient, slo_s=0.2).start()
+    await see.start()
+    assert patient.is_background
+    assert (await ask(see)).outputs == 1.0
 
 
 async def test_the_foreground_acts_alone_as_without_a_device(loop, device):
