@@ -62,7 +62,7 @@ def plan(
         TypeError, ValueError: an argument of the wrong type or out of range.
         InfeasiblePlacement: there is no such plan; the error says why, and what would help.
         TimeoutError: no plan was found within ``time_limit_s``.
-        MissingExtra: highspy is not installed, and the method is exact.
+        MissingExtra: highspy is not installed, and the method is exact, or the greedy choice meets a limit.
     """
     check_instance("problem", problem, lambda it: isinstance(it, Problem), "a Problem")
     check_choice("method", method, _METHODS)
@@ -141,8 +141,8 @@ def plan_hours(
 def repair(running: Plan, lost: Iterable[str]) -> Plan:
     """Serve everybody again after the loss of sites, with the replicas that are left and as few new ones as needed.
 
-    Greedy, so it is fast. Where it runs into a limit the exact program looks for capacity; what none is left for is in
-    `Plan.unserved`.
+    Greedy, so it is fast. Where it meets a limit the exact program looks for capacity, and may stop replicas that are
+    left; what there is no capacity for is in `Plan.unserved`.
 
     Args:
         running: the plan before the loss.
@@ -150,6 +150,7 @@ def repair(running: Plan, lost: Iterable[str]) -> Plan:
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, or not the name of a site.
+        MissingExtra: highspy is not installed, and the greedy choice meets a limit.
     """
     check_instance("running", running, lambda it: isinstance(it, Plan), "a Plan")
     if isinstance(lost, str):
