@@ -136,8 +136,8 @@ class Residency(NamedTuple):
     """How a model comes into the memory of its device, and leaves it.
 
     A `Device` with ``memory_bytes`` calls ``load`` before a model's first batch, also where it is loaded already, and
-    again after an ``unload``; never while a batch of it runs. Batchers that are offered
-    one object, or methods of one object, share the model, at a time or one after the other.
+    again after an ``unload``; never while a batch of it runs. Batchers that are offered one object, or methods of one
+    object, share the model, at a time or one after the other.
 
     Attributes:
         memory_bytes: what it takes there, its largest batch included.

@@ -291,7 +291,7 @@ class Dispatcher(DispatchState):
         if models is None:
             execution = self._queue.take(chosen, now_ns, reason)
         else:
-            bucket = 0 if self.expectations.plain else self.expectations.bucket_of(chosen)
+            bucket = self.expectations.bucket_of(chosen)
             execution = self._queue.take(chosen, now_ns, reason, models[bucket].timetable)
         size = len(execution.tickets)
         if size < len(chosen):

@@ -12,6 +12,7 @@ With a delay, a batch that is not full is held back until its oldest request was
 no place for another request. That trades latency for fuller batches, where the cost of a batch is mostly fixed.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
@@ -157,7 +158,7 @@ class Greedy:
 
     def _fills_memory(self, queue: RequestQueue) -> bool:
         """Return whether as many requests of a bucket are queued as its memory is enough for."""
-        return bool(self._limits) and any(
-            sum(ticket.bucket == bucket for ticket in queue.first(queue.queued)) >= most
-            for bucket, most in self._limits.items()
-        )
+        if not self._limits:
+            return False
+        queued = Counter(ticket.bucket for ticket in queue.first(queue.queued))
+        return any(queued[bucket] >= most for bucket, most in self._limits.items())

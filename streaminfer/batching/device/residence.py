@@ -77,7 +77,8 @@ class LiveResidence:
         return own is its or (isinstance(own.load, MethodType) and own.load == its.load)
 
     def __hash__(self) -> int:
-        return self.memory_bytes
+        load = self._residency.load
+        return hash(load) if isinstance(load, MethodType) else id(load)
 
     @asynccontextmanager
     async def held(self, device: "Device", member: "DeviceMember") -> AsyncIterator[None]:

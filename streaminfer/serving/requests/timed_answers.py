@@ -1,7 +1,7 @@
 """The answers of a service that has many to one request: they end at its deadline, also where the client does not read.
 
 While an answer is awaited, who awaits it limits the time. While one is sent to a client that reads slowly or not at
-all, nobody asks for the next: the service would hold what it needs for it for as long as the client likes.
+all, the next is not asked for: the service would hold what it needs for it for as long as the client likes.
 """
 
 import asyncio

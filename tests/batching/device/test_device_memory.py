@@ -233,14 +233,16 @@ class Measured(Model):
         return ExampleInputs(1.0, self.infer)
 
 
-@pytest.mark.parametrize("renew", [False, True], ids=["one object", "one object's methods"])
-async def test_a_model_that_has_two_batchers_is_in_memory_once(loop, renew):
+@pytest.mark.parametrize(
+    "renewed_bytes", [None, 4, 3], ids=["one object", "one object's methods", "which say another size by now"]
+)
+async def test_a_model_that_has_two_batchers_is_in_memory_once(loop, renewed_bytes):
     """It is loaded for both, and counts and leaves once, whether the first batcher has stopped or not."""
     device = si.Device("gpu:0", memory_bytes=10)
     model, other = Model("a", size=4), Model("b", size=6)
     first = batcher(loop, device, model, slo_s=None)
-    if renew:
-        model.residency = Residency(4, model.load, model.unload)
+    if renewed_bytes is not None:
+        model.residency = Residency(renewed_bytes, model.load, model.unload)
     second, third = (batcher(loop, device, one, slo_s=None) for one in (model, other))
 
     for service in (first, second, third, second, first):

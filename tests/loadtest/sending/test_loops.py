@@ -265,29 +265,6 @@ class TestOpenLoopOfToldEnds:
     def test_service_that_cancels_itself(self):
         assert type(virtually(None, [1], begin=Begun(asyncio.CancelledError())).failures[0]) is asyncio.CancelledError
 
-    def test_errors_of_a_long_run_hold_one_request_of_each_class(self):
-        """As those of HTTP clients, which have their request."""
-
-        class Image:
-            pass
-
-        images = weakref.WeakSet()
-
-        async def fail(number):
-            image = Image()
-            images.add(image)
-            error = (ValueError, LookupError)[number % 2](f"request {number}")
-            error.request = image
-            raise error
-
-        sending = virtually(fail, range(1, 101))
-
-        del fail
-        gc.collect()
-        assert len(images) == 2
-        assert list(map(type, sending.failures.values())) == [ValueError, LookupError] * 50
-        assert list(map(str, sending.failures.values())) == ["request 0", "request 1"] * 50
-
     def test_other_error_ends_the_run(self):
         """It is raised, and requests in flight are cancelled."""
         begun = Begun(None, LookupError("no model"))
