@@ -14,9 +14,11 @@ thread, under open load at several shares of what each does alone. Behind a devi
 preemptive, and independent batchers: the p99 of silero over that alone, and BlazeFace's requests on time over those
 alone: medians of interleaved rounds, with the same arrivals. The shares leave out what the event loop and the load
 generator take of the core, so that the highest pair is close to all of it. Beside them stands the floor: the preemptive
-device with a BlazeFace that returns at once, so that only its requests cost something. No device can do better. Then
-follow rows with a process beside them that keeps the core busy, and cold ones: the first two seconds of a new process
-for each run, whose batchers know nothing of their models yet.
+device with a BlazeFace that returns at once, so that only its requests cost something. No device can do better. What
+the two take of the core, each alone, tells whether both bars can be met: over 100 %, silero has to make larger batches,
+and its requests wait for them, or BlazeFace's are late. Then follow rows with a process beside them that keeps the core
+busy, and cold ones: the first two seconds of a new process for each run, whose batchers know nothing of their models
+yet.
 """
 
 import argparse
@@ -77,6 +79,7 @@ BUSIER = Figure("on time where models do not fit together, busier model alone", 
 P99 = Figure("p99 of silero beside BlazeFace on one core", over="silero alone", at_most=1.3)
 KEPT = Figure("BlazeFace on time beside silero on one core", over="BlazeFace alone", form="{:.2f}", at_least=0.95)
 SILERO_KEPT = Figure("silero on time beside BlazeFace on one core", over="silero alone", form="{:.3f}")
+TAKEN = Figure("what silero and BlazeFace take of one core, each alone, added up", form="{:.0%}")
 BASE_P99 = Figure("p99 of silero, what the device stands beside", over="silero alone")
 BASE_KEPT = Figure("BlazeFace on time, what the device stands beside", over="BlazeFace alone", form="{:.2f}")
 
@@ -280,10 +283,15 @@ async def compare(run: Run, shares: tuple[float, ...], rounds: int, beside: str)
     p99: dict[str, list[float]] = {way: [] for way in WAYS}
     kept: dict[str, list[float]] = {way: [] for way in WAYS}
     silero_kept: dict[str, list[float]] = {way: [] for way in WAYS}
-    alone_s = []
+    alone_s, taken = [], []
     for seed in range(rounds):
-        alone = [(await run(SEPARATE, [number], seed))[0] for number in range(2)]
+        alone, cores = [], 0.0
+        for number in range(2):
+            began_s, began_cpu_s = time.monotonic(), time.process_time()
+            alone += await run(SEPARATE, [number], seed)
+            cores += (time.process_time() - began_cpu_s) / (time.monotonic() - began_s)
         alone_s.append(alone[0][0])
+        taken.append(cores)
         turned = seed % len(WAYS)
         for way in (*list(WAYS)[turned:], *list(WAYS)[:turned]):
             (p99_s, urgent), (_, on_time) = await run(way, [0, 2] if way == FLOOR else [0, 1], seed)
@@ -292,6 +300,8 @@ async def compare(run: Run, shares: tuple[float, ...], rounds: int, beside: str)
             kept[way].append(on_time / max(alone[1][1], 1))
     pair = " and ".join(f"{share:.0%}" for share in shares)
     print(f"\nat {pair} of what each does alone{beside}; silero's p99 alone: {statistics.median(alone_s) * 1e3:.1f} ms")
+    if not beside:
+        TAKEN.report(taken, case=f"{pair} of the capacity")
     for way in WAYS:
         is_device = way in DEVICES and not beside
         case = f"{way}, {pair} of the capacity{beside}"
