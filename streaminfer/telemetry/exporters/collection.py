@@ -191,8 +191,9 @@ def _bounded(values: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
 
 def label_value(name: object) -> str:
     """Return a name as the value of a label: text that UTF-8 has, of bounded length, another one for another name."""
-    text = str(name).encode("utf-8", "backslashreplace").decode()
-    if len(text) <= _MAX_LABEL_LENGTH:
+    given = str(name)
+    text = given.encode("utf-8", "backslashreplace").decode()
+    if text == given and len(text) <= _MAX_LABEL_LENGTH:
         return text
-    digest = f"~{zlib.crc32(text.encode()):08x}"
+    digest = f"~{zlib.crc32(given.encode('utf-8', 'surrogatepass')):08x}"  # another name may be spelled as the text is
     return text[: _MAX_LABEL_LENGTH - len(digest)] + digest
