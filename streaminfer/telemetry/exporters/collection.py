@@ -76,11 +76,14 @@ class Collection:
         """
         service = label_value(service)
         places: set[str] = set()
+        stacks: set[str] = set()
         exemplars: tuple[Exemplar, ...] = ()
         for part, node, place, _, _ in itertools.chain.from_iterable(walk(part, self._visited) for part in parts):
             state = node.stack_state
             if state:
-                self._read(_State(state), (STACK_STATE,), (("service", service), ("layer", label_value(place))))
+                unique = unique_name(label_value(place), stacks)  # stacks may share a telemetry
+                stacks.add(unique)
+                self._read(_State(state), (STACK_STATE,), (("service", service), ("layer", unique)))
                 continue  # its statistics are those of its layers
             try:
                 snapshot = self._telemetry(part) if isinstance(part, Telemetry) else node.statistics()
