@@ -134,7 +134,7 @@ def _write(options: argparse.Namespace, report: Report, verdict: Verdict | None)
 
 def _write_files(options: argparse.Namespace, report: Report, verdict: Verdict | None) -> None:
     if options.html is not None:
-        options.html.write_text(make_page(report, verdict), encoding="utf-8")
+        make_page(report, verdict, options.html)
     if options.json is not None:
         report.save(options.json)
     if options.junit is not None:

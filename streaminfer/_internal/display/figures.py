@@ -111,7 +111,8 @@ def in_decades(axis: Any, low_s: float, high_s: float) -> None:
 
 
 def shown_name(name: str, longest: int = 32) -> str:
-    """Return a user's name for a picture: at most so long, its beginning and its end, and without formulas."""
+    """Return a user's name for a picture: text of at most such a length, its beginning and its end, no formula."""
+    name = name.encode("utf-8", "backslashreplace").decode()  # matplotlib draws no half of a surrogate pair
     if len(name) > longest:
         ends = (longest - 1) // 2
         name = f"{name[: longest - 1 - ends]}…{name[-ends:]}"

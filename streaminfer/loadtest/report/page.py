@@ -1,5 +1,6 @@
 """A report as one page: HTML with its pictures inside, which loads nothing, for both color schemes and for phones."""
 
+import os
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -24,12 +25,16 @@ _MOST_DRAWN = 60
 """Rows of a picture: thousands, such as names of files, take minutes, and no page shows them at once."""
 
 
-def make_page(report: Report, verdict: Verdict | None = None) -> str:
-    """Return the whole page.
+def make_page(report: Report, verdict: Verdict | None = None, path: str | os.PathLike[str] | None = None) -> str:
+    """Return the whole page; with a path, write it there too.
 
     Args:
         report: what it shows.
         verdict: of a comparison, which comes first.
+        path: of a file; ``None``: none.
+
+    Raises:
+        OSError: it cannot be written.
     """
     title = f"Load test{f' {report.name}' if report.name else ''}"
     compared = () if verdict is None else (str(verdict),)
@@ -57,7 +62,7 @@ def make_page(report: Report, verdict: Verdict | None = None) -> str:
         f"<footer><p>{escape(report.arrivals)}, {report.duration_s:g} s, seed {report.seed}; {escape(report.machine)}; "
         f"{began}</p></footer>"
     )
-    return write_page(title, body, style_sheet=STYLE_SHEET)
+    return write_page(title, body, path, style_sheet=STYLE_SHEET)
 
 
 def make_summary(report: Report) -> str:

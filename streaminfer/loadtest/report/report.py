@@ -277,7 +277,7 @@ class Report:
         """
         from streaminfer.loadtest.report.page import make_page  # noqa: PLC0415 - not every run writes a page
 
-        Path(path).write_text(make_page(self), encoding="utf-8")
+        make_page(self, path=path)
 
     def to_junit(self, path: str | os.PathLike[str]) -> None:
         """Write its checks as JUnit XML, for CI.

@@ -30,6 +30,7 @@ from streaminfer._internal.validation import check_duration_ns, check_instance
 from streaminfer._runtime.idle_waiters import IdleWaiters
 from streaminfer._runtime.lifecycle import start_all
 from streaminfer._runtime.objective import is_slo_or_none
+from streaminfer._runtime.response_source import fallback_source
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer._runtime.stopping import seconds_left, stop_all
 from streaminfer.errors import Closed, DeadlineExceeded, StreamInferError, for_caller
@@ -406,7 +407,7 @@ class FallbackRouter(StackClock, Node):
         reason = history.reasons.get(0, "")
         counts.reasons[reason] += 1
         counts.defaulted += 1
-        return Response(outputs, True, f"default ({self._states[0].route.name}: {reason})", None)
+        return Response(outputs, True, fallback_source("default", self._states[0].route.name, reason), None)
 
     def _leave(self, attempt: Attempt) -> None:
         self._fast_path.attempts.leave(attempt)

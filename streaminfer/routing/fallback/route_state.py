@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Any
 
+from streaminfer._runtime.response_source import fallback_source
 from streaminfer.errors import InvalidInput, for_caller
 from streaminfer.protocols import adapt
 from streaminfer.request import Request, Response
@@ -67,7 +68,7 @@ class RouteState:
 
     def source(self, better: str, reason: str) -> str:
         """Return the ``source`` of a response: the route's name, and why the best route gave none."""
-        return f"{self.route.name} ({better}: {reason})"
+        return fallback_source(self.route.name, better, reason)
 
     def count(self, outcome: AttemptOutcome) -> None:
         """Count an attempt that gave no response."""

@@ -15,6 +15,7 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 from streaminfer._internal.validation import check_count, check_duration_ns, check_instance, check_number
+from streaminfer._runtime.response_source import nested_source
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer._runtime.stopping import raise_first, seconds_left, stop_together
 from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput, Overloaded
@@ -202,11 +203,8 @@ class Replicas(StackClock, Node):
             balancer.done(token, SUCCESS, max(now_ns - started_ns, 0), now_ns)
             if handle.is_draining:
                 handle.check_drained()
-            source = response.source
-            name = handle.replica.name
-            return Response(
-                response.outputs, response.degraded, f"{name}/{source}" if source else name, response.timings
-            )
+            source = nested_source(handle.replica.name, response.source)
+            return Response(response.outputs, response.degraded, source, response.timings)
 
     def admission(self, request: Request, now_ns: int) -> Admission:
         """Return the admission of the replica that should respond first, or of the next that accepts."""

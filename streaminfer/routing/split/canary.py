@@ -11,6 +11,7 @@ from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import check_instance
 from streaminfer._runtime.lifecycle import start_all
+from streaminfer._runtime.response_source import nested_source
 from streaminfer._runtime.stopping import stop_all
 from streaminfer.protocols import Admission, Capabilities, Node, adapt, are_idempotent
 from streaminfer.request import Request, Response
@@ -220,7 +221,7 @@ class _Side:
             self._cancelled += 1
             raise
         self._succeeded += 1
-        source = f"{self.name}/{response.source}" if response.source else self.name
+        source = nested_source(self.name, response.source)
         return Response(response.outputs, response.degraded, source, response.timings)
 
     def statistics(self) -> SideStatistics:

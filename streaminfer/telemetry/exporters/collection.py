@@ -76,11 +76,14 @@ class Collection:
         """
         service = label_value(service)
         places: set[str] = set()
+        stacks: set[str] = set()
         exemplars: tuple[Exemplar, ...] = ()
         for part, node, place, _, _ in itertools.chain.from_iterable(walk(part, self._visited) for part in parts):
             state = node.stack_state
             if state:
-                self._read(_State(state), (STACK_STATE,), (("service", service), ("layer", label_value(place))))
+                unique = unique_name(label_value(place), stacks)  # stacks may share a telemetry
+                stacks.add(unique)
+                self._read(_State(state), (STACK_STATE,), (("service", service), ("layer", unique)))
                 continue  # its statistics are those of its layers
             try:
                 snapshot = self._telemetry(part) if isinstance(part, Telemetry) else node.statistics()
@@ -191,8 +194,9 @@ def _bounded(values: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
 
 def label_value(name: object) -> str:
     """Return a name as the value of a label: text that UTF-8 has, of bounded length, another one for another name."""
-    text = str(name).encode("utf-8", "backslashreplace").decode()
-    if len(text) <= _MAX_LABEL_LENGTH:
+    given = str(name)
+    text = given.encode("utf-8", "backslashreplace").decode()
+    if text == given and len(text) <= _MAX_LABEL_LENGTH:
         return text
-    digest = f"~{zlib.crc32(text.encode()):08x}"
+    digest = f"~{zlib.crc32(given.encode('utf-8', 'surrogatepass')):08x}"  # another name may be spelled as the text is
     return text[: _MAX_LABEL_LENGTH - len(digest)] + digest

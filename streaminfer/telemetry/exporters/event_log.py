@@ -78,7 +78,7 @@ _NORMAL = {"closed", "automatic", "active", "running", "starting", "new"}
 
 
 def _level(metric: Metric, labels: Labels, value: float) -> int:
-    normal = labels[-1][1] in _NORMAL if metric.states else metric.kind == "gauge" and not value
+    normal = labels[-1][1] in _NORMAL if metric.states else metric.kind == "gauge" and value == metric.normal
     return logging.INFO if normal else logging.WARNING
 
 

@@ -23,6 +23,7 @@ class Metric:
         unit: ``"seconds"``, ``"bytes"``, ``"ratio"``, or empty for a plain number.
         states: values of a text; each is a series that is 1 while the text is this value, else 0.
         event: a change is worth a line in the log.
+        normal: value of a gauge at which nothing is wrong.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Metric:
     unit: Unit = ""
     states: tuple[str, ...] = ()
     event: bool = False
+    normal: float = 0.0
 
     @property
     def family(self) -> str:
@@ -71,10 +73,18 @@ def counter(name: str, text: str, fields: str = "", *, by: str = "", unit: Unit 
 
 
 def gauge(
-    name: str, text: str, fields: str = "", *, by: str = "", unit: Unit = "", states: str = "", event: bool = False
+    name: str,
+    text: str,
+    fields: str = "",
+    *,
+    by: str = "",
+    unit: Unit = "",
+    states: str = "",
+    event: bool = False,
+    normal: float = 0.0,
 ) -> Metric:
-    """Return a metric whose value rises and falls; arguments as of `counter`, and states separated by spaces."""
-    return Metric(name, "gauge", text, _fields(name, fields), by, unit, tuple(states.split()), event)
+    """Return a metric whose value rises and falls; arguments as of `counter` and `Metric`, states between spaces."""
+    return Metric(name, "gauge", text, _fields(name, fields), by, unit, tuple(states.split()), event, normal)
 
 
 def histogram(name: str, text: str, fields: str, *, by: str = "") -> Metric:

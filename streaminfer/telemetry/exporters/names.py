@@ -261,7 +261,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         counter("route.probes", "Copies of requests that were sent to a slow route."),
         counter("route.cuts", "Times that the share of a route was cut."),
         counter("route.flaps", "Times that a route lost all its traffic.", event=True),
-        gauge("route.share", "Part of the traffic that a route is offered.", unit="ratio", event=True),
+        gauge("route.share", "Part of the traffic that a route is offered.", unit="ratio", event=True, normal=1.0),
         gauge("route.closed", "Whether a route is offered nothing because the budget burns.", event=True),
         gauge("route.in_flight", "Attempts at a route now."),
         gauge("route.quality", "Quality of a response of the route."),
@@ -360,7 +360,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         counter("source.reconnects", "Connections after the first."),
         counter("source.silence", "Silence in place of lost packets.", "silence_s", unit="seconds"),
         gauge("source.waiting", "Frames in the buffer."),
-        gauge("source.connected", "Whether there is a connection, or an open file.", event=True),
+        gauge("source.connected", "Whether there is a connection, or an open file.", event=True, normal=1.0),
     ),
     "TracingStatistics": (counter("tracing.spans", "Spans, by kind.", "requests batches", by="kind"),),
     "DeviceStatistics": (

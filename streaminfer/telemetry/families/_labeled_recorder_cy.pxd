@@ -23,4 +23,4 @@ cdef class LabeledRecorder:
     cpdef fail(self, CRequest request, str reason)
 
     @cython.locals(values=list, code=int)
-    cdef tuple _values(self, CRequest request, str source)
+    cdef tuple _values(self, CRequest request, object source)

@@ -135,6 +135,6 @@ def _encode(numbers: dict[str, Any]) -> _Encoded:
 
 def _json(value: Any) -> str:
     """Strict JSON, and no more digits of a number than a page shows."""
-    if type(value) is float:
-        return str(round(value, 6)) if math.isfinite(value) else "null"
+    if isinstance(value, float):  # NumPy's too, of which JSON would have "NaN"
+        return str(round(float(value), 6)) if math.isfinite(value) else "null"
     return json.dumps(value, separators=(",", ":"))

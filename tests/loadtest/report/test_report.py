@@ -296,6 +296,17 @@ class TestPage:
 
         assert re.findall(r"<text[^>]*>([^<]*)</text>", text).count(name) == 2  # wide and narrow
 
+    def test_names_that_are_no_text(self, report, tmp_path):
+        """The name of a file that is not UTF-8, as Python reads it from a folder, is on the page as an escape."""
+        labels = {"file": np.where(report.record.due_s < 5, "caf\udce9.wav", "b.wav")}
+        named = attrs.evolve(report, record=attrs.evolve(report.record, labels=labels), name="caf\udce9")
+
+        named.to_html(tmp_path / "report.html")
+
+        page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+        assert "Load test caf\\udce9" in page.text
+        assert "caf\\udce9.wav" in page.text
+
     def test_capacity_is_drawn(self, report, capacity):
         """A search adds the picture of its steps."""
         text = make_page(attrs.evolve(report, capacity=capacity))

@@ -180,6 +180,23 @@ def test_layers_at_one_place_have_labels_of_their_own():
     assert len(layers) == len(set(layers)) == 2
 
 
+def test_stacks_that_share_a_telemetry_have_states_of_their_own():
+    """Both are one service, and each has its state: two series of one name and labels would end the scrape."""
+    telemetry = si.Telemetry("faces")
+    running, new = (si.Stack(telemetry, ScriptedBackend()) for _ in range(2))
+
+    async def main(loop):
+        async with running:
+            collection = Collection(None)
+            for service, parts in name_services([running, new]):
+                collection.add(service, parts)
+            return collection.families[STACK_STATE]
+
+    states = [(*dict(labels).values(),) for labels, value in run(main) if value]
+
+    assert states == [("faces", "", "running"), ("faces", "#2", "new")]
+
+
 def test_shared_objective_is_counted_once():
     """Two telemetries with one SLO export its events once."""
     slo = si.SLO("both", threshold_s=0.050)
@@ -330,7 +347,7 @@ def test_words_of_the_program_are_bounded():
 
 @pytest.mark.parametrize(
     "tenants",
-    [("\ud800", "\udfff", "\\ud800?"), ("x" * 128 + "a", "x" * 128 + "b", "x" * 128)],
+    [("\ud800", "\udfff", "\\ud800", "\\ud800?"), ("x" * 128 + "a", "x" * 128 + "b", "x" * 128)],
     ids=["surrogates", "long"],
 )
 def test_label_is_text_of_its_own(tenants):

@@ -5,9 +5,11 @@ import io
 import json
 import logging
 
+import attrs
 import pytest
 
 import streaminfer as si
+from streaminfer.streams import SourceStatistics
 from streaminfer.telemetry import EventLog, JsonLines
 from streaminfer.testing import ScriptedBackend, run
 
@@ -73,6 +75,37 @@ def test_alerts_begin_and_end(lines):
     found = [(line["severity"], line["level"], line["value"] > 0) for line in lines() if line["event"] == "slo.alerts"]
     assert ("page", "WARNING", True) in found
     assert ("page", "INFO", False) in found
+
+
+def test_what_is_normally_there_is_missed(lines):
+    """A source that loses its connection and a route that loses its traffic are warnings, their return information."""
+
+    @attrs.define
+    class Part:
+        found: object
+
+        def statistics(self):
+            return self.found
+
+    connected = SourceStatistics(0, 0, 0, 0, 0, 0, 0.0, True, None)
+    offered = si.FallbackRouter(si.Route("full", ScriptedBackend())).statistics()
+    (route,) = offered.routes
+    source, router = Part(connected), Part(offered)
+    log = EventLog(source, router)
+
+    source.found = attrs.evolve(connected, connected=False)
+    router.found = attrs.evolve(offered, routes=(attrs.evolve(route, share=0.25),))
+    log.look()
+    source.found, router.found = connected, offered
+    log.look()
+
+    found = [(line["event"], line["level"], line["value"]) for line in lines()]
+    assert found == [
+        ("source.connected", "WARNING", 0),
+        ("route.share", "WARNING", 0.25),
+        ("source.connected", "INFO", 1),
+        ("route.share", "INFO", 1.0),
+    ]
 
 
 def test_no_line_holds_what_a_request_brought(lines):

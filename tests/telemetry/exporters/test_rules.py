@@ -174,6 +174,16 @@ def test_slo_documents_say_what_the_objectives_say(version):
         assert days == duration(slo.period_s)
 
 
+def test_good_events_are_those_of_the_objective_whatever_its_name():
+    """A name with an operator of PromQL is the same in both queries."""
+    document = yaml.safe_load(slo_documents(si.SLO("a!=b", threshold_s=0.05)))
+
+    ratio = document["spec"]["indicator"]["spec"]["ratioMetric"]
+    good, total = (ratio[which]["metricSource"]["spec"]["query"] for which in ("good", "total"))
+    assert good == 'streaminfer_slo_events_total{slo="a!=b", result="good"}'
+    assert total == 'streaminfer_slo_events_total{slo="a!=b"}'
+
+
 @pytest.mark.parametrize(
     ("period_s", "window"), [(30 * 86_400.0, "30d"), (129_600.0, "36h"), (5_400.0, "90m"), (20.0, "1m")]
 )

@@ -2,9 +2,12 @@
 
 import json
 
+import attrs
+import numpy as np
 import pytest
 
 import streaminfer as si
+from streaminfer.sync_layer import SyncLayer
 from streaminfer.telemetry.live_page.feed import Feed
 from streaminfer.testing import FakeClock, ScriptedBackend
 
@@ -44,6 +47,29 @@ def test_a_new_client_gets_the_schema_and_the_latest_update(feed, clock):
     labels = [label for panel in schema["services"][0]["panels"] for label in panel["labels"]]
     assert len(update[1][0]) == len(labels)
     assert number == last
+
+
+def test_numbers_of_a_layer_that_are_none_are_null(clock):
+    """A mean of nothing, as NumPy returns it, in the statistics of a user's layer leaves the page whole."""
+
+    @attrs.frozen
+    class Scores:
+        mean: float
+        highest: float
+        half: float
+
+    class Scorer(SyncLayer):
+        def statistics(self):
+            return Scores(np.float64("nan"), np.float64("inf"), np.float64(0.5))
+
+    feed = Feed([si.Stack(Scorer(), ScriptedBackend())], 0.5, clock)
+    feed.refresh()
+
+    (_, _, schema), (_, _, (_, (numbers,))) = events(feed.after("")[0])
+
+    labels = [label for panel in schema["services"][0]["panels"] for label in panel["labels"]]
+    shown = {label: number for label, number in zip(labels, numbers, strict=True) if label.startswith("Scorer")}
+    assert shown == {"Scorer: mean": None, "Scorer: highest": None, "Scorer: half": 0.5}
 
 
 def test_updates_come_once_per_interval(feed, clock):

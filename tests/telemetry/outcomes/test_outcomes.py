@@ -9,6 +9,7 @@ from collections import OrderedDict
 import pytest
 
 import streaminfer as si
+from streaminfer._runtime.response_source import fallback_source
 from streaminfer.request import Response
 from streaminfer.telemetry import Outcomes
 from streaminfer.testing import FakeClock, ScriptedBackend, run
@@ -60,7 +61,7 @@ def test_what_the_small_model_cost(outcomes, clock):
     rng = random.Random(1)
     for number in range(2000):
         degraded = number % 2 == 0
-        source = "small (large: overloaded)" if degraded else "large"
+        source = fallback_source("small", "large", "overloaded") if degraded else "large"
         serve(outcomes, number, clock, source=source, degraded=degraded)
         if rng.random() < (0.2 if degraded else 0.1):
             outcomes.report(number, "corrected")

@@ -7,7 +7,15 @@ https://github.com/pyrra-dev/pyrra (pyrra.dev/v1alpha1)
 from typing import Any, Literal, get_args
 
 from streaminfer._internal.validation import check_choice, expected
-from streaminfer.telemetry.exporters.rules.queries import bad_events, check_slos, duration, events, number, slug
+from streaminfer.telemetry.exporters.rules.queries import (
+    bad_events,
+    check_slos,
+    duration,
+    events,
+    good_events,
+    number,
+    slug,
+)
 from streaminfer.telemetry.exporters.rules.yaml_text import to_yaml
 from streaminfer.telemetry.objectives.slo import SLO
 
@@ -99,4 +107,4 @@ def _whole(seconds: float) -> str:
 
 
 def _good_and_total(slo: SLO) -> tuple[str, str]:
-    return bad_events(slo).replace("!=", "="), events(slo)
+    return good_events(slo), events(slo)

@@ -9,7 +9,7 @@ from streaminfer.telemetry.exporters.collection import label_value
 from streaminfer.telemetry.exporters.names import METRICS
 from streaminfer.telemetry.objectives.slo import SLO
 
-__all__ = ["bad_events", "check_slos", "duration", "events", "number", "quoted", "slug"]
+__all__ = ["bad_events", "check_slos", "duration", "events", "good_events", "number", "quoted", "slug"]
 
 _EVENTS = next(metric.prometheus for metric in METRICS["SloStatistics"] if metric.name == "slo.events")
 _UNITS = (("w", 604_800_000), ("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1))
@@ -41,6 +41,11 @@ def events(slo: SLO) -> str:
 def quoted(name: str) -> str:
     """Return the value that a label has for a name, as PromQL writes it: with JSON's escapes, but for surrogates."""
     return json.dumps(label_value(name), ensure_ascii=False)
+
+
+def good_events(slo: SLO) -> str:
+    """Return the selector of good events."""
+    return events(slo).removesuffix("}") + ', result="good"}'
 
 
 def bad_events(slo: SLO) -> str:
