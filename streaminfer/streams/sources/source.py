@@ -103,8 +103,8 @@ class Source(AsyncClosing, AsyncIterator[Frame]):
             RuntimeError: another task waits already.
         """
         if self._loop is None and not self._handoff.closed.is_set():
-            self._loop = asyncio.get_running_loop()
             self._feeder.start(self._handoff)
+            self._loop = asyncio.get_running_loop()
         frame = await (self._handoff.get() if self._convert is None else self._get_converted(self._convert))
         self._delivered += 1
         return frame
