@@ -133,6 +133,22 @@ def test_streams_that_the_stack_left_behind_are_counted_as_closed():
     session.close()
 
 
+def test_a_loop_is_left_after_its_stack_was_started_again():
+    """Its stream ended with the event loop of the first start; the session serves on the next one."""
+    infer = stack_of().blocking()
+    with infer:
+        session = BlockingStreamSession(infer)
+        results = session(itertools.repeat(1.0))
+        next(results)
+    with infer:
+        results.close()
+        assert [float(result.outputs) for result in session([2.0])] == [3.0]
+        statistics = session.statistics()
+        assert (statistics.open_streams, statistics.ended_streams) == (0, 2)
+        assert add_up(statistics)
+        session.close()
+
+
 def test_a_session_needs_a_blocking_stack():
     with pytest.raises(TypeError, match="infer: expected a BlockingStack"):
         BlockingStreamSession(stack_of())
