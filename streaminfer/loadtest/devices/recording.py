@@ -29,7 +29,7 @@ def open_recording(av: ModuleType, source: str | Path, *, video: bool) -> tuple[
 
     Raises:
         OSError: it cannot be opened.
-        ValueError: it has no such stream.
+        ValueError: FFmpeg finds invalid data, or no such stream.
     """
     check_instance("source", source, lambda it: isinstance(it, str | Path), "the path of a recording, or its URL")
     container = av.open(str(source))
@@ -57,7 +57,7 @@ def render(
     Raises:
         MissingExtra: PyAV is not installed.
         OSError: the recording cannot be opened or read.
-        ValueError: it has no stream of the kind of the device.
+        ValueError: FFmpeg finds invalid data, or no stream of the kind of the device.
     """
     av = require("av", extra="media", purpose="a device profile")
     profile = device_profile(device)
@@ -91,7 +91,7 @@ def record(
     Raises:
         MissingExtra: PyAV is not installed.
         OSError: the recording cannot be read, or the file not be written.
-        ValueError: the recording has no stream of the kind of the device.
+        ValueError: FFmpeg finds invalid data in the recording, or no stream of the kind of the device.
         InvalidInput: the device loses every frame; nothing is written.
     """
     av = require("av", extra="media", purpose="record")

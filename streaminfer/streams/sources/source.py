@@ -99,7 +99,8 @@ class Source(AsyncClosing, AsyncIterator[Frame]):
 
         Raises:
             StopAsyncIteration: it has ended, or was closed.
-            OSError: it cannot be opened or read any further; as FFmpeg says.
+            OSError: it cannot be opened or read any further, as FFmpeg says.
+            ValueError: FFmpeg finds invalid data, or there are no pictures, or no sound.
             RuntimeError: another task waits already.
         """
         if self._loop is None and not self._handoff.closed.is_set():

@@ -156,6 +156,16 @@ def test_noise_in_a_file_never_hangs_or_leaks(make_video, tmp_path_factory, seed
         assert len(frames) == source.statistics().delivered
 
 
+@pytest.mark.parametrize(("content", "error"), [(b"noise" * 99, ValueError), (None, OSError)])
+def test_what_cannot_be_opened_is_named(tmp_path, content, error):
+    """Invalid data are a ``ValueError``, what the system says is an ``OSError``."""
+    path = tmp_path / "clip.mp4"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(error, match=r"clip\.mp4"):
+        asyncio.run(read(VideoSource(path)))
+
+
 def test_sound_is_cut_into_chunks(audio):
     """Samples come through unchanged where rate, type and channels are the file's."""
     sound = np.arange(5_000, dtype=np.int16)[np.newaxis]
