@@ -73,7 +73,7 @@ class Handoff:
         """Drop what waits; nothing goes in or out any more."""
         with self._changed:
             self.closed.set()
-            self._ended = True
+            self._ended, self._error = True, None
             self.dropped += len(self._frames)
             self._frames.clear()
             self._changed.notify_all()
