@@ -256,6 +256,23 @@ def test_error_of_the_messages_is_the_readers():
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("error", [ConnectionResetError("gone"), asyncio.CancelledError()])
+def test_sound_before_an_error_is_heard(error):
+    """A connection that breaks within a chunk takes none of what arrived along; the chunk is padded."""
+
+    async def breaks():
+        yield np.ones(300, "<i2").tobytes()
+        raise error
+
+    async def main():
+        async with audio_from_messages(breaks(), sent_rate=16_000, dtype="int16") as source:
+            assert (await anext(source)).inputs.tolist() == [1] * 300 + [0] * 212
+            with pytest.raises((ConnectionResetError, RuntimeError), match=r"gone|the source"):
+                await anext(source)
+
+    asyncio.run(main())
+
+
 def test_messages_that_are_cancelled_themselves_have_failed():
     """What others cancel in the iterable is its error; it is no end, and no cancellation of the reader."""
 
