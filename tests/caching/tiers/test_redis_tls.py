@@ -160,6 +160,14 @@ def test_an_encrypted_key_is_an_error_and_no_question(server, authorities, tmp_p
     assert asyncio.run(main()) == (None, 1, [b""])
 
 
-def test_a_key_without_a_certificate_is_an_error():
-    with pytest.raises(ValueError, match="tls_certificate"):
-        RedisTier("rediss://localhost", tls_key="key.pem")
+@pytest.mark.parametrize(
+    ("files", "error", "named"),
+    [
+        ({"tls_key": "key.pem"}, ValueError, "tls_certificate"),
+        ({"tls_ca": ""}, TypeError, "tls_ca"),
+        ({"tls_certificate": 1}, TypeError, "tls_certificate"),
+    ],
+)
+def test_paths_are_checked(files, error, named):
+    with pytest.raises(error, match=named):
+        RedisTier("rediss://localhost", **files)

@@ -9,6 +9,8 @@ from typing import Any
 
 import attrs
 
+from streaminfer._internal.validation import check_instance
+
 __all__ = ["TlsFiles", "own_tls"]
 
 
@@ -22,6 +24,7 @@ class TlsFiles:
         key: of ``certificate``, unencrypted; ``None``: it is in the same file.
 
     Raises:
+        TypeError: one is no path.
         ValueError: a key without a certificate.
     """
 
@@ -30,6 +33,10 @@ class TlsFiles:
     key: str | None
 
     def __attrs_post_init__(self) -> None:
+        for name, path in attrs.asdict(self).items():  # an empty one would stand for the system's authorities
+            check_instance(
+                f"tls_{name}", path, lambda it: it is None or (isinstance(it, str) and it != ""), "a path, or None"
+            )
         if self.certificate is None and self.key is not None:
             raise ValueError("tls_certificate: expected one, since there is a tls_key, got None")
 
