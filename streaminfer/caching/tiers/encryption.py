@@ -58,6 +58,8 @@ _KEY_SIZE = 32
 _BUSY_S = 5.0
 _WRAPPED_SIZE = 12 + _KEY_SIZE + _TAG
 _RETIRE_EVERY = 256
+_MOST_SOUGHT = 16
+"""Of destroyed keys, copies are looked for in the file; of more, it takes less to write the file anew."""
 _SPARE_NS = 86_400 * 10**9  # for later records of a subject: writing for each would cost a flush of the disk
 _FOR_GOOD = 2**63 - 1
 _SCHEMA = f"""
@@ -361,7 +363,9 @@ class StoredKeys:
             wrapped = [row[0] for row in self._db.execute(f"SELECT wrapped FROM keys WHERE {where}", values)]  # noqa: S608 - literals
             destroyed = self._db.execute(f"DELETE FROM keys WHERE {where}", values).rowcount  # noqa: S608 - the same
         with self._lock:
-            if wrapped and not self._unscrubbed:
+            if len(wrapped) > _MOST_SOUGHT:
+                self._unscrubbed = True
+            elif wrapped and not self._unscrubbed:
                 raw = self._raw()
                 self._unscrubbed = any(part in raw for row in wrapped for part in (row[12:28], row[28:44]))
             if self._unscrubbed:
