@@ -82,7 +82,7 @@ def add_stacks(app: "fastapi.FastAPI", *stacks: Stack, health: str | None = "/he
     async def lifespan(started: Any) -> AsyncIterator[Any]:
         async with contextlib.AsyncExitStack() as running:
             for stack in stacks:
-                if stack.stack_state in {"new", "stopped"}:
+                if stack.stack_state not in {"starting", "running"}:
                     await running.enter_async_context(stack)
             async with inner(started) as state:
                 yield state

@@ -106,7 +106,7 @@ class ServingApp:
     async def __aenter__(self) -> Self:
         try:
             for model in self._models.values():
-                if model.stack.stack_state in {"new", "stopped"}:
+                if model.stack.stack_state not in {"starting", "running"}:
                     await model.stack.start()
                     self._started.append(model.stack)
         except BaseException:

@@ -402,6 +402,25 @@ def test_a_stack_that_runs_already_is_left_running(scripted):
     assert asyncio.run(scenario())
 
 
+def test_a_stack_that_still_stops_is_an_error_at_the_start(scripted):
+    """A server that came up with it would never be ready, and would not say why."""
+
+    async def scenario():
+        _, stack, app = scripted(HANG)
+        await stack.start()
+        asking = asyncio.create_task(stack(1.0))
+        await asyncio.sleep(0)
+        stopping = asyncio.create_task(stack.stop(timeout_s=None))
+        await asyncio.sleep(0)
+        with pytest.raises(RuntimeError, match="stopping"):
+            async with app:
+                raise AssertionError
+        asking.cancel()
+        await stopping
+
+    asyncio.run(scenario())
+
+
 def test_a_model_is_described_as_its_backend_says(affine_stack, ask_app):
     app = si.serving.asgi_app({"affine": affine_stack})
 

@@ -302,6 +302,8 @@ def test_a_start_that_fails_leaves_nothing(connect, monkeypatch):
     [
         ({"ca": b"no PEM, hunter2"}, "tls.ca"),
         ({"ca": b"\x30\x82\xff"}, "tls.ca"),
+        ({"ca": b""}, "tls.ca"),  # a file that is not written yet: the system's authorities are not meant
+        ({"ca": b"\xff"}, "tls.ca"),
         ({"certificate": b"hunter2", "key": b"hunter2"}, "tls.certificate, tls.key"),
     ],
 )
