@@ -84,7 +84,7 @@ class Session:
         server: its description.
         model: the model's description.
         settings: of the backend.
-        changed: called when the model's description changes.
+        changed: called with this session when the model's description changes.
         counts: of its calls.
 
     Attributes:
@@ -103,7 +103,7 @@ class Session:
         server: Server,
         model: ModelDescription,
         settings: Settings,
-        changed: Callable[[], None],
+        changed: Callable[["Session"], None],
         counts: CallCounts,
     ) -> None:
         self.loop = asyncio.get_running_loop()
@@ -128,7 +128,7 @@ class Session:
         self._set_model(model)  # last: it may make a task
 
     @classmethod
-    async def open(cls, settings: Settings, changed: Callable[[], None], counts: CallCounts) -> Self:
+    async def open(cls, settings: Settings, changed: Callable[["Session"], None], counts: CallCounts) -> Self:
         """Return a session for a model whose description it reads from the server; close all of it on a failure.
 
         The arguments are those of the constructor.
@@ -223,7 +223,7 @@ class Session:
             self._earlier.pop(model.version, None)
             self._set_model(model)
             self.changes += 1
-            self._changed()
+            self._changed(self)
 
     async def check_version(self) -> None:
         """Read which version the server chooses now, for callers whose requests a cache serves.

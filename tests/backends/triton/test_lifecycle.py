@@ -71,7 +71,7 @@ def _scripted(monkeypatch):
 
 
 def make(may_be_unloaded=True):
-    return SessionLifecycle(make_settings(may_be_unloaded=may_be_unloaded), lambda: None)
+    return SessionLifecycle(make_settings(may_be_unloaded=may_be_unloaded), lambda _: None)
 
 
 def test_a_start_needs_the_model_unless_it_may_be_unloaded():
