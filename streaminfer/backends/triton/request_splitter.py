@@ -221,6 +221,7 @@ class RequestSplitter:
                     raise error from error.__cause__
                 except InvalidInput as unsendable:
                     raise NotSent(unsendable) from unsendable.__cause__
+                stream.seen_ns = self._settings.clock()
         except TimeoutError as error:
             if isinstance(error, DeadlineExceeded):
                 raise

@@ -114,7 +114,6 @@ class Session:
         self._changed = changed
         self._describing = asyncio.Lock()
         self._earlier: dict[str, ModelDescription] = {}
-        self._sequence_settings: tuple[str, float] | None = None
         self.sequences: Sequences | None = None
         self._lost: LostSequences | None = None
         self.changes = 0
@@ -240,19 +239,21 @@ class Session:
             await self.refresh_model(changes)
 
     def _set_model(self, model: ModelDescription) -> None:
-        """Use a description; streams keep their sequences if the model still has sequences of this kind."""
+        """Use a description; streams keep their sequences if the model still has sequences."""
         self.model = model
         self.validator = RequestValidator(model, self._settings.non_finite)
         self._text = frozenset(spec.name for spec in model.inputs if spec.dtype == TEXT)
         self._inputs = {spec.name: spec for spec in model.inputs}
-        settings = (model.correlation, model.sequence_idle_s) if model.sequence else None
-        if settings is None:
+        if not model.sequence:
             self.sequences = None
-        elif self.sequences is None or settings != self._sequence_settings:
+        elif self.sequences is not None:
+            self.sequences.follow(model.correlation, model.sequence_idle_s)
+        else:
             if self._lost is None:
                 self._lost = LostSequences(self._end_sequence)
-            self.sequences = Sequences(*settings, self._settings.max_streams, self._lost.add)
-        self._sequence_settings = settings
+            self.sequences = Sequences(
+                model.correlation, model.sequence_idle_s, self._settings.max_streams, self._lost.add
+            )
 
     def call(self, arrays: Arrays, parameters: Parameters) -> InferRequest:
         """Return the request for arrays without shared memory."""

@@ -159,6 +159,31 @@ def test_a_server_that_names_no_version_is_not_asked_again(follow):
     assert follow(transport, None) == [((1,), "1")]
 
 
+def test_streams_are_remembered_when_a_version_keeps_sequences_for_another_time():
+    """Their next step tells whether the server has forgotten them."""
+
+    class Stateful(Versions):
+        async def config(self, model, version, timeout_s):
+            return {"max_batch_size": 8, "sequence_batching": {"max_sequence_idle_microseconds": 6_000_000}}
+
+        async def close(self):
+            pass
+
+    async def main():
+        config = {"max_batch_size": 8, "sequence_batching": {"max_sequence_idle_microseconds": 5_000_000}}
+        server = Server("s", "1", frozenset({"model_configuration"}))
+        model = read_model("m", "1", described(1), config)
+        session = Session(Stateful(columns=[1]), server, model, make_settings(), lambda _: None, CallCounts())
+        async with session.sequences.step("a", 0):
+            pass
+        await session.refresh_model(0, "2")
+        assert session.model.sequence_idle_s == 6.0
+        assert session.sequences.knows("a")
+        await session.close()
+
+    asyncio.run(main())
+
+
 class Rolling(Versions):
     """A transport of a whole backend, whose calls are answered when the gate opens."""
 
