@@ -7,8 +7,9 @@ from triton_settings import make_settings
 
 from streaminfer.backends.triton import TritonBackend
 from streaminfer.backends.triton import lifecycle as module
-from streaminfer.backends.triton.errors import ModelNotReady
+from streaminfer.backends.triton.errors import ModelNotReady, ServerError
 from streaminfer.backends.triton.lifecycle import SessionLifecycle
+from streaminfer.backends.triton.model import describe_server
 from streaminfer.backends.triton.session import InFlightCounter
 from streaminfer.errors import Closed
 
@@ -90,6 +91,24 @@ def test_a_start_needs_the_model_unless_it_may_be_unloaded():
             lifecycle.running()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(("version", "error"), [("", ModelNotReady), ("1", ModelNotReady), ("2", ValueError)])
+def test_a_model_that_becomes_ready_during_the_start_is_not_unknown(version, error):
+    """Another client's load ended between the two questions; a start that comes again finds it."""
+
+    class Transport:
+        async def server(self, timeout_s):
+            return {"extensions": ["model_repository"]}
+
+        async def metadata(self, model, version, timeout_s):
+            raise ServerError("NOT_FOUND", "Request for unknown model: 'm' is not found")
+
+        async def index(self, timeout_s):
+            return [{"name": "m", "version": "1", "state": "READY"}]
+
+    with pytest.raises(error):
+        asyncio.run(describe_server(Transport(), make_settings(version=version)))
 
 
 def test_the_first_load_opens_the_session_and_a_later_one_describes_again():
