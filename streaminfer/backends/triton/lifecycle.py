@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
-from streaminfer._runtime.stopping import seconds_left, until_limit
+from streaminfer._runtime.stopping import seconds_left, stop_together, until_limit
 from streaminfer.backends.triton.errors import ModelNotReady
 from streaminfer.backends.triton.repository.model_control import ModelControl
 from streaminfer.backends.triton.request_splitter import RequestSplitter
@@ -73,8 +73,7 @@ class SessionLifecycle:
         session = splitter.session
         self.splitter = None
         try:
-            await self._control.stop()
-            await self.reader.stop()
+            await stop_together([self.reader.stop(), self._control.stop()])
             if drain:
                 with contextlib.suppress(TimeoutError):
                     left_s = seconds_left(self._settings.timeout_s)

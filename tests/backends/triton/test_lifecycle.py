@@ -167,6 +167,30 @@ def test_a_stop_during_a_load_leaves_no_session():
     asyncio.run(main())
 
 
+def test_a_cancelled_stop_ends_the_reading_of_statistics_too(monkeypatch):
+    """A load in the background takes a moment to end; the stop is cancelled in that moment."""
+
+    async def forever(self):
+        await asyncio.Event().wait()
+
+    async def main():
+        before = asyncio.all_tasks()
+        lifecycle = make()
+        await lifecycle.start()
+        lifecycle.reader._reading = asyncio.create_task(forever(None))
+        monkeypatch.setattr(Control, "stop", forever)
+        stopping = asyncio.create_task(lifecycle.stop(drain=True))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        stopping.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stopping
+        assert asyncio.all_tasks() == before
+        assert Session.closed == 1
+
+    asyncio.run(main())
+
+
 def test_a_load_on_another_event_loop_is_rejected():
     """The session belongs to the loop that opened it, until that loop is closed."""
     lifecycle = make()
