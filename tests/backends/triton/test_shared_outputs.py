@@ -139,7 +139,7 @@ def test_output_that_has_no_room_any_more_makes_the_backend_read_the_description
 
 
 def test_input_without_elements_travels_in_the_message(scenario):
-    """The server takes no place of zero bytes in a region."""
+    """The server takes no place of zero bytes in a region; a batch that no stack has checked can have one."""
 
     async def body(splitter, transport):
         (row,) = await splitter.infer(batch(free=0))
