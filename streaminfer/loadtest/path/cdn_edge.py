@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import tempfile
 from pathlib import Path
 from types import TracebackType
@@ -66,6 +67,7 @@ class CdnEdge:
         self._consumers = check_count("consumers", consumers)
         self.hits = self.misses = 0
         self._units: dict[str, bytes] = {}
+        self._carried = itertools.count()
         self._idle: list[Connection] = []
         self._serving: set[asyncio.Task[None]] = set()
         self._ends = contextlib.AsyncExitStack()
@@ -85,7 +87,8 @@ class CdnEdge:
         """
         if self._nginx is None:
             raise RuntimeError("the edge does not run; use `async with CdnEdge() as edge`")
-        address = f"/{quote(path)}/{number}"
+        # of this call alone: nginx would answer a repeat with the unit, or the 404, that it has stored
+        address = f"/{quote(path)}/{number}/{next(self._carried)}"
         self._units[address] = data
         received = b""
         try:

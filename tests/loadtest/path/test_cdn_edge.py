@@ -23,6 +23,40 @@ def test_consumers_behind_the_first_are_served_from_the_cache():
     assert asyncio.run(main()) == (units, 6, 3)
 
 
+def test_unit_of_an_earlier_number_is_carried_as_given():
+    """A number that comes again, as in a second run over one edge, gets its own bytes, and so do two at once."""
+
+    async def main():
+        async with CdnEdge(consumers=2) as edge:
+            one, two = [await edge.carry("camera", 0, unit) for unit in (b"one", b"two")]
+            at_once = await asyncio.gather(*(edge.carry("camera", 1, unit) for unit in (b"a", b"b")))
+            return one, two, at_once, edge.hits, edge.misses
+
+    assert asyncio.run(main()) == (b"one", b"two", [b"a", b"b"], 4, 4)
+
+
+def test_unit_is_carried_after_a_call_that_was_cancelled():
+    """The origin's 404 for a unit that left it before nginx asked answers no later call."""
+
+    class Units(dict):
+        def get(self, address):
+            if calls:
+                calls.pop().cancel()
+                return None
+            return super().get(address)
+
+    calls = []
+
+    async def main():
+        async with CdnEdge() as edge:
+            edge._units = Units()
+            calls.append(asyncio.create_task(edge.carry("camera", 0, b"unit")))
+            await asyncio.wait(list(calls))
+            return await edge.carry("camera", 0, b"unit")
+
+    assert asyncio.run(main()) == b"unit"
+
+
 def test_more_devices_at_once_than_nginx_takes_by_default():
     async def main():
         async with CdnEdge() as edge:
