@@ -126,6 +126,7 @@ def edge_headers(
         etag: what :func:`~streaminfer.http_edge.entity_tag` gave; ``None``: no tag.
         store: ``False``: the computation said ``no_store``, or there is another reason.
         authorized: the HTTP request bore credentials (``Authorization``, a cookie), even if no tenant came of them.
+            The policy's ``credentials`` or ``vary`` name their header where others may ask for the same answer.
 
     Returns:
         ``cache-control``, ``date``, ``vary``, and where they apply ``etag``, ``last-modified`` and ``age``; names in

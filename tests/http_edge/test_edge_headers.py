@@ -250,6 +250,12 @@ def test_tags_are_made_of_what_is_sent():
         entity_tag("a")
 
 
+def test_a_view_with_gaps_is_its_bytes():
+    gaps = memoryview(b"a-b-c-")[::2]
+    assert entity_tag(gaps) == entity_tag(b"abc")
+    assert content_path(gaps, version="1") == content_path(b"abc", version="1")
+
+
 def test_the_address_is_the_digest_of_the_body():
     digest = hashlib.sha256(b"[1]").hexdigest()
     assert content_path(b"[1]", version="m-1.2_3~") == f"/v1/infer/m-1.2_3~/{digest}"
