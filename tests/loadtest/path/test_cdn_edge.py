@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import socket
 from pathlib import Path
 
+import attrs
 import pytest
 from waiting import until
 
@@ -102,6 +104,36 @@ def test_nothing_of_the_edge_is_left():
     pid, tasks = asyncio.run(main())
     assert not Path(f"/proc/{pid}").exists()
     assert tasks == 1
+
+
+def test_edge_that_ends_meanwhile_fails_its_units_and_closes_their_connections():
+    """The first consumer's response comes after the end has begun; the second one asks after it."""
+
+    class Units(dict):
+        def get(self, address):
+            self.edge._nginx = None  # as at the end, before nginx stops
+            return super().get(address)
+
+    async def main():
+        async with CdnEdge(consumers=2) as edge:
+            edge._units = Units()
+            edge._units.edge = edge
+            with pytest.raises(si.BackendError, match="the edge has ended"):
+                await edge.carry("camera", 0, b"unit")
+            return len(edge._idle)
+
+    assert asyncio.run(main()) == 0
+
+
+def test_nginx_that_is_gone_is_an_error():
+    async def main():
+        async with CdnEdge() as edge:
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                edge._nginx = attrs.evolve(edge._nginx, port=free.getsockname()[1])
+            with pytest.raises(si.BackendError, match="ConnectionRefusedError"):
+                await edge.carry("camera", 0, b"unit")
+
+    asyncio.run(main())
 
 
 def test_unit_that_the_origin_lacks_is_an_error():
