@@ -543,6 +543,18 @@ def test_http_file_is_as_old_as_its_answer(site, tmp_path, computed_ago_s, remai
     assert [it.where for it in found.remains] == remains
 
 
+@pytest.mark.parametrize("caches", [[], [si.EdgeCache()]], ids=["none", "without a policy"])
+def test_http_file_without_a_retention_policy_has_no_age_to_exceed(caches, tmp_path):
+    """A stack may have no cache but nginx; what no shared cache may store is found all the same."""
+    date = email.utils.formatdate(time.time() - 1e6, usegmt=True).encode()
+    _nginx_file(tmp_path, "old", b"Cache-Control: max-age=3600\r\nDate: " + date)
+    _nginx_file(tmp_path, "private", b"Cache-Control: private\r\nDate: " + date)
+
+    found = prove_caches(caches, http_caches=[NginxFolder(tmp_path)])
+
+    assert [it.where for it in found.remains] == ["private"]
+
+
 def test_http_directives_are_whole_words(site, tmp_path):
     """An extension whose name ends as a directive forbids no storing; a tab stands for a blank."""
     folder = tmp_path / "nginx"
