@@ -202,6 +202,7 @@ async def test_errors_become_responses(loop, error, status, retry_after):
         reply = await client.post("/", json={"x": 1})
 
     assert (reply.status_code, reply.headers.get("retry-after")) == (status, retry_after)
+    assert reply.headers["cache-control"] == "no-store"
     assert reply.json() == {"detail": str(error)}
 
 

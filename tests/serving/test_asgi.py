@@ -49,6 +49,33 @@ def test_rows_are_requests_of_their_own(scripted, ask_app, body_of):
     assert sum(len(batch.rows) for batch in backend.batches) == 3
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v2", 200),
+        ("GET", "/v2/models/m", 200),
+        ("GET", "/v2/models/m/config", 200),
+        ("GET", "/v2/models/m/stats", 200),
+        ("GET", "/v2/models/stats", 200),
+        ("GET", "/v2/models/m/ready", 200),
+        ("GET", "/v2/models/other", 404),
+        ("DELETE", "/v2", 405),
+        ("POST", INFER, 400),
+    ],
+)
+def test_no_cache_stores_what_changes_or_failed(scripted, ask_app, method, path, status):
+    """A cache may store a 200, 404 or 405 that says nothing for as long as it likes (RFC 9110 §15.1)."""
+    _, _, app = scripted()
+
+    async def scenario():
+        async with app:
+            return await ask_app(app, method, path, b"x" if method == "POST" else b"")
+
+    reply = asyncio.run(scenario())
+
+    assert (reply.status, reply.headers["cache-control"]) == (status, "no-store")
+
+
 @pytest.mark.parametrize("cut", [None, 7, 100])
 def test_binary_tensors_pass_both_ways_in_any_pieces(scripted, ask_app, cut):
     _, _, app = scripted()
