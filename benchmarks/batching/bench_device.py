@@ -79,7 +79,6 @@ BUSIER = Figure("on time where models do not fit together, busier model alone", 
 P99 = Figure("p99 of silero beside BlazeFace on one core", over="silero alone", at_most=1.3)
 KEPT = Figure("BlazeFace on time beside silero on one core", over="BlazeFace alone", form="{:.2f}", at_least=0.95)
 SILERO_KEPT = Figure("silero on time beside BlazeFace on one core", over="silero alone", form="{:.3f}")
-TAKEN = Figure("what silero and BlazeFace take of one core, each alone, added up", form="{:.0%}")
 BASE_P99 = Figure("p99 of silero, what the device stands beside", over="silero alone")
 BASE_KEPT = Figure("BlazeFace on time, what the device stands beside", over="BlazeFace alone", form="{:.2f}")
 
@@ -301,7 +300,7 @@ async def compare(run: Run, shares: tuple[float, ...], rounds: int, beside: str)
     pair = " and ".join(f"{share:.0%}" for share in shares)
     print(f"\nat {pair} of what each does alone{beside}; silero's p99 alone: {statistics.median(alone_s) * 1e3:.1f} ms")
     if not beside:
-        TAKEN.report(taken, case=f"{pair} of the capacity")
+        print(f"  each alone, they take {statistics.median(taken):.0%} of the core together")
     for way in WAYS:
         is_device = way in DEVICES and not beside
         case = f"{way}, {pair} of the capacity{beside}"
