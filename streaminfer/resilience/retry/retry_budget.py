@@ -25,9 +25,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number
-from streaminfer._runtime.pending_calls import DeadlineCalls
 from streaminfer._runtime.stack_clock import StackClock
-from streaminfer._runtime.stopping import end_tasks, seconds_left
 from streaminfer.errors import (
     BackendError,
     CircuitOpen,
@@ -200,20 +198,13 @@ class RetryBudget(StackClock):
             not_retried=dict(self._not_retried),
         )
 
-    async def _run(
-        self,
-        send: Callable[[Any], Awaitable[Any]],
-        sent: Request | Batch | None,
-        rule: bool | None,
-        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    ) -> Any:
+    async def _run(self, send: Callable[[Any], Awaitable[Any]], sent: Request | Batch | None, rule: bool | None) -> Any:
         """Return the result of the first attempt that succeeds, or raise the last error.
 
         Args:
             send: begins an attempt.
             sent: the request or batch, the argument of ``send``; ``None``: a function's call, without a deadline.
             rule: from ``repeats``.
-            pause: waits some seconds for the next attempt.
         """
         started_ns = self._begin()
         attempt = 1
@@ -228,7 +219,7 @@ class RetryBudget(StackClock):
                 self._succeeded(started_ns, attempt)
                 return result
             if wait_s:
-                await pause(wait_s)
+                await asyncio.sleep(wait_s)
             attempt += 1
             started_ns = self._clock()
             if isinstance(sent, Batch):
@@ -286,37 +277,10 @@ class _Retried(Wrapper):
 
 
 class _RetriedService(_Retried):
-    def __init__(self, budget: RetryBudget, inner: Any) -> None:
-        super().__init__(budget, inner)
-        self._pauses = DeadlineCalls()  # nothing further in knows of a request between two attempts
-        self._is_stopped = False
-
-    @property
-    def left_to_owner(self) -> Sequence[Any]:
-        """What gets each attempt."""
-        return (self.inner,)
-
-    async def start(self) -> None:
-        """Let requests wait for their next attempt."""
-        self._pauses.clear()  # of an event loop that was closed without a stop
-        self._is_stopped = False
-
-    async def stop(self, *, drain: bool = True) -> None:
-        """End requests that wait for their next attempt; when it drains, what is left of them at its limit."""
-        if drain and self._pauses:
-            await asyncio.wait(self._pauses, timeout=seconds_left())
-        self._is_stopped = True
-        await end_tasks(self._pauses)
-
     async def call(self, request: Request) -> Response:
         """Return the first response to the request, or raise the last error."""
-        response: Response = await self.budget._run(self.inner.call, request, self._repeats, self._pause)
+        response: Response = await self.budget._run(self.inner.call, request, self._repeats)
         return response
-
-    async def _pause(self, wait_s: float) -> None:
-        if self._is_stopped:
-            raise Closed(f"{self.name} was stopped before it could answer")
-        await self._pauses.end_within(None, asyncio.sleep(wait_s), self.name)
 
 
 class _RetriedBackend(_Retried):
