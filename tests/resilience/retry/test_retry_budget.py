@@ -485,7 +485,7 @@ class TestStop:
 
         async def main(loop):
             service = Service(*[si.Overloaded("full", retry_after_s=0.9)] * 3)
-            stack = si.Stack(RetryBudget(max_attempts=3), service, clock=loop.clock)
+            stack = si.Stack(RetryBudget(max_attempts=3), si.Stack(service), clock=loop.clock)
             await stack.start()
             calls = [asyncio.ensure_future(stack(1.0)) for _ in range(2)]
             await asyncio.sleep(0.1)
@@ -504,7 +504,7 @@ class TestStop:
 
         async def main(loop):
             service = Service(si.Overloaded("full", retry_after_s=0.5))
-            stack = si.Stack(RetryBudget(), service, clock=loop.clock)
+            stack = si.Stack(RetryBudget(), si.Stack(service), clock=loop.clock)
             await stack.start()
             call = asyncio.ensure_future(stack(1.0))
             await asyncio.sleep(0.1)
