@@ -53,8 +53,9 @@ def add_stacks(app: "fastapi.FastAPI", *stacks: Stack, health: str | None = "/he
     * The stacks start before the application's own lifespan begins, and stop after it has ended: code in it can use
       them. One that runs already is left alone.
     * ``GET /health/live`` answers 200, and ``GET /health/ready`` 200 while all stacks are ready and 503 otherwise.
-    * A `StreamInferError` that leaves a handler becomes a response with its status and ``Retry-After``; the text of a
-      failure of the model goes to the log ``streaminfer``. A handler of your own for a class of errors comes first.
+    * A `StreamInferError` that leaves a handler becomes a response with its status and ``Retry-After``, which no cache
+      stores; the text of a failure of the model goes to the log ``streaminfer``. A handler of your own for a class of
+      errors comes first.
 
     Call it once, before the application starts, for the outermost application, whose lifespan the server runs. One that
     is mounted in it answers errors and listens for clients after ``add_stacks(inner, health=None)``.
@@ -82,7 +83,7 @@ def add_stacks(app: "fastapi.FastAPI", *stacks: Stack, health: str | None = "/he
     async def lifespan(started: Any) -> AsyncIterator[Any]:
         async with contextlib.AsyncExitStack() as running:
             for stack in stacks:
-                if stack.stack_state in {"new", "stopped"}:
+                if stack.stack_state not in {"starting", "running"}:
                     await running.enter_async_context(stack)
             async with inner(started) as state:
                 yield state
@@ -270,7 +271,9 @@ def _status(code: int) -> "fastapi.Response":
 
 async def _respond(_request: "fastapi.Request", error: Exception) -> "fastapi.Response":
     failure = logged_failure(error)
-    headers = {} if failure.retry_after_s is None else {"retry-after": str(failure.retry_after_s)}
+    headers = {"cache-control": "no-store"}
+    if failure.retry_after_s is not None:
+        headers["retry-after"] = str(failure.retry_after_s)
     return JSONResponse({"detail": failure.text}, failure.status, headers)
 
 

@@ -148,7 +148,7 @@ def prove_caches(caches: Iterable[EdgeCache], *, http_caches: Iterable[NginxFold
     for keys in {id(worker.tier.keys): worker.tier.keys for worker in workers}.values():
         if isinstance(keys, StoredKeys):  # what another key service keeps of a destroyed key is its operator's to prove
             remains.add("keys", "", _KEY, keys.recoverable())
-    longest_s = max((judge.longest_s for judge in judges), default=0.0)
+    longest_s = max((judge.longest_s for judge in judges), default=float("inf"))  # as of a cache without a policy
     for folder in folders:
         for name, why in folder.remains(time.time(), longest_s):
             remains.add("http", name, why)

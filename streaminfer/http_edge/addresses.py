@@ -47,6 +47,8 @@ def content_path(body: bytes | bytearray | memoryview, *, version: str, prefix: 
     _check("version", version, _SEGMENT, "letters, digits, . _ ~ or -, not beginning with a dot")
     _check("prefix", prefix, _PREFIX, "a path such as '/v1/infer', without a slash at its end")
     check_instance("body", body, lambda it: isinstance(it, bytes | bytearray | memoryview), "bytes")
+    if isinstance(body, memoryview) and not body.c_contiguous:
+        body = body.tobytes()
     return f"{prefix}/{version}/{hashlib.sha256(body).hexdigest()}"
 
 

@@ -22,6 +22,7 @@ Pairs = Iterable[tuple[str, str]] | Iterable[tuple[bytes, bytes]]
 _CONDITIONS = frozenset(("if-match", "if-none-match", "if-modified-since", "if-unmodified-since"))
 _LENGTHS = frozenset(map(len, _CONDITIONS))
 _WITHOUT_CONDITIONS = frozenset(("CONNECT", "OPTIONS", "TRACE"))
+_LENGTH_FIELDS = frozenset(("content-length", "transfer-encoding"))
 _OF_THE_BODY = frozenset(
     ("content-encoding", "content-language", "content-length", "content-range", "content-type", "transfer-encoding")
 )
@@ -45,8 +46,8 @@ def answer_conditional(
         body: of the 200.
 
     Returns:
-        Status, header fields, body: 200 with all of it (without a body for HEAD), 304 without body and without what
-        describes one, or 412.
+        Status, header fields, body: 200 with all of it (for HEAD the length in place of the body), 304 without body and
+        without what describes one, or 412.
 
     Raises:
         TypeError: not such arguments. What a client sends never raises.
@@ -60,7 +61,12 @@ def answer_conditional(
     conditions = _conditions(request_headers)
     status = _status(method, conditions, response_headers) if conditions else 200
     if status == 200:
-        return 200, dict(response_headers), b"" if method == "HEAD" else body
+        headers = dict(response_headers)
+        if method != "HEAD":
+            return 200, headers, body
+        if body and not _LENGTH_FIELDS & headers.keys():  # a framework would say 0, and caches drop their copy for it
+            headers["content-length"] = str(len(body))
+        return 200, headers, b""
     if status == 412:
         return 412, {"cache-control": "no-store"}, b""
     left_out = _OF_THE_BODY | {"last-modified"} if "etag" in response_headers else _OF_THE_BODY

@@ -2,8 +2,9 @@
 
 **Who.** An answer that is degraded, that belongs to a live stream, that the request or the computation forbids to keep,
 or that carries a person's data (``subject``) is ``no-store``: a copy outside cannot be erased. An answer to a tenant,
-or to a request with credentials, is ``private``, unless the policy lets shared caches keep one copy for each
-credential. Every answer of a policy varies by the header of the credentials, so that what was kept for one is
+or to a request with credentials, is ``private``; that to a tenant is not where the policy lets shared caches keep one
+copy for each credential. Credentials that name no tenant may be in another header, such as a cookie, by which nothing
+varies. Every answer of a policy varies by the header of the credentials, so that what was kept for one is
 never given to another, also by caches that overlook RFC 9111 §3.5 (nginx does). None is ``public`` without need.
 
 **How long.** A copy is used for at most ``fresh_s`` without asking: what is erased here is used elsewhere for that long
@@ -62,7 +63,8 @@ class EdgePolicy:
         vary: further request headers that the answer depends on.
         credentials: the request header from which the tenant is known.
         share_tenants: shared caches may keep answers to tenants, one copy for each value of ``credentials``. A
-            credential that is withdrawn still opens what is kept for it.
+            credential that is withdrawn still opens what is kept for it. Answers without a tenant are not shared if the
+            request was ``authorized``.
         send_age: states the age in ``Age``, and ``max-age`` from the computation on; for caches that count it.
 
     Raises:
@@ -124,6 +126,7 @@ def edge_headers(
         etag: what :func:`~streaminfer.http_edge.entity_tag` gave; ``None``: no tag.
         store: ``False``: the computation said ``no_store``, or there is another reason.
         authorized: the HTTP request bore credentials (``Authorization``, a cookie), even if no tenant came of them.
+            The policy's ``credentials`` or ``vary`` name their header where others may ask for the same answer.
 
     Returns:
         ``cache-control``, ``date``, ``vary``, and where they apply ``etag``, ``last-modified`` and ``age``; names in
@@ -164,9 +167,9 @@ def edge_headers(
     if fresh < 1:  # nothing is left of it
         return headers
     age = math.ceil(age_s) if policy.send_age else 0
-    headers["cache-control"] = _cache_control(
-        policy, fresh, age, left_s - fresh, personal=authorized or request.tenant is not None
-    )
+    tenant = request.tenant is not None
+    who = ("public, " if tenant and policy.share_tenants else "private, ") if tenant or authorized else ""
+    headers["cache-control"] = _cache_control(policy, fresh, age, left_s - fresh, who)
     if policy.send_age:
         headers["age"] = str(age)
     if etag is not None:
@@ -176,11 +179,8 @@ def edge_headers(
     return headers
 
 
-def _cache_control(policy: EdgePolicy, fresh: int, age: int, beyond_s: float, *, personal: bool) -> str:
+def _cache_control(policy: EdgePolicy, fresh: int, age: int, beyond_s: float, who: str) -> str:
     """Return the field; both windows begin when freshness ends, and end with the lifetime, ``beyond_s`` later."""
-    who = ""
-    if personal:
-        who = "public, " if policy.share_tenants else "private, "
     if policy.client_s is None:
         text = f"{who}max-age={age + fresh}"
     else:

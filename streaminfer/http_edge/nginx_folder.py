@@ -13,15 +13,17 @@ from streaminfer.http_edge.http_dates import parse_http_date
 __all__ = ["NginxFolder"]
 
 _HEAD = 64 * 1024
-_DATE = re.compile(rb"\r\ndate: *([^\r]+)", re.IGNORECASE)
-_PRIVATE = re.compile(rb"\r\ncache-control: *[^\r]*\b(private|no-store)\b", re.IGNORECASE)
+_DATES = re.compile(rb"\r\n(date|last-modified):([^\r]+)", re.IGNORECASE)
+_AGE = re.compile(rb"\r\nage:[ \t]*([0-9]{1,12})", re.IGNORECASE)
+_PRIVATE = re.compile(rb"\r\ncache-control:[^\r]*(?<![\w-])(?:private|no-store)(?![\w-])", re.IGNORECASE)
 
 
 class NginxFolder:
     """A ``proxy_cache_path``. Each file has a binary head, the key, the answer's header fields, and the answer.
 
     Answers with a subject, and those to tenants that do not share, say ``private`` or ``no-store``: none may be there.
-    Others may be as old as the retention policy allows, and as long again as nginx takes to remove them.
+    Others may be as old as the retention policy allows, and as long again as nginx takes to remove them. An answer is
+    as old as its ``Date`` and ``Age`` say, or its ``Last-Modified``, the instant of its computation.
 
     Args:
         path: of the folder.
@@ -60,13 +62,24 @@ class NginxFolder:
         except FileNotFoundError:  # nginx has removed it meanwhile
             return
         fields = head.partition(b"\r\n\r\n")[0]
-        date = _DATE.search(fields)
-        dated_s = parse_http_date(date[1].decode("latin-1").strip(), int(now_s)) if date else None
-        written_s = modified_s if dated_s is None else dated_s
+        computed_s = _computed_s(fields, now_s)
         if _PRIVATE.search(fields):
             yield path.name, "it holds an answer that no shared cache may keep"
-        elif now_s - written_s > max_age_s + self.purge_bound_s:
+        elif now_s - (modified_s if computed_s is None else computed_s) > max_age_s + self.purge_bound_s:
             yield path.name, "it has expired, and the time to remove it has passed"
 
     def __repr__(self) -> str:
         return f"<NginxFolder({str(self.path)!r})>"
+
+
+def _computed_s(fields: bytes, now_s: float) -> int | None:
+    """Return the earliest instant at which an answer's header fields say that it was there; ``None``: they do not."""
+    instants: dict[bytes, int] = {}
+    for name, text in _DATES.findall(fields):
+        instant = parse_http_date(text.decode("latin-1").strip(), int(now_s))
+        if instant is not None:
+            instants[name.lower()] = instant
+    age = _AGE.search(fields)
+    if age is not None and b"date" in instants:
+        instants[b"date"] -= int(age[1])
+    return min(instants.values(), default=None)

@@ -96,10 +96,11 @@ class Exchange:
         return message
 
     def cancel(self, reason: Exception) -> None:
-        """End the blocks, with this error."""
-        self._reason = reason
-        for task in self._tasks:
-            task.cancel()
+        """End the blocks, with this error, unless they end already: several that listen hear of one client."""
+        if self._reason is None:
+            self._reason = reason
+            for task in self._tasks:
+                task.cancel()
 
     def listen(self) -> None:
         """Wait for the server's next messages, one of which says that the client has gone."""

@@ -60,7 +60,7 @@ def describe_error(error: Exception) -> list[Message]:
 
 def _describe(error: Exception) -> tuple[bytes, int, Headers]:
     failure = logged_failure(error)
-    headers = [JSON_TYPE]
+    headers = [JSON_TYPE, NO_STORE]
     if failure.retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % failure.retry_after_s))
     if isinstance(error, RequestRejected):

@@ -13,6 +13,7 @@ from streaminfer.serving._http_replies_cy import NO_STORE, describe_error, reply
 from streaminfer.serving.errors import RequestRejected
 from streaminfer.serving.limits import Limits, checked_limits
 from streaminfer.serving.models import EXTENSIONS, VERSION, ServedModel, find_model, served_models, server_version
+from streaminfer.serving.requests.infer_response import JSON_TYPE
 from streaminfer.stack import Stack
 from streaminfer.telemetry.asgi_app import Message, Receive, Send
 
@@ -106,7 +107,7 @@ class ServingApp:
     async def __aenter__(self) -> Self:
         try:
             for model in self._models.values():
-                if model.stack.stack_state in {"new", "stopped"}:
+                if model.stack.stack_state not in {"starting", "running"}:
                     await model.stack.start()
                     self._started.append(model.stack)
         except BaseException:
@@ -177,7 +178,7 @@ def _check_method(method: str, methods: tuple[str, ...]) -> None:
 
 
 def _json(content: Any) -> list[Message]:
-    return reply([json.dumps(content).encode()])
+    return reply([json.dumps(content).encode()], (JSON_TYPE, NO_STORE))
 
 
 def _health(ready: bool) -> list[Message]:

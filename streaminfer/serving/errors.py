@@ -28,6 +28,7 @@ from streaminfer.errors import (
     Overloaded,
     StreamInferError,
     says_retry_after_s,
+    text_of_error,
 )
 
 __all__ = ["Failure", "RequestRejected", "describe_failure", "logged_failure"]
@@ -96,11 +97,11 @@ def describe_failure(error: BaseException) -> Failure:
         error: what the stack raised.
     """
     if isinstance(error, RequestRejected):
-        return Failure(error.status, _GRPC[error.status], _shortened(str(error)))
+        return Failure(error.status, _GRPC[error.status], _text_of(error))
     for kind, status, grpc_status in _FAILURES:
         if isinstance(error, kind):
             retry_after_s = _whole_seconds(says_retry_after_s(error)) if status in _TEMPORARY else None
-            return Failure(status, grpc_status, _shortened(str(error)), retry_after_s)
+            return Failure(status, grpc_status, _text_of(error), retry_after_s)
     return Failure(500, "INTERNAL", _INTERNAL, is_internal=True)
 
 
@@ -112,9 +113,12 @@ def logged_failure(error: BaseException) -> Failure:
     return failure
 
 
-def _shortened(text: str) -> str:
+def _text_of(error: StreamInferError) -> str:
+    text = text_of_error(error).partition(": ")[2]
     half = _LONGEST_TEXT // 2
-    return text if len(text) <= _LONGEST_TEXT else f"{text[: half - 1]}…{text[-half:]}"
+    if len(text) > _LONGEST_TEXT:
+        text = f"{text[: half - 1]}…{text[-half:]}"
+    return text.encode("utf-8", "replace").decode()  # names of files may have what no protocol can send
 
 
 def _whole_seconds(seconds: float) -> int:

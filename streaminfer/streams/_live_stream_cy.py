@@ -177,6 +177,9 @@ class Stream:
 
     async def close(self, closer: asyncio.Task[Any] | None) -> None:
         """Abandon the stream, and wait for the end of its tasks unless one of them closes it: its source."""
+        if self._task.get_loop().is_closed():  # before: there is no task to wait for
+            self.forget()
+            return
         self.abandon()
         if self._task is not closer:
             await asyncio.wait([self._task])

@@ -55,9 +55,14 @@ class BlockingStreamSession:
             TypeError, ValueError, Closed: as calling a `StreamSession`, from the first result on.
             Exception: what the source raised.
         """
-        results = self._run(lambda: self._session(_as_async(source), stream_id=stream_id, weight=weight))
+        results, loop = self._run(
+            lambda: (
+                self._session(_as_async(source), stream_id=stream_id, weight=weight),
+                asyncio.get_running_loop(),
+            )
+        )
         try:
-            while (result := self._wait_for(results.__anext__)) is not _END:
+            while (result := self._wait_for(results.__anext__, loop)) is not _END:
                 yield result
         finally:
             self._close(results.aclose)
@@ -71,7 +76,8 @@ class BlockingStreamSession:
         self._wait_for(lambda: self._session.remove(stream_id))
 
     def __iter__(self) -> Iterator[StreamResult]:
-        while (result := self._wait_for(self._session.__anext__)) is not _END:
+        results, loop = self._run(lambda: (aiter(self._session), asyncio.get_running_loop()))
+        while (result := self._wait_for(results.__anext__, loop)) is not _END:
             yield result
 
     def statistics(self) -> StreamSessionStatistics:
@@ -104,8 +110,12 @@ class BlockingStreamSession:
         result: T = self._infer._wait_for(call())
         return result
 
-    def _wait_for(self, make: Callable[[], Awaitable[Any]]) -> Any:
+    def _wait_for(self, make: Callable[[], Awaitable[Any]], loop: asyncio.AbstractEventLoop | None = None) -> Any:
+        """Await what belongs to an event loop; ``None``: to any."""
+
         async def call() -> Any:
+            if loop is not None and loop is not asyncio.get_running_loop():
+                raise Closed("the stack was stopped, and started again, before this stream had ended")
             try:
                 return await make()
             except StopAsyncIteration:

@@ -198,6 +198,7 @@ class StreamSession(AsyncClosing):
             await stream.close(asyncio.current_task())
 
     def __aiter__(self) -> Self:
+        self._forget_lost()
         return self
 
     def __anext__(self) -> Awaitable[StreamResult]:

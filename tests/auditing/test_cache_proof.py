@@ -18,7 +18,7 @@ from streaminfer.auditing.cache_proof import prove_caches
 from streaminfer.caching.tiers import DiskTier, Entry, RedisTier
 from streaminfer.caching.tiers.encryption import StoredKeys
 from streaminfer.compliance.retention_log import RetentionLog
-from streaminfer.http_edge import NginxFolder
+from streaminfer.http_edge import EdgePolicy, NginxFolder, edge_headers
 
 S = 10**9
 MASTER = b"m" * 32
@@ -520,6 +520,50 @@ def test_http_file_is_as_old_as_its_date(site, tmp_path):
     found = site.prove(http_caches=[NginxFolder(folder, purge_bound_s=30.0)])
 
     assert [it.where for it in found.remains] == ["dated", "old"]
+
+
+@pytest.mark.parametrize("send_age", [False, True])
+@pytest.mark.parametrize(("computed_ago_s", "remains"), [(640, ["late"]), (620, [])])
+def test_http_file_is_as_old_as_its_answer(site, tmp_path, computed_ago_s, remains, send_age):
+    """An answer that nginx got long after its computation is as old as the answer: the retention counts from there."""
+    now = time.time()
+    fields = edge_headers(
+        EdgePolicy(fresh_s=60, lifetime_s=600, send_age=send_age),
+        si.Request("x"),
+        si.Response("y"),
+        now_s=now - computed_ago_s + 590,
+        computed_s=now - computed_ago_s,
+    )
+    if send_age:
+        del fields["last-modified"]
+    _nginx_file(tmp_path / "nginx", "late", "\r\n".join(f"{name}: {value}" for name, value in fields.items()).encode())
+
+    found = site.prove(http_caches=[NginxFolder(tmp_path / "nginx", purge_bound_s=30.0)])
+
+    assert [it.where for it in found.remains] == remains
+
+
+@pytest.mark.parametrize("caches", [[], [si.EdgeCache()]], ids=["none", "without a policy"])
+def test_http_file_without_a_retention_policy_has_no_age_to_exceed(caches, tmp_path):
+    """A stack may have no cache but nginx; what no shared cache may store is found all the same."""
+    date = email.utils.formatdate(time.time() - 1e6, usegmt=True).encode()
+    _nginx_file(tmp_path, "old", b"Cache-Control: max-age=3600\r\nDate: " + date)
+    _nginx_file(tmp_path, "private", b"Cache-Control: private\r\nDate: " + date)
+
+    found = prove_caches(caches, http_caches=[NginxFolder(tmp_path)])
+
+    assert [it.where for it in found.remains] == ["private"]
+
+
+def test_http_directives_are_whole_words(site, tmp_path):
+    """An extension whose name ends as a directive forbids no storing; a tab stands for a blank."""
+    folder = tmp_path / "nginx"
+    _nginx_file(folder, "extension", b"Cache-Control: max-age=60, x-private=1")
+    _nginx_file(folder, "private", b"Cache-Control:\tmax-age=60,\tPRIVATE")
+
+    found = site.prove(http_caches=[NginxFolder(folder, purge_bound_s=30.0)])
+
+    assert [it.where for it in found.remains] == ["private"]
 
 
 def test_cache_without_a_log_is_proven_by_its_own_erasures(keys, tmp_path):

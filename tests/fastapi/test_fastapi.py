@@ -202,6 +202,7 @@ async def test_errors_become_responses(loop, error, status, retry_after):
         reply = await client.post("/", json={"x": 1})
 
     assert (reply.status_code, reply.headers.get("retry-after")) == (status, retry_after)
+    assert reply.headers["cache-control"] == "no-store"
     assert reply.json() == {"detail": str(error)}
 
 
@@ -765,6 +766,38 @@ async def test_a_cancellation_is_none_of_the_client(loop):
             await running
 
     assert isinstance(seen[0], asyncio.CancelledError)
+
+
+async def test_a_client_that_goes_away_cancels_its_request_once(loop):
+    """Also where the handler itself listens for the client, as responses that stream do."""
+    backend, stack = make_stack(loop, HANG)
+    app = FastAPI()
+    add_stacks(app, stack)
+    ended = []
+
+    @app.post("/")
+    async def answer(request: fastapi.Request, service: Annotated[BoundService, Depends(bind(stack))]):
+        await request.body()
+        listening = asyncio.create_task(request.receive())
+        try:
+            await service(1.0)
+        except ClientDisconnect as error:
+            ended.append(error)
+        await listening
+        ended.append(asyncio.current_task().cancelling())
+
+    async with app.router.lifespan_context(app):
+        talk = Conversation(app)
+        running = asyncio.ensure_future(talk.run())
+        await until(lambda: backend.running)
+        await asyncio.sleep(0.1)  # both listen
+        talk.leave()
+        talk.leave()
+        await asyncio.gather(running, return_exceptions=True)
+
+    assert len(ended) == 2
+    assert isinstance(ended[0], ClientDisconnect)
+    assert ended[1] == 0
 
 
 async def test_nothing_listens_after_the_response(loop):

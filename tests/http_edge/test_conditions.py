@@ -157,6 +157,15 @@ def test_what_is_sent():
     assert headers == FULL  # the caller's own is another
 
 
+def test_the_length_of_a_head_is_that_of_its_get():
+    """A framework gives an empty body the length 0, which a HEAD must not say of a longer one (RFC 9110 §8.6)."""
+    assert answer_conditional("HEAD", {}, {"etag": '"a"'}, b"hi") == (200, {"etag": '"a"', "content-length": "2"}, b"")
+    assert answer_conditional("HEAD", {}, {"etag": '"a"'}) == (200, {"etag": '"a"'}, b"")
+    chunked = {"transfer-encoding": "chunked"}
+    assert answer_conditional("HEAD", {}, chunked, b"hi") == (200, chunked, b"")
+    assert answer_conditional("HEAD", {"if-none-match": "*"}, {}, b"hi") == (304, {}, b"")
+
+
 def test_headers_as_asgi_has_them_and_in_any_case():
     assert status([(b"host", b"x"), (b"IF-none-match", b'"b"'), (b"if-none-match", b'W/"a"')]) == 304
     assert status([("If-None-Match", '"b"'), ("If-None-Match", '"c"')]) == 200

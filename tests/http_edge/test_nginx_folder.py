@@ -311,6 +311,25 @@ def test_a_copy_expires_and_is_confirmed_or_replaced(origin, ask, path):
     assert ask(path).body == b"two"
 
 
+@pytest.mark.parametrize(
+    ("vary", "state", "said"),
+    [((), "REVALIDATED", "max-age=1, "), (("cookie",), "MISS", "private, max-age=1, ")],
+    ids=["one", "apart"],
+)
+def test_what_is_private_for_some_has_to_vary_by_what_makes_it_so(vary, state, said, origin, ask, path):
+    """nginx takes a private 304 as a confirmation of the copy that it has for all."""
+
+    def answer(method, headers):
+        scripted = Scripted(fresh_s=1, vary=vary)
+        scripted.more = {"authorized": "cookie" in headers}
+        return scripted(method, headers)
+
+    origin.answers[path] = answer
+    ask(path)
+    got = until(lambda got: got.cache != "HIT", lambda: ask(path, cookie="a=1"))
+    assert (got.cache, got.headers["cache-control"]) == (state, f"{said}must-revalidate")
+
+
 def test_a_stale_copy_is_given_while_the_origin_is_asked(origin, ask, path):
     origin.answers[path] = answer = Scripted(fresh_s=1, stale_while_revalidate_s=30)
     ask(path)

@@ -49,6 +49,33 @@ def test_rows_are_requests_of_their_own(scripted, ask_app, body_of):
     assert sum(len(batch.rows) for batch in backend.batches) == 3
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v2", 200),
+        ("GET", "/v2/models/m", 200),
+        ("GET", "/v2/models/m/config", 200),
+        ("GET", "/v2/models/m/stats", 200),
+        ("GET", "/v2/models/stats", 200),
+        ("GET", "/v2/models/m/ready", 200),
+        ("GET", "/v2/models/other", 404),
+        ("DELETE", "/v2", 405),
+        ("POST", INFER, 400),
+    ],
+)
+def test_no_cache_stores_what_changes_or_failed(scripted, ask_app, method, path, status):
+    """A cache may store a 200, 404 or 405 that says nothing for as long as it likes (RFC 9110 §15.1)."""
+    _, _, app = scripted()
+
+    async def scenario():
+        async with app:
+            return await ask_app(app, method, path, b"x" if method == "POST" else b"")
+
+    reply = asyncio.run(scenario())
+
+    assert (reply.status, reply.headers["cache-control"]) == (status, "no-store")
+
+
 @pytest.mark.parametrize("cut", [None, 7, 100])
 def test_binary_tensors_pass_both_ways_in_any_pieces(scripted, ask_app, cut):
     _, _, app = scripted()
@@ -400,6 +427,25 @@ def test_a_stack_that_runs_already_is_left_running(scripted):
             return stack.ready
 
     assert asyncio.run(scenario())
+
+
+def test_a_stack_that_still_stops_is_an_error_at_the_start(scripted):
+    """A server that came up with it would never be ready, and would not say why."""
+
+    async def scenario():
+        _, stack, app = scripted(HANG)
+        await stack.start()
+        asking = asyncio.create_task(stack(1.0))
+        await asyncio.sleep(0)
+        stopping = asyncio.create_task(stack.stop(timeout_s=None))
+        await asyncio.sleep(0)
+        with pytest.raises(RuntimeError, match="stopping"):
+            async with app:
+                raise AssertionError
+        asking.cancel()
+        await stopping
+
+    asyncio.run(scenario())
 
 
 def test_a_model_is_described_as_its_backend_says(affine_stack, ask_app):

@@ -30,6 +30,17 @@ def test_an_error_without_a_text_is_internal():
     assert describe_failure(Unprintable())[:2] == (500, "INTERNAL")
 
 
+def test_a_text_that_cannot_be_shown_or_sent_hides_no_status():
+    class Unprintable(si.InvalidInput):
+        def __str__(self):
+            raise ZeroDivisionError
+
+    assert describe_failure(Unprintable())[:3] == (
+        400, "INVALID_ARGUMENT", "its message cannot be shown (ZeroDivisionError)",
+    )  # fmt: skip
+    assert describe_failure(si.InvalidInput("no file \udcff")).text == "no file ?"  # as `os.fsdecode` gives names
+
+
 def test_every_error_has_a_status():
     assert [
         describe_failure(error)[:2]

@@ -134,6 +134,14 @@ def test_a_long_name_does_not_hide_the_status(scripted, serve_grpc, name):
     assert error.details().endswith("' is not found")
 
 
+def test_a_text_that_no_message_can_hold_leaves_no_call_without_an_answer(scripted, serve_grpc):
+    model = scripted(then=lambda batch: [si.InvalidInput("no file \udcff") for _ in batch.rows])
+
+    error = ask(model, serve_grpc, lambda channel: raw_infer(channel, call_of().SerializeToString(), timeout=20.0))
+
+    assert (error.code(), error.details()) == (grpc.StatusCode.INVALID_ARGUMENT, "no file ?")
+
+
 def test_shared_memory_is_not_offered(scripted, serve_grpc):
     call = call_of()
     call.inputs[0].parameters["shared_memory_region"].string_param = "region"

@@ -133,6 +133,51 @@ def test_streams_that_the_stack_left_behind_are_counted_as_closed():
     session.close()
 
 
+def test_a_loop_is_left_after_its_stack_was_started_again():
+    """Its stream ended with the event loop of the first start; the session serves on the next one."""
+    infer = stack_of().blocking()
+    with infer:
+        session = BlockingStreamSession(infer)
+        results = session(itertools.repeat(1.0))
+        next(results)
+    with infer:
+        results.close()
+        assert [float(result.outputs) for result in session([2.0])] == [3.0]
+        statistics = session.statistics()
+        assert (statistics.open_streams, statistics.ended_streams) == (0, 2)
+        assert add_up(statistics)
+        session.close()
+
+
+@pytest.mark.parametrize("is_added", [False, True], ids=["called", "added"])
+def test_a_loop_ends_where_its_stack_was_started_again(is_added):
+    """Results that were not taken count as closed, and the consumer learns that more of them were to come."""
+    second = threading.Event()
+
+    def double(x):
+        if x[0] == 1.0:
+            second.set()
+        return x * 2
+
+    infer = stack_of(double).blocking()
+    with infer:
+        session = BlockingStreamSession(infer)
+        if is_added:
+            session.add([0.0, 1.0, 2.0])
+        results = iter(session) if is_added else session([0.0, 1.0, 2.0])
+        assert next(results).number == 0
+        assert second.wait(60)
+    with infer:
+        with pytest.raises(si.Closed, match="stopped, and started again"):
+            next(results)
+        statistics = session.statistics()
+        assert (statistics.delivered, set(statistics.dropped)) == (1, {"closed"})
+        assert add_up(statistics)
+        with pytest.raises(RuntimeError, match="no results of its own"):
+            next(iter(session))
+        session.close()
+
+
 def test_a_session_needs_a_blocking_stack():
     with pytest.raises(TypeError, match="infer: expected a BlockingStack"):
         BlockingStreamSession(stack_of())

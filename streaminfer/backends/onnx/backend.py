@@ -241,8 +241,7 @@ class OnnxBackend(Node):
             before = self._serving.model
             if not before.is_loaded:
                 model = await call_apart(f"load of OnnxBackend({before.name})", self._prepare, self._source)
-                is_same = model.fingerprint is not None and model.fingerprint == before.fingerprint
-                self._serving.replace(model, is_same=is_same)
+                self._serving.replace(model, is_same=model.is_same_as(before))
 
     async def unload(self) -> None:
         """Let the sessions go, and with them the model's memory; batches fail until :meth:`load`.

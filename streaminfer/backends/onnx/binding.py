@@ -276,20 +276,25 @@ class _Slot:
     def run(self, feed: Mapping[str, Any], options: Any, whole: frozenset[str] = frozenset()) -> list[Any]:
         for name, host in self._hosts.items():
             self._feed(name, host, feed[name], reuses=not whole)
-        if self._outputs is None or whole:
-            for name in self._names:
-                self._binding.bind_output(name, *self._device)
-        self.run_bound(options)
         if whole:
-            made = zip(self._names, self._binding.get_outputs(), strict=True)
-            outputs = [DeviceArray(value) if name in whole else value.numpy() for name, value in made]
-            self._bind_outputs()
-            return outputs
+            return self._run_whole(options, whole)
+        if self._outputs is None:
+            self._bind_new_outputs()
+        self.run_bound(options)
         if self._outputs is None:
             copies: list[Array] = self._binding.copy_outputs_to_cpu()
             return copies
         # what is on a device is copied to the host by numpy()
         return [value.numpy() if memory is None else memory.copy() for value, memory in self._outputs]
+
+    def _run_whole(self, options: Any, whole: frozenset[str]) -> list[Any]:
+        self._bind_new_outputs()
+        try:
+            self.run_bound(options)
+            made = zip(self._names, self._binding.get_outputs(), strict=True)
+            return [DeviceArray(value) if name in whole else value.numpy() for name, value in made]
+        finally:  # also where it failed: the next run reads its outputs from the slot's memory
+            self._bind_outputs()
 
     def _feed(self, name: str, host: Array, value: Any, *, reuses: bool) -> None:
         own = self._inputs[name]
@@ -303,6 +308,10 @@ class _Slot:
         if name in self._foreign:
             self._binding.bind_ortvalue_input(name, own)
             self._foreign.discard(name)
+
+    def _bind_new_outputs(self) -> None:
+        for name in self._names:
+            self._binding.bind_output(name, *self._device)
 
     def _bind_outputs(self) -> None:
         for name, (value, _) in zip(self._names, self._outputs or (), strict=self._outputs is not None):

@@ -63,6 +63,10 @@ class LoadedModel:
     number: int = 0
     is_loaded: bool = True
 
+    def is_same_as(self, other: "LoadedModel") -> bool:
+        """Return whether both are known to be one model that was loaded twice."""
+        return self.fingerprint is not None and self.fingerprint == other.fingerprint
+
     def check_replaceable_by(self, other: "LoadedModel") -> None:
         """Check that callers can send the other model what they send this one, and get what they get from it.
 
@@ -113,7 +117,7 @@ class Serving:
             check: raises where it is wanted no more; called between the batches.
 
         Raises:
-            BackendError: it fails on one that the present model can run.
+            BackendError: it fails on one that the present model can run, or on any where another one is not in memory.
         """
         # a copy is one step of the interpreter: the threads note further shapes meanwhile
         shapes = dict.fromkeys(each for worker in self.model.workers for each in tuple(worker.shapes))
@@ -125,13 +129,16 @@ class Serving:
                 try:
                     worker.try_out(inputs)
                 except BackendError:
-                    if self._runs(inputs):
+                    if self._is_fault_of(model, inputs):
                         raise
 
-    def _runs(self, inputs: Mapping[str, npt.NDArray[Any]]) -> bool:
-        """Whether the present model takes zeros at all: some models do not."""
+    def _is_fault_of(self, model: LoadedModel, inputs: Mapping[str, npt.NDArray[Any]]) -> bool:
+        """Return whether the present model takes zeros on which another one failed: some models do not."""
+        present = self.model
+        if not present.is_loaded:  # of another model it is not known what this one took
+            return not model.is_same_as(present)
         try:
-            self.model.workers[0].renew().try_out(inputs)
+            present.workers[0].renew().try_out(inputs)
         except BackendError:
             return False
         return True
@@ -141,10 +148,9 @@ class Serving:
         self.model = attrs.evolve(model, number=self.model.number + (not is_same))
 
     def unload(self) -> None:
-        """Let the sessions of the model go."""
-        for worker in self.model.workers:
-            worker.unload()
-        self.model = attrs.evolve(self.model, is_loaded=False)
+        """Let the sessions of the model go, each behind the batch that runs on it."""
+        workers = [worker.without_session() for worker in self.model.workers]
+        self.model = attrs.evolve(self.model, workers=workers, is_loaded=False)
 
     def forget(self) -> None:
         """In a forked process: no turn of the parent ends here."""

@@ -86,9 +86,9 @@ class SessionWorker:
         if self._bound is not None:
             self._bound.record_again(self._new_options)
 
-    def unload(self) -> None:
-        """Let the session go; what it has run is remembered."""
-        self._session = self._bound = None
+    def without_session(self) -> "SessionWorker":
+        """Return the same without a session, which a batch that runs keeps; what it has run is remembered."""
+        return attrs.evolve(self, session=None, bound=None)
 
     def try_out(self, inputs: Arrays) -> None:
         """Run a batch, and cut what it returns, for nothing but whether that works.

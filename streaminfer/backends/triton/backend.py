@@ -24,8 +24,8 @@ from streaminfer.backends.statistics import BackendRecorder
 from streaminfer.backends.triton.endpoint import Protocol, Tls, find_endpoint
 from streaminfer.backends.triton.lifecycle import SessionLifecycle
 from streaminfer.backends.triton.model import ModelDescription, Server
-from streaminfer.backends.triton.request_splitter import RequestSplitter
 from streaminfer.backends.triton.server_statistics import ServerStatistics, TritonStatistics
+from streaminfer.backends.triton.session import Session
 from streaminfer.backends.triton.settings import Settings
 from streaminfer.backends.triton.transport.headers import Headers, HeadersLike
 from streaminfer.protocols import Capabilities, Clock, ExampleInputs, ModelTensors, Node, Residency
@@ -197,10 +197,6 @@ class TritonBackend(StackClock, Node):
             return None
         return description.instances
 
-    @property
-    def _splitter(self) -> RequestSplitter | None:
-        return self._lifecycle.splitter
-
     def capabilities(self) -> Capabilities:
         """What a batcher, caches and the `Stack` need to know of the model, as far as the server has said it."""
         residency = None
@@ -244,7 +240,7 @@ class TritonBackend(StackClock, Node):
 
     def example_inputs(self) -> ExampleInputs | None:
         """Return ``example`` or zeros; ``None`` before the start, or if batches change a state."""
-        splitter = self._splitter
+        splitter = self._lifecycle.splitter
         if splitter is None or splitter.session.model.sequence or splitter.session.model.decoupled:
             return None
         if self._example is not None:
@@ -395,10 +391,8 @@ class TritonBackend(StackClock, Node):
         where = f"{self.model} on {self.address}"
         return {f"{part}, {where}": mean_s for part, mean_s in self.statistics().parts().items()}
 
-    def _update_description(self) -> None:
-        """Publish the session's description of the model."""
-        assert self._splitter is not None  # noqa: S101 - it runs
-        session = self._splitter.session
+    def _update_description(self, session: Session) -> None:
+        """Publish a session's description of the model, also of one that a stop drains."""
         self.server = session.server
         description = self.description = session.model
         self._set_version(description.version)

@@ -81,9 +81,12 @@ class Tls:
             ValueError: its content is not what it should be.
         """
         ca = self.read("ca")
+        # bundles have comments in other letters, which the standard library does not take; without any text it would
+        # trust the system's authorities
+        text = None if ca is None else ca.decode("ascii", "ignore") or "\n"
         try:
-            context = ssl.create_default_context(cadata=None if ca is None else ca.decode("ascii"))
-        except (ssl.SSLError, UnicodeDecodeError) as error:
+            context = ssl.create_default_context(cadata=text)
+        except ssl.SSLError as error:
             raise ValueError(f"tls.ca: expected certificates in PEM, got something else: {error}") from error
         certificate, key = self.read("certificate"), self.read("key")
         if certificate is not None and key is not None:

@@ -36,6 +36,7 @@ __all__ = [
     "from_status",
     "is_not_loaded",
     "of_http_status",
+    "outgrown",
     "retry_after",
     "too_large",
     "without_input",
@@ -43,6 +44,7 @@ __all__ = [
 
 _FULL = ("exceeds maximum queue size", "queue full", "too many pending requests")
 _TOO_LARGE = ("larger than max", "too large")
+_OUTGROWN = ("shared memory size specified with the request for output", "bytes of shared memory, got")
 _EXPIRED = ("request timeout expired", "timeout expired")
 _PERMANENT = frozenset(("UNIMPLEMENTED", "UNAUTHENTICATED", "PERMISSION_DENIED"))
 _HTTP = {
@@ -113,6 +115,11 @@ def retry_after(said: str | None, *, seconds: float = 1.0) -> float | None:
 def too_large(failure: ServerError) -> bool:
     """Return whether the message is too large for the server: fewer rows may pass."""
     return failure.status == "RESOURCE_EXHAUSTED" and any(words in failure.text.lower() for words in _TOO_LARGE)
+
+
+def outgrown(failure: ServerError) -> bool:
+    """Return whether an output is not as the model's description says: there is no room in shared memory for it."""
+    return failure.status == "INTERNAL" and any(words in failure.text.lower() for words in _OUTGROWN)
 
 
 def is_not_loaded(failure: ServerError) -> bool:

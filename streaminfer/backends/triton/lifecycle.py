@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
-from streaminfer._runtime.stopping import seconds_left, until_limit
+from streaminfer._runtime.stopping import seconds_left, stop_together, until_limit
 from streaminfer.backends.triton.errors import ModelNotReady
 from streaminfer.backends.triton.repository.model_control import ModelControl
 from streaminfer.backends.triton.request_splitter import RequestSplitter
@@ -21,14 +21,14 @@ class SessionLifecycle:
 
     Args:
         settings: of the backend.
-        changed: called when the model's description is known, and when it changes.
+        changed: called with the session when the model's description is known, and when it changes.
 
     Attributes:
         reader: of the server's statistics.
         splitter: sends the requests; ``None``: there is no session.
     """
 
-    def __init__(self, settings: Settings, changed: Callable[[], None]) -> None:
+    def __init__(self, settings: Settings, changed: Callable[[Session], None]) -> None:
         self._settings = settings
         self._changed = changed
         self._is_opening = self._is_started = False
@@ -73,8 +73,7 @@ class SessionLifecycle:
         session = splitter.session
         self.splitter = None
         try:
-            await self._control.stop()
-            await self.reader.stop()
+            await stop_together([self.reader.stop(), self._control.stop()])
             if drain:
                 with contextlib.suppress(TimeoutError):
                     left_s = seconds_left(self._settings.timeout_s)
@@ -135,7 +134,7 @@ class SessionLifecycle:
         finally:
             self._is_opening = False
         self.splitter = RequestSplitter(session, self._settings, self._control.restore)
-        self._changed()
+        self._changed(session)
         self.reader.start(self.splitter, self._settings.statistics_every_s)
 
     async def _describe(self, is_new: bool) -> None:

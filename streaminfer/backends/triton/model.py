@@ -281,8 +281,10 @@ async def _unknown(
             for one in await transport.index(settings.timeout_s):
                 state = str(one.get("state", ""))
                 number = str(one.get("version", ""))
-                if one.get("name") == model and state != "READY" and (not version or number in {version, ""}):
+                if one.get("name") == model and (not version or number in {version, ""}):
                     said = f"{state} {one.get('reason', '')}".rstrip() if state else "the server has not loaded it"
+                    if state == "READY":
+                        said = f"it was loaded only after this: {failure.text}"
                     return ModelNotReady(f"model {model!r} is not ready: {said}")
                 if state == "READY":
                     known.append(f"{one.get('name')!r} {number}")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from streaminfer.backends.signature import zeros
-from streaminfer.backends.triton.errors import ServerError, from_status, is_not_loaded, too_large
+from streaminfer.backends.triton.errors import ServerError, from_status, is_not_loaded, outgrown, too_large
 from streaminfer.backends.triton.sequences import NotSent, SequenceLost, Sequences
 from streaminfer.backends.triton.session import Session
 from streaminfer.backends.triton.settings import Settings
@@ -221,6 +221,7 @@ class RequestSplitter:
                     raise error from error.__cause__
                 except InvalidInput as unsendable:
                     raise NotSent(unsendable) from unsendable.__cause__
+                stream.seen_ns = self._settings.clock()
         except TimeoutError as error:
             if isinstance(error, DeadlineExceeded):
                 raise
@@ -232,7 +233,8 @@ class RequestSplitter:
     ) -> StreamInferError:
         """Return the error for callers; it does not blame them if the model was replaced.
 
-        In that case the model's description is read again, and later requests are validated by it.
+        In that case, and if an output had no room in shared memory, the model's description is read again, and later
+        requests follow it.
 
         Args:
             failure: of the server.
@@ -243,6 +245,8 @@ class RequestSplitter:
         if is_not_loaded(failure):
             self._model_lost()
         error = from_status(failure, what)
+        if outgrown(failure):
+            await self.session.refresh_model(changes)
         if not isinstance(error, InvalidInput) or not any(words in failure.text.lower() for words in _MODEL_REPLACED):
             return error
         try:

@@ -59,6 +59,8 @@ class Stream:
         correlation: the sequence's id.
         started: the server knows the sequence.
         losses: how many sequences were lost.
+        in_flight: steps that wait or run.
+        seen_ns: when the server has seen it last, at the latest.
     """
 
     def __init__(self, correlation: int | str) -> None:
@@ -88,16 +90,26 @@ class Sequences:
     def __init__(
         self, kind: str, idle_s: float, max_streams: int, tell_lost: Callable[[int | str], None] = lambda _: None
     ) -> None:
-        self._bits = _BITS.get(kind, 62)
-        self._text = kind == "TYPE_STRING"
-        self._next = secrets.randbits(self._bits)
-        self._idle_ns = round(idle_s * 1e9)
+        self._kind = ""
+        self._bits = self._next = self._idle_ns = 0
+        self.follow(kind, idle_s)
         self._max = max_streams
         self._tell_lost = tell_lost
         self._streams: dict[Hashable, Stream] = {}
 
     def __len__(self) -> int:
         return len(self._streams)
+
+    def follow(self, kind: str, idle_s: float) -> None:
+        """Take over what a new description of the model says; the arguments are those of the constructor.
+
+        Streams keep their ids, so that the server says which of them it has forgotten.
+        """
+        self._idle_ns = round(idle_s * 1e9)
+        if kind != self._kind:
+            self._kind = kind
+            self._bits = _BITS.get(kind, 62)
+            self._next = secrets.randbits(self._bits)
 
     def knows(self, stream_id: Hashable) -> bool:
         """Return whether a stream has a sequence, or a step in flight."""
@@ -138,7 +150,7 @@ class Sequences:
                     stream.correlation = self._new_id()
         finally:
             stream.in_flight -= 1
-            stream.seen_ns = now_ns
+            stream.seen_ns = max(stream.seen_ns, now_ns)
             if not stream.in_flight and not stream.started:  # there is nothing to remember
                 self._streams.pop(stream_id, None)
 
@@ -185,7 +197,7 @@ class Sequences:
 
     def _new_id(self) -> int | str:
         self._next = self._next % (1 << self._bits) + 1  # never 0, which means none
-        return f"streaminfer-{self._next:x}" if self._text else self._next
+        return f"streaminfer-{self._next:x}" if self._kind == "TYPE_STRING" else self._next
 
 
 class LostSequences:

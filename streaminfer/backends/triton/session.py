@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from streaminfer.backends.signature import TEXT, TensorSpec, zeros
 from streaminfer.backends.triton.decode import decode_rows
-from streaminfer.backends.triton.dtypes import is_text
+from streaminfer.backends.triton.dtypes import dtype_of, is_text
 from streaminfer.backends.triton.errors import ServerError, explained
 from streaminfer.backends.triton.messages import InferRequest, InferResponse, SharedMemoryRef, Tensor, Transport
 from streaminfer.backends.triton.model import ModelDescription, Server, describe_model, describe_server, latest_version
@@ -27,7 +27,7 @@ from streaminfer.backends.triton.request_validation import RequestValidator
 from streaminfer.backends.triton.sequences import LostSequences, Sequences
 from streaminfer.backends.triton.settings import Settings
 from streaminfer.backends.triton.shared_memory import RegionPool
-from streaminfer.errors import BackendError, InvalidInput, StreamInferError
+from streaminfer.errors import InvalidInput, StreamInferError
 
 __all__ = ["CallCounts", "Session"]
 
@@ -84,7 +84,7 @@ class Session:
         server: its description.
         model: the model's description.
         settings: of the backend.
-        changed: called when the model's description changes.
+        changed: called with this session when the model's description changes.
         counts: of its calls.
 
     Attributes:
@@ -103,7 +103,7 @@ class Session:
         server: Server,
         model: ModelDescription,
         settings: Settings,
-        changed: Callable[[], None],
+        changed: Callable[["Session"], None],
         counts: CallCounts,
     ) -> None:
         self.loop = asyncio.get_running_loop()
@@ -114,7 +114,6 @@ class Session:
         self._changed = changed
         self._describing = asyncio.Lock()
         self._earlier: dict[str, ModelDescription] = {}
-        self._sequence_settings: tuple[str, float] | None = None
         self.sequences: Sequences | None = None
         self._lost: LostSequences | None = None
         self.changes = 0
@@ -128,7 +127,7 @@ class Session:
         self._set_model(model)  # last: it may make a task
 
     @classmethod
-    async def open(cls, settings: Settings, changed: Callable[[], None], counts: CallCounts) -> Self:
+    async def open(cls, settings: Settings, changed: Callable[["Session"], None], counts: CallCounts) -> Self:
         """Return a session for a model whose description it reads from the server; close all of it on a failure.
 
         The arguments are those of the constructor.
@@ -223,7 +222,7 @@ class Session:
             self._earlier.pop(model.version, None)
             self._set_model(model)
             self.changes += 1
-            self._changed()
+            self._changed(self)
 
     async def check_version(self) -> None:
         """Read which version the server chooses now, for callers whose requests a cache serves.
@@ -240,20 +239,21 @@ class Session:
             await self.refresh_model(changes)
 
     def _set_model(self, model: ModelDescription) -> None:
-        """Use a description; streams keep their sequences if the model still has sequences of this kind."""
+        """Use a description; streams keep their sequences if the model still has sequences."""
         self.model = model
         self.validator = RequestValidator(model, self._settings.non_finite)
         self._text = frozenset(spec.name for spec in model.inputs if spec.dtype == TEXT)
         self._inputs = {spec.name: spec for spec in model.inputs}
-        self._outputs = {spec.name: spec for spec in model.outputs}
-        settings = (model.correlation, model.sequence_idle_s) if model.sequence else None
-        if settings is None:
+        if not model.sequence:
             self.sequences = None
-        elif self.sequences is None or settings != self._sequence_settings:
+        elif self.sequences is not None:
+            self.sequences.follow(model.correlation, model.sequence_idle_s)
+        else:
             if self._lost is None:
                 self._lost = LostSequences(self._end_sequence)
-            self.sequences = Sequences(*settings, self._settings.max_streams, self._lost.add)
-        self._sequence_settings = settings
+            self.sequences = Sequences(
+                model.correlation, model.sequence_idle_s, self._settings.max_streams, self._lost.add
+            )
 
     def call(self, arrays: Arrays, parameters: Parameters) -> InferRequest:
         """Return the request for arrays without shared memory."""
@@ -323,9 +323,13 @@ class Session:
         The time in which the server maps memory counts as the request's.
         """
         end_s = self.loop.time() + timeout_s
-        model, outputs_of = self.model, self._outputs
-        arrays = {tensor.name: tensor.content for tensor in call.inputs if tensor.name not in self._text}
-        sizes = {spec.name: size for spec in model.outputs if (size := _size_of(spec, rows)) is not None}
+        model = self.model
+        arrays = {  # the server takes no place of zero bytes
+            tensor.name: tensor.content
+            for tensor in call.inputs
+            if tensor.name not in self._text and tensor.content.nbytes
+        }
+        sizes = {spec.name: size for spec in model.outputs if (size := _size_of(spec, rows))}
         needed = required_bytes([*(array.nbytes for array in arrays.values()), *sizes.values()])
         region = None
         if needed:
@@ -357,23 +361,12 @@ class Session:
                 response = await self.transport.infer(call, end_s - self.loop.time())
             completed = True
             outputs = {
-                name: self._read_shared(region, room[name], outputs_of[name], tensor) if name in room else tensor
+                name: _read_shared(region, room[name], tensor) if name in room else tensor
                 for name, tensor in response.outputs.items()
             }
         finally:
             pool.release(region, completed=completed)
         return response._replace(outputs=outputs)
-
-    def _read_shared(self, region: Region, place: tuple[int, int], spec: TensorSpec, tensor: Tensor) -> Tensor:
-        """Return an output with its content from shared memory; the server does not send where it is."""
-        offset, size = place
-        dtype = spec.dtype
-        if dtype is None or min(tensor.shape, default=0) < 0 or math.prod(tensor.shape) * dtype.itemsize > size:
-            raise BackendError(
-                f"model {self.model.name!r}: output {tensor.name!r}: expected at most {size} bytes of shared memory, "
-                f"got {tensor.datatype}{list(tensor.shape)}"
-            )
-        return tensor._replace(content=region.read(offset, dtype, tensor.shape))
 
     async def _register(self, name: str, key: str, byte_size: int) -> None:
         with explained("registering shared memory"):
@@ -402,8 +395,26 @@ async def _mapped_by(end_s: float) -> AsyncIterator[None]:
         raise ServerError("DEADLINE_EXCEEDED", "the server did not map shared memory in time") from error
 
 
+def _read_shared(region: Region, place: tuple[int, int], tensor: Tensor) -> Tensor:
+    """Return an output with its content from shared memory; the server does not send where it is.
+
+    Raises:
+        ServerError: it is not there, or not as large as the model's description says.
+    """
+    offset, size = place
+    dtype = dtype_of(tensor.datatype)  # as the server wrote it: another version's can differ from the description's
+    smallest = min(tensor.shape, default=0)
+    if dtype is None or dtype == TEXT or smallest < 0 or math.prod(tensor.shape) * dtype.itemsize > size:
+        raise ServerError(
+            "INTERNAL",
+            f"output {tensor.name!r}: expected at most {size} bytes of shared memory, got "
+            f"{tensor.datatype}{list(tensor.shape)}",
+        )
+    return tensor._replace(content=region.read(offset, dtype, tensor.shape))
+
+
 def _size_of(spec: TensorSpec, rows: int | None) -> int | None:
-    """Return the bytes of an output; ``None`` if they depend on the request."""
+    """Return the bytes of an output; ``None`` if they depend on the request, 0 if it never has elements."""
     sizes = [size for size in spec.row_shape if isinstance(size, int)]
     if spec.dtype is None or spec.dtype == TEXT or len(sizes) < len(spec.row_shape):
         return None

@@ -54,7 +54,7 @@ OLDEST_SERVER = (2, 50)
 
 _FOLDER = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lives on Linux; names are exclusive and unguessable
 _REST_S = 0.1  # between two rounds of calls that make the server forget regions
-_LET_GO_S = 0.1  # time for a server that has responded to let go of the memory of the request
+_LET_GO_S = 0.1  # time at the end for a server to let go of memory that requests use
 
 Register = Callable[[str, str, int], Awaitable[None]]
 """Makes a region known to the server by its name, its key and its bytes; returns once the server has mapped it."""
@@ -184,6 +184,7 @@ class RegionPool:
             # a server that was not restarted forgets the old memory first
             await self._unregister(region.name)
             memory = await self._map(region.name, region.byte_size)
+            await self._check_open(region.name)
         except BaseException:
             self._held.discard(region)
             self._retire(region)
@@ -194,24 +195,24 @@ class RegionPool:
     async def close(self) -> None:
         """Makes the server forget every region. May be repeated.
 
-        The memory of a region that a request still uses stays with the server until that ends; where the server does
-        not respond, until it ends itself or a next client starts.
+        The memory of a region that a request still uses a moment later stays with the server until a next client
+        starts, as does that of a server which does not respond.
         """
         self._closed = True
         try:
             if self._sweep is not None:
                 self._sweep.cancel()
                 await asyncio.wait([self._sweep])
-            completed = {region.name for region in self._idle}
             for region in (*self._idle, *self._held):
                 self._retire(region)
             self._idle.clear()
             self._held.clear()
             await self._sweep_once()
-            # a server responds a moment before it lets go of the memory; a silent one must not be waited for again
+            # a server responds a moment before it lets go of the memory, and works on requests that were cancelled; a
+            # silent one must not be waited for again
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LET_GO_S):
-                    while not completed.isdisjoint(name for name, _ in self._retired):
+                    while self._retired:
                         await asyncio.sleep(0.01)
                         await self._sweep_once()
         finally:
@@ -233,9 +234,7 @@ class RegionPool:
         except BaseException:
             self._retired.append((name, size))  # the server may know it all the same
             raise
-        if self._closed:
-            await self._forget(name)
-            raise Closed("RegionPool is closed")
+        await self._check_open(name)
         region = Region(name, memory)
         self._held.add(region)
         return region
@@ -264,6 +263,16 @@ class RegionPool:
             path.unlink(missing_ok=True)
         return memory
 
+    async def _check_open(self, name: str) -> None:
+        """Undo a registration that a close has outrun.
+
+        Raises:
+            Closed: closed.
+        """
+        if self._closed:
+            await self._forget(name)
+            raise Closed("RegionPool is closed")
+
     def _retire(self, region: Region) -> None:
         self._retired.append((region.name, region.byte_size))
 
@@ -281,18 +290,24 @@ class RegionPool:
         self._next_sweep_s = task.get_loop().time() + _REST_S
 
     async def _sweep_once(self) -> None:
-        """Asks the server once to forget each region that is retired by now."""
+        """Asks the server once to forget each region that is retired by now, until it does not respond."""
         for _ in range(len(self._retired)):
             name, size = self._retired[0]
-            if await self._forget(name):
+            forgotten = await self._forget(name)
+            if forgotten:
                 self._retired.popleft()
                 self._bytes -= size
             else:
                 self._retired.rotate(-1)
+            if forgotten is None:
+                return
 
-    async def _forget(self, name: str) -> bool:
+    async def _forget(self, name: str) -> bool | None:
+        """Return whether the server has forgotten a region; ``None``: it does not respond."""
         try:
             await self._unregister(name)
+        except TimeoutError:
+            return None
         except Exception:  # noqa: BLE001 - a request still uses it, or the server does not respond: it is asked again, or has gone
             return False
         return True

@@ -31,7 +31,7 @@ import struct
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -42,6 +42,7 @@ from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import LONGEST_S, check_instance, check_secret, field_check
 from streaminfer.caching.codec import CorruptRecord
 from streaminfer.caching.tiers._sqlite import HOLDS, set_hold, transaction
+from streaminfer.errors import BackendError, text_of_error
 from streaminfer.protocols import Clock
 
 __all__ = ["SEALED_HEAD", "SEALED_MARK", "Cipher", "Key", "KeyProvider", "KeyUnknown", "StoredKeys", "hashed_subject"]
@@ -58,6 +59,8 @@ _KEY_SIZE = 32
 _BUSY_S = 5.0
 _WRAPPED_SIZE = 12 + _KEY_SIZE + _TAG
 _RETIRE_EVERY = 256
+_MOST_SOUGHT = 16
+"""Of destroyed keys, copies are looked for in the file; of more, it takes less to write the file anew."""
 _SPARE_NS = 86_400 * 10**9  # for later records of a subject: writing for each would cost a flush of the disk
 _FOR_GOOD = 2**63 - 1
 _SCHEMA = f"""
@@ -150,7 +153,7 @@ class Cipher:
         Returns:
             The sealed record, 52 bytes longer.
         """
-        key = self._keys.current(subject, lasts_s)
+        key: Key = self._ask(self._keys.current, subject, lasts_s)
         nonce = os.urandom(12)
         header = _HEADER.pack(_MAGIC, _VERSION, key.id, nonce)
         sealed: bytes = self._aes(key.secret).encrypt(nonce, data, header + name)
@@ -169,6 +172,7 @@ class Cipher:
         Raises:
             KeyUnknown: its key was destroyed, or is not the provider's.
             CorruptRecord: altered, cut short, moved from another name, or never a sealed record.
+            BackendError: the provider failed, here as in the other methods.
         """
         from cryptography.exceptions import InvalidTag  # noqa: PLC0415 - an optional dependency
 
@@ -177,7 +181,7 @@ class Cipher:
         _, _, key_id, nonce = _HEADER.unpack_from(sealed)
         if not sealed.startswith(SEALED_MARK):
             raise CorruptRecord(f"not a sealed record of version {_VERSION}")
-        key = self._keys.find(key_id)
+        key: Key | None = self._ask(self._keys.find, key_id)
         if key is None:
             raise KeyUnknown("its key was destroyed, or is not the provider's")
         header = bytes(sealed[: _HEADER.size])
@@ -202,11 +206,19 @@ class Cipher:
         if len(sealed) < _HEADER.size or not sealed.startswith(SEALED_MARK):
             return None
         _, _, key_id, nonce = _HEADER.unpack_from(sealed)
-        key = self._keys.find(key_id)
+        key: Key | None = self._ask(self._keys.find, key_id)
         if key is None:
             return None
         begun: bytes = Stream(algorithms.AES(key.secret), modes.GCM(nonce)).decryptor().update(sealed[_HEADER.size :])
         return begun
+
+    @staticmethod
+    def _ask(method: Callable[..., Any], *args: Any) -> Any:
+        """Call the provider: what it raises is a failure of the keys, and tells nothing of the tier's own medium."""
+        try:
+            return method(*args)
+        except Exception as error:
+            raise BackendError(f"the keys failed: {text_of_error(error)}") from error
 
     def blind(self, text: bytes) -> bytes:
         """Return a name that tells nothing: HMAC-SHA-256 of the text with the index secret, 32 bytes."""
@@ -361,7 +373,9 @@ class StoredKeys:
             wrapped = [row[0] for row in self._db.execute(f"SELECT wrapped FROM keys WHERE {where}", values)]  # noqa: S608 - literals
             destroyed = self._db.execute(f"DELETE FROM keys WHERE {where}", values).rowcount  # noqa: S608 - the same
         with self._lock:
-            if wrapped and not self._unscrubbed:
+            if len(wrapped) > _MOST_SOUGHT:
+                self._unscrubbed = True
+            elif wrapped and not self._unscrubbed:
                 raw = self._raw()
                 self._unscrubbed = any(part in raw for row in wrapped for part in (row[12:28], row[28:44]))
             if self._unscrubbed:

@@ -102,7 +102,7 @@ def probe(source: str | Path, *, kind: str = "camera", seconds: float | None = N
     Raises:
         MissingExtra: PyAV is not installed.
         OSError: it cannot be opened or read.
-        ValueError: it has no stream of this kind.
+        ValueError: FFmpeg finds invalid data, or no stream of this kind.
         InvalidInput: it has no frame, or pictures of less than 16 pixels a side.
     """
     av = require("av", extra="media", purpose="probe")

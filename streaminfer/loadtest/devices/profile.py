@@ -23,7 +23,9 @@ VideoCodec = Literal["h264", "vp8", "vp9", "mjpeg", "raw"]
 AudioCodec = Literal["opus", "aac", "pcm"]
 OPUS_RATES = (8_000, 12_000, 16_000, 24_000, 48_000)
 OPUS_FRAMES_S = (0.0025, 0.005, 0.01, 0.02, 0.04, 0.06)
+AAC_RATES = (7_350, 8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 64_000, 88_200, 96_000)
 AAC_FRAME = 1_024
+_RATES = {"opus": OPUS_RATES, "aac": AAC_RATES}
 
 
 def _number(what: str, least: float, most: float, default: Any = attrs.NOTHING, *, optional: bool = False) -> Any:
@@ -120,11 +122,11 @@ class MicrophoneProfile:
     delivery: Delivery = attrs.field(factory=Delivery, validator=_check_delivery)
 
     def __attrs_post_init__(self) -> None:
-        if self.codec == "opus":
-            if self.sample_rate not in OPUS_RATES:
-                raise ValueError(expected("sample_rate", f"one of {OPUS_RATES} for 'opus'", self.sample_rate))
-            if self.frame_s not in OPUS_FRAMES_S:
-                raise ValueError(expected("frame_s", f"one of {OPUS_FRAMES_S} for 'opus'", self.frame_s))
+        rates = _RATES.get(self.codec)
+        if rates is not None and self.sample_rate not in rates:
+            raise ValueError(expected("sample_rate", f"one of {rates} for {self.codec!r}", self.sample_rate))
+        if self.codec == "opus" and self.frame_s not in OPUS_FRAMES_S:
+            raise ValueError(expected("frame_s", f"one of {OPUS_FRAMES_S} for 'opus'", self.frame_s))
         if self.low_hz >= self.sample_rate / 2:  # FFmpeg's filter lets everything pass then
             raise ValueError(expected("low_hz", "below half of sample_rate", self.low_hz))
         if self.high_hz is not None and not self.low_hz < self.high_hz <= self.sample_rate / 2:

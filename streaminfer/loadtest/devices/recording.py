@@ -9,6 +9,7 @@ from typing import Any
 
 from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_count, check_duration, check_instance
+from streaminfer.errors import InvalidInput
 from streaminfer.loadtest.devices.codecs import codec_settings, set_up_encoder
 from streaminfer.loadtest.devices.delivery import captures
 from streaminfer.loadtest.devices.filters import compile_filters
@@ -28,7 +29,7 @@ def open_recording(av: ModuleType, source: str | Path, *, video: bool) -> tuple[
 
     Raises:
         OSError: it cannot be opened.
-        ValueError: it has no such stream.
+        ValueError: FFmpeg finds invalid data, or no such stream.
     """
     check_instance("source", source, lambda it: isinstance(it, str | Path), "the path of a recording, or its URL")
     container = av.open(str(source))
@@ -56,7 +57,7 @@ def render(
     Raises:
         MissingExtra: PyAV is not installed.
         OSError: the recording cannot be opened or read.
-        ValueError: it has no stream of the kind of the device.
+        ValueError: FFmpeg finds invalid data, or no stream of the kind of the device.
     """
     av = require("av", extra="media", purpose="a device profile")
     profile = device_profile(device)
@@ -90,7 +91,8 @@ def record(
     Raises:
         MissingExtra: PyAV is not installed.
         OSError: the recording cannot be read, or the file not be written.
-        ValueError: the recording has no stream of the kind of the device.
+        ValueError: FFmpeg finds invalid data in the recording, or no stream of the kind of the device.
+        InvalidInput: the device loses every frame; nothing is written.
     """
     av = require("av", extra="media", purpose="record")
     profile = device_profile(device)
@@ -119,4 +121,8 @@ def record(
                 packet.stream = stream
                 container.mux(packet)
             if frame is None:
-                return
+                break
+        if last_tick < 0:  # then there is no file
+            raise InvalidInput(
+                f"source: expected a recording of which device {profile.name!r} loses not all, got {source}"
+            )

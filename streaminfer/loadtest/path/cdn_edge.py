@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import tempfile
 from pathlib import Path
 from types import TracebackType
@@ -66,6 +67,7 @@ class CdnEdge:
         self._consumers = check_count("consumers", consumers)
         self.hits = self.misses = 0
         self._units: dict[str, bytes] = {}
+        self._carried = itertools.count()
         self._idle: list[Connection] = []
         self._serving: set[asyncio.Task[None]] = set()
         self._ends = contextlib.AsyncExitStack()
@@ -80,12 +82,13 @@ class CdnEdge:
             data: the unit.
 
         Raises:
-            BackendError: nginx does not give it.
+            BackendError: nginx does not give it, or the edge ends meanwhile.
             RuntimeError: the edge does not run.
         """
         if self._nginx is None:
             raise RuntimeError("the edge does not run; use `async with CdnEdge() as edge`")
-        address = f"/{quote(path)}/{number}"
+        # of this call alone: nginx would answer a repeat with the unit, or the 404, that it has stored
+        address = f"/{quote(path)}/{number}/{next(self._carried)}"
         self._units[address] = data
         received = b""
         try:
@@ -136,8 +139,10 @@ class CdnEdge:
             await asyncio.wait(self._serving)  # they end with their connections, which nginx has closed
 
     async def _get(self, address: str) -> bytes:
-        assert self._nginx is not None  # noqa: S101 - the caller has looked
-        reader, writer = self._take_idle() or await asyncio.open_connection("127.0.0.1", self._nginx.port)
+        nginx = self._nginx
+        if nginx is None:
+            raise BackendError(f"CDN edge: no valid response for {address}: the edge has ended")
+        reader, writer = self._take_idle() or await self._connect(nginx, address)
         try:
             writer.write(f"GET {address} HTTP/1.1\r\nHost: edge\r\n\r\n".encode())
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower().split("\r\n")
@@ -149,7 +154,10 @@ class CdnEdge:
         except BaseException:
             writer.close()  # a response that was not read belongs to no later request
             raise
-        self._idle.append((reader, writer))
+        if self._nginx is nginx:
+            self._idle.append((reader, writer))
+        else:
+            writer.close()
         if not head[0].startswith("http/1.1 200"):
             raise BackendError(f"CDN edge: {address}: {head[0]}")
         if fields.get("x-cache") == "hit":
@@ -157,6 +165,12 @@ class CdnEdge:
         else:
             self.misses += 1
         return body
+
+    async def _connect(self, nginx: Nginx, address: str) -> Connection:
+        try:
+            return await asyncio.open_connection("127.0.0.1", nginx.port)
+        except OSError as error:
+            raise BackendError(f"CDN edge: no valid response for {address}: {error!r}") from error
 
     def _take_idle(self) -> Connection | None:
         while self._idle:

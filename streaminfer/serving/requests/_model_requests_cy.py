@@ -15,13 +15,13 @@ from numpy import ndarray
 from streaminfer._request_cy import make_request
 from streaminfer._runtime.rows import join_rows
 from streaminfer._stack.many_calls import answer_all, default_concurrency
-from streaminfer.errors import BackendError, CircuitOpen, Closed, DeadlineExceeded, InvalidInput, Overloaded
+from streaminfer.errors import BackendError, CircuitOpen, Closed, InvalidInput, Overloaded
 from streaminfer.protocols import Capabilities, ModelTensors, adapt
 from streaminfer.request import deadline_after, time_left_s
 from streaminfer.serving.errors import RequestRejected
 from streaminfer.serving.requests._model_counters_cy import ModelCounters
 from streaminfer.serving.requests.infer_response import announced_datatypes
-from streaminfer.serving.requests.timed_answers import DEADLINE_PASSED, TimedAnswers, close_answers
+from streaminfer.serving.requests.timed_answers import TimedAnswers, close_answers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -322,27 +322,15 @@ class ModelCall:
     async def _answers(self, response: Response) -> AsyncGenerator[dict[str, npt.NDArray[Any]], None]:
         """The answers of a model that has many to one request, until its deadline."""
         model = self.model
-        answers = TimedAnswers(response, time_left_s(self._deadline_ns, model.now_ns()))
+        answers = TimedAnswers(response, self._deadline_ns, model.stack.clock)
         try:
-            while True:
-                limit = asyncio.timeout(time_left_s(self._deadline_ns, model.now_ns()))
-                try:
-                    async with limit:
-                        outputs = await anext(answers)
-                except StopAsyncIteration:
-                    break
-                except TimeoutError:
-                    if limit.expired():
-                        raise DeadlineExceeded(DEADLINE_PASSED) from None
-                    raise
-                except asyncio.CancelledError:
-                    task = asyncio.current_task()
-                    if task is None or task.cancelling():
-                        raise
-                    raise Closed(f"model {model.name!r} was stopped before its last answer") from None
+            async for outputs in answers:
                 yield model._joined([outputs])
-        except BaseException:
+        except BaseException as error:
             self._fail()
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and not task.cancelling():
+                raise Closed(f"model {model.name!r} was stopped before its last answer") from None
             raise
         else:
             model.counters.succeed([response], self._arrived_ns, model.now_ns())

@@ -1,33 +1,38 @@
-"""The answers of a service that has many to one request: they end at its deadline, also where the client does not read.
+"""The answers of a service that has many to one request: they end at its deadline, whatever is awaited then.
 
-While an answer is awaited, who awaits it limits the time. While one is sent to a client that reads slowly or not at
-all, the next is not asked for: the service would hold what it needs for it for as long as the client likes.
+While an answer is awaited, the timer cancels who awaits it. While one is sent to a client that reads slowly or not at
+all, the next is not asked for: the service would hold what it needs for it for as long as the client likes. A service
+that never waits lets no timer fire, so the clock is read too.
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Self
 
 from streaminfer._runtime.closing import AsyncClosable
 from streaminfer.errors import DeadlineExceeded
-from streaminfer.request import Response
+from streaminfer.request import Response, time_left_s
 
-__all__ = ["DEADLINE_PASSED", "TimedAnswers", "close_answers"]
-
-DEADLINE_PASSED = "the deadline passed between two answers"
+__all__ = ["TimedAnswers", "close_answers"]
 
 
 class TimedAnswers:
-    """Asynchronous iterator over answers that is closed at a deadline.
+    """Asynchronous iterator over answers that ends, and is closed, at a deadline.
 
     Args:
         response: whose outputs are the iterator.
-        left_s: seconds until the deadline; ``None``: there is none.
+        deadline_ns: of the request; ``None``: there is none.
+        clock: returns monotonic nanoseconds.
     """
 
-    def __init__(self, response: Response, left_s: float | None) -> None:
+    def __init__(self, response: Response, deadline_ns: int | None, clock: Callable[[], int]) -> None:
         self._response = response
-        self._is_awaited = self._is_over = False
+        self._deadline_ns = deadline_ns
+        self._clock = clock
+        self._is_over = False
+        self._task: asyncio.Task[Any] | None = None  # that awaits an answer
         self._closing: asyncio.Task[None] | None = None
+        left_s = time_left_s(deadline_ns, clock())
         loop = asyncio.get_running_loop()
         self._timer = None if left_s is None else loop.call_later(max(left_s, 0.0), self._end)
 
@@ -36,11 +41,19 @@ class TimedAnswers:
 
     async def __anext__(self) -> Any:
         self._check_time()
-        self._is_awaited = True
+        task = self._task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a timer could cancel nothing else
+        cancelling, outputs = task.cancelling(), None
         try:
             outputs = await anext(self._response.outputs)
+        except (asyncio.CancelledError, StopAsyncIteration) as error:
+            # a cancellation by others comes first; a service that ends when it is cancelled has not come to its end
+            if not self._is_over or (isinstance(error, asyncio.CancelledError) and task.cancelling() > cancelling + 1):
+                raise
         finally:
-            self._is_awaited = False
+            self._task = None
+            if self._is_over:
+                task.uncancel()
         self._check_time()
         return outputs
 
@@ -51,13 +64,15 @@ class TimedAnswers:
         await (self._closing or close_answers(self._response))
 
     def _check_time(self) -> None:
-        if self._is_over:
-            raise DeadlineExceeded(DEADLINE_PASSED)
+        if self._is_over or (self._deadline_ns is not None and self._clock() > self._deadline_ns):
+            raise DeadlineExceeded("the deadline passed between two answers")
 
     def _end(self) -> None:
         self._is_over = True
-        if not self._is_awaited:
+        if self._task is None:
             self._closing = asyncio.ensure_future(close_answers(self._response))
+        else:
+            self._task.cancel()
 
 
 async def close_answers(response: Response) -> None:

@@ -1,8 +1,8 @@
 """Chunks of sound of the size that a model wants, cut from packets of any size.
 
-*Design.* Samples wait in one array. A chunk is cut when it is full, and the next one starts ``hop`` samples later; what
-two chunks share stays in the array. The end of the newest packet is an instant and a position; every other sample is
-placed by counting back from it, so rounding does not add up.
+*Design.* Samples wait as they came, and become one array when a chunk is full: a long chunk of short packets is copied
+once. The next chunk starts ``hop`` samples later; what two chunks share stays. The end of the newest packet is an
+instant and a position; every other sample is placed by counting back from it, so rounding does not add up.
 
 *Invariants.* Between two discontinuities, sample ``i`` of chunk ``n`` is sample ``n * hop + i`` of the input. No
 sample is lost: `flush` pads the last ones with zeros. ``captured_ns`` never decreases.
@@ -54,8 +54,8 @@ class Chunker:
         self._chunk = chunk
         self._hop = hop
         self._rate = sample_rate
-        self._empty = empty
-        self._samples = empty
+        self._parts = [empty]
+        self._length = 0  # samples that wait
         self._seen = 0  # samples at the front that an earlier chunk had, too
         self._end = (0, 0)  # instant and position behind the newest sample
         self._last_captured_ns: int | None = None
@@ -69,27 +69,34 @@ class Chunker:
             captured_ns: instant of the last sample.
             end_media_ns: position behind the last sample.
         """
-        self._samples = np.concatenate((self._samples, samples), axis=1)
+        self._parts.append(samples)
+        self._length += samples.shape[1]
         self._end = captured_ns, end_media_ns
-        frames, start, length = [], 0, self._samples.shape[1]
-        while start + self._chunk <= length:
-            frames.append(self._cut(self._samples[:, start : start + self._chunk], length - start))
+        frames: list[Frame] = []
+        if self._length < self._chunk:
+            return frames
+        whole, start = np.concatenate(self._parts, axis=1), 0
+        while start + self._chunk <= self._length:
+            frames.append(self._cut(whole[:, start : start + self._chunk], self._length - start))
             start += self._hop
             self._seen = self._chunk - self._hop
-        self._samples = self._samples[:, start:]
+        self._keep(whole[:, start:])
         return frames
 
     def flush(self) -> list[Frame]:
         """Return the chunk of the remaining samples, padded with zeros, if there are any; the next one starts again."""
         frames = []
-        rest = self._samples.shape[1]
+        whole, rest = np.concatenate(self._parts, axis=1), self._length
         if rest > self._seen:
-            padded = np.pad(self._samples, ((0, 0), (0, self._chunk - rest)))
+            padded = np.pad(whole, ((0, 0), (0, self._chunk - rest)))
             frames.append(self._cut(padded, rest))
-        self._samples = self._empty
+        self._keep(whole[:, :0].copy())
         self._seen = 0
         self._discontinuity = self._last_captured_ns is not None
         return frames
+
+    def _keep(self, samples: np.ndarray[Any, Any]) -> None:
+        self._parts, self._length = [samples], samples.shape[1]
 
     def _cut(self, samples: np.ndarray[Any, Any], before_end: int) -> Frame:
         captured_ns, media_ns = self._end

@@ -82,6 +82,7 @@ class AudioAssembler:
         self._gaps = GapDetector()
         self._input: tuple[str, str, int] | None = None
         self._resampler: Any = None
+        self._fed, self._made = 0, 0  # samples that went into the resampler, and that came out
         self._end = (0, 0)
         self.silence_ns = 0
 
@@ -109,6 +110,8 @@ class AudioAssembler:
                 layout="mono" if frame.layout.nb_channels == 1 else "stereo",
                 rate=self._wanted.sample_rate,
             )
+            self._fed = self._made = 0
+        self._fed += frame.samples
         self._end = stamp.captured_ns, stamp.media_ns + length_ns
         return chunks + self._chunk(self._resampler.resample(frame))
 
@@ -130,7 +133,15 @@ class AudioAssembler:
             samples = np.repeat(samples, channels, axis=0)
         elif len(samples) > channels:  # FFmpeg's mix of floats is 3 dB louder
             samples = samples.mean(axis=0, keepdims=True).astype(samples.dtype)
-        return self._chunker.push(samples, *self._end)
+        self._made += samples.shape[1]
+        captured_ns, end_ns = self._end
+        held_ns = self._held_ns()
+        return self._chunker.push(samples, captured_ns - held_ns, end_ns - held_ns)
+
+    def _held_ns(self) -> int:
+        """Return how much sound the resampler has taken and not given yet."""
+        rate = self._input[2] if self._input is not None else self._wanted.sample_rate
+        return max(0, self._fed * 1_000_000_000 // rate - self._made * 1_000_000_000 // self._wanted.sample_rate)
 
 
 class FrameMaker:

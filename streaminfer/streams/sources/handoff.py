@@ -9,7 +9,9 @@ import attrs
 from streaminfer._runtime.waking import wake_from_thread
 from streaminfer.streams.frame import Frame
 
-__all__ = ["Handoff"]
+__all__ = ["HAS_READER", "Handoff"]
+
+HAS_READER = "another task already waits for the next frame of this source"
 
 
 class Handoff:
@@ -71,7 +73,7 @@ class Handoff:
         """Drop what waits; nothing goes in or out any more."""
         with self._changed:
             self.closed.set()
-            self._ended = True
+            self._ended, self._error = True, None
             self.dropped += len(self._frames)
             self._frames.clear()
             self._changed.notify_all()
@@ -94,7 +96,7 @@ class Handoff:
                     error, self._error = self._error, None
                     raise error or StopAsyncIteration
                 if self._waiter is not None:
-                    raise RuntimeError("another task already waits for the next frame of this source")
+                    raise RuntimeError(HAS_READER)
                 waiter = self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await waiter

@@ -79,10 +79,9 @@ class MediaThread:
         self._ended = asyncio.Event()
         self._closed = handoff.closed
         # a daemon: name look-ups of the system cannot be interrupted, and must not hold up the end of the process
-        self._thread = threading.Thread(
-            target=self._run, args=(handoff,), name=f"source {self._location.name}", daemon=True
-        )
-        self._thread.start()
+        thread = threading.Thread(target=self._run, args=(handoff,), name=f"source {self._location.name}", daemon=True)
+        thread.start()  # which may fail, and then there is nothing to wait for
+        self._thread = thread
 
     async def stop(self) -> None:
         """Return when the thread has ended.

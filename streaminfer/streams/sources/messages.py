@@ -96,10 +96,11 @@ def audio_from_messages(
     async def receive() -> AsyncGenerator[Received]:
         sent, pauses = 0, PauseDetector()
         async for message in messages:
-            if not _is_binary(message) or not len(message) or len(message) % (dtype.itemsize * sent_channels):
+            sound = _bytes_of(message)
+            if not sound or len(sound) % (dtype.itemsize * sent_channels):
                 counters.corrupt += 1
                 continue
-            samples = np.frombuffer(message, dtype).astype(sent_dtype, copy=False)
+            samples = np.frombuffer(sound, dtype).astype(sent_dtype, copy=False)
             frame = av.AudioFrame.from_ndarray(
                 samples[np.newaxis], sample_format, "mono" if sent_channels == 1 else "stereo"
             )
@@ -132,7 +133,7 @@ def video_from_messages(messages: AsyncIterable[Any], *, clock: Clock | None = N
     convert = PictureConverter(av, form)
 
     def decode(message: bytes) -> np.ndarray[Any, Any]:
-        codec = av.CodecContext.create(CODECS[bytes(message[:2])], "r")
+        codec = av.CodecContext.create(CODECS[message[:2]], "r")
         codec.options = {"max_pixels": str(MAX_PIXELS)}
         try:
             return convert(next(iter(codec.decode(av.Packet(message)) + codec.decode(None))))
@@ -141,8 +142,9 @@ def video_from_messages(messages: AsyncIterable[Any], *, clock: Clock | None = N
 
     async def receive() -> AsyncGenerator[Received]:
         async for message in messages:
-            if _is_binary(message) and bytes(message[:2]) in CODECS:
-                yield Received(message)
+            picture = _bytes_of(message)  # a sender may write to its own memory before this is decoded
+            if picture[:2] in CODECS:
+                yield Received(picture)
             else:
                 counters.corrupt += 1
 
@@ -154,5 +156,6 @@ def _check_messages(messages: object) -> None:
     check_instance("messages", messages, lambda it: isinstance(it, AsyncIterable), what)
 
 
-def _is_binary(message: object) -> bool:
-    return isinstance(message, bytes | bytearray | memoryview)
+def _bytes_of(message: object) -> bytes:
+    """Return the content of a binary message, copied unless it cannot change; of others nothing."""
+    return bytes(message) if isinstance(message, bytes | bytearray | memoryview) else b""

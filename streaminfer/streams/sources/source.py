@@ -11,7 +11,7 @@ from streaminfer._internal.snapshot import Snapshot
 from streaminfer._runtime.closing import AsyncClosing
 from streaminfer.protocols import Clock
 from streaminfer.streams.frame import Frame
-from streaminfer.streams.sources.handoff import Handoff
+from streaminfer.streams.sources.handoff import HAS_READER, Handoff
 
 __all__ = ["Clock", "Counters", "Feeder", "Source", "SourceStatistics"]
 
@@ -88,6 +88,7 @@ class Source(AsyncClosing, AsyncIterator[Frame]):
         self._delivered = 0
         self._converting: tuple[Frame, asyncio.Future[Any]] | None = None  # a reader that is cancelled leaves it behind
         self._discontinuity = False  # what could not be converted did
+        self._is_read = False  # a task waits for a frame to be converted
         weakref.finalize(self, handoff.close)  # a source without references lets its decoder end
 
     def __aiter__(self) -> Self:
@@ -98,20 +99,28 @@ class Source(AsyncClosing, AsyncIterator[Frame]):
 
         Raises:
             StopAsyncIteration: it has ended, or was closed.
-            OSError: it cannot be opened or read any further; as FFmpeg says.
+            OSError: it cannot be opened or read any further, as FFmpeg says.
+            ValueError: FFmpeg finds invalid data, or there are no pictures, or no sound.
+            RuntimeError: another task waits already.
         """
         if self._loop is None and not self._handoff.closed.is_set():
-            self._loop = asyncio.get_running_loop()
             self._feeder.start(self._handoff)
-        while True:
-            if self._convert is None:
-                frame = await self._handoff.get()
-            else:
+            self._loop = asyncio.get_running_loop()
+        frame = await (self._handoff.get() if self._convert is None else self._get_converted(self._convert))
+        self._delivered += 1
+        return frame
+
+    async def _get_converted(self, convert: Callable[[Any], Any]) -> Frame:
+        if self._is_read:
+            raise RuntimeError(HAS_READER)  # else both would get the frame that is converted
+        self._is_read = True
+        try:
+            while True:
                 if self._converting is None:
                     frame = await self._handoff.get()
                     self._discontinuity |= frame.discontinuity
                     loop = asyncio.get_running_loop()
-                    self._converting = frame, loop.run_in_executor(None, self._convert, frame.inputs)
+                    self._converting = frame, loop.run_in_executor(None, convert, frame.inputs)
                 frame, converted = self._converting
                 await asyncio.wait([converted])
                 if self._handoff.closed.is_set():
@@ -124,8 +133,9 @@ class Source(AsyncClosing, AsyncIterator[Frame]):
                     continue
                 frame = attrs.evolve(frame, inputs=inputs, discontinuity=self._discontinuity)
                 self._discontinuity = False
-            self._delivered += 1
-            return frame
+                return frame
+        finally:
+            self._is_read = False
 
     async def aclose(self) -> None:
         """End the source, and return when its thread or task has ended; also twice."""

@@ -73,6 +73,19 @@ class TaskFeeder:
         error: Exception | None = None
         self.counters.connected = True
         try:
+            error = await self._take(handoff)
+            for frame in self._maker.flush():  # what came before an error is in front of it
+                handoff.put(frame)
+        except Exception as raised:  # noqa: BLE001 the reader gets it
+            error = error or raised
+        finally:
+            self.counters.connected = False
+            handoff.finish(error)
+            self._end()  # at once, though the reader may never close
+
+    async def _take(self, handoff: Handoff) -> Exception | None:
+        """Take what arrives, and return the error with which that ended."""
+        try:
             async with aclosing(self._items) as items:
                 async for item in items:
                     if not item.continues:
@@ -84,18 +97,13 @@ class TaskFeeder:
                         handoff.put(frame)
                     if handoff.closed.is_set():  # the source has no references any more
                         break
-            for frame in self._maker.flush():
-                handoff.put(frame)
         except Exception as raised:  # noqa: BLE001 the reader gets it
-            error = raised
+            return raised
         except asyncio.CancelledError as raised:
             if self._task is None or self._task.cancelling():
                 raise
-            error = RuntimeError(f"the source: {raised!r}")  # which was cancelled itself
-        finally:
-            self.counters.connected = False
-            handoff.finish(error)
-            self._end()  # at once, though the reader may never close
+            return RuntimeError(f"the source: {raised!r}")  # which was cancelled itself
+        return None
 
 
 def live_source(

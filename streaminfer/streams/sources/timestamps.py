@@ -2,7 +2,8 @@
 
 *Design.* A medium has a clock of its own: its timestamps count from anywhere, wrap, repeat, jump, or are missing. Each
 timestamp is put on one media timeline, which starts at 0 and never goes back: ``media = timestamp + shift``. A jump
-changes the shift, so that the timeline goes on by the time that passed.
+changes the shift, so that the timeline goes on by the time that passed. So it does where a live medium repeats one
+timestamp: a few alike are pictures of one instant, more are no timestamps.
 
 What arrives live was captured at ``end + delay``, where the end is ``media`` and how long the item lasts, and the delay
 is the smallest ``arrival - end`` of the last two windows: packets of sound differ in length, and each is sent when it
@@ -28,6 +29,7 @@ BACKWARD_JUMP_NS = 500_000_000  # less is disorder of packets, which passes
 FORWARD_JUMP_NS = 5_000_000_000  # a burst behind a stall may run ahead of its arrival
 FILE_GAP_NS = 60_000_000_000  # files have no arrivals to compare with; slides may last a minute
 MAX_LAG_NS = 200_000_000  # a later frame was not decoded slowly: its reader waited, and playback waits with it
+MAX_REPEATS = 2  # of a live timestamp: fields or slices of a picture
 WRAPS = (1 << 32, 1 << 33)
 """Ticks after which timestamps start over: RTP, MPEG transport streams."""
 
@@ -74,12 +76,15 @@ class TimestampRepair:
         self._restarted = False
         self._length_ns = 0  # of the last item
         self._step_ns = 0
+        self._pts: int | None = None
+        self._repeats = 0  # of this timestamp
+        self._since_ns = (0, 0)  # position and arrival of the first item that had it
         self._delays: tuple[int | None, int] = (None, 0)
         self._window_end_ns = 0
 
     def restart(self) -> None:
         """Continue with a medium whose timestamps have nothing to do with those before."""
-        self._shift_ns = None
+        self._shift_ns = self._pts = None
         self._restarted = self._last is not None
 
     def forget_delays(self) -> None:
@@ -100,21 +105,15 @@ class TimestampRepair:
         step_ns = max(elapsed_ns, self._length_ns) if self._live else self._length_ns or self._step_ns
         next_ns = last.media_ns + step_ns if last else 0
         discontinuity, self._restarted = self._restarted, False
+        self._repeats = self._repeats + 1 if pts is not None and pts == self._pts else 0
         if pts is None or time_base is None:
             media_ns = next_ns
+        elif self._live and self._repeats > MAX_REPEATS:
+            position_ns, since_ns = self._since_ns
+            media_ns = position_ns + arrival_ns - since_ns
         else:
-            seconds = 1_000_000_000 * time_base.numerator
-            pts_ns = pts * seconds // time_base.denominator
-            if self._shift_ns is None:
-                self._shift_ns = next_ns - pts_ns
-            elif last is not None:
-                jump = self._find_jump(pts_ns + self._shift_ns - last.media_ns, elapsed_ns, seconds, time_base)
-                if jump is None:
-                    discontinuity = True
-                    self._shift_ns = next_ns - pts_ns
-                else:
-                    self._shift_ns += jump
-            media_ns = pts_ns + self._shift_ns
+            media_ns, jumped = self._place(pts, time_base, next_ns, elapsed_ns)
+            discontinuity |= jumped
         if last is not None:
             media_ns = max(media_ns, last.media_ns)
             self._step_ns = (media_ns - last.media_ns) or self._step_ns
@@ -122,10 +121,24 @@ class TimestampRepair:
         captured_ns = self._capture(end_ns, arrival_ns, discontinuity=discontinuity) if self._live else arrival_ns
         if last is not None:
             captured_ns = max(captured_ns, last.captured_ns)
+        if not self._repeats:
+            self._pts, self._since_ns = pts, (media_ns, arrival_ns)
         self._last = Stamp(media_ns, captured_ns, discontinuity)
         self._last_arrival_ns = arrival_ns
         self._length_ns = duration_ns
         return self._last
+
+    def _place(self, pts: int, time_base: Rational, next_ns: int, elapsed_ns: int) -> tuple[int, bool]:
+        """Return the position of a timestamp, and whether it jumped; a jump goes on with the next position."""
+        seconds = 1_000_000_000 * time_base.numerator
+        pts_ns = pts * seconds // time_base.denominator
+        jump: int | None = 0
+        if self._shift_ns is None:
+            self._shift_ns = next_ns - pts_ns
+        elif self._last is not None:
+            jump = self._find_jump(pts_ns + self._shift_ns - self._last.media_ns, elapsed_ns, seconds, time_base)
+            self._shift_ns = next_ns - pts_ns if jump is None else self._shift_ns + jump
+        return pts_ns + self._shift_ns, jump is None
 
     def _find_jump(self, step_ns: int, elapsed_ns: int, seconds: int, time_base: Rational) -> int | None:
         """Return what a wrap adds to the timeline, 0 where the step is a likely one, ``None`` for a jump."""

@@ -119,14 +119,19 @@ def test_a_model_of_one_row_a_run(identity, batch, ramp):
     assert np.array_equal(np.stack(rows), ramp(3, 2))
 
 
-def test_a_failure_names_the_model_and_the_next_batch_is_answered(build_model, batch):
-    model = build_model(
+@pytest.fixture
+def table(build_model):
+    """y = 10, 20 or 30, by index."""
+    return build_model(
         [helper.make_node("Gather", ["table", "i"], ["y"])],
         [("i", Tensor.INT64, ["batch"])],
         [("y", Tensor.FLOAT, ["batch"])],
         initializers=[helper.make_tensor("table", Tensor.FLOAT, [3], [10.0, 20.0, 30.0])],
     )
-    backend = OnnxBackend(model, binding="pageable")
+
+
+def test_a_failure_names_the_model_and_the_next_batch_is_answered(table, batch):
+    backend = OnnxBackend(table, binding="pageable")
 
     async def main():
         with pytest.raises(errors.BackendError, match=r"bytes failed on a batch of 2.*bounds"):
@@ -135,6 +140,15 @@ def test_a_failure_names_the_model_and_the_next_batch_is_answered(build_model, b
         await backend.stop()
 
     asyncio.run(asyncio.wait_for(main(), PATIENCE_S))
+
+
+def test_memory_is_bound_again_after_a_failed_run(table):
+    """A run that keeps outputs whole and fails leaves none of its outputs to the next one."""
+    runs, options = bound(OnnxBackend(table, binding="pageable")), onnxruntime.RunOptions()
+    assert runs.run({"i": np.array([0, 1])}, options)[0].tolist() == [10, 20]
+    with pytest.raises(Exception, match="bounds"):
+        runs.run({"i": np.array([0, 3])}, options, whole=frozenset({"y"}))
+    assert runs.run({"i": np.array([2, 2])}, options)[0].tolist() == [30, 30]
 
 
 def test_a_cancelled_batch_ends_the_run_early(endless, batch, ramp):

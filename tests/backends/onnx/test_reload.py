@@ -238,6 +238,25 @@ def test_a_model_that_cannot_run_what_the_old_one_does_is_refused():
     run(main())
 
 
+def test_a_failure_counts_where_the_old_model_is_not_in_memory():
+    """What the old model takes is not known then; that it fails on zeros itself keeps nothing out."""
+
+    async def main():
+        backend = OnnxBackend(gathering([10.0, 20.0], first=3))
+        batch = Batch(np.array([3]), [Request(None)])
+        await backend.infer(batch)
+        await backend.unload()
+        before = backend.fingerprint
+        with pytest.raises(BackendError, match=r"failed on a batch of 1"):
+            await backend.reload(gathering([30.0, 40.0], first=5))
+        assert backend.fingerprint == before
+        await backend.load()
+        assert float((await backend.infer(batch))[0]) == 10.0
+        await backend.stop()
+
+    run(main())
+
+
 def test_cuda_graphs_stay_with_their_thread():
     async def main():
         backend = OnnxBackend(scaling(2.0))
@@ -462,6 +481,23 @@ def test_reloads_from_several_event_loops():
     for thread in threads:
         thread.join(PATIENCE_S)
     assert backend.fingerprint_changes() == 4
+
+
+def test_a_batch_of_several_runs_ends_though_its_model_is_unloaded(sessions):
+    """A model of one row a run keeps its session until the last row of the batch."""
+
+    async def main():
+        backend = OnnxBackend(scaling(2.0, symbol=1))
+        (session,) = sessions
+        session.goes_on.clear()
+        task = asyncio.create_task(backend.infer(ones(3)))
+        await asyncio.to_thread(session.began.wait, PATIENCE_S)
+        await backend.unload()
+        session.goes_on.set()
+        assert [float(row[0]) for row in await task] == [2.0, 2.0, 2.0]
+        await backend.stop()
+
+    run(main())
 
 
 def test_an_old_model_is_dropped_with_its_last_batch(sessions):

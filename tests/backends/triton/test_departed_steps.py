@@ -9,6 +9,7 @@ from triton_settings import make_settings
 
 from streaminfer.backends.triton.request_splitter import RequestSplitter
 from streaminfer.backends.triton.sequences import SequenceLost, Sequences
+from streaminfer.errors import Overloaded
 from streaminfer.request import Batch, Request
 
 
@@ -147,3 +148,23 @@ def test_batch_cancelled_after_a_step_loses_its_sequence(scripted):
         assert len(server.sequences) == 2
 
     scripted(scenario)
+
+
+def test_a_stream_whose_step_took_long_is_not_forgotten_for_another():
+    """The server has seen it when the step completed, and not when it came."""
+
+    async def main():
+        server, now_ns = Server(), 0
+        server.sequences = Sequences("TYPE_UINT64", 5.0, 1)
+        settings = make_settings(timeout_s=5.0, clock=lambda: now_ns)
+        splitter = RequestSplitter(server, settings, lambda: None)
+        running = asyncio.create_task(splitter.infer(WatchedBatch("a")))
+        await settle()
+        now_ns = 6_000_000_000
+        await server.open_gate(0)
+        await running
+
+        assert isinstance((await splitter.infer(WatchedBatch("b")))[0], Overloaded)
+        assert await step(splitter, server, "a") == 2
+
+    asyncio.run(main())

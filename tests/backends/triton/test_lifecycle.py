@@ -7,8 +7,9 @@ from triton_settings import make_settings
 
 from streaminfer.backends.triton import TritonBackend
 from streaminfer.backends.triton import lifecycle as module
-from streaminfer.backends.triton.errors import ModelNotReady
+from streaminfer.backends.triton.errors import ModelNotReady, ServerError
 from streaminfer.backends.triton.lifecycle import SessionLifecycle
+from streaminfer.backends.triton.model import describe_server
 from streaminfer.backends.triton.session import InFlightCounter
 from streaminfer.errors import Closed
 
@@ -71,7 +72,7 @@ def _scripted(monkeypatch):
 
 
 def make(may_be_unloaded=True):
-    return SessionLifecycle(make_settings(may_be_unloaded=may_be_unloaded), lambda: None)
+    return SessionLifecycle(make_settings(may_be_unloaded=may_be_unloaded), lambda _: None)
 
 
 def test_a_start_needs_the_model_unless_it_may_be_unloaded():
@@ -90,6 +91,24 @@ def test_a_start_needs_the_model_unless_it_may_be_unloaded():
             lifecycle.running()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(("version", "error"), [("", ModelNotReady), ("1", ModelNotReady), ("2", ValueError)])
+def test_a_model_that_becomes_ready_during_the_start_is_not_unknown(version, error):
+    """Another client's load ended between the two questions; a start that comes again finds it."""
+
+    class Transport:
+        async def server(self, timeout_s):
+            return {"extensions": ["model_repository"]}
+
+        async def metadata(self, model, version, timeout_s):
+            raise ServerError("NOT_FOUND", "Request for unknown model: 'm' is not found")
+
+        async def index(self, timeout_s):
+            return [{"name": "m", "version": "1", "state": "READY"}]
+
+    with pytest.raises(error):
+        asyncio.run(describe_server(Transport(), make_settings(version=version)))
 
 
 def test_the_first_load_opens_the_session_and_a_later_one_describes_again():
@@ -144,6 +163,30 @@ def test_a_stop_during_a_load_leaves_no_session():
         assert (Session.opened, Session.closed) == (1, 1)
         with pytest.raises(Closed):
             lifecycle.running()
+
+    asyncio.run(main())
+
+
+def test_a_cancelled_stop_ends_the_reading_of_statistics_too(monkeypatch):
+    """A load in the background takes a moment to end; the stop is cancelled in that moment."""
+
+    async def forever(self):
+        await asyncio.Event().wait()
+
+    async def main():
+        before = asyncio.all_tasks()
+        lifecycle = make()
+        await lifecycle.start()
+        lifecycle.reader._reading = asyncio.create_task(forever(None))
+        monkeypatch.setattr(Control, "stop", forever)
+        stopping = asyncio.create_task(lifecycle.stop(drain=True))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        stopping.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stopping
+        assert asyncio.all_tasks() == before
+        assert Session.closed == 1
 
     asyncio.run(main())
 

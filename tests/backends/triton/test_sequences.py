@@ -55,6 +55,21 @@ def test_the_steps_of_a_stream_go_one_at_a_time_in_order_and_those_of_others_bes
     asyncio.run(scenario())
 
 
+def test_streams_keep_their_ids_when_the_model_is_described_anew():
+    """A server that has forgotten a sequence can say so; one with a new id would begin silently."""
+
+    async def scenario():
+        all_ = sequences()
+        before = await step(all_, "a")
+        all_.follow("TYPE_UINT64", 6.0)
+        assert await step(all_, "a") == {**before, "sequence_start": False}
+        all_.follow("TYPE_STRING", 6.0)
+        assert await step(all_, "a") == {**before, "sequence_start": False}
+        assert (await step(all_, "b"))["sequence_id"].startswith("streaminfer-")
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("error", [BackendError("x"), DeadlineExceeded("x"), asyncio.CancelledError(), KeyError("x")])
 def test_a_failed_step_loses_the_sequence_for_those_that_wait(error):
     async def scenario():

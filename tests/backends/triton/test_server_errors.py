@@ -134,7 +134,7 @@ def test_a_stream_that_is_left_without_closing_it_is_collected(connect, ending):
             with contextlib.suppress(KeyError):
                 await leave()
             async with asyncio.timeout(20):
-                await backend._splitter.session.streams.until_none()
+                await backend._lifecycle.splitter.session.streams.until_none()
 
     asyncio.run(scenario())
 
@@ -235,7 +235,7 @@ def test_telling_a_server_again_of_shared_memory_is_a_part_of_the_requests_time(
             backend = TritonBackend(proxy.url, "affine", protocol=protocol, shared_memory=True, statistics_every_s=None)
             async with running(backend):
                 await backend.infer(batch(floats(2, 3)))
-                transport = backend._splitter.session.transport
+                transport = backend._lifecycle.splitter.session.transport
                 for name in await transport.registered(5.0):
                     await transport.unregister(name, 5.0)
                 asked = transport.unregister
@@ -302,6 +302,8 @@ def test_a_start_that_fails_leaves_nothing(connect, monkeypatch):
     [
         ({"ca": b"no PEM, hunter2"}, "tls.ca"),
         ({"ca": b"\x30\x82\xff"}, "tls.ca"),
+        ({"ca": b""}, "tls.ca"),  # a file that is not written yet: the system's authorities are not meant
+        ({"ca": b"\xff"}, "tls.ca"),
         ({"certificate": b"hunter2", "key": b"hunter2"}, "tls.certificate, tls.key"),
     ],
 )

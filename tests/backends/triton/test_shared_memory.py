@@ -413,6 +413,77 @@ def test_close_asks_again_for_a_region_that_the_server_lets_go_of_late(server):
     run(main())
 
 
+def test_close_waits_a_moment_for_regions_of_cancelled_requests(server):
+    """Those that requests use for longer are left to the next client."""
+
+    async def main():
+        pool = make(server)
+        held, retired = await pool.acquire(4096), await pool.acquire(4096)
+        server.used |= {held.name, retired.name}
+        pool.release(retired, completed=False)
+        asyncio.get_running_loop().call_later(0.02, server.used.discard, held.name)
+        await pool.close()
+        assert set(server.known) == {retired.name}
+        server.used.clear()
+        following = make(server)
+        await following.start()
+        assert server.known == {}
+        await following.close()
+
+    run(main())
+
+
+def test_close_asks_a_silent_server_once(server):
+    """One time limit for all regions, however many calls ran out of time before."""
+
+    async def main():
+        pool = make(server)
+        for region in [await pool.acquire(4096) for _ in range(20)]:
+            pool.release(region, completed=False)
+        asked = []
+
+        async def silent(name):
+            asked.append(name)
+            raise errors.DeadlineExceeded("nothing came")
+
+        pool._unregister = silent
+        pool._next_sweep_s = 0.0
+        pool._sweep_soon()
+        await settle(pool)
+        assert len(asked) == 1
+        await pool.close()
+        assert len(asked) < 20
+
+    run(main())
+
+
+def test_close_during_a_renewal_leaves_nothing(server):
+    """A region that was being registered again is forgotten, and its caller has the error of a pool that closed."""
+
+    async def main():
+        pool = make(server)
+        region = await pool.acquire(4096)
+        reached, go_on = asyncio.Event(), asyncio.Event()
+
+        async def wait():
+            reached.set()
+            await go_on.wait()
+
+        server.restart()
+        server.registering = wait
+        renewal = asyncio.create_task(pool.reregister(region))
+        await reached.wait()
+        server.known.clear()  # the server reads the call only later
+        await pool.close()
+        server.known[region.name] = None
+        go_on.set()
+        with pytest.raises(errors.Closed):
+            await renewal
+        assert server.known == {}
+
+    run(main())
+
+
 def test_what_a_killed_client_left_is_removed_by_the_next(server, tmp_path):
     program = f"""
 import asyncio, os, signal, sys

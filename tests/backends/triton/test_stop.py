@@ -52,8 +52,8 @@ def test_a_stop_with_a_hung_server_ends_at_its_limit_and_leaves_nothing(triton, 
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_a_stop_with_shared_memory_and_a_silent_server_asks_each_region_once(triton, protocol, took_s):
-    """A server that does not respond is given one time limit for each region, not one for each further try."""
+def test_a_stop_with_shared_memory_and_a_silent_server_asks_once(triton, protocol, took_s):
+    """A server that does not respond is given one time limit for all regions, not one for each."""
     from servers.network import Proxy
 
     timeout_s = 0.5

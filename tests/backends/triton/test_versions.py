@@ -12,6 +12,7 @@ from streaminfer.backends.triton import TritonBackend
 from streaminfer.backends.triton.messages import InferResponse, Tensor
 from streaminfer.backends.triton.model import Server, read_model
 from streaminfer.backends.triton.session import CallCounts, Session
+from streaminfer.backends.triton.settings import Settings
 
 
 def ask(backend, *, x=7.0):
@@ -125,7 +126,7 @@ def follow():
     async def ask_all(transport, changes):
         model = read_model("m", "1", described(1), None)
         server = Server("s", "1", frozenset())
-        session = Session(transport, server, model, make_settings(clock=lambda: 0), lambda: None, CallCounts())
+        session = Session(transport, server, model, make_settings(clock=lambda: 0), lambda _: None, CallCounts())
         shapes = []
         for known in changes:
             answer = await transport.infer(session.call({"x": np.zeros((1, 1), np.float32)}, {}), 1.0)
@@ -156,3 +157,77 @@ def test_a_server_that_goes_back_is_followed_too(follow):
 def test_a_server_that_names_no_version_is_not_asked_again(follow):
     transport = Versions(("", 1), columns=[])
     assert follow(transport, None) == [((1,), "1")]
+
+
+def test_streams_are_remembered_when_a_version_keeps_sequences_for_another_time():
+    """Their next step tells whether the server has forgotten them."""
+
+    class Stateful(Versions):
+        async def config(self, model, version, timeout_s):
+            return {"max_batch_size": 8, "sequence_batching": {"max_sequence_idle_microseconds": 6_000_000}}
+
+        async def close(self):
+            pass
+
+    async def main():
+        config = {"max_batch_size": 8, "sequence_batching": {"max_sequence_idle_microseconds": 5_000_000}}
+        server = Server("s", "1", frozenset({"model_configuration"}))
+        model = read_model("m", "1", described(1), config)
+        session = Session(Stateful(columns=[1]), server, model, make_settings(), lambda _: None, CallCounts())
+        async with session.sequences.step("a", 0):
+            pass
+        await session.refresh_model(0, "2")
+        assert session.model.sequence_idle_s == 6.0
+        assert session.sequences.knows("a")
+        await session.close()
+
+    asyncio.run(main())
+
+
+class Rolling(Versions):
+    """A transport of a whole backend, whose calls are answered when the gate opens."""
+
+    binary = True
+
+    def __init__(self, *answers, columns):
+        super().__init__(*answers, columns=columns)
+        self.sent, self.gate = asyncio.Event(), asyncio.Event()
+
+    async def server(self, timeout_s):
+        return {"name": "s", "version": "1"}
+
+    async def ready(self, model, version, timeout_s):
+        return True
+
+    async def metadata(self, model, version, timeout_s):
+        return {**await super().metadata(model, version, timeout_s), "versions": ["1"]}
+
+    async def infer(self, call, timeout_s):
+        self.sent.set()
+        await self.gate.wait()
+        return await super().infer(call, timeout_s)
+
+    async def close(self):
+        pass
+
+
+def test_a_version_that_comes_while_a_stop_drains_is_followed(monkeypatch):
+    """The last answers are read by its description, and their caches see that the fingerprint has changed."""
+
+    async def main():
+        transport = Rolling(("2", 3), columns=[1, 3])
+        monkeypatch.setattr(Settings, "connect", lambda _: transport)
+        backend = TritonBackend("localhost:8001", "m", statistics_every_s=None)
+        await backend.start()
+        changes = backend.fingerprint_changes()
+        call = asyncio.create_task(backend.infer(si.Batch(np.zeros((1, 1), np.float32), [si.Request(None)])))
+        await transport.sent.wait()
+        stop = asyncio.create_task(backend.stop(drain=True))
+        await asyncio.sleep(0)
+        transport.gate.set()
+        await stop
+        assert (await call)[0].shape == (3,)
+        assert backend.fingerprint.endswith("m 2")
+        assert backend.fingerprint_changes() == changes + 1
+
+    asyncio.run(main())

@@ -20,6 +20,7 @@ from streaminfer.caching.tiers import DiskTier, Entry, Tier
 from streaminfer.caching.tiers._records import Counters, Records
 from streaminfer.caching.tiers.disk.store import DiskStore
 from streaminfer.caching.tiers.encryption import StoredKeys
+from streaminfer.caching.tiers.service_keys import ServiceKeys
 
 S = 10**9
 MIB = 2**20
@@ -411,6 +412,61 @@ def test_a_file_of_another_format_or_larger_than_the_bound_is_begun_anew(tmp_pat
 
     filled(tmp_path, wall, 300)
     assert asyncio.run(main()) == 1
+
+
+def test_a_damaged_file_of_keys_is_not_taken_for_the_tiers_own(tmp_path, wall):
+    file = tmp_path / "keys.db"
+    keys = StoredKeys(file, master=b"m" * 32, wall_clock=wall)
+
+    async def main():
+        async with DiskTier(tmp_path / "cache", max_bytes=MIB, keys=keys, wall_clock=wall) as tier:
+            await tier.put("k", entry(1))
+            good = file.read_bytes()
+            with file.open("r+b") as writing:
+                writing.write(b"?" * len(good))
+            assert await tier.get("k") is None
+            with file.open("r+b") as writing:
+                writing.write(good)
+            return (await tier.get("k")).value, tier.statistics()
+
+    value, seen = asyncio.run(main())
+    assert (value, seen.errors, seen.rebuilds) == (1, 1, 0)
+    assert seen.last_error.startswith("BackendError: the keys failed: DatabaseError")
+    keys.close()
+
+
+def test_a_purge_that_keys_hold_up_is_made_again(tmp_path, wall):
+    """Copies of what was deleted are read with the keys, whose service may fail in its own words."""
+
+    class Unavailable(Exception):
+        pass
+
+    class Vault:
+        secret, fails = b"s" * 32, False
+
+        def get(self, name, *, create, lasts_s=None):
+            if self.fails and not create:
+                raise Unavailable
+            return self.secret
+
+        def destroy(self, name):
+            return True
+
+    async def main():
+        vault = Vault()
+        tier = DiskTier(tmp_path, max_bytes=4 * MIB, keys=ServiceKeys(vault), purge_every_s=0.001, wall_clock=wall)
+        async with tier:
+            for number in range(40):
+                await tier.put(f"k{number}", entry("x" * 3000, ttl_s=1.0 + number % 2))
+            vault.fails = True
+            wall.now_ns += int(1.5 * S)
+            await until(lambda: tier.statistics().errors)
+            vault.fails = False
+            wall.now_ns += S
+            await until(lambda: tier.statistics().purged == 40)
+            return tier.statistics().last_error
+
+    assert asyncio.run(main()) == "BackendError: the keys failed: Unavailable: "
 
 
 def test_two_that_share_a_folder_see_each_others_entries_and_erasures(tmp_path, wall):

@@ -121,6 +121,27 @@ def test_keys_go_when_all_that_they_sealed_has_expired():
         )
 
 
+def test_the_file_is_not_searched_for_each_of_many_keys(tmp_path, monkeypatch):
+    """Opened after a week, the file has the keys of all subjects of that week, and grows with them."""
+    searched, read = [], StoredKeys._raw
+
+    class Raw(bytes):
+        def __contains__(self, part):
+            searched.append(part)
+            return super().__contains__(part)
+
+    wall = Wall()
+    path = tmp_path / "keys.db"
+    with closing(StoredKeys(path, master=MASTER, wall_clock=wall)) as keys:
+        made = [keys.current(f"subject {number}", 1.0).id for number in range(200)]
+        wall.advance(7 * 86_400.0)
+    monkeypatch.setattr(StoredKeys, "_raw", lambda keys: Raw(read(keys)))
+    with closing(StoredKeys(path, master=MASTER, wall_clock=wall)) as keys:
+        assert len(searched) <= 2 * 16
+        assert [keys.find(key_id) for key_id in made] == [None] * 200
+        assert keys.recoverable() == 0
+
+
 def test_a_key_outlives_the_latest_record_that_it_sealed(tmp_path):
     wall = Wall()
     path = tmp_path / "keys.db"

@@ -1,18 +1,12 @@
-"""The Redis tier against a real Valkey server, TLS included; and against servers that are dead, slow or mad."""
+"""The Redis tier against a real Valkey server; and against servers that are dead, slow or mad."""
 
 import asyncio
 import contextlib
-import datetime as dt
-import ipaddress
-import ssl
 import threading
 import time
 
 import numpy as np
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis_server import PATIENT, RedisServer
@@ -320,7 +314,7 @@ def test_a_restarted_server_is_found_again_empty(tmp_path):
 
 
 @contextlib.asynccontextmanager
-async def listening(handle, tls=None):
+async def listening(handle):
     """A server that answers as it likes; its port."""
     writers = []
 
@@ -330,7 +324,7 @@ async def listening(handle, tls=None):
             await handle(reader, writer)
         writer.close()
 
-    server = await asyncio.start_server(handled, "127.0.0.1", 0, ssl=tls)
+    server = await asyncio.start_server(handled, "127.0.0.1", 0)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
@@ -604,66 +598,6 @@ def test_a_stop_that_is_cancelled_while_a_key_provider_hangs_closes_the_connecti
         return opened, stop.cancelled(), left, (seen.skipped, seen.errors, seen.last_error)
 
     assert asyncio.run(main()) == (1, True, 0, (1, 0, ""))
-
-
-def certificate(folder, host):
-    """A certificate that vouches for itself, and its key, as files."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
-    now = dt.datetime.now(dt.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(days=1))
-        .not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    path = folder / f"{host}.pem"
-    path.write_bytes(
-        made.public_bytes(serialization.Encoding.PEM)
-        + key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return path
-
-
-def test_tls_is_spoken_and_the_servers_certificate_and_name_are_checked(server, tmp_path):
-    """The server's wheel has no TLS; a proxy that does stands in front of it, as stunnel or a mesh would."""
-    good, misnamed = certificate(tmp_path, "127.0.0.1"), certificate(tmp_path, "127.0.0.9")
-
-    async def main():
-        async def forward(reader, writer):
-            upstream_reader, upstream_writer = await asyncio.open_connection("127.0.0.1", server.port)
-
-            async def pump(source, sink):
-                with contextlib.suppress(ConnectionError):
-                    while data := await source.read(65536):
-                        sink.write(data)
-                        await sink.drain()
-                sink.close()
-
-            await asyncio.gather(pump(reader, upstream_writer), pump(upstream_reader, writer))
-
-        outcome = []
-        for served, trusted in ((good, good), (misnamed, misnamed), (good, None)):
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(served)
-            async with listening(forward, context) as port:
-                trust = None if trusted is None else str(trusted)
-                async with RedisTier(f"rediss://127.0.0.1:{port}", tls_ca=trust, **PATIENT) as tier:
-                    put = await tier.put("k", entry(1))
-                    got = await tier.get("k")
-                    outcome.append(
-                        (put, got and got.value, "CERTIFICATE_VERIFY_FAILED" in tier.statistics().last_error)
-                    )
-        return outcome
-
-    assert asyncio.run(main()) == [(True, 1, False), (False, None, True), (False, None, True)]
 
 
 @pytest.mark.parametrize(

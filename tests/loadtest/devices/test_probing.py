@@ -33,6 +33,13 @@ def delays(profile, frames, seed=2):
     return [(it.delivered_ns - it.captured_ns) / 1e9 for it in shown]
 
 
+def test_a_recording_without_frames_is_an_error(recorded):
+    """Where a device loses every frame, an earlier file in the same place is none of its recordings."""
+    recorded(CAMERA, seconds=0.1)
+    with pytest.raises(InvalidInput, match="device 'c' loses not all"):
+        recorded(attrs.evolve(CAMERA, delivery=Delivery(loss=0.999)), seconds=0.1)
+
+
 def test_camera_is_recognized(recorded):
     profile = attrs.evolve(CAMERA, codec="h264", bitrate=300_000, key_interval_s=1.0)
     measured = recorded(profile).profile

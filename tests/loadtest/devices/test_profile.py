@@ -30,6 +30,7 @@ def test_library_reaches_from_phone_to_studio():
         ({"kind": "camera", "name": "x", "delivery": {"late": 1}}, "late"),
         ({"kind": "camera"}, "name"),
         ({"kind": "microphone", "name": "x", "sample_rate": 44_100}, "sample_rate"),
+        ({"kind": "microphone", "name": "x", "codec": "aac", "sample_rate": 10_000}, "sample_rate"),
         ({"kind": "microphone", "name": "x", "frame_s": 0.03}, "frame_s"),
         ({"kind": "microphone", "name": "x", "high_hz": 90_000.0}, "high_hz"),
         ({"kind": "microphone", "name": "x", "sample_rate": 8_000, "low_hz": 4_000.0}, "low_hz"),

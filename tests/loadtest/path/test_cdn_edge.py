@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import socket
 from pathlib import Path
 
+import attrs
 import pytest
 from waiting import until
 
@@ -21,6 +23,40 @@ def test_consumers_behind_the_first_are_served_from_the_cache():
             return carried, edge.hits, edge.misses
 
     assert asyncio.run(main()) == (units, 6, 3)
+
+
+def test_unit_of_an_earlier_number_is_carried_as_given():
+    """A number that comes again, as in a second run over one edge, gets its own bytes, and so do two at once."""
+
+    async def main():
+        async with CdnEdge(consumers=2) as edge:
+            one, two = [await edge.carry("camera", 0, unit) for unit in (b"one", b"two")]
+            at_once = await asyncio.gather(*(edge.carry("camera", 1, unit) for unit in (b"a", b"b")))
+            return one, two, at_once, edge.hits, edge.misses
+
+    assert asyncio.run(main()) == (b"one", b"two", [b"a", b"b"], 4, 4)
+
+
+def test_unit_is_carried_after_a_call_that_was_cancelled():
+    """The origin's 404 for a unit that left it before nginx asked answers no later call."""
+
+    class Units(dict):
+        def get(self, address):
+            if calls:
+                calls.pop().cancel()
+                return None
+            return super().get(address)
+
+    calls = []
+
+    async def main():
+        async with CdnEdge() as edge:
+            edge._units = Units()
+            calls.append(asyncio.create_task(edge.carry("camera", 0, b"unit")))
+            await asyncio.wait(list(calls))
+            return await edge.carry("camera", 0, b"unit")
+
+    assert asyncio.run(main()) == b"unit"
 
 
 def test_more_devices_at_once_than_nginx_takes_by_default():
@@ -68,6 +104,36 @@ def test_nothing_of_the_edge_is_left():
     pid, tasks = asyncio.run(main())
     assert not Path(f"/proc/{pid}").exists()
     assert tasks == 1
+
+
+def test_edge_that_ends_meanwhile_fails_its_units_and_closes_their_connections():
+    """The first consumer's response comes after the end has begun; the second one asks after it."""
+
+    class Units(dict):
+        def get(self, address):
+            self.edge._nginx = None  # as at the end, before nginx stops
+            return super().get(address)
+
+    async def main():
+        async with CdnEdge(consumers=2) as edge:
+            edge._units = Units()
+            edge._units.edge = edge
+            with pytest.raises(si.BackendError, match="the edge has ended"):
+                await edge.carry("camera", 0, b"unit")
+            return len(edge._idle)
+
+    assert asyncio.run(main()) == 0
+
+
+def test_nginx_that_is_gone_is_an_error():
+    async def main():
+        async with CdnEdge() as edge:
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                edge._nginx = attrs.evolve(edge._nginx, port=free.getsockname()[1])
+            with pytest.raises(si.BackendError, match="ConnectionRefusedError"):
+                await edge.carry("camera", 0, b"unit")
+
+    asyncio.run(main())
 
 
 def test_unit_that_the_origin_lacks_is_an_error():

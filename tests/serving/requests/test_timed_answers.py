@@ -1,11 +1,14 @@
 """Answers that end at the deadline of their request."""
 
 import asyncio
+import contextlib
 import json
 
+import numpy as np
 import pytest
 
 import streaminfer as si
+from streaminfer.serving.requests.timed_answers import TimedAnswers
 from streaminfer.testing import run as run_virtually
 
 pytestmark = pytest.mark.uncompiled
@@ -40,3 +43,49 @@ def test_a_client_that_does_not_read_holds_the_answers_until_the_deadline(counti
 
     assert run_virtually(main) == [0, 1]
     assert [b"the deadline passed" in message.get("body", b"") for message in sent] == [False, False, True, False]
+
+
+@pytest.mark.parametrize("kind", ["never awaits", "ends when it is cancelled"])
+def test_no_service_goes_on_at_the_deadline_or_seems_complete(counting, ask_app, kind):
+    """A timer cannot fire while a service computes between its answers; one that is cancelled has not come to its end."""
+
+    class Stubborn(counting):
+        now_ns = 0
+
+        async def numbers(self, below):
+            with contextlib.suppress(asyncio.CancelledError):
+                for number in range(below):
+                    yield {"n": np.array([number])}
+                    self.now_ns += 150_000_000
+                    if kind != "never awaits":
+                        await asyncio.Event().wait()
+
+    async def main(loop):
+        service = Stubborn()
+        app = si.serving.asgi_app({"m": si.Stack(service, clock=lambda: loop.clock() + service.now_ns)})
+        async with app:
+            body, headers = json.dumps({"x": [100]}).encode(), {"x-streaminfer-timeout-s": "0.4"}
+            reply = await ask_app(app, "POST", "/v2/models/m/generate_stream", body, headers)
+            return reply, (await ask_app(app, "GET", "/v2/models/m/stats")).json["model_stats"][0]["inference_stats"]
+
+    reply, counts = run_virtually(main)
+    *answers, last = [json.loads(event[6:]) for event in reply.body.split(b"\n\n")[:-1]]
+    assert [answer["n"] for answer in answers] == ([0, 1, 2] if kind == "never awaits" else [0])
+    assert "the deadline passed" in last["error"]
+    assert (counts["success"]["count"], counts["fail"]["count"]) == (0, 1)
+
+
+def test_a_cancellation_at_the_deadline_remains_one(counting):
+    """Who is cancelled in the turn in which the deadline passes is not told of the deadline."""
+
+    async def main(loop):
+        answers = TimedAnswers(await counting(hangs_at=0).call(si.Request([1])), loop.clock() + 10**9, loop.clock)
+        asking = asyncio.create_task(anext(answers))
+        loop.call_later(1.0, asking.cancel)
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        with pytest.raises(si.DeadlineExceeded):
+            await anext(answers)
+        await answers.aclose()
+
+    run_virtually(main)

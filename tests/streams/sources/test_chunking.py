@@ -56,6 +56,16 @@ def test_instants_never_go_back(cut):
     assert instants == sorted(instants)
 
 
+def test_a_long_chunk_is_put_together_once(monkeypatch):
+    """However short its packets are, no sample is copied with each of those behind it."""
+    copied, concatenate = [], np.concatenate
+    monkeypatch.setattr(np, "concatenate", lambda *given, **options: copied.append(concatenate(*given, **options)))
+    chunker = Chunker(30_000, 30_000, RATE, np.empty((1, 0)))
+    for number in range(1_499):
+        chunker.push(np.zeros((1, 20)), number * MS, number * MS)
+    assert copied == []
+
+
 def test_flush_discontinuity():
     """Nothing of before is in the chunks after it."""
     chunker = Chunker(4, 2, RATE, np.empty((1, 0)))

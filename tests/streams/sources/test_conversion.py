@@ -5,8 +5,9 @@ import pytest
 
 av = pytest.importorskip("av")
 
-from streaminfer.streams.sources.conversion import PictureConverter  # noqa: E402 - needs PyAV
-from streaminfer.streams.sources.formats import VideoFormat  # noqa: E402 - likewise
+from streaminfer.streams.sources.conversion import AudioAssembler, PictureConverter  # noqa: E402 - needs PyAV
+from streaminfer.streams.sources.formats import AudioFormat, VideoFormat  # noqa: E402 - likewise
+from streaminfer.streams.sources.timestamps import Stamp  # noqa: E402 - likewise
 
 
 def picture(pixel_format):
@@ -49,3 +50,20 @@ def test_pictures_do_not_share_memory():
     convert(av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), "rgb24").reformat(format="yuv420p"))
 
     assert np.array_equal(first, kept)
+
+
+@pytest.mark.parametrize("rate", [44_100, 48_000])
+@pytest.mark.parametrize("wanted", [8_000, 16_000])
+def test_resampled_chunks_are_where_they_were(rate, wanted):
+    """A chunk has the position and the instant of its samples, though the resampler holds some back."""
+    sound, chunks = AudioAssembler(av, AudioFormat(sample_rate=wanted, chunk=200)), []
+    for number in range(100):
+        frame = av.AudioFrame(format="fltp", layout="mono", samples=rate // 100)
+        frame.sample_rate = rate
+        chunks += sound.push(frame, Stamp(10_000_000 * number, 10_000_000 * (number + 1), False))
+    chunks += sound.flush()
+
+    assert len(chunks) == wanted // 200
+    for number, chunk in enumerate(chunks):
+        assert chunk.position_s == pytest.approx(200 * number / wanted, abs=5e-9)
+        assert chunk.captured_ns == pytest.approx(200 * (number + 1) / wanted * 1e9, abs=5)

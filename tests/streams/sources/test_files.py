@@ -42,6 +42,25 @@ def test_file_gives_each_picture_once(video):
     assert not statistics.connected
 
 
+def test_a_source_that_gets_no_thread_starts_later(video, monkeypatch):
+    """In a process that is full of threads the reader gets the error, and may read again."""
+    start, failures = threading.Thread.start, [RuntimeError("can't start new thread")]
+
+    def start_unless_full(thread):
+        if failures:
+            raise failures.pop()
+        start(thread)
+
+    async def main():
+        async with VideoSource(video(VALUES)) as source:
+            monkeypatch.setattr(threading.Thread, "start", start_unless_full)
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                await anext(source)
+            return gray(await asyncio.wait_for(anext(source), 30))
+
+    assert asyncio.run(main()) <= 2
+
+
 @pytest.mark.parametrize(
     ("pixel_format", "shape"),
     [("rgb24", (16, 32, 3)), ("bgra", (16, 32, 4)), ("gray", (16, 32)), ("yuv420p", (24, 32))],
@@ -135,6 +154,16 @@ def test_noise_in_a_file_never_hangs_or_leaks(make_video, tmp_path_factory, seed
         assert not source.statistics().connected
     else:
         assert len(frames) == source.statistics().delivered
+
+
+@pytest.mark.parametrize(("content", "error"), [(b"noise" * 99, ValueError), (None, OSError)])
+def test_what_cannot_be_opened_is_named(tmp_path, content, error):
+    """Invalid data are a ``ValueError``, what the system says is an ``OSError``."""
+    path = tmp_path / "clip.mp4"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(error, match=r"clip\.mp4"):
+        asyncio.run(read(VideoSource(path)))
 
 
 def test_sound_is_cut_into_chunks(audio):

@@ -89,6 +89,15 @@ def test_end_and_error_come_behind_the_frames():
     asyncio.run(read())
 
 
+async def test_an_error_does_not_outlive_the_close(loop):
+    """What was closed has ended, though its producer had failed before."""
+    handoff = Handoff(3, drops=True, contiguous=False)
+    handoff.finish(OSError("gone"))
+    handoff.close()
+    with pytest.raises(StopAsyncIteration):
+        await handoff.get()
+
+
 async def test_cancelled_reader_loses_nothing(loop):
     """The frame that comes after the cancellation is for the next reader."""
     handoff = Handoff(3, drops=True, contiguous=False)

@@ -156,6 +156,54 @@ def test_pictures_are_decoded(codec):
     np.testing.assert_allclose(frame.inputs.astype(int), picture.astype(int), atol=8)
 
 
+def test_a_picture_is_what_arrived():
+    """A sender may write the next message to the same memory."""
+    memory = bytearray(encode(np.full((8, 8, 3), 7, np.uint8), "png"))
+
+    async def speak():
+        yield memoryview(memory)
+        memory[:] = bytes(len(memory))
+
+    (frame,) = collect(video_from_messages(speak()))
+    assert (frame.inputs == 7).all()
+
+
+def test_sound_in_memory_of_samples_is_counted_in_bytes():
+    """513 samples are whole samples, though their number is odd."""
+    samples = np.ones(513, np.int16)
+    source = audio_from_messages(stream([samples.data, samples[:511].data]), sent_rate=16_000)
+    assert len(collect(source)) == 2
+    assert source.statistics().corrupt == 0
+
+
+def test_a_picture_has_one_reader(monkeypatch):
+    """A second task that reads while a picture is decoded gets an error, and not the same picture."""
+    picture = encode(np.full((8, 8, 3), 7, np.uint8), "png")
+    begun, goes_on = threading.Event(), threading.Event()
+    context = av.CodecContext
+
+    class Contexts:
+        @staticmethod
+        def create(*arguments):
+            begun.set()
+            assert goes_on.wait(30)
+            return context.create(*arguments)
+
+    monkeypatch.setattr(av, "CodecContext", Contexts)
+
+    async def main():
+        async with video_from_messages(stream([picture])) as source:
+            reader = asyncio.ensure_future(anext(source))
+            assert await asyncio.to_thread(begun.wait, 30)
+            with pytest.raises(RuntimeError, match="another task already waits"):
+                await anext(source)
+            goes_on.set()
+            assert ((await reader).inputs == 7).all()
+            return source.statistics()
+
+    assert asyncio.run(main()).delivered == 1
+
+
 def test_only_the_newest_picture_waits():
     """What is not read in time is not even decoded."""
     pictures = [encode(np.full((8, 8, 3), value, np.uint8), "png") for value in (1, 2, 3)]
@@ -203,6 +251,23 @@ def test_error_of_the_messages_is_the_readers():
         async with audio_from_messages(breaks(), sent_rate=16_000) as source:
             assert (await anext(source)).inputs.shape == (512,)
             with pytest.raises(ConnectionResetError, match="gone"):
+                await anext(source)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError("gone"), asyncio.CancelledError()])
+def test_sound_before_an_error_is_heard(error):
+    """A connection that breaks within a chunk takes none of what arrived along; the chunk is padded."""
+
+    async def breaks():
+        yield np.ones(300, "<i2").tobytes()
+        raise error
+
+    async def main():
+        async with audio_from_messages(breaks(), sent_rate=16_000, dtype="int16") as source:
+            assert (await anext(source)).inputs.tolist() == [1] * 300 + [0] * 212
+            with pytest.raises((ConnectionResetError, RuntimeError), match=r"gone|the source"):
                 await anext(source)
 
     asyncio.run(main())

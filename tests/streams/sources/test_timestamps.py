@@ -20,7 +20,7 @@ def live(items, time_base=BASE):
 
 items = st.lists(
     st.tuples(
-        st.none() | st.integers(-(2**34), 2**34),
+        st.none() | st.just(7) | st.integers(-(2**34), 2**34),
         st.integers(0, 20_000 * MS),
         st.sampled_from([0, 20 * MS, 40 * MS]),
         st.booleans(),
@@ -91,6 +91,29 @@ def test_small_step_back_is_disorder():
     stamps = live([(0, 0), (40, 40 * MS), (20, 41 * MS), (80, 80 * MS)])
     assert [stamp.media_ns // MS for stamp in stamps] == [0, 40, 40, 80]
     assert not any(stamp.discontinuity for stamp in stamps)
+
+
+def test_a_timestamp_that_stays_is_none():
+    """Live items that all have one timestamp were captured when they arrived, and the timeline goes on."""
+    arrivals_ms = [0, 40, 80, 120, 170, 200, 6_000]
+    stamps = live([(7, ms * MS) for ms in arrivals_ms])
+    assert [stamp.media_ns // MS for stamp in stamps] == [0, 0, 0, 120, 170, 200, 6_000]
+    assert [stamp.captured_ns // MS for stamp in stamps[3:]] == [120, 170, 200, 6_000]
+    assert not any(stamp.discontinuity for stamp in stamps)
+
+
+@pytest.mark.parametrize("after", [8, 10_000])
+def test_timestamps_that_move_again_go_on(after):
+    """Behind some that stayed, timestamps count again."""
+    items = [(7, 40 * n * MS) for n in range(30)] + [(after + 40 * n, 40 * (30 + n) * MS) for n in range(30)]
+    assert [stamp.media_ns // MS for stamp in live(items)[-29:]] == [40 * n for n in range(31, 60)]
+
+
+def test_timestamp_of_two_items_is_one_position():
+    """A picture that is sent twice, the second time late, is as old as the first one."""
+    stamps = live([(0, 0), (40, 40 * MS), (40, 900 * MS), (80, 901 * MS)])
+    assert [stamp.media_ns // MS for stamp in stamps] == [0, 40, 40, 80]
+    assert [stamp.captured_ns // MS for stamp in stamps] == [0, 40, 40, 80]
 
 
 def test_missing_timestamps_are_arrivals():

@@ -57,19 +57,7 @@ class ModelControl:
             BackendError, DeadlineExceeded: it cannot be loaded, or the server does not respond in time.
         """
         async with self._connection() as transport:
-            rows = await self._until(transport, lambda rows: _state(rows, self._model) not in _IN_MEMORY[1:], "loading")
-            state = _state(rows, self._model)
-            if state is None:
-                known = ", ".join(sorted({repr(str(row.get("name"))) for row in rows})) or "none"
-                raise ValueError(expected("model", f"a model of the server's repository ({known})", self._model))
-            try:
-                if state != "READY":
-                    await self._send(transport.load, "loading")
-                await self._loaded(state != "READY")
-            except Exception as error:
-                if state != "READY":
-                    await self._undo(transport, error)
-                raise
+            await self._add(transport)
             self._is_wanted = True
 
     async def unload(self) -> None:
@@ -96,9 +84,26 @@ class ModelControl:
 
     async def _restore(self) -> None:
         try:
-            await self.load()
+            async with self._connection() as transport:
+                if self._is_wanted:  # no unload had its turn before
+                    await self._add(transport)
         except (StreamInferError, ValueError) as error:  # batches fail with an error of their own
             _log.warning("%s was lost by its server and could not be loaded again: %s", self._what, error)
+
+    async def _add(self, transport: Transport) -> None:
+        rows = await self._until(transport, lambda rows: _state(rows, self._model) not in _IN_MEMORY[1:], "loading")
+        state = _state(rows, self._model)
+        if state is None:
+            known = ", ".join(sorted({repr(str(row.get("name"))) for row in rows})) or "none"
+            raise ValueError(expected("model", f"a model of the server's repository ({known})", self._model))
+        try:
+            if state != "READY":
+                await self._send(transport.load, "loading")
+            await self._loaded(state != "READY")
+        except Exception as error:
+            if state != "READY":
+                await self._undo(transport, error)
+            raise
 
     async def _undo(self, transport: Transport, error: Exception) -> None:
         try:

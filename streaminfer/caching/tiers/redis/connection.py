@@ -1,45 +1,43 @@
 """Address of a Redis server, and connections to it, whose handshake has a time limit of its own."""
 
 import asyncio
-from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from streaminfer._internal.validation import check_instance
+from streaminfer.caching.tiers.redis.tls import TlsFiles, own_tls
 
-__all__ = ["client_of", "tls_options"]
+__all__ = ["blocking_client_of", "check_url", "client_of"]
 
 CONNECT_TIMEOUT_S = 5.0
 URL_OPTIONS = frozenset({"client_name", "db", "password", "protocol", "username"})
-TLS_OPTIONS = {"tls_ca": "ssl_ca_certs", "tls_certificate": "ssl_certfile", "tls_key": "ssl_keyfile"}
 
 
-def tls_options(url: Any, **paths: str | None) -> dict[str, Any]:
-    """Check a URL, and return the options of the client library for TLS.
+def check_url(url: Any, files: TlsFiles) -> TlsFiles | None:
+    """Check a URL, and return the files of TLS; ``None``: it is not spoken.
 
     Args:
         url: of the server.
-        paths: of certificates and keys, by the names in `TLS_OPTIONS`.
+        files: of TLS.
 
     Raises:
-        TypeError, ValueError: no such URL, or paths for a URL without TLS. The message does not show the URL, which may
+        TypeError, ValueError: no such URL, or files for a URL without TLS. The message does not show the URL, which may
             hold a password.
     """
     check_instance("url", url, lambda it: isinstance(it, str), "a string")
     if not url.startswith(("redis://", "rediss://", "unix://")):
         raise ValueError("url: expected redis://…, rediss://… or unix://…")
     options = sorted(set(parse_qs(urlsplit(url).query, keep_blank_values=True)) - URL_OPTIONS)
-    if options:  # an option of the client library would win over what this tier sets, checks of TLS included
+    if options:  # an option of the client library would win over what this tier sets
         raise ValueError(f"url: expected no options but {', '.join(sorted(URL_OPTIONS))}, got {', '.join(options)}")
-    given = {TLS_OPTIONS[name]: path for name, path in paths.items() if path is not None}
     if url.startswith("rediss://"):
-        return given | {"ssl_cert_reqs": "required", "ssl_check_hostname": True}
-    if given:
+        return files
+    if files != TlsFiles(None, None, None):
         raise ValueError("tls_ca, tls_certificate, tls_key: expected a url that begins with rediss://")
-    return {}
+    return None
 
 
-def client_of(library: Any, url: str, *, max_connections: int, wait_s: float, tls: Mapping[str, Any]) -> Any:
+def client_of(library: Any, url: str, *, max_connections: int, wait_s: float, tls: TlsFiles | None) -> Any:
     """Return a client with connections of its own, which are made when they are needed, and which retries nothing.
 
     Args:
@@ -47,7 +45,7 @@ def client_of(library: Any, url: str, *, max_connections: int, wait_s: float, tl
         url: of the server.
         max_connections: at most so many at once.
         wait_s: for how long an operation waits for one.
-        tls: what the connections take besides.
+        tls: the files of TLS; ``None``: it is not spoken.
     """
     from redis.asyncio.retry import Retry  # noqa: PLC0415 - an optional dependency
     from redis.backoff import NoBackoff  # noqa: PLC0415 - the same
@@ -59,9 +57,25 @@ def client_of(library: Any, url: str, *, max_connections: int, wait_s: float, tl
         socket_timeout=None,  # each operation has its own
         socket_connect_timeout=None,
         retry=Retry(NoBackoff(), 0),
-        **tls,
     )
+    if tls is not None:
+        pool.connection_class = own_tls(pool.connection_class, tls)
     pool.connection_class = _connects_in_its_own_time(pool.connection_class)
+    return library.Redis.from_pool(pool)
+
+
+def blocking_client_of(library: Any, url: str, *, timeout_s: float, tls: TlsFiles | None) -> Any:
+    """Return a client for threads.
+
+    Args:
+        library: ``redis``.
+        url: of the server.
+        timeout_s: for each step.
+        tls: the files of TLS; ``None``: it is not spoken.
+    """
+    pool = library.ConnectionPool.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
+    if tls is not None:
+        pool.connection_class = own_tls(pool.connection_class, tls, blocking=True)
     return library.Redis.from_pool(pool)
 
 

@@ -20,9 +20,10 @@ from streaminfer.caching.codec import CorruptRecord
 from streaminfer.caching.tiers._records import MediumTier, selection
 from streaminfer.caching.tiers.encryption import KeyProvider
 from streaminfer.caching.tiers.protocol import Entry, Held, Notice, RecordCopy
-from streaminfer.caching.tiers.redis.connection import client_of, tls_options
+from streaminfer.caching.tiers.redis.connection import blocking_client_of, check_url, client_of
 from streaminfer.caching.tiers.redis.redis_notices import RedisNotices
 from streaminfer.caching.tiers.redis.scripts import BEGIN, ERASE, LOOK, OPEN, PUT, TAKE
+from streaminfer.caching.tiers.redis.tls import TlsFiles
 from streaminfer.errors import BackendError, CircuitOpen, Closed, text_of_error
 from streaminfer.protocols import Clock
 from streaminfer.resilience.breaker.circuit_breaker import CircuitBreaker
@@ -58,7 +59,8 @@ class RedisTier(MediumTier):
         max_connections: at most so many at once; who finds none free waits within the timeout.
         max_value_bytes: larger records are rejected.
         tls_ca: path of the authorities' certificates; ``None``: the system's.
-        tls_certificate, tls_key: paths of a client's certificate and key, where the server wants one.
+        tls_certificate, tls_key: paths of a client's certificate and its unencrypted key, where the server wants one.
+            These files and ``tls_ca`` are read for each connection: one that was replaced holds for later ones.
         wall_clock: returns nanoseconds since 1970; ``None``: ``time.time_ns``. It and the server's clock must agree to
             within what the ages of entries allow: they are checked by this one.
 
@@ -92,7 +94,7 @@ class RedisTier(MediumTier):
         tls_key: str | None = None,
         wall_clock: Clock | None = None,
     ) -> None:
-        self._tls = tls_options(url, tls_ca=tls_ca, tls_certificate=tls_certificate, tls_key=tls_key)
+        self._tls = check_url(url, TlsFiles(tls_ca, tls_certificate, tls_key))
         check_instance("namespace", namespace, lambda it: isinstance(it, str), "a string")
         if not namespace or "{" in namespace or "}" in namespace:
             raise ValueError(expected("namespace", "a name without braces", namespace))
@@ -219,11 +221,8 @@ class RedisTier(MediumTier):
             BackendError: the server did not answer.
         """
         redis = require("redis", extra="redis", purpose="the Redis tier")
-        timeout_s = self._erase_timeout_s
         try:
-            with redis.Redis.from_url(
-                self._url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, **self._tls
-            ) as server:
+            with blocking_client_of(redis, self._url, timeout_s=self._erase_timeout_s, tls=self._tls) as server:
                 for part in _read_raw(server, self._prefix):
                     yield from self._records.copies(part, "redis key")
         except self._redis.RedisError as error:

@@ -389,6 +389,17 @@ async def test_a_lost_model_is_loaded_again_once(rig, loop):
     assert (rig.sent, rig.state) == (["load", "load"], "READY")
 
 
+@scenario(m=None)
+async def test_an_unload_outruns_a_restore(rig, loop):
+    """A device made room for another model before the background had its turn."""
+    await rig.control.load()
+    rig.server.states["m"] = None
+    rig.control.restore()
+    await rig.control.unload()
+    await asyncio.sleep(5.0)
+    assert rig.sent == ["load"]
+
+
 @pytest.mark.parametrize("before", [[], ["load", "unload"]], ids=["never", "unloaded"])
 def test_a_model_that_was_not_loaded_stays_away(before):
     """Only what a load has brought is restored, and not after an unload."""
