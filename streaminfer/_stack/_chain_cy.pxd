@@ -16,6 +16,7 @@ cdef class Passage:
     cdef readonly CTicket ticket
     cdef list _tokens
     cdef bint _is_counted
+    cdef object _cancelled
 
     cdef object _end(self, object outputs, object error)
 
@@ -33,11 +34,14 @@ cdef class Chain:
     cdef object _call
     cdef object _refuse
     cdef object _wait
-    cdef readonly Py_ssize_t in_flight
+    cdef dict _tasks
     cdef public object idle
     cdef public object clock
     cdef public object loop
 
+    cpdef Py_ssize_t in_flight(self)
+    @cython.locals(passage=Passage)
+    cpdef object end_requests(self)
     @cython.locals(request=CRequest, passage=Passage)
     cpdef Passage open(self, object inputs, object timeout_s, object priority, object stream_id, object tenant, object subject, object tags, object key, object store, object waits)
     cpdef Passage open_request(self, CRequest request, object timeout_s, object loop=*, object receive=*)
@@ -45,13 +49,14 @@ cdef class Chain:
     cpdef object outputs(self, Passage passage, object outcome)
     @cython.locals(ticket=CTicket)
     cpdef object response(self, Passage passage, object outcome)
+    @cython.locals(was_stopped=bint)
     cpdef object failed(self, Passage passage, object error)
     cpdef object deadline_ns(self, object own_ns, object timeout_s, object now_ns)
     @cython.locals(passage=Passage)
     cdef Passage _new_passage(self, CRequest request, object receive)
     @cython.locals(passage=Passage, tokens=list, position=int, ticket=CTicket)
     cdef Passage _enter(self, CRequest request, object now_ns, object receive)
-    cdef object _leave(self, Passage passage)
+    cdef bint _leave(self, Passage passage) except -1
     cdef object _give(self, Passage passage, object response)
     @cython.locals(position=Py_ssize_t)
     cdef object _exit(self, object request, list tokens, object outcome)

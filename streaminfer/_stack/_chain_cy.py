@@ -18,12 +18,13 @@ One source, compiled with the C types of ``_chain_cy.pxd`` or run as it is.
 from __future__ import annotations
 
 import asyncio
-from asyncio import get_running_loop
+from asyncio import current_task, get_running_loop
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from streaminfer._internal.validation import expected
 from streaminfer._request_cy import Request, make_request, make_response, with_deadline
+from streaminfer.errors import Closed
 from streaminfer.request import deadline_after
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Passage:
     _tokens: list[Any] | None  # of the layers that were entered; None: there are none
     _chain: Chain | None  # of one that was begun
     _is_counted: bool  # among those in flight
+    _cancelled: asyncio.Task[Any] | None  # the task of its caller, which a stop has cancelled
     _receive: Callable[[Response | None, BaseException | None], None] | None  # told of its end, once
 
     def done(self) -> bool:
@@ -97,7 +99,6 @@ class Chain:
 
     Attributes:
         loop: of callers; ``None``: it accepts nothing.
-        in_flight: requests that have entered the layers, and await another terminal than a batcher.
         idle: future that is set when none is in flight any more; ``None``: nothing waits for that.
         batcher: as above.
         clock: as above.
@@ -130,8 +131,19 @@ class Chain:
         self.clock: Clock = clock
         self.loop: asyncio.AbstractEventLoop | None = None
         self._wait = wait
-        self.in_flight = 0
+        self._tasks: dict[Passage, Any] = {}  # of callers whose requests await another terminal than a batcher
         self.idle: asyncio.Future[None] | None = None
+
+    def in_flight(self) -> int:
+        """Return how many requests have entered the layers, and await another terminal than a batcher."""
+        return len(self._tasks)
+
+    def end_requests(self) -> None:
+        """End those in flight with `Closed`, which the stop of what is behind has not: others keep that running."""
+        for passage, task in self._tasks.items():
+            if task is not None and not task.cancelling():  # else it is about to end
+                passage._cancelled = task
+                task.cancel()
 
     def open(
         self,
@@ -252,13 +264,15 @@ class Chain:
             BaseException: what a layer made of it.
         """
         passage.awaited = None  # it holds the error, whose traceback holds the passage
+        outcome: Any = error
         if passage._is_counted:
-            self._leave(passage)
+            was_stopped = self._leave(passage)
+            if was_stopped and isinstance(error, asyncio.CancelledError):
+                outcome = Closed("the stack stopped before it could answer")
         if passage.ticket is not None:
             self.batcher.abandon(passage.ticket)
-        if passage._tokens is None:
-            return None
-        outcome = self._exit(passage.request, passage._tokens, error)
+        if passage._tokens is not None:
+            outcome = self._exit(passage.request, passage._tokens, outcome)
         if outcome is error:
             return None
         if isinstance(outcome, BaseException):
@@ -284,6 +298,7 @@ class Chain:
         passage._receive = receive
         passage._tokens = None
         passage._is_counted = False
+        passage._cancelled = None
         return passage
 
     def _enter(self, request: Request, now_ns: int, receive: Any) -> Passage:
@@ -304,7 +319,7 @@ class Chain:
             if self._submit is None:
                 passage.awaited = self._call(request)
                 passage._is_counted = True
-                self.in_flight += 1
+                self._tasks[passage] = current_task(self.loop)
             else:
                 if not self._batcher_has_clock:
                     now_ns = 0
@@ -321,11 +336,13 @@ class Chain:
             self._give(passage, response)
         return passage
 
-    def _leave(self, passage: Passage) -> None:
+    def _leave(self, passage: Passage) -> bool:
+        """Count a passage no more; return whether a stop has cancelled it, and its caller has not."""
         passage._is_counted = False
-        self.in_flight -= 1
-        if not self.in_flight and self.idle is not None and not self.idle.done():
+        del self._tasks[passage]
+        if not self._tasks and self.idle is not None and not self.idle.done():
             self.idle.set_result(None)
+        return passage._cancelled is not None and not passage._cancelled.uncancel()
 
     def _give(self, passage: Passage, response: Response) -> None:
         """End a passage with the response that a layer made of an error, before it was with the terminal."""

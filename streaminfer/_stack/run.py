@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["StackRun"]
 
+_END_GRACE_S = 0.1  # for requests that were ended after the parts have stopped
+
 
 class StackRun:
     """A stack from a start to its stop; belongs to the event loop that makes it.
@@ -121,9 +123,8 @@ class StackRun:
     async def _stop(self, chain: Chain, drain: bool) -> None:
         failure: BaseException | None = None
         try:
-            if chain.in_flight and drain:
-                chain.idle = self.loop.create_future()
-                await asyncio.wait({chain.idle}, timeout=seconds_left())
+            if drain:
+                await self._until_idle(chain, seconds_left())
         except BaseException as error:  # noqa: BLE001 - raised below, after the layers have been stopped
             failure = error
         try:
@@ -131,11 +132,20 @@ class StackRun:
                 await end_tasks(self.calls)
             except BaseException as error:  # noqa: BLE001 - likewise
                 failure = failure or error
-            await stop_all(self._stack, self._parts[::-1], drain=drain and failure is None)
+            try:
+                await stop_all(self._stack, self._parts[::-1], drain=drain and failure is None)
+            finally:
+                chain.end_requests()
+                await self._until_idle(chain, _END_GRACE_S)
         finally:
             self._end()
         if failure is not None:
             raise failure
+
+    async def _until_idle(self, chain: Chain, timeout_s: float | None) -> None:
+        if chain.in_flight():
+            chain.idle = self.loop.create_future()
+            await asyncio.wait({chain.idle}, timeout=timeout_s)
 
     def _end(self) -> None:
         serving_process.leave(self._hold)

@@ -16,7 +16,7 @@ from streaminfer.request import Batch, Request, Response
 from streaminfer.resilience import _call_budget_cy as compiled
 from streaminfer.resilience.retry import retry_budget as retry
 from streaminfer.resilience.retry.retry_budget import RetryBudget
-from streaminfer.testing import ScriptedBackend, run
+from streaminfer.testing import HANG, ScriptedBackend, run
 
 pytestmark = pytest.mark.uncompiled
 
@@ -473,3 +473,57 @@ def test_a_second_attempt_does_not_see_what_the_first_wrote(stack):
         assert len(backend.batches) == 2
 
     run(main)
+
+
+class TestStop:
+    """A request between two attempts is with nothing further in."""
+
+    @pytest.mark.parametrize("limit_s", [0.0, 0.25])
+    @pytest.mark.parametrize("drain", [False, True])
+    def test_requests_between_attempts_end(self, drain, limit_s):
+        """They end with `Closed`: at once, or where it drains at the limit of the stop."""
+
+        async def main(loop):
+            service = Service(*[si.Overloaded("full", retry_after_s=0.9)] * 3)
+            stack = si.Stack(RetryBudget(max_attempts=3), si.Stack(service), clock=loop.clock)
+            await stack.start()
+            calls = [asyncio.ensure_future(stack(1.0)) for _ in range(2)]
+            await asyncio.sleep(0.1)
+            await stack.stop(drain=drain, timeout_s=limit_s)
+            ends = await asyncio.gather(*calls, return_exceptions=True)
+            assert [type(end) for end in ends] == [si.Closed] * 2
+            assert loop.time() == pytest.approx(0.1 + (limit_s if drain else 0.0), abs=0.01)
+            async with stack:
+                assert await stack(1.0) == 1.0  # the next run retries as the first did
+            return service.asked_at
+
+        assert len(run(main)) == 4
+
+    def test_draining_waits_for_the_next_attempt(self):
+        """A stop that has the time lets a request have its next attempt."""
+
+        async def main(loop):
+            service = Service(si.Overloaded("full", retry_after_s=0.5))
+            stack = si.Stack(RetryBudget(), si.Stack(service), clock=loop.clock)
+            await stack.start()
+            call = asyncio.ensure_future(stack(1.0))
+            await asyncio.sleep(0.1)
+            await stack.stop()
+            return float(await call), loop.time()
+
+        assert run(main) == (1.0, pytest.approx(0.5, abs=0.01))
+
+    def test_no_pause_begins_after_the_stop(self):
+        """What the stop ends further in is not retried, even where `Closed` is named as retryable."""
+
+        async def main(loop):
+            budget = RetryBudget(retryable=si.Closed, backoff_s=0.8)
+            stack = si.Stack(budget, si.Stack(si.AdaptiveBatcher(max_batch_size=1), ScriptedBackend(HANG)))
+            async with si.Stack(stack, clock=loop.clock) as outer:
+                call = asyncio.ensure_future(outer(1.0))
+                await asyncio.sleep(0.1)
+                await outer.stop(drain=False)
+                (end,) = await asyncio.gather(call, return_exceptions=True)
+            return type(end), loop.time()
+
+        assert run(main) == (si.Closed, pytest.approx(0.1, abs=0.01))

@@ -1,0 +1,147 @@
+"""Requests that a stop ends although what they are in goes on: a part that another stack has started too."""
+
+import asyncio
+
+import pytest
+
+import streaminfer as si
+from streaminfer.resilience import ConcurrencyLimit
+from streaminfer.testing import HANG, ScriptedBackend, run
+
+pytestmark = pytest.mark.uncompiled
+
+
+def outer_stacks(inner, clock):
+    """Two stacks around one service."""
+    return [si.Stack(si.Telemetry(name), inner, clock=clock) for name in ("first", "second")]
+
+
+async def a_call(stack, value=1.0):
+    call = asyncio.ensure_future(stack(value))
+    await asyncio.sleep(0.01)
+    return call
+
+
+@pytest.mark.parametrize("drain", [False, True])
+def test_requests_in_a_shared_stack_end(drain):
+    """A stop ends its own requests, at its limit where it drains, and none of the other stack's."""
+
+    async def main(loop):
+        backend = ScriptedBackend(HANG, duration_s=0.0, then=lambda batch: list(batch.inputs))
+        inner = si.Stack(si.AdaptiveBatcher(max_batch_size=1, max_in_flight=2), backend)
+        first, second = outer_stacks(inner, loop.clock)
+        await first.start()
+        await second.start()
+        call = await a_call(first)
+        began = loop.time()
+        await first.stop(drain=drain, timeout_s=0.5)
+        assert loop.time() - began == pytest.approx(0.5 if drain else 0.0, abs=0.001)
+        assert call.done()
+        with pytest.raises(si.Closed, match="the stack stopped before it could answer"):
+            await call
+        assert first.statistics()["Telemetry"].outcomes == {"Closed": 1}
+        assert first.statistics()["Telemetry"].in_flight == 0
+        await second.stop(drain=False)
+
+    run(main)
+
+
+def test_requests_of_the_other_stack_go_on():
+    """They get their responses after the first stack has stopped."""
+
+    async def main(loop):
+        inner = si.Stack(si.AdaptiveBatcher(max_batch_size=2), ScriptedBackend(duration_s=0.1))
+        first, second = outer_stacks(inner, loop.clock)
+        async with second:
+            await first.start()
+            calls = [await a_call(first, 1.0), await a_call(second, 2.0)]
+            await first.stop(drain=False)
+            ends = await asyncio.gather(*calls, return_exceptions=True)
+        return [end if isinstance(end, float) else type(end) for end in ends]
+
+    assert run(main) == [si.Closed, 2.0]
+
+
+def test_calls_that_wait_for_a_permit_of_a_shared_limit_end():
+    """The permit that they wait for belongs to a request of another stack."""
+
+    async def main(loop):
+        limit = ConcurrencyLimit(limit=1, max_wait_s=60.0)
+        first, second = (si.Stack(limit, ScriptedBackend(HANG), clock=loop.clock) for _ in range(2))
+        async with second:
+            await first.start()
+            holds, waits = await a_call(second), await a_call(first)
+            await first.stop(drain=False)
+            ended = waits.done(), limit.statistics().queued
+            holds.cancel()
+            ends = await asyncio.gather(holds, waits, return_exceptions=True)
+        return ended, [type(end) for end in ends]
+
+    assert run(main) == ((True, 0), [asyncio.CancelledError, si.Closed])
+
+
+def test_callers_of_a_flight_of_a_shared_cache_end():
+    """The flight that they wait for is computed for a caller of another stack."""
+
+    async def main(loop):
+        cache = si.EdgeCache(maxsize=8)
+        model = si.Stack(si.AdaptiveBatcher(max_batch_size=1), ScriptedBackend(HANG))
+        first, second = (si.Stack(cache, model, clock=loop.clock) for _ in range(2))
+        async with second:
+            await first.start()
+            leads, waits = await a_call(second), await a_call(first)
+            await first.stop(drain=False)
+            ended = waits.done(), leads.done()
+            leads.cancel()
+            ends = await asyncio.gather(leads, waits, return_exceptions=True)
+        return ended, [type(end) for end in ends]
+
+    assert run(main) == ((True, False), [asyncio.CancelledError, si.Closed])
+
+
+def test_a_cancelled_caller_stays_cancelled():
+    """Whether it is cancelled before the stop or after the stop has ended its request."""
+
+    async def main(loop):
+        inner = si.Stack(si.AdaptiveBatcher(max_batch_size=1, max_in_flight=4), ScriptedBackend(HANG, HANG))
+        first, second = outer_stacks(inner, loop.clock)
+        async with second:
+            await first.start()
+            before, after = await a_call(first), await a_call(first)
+            stop = asyncio.ensure_future(first.stop(drain=False))
+            before.cancel()
+            for _ in range(50):
+                if after.cancelling():  # by the stop
+                    break
+                await asyncio.sleep(0)
+            after.cancel()
+            await stop
+            await asyncio.wait({before, after})
+        return before.cancelled(), after.cancelled()
+
+    assert run(main) == (True, True)
+
+
+def test_a_caller_goes_on_as_one_that_was_not_cancelled():
+    """It gets `Closed`, and time limits around its next calls work as ever."""
+
+    async def main(loop):
+        inner = si.Stack(si.AdaptiveBatcher(max_batch_size=1), ScriptedBackend(HANG))
+        first, second = outer_stacks(inner, loop.clock)
+
+        async def caller():
+            with pytest.raises(si.Closed):
+                await first(1.0)
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await asyncio.Event().wait()
+            return asyncio.current_task().cancelling()
+
+        async with second:
+            await first.start()
+            task = asyncio.ensure_future(caller())
+            await asyncio.sleep(0.01)
+            await first.stop(drain=False)
+            return await task
+
+    assert run(main) == 0
