@@ -114,5 +114,5 @@ def test_a_profile_of_the_model_is_where_a_planner_starts(text):
 
     found, sounds = asyncio.run(main())
     assert sounds == ["S EH1 V AH0 N"]
-    assert list(found) == [4, 6, 14]
+    assert list(found) == [10, 32]
     assert all(times.sizes[0] == 1 and times.seconds(4) > 0 for times in found.values())
