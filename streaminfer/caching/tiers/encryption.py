@@ -60,7 +60,7 @@ _BUSY_S = 5.0
 _WRAPPED_SIZE = 12 + _KEY_SIZE + _TAG
 _RETIRE_EVERY = 256
 _MOST_SOUGHT = 16
-"""Of destroyed keys, copies are looked for in the file; of more, it takes less to write the file anew."""
+"""The file is searched for copies of so many destroyed keys; with more of them, it is faster to rewrite it."""
 _SPARE_NS = 86_400 * 10**9  # for later records of a subject: writing for each would cost a flush of the disk
 _FOR_GOOD = 2**63 - 1
 _SCHEMA = f"""
