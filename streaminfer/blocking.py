@@ -108,7 +108,7 @@ class BlockingStack:
         try:
             started.result()
         except BaseException:
-            self._leave(drain=False, timeout_s=STOP_LIMIT_S)
+            self._leave(drain=False, timeout_s=STOP_LIMIT_S, started=thread)
             raise
 
     def stop(self, *, drain: bool = True, timeout_s: float | None = STOP_LIMIT_S) -> None:
@@ -137,10 +137,10 @@ class BlockingStack:
         if not self._leave(drain=error is None, timeout_s=STOP_LIMIT_S):
             raise RuntimeError("this blocking stack does not run")
 
-    def _leave(self, *, drain: bool, timeout_s: float | None) -> bool:
+    def _leave(self, *, drain: bool, timeout_s: float | None, started: threading.Thread | None = None) -> bool:
         with self._lock:
             thread, ended, loop, stop = self._thread, self._ended, self._loop, self._stop
-            if thread is None:
+            if thread is None or started not in (None, thread):  # a stop has returned, and it was started again
                 return False
             self._check_thread()
             self._drain = drain
@@ -195,18 +195,18 @@ class BlockingStack:
             self._loop, self._stop = asyncio.get_running_loop(), stop
             if self._closing:  # left before it had started
                 stop.set()
-        await self._start_until(stop)
-        drain = False
         try:
-            started.set_result(None)
-            await stop.wait()
-            drain = self._drain
-        finally:  # also when an error ends the loop
+            await self._start_until(stop)
+            drain = False
             try:
+                started.set_result(None)
+                await stop.wait()
+                drain = self._drain
+            finally:  # also when an error ends the loop
                 await self.stack.stop(drain=drain, timeout_s=self._timeout_s)
-            finally:
-                with self._lock:  # before the loop is closed, so that no call is given to a closed one
-                    self._loop = self._stop = None
+        finally:
+            with self._lock:  # before the loop is closed, so that no call is given to a closed one
+                self._loop = self._stop = None
 
     async def _start_until(self, stop: asyncio.Event) -> None:
         starting, leaving = asyncio.ensure_future(self.stack.start()), asyncio.ensure_future(stop.wait())

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
@@ -307,17 +307,18 @@ def test_a_thread_that_cannot_be_started_leaves_it_stopped(monkeypatch):
 
 
 class SlowToStart(ScriptedBackend):
-    """A backend whose start does not end."""
+    """A backend whose start does not end, unless it is ``ready``."""
 
     def __init__(self):
         super().__init__()
         self.starts = threading.Event()
-        self.was_cancelled = False
+        self.ready = self.was_cancelled = False
 
     async def start(self):
         self.starts.set()
         try:
-            await asyncio.Event().wait()
+            if not self.ready:
+                await asyncio.Event().wait()
         except asyncio.CancelledError:
             self.was_cancelled = True
             raise
@@ -352,6 +353,54 @@ def test_a_stop_cancels_a_start_that_goes_on():
             start.result()
 
     assert infer.statistics().state == "stopped"
+
+
+def test_a_loop_that_was_closed_is_not_called(monkeypatch):
+    """A start that failed closed its loop before it tells so."""
+
+    class FailsToStart(ScriptedBackend):
+        async def start(self):
+            raise OSError("no such model")
+
+    infer = stack_of(FailsToStart()).blocking()
+    tell = Future.set_exception
+    states = []
+
+    def ask_before(future, error):
+        asking = threading.Thread(target=lambda: states.append(infer.statistics().state))
+        asking.start()
+        asking.join()
+        tell(future, error)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no such model"):
+        patch.setattr(Future, "set_exception", ask_before)
+        infer.start()
+
+    assert states == ["stopped"]
+
+
+def test_a_start_that_failed_does_not_stop_a_later_one(monkeypatch):
+    """Others have stopped it and started it again before the first caller's thread goes on."""
+    backend = SlowToStart()
+    infer = stack_of(backend).blocking()
+    wait = Future.result
+    waits = []
+
+    def go_on_late(future, timeout=None):
+        waits.append(future)
+        if len(waits) == 1:
+            backend.starts.wait()
+            infer.stop()
+            backend.ready = True
+            infer.start()
+        return wait(future, timeout)
+
+    with monkeypatch.context() as patch, pytest.raises(si.Closed, match="stopped before it had started"):
+        patch.setattr(Future, "result", go_on_late)
+        infer.start()
+
+    assert infer(1.0) == 1.0
+    infer.stop()
 
 
 def test_a_stop_waits_where_a_join_does_not():
