@@ -25,6 +25,25 @@ loaded = [name for name in {HEAVY!r} if name in sys.modules]
 print(json.dumps({{"before": before, "loaded": loaded, "names": streaminfer.__all__}}))
 """
 
+SCRAPE = """
+import asyncio, time
+import streaminfer as si
+
+telemetry, made_s, sent = si.Telemetry("faces"), time.time(), []
+
+async def scrape():
+    async def send(message):
+        sent.append(message.get("body", b""))
+
+    headers = [(b"accept", b"application/openmetrics-text;version=1.0.0")]
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": headers}
+    await si.telemetry.metrics_app(telemetry)(scope, None, send)
+
+asyncio.run(scrape())
+lines = b"".join(sent).decode().splitlines()
+print({float(line.split()[-1]) <= made_s for line in lines if "_created{" in line})
+"""
+
 
 def _names_for_type_checkers():
     """Of each name that ``__init__.py`` imports for type checkers: the module that defines it, ``None`` for a module."""
@@ -41,6 +60,11 @@ def test_touching_every_name_loads_nothing_heavy(run_python):
     seen = json.loads(run_python(sys.executable, "-c", TOUCH_ALL, PYTHONPATH=str(ROOT)))
     assert seen["loaded"] == []
     assert seen["before"] == sorted(seen["names"]), "dir() tells the names before they are loaded"
+
+
+def test_no_counter_is_older_than_exports_say(run_python):
+    """The exporters are loaded at the first scrape, and state when the package was imported."""
+    assert run_python(sys.executable, "-c", SCRAPE, PYTHONPATH=str(ROOT)) == "{True}\n"
 
 
 def test_public_names_are_sorted_and_those_that_type_checkers_see():

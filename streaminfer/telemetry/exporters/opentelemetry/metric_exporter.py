@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from streaminfer._internal.imported_at import IMPORTED_NS
+from streaminfer._internal import IMPORTED_NS
 from streaminfer._internal.loading.extras import require
 from streaminfer.telemetry.exporters.collection import Collection, Labels, Sample
 from streaminfer.telemetry.exporters.histogram_points import Exemplar, HistogramPoint, HistogramReader

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from streaminfer._internal.imported_at import IMPORTED_NS
+from streaminfer._internal import IMPORTED_NS
 from streaminfer._internal.loading.extras import require
 from streaminfer.telemetry.exporters.collection import Collection, Sample
 from streaminfer.telemetry.exporters.histogram_points import BOUND_LABELS, Exemplar, HistogramPoint, HistogramReader

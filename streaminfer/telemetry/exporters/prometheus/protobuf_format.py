@@ -9,8 +9,8 @@ import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 
+from streaminfer._internal import IMPORTED_NS
 from streaminfer._internal._protobuf_cy import ProtobufWriter
-from streaminfer._internal.imported_at import IMPORTED_NS
 from streaminfer.telemetry.exporters.collection import Labels, Sample
 from streaminfer.telemetry.exporters.histogram_points import BOUNDS_S, Exemplar, HistogramPoint
 from streaminfer.telemetry.exporters.metric import Metric

@@ -8,7 +8,7 @@ import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from streaminfer._internal.imported_at import IMPORTED_NS
+from streaminfer._internal import IMPORTED_NS
 from streaminfer.telemetry.exporters.collection import Labels, Sample
 from streaminfer.telemetry.exporters.histogram_points import BOUND_LABELS, Exemplar, HistogramPoint
 from streaminfer.telemetry.exporters.metric import Metric
