@@ -11,8 +11,8 @@ import asyncio
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from streaminfer._runtime.idle_waiters import IdleWaiters
 from streaminfer._runtime.stopping import seconds_left
+from streaminfer._runtime.waiters import IdleWaiters
 from streaminfer.batching._batch_observers_cy import BatchObservers
 from streaminfer.batching._submission_cy import DispatchState
 from streaminfer.batching.alarm import Alarm

@@ -9,10 +9,10 @@ from typing import Any
 import attrs
 
 from streaminfer._internal.validation import check_instance, check_number, field_check
-from streaminfer._runtime.idle_waiters import IdleWaiters
 from streaminfer._runtime.lifecycle import start_owned
 from streaminfer._runtime.pending_calls import DeadlineCalls
 from streaminfer._runtime.stopping import end_tasks, seconds_left, stop_all
+from streaminfer._runtime.waiters import IdleWaiters
 from streaminfer.protocols import Clock, adapt, is_service
 from streaminfer.request import Request, Response, time_left_s
 from streaminfer.routing.replicas._p2c_cy import P2CBalancer

@@ -6,7 +6,7 @@ from collections import deque
 
 import attrs
 
-from streaminfer._runtime.waking import wake_from_thread
+from streaminfer._runtime.waiters import wake_from_thread
 from streaminfer.streams.frame import Frame
 
 __all__ = ["HAS_READER", "Handoff"]

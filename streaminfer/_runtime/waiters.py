@@ -1,8 +1,9 @@
-"""Coroutines that wait until nothing is in flight."""
+"""Coroutines that wait until nothing is in flight, or for what another thread brings about."""
 
 import asyncio
+import contextlib
 
-__all__ = ["IdleWaiters"]
+__all__ = ["IdleWaiters", "wake_from_thread"]
 
 
 class IdleWaiters:
@@ -30,3 +31,14 @@ class IdleWaiters:
     def forget(self) -> None:
         """Another event loop takes over; the waiting of a closed one ends with it."""
         self.future = None
+
+
+def wake_from_thread(waiter: "asyncio.Future[None]") -> None:
+    """Wake what awaits a future, in its event loop; nothing if that was closed, and its waiters with it."""
+    with contextlib.suppress(RuntimeError):
+        waiter.get_loop().call_soon_threadsafe(_wake, waiter)
+
+
+def _wake(waiter: "asyncio.Future[None]") -> None:
+    if not waiter.done():
+        waiter.set_result(None)

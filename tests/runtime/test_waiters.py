@@ -2,7 +2,7 @@
 
 import asyncio
 
-from streaminfer._runtime.idle_waiters import IdleWaiters
+from streaminfer._runtime.waiters import IdleWaiters
 
 
 async def test_all_who_wait_are_woken(loop):
