@@ -86,6 +86,7 @@ class GrpcService:
         self._limits = limits
         self._gatherer = Gatherer()
         self._input_tag = tag_of(self._pb.ModelInferRequest, "raw_input_contents")
+        self._id_tag = tag_of(self._pb.ModelInferRequest, "id")
         self._output_tag = tag_of(self._pb.ModelInferResponse, "raw_output_contents")
         self._response_tag = tag_of(self._pb.ModelStreamInferResponse, "infer_response")
         self._max_fields = 4 * limits.max_tensors + 256
@@ -201,12 +202,20 @@ class GrpcService:
                     async for arrays in answers:
                         yield self._streamed(self._render_arrays(model, head, arrays, None, final=False))
         except Exception as error:  # noqa: BLE001 - the stream goes on
-            yield self._error(identity, error)
+            yield self._error(identity or self._identity(message), error)
         if last:
             yield last
 
     def _streamed(self, response: bytes) -> bytes:
         return append_contents(b"", self._response_tag, [response])
+
+    def _identity(self, message: bytes) -> str:
+        """The id of a request that could not be read, so that the client knows which one it was."""
+        try:
+            found = split_fields(message, self._id_tag, self._max_fields)[1]
+            return message[slice(*found[-1])].decode() if found else ""
+        except ValueError:
+            return ""
 
     def _error(self, identity: str, error: Exception) -> bytes:
         response = self._pb.ModelStreamInferResponse(error_message=logged_failure(error).text)

@@ -267,6 +267,29 @@ def test_a_stream_answers_in_order_and_goes_on_after_errors(scripted, serve_grpc
     assert answers[2][0].raw_output_contents[0] == X[1:].tobytes()
 
 
+def test_an_error_in_a_stream_names_its_request(scripted, serve_grpc):
+    """Whatever is wrong with it: answers of other requests come before and behind."""
+    messages = {
+        "cut": call_of(id="cut").SerializeToString()[:-1],
+        "missing": call_of(id="missing").SerializeToString().replace(b"m", b"n", 1),
+        "short": pb.ModelInferRequest(model_name="m", id="short", raw_input_contents=[b"1"]).SerializeToString(),
+        "whole": call_of(id="whole").SerializeToString(),
+    }
+
+    async def scenario(channel):
+        async def calls():
+            for message in messages.values():
+                yield message
+
+        streaming = channel.stream_stream(f"{INFER.removesuffix('ModelInfer')}ModelStreamInfer")
+        return [pb.ModelStreamInferResponse.FromString(answer) async for answer in streaming(calls())]
+
+    answers = ask(scripted(), serve_grpc, scenario)
+
+    assert [bool(answer.error_message) for answer in answers] == [True, True, True, False]
+    assert [answer.infer_response.id for answer in answers] == ["", "missing", "short", "whole"]
+
+
 def test_a_stream_is_one_stream_of_the_model(serve_grpc):
     stack = running_total()
     one = np.ones((1, 1), np.float32)

@@ -25,6 +25,7 @@ def test_a_stream_is_handed_over_before_it_is_given():
     assert ledger.claim("s", "b", 1) == Claim(owner="a")
 
     ledger.hand_over("a", {"s": b"state"}, 2)
+    assert ledger.claim("s", "b", 3) == Claim(b"state", is_other=True)
     assert ledger.claim("s", "b", 3) == Claim(b"state")
     assert ledger.store("a", {"s": b"old"}, 4) == ["s"]
     assert ledger.statistics().moved == 1
@@ -38,7 +39,7 @@ def test_a_silent_owner_loses_its_streams_to_their_snapshots():
 
     assert ledger.claim("s", "b", 299 * MS + SILENT_NS).owner == "a"
     assert ledger.claim("s", "b", 300 * MS + SILENT_NS).record == b"state"
-    assert ledger.claim("none", "b", 300 * MS + SILENT_NS) == Claim()
+    assert ledger.claim("none", "b", 300 * MS + SILENT_NS) == Claim(is_other=True)
     statistics = ledger.statistics()
     assert (statistics.moved, statistics.resumed, statistics.restarted) == (0, 1, 1)
     assert statistics.oldest_snapshot_s == pytest.approx(SILENT_NS / 1e9)
@@ -56,24 +57,34 @@ def test_idle_and_ended_streams_are_forgotten():
 
 @given(st.lists(st.tuples(st.sampled_from("cthsf"), st.sampled_from("xy"), st.sampled_from("abc"))))
 def test_a_stream_has_at_most_one_owner(calls):
-    """Whoever got the stream last is the only one whose records are kept."""
+    """Whoever got the stream last is the only one whose records are kept; one that lost it unasked is told once."""
     ledger, owners, now_ns = StreamLedger(), {}, 0
+    untold = {name: set() for name in "abc"}
     for what, stream, replica in calls:
         now_ns += 400 * MS
         if what in "ct":
-            asked = () if what == "c" else (owners.get(stream, ""),)
-            answer = (ledger.take if asked else ledger.claim)(stream, replica, *asked, now_ns)
+            owner = owners.get(stream, "")
+            answer = ledger.claim(stream, replica, now_ns)
+            if what == "t" and answer.owner:
+                answer = ledger.take(stream, replica, answer.owner, now_ns)
             if answer.owner:
-                assert owners[stream] == answer.owner != replica
+                assert owner == answer.owner != replica
             else:
+                assert answer.is_other == (stream in owners and owner != replica)
+                if owner not in {"", replica}:
+                    untold[owner].add(stream)
                 owners[stream] = replica
+            untold[replica].discard(stream)
         elif what == "f":
             ledger.forget([stream])
             owners.pop(stream, None)
         else:
             is_own = owners.get(stream, replica) == replica
             if what == "s":
-                assert ledger.store(replica, {stream: b"x"}, now_ns) == ([] if is_own else [stream])
+                refused = ledger.store(replica, {stream: b"x"}, now_ns)
+                assert len(refused) == len({*refused})
+                assert {*refused} == untold[replica] | (set() if is_own else {stream})
+                untold[replica] = set()
             else:
                 ledger.hand_over(replica, {stream: b"x"}, now_ns)
             if is_own:
@@ -175,11 +186,11 @@ async def test_replicas_that_wait_for_a_dead_one_get_its_stream_in_turn(loop):
     await asyncio.sleep(0.3)
     second = asyncio.create_task(store.claim("s", "b"))
 
-    assert await first == b"snapshot"
+    assert (await first).record == b"snapshot"
     assert await store.wanted("a") == ["s"]
     await store.hand_over("a", {"s": b"one step later"})
 
-    assert await second == b"one step later"
+    assert (await second).record == b"one step later"
     moves = await store.statistics()
     assert (moves.moved, moves.resumed, moves.restarted, moves.owners) == (1, 1, 0, {"b": 1})
 
@@ -354,3 +365,41 @@ async def test_requests_without_a_stream_pass(loop):
     async with Fleet(loop, "a") as fleet:
         with pytest.raises(si.InvalidInput, match="stream"):
             await fleet.stacks["a"]({"x": EXAMPLE["x"]})
+
+
+async def test_a_replica_that_was_taken_for_dead_claims_its_streams_again(loop):
+    """Also those that had no step meanwhile: another replica has gone on with them."""
+    reference = Reference()
+    async with Fleet(loop) as fleet:
+        assert await fleet.step("a", 1) == reference(1)
+        await asyncio.sleep(0.6)
+        pause(fleet.stacks["a"].layers[0])
+        await asyncio.sleep(2.0)
+        assert await fleet.step("b", 2) == reference(2)
+        go_on(fleet.stacks["a"].layers[0])
+        await asyncio.sleep(0.6)
+        assert await fleet.step("a", 3) == reference(3)
+        assert await fleet.step("b", 4) == reference(4)
+        moves = await fleet.store.statistics()
+    assert (moves.moved, moves.resumed, moves.restarted) == (2, 1, 0)
+
+
+async def test_a_state_of_long_ago_hides_none_of_another_replica(loop):
+    reference = Reference()
+    async with Fleet(loop) as fleet:
+        await fleet.step("a", 1)
+        await asyncio.sleep(IDLE_NS / 1e9 + 2.0)
+        assert await fleet.step("b", 2) == reference(2)
+        assert await fleet.step("a", 3) == reference(3)
+        assert await fleet.step("b", 4) == reference(4)
+
+
+def pause(moving):
+    """Let a replica stand still, as far as the store can see."""
+    for task in moving._tasks:
+        task.cancel()
+
+
+def go_on(moving):
+    moving._spawn(moving._send_snapshots())
+    moving._spawn(moving._serve_claims())

@@ -13,11 +13,14 @@ Invariants:
   may have had its effect, or be what ended the process.
 * Processes are not forked from this one, which has threads: they come from the fork server, or are spawned where
   there is none. Like every such process they import ``__main__``, which needs its ``if __name__ == "__main__":``.
+* A process ends with its pipe, or is killed. Ctrl-C, and the SIGTERM that systemd and ``timeout`` send to every process
+  of a service, are this process's to answer: it may drain.
 """
 
 import contextlib
 import ctypes
 import multiprocessing
+import os
 import pickle
 import signal
 import threading
@@ -98,9 +101,12 @@ class ProcessWorker(Worker):
         return value
 
     def close(self) -> None:
-        """Ends the process and waits for it."""
-        with self._lock:
-            self._end()
+        """Ends the process and waits for it, unless a call that was killed does."""
+        if self._lock.acquire(blocking=not self._killed):  # a call that starts a process may have to wait for that
+            try:
+                self._end()
+            finally:
+                self._lock.release()
 
     def kill(self) -> bool:
         """Kills the process, so that a call that waits for it fails; from any thread, also while it is busy."""
@@ -163,6 +169,8 @@ class ProcessWorker(Worker):
         )
         with _lifecycle:
             process.start()
+        popen = vars(process)["_popen"]
+        popen.terminate = popen.kill  # multiprocessing ends daemons so, and waits for them, when the interpreter ends
         self._process, self._pipe = process, ours  # from here on `kill` reaches it
         theirs.close()  # or the end of the process would not close the pipe
         if self._killed:
@@ -267,9 +275,17 @@ def _portable_rows(result: Any) -> Any:
     return result
 
 
+def _on_sigterm(*_: object) -> None:
+    """Go on as long as the parent lives; ``SIG_IGN`` would be inherited by the programs that a function starts."""
+    parent = multiprocessing.parent_process()
+    if parent is None or not parent.is_alive():
+        os._exit(128 + signal.SIGTERM)
+
+
 def _serve(pipe: Connection, begun: Any) -> None:
     """The process: one function, then batches until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides
+    signal.signal(signal.SIGTERM, _on_sigterm)  # as above
     function: Callable[[Any], Any] | None = None
     while True:
         try:

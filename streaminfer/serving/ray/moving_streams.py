@@ -12,7 +12,7 @@ from streaminfer._runtime.stopping import stop_together
 from streaminfer.errors import InvalidInput
 from streaminfer.protocols import Capabilities, StreamStates, Wrapper
 from streaminfer.request import Request, Response
-from streaminfer.serving.ray.stream_ledger import IDLE_NS
+from streaminfer.serving.ray.stream_ledger import IDLE_NS, Claim
 from streaminfer.serving.ray.stream_store import RemoteStreamStore, StreamStore
 from streaminfer.stack import Stack
 
@@ -107,11 +107,7 @@ class MovingStreams(Wrapper):
     def reset_stream(self, stream_id: Hashable) -> None:
         """Let the next step start from the initial state."""
         self._states.reset_stream(stream_id)
-        stream = self._streams.get(stream_id)
-        if stream is None or not stream.settled.is_set():
-            if len(self._fresh) >= _MAX_FRESH:  # of requests that never came
-                self._fresh.clear()
-            self._fresh.add(stream_id)  # no claim moves its state here, not even one that runs now
+        self._keep_here(stream_id)
 
     def end_stream(self, stream_id: Hashable) -> None:
         """Forget a stream, also in the store; requests that come behind it begin the stream again."""
@@ -128,6 +124,7 @@ class MovingStreams(Wrapper):
     def import_state(self, stream_id: Hashable, state: Any) -> None:
         """Let the next step go on from ``state``."""
         self._states.import_state(stream_id, state)
+        self._keep_here(stream_id)
 
     async def settle(self, stream_id: Hashable) -> _Stream | None:
         """Wait until the stream is settled, and return it; ``None``: it is not of this replica."""
@@ -136,6 +133,14 @@ class MovingStreams(Wrapper):
         return stream
 
     # -- inside -------------------------------------------------------------------------------------------------
+
+    def _keep_here(self, stream_id: Hashable) -> None:
+        """Let no claim move the state of a stream here, not even one that runs now."""
+        stream = self._streams.get(stream_id)
+        if stream is None or not stream.settled.is_set():
+            if len(self._fresh) >= _MAX_FRESH:  # of requests that never came
+                self._fresh.clear()
+            self._fresh.add(stream_id)
 
     async def _own(self, stream_id: Hashable) -> _Stream:
         """Return the stream as soon as it belongs to this replica."""
@@ -148,12 +153,19 @@ class MovingStreams(Wrapper):
         stream.used_ns = self.inner.clock()
         try:
             async with _asked(f"stream {stream_id!r} starts without the state that the store may have"):
-                state = await self._store.claim(stream_id, self._replica)
-                if state is not None and stream_id not in self._fresh and self._export(stream_id) is None:
-                    self._states.import_state(stream_id, state)
+                claim = await self._store.claim(stream_id, self._replica)
+                if stream_id not in self._fresh:
+                    self._take_over(stream_id, claim)
         finally:
             self._fresh.discard(stream_id)
             stream.settled.set()
+
+    def _take_over(self, stream_id: Hashable, claim: Claim) -> None:
+        """Go on from the state that came with a stream, unless this replica's own is as new."""
+        if claim.is_other:
+            self._states.end_stream(stream_id)  # of the time before another replica had it
+        if claim.record is not None and self._export(stream_id) is None:
+            self._states.import_state(stream_id, claim.record)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -213,7 +225,8 @@ class MovingStreams(Wrapper):
                 for stream_id in records.keys() & self._streams.keys():
                     self._streams[stream_id].stepped = True
             for stream_id in refused or ():  # this replica was taken for dead, and another one goes on
-                if self._streams.get(stream_id) is streams[stream_id]:  # else it has begun again meanwhile
+                had = streams.get(stream_id)
+                if had is not None and self._streams.get(stream_id) is had:  # else it has begun again meanwhile
                     self._states.end_stream(stream_id)
                     del self._streams[stream_id]
 

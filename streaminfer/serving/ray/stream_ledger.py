@@ -4,7 +4,7 @@
 first. If another living replica has the stream, it is asked to hand it over after the step that runs, so that no
 step is lost and results stay equal to the bit. Each replica also sends snapshots of the streams that had steps; when an
 owner is not heard of any more, because its process or node is gone, the claim gets the latest snapshot. A replica that
-comes back after that is told which streams are not its own any more, and drops them (fencing).
+comes back after that is told at its next snapshot which streams are not its own any more, and drops them (fencing).
 
 *Invariants.* A stream has one owner or none; a record of a replica that is not the owner is refused; each claim of a
 stream that another replica had counts as exactly one of moved, resumed and restarted.
@@ -34,10 +34,12 @@ class Claim(NamedTuple):
     Attributes:
         record: the state of the stream, which is the claimer's; ``None``: it has none.
         owner: another replica, which must hand the stream over first; empty: it is the claimer's.
+        is_other: another replica had the stream last, so what the claimer may have of it is older.
     """
 
     record: Any = None
     owner: str = ""
+    is_other: bool = False
 
 
 @attrs.frozen(kw_only=True)
@@ -76,6 +78,7 @@ class StreamLedger:
     def __init__(self) -> None:
         self._streams: dict[Hashable, _Stream] = {}
         self._heard_ns: dict[str, int] = {}
+        self._taken: dict[str, set[Hashable]] = {}  # from replicas that have not been told
         self._moved = self._resumed = self._restarted = 0
         self._oldest_ns = 0
 
@@ -90,12 +93,14 @@ class StreamLedger:
     def claim(self, stream_id: Hashable, replica: str, now_ns: int) -> Claim:
         """Give a stream to a replica, or say whom to ask for it."""
         self.hear(replica, now_ns)
+        self._taken.get(replica, set()).discard(stream_id)  # it knows
         stream = self._streams.get(stream_id)
         if stream is None:
             self._streams[stream_id] = _Stream(replica, now_ns)
             return Claim()
         if stream.owner == replica:
-            return self._give(stream, replica, now_ns)
+            stream.used_ns = now_ns
+            return Claim(stream.record)
         if not stream.owner:
             self._moved += 1
             return self._give(stream, replica, now_ns)
@@ -113,23 +118,16 @@ class StreamLedger:
         else:
             self._resumed += 1
             self._oldest_ns = max(self._oldest_ns, now_ns - stream.taken_ns)
+        self._taken.setdefault(owner, set()).add(stream_id)
         return self._give(stream, replica, now_ns)
 
     def store(self, replica: str, records: Mapping[Hashable, Any], now_ns: int) -> list[Hashable]:
-        """Keep snapshots of a replica; return the streams that are not its own."""
-        self.hear(replica, now_ns)
-        refused = []
-        for stream_id, record in records.items():
-            stream = self._streams.setdefault(stream_id, _Stream(replica, now_ns))
-            if stream.owner != replica:
-                refused.append(stream_id)
-            else:
-                stream.record, stream.taken_ns, stream.used_ns = record, now_ns, now_ns
-        return refused
+        """Keep snapshots of a replica; return which of their streams, and of those that it had, are not its own."""
+        return list(self._taken.pop(replica, set()) | self._store(replica, records, now_ns))
 
     def hand_over(self, replica: str, records: Mapping[Hashable, Any], now_ns: int) -> None:
         """Keep final states of a replica's own streams, which no replica owns from now on; ``None``: no state."""
-        for stream_id in {*records}.difference(self.store(replica, records, now_ns)):
+        for stream_id in {*records}.difference(self._store(replica, records, now_ns)):
             self._streams[stream_id].owner = ""
 
     def forget(self, stream_ids: Iterable[Hashable]) -> None:
@@ -141,6 +139,7 @@ class StreamLedger:
         """Forget streams that are idle, and replicas that are gone."""
         self.forget([key for key, stream in self._streams.items() if now_ns - stream.used_ns >= IDLE_NS])
         self._heard_ns = {name: at_ns for name, at_ns in self._heard_ns.items() if now_ns - at_ns < IDLE_NS}
+        self._taken = {name: taken for name, taken in self._taken.items() if name in self._heard_ns}
 
     def statistics(self) -> StreamMoves:
         """What was counted until now."""
@@ -153,7 +152,19 @@ class StreamLedger:
             oldest_snapshot_s=self._oldest_ns / 1e9,
         )
 
+    def _store(self, replica: str, records: Mapping[Hashable, Any], now_ns: int) -> set[Hashable]:
+        """Keep states of a replica's own streams; return the other streams."""
+        self.hear(replica, now_ns)
+        refused = set()
+        for stream_id, record in records.items():
+            stream = self._streams.setdefault(stream_id, _Stream(replica, now_ns))
+            if stream.owner != replica:
+                refused.add(stream_id)
+            else:
+                stream.record, stream.taken_ns, stream.used_ns = record, now_ns, now_ns
+        return refused
+
     @staticmethod
     def _give(stream: _Stream, replica: str, now_ns: int) -> Claim:
         stream.owner, stream.used_ns = replica, now_ns
-        return Claim(stream.record)
+        return Claim(stream.record, is_other=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from streaminfer._internal.loading.extras import require
 from streaminfer.protocols import Clock
-from streaminfer.serving.ray.stream_ledger import StreamLedger, StreamMoves
+from streaminfer.serving.ray.stream_ledger import Claim, StreamLedger, StreamMoves
 
 __all__ = ["RemoteStreamStore", "StreamStore", "store_actor"]
 
@@ -36,15 +36,15 @@ class StreamStore:
         self._handed: dict[Hashable, set[asyncio.Future[None]]] = {}
         self._alone: asyncio.TimerHandle | None = None
 
-    async def claim(self, stream_id: Hashable, replica: str) -> Any:
-        """Make a stream the replica's, and return its state; an owner that lives is asked, and has 1.5 seconds."""
+    async def claim(self, stream_id: Hashable, replica: str) -> Claim:
+        """Make a stream the replica's, and return what it has; an owner that lives is asked, and has 1.5 seconds."""
         claim = self._ledger.claim(stream_id, replica, self._clock())
         while claim.owner:
             if await self._ask(stream_id, claim.owner):
                 claim = self._ledger.claim(stream_id, replica, self._clock())  # another one may have been faster
             else:
                 claim = self._ledger.take(stream_id, replica, claim.owner, self._clock())
-        return claim.record
+        return claim
 
     async def _ask(self, stream_id: Hashable, owner: str) -> bool:
         """Ask an owner for a stream; return whether it answered."""

@@ -6,8 +6,11 @@ import importlib
 import multiprocessing
 import os
 import pickle
+import select
 import signal
+import subprocess
 import sys
+import threading
 import types
 
 import numpy as np
@@ -107,6 +110,42 @@ import numba
 @numba.njit("float64[:](float64[:])")
 def add_one(inputs):
     return inputs + 1
+"""
+
+PROGRAMS = """
+import signal
+import subprocess
+import sys
+
+
+def end_one(_inputs):
+    program = subprocess.Popen([sys.executable, "-c", "print(flush=True); import signal; signal.pause()"], stdout=-1)
+    program.stdout.readline()
+    program.terminate()
+    program.stdout.close()
+    return [program.wait()]
+"""
+
+ORPHAN = """
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+from streaminfer.backends import CpuBackend
+from streaminfer.request import Batch, Request
+
+
+def never_end(path):
+    pipe = open(path, "w")
+    print(os.getpid(), file=pipe, flush=True)
+    while True:
+        signal.pause()
+
+
+if __name__ == "__main__":
+    asyncio.run(CpuBackend(never_end, executor="process").infer(Batch(sys.argv[1], [Request(None)])))
 """
 
 
@@ -224,8 +263,8 @@ def test_another_batch_that_runs_survives_the_kill(functions, batch, tmp_path):
         with pytest.raises(errors.BackendError, match="exit code -9"):
             await tasks[0]
         assert not tasks[1].done()
-        os.kill(pids[1], signal.SIGTERM)
-        with pytest.raises(errors.BackendError, match="exit code -15"):
+        os.kill(pids[1], signal.SIGKILL)
+        with pytest.raises(errors.BackendError, match="exit code -9"):
             await tasks[1]
         await backend.stop(drain=True)
 
@@ -444,7 +483,7 @@ def test_a_cancelled_batch_is_awaited_until_the_process_is_free(functions, batch
             task.cancel()
             await asyncio.sleep(0)
             assert not task.done()
-        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGKILL)
         with pytest.raises(asyncio.CancelledError):
             await task
         assert backend.statistics().cancelled == 1
@@ -456,12 +495,69 @@ def test_a_cancelled_batch_is_awaited_until_the_process_is_free(functions, batch
     assert complaints == []
 
 
-def test_control_c_reaches_the_parent_only(functions, batch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_to_the_whole_group_are_the_parents_to_answer(functions, batch, number):
+    """Also to one that runs a batch, which a parent that stops gracefully completes."""
+
     async def main():
         backend = CpuBackend(functions.pids, executor="process")
         (pid,) = await backend.infer(batch([1]))
-        os.kill(pid, signal.SIGINT)
+        os.kill(pid, number)
         assert await backend.infer(batch([1])) == [pid]
         await backend.stop(drain=True)
 
     run(main())
+
+
+def test_programs_that_a_function_starts_can_be_terminated(importable, batch):
+    """They do not inherit that their parent ignores the signal."""
+    functions = importable("streaminfer_test_programs", PROGRAMS)
+    ((code,),) = infer(functions.end_one, batch([1]))
+    assert code == -signal.SIGTERM
+
+
+def test_a_process_that_lost_its_parent_can_be_terminated(tmp_path):
+    """Whatever its function does: nobody else would end it."""
+    script, fifo = tmp_path / "orphan.py", tmp_path / "fifo"
+    script.write_text(ORPHAN)
+    os.mkfifo(fifo)
+    with subprocess.Popen([sys.executable, script, fifo], stderr=subprocess.DEVNULL) as parent, fifo.open() as pipe:
+        worker = int(pipe.readline())
+        parent.kill()
+        parent.wait(PATIENCE_S)
+        os.kill(worker, signal.SIGTERM)
+        assert select.select([pipe], [], [], PATIENCE_S)[0]
+        assert pipe.read() == ""
+
+
+def test_a_close_waits_for_no_call_that_was_killed_while_its_process_starts(functions, monkeypatch):
+    """What starts it, as a fork server that imports ``__main__``, may take longer than a stop's limit."""
+    (worker,) = _process_workers(functions.pids, "pids", 1)
+    process = _processes._context().Process
+    starts, goes_on = threading.Event(), threading.Event()
+    start = process.start
+
+    def start_slowly(self):
+        starts.set()
+        assert goes_on.wait(PATIENCE_S)
+        start(self)
+
+    monkeypatch.setattr(process, "start", start_slowly)
+
+    def warm():
+        with pytest.raises(errors.BackendError, match="exit code -9"):
+            worker.warm()
+
+    call = threading.Thread(target=warm)
+    call.start()
+    assert starts.wait(PATIENCE_S)
+    worker.kill()
+    closing = threading.Thread(target=worker.close)
+    closing.start()
+    closing.join(PATIENCE_S / 3)
+    returned = not closing.is_alive()
+    goes_on.set()
+    call.join(PATIENCE_S)
+    closing.join(PATIENCE_S)
+    assert returned
+    assert multiprocessing.active_children() == []
