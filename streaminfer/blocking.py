@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 from streaminfer._internal.validation import check_duration
-from streaminfer._runtime.stopping import STOP_LIMIT_S
+from streaminfer._runtime.lifecycle import STOP_LIMIT_S
 from streaminfer._stack.served_stack import ServedStack
 from streaminfer._stack.statistics import StackStatistics
 from streaminfer.errors import Closed

@@ -10,7 +10,7 @@ import re
 from typing import Any, TypeVar
 
 from streaminfer._internal.validation import check_instance
-from streaminfer._runtime.stopping import raise_first
+from streaminfer._runtime.lifecycle import raise_first
 from streaminfer.protocols import adapt
 
 __all__ = ["load", "serve", "stop_serving", "unload"]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack
 from streaminfer._internal.display.unique_name import unique_name
 from streaminfer._internal.loading.lazy import lazy_attributes
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
-from streaminfer._runtime.stopping import STOP_LIMIT_S
+from streaminfer._runtime.lifecycle import STOP_LIMIT_S
 from streaminfer.errors import Closed, InvalidInput
 from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, Wrapper, adapt
 from streaminfer.request import MapSettings, Request, Response

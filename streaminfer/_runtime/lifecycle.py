@@ -1,12 +1,83 @@
-"""Start of services that one owner needs."""
+"""Starts and stops of the parts of a service, and the time limit of a stop, which every part knows that it reaches.
 
-from collections.abc import Iterable
+A stop passes through layers, routes and replicas to what finally waits for a thread, a process or a server. The limit
+travels in the context and not as an argument, so that parts that know nothing of it pass it on too.
+"""
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from typing import Any
 
-from streaminfer._runtime.owners import own, parts_of
-from streaminfer._runtime.stopping import stop_all
+from streaminfer._runtime.owners import last_owner, own, parts_of
+from streaminfer.protocols import adapt
 
-__all__ = ["start_all", "start_owned"]
+__all__ = [
+    "KILL_GRACE_S",
+    "STOP_LIMIT_S",
+    "end_tasks",
+    "raise_first",
+    "seconds_left",
+    "start_all",
+    "start_owned",
+    "stop_all",
+    "stop_together",
+    "stop_within",
+    "until_limit",
+]
+
+STOP_LIMIT_S = 30.0
+"""Seconds that a stop waits for requests in flight by default."""
+
+KILL_GRACE_S = 0.1
+"""Seconds that a thread, interrupted at the limit, has to end."""
+
+_RETURN_GRACE_S = 0.15  # for a part that keeps to the limit itself, to return
+_CANCEL_GRACE_S = 0.25  # for a part that was cancelled at the limit, to stop what is inside it
+
+_log = logging.getLogger("streaminfer")
+_ends_at: ContextVar[float | None] = ContextVar("streaminfer_stop_ends_at", default=None)
+
+
+@contextmanager
+def stop_within(timeout_s: float | None) -> Iterator[None]:
+    """Set the limit of the stop that the block performs; a nearer one that an outer stop has set remains.
+
+    Args:
+        timeout_s: seconds from now; ``None``: no limit of its own.
+    """
+    ends_at = _ends_at.get()
+    if timeout_s is not None:
+        own = asyncio.get_running_loop().time() + timeout_s
+        ends_at = own if ends_at is None else min(own, ends_at)
+    token = _ends_at.set(ends_at)
+    try:
+        yield
+    finally:
+        _ends_at.reset(token)
+
+
+def seconds_left(default: float | None = None) -> float | None:
+    """Return the seconds until the limit of the stop that is going on, ≥ 0; ``default`` where there is no limit."""
+    ends_at = _ends_at.get()
+    return default if ends_at is None else max(0.0, ends_at - asyncio.get_running_loop().time())
+
+
+async def until_limit(waiting: Coroutine[Any, Any, object]) -> None:
+    """Await something until the limit of the stop that is going on, and cancel it there."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(waiting, seconds_left())
+
+
+async def end_tasks(tasks: Iterable[asyncio.Future[Any]]) -> None:
+    """Cancel tasks, and wait for them until the limit of the stop that is going on."""
+    ending = list(tasks)
+    for task in ending:
+        task.cancel()
+    if ending:
+        await asyncio.wait(ending, timeout=seconds_left())
 
 
 async def start_all(owner: object, parts: Iterable[Any]) -> None:
@@ -28,3 +99,100 @@ async def start_all(owner: object, parts: Iterable[Any]) -> None:
 async def start_owned(owner: object, part: Any) -> None:
     """Start one part, as :func:`start_all`."""
     await start_all(owner, [part])
+
+
+async def stop_all(owner: object, parts: Iterable[Any], *, drain: bool) -> None:
+    """Stop each part even if an earlier one fails; the first failure is raised at the end, and later ones are logged.
+
+    What parts leave to their owner is stopped too, after all that it is inside of. A part that has another owner is
+    left running.
+
+    A part that does not return by the limit is cancelled, and soon afterwards abandoned with a warning.
+    """
+    failures: list[BaseException] = []
+    in_order_of_start = {id(each): each for part in list(parts)[::-1] for each in parts_of(part)}
+    for part in list(in_order_of_start.values())[::-1]:
+        node = adapt(part)
+        if not node.stops:
+            continue
+        try:
+            async with last_owner(owner, part) as last:
+                if last:
+                    await _stop(part, node.stop(drain=drain))
+        except BaseException as error:  # noqa: BLE001 - raised below, after the others had their turn
+            failures.append(error)
+            drain = False  # a drain that failed or was cancelled is not repeated for the other parts
+    raise_first(failures)
+
+
+async def stop_together(stops: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Perform stops at the same time; the first failure is raised at the end, and later ones are logged.
+
+    A cancellation is that of each stop, none of which it ends before it has begun, as that of ``asyncio.gather`` does.
+    """
+    tasks = [asyncio.ensure_future(stop) for stop in stops]
+    failures: list[BaseException] = []
+    try:
+        if tasks:
+            await asyncio.wait(tasks)
+    except asyncio.CancelledError as error:
+        failures.append(error)
+        if seconds_left() is None:
+            await end_tasks(tasks)
+        else:
+            await _cancel_stops(tasks)
+    ended = [task for task in tasks if task.done()]
+    raise_first([*failures, *await asyncio.gather(*ended, return_exceptions=True)])
+
+
+def raise_first(outcomes: Iterable[object]) -> None:
+    """Raise the first exception among outcomes, if there is one, and log the others with their tracebacks."""
+    failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+    for error in failures[1:]:
+        if not isinstance(error, asyncio.CancelledError):
+            _log.error("another part failed too: %s: %s", type(error).__name__, error, exc_info=error)
+    if failures:
+        raise failures[0]
+
+
+async def _stop(part: Any, stopping: Any) -> None:
+    left_s = seconds_left()
+    if left_s is None:
+        await stopping
+        return
+    task = asyncio.ensure_future(stopping)
+    try:
+        await asyncio.wait({task}, timeout=left_s + _RETURN_GRACE_S)
+    except asyncio.CancelledError:
+        await _cancel_stops([task])
+        raise
+    if not task.done() and await _cancel_stops([task]):
+        raise asyncio.CancelledError
+    if not task.done():
+        _log.warning("%r did not stop within its time limit: it is abandoned", part)
+    elif not task.cancelled():
+        task.result()
+    else:
+        _log.warning("%r did not stop within its time limit: its stop was cancelled", part)
+
+
+async def _cancel_stops(tasks: Iterable[asyncio.Future[None]]) -> bool:
+    """Cancel stops, and wait until they have stopped what is inside them, or for their time to do so.
+
+    Returns:
+        Whether it was cancelled meanwhile. That does not end the waiting at once: at a limit each level of a stack
+        cancels what is inside it, and so its inner ones more than once.
+    """
+    loop = asyncio.get_running_loop()
+    ends_at = loop.time() + (seconds_left() or 0.0) + _CANCEL_GRACE_S
+    pending = set(tasks)
+    for task in pending:
+        task.cancel()
+    was_cancelled = False
+    while pending and (left_s := ends_at - loop.time()) > 0:
+        try:
+            _, pending = await asyncio.wait(pending, timeout=left_s)
+        except asyncio.CancelledError:
+            was_cancelled = True
+            ends_at = min(ends_at, loop.time() + _CANCEL_GRACE_S)
+    return was_cancelled

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from streaminfer._internal.loading import compiled_modules
 from streaminfer._runtime import serving_process
+from streaminfer._runtime.lifecycle import STOP_LIMIT_S, end_tasks, seconds_left, stop_all, stop_within
 from streaminfer._runtime.loops import is_virtual
 from streaminfer._runtime.owners import own
 from streaminfer._runtime.pending_calls import DeadlineCalls
-from streaminfer._runtime.stopping import STOP_LIMIT_S, end_tasks, seconds_left, stop_all, stop_within
 from streaminfer._stack.many_calls import PlaceQueue
 from streaminfer.errors import DeadlineExceeded
 from streaminfer.request import Request, Response, passed_on_arrival, time_left_s

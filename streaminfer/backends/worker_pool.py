@@ -21,7 +21,7 @@ from concurrent.futures import Future
 from typing import Any, Self
 
 from streaminfer._internal.forking import at_fork
-from streaminfer._runtime.stopping import KILL_GRACE_S
+from streaminfer._runtime.lifecycle import KILL_GRACE_S
 from streaminfer.backends.job import Job
 from streaminfer.errors import Closed
 

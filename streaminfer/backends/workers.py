@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 from streaminfer._internal.forking import at_fork
-from streaminfer._runtime.stopping import KILL_GRACE_S, STOP_LIMIT_S, seconds_left
+from streaminfer._runtime.lifecycle import KILL_GRACE_S, STOP_LIMIT_S, seconds_left
 from streaminfer.backends.job import Done, Job, JobFuture
 from streaminfer.backends.worker_pool import Worker, WorkerPool
 from streaminfer.errors import Closed
@@ -168,7 +168,7 @@ class WorkerThreads(Generic[W]):
     async def stop(self, *, drain: bool) -> None:
         """End and join the threads; until ``start``, further calls raise :class:`Closed`. May be repeated.
 
-        At the time limit of the stack that stops, else after :data:`~streaminfer._runtime.stopping.STOP_LIMIT_S`
+        At the time limit of the stack that stops, else after :data:`~streaminfer._runtime.lifecycle.STOP_LIMIT_S`
         seconds, queued and running calls end with :class:`Closed` in any case: processes are killed, and threads
         abandoned.
 

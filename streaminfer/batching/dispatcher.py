@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from streaminfer._runtime.stopping import seconds_left
+from streaminfer._runtime.lifecycle import seconds_left
 from streaminfer._runtime.waiters import IdleWaiters
 from streaminfer.batching._batch_observers_cy import BatchObservers
 from streaminfer.batching._submission_cy import DispatchState

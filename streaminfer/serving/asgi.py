@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from streaminfer._internal.validation import check_duration
-from streaminfer._runtime.stopping import STOP_LIMIT_S, stop_together
+from streaminfer._runtime.lifecycle import STOP_LIMIT_S, stop_together
 from streaminfer.serving._exchanges_cy import ClientGone
 from streaminfer.serving._http_inference_cy import HttpInference
 from streaminfer.serving._http_replies_cy import NO_STORE, describe_error, reply, without_body

@@ -16,7 +16,7 @@ import attrs
 from streaminfer._internal.units import NEVER_NS
 from streaminfer._internal.validation import check_count, check_instance, check_number, expected
 from streaminfer._runtime.closing import AsyncClosing
-from streaminfer._runtime.stopping import stop_together
+from streaminfer._runtime.lifecycle import stop_together
 from streaminfer.blocking import BlockingStack
 from streaminfer.errors import Closed
 from streaminfer.protocols import Clock, is_service

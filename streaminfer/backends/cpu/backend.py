@@ -18,7 +18,7 @@ import numpy as np
 
 from streaminfer._internal.own_arrays import own_arrays
 from streaminfer._internal.validation import check_choice, check_count, check_duration, check_instance, expected
-from streaminfer._runtime.stopping import STOP_LIMIT_S, seconds_left
+from streaminfer._runtime.lifecycle import STOP_LIMIT_S, seconds_left
 from streaminfer.backends.cpu.worker_error import text_of_failure
 from streaminfer.backends.fingerprint import fingerprint_of_function
 from streaminfer.backends.job import Done, Job

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
-from streaminfer._runtime.stopping import seconds_left, stop_together, until_limit
+from streaminfer._runtime.lifecycle import seconds_left, stop_together, until_limit
 from streaminfer.backends.triton.errors import ModelNotReady
 from streaminfer.backends.triton.repository.model_control import ModelControl
 from streaminfer.backends.triton.request_splitter import RequestSplitter

@@ -18,7 +18,7 @@ from streaminfer.backends.triton.dtypes import dtype_of
 from streaminfer.backends.triton.errors import ModelNotReady, ServerError, explained
 from streaminfer.backends.triton.messages import Transport
 from streaminfer.backends.triton.settings import Settings
-from streaminfer.backends.triton.shared_memory import OLDEST_SERVER
+from streaminfer.backends.triton.shared_memory.region_pool import OLDEST_SERVER
 from streaminfer.errors import BackendError
 
 __all__ = ["ModelDescription", "Server", "describe_model", "describe_server", "latest", "latest_version", "read_model"]

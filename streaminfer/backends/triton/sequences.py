@@ -25,7 +25,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from contextvars import Context
 from typing import Self
 
-from streaminfer._runtime.stopping import end_tasks
+from streaminfer._runtime.lifecycle import end_tasks
 from streaminfer.errors import BackendError, Overloaded
 
 __all__ = ["LostSequences", "NotSent", "SequenceLost", "Sequences", "Stream"]

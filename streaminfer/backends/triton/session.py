@@ -22,11 +22,11 @@ from streaminfer.backends.triton.dtypes import dtype_of, is_text
 from streaminfer.backends.triton.errors import ServerError, explained
 from streaminfer.backends.triton.messages import InferRequest, InferResponse, SharedMemoryRef, Tensor, Transport
 from streaminfer.backends.triton.model import ModelDescription, Server, describe_model, describe_server, latest_version
-from streaminfer.backends.triton.region import Region, required_bytes
 from streaminfer.backends.triton.request_validation import RequestValidator
 from streaminfer.backends.triton.sequences import LostSequences, Sequences
 from streaminfer.backends.triton.settings import Settings
-from streaminfer.backends.triton.shared_memory import RegionPool
+from streaminfer.backends.triton.shared_memory.region import Region, required_bytes
+from streaminfer.backends.triton.shared_memory.region_pool import RegionPool
 from streaminfer.errors import InvalidInput, StreamInferError
 
 __all__ = ["CallCounts", "Session"]

@@ -34,8 +34,7 @@ from typing import TYPE_CHECKING, Any
 
 from streaminfer._internal.error_log import ErrorLog
 from streaminfer._internal.validation import check_instance
-from streaminfer._runtime.lifecycle import start_owned
-from streaminfer._runtime.stopping import stop_all, stop_together
+from streaminfer._runtime.lifecycle import start_owned, stop_all, stop_together
 from streaminfer.caching.erasure.erasure import PendingErasure
 from streaminfer.caching.erasure.retention_counts import RetentionCounts
 from streaminfer.caching.table._slots_cy import NEVER

@@ -33,9 +33,8 @@ from typing import TYPE_CHECKING, Any, overload
 
 from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.validation import check_duration, check_instance, check_number, expected
-from streaminfer._runtime.lifecycle import start_owned
+from streaminfer._runtime.lifecycle import start_owned, stop_all, until_limit
 from streaminfer._runtime.stack_clock import StackClock
-from streaminfer._runtime.stopping import stop_all, until_limit
 from streaminfer._runtime.wrapped_kind import kind_of
 from streaminfer.protocols import Admission, Backend, Capabilities, Clock, P, R, Service, Wrapper, adapt
 from streaminfer.request import Batch, Request, Response

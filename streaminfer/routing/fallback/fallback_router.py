@@ -27,11 +27,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from streaminfer._internal.units import NEVER_NS
 from streaminfer._internal.validation import check_duration_ns, check_instance
-from streaminfer._runtime.lifecycle import start_all
+from streaminfer._runtime.lifecycle import seconds_left, start_all, stop_all
 from streaminfer._runtime.objective import is_slo_or_none
 from streaminfer._runtime.response_source import fallback_source
 from streaminfer._runtime.stack_clock import StackClock
-from streaminfer._runtime.stopping import seconds_left, stop_all
 from streaminfer._runtime.waiters import IdleWaiters
 from streaminfer.errors import Closed, DeadlineExceeded, StreamInferError, for_caller
 from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, Node, adapt, are_idempotent

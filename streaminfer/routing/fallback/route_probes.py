@@ -4,7 +4,7 @@ import asyncio
 import functools
 
 from streaminfer._internal.error_log import ErrorLog
-from streaminfer._runtime.stopping import end_tasks
+from streaminfer._runtime.lifecycle import end_tasks
 from streaminfer.errors import CircuitOpen, Closed, Overloaded
 from streaminfer.protocols import Clock
 from streaminfer.request import Request

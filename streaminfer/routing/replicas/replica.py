@@ -9,9 +9,8 @@ from typing import Any
 import attrs
 
 from streaminfer._internal.validation import check_instance, check_number, field_check
-from streaminfer._runtime.lifecycle import start_owned
+from streaminfer._runtime.lifecycle import end_tasks, seconds_left, start_owned, stop_all
 from streaminfer._runtime.pending_calls import DeadlineCalls
-from streaminfer._runtime.stopping import end_tasks, seconds_left, stop_all
 from streaminfer._runtime.waiters import IdleWaiters
 from streaminfer.protocols import Clock, adapt, is_service
 from streaminfer.request import Request, Response, time_left_s

@@ -15,9 +15,9 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 from streaminfer._internal.validation import check_count, check_duration_ns, check_instance, check_number
+from streaminfer._runtime.lifecycle import raise_first, seconds_left, stop_together
 from streaminfer._runtime.response_source import nested_source
 from streaminfer._runtime.stack_clock import StackClock
-from streaminfer._runtime.stopping import raise_first, seconds_left, stop_together
 from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput, Overloaded
 from streaminfer.protocols import (
     Admission,

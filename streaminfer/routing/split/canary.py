@@ -10,9 +10,8 @@ import attrs
 from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import check_instance
-from streaminfer._runtime.lifecycle import start_all
+from streaminfer._runtime.lifecycle import start_all, stop_all
 from streaminfer._runtime.response_source import nested_source
-from streaminfer._runtime.stopping import stop_all
 from streaminfer.protocols import Admission, Capabilities, Node, adapt, are_idempotent
 from streaminfer.request import Request, Response
 from streaminfer.routing.fallback.route import as_service

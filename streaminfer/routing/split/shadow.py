@@ -19,10 +19,9 @@ import attrs
 from streaminfer._internal.display.html_table import counter_rows, html_table
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
-from streaminfer._runtime.lifecycle import start_owned
+from streaminfer._runtime.lifecycle import end_tasks, start_owned, stop_all
 from streaminfer._runtime.pending_calls import DeadlineCalls
 from streaminfer._runtime.stack_clock import StackClock
-from streaminfer._runtime.stopping import end_tasks, stop_all
 from streaminfer.errors import DeadlineExceeded
 from streaminfer.protocols import Clock, adapt, is_service, name_of
 from streaminfer.request import Request, Response, time_left_s

@@ -7,7 +7,7 @@ from typing import Any
 
 from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_duration, check_instance, expected
-from streaminfer._runtime.stopping import STOP_LIMIT_S
+from streaminfer._runtime.lifecycle import STOP_LIMIT_S
 from streaminfer.serving.limits import Limits, checked_limits
 from streaminfer.serving.ray.autoscaling import Autoscaling, QueueDelayPolicy
 from streaminfer.serving.ray.headroom_router import make_headroom_router

@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from streaminfer._runtime.stopping import stop_together
+from streaminfer._runtime.lifecycle import stop_together
 from streaminfer.errors import InvalidInput
 from streaminfer.protocols import Capabilities, StreamStates, Wrapper
 from streaminfer.request import Request, Response

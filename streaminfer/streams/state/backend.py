@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from streaminfer._internal.forking import at_fork
 from streaminfer._internal.own_arrays import own_arrays
 from streaminfer._internal.validation import check_count, check_duration_ns, check_instance, expected
-from streaminfer._runtime.lifecycle import start_owned
-from streaminfer._runtime.stopping import stop_all
+from streaminfer._runtime.lifecycle import start_owned, stop_all
 from streaminfer._runtime.waiters import wake_from_thread
 from streaminfer.errors import BackendError, InvalidInput, Overloaded, for_caller
 from streaminfer.protocols import Capabilities, Clock, ExampleInputs, ModelTensors, Wrapper, check_infer, is_backend

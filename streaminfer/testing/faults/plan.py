@@ -26,8 +26,7 @@ from typing import Any, overload
 import numpy as np
 
 from streaminfer._internal.validation import check_count, check_instance, expected
-from streaminfer._runtime.lifecycle import start_owned
-from streaminfer._runtime.stopping import stop_all
+from streaminfer._runtime.lifecycle import start_owned, stop_all
 from streaminfer._runtime.wrapped_kind import kind_of
 from streaminfer.batching.assembly.unbatch import split_rows
 from streaminfer.errors import BackendError

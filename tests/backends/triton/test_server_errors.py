@@ -11,7 +11,7 @@ import pytest
 from streaminfer import AdaptiveBatcher, Stack, Telemetry
 from streaminfer.backends.triton import TritonBackend
 from streaminfer.backends.triton.endpoint import Tls, find_endpoint
-from streaminfer.backends.triton.shared_memory import RegionPool
+from streaminfer.backends.triton.shared_memory.region_pool import RegionPool
 from streaminfer.errors import BackendError, Closed, DeadlineExceeded, InvalidInput
 from streaminfer.request import NEVER_NS, Batch, Request
 

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from streaminfer._internal.validation import expected
-from streaminfer._runtime.stopping import end_tasks
+from streaminfer._runtime.lifecycle import end_tasks
 from streaminfer.backends.triton.errors import ServerError, without_input
 from streaminfer.backends.triton.messages import Transport
 from streaminfer.backends.triton.settings import Settings

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streaminfer.backends.triton.region import Region, required_bytes
+from streaminfer.backends.triton.shared_memory.region import Region, required_bytes
 
 F32 = np.float32
 

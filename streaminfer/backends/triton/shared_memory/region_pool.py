@@ -44,7 +44,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
-from streaminfer.backends.triton.region import Region
+from streaminfer.backends.triton.shared_memory.region import Region
 from streaminfer.errors import Closed
 
 __all__ = ["OLDEST_SERVER", "RegionPool"]

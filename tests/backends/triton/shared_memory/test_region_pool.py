@@ -19,8 +19,8 @@ from tritonclient.utils import InferenceServerException
 
 from streaminfer import errors
 from streaminfer.backends.triton import shared_memory as module
-from streaminfer.backends.triton.region import required_bytes
-from streaminfer.backends.triton.shared_memory import RegionPool
+from streaminfer.backends.triton.shared_memory.region import required_bytes
+from streaminfer.backends.triton.shared_memory.region_pool import RegionPool
 
 if sys.platform != "linux":
     pytest.skip("POSIX shared memory of Linux", allow_module_level=True)
@@ -487,7 +487,7 @@ def test_close_during_a_renewal_leaves_nothing(server):
 def test_what_a_killed_client_left_is_removed_by_the_next(server, tmp_path):
     program = f"""
 import asyncio, os, signal, sys
-from streaminfer.backends.triton.shared_memory import RegionPool
+from streaminfer.backends.triton.shared_memory.region_pool import RegionPool
 
 async def register(name, key, byte_size):
     print(name, key, flush=True)
@@ -535,7 +535,7 @@ asyncio.run(main())
 def test_nothing_is_left_by_a_process_that_ends_without_close(way):
     program = f"""
 import asyncio, os, sys
-from streaminfer.backends.triton.shared_memory import RegionPool
+from streaminfer.backends.triton.shared_memory.region_pool import RegionPool
 
 async def nothing(*arguments):
     return ()
