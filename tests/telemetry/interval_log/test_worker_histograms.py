@@ -335,6 +335,31 @@ def test_threads_may_publish_and_close_at_once(tmp_path):
     other.close()
 
 
+def test_callers_may_close_at_once(tmp_path):
+    """One that waits for the lock while another closes finds that it is done."""
+    histogram, workers = make(tmp_path)
+    histogram.record(0.1)
+    lock = workers._publishing
+
+    class Overtaken:
+        """The lock, which another caller of ``close`` gets first."""
+
+        def __enter__(self):
+            workers._publishing = lock
+            workers.close()
+            lock.acquire()
+
+        def __exit__(self, *_):
+            lock.release()
+
+    workers._publishing = Overtaken()
+    workers.close()
+
+    _, other = make(tmp_path)
+    assert other.merge()["latency"].count == 1
+    other.close()
+
+
 def test_name_is_a_text_and_the_clock_can_be_called(tmp_path):
     for argument, what in (("name", "a string"), ("clock", "a callable")):
         with pytest.raises(TypeError, match=f"{argument}: expected {what}"):
