@@ -360,7 +360,6 @@ class Instants:
         arrivals_s: seconds ≥ 0, ascending.
     """
 
-    kind: ClassVar[str] = "instants"
     arrivals_s: Floats = attrs.field(converter=_instants, repr=_say_instants)
 
     @arrivals_s.validator

@@ -60,25 +60,26 @@ def execute(options: argparse.Namespace) -> int:
         _check_targets(options)
         report = _run(scenario)
     except KeyboardInterrupt:
-        print("streaminfer loadtest: interrupted", file=sys.stderr)
-        return _INTERRUPTED
+        return _end("interrupted", _INTERRUPTED)
     except StreamInferError as error:  # that of a request is in the report
-        print(f"streaminfer loadtest: the service does not start: {error}", file=sys.stderr)
-        return _USAGE
+        return _end(f"the service does not start: {error}")
     except (OSError, ValueError) as error:
-        print(f"streaminfer loadtest: {error}", file=sys.stderr)
-        return _USAGE
+        return _end(error)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - of the scenario's code, whose author needs to see where
         traceback.print_exc()
-        print(f"streaminfer loadtest: service or inputs of the scenario failed: {error!r}", file=sys.stderr)
-        return _USAGE
+        return _end(f"service or inputs of the scenario failed: {error!r}")
     verdict = None if before is None else compare(before, report)
     try:
         _write(options, report, verdict)
     except (OSError, UnicodeError) as error:  # of a full disk, or a terminal that has no "µ"
-        print(f"streaminfer loadtest: {error}", file=sys.stderr)
-        return _USAGE
+        return _end(error)
     return _status(report, verdict)
+
+
+def _end(reason: object, status: int = _USAGE) -> int:
+    """Say why the command ends, and return its status."""
+    print(f"streaminfer loadtest: {reason}", file=sys.stderr)
+    return status
 
 
 def _check_targets(options: argparse.Namespace) -> None:

@@ -151,6 +151,9 @@ class _Driver:
         while self._queries:
             query, index = self._queries.popleft()
             self._open[query] = None  # its end may be told before the call returns
+            if self._closed:
+                self._complete(query)
+                continue
             try:
                 call = self._begin(index, functools.partial(self._receive, query))
             except BaseException as error:  # noqa: BLE001 - of this query, or raised by the run
@@ -158,8 +161,6 @@ class _Driver:
             else:
                 if query in self._open:
                     self._open[query] = call
-            if self._closed:
-                self._close()
 
     def _await_each(self, call: Call) -> Begin:
         """Return what begins a request in a task, which tells its end."""

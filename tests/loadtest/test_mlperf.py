@@ -208,6 +208,25 @@ def test_cancelled():
     assert asyncio.run(main()) == (True, True)
 
 
+def test_cancelled_run_calls_the_service_no_more():
+    """The rest of LoadGen's schedule is completed without it, also where it tells the ends of requests."""
+    sent = []
+    service = Told(lambda request, _receive: sent.append(request))
+
+    async def main():
+        test = asyncio.create_task(run_mlperf(service, slo_s=0.01, **SETTINGS))
+        while not sent:
+            await asyncio.sleep(0)
+        test.cancel()
+        while not service.cancelled:
+            await asyncio.sleep(0)
+        before = len(sent)
+        await asyncio.wait([test])
+        return before
+
+    assert asyncio.run(main()) == len(sent) == service.cancelled
+
+
 def test_wrong_rate():
     """The message names the argument."""
     with pytest.raises(ValueError, match="rate: expected a finite number > 0, got inf"):

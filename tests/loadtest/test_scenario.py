@@ -173,10 +173,23 @@ def test_file_that_is_no_text(scenario, capsys):
     assert re.search("scenario.toml: 'utf-8' codec can't decode", capsys.readouterr().err)
 
 
+@pytest.fixture
+def services(scenario, monkeypatch):
+    """The module that the scenario names, to be changed."""
+    module = types.ModuleType("services_of_a_test")
+    monkeypatch.setitem(sys.modules, "services_of_a_test", module)
+    exec(SERVICES, vars(module))  # noqa: S102 - the service of this test
+    return module
+
+
 class TestCommand:
-    def test_writes_reports(self, scenario, tmp_path, capsys, monkeypatch):
+    @pytest.fixture(autouse=True)
+    def _keep_schedule(self, monkeypatch):
+        """Each run keeps its schedule, however busy this machine is."""
+        monkeypatch.setattr(Report, "schedule_limit_s", property(lambda _: 10.0))
+
+    def test_writes_reports(self, scenario, tmp_path, capsys):
         """A run that keeps its schedule and its objective passes, and its files are there."""
-        monkeypatch.setattr(Report, "schedule_limit_s", property(lambda _: 10.0))  # however busy this machine is
         out = {name: tmp_path / f"run.{name}" for name in ("html", "json", "junit")}
 
         status = main(["loadtest", str(scenario()), *(f"--{name}={path}" for name, path in out.items())])
@@ -187,16 +200,14 @@ class TestCommand:
         assert "<svg" in out["html"].read_text()
         assert "<testsuite" in out["junit"].read_text()
 
-    def test_missed_objective(self, scenario, capsys, monkeypatch):
+    def test_missed_objective(self, scenario, capsys):
         """A missed objective exits with 1."""
-        monkeypatch.setattr(Report, "schedule_limit_s", property(lambda _: 10.0))
 
         assert main(["loadtest", str(scenario(slo_s=1e-9))]) == FAILED
         assert "Missed" in capsys.readouterr().out
 
-    def test_comparison_without_a_verdict(self, scenario, tmp_path, capsys, monkeypatch):
+    def test_comparison_without_a_verdict(self, scenario, tmp_path, capsys):
         """Too few requests allow no comparison, which exits with 3."""
-        monkeypatch.setattr(Report, "schedule_limit_s", property(lambda _: 10.0))
         main(["loadtest", str(scenario()), f"--json={tmp_path / 'before.json'}"])
 
         assert main(["loadtest", str(scenario()), f"--compare={tmp_path / 'before.json'}"]) == UNDECIDED
@@ -205,7 +216,6 @@ class TestCommand:
     @pytest.mark.parametrize(("times", "status"), [(1.5, FAILED), (1.0, PASSED)], ids=["regressed", "unchanged"])
     def test_status_of_a_comparison(self, scenario, tmp_path, capsys, monkeypatch, times, status):
         """A tail that regressed exits with 1, though the objective was reached."""
-        monkeypatch.setattr(Report, "schedule_limit_s", property(lambda _: 10.0))
         latencies = np.random.default_rng(1).lognormal(0, 0.4, 20_000)
         verdict = compare(latencies, times * np.random.default_rng(2).lognormal(0, 0.4, 20_000))
         monkeypatch.setattr("streaminfer.loadtest.cli.compare", lambda _before, _after: verdict)
@@ -214,9 +224,8 @@ class TestCommand:
         assert main(["loadtest", str(scenario()), f"--compare={tmp_path / 'before.json'}"]) == status
         assert str(verdict) in capsys.readouterr().out
 
-    def test_devices(self, scenario, tmp_path, capsys, monkeypatch):
+    def test_devices(self, scenario, tmp_path, capsys):
         """Devices of a scenario go through their encoders; the report has their stages and CPU."""
-        monkeypatch.setattr(Report, "schedule_limit_s", property(lambda _: 10.0))
         source = EXAMPLES / "assets" / "librivox_0870.wav"
         (tmp_path / "slow.toml").write_text(
             'kind = "microphone"\nname = "slow"\ncodec = "pcm"\nsample_rate = 16000\nframe_s = 0.1\n'
@@ -233,9 +242,8 @@ class TestCommand:
         ]  # fmt: skip
         assert report.means("device")["slow"]["encode_cpu_s"] > 0
 
-    def test_devices_with_score_and_edge(self, scenario, tmp_path, capsys, monkeypatch):
+    def test_devices_with_score_and_edge(self, scenario, tmp_path, capsys):
         """Frames come through nginx, and the report has what the function of the scenario says of the responses."""
-        monkeypatch.setattr(Report, "schedule_limit_s", property(lambda _: 10.0))
         source = EXAMPLES / "assets" / "librivox_0870.wav"
         device = f'source = "{source}"\ndevice = "telephone"\nnetwork = "wired"\nseconds = 1.0\n'
         asked = 'score = "services_of_a_test:score"\n'
@@ -309,11 +317,8 @@ class TestCommand:
         assert "streaminfer loadtest: the service does not start: " in capsys.readouterr().err
 
     @pytest.mark.parametrize("failing", ["make_echo", "frames"])
-    def test_function_that_raises(self, scenario, capsys, monkeypatch, failing):
+    def test_function_that_raises(self, scenario, services, capsys, monkeypatch, failing):
         """A crash is no missed objective; its author sees where it was."""
-        services = types.ModuleType("services_of_a_test")
-        monkeypatch.setitem(sys.modules, "services_of_a_test", services)
-        exec(SERVICES, vars(services))  # noqa: S102 - the service of this test
         monkeypatch.setattr(services, failing, {}.popitem)
 
         assert main(["loadtest", str(scenario())]) == 2
@@ -322,11 +327,8 @@ class TestCommand:
         assert "streaminfer loadtest: service or inputs of the scenario failed: KeyError(" in said
 
     @pytest.mark.parametrize("status", [0, 1])
-    def test_function_that_exits(self, scenario, capsys, monkeypatch, status):
+    def test_function_that_exits(self, scenario, services, capsys, monkeypatch, status):
         """Its status is not taken for a verdict."""
-        services = types.ModuleType("services_of_a_test")
-        monkeypatch.setitem(sys.modules, "services_of_a_test", services)
-        exec(SERVICES, vars(services))  # noqa: S102 - the service of this test
         monkeypatch.setattr(services, "make_echo", lambda: sys.exit(status))
 
         assert main(["loadtest", str(scenario())]) == 2
@@ -339,11 +341,13 @@ class TestCommand:
         assert main(["loadtest", str(scenario(text))]) == 2
         assert capsys.readouterr().err.startswith("streaminfer loadtest: arrivals: expected at least one request")
 
-    def test_interrupted(self, scenario, capsys, monkeypatch):
+    def test_interrupted(self, scenario, services, capsys, monkeypatch):
         """Ctrl-C ends the run without a traceback."""
-        interrupting = SERVICES.replace("return x\n", "raise KeyboardInterrupt\n")
-        monkeypatch.setitem(sys.modules, "services_of_a_test", types.ModuleType("services_of_a_test"))
-        exec(interrupting, vars(sys.modules["services_of_a_test"]))  # noqa: S102 - the service of this test
+
+        async def interrupted(_x):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(services, "echo", interrupted)
 
         assert main(["loadtest", str(scenario())]) == 130
         assert capsys.readouterr().err == "streaminfer loadtest: interrupted\n"

@@ -31,6 +31,15 @@ def plain_histogram():
 BUILDS = {"built": streaminfer.telemetry.histograms.latency_histogram, "plain": plain_histogram()}
 
 
+@pytest.fixture
+def switch_often():
+    """Threads take turns at every chance that the interpreter gives them."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
 @pytest.fixture(scope="session", params=BUILDS)
 def build(request):
     """The module streaminfer.telemetry.histograms.latency_histogram, compiled where this installation is, and plain."""

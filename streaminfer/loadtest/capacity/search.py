@@ -222,18 +222,16 @@ class CapacitySearch:
 
     def add(self, step: Step) -> None:
         """Take what was measured at :attr:`next_rate`."""
-        missed = step.late_share > self._allowed
-        # near the crossing half of the steps miss by chance
-        clearly = step.late_share >= self._many
         if self._found is not None:
             self._after_ramp += 1
             self._look_for_change(step)
         self.steps.append(step)
         self._counted.append(step)
-        if missed and clearly and step.rate <= self.low:
+        # clearly missed: near the crossing half of the steps miss by chance
+        if step.late_share >= self._many and step.rate <= self.low:
             self._found = None
             self._reason = f"the objective is missed at {self.low:,.4g}/s, the lowest rate"
-        elif self._found is None and not missed:
+        elif self._found is None and step.late_share <= self._allowed:
             if step.rate >= self.high:
                 self._reason = f"the objective is kept at {self.high:,.4g}/s, the highest rate that was to be tried"
         else:
@@ -256,15 +254,11 @@ class CapacitySearch:
         """Return what is known."""
         if self._found is None:
             last = self.steps[-1].rate if self.steps else self.low
-            if not self.steps:
-                interval = (0.0, math.inf)
-            elif self.steps[-1].late_share > self._allowed:
+            if self.steps and self.steps[-1].late_share > self._allowed:
                 interval = (0.0, last)
             else:
-                interval = (
-                    max((step.rate for step in self.steps if step.late_share <= self._few), default=0.0),
-                    math.inf,
-                )
+                kept = max((step.rate for step in self.steps if step.late_share <= self._few), default=0.0)
+                interval = (kept, math.inf)
             return Capacity(
                 last, interval, self.confidence, self.objective, tuple(self.steps), self._reason or "no step"
             )

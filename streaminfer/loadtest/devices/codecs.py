@@ -11,12 +11,12 @@ __all__ = ["CodecSettings", "codec_settings", "new_decoder", "new_encoder", "set
 
 
 class CodecSettings(NamedTuple):
-    """Names and options of FFmpeg's encoder and decoder."""
+    """Names and options of FFmpeg's encoder and decoder, and the format of the frames between."""
 
     encoder: str
     decoder: str
     options: Mapping[str, str]
-    pixel_format: str = "yuv420p"
+    frame_format: str = "yuv420p"
 
 
 _REALTIME = {"deadline": "realtime", "cpu-used": "8", "lag-in-frames": "0", "error-resilient": "1"}
@@ -27,9 +27,9 @@ _SETTINGS = {
     "vp9": CodecSettings("libvpx-vp9", "vp9", _REALTIME),
     "mjpeg": CodecSettings("mjpeg", "mjpeg", {}, "yuvj420p"),
     "raw": CodecSettings("rawvideo", "rawvideo", {}),
-    "opus": CodecSettings("libopus", "opus", {"application": "voip"}),
-    "aac": CodecSettings("aac", "aac", {}),
-    "pcm": CodecSettings("pcm_s16le", "pcm_s16le", {}),
+    "opus": CodecSettings("libopus", "opus", {"application": "voip"}, "s16"),
+    "aac": CodecSettings("aac", "aac", {}, "fltp"),
+    "pcm": CodecSettings("pcm_s16le", "pcm_s16le", {}, "s16"),
 }
 
 
@@ -43,14 +43,14 @@ def set_up_encoder(context: Any, profile: DeviceProfile) -> None:
     settings = codec_settings(profile)
     context.options = dict(settings.options)
     if isinstance(profile, CameraProfile):
-        context.width, context.height, context.pix_fmt = profile.width, profile.height, settings.pixel_format
+        context.width, context.height, context.pix_fmt = profile.width, profile.height, settings.frame_format
         rate = Fraction(profile.rate).limit_denominator(1_001)
         context.framerate, context.time_base = rate, 1 / rate
         context.gop_size = max(1, round(profile.key_interval_s * profile.rate))
         context.thread_count = 1
     else:
         context.sample_rate, context.layout = profile.sample_rate, "mono"
-        context.format = {"aac": "fltp"}.get(profile.codec, "s16")
+        context.format = settings.frame_format
         context.time_base = Fraction(1, profile.sample_rate)
         if profile.codec == "opus":
             context.options = context.options | {"frame_duration": f"{profile.frame_s * 1e3:g}"}

@@ -5,7 +5,6 @@ import contextlib
 import itertools
 import tempfile
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 from urllib.parse import quote
 
@@ -127,11 +126,9 @@ class CdnEdge:
         self._ends.push_async_callback(asyncio.to_thread, running.__exit__, None, None, None)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self._nginx = None
-        for _, writer in self._idle:
+        for _reader, writer in self._idle:
             writer.close()
         self._idle.clear()
         await self._ends.aclose()

@@ -3,7 +3,6 @@
 import queue
 import threading
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, Self
 
 from streaminfer.errors import Closed
@@ -39,9 +38,7 @@ class CodecThread:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ended = True
         self._jobs.put(None)
         self._thread.join()

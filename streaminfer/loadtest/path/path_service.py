@@ -8,7 +8,6 @@ import asyncio
 import functools
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from types import TracebackType
 from typing import Any, Self
 
 import attrs
@@ -188,9 +187,7 @@ class PathService(Node):
             raise RuntimeError("start the service first: `async with stack, PathService(stack, paths) as service`")
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         for path in self._paths:
             await path.aclose()
 

@@ -17,13 +17,10 @@ def say_headline(report: Report) -> str:
     """Return the result in one sentence."""
     slo = format_duration(report.slo_s)
     on_time = f"{report.on_time:.2%} of {report.requests:,} requests within {slo} at {report.rate:,.4g}/s"
-    match report.passed:
-        case None:
-            return f"No verdict, because requests were sent late: {on_time}"
-        case True:
-            return f"Passed: {on_time} (objective {report.objective:.4g})"
-        case False:
-            return f"Missed: {on_time} (objective {report.objective:.4g})"
+    passed = report.passed
+    if passed is None:
+        return f"No verdict, because requests were sent late: {on_time}"
+    return f"{'Passed' if passed else 'Missed'}: {on_time} (objective {report.objective:.4g})"
 
 
 def describe_schedule(report: Report) -> str:

@@ -79,11 +79,10 @@ class Collection:
         stacks: set[str] = set()
         exemplars: tuple[Exemplar, ...] = ()
         for part, node, place, _, _ in itertools.chain.from_iterable(walk(part, self._visited) for part in parts):
-            state = node.stack_state
-            if state:
+            if node.stack_state:
                 unique = unique_name(label_value(place), stacks)  # stacks may share a telemetry
                 stacks.add(unique)
-                self._read(_State(state), (STACK_STATE,), (("service", service), ("layer", unique)))
+                self._read(node, (STACK_STATE,), (("service", service), ("layer", unique)))
                 continue  # its statistics are those of its layers
             try:
                 snapshot = self._telemetry(part) if isinstance(part, Telemetry) else node.statistics()
@@ -163,10 +162,6 @@ class Collection:
 
 def _histograms(field: str, value: Any) -> Iterable[tuple[str, Any]]:
     return value.items() if isinstance(value, Mapping) else ((field, value),)
-
-
-class _State(NamedTuple):
-    state: str
 
 
 def _values(snapshot: Any, metric: Metric) -> Iterator[tuple[str, Any]]:

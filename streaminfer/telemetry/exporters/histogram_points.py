@@ -96,20 +96,6 @@ class HistogramPoint(NamedTuple):
     exemplars: tuple[Exemplar, ...] = ()
 
 
-class _Buckets(NamedTuple):
-    """Exponential buckets of one schema.
-
-    Attributes:
-        edges: the first part of each, and the end of the last.
-        middles: the first part of the upper one of the two that the next finer schema has instead.
-        numbers: what they are called.
-    """
-
-    edges: "array[int]"
-    middles: "array[int]"
-    numbers: "array[int]"
-
-
 class _Layout:
     """Which buckets the parts of a histogram belong to.
 
@@ -124,7 +110,7 @@ class _Layout:
         self.schema = min(MAX_SCHEMA, math.ceil(-math.log2(math.log2(1.0 + 10.0**-digits))))
         middles_s = (lowest_ns[:-1] + lowest_ns[1:]) / 2e9
         self._natives: NDArray[np.int64] = np.ceil(np.log2(middles_s) * 2**self.schema).astype(np.int64)
-        self._by_shift: list[_Buckets] = []
+        self._by_shift: list[tuple[array[int], array[int], array[int]]] = []
         # as `share_within` has it: a part is within a bound that it holds
         above = np.searchsorted(lowest_ns[:-1] / 1e9, np.array(BOUNDS_S), side="right")
         # arrays of the standard library: compiled code gets at their buffers faster than at NumPy's
@@ -142,10 +128,11 @@ class _Layout:
             cumulative=array("q", bytes(8 * (len(BOUNDS_S) + 1))),
         )
 
-    def buckets(self, shift: int) -> _Buckets:
+    def buckets(self, shift: int) -> "tuple[array[int], array[int], array[int]]":
         """Return the buckets of a schema so many steps below the finest, at each of which two become one.
 
-        The first part, whose durations may be 0, is in none of them.
+        They are edges, middles and numbers, as `fill_buckets` takes them. The first part, whose durations may be 0, is
+        in none of them.
         """
         while len(self._by_shift) <= shift:
             below = len(self._by_shift)
@@ -153,7 +140,7 @@ class _Layout:
             starts = np.flatnonzero(np.diff(numbers, prepend=numbers[0] - 1))
             edges = [*(starts + 1), len(self._natives)]
             middles = np.searchsorted(finer, 2 * numbers[starts]) + 1
-            self._by_shift.append(_Buckets(_ints(edges), _ints(middles), _ints(numbers[starts])))
+            self._by_shift.append((_ints(edges), _ints(middles), _ints(numbers[starts])))
         return self._by_shift[shift]
 
     def _numbers(self, shift: int) -> NDArray[np.int64]:

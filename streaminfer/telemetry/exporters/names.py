@@ -12,6 +12,7 @@ __all__ = ["INNER", "LABELED", "LATENCY", "METRICS", "SHARED", "STACK_STATE"]
 STACK_STATE = gauge(
     "stack.state",
     "Whether the stack is in this state.",
+    "stack_state",
     by="state",
     states="new starting running stopping stopped",
     event=True,

@@ -192,9 +192,11 @@ class WorkerHistograms:
 
     def close(self) -> None:
         """Write a last time and let go; from then on this worker's counts are a dead one's. A second call is fine."""
-        if self._lock < 0 or self._pid != os.getpid():
+        if self._pid != os.getpid():  # before the lock, which a fork may leave held
             return
         with self._publishing:  # what is published later would be counted beside the dead one's counts
+            if self._lock < 0:
+                return
             self.publish()
             os.close(self._lock)
             self._lock = -1

@@ -83,22 +83,13 @@ class Feed:
             return events, f"{self._id}-{self._number}"
 
     def _update(self, now_ns: int) -> None:
-        read = [reader.read(now_ns) for reader in self._readers]
-        is_new = self._number == 0
-        encoded = []
-        for seen, panels in zip(self._encoded, read, strict=True):
-            now: dict[str, _Encoded] = {}
-            for panel, numbers in panels.items():
-                last = seen.get(panel)
-                if last is not None and last.numbers == numbers:
-                    now[panel] = last
-                else:
-                    now[panel] = fresh = _encode(numbers)
-                    is_new = is_new or last is None or last.labels != fresh.labels
-            is_new = is_new or len(now) < len(seen)
-            encoded.append(now)
-        self._encoded = encoded
+        before = self._encoded
+        self._encoded = [
+            {panel: _encode(numbers, last.get(panel)) for panel, numbers in reader.read(now_ns).items()}
+            for reader, last in zip(self._readers, before, strict=True)
+        ]
         self._number += 1
+        is_new = self._number == 1 or _labels(self._encoded) != _labels(before)
         schema = self._schema_event() if is_new else b""
         services = "],[".join([",".join([it.text for it in panels.values() if it.text]) for panels in self._encoded])
         update = self._event(f"[{time.time_ns() // 1_000_000},[[{services}]]]")
@@ -128,7 +119,14 @@ class _Encoded(NamedTuple):
     text: str
 
 
-def _encode(numbers: dict[str, Any]) -> _Encoded:
+def _labels(encoded: list[dict[str, _Encoded]]) -> list[dict[str, list[str]]]:
+    return [{panel: it.labels for panel, it in panels.items()} for panels in encoded]
+
+
+def _encode(numbers: dict[str, Any], last: _Encoded | None) -> _Encoded:
+    """Return numbers encoded: the last ones of the panel, where they are equal."""
+    if last is not None and last.numbers == numbers:
+        return last
     texts = [str(number) if type(number) is int else _json(number) for number in numbers.values()]
     return _Encoded(numbers, list(numbers), ",".join(texts))
 

@@ -13,7 +13,7 @@ import attrs
 
 from streaminfer._internal.units import format_duration
 
-__all__ = ["LIVE", "PANELS", "Numbers", "Panel", "reader_of", "slo_numbers", "table"]
+__all__ = ["LIVE", "PANELS", "READERS", "Numbers", "Panel", "slo_numbers", "table"]
 
 Numbers = tuple[str, dict[str, Any]]
 """A panel, and by label what it shows: numbers, pairs of counters, or texts. The dictionary is the receiver's."""
@@ -60,15 +60,6 @@ PANELS = (
 )
 LIVE = frozenset({"queue", "streams"})
 """Panels that are read at each update; rates, which are drawn over a second, and the rest are read twice a second."""
-
-
-def reader_of(statistics: Any) -> Callable[[Any], Iterator[Numbers]] | None:
-    """Return the function that yields what charts show of such statistics; ``None``: they show nothing.
-
-    Args:
-        statistics: a snapshot of any class.
-    """
-    return _READERS.get(type(statistics).__name__)
 
 
 def table(name: str, statistics: Any) -> dict[str, Any]:
@@ -158,7 +149,7 @@ def _drops(counts: Mapping[str, int]) -> Iterator[Numbers]:
 
 
 _TEXTS = {"BreakerStatistics": ("state", "mode")}
-_READERS: dict[str, Callable[[Any], Iterator[Numbers]]] = {
+READERS: dict[str, Callable[[Any], Iterator[Numbers]]] = {
     "SloStatistics": slo_numbers,
     "BatcherStatistics": _batcher,
     "LimitStatistics": _limit,
@@ -169,3 +160,4 @@ _READERS: dict[str, Callable[[Any], Iterator[Numbers]]] = {
     "StatefulStatistics": _stateful,
     "CostStatistics": _cost,
 }
+"""What charts show of statistics, by the name of their class; of others they show nothing."""

@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 from streaminfer._internal.error_log import ErrorLog
 from streaminfer._internal.listeners import LISTENER_ERRORS
 from streaminfer.protocols import name_of
-from streaminfer.telemetry.live_page.panels import LIVE, PANELS, Numbers, reader_of, slo_numbers, table
+from streaminfer.telemetry.live_page.panels import LIVE, PANELS, READERS, Numbers, slo_numbers, table
 from streaminfer.telemetry.live_page.recent_tail import RecentTail
 from streaminfer.telemetry.services import Found, walk
 from streaminfer.telemetry.statistics import PARTS
@@ -94,7 +94,7 @@ class ServiceReader:
             yield from self._telemetry_numbers(found.part, now_ns, whole=whole, most=most)
             return
         statistics = found.node.statistics()
-        read = reader_of(statistics)
+        read = READERS.get(type(statistics).__name__)
         if read is not None:
             yield from read(statistics)
         if whole:

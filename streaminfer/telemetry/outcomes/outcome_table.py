@@ -41,6 +41,9 @@ class Estimate(NamedTuple):
     high: float
 
 
+_NOT_KNOWN = Estimate(math.nan, math.nan, math.nan)
+
+
 @attrs.define
 class Sums:
     """Reports of one outcome: how many, and of those with a value the sums.
@@ -173,8 +176,7 @@ class OutcomeTable(Snapshot):
             ValueError: another field.
         """
         found = {row.of[field]: row for row in self.by(field) if row.outcome == outcome}
-        nothing = Estimate(math.nan, math.nan, math.nan)
-        ours, theirs = ((found[group].rate if group in found else nothing) for group in (of, to))
+        ours, theirs = ((found[group].rate if group in found else _NOT_KNOWN) for group in (of, to))
         value = ours.value - theirs.value
         low = value - math.hypot(ours.value - ours.low, theirs.high - theirs.value)
         high = value + math.hypot(ours.high - ours.value, theirs.value - theirs.low)
@@ -231,8 +233,6 @@ def _row(of: dict[str, Any], outcome: str, cell: OutcomeCell) -> OutcomeRow:
 
 
 def _wilson(successes: int, trials: int) -> Estimate:
-    if not trials:
-        return Estimate(math.nan, math.nan, math.nan)
     share, factor = successes / trials, _Z * _Z / trials
     middle = (share + factor / 2) / (1 + factor)
     half = _Z * math.sqrt(share * (1 - share) / trials + factor / (4 * trials)) / (1 + factor)
@@ -241,7 +241,7 @@ def _wilson(successes: int, trials: int) -> Estimate:
 
 def _mean(sums: Sums) -> Estimate:
     if not sums.valued:
-        return Estimate(math.nan, math.nan, math.nan)
+        return _NOT_KNOWN
     if sums.valued == 1:
         return Estimate(sums.mean, math.nan, math.nan)
     half = _Z * math.sqrt(sums.squares / (sums.valued - 1) / sums.valued)

@@ -172,7 +172,7 @@ def test_buckets_of_a_schema_hold_every_part_but_the_first_once(shift):
     assert list(edges) == sorted(set(edges))
     assert list(numbers) == sorted(set(numbers))
     assert len(edges) == len(numbers) + 1
-    assert set(edges) <= set(layout.buckets(0).edges)
+    assert set(edges) <= set(layout.buckets(0)[0])
     assert len(middles) == len(numbers)
     if shift:  # each bucket is one of the next finer schema, or two of them
-        assert sorted({*edges, *middles}) == list(layout.buckets(shift - 1).edges)
+        assert sorted({*edges, *middles}) == list(layout.buckets(shift - 1)[0])

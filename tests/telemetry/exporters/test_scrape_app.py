@@ -121,8 +121,9 @@ async def test_scrape_gives_way_to_requests(loop, monkeypatch):
     assert len(turns) >= 5
 
 
-async def test_lifespan_is_answered(loop):
-    """A server that runs the app alone may start and stop it."""
+@pytest.mark.parametrize("make", [si.telemetry.metrics_app, si.telemetry.dashboard])
+async def test_lifespan_is_answered(loop, make):
+    """A server that runs the app alone, or the live page, may start and stop it."""
     messages = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
     sent = []
 
@@ -132,7 +133,7 @@ async def test_lifespan_is_answered(loop):
     async def send(message):
         sent.append(message["type"])
 
-    app = si.telemetry.metrics_app(si.Telemetry("faces"))
+    app = make(si.Telemetry("faces"))
     await app({"type": "lifespan"}, receive, send)
 
     assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]

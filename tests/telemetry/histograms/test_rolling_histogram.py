@@ -3,7 +3,6 @@
 import copy
 import math
 import pickle
-import sys
 import threading
 
 import numpy as np
@@ -193,58 +192,50 @@ def test_against_a_list_of_records(steps, slices):
         assert len(live) <= sum(now - at < 10 * slices for at, _ in records)
 
 
+@pytest.mark.usefixtures("switch_often")
 def test_no_record_is_lost_among_threads():
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        histogram = RollingHistogram(window_s=3600.0, **COARSE)
-        moments = []
+    histogram = RollingHistogram(window_s=3600.0, **COARSE)
+    moments = []
 
-        def record():
-            for _ in range(2000):
-                histogram.record(0.5)
+    def record():
+        for _ in range(2000):
+            histogram.record(0.5)
 
-        def read():
-            for _ in range(50):
-                snapshot = histogram.snapshot()
-                moments.append((snapshot.count, sum(snapshot.snapshot()[0])))
+    def read():
+        for _ in range(50):
+            snapshot = histogram.snapshot()
+            moments.append((snapshot.count, sum(snapshot.snapshot()[0])))
 
-        threads = [threading.Thread(target=target) for target in (record, record, record, read)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
+    threads = [threading.Thread(target=target) for target in (record, record, record, read)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert histogram.count == 6000
     assert all(count == total for count, total in moments)
     assert moments == sorted(moments)
 
 
+@pytest.mark.usefixtures("switch_often")
 def test_a_turning_ring_loses_nothing_among_threads():
     """Time moves while others record: every record is in the ring of its moment, the total of all moments is exact."""
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
     clock = FakeClock()
     histogram = RollingHistogram(window_s=100.0, slices=100, clock=clock, **COARSE)
-    try:
 
-        def record():
-            for _ in range(1500):
-                histogram.record(0.5)
+    def record():
+        for _ in range(1500):
+            histogram.record(0.5)
 
-        def turn():
-            for _ in range(99):
-                clock.advance(1.0)
-                assert histogram.count <= 3000
+    def turn():
+        for _ in range(99):
+            clock.advance(1.0)
+            assert histogram.count <= 3000
 
-        threads = [threading.Thread(target=target) for target in (record, record, turn)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
+    threads = [threading.Thread(target=target) for target in (record, record, turn)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert histogram.count == 3000
 
 

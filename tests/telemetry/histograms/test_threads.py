@@ -9,15 +9,9 @@ import pytest
 from streaminfer._internal.locking import is_atomic, locked_subclass
 from streaminfer.telemetry.histograms import latency_histogram as built_module
 
+pytestmark = pytest.mark.usefixtures("switch_often")
+
 RECORDS = {"built": 60_000, "plain": 3_000}
-
-
-@pytest.fixture(autouse=True)
-def _switch_often():
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(interval)
 
 
 def run_together(*functions):

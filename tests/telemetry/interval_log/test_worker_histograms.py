@@ -306,6 +306,7 @@ def test_no_scrape_sees_less_than_the_one_before_at_another_worker(tmp_path):
         workers.close()
 
 
+@pytest.mark.usefixtures("switch_often")
 def test_threads_may_publish_and_close_at_once(tmp_path):
     """An exporter's thread publishes beside the task that does: both write one file, and none after the last time."""
     histogram, workers = make(tmp_path)
@@ -321,21 +322,41 @@ def test_threads_may_publish_and_close_at_once(tmp_path):
             errors.append(error)
 
     threads = [threading.Thread(target=publish) for _ in range(4)]
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        for thread in threads:
-            thread.start()
-        for _ in range(20):
-            workers.publish()
-        workers.close()
-        counts = [other.merge()["latency"].count]
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
+    for thread in threads:
+        thread.start()
+    for _ in range(20):
+        workers.publish()
+    workers.close()
+    counts = [other.merge()["latency"].count]
+    for thread in threads:
+        thread.join()
     assert [*counts, other.merge()["latency"].count] == [1, 1]
     assert {str(error) for error in errors} <= {"these WorkerHistograms are closed"}
+    other.close()
+
+
+def test_callers_may_close_at_once(tmp_path):
+    """One that waits for the lock while another closes finds that it is done."""
+    histogram, workers = make(tmp_path)
+    histogram.record(0.1)
+    lock = workers._publishing
+
+    class Overtaken:
+        """The lock, which another caller of ``close`` gets first."""
+
+        def __enter__(self):
+            workers._publishing = lock
+            workers.close()
+            lock.acquire()
+
+        def __exit__(self, *_):
+            lock.release()
+
+    workers._publishing = Overtaken()
+    workers.close()
+
+    _, other = make(tmp_path)
+    assert other.merge()["latency"].count == 1
     other.close()
 
 

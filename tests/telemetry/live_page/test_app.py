@@ -189,25 +189,6 @@ async def test_cancelled_stream_leaves_nothing(loop):
     assert len(asyncio.all_tasks()) == 1
 
 
-async def test_lifespan_and_websockets(app, loop):
-    phases = iter(["lifespan.startup", "lifespan.shutdown"])
-    sent = []
-
-    async def receive():
-        return {"type": next(phases)}
-
-    async def send(message):
-        sent.append(message)
-
-    await app({"type": "lifespan"}, receive, send)
-    await app({"type": "websocket", "path": "/"}, receive, send)
-    assert [message["type"] for message in sent] == [
-        "lifespan.startup.complete",
-        "lifespan.shutdown.complete",
-        "websocket.close",
-    ]
-
-
 def test_arguments_are_checked():
     with pytest.raises(TypeError, match="stacks: expected at least one Stack"):
         si.telemetry.dashboard()

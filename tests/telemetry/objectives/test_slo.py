@@ -3,7 +3,6 @@
 import asyncio
 import concurrent.futures
 import math
-import sys
 import threading
 import tracemalloc
 
@@ -205,10 +204,9 @@ def test_the_clock_of_a_stack_is_taken_over_once_and_time_goes_on():
     assert given.burn_rate(1.0) == pytest.approx(100.0)
 
 
+@pytest.mark.usefixtures("switch_often")
 def test_nothing_is_lost_when_threads_record_at_once(clock):
     slo = SLO("x", threshold_s=0.05, clock=clock)
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
 
     def hammer():
         for _ in range(2000):
@@ -216,14 +214,11 @@ def test_nothing_is_lost_when_threads_record_at_once(clock):
             slo.record(0.1)
             clock.now_ns += 10_000_000
 
-    try:
-        threads = [threading.Thread(target=hammer) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
+    threads = [threading.Thread(target=hammer) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert (slo.total, slo.bad, slo.late) == (16_000, 8000, 8000)
     assert slo.window(slo.period_ns) == (16_000, 8000, 0)
 

@@ -8,7 +8,6 @@ import socket
 import struct
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
 from typing import Self
 
 from streaminfer.loadtest.path.network import Link, NetworkProfile
@@ -51,9 +50,7 @@ class PacketConnection:
         await asyncio.to_thread(self._open)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.stop()
         for end in (self.sender, self.receiver):
             end.close()

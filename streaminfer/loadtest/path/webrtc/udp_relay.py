@@ -5,7 +5,6 @@ import functools
 import time
 from collections import deque
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, Self
 
 from streaminfer.loadtest.path.network import Link, NetworkProfile
@@ -62,9 +61,7 @@ class UdpRelay:
             raise
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self._abort()
         await asyncio.sleep(0)  # asyncio closes the sockets in the next round
 

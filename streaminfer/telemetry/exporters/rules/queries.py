@@ -12,7 +12,7 @@ from streaminfer.telemetry.objectives.slo import SLO
 __all__ = ["bad_events", "check_slos", "duration", "events", "good_events", "number", "quoted", "slug"]
 
 _EVENTS = next(metric.prometheus for metric in METRICS["SloStatistics"] if metric.name == "slo.events")
-_UNITS = (("w", 604_800_000), ("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1))
+_UNITS = (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1))  # weeks read worse than days
 
 
 def check_slos(slos: Sequence[object]) -> None:
@@ -57,7 +57,7 @@ def duration(seconds: float) -> str:
     """Return a duration as Prometheus spells it, rounded to milliseconds: ``"5m"``, ``"1d12h"``."""
     rest = max(round(seconds * 1000), 1)
     text = ""
-    for unit, milliseconds in _UNITS[1:]:  # weeks read worse than days
+    for unit, milliseconds in _UNITS:
         whole, rest = divmod(rest, milliseconds)
         text += f"{whole}{unit}" if whole else ""
     return text

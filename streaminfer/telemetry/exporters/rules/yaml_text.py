@@ -13,22 +13,21 @@ def to_yaml(data: Mapping[str, Any]) -> str:
 
 
 def _lines(data: Any) -> list[str]:
-    if isinstance(data, Mapping) and data:
-        lines = []
+    if not _is_nested(data):
+        return [json.dumps(data, ensure_ascii=False)]
+    lines: list[str] = []
+    if isinstance(data, Mapping):
         for key, value in data.items():
             nested = _lines(value)
             if _is_nested(value):
                 lines += [f"{key}:", *(f"  {line}" for line in nested)]
             else:
                 lines.append(f"{key}: {nested[0]}")
-        return lines
-    if isinstance(data, Sequence) and not isinstance(data, str) and data:
-        lines = []
+    else:
         for value in data:
             first, *rest = _lines(value)
             lines += [f"- {first}", *(f"  {line}" for line in rest)]
-        return lines
-    return [json.dumps(data, ensure_ascii=False)]
+    return lines
 
 
 def _is_nested(value: Any) -> bool:
