@@ -195,18 +195,18 @@ class BlockingStack:
             self._loop, self._stop = asyncio.get_running_loop(), stop
             if self._closing:  # left before it had started
                 stop.set()
-        await self._start_until(stop)
-        drain = False
         try:
-            started.set_result(None)
-            await stop.wait()
-            drain = self._drain
-        finally:  # also when an error ends the loop
+            await self._start_until(stop)
+            drain = False
             try:
+                started.set_result(None)
+                await stop.wait()
+                drain = self._drain
+            finally:  # also when an error ends the loop
                 await self.stack.stop(drain=drain, timeout_s=self._timeout_s)
-            finally:
-                with self._lock:  # before the loop is closed, so that no call is given to a closed one
-                    self._loop = self._stop = None
+        finally:
+            with self._lock:  # before the loop is closed, so that nothing is given to a closed one
+                self._loop = self._stop = None
 
     async def _start_until(self, stop: asyncio.Event) -> None:
         starting, leaving = asyncio.ensure_future(self.stack.start()), asyncio.ensure_future(stop.wait())

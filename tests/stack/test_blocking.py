@@ -140,6 +140,30 @@ def test_a_start_that_fails_is_raised_and_the_thread_joined():
     assert "streaminfer-blocking" not in [thread.name for thread in threading.enumerate()]
 
 
+def test_while_a_start_that_failed_ends_nothing_is_given_to_its_closed_loop(monkeypatch):
+    """Its loop is closed a moment before its thread ends: a call of that moment gets Closed, as before and after."""
+
+    class Broken(ScriptedBackend):
+        async def start(self):
+            raise OSError("no device")
+
+    infer = stack_of(Broken()).blocking()
+    errors = []
+
+    def run_and_call(coroutine):
+        try:
+            original(coroutine)
+        finally:
+            with ThreadPoolExecutor(1) as threads:
+                errors.append(threads.submit(infer, 1.0).exception())
+
+    original = asyncio.run
+    monkeypatch.setattr(asyncio, "run", run_and_call)
+    with pytest.raises(OSError, match="no device"):
+        infer.start()
+    assert [type(error) for error in errors] == [si.Closed]
+
+
 def test_a_call_from_its_own_loop_would_wait_for_itself():
     holder = {}
 
