@@ -140,6 +140,30 @@ def test_a_start_that_fails_is_raised_and_the_thread_joined():
     assert "streaminfer-blocking" not in [thread.name for thread in threading.enumerate()]
 
 
+def test_while_a_start_that_failed_ends_nothing_is_given_to_its_closed_loop(monkeypatch):
+    """Its loop is closed a moment before its thread ends: a call of that moment gets Closed, as before and after."""
+
+    class Broken(ScriptedBackend):
+        async def start(self):
+            raise OSError("no device")
+
+    infer = stack_of(Broken()).blocking()
+    errors = []
+
+    def run_and_call(coroutine):
+        try:
+            original(coroutine)
+        finally:
+            with ThreadPoolExecutor(1) as threads:
+                errors.append(threads.submit(infer, 1.0).exception())
+
+    original = asyncio.run
+    monkeypatch.setattr(asyncio, "run", run_and_call)
+    with pytest.raises(OSError, match="no device"):
+        infer.start()
+    assert [type(error) for error in errors] == [si.Closed]
+
+
 def test_a_call_from_its_own_loop_would_wait_for_itself():
     holder = {}
 
@@ -353,30 +377,6 @@ def test_a_stop_cancels_a_start_that_goes_on():
             start.result()
 
     assert infer.statistics().state == "stopped"
-
-
-def test_a_loop_that_was_closed_is_not_called(monkeypatch):
-    """A start that failed closed its loop before it tells so."""
-
-    class FailsToStart(ScriptedBackend):
-        async def start(self):
-            raise OSError("no such model")
-
-    infer = stack_of(FailsToStart()).blocking()
-    tell = Future.set_exception
-    states = []
-
-    def ask_before(future, error):
-        asking = threading.Thread(target=lambda: states.append(infer.statistics().state))
-        asking.start()
-        asking.join()
-        tell(future, error)
-
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="no such model"):
-        patch.setattr(Future, "set_exception", ask_before)
-        infer.start()
-
-    assert states == ["stopped"]
 
 
 def test_a_start_that_failed_does_not_stop_a_later_one(monkeypatch):

@@ -293,7 +293,7 @@ class TierSet:
                 kept_ns = max(kept_ns, in_ns(rule.min_age_s))
             entry = Entry(
                 value=value,
-                stored_ns=max(worker.tier.wall_clock() - age_ns, 0),
+                stored_ns=worker.stored_ns(key, age_ns),
                 ttl_s=None if kept_ns == NEVER else kept_ns / 1e9,
                 stale_s=0.0 if kept_ns == NEVER else (kept_ns - ttl_ns) / 1e9,
                 tags=frozenset(tags),
@@ -313,7 +313,7 @@ class TierSet:
         if not stored:  # it is too large, which removed the value before it
             erasures = memory.erasures
         for worker in self.workers:  # what is there already is not the value of this key, whatever comes of the write
-            worker.replace(key, worker.tier.wall_clock())
+            worker.replace(key)
         if memory.erased_since(key, about, erasures):  # by another thread
             return False
         writes = self.write(key, value, memory.freshness.lasts_ns(ttl_s, about[1]), about)
@@ -346,7 +346,7 @@ class TierSet:
         """
         workers = self.workers[:before]
         for worker in workers:  # what one that fails still has is not used
-            worker.replace(key, worker.tier.wall_clock() + 1)
+            worker.replace(key, deletes=True)
         return [worker.put(key, None) for worker in workers] if self.run_here else []
 
     def erase(self, subject: str | None, tag: str | None, *, before: int | None = None) -> PendingErasure:

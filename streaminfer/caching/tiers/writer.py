@@ -32,6 +32,7 @@ from streaminfer.caching.defensive_copy import freeze
 from streaminfer.caching.erasure.erasure import PendingErasure, is_erased
 from streaminfer.caching.erasure.retention_counts import DELETED, REASONS, RetentionCounts
 from streaminfer.caching.table._slots_cy import NEVER
+from streaminfer.caching.tiers.newer_values import NewerValues
 from streaminfer.caching.tiers.pending_write import PendingWrite
 from streaminfer.caching.tiers.protocol import Entry, PlacedTier, Tier, TierHit, TierStatistics, in_ns
 from streaminfer.caching.weigher import payload_bytes
@@ -45,7 +46,6 @@ __all__ = ["TierUsage", "TierWriter"]
 
 _LOGGER = logging.getLogger("streaminfer.caching")
 MAX_QUEUED_WRITES = 256
-MAX_REPLACED_KEYS = 10_000
 MAX_QUEUED_BYTES = 64 * 2**20
 PUT_TIMEOUT_S = 5.0
 ERASE_TIMEOUT_S = 30.0
@@ -121,8 +121,7 @@ class TierWriter:
         self._counts = counts
         self._place = f"{name} {tier.place}".strip() if isinstance(tier, PlacedTier) else name
         self._registering = threading.Lock()
-        self._replaced: dict[str | bytes, int] = {}
-        self._all_replaced_ns = 0
+        self._newer = NewerValues()
         self._queue: dict[str | bytes, PendingWrite] = {}
         self._leases: list[tuple[str | bytes, bytes]] = []  # that end without an entry
         self._bytes = 0
@@ -145,20 +144,21 @@ class TierWriter:
             again = [it for it in self.pending if it.is_untried(self.name) or it.selection != erasing.selection]
             self.pending = (*again, erasing)
 
-    def replace(self, key: str | bytes, stored_ns: int) -> None:
-        """Note a newer value of a key: the cache uses nothing older of the tier, until the tier has taken one."""
-        self._replaced.pop(key, None)
-        while len(self._replaced) >= MAX_REPLACED_KEYS:  # what is not known of each is held of all
-            oldest = next(iter(self._replaced))
-            self._all_replaced_ns = max(self._all_replaced_ns, self._replaced.pop(oldest))
-        self._replaced[key] = stored_ns
+    def replace(self, key: str | bytes, *, deletes: bool = False) -> None:
+        """Note a newer value of a key, or that it has none: the cache uses nothing older until the tier took it."""
+        self._newer.replace(key, self.tier.wall_clock(), deletes=deletes)
+
+    def stored_ns(self, key: str | bytes, age_ns: int) -> int:
+        """Return when a value of an age was computed, by the tier's clock; one of this moment is its key's newest."""
+        now_ns = self.tier.wall_clock()
+        return max(now_ns - age_ns, 0) if age_ns else max(now_ns, self._newer.since_ns(key))
 
     def excluded(self, key: str | bytes) -> Callable[[Entry], bool]:
         """Return a function that says which entries of a key, as of now, must not be used.
 
         The tier has not made an erasure that they match, or has not taken the newer value or the deletion.
         """
-        pending, replaced_ns = self.pending, self._replaced.get(key, self._all_replaced_ns)
+        pending, replaced_ns = self.pending, self._newer.since_ns(key)
         return lambda entry: entry.stored_ns < replaced_ns or is_erased(entry, pending)
 
     def statistics(self) -> TierUsage:
@@ -234,6 +234,8 @@ class TierWriter:
         """Queue a put, or, without an entry, a deletion, if there is room; return whether the tier made it."""
         size = 0 if entry is None else payload_bytes(entry.value)
         write = PendingWrite(key, entry, size, asyncio.get_running_loop().create_future())
+        if entry is not None:
+            self._newer.store(key, entry.stored_ns)
         if key in self._queue:
             self._reject(self._take(key))
         full = len(self._queue) >= MAX_QUEUED_WRITES or (self._queue and self._bytes + write.size > MAX_QUEUED_BYTES)
@@ -379,7 +381,7 @@ class TierWriter:
         finally:
             self._at_work = 0
             if stored and not (write.entry and self.excluded(write.key)(write.entry)):
-                self._replaced.pop(write.key, None)  # else a newer value, or a deletion, is queued
+                self._newer.settle(write.key)  # else a newer value, or a deletion, is queued
             self.stored += stored
             self.rejected += not stored
             self._settle(write, stored)

@@ -64,3 +64,53 @@ def test_put_through_of_one_key_spares_others():
             assert cache.get("a") == 1
 
     run(main)
+
+
+@pytest.mark.parametrize("before", ["put", "computed"])
+@pytest.mark.parametrize("set_back_s", [0.0, 5.0], ids=["still", "set back"])
+def test_a_change_is_later_than_what_was_stored_at_the_same_instant(before, set_back_s):
+    """Where the wall clock stands still, or is set back, the old value is not read while the tier takes the newer."""
+
+    async def main(loop):
+        tier = ScriptedTier(loop.clock)
+        async with cache_of(loop, tier, maxsize=1) as cache:
+
+            async def compute(x):
+                return SMALL
+
+            compute.fingerprint = "compute 1"
+            cached = cache.wrap(compute)
+            key = cached.key_of("x")
+            if before == "put":
+                await cache.put_through(key, SMALL)
+            else:
+                await cached("x")
+                await cache.put_through("other", 0)  # behind it
+            stands_ns = tier.wall_clock() - round(set_back_s * 1e9)
+            tier.wall_clock = lambda: stands_ns
+            tier.put_s = 1.0
+            newer = asyncio.create_task(cache.put_through(key, b"new"))
+            await asyncio.sleep(0.5)
+            cache["other"] = 0  # memory has lost it
+            assert await cache.fetch(key) is None
+            assert await newer
+            assert await cache.fetch(key) == b"new"
+
+    run(main)
+
+
+def test_a_clock_that_was_set_back_by_an_hour_does_not_date_changes_forward():
+    """What the tier holds from before is of no use then, and what is put now is."""
+
+    async def main(loop):
+        tier = ScriptedTier(loop.clock)
+        async with cache_of(loop, tier, maxsize=1) as cache:
+            await cache.put_through("a", SMALL)
+            stands_ns = tier.wall_clock() - 3600 * 10**9
+            tier.wall_clock = lambda: stands_ns
+            await cache.put_through("a", b"new")
+            cache.clear()
+            assert tier.held["a"].stored_ns == stands_ns
+            assert await cache.fetch("a") == b"new"
+
+    run(main)
