@@ -1,9 +1,12 @@
-"""The map of the code is what `docs/house_map.py` draws from the code of today."""
+"""The map of the code is what `docs/house_map.py` draws from the code of today; what it shows stays small."""
 
 import runpy
 from pathlib import Path
 
+import pytest
+
 DRAWING = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "house_map.py"))
+FOLDERS = sorted({module.parent for module in DRAWING["PACKAGE"].rglob("*.py")})
 
 
 def test_map_is_up_to_date():
@@ -17,3 +20,12 @@ def test_map_names_every_folder_and_layer():
 
     assert "| `streaminfer/batching/planner/` |" in page
     assert "`batching`" in page.partition("## What may import what")[2]
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda it: it.name)
+def test_a_folder_is_read_in_one_sitting(folder):
+    """At most 15 modules in each, and none of them longer than 450 lines."""
+    modules = list(folder.glob("*.py"))
+
+    assert len(modules) <= 15
+    assert max(len(module.read_text(encoding="utf-8").splitlines()) for module in modules) <= 450
