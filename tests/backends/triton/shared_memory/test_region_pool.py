@@ -18,7 +18,7 @@ import pytest
 from tritonclient.utils import InferenceServerException
 
 from streaminfer import errors
-from streaminfer.backends.triton import shared_memory as module
+from streaminfer.backends.triton.shared_memory import region_pool as module
 from streaminfer.backends.triton.shared_memory.region import required_bytes
 from streaminfer.backends.triton.shared_memory.region_pool import RegionPool
 

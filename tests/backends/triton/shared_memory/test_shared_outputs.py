@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from triton_settings import make_settings
 
-from streaminfer.backends.triton import shared_memory
+from streaminfer.backends.triton.shared_memory import region_pool
 from streaminfer.backends.triton.errors import ServerError
 from streaminfer.backends.triton.messages import InferResponse, SharedMemoryRef, Tensor
 from streaminfer.backends.triton.model import Server, read_model
@@ -42,7 +42,7 @@ class Transport:
         return described(self.version, "BYTES" if self.is_text else NAMES[self.dtype])
 
     async def register(self, name, key, byte_size, timeout_s):
-        descriptor = os.open(shared_memory._FOLDER / key, os.O_RDWR)
+        descriptor = os.open(region_pool._FOLDER / key, os.O_RDWR)
         try:
             self.known[name] = mmap.mmap(descriptor, byte_size)
         finally:
