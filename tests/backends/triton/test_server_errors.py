@@ -259,7 +259,7 @@ def test_telling_a_server_again_of_shared_memory_is_a_part_of_the_requests_time(
 def test_a_server_that_cannot_map_our_memory_is_noticed_at_the_start(connect, protocol, monkeypatch):
     from pathlib import Path
 
-    from streaminfer.backends.triton import shared_memory as module
+    from streaminfer.backends.triton.shared_memory import region_pool as module
 
     async def scenario(tmp_path):
         monkeypatch.setattr(module, "_FOLDER", Path(tmp_path))

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from triton_settings import make_settings
 
-from streaminfer.backends.triton.shared_memory import region_pool
 from streaminfer.backends.triton.errors import ServerError
 from streaminfer.backends.triton.messages import InferResponse, SharedMemoryRef, Tensor
 from streaminfer.backends.triton.model import Server, read_model
 from streaminfer.backends.triton.request_splitter import RequestSplitter
 from streaminfer.backends.triton.session import CallCounts, Session
+from streaminfer.backends.triton.shared_memory import region_pool
 from streaminfer.errors import BackendError
 from streaminfer.request import Batch, Request
 
