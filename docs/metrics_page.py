@@ -16,7 +16,8 @@ This page is drawn from the code by `python docs/metrics_page.py`; do not edit i
 * In Prometheus a counter ends in `_total`, and a histogram is native and classic.
 * Each series has `service`, the name of the outermost `Telemetry`, and `layer`, the place in the stack.
 * Routes, replicas, tiers, sides and objectives add `route`, `replica`, `tier`, `side` and `slo`.
-* A label that the program's own words fill has at most 64 values; further ones are summed as `other`.
+* Devices, models and streams add `device`, `model` and `stream`; a `Telemetry` adds its `labels`, a bill `currency`.
+* Reasons, classes of errors and other keys of a statistic have at most 64 series; further ones are summed as `other`.
 * A number that is not known is left out.
 
 | statistics | name in Prometheus | dotted name | kind | label | meaning |

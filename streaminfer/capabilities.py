@@ -235,6 +235,8 @@ class Capabilities(NamedTuple):
             first response under the new fingerprint begins. What a batcher measured at an earlier start holds only as
             long as this number. ``None``: the fingerprint is read once, when the node is wrapped.
         max_batch_size: the most rows in a batch that the backend takes; ``None``: any number. Read at start.
+        shared_outputs: an output belongs to the whole batch, so copies of a row that fill up a batch would change it.
+            Read when the node is wrapped.
         returns_new_arrays: no later batch writes to the arrays of a response. Otherwise a batcher copies the outputs of
             each batch before it sends the next one.
         isolates_rows: the backend sends a failed batch again in parts, so that its error for a whole batch is that of
@@ -274,6 +276,7 @@ class Capabilities(NamedTuple):
     fingerprint: str | bytes | Callable[[], str | bytes | None] | None = None
     fingerprint_changes: Callable[[], int] | None = None
     max_batch_size: int | None = None
+    shared_outputs: bool = False
     returns_new_arrays: bool = False
     isolates_rows: bool = False
     queued_workers: int | None = None

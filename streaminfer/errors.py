@@ -3,7 +3,7 @@
 ::
 
     StreamInferError
-     ├── DeadlineExceeded   (also TimeoutError)   the request's deadline passed: queued, running, or on arrival
+     ├── DeadlineExceeded   (also TimeoutError)   the request's deadline passed, or would be missed
      ├── Overloaded         (retry_after_s)       refused at once: no place for it
      ├── CircuitOpen        (retry_after_s)       refused at once: what it would ask is known to be broken
      ├── BackendError       (__cause__)           the model or function failed, or answered something impossible
@@ -51,7 +51,7 @@ class StreamInferError(Exception):
 
 
 class DeadlineExceeded(StreamInferError, TimeoutError):  # noqa: N818 - the field's standard name
-    """The deadline of the request passed before an answer was there."""
+    """The deadline of the request passed before a response was there, or none could be there by then."""
 
 
 class _RejectedAtOnce(StreamInferError):  # noqa: N818

@@ -47,8 +47,12 @@ class PlaceQueue:
         """End the waiting: the stack stops, and has no more places."""
         self._closed.set()
 
-    async def call(self, request: Request) -> Response:
+    async def call(self, request: Request, pause_s: float = 0.0) -> Response:
         """Answers a request when there is a place for it.
+
+        Args:
+            request: the request.
+            pause_s: after which it is sent, where it was rejected before.
 
         Raises:
             DeadlineExceeded: there was none before its deadline.
@@ -56,6 +60,9 @@ class PlaceQueue:
         """
         while True:
             left_s = time_left_s(request.deadline_ns, self._stack.clock())
+            if pause_s:
+                await self._pause(pause_s if left_s is None else min(pause_s, max(left_s, 0.0)))
+                left_s = time_left_s(request.deadline_ns, self._stack.clock())
             if left_s is not None and left_s <= 0:
                 raise DeadlineExceeded(_NO_PLACE)
             if not self.is_free_for(request):
@@ -70,11 +77,7 @@ class PlaceQueue:
             try:
                 return await self._stack.call(request)  # takes the place before anybody else has a turn
             except Overloaded as error:  # of a layer that does not say so beforehand
-                pause_s = max(error.retry_after_s or 0.0, _SHORTEST_PAUSE_S)
-            left_s = time_left_s(request.deadline_ns, self._stack.clock())
-            if left_s is not None:
-                pause_s = min(pause_s, max(left_s, 0.0))
-            await self._pause(pause_s)
+                pause_s = _pause_after(error)
 
     def is_free_for(self, request: Request) -> bool:
         """Return whether a request has a place now, and no other waits for one."""
@@ -100,6 +103,11 @@ class PlaceQueue:
             async with asyncio.timeout(seconds):
                 await self._closed.wait()
         self._check_open()
+
+
+def _pause_after(error: Overloaded) -> float:
+    """Return after how many seconds, above 0, a request that was rejected is sent again."""
+    return max(error.retry_after_s or 0.0, _SHORTEST_PAUSE_S)
 
 
 def default_concurrency(full_load: Callable[[], int] | None) -> int:
@@ -242,13 +250,13 @@ class _RowCalls:
             return
         try:
             passage = self._chain.open_request(request, None)
-        except Overloaded:  # of a layer that does not say so beforehand
-            self._send_later(number)
+        except Overloaded as error:  # of a layer that does not say so beforehand
+            self._send_later(number, _pause_after(error))
             return
         self._follow(asyncio.ensure_future(passage.awaited), number, passage)
 
-    def _send_later(self, number: int) -> None:
-        self._follow(asyncio.ensure_future(self._places.call(self._requests[number])), number, None)
+    def _send_later(self, number: int, pause_s: float = 0.0) -> None:
+        self._follow(asyncio.ensure_future(self._places.call(self._requests[number], pause_s)), number, None)
 
     def _follow(self, future: asyncio.Future[Any], number: int, passage: Passage | None) -> None:
         self._running.add(future)
@@ -278,7 +286,7 @@ class _RowCalls:
             if response is not None:
                 self._outputs[number] = response.outputs
             elif isinstance(error, Overloaded) and passage is not None and not self._end.done():
-                self._send_later(number)  # it gave way to a more urgent request
+                self._send_later(number, _pause_after(error))  # it gave way to a more urgent one, or the model is full
                 return False
             else:
                 raise

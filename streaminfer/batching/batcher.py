@@ -65,7 +65,8 @@ class AdaptiveBatcher(Node):
         max_batch_cost: the most that the rows of a batch cost together, above 0. A request that costs more alone is
             rejected with ``InvalidInput``.
         preferred_sizes: for backends compiled for some batch sizes, the only ones that the model is given, ascending:
-            smaller batches are filled up, and the results of the filling rows are dropped.
+            smaller batches are filled up, and the results of the filling rows are dropped. Not with a model that has
+            outputs of the whole batch.
         service_time: with ``policy="lookahead"``, what a batch is known to take, from where learning goes on; with
             ``buckets``, a mapping of bucket length to that. ``None``: learned from the first batch on.
         stack: give the model one array (or mapping of arrays) with a new batch axis; ``False``: a list of what the
@@ -180,6 +181,7 @@ class AdaptiveBatcher(Node):
         Raises:
             RuntimeError: the batcher wraps something already.
             TypeError: ``inner`` is neither, or is a service.
+            ValueError: ``preferred_sizes`` with a model that has outputs of the whole batch.
         """
         if self._service is not None:
             raise RuntimeError("an AdaptiveBatcher wraps once, and this one has: make another for another model")
@@ -188,8 +190,12 @@ class AdaptiveBatcher(Node):
         elif is_service(inner) or not callable(inner):
             what = "a backend (an object with infer) or a batch function, which take batches"
             raise TypeError(expected("inner", what, inner))
+        offered = adapt(inner).capabilities()
+        if self.preferred_sizes is not None and offered.shared_outputs:
+            what = "None for a model with outputs of the whole batch, since copies of a row fill up a batch"
+            raise ValueError(expected("preferred_sizes", what, self.preferred_sizes))
         if not self._in_flight_given:
-            self.max_in_flight = adapt(inner).capabilities().queued_workers or 1
+            self.max_in_flight = offered.queued_workers or 1
         from streaminfer.batching.batched_function import as_function  # noqa: PLC0415 - not at the package's import
         from streaminfer.batching.batched_service import BatchedService  # noqa: PLC0415
 

@@ -1,7 +1,10 @@
 """The page of metrics is that of the code."""
 
 import importlib.util
+import re
 from pathlib import Path
+
+from streaminfer.telemetry.exporters.names import INNER
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -13,3 +16,10 @@ def test_metrics_page_is_current():
     spec.loader.exec_module(module)
 
     assert module.draw() == (DOCS / "reference" / "metrics.md").read_text(encoding="utf-8")
+
+
+def test_metrics_page_names_the_labels_of_inner_statistics():
+    """Those of what is inside a part, beside `service` and `layer`, which all series have."""
+    head = (DOCS / "reference" / "metrics.md").read_text(encoding="utf-8").partition("\n| ")[0]
+
+    assert {label for inner in INNER.values() for _, label in inner if label} <= set(re.findall(r"`(\w+)`", head))

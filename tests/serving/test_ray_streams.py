@@ -356,9 +356,12 @@ async def test_a_store_that_does_not_answer_costs_the_past_and_no_request(loop, 
     async with Fleet(loop, "a") as fleet:
         fleet.stacks["a"].layers[0]._store = Hanging(loop.clock)
         with pytest.raises(si.DeadlineExceeded):
-            await fleet.step("a", 1)
-        assert await fleet.step("a", 2, timeout_s=3.0) == Reference()(2)
-    assert "starts without the state" in caplog.text
+            await fleet.step("a", 1, "anna")
+        assert await fleet.step("a", 2, "anna", timeout_s=3.0) == Reference()(2)
+    assert "stream 'anna' starts without the state" in caplog.text
+    lines = [si.telemetry.JsonLines().format(record) for record in caplog.records]
+    assert "starts without the state" in "".join(lines)
+    assert "anna" not in "".join(lines), "they have nothing that a request brought"
 
 
 async def test_requests_without_a_stream_pass(loop):

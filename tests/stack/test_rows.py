@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import streaminfer as si
+from streaminfer.sync_layer import SyncLayer
 from streaminfer.testing import HANG, ScriptedBackend, run
 
 pytestmark = pytest.mark.uncompiled
@@ -232,3 +233,40 @@ def test_rows_that_give_way_do_not_grow_in_number():
     assert shed >= 60
     assert most <= 64
     assert rows == 300
+
+
+@pytest.mark.parametrize("rejects", ["model", "layer"])
+def test_a_row_that_was_rejected_is_sent_again_when_the_error_says(rejects):
+    """As an input of `map` is: a server that says when to retry is not sent the rows at once, and a deadline ends that."""
+    sent_s = []
+
+    async def main(loop):
+        def reject(*_):
+            sent_s.append(loop.time())
+            if len(sent_s) <= 3:
+                raise si.Overloaded("full", retry_after_s=2.0)
+
+        class Full(SyncLayer):
+            def enter(self, request, now_ns):
+                reject()
+
+        def model(batch):
+            if rejects == "model":
+                reject()
+            return list(batch.inputs)
+
+        layers = [Full()] if rejects == "layer" else []
+        batcher = si.AdaptiveBatcher(max_batch_size=3)
+        async with si.Stack(*layers, batcher, ScriptedBackend(then=model), clock=loop.clock) as stack:
+            began_s = loop.time()
+            assert len(await stack.rows(np.arange(3.0))) == 3
+            waits_s = [at_s - began_s for at_s in sent_s]
+            sent_s.clear()
+            with pytest.raises(si.DeadlineExceeded):
+                await stack.rows(np.arange(3.0), timeout_s=0.5)
+            return waits_s
+
+    waits_s = run(main)
+    first = 1 if rejects == "model" else 3
+    assert waits_s[:first] == [0.0] * first
+    assert min(waits_s[first:]) >= 2.0

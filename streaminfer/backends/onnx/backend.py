@@ -272,6 +272,7 @@ class OnnxBackend(Node):
             fingerprint=self.fingerprint,
             fingerprint_changes=self.fingerprint_changes,
             max_batch_size=self.max_batch_size,
+            shared_outputs=any(spec.batch_axis is None for spec in self.outputs),
             returns_new_arrays=self.returns_new_arrays,
             queued_workers=self.queued_workers,
             example_inputs=self.example_inputs,

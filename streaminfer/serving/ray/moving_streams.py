@@ -152,7 +152,7 @@ class MovingStreams(Wrapper):
     async def _claim(self, stream_id: Hashable, stream: _Stream) -> None:
         stream.used_ns = self.inner.clock()
         try:
-            async with _asked(f"stream {stream_id!r} starts without the state that the store may have"):
+            async with _asked("stream %r starts without the state that the store may have", stream_id):
                 claim = await self._store.claim(stream_id, self._replica)
                 if stream_id not in self._fresh:
                     self._take_over(stream_id, claim)
@@ -200,7 +200,7 @@ class MovingStreams(Wrapper):
                 await stream.idle.wait()
             record = self._export(stream_id)
             self._states.end_stream(stream_id)
-            async with _asked(f"stream {stream_id!r} was not handed over"):
+            async with _asked("stream %r was not handed over", stream_id):
                 await self._store.hand_over(self._replica, {stream_id: record})
         finally:
             self._drop(stream_id, stream)
@@ -219,7 +219,7 @@ class MovingStreams(Wrapper):
                 elif stream.settled.is_set() and not stream.in_flight and now_ns - stream.used_ns >= IDLE_NS:
                     del self._streams[stream_id]
             refused: list[Hashable] | None = None
-            async with _asked(f"snapshots of {len(records)} streams were not stored"):
+            async with _asked("snapshots of %d streams were not stored", len(records)):
                 refused = await self._store.store(self._replica, records)
             if refused is None:  # they are sent again
                 for stream_id in records.keys() & self._streams.keys():
@@ -234,7 +234,7 @@ class MovingStreams(Wrapper):
         try:
             if before is not None:
                 await before.settled.wait()
-            async with _asked(f"stream {stream_id!r} was not forgotten in the store"):
+            async with _asked("stream %r was not forgotten in the store", stream_id):
                 if not is_own:
                     await self._store.claim(stream_id, self._replica)  # the replica that has it gives it up
                     self._states.end_stream(stream_id)
@@ -251,10 +251,10 @@ class MovingStreams(Wrapper):
 
 
 @contextlib.asynccontextmanager
-async def _asked(failure: str, limit_s: float | None = _STORE_S) -> AsyncIterator[None]:
+async def _asked(failure: str, *about: object, limit_s: float | None = _STORE_S) -> AsyncIterator[None]:
     """Limit the time of a call of the store, and log its error: streams are served without it."""
     try:
         async with asyncio.timeout(limit_s):
             yield
     except Exception:  # noqa: BLE001 - its actor may fail in any way
-        _LOG.exception(failure)
+        _LOG.exception(failure, *about)

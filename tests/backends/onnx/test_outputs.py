@@ -224,3 +224,13 @@ def test_a_stack_gives_each_caller_its_rows(detector, ramp):
     for row, result in zip(ramp(5, 3), asyncio.run(main()), strict=True):
         assert np.array_equal(result["columns"], row)
         assert result["anchors"].shape == (5, 2)
+
+
+@pytest.mark.parametrize("around", [lambda backend: backend, si.CircuitBreaker().wrap], ids=["alone", "in a breaker"])
+def test_outputs_of_the_whole_batch_exclude_filling_up(detector, around):
+    """They would have the copies in them that fill a batch up to one of `preferred_sizes`."""
+    batcher = si.AdaptiveBatcher(max_batch_size=4, preferred_sizes=[4])
+    backend = OnnxBackend(detector, outputs=("doubled", "total"), shared_outputs=("total",))
+    with pytest.raises(ValueError, match="preferred_sizes: expected None for a model with outputs of the whole batch"):
+        batcher.wrap(around(backend))
+    batcher.wrap(around(OnnxBackend(detector, outputs=("doubled",))))  # it is not taken
