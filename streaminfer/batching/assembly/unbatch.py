@@ -50,7 +50,8 @@ def split_rows(results: Any, count: int, source: str, padded: int = 0) -> list[A
     except _Unreadable as reason:
         return BackendError(f"{source}: {reason}")
     except Exception as error:  # noqa: BLE001 - an array without axes, or results that fail in their own way
-        failure = BackendError(f"{source}: {_wanted(count)}, but the rows of what came cannot be read: {text_of_error(error)}")
+        text = f"{_wanted(count)}, but the rows of what came cannot be read: {text_of_error(error)}"
+        failure = BackendError(f"{source}: {text}")
         failure.__cause__ = error
         return failure
 
