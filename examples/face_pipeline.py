@@ -5,18 +5,18 @@ requests to the other one, and marks the responses as degraded.
 """
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from demo.faces import FULL, Detector, find_faces
-from demo.services import ASSETS
-from demo.video import normalize
+from demo.faces import FULL, Detector, find_faces, normalize
 from numpy.typing import NDArray
 
 import streaminfer as si
 
 __all__ = ["SIZE", "make_faces", "read_picture"]
 
+ASSETS = Path(__file__).resolve().parent / "assets"
 SIZE = FULL.size
 FRONT = Detector("blaze_front.onnx", 128, ((16, 2), (8, 6)))
 

@@ -58,8 +58,8 @@ async def watch(
 
 async def main(cameras: int, seconds: float) -> None:
     """Plays the clip of the repository on some cameras."""
-    from demo.faces import FULL  # noqa: PLC0415 - with the modules that only this needs
-    from demo.video import load_frames, normalize  # noqa: PLC0415
+    from demo.faces import FULL, normalize  # noqa: PLC0415 - with the modules that only this needs
+    from demo.video import load_frames  # noqa: PLC0415
 
     clip = load_frames(ASSETS / "astronaut_pan.mp4", FULL.size)
     pictures = [normalize(picture) for picture in clip.pixels]

@@ -19,8 +19,7 @@ import attrs
 import numpy as np
 import onnxruntime
 from _lib.figures import Figure
-from demo.faces import FULL, find_faces
-from demo.video import normalize
+from demo.faces import FULL, find_faces, normalize
 from voice_detector import CHUNK, RATE, make_detector
 
 import streaminfer as si

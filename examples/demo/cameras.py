@@ -6,10 +6,10 @@ from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 import streaminfer as si
-from demo.faces import FULL, Face, find_faces
+from demo.faces import FULL, Face, find_faces, normalize
 from demo.live import SessionStreams
 from demo.services import face_service
-from demo.video import Frames, normalize
+from demo.video import Frames
 from streaminfer.streams import Frame, LatestOnly, StreamResult, StreamSession
 
 __all__ = ["MAX_AGE_S", "Cameras", "Seen", "running_cameras"]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FULL", "Detector", "Face", "find_faces"]
+__all__ = ["FULL", "Detector", "Face", "find_faces", "normalize"]
 
 Floats = NDArray[np.float32]
 
@@ -40,6 +40,14 @@ class Detector(NamedTuple):
 
 
 FULL = Detector("blaze_full.onnx", 192, ((48, 1),))
+
+
+def normalize(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """What the detector reads: 0…255 becomes -1…1."""
+    values = pixels.astype(np.float32)
+    values *= np.float32(1 / 127.5)
+    values -= np.float32(1)
+    return values
 
 
 class Face(NamedTuple):

@@ -11,7 +11,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Frames", "load_frames", "normalize"]
+__all__ = ["Frames", "load_frames"]
 
 
 @attrs.frozen(eq=False)
@@ -58,11 +58,3 @@ def load_frames(path: Path, size: int) -> Frames:
             ).to_ndarray()
             pictures.append(picture)
     return Frames(path.name, np.stack(pictures), rate)
-
-
-def normalize(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """What the detector reads: 0…255 becomes -1…1."""
-    values = pixels.astype(np.float32)
-    values *= np.float32(1 / 127.5)
-    values -= np.float32(1)
-    return values

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 
 import streaminfer as si
 from demo.budget import make_objective, watching
-from demo.faces import FULL
+from demo.faces import FULL, normalize
 from demo.findings import COMPUTED, ENOUGH, KEPT, LOST, SHARED, Served, Uploads, Visited
 from demo.machine import CpuClock
 from demo.meter import Meter, measure_capacity
 from demo.services import face_service
-from demo.video import Frames, normalize
+from demo.video import Frames
 from streaminfer.simulation.arrivals import poisson
 
 __all__ = ["capacity_of", "draw_uploads", "make_cache", "receive", "visit"]

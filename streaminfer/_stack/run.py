@@ -7,6 +7,8 @@ import os
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
+from streaminfer._internal.error_log import ErrorLog
+from streaminfer._internal.listeners import LISTENER_ERRORS
 from streaminfer._internal.loading import compiled_modules
 from streaminfer._runtime import serving_process
 from streaminfer._runtime.lifecycle import STOP_LIMIT_S, end_tasks, seconds_left, stop_all, stop_within
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["StackRun"]
 
+_FAILURES = ErrorLog("streaminfer")
 _END_GRACE_S = 0.1  # for requests that were ended after the parts have stopped
 
 
@@ -92,7 +95,7 @@ class StackRun:
                     with timer.time(part, name):
                         await own(self._stack, part)
                     started.append(part)
-            self._stack.statistics()  # loads what a snapshot is made of: the first one must not hold up requests
+            self._load_snapshots(title)
         except BaseException:
             self.state = "stopping"  # or another start would be given parts that are about to stop
             try:
@@ -103,6 +106,13 @@ class StackRun:
             raise
         self.report = timer.report()
         self.state = "running"
+
+    def _load_snapshots(self, title: str) -> None:
+        """Load what a snapshot is made of: the first one must not hold up requests."""
+        try:
+            self._stack.statistics()
+        except LISTENER_ERRORS as error:  # of a layer of a user's, which serves without
+            _FAILURES.report(f"statistics() of the {title}", error)
 
     async def stop(self, chain: Chain, *, drain: bool, timeout_s: float | None) -> None:
         """Stop the parts, outermost first; a second call waits for the first.

@@ -7,7 +7,7 @@ The checks, each of every cache, tier, policy and hop that the stack leads to:
 ``ttl``
     no time to live is longer than the policy allows; the policy shortens it, and its author should know.
 ``tier``
-    what lies on a tier is encrypted there, and where it must be.
+    what lies on a tier is encrypted there; a tier that does not encrypt is given no answer that has a subject.
 ``hop``
     what leaves this machine is encrypted on its way.
 ``subjects``
@@ -37,7 +37,6 @@ moment; an audit of a stack that has served nothing says so. Entries on tiers ar
 from __future__ import annotations
 
 import ipaddress
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -180,8 +179,7 @@ def _check_states(backend: StatefulBackend, where: str) -> Finding:
 def _check_cache(cache: EdgeCache, where: str) -> Iterator[Finding]:
     policy, tiers = _of(cache, "freshness").policy, _of(cache, "tiers")
     yield from _check_age(cache, policy, where)
-    counted = _count_subjects(cache, policy)
-    yield _check_subjects(counted, where)
+    yield _check_subjects(_count_subjects(cache, policy), where)
     if policy is not None or tiers is not None:
         yield _check_log(None if policy is None else policy.log, where)
     if policy is not None:
@@ -190,7 +188,7 @@ def _check_cache(cache: EdgeCache, where: str) -> Iterator[Finding]:
     yield _check_keys(_of(cache, "_secret"), where)
     for tier in () if tiers is None else [worker.tier for worker in tiers.workers]:
         tier_where = f"{where} → {type(tier).__name__}"
-        yield _check_tier(tier, policy, Counter() if counted is None else counted[0], tier_where)
+        yield _check_tier(tier, policy, tier_where)
         if read(tier, "shared") is True and is_a(read(tier, "keys"), StoredKeys):
             what = "its keys lie in a file of this machine: other machines neither have them nor learn of their end"
             remedy = "ServiceKeys(service) for more machines than one. Right as it is where one machine uses the tier"
@@ -236,8 +234,8 @@ def _check_age(cache: EdgeCache, policy: Retention | None, where: str) -> Iterat
         )
 
 
-def _count_subjects(cache: EdgeCache, policy: Retention | None) -> tuple[Counter[str], int] | None:
-    """How many entries the memory holds with a subject, by class, and without; ``None``: to look would run other code.
+def _count_subjects(cache: EdgeCache, policy: Retention | None) -> tuple[int, int] | None:
+    """How many entries the memory holds with a subject, and without; ``None``: to look would run other code.
 
     To look frees what has expired, which reads the clock and tells listeners.
     """
@@ -247,17 +245,16 @@ def _count_subjects(cache: EdgeCache, policy: Retention | None) -> tuple[Counter
         return None
     memory.expire()
     labels = memory.held()[::4]
-    owned = [label for label in labels if label is not None and label[0] is not None]
-    classes = Counter("" if policy is None else policy.rule(label[1]).data_class for label in owned)
-    return classes, len(labels) - len(owned)
+    owned = sum(label is not None and label[0] is not None for label in labels)
+    return owned, len(labels) - owned
 
 
-def _check_subjects(counted: tuple[Counter[str], int] | None, where: str) -> Finding:
+def _check_subjects(counted: tuple[int, int] | None, where: str) -> Finding:
     remedy = "pass subject= with every request that carries a person's data; erase(subject=…) finds nothing else"
     if counted is None:
         what = "not looked at: its clock, its log or a listener is not this package's, and would be called"
         return _attention("subjects", where, what, remedy)
-    owned, without = counted[0].total(), counted[1]
+    owned, without = counted
     if owned + without == 0:
         what = "it holds nothing now, so whether requests bring a subject cannot be seen"
         return _attention("subjects", where, what, "audit again when it has served requests")
@@ -329,7 +326,7 @@ class _PlainTier:
     encrypted: bool = False
 
 
-def _check_tier(tier: Any, policy: Retention | None, owned: Counter[str], where: str) -> Finding:
+def _check_tier(tier: Any, policy: Retention | None, where: str) -> Finding:
     remedy = "give the tier keys=StoredKeys(path, master=…), of streaminfer.caching.tiers.encryption"
     encrypted = read(tier, "encrypted")
     if encrypted is True:
@@ -343,11 +340,9 @@ def _check_tier(tier: Any, policy: Retention | None, owned: Counter[str], where:
         barred = [rule.data_class for rule in policy.rules if not rule.permits(plain)]
         if len(barred) == len(policy.rules):
             return _ok("tier", where, "not encrypted, and the policy keeps nothing there")
-    never = f"; never kept there: {', '.join(repr(name) if name else 'the default class' for name in barred)}"
-    what = "not encrypted" + (never if barred else "")
-    at_rest = sum(number for name, number in owned.items() if name not in barred)
-    if at_rest:
-        return _fail("tier", where, f"{what}; {at_rest} entries of the cache are of persons and may lie there", remedy)
+    what = "not encrypted, so answers with a subject are not kept there"
+    if barred:
+        what += f", nor what is of {', '.join(repr(name) if name else 'the default class' for name in barred)}"
     return _attention("tier", where, what, remedy + ". Right as it is where nothing there is about a person")
 
 

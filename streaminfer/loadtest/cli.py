@@ -52,19 +52,21 @@ def execute(options: argparse.Namespace) -> int:
     """
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # as python -m does: a scenario names modules of the project
+    running = ""
     try:
         scenario = Scenario.load(options.scenario)
         if options.seed is not None:
             scenario = attrs.evolve(scenario, seed=options.seed)
         before = None if options.compare is None else Report.load(options.compare)
         _check_targets(options)
+        running = f"{options.scenario}: "  # which other errors name themselves
         report = _run(scenario)
     except KeyboardInterrupt:
         return _end("interrupted", _INTERRUPTED)
     except StreamInferError as error:  # that of a request is in the report
         return _end(f"the service does not start: {error}")
     except (OSError, ValueError) as error:
-        return _end(error)
+        return _end(f"{running}{error}")
     except (Exception, SystemExit) as error:  # noqa: BLE001 - of the scenario's code, whose author needs to see where
         traceback.print_exc()
         return _end(f"service or inputs of the scenario failed: {error!r}")

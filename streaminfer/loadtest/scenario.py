@@ -87,6 +87,13 @@ class ServiceSettings:
     def __attrs_post_init__(self) -> None:
         if bool(self.make) == bool(self.url) or bool(self.url) != bool(self.model):
             raise ValueError(expected("make", "either make, or url and model", attrs.asdict(self)))
+        if self.url:
+            from streaminfer.backends.triton.endpoint import find_endpoint  # noqa: PLC0415 - as for `inference_server`
+
+            try:
+                find_endpoint(self.url, self.protocol, None, False)
+            except ValueError as error:
+                raise ValueError(f"url: {str(error).removeprefix('url: ')}") from error
 
     def maker(self) -> Callable[[], Any]:
         """Return a function that makes the service, in any process."""

@@ -17,7 +17,7 @@ from streaminfer.serving.errors import RequestRejected
 if TYPE_CHECKING:
     from streaminfer.telemetry.asgi_app import Message, Receive
 
-__all__ = ["ClientGone", "Exchange", "ExchangeWatch"]
+__all__ = ["ClientGone", "Exchange", "ExchangeWatch", "has_no_body"]
 
 _EVERY_S = 0.02
 """How often the timer looks."""
@@ -109,7 +109,7 @@ class Exchange:
     def is_read(self) -> bool:
         """Whether the whole body was read, or there is none."""
         if self.body_is_read is None:
-            self.body_is_read = _has_no_body(self._scope)
+            self.body_is_read = has_no_body(self._scope)
         return self.body_is_read
 
     def _note(self, message: Message) -> Message:
@@ -174,7 +174,8 @@ class ExchangeWatch:
             self._loop = None
 
 
-def _has_no_body(scope: Message) -> bool:
+def has_no_body(scope: Message) -> bool:
+    """Return whether the headers of a request say that it has no body."""
     if scope["method"] in {"GET", "HEAD"}:
         return True
     said = {name: value for name, value in scope["headers"] if name in {b"content-length", b"transfer-encoding"}}

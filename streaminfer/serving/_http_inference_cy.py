@@ -137,8 +137,8 @@ class HttpInference:
         """The length of the body's JSON.
 
         Raises:
-            InvalidInput: the header for the length cannot be read.
-            RequestRejected: the body is too large, or of a kind that is not accepted.
+            RequestRejected: the header for the length cannot be read, or the body is too large, or of a kind that is
+                not accepted.
         """
         if headers.get(b"content-encoding", b"identity") != b"identity":
             raise RequestRejected(415, "content-encoding: expected identity", closes_connection=True)
@@ -151,7 +151,10 @@ class HttpInference:
         if stated.isdigit() and (len(stated) > _LONGEST_LENGTH or int(stated) > self._max_body_bytes):
             raise self._too_large()
         said = headers.get(_HEAD_LENGTH)
-        return None if said is None else parse_head_length(said)
+        try:
+            return None if said is None else parse_head_length(said)
+        except InvalidInput as error:
+            raise RequestRejected(400, str(error), closes_connection=True) from error
 
     async def _read_on(self, message: Message, head_length: int | None, receive: Receive) -> memoryview:
         """The body, of which the first message has come.

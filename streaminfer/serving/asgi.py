@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from streaminfer._internal.validation import check_duration
 from streaminfer._runtime.lifecycle import STOP_LIMIT_S, stop_together
-from streaminfer.serving._exchanges_cy import ClientGone
+from streaminfer.serving._exchanges_cy import ClientGone, has_no_body
 from streaminfer.serving._http_inference_cy import HttpInference
 from streaminfer.serving._http_replies_cy import NO_STORE, describe_error, reply, without_body
 from streaminfer.serving.errors import RequestRejected
@@ -21,6 +21,8 @@ __all__ = ["ServingApp", "asgi_app"]
 
 _LOG = logging.getLogger("streaminfer")
 _READING, _POSTING = ("GET", "HEAD"), ("POST",)
+_BEFORE_A_BODY = (404, 405)
+"""Statuses of requests whose body, if they have one, is not read."""
 
 
 def asgi_app(
@@ -91,6 +93,9 @@ class ServingApp:
                 messages = await self._inference.answer(scope, receive, send, *asked)
         except ClientGone:
             return
+        except RequestRejected as error:
+            error.closes_connection |= error.status in _BEFORE_A_BODY and not has_no_body(scope)
+            messages = describe_error(error)
         except Exception as error:  # noqa: BLE001 - each becomes a status; a cancellation passes
             messages = describe_error(error)
         if method == "HEAD":

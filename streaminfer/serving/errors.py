@@ -36,6 +36,7 @@ __all__ = ["Failure", "RequestRejected", "describe_failure", "logged_failure"]
 _LOG = logging.getLogger("streaminfer")
 _INTERNAL = "the model failed; the server's log says why"
 _GRPC = {
+    400: "INVALID_ARGUMENT",
     404: "NOT_FOUND",
     405: "UNIMPLEMENTED",
     408: "DEADLINE_EXCEEDED",

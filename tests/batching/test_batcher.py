@@ -142,7 +142,7 @@ async def test_own_errors_pass_through_as_copies(loop):
         ([1, 2, 3], "expected 2 results, one per row, got 3"),
         (np.zeros((3, 2)), "expected 2 results, one per row, got 3"),
         (np.float64(1.0), "list with one result per row (2 rows), got float64"),
-        (np.array(1.0), "cannot be read one by one"),
+        (np.array(1.0), "list with one result per row (2 rows), but the rows of what came cannot be read: TypeError"),
         (None, "list with one result per row (2 rows), got NoneType"),
         ("ab", "list with one result per row (2 rows), got str"),
         ({"a": 1, "b": 2}, "output ['a'] must be an array with the batch axis (2 rows), got int"),

@@ -10,6 +10,7 @@ import pkgutil
 import re
 import sys
 import tempfile
+import tomllib
 import types
 from pathlib import Path
 from typing import NamedTuple
@@ -140,6 +141,15 @@ def test_page_of_examples_lists_every_program():
     linked = {Path(target).name for target in LINK.findall(page) if target.startswith("../../examples/")}
 
     assert {path.name for path in (ROOT / "examples").iterdir() if path.is_file()} <= linked
+
+
+def test_first_tutorial_lists_every_extra():
+    """Who needs one finds its name there."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    page = (ROOT / "docs" / "tutorials" / "getting-started.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)
+
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == set(extras)
 
 
 @pytest.mark.parametrize(

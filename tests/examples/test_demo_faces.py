@@ -91,7 +91,7 @@ def test_the_real_detector_finds_the_astronaut(faces, video, examples):
     assert (len(frames), frames.pixels.shape[1:], frames.rate) == (240, (192, 192, 3), 24.0)
     assert not frames.pixels[:, :24].any()  # the bars of a letterboxed 4:3 picture
     assert frames.pixels[:, 24:168].any(axis=(2, 3)).all()
-    values = video.normalize(frames.pixels[120])
+    values = faces.normalize(frames.pixels[120])
     assert values.dtype == np.float32
     assert (values.min(), values.max()) == (-1.0, pytest.approx(1.0))
     session = ort.InferenceSession(examples / "assets" / faces.FULL.file)

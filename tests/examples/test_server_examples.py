@@ -3,6 +3,9 @@
 import asyncio
 import functools
 import json
+import os
+import subprocess
+import sys
 
 import grpc
 import httpx
@@ -12,6 +15,8 @@ from waiting import until
 from web_server import WebServer
 
 import streaminfer as si
+
+PATH = os.pathsep.join(sys.path)
 
 
 @functools.cache
@@ -30,6 +35,12 @@ def picture(demo, examples):
 def make_faces(demo):
     """A pipeline with a deadline that a busy machine does not exceed."""
     return functools.partial(demo("face_pipeline").make_faces, slo_s=60.0)
+
+
+def test_pipeline_needs_what_its_pages_name(examples):
+    """A server has no use for FFmpeg, or for the demo's page."""
+    code = "import sys; sys.modules |= {'av': None, 'uvicorn': None}; import face_pipeline"
+    subprocess.run([sys.executable, "-c", code], cwd=examples, env=os.environ | {"PYTHONPATH": PATH}, check=True)
 
 
 def test_pipeline_finds_the_same_face_on_both_routes(demo, make_faces, picture):

@@ -116,7 +116,18 @@ def test_random_inputs_are_by_seed(scenario):
         ("rate = 50", "", "arrivals: expected the key 'rate'"),
         ('"constant"', '"often"', "arrivals.kind: expected one of 'constant'"),
         ("duration_s = 0.3", "", "scenario: expected the key 'duration_s'"),
-        ("make_echo", "make_nothing", "service.make: expected"),
+        ("make_echo", "make_nothing", r"scenario\.toml: service\.make: expected"),
+        (":frames", ":nothing", r"scenario\.toml: inputs\.make: expected"),
+        (
+            'make = "services_of_a_test:make_echo"',
+            'url = "10.0.0.1:8001"\nmodel = "m"',
+            r"scenario\.toml: service\.url: tls: .*10\.0\.0\.1:8001 is not this machine",
+        ),
+        (
+            'make = "services_of_a_test:make_echo"',
+            'url = "http://localhost"\nmodel = "m"',
+            r"scenario\.toml: service\.url: expected no scheme, grpc:// or grpcs://",
+        ),
         (
             'make = "services_of_a_test:make_echo"',
             'url = "x"',
@@ -339,7 +350,7 @@ class TestCommand:
         text = SMALL.replace("rate = 50", "rate = 0.001").replace('kind = "constant"', 'kind = "poisson"')
 
         assert main(["loadtest", str(scenario(text))]) == 2
-        assert capsys.readouterr().err.startswith("streaminfer loadtest: arrivals: expected at least one request")
+        assert re.search(r"scenario\.toml: arrivals: expected at least one request", capsys.readouterr().err)
 
     def test_interrupted(self, scenario, services, capsys, monkeypatch):
         """Ctrl-C ends the run without a traceback."""

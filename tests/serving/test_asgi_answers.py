@@ -260,16 +260,41 @@ def test_statistics_of_all_models(scripted, ask_app, body_of):
 
 
 @pytest.mark.parametrize(
-    ("headers", "body"), [({"content-encoding": "gzip"}, b"{}"), ({"content-length": "99"}, b"{"), ({}, b"x" * 99)]
+    ("method", "path", "headers", "body"),
+    [
+        ("POST", INFER, {"content-encoding": "gzip"}, b"{}"),
+        ("POST", INFER, {"content-length": "99"}, b"{"),
+        ("POST", INFER, {}, b"x" * 99),
+        ("POST", INFER, {"inference-header-content-length": "many"}, b"{}"),
+        ("POST", "/v2/models/other/infer", {"content-length": "2"}, b"{}"),
+        ("POST", "/v2/nowhere", {"transfer-encoding": "chunked"}, b"{}"),
+        ("POST", "/v2", {"content-length": "2"}, b"{}"),
+        ("PUT", INFER, {"content-length": "2"}, b"{}"),
+    ],
 )
-def test_a_body_that_is_not_read_ends_its_connection(scripted, ask_app, headers, body):
+def test_a_body_that_is_not_read_ends_its_connection(scripted, ask_app, method, path, headers, body):
     _, _, app = scripted(limits=Limits(max_body_bytes=50))
 
     async def scenario():
         async with app:
-            return await ask_app(app, "POST", INFER, body, headers)
+            return await ask_app(app, method, path, body, headers)
 
     assert asyncio.run(scenario()).headers["connection"] == "close"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"), [("GET", "/v2/nowhere", b""), ("GET", INFER, b""), ("POST", INFER, b"{")]
+)
+def test_a_rejected_request_without_a_body_left_keeps_its_connection(scripted, ask_app, method, path, body):
+    _, _, app = scripted()
+
+    async def scenario():
+        async with app:
+            return await ask_app(app, method, path, body)
+
+    reply = asyncio.run(scenario())
+    assert reply.status in {400, 404, 405}
+    assert "connection" not in reply.headers
 
 
 def events_of(reply):

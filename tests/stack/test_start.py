@@ -326,3 +326,24 @@ async def test_no_start_begins_before_a_failed_one_has_ended(loop):
     assert (loop.time(), stack.stack_state, starts) == (1.0, "stopped", [0.0])
     with pytest.raises(OSError, match="no"):
         await failing
+
+
+def test_a_layer_whose_statistics_fail_serves(caplog):
+    """A start reads statistics to have them loaded; a layer of a user's that has none yet is logged and serves."""
+
+    class Untold(ScriptedBackend):
+        def statistics(self):
+            raise ZeroDivisionError("no requests so far")
+
+    async def scenario(loop):
+        async with si.Stack(Untold(), clock=loop.clock) as stack:
+            with pytest.raises(ZeroDivisionError):  # who calls it is told
+                stack.statistics()
+            return await stack(1.0)
+
+    assert run(scenario) == 1.0
+    (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.name == "streaminfer"
+    assert warning.getMessage().startswith(
+        "statistics() of the stack Untold failed: ZeroDivisionError: no requests so far"
+    )

@@ -50,18 +50,20 @@ def split_rows(results: Any, count: int, source: str, padded: int = 0) -> list[A
     except _Unreadable as reason:
         return BackendError(f"{source}: {reason}")
     except Exception as error:  # noqa: BLE001 - an array without axes, or results that fail in their own way
-        failure = BackendError(f"{source}: the results cannot be read one by one: {text_of_error(error)}")
+        text = f"{_wanted(count)}, but the rows of what came cannot be read: {text_of_error(error)}"
+        failure = BackendError(f"{source}: {text}")
         failure.__cause__ = error
         return failure
+
+
+def _wanted(count: int) -> str:
+    return f"expected an array, a mapping or tuple of arrays, or a list with one result per row ({count} rows)"
 
 
 def _read_sequence(results: Any, count: int, padded: int) -> list[Any]:
     kind = type(results)
     if kind is not list and (isinstance(results, (str, bytes)) or not _is_sequence(results) or _is_frame(results)):
-        raise _Unreadable(
-            f"expected an array, a mapping or tuple of arrays, or a list with one result per row ({count} rows), "
-            f"got {kind.__name__}"
-        )
+        raise _Unreadable(f"{_wanted(count)}, got {kind.__name__}")
     # iterating over an array of one row costs more than reading that row
     rows = results if kind is list else [results[0]] if count == len(results) == 1 else list(results)
     if padded and len(rows) == padded:

@@ -220,10 +220,8 @@ class Calibration:
             size, how = bucket.failed
             failure = f"a batch of {size}{f' of length {bucket.length}' if bucket.length else ''} {how}"
             note += f"{note and '; '}{failure}"
-            if how != _NO_MEMORY:
-                _LOGGER.warning(
-                    "backend %r: %s; live batches of this size are sent again in parts", self._name, failure
-                )
+            then = "have fewer rows" if how == _NO_MEMORY else "of this size are sent again in parts"
+            _LOGGER.warning("backend %r: %s; live batches %s", self._name, failure, then)
         return CalibrationStatistics(
             (clock() - started_ns) / 1e9,
             MappingProxyType({it.length: MappingProxyType(dict(it.known)) for it in self._buckets if it.known}),

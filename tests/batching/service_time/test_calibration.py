@@ -354,7 +354,7 @@ async def test_size_that_fails_ends_the_sizes(loop, policy, caplog):
 
 
 @pytest.mark.parametrize("policy", ["lookahead", "greedy"])
-async def test_memory_that_is_not_enough_limits_live_batches(loop, policy):
+async def test_memory_that_is_not_enough_limits_live_batches(loop, policy, caplog):
     """The start ends the sizes there and succeeds; no live batch fails for it, also after a restart."""
     backend = ScriptedBackend(then=failing_from(8, MemoryError("arena")), duration_s=affine, example=1.0)
     stack, batcher = stack_of(loop, backend, policy=policy)
@@ -369,6 +369,10 @@ async def test_memory_that_is_not_enough_limits_live_batches(loop, policy):
     assert statistics.calibration.note == "a batch of 8 needs more memory than there is"
     assert statistics.calibration.skipped == {}
     assert max(backend.batch_sizes) == 4
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert set(warnings) == {
+        "backend 'ScriptedBackend': a batch of 8 needs more memory than there is; live batches have fewer rows"
+    }
 
 
 @pytest.mark.parametrize("failing", [2, 5], ids=["first repeat", "last repeat"])
