@@ -253,6 +253,8 @@ class Capabilities(NamedTuple):
         full_load: how many requests keep every worker of a batcher busy with full batches.
         spare_load: returns the same of other routes, for what would be late at the best one; ``None``: there is none,
             and of the function: any number.
+        spread_load: returns how many requests keep the workers of all services busy among which it spreads requests;
+            those that do not tell count as none. ``None``: it does not spread them.
         next_batch: returns when the next batch can begin, from the present instant on, and of how many more requests.
         full_batch_ns: returns the nanoseconds that a slow full batch takes, outliers left out; ``None``, also of the
             function: not known.
@@ -288,6 +290,7 @@ class Capabilities(NamedTuple):
     max_in_flight: int | None = None
     full_load: Callable[[], int] | None = None
     spare_load: Callable[[], int | None] | None = None
+    spread_load: Callable[[], int] | None = None
     next_batch: Callable[[int], NextBatch] | None = None
     full_batch_ns: Callable[[], int | None] | None = None
     shares_device: bool = False

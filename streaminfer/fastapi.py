@@ -109,7 +109,7 @@ def bind(stack: Stack, *, timeout_s: float | None = None) -> Callable[[HTTPConne
     """Return a dependency that gives a handler a stack, bound to the deadline and the client of its request.
 
     Args:
-        stack: one of those given to :func:`add_stacks`.
+        stack: one that runs: given to :func:`add_stacks`, or started by the application's own lifespan.
         timeout_s: most seconds that a request may take from its arrival; ``None``: what the stack's objective and the
             request's headers say.
 

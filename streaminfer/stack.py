@@ -192,7 +192,7 @@ class Stack(Wrapper):
         from streaminfer._stack import many_calls  # noqa: PLC0415 - not at the package's import
 
         if concurrency is None:
-            concurrency = many_calls.default_concurrency(self._offered.full_load)
+            concurrency = many_calls.default_concurrency(self._offered)
         check_count("concurrency", concurrency)
         check_instance("inputs", inputs, lambda value: isinstance(value, Iterable), "an iterable of what each brings")
         settings["tags"] = many_calls.check_settings("map", settings).tags  # they may be an iterator

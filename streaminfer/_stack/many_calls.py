@@ -110,9 +110,10 @@ def _pause_after(error: Overloaded) -> float:
     return max(error.retry_after_s or 0.0, _SHORTEST_PAUSE_S)
 
 
-def default_concurrency(full_load: Callable[[], int] | None) -> int:
-    """Return how many requests keep every worker of a batcher busy with full batches; 64 where there is none."""
-    return _DEFAULT_CONCURRENCY if full_load is None else max(_DEFAULT_CONCURRENCY, full_load())
+def default_concurrency(offered: Capabilities) -> int:
+    """Return how many requests keep every worker busy with full batches, of all replicas too; 64 where none tells."""
+    load = offered.full_load or offered.spread_load
+    return _DEFAULT_CONCURRENCY if load is None else max(_DEFAULT_CONCURRENCY, load())
 
 
 def check_settings(method: str, settings: MapSettings) -> Request:
@@ -205,7 +206,7 @@ async def answer_rows(
     rows = cut_rows(inputs)
     deadline_ns = chain.deadline_ns(None, fields.pop("timeout_s", None), chain.clock())
     requests = [Request(row, deadline_ns=deadline_ns, **fields) for row in rows]
-    return join_rows(await _RowCalls(chain, places, requests).answers(default_concurrency(offered.full_load)))
+    return join_rows(await _RowCalls(chain, places, requests).answers(default_concurrency(offered)))
 
 
 class _RowCalls:

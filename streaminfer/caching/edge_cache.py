@@ -45,7 +45,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
     count as no use; the latter two return one.
 
     Expired entries leave memory within 0.25 s after their time. One daemon thread frees those of all idle caches. A
-    cache with a ``clock`` frees them when values are stored and by :meth:`expire`.
+    cache with a ``clock`` frees them when values are stored or counted, and by :meth:`expire`.
 
     Args:
         maxsize: entries it may hold, stale ones and failures included; ``None``: any number.

@@ -88,7 +88,10 @@ class Freshness:
             self._draw = made.random
 
         if policy is not None:
-            _check_policy(policy, self.stale_s)
+            window, own_s = "stale_if_error_s", stale_if_error_s
+            if revalidate_s > if_error_s:
+                window, own_s = "stale_while_revalidate_s", stale_while_revalidate_s
+            _check_policy(policy, "stale_s" if own_s is None else window, self.stale_s)
             self.negative_ns = min(self.negative_ns, _max_age_ns(policy.rule(())))
 
     def lasts_ns(self, ttl_s: float | None, tags: Iterable[str]) -> int:
@@ -137,11 +140,11 @@ def _max_age_ns(rule: Rule) -> int:
     return max(int(rule.max_age_s * 1e9), 1)
 
 
-def _check_policy(retention: Any, stale_s: float) -> None:
+def _check_policy(retention: Any, window: str, stale_s: float) -> None:
     from streaminfer.compliance.retention import Retention  # noqa: PLC0415 - loaded by everyone who has a policy
 
     if not isinstance(retention, Retention):
         raise TypeError(expected("retention", "a Retention or None", retention))
     if stale_s >= retention.shortest_s:
         what = f"less than the shortest maximum age of the policy, {retention.shortest_s:g} s: stale values age as well"
-        raise ValueError(expected("stale_s", what, stale_s))
+        raise ValueError(expected(window, what, stale_s))

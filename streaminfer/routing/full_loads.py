@@ -5,7 +5,7 @@ from typing import Any
 
 from streaminfer.protocols import adapt
 
-__all__ = ["full_load_of_all"]
+__all__ = ["full_load_of_all", "spread_load_of_all"]
 
 
 def full_load_of_all(services: Iterable[Any]) -> int | None:
@@ -25,3 +25,13 @@ def full_load_of_all(services: Iterable[Any]) -> int | None:
         if offered.full_load is None:
             return None
     return total
+
+
+def spread_load_of_all(services: Iterable[Any]) -> int:
+    """Return how many requests keep the workers of all services busy that tell it.
+
+    Args:
+        services: among which requests are spread.
+    """
+    loads = (it.full_load or it.spread_load for it in (adapt(service).capabilities() for service in services))
+    return sum(load() for load in loads if load is not None)

@@ -375,10 +375,20 @@ def test_outdated_of_a_tier():
     run(main)
 
 
-def test_windows_within_the_policy():
+@pytest.mark.parametrize(
+    ("name", "windows"),
+    [
+        ("stale_s", {"stale_s": 30.0}),
+        ("stale_s", {"stale_s": 60.0, "stale_if_error_s": 5.0}),
+        ("stale_if_error_s", {"stale_if_error_s": 60.0}),
+        ("stale_if_error_s", {"stale_s": 5.0, "stale_if_error_s": 60.0}),
+        ("stale_while_revalidate_s", {"stale_while_revalidate_s": 60.0, "stale_if_error_s": 40.0}),
+    ],
+)
+def test_windows_within_the_policy(name, windows):
     """The longer window ages too: it must be shorter than the maximum age."""
-    with pytest.raises(ValueError, match="stale_s: expected less than the shortest maximum age"):
-        si.EdgeCache(retention=Retention(30.0), stale_if_error_s=60.0)
+    with pytest.raises(ValueError, match=f"^{name}: expected less than the shortest maximum age"):
+        si.EdgeCache(retention=Retention(30.0), **windows)
 
 
 @pytest.mark.parametrize("why", ["degraded", "no_store"])

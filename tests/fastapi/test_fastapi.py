@@ -131,6 +131,27 @@ async def test_a_stack_that_runs_is_left_running(loop):
         assert stack.ready
 
 
+async def test_a_stack_that_the_lifespan_of_the_app_starts_is_bound(loop):
+    _, stack = make_stack(loop)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app):
+        async with stack:
+            yield
+
+    app = FastAPI(lifespan=lifespan)
+    add_stacks(app)
+
+    @app.post("/")
+    async def answer(body: dict[str, float], service: Annotated[BoundService, Depends(bind(stack))]):
+        return float(await service(body["x"]))
+
+    async with client_of(app) as client:
+        assert (await client.post("/", json={"x": 1.5})).json() == 1.5
+        late = await client.post("/", json={"x": 1.5}, headers={"x-streaminfer-timeout-s": "0"})
+        assert late.status_code == 504
+
+
 def test_a_stack_that_a_closed_loop_left_is_started():
     _, stack = make_stack(None)
     asyncio.run(stack.start())

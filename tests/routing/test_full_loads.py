@@ -1,9 +1,12 @@
-"""How many requests keep several services busy: what a live stream may have in flight behind a router."""
+"""How many requests keep several services busy: what a live stream may have in flight behind a router, and `map`."""
+
+import numpy as np
+import pytest
 
 import streaminfer as si
 from streaminfer.protocols import adapt
 from streaminfer.routing.full_loads import full_load_of_all
-from streaminfer.testing import ScriptedBackend
+from streaminfer.testing import ScriptedBackend, run
 
 
 class Remote:
@@ -38,3 +41,35 @@ def test_routes_behind_the_best_one_of_a_router_count():
     open_ended = si.FallbackRouter(si.Route("best", service(16)), si.Route("remote", Remote()))
     assert adapt(open_ended).capabilities().spare_load() is None
     assert full_load_of_all([open_ended]) is None
+
+
+def spreads(kind, services):
+    if kind == "canary":
+        return si.routing.Canary(*services[:2], share=0.5)
+    replicas = si.Replicas(*(si.Replica(str(number), it) for number, it in enumerate(services)))
+    return si.FallbackRouter(si.Route("best", replicas)) if kind == "router" else replicas
+
+
+@pytest.mark.parametrize(("kind", "load"), [("replicas", 192), ("router", 192), ("canary", 128)])
+@pytest.mark.parametrize("method", ["map", "rows"])
+def test_map_and_rows_keep_all_services_busy_among_which_requests_are_spread(kind, load, method):
+    """By default; before, 64 requests for any number of replicas."""
+    backends = [ScriptedBackend(duration_s=0.01) for _ in range(3)]
+    batchers = [si.AdaptiveBatcher(max_batch_size=32, policy="greedy") for _ in backends]
+
+    async def main(loop):
+        spread = spreads(kind, [si.Stack(*parts) for parts in zip(batchers, backends, strict=True)])
+        async with si.Stack(si.Telemetry("all"), spread, clock=loop.clock) as stack:
+            inputs = np.arange(1920.0)
+            assert adapt(stack).capabilities().spread_load() == load
+            assert np.array_equal(await getattr(stack, method)(inputs), inputs)
+
+    run(main)
+    sizes = [size for backend in backends for size in backend.batch_sizes]
+    assert sum(sizes) / len(sizes) > 24
+
+
+def test_replicas_that_say_nothing_of_their_load_count_as_none():
+    """64 is then the default, as for any service."""
+    replicas = si.Replicas(si.Replica("known", service(4)), si.Replica("remote", Remote()))
+    assert adapt(replicas).capabilities().spread_load() == 8

@@ -66,7 +66,7 @@ class Records:
             self._counters.last_error = str(error)
             return b""
         if record.find(b"\n", HEAD_AT, _LABEL_END) < 0:
-            self._counters.last_error = "subject and tags are longer than the 1.6 KB that a proof can read of them"
+            self._counters.last_error = "subject and tags are longer than the 1.8 KB that a proof can read of them"
             return b""
         if self._cipher is None:
             return record

@@ -161,6 +161,7 @@ class FallbackRouter(StackClock, Node):
             max_in_flight=best.max_in_flight,
             full_load=best.full_load,
             spare_load=lambda: full_load_of_all(route.service for route in self.routes[1:]),
+            spread_load=best.spread_load,
             next_batch=best.next_batch,
             full_batch_ns=best.full_batch_ns,
             shares_device=best.shares_device,

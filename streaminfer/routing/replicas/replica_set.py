@@ -32,6 +32,7 @@ from streaminfer.protocols import (
 )
 from streaminfer.request import Request, Response, passed_on_arrival
 from streaminfer.resilience._call_budget_cy import CallBudget
+from streaminfer.routing.full_loads import spread_load_of_all
 from streaminfer.routing.replicas._ejection_cy import OutlierEjection
 from streaminfer.routing.replicas._p2c_cy import FAILURE, IGNORED, REJECTED, SUCCESS, P2CBalancer
 from streaminfer.routing.replicas.discovery import DnsDiscovery, Finder
@@ -238,6 +239,7 @@ class Replicas(StackClock, Node):
             admission=self.admission,
             slo=self,
             fingerprint_changes=self._members.fingerprint_changes,  # read for each request of a cache
+            spread_load=lambda: spread_load_of_all(it.replica.service for it in self._members.by_name.values()),
             new_children=self.new_children,
             enforces_deadline=True,
             idempotent=are_idempotent([handle.replica.service for handle in self._members.by_name.values()]),

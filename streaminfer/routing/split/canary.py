@@ -15,6 +15,7 @@ from streaminfer._runtime.response_source import nested_source
 from streaminfer.protocols import Admission, Capabilities, Node, adapt, are_idempotent
 from streaminfer.request import Request, Response
 from streaminfer.routing.fallback.route import as_service
+from streaminfer.routing.full_loads import spread_load_of_all
 from streaminfer.routing.split.share import RequestShare, check_share
 from streaminfer.routing.stream_states import states_of_all
 
@@ -128,6 +129,7 @@ class Canary(Node):
             fingerprint_changes=self.fingerprint_changes,
             enforces_deadline=all(adapt(service).capabilities().enforces_deadline for service in self.services),
             idempotent=are_idempotent(self.services),
+            spread_load=lambda: spread_load_of_all(self.services),
             stream_states=states_of_all(lambda: self.services),
             many_answers=stable.many_answers,
             model_tensors=stable.model_tensors,

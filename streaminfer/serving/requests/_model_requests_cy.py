@@ -187,7 +187,7 @@ class ModelRequests:
         if not self.stack.admission(requests[0], now_ns).ok:
             first.append(await self.stack.call(requests[0]))  # raises the reason
         left = requests[len(first) :]
-        most = min(len(left), default_concurrency(self._offered.full_load))
+        most = min(len(left), default_concurrency(self._offered))
         return first + await answer_all(left, self.stack._places.call, most, return_exceptions=False)
 
     def _renew(self, now_ns: int) -> None:

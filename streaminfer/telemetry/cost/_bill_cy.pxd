@@ -43,6 +43,7 @@ cdef class BatchMeter:
     cdef CostAccount _account
     cdef CLabelFamilyState _tenants
     cdef CLabelFamilyState _streams
+    cdef Py_ssize_t _place
     cdef object _clock
 
     cpdef begin(self, list requests, long long now_ns)
@@ -52,7 +53,7 @@ cdef class BatchMeter:
         shares=list, padding_ns=cython.longlong, setup_ns=cython.longlong, row=Py_ssize_t, request=CRequest)
     cpdef end(self, tuple token, object work, long long now_ns)
 
-    @cython.locals(account=CostAccount)
+    @cython.locals(accounts=list, account=CostAccount)
     cdef _charge_callers(self, object tenant, object stream_id, long long share_ns)
 
 cdef class ResponseLedger:
@@ -65,5 +66,5 @@ cdef class ResponseLedger:
 
     cpdef fail(self)
 
-    @cython.locals(deadline_ns=object, on_time=bint, cached=bint, degraded=bint, account=CostAccount)
+    @cython.locals(deadline_ns=object, on_time=bint, cached=bint, degraded=bint, accounts=list, account=CostAccount)
     cpdef respond(self, CRequest request, CResponse response, long long now_ns, bint sees_batches)

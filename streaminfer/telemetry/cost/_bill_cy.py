@@ -222,8 +222,9 @@ class BatchMeter:
     Args:
         bill: of the device that they run on.
         account: of the model.
-        tenants: accounts by tenant.
-        streams: accounts by stream.
+        tenants: lists of accounts, one for each device, by tenant.
+        streams: the same by stream.
+        place: of its device in these lists.
         clock: of the bill, where it is not that of the batches; ``None``: it is.
     """
 
@@ -233,12 +234,14 @@ class BatchMeter:
         account: CostAccount,
         tenants: LabelFamilyState,
         streams: LabelFamilyState,
+        place: int = 0,
         clock: Callable[[], int] | None = None,
     ) -> None:
         self._bill = bill
         self._account = account
         self._tenants = tenants
         self._streams = streams
+        self._place = place
         self._clock = clock
 
     def begin(self, requests: list[Any], now_ns: int) -> tuple[int, list[Any]]:
@@ -269,10 +272,12 @@ class BatchMeter:
 
     def _charge_callers(self, tenant: Any, stream_id: Any, share_ns: int) -> None:
         if tenant is not None:
-            account = self._tenants.child(tenant)
+            accounts = self._tenants.child(tenant)
+            account = accounts[self._place]
             account.charge(1, share_ns, 0, 0)
         if stream_id is not None:
-            account = self._streams.child(stream_id)
+            accounts = self._streams.child(stream_id)
+            account = accounts[self._place]
             account.charge(1, share_ns, 0, 0)
 
 
@@ -281,8 +286,8 @@ class ResponseLedger:
 
     Args:
         routes: accounts by the route that a response came from.
-        tenants: accounts by tenant.
-        streams: accounts by stream.
+        tenants: lists of accounts by tenant, of which the first has the responses.
+        streams: the same by stream.
 
     Attributes:
         total: account of all.
@@ -325,8 +330,10 @@ class ResponseLedger:
         account = self._routes.child(route)
         account.respond(on_time, degraded, cached)
         if request.tenant is not None:
-            account = self._tenants.child(request.tenant)
+            accounts = self._tenants.child(request.tenant)
+            account = accounts[0]
             account.respond(on_time, degraded, cached)
         if request.stream_id is not None:
-            account = self._streams.child(request.stream_id)
+            accounts = self._streams.child(request.stream_id)
+            account = accounts[0]
             account.respond(on_time, degraded, cached)

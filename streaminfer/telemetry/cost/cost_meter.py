@@ -32,30 +32,19 @@ _Ledger = thread_safe(ResponseLedger, ("fail", "respond"))
 
 
 class Device:
-    """One device, and the accounts of what runs on it.
+    """One device, and the accounts of the models that run on it.
 
     Args:
         per_second: price of a second.
-        workers: how many batches keep it busy.
-        max_label_sets: the most tenants, streams, and models by route, with an account of their own.
-        clock: of the bill, where it is not that of the batches.
+        bill: of its time.
+        place: of its account in those of a tenant or stream.
     """
 
-    def __init__(self, per_second: float, workers: int, max_label_sets: int, clock: Clock | None) -> None:
+    def __init__(self, per_second: float, bill: DeviceBill, place: int) -> None:
         self.per_second = per_second
-        self.bill = _Bill(workers)
-        self._max_label_sets = max_label_sets
-        self._clock = clock
+        self.bill = bill
+        self.place = place
         self.models: dict[tuple[str, str], CostAccount] = {}  # by route and model
-        self.tenants = _Family(_Account, max_label_sets)
-        self.streams = _Family(_Account, max_label_sets)
-
-    def meter(self, route: str, model: str) -> BatchMeter:
-        """Return an observer of the batches of a model."""
-        if (route, model) not in self.models and len(self.models) >= self._max_label_sets:
-            route = OTHER  # replicas come and go under ever new names
-        account = self.models.setdefault((route, model), _Account())
-        return BatchMeter(self.bill, account, self.tenants, self.streams, self._clock)
 
 
 class CostMeter(StackClock, Node):
@@ -112,8 +101,12 @@ class CostMeter(StackClock, Node):
         self.clock: Clock = clock or time.monotonic_ns  # of the bill
         self.request_clock = self.clock  # of deadlines: the stack's
         self._is_one = not isinstance(per_second, Mapping)
-        self.devices = {name: Device(float(price), workers, sets, clock) for name, price in prices.items()}
-        self.routes, self.tenants, self.streams = (_Family(_Account, sets) for _ in range(3))
+        self.devices = {
+            name: Device(float(price), _Bill(workers), place) for place, (name, price) in enumerate(prices.items())
+        }
+        self._bill_clock = clock
+        self.routes = _Family(_Account, sets)
+        self.tenants, self.streams = (_Family(lambda: [_Account() for _ in prices], sets) for _ in range(2))
         self.ledger = _Ledger(self.routes, self.tenants, self.streams)
         self.failures = ListenerFailures("streaminfer", f"cost meter {name!r}")
         self._watched: set[weakref.WeakMethod[Any]] = set()
@@ -132,7 +125,7 @@ class CostMeter(StackClock, Node):
         if self.watch(inner):
             return MeteredService(self, inner, None)
         name = name_of(inner)
-        return MeteredService(self, inner, self._device("", name).meter("", name))
+        return MeteredService(self, inner, self._batch_meter("", name))
 
     def watch(self, thing: Any) -> int:
         """Charge the batches of every batcher in an object; `wrap` and the start of a `Stack` do that.
@@ -162,7 +155,7 @@ class CostMeter(StackClock, Node):
             if offered.new_children is not None:
                 grows[offered.new_children] = label
         for observe, label in self._not_yet(found):
-            observe(lambda model, label=label: self._device(label, model).meter(label, model))
+            observe(lambda model, label=label: self._batch_meter(label, model))
         for tell, label in self._not_yet(grows):
             tell(lambda name, child, label=label: self._join(child, label or name))
         return len(found)
@@ -211,6 +204,17 @@ class CostMeter(StackClock, Node):
 
     def _use_clock(self, clock: Clock) -> None:
         self.clock = clock
+
+    def _batch_meter(self, route: str, model: str) -> BatchMeter:
+        """Return an observer of the batches of a model, and take its route's place among the rows of routes."""
+        device = self._device(route, model)
+        row, known = route or model, self.routes.children()[0]
+        if row in known or len(known) < self.routes.max_sets:
+            self.routes.child(row)
+        else:
+            route = OTHER  # replicas come and go under ever new names
+        account = device.models.setdefault((route, model), _Account())
+        return BatchMeter(device.bill, account, self.tenants, self.streams, device.place, self._bill_clock)
 
     def _device(self, route: str, model: str) -> Device:
         if self._is_one:

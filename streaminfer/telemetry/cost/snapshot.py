@@ -29,8 +29,6 @@ def cost_statistics(meter: "CostMeter") -> CostStatistics:
             idle_ns=idle_ns,
             running_ns=running_ns,
         )
-    families = [meter.routes, meter.tenants, meter.streams]
-    families += [family for device in devices.values() for family in (device.tenants, device.streams)]
     every = list(_models(devices, lambda route, model: "total"))  # noqa: ARG005 - they are one
     return CostStatistics(
         name=meter.name,
@@ -38,11 +36,12 @@ def cost_statistics(meter: "CostMeter") -> CostStatistics:
         devices=by_device,
         models=_rows(devices, _models(devices, lambda _, model: model), _responses_of_models(meter)),
         routes=_rows(devices, _models(devices, lambda route, model: route or model), _children(meter.routes)),
-        tenants=_rows(devices, _family(devices, lambda device: device.tenants), _children(meter.tenants)),
-        streams=_rows(devices, _family(devices, lambda device: device.streams), _children(meter.streams)),
+        tenants=_callers(devices, meter.tenants),
+        streams=_callers(devices, meter.streams),
         total=_rows(devices, every, [("total", meter.ledger.total)])["total"],
         failed=meter.ledger.failed,
-        overflowed=sum(family.overflowed for family in families),
+        overflowed=sum(family.overflowed for family in (meter.routes, meter.tenants, meter.streams))
+        + _charges_beyond_bound(meter),
     )
 
 
@@ -55,13 +54,31 @@ def _models(devices: "dict[str, Device]", name_of: Callable[[str, str], str]) ->
             yield name_of(route, model), label, account
 
 
-def _family(devices: "dict[str, Device]", family_of: "Callable[[Device], Any]") -> _Charged:
-    for label, device in devices.items():
-        for name, account in _children(family_of(device)):
-            yield name, label, account
+def _callers(devices: "dict[str, Device]", family: Any) -> dict[str, CostRow]:
+    """Return the rows of tenants or streams."""
+    found = list(_children(family))
+    charged = (
+        (name, label, accounts[device.place])
+        for label, device in devices.items()
+        for name, accounts in found
+        if accounts[device.place].rows
+    )
+    return _rows(devices, charged, ((name, accounts[0]) for name, accounts in found))
 
 
-def _children(family: Any) -> Iterator[tuple[str, CostAccount]]:
+def _charges_beyond_bound(meter: "CostMeter") -> int:
+    """Count the rows of batches whose route has no row of its own."""
+    if OTHER in meter.routes.children()[0]:  # a route of that name
+        return 0
+    return sum(
+        account.rows
+        for device in meter.devices.values()
+        for (route, _), account in device.models.copy().items()
+        if route == OTHER
+    )
+
+
+def _children(family: Any) -> Iterator[tuple[str, Any]]:
     children, other = family.children()
     for name, account in children.items():
         yield str(name), account

@@ -471,6 +471,43 @@ class TestPlaces:
         assert {tenant: row.responses for tenant, row in statistics.tenants.items()} == {"0": 1, "1": 1, "other": 3}
         assert statistics.overflowed == 6
 
+    def test_cost_and_responses_of_a_tenant_are_in_one_row_in_whatever_order_they_come(self):
+        async def main(loop):
+            meter = CostMeter(per_second={"a": 1.0, "b": 1.0}, max_label_sets=2)
+            router = si.FallbackRouter(
+                si.Route("a", [ScriptedBackend(OSError("down"), OSError("down"), OSError("down"), duration_s=0.1)]),
+                si.Route("b", [ScriptedBackend(OSError("down"), duration_s=0.1)], quality=0.5),
+            )
+            async with si.Stack(meter, router, clock=loop.clock) as stack:
+                for tenant in ("charged", "both", "late"):  # only the batches of the first fail on both devices
+                    await asyncio.gather(stack(one(), tenant=tenant), return_exceptions=True)
+                return meter.statistics()
+
+        statistics = run(main)
+        rows = {tenant: (row.cost_ns, row.responses) for tenant, row in check(statistics).tenants.items()}
+        each = {"a": 10**8, "b": 10**8}
+        assert rows == {"charged": (each, 0), "both": (each, 1), "other": (each, 1)}
+        assert statistics.overflowed == 3
+
+    def test_cost_and_responses_of_a_route_beyond_the_bound_are_in_one_row(self):
+        async def main(loop):
+            meter = CostMeter(per_second=1.0, max_label_sets=2)
+            router = si.FallbackRouter(
+                *(si.Route(name, [ScriptedBackend(OSError("down"), duration_s=0.1)]) for name in ("a", "b")),
+                si.Route("c", [ScriptedBackend(duration_s=0.1)], quality=0.5),
+            )
+            async with si.Stack(meter, router, clock=loop.clock) as stack:
+                await stack(one())
+                return meter.statistics()
+
+        statistics = run(main)
+        assert {route: (row.rows, row.responses) for route, row in check(statistics).routes.items()} == {
+            "a": (1, 0),
+            "b": (1, 0),
+            "other": (1, 1),
+        }
+        assert statistics.overflowed == 2
+
     def test_a_route_that_is_chosen_for_several_reasons_takes_one_row(self):
         async def main(loop):
             meter = CostMeter(per_second=1.0, max_label_sets=2)
