@@ -20,7 +20,7 @@ class DeviceModelStatistics(Snapshot):
         busy_s: seconds for which its batches ran; where several ran at once, each counts.
         waits: turns of other models while it had a batch to send.
         longest_wait_s: the longest that it had a batch to send before its turn came.
-        loads: how often it was loaded into the device's memory.
+        loads: how often it was loaded into the device's memory, or failed to be.
         load_s: seconds for which it was being loaded, with what other models took to leave; no part of ``busy_s``.
         promoted: batches of the background that continued at the usual priority, because they would have been late.
         slowdowns: by other model, how many times as long a batch takes while one of that model runs, as learned.
