@@ -57,7 +57,7 @@ class DecisionLog:
     entries in order of time.
 
     Attributes:
-        arrivals_ns: shape (n,), int64, when requests were accepted.
+        arrivals_ns: shape (n,), int64, when requests were queued, or found the queue full.
         limits_ns: shape (n,), int64, how long after that their deadline came; 0: none.
         priorities: shape (n,), int64, a lower one is more urgent.
         arrival_batches: shape (n,), int64, which of the batches below each was part of; -1: none of them, yet.

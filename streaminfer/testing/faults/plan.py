@@ -2,7 +2,7 @@
 
 Each call has a number. Whether it gets a fault is a function of the plan's seed, the fault's position in the plan, the
 call's number and its instant; there is no generator whose state depends on the order in which calls end or on the other
-faults. So the same seed gives the same faults, and an added fault changes none of the others.
+faults. So the same seed gives the same faults, and a fault that is added behind the others changes none of them.
 
 Order within one call: delays add up and are waited for; then the call hangs; then it fails; else the inner call runs,
 is slowed down, and its response is corrupted. All of it is decided, and counted, when the call starts, except what
