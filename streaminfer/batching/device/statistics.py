@@ -44,7 +44,7 @@ class DeviceStatistics(Snapshot):
         name: of the device.
         concurrency: how many batches may run at once.
         running: batches that run now.
-        waiting: names of the models that have queued requests now.
+        waiting: names of the models that wait for a turn now: a request is queued, and a worker of their own is free.
         memory_bytes: of its memory; ``None``: all models fit.
         loaded: names of the models that are in memory, of those that can leave it.
         preemptive: models with a tighter objective than others go first, also while a batch of another runs.
