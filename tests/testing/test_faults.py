@@ -432,6 +432,13 @@ def test_a_function_without_rows():
     assert Faulty(lambda: 5, FaultPlan(partial(), row_errors(OSError, rate=1.0)))() == 5
 
 
+def test_an_array_of_rows_stays_an_array():
+    whole = np.zeros((3, 4), np.float32)
+    for fault, shape in ((garbage(), (3, 4)), (partial(), (2, 4)), (wrong_shape(), (3, 2, 4))):
+        response = Faulty(lambda: whole, FaultPlan(fault))()
+        assert (type(response), response.shape, response.dtype) == (np.ndarray, shape, whole.dtype)
+
+
 # -- killed processes -------------------------------------------------------------------------------------------
 
 

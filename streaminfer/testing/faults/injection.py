@@ -94,7 +94,7 @@ class InjectedFaults:
         """Return the results of a batch with the faults of its rows."""
         if not self._corruptions:
             return results
-        results = list(results)
+        given, results = results, list(results)
         for position, fault in self._corruptions:
             if fault.kind == "partial":
                 results = results[: max(len(results) - fault.value, 0)]
@@ -106,6 +106,9 @@ class InjectedFaults:
             else:
                 results = [self._corrupt(position, fault, row, result) for row, result in enumerate(results)]
         self._count_corruptions(except_of=("row_errors",))
+        is_array = isinstance(given, np.ndarray) and not given.dtype.hasobject
+        if is_array and results and not any(isinstance(row, BaseException) for row in results):
+            return np.stack(results)  # an array stays one
         return results
 
     def corrupt_outputs(self, outputs: Any) -> Any:
