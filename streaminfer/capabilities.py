@@ -38,7 +38,7 @@ class AdmissionReason(StrEnum):
     DEADLINE_EXCEEDED = "deadline_exceeded"
     """Its deadline has passed."""
     SHED = "shed"
-    """It was queued, and made room for a more urgent request."""
+    """It was queued, and made room for a more urgent request, or for a stream with a shorter backlog."""
     CIRCUIT_OPEN = "circuit_open"
     """A circuit breaker is open."""
     NO_REPLICA = "no_replica"

@@ -44,7 +44,7 @@ class AdaptiveBatcher(Node):
     Requests that are queued while a worker is busy form the next batch, so batches are as large as the load makes them,
     and a single request is not delayed. Durations of batches are learned from those that ran. If not all requests can
     be on time, the batches are planned so that most are, and requests that cannot be are rejected at once. Each request
-    completes by its deadline, whatever the model does.
+    completes by its deadline, whatever the model does off the event loop.
 
     Args:
         max_batch_size: the largest batch the model is given.

@@ -30,8 +30,9 @@ class BatcherStatistics(Snapshot):
         failed: requests that got an exception, of their own row or of their whole batch.
         deadline_exceeded: requests whose deadline passed, on arrival, queued or running.
         cancelled: requests that their caller cancelled.
-        rejected: requests that the batcher rejected, by reason: ``"queue_full"``; ``"shed"``, for a more urgent one;
-            ``"infeasible"``, by the policy because it would miss its deadline; ``"closed"``, after the stop.
+        rejected: requests that the batcher rejected, by reason: ``"queue_full"``; ``"shed"``, for a more urgent one, or
+            with ``fair`` for a stream with a shorter backlog; ``"infeasible"``, by the policy because it would miss its
+            deadline; ``"closed"``, after the stop.
         closed: requests that the stop of the service ended.
         batches: batches released so far.
         running_batches: batches that run now.

@@ -2,7 +2,7 @@
 
 A batcher notes what it does in an event ring that is always on (``_event_ring_cy``); the log is a copy of it at one
 moment, in NumPy arrays, to be read, drawn, tabulated, or replayed with another policy. Its three parts reach back for
-different times: each holds the last so many entries. Only the counters by reason cover everything since the start.
+different times: each holds the last so many entries. Only the counters by reason cover all since the batcher was made.
 """
 
 import os
@@ -44,20 +44,20 @@ DROP_REASONS = {
     "queue_full": "the queue was full",
     "closed": "it came after the stop",
 }
-"""Why a request completes without a result, in words."""
+"""Why a request is dropped, in words."""
 
 _NO_WORDS = "a reason that the policy gave"
 
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
 class DecisionLog:
-    """Recent decisions of a batcher, and the counters since its start; ``batcher.decision_log()`` makes one.
+    """Recent decisions of a batcher, and the counters since it was made; ``batcher.decision_log()`` makes one.
 
     A snapshot: nothing changes it, and it may be shared between threads. Instants are on the batcher's monotonic clock,
     entries in order of time.
 
     Attributes:
-        arrivals_ns: shape (n,), int64, when requests were accepted.
+        arrivals_ns: shape (n,), int64, when requests were queued, or found the queue full.
         limits_ns: shape (n,), int64, how long after that their deadline came; 0: none.
         priorities: shape (n,), int64, a lower one is more urgent.
         arrival_batches: shape (n,), int64, which of the batches below each was part of; -1: none of them, yet.
@@ -69,11 +69,12 @@ class DecisionLog:
         batch_queued: shape (batches,), int64: how many requests stayed queued.
         batch_ok: shape (batches,), bool: it succeeded.
         reasons: why each batch went.
-        drops_ns: shape (drops,), int64, when requests completed without a result.
+        drops_ns: shape (drops,), int64, when requests were rejected, shed, or at their deadline. Those that failed,
+            that their callers cancelled, or that the stop ended, are no drops.
         drop_counts: shape (drops,), int64: how many at that instant, for that reason.
         drop_reasons: why.
-        released: how many batches went since the start, by reason.
-        dropped: how many requests were dropped since the start, by reason.
+        released: how many batches went since the batcher was made, by reason.
+        dropped: how many requests were dropped since then, by reason.
     """
 
     arrivals_ns: NDArray[np.int64]

@@ -19,8 +19,8 @@ import numpy as np
 
 from streaminfer._internal.display.figures import inline_svg, say_nothing_yet, shown_name
 from streaminfer._internal.display.html_table import html_table
-from streaminfer._internal.validation import check_duration, check_instance, expected
-from streaminfer.batching.policy import PolicyName
+from streaminfer._internal.validation import check_choice, check_duration, check_instance, expected
+from streaminfer.batching.policy import POLICY_NAMES, PolicyName
 from streaminfer.batching.service_time.service_time import ServiceTime
 from streaminfer.simulation.simulation_result import SimulationResult
 from streaminfer.simulation.simulator import simulate
@@ -294,6 +294,8 @@ def what_if(
     for limit_s in settings["slo_s"]:
         if limit_s is not None:
             check_duration("slo_s", limit_s, positive=True)
+    for name in settings["policy"]:
+        check_choice("policy", name, POLICY_NAMES)
     combinations = [dict(zip(settings, values, strict=True)) for values in itertools.product(*settings.values())]
     for combination in combinations:
         if combination["policy"] != "greedy":

@@ -72,8 +72,8 @@ def simulate(
 ) -> SimulationResult:
     """Runs a policy over a trace of arrivals.
 
-    The first run of a `Lookahead` compiles its kernels, seconds; later ones take none of that. A policy object that
-    learns goes on from what it knows: make a new one for a run of its own.
+    Where no kernels were compiled ahead of time, the first run of a `Lookahead` compiles or loads them, for seconds. A
+    policy object that learns goes on from what it knows: make a new one for a run of its own.
 
     Args:
         arrivals_s: shape (n,), seconds ≥ 0, ascending.
@@ -97,6 +97,7 @@ def simulate(
         TypeError, ValueError: an argument of the wrong type or out of range.
         RuntimeError: a policy object that breaks the protocol: it sends more than fits or what does not wait, wants to
             look again at an instant that has passed, or leaves requests waiting for ever.
+        MissingExtra: there are no kernels for a `Lookahead`, nor is Numba installed.
     """
     arrivals_ns = arrivals_in_ns(arrivals_s)
     n = arrivals_ns.size

@@ -105,6 +105,9 @@ class Trace:
     def __len__(self) -> int:
         return int(self.arrivals_s.size)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.arrivals_s, self.limits_s, self.priorities)  # a copy's arrays are read-only too
+
     def __repr__(self) -> str:
         limited = self.limits_s[np.isfinite(self.limits_s)]
         limits = "no time limits"

@@ -48,6 +48,25 @@ def axes():
     plt.close("all")
 
 
+def test_a_request_that_finds_the_queue_full_has_arrived_and_one_that_fails_or_is_cancelled_is_no_drop():
+    async def main(loop):
+        batcher = si.AdaptiveBatcher(max_batch_size=1, max_queue_size=1)
+        model = ScriptedBackend(OSError("gone"), duration_s=1.0)
+        async with si.Stack(batcher, model, clock=loop.clock) as service:
+            calls = []
+            for _ in range(3):
+                calls.append(asyncio.ensure_future(service(1.0)))
+                await asyncio.sleep(0.1)
+            calls[1].cancel()
+            ends = await asyncio.gather(*calls, return_exceptions=True)
+        return [type(end) for end in ends], batcher.decision_log()
+
+    ends, log = run(main)
+    assert ends == [si.BackendError, asyncio.CancelledError, si.Overloaded]
+    assert (log.arrivals_ns.size, log.arrival_batches.tolist()) == (3, [0, -1, -1])
+    assert (log.dropped, log.drop_reasons) == ({"queue_full": 1}, ("queue_full",))
+
+
 def test_it_is_a_copy(events):
     log = DecisionLog.of(events)
     events.arrived(2**62, 0, 0)

@@ -8,6 +8,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
+from streaminfer.batching.policy import Greedy
 from streaminfer.batching.service_time.service_time import ServiceTime
 from streaminfer.errors import MissingExtra
 from streaminfer.simulation import arrivals
@@ -147,6 +148,7 @@ def test_an_empty_trace():
         ({"service_time": {}}, ValueError, "service_time: expected at least one"),
         ({"service_time": [("a", DEVICE), ("a", FAST)]}, ValueError, "service_time: expected a name of its own"),
         ({"policy": "best"}, ValueError, "policy"),
+        ({"policy": Greedy(4)}, TypeError, "policy: expected one of 'lookahead', 'greedy', got "),
         ({"policy": []}, ValueError, "policy: expected at least one alternative"),
         ({"slo_s": 0}, ValueError, "slo_s"),
         ({"slo_s": [0.05, "x"]}, TypeError, "slo_s"),

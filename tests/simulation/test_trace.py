@@ -1,5 +1,8 @@
 """Traces: what they accept, how they are kept in a file, and where they come from."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -51,6 +54,14 @@ def test_its_arrays_are_its_own_and_constant():
             array[0] = 1
     with pytest.raises(AttributeError):
         trace.limits_s = limits
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda trace: pickle.loads(pickle.dumps(trace))])
+def test_the_arrays_of_a_copy_are_constant_too(copied):
+    trace = Trace([1.0, 2.0], [0.5, NAN], [1, 2])
+    other = copied(trace)
+    assert same(other, trace)
+    assert not any(it.flags.writeable for it in (other.arrivals_s, other.limits_s, other.priorities))
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,13 @@ def test_an_error_class_and_the_first_of_two():
     plan = FaultPlan(error(si.Overloaded), error(OSError))
     ((end, _),) = outcomes(plan, 1)
     assert type(end) is si.Overloaded
-    assert plan.injected == {"error": 2}
+    assert plan.injected == {"error": 1}  # one call failed
+
+
+def test_a_call_counts_once_for_several_faults_of_a_kind():
+    plan = FaultPlan(delay(0.1), delay(0.2), garbage(), garbage(), partial(), partial(), sleep=lambda _: None)
+    assert len(plan.wrap(lambda: [1, 2, 3])()) == 1
+    assert plan.injected == {"delay": 1, "garbage": 1, "partial": 1}
 
 
 def test_an_error_comes_after_its_delay_and_reaches_nothing_inside():
@@ -426,6 +432,13 @@ def test_a_function_without_rows():
     assert Faulty(lambda: 5, FaultPlan(partial(), row_errors(OSError, rate=1.0)))() == 5
 
 
+def test_an_array_of_rows_stays_an_array():
+    whole = np.zeros((3, 4), np.float32)
+    for fault, shape in ((garbage(), (3, 4)), (partial(), (2, 4)), (wrong_shape(), (3, 2, 4))):
+        response = Faulty(lambda: whole, FaultPlan(fault))()
+        assert (type(response), response.shape, response.dtype) == (np.ndarray, shape, whole.dtype)
+
+
 # -- killed processes -------------------------------------------------------------------------------------------
 
 
@@ -510,6 +523,12 @@ def test_a_batch_that_ends_before_kills_nobody():
         (lambda: Faulty(ScriptedBackend(), None), "plan: expected a FaultPlan"),
         (lambda: Faulty(5, FaultPlan()), "inner: expected a service, a backend or a function"),
         (lambda: Faulty(ScriptedBackend(), FaultPlan(kill())), "inner: expected a CpuBackend with executor='process'"),
+        (
+            lambda: Faulty(
+                si.AdaptiveBatcher(max_batch_size=1).wrap(si.CpuBackend(len, executor="process")), FaultPlan(kill())
+            ),
+            "faults: expected none of partial, row_errors, kill in front of a service",
+        ),
         (lambda: Faulty(len, FaultPlan(hang())), "hang\\(for_s=…\\)"),
         (lambda: Faulty(si.Stack(ScriptedBackend()), FaultPlan(partial())), "none of partial, row_errors"),
         (lambda: kill_workers(si.CpuBackend(len)), "inner: expected a CpuBackend with executor='process'"),

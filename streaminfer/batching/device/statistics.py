@@ -20,7 +20,7 @@ class DeviceModelStatistics(Snapshot):
         busy_s: seconds for which its batches ran; where several ran at once, each counts.
         waits: turns of other models while it had a batch to send.
         longest_wait_s: the longest that it had a batch to send before its turn came.
-        loads: how often it was loaded into the device's memory.
+        loads: how often it was loaded into the device's memory, or failed to be.
         load_s: seconds for which it was being loaded, with what other models took to leave; no part of ``busy_s``.
         promoted: batches of the background that continued at the usual priority, because they would have been late.
         slowdowns: by other model, how many times as long a batch takes while one of that model runs, as learned.
@@ -44,7 +44,7 @@ class DeviceStatistics(Snapshot):
         name: of the device.
         concurrency: how many batches may run at once.
         running: batches that run now.
-        waiting: names of the models that have queued requests now.
+        waiting: names of the models that wait for a turn now: a request is queued, and a worker of their own is free.
         memory_bytes: of its memory; ``None``: all models fit.
         loaded: names of the models that are in memory, of those that can leave it.
         preemptive: models with a tighter objective than others go first, also while a batch of another runs.

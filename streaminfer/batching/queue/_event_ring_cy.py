@@ -132,7 +132,7 @@ class EventRing:
         self._outlived: dict[int, int] = {}
 
     def arrived(self, now_ns: int, limit_ns: int, priority: int) -> None:
-        """Notes a request that was accepted.
+        """Notes a request that was queued, or found the queue full.
 
         Args:
             now_ns: the instant.

@@ -80,10 +80,10 @@ class RequestOutcomes:
         self.count_rejected(reason, now_ns, rejected)
 
     def shed(self, ticket: Ticket, now_ns: int, message: str, retry_after_s: float | None) -> None:
-        """Complete a queued request that makes room for a more urgent one."""
+        """Complete a queued request that makes room for another one."""
         if (future := self._end(ticket)) is not None:
             self.count_rejected("shed", now_ns)
-            future.set_exception(Overloaded(f"shed for a more urgent request; {message}", retry_after_s=retry_after_s))
+            future.set_exception(Overloaded(message, retry_after_s=retry_after_s))
 
     def count_rejected(self, reason: str, now_ns: int, count: int = 1) -> None:
         """Count requests that were rejected, for instance before they were queued."""

@@ -41,13 +41,17 @@ class LearnedServiceTime(LatencyModel):
         return self.residuals.deviation
 
     def flat_up_to(self, size: int) -> bool:
-        """Return whether a batch of ``size`` rows takes no longer, beyond noise, than one of a quarter of them."""
+        """Return whether a batch of ``size`` rows takes no longer, beyond noise, than one of a quarter of them.
+
+        Raises:
+            RuntimeError: nothing is known yet, and ``size`` is at least 2.
+        """
         return size < 2 or self.predict_ns(size) <= self.predict_ns(max(size // 4, 1)) * (
             1.0 + _NOISE_WIDTHS * self.deviation
         )
 
     def ran(self, size: int) -> bool:
-        """Return whether at least two batches of about a size were observed."""
+        """Return whether at least two batches of about a size were observed, or a prior gives it."""
         return self.batches_since(size) < math.inf
 
     def expected_ns(self, max_batch_size: int) -> NDArray[np.int64]:

@@ -47,7 +47,7 @@ cdef class BreakerMachine:
     @cython.locals(left_ns=cython.longlong)
     cpdef long long retry_after_ns(self, long long now_ns) except -1
 
-    @cython.locals(state=cython.int, probing=bint)
+    @cython.locals(state=cython.int, calls=cython.longlong, failures=cython.longlong, slow=cython.longlong, in_flight=cython.longlong)
     cpdef tuple snapshot(self, long long now_ns)
 
     cpdef object next_event(self)
@@ -83,7 +83,7 @@ cdef class BreakerMachine:
     @cython.locals(before=cython.int)
     cdef void _open(self, int reason, long long at_ns, long long calls, long long failures, long long slow) noexcept
 
-    cdef void _begin_half_open(self, long long now_ns) noexcept
+    cdef void _begin_half_open(self) noexcept
 
     cdef void _note(
         self, int before, int after, int reason, long long at_ns, long long calls, long long failures, long long slow

@@ -274,14 +274,19 @@ class BreakerMachine:
         """Return state, judged outcomes (calls, failures, slow), probes in flight, and counters, of one moment."""
         state = self.state(now_ns)
         self._window.advance(now_ns)
-        probing = self._state == _HALF_OPEN
+        calls, failures, slow, in_flight = self._window.calls, self._window.failures, self._window.slow, 0
+        if self._state == _HALF_OPEN and not self._is_over(now_ns):
+            calls, failures, slow = self._probes.calls, self._probes.failures, self._probes.slow
+            in_flight = self._probes.in_flight
+        elif self._state != _CLOSED and state != _OPEN:  # time alone made this state: it has judged nothing yet
+            calls = failures = slow = 0
         return (
             state,
             self.mode,
-            self._probes.calls if probing else self._window.calls,
-            self._probes.failures if probing else self._window.failures,
-            self._probes.slow if probing else self._window.slow,
-            self._probes.in_flight if probing else 0,
+            calls,
+            failures,
+            slow,
+            in_flight,
             self.permitted,
             self.rejected,
             self.succeeded,
@@ -327,7 +332,7 @@ class BreakerMachine:
         if self._state == _CLOSED:
             return self._admit(now_ns)
         if self._state == _OPEN and now_ns >= self._until_ns:
-            self._begin_half_open(now_ns)
+            self._begin_half_open()
         if self._state == _OPEN or self._probes.is_full():
             self.rejected += 1
             return 0
@@ -429,13 +434,13 @@ class BreakerMachine:
         self._ramp.stop()
         self._until_ns = until_ns
 
-    def _begin_half_open(self, now_ns: int) -> None:
+    def _begin_half_open(self) -> None:
         self._generation += 1
         self._permit = self._generation << _SERIAL_BITS
         self._state = _HALF_OPEN
         self._probes.clear()
         self._open_time.lengthen()
-        self._note(_OPEN, _HALF_OPEN, _OPEN_TIME_PASSED, now_ns, 0, 0, 0)
+        self._note(_OPEN, _HALF_OPEN, _OPEN_TIME_PASSED, self._until_ns, 0, 0, 0)
 
     def _note(self, before: int, after: int, reason: int, at_ns: int, calls: int, failures: int, slow: int) -> None:
         if self.listening:

@@ -54,7 +54,7 @@ class CircuitBreaker(StackClock, BreakerCore):
         slow_rate_threshold: share of slow calls at which it trips, above 0 and at most 1.
         window: what it judges by: the last so many calls, or as text the last seconds, ``"10s"``, up to an hour, in
             slices of a tenth of it and of at most a second.
-        minimum_calls: with fewer outcomes nothing is judged, unless the window is smaller.
+        minimum_calls: with fewer outcomes nothing is judged, unless the window, or ``half_open_calls``, is smaller.
         open_s: seconds that it rejects calls after the first trip, less up to a tenth: jitter, so that clients do not
             return together.
         max_open_s: to what the open time doubles, trip by trip, until it closes again; never less than ``open_s``.
@@ -200,9 +200,9 @@ class CircuitBreaker(StackClock, BreakerCore):
     def listen(self, listener: Callable[[BreakerEvent], object]) -> Callable[[], None]:
         """Call ``listener`` with each :class:`BreakerEvent` from now on.
 
-        It is called by the call that caused or noticed the event, in that call's thread, in order, with no lock held;
-        it should be quick. What it raises is logged (``streaminfer.resilience``) and changes nothing. It may use the
-        breaker.
+        It is called by the call that caused or noticed the event, in that call's thread, or in the one that is telling
+        another event at that moment; in order, with no lock held. It should be quick. What it raises is logged
+        (``streaminfer.resilience``) and changes nothing. It may use the breaker.
 
         Args:
             listener: a function of the event.

@@ -13,28 +13,29 @@ class BreakerStatistics(Snapshot):
     """State and counters of a `CircuitBreaker`, of one moment.
 
     Counting rule: every permit is counted in ``permitted``, and in exactly one of ``succeeded``, ``failed``,
-    ``ignored`` and ``stale_permits`` when it comes back. Outcomes recorded without a permit are counted in
-    ``succeeded`` and ``failed`` only. The counters never fall, whatever happens to the state.
+    ``ignored`` and ``stale_permits`` when it comes back, as is an outcome recorded without a permit. The counters,
+    but for ``consecutive_trips``, never fall, whatever happens to the state.
 
     Attributes:
         name: the breaker.
         state: ``"closed"``, ``"open"`` or ``"half_open"``.
         mode: ``"automatic"``, ``"metrics_only"``, ``"disabled"`` or ``"forced_open"``.
         calls: outcomes that the present state is judged by: those in the window, or while half open those of the
-            probes; while open, what it was left with.
+            probes; while open, which judges none, those still in the window.
         failures: how many of them failed.
         slow: how many of them were slow.
         half_open_in_flight: probes whose permit has not come back.
         retry_after_s: seconds until a call may pass; 0.0 while all calls pass.
-        share: share of the calls that pass; below 1.0 for ``ramp_up_s`` after it was closed by its probes.
+        share: share of the calls that pass while it is closed; below 1.0 for ``ramp_up_s`` after its probes closed it.
         permitted: permits given since it was made.
         rejected: calls rejected.
         succeeded: outcomes that counted as success.
         failed: outcomes that counted as failure.
         slow_calls: how many of these outcomes were slow.
         ignored: permits that came back without an outcome: of calls that were cancelled, had an ignored error, or
-            exceeded a deadline that was too short to prove anything.
-        stale_permits: permits and outcomes that came after their state had ended, or twice.
+            exceeded a deadline that was too short to prove anything; and outcomes while it is disabled.
+        stale_permits: permits and outcomes that came after their state had ended, or, while half open, twice; and
+            outcomes without a permit while it is open.
         trips: how often it opened by itself.
         consecutive_trips: how often since it was last closed; each doubles the open time.
         events_lost: events that no listener got because one did not return from an earlier one.

@@ -57,8 +57,8 @@ class Hedge(StackClock):
     """Sends a second request if the first response takes long, and returns the response that comes first.
 
     It wraps a service, a backend or an async function, with :meth:`wrap` or as a decorator. All uses of one object
-    share delay and budget. A request is never sent twice if it belongs to a live stream, if its service declares
-    ``idempotent = False``, or if the second response would miss the deadline.
+    share delay and budget. A request is never sent twice if the second response would miss the deadline, nor, unless
+    ``idempotent`` says otherwise, if it belongs to a live stream or its service declares ``idempotent = False``.
 
     Args:
         quantile: a first request that takes longer than this quantile of the last minute's is hedged, above 0, below 1.

@@ -13,8 +13,8 @@ __all__ = ["HedgeStatistics"]
 class HedgeStatistics(Snapshot):
     """Counters of a `Hedge` since it was made.
 
-    Counting rule: each time the delay of a request passed, an extra one was sent and counted in ``hedges``, or counted
-    in one of ``throttled``, ``rejected`` and ``infeasible``.
+    Counting rule: each time the delay of a request that may be sent twice passed, an extra one was sent and counted in
+    ``hedges``, or counted in one of ``throttled``, ``rejected`` and ``infeasible``.
 
     Attributes:
         name: the hedge's.

@@ -64,7 +64,8 @@ class ConcurrencyLimit(StackClock, LimitCore):
         TypeError, ValueError: an argument of the wrong type or out of range.
 
     Threads: any number may use it at once, and no lock is held while a call runs. In the compiled build under the
-    interpreter lock no lock is taken at all; run uncompiled, or without that lock, each operation takes one.
+    interpreter lock no lock is taken at all; run uncompiled, or without that lock, each operation takes one. With
+    ``max_wait_s``, calls are queued on one event loop at a time; one of another loop gets ``RuntimeError`` meanwhile.
 
     Example:
         >>> limit = ConcurrencyLimit(limit=1)
@@ -179,6 +180,7 @@ class ConcurrencyLimit(StackClock, LimitCore):
             InvalidInput: ``priority`` is no whole number of 32 bits.
             Overloaded: there was no permit in that time, or too many calls are queued.
             DeadlineExceeded: there was none before the deadline, or the call would miss it.
+            RuntimeError: calls of another event loop are queued.
         """
         check_priority(priority)
         if self._queue is None:

@@ -198,7 +198,8 @@ class RateLimit(StackClock):
     def set_rate(self, tenant: str | None, rate: Rate | None) -> None:
         """Give a tenant a rate of its own from now on; ``None``: no limit.
 
-        The requests that it has drawn remain drawn, and are paid back at the new rate.
+        The requests that it has drawn remain drawn, at most the new burst, and are paid back at the new rate. A time
+        without limit forgets them.
 
         Raises:
             TypeError: ``rate`` is neither a `Rate` nor ``None``.

@@ -78,7 +78,8 @@ class RetryBudget(StackClock):
             `DeadlineExceeded` and `InvalidInput` are retried only if they are named themselves. An error that has
             ``retryable`` (true or false), or whose cause has it, decides for itself, unless a function is given.
         backoff_s: wait before the first retry, which doubles with each further one; 0.0: none.
-        max_wait_s: an error with a longer ``retry_after_s`` is not retried.
+        max_wait_s: the longest wait before a retry, the error's ``retry_after_s`` and the back-off together; where it
+            would be longer, there is none.
         idempotent: whether requests may be repeated. ``None``: as the service's ``idempotent`` says, else all but those
             that belong to a live stream. True: those too. False: none.
         name: for reports.

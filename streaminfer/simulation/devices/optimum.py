@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer import _compiled_kernels
-from streaminfer._internal.validation import check_instance, expected
+from streaminfer._internal.validation import check_count, check_instance, expected
 from streaminfer.simulation.devices.model_load import ModelLoad
 
 __all__ = ["device_optimum", "load_kernel", "most_on_time"]
@@ -62,7 +62,9 @@ def device_optimum(loads: Mapping[str, ModelLoad], *, memory_bytes: int | None =
     if len(loads) != _MODELS:
         raise ValueError(expected("loads", what, sorted(loads)))
     first, second = loads.values()
-    if memory_bytes is not None and memory_bytes < max(first.memory_bytes, second.memory_bytes):
+    if memory_bytes is not None and check_count("memory_bytes", memory_bytes, at_least=0) < max(
+        first.memory_bytes, second.memory_bytes
+    ):
         raise ValueError(expected("memory_bytes", "room for each model alone", memory_bytes))
     is_short = memory_bytes is not None and memory_bytes < first.memory_bytes + second.memory_bytes
     loads_ns = (load.load_ns * is_short for load in (first, second))

@@ -102,7 +102,7 @@ def error(what: BaseException | type[BaseException], *, rate: float = 1.0) -> Fa
     """Fail calls, after their delay and before the inner call.
 
     Args:
-        what: the exception, of which each call gets a copy, or its class.
+        what: the exception, of which each call gets a copy, or its class, which is made with a text.
         rate: share of calls.
     """
     return Fault("error", rate, _exception("what", what))

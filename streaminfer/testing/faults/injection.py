@@ -94,11 +94,10 @@ class InjectedFaults:
         """Return the results of a batch with the faults of its rows."""
         if not self._corruptions:
             return results
-        results = list(results)
+        given, results = results, list(results)
         for position, fault in self._corruptions:
             if fault.kind == "partial":
                 results = results[: max(len(results) - fault.value, 0)]
-                self._count("partial", 1)
             elif fault.kind == "row_errors":
                 failed = [row for row in range(len(results)) if self._uniform(position, row) < fault.rate]
                 for row in failed:
@@ -106,7 +105,10 @@ class InjectedFaults:
                 self._count("row_errors", len(failed))
             else:
                 results = [self._corrupt(position, fault, row, result) for row, result in enumerate(results)]
-                self._count(fault.kind, 1)
+        self._count_corruptions(except_of=("row_errors",))
+        is_array = isinstance(given, np.ndarray) and not given.dtype.hasobject
+        if is_array and results and not any(isinstance(row, BaseException) for row in results):
+            return np.stack(results)  # an array stays one
         return results
 
     def corrupt_outputs(self, outputs: Any) -> Any:
@@ -114,8 +116,14 @@ class InjectedFaults:
         for position, fault in self._corruptions:
             if fault.kind not in BATCH_FAULTS:
                 outputs = self._corrupt(position, fault, 0, outputs)
-                self._count(fault.kind, 1)
+        self._count_corruptions(except_of=BATCH_FAULTS)
         return outputs
+
+    def _count_corruptions(self, except_of: Sequence[str]) -> None:
+        """Count the call once for each kind of fault of its response."""
+        for kind in dict.fromkeys(fault.kind for _, fault in self._corruptions):
+            if kind not in except_of:
+                self._count(kind, 1)
 
     def _corrupt(self, position: int, fault: Fault, row: int, outputs: Any) -> Any:
         if isinstance(outputs, BaseException):

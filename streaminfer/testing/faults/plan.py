@@ -2,7 +2,7 @@
 
 Each call has a number. Whether it gets a fault is a function of the plan's seed, the fault's position in the plan, the
 call's number and its instant; there is no generator whose state depends on the order in which calls end or on the other
-faults. So the same seed gives the same faults, and an added fault changes none of the others.
+faults. So the same seed gives the same faults, and a fault that is added behind the others changes none of them.
 
 Order within one call: delays add up and are waited for; then the call hangs; then it fails; else the inner call runs,
 is slowed down, and its response is corrupted. All of it is decided, and counted, when the call starts, except what
@@ -36,6 +36,9 @@ from streaminfer.testing.faults.fault import Fault
 from streaminfer.testing.faults.injection import BATCH_FAULTS, InjectedFaults, kill_workers, process_workers
 
 __all__ = ["FaultPlan", "Faulty"]
+
+_BACKEND_FAULTS = (*BATCH_FAULTS, "kill")
+"""Faults that a service does not have."""
 
 
 class FaultPlan:
@@ -134,7 +137,7 @@ class FaultPlan:
             for position, fault in enumerate(self.faults):
                 if fault.start_s <= since_s < fault.end_s and (fault.calls is None or number in fault.calls):
                     injected.add(position, fault, since_s)
-            self._injected.update(injected.kinds)
+            self._injected.update(dict.fromkeys(injected.kinds, 1))  # a call counts once for all faults of a kind
         return injected
 
     def count(self, kind: str, times: int = 1) -> None:
@@ -164,7 +167,7 @@ def Faulty(inner: Any, plan: FaultPlan) -> Any:  # noqa: N802 - named like the w
 
     Raises:
         TypeError: none of these, or a fault that cannot be injected into it: ``partial`` and ``row_errors`` need rows,
-            ``kill`` a ``CpuBackend`` with processes, and an endless hang something that can be cancelled.
+            ``kill`` the backend, a ``CpuBackend`` with processes, and an endless hang something that can be cancelled.
     """
     check_instance("plan", plan, lambda it: isinstance(it, FaultPlan), "a FaultPlan")
     return _wrap(inner, plan, owns=True)
@@ -172,13 +175,13 @@ def Faulty(inner: Any, plan: FaultPlan) -> Any:  # noqa: N802 - named like the w
 
 def _wrap(inner: Any, plan: FaultPlan, *, owns: bool) -> Any:
     kinds = {fault.kind for fault in plan.faults}
-    if "kill" in kinds:
-        process_workers(inner)
     kind = kind_of(inner)
     if kind == "service":
-        if kinds.intersection(BATCH_FAULTS):
-            raise TypeError(expected("faults", f"none of {', '.join(BATCH_FAULTS)} in front of a service", plan))
+        if kinds.intersection(_BACKEND_FAULTS):
+            raise TypeError(expected("faults", f"none of {', '.join(_BACKEND_FAULTS)} in front of a service", plan))
         return _FaultyService(inner, plan, owns)
+    if "kill" in kinds:
+        process_workers(inner)
     if kind == "backend":
         return _FaultyBackend(inner, plan, owns)
     if kind == "async function":

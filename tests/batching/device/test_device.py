@@ -39,6 +39,23 @@ def _nothing_runs():
     assert Model.together == 0
 
 
+async def test_a_model_waits_for_a_turn_while_a_worker_of_its_own_is_free(loop):
+    """One whose batch runs does not, whatever is queued behind it."""
+    device = si.Device("gpu:0")
+    services = [
+        batcher(loop, device, Model(name, duration_s=1.0), max_batch_size=1, slo_s=None, policy="greedy")
+        for name in ("a", "b")
+    ]
+    calls = [ask(service) for service in services for _ in range(3)]
+    await asyncio.sleep(0.1)
+    statistics = device.statistics()
+    assert (statistics.running, statistics.waiting) == (1, ("b",))
+    assert [service.statistics().queued for service in services] == [2, 3]
+    await settle(calls)
+    for service in services:
+        await service.stop()
+
+
 @pytest.mark.parametrize("concurrency", [1, 2])
 @pytest.mark.parametrize("policy", ["lookahead", "greedy"])
 @pytest.mark.parametrize("seed", range(3))

@@ -159,6 +159,7 @@ async def test_a_load_that_fails_fails_the_batch_and_not_the_next(loop):
 
     assert (await ask(service)).outputs == 1.0
     assert device.is_free
+    assert device.statistics().models["a"].loads == 2  # the one that failed counts
 
 
 async def test_a_load_that_fails_fails_no_other_batch(loop):

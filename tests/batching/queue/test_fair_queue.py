@@ -168,6 +168,7 @@ async def test_a_full_queue_sheds_the_longest_backlog(loop):
         assert loop.time() == pytest.approx(4.0)  # behind those within the allowance, before the backlog
         outcomes = await asyncio.gather(*greedy, return_exceptions=True)
         assert [isinstance(outcome, si.Overloaded) for outcome in outcomes] == [False] * 4 + [True]
+        assert str(outcomes[-1]).startswith("shed for a stream with a shorter backlog; 4 requests are queued already")
     assert batcher.statistics().rejected == {"queue_full": 1, "shed": 1}
 
 

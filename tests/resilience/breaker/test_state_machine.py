@@ -149,6 +149,28 @@ def test_6_open_becomes_half_open_by_the_first_call_after_its_time():
     assert breaker.heard == [("open", "half_open", "open_time_passed")]
 
 
+def test_6_half_open_begins_at_the_end_of_the_open_time_however_late_its_first_call_comes():
+    breaker = opened()
+    instants = []
+    breaker.listen(lambda event: instants.append(event.at_ns))
+    ends_ns = breaker._clock.now_ns + round(breaker.retry_after_s * 1e9)
+    breaker._clock.advance(30.0)
+    assert breaker.try_acquire()
+    assert instants == [ends_ns]
+
+
+def test_6_a_state_that_time_alone_made_has_judged_nothing():
+    breaker = opened()
+    assert breaker.statistics().calls == 4
+    breaker._clock.advance(1.0)
+    seen = breaker.statistics()
+    assert (seen.state, seen.calls, seen.failures, seen.slow) == ("half_open", 0, 0, 0)
+    assert breaker.try_acquire()
+    breaker._clock.advance(12.0)  # half-open's time and the next open time have passed, unseen
+    seen = breaker.statistics()
+    assert (seen.state, seen.calls, seen.half_open_in_flight) == ("half_open", 0, 0)
+
+
 @row(7)
 def test_7_half_open_lets_probes_through(breaker):
     breaker, first = half_opened(half_open_calls=3)

@@ -211,6 +211,14 @@ def test_nobody_waits_for_ever():
     assert asked(Service(si.Overloaded(retry_after_s=2.0)), RetryBudget(max_wait_s=2.0)) == 1.0
 
 
+def test_the_back_off_is_part_of_the_longest_wait():
+    outcomes = [
+        asked(Service(si.BackendError("gone")), RetryBudget(backoff_s=4.0, max_wait_s=longest_s, seed=1))
+        for longest_s in (1.9, 4.0)
+    ]
+    assert outcomes == [si.BackendError, 1.0]
+
+
 def test_an_error_of_another_library_is_heard():
     """Its attributes say whether a retry can help, and after how many seconds."""
     refusal = ConnectionError("busy")

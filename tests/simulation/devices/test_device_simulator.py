@@ -255,6 +255,9 @@ def test_a_model_that_is_larger_than_the_memory_is_refused():
         simulate_device(loads, memory_bytes=4)
     with pytest.raises(ValueError, match="memory_bytes: expected room for each model alone, got 4"):
         device_optimum(loads, memory_bytes=4)
+    for no_count in (10.5, "10"):
+        with pytest.raises(TypeError, match="memory_bytes: expected a whole number"):
+            device_optimum(loads, memory_bytes=no_count)
     with pytest.raises(ValueError, match="memory_bytes: expected None where batchers do not share the device, got 9"):
         simulate_device(loads, memory_bytes=9, shared=False)
 
