@@ -71,7 +71,7 @@ class Replicas(StackClock, Node):
             same replicas; as many as there are replicas is best for one.
         retry: try another replica, once, if the first failed or rejected and time remains. Not for a model that must
             not see a request twice, and never where the service declares ``idempotent = False``, for a request with a
-            ``stream_id``, or for more than a fifth of the requests.
+            ``stream_id``, or for more than a fifth of the requests of the last ten seconds, and ten more.
         consecutive_failures: so many in a row eject a replica; ``None``: they do not.
         latency_factor: so many times slower than most others of its zone ejects a replica; above 1; ``None``: it does
             not.
