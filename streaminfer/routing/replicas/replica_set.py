@@ -77,8 +77,8 @@ class Replicas(StackClock, Node):
             not.
         eject_s: how long the first ejection lasts; the n-th lasts n times as long.
         max_eject_s: the longest; never less than ``eject_s``.
-        max_ejected: the largest share of the replicas that may be ejected, 0 to 1; of two and more always one may,
-            unless it is 0.
+        max_ejected: the largest share of the replicas that requests may eject, 0 to 1; of two and more always one may,
+            unless it is 0, and never the last one.
         slow_start_s: how long a replica that was added or came back takes to its full share; 0: no time.
         health: a `HealthCheck`, which probes each replica; ``None``: only requests tell.
         discovery: a `DnsDiscovery`, which adds and removes replicas as a name resolves; ``None``: none.
