@@ -32,7 +32,7 @@ class BackendStatistics(Snapshot):
     Attributes:
         batches: completed batches.
         rows: requests in them, those whose result is an exception included.
-        errors: batches that ended with an error for all of their rows.
+        errors: batches that failed as a whole.
         cancelled: batches whose callers had left.
         busy_s: seconds that workers spent on batches, summed over the workers.
         workers: how many batches can run at the same time.

@@ -324,7 +324,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         Args:
             key: of the entry, a string or bytes.
             default: what is returned if there is none.
-            timeout_s: seconds that the tiers may take together, > 0, at most 1.
+            timeout_s: seconds that the tiers may take together, > 0; more than 1 counts as 1.
         """
         _check_key(key)
         granted_ns = min(duration_ns("timeout_s", timeout_s, positive=True), LONGEST_READ_NS)

@@ -12,7 +12,8 @@ HASH_SPAN = 2**64
 def stable_hash(key: Hashable, salt: bytes = b"") -> int:
     """Return 64 bits, the same in every process for text, bytes and whole numbers; for others, in this one.
 
-    Keys that are equal have the same, also where their types differ: text of an enumeration, a number of NumPy.
+    Equal texts, bytes or whole numbers have the same, also where their types differ: text of an enumeration, a number
+    of NumPy.
 
     Args:
         key: of a stream, a tenant or a replica.

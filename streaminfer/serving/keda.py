@@ -2,7 +2,7 @@
 
 import math
 
-from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
+from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
 from streaminfer.telemetry.exporters.names import METRICS
 from streaminfer.telemetry.exporters.rules.queries import duration, number, quoted, slug
 from streaminfer.telemetry.exporters.rules.scaled_object import scaled_object
@@ -37,7 +37,7 @@ def keda_scaled_object(
         min_replicas: at least 1: without a replica nothing is measured.
         max_replicas: at least ``min_replicas``.
         window_s: seconds over which the mean is taken; several scrapes.
-        downscale_delay_s: seconds for which fewer replicas must be wanted.
+        downscale_delay_s: seconds for which fewer replicas must be wanted; Kubernetes takes at most 3600.
 
     Raises:
         TypeError, ValueError: an argument is wrong.
@@ -50,7 +50,7 @@ def keda_scaled_object(
     check_count("min_replicas", min_replicas)
     check_count("max_replicas", max_replicas, at_least=min_replicas)
     check_duration("window_s", window_s, positive=True)
-    check_duration("downscale_delay_s", downscale_delay_s)
+    check_number("downscale_delay_s", downscale_delay_s, "seconds from 0 to 3600", lambda it: 0.0 <= it <= 3600.0)
     selector = f'{{service={quoted(service)}, part="queue"}}[{duration(window_s)}]'
     delay = f"sum(rate({_PARTS}_sum{selector})) / sum(rate({_PARTS}_count{selector}))"
     down = {"stabilizationWindowSeconds": math.ceil(downscale_delay_s)}

@@ -118,10 +118,10 @@ class EveryNth(_Thinned):
 
 @attrs.frozen(slots=True)
 class TargetRate(_Thinned):
-    """Take at most so many frames a second of capture, evenly, and drop the others as ``skipped``.
+    """Take at most so many frames a second of capture on average, evenly, and drop the others as ``skipped``.
 
     Attributes:
-        per_s: frames a second, > 0.
+        per_s: frames a second, from 1e-6 to 1e6.
         then: what happens to those that are taken.
     """
 

@@ -151,10 +151,10 @@ class StreamSession(AsyncClosing):
                 arrive; or, for policies that wait, an iterable that is quick, such as a list. An iterator with
                 ``aclose()`` is closed at the end.
             stream_id: of the stream; ``None``: that of the session, else a new one.
-            weight: its share of the turns, against that of other streams.
+            weight: its share of the turns, against that of other streams, from 0.001 to 1000.
 
         Raises:
-            ValueError: a stream of this id is open.
+            TypeError, ValueError: an argument of the wrong type or out of range, or a stream of this id is open.
             Closed: the session was closed.
             RuntimeError: the session has open streams on another event loop.
         """
@@ -177,7 +177,7 @@ class StreamSession(AsyncClosing):
             The id of the stream, which its results carry.
 
         Raises:
-            ValueError, Closed, RuntimeError: as for a call.
+            TypeError, ValueError, Closed, RuntimeError: as for a call.
         """
         sender = self._prepare(source, weight)
         if self._outlet is None:

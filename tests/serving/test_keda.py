@@ -46,6 +46,7 @@ def test_a_scaled_object_asks_for_the_mean_queue_delay():
         ({"min_replicas": 0}, "min_replicas"),
         ({"min_replicas": 9}, "max_replicas"),
         ({"window_s": 0.0}, "window_s"),
+        ({"downscale_delay_s": 3601.0}, "downscale_delay_s: expected seconds from 0 to 3600"),
     ],
     ids=lambda value: value if isinstance(value, str) else next(iter(value)),
 )

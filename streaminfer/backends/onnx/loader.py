@@ -109,6 +109,7 @@ class ModelLoader:
             sizes = [signature.rows_a_run] if sizes else []
         given_values = self.shared_inputs
         values = {spec.name: check_value(spec, given_values[spec.name]) for spec in inputs if spec.name in given_values}
+        signature.example_by_name(self.example)  # fits, also where no warm-up runs it
         batches = [stack_example(signature, self.example, size) for size in sizes]
         workers = [
             SessionWorker(

@@ -91,7 +91,7 @@ def keda_scaled_objects(
     nothing starts them again unless ``query`` counts where the requests come in, such as at the gateway.
 
     Args:
-        *plans: one, or those of `plan_hours`.
+        *plans: at least one, such as those of `plan_hours`.
         prometheus: address of the server.
         query: returns the requests per second of a workload; ``{workload}`` and ``{namespace}`` stand for the names.
             The default sums what the pods of the Deployment count.
@@ -99,8 +99,11 @@ def keda_scaled_objects(
         namespace: of all objects.
 
     Raises:
-        TypeError, ValueError: not plans, or ``spare`` is no such number.
+        TypeError, ValueError: not plans, or another argument is of the wrong type or out of range.
     """
+    check_instance("plans", plans, bool, "at least one Plan")
+    for what, text in (("prometheus", prometheus), ("query", query)):
+        check_instance(what, text, lambda it: isinstance(it, str) and bool(it), "a text that is not empty")
     check_count("spare", spare, at_least=0)
     by_name: dict[str, list[Workload]] = {}
     for workload in itertools.chain.from_iterable(map(plan_workloads, plans)):

@@ -106,6 +106,7 @@ class PromiseWatch:
         self._block = check_count("block", block)
         rate = check_number("false_alarm", false_alarm, "a share between 0 and 1", lambda it: 0 < it < 1)
         self._threshold = -math.log(rate)
+        check_instance("promises", promises, lambda it: isinstance(it, Mapping), "LatencyPromises by name")
         self._bets: dict[str, _Bet] = {}
         for name, promise in promises.items():
             check_instance("promises", promise, lambda it: isinstance(it, LatencyPromise), "LatencyPromises by name")

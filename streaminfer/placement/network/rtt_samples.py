@@ -109,8 +109,9 @@ class RttSamples:
             names = reader.fieldnames or ()
             if missing := {"cluster", "site", "rtt_s"} - set(names):
                 raise ValueError(f"{path}: expected the columns cluster, site, rtt_s, got no {min(missing)!r}")
-            return cls.from_rows((row["cluster"], row["site"], _seconds(row["rtt_s"], path, at))
-                                 for at, row in enumerate(reader, 2))  # fmt: skip
+            return cls.from_rows(  # the reader counts lines, those that are empty included
+                (row["cluster"], row["site"], _seconds(row["rtt_s"], path, reader.line_num)) for row in reader
+            )
 
     @classmethod
     def _of(cls, pairs: Iterable[tuple[str, str, Floats]]) -> Self:

@@ -183,7 +183,8 @@ class FallbackRouter(StackClock, Node):
 
         Raises:
             InvalidInput: the inputs do not fit the route; no other route is tried.
-            DeadlineExceeded, Overloaded, CircuitOpen, BackendError: no route responded, and there is no default.
+            DeadlineExceeded, Overloaded, CircuitOpen, BackendError: no route responded, and no default did.
+            DeadlineExceeded: the deadline had passed on arrival, also where there is a default.
             Closed: the router stopped.
         """
         loop = get_running_loop()

@@ -72,14 +72,14 @@ class Replicas(StackClock, Node):
             same replicas; as many as there are replicas is best for one.
         retry: try another replica, once, if the first failed or rejected and time remains. Not for a model that must
             not see a request twice, and never where the service declares ``idempotent = False``, for a request with a
-            ``stream_id``, or for more than a fifth of the requests.
+            ``stream_id``, or for more than a fifth of the requests of the last ten seconds, and ten more.
         consecutive_failures: so many in a row eject a replica; ``None``: they do not.
         latency_factor: so many times slower than most others of its zone ejects a replica; above 1; ``None``: it does
             not.
         eject_s: how long the first ejection lasts; the n-th lasts n times as long.
         max_eject_s: the longest; never less than ``eject_s``.
-        max_ejected: the largest share of the replicas that may be ejected, 0 to 1; of two and more always one may,
-            unless it is 0.
+        max_ejected: the largest share of the replicas that requests may eject, 0 to 1; of two and more always one may,
+            unless it is 0, and never the last one.
         slow_start_s: how long a replica that was added or came back takes to its full share; 0: no time.
         health: a `HealthCheck`, which probes each replica; ``None``: only requests tell.
         discovery: a `DnsDiscovery`, which adds and removes replicas as a name resolves; ``None``: none.

@@ -22,7 +22,8 @@ class ReplicaStatistics(Snapshot):
     """One replica at one moment.
 
     Counting rule: every attempt counts in ``attempts``, and when it ends in one of ``succeeded``, ``failed`` and
-    ``rejected``, or in none if it was interrupted or its inputs were invalid. A retried request counts at both.
+    ``rejected``, or in none if it was cancelled, missed its deadline or had invalid inputs. A retried request counts at
+    both.
 
     Attributes:
         name: the replica.
@@ -33,7 +34,7 @@ class ReplicaStatistics(Snapshot):
         in_flight: attempts that have not ended.
         attempts: attempts since it was added.
         succeeded: how many of them it served.
-        failed: how many failed, those that were interrupted after an unusual time included.
+        failed: how many failed, those that were cancelled or missed their deadline after an unusual time included.
         rejected: how many it rejected.
         ejections: how often it was ejected.
         returns_in_s: seconds until its ejection ends; 0.0 where it is not ejected, infinity where it is

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import check_instance
 from streaminfer._runtime.lifecycle import start_all, stop_all
 from streaminfer._runtime.response_source import nested_source
-from streaminfer.protocols import Admission, Capabilities, Node, adapt, are_idempotent
+from streaminfer.protocols import Admission, Capabilities, Clock, Node, adapt, are_idempotent
 from streaminfer.request import Request, Response
 from streaminfer.routing.fallback.route import as_service
 from streaminfer.routing.full_loads import spread_load_of_all
@@ -99,6 +100,7 @@ class Canary(Node):
         check_instance("by", by, lambda it: it is None or callable(it), "a function of a Request, or None")
         check_instance("name", name, lambda it: isinstance(it, str), "a string")
         self.name = name
+        self._clock: Clock = time.monotonic_ns
         self._by = _tenant_or_stream if by is None else by
         self._share = RequestShare(check_share(share), name)
         self._stable = _Side("stable", as_service("stable", stable), offers_its_check=True)
@@ -165,7 +167,7 @@ class Canary(Node):
         """
         key = self._by(request)
         belongs = self._share.take() if key is None else self._share.has_key(key)
-        return await (self._canary if belongs else self._stable).call(request)
+        return await (self._canary if belongs else self._stable).call(request, self._clock)
 
     def admission(self, request: Request, now_ns: int) -> Admission:
         """Return the admission of the service that the request would go to; changes nothing."""
@@ -173,6 +175,11 @@ class Canary(Node):
         belongs = self._share.would_take() if key is None else self._share.has_key(key)
         admission = (self._canary if belongs else self._stable).admission
         return Admission(True) if admission is None else admission(request, now_ns)
+
+    def bind_clock(self, clock: Clock) -> None:
+        """Take over the clock of a `Stack`, for both services too."""
+        self._clock = clock
+        super().bind_clock(clock)
 
     async def start(self) -> None:
         """Start both services; where one fails what started is stopped again."""
@@ -209,7 +216,7 @@ class _Side:
         self._validate = None if offers_its_check else offered.validate
         self._requests = self._succeeded = self._failed = self._cancelled = 0
 
-    async def call(self, request: Request) -> Response:
+    async def call(self, request: Request, clock: Clock) -> Response:
         self._requests += 1
         try:
             if self._validate is not None:
@@ -219,7 +226,10 @@ class _Side:
             self._failed += 1
             raise
         except BaseException:
-            self._cancelled += 1
+            if request.deadline_ns is None or clock() < request.deadline_ns:
+                self._cancelled += 1
+            else:  # the stack around ends what does not end in time
+                self._failed += 1
             raise
         self._succeeded += 1
         source = nested_source(self.name, response.source)

@@ -31,7 +31,7 @@ class VideoFormat:
     Attributes:
         rate: at most so many frames per second; ``None``: all.
         size: width and height; ``None``: as they come, which may change.
-        pixel_format: as FFmpeg names it.
+        pixel_format: one of `PixelFormat`, as FFmpeg names it.
     """
 
     rate: float | None = attrs.field(default=None, validator=field_check(_check_rate, optional=True))

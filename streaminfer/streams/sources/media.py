@@ -89,7 +89,8 @@ class VideoSource(_MediaSource):
         url: a URL that FFmpeg opens (RTSP, HTTP, SRT, …), the path of a file, or the number of a camera.
         rate: at most so many pictures per second; ``None``: all.
         size: width and height; ``None``: as they come, which may change on the way.
-        pixel_format: of the arrays, as FFmpeg names it; ``"yuv420p"`` rounds odd sizes up.
+        pixel_format: of the arrays: ``"rgb24"``, ``"bgr24"``, ``"rgba"``, ``"bgra"``, ``"gray"`` or ``"yuv420p"``,
+            which rounds odd sizes of pictures up and takes no odd ``size``.
         live: ``None``: devices and URLs are live and files are not. ``False`` for a recording behind a URL.
         realtime: play a file at the speed of its timestamps.
         when_slow: ``"drop"`` all but the newest picture, or ``"wait"``; ``None``: drop if live.
@@ -101,6 +102,7 @@ class VideoSource(_MediaSource):
         clock: returns monotonic nanoseconds; ``None``: ``time.monotonic_ns``.
 
     Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range.
         MissingExtra: PyAV is not installed.
     """
 
@@ -150,6 +152,7 @@ class AudioSource(_MediaSource):
         clock: as for `VideoSource`.
 
     Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range.
         MissingExtra: PyAV is not installed.
     """
 

@@ -81,6 +81,7 @@ def audio_from_messages(
         wanted: ``sample_rate``, ``chunk``, ``hop``, ``channels``, ``dtype`` as for `AudioSource`.
 
     Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range.
         MissingExtra: PyAV is not installed.
     """
     av = require("av", extra="media", purpose="audio_from_messages")
@@ -124,6 +125,7 @@ def video_from_messages(messages: AsyncIterable[Any], *, clock: Clock | None = N
         wanted: ``rate``, ``size``, ``pixel_format`` as for `VideoSource`.
 
     Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range.
         MissingExtra: PyAV is not installed.
     """
     av = require("av", extra="media", purpose="video_from_messages")

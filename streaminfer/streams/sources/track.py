@@ -44,7 +44,7 @@ def from_track(track: Track, *, connection: Any = None, clock: Clock | None = No
 
     Raises:
         MissingExtra: aiortc is not installed.
-        ValueError: the track is not of this connection.
+        TypeError, ValueError: an argument of the wrong type or out of range, or a track that is not of this connection.
     """
     read_clock = clock or time.monotonic_ns
     ended = require("aiortc.mediastreams", extra="webrtc", purpose="from_track").MediaStreamError

@@ -19,7 +19,7 @@ class StatefulStatistics(Snapshot):
         sticky_batches: batches of the same streams as an earlier one, whose outputs they read.
         copied_rows: states that were copied, into a batch or to the arena.
         expired: streams that were idle for ``idle_ttl_s``.
-        rejected: rows that were rejected: without a stream, or beyond ``max_streams``.
+        rejected: rows without a stream, and rows and imported states beyond ``max_streams``.
         restarts: how often all streams started again because the model was replaced.
     """
 

@@ -170,6 +170,18 @@ def test_scaling_has_no_fewer_replicas_than_planned(answer):
         keda_scaled_objects(answer, prometheus="http://p:9090", spare=-1)
 
 
+@pytest.mark.parametrize("name", ["prometheus", "query"])
+def test_wrong_texts_of_scaling_are_named(answer, name):
+    with pytest.raises(TypeError, match=f"{name}: expected a text that is not empty, got 5"):
+        keda_scaled_objects(answer, **{"prometheus": "http://p:9090", name: 5})
+
+
+def test_scaling_needs_a_plan():
+    """Of no plans at all there is no manifest; an empty one looked as if all were well."""
+    with pytest.raises(TypeError, match="plans: expected at least one Plan"):
+        keda_scaled_objects(prometheus="http://p:9090")
+
+
 def test_workload_of_busy_hours_starts_from_none(hourly):
     """What does not run in each hour may be scaled to nothing."""
     without = attrs.evolve(hourly[0], replicas=tuple(it for it in hourly[0].replicas if it.sites != ("west",)))

@@ -81,6 +81,7 @@ def test_watch_shows_itself():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: PromiseWatch([PROMISE]), "promises: expected LatencyPromises by name"),
         (lambda: PromiseWatch({"a": 0.1}), "promises: expected LatencyPromise"),
         (lambda: PromiseWatch({"a": LatencyPromise(latency_s=0.1, share=1.0)}), "share of 'a'"),
         (lambda: PromiseWatch({"a": LatencyPromise(latency_s=0.0, share=0.9)}), "latency_s of 'a'"),
@@ -89,7 +90,7 @@ def test_watch_shows_itself():
         (lambda: PromiseWatch({"a": PROMISE}).observe("b", 0.1), "name: expected one of 'a'"),
         (lambda: PromiseWatch({"a": PROMISE}).reset("b"), "name: expected one of 'a'"),
     ],
-    ids=["kind", "share", "latency", "block", "false alarm", "observe", "reset"],
+    ids=["mapping", "kind", "share", "latency", "block", "false alarm", "observe", "reset"],
 )
 def test_bad_arguments_are_named(make, message):
     with pytest.raises((TypeError, ValueError), match=message):

@@ -193,8 +193,9 @@ def test_bad_arguments_are_named(make, message):
         ("cluster,rtt_s\na,1\n", "got no 'site'"),
         ("cluster,site,rtt_s\na,x,1\na,x,fast\n", "line 3: rtt_s"),
         ("cluster,site,rtt_s\na,x,1\na,x,-1\n", "line 3: rtt_s: expected finite seconds"),
+        ("cluster,site,rtt_s\n\na,x,1\n\na,x,fast\n", "line 5: rtt_s"),
     ],
-    ids=["column", "value", "negative"],
+    ids=["column", "value", "negative", "empty lines"],
 )
 def test_bad_csv_is_explained(tmp_path, text, message):
     file = tmp_path / "rtt.csv"

@@ -289,13 +289,14 @@ def test_a_default_that_fails_is_an_error_that_says_so():
     play(main, default=broken)
 
 
-def test_a_request_after_its_deadline_is_rejected():
+@pytest.mark.parametrize("options", [{}, {"default": 1.0}], ids=["no default", "default"])
+def test_a_request_after_its_deadline_is_rejected(options):
     async def main(loop, best, second, router):
         with pytest.raises(si.DeadlineExceeded):
             await ask(router, timeout_s=0)
         assert not best.asked
 
-    play(main)
+    play(main, **options)
 
 
 def test_prepare_and_finish_are_each_routes_own():

@@ -520,6 +520,15 @@ def test_home_is_preferred_until_it_is_worse_by_the_penalty():
     assert Counter(number > 1 for number in taken) == {False: 8, True: 4}  # two at home for each away
 
 
+def test_the_last_replica_is_never_ejected():
+    """Not even where all may be: it serves, at the price of its failures."""
+    balance = made(3, max_ejected=1.0)
+    for number in range(3):
+        fail(balance, number, 0)
+    assert balance.ejected == 2
+    assert balance.panics == 0
+
+
 def test_all_leave_where_nothing_is_left_at_home():
     balance = zoned(max_ejected=1.0)
     fail(balance, 0, 0)

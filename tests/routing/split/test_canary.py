@@ -137,6 +137,28 @@ def test_failures_are_counted_at_the_side_that_failed():
     run(main)
 
 
+def test_a_deadline_is_a_failure_of_its_side():
+    """Also where the side does not end its requests, and the stack around cancels it."""
+
+    class Hangs:
+        async def call(self, request):
+            await asyncio.Event().wait()
+
+    async def main(loop):
+        canary = Canary(Hangs(), Hangs(), share=1.0)
+        async with si.Stack(canary, clock=loop.clock) as service:
+            with pytest.raises(si.DeadlineExceeded):
+                await service(1.0, timeout_s=0.1)
+            hanging = asyncio.ensure_future(service(1.0, timeout_s=0.1))
+            await asyncio.sleep(0.05)
+            hanging.cancel()
+            await asyncio.wait({hanging})
+        seen = canary.statistics().canary
+        assert (seen.requests, seen.failed, seen.cancelled) == (2, 1, 1)
+
+    run(main)
+
+
 def test_both_sides_start_and_stop():
     """Both run while the stack does; where one cannot start the other is stopped again."""
     stable, second = si.Stack(*model()), si.Stack(*model())
