@@ -174,15 +174,16 @@ def verified(chain: Chain, events: Iterable[RetentionEvent], known: tuple[int, s
             raise ValueError(expected("head", what, head))
     first = chain.number
 
-    def bad(problem: str) -> Verification:
-        return Verification(ok=False, records=chain.number, head=chain.head, first_bad=chain.number, problem=problem)
+    def bad(problem: str, at: int | None = None, before: str = "") -> Verification:
+        number, digest = (chain.number, chain.head) if at is None else (at, before)
+        return Verification(ok=False, records=number, head=digest, first_bad=number, problem=problem)
 
     reached = head is None or chain.head == head
     try:
         for event in events:
             reached = reached or event.digest == head
             if event.number + 1 == known[0] and event.digest != known[1]:
-                return bad("it is not the record that this process has seen there")
+                return bad("it is not the record that this process has seen there", event.number, event.previous)
     except Altered as error:
         return bad(str(error))
     if chain.number < known[0]:
