@@ -114,7 +114,7 @@ class Stack(Wrapper):
             key: cache key, instead of one made from the contents.
             store: whether an answer may be kept.
             wait: where the queue is full, wait for a place until the deadline, in the order of arrival, instead of
-                raising ``Overloaded``.
+                raising ``Overloaded``. The layers, and what they count, see the request from its place on.
 
         Returns:
             The model's outputs for this request.

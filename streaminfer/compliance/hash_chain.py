@@ -27,6 +27,7 @@ from streaminfer._internal.validation import check_instance, expected
 __all__ = ["Altered", "Chain", "RetentionEvent", "Verification", "is_torn", "is_whole", "verified"]
 
 _VERSION = b" 1"
+_BEGINNING = b'{"number":'
 _SEAL = re.compile(rb',"digest":"([0-9a-f]{64})"}')
 _DIGEST = re.compile("[0-9a-f]{64}")
 _SEAL_SIZE = len(b',"digest":""}') + 64
@@ -200,9 +201,12 @@ def verified(chain: Chain, events: Iterable[RetentionEvent], known: tuple[int, s
 def is_torn(rest: bytes) -> bool:
     """Return whether the bytes after the last end of line are a write that was cut short, and no altered record.
 
-    A write that was cut short has at most all of a record but its end of line. Zeros are what a file system may leave
-    of a page that a power cut kept from the disk.
+    A write that was cut short begins as a record does, and has at most all of it but its end of line; other bytes are
+    no log's, and must not be removed. Zeros are what a file system may leave of a page that a power cut kept from the
+    disk.
     """
+    if not rest.startswith((_BEGINNING, b"\0")) and not _BEGINNING.startswith(rest):
+        return False
     seal = _SEAL.search(rest)
     return seal is None or seal.end() == len(rest)
 

@@ -327,6 +327,18 @@ def test_a_record_of_another_log_of_the_same_secret_is_found_in_its_place(path, 
     assert "records before it were removed or moved" in found.problem
 
 
+@pytest.mark.parametrize("content", [b"a key", b'{"port": 80}'], ids=["text", "JSON"])
+def test_the_only_line_of_another_file_is_not_taken_for_a_torn_record(path, content):
+    """A wrong path is an error, and the file keeps what it has."""
+    path.write_bytes(content)
+
+    with pytest.raises(ValueError, match="at record 0: it is no record"):
+        opened(path)
+
+    assert path.read_bytes() == content
+    assert whole(path).problem == "it is no record"
+
+
 def test_another_secret_does_not_open_it(path):
     fill(opened(path))
     with pytest.raises(ValueError, match="at record 0: it was changed, or written with another secret"):

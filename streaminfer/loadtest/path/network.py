@@ -46,7 +46,7 @@ class DelayTrace:
     """One-way delays that were measured.
 
     Attributes:
-        sent_s: when each message was sent, from the first, increasing.
+        sent_s: when each message was sent, seconds from the start of the trace, never decreasing.
         delay_s: how long each took.
     """
 
