@@ -26,7 +26,7 @@ async def serve(service: T, name: str = "service") -> T:
     """Start a stack in the running event loop, and stop the one that was served under the same name.
 
     Args:
-        service: a `Stack`, or another object whose ``start`` and ``stop`` are ``async def``.
+        service: a `Stack`, or another object whose ``start()`` and ``stop(*, drain)`` are ``async def``.
         name: what a later call replaces.
 
     Returns:

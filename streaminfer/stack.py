@@ -304,6 +304,7 @@ class Stack(Wrapper):
                 in which a batch hangs left behind; the stop returns at most half a second later. ``None``: no limit.
 
         Raises:
+            TypeError, ValueError: ``timeout_s`` is no duration.
             RuntimeError: from another loop, or while the stack is starting.
         """
         if timeout_s is not None:
