@@ -91,7 +91,7 @@ class BlockingStack:
         An interrupt cancels the start.
 
         Raises:
-            RuntimeError: it runs already.
+            RuntimeError: it runs already, also in the process that this one was forked from.
             Closed: another thread stopped it before it had started.
             BaseException: an error of a layer.
         """
@@ -119,6 +119,8 @@ class BlockingStack:
             timeout_s: seconds after which the rest ends with ``Closed``, as in :meth:`Stack.stop`.
 
         Raises:
+            TypeError, ValueError: ``timeout_s`` is no duration.
+            RuntimeError: on the stack's own event loop, or in a process that was forked while it ran.
             Exception: an error of a layer.
         """
         if timeout_s is not None:

@@ -6,6 +6,7 @@ threads. So stacks are served under a name, and a name serves one stack.
 """
 
 import asyncio
+import inspect
 import re
 from typing import Any, TypeVar
 
@@ -25,16 +26,16 @@ async def serve(service: T, name: str = "service") -> T:
     """Start a stack in the running event loop, and stop the one that was served under the same name.
 
     Args:
-        service: a `Stack`, or anything else with ``start`` and ``stop``.
+        service: a `Stack`, or another object whose ``start()`` and ``stop(*, drain)`` are ``async def``.
         name: what a later call replaces.
 
     Returns:
         The service.
 
     Raises:
-        TypeError: it cannot be started.
+        TypeError: it cannot be started here, as a class or a ``stack.blocking()``; what is served goes on.
     """
-    check_instance("service", service, lambda it: adapt(it).starts and adapt(it).stops, "a Stack")
+    check_instance("service", service, _starts_and_stops, "a Stack, or an object with async start and stop")
     await _stop(name)
     await adapt(service).start()
     replaced = _served.pop(name, None)  # another task served it while this stack started
@@ -54,6 +55,13 @@ async def stop_serving() -> None:
     for name in [*reversed(_served)]:
         outcomes += await asyncio.gather(_stop(name), return_exceptions=True)
     raise_first(outcomes)
+
+
+def _starts_and_stops(service: Any) -> bool:
+    node = adapt(service)
+    if isinstance(service, type) or not (node.starts and node.stops):
+        return False
+    return node is service or all(map(inspect.iscoroutinefunction, (service.start, service.stop)))
 
 
 async def _stop(name: str) -> None:

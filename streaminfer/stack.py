@@ -36,6 +36,11 @@ _HOMES = {
     "_stack.statistics": ["PartStatistics", "StackStatistics"],
 }
 
+_ANOTHER_LOOP = (
+    "this stack belongs to the event loop that started it: another thread calls "
+    "asyncio.run_coroutine_threadsafe(stack(...), loop), or starts it itself, by stack.blocking()"
+)
+
 if not TYPE_CHECKING:  # loaded by the first start or snapshot, because the package's import should cost little
     __getattr__, __dir__ = lazy_attributes(__name__, _HOMES)
 
@@ -109,13 +114,14 @@ class Stack(Wrapper):
             key: cache key, instead of one made from the contents.
             store: whether an answer may be kept.
             wait: where the queue is full, wait for a place until the deadline, in the order of arrival, instead of
-                raising ``Overloaded``.
+                raising ``Overloaded``. The layers, and what they count, see the request from its place on.
 
         Returns:
             The model's outputs for this request.
 
         Raises:
             StreamInferError: it could not be answered; the class says why.
+            Exception: what a service or layer of your own raised, unchanged.
         """
         if wait is not False and wait is not True:
             raise InvalidInput(expected("wait", "True or False", wait))
@@ -139,6 +145,7 @@ class Stack(Wrapper):
 
         Raises:
             StreamInferError: it could not be answered; the class says why.
+            Exception: what a service or layer of your own raised, unchanged.
             TypeError: no `Request`.
         """
         if not isinstance(request, Request):
@@ -178,7 +185,8 @@ class Stack(Wrapper):
             inputs: what each request brings; read when its turn comes, so that it may be a generator.
             concurrency: how many requests are in flight at the same time; ``None``: as many as keep the workers of the
                 batcher busy with full batches.
-            return_exceptions: put errors among the answers; otherwise the first one cancels what is left.
+            return_exceptions: put errors of requests among the answers; otherwise the first one cancels what is left.
+                An error of ``inputs`` itself always does.
             **settings: ``timeout_s``, for each request from its turn on, ``priority``, ``stream_id``, ``tenant``,
                 ``subject``, ``tags`` and ``store``: as for a call.
 
@@ -187,7 +195,8 @@ class Stack(Wrapper):
 
         Raises:
             InvalidInput: one of the settings is wrong, also with ``return_exceptions``.
-            StreamInferError: the first request that could not be answered.
+            TypeError, ValueError: not such ``inputs`` or ``concurrency``, or an unknown setting.
+            Exception: of the first request that could not be answered, as of a call.
         """
         from streaminfer._stack import many_calls  # noqa: PLC0415 - not at the package's import
 
@@ -240,7 +249,7 @@ class Stack(Wrapper):
         return super().capabilities()._replace(validate=None, admission=self.admission, enforces_deadline=True)
 
     def admission(self, request: Request, now_ns: int) -> Admission:
-        """Whether a request would be accepted now; changes nothing."""
+        """Whether a request from the event loop of its start would be accepted now; changes nothing."""
         if self._chain.loop is None:
             return Admission(False, AdmissionReason.CLOSED)
         return Admission(True) if self._admission is None else self._admission(request, now_ns)
@@ -295,6 +304,7 @@ class Stack(Wrapper):
                 in which a batch hangs left behind; the stop returns at most half a second later. ``None``: no limit.
 
         Raises:
+            TypeError, ValueError: ``timeout_s`` is no duration.
             RuntimeError: from another loop, or while the stack is starting.
         """
         if timeout_s is not None:
@@ -303,7 +313,7 @@ class Stack(Wrapper):
         if run is None or self.stack_state == "stopped":
             return
         if asyncio.get_running_loop() is not run.loop:
-            self._refuse()
+            raise RuntimeError(_ANOTHER_LOOP)
         if run.state == "starting":
             raise RuntimeError("this stack is starting: stop it when it has started")
         self._chain.loop = None
@@ -401,7 +411,4 @@ class Stack(Wrapper):
                 "this stack belongs to an event loop that has ended (one asyncio.run each?): start it again on "
                 "this one with `async with stack`"
             )
-        raise RuntimeError(
-            "this stack belongs to the event loop that started it: another thread calls "
-            "asyncio.run_coroutine_threadsafe(stack(...), loop), or starts it itself, by stack.blocking()"
-        )
+        raise RuntimeError(_ANOTHER_LOOP)

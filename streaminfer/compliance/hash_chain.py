@@ -27,6 +27,7 @@ from streaminfer._internal.validation import check_instance, expected
 __all__ = ["Altered", "Chain", "RetentionEvent", "Verification", "is_torn", "is_whole", "verified"]
 
 _VERSION = b" 1"
+_BEGINNING = b'{"number":'
 _SEAL = re.compile(rb',"digest":"([0-9a-f]{64})"}')
 _DIGEST = re.compile("[0-9a-f]{64}")
 _SEAL_SIZE = len(b',"digest":""}') + 64
@@ -174,15 +175,16 @@ def verified(chain: Chain, events: Iterable[RetentionEvent], known: tuple[int, s
             raise ValueError(expected("head", what, head))
     first = chain.number
 
-    def bad(problem: str) -> Verification:
-        return Verification(ok=False, records=chain.number, head=chain.head, first_bad=chain.number, problem=problem)
+    def bad(problem: str, at: int | None = None, before: str = "") -> Verification:
+        number, digest = (chain.number, chain.head) if at is None else (at, before)
+        return Verification(ok=False, records=number, head=digest, first_bad=number, problem=problem)
 
     reached = head is None or chain.head == head
     try:
         for event in events:
             reached = reached or event.digest == head
             if event.number + 1 == known[0] and event.digest != known[1]:
-                return bad("it is not the record that this process has seen there")
+                return bad("it is not the record that this process has seen there", event.number, event.previous)
     except Altered as error:
         return bad(str(error))
     if chain.number < known[0]:
@@ -199,9 +201,12 @@ def verified(chain: Chain, events: Iterable[RetentionEvent], known: tuple[int, s
 def is_torn(rest: bytes) -> bool:
     """Return whether the bytes after the last end of line are a write that was cut short, and no altered record.
 
-    A write that was cut short has at most all of a record but its end of line. Zeros are what a file system may leave
-    of a page that a power cut kept from the disk.
+    A write that was cut short begins as a record does, and has at most all of it but its end of line; other bytes are
+    no log's, and must not be removed. Zeros are what a file system may leave of a page that a power cut kept from the
+    disk.
     """
+    if not rest.startswith((_BEGINNING, b"\0")) and not _BEGINNING.startswith(rest):
+        return False
     seal = _SEAL.search(rest)
     return seal is None or seal.end() == len(rest)
 

@@ -28,7 +28,8 @@ def content_path(body: bytes | bytearray | memoryview, *, version: str, prefix: 
     Args:
         body: the whole body of the request, as sent. All bodies under one prefix are of one content type: the same
             bytes mean one thing.
-        version: of the model and of whatever else changes answers. Letters, digits, ``.``, ``_``, ``~`` and ``-``.
+        version: of the model and of whatever else changes answers. Letters, digits, ``.``, ``_``, ``~`` and ``-``;
+            it does not begin with a dot.
         prefix: begins with a slash and does not end with one; segments of the same characters.
 
     Returns:

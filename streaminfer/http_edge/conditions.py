@@ -58,6 +58,8 @@ def answer_conditional(
         >>> answer_conditional("GET", {"If-None-Match": '"a", W/"b"'}, {"etag": '"b"', "content-length": "7"})
         (304, {'etag': '"b"'}, b'')
     """
+    if not isinstance(method, str):
+        raise TypeError(expected("method", "a string", method))
     conditions = _conditions(request_headers)
     status = _status(method, conditions, response_headers) if conditions else 200
     if status == 200:
@@ -89,8 +91,6 @@ def _conditions(headers: Mapping[str, str] | Pairs) -> dict[str, str]:
 
 
 def _status(method: str, conditions: dict[str, str], headers: Mapping[str, str]) -> int:
-    if not isinstance(method, str):
-        raise TypeError(expected("method", "a string", method))
     if method in _WITHOUT_CONDITIONS:
         return 200
     etag = headers.get("etag")

@@ -124,8 +124,10 @@ class LabeledStatistics(Snapshot):
 class TelemetryStatistics(Snapshot):
     """Latency, its parts and the outcomes of the requests of one service.
 
-    Counting rule: every completed request is counted once in ``outcomes``; only responses are in the histograms, and
-    only those of a batcher are in the histograms of the parts.
+    Counting rule: every request that reached the telemetry and completed is counted once in ``outcomes``; only
+    responses are in the histograms, and only those of a batcher are in the histograms of the parts. A call that waits
+    for a place in the queue (``wait=True``, ``map``, ``rows``) reaches it once it has one, and one with a wrong setting
+    never does.
 
     Attributes:
         name: the service.

@@ -309,8 +309,9 @@ def test_a_file_that_was_exchanged_for_one_of_the_same_secret_is_found(path, tmp
     log = fill(opened(path))
     fill(opened(tmp_path / "other", wall_clock=lambda: NOW), 9)
     (tmp_path / "other").replace(path)
+    last_whole = [json.loads(line)["digest"] for line in path.read_bytes().splitlines()][3]
     found = log.verify()
-    assert (found.ok, found.first_bad) == (False, 5)
+    assert (found.ok, found.records, found.head, found.first_bad) == (False, 4, last_whole, 4)
     assert "it is not the record that this process has seen there" in found.problem
     with pytest.raises(ValueError, match="its end was cut or changed"):
         log.record("erased", where="m", data_class="", count=1, reason="")
@@ -324,6 +325,18 @@ def test_a_record_of_another_log_of_the_same_secret_is_found_in_its_place(path, 
     found = whole(path)
     assert (found.ok, found.first_bad) == (False, 2)
     assert "records before it were removed or moved" in found.problem
+
+
+@pytest.mark.parametrize("content", [b"a key", b'{"port": 80}'], ids=["text", "JSON"])
+def test_the_only_line_of_another_file_is_not_taken_for_a_torn_record(path, content):
+    """A wrong path is an error, and the file keeps what it has."""
+    path.write_bytes(content)
+
+    with pytest.raises(ValueError, match="at record 0: it is no record"):
+        opened(path)
+
+    assert path.read_bytes() == content
+    assert whole(path).problem == "it is no record"
 
 
 def test_another_secret_does_not_open_it(path):

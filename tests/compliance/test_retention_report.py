@@ -128,7 +128,12 @@ def test_without_an_instant_it_is_now(monkeypatch):
 
 @pytest.mark.parametrize(
     ("wrong", "named"),
-    [({"policy": 3600.0}, "policy"), ({"purge_bounds_s": {"disk": -1}}, r"purge_bounds_s\['disk'\]")],
+    [
+        ({"policy": 3600.0}, "policy"),
+        ({"purge_bounds_s": {"disk": -1}}, r"purge_bounds_s\['disk'\]"),
+        ({"purge_bounds_s": None}, "purge_bounds_s"),
+        ({"at_ns": "now"}, "at_ns"),
+    ],
 )
 def test_bad_arguments_are_refused_by_name(wrong, named):
     with pytest.raises((TypeError, ValueError), match=f"^{named}: "):

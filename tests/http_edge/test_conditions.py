@@ -174,9 +174,10 @@ def test_headers_as_asgi_has_them_and_in_any_case():
     assert status([("if-modified-since", AT), ("if-modified-since", AT)]) == 200  # no date
 
 
-def test_the_method_is_text():
+@pytest.mark.parametrize("conditions", [{"if-none-match": "*"}, {}])
+def test_the_method_is_text(conditions):
     with pytest.raises(TypeError, match=r"^method: expected"):
-        answer_conditional(b"GET", {"if-none-match": "*"}, FULL)
+        answer_conditional(b"HEAD", conditions, FULL, b"hi")
 
 
 # -- against a parser of another make --------------------------------------------------------------------------------

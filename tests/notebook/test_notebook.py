@@ -50,6 +50,18 @@ async def test_what_does_not_start_keeps_no_name(loop):
         await notebook.serve(3)
 
 
+@pytest.mark.parametrize("of", [si.Stack.blocking, type], ids=["blocking", "class"])
+async def test_what_cannot_be_awaited_is_refused_before_it_starts(loop, of):
+    """What is served under the name goes on, and the refused object was not started."""
+    served, refused = stack(loop), stack(loop)
+    await notebook.serve(served)
+    with pytest.raises(TypeError, match="service: expected a Stack, or an object with async start and stop"):
+        await notebook.serve(of(refused))
+    assert served.ready
+    assert refused.stack_state == "new"
+    await notebook.stop_serving()
+
+
 class Stubborn:
     """A service that does not stop."""
 

@@ -56,6 +56,24 @@ def test_as_many_as_the_concurrency_are_in_hand(concurrency, max_batch_size, in_
     assert most == in_hand
 
 
+def test_layers_see_a_request_from_its_place_on():
+    """The wait for a place is not in the latency, and a request that gets none is not counted."""
+
+    async def main(loop):
+        options = {"max_batch_size": 1, "max_queue_size": 1, "max_in_flight": 1}
+        async with stack_of(ScriptedBackend(duration_s=1.0), loop, **options) as stack:
+            calls = [stack(1.0, wait=True) for _ in range(5)]
+            calls += [stack(1.0, wait=True, timeout_s=0.5), stack(1.0, wait=True, priority="low")]
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
+            return outcomes, stack.statistics()["Telemetry"]
+
+    outcomes, counted = run(main)
+
+    assert [type(it) for it in outcomes[5:]] == [si.DeadlineExceeded, si.InvalidInput]
+    assert counted.outcomes == {"ok": 5}
+    assert counted.latency.max < 2.5
+
+
 def test_map_waits_where_others_fill_the_queue():
     async def main(loop):
         async with stack_of(ScriptedBackend(duration_s=0.01), loop, max_queue_size=4, max_batch_size=2) as stack:

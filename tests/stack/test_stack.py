@@ -372,6 +372,33 @@ def test_another_loop_gets_a_clear_error():
     second.close()
 
 
+def test_a_stop_from_another_loop_is_refused_in_every_state():
+    """Also while the stack starts or stops; it is left alone."""
+
+    class Slow(ScriptedBackend):
+        async def start(self):
+            await asyncio.sleep(1.0)
+
+        async def stop(self, *, drain):
+            await asyncio.sleep(1.0)
+
+    async def refused(state):
+        assert stack.stack_state == state
+        with pytest.raises(RuntimeError, match="belongs to the event loop that started it"):
+            await stack.stop()
+        assert stack.stack_state == state
+
+    stack = si.Stack(Slow())
+    first, second = VirtualLoop(), VirtualLoop()
+    for change, state in ((stack.start, "starting"), (stack.stop, "stopping")):
+        changing = first.create_task(change())
+        first.run_until_complete(asyncio.sleep(0.5))
+        second.run_until_complete(refused(state))
+        first.run_until_complete(changing)
+    first.close()
+    second.close()
+
+
 def test_a_forked_process_gets_a_clear_error():
     stack = si.Stack(ScriptedBackend())
 

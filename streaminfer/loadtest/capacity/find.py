@@ -44,7 +44,7 @@ async def find_capacity(
         slo_s: as for `run`.
         low: requests per second at which the ramp begins, and at which the objective is kept.
         high: the highest rate to try.
-        step_s: seconds at each rate.
+        step_s: seconds at each rate, enough for 200 requests at ``low``.
         objective: share of requests that must be on time.
         tolerance: half the relative width of the interval at which the search ends.
         confidence: of the interval.

@@ -28,7 +28,7 @@ class Delivery:
     Attributes:
         jitter_s: standard deviation of the delay from capture to delivery.
         loss: share of the frames that are lost inside the device.
-        loss_run: mean number of successive frames that are lost together.
+        loss_run: mean number of successive frames that are lost together; 1: losses are independent.
         skew_ppm: how much faster the clock of the device runs than ours, in parts per million.
     """
 

@@ -104,7 +104,6 @@ class MediaPath(DevicePath):
         self._codecs = Codecs(scene, wanted, prepare)
         self.cpu_s = self._codecs.cpu_s
         self._uplink = Uplink(profile, check_count("seed", seed, at_least=0))
-        self._request_ns = round(profile.delay_s * 1e9)  # of a key frame
         self._edge = edge
         self._thread = thread
         self._submitted = self._coded = 0  # by the loop, and by the jobs
@@ -211,7 +210,7 @@ class MediaPath(DevicePath):
         arrival = self._uplink.send(len(unit.data), encoded_ns)
         transfer.size, transfer.resent = len(unit.data), arrival.resent
         # the absence of a lost one shows when it should have come
-        passage.arrives_ns = encoded_ns + self._request_ns if arrival.at_ns is None else arrival.at_ns
+        passage.arrives_ns = encoded_ns + self._uplink.delay_ns(encoded_ns) if arrival.at_ns is None else arrival.at_ns
         if arrival.at_ns is None:
             self._lose(passage, "network")
         elif self._broken and not unit.key:
@@ -232,7 +231,7 @@ class MediaPath(DevicePath):
         if self._codecs.is_inter_coded:
             self._broken = self._discontinuity = True
             if self._key_wanted_ns is None:
-                self._key_wanted_ns = passage.arrives_ns + self._request_ns
+                self._key_wanted_ns = passage.arrives_ns + self._uplink.delay_ns(passage.arrives_ns)
 
     async def _cross_edge(self, edge: Edge, passage: _Passage) -> None:
         async with self._crossing:  # in order

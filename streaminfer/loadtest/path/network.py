@@ -46,7 +46,7 @@ class DelayTrace:
     """One-way delays that were measured.
 
     Attributes:
-        sent_s: when each message was sent, from the first, increasing.
+        sent_s: when each message was sent, seconds from the start of the trace, never decreasing.
         delay_s: how long each took.
     """
 
@@ -118,7 +118,7 @@ class NetworkProfile:
         delay_s: seconds that every packet takes.
         jitter_s: standard deviation of the delay beyond that.
         loss: share of the packets that is lost.
-        loss_run: mean number of successive packets that are lost together.
+        loss_run: mean number of successive packets that are lost together; 1: losses are independent.
         queue_s: seconds of traffic that wait at the rate limit; packets beyond it are dropped.
         retransmits: times that a lost packet is sent again, each a round trip later.
         trace: delays that were measured, in place of ``delay_s`` and ``jitter_s``.
@@ -225,9 +225,15 @@ class Link:
         """Return when a small packet arrives that neither waits nor keeps the order, and whether it is lost."""
         return now_ns + self._delay_ns(now_ns), self._losses.loses()
 
-    def _delay_ns(self, now_ns: int) -> int:
+    def delay_ns(self, now_ns: int) -> int:
+        """Return the delay, without jitter, of what is sent at an instant."""
         if self._start_ns is None:
             self._start_ns = now_ns
-        if (trace := self._profile.trace) is not None:
-            return trace.delay_ns(now_ns - self._start_ns)
-        return self._fixed_ns + draw_jitter_ns(self._profile.jitter_s, self._chance)
+        trace = self._profile.trace
+        return self._fixed_ns if trace is None else trace.delay_ns(now_ns - self._start_ns)
+
+    def _delay_ns(self, now_ns: int) -> int:
+        delay_ns = self.delay_ns(now_ns)
+        if self._profile.trace is not None:
+            return delay_ns
+        return delay_ns + draw_jitter_ns(self._profile.jitter_s, self._chance)

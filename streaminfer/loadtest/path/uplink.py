@@ -66,6 +66,10 @@ class Uplink:
             self._last_ns = at_ns = max(at_ns, self._last_ns)
         return Arrival(at_ns if complete else None, packets, lost, resent)
 
+    def delay_ns(self, now_ns: int) -> int:
+        """Return the delay, without jitter, of what is sent at an instant."""
+        return self._link.delay_ns(now_ns)
+
     def _send_again(self, sent_ns: int) -> tuple[int | None, int]:
         link, at_ns = self._link, sent_ns
         for times in range(1, self._retransmits + 1):

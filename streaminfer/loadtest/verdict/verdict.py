@@ -51,8 +51,9 @@ class Verdict:
 
     Attributes:
         result: ``"regressed"`` or ``"improved"``: the interval excludes no change; ``"unchanged"``: it excludes a
-            regression as large as ``least_change``; ``"undecided"``: neither, or the runs allow no verdict.
-        change: of the quantile, relative to before: 0.1 is ten percent slower. NaN where the runs allow no verdict.
+            regression as large as ``least_change``; ``"undecided"``: none of these is sure, and ``reason`` says why.
+        change: of the quantile, relative to before: 0.1 is ten percent slower. Where the runs allow no verdict, it,
+            the interval and both quantiles are NaN.
         interval: that covers the true change with probability ``1 - false_alarm``.
         quantile: which.
         before_s: the quantile before, seconds; infinite where that share got no response. The median over the runs of

@@ -85,8 +85,8 @@ def _level(metric: Metric, labels: Labels, value: float) -> int:
 class JsonLines(logging.Formatter):
     """Formatter that makes one line of JSON of each record: time, level, logger, and the fields of the event.
 
-    A record of another kind has its message without the arguments, and the class of its exception: neither can hold
-    what a request brought.
+    A record of another logger has its message without the arguments, and the class of its exception; a message that is
+    no text has its class. So what a request brought is in none of them, unless your code wrote it into the message.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -96,11 +96,11 @@ class JsonLines(logging.Formatter):
             "level": record.levelname,
             "logger": record.name,
         }
-        event = record.__dict__.get("event")
+        event = record.__dict__.get("event") if record.name == _LOGGER.name else None  # others may mean anything by it
         if isinstance(event, dict):
             line.update(event)
         else:
-            line["message"] = str(record.msg)
+            line["message"] = record.msg if isinstance(record.msg, str) else type(record.msg).__name__
         if record.exc_info and record.exc_info[0] is not None:
             line["error"] = record.exc_info[0].__name__
         return json.dumps(line)

@@ -69,7 +69,10 @@ class LabelFamily(_State, Generic[T]):
         return found
 
     def items(self) -> Iterator[tuple[tuple[Any, ...], T]]:
-        """Iterate over the sets of values and their children, of one moment; the one that collects the rest is last."""
+        """Iterate over the sets of values and their children, of one moment; the one that collects the rest is last.
+
+        A set whose own values are all ``"other"`` has a child of its own, so that these may come twice.
+        """
         children, other = self.children()
         yield from children.items()
         if other is not None:

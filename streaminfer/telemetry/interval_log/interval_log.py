@@ -67,6 +67,7 @@ class IntervalLog:
 
     Raises:
         OSError: the file cannot be written.
+        ValueError: the file exists and is no interval log; it stays as it is.
         TypeError: ``comment`` is not a string.
 
     ::
@@ -78,7 +79,12 @@ class IntervalLog:
     def __init__(self, path: str | os.PathLike[str], *, comment: str = "") -> None:
         check_instance("comment", comment, lambda value: isinstance(value, str), "a string")
         self._file = Path(path).open("a+", encoding="utf-8")  # noqa: SIM115 - closed by close()
-        _cut_torn_line(self._file.buffer)
+        try:
+            _check_first_line(self._file.buffer, path)
+            _cut_torn_line(self._file.buffer)
+        except BaseException:
+            self._file.close()
+            raise
         self._comment = comment
 
     def write(self, histogram: LatencyHistogram, *, start_s: float, end_s: float, tag: str = "") -> None:
@@ -197,6 +203,15 @@ def _parts(line: str, origin: _Origin) -> re.Match[str] | None:
     if parts is None:
         raise ValueError(f"expected an interval, got {text[:60]!r}")
     return parts
+
+
+def _check_first_line(file: Any, path: str | os.PathLike[str]) -> None:
+    """Refuse a file that is no log, of which nothing may be removed; what is left of a first write is a comment."""
+    file.seek(0)
+    first = file.readline(_LONGEST_LINE).decode(errors="replace")
+    is_line = first.endswith("\n") and (first[0] == '"' or not first.strip() or _LINE.match(first.strip()))
+    if first and first[0] != "#" and not is_line:
+        raise ValueError(f"{os.fspath(path)}, line 1: expected an interval, got {first[:60]!r}")
 
 
 def _cut_torn_line(file: Any) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 import streaminfer as si
 from streaminfer.loadtest.devices import CameraProfile
-from streaminfer.loadtest.path import CodecThread, MediaPath, NetworkProfile, Scene, Transfer
+from streaminfer.loadtest.path import CodecThread, DelayTrace, MediaPath, NetworkProfile, Scene, Transfer
 from streaminfer.loadtest.path.codec import Codecs
 from streaminfer.streams.sources.formats import AudioFormat, VideoFormat
 from streaminfer.testing import run
@@ -106,6 +106,17 @@ def test_lost_unit_is_followed_by_a_key_frame(camera_scene):
         if before.lost is not None and after.lost is None:
             assert after.frames[0].discontinuity
     assert sum(it is None for it in lost) > 100
+
+
+def test_a_request_for_a_key_frame_takes_the_delay_of_a_trace(camera_scene):
+    """A trace of one delay loses what a network of that delay does."""
+    steady = DelayTrace([0.0, 1.0], [0.05, 0.05])
+
+    def lost(**delay):
+        network = NetworkProfile(name="bad", loss=0.1, retransmits=0, **delay)
+        return [it.lost for it in play(camera_scene(key_interval_s=60.0), network, frames=200, seed=4)]
+
+    assert lost(trace=steady) == lost(delay_s=0.05)
 
 
 def test_pictures_that_stand_alone_survive_a_loss(camera_scene):

@@ -161,3 +161,14 @@ async def test_period_of_the_watch_must_be_positive(loop):
     """Looking without a pause would take the loop."""
     with pytest.raises(ValueError, match="every_s"):
         await EventLog(si.Stack(ScriptedBackend())).watch(0.0)
+
+
+def test_a_record_of_another_logger_cannot_bring_what_a_request_brought(lines):
+    """Its extra fields are left out, and an error in the place of the message has its class."""
+    logger = logging.getLogger("streaminfer.of-a-user")
+
+    logger.warning(ValueError(PRIVATE))
+    logger.warning("sent to %s", PRIVATE, extra={"event": {"body": PRIVATE, "array": object()}})
+
+    assert [line["message"] for line in lines()] == ["ValueError", "sent to %s"]
+    assert PRIVATE not in str(lines())

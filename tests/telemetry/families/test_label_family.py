@@ -72,3 +72,13 @@ def test_threads_get_one_child():
 def test_bad_arguments(make, error, text):
     with pytest.raises(error, match=text):
         make()
+
+
+def test_a_set_that_is_called_as_the_rest_comes_beside_it():
+    """Its own child is first, and the one that collects the rest is last."""
+    family = LabelFamily(list, "tenant", max_sets=1)
+
+    family.of("other").append("its own")
+    family.of("second").append("the rest")
+
+    assert list(family.items()) == [(("other",), ["its own"]), (("other",), ["the rest"])]

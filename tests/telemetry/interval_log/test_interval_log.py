@@ -248,3 +248,25 @@ def test_a_wrong_line_is_named(path, line):
 def test_bad_arguments(path, arguments, error, text):
     with IntervalLog(path) as log, pytest.raises(error, match=text):
         log.write(**{"histogram": LatencyHistogram(), "start_s": 2.0, "end_s": 3.0} | arguments)
+
+
+@pytest.mark.parametrize("content", ["a key", "first\nsecond"])
+def test_a_file_that_is_no_log_stays_as_it_is(path, content):
+    """A wrong path is an error, and its last line is not taken for a torn one."""
+    path.write_text(content)
+
+    with pytest.raises(ValueError, match="line 1: expected an interval, got"):
+        IntervalLog(path)
+
+    assert path.read_text() == content
+
+
+@pytest.mark.parametrize("beginning", ["", '"StartTimestamp","Interval_Length"\n', "#[Histogram log for"])
+def test_a_log_of_any_beginning_is_continued(path, beginning):
+    """Of another library, or of a process that was stopped in its first write."""
+    path.write_text(beginning)
+
+    with IntervalLog(path) as log:
+        log.write(LatencyHistogram(), start_s=1.0, end_s=2.0)
+
+    assert [(it.start_s, it.end_s) for it in read_interval_log(path)] == [(1.0, 2.0)]

@@ -15,7 +15,7 @@ class TracingStatistics(Snapshot):
     Attributes:
         requests: spans of requests.
         batches: spans of batches.
-        exemplars: the latest traced request of each classic bucket.
+        exemplars: the latest traced request with a response of each classic bucket.
     """
 
     requests: int
