@@ -183,8 +183,7 @@ class FallbackRouter(StackClock, Node):
 
         Raises:
             InvalidInput: the inputs do not fit the route; no other route is tried.
-            DeadlineExceeded, Overloaded, CircuitOpen, BackendError: no route responded, and no default did.
-            DeadlineExceeded: the deadline had passed on arrival, also where there is a default.
+            DeadlineExceeded, Overloaded, CircuitOpen, BackendError: no route or default responded, or it came too late.
             Closed: the router stopped.
         """
         loop = get_running_loop()
