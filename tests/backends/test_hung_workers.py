@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import streaminfer as si
-from streaminfer._runtime import stopping
+from streaminfer._runtime.lifecycle import stop_within
 from streaminfer.backends import CpuBackend, job, worker_pool
 from streaminfer.backends.worker_pool import Worker
 from streaminfer.backends.workers import WorkerThreads
@@ -472,7 +472,7 @@ def test_workers_are_closed_once_though_a_thread_was_left_behind(hanging):
         pool = WorkerThreads(workers, "pool")
         call = asyncio.create_task(pool.run(lambda _worker: hanging(1)))
         await hanging.until_begun()
-        with stopping.stop_within(0):
+        with stop_within(0):
             await pool.stop(drain=True)
         with pytest.raises(si.Closed, match="stopped before it could answer"):
             await call
