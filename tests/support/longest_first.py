@@ -15,9 +15,10 @@ TOGETHER = (
         "backends/test_servers.py",
         "backends/onnx/test_binding.py",
         "backends/triton/repository/test_model_repository.py",
+        "backends/triton/shared_memory/test_region_pool.py",
         *(
             f"backends/triton/test_{name}.py"
-            for name in ("backend", "faults", "mlserver", "server_errors", "shared_memory", "stop", "versions")
+            for name in ("backend", "faults", "mlserver", "server_errors", "stop", "versions")
         ),
     ),
 )
