@@ -65,6 +65,11 @@ $(STAMPS)/bytecode: | $(filter $(STAMPS)/group-%,$(MAKECMDGOALS))
 	STREAMINFER_DISABLE_COMPILED=1 $(BIN)/python -m pytest --collect-only --quiet > $@.log || { tail -20 $@.log; exit 1; }
 	@touch $@
 
+# where no kernel is compiled ahead of time Numba does it: once here, and not in each process of the uncompiled tests
+$(STAMPS)/kernels: $(STAMPS)/install $(SOURCES)
+	STREAMINFER_DISABLE_COMPILED=1 $(BIN)/python -m streaminfer warmup
+	@touch $@
+
 # what only Debian has, where it may be installed; elsewhere the suite says which tests it leaves out
 DEBIAN := chromium ip:iproute2 unshare:util-linux prometheus wrk
 ifdef STREAMINFER_TEST_EVERYTHING
@@ -86,7 +91,7 @@ demo: ## real models, live audio and video on this machine; writes report.html
 	$(BIN)/python examples/live_demo.py
 
 test: ## the whole suite, compiled, then its state machines uncompiled
-	$(call PREPARE,group-test+demo build servers debian bytecode)
+	$(call PREPARE,group-test+demo build servers debian bytecode kernels)
 	$(PYTEST)
 	STREAMINFER_DISABLE_COMPILED=1 $(PYTEST) -m uncompiled $(UNCOMPILED)
 
@@ -105,7 +110,7 @@ test-all: ## `make test` on each CPython of PYTHONS that is here, each in an env
 	test -n "$$ran" -a -z "$$failed"
 
 check: ## lint, types, import contracts
-	$(call PREPARE,group-lint+test+demo build $(if $(filter test,$(MAKECMDGOALS)),servers debian bytecode))
+	$(call PREPARE,group-lint+test+demo build $(if $(filter test,$(MAKECMDGOALS)),servers debian bytecode kernels))
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --num-workers auto

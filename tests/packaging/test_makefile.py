@@ -44,7 +44,8 @@ def test_the_others_run_when_one_fails(clean_environment, tmp_path):
     broken = interpreter(tmp_path / "broken" / "python", 'case "$2" in *print*) echo 9.9;; *) exit 1;; esac')
     stamps = tmp_path / "stamps"
     stamps.mkdir()
-    for name in ("venv", "build-system", "install", "build", "group-test+demo", "servers", "debian", "bytecode"):
+    made = ("venv", "build-system", "install", "build", "group-test+demo", "servers", "debian", "bytecode", "kernels")
+    for name in made:
         (stamps / name).touch()
     done = make(
         *("test-all", f"PYTHONS={broken} {sys.executable}", f"STAMPS={stamps}", "PYTEST=$(PYTHON) -c pass"),
