@@ -57,7 +57,7 @@ def test_idle_and_ended_streams_are_forgotten():
 
 @given(st.lists(st.tuples(st.sampled_from("cthsf"), st.sampled_from("xy"), st.sampled_from("abc"))))
 def test_a_stream_has_at_most_one_owner(calls):
-    """Whoever got the stream last is the only one whose records are kept; one that lost it unasked is told once."""
+    """Only the records of the replica that got the stream last are kept; one that lost it unasked is told once."""
     ledger, owners, now_ns = StreamLedger(), {}, 0
     untold = {name: set() for name in "abc"}
     for what, stream, replica in calls:

@@ -517,7 +517,7 @@ def test_programs_that_a_function_starts_can_be_terminated(importable, batch):
 
 
 def test_a_process_that_lost_its_parent_can_be_terminated(tmp_path):
-    """Whatever its function does: nobody else would end it."""
+    """Whatever its function does, since nothing else would end it."""
     script, fifo = tmp_path / "orphan.py", tmp_path / "fifo"
     script.write_text(ORPHAN)
     os.mkfifo(fifo)

@@ -12,6 +12,18 @@ pytestmark = pytest.mark.uncompiled
 SMALL, LARGE = b"old", b"n" * 100
 
 
+def computed(cache, takes_s):
+    """A function that the cache wraps, and the key of its value for ``"x"``."""
+
+    async def compute(x):
+        await asyncio.sleep(takes_s)
+        return SMALL
+
+    compute.fingerprint = "compute 1"
+    cached = cache.wrap(compute)
+    return cached, cached.key_of("x")
+
+
 @pytest.mark.parametrize(
     ("newer", "limits"), [(LARGE, {"max_bytes": 50}), (b"new", {"maxsize": 1})], ids=["large", "evicted"]
 )
@@ -22,14 +34,7 @@ def test_put_through_is_not_replaced_by_what_it_overtook(late, newer, limits):
     async def main(loop):
         fast, slow = ScriptedTier(loop.clock, "fast"), ScriptedTier(loop.clock, "slow")
         async with cache_of(loop, fast, slow, **limits) as cache:
-
-            async def compute(x):
-                await asyncio.sleep(1.0)
-                return SMALL
-
-            compute.fingerprint = "compute 1"
-            cached = cache.wrap(compute)
-            key = cached.key_of("x")
+            cached, key = computed(cache, takes_s=1.0)
             if late == "a read":
                 await cache.put_through(key, SMALL)
                 await cache.put_through("other", 0)
@@ -74,13 +79,7 @@ def test_a_change_is_later_than_what_was_stored_at_the_same_instant(before, set_
     async def main(loop):
         tier = ScriptedTier(loop.clock)
         async with cache_of(loop, tier, maxsize=1) as cache:
-
-            async def compute(x):
-                return SMALL
-
-            compute.fingerprint = "compute 1"
-            cached = cache.wrap(compute)
-            key = cached.key_of("x")
+            cached, key = computed(cache, takes_s=0.0)
             if before == "put":
                 await cache.put_through(key, SMALL)
             else:
