@@ -96,6 +96,7 @@ class Sequences:
         self._max = max_streams
         self._tell_lost = tell_lost
         self._streams: dict[Hashable, Stream] = {}
+        self._idle_from_ns = 0  # the earliest instant at which a stream can have been idle for long enough
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -106,6 +107,7 @@ class Sequences:
         Streams keep their ids, so that the server says which of them it has forgotten.
         """
         self._idle_ns = round(idle_s * 1e9)
+        self._idle_from_ns = 0
         if kind != self._kind:
             self._kind = kind
             self._bits = _BITS.get(kind, 62)
@@ -181,10 +183,15 @@ class Sequences:
         return stream
 
     def _make_room(self, now_ns: int) -> None:
-        idle_ns = self._idle_ns or 3_600_000_000_000
-        for stream_id, stream in list(self._streams.items()):
-            if stream.in_flight == 0 and now_ns - stream.seen_ns > idle_ns:
-                del self._streams[stream_id]
+        if now_ns > self._idle_from_ns:  # until then a full table need not be looked through for each new stream
+            idle_ns = self._idle_ns or 3_600_000_000_000
+            self._idle_from_ns = now_ns + idle_ns
+            for stream_id, stream in list(self._streams.items()):
+                if stream.in_flight == 0:
+                    if now_ns - stream.seen_ns > idle_ns:
+                        del self._streams[stream_id]
+                    else:
+                        self._idle_from_ns = min(self._idle_from_ns, stream.seen_ns + idle_ns)
         if len(self._streams) >= self._max:
             raise Overloaded(f"{len(self._streams)} streams are remembered already (max_streams={self._max})")
 

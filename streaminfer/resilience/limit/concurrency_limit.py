@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["ConcurrencyLimit"]
 
 _MOST = 1_000_000
+_INITIAL = 20
 _Machine: type[LimitMachine] = thread_safe(LimitMachine, public_methods(LimitMachine))
 
 
@@ -42,7 +43,7 @@ class ConcurrencyLimit(StackClock, LimitCore):
 
     Args:
         limit: a fixed limit; ``None``: it learns.
-        initial: where learning starts.
+        initial: where learning starts; ``None``: at 20, or at the nearest that ``min_limit`` and ``max_limit`` allow.
         min_limit: the lowest that it learns, ≥ 1.
         max_limit: the highest.
         queue_delay_s: seconds that a call may be queued before its batch begins, on average, when the limit is reached;
@@ -78,7 +79,7 @@ class ConcurrencyLimit(StackClock, LimitCore):
         self,
         *,
         limit: int | None = None,
-        initial: int = 20,
+        initial: int | None = None,
         min_limit: int = 1,
         max_limit: int = 1000,
         queue_delay_s: float | None = None,
@@ -92,6 +93,8 @@ class ConcurrencyLimit(StackClock, LimitCore):
     ) -> None:
         check_count("max_limit", max_limit, at_most=_MOST)
         check_count("min_limit", min_limit, at_most=max_limit)
+        if initial is None:
+            initial = min(max(_INITIAL, min_limit), max_limit)
         check_count("initial", initial, at_least=min_limit, at_most=max_limit)
         if limit is not None:
             check_count("limit", limit, at_most=_MOST)

@@ -55,7 +55,7 @@ class _MediaSource(Source):
             when_slow = "drop" if location.live else "wait"
         drops = check_choice("when_slow", when_slow, ("drop", "wait")) == "drop"
         live_buffer = wanted.chunks_in(SOUND_BUFFER_S) if isinstance(wanted, AudioFormat) else 1
-        paced, clock = realtime and not location.live, clock or time.monotonic_ns
+        paced, clock = realtime and (location.local or not location.live), clock or time.monotonic_ns
         feeder = MediaThread(
             av, location, wanted, realtime=paced, reconnect=reconnect, timeout_s=timeout_s, clock=clock
         )
@@ -92,7 +92,8 @@ class VideoSource(_MediaSource):
         pixel_format: of the arrays: ``"rgb24"``, ``"bgr24"``, ``"rgba"``, ``"bgra"``, ``"gray"`` or ``"yuv420p"``,
             which rounds odd sizes of pictures up and takes no odd ``size``.
         live: ``None``: devices and URLs are live and files are not. ``False`` for a recording behind a URL.
-        realtime: play a file at the speed of its timestamps.
+        realtime: play a file, or with ``live=False`` a recording behind a URL, at the speed of its timestamps. With
+            ``live=True`` a file is played like a camera: again and again, and a slow reader loses pictures.
         when_slow: ``"drop"`` all but the newest picture, or ``"wait"``; ``None``: drop if live.
         reconnect: how a live source connects again; ``None``: it raises instead.
         timeout_s: seconds without a connection, or without a packet, after which a connection counts as broken; also

@@ -32,7 +32,7 @@ import attrs
 
 from streaminfer._internal.error_log import ErrorLog
 from streaminfer._internal.snapshot import Snapshot
-from streaminfer._internal.validation import check_duration, check_instance
+from streaminfer._internal.validation import check_duration, check_instance, expected
 from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
 from streaminfer.telemetry.histograms.rolling_histogram import RollingHistogram
 from streaminfer.telemetry.interval_log.interval_log import Interval, format_interval, read_interval_log
@@ -98,8 +98,10 @@ class WorkerHistograms:
             check_instance(
                 "histograms", histogram, lambda it: isinstance(it, LatencyHistogram | RollingHistogram), _What
             )
+            what = "names of letters, digits and _.:/-"
+            check_instance("histograms", key, lambda it: isinstance(it, str), what)
             if not _NAME.fullmatch(key):
-                raise ValueError(f"histograms: expected names of letters, digits and _.:/-, got {key!r}")
+                raise ValueError(expected("histograms", what, key))
         self.name = name
         self.folder = Path(folder)
         self._histograms = dict(histograms)

@@ -143,6 +143,33 @@ def test_streams_without_a_sequence_are_not_remembered_and_idle_ones_make_room()
     asyncio.run(scenario())
 
 
+class Looks(dict):
+    """Counts how often all streams are looked through."""
+
+    count = 0
+
+    def items(self):
+        self.count += 1
+        return super().items()
+
+
+def test_a_full_table_is_looked_through_again_only_when_a_stream_can_be_idle():
+    async def scenario():
+        all_ = sequences(idle_s=1.0, max_streams=2)
+        all_._streams = looks = Looks()
+        await step(all_, "a", now_ns=1)
+        await step(all_, "b", now_ns=10)
+        for now_ns in range(20, 120):
+            with pytest.raises(Overloaded):
+                await step(all_, "c", now_ns=now_ns)
+        assert looks.count == 1
+        await step(all_, "c", now_ns=10**9 + 2)
+        assert looks.count == 2
+        assert set(looks) == {"b", "c"}
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize(("kind", "bits"), [("TYPE_INT32", 31), ("TYPE_UINT32", 32), ("TYPE_UINT64", 63)])
 def test_ids_fit_the_models_type_and_differ_between_clients(kind, bits):
     async def scenario():

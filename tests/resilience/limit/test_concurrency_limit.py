@@ -489,7 +489,7 @@ def test_threads_never_exceed_it():
         ({"limit": 2.0}, TypeError, "limit: expected"),
         ({"initial": 0}, ValueError, "initial: expected"),
         ({"initial": 2000}, ValueError, "initial: expected .* ≤ 1000"),
-        ({"min_limit": 30}, ValueError, "initial: expected a whole number ≥ 30"),
+        ({"initial": 20, "min_limit": 30}, ValueError, "initial: expected a whole number ≥ 30"),
         ({"min_limit": 2000}, ValueError, "min_limit: expected"),
         ({"max_limit": 0}, ValueError, "max_limit: expected"),
         ({"queue_delay_s": -1.0}, ValueError, "queue_delay_s: expected"),
@@ -505,6 +505,14 @@ def test_threads_never_exceed_it():
 def test_settings_are_checked(settings, error, message):
     with pytest.raises(error, match=message):
         ConcurrencyLimit(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "initial"), [({}, 20), ({"max_limit": 10}, 10), ({"min_limit": 30}, 30), ({"limit": 40}, 40)]
+)
+def test_learning_starts_within_the_limits(settings, initial):
+    """At 20, or at the nearest that they allow."""
+    assert ConcurrencyLimit(**settings).statistics().limit == initial
 
 
 def test_a_long_delay_of_its_own(clock):

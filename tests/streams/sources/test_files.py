@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import streaminfer as si
-from streaminfer.streams import AudioSource, Frame, VideoSource, audio_from_messages
+from streaminfer.streams import AudioSource, Frame, Reconnect, VideoSource, audio_from_messages
 
 
 async def read(source):
@@ -210,6 +210,21 @@ def test_real_time_follows_the_timestamps(audio):
     steps = [after.captured_ns - before.captured_ns for (before, _), (after, _) in pairwise(frames)]
     assert len(steps) == 9
     assert min(steps) >= 40_000_000 - 1_000
+
+
+def test_a_live_file_is_played_in_real_time_again_and_again(audio):
+    path = audio(np.zeros((1, 1_920), np.int16))
+    reconnect = Reconnect(first_s=0.001, max_s=0.001)
+    source = AudioSource(path, live=True, realtime=True, when_slow="wait", chunk=640, reconnect=reconnect)
+
+    async def main():
+        async with source:
+            return [await anext(source) for _ in range(9)]
+
+    instants_ns = [frame.captured_ns for frame in asyncio.run(main())]
+    steps = [after - before for before, after in pairwise(instants_ns)]
+    assert min(steps) >= 40_000_000 - 1_000
+    assert source.statistics().reconnects == 2
 
 
 def test_slow_reader_makes_a_file_wait(video):

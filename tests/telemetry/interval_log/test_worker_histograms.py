@@ -263,7 +263,13 @@ def test_a_cancelled_task_has_nothing_to_publish_once_they_are_closed(tmp_path):
 
 @pytest.mark.parametrize(
     ("histograms", "error"),
-    [({}, TypeError), (3, TypeError), ({"a": 3}, TypeError), ({"a b": LatencyHistogram()}, ValueError)],
+    [
+        ({}, TypeError),
+        (3, TypeError),
+        ({"a": 3}, TypeError),
+        ({5: LatencyHistogram()}, TypeError),
+        ({"a b": LatencyHistogram()}, ValueError),
+    ],
 )
 def test_bad_arguments(tmp_path, histograms, error):
     with pytest.raises(error, match="histograms: expected"):
