@@ -10,15 +10,14 @@ Part 2, simulated: two models that do not fit in memory together, whose loads ta
 turns stands the busier model alone, which is never swapped and leaves the other one unserved.
 
 Part 3, in real time, on one core: silero (SLO 25 ms) beside BlazeFace (SLO 100 ms), each with one session of one
-thread, under open load at several shares of what each does alone. Behind a device that takes turns, one that is
-preemptive, and independent batchers: the p99 of silero over that alone, and BlazeFace's requests on time over those
-alone: medians of interleaved rounds, with the same arrivals. The shares leave out what the event loop and the load
-generator take of the core, so that the highest pair is close to all of it. Beside them stands the floor: the preemptive
-device with a BlazeFace that returns at once, so that only its requests cost something. No device can do better. What
-the two take of the core, each alone, tells whether both bars can be met: over 100 %, silero has to make larger batches,
-and its requests wait for them, or BlazeFace's are late. Then follow rows with a process beside them that keeps the core
-busy, and cold ones: the first two seconds of a new process for each run, whose batchers know nothing of their models
-yet.
+thread, under open load at which each, alone, takes half of a share of the core: event loop and load generator included.
+Behind a device that takes turns, one that is preemptive, and independent batchers: the p99 of silero over that alone,
+and BlazeFace's requests on time over those alone: medians of interleaved rounds, with the same arrivals. Beside them
+stands the floor: the preemptive device with a BlazeFace that returns at once, so that only its requests cost something.
+No device can do better. Over 100 % of the core no device can reach both bars with the batches that silero makes alone:
+its requests have to wait for larger ones, or BlazeFace's are late. So these rows have no bar, as have those with a
+process beside them that keeps the core busy, and cold ones: the first two seconds of a new process for each run, whose
+batchers know nothing of their models yet.
 """
 
 import argparse
@@ -32,10 +31,10 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import NamedTuple
 
 import attrs
 import numpy as np
-from _lib.closed import answers_per_second
 from _lib.figures import Figure
 from _lib.models import Model, blazeface, silero
 
@@ -57,9 +56,15 @@ SIMULATED_S = 0.8
 SWAPPED_S = 60.0
 SWAPS = (((5, 50), 0.1, 0.5), ((2, 50), 0.1, 0.5), ((20, 100), 0.05, 0.2), ((5, 5), 0.1, 0.5), ((5, 50), 1.0, 0.1))
 """Requests per second of each model, their time limit and what a load takes, in seconds."""
-SHARES = ((0.10, 0.30), (0.20, 0.40), (0.35, 0.45))
-CONDITIONS = (*((shares, "") for shares in SHARES), (SHARES[0], ", a busy process on the core"), (SHARES[0], ", cold"))
-"""Shares of what each model does alone, and what is special."""
+LOADS = (0.6, 0.8, 1.2)
+CONDITIONS = (*((load, "") for load in LOADS), (LOADS[0], ", a busy process on the core"), (LOADS[0], ", cold"))
+"""Share of the core that both models take alone, half of it each, and what is special."""
+MOST_FEASIBLE = 0.9
+"""A bar holds up to this share of the core."""
+RATES = (300.0, 30.0)
+"""Requests per second of each model from which the search for its rate begins."""
+SEARCHES = 3
+SEARCH_S = 2.0
 COLD_S = 2.0
 SEPARATE = "separate batchers"
 FLOOR = "BlazeFace computes nothing"
@@ -69,8 +74,6 @@ WAYS: dict[str, Callable[[], si.Device | None]] = {
     SEPARATE: lambda: None,
     FLOOR: lambda: si.Device("core", preemptive=True),
 }
-DEVICES = ("turns", "preemptive")
-"""Ways that a bar is for; the others are what they stand beside."""
 REAL_CAPS = (32, 4)
 TURNS = Figure("on time on a simulated device, turns", over="the joint optimum", form="{:.3f}", at_least=0.97)
 ALONE = Figure("on time on a simulated device, independent batchers", over="the joint optimum", form="{:.3f}")
@@ -146,6 +149,17 @@ def swapped(seeds: int) -> None:
         BUSIER.report(alone, case=case)
 
 
+class Result(NamedTuple):
+    """What became of the requests of one model: the p99 of the answered ones, in seconds, and how many were on time.
+
+    ``core`` is the share of a core that this process took meanwhile, all models together.
+    """
+
+    p99_s: float
+    on_time: int
+    core: float
+
+
 @attrs.define
 class Arm:
     """One model with a batcher of its own, and the requests of a run."""
@@ -161,8 +175,7 @@ class Arm:
         batcher.wrap(self.backend)
         return batcher
 
-    async def run(self, batcher: si.AdaptiveBatcher, start_ns: int, seconds: float, seed: int) -> tuple[float, int]:
-        """Return the p99 of the answered requests, and how many were on time."""
+    async def run(self, batcher: si.AdaptiveBatcher, start_ns: int, seconds: float, seed: int) -> Result:
         service = batcher._service
         assert service is not None
         trace = arrivals.poisson(self.rate, round(self.rate * seconds), seed).tolist()
@@ -174,13 +187,15 @@ class Arm:
             await service.call(si.Request(inputs[number % len(inputs)], deadline_ns=due_ns[number] + slo_ns))
 
         sending = OpenLoop(ask, due_ns, errors=(si.DeadlineExceeded,))
+        began_s, began_cpu_s = time.monotonic(), time.process_time()
         await sending.run()
+        core = (time.process_time() - began_cpu_s) / (time.monotonic() - began_s)
         took = [at - due for at, due in zip(sending.completed_ns, due_ns, strict=True) if at]
         p99_s = float(np.quantile(took, 0.99)) / 1e9 if took else float("inf")
-        return p99_s, sum(one <= slo_ns for one in took)
+        return Result(p99_s, sum(one <= slo_ns for one in took), core)
 
 
-Results = list[tuple[float, int]]
+Results = list[Result]
 Run = Callable[[str, Sequence[int], int], Awaitable[Results]]
 """Runs the arms of these numbers in a way, on the arrivals of a seed."""
 
@@ -204,15 +219,12 @@ async def together(
     return results
 
 
-async def capacity(arm: Arm) -> float:
-    batcher = si.AdaptiveBatcher(max_batch_size=arm.cap, max_queue_size=10**5)
-    service = batcher.wrap(arm.backend)
-    await batcher.start()
-    inputs = arm.model.inputs
-    rate = await answers_per_second(
-        lambda number: service.call(si.Request(inputs[number % len(inputs)])), 2 * arm.cap, 2.0
-    )
-    await batcher.stop()
+async def find_rate(arm: Arm, rate: float, load: float) -> float:
+    """Return the requests per second at which a model alone takes a share of the core, from a guess on."""
+    for seed in range(SEARCHES):
+        arm.rate = rate
+        (result,) = await together([arm], None, SEARCH_S, seed, warm_s=0.0)
+        rate *= load / result.core
     return rate
 
 
@@ -230,7 +242,6 @@ async def in_real_time(rounds: int, seconds: float) -> None:
     arms = real_arms()
     for arm in arms:
         await arm.backend.start()
-    capacities = [await capacity(arm) for arm in arms[:2]]
 
     async def warm(way: str, numbers: Sequence[int], seed: int) -> Results:
         return await together([arms[number] for number in numbers], WAYS[way](), seconds, seed)
@@ -241,14 +252,13 @@ async def in_real_time(rounds: int, seconds: float) -> None:
         printed, _ = await new.communicate()
         if new.returncode:
             raise RuntimeError(f"the new process ended with {new.returncode}")
-        return [(p99_s, on_time) for p99_s, on_time in json.loads(printed.splitlines()[-1])]
+        return [Result(*values) for values in json.loads(printed.splitlines()[-1])]
 
-    for shares, beside in CONDITIONS:
-        for arm, share, most in zip(arms, shares, capacities, strict=False):
-            arm.rate = share * most
-        arms[2].rate = arms[1].rate
+    for load, beside in CONDITIONS:
+        for arm, rate in zip(arms, RATES, strict=False):
+            arm.rate = await find_rate(arm, rate, load / 2)
         with busy_process() if "busy" in beside else nullcontext():
-            await compare(cold if "cold" in beside else warm, shares, rounds, beside)
+            await compare(cold if "cold" in beside else warm, arms, load, rounds, beside)
     for arm in arms:
         await arm.backend.stop()
 
@@ -268,8 +278,10 @@ async def first_seconds(way: str, rates: dict[str, float], seed: int) -> Results
 
 @contextmanager
 def busy_process() -> Iterator[None]:
-    """Keep the cores of this process busy, by another one."""
-    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    """Keep the cores of this process busy, by another one, which ends with this one also where this one is killed."""
+    busy = subprocess.Popen(
+        [sys.executable, "-c", "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"]
+    )
     try:
         yield
     finally:
@@ -277,35 +289,38 @@ def busy_process() -> Iterator[None]:
         busy.wait()
 
 
-async def compare(run: Run, shares: tuple[float, ...], rounds: int, beside: str) -> None:
-    """Print what each way does for both arms, over the arms alone."""
+async def compare(run: Run, arms: Sequence[Arm], load: float, rounds: int, beside: str) -> None:
+    """Print what each way does for both arms, over the arms alone.
+
+    The rates follow the machine, whose speed changes: those of a round are corrected by what the one before it took.
+    """
     p99: dict[str, list[float]] = {way: [] for way in WAYS}
     kept: dict[str, list[float]] = {way: [] for way in WAYS}
     silero_kept: dict[str, list[float]] = {way: [] for way in WAYS}
-    alone_s, taken = [], []
+    alone_s, taken, rates = [], [], []
     for seed in range(rounds):
-        alone, cores = [], 0.0
-        for number in range(2):
-            began_s, began_cpu_s = time.monotonic(), time.process_time()
-            alone += await run(SEPARATE, [number], seed)
-            cores += (time.process_time() - began_cpu_s) / (time.monotonic() - began_s)
-        alone_s.append(alone[0][0])
-        taken.append(cores)
+        arms[2].rate = arms[1].rate
+        rates.append([arm.rate for arm in arms[:2]])
+        alone = [one for number in range(2) for one in await run(SEPARATE, [number], seed)]
+        alone_s.append(alone[0].p99_s)
+        taken.append(sum(one.core for one in alone))
         turned = seed % len(WAYS)
         for way in (*list(WAYS)[turned:], *list(WAYS)[:turned]):
-            (p99_s, urgent), (_, on_time) = await run(way, [0, 2] if way == FLOOR else [0, 1], seed)
-            p99[way].append(p99_s / alone[0][0])
-            silero_kept[way].append(urgent / max(alone[0][1], 1))
-            kept[way].append(on_time / max(alone[1][1], 1))
-    pair = " and ".join(f"{share:.0%}" for share in shares)
-    print(f"\nat {pair} of what each does alone{beside}; silero's p99 alone: {statistics.median(alone_s) * 1e3:.1f} ms")
-    if not beside:
-        print(f"  each alone, they take {statistics.median(taken):.0%} of the core together")
+            urgent, patient = await run(way, [0, 2] if way == FLOOR else [0, 1], seed)
+            p99[way].append(urgent.p99_s / alone[0].p99_s)
+            silero_kept[way].append(urgent.on_time / max(alone[0].on_time, 1))
+            kept[way].append(patient.on_time / max(alone[1].on_time, 1))
+        for arm, one in zip(arms, alone, strict=False):
+            arm.rate *= load / 2 / one.core
+    print(f"\nat {load:.0%} of the core{beside}; silero's p99 alone: {statistics.median(alone_s) * 1e3:.1f} ms")
+    urgent_rate, patient_rate = (statistics.median(each) for each in zip(*rates, strict=True))
+    print(f"  alone, silero with {urgent_rate:.0f}/s and BlazeFace with {patient_rate:.0f}/s take", end=" ")
+    print(f"{statistics.median(taken):.0%} of it ({min(taken):.0%} to {max(taken):.0%})")
     for way in WAYS:
-        is_device = way in DEVICES and not beside
-        case = f"{way}, {pair} of the capacity{beside}"
-        (P99 if is_device else BASE_P99).report(p99[way], case=case)
-        (KEPT if is_device else BASE_KEPT).report(kept[way], case=case)
+        has_bar = way == "preemptive" and load <= MOST_FEASIBLE and not beside
+        case = f"{way}, {load:.0%} of the core{beside}"
+        (P99 if has_bar else BASE_P99).report(p99[way], case=case)
+        (KEPT if has_bar else BASE_KEPT).report(kept[way], case=case)
         SILERO_KEPT.report(silero_kept[way], case=case)
 
 
