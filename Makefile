@@ -7,8 +7,7 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find streaminfer -name '*_cy.py' -o -name '*_cy.pxd' -o -name '*kernels.py' -o -path '*_compiled_kernels/*.py') \
 	streaminfer/_internal/loading/numba_jit.py
 STAMPS := $(VENV)/stamps
-# modules are compiled as they are imported, a small part of what is installed
-PIP_INSTALL := $(BIN)/pip install --quiet --no-compile
+INSTALL := $(BIN)/python benchmarks/servers/install.py
 # make stamps at the same time, since an installation uses one core, or waits
 PREPARE = @+$(MAKE) --no-print-directory --jobs=3 $(addprefix $(STAMPS)/,$(1))
 # two processes more than cores, since many tests wait for servers; each file's tests stay together: they share them
@@ -30,18 +29,19 @@ help: ## this list
 $(STAMPS)/venv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(PIP_INSTALL) --upgrade 'pip>=25.1'
+	$(INSTALL) --upgrade 'pip>=25.1'
+	@$(INSTALL) uv || echo 'uv cannot be installed here: pip takes its place'
 	@mkdir -p $(STAMPS) && touch $@
 
 # what the build needs, and no more: it begins while the rest is installed
 $(STAMPS)/build-system: $(STAMPS)/venv pyproject.toml
 	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' > $@.txt
-	$(PIP_INSTALL) --requirement $@.txt
+	$(INSTALL) --requirement $@.txt
 	@touch $@
 
 # an editable install and what it depends on; nothing is compiled yet
 $(STAMPS)/install: $(STAMPS)/build-system
-	STREAMINFER_DISABLE_COMPILED=1 $(PIP_INSTALL) --no-build-isolation --editable '.[all]'
+	STREAMINFER_DISABLE_COMPILED=1 $(INSTALL) --no-build-isolation --editable '.[all]'
 	@touch $@
 
 # the compiled modules, required, beside their sources; only what changed is compiled again
@@ -51,7 +51,7 @@ $(STAMPS)/build: $(STAMPS)/build-system setup.py $(SOURCES)
 
 # make .venv/stamps/group-test+demo: the dependencies of groups of pyproject.toml
 $(STAMPS)/group-%: $(STAMPS)/install
-	$(PIP_INSTALL) $(addprefix --group ,$(subst +, ,$*))
+	$(INSTALL) $(addprefix --group ,$(subst +, ,$*))
 	@touch $@
 
 # Triton, MLServer, KServe's server, Ray and the voice frameworks, each in an environment of its own

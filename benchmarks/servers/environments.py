@@ -26,6 +26,7 @@ import attrs
 __all__ = ["ENVIRONMENTS", "Environment", "find_python", "supported"]
 
 ROOT = Path(__file__).resolve().parents[2]
+INSTALL = Path(__file__).with_name("install.py")
 MAX_STEP_S = 1800.0
 # what Triton's python backend brings a stub for, best first
 SERVER_PYTHONS = ("3.11", "3.12", "3.10")
@@ -85,11 +86,9 @@ class Environment:
             began = time.perf_counter()
             print(f"making {self.folder.name} ...", file=sys.stderr, flush=True)
             python = find_python(self.pythons, shared_libpython=self.shared_libpython)
-            # pip of this process; modules are compiled as they are imported, a small part of what is installed
             _run([python, "-m", "venv", "--clear", "--without-pip", str(self.folder)])
-            pip = [sys.executable, "-m", "pip", "--python", str(self.python), "--disable-pip-version-check"]
             for step in self.steps:
-                _run([*pip, "install", "--quiet", "--no-compile", *step])
+                _run([sys.executable, str(INSTALL), "--python", str(self.python), *step])
             stamp.write_text(wanted)
             print(f"made {self.folder.name} in {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
         return self
