@@ -52,11 +52,13 @@ def main() -> None:
     options, arguments = parser.parse_known_args()
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     if importlib.util.find_spec("uv") is None:
-        command = [*pip, "--python", options.python, "install", "--quiet", "--no-compile", *arguments]
-        os.execv(sys.executable, command)
-    listed = subprocess.run([*pip, "config", "list"], capture_output=True, text=True, check=True).stdout
-    command = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", options.python, *arguments]
-    os.execve(sys.executable, command, uv_settings(listed) | os.environ)
+        command, environment = [*pip, "--python", options.python, "install", "--no-compile"], dict(os.environ)
+    else:
+        listed = subprocess.run([*pip, "config", "list"], capture_output=True, text=True, check=True).stdout
+        command = [sys.executable, "-m", "uv", "pip", "install", "--python", options.python]
+        environment = uv_settings(listed) | os.environ
+    # in the place of this process, so that who ends it ends the installation
+    os.execve(sys.executable, [*command, "--quiet", *arguments], environment)  # noqa: S606
 
 
 if __name__ == "__main__":
