@@ -1,9 +1,9 @@
-"""Environments are installed with uv, from where pip would take the packages; with pip where uv is not installed."""
+"""Environments are installed with uv, from where pip would take the packages; with pip where uv cannot do it."""
 
 import importlib.util
-import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from servers import install
@@ -11,32 +11,44 @@ from servers import install
 
 @pytest.fixture
 def run(monkeypatch):
-    """Run the script with arguments; return the command that takes its place, and its environment."""
-    taken = []
-    monkeypatch.setattr(os, "execve", lambda _, command, environment: taken.append((command, environment)))
+    """Run the script with arguments; return what it ran and with which variables, and its exit status."""
+    run_really = subprocess.run
 
-    def made(*arguments):
+    def made(*arguments, codes):
+        ran = []
+
+        def note(command, *, env=None, **options):
+            if "config" in command:
+                return run_really(command, **options)
+            ran.append((command[2:], env))
+            return SimpleNamespace(returncode=codes[command[2]])
+
+        monkeypatch.setattr(subprocess, "run", note)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name in codes else None)
         monkeypatch.setattr(sys, "argv", ["install.py", *arguments])
-        install.main()
-        return taken[-1]
+        try:
+            install.main()
+        except SystemExit as ended:
+            return ran, ended.code
+        return ran, 0
 
     return made
 
 
 def test_uv_takes_what_pip_would(run, monkeypatch):
-    """The package of the right index, with pip's options, also from its variables."""
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: "there")
+    """The packages of the same indexes; what is said of uv itself is stronger."""
     monkeypatch.setenv("PIP_INDEX_URL", "https://mirror.test/simple")
-    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "https://a.test/simple https://b.test/simple")
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "https://other.test/simple")
     monkeypatch.delenv("UV_DEFAULT_INDEX", raising=False)
     monkeypatch.setenv("UV_INDEX", "https://mine.test/simple")
 
-    command, environment = run("--python", "/env/bin/python", "--no-deps", "one==1.0")
+    [(command, variables)], code = run("--python", "/env/bin/python", "--no-deps", "one==1.0", codes={"uv": 0})
 
-    assert command[1:6] == ["-m", "uv", "pip", "install", "--python"]
-    assert command[6:] == ["/env/bin/python", "--quiet", "--no-deps", "one==1.0"]
-    assert environment["UV_DEFAULT_INDEX"] == "https://mirror.test/simple"
-    assert environment["UV_INDEX"] == "https://mine.test/simple"  # what is said of uv itself is stronger
+    assert code == 0
+    assert command[:5] == ["uv", "pip", "install", "--quiet", "--python"]
+    assert command[5:] == ["/env/bin/python", "--no-deps", "one==1.0"]
+    assert variables["UV_DEFAULT_INDEX"] == "https://mirror.test/simple"
+    assert variables["UV_INDEX"] == "https://mine.test/simple"
 
 
 def test_stronger_sections_of_pips_configuration_win():
@@ -57,11 +69,16 @@ global.disable-pip-version-check='1'
     }
 
 
-def test_pip_installs_where_uv_is_not(run, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    command, _ = run("--group", "lint", "--group", "test")
-    assert command[2:6] == ["pip", "--disable-pip-version-check", "--python", sys.executable]
-    assert command[6:] == ["install", "--no-compile", "--quiet", "--group", "lint", "--group", "test"]
+@pytest.mark.parametrize("codes", [{"pip": 0}, {"uv": 2, "pip": 0}, {"uv": 2, "pip": 1}])
+def test_pip_installs_where_uv_does_not(run, capsys, codes):
+    """As where it is not there, or has no folder for its cache."""
+    ran, code = run("--group", "lint", "--group", "test", codes=codes)
+    command, _ = ran[-1]
+    assert code == codes["pip"]
+    assert [command[0] for command, _ in ran] == list(codes)
+    assert command[:4] == ["pip", "--disable-pip-version-check", "--python", sys.executable]
+    assert command[4:] == ["install", "--quiet", "--no-compile", "--group", "lint", "--group", "test"]
+    assert ("pip takes its place" in capsys.readouterr().err) == ("uv" in codes)
 
 
 def test_the_script_says_what_failed(tmp_path):
