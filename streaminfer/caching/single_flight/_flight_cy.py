@@ -14,8 +14,9 @@ callers join it and wait.
   its computation is cancelled.
 * A refresh is a flight without callers and is never abandoned. Where it fails and a waiter leads, the flight is as any
   other. After a failure, or a value that may not be stored, its key pauses until a second after the refresh began, so
-  that a backend that is down, or degraded, is not called at every stale hit, and one that hung is called again at once. One flight refreshes an entry for callers of all priorities. Of
-  one wrapped service at most 256 keys are refreshed or paused; other stale keys wait for these.
+  that a backend that is down, or degraded, is not called at every stale hit, and one that hung is called again at once.
+  One flight refreshes an entry for callers of all priorities. Of one wrapped service at most 256 keys are refreshed or
+  paused; other stale keys wait for these.
 * A computation that waits for its own flight would wait for ever; so would two that wait for each other. The waits of
   computations are edges of a graph between flights, and a join that would close a cycle raises.
 
