@@ -24,7 +24,7 @@ from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_duration, check_instance, expected
 from streaminfer.errors import StreamInferError
 from streaminfer.request import CallSettings, MapSettings, Request, Response, deadline_after, time_left_s
-from streaminfer.serving._exchanges_cy import ClientGone, Exchange, ExchangeWatch
+from streaminfer.serving._exchanges_cy import CLIENT_CLOSED_REQUEST, ClientGone, Exchange, ExchangeWatch
 from streaminfer.serving.deadlines import read_timeout_s
 from streaminfer.serving.errors import logged_failure
 from streaminfer.stack import Stack
@@ -43,8 +43,6 @@ __all__ = ["BoundService", "add_stacks", "bind"]
 T = TypeVar("T")
 
 _SCOPE_KEY = "streaminfer"
-_CLIENT_CLOSED_REQUEST = 499
-"""Status of a request whose client has gone, as nginx logs it."""
 
 
 def add_stacks(app: "fastapi.FastAPI", *stacks: Stack, health: str | None = "/health") -> None:
@@ -289,4 +287,4 @@ async def _respond_to_group(request: "fastapi.Request", error: Exception) -> "fa
 
 
 async def _close(_request: "fastapi.Request", _error: Exception) -> "fastapi.Response":
-    return _status(_CLIENT_CLOSED_REQUEST)
+    return _status(CLIENT_CLOSED_REQUEST)

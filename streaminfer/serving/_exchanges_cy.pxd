@@ -11,6 +11,7 @@ cdef class Exchange:
     cdef list _tasks
     cdef ExchangeWatch _watch
     cdef public object body_is_read
+    cdef public bint has_begun
     cdef public bint is_answered
     cdef public Py_ssize_t looks
     cdef readonly object loop

@@ -17,14 +17,26 @@ from streaminfer.serving.errors import RequestRejected
 if TYPE_CHECKING:
     from streaminfer.telemetry.asgi_app import Message, Receive
 
-__all__ = ["ClientGone", "Exchange", "ExchangeWatch", "has_no_body"]
+__all__ = ["CLIENT_CLOSED_REQUEST", "ClientGone", "Exchange", "ExchangeWatch", "has_no_body"]
 
 _EVERY_S = 0.02
 """How often the timer looks."""
 
 
+CLIENT_CLOSED_REQUEST = 499
+"""Status of a request whose client has gone, as nginx logs it."""
+
+
 class ClientGone(Exception):  # noqa: N818 - not an error of the server
-    """Raised in place of a response to a client that has gone."""
+    """Raised in place of a response to a client that has gone.
+
+    Attributes:
+        has_begun: a part of the response was sent.
+    """
+
+    def __init__(self, *, has_begun: bool = False) -> None:
+        super().__init__()
+        self.has_begun = has_begun
 
 
 class Exchange:
@@ -41,6 +53,7 @@ class Exchange:
 
     Attributes:
         body_is_read: whether it was, as a whole; ``None``: not known.
+        has_begun: a part of the response was sent.
         is_answered: the whole response was sent: what a server then says of the client ends no work.
         loop: on which its tasks run; ``None`` before the first.
         looks: how often the watch has looked, in the present part of the exchange.
@@ -55,7 +68,7 @@ class Exchange:
         self._listening: asyncio.Task[None] | None = None
         self._ahead: Message | None = None
         self.body_is_read: bool | None = None
-        self.is_answered = False
+        self.has_begun = self.is_answered = False
         self.looks = 0
         self.loop: asyncio.AbstractEventLoop | None = None
 
@@ -115,7 +128,7 @@ class Exchange:
     def _note(self, message: Message) -> Message:
         if message["type"] == "http.disconnect":
             if not self.is_answered:
-                self.cancel(ClientGone())
+                self.cancel(ClientGone(has_begun=self.has_begun))
         else:
             self.body_is_read = not message.get("more_body", False)
         return message

@@ -15,6 +15,7 @@ from streaminfer.serving.errors import RequestRejected, logged_failure
 from streaminfer.serving.requests.infer_response import JSON_TYPE, Outputs, render_generated
 
 if TYPE_CHECKING:
+    from streaminfer.serving._exchanges_cy import Exchange
     from streaminfer.serving.requests._infer_head_cy import InferHead
     from streaminfer.serving.requests._model_requests_cy import ModelRequests
     from streaminfer.telemetry.asgi_app import Headers, Message, Send
@@ -70,7 +71,12 @@ def _describe(error: Exception) -> tuple[bytes, int, Headers]:
 
 
 async def send_events(
-    model: ModelRequests, head: InferHead, answers: AsyncGenerator[Outputs, None], headers: Headers, send: Send
+    model: ModelRequests,
+    head: InferHead,
+    answers: AsyncGenerator[Outputs, None],
+    headers: Headers,
+    exchange: Exchange,
+    send: Send,
 ) -> None:
     """Send an event for each answer; an error before the first one is a status, and later an event.
 
@@ -79,6 +85,7 @@ async def send_events(
         head: of the request.
         answers: of the model.
         headers: beside those of an event stream.
+        exchange: that hears how far the response is.
         send: of the ASGI server.
 
     Raises:
@@ -89,10 +96,11 @@ async def send_events(
         try:
             await send({"type": f"http.response.{kind}", **content})
         except OSError as error:
-            raise ClientGone from error
+            raise ClientGone(has_begun=True) from error
 
     async with contextlib.aclosing(answers):
         event: bytes | None = await _next_event(model, head, answers)
+        exchange.has_begun = True
         await say("start", status=200, headers=[*_EVENTS, *headers])
         while event is not None:
             await say("body", body=event, more_body=True)
@@ -101,6 +109,7 @@ async def send_events(
             except Exception as error:  # noqa: BLE001 - the status is sent already
                 await say("body", body=b"data: " + _describe(error)[0] + b"\n\n", more_body=True)
                 break
+    exchange.is_answered = True
     await say("body", body=b"", more_body=False)
 
 

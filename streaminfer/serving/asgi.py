@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from streaminfer._internal.validation import check_duration
 from streaminfer._runtime.lifecycle import STOP_LIMIT_S, stop_together
-from streaminfer.serving._exchanges_cy import ClientGone, has_no_body
+from streaminfer.serving._exchanges_cy import CLIENT_CLOSED_REQUEST, ClientGone, has_no_body
 from streaminfer.serving._http_inference_cy import HttpInference
 from streaminfer.serving._http_replies_cy import NO_STORE, describe_error, reply, without_body
 from streaminfer.serving.errors import RequestRejected
@@ -91,8 +91,8 @@ class ServingApp:
             else:
                 _check_method(method, _POSTING)
                 messages = await self._inference.answer(scope, receive, send, *asked)
-        except ClientGone:
-            return
+        except ClientGone as gone:  # layers of a framework around the app wait for a response
+            messages = [] if gone.has_begun else reply([], (NO_STORE,), CLIENT_CLOSED_REQUEST)
         except RequestRejected as error:
             error.closes_connection |= error.status in _BEFORE_A_BODY and not has_no_body(scope)
             messages = describe_error(error)

@@ -558,6 +558,30 @@ async def test_a_client_that_goes_away_cancels_its_request_in_the_batch(loop):
     assert isinstance(seen[0], ClientDisconnect)
 
 
+@pytest.mark.parametrize("leaves_early", [True, False])
+async def test_a_client_of_a_mounted_protocol_that_leaves_is_no_failure_of_a_middleware(loop, leaves_early):
+    """Starlette's raises where an app that it is around ends without a response."""
+    backend, stack = make_stack(loop, HANG)
+    app = FastAPI()
+    app.mount("/inference", si.serving.asgi_app({"faces": stack}))
+
+    @app.middleware("http")
+    async def passes(request, call_next):
+        return await call_next(request)
+
+    async with stack:
+        tensor = {"name": "x", "datatype": "FP32", "shape": [1], "data": [4.0]}
+        body = json.dumps({"inputs": [tensor]}).encode()
+        talk = Conversation(app, messages=() if leaves_early else (body,), path="/inference/v2/models/faces/infer")
+        running = asyncio.ensure_future(talk.run())
+        await until(lambda: leaves_early or backend.running)
+        talk.leave()
+        await running
+        await until(lambda: not backend.running)
+
+    assert talk.status == 499
+
+
 def serve_pairs(stack):
     """An app whose handler calls the stack twice at the same time."""
     app = FastAPI()

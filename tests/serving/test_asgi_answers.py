@@ -363,8 +363,9 @@ def test_an_error_before_the_first_answer_is_a_status(counting, ask_app):
     assert asyncio.run(scenario()) == [500, 501]
 
 
-def test_a_client_that_goes_away_ends_its_answers(counting, ask_app):
-    service = counting(hangs_at=1)
+@pytest.mark.parametrize(("hangs_at", "status"), [(0, 499), (1, 200)])
+def test_a_client_that_goes_away_ends_its_answers(counting, ask_app, hangs_at, status):
+    service = counting(hangs_at=hangs_at)
     app = si.serving.asgi_app({"m": si.Stack(service)})
 
     async def scenario():
@@ -374,10 +375,9 @@ def test_a_client_that_goes_away_ends_its_answers(counting, ask_app):
             asked = asyncio.ensure_future(ask_app(app, "POST", "/v2/models/m/generate_stream", body, gone=gone))
             await asyncio.sleep(0)
             gone.set()
-            await asked
+            return await asked
 
-    asyncio.run(asyncio.wait_for(scenario(), 30))
-
+    assert asyncio.run(asyncio.wait_for(scenario(), 30)).status == status
     assert service.closed == 1
 
 

@@ -56,6 +56,7 @@ cdef class FlightTable:
     cpdef Flight flight(self, object key)
     cpdef list succeed(self, Flight flight)
     cdef _end(self, Flight flight)
+    cdef _end_refresh(self, Flight flight)
 
 @cython.locals(seen=set, ahead=list, flight=Flight)
 cdef bint _reaches(Flight start, Flight goal) except *

@@ -12,10 +12,11 @@ callers join it and wait.
 * A caller that leaves (cancelled, or at its deadline) takes nothing with it. The computation continues while at least
   one caller waits. Otherwise the flight is abandoned: it leaves the table, so that the next caller starts another, and
   its computation is cancelled.
-* A refresh is a flight without callers and is never abandoned. After a failure, or a value that may not be stored, its
-  key pauses until a second after the refresh began, so that a backend that is down, or degraded, is not called at every
-  stale hit, and one that hung is called again at once. One flight refreshes an entry for callers of all priorities. Of
-  one wrapped service at most 256 keys are refreshed or paused; other stale keys wait for these.
+* A refresh is a flight without callers and is never abandoned. Where it fails and a waiter leads, the flight is as any
+  other. After a failure, or a value that may not be stored, its key pauses until a second after the refresh began, so
+  that a backend that is down, or degraded, is not called at every stale hit, and one that hung is called again at once.
+  One flight refreshes an entry for callers of all priorities. Of one wrapped service at most 256 keys are refreshed or
+  paused; other stale keys wait for these.
 * A computation that waits for its own flight would wait for ever; so would two that wait for each other. The waits of
   computations are edges of a graph between flights, and a join that would close a cycle raises.
 
@@ -105,7 +106,8 @@ class Flight:
         waiting: the waiters in order of arrival: keys of a dict whose values mean nothing.
         leader: whose attempt it is; ``None``: the caller left, or it is a refresh.
         failures: attempts that failed and counted.
-        refreshes: of the wrapped service that it refreshes, which continues without waiters; ``None``: it is none.
+        refreshes: of the wrapped service that it refreshes, which continues without waiters; ``None``: it is none, or
+            the refresh failed and a waiter leads.
         begun_ns: when a refresh began.
         over: it has left the table.
         computing: what runs it, set by the user of the table; ``None``: nothing does.
@@ -263,6 +265,7 @@ class FlightTable:
             self._counts.refresh_failures += 1
             is_news = not flight.refreshes.failing
             flight.refreshes.ended(flight, error)
+            self._end_refresh(flight)
         told = []
         if flight.leader is not None:
             told.append(flight.leader)
@@ -290,10 +293,15 @@ class FlightTable:
     def _end(self, flight: Flight) -> None:
         flight.over = True
         flight.leader = None
+        self._end_refresh(flight)
+        del self._flights[flight.key]
+
+    def _end_refresh(self, flight: Flight) -> None:
+        """Let a flight be one of its waiters alone, if it was a refresh."""
         if flight.refreshes is not None:
             flight.refreshes.running -= 1
+            flight.refreshes = None
             self._refreshed.discard(flight.entry)
-        del self._flights[flight.key]
 
 
 def _reaches(start: Flight, goal: Flight) -> bool:

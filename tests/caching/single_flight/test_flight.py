@@ -102,9 +102,9 @@ class SingleFlight(RuleBasedStateMachine):
         counts, final = not isinstance(error, DeadlineExceeded), stops or isinstance(error, InvalidInput)
         key = data.draw(st.sampled_from(sorted(self.computing)))
         flight = self.computing[key]
-        if self.refreshing[key] and self.leader[key] is None:
+        if self.refreshing[key]:
             self.paused_ns[key] = flight.begun_ns + PAUSE_NS
-        refreshed, failing = self.refreshing[key] and self.leader[key] is None, self.refreshes.failing
+        refreshed, failing = self.refreshing[key], self.refreshes.failing
         self.failures[key] += counts
         owed = [self.leader[key]] if self.leader[key] is not None else []
         rest = [caller for caller in self.waiting[key] if caller not in owed]
@@ -120,6 +120,7 @@ class SingleFlight(RuleBasedStateMachine):
             assert told == owed
             self.leader[key] = leader
             self.waiting[key] = rest
+            self.refreshing[key] = False  # from now on it is the waiters' alone
         self.told(flight, told)
 
     def told(self, flight, callers):
@@ -133,6 +134,7 @@ class SingleFlight(RuleBasedStateMachine):
     @invariant()
     def table_holds_what_flies(self):
         assert len(self.table) == len(self.computing)
+        assert self.refreshes.running == sum(self.refreshing.values())
         for key, flight in self.computing.items():
             assert list(flight.waiting) == self.waiting[key]
             assert flight.leader is self.leader[key]

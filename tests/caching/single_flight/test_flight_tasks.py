@@ -5,6 +5,7 @@ import contextlib
 import contextvars
 import gc
 import itertools
+import math
 import time
 
 import pytest
@@ -439,6 +440,27 @@ def test_who_joins_a_refresh_gets_its_value_or_tries_itself(first, caplog):
     (outcomes, begun, ended), _ = quiet(play)
     assert outcomes == ["ok", "cancelled"]
     assert (begun, ended) == ((1, 1.0) if first == "ok" else (2, 2.0))
+
+
+@pytest.mark.parametrize(("first", "takes_s"), [(Overloaded("full"), 1.0), ("late", 3.0)])
+def test_an_attempt_behind_a_failed_refresh_is_abandoned_with_its_last_waiter(first, takes_s):
+    """It would otherwise run without a limit, and every later caller of the key would wait for it."""
+
+    async def play(flights, loop):
+        here = flights.here()
+        here.refresh("key", (Work(first, after_s=takes_s),), refreshes=Refreshes(), limit_s=1.25)
+        await asyncio.sleep(0.5)
+        hung = Work(after_s=math.inf)
+        leads = ask(flights, loop, hung)
+        await asyncio.sleep(1.0)
+        leads.cancel()
+        ends = await outcome(leads), await outcome(ask(flights, loop, Work("ok")))
+        await asyncio.sleep(takes_s)
+        return ends, hung.begun, hung.cancelled
+
+    (ends, begun, cancelled), statistics = quiet(play)
+    assert ends == ("cancelled", "ok")
+    assert begun == cancelled == statistics.abandoned == 1
 
 
 @pytest.mark.parametrize("drain", [True, False])
