@@ -126,7 +126,8 @@ class Lookahead:
         self._overhead = PipelineOverhead() if overhead is None else overhead
         self._probe_size = max_batch_size  # halved when a batch was cancelled, so that one of them ends in time
         self._measuring_ns: int | None = None  # when a batch was last sent while nothing had been measured
-        self._owed = 0.0  # rows that requests without a deadline were not given yet
+        self._owed = self._owed_before = 0.0  # rows that requests without a deadline were not given yet
+        self._proposed: Ticket | None = None  # the first of the batch for which the last of these rows were counted
 
     def prepare(self, *, wait: bool) -> bool:
         """Load the kernels before the first decision that needs them.
@@ -345,6 +346,7 @@ class Lookahead:
             batch = with_rows_for_free(batch, groups[0], rejected, now_ns)
         if overdue:
             batch = self._with_overdue(batch, group, overdue, late, queue.queued)
+            self._proposed = batch[0]
         return Decision(batch, reason, rejected, rejection=rejection)
 
     def _groups(self, tickets: list[Ticket], now_ns: int) -> list[Group]:
@@ -377,6 +379,9 @@ class Lookahead:
             late: their groups, and others, as a whole.
             queued: how many requests are.
         """
+        if self._proposed is not None and self._proposed.state == "queued":
+            self._owed = self._owed_before  # that batch was not sent: another model had the turn on the device
+        self._owed_before = self._owed
         self._owed = min(self._owed + len(batch) * len(overdue) / queued, float(len(overdue)))
         own = next(one for one in late if overdue[0] in one.tickets)
         members = set(map(id, own.tickets))
