@@ -84,6 +84,7 @@ class BucketModel:
         self.sure_ns = 0
         self.spread = 1.0
         self._waited_for: NDArray[np.int64] | None = None
+        self._borrowed: NDArray[np.int64] | None = None
         self._slow_timetable: DurationTable | None = None
         self.recent = BatchMeans(_MEAN_OVER_NS)
         self._workers = workers
@@ -234,6 +235,9 @@ class BucketModel:
 
     def borrow(self, other: "BucketModel", ratio: float) -> None:
         """Take over the durations of another bucket, times a ratio, until anything is known of this one."""
+        if self._borrowed is other.durations:
+            return  # it has learned nothing since
+        self._borrowed = other.durations
         scaled = np.maximum((other.durations * ratio).astype(np.int64), 1)[: self.cap + 1]
         scaled[0] = 0
         self._set(scaled, scaled, len(scaled) - 1)
