@@ -195,6 +195,10 @@ class BucketModel:
         larger = 2 * size
         return self._not_run_for_long([larger] if larger <= available and self.service_time.ran(larger) else [])
 
+    def ask_again(self) -> None:
+        """Compare at the next decision: the batch of the size that was asked for last was not sent."""
+        self._compare_from = min(self._compare_from, self.service_time.observations)
+
     def _not_run_for_long(self, sizes: Sequence[int]) -> int:
         model = self.service_time
         self._compare_from = model.observations + _COMPARE_EVERY

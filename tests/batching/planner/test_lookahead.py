@@ -130,26 +130,6 @@ def test_overdue_requests_without_deadline_get_their_share():
     assert overdue == pytest.approx(rows * 10 / 40, abs=1)
 
 
-def test_overdue_requests_keep_the_share_of_batches_that_were_not_sent():
-    """On a shared device every other batch may be proposed in vain."""
-    policy, queue = Lookahead(4, DEVICE), queue_of(*[None] * 5)
-    for number in range(5, 40):
-        queue.admit(None, number, None, 5000 * MS, 5050 * MS, 0)
-    overdue = rows = 0
-    for turn in range(80):
-        batch = policy.decide(queue, 5000 * MS, 1).batch
-        if turn % 2:
-            continue
-        sent = [ticket.inputs for ticket in queue.take(batch, 5000 * MS, "planned").tickets]
-        overdue += sum(number < 5 for number in sent)
-        rows += len(sent)
-        for number in sent:  # as many come as go
-            is_overdue = number < 5
-            deadline_ns = NEVER if is_overdue else 5050 * MS
-            queue.admit(None, number, None, 0 if is_overdue else 5000 * MS, deadline_ns, 0)
-    assert overdue == pytest.approx(rows * 5 / 40, abs=1)
-
-
 def test_the_most_urgent_that_fit_fill_the_batch():
     queue = queue_of(30, 30, 30, 30, 30, 30, priorities=[1, 1, 1, 1, 0, 0])
     batch, _, _ = decide(Lookahead(4, DEVICE), queue)
