@@ -404,7 +404,9 @@ class Lookahead:
             return overdue
         owed = min(int(self._owed), len(batch), len(overdue))
         self._owed -= owed
-        return overdue[:owed] + batch[: len(batch) - owed]  # first, since costs or bytes may leave out the last
+        given = set(map(id, overdue[:owed]))
+        others = [ticket for ticket in batch if id(ticket) not in given]  # it may have some that make it no slower
+        return overdue[:owed] + others[: len(batch) - owed]  # first, since costs or bytes may leave out the last
 
     def _of_one_group(self, tickets: list[Ticket]) -> list[Ticket]:
         model = self.bucket_models[tickets[0].bucket]
