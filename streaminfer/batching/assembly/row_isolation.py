@@ -9,6 +9,9 @@ after six of which none succeeded, the rest fails with the error that they had l
 fault. Of the batches that fail after such a vain attempt the next one is not split, of those after the second two, then
 four, at most sixteen; a batch that succeeds ends this.
 
+*Limits.* Copies that fill a part up to a preferred size count as they do in a batch: rows that shared a batch with
+cheaper ones may be too much for one of their own, and are halved. Each time one part more may be sent.
+
 *Memory.* A batch for which the memory was not enough sets the limit of later batches and parts of its length bucket to
 half its rows, until the batcher is reconfigured; the policy, which is told, plans no larger ones. Such parts count
 toward neither bound: each halves the limit.
@@ -105,7 +108,8 @@ class RowIsolator:
             rows = self._awaited(execution, rows, now_ns)
             if not rows:
                 continue
-            if len(self.limit([execution.tickets[row] for row in rows])) < len(rows):
+            if not self._fits([execution.tickets[row] for row in rows]):
+                most += 1
                 parts.extendleft((half, failure) for half in reversed(_halves(rows)))
                 continue
             sent += 1
@@ -138,6 +142,12 @@ class RowIsolator:
             for row in rows
             if execution.tickets[row].state == "running" and not execution.tickets[row].future.done()
         ]
+
+    def _fits(self, tickets: list[Ticket]) -> bool:
+        """Return whether some of the requests of a batch may be one of their own, within the limits of batches."""
+        calls = self._calls
+        together = calls.assembler.select(tickets, shorter_too=True) if calls.stack else tickets
+        return len(calls.assembler.within_cost(self.limit(together))) == len(tickets)
 
     async def _try(self, execution: Execution, rows: list[int], now_ns: int) -> Exception | None:
         """Run some rows as a batch of their own and hand out their results; returns what was raised for all."""

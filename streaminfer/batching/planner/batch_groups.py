@@ -82,8 +82,9 @@ def first_if_all_on_time(groups: list[Group], now_ns: int, *, surely: bool) -> t
     Args:
         groups: at least one.
         now_ns: the present instant.
-        surely: with several priorities, deadlines decide only where one batch holds all, and is on time though slow:
-            a less urgent request in front of urgent ones costs them the time that they need when more come.
+        surely: with several priorities, deadlines decide in a single group only where one batch holds all, and is on
+            time though slow: a less urgent request in front of urgent ones costs them the time that they need when more
+            come.
     """
     if len(groups) == 1:
         group = groups[0]

@@ -84,6 +84,7 @@ class BucketModel:
         self.sure_ns = 0
         self.spread = 1.0
         self._waited_for: NDArray[np.int64] | None = None
+        self._borrowed: NDArray[np.int64] | None = None
         self._slow_timetable: DurationTable | None = None
         self.recent = BatchMeans(_MEAN_OVER_NS)
         self._workers = workers
@@ -194,6 +195,10 @@ class BucketModel:
         larger = 2 * size
         return self._not_run_for_long([larger] if larger <= available and self.service_time.ran(larger) else [])
 
+    def ask_again(self) -> None:
+        """Compare at the next decision: the batch of the size that was asked for last was not sent."""
+        self._compare_from = min(self._compare_from, self.service_time.observations)
+
     def _not_run_for_long(self, sizes: Sequence[int]) -> int:
         model = self.service_time
         self._compare_from = model.observations + _COMPARE_EVERY
@@ -234,6 +239,9 @@ class BucketModel:
 
     def borrow(self, other: "BucketModel", ratio: float) -> None:
         """Take over the durations of another bucket, times a ratio, until anything is known of this one."""
+        if self._borrowed is other.durations:
+            return  # it has learned nothing since
+        self._borrowed = other.durations
         scaled = np.maximum((other.durations * ratio).astype(np.int64), 1)[: self.cap + 1]
         scaled[0] = 0
         self._set(scaled, scaled, len(scaled) - 1)

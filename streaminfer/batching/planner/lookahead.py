@@ -126,7 +126,9 @@ class Lookahead:
         self._overhead = PipelineOverhead() if overhead is None else overhead
         self._probe_size = max_batch_size  # halved when a batch was cancelled, so that one of them ends in time
         self._measuring_ns: int | None = None  # when a batch was last sent while nothing had been measured
-        self._owed = 0.0  # rows that requests without a deadline were not given yet
+        self._exploring: tuple[BucketModel, Ticket] | None = None  # the model, and the first of the last such batch
+        self._owed = self._owed_before = 0.0  # rows that requests without a deadline were not given yet
+        self._proposed: Ticket | None = None  # the first of the batch for which the last of these rows were counted
 
     def prepare(self, *, wait: bool) -> bool:
         """Load the kernels before the first decision that needs them.
@@ -191,6 +193,11 @@ class Lookahead:
 
     def decide(self, queue: RequestQueue, now_ns: int, free_workers: int) -> Decision:  # noqa: ARG002 - the protocol
         """Return the next batch for one free worker."""
+        if self._exploring is not None:
+            explored, first = self._exploring
+            self._exploring = None
+            if first.state == "queued":  # it was not sent: another model had the turn on the device
+                explored.ask_again()
         model = self._model
         if model is not None and not self._mixed_for:
             table = model.timetable
@@ -202,6 +209,7 @@ class Lookahead:
                 if is_full and model.compares:
                     size = model.size_to_compare(queue.queued)
                     if size and leaves_time_to_explore(model, size, queue, now_ns):
+                        self._exploring = model, batch[0]
                         return Decision(queue.first(size), "exploration")
                 # the common case: a tuple made outright takes half as long
                 return _new_decision(Decision, (batch, "full" if is_full else "idle_worker", (), None, False, ""))
@@ -303,7 +311,8 @@ class Lookahead:
             return None  # it measures
         _, tickets, deadlines, untimed = in_deadline_order(model, queue.first(queue.queued))
         limits = queue.events.recent_limits_ns() or [PATIENCE_NS]
-        is_free = self._model is not None and not (self._mixed_for or untimed or queue.several_priorities)
+        is_fixed = self._mixed_for or untimed or queue.several_priorities or self._exploring is not None
+        is_free = self._model is not None and not is_fixed
         return Outlook(tickets, deadlines, model.waited_for, queue.events.gaps_ns(now_ns), min(limits), is_free)
 
     def _first_to_measure(self, queue: RequestQueue, now_ns: int, most: int) -> list[Ticket]:
@@ -341,10 +350,13 @@ class Lookahead:
         by_class = queue.several_priorities or any(group.untimed for group in left)
         group, beside = choose_group(left, now_ns, by_class=by_class)
         batch, reason = plan_batch(queue, group, now_ns, beside)
+        if reason == "exploration":
+            self._exploring = group.model, batch[0]
         if len(groups) == 1 and reason == "planned":
             batch = with_rows_for_free(batch, groups[0], rejected, now_ns)
         if overdue:
             batch = self._with_overdue(batch, group, overdue, late, queue.queued)
+            self._proposed = batch[0]
         return Decision(batch, reason, rejected, rejection=rejection)
 
     def _groups(self, tickets: list[Ticket], now_ns: int) -> list[Group]:
@@ -377,6 +389,9 @@ class Lookahead:
             late: their groups, and others, as a whole.
             queued: how many requests are.
         """
+        if self._proposed is not None and self._proposed.state == "queued":
+            self._owed = self._owed_before  # that batch was not sent: another model had the turn on the device
+        self._owed_before = self._owed
         self._owed = min(self._owed + len(batch) * len(overdue) / queued, float(len(overdue)))
         own = next(one for one in late if overdue[0] in one.tickets)
         members = set(map(id, own.tickets))
@@ -389,7 +404,9 @@ class Lookahead:
             return overdue
         owed = min(int(self._owed), len(batch), len(overdue))
         self._owed -= owed
-        return overdue[:owed] + batch[: len(batch) - owed]  # first, since costs or bytes may leave out the last
+        given = set(map(id, overdue[:owed]))
+        others = [ticket for ticket in batch if id(ticket) not in given]  # it may have some that make it no slower
+        return overdue[:owed] + others[: len(batch) - owed]  # first, since costs or bytes may leave out the last
 
     def _of_one_group(self, tickets: list[Ticket]) -> list[Ticket]:
         model = self.bucket_models[tickets[0].bucket]

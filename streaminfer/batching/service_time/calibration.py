@@ -22,7 +22,7 @@ import contextlib
 import logging
 import math
 import weakref
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ import numpy as np
 from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.units import format_duration
+from streaminfer._internal.validation import expected
 from streaminfer.batching.assembly.assembler import Assembler
 from streaminfer.batching.assembly.row_isolation import is_out_of_memory
 from streaminfer.batching.service_time.calibration_bench import (
@@ -114,6 +115,7 @@ class _Bucket:
         warmed: sizes that ran.
         ended: the last size, and the limit that it exceeded; ``None``: none has.
         failed: the first size that failed, and how; ``None``: none has.
+        most: the largest batch that bytes or costs leave room for; ``None``: of any size so far.
     """
 
     number: int
@@ -122,6 +124,16 @@ class _Bucket:
     warmed: set[int] = attrs.field(factory=set)
     ended: tuple[int, int] | None = None
     failed: tuple[int, str] | None = None
+    most: int | None = None
+
+    def learn_limit(self) -> None:
+        """Note the largest batch if the sizes ended with one of which the batcher made several batches."""
+        if self.ended is not None and self.failed is None and self.ended[0] not in self.known:
+            self.most = max(self.known)
+
+    def within_limits(self, sizes: Sequence[int]) -> list[int]:
+        """Return those of some sizes that bytes and costs leave room for."""
+        return [size for size in sizes if self.most is None or size <= self.most]
 
 
 class Calibration:
@@ -231,7 +243,7 @@ class Calibration:
 
     async def _run_bucket(self, bench: CalibrationBench, bucket: _Bucket) -> tuple[list[int], bool]:
         """Returns the sizes that did not run to their end, and whether inputs are guessed."""
-        sizes = bench.assembler.sizes_of(bucket.number)
+        sizes = bucket.within_limits(bench.assembler.sizes_of(bucket.number))
         row, is_guess = await self._row(bench, bucket.number, sizes[0])
         bucket.failed = None  # it may succeed by now
         last, limit_ns = bucket.ended or (sizes[-1], 0)
@@ -245,9 +257,10 @@ class Calibration:
             done = bucket.warmed
         elif missing := [size for size in tried if size not in bucket.known]:
             await self._measure(bench, row, bucket, missing, bench.learn)
+            bucket.learn_limit()
         else:  # the workers may be new ones
             await bench.run_on_each(row, sizes[0])
-        return [size for size in sizes if size not in done], is_guess
+        return [size for size in bucket.within_limits(sizes) if size not in done], is_guess
 
     async def _row(self, bench: CalibrationBench, bucket: int, size: int) -> tuple[Any, bool]:
         """A request of a bucket, and whether sizes of it are guessed."""
@@ -367,6 +380,9 @@ def _fit(inputs: Any, buckets: "Buckets", bucket: int) -> Any:
         value = np.asarray(value)
         if not buckets.is_ragged(name, value):
             return value
+        if not value.shape[buckets.axis]:
+            what = f"one that is not empty along axis {buckets.axis}, the length of the buckets"
+            raise ValueError(expected("example", what, value.shape))
         return np.take(value, np.arange(length) % value.shape[buckets.axis], axis=buckets.axis)
 
     if isinstance(inputs, Mapping):

@@ -117,6 +117,49 @@ async def test_preferred_sizes(loop):
     assert [answer for answer in answers if not isinstance(answer, Exception)] == [2.0, 4.0, 8.0, 10.0]
 
 
+@pytest.mark.parametrize("bad", [0, 4, 7])
+async def test_parts_cost_no_more_than_batches_may(loop, bad):
+    """Dear rows that shared a batch with cheap ones do not fill one up with their copies."""
+    costs = [1.0, 1.0, 1.0, 1.0, 24.0, 24.0, 24.0, 24.0]
+    sent = []
+
+    def infer(batch):
+        sent.append(list(batch.inputs))
+        if values[bad] in batch.inputs:
+            raise ValueError
+        return batch.inputs
+
+    values = [cost + number / 1000 for number, cost in enumerate(costs)]
+    backend = ScriptedBackend(then=infer, duration_s=0.001)
+
+    answers, statistics = await ask(loop, backend, values, row_cost=float, max_batch_cost=100.1, preferred_sizes=[1, 8])
+
+    assert len(sent[0]) == 8
+    assert max(map(sum, sent)) <= 100.1
+    assert [type(answer) is si.BackendError for answer in answers] == [number == bad for number in range(8)]
+    assert statistics.split_batches == 1
+
+
+async def test_parts_take_no_more_bytes_than_batches_may(loop):
+    """Long texts that shared a batch with short ones do not fill one up with their copies."""
+    sent = []
+
+    def infer(batch):
+        sent.append(list(batch.inputs))
+        if len(sent) == 1:
+            raise ValueError
+        return [len(text) for text in batch.inputs]
+
+    texts = ["a", "b", "c", "d", "e" * 24, "f" * 24, "g" * 24, "h" * 24]
+    backend = ScriptedBackend(then=infer, duration_s=0.001)
+
+    answers, _ = await ask(loop, backend, texts, max_batch_bytes=400, preferred_sizes=[1, 8])
+
+    assert answers == [1, 1, 1, 1, 24, 24, 24, 24]
+    assert len(sent[0]) == 8
+    assert all(4 * sum(map(len, batch)) <= 400 for batch in sent)
+
+
 async def test_a_broken_model_is_not_split_for_long(loop):
     """Where no part succeeds the rest fails at once, and the next failing batches are not split at all."""
     backend = Picky()

@@ -242,6 +242,25 @@ def test_borrowed_durations_are_scaled():
     assert unknown.durations[8] == pytest.approx(LINE.seconds(8) * 1e9, rel=0.02)
 
 
+def test_durations_are_borrowed_again_only_when_they_have_changed():
+    """Decisions ask for them each time; the tables of a dozen buckets cost more than all else in a decision."""
+    known, unknown = bucket(16), bucket(8)
+    run(known, *[1, 4, 16] * 10)
+    unknown.borrow(known, 3.0)
+    before = unknown.timetable
+
+    unknown.borrow(known, 3.0)
+    assert unknown.timetable is before
+
+    run(known, *[1, 4, 16] * 10, factor=2.0)
+    unknown.borrow(known, 3.0)
+    np.testing.assert_allclose(unknown.durations[1:], 3.0 * known.durations[1:9], rtol=1e-6)
+
+    unknown.limit_rows(4)
+    unknown.borrow(known, 3.0)
+    assert unknown.timetable.cap == 4
+
+
 # ---- cancelled batches
 
 

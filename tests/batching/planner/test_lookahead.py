@@ -130,6 +130,18 @@ def test_overdue_requests_without_deadline_get_their_share():
     assert overdue == pytest.approx(rows * 10 / 40, abs=1)
 
 
+def test_overdue_requests_stand_in_a_batch_once():
+    """Those that it takes anyway, since they make it no slower, are not added as what they are owed."""
+    arrivals_s = [0.0] + [1.0] * 4 + [1.1] * 45
+    deadlines_s = [np.inf] * 9 + [100.0] + [5.0] * 40  # of the last, those that come too late even alone
+    result = simulate(
+        arrivals_s, slo_s=1.0, deadlines_s=deadlines_s, priorities=[0] + [1] * 4 + [0] * 45,
+        service_time=ServiceTime.affine(3.0, 1e-6), max_batch_size=8,
+    )  # fmt: skip
+    assert result.batch_sizes.tolist() == [1, 8, 1]
+    assert (result.on_time, result.dropped) == (10, 40)
+
+
 def test_the_most_urgent_that_fit_fill_the_batch():
     queue = queue_of(30, 30, 30, 30, 30, 30, priorities=[1, 1, 1, 1, 0, 0])
     batch, _, _ = decide(Lookahead(4, DEVICE), queue)

@@ -193,16 +193,31 @@ async def test_preferred_sizes_are_the_only_ones(loop):
         assert list(batcher.statistics().calibration.durations_s[0]) == [4, 16]
 
 
-async def test_batch_bytes_bound_the_sizes(loop):
-    """Where bytes allow four rows, a batch of eight is never built, and the series ends."""
+@pytest.mark.parametrize("limits", [{"max_batch_bytes": 4 * 64}, {"row_cost": np.size, "max_batch_cost": 4 * 8}])
+async def test_bytes_and_costs_bound_the_sizes(loop, limits):
+    """Where they allow four rows, larger batches are never built: none took too long, and none is tried again."""
     backend = ScriptedBackend(duration_s=affine, example=np.zeros(8))
-    stack, batcher = stack_of(loop, backend, max_batch_bytes=4 * 64)
+    stack, batcher = stack_of(loop, backend, **limits)
 
     async with stack:
         calibration = batcher.statistics().calibration
 
     assert max(backend.calibration_sizes) == 4
     assert list(calibration.durations_s[0]) == [1, 2, 4]
+    assert (calibration.skipped, calibration.note) == ({}, "")
+    backend.calibration_sizes.clear()
+
+    async with stack:
+        assert backend.calibration_sizes == [1]
+        assert batcher.statistics().calibration.skipped == {}
+
+
+async def test_empty_example_does_not_fit_buckets(loop):
+    """It cannot be repeated up to a length."""
+    stack, _ = stack_of(loop, ScriptedBackend(example=np.zeros((0, 2))), buckets=(4, 16))
+
+    with pytest.raises(ValueError, match=r"^example: expected one that is not empty along axis 0.*\(0, 2\)"):
+        await stack.start()
 
 
 async def test_each_bucket_is_measured(loop):
