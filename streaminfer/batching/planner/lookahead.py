@@ -193,18 +193,14 @@ class Lookahead:
 
     def decide(self, queue: RequestQueue, now_ns: int, free_workers: int) -> Decision:  # noqa: ARG002 - the protocol
         """Return the next batch for one free worker."""
-        if self._exploring is not None:
-            explored, first = self._exploring
-            self._exploring = None
-            if first.state == "queued":  # it was not sent: another model had the turn on the device
-                explored.ask_again()
+        if self._exploring is not None or self._proposed is not None:
+            self._take_back()
         model = self._model
         if model is not None and not self._mixed_for:
             table = model.timetable
             if table is None:  # nothing was ever measured
                 return Decision(self._first_to_measure(queue, now_ns, model.cap), "exploration")
-            batch = queue.batch_if_all_on_time(table, now_ns)
-            if batch is not None:
+            if (batch := queue.batch_if_all_on_time(table, now_ns)) is not None:
                 is_full = len(batch) >= table.cap
                 if is_full and model.compares:
                     size = model.size_to_compare(queue.queued)
@@ -214,6 +210,14 @@ class Lookahead:
                 # the common case: a tuple made outright takes half as long
                 return _new_decision(Decision, (batch, "full" if is_full else "idle_worker", (), None, False, ""))
         return self._decide_for_late(queue, now_ns)
+
+    def _take_back(self) -> None:
+        """Undo what the last decision counted for a batch that was not sent: another model had the turn on the device."""
+        if self._exploring is not None and self._exploring[1].state == "queued":
+            self._exploring[0].ask_again()
+        if self._proposed is not None and self._proposed.state == "queued":
+            self._owed = self._owed_before
+        self._exploring = self._proposed = None
 
     def choose_pipelined(self, queue: RequestQueue, now_ns: int, running: Sequence[tuple[int, int]]) -> Decision:
         """Return the batch to send before a worker is free, to a model that keeps a queue.
@@ -389,8 +393,6 @@ class Lookahead:
             late: their groups, and others, as a whole.
             queued: how many requests are.
         """
-        if self._proposed is not None and self._proposed.state == "queued":
-            self._owed = self._owed_before  # that batch was not sent: another model had the turn on the device
         self._owed_before = self._owed
         self._owed = min(self._owed + len(batch) * len(overdue) / queued, float(len(overdue)))
         own = next(one for one in late if overdue[0] in one.tickets)
