@@ -45,6 +45,22 @@ def test_a_silent_owner_loses_its_streams_to_their_snapshots():
     assert statistics.oldest_snapshot_s == pytest.approx(SILENT_NS / 1e9)
 
 
+def test_the_store_leaves_two_minutes_after_the_last_call():
+    """Also where every replica was gone before its first snapshot."""
+
+    async def main(loop):
+        left = []
+        store = StreamStore(loop.clock, leave=lambda: left.append(loop.time()))
+        assert await store.wanted("a") == []
+        await asyncio.sleep(119.0 - loop.time())
+        assert not left
+        await store.store("a", {})
+        await asyncio.sleep(200.0)
+        return left
+
+    assert si.testing.run(main) == [239.0]
+
+
 def test_idle_and_ended_streams_are_forgotten():
     ledger = StreamLedger()
     for name in ("old", "ended", "used"):
