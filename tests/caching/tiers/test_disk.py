@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import threading
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -484,6 +485,27 @@ def test_two_that_share_a_folder_see_each_others_entries_and_erasures(tmp_path, 
         async with first:
             assert await first.put("k", entry(2))
             return first.statistics().rebuilds
+
+    assert asyncio.run(main()) == 1
+
+
+def test_damage_that_no_message_can_tell_ends_no_purges(tmp_path, wall):
+    """SQLite's message has the corrupt name of an index in it, which is no text."""
+
+    async def main():
+        async with DiskTier(tmp_path, max_bytes=MIB, purge_every_s=0.001, wall_clock=wall) as tier:
+            with closing(sqlite3.connect(tmp_path / "cache.db", isolation_level=None)) as db:
+                db.execute("PRAGMA writable_schema = ON")
+                db.execute("UPDATE sqlite_master SET sql = '?', name = CAST(x'ff' AS TEXT) WHERE name = 'by_age'")
+                db.execute("PRAGMA schema_version = 99")
+            with pytest.raises(si.BackendError, match="decode"):
+                await tier.erase(subject="anna")
+            await until(lambda: tier.statistics().errors)
+            assert await tier.get("k") is None
+            assert await tier.put("k", entry(1, ttl_s=1.0))
+            wall.now_ns += S
+            await until(lambda: tier.statistics().purged)
+            return tier.statistics().rebuilds
 
     assert asyncio.run(main()) == 1
 

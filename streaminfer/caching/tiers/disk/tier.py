@@ -212,7 +212,7 @@ class DiskTier(MediumTier):
             raise Closed("the disk tier does not run")
         try:
             return await asyncio.wrap_future(self._thread.submit(operation, *args))
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, UnicodeDecodeError) as error:  # the last: SQLite quotes what is corrupt
             raise BackendError(f"the disk tier in {self.folder} failed: {error}") from error
 
     def __repr__(self) -> str:
