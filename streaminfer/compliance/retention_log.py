@@ -133,7 +133,7 @@ class RetentionLog:
         tag: str | None = None,
         at_ns: int | None = None,
     ) -> None:
-        """Add a record. Erasures and failed ones wait until the disk has them; a power cut may lose others.
+        """Add a record. Those of erasures and legal holds wait until the disk has them; a power cut may lose others.
 
         Args:
             action: one of ``ACTIONS``.

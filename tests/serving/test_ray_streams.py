@@ -45,6 +45,23 @@ def test_a_silent_owner_loses_its_streams_to_their_snapshots():
     assert statistics.oldest_snapshot_s == pytest.approx(SILENT_NS / 1e9)
 
 
+@pytest.mark.parametrize(("sends_snapshot", "leaves_s"), [(False, 120.0), (True, 239.0)])
+def test_the_store_leaves_when_no_replica_has_called_for_two_minutes(sends_snapshot, leaves_s):
+    """Also where every replica was gone before its first snapshot."""
+
+    async def main(loop):
+        left = []
+        store = StreamStore(loop.clock, leave=lambda: left.append(loop.time()))
+        assert await store.wanted("a") == []
+        await asyncio.sleep(119.0 - loop.time())
+        if sends_snapshot:
+            await store.store("a", {})
+        await asyncio.sleep(200.0)
+        return left
+
+    assert si.testing.run(main) == [leaves_s]
+
+
 def test_idle_and_ended_streams_are_forgotten():
     ledger = StreamLedger()
     for name in ("old", "ended", "used"):

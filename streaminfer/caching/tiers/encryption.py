@@ -234,8 +234,9 @@ class StoredKeys:
         master: 32 secret bytes, from where your secrets live; :func:`secrets.token_bytes` makes one.
         wall_clock: returns nanoseconds since 1970; ``None``: ``time.time_ns``.
 
-    A key goes when all that it sealed has expired, at least a day later: when the file is opened, and with every 256th
-    new key. While a legal hold is on a `DiskTier`, none does.
+    A key's time ends after all that it sealed has expired: up to a day later, or up to the time of its records where
+    that is longer. It goes then, when the file is opened and with every 256th new key; while a legal hold is on a
+    `DiskTier`, none does.
 
     Raises:
         TypeError, ValueError: a master key of another size, or not the one of this file.

@@ -105,7 +105,7 @@ class TierStatistics(Snapshot):
         stored: puts that are on the medium.
         rejected: puts of what the tier cannot hold (a type that cannot be encoded, labels of over 1.8 KB, too
             large, or expired already), and puts during which something was erased on a shared server.
-        skipped: gets and puts that were not tried: the tier is not running, its breaker is open, or too many wait.
+        skipped: operations that were not tried: the tier is not running, its breaker is open, or too many wait.
         errors: operations that failed on the medium.
         unreadable: records that were corrupt, or whose key is gone; they were removed.
         evicted: entries that gave way to others.

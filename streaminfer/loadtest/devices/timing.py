@@ -6,7 +6,8 @@ disturb). Rounding then numbers the frames, and a line through (number, timestam
 that is fitted doubles until it holds all frames, so that a small error of the period never adds up to a whole frame.
 Numbers that no frame has are losses, and the residuals are the jitter. A frame is late, never early: a line through the
 earliest frames tells the numbers apart, whatever the jitter, where the period is known, as that of sound is from its
-packets. Where it is not, and jitter of half a period or more hides it, no frame counts as lost.
+packets. Where it is not, and the timestamps agree on none better than by chance, no frame counts as lost. Chance makes
+few frames agree better than many, and frames that come together agree as one.
 
 *Invariants.* Numbers increase from frame to frame. Fewer than three frames have no period and no jitter.
 
@@ -27,7 +28,11 @@ FIRST_FRAMES = 256
 SEARCH = np.linspace(0.58, 1.03, 4_001)
 """Periods to look at, over the mean interval: losses make it longer, and half a period would agree as well."""
 AGREEMENT = 0.25
-"""Below it, jitter hides the period: chance alone reaches 0.18."""
+"""Below it, jitter hides the period."""
+CHANCE = 3.3
+"""What chance alone reaches, times the root of the number of instants, from 20 to 256 of them."""
+APART = 0.25
+"""Mean intervals below which frames come together: strong jitter delivers them in bunches."""
 CLEAR = 0.5
 """Below it, the period is taken from elsewhere, where it is known."""
 EARLIEST = 0.02
@@ -91,7 +96,7 @@ def measure_timing(timestamps_s: Sequence[float], *, nominal_period_s: float = 0
     if by_earliest:
         period = nominal_period_s
         start = _find_earliest(stamps[:length], period, numbers[:length])
-    elif agreement < AGREEMENT:
+    elif agreement < max(AGREEMENT, CHANCE / math.sqrt(_count_instants(stamps[:FIRST_FRAMES]))):
         length = 0
     while length:
         part, order = stamps[:length], np.arange(length)
@@ -125,6 +130,14 @@ def measure_timing(timestamps_s: Sequence[float], *, nominal_period_s: float = 0
 def _find_earliest(stamps: NDArray[np.float64], period: float, numbers: NDArray[np.float64]) -> float:
     """Return the instant of number 0 on a line through the earliest frames."""
     return float(np.quantile(stamps - period * numbers, EARLIEST))
+
+
+def _count_instants(stamps: NDArray[np.float64]) -> float:
+    """Return how many instants say as much as these timestamps, some of which come together."""
+    intervals = np.diff(stamps)
+    firsts = np.flatnonzero(intervals >= APART * intervals.mean()) + 1
+    together = np.diff(np.concatenate(([0], firsts, [len(stamps)])))
+    return len(stamps) ** 2 / float((together**2).sum())
 
 
 def _find_period(stamps: NDArray[np.float64]) -> tuple[float, float, float]:

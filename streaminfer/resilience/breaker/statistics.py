@@ -36,7 +36,8 @@ class BreakerStatistics(Snapshot):
             exceeded a deadline that was too short to prove anything; and outcomes while it is disabled.
         stale_permits: permits and outcomes that came after their state had ended, or, while half open, twice; and
             outcomes without a permit while it is open.
-        trips: how often it opened by itself.
+        trips: how often it opened by itself; a change that time alone made, which ``state`` shows, counts with the next
+            call, and listeners are told then.
         consecutive_trips: how often since it was last closed; each doubles the open time.
         events_lost: events that no listener got because one did not return from an earlier one.
     """

@@ -74,6 +74,7 @@ class StreamStore:
 
     async def wanted(self, replica: str) -> list[Hashable]:
         """Wait for claims of a replica's streams, ten seconds at most."""
+        self._leave_later()  # a replica begins with this call, and may end before its first snapshot
         self._ledger.hear(replica, self._clock())
         if not self._wanted.get(replica):
             wake = self._wakes[replica] = asyncio.get_running_loop().create_future()

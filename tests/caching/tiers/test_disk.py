@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import threading
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -486,6 +487,75 @@ def test_two_that_share_a_folder_see_each_others_entries_and_erasures(tmp_path, 
             return first.statistics().rebuilds
 
     assert asyncio.run(main()) == 1
+
+
+def test_damage_that_no_message_can_tell_ends_no_purges(tmp_path, wall):
+    """SQLite's message has the corrupt name of an index in it, which is no text."""
+
+    async def main():
+        async with DiskTier(tmp_path, max_bytes=MIB, purge_every_s=0.001, wall_clock=wall) as tier:
+            with closing(sqlite3.connect(tmp_path / "cache.db", isolation_level=None)) as db:
+                db.execute("PRAGMA writable_schema = ON")
+                db.execute("UPDATE sqlite_master SET sql = '?', name = CAST(x'ff' AS TEXT) WHERE name = 'by_age'")
+                db.execute("PRAGMA schema_version = 99")
+            with pytest.raises(si.BackendError, match="decode"):
+                await tier.erase(subject="anna")
+            await until(lambda: tier.statistics().errors)
+            assert await tier.get("k") is None
+            assert await tier.put("k", entry(1, ttl_s=1.0))
+            wall.now_ns += S
+            await until(lambda: tier.statistics().purged)
+            return tier.statistics().rebuilds
+
+    assert asyncio.run(main()) == 1
+
+
+async def spoil(folder, wall):
+    """Overwrite the file of running tiers, whose pages in memory another process has made old."""
+    async with DiskTier(folder, max_bytes=MIB, wall_clock=wall) as tier:
+        await tier.put("k", entry(1))
+        await tier.purge()
+    (folder / "cache.db").write_bytes(b"?" * 99_999)
+
+
+def test_a_corrupt_file_that_others_have_open_is_a_miss_until_it_is_replaced(tmp_path, wall):
+    """Each tier that shares the file serves again, whichever replaces it."""
+
+    async def main():
+        first, second = (DiskTier(tmp_path, max_bytes=MIB, wall_clock=wall) for _ in range(2))
+        async with first, second:
+            await spoil(tmp_path, wall)
+            assert await first.get("k") is None
+            assert first.statistics().last_error.endswith("another process has it open")
+            assert await second.get("k") is None
+            assert await second.put("k", entry(2))
+            assert (await first.get("k")).value == 2
+            assert await first.erase(tag="none") == 0
+            return first.statistics().rebuilds, second.statistics().rebuilds
+
+    assert asyncio.run(main()) == (0, 1)
+
+
+def test_a_replacement_that_fails_is_made_again(tmp_path, wall, monkeypatch):
+    """A disk that has no room for a new file keeps no other process waiting, and the tier serves again later."""
+    connect, failures = DiskStore._connect, [sqlite3.OperationalError("database or disk is full")]
+
+    def connect_or_fail(store):
+        connect(store)
+        if failures:
+            raise failures.pop()
+
+    async def main():
+        async with DiskTier(tmp_path, max_bytes=MIB, wall_clock=wall) as tier:
+            await spoil(tmp_path, wall)
+            monkeypatch.setattr(DiskStore, "_connect", connect_or_fail)
+            assert await tier.get("k") is None
+            assert "full" in tier.statistics().last_error
+            async with DiskTier(tmp_path, max_bytes=MIB, wall_clock=wall) as other:
+                assert await other.put("k", entry(2))
+                return (await tier.get("k")).value
+
+    assert asyncio.run(main()) == 2
 
 
 def test_a_full_disk_costs_misses_and_the_tier_recovers(tier, caplog):

@@ -660,6 +660,10 @@ def test_a_key_of_a_wrong_type_harms_no_other(server):
             got = [await tier.get(str(number)) for number in range(20)]
             assert [each is None for each in got] == [True] * 19 + [False]
             assert tier.breaker.state == "closed"
+            with server.client() as client:
+                client.set("{n}:eforeign", "foreign")
+            assert [held.entries for held in await tier.inventory()] == [1]
+            assert tier.breaker.statistics().failed == 0
             assert await tier.put("3", entry("again", subject="anna"))
             assert (await tier.get("3")).value == "again"
 

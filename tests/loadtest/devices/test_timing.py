@@ -49,6 +49,17 @@ def test_strong_jitter_of_a_known_period_is_within_ten_percent(jitter_s, loss):
     assert (np.median(off, axis=0) < 0.1).all()
 
 
+@pytest.mark.parametrize("count", [40, 60, 300, 900])
+@pytest.mark.parametrize("periods", [0.6, 1.0, 2.0])
+def test_jitter_that_hides_the_period_makes_no_losses(count, periods):
+    """Neither where few frames agree by chance, nor where strong jitter delivers them in bunches."""
+    lost = [
+        measure_timing(received(Delivery(jitter_s=periods / 30.0), count=count, seed=seed)[1]).loss for seed in range(9)
+    ]
+
+    assert lost == [0.0] * 9
+
+
 def test_packets_of_several_lengths():
     """Where most are shorter than the longest, whose period it would be, none is missing."""
     stamps = np.cumsum(np.random.default_rng(1).choice([0.003, 0.007, 0.02], 500))

@@ -100,25 +100,16 @@ class DiskStore:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = os.open(self._folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_SH)  # waits while another process replaces the file
-            try:
-                self._connect()
-            except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-                if not _is_damage(error):
-                    raise
-                self._counters.failed(error)
-                self._rebuild()
+            self._connect_or_rebuild()
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
         """Close it; idempotent."""
-        db, self._db = self._db, None
         lock, self._lock = self._lock, -1
         try:
-            if db is not None:
-                db.close()
+            self._disconnect()
         finally:
             if lock >= 0:
                 os.close(lock)
@@ -208,6 +199,22 @@ class DiskStore:
         if busy:
             raise sqlite3.OperationalError("deleted, but copies stay in the log until other processes release it")
 
+    def _connect_or_rebuild(self) -> None:
+        fcntl.flock(self._lock, fcntl.LOCK_SH)  # waits while another process replaces the file
+        try:
+            self._connect()
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            self._disconnect()
+            if not _is_damage(error):
+                raise
+            self._counters.failed(error)
+            self._rebuild()
+
+    def _disconnect(self) -> None:
+        db, self._db = self._db, None
+        if db is not None:
+            db.close()
+
     def _connect(self) -> None:
         os.close(os.open(self._file, os.O_CREAT | os.O_RDWR, 0o600))
         self._db = db = sqlite3.connect(self._file, isolation_level=None, check_same_thread=False)
@@ -233,19 +240,22 @@ class DiskStore:
 
     def _rebuild(self) -> None:
         """Replace the file by an empty one. Raises if another process has it open."""
-        if self._db is not None:
-            self._db.close()
-            self._db = None
+        self._disconnect()
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise sqlite3.OperationalError("the file must be replaced, but another process has it open") from error
-        for suffix in ("", "-wal", "-shm"):
-            with suppress(FileNotFoundError):
-                self._file.with_name(self._file.name + suffix).unlink()
-        self._counters.rebuilds += 1
-        self._connect()
-        fcntl.flock(self._lock, fcntl.LOCK_SH)
+        try:
+            for suffix in ("", "-wal", "-shm"):
+                with suppress(FileNotFoundError):
+                    self._file.with_name(self._file.name + suffix).unlink()
+            self._counters.rebuilds += 1
+            self._connect()
+        except BaseException:
+            self._disconnect()
+            raise
+        finally:
+            fcntl.flock(self._lock, fcntl.LOCK_SH)
 
     def attempt(self, otherwise: T, operation: Callable[..., T], *args: Any) -> T:
         """Return what an operation returns; where it fails, count that and return ``otherwise``."""
@@ -345,6 +355,8 @@ class DiskStore:
         return int(self._opened().execute(f"PRAGMA {name}").fetchone()[0])
 
     def _opened(self) -> sqlite3.Connection:
+        if self._db is None and self._lock >= 0:  # it could not be replaced when it was corrupt
+            self._connect_or_rebuild()
         if self._db is None:
             raise sqlite3.OperationalError("the file is not open")
         return self._db

@@ -39,8 +39,8 @@ class DiskTier(MediumTier):
         max_bytes: what the file may take, at least 1 MiB; the log beside it takes about 4 MiB, more for the moment
             where one record is larger. What was stored first gives way. An entry of more than a quarter is rejected. A
             file that is larger when it is opened is replaced by an empty one. A purge or erasure that leaves readable
-            copies of what it deleted rewrites the file, which takes its size once more in SQLite's folder for temporary
-            files.
+            copies of what it deleted rewrites the file: for the moment its content lies once more in the log, and once
+            more in SQLite's folder for temporary files.
         keys: encrypts records and names with keys of this provider; ``None``: plain, with checksums.
         purge_every_s: what has expired is gone from the medium after at most so many seconds, and the time that the
             purge takes, while the tier runs.
@@ -212,7 +212,7 @@ class DiskTier(MediumTier):
             raise Closed("the disk tier does not run")
         try:
             return await asyncio.wrap_future(self._thread.submit(operation, *args))
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, UnicodeDecodeError) as error:  # the last: SQLite quotes what is corrupt
             raise BackendError(f"the disk tier in {self.folder} failed: {error}") from error
 
     def __repr__(self) -> str:

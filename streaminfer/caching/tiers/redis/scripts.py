@@ -60,7 +60,7 @@ return erased
 LOOK = """
 local found = {}
 for at = 1, #ARGV do
-  local fields = redis.call('HMGET', ARGV[at], 'c', 's')
+  local fields = redis.call('TYPE', ARGV[at]).ok == 'hash' and redis.call('HMGET', ARGV[at], 'c', 's') or {}
   if fields[2] then found[#found + 1] = {fields[1], fields[2], redis.call('HSTRLEN', ARGV[at], 'd')} end
 end
 return found

@@ -55,7 +55,8 @@ class RedisTier(MediumTier):
         lease_s: where it is more than 0, one of all processes that say so computes an answer, and the others wait for
             its entry, for at most so long; one that died holds them up no longer either.
         erase_timeout_s: the same for each step of an erasure, which looks at 1,024 keys.
-        breaker: a `CircuitBreaker`; ``None``: one that opens for 5 s when half of the last 20 operations failed.
+        breaker: a `CircuitBreaker`; ``None``: one that opens for 5 s when half of the last 20 operations, or of 5
+            at least, failed.
         max_connections: at most so many at once; who finds none free waits within the timeout.
         max_value_bytes: larger records are rejected.
         tls_ca: path of the authorities' certificates; ``None``: the system's.
