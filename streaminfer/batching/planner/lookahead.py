@@ -212,7 +212,7 @@ class Lookahead:
         return self._decide_for_late(queue, now_ns)
 
     def _take_back(self) -> None:
-        """Undo what the last decision counted for a batch that was not sent: another model had the turn on the device."""
+        """Undo what the last decision counted, if its batch was not sent: another model had the turn on the device."""
         if self._exploring is not None and self._exploring[1].state == "queued":
             self._exploring[0].ask_again()
         if self._proposed is not None and self._proposed.state == "queued":
