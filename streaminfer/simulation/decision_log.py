@@ -40,7 +40,7 @@ DROP_REASONS = {
     "deadline_exceeded_on_arrival": "the deadline had passed when it came",
     "deadline_exceeded_queued": "the deadline passed while it was queued",
     "deadline_exceeded_running": "the deadline passed while its batch ran",
-    "shed": "the queue was full and a more urgent request took its place",
+    "shed": "the queue was full and a more urgent request took its place, or with `fair` one of another stream",
     "queue_full": "the queue was full",
     "closed": "it came after the stop",
 }

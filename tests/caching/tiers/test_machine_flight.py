@@ -65,7 +65,10 @@ async def until(condition):
 
 
 def test_one_machine_computes_and_others_wait(server):
-    """The others' answers come from the tier, and the lease is gone with the entry."""
+    """The others' answers come from the tier, and no lease is held then.
+
+    One that takes it just when the entry has come finds that, and leaves the lease open (``-``).
+    """
 
     async def main():
         model = Model()
@@ -76,7 +79,8 @@ def test_one_machine_computes_and_others_wait(server):
             await until(lambda: all(stack.layers[0].tiers.statistics()[0].misses >= 2 for stack in stacks[1:]))
             model.ends.set()
             sources = [(await it).source for it in (first, *others)]
-            assert (sources, model.called, leases(server)) == (["model", "redis", "redis"], 1, {})
+            assert (sources, model.called) == (["model", "redis", "redis"], 1)
+            assert set(leases(server).values()) <= {b"-"}
 
     asyncio.run(main())
 
