@@ -220,7 +220,7 @@ def watch(rtt_s: Floats, seeds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=16, help="draws of sites; with few, one site decides a row")
+    parser.add_argument("--seeds", type=int, default=16, help="draws of sites; with few, one of them decides a row")
     seeds = parser.parse_args().seeds
     where, rtt_s = seattle()
     print(where)
