@@ -190,7 +190,7 @@ def test_a_client_that_goes_away_cancels_its_request(scripted, ask_app, body_of)
             while not backend.running:
                 await asyncio.sleep(0)
             gone.set()
-            assert (await asked).status == 499  # which nobody reads but layers around the app
+            assert (await asked).status == 499  # which only layers around the app read
             while backend.running:
                 await asyncio.sleep(0)
 
