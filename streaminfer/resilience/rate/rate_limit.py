@@ -211,9 +211,6 @@ class RateLimit(StackClock):
         name = f"{self.name!r}, " if self.name else ""
         return f"<RateLimit({name}{self.rate.per_s:g} a second per tenant)>"
 
-    def _repr_html_(self) -> str:
-        return self.statistics()._repr_html_()
-
 
 class RateLimitedService(SyncService):
     """A service that takes so many requests a second of each tenant.

@@ -193,9 +193,6 @@ class Shadow(StackClock):
     def __repr__(self) -> str:
         return f"<Shadow({self._share.share:.1%} of the requests to {self.copy!r})>"
 
-    def _repr_html_(self) -> str:
-        return self.statistics()._repr_html_()
-
 
 class _ShadowedService(SyncService):
     """A service whose requests are copied."""
