@@ -38,7 +38,10 @@ def record_tables(record: Any, kind: str) -> str:
     caption = ": ".join(filter(None, (kind, values.pop("name", ""))))
     for name, value in values.items():
         if _draws_itself(value):
-            below.append(value._repr_html_())
+            heading = (
+                "" if isinstance(value, Snapshot) else f"<h4>{_label(name)}</h4>"
+            )  # a snapshot's table has a caption
+            below.append(heading + value._repr_html_())
         elif attrs.has(type(value)):
             alike.setdefault(type(value), {})[name] = value
         elif records := _records(value):
@@ -88,7 +91,7 @@ def _says_something(value: Any) -> bool:
 def _label(name: str) -> str:
     for unit in ("_per_s", "_s", "_bytes"):
         name = name.removesuffix(unit)
-    return name.replace("_", " ")
+    return "time" if name == "seconds" else name.replace("_", " ")
 
 
 def _text(name: str, value: Any) -> str:
@@ -98,7 +101,7 @@ def _text(name: str, value: Any) -> str:
     if isinstance(value, (bool, int, float)):
         return _number(name, value)
     if isinstance(value, Mapping):
-        value = [f"{key}: {_text('', item)}" for key, item in value.items() if item]
+        value = [f"{key}: {_text('', item)}" for key, item in value.items()]
     if not isinstance(value, (list, tuple)):
         return str(value)
     more = [f"{len(value) - _MAX_ITEMS:,} more"] if len(value) > _MAX_ITEMS else []

@@ -68,7 +68,7 @@ class OneSideStatistics(Snapshot):
         ("delay_s", 0.0, ["delay", "0 s"]),
         ("delay_s", None, ["delay", "not known"]),
         ("returns_in_s", math.inf, ["returns in", "–"]),
-        ("seconds", 1.25, ["seconds", "1.25 s"]),
+        ("seconds", 1.25, ["time", "1.25 s"]),
         ("rate_per_s", 1234.56, ["rate", "1,234.6 / s"]),
         ("held_bytes", 2_500_000, ["held", "2.5 MB"]),
         ("hit_rate", 0.123, ["hit rate", "12.3%"]),
@@ -77,7 +77,11 @@ class OneSideStatistics(Snapshot):
         ("cost", 1234567.8, ["cost", "1,234,568"]),
         ("burning", True, ["burning", "yes"]),
         ("state", "half_open", ["state", "half_open"]),
-        ("reasons", {"limit": 1200, "queue_full": 0, "closed": 1}, ["reasons", "limit: 1,200, closed: 1"]),
+        (
+            "reasons",
+            {"limit": 1200, "queue_full": 0, "closed": 1},
+            ["reasons", "limit: 1,200, queue_full: 0, closed: 1"],
+        ),
         ("reasons", {}, ["reasons", "none"]),
         ("waiting", ("a", "b"), ["waiting", "a, b"]),
         ("sizes", tuple(range(20)), ["sizes", ", ".join([*map(str, range(16)), "4 more"])]),
@@ -134,7 +138,7 @@ def test_what_draws_itself_is_drawn_by_itself():
         def _repr_html_(self):
             return "<svg></svg>"
 
-    assert OneSideStatistics(value=Picture())._repr_html_().endswith("</table><svg></svg>")
+    assert OneSideStatistics(value=Picture())._repr_html_().endswith("</table><h4>value</h4><svg></svg>")
 
 
 def test_hostile_names_and_values_are_text():
