@@ -68,11 +68,6 @@ class CompiledKernels:
         self._module = module
         self._arrays: dict[str, list[tuple[int, str, int, bool]]] = description["arrays"]
 
-    @property
-    def names(self) -> list[str]:
-        """The exports."""
-        return list(self._arrays)
-
     def unchecked(self, name: str) -> Function:
         """The function itself; arrays must be C-contiguous and have exactly the dtype of the signature."""
         function: Function = getattr(self._module, name)
