@@ -7,8 +7,7 @@ sources is not used, so an edited kernel never runs in its old form. Each module
 failed half-way leaves no mixture.
 
 *Invariants*. Loading imports NumPy and nothing else; Numba is not needed. A compiled function reads the memory of an
-array without looking at its dtype or strides, so :class:`CompiledKernels` checks both before each call: an argument
-that is only read is copied where it does not fit, one that is written must fit.
+array without looking at its dtype or strides, so :class:`CompiledKernels` checks both before each call, as Numba does.
 """
 
 import functools
@@ -69,11 +68,6 @@ class CompiledKernels:
         self._module = module
         self._arrays: dict[str, list[tuple[int, str, int, bool]]] = description["arrays"]
 
-    @property
-    def names(self) -> list[str]:
-        """The exports."""
-        return list(self._arrays)
-
     def unchecked(self, name: str) -> Function:
         """The function itself; arrays must be C-contiguous and have exactly the dtype of the signature."""
         function: Function = getattr(self._module, name)
@@ -83,8 +77,8 @@ class CompiledKernels:
         """The function behind a check of its arrays, some 0.1 µs for each.
 
         Raises:
-            TypeError: at the call, for an array that the function writes and that is read-only, not C-contiguous or
-                of another dtype or number of dimensions; or for an argument that cannot become the array that is read.
+            TypeError: at the call, for an argument that is not a C-contiguous array of the dtype and number of
+                dimensions of the signature, or that the function writes and that is read-only.
         """
         function = self.unchecked(name)
         expected = [
@@ -95,14 +89,13 @@ class CompiledKernels:
         def checked(*arguments: Any) -> Any:
             for position, dtype, dimensions, written in expected:
                 array = arguments[position]
-                if (
+                if not (
                     type(array) is np.ndarray
                     and array.dtype == dtype
                     and array.ndim == dimensions
                     and (array.flags.carray if written else array.flags.c_contiguous and array.flags.aligned)
                 ):
-                    continue
-                arguments = _replaced(name, arguments, position, dtype, dimensions, written)
+                    raise _misfit(name, position, array, dtype, dimensions, written)
             return function(*arguments)
 
         return checked
@@ -179,17 +172,9 @@ def _processor_flags() -> list[str]:
         return []
 
 
-def _replaced(
-    name: str, arguments: tuple[Any, ...], position: int, dtype: np.dtype[Any], dimensions: int, written: bool
-) -> tuple[Any, ...]:
-    """The arguments with a copy that fits in place of one that is only read."""
-    given = arguments[position]
-    if not written:
-        copy = np.require(np.asarray(given), requirements=["C", "A"])
-        if copy.ndim == dimensions and np.can_cast(copy.dtype, dtype, "safe"):
-            return (*arguments[:position], np.require(copy, dtype, ["C", "A"]), *arguments[position + 1 :])
+def _misfit(name: str, position: int, given: Any, dtype: np.dtype[Any], dimensions: int, written: bool) -> TypeError:
     shown = f"{given.dtype} of shape {given.shape}" if isinstance(given, np.ndarray) else repr(given)
-    kind = "a writable, C-contiguous array" if written else "an array"
-    raise TypeError(
+    kind = "a writable, C-contiguous array" if written else "a C-contiguous array"
+    return TypeError(
         f"{name}: argument {position}: expected {kind} of {dtype} with {dimensions} dimension(s), got {shown}"
     )

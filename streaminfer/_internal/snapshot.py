@@ -1,6 +1,7 @@
-"""`Snapshot`: the base of all statistics classes, which turns one into what JSON can hold."""
+"""`Snapshot`: the base of all statistics classes, which turns one into what JSON can hold, and into a table."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -30,6 +31,12 @@ class Snapshot:
         """
         fields = attrs.fields(type(self))  # type: ignore[arg-type]  # every subclass is an attrs class
         return {field.name: _as_plain(getattr(self, field.name)) for field in fields}
+
+    def _repr_html_(self) -> str:
+        from streaminfer._internal.display.record_tables import record_tables  # noqa: PLC0415 - a notebook's need
+
+        words = re.findall("[A-Z][a-z]*", type(self).__name__.removesuffix("Statistics"))
+        return record_tables(self, " ".join(words).lower())
 
 
 _CONTAINERS = (dict, list, tuple, set, frozenset)  # asking them for a method costs microseconds each

@@ -52,7 +52,7 @@ def _after_fork() -> None:
     _owned.clear()
 
 
-at_fork(in_child=_after_fork)
+at_fork(after_in_child=_after_fork)
 
 
 def parts_of(part: Any) -> list[Any]:

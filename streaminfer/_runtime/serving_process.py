@@ -87,4 +87,4 @@ def _after_fork() -> None:
     _drop(set(_holds))  # the parent's stacks do not run here
 
 
-at_fork(in_child=_after_fork)
+at_fork(after_in_child=_after_fork)

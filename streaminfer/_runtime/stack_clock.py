@@ -1,4 +1,4 @@
-"""Whose clock a layer reads: the one that its user gave, else that of the `Stack`."""
+"""Whose clock a layer reads, the one that its user gave, else that of the `Stack`; and what a notebook shows of it."""
 
 from typing import Any
 
@@ -9,12 +9,16 @@ __all__ = ["StackClock"]
 
 
 class StackClock:
-    """Layer that takes over the clock of a `Stack`, unless one was given: its constructor calls ``_accept_clock``."""
+    """Layer that takes over the clock of a `Stack`, unless one was given: its constructor calls ``_accept_clock``.
+
+    A notebook shows its statistics.
+    """
 
     __slots__ = ()
 
     _clock: Any
     _clock_given: bool
+    statistics: Any
 
     def _accept_clock(self, clock: object) -> None:
         check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
@@ -28,3 +32,6 @@ class StackClock:
 
     def _use_clock(self, clock: Clock) -> None:
         self._clock = clock
+
+    def _repr_html_(self) -> str:
+        return str(self.statistics()._repr_html_())

@@ -172,7 +172,7 @@ def _leave_to_parent() -> None:
     _open.clear()
 
 
-at_fork(in_child=_leave_to_parent)
+at_fork(after_in_child=_leave_to_parent)
 
 
 class _Spec(ctypes.Structure):

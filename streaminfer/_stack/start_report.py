@@ -9,7 +9,6 @@ from typing import Any, Self
 
 import attrs
 
-from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._runtime.loops import is_virtual
 from streaminfer.batching.service_time.calibration import CalibrationStatistics
@@ -67,11 +66,6 @@ class StartReport(Snapshot):
     def list_parts(self) -> str:
         """Return the parts behind a colon; empty where there are none."""
         return f": {', '.join(map(str, self.parts))}" if self.parts else ""
-
-    def _repr_html_(self) -> str:
-        rows = [(part.name, f"{part.seconds:.3f} s") for part in self.parts]
-        table = html_table(rows, head=("layer", "time"), caption=f"start: {self.seconds:.3f} s")
-        return table if self.calibration is None else table + self.calibration._repr_html_()
 
 
 class StartTimer:

@@ -213,7 +213,7 @@ class WorkerPool:
 
 _live_pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
 
-at_fork(in_child=_live_pools.clear)
+at_fork(after_in_child=_live_pools.clear)
 
 
 @atexit.register

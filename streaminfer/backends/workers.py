@@ -221,7 +221,7 @@ def _after_fork() -> None:
         threads.forget()
 
 
-at_fork(in_child=_after_fork)
+at_fork(after_in_child=_after_fork)
 
 
 class Abandonment:

@@ -4,9 +4,7 @@ from collections.abc import Mapping
 
 import attrs
 
-from streaminfer._internal.display.html_table import counter_rows, html_table
 from streaminfer._internal.snapshot import Snapshot
-from streaminfer._internal.units import format_duration
 from streaminfer.batching.device.statistics import DeviceStatistics
 from streaminfer.batching.service_time.calibration import CalibrationStatistics
 
@@ -79,12 +77,3 @@ class BatcherStatistics(Snapshot):
     def rows(self) -> int:
         """Requests in all batches."""
         return sum(size * count for size, count in self.batch_sizes.items())
-
-    def _repr_html_(self) -> str:
-        counted = ("submitted", "queued", "running", "succeeded", "failed", "deadline_exceeded", "cancelled", "closed")
-        rows = counter_rows(self, counted)
-        rows += [(f"rejected: {reason}", f"{count:,}") for reason, count in self.rejected.items()]
-        rows += [("batches", f"{self.batches:,}, of {self.mean_batch_size:.1f} requests on average")]
-        rows += [(f"released: {reason}", f"{count:,}") for reason, count in self.released.items()]
-        rows += [("a batch takes", format_duration(self.batch_s or None))]
-        return html_table(rows, caption="batcher")

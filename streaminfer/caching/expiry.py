@@ -111,4 +111,4 @@ class ExpiryThread:
 
 
 THREAD = ExpiryThread()
-at_fork(in_child=THREAD.begin_again)
+at_fork(after_in_child=THREAD.begin_again)

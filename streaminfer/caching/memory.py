@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import attrs
 
-from streaminfer._internal.display.html_table import counter_rows, html_table
 from streaminfer._internal.listeners import Listeners
 from streaminfer._internal.locking import is_atomic
 from streaminfer._internal.snapshot import Snapshot
@@ -131,9 +130,6 @@ class CacheStatistics(Snapshot):
         """Share of lookups that found a fresh value, a stale one or a failure; NaN before the first."""
         found = self.hits + self.stale_hits + self.negative_hits
         return found / (found + self.misses) if found + self.misses else float("nan")
-
-    def _repr_html_(self) -> str:
-        return html_table(counter_rows(self, _COUNTERS), caption="cache")
 
 
 _COUNTERS = tuple(field.name for field in attrs.fields(CacheStatistics) if field.default is attrs.NOTHING)

@@ -234,9 +234,6 @@ class Telemetry(StackClock):
 
         return recorded
 
-    def _repr_html_(self) -> str:
-        return self.statistics()._repr_html_()
-
     def __repr__(self) -> str:
         return f"<Telemetry({self.name!r}): {self._recorder.started} requests>"
 

@@ -691,10 +691,10 @@ async def test_html_of_an_overloaded_batcher_is_a_row_per_figure(loop):
 
     assert counted(batcher).submitted == 1234
     assert rows["submitted"] == "1,234"
-    assert rows["rejected: queue_full"] == f"{batcher.statistics().rejected['queue_full']:,}"
-    assert rows["batches"].endswith(" of 2.0 requests on average")
-    assert rows["a batch takes"] == "20 ms"
-    assert sum(name.startswith("released: ") for name in rows) >= 1
+    assert f"queue_full: {batcher.statistics().rejected['queue_full']:,}" in rows["rejected"]
+    assert rows["mean batch size"] == "2"
+    assert rows["batch"] == "20 ms"
+    assert rows["released"] != "none"
 
 
 async def test_a_plan_has_no_size_that_cannot_be_queued(loop):

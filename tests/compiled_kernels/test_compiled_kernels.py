@@ -20,7 +20,8 @@ def test_every_variant_is_built_from_the_present_sources():
 
     built = [load_variant(name) for name in VARIANTS]
 
-    assert [sorted(one.names) for one in built] == [sorted(exports)] * len(VARIANTS)
+    assert len(built) == len(VARIANTS)
+    assert all(callable(one.checked(name)) for one in built for name in exports)
     assert {one.digest for one in built} == {_compiled_kernels.source_digest()}
 
 
@@ -73,6 +74,10 @@ class TestChecked:
     def choose(self, variant, deadlines):
         return variant.checked("choose")(0, deadlines, self.DURATIONS, self.DURATIONS, self.DURATIONS, 5.0, True, 16)
 
+    def test_a_read_only_array_can_be_read(self, variant):
+        deadlines = np.frombuffer(np.array([12, 30], np.int64).tobytes(), np.int64)
+        assert self.choose(variant, deadlines) == (0, 1)
+
     @pytest.mark.parametrize(
         "deadlines",
         [
@@ -80,18 +85,14 @@ class TestChecked:
             np.array([12, 30], np.int32),
             np.array([12, 30], ">i8"),
             [12, 30],
-            np.frombuffer(np.array([12, 30], np.int64).tobytes(), np.int64),
+            np.array([12.0, 30.0]),
+            np.array([[12, 30]]),
+            None,
         ],
-        ids=["strided", "int32", "other byte order", "list", "read-only"],
+        ids=["strided", "int32", "other byte order", "list", "float64", "2-D", "None"],
     )
-    def test_what_is_read_is_made_to_fit(self, variant, deadlines):
-        assert self.choose(variant, deadlines) == self.choose(variant, np.array([12, 30], np.int64)) == (0, 1)
-
-    @pytest.mark.parametrize(
-        "deadlines", [np.array([12.0, 30.0]), np.array([[12, 30]]), 12, None], ids=["float64", "2-D", "number", "None"]
-    )
-    def test_what_cannot_fit_is_a_type_error(self, variant, deadlines):
-        with pytest.raises(TypeError, match="choose: argument 1: expected an array of int64 with 1 dimension"):
+    def test_what_does_not_fit_is_a_type_error(self, variant, deadlines):
+        with pytest.raises(TypeError, match="choose: argument 1: expected a C-contiguous array of int64 with 1 dim"):
             self.choose(variant, deadlines)
 
     def copy(self, variant, target):
@@ -100,7 +101,6 @@ class TestChecked:
 
     @pytest.mark.parametrize("target", [np.zeros(128, np.int64)[::2], np.zeros(64, np.int32)], ids=["strided", "int32"])
     def test_what_is_written_must_fit(self, variant, target):
-        """A copy would be written, and the caller's array left as it was."""
         with pytest.raises(TypeError, match="copy_rows_int64: argument 4: expected a writable, C-contiguous array of"):
             self.copy(variant, target)
         assert not target.any()

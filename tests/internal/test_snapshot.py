@@ -125,9 +125,11 @@ def test_a_stack_of_every_layer_before_and_after_its_life():
     async def main():
         async with stack:
             await stack(1.0, store=False)
-        return strict(stack.statistics())
+        return stack.statistics()
 
-    after = asyncio.run(main())
+    statistics = asyncio.run(main())
+    assert "Statistics(" not in statistics._repr_html_()  # a table for each, and no repr
+    after = strict(statistics)
     assert after["layers"]["Telemetry"]["latency"]["count"] == 1
     assert after["layers"]["FallbackRouter"]["routes"][0]["succeeded"] == 1
     assert after["start"]["seconds"] > 0

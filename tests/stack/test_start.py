@@ -52,7 +52,7 @@ def test_report_names_each_part():
     assert str(start) == (
         "ready after 1.350 s: Slow 1.250 s, AdaptiveBatcher 0.100 s (batches of 1, 2 take 10 ms to 10 ms)"
     )
-    assert "<td>Slow</td><td>1.250 s</td>" in statistics._repr_html_()
+    assert "<td>Slow</td><td>1.25 s</td>" in statistics._repr_html_()
     assert "<td>10 ms</td>" in statistics._repr_html_()
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
-__all__ = ["counter_rows", "html_table"]
+__all__ = ["html_table"]
 
 
 def html_table(
@@ -34,8 +34,3 @@ def html_table(
     if head:
         above += f"<thead><tr>{''.join(f'<th>{escape(text)}</th>' for text in head)}</tr></thead>"
     return f"<table>{above}<tbody>{''.join(lines)}</tbody></table>"
-
-
-def counter_rows(record: object, names: Iterable[str]) -> list[tuple[str, str]]:
-    """Return rows of a table for numbers that a record has as attributes."""
-    return [(name.replace("_", " "), f"{getattr(record, name):,}") for name in names]

@@ -60,7 +60,7 @@ def _after_fork() -> None:
     vars(resource_tracker._resource_tracker)["_pid"] = None
 
 
-at_fork(in_child=_after_fork)
+at_fork(after_in_child=_after_fork)
 
 
 class ProcessWorker(Worker):

@@ -4,9 +4,7 @@ from collections.abc import Mapping
 
 import attrs
 
-from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.snapshot import Snapshot
-from streaminfer._internal.units import format_duration
 
 __all__ = ["DeviceModelStatistics", "DeviceStatistics"]
 
@@ -66,19 +64,3 @@ class DeviceStatistics(Snapshot):
     def busy_s(self) -> float:
         """Seconds for which batches ran; where several ran at once, each counts."""
         return sum(model.busy_s for model in self.models.values())
-
-    def _repr_html_(self) -> str:
-        rows = [
-            (
-                name,
-                f"{it.batches:,} batches in {format_duration(it.busy_s)}, {it.waits:,} waits"
-                + (f", {it.promoted:,} promoted" if it.promoted else "")
-                + (f", {it.loads:,} loads in {format_duration(it.load_s)}" if it.loads else ""),
-            )
-            for name, it in self.models.items()
-        ]
-        running = f"{self.running} of {self.concurrency}"
-        if self.preemptive:
-            running = f"{self.running}, of up to {self.concurrency} each in the foreground and in the background"
-            rows.insert(0, ("background", ", ".join(self.background) or "none"))
-        return html_table([("running", running), *rows], caption=f"device {self.name}")

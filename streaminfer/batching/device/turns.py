@@ -146,7 +146,7 @@ def _ask_kernel(bids: Sequence[Bid], outlooks: Sequence[Outlook], now_ns: int, f
         caps,
         np.array([outlook.gaps_ns for outlook in outlooks]),
         np.array([outlook.limit_ns for outlook in outlooks]),
-        np.array([bid.weight for bid in bids]),
+        np.array([bid.weight for bid in bids], np.float64),  # a user gives whole numbers too
         free,
         np.array([bid.needs for bid in bids]),
         np.array([0 if bid.is_loaded else max(bid.load_ns, 1) for bid in bids]),

@@ -23,7 +23,7 @@ FLIGHTS_LOCK = threading.Lock()
 """One for all flight tables: the graph of flights that wait for each other goes from cache to cache."""
 
 # so that no table is in the middle of a change in the child
-at_fork(before=FLIGHTS_LOCK.acquire, in_parent=FLIGHTS_LOCK.release, in_child=FLIGHTS_LOCK.release)
+at_fork(before=FLIGHTS_LOCK.acquire, after_in_parent=FLIGHTS_LOCK.release, after_in_child=FLIGHTS_LOCK.release)
 
 
 @attrs.define(eq=False)

@@ -247,7 +247,7 @@ def _after_fork() -> None:
         flights.forget()
 
 
-at_fork(in_child=_after_fork)
+at_fork(after_in_child=_after_fork)
 
 
 def _left_s(flight: Flight) -> float | None:

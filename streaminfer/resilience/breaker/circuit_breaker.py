@@ -239,9 +239,6 @@ class CircuitBreaker(StackClock, BreakerCore):
         mode = "" if self.mode == "automatic" else f", {self.mode}"
         return f"<CircuitBreaker({name}{self.state}{mode})>"
 
-    def _repr_html_(self) -> str:
-        return self.statistics()._repr_html_()
-
 
 def _share(name: str, value: object) -> float:
     return check_number(name, value, "a share above 0 and at most 1", lambda it: 0.0 < it <= 1.0)

@@ -2,7 +2,6 @@
 
 import attrs
 
-from streaminfer._internal.display.html_table import counter_rows, html_table
 from streaminfer._internal.snapshot import Snapshot
 
 __all__ = ["COUNTED", "BreakerStatistics"]
@@ -71,20 +70,6 @@ class BreakerStatistics(Snapshot):
     def slow_rate(self) -> float:
         """Share of ``calls`` that were slow; NaN without any."""
         return self.slow / self.calls if self.calls else float("nan")
-
-    def _repr_html_(self) -> str:
-        judged = f"{self.failures} failed and {self.slow} slow of {self.calls}" if self.calls else "nothing yet"
-        counters = (
-            "permitted", "rejected", "succeeded", "failed", "slow_calls", "ignored", "stale_permits", "trips",
-        )  # fmt: skip
-        rows = [
-            ("state", self.state + ("" if self.mode == "automatic" else f" ({self.mode})")),
-            ("judged by", judged),
-            ("share of calls", f"{self.share:.0%}"),
-            ("retry after", f"{self.retry_after_s:.3f} s"),
-            *counter_rows(self, counters),
-        ]
-        return html_table(rows, caption=self.name or "circuit breaker")
 
 
 COUNTED = tuple(field.name for field in attrs.fields(BreakerStatistics) if field.type is int)

@@ -181,9 +181,6 @@ class Hedge(StackClock):
         name = f"{self.name!r}, " if self.name else ""
         return f"<Hedge({name}{self._budget.granted} extra of {self._budget.requests} requests)>"
 
-    def _repr_html_(self) -> str:
-        return self.statistics()._repr_html_()
-
     # -- the race -----------------------------------------------------------------------------------------------
 
     def _measure(self, now_ns: int) -> None:

@@ -2,9 +2,7 @@
 
 import attrs
 
-from streaminfer._internal.display.html_table import counter_rows, html_table
 from streaminfer._internal.snapshot import Snapshot
-from streaminfer._internal.units import format_duration
 
 __all__ = ["HedgeStatistics"]
 
@@ -42,13 +40,3 @@ class HedgeStatistics(Snapshot):
     def extra(self) -> float:
         """Extra requests per request; 0.0 without any."""
         return self.hedges / self.requests if self.requests else 0.0
-
-    def _repr_html_(self) -> str:
-        counters = ("requests", "hedges", "won", "throttled", "rejected", "infeasible", "cancelling")
-        delay = "unknown yet" if self.delay_s is None else format_duration(self.delay_s)
-        rows = [
-            ("delay", delay),
-            ("extra load", f"{self.extra:.2%}"),
-            *counter_rows(self, counters),
-        ]
-        return html_table(rows, caption=self.name or "hedge")

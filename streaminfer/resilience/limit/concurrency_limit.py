@@ -279,9 +279,6 @@ class ConcurrencyLimit(StackClock, LimitCore):
         name = f"{self.name!r}, " if self.name else ""
         return f"<ConcurrencyLimit({name}{self.in_flight} of {self.allowed})>"
 
-    def _repr_html_(self) -> str:
-        return self.statistics()._repr_html_()
-
 
 def _objective_of(inner: Any) -> Callable[[], int | None] | None:
     """Return a reader of the objective of the nearest inner object that has one: it can change at any time."""

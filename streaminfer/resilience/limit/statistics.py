@@ -2,9 +2,7 @@
 
 import attrs
 
-from streaminfer._internal.display.html_table import counter_rows, html_table
 from streaminfer._internal.snapshot import Snapshot
-from streaminfer._internal.units import format_duration
 
 __all__ = ["COUNTED", "LimitStatistics"]
 
@@ -64,17 +62,3 @@ class LimitStatistics(Snapshot):
     ignored: int
     stale_permits: int
     windows: int
-
-    def _repr_html_(self) -> str:
-        kind = "adaptive" if self.adaptive else "fixed"
-        rows = [
-            ("limit", f"{self.limit:.1f} ({kind}{', SLO burning' if self.burning else ''})"),
-            ("in flight", f"{self.in_flight} of {self.allowed}"),
-            ("queued", f"{self.queued:,}"),
-            ("queued + served", f"{format_duration(self.queue_delay_s)} + {format_duration(self.service_s)}"),
-            ("target", format_duration(self.target_s)),
-            ("rate", f"{self.rate_per_s:,.1f} / s"),
-            ("retry after", f"{self.retry_after_s:.3f} s"),
-            *counter_rows(self, ("cancelled", *COUNTED, "windows")),
-        ]
-        return html_table(rows, caption=self.name or "concurrency limit")

@@ -10,7 +10,6 @@ from typing import Any, overload
 
 import attrs
 
-from streaminfer._internal.display.html_table import counter_rows, html_table
 from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import check_count, check_instance, check_number, expected, field_check
@@ -80,10 +79,6 @@ class RateLimitStatistics(Snapshot):
     rejected: int
     shared: int
     tenants: int
-
-    def _repr_html_(self) -> str:
-        rows = counter_rows(self, _COUNTED)
-        return html_table(rows, caption=self.name or "rate limit")
 
 
 class RateLimit(StackClock):
@@ -215,9 +210,6 @@ class RateLimit(StackClock):
     def __repr__(self) -> str:
         name = f"{self.name!r}, " if self.name else ""
         return f"<RateLimit({name}{self.rate.per_s:g} a second per tenant)>"
-
-    def _repr_html_(self) -> str:
-        return self.statistics()._repr_html_()
 
 
 class RateLimitedService(SyncService):

@@ -266,9 +266,6 @@ class RetryBudget(StackClock):
         name = f"{self.name!r}, " if self.name else ""
         return f"<RetryBudget({name}{self._budget.granted} retries of {self._budget.requests} requests)>"
 
-    def _repr_html_(self) -> str:
-        return self.statistics()._repr_html_()
-
 
 class _Retried(Wrapper):
     def __init__(self, budget: RetryBudget, inner: Any) -> None:

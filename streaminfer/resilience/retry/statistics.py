@@ -4,9 +4,7 @@ from collections.abc import Mapping
 
 import attrs
 
-from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.snapshot import Snapshot
-from streaminfer._internal.units import format_duration
 
 __all__ = ["RetryStatistics"]
 
@@ -35,14 +33,3 @@ class RetryStatistics(Snapshot):
     left: float
     usual_s: float
     not_retried: Mapping[str, int]
-
-    def _repr_html_(self) -> str:
-        rows = [
-            ("requests", f"{self.requests:,}"),
-            ("retries", f"{self.retries:,}"),
-            ("succeeded after retry", f"{self.succeeded_after_retry:,}"),
-            ("retries left", f"{self.left:.1f}"),
-            ("usual attempt", format_duration(self.usual_s)),
-            *((f"not retried: {why}", f"{count:,}") for why, count in self.not_retried.items()),
-        ]
-        return html_table(rows, caption=self.name or "retry budget")

@@ -306,9 +306,6 @@ class FallbackRouter(StackClock, Node):
         shares = ", ".join(f"{state.route.name} {state.share.fraction:.0%}" for state in self._states)
         return f"<FallbackRouter: {shares}>"
 
-    def _repr_html_(self) -> str:
-        return self.statistics()._repr_html_()
-
     # -- outcomes -----------------------------------------------------------------------------------------------
 
     def _begin(self, request: Request, now_ns: int) -> None:

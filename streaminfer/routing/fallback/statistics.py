@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 import attrs
 
-from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.snapshot import Snapshot
 
 __all__ = ["RouteStatistics", "RouterStatistics"]
@@ -91,20 +90,3 @@ class RouterStatistics(Snapshot):
 
     def __getitem__(self, name: str) -> RouteStatistics:
         return {route.name: route for route in self.routes}[name]
-
-    def _repr_html_(self) -> str:
-        columns = ("route", "share", "succeeded", "late", "failed", "timeouts", "in flight", "skipped")
-        rows = []
-        for route in self.routes:
-            skipped = ", ".join(f"{reason} {count:,}" for reason, count in route.skipped.items())
-            share = "burning" if route.closed else f"{route.share:.1%}"
-            cells = (
-                route.name, share, f"{route.succeeded:,}", f"{route.deadline_misses:,}", f"{route.failed:,}",
-                f"{route.attempt_timeouts:,}", f"{route.in_flight:,}", skipped,
-            )  # fmt: skip
-            rows.append(cells)
-        caption = (
-            f"{self.requests:,} requests: {self.succeeded:,} succeeded ({self.degraded:,} degraded), "
-            f"{self.defaulted:,} by default, {self.failed:,} failed; mean quality {self.mean_quality:.3f}"
-        )
-        return html_table(rows, head=columns, caption=caption)

@@ -389,9 +389,6 @@ class Replicas(StackClock, Node):
     def __repr__(self) -> str:
         return f"<Replicas: {', '.join(self._members.by_name)}>"
 
-    def _repr_html_(self) -> str:
-        return self.statistics()._repr_html_()
-
     # -- inside -------------------------------------------------------------------------------------------------
 
     def _now(self) -> int:

@@ -4,9 +4,8 @@ import math
 
 import attrs
 
-from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.snapshot import Snapshot
-from streaminfer._internal.units import NEVER_NS, format_duration
+from streaminfer._internal.units import NEVER_NS
 from streaminfer.routing.replicas._p2c_cy import P2CBalancer
 from streaminfer.routing.replicas._replica_stats_cy import ACTIVE, DRAINING, EJECTED, PROBING
 from streaminfer.routing.replicas.replica import ReplicaHandle
@@ -86,21 +85,6 @@ class ReplicasStatistics(Snapshot):
 
     def __getitem__(self, name: str) -> ReplicaStatistics:
         return {replica.name: replica for replica in reversed(self.replicas)}[name]  # of one name, what stays
-
-    def _repr_html_(self) -> str:
-        total = sum(replica.attempts for replica in self.replicas) or 1
-        names = (
-            "replica", "zone", "state", "share", "in flight", "succeeded", "failed", "rejected", "latency", "success",
-        )  # fmt: skip
-        rows = [
-            (
-                it.name, it.zone, it.state, f"{it.attempts / total:.1%}", it.in_flight, f"{it.succeeded:,}",
-                f"{it.failed:,}", f"{it.rejected:,}", format_duration(it.latency_s), f"{it.success:.1%}",
-            )
-            for it in self.replicas
-        ]  # fmt: skip
-        caption = f"{len(self.replicas)} replicas, {self.ejected} ejected, {self.retried:,} requests retried"
-        return html_table(rows, head=names, caption=caption)
 
 
 def replica_statistics(handle: ReplicaHandle, balancer: P2CBalancer, now_ns: int) -> ReplicaStatistics:

@@ -8,7 +8,6 @@ from typing import Any
 
 import attrs
 
-from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import check_instance
 from streaminfer._runtime.lifecycle import start_all, stop_all
@@ -56,14 +55,6 @@ class CanaryStatistics(Snapshot):
     share: float
     stable: SideStatistics
     canary: SideStatistics
-
-    def _repr_html_(self) -> str:
-        names = ("requests", "succeeded", "failed", "cancelled")
-        rows = [
-            (side, *(f"{getattr(counts, name):,}" for name in names))
-            for side, counts in (("stable", self.stable), ("canary", self.canary))
-        ]
-        return html_table(rows, head=("", *names), caption=f"{self.share:.1%} of the requests to the canary")
 
 
 class Canary(Node):

@@ -16,7 +16,6 @@ from typing import Any
 
 import attrs
 
-from streaminfer._internal.display.html_table import counter_rows, html_table
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
 from streaminfer._runtime.lifecycle import end_tasks, start_owned, stop_all
@@ -60,11 +59,6 @@ class ShadowStatistics(Snapshot):
     failed: int
     cancelled: int
     skipped: Mapping[str, int]
-
-    def _repr_html_(self) -> str:
-        rows = counter_rows(self, ("sent", "in_flight", "succeeded", "failed", "cancelled"))
-        rows += [(f"skipped: {reason}", f"{count:,}") for reason, count in self.skipped.items()]
-        return html_table(rows, caption=self.name or "shadow")
 
 
 class Shadow(StackClock):
@@ -198,9 +192,6 @@ class Shadow(StackClock):
 
     def __repr__(self) -> str:
         return f"<Shadow({self._share.share:.1%} of the requests to {self.copy!r})>"
-
-    def _repr_html_(self) -> str:
-        return self.statistics()._repr_html_()
 
 
 class _ShadowedService(SyncService):

@@ -397,7 +397,7 @@ def _after_fork() -> None:
         backend._forget()
 
 
-at_fork(in_child=_after_fork)
+at_fork(after_in_child=_after_fork)
 
 _MAX_KINDS = 64
 """Shapes of requests that are remembered as valid: the lengths of a source, and not those of an attacker."""

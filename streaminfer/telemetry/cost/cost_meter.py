@@ -226,8 +226,5 @@ class CostMeter(StackClock, Node):
             expected("per_second", f"a price for the model {model!r} or its route {route!r}", [*self.devices])
         )
 
-    def _repr_html_(self) -> str:
-        return self.statistics()._repr_html_()
-
     def __repr__(self) -> str:
         return f"<CostMeter({self.name!r}): {self.ledger.total.responses} responses>"

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import functools
 import random
+from fractions import Fraction
 
 import pytest
 from device_calls import ask, batcher, call_at_random, failing_at_random, settle
@@ -439,6 +440,21 @@ def test_a_model_whose_first_batches_are_slow_is_measured_again(seed, lasts_s):
 
     assert on_time[0] > 80  # of about 300 in two seconds
     assert on_time[1] > 180
+
+
+@pytest.mark.uncompiled
+@pytest.mark.parametrize("weight", [2, Fraction(5, 2)], ids=["int", "fraction"])
+def test_weights_are_any_numbers(weight):
+    """All weights of the device are of a type that the kernel does not take as it is."""
+
+    async def main(loop):
+        took_s = [lambda rows: 0.001 + 0.002 * rows] * 2
+        weights = {"urgent": weight, "patient": weight}
+        return await two_models(loop, random.Random(0), took_s, slo_s=(0.05, 0.5), rate=100, weights=weights)
+
+    sent, on_time = run(main)
+
+    assert sum(on_time) > 0.9 * sum(sent)
 
 
 def test_outliers_do_not_decide_on_turns():

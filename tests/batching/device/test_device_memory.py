@@ -114,7 +114,8 @@ async def test_a_model_is_loaded_once_for_all_that_waits(loop):
     statistics = device.statistics()
     assert (statistics.memory_bytes, statistics.loaded) == (9, ("b",))
     assert [(had.loads, had.load_s) for had in statistics.models.values()] == [(1, 0.1), (1, 0.1)]
-    assert "1 loads in 100 ms" in device._repr_html_()
+    assert "<th>loads</th><th>load</th>" in device._repr_html_()
+    assert "<td>1</td><td>100 ms</td>" in device._repr_html_()
 
 
 async def test_the_model_whose_next_batch_is_due_last_is_evicted(loop):

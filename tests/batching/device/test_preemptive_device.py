@@ -362,6 +362,6 @@ def test_the_reports_name_the_background(device):
         await see.start()
         await hear.start()
         assert repr(device) == "Device('core', preemptive=True, running=0/1, waiting=0)"
-        assert "<td>patient</td>" in device._repr_html_().replace("\n", "")
+        assert "<tr><th>background</th><td>patient</td></tr>" in device._repr_html_()
 
     run(main)

@@ -1,8 +1,6 @@
 """Tables for notebooks and reports."""
 
-from types import SimpleNamespace
-
-from streaminfer._internal.display.html_table import counter_rows, html_table
+from streaminfer._internal.display.html_table import html_table
 
 
 def test_rows_have_headings_without_a_head():
@@ -32,8 +30,3 @@ def test_mark_classes_the_first_cell():
 
     assert '<td class="good">ok</td><td>x</td>' in rows
     assert "<tr><td></td><td>y</td></tr>" in rows
-
-
-def test_counter_rows():
-    """Attributes become rows of words and grouped figures."""
-    assert counter_rows(SimpleNamespace(slow_calls=1234), ["slow_calls"]) == [("slow calls", "1,234")]

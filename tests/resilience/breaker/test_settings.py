@@ -135,15 +135,15 @@ def test_the_open_time_is_never_below_open_s():
 def test_statistics_show_themselves():
     breaker = CircuitBreaker(name="<faces>", clock=FakeClock())
     assert repr(breaker) == "<CircuitBreaker('<faces>', closed)>"
-    assert "nothing yet" in breaker._repr_html_()
+    assert "<tr><th>failure rate</th><td>–</td></tr>" in breaker._repr_html_()
     assert breaker.statistics().failure_rate != breaker.statistics().failure_rate  # NaN
     breaker.record(False, 0.0)
     html = breaker.statistics()._repr_html_()
     assert "&lt;faces&gt;" in html
-    assert "1 failed and 0 slow of 1" in html
+    assert "<tr><th>failure rate</th><td>100.0%</td></tr>" in html
     breaker.disable()
     assert repr(breaker) == "<CircuitBreaker('<faces>', closed, disabled)>"
-    assert "closed (disabled)" in breaker._repr_html_()
+    assert "<tr><th>mode</th><td>disabled</td></tr>" in breaker._repr_html_()
     with pytest.raises(AttributeError):
         breaker.statistics().calls = 5
 

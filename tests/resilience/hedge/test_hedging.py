@@ -503,7 +503,7 @@ def test_settings_are_checked(settings, error, message):
 def test_what_it_shows():
     hedge = Hedge(name="<x>")
     assert "&lt;x&gt;" in hedge._repr_html_()
-    assert "unknown yet" in hedge._repr_html_()
+    assert "<tr><th>delay</th><td>not known</td></tr>" in hedge._repr_html_()
     assert hedge.statistics().extra == 0.0
     assert repr(hedge) == "<Hedge('<x>', 0 extra of 0 requests)>"
 

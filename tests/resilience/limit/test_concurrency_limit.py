@@ -530,7 +530,7 @@ def test_what_it_shows(limit):
     limit.name = "<model>"
     shown = limit._repr_html_()
     assert "&lt;model&gt;" in shown
-    assert "0 of 2" in shown
+    assert "<tr><th>allowed</th><td>2</td></tr>" in shown
     assert repr(limit) == "<ConcurrencyLimit('<model>', 0 of 2)>"
     with pytest.raises(AttributeError):
         limit.statistics().limit = 3

@@ -452,7 +452,7 @@ def test_settings_are_checked(settings, error, message):
 def test_what_it_shows():
     budget = RetryBudget(name="<b>")
     assert "&lt;b&gt;" in budget._repr_html_()
-    assert "not retried: throttled" in budget._repr_html_()
+    assert "throttled: 0</td>" in budget._repr_html_()
     assert repr(budget) == "<RetryBudget('<b>', 0 retries of 0 requests)>"
     with pytest.raises(TypeError, match="not a generator"):
 
