@@ -18,7 +18,7 @@ from streaminfer.backends.triton.dtypes import raw, strings
 from streaminfer.backends.triton.endpoint import Endpoint
 from streaminfer.backends.triton.errors import ServerError, of_http_status, retry_after
 from streaminfer.backends.triton.messages import InferRequest, InferResponse, SharedMemoryRef, Tensor
-from streaminfer.backends.triton.transport.headers import Headers
+from streaminfer.backends.triton.transport.headers import Headers, scrub, scrubbed_failure
 from streaminfer.errors import BackendError, Closed
 
 __all__ = ["HttpTransport"]
@@ -169,8 +169,7 @@ class HttpTransport:
         """The body of a response, and how long its JSON part is."""
         if self._closed:
             raise Closed("the connection to the server was closed")
-        headers = dict(self._headers.now())
-        headers.update(extra or {})
+        sent = self._headers.now()
         try:
             async with (
                 asyncio.timeout(timeout_s),
@@ -178,7 +177,7 @@ class HttpTransport:
                     method,
                     self._root + path,
                     data=body,
-                    headers=headers,
+                    headers={**dict(sent), **(extra or {})},
                     server_hostname=self._server_name,
                     allow_redirects=False,  # a token is for this server
                 ) as reply,
@@ -194,11 +193,11 @@ class HttpTransport:
             if self._closed:
                 raise Closed("the connection to the server was closed") from error
             text = str(error) or type(error).__name__
-            failure = self._headers.scrubbed_failure("UNAVAILABLE", text, error)
+            failure = scrubbed_failure(sent, "UNAVAILABLE", text, error)
         else:
             if status == 200:
                 return content, head_length
-            text = self._headers.scrub(_error_text(content)) or f"HTTP status {status}"
+            text = scrub(_error_text(content), sent) or f"HTTP status {status}"
             if status == 413:
                 text = f"too large: {text}"  # front ends have many words for it
             failure = ServerError(of_http_status(status, text), text, retry_after(retry_header))
