@@ -8,10 +8,12 @@ A call that is cancelled or late closes its connection; the server runs it all t
 """
 
 import asyncio
+import base64
 import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from streaminfer._internal.loading.extras import require
 from streaminfer.backends.triton.dtypes import raw, strings
@@ -50,6 +52,8 @@ class HttpTransport:
         self._closed = False
         tls = address.tls
         self._server_name = None if tls is None else tls.server_name
+        # not aiohttp's `trust_env`: that sends the passwords of ~/.netrc too, and reads it again for every call
+        self._proxy = {} if tls is None else _proxy_of(address.host)
         options: dict[str, Any] = {"limit": 0}  # the batcher limits the calls
         if tls is not None:
             options["ssl"] = tls.context()
@@ -60,7 +64,6 @@ class HttpTransport:
             # tensors hardly get smaller, and a Triton that may compress does: 19 MB then take 0.6 s more
             headers={"Accept-Encoding": "identity"},
             timeout=http.ClientTimeout(total=None),
-            trust_env=tls is not None,  # an unencrypted call uses no proxy
             cookie_jar=http.DummyCookieJar(),
         )
 
@@ -179,6 +182,7 @@ class HttpTransport:
                     data=body,
                     headers={**dict(sent), **(extra or {})},
                     server_hostname=self._server_name,
+                    **self._proxy,
                     allow_redirects=False,  # a token is for this server
                 ) as reply,
             ):
@@ -230,6 +234,19 @@ class HttpTransport:
             text = tensor.datatype == "BYTES"
             described["data"] = strings(content) if text else content.ravel().tolist()
         return described
+
+
+def _proxy_of(host: str) -> dict[str, Any]:
+    """Return the options of a call for the proxy that the environment names for encrypted calls to a host."""
+    proxy = None if proxy_bypass(host) else getproxies().get("https")
+    if proxy is None:
+        return {}
+    parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    options: dict[str, Any] = {"proxy": f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"}
+    if parts.username is not None:  # beside the address, which errors show
+        said = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
+        options["proxy_headers"] = {"Proxy-Authorization": f"Basic {base64.b64encode(said).decode()}"}
+    return options
 
 
 def _path(model: str, version: str) -> str:
