@@ -619,7 +619,7 @@ def test_attempts_to_reconnect_never_wait_long_and_pings_are_only_sent_if_asked_
     from streaminfer.backends.triton.transport.grpc_transport import _options
 
     plain = dict(_options(find_endpoint("localhost", "grpc", None, False), None))
-    assert plain["grpc.max_reconnect_backoff_ms"] <= 250
+    assert plain["grpc.max_reconnect_backoff_ms"] * 1.2 <= 250  # gRPC makes a wait up to a fifth longer
     assert "grpc.keepalive_time_ms" not in plain
     assert dict(_options(find_endpoint("localhost", "grpc", None, False), 400.0))["grpc.keepalive_time_ms"] == 400_000
 

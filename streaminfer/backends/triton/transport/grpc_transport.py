@@ -3,7 +3,7 @@
 Calls go through ``tritonclient``'s generated messages and methods; inference, once a batch, through a method of our
 own that takes and gives bytes (:mod:`~streaminfer.backends.triton.transport.wire`).
 
-**Reconnecting.** A broken connection is made again by gRPC, with waits from 0.1 s to at most 0.25 s: its own go up
+**Reconnecting.** A broken connection is made again by gRPC, with waits of about 0.1 s to at most 0.25 s: its own go up
 to two minutes, during which every call fails although the server is back. A connection can also fall *silent*, without
 breaking: a machine that vanished, a router that forgot it. TCP notices that after many minutes, and gRPC's pings cannot
 be used to find out, since a server with default options ends connections that ping more than once in five minutes. So
@@ -41,7 +41,7 @@ def _options(address: Endpoint, keepalive_s: float | None) -> list[tuple[str, An
         ("grpc.max_send_message_length", -1),
         ("grpc.max_receive_message_length", -1),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.max_reconnect_backoff_ms", 250),
+        ("grpc.max_reconnect_backoff_ms", 208),  # gRPC varies each wait by a fifth, so at most 250
         ("grpc.min_reconnect_backoff_ms", 2000),  # how long one attempt, its TLS handshake included, may take
         ("grpc.use_local_subchannel_pool", 1),  # or a new channel would get the silent connection again
         ("grpc.service_config_disable_resolution", 1),
