@@ -9,7 +9,7 @@ disagree.
 After that, cameras send 24 frames a second to a face detector beside the microphones. Then there are for a while twice
 as many cameras as the detector can follow: the newest frame of each counts, and the report has the ages of results, the
 drops by reason and what each camera gets. Last, visitors upload more pictures than the detector can look at, without
-and with a cache. Error budgets say what each part spent. About a minute; then one sentence, a table, and
+and with a cache. Error budgets say what each part spent. About a minute; then one sentence, tables, and
 ``report.html``.
 """
 

@@ -3,7 +3,7 @@
 `BatchedVAD` is LiveKit's `inference.VAD`, its events, options and rules included, but for the model: a session of
 yours, whose batches all conversations of the process share.
 
-    pip install "streaminfer[onnx]" livekit-agents
+    pip install '.[onnx]' livekit-agents
     python examples/livekit_vad.py
 """
 

@@ -3,7 +3,7 @@
 `BatchedVADAnalyzer` takes the place of `SileroVADAnalyzer`: the same weights and the same rules, so it finds the same
 speech, but conversations share the batches of one session. Use one event loop for all of them, as a server does.
 
-    pip install "streaminfer[onnx]" pipecat-ai
+    pip install '.[onnx]' pipecat-ai
     python examples/pipecat_vad.py
 """
 

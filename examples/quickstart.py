@@ -1,4 +1,4 @@
-"""The first example of the README, as a file."""
+"""The first example of the README, as a file: ``python examples/quickstart.py``."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Words of any length to the phonemes that they are spoken with: rows of about one length share a batch.
+"""Words of up to 31 letters to the phonemes that they are spoken with: rows of about one length share a batch.
 
     python examples/ragged_text.py [WORD ...]
 

@@ -8,4 +8,5 @@
   what a cache is for; ``budget`` has the error budgets, and ``faces`` and ``recognition`` read the responses.
 * ``report`` has the tables, ``sentences`` the words, ``sweep_plot``, ``overload_plot`` and ``plots`` the figures,
   ``drawing`` their style, and ``page`` the HTML.
+* ``meter`` and ``machine`` measure, ``findings`` has the results; ``progress`` and ``live_page`` show what goes on.
 """

@@ -60,7 +60,7 @@ def plan(
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
-        InfeasiblePlacement: there is no such plan; the error says why, and what would help.
+        InfeasiblePlacement: there is no such plan; the error says why, and which single changes would help, if any do.
         TimeoutError: no plan was found within ``time_limit_s``.
         MissingExtra: highspy is not installed, and the method is exact, or the greedy choice meets a limit.
     """

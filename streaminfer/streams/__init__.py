@@ -1,4 +1,4 @@
-"""Live streams: cameras and microphones through one service, in order, with state, never stale."""
+"""Live streams: cameras and microphones through one service, in order, with state, as fresh as you ask for."""
 
 from typing import TYPE_CHECKING
 

@@ -4,6 +4,7 @@ Info strings: a ``python`` block runs, in the namespace of the page's earlier on
 must print; ``python no-run`` must only be valid Python. Anything else is not executed.
 """
 
+import ast
 import doctest
 import importlib
 import pkgutil
@@ -141,6 +142,15 @@ def test_page_of_examples_lists_every_program():
     linked = {Path(target).name for target in LINK.findall(page) if target.startswith("../../examples/")}
 
     assert {path.name for path in (ROOT / "examples").iterdir() if path.is_file()} <= linked
+
+
+def test_each_program_of_the_examples_says_how_it_is_run():
+    """A module that others import has no command; a program has one in its first lines."""
+    for path in (ROOT / "examples").glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        if re.search(r"^(asyncio\.run\(|if __name__ == |app = )", text, re.MULTILINE):
+            command = rf"{path.stem}(\.py|:app)|make demo|Run it from the root of\s+a checkout"
+            assert re.search(command, ast.get_docstring(ast.parse(text))), path.name
 
 
 def test_first_tutorial_lists_every_extra():

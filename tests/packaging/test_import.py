@@ -126,6 +126,25 @@ print(imported is found, si.what_if, si.DecisionLog)
     assert run_python(sys.executable, "-c", code, PYTHONPATH=str(ROOT)).startswith("True <function what_if")
 
 
+def test_components_of_the_readme_are_where_it_says(run_python):
+    """A name of the table is one of the package, as ``si.NAME``; one with ``streaminfer.`` is a module."""
+    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Components")[2].partition("\n## ")[0]
+    cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    names = [name for cell in cells for name in re.findall(r"`([\w.]+)`", cell)]
+    assert len(names) > 40
+
+    modules = [name for name in names if name.startswith("streaminfer.")]
+    code = "\n".join(
+        [
+            *(f"import {name}" for name in modules),
+            "import streaminfer as si",
+            *(f"si.{name}" for name in names if name not in modules),
+            "print('all there')",
+        ]
+    )
+    assert run_python(sys.executable, "-c", code, PYTHONPATH=str(ROOT)).startswith("all there")
+
+
 def test_star_import_gives_the_public_names():
     namespace = {}
     exec("from streaminfer import *", namespace)  # noqa: S102 - not allowed inside a function

@@ -1,4 +1,4 @@
-"""Plot of a bill: a bar per model, divided into what it was for, and one of idle time; together they are the bill."""
+"""Plot of a bill: a bar per model, divided into what it was for, and one of idle time: the bill when no batch runs."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any

@@ -544,61 +544,6 @@ def test_headers_go_out_with_every_call_and_their_function_is_asked_each_time(co
     asyncio.run(scenario())
 
 
-def test_a_server_that_quotes_a_token_does_not_put_it_into_an_error(protocol):
-    """The server is scripted: it answers every call with the authorization that it got."""
-    from servers.process import free_ports
-
-    (port,) = free_ports(1)
-
-    async def scenario():
-        async with _quoting(protocol, port):
-            backend = TritonBackend(
-                f"127.0.0.1:{port}", "m", protocol=protocol, headers={"authorization": "Bearer hunter2"}
-            )
-            with pytest.raises(BackendError, match="not valid: ") as caught:
-                await backend.start()
-            assert "hunter2" not in "".join(traceback.format_exception(caught.value))
-            assert getattr(caught.value, "retryable", None) is False
-
-    asyncio.run(scenario())
-
-
-@contextlib.asynccontextmanager
-async def _quoting(protocol, port):
-    if protocol == "grpc":
-        import grpc
-
-        class Handler(grpc.GenericRpcHandler):
-            def service(self, details):
-                async def refuse(_, context):
-                    sent = dict(context.invocation_metadata())["authorization"]
-                    await context.abort(grpc.StatusCode.UNAUTHENTICATED, f"not valid: {sent}")
-
-                return grpc.unary_unary_rpc_method_handler(refuse)
-
-        server = grpc.aio.server()
-        server.add_generic_rpc_handlers((Handler(),))
-        server.add_insecure_port(f"127.0.0.1:{port}")
-        await server.start()
-        try:
-            yield
-        finally:
-            await server.stop(None)
-        return
-    from aiohttp import web
-
-    async def refuse(request):
-        return web.json_response({"error": f"not valid: {request.headers['authorization']}"}, status=401)
-
-    runner = web.ServerRunner(web.Server(refuse))
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", port).start()
-    try:
-        yield
-    finally:
-        await runner.cleanup()
-
-
 @pytest.mark.parametrize(("headers", "asked"), [(None, ["identity"]), ({"accept-encoding": "gzip"}, ["gzip"])])
 def test_answers_are_asked_for_uncompressed_unless_the_headers_say_otherwise(headers, asked):
     from aiohttp import web
@@ -674,7 +619,7 @@ def test_attempts_to_reconnect_never_wait_long_and_pings_are_only_sent_if_asked_
     from streaminfer.backends.triton.transport.grpc_transport import _options
 
     plain = dict(_options(find_endpoint("localhost", "grpc", None, False), None))
-    assert plain["grpc.max_reconnect_backoff_ms"] <= 250
+    assert plain["grpc.max_reconnect_backoff_ms"] * 1.2 <= 250  # gRPC makes a wait up to a fifth longer
     assert "grpc.keepalive_time_ms" not in plain
     assert dict(_options(find_endpoint("localhost", "grpc", None, False), 400.0))["grpc.keepalive_time_ms"] == 400_000
 

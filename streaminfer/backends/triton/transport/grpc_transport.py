@@ -3,7 +3,7 @@
 Calls go through ``tritonclient``'s generated messages and methods; inference, once a batch, through a method of our
 own that takes and gives bytes (:mod:`~streaminfer.backends.triton.transport.wire`).
 
-**Reconnecting.** A broken connection is made again by gRPC, with waits from 0.1 s to at most 0.25 s: its own go up
+**Reconnecting.** A broken connection is made again by gRPC, with waits of about 0.1 s to at most 0.25 s: its own go up
 to two minutes, during which every call fails although the server is back. A connection can also fall *silent*, without
 breaking: a machine that vanished, a router that forgot it. TCP notices that after many minutes, and gRPC's pings cannot
 be used to find out, since a server with default options ends connections that ping more than once in five minutes. So
@@ -24,7 +24,7 @@ from streaminfer.backends.triton.dtypes import CONTENTS, raw
 from streaminfer.backends.triton.endpoint import Endpoint
 from streaminfer.backends.triton.errors import ServerError, retry_after
 from streaminfer.backends.triton.messages import InferRequest, InferResponse, SharedMemoryRef, Tensor
-from streaminfer.backends.triton.transport.headers import Headers
+from streaminfer.backends.triton.transport.headers import Headers, Sent, scrub, scrubbed_failure
 from streaminfer.backends.triton.transport.wire import append_contents, split_contents, tag_of
 from streaminfer.errors import BackendError, Closed
 
@@ -41,7 +41,7 @@ def _options(address: Endpoint, keepalive_s: float | None) -> list[tuple[str, An
         ("grpc.max_send_message_length", -1),
         ("grpc.max_receive_message_length", -1),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.max_reconnect_backoff_ms", 250),
+        ("grpc.max_reconnect_backoff_ms", 208),  # gRPC varies each wait by a fifth, so at most 250
         ("grpc.min_reconnect_backoff_ms", 2000),  # how long one attempt, its TLS handshake included, may take
         ("grpc.use_local_subchannel_pool", 1),  # or a new channel would get the silent connection again
         ("grpc.service_config_disable_resolution", 1),
@@ -177,13 +177,14 @@ class GrpcTransport:
         link = self._open_link()
         # an error comes as a text without a status; the header that asks for one, triton_grpc_error, makes Triton 2.51
         # crash when the model goes on after its error
-        rpc = link.stream(message, timeout=timeout_s, metadata=self._headers.now())
+        sent = self._headers.now()
+        rpc = link.stream(message, timeout=timeout_s, metadata=sent)
         link.calls.add(rpc)
         failure: ServerError | None = None
         try:
             while (part := await rpc.read()) is not self._grpc.EOF:
                 self._unanswered_ns = None
-                response = self._read_part(part)
+                response = self._read_part(part, sent)
                 yield response
                 if response.final:
                     return
@@ -191,7 +192,7 @@ class GrpcTransport:
             self._explain_cancellation()
             raise
         except self._grpc.AioRpcError as error:
-            failure = self._server_error(error)
+            failure = self._server_error(error, sent)
         finally:
             rpc.cancel()
             self._forget(link, rpc)
@@ -218,7 +219,8 @@ class GrpcTransport:
         return described
 
     async def _call(self, link: _Link, method: Any, message: Any, timeout_s: float) -> Any:
-        rpc = method(message, timeout=timeout_s, metadata=self._headers.now())
+        sent = self._headers.now()
+        rpc = method(message, timeout=timeout_s, metadata=sent)
         link.calls.add(rpc)
         if self._unanswered_ns is None:
             self._unanswered_ns = self._clock()
@@ -230,7 +232,7 @@ class GrpcTransport:
             self._replace_if_silent()
             raise
         except self._grpc.AioRpcError as error:
-            failure = self._server_error(error)
+            failure = self._server_error(error, sent)
         else:
             self._unanswered_ns = None
             return response
@@ -238,13 +240,13 @@ class GrpcTransport:
             self._forget(link, rpc)
         raise failure
 
-    def _server_error(self, error: Any) -> ServerError:
+    def _server_error(self, error: Any, sent: Sent) -> ServerError:
         status, text = error.code().name, str(error.details() or "")
         if status not in _HEARD_NOTHING:
             self._unanswered_ns = None
         elif status == "DEADLINE_EXCEEDED":
             self._replace_if_silent()
-        return self._headers.scrubbed_failure(status, text, error, _retry_after(error.trailing_metadata()))
+        return scrubbed_failure(sent, status, text, error, _retry_after(error.trailing_metadata()))
 
     def _explain_cancellation(self) -> None:
         task = asyncio.current_task()
@@ -323,10 +325,10 @@ class GrpcTransport:
         head: bytes = request.SerializeToString()
         return head
 
-    def _read_part(self, message: bytes) -> InferResponse:
+    def _read_part(self, message: bytes, sent: Sent) -> InferResponse:
         response, parts = _split(self._messages.ModelStreamInferResponse, message, self._response_tag)
         if said := response.error_message:
-            raise ServerError("UNKNOWN", self._headers.scrub(said))
+            raise ServerError("UNKNOWN", scrub(said, sent))
         return self._read(parts[-1] if parts else b"")
 
     def _read(self, message: bytes | memoryview) -> InferResponse:

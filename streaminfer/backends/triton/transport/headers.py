@@ -1,8 +1,8 @@
 """Headers of every call, such as a token, which no error shows.
 
 gRPC and aiohttp both put a header that they reject, value and all, into the message of the error; and a server may
-quote a token that it does not accept. So headers are checked before they are sent, and their values are removed from
-every text that comes back.
+quote a token that it does not accept. So headers are checked before they are sent, and a text that comes back loses the
+values that its own call sent: many calls, each with a token of its own, may be in flight.
 """
 
 import re
@@ -12,9 +12,11 @@ from streaminfer._internal.validation import check_instance
 from streaminfer.backends.triton.errors import ServerError
 from streaminfer.errors import BackendError
 
-__all__ = ["Headers", "HeadersLike"]
+__all__ = ["Headers", "HeadersLike", "Sent", "scrub", "scrubbed_failure"]
 
 HeadersLike = Mapping[str, str] | Callable[[], Mapping[str, str]]
+Sent = tuple[tuple[str, str], ...]
+"""The headers of one call: names in lower case, and values."""
 
 _NAME = re.compile(r"[a-z0-9_.-]+")
 _VALUE = re.compile(r"[\x20-\x7e]*")
@@ -42,10 +44,9 @@ class Headers:
             raise TypeError(f"headers: expected {what}, got {type(given).__name__}")  # not its repr: it may be a token
         self._make = None if given is None or isinstance(given, Mapping) else given
         self._fixed = _checked(given) if isinstance(given, Mapping) else ()
-        self._secrets: tuple[str, ...] = tuple(value for _, value in self._fixed)
 
-    def now(self) -> tuple[tuple[str, str], ...]:
-        """Names in lower case, and values.
+    def now(self) -> Sent:
+        """Return the headers for a call.
 
         Raises:
             BackendError: the function that makes them failed, or returned something else.
@@ -57,34 +58,34 @@ class Headers:
             check_instance(
                 "headers", type(given), lambda kind: issubclass(kind, Mapping), "a mapping from the function"
             )
-            headers = _checked(given)
+            return _checked(given)
         except Exception as error:
             raise BackendError(f"headers: the function failed with {type(error).__name__}") from error
-        self._secrets = (*self._secrets[-8:], *(value for _, value in headers if value not in self._secrets))
-        return headers
-
-    def scrub(self, text: str) -> str:
-        """A text without the values of headers that were sent."""
-        for secret in self._secrets:
-            for part in (secret, secret.rpartition(" ")[2]):  # the token of "Bearer token", too
-                if len(part) >= _SHORTEST_SECRET:
-                    text = text.replace(part, "***")
-        return text
-
-    def scrubbed_failure(
-        self, status: str, text: str, error: Exception, retry_after_s: float | None = None
-    ) -> ServerError:
-        """Return a failure without these values; an error that quotes one is no cause, as its traceback shows it."""
-        shown = self.scrub(text)
-        failure = ServerError(status, shown, retry_after_s)
-        failure.__cause__ = error if shown == text else None
-        return failure
 
     def __repr__(self) -> str:
         return "Headers(not shown)"
 
 
-def _checked(given: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+def scrub(text: str, sent: Sent) -> str:
+    """Return a text without the values of the headers that a call sent."""
+    secrets = {part for _, value in sent for part in (value, value.rpartition(" ")[2])}  # the token of "Bearer token"
+    for secret in sorted(secrets, key=len, reverse=True):  # a value may be a part of another one
+        if len(secret) >= _SHORTEST_SECRET:
+            text = text.replace(secret, "***")
+    return text
+
+
+def scrubbed_failure(
+    sent: Sent, status: str, text: str, error: Exception, retry_after_s: float | None = None
+) -> ServerError:
+    """Return a failure without these values; an error that quotes one is no cause, as its traceback shows it."""
+    shown = scrub(text, sent)
+    failure = ServerError(status, shown, retry_after_s)
+    failure.__cause__ = error if shown == text else None
+    return failure
+
+
+def _checked(given: Mapping[str, str]) -> Sent:
     headers = []
     for name, value in given.items():
         kinds = type(name), type(value)

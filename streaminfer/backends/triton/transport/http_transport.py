@@ -8,17 +8,19 @@ A call that is cancelled or late closes its connection; the server runs it all t
 """
 
 import asyncio
+import base64
 import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from streaminfer._internal.loading.extras import require
 from streaminfer.backends.triton.dtypes import raw, strings
 from streaminfer.backends.triton.endpoint import Endpoint
 from streaminfer.backends.triton.errors import ServerError, of_http_status, retry_after
 from streaminfer.backends.triton.messages import InferRequest, InferResponse, SharedMemoryRef, Tensor
-from streaminfer.backends.triton.transport.headers import Headers
+from streaminfer.backends.triton.transport.headers import Headers, scrub, scrubbed_failure
 from streaminfer.errors import BackendError, Closed
 
 __all__ = ["HttpTransport"]
@@ -50,6 +52,8 @@ class HttpTransport:
         self._closed = False
         tls = address.tls
         self._server_name = None if tls is None else tls.server_name
+        # not aiohttp's `trust_env`: that sends the passwords of ~/.netrc too, and reads it again for every call
+        self._proxy = {} if tls is None else _proxy_of(address.host)
         options: dict[str, Any] = {"limit": 0}  # the batcher limits the calls
         if tls is not None:
             options["ssl"] = tls.context()
@@ -60,7 +64,6 @@ class HttpTransport:
             # tensors hardly get smaller, and a Triton that may compress does: 19 MB then take 0.6 s more
             headers={"Accept-Encoding": "identity"},
             timeout=http.ClientTimeout(total=None),
-            trust_env=tls is not None,  # an unencrypted call uses no proxy
             cookie_jar=http.DummyCookieJar(),
         )
 
@@ -169,8 +172,7 @@ class HttpTransport:
         """The body of a response, and how long its JSON part is."""
         if self._closed:
             raise Closed("the connection to the server was closed")
-        headers = dict(self._headers.now())
-        headers.update(extra or {})
+        sent = self._headers.now()
         try:
             async with (
                 asyncio.timeout(timeout_s),
@@ -178,8 +180,9 @@ class HttpTransport:
                     method,
                     self._root + path,
                     data=body,
-                    headers=headers,
+                    headers={**dict(sent), **(extra or {})},
                     server_hostname=self._server_name,
+                    **self._proxy,
                     allow_redirects=False,  # a token is for this server
                 ) as reply,
             ):
@@ -194,11 +197,11 @@ class HttpTransport:
             if self._closed:
                 raise Closed("the connection to the server was closed") from error
             text = str(error) or type(error).__name__
-            failure = self._headers.scrubbed_failure("UNAVAILABLE", text, error)
+            failure = scrubbed_failure(sent, "UNAVAILABLE", text, error)
         else:
             if status == 200:
                 return content, head_length
-            text = self._headers.scrub(_error_text(content)) or f"HTTP status {status}"
+            text = scrub(_error_text(content), sent) or f"HTTP status {status}"
             if status == 413:
                 text = f"too large: {text}"  # front ends have many words for it
             failure = ServerError(of_http_status(status, text), text, retry_after(retry_header))
@@ -231,6 +234,19 @@ class HttpTransport:
             text = tensor.datatype == "BYTES"
             described["data"] = strings(content) if text else content.ravel().tolist()
         return described
+
+
+def _proxy_of(host: str) -> dict[str, Any]:
+    """Return the options of a call for the proxy that the environment names for encrypted calls to a host."""
+    proxy = None if proxy_bypass(host) else getproxies().get("https")
+    if proxy is None:
+        return {}
+    parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    options: dict[str, Any] = {"proxy": f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"}
+    if parts.username is not None:  # beside the address, which errors show
+        said = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
+        options["proxy_headers"] = {"Proxy-Authorization": f"Basic {base64.b64encode(said).decode()}"}
+    return options
 
 
 def _path(model: str, version: str) -> str:

@@ -1,0 +1,94 @@
+"""Tokens that a server quotes: no error shows them. The server is scripted: it refuses each call with what it got."""
+
+import asyncio
+import contextlib
+import itertools
+import traceback
+
+import pytest
+from servers.process import free_ports
+from triton_settings import make_settings
+
+from streaminfer.backends.triton import TritonBackend
+from streaminfer.backends.triton.errors import ServerError
+from streaminfer.backends.triton.transport.headers import Headers
+from streaminfer.errors import BackendError
+
+
+@pytest.fixture(params=["grpc", "http"])
+def protocol(request):
+    return request.param
+
+
+@contextlib.asynccontextmanager
+async def _quoting(protocol, port):
+    if protocol == "grpc":
+        import grpc
+
+        class Handler(grpc.GenericRpcHandler):
+            def service(self, details):
+                async def refuse(_, context):
+                    sent = dict(context.invocation_metadata())["authorization"]
+                    await context.abort(grpc.StatusCode.UNAUTHENTICATED, f"not valid: {sent}")
+
+                return grpc.unary_unary_rpc_method_handler(refuse)
+
+        server = grpc.aio.server()
+        server.add_generic_rpc_handlers((Handler(),))
+        server.add_insecure_port(f"127.0.0.1:{port}")
+        await server.start()
+        try:
+            yield
+        finally:
+            await server.stop(None)
+        return
+    from aiohttp import web
+
+    async def refuse(request):
+        return web.json_response({"error": f"not valid: {request.headers['authorization']}"}, status=401)
+
+    runner = web.ServerRunner(web.Server(refuse))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    try:
+        yield
+    finally:
+        await runner.cleanup()
+
+
+def test_a_server_that_quotes_a_token_does_not_put_it_into_an_error(protocol):
+    """The error of a start says what was wrong, without the token."""
+    (port,) = free_ports(1)
+
+    async def scenario():
+        async with _quoting(protocol, port):
+            backend = TritonBackend(
+                f"127.0.0.1:{port}", "m", protocol=protocol, headers={"authorization": "Bearer hunter2"}
+            )
+            with pytest.raises(BackendError, match="not valid: ") as caught:
+                await backend.start()
+            assert "hunter2" not in "".join(traceback.format_exception(caught.value))
+            assert getattr(caught.value, "retryable", None) is False
+
+    asyncio.run(scenario())
+
+
+def test_each_of_many_calls_has_its_own_token_removed(protocol):
+    """Tokens that rotate with every call: that of a call is removed, however many were sent after it."""
+    (port,) = free_ports(1)
+    numbers = itertools.count()
+    headers = Headers(lambda: {"x-key": "hunter2", "authorization": f"Bearer hunter2-{next(numbers)}"})
+
+    async def scenario():
+        settings = make_settings(protocol, f"127.0.0.1:{port}", headers=headers)
+        async with _quoting(protocol, port):
+            transport = settings.connect()
+            try:
+                return await asyncio.gather(*(transport.server(10.0) for _ in range(20)), return_exceptions=True)
+            finally:
+                await transport.close()
+
+    failures = asyncio.run(scenario())
+
+    assert [type(failure) for failure in failures] == [ServerError] * 20
+    assert {str(failure).partition(": ")[2] for failure in failures} == {"not valid: ***"}
