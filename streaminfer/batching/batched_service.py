@@ -315,7 +315,7 @@ class BatchedService(Node):
             split_batches=runner.isolator.split_batches,
             memory_limits=dict(runner.isolator.memory_limits),
             batch_sizes=dict(sorted(dispatcher.batch_sizes.items())),
-            released=self.events.released_by_reason,
+            released=self.events.released_by_reason.copy(),
             batch_s=queue.batch_s,
             calibration=self.calibration,
             device=None if self._device is None else self._device.statistics(),
