@@ -32,11 +32,11 @@ def make_log(batch_size: int) -> DecisionLog:
         rows = at_ns[first : first + batch_size].tolist()
         for now_ns in rows:
             events.arrived(now_ns, 50_000_000, 0)
-        number = events.released(rows[-1], len(rows), "planned" if first % 16 else "idle_worker", 0)
-        events.expected(number, 400_000)
+        record = events.released(rows[-1], len(rows), "planned" if first % 16 else "idle_worker", 0)
+        record.expected_ns = 400_000
         for arrival in range(first, first + len(rows)):
-            events.joined(arrival, number)
-        events.finished(number, rows[-1] + 380_000, True)
+            events.joined(arrival, record)
+        events.finished(record, rows[-1] + 380_000, True)
     return DecisionLog.of(events)
 
 

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from weakref import WeakSet
 
 from streaminfer._internal.forking import at_fork
+from streaminfer._internal.units import NEVER_NS
 from streaminfer._runtime.loops import is_virtual
 
 __all__ = ["ExactTimer", "LoopTimer", "Timer", "exact_timer", "make_timer"]
@@ -96,7 +97,11 @@ class LoopTimer:
 
 
 class ExactTimer:
-    """A file of Linux that becomes readable at an instant of the monotonic clock."""
+    """A file of Linux that becomes readable at an instant of the monotonic clock.
+
+    Attributes:
+        is_set: the instant that was set has not come.
+    """
 
     resolution_ns = 650_000  # at 20,000 requests/s, 13 share a wake-up, which costs about as much as two of them
 
@@ -105,7 +110,7 @@ class ExactTimer:
         self._settime = _libc().timerfd_settime
         self._spec = _Spec()
         self._reference = ctypes.byref(self._spec)
-        self._is_set = self._from_threads = False
+        self.is_set = self._from_threads = False
         self._at_ns = 0
         self._fd: int = _libc().timerfd_create(_CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
         if self._fd < 0:
@@ -114,7 +119,7 @@ class ExactTimer:
         loop.add_reader(self._fd, self._wake)
 
     def set(self, at_ns: int, now_ns: int) -> None:  # noqa: ARG002 - the instant is one of the kernel's clock
-        self._is_set = True
+        self.is_set = True
         self._at_ns = at_ns
         self._spec.at_s, self._spec.at_ns = divmod(at_ns, 1_000_000_000)
         self._settime(self._fd, _ABSOLUTE, self._reference, None)
@@ -125,8 +130,10 @@ class ExactTimer:
         self._settime(self._fd, _ABSOLUTE, ctypes.byref(_Spec(0, 0, *divmod(at_ns, 1_000_000_000))), None)
 
     def cancel(self) -> None:
-        """Call the function at no instant, until one is set again; a call that is due by now may come still."""
-        self._at_ns = self._spec.at_s = self._spec.at_ns = 0
+        """Call the function at no instant, until one is set again."""
+        self.is_set = False
+        self._at_ns = NEVER_NS
+        self._spec.at_s = self._spec.at_ns = 0
         self._settime(self._fd, _ABSOLUTE, self._reference, None)
 
     def close(self) -> None:
@@ -148,10 +155,10 @@ class ExactTimer:
             self._function()
             return
         if time.monotonic_ns() < self._at_ns:
-            return  # it was set again after the loop saw the file, and clearing that could lose the new instant
-        self._is_set = False
+            return  # set again or cancelled after the loop saw the file, and clearing that could lose the new instant
+        self.is_set = False
         self._function()
-        if not self._is_set and self._fd >= 0:  # setting it again cleared what epoll sees, without a call more
+        if not self.is_set and self._fd >= 0:  # setting it again cleared what epoll sees, without a call more
             self._clear()
 
     def _clear(self) -> None:

@@ -20,13 +20,12 @@ class Alarm:
         function: is called by the loop, at the instant or later; early by no more than the resolution of the loop.
     """
 
-    __slots__ = ("_context", "_exact", "_exact_at_ns", "_function", "_handle", "_has_exact", "_loop")
+    __slots__ = ("_context", "_exact", "_function", "_handle", "_has_exact", "_loop")
 
     def __init__(self, function: Callable[[], None]) -> None:
         self._function = function
         self._handle: asyncio.TimerHandle | None = None
         self._exact: ExactTimer | None = None
-        self._exact_at_ns = 0  # 0: it is not set
         self._has_exact = True
         self._loop: asyncio.AbstractEventLoop
         self._context: Context
@@ -46,7 +45,6 @@ class Alarm:
         """
         if is_exact and (timer := self._exact_timer(clock)) is not None:
             self._cancel_handle()
-            self._exact_at_ns = at_ns
             timer.set(at_ns, clock())
             return
         self.cancel()
@@ -55,14 +53,12 @@ class Alarm:
     def cancel(self) -> None:
         """Call the function no more until it is set again."""
         self._cancel_handle()
-        if self._exact is not None and self._exact_at_ns:
-            self._exact_at_ns = 0
+        if self._exact is not None and self._exact.is_set:
             self._exact.cancel()
 
     def close(self) -> None:
         """Cancel, and free what the system holds; it may be set again."""
         self._cancel_handle()
-        self._exact_at_ns = 0
         if self._exact is not None:
             self._exact.close()
             self._exact = None
@@ -76,12 +72,6 @@ class Alarm:
         if self._exact is None and self._has_exact:
             with suppress(OSError, NotImplementedError):  # too many open files, or a loop that watches none
                 # a copy, as the context is entered here; without it, the variables of a caller would be kept
-                self._exact = self._context.copy().run(exact_timer, self._loop, clock, self._wake)
+                self._exact = self._context.copy().run(exact_timer, self._loop, clock, self._function)
             self._has_exact = self._exact is not None
         return self._exact
-
-    def _wake(self) -> None:
-        if not self._exact_at_ns:
-            return  # it was due, and was cancelled before the loop came to it
-        self._exact_at_ns = 0
-        self._function()

@@ -81,7 +81,7 @@ class BatchRunner:
     def bind_loop(self, loop: asyncio.AbstractEventLoop, now_ns: int) -> None:
         """Run batches on another event loop; those that a closed loop left behind are forgotten."""
         for execution in self.batches:
-            self._events.finished(execution.sequence, now_ns, False)
+            self._events.finished(execution.record, now_ns, False)
         self.batches.clear()
         self.loop = loop
 
@@ -151,7 +151,7 @@ class BatchRunner:
                     self.isolator.succeeded()
                 self._queue.deliver(execution, rows, assembled_ns, inferred_ns)
         if error is not None or not rows:
-            self._events.finished(execution.sequence, inferred_ns, error is None)
+            self._events.finished(execution.record, inferred_ns, error is None)
         if error is not None:
             self._outcomes.fail(execution.tickets, error, inferred_ns, assembled_ns)
         return error

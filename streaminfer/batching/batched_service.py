@@ -19,7 +19,6 @@ from streaminfer.batching.assembly.model_calls import ModelCalls, make_assembler
 from streaminfer.batching.device.residence import enter_at_start, in_memory
 from streaminfer.batching.dispatcher import Dispatcher
 from streaminfer.batching.policy import Greedy, Policy, adapt_policy
-from streaminfer.batching.policy_change import PolicyChange
 from streaminfer.batching.queue._fair_queue_cy import FairQueue
 from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.batching.queue._ticket_cy import NEVER, Ticket
@@ -89,7 +88,6 @@ class BatchedService(Node):
             max_in_flight=max_in_flight,
             device=device,
         )
-        self._policy_change = PolicyChange(self._dispatcher)
         self._device = device
         offered = adapt(inner).capabilities()
         self._ask_inward = offered.admission
@@ -226,7 +224,10 @@ class BatchedService(Node):
             self._fair_queue.horizon = max_batch_size * assembler.bucket_count
         self._dispatcher.runner.isolator.memory_limits.clear()
         if not self._submission.stopping:
-            self._policy_change.begin(policy, max_batch_size, self._submission.loop)
+            self._dispatcher.set_policy(policy)
+            if self._submission.loop is not None:
+                self._prepare_policy()
+                self._dispatcher.schedule()  # the instant that the previous policy named is void
 
     def observe_batches(self, make: Callable[[str], BatchObserver]) -> None:
         """Tell what ``make`` returns for the name of the model of each batch from now on."""
@@ -275,6 +276,12 @@ class BatchedService(Node):
             await asyncio.to_thread(prepare, wait=True)
 
     @property
+    def is_serving(self) -> bool:
+        """Whether requests are accepted on an event loop, other than in virtual time."""
+        loop = self._submission.loop
+        return not (self._submission.stopping or loop is None or loop.is_closed() or is_virtual(loop))
+
+    @property
     def start_progress(self) -> str:
         """Step of :meth:`start` in progress; empty when there is none."""
         return "" if self._calibrator is None else self._calibrator.progress
@@ -288,7 +295,6 @@ class BatchedService(Node):
         """
         self._enter(asyncio.get_running_loop())
         self._submission.stopping = True
-        self._policy_change.cancel()
         self._dispatcher.set_policy(Greedy(self._max_batch_size))  # no later request can fill a batch
         await self._dispatcher.stop(drain=drain)
 
@@ -315,7 +321,7 @@ class BatchedService(Node):
             split_batches=runner.isolator.split_batches,
             memory_limits=dict(runner.isolator.memory_limits),
             batch_sizes=dict(sorted(dispatcher.batch_sizes.items())),
-            released=self.events.released_by_reason,
+            released=self.events.released_by_reason.copy(),
             batch_s=queue.batch_s,
             calibration=self.calibration,
             device=None if self._device is None else self._device.statistics(),
@@ -340,7 +346,7 @@ class BatchedService(Node):
             self._dispatcher.set_workers(workers)
             self._configured_policy = self._policy_for(workers)
         self._dispatcher.set_policy(self._configured_policy)
-        self._policy_change.complete(self._configured_policy)
+        self._prepare_policy()
         await self._calibrate()
 
     async def _calibrate(self) -> None:
@@ -420,6 +426,11 @@ class BatchedService(Node):
         self._outcomes.count_rejected("queue_full", now_ns)
         raise Overloaded(message, retry_after_s=retry_after_s)
 
+    def _prepare_policy(self) -> None:
+        """Load what the policy decides with; blocks where :meth:`load_kernels` has not been awaited."""
+        if (prepare := self._dispatcher.expectations.offered.prepare) is not None:
+            prepare(wait=True)
+
     def _enter(self, loop: asyncio.AbstractEventLoop) -> None:
         submission, dispatcher = self._submission, self._dispatcher
         before = submission.loop
@@ -432,7 +443,7 @@ class BatchedService(Node):
         self._outcomes.forget(dispatcher.tickets())
         dispatcher.bind_loop(loop)
         submission.loop = loop
-        self._policy_change.complete(self._configured_policy)
+        self._prepare_policy()
         if type(loop).create_future is asyncio.BaseEventLoop.create_future:  # which makes just this, one call later
             submission.new_future = functools.partial(asyncio.Future, loop=loop)
         else:

@@ -261,8 +261,7 @@ class AdaptiveBatcher(Node):
         """Change settings, while it runs or before; what is left out stays.
 
         No request is lost: queued requests keep their place and the deadline that they came with, and running batches
-        go on. What was learned about the model stays. Call it on the event loop that the batcher serves. Where Numba
-        has to compile the planner's kernels, the greedy policy serves until a thread has loaded them.
+        go on. What was learned about the model stays. Call it on the event loop that the batcher serves.
 
         Args:
             slo_s: the deadline of requests from now on that bring none.
@@ -272,8 +271,9 @@ class AdaptiveBatcher(Node):
 
         Raises:
             TypeError, ValueError: as the constructor, or ``max_batch_size`` is more than the model takes.
-            MissingExtra: there are no kernels for the planner, nor is Numba installed. After an error nothing has
-                changed.
+            MissingExtra: there are no kernels for the planner, nor is Numba installed.
+            RuntimeError: it serves requests, and Numba would have to compile the planner's kernels: `warmup` loads
+                them. After an error nothing has changed.
         """
         before = self.slo_s, self.max_batch_size, self.policy, self.max_queue_delay_s
         try:
@@ -290,7 +290,7 @@ class AdaptiveBatcher(Node):
             self._check_delay()
             if self._service is not None:
                 self._service.check_max_batch_size(self.max_batch_size)
-                self._check_kernels()
+                self._check_kernels(self._service)
             assembler = self._make_assembler(None if self._service is None else self._service.inner)
         except BaseException:
             self.slo_s, self.max_batch_size, self.policy, self.max_queue_delay_s = before
@@ -330,11 +330,16 @@ class AdaptiveBatcher(Node):
                 )
             )
 
-    def _check_kernels(self) -> None:
+    def _check_kernels(self, service: BatchedService) -> None:
         if self.policy == "lookahead":
             from streaminfer.batching.planner import kernel_loader  # noqa: PLC0415 - only who plans loads it
 
             kernel_loader.check()
+            if service.is_serving and not kernel_loader.is_ready():
+                raise RuntimeError(
+                    "the planner's kernels are not loaded, and Numba would compile them while requests are served; "
+                    "await asyncio.to_thread(streaminfer.warmup) first"
+                )
 
     def _make_assembler(self, inner: Any) -> Assembler:
         from streaminfer.batching.assembly.model_calls import make_assembler  # noqa: PLC0415 - not at the package's import

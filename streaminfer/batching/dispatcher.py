@@ -343,12 +343,12 @@ class Dispatcher(DispatchState):
             self._device.end(execution, now_ns, succeeded=succeeded)
         if self.observers is not None:
             self._tell_end(self.observers, execution, now_ns)
-        self._events.ended(execution.sequence, now_ns)
+        self._events.ended(execution.record, now_ns)
         early = self.pipeline.batch
         if early is None:
             self.free += 1
             return
-        self._events.started(early.sequence, now_ns)
+        self._events.started(early.record, now_ns)
         if self.pipeline.end(execution, now_ns, is_known=succeeded) and self.observers is not None:
             self.observers.begin(early, now_ns)
 

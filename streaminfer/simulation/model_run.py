@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer.batching.policy import Decision, Policy
+from streaminfer.batching.queue._event_ring_cy import BatchRecord
 from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.batching.queue._ticket_cy import NEVER, Execution
 from streaminfer.simulation.simulation_result import SimulationResult
@@ -44,8 +45,7 @@ class ModelRun:
         self._recheck_ns = NEVER
         self._ends_ns = [-1] * n  # -1: it got no response
         self._drops_ns: list[int] = []
-        self._batches: dict[int, tuple[int, int, int, int]] = {}  # by number: start, end, worker, size
-        self._reasons: list[str] = []
+        self._records: list[BatchRecord] = []
 
     @property
     def next_ns(self) -> int:
@@ -96,16 +96,16 @@ class ModelRun:
             RuntimeError: it has requests that are not queued.
         """
         execution = self.queue.take(batch, now_ns, reason)
-        if len(execution.tickets) < len(batch):
+        if execution.record is None or len(execution.tickets) < len(batch):
             raise RuntimeError(f"{self._policy!r} sends requests that do not wait")
-        self._reasons.append(reason)
+        self._records.append(execution.record)
         return execution
 
-    def end(self, execution: Execution, now_ns: int, worker: int = 0) -> None:
-        """Note the end of a batch on a worker."""
+    def end(self, execution: Execution, now_ns: int) -> None:
+        """Note the end of a batch."""
         for index in execution.inputs:
             self._ends_ns[index] = now_ns
-        self._batches[execution.sequence] = execution.started_ns, now_ns, worker, len(execution.inputs)
+        self.queue.events.ended(execution.record, now_ns)
         if execution.live:
             self.queue.deliver(execution, execution.inputs, execution.started_ns, now_ns)
 
@@ -116,7 +116,7 @@ class ModelRun:
         answered = ends_ns >= 0
         is_on_time = answered & (ends_ns <= deadlines_ns)
         on_time, all_answered = int(np.count_nonzero(is_on_time)), int(np.count_nonzero(answered))
-        batches = [self._batches[number] for number in range(len(self._batches))]
+        batches = [(batch.start_ns, batch.end_ns, batch.worker, batch.size) for batch in self._records]
         starts_ns, batch_ends_ns, batch_workers, sizes = np.array(batches, np.int64).reshape(-1, 4).T
         return SimulationResult(
             on_time=on_time,
@@ -130,7 +130,7 @@ class ModelRun:
             batch_starts_s=starts_ns / 1e9,
             batch_ends_s=batch_ends_ns / 1e9,
             batch_workers=batch_workers.copy(),
-            reasons=tuple(self._reasons),
+            reasons=tuple([batch.reason for batch in self._records]),
             workers=workers,
         )
 

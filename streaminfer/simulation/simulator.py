@@ -177,7 +177,7 @@ class _Simulation:
     def _finish(self, now_ns: int) -> None:
         _, worker, execution = heappop(self.running)
         heappush(self.free, worker)
-        self.model.end(execution, now_ns, worker)
+        self.model.end(execution, now_ns)
         if self.observe is not None:
             self.observe(len(execution.inputs), now_ns - execution.started_ns, now_ns)
 

@@ -3,7 +3,6 @@
 import asyncio
 import random
 import sys
-import threading
 
 import numpy as np
 import pytest
@@ -234,80 +233,48 @@ def test_batches_larger_than_the_model_takes_are_refused_and_nothing_changes():
 
 @pytest.fixture
 def compiling(monkeypatch):
-    """Kernels that Numba compiles in this process's stead until the event is set; the threads that wait for it."""
-    compiled, waiting = threading.Event(), threading.Semaphore(0)
+    """Kernels that Numba would have to compile; how often that was done."""
+    compiled = []
 
     def prepare():
-        waiting.release()
-        assert compiled.wait(10.0)
+        compiled.append(True)
         monkeypatch.setattr(kernel_loader, "is_ready", lambda: True)
 
     monkeypatch.setattr(kernel_loader, "is_ready", lambda: False)
     monkeypatch.setattr(kernel_loader, "prepare", prepare)
-    yield compiled, waiting
-    compiled.set()
+    return compiled
 
 
-def live(policy="greedy"):
-    batcher = si.AdaptiveBatcher(max_batch_size=4, policy=policy)
-    return batcher, si.Stack(batcher, si.CpuBackend(np.negative, executor="inline"))
-
-
-async def planned(batcher):
-    """Wait until the planner decides, which it shows by learning; with a request per turn of the loop."""
-    async with asyncio.timeout(10.0):
-        while not batcher.service_time.observations:
-            await batcher._service.call(si.Request(1.0))
-            await asyncio.sleep(0)
-
-
-def test_requests_are_served_while_kernels_are_compiled(compiling):
-    """The loop that serves does not wait for Numba: the greedy policy has the batches meanwhile."""
-    compiled, waiting = compiling
+def test_kernels_are_not_compiled_while_it_serves(compiling):
+    """A planner whose kernels are not loaded is rejected with what to await, and nothing changes."""
 
     async def main():
-        batcher, stack = live()
-        async with stack:
-            batcher.reconfigure(policy="lookahead", max_batch_size=2)
-            await asyncio.to_thread(waiting.acquire)
-            assert (await asyncio.gather(*(stack(float(i)) for i in range(3)))) == [0.0, -1.0, -2.0]
-            assert (batcher.statistics().batch_sizes, batcher.service_time.observations) == ({2: 1, 1: 1}, 0)
-            compiled.set()
-            await planned(batcher)
+        batcher = si.AdaptiveBatcher(max_batch_size=4, policy="greedy", slo_s=0.5)
+        async with si.Stack(batcher, si.CpuBackend(np.negative, executor="inline")) as stack:
+            with pytest.raises(RuntimeError, match=r"await asyncio\.to_thread\(streaminfer\.warmup\) first"):
+                batcher.reconfigure(policy="lookahead", slo_s=1.0)
+            assert (batcher.policy, batcher.slo_s, await stack(1.0), compiling) == ("greedy", 0.5, -1.0, [])
+
+            kernel_loader.prepare()
+            batcher.reconfigure(policy="lookahead")
+            await stack(1.0)
+            assert batcher.service_time.observations == 1
 
     asyncio.run(main())
 
 
-def test_a_later_policy_replaces_one_that_is_compiled(compiling):
-    compiled, waiting = compiling
+def test_a_policy_set_after_a_stop_is_that_of_the_next_start(compiling):
+    """The start compiles its kernels before it accepts requests."""
 
     async def main():
-        batcher, stack = live()
+        batcher = si.AdaptiveBatcher(max_batch_size=4, policy="greedy")
+        stack = si.Stack(batcher, si.CpuBackend(np.negative, executor="inline"))
         async with stack:
-            batcher.reconfigure(policy="lookahead")
-            await asyncio.to_thread(waiting.acquire)
-            batcher.reconfigure(policy="greedy", max_batch_size=1)
-            compiled.set()
-            await asyncio.to_thread(lambda: None)
-            for _ in range(20):
-                await stack(1.0)
-            assert (batcher.service_time.observations, set(batcher.statistics().batch_sizes)) == (0, {1})
-
-    asyncio.run(main())
-
-
-def test_a_stop_does_not_wait_for_kernels(compiling):
-    """The policy that was about to take over is that of the next start."""
-    compiled, waiting = compiling
-
-    async def main():
-        batcher, stack = live()
+            await stack(1.0)
+        batcher.reconfigure(policy="lookahead")
+        assert compiling == []
         async with stack:
-            batcher.reconfigure(policy="lookahead")
-            await asyncio.to_thread(waiting.acquire)
-        assert asyncio.all_tasks() == {asyncio.current_task()}
-        compiled.set()
-        async with stack:
+            assert compiling
             await stack(1.0)
         assert batcher.service_time.observations == 1
 
@@ -315,22 +282,18 @@ def test_a_stop_does_not_wait_for_kernels(compiling):
 
 
 def test_a_policy_takes_over_on_the_next_loop(compiling):
-    """A loop that ends before the kernels are there leaves a batcher without a stack to the next one."""
-    compiled, waiting = compiling
+    """Once its loop has ended, a batcher without a stack takes any policy, which the next loop serves with."""
     batcher = si.AdaptiveBatcher(max_batch_size=4, policy="greedy")
     negative = batcher.wrap(lambda batch: -np.asarray(batch))
 
-    async def first():
-        await negative(1.0)
-        batcher.reconfigure(policy="lookahead")
-        await asyncio.to_thread(waiting.acquire)
-        asyncio.get_running_loop().call_soon(compiled.set)
+    async def serve():
+        return await negative(1.0)
 
-    async def second():
-        return await negative(2.0)
+    asyncio.run(serve())
+    batcher.reconfigure(policy="lookahead")
 
-    asyncio.run(first())
-    assert (asyncio.run(second()), batcher.service_time.observations) == (-2.0, 1)
+    assert (asyncio.run(serve()), batcher.service_time.observations) == (-1.0, 1)
+    assert compiling
 
 
 def test_without_kernels_and_numba_nothing_changes(monkeypatch):

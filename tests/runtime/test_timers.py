@@ -97,6 +97,25 @@ def test_an_instant_set_in_the_turn_of_an_earlier_one():
     assert calls == [True]
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="timers as files are Linux's")
+def test_an_instant_cancelled_in_the_turn_in_which_it_is_due():
+    """The loop has seen the file, and something else cancels the timer before its callback runs."""
+    calls = []
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        timer = timers.exact_timer(loop, time.monotonic_ns, lambda: calls.append(True))
+        timer.set(1, 0)
+        loop.call_soon(timer.cancel)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        timer.close()
+
+    asyncio.run(main())
+
+    assert calls == []
+
+
 def test_instants_of_another_clock_have_the_timer_of_the_loop():
     async def main():
         return timers.exact_timer(asyncio.get_running_loop(), time.perf_counter_ns, list)

@@ -199,8 +199,8 @@ def test_narrow_bars_carry_no_figures(axes):
     events = EventRing()
     for at in range(100):
         events.finished(events.released(at * MS, 7, "full", 0), (at + 1) * MS, True)
-    number = events.released(100 * MS, 5, "full", 0)
-    events.finished(number, 150 * MS, True)
+    record = events.released(100 * MS, 5, "full", 0)
+    events.finished(record, 150 * MS, True)
     DecisionLog.of(events).plot(axes)
     assert [text.get_text() for text in axes.texts] == ["5"]
     assert len(axes.collections) == 1

@@ -53,7 +53,7 @@ def log():
     for at_ms in (0, 1, 4, 30):
         events.arrived(START + at_ms * MS, 0, 0)
     first = events.released(START, 1, "exploration", 0)
-    events.expected(first, 7 * MS)
+    first.expected_ns = 7 * MS
     second = events.released(START + 4 * MS, 2, "planned", 3)
     events.joined(0, first)
     events.joined(1, second)
@@ -164,10 +164,10 @@ def test_without_an_objective_deadlines_burn(tmp_path):
     for at_ms, size, ok in ((0, 4, True), (100, 2, False), (200, 2, True)):
         for _ in range(size):
             events.arrived(START + at_ms * MS, 50 * MS, 0)
-        number = events.released(START + at_ms * MS, size, "full", 0)
+        record = events.released(START + at_ms * MS, size, "full", 0)
         for arrival in range(size):
-            events.joined({0: 0, 100: 4, 200: 6}[at_ms] + arrival, number)
-        events.finished(number, START + (at_ms + (60 if at_ms == 200 else 10)) * MS, ok)
+            events.joined({0: 0, 100: 4, 200: 6}[at_ms] + arrival, record)
+        events.finished(record, START + (at_ms + (60 if at_ms == 200 else 10)) * MS, ok)
     events.dropped(START + 250 * MS, "deadline_exceeded_running", 2)
     DecisionLog.of(events).to_perfetto(tmp_path / "trace")
 
@@ -209,6 +209,7 @@ def test_the_ring_forgets_batches_before_their_requests():
     events = EventRing(8, 2)
     for number in range(4):
         events.arrived(number, 0, 0)
-        events.joined(number, events.released(number, 1, "full", 0))
+        record = events.released(number, 1, "full", 0)
+        events.joined(number, record)
     assert DecisionLog.of(events).arrival_batches.tolist() == [-1, -1, 0, 1]
-    events.joined(-9, 1)  # forgotten long ago
+    events.joined(-9, record)  # forgotten long ago

@@ -14,11 +14,11 @@ class Account:
     """What one model had of a device; `DeviceModelStatistics` says what each number is."""
 
     batches: int = 0
-    busy_ns: int = 0
+    busy_s: float = 0.0
     waits: int = 0
-    longest_wait_ns: int = 0
+    longest_wait_s: float = 0.0
     loads: int = 0
-    load_ns: int = 0
+    load_s: float = 0.0
     promoted: int = 0
 
     def statistics(self, slowdowns: Mapping[str, float]) -> DeviceModelStatistics:
@@ -27,13 +27,4 @@ class Account:
         Args:
             slowdowns: by each other model, how much slower this one is beside it.
         """
-        return DeviceModelStatistics(
-            batches=self.batches,
-            busy_s=self.busy_ns / 1e9,
-            waits=self.waits,
-            longest_wait_s=self.longest_wait_ns / 1e9,
-            loads=self.loads,
-            load_s=self.load_ns / 1e9,
-            promoted=self.promoted,
-            slowdowns=slowdowns,
-        )
+        return DeviceModelStatistics(**attrs.asdict(self), slowdowns=slowdowns)

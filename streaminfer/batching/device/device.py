@@ -253,7 +253,7 @@ class Device:
         member = level.running.pop(execution, None)
         if member is None:
             return  # of a loop that was closed
-        self._account(member).busy_ns += now_ns - execution.started_ns
+        self._account(member).busy_s += (now_ns - execution.started_ns) / 1e9
         if self._preemption is not None:
             if level is self._back:
                 is_promoted = self._promotions.end(execution, member)
@@ -325,7 +325,7 @@ class Device:
             for other, _ in decisions:
                 self._account(other).waits += other is not member
             account = self._account(member)
-            account.longest_wait_ns = max(account.longest_wait_ns, now_ns - self._waiting.pop(member))
+            account.longest_wait_s = max(account.longest_wait_s, (now_ns - self._waiting.pop(member)) / 1e9)
             member.grant(batch, decision, now_ns)
             self.join(member, now_ns)
             if member.runs_inline:
@@ -426,7 +426,7 @@ class Device:
             return  # of a loop that was closed
         account = self._account(member)
         load_ns = self._memory.end(now_ns, succeeded=succeeded, stayed=stayed)
-        account.load_ns += load_ns
+        account.load_s += load_ns / 1e9
         account.loads += 1
         self._turns.leave_out(load_ns, now_ns)
         self._loaded_for = member

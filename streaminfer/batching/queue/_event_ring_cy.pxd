@@ -1,22 +1,18 @@
 cimport cython
 
-cdef long long _RATE_WINDOW, _LIMITS_KEPT, _REASONS_KEPT, _RUNNING, _NOT_TOLD, _NO_BATCH
+cdef long long _RATE_WINDOW, _LIMITS_KEPT, _RUNNING, _NO_BATCH
 cdef double _INFINITE
 
+# it holds no object but a text, so the garbage collector does not look at it
 @cython.final
-cdef class _ReasonCounts:
-    cdef list names
-    cdef long long[::1] counts
-    cdef dict _numbers
-
-    @cython.locals(known=object, number=int)
-    cdef int add(self, object reason, long long count) except -1
-
-    @cython.locals(number=Py_ssize_t)
-    cdef int _number_of(self, object reason) except -1
-
-    @cython.locals(number=Py_ssize_t)
-    cdef dict by_reason(self)
+@cython.freelist(8)
+cdef class BatchRecord:
+    cdef readonly long long number, start_ns, end_ns
+    cdef public long long expected_ns
+    cdef readonly int worker
+    cdef readonly int size, queued
+    cdef readonly str reason
+    cdef readonly bint ok
 
 # final: calls from C look for no override
 @cython.final
@@ -26,38 +22,29 @@ cdef class EventRing:
     cdef long long[::1] _arrival_ns, _limit_ns, _limits, _arrival_batch
     cdef int[::1] _priority
     cdef long long _limits_seen
-    cdef long long[::1] _start_ns, _end_ns, _worker, _expected_ns
-    cdef int[::1] _size, _queued, _reason
-    cdef signed char[::1] _ok
-    cdef _ReasonCounts _released
+    cdef object _records
+    cdef readonly dict released_by_reason, dropped_by_reason
+    cdef long long _rows
+    cdef list _free
     cdef long long[::1] _drop_ns, _drop_count
-    cdef int[::1] _drop_reason
+    cdef list _drop_reason
     cdef long long _drop_entries
-    cdef _ReasonCounts _dropped
-    cdef long long _rows, _free_count
-    cdef long long[::1] _free
-    cdef dict _outlived
 
     @cython.locals(slot=cython.longlong)
     cpdef void arrived(self, long long now_ns, long long limit_ns, int priority) noexcept
 
-    @cython.locals(number=cython.longlong, slot=cython.longlong)
-    cpdef long long released(self, long long now_ns, int size, object reason, int queued) except *
+    @cython.locals(record=BatchRecord)
+    cpdef BatchRecord released(self, long long now_ns, int size, object reason, int queued)
 
-    cpdef void joined(self, long long arrival, long long number) noexcept
+    cpdef void joined(self, long long arrival, BatchRecord record) noexcept
 
-    cpdef void expected(self, long long number, long long duration_ns) noexcept
+    cpdef object ended(self, BatchRecord record, long long now_ns)
 
-    @cython.locals(slot=cython.longlong, row=object)
-    cpdef object ended(self, long long number, long long now_ns)
+    cpdef object finished(self, BatchRecord record, long long now_ns, bint ok)
 
-    @cython.locals(slot=cython.longlong, runs=bint)
-    cpdef bint finished(self, long long number, long long now_ns, bint ok) except -1
+    cpdef object started(self, BatchRecord record, long long now_ns)
 
-    @cython.locals(slot=cython.longlong)
-    cpdef object started(self, long long number, long long now_ns)
-
-    @cython.locals(number=int, entries=cython.longlong, last=cython.longlong, slot=cython.longlong)
+    @cython.locals(entries=cython.longlong, last=cython.longlong, slot=cython.longlong)
     cpdef object dropped(self, long long now_ns, object reason, long long count=*)
 
     cpdef double gap_ns(self, long long now_ns) noexcept
@@ -76,13 +63,4 @@ cdef class EventRing:
     @cython.locals(kept=cython.longlong, back=cython.longlong, slot=cython.longlong, classes=dict)
     cpdef dict recent_classes(self)
 
-    @cython.locals(
-        free=cython.longlong[::1], count=cython.longlong, lowest=cython.longlong, row=cython.longlong,
-        position=cython.longlong, child=cython.longlong)
-    cdef long long _take_row(self) noexcept
-
-    @cython.locals(free=cython.longlong[::1], position=cython.longlong, parent=cython.longlong)
-    cdef object _free_row(self, long long row)
-
-    @cython.locals(larger=cython.longlong[::1], position=cython.longlong)
-    cdef object _grow(self)
+    cdef int _take_row(self) except -1

@@ -1,7 +1,7 @@
 # cython: boundscheck=False, wraparound=False, initializedcheck=False
 """Event ring of a batcher: arrivals, releases with their reasons, and drops; always on, bounded.
 
-The idea: three rings of plain numbers that forget their oldest entry, so that a batcher can tell at any time what it
+The idea: three rings that forget their oldest entry, so that a batcher can tell at any time what it
 did a moment ago, at the price of a few stores. Only counters run since the start. Nothing is computed here that a
 reader can compute: `DecisionLog` does the reading.
 
@@ -10,78 +10,68 @@ reader can compute: `DecisionLog` does the reading.
 * *Batches*: start, end, worker row, size, how many waited, why it went, how long it was expected to take, how it ended.
 * *Drops*: the instant, why, and how many; drops of one instant for one reason share an entry.
 
-A reason is kept as a number: its place in a table of the reasons seen so far, of 256 at most (a policy of one's own
-that makes up a new text each time must not eat the memory); what is beyond counts as ``"other"``.
-
 *Worker rows.* The batcher counts its workers and does not tell them apart, so the ring gives each batch the lowest
 row that is free, which is what a timeline wants: a heap of the rows below the highest ever used that are free now,
-O(log rows) a batch. A batch that outlives the ring (more batches than it holds went while it ran) is kept by its
-number in a dict, so that its row is freed when it ends.
+O(log rows) a batch. Its execution holds the record of a batch that outlives the ring (more batches than it holds went
+while it ran), so its row is freed as any other.
 
 Invariants: entry ``i`` of a ring of ``c`` lies at ``i & (c - 1)``, and the last ``min(total, c)`` are there; a row is
 held by at most one running batch; rows below ``_rows`` are held or in the heap, once.
 
-Cost, compiled: 2 to 3 ns an arrival, about 27 ns a batch for release and finish, 11 ns a drop. Not thread-safe: one
-event loop, or one simulation, owns a ring and takes its snapshots.
+Not thread-safe: one event loop, or one simulation, owns a ring and takes its snapshots.
 
 One source, compiled with the C types of ``_event_ring_cy.pxd`` or run as it is. The directives above are safe: every
-index is masked by the size of its ring, comes from a table's own counter, or from the invariants of the heap.
+index is masked by the size of its ring.
 """
 
 from __future__ import annotations
 
 from array import array
+from collections import deque
 from collections.abc import MutableSequence
+from heapq import heappop, heappush
 from typing import Any
 
 from streaminfer._internal.validation import check_count, expected
 
-__all__ = ["EventRing"]
+__all__ = ["BatchRecord", "EventRing"]
 
 # C variables in the compiled module, not visible from Python
 _RATE_WINDOW = 256
 _LIMITS_KEPT = 64  # a power of two
-_REASONS_KEPT = 256
 _RUNNING = -1
-_NOT_TOLD = -1
 _NO_BATCH = -1
 _INFINITE = float("inf")
 
 
-class _ReasonCounts:
-    """Reasons by number, and how often each was given since the start."""
+class BatchRecord:
+    """A batch that went to a worker.
 
-    def __init__(self) -> None:
-        self.names: list[Any] = []
-        self.counts: MutableSequence[int] = array("q", [0]) * (_REASONS_KEPT + 1)
-        self._numbers: dict[Any, int] = {}
+    Attributes:
+        number: counted from 0.
+        start_ns: when it began to run.
+        end_ns: when it left its worker; -1: it runs.
+        expected_ns: how long it was expected to take; 0: not known.
+        worker: its row, the lowest that was free.
+        size: how many requests it has.
+        queued: how many requests stayed queued.
+        reason: why it went.
+        ok: it succeeded.
+    """
 
-    def add(self, reason: Any, count: int) -> int:
-        known = self._numbers.get(reason)
-        number = self._number_of(reason) if known is None else known
-        self.counts[number] += count
-        return number
-
-    def _number_of(self, reason: Any) -> int:
-        number = len(self.names)
-        if number >= _REASONS_KEPT:
-            if number == _REASONS_KEPT:
-                self.names.append("other")
-            return _REASONS_KEPT
-        self.names.append(reason)
-        self._numbers[reason] = number
-        return number
-
-    def by_reason(self) -> dict[str, int]:
-        totals: dict[str, int] = {}
-        for number in range(len(self.names)):
-            reason = self.names[number]
-            totals[reason] = totals.get(reason, 0) + self.counts[number]
-        return totals
+    number: int
+    start_ns: int
+    end_ns: int
+    expected_ns: int
+    worker: int
+    size: int
+    queued: int
+    reason: str
+    ok: bool
 
 
 class EventRing:
-    """What a batcher did lately, as rings of numbers.
+    """What a batcher did lately.
 
     Args:
         requests: how many arrivals are kept, a power of two.
@@ -94,6 +84,8 @@ class EventRing:
         releases: how many batches were released so far; the number of the next one.
         drops: how many requests were dropped so far.
         last_end_ns: when a batch left its worker last; 0: none has.
+        released_by_reason: how many batches went so far, by reason.
+        dropped_by_reason: how many requests were dropped so far, by reason.
 
     Raises:
         TypeError, ValueError: not a power of two.
@@ -112,24 +104,15 @@ class EventRing:
         self._arrival_batch: MutableSequence[int] = array("q", [0]) * requests
         self._limits: MutableSequence[int] = array("q", [0]) * _LIMITS_KEPT
         self._limits_seen = 0
-        self._start_ns: MutableSequence[int] = array("q", [0]) * batches
-        self._end_ns: MutableSequence[int] = array("q", [0]) * batches
-        self._expected_ns: MutableSequence[int] = array("q", [0]) * batches
-        self._worker: MutableSequence[int] = array("q", [0]) * batches
-        self._size: MutableSequence[int] = array("i", [0]) * batches
-        self._queued: MutableSequence[int] = array("i", [0]) * batches
-        self._ok: MutableSequence[int] = array("b", [0]) * batches
-        self._reason: MutableSequence[int] = array("i", [0]) * batches
-        self._released = _ReasonCounts()
+        self._records: deque[BatchRecord] = deque(maxlen=batches)
+        self.released_by_reason: dict[str, int] = {}
+        self._rows = 0
+        self._free: list[int] = []
         self._drop_ns: MutableSequence[int] = array("q", [0]) * batches
         self._drop_count: MutableSequence[int] = array("q", [0]) * batches
-        self._drop_reason: MutableSequence[int] = array("i", [0]) * batches
+        self._drop_reason = [""] * batches
         self._drop_entries = 0
-        self._dropped = _ReasonCounts()
-        self._rows = 0
-        self._free: MutableSequence[int] = array("q", [0]) * 8
-        self._free_count = 0
-        self._outlived: dict[int, int] = {}
+        self.dropped_by_reason: dict[str, int] = {}
 
     def arrived(self, now_ns: int, limit_ns: int, priority: int) -> None:
         """Notes a request that was queued, or found the queue full.
@@ -149,7 +132,7 @@ class EventRing:
             self._limits[self._limits_seen & (_LIMITS_KEPT - 1)] = limit_ns
             self._limits_seen += 1
 
-    def released(self, now_ns: int, size: int, reason: str, queued: int) -> int:
+    def released(self, now_ns: int, size: int, reason: str, queued: int) -> BatchRecord:
         """Notes a batch that goes to a worker.
 
         Args:
@@ -159,97 +142,67 @@ class EventRing:
             queued: how many requests go on queued.
 
         Returns:
-            Its number, counted from 0, for :meth:`finished`.
+            Its record, for :meth:`finished`.
         """
-        number = self.releases
-        slot = number & (self.batches - 1)
-        if number >= self.batches and self._end_ns[slot] == _RUNNING:
-            self._outlived[number - self.batches] = self._worker[slot]
-        self._reason[slot] = self._released.add(reason, 1)
-        self._start_ns[slot] = now_ns
-        self._end_ns[slot] = _RUNNING
-        self._expected_ns[slot] = 0
-        self._worker[slot] = self._take_row()
-        self._size[slot] = size
-        self._queued[slot] = queued
-        self._ok[slot] = _NOT_TOLD
-        self.releases = number + 1
-        return number
+        record = BatchRecord.__new__(BatchRecord)
+        record.number = self.releases
+        record.start_ns = now_ns
+        record.end_ns = _RUNNING
+        record.expected_ns = 0
+        record.worker = self._take_row()
+        record.size = size
+        record.queued = queued
+        record.reason = str(reason)
+        record.ok = False
+        self._records.append(record)
+        self.releases += 1
+        self.released_by_reason[reason] = self.released_by_reason.get(reason, 0) + 1
+        return record
 
-    def joined(self, arrival: int, number: int) -> None:
+    def joined(self, arrival: int, record: BatchRecord) -> None:
         """Notes of which batch a request is part.
 
         Args:
             arrival: number of the request, counted from 0.
-            number: what :meth:`released` returned.
+            record: what :meth:`released` returned.
         """
         if arrival >= self.arrivals - self.requests:
-            self._arrival_batch[arrival & (self.requests - 1)] = number
+            self._arrival_batch[arrival & (self.requests - 1)] = record.number
 
-    def expected(self, number: int, duration_ns: int) -> None:
-        """Notes how long a batch that was just released is expected to take.
-
-        Args:
-            number: what :meth:`released` returned.
-            duration_ns: nanoseconds.
-        """
-        self._expected_ns[number & (self.batches - 1)] = duration_ns
-
-    def ended(self, number: int, now_ns: int) -> None:
+    def ended(self, record: BatchRecord | None, now_ns: int) -> None:
         """Notes that a batch has left its worker, and frees its row for the next one; :meth:`finished` tells how.
 
         Args:
-            number: what :meth:`released` returned; nothing happens unless that batch runs.
+            record: what :meth:`released` returned; nothing happens unless that batch runs.
             now_ns: the instant, ≥ 0.
         """
-        if number < 0 or number >= self.releases:
-            return
-        if number < self.releases - self.batches:
-            row = self._outlived.pop(number, None)
-            if row is not None:
-                self.last_end_ns = now_ns
-                self._free_row(row)
-            return
-        slot = number & (self.batches - 1)
-        if self._end_ns[slot] == _RUNNING:
-            self._end_ns[slot] = self.last_end_ns = now_ns
-            self._free_row(self._worker[slot])
+        if record is not None and record.end_ns == _RUNNING:
+            record.end_ns = self.last_end_ns = now_ns
+            heappush(self._free, record.worker)
 
-    def finished(self, number: int, now_ns: int, ok: bool) -> bool:
+    def finished(self, record: BatchRecord | None, now_ns: int, ok: bool) -> None:
         """Notes how a batch ended, and frees its row unless :meth:`ended` has.
 
         Args:
-            number: what :meth:`released` returned.
+            record: what :meth:`released` returned; ``None``: nothing happens.
             now_ns: the instant, ≥ 0.
             ok: whether it succeeded.
-
-        Returns:
-            Whether such a batch ran; nothing happens otherwise.
         """
-        if number < 0 or number >= self.releases:
-            return False
-        if number < self.releases - self.batches:
-            runs = number in self._outlived
-        else:
-            slot = number & (self.batches - 1)
-            runs = self._ok[slot] == _NOT_TOLD
-            if runs:
-                self._ok[slot] = ok
-        self.ended(number, now_ns)
-        return runs
+        if record is not None:
+            record.ok = ok
+            self.ended(record, now_ns)
 
-    def started(self, number: int, now_ns: int) -> None:
+    def started(self, record: BatchRecord | None, now_ns: int) -> None:
         """Notes when a pipelined batch began to run, and gives it the lowest row that is free by then.
 
         Args:
-            number: what :meth:`released` returned, of a batch that runs.
+            record: what :meth:`released` returned; nothing happens unless that batch runs.
             now_ns: the instant.
         """
-        slot = number & (self.batches - 1)
-        if number >= self.releases - self.batches and self._end_ns[slot] == _RUNNING:
-            self._start_ns[slot] = now_ns
-            self._free_row(self._worker[slot])
-            self._worker[slot] = self._take_row()
+        if record is not None and record.end_ns == _RUNNING:
+            record.start_ns = now_ns
+            heappush(self._free, record.worker)
+            record.worker = self._take_row()
 
     def dropped(self, now_ns: int, reason: str, count: int = 1) -> None:
         """Notes requests that complete without a result.
@@ -261,16 +214,16 @@ class EventRing:
         """
         if count <= 0:
             return
-        number = self._dropped.add(reason, count)
+        self.dropped_by_reason[reason] = self.dropped_by_reason.get(reason, 0) + count
         self.drops += count
         entries = self._drop_entries
         last = (entries - 1) & (self.batches - 1)
-        if entries and self._drop_ns[last] == now_ns and self._drop_reason[last] == number:
+        if entries and self._drop_ns[last] == now_ns and self._drop_reason[last] == reason:
             self._drop_count[last] += count
             return
         slot = entries & (self.batches - 1)
         self._drop_ns[slot] = now_ns
-        self._drop_reason[slot] = number
+        self._drop_reason[slot] = reason
         self._drop_count[slot] = count
         self._drop_entries = entries + 1
 
@@ -335,16 +288,6 @@ class EventRing:
                 classes[priority] = (share + 1.0 / kept, min(shortest_ns, limit_ns))
         return classes
 
-    @property
-    def released_by_reason(self) -> dict[str, int]:
-        """How many batches went so far, by reason."""
-        return self._released.by_reason()
-
-    @property
-    def dropped_by_reason(self) -> dict[str, int]:
-        """How many requests were dropped so far, by reason."""
-        return self._dropped.by_reason()
-
     def snapshot(self) -> dict[str, Any]:
         """Copies what the rings hold, oldest entries first: the fields of a `DecisionLog`.
 
@@ -361,75 +304,39 @@ class EventRing:
                 return entries[:total].astype(np.int64)
             return np.roll(entries, -(total % len(entries))).astype(np.int64)
 
-        reasons, drop_reasons = self._released.names, self._dropped.names
         first = max(self.releases - self.batches, 0)
-        batches = in_order(self._arrival_batch, self.arrivals)
+        arrival_batches = in_order(self._arrival_batch, self.arrivals)
+        rows = [(it.start_ns, it.end_ns, it.expected_ns, it.worker, it.size, it.queued, it.ok) for it in self._records]
+        starts, ends, expected, workers, sizes, queued, ok = np.array(rows, np.int64).reshape(-1, 7).T.copy()
+        first_drop = max(self._drop_entries - self.batches, 0)
         return {
             "arrivals_ns": in_order(self._arrival_ns, self.arrivals),
             "limits_ns": in_order(self._limit_ns, self.arrivals),
             "priorities": in_order(self._priority, self.arrivals),
-            "arrival_batches": np.where(batches >= first, batches - first, _NO_BATCH),
-            "batch_starts_ns": in_order(self._start_ns, self.releases),
-            "batch_ends_ns": in_order(self._end_ns, self.releases),
-            "batch_expected_ns": in_order(self._expected_ns, self.releases),
-            "batch_workers": in_order(self._worker, self.releases),
-            "batch_sizes": in_order(self._size, self.releases),
-            "batch_queued": in_order(self._queued, self.releases),
-            "batch_ok": in_order(self._ok, self.releases) > 0,
-            "reasons": tuple([reasons[number] for number in in_order(self._reason, self.releases).tolist()]),
+            "arrival_batches": np.where(arrival_batches >= first, arrival_batches - first, _NO_BATCH),
+            "batch_starts_ns": starts,
+            "batch_ends_ns": ends,
+            "batch_expected_ns": expected,
+            "batch_workers": workers,
+            "batch_sizes": sizes,
+            "batch_queued": queued,
+            "batch_ok": ok > 0,
+            "reasons": tuple([record.reason for record in self._records]),
             "drops_ns": in_order(self._drop_ns, self._drop_entries),
             "drop_counts": in_order(self._drop_count, self._drop_entries),
             "drop_reasons": tuple(
-                [drop_reasons[number] for number in in_order(self._drop_reason, self._drop_entries).tolist()]
+                [self._drop_reason[entry % self.batches] for entry in range(first_drop, self._drop_entries)]
             ),
-            "released": self.released_by_reason,
-            "dropped": self.dropped_by_reason,
+            "released": self.released_by_reason.copy(),
+            "dropped": self.dropped_by_reason.copy(),
         }
 
     def _take_row(self) -> int:
         """The lowest free row: the top of the heap, or a new one."""
-        free = self._free
-        count = self._free_count
-        if count == 0:
-            self._rows += 1
-            return self._rows - 1
-        lowest = free[0]
-        count -= 1
-        self._free_count = count
-        row = free[count]  # it sinks from the top
-        position = 0
-        while True:
-            child = 2 * position + 1
-            if child >= count:
-                break
-            if child + 1 < count and free[child + 1] < free[child]:
-                child += 1
-            if row <= free[child]:
-                break
-            free[position] = free[child]
-            position = child
-        free[position] = row
-        return lowest
-
-    def _free_row(self, row: int) -> None:
-        if self._free_count == len(self._free):
-            self._grow()
-        free = self._free
-        position = self._free_count
-        self._free_count = position + 1
-        while position > 0:  # it rises from the end
-            parent = (position - 1) >> 1
-            if free[parent] <= row:
-                break
-            free[position] = free[parent]
-            position = parent
-        free[position] = row
-
-    def _grow(self) -> None:
-        larger: MutableSequence[int] = array("q", [0]) * (2 * len(self._free))
-        for position in range(self._free_count):
-            larger[position] = self._free[position]
-        self._free = larger
+        if self._free:
+            return heappop(self._free)
+        self._rows += 1
+        return self._rows - 1
 
     def __repr__(self) -> str:
         return f"EventRing({self.arrivals} arrivals, {self.releases} batches, {self.drops} drops)"

@@ -1,7 +1,7 @@
 cimport cython
 from streaminfer._request_cy cimport Timings as CTimings
 from streaminfer.batching.queue._deadlines_cy cimport DeadlineHeap
-from streaminfer.batching.queue._event_ring_cy cimport EventRing
+from streaminfer.batching.queue._event_ring_cy cimport BatchRecord, EventRing
 from streaminfer.batching.queue._feasibility_cy cimport DurationTable
 from streaminfer.batching.queue._stream_order_cy cimport StreamOrder
 from streaminfer.batching.queue._ticket_cy cimport Execution, Ticket
@@ -44,7 +44,7 @@ cdef class RequestQueue:
     @cython.locals(level=_Level, found=Ticket, ticket=Ticket, held=list)
     cpdef Ticket least_urgent(self)
 
-    @cython.locals(ticket=Ticket, execution=Execution, taken=list, inputs=list, latest_ns=cython.longlong)
+    @cython.locals(ticket=Ticket, execution=Execution, taken=list, inputs=list, latest_ns=cython.longlong, record=BatchRecord)
     cpdef Execution take(self, object tickets, long long now_ns, object reason, DurationTable table=*)
 
     cpdef bint end(self, Ticket ticket)

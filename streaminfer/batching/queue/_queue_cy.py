@@ -260,11 +260,12 @@ class RequestQueue:
         execution.live = len(taken)
         if execution.live:
             self.running += execution.live
-            execution.sequence = self.events.released(now_ns, execution.live, reason, self.queued)
+            record = self.events.released(now_ns, execution.live, reason, self.queued)
+            execution.record = record
             for ticket in taken:
-                self.events.joined(ticket._arrival, execution.sequence)
+                self.events.joined(ticket._arrival, record)
             if table is not None and execution.live <= table.cap:
-                self.events.expected(execution.sequence, table.durations[execution.live])
+                record.expected_ns = table.durations[execution.live]
         return execution
 
     def end(self, ticket: Ticket) -> bool:
@@ -316,7 +317,7 @@ class RequestQueue:
             assembled_ns: when the inputs stood together.
             inferred_ns: when the model had returned.
         """
-        self.events.finished(execution.sequence, inferred_ns, True)
+        self.events.finished(execution.record, inferred_ns, True)
         duration_s = (inferred_ns - execution.effective_start_ns) / 1e9
         self.batch_s = self.batch_s + _NEWEST * (duration_s - self.batch_s) if self.batch_s else duration_s
         tickets = execution.tickets

@@ -1,5 +1,6 @@
 cimport cython
 from streaminfer._request_cy cimport Timings as CTimings
+from streaminfer.batching.queue._event_ring_cy cimport BatchRecord
 
 cdef class Ticket
 
@@ -13,7 +14,7 @@ cdef class Execution:
     cdef public object task
     cdef public bint begun
     cdef public bint abandoned
-    cdef public long long sequence
+    cdef public BatchRecord record
     cdef public long long effective_start_ns
     cdef public long long predecessor_end_ns
     cdef public long long settled_ns

@@ -10,6 +10,7 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 from streaminfer._request_cy import Timings
+from streaminfer.batching.queue._event_ring_cy import BatchRecord
 
 __all__ = ["NEVER", "UNKNOWN", "Execution", "Ticket", "departed"]
 
@@ -80,7 +81,7 @@ class Execution:
         task: the asyncio task that runs it, where it runs in one.
         abandoned: cancelled because none of its callers was left.
         begun: whether that task has taken its first step; before, cancelling it would skip its clean-up.
-        sequence: its number in the event ring.
+        record: what the event ring keeps of it; ``None``: it is a part of a batch that failed.
         effective_start_ns: from when on it counts as running; later than ``started_ns`` where it was pipelined.
         predecessor_end_ns: when the batch before it ended, if it was pipelined; 0: it was not; :data:`UNKNOWN`:
             nothing is to be learned from what it takes.
@@ -98,7 +99,7 @@ class Execution:
         self.task: Any = None
         self.begun = False
         self.abandoned = False
-        self.sequence = -1
+        self.record: BatchRecord | None = None
         self.effective_start_ns = 0
         self.predecessor_end_ns = 0
         self.settled_ns = 0

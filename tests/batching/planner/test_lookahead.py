@@ -86,8 +86,8 @@ def learned_queue(ended_ms):
     policy.observe(1, 11 * MS, ended_ms * MS)
     queue = queue_of(50)
     queue.end(queue.first(1)[0])
-    number = queue.events.released((ended_ms - 11) * MS, 1, "full", 0)
-    queue.events.ended(number, ended_ms * MS)
+    record = queue.events.released((ended_ms - 11) * MS, 1, "full", 0)
+    queue.events.ended(record, ended_ms * MS)
     queue.admit(None, "late", None, 0, 1200 * MS, 0)
     return policy, queue
 

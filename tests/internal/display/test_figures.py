@@ -70,11 +70,11 @@ def log(count):
     for at in range(count):
         at_ns = at * 5_000_000
         ring.arrived(at_ns, 50_000_000, 0)
-        number = ring.released(at_ns, 1 + at % 3, ("full", "planned", "probe", "mine<b>")[at % 4], 0)
+        record = ring.released(at_ns, 1 + at % 3, ("full", "planned", "probe", "mine<b>")[at % 4], 0)
         if at % 3 == 0:
             ring.dropped(at_ns, "infeasible", 2)
         if at % 97 or count > 10_000:
-            ring.finished(number, at_ns + 9_000_000, at % 7 > 0)
+            ring.finished(record, at_ns + 9_000_000, at % 7 > 0)
     return DecisionLog.of(ring)
 
 
