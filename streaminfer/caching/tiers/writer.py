@@ -235,7 +235,7 @@ class TierWriter:
         size = 0 if entry is None else payload_bytes(entry.value)
         write = PendingWrite(key, entry, size, asyncio.get_running_loop().create_future())
         if entry is not None:
-            self._newer.store(key, entry.stored_ns)
+            self._newer.store(entry.stored_ns)
         if key in self._queue:
             self._reject(self._take(key))
         full = len(self._queue) >= MAX_QUEUED_WRITES or (self._queue and self._bytes + write.size > MAX_QUEUED_BYTES)
