@@ -14,7 +14,7 @@ from streaminfer.caching.erasure.memory_retention import MemoryRetention
 from streaminfer.caching.erasure.retention_counts import RetentionCounts
 from streaminfer.caching.tiers import DiskTier, Entry
 from streaminfer.caching.tiers.encryption import StoredKeys
-from streaminfer.caching.tiers.protocol import HoldingTier, Notice
+from streaminfer.caching.tiers.protocol import Notice, Tier
 from streaminfer.caching.tiers.tier_set import TierSet
 from streaminfer.compliance.retention import Residual, Retention
 from streaminfer.compliance.retention_log import RetentionLog
@@ -372,7 +372,7 @@ def test_what_is_held_makes_no_room_on_the_disk(tmp_path):
 def test_a_hold_reaches_the_tiers_and_names_those_that_cannot(tmp_path, clock, log, keys):
     class Redis(DiskTier):
         name = "redis"
-        hold = None
+        hold = Tier.hold
 
     async def main():
         disk = DiskTier(tmp_path / "a", max_bytes=2**20, keys=keys)
@@ -385,7 +385,6 @@ def test_a_hold_reaches_the_tiers_and_names_those_that_cannot(tmp_path, clock, l
             assert (await disk.purge(later_ns), await other.purge(later_ns)) == (0, 1)
         return cannot
 
-    assert isinstance(DiskTier(tmp_path, max_bytes=2**20), HoldingTier)
     assert asyncio.run(main()) == ("redis",)
 
 
