@@ -192,8 +192,8 @@ class TierSet:
     ) -> TierHit | None:
         """Return a fresh value of the fastest tier that has one, else a stale one, else ``None``.
 
-        A fresh value is in memory then. Nothing is returned if the tiers do not run on this event loop, or the key was
-        erased, deleted or put meanwhile, because the value may be what was.
+        Call it within `underway`. A fresh value is in memory then. Nothing is returned if the tiers do not run on this
+        event loop, or the key was erased, deleted or put meanwhile, because the value may be what was.
 
         Args:
             key: whose value.
@@ -204,12 +204,7 @@ class TierSet:
         """
         if granted_ns <= 0 or not self.run_here:
             return None
-        with self.underway(key):
-            return await self._read(key, granted_ns, longest_ns, only_fresh, wait or TierWait())
-
-    async def _read(
-        self, key: str | bytes, granted_ns: int, longest_ns: int, only_fresh: bool, wait: TierWait
-    ) -> TierHit | None:
+        wait = wait or TierWait()
         erasures = self._memory.erasures
         until = asyncio.get_running_loop().time() + granted_ns / 1e9
         stale: TierHit | None = None
