@@ -88,7 +88,6 @@ class RetentionLog:
         self._kept: deque[RetentionEvent] = deque()
         self._pending: dict[tuple[str, str | None, str | None], RetentionEvent] = {}
         self._holds: dict[tuple[str | None, str], RetentionEvent] = {}
-        self._hold_changes = 0
         self._file = None if path is None else RetentionFile(Path(path), self._chain, self._absorb)
 
     def now_ns(self) -> int:
@@ -186,11 +185,6 @@ class RetentionLog:
         """The legal holds that have begun and not ended, those of earlier and other processes too."""
         return tuple(self._holds.values())  # never changed in place: who evicts waits for no lock of a file
 
-    @property
-    def hold_changes(self) -> int:
-        """How often a legal hold began or ended, as far as this process knows."""
-        return self._hold_changes
-
     def is_held(self, subject: str | None, tags: Iterable[str]) -> bool:
         """Return whether a legal hold is about an entry."""
         holds = self.holds
@@ -275,11 +269,9 @@ class RetentionLog:
             self._pending.pop(asked, None)
         elif event.action == "held":
             self._holds = {**self._holds, (event.subject, event.data_class): event}
-            self._hold_changes += 1
         elif event.action == "released":
             ended = (event.subject, event.data_class)
             self._holds = {about: hold for about, hold in self._holds.items() if about != ended}
-            self._hold_changes += 1
         self._kept.append(event)
         if len(self._kept) > _MOST_KEPT:
             self._before.advance(self._kept.popleft())

@@ -32,7 +32,7 @@ from streaminfer.errors import ErasureHeld
 if TYPE_CHECKING:
     from streaminfer.caching.table._table_cy import EdgeTable
     from streaminfer.caching.tiers.tier_set import TierSet
-    from streaminfer.compliance.retention_log import Action
+    from streaminfer.compliance.retention_log import Action, RetentionEvent
     from streaminfer.compliance.retention_report import RetentionReport
 
 __all__ = ["MemoryRetention"]
@@ -65,7 +65,7 @@ class MemoryRetention:
         self._numbers = itertools.count()
         self._preserved: dict[int, CacheEvent] = {}  # by number, oldest first
         self._until: list[tuple[int, int]] = []  # a heap: until when, and the number
-        self._hold_changes = 0  # of the log, as of these instants
+        self._holds: tuple[RetentionEvent, ...] = ()  # of the log, as of these instants
         self._has_min_age = policy.has_min_age
 
     @property
@@ -117,9 +117,9 @@ class MemoryRetention:
 
     def _follow_holds(self) -> None:
         """Find out again until when each entry is preserved if holds have begun or ended; under the lock."""
-        changes = 0 if self.log is None else self.log.hold_changes
-        if changes != self._hold_changes:
-            self._hold_changes = changes
+        holds = () if self.log is None else self.log.holds
+        if holds != self._holds:
+            self._holds = holds
             self._until.clear()
             for number, event in self._preserved.copy().items():  # a finalizer may add to it, and to the heap
                 heapq.heappush(self._until, (self.until_ns(event.labels), number))
