@@ -1,7 +1,9 @@
 """Legal holds and minimum ages: what they keep from being erased, purged and lost, and what they do not promise."""
 
 import asyncio
+import os
 import pickle
+import signal
 import threading
 import time
 import weakref
@@ -496,3 +498,38 @@ def test_a_refusal_is_recorded_before_the_release(tmp_path, monkeypatch):
         asyncio.run(main())
     finally:
         go.set()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_while_a_release_is_followed_leaves_the_child_its_cache(clock):
+    """The child has what is preserved, and not the thread that was looking through it under the lock."""
+    parent, is_inside, go_on = os.getpid(), threading.Event(), threading.Event()
+
+    class SlowLog(RetentionLog):
+        def is_held(self, subject, tags):
+            if not self.holds and os.getpid() == parent:
+                is_inside.set()
+                go_on.wait()
+            return super().is_held(subject, tags)
+
+    cache = si.EdgeCache(maxsize=1, retention=Retention(10.0, log=SlowLog()), clock=clock)
+    asyncio.run(cache.hold(subject="anna", reason="case 17"))
+    for number in range(3):
+        cache.put(number, number, subject="anna")
+    assert len(cache.preserved) == 2
+    releasing = threading.Thread(target=lambda: asyncio.run(cache.release(subject="anna", reason="over")))
+    releasing.start()
+    is_inside.wait()
+
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(10)  # ends a child that hangs
+        cache.expire()
+        os._exit(len(cache.preserved))
+    _, status = os.waitpid(child, 0)
+    go_on.set()
+    releasing.join()
+
+    assert status == 0
+    assert cache.preserved == ()
