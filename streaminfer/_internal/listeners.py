@@ -1,10 +1,12 @@
 """Listeners of events: told in order with no lock held; their failures are logged and reach no caller."""
 
 import threading
+import weakref
 from asyncio import CancelledError
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
+from streaminfer._internal.forking import at_fork
 from streaminfer._internal.validation import brief, check_instance
 
 __all__ = ["LISTENER_ERRORS", "ListenerFailures", "Listeners"]
@@ -68,7 +70,7 @@ class Listeners(Generic[E]):
         errors: exceptions of listeners.
     """
 
-    __slots__ = ("_changing", "_delivering", "_describe", "_failures", "_functions", "_what", "errors")
+    __slots__ = ("__weakref__", "_changing", "_delivering", "_describe", "_failures", "_functions", "_what", "errors")
 
     def __init__(self, logger: str, source: str, what: str, describe: Callable[[E], object] | None = None) -> None:
         self.errors = 0
@@ -76,6 +78,11 @@ class Listeners(Generic[E]):
         self._what = what
         self._describe = describe
         self._functions: tuple[Callable[[E], object], ...] = ()
+        self.begin_again()
+        _OF_ALL.add(self)
+
+    def begin_again(self) -> None:
+        """Forget the threads that deliver: in a forked process they are not there to end."""
         self._changing = threading.Lock()
         self._delivering = threading.Lock()  # never waited for
 
@@ -133,7 +140,8 @@ class Listeners(Generic[E]):
         Returns:
             False if another thread delivers, or if listeners cause events without end.
         """
-        if not self._delivering.acquire(blocking=False):
+        delivering = self._delivering  # by name: a listener may fork, after which there is another one
+        if not delivering.acquire(blocking=False):
             return False
         try:
             for _ in range(MAX_ROUNDS):
@@ -150,5 +158,16 @@ class Listeners(Generic[E]):
                 if not found:
                     return True
         finally:
-            self._delivering.release()
+            delivering.release()
         return False
+
+
+_OF_ALL: weakref.WeakSet[Listeners[Any]] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for listeners in list(_OF_ALL):
+        listeners.begin_again()
+
+
+at_fork(in_child=_after_fork)

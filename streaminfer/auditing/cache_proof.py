@@ -32,7 +32,7 @@ from streaminfer.auditing.traversal import is_a, walk
 from streaminfer.caching.edge_cache import EdgeCache
 from streaminfer.caching.table._slots_cy import NEVER, SMALL
 from streaminfer.caching.tiers.encryption import StoredKeys
-from streaminfer.caching.tiers.protocol import Entry, Tier
+from streaminfer.caching.tiers.protocol import Entry, Tier, in_ns
 from streaminfer.compliance.retention_log import RetentionLog
 from streaminfer.http_edge.nginx_folder import NginxFolder
 from streaminfer.stack import Stack
@@ -250,7 +250,7 @@ class _Judge:
         if age_ns is not None and self.is_erased(subject, tags, age_ns):
             return _ERASED
         if age_ns is not None and self._policy is not None:
-            is_past = is_past or age_ns > _ns(self._policy.rule(tags).max_age_s) + bound_ns
+            is_past = is_past or age_ns > in_ns(self._policy.rule(tags).max_age_s) + bound_ns
         return _EXPIRED if is_past else ""
 
 
@@ -292,14 +292,10 @@ def _look_at_objects(judges: list[_Judge], remains: _Remains) -> None:
 def _scan(place: str, tier: Tier, judge: _Judge, remains: _Remains) -> None:
     remains.add(place, "", "", 0)
     now_ns = judge.tier_now_ns[id(tier)]
-    bound_ns = _ns(_SERVER_BOUND_S if tier.purge_bound_s is None else tier.purge_bound_s)
+    bound_ns = in_ns(_SERVER_BOUND_S if tier.purge_bound_s is None else tier.purge_bound_s)
     for copy in tier.scan():
         entry = copy.entry
         age_ns = now_ns - entry.stored_ns
         is_past = entry.expires_ns is not None and now_ns > entry.expires_ns + bound_ns
         why = judge.objection(entry.subject, entry.tags, age_ns, bound_ns, is_past)
         remains.count(judge, entry.subject, entry.tags, place, copy.place, why)
-
-
-def _ns(seconds: float) -> int:
-    return round(min(seconds, 1e9) * 1e9)

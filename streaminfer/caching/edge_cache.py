@@ -331,7 +331,8 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         value = self.get(key, _ABSENT)
         if value is not _ABSENT or self.tiers is None:
             return default if value is _ABSENT else value
-        found = await self.tiers.read(key, granted_ns=granted_ns, only_fresh=True)
+        with self.tiers.underway(key):
+            found = await self.tiers.read(key, granted_ns=granted_ns, only_fresh=True)
         return default if found is None else found.value
 
     async def put_through(

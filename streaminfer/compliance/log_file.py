@@ -24,8 +24,6 @@ __all__ = ["RetentionFile", "folder_locked", "read_events"]
 
 _WAIT_S = 5.0
 _LOOK_EVERY_S = 0.001
-_SEEN = 80
-"""So many bytes of what was read last must still stand where they stood: the digest, which stands for all before it."""
 
 
 class RetentionFile:
@@ -46,7 +44,6 @@ class RetentionFile:
         self._chain = chain
         self._absorb = absorb
         self._end = 0
-        self._seen = b""
         try:
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -89,9 +86,10 @@ class RetentionFile:
 
     def _catch_up(self, number: int) -> None:
         """Read what came since, check it, and remove a write that was cut short."""
-        os.lseek(number, self._end - len(self._seen), os.SEEK_SET)
+        seen = f'{self._chain.head}"}}\n'.encode() if self._end else b""  # the digest stands for all before it
+        os.lseek(number, self._end - len(seen), os.SEEK_SET)
         with open(number, "rb", closefd=False) as file:
-            if file.read(len(self._seen)) != self._seen:
+            if file.read(len(seen)) != seen:
                 raise ValueError(f"{self.path}: expected the log that was read before, but its end was cut or changed")
             for line in file:
                 if line.endswith(b"\n") or not is_torn(line):
@@ -113,7 +111,6 @@ class RetentionFile:
                 "keep the file for the investigation, and begin a new one under another name"
             ) from error
         self._end += len(line)
-        self._seen = line[-_SEEN:]
         self._absorb(event)
 
     @contextmanager

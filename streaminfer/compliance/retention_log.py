@@ -8,8 +8,8 @@ who knows the name and has the secret, and the file names no person. The chain t
 the last records were cut off while no log was open, unless the ``head`` was kept elsewhere (print it, mail it, put it
 in another system's log once a day); what was done by an owner of the secret; that something was never recorded.
 
-*Bounded*: memory holds the latest 10,000 events, totals of all, and every erasure that failed and has not been made
-since. A file grows: some 350 bytes a record.
+*Bounded*: memory holds the latest 10,000 events, and every erasure that failed and has not been made since. A file
+grows: some 350 bytes a record.
 """
 
 import copy
@@ -23,14 +23,12 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
-import attrs
-
 from streaminfer._internal.validation import check_choice, check_count, check_instance, check_secret
 from streaminfer.compliance.hash_chain import Altered, Chain, RetentionEvent, Verification, verified
 from streaminfer.compliance.log_file import RetentionFile, read_events
 from streaminfer.protocols import Clock
 
-__all__ = ["ACTIONS", "Action", "RetentionEvent", "RetentionLog", "RetentionTotal", "Verification", "verify_file"]
+__all__ = ["ACTIONS", "Action", "RetentionEvent", "RetentionLog", "Verification", "verify_file"]
 
 Action = Literal[
     "expired", "evicted", "erased", "erase_failed", "removed", "purged", "disallowed", "held", "released", "erase_held"
@@ -42,29 +40,6 @@ ACTIONS: tuple[Action, ...] = get_args(Action)
 _DURABLE = frozenset({"erased", "erase_failed", "held", "released", "erase_held"})
 _MOST_KEPT = 10_000
 _HIDDEN = "[the subject]"
-
-
-@attrs.frozen
-class RetentionTotal:
-    """Number of records of one action, place and class.
-
-    Attributes:
-        action: as in `RetentionEvent`.
-        where: the place.
-        data_class: the class.
-        records: how many events.
-        count: the entries of these, added up.
-        first_ns: wall clock of the first of them.
-        last_ns: wall clock of the last.
-    """
-
-    action: str
-    where: str
-    data_class: str
-    records: int
-    count: int
-    first_ns: int
-    last_ns: int
 
 
 class RetentionLog:
@@ -111,10 +86,8 @@ class RetentionLog:
         self._chain = Chain(self._secret)
         self._before = Chain(self._secret)  # in front of the first event that memory holds
         self._kept: deque[RetentionEvent] = deque()
-        self._totals: dict[tuple[str, str, str], RetentionTotal] = {}
         self._pending: dict[tuple[str, str | None, str | None], RetentionEvent] = {}
         self._holds: dict[tuple[str | None, str], RetentionEvent] = {}
-        self._hold_changes = 0
         self._file = None if path is None else RetentionFile(Path(path), self._chain, self._absorb)
 
     def now_ns(self) -> int:
@@ -212,11 +185,6 @@ class RetentionLog:
         """The legal holds that have begun and not ended, those of earlier and other processes too."""
         return tuple(self._holds.values())  # never changed in place: who evicts waits for no lock of a file
 
-    @property
-    def hold_changes(self) -> int:
-        """How often a legal hold began or ended, as far as this process knows."""
-        return self._hold_changes
-
     def is_held(self, subject: str | None, tags: Iterable[str]) -> bool:
         """Return whether a legal hold is about an entry."""
         holds = self.holds
@@ -228,11 +196,6 @@ class RetentionLog:
         holds = self.holds
         name = None if subject is None or not holds else self._chain.pseudonym(subject)
         return tuple(hold for hold in holds if hold.subject in {None, name} or tag is not None)
-
-    def totals(self) -> tuple[RetentionTotal, ...]:
-        """Return how often each action was recorded, by place and class, since the log began."""
-        with self._locked():
-            return tuple(self._totals.values())
 
     def pseudonym(self, subject: str) -> str:
         """Return what stands in the log for a subject.
@@ -306,22 +269,12 @@ class RetentionLog:
             self._pending.pop(asked, None)
         elif event.action == "held":
             self._holds = {**self._holds, (event.subject, event.data_class): event}
-            self._hold_changes += 1
         elif event.action == "released":
             ended = (event.subject, event.data_class)
             self._holds = {about: hold for about, hold in self._holds.items() if about != ended}
-            self._hold_changes += 1
-        self._add_up(event)
         self._kept.append(event)
         if len(self._kept) > _MOST_KEPT:
             self._before.advance(self._kept.popleft())
-
-    def _add_up(self, event: RetentionEvent) -> None:
-        key = (event.action, event.where, event.data_class)
-        so_far = self._totals.get(key) or RetentionTotal(*key, 0, 0, event.at_ns, event.at_ns)
-        # records may be in another order than their events
-        first_ns, last_ns = min(so_far.first_ns, event.at_ns), max(so_far.last_ns, event.at_ns)
-        self._totals[key] = RetentionTotal(*key, so_far.records + 1, so_far.count + event.count, first_ns, last_ns)
 
     def _locked(self) -> threading.Lock:
         if self._pid != os.getpid():  # a fork: the thread that held the lock is not here to release it

@@ -21,7 +21,7 @@ from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import check_duration, check_instance
 from streaminfer.compliance.retention import PRESERVED, Holding, Retention, Rule
-from streaminfer.compliance.retention_log import RetentionEvent, RetentionLog, RetentionTotal, Verification
+from streaminfer.compliance.retention_log import RetentionEvent, RetentionLog, Verification
 
 __all__ = ["PURGE_BOUNDS_S", "ReportedHolding", "RetentionReport", "build_report"]
 
@@ -42,10 +42,6 @@ _RULES = (
 _EVENTS = (
     ("at_ns", "action", "where", "data_class", "count", "subject", "tag", "reason"),
     ("when", "action", "where", "class", "entries", "subject (hash)", "tag", "reason"),
-)
-_TOTALS = (
-    ("action", "where", "data_class", "count", "records", "first_ns", "last_ns"),
-    ("action", "where", "class", "entries", "records", "first", "last"),
 )
 _Columns = tuple[tuple[str, ...], tuple[str, ...]]
 
@@ -83,7 +79,6 @@ class RetentionReport(Document):
         at_ns: that instant, nanoseconds of the wall clock.
         rules: of the policy, the default one first.
         holdings: what each place holds of each class.
-        totals: how often what was recorded.
         erasures: the erasures that were made, oldest first, as far back as the events went.
         pending: erasures that failed and have not been made since: what they were to erase may still be there.
         holds: legal holds in force; ``erase_held`` among what is pending is no violation while there are any.
@@ -93,7 +88,6 @@ class RetentionReport(Document):
     at_ns: int
     rules: tuple[Rule, ...]
     holdings: tuple[ReportedHolding, ...]
-    totals: tuple[RetentionTotal, ...]
     erasures: tuple[RetentionEvent, ...]
     pending: tuple[RetentionEvent, ...]
     holds: tuple[RetentionEvent, ...] = ()
@@ -141,7 +135,6 @@ class RetentionReport(Document):
             ("Legal holds", _EVENTS, self.holds),
             ("Erasures still to be made", _EVENTS, self.pending),
             ("Erasures", _EVENTS, self.erasures[-_ON_A_PAGE:]),
-            ("All that went", _TOTALS, self.totals),
         ]
         for name, (fields, head), records in sections:
             if records:
@@ -200,7 +193,6 @@ def build_report(
         at_ns=time.time_ns() if at_ns is None else at_ns,
         rules=policy.rules,
         holdings=tuple(_judged(policy, it, bounds, bool(holds)) for it in sorted(inventory, key=lambda it: it[:2])),
-        totals=tuple(sorted(recorded.totals(), key=lambda it: (it.action, it.where, it.data_class))),
         erasures=tuple(event for event in recorded.events if event.action == "erased"),
         pending=recorded.pending,
         log=None if log is None else verification,

@@ -143,7 +143,7 @@ def test_bad_arguments_are_refused_by_name(wrong, named):
 # -- what went -------------------------------------------------------------------------------------------------------
 
 
-def test_erasures_are_listed_and_the_rest_is_counted(log):
+def test_erasures_are_listed_and_the_rest_is_not(log):
     note(log, subject="anna")
     note(log, "expired", count=5)
     note(log, "expired", count=6)
@@ -153,16 +153,11 @@ def test_erasures_are_listed_and_the_rest_is_counted(log):
         ("memory", log.pseudonym("anna"), None),
         ("disk", None, "camera 3"),
     ]
-    assert [(it.action, it.where, it.count, it.records, it.first_ns, it.last_ns) for it in made.totals] == [
-        ("erased", "disk", 2, 1, NOW + 3 * S, NOW + 3 * S),
-        ("erased", "memory", 2, 1, NOW, NOW),
-        ("expired", "memory", 11, 2, NOW + S, NOW + 2 * S),
-    ]
     assert made.violations == []
     assert made.log == log.verify()
     assert made.log.head == log.head
     without = report()
-    assert (without.erasures, without.totals, without.log) == ((), (), None)
+    assert (without.erasures, without.log) == ((), None)
 
 
 def test_a_failed_erasure_is_owed_until_it_is_made(log):
@@ -181,14 +176,13 @@ def test_a_failed_erasure_is_owed_until_it_is_made(log):
     assert [event.tag for event in made().pending] == ["t"]
 
 
-def test_what_memory_let_go_of_is_counted_and_owed(monkeypatch):
+def test_what_memory_let_go_of_is_owed(monkeypatch):
     monkeypatch.setattr(retention_log, "_MOST_KEPT", 1)
     log = RetentionLog()
     note(log, "erase_failed", where="redis", subject="anna", count=0)
     note(log, "expired", count=3)
     note(log, "expired", count=4)
     made = report(log=log)
-    assert [(it.action, it.count) for it in made.totals] == [("erase_failed", 0), ("expired", 7)]
     assert len(made.violations) == 1
 
 
@@ -247,7 +241,6 @@ def test_as_json_it_has_a_schema_a_version_and_everything(log):
         "violations",
         "rules",
         "holdings",
-        "totals",
         "erasures",
         "pending",
         "holds",

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import os
+import threading
 from collections import deque
 
 import pytest
@@ -204,3 +206,38 @@ class TestListeners:
 
         assert seen == [True, False]
         assert len(listeners) == 0
+
+    @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+    @pytest.mark.parametrize("by", ["another thread", "the listener"])
+    def test_a_forked_process_delivers_its_own_events(self, listeners, pending, deliver, by):
+        """A thread of the parent that was delivering is not there to take them; a listener that forks goes on."""
+        is_inside, go_on, told, statuses = threading.Event(), threading.Event(), [], []
+
+        def status_of_a_child():
+            child = os.fork()
+            if child == 0:
+                pending.append(2)
+                deliver()
+                os._exit(0 if told[-1] == 2 else 1)
+            return os.waitpid(child, 0)[1]
+
+        def listener(event):
+            told.append(event)
+            if event == 1 and by == "the listener":
+                statuses.append(status_of_a_child())
+            elif event == 1:
+                is_inside.set()
+                go_on.wait()
+
+        listeners.add(listener)
+        pending.append(1)
+        delivering = threading.Thread(target=deliver)
+        delivering.start()
+        if by == "another thread":
+            is_inside.wait()
+            statuses.append(status_of_a_child())
+            go_on.set()
+        delivering.join()
+
+        assert statuses == [0]
+        assert told == [1]

@@ -5,14 +5,14 @@ import asyncio
 import numpy as np
 
 import streaminfer as si
-from streaminfer.caching.tiers import TierStatistics
+from streaminfer.caching.tiers import Tier, TierStatistics
 
 __all__ = ["EPOCH", "Model", "ScriptedTier", "cache_of"]
 
 EPOCH = 1_700_000_000 * 10**9
 
 
-class ScriptedTier:
+class ScriptedTier(Tier):
     """A tier in memory: as slow and as faulty as it is told to be. What is put counts from the end of the put."""
 
     purge_bound_s = None

@@ -14,9 +14,11 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import os
 import threading
 import weakref
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +34,7 @@ from streaminfer.errors import ErasureHeld
 if TYPE_CHECKING:
     from streaminfer.caching.table._table_cy import EdgeTable
     from streaminfer.caching.tiers.tier_set import TierSet
-    from streaminfer.compliance.retention_log import Action
+    from streaminfer.compliance.retention_log import Action, RetentionEvent
     from streaminfer.compliance.retention_report import RetentionReport
 
 __all__ = ["MemoryRetention"]
@@ -61,17 +63,18 @@ class MemoryRetention:
         # arrays of entries that expired or were erased, as long as they live
         self._departed: weakref.WeakValueDictionary[int, np.ndarray[Any, Any]] = weakref.WeakValueDictionary()
         self._table = table
+        self._pid = os.getpid()
         self._lock = threading.RLock()  # a finalizer that the garbage collector runs may use the cache
         self._numbers = itertools.count()
         self._preserved: dict[int, CacheEvent] = {}  # by number, oldest first
         self._until: list[tuple[int, int]] = []  # a heap: until when, and the number
-        self._hold_changes = 0  # of the log, as of these instants
+        self._holds: tuple[RetentionEvent, ...] | None = ()  # of the log, as of these instants; ``None``: not known
         self._has_min_age = policy.has_min_age
 
     @property
     def preserved(self) -> tuple[CacheEvent, ...]:
         """What left memory and is preserved, oldest first."""
-        with self._lock:
+        with self._locked():
             return tuple(self._preserved.values())
 
     def on_event(self, event: CacheEvent) -> None:
@@ -83,7 +86,7 @@ class MemoryRetention:
             self._departed.update((id(array), array) for array in _copies(event.value, _DEEPEST))
         if event.kind == "erased" or self.until_ns(event.labels) <= self._table.now():
             return
-        with self._lock:
+        with self._locked():
             self._follow_holds()
             until_ns, number = self.until_ns(event.labels), next(self._numbers)  # by the holds that were followed
             self._preserved[number] = event
@@ -102,7 +105,7 @@ class MemoryRetention:
     def expire_due(self, now_ns: int) -> int:
         """Release what need not be preserved longer, write counts to the log, and return when to look again."""
         ended: list[CacheEvent] = []  # freed when the lock is: a finalizer may use the cache
-        with self._lock:
+        with self._locked():
             self._follow_holds()
             while self._until and self._until[0][0] <= now_ns:
                 event = self._preserved.pop(heapq.heappop(self._until)[1], None)
@@ -115,11 +118,17 @@ class MemoryRetention:
         self.counts.flush()
         return next_ns
 
+    def _locked(self) -> AbstractContextManager[bool]:
+        if self._pid != os.getpid():  # a fork: the thread that held the lock is not here to release it
+            self._pid, self._lock = os.getpid(), threading.RLock()
+            self._holds = None  # nor to end what it was looking through
+        return self._lock
+
     def _follow_holds(self) -> None:
         """Find out again until when each entry is preserved if holds have begun or ended; under the lock."""
-        changes = 0 if self.log is None else self.log.hold_changes
-        if changes != self._hold_changes:
-            self._hold_changes = changes
+        holds = () if self.log is None else self.log.holds
+        if holds != self._holds:
+            self._holds = holds
             self._until.clear()
             for number, event in self._preserved.copy().items():  # a finalizer may add to it, and to the heap
                 heapq.heappush(self._until, (self.until_ns(event.labels), number))
@@ -127,7 +136,7 @@ class MemoryRetention:
     def erase(self, subject: str | None, tag: str | None, in_table: int) -> int:
         """Erase what is preserved of a subject, or with a tag, record it all, and return how many were preserved."""
         gone: list[CacheEvent | None] = []  # freed when the lock is: a finalizer may use the cache
-        with self._lock:
+        with self._locked():
             for number, event in self._preserved.copy().items():
                 if _matches(event.labels, subject, tag):
                     gone.append(self._preserved.pop(number, None))

@@ -11,31 +11,28 @@ class NewerValues:
     """By key the instant from which on an entry of a tier may be used: what is older was replaced, or deleted.
 
     Instants are of the tier's wall clock. It may stand still between two changes of a key, or be set back by less than
-    a minute: each change is later than what was stored before it all the same.
+    a minute: each change is later than what was stored or changed before it all the same, by a nanosecond.
     """
 
     def __init__(self) -> None:
         self._since_ns: dict[str | bytes, int] = {}
         self._others_since_ns = 0
         self._latest_ns = 0
-        self._latest_keys: set[str | bytes] = set()  # stored at the latest instant
 
     def replace(self, key: str | bytes, now_ns: int, *, deletes: bool) -> None:
         """Note a change of a key; a deletion also concerns what others have stored at this instant."""
-        stands = now_ns == self._latest_ns and (key in self._latest_keys or len(self._latest_keys) >= MAX_KEYS)
-        if stands or now_ns < self._latest_ns <= now_ns + SKEW_NS:
+        if now_ns <= self._latest_ns <= now_ns + SKEW_NS:
             now_ns = self._latest_ns + 1
-        self._note(key, now_ns)
+        self._latest_ns = now_ns
         self._since_ns.pop(key, None)
         while len(self._since_ns) >= MAX_KEYS:  # what is not known of each is held of all
             oldest = next(iter(self._since_ns))
             self._others_since_ns = max(self._others_since_ns, self._since_ns.pop(oldest))
         self._since_ns[key] = now_ns + deletes
 
-    def store(self, key: str | bytes, stored_ns: int) -> None:
+    def store(self, stored_ns: int) -> None:
         """Note that an entry of an instant is about to be stored."""
-        if stored_ns >= self._latest_ns:
-            self._note(key, stored_ns)
+        self._latest_ns = max(self._latest_ns, stored_ns)
 
     def since_ns(self, key: str | bytes) -> int:
         """Return from which instant on an entry of a key may be used."""
@@ -44,10 +41,3 @@ class NewerValues:
     def settle(self, key: str | bytes) -> None:
         """Note that the tier has taken the latest change of a key."""
         self._since_ns.pop(key, None)
-
-    def _note(self, key: str | bytes, now_ns: int) -> None:
-        if now_ns != self._latest_ns:
-            self._latest_ns = now_ns
-            self._latest_keys.clear()
-        if len(self._latest_keys) < MAX_KEYS:
-            self._latest_keys.add(key)

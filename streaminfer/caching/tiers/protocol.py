@@ -15,13 +15,9 @@ from streaminfer.caching.tiers.encryption import KeyProvider
 from streaminfer.protocols import Clock
 
 __all__ = [
-    "Announces",
     "Entry",
     "Held",
-    "HoldingTier",
-    "Leasing",
     "Notice",
-    "PlacedTier",
     "RecordCopy",
     "Tier",
     "TierHit",
@@ -194,9 +190,24 @@ class RecordCopy(NamedTuple):
     entry: Entry
 
 
+@attrs.frozen(kw_only=True)
+class Notice:
+    """Another user of the tier deleted or erased something there; exactly one of these is given.
+
+    Attributes:
+        key: whose entry.
+        subject: whose entries.
+        tag: with which tag.
+    """
+
+    key: str | bytes | None = None
+    subject: str | None = None
+    tag: str | None = None
+
+
 @runtime_checkable
 class Tier(Protocol):
-    """Holds entries outside the process's memory.
+    """Holds entries outside the process's memory. One of your own inherits from it, and so has what it does not say.
 
     All coroutines may be called from one event loop, any number at once, and may be cancelled. A put that was
     cancelled may take effect or not, but not after a later erasure has ended.
@@ -209,6 +220,9 @@ class Tier(Protocol):
         keys: the key provider; ``None``: it does not encrypt.
         purge_bound_s: how long the medium may hold what has expired, while the tier runs; ``None``: not known.
         wall_clock: nanoseconds since 1970, by which it judges the age of entries.
+        place: which medium it is, without secrets, the same in another process. The tier of the same name and place
+            makes an erasure that a process left behind.
+        lease_s: how long a lease of a shared tier lasts at most, and how long others wait for it; 0: it has none.
     """
 
     name: str
@@ -218,6 +232,8 @@ class Tier(Protocol):
     keys: KeyProvider | None
     purge_bound_s: float | None
     wall_clock: Clock
+    place: str = ""
+    lease_s: float = 0.0
 
     async def start(self) -> None:
         """Open the medium; one that cannot be reached yet is no error if it may come later."""
@@ -271,71 +287,28 @@ class Tier(Protocol):
     def statistics(self) -> TierStatistics:
         """Return a frozen snapshot."""
 
+    async def hold(self, *, subject: str | None = None, tag: str | None = None, on: bool) -> bool:  # noqa: ARG002 - holds none
+        """Begin or end a legal hold, and return whether the tier has holds at all.
 
-@runtime_checkable
-class HoldingTier(Protocol):
-    """Tier that can preserve entries under a legal hold."""
-
-    async def hold(self, *, subject: str | None = None, tag: str | None = None, on: bool) -> None:
-        """Begin or end a hold: while it lasts no purge and no eviction removes what it matches.
+        While it lasts no purge and no eviction removes what it matches.
 
         Raises:
             TypeError: not exactly one of subject and tag.
             BackendError, Closed: it may not have begun, or ended.
         """
+        return False
 
-
-@runtime_checkable
-class PlacedTier(Protocol):
-    """Tier that names its medium. The tier of the same name and place makes an erasure that a process left behind.
-
-    Attributes:
-        place: which medium it is, without secrets, the same in another process.
-    """
-
-    place: str
-
-
-@runtime_checkable
-class Leasing(Protocol):
-    """A shared tier that has leases, a key at a time.
-
-    Attributes:
-        lease_s: how long a lease lasts at most, and how long others wait for it; 0: there are none.
-    """
-
-    lease_s: float
-
-    async def take_lease(self, key: str | bytes, token: bytes) -> bool:
+    async def take_lease(self, key: str | bytes, token: bytes) -> bool:  # noqa: ARG002 - has no leases
         """Take the lease of a key, unless another has it; raises nothing of the medium.
 
         Returns:
             Whether to compute: the lease is held by this token now, who held it had nothing to share, or the tier
             failed. Otherwise another computes.
         """
+        return True
 
     async def open_lease(self, key: str | bytes, token: bytes) -> None:
         """End a lease of this token without an entry: its waiters compute at once. A put ends it as well."""
 
-
-@attrs.frozen(kw_only=True)
-class Notice:
-    """Another user of the tier deleted or erased something there; exactly one of these is given.
-
-    Attributes:
-        key: whose entry.
-        subject: whose entries.
-        tag: with which tag.
-    """
-
-    key: str | bytes | None = None
-    subject: str | None = None
-    tag: str | None = None
-
-
-@runtime_checkable
-class Announces(Protocol):
-    """A shared tier whose users hear of what others of them deleted and erased."""
-
     def hear(self, listener: Callable[[Notice], object]) -> None:
-        """Call ``listener`` with each notice from now on, on the event loop of the tier."""
+        """Call ``listener``, on the tier's event loop, with each later notice of what others deleted and erased."""

@@ -38,7 +38,7 @@ from streaminfer._runtime.lifecycle import start_owned, stop_all, stop_together
 from streaminfer.caching.erasure.erasure import PendingErasure
 from streaminfer.caching.erasure.retention_counts import RetentionCounts
 from streaminfer.caching.table._slots_cy import NEVER
-from streaminfer.caching.tiers.protocol import Announces, Entry, HoldingTier, Leasing, Notice, Tier, TierHit, in_ns
+from streaminfer.caching.tiers.protocol import Entry, Notice, Tier, TierHit, in_ns
 from streaminfer.caching.tiers.tier_wait import TierWait
 from streaminfer.caching.tiers.writer import TierUsage, TierWriter
 from streaminfer.compliance.retention import Holding, Rule
@@ -71,7 +71,7 @@ class TierSet:
         policy = memory.freshness.policy
         self._counts = RetentionCounts(None, memory.now) if memory.retention is None else memory.retention.counts
         self.workers: list[TierWriter] = []
-        self.leasing: tuple[TierWriter, Leasing] | None = None
+        self.leasing: TierWriter | None = None
         for position, tier in enumerate(tiers):
             check_instance("tiers", tier, lambda it: isinstance(it, Tier), "tiers, such as DiskTier and RedisTier")
             same = sum(other.tier.name == tier.name for other in self.workers)
@@ -79,10 +79,9 @@ class TierSet:
             if policy is not None:
                 policy.check_tier(name, tier)
             self.workers.append(TierWriter(tier, name, position, self._counts))
-            if self.leasing is None and isinstance(tier, Leasing) and tier.lease_s:
-                self.leasing = self.workers[-1], tier
-            if isinstance(tier, Announces):
-                tier.hear(partial(self._on_notice, position))
+            if self.leasing is None and tier.lease_s:
+                self.leasing = self.workers[-1]
+            tier.hear(partial(self._on_notice, position))
         self._policy = policy
         self._memory = memory
         self._home: asyncio.AbstractEventLoop | None = None
@@ -193,8 +192,8 @@ class TierSet:
     ) -> TierHit | None:
         """Return a fresh value of the fastest tier that has one, else a stale one, else ``None``.
 
-        A fresh value is in memory then. Nothing is returned if the tiers do not run on this event loop, or the key was
-        erased, deleted or put meanwhile, because the value may be what was.
+        Call it within `underway`. A fresh value is in memory then. Nothing is returned if the tiers do not run on this
+        event loop, or the key was erased, deleted or put meanwhile, because the value may be what was.
 
         Args:
             key: whose value.
@@ -205,12 +204,7 @@ class TierSet:
         """
         if granted_ns <= 0 or not self.run_here:
             return None
-        with self.underway(key):
-            return await self._read(key, granted_ns, longest_ns, only_fresh, wait or TierWait())
-
-    async def _read(
-        self, key: str | bytes, granted_ns: int, longest_ns: int, only_fresh: bool, wait: TierWait
-    ) -> TierHit | None:
+        wait = wait or TierWait()
         erasures = self._memory.erasures
         until = asyncio.get_running_loop().time() + granted_ns / 1e9
         stale: TierHit | None = None
@@ -398,10 +392,7 @@ class TierSet:
         Raises:
             BackendError, Closed: a tier did not learn of it.
         """
-        for worker in self.workers:
-            if isinstance(worker.tier, HoldingTier):
-                await worker.tier.hold(subject=subject, tag=tag, on=on)
-        return [worker.name for worker in self.workers if not isinstance(worker.tier, HoldingTier)]
+        return [it.name for it in self.workers if not await it.tier.hold(subject=subject, tag=tag, on=on)]
 
     # -- what there is ------------------------------------------------------------------------------------------
 

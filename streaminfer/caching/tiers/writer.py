@@ -34,7 +34,7 @@ from streaminfer.caching.erasure.retention_counts import DELETED, REASONS, Reten
 from streaminfer.caching.table._slots_cy import NEVER
 from streaminfer.caching.tiers.newer_values import NewerValues
 from streaminfer.caching.tiers.pending_write import PendingWrite
-from streaminfer.caching.tiers.protocol import Entry, PlacedTier, Tier, TierHit, TierStatistics, in_ns
+from streaminfer.caching.tiers.protocol import Entry, Tier, TierHit, TierStatistics, in_ns
 from streaminfer.caching.weigher import payload_bytes
 from streaminfer.compliance.retention import Holding
 from streaminfer.errors import says_retry_after_s, text_of_error
@@ -119,7 +119,7 @@ class TierWriter:
         self.hits = self.stale_hits = self.misses = self.read_timeouts = self.discarded = 0
         self.stored = self.rejected = self.dropped = self.disallowed = 0
         self._counts = counts
-        self._place = f"{name} {tier.place}".strip() if isinstance(tier, PlacedTier) else name
+        self._place = f"{name} {tier.place}".strip()
         self._registering = threading.Lock()
         self._newer = NewerValues()
         self._queue: dict[str | bytes, PendingWrite] = {}
@@ -235,7 +235,7 @@ class TierWriter:
         size = 0 if entry is None else payload_bytes(entry.value)
         write = PendingWrite(key, entry, size, asyncio.get_running_loop().create_future())
         if entry is not None:
-            self._newer.store(key, entry.stored_ns)
+            self._newer.store(entry.stored_ns)
         if key in self._queue:
             self._reject(self._take(key))
         full = len(self._queue) >= MAX_QUEUED_WRITES or (self._queue and self._bytes + write.size > MAX_QUEUED_BYTES)
@@ -387,10 +387,9 @@ class TierWriter:
             self._settle(write, stored)
 
     async def _open(self, key: str | bytes, token: bytes) -> None:
-        tier: Any = self.tier
         try:
             async with asyncio.timeout(PUT_TIMEOUT_S):
-                await tier.open_lease(key, token)
+                await self.tier.open_lease(key, token)
         except Exception as error:  # noqa: BLE001 - of a tier that is not to raise: the lease ends at its time
             self._failures.report(f"the end of a lease of the tier {self.name}", error)
 

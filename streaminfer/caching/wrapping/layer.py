@@ -31,7 +31,7 @@ from streaminfer.errors import CircuitOpen, Closed, DeadlineExceeded, InvalidInp
 if TYPE_CHECKING:
     from streaminfer.caching.edge_cache import EdgeCache
     from streaminfer.caching.freshness import About
-    from streaminfer.caching.tiers.protocol import Leasing, TierHit
+    from streaminfer.caching.tiers.protocol import Tier, TierHit
 
 __all__ = ["NEGATIVE", "OUTDATED", "Layer"]
 
@@ -152,7 +152,7 @@ class Layer(ABC):
             return found
         finally:
             if token is not None:
-                tiers.leasing[0].open_lease(key, token)
+                tiers.leasing.open_lease(key, token)
 
     def _granted_ns(self, deadline_ns: int | None) -> int:
         """Return how long the tiers may take together from now on."""
@@ -167,14 +167,14 @@ class Layer(ABC):
             The entry; ``None``: compute it. And whether the lease may be this one's.
         """
         tiers: Any = self.tiers
-        leasing: Leasing = tiers.leasing[1]
+        tier: Tier = tiers.leasing.tier
         look = partial(tiers.read, key, longest_ns=self.memory.freshness.ttl_ns, only_fresh=True, wait=wait)
         loop = asyncio.get_running_loop()
-        until = loop.time() + min(wait_ns / 1e9, leasing.lease_s)
+        until = loop.time() + min(wait_ns / 1e9, tier.lease_s)
         pause_s = _FIRST_PAUSE_S
         with suppress(TimeoutError), wait.limit(until) as limit:
             async with limit:
-                while not await leasing.take_lease(key, token):
+                while not await tier.take_lease(key, token):
                     await asyncio.sleep(pause_s)
                     pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
                     found = await look(granted_ns=self._granted_ns(deadline_ns))

@@ -271,7 +271,7 @@ def test_delete_is_recorded(tmp_path):
             await cache.put_through("only in memory", lambda: None)
             for key in ("k", "k", "only in memory", "absent"):
                 await cache.delete(key)
-        return [(it.where, it.count) for it in log.totals() if it.action == "removed"]
+        return [(it.where, it.count) for it in log.events if it.action == "removed"]
 
     assert sorted(asyncio.run(main())) == [("disk", 1), ("memory", 2)]
 

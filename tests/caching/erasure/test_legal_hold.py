@@ -1,7 +1,9 @@
 """Legal holds and minimum ages: what they keep from being erased, purged and lost, and what they do not promise."""
 
 import asyncio
+import os
 import pickle
+import signal
 import threading
 import time
 import weakref
@@ -14,7 +16,7 @@ from streaminfer.caching.erasure.memory_retention import MemoryRetention
 from streaminfer.caching.erasure.retention_counts import RetentionCounts
 from streaminfer.caching.tiers import DiskTier, Entry
 from streaminfer.caching.tiers.encryption import StoredKeys
-from streaminfer.caching.tiers.protocol import HoldingTier, Notice
+from streaminfer.caching.tiers.protocol import Notice, Tier
 from streaminfer.caching.tiers.tier_set import TierSet
 from streaminfer.compliance.retention import Residual, Retention
 from streaminfer.compliance.retention_log import RetentionLog
@@ -165,7 +167,7 @@ def test_a_hold_needs_a_log():
 # -- memory ------------------------------------------------------------------------------------------------------------
 
 
-def test_what_expires_or_gives_way_under_hold_is_preserved_and_not_served(cache, clock):
+def test_what_expires_or_gives_way_under_hold_is_preserved_and_not_served(cache, clock, log):
     asyncio.run(cache.hold(subject="anna", reason="case 17"))
     cache.put("evicted", 1, subject="anna")
     for other in range(3):
@@ -182,8 +184,8 @@ def test_what_expires_or_gives_way_under_hold_is_preserved_and_not_served(cache,
 
     asyncio.run(cache.release(subject="anna", reason="over"))
     assert cache.preserved == ()
-    report = asyncio.run(cache.retention_report())
-    assert [it.count for it in report.totals if (it.action, it.where) == ("purged", "preserved")] == [2]
+    asyncio.run(cache.retention_report())  # waits for the log
+    assert [it.count for it in log.events if (it.action, it.where) == ("purged", "preserved")] == [2]
 
 
 def test_a_hold_by_class_preserves_the_class(cache, clock):
@@ -372,7 +374,7 @@ def test_what_is_held_makes_no_room_on_the_disk(tmp_path):
 def test_a_hold_reaches_the_tiers_and_names_those_that_cannot(tmp_path, clock, log, keys):
     class Redis(DiskTier):
         name = "redis"
-        hold = None
+        hold = Tier.hold
 
     async def main():
         disk = DiskTier(tmp_path / "a", max_bytes=2**20, keys=keys)
@@ -385,7 +387,6 @@ def test_a_hold_reaches_the_tiers_and_names_those_that_cannot(tmp_path, clock, l
             assert (await disk.purge(later_ns), await other.purge(later_ns)) == (0, 1)
         return cannot
 
-    assert isinstance(DiskTier(tmp_path, max_bytes=2**20), HoldingTier)
     assert asyncio.run(main()) == ("redis",)
 
 
@@ -497,3 +498,38 @@ def test_a_refusal_is_recorded_before_the_release(tmp_path, monkeypatch):
         asyncio.run(main())
     finally:
         go.set()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_while_a_release_is_followed_leaves_the_child_its_cache(clock):
+    """The child has what is preserved, and not the thread that was looking through it under the lock."""
+    parent, is_inside, go_on = os.getpid(), threading.Event(), threading.Event()
+
+    class SlowLog(RetentionLog):
+        def is_held(self, subject, tags):
+            if not self.holds and os.getpid() == parent:
+                is_inside.set()
+                go_on.wait()
+            return super().is_held(subject, tags)
+
+    cache = si.EdgeCache(maxsize=1, retention=Retention(10.0, log=SlowLog()), clock=clock)
+    asyncio.run(cache.hold(subject="anna", reason="case 17"))
+    for number in range(3):
+        cache.put(number, number, subject="anna")
+    assert len(cache.preserved) == 2
+    releasing = threading.Thread(target=lambda: asyncio.run(cache.release(subject="anna", reason="over")))
+    releasing.start()
+    is_inside.wait()
+
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(10)  # ends a child that hangs
+        cache.expire()
+        os._exit(len(cache.preserved))
+    _, status = os.waitpid(child, 0)
+    go_on.set()
+    releasing.join()
+
+    assert status == 0
+    assert cache.preserved == ()

@@ -27,7 +27,7 @@ def computed(cache, takes_s):
 @pytest.mark.parametrize(
     ("newer", "limits"), [(LARGE, {"max_bytes": 50}), (b"new", {"maxsize": 1})], ids=["large", "evicted"]
 )
-@pytest.mark.parametrize("late", ["a read", "a computation"])
+@pytest.mark.parametrize("late", ["a read", "a fetch", "a computation"])
 def test_put_through_is_not_replaced_by_what_it_overtook(late, newer, limits):
     """What was read or computed before is stored neither in memory nor on a tier, and later callers get the newer."""
 
@@ -35,13 +35,13 @@ def test_put_through_is_not_replaced_by_what_it_overtook(late, newer, limits):
         fast, slow = ScriptedTier(loop.clock, "fast"), ScriptedTier(loop.clock, "slow")
         async with cache_of(loop, fast, slow, **limits) as cache:
             cached, key = computed(cache, takes_s=1.0)
-            if late == "a read":
+            if late != "a computation":
                 await cache.put_through(key, SMALL)
                 await cache.put_through("other", 0)
                 del fast.held[key]
                 cache.clear()
             slow.get_s = 0.5
-            before = asyncio.create_task(cached("x"))
+            before = asyncio.ensure_future(cache.fetch(key) if late == "a fetch" else cached("x"))
             await asyncio.sleep(0.25)
             await cache.put_through(key, newer)
             cache["other"] = 0

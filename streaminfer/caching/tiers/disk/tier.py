@@ -145,8 +145,8 @@ class DiskTier(MediumTier):
         """
         return await self._in_chunks(False, self._store.purge, now_ns)
 
-    async def hold(self, *, subject: str | None = None, tag: str | None = None, on: bool) -> None:
-        """Begin or end a legal hold; it lies in the file, and binds every process that opens it.
+    async def hold(self, *, subject: str | None = None, tag: str | None = None, on: bool) -> bool:
+        """Begin or end a legal hold; it lies in the file, and binds every process that opens it. Return ``True``.
 
         While it lasts, what it matches is neither purged nor makes room for others. It is not served beyond its time.
 
@@ -157,6 +157,7 @@ class DiskTier(MediumTier):
         """
         kind, text = selection(subject, tag)
         await self._run(self._store.hold, kind, text, on)
+        return True
 
     async def inventory(self, classes: Iterable[str] = ()) -> list[Held] | None:
         """Return what the file holds, by data class.
