@@ -13,7 +13,7 @@ cdef class Turn:
     cdef public long denied
     cdef int _priority
     cdef long long _number
-    cdef Py_ssize_t _position
+    cdef bint _is_queued
 
 cdef class FairOrder:
     cdef list _heap
@@ -25,11 +25,6 @@ cdef class FairOrder:
     @cython.locals(turn=Turn)
     cpdef Turn pop(self)
     cpdef charge(self, Turn turn)
-    @cython.locals(last=Turn)
     cpdef remove(self, Turn turn)
-    @cython.locals(heap=list, position=Py_ssize_t, parent=Turn)
-    cdef _sift_up(self, Turn turn)
-    @cython.locals(heap=list, position=Py_ssize_t, below=Py_ssize_t, child=Turn, sibling=Turn)
-    cdef _sift_down(self, Turn turn)
 
 cdef bint _is_before(Turn one, Turn other) noexcept

@@ -19,7 +19,8 @@ whose frames always come in the same order, the same ones would be too late for 
 most ``1 / weight`` of the one plus ``1 / weight`` of the other. More urgent priorities are served first; tags compare
 streams of one priority, and those of equal tags are served in the order of arrival.
 
-*Complexity.* O(log streams that wait) to push, to pop and to remove; one entry per stream, not per request.
+*Complexity.* O(log streams that wait) to push and to pop, O(streams that wait) to remove; one entry per stream, not per
+request.
 
 *Reference.* P. Goyal, H. M. Vin and H. Cheng, Start-time Fair Queueing, SIGCOMM 1996. Deficit round robin (Shreedhar
 and Varghese, 1995) has the same shares, but a stream that was idle waits for a whole round.
@@ -29,6 +30,7 @@ One source, compiled with the C types of ``_fair_order_cy.pxd`` or run uncompile
 
 from __future__ import annotations
 
+from heapq import heapify, heappop, heappush
 from typing import Any
 
 __all__ = ["FairOrder", "Turn"]
@@ -60,7 +62,10 @@ class Turn:
         self._is_busy = False  # it was served, and had a frame ever since
         self._priority = priority
         self._number = 0
-        self._position = -1  # in the heap; -1: it is not queued
+        self._is_queued = False
+
+    def __lt__(self, other: Turn) -> bool:
+        return _is_before(self, other)
 
 
 class FairOrder:
@@ -83,8 +88,9 @@ class FairOrder:
             turn: of the stream.
             continues: it had its frame before it could be queued.
         """
-        if turn._position >= 0:
+        if turn._is_queued:
             return
+        turn._is_queued = True
         self._number += 1
         turn._number = self._number
         turn._start = self._virtual - turn._cost * turn.denied
@@ -95,17 +101,16 @@ class FairOrder:
         if turn._finish > turn._start:
             turn._start = turn._finish
         turn._idle_from = turn._finish
-        turn._position = self.count
-        self._heap.append(turn)
+        heappush(self._heap, turn)
         self.count += 1
-        self._sift_up(turn)
 
     def pop(self) -> Turn | None:
         """Return the stream whose turn it is, which is queued no longer; ``None``: none waits."""
         if self.count == 0:
             return None
-        turn = self._heap[0]
-        self.remove(turn)
+        turn: Turn = heappop(self._heap)
+        turn._is_queued = False
+        self.count -= 1
         if turn._start > self._virtual:
             self._virtual = turn._start
         return turn
@@ -117,50 +122,11 @@ class FairOrder:
 
     def remove(self, turn: Turn) -> None:
         """Take a stream out of the order."""
-        if turn._position < 0:
-            return
-        last: Turn = self._heap.pop()
-        self.count -= 1
-        if last is not turn:
-            last._position = turn._position
-            self._heap[last._position] = last
-            self._sift_up(last)
-            self._sift_down(last)
-        turn._position = -1
-
-    def _sift_up(self, turn: Turn) -> None:
-        heap = self._heap
-        position = turn._position
-        while position > 0:
-            parent = heap[(position - 1) >> 1]
-            if not _is_before(turn, parent):
-                break
-            heap[position] = parent
-            parent._position = position
-            position = (position - 1) >> 1
-        heap[position] = turn
-        turn._position = position
-
-    def _sift_down(self, turn: Turn) -> None:
-        heap = self._heap
-        position = turn._position
-        while True:
-            below = 2 * position + 1
-            if below >= self.count:
-                break
-            child = heap[below]
-            if below + 1 < self.count:
-                sibling = heap[below + 1]
-                if _is_before(sibling, child):
-                    child = sibling
-                    below += 1
-            if not _is_before(child, turn):
-                break
-            heap[position] = child
-            child._position = position
-            position = below
-        heap[position] = turn
-        turn._position = position
+        if turn._is_queued:
+            turn._is_queued = False
+            self._heap.remove(turn)
+            heapify(self._heap)
+            self.count -= 1
 
 
 def _is_before(one: Turn, other: Turn) -> bool:

@@ -1,7 +1,7 @@
 """Measurements of running services for the next plan: round-trip times, service times and rates."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import attrs
@@ -11,7 +11,7 @@ from streaminfer._internal.validation import check_count, check_duration, check_
 from streaminfer.batching.service_time.service_time import ServiceTime
 from streaminfer.placement.network.promised_rtt import CONFIDENCE
 from streaminfer.placement.network.rtt_samples import RttSamples
-from streaminfer.placement.problem import Model, Problem, UserCluster
+from streaminfer.placement.problem import Model, Problem, UserCluster, Variant
 from streaminfer.request import Request, Response
 from streaminfer.sync_layer import SyncLayer
 
@@ -129,12 +129,17 @@ def with_measurements(
                 known[site] = attrs.evolve(known[site], rtt=link.rtt) if site in known else link
         changes["links"] = links
     if service_times is not None:
-        shards = {key: runs for model in problem.models for key, runs in _shards(model).items()}
+        keys = {
+            (model.name, variant.name, kind)
+            for model in problem.models
+            for variant in model.variants
+            for shard in variant.shards
+            for kind in shard.service_time
+        }
         for key in service_times:
-            if key not in shards:
+            if key not in keys:
                 raise ValueError(expected("service_times", "model, variant and device of the problem", key))
-        learned = {key: _service_times(key, given, shards[key]) for key, given in service_times.items()}
-        changes["models"] = tuple(_learned(model, learned) for model in problem.models)
+        changes["models"] = tuple(_learned(model, service_times) for model in problem.models)
     if rates is not None:
         names = {cluster.name for cluster in problem.clusters}
         for name in rates:
@@ -144,54 +149,35 @@ def with_measurements(
     return attrs.evolve(problem, **changes)
 
 
-_Key = tuple[str, str, str]
+_Key = tuple[str, str, str]  # model, variant and kind of device
 
 
-_Known = tuple[ServiceTime, int]
-"""The service time of a shard on a kind of device in the problem before, and the most requests in a batch."""
+def _learned(model: Model, service_times: Mapping[_Key, Any]) -> Model:
+    variants = {variant.name: variant for variant in model.variants}
+    for key, given in service_times.items():
+        if key[0] == model.name:
+            variants[key[1]] = _learned_variant(variants[key[1]], key, given)
+    return attrs.evolve(model, variants=tuple(variants.values()))
 
 
-def _shards(model: Model) -> dict[_Key, list[_Known | None]]:
-    """Return what is known of each shard, ``None`` where it does not run, by model, variant and kind of device."""
-    return {
-        (model.name, variant.name, kind): [
-            (shard.service_time[kind], variant.max_batch_size) if kind in shard.service_time else None
-            for shard in variant.shards
-        ]
-        for variant in model.variants
-        for kind in {kind for shard in variant.shards for kind in shard.service_time}
-    }
-
-
-def _learned(model: Model, learned: Mapping[_Key, Sequence[ServiceTime | None]]) -> Model:
-    variants = []
-    for variant in model.variants:
-        shards = []
-        for number, shard in enumerate(variant.shards):
-            times = {
-                kind: (learned[key][number] if (key := (model.name, variant.name, kind)) in learned else None) or known
-                for kind, known in shard.service_time.items()
-            }
-            shards.append(attrs.evolve(shard, service_time=times))
-        variants.append(attrs.evolve(variant, shards=tuple(shards)))
-    return attrs.evolve(model, variants=tuple(variants))
-
-
-def _service_times(key: _Key, given: Any, known: Sequence[_Known | None]) -> list[ServiceTime | None]:
-    """Return the service time of each shard; ``None``: it was not measured."""
+def _learned_variant(variant: Variant, key: _Key, given: Any) -> Variant:
     each = given if isinstance(given, list | tuple) else [given]
-    if len(each) != len(known):
-        what = f"a list with one for each of the {len(known)} shards" if len(known) > 1 else "one, for the only shard"
+    shards = list(variant.shards)
+    if len(each) != len(shards):
+        what = f"a list with one for each of the {len(shards)} shards" if len(shards) > 1 else "one, for the only shard"
         raise ValueError(expected(f"service_times[{key}]", what, given))
-    times: list[ServiceTime | None] = []
-    for number, (it, before) in enumerate(zip(each, known, strict=True)):
-        if it is not None and before is None:
+    for number, (it, shard) in enumerate(zip(each, variant.shards, strict=True)):
+        if it is None:
+            continue
+        known = shard.service_time.get(key[2])
+        if known is None:
             raise ValueError(expected(f"service_times[{key}][{number}]", "None, since it does not run there", it))
-        times.append(None if it is None or before is None else _service_time(key, it, before))
-    return times
+        times = {**shard.service_time, key[2]: _service_time(key, it, known, variant.max_batch_size)}
+        shards[number] = attrs.evolve(shard, service_time=times)
+    return attrs.evolve(variant, shards=tuple(shards))
 
 
-def _service_time(key: _Key, given: Any, known: _Known) -> ServiceTime:
+def _service_time(key: _Key, given: Any, known: ServiceTime, max_batch_size: int) -> ServiceTime:
     from streaminfer.batching.batcher import AdaptiveBatcher  # noqa: PLC0415 - loads the event loop, which plans need not
 
     if isinstance(given, ServiceTime):
@@ -202,7 +188,7 @@ def _service_time(key: _Key, given: Any, known: _Known) -> ServiceTime:
         raise ValueError(expected(f"service_times[{key}]", "a batcher that learns one service time", given))
     if not learned.known:
         raise RuntimeError(f"service_times[{key}]: the batcher has observed no batch yet; send it requests first")
-    return _continued(learned.fitted(), learned.trusted or max(learned.seen()), *known)
+    return _continued(learned.fitted(), learned.trusted or max(learned.seen()), known, max_batch_size)
 
 
 def _continued(fitted: ServiceTime, last: int, known: ServiceTime, max_batch_size: int) -> ServiceTime:

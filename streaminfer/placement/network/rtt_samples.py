@@ -125,24 +125,6 @@ class RttSamples:
             raise ValueError("rtt_s: expected at least two measurements of one cluster and site, got none")
         return cls(found)
 
-    def between(self, start: float, stop: float) -> Self:
-        """Return a part of the measurements of each pair, such as ``between(0, 0.5)``, the earlier half.
-
-        Args:
-            start: share of the measurements before it, 0 to 1.
-            stop: likewise its end.
-
-        Raises:
-            TypeError, ValueError: not such numbers, or no pair keeps two measurements.
-        """
-        check_number("stop", stop, "a share of at most 1", lambda it: it <= 1)
-        check_number("start", start, "a share below stop, from 0", lambda it: 0 <= it < stop)
-        return self._of(
-            (cluster, site, column[round(start * column.size) : round(stop * column.size)])
-            for cluster, row in self.rtt_s.items()
-            for site, column in row.items()
-        )
-
     def links(
         self, *, confidence: float = CONFIDENCE, bandwidth_bytes_s: float | None = None
     ) -> dict[str, dict[str, Link]]:

@@ -1,10 +1,12 @@
 cimport cython
+from streaminfer.resilience.breaker._outcome_window_cy cimport OutcomeWindow as COutcomeWindow
 
 cdef long long _MAX_SERIAL
 
 @cython.final
 cdef class HalfOpenProbes:
-    cdef long long in_flight, calls, failures, slow
+    cdef long long in_flight
+    cdef COutcomeWindow outcomes
     cdef Py_ssize_t _capacity
     cdef long long _serial
     cdef long long[::1] _table
@@ -20,5 +22,3 @@ cdef class HalfOpenProbes:
 
     @cython.locals(place=Py_ssize_t)
     cdef bint take_back(self, long long permit) noexcept
-
-    cdef void add(self, bint ok, bint slow) noexcept

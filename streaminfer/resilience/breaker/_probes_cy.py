@@ -14,6 +14,8 @@ from __future__ import annotations
 from array import array
 from collections.abc import MutableSequence
 
+from streaminfer.resilience.breaker._outcome_window_cy import OutcomeWindow
+
 __all__ = ["HalfOpenProbes"]
 
 # C variables in the compiled module, not visible from Python
@@ -28,21 +30,17 @@ class HalfOpenProbes:
 
     Attributes:
         in_flight: permits that are out.
-        calls: outcomes so far.
-        failures: how many of them failed.
-        slow: how many of them were slow.
+        outcomes: those of the probes so far.
     """
 
     _table: MutableSequence[int]
     _serial: int
     in_flight: int
-    calls: int
-    failures: int
-    slow: int
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._table = array("q", [0]) * capacity
+        self.outcomes = OutcomeWindow(capacity, 0)
         self.clear()
 
     def clear(self) -> None:
@@ -51,17 +49,15 @@ class HalfOpenProbes:
             self._table[place] = 0
         self._serial = 0
         self.in_flight = 0
-        self.calls = 0
-        self.failures = 0
-        self.slow = 0
+        self.outcomes.clear()
 
     def is_full(self) -> bool:
         """Return whether no more probes may begin."""
-        return self.in_flight + self.calls >= self._capacity
+        return self.in_flight + self.outcomes.calls >= self._capacity
 
     def is_unused(self) -> bool:
         """Return whether no probe has begun."""
-        return self.in_flight + self.calls == 0
+        return self.in_flight + self.outcomes.calls == 0
 
     def begin(self, generation: int) -> int:
         """Return the permit of one more probe: the generation's bits and a serial number."""
@@ -82,11 +78,3 @@ class HalfOpenProbes:
                 self.in_flight -= 1
                 return True
         return False
-
-    def add(self, ok: bool, slow: bool) -> None:
-        """Add an outcome."""
-        self.calls += 1
-        if not ok:
-            self.failures += 1
-        if slow:
-            self.slow += 1

@@ -47,7 +47,9 @@ cdef class BreakerMachine:
     @cython.locals(left_ns=cython.longlong)
     cpdef long long retry_after_ns(self, long long now_ns) except -1
 
-    @cython.locals(state=cython.int, calls=cython.longlong, failures=cython.longlong, slow=cython.longlong, in_flight=cython.longlong)
+    @cython.locals(
+        judged=COutcomeWindow, state=cython.int, calls=cython.longlong, failures=cython.longlong, slow=cython.longlong,
+        in_flight=cython.longlong)
     cpdef tuple snapshot(self, long long now_ns)
 
     cpdef object next_event(self)
@@ -67,10 +69,10 @@ cdef class BreakerMachine:
 
     cdef int _verdict_at_limit(self) noexcept
 
-    @cython.locals(why=cython.int)
+    @cython.locals(probed=COutcomeWindow, why=cython.int)
     cdef int _verdict_of_probes(self) noexcept
 
-    @cython.locals(calls=cython.longlong, failures=cython.longlong, slow=cython.longlong)
+    @cython.locals(probed=COutcomeWindow, calls=cython.longlong, failures=cython.longlong, slow=cython.longlong)
     cdef void _conclude(self, int reason, long long at_ns) noexcept
 
     @cython.locals(window=COutcomeWindow, why=cython.int)

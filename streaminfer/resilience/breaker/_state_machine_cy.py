@@ -194,8 +194,8 @@ class BreakerMachine:
             self._window.add(not ok, slow, now_ns)
             self._judge_window(now_ns)
         else:
-            self._probes.add(ok, slow)
-            if self._probes.calls >= self._minimum_probes:
+            self._probes.outcomes.add(not ok, slow, now_ns)
+            if self._probes.outcomes.calls >= self._minimum_probes:
                 self._conclude(self._verdict_of_probes(), now_ns)
         return True
 
@@ -276,7 +276,8 @@ class BreakerMachine:
         self._window.advance(now_ns)
         calls, failures, slow, in_flight = self._window.calls, self._window.failures, self._window.slow, 0
         if self._state == _HALF_OPEN and not self._is_over(now_ns):
-            calls, failures, slow = self._probes.calls, self._probes.failures, self._probes.slow
+            judged = self._probes.outcomes
+            calls, failures, slow = judged.calls, judged.failures, judged.slow
             in_flight = self._probes.in_flight
         elif self._state != _CLOSED and state != _OPEN:  # time alone made this state: it has judged nothing yet
             calls = failures = slow = 0
@@ -377,11 +378,13 @@ class BreakerMachine:
         return _HALF_OPEN_TIME_PASSED if self._probes.in_flight else self._verdict_of_probes()
 
     def _verdict_of_probes(self) -> int:
-        why = self._exceeds(self._probes.calls, self._probes.failures, self._probes.slow)
+        probed = self._probes.outcomes
+        why = self._exceeds(probed.calls, probed.failures, probed.slow)
         return _PROBES_SUCCEEDED if why == _NOTHING else _PROBES_FAILED + why
 
     def _conclude(self, reason: int, at_ns: int) -> None:
-        calls, failures, slow = self._probes.calls, self._probes.failures, self._probes.slow
+        probed = self._probes.outcomes
+        calls, failures, slow = probed.calls, probed.failures, probed.slow
         if reason == _PROBES_SUCCEEDED:
             self._begin_closed()
             self._ramp.begin(at_ns)
