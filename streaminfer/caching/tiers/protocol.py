@@ -287,7 +287,7 @@ class Tier(Protocol):
     def statistics(self) -> TierStatistics:
         """Return a frozen snapshot."""
 
-    async def hold(self, *, subject: str | None = None, tag: str | None = None, on: bool) -> bool:  # noqa: ARG002 - holds none
+    async def hold(self, *, subject: str | None = None, tag: str | None = None, on: bool) -> bool:
         """Begin or end a legal hold, and return whether the tier has holds at all.
 
         While it lasts no purge and no eviction removes what it matches.
@@ -296,19 +296,23 @@ class Tier(Protocol):
             TypeError: not exactly one of subject and tag.
             BackendError, Closed: it may not have begun, or ended.
         """
+        del subject, tag, on  # it has none
         return False
 
-    async def take_lease(self, key: str | bytes, token: bytes) -> bool:  # noqa: ARG002 - has no leases
+    async def take_lease(self, key: str | bytes, token: bytes) -> bool:
         """Take the lease of a key, unless another has it; raises nothing of the medium.
 
         Returns:
             Whether to compute: the lease is held by this token now, who held it had nothing to share, or the tier
             failed. Otherwise another computes.
         """
+        del key, token  # it has no leases
         return True
 
     async def open_lease(self, key: str | bytes, token: bytes) -> None:
         """End a lease of this token without an entry: its waiters compute at once. A put ends it as well."""
+        del key, token  # it has no leases
 
     def hear(self, listener: Callable[[Notice], object]) -> None:
         """Call ``listener``, on the tier's event loop, with each later notice of what others deleted and erased."""
+        del listener  # there are no others
