@@ -39,6 +39,9 @@ CLOCK_RATES = {"video": 90_000, "audio": 48_000}
 PACKET_SAMPLES = 960
 """Of sound, in a packet of aiortc's encoder: shorter frames are put together."""
 LINGER_S = 0.5
+"""From the end of the device on: what was lost is sent again."""
+DECODING_S = 0.25
+"""From the last packet on, over a long way."""
 RTP_WRAP = 1 << 32
 RTCP_TYPES = range(192, 224)
 
@@ -178,12 +181,13 @@ class WebRtcLeg:
         await self._close()
 
     async def _end(self) -> None:
-        """End the stream at the receiver once what was lost has been sent again."""
+        """End the stream at the receiver once all has come, and what was lost has been sent again."""
         ended = asyncio.Event()
         self._track.add_listener("ended", ended.set)
         if self._track.readyState == "live":
             await ended.wait()
         await asyncio.sleep(LINGER_S)
+        await asyncio.sleep(max(0.0, self.relay.remaining_s() + DECODING_S))
         await asyncio.shield(self._close_receiver())
 
     def _close_receiver(self) -> asyncio.Task[None]:

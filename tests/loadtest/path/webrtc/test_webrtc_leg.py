@@ -11,7 +11,15 @@ import pytest
 import streaminfer as si
 from streaminfer.loadtest.devices import MicrophoneProfile
 from streaminfer.loadtest.devices.delivery import Capture, Delivery
-from streaminfer.loadtest.path import DeviceGroup, NetworkProfile, PathService, WebRtcLeg, WebRtcPath, run_devices
+from streaminfer.loadtest.path import (
+    DeviceGroup,
+    Link,
+    NetworkProfile,
+    PathService,
+    WebRtcLeg,
+    WebRtcPath,
+    run_devices,
+)
 
 DELAY_S = 0.02
 SPEECH = Path(__file__).parents[4] / "examples" / "assets" / "librivox_0870.wav"
@@ -66,6 +74,18 @@ def test_pictures_are_as_old_as_the_network_is_long(camera_scene):
     assert all(round((captured_ns - leg._start_ns) / 1e9 * 24, 1) % 1 == 0 for _, captured_ns in frames)
     assert leg.relay.lost == 0
     assert tasks == 1
+
+
+def test_pictures_that_are_long_on_their_way_come(camera_scene):
+    """The stream ends behind the last one, also where that comes long after the device has ended."""
+
+    async def main():
+        async with WebRtcLeg(camera_scene(codec="vp8"), NetworkProfile(name="n"), seconds=0.2) as leg:
+            far = NetworkProfile(name="far", delay_s=0.9)  # from now on: to connect over it takes long
+            leg.relay._links = (Link(far), Link(far))
+            return [frame.captured_ns - leg._start_ns async for frame in leg.frames(pixel_format="gray")]
+
+    assert asyncio.run(main())[-1] == pytest.approx(4 / 24 * 1e9, abs=1e6)
 
 
 def test_loss_does_not_shift_the_instants_of_capture(camera_scene):
