@@ -71,6 +71,8 @@ class DelayTrace:
             rtt_ms: how long each took; those without a number are left out.
         """
         sent, rtt = _seconds(sent_ms), _seconds(rtt_ms)
+        if rtt.shape != sent.shape or rtt.ndim != 1:
+            raise ValueError(expected("rtt_ms", "one number for each of sent_ms", rtt))
         known = np.isfinite(rtt)
         sent = sent[known]
         return cls((sent - sent[:1].sum()) / 1e3, rtt[known] / 2e3)

@@ -266,6 +266,15 @@ def test_frames_that_a_busy_loop_sends_at_once_all_end(camera_scene):
     assert any(it.frames for it in transfers)
 
 
+@pytest.mark.parametrize(
+    ("wanted", "error"), [({"size": (0, 24)}, ValueError), ({"chunk": 512}, TypeError), ({"sizes": (8, 8)}, TypeError)]
+)
+def test_what_no_model_can_take_is_named_when_the_path_is_made(camera_scene, wanted, error):
+    """Else each frame would fail with `Closed`, in a report without the reason."""
+    with pytest.raises(error, match=next(iter(wanted))):
+        WebRtcPath(camera_scene(codec="vp8"), "wifi", **wanted)
+
+
 def test_error_of_prepare_fails_one_picture(camera_scene):
     def prepare(picture):
         raise ZeroDivisionError
