@@ -110,7 +110,8 @@ class WebRtcLeg:
         self._remote: Any = None
         self._track: Any = None
         self._ending: asyncio.Task[None] | None = None
-        self._closing: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None  # of the receiver
+        self._closing_all: asyncio.Task[None] | None = None
         self._connecting: list[asyncio.Task[None]] = []
 
     async def frames(self, **wanted: Any) -> AsyncIterator[Frame]:
@@ -207,6 +208,17 @@ class WebRtcLeg:
         peer._RTCPeerConnection__connect = begin
 
     async def _close(self) -> None:
+        """Close in one task, which ends also where the caller is cancelled: peers that are left go on for ever."""
+        if self._sender is None:
+            return  # it has not begun
+        if self._closing_all is None:
+            self._closing_all = asyncio.get_running_loop().create_task(self._close_all())
+        try:
+            await asyncio.shield(self._closing_all)
+        finally:
+            await asyncio.wait([self._closing_all])
+
+    async def _close_all(self) -> None:
         if self._ending is not None:
             self._ending.cancel()
             await asyncio.wait([self._ending])

@@ -124,12 +124,12 @@ class WebRtcPath(DevicePath):
         """End the path; frames on their way get `Closed`."""
         reader, self._reader = self._reader, None
         self._end_all(Closed(f"media path {self.name!r} was closed"))
-        if reader is not None:
-            reader.cancel()
-            try:
+        try:
+            if reader is not None:
+                reader.cancel()
                 await asyncio.wait([reader])
-            finally:
-                await self._leg.__aexit__(None, None, None)
+        finally:
+            await self._leg.__aexit__(None, None, None)
 
     async def __aenter__(self) -> Self:
         await self._leg.__aenter__()

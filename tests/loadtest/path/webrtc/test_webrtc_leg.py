@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import threading
 import time
 from pathlib import Path
 
@@ -309,3 +310,22 @@ def test_error_of_the_receiver_ends_the_path(camera_scene, monkeypatch):
             return caught.value.__cause__
 
     assert isinstance(asyncio.run(main()), ZeroDivisionError)
+
+
+@pytest.mark.parametrize("rounds", [1, 8, 11])
+def test_close_that_is_cancelled_ends_all_the_same(camera_scene, rounds):
+    """Peers that are left would run on, with a thread each that keeps the process."""
+
+    async def main():
+        path = await WebRtcPath(camera_scene(codec="vp8"), NetworkProfile(name="n")).__aenter__()
+        closing = asyncio.create_task(path.aclose())
+        for _ in range(rounds):
+            await asyncio.sleep(0)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        await path.aclose()  # again
+        return asyncio.all_tasks() - {asyncio.current_task()}
+
+    assert asyncio.run(main()) == set()
+    assert not [thread for thread in threading.enumerate() if "decoder" in thread.name]
