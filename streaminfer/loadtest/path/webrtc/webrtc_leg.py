@@ -19,7 +19,7 @@ import attrs
 import numpy as np
 
 from streaminfer._internal.loading.extras import require
-from streaminfer._internal.validation import check_count, check_instance, expected
+from streaminfer._internal.validation import check_count, check_duration_ns, check_instance, expected
 from streaminfer.loadtest.devices.delivery import Capture, captures
 from streaminfer.loadtest.devices.profile import CameraProfile, MicrophoneProfile
 from streaminfer.loadtest.path.network import NetworkProfile, network_profile
@@ -100,7 +100,8 @@ class WebRtcLeg:
         if seconds is not None:
             period_s = scene.profile.period_s
             all_frames = captures(scene.profile.delivery, period_s, self._seed)
-            self._planned = itertools.islice(all_frames, max(1, round(seconds / period_s)))
+            duration_s = check_duration_ns("seconds", seconds, positive=True) / 1e9
+            self._planned = itertools.islice(all_frames, max(1, round(duration_s / period_s)))
         self._on_packet = on_packet
         self.network = network_profile(network)
         self.relay = UdpRelay(self.network, seed=seed, on_packet=self._look)

@@ -111,6 +111,16 @@ def test_codec_must_be_one_of_webrtc(camera_scene):
         WebRtcLeg(camera_scene(codec="mjpeg"), "wifi", seconds=1.0)
 
 
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), "1", True])
+def test_seconds_of_a_leg_are_checked(camera_scene, seconds):
+    with pytest.raises((TypeError, ValueError), match="seconds: expected a finite number of seconds > 0"):
+        WebRtcLeg(camera_scene(codec="vp8"), "wifi", seconds=seconds)
+
+
+def test_a_leg_may_take_as_long_as_one_likes(camera_scene):
+    WebRtcLeg(camera_scene(codec="vp8"), "wifi", seconds=1e300)
+
+
 def test_frames_are_planned_as_they_are_played(camera_scene, monkeypatch):
     """A leg for a day is made at once; its track ends behind the last frame, however often it is asked."""
     planned = []
