@@ -99,7 +99,7 @@ class _Recovery:
         self._codec: Any = None
         self._ssrc = 0
         self._shown_ns: dict[int, int] = {}  # when a later packet showed that one is missing
-        self._newest = 0  # timestamp
+        self._newest = (0, 0)  # number and timestamp
         self._add, self._buffer.add = self._buffer.add, self._add_in_time
         self._handle = receiver._handle_rtp_packet
         receiver._handle_rtp_packet = self._on_packet
@@ -127,12 +127,16 @@ class _Recovery:
             missing = self._find_missing()
 
     def _add_in_time(self, packet: Any) -> tuple[bool, Any]:
-        """Add a packet to the buffer of aiortc, unless it was given up: whether to ask for a picture, and a frame."""
-        origin = self._buffer._origin
-        is_behind = origin is not None and 0 < (origin - packet.sequence_number) & 0xFFFF < HALF
-        if is_behind and (self._newest - packet.timestamp) & 0xFFFFFFFF < LATE_TICKS:
+        """Add a packet to aiortc's buffer, unless its picture was given up: whether to ask for one, and a frame."""
+        origin, number, timestamp = self._buffer._origin, packet.sequence_number, packet.timestamp
+        is_behind = origin is not None and 0 < (origin - number) & 0xFFFF < HALF
+        if is_behind and (self._newest[1] - timestamp) & 0xFFFFFFFF < LATE_TICKS:
             return False, None
-        self._newest = packet.timestamp
+        if is_behind or origin is None or (number - self._newest[0]) & 0xFFFF < HALF:
+            self._newest = number, timestamp
+        if number == origin and not _begins_frame(self._codecs[packet.payload_type].name.lower(), packet.payload):
+            self._buffer.remove(1)  # what was in front of it was given up
+            return False, None
         added: tuple[bool, Any] = self._add(packet)
         return added
 

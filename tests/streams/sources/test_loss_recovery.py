@@ -162,6 +162,20 @@ def test_packet_that_comes_after_it_was_given_up_changes_nothing(late, per_frame
     assert [name for name, *_ in requests].count("pli") == 1
 
 
+def test_packet_that_comes_twice_changes_nothing():
+    """The second time behind one that was sent again, and all that this has just released."""
+    sent = [(n * MS // 4, n) for n in range(400) if n != 48] + [(75 * MS + 10, 48), (75 * MS + 20, 60)]
+    decoded, _ = receive("video", [(n, at_ns) for at_ns, n in sorted(sent)], per_frame=2)
+    assert [(frame, data) for frame, data, _ in decoded] == [(it, bytes([0, 1])) for it in range(200)]
+
+
+def test_end_of_a_picture_that_was_given_up_is_left_out():
+    """It was lost, too, and comes in time for itself."""
+    sent = [(n * 10 * MS, n) for n in range(60) if n not in {30, 32}] + [(30 * 10 * MS + 115 * MS, 32)]
+    decoded, _ = receive("video", [(n, at_ns) for at_ns, n in sorted(sent)], per_frame=3)
+    assert [(frame, data) for frame, data, _ in decoded] == [(it, bytes([0, 1, 2])) for it in range(20) if it != 10]
+
+
 def test_packet_that_was_given_up_is_not_asked_for_again():
     """A request for another one names that one alone."""
     _, requests = receive("video", [(n, n * 10 * MS) for n in range(60) if n not in {10, 40}])
