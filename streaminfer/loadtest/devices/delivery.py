@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import attrs
 
-from streaminfer._internal.validation import check_duration, check_number, field_check
+from streaminfer._internal.validation import LONGEST_S, check_duration, check_number, field_check
 from streaminfer.loadtest.devices.loss import GilbertElliott
 
 __all__ = ["Capture", "Delivery", "captures", "check_loss", "check_run", "draw_jitter_ns"]
@@ -55,7 +55,8 @@ class Capture:
 
 def draw_jitter_ns(jitter_s: float, chance: random.Random) -> int:
     """Return a delay whose standard deviation is ``jitter_s``."""
-    return round(chance.gammavariate(JITTER_SHAPE, jitter_s / JITTER_SHAPE**0.5) * 1e9) if jitter_s else 0
+    delay_s = chance.gammavariate(JITTER_SHAPE, jitter_s / JITTER_SHAPE**0.5) if jitter_s else 0.0
+    return round(min(delay_s, LONGEST_S) * 1e9)
 
 
 def captures(delivery: Delivery, period_s: float, seed: int) -> Iterator[Capture]:

@@ -15,6 +15,9 @@ import random
 
 __all__ = ["GilbertElliott"]
 
+LONGEST = 1e18
+"""Items of a stay."""
+
 
 class GilbertElliott:
     """Decides for one item after the other whether it is lost.
@@ -57,4 +60,6 @@ class GilbertElliott:
     def _stay(self) -> int:
         """Return how many items pass until the state changes: geometric."""
         leave = self._leave[self._losing]
-        return 1 if leave >= 1.0 else 1 + int(math.log(1.0 - self._chance.random()) / math.log1p(-leave))
+        if leave >= 1.0:
+            return 1
+        return 1 + int(min(math.log(1.0 - self._chance.random()) / math.log1p(-leave), LONGEST))

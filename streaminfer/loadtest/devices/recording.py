@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from streaminfer._internal.loading.extras import require
-from streaminfer._internal.validation import check_count, check_duration, check_instance
+from streaminfer._internal.validation import check_count, check_duration_ns, check_instance
 from streaminfer.errors import InvalidInput
 from streaminfer.loadtest.devices.codecs import codec_settings, set_up_encoder
 from streaminfer.loadtest.devices.delivery import captures
@@ -62,12 +62,12 @@ def render(
     av = require("av", extra="media", purpose="a device profile")
     profile = device_profile(device)
     check_count("seed", seed, at_least=0, at_most=2**31 - 1)
+    count = None
     if seconds is not None:
-        check_duration("seconds", seconds, positive=True)
+        count = max(1, round(check_duration_ns("seconds", seconds, positive=True) / 1e9 / profile.period_s))
     container, stream = open_recording(av, source, video=isinstance(profile, CameraProfile))
     with container:
         frames = filter_frames(av, compile_filters(profile, seed=seed), container.decode(stream))
-        count = None if seconds is None else max(1, round(seconds / profile.period_s))
         yield from itertools.islice(frames, count)
 
 

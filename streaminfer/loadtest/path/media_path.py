@@ -177,6 +177,8 @@ class MediaPath(DevicePath):
             self._timer.set_from_thread(passage.due_ns, self.clock())
 
     def _deliver_due(self) -> None:
+        if self._closed:
+            return  # what is on its way has ended
         arriving, now_ns = self._arriving, self.clock()
         while arriving and arriving[0].due_ns <= now_ns:
             passage = arriving.popleft()
@@ -238,6 +240,11 @@ class MediaPath(DevicePath):
             arrived_ns = self.clock()
             try:
                 carried = await edge.carry(self.name, passage.number, passage.data)
+            except asyncio.CancelledError as error:
+                if self._closed:
+                    raise
+                self._end(passage, RuntimeError(f"media path {self.name!r}, the edge: {error!r}"))
+                return
             except Exception as error:  # noqa: BLE001 - of the edge: the caller gets it
                 self._end(passage, error)
                 return

@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from streaminfer._internal.validation import (
     check_count,
     check_duration,
+    check_duration_ns,
     check_instance,
     expected,
     field_check,
@@ -71,6 +72,8 @@ class DelayTrace:
             rtt_ms: how long each took; those without a number are left out.
         """
         sent, rtt = _seconds(sent_ms), _seconds(rtt_ms)
+        if rtt.shape != sent.shape or rtt.ndim != 1:
+            raise ValueError(expected("rtt_ms", "one number for each of sent_ms", rtt))
         known = np.isfinite(rtt)
         sent = sent[known]
         return cls((sent - sent[:1].sum()) / 1e3, rtt[known] / 2e3)
@@ -125,7 +128,9 @@ class NetworkProfile:
     """
 
     name: str = attrs.field(validator=field_check(check_instance, lambda it: isinstance(it, str) and it, "a name"))
-    rate: int | None = attrs.field(default=None, validator=field_check(check_count, at_least=1_000, optional=True))
+    rate: int | None = attrs.field(
+        default=None, validator=field_check(check_count, at_least=1_000, at_most=10**15, optional=True)
+    )
     delay_s: float = attrs.field(default=0.0, validator=field_check(check_duration))
     jitter_s: float = attrs.field(default=0.0, validator=field_check(check_duration))
     loss: float = attrs.field(default=0.0, validator=check_loss)
@@ -181,7 +186,8 @@ class Link:
         self._profile = profile
         self._chance = random.Random(seed)  # noqa: S311 - repeatable, not secret
         self._losses = GilbertElliott(profile.loss, profile.loss_run, self._chance)
-        self._fixed_ns, self._queue_ns = round(profile.delay_s * 1e9), round(profile.queue_s * 1e9)
+        self._fixed_ns = check_duration_ns("delay_s", profile.delay_s)
+        self._queue_ns = check_duration_ns("queue_s", profile.queue_s)
         self._start_ns: int | None = None
         self._free_ns = 0
         self._last_ns = 0

@@ -194,6 +194,49 @@ def test_close_waits_for_the_jobs_of_the_thread(camera_scene):
     assert run(main) == (([si.Closed] * 3, False), [])
 
 
+def test_what_arrives_while_the_path_closes_crosses_no_edge(camera_scene):
+    """Its caller has had `Closed`, and the close would wait for the edge."""
+    carried = []
+
+    class Edge:
+        async def carry(self, _path, number, _data):
+            carried.append(number)
+            await asyncio.Event().wait()
+
+    async def main(loop):
+        held, options = Held(), {"wanted": PICTURES, "clock": loop.clock, "edge": Edge()}
+        path = MediaPath(camera_scene(), PERFECT, thread=held, **options)
+        sent = [path.send(loop.clock()) for _ in range(2)]
+        held.run_next()
+        closing = asyncio.create_task(path.aclose())
+        await asyncio.sleep(0.1)  # the first frame arrives
+        while held.jobs:
+            held.run_next()
+        await asyncio.wait_for(closing, 1.0)
+        return [type(each.exception()) for each in sent]
+
+    assert run(main) == [si.Closed] * 2
+    assert carried == []
+
+
+def test_edge_that_was_cancelled_fails_the_frame(camera_scene):
+    """Something in it was: the frame would have no end."""
+
+    class Edge:
+        async def carry(self, _path, number, data):
+            if number == 1:
+                raise asyncio.CancelledError
+            return data
+
+    async def main(loop):
+        async with MediaPath(camera_scene(), PERFECT, wanted=PICTURES, clock=loop.clock, edge=Edge()) as path:
+            sent = [path.send(loop.clock()) for _ in range(3)]
+            await asyncio.wait(sent, timeout=10.0)
+            return [type(each.exception()) for each in sent if each.done()]
+
+    assert run(main) == [type(None), RuntimeError, type(None)]
+
+
 def test_thread_that_has_ended_fails_the_frame(camera_scene):
     async def main():
         with CodecThread() as thread:

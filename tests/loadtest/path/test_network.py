@@ -67,6 +67,12 @@ def test_trace_replays_an_outage():
     assert [link.send(100, at * 100 * MS) for at in range(4)] == [10 * MS, 110 * MS, 500 * MS, 500 * MS]
 
 
+@pytest.mark.parametrize(("sent_ms", "rtt_ms"), [([0, 55], [20]), ([[0, 1]], [[2, 3]]), (0, 20)])
+def test_round_trips_have_an_instant_each(sent_ms, rtt_ms):
+    with pytest.raises(ValueError, match="rtt_ms: expected one number for each of sent_ms"):
+        DelayTrace.from_round_trips(sent_ms, rtt_ms)
+
+
 def test_trace_repeats_behind_its_end():
     trace = DelayTrace([0.0, 1.0, 2.0], [0.01, 0.02, 0.03])
 

@@ -42,3 +42,14 @@ def test_units_arrive_in_order():
     came = [it.at_ns for it in (uplink.send(2_000, number * MS) for number in range(2_000)) if it.at_ns is not None]
 
     assert came == sorted(came)
+
+
+@pytest.mark.parametrize(
+    "network", [{"loss": 5e-324}, {"delay_s": 1e300}, {"jitter_s": 1e300}, {"queue_s": 1e300}, {"rate": 10**15}]
+)
+def test_networks_of_any_size(network):
+    """Longer than 31 years is as good as for ever."""
+    arrival = Uplink(NetworkProfile(name="n", **network), seed=1).send(100_000, 0)
+
+    assert arrival.lost == 0
+    assert 0 <= arrival.at_ns <= 10**18

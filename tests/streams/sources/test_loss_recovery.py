@@ -151,6 +151,49 @@ def test_only_whole_pictures_are_decoded_in_order(lost, again):
     assert len([at_ns for _, _, at_ns in decoded if at_ns > clean[0][0]]) >= 9  # it goes on
 
 
+@pytest.mark.parametrize("per_frame", [1, 3])
+@pytest.mark.parametrize("late", [40, 99, 100, 101, 140, 300])
+def test_packet_that_comes_after_it_was_given_up_changes_nothing(late, per_frame):
+    """Over a long way it comes more than 100 packets late, behind which aiortc would begin again with it."""
+    sent = sorted([(n * 3 * MS, n) for n in range(600) if n != 48] + [((48 + late) * 3 * MS + 1, 48)])
+    decoded, requests = receive("video", [(n, at_ns) for at_ns, n in sent], per_frame=per_frame)
+    frames = range(600 // per_frame)
+    assert [frame for frame, _, _ in decoded] == [it for it in frames if it != 48 // per_frame]
+    assert [name for name, *_ in requests].count("pli") == 1
+
+
+def test_packet_that_comes_twice_changes_nothing():
+    """The second time behind one that was sent again, and all that this has just released."""
+    sent = [(n * MS // 4, n) for n in range(400) if n != 48] + [(75 * MS + 10, 48), (75 * MS + 20, 60)]
+    decoded, _ = receive("video", [(n, at_ns) for at_ns, n in sorted(sent)], per_frame=2)
+    assert [(frame, data) for frame, data, _ in decoded] == [(it, bytes([0, 1])) for it in range(200)]
+
+
+def test_end_of_a_picture_that_was_given_up_is_left_out():
+    """It was lost, too, and comes in time for itself."""
+    sent = [(n * 10 * MS, n) for n in range(60) if n not in {30, 32}] + [(30 * 10 * MS + 115 * MS, 32)]
+    decoded, _ = receive("video", [(n, at_ns) for at_ns, n in sorted(sent)], per_frame=3)
+    assert [(frame, data) for frame, data, _ in decoded] == [(it, bytes([0, 1, 2])) for it in range(20) if it != 10]
+
+
+def test_packet_that_was_given_up_is_not_asked_for_again():
+    """A request for another one names that one alone."""
+    _, requests = receive("video", [(n, n * 10 * MS) for n in range(60) if n not in {10, 40}])
+    asked = [
+        {(it - FIRST) & 0xFFFF for it in missing} for name, _, *rest in requests for missing in rest if name == "nack"
+    ]
+    assert asked == [{10}, {10}, {40}, {40}]
+
+
+@pytest.mark.parametrize("kind", ["audio", "video"])
+def test_sender_that_begins_anew_is_heard(kind):
+    """Its numbers and timestamps are anywhere, also behind those before."""
+    before = [(n, n * PERIOD[kind]) for n in range(2_000, 2_020)]
+    anew = [(n, (n + 2_020) * PERIOD[kind], n + 3_000_000_000, b"new") for n in range(20)]
+    decoded, _ = receive(kind, [*before, *anew])
+    assert [data for _, data, _ in decoded] == [bytes([0])] * 20 + [b"new"] * 20
+
+
 @pytest.mark.parametrize("codec", ["vp8", "h264"])
 def test_first_packets_of_pictures_are_known(codec):
     """As aiortc's own encoders make them: key frames and others, in one packet or in many."""

@@ -47,7 +47,14 @@ class PacketConnection:
         self._ended = -1
 
     async def __aenter__(self) -> Self:
-        await asyncio.to_thread(self._open)
+        opening = asyncio.ensure_future(asyncio.to_thread(self._open))
+        try:
+            await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            await asyncio.wait([opening])  # its thread goes on
+            if opening.exception() is None:
+                await self.__aexit__()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:

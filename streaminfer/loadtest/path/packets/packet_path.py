@@ -102,21 +102,29 @@ class PacketPath(DevicePath):
         reading.cancel()
         await asyncio.wait([*self._frames, reading])
         await self._in_thread(lambda: None)  # behind what it does for frames that have ended
-        await self._connection.stop()
-        for writer in self._streams[1::2]:
-            writer.transport.abort()
-        await asyncio.sleep(0)  # asyncio closes the sockets in the next round
+        await self._disconnect()
 
     async def __aenter__(self) -> Self:
         connection = await self._connection.__aenter__()
-        unread, writer = await asyncio.open_connection(sock=connection.sender)
-        reader, unwritten = await asyncio.open_connection(sock=connection.receiver)
-        self._streams = unread, writer, reader, unwritten
-        self._reading = asyncio.get_running_loop().create_task(self._read(reader))
+        try:
+            for end in (connection.sender, connection.receiver):
+                self._streams += await asyncio.open_connection(sock=end)
+        except BaseException:
+            await self._disconnect()
+            raise
+        self._reading = asyncio.get_running_loop().create_task(self._read(self._streams[2]))
         self._error = None
         return self
 
     # -- inside -----------------------------------------------------------------------------------------------------
+
+    async def _disconnect(self) -> None:
+        await self._connection.stop()
+        for writer in self._streams[1::2]:
+            writer.transport.abort()
+        self._streams = ()
+        await asyncio.sleep(0)  # asyncio closes the sockets in the next round
+        await self._connection.__aexit__()
 
     async def _carry(self, number: int, transfer: Transfer, handed_ns: int) -> None:
         """Take one frame from the device to the model."""

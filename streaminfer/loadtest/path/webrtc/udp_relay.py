@@ -34,6 +34,7 @@ class UdpRelay:
         self._links = (Link(network, seed), Link(network, seed + 1))
         self._on_their_way: tuple[deque[bytes], deque[bytes]] = (deque(), deque())
         self._on_packet = on_packet
+        self._last_ns = 0  # when the last packet comes to the second peer
         self._sockets: list[asyncio.DatagramTransport] = []
         self._peers: list[Address | None] = [None, None]
 
@@ -46,6 +47,10 @@ class UdpRelay:
         """
         self._peers[side] = peer
         return peer[0], int(self._sockets[side].get_extra_info("sockname")[1])
+
+    def remaining_s(self) -> float:
+        """Return in how many seconds the last packet so far comes to the second peer; negative: ago."""
+        return (self._last_ns - time.monotonic_ns()) / 1e9
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
@@ -77,6 +82,8 @@ class UdpRelay:
         if arrives_ns is None:
             self.lost += 1
             return
+        if side == 1:
+            self._last_ns = arrives_ns
         self._on_their_way[side].append(data)
         asyncio.get_running_loop().call_later((arrives_ns - now_ns) / 1e9, self._forward, side)
 

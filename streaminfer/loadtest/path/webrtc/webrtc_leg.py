@@ -19,7 +19,7 @@ import attrs
 import numpy as np
 
 from streaminfer._internal.loading.extras import require
-from streaminfer._internal.validation import check_count, check_instance, expected
+from streaminfer._internal.validation import check_count, check_duration_ns, check_instance, expected
 from streaminfer.loadtest.devices.delivery import Capture, captures
 from streaminfer.loadtest.devices.profile import CameraProfile, MicrophoneProfile
 from streaminfer.loadtest.path.network import NetworkProfile, network_profile
@@ -39,6 +39,9 @@ CLOCK_RATES = {"video": 90_000, "audio": 48_000}
 PACKET_SAMPLES = 960
 """Of sound, in a packet of aiortc's encoder: shorter frames are put together."""
 LINGER_S = 0.5
+"""From the end of the device on: what was lost is sent again."""
+DECODING_S = 0.25
+"""From the last packet on, over a long way."""
 RTP_WRAP = 1 << 32
 RTCP_TYPES = range(192, 224)
 
@@ -97,7 +100,8 @@ class WebRtcLeg:
         if seconds is not None:
             period_s = scene.profile.period_s
             all_frames = captures(scene.profile.delivery, period_s, self._seed)
-            self._planned = itertools.islice(all_frames, max(1, round(seconds / period_s)))
+            duration_s = check_duration_ns("seconds", seconds, positive=True) / 1e9
+            self._planned = itertools.islice(all_frames, max(1, round(duration_s / period_s)))
         self._on_packet = on_packet
         self.network = network_profile(network)
         self.relay = UdpRelay(self.network, seed=seed, on_packet=self._look)
@@ -107,7 +111,8 @@ class WebRtcLeg:
         self._remote: Any = None
         self._track: Any = None
         self._ending: asyncio.Task[None] | None = None
-        self._closing: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None  # of the receiver
+        self._closing_all: asyncio.Task[None] | None = None
         self._connecting: list[asyncio.Task[None]] = []
 
     async def frames(self, **wanted: Any) -> AsyncIterator[Frame]:
@@ -178,12 +183,13 @@ class WebRtcLeg:
         await self._close()
 
     async def _end(self) -> None:
-        """End the stream at the receiver once what was lost has been sent again."""
+        """End the stream at the receiver once all has come, and what was lost has been sent again."""
         ended = asyncio.Event()
         self._track.add_listener("ended", ended.set)
         if self._track.readyState == "live":
             await ended.wait()
         await asyncio.sleep(LINGER_S)
+        await asyncio.sleep(max(0.0, self.relay.remaining_s() + DECODING_S))
         await asyncio.shield(self._close_receiver())
 
     def _close_receiver(self) -> asyncio.Task[None]:
@@ -203,6 +209,17 @@ class WebRtcLeg:
         peer._RTCPeerConnection__connect = begin
 
     async def _close(self) -> None:
+        """Close in one task, which ends also where the caller is cancelled: peers that are left go on for ever."""
+        if self._sender is None:
+            return  # it has not begun
+        if self._closing_all is None:
+            self._closing_all = asyncio.get_running_loop().create_task(self._close_all())
+        try:
+            await asyncio.shield(self._closing_all)
+        finally:
+            await asyncio.wait([self._closing_all])
+
+    async def _close_all(self) -> None:
         if self._ending is not None:
             self._ending.cancel()
             await asyncio.wait([self._ending])

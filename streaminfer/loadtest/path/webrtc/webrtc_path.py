@@ -16,7 +16,7 @@ from streaminfer.loadtest.path.transfer import DevicePath, Transfer, TransferEnd
 from streaminfer.loadtest.path.webrtc.webrtc_leg import PACKET_SAMPLES, WebRtcLeg
 from streaminfer.streams.frame import Frame
 from streaminfer.streams.sources.conversion import AudioAssembler
-from streaminfer.streams.sources.formats import AudioFormat
+from streaminfer.streams.sources.formats import AudioFormat, VideoFormat
 from streaminfer.streams.sources.timestamps import Stamp
 
 __all__ = ["WebRtcPath"]
@@ -71,6 +71,7 @@ class WebRtcPath(DevicePath):
     Raises:
         MissingExtra: aiortc is not installed.
         ValueError: WebRTC has no such codec.
+        TypeError, ValueError: ``wanted`` is nothing that the model can take from the device, or out of range.
     """
 
     def __init__(
@@ -85,9 +86,9 @@ class WebRtcPath(DevicePath):
     ) -> None:
         self._leg = WebRtcLeg(scene, network, seconds=None, seed=seed, on_packet=self._note_packet)
         super().__init__(scene, self._leg.network, kind="-webrtc", start=start)
-        self._wanted = wanted
-        self._prepare = prepare
         self._camera = isinstance(scene.profile, CameraProfile)
+        self._wanted = VideoFormat(**wanted) if self._camera else AudioFormat(**wanted)
+        self._prepare = prepare
         skew = scene.profile.delivery.skew_ppm / 1e6
         self._period_ns = round(scene.profile.period_s * 1e9 / (1.0 + skew))
         self._nominal_ns = round(scene.profile.period_s * 1e9)  # on the clock of the device
@@ -123,12 +124,12 @@ class WebRtcPath(DevicePath):
         """End the path; frames on their way get `Closed`."""
         reader, self._reader = self._reader, None
         self._end_all(Closed(f"media path {self.name!r} was closed"))
-        if reader is not None:
-            reader.cancel()
-            try:
+        try:
+            if reader is not None:
+                reader.cancel()
                 await asyncio.wait([reader])
-            finally:
-                await self._leg.__aexit__(None, None, None)
+        finally:
+            await self._leg.__aexit__(None, None, None)
 
     async def __aenter__(self) -> Self:
         await self._leg.__aenter__()
@@ -150,18 +151,18 @@ class WebRtcPath(DevicePath):
 
     async def _read(self) -> None:
         try:
-            await (self._read_pictures() if self._camera else self._read_sound())
+            wanted = self._wanted
+            await (self._read_pictures(wanted) if isinstance(wanted, VideoFormat) else self._read_sound(wanted))
         except Exception as error:  # noqa: BLE001 - of the receiver: the callers get it, later ones as a cause
             self._failure = error
             self._end_all(error)
 
-    async def _read_pictures(self) -> None:
-        async for frame in self._leg.frames(**self._wanted):
+    async def _read_pictures(self, wanted: VideoFormat) -> None:
+        async for frame in self._leg.frames(size=wanted.size, pixel_format=wanted.pixel_format):
             self._take_picture(frame.captured_ns, [await self._prepared(frame)])
 
-    async def _read_sound(self) -> None:
-        av = require("av", extra="webrtc", purpose="WebRtcPath")
-        assembler = AudioAssembler(av, AudioFormat(**self._wanted))
+    async def _read_sound(self, wanted: AudioFormat) -> None:
+        assembler = AudioAssembler(require("av", extra="webrtc", purpose="WebRtcPath"), wanted)
         chunks: list[Frame | Exception] = []  # that come with the next frame
         async for ticks, sound in self._leg.sound():
             packet = self._packets[ticks]

@@ -172,3 +172,49 @@ def test_close_fails_what_is_on_its_way_and_ends_the_namespaces(camera_scene):
     left = {thread.name.partition("_")[0] for thread in threading.enumerate()}
     assert not left & {"packets", "namespace", "codec"}
     assert not [name for _, name in socket.if_nameindex() if name.startswith("si")]
+
+
+def names_of_threads():
+    return {thread.name for thread in threading.enumerate()}
+
+
+def test_connection_that_is_cancelled_while_it_opens_leaves_nothing():
+    """The thread that opens it goes on: what it has made is closed."""
+
+    async def main():
+        connection = PacketConnection(NetworkProfile(name="n"))
+        opening = asyncio.create_task(connection.__aenter__())
+        await asyncio.sleep(0)
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        return connection.sender.fileno(), connection.receiver.fileno(), names_of_threads()
+
+    *files, left = asyncio.run(main())
+
+    assert files == [-1, -1]
+    assert "packets" not in left
+
+
+@pytest.mark.parametrize("opened", [0, 1])
+def test_path_that_cannot_begin_leaves_nothing(camera_scene, monkeypatch, opened):
+    open_connection, calls = asyncio.open_connection, []
+
+    async def fail_later(*, sock):
+        calls.append(sock)
+        if len(calls) > opened:
+            raise OSError("no way")
+        return await open_connection(sock=sock)
+
+    async def main():
+        with CodecThread() as thread:
+            path = PacketPath(camera_scene(), NetworkProfile(name="n"), wanted=PICTURES, thread=thread)
+            with pytest.raises(OSError, match="no way"):
+                await path.__aenter__()
+            return path._connection.sender.fileno(), path._connection.receiver.fileno(), names_of_threads()
+
+    monkeypatch.setattr(asyncio, "open_connection", fail_later)
+    *files, left = asyncio.run(main())
+
+    assert files == [-1, -1]
+    assert "packets" not in left

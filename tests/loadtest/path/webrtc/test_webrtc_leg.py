@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import threading
 import time
 from pathlib import Path
 
@@ -11,7 +12,15 @@ import pytest
 import streaminfer as si
 from streaminfer.loadtest.devices import MicrophoneProfile
 from streaminfer.loadtest.devices.delivery import Capture, Delivery
-from streaminfer.loadtest.path import DeviceGroup, NetworkProfile, PathService, WebRtcLeg, WebRtcPath, run_devices
+from streaminfer.loadtest.path import (
+    DeviceGroup,
+    Link,
+    NetworkProfile,
+    PathService,
+    WebRtcLeg,
+    WebRtcPath,
+    run_devices,
+)
 
 DELAY_S = 0.02
 SPEECH = Path(__file__).parents[4] / "examples" / "assets" / "librivox_0870.wav"
@@ -68,6 +77,18 @@ def test_pictures_are_as_old_as_the_network_is_long(camera_scene):
     assert tasks == 1
 
 
+def test_pictures_that_are_long_on_their_way_come(camera_scene):
+    """The stream ends behind the last one, also where that comes long after the device has ended."""
+
+    async def main():
+        async with WebRtcLeg(camera_scene(codec="vp8"), NetworkProfile(name="n"), seconds=0.2) as leg:
+            far = NetworkProfile(name="far", delay_s=0.9)  # from now on: to connect over it takes long
+            leg.relay._links = (Link(far), Link(far))
+            return [frame.captured_ns - leg._start_ns async for frame in leg.frames(pixel_format="gray")]
+
+    assert asyncio.run(main())[-1] == pytest.approx(4 / 24 * 1e9, abs=1e6)
+
+
 def test_loss_does_not_shift_the_instants_of_capture(camera_scene):
     network = NetworkProfile(name="n", delay_s=DELAY_S, loss=0.1)
     frames, leg, tasks = receive(camera_scene(codec="vp8"), network, pixel_format="gray")
@@ -88,6 +109,16 @@ def test_sound_arrives_in_chunks(microphone_scene):
 def test_codec_must_be_one_of_webrtc(camera_scene):
     with pytest.raises(ValueError, match="scene: expected a device whose codec"):
         WebRtcLeg(camera_scene(codec="mjpeg"), "wifi", seconds=1.0)
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), "1", True])
+def test_seconds_of_a_leg_are_checked(camera_scene, seconds):
+    with pytest.raises((TypeError, ValueError), match="seconds: expected a finite number of seconds > 0"):
+        WebRtcLeg(camera_scene(codec="vp8"), "wifi", seconds=seconds)
+
+
+def test_a_leg_may_take_as_long_as_one_likes(camera_scene):
+    WebRtcLeg(camera_scene(codec="vp8"), "wifi", seconds=1e300)
 
 
 def test_frames_are_planned_as_they_are_played(camera_scene, monkeypatch):
@@ -246,6 +277,15 @@ def test_frames_that_a_busy_loop_sends_at_once_all_end(camera_scene):
     assert any(it.frames for it in transfers)
 
 
+@pytest.mark.parametrize(
+    ("wanted", "error"), [({"size": (0, 24)}, ValueError), ({"chunk": 512}, TypeError), ({"sizes": (8, 8)}, TypeError)]
+)
+def test_what_no_model_can_take_is_named_when_the_path_is_made(camera_scene, wanted, error):
+    """Else each frame would fail with `Closed`, in a report without the reason."""
+    with pytest.raises(error, match=next(iter(wanted))):
+        WebRtcPath(camera_scene(codec="vp8"), "wifi", **wanted)
+
+
 def test_error_of_prepare_fails_one_picture(camera_scene):
     def prepare(picture):
         raise ZeroDivisionError
@@ -280,3 +320,22 @@ def test_error_of_the_receiver_ends_the_path(camera_scene, monkeypatch):
             return caught.value.__cause__
 
     assert isinstance(asyncio.run(main()), ZeroDivisionError)
+
+
+@pytest.mark.parametrize("rounds", [1, 8, 11])
+def test_close_that_is_cancelled_ends_all_the_same(camera_scene, rounds):
+    """Peers that are left would run on, with a thread each that keeps the process."""
+
+    async def main():
+        path = await WebRtcPath(camera_scene(codec="vp8"), NetworkProfile(name="n")).__aenter__()
+        closing = asyncio.create_task(path.aclose())
+        for _ in range(rounds):
+            await asyncio.sleep(0)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        await path.aclose()  # again
+        return asyncio.all_tasks() - {asyncio.current_task()}
+
+    assert asyncio.run(main()) == set()
+    assert not [thread for thread in threading.enumerate() if "decoder" in thread.name]
