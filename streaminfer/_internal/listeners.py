@@ -170,4 +170,4 @@ def _after_fork() -> None:
         listeners.begin_again()
 
 
-at_fork(in_child=_after_fork)
+at_fork(after_in_child=_after_fork)
