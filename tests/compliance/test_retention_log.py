@@ -13,6 +13,7 @@ from unittest import mock
 
 import attrs
 import pytest
+from forked import waiting_child
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -558,6 +559,29 @@ def test_a_forked_process_goes_on_even_if_the_lock_was_held(path):
     log.record("expired", where="parent", data_class="", count=1, reason="")
     assert [event.where for event in log.events[5:]] == ["child", "parent"]
     assert whole(path).ok
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_during_a_write_leaves_the_file_to_others(path, monkeypatch):
+    """The child has the open file too, and lives on; the end of the write releases the lock all the same."""
+    log, is_inside, go_on = opened(path), threading.Event(), threading.Event()
+
+    def slow_sync(number):
+        is_inside.set()
+        go_on.wait()
+
+    monkeypatch.setattr(_retention_file, "_WAIT_S", 0.0)
+    monkeypatch.setattr(os, "fsync", slow_sync)
+    writing = threading.Thread(target=_record_in_a_child, args=(log,))
+    writing.start()
+    is_inside.wait()
+
+    with waiting_child():
+        go_on.set()
+        writing.join()
+        log.record("expired", where="parent", data_class="", count=1, reason="")
+
+    assert log.records == 2
 
 
 @pytest.mark.parametrize("in_file", [True, False])
