@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from streaminfer._internal.file_lock import unlock_and_close
+from streaminfer._internal.forking import new_awaited_lock
 from streaminfer.compliance.hash_chain import Altered, Chain, RetentionEvent, is_torn, is_whole
 from streaminfer.errors import BackendError
 
@@ -45,6 +46,7 @@ class RetentionFile:
         self._chain = chain
         self._absorb = absorb
         self._end = 0
+        self._taking = new_awaited_lock()  # a child has the whole of a record or nothing of it
         try:
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -104,15 +106,16 @@ class RetentionFile:
                 break
 
     def _take(self, line: bytes) -> None:
-        try:
-            event = self._chain.open(line)
-        except Altered as error:
-            raise ValueError(
-                f"{self.path}: expected a whole log, but at record {self._chain.number}: {error}; "
-                "keep the file for the investigation, and begin a new one under another name"
-            ) from error
-        self._end += len(line)
-        self._absorb(event)
+        with self._taking:
+            try:
+                event = self._chain.open(line)
+            except Altered as error:
+                raise ValueError(
+                    f"{self.path}: expected a whole log, but at record {self._chain.number}: {error}; "
+                    "keep the file for the investigation, and begin a new one under another name"
+                ) from error
+            self._end += len(line)
+            self._absorb(event)
 
     @contextmanager
     def _locked(self) -> Iterator[int]:

@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
-from streaminfer._internal.forking import new_lock
+from streaminfer._internal.forking import new_awaited_lock, new_lock
 from streaminfer._internal.validation import check_choice, check_count, check_instance, check_secret
 from streaminfer.compliance.hash_chain import Altered, Chain, RetentionEvent, Verification, verified
 from streaminfer.compliance.log_file import RetentionFile, read_events
@@ -82,6 +82,7 @@ class RetentionLog:
         self._secret = check_secret("secret", secret)
         self._now = wall_clock or time.time_ns
         self._lock = new_lock()
+        self._taking = new_awaited_lock()  # a child has the whole of a record or nothing of it
         self._chain = Chain(self._secret)
         self._before = Chain(self._secret)  # in front of the first event that memory holds
         self._kept: deque[RetentionEvent] = deque()
@@ -148,7 +149,8 @@ class RetentionLog:
             if self._file is not None:
                 self._file.append(make, durable=action in _DURABLE)
             else:
-                self._absorb(self._chain.open(make()))
+                with self._taking:
+                    self._absorb(self._chain.open(make()))
 
     @property
     def path(self) -> Path | None:
