@@ -155,8 +155,8 @@ class BlockingStack:
         thread.join()
         with self._lock:
             if self._thread is thread:  # else another stop has returned, and it was started again
+                self._closing = False  # first: without a thread it can be started, also by a forked process
                 self._thread = None
-                self._closing = False
             failure, self._failure = self._failure, None
         if failure is not None:
             raise failure

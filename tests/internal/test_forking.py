@@ -1,11 +1,11 @@
 """Locks of a process that forks while other threads hold them, and of its child."""
 
 import os
-import signal
 import threading
 
 import numpy as np
 import pytest
+from forked import status_of_child
 
 import streaminfer as si
 from streaminfer._internal import forking
@@ -24,16 +24,6 @@ pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here"),
     pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
 ]
-
-
-def status_of_child(function):
-    """Return 0 if the function returns true in a forked process."""
-    child = os.fork()
-    if child == 0:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(10)  # ends a child that hangs
-        os._exit(0 if function() else 1)
-    return os.waitpid(child, 0)[1]
 
 
 def status_beside_a_holder(lock, function):
