@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["at_fork", "new_awaited_lock", "new_lock", "new_reentrant_lock"]
+__all__ = ["at_fork", "new_awaited_lock", "new_lock", "new_reentrant_lock", "unlock_and_close"]
 
 _locks: weakref.WeakSet[Any] = weakref.WeakSet()
 _reentrant_locks: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -46,6 +46,19 @@ def new_awaited_lock() -> threading.Lock:
     lock = threading.Lock()
     _awaited_locks.add(lock)
     return lock
+
+
+def unlock_and_close(number: int) -> None:
+    """Release the lock (``flock``) of an open file, and close it.
+
+    Closing alone releases it only if no process was forked meanwhile, which has the file open as well.
+    """
+    import fcntl  # noqa: PLC0415 - not on systems that do not fork
+
+    try:
+        fcntl.flock(number, fcntl.LOCK_UN)
+    finally:
+        os.close(number)
 
 
 def _before_fork() -> None:

@@ -17,8 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from streaminfer._internal.file_lock import unlock_and_close
-from streaminfer._internal.forking import new_awaited_lock
+from streaminfer._internal.forking import new_awaited_lock, unlock_and_close
 from streaminfer.compliance.hash_chain import Altered, Chain, RetentionEvent, is_torn, is_whole
 from streaminfer.errors import BackendError
 

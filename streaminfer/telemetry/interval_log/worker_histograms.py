@@ -31,7 +31,7 @@ from pathlib import Path
 import attrs
 
 from streaminfer._internal.error_log import ErrorLog
-from streaminfer._internal.file_lock import unlock_and_close
+from streaminfer._internal.forking import unlock_and_close
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import check_duration, check_instance, expected
 from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram

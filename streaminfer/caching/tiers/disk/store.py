@@ -24,7 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from streaminfer._internal.file_lock import unlock_and_close
+from streaminfer._internal.forking import unlock_and_close
 from streaminfer.caching.codec import CorruptRecord
 from streaminfer.caching.tiers._records import GLIMPSED, Counters, Records
 from streaminfer.caching.tiers._sqlite import HOLDS, set_hold, transaction
