@@ -12,6 +12,7 @@ from collections.abc import Coroutine, Iterable
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
+from streaminfer._internal.forking import new_reentrant_lock
 from streaminfer._internal.validation import check_duration
 from streaminfer._runtime.lifecycle import STOP_LIMIT_S
 from streaminfer._stack.served_stack import ServedStack
@@ -37,7 +38,7 @@ class BlockingStack:
 
     def __init__(self, stack: ServedStack) -> None:
         self.stack = stack
-        self._lock = threading.RLock()  # the thread that holds it can collect an iterator that closes its stream
+        self._lock = new_reentrant_lock()  # the thread that holds it can collect an iterator that closes its stream
         self._pending: set[concurrent.futures.Future[Any]] = set()
         self._thread: threading.Thread | None = None
         self._ended = threading.Event()  # of the thread
@@ -154,8 +155,8 @@ class BlockingStack:
         thread.join()
         with self._lock:
             if self._thread is thread:  # else another stop has returned, and it was started again
+                self._closing = False  # first: without a thread it can be started, also by a forked process
                 self._thread = None
-                self._closing = False
             failure, self._failure = self._failure, None
         if failure is not None:
             raise failure

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import sys
-import threading
 import types
 from collections.abc import Callable, Iterable
 from typing import Any
+
+from streaminfer._internal.forking import new_reentrant_lock
 
 __all__ = ["is_atomic", "locked_subclass", "thread_safe", "under_lock"]
 
@@ -49,7 +50,7 @@ def locked_subclass(
     """
 
     def prepare(self: Any, *arguments: Any, **options: Any) -> None:
-        self._lock = threading.RLock()
+        self._lock = new_reentrant_lock()
         self._depth = 0
         state.__init__(self, *arguments, **options)
 

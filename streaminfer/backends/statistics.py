@@ -7,13 +7,13 @@ worker is free again, even if it is cancelled.
 """
 
 import asyncio
-import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 import attrs
 
+from streaminfer._internal.forking import new_lock
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import check_instance
 from streaminfer.backends.job import Done
@@ -58,7 +58,7 @@ class BackendRecorder:
         self._workers = workers
         check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
         self._clock = time.monotonic_ns if clock is None else clock
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._batches = self._rows = self._errors = self._cancelled = self._busy_ns = 0
 
     async def count(self, rows: int, work: Callable[..., Awaitable[T]], *arguments: Any) -> T:

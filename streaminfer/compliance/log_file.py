@@ -1,7 +1,7 @@
 """The file of a `RetentionLog`: appended to by any number of processes of one machine, whole after any of them dies.
 
-The file is opened for each append and locked while that takes (``flock``), so there is nothing to close, a fork shares
-nothing, and a writer that dies releases it. Under the lock the writer first reads what others have added since it last
+The file is opened for each append and locked while that takes (``flock``), so there is nothing to close, and a writer
+that dies releases it. Under the lock the writer first reads what others have added since it last
 looked, so that its record follows theirs.
 
 *Crash*: a write that was cut short leaves a line without its end. The next writer removes it: its caller was not told
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from streaminfer._internal.forking import new_awaited_lock, unlock_and_close
 from streaminfer.compliance.hash_chain import Altered, Chain, RetentionEvent, is_torn, is_whole
 from streaminfer.errors import BackendError
 
@@ -44,6 +45,7 @@ class RetentionFile:
         self._chain = chain
         self._absorb = absorb
         self._end = 0
+        self._taking = new_awaited_lock()  # a child has the whole of a record or nothing of it
         try:
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -103,15 +105,16 @@ class RetentionFile:
                 break
 
     def _take(self, line: bytes) -> None:
-        try:
-            event = self._chain.open(line)
-        except Altered as error:
-            raise ValueError(
-                f"{self.path}: expected a whole log, but at record {self._chain.number}: {error}; "
-                "keep the file for the investigation, and begin a new one under another name"
-            ) from error
-        self._end += len(line)
-        self._absorb(event)
+        with self._taking:
+            try:
+                event = self._chain.open(line)
+            except Altered as error:
+                raise ValueError(
+                    f"{self.path}: expected a whole log, but at record {self._chain.number}: {error}; "
+                    "keep the file for the investigation, and begin a new one under another name"
+                ) from error
+            self._end += len(line)
+            self._absorb(event)
 
     @contextmanager
     def _locked(self) -> Iterator[int]:
@@ -121,7 +124,7 @@ class RetentionFile:
                 _lock(number)
                 yield number
             finally:
-                os.close(number)  # and with it the lock
+                unlock_and_close(number)
         except OSError as error:
             raise self.failed(error) from error
 
@@ -185,4 +188,4 @@ def folder_locked(folder: Path) -> Iterator[None]:
         yield
         os.fsync(number)
     finally:
-        os.close(number)  # and with it the lock
+        unlock_and_close(number)

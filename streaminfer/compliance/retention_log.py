@@ -15,7 +15,6 @@ grows: some 350 bytes a record.
 import copy
 import os
 import secrets
-import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -23,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
+from streaminfer._internal.forking import new_awaited_lock, new_lock
 from streaminfer._internal.validation import check_choice, check_count, check_instance, check_secret
 from streaminfer.compliance.hash_chain import Altered, Chain, RetentionEvent, Verification, verified
 from streaminfer.compliance.log_file import RetentionFile, read_events
@@ -81,8 +81,8 @@ class RetentionLog:
             secret = secrets.token_bytes(32)
         self._secret = check_secret("secret", secret)
         self._now = wall_clock or time.time_ns
-        self._lock = threading.Lock()
-        self._pid = os.getpid()
+        self._lock = new_lock()
+        self._taking = new_awaited_lock()  # a child has the whole of a record or nothing of it
         self._chain = Chain(self._secret)
         self._before = Chain(self._secret)  # in front of the first event that memory holds
         self._kept: deque[RetentionEvent] = deque()
@@ -134,7 +134,7 @@ class RetentionLog:
             for written in dict.fromkeys((subject, repr(subject)[1:-1], ascii(subject)[1:-1])):  # as messages quote it
                 reason = reason.replace(written, _HIDDEN)
                 tag = tag and tag.replace(written, _HIDDEN)
-        with self._locked():
+        with self._lock:
             make = partial(
                 self._chain.seal,
                 at_ns=self.now_ns() if at_ns is None else at_ns,
@@ -149,7 +149,8 @@ class RetentionLog:
             if self._file is not None:
                 self._file.append(make, durable=action in _DURABLE)
             else:
-                self._absorb(self._chain.open(make()))
+                with self._taking:
+                    self._absorb(self._chain.open(make()))
 
     @property
     def path(self) -> Path | None:
@@ -159,25 +160,25 @@ class RetentionLog:
     @property
     def head(self) -> str:
         """Digest of the latest record that this process knows: stands for all before it. Keep it elsewhere."""
-        with self._locked():
+        with self._lock:
             return self._chain.head
 
     @property
     def records(self) -> int:
         """Number of records, those included that memory no longer holds."""
-        with self._locked():
+        with self._lock:
             return self._chain.number
 
     @property
     def events(self) -> tuple[RetentionEvent, ...]:
         """The latest events, at most 10,000, oldest first."""
-        with self._locked():
+        with self._lock:
             return tuple(self._kept)
 
     @property
     def pending(self) -> tuple[RetentionEvent, ...]:
         """The latest failure of each erasure that has not succeeded since, however long ago; those held included."""
-        with self._locked():
+        with self._lock:
             return tuple(self._pending.values())
 
     @property
@@ -230,7 +231,7 @@ class RetentionLog:
             TypeError, ValueError: a head that is no digest.
             BackendError: the file cannot be read.
         """
-        with self._locked():
+        with self._lock:
             known = (self._chain.number, self._chain.head)
             if self._file is None:
                 chain = copy.copy(self._before)
@@ -245,7 +246,7 @@ class RetentionLog:
             BackendError: the file cannot be read or locked.
             ValueError: it was altered since it was last read.
         """
-        with self._locked():
+        with self._lock:
             if self._file is not None:
                 self._file.refresh()
 
@@ -253,7 +254,7 @@ class RetentionLog:
         if self._file is None:
             yield from self.events
             return
-        with self._locked():
+        with self._lock:
             size = self._file.size()
         try:
             yield from read_events(self._file.path, Chain(self._secret), size)
@@ -275,11 +276,6 @@ class RetentionLog:
         self._kept.append(event)
         if len(self._kept) > _MOST_KEPT:
             self._before.advance(self._kept.popleft())
-
-    def _locked(self) -> threading.Lock:
-        if self._pid != os.getpid():  # a fork: the thread that held the lock is not here to release it
-            self._pid, self._lock = os.getpid(), threading.Lock()
-        return self._lock
 
     def __repr__(self) -> str:
         where = "in memory" if self._file is None else repr(str(self._file.path))

@@ -1,6 +1,5 @@
 """Counters of a session: those of its open streams, and the sums of the ones that have ended."""
 
-import threading
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from streaminfer._internal.display.unique_name import unique_name
+from streaminfer._internal.forking import new_reentrant_lock
 from streaminfer.streams.statistics import STREAMS_SHOWN, StreamSessionStatistics, StreamStatistics
 from streaminfer.telemetry import LatencyHistogram
 
@@ -28,7 +28,7 @@ class SessionTotals:
     def __init__(self) -> None:
         self.open: dict[Hashable, Stream] = {}
         self.ages = LatencyHistogram()
-        self._lock = threading.RLock()  # a scrape may run in a thread of its own while streams open and end
+        self._lock = new_reentrant_lock()  # a scrape may run in a thread of its own while streams open and end
         self._ended_streams = 0
         self._ended = StreamStatistics(0, 0, 0, {}, 0, 0)
 

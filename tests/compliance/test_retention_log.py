@@ -5,6 +5,7 @@ import fcntl
 import json
 import multiprocessing
 import os
+import signal
 import stat
 import threading
 from functools import partial
@@ -13,6 +14,7 @@ from unittest import mock
 
 import attrs
 import pytest
+from forked import waiting_child
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -558,6 +560,62 @@ def test_a_forked_process_goes_on_even_if_the_lock_was_held(path):
     log.record("expired", where="parent", data_class="", count=1, reason="")
     assert [event.where for event in log.events[5:]] == ["child", "parent"]
     assert whole(path).ok
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_during_a_write_leaves_the_file_to_others(path, monkeypatch):
+    """The child has the open file too, and lives on; the end of the write releases the lock all the same."""
+    log, is_inside, go_on = opened(path), threading.Event(), threading.Event()
+
+    def slow_sync(number):
+        is_inside.set()
+        go_on.wait()
+
+    monkeypatch.setattr(_retention_file, "_WAIT_S", 0.0)
+    monkeypatch.setattr(os, "fsync", slow_sync)
+    writing = threading.Thread(target=_record_in_a_child, args=(log,))
+    writing.start()
+    is_inside.wait()
+
+    with waiting_child():
+        go_on.set()
+        writing.join()
+        log.record("expired", where="parent", data_class="", count=1, reason="")
+
+    assert log.records == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("in_file", [True, False])
+def test_a_child_has_the_whole_of_a_record_or_nothing_of_it(path, in_file):
+    """The half of one would look like a log that was altered, and a hold would be unknown."""
+    is_inside, is_forking = threading.Event(), threading.Event()
+
+    class SlowLog(RetentionLog):
+        def _absorb(self, event):
+            is_inside.set()
+            is_forking.wait()
+            super()._absorb(event)
+
+    log = SlowLog(path, secret=SECRET) if in_file else SlowLog()
+    os.register_at_fork(before=is_forking.set)  # the last one that is registered runs first
+    holding = threading.Thread(
+        target=partial(log.record, "held", where="all", data_class="", count=0, reason="case 17", subject="anna")
+    )
+    holding.start()
+    is_inside.wait()
+
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(10)  # ends a child that hangs
+        is_held = log.is_held("anna", ())
+        _record_in_a_child(log)
+        os._exit(0 if is_held and log.records == len(log.events) == 2 and log.verify().ok else 1)
+    status = os.waitpid(child, 0)[1]
+    holding.join()
+
+    assert status == 0
 
 
 @pytest.mark.parametrize("in_file", [True, False])

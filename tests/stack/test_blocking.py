@@ -1,10 +1,12 @@
 """Synchronous callers, on a real loop in a thread."""
 
 import asyncio
+import os
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
+from forked import status_of_child
 
 import streaminfer as si
 from streaminfer.testing import HANG, ScriptedBackend
@@ -412,3 +414,30 @@ def test_a_stop_waits_where_a_join_does_not():
     infer.stop()
 
     assert infer.statistics().state == "stopped"
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_while_it_stops_leaves_a_stack_that_can_be_started():
+    """A child has the stack as stopped, or as one of its parent's."""
+    statuses, parent = [], os.getpid()
+
+    def use(infer):
+        try:
+            infer.start()
+        except RuntimeError as error:
+            return "another process" in str(error)
+        return infer(1.0) == 2.0
+
+    class Forking(type(stack_of(ScriptedBackend()).blocking())):
+        def __setattr__(self, name, value):
+            super().__setattr__(name, value)
+            if name in {"_thread", "_closing"} and not value and hasattr(self, "_pid") and os.getpid() == parent:
+                forking = threading.Thread(target=lambda: statuses.append(status_of_child(lambda: use(self))))
+                forking.start()
+                forking.join()
+
+    infer = Forking(stack_of(si.CpuBackend(lambda x: x * 2)))
+    with infer:
+        assert infer(2.0) == 4.0
+
+    assert statuses == [0, 0]

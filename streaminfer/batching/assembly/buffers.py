@@ -27,7 +27,6 @@ took 5.7 ms instead of 1.2. Small batches lose the 3 µs that a loan costs. So b
 """
 
 import math
-import threading
 import weakref
 from collections import deque
 from typing import Any
@@ -35,6 +34,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from streaminfer._internal.forking import new_lock
 from streaminfer._internal.validation import check_count
 
 __all__ = ["BufferPool"]
@@ -58,7 +58,7 @@ class BufferPool:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = check_count("max_bytes", max_bytes, at_least=0)
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._idle: list[bytearray] = []
         self._idle_bytes = 0
         self._loans: dict[int, _Loan] = {}

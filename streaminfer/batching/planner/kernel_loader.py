@@ -11,13 +11,13 @@ import logging
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from streaminfer import _compiled_kernels
+from streaminfer._internal.forking import new_lock
 from streaminfer.errors import MissingExtra
 
 __all__ = ["PlannerKernels", "check", "is_compiled_ahead", "is_ready", "load", "must_keep", "prepare"]
@@ -34,8 +34,8 @@ except OSError as error:
 """What the child process runs; it gives up at the first kernel that only itself would have."""
 
 _logger = logging.getLogger("streaminfer")
-_loading = threading.Lock()
-_preparing = threading.Lock()
+_loading = new_lock()
+_preparing = new_lock()
 _loaded: "PlannerKernels | None" = None
 
 

@@ -8,7 +8,6 @@ with every tier, then erases memory, then arms it, so that no entry slips throug
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import Future
 from types import MappingProxyType
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from streaminfer._internal.forking import new_lock
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import check_instance
 
@@ -88,7 +88,7 @@ class PendingErasure:
         self.tag = tag
         self.in_memory = 0
         self.outcome: Future[Erasure] = Future()
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         # by place: entries erased, or why it failed; ``None``: it has not been tried
         self._outcomes: dict[str, int | str | None] = dict.fromkeys((MEMORY, *places))
 

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from streaminfer._internal.forking import new_lock, new_reentrant_lock
 from streaminfer.caching.erasure.owed_erasures import OwedErasures
 from streaminfer.compliance.retention_log import Action, RetentionLog
 from streaminfer.errors import BackendError
@@ -46,7 +47,7 @@ class RetentionCounts:
     def __init__(self, log: RetentionLog | None, now: Callable[[], int]) -> None:
         self._log = log
         self._now = now
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._counts: dict[tuple[Action, str, str, str], int] = {}
         self._flushed_ns = now()
         path = None if log is None else log.path
@@ -141,7 +142,7 @@ class _Writer:
 
     def _begin(self) -> None:
         self._pid = os.getpid()
-        self._changed = threading.Condition()
+        self._changed = threading.Condition(new_reentrant_lock())
         self._waiting: deque[tuple[Callable[[], None], str]] = deque()
         self._thread: threading.Thread | None = None
         self._draining = 0

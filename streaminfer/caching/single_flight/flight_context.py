@@ -6,12 +6,11 @@ waits for ever if it calls for the key that it computes, as with any lock.
 
 import contextvars
 import logging
-import threading
 from typing import Any
 
 import attrs
 
-from streaminfer._internal.forking import at_fork
+from streaminfer._internal.forking import new_awaited_lock
 from streaminfer._internal.validation import check_duration
 from streaminfer.caching.single_flight._flight_cy import Flight, FlightTable
 
@@ -19,11 +18,8 @@ __all__ = ["CURRENT_FLIGHT", "FLIGHTS_LOCK", "FlightContext", "end_attempt", "en
 
 LOG = logging.getLogger("streaminfer.caching")
 
-FLIGHTS_LOCK = threading.Lock()
+FLIGHTS_LOCK = new_awaited_lock()  # no table is in the middle of a change in a child
 """One for all flight tables: the graph of flights that wait for each other goes from cache to cache."""
-
-# so that no table is in the middle of a change in the child
-at_fork(before=FLIGHTS_LOCK.acquire, after_in_parent=FLIGHTS_LOCK.release, after_in_child=FLIGHTS_LOCK.release)
 
 
 @attrs.define(eq=False)

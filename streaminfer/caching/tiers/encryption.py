@@ -28,7 +28,6 @@ import re
 import secrets
 import sqlite3
 import struct
-import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -38,6 +37,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import attrs
 
+from streaminfer._internal.forking import new_awaited_lock
 from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import LONGEST_S, check_instance, check_secret, field_check
 from streaminfer.caching.codec import CorruptRecord
@@ -251,7 +251,7 @@ class StoredKeys:
         self._now = wall_clock or time.time_ns
         self._made = 0
         self._master = check_secret("master", master, at_least=_KEY_SIZE, at_most=_KEY_SIZE)
-        self._lock = threading.Lock()
+        self._lock = new_awaited_lock()  # or a child's SQLite would take a thread's transaction for its own
         self._path = Path(path)
         self._unscrubbed = False
         if str(path) != ":memory:":

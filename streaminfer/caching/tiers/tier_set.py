@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -85,6 +86,7 @@ class TierSet:
         self._policy = policy
         self._memory = memory
         self._home: asyncio.AbstractEventLoop | None = None
+        self._pid = os.getpid()  # of the process that started them
         self._log_timer: asyncio.TimerHandle | None = None
         self._warned = False
         self._without_keys: set[str] = set()
@@ -118,7 +120,7 @@ class TierSet:
 
     async def start(self) -> None:
         """Start them; for `hold`."""
-        self._home = asyncio.get_running_loop()
+        self._home, self._pid = asyncio.get_running_loop(), os.getpid()
         try:
             for worker in self.workers:
                 try:
@@ -365,7 +367,7 @@ class TierSet:
                 worker.begin(erasing)
 
         with suppress(RuntimeError):  # the loop was closed without having stopped its tiers
-            if self._home is not None:
+            if self._home is not None and self._pid == os.getpid():
                 self._home.call_soon_threadsafe(begin)
                 return erasing
         begin()

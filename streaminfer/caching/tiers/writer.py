@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import threading
+import os
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from streaminfer._internal.error_log import ErrorLog
+from streaminfer._internal.forking import new_lock
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer.caching.defensive_copy import freeze
 from streaminfer.caching.erasure.erasure import PendingErasure, is_erased
@@ -120,7 +121,7 @@ class TierWriter:
         self.stored = self.rejected = self.dropped = self.disallowed = 0
         self._counts = counts
         self._place = f"{name} {tier.place}".strip()
-        self._registering = threading.Lock()
+        self._registering = new_lock()
         self._newer = NewerValues()
         self._queue: dict[str | bytes, PendingWrite] = {}
         self._leases: list[tuple[str | bytes, bytes]] = []  # that end without an entry
@@ -178,7 +179,7 @@ class TierWriter:
                 erasing.arm(0)
         await self.tier.start()
         self._closing = False
-        self._wake = asyncio.Event()  # of this event loop
+        self._wake, self._pid = asyncio.Event(), os.getpid()  # of this event loop and process
         self._told = self.tier.statistics()
         self._retry_at = -math.inf
         self._held_until.clear()
@@ -213,9 +214,9 @@ class TierWriter:
 
     @property
     def runs(self) -> bool:
-        """True if it takes writes: it was started, and its event loop still lives."""
+        """True if it takes writes: it was started, in this process, and its event loop still lives."""
         task = self._task
-        return task is not None and not task.done() and not task.get_loop().is_closed()
+        return task is not None and self._pid == os.getpid() and not task.done() and not task.get_loop().is_closed()
 
     def begin(self, erasing: PendingErasure) -> None:
         """Begin an armed erasure, now or when the tier starts."""

@@ -219,7 +219,8 @@ class LimitMachine:
         return int(permits) if permits >= 1.0 else 1
 
     def _take_back(self, now_ns: int) -> None:
-        self.in_flight -= 1
+        if self.in_flight > 0:  # else a thread that forked gives back, in the child, what was given back there for it
+            self.in_flight -= 1
         self._freed += 1
         self._freed_ns = now_ns
         if self.in_flight == 0:

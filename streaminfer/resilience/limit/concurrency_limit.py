@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import itertools
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, overload
 
+from streaminfer._internal.forking import at_fork
 from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.units import NEVER_NS
 from streaminfer._internal.validation import check_count, check_duration_ns, check_instance, check_number, expected
@@ -122,6 +124,7 @@ class ConcurrencyLimit(StackClock, LimitCore):
         super().__init__(_Machine(adaptation, reserve), clock, slo)
         if wait_ns:
             self._queue = PermitQueue(self, wait_ns, max_waiting)
+        _instances.add(self)
 
     @overload
     def wrap(self, inner: Service | Backend) -> Any: ...
@@ -227,6 +230,14 @@ class ConcurrencyLimit(StackClock, LimitCore):
         if began_ns:
             self.fail(began_ns, None, None)
 
+    def _forget(self) -> None:
+        """In a forked process: the calls in flight are of the parent's threads, and end there."""
+        self._permits.clear()
+        for _ in range(self._machine.in_flight):
+            self._machine.release(self.now())
+        if self._queue is not None:
+            self._queue.forget()
+
     def _take_back(self, permit: int) -> int:
         """Return when the call of a permit began; 0: the permit is not out."""
         began_ns = self._permits.pop(permit, 0)
@@ -278,6 +289,17 @@ class ConcurrencyLimit(StackClock, LimitCore):
     def __repr__(self) -> str:
         name = f"{self.name!r}, " if self.name else ""
         return f"<ConcurrencyLimit({name}{self.in_flight} of {self.allowed})>"
+
+
+_instances: weakref.WeakSet[ConcurrencyLimit] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for limit in tuple(_instances):
+        limit._forget()
+
+
+at_fork(after_in_child=_after_fork)
 
 
 def _objective_of(inner: Any) -> Callable[[], int | None] | None:

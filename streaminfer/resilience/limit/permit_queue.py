@@ -102,6 +102,11 @@ class PermitQueue:
             if place < len(self._waiting) and self._waiting[place] is entry:
                 del self._waiting[place]
 
+    def forget(self) -> None:
+        """In a forked process: the calls wait in the parent."""
+        self._waiting.clear()
+        self._loop = None
+
     def freed(self) -> None:
         """Give a permit that came back to the first call that waits. Thread-safe."""
         loop = self._loop

@@ -31,6 +31,7 @@ from pathlib import Path
 import attrs
 
 from streaminfer._internal.error_log import ErrorLog
+from streaminfer._internal.forking import unlock_and_close
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import check_duration, check_instance, expected
 from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
@@ -289,7 +290,7 @@ class WorkerHistograms:
             fcntl.flock(number, fcntl.LOCK_EX)
             yield
         finally:
-            os.close(number)
+            unlock_and_close(number)
 
     def __repr__(self) -> str:
         return f"<WorkerHistograms {self._file!r} in {str(self.folder)!r}: {', '.join(self._histograms)}>"

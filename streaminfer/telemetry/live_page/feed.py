@@ -11,12 +11,12 @@ label makes a new schema. An event's id is that of this feed, so that a browser 
 import json
 import math
 import secrets
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from streaminfer._internal.forking import new_lock
 from streaminfer._internal.validation import check_duration_ns
 from streaminfer.telemetry.live_page.panels import PANELS
 from streaminfer.telemetry.live_page.snapshot import ServiceReader
@@ -49,7 +49,7 @@ class Feed:
         self._ring: deque[tuple[int, bytes, bytes]] = deque(maxlen=_KEPT)
         self._encoded: list[dict[str, _Encoded]] = [{} for _ in named]
         self._due_ns = 0
-        self._lock = threading.Lock()
+        self._lock = new_lock()
 
     def refresh(self) -> float:
         """Make an update if one is due.

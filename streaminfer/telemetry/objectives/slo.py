@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import math
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import attrs
 
+from streaminfer._internal.forking import new_lock
 from streaminfer._internal.listeners import Listeners
 from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
@@ -185,7 +185,7 @@ class SLO(StackClock, _State):
             _every(self.alert_pairs),
         )
         self._states = AlertStates(name, self.alert_pairs, minimum_events)
-        self._looking = threading.Lock()
+        self._looking = new_lock()
         self._changes: deque[Alert] = deque()
         self._listeners: Listeners[Alert] = Listeners("streaminfer.slo", f"SLO {name!r}", _CALLBACK)
 

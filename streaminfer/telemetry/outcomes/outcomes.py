@@ -1,6 +1,5 @@
 """`Outcomes`: what a user did with a response, reported later and joined with how the request was served."""
 
-import threading
 import time
 from bisect import bisect_left
 from collections import OrderedDict
@@ -10,6 +9,7 @@ from contextvars import ContextVar
 from itertools import pairwise
 from typing import Any
 
+from streaminfer._internal.forking import new_lock
 from streaminfer._internal.listeners import LISTENER_ERRORS, ListenerFailures
 from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
@@ -101,7 +101,7 @@ class Outcomes(StackClock, SyncLayer):
         self._cells = LabelFamily(OutcomeCell, "route", "latency", "degraded", max_sets=_MAX_CELLS)
         # by the instant of the response; a dict would look through all that have left it for the oldest
         self._pending: OrderedDict[Hashable, _Pending] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._failures = ListenerFailures("streaminfer", "outcomes")
         self.unknown = 0
         self.evicted = 0

@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
-import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -25,6 +24,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from streaminfer._internal.forking import new_reentrant_lock
 from streaminfer._internal.validation import check_count, check_instance, expected
 from streaminfer._runtime.lifecycle import start_owned, stop_all
 from streaminfer._runtime.wrapped_kind import kind_of
@@ -75,7 +75,7 @@ class FaultPlan:
         self.seed = check_count("seed", seed, at_least=0)
         self.sleep = sleep
         self._clock = clock
-        self._lock = threading.RLock()  # a distribution may look at the plan
+        self._lock = new_reentrant_lock()  # a distribution may look at the plan
         self._injected: Counter[str] = Counter()
         self._calls = 0
         self._began_s: float | None = None

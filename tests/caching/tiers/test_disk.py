@@ -1,6 +1,7 @@
 """The disk tier: what was put is there or not there, never something else; what is erased is gone from the medium."""
 
 import asyncio
+import fcntl
 import os
 import sqlite3
 import stat
@@ -11,6 +12,7 @@ from contextlib import closing
 
 import numpy as np
 import pytest
+from forked import waiting_child
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -831,3 +833,17 @@ def test_what_is_deleted_is_not_copied_into_temporary_files(tmp_path):
             return tier._store._pragma("temp_store")
 
     assert asyncio.run(main()) == 2  # in memory
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_tier_that_stopped_keeps_no_file_though_a_child_lives(tier):
+    """The child has the open lock too; a process that must replace a corrupt file would wait for its end."""
+
+    async def main():
+        await tier.start()
+        with waiting_child():
+            await tier.stop()
+            with (tier.folder / "lock").open() as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises if it is held
+
+    asyncio.run(main())

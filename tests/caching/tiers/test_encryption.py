@@ -1,6 +1,8 @@
 """Sealed records: unreadable without their key, unaltered with it, and gone when it is destroyed."""
 
 import gc
+import os
+import signal
 import sqlite3
 import stat
 import threading
@@ -384,3 +386,33 @@ def test_keys_that_are_dropped_close_their_file(tmp_path):
 
     with pytest.raises(sqlite3.ProgrammingError, match="closed"):
         db.execute("SELECT 1")
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_waits_for_the_end_of_a_transaction(keys, monkeypatch):
+    """SQLite in the child would take it for its own, and the lock would be held for good."""
+    is_inside, is_forking, wrap = threading.Event(), threading.Event(), keys._wrap
+
+    def slow_wrap(*arguments):
+        is_inside.set()
+        is_forking.wait()
+        return wrap(*arguments)
+
+    monkeypatch.setattr(keys, "_wrap", slow_wrap)
+    os.register_at_fork(before=is_forking.set)  # the last one that is registered runs first
+    writing = threading.Thread(target=keys.current, args=("anna",))
+    writing.start()
+    is_inside.wait()
+
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(10)  # ends a child that hangs
+        os._exit(0 if keys.destroy("anna") == 1 and keys.current("ben").id else 1)
+    status = os.waitpid(child, 0)[1]
+    writing.join()
+
+    assert status == 0
+    assert keys.destroy("anna") == 0
+    assert keys.destroy("ben") == 1

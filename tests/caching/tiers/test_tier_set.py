@@ -1,6 +1,8 @@
 """A cache with tiers, the tiers played by a script: who is asked, for how long, what is kept where and how old it is."""
 
 import asyncio
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -738,3 +740,24 @@ def test_the_end_of_a_lease_that_fails_is_logged_once(caplog):
     assert [record.getMessage().split(":")[0] for record in caplog.records] == [
         "the end of a lease of the tier redis failed"
     ]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_an_erasure_in_a_forked_process_ends():
+    """The tiers run in the parent, whose event loop takes nothing from the child."""
+
+    async def main(loop):
+        cache = cache_of(loop, ScriptedTier(loop.clock))
+        async with cache:
+            cache.put("key", 1, subject="anna")
+            child = os.fork()
+            if child == 0:
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)
+                signal.alarm(10)  # ends a child that hangs
+                asyncio.events._set_running_loop(None)
+                erasure = asyncio.run(cache.erase_everywhere(subject="anna"))
+                os._exit(0 if erasure.counts == {"memory": 1} and "does not run" in erasure.failed["disk"] else 1)
+            return os.waitpid(child, 0)[1]
+
+    assert run(main) == 0

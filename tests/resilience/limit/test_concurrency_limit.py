@@ -2,10 +2,12 @@
 
 import asyncio
 import inspect
+import os
 import threading
 
 import numpy as np
 import pytest
+from forked import status_of_child
 
 import streaminfer as si
 from streaminfer.protocols import Admission, adapt, is_backend, is_service
@@ -534,3 +536,39 @@ def test_what_it_shows(limit):
     assert repr(limit) == "<ConcurrencyLimit('<model>', 0 of 2)>"
     with pytest.raises(AttributeError):
         limit.statistics().limit = 3
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_has_the_permits_of_its_parents_threads(limit):
+    """Their calls end in the parent; in the child nothing would give the permits back."""
+    is_inside, go_on = threading.Event(), threading.Event()
+
+    @limit
+    def call(waits):
+        if waits:
+            is_inside.set()
+            go_on.wait()
+        return True
+
+    by_hand = limit.try_acquire()
+    calling = threading.Thread(target=call, args=(True,))
+    calling.start()
+    is_inside.wait()
+    status = status_of_child(lambda: call(False) and limit.record(by_hand) is None and limit.in_flight == 0)
+    go_on.set()
+    calling.join()
+
+    assert status == 0
+    assert limit.in_flight == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_call_that_forks_gives_no_permit_back_twice(limit):
+    """Its permit is given back in the child at once, and when its block ends there."""
+    with limit.guard():
+        child = os.fork()
+    if child == 0:
+        os._exit(0 if limit.in_flight == 0 and limit.try_acquire() and limit.try_acquire() == 2 else 1)
+
+    assert os.waitpid(child, 0)[1] == 0
+    assert limit.in_flight == 0

@@ -4,6 +4,7 @@ import asyncio
 import threading
 
 import pytest
+from forked import status_of_child
 
 import streaminfer as si
 from streaminfer.request import Request
@@ -327,3 +328,33 @@ def test_another_loop_is_refused_while_calls_wait():
 def test_wrong_arguments_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
         ConcurrencyLimit(**settings)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_queues_its_own_calls():
+    """Those that wait in the parent are of another event loop, which does not run in the child."""
+
+    async def main(loop):
+        limit = waiting_limit(loop)
+        first = await limit.acquire()
+        second = asyncio.ensure_future(limit.acquire())
+        await settle()
+
+        def serve():
+            asyncio.events._set_running_loop(None)
+
+            async def both():
+                own = await limit.acquire()
+                waiting = asyncio.ensure_future(limit.acquire())
+                await settle()
+                limit.record(own)
+                return await waiting
+
+            return asyncio.run(both())
+
+        status = status_of_child(serve)
+        limit.record(first)
+        limit.record(await second)
+        return status
+
+    assert run(main) == 0

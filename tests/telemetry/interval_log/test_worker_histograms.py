@@ -1,6 +1,7 @@
 """Several processes count into one tail; those that die stay counted."""
 
 import asyncio
+import fcntl
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from forked import waiting_child
 
 from streaminfer.telemetry import LatencyHistogram, RollingHistogram, WorkerHistograms
 from streaminfer.telemetry.exporters.collection import Collection
@@ -200,6 +202,30 @@ def test_after_a_fork_a_worker_makes_its_own(tmp_path):
             workers.publish()
         workers.close()  # leaves the parent's alone
     workers.publish()
+    workers.close()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_during_a_merge_leaves_the_folder_to_others(tmp_path, monkeypatch):
+    """The child has the open file of the lock too, and lives on."""
+    _, workers = make(tmp_path)
+    is_inside, go_on = threading.Event(), threading.Event()
+
+    def slow_fold(now_s):
+        is_inside.set()
+        go_on.wait()
+
+    monkeypatch.setattr(workers, "_fold_dead", slow_fold)
+    merging = threading.Thread(target=workers.merge)
+    merging.start()
+    is_inside.wait()
+
+    with waiting_child():
+        go_on.set()
+        merging.join()
+        with (tmp_path / "merging").open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises if it is held
+
     workers.close()
 
 

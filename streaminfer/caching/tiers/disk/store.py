@@ -24,6 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from streaminfer._internal.forking import unlock_and_close
 from streaminfer.caching.codec import CorruptRecord
 from streaminfer.caching.tiers._records import GLIMPSED, Counters, Records
 from streaminfer.caching.tiers._sqlite import HOLDS, set_hold, transaction
@@ -112,7 +113,7 @@ class DiskStore:
             self._disconnect()
         finally:
             if lock >= 0:
-                os.close(lock)
+                unlock_and_close(lock)
 
     def delete(self, key: str | bytes) -> bool:
         """Remove the entry of a key; return whether there is none now. Raises on failure."""
