@@ -5,7 +5,6 @@ import fcntl
 import json
 import multiprocessing
 import os
-import signal
 import stat
 import threading
 from functools import partial
@@ -14,7 +13,7 @@ from unittest import mock
 
 import attrs
 import pytest
-from forked import waiting_child
+from forked import status_of_child, waiting_child
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -605,14 +604,12 @@ def test_a_child_has_the_whole_of_a_record_or_nothing_of_it(path, in_file):
     holding.start()
     is_inside.wait()
 
-    child = os.fork()
-    if child == 0:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(10)  # ends a child that hangs
+    def is_whole():
         is_held = log.is_held("anna", ())
         _record_in_a_child(log)
-        os._exit(0 if is_held and log.records == len(log.events) == 2 and log.verify().ok else 1)
-    status = os.waitpid(child, 0)[1]
+        return is_held and log.records == len(log.events) == 2 and log.verify().ok
+
+    status = status_of_child(is_whole)
     holding.join()
 
     assert status == 0

@@ -3,13 +3,13 @@
 import asyncio
 import os
 import pickle
-import signal
 import threading
 import time
 import weakref
 from contextlib import closing
 
 import pytest
+from forked import status_of_child
 
 import streaminfer as si
 from streaminfer.caching.erasure.memory_retention import MemoryRetention
@@ -521,13 +521,11 @@ def test_a_fork_while_a_release_is_followed_leaves_the_child_its_cache(clock):
     releasing.start()
     is_inside.wait()
 
-    child = os.fork()
-    if child == 0:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(10)  # ends a child that hangs
+    def is_free():
         cache.expire()
-        os._exit(len(cache.preserved))
-    _, status = os.waitpid(child, 0)
+        return not cache.preserved
+
+    status = status_of_child(is_free)
     go_on.set()
     releasing.join()
 

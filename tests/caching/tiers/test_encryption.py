@@ -2,13 +2,13 @@
 
 import gc
 import os
-import signal
 import sqlite3
 import stat
 import threading
 from contextlib import closing
 
 import pytest
+from forked import status_of_child
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -405,12 +405,7 @@ def test_a_fork_waits_for_the_end_of_a_transaction(keys, monkeypatch):
     writing.start()
     is_inside.wait()
 
-    child = os.fork()
-    if child == 0:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(10)  # ends a child that hangs
-        os._exit(0 if keys.destroy("anna") == 1 and keys.current("ben").id else 1)
-    status = os.waitpid(child, 0)[1]
+    status = status_of_child(lambda: keys.destroy("anna") == 1 and keys.current("ben").id)
     writing.join()
 
     assert status == 0
