@@ -231,13 +231,15 @@ class TestListeners:
 
         listeners.add(listener)
         pending.append(1)
-        delivering = threading.Thread(target=deliver)
-        delivering.start()
-        if by == "another thread":
+        if by == "the listener":
+            deliver()
+        else:
+            delivering = threading.Thread(target=deliver)
+            delivering.start()
             is_inside.wait()
             statuses.append(status_of_a_child())
             go_on.set()
-        delivering.join()
+            delivering.join()
 
         assert statuses == [0]
         assert told == [1]

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import queue
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -418,8 +419,12 @@ def test_a_stop_waits_where_a_join_does_not():
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_fork_while_it_stops_leaves_a_stack_that_can_be_started():
-    """A child has the stack as stopped, or as one of its parent's."""
-    statuses, parent = [], os.getpid()
+    """A child has the stack as stopped, or as one of its parent's.
+
+    The main thread forks: a child of another thread ends the variables of this one, and with them threads of PyAV that
+    it lacks, for ever.
+    """
+    reached, forked, parent = queue.SimpleQueue(), queue.SimpleQueue(), os.getpid()
 
     def use(infer):
         try:
@@ -432,12 +437,16 @@ def test_a_fork_while_it_stops_leaves_a_stack_that_can_be_started():
         def __setattr__(self, name, value):
             super().__setattr__(name, value)
             if name in {"_thread", "_closing"} and not value and hasattr(self, "_pid") and os.getpid() == parent:
-                forking = threading.Thread(target=lambda: statuses.append(status_of_child(lambda: use(self))))
-                forking.start()
-                forking.join()
+                reached.put(name)
+                forked.get(timeout=30.0)
 
     infer = Forking(stack_of(si.CpuBackend(lambda x: x * 2)))
-    with infer:
-        assert infer(2.0) == 4.0
-
-    assert statuses == [0, 0]
+    infer.start()
+    assert infer(2.0) == 4.0
+    stopping = threading.Thread(target=infer.stop)
+    stopping.start()
+    for _ in range(2):
+        reached.get(timeout=30.0)
+        assert status_of_child(lambda: use(infer)) == 0
+        forked.put(True)
+    stopping.join()
