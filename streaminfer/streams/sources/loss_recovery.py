@@ -10,7 +10,7 @@ things more with each packet:
 * ask again for a lost packet of a picture, since the first request or its answer may be lost, too;
 * give it up after a time, with the rest of its picture, and ask for a whole one. Sound is not sent again, so its time
   is short: that of packets which overtake each other. One that comes after that is left out: aiortc would begin again
-  with a packet that is 100 behind, as with a sender that has started anew.
+  with a packet that is 100 behind, as with a sender that has started again.
 
 It reads and changes private attributes of ``RTCRtpReceiver`` and ``JitterBuffer``; `recover_losses` refuses a receiver
 without them.
@@ -28,7 +28,7 @@ __all__ = ["GapPolicy", "recover_losses"]
 MAX_WAIT_NS = {"video": 100_000_000, "audio": 40_000_000}
 ASK_EVERY_NS = 40_000_000
 LATE_TICKS = 900_000
-"""By how much the timestamp of a late packet may be behind; that of a sender which has started anew is anywhere."""
+"""By how much the timestamp of a late packet may be behind; that of a sender which has started again is anywhere."""
 HALF = 0x8000
 """Of all sequence numbers: further on is behind."""
 
@@ -127,7 +127,7 @@ class _Recovery:
             missing = self._find_missing()
 
     def _add_in_time(self, packet: Any) -> tuple[bool, Any]:
-        """Add a packet to aiortc's buffer, unless its picture was given up: whether to ask for one, and a frame."""
+        """Add a packet to aiortc's buffer, unless its picture was dropped: whether to ask for one, and a frame."""
         origin, number, timestamp = self._buffer._origin, packet.sequence_number, packet.timestamp
         is_behind = origin is not None and 0 < (origin - number) & 0xFFFF < HALF
         if is_behind and (self._newest[1] - timestamp) & 0xFFFFFFFF < LATE_TICKS:
@@ -135,7 +135,7 @@ class _Recovery:
         if is_behind or origin is None or (number - self._newest[0]) & 0xFFFF < HALF:
             self._newest = number, timestamp
         if number == origin and not _begins_frame(self._codecs[packet.payload_type].name.lower(), packet.payload):
-            self._buffer.remove(1)  # what was in front of it was given up
+            self._buffer.remove(1)  # what was in front of it was dropped
             return False, None
         added: tuple[bool, Any] = self._add(packet)
         return added
@@ -147,8 +147,8 @@ class _Recovery:
             buffer.remove(1)  # it is the first one
             return
         buffer.smart_remove(ahead + 1)  # with the rest of its picture
-        given_up = {number for number in self._nacks.missing if (number - buffer._origin) & 0xFFFF >= HALF}
-        self._nacks.missing -= given_up  # else each request for another one asks for them, too
+        dropped = {number for number in self._nacks.missing if (number - buffer._origin) & 0xFFFF >= HALF}
+        self._nacks.missing -= dropped  # else each request for another one asks for them, too
         await self._receiver._send_rtcp_pli(self._ssrc)
 
     def _drain(self) -> None:

@@ -189,8 +189,8 @@ def test_packet_that_was_given_up_is_not_asked_for_again():
 def test_sender_that_begins_anew_is_heard(kind):
     """Its numbers and timestamps are anywhere, also behind those before."""
     before = [(n, n * PERIOD[kind]) for n in range(2_000, 2_020)]
-    anew = [(n, (n + 2_020) * PERIOD[kind], n + 3_000_000_000, b"new") for n in range(20)]
-    decoded, _ = receive(kind, [*before, *anew])
+    again = [(n, (n + 2_020) * PERIOD[kind], n + 3_000_000_000, b"new") for n in range(20)]
+    decoded, _ = receive(kind, [*before, *again])
     assert [data for _, data, _ in decoded] == [bytes([0])] * 20 + [b"new"] * 20
 
 
