@@ -243,8 +243,8 @@ PICTURES = {
     "what if, overload": lambda: what_if(
         Trace(traffic(300, 50.0)), service_time=DEVICE, max_batch_size=[1, 4, 8], slo_s=0.005
     ),
-    "what if, million": lambda: table(
-        trace=Trace(traffic(1_000_000)), max_batch_size=[16, 32], policy="greedy", workers=2
+    "what if, hundred thousand": lambda: table(
+        trace=Trace(traffic(100_000)), max_batch_size=[16, 32], policy="greedy", workers=2
     ),
     "what if, lines": lambda: table(max_batch_size=[1, 4, 8, 16, 32], policy=["greedy", "lookahead"], slo_s=[0.02, 0.05]),
     "what if, hundred": lambda: table(

@@ -176,12 +176,13 @@ def burning(rate, seconds, slower=lambda _: 1.0, tighten=0.5):
         limit = ConcurrencyLimit(slo=slo, tighten=tighten, clock=loop.clock)
         _, stack = batched(loop, limit, slower, slo_s=1.0)
         async with si.Stack(si.Telemetry(slo=slo), stack, clock=loop.clock) as service:
+
+            def watch(now):
+                state = limit.statistics()
+                seen.append((now, state.limit, slo.burning(), state.target_s))
+
             load = Load(service, loop)
-            await load.offer(
-                rate,
-                seconds,
-                lambda now: seen.append((now, limit.statistics().limit, slo.burning(), limit.statistics().target_s)),
-            )
+            await load.offer(rate, seconds, watch)
         return load
 
     return run(main), seen
