@@ -90,9 +90,11 @@ def test_every_hostile_message_gets_an_allowed_status(scripted, serve_grpc):
 
 def large_messages(size):
     """Messages of about so many bytes, each with as much as that holds of one field."""
+    one_input = pb.ModelInferRequest(inputs=[{}]).SerializeToString()
+    one_output = pb.ModelInferRequest(outputs=[{}]).SerializeToString()
     many = {
-        2: lambda call, count: [call.inputs.add() for _ in range(count)],
-        3: lambda call, count: [call.outputs.add() for _ in range(count)],
+        2: lambda call, count: call.MergeFromString(one_input * count),
+        3: lambda call, count: call.MergeFromString(one_output * count),
         1: lambda call, count: call.inputs[0].shape.extend([1] * count),
         4: lambda call, count: call.inputs[0].contents.fp32_contents.extend([1.0] * count),
         2.1: lambda call, count: call.inputs[0].contents.bytes_contents.extend([b""] * count),
