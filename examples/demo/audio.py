@@ -28,8 +28,8 @@ class Clip:
     """
 
     name: str
-    samples: NDArray[np.float32]
-    chunks: Sequence[NDArray[np.float32]]
+    samples: NDArray[np.float32] = attrs.field(repr=False)
+    chunks: Sequence[NDArray[np.float32]] = attrs.field(repr=False)
 
     @property
     def duration_s(self) -> float:

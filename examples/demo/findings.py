@@ -142,8 +142,8 @@ class Hold:
     pictures: Meter | None
     cpu: CpuUse
     counted: Counted | None
-    heard: list[NDArray[np.float32]]
-    faces: dict[int, list[Face]]
+    heard: list[NDArray[np.float32]] = attrs.field(repr=False)
+    faces: dict[int, list[Face]] = attrs.field(repr=False)
 
     @property
     def cpu_per_chunk_s(self) -> float:

@@ -25,7 +25,7 @@ class Frames:
     """
 
     name: str
-    pixels: NDArray[np.uint8]
+    pixels: NDArray[np.uint8] = attrs.field(repr=False)
     rate: float
 
     def __len__(self) -> int:

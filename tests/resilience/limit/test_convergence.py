@@ -27,7 +27,7 @@ class Load:
     service: object
     loop: object
     seed: int = 3
-    ended: list = attrs.Factory(list)
+    ended: list = attrs.field(factory=list, repr=False)
 
     async def offer(self, rate, seconds, watch=None, **request):
         draw = random.Random(self.seed)
