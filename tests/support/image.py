@@ -64,13 +64,12 @@ class ImageBuilder:
 
     def make_base(self):
         """The name of an image with this machine's Python."""
-        root = self.folder / "base.tar"
         release, sources = _packages_of_this_machine()
         copy = [f'--customize-hook=cp {CERTIFICATES} "$1{CERTIFICATES}"'] if CERTIFICATES.exists() else []
-        self._run("mmdebstrap", "--variant=minbase", f"--include={PYTHON_PACKAGES}", *copy, release, root, *sources)
         container = self.buildah("from", "scratch")
-        self.buildah("add", "--quiet", container, root, "/")
-        root.unlink()
+        root = self.buildah("mount", container)
+        self._run("mmdebstrap", "--variant=minbase", f"--include={PYTHON_PACKAGES}", *copy, release, root, *sources)
+        self.buildah("umount", container)
         variables = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
         for name, value in {**variables, "CFLAGS": FASTEST_BUILD}.items():
             self.buildah("config", "--env", f"{name}={value}", container)
