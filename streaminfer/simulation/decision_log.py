@@ -213,7 +213,7 @@ class DecisionLog:
         if end_ns < 0:
             outcome = "still running"
         else:
-            outcome = f"{'took' if self.batch_ok[at] else 'failed after'} {(end_ns - start_ns) / 1e6:.1f} ms"
+            outcome = f"{'took' if self.batch_ok[at] else 'no answers after'} {(end_ns - start_ns) / 1e6:.1f} ms"
         return (
             f"{self._ago(start_ns)} worker {self.batch_workers[at]}: {_requests(self.batch_sizes[at])}, "
             f"{self.batch_queued[at]} left queued, {outcome}. {reason}: {RELEASE_REASONS.get(reason, _NO_WORDS)}"

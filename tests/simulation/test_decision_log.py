@@ -91,7 +91,7 @@ def test_it_explains_in_words(events):
         "3 batches: exploration 1, planned 1, idle_worker 1",
         "      -40.0 ms worker 0: 1 request, 0 left queued, took 10.0 ms. exploration: "
         + RELEASE_REASONS["exploration"],
-        "      -36.0 ms worker 1: 2 requests, 3 left queued, failed after 20.0 ms. planned: "
+        "      -36.0 ms worker 1: 2 requests, 3 left queued, no answers after 20.0 ms. planned: "
         + RELEASE_REASONS["planned"],
         "      -10.0 ms worker 0: 1 request, 0 left queued, still running. idle_worker: "
         + RELEASE_REASONS["idle_worker"],
