@@ -67,3 +67,16 @@ def test_resampled_chunks_are_where_they_were(rate, wanted):
     for number, chunk in enumerate(chunks):
         assert chunk.position_s == pytest.approx(200 * number / wanted, abs=5e-9)
         assert chunk.captured_ns == pytest.approx(200 * (number + 1) / wanted * 1e9, abs=5)
+
+
+@pytest.mark.parametrize("layout", ["stereo", "quad", "5.1", "7.1"])
+@pytest.mark.parametrize("dtype", ["float32", "int16"])
+def test_a_mix_is_no_louder_than_its_channels(layout, dtype):
+    """FFmpeg limits a mix of whole numbers alone; one of 5.1 in floats is 2.4 times as loud, and beyond 1."""
+    samples = np.full((1, 1_000 * av.AudioLayout(layout).nb_channels), 0.5, np.float32)
+    frame = av.AudioFrame.from_ndarray(samples, "flt", layout)
+    frame.sample_rate = 16_000
+
+    chunks = AudioAssembler(av, AudioFormat(chunk=500, dtype=dtype)).push(frame, Stamp(0, 0, False))
+
+    assert chunks[1].inputs == pytest.approx(np.full(500, 0.5 if dtype == "float32" else 16_384), abs=2e-4, rel=1e-4)
