@@ -19,6 +19,11 @@ ROUNDING_NS = 1_000_000
 """Containers round timestamps to milliseconds."""
 BILINEAR, AREA = 2, 32
 """FFmpeg's numbers of ways to scale."""
+ACCURATE = 0x40000
+"""FFmpeg's flag for its slower way, by which it fills each row."""
+LEFT_OUT = range(1, 5)
+"""Pixels beyond the last 16 of a row, which FFmpeg leaves as they were in memory where it makes ``FOUR_BYTES``."""
+FOUR_BYTES = frozenset({"rgba", "bgra"})
 COLORS = frozenset({"rgb24", "bgr24", "rgba", "bgra"})
 PACKED = {"rgb24": 3, "bgr24": 3, "rgba": 4, "bgra": 4, "gray": 1}
 """Bytes per pixel of formats with one plane."""
@@ -53,6 +58,8 @@ class PictureConverter:
         between = SHRUNK_FORMATS.get(frame.format.name) if shrinks and wanted.pixel_format in COLORS else None
         if between is not None and (width, height) != (frame.width, frame.height):
             frame = self._shrink(frame, width, height, between, interpolation=interpolation, threads=self._threads)
+        if wanted.pixel_format in FOUR_BYTES and width % 16 in LEFT_OUT:
+            interpolation |= ACCURATE
         made = self._reformat(
             frame, width, height, wanted.pixel_format, interpolation=interpolation, threads=self._threads
         )

@@ -41,6 +41,21 @@ def test_shrunk_picture_has_the_mean_colors(source, wanted, size):
         assert np.abs(made - expected)[1:-1, 1:-1].mean() < 4
 
 
+@pytest.mark.parametrize("wanted", ["rgb24", "rgba", "bgra"])
+@pytest.mark.parametrize("source", ["yuv420p", "yuvj422p"])
+def test_rows_of_any_length_are_whole(source, wanted):
+    """FFmpeg's fast way to four bytes a pixel leaves up to four at the end of a row as they were in memory."""
+    for width in range(16, 52, 2):
+        gray = np.full((2, 50, width, 3), 20, np.uint8)
+        gray[1] = 230
+        frames = [av.VideoFrame.from_ndarray(one, "rgb24").reformat(format=source) for one in gray]
+        for size in (None, (width // 2, 25)):
+            convert = PictureConverter(av, VideoFormat(size=size, pixel_format=wanted), threads=1)
+            for number in range(8):  # in memory of one before
+                level = (20, 230)[number % 2]
+                assert np.abs(convert(frames[number % 2])[..., :3].astype(int) - level).max() < 12, (width, size)
+
+
 def test_pictures_do_not_share_memory():
     frame = picture("yuv420p")
     convert = PictureConverter(av, VideoFormat(size=(64, 24)), threads=1)
