@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
+from streaminfer.errors import InvalidInput
 from streaminfer.loadtest.devices.filters import FilterStep
 
 __all__ = ["FilterGraph", "filter_frames"]
@@ -20,8 +21,10 @@ class FilterGraph:
 
     def __init__(self, av: ModuleType, steps: Iterable[FilterStep], first: Any) -> None:
         self._again, self._end = av.error.BlockingIOError, av.error.EOFError
+        self._is_sound = not isinstance(first, av.VideoFrame)
+        self._form = _form_of(first, is_sound=self._is_sound)
         graph = self._graph = av.filter.Graph()
-        if isinstance(first, av.VideoFrame):
+        if not self._is_sound:
             last = graph.add_buffer(
                 width=first.width, height=first.height, format=first.format, time_base=first.time_base
             )
@@ -40,14 +43,32 @@ class FilterGraph:
         last.link_to(graph.add(sink))
         graph.configure()
 
+    def is_for(self, frame: Any) -> bool:
+        """Return whether it was made for frames like this one."""
+        return _form_of(frame, is_sound=self._is_sound) == self._form
+
     def push(self, frame: Any) -> Iterator[Any]:
-        """Yield the frames that a frame completes; ``None``: it was the last."""
+        """Yield the frames that a frame completes; ``None``: it was the last.
+
+        Raises:
+            InvalidInput: sound that is unlike that of the first frame.
+        """
+        if self._is_sound and frame is not None and not self.is_for(frame):
+            got = _form_of(frame, is_sound=True)
+            raise InvalidInput(f"source: expected sound of one kind, got {got} behind {self._form}")
         self._graph.push(frame)
         while True:
             try:
                 yield self._graph.pull()
             except (self._again, self._end):
                 return
+
+
+def _form_of(frame: Any, *, is_sound: bool) -> tuple[Any, ...]:
+    """Return what filters rely on."""
+    if is_sound:
+        return frame.sample_rate, frame.format.name, frame.layout.name
+    return frame.width, frame.height, frame.format.name
 
 
 def filter_frames(av: ModuleType, steps: Iterable[FilterStep], frames: Iterable[Any]) -> Iterator[Any]:

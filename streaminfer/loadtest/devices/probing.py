@@ -29,6 +29,7 @@ from streaminfer.loadtest.devices.profile import (
 )
 from streaminfer.loadtest.devices.recording import open_recording
 from streaminfer.loadtest.devices.timing import SURE, Timing, measure_timing
+from streaminfer.streams.sources.location import ffmpeg_errors
 
 __all__ = ["DeviceMeasurement", "probe"]
 
@@ -103,26 +104,27 @@ def probe(source: str | Path, *, kind: str = "camera", seconds: float | None = N
         MissingExtra: PyAV is not installed.
         OSError: it cannot be opened or read.
         ValueError: FFmpeg finds invalid data, or no stream of this kind.
-        InvalidInput: it has no frame, or pictures of less than 16 pixels a side.
+        InvalidInput: it has no frame, pictures of less than 16 pixels a side, or sound that changes its rate.
     """
     av = require("av", extra="media", purpose="probe")
     camera = check_choice("kind", kind, ("camera", "microphone")) == "camera"
     if seconds is not None:
         check_duration("seconds", seconds, positive=True)
-    container, stream = open_recording(av, source, video=camera)
-    with container:
-        if camera and 0 < min(stream.width, stream.height) < BLOCK:
-            got = f"{stream.width} × {stream.height}"
-            raise InvalidInput(f"source: expected pictures of at least {BLOCK} × {BLOCK} pixels, got {got}")
-        reading = _Reading(av, stream, PICTURE_FILTERS if camera else SOUND_FILTERS)
-        for packet in container.demux(stream):
-            if not reading.read(packet, seconds):
-                break
-        if not reading.frames:
-            raise InvalidInput(f"source: expected a recording with frames, got none in {str(source)!r}")
-        reading.stamps_s.sort()  # a file may have them in the order of decoding
-        make = _camera if camera else _microphone
-        return make(Path(str(source)).stem or "device", stream, reading)
+    with ffmpeg_errors(av):
+        container, stream = open_recording(av, source, video=camera)
+        with container:
+            if camera and 0 < min(stream.width, stream.height) < BLOCK:
+                got = f"{stream.width} × {stream.height}"
+                raise InvalidInput(f"source: expected pictures of at least {BLOCK} × {BLOCK} pixels, got {got}")
+            reading = _Reading(av, stream, PICTURE_FILTERS if camera else SOUND_FILTERS)
+            for packet in container.demux(stream):
+                if not reading.read(packet, seconds):
+                    break
+            if not reading.frames:
+                raise InvalidInput(f"source: expected a recording with frames, got none in {str(source)!r}")
+            reading.stamps_s.sort()  # a file may have them in the order of decoding
+            make = _camera if camera else _microphone
+            return make(Path(str(source)).stem or "device", stream, reading)
 
 
 PICTURE_FILTERS = (
@@ -167,16 +169,23 @@ class _Reading:
         if packet.pts is not None:
             stamp_s = float(packet.pts * packet.time_base)
             if seconds is not None and self.stamps_s and stamp_s - self.stamps_s[0] >= seconds:
+                last = self._av.Packet()
+                last.stream, last.time_base = self._stream, packet.time_base
+                self._decode(last)  # what the decoder holds back
                 return False
             self.stamps_s.append(stamp_s)
             self.bytes += packet.size
             if packet.is_keyframe:
                 self.key_s.append(stamp_s)
+        self._decode(packet)
+        return True
+
+    def _decode(self, packet: Any) -> None:
         try:
             frames = packet.decode()
-        except self._av.error.InvalidDataError:
+        except self._av.FFmpegError:  # decoders have several for data that they cannot read
             self.corrupt += 1
-            return True
+            return
         for frame in frames:
             self.frames += 1
             if isinstance(frame, self._av.VideoFrame):
@@ -191,11 +200,12 @@ class _Reading:
                 self.samples = max(self.samples, frame.samples)  # the first packet of a codec may be shorter
                 self._measure(frame, counts=True)
                 self._measure_windows(frame)
-        return True
 
     def _measure(self, frame: Any, *, counts: bool) -> None:
         if self._graph is None:
             self._graph = FilterGraph(self._av, self._steps, frame)
+        elif isinstance(frame, self._av.VideoFrame) and not self._graph.is_for(frame):
+            self._graph, counts = FilterGraph(self._av, self._steps, frame), False  # for pictures of this size
         for measured in self._graph.push(frame):
             for key, value in measured.metadata.items() if counts else ():
                 self.values[key].append(float(value))

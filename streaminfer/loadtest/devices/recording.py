@@ -16,6 +16,7 @@ from streaminfer.loadtest.devices.filters import compile_filters
 from streaminfer.loadtest.devices.graph import filter_frames
 from streaminfer.loadtest.devices.library import device_profile
 from streaminfer.loadtest.devices.profile import CameraProfile, DeviceProfile
+from streaminfer.streams.sources.location import ffmpeg_errors
 
 __all__ = ["open_recording", "record", "render"]
 
@@ -65,10 +66,11 @@ def render(
     count = None
     if seconds is not None:
         count = max(1, round(check_duration_ns("seconds", seconds, positive=True) / 1e9 / profile.period_s))
-    container, stream = open_recording(av, source, video=isinstance(profile, CameraProfile))
-    with container:
-        frames = filter_frames(av, compile_filters(profile, seed=seed), container.decode(stream))
-        yield from itertools.islice(frames, count)
+    with ffmpeg_errors(av):
+        container, stream = open_recording(av, source, video=isinstance(profile, CameraProfile))
+        with container:
+            frames = filter_frames(av, compile_filters(profile, seed=seed), container.decode(stream))
+            yield from itertools.islice(frames, count)
 
 
 def record(

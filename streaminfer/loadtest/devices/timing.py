@@ -37,6 +37,8 @@ CLEAR = 0.5
 """Below it, the period is taken from elsewhere, where it is known."""
 EARLIEST = 0.02
 """Share of the frames that may be earlier than the line: some numbers may be wrong until all frames are fitted."""
+BEHIND = 0.25
+"""How far the line is behind the earliest frames at most, in periods: one that seems early moves those before it."""
 LAST = 8
 """Frames at the end that count as late, not as behind a loss: no later one tells."""
 LEAST_STRETCH = 1.05
@@ -108,8 +110,8 @@ def measure_timing(timestamps_s: Sequence[float], *, nominal_period_s: float = 0
         if length == len(stamps):
             break
         period, start = (float(it) for it in np.polyfit(numbers, part, 1))
-        if by_earliest:
-            start = _find_earliest(part, period, numbers)
+        earliest = _find_earliest(part, period, numbers)
+        start = earliest if by_earliest else min(start, earliest + BEHIND * period)
         length = min(2 * length, len(stamps))
     period, start = (float(it) for it in np.polyfit(numbers, stamps, 1))
     residuals = stamps - (start + period * numbers)

@@ -19,6 +19,11 @@ ROUNDING_NS = 1_000_000
 """Containers round timestamps to milliseconds."""
 BILINEAR, AREA = 2, 32
 """FFmpeg's numbers of ways to scale."""
+ACCURATE = 0x40000
+"""FFmpeg's flag for its slower way, by which it fills each row."""
+LEFT_OUT = range(1, 5)
+"""Pixels beyond the last 16 of a row, which FFmpeg leaves as they were in memory where it makes ``FOUR_BYTES``."""
+FOUR_BYTES = frozenset({"rgba", "bgra"})
 COLORS = frozenset({"rgb24", "bgr24", "rgba", "bgra"})
 PACKED = {"rgb24": 3, "bgr24": 3, "rgba": 4, "bgra": 4, "gray": 1}
 """Bytes per pixel of formats with one plane."""
@@ -53,6 +58,8 @@ class PictureConverter:
         between = SHRUNK_FORMATS.get(frame.format.name) if shrinks and wanted.pixel_format in COLORS else None
         if between is not None and (width, height) != (frame.width, frame.height):
             frame = self._shrink(frame, width, height, between, interpolation=interpolation, threads=self._threads)
+        if wanted.pixel_format in FOUR_BYTES and width % 16 in LEFT_OUT:
+            interpolation |= ACCURATE
         made = self._reformat(
             frame, width, height, wanted.pixel_format, interpolation=interpolation, threads=self._threads
         )
@@ -82,6 +89,7 @@ class AudioAssembler:
         self._gaps = GapDetector()
         self._input: tuple[str, str, int] | None = None
         self._resampler: Any = None
+        self._loudness = 1.0  # of what it mixes, where its inputs are 1
         self._fed, self._made = 0, 0  # samples that went into the resampler, and that came out
         self._end = (0, 0)
         self.silence_ns = 0
@@ -110,6 +118,7 @@ class AudioAssembler:
                 layout="mono" if frame.layout.nb_channels == 1 else "stereo",
                 rate=self._wanted.sample_rate,
             )
+            self._loudness = self._measure_mix(frame) if self._wanted.dtype == "float32" else 1.0
             self._fed = self._made = 0
         self._fed += frame.samples
         self._end = stamp.captured_ns, stamp.media_ns + length_ns
@@ -128,6 +137,8 @@ class AudioAssembler:
         if not arrays:
             return []
         samples = np.concatenate(arrays, axis=1)
+        if self._loudness > 1.0:
+            samples /= self._loudness
         channels = self._wanted.channels
         if len(samples) < channels:
             samples = np.repeat(samples, channels, axis=0)
@@ -137,6 +148,16 @@ class AudioAssembler:
         captured_ns, end_ns = self._end
         held_ns = self._held_ns()
         return self._chunker.push(samples, captured_ns - held_ns, end_ns - held_ns)
+
+    def _measure_mix(self, frame: Any) -> float:
+        """Return how loud a mix of sound like that of a frame may be: FFmpeg limits that of whole numbers only."""
+        count = frame.layout.nb_channels
+        if count <= 2:
+            return 1.0
+        loudest = self._av.AudioFrame.from_ndarray(np.ones((1, count), np.float32), "flt", frame.layout.name)
+        loudest.sample_rate = frame.sample_rate
+        mix = self._av.AudioResampler(format="fltp", layout="stereo", rate=frame.sample_rate)
+        return float(mix.resample(loudest)[0].to_ndarray().max())
 
     def _held_ns(self) -> int:
         """Return how much sound the resampler has taken and not given yet."""

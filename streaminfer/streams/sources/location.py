@@ -1,14 +1,17 @@
-"""Where a source reads from: a device, a file or a URL, and how FFmpeg opens it."""
+"""Where a source reads from: a device, a file or a URL, how FFmpeg opens it, and what its errors are."""
 
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import attrs
 
 from streaminfer._internal.validation import check_count, expected
 
-__all__ = ["Location", "locate"]
+__all__ = ["Location", "ffmpeg_errors", "locate"]
 
 DEVICES = ("alsa", "avfoundation", "dshow", "gdigrab", "lavfi", "pulse", "v4l2", "x11grab")
 """Formats of FFmpeg that read from devices of this machine, or make a picture or sound."""
@@ -83,3 +86,18 @@ def locate(
         options=defaults | (options or {}),
         name=url if scheme == "file" else re.sub(r"//[^/]*@", "//", url).partition("?")[0],
     )
+
+
+@contextmanager
+def ffmpeg_errors(av: ModuleType) -> Iterator[None]:
+    """Raise errors of FFmpeg as `OSError`, but for those that are one, or a `ValueError`: a status of HTTP is neither.
+
+    Args:
+        av: PyAV.
+    """
+    try:
+        yield
+    except av.FFmpegError as error:
+        if isinstance(error, (OSError, ValueError)):
+            raise
+        raise OSError(error.errno, error.strerror, error.filename) from error

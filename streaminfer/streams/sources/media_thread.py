@@ -15,7 +15,7 @@ from streaminfer.streams.frame import Frame
 from streaminfer.streams.sources.conversion import FrameMaker
 from streaminfer.streams.sources.formats import AudioFormat, VideoFormat
 from streaminfer.streams.sources.handoff import Handoff
-from streaminfer.streams.sources.location import Location
+from streaminfer.streams.sources.location import Location, ffmpeg_errors
 from streaminfer.streams.sources.reconnect import Backoff, Reconnect
 from streaminfer.streams.sources.source import Clock, Counters
 from streaminfer.streams.sources.timestamps import Pacer
@@ -101,9 +101,10 @@ class MediaThread:
     def _run(self, handoff: Handoff) -> None:
         error: Exception | None = None
         try:
-            while (delay_s := self._play_once(handoff)) is not None:
-                if self._closed.wait(delay_s):
-                    break
+            with ffmpeg_errors(self._av):
+                while (delay_s := self._play_once(handoff)) is not None:
+                    if self._closed.wait(delay_s):
+                        break
         except Exception as raised:  # noqa: BLE001 the reader gets it
             error = raised
         finally:

@@ -1,5 +1,7 @@
 """`probe` on recordings made with known faults: within 10 %, or ordered by their strength."""
 
+from fractions import Fraction
+
 import attrs
 import av
 import numpy as np
@@ -196,6 +198,72 @@ def test_pictures_in_the_order_of_decoding(tmp_path):
 
     assert measured.profile.rate == 25.0
     assert measured.timing.jitter_s < 1e-4
+
+
+def test_pictures_that_the_decoder_holds_back_are_measured(clip):
+    """However few are read: the first of a file in the order of decoding come behind later packets."""
+    assert probe(clip, seconds=0.01).timing.frames == 1
+    assert probe(clip, seconds=0.1).measures["luma"] == pytest.approx(probe(clip, seconds=0.3).measures["luma"], 0.01)
+
+
+def test_pictures_of_another_size_are_measured_by_themselves(tmp_path):
+    """Filters read as much of each picture as of the first, beyond the end of a smaller one."""
+
+    def measure(*sizes):
+        paths = [tmp_path / f"{side}.mjpeg" for side in sizes]
+        for path, side in zip(paths, sizes, strict=True):
+            with av.open(str(path), "w") as container:
+                stream = container.add_stream("mjpeg", rate=25, options={"q": "2"})
+                stream.width = stream.height = side
+                stream.pix_fmt = "yuvj420p"
+                chance = np.random.default_rng(0)
+                for _ in range(20):
+                    picture = chance.integers(0, 256, (side, side), np.uint8)
+                    container.mux(
+                        stream.encode(av.VideoFrame.from_ndarray(picture, "gray").reformat(format="yuvj420p"))
+                    )
+        both = tmp_path / "both.mjpeg"
+        both.write_bytes(b"".join(path.read_bytes() for path in paths))
+        return probe(both).measures
+
+    alone, changed = measure(512), measure(512, 64)
+    assert changed == pytest.approx(alone, rel=0.1, abs=1.0)
+
+
+def test_sound_that_changes_is_named(tmp_path):
+    """As that of a stream whose sender went on with another rate."""
+    path = tmp_path / "both.aac"
+    for rate in (48_000, 44_100):
+        with av.open(str(tmp_path / "one.aac"), "w", format="adts") as container:
+            stream = container.add_stream("aac", rate=rate, layout="mono")
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1_024), np.float32), "fltp", "mono")
+            frame.sample_rate = rate
+            container.mux([packet for it in (frame, None) for packet in stream.encode(it)])
+        with path.open("ab") as both:
+            both.write((tmp_path / "one.aac").read_bytes())
+
+    with pytest.raises(InvalidInput, match=r"sound of one kind, got \(44100, .* behind \(48000, "):
+        probe(path, kind="microphone")
+
+
+def test_packets_that_a_decoder_refuses_are_counted(tmp_path):
+    """Decoders have several errors for data that they cannot read."""
+    path = tmp_path / "sound.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=48_000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1_024), np.float32), "fltp", "mono")
+        frame.sample_rate = 48_000
+        (*_, whole) = [packet for it in (frame, None) for packet in stream.encode(it)]
+        for number, data in enumerate([bytes(whole), b"\xa5", b"\xff\xfb", bytes(whole)]):
+            packet = av.Packet(data)
+            packet.stream, packet.pts, packet.dts, packet.time_base = (
+                stream,
+                *2 * (number * 1_024,),
+                Fraction(1, 48_000),
+            )
+            container.mux(packet)
+
+    assert probe(path, kind="microphone").corrupt == 2
 
 
 def test_silence_does_not_clip(tmp_path):

@@ -30,6 +30,17 @@ def test_timing_is_within_ten_percent(rate, jitter_s, loss, run):
     assert timing.skew_ppm(1 / rate) == pytest.approx(80.0, rel=0.1)
 
 
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("loss", [0.02, 0.1])
+def test_strong_jitter_moves_no_numbers(loss, seed):
+    """A frame that comes a little early is not taken for the one before, and all behind a loss with it."""
+    delays, stamps = received(Delivery(jitter_s=0.01, loss=loss), count=8_000, seed=seed)
+    timing = measure_timing(stamps)
+
+    assert timing.jitter_s == pytest.approx(np.std(delays), rel=0.1)
+    assert timing.skew_ppm(1 / 30) == 0.0
+
+
 def test_strong_jitter_is_ordered_by_strength():
     measured = [measure_timing(received(Delivery(jitter_s=jitter_s))[1]).jitter_s for jitter_s in (0.01, 0.02, 0.05)]
 

@@ -41,6 +41,21 @@ def test_shrunk_picture_has_the_mean_colors(source, wanted, size):
         assert np.abs(made - expected)[1:-1, 1:-1].mean() < 4
 
 
+@pytest.mark.parametrize("wanted", ["rgb24", "rgba", "bgra"])
+@pytest.mark.parametrize("source", ["yuv420p", "yuvj422p"])
+def test_rows_of_any_length_are_whole(source, wanted):
+    """FFmpeg's fast way to four bytes a pixel leaves up to four at the end of a row as they were in memory."""
+    for width in range(16, 52, 2):
+        gray = np.full((2, 50, width, 3), 20, np.uint8)
+        gray[1] = 230
+        frames = [av.VideoFrame.from_ndarray(one, "rgb24").reformat(format=source) for one in gray]
+        for size in (None, (width // 2, 25)):
+            convert = PictureConverter(av, VideoFormat(size=size, pixel_format=wanted), threads=1)
+            for number in range(8):  # in memory of one before
+                level = (20, 230)[number % 2]
+                assert np.abs(convert(frames[number % 2])[..., :3].astype(int) - level).max() < 12, (width, size)
+
+
 def test_pictures_do_not_share_memory():
     frame = picture("yuv420p")
     convert = PictureConverter(av, VideoFormat(size=(64, 24)), threads=1)
@@ -67,3 +82,16 @@ def test_resampled_chunks_are_where_they_were(rate, wanted):
     for number, chunk in enumerate(chunks):
         assert chunk.position_s == pytest.approx(200 * number / wanted, abs=5e-9)
         assert chunk.captured_ns == pytest.approx(200 * (number + 1) / wanted * 1e9, abs=5)
+
+
+@pytest.mark.parametrize("layout", ["stereo", "quad", "5.1", "7.1"])
+@pytest.mark.parametrize("dtype", ["float32", "int16"])
+def test_a_mix_is_no_louder_than_its_channels(layout, dtype):
+    """FFmpeg limits a mix of whole numbers alone; one of 5.1 in floats is 2.4 times as loud, and beyond 1."""
+    samples = np.full((1, 1_000 * av.AudioLayout(layout).nb_channels), 0.5, np.float32)
+    frame = av.AudioFrame.from_ndarray(samples, "flt", layout)
+    frame.sample_rate = 16_000
+
+    chunks = AudioAssembler(av, AudioFormat(chunk=500, dtype=dtype)).push(frame, Stamp(0, 0, False))
+
+    assert chunks[1].inputs == pytest.approx(np.full(500, 0.5 if dtype == "float32" else 16_384), abs=2e-4, rel=1e-4)

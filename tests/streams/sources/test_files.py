@@ -8,7 +8,6 @@ import time
 import weakref
 from itertools import pairwise
 
-import av
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -137,7 +136,7 @@ def test_corrupt_packets_are_counted_and_skipped(video, tmp_path):
 @settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40))
 def test_noise_in_a_file_never_hangs_or_leaks(make_video, tmp_path_factory, seed, flips):
-    """Bytes changed anywhere: it ends, or raises FFmpeg's error."""
+    """Bytes changed anywhere: it ends, or raises what FFmpeg says."""
     folder = tmp_path_factory.getbasetemp()
     whole = folder / "noise-whole.ts"
     if not whole.exists():
@@ -150,7 +149,7 @@ def test_noise_in_a_file_never_hangs_or_leaks(make_video, tmp_path_factory, seed
     source = VideoSource(path)
     try:
         frames = asyncio.run(read(source))
-    except (av.FFmpegError, si.InvalidInput):
+    except (OSError, ValueError):
         assert not source.statistics().connected
     else:
         assert len(frames) == source.statistics().delivered
@@ -371,6 +370,8 @@ def test_errors_say_what_is_wrong(audio, tmp_path):
     """A file that is none, or has no pictures, and then the iteration is over."""
     noise = tmp_path / "noise.mp4"
     noise.write_bytes(bytes(1_000))
+    cut = tmp_path / "cut.opus"
+    cut.write_bytes(b"OggS")
 
     async def fails(source, error, match):
         with pytest.raises(error, match=match):
@@ -382,8 +383,9 @@ def test_errors_say_what_is_wrong(audio, tmp_path):
     async def main():
         await fails(VideoSource(tmp_path / "none.mp4"), FileNotFoundError, "No such file")
         await fails(VideoSource(noise), ValueError, "Invalid data")
+        await fails(AudioSource(cut), OSError, "End of file")
         await fails(VideoSource(audio(np.zeros((1, 100), np.int16))), si.InvalidInput, "has no video")
-        await fails(VideoSource("nothing://host/x"), av.error.ProtocolNotFoundError, "Protocol not found")
+        await fails(VideoSource("nothing://host/x"), OSError, "Protocol not found")
 
     asyncio.run(main())
 
