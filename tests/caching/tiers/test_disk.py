@@ -12,7 +12,7 @@ from contextlib import closing
 
 import numpy as np
 import pytest
-from forked import waiting_child
+from forked import status_of_child, waiting_child
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -489,6 +489,59 @@ def test_two_that_share_a_folder_see_each_others_entries_and_erasures(tmp_path, 
             return first.statistics().rebuilds
 
     assert asyncio.run(main()) == 1
+
+
+OPEN_AND_CLOSE = """
+import asyncio, sys
+from streaminfer.caching.tiers import DiskTier
+
+async def main():
+    async with DiskTier(sys.argv[1], max_bytes=2**20) as tier:
+        print(tier.statistics().entries)
+
+asyncio.run(main())
+"""
+
+
+def entries_seen_by_another_process(folder):
+    command = [sys.executable, "-c", OPEN_AND_CLOSE, str(folder)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def test_two_that_share_a_folder_in_one_process_keep_their_locks(tmp_path):
+    """Another process that closes the file as if it were the last one would remove the log that these two write."""
+
+    async def main():
+        first, second = (DiskTier(tmp_path, max_bytes=MIB) for _ in range(2))
+        async with first, second:
+            entries_seen_by_another_process(tmp_path)
+            assert await first.put("k", entry(1))
+            return entries_seen_by_another_process(tmp_path)
+
+    assert asyncio.run(main()) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_opens_no_file_that_its_parent_had_open(tmp_path, tier):
+    """SQLite in the child takes the parent's locks for its own, and would lose what it writes."""
+
+    async def opened(folder):
+        async with DiskTier(folder, max_bytes=4 * MIB):
+            return True
+
+    def only_another():
+        with pytest.raises(si.BackendError, match="forked this one"):
+            asyncio.run(opened(tier.folder))
+        return asyncio.run(opened(tmp_path / "other"))
+
+    async def main():
+        async with tier:
+            status = status_of_child(only_another)
+            assert await tier.put("k", entry(1))
+            return status, entries_seen_by_another_process(tier.folder)
+
+    assert asyncio.run(main()) == (0, 1)
+    assert asyncio.run(opened(tier.folder))
 
 
 def test_damage_that_no_message_can_tell_ends_no_purges(tmp_path, wall):

@@ -11,6 +11,8 @@ own, and their entry's name inside: what was altered underneath is found out on 
   bytes of the file, and where it is found, and can be read, and has expired or was erased, the file is rewritten.
 * *Raw bytes*: a process that closes any descriptor of a file loses all POSIX locks that it has on it, those of SQLite
   included. So the files are read by a process of their own, which has no locks to lose.
+* *Forks*: SQLite's record of the locks that a process has on a file is copied by a fork, and the locks are not. So a
+  forked process opens no file that its parent had open.
 * *Corruption*: a file that SQLite finds malformed is replaced by an empty one, unless another process has it open.
 """
 
@@ -19,15 +21,16 @@ import os
 import sqlite3
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from streaminfer._internal.forking import unlock_and_close
+from streaminfer._internal.forking import at_fork, unlock_and_close
 from streaminfer.caching.codec import CorruptRecord
 from streaminfer.caching.tiers._records import GLIMPSED, Counters, Records
-from streaminfer.caching.tiers._sqlite import HOLDS, set_hold, transaction
+from streaminfer.caching.tiers._sqlite import HOLDS, make_file, set_hold, transaction
 from streaminfer.caching.tiers.encryption import SEALED_HEAD, StoredKeys
 from streaminfer.caching.tiers.protocol import SKEW_NS, Entry, Held, RecordCopy
 from streaminfer.compliance.every_file import every_file
@@ -94,7 +97,9 @@ class DiskStore:
         self._now = wall_clock
         self._db: sqlite3.Connection | None = None
         self._lock = -1
+        self._identity = (0, 0)  # of the file that is open
         self._leftovers = True  # as far as is known
+        _stores.add(self)
 
     def open(self) -> None:
         """Open the file or make it. Raises ``OSError`` or ``sqlite3.Error``."""
@@ -114,6 +119,15 @@ class DiskStore:
         finally:
             if lock >= 0:
                 unlock_and_close(lock)
+
+    def leave_to_parent(self) -> None:
+        """In a forked process, let go of the file without closing it, which SQLite allows its parent alone."""
+        db, self._db = self._db, None
+        if db is not None:
+            _of_parents.setdefault(self._identity, []).append(db)
+        lock, self._lock = self._lock, -1
+        if lock >= 0:
+            os.close(lock)
 
     def delete(self, key: str | bytes) -> bool:
         """Remove the entry of a key; return whether there is none now. Raises on failure."""
@@ -217,7 +231,12 @@ class DiskStore:
             db.close()
 
     def _connect(self) -> None:
-        os.close(os.open(self._file, os.O_CREAT | os.O_RDWR, 0o600))
+        self._identity = make_file(self._file)
+        if self._identity in _of_parents:
+            raise sqlite3.OperationalError(
+                "the file was open in the process that forked this one, so its locks do not hold here: "
+                "fork before a tier opens it, or start this process by spawn"
+            )
         self._db = db = sqlite3.connect(self._file, isolation_level=None, check_same_thread=False)
         db.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
         db.execute(f"PRAGMA page_size = {_PAGE}")
@@ -361,6 +380,18 @@ class DiskStore:
         if self._db is None:
             raise sqlite3.OperationalError("the file is not open")
         return self._db
+
+
+_stores: weakref.WeakSet[DiskStore] = weakref.WeakSet()
+_of_parents: dict[tuple[int, int], list[sqlite3.Connection]] = {}
+
+
+def _after_fork() -> None:
+    for store in list(_stores):
+        store.leave_to_parent()
+
+
+at_fork(after_in_child=_after_fork)
 
 
 def _is_damage(error: Exception) -> bool:
