@@ -64,7 +64,8 @@ class WorkerHistograms:
     """Histograms that the workers of one server, or of several hosts with a common folder, count into together.
 
     Make one in each worker, after the fork, over histograms of the same names. The folder belongs to one run of the
-    server: what is left of an earlier one is counted too.
+    server: what is left of an earlier one is counted too. So is, once per worker, what the histograms counted before
+    the fork, unless they were reset in the worker.
 
     Args:
         folder: made if missing; on a file system with POSIX locks.

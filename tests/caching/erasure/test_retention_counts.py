@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from forked import status_of_child
 
 import streaminfer as si
 from streaminfer.caching.erasure.owed_erasures import OwedErasures
@@ -250,6 +251,27 @@ def test_a_forked_process_writes_its_own_records_alone():
     ledger.drain()
     assert status == 0
     assert log.events == [("erased", 1)]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_what_was_counted_before_a_fork_is_recorded_once(tmp_path):
+    """The parent records it; the child, what it has counted itself."""
+    log = log_in(tmp_path)
+    counts = RetentionCounts(log, lambda: 0)
+    counts.count("evicted", "memory", "", "no room", 3)
+
+    def record():
+        counts.count("evicted", "memory", "", "no room", 1)
+        counts.flush()
+        counts.drain()
+        return True
+
+    status = status_of_child(record)
+    record()
+    log.refresh()
+
+    assert status == 0
+    assert [event.count for event in log.events] == [1, 4]
 
 
 def on_disk(folder, name="disk"):
