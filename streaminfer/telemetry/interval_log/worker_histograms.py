@@ -7,8 +7,9 @@ now, with the files of the others. Nothing runs between the processes, and a wor
 *Dead workers.* A worker holds a POSIX lock on a second file for as long as it lives, however it dies; such a lock is
 not inherited by its own children. A file whose lock is free is a dead worker's. Whoever merges next adds its counts to
 the file ``dead.hlog`` and deletes it, so that totals do not fall and files do not pile up. A crash in between counts
-nothing twice: ``dead.hlog`` names the files that it contains, and these are deleted at the next merge. One lock around
-the whole merge keeps two of them apart.
+nothing twice: ``dead.hlog`` names the files that it contains, which no merge counts beside it and the next one deletes.
+A lock keeps two from adding at once; who finds it taken adds nothing, and waits for no other worker, which may be
+stopped in its merge. Who reads while another adds begins again, as ``dead.hlog`` is a new file then.
 
 *Windows of time.* A `RollingHistogram` counts for its window only: the file of a worker that has not written for that
 long is left out, and of a dead one until then counted.
@@ -172,13 +173,12 @@ class WorkerHistograms:
         self._check()
         now_s = self._clock()
         merged = {name: _copy(histogram) for name, histogram in self._histograms.items()}
-        with self._locked():
-            self._fold_dead(now_s)
-            for path in self.folder.glob("*.hlog"):
-                if path.stem != self._file:
-                    for interval in _intervals(path):
-                        if not self._is_over(interval, now_s) and interval.tag in merged:
-                            merged[interval.tag].merge(interval.histogram)
+        with self._lock_if_free() as is_locked:
+            if is_locked:
+                self._fold_dead(now_s)
+        for interval in self._others():
+            if not self._is_over(interval, now_s) and interval.tag in merged:
+                merged[interval.tag].merge(interval.histogram)
         return merged
 
     def statistics(self) -> WorkerStatistics:
@@ -219,6 +219,16 @@ class WorkerHistograms:
     def _is_over(self, interval: Interval, now_s: float) -> bool:
         own = self._histograms.get(interval.tag)
         return isinstance(own, RollingHistogram) and interval.end_s <= now_s - own.window_s
+
+    def _others(self) -> list[Interval]:
+        """Return what the files of the others hold, the dead one's included, as it was at one moment."""
+        dead = self.folder / _DEAD
+        while True:
+            version, known = _version(dead), {self._file, *_folded(dead)}
+            paths = [path for path in self.folder.glob("*.hlog") if path.stem not in known]
+            intervals = [interval for path in paths for interval in _intervals(path)]
+            if _version(dead) == version:
+                return intervals
 
     def _fold_dead(self, now_s: float) -> None:
         """Add the counts of dead workers to one file, and delete theirs."""
@@ -285,11 +295,15 @@ class WorkerHistograms:
             raise
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _lock_if_free(self) -> Iterator[bool]:
         number = os.open(self.folder / "merging", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(number, fcntl.LOCK_EX)
-            yield
+            try:
+                fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                is_free = True
+            except BlockingIOError:
+                is_free = False
+            yield is_free
         finally:
             unlock_and_close(number)
 
@@ -306,6 +320,14 @@ def _intervals(path: Path) -> list[Interval]:
     with suppress(FileNotFoundError):
         return list(read_interval_log(path))
     return []
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    """Return what is another for each file that is put there."""
+    with suppress(FileNotFoundError):
+        status = path.stat()
+        return status.st_ino, status.st_mtime_ns
+    return None
 
 
 def _folded(path: Path) -> list[str]:
