@@ -3,6 +3,7 @@
 import asyncio
 import fcntl
 import os
+import random
 import sqlite3
 import stat
 import subprocess
@@ -519,6 +520,28 @@ def test_two_that_share_a_folder_in_one_process_keep_their_locks(tmp_path):
             return entries_seen_by_another_process(tmp_path)
 
     assert asyncio.run(main()) == 1
+
+
+@pytest.mark.parametrize("seed", [1, 8])
+def test_an_erasure_finds_what_another_tier_has_left_of_the_subject(tmp_path, wall, seed):
+    """SQLite leaves copies of rows that it moved, also of those that the other one replaced, or erased and was killed."""
+
+    async def main():
+        draw = random.Random(seed)
+        first, second = (DiskTier(tmp_path, max_bytes=4 * MIB, wall_clock=wall) for _ in range(2))
+        async with first, second:
+            await second.erase(tag="nothing")  # has looked for what is left
+            for _ in range(4):
+                for _ in range(80):
+                    size = draw.randrange(1, draw.choice([30, 300, 3000, 12000]))
+                    what = entry(np.full(size, 7, np.int8), subject=f"s{draw.randrange(5)}")
+                    await first.put(f"{draw.randrange(1000)}", what)
+                whose = f"s{draw.randrange(5)}"
+                first._store.erase(b"s", whose)  # and is killed
+                await second.erase(subject=whose)
+                assert not [copy for copy in second.scan() if copy.entry.subject == whose]
+
+    asyncio.run(main())
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

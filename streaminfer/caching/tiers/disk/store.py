@@ -8,7 +8,8 @@ own, and their entry's name inside: what was altered underneath is found out on 
   expired, then by what was stored first. Pages that become free are used again.
 * *Gone is gone*: ``secure_delete`` overwrites what is deleted, and after an erasure or a purge the log is emptied.
   SQLite leaves copies of rows that it moved, between the cells of a page. So what was deleted is then looked for in the
-  bytes of the file, and where it is found, and can be read, and has expired or was erased, the file is rewritten.
+  bytes of the file, and where it is found, and can be read, and has expired or was erased, the file is rewritten. An
+  erasure looks for what others that share the file have deleted or replaced, too.
 * *Raw bytes*: a process that closes any descriptor of a file loses all POSIX locks that it has on it, those of SQLite
   included. So the files are read by a process of their own, which has no locks to lose.
 * *Forks*: SQLite's record of the locks that a process has on a file is copied by a fork, and the locks are not. So a
@@ -99,6 +100,7 @@ class DiskStore:
         self._lock = -1
         self._identity = (0, 0)  # of the file that is open
         self._leftovers = True  # as far as is known
+        self._sought_at = -1  # the version of the file when leftovers were last looked for
         _stores.add(self)
 
     def open(self) -> None:
@@ -184,7 +186,11 @@ class DiskStore:
         """
         self._count()
         self._empty_log()
-        if self._leftovers and self._has_leftovers(erased):
+        version = self._pragma("data_version")  # another one after each change by another process or tier
+        if not self._leftovers and not (erased and version != self._sought_at):
+            return
+        self._sought_at = version
+        if self._has_leftovers(erased):
             db = self._opened()
             db.execute("PRAGMA temp_store = FILE")  # as large as the file
             try:
@@ -256,6 +262,7 @@ class DiskStore:
         if version == 0:
             db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_FORMAT}; COMMIT;")
         db.execute(HOLDS)  # files from before have none
+        self._leftovers, self._sought_at = True, -1  # of others, since it was open here
         self._count()
 
     def _rebuild(self) -> None:
