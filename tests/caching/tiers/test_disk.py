@@ -22,6 +22,7 @@ from waiting import until
 import streaminfer as si
 from streaminfer.caching.tiers import DiskTier, Entry, Tier
 from streaminfer.caching.tiers._records import Counters, Records
+from streaminfer.caching.tiers.disk import store as disk_store
 from streaminfer.caching.tiers.disk.store import DiskStore
 from streaminfer.caching.tiers.encryption import StoredKeys
 from streaminfer.caching.tiers.service_keys import ServiceKeys
@@ -542,6 +543,36 @@ def test_an_erasure_finds_what_another_tier_has_left_of_the_subject(tmp_path, wa
                 assert not [copy for copy in second.scan() if copy.entry.subject == whose]
 
     asyncio.run(main())
+
+
+HOLD_CHECKPOINT_LOCK = """
+import fcntl, sys
+with open(sys.argv[1], "r+b") as file:
+    fcntl.lockf(file, fcntl.LOCK_EX, 1, 121)  # as SQLite does while it moves the log into the file
+    print("held", flush=True)
+    sys.stdin.readline()
+print("released", flush=True)
+"""
+
+
+def test_an_erasure_waits_for_another_process_that_empties_the_log(tmp_path, monkeypatch):
+    """SQLite does not wait there; workers that start together purge together."""
+
+    async def main():
+        async with DiskTier(tmp_path, max_bytes=MIB) as tier:
+            await tier.put("k", entry(1, subject="anna"))
+            command = [sys.executable, "-c", HOLD_CHECKPOINT_LOCK, str(tmp_path / "cache.db-shm")]
+            with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+                assert other.stdout.readline() == "held\n"
+
+                def let_go(_):
+                    print(file=other.stdin, flush=True)
+                    assert other.stdout.readline() == "released\n"
+
+                monkeypatch.setattr(disk_store.time, "sleep", let_go)
+                return await tier.erase(subject="anna"), tier.statistics().errors
+
+    assert asyncio.run(main()) == (1, 0)
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

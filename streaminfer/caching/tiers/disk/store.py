@@ -22,6 +22,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -54,6 +55,7 @@ _PAGE = 16384  # of 4 to 32 KiB, the best for arrays of 600 KB that wastes littl
 _LOG_PAGES = 4 * 2**20 // _PAGE
 _SPARE_PAGES = 16  # for what indices need when they split
 _BUSY_MS = 2000
+_LOOK_EVERY_S = 0.001
 _FORMAT = 2
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (id INTEGER PRIMARY KEY AUTOINCREMENT, key BLOB NOT NULL UNIQUE, subject BLOB,
@@ -216,9 +218,12 @@ class DiskStore:
         return False
 
     def _empty_log(self) -> None:
-        busy = self._opened().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
-        if busy:
-            raise sqlite3.OperationalError("deleted, but copies stay in the log until other processes release it")
+        """Empty the log; SQLite waits for those that read or write, but not for another one that empties it."""
+        ends_s = time.monotonic() + _BUSY_MS / 1e3
+        while self._opened().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+            if time.monotonic() >= ends_s:
+                raise sqlite3.OperationalError("deleted, but copies stay in the log until other processes release it")
+            time.sleep(_LOOK_EVERY_S)
 
     def _connect_or_rebuild(self) -> None:
         fcntl.flock(self._lock, fcntl.LOCK_SH)  # waits while another process replaces the file
