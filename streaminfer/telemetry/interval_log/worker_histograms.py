@@ -31,6 +31,7 @@ from pathlib import Path
 
 import attrs
 
+from streaminfer._internal import IMPORTED_NS
 from streaminfer._internal.error_log import ErrorLog
 from streaminfer._internal.forking import unlock_and_close
 from streaminfer._internal.snapshot import Snapshot
@@ -55,10 +56,12 @@ class WorkerStatistics(Snapshot):
     Attributes:
         name: the service.
         durations: by name, those of `LatencyHistogram` objects; rolling ones forget, which no exporter expects.
+        created_ns: when the first of these workers began, in nanoseconds since 1970; the same whichever is asked.
     """
 
     name: str
     durations: Mapping[str, LatencyHistogram]
+    created_ns: int
 
 
 class WorkerHistograms:
@@ -112,7 +115,8 @@ class WorkerHistograms:
         self._failures = ErrorLog("streaminfer.telemetry")
         self._publishing = threading.RLock()  # an exporter may have a thread of its own
         self._pid = os.getpid()
-        self._started_s = clock()
+        # as the files have it; the package was imported before anything was counted
+        self._started_s = round(min(clock(), IMPORTED_NS / 1e9), 3)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._host = re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname())
         self._file = f"{self._host}.{self._pid}.{secrets.token_hex(4)}"
@@ -170,8 +174,12 @@ class WorkerHistograms:
             RuntimeError: as :meth:`publish`.
             ValueError: a file in the folder is not a worker's.
         """
+        return self._merge()[0]
+
+    def _merge(self) -> tuple[dict[str, LatencyHistogram], float]:
+        """Return what all have counted, and since when, in seconds since the epoch."""
         self._check()
-        now_s = self._clock()
+        now_s, started_s = self._clock(), self._started_s
         merged = {name: _copy(histogram) for name, histogram in self._histograms.items()}
         with self._lock_if_free() as is_locked:
             if is_locked:
@@ -179,20 +187,19 @@ class WorkerHistograms:
         for interval in self._others():
             if not self._is_over(interval, now_s) and interval.tag in merged:
                 merged[interval.tag].merge(interval.histogram)
-        return merged
+                if not isinstance(self._histograms[interval.tag], RollingHistogram):
+                    started_s = min(started_s, interval.start_s)
+        return merged, started_s
 
     def statistics(self) -> WorkerStatistics:
         """Return what all workers have counted, for exporters; raises as :meth:`merge`.
 
         It publishes what it returns of this worker: the next scrape may reach another one, and must not see less.
         """
-        kept = {
-            name: merged
-            for name, merged in self.merge().items()
-            if not isinstance(self._histograms[name], RollingHistogram)
-        }
+        merged, started_s = self._merge()
+        kept = {name: it for name, it in merged.items() if not isinstance(self._histograms[name], RollingHistogram)}
         self.publish()
-        return WorkerStatistics(name=self.name, durations=kept)
+        return WorkerStatistics(name=self.name, durations=kept, created_ns=round(started_s * 1e3) * 10**6)
 
     def close(self) -> None:
         """Write a last time and let go; from then on this worker's counts are a dead one's. A second call is fine."""

@@ -16,6 +16,10 @@ from forked import status_of_child, waiting_child
 from streaminfer.telemetry import LatencyHistogram, RollingHistogram, WorkerHistograms
 from streaminfer.telemetry.exporters.collection import Collection
 from streaminfer.telemetry.exporters.histogram_points import HistogramReader
+from streaminfer.telemetry.exporters.opentelemetry.metric_exporter import _data
+from streaminfer.telemetry.exporters.prometheus.collector import StackCollector
+from streaminfer.telemetry.exporters.prometheus.protobuf_format import _timestamp, write_protobuf
+from streaminfer.telemetry.exporters.prometheus.text_formats import write_openmetrics
 from streaminfer.telemetry.interval_log import worker_histograms
 from streaminfer.telemetry.services import name_services
 from streaminfer.testing import FakeClock, run
@@ -368,6 +372,29 @@ def test_exporters_read_what_all_workers_counted(tmp_path):
     assert sample.labels == (("service", "faces"), ("layer", "WorkerHistograms"), ("of", "latency"))
     assert sample.value.total == 100
     assert sample.value.sum_s == pytest.approx(14.0, rel=0.01)
+
+
+def test_every_worker_says_when_the_first_began(tmp_path):
+    """Another time at each scrape would be another server, whose counts begin anew."""
+    (histogram, early), (_, late) = (make(tmp_path, clock=lambda at_s=at_s: at_s) for at_s in (1000.25, 2000.0))
+    histogram.record(0.1)
+    early.publish()
+    begun = [workers.statistics().created_ns for workers in (early, late)]
+    early.close()
+    begun.append(late.statistics().created_ns)  # and it is in the file of the dead
+    assert (tmp_path / "dead.hlog").exists()
+
+    families = Collection.of(name_services([late]), HistogramReader()).families
+    ((metric, samples),) = families.items()
+    (family,) = StackCollector(late).collect()
+    late.close()
+
+    assert begun == [1_000_250_000_000] * 3
+    assert "_created{" in (text := "".join(write_openmetrics(families)))
+    assert {line.split()[-1] for line in text.splitlines() if "_created{" in line} == {"1000.250"}
+    assert [sample.value for sample in family.samples if sample.name.endswith("_created")] == [1000.25]
+    assert _timestamp(begun[0]) in b"".join(write_protobuf(families))
+    assert [point.start_time_unix_nano for point in _data(metric, samples).data_points] == begun[:1]
 
 
 def test_no_scrape_sees_less_than_the_one_before_at_another_worker(tmp_path):
