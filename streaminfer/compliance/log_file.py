@@ -181,10 +181,14 @@ def _write(number: int, line: bytes, *, durable: bool) -> None:
 
 @contextmanager
 def folder_locked(folder: Path) -> Iterator[None]:
-    """Hold a lock between processes, and have the folder's changes on the disk at the end."""
+    """Hold a lock between processes, and have the folder's changes on the disk at the end.
+
+    Raises:
+        OSError: the disk failed, or a process that was stopped holds the lock.
+    """
     number = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        fcntl.flock(number, fcntl.LOCK_EX)
+        _lock(number)
         yield
         os.fsync(number)
     finally:

@@ -15,12 +15,13 @@ import asyncio
 import logging
 import os
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from streaminfer._internal.forking import new_lock, new_reentrant_lock
+from streaminfer._internal.forking import at_fork, new_lock, new_reentrant_lock
 from streaminfer.caching.erasure.owed_erasures import OwedErasures
 from streaminfer.compliance.retention_log import Action, RetentionLog
 from streaminfer.errors import BackendError
@@ -53,6 +54,12 @@ class RetentionCounts:
         path = None if log is None else log.path
         self._owed = None if path is None else OwedErasures(path)
         self._writer = None if path is None else _Writer()
+        if self._writer is not None:
+            _in_files.add(self)
+
+    def leave_to_parent(self) -> None:
+        """In a forked process, forget what was counted: the parent records it."""
+        self._counts = {}
 
     def is_held(self, subject: str | None, tag: str | None) -> bool:
         """Return whether a legal hold forbids an erasure."""
@@ -132,6 +139,17 @@ class RetentionCounts:
         self.flush()
         if self._writer is not None and self._writer.runs:
             await asyncio.to_thread(self.drain if final else self.catch_up)
+
+
+_in_files: weakref.WeakSet[RetentionCounts] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for counts in list(_in_files):
+        counts.leave_to_parent()
+
+
+at_fork(after_in_child=_after_fork)
 
 
 class _Writer:

@@ -1,12 +1,25 @@
-"""Write transactions of SQLite, and the names of legal holds in a file."""
+"""Files and write transactions of SQLite, and the names of legal holds in a file."""
 
+import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
-__all__ = ["HOLDS", "set_hold", "transaction"]
+__all__ = ["HOLDS", "make_file", "set_hold", "transaction"]
 
 HOLDS = "CREATE TABLE IF NOT EXISTS holds (name BLOB PRIMARY KEY) WITHOUT ROWID"
+
+
+def make_file(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Make a file with access for its owner only, if it is missing; return its device and number.
+
+    One that exists is not opened: closing it would cost this process all locks that SQLite has on it.
+    """
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    status = Path(path).stat()
+    return status.st_dev, status.st_ino
 
 
 @contextmanager

@@ -41,7 +41,7 @@ from streaminfer._internal.forking import new_awaited_lock
 from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import LONGEST_S, check_instance, check_secret, field_check
 from streaminfer.caching.codec import CorruptRecord
-from streaminfer.caching.tiers._sqlite import HOLDS, set_hold, transaction
+from streaminfer.caching.tiers._sqlite import HOLDS, make_file, set_hold, transaction
 from streaminfer.errors import BackendError, text_of_error
 from streaminfer.protocols import Clock
 
@@ -256,7 +256,7 @@ class StoredKeys:
         self._unscrubbed = False
         if str(path) != ":memory:":
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+            make_file(path)
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=_BUSY_S)
         self._finalizer = weakref.finalize(self, self._db.close)  # a file whose keys are dropped unclosed is closed
         try:

@@ -99,13 +99,16 @@ class TierSet:
         """Start the tiers, unless they are held already.
 
         Raises:
-            RuntimeError: they run on another event loop, or one of them was started already.
+            RuntimeError: they run on another event loop or in another process, or one of them was started already.
             BackendError: a tier cannot start; those before it are stopped again.
         """
-        self._home = self._home or asyncio.get_running_loop()
+        if self._home is None:
+            self._home, self._pid = asyncio.get_running_loop(), os.getpid()
         if self._home is not asyncio.get_running_loop():
             lost = "were not stopped before their event loop was closed: make a new cache, with new tiers"
             why = lost if self._home.is_closed() else "run on another event loop"
+            if self._pid != os.getpid():
+                why = "were started before a fork, in another process: make a new cache, with new tiers, in this one"
             raise RuntimeError(f"the tiers of this cache {why}")
         await start_owned(owner, self)
 

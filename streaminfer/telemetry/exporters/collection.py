@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 
 import attrs
 
+from streaminfer._internal import IMPORTED_NS
 from streaminfer._internal.display.unique_name import unique_name
 from streaminfer._internal.error_log import ErrorLog
 from streaminfer._internal.listeners import LISTENER_ERRORS
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer.telemetry.exporters.histogram_points import Exemplar, HistogramPoint, HistogramReader
 from streaminfer.telemetry.exporters.metric import Metric
-from streaminfer.telemetry.exporters.names import INNER, LABELED, LATENCY, METRICS, SHARED, STACK_STATE
+from streaminfer.telemetry.exporters.names import CREATED, INNER, LABELED, LATENCY, METRICS, SHARED, STACK_STATE
 from streaminfer.telemetry.exporters.opentelemetry.tracing_statistics import TracingStatistics
 from streaminfer.telemetry.families.routes import OTHER
 from streaminfer.telemetry.services import walk
@@ -125,7 +126,7 @@ class Collection:
             self._shared.add((kind, snapshot.name))
         if kind in LABELED:
             labels = (*labels, *((name, label_value(value)) for name, value in snapshot.labels))
-        self._read(snapshot, METRICS[kind], labels)
+        self._read(snapshot, METRICS[kind], labels, snapshot.created_ns if kind in CREATED else IMPORTED_NS)
         for field, label in INNER.get(kind, ()):
             inner = getattr(snapshot, field)
             if isinstance(inner, Mapping):
@@ -137,12 +138,12 @@ class Collection:
             for name, each in pairs:
                 self._add_statistics(each, (*labels, (label, label_value(name))) if label else labels)
 
-    def _read(self, snapshot: Any, metrics: Sequence[Metric], labels: Labels) -> None:
+    def _read(self, snapshot: Any, metrics: Sequence[Metric], labels: Labels, created_ns: int = IMPORTED_NS) -> None:
         points: list[tuple[Metric, str, HistogramPoint]] = []
         if self._reader is not None:
             # one after another: a histogram fills the processor's cache, and empties it of all else
             points = [
-                (metric, key, self._reader.read(each))
+                (metric, key, self._reader.read(each)._replace(created_ns=created_ns))
                 for metric in metrics
                 if metric.kind == "histogram"
                 for field in metric.fields

@@ -27,6 +27,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from streaminfer._internal import IMPORTED_NS
 from streaminfer.telemetry.exporters._exponential_cy import fill_bounds, fill_buckets
 from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram, lowest_at
 
@@ -81,6 +82,7 @@ class HistogramPoint(NamedTuple):
         counts: their counts.
         cumulative: counts up to each of ``BOUNDS_S``, and of all.
         exemplars: traced requests among them.
+        created_ns: no duration is older, in nanoseconds since 1970.
     """
 
     total: int
@@ -94,6 +96,7 @@ class HistogramPoint(NamedTuple):
     counts: "array[int]"
     cumulative: "array[int]"
     exemplars: tuple[Exemplar, ...] = ()
+    created_ns: int = IMPORTED_NS
 
 
 class _Layout:

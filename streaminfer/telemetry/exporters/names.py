@@ -7,7 +7,7 @@ module imports no other family. Every value has the labels ``service`` and ``lay
 
 from streaminfer.telemetry.exporters.metric import Metric, counter, gauge, histogram
 
-__all__ = ["INNER", "LABELED", "LATENCY", "METRICS", "SHARED", "STACK_STATE"]
+__all__ = ["CREATED", "INNER", "LABELED", "LATENCY", "METRICS", "SHARED", "STACK_STATE"]
 
 STACK_STATE = gauge(
     "stack.state",
@@ -414,6 +414,9 @@ SHARED = frozenset({"DeviceStatistics"})
 
 LABELED = frozenset({"CostStatistics", "LabeledStatistics"})
 """Statistics with ``labels`` of their own."""
+
+CREATED = frozenset({"WorkerStatistics"})
+"""Statistics with a ``created_ns`` of their own: what other processes counted may be older than this one."""
 
 INNER: dict[str, tuple[tuple[str, str], ...]] = {
     "TelemetryStatistics": (("slo", "slo"), ("labeled", "")),

@@ -7,8 +7,9 @@ now, with the files of the others. Nothing runs between the processes, and a wor
 *Dead workers.* A worker holds a POSIX lock on a second file for as long as it lives, however it dies; such a lock is
 not inherited by its own children. A file whose lock is free is a dead worker's. Whoever merges next adds its counts to
 the file ``dead.hlog`` and deletes it, so that totals do not fall and files do not pile up. A crash in between counts
-nothing twice: ``dead.hlog`` names the files that it contains, and these are deleted at the next merge. One lock around
-the whole merge keeps two of them apart.
+nothing twice: ``dead.hlog`` names the files that it contains, which no merge counts beside it and the next one deletes.
+A lock keeps two from adding at once; who finds it taken adds nothing, and waits for no other worker, which may be
+stopped in its merge. Who reads while another adds begins again, as ``dead.hlog`` is a new file then.
 
 *Windows of time.* A `RollingHistogram` counts for its window only: the file of a worker that has not written for that
 long is left out, and of a dead one until then counted.
@@ -30,6 +31,7 @@ from pathlib import Path
 
 import attrs
 
+from streaminfer._internal import IMPORTED_NS
 from streaminfer._internal.error_log import ErrorLog
 from streaminfer._internal.forking import unlock_and_close
 from streaminfer._internal.snapshot import Snapshot
@@ -54,17 +56,20 @@ class WorkerStatistics(Snapshot):
     Attributes:
         name: the service.
         durations: by name, those of `LatencyHistogram` objects; rolling ones forget, which no exporter expects.
+        created_ns: when the first of these workers began, in nanoseconds since 1970; the same whichever is asked.
     """
 
     name: str
     durations: Mapping[str, LatencyHistogram]
+    created_ns: int
 
 
 class WorkerHistograms:
     """Histograms that the workers of one server, or of several hosts with a common folder, count into together.
 
     Make one in each worker, after the fork, over histograms of the same names. The folder belongs to one run of the
-    server: what is left of an earlier one is counted too.
+    server: what is left of an earlier one is counted too. So is, once per worker, what the histograms counted before
+    the fork, unless they were reset in the worker.
 
     Args:
         folder: made if missing; on a file system with POSIX locks.
@@ -110,7 +115,8 @@ class WorkerHistograms:
         self._failures = ErrorLog("streaminfer.telemetry")
         self._publishing = threading.RLock()  # an exporter may have a thread of its own
         self._pid = os.getpid()
-        self._started_s = clock()
+        # as the files have it; the package was imported before anything was counted
+        self._started_s = round(min(clock(), IMPORTED_NS / 1e9), 3)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._host = re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname())
         self._file = f"{self._host}.{self._pid}.{secrets.token_hex(4)}"
@@ -168,30 +174,32 @@ class WorkerHistograms:
             RuntimeError: as :meth:`publish`.
             ValueError: a file in the folder is not a worker's.
         """
+        return self._merge()[0]
+
+    def _merge(self) -> tuple[dict[str, LatencyHistogram], float]:
+        """Return what all have counted, and since when, in seconds since the epoch."""
         self._check()
-        now_s = self._clock()
+        now_s, started_s = self._clock(), self._started_s
         merged = {name: _copy(histogram) for name, histogram in self._histograms.items()}
-        with self._locked():
-            self._fold_dead(now_s)
-            for path in self.folder.glob("*.hlog"):
-                if path.stem != self._file:
-                    for interval in _intervals(path):
-                        if not self._is_over(interval, now_s) and interval.tag in merged:
-                            merged[interval.tag].merge(interval.histogram)
-        return merged
+        with self._lock_if_free() as is_locked:
+            if is_locked:
+                self._fold_dead(now_s)
+        for interval in self._others():
+            if not self._is_over(interval, now_s) and interval.tag in merged:
+                merged[interval.tag].merge(interval.histogram)
+                if not isinstance(self._histograms[interval.tag], RollingHistogram):
+                    started_s = min(started_s, interval.start_s)
+        return merged, started_s
 
     def statistics(self) -> WorkerStatistics:
         """Return what all workers have counted, for exporters; raises as :meth:`merge`.
 
         It publishes what it returns of this worker: the next scrape may reach another one, and must not see less.
         """
-        kept = {
-            name: merged
-            for name, merged in self.merge().items()
-            if not isinstance(self._histograms[name], RollingHistogram)
-        }
+        merged, started_s = self._merge()
+        kept = {name: it for name, it in merged.items() if not isinstance(self._histograms[name], RollingHistogram)}
         self.publish()
-        return WorkerStatistics(name=self.name, durations=kept)
+        return WorkerStatistics(name=self.name, durations=kept, created_ns=round(started_s * 1e3) * 10**6)
 
     def close(self) -> None:
         """Write a last time and let go; from then on this worker's counts are a dead one's. A second call is fine."""
@@ -218,6 +226,16 @@ class WorkerHistograms:
     def _is_over(self, interval: Interval, now_s: float) -> bool:
         own = self._histograms.get(interval.tag)
         return isinstance(own, RollingHistogram) and interval.end_s <= now_s - own.window_s
+
+    def _others(self) -> list[Interval]:
+        """Return what the files of the others hold, the dead one's included, as it was at one moment."""
+        dead = self.folder / _DEAD
+        while True:
+            version, known = _version(dead), {self._file, *_folded(dead)}
+            paths = [path for path in self.folder.glob("*.hlog") if path.stem not in known]
+            intervals = [interval for path in paths for interval in _intervals(path)]
+            if _version(dead) == version:
+                return intervals
 
     def _fold_dead(self, now_s: float) -> None:
         """Add the counts of dead workers to one file, and delete theirs."""
@@ -284,11 +302,15 @@ class WorkerHistograms:
             raise
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _lock_if_free(self) -> Iterator[bool]:
         number = os.open(self.folder / "merging", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(number, fcntl.LOCK_EX)
-            yield
+            try:
+                fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                is_free = True
+            except BlockingIOError:
+                is_free = False
+            yield is_free
         finally:
             unlock_and_close(number)
 
@@ -305,6 +327,14 @@ def _intervals(path: Path) -> list[Interval]:
     with suppress(FileNotFoundError):
         return list(read_interval_log(path))
     return []
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    """Return what is another for each file that is put there."""
+    with suppress(FileNotFoundError):
+        status = path.stat()
+        return status.st_ino, status.st_mtime_ns
+    return None
 
 
 def _folded(path: Path) -> list[str]:

@@ -10,12 +10,14 @@ import time
 from pathlib import Path
 
 import pytest
+from forked import status_of_child
 
 import streaminfer as si
 from streaminfer.caching.erasure.owed_erasures import OwedErasures
 from streaminfer.caching.erasure.retention_counts import RetentionCounts
 from streaminfer.caching.tiers import DiskTier
 from streaminfer.caching.tiers.encryption import StoredKeys
+from streaminfer.compliance import log_file
 from streaminfer.compliance.retention import Retention
 from streaminfer.compliance.retention_log import RetentionLog
 from streaminfer.errors import BackendError
@@ -252,6 +254,27 @@ def test_a_forked_process_writes_its_own_records_alone():
     assert log.events == [("erased", 1)]
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_what_was_counted_before_a_fork_is_recorded_once(tmp_path):
+    """The parent records it; the child, what it has counted itself."""
+    log = log_in(tmp_path)
+    counts = RetentionCounts(log, lambda: 0)
+    counts.count("evicted", "memory", "", "no room", 3)
+
+    def record():
+        counts.count("evicted", "memory", "", "no room", 1)
+        counts.flush()
+        counts.drain()
+        return True
+
+    status = status_of_child(record)
+    record()
+    log.refresh()
+
+    assert status == 0
+    assert [event.count for event in log.events] == [1, 4]
+
+
 def on_disk(folder, name="disk"):
     return si.EdgeCache(retention=policy(folder), tiers=[DiskTier(folder / name, max_bytes=2**20, keys=KEYS)])
 
@@ -307,6 +330,24 @@ def test_a_process_that_is_killed_leaves_what_it_owes(tmp_path):
     os.waitpid(child, 0)
     place = f"disk {tmp_path / 'disk'}"
     assert OwedErasures(tmp_path / "log").of(place) == [("anna", None)]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_process_that_was_stopped_among_its_owed_erasures_holds_up_no_other_for_good(tmp_path, monkeypatch):
+    """It has the folder locked; another one is told so, as with the log itself, and can end."""
+    monkeypatch.setattr(log_file, "_WAIT_S", 0.0)
+
+    def note():
+        with pytest.raises(BackendError, match="owed, which holds erasures"):
+            OwedErasures(tmp_path / "log").note("disk", "anna", None, is_owed=True)
+        return True
+
+    folder = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    status = status_of_child(note)
+    os.close(folder)
+
+    assert status == 0
 
 
 def test_a_file_of_owed_erasures_that_cannot_be_read_is_an_error(tmp_path):

@@ -3,6 +3,7 @@
 import asyncio
 import fcntl
 import os
+import random
 import sqlite3
 import stat
 import subprocess
@@ -12,7 +13,7 @@ from contextlib import closing
 
 import numpy as np
 import pytest
-from forked import waiting_child
+from forked import status_of_child, waiting_child
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -21,6 +22,7 @@ from waiting import until
 import streaminfer as si
 from streaminfer.caching.tiers import DiskTier, Entry, Tier
 from streaminfer.caching.tiers._records import Counters, Records
+from streaminfer.caching.tiers.disk import store as disk_store
 from streaminfer.caching.tiers.disk.store import DiskStore
 from streaminfer.caching.tiers.encryption import StoredKeys
 from streaminfer.caching.tiers.service_keys import ServiceKeys
@@ -489,6 +491,111 @@ def test_two_that_share_a_folder_see_each_others_entries_and_erasures(tmp_path, 
             return first.statistics().rebuilds
 
     assert asyncio.run(main()) == 1
+
+
+OPEN_AND_CLOSE = """
+import asyncio, sys
+from streaminfer.caching.tiers import DiskTier
+
+async def main():
+    async with DiskTier(sys.argv[1], max_bytes=2**20) as tier:
+        print(tier.statistics().entries)
+
+asyncio.run(main())
+"""
+
+
+def entries_seen_by_another_process(folder):
+    command = [sys.executable, "-c", OPEN_AND_CLOSE, str(folder)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def test_two_that_share_a_folder_in_one_process_keep_their_locks(tmp_path):
+    """Another process that closes the file as if it were the last one would remove the log that these two write."""
+
+    async def main():
+        first, second = (DiskTier(tmp_path, max_bytes=MIB) for _ in range(2))
+        async with first, second:
+            entries_seen_by_another_process(tmp_path)
+            assert await first.put("k", entry(1))
+            return entries_seen_by_another_process(tmp_path)
+
+    assert asyncio.run(main()) == 1
+
+
+@pytest.mark.parametrize("seed", [1, 8])
+def test_an_erasure_finds_what_another_tier_has_left_of_the_subject(tmp_path, wall, seed):
+    """SQLite leaves copies of rows that it moved, also of those that the other one replaced, or erased and was killed."""
+
+    async def main():
+        draw = random.Random(seed)
+        first, second = (DiskTier(tmp_path, max_bytes=4 * MIB, wall_clock=wall) for _ in range(2))
+        async with first, second:
+            await second.erase(tag="nothing")  # has looked for what is left
+            for _ in range(4):
+                for _ in range(80):
+                    size = draw.randrange(1, draw.choice([30, 300, 3000, 12000]))
+                    what = entry(np.full(size, 7, np.int8), subject=f"s{draw.randrange(5)}")
+                    await first.put(f"{draw.randrange(1000)}", what)
+                whose = f"s{draw.randrange(5)}"
+                first._store.erase(b"s", whose)  # and is killed
+                await second.erase(subject=whose)
+                assert not [copy for copy in second.scan() if copy.entry.subject == whose]
+
+    asyncio.run(main())
+
+
+HOLD_CHECKPOINT_LOCK = """
+import fcntl, sys
+with open(sys.argv[1], "r+b") as file:
+    fcntl.lockf(file, fcntl.LOCK_EX, 1, 121)  # as SQLite does while it moves the log into the file
+    print("held", flush=True)
+    sys.stdin.readline()
+print("released", flush=True)
+"""
+
+
+def test_an_erasure_waits_for_another_process_that_empties_the_log(tmp_path, monkeypatch):
+    """SQLite does not wait there; workers that start together purge together."""
+
+    async def main():
+        async with DiskTier(tmp_path, max_bytes=MIB) as tier:
+            await tier.put("k", entry(1, subject="anna"))
+            command = [sys.executable, "-c", HOLD_CHECKPOINT_LOCK, str(tmp_path / "cache.db-shm")]
+            with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+                assert other.stdout.readline() == "held\n"
+
+                def let_go(_):
+                    print(file=other.stdin, flush=True)
+                    assert other.stdout.readline() == "released\n"
+
+                monkeypatch.setattr(disk_store.time, "sleep", let_go)
+                return await tier.erase(subject="anna"), tier.statistics().errors
+
+    assert asyncio.run(main()) == (1, 0)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_opens_no_file_that_its_parent_had_open(tmp_path, tier):
+    """SQLite in the child takes the parent's locks for its own, and would lose what it writes."""
+
+    async def opened(folder):
+        async with DiskTier(folder, max_bytes=4 * MIB):
+            return True
+
+    def only_another():
+        with pytest.raises(si.BackendError, match="forked this one"):
+            asyncio.run(opened(tier.folder))
+        return asyncio.run(opened(tmp_path / "other"))
+
+    async def main():
+        async with tier:
+            status = status_of_child(only_another)
+            assert await tier.put("k", entry(1))
+            return status, entries_seen_by_another_process(tier.folder)
+
+    assert asyncio.run(main()) == (0, 1)
+    assert asyncio.run(opened(tier.folder))
 
 
 def test_damage_that_no_message_can_tell_ends_no_purges(tmp_path, wall):

@@ -4,6 +4,8 @@ import gc
 import os
 import sqlite3
 import stat
+import subprocess
+import sys
 import threading
 from contextlib import closing
 
@@ -13,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streaminfer.caching.codec import CorruptRecord
+from streaminfer.caching.tiers import encryption
 from streaminfer.caching.tiers.encryption import Cipher, Key, KeyProvider, KeyUnknown, StoredKeys
 from streaminfer.caching.tiers.service_keys import ServiceKeys
 
@@ -386,6 +389,23 @@ def test_keys_that_are_dropped_close_their_file(tmp_path):
 
     with pytest.raises(sqlite3.ProgrammingError, match="closed"):
         db.execute("SELECT 1")
+
+
+WRITE = "import sqlite3, sys; sqlite3.connect(sys.argv[1], timeout=0, isolation_level=None).execute('BEGIN IMMEDIATE')"
+
+
+def test_opening_the_file_again_costs_no_transaction_its_lock(keys, tmp_path, monkeypatch):
+    """POSIX takes all locks on a file from a process that closes a descriptor of it."""
+
+    monkeypatch.setattr(encryption, "_BUSY_S", 0.0)
+    with keys._writing():
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            StoredKeys(tmp_path / "keys.db", master=MASTER)
+        another = subprocess.run(
+            [sys.executable, "-c", WRITE, str(tmp_path / "keys.db")], capture_output=True, text=True, check=False
+        )
+
+    assert "database is locked" in another.stderr
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

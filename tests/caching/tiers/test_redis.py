@@ -46,6 +46,17 @@ def test_it_is_a_tier(server):
     assert isinstance(RedisTier(server.url), Tier)
 
 
+@pytest.mark.parametrize("lease_s", [1e-9, 1e300], ids=["shortest", "longest"])
+def test_a_lease_may_last_as_long_as_any_duration(server, lease_s):
+    async def main():
+        async with RedisTier(server.url, lease_s=lease_s, **PATIENT) as tier:
+            assert await tier.take_lease("k", b"1" * 16)
+            await tier.open_lease("k", b"1" * 16)
+            return tier.statistics().errors
+
+    assert asyncio.run(main()) == 0
+
+
 def test_an_entry_comes_back_whole_to_another_process(server):
     put = entry(
         {"y": np.arange(4, dtype=">f4"), "n": None}, ttl_s=60.0, tags=["a", "b"], subject="anna", data_class="f"

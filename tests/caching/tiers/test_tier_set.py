@@ -6,6 +6,7 @@ import signal
 
 import numpy as np
 import pytest
+from forked import status_of_child
 from scripted_tier import EPOCH, Model, ScriptedTier, cache_of
 
 import streaminfer as si
@@ -740,6 +741,23 @@ def test_the_end_of_a_lease_that_fails_is_logged_once(caplog):
     assert [record.getMessage().split(":")[0] for record in caplog.records] == [
         "the end of a lease of the tier redis failed"
     ]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_is_told_that_the_tiers_run_in_another_one():
+    """They are on no event loop that it could find."""
+
+    async def start(cache):
+        with pytest.raises(RuntimeError, match=r"before a fork.*make a new cache"):
+            await cache.__aenter__()
+        return True
+
+    async def main(loop):
+        async with cache_of(loop, ScriptedTier(loop.clock)) as cache:
+            return status_of_child(lambda: asyncio.run(start(cache)))
+
+    assert run(main) == 0
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

@@ -25,7 +25,7 @@ NOT_EXPORTED = {
     "CalibrationStatistics": None,  # of a start, not of serving
     "TelemetryStatistics": {"name", "batch_sizes", "recent"},
     "LabeledStatistics": {"labels"},  # they are labels
-    "WorkerStatistics": {"name"},
+    "WorkerStatistics": {"created_ns", "name"},
     "SloStatistics": {"name", "period_s", "good", "bad", "rejected", "alerts", "callback_errors"},
     "BatcherStatistics": {"batch_sizes", "batches", "calibration"},
     "DeviceStatistics": {

@@ -11,11 +11,16 @@ import threading
 from pathlib import Path
 
 import pytest
-from forked import waiting_child
+from forked import status_of_child, waiting_child
 
 from streaminfer.telemetry import LatencyHistogram, RollingHistogram, WorkerHistograms
 from streaminfer.telemetry.exporters.collection import Collection
 from streaminfer.telemetry.exporters.histogram_points import HistogramReader
+from streaminfer.telemetry.exporters.opentelemetry.metric_exporter import _data
+from streaminfer.telemetry.exporters.prometheus.collector import StackCollector
+from streaminfer.telemetry.exporters.prometheus.protobuf_format import _timestamp, write_protobuf
+from streaminfer.telemetry.exporters.prometheus.text_formats import write_openmetrics
+from streaminfer.telemetry.interval_log import worker_histograms
 from streaminfer.telemetry.services import name_services
 from streaminfer.testing import FakeClock, run
 
@@ -108,6 +113,50 @@ def test_workers_that_merge_at_once_count_the_dead_once(start):
     for process in processes[3:]:
         print("merge", file=process.child.stdin, flush=True)
     assert {process.child.stdout.readline().split()[0] for process in processes[3:]} == {"600"}
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_worker_that_is_stopped_in_its_merge_delays_no_other(start, tmp_path):
+    """The others count all the same; the dead are added up later."""
+    process = start()
+    process.ask("record 0.01")
+    process.end()
+
+    def merged():
+        _, workers = make(tmp_path)
+        return workers.merge()["latency"].count == 100
+
+    with (tmp_path / "merging").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert status_of_child(merged) == 0
+    assert not (tmp_path / "dead.hlog").exists()
+    assert status_of_child(merged) == 0
+    assert (tmp_path / "dead.hlog").exists()
+
+
+def test_who_reads_while_another_adds_up_the_dead_misses_none(start, tmp_path, monkeypatch):
+    """A file that is gone when it is to be read is in that of the dead, which was not there before."""
+    process = start()
+    process.ask("record 0.01")
+    process.end()
+    (_, reading), (_, adding) = make(tmp_path), make(tmp_path)
+    read_file = worker_histograms._intervals
+
+    def add_first(path):
+        monkeypatch.setattr(worker_histograms, "_intervals", read_file)
+        lock.close()
+        adding.merge()
+        return read_file(path)
+
+    monkeypatch.setattr(worker_histograms, "_intervals", add_first)
+    with (tmp_path / "merging").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        count = reading.merge()["latency"].count
+
+    assert count == 100
+    assert (tmp_path / "dead.hlog").exists()
+    reading.close()
+    adding.close()
 
 
 def test_a_crash_between_counting_and_deleting_counts_nothing_twice(start, tmp_path):
@@ -323,6 +372,29 @@ def test_exporters_read_what_all_workers_counted(tmp_path):
     assert sample.labels == (("service", "faces"), ("layer", "WorkerHistograms"), ("of", "latency"))
     assert sample.value.total == 100
     assert sample.value.sum_s == pytest.approx(14.0, rel=0.01)
+
+
+def test_every_worker_says_when_the_first_began(tmp_path):
+    """Another time at each scrape would be another server, whose counts begin anew."""
+    (histogram, early), (_, late) = (make(tmp_path, clock=lambda at_s=at_s: at_s) for at_s in (1000.25, 2000.0))
+    histogram.record(0.1)
+    early.publish()
+    begun = [workers.statistics().created_ns for workers in (early, late)]
+    early.close()
+    begun.append(late.statistics().created_ns)  # and it is in the file of the dead
+    assert (tmp_path / "dead.hlog").exists()
+
+    families = Collection.of(name_services([late]), HistogramReader()).families
+    ((metric, samples),) = families.items()
+    (family,) = StackCollector(late).collect()
+    late.close()
+
+    assert begun == [1_000_250_000_000] * 3
+    assert "_created{" in (text := "".join(write_openmetrics(families)))
+    assert {line.split()[-1] for line in text.splitlines() if "_created{" in line} == {"1000.250"}
+    assert [sample.value for sample in family.samples if sample.name.endswith("_created")] == [1000.25]
+    assert _timestamp(begun[0]) in b"".join(write_protobuf(families))
+    assert [point.start_time_unix_nano for point in _data(metric, samples).data_points] == begun[:1]
 
 
 def test_no_scrape_sees_less_than_the_one_before_at_another_worker(tmp_path):

@@ -8,9 +8,12 @@ own, and their entry's name inside: what was altered underneath is found out on 
   expired, then by what was stored first. Pages that become free are used again.
 * *Gone is gone*: ``secure_delete`` overwrites what is deleted, and after an erasure or a purge the log is emptied.
   SQLite leaves copies of rows that it moved, between the cells of a page. So what was deleted is then looked for in the
-  bytes of the file, and where it is found, and can be read, and has expired or was erased, the file is rewritten.
+  bytes of the file, and where it is found, and can be read, and has expired or was erased, the file is rewritten. An
+  erasure looks for what others that share the file have deleted or replaced, too.
 * *Raw bytes*: a process that closes any descriptor of a file loses all POSIX locks that it has on it, those of SQLite
   included. So the files are read by a process of their own, which has no locks to lose.
+* *Forks*: SQLite's record of the locks that a process has on a file is copied by a fork, and the locks are not. So a
+  forked process opens no file that its parent had open.
 * *Corruption*: a file that SQLite finds malformed is replaced by an empty one, unless another process has it open.
 """
 
@@ -19,15 +22,17 @@ import os
 import sqlite3
 import subprocess
 import sys
+import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from streaminfer._internal.forking import unlock_and_close
+from streaminfer._internal.forking import at_fork, unlock_and_close
 from streaminfer.caching.codec import CorruptRecord
 from streaminfer.caching.tiers._records import GLIMPSED, Counters, Records
-from streaminfer.caching.tiers._sqlite import HOLDS, set_hold, transaction
+from streaminfer.caching.tiers._sqlite import HOLDS, make_file, set_hold, transaction
 from streaminfer.caching.tiers.encryption import SEALED_HEAD, StoredKeys
 from streaminfer.caching.tiers.protocol import SKEW_NS, Entry, Held, RecordCopy
 from streaminfer.compliance.every_file import every_file
@@ -50,6 +55,7 @@ _PAGE = 16384  # of 4 to 32 KiB, the best for arrays of 600 KB that wastes littl
 _LOG_PAGES = 4 * 2**20 // _PAGE
 _SPARE_PAGES = 16  # for what indices need when they split
 _BUSY_MS = 2000
+_LOOK_EVERY_S = 0.001
 _FORMAT = 2
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (id INTEGER PRIMARY KEY AUTOINCREMENT, key BLOB NOT NULL UNIQUE, subject BLOB,
@@ -94,7 +100,10 @@ class DiskStore:
         self._now = wall_clock
         self._db: sqlite3.Connection | None = None
         self._lock = -1
+        self._identity = (0, 0)  # of the file that is open
         self._leftovers = True  # as far as is known
+        self._sought_at = -1  # the version of the file when leftovers were last looked for
+        _stores.add(self)
 
     def open(self) -> None:
         """Open the file or make it. Raises ``OSError`` or ``sqlite3.Error``."""
@@ -114,6 +123,15 @@ class DiskStore:
         finally:
             if lock >= 0:
                 unlock_and_close(lock)
+
+    def leave_to_parent(self) -> None:
+        """In a forked process, let go of the file without closing it, which SQLite allows its parent alone."""
+        db, self._db = self._db, None
+        if db is not None:
+            _of_parents.setdefault(self._identity, []).append(db)
+        lock, self._lock = self._lock, -1
+        if lock >= 0:
+            os.close(lock)
 
     def delete(self, key: str | bytes) -> bool:
         """Remove the entry of a key; return whether there is none now. Raises on failure."""
@@ -170,7 +188,11 @@ class DiskStore:
         """
         self._count()
         self._empty_log()
-        if self._leftovers and self._has_leftovers(erased):
+        version = self._pragma("data_version")  # another one after each change by another process or tier
+        if not self._leftovers and not (erased and version != self._sought_at):
+            return
+        self._sought_at = version
+        if self._has_leftovers(erased):
             db = self._opened()
             db.execute("PRAGMA temp_store = FILE")  # as large as the file
             try:
@@ -196,9 +218,12 @@ class DiskStore:
         return False
 
     def _empty_log(self) -> None:
-        busy = self._opened().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
-        if busy:
-            raise sqlite3.OperationalError("deleted, but copies stay in the log until other processes release it")
+        """Empty the log; SQLite waits for those that read or write, but not for another one that empties it."""
+        ends_s = time.monotonic() + _BUSY_MS / 1e3
+        while self._opened().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+            if time.monotonic() >= ends_s:
+                raise sqlite3.OperationalError("deleted, but copies stay in the log until other processes release it")
+            time.sleep(_LOOK_EVERY_S)
 
     def _connect_or_rebuild(self) -> None:
         fcntl.flock(self._lock, fcntl.LOCK_SH)  # waits while another process replaces the file
@@ -217,7 +242,12 @@ class DiskStore:
             db.close()
 
     def _connect(self) -> None:
-        os.close(os.open(self._file, os.O_CREAT | os.O_RDWR, 0o600))
+        self._identity = make_file(self._file)
+        if self._identity in _of_parents:
+            raise sqlite3.OperationalError(
+                "the file was open in the process that forked this one, so its locks do not hold here: "
+                "fork before a tier opens it, or start this process by spawn"
+            )
         self._db = db = sqlite3.connect(self._file, isolation_level=None, check_same_thread=False)
         db.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
         db.execute(f"PRAGMA page_size = {_PAGE}")
@@ -237,6 +267,7 @@ class DiskStore:
         if version == 0:
             db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_FORMAT}; COMMIT;")
         db.execute(HOLDS)  # files from before have none
+        self._leftovers, self._sought_at = True, -1  # of others, since it was open here
         self._count()
 
     def _rebuild(self) -> None:
@@ -361,6 +392,18 @@ class DiskStore:
         if self._db is None:
             raise sqlite3.OperationalError("the file is not open")
         return self._db
+
+
+_stores: weakref.WeakSet[DiskStore] = weakref.WeakSet()
+_of_parents: dict[tuple[int, int], list[sqlite3.Connection]] = {}
+
+
+def _after_fork() -> None:
+    for store in list(_stores):
+        store.leave_to_parent()
+
+
+at_fork(after_in_child=_after_fork)
 
 
 def _is_damage(error: Exception) -> bool:

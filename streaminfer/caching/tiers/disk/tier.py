@@ -32,7 +32,8 @@ class DiskTier(MediumTier):
     """A tier in a folder; survives a kill at any moment without ever giving a wrong or torn value.
 
     Several processes may share a folder. An entry that one puts or erases is there, or gone, for all. A file that was
-    corrupt is replaced by the first process that has it open alone; while others have it open, it misses.
+    corrupt is replaced by the first process that has it open alone; while others have it open, it misses. A process
+    that was forked while a tier had the file open cannot start one on it.
 
     Args:
         folder: made if missing, for the owner only. It holds the file, its log, and a lock.

@@ -205,7 +205,8 @@ class RedisTier(MediumTier):
         await self._lease(OPEN, key, token)
 
     async def _lease(self, script: str, key: str | bytes, token: bytes) -> Any:
-        arguments = (self._prefix, self._records.name(b"k", key), token, max(round(self.lease_s * 1e3), 1))
+        lease_ms = min(max(round(self.lease_s * 1e3), 1), MAX_TTL_MS)
+        arguments = (self._prefix, self._records.name(b"k", key), token, lease_ms)
         return await self._attempt(1, self._script, script, *arguments)
 
     def hear(self, listener: Callable[[Notice], object]) -> None:

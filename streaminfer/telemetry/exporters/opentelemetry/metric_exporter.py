@@ -114,7 +114,7 @@ def _exponential(labels: Labels, point: Any, now_ns: int) -> sdk.ExponentialHist
     scale, offset, counts = _dense(point)
     return sdk.ExponentialHistogramDataPoint(
         attributes=dict(labels),
-        start_time_unix_nano=IMPORTED_NS,
+        start_time_unix_nano=point.created_ns,
         time_unix_nano=now_ns,
         count=point.total,
         sum=point.sum_s,

@@ -32,12 +32,13 @@ def write_protobuf(families: Mapping[Metric, Sequence[Sample]]) -> Iterator[byte
         family.text(1, metric.prometheus)
         family.text(2, metric.help)
         family.varint(3, _KINDS[metric.kind])
-        field, created = _VALUES[metric.kind], b"" if metric.kind == "gauge" else _created(metric.kind)
+        field, created = _VALUES[metric.kind], b"" if metric.kind == "gauge" else _created(metric.kind, IMPORTED_NS)
         head = bytes((field << 3 | 2, 9 + len(created), 0x09))  # a message, and in its field 1 a double
         for labels, value in samples:
             if isinstance(value, HistogramPoint):
                 exemplars = {exemplar.bucket: _exemplar(exemplar) for exemplar in value.exemplars}
-                write_histogram(family, _labels(labels), field, value, _bounds(), exemplars, created, scratch)
+                born = _created("histogram", value.created_ns)
+                write_histogram(family, _labels(labels), field, value, _bounds(), exemplars, born, scratch)
             else:
                 family.data(4, _labels(labels) + head + struct.pack("<d", value) + created)
         framed = ProtobufWriter()
@@ -79,10 +80,10 @@ def _pair(name: str, value: str) -> bytes:
     return bytes(message)
 
 
-@functools.cache
-def _created(kind: str) -> bytes:
+@functools.lru_cache(maxsize=16)
+def _created(kind: str, created_ns: int) -> bytes:
     message = ProtobufWriter()
-    message.data({"counter": 3, "histogram": 15}[kind], _timestamp(IMPORTED_NS))
+    message.data({"counter": 3, "histogram": 15}[kind], _timestamp(created_ns))
     return bytes(message)
 
 

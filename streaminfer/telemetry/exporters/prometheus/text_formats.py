@@ -15,8 +15,6 @@ from streaminfer.telemetry.exporters.metric import Metric
 
 __all__ = ["write_openmetrics", "write_text"]
 
-_CREATED = f"{IMPORTED_NS / 1e9:.3f}"
-
 
 def write_text(families: Mapping[Metric, Sequence[Sample]]) -> Iterator[str]:
     """Write the plain text format, a family at a time."""
@@ -42,12 +40,14 @@ def write_openmetrics(families: Mapping[Metric, Sequence[Sample]]) -> Iterator[s
         lines.append(f"# HELP {name} {_escape(metric.help)}")
         for labels, value in samples:
             text = _labels(labels)
+            created_ns = IMPORTED_NS
             if isinstance(value, HistogramPoint):
+                created_ns = value.created_ns
                 lines += _histogram(name, text, value, with_exemplars=True)
             else:
                 lines.append(f"{metric.prometheus}{{{text}}} {_number(value)}")
             if metric.kind != "gauge":
-                lines.append(f"{name}_created{{{text}}} {_CREATED}")
+                lines.append(f"{name}_created{{{text}}} {created_ns / 1e9:.3f}")
         yield "\n".join(lines) + "\n"
     yield "# EOF\n"
 
