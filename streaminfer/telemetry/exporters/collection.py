@@ -143,7 +143,7 @@ class Collection:
         if self._reader is not None:
             # one after another: a histogram fills the processor's cache, and empties it of all else
             points = [
-                (metric, key, self._reader.read(each)._replace(created_ns=created_ns))
+                (metric, key, self._reader.read(each, created_ns))
                 for metric in metrics
                 if metric.kind == "histogram"
                 for field in metric.fields

@@ -174,12 +174,17 @@ class HistogramReader:
         self._indexes = array("i", bytes(4 * max_size))
         self._counts = array("q", bytes(8 * max_size))
 
-    def read(self, histogram: LatencyHistogram) -> HistogramPoint:
-        """Return what the histogram holds now."""
+    def read(self, histogram: LatencyHistogram, created_ns: int = IMPORTED_NS) -> HistogramPoint:
+        """Return what the histogram holds now.
+
+        Args:
+            histogram: any.
+            created_ns: no duration of it is older, in nanoseconds since 1970.
+        """
         length = histogram.counts_length
         layout = _layout(histogram.unit_magnitude, histogram.half_magnitude, length, histogram.significant_digits)
         if not histogram.count:
-            return layout.empty
+            return layout.empty if created_ns == IMPORTED_NS else layout.empty._replace(created_ns=created_ns)
         totals = self._totals.get(length)
         if totals is None:
             totals = self._totals[length] = array("q", bytes(8 * (length + 1)))
@@ -211,4 +216,5 @@ class HistogramReader:
             indexes=self._indexes[:filled],
             counts=self._counts[:filled],
             cumulative=cumulative,
+            created_ns=created_ns,
         )

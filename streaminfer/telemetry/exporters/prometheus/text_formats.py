@@ -47,7 +47,7 @@ def write_openmetrics(families: Mapping[Metric, Sequence[Sample]]) -> Iterator[s
             else:
                 lines.append(f"{metric.prometheus}{{{text}}} {_number(value)}")
             if metric.kind != "gauge":
-                lines.append(f"{name}_created{{{text}}} {created_ns / 1e9:.3f}")
+                lines.append(f"{name}_created{{{text}}} {_seconds(created_ns)}")
         yield "\n".join(lines) + "\n"
     yield "# EOF\n"
 
@@ -61,6 +61,11 @@ def _histogram(name: str, labels: str, point: HistogramPoint, *, with_exemplars:
     lines.append(f"{name}_sum{{{labels}}} {_number(point.sum_s)}")
     lines.append(f"{name}_count{{{labels}}} {point.total}")
     return lines
+
+
+@functools.lru_cache(maxsize=16)
+def _seconds(instant_ns: int) -> str:
+    return f"{instant_ns / 1e9:.3f}"
 
 
 def _exemplar(exemplar: Exemplar) -> str:
