@@ -72,6 +72,8 @@ found["options"] = [
     deployment._deployment_config.request_router_config.request_router_class,
     deployment._deployment_config.request_router_config.request_routing_stats_period_s,
 ]
+by_ray = si.serving.ray_deployment(make_late, autoscaling_config={"min_replicas": 1, "max_replicas": 2})
+found["autoscaling of Ray"] = by_ray._deployment_config.autoscaling_config.max_replicas
 default = si.serving.ray_deployment(make_late, headroom_router=False)
 found["default"] = default._deployment_config.request_router_config.is_default_request_router()
 with mock.patch.dict(sys.modules, {"ray.serve.request_router": None}):  # another version of Ray

@@ -61,6 +61,7 @@ def test_a_replica_tells_ray_how_busy_it_is(local):
 def test_options_reach_the_deployment(local):
     router = "streaminfer.serving.ray.headroom_router.HeadroomRouter"
     assert local["options"] == [3, 7, 7.0, router, 0.2]
+    assert local["autoscaling of Ray"] == 2
     assert local["default"] is True
     assert local["other version"] is True
 
