@@ -39,6 +39,26 @@ async def test_a_stream_without_a_place_is_left_to_other_replicas(loop):
         assert await fleet.step("c", 2) == reference(2)
 
 
+async def test_a_reset_holds_while_a_state_without_a_place_is_handed_back(loop):
+    class Slow(StreamStore):
+        async def hand_over(self, replica, records):
+            await asyncio.sleep(0.1)
+            await super().hand_over(replica, records)
+
+    async with Fleet(loop, store=Slow) as fleet:
+        await fleet.step("a", 1)
+        for stream in "1234":
+            await fleet.step("b", 9, stream)
+        states = adapt(fleet.stacks["b"]).capabilities().stream_states
+        rejected = asyncio.create_task(fleet.step("b", 2, timeout_s=3.0))
+        await asyncio.sleep(0.15)
+        states.end_stream("1")
+        states.reset_stream("s")
+        with pytest.raises(si.Overloaded):
+            await rejected
+        assert await fleet.step("b", 3) == Reference()(3)
+
+
 async def test_a_lost_replica_loses_no_reset(loop):
     """A stream that was reset, and had no step since, does not continue from the snapshot before."""
     async with Fleet(loop) as fleet:

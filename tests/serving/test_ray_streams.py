@@ -44,6 +44,16 @@ def test_a_silent_owner_loses_its_streams_to_their_snapshots():
     assert statistics.oldest_snapshot_s == pytest.approx(SILENT_NS / 1e9)
 
 
+def test_a_replica_that_lost_a_stream_does_not_bring_it_back():
+    """The stream has ended at the replica that took it; what the other one still has of it is refused."""
+    ledger = StreamLedger()
+    ledger.claim("s", "a", 0)
+    ledger.take("s", "b", "a", 0)
+    ledger.forget(["s"])
+    assert ledger.store("a", {"s": b"old"}, 0) == ["s"]
+    assert ledger.claim("s", "b", 0) == Claim()
+
+
 @pytest.mark.parametrize(("sends_snapshot", "leaves_s"), [(False, 120.0), (True, 239.0)])
 def test_the_store_leaves_when_no_replica_has_called_for_two_minutes(sends_snapshot, leaves_s):
     """Also where every replica was gone before its first snapshot."""
@@ -97,6 +107,7 @@ def test_a_stream_has_at_most_one_owner(calls):
         else:
             is_own = owners.get(stream, replica) == replica
             if what == "s":
+                is_own = is_own and stream not in untold[replica]
                 refused = ledger.store(replica, {stream: b"x"}, now_ns)
                 assert len(refused) == len({*refused})
                 assert {*refused} == untold[replica] | (set() if is_own else {stream})

@@ -179,6 +179,8 @@ class MovingStreams(Wrapper):
                 self._drop(stream_id, stream)
         finally:
             stream.settled.set()
+        if stream.rejection is not None and stream.is_set_here:  # meanwhile
+            self._keep_here(stream_id)
 
     def _take_over(self, stream_id: Hashable, claim: Claim) -> Overloaded | None:
         """Go on from the state that came with a stream, unless this replica's own is as new; return why it cannot."""

@@ -123,7 +123,9 @@ class StreamLedger:
 
     def store(self, replica: str, records: Mapping[Hashable, Any], now_ns: int) -> list[Hashable]:
         """Keep snapshots of a replica; return which of their streams, and of those that it had, are not its own."""
-        return list(self._taken.pop(replica, set()) | self._store(replica, records, now_ns))
+        taken = self._taken.pop(replica, set())
+        own = {stream_id: record for stream_id, record in records.items() if stream_id not in taken}
+        return list(taken | self._store(replica, own, now_ns))
 
     def hand_over(self, replica: str, records: Mapping[Hashable, Any], now_ns: int) -> None:
         """Keep final states of a replica's own streams, which no replica owns from now on; ``None``: no state."""
