@@ -43,6 +43,11 @@ def test_a_deployment_runs_without_a_cluster(local):
     assert local["wrong"] == "stack_factory: expected a function that returns a Stack, got 5 (int)"
 
 
+def test_a_deployment_runs_locally_in_a_process_that_uses_ray(local):
+    """No replica context is there, although Ray is initialized."""
+    assert local["beside Ray"] == 7
+
+
 def test_deployment_names_wrong_arguments(local):
     """A stack in place of a function that makes one, though a stack can be called."""
     assert local["wrong arguments"] == [

@@ -122,10 +122,13 @@ class StackReplica:
 def _with_moves(stack: Stack) -> Any:
     """Return the stack, or one whose streams move if it keeps state and there are other replicas."""
     states = adapt(stack).capabilities().stream_states
-    ray = require("ray", extra="ray", purpose="ray_deployment")
-    if states is None or not ray.is_initialized():
+    if states is None:
         return stack
+    ray = require("ray", extra="ray", purpose="ray_deployment")
     serve = require("ray.serve", extra="ray", purpose="ray_deployment")
-    replica = serve.get_replica_context()
+    try:
+        replica = serve.get_replica_context()
+    except serve.exceptions.RayServeException:
+        return stack  # local testing mode: no other replica
     store = store_actor(ray, f"{replica.app_name}#{replica.deployment}")
     return MovingStreams(stack, states, store, replica.replica_tag)
