@@ -44,6 +44,16 @@ def test_a_silent_owner_loses_its_streams_to_their_snapshots():
     assert statistics.oldest_snapshot_s == pytest.approx(SILENT_NS / 1e9)
 
 
+def test_streams_are_searched_for_idle_ones_every_ten_seconds():
+    """Each replica sends two snapshots a second: none of them may cost a look at all streams."""
+    ledger, forgotten = StreamLedger(), []
+    forget = ledger.forget
+    ledger.forget = lambda names: forgotten.append(forget(names))
+    for number in range(100):
+        ledger.expire(number * 500 * MS)
+    assert len(forgotten) == 5
+
+
 def test_a_replica_that_lost_a_stream_does_not_bring_it_back():
     """The stream has ended at the replica that took it; what the other one still has of it is refused."""
     ledger = StreamLedger()
