@@ -1,6 +1,7 @@
 """States of streams that move between replicas: no place, resets, imports, many at once, a store that starts again."""
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 from moving_fleet import Fleet, pause
@@ -9,7 +10,7 @@ from recurrent import Reference
 import streaminfer as si
 from streaminfer.protocols import adapt
 from streaminfer.serving.ray.stream_ledger import StreamLedger
-from streaminfer.serving.ray.stream_store import StreamStore
+from streaminfer.serving.ray.stream_store import RemoteStreamStore, StreamStore
 
 
 async def test_a_stream_without_a_place_keeps_its_state(loop):
@@ -129,6 +130,47 @@ async def test_a_store_that_started_again_gets_all_states(loop, caplog):
         await asyncio.sleep(2.0)
         assert await fleet.step("b", 2) == reference(2)
     assert "the store of streams does not answer" in caplog.text
+
+
+async def test_a_store_that_was_killed_for_good_is_made_again(loop):
+    """Its replicas send the new one all states."""
+
+    class Died(Exception):
+        pass
+
+    class Actor:
+        """Calls of an actor, as Ray has them."""
+
+        def __init__(self):
+            self.inner, self.is_dead = StreamStore(loop.clock), asyncio.Event()
+
+        def __getattr__(self, name):
+            return SimpleNamespace(remote=lambda *arguments: self.call(name, *arguments))
+
+        async def call(self, name, *arguments):
+            answer = asyncio.ensure_future(getattr(self.inner, name)(*arguments))
+            dies = asyncio.ensure_future(self.is_dead.wait())
+            await asyncio.wait([answer, dies], return_when="FIRST_COMPLETED")
+            if self.is_dead.is_set():
+                answer.cancel()
+                raise Died
+            dies.cancel()
+            return await answer
+
+    actors = []
+
+    def connect():
+        if not actors or actors[-1].is_dead.is_set():
+            actors.append(Actor())
+        return actors[-1]
+
+    reference = Reference()
+    async with Fleet(loop, store=lambda _clock: RemoteStreamStore(connect, Died)) as fleet:
+        assert await fleet.step("a", 1) == reference(1)
+        actors[0].is_dead.set()
+        await asyncio.sleep(1.5)
+        assert await fleet.step("b", 2) == reference(2)
+    assert len(actors) == 2
 
 
 async def test_a_stop_hands_all_idle_streams_over_in_one_call(loop):
