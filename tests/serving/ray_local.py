@@ -5,6 +5,7 @@ import sys
 from unittest import mock
 
 import numpy as np
+import ray
 import ray_serve
 from ray import serve
 
@@ -72,9 +73,16 @@ found["options"] = [
     deployment._deployment_config.request_router_config.request_router_class,
     deployment._deployment_config.request_router_config.request_routing_stats_period_s,
 ]
+by_ray = si.serving.ray_deployment(make_late, autoscaling_config={"min_replicas": 1, "max_replicas": 2})
+found["autoscaling of Ray"] = by_ray._deployment_config.autoscaling_config.max_replicas
 default = si.serving.ray_deployment(make_late, headroom_router=False)
 found["default"] = default._deployment_config.request_router_config.is_default_request_router()
 with mock.patch.dict(sys.modules, {"ray.serve.request_router": None}):  # another version of Ray
     other = si.serving.ray_deployment(make_late)
 found["other version"] = other._deployment_config.request_router_config.is_default_request_router()
+
+ray.init(num_cpus=1, object_store_memory=80 << 20, include_dashboard=False, log_to_driver=False, logging_level="error")
+streams = serve.run(si.serving.ray_deployment(make_stateful).bind(), _local_testing_mode=True, name="beside Ray")
+found["beside Ray"] = int(streams.infer.remote({"x": np.int64(7)}, stream_id="s").result())
+ray.shutdown()
 print(json.dumps(found))  # noqa: T201 - its result

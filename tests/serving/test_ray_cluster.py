@@ -43,6 +43,11 @@ def test_a_deployment_runs_without_a_cluster(local):
     assert local["wrong"] == "stack_factory: expected a function that returns a Stack, got 5 (int)"
 
 
+def test_a_deployment_runs_locally_in_a_process_that_uses_ray(local):
+    """No replica context is there, although Ray is initialized."""
+    assert local["beside Ray"] == 7
+
+
 def test_deployment_names_wrong_arguments(local):
     """A stack in place of a function that makes one, though a stack can be called."""
     assert local["wrong arguments"] == [
@@ -61,6 +66,7 @@ def test_a_replica_tells_ray_how_busy_it_is(local):
 def test_options_reach_the_deployment(local):
     router = "streaminfer.serving.ray.headroom_router.HeadroomRouter"
     assert local["options"] == [3, 7, 7.0, router, 0.2]
+    assert local["autoscaling of Ray"] == 2
     assert local["default"] is True
     assert local["other version"] is True
 

@@ -77,6 +77,13 @@ def test_only_the_streams_of_a_lost_replica_move():
     assert ranking.rank() == []
 
 
+def test_any_text_names_a_stream():
+    """Ray lets requests wait for ever where its router raises an error."""
+    ranking = HeadroomRanking()
+    ranking.update(dict.fromkeys("abc"), 0)
+    assert ranking.home("\ud800") in "abc"
+
+
 @given(st.lists(st.tuples(st.sampled_from("sodqr"), st.sampled_from("abcx"), st.integers(0, 5))))
 def test_own_requests_are_those_sent_and_not_completed(calls):
     """Whatever happens, counts are those of a plain model, and candidates are known replicas."""

@@ -22,6 +22,7 @@ def gauges(monkeypatch):
 
         def set(self, value, *, tags):
             assert set(tags) == self.keys
+            "".join(tags.values()).encode("ascii")  # as Ray does
             values[self.name, *sorted(tags.items())] = value
 
     modules = {name: ModuleType(name) for name in ("ray", "ray.serve", "ray.serve.metrics")}
@@ -59,6 +60,18 @@ async def test_labels_of_ray_keep_their_meaning(loop, gauges):
     labels = {key for _, *labels in gauges for key, _ in labels}
     assert "replica_" in labels
     assert "replica" not in labels
+
+
+async def test_names_of_any_language_are_labels(loop, gauges):
+    """One of them would keep all metrics of its replica from being published."""
+    stack = si.Stack(si.Telemetry("für", labels=("tenant",)), ScriptedBackend(), clock=loop.clock)
+    async with stack:
+        for tenant in ("ü", "\\xfc", "\ud800"):
+            await stack(1.0, tenant=tenant)
+        RayMetrics(stack).publish()
+    tenants = {label for _, *labels in gauges for key, label in labels if key == "tenant"}
+    assert len(tenants) == 3
+    assert any(("service", "f\\xfcr~") < label < ("service", "f\\xfcr~g") for _, *labels in gauges for label in labels)
 
 
 def test_without_ray_the_extra_is_named(monkeypatch):

@@ -45,7 +45,7 @@ def ray_deployment(
     Args:
         stack_factory: makes the stack; called once in each replica. May be a coroutine function.
         model: name of the model in addresses: ``/v2/models/NAME/infer``.
-        num_replicas: how many, unless ``autoscaling`` is given.
+        num_replicas: how many, unless ``autoscaling``, or Ray's own ``autoscaling_config``, is given.
         autoscaling: adds and removes replicas by queue delay and burn rate.
         limits: how much one request over HTTP may bring; ``None``: the defaults.
         headroom_router: send each request where it is predicted to finish first, and streams always to one replica;
@@ -81,10 +81,10 @@ def ray_deployment(
     settings: dict[str, Any] = {"name": model, "max_ongoing_requests": _MAX_ONGOING_REQUESTS}
     if stop_timeout_s is not None:
         settings["graceful_shutdown_timeout_s"] = stop_timeout_s + _STOP_MARGIN_S
-    if autoscaling is None:
-        settings["num_replicas"] = num_replicas
-    else:
+    if autoscaling is not None:
         settings["autoscaling_config"] = _autoscaling_config(autoscaling)
+    elif "autoscaling_config" not in options:
+        settings["num_replicas"] = num_replicas
     if headroom_router and (config := _router_config()) is not None:
         settings["request_router_config"] = config
 

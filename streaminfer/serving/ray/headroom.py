@@ -178,4 +178,5 @@ class HeadroomRanking(Generic[K]):
 
 
 def _hash(stream_id: str, replica: Hashable) -> bytes:
-    return hashlib.blake2b(f"{stream_id}\0{replica}".encode(), digest_size=8).digest()
+    # surrogates too: an error in the router leaves requests waiting for ever
+    return hashlib.blake2b(f"{stream_id}\0{replica}".encode(errors="surrogatepass"), digest_size=8).digest()

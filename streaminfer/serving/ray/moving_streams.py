@@ -3,13 +3,13 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Coroutine, Hashable
+from collections.abc import AsyncIterator, Coroutine, Hashable, Iterable, Mapping
 from typing import Any
 
 import attrs
 
 from streaminfer._runtime.lifecycle import stop_together
-from streaminfer.errors import InvalidInput
+from streaminfer.errors import InvalidInput, Overloaded
 from streaminfer.protocols import Capabilities, StreamStates, Wrapper
 from streaminfer.request import Request, Response
 from streaminfer.serving.ray.stream_ledger import IDLE_NS, Claim
@@ -22,19 +22,30 @@ SNAPSHOT_S = 0.5
 """Between two snapshots: with the way to the store, one is less than a second old."""
 _STORE_S = 2.0
 """Seconds for a call of the store; a stream is better served without its past than not at all."""
-_MAX_FRESH = 1 << 16
 _LOG = logging.getLogger("streaminfer")
 
 
 @attrs.define(eq=False)
 class _Stream:
-    """A stream of this replica; ``settled`` is set unless it is being claimed or handed over, or ends."""
+    """A stream of this replica.
+
+    Attributes:
+        settled: set unless the stream is being claimed or handed over, or ends.
+        in_flight: requests that run.
+        changed: the latest snapshot does not have its state.
+        used_ns: instant of the latest request.
+        idle: set when no request runs; where its release waits for that.
+        is_set_here: it was reset or imported here while it was not settled, so what the store has is older.
+        rejection: why the claim brought no stream: the replica has no place for its state.
+    """
 
     settled: asyncio.Event = attrs.field(factory=asyncio.Event)
     in_flight: int = 0
-    stepped: bool = False
+    changed: bool = False
     used_ns: int = 0
     idle: asyncio.Event | None = None
+    is_set_here: bool = False
+    rejection: Overloaded | None = None
 
 
 class MovingStreams(Wrapper):
@@ -58,7 +69,6 @@ class MovingStreams(Wrapper):
         self._store = store
         self._replica = replica
         self._streams: dict[Hashable, _Stream] = {}
-        self._fresh: set[Hashable] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def capabilities(self) -> Capabilities:
@@ -77,7 +87,7 @@ class MovingStreams(Wrapper):
         try:
             if drain:
                 # first, so that a release that runs completes
-                await stop_together(self._release(stream_id) for stream_id in list(self._streams))
+                await self._release_all(list(self._streams))
         finally:
             tasks = list(self._tasks)
             for task in tasks:
@@ -96,7 +106,7 @@ class MovingStreams(Wrapper):
             response = await self.inner.call(request)
         finally:
             stream.in_flight -= 1
-            stream.stepped = True
+            stream.changed = True
             stream.used_ns = self.inner.clock()
             if not stream.in_flight and stream.idle is not None:
                 stream.idle.set()
@@ -135,18 +145,25 @@ class MovingStreams(Wrapper):
     # -- inside -------------------------------------------------------------------------------------------------
 
     def _keep_here(self, stream_id: Hashable) -> None:
-        """Let no claim move the state of a stream here, not even one that runs now."""
+        """Let the state that a stream has here now replace what other replicas and the store have."""
         stream = self._streams.get(stream_id)
-        if stream is None or not stream.settled.is_set():
-            if len(self._fresh) >= _MAX_FRESH:  # of requests that never came
-                self._fresh.clear()
-            self._fresh.add(stream_id)
+        if stream is None:
+            stream = self._begin_claim(stream_id)
+        stream.changed = True
+        stream.is_set_here = not stream.settled.is_set()
 
     async def _own(self, stream_id: Hashable) -> _Stream:
         """Return the stream as soon as it belongs to this replica."""
         while (stream := await self.settle(stream_id)) is None:
-            stream = self._streams[stream_id] = _Stream()
-            self._spawn(self._claim(stream_id, stream))  # it goes on where the request is cancelled
+            stream = self._begin_claim(stream_id)  # it goes on where the request is cancelled
+            await stream.settled.wait()
+            if stream.rejection is not None:
+                raise stream.rejection
+        return stream
+
+    def _begin_claim(self, stream_id: Hashable) -> _Stream:
+        stream = self._streams[stream_id] = _Stream()
+        self._spawn(self._claim(stream_id, stream))
         return stream
 
     async def _claim(self, stream_id: Hashable, stream: _Stream) -> None:
@@ -154,18 +171,27 @@ class MovingStreams(Wrapper):
         try:
             async with _asked("stream %r starts without the state that the store may have", stream_id):
                 claim = await self._store.claim(stream_id, self._replica)
-                if stream_id not in self._fresh:
-                    self._take_over(stream_id, claim)
+                if not stream.is_set_here:
+                    stream.rejection = self._take_over(stream_id, claim)
+            if stream.rejection is not None:  # the state is left to the next claim, here or elsewhere
+                async with _asked("stream %r was not handed over", stream_id):
+                    await self._store.hand_over(self._replica, {stream_id: claim.record})
+                self._drop(stream_id, stream)
         finally:
-            self._fresh.discard(stream_id)
             stream.settled.set()
+        if stream.rejection is not None and stream.is_set_here:  # meanwhile
+            self._keep_here(stream_id)
 
-    def _take_over(self, stream_id: Hashable, claim: Claim) -> None:
-        """Go on from the state that came with a stream, unless this replica's own is as new."""
+    def _take_over(self, stream_id: Hashable, claim: Claim) -> Overloaded | None:
+        """Go on from the state that came with a stream, unless this replica's own is as new; return why it cannot."""
         if claim.is_other:
             self._states.end_stream(stream_id)  # of the time before another replica had it
         if claim.record is not None and self._export(stream_id) is None:
-            self._states.import_state(stream_id, claim.record)
+            try:
+                self._states.import_state(stream_id, claim.record)
+            except Overloaded as error:
+                return error
+        return None
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -182,10 +208,24 @@ class MovingStreams(Wrapper):
             wanted: list[Hashable] | None = None
             async with _asked("the store of streams does not answer", limit_s=None):
                 wanted = await self._store.wanted(self._replica)
-            if wanted is None:
+            if wanted is None:  # it may have been started again, and know nothing
+                for stream in self._streams.values():
+                    stream.changed = True
                 await asyncio.sleep(SNAPSHOT_S)
-            for stream_id in wanted or ():
-                self._spawn(self._release(stream_id))  # a step that takes long holds up no other stream
+            if wanted:
+                self._spawn(self._release_all(wanted))  # a step that takes long holds up no other stream
+
+    async def _release_all(self, stream_ids: Iterable[Hashable]) -> None:
+        """Give states to the store: those of streams without a request in one call, the others as they come."""
+        idle, others = {}, []
+        for stream_id in stream_ids:
+            stream = self._streams.get(stream_id)
+            if stream is None or stream.in_flight or not stream.settled.is_set():
+                others.append(stream_id)
+            else:
+                stream.settled.clear()
+                idle[stream_id] = stream
+        await stop_together([self._hand_over(idle), *map(self._release, others)])
 
     async def _release(self, stream_id: Hashable) -> None:
         """Give the state of a stream to the store, after its requests in flight."""
@@ -198,13 +238,28 @@ class MovingStreams(Wrapper):
             if stream.in_flight:
                 stream.idle = asyncio.Event()
                 await stream.idle.wait()
-            record = self._export(stream_id)
-            self._states.end_stream(stream_id)
-            async with _asked("stream %r was not handed over", stream_id):
-                await self._store.hand_over(self._replica, {stream_id: record})
+            await self._hand_over({stream_id: stream})
         finally:
-            self._drop(stream_id, stream)
             stream.settled.set()
+
+    async def _hand_over(self, streams: Mapping[Hashable, _Stream]) -> None:
+        """Give the states of streams to the store; none of them is settled or has a request in flight."""
+        records = {}
+        try:
+            for stream_id, stream in streams.items():
+                records[stream_id] = self._export(stream_id)
+                self._states.end_stream(stream_id)
+                stream.is_set_here = False  # the record has it
+            if records:
+                async with _asked("%d streams were not handed over", len(records)):
+                    await self._store.hand_over(self._replica, records)
+        finally:
+            for stream_id, stream in streams.items():
+                self._drop(stream_id, stream)
+                stream.settled.set()
+        for stream_id, stream in streams.items():
+            if stream.is_set_here:
+                self._keep_here(stream_id)
 
     async def _send_snapshots(self) -> None:
         while True:
@@ -212,10 +267,9 @@ class MovingStreams(Wrapper):
             now_ns = self.inner.clock()
             records, streams = {}, self._streams.copy()
             for stream_id, stream in streams.items():
-                if stream.stepped and stream.settled.is_set():
-                    stream.stepped = False
-                    if (record := self._export(stream_id)) is not None:
-                        records[stream_id] = record
+                if stream.changed and stream.settled.is_set():
+                    stream.changed = False
+                    records[stream_id] = self._export(stream_id)
                 elif stream.settled.is_set() and not stream.in_flight and now_ns - stream.used_ns >= IDLE_NS:
                     del self._streams[stream_id]
             refused: list[Hashable] | None = None
@@ -223,7 +277,7 @@ class MovingStreams(Wrapper):
                 refused = await self._store.store(self._replica, records)
             if refused is None:  # they are sent again
                 for stream_id in records.keys() & self._streams.keys():
-                    self._streams[stream_id].stepped = True
+                    self._streams[stream_id].changed = True
             for stream_id in refused or ():  # this replica was taken for dead, and another one goes on
                 had = streams.get(stream_id)
                 if had is not None and self._streams.get(stream_id) is had:  # else it has begun again meanwhile

@@ -2,14 +2,15 @@
 
 Ray adds the prefix ``ray_`` and, in replicas of Ray Serve, the labels ``application``, ``deployment`` and ``replica``.
 All are gauges for Ray, also counters and the buckets of histograms: each is set to what it is, with the name that
-Prometheus queries know, so that ``rate`` and ``histogram_quantile`` work.
+Prometheus queries know, so that ``rate`` and ``histogram_quantile`` work. Values of labels are ASCII: other characters
+are escaped, with a checksum behind them.
 """
 
 from typing import Any
 
 from streaminfer._internal.loading.extras import require
 from streaminfer.stack import Stack
-from streaminfer.telemetry.exporters.collection import Collection
+from streaminfer.telemetry.exporters.collection import Collection, label_value
 from streaminfer.telemetry.exporters.histogram_points import BOUND_LABELS, HistogramPoint, HistogramReader
 from streaminfer.telemetry.exporters.metric import Metric
 from streaminfer.telemetry.services import name_services
@@ -46,8 +47,11 @@ class RayMetrics:
                 self._set(metric, f"{metric.family}_count", labels, value.total)
 
     def _set(self, metric: Metric, name: str, labels: dict[str, str], value: float) -> None:
-        # Ray adds the labels of the replica under these names
-        labels = {f"{key}_" if key in {"application", "deployment", "replica"} else key: labels[key] for key in labels}
+        # Ray adds the labels of the replica under these names, and accepts ASCII only
+        labels = {
+            f"{key}_" if key in {"application", "deployment", "replica"} else key: label_value(labels[key], "ascii")
+            for key in labels
+        }
         keys = tuple(sorted(labels))
         gauge = self._gauges.get((name, keys))
         if gauge is None:

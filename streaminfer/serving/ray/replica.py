@@ -1,6 +1,7 @@
 """`StackReplica`: what runs in each replica of a deployment: one stack, its HTTP app, and what it tells Ray Serve."""
 
 import asyncio
+import contextlib
 import inspect
 import logging
 from collections.abc import Callable, Hashable
@@ -8,6 +9,7 @@ from typing import Any
 
 from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import expected
+from streaminfer._runtime.lifecycle import end_tasks
 from streaminfer.protocols import adapt
 from streaminfer.serving.asgi import ServingApp, asgi_app
 from streaminfer.serving.limits import Limits
@@ -37,6 +39,7 @@ class StackReplica:
     async def __init__(  # type: ignore[misc] # Ray awaits it
         self, stack_factory: Callable[[], Any], model: str, limits: Limits | None, stop_timeout_s: float | None
     ) -> None:
+        self._exits = contextlib.AsyncExitStack()  # first: Ray awaits `__del__` also where the factory fails
         made = stack_factory()
         stack = await made if inspect.isawaitable(made) else made
         if not isinstance(stack, Stack):
@@ -44,12 +47,12 @@ class StackReplica:
         self.stack = stack
         self._model = model
         self._limits = limits
-        self._stop_timeout_s = stop_timeout_s
         self._meter = ReplicaMeter()
         self._service = Stack(self._meter, _with_moves(stack))
         await self._service.start()
+        self._exits.push_async_callback(self._service.stop, timeout_s=stop_timeout_s)
         self._meter.workers = adapt(stack).capabilities().max_in_flight or 1
-        self._publishing = asyncio.create_task(self._publish())
+        self._exits.push_async_callback(end_tasks, [asyncio.create_task(self._publish())])
 
     def __serve_build_asgi_app__(self) -> ServingApp:
         """Return the app of the Open Inference Protocol; Ray Serve calls it."""
@@ -104,9 +107,7 @@ class StackReplica:
 
     async def __del__(self) -> None:
         """Complete the requests in flight, hand the streams over and stop; Ray Serve awaits it."""
-        self._publishing.cancel()
-        await asyncio.gather(self._publishing, return_exceptions=True)
-        await self._service.stop(timeout_s=self._stop_timeout_s)
+        await self._exits.aclose()
 
     async def _publish(self) -> None:
         metrics = RayMetrics(self.stack)
@@ -121,10 +122,13 @@ class StackReplica:
 def _with_moves(stack: Stack) -> Any:
     """Return the stack, or one whose streams move if it keeps state and there are other replicas."""
     states = adapt(stack).capabilities().stream_states
-    ray = require("ray", extra="ray", purpose="ray_deployment")
-    if states is None or not ray.is_initialized():
+    if states is None:
         return stack
+    ray = require("ray", extra="ray", purpose="ray_deployment")
     serve = require("ray.serve", extra="ray", purpose="ray_deployment")
-    replica = serve.get_replica_context()
+    try:
+        replica = serve.get_replica_context()
+    except serve.exceptions.RayServeException:
+        return stack  # local testing mode: no other replica
     store = store_actor(ray, f"{replica.app_name}#{replica.deployment}")
     return MovingStreams(stack, states, store, replica.replica_tag)

@@ -9,7 +9,8 @@ comes back after that is told at its next snapshot which streams are not its own
 *Invariants.* A stream has one owner or none; a record of a replica that is not the owner is refused; each claim of a
 stream that another replica had counts as exactly one of moved, resumed and restarted.
 
-*Complexity.* Constant per claim; a snapshot costs its records. Knows no clock, loop or thread.
+*Complexity.* Constant per claim; a snapshot costs its records, and every ten seconds one of them looks at all streams.
+Knows no clock, loop or thread.
 """
 
 from collections import Counter
@@ -26,6 +27,8 @@ SILENT_NS = 1_500_000_000
 """A replica that was not heard of for so long is not asked: three snapshots are missing."""
 IDLE_NS = 600_000_000_000
 """A stream without a request for so long is forgotten here; its replica keeps the state as its backend is told to."""
+_EXPIRY_NS = 10_000_000_000
+"""Between two searches through all streams for those that are idle: a share of `IDLE_NS`, whatever the replicas."""
 
 
 class Claim(NamedTuple):
@@ -81,6 +84,7 @@ class StreamLedger:
         self._taken: dict[str, set[Hashable]] = {}  # from replicas that have not been told
         self._moved = self._resumed = self._restarted = 0
         self._oldest_ns = 0
+        self._expires_ns = 0
 
     def hear(self, replica: str, now_ns: int) -> None:
         """Note that a replica lives."""
@@ -123,7 +127,9 @@ class StreamLedger:
 
     def store(self, replica: str, records: Mapping[Hashable, Any], now_ns: int) -> list[Hashable]:
         """Keep snapshots of a replica; return which of their streams, and of those that it had, are not its own."""
-        return list(self._taken.pop(replica, set()) | self._store(replica, records, now_ns))
+        taken = self._taken.pop(replica, set())
+        own = {stream_id: record for stream_id, record in records.items() if stream_id not in taken}
+        return list(taken | self._store(replica, own, now_ns))
 
     def hand_over(self, replica: str, records: Mapping[Hashable, Any], now_ns: int) -> None:
         """Keep final states of a replica's own streams, which no replica owns from now on; ``None``: no state."""
@@ -136,7 +142,10 @@ class StreamLedger:
             self._streams.pop(stream_id, None)
 
     def expire(self, now_ns: int) -> None:
-        """Forget streams that are idle, and replicas that are gone."""
+        """Forget streams that are idle, and replicas that are gone; within ten seconds of the last time do nothing."""
+        if now_ns < self._expires_ns:
+            return
+        self._expires_ns = now_ns + _EXPIRY_NS
         self.forget([key for key, stream in self._streams.items() if now_ns - stream.used_ns >= IDLE_NS])
         self._heard_ns = {name: at_ns for name, at_ns in self._heard_ns.items() if now_ns - at_ns < IDLE_NS}
         self._taken = {name: taken for name, taken in self._taken.items() if name in self._heard_ns}

@@ -132,16 +132,30 @@ class StoreActor(StreamStore):
 
 
 class RemoteStreamStore:
-    """A `StreamStore` in an actor: its calls, which return references that can be awaited.
+    """A `StreamStore` in an actor: its calls, which return what can be awaited.
 
     Args:
-        actor: its handle.
+        connect: returns a handle of the actor, which it makes where there is none.
+        died: the error of a call of an actor that is not started again, because someone killed it for good.
     """
 
-    def __init__(self, actor: Any) -> None:
+    def __init__(self, connect: Callable[[], Any], died: type[Exception]) -> None:
+        self._connect, self._died = connect, died
+        self._use(connect())
+
+    async def wanted(self, replica: str) -> list[Hashable]:
+        """Wait for claims of a replica's streams; where the actor has died, the calls that follow are of a new one."""
+        try:
+            streams: list[Hashable] = await self._actor.wanted.remote(replica)
+        except self._died:
+            self._use(self._connect())
+            raise
+        return streams
+
+    def _use(self, actor: Any) -> None:
         self._actor = actor  # its methods hold it weakly
         self.claim, self.forget, self.statistics = actor.claim.remote, actor.forget.remote, actor.statistics.remote
-        self.store, self.hand_over, self.wanted = actor.store.remote, actor.hand_over.remote, actor.wanted.remote
+        self.store, self.hand_over = actor.store.remote, actor.hand_over.remote
 
 
 def store_actor(ray: Any, deployment: str) -> RemoteStreamStore:
@@ -161,4 +175,4 @@ def store_actor(ray: Any, deployment: str) -> RemoteStreamStore:
         "max_restarts": -1,
         "resources": {"node:__internal_head__": 0.001},
     }
-    return RemoteStreamStore(ray.remote(StoreActor).options(**options).remote())
+    return RemoteStreamStore(ray.remote(StoreActor).options(**options).remote, ray.exceptions.ActorDiedError)

@@ -188,10 +188,10 @@ def _bounded(values: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
         yield OTHER, others
 
 
-def label_value(name: object) -> str:
-    """Return a name as the value of a label: text that UTF-8 has, of bounded length, another one for another name."""
+def label_value(name: object, encoding: str = "utf-8") -> str:
+    """Return a name as the value of a label: text that the encoding has, of bounded length, another one for another."""
     given = str(name)
-    text = given.encode("utf-8", "backslashreplace").decode()
+    text = given.encode(encoding, "backslashreplace").decode(encoding)
     if text == given and len(text) <= _MAX_LABEL_LENGTH:
         return text
     digest = f"~{zlib.crc32(given.encode('utf-8', 'surrogatepass')):08x}"  # another name may be spelled as the text is
