@@ -10,6 +10,7 @@ from triton_settings import make_settings
 from tritonclient.grpc import service_pb2 as messages
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
+from streaminfer.backends.signature import guess_inputs
 from streaminfer.backends.triton.decode import decode_rows
 from streaminfer.backends.triton.dtypes import dtype_of, encode_text, split_text, strings, texts
 from streaminfer.backends.triton.errors import ServerError, from_status, of_http_status, without_input
@@ -246,6 +247,19 @@ def test_an_http_answer_that_cannot_be_read_is_an_error(body, head_length):
 def test_bfloat16_has_a_type():
     assert dtype_of("BF16").itemsize == 2
     assert dtype_of("STRANGE") is None
+
+
+def test_bfloat16_is_a_type_of_numbers():
+    """They are checked to be finite, and zeros of them are a batcher's example."""
+    model = read_model("m", "1", described({"x": ("BF16", [-1, 2])}), config())
+    check = RequestValidator(model, "reject")
+    finite = np.zeros(2, dtype_of("BF16"))
+
+    check.validate(finite)
+    for wrong in (np.nan, np.inf):
+        with pytest.raises(InvalidInput, match=r"input 'x': expected finite values .* the first at \(1,\)"):
+            check.validate(np.array([0, wrong], finite.dtype))
+    assert guess_inputs(model.inputs)["x"].tobytes() == finite.tobytes()
 
 
 @pytest.mark.parametrize(
