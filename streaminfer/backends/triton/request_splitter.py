@@ -247,7 +247,8 @@ class RequestSplitter:
         error = from_status(failure, what)
         if outgrown(failure):
             await self.session.refresh_model(changes)
-        if not isinstance(error, InvalidInput) or not any(words in failure.text.lower() for words in _MODEL_REPLACED):
+        is_of_input = isinstance(error, InvalidInput) or failure.status == "UNKNOWN"  # which errors on streams have
+        if not is_of_input or not any(words in failure.text.lower() for words in _MODEL_REPLACED):
             return error
         try:
             self.session.validator.validate({name: array[0, ...] for name, array in arrays.items()})
@@ -355,14 +356,12 @@ class RequestSplitter:
                     if response.final:
                         return
         except ServerError as failure:
-            if is_not_loaded(failure):
-                self._model_lost()
             if failure.status == "UNKNOWN" and deadline_ns is not None and self._settings.clock() >= deadline_ns:
                 # an error on a stream is text without a status, also where the server noticed the deadline first
                 error = DeadlineExceeded(f"{self._what}, a stream of responses: the deadline passed ({failure.text})")
                 error.__cause__ = failure
             else:
-                error = from_status(failure, f"{self._what}, a stream of responses")
+                error = await self._error(failure, f"{self._what}, a stream of responses", arrays, changes)
         except TimeoutError as silent:
             error = DeadlineExceeded(f"{self._what}, a stream of responses: nothing came for {silence_s} s")
             error.__cause__ = silent
