@@ -269,7 +269,13 @@ class Session:
         timeout_s = min(self._settings.timeout_s, model.sequence_idle_s or _IDLE_S)
         # an error: the server does not know it, or forgets it when it was idle for long enough
         with contextlib.suppress(ServerError, StreamInferError):
-            await self.transport.infer(self.call(arrays, parameters), timeout_s)
+            call = self.call(arrays, parameters)
+            if not model.decoupled:
+                await self.transport.infer(call, timeout_s)
+                return
+            async with contextlib.aclosing(self.transport.stream(call, timeout_s)) as responses:
+                async for _ in responses:
+                    pass
 
     async def statistics(self) -> Sequence[Mapping[str, Any]]:
         """Return the server's counters of the model, by version.
