@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import math
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextvars import Context
 from typing import Any, Self
 
 import attrs
@@ -112,7 +113,7 @@ class Session:
         self._settings = settings
         self._version = settings.version
         self._changed = changed
-        self._describing = asyncio.Lock()
+        self._describing: asyncio.Task[None] | None = None
         self._earlier: dict[str, ModelDescription] = {}
         self.sequences: Sequences | None = None
         self._lost: LostSequences | None = None
@@ -205,6 +206,8 @@ class Session:
     async def refresh_model(self, changes: int, version: str = "") -> None:
         """Read the model's description again, once for all calls that see a change.
 
+        The reading outlives its callers: if it takes longer than each of them has time, it must come to an end.
+
         Args:
             changes: :attr:`changes` as the caller knows it; if there were more, nothing is done.
             version: the one that responds now; empty: the one that the server names.
@@ -212,17 +215,27 @@ class Session:
         Raises:
             BackendError, DeadlineExceeded: the server does not describe it.
         """
-        async with self._describing:
-            if changes != self.changes:
-                return
-            model = await describe_model(self.transport, self.server, self._settings)
-            if version:  # the server may have gone on to the next one meanwhile, whose response will say so
-                model = attrs.evolve(model, version=version)
-            self._earlier[self.model.version] = self.model
-            self._earlier.pop(model.version, None)
-            self._set_model(model)
-            self.changes += 1
-            self._changed(self)
+        if changes != self.changes:
+            return
+        if self._describing is None:
+            self._describing = self.loop.create_task(self._describe(version), context=Context())
+            self._describing.add_done_callback(self._described)
+        await asyncio.shield(self._describing)
+
+    async def _describe(self, version: str) -> None:
+        model = await describe_model(self.transport, self.server, self._settings)
+        if version:  # the server may have gone on to the next one meanwhile, whose response will say so
+            model = attrs.evolve(model, version=version)
+        self._earlier[self.model.version] = self.model
+        self._earlier.pop(model.version, None)
+        self._set_model(model)
+        self.changes += 1
+        self._changed(self)
+
+    def _described(self, describing: asyncio.Task[None]) -> None:
+        self._describing = None
+        if not describing.cancelled():
+            describing.exception()  # its callers have it, if any are left
 
     async def check_version(self) -> None:
         """Read which version the server chooses now, for callers whose requests a cache serves.
@@ -307,6 +320,8 @@ class Session:
                 await self.pool.close()
         finally:
             await self.transport.close()
+            if self._describing is not None:  # its call has ended with the connections
+                await asyncio.wait([self._describing])
 
     def _tensor(self, name: str, array: npt.NDArray[Any]) -> Tensor:
         spec = self._inputs.get(name)
