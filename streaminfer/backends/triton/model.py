@@ -229,7 +229,8 @@ async def describe_server(transport: Transport, settings: Settings) -> tuple[Ser
     what = f"model {model!r}" + (f" version {version!r}" if version else "")
     with explained(f"describing {what}"):
         said = await transport.server(timeout_s)
-        server = Server(str(said.get("name", "")), str(said.get("version", "")), frozenset(said.get("extensions", ())))
+        extensions = frozenset(said.get("extensions") or ())  # null where a server has an empty list that it never made
+        server = Server(str(said.get("name", "")), str(said.get("version", "")), extensions)
         try:
             metadata = await transport.metadata(model, version, timeout_s)
         except ServerError as failure:
