@@ -72,6 +72,7 @@ _NOT_THE_INPUT = {
     "is not ready": "UNAVAILABLE",
     "stub process": "INTERNAL",
     "exceeds maximum queue size": "UNAVAILABLE",
+    "request timeout expired": "UNAVAILABLE",
 }
 
 

@@ -82,12 +82,13 @@ def test_error_of_a_stream_after_its_deadline(now_ns, deadline_ns, expected):
     [
         ("Request for unknown model: 'm' is not found", BackendError, 1),
         ("[request id: <id_unknown>] Exceeds maximum queue size", Overloaded, 0),
+        ("Request timeout expired", DeadlineExceeded, 0),
         ("failed at 3", BackendError, 0),
     ],
-    ids=["model lost", "queue full", "model"],
+    ids=["model lost", "queue full", "queue timeout", "model"],
 )
 def test_text_of_an_error_says_what_a_status_would(text, expected, lost):
-    """A model that its server has lost is loaded again, and a full queue is no failure of the model."""
+    """A model that its server has lost is loaded again, and what its queue rejects is no failure of the model."""
     losses = []
 
     async def respond(requests, context):
