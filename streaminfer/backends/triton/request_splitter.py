@@ -303,8 +303,9 @@ class RequestSplitter:
         parameters: Parameters | None = None,
     ) -> Any:
         """Return the result of a decoupled model that sends one response per request."""
+        started_ns = self._settings.clock()
         if deadline_ns is None:
-            deadline_ns = self._settings.clock() + round(self._settings.timeout_s * 1e9)
+            deadline_ns = started_ns + round(self._settings.timeout_s * 1e9)
         if parameters is None:
             parameters = self.parameters((row,))
         found = []
@@ -318,6 +319,7 @@ class RequestSplitter:
                 f"{self._what}: expected one response to a request, got {'more' if found else 'none'}: the model is "
                 "decoupled; TritonBackend.stream(request) yields all responses"
             )
+        self.session.counts.add_round_trip(self._settings.clock() - started_ns)
         return found[0]
 
     async def stream(self, request: Request) -> AsyncGenerator[Any, None]:

@@ -53,6 +53,11 @@ class CallCounts:
     round_trips: int = 0
     round_trip_ns: int = 0
 
+    def add_round_trip(self, duration_ns: int) -> None:
+        """Count a call that completed."""
+        self.round_trips += 1
+        self.round_trip_ns += duration_ns
+
 
 class InFlightCounter:
     """Counts the calls that have not completed: ``with counter: ...``."""
@@ -179,8 +184,7 @@ class Session:
         else:
             response = await self._infer_shared(self.pool, call, rows if batched else None, timeout_s)
         results = await self.read(response, rows, changes, batched=batched)
-        self.counts.round_trips += 1
-        self.counts.round_trip_ns += self._settings.clock() - started_ns
+        self.counts.add_round_trip(self._settings.clock() - started_ns)
         return results
 
     async def read(self, response: InferResponse, rows: int, changes: int, *, batched: bool) -> list[Any]:

@@ -127,6 +127,7 @@ def test_a_batch_has_the_only_response_of_each_step(running):
             return result
 
         assert (await infer()).tolist() == [7]
+        assert 0.0 < backend.statistics().round_trip_s < 20.0  # a call that completed
         second = await infer()
         assert isinstance(second, BackendError)
         assert "expected one response to a request, got more" in str(second)
