@@ -177,17 +177,19 @@ class Session:
             BackendError: the response is not what the model returns.
         """
         changes = self.changes
-        started_ns = self._settings.clock()
+        started_ns, end_s = self._settings.clock(), self.loop.time() + timeout_s
         call = self.call(arrays, parameters)
         if self.pool is None:
             response = await self.transport.infer(call, timeout_s)
         else:
-            response = await self._infer_shared(self.pool, call, rows if batched else None, timeout_s)
-        results = await self.read(response, rows, changes, batched=batched)
+            response = await self._infer_shared(self.pool, call, rows if batched else None, end_s)
+        results = await self.read(response, rows, changes, batched=batched, end_s=end_s)
         self.counts.add_round_trip(self._settings.clock() - started_ns)
         return results
 
-    async def read(self, response: InferResponse, rows: int, changes: int, *, batched: bool) -> list[Any]:
+    async def read(
+        self, response: InferResponse, rows: int, changes: int, *, batched: bool, end_s: float | None = None
+    ) -> list[Any]:
         """Return one result per row of a response, decoded by the description of its version.
 
         Args:
@@ -195,15 +197,18 @@ class Session:
             rows: of the request.
             changes: :attr:`changes` when the call was sent.
             batched: the outputs have the batch axis.
+            end_s: the time of the loop after which the results are late; ``None``: they never are.
 
         Raises:
             BackendError, DeadlineExceeded: the response is not what the model returns; or it is of another version, and
                 the server does not say what that is.
+            ServerError: it did not say so in time.
         """
         model = self.model
         if not self._version and response.version not in {"", model.version}:
             if changes == self.changes or response.version not in self._earlier:
-                await self.refresh_model(self.changes, response.version)
+                async with _done_by(end_s, "describe its new version"):
+                    await self.refresh_model(self.changes, response.version)
             model = self._earlier.get(response.version, self.model)
         return decode_rows(model, response, rows, batched=batched)
 
@@ -341,13 +346,12 @@ class Session:
     # -- shared memory ------------------------------------------------------------------------------------------
 
     async def _infer_shared(
-        self, pool: RegionPool, call: InferRequest, rows: int | None, timeout_s: float
+        self, pool: RegionPool, call: InferRequest, rows: int | None, end_s: float
     ) -> InferResponse:
         """Run through one region: inputs at its start, outputs whose size is known behind them.
 
         The time in which the server maps memory counts as the request's.
         """
-        end_s = self.loop.time() + timeout_s
         model = self.model
         arrays = {  # the server takes no place of zero bytes
             tensor.name: tensor.content
@@ -358,10 +362,10 @@ class Session:
         needed = required_bytes([*(array.nbytes for array in arrays.values()), *sizes.values()])
         region = None
         if needed:
-            async with _mapped_by(end_s):
+            async with _done_by(end_s, "map shared memory"):
                 region = await pool.acquire(needed)
         if region is None:
-            return await self.transport.infer(call, timeout_s)
+            return await self.transport.infer(call, end_s - self.loop.time())
         completed = False
         try:
             places = region.write(arrays)
@@ -381,7 +385,7 @@ class Session:
                 if not any(words in failure.text.lower() for words in _UNKNOWN_REGION):
                     raise
                 completed = False
-                async with _mapped_by(end_s):
+                async with _done_by(end_s, "map shared memory"):
                     await pool.reregister(region)
                 response = await self.transport.infer(call, end_s - self.loop.time())
             completed = True
@@ -407,8 +411,8 @@ class Session:
 
 
 @contextlib.asynccontextmanager
-async def _mapped_by(end_s: float) -> AsyncIterator[None]:
-    """Limit the time in which the server maps memory.
+async def _done_by(end_s: float | None, what: str) -> AsyncIterator[None]:
+    """Limit the time in which the server does something.
 
     Raises:
         ServerError: it was not done at this time of the loop.
@@ -417,7 +421,7 @@ async def _mapped_by(end_s: float) -> AsyncIterator[None]:
         async with asyncio.timeout_at(end_s):
             yield
     except TimeoutError as error:
-        raise ServerError("DEADLINE_EXCEEDED", "the server did not map shared memory in time") from error
+        raise ServerError("DEADLINE_EXCEEDED", f"the server did not {what} in time") from error
 
 
 def _read_shared(region: Region, place: tuple[int, int], tensor: Tensor) -> Tensor:

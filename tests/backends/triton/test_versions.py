@@ -10,6 +10,7 @@ from triton_settings import make_settings
 
 import streaminfer as si
 from streaminfer.backends.triton import TritonBackend
+from streaminfer.backends.triton.errors import ServerError
 from streaminfer.backends.triton.messages import InferResponse, Tensor
 from streaminfer.backends.triton.model import Server, read_model
 from streaminfer.backends.triton.session import CallCounts, Session
@@ -196,6 +197,19 @@ def test_a_description_that_takes_longer_than_its_callers_have_is_read():
             rows = await session.read(answer, 1, 0, batched=True)
         assert (rows[0].shape, session.model.version, loop.time()) == ((3,), "2", pytest.approx(0.050))
         assert transport.asked == [""]
+        await session.close()
+
+    run(main)
+
+
+def test_a_response_whose_version_is_described_too_late_is_late():
+    """The time for the description is a part of the request's."""
+
+    async def main(loop):
+        session = open_session(SlowVersions(("2", 3), columns=[3]))
+        with pytest.raises(ServerError, match="DEADLINE_EXCEEDED: the server did not describe its new version in time"):
+            await session.infer({"x": np.zeros((1, 1), np.float32)}, 1, {}, 0.030, batched=True)
+        assert loop.time() == pytest.approx(0.030)
         await session.close()
 
     run(main)
