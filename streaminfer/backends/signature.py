@@ -107,7 +107,7 @@ class _Check:
         self.name = spec.name
         self.dtype = spec.dtype
         self.shape = spec.row_shape
-        self.finite = finite and spec.dtype is not None and spec.dtype.kind in "fc"
+        self.finite = finite and spec.dtype is not None and (spec.dtype.kind in "fc" or _is_bfloat16(spec.dtype))
         self.text_fits = text_fits if spec.dtype == TEXT else None
         self.fast = InputCheck(spec.name, spec.dtype, self.shape, text_fits=self.text_fits, finite=self.finite)
 
@@ -295,9 +295,17 @@ def guess_inputs(specs: Sequence[TensorSpec], free_size: int = 1) -> dict[str, A
         An array by input name; ``None`` where an input is no array of numbers, for which there is no guess.
     """
     required = list(filter(_is_required, specs))
-    if any(spec.dtype is None or spec.dtype.kind not in "biufc" for spec in required):
+    if not all(map(_has_numbers, required)):
         return None
     return {spec.name: zeros(spec, free_size) for spec in required}
+
+
+def _has_numbers(spec: TensorSpec) -> bool:
+    return spec.dtype is not None and (spec.dtype.kind in "biufc" or _is_bfloat16(spec.dtype))
+
+
+def _is_bfloat16(dtype: np.dtype[Any]) -> bool:
+    return dtype.name == "bfloat16"  # of ml_dtypes; NumPy has no kind for it
 
 
 def zeros(spec: TensorSpec, free_size: int = 1) -> npt.NDArray[Any]:
@@ -417,7 +425,7 @@ def _tensor_of(value: Any) -> tuple[np.dtype[Any], tuple[int, ...]] | None:
         return None
     if array.dtype.kind in "SU" or (array.dtype == TEXT and array.size and is_all_text(array)):
         return TEXT, array.shape
-    is_number = array.dtype.kind in "biuf" or array.dtype.name == "bfloat16"
+    is_number = array.dtype.kind in "biuf" or _is_bfloat16(array.dtype)
     return (array.dtype, array.shape) if is_number else None
 
 

@@ -331,7 +331,8 @@ class TritonBackend(StackClock, Node):
         """Yield the responses of a decoupled model as they come: ``async for outputs in backend.stream(request)``.
 
         It ends when the model says that nothing follows. Close it with ``contextlib.aclosing`` if the loop can end
-        earlier: the request is then cancelled at once, not by the garbage collector.
+        earlier: the request is then cancelled at once, not by the garbage collector. If the model has sequences, the
+        request is a step of the one of its ``stream_id``, which is lost if the loop ends earlier.
 
         Args:
             request: its inputs have no batch axis.
@@ -358,7 +359,7 @@ class TritonBackend(StackClock, Node):
             timeout_s: seconds; ``None``: as for a batch without a deadline.
 
         Returns:
-            The outputs of the last step; ``None`` where there was none.
+            The outputs of the last step (of its last response if the model is decoupled); ``None`` if there were none.
 
         Raises:
             RuntimeError: the model has no sequences.

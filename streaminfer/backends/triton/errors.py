@@ -36,6 +36,7 @@ __all__ = [
     "from_status",
     "is_not_loaded",
     "of_http_status",
+    "of_text",
     "outgrown",
     "retry_after",
     "too_large",
@@ -63,13 +64,15 @@ _HTTP = {
     503: "UNAVAILABLE",
     504: "UNAVAILABLE",
 }
-# for many versions Triton's HTTP front end said 400 for every failure: the text tells those that are not the input's
+# for many versions Triton's HTTP front end said 400 for every failure, and an error on a stream of gRPC has no status:
+# the text tells those that are not the input's
 _NOT_THE_INPUT = {
     "unknown model": "NOT_FOUND",
     "is not found": "NOT_FOUND",
     "is not ready": "UNAVAILABLE",
     "stub process": "INTERNAL",
     "exceeds maximum queue size": "UNAVAILABLE",
+    "request timeout expired": "UNAVAILABLE",
 }
 
 
@@ -130,12 +133,13 @@ def is_not_loaded(failure: ServerError) -> bool:
 def of_http_status(status: int, text: str) -> str:
     """Return the canonical name for an HTTP status other than 200."""
     name = _HTTP.get(status, "INTERNAL" if status >= 500 else "UNKNOWN")
-    if name == "INVALID_ARGUMENT":
-        lower = text.lower()
-        for words, other in _NOT_THE_INPUT.items():
-            if words in lower:
-                return other
-    return name
+    return of_text(text, name) if name == "INVALID_ARGUMENT" else name
+
+
+def of_text(text: str, otherwise: str) -> str:
+    """Return the canonical name for a failure that only its text tells, else another name."""
+    lower = text.lower()
+    return next((name for words, name in _NOT_THE_INPUT.items() if words in lower), otherwise)
 
 
 def from_status(failure: ServerError, what: str) -> StreamInferError:

@@ -229,7 +229,8 @@ async def describe_server(transport: Transport, settings: Settings) -> tuple[Ser
     what = f"model {model!r}" + (f" version {version!r}" if version else "")
     with explained(f"describing {what}"):
         said = await transport.server(timeout_s)
-        server = Server(str(said.get("name", "")), str(said.get("version", "")), frozenset(said.get("extensions", ())))
+        extensions = frozenset(said.get("extensions") or ())  # null where a server has an empty list that it never made
+        server = Server(str(said.get("name", "")), str(said.get("version", "")), extensions)
         try:
             metadata = await transport.metadata(model, version, timeout_s)
         except ServerError as failure:
@@ -266,8 +267,25 @@ async def _read(
 ) -> ModelDescription:
     model, version, config = settings.model, settings.version, None
     if "model_configuration" in server.extensions:
-        config = await transport.config(model, version, settings.timeout_s)
+        config = await _config(transport, model, version, settings.timeout_s)
     return read_model(model, version or latest(metadata.get("versions") or ()), metadata, config)
+
+
+async def _config(transport: Transport, model: str, version: str, timeout_s: float) -> Mapping[str, Any]:
+    """Return the configuration of a model; an ensemble has the sequences of its parts, to which it hands them on."""
+    config = await transport.config(model, version, timeout_s)
+    try:
+        parts = [
+            (str(step["model_name"]), int(step.get("model_version") or -1))
+            for step in (config.get("ensemble_scheduling") or {}).get("step") or ()
+        ]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise BackendError(f"model {model!r}: the parts of the ensemble cannot be read: {error!r}") from error
+    for part, number in parts:
+        of_part = await _config(transport, part, str(number) if number > 0 else "", timeout_s)
+        if of_part.get("sequence_batching") is not None:
+            return {**config, "sequence_batching": of_part["sequence_batching"]}
+    return config
 
 
 async def _unknown(

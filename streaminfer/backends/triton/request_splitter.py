@@ -9,7 +9,7 @@ Models without a batch axis, models with sequences and decoupled ones get one re
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Hashable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from streaminfer.backends.signature import zeros
 from streaminfer.backends.triton.errors import ServerError, from_status, is_not_loaded, outgrown, too_large
 from streaminfer.backends.triton.sequences import NotSent, SequenceLost, Sequences
-from streaminfer.backends.triton.session import Session
+from streaminfer.backends.triton.session import Parameters, Session
 from streaminfer.backends.triton.settings import Settings
 from streaminfer.errors import BackendError, DeadlineExceeded, InvalidInput, StreamInferError
 from streaminfer.request import NEVER_NS, Batch, Request
@@ -196,40 +196,64 @@ class RequestSplitter:
         Raises:
             StreamInferError: it failed, or its outcome is not known.
         """
-        assert self.session.sequences is not None  # noqa: S101 - both callers look
         if row.stream_id is None:
             raise InvalidInput(f"stream_id: expected one, since {self._what} keeps state for each stream, got None")
         batched = self.has_batch_axis
         sent = arrays if batched else without_axis(arrays)
-        try:
-            # a step before it may take longer than this one's deadline
-            async with (
-                asyncio.timeout(self.left(deadline_ns) + 0.001),
-                self.session.sequences.step(row.stream_id, self._settings.clock(), end=end) as stream,
-            ):
-                try:
-                    timeout_s = self.left(deadline_ns)
-                except DeadlineExceeded as late:
-                    raise NotSent(late) from None
-                changes = self.session.changes
-                correlation = stream.correlation
-                parameters = {**self.parameters((row,)), **stream.parameters(end=end)}
-                try:
+        async with self._turn(row, deadline_ns, end=end) as (correlation, parameters, timeout_s):
+            changes = self.session.changes
+            try:
+                if self.session.model.decoupled:
+                    results = [await self._only_response(row, arrays, deadline_ns, parameters)]
+                else:
                     results = await self.session.infer(sent, 1, parameters, timeout_s, batched=batched)
-                except ServerError as failure:
-                    error = await self._step_error(failure, row.stream_id, arrays, changes)
-                    raise error from error.__cause__
-                except InvalidInput as unsendable:
-                    raise NotSent(unsendable) from unsendable.__cause__
-                stream.seen_ns = self._settings.clock()
-        except TimeoutError as error:
-            if isinstance(error, DeadlineExceeded):
-                raise
-            raise DeadlineExceeded(f"{self._what}: the deadline passed before the step completed") from error
+            except ServerError as failure:
+                what = f"{self._what}, a step of stream {row.stream_id!r}"
+                error = await self._error(failure, what, arrays, changes, row.stream_id)
+                raise error from error.__cause__
+            except InvalidInput as unsendable:
+                raise NotSent(unsendable) from unsendable.__cause__
         return results[0], correlation
 
+    async def _responses_of_step(
+        self, row: Request, arrays: Mapping[str, Any], deadline_ns: int | None, *, end: bool = False
+    ) -> AsyncGenerator[Any, None]:
+        """Yield the responses to one step of a sequence, in its turn; a caller who leaves before their end loses it."""
+        async with self._turn(row, deadline_ns, end=end) as (_, parameters, _):
+            responses = self.responses(arrays, parameters, deadline_ns, row.stream_id)
+            async with contextlib.aclosing(responses):
+                async for response in responses:
+                    yield response
+
+    @contextlib.asynccontextmanager
+    async def _turn(
+        self, row: Request, deadline_ns: int | None, *, end: bool
+    ) -> AsyncIterator[tuple[int | str, Parameters, float]]:
+        """Wait for the turn of a step; yields the sequence's id, the step's parameters and the seconds that it has.
+
+        Raises:
+            DeadlineExceeded: a step before it took longer than this one's deadline.
+        """
+        assert self.session.sequences is not None  # noqa: S101 - all callers look
+        now_ns = self._settings.clock
+        async with contextlib.AsyncExitStack() as turn:
+            try:
+                async with asyncio.timeout(self.left(deadline_ns) + 0.001):
+                    step = self.session.sequences.step(row.stream_id, now_ns(), end=end)
+                    stream = await turn.enter_async_context(step)
+            except TimeoutError as error:
+                if isinstance(error, DeadlineExceeded):
+                    raise
+                raise DeadlineExceeded(f"{self._what}: the deadline passed before the step's turn") from error
+            try:
+                timeout_s = self.left(deadline_ns)
+            except DeadlineExceeded as late:
+                raise NotSent(late) from None
+            yield stream.correlation, {**self.parameters((row,)), **stream.parameters(end=end)}, timeout_s
+            stream.seen_ns = now_ns()
+
     async def _error(
-        self, failure: ServerError, what: str, arrays: Mapping[str, Any], changes: int
+        self, failure: ServerError, what: str, arrays: Mapping[str, Any], changes: int, stream_id: Hashable = None
     ) -> StreamInferError:
         """Return the error for callers; it does not blame them if the model was replaced.
 
@@ -241,13 +265,22 @@ class RequestSplitter:
             what: the backend and the request, for the message.
             arrays: the inputs, with a batch axis.
             changes: the session's when the request was sent.
+            stream_id: of the request, if it was a step of a sequence.
         """
+        if _SEQUENCE_UNKNOWN in failure.text.lower():
+            lost = SequenceLost(
+                f"{self._what}: the server has forgotten the state of stream {stream_id!r}: it was idle too long, or "
+                f"the model was restarted ({failure.text})"
+            )
+            lost.__cause__ = failure.__cause__ or failure
+            return lost
         if is_not_loaded(failure):
             self._model_lost()
         error = from_status(failure, what)
         if outgrown(failure):
             await self.session.refresh_model(changes)
-        if not isinstance(error, InvalidInput) or not any(words in failure.text.lower() for words in _MODEL_REPLACED):
+        is_of_input = isinstance(error, InvalidInput) or failure.status == "UNKNOWN"  # which errors on streams have
+        if not is_of_input or not any(words in failure.text.lower() for words in _MODEL_REPLACED):
             return error
         try:
             self.session.validator.validate({name: array[0, ...] for name, array in arrays.items()})
@@ -262,24 +295,21 @@ class RequestSplitter:
         await self.session.refresh_model(changes)
         return replaced
 
-    async def _step_error(
-        self, failure: ServerError, stream_id: Hashable, arrays: Mapping[str, Any], changes: int
-    ) -> StreamInferError:
-        if _SEQUENCE_UNKNOWN in failure.text.lower():
-            lost = SequenceLost(
-                f"{self._what}: the server has forgotten the state of stream {stream_id!r}: it was idle too long, or "
-                f"the model was restarted ({failure.text})"
-            )
-            lost.__cause__ = failure.__cause__ or failure
-            return lost
-        return await self._error(failure, f"{self._what}, a step of stream {stream_id!r}", arrays, changes)
-
-    async def _only_response(self, row: Request, arrays: Mapping[str, Any], deadline_ns: int | None) -> Any:
+    async def _only_response(
+        self,
+        row: Request,
+        arrays: Mapping[str, Any],
+        deadline_ns: int | None,
+        parameters: Parameters | None = None,
+    ) -> Any:
         """Return the result of a decoupled model that sends one response per request."""
+        started_ns = self._settings.clock()
         if deadline_ns is None:
-            deadline_ns = self._settings.clock() + round(self._settings.timeout_s * 1e9)
+            deadline_ns = started_ns + round(self._settings.timeout_s * 1e9)
+        if parameters is None:
+            parameters = self.parameters((row,))
         found = []
-        async with contextlib.aclosing(self.responses(arrays, self.parameters((row,)), deadline_ns)) as responses:
+        async with contextlib.aclosing(self.responses(arrays, parameters, deadline_ns, row.stream_id)) as responses:
             async for response in responses:
                 found.append(response)
                 if len(found) > 1:
@@ -289,6 +319,7 @@ class RequestSplitter:
                 f"{self._what}: expected one response to a request, got {'more' if found else 'none'}: the model is "
                 "decoupled; TritonBackend.stream(request) yields all responses"
             )
+        self.session.counts.add_round_trip(self._settings.clock() - started_ns)
         return found[0]
 
     async def stream(self, request: Request) -> AsyncGenerator[Any, None]:
@@ -296,7 +327,11 @@ class RequestSplitter:
         self.validate(request)
         with self.session.streams:
             deadline_ns = None if request.deadline_ns == NEVER_NS else request.deadline_ns
-            responses = self.responses(self.batch_of_one(request), self.parameters((request,)), deadline_ns)
+            arrays = self.batch_of_one(request)
+            if self.session.sequences is None:
+                responses = self.responses(arrays, self.parameters((request,)), deadline_ns)
+            else:
+                responses = self._responses_of_step(request, arrays, deadline_ns)
             async with contextlib.aclosing(responses):
                 while True:
                     with self.session.stream_reads:  # not while the caller works on a response, or has left
@@ -317,11 +352,19 @@ class RequestSplitter:
         request = Request(inputs, stream_id=stream_id)
         self.validate(request)
         deadline_ns = self._settings.clock() + round(timeout_s * 1e9)
+        arrays = self.batch_of_one(request)
         with session.calls:
-            return (await self.step(request, self.batch_of_one(request), deadline_ns, end=True))[0]
+            if not session.model.decoupled:
+                return (await self.step(request, arrays, deadline_ns, end=True))[0]
+            responses = self._responses_of_step(request, arrays, deadline_ns, end=True)
+            return ([response async for response in responses] or [None])[-1]
 
     async def responses(
-        self, arrays: Mapping[str, Any], parameters: dict[str, Any], deadline_ns: int | None
+        self,
+        arrays: Mapping[str, Any],
+        parameters: Parameters,
+        deadline_ns: int | None,
+        stream_id: Hashable = None,
     ) -> AsyncGenerator[Any, None]:
         """Yield the responses to one request, as they come.
 
@@ -329,6 +372,7 @@ class RequestSplitter:
             arrays: its inputs, a batch of one.
             parameters: of the request.
             deadline_ns: of the last response; ``None``: there is none, but each response has ``timeout_s``.
+            stream_id: of the request, for the message.
 
         Raises:
             StreamInferError: the stream did not come to its end.
@@ -336,7 +380,7 @@ class RequestSplitter:
         batched = self.has_batch_axis
         sent = arrays if batched else without_axis(arrays)
         changes = self.session.changes
-        parameters["triton_enable_empty_final_response"] = True
+        parameters = {**parameters, "triton_enable_empty_final_response": True}
         timeout_s = None if deadline_ns is None else self.left(deadline_ns)
         silence_s = self._settings.timeout_s if deadline_ns is None else None
         error: StreamInferError | None = None
@@ -355,14 +399,13 @@ class RequestSplitter:
                     if response.final:
                         return
         except ServerError as failure:
-            if is_not_loaded(failure):
-                self._model_lost()
             if failure.status == "UNKNOWN" and deadline_ns is not None and self._settings.clock() >= deadline_ns:
                 # an error on a stream is text without a status, also where the server noticed the deadline first
                 error = DeadlineExceeded(f"{self._what}, a stream of responses: the deadline passed ({failure.text})")
                 error.__cause__ = failure
             else:
-                error = from_status(failure, f"{self._what}, a stream of responses")
+                what = f"{self._what}, a stream of responses"
+                error = await self._error(failure, what, arrays, changes, stream_id)
         except TimeoutError as silent:
             error = DeadlineExceeded(f"{self._what}, a stream of responses: nothing came for {silence_s} s")
             error.__cause__ = silent

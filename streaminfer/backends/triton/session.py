@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import math
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextvars import Context
 from typing import Any, Self
 
 import attrs
@@ -51,6 +52,11 @@ class CallCounts:
     split: int = 0
     round_trips: int = 0
     round_trip_ns: int = 0
+
+    def add_round_trip(self, duration_ns: int) -> None:
+        """Count a call that completed."""
+        self.round_trips += 1
+        self.round_trip_ns += duration_ns
 
 
 class InFlightCounter:
@@ -112,7 +118,7 @@ class Session:
         self._settings = settings
         self._version = settings.version
         self._changed = changed
-        self._describing = asyncio.Lock()
+        self._describing: asyncio.Task[None] | None = None
         self._earlier: dict[str, ModelDescription] = {}
         self.sequences: Sequences | None = None
         self._lost: LostSequences | None = None
@@ -171,18 +177,19 @@ class Session:
             BackendError: the response is not what the model returns.
         """
         changes = self.changes
-        started_ns = self._settings.clock()
+        started_ns, end_s = self._settings.clock(), self.loop.time() + timeout_s
         call = self.call(arrays, parameters)
         if self.pool is None:
             response = await self.transport.infer(call, timeout_s)
         else:
-            response = await self._infer_shared(self.pool, call, rows if batched else None, timeout_s)
-        results = await self.read(response, rows, changes, batched=batched)
-        self.counts.round_trips += 1
-        self.counts.round_trip_ns += self._settings.clock() - started_ns
+            response = await self._infer_shared(self.pool, call, rows if batched else None, end_s)
+        results = await self.read(response, rows, changes, batched=batched, end_s=end_s)
+        self.counts.add_round_trip(self._settings.clock() - started_ns)
         return results
 
-    async def read(self, response: InferResponse, rows: int, changes: int, *, batched: bool) -> list[Any]:
+    async def read(
+        self, response: InferResponse, rows: int, changes: int, *, batched: bool, end_s: float | None = None
+    ) -> list[Any]:
         """Return one result per row of a response, decoded by the description of its version.
 
         Args:
@@ -190,20 +197,25 @@ class Session:
             rows: of the request.
             changes: :attr:`changes` when the call was sent.
             batched: the outputs have the batch axis.
+            end_s: the time of the loop after which the results are late; ``None``: they never are.
 
         Raises:
             BackendError, DeadlineExceeded: the response is not what the model returns; or it is of another version, and
                 the server does not say what that is.
+            ServerError: it did not say so in time.
         """
         model = self.model
         if not self._version and response.version not in {"", model.version}:
             if changes == self.changes or response.version not in self._earlier:
-                await self.refresh_model(self.changes, response.version)
+                async with _done_by(end_s, "describe its new version"):
+                    await self.refresh_model(self.changes, response.version)
             model = self._earlier.get(response.version, self.model)
         return decode_rows(model, response, rows, batched=batched)
 
     async def refresh_model(self, changes: int, version: str = "") -> None:
         """Read the model's description again, once for all calls that see a change.
+
+        The reading outlives its callers: if it takes longer than each of them has time, it must come to an end.
 
         Args:
             changes: :attr:`changes` as the caller knows it; if there were more, nothing is done.
@@ -212,17 +224,27 @@ class Session:
         Raises:
             BackendError, DeadlineExceeded: the server does not describe it.
         """
-        async with self._describing:
-            if changes != self.changes:
-                return
-            model = await describe_model(self.transport, self.server, self._settings)
-            if version:  # the server may have gone on to the next one meanwhile, whose response will say so
-                model = attrs.evolve(model, version=version)
-            self._earlier[self.model.version] = self.model
-            self._earlier.pop(model.version, None)
-            self._set_model(model)
-            self.changes += 1
-            self._changed(self)
+        if changes != self.changes:
+            return
+        if self._describing is None:
+            self._describing = self.loop.create_task(self._describe(version), context=Context())
+            self._describing.add_done_callback(self._described)
+        await asyncio.shield(self._describing)
+
+    async def _describe(self, version: str) -> None:
+        model = await describe_model(self.transport, self.server, self._settings)
+        if version:  # the server may have gone on to the next one meanwhile, whose response will say so
+            model = attrs.evolve(model, version=version)
+        self._earlier[self.model.version] = self.model
+        self._earlier.pop(model.version, None)
+        self._set_model(model)
+        self.changes += 1
+        self._changed(self)
+
+    def _described(self, describing: asyncio.Task[None]) -> None:
+        self._describing = None
+        if not describing.cancelled():
+            describing.exception()  # its callers have it, if any are left
 
     async def check_version(self) -> None:
         """Read which version the server chooses now, for callers whose requests a cache serves.
@@ -269,7 +291,13 @@ class Session:
         timeout_s = min(self._settings.timeout_s, model.sequence_idle_s or _IDLE_S)
         # an error: the server does not know it, or forgets it when it was idle for long enough
         with contextlib.suppress(ServerError, StreamInferError):
-            await self.transport.infer(self.call(arrays, parameters), timeout_s)
+            call = self.call(arrays, parameters)
+            if not model.decoupled:
+                await self.transport.infer(call, timeout_s)
+                return
+            async with contextlib.aclosing(self.transport.stream(call, timeout_s)) as responses:
+                async for _ in responses:
+                    pass
 
     async def statistics(self) -> Sequence[Mapping[str, Any]]:
         """Return the server's counters of the model, by version.
@@ -301,6 +329,8 @@ class Session:
                 await self.pool.close()
         finally:
             await self.transport.close()
+            if self._describing is not None:  # its call has ended with the connections
+                await asyncio.wait([self._describing])
 
     def _tensor(self, name: str, array: npt.NDArray[Any]) -> Tensor:
         spec = self._inputs.get(name)
@@ -316,13 +346,12 @@ class Session:
     # -- shared memory ------------------------------------------------------------------------------------------
 
     async def _infer_shared(
-        self, pool: RegionPool, call: InferRequest, rows: int | None, timeout_s: float
+        self, pool: RegionPool, call: InferRequest, rows: int | None, end_s: float
     ) -> InferResponse:
         """Run through one region: inputs at its start, outputs whose size is known behind them.
 
         The time in which the server maps memory counts as the request's.
         """
-        end_s = self.loop.time() + timeout_s
         model = self.model
         arrays = {  # the server takes no place of zero bytes
             tensor.name: tensor.content
@@ -333,10 +362,10 @@ class Session:
         needed = required_bytes([*(array.nbytes for array in arrays.values()), *sizes.values()])
         region = None
         if needed:
-            async with _mapped_by(end_s):
+            async with _done_by(end_s, "map shared memory"):
                 region = await pool.acquire(needed)
         if region is None:
-            return await self.transport.infer(call, timeout_s)
+            return await self.transport.infer(call, end_s - self.loop.time())
         completed = False
         try:
             places = region.write(arrays)
@@ -356,7 +385,7 @@ class Session:
                 if not any(words in failure.text.lower() for words in _UNKNOWN_REGION):
                     raise
                 completed = False
-                async with _mapped_by(end_s):
+                async with _done_by(end_s, "map shared memory"):
                     await pool.reregister(region)
                 response = await self.transport.infer(call, end_s - self.loop.time())
             completed = True
@@ -382,8 +411,8 @@ class Session:
 
 
 @contextlib.asynccontextmanager
-async def _mapped_by(end_s: float) -> AsyncIterator[None]:
-    """Limit the time in which the server maps memory.
+async def _done_by(end_s: float | None, what: str) -> AsyncIterator[None]:
+    """Limit the time in which the server does something.
 
     Raises:
         ServerError: it was not done at this time of the loop.
@@ -392,7 +421,7 @@ async def _mapped_by(end_s: float) -> AsyncIterator[None]:
         async with asyncio.timeout_at(end_s):
             yield
     except TimeoutError as error:
-        raise ServerError("DEADLINE_EXCEEDED", "the server did not map shared memory in time") from error
+        raise ServerError("DEADLINE_EXCEEDED", f"the server did not {what} in time") from error
 
 
 def _read_shared(region: Region, place: tuple[int, int], tensor: Tensor) -> Tensor:

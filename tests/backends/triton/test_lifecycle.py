@@ -111,6 +111,25 @@ def test_a_model_that_becomes_ready_during_the_start_is_not_unknown(version, err
         asyncio.run(describe_server(Transport(), make_settings(version=version)))
 
 
+def test_a_server_may_write_null_for_an_empty_list():
+    """As those do whose lists are null until something is put into them."""
+
+    class Transport:
+        async def server(self, timeout_s):
+            return {"name": "peer", "version": "1", "extensions": None}
+
+        async def metadata(self, model, version, timeout_s):
+            tensor = {"name": "x", "datatype": "FP32", "shape": [-1]}
+            return {"name": model, "versions": None, "inputs": [tensor], "outputs": [tensor]}
+
+        async def ready(self, model, version, timeout_s):
+            return True
+
+    server, model = asyncio.run(describe_server(Transport(), make_settings()))
+    assert server.extensions == frozenset()
+    assert model.version == ""
+
+
 def test_the_first_load_opens_the_session_and_a_later_one_describes_again():
     """A load of a model that is in memory reads nothing."""
 

@@ -1,15 +1,49 @@
 """Errors that come on a stream of responses as text without a status; without a server."""
 
 import asyncio
+import time
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
+import grpc
 import numpy as np
 import pytest
 from triton_settings import make_settings
+from tritonclient.grpc import service_pb2 as messages
 
+from streaminfer.backends.triton.endpoint import find_endpoint
 from streaminfer.backends.triton.errors import ServerError
+from streaminfer.backends.triton.messages import InferRequest
+from streaminfer.backends.triton.model import read_model
 from streaminfer.backends.triton.request_splitter import RequestSplitter
-from streaminfer.errors import BackendError, DeadlineExceeded
+from streaminfer.backends.triton.request_validation import RequestValidator
+from streaminfer.backends.triton.transport.grpc_transport import GrpcTransport
+from streaminfer.backends.triton.transport.headers import Headers
+from streaminfer.errors import BackendError, DeadlineExceeded, Overloaded
+from streaminfer.testing import FakeClock
+
+CALL = InferRequest("m", "", [])
+
+
+@asynccontextmanager
+async def connected(respond, clock=time.monotonic_ns):
+    """A transport to a server whose streams are what an asynchronous generator makes."""
+
+    class Service(grpc.GenericRpcHandler):
+        def service(self, details):
+            return grpc.stream_stream_rpc_method_handler(
+                respond, response_serializer=messages.ModelStreamInferResponse.SerializeToString
+            )
+
+    server = grpc.aio.server(handlers=[Service()])
+    address = find_endpoint(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}", "grpc", None, insecure=False)
+    await server.start()
+    transport = GrpcTransport(address, Headers(None), None, clock)
+    try:
+        yield transport
+    finally:
+        await transport.close()
+        await server.stop(None)
 
 
 @pytest.mark.parametrize(
@@ -39,5 +73,91 @@ def test_error_of_a_stream_after_its_deadline(now_ns, deadline_ns, expected):
             await anext(splitter.responses({"n": np.ones((1, 1))}, {}, deadline_ns))
         assert type(caught.value) is expected
         assert isinstance(caught.value.__cause__, ServerError)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "lost"),
+    [
+        ("Request for unknown model: 'm' is not found", BackendError, 1),
+        ("[request id: <id_unknown>] Exceeds maximum queue size", Overloaded, 0),
+        ("Request timeout expired", DeadlineExceeded, 0),
+        ("failed at 3", BackendError, 0),
+    ],
+    ids=["model lost", "queue full", "queue timeout", "model"],
+)
+def test_text_of_an_error_says_what_a_status_would(text, expected, lost):
+    """A model that its server has lost is loaded again, and what its queue rejects is no failure of the model."""
+    losses = []
+
+    async def respond(requests, context):
+        yield messages.ModelStreamInferResponse(error_message=text)
+
+    async def main():
+        async with connected(respond) as transport:
+            session = SimpleNamespace(
+                model=SimpleNamespace(max_batch_size=0), changes=0, transport=transport, call=lambda *_: CALL
+            )
+            splitter = RequestSplitter(session, make_settings(), lambda: losses.append(1))
+            with pytest.raises(expected, match=text[-10:]) as caught:
+                await anext(splitter.responses({"n": np.ones((1, 1))}, {}, None))
+            assert type(caught.value) is expected
+
+    asyncio.run(main())
+    assert len(losses) == lost
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_a_decoupled_model_that_was_replaced_is_described_again(width):
+    """Unless the inputs do not match its present description either."""
+    metadata = {"inputs": [{"name": "n", "datatype": "INT32", "shape": [1]}]}
+    model = read_model("m", "1", {**metadata, "outputs": metadata["inputs"]}, {"max_batch_size": 0})
+    refreshed = []
+
+    async def respond(requests, context):
+        yield messages.ModelStreamInferResponse(error_message="unexpected shape for input 'n' for model 'm'.")
+
+    async def refresh_model(changes):
+        refreshed.append(changes)
+
+    async def main():
+        async with connected(respond) as transport:
+            session = SimpleNamespace(
+                model=model, changes=3, transport=transport, call=lambda *_: CALL,
+                validator=RequestValidator(model, "allow"), refresh_model=refresh_model,
+            )  # fmt: skip
+            splitter = RequestSplitter(session, make_settings(), lambda: None)
+            with pytest.raises(BackendError, match="unexpected shape") as caught:
+                await anext(splitter.responses({"n": np.ones((1, width), np.int32)}, {}, None))
+            assert ("the model was replaced" in str(caught.value)) is (width == 1)
+
+    asyncio.run(main())
+    assert refreshed == ([3] if width == 1 else [])
+
+
+@pytest.mark.parametrize("ending", ["deadline", "cancelled"])
+@pytest.mark.parametrize(("silent_s", "is_replaced"), [(1.9, False), (2.0, True)])
+def test_a_connection_on_which_a_stream_hears_nothing_is_replaced(ending, silent_s, is_replaced):
+    """As one on which other calls hear nothing; the time counts from the last response."""
+    clock = FakeClock()
+
+    async def respond(requests, context):
+        yield messages.ModelStreamInferResponse()
+        await asyncio.Event().wait()
+
+    async def main():
+        async with connected(respond, clock) as transport:
+            first = transport._link
+            stream = transport.stream(CALL, 0.3 if ending == "deadline" else 600.0)
+            await anext(stream)
+            clock.advance(3.0)  # in which the caller worked on the response
+            reading = asyncio.ensure_future(anext(stream))
+            await asyncio.sleep(0)
+            clock.advance(silent_s)
+            if ending == "cancelled":
+                reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+            assert (transport._link is not first) is is_replaced
 
     asyncio.run(main())

@@ -1,6 +1,7 @@
 """TritonBackend without a version: it follows a real Triton from one version of a model to the next."""
 
 import asyncio
+import contextlib
 
 import numpy as np
 import pytest
@@ -9,10 +10,13 @@ from triton_settings import make_settings
 
 import streaminfer as si
 from streaminfer.backends.triton import TritonBackend
+from streaminfer.backends.triton.errors import ServerError
 from streaminfer.backends.triton.messages import InferResponse, Tensor
 from streaminfer.backends.triton.model import Server, read_model
 from streaminfer.backends.triton.session import CallCounts, Session
 from streaminfer.backends.triton.settings import Settings
+from streaminfer.errors import Closed
+from streaminfer.testing import run
 
 
 def ask(backend, *, x=7.0):
@@ -119,14 +123,18 @@ def described(columns):
     }
 
 
+def open_session(transport):
+    model = read_model("m", "1", described(1), None)
+    settings = make_settings(clock=lambda: 0)
+    return Session(transport, Server("s", "1", frozenset()), model, settings, lambda _: None, CallCounts())
+
+
 @pytest.fixture
 def follow():
     """Asks a session once for each answer, one after the other, and gives it with the shapes of the results."""
 
     async def ask_all(transport, changes):
-        model = read_model("m", "1", described(1), None)
-        server = Server("s", "1", frozenset())
-        session = Session(transport, server, model, make_settings(clock=lambda: 0), lambda _: None, CallCounts())
+        session = open_session(transport)
         shapes = []
         for known in changes:
             answer = await transport.infer(session.call({"x": np.zeros((1, 1), np.float32)}, {}), 1.0)
@@ -157,6 +165,71 @@ def test_a_server_that_goes_back_is_followed_too(follow):
 def test_a_server_that_names_no_version_is_not_asked_again(follow):
     transport = Versions(("", 1), columns=[])
     assert follow(transport, None) == [((1,), "1")]
+
+
+class SlowVersions(Versions):
+    """One that takes 50 ms to describe the model."""
+
+    async def metadata(self, model, version, timeout_s):
+        self.closed = asyncio.Event()
+        metadata = await super().metadata(model, version, timeout_s)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.050):
+                await self.closed.wait()
+                raise Closed("the connection to the server was closed")
+        return metadata
+
+    async def close(self):
+        self.closed.set()
+
+
+def test_a_description_that_takes_longer_than_its_callers_have_is_read():
+    """Without that no request of a roll-out would be in time, until the statistics are read."""
+
+    async def main(loop):
+        transport = SlowVersions(("2", 3), ("2", 3), columns=[3])
+        session = open_session(transport)
+        answer = await transport.infer(session.call({"x": np.zeros((1, 1), np.float32)}, {}), 1.0)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.030):
+                await session.read(answer, 1, 0, batched=True)
+        async with asyncio.timeout(0.030):
+            rows = await session.read(answer, 1, 0, batched=True)
+        assert (rows[0].shape, session.model.version, loop.time()) == ((3,), "2", pytest.approx(0.050))
+        assert transport.asked == [""]
+        await session.close()
+
+    run(main)
+
+
+def test_a_response_whose_version_is_described_too_late_is_late():
+    """The time for the description is a part of the request's."""
+
+    async def main(loop):
+        session = open_session(SlowVersions(("2", 3), columns=[3]))
+        with pytest.raises(ServerError, match="DEADLINE_EXCEEDED: the server did not describe its new version in time"):
+            await session.infer({"x": np.zeros((1, 1), np.float32)}, 1, {}, 0.030, batched=True)
+        assert loop.time() == pytest.approx(0.030)
+        await session.close()
+
+    run(main)
+
+
+def test_a_close_ends_a_description_that_is_read():
+    """Its callers hear why, and no task is left."""
+
+    async def main(loop):
+        session = open_session(SlowVersions(columns=[3]))
+        waiting = [asyncio.create_task(session.refresh_model(0, "2")) for _ in range(2)]
+        await asyncio.sleep(0.010)
+        waiting[0].cancel()
+        await session.close()
+        outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [type(one) for one in outcomes] == [asyncio.CancelledError, Closed]
+        assert loop.time() == pytest.approx(0.010)
+        assert len(asyncio.all_tasks()) == 1
+
+    run(main)
 
 
 def test_streams_are_remembered_when_a_version_keeps_sequences_for_another_time():

@@ -1,5 +1,6 @@
 """Messages, types, answers and errors of the protocol, without a server."""
 
+import asyncio
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,8 @@ from triton_settings import make_settings
 from tritonclient.grpc import service_pb2 as messages
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
+from streaminfer.backends.signature import guess_inputs
+from streaminfer.backends.triton import model as model_module
 from streaminfer.backends.triton.decode import decode_rows
 from streaminfer.backends.triton.dtypes import dtype_of, encode_text, split_text, strings, texts
 from streaminfer.backends.triton.errors import ServerError, from_status, of_http_status, without_input
@@ -124,6 +127,46 @@ def test_sequences_say_what_their_ids_are():
     model = read_model("m", "1", described(), config(sequence_batching=sequence))
     assert (model.sequence, model.correlation, model.sequence_idle_s) == (True, "TYPE_STRING", 2.0)
     assert read_model("m", "1", described(), config(sequence_batching={})).sequence
+
+
+def ensemble(*steps):
+    return config(ensemble_scheduling={"step": list(steps)})
+
+
+def describe(configs):
+    """Return what is read of the model ``m`` from a server with models of these configurations, by name and version."""
+
+    class Server:
+        async def metadata(self, model, version, timeout_s):
+            return {**described(), "versions": ["1"]}
+
+        async def config(self, model, version, timeout_s):
+            return configs[model, version]
+
+    server = model_module.Server("triton", "2.51.0", frozenset({"model_configuration"}))
+    return asyncio.run(model_module.describe_model(Server(), server, make_settings()))
+
+
+def test_an_ensemble_has_the_sequences_of_its_parts():
+    """The server hands ids and flags of a request on to them, so that without any it rejects it."""
+    nested = ensemble({"model_name": "plain", "model_version": "-1"}, {"model_name": "inner", "model_version": "2"})
+    configs = {
+        ("m", ""): nested,
+        ("plain", ""): config(),
+        ("inner", "2"): ensemble({"model_name": "counter"}),
+        ("counter", ""): config(sequence_batching={"max_sequence_idle_microseconds": 3000000}),
+    }
+    model = describe(configs)
+    assert (model.ensemble, model.sequence, model.by_row, model.sequence_idle_s) == (True, True, True, 3.0)
+
+    model = describe({**configs, ("counter", ""): config()})
+    assert (model.ensemble, model.sequence, model.by_row) == (True, False, False)
+
+
+@pytest.mark.parametrize("steps", [3, [3], [{}], [{"model_name": "n", "model_version": "x"}]])
+def test_an_ensemble_whose_parts_cannot_be_read_is_an_error(steps):
+    with pytest.raises(BackendError, match="model 'm': the parts of the ensemble cannot be read"):
+        describe({("m", ""): config(ensemble_scheduling={"step": steps})})
 
 
 def test_a_model_without_a_batch_axis_is_asked_row_by_row():
@@ -246,6 +289,19 @@ def test_an_http_answer_that_cannot_be_read_is_an_error(body, head_length):
 def test_bfloat16_has_a_type():
     assert dtype_of("BF16").itemsize == 2
     assert dtype_of("STRANGE") is None
+
+
+def test_bfloat16_is_a_type_of_numbers():
+    """They are checked to be finite, and zeros of them are a batcher's example."""
+    model = read_model("m", "1", described({"x": ("BF16", [-1, 2])}), config())
+    check = RequestValidator(model, "reject")
+    finite = np.zeros(2, dtype_of("BF16"))
+
+    check.validate(finite)
+    for wrong in (np.nan, np.inf):
+        with pytest.raises(InvalidInput, match=r"input 'x': expected finite values .* the first at \(1,\)"):
+            check.validate(np.array([0, wrong], finite.dtype))
+    assert guess_inputs(model.inputs)["x"].tobytes() == finite.tobytes()
 
 
 @pytest.mark.parametrize(

@@ -235,8 +235,9 @@ def _tensor(spec: TensorSpec, kind: str, *, batching: bool) -> str:
     if not spec.shape and kind == "output":
         raise ValueError(f"source: expected outputs of a stated shape, got {kind} {spec}")
     sizes = [size if isinstance(size, int) else -1 for size in (spec.row_shape if batching else spec.shape)]
-    # Triton has no tensors without dimensions: one of size 1, taken away before the model sees it
-    reshape = "" if sizes else " reshape { shape: [ ] }"
+    # Triton has no tensors without dimensions: one of size 1, taken away before the model sees it. With max_batch_size
+    # 0 it rejects a reshape for that, and its ONNX Runtime backend (since 23.10) takes the one away by itself.
+    reshape = " reshape { shape: [ ] }" if batching and not sizes else ""
     return f"name: {_quote(spec.name)} data_type: TYPE_{dtype} dims: [ {', '.join(map(str, sizes or [1]))} ]{reshape}"
 
 

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 from streaminfer._internal.loading.extras import require
 from streaminfer.backends.triton.dtypes import CONTENTS, raw
 from streaminfer.backends.triton.endpoint import Endpoint
-from streaminfer.backends.triton.errors import ServerError, retry_after
+from streaminfer.backends.triton.errors import ServerError, of_text, retry_after
 from streaminfer.backends.triton.messages import InferRequest, InferResponse, SharedMemoryRef, Tensor
 from streaminfer.backends.triton.transport.headers import Headers, Sent, scrub, scrubbed_failure
 from streaminfer.backends.triton.transport.wire import append_contents, split_contents, tag_of
@@ -182,14 +182,19 @@ class GrpcTransport:
         link.calls.add(rpc)
         failure: ServerError | None = None
         try:
-            while (part := await rpc.read()) is not self._grpc.EOF:
+            while True:
+                self._expect_response()
+                part = await rpc.read()
                 self._unanswered_ns = None
+                if part is self._grpc.EOF:
+                    break
                 response = self._read_part(part, sent)
                 yield response
                 if response.final:
                     return
         except asyncio.CancelledError:
             self._explain_cancellation()
+            self._replace_if_silent()
             raise
         except self._grpc.AioRpcError as error:
             failure = self._server_error(error, sent)
@@ -222,8 +227,7 @@ class GrpcTransport:
         sent = self._headers.now()
         rpc = method(message, timeout=timeout_s, metadata=sent)
         link.calls.add(rpc)
-        if self._unanswered_ns is None:
-            self._unanswered_ns = self._clock()
+        self._expect_response()
         try:
             response = await rpc
         except asyncio.CancelledError:
@@ -239,6 +243,10 @@ class GrpcTransport:
         finally:
             self._forget(link, rpc)
         raise failure
+
+    def _expect_response(self) -> None:
+        if self._unanswered_ns is None:
+            self._unanswered_ns = self._clock()
 
     def _server_error(self, error: Any, sent: Sent) -> ServerError:
         status, text = error.code().name, str(error.details() or "")
@@ -328,7 +336,7 @@ class GrpcTransport:
     def _read_part(self, message: bytes, sent: Sent) -> InferResponse:
         response, parts = _split(self._messages.ModelStreamInferResponse, message, self._response_tag)
         if said := response.error_message:
-            raise ServerError("UNKNOWN", scrub(said, sent))
+            raise ServerError(of_text(said, "UNKNOWN"), scrub(said, sent))
         return self._read(parts[-1] if parts else b"")
 
     def _read(self, message: bytes | memoryview) -> InferResponse:

@@ -166,7 +166,7 @@ def test_a_recurrent_model_has_no_batch_axis_for_triton(write, assets):
     assert [(one.name, list(one.dims), one.HasField("reshape")) for one in (*config.input, *config.output)] == [
         ("input", [-1, -1], False),
         ("state", [2, -1, 128], False),
-        ("sr", [1], True),
+        ("sr", [1], False),
         ("output", [-1, 1], False),
         ("stateN", [-1, -1, -1], False),
     ]
@@ -334,6 +334,10 @@ def test_models_that_triton_cannot_batch_are_refused(write, identity, build_mode
 
 # ---------------------------------------------------------------------------------------------- a real Triton
 
+EMPTY_MODEL = """
+class TritonPythonModel:
+    pass
+"""
 PYTHON_MODEL = """
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -386,4 +390,25 @@ def test_a_real_triton_accepts_it_and_leaves_it_as_it_is(triton, images, priorit
             assert y[:, 0, 0, 0].tolist() == [1, 0, 1]
     finally:
         triton.unload(name)
+        shutil.rmtree(folder)
+
+
+def test_a_real_triton_accepts_an_input_without_dimensions(triton, assets):
+    """A model without a batch axis may have one, as Silero has its sampling rate."""
+    folder = write_model_repository(
+        triton.repository,
+        "written_recurrent",
+        assets / "silero_vad_16k_op15.onnx",
+        max_batch_size=0,
+        batch_axes={"state": 1, "stateN": 1},
+        shared_inputs={"sr": np.array(16000)},
+        device="cpu",
+    )
+    try:
+        written = (folder / "config.pbtxt").read_text()
+        (folder / "config.pbtxt").write_text(written.replace('"onnxruntime"', '"python"'))
+        (folder / "1" / "model.py").write_text(EMPTY_MODEL)
+        triton.load("written_recurrent")
+    finally:
+        triton.unload("written_recurrent")
         shutil.rmtree(folder)
