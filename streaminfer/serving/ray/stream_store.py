@@ -136,7 +136,7 @@ class RemoteStreamStore:
 
     Args:
         connect: returns a handle of the actor, which it makes where there is none.
-        died: the error of a call of an actor that is not started again, because someone killed it for good.
+        died: the error of a call of an actor that is not started again, because it was killed for good.
     """
 
     def __init__(self, connect: Callable[[], Any], died: type[Exception]) -> None:

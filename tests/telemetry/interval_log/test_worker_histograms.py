@@ -375,7 +375,7 @@ def test_exporters_read_what_all_workers_counted(tmp_path):
 
 
 def test_every_worker_says_when_the_first_began(tmp_path):
-    """Another time at each scrape would be another server, whose counts begin anew."""
+    """Another time at each scrape would be another server, whose counts begin again."""
     (histogram, early), (_, late) = (make(tmp_path, clock=lambda at_s=at_s: at_s) for at_s in (1000.25, 2000.0))
     histogram.record(0.1)
     early.publish()
