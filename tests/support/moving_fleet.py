@@ -43,6 +43,6 @@ def pause(moving):
 
 
 def go_on(moving):
-    """Let it snapshot and hand over again."""
+    """Let it send snapshots and answer claims again."""
     moving._spawn(moving._send_snapshots())
     moving._spawn(moving._serve_claims())
