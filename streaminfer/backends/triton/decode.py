@@ -66,7 +66,7 @@ def _array(model: ModelDescription, spec: TensorSpec, tensor: Tensor) -> npt.NDA
         if len(content) != count * _dtype(spec).itemsize:
             raise _wrong(model, spec, f"{count * _dtype(spec).itemsize} bytes for {list(shape)}", len(content))
         array = np.frombuffer(content, _dtype(spec)).reshape(shape)
-    except (TypeError, ValueError, OverflowError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise _wrong(model, spec, f"a content of {list(shape)}", error) from error
     if not array.flags.aligned:
         array = array.copy()
@@ -76,7 +76,11 @@ def _array(model: ModelDescription, spec: TensorSpec, tensor: Tensor) -> npt.NDA
 
 def _listed(spec: TensorSpec, content: list[Any], shape: Sequence[int]) -> npt.NDArray[Any]:
     if spec.dtype != TEXT:
-        return np.array(content, _dtype(spec)).reshape(shape)
+        with np.errstate(over="raise"):
+            array = np.array(content, _dtype(spec))
+        if array.dtype.kind in "biu" and array.tolist() != content:  # NumPy cuts 1.5 to 1
+            raise ValueError(f"an element that {array.dtype} does not have")
+        return array.reshape(shape)
     return texts([one.encode() if isinstance(one, str) else one for one in content], shape)
 
 

@@ -276,6 +276,26 @@ def test_an_answer_that_is_not_the_models_is_an_error_that_says_why(wrong):
 
 
 @pytest.mark.parametrize(
+    ("datatype", "elements"), [("INT64", [1, 1.5]), ("BOOL", [True, 5]), ("INT8", [1, 300]), ("FP16", [1.0, 7e4])]
+)
+def test_a_listed_element_that_the_type_does_not_have_is_an_error(datatype, elements):
+    """NumPy would make 1 of 1.5, true of 5 and infinity of 70,000."""
+    model = read_model("m", "1", described(outputs={"y": (datatype, [-1])}), config())
+    response = InferResponse({"y": Tensor("y", datatype, (2,), elements)})
+    with pytest.raises(BackendError, match="model 'm': output 'y': expected a content of"):
+        decode_rows(model, response, 2, batched=True)
+
+
+@pytest.mark.parametrize(
+    ("datatype", "elements"), [("INT64", [1, 2**62]), ("BOOL", [True, False]), ("FP32", [1, 1.5]), ("INT8", [[1], [-2]])]
+)
+def test_listed_elements_are_rows(datatype, elements):
+    model = read_model("m", "1", described(outputs={"y": (datatype, [-1])}), config())
+    rows = decode_rows(model, InferResponse({"y": Tensor("y", datatype, (2,), elements)}), 2, batched=True)
+    assert np.array_equal(rows, np.ravel(elements))
+
+
+@pytest.mark.parametrize(
     ("body", "head_length"),
     [(b"", None), (b"[]", None), (b"{}", None), (b'{"outputs": 3}', None), (b'{"outputs": [{}]}', None),
      (b'{"outputs": []}', "99"), (b'{"outputs": []}', "-1"), (b'{"outputs": []}', "x"), (b"\xff", None),
