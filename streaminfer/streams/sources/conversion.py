@@ -47,9 +47,12 @@ class PictureConverter:
         self._threads = threads
 
     def __call__(self, frame: Any) -> np.ndarray[Any, Any]:
-        """Return a picture as a contiguous array."""
+        """Return a picture as a contiguous array, upright where the file says how its camera was held."""
         wanted = self._wanted
+        turns = round(frame.rotation / 90) % 4  # counterclockwise
         width, height = wanted.size or (frame.width, frame.height)
+        if wanted.size is not None and turns % 2:
+            width, height = height, width
         if wanted.pixel_format == "yuv420p":  # two pixels share a color
             width, height = width + width % 2, height + height % 2
         # the mean of the pixels that one covers: faster than FFmpeg's other ways to shrink, and without their aliasing
@@ -66,9 +69,10 @@ class PictureConverter:
         if made is not frame and made.planes[0].line_size == width * PACKED.get(wanted.pixel_format, 0):
             # its only plane has no gaps and no other owner: no copy
             shape = (height, width) if wanted.pixel_format == "gray" else (height, width, PACKED[wanted.pixel_format])
-            view: np.ndarray[Any, Any] = np.frombuffer(made.planes[0], np.uint8, math.prod(shape)).reshape(shape)
-            return view
-        return np.ascontiguousarray(made.to_ndarray())
+            array: np.ndarray[Any, Any] = np.frombuffer(made.planes[0], np.uint8, math.prod(shape)).reshape(shape)
+        else:
+            array = np.ascontiguousarray(made.to_ndarray())
+        return _turned(array, turns, wanted.pixel_format) if turns else array
 
 
 class AudioAssembler:
@@ -215,6 +219,16 @@ class FrameMaker:
     def flush(self) -> list[Frame]:
         """Return what is left of the sound."""
         return [] if self._sound is None else self._sound.flush()
+
+
+def _turned(array: np.ndarray[Any, Any], turns: int, pixel_format: str) -> np.ndarray[Any, Any]:
+    """Return a picture after quarter turns counterclockwise."""
+    if pixel_format != "yuv420p":
+        return np.ascontiguousarray(np.rot90(array, turns))
+    height, width = len(array) * 2 // 3, array.shape[1]
+    light, colors = array[:height], array[height:].reshape(2, height // 2, width // 2)
+    planes = [np.rot90(plane, turns) for plane in (light, *colors)]
+    return np.concatenate([plane.ravel() for plane in planes]).reshape(-1, planes[0].shape[1])
 
 
 def _duration_ns(frame: Any) -> int:

@@ -1,4 +1,6 @@
-"""Pictures that shrink on their way to a model."""
+"""Pictures that shrink or turn on their way to a model, and sound that is mixed."""
+
+import struct
 
 import numpy as np
 import pytest
@@ -95,3 +97,47 @@ def test_a_mix_is_no_louder_than_its_channels(layout, dtype):
     chunks = AudioAssembler(av, AudioFormat(chunk=500, dtype=dtype)).push(frame, Stamp(0, 0, False))
 
     assert chunks[1].inputs == pytest.approx(np.full(500, 0.5 if dtype == "float32" else 16_384), abs=2e-4, rel=1e-4)
+
+
+MATRICES = {0: (1, 0, 0, 1), 1: (0, -1, 1, 0), 2: (-1, 0, 0, -1), 3: (0, 1, -1, 0)}
+"""By the quarter turns counterclockwise that they ask for: a, b, c and d of the matrix in a track's header."""
+
+
+def read_turned(path, turns, **wanted):
+    """The picture of an MP4 file whose header says how the camera was held."""
+    a, b, c, d = (value << 16 for value in MATRICES[turns])
+    content = bytearray(path.read_bytes())
+    start = content.index(b"tkhd") + 44
+    content[start : start + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    turned = path.with_name(f"{turns}.mp4")
+    turned.write_bytes(content)
+    with av.open(str(turned)) as file:
+        return PictureConverter(av, VideoFormat(**wanted), threads=1)(next(file.decode(video=0)))
+
+
+def planes(array, pixel_format):
+    """What turns on its own: the picture, or its light and its two colors."""
+    if pixel_format != "yuv420p":
+        return [array]
+    frame = av.VideoFrame.from_ndarray(array, pixel_format)
+    views = [(np.frombuffer(plane, np.uint8).reshape(plane.height, -1), plane.width) for plane in frame.planes]
+    return [view[:, :width] for view, width in views]
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+@pytest.mark.parametrize("pixel_format", ["rgb24", "rgba", "gray", "yuv420p"])
+@pytest.mark.parametrize("size", [None, (32, 24)], ids=["whole", "shrunk"])
+def test_a_picture_of_a_turned_camera_is_upright(tmp_path, turns, pixel_format, size):
+    path = tmp_path / "camera.mp4"
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        file.mux([*stream.encode(picture("yuv420p")), *stream.encode()])
+    upright = read_turned(path, 0, pixel_format=pixel_format, size=size)
+    turned_size = size[::-1] if size is not None and turns % 2 else size
+
+    made = read_turned(path, turns, pixel_format=pixel_format, size=turned_size)
+
+    assert made.flags.c_contiguous
+    for plane, expected in zip(planes(made, pixel_format), planes(upright, pixel_format), strict=True):
+        assert np.array_equal(plane, np.rot90(expected, turns))
