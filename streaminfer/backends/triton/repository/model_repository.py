@@ -235,6 +235,8 @@ def _tensor(spec: TensorSpec, kind: str, *, batching: bool) -> str:
     if not spec.shape and kind == "output":
         raise ValueError(f"source: expected outputs of a stated shape, got {kind} {spec}")
     sizes = [size if isinstance(size, int) else -1 for size in (spec.row_shape if batching else spec.shape)]
+    if 0 in sizes:
+        raise ValueError(f"source: expected sizes ≥ 1, as Triton has no empty tensors, got {kind} {spec}")
     # Triton has no tensors without dimensions: one of size 1, taken away before the model sees it. With max_batch_size
     # 0 it rejects a reshape for that, and its ONNX Runtime backend (since 23.10) takes the one away by itself.
     reshape = " reshape { shape: [ ] }" if batching and not sizes else ""

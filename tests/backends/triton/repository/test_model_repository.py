@@ -328,6 +328,8 @@ def test_models_that_triton_cannot_batch_are_refused(write, identity, build_mode
     )
     with pytest.raises(ValueError, match="source: expected tensors of numbers or booleans, got output y"):
         write(strings)
+    with pytest.raises(ValueError, match="source: expected sizes ≥ 1, as Triton has no empty tensors, got input x"):
+        write(identity(Tensor.FLOAT, ["n", 0]))
     with pytest.raises(FileNotFoundError):
         write(tmp_path / "nothing.onnx")
 
