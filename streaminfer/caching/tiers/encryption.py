@@ -333,7 +333,7 @@ class StoredKeys:
         return self._secret
 
     def rotate(self) -> None:
-        """Begin a new generation: new keys seal what is written from now on; the old ones still read."""
+        """Begin a new generation, before a key has sealed 2³² records: new keys seal from now on, the old ones read."""
         with self._writing():
             self._db.execute("UPDATE ring SET generation = generation + 1")
 

@@ -19,7 +19,6 @@ import asyncio
 import logging
 import math
 import os
-import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -27,13 +26,13 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from streaminfer._internal.error_log import ErrorLog
-from streaminfer._internal.forking import new_lock
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer.caching.defensive_copy import freeze
 from streaminfer.caching.erasure.erasure import PendingErasure, is_erased
 from streaminfer.caching.erasure.retention_counts import DELETED, REASONS, RetentionCounts
 from streaminfer.caching.table._slots_cy import NEVER
 from streaminfer.caching.tiers.newer_values import NewerValues
+from streaminfer.caching.tiers.pending_erasures import PendingErasures
 from streaminfer.caching.tiers.pending_write import PendingWrite
 from streaminfer.caching.tiers.protocol import Entry, Tier, TierHit, TierStatistics, in_ns
 from streaminfer.caching.weigher import payload_bytes
@@ -107,21 +106,17 @@ class TierWriter:
         name: what it is called here.
         position: 0 for the fastest.
         counts: what goes into the policy's log.
-
-    Attributes:
-        pending: erasures that it has not done.
     """
 
     def __init__(self, tier: Tier, name: str, position: int, counts: RetentionCounts) -> None:
         self.tier = tier
         self.name = name
         self.position = position
-        self.pending: tuple[PendingErasure, ...] = ()
         self.hits = self.stale_hits = self.misses = self.read_timeouts = self.discarded = 0
         self.stored = self.rejected = self.dropped = self.disallowed = 0
         self._counts = counts
         self._place = f"{name} {tier.place}".strip()
-        self._registering = new_lock()
+        self._erasures = PendingErasures()
         self._newer = NewerValues()
         self._queue: dict[str | bytes, PendingWrite] = {}
         self._leases: list[tuple[str | bytes, bytes]] = []  # that end without an entry
@@ -132,8 +127,6 @@ class TierWriter:
         self._closing = False
         self._pause_s = FIRST_RETRY_S
         self._retry_at = -math.inf  # when the loop's clock says so, failed erasures are tried again
-        # of those that a hold forbids, when to look again
-        self._held_until: weakref.WeakKeyDictionary[PendingErasure, float] = weakref.WeakKeyDictionary()
         self._told = tier.statistics()  # as of the last look at what went
         self._failures = ErrorLog("streaminfer.caching")
 
@@ -141,9 +134,12 @@ class TierWriter:
 
     def register(self, erasing: PendingErasure) -> None:
         """Add a pending erasure: from here on the cache uses nothing of the tier that it matches."""
-        with self._registering:
-            again = [it for it in self.pending if it.is_untried(self.name) or it.selection != erasing.selection]
-            self.pending = (*again, erasing)
+        self._erasures.add(erasing)
+
+    @property
+    def pending(self) -> tuple[PendingErasure, ...]:
+        """Erasures that it has not done."""
+        return self._erasures.pending
 
     def replace(self, key: str | bytes, *, deletes: bool = False) -> None:
         """Note a newer value of a key, or that it has none: the cache uses nothing older until the tier took it."""
@@ -162,6 +158,10 @@ class TierWriter:
         pending, replaced_ns = self.pending, self._newer.since_ns(key)
         return lambda entry: entry.stored_ns < replaced_ns or is_erased(entry, pending)
 
+    def _is_excluded(self, key: str | bytes, entry: Entry) -> bool:
+        """Return whether an entry of a key must not be used now; as ``excluded``, without a look at each erasure."""
+        return entry.stored_ns < self._newer.since_ns(key) or self._erasures.matches(entry)
+
     def statistics(self) -> TierUsage:
         """Return a frozen snapshot."""
         counted = {name: getattr(self, name) for name in _COUNTED}
@@ -172,9 +172,10 @@ class TierWriter:
 
     async def start(self) -> None:
         """Start the tier, and begin with the pending erasures, also those from before this process."""
+        known = {(it.subject, it.tag) for it in self.pending}
         for subject, tag in self._counts.owed_by(self._place):
-            erasing = PendingErasure(subject, tag, [self.name])
-            if not any(it.selection == erasing.selection for it in self.pending):
+            if (subject, tag) not in known:
+                erasing = PendingErasure(subject, tag, [self.name])
                 self.register(erasing)
                 erasing.arm(0)
         await self.tier.start()
@@ -182,7 +183,7 @@ class TierWriter:
         self._wake, self._pid = asyncio.Event(), os.getpid()  # of this event loop and process
         self._told = self.tier.statistics()
         self._retry_at = -math.inf
-        self._held_until.clear()
+        self._erasures.end_holds()
         self._task = asyncio.get_running_loop().create_task(self._work(), name=f"streaminfer cache to {self.name}")
 
     async def stop(self, *, drain: bool) -> None:
@@ -286,7 +287,7 @@ class TierWriter:
         policy, longest_stale_ns = memory.freshness.policy, memory.freshness.stale_ns
         rule = None if policy is None else policy.rule(entry.tags)
         disallowed = rule is not None and not rule.permits(self.tier)
-        if disallowed or before(entry) or self.excluded(key)(entry):
+        if disallowed or before(entry) or self._is_excluded(key, entry):
             self.discarded += 1
             return None
         age_ns = max(self.tier.wall_clock() - entry.stored_ns, 0)
@@ -323,7 +324,7 @@ class TierWriter:
         wake, loop = self._wake, asyncio.get_running_loop()
         while True:
             now = loop.time()
-            erasing = self._next_erasure(now)
+            erasing = self._erasures.next(now, may_retry=now >= self._retry_at)
             if erasing is not None:
                 await self._erase(erasing)
             elif self._leases:
@@ -334,18 +335,10 @@ class TierWriter:
                 return
             else:
                 wake.clear()
-                held_until = min((self._held_until[it] for it in self.pending if it in self._held_until), default=None)
+                again_at = self._retry_at if now < self._retry_at else self._erasures.held_until()
                 with suppress(TimeoutError):
-                    async with asyncio.timeout_at(self._retry_at if now < self._retry_at else held_until):
+                    async with asyncio.timeout_at(again_at):
                         await wake.wait()
-
-    def _next_erasure(self, now: float) -> PendingErasure | None:
-        """Return the next erasure to make: one that is untried, or one that failed, when its time has come."""
-        may_retry = now >= self._retry_at
-        for it in self.pending:
-            if it.armed and (it.is_untried(self.name) or (may_retry and now >= self._held_until.get(it, now))):
-                return it
-        return None
 
     def _take(self, key: str | bytes) -> PendingWrite:
         write = self._queue.pop(key)
@@ -362,7 +355,7 @@ class TierWriter:
             self._leases.append((write.key, write.token))
 
     async def _put(self, write: PendingWrite) -> None:
-        if write.entry is not None and is_erased(write.entry, self.pending):
+        if write.entry is not None and self._erasures.matches(write.entry):
             self._reject(write)
             return
         stored = False
@@ -381,7 +374,7 @@ class TierWriter:
             self._failures.report(f"a write to the tier {self.name}", error)
         finally:
             self._at_work = 0
-            if stored and not (write.entry and self.excluded(write.key)(write.entry)):
+            if stored and not (write.entry and self._is_excluded(write.key, write.entry)):
                 self._newer.settle(write.key)  # else a newer value, or a deletion, is queued
             self.stored += stored
             self.rejected += not stored
@@ -402,7 +395,7 @@ class TierWriter:
 
     async def _erase(self, erasing: PendingErasure) -> None:
         if self._counts.is_held(**erasing.selection):
-            self._held_until[erasing] = asyncio.get_running_loop().time() + MAX_RETRY_S
+            self._erasures.hold(erasing, asyncio.get_running_loop().time() + MAX_RETRY_S)
             self._failed(erasing, "a legal hold began before it was made")
             return
         self._drop(lambda it: it.entry is not None and erasing.matches(it.entry.subject, it.entry.tags))
@@ -421,14 +414,11 @@ class TierWriter:
             failures.append(error)
         if not failures:
             self._pause_s = FIRST_RETRY_S
-            with self._registering:
-                self.pending = tuple(it for it in self.pending if it is not erasing)
+            self._erasures.end(erasing)
             self._counts.record("erased", where=self.name, count=count, reason="asked for", **erasing.selection)
             self._counts.owe(self._place, is_owed=False, **erasing.selection)
             erasing.note(self.name, count)
             return
-        with self._registering:  # behind those that failed before: one that always fails keeps none from its turn
-            self.pending = tuple(sorted(self.pending, key=lambda it: it is erasing))
         self._try_again(max(says_retry_after_s(error) for error in failures))
         self._failed(erasing, "; ".join(text_of_error(error) for error in failures))
 
@@ -437,6 +427,7 @@ class TierWriter:
             self._counts.record("erase_failed", where=self.name, count=0, reason=why, **erasing.selection)
             self._counts.owe(self._place, is_owed=True, **erasing.selection)
         erasing.note(self.name, why)
+        self._erasures.fail(erasing)
 
     def _try_again(self, after_s: float) -> None:
         now = asyncio.get_running_loop().time()

@@ -61,7 +61,8 @@ class CostMeter(StackClock, Node):
         workers: how many batches keep a device busy: its workers, or those of all replicas that ``per_second`` pays.
         currency: for reports.
         name: for reports.
-        max_label_sets: the most tenants, streams and routes with a row of their own; the rest share ``"other"``.
+        max_label_sets: the most models, tenants, streams and routes with a row of their own; the rest share
+            ``"other"``.
         clock: returns monotonic nanoseconds; ``None``: the `Stack`'s clock, else ``time.monotonic_ns``.
 
     Raises:
@@ -105,6 +106,7 @@ class CostMeter(StackClock, Node):
             name: Device(float(price), _Bill(workers), place) for place, (name, price) in enumerate(prices.items())
         }
         self._bill_clock = clock
+        self.models: set[str] = set()  # with a row of their own
         self.routes = _Family(_Account, sets)
         self.tenants, self.streams = (_Family(lambda: [_Account() for _ in prices], sets) for _ in range(2))
         self.ledger = _Ledger(self.routes, self.tenants, self.streams)
@@ -206,13 +208,17 @@ class CostMeter(StackClock, Node):
         self.clock = clock
 
     def _batch_meter(self, route: str, model: str) -> BatchMeter:
-        """Return an observer of the batches of a model, and take its route's place among the rows of routes."""
+        """Return an observer of the batches of a model, and take its place among the rows of routes and of models."""
         device = self._device(route, model)
-        row, known = route or model, self.routes.children()[0]
-        if row in known or len(known) < self.routes.max_sets:
+        row, known, most = route or model, self.routes.children()[0], self.routes.max_sets
+        if row in known or len(known) < most:
             self.routes.child(row)
         else:
-            route = OTHER  # replicas come and go under ever new names
+            row = route = OTHER  # replicas come and go under ever new names
+        if model in self.models or len(self.models) < most:
+            self.models.add(model)
+        else:
+            route, model = row, OTHER  # and so do their models
         account = device.models.setdefault((route, model), _Account())
         return BatchMeter(device.bill, account, self.tenants, self.streams, device.place, self._bill_clock)
 

@@ -67,14 +67,14 @@ def _callers(devices: "dict[str, Device]", family: Any) -> dict[str, CostRow]:
 
 
 def _charges_beyond_bound(meter: "CostMeter") -> int:
-    """Count the rows of batches whose route has no row of its own."""
-    if OTHER in meter.routes.children()[0]:  # a route of that name
-        return 0
+    """Count the rows of batches whose route has no row of its own, and those whose model has none."""
+    bounded = [OTHER not in own for own in (meter.routes.children()[0], meter.models)]  # a name of the user's, too
     return sum(
         account.rows
         for device in meter.devices.values()
-        for (route, _), account in device.models.copy().items()
-        if route == OTHER
+        for names, account in device.models.copy().items()
+        for name, is_bounded in zip(names, bounded, strict=True)
+        if is_bounded and name == OTHER
     )
 
 

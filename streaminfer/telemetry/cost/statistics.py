@@ -87,7 +87,8 @@ class CostStatistics(Snapshot):
         streams: by stream, of requests that belong to one.
         total: of all requests.
         failed: requests that got no response.
-        overflowed: charges and responses under ``"other"``, because there were too many tenants, streams or routes.
+        overflowed: charges and responses under ``"other"``, because there were too many models, tenants, streams or
+            routes.
     """
 
     name: str

@@ -319,7 +319,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
     "CostStatistics": (
         counter("cost.bill", "Amount paid for devices, by use; a batch is in it when it ends.", "settled", by="use"),
         counter("cost.failed", "Requests that got no response."),
-        counter("cost.overflowed", "Charges and responses of tenants, streams or routes beyond the bound."),
+        counter("cost.overflowed", "Charges and responses of models, tenants, streams or routes beyond the bound."),
         gauge("cost.per_1000_on_time", "The bill for 1,000 responses on time."),
         gauge("cost.saved_by_cache", "Amount that cached responses would have cost."),
     ),

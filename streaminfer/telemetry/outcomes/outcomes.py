@@ -18,7 +18,7 @@ from streaminfer.protocols import Clock, is_service
 from streaminfer.request import Request, Response
 from streaminfer.sync_layer import SyncLayer, SyncService
 from streaminfer.telemetry.families.label_family import LabelFamily
-from streaminfer.telemetry.families.routes import route_of
+from streaminfer.telemetry.families.routes import OTHER, route_of
 from streaminfer.telemetry.outcomes.outcome_table import OutcomeCell, OutcomeTable
 
 __all__ = ["NO_RESPONSE", "Outcomes"]
@@ -28,6 +28,7 @@ NO_RESPONSE = "no response"
 
 _BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 _MAX_CELLS = 1024
+_MAX_OUTCOMES = 256  # each cell has sums of each
 _MAX_SETTLED = 16  # at a request or report: after a pause, none of them counts all that are over
 
 
@@ -103,6 +104,7 @@ class Outcomes(StackClock, SyncLayer):
         self._pending: OrderedDict[Hashable, _Pending] = OrderedDict()
         self._lock = new_lock()
         self._failures = ListenerFailures("streaminfer", "outcomes")
+        self._outcomes: set[str] = set()  # that are told apart
         self.unknown = 0
         self.evicted = 0
 
@@ -129,7 +131,7 @@ class Outcomes(StackClock, SyncLayer):
 
         Args:
             request_id: of the request.
-            outcome: a word for it: ``"corrected"``, ``"watched_s"``.
+            outcome: a word for it: ``"corrected"``, ``"watched_s"``. 256 are told apart; later ones are ``"other"``.
             value: a number, where there is one; ``None``: it happened. A second report of an outcome replaces the
                 first.
 
@@ -149,7 +151,9 @@ class Outcomes(StackClock, SyncLayer):
             if pending is None:
                 self.unknown += 1
                 return False
-            pending.reports[outcome] = value
+            if len(self._outcomes) < _MAX_OUTCOMES:
+                self._outcomes.add(outcome)
+            pending.reports[outcome if outcome in self._outcomes else OTHER] = value
             return True
 
     def table(self, *, settle: bool = False) -> OutcomeTable:

@@ -306,6 +306,53 @@ class TestPlaces:
         assert set(statistics.routes) == {"0", "1", "2", "other"}
         assert alive <= 2  # the replicas keep the latest that left, the meter none
 
+    def test_models_of_ever_new_replicas_share_a_row(self):
+        def replica(name):
+            backend = ScriptedBackend(duration_s=0.1)
+            backend.name = f"faces at {name}"
+            return si.Replica(name, si.Stack(si.AdaptiveBatcher(max_batch_size=1), backend))
+
+        async def main(loop):
+            meter = CostMeter(per_second=1.0, max_label_sets=3)
+            replicas = si.Replicas(replica("0"), slow_start_s=0.0)
+            async with si.Stack(meter, replicas, clock=loop.clock) as stack:
+                for number in range(1, 20):
+                    await replicas.add(replica(str(number)))
+                    await replicas.remove(str(number - 1))
+                    await stack(one())
+                return meter.statistics(), [len(device.models) for device in meter.devices.values()]
+
+        statistics, accounts = run(main)
+        rows = {model: row.rows for model, row in check(statistics).models.items()}
+        assert rows == {"faces at 0": 0, "faces at 1": 1, "faces at 2": 1, "other": 17}
+        assert accounts == [4]
+        assert statistics.overflowed == 3 * 17  # as a model, as a route, and the responses of routes
+
+    def test_a_model_beyond_the_bound_has_the_row_of_its_route(self):
+        def replica(name, model):
+            backend = ScriptedBackend(duration_s=0.1)
+            backend.name = model
+            return si.Replica(name, si.Stack(si.AdaptiveBatcher(max_batch_size=1), backend))
+
+        async def main(loop):
+            meter = CostMeter(per_second=1.0, max_label_sets=2)
+            replicas = si.Replicas(replica("a", "version 1"), replica("b", "version 1"), slow_start_s=0.0)
+            async with si.Stack(meter, replicas, clock=loop.clock) as stack:
+                for version in range(2, 6):
+                    await replicas.remove("a")
+                    await replicas.add(replica("a", f"version {version}"))
+                await replicas.remove("b")
+                await stack(one())
+                return meter.statistics()
+
+        statistics = check(run(main))
+        assert {model: row.rows for model, row in statistics.models.items()} == {
+            "version 1": 0,
+            "version 2": 0,
+            "other": 1,
+        }
+        assert (statistics.routes["a"].rows, statistics.routes["a"].responses, statistics.overflowed) == (1, 1, 1)
+
     def test_a_replica_without_a_price_is_added_and_logged(self, caplog):
         def replica(name, service):
             return si.Replica(name, si.Stack(si.AdaptiveBatcher(max_batch_size=1), service))

@@ -172,6 +172,17 @@ def test_cells_beyond_the_bound_are_neither_full_nor_degraded(outcomes, clock):
     assert "other  other  other  x  1 of 76" in repr(table)
 
 
+def test_names_of_outcomes_beyond_the_bound_are_one(outcomes, clock):
+    for number in range(300):
+        serve(outcomes, number, clock)
+        outcomes.report(number, f"made up {number}")
+        outcomes.report(number, "made up 0", 1.0)  # known ones stay
+
+    rows = {row.outcome: row.reported for row in outcomes.table(settle=True).rows}
+    assert len(rows) == 257
+    assert (rows["made up 0"], rows["made up 255"], rows["other"]) == (300, 1, 44)
+
+
 def test_an_interval_of_large_values(outcomes, clock):
     for number in range(100):
         serve(outcomes, number, clock)

@@ -1,0 +1,117 @@
+"""Erasures that one tier has not carried out, and which of them is next.
+
+*Design.* While a tier fails, its erasures wait, hours of them. Those that were not tried come first. Those that failed
+follow in the order of their last attempt, so that one that always fails keeps none from its turn. A later erasure of
+the same selection takes the place of one that failed.
+
+*Complexity.* O(1), but for a copy of ``pending``, which a read keeps while erasures come and go; of those that legal
+holds forbid, each is looked at.
+"""
+
+import weakref
+from collections import Counter
+
+from streaminfer._internal.forking import new_lock
+from streaminfer.caching.erasure.erasure import PendingErasure
+from streaminfer.caching.tiers.protocol import Entry
+
+__all__ = ["PendingErasures"]
+
+_Selection = tuple[str | None, str | None]  # subject and tag
+
+
+class PendingErasures:
+    """Erasures of one tier. Thread-safe.
+
+    Attributes:
+        pending: all of them.
+    """
+
+    def __init__(self) -> None:
+        self.pending: tuple[PendingErasure, ...] = ()
+        self._selections: Counter[_Selection] = Counter()
+        self._untried: dict[PendingErasure, None] = {}
+        self._failed: dict[_Selection, PendingErasure] = {}
+        # of those that a hold forbids, when to look again
+        self._held_until: weakref.WeakKeyDictionary[PendingErasure, float] = weakref.WeakKeyDictionary()
+        self._lock = new_lock()
+
+    def add(self, erasing: PendingErasure) -> None:
+        """Add one that was not tried; the one of its selection that failed is not needed any more."""
+        selection = erasing.subject, erasing.tag
+        with self._lock:
+            failed = self._failed.pop(selection, None)
+            if failed is not None:
+                self._remove(failed)
+            self._untried[erasing] = None
+            self._selections[selection] += 1
+            self.pending = (*self.pending, erasing)
+
+    def fail(self, erasing: PendingErasure) -> None:
+        """Put one that was tried behind the others, unless a later one has taken its place."""
+        selection = erasing.subject, erasing.tag
+        with self._lock:
+            if erasing in self._untried:
+                del self._untried[erasing]
+                failed = self._failed.pop(selection, None)
+                if failed is not None:
+                    self._remove(failed)
+                self._failed[selection] = erasing
+            elif self._failed.get(selection) is erasing:
+                self._failed[selection] = self._failed.pop(selection)
+
+    def end(self, erasing: PendingErasure) -> None:
+        """Remove one that was carried out, unless a later one has taken its place."""
+        selection = erasing.subject, erasing.tag
+        with self._lock:
+            if erasing in self._untried:
+                del self._untried[erasing]
+            elif self._failed.get(selection) is erasing:
+                del self._failed[selection]
+            else:
+                return
+            self._remove(erasing)
+
+    def hold(self, erasing: PendingErasure, until_s: float) -> None:
+        """Leave one out, which a legal hold forbids, until an instant."""
+        self._held_until[erasing] = until_s
+
+    def end_holds(self) -> None:
+        """Leave none out."""
+        self._held_until.clear()
+
+    def held_until(self) -> float | None:
+        """Return when the first one that is left out is to be looked at again; ``None``: there is none."""
+        with self._lock:
+            held = [until for it, until in self._held_until.items() if self._failed.get((it.subject, it.tag)) is it]
+        return min(held, default=None)
+
+    def next(self, now_s: float, *, may_retry: bool) -> PendingErasure | None:
+        """Return the next one to carry out; ``None``: there is none now.
+
+        Args:
+            now_s: the present, on the clock of `hold`.
+            may_retry: of those that failed, too.
+        """
+        with self._lock:
+            for erasing in self._untried:
+                if erasing.armed:
+                    return erasing
+            for erasing in self._failed.values() if may_retry else ():
+                if now_s >= self._held_until.get(erasing, now_s):
+                    return erasing
+        return None
+
+    def matches(self, entry: Entry) -> bool:
+        """Return whether one of them erases an entry."""
+        if not self._selections:
+            return False
+        return (entry.subject, None) in self._selections or any((None, tag) in self._selections for tag in entry.tags)
+
+    def _remove(self, erasing: PendingErasure) -> None:
+        at = self.pending.index(erasing)
+        self.pending = self.pending[:at] + self.pending[at + 1 :]
+        selection = erasing.subject, erasing.tag
+        self._selections[selection] -= 1
+        if not self._selections[selection]:
+            del self._selections[selection]
