@@ -5,6 +5,7 @@ there. Some seconds of real time on this machine's CPU. Run it from the root of 
 """
 
 import asyncio
+import math
 import time
 from collections import Counter
 from pathlib import Path
@@ -50,7 +51,7 @@ async def offer(faces: si.Stack, rate: float) -> None:
 
     calls = []
     begun_s = time.perf_counter()
-    for number in range(int(rate * SECONDS)):
+    for number in range(math.ceil(rate * SECONDS)):  # one at least, however slow the machine is
         await asyncio.sleep(max(begun_s + number / rate - time.perf_counter(), 0))
         calls.append(asyncio.ensure_future(ask()))
     await asyncio.gather(*calls)
