@@ -49,13 +49,14 @@ cdef class Chain:
     cpdef object outputs(self, Passage passage, object outcome)
     @cython.locals(ticket=CTicket)
     cpdef object response(self, Passage passage, object outcome)
-    @cython.locals(was_stopped=bint)
+    @cython.locals(was_stopped=bint, is_late=bint)
     cpdef object failed(self, Passage passage, object error)
     cpdef object deadline_ns(self, object own_ns, object timeout_s, object now_ns)
     @cython.locals(passage=Passage)
     cdef Passage _new_passage(self, CRequest request, object receive)
     @cython.locals(passage=Passage, tokens=list, position=int, ticket=CTicket)
     cdef Passage _enter(self, CRequest request, object now_ns, object receive)
+    cdef bint _is_late(self, CRequest request) except -1
     cdef bint _leave(self, Passage passage) except -1
     cdef object _give(self, Passage passage, object response)
     @cython.locals(position=Py_ssize_t)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from streaminfer._internal.validation import expected
 from streaminfer._request_cy import Request, make_request, make_response, with_deadline
-from streaminfer.errors import Closed
+from streaminfer.errors import Closed, DeadlineExceeded
 from streaminfer.request import deadline_after
 
 if sys.version_info >= (3, 12):
@@ -265,6 +265,9 @@ class Chain:
     def failed(self, passage: Passage, error: BaseException) -> Response | None:
         """Exit the layers after an error, a cancellation included.
 
+        A caller that is cancelled when the deadline has passed, as a server of gRPC does it, stays cancelled; to the
+        layers the request has missed its deadline.
+
         Returns:
             What a layer made of it; ``None``: it remains.
 
@@ -277,11 +280,14 @@ class Chain:
             was_stopped = self._leave(passage)
             if was_stopped and isinstance(error, asyncio.CancelledError):
                 outcome = Closed("the stack stopped before it could answer")
+        is_late = outcome is error and isinstance(error, asyncio.CancelledError) and self._is_late(passage.request)
+        if is_late:
+            outcome = DeadlineExceeded("the deadline had passed when the caller was cancelled")
         if passage.ticket is not None:
             self.batcher.abandon(passage.ticket)
         if passage._tokens is not None:
             outcome = self._exit(passage.request, passage._tokens, outcome)
-        if outcome is error:
+        if is_late or outcome is error:
             return None
         if isinstance(outcome, BaseException):
             raise outcome
@@ -343,6 +349,10 @@ class Chain:
                 raise
             self._give(passage, response)
         return passage
+
+    def _is_late(self, request: Request) -> bool:
+        deadline_ns: int | None = request.deadline_ns
+        return deadline_ns is not None and self.clock() >= deadline_ns
 
     def _leave(self, passage: Passage) -> bool:
         """Count a passage no more; return whether a stop has cancelled it, and its caller has not."""

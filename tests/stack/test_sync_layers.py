@@ -102,6 +102,33 @@ def test_each_layer_exits_once_in_reverse_order(given, outcome):
     assert log == [*IN, f"c out: {outcome}", f"b out: {outcome}", f"a out: {outcome}"]
 
 
+@pytest.mark.parametrize("timeout_s", [0.01, 0.02], ids=["at the deadline", "before it"])
+@pytest.mark.parametrize("makes", ["nothing", "response", "error"])
+def test_a_caller_cancelled_at_its_deadline_is_late_to_layers(makes, timeout_s):
+    """A server of gRPC cancels its handler at the client's deadline; the caller stays cancelled, whatever they do."""
+    log = []
+
+    class Default(Recorded):
+        def exit(self, request, token, outcome, now_ns):
+            super().exit(request, token, outcome, now_ns)
+            if makes == "error" and isinstance(outcome, Exception):
+                raise OSError
+            return Response("default", True) if makes == "response" and isinstance(outcome, Exception) else None
+
+    async def main(loop):
+        telemetry = si.Telemetry("t")
+        async with si.Stack(Default("a", log), telemetry, Model("hangs"), clock=loop.clock) as stack:
+            call = asyncio.ensure_future(stack(1.0, timeout_s=timeout_s))
+            await asyncio.sleep(0.01)
+            call.cancel()
+            await asyncio.wait([call])
+            return call.cancelled(), telemetry.statistics().outcomes
+
+    is_late = timeout_s == 0.01
+    assert run(main) == (True, {"DeadlineExceeded" if is_late else "cancelled": 1})
+    assert log == ["a in", "a out: DeadlineExceeded" if is_late else "a out: CancelledError"]
+
+
 def test_a_layer_that_rejects_on_entry_is_not_exited():
     log = []
     assert isinstance(serve(log, Model(), fails={"c": "enter"}), KeyError)

@@ -183,12 +183,25 @@ class ModelRequests:
 
     async def _call_each(self, requests: list[Request], now_ns: int) -> list[Response]:
         """Answer several rows: once one of them is accepted, the others wait for their places in the queue."""
-        first: list[Response] = []
-        if not self.stack.admission(requests[0], now_ns).ok:
-            first.append(await self.stack.call(requests[0]))  # raises the reason
-        left = requests[len(first) :]
-        most = min(len(left), default_concurrency(self._offered))
-        return first + await answer_all(left, self.stack._places.call, most, return_exceptions=False)
+        places = self.stack._places
+        answered: list[Response] = []
+
+        async def call(request: Request) -> Response:
+            answered.append(await places.call(request))
+            return answered[-1]
+
+        try:
+            if not self.stack.admission(requests[0], now_ns).ok:
+                answered.append(await self.stack.call(requests[0]))  # raises the reason
+            first = answered[:]
+            left = requests[len(first) :]
+            most = min(len(left), default_concurrency(self._offered))
+            ask = call if self._offered.many_answers else places.call
+            return first + await answer_all(left, ask, most, return_exceptions=False)
+        except BaseException:
+            for response in answered:  # those of a model that has many to one request
+                await close_answers(response)
+            raise
 
     def _renew(self, now_ns: int) -> None:
         """Read what the stack offers."""

@@ -84,8 +84,8 @@ class SLO(StackClock, _State):
     A request is a *good event* when its response came within ``threshold_s``, a degraded response included, and a *bad*
     one when it came later or when the request ended with an error: `Overloaded`, `CircuitOpen`, `DeadlineExceeded`,
     `BackendError`, `Closed` and any other ``Exception``. What the caller did is no event and only counted in
-    ``ignored``: `InvalidInput`, cancellation, whatever is named in ``ignore``, and exceptions that are no ``Exception``
-    (``KeyboardInterrupt``: the process ends).
+    ``ignored``: `InvalidInput`, cancellation before the deadline, whatever is named in ``ignore``, and exceptions that
+    are no ``Exception`` (``KeyboardInterrupt``: the process ends).
 
     The *budget* is the share of bad events that the objective allows. Windows are sums of a ring of buckets in bounded
     memory (about 60 KiB): at most 1/63 longer than requested, or by ``resolution_s`` where that is more, never shorter.

@@ -255,3 +255,46 @@ def test_a_rejected_end_of_a_sequence_can_be_sent_again(ask_app, how):
             return first, rejected, await ask(False, sequence_end=True), await ask(False)
 
     assert asyncio.run(scenario()) == ([1.0], 429, [2.0], [1.0])
+
+
+@pytest.mark.parametrize(
+    ("last", "headers", "status"),
+    [("fails", {}, 500), ("hangs", {"x-streaminfer-timeout-s": "0.02"}, 504), ("leaves", {}, 499)],
+)
+def test_answers_to_other_rows_are_closed_where_one_has_none(counting, ask_app, body_of, last, headers, status):
+    """They are iterators that nothing has begun to read, so only their `aclose` frees what they hold."""
+
+    class Answers:
+        def __init__(self, service):
+            self.service = service
+
+        def __aiter__(self):
+            return self
+
+        async def __anext__(self):
+            raise StopAsyncIteration
+
+        async def aclose(self):
+            self.service.closed += 1
+
+    class Service(counting):
+        async def call(self, request):
+            if request.inputs[0] == 3:
+                await asyncio.sleep(0)
+                if last == "fails":
+                    raise ValueError
+                gone.set() if last == "leaves" else None
+                await asyncio.Event().wait()
+            self.made.append(Answers(self))
+            return si.Response(self.made[-1])
+
+    service, gone = Service(), asyncio.Event()
+    app = si.serving.asgi_app({"m": si.Stack(service)})
+
+    async def scenario():
+        async with app:
+            body = body_of(np.arange(1, 4).reshape(3, 1), name="x", datatype="INT64")
+            return await ask_app(app, "POST", INFER, body, headers, gone=gone)
+
+    assert asyncio.run(asyncio.wait_for(scenario(), 30)).status == status
+    assert (len(service.made), service.closed) == (2, 2)
