@@ -162,7 +162,8 @@ def replay(plan: Plan, *, requests: int = 20_000, seed: int = 0) -> PlanCheck:
 def _delays(pool: Pool, rate: float, count: int, rng: np.random.Generator) -> Floats:
     """Delays at one replica, through all shards."""
     gaps_s = np.minimum(rng.exponential(1.0 / rate, count), _LONGEST_RUN_S / count)
-    started_s = ended_s = np.cumsum(gaps_s)
+    started_s: Floats = np.cumsum(gaps_s)
+    ended_s = started_s
     for shard, kind in zip(pool.variant.shards, pool.kinds, strict=True):
         result = simulate(
             ended_s,
