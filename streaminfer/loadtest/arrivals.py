@@ -138,7 +138,9 @@ class OnOff:
 
     def schedule(self, duration_s: float, seed: int) -> Floats:
         """Return the instants from 0 until ``duration_s``, seconds, ascending."""
-        levels = attrs.asdict(self, filter=lambda field, _: field.name != "rate")
+        levels = {"on_s": self.on_s, "off_s": self.off_s, "on_times": self.on_times, "off_times": self.off_times}
+        if _begins_on(self.on_s, self.off_s, seed):  # the process begins at what it takes for its low level
+            levels = {"on_s": self.off_s, "off_s": self.on_s, "on_times": self.off_times, "off_times": self.on_times}
         return _until(duration_s, self.rate, lambda n: processes.on_off(self.rate, n, seed, **levels))
 
 
@@ -161,7 +163,9 @@ class Bursts:
 
     def schedule(self, duration_s: float, seed: int) -> Floats:
         """Return the instants from 0 until ``duration_s``, seconds, ascending."""
-        levels = attrs.asdict(self, filter=lambda field, _: field.name != "rate")
+        levels = {"on_s": self.on_s, "off_s": self.off_s, "times": self.times}
+        if _begins_on(self.on_s, self.off_s, seed):  # likewise
+            levels = {"on_s": self.off_s, "off_s": self.on_s, "times": 1 / self.times}
         return _until(duration_s, self.rate, lambda n: processes.bursts(self.rate, n, seed, **levels))
 
 
@@ -369,6 +373,11 @@ class Instants:
     def schedule(self, duration_s: float, seed: int) -> Floats:  # noqa: ARG002 - nothing is random
         """Return those before ``duration_s``."""
         return self.arrivals_s[self.arrivals_s < duration_s]
+
+
+def _begins_on(on_s: float, off_s: float, seed: int) -> bool:
+    """Return whether a run begins at the high level: as often as that is on, or short runs have too few requests."""
+    return bool(np.random.default_rng([seed, 1]).random() * (on_s + off_s) < on_s)
 
 
 def _until(duration_s: float, rate: float, draw: Callable[[int], Floats]) -> Floats:

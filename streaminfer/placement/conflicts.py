@@ -204,8 +204,8 @@ def is_feasible(
     allowed = candidates.in_time | dropped("slo")[None, :, None]
     allowed = allowed & candidates.serves & (candidates.stays | dropped("residency")[:, None])
     allowed &= candidates.suffices | dropped("quality")[:, None]
-    failures = {(): True, **{_lost(candidates, group): ("failure", group) in asked for group in problem.failure_groups}}
-    states = [at for at, state in enumerate(candidates.states) if failures[state.lost]]
+    survived = {_lost(candidates, group) for group in problem.failure_groups if ("failure", group) in asked}
+    states = [at for at, state in enumerate(candidates.states) if not state.lost or state.lost in survived]
     rates = np.where(dropped("demand"), 0.0, candidates.rates[states])
     extra = dict(settings.extra)
     for row, resource in enumerate(candidates.resources):

@@ -68,6 +68,22 @@ def test_mean_of_clumps_is_the_rate():
     assert np.mean(counts) == pytest.approx(200.0, abs=4 * np.std(counts) / 20)
 
 
+@pytest.mark.parametrize(
+    "process",
+    [
+        OnOff(20.0, on_s=2.0, off_s=8.0),
+        Bursts(20.0, on_s=5.0, off_s=50.0),
+        Bursts(20.0, on_s=5.0, off_s=50.0, times=0.1),
+    ],
+    ids=str,
+)
+def test_mean_of_two_levels_is_the_rate(process):
+    """A run begins at either level: over many seeds its mean is the rate, however short it is."""
+    counts = [process.schedule(3.0, seed).size for seed in range(1000)]
+
+    assert np.mean(counts) == pytest.approx(60.0, abs=4 * np.std(counts) / np.sqrt(1000))
+
+
 def test_ramp_has_the_rate_of_each_moment():
     """A ramp to 400/s has an eighth of its requests in the first third and more."""
     instants = Ramp(0.0, 400.0).schedule(60.0, 5)

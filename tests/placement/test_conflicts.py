@@ -217,6 +217,17 @@ def test_quality_that_would_suffice_is_the_best():
     assert (found.amount, str(found)) == (3.0, "accept a quality of 3 for cluster 'c0'")
 
 
+def test_failure_that_is_asked_for_twice_is_not_given_up_once():
+    """The other group, of the same sites in another order, would still have to be survived."""
+    problem, _ = plannable("plain")
+    names = [site.name for site in problem.sites]
+
+    error = raised(attrs.evolve(problem, failures=[names, names[::-1]]))
+
+    assert [it.kind for it in error.conflict] == ["failure", "demand"]
+    assert "failure" not in {it.constraint.kind for it in error.relaxations}
+
+
 def test_error_comes_back_from_a_process():
     """A pool of processes that plan returns what each raised."""
     candidates = find_candidates(small_problem(0, "memory"))

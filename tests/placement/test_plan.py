@@ -370,13 +370,14 @@ def test_wrong_arguments_are_named(options, message):
 
 @pytest.mark.parametrize("rate", [1e-9, 1e-3])
 def test_rare_requests_are_served(rate):
-    """A cluster gets a replica however few requests it sends."""
+    """A cluster gets a replica however few requests it sends, and a simulation has as many as any other."""
     problem = small_problem(0, "plain")
     rare = [attrs.evolve(problem.clusters[0], rates=[rate])]
 
     found = plan(attrs.evolve(problem, clusters=rare, links={"c0": problem.links["c0"]}))
 
     assert list(found.assignment) == ["c0"]
+    assert replay(found, requests=100).kept == 1.0
 
 
 @pytest.mark.parametrize("options", [{}, {"budget": 1.0}, {"method": "greedy"}], ids=str)

@@ -8,8 +8,8 @@ comes from drawing blocks of each step again with replacement. Where the share j
 for a device without noise, there is no line to fit, and the interval between two rates is halved.
 
 A service that does not recover from overload keeps a rate on the way up that it misses afterwards. Before a search ends
-it measures the lower end of its interval again, and where that is missed now, what was measured before is forgotten:
-the capacity is that of a service that has been overloaded, and ``reason`` says so.
+it measures the lower end of its interval again, and where that is missed now, throughout the step, what was measured
+before is forgotten: the capacity is that of a service that has been overloaded, and ``reason`` says so.
 
 *When it ends.* When the interval is narrower than the tolerance, or the steps are used up.
 
@@ -47,6 +47,8 @@ _SOME = (0.1, 8.0)
 at most half of the requests that may be on time, where the objective is low."""
 _STEEP = 2.0
 """Of the logarithm of the late share: by how much it may differ from the estimate to the farthest rate beside it."""
+_SURELY = 3.0
+"""Standard errors by which a step is late beyond what a few incidents of a queue explain."""
 _LEAST_STEPS = 3
 _LEAST_BESIDE = 4
 """Steps on each side of the estimate; fewer do not tell how much steps differ."""
@@ -100,6 +102,12 @@ class Step:
     def late_share(self) -> float:
         """Share of its requests that were late."""
         return float(self.late.sum() / self.sent.sum())
+
+    @property
+    def late_error(self) -> float:
+        """Standard error of that share, from the differences between blocks."""
+        shares = self.late / self.sent
+        return float(shares.std() / math.sqrt(max(shares.size - 1, 1)))
 
 
 @attrs.frozen(eq=False)
@@ -240,7 +248,7 @@ class CapacitySearch:
     def _look_for_change(self, step: Step) -> None:
         """Forget what was measured before overload if a rate that was kept then is clearly missed now."""
         kept = [each.rate for each in self._counted if each.late_share <= self._allowed and each.rate >= step.rate]
-        if kept and step.late_share > self._many:
+        if kept and step.late_share - _SURELY * step.late_error > self._many:
             self._counted.clear()
             self._note = (
                 f"{max(kept):,.4g}/s kept the objective before overload, and {step.rate:,.4g}/s misses it after"

@@ -320,5 +320,7 @@ def _complete(ended: "asyncio.Future[Response]", response: Response | None, erro
         ended.set_result(response)
     elif isinstance(error, asyncio.CancelledError):
         ended.cancel()
+    elif isinstance(error, StopIteration):  # of the score; no future takes it
+        ended.set_exception(RuntimeError(f"frame of a device: {error!r}"))
     elif error is not None:
         ended.set_exception(error)

@@ -127,6 +127,8 @@ class OpenLoop(DueRequests):
         ended = self._ended
         if ended is None or ended.done():
             return
+        if isinstance(error, StopIteration):  # no future takes it
+            error = RuntimeError(f"open loop: {error!r}")
         if error is None:
             ended.set_result(None)
         else:

@@ -182,18 +182,23 @@ def test_call_is_awaited(camera_scene):
     assert list(measured.stages_s) == ["capture", "encode", "uplink", "decode", "service"]
 
 
-def test_error_of_the_score(camera_scene):
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [(ValueError("no such position"), ValueError), (StopIteration("no such position"), RuntimeError)],
+    ids=["error", "iterator that is over"],
+)
+def test_error_of_the_score(camera_scene, error, raised):
     """It is that of the frame."""
 
     def score(_answer, _position_s):
-        raise ValueError("no such position")
+        raise error
 
     async def main(loop):
         over, call = await frame_call(loop, camera_scene(), brightness, score=score)
         async with over:
             await call
 
-    with pytest.raises(ValueError, match="no such position"):
+    with pytest.raises(raised, match="no such position"):
         run(main)
 
 

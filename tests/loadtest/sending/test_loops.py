@@ -130,6 +130,15 @@ class TestOpenLoop:
         with pytest.raises(LookupError, match="0"):
             virtually(answer, [1], on_result=refuse)
 
+    def test_iterator_of_the_caller_that_is_over(self):
+        """What no future takes ends the run too."""
+
+        def refuse(_number, _result):
+            raise StopIteration("no more results")
+
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            virtually(answer, [1], on_result=refuse)
+
     def test_eager_tasks(self):
         """Calls may end before their tasks are known; from Python 3.12 on such loops exist."""
 
