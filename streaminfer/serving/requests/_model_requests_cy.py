@@ -291,7 +291,7 @@ class ModelCall:
                 self._responses = responses
             elif self.parts is None:
                 self.arrays = model._joined([response.outputs for response in responses])
-            if self._ended_stream is not None:
+            if self._responses is None and self._ended_stream is not None:
                 self._end_stream()
         except BaseException:
             self._fail()
@@ -320,14 +320,18 @@ class ModelCall:
         )
 
     async def _answers(self, response: Response) -> AsyncGenerator[dict[str, npt.NDArray[Any]], None]:
-        """The answers of a model that has many to one request, until its deadline."""
-        model = self.model
+        """The answers of a model that has many to one request, until its deadline; only then may its stream end."""
+        model, has_begun = self.model, False
         answers = TimedAnswers(response, self._deadline_ns, model.stack.clock)
         try:
             async for outputs in answers:
-                yield model._joined([outputs])
+                joined = model._joined([outputs])
+                has_begun = True
+                yield joined
         except BaseException as error:
-            self._fail()
+            model.counters.fail(model.now_ns() - self._arrived_ns)
+            if not has_begun:
+                self._note_rejection(error)
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and not task.cancelling():
                 raise Closed(f"model {model.name!r} was stopped before its last answer") from None
@@ -335,7 +339,11 @@ class ModelCall:
         else:
             model.counters.succeed([response], self._arrived_ns, model.now_ns())
         finally:
-            await answers.aclose()
+            try:
+                await answers.aclose()
+            finally:
+                if self._ended_stream is not None:
+                    self._end_stream()
 
     def _note_rejection(self, error: BaseException) -> None:
         """Let the stream go on where the last request of it was rejected, and comes again."""
