@@ -13,6 +13,7 @@ import numpy as np
 from numpy import ndarray
 
 from streaminfer._request_cy import make_request
+from streaminfer._runtime.closing import close_answers
 from streaminfer._runtime.rows import join_rows
 from streaminfer._stack.many_calls import answer_all, default_concurrency
 from streaminfer.errors import BackendError, CircuitOpen, Closed, InvalidInput, Overloaded
@@ -21,7 +22,7 @@ from streaminfer.request import deadline_after, time_left_s
 from streaminfer.serving.errors import RequestRejected
 from streaminfer.serving.requests._model_counters_cy import ModelCounters
 from streaminfer.serving.requests.infer_response import announced_datatypes
-from streaminfer.serving.requests.timed_answers import TimedAnswers, close_answers
+from streaminfer.serving.requests.timed_answers import TimedAnswers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
