@@ -7,7 +7,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 
 from streaminfer.request import Response
 
-__all__ = ["AsyncClosable", "AsyncClosing", "close_answers", "close_soon", "close_unread"]
+__all__ = ["AsyncClosable", "AsyncClosing", "close_answers", "close_dropped", "close_soon", "close_unread"]
 
 _CLOSING: set[asyncio.Task[None]] = set()
 """The event loop itself does not hold its tasks."""
@@ -53,6 +53,12 @@ def close_unread(call: "asyncio.Future[Any]") -> None:
     """Close the answers of a call that has ended, whose caller has gone, and reads none of them."""
     if not call.cancelled() and call.exception() is None and _answers_of(call.result()) is not None:
         close_soon(call.result())
+
+
+def close_dropped(outputs: Any) -> None:
+    """Close outputs that nobody gets, if they are answers."""
+    if isinstance(outputs, AsyncIterator):
+        close_soon(Response(outputs))
 
 
 def _answers_of(response: Any) -> AsyncIterator[Any] | None:
