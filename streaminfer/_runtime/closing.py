@@ -1,9 +1,16 @@
 """Objects that have to be closed."""
 
+import asyncio
 from abc import ABC, abstractmethod
-from typing import Protocol, Self, runtime_checkable
+from collections.abc import AsyncIterator
+from typing import Any, Protocol, Self, runtime_checkable
 
-__all__ = ["AsyncClosable", "AsyncClosing"]
+from streaminfer.request import Response
+
+__all__ = ["AsyncClosable", "AsyncClosing", "close_answers", "close_dropped", "close_soon", "close_unread"]
+
+_CLOSING: set[asyncio.Task[None]] = set()
+"""The event loop itself does not hold its tasks."""
 
 
 @runtime_checkable
@@ -26,3 +33,34 @@ class AsyncClosing(ABC):
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
+
+
+async def close_answers(response: Any) -> None:
+    """Close the answers of a response, if they are an iterator that can be closed; nothing of any other object."""
+    if isinstance(answers := _answers_of(response), AsyncClosable):
+        await answers.aclose()
+
+
+def close_soon(response: Any) -> "asyncio.Task[None]":
+    """Close the answers of a response in a task of its own."""
+    closing = asyncio.ensure_future(close_answers(response))
+    _CLOSING.add(closing)
+    closing.add_done_callback(_CLOSING.discard)
+    return closing
+
+
+def close_unread(call: "asyncio.Future[Any]") -> None:
+    """Close the answers of a call that has ended, whose caller has gone, and reads none of them."""
+    if not call.cancelled() and call.exception() is None and _answers_of(call.result()) is not None:
+        close_soon(call.result())
+
+
+def close_dropped(outputs: Any) -> None:
+    """Close outputs that nobody gets, if they are answers."""
+    if isinstance(outputs, AsyncIterator):
+        close_soon(Response(outputs))
+
+
+def _answers_of(response: Any) -> AsyncIterator[Any] | None:
+    outputs = response.outputs if isinstance(response, Response) else None
+    return outputs if isinstance(outputs, AsyncIterator) else None

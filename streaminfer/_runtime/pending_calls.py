@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable
 from typing import Any, TypeVar
 
+from streaminfer._runtime.closing import close_unread
 from streaminfer.errors import Closed, DeadlineExceeded
 
 __all__ = ["DeadlineCalls"]
@@ -34,10 +35,10 @@ class DeadlineCalls(set["asyncio.Future[Any]"]):
         try:
             await asyncio.wait({call}, timeout=timeout_s)
         except asyncio.CancelledError:
-            call.cancel()
+            _abandon(call)
             raise
         if not call.done():
-            call.cancel()
+            _abandon(call)
             raise DeadlineExceeded(f"{name} did not answer within {timeout_s:.6f} s")
         if call.cancelled():
             raise Closed(f"{name} was stopped before it could answer")
@@ -50,3 +51,9 @@ class DeadlineCalls(set["asyncio.Future[Any]"]):
         self.discard(call)
         if not call.cancelled():
             call.exception()  # its caller may have left
+
+
+def _abandon(call: asyncio.Future[Any]) -> None:
+    """Cancel a call, which may have ended in this turn, or end with a response all the same."""
+    call.cancel()
+    call.add_done_callback(close_unread)

@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Unpack
 
+from streaminfer._runtime.closing import close_answers
 from streaminfer._runtime.rows import cut_rows, join_rows
 from streaminfer.errors import Closed, DeadlineExceeded, Overloaded
 from streaminfer.protocols import Admission, AdmissionReason, Capabilities
@@ -178,6 +179,8 @@ async def answer_all(
         _cancel(workers)
         await asyncio.gather(*workers, return_exceptions=True)
         workers.clear()  # one has the error, whose traceback holds this frame
+        for answer in answers.values():
+            await close_answers(answer)
         raise
     return [answers[number] for number in range(len(answers))]
 

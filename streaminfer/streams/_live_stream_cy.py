@@ -11,7 +11,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Hashable, Iterable
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from streaminfer._internal.validation import expected
-from streaminfer._runtime.closing import AsyncClosable
+from streaminfer._runtime.closing import AsyncClosable, close_dropped
 from streaminfer.errors import Closed
 from streaminfer.streams._fair_order_cy import Turn
 from streaminfer.streams._outlet_cy import Outlet
@@ -103,8 +103,10 @@ class Stream:
         self._let_source_go_on()
 
     def complete(self, result: StreamResult, outputs: Any, degraded: bool, now_ns: int) -> None:
-        """Take the outputs of a frame."""
+        """Take the outputs of a frame; they are dropped where the stream was closed meanwhile."""
         self._announce(self.state.complete(result, outputs, degraded, now_ns))
+        if result.outputs is not outputs:
+            close_dropped(outputs)
 
     def fail(self, result: StreamResult, error: BaseException, now_ns: int) -> None:
         """Take the error of a frame."""
@@ -163,7 +165,8 @@ class Stream:
 
     def abandon(self) -> None:
         """Stop, and deliver nothing more."""
-        self.state.close(ready_too=True)
+        for result in self.state.close(ready_too=True):
+            close_dropped(result.outputs)
         self._error = None
         if self._has_ended:
             self._settle_if_delivered()

@@ -78,7 +78,7 @@ cdef class StreamState:
     @cython.locals(result=StreamResult)
     cpdef StreamResult take(self, long long now_ns)
     @cython.locals(result=StreamResult, kept=ResultQueue)
-    cpdef close(self, bint ready_too)
+    cpdef list close(self, bint ready_too)
     cdef bint _end(self, StreamResult result, int status) except -1
     @cython.locals(head=StreamResult)
     cdef _skip_gone(self)

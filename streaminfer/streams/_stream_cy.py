@@ -313,12 +313,16 @@ class StreamState:
             self.failed += 1
         return result
 
-    def close(self, ready_too: bool) -> None:
+    def close(self, ready_too: bool) -> list[StreamResult]:
         """Drop what waits and what runs as ``closed``.
 
         Args:
             ready_too: and the results that were not delivered.
+
+        Returns:
+            These results.
         """
+        undelivered: list[StreamResult] = []
         while self._waiting.count:
             self._waiting.pop()
             self._count("closed")
@@ -330,10 +334,13 @@ class StreamState:
             elif result._status != _GONE:
                 if result._status == _RUNNING:
                     self.running -= 1
+                else:
+                    undelivered.append(result)
                 result._status = _GONE
                 self.in_flight -= 1
                 self._count("closed")
         self._sent = kept
+        return undelivered
 
     def _end(self, result: StreamResult, status: int) -> bool:
         if result._status != _RUNNING:

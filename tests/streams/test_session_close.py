@@ -166,3 +166,51 @@ async def test_a_source_may_close_its_session_at_its_end(loop, end):
         await (session.aclose() if end == "session" else results.aclose())
 
     assert session.statistics().ended_streams == 2
+
+
+class Answering:
+    """A service with many answers to each frame, open from its call on; no cancellation keeps it from opening them."""
+
+    many_answers = True
+
+    def __init__(self, took_s):
+        self.took_s = took_s
+        self.opened = []
+
+    async def call(self, request):
+        try:
+            await asyncio.sleep(self.took_s)
+        except asyncio.CancelledError:
+            asyncio.current_task().uncancel()
+        self.opened.append(Answers())
+        return si.Response(self.opened[-1])
+
+
+class Answers:
+    is_closed = False
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        raise StopAsyncIteration
+
+    async def aclose(self):
+        self.is_closed = True
+
+
+@pytest.mark.parametrize("took_s", [0.001, 0.1], ids=["not delivered", "in flight"])
+def test_a_session_that_closes_closes_the_answers_that_it_drops(took_s):
+    """Those that were there, and those that come when their request is cancelled."""
+    service = Answering(took_s)
+
+    async def main(loop):
+        session = StreamSession(service, policy=LatestOnly(), max_in_flight=3, clock=loop.clock)
+        async with session(endless()):
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(0.01)
+        return session.statistics()
+
+    assert run(main).delivered == 0
+    assert len(service.opened) == 3
+    assert all(answers.is_closed for answers in service.opened)

@@ -383,19 +383,21 @@ class RequestSplitter:
         parameters = {**parameters, "triton_enable_empty_final_response": True}
         timeout_s = None if deadline_ns is None else self.left(deadline_ns)
         silence_s = self._settings.timeout_s if deadline_ns is None else None
+        end_s = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
         error: StreamInferError | None = None
         try:
             async with contextlib.aclosing(
                 self.session.transport.stream(self.session.call(sent, parameters), timeout_s)
             ) as responses:
                 while True:
-                    async with asyncio.timeout(silence_s):
+                    async with asyncio.timeout(silence_s) as limit:
                         response = await anext(responses, _END)
                     if response is _END:
                         break
                     if response.final and not response.outputs:
                         return
-                    yield (await self.session.read(response, 1, changes, batched=batched))[0]
+                    by_s = limit.when() if end_s is None else end_s
+                    yield (await self.session.read(response, 1, changes, batched=batched, end_s=by_s))[0]
                     if response.final:
                         return
         except ServerError as failure:

@@ -32,6 +32,7 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from streaminfer._internal.validation import expected
+from streaminfer._runtime.closing import close_answers
 from streaminfer._runtime.wrapped_kind import kind_of
 from streaminfer.caching.defensive_copy import freeze
 from streaminfer.caching.keys import key_maker
@@ -254,7 +255,11 @@ class CachedService(Layer, Wrapper):
         erasures = self.memory.erasures if erasures is None else erasures
         try:
             response = await self._call(request)
-            outputs = freeze(response.outputs)
+            try:
+                outputs = freeze(response.outputs)
+            except TypeError:  # its answers can be read once
+                await close_answers(response)
+                raise
         except Exception as error:
             self.store_error(key, about, erasures, error, stores_errors and not self._changed_since(version))
             raise

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.validation import check_duration, check_instance, check_number, expected
+from streaminfer._runtime.closing import close_unread
 from streaminfer._runtime.lifecycle import start_owned, stop_all, until_limit
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer._runtime.wrapped_kind import kind_of
@@ -221,11 +222,16 @@ class Hedge(StackClock):
         race = _Race(send_again, functools.partial(self._grants, deadline_ns, admits), delay_s)
         first = race.send(send)
         try:
-            await race.over
-        finally:
-            losing = race.end()
-            if losing:
-                await self._cancel(losing)
+            try:
+                await race.over
+            finally:
+                losing = race.end()
+                if losing:
+                    await self._cancel(losing)
+        except BaseException:  # its caller has gone
+            if race.winner is not None:
+                close_unread(race.winner)
+            raise
         winner = race.winner
         if winner is None:
             return race.failed[0].result()  # raises the earliest error
@@ -299,7 +305,8 @@ class _Race:
         self._running.discard(task)
         failed = task.cancelled() or task.exception() is not None  # called in any case, which marks it as retrieved
         if self.over.done():
-            return  # the race is over
+            close_unread(task)  # the race is over
+            return
         self._timer.cancel()  # here: if it is due in this turn of the loop, it comes before `end`
         if failed:
             self.failed.append(task)

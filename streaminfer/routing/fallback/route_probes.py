@@ -4,6 +4,7 @@ import asyncio
 import functools
 
 from streaminfer._internal.error_log import ErrorLog
+from streaminfer._runtime.closing import close_answers
 from streaminfer._runtime.lifecycle import end_tasks
 from streaminfer.errors import CircuitOpen, Closed, Overloaded
 from streaminfer.protocols import Clock
@@ -67,7 +68,7 @@ class RouteProbes:
     async def _probe(self, state: RouteState, request: Request, timeout_s: float) -> None:
         try:
             async with asyncio.timeout(timeout_s):
-                await state.call(request)
+                await close_answers(await state.call(request))
         except Exception as error:  # noqa: BLE001 - counted, and logged unless the route only rejected the probe
             state.skipped["probe_failed"] += 1
             if not isinstance(error, _REJECTIONS):

@@ -18,6 +18,7 @@ import attrs
 
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
+from streaminfer._runtime.closing import close_answers
 from streaminfer._runtime.lifecycle import end_tasks, start_owned, stop_all
 from streaminfer._runtime.pending_calls import DeadlineCalls
 from streaminfer._runtime.stack_clock import StackClock
@@ -170,7 +171,7 @@ class Shadow(StackClock):
         timeout_s = self._timeout_s if left_s is None else min(max(left_s, 0.0), self._timeout_s)
         call = asyncio.ensure_future(self.copy.call(request))
         try:
-            await self._calls.end_within(timeout_s, call, name_of(self.copy))
+            await close_answers(await self._calls.end_within(timeout_s, call, name_of(self.copy)))
         except DeadlineExceeded:
             if not call.done():  # one that cannot be cancelled at once is in flight until it ends
                 await asyncio.wait({call})

@@ -13,6 +13,7 @@ import numpy as np
 from numpy import ndarray
 
 from streaminfer._request_cy import make_request
+from streaminfer._runtime.closing import close_answers
 from streaminfer._runtime.rows import join_rows
 from streaminfer._stack.many_calls import answer_all, default_concurrency
 from streaminfer.errors import BackendError, CircuitOpen, Closed, InvalidInput, Overloaded
@@ -21,7 +22,7 @@ from streaminfer.request import deadline_after, time_left_s
 from streaminfer.serving.errors import RequestRejected
 from streaminfer.serving.requests._model_counters_cy import ModelCounters
 from streaminfer.serving.requests.infer_response import announced_datatypes
-from streaminfer.serving.requests.timed_answers import TimedAnswers, close_answers
+from streaminfer.serving.requests.timed_answers import TimedAnswers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -183,23 +184,15 @@ class ModelRequests:
 
     async def _call_each(self, requests: list[Request], now_ns: int) -> list[Response]:
         """Answer several rows: once one of them is accepted, the others wait for their places in the queue."""
-        places = self.stack._places
-        answered: list[Response] = []
-
-        async def call(request: Request) -> Response:
-            answered.append(await places.call(request))
-            return answered[-1]
-
+        first: list[Response] = []
         try:
             if not self.stack.admission(requests[0], now_ns).ok:
-                answered.append(await self.stack.call(requests[0]))  # raises the reason
-            first = answered[:]
+                first.append(await self.stack.call(requests[0]))  # raises the reason
             left = requests[len(first) :]
             most = min(len(left), default_concurrency(self._offered))
-            ask = call if self._offered.many_answers else places.call
-            return first + await answer_all(left, ask, most, return_exceptions=False)
+            return first + await answer_all(left, self.stack._places.call, most, return_exceptions=False)
         except BaseException:
-            for response in answered:  # those of a model that has many to one request
+            for response in first:
                 await close_answers(response)
             raise
 
@@ -304,7 +297,7 @@ class ModelCall:
                 self._responses = responses
             elif self.parts is None:
                 self.arrays = model._joined([response.outputs for response in responses])
-            if self._ended_stream is not None:
+            if self._responses is None and self._ended_stream is not None:
                 self._end_stream()
         except BaseException:
             self._fail()
@@ -333,14 +326,18 @@ class ModelCall:
         )
 
     async def _answers(self, response: Response) -> AsyncGenerator[dict[str, npt.NDArray[Any]], None]:
-        """The answers of a model that has many to one request, until its deadline."""
-        model = self.model
+        """The answers of a model that has many to one request, until its deadline; only then may its stream end."""
+        model, has_begun = self.model, False
         answers = TimedAnswers(response, self._deadline_ns, model.stack.clock)
         try:
             async for outputs in answers:
-                yield model._joined([outputs])
+                joined = model._joined([outputs])
+                has_begun = True
+                yield joined
         except BaseException as error:
-            self._fail()
+            model.counters.fail(model.now_ns() - self._arrived_ns)
+            if not has_begun:
+                self._note_rejection(error)
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and not task.cancelling():
                 raise Closed(f"model {model.name!r} was stopped before its last answer") from None
@@ -348,7 +345,11 @@ class ModelCall:
         else:
             model.counters.succeed([response], self._arrived_ns, model.now_ns())
         finally:
-            await answers.aclose()
+            try:
+                await answers.aclose()
+            finally:
+                if self._ended_stream is not None:
+                    self._end_stream()
 
     def _note_rejection(self, error: BaseException) -> None:
         """Let the stream go on where the last request of it was rejected, and comes again."""

@@ -9,11 +9,11 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Self
 
-from streaminfer._runtime.closing import AsyncClosable
+from streaminfer._runtime.closing import close_answers, close_soon
 from streaminfer.errors import DeadlineExceeded
 from streaminfer.request import Response, time_left_s
 
-__all__ = ["TimedAnswers", "close_answers"]
+__all__ = ["TimedAnswers"]
 
 
 class TimedAnswers:
@@ -61,7 +61,10 @@ class TimedAnswers:
         """Close the iterator of the service, if it can be closed."""
         if self._timer is not None:
             self._timer.cancel()
-        await (self._closing or close_answers(self._response))
+        if self._closing is None:
+            await close_answers(self._response)
+        else:
+            await asyncio.shield(self._closing)  # a client that leaves in this very turn would keep it from beginning
 
     def _check_time(self) -> None:
         if self._is_over or (self._deadline_ns is not None and self._clock() > self._deadline_ns):
@@ -70,12 +73,6 @@ class TimedAnswers:
     def _end(self) -> None:
         self._is_over = True
         if self._task is None:
-            self._closing = asyncio.ensure_future(close_answers(self._response))
+            self._closing = close_soon(self._response)
         else:
             self._task.cancel()
-
-
-async def close_answers(response: Response) -> None:
-    """Close the iterator of a response, if it can be closed."""
-    if isinstance(response.outputs, AsyncClosable):
-        await response.outputs.aclose()

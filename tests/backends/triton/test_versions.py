@@ -13,6 +13,7 @@ from streaminfer.backends.triton import TritonBackend
 from streaminfer.backends.triton.errors import ServerError
 from streaminfer.backends.triton.messages import InferResponse, Tensor
 from streaminfer.backends.triton.model import Server, read_model
+from streaminfer.backends.triton.request_splitter import RequestSplitter
 from streaminfer.backends.triton.session import CallCounts, Session
 from streaminfer.backends.triton.settings import Settings
 from streaminfer.errors import Closed
@@ -209,6 +210,27 @@ def test_a_response_whose_version_is_described_too_late_is_late():
         session = open_session(SlowVersions(("2", 3), columns=[3]))
         with pytest.raises(ServerError, match="DEADLINE_EXCEEDED: the server did not describe its new version in time"):
             await session.infer({"x": np.zeros((1, 1), np.float32)}, 1, {}, 0.030, batched=True)
+        assert loop.time() == pytest.approx(0.030)
+        await session.close()
+
+    run(main)
+
+
+@pytest.mark.parametrize("deadline_s", [0.030, None])
+def test_a_streamed_response_whose_version_is_described_too_late_is_late(deadline_s):
+    """At the deadline of the stream; without one, at the end of the time that each response has."""
+
+    class Streaming(SlowVersions):
+        async def stream(self, call, timeout_s):
+            yield await self.infer(call, timeout_s)
+
+    async def main(loop):
+        session = open_session(Streaming(("2", 3), columns=[3]))
+        settings = make_settings(clock=loop.clock, timeout_s=10.0 if deadline_s else 0.030)
+        splitter = RequestSplitter(session, settings, lambda: None)
+        deadline_ns = None if deadline_s is None else loop.now_ns + round(deadline_s * 1e9)
+        with pytest.raises(si.DeadlineExceeded, match="describe its new version in time"):
+            await anext(splitter.responses({"x": np.zeros((1, 1), np.float32)}, {}, deadline_ns))
         assert loop.time() == pytest.approx(0.030)
         await session.close()
 

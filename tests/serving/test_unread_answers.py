@@ -1,0 +1,194 @@
+"""Many answers that no client gets are closed, whoever has dropped them."""
+
+import asyncio
+import json
+
+import numpy as np
+import pytest
+
+import streaminfer as si
+from streaminfer.protocols import ModelTensors
+from streaminfer.routing import Shadow
+from streaminfer.serving.requests.timed_answers import TimedAnswers
+from streaminfer.testing import run
+
+
+class Answers:
+    """As clients of other services have them: open from the call on, and no generator."""
+
+    is_closed = False
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        return {"n": np.array([1])}
+
+    async def aclose(self):
+        self.is_closed = True
+
+
+class Service:
+    """Opens answers after so many seconds, at each call, and lets no cancellation keep it from doing so."""
+
+    many_answers = True
+
+    def __init__(self, *after_s, fails_at=None):
+        self.after_s, self.fails_at = list(after_s), fails_at
+        self.opened = []
+        self.on_open = lambda: None
+
+    def model_tensors(self):
+        tensor = si.backends.TensorSpec("x", np.dtype(np.int64), (None, 1))
+        return ModelTensors((tensor,))
+
+    async def call(self, request):
+        if request.inputs == self.fails_at:
+            raise ValueError("secret")
+        try:
+            await asyncio.sleep(self.after_s.pop(0) if self.after_s else 0.0)
+        except asyncio.CancelledError:
+            asyncio.current_task().uncancel()
+        self.opened.append(Answers())
+        self.on_open()
+        return si.Response(self.opened[-1])
+
+    @property
+    def left_open(self):
+        return sum(not answers.is_closed for answers in self.opened)
+
+
+def ask_all(layers, service, *, requests=1, timeout_s=None):
+    """Send requests one by one, and leave each answers that came open; return how many there were."""
+
+    async def main(loop):
+        got = 0
+        async with si.Stack(*layers, service, clock=loop.clock) as stack:
+            for number in range(requests):
+                try:
+                    answers = await stack(np.array([number]), timeout_s=timeout_s)
+                except (si.DeadlineExceeded, TypeError):
+                    continue
+                got += 1
+                await answers.aclose()
+            await asyncio.sleep(10.0)
+        return got
+
+    return run(main)
+
+
+def test_a_cache_closes_what_it_rejects():
+    service = Service()
+
+    assert ask_all([si.EdgeCache(maxsize=10, ttl_s=60.0)], service) == 0
+    assert (len(service.opened), service.left_open) == (1, 0)
+
+
+def test_a_hedge_closes_the_answers_that_lost():
+    """Also those that come in the very turn of the ones that won."""
+    service = Service(*[0.010] * 30, 0.500, 0.100, 0.200, 0.200 - 0.0101)
+
+    assert ask_all([si.Hedge(max_extra=1.0)], service, requests=32) == 32
+    assert len(service.opened) > 32
+    assert service.left_open == 0
+
+
+@pytest.mark.parametrize("callbacks", range(4))
+def test_a_hedge_closes_the_answers_of_a_caller_that_left(callbacks):
+    """It leaves in one of the turns in which they come to it."""
+    service = Service(*[0.010] * 30, 0.100)
+
+    async def main(loop):
+        def leave(after):
+            if after:
+                loop.call_soon(leave, after - 1)
+            else:
+                call.cancel()
+
+        async with si.Stack(si.Hedge(max_extra=1.0), service, clock=loop.clock) as stack:
+            for _ in range(30):
+                await (await stack(np.array([1]))).aclose()
+            service.on_open = lambda: leave(callbacks)
+            call = asyncio.ensure_future(stack(np.array([1])))
+            await asyncio.wait([call])
+            if not call.cancelled():
+                await call.result().aclose()
+            await asyncio.sleep(1.0)
+            return call.cancelled()
+
+    assert run(main) or callbacks == 3
+    assert len(service.opened) > 30
+    assert service.left_open == 0
+
+
+def test_a_shadow_closes_the_answers_to_its_copies():
+    service, copy = Service(), Service()
+
+    assert ask_all([Shadow(copy)], service, requests=3) == 3
+    assert (len(copy.opened), copy.left_open) == (3, 0)
+
+
+def test_a_stack_closes_answers_that_come_after_the_deadline():
+    service = Service(0.500)
+
+    assert ask_all([], service, timeout_s=0.1) == 0
+    assert (len(service.opened), service.left_open) == (1, 0)
+
+
+def test_a_router_closes_the_answers_to_its_probes():
+    slow = Service()
+    slow.admission = lambda request, now_ns: si.protocols.Admission(False, "infeasible")
+    fast = Service()
+    router = si.FallbackRouter(si.Route("slow", slow, quality=1.0), si.Route("fast", fast, quality=0.5))
+
+    async def main(loop):
+        async with si.Stack(router, clock=loop.clock) as stack:
+            for _ in range(5):
+                await asyncio.sleep(1.0)
+                await (await stack(np.array([1]), timeout_s=1.0)).aclose()
+            await asyncio.sleep(1.0)
+
+    run(main)
+
+    assert slow.opened
+    assert (slow.left_open, fast.left_open) == (0, 0)
+
+
+def test_rows_of_which_one_fails_leave_no_answers_open(ask_app):
+    service = Service(fails_at=2)
+    app = si.serving.asgi_app({"m": si.Stack(service)})
+    tensor = {"name": "x", "datatype": "INT64", "shape": [3, 1], "data": [1, 2, 3]}
+
+    async def scenario():
+        async with app:
+            reply = await ask_app(app, "POST", "/v2/models/m/infer", json.dumps({"inputs": [tensor]}).encode())
+            return reply.status
+
+    assert asyncio.run(scenario()) == 500
+    assert service.opened
+    assert service.left_open == 0
+
+
+def test_a_client_that_leaves_at_the_deadline_keeps_nothing_open():
+    """The answers are closed in a task of their own, which its leaving must not cancel before it begins."""
+    answers = Answers()
+
+    async def main(loop):
+        timed = TimedAnswers(si.Response(answers), None, loop.clock)
+        sent = loop.create_future()
+
+        async def send():
+            await sent
+            await timed.aclose()
+
+        sending = asyncio.ensure_future(send())
+        await asyncio.sleep(0)
+        sent.set_result(None)
+        loop.call_soon(sending.cancel)
+        timed._end()
+        await asyncio.wait([sending])
+        await asyncio.sleep(1.0)
+        return sending.cancelled()
+
+    assert run(main)
+    assert answers.is_closed
