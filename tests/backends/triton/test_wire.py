@@ -287,7 +287,8 @@ def test_a_listed_element_that_the_type_does_not_have_is_an_error(datatype, elem
 
 
 @pytest.mark.parametrize(
-    ("datatype", "elements"), [("INT64", [1, 2**62]), ("BOOL", [True, False]), ("FP32", [1, 1.5]), ("INT8", [[1], [-2]])]
+    ("datatype", "elements"),
+    [("INT64", [1, 2**62]), ("BOOL", [True, False]), ("FP32", [1, 1.5]), ("INT8", [[1], [-2]])],
 )
 def test_listed_elements_are_rows(datatype, elements):
     model = read_model("m", "1", described(outputs={"y": (datatype, [-1])}), config())
