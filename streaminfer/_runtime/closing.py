@@ -56,7 +56,7 @@ def close_unread(call: "asyncio.Future[Any]") -> None:
 
 
 def close_dropped(outputs: Any) -> None:
-    """Close outputs that nobody gets, if they are answers."""
+    """Close outputs that are not delivered, if they are answers."""
     if isinstance(outputs, AsyncIterator):
         close_soon(Response(outputs))
 

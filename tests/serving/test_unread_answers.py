@@ -1,4 +1,4 @@
-"""Many answers that no client gets are closed, whoever has dropped them."""
+"""Many answers that no client gets are closed, wherever they were dropped."""
 
 import asyncio
 import json
