@@ -3,13 +3,18 @@
 *Design.* The rate climbs by a constant factor until a step misses the objective: a ramp in stairs. Then the search
 stays near the crossing. A step is a run at one rate; its requests, cut into blocks, give the share that was late and
 how much it varies, correlation included. Near the crossing the logarithm of the late share is close to a straight line
-over the logarithm of the rate, so the crossing is where a Poisson regression meets ``1 - objective``, and its error
-comes from drawing blocks of each step again with replacement. Where the share jumps from nothing to everything, as
-for a device without noise, there is no line to fit, and the interval between two rates is halved.
+over the logarithm of the rate, so the crossing is where a Poisson regression meets ``1 - objective``. Where the share
+jumps from nothing to everything, as for a device without noise, there is no line to fit, and the interval between two
+rates is halved.
+
+*Incidents.* A queue makes requests late in incidents, and a step at the crossing may have none, or one that makes a
+third of it late. So the error of the crossing is the larger of two, from drawing with replacement blocks of each step
+and whole steps. A step has missed for sure only if it was late throughout; the share of any other one is cut to what no
+line reaches, so that one incident does not outweigh the rest.
 
 A service that does not recover from overload keeps a rate on the way up that it misses afterwards. Before a search ends
-it measures the lower end of its interval again, and where that is missed now, throughout the step, what was measured
-before is forgotten: the capacity is that of a service that has been overloaded, and ``reason`` says so.
+it measures the lower end of its interval again, and where rates that were kept are missed for sure twice, what was
+measured before is forgotten: the capacity is that of a service that has been overloaded, and ``reason`` says so.
 
 *When it ends.* When the interval is narrower than the tolerance, or the steps are used up.
 
@@ -220,7 +225,7 @@ class CapacitySearch:
             if narrow:
                 return None if self._is_confirmed(low) else low
             if not self._between():
-                return math.sqrt(low * high)
+                return min(rate, self.high)  # in the middle, or beside a step that leaves a doubt
             low, high = max(low, rate * (1 - _SPREAD / 2)), min(high, rate * (1 + _SPREAD / 2))
             return min(low + (high - low) * (0.5, 0.25, 0.75)[self._after_ramp % 3], self.high)
         if narrow and self._is_settled(min(rate, self.high)):
@@ -245,14 +250,21 @@ class CapacitySearch:
         else:
             self._found = self._estimate()
 
+    def _is_missed(self, step: Step) -> bool:
+        """Whether a step was late throughout, and not in a few incidents."""
+        return step.late_share - _SURELY * step.late_error > self._many
+
     def _look_for_change(self, step: Step) -> None:
-        """Forget what was measured before overload if a rate that was kept then is clearly missed now."""
-        kept = [each.rate for each in self._counted if each.late_share <= self._allowed and each.rate >= step.rate]
-        if kept and step.late_share - _SURELY * step.late_error > self._many:
-            self._counted.clear()
-            self._note = (
-                f"{max(kept):,.4g}/s kept the objective before overload, and {step.rate:,.4g}/s misses it after"
-            )
+        """Forget what was measured before overload if rates that were kept then are missed for sure twice now."""
+        highest, missed = 0.0, []
+        for each in (*self._counted, step):
+            if each.late_share <= self._allowed:
+                highest = max(highest, each.rate)
+            elif each.rate <= highest and self._is_missed(each):
+                missed.append(each)
+        if len(missed) > 1:
+            self._counted = missed[:-1]
+            self._note = f"{highest:,.4g}/s kept the objective before overload, and {step.rate:,.4g}/s misses it after"
 
     def stop(self, reason: str) -> None:
         """End the search; what is known until now is its result."""
@@ -279,18 +291,16 @@ class CapacitySearch:
 
     def _halved(self) -> tuple[float, float, float]:
         """Where the late share crosses, and the rates below and above that leave no doubt."""
-        few, many = self._few, self._many
-        doubtful = [step.rate for step in self._counted if few < step.late_share < many]
-        crossing = min([step.rate for step in self._counted if step.late_share >= many] + doubtful)
+        late = [step for step in self._counted if step.late_share > self._few]
+        surely = [step.rate for step in late if self._is_missed(step)]
+        doubtful = [step.rate for step in late if not self._is_missed(step)]
+        crossing = min(surely + doubtful)
         kept = max(
-            (step.rate for step in self._counted if step.late_share <= few and step.rate < crossing),
+            (step.rate for step in self._counted if step.late_share <= self._few and step.rate < crossing),
             default=self.low if self.low < crossing else crossing / CLIMB,
         )
         highest = max(doubtful, default=kept)
-        missed = min(
-            (step.rate for step in self._counted if step.late_share >= many and step.rate > highest),
-            default=highest * CLIMB,
-        )
+        missed = min((rate for rate in surely if rate > highest), default=highest * CLIMB)
         ends = self._pooled() if doubtful else (kept, missed)
         return math.sqrt(ends[0] * ends[1]), kept, missed
 
@@ -316,13 +326,11 @@ class CapacitySearch:
     def _near(self) -> list[Step]:
         """Steps close enough to the crossing for a line; chosen by rate, since the late share is what varies by chance.
 
-        But for shares that are far too high for that: there the line has ended.
+        But for those that were missed for sure: there the line has ended.
         """
         middle = self._halved()[0] if self._found is None else self._found[0]
         return [
-            step
-            for step in self._counted
-            if abs(math.log(step.rate / middle)) <= _NEAR and step.late_share < self._many
+            step for step in self._counted if abs(math.log(step.rate / middle)) <= _NEAR and not self._is_missed(step)
         ]
 
     def _is_confirmed(self, rate: float) -> bool:
@@ -343,7 +351,7 @@ class CapacitySearch:
 
     def _between(self) -> list[float]:
         """Rates near the estimate at which some requests were late and most were not."""
-        return [step.rate for step in self._near() if self._few < step.late_share < self._many]
+        return [step.rate for step in self._near() if step.late_share > self._few]
 
     def _estimate(self) -> tuple[float, float, float]:
         if self._jumps():
@@ -351,10 +359,12 @@ class CapacitySearch:
         near = self._near()
         x = np.log([step.rate for step in near])
         sums = np.array([[step.late.sum(), step.sent.sum()] for step in near], np.float64).T
-        drawn = np.array([step.draw(self._rng) for step in near], np.float64)  # steps × (late, sent) × draws
-        found, slope = map(float, self._crossing(x, sums[0], sums[1]))
-        low, high = np.quantile(self._crossing(x, drawn[:, 0].T, drawn[:, 1].T)[0], _ONE_DEVIATION)
-        half = student_quantile(0.5 + self.confidence / 2, max(2, len(near) - 2)) * float(high - low) / 2 * _STOPPING
+        blocks = np.array([step.draw(self._rng) for step in near], np.float64).transpose(1, 2, 0)  # late, sent × draws
+        steps = sums[:, np.newaxis] * self._rng.multinomial(len(near), np.full(len(near), 1 / len(near)), DRAWS)
+        found, slope = map(float, self._crossing(x, *sums))
+        ends = [np.quantile(self._crossing(x, *drawn)[0], _ONE_DEVIATION) for drawn in (blocks, steps)]
+        error = float(max(high - low for low, high in ends)) / 2
+        half = student_quantile(0.5 + self.confidence / 2, max(2, len(near) - 2)) * error * _STOPPING
         self._slope, middle = slope, float(x.mean())
         log_rate = min(max(found, middle - _FARTHEST), middle + _FARTHEST)
         return math.exp(log_rate), math.exp(min(found, log_rate) - half), math.exp(max(found, log_rate) + half)
@@ -372,6 +382,7 @@ class CapacitySearch:
         """
         middle = x.mean()
         distance = x - middle
+        late = np.minimum(late, self._many * sent)
         level = np.log((late.sum(axis=-1) + 0.5) / sent.sum(axis=-1))
         slope = np.full_like(level, _FIRST_SLOPE)
         for _ in range(_NEWTON_STEPS):

@@ -11,11 +11,16 @@ from streaminfer.loadtest.capacity.search import CapacitySearch, Step
 SLO_S = 0.05
 
 
-def latencies(rate, n, rng, *, sigma, mean_s=0.005):
-    """Of a single server and Poisson arrivals, by Lindley's recursion."""
-    gaps, work = rng.exponential(1 / rate, n), mean_s * rng.lognormal(-(sigma**2) / 2, sigma, n)
+def delays(gaps, work):
+    """Of a single server, from the times between arrivals and those of service, by Lindley's recursion."""
     steps = np.concatenate([[0], np.cumsum(work[:-1] - gaps[1:])])
     return steps - np.minimum.accumulate(steps) + work
+
+
+def latencies(rate, n, rng, *, sigma, mean_s=0.005):
+    """Of a single server and Poisson arrivals."""
+    gaps, work = rng.exponential(1 / rate, n), mean_s * rng.lognormal(-(sigma**2) / 2, sigma, n)
+    return delays(gaps, work)
 
 
 def known_capacity(sigma):
@@ -133,6 +138,36 @@ class TestSearch:
             said += ["before overload" in found.reason]
 
         assert not any(said)
+
+    def test_interval_where_steps_differ(self):
+        """Of a fast queue, half of the steps at its capacity have no late request and one in a hundred a tenth."""
+        truth, covered = 1000 - np.log(100) / SLO_S, 0  # M/M/1
+        for seed in range(20):
+            rng = np.random.default_rng(seed + 1)
+
+            def measure(rate, rng=rng):
+                n = int(10 * rate)
+                return delays(rng.exponential(1 / rate, n), rng.exponential(0.001, n))[n // 10 :] > SLO_S
+
+            low, high = search_all(CapacitySearch(250.0, 2000.0, seed=seed), measure).interval
+            covered += low <= truth <= high
+
+        assert covered >= 14
+
+    def test_interval_of_a_service_that_is_a_little_slower_after_overload(self):
+        """What was measured before is too good for it, and no other step is known to be wrong."""
+        truth, covered = 980.0 * (0.01 / 0.99) ** 0.01, 0
+        for seed in range(30):
+            rng, tried = np.random.default_rng(seed), []
+
+            def measure(rate, rng=rng, tried=tried):
+                tried.append(rate)
+                return rng.random(3000) < late_share(rate, 980.0 if max(tried) > 1000.0 else 1000.0, 0.01)
+
+            low, high = search_all(CapacitySearch(100.0, 4000.0, seed=seed), measure).interval
+            covered += low <= truth <= high
+
+        assert covered >= 28
 
     def test_lowest_rate_is_missed_after_overload(self):
         """A service that never serves again has no capacity."""
