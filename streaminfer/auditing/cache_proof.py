@@ -21,7 +21,6 @@ import gc
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from types import MappingProxyType
 from typing import Any
 
 import attrs
@@ -183,7 +182,7 @@ class _Remains:
         found = tuple(
             Remain(place=place, where=where, why=why, count=count) for (place, where, why), count in self._found.items()
         )
-        return Proof(MappingProxyType(dict(self._places)), found, MappingProxyType(dict(self._held)))
+        return Proof(dict(self._places), found, dict(self._held))
 
 
 class _Judge:

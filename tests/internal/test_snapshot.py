@@ -1,9 +1,11 @@
 """`to_dict` of every statistics object: strict JSON, whatever the object has seen."""
 
 import asyncio
+import copy
 import importlib
 import inspect
 import json
+import pickle
 import pkgutil
 import typing
 from collections.abc import Mapping
@@ -133,6 +135,22 @@ def test_a_stack_of_every_layer_before_and_after_its_life():
     assert after["layers"]["Telemetry"]["latency"]["count"] == 1
     assert after["layers"]["FallbackRouter"]["routes"][0]["succeeded"] == 1
     assert after["start"]["seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))], ids=["deepcopy", "pickle"]
+)
+def test_snapshots_can_be_copied_and_sent(copied):
+    """A process sends its statistics to another one."""
+    stack = everything()
+
+    async def main():
+        async with stack:
+            await stack(1.0, store=False)
+        return stack.statistics(), await stack.children["EdgeCache"].erase_everywhere(tag="a"), si.prove(stack)
+
+    for snapshot in asyncio.run(main()):
+        assert strict(copied(snapshot)) == strict(snapshot)
 
 
 def test_statistics_of_parts_that_have_not_started():

@@ -23,7 +23,6 @@ import logging
 import math
 import weakref
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -79,8 +78,8 @@ class CalibrationStatistics(Snapshot):
     """
 
     seconds: float = 0.0
-    durations_s: Mapping[int, Mapping[int, float]] = MappingProxyType({})
-    skipped: Mapping[int, tuple[int, ...]] = MappingProxyType({})
+    durations_s: Mapping[int, Mapping[int, float]] = attrs.field(factory=dict)
+    skipped: Mapping[int, tuple[int, ...]] = attrs.field(factory=dict)
     note: str = ""
 
     def __str__(self) -> str:
@@ -236,8 +235,8 @@ class Calibration:
             _LOGGER.warning("backend %r: %s; live batches %s", self._name, failure, then)
         return CalibrationStatistics(
             (clock() - started_ns) / 1e9,
-            MappingProxyType({it.length: MappingProxyType(dict(it.known)) for it in self._buckets if it.known}),
-            MappingProxyType({length: sizes for length, sizes in skipped.items() if sizes}),
+            {it.length: dict(it.known) for it in self._buckets if it.known},
+            {length: sizes for length, sizes in skipped.items() if sizes},
             note,
         )
 

@@ -100,7 +100,12 @@ class CalibrationBench:
         """
         self._policy.observations.clear()
         tickets = [self.service.submit(Request(row), row, None, 0) for _ in range(size)]
-        results = await asyncio.gather(*(ticket.future for ticket in tickets), return_exceptions=True)
+        try:
+            results = await asyncio.gather(*(ticket.future for ticket in tickets), return_exceptions=True)
+        except BaseException:  # a batch that ends in this turn of the loop leaves cancelled requests to their caller
+            for ticket in tickets:
+                self.service.abandon(ticket)
+            raise
         for result in results:
             if isinstance(result, BackendError | InvalidInput):
                 raise result

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import Future
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -123,7 +122,7 @@ class PendingErasure:
                 if None not in self._outcomes.values():
                     counts = {where: it for where, it in self._outcomes.items() if isinstance(it, int)}
                     failed = {where: it for where, it in self._outcomes.items() if isinstance(it, str)}
-                    self.outcome.set_result(Erasure(MappingProxyType(counts), MappingProxyType(failed)))
+                    self.outcome.set_result(Erasure(counts, failed))
 
     async def wait(self) -> Erasure:
         """Wait until each tier has been tried; a waiter that is cancelled leaves the erasure running."""

@@ -527,6 +527,23 @@ async def test_cancelled_start_leaves_nothing_running(loop):
         assert await stack(1.0) == 1.0
 
 
+@pytest.mark.parametrize("turns", range(6))
+async def test_start_cancelled_as_its_batch_ends(loop, turns):
+    """A start ends in whichever turn of the loop around the end of its batch it is cancelled."""
+    stack, _ = stack_of(loop, ScriptedBackend(duration_s=0.010, example=1.0))
+    starting = asyncio.ensure_future(stack.start())
+    await asyncio.sleep(0.010)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+
+    starting.cancel()
+    await asyncio.wait({starting}, timeout=1.0)
+
+    assert starting.cancelled()
+    async with stack:
+        assert await stack(1.0) == 1.0
+
+
 async def test_hanging_backend_can_be_given_up(loop):
     backend = ScriptedBackend(example=1.0)
 
