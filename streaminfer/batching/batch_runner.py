@@ -4,7 +4,8 @@ import asyncio
 import contextvars
 import functools
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+import types
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from typing import Any
 
 from numpy import array, ndarray
@@ -106,7 +107,7 @@ class BatchRunner:
 
     def cancel_if_abandoned(self, execution: Execution) -> None:
         """Cancel a batch if none of its callers is left."""
-        if execution.live == 0 and execution.begun and not execution.abandoned and execution in self.batches:
+        if execution.live == 0 and not execution.abandoned and execution in self.batches:
             execution.abandoned = True
             self.abandoned_batches += 1
             execution.task.cancel()
@@ -114,8 +115,7 @@ class BatchRunner:
     def cancel(self) -> None:
         """Cancel the batches that run."""
         for execution in self.batches:
-            if execution.begun:
-                execution.task.cancel()
+            execution.task.cancel()
 
     def deliver(
         self, execution: Execution, assembled_ns: int, inferred_ns: int, results: Any, error: BaseException | None
@@ -180,7 +180,6 @@ class BatchRunner:
         except BaseException as error:  # noqa: BLE001 - it belongs to this batch's callers
             self._fail(execution, execution.started_ns, error)
         else:
-            execution.begun = True
             self.batches.add(execution)
 
     def _ended(self, execution: Execution, batch: AssembledBatch, results: Any, error: BaseException | None) -> None:
@@ -192,14 +191,13 @@ class BatchRunner:
             except Exception as failure:  # noqa: BLE001 - it belongs to this batch's callers
                 results, error = None, failure
         if isinstance(error, Exception) and self._isolates and self.isolator.may_split(execution, error):
-            execution.begun = False  # a task that is cancelled before its first step would never free the worker
             self._start_task(execution, self._isolate(execution, error, assembled_ns))
         else:
             self._end(execution, assembled_ns, results, error)
 
     async def _isolate(self, execution: Execution, error: Exception, assembled_ns: int) -> None:
-        execution.begun = True
         try:
+            await _first_step()
             if execution.live:
                 await self.isolator.isolate(execution, error)
         finally:
@@ -248,6 +246,7 @@ class BatchRunner:
 
     def _start_task(self, execution: Execution, work: Coroutine[Any, Any, None]) -> None:
         self.batches.add(execution)
+        work.send(None)  # a task that is cancelled before its first step runs nothing of a coroutine that has not begun
         # never eager: it must not end before it is known
         # batches that run at once do not see the variables that one of them sets
         execution.task = asyncio.Task(work, loop=self.loop, context=self.context.copy())
@@ -258,20 +257,16 @@ class BatchRunner:
         """Await what a backend or an async function makes of a batch, and finish it whatever happens."""
         rows: Any = None
         error: BaseException | None = None
-        execution.begun = True
         try:
-            if execution.live:
-                rows = await results
-                if self._calls.copies:  # before the worker is free for the next batch
-                    rows = own_arrays(rows)
-            else:  # every caller has gone before the first step: what this takes says nothing of the model
-                self.abandoned_batches += 1
-                error = asyncio.CancelledError()
-                if inspect.iscoroutine(results):
-                    results.close()
+            await _first_step()
+            rows = await results
+            if self._calls.copies:  # before the worker is free for the next batch
+                rows = own_arrays(rows)
         except BaseException as raised:
             error = raised
             if not isinstance(raised, Exception):
+                if inspect.iscoroutine(results):
+                    results.close()  # it has not begun where the batch is cancelled before its first step
                 raise
             if self._isolates and self.isolator.may_split(execution, raised):
                 await self.isolator.isolate(execution, raised)
@@ -282,6 +277,12 @@ class BatchRunner:
                 self._end(execution, assembled_ns, rows, error)
             finally:
                 del rows, error  # an error whose traceback holds this frame would keep the batch's inputs alive
+
+
+@types.coroutine
+def _first_step() -> Generator[None, None, None]:
+    """Wait for the first step of the task around a coroutine."""
+    yield
 
 
 async def _raise(error: Exception) -> None:

@@ -12,7 +12,6 @@ cdef class Execution:
     cdef readonly long long started_ns
     cdef public long long deadline_ns
     cdef public object task
-    cdef public bint begun
     cdef public bint abandoned
     cdef public BatchRecord record
     cdef public long long effective_start_ns

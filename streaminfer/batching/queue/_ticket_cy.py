@@ -80,7 +80,6 @@ class Execution:
         deadline_ns: their latest deadline, :data:`NEVER` where one has none.
         task: the asyncio task that runs it, where it runs in one.
         abandoned: cancelled because none of its callers was left.
-        begun: whether that task has taken its first step; before, cancelling it would skip its clean-up.
         record: what the event ring keeps of it; ``None``: it is a part of a batch that failed.
         effective_start_ns: from when on it counts as running; later than ``started_ns`` where it was pipelined.
         predecessor_end_ns: when the batch before it ended, if it was pipelined; 0: it was not; :data:`UNKNOWN`:
@@ -97,7 +96,6 @@ class Execution:
         self.started_ns = 0
         self.deadline_ns = 0
         self.task: Any = None
-        self.begun = False
         self.abandoned = False
         self.record: BatchRecord | None = None
         self.effective_start_ns = 0

@@ -1,0 +1,178 @@
+"""Calls, starts and stops that are cancelled at each turn of the event loop: all end, and the stack serves on.
+
+A turn of the loop runs the callbacks that were ready when it began. What is cancelled before the first of them meets
+other states than what is cancelled behind the last, and a task that has not taken its first step runs no clean-up.
+"""
+
+import asyncio
+import itertools
+
+import pytest
+
+import streaminfer as si
+from streaminfer.routing import Canary, Shadow
+from streaminfer.testing import ScriptedBackend, VirtualLoop
+
+pytestmark = pytest.mark.uncompiled
+
+PATIENCE_S = 1000.0
+
+
+class TurnLoop(VirtualLoop):
+    """Acts in one of its turns, before or behind the callbacks that are ready."""
+
+    turns_left = -1
+
+    def act_in(self, turns, place, action):
+        self.turns_left, self._place, self._action = turns, place, action
+
+    async def acted_too_late(self):
+        """Return whether its turn has not come; it does not come any more."""
+        is_over, self.turns_left = self.turns_left >= 0, -1
+        await asyncio.sleep(0)  # the action may stand behind what runs in this turn
+        return is_over
+
+    def _run_once(self):
+        if self.turns_left == 0:
+            handle = asyncio.Handle(self._action, (), self)
+            self._ready.insert(0 if self._place == "first" else len(self._ready), handle)
+        self.turns_left -= 1
+        super()._run_once()
+
+
+def batcher(**settings):
+    return si.AdaptiveBatcher(max_batch_size=2, **settings)
+
+
+def other():
+    return ScriptedBackend(duration_s=0.010, example=1.0)
+
+
+def routes(backend):
+    best = si.Route("best", si.Stack(batcher(slo_s=0.1), backend))
+    return [si.FallbackRouter(best, si.Route("quick", si.Stack(batcher(slo_s=0.1), other()), quality=0.5))]
+
+
+def replicas(backend):
+    return [si.Replicas(*(si.Replica(name, si.Stack(batcher(), it)) for name, it in (("a", backend), ("b", other()))))]
+
+
+def everything(backend):
+    cache, limit = si.EdgeCache(ttl_s=9.0, maxsize=9), si.ConcurrencyLimit(limit=2, max_wait_s=5.0)
+    return [si.Telemetry("t"), cache, limit, si.RetryBudget(), batcher(slo_s=0.1), si.CircuitBreaker(), backend]
+
+
+LAYERS = {
+    "backend": lambda backend: [backend],
+    "batcher": lambda backend: [batcher(), backend],
+    "cache": lambda backend: [si.EdgeCache(ttl_s=0.005, stale_s=9.0, maxsize=9), backend],
+    "limit": lambda backend: [si.ConcurrencyLimit(limit=1, max_wait_s=5.0), batcher(), backend],
+    "hedge": lambda backend: [si.Hedge(to=si.Stack(batcher(), other())), batcher(), backend],
+    "cost": lambda backend: [si.CostMeter(per_second=1.0), batcher(), backend],
+    "canary": lambda backend: [Canary(si.Stack(batcher(), backend), si.Stack(batcher(), other()), share=0.5)],
+    "shadow": lambda backend: [Shadow(si.Stack(batcher(), other())), batcher(), backend],
+    "routes": routes,
+    "replicas": replicas,
+    "everything": everything,
+}
+
+
+def cancel(victim, bystanders, kept):  # noqa: ARG001
+    victim.cancel()
+
+
+def cancel_twice(victim, bystanders, kept):  # noqa: ARG001
+    victim.cancel()
+    asyncio.get_running_loop().call_soon(victim.cancel)
+
+
+def cancel_every_task(victim, bystanders, kept):
+    """As ``asyncio.run`` does at its end, with the tasks that layers have for themselves."""
+    bystanders.clear()
+    for task in asyncio.all_tasks() - {kept}:
+        task.cancel()
+
+
+async def cancelled(loop, layers, turns, place, cut):
+    """Cancel a call among others, and check that all end; return whether the call ended before its turn came."""
+    backend = ScriptedBackend(duration_s=0.010)
+    stack = si.Stack(*LAYERS[layers](backend), clock=loop.clock)
+    async with asyncio.timeout(PATIENCE_S):
+        await stack.start()
+        victim = asyncio.ensure_future(stack(1.0))
+        bystanders = [asyncio.ensure_future(stack(float(number % 2))) for number in range(3)]
+        calls, kept = [victim, *bystanders], asyncio.current_task()
+        loop.act_in(turns, place, lambda: cut(victim, bystanders, kept))
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        is_over = await loop.acted_too_late()
+        assert all(it in (0.0, 1.0) or isinstance(it, asyncio.CancelledError) for it in outcomes)
+        assert [await it for it in bystanders] == [0.0, 1.0, 0.0][: len(bystanders)]
+        assert await stack(5.0) == 5.0
+        await stack.stop()
+    assert backend.running == 0
+    assert asyncio.all_tasks() == {kept}
+    return is_over
+
+
+def at_every_turn(scenario, *arguments):
+    for place in ("first", "last"):
+        for turns in itertools.count():
+            with asyncio.Runner(loop_factory=TurnLoop) as runner:
+                if runner.run(scenario(runner.get_loop(), *arguments[:1], turns, place, *arguments[1:])):
+                    break
+
+
+@pytest.mark.parametrize("cut", [cancel, cancel_twice, cancel_every_task])
+@pytest.mark.parametrize("layers", LAYERS)
+def test_calls(layers, cut):
+    at_every_turn(cancelled, layers, cut)
+
+
+async def started(loop, layers, turns, place):
+    """Cancel a start; a second one succeeds."""
+    stack = si.Stack(*LAYERS[layers](other()), clock=loop.clock)
+    async with asyncio.timeout(PATIENCE_S):
+        starting = asyncio.ensure_future(stack.start())
+        loop.act_in(turns, place, starting.cancel)
+        await asyncio.wait({starting})
+        is_over = await loop.acted_too_late()
+        if starting.cancelled():
+            await stack.start()
+        assert await stack(5.0) == 5.0
+        await stack.stop()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    return is_over
+
+
+@pytest.mark.parametrize("layers", ["batcher", "routes", "replicas", "everything"])
+def test_starts(layers):
+    at_every_turn(started, layers)
+
+
+async def stopped(loop, layers, turns, place, drain):
+    """Stop while calls are in flight, and cancel the stop; each call ends, and the stack can start again."""
+    backend = ScriptedBackend(duration_s=0.010)
+    stack = si.Stack(*LAYERS[layers](backend), clock=loop.clock)
+    async with asyncio.timeout(PATIENCE_S):
+        await stack.start()
+        calls = [asyncio.ensure_future(stack(1.0)) for _ in range(3)]
+        await asyncio.sleep(0)
+        stopping = asyncio.ensure_future(stack.stop(drain=drain))
+        loop.act_in(turns, place, stopping.cancel)
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        await asyncio.wait({stopping})
+        is_over = await loop.acted_too_late()
+        assert all(it == 1.0 or isinstance(it, si.Closed) for it in outcomes)
+        await stack.stop()
+        await stack.start()
+        assert await stack(5.0) == 5.0
+        await stack.stop()
+    assert backend.running == 0
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    return is_over
+
+
+@pytest.mark.parametrize("drain", [True, False])
+@pytest.mark.parametrize("layers", LAYERS)
+def test_stops(layers, drain):
+    at_every_turn(stopped, layers, drain)
