@@ -169,6 +169,45 @@ def test_rows_of_which_one_fails_leave_no_answers_open(ask_app):
     assert service.left_open == 0
 
 
+@pytest.mark.parametrize("method", ["map", "rows"])
+def test_many_calls_of_which_one_fails_leave_no_answers_open(method):
+    class FailsLast(Service):
+        async def call(self, request):
+            await asyncio.sleep(float(request.inputs))
+            return await super().call(request)
+
+    service = FailsLast(fails_at=3)
+
+    async def main(loop):
+        async with si.Stack(service, clock=loop.clock) as stack:
+            with pytest.raises(ValueError, match="secret"):
+                await getattr(stack, method)(np.arange(4))
+            assert (len(service.opened), service.left_open) == (3, 0)
+
+    run(main)
+
+
+def test_a_hedged_function_closes_the_answers_that_lost():
+    """Also those of a call that no cancellation ends."""
+    service = Service(*[0.010] * 30, 0.500, 0.100)
+    hedge = si.Hedge(max_extra=1.0)
+
+    @hedge
+    async def ask():
+        return (await service.call(si.Request(1))).outputs
+
+    async def main(loop):
+        hedge.bind_clock(loop.clock)
+        for _ in range(31):
+            await (await ask()).aclose()
+        await asyncio.sleep(1.0)
+
+    run(main)
+
+    assert len(service.opened) == 32
+    assert service.left_open == 0
+
+
 def test_a_client_that_leaves_at_the_deadline_keeps_nothing_open():
     """The answers are closed in a task of their own, which its leaving must not cancel before it begins."""
     answers = Answers()
