@@ -36,13 +36,13 @@ class AsyncClosing(ABC):
 
 
 async def close_answers(response: Any) -> None:
-    """Close the answers of a response, if they are an iterator that can be closed; nothing of any other object."""
+    """Close the answers of a response, or those that outputs are, if they can be closed; nothing of other objects."""
     if isinstance(answers := _answers_of(response), AsyncClosable):
         await answers.aclose()
 
 
 def close_soon(response: Any) -> "asyncio.Task[None]":
-    """Close the answers of a response in a task of its own."""
+    """Close the answers of a response, or those that outputs are, in a task of its own."""
     closing = asyncio.ensure_future(close_answers(response))
     _CLOSING.add(closing)
     closing.add_done_callback(_CLOSING.discard)
@@ -58,9 +58,9 @@ def close_unread(call: "asyncio.Future[Any]") -> None:
 def close_dropped(outputs: Any) -> None:
     """Close outputs that are not delivered, if they are answers."""
     if isinstance(outputs, AsyncIterator):
-        close_soon(Response(outputs))
+        close_soon(outputs)
 
 
 def _answers_of(response: Any) -> AsyncIterator[Any] | None:
-    outputs = response.outputs if isinstance(response, Response) else None
+    outputs = response.outputs if isinstance(response, Response) else response
     return outputs if isinstance(outputs, AsyncIterator) else None

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from streaminfer._internal.validation import expected
 from streaminfer._request_cy import Request, make_request, make_response, with_deadline
+from streaminfer._runtime.closing import close_unread
 from streaminfer.errors import Closed, DeadlineExceeded
 from streaminfer.request import deadline_after
 
@@ -274,6 +275,8 @@ class Chain:
         Raises:
             BaseException: what a layer made of it.
         """
+        if isinstance(error, asyncio.CancelledError):
+            _close_unread(passage)
         passage.awaited = None  # it holds the error, whose traceback holds the passage
         outcome: Any = error
         if passage._is_counted:
@@ -406,6 +409,12 @@ def _tell(receive: Any, response: Any, error: Any) -> None:
     except Exception as failure:  # noqa: BLE001 - reported where asyncio reports those of callbacks
         context = {"message": f"the receiver of a response failed: {receive!r}", "exception": failure}
         get_running_loop().call_exception_handler(context)
+
+
+def _close_unread(passage: Any) -> None:
+    """Close the answers of a batch that came in the very turn in which their caller was cancelled."""
+    if passage.ticket is not None and passage.awaited is not None and passage.awaited.done():
+        close_unread(passage.awaited)
 
 
 async def _given(response: Any) -> Any:

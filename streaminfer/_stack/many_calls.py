@@ -242,6 +242,8 @@ class _RowCalls:
             _cancel(self._running)
             if self._running:
                 await asyncio.wait(self._running)
+            for outputs in self._outputs.values():
+                await close_answers(outputs)
             raise
         return [self._outputs[number] for number in range(len(self._requests))]
 

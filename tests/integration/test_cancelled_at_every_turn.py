@@ -77,11 +77,11 @@ LAYERS = {
 }
 
 
-def cancel(victim, bystanders, kept):  # noqa: ARG001
+def cancel(victim, bystanders, kept):
     victim.cancel()
 
 
-def cancel_twice(victim, bystanders, kept):  # noqa: ARG001
+def cancel_twice(victim, bystanders, kept):
     victim.cancel()
     asyncio.get_running_loop().call_soon(victim.cancel)
 

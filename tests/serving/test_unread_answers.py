@@ -169,6 +169,100 @@ def test_rows_of_which_one_fails_leave_no_answers_open(ask_app):
     assert service.left_open == 0
 
 
+@pytest.mark.parametrize("timeouts_s", [(0.05, None), (0.05, 0.05)], ids=["one", "all"])
+def test_a_batch_closes_the_answers_of_callers_that_left(timeouts_s):
+    """Also where a backend goes on with a batch that is cancelled."""
+    opened = []
+
+    class Backend:
+        async def infer(self, batch):
+            try:
+                await asyncio.sleep(0.1)
+            except asyncio.CancelledError:
+                asyncio.current_task().uncancel()
+            opened.extend(Answers() for _ in batch.inputs)
+            return opened
+
+    async def main(loop):
+        async with si.Stack(si.AdaptiveBatcher(max_batch_size=2), Backend(), clock=loop.clock) as stack:
+            calls = [stack(number, timeout_s=timeout_s) for number, timeout_s in enumerate(timeouts_s)]
+            got = await asyncio.gather(*calls, return_exceptions=True)
+            await asyncio.sleep(1.0)
+        return [answers for answers in got if not isinstance(answers, si.DeadlineExceeded)]
+
+    got = run(main)
+
+    assert len(opened) == 2
+    assert [answers for answers in opened if not answers.is_closed] == got
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_batch_closes_the_answers_of_a_caller_that_leaves_as_they_come(is_first):
+    """It is cancelled just before or just behind their delivery, and cannot tell."""
+    opened = []
+
+    class Backend:
+        async def infer(self, batch):
+            await asyncio.sleep(0.1)
+            opened.append(Answers())
+            if is_first:
+                call.cancel()
+            else:
+                asyncio.get_running_loop().call_soon(call.cancel)
+            return opened
+
+    async def main(loop):
+        nonlocal call
+        async with si.Stack(si.AdaptiveBatcher(max_batch_size=1), Backend(), clock=loop.clock) as stack:
+            call = asyncio.ensure_future(stack(1.0))
+            await asyncio.wait([call])
+            await asyncio.sleep(1.0)
+        return call.cancelled()
+
+    call = None
+    assert run(main)
+    assert opened[0].is_closed
+
+
+@pytest.mark.parametrize("method", ["map", "rows"])
+def test_many_calls_of_which_one_fails_leave_no_answers_open(method):
+    class FailsLast(Service):
+        async def call(self, request):
+            await asyncio.sleep(float(request.inputs))
+            return await super().call(request)
+
+    service = FailsLast(fails_at=3)
+
+    async def main(loop):
+        async with si.Stack(service, clock=loop.clock) as stack:
+            with pytest.raises(ValueError, match="secret"):
+                await getattr(stack, method)(np.arange(4))
+            assert (len(service.opened), service.left_open) == (3, 0)
+
+    run(main)
+
+
+def test_a_hedged_function_closes_the_answers_that_lost():
+    """Also those of a call that no cancellation ends."""
+    service = Service(*[0.010] * 30, 0.500, 0.100)
+    hedge = si.Hedge(max_extra=1.0)
+
+    @hedge
+    async def ask():
+        return (await service.call(si.Request(1))).outputs
+
+    async def main(loop):
+        hedge.bind_clock(loop.clock)
+        for _ in range(31):
+            await (await ask()).aclose()
+        await asyncio.sleep(1.0)
+
+    run(main)
+
+    assert len(service.opened) == 32
+    assert service.left_open == 0
+
+
 def test_a_client_that_leaves_at_the_deadline_keeps_nothing_open():
     """The answers are closed in a task of their own, which its leaving must not cancel before it begins."""
     answers = Answers()

@@ -11,8 +11,10 @@ at 0.95 of capacity, 0.6 to 1.7 % fewer at 0.8, so it is not done.
 
 *Stale reports.* Reports are a fraction of a second old, and other routers send requests meanwhile. Own requests are
 counted exactly, those of others are what the latest report, or the latest reply of the replica, says beyond the own
-ones at that time; no clock of another machine is compared. Many routers with equal reports would all run to the same
-replica. So each ranks a random sample only, as a power of ``sample`` choices (Mitzenmacher 1996).
+ones at that time; no clock of another machine is compared. Ray chooses replicas for a whole burst before it sends the
+first request of it, so a choice counts like a request until that is sent, or until the next report. Many routers with
+equal reports would all run to the same replica. So each ranks a random sample only, as a power of ``sample`` choices
+(Mitzenmacher 1996).
 
 *Silence.* Ray needs several seconds to notice that a node is gone. A replica whose report has not changed for a second,
 while those of others have, gets nothing until it reports again; so does one that Ray calls unavailable. Where all are
@@ -71,19 +73,21 @@ class ReplicaLoad:
     Attributes:
         heard_ns: instant of the latest report, or of its appearance.
         report: the latest one; ``None``: there was none.
+        chosen: requests for which this router has chosen it, and which it has not sent yet.
         own: requests of this router in flight.
         others: requests of other routers in flight, as far as is known.
     """
 
     heard_ns: int = 0
     report: LoadReport | None = None
+    chosen: int = 0
     own: int = 0
     others: int = 0
 
     @property
     def in_flight(self) -> int:
-        """Requests in flight."""
-        return self.own + self.others
+        """Requests in flight, or about to be."""
+        return self.chosen + self.own + self.others
 
 
 class HeadroomRanking(Generic[K]):
@@ -113,6 +117,7 @@ class HeadroomRanking(Generic[K]):
         self.loads = {replica: self.loads.get(replica) or ReplicaLoad(now_ns) for replica in reports}
         for replica, report in reports.items():
             load = self.loads[replica]
+            load.chosen = 0  # a request may have gone elsewhere, or been cancelled, and nothing tells
             if report is not None and report != load.report:
                 load.report, load.heard_ns = report, now_ns
                 load.others = max(report.in_flight - load.own, 0)
@@ -135,9 +140,15 @@ class HeadroomRanking(Generic[K]):
         load = self._load_of(replica)
         load.others = max(in_flight - load.own, 0)
 
+    def choose(self, replica: K) -> None:
+        """Count a request that is about to be sent to a replica: of a burst, Ray sends none until all have one."""
+        self._load_of(replica).chosen += 1
+
     def send(self, replica: K) -> None:
         """Count a request that was sent to a replica."""
-        self._load_of(replica).own += 1
+        load = self._load_of(replica)
+        load.own += 1
+        load.chosen = max(load.chosen - 1, 0)
 
     def complete(self, replica: K) -> None:
         """Count a request that a replica completed."""

@@ -37,8 +37,11 @@ def make_headroom_router() -> Any:
             stream_id = None if pending_request is None else _stream_of(pending_request)
             ranked = self._ranking.rank() if stream_id is None else [self._ranking.home(stream_id)]
             # one in each rank: a full replica is passed over for the next one
-            found = [[replicas[name]] for name in ranked if name in replicas]
-            return found or [candidate_replicas]
+            names = [name for name in ranked if name in replicas]
+            if not names:
+                return [candidate_replicas]
+            self._ranking.choose(names[0])
+            return [[replicas[name]] for name in names]
 
         def update_replicas(self, replicas: list[Any]) -> None:
             """Take over the set of replicas and what they report."""
