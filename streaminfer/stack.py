@@ -234,7 +234,7 @@ class Stack(Wrapper):
         """
         from streaminfer._stack.many_calls import answer_rows  # noqa: PLC0415 - not at the package's import
 
-        return await answer_rows(self._chain, self._places, self._offered, inputs, **settings)
+        return await answer_rows(self._chain, self._places(), self._offered, inputs, **settings)
 
     @property
     def children(self) -> Mapping[str, Any]:
@@ -395,8 +395,7 @@ class Stack(Wrapper):
         self._admission = self._offered.admission
         return join(self.inner, self._offered, self.clock, self._refuse, self._run)
 
-    @property
-    def _places(self) -> PlaceQueue:
+    def _places(self) -> PlaceQueue:  # no property: what lists members, such as `create_autospec`, reads those
         if self._run is None:
             self._refuse()
         return self._run.places

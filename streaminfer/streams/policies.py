@@ -4,7 +4,7 @@ A policy is a frozen record, shared by the streams of a session. What it must re
 that it makes for it: synchronous, and with no other time than that of the frames.
 """
 
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import attrs
 
@@ -53,8 +53,12 @@ class Block:
         waits: the source is held.
     """
 
-    waits: ClassVar[bool] = True
     max_waiting: int = attrs.field(default=4, validator=field_check(check_count, at_most=MAX_FRAMES))
+
+    @property
+    def waits(self) -> bool:  # no class variable: pyright takes that for no attribute of the protocol
+        """True."""
+        return True
 
     def make_selector(self) -> None:
         """Return nothing: every frame is of interest."""
@@ -69,8 +73,15 @@ class LatestOnly:
         waits: the source is not held.
     """
 
-    max_waiting: ClassVar[int] = 1
-    waits: ClassVar[bool] = False
+    @property
+    def max_waiting(self) -> int:
+        """1."""
+        return 1
+
+    @property
+    def waits(self) -> bool:
+        """False."""
+        return False
 
     def make_selector(self) -> None:
         """Return nothing: every frame is of interest."""

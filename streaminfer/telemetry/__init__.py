@@ -103,4 +103,4 @@ _HOMES = {
 
 
 if not TYPE_CHECKING:  # type checkers know the names from the block above, and reject others
-    __getattr__, __dir__ = lazy_attributes(__name__, _HOMES)
+    __getattr__, __dir__ = lazy_attributes(__name__, _HOMES, optional=["StackMetricExporter", "Tracing"])

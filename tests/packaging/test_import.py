@@ -44,6 +44,22 @@ lines = b"".join(sent).decode().splitlines()
 print({float(line.split()[-1]) <= made_s for line in lines if "_created{" in line})
 """
 
+HELP_WITHOUT_EXTRAS = """
+import pydoc, sys, types
+for name in ("aiortc", "av", "blake3", "cryptography", "fastapi", "grpc", "highspy", "matplotlib", "onnx", "onnxruntime",
+             "opentelemetry", "prometheus_client", "ray", "redis", "tritonclient", "xxhash"):
+    sys.modules[name] = None
+import streaminfer
+for module in vars(streaminfer)["__all__"]:
+    if isinstance(value := getattr(streaminfer, module), types.ModuleType):
+        assert len(pydoc.render_doc(value)) > 1000
+print("Tracing" in dir(streaminfer.telemetry), "TracingStatistics" in dir(streaminfer.telemetry))
+try:
+    streaminfer.telemetry.Tracing
+except streaminfer.MissingExtra as error:
+    print(error)
+"""
+
 
 def _names_for_type_checkers():
     """Of each name that ``__init__.py`` imports for type checkers: the module that defines it, ``None`` for a module."""
@@ -149,6 +165,14 @@ def test_star_import_gives_the_public_names():
     namespace = {}
     exec("from streaminfer import *", namespace)  # noqa: S102 - not allowed inside a function
     assert set(streaminfer.__all__) <= set(namespace)
+
+
+def test_help_of_every_module_needs_no_extra(run_python):
+    """`help` reads each name that ``dir`` lists, which leaves out what cannot be loaded; using that names its extra."""
+    listed, error = run_python(sys.executable, "-c", HELP_WITHOUT_EXTRAS, PYTHONPATH=str(ROOT)).splitlines()
+
+    assert listed == "False True"
+    assert error.endswith("pip install 'streaminfer[otel]'")
 
 
 def test_unknown_name_is_an_attribute_error():

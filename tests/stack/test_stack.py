@@ -1,6 +1,7 @@
 """Composition and lifecycle of a stack, in virtual time."""
 
 import asyncio
+import inspect
 import os
 import signal
 
@@ -447,6 +448,13 @@ def test_not_started_and_not_a_clock():
     run(main)
     with pytest.raises(TypeError, match="clock"):
         si.Stack(ScriptedBackend(), clock=3)
+
+
+def test_members_of_a_stack_that_does_not_run():
+    """`inspect.getmembers` and `create_autospec` read every property."""
+    stack = si.Stack(ScriptedBackend())
+
+    assert dict(inspect.getmembers(stack))["stack_state"] == "new"
 
 
 def test_statistics_are_frozen_and_drawn():

@@ -1,5 +1,7 @@
 """Frame policies: which frames they take, and what they refuse."""
 
+from typing import ClassVar, get_origin, get_type_hints
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,6 +32,12 @@ def taken(policy, captures_ns):
 )
 def test_a_policy_says_what_waits(policy, max_waiting, waits):
     assert (policy.max_waiting, policy.waits) == (max_waiting, waits)
+
+
+@pytest.mark.parametrize("kind", [Block, LatestOnly, EveryNth, TargetRate])
+def test_attributes_are_no_class_variables(kind):
+    """Pyright takes a class variable for no attribute of the protocol `FramePolicy`, and rejects the policy."""
+    assert not [name for name, hint in get_type_hints(kind).items() if get_origin(hint) is ClassVar]
 
 
 def test_latest_only_and_block_take_every_frame():

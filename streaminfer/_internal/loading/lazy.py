@@ -2,7 +2,7 @@
 
 import importlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 __all__ = ["lazy_attributes"]
@@ -11,7 +11,10 @@ _NONE: Mapping[str, str] = {}
 
 
 def lazy_attributes(
-    package: str, homes: Mapping[str, Sequence[str]], modules: Mapping[str, str] = _NONE
+    package: str,
+    homes: Mapping[str, Sequence[str]],
+    modules: Mapping[str, str] = _NONE,
+    optional: Collection[str] = (),
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Return ``__getattr__`` and ``__dir__`` of a package.
 
@@ -19,6 +22,7 @@ def lazy_attributes(
         package: its ``__name__``.
         homes: by module, without ``streaminfer.``, the names that it defines.
         modules: by name the modules that are attributes themselves.
+        optional: names that need an extra; ``__dir__`` leaves them out without it, because `help` reads what it lists.
     """
     home_of = {name: home for home, names in homes.items() for name in names}
 
@@ -32,7 +36,14 @@ def lazy_attributes(
         setattr(sys.modules[package], name, value)
         return value
 
+    def is_there(name: str) -> bool:
+        try:
+            get(name)
+        except ImportError:
+            return False
+        return True
+
     def list_names() -> list[str]:
-        return sorted(sys.modules[package].__all__)
+        return sorted(name for name in sys.modules[package].__all__ if name not in optional or is_there(name))
 
     return get, list_names

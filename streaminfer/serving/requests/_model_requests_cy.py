@@ -190,7 +190,7 @@ class ModelRequests:
                 first.append(await self.stack.call(requests[0]))  # raises the reason
             left = requests[len(first) :]
             most = min(len(left), default_concurrency(self._offered))
-            return first + await answer_all(left, self.stack._places.call, most, return_exceptions=False)
+            return first + await answer_all(left, self.stack._places().call, most, return_exceptions=False)
         except BaseException:
             for response in first:
                 await close_answers(response)
