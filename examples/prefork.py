@@ -36,7 +36,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     # the folder of one run of the server, empty at its start
     workers = WorkerHistograms(os.environ["TAIL_FOLDER"], telemetry.histograms, name="doubles")
     app.state.workers = workers
-    app.mount("/metrics", si.telemetry.metrics_app(workers))  # of all workers, whichever answers
+    app.state.metrics = si.telemetry.metrics_app(workers)
     publishing = asyncio.ensure_future(workers.keep_published())
     try:
         yield
@@ -47,8 +47,14 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         workers.close()
 
 
+async def metrics(scope: Any, receive: Any, send: Any) -> None:
+    """Serve the metrics of all workers, whichever answers."""
+    await app.state.metrics(scope, receive, send)
+
+
 app = FastAPI(lifespan=lifespan)
 add_stacks(app, doubles)
+app.mount("/metrics", metrics)
 
 
 class Row(BaseModel):

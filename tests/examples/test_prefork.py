@@ -1,6 +1,8 @@
 """Servers of several processes, each with a stack: uvicorn's workers with one tail, and Flask under gunicorn."""
 
+import asyncio
 import concurrent.futures
+import importlib
 import os
 import signal
 import socket
@@ -79,6 +81,21 @@ def test_workers_have_one_tail_and_a_dead_one_counts(tmp_path):
     assert scraped == sent + 1
     assert tail["count"] == sent + 1
     assert 0 < tail["p50_s"] <= tail["p99_s"]
+
+
+def test_metrics_are_those_of_the_present_lifespan(tmp_path, monkeypatch):
+    """Tests of an application start and stop it again and again in one process."""
+    monkeypatch.setenv("TAIL_FOLDER", str(tmp_path))
+    app = importlib.import_module("prefork").app
+
+    async def scrape():
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app") as client,
+        ):
+            return (await client.get("/metrics/")).text
+
+    assert ["duration_seconds_count" in asyncio.run(scrape()) for _ in range(2)] == [True, True]
 
 
 def _try(server):

@@ -168,7 +168,13 @@ class ProcessWorker(Worker):
             target=_serve, args=(theirs, self._begun), name=f"CpuBackend({self._name})", daemon=True
         )
         with _lifecycle:
-            process.start()
+            try:
+                process.start()
+            except AssertionError as error:
+                raise BackendError(
+                    f"{self._name}: a worker process could not be started: {error}, "
+                    "such as workers of hypercorn and Celery; use threads there, or another server"
+                ) from error
         popen = vars(process)["_popen"]
         popen.terminate = popen.kill  # multiprocessing ends daemons so, and waits for them, when the interpreter ends
         self._process, self._pipe = process, ours  # from here on `kill` reaches it

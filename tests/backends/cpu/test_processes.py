@@ -382,6 +382,22 @@ def test_a_process_that_cannot_be_started_is_an_error(functions, batch, monkeypa
     run(main())
 
 
+def test_a_daemonic_process_is_told_that_it_can_start_none(functions, batch, monkeypatch):
+    """Python forbids it: workers of hypercorn and Celery are such processes."""
+
+    async def main():
+        backend = CpuBackend(functions.square_in_place, executor="process")
+        with monkeypatch.context() as patch:
+            patch.setitem(vars(multiprocessing.current_process())["_config"], "daemon", True)
+            with pytest.raises(errors.BackendError, match=r"could not be started: daemonic processes .*hypercorn"):
+                await backend.start()
+        await backend.start()
+        assert (await backend.infer(batch(np.arange(3.0)))).tolist() == [0.0, 1.0, 4.0]
+        await backend.stop(drain=True)
+
+    run(main())
+
+
 def test_a_process_killed_by_its_owner_is_not_replaced(functions, monkeypatch):
     """A batch that a stop ends at its limit is not sent to another process."""
     (worker,) = _process_workers(functions.pids, "pids", 1)

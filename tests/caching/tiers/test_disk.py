@@ -645,6 +645,42 @@ def test_a_corrupt_file_that_others_have_open_is_a_miss_until_it_is_replaced(tmp
     assert asyncio.run(main()) == (0, 1)
 
 
+def test_workers_that_start_together_replace_a_damaged_file(tmp_path, wall, monkeypatch):
+    """None finds the file in the hands of another that is about to open it."""
+    connect, flock = DiskStore._connect, fcntl.flock
+    both, connecting, waiting = threading.Event(), [], []
+
+    def connect_when_both_have_come(store):
+        connecting.append(store)
+        if store is connecting[0]:
+            both.wait(60)
+        try:
+            connect(store)
+        finally:
+            if store is not connecting[0]:
+                both.set()
+
+    def lock(number, operation):
+        if operation == fcntl.LOCK_EX:
+            waiting.append(number)
+            if len(waiting) == 2:
+                both.set()
+        flock(number, operation)
+
+    async def main():
+        await spoil(tmp_path, wall)
+        monkeypatch.setattr(DiskStore, "_connect", connect_when_both_have_come)
+        monkeypatch.setattr(disk_store.fcntl, "flock", lock)
+        first, second = (DiskTier(tmp_path, max_bytes=MIB, wall_clock=wall) for _ in range(2))
+        await asyncio.gather(first.start(), second.start())
+        assert await first.put("k", entry(1))
+        value = (await second.get("k")).value
+        await asyncio.gather(first.stop(), second.stop())
+        return value
+
+    assert asyncio.run(main()) == 1
+
+
 def test_a_replacement_that_fails_is_made_again(tmp_path, wall, monkeypatch):
     """A disk that has no room for a new file keeps no other process waiting, and the tier serves again later."""
     connect, failures = DiskStore._connect, [sqlite3.OperationalError("database or disk is full")]

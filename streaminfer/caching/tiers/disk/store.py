@@ -25,7 +25,7 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -226,15 +226,26 @@ class DiskStore:
             time.sleep(_LOOK_EVERY_S)
 
     def _connect_or_rebuild(self) -> None:
-        fcntl.flock(self._lock, fcntl.LOCK_SH)  # waits while another process replaces the file
+        with self._alone():
+            fcntl.flock(self._lock, fcntl.LOCK_SH)  # waits while another process replaces the file
+            try:
+                self._connect()
+            except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+                self._disconnect()
+                if not _is_damage(error):
+                    raise
+                self._counters.failed(error)
+                self._rebuild()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Wait for others that open the file: SQLite does not wait for one that sets the mode of its log."""
+        number = os.open(self._folder, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            self._connect()
-        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-            self._disconnect()
-            if not _is_damage(error):
-                raise
-            self._counters.failed(error)
-            self._rebuild()
+            fcntl.flock(number, fcntl.LOCK_EX)
+            yield
+        finally:
+            unlock_and_close(number)
 
     def _disconnect(self) -> None:
         db, self._db = self._db, None
