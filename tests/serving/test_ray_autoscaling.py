@@ -11,7 +11,7 @@ import streaminfer as si
 from streaminfer.serving import Autoscaling
 from streaminfer.serving.ray.autoscaling import QueueDelayPolicy, ReplicaState, wanted_replicas
 from streaminfer.serving.ray.replica_meter import ReplicaMeter, burn_rate
-from streaminfer.testing import ScriptedBackend
+from streaminfer.testing import HANG, ScriptedBackend
 
 
 def wanted(current, *states):
@@ -97,9 +97,9 @@ async def test_the_meter_measures_what_requests_cost(loop):
     async with stack:
         requests = [asyncio.create_task(stack(float(number))) for number in range(8)]
         await asyncio.sleep(0.001)
-        assert meter.report().in_flight == 8
+        assert meter.report(loop.clock()).in_flight == 8
         await asyncio.gather(*requests)
-        load, state = meter.report(), meter.state(loop.clock(), 0.0)
+        load, state = meter.report(loop.clock()), meter.state(loop.clock(), 0.0)
         assert load.in_flight == 0
         assert load.service_s == pytest.approx(0.008, rel=0.2)
         assert load.per_request_s == pytest.approx(0.002, rel=0.6)
@@ -115,6 +115,27 @@ async def test_rejected_requests_count_as_long_waits(loop):
     async with stack:
         await asyncio.gather(*(stack(float(number)) for number in range(40)), return_exceptions=True)
     assert meter.state(loop.clock(), 0.0).queue_delay_s > 0.3
+
+
+async def test_the_meter_tells_routers_which_share_fails(loop):
+    """Failures count, and are forgotten; what a caller did wrong, and a call that it cancelled, is none."""
+    faults = [si.InvalidInput("no such shape"), HANG, *[OSError("device lost")] * 14]
+    meter, stack = metered(loop, ScriptedBackend(*faults, duration_s=0.01))
+    async with stack:
+        with pytest.raises(si.InvalidInput):
+            await stack(1.0)
+        hanging = asyncio.create_task(stack(1.0))
+        await asyncio.sleep(0.1)
+        hanging.cancel()
+        await asyncio.gather(hanging, return_exceptions=True)
+        assert meter.report(loop.clock()).success == 1.0
+
+        for _ in range(14):
+            with pytest.raises(si.BackendError):
+                await stack(1.0)
+        assert meter.report(loop.clock()).success == pytest.approx(0.125, abs=0.01)
+        await asyncio.sleep(20.0)
+        assert meter.report(loop.clock()).success > 0.99
 
 
 async def test_the_burn_rate_is_that_of_the_objectives_inside(loop):

@@ -44,6 +44,28 @@ def test_a_replica_without_report_is_taken_for_a_mean_one():
     assert ranking.predicted_s("new") == pytest.approx(0.02)
 
 
+def test_a_replica_that_has_not_responded_is_taken_for_a_mean_one():
+    """It reports that a request takes no time, and would get all of them."""
+    ranking = ranking_of(old=(0.01, 0.01, 0), new=(0.0, 0.0, 2))
+    assert ranking.predicted_s("new") == pytest.approx(0.03)
+
+
+def test_a_replica_that_fails_at_once_is_not_the_best():
+    """It has no queue; the others get the requests until they have ten times as many."""
+    ranking = ranking_of(sound=(0.01, 0.01, 0), broken=(0.01, 0.01, 0, 0.1))
+    sent = []
+    for _ in range(10):
+        sent.append(ranking.rank()[0])
+        ranking.send(sent[-1])
+    assert sent.count("broken") <= 1
+    assert sent[:9] == ["sound"] * 9
+
+    ranking.update({"broken": LoadReport(2, 0.01, 0.01, 0, 0.0), "sound": LoadReport(2, 0.01, 0.01, 40, 1.0)}, 1)
+    assert ranking.rank()[0] == "sound"
+    ranking.update({"broken": LoadReport(3, 0.01, 0.01, 0, 0.0), "sound": LoadReport(3, 0.01, 0.01, 120, 1.0)}, 2)
+    assert ranking.rank()[0] == "broken"
+
+
 def test_a_silent_replica_gets_nothing_until_it_reports():
     """Reports that do not change are no reports; where all are silent, all stay."""
     ranking, report = ranking_of(a=(0.01, 0.01, 0), b=(0.01, 0.01, 0)), LoadReport(2, 0.01, 0.01, 0)

@@ -16,6 +16,10 @@ first request of it, so a choice counts like a request until that is sent, or un
 equal reports would all run to the same replica. So each ranks a random sample only, as a power of ``sample`` choices
 (Mitzenmacher 1996).
 
+*Failures.* A replica that fails at once has no queue, and would seem to be the best of all. A request that fails has
+to be sent again, so what is predicted is the time to a response: that of a request, divided by the share of the
+replica's latest requests that did not fail. A replica that has not responded yet is taken for a mean one.
+
 *Silence.* Ray needs several seconds to notice that a node is gone. A replica whose report has not changed for a second,
 while those of others have, gets nothing until it reports again; so does one that Ray calls unavailable. Where all are
 silent it is the controller that is, and all stay.
@@ -45,6 +49,8 @@ SAMPLE = 4
 """Replicas that are compared for a request; more of them would make routers with old reports run to the same one."""
 SILENT_NS = 1_000_000_000
 """Five reports are missing."""
+_LEAST_SUCCESS = 0.02
+"""Share of requests that is taken not to fail, whatever a replica reports."""
 _MAX_HOMES = 1 << 16
 
 K = TypeVar("K", bound=Hashable)
@@ -58,12 +64,19 @@ class LoadReport(NamedTuple):
         service_s: seconds that a request takes in an empty replica.
         per_request_s: seconds by which each request in flight delays the next one.
         in_flight: requests of all routers.
+        success: share of its latest requests that did not fail, 0 to 1.
     """
 
     number: int
     service_s: float
     per_request_s: float
     in_flight: int
+    success: float = 1.0
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether a request has had a response, so that the durations are measured."""
+        return self.service_s > 0.0
 
 
 @attrs.define
@@ -121,8 +134,8 @@ class HeadroomRanking(Generic[K]):
             if report is not None and report != load.report:
                 load.report, load.heard_ns = report, now_ns
                 load.others = max(report.in_flight - load.own, 0)
-        known = [load.report for load in self.loads.values() if load.report is not None]
-        if known:  # for replicas without report: they get requests, and not all of them
+        known = [load.report for load in self.loads.values() if load.report is not None and load.report.is_learned]
+        if known:  # for replicas that have not responded yet: they get requests, and not all of them
             service_s = sum(report.service_s for report in known) / len(known)
             self._mean = LoadReport(0, service_s, sum(report.per_request_s for report in known) / len(known), 0)
         latest_ns = max((load.heard_ns for load in self.loads.values()), default=now_ns)
@@ -158,10 +171,11 @@ class HeadroomRanking(Generic[K]):
     # -- decisions ----------------------------------------------------------------------------------------------
 
     def predicted_s(self, replica: K) -> float:
-        """Return after how many seconds a request that is sent now would finish."""
+        """Return after how many seconds a request that is sent now would have a response."""
         load = self.loads[replica]
-        report = load.report or self._mean
-        return report.service_s + report.per_request_s * load.in_flight
+        said = load.report or self._mean
+        costs = said if said.is_learned else self._mean
+        return (costs.service_s + costs.per_request_s * load.in_flight) / max(said.success, _LEAST_SUCCESS)
 
     def rank(self) -> list[K]:
         """Return some of the replicas, the best first; empty: there is none."""

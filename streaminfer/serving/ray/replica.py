@@ -90,7 +90,7 @@ class StackReplica:
 
     async def record_routing_stats(self) -> dict[str, float]:
         """Tell routers what a request costs here."""
-        return self._meter.report()._asdict()
+        return self._meter.report(self._service.clock())._asdict()
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Tell the autoscaler how busy the replica is."""

@@ -1,8 +1,9 @@
 """`ReplicaMeter`: how busy the stack of a replica is, for the router and the autoscaler."""
 
+import asyncio
 import math
 
-from streaminfer.errors import DeadlineExceeded, Overloaded
+from streaminfer.errors import DeadlineExceeded, InvalidInput, Overloaded
 from streaminfer.request import Request, Response
 from streaminfer.serving.ray.autoscaling import ReplicaState
 from streaminfer.serving.ray.headroom import LoadReport
@@ -19,13 +20,16 @@ _DECAY_NS = 2e9
 _NEWEST = 1 / 32
 """Weight of the newest request in what requests usually take."""
 _BURN_WINDOW_S = 60.0
+_PRIOR = 2.0
+"""Requests that succeeded, added to those of the last seconds: one failure alone says little."""
 
 
 class ReplicaMeter(SyncLayer):
     """Layer that measures what goes through a stack: queue delay, service time and utilization.
 
     A request that was rejected or ended at its deadline counts as one that waited at least until its deadline, so that
-    overload is seen although those that got a response waited little.
+    overload is seen although those that got a response waited little. Those that failed for another reason than their
+    caller's count as failures.
 
     Attributes:
         workers: batches that run at the same time.
@@ -41,6 +45,7 @@ class ReplicaMeter(SyncLayer):
         self._per_request_s = 0.0
         self._waited_s = 0.0
         self._waited = 0.0
+        self._failed = 0.0
         self._busy_s = 0.0
         self._decayed_ns = 0
 
@@ -66,11 +71,17 @@ class ReplicaMeter(SyncLayer):
         elif isinstance(outcome, (DeadlineExceeded, Overloaded)):
             until_ns = now_ns if request.deadline_ns is None else request.deadline_ns
             self._wait(max(until_ns - token, 0) / 1e9, now_ns)
+        elif not isinstance(outcome, (InvalidInput, asyncio.CancelledError)):
+            self._decay(now_ns)
+            self._failed += 1.0
 
-    def report(self) -> LoadReport:
+    def report(self, now_ns: int) -> LoadReport:
         """Return what routers need to know now."""
         self._reports += 1
-        return LoadReport(self._reports, self._service_s, self._per_request_s, self._in_flight)
+        self._decay(now_ns)
+        succeeded = self._waited + _PRIOR
+        success = succeeded / (succeeded + self._failed)
+        return LoadReport(self._reports, self._service_s, self._per_request_s, self._in_flight, success)
 
     def state(self, now_ns: int, burn_rate: float) -> ReplicaState:
         """Return what the autoscaler needs to know now."""
@@ -93,6 +104,7 @@ class ReplicaMeter(SyncLayer):
         self._decayed_ns = max(now_ns, self._decayed_ns)
         self._waited_s *= left
         self._waited *= left
+        self._failed *= left
         self._busy_s *= left
 
 
