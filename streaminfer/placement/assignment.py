@@ -32,7 +32,7 @@ def make_plan(instance: Instance, counts: Floats, *, bound: float) -> Plan:
     for state, flow in flows.items():
         left = instance.flows.unserved(state, flow)
         for c in np.flatnonzero(left):
-            name = problem.clusters[c].name
+            name = problem.clusters[int(c)].name
             unserved[name] = max(unserved.get(name, 0.0), float(left[c]) / instance.flows.unit)
     return Plan(
         problem=problem,

@@ -211,9 +211,9 @@ class Site:
     """
 
     name: str = _text()
-    devices: tuple[DeviceGroup, ...] = _records(DeviceGroup)
+    devices: Sequence[DeviceGroup] = _records(DeviceGroup)
     price: float = _amount()
-    regions: tuple[str, ...] = _names(default=())
+    regions: Sequence[str] = _names(default=())
 
 
 @attrs.frozen(kw_only=True)
@@ -253,7 +253,7 @@ class Variant:
     """
 
     name: str = _text()
-    shards: tuple[Shard, ...] = _records(Shard)
+    shards: Sequence[Shard] = _records(Shard)
     max_batch_size: int = attrs.field(default=32, validator=field_check(check_count))
     quality: float = attrs.field(default=1.0, validator=_number("a finite number", lambda it: abs(it) < math.inf))
 
@@ -270,7 +270,7 @@ class Model:
     """
 
     name: str = _text()
-    variants: tuple[Variant, ...] = _records(Variant)
+    variants: Sequence[Variant] = _records(Variant)
     request_bytes: float = _amount()
     response_bytes: float = _amount()
 
@@ -311,14 +311,14 @@ class Problem:
         failures: groups of sites that may be lost together, or `ANY_SITE`. The promise must hold after each loss.
     """
 
-    clusters: tuple[UserCluster, ...] = _records(UserCluster)
-    sites: tuple[Site, ...] = _records(Site)
-    models: tuple[Model, ...] = _records(Model)
-    access: tuple[AccessProfile, ...] = _records(AccessProfile)
-    service_classes: tuple[ServiceClass, ...] = _records(ServiceClass)
+    clusters: Sequence[UserCluster] = _records(UserCluster)
+    sites: Sequence[Site] = _records(Site)
+    models: Sequence[Model] = _records(Model)
+    access: Sequence[AccessProfile] = _records(AccessProfile)
+    service_classes: Sequence[ServiceClass] = _records(ServiceClass)
     links: Mapping[str, Mapping[str, Link]]
     site_links: Mapping[str, Mapping[str, Link]] = _NOTHING
-    scenarios: tuple[Scenario, ...] = _records(Scenario, default=(Scenario(name="normal"),))
+    scenarios: Sequence[Scenario] = _records(Scenario, default=(Scenario(name="normal"),))
     failures: str | tuple[tuple[str, ...], ...] = attrs.field(default=(), converter=_as_failures)
 
     def __attrs_post_init__(self) -> None:

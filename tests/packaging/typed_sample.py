@@ -73,6 +73,8 @@ async def calls(stack: si.Stack) -> None:
     await stack.rows([1.0], priority=1)
     assert_type(await stack.call(si.Request(1.0), timeout_s=1.0), si.Response)
     stack.blocking()(1.0, timeout_s=1.0, key="k", wait=True)
+    groups = [si.placement.DeviceGroup(kind="cpu", slots=4, price=1.0)]
+    assert_type(si.placement.Site(name="berlin", devices=groups, regions=["eu"]).name, str)
 
     si.Batcher(max_batch_size=8)  # expect: attr-defined
     si.caching.Cache(maxsize=8)  # expect: attr-defined
