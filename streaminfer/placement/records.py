@@ -1,7 +1,7 @@
 """attrs records as JSON and back; an error has the path to what is wrong."""
 
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -66,7 +66,7 @@ def _read(hint: Any, stored: Any, path: str) -> Any:
     if origin in {Union, types.UnionType}:
         branch = next((one for one in arguments if get_origin(one) is tuple), None)
         return _read(branch, stored, path) if branch is not None and isinstance(stored, list) else stored
-    if origin is tuple:
+    if origin in {tuple, Sequence}:
         if not isinstance(stored, list):
             if arguments[0] is float:
                 return stored  # one number for all hours
