@@ -687,7 +687,7 @@ def test_a_key_of_a_wrong_type_harms_no_other(server):
     ids=["full", "without_replicas"],
 )
 def test_a_server_that_takes_no_writes_is_read(server, setting, at_fault, at_rest):
-    """A server that refuses writes serves what it has: refused puts do not open the breaker against reads."""
+    """A server that rejects writes serves what it has: rejected puts do not open the breaker against reads."""
 
     async def main():
         async with RedisTier(server.url, **PATIENT) as tier:

@@ -317,7 +317,7 @@ class RedisTier(MediumTier):
         return otherwise
 
     def _is_of_this_operation(self, error: Exception) -> bool:
-        """Return whether a server refused a key of a wrong type, or writes alone: full, a replica, unable to save."""
+        """Return whether a server rejected a key of a wrong type, or writes alone: full, a replica, unable to save."""
         no_writes = isinstance(error, (self._redis.OutOfMemoryError, self._redis.ReadOnlyError))
         return no_writes or WRONG_TYPE in str(error) or str(error).startswith(NO_WRITES)
 
