@@ -172,9 +172,9 @@ def _lock(number: int) -> None:
 
 
 def _write(number: int, line: bytes, *, durable: bool) -> None:
-    written = os.write(number, line)
-    if written != len(line):
-        raise OSError(f"{written} of {len(line)} bytes could be written")
+    left = memoryview(line)
+    while left:  # what a full disk took a part of is tried again, for the error that says so
+        left = left[os.write(number, left) :]
     if durable:
         os.fsync(number)
 

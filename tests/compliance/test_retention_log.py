@@ -16,6 +16,7 @@ import pytest
 from forked import status_of_child, waiting_child
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_files import files_limited_to
 
 from streaminfer.compliance import log_file as _retention_file
 from streaminfer.compliance import retention_log
@@ -434,19 +435,16 @@ def test_a_new_file_has_its_name_on_the_disk(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("part", [0, 10])
-def test_a_full_disk_leaves_the_log_as_it_was_and_is_said(path, monkeypatch, part):
+def test_a_full_disk_leaves_the_log_as_it_was_and_is_said(path, part):
     log = fill(opened(path))
-    before, write = path.read_bytes(), os.write
+    before = path.read_bytes()
 
-    def full(number, data):
-        if part == 0:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return write(number, data[:part])
-
-    monkeypatch.setattr(os, "write", full)
-    with pytest.raises(BackendError, match=r"the retention log .* failed"):
+    with (
+        files_limited_to(len(before) + part),
+        pytest.raises(BackendError, match=r"the retention log .* failed: OSError: .* File too large"),
+    ):
         log.record("erased", where="m", data_class="", count=1, reason="")
-    monkeypatch.undo()
+
     assert path.read_bytes() == before
     assert log.records == 5
     log.record("erased", where="m", data_class="", count=1, reason="")

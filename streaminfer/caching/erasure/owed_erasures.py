@@ -39,9 +39,10 @@ class OwedErasures:
         Raises:
             BackendError: the disk failed.
         """
-        if not is_owed and not self.path.exists():
+        fresh = self.path.with_name(self.path.name + ".new")
+        if not is_owed and not self.path.exists() and not fresh.exists():
             return
-        with self._failures(), folder_locked(self.path.parent):
+        with self._failures(), folder_locked(self.path.parent), self._removed_after(fresh):
             owed = dict.fromkeys(self._read())
             if is_owed:
                 owed[place, subject, tag] = None
@@ -50,7 +51,6 @@ class OwedErasures:
             if not owed:
                 self.path.unlink(missing_ok=True)
                 return
-            fresh = self.path.with_name(self.path.name + ".new")
             number = os.open(fresh, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             with os.fdopen(number, "w", encoding="ascii") as file:
                 file.writelines(json.dumps(it) + "\n" for it in owed)
@@ -69,6 +69,15 @@ class OwedErasures:
         except FileNotFoundError:
             return []
         return [(place, subject, tag) for place, subject, tag in map(json.loads, text.splitlines())]
+
+    @staticmethod
+    @contextmanager
+    def _removed_after(fresh: Path) -> Iterator[None]:
+        """Leave no file of names that did not become the file: of a write that failed, or of a process that died."""
+        try:
+            yield
+        finally:
+            fresh.unlink(missing_ok=True)
 
     @contextmanager
     def _failures(self) -> Iterator[None]:

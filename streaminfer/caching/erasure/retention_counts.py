@@ -137,7 +137,7 @@ class RetentionCounts:
     async def settle(self, *, final: bool = False) -> None:
         """Record what was counted, and wait as `catch_up` does, or, if nothing comes after it, as `drain` does."""
         self.flush()
-        if self._writer is not None and self._writer.runs:
+        if self._writer is not None and self._writer.is_behind:
             await asyncio.to_thread(self.drain if final else self.catch_up)
 
 
@@ -173,6 +173,11 @@ class _Writer:
     def runs(self) -> bool:
         return self._thread is not None and self._pid == os.getpid()
 
+    @property
+    def is_behind(self) -> bool:
+        """Return whether a thread writes, or records wait for one that could not be started."""
+        return (self._thread is not None or bool(self._waiting)) and self._pid == os.getpid()
+
     def put(self, write: Callable[[], None], what: str) -> None:
         if self._pid != os.getpid():  # a fork: the parent writes what waits
             self._begin()
@@ -186,16 +191,17 @@ class _Writer:
                 try:
                     self._thread.start()
                 except RuntimeError:  # no more threads, or the interpreter ends
-                    self._run()
+                    self._run(waits=False)
         if is_full:
             _LOGGER.error("the retention log is %d records behind; not recorded: %s", _MAX_WAITING, what)
 
     def catch_up(self) -> None:
         with self._changed:
             last, failed, self._is_asked = self._accepted, self._attempts, True
+            self._write_without_thread()
             self._changed.notify_all()
             self._changed.wait_for(lambda: not self.runs or self._ended >= last or self._attempts != failed)
-            if self.runs and self._ended < last:
+            if self.is_behind and self._ended < last:
                 what = "the retention log fails, and records wait until it no longer does"
                 raise BackendError(f"{what}: {self._failures[-1]}") from self._failures[-1]
 
@@ -203,13 +209,19 @@ class _Writer:
         with self._changed:
             thread = self._thread
             self._draining += 1
+            self._write_without_thread()
             self._changed.notify_all()
         if thread is not None:
             thread.join()
         with self._changed:
             self._draining -= 1
 
-    def _run(self) -> None:
+    def _write_without_thread(self) -> None:
+        if self._thread is None and self.is_behind:
+            self._run(waits=False)
+
+    def _run(self, *, waits: bool = True) -> None:
+        """Write what waits. Without ``waits``, in the caller's thread, a failure leaves it to the next call."""
         while True:
             with self._changed:
                 if not self._waiting:
@@ -227,6 +239,9 @@ class _Writer:
                         self._failures[:] = [error]
                         self._attempts += 1
                         self._changed.notify_all()
+                        if not waits:
+                            self._thread = None
+                            return
                         self._is_asked = False
                         self._changed.wait_for(lambda: self._is_asked or self._is_last(), _RETRY_S)
                         continue

@@ -61,6 +61,8 @@ class Interval:
 class IntervalLog:
     """Writer of an interval log; each line is on its way to the file when :meth:`write` returns.
 
+    A write that fails, as on a full disk, leaves the file as it was.
+
     Args:
         path: of the file. One that exists is continued, as a process does that is started again.
         comment: written at the top of a new file, one line or several.
@@ -78,10 +80,11 @@ class IntervalLog:
 
     def __init__(self, path: str | os.PathLike[str], *, comment: str = "") -> None:
         check_instance("comment", comment, lambda value: isinstance(value, str), "a string")
-        self._file = Path(path).open("a+", encoding="utf-8")  # noqa: SIM115 - closed by close()
+        # no buffer: what a full disk did not take would be written by a later call
+        self._file = Path(path).open("ab+", buffering=0)  # noqa: SIM115 - closed by close()
         try:
-            _check_first_line(self._file.buffer, path)
-            _cut_torn_line(self._file.buffer)
+            _check_first_line(self._file, path)
+            _cut_torn_line(self._file)
         except BaseException:
             self._file.close()
             raise
@@ -100,24 +103,30 @@ class IntervalLog:
             OSError: the file cannot be written.
             TypeError, ValueError: an argument of the wrong type or out of range.
         """
-        line = format_interval(histogram, start_s, end_s, tag)
-        self._write_head(start_s)
-        self._file.write(line)
-        self._file.flush()
+        self._append(format_interval(histogram, start_s, end_s, tag), start_s)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; also one that cannot be written, which raises ``OSError``."""
         if not self._file.closed:
-            self._write_head(time.time())
-            self._file.close()
+            with self._file:
+                self._append("", time.time())
 
-    def _write_head(self, first_s: float) -> None:
-        """Begin a new file at its first interval: readers skip what is older than ``StartTime``."""
-        if self._file.seek(0, os.SEEK_END) == 0:
-            date = time.ctime(min(first_s, _LATEST_DATE_S))
-            self._file.writelines(f"#{line}\n" for line in self._comment.splitlines())
-            since = f"#[StartTime: {first_s:.3f} (seconds since epoch), {date}]\n"
-            self._file.write(f"{_HEAD}{since}{_ABSOLUTE}{_LEGEND}")
+    def _append(self, line: str, first_s: float) -> None:
+        """Write a line, behind the head where the file is new; all of it or nothing."""
+        end = self._file.seek(0, os.SEEK_END)
+        left = memoryview((line if end else self._head(first_s) + line).encode())
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except BaseException:
+            self._file.truncate(end)
+            raise
+
+    def _head(self, first_s: float) -> str:
+        """Return the head of a new file, at its first interval: readers skip what is older than ``StartTime``."""
+        date = time.ctime(min(first_s, _LATEST_DATE_S))
+        comment = "".join(f"#{line}\n" for line in self._comment.splitlines())
+        return f"{comment}{_HEAD}#[StartTime: {first_s:.3f} (seconds since epoch), {date}]\n{_ABSOLUTE}{_LEGEND}"
 
     def __enter__(self) -> Self:
         return self
@@ -208,7 +217,8 @@ def _parts(line: str, origin: _Origin) -> re.Match[str] | None:
 def _check_first_line(file: Any, path: str | os.PathLike[str]) -> None:
     """Refuse a file that is no log, of which nothing may be removed; what is left of a first write is a comment."""
     file.seek(0)
-    first = file.readline(_LONGEST_LINE).decode(errors="replace")
+    first = file.read(_LONGEST_LINE).partition(b"\n")
+    first = b"".join(first[:2]).decode(errors="replace")
     is_line = first.endswith("\n") and (first[0] == '"' or not first.strip() or _LINE.match(first.strip()))
     if first and first[0] != "#" and not is_line:
         raise ValueError(f"{os.fspath(path)}, line 1: expected an interval, got {first[:60]!r}")

@@ -176,15 +176,17 @@ def test_what_is_lost_is_an_error(caplog):
     assert lost == [f"the retention log failed; not recorded: erased in memory, {count} entries" for count in (7, 8, 9)]
 
 
+class Gone(Failing):
+    """A log whose disk fails for as long as it has an error."""
+
+    def record(self, action, *, count, **_):
+        if self.errors:
+            raise self.errors[0]
+        self.events.append((action, count))
+
+
 def test_a_report_while_the_disk_fails_loses_nothing():
     """It fails as the disk does; what waited is written when the disk is back."""
-
-    class Gone(Failing):
-        def record(self, action, *, count, **_):
-            if self.errors:
-                raise self.errors[0]
-            self.events.append((action, count))
-
     log = Gone(BackendError("the disk is away"))
     ledger = RetentionCounts(log, time.monotonic_ns)
     for count in range(3):
@@ -195,6 +197,28 @@ def test_a_report_while_the_disk_fails_loses_nothing():
     log.errors.clear()
     asyncio.run(ledger.settle())
     assert log.events == [("erased", 0), ("erased", 1), ("erased", 2)]
+
+
+@pytest.mark.parametrize("settled", [True, False], ids=["settled", "drained"])
+def test_no_thread_and_no_disk_hold_up_no_caller(monkeypatch, settled):
+    """Where no thread can be started while the disk fails, records wait, and the caller does not."""
+
+    def no_more(_):
+        raise RuntimeError("can't start new thread")
+
+    log = Gone(BackendError("the disk is full"))
+    ledger = RetentionCounts(log, time.monotonic_ns)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", no_more)
+        for count in range(2):
+            record(ledger, count)
+    with pytest.raises(BackendError, match="the disk is full"):
+        asyncio.run(ledger.settle())
+    log.errors.clear()
+
+    asyncio.run(ledger.settle()) if settled else ledger.drain()
+
+    assert log.events == [("erased", 0), ("erased", 1)]
 
 
 def test_a_report_waits_for_what_was_recorded_before_it_alone():

@@ -681,6 +681,51 @@ def test_a_key_of_a_wrong_type_harms_no_other(server):
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(
+    ("setting", "at_fault", "at_rest"),
+    [("maxmemory", "1mb", "0"), ("min-replicas-to-write", "1", "0")],
+    ids=["full", "without_replicas"],
+)
+def test_a_server_that_takes_no_writes_is_read(server, setting, at_fault, at_rest):
+    """A server that rejects writes serves what it has: rejected puts do not open the breaker against reads."""
+
+    async def main():
+        async with RedisTier(server.url, **PATIENT) as tier:
+            await tier.put("there", entry("there"))
+            with server.client() as client:
+                client.config_set(setting, at_fault)
+                try:
+                    stored = [await tier.put(str(number), entry(number)) for number in range(20)]
+                    found = await tier.get("there")
+                finally:
+                    client.config_set(setting, at_rest)
+            assert not any(stored)
+            assert found is not None
+            assert tier.statistics().errors == 20
+            assert await tier.put("new", entry("new"))
+
+    asyncio.run(main())
+
+
+def test_a_replica_is_read(server):
+    """A server that became a replica serves what it has."""
+
+    async def main():
+        async with RedisTier(server.url, **PATIENT) as tier:
+            await tier.put("there", entry("there"))
+            with server.client() as client:
+                client.replicaof("127.0.0.1", 1)
+                try:
+                    stored = [await tier.put(str(number), entry(number)) for number in range(20)]
+                    found = await tier.get("there")
+                finally:
+                    client.replicaof("NO", "ONE")
+            assert not any(stored)
+            assert found is not None
+
+    asyncio.run(main())
+
+
 def test_a_server_that_is_far_away_is_connected_to(server):
     """A handshake of several round trips may take longer than one operation: a later operation has its connection."""
 

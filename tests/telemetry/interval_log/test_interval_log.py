@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hdrh.histogram import HdrHistogram
 from hdrh.log import HistogramLogReader, HistogramLogWriter
+from small_files import files_limited_to
 
 from streaminfer.telemetry import (
     IntervalLog,
@@ -270,3 +271,30 @@ def test_a_log_of_any_beginning_is_continued(path, beginning):
         log.write(LatencyHistogram(), start_s=1.0, end_s=2.0)
 
     assert [(it.start_s, it.end_s) for it in read_interval_log(path)] == [(1.0, 2.0)]
+
+
+@pytest.mark.parametrize("before", [0, 1], ids=["new", "continued"])
+def test_a_write_that_failed_leaves_the_file_as_it_was(path, before):
+    """What raised is in no later write: a caller that writes it again has it once."""
+    with IntervalLog(path) as log:
+        for second in range(before):
+            log.write(filled(second), start_s=START_S + second, end_s=START_S + second + 1)
+        as_it_was = path.read_bytes()
+
+        with files_limited_to(len(as_it_was) + 300), pytest.raises(OSError, match="File too large"):
+            log.write(filled(7, 5000), start_s=START_S + 7, end_s=START_S + 8)
+
+        assert path.read_bytes() == as_it_was
+        log.write(filled(8), start_s=START_S + 8, end_s=START_S + 9)
+    assert [it.start_s - START_S for it in read_interval_log(path)] == [*range(before), 8]
+
+
+def test_a_log_that_cannot_be_written_is_closed(path):
+    """A disk that is full at the end keeps no descriptor open."""
+    log = IntervalLog(path)
+
+    with files_limited_to(10), pytest.raises(OSError, match="File too large"):
+        log.close()
+
+    log.close()
+    assert path.read_bytes() == b""

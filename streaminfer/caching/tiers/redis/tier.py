@@ -35,6 +35,7 @@ T = TypeVar("T")
 ERASE_CHUNK = 1024
 SCAN_CHUNK = 256
 WRONG_TYPE = "WRONGTYPE"  # a reply to a command on a key that holds something else
+NO_WRITES = ("MISCONF", "NOREPLICAS")  # replies to writes of a server that cannot save, or has lost its replicas
 MAX_COUNTED_KEYS = 100_000
 MAX_TTL_MS = 2**53  # what a Lua number holds exactly
 
@@ -305,8 +306,8 @@ class RedisTier(MediumTier):
             async with self.breaker.guard(), asyncio.timeout(self._timeout_s):
                 try:
                     return await operation(*args)
-                except self._redis.ResponseError as error:  # the server responds: this one key is wrong
-                    if WRONG_TYPE not in str(error):
+                except self._redis.ResponseError as error:  # the server responds, and serves what it can
+                    if not self._is_of_this_operation(error):
                         raise
                     self._counters.failed(error)
         except (CircuitOpen, Closed):
@@ -314,6 +315,11 @@ class RedisTier(MediumTier):
         except Exception as error:  # noqa: BLE001 - whatever a broken server or provider leads to: a miss, counted
             self._counters.failed(error)
         return otherwise
+
+    def _is_of_this_operation(self, error: Exception) -> bool:
+        """Return whether a server rejected a key of a wrong type, or writes alone: full, a replica, unable to save."""
+        no_writes = isinstance(error, (self._redis.OutOfMemoryError, self._redis.ReadOnlyError))
+        return no_writes or WRONG_TYPE in str(error) or str(error).startswith(NO_WRITES)
 
     async def _demand(self, operation: Callable[..., Awaitable[T]], *args: Any) -> T:
         """Run a step of an erasure, whose failure the caller must know."""
