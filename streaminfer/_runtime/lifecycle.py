@@ -18,6 +18,7 @@ from streaminfer.protocols import adapt
 __all__ = [
     "KILL_GRACE_S",
     "STOP_LIMIT_S",
+    "BegunTask",
     "end_tasks",
     "raise_first",
     "seconds_left",
@@ -131,7 +132,7 @@ async def stop_together(stops: Iterable[Coroutine[Any, Any, None]]) -> None:
 
     A cancellation is that of each stop, none of which it ends before it has begun, as that of ``asyncio.gather`` does.
     """
-    tasks = [_StopTask(_perform(stop)) for stop in stops]
+    tasks = [BegunTask(_perform(stop)) for stop in stops]
     failures: list[BaseException] = []
     try:
         if tasks:
@@ -156,8 +157,8 @@ def raise_first(outcomes: Iterable[object]) -> None:
         raise failures[0]
 
 
-class _StopTask(asyncio.Task[None]):
-    """Task that is not cancelled before its first step, without which nothing inside it would be stopped.
+class BegunTask(asyncio.Task[None]):
+    """Task that is not cancelled before its first step, without which none of its clean-up would run.
 
     A loop that cancels all of its tasks at its end can come in between.
     """
@@ -179,7 +180,7 @@ async def _stop(part: Any, stopping: Any) -> None:
     if left_s is None:
         await stopping
         return
-    task = _StopTask(_perform(stopping))
+    task = BegunTask(_perform(stopping))
     try:
         await asyncio.wait({task}, timeout=left_s + _RETURN_GRACE_S)
     except asyncio.CancelledError:
