@@ -5,11 +5,12 @@ travels in the context and not as an argument, so that parts that know nothing o
 """
 
 import asyncio
+import inspect
 import logging
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, cast
 
 from streaminfer._runtime.owners import last_owner, own, parts_of
 from streaminfer.protocols import adapt
@@ -17,6 +18,7 @@ from streaminfer.protocols import adapt
 __all__ = [
     "KILL_GRACE_S",
     "STOP_LIMIT_S",
+    "BegunTask",
     "end_tasks",
     "raise_first",
     "seconds_left",
@@ -130,7 +132,7 @@ async def stop_together(stops: Iterable[Coroutine[Any, Any, None]]) -> None:
 
     A cancellation is that of each stop, none of which it ends before it has begun, as that of ``asyncio.gather`` does.
     """
-    tasks = [asyncio.ensure_future(stop) for stop in stops]
+    tasks = [BegunTask(_perform(stop)) for stop in stops]
     failures: list[BaseException] = []
     try:
         if tasks:
@@ -155,12 +157,30 @@ def raise_first(outcomes: Iterable[object]) -> None:
         raise failures[0]
 
 
+class BegunTask(asyncio.Task[None]):
+    """Task that is not cancelled before its first step, without which none of its clean-up would run.
+
+    A loop that cancels all of its tasks at its end can come in between.
+    """
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """Cancel it, behind its first step."""
+        if inspect.getcoroutinestate(cast(Coroutine[Any, Any, None], self.get_coro())) != inspect.CORO_CREATED:
+            return super().cancel(msg)
+        self.get_loop().call_soon(self.cancel, msg)
+        return True
+
+
+async def _perform(stopping: Awaitable[None]) -> None:
+    await stopping
+
+
 async def _stop(part: Any, stopping: Any) -> None:
     left_s = seconds_left()
     if left_s is None:
         await stopping
         return
-    task = asyncio.ensure_future(stopping)
+    task = BegunTask(_perform(stopping))
     try:
         await asyncio.wait({task}, timeout=left_s + _RETURN_GRACE_S)
     except asyncio.CancelledError:

@@ -128,15 +128,18 @@ class ServingApp:
         await stop_together(stack.stop(timeout_s=self._stop_timeout_s) for stack in started)
 
     async def _live(self, receive: Receive, send: Send) -> None:
-        for step, change in (("startup", self.__aenter__), ("shutdown", self._stop)):
-            await receive()
-            try:
-                await change()
-            except Exception as error:  # noqa: BLE001 - the server is told, and ends
-                _LOG.exception("%s failed", step)
-                await send({"type": f"lifespan.{step}.failed", "message": str(error)})
-                return
-            await send({"type": f"lifespan.{step}.complete"})
+        try:
+            for step, change in (("startup", self.__aenter__), ("shutdown", self._stop)):
+                await receive()
+                try:
+                    await change()
+                except Exception as error:  # noqa: BLE001 - the server is told, and ends
+                    _LOG.exception("%s failed", step)
+                    await send({"type": f"lifespan.{step}.failed", "message": str(error)})
+                    return
+                await send({"type": f"lifespan.{step}.complete"})
+        finally:
+            await self._stop()  # a server that is interrupted cancels this instead of announcing its end
 
     # -- requests -----------------------------------------------------------------------------------------------
 

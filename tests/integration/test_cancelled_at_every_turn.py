@@ -5,39 +5,15 @@ other states than what is cancelled behind the last, and a task that has not tak
 """
 
 import asyncio
-import itertools
 
 import pytest
+from turns import PATIENCE_S, at_every_turn, cancel, cancel_every_task, cancel_twice
 
 import streaminfer as si
 from streaminfer.routing import Canary, Shadow
-from streaminfer.testing import ScriptedBackend, VirtualLoop
+from streaminfer.testing import ScriptedBackend
 
 pytestmark = pytest.mark.uncompiled
-
-PATIENCE_S = 1000.0
-
-
-class TurnLoop(VirtualLoop):
-    """Acts in one of its turns, before or behind the callbacks that are ready."""
-
-    turns_left = -1
-
-    def act_in(self, turns, place, action):
-        self.turns_left, self._place, self._action = turns, place, action
-
-    async def acted_too_late(self):
-        """Return whether its turn has not come; it does not come any more."""
-        is_over, self.turns_left = self.turns_left >= 0, -1
-        await asyncio.sleep(0)  # the action may stand behind what runs in this turn
-        return is_over
-
-    def _run_once(self):
-        if self.turns_left == 0:
-            handle = asyncio.Handle(self._action, (), self)
-            self._ready.insert(0 if self._place == "first" else len(self._ready), handle)
-        self.turns_left -= 1
-        super()._run_once()
 
 
 def batcher(**settings):
@@ -77,22 +53,6 @@ LAYERS = {
 }
 
 
-def cancel(victim, bystanders, kept):
-    victim.cancel()
-
-
-def cancel_twice(victim, bystanders, kept):
-    victim.cancel()
-    asyncio.get_running_loop().call_soon(victim.cancel)
-
-
-def cancel_every_task(victim, bystanders, kept):
-    """As ``asyncio.run`` does at its end, with the tasks that layers have for themselves."""
-    bystanders.clear()
-    for task in asyncio.all_tasks() - {kept}:
-        task.cancel()
-
-
 async def cancelled(loop, layers, turns, place, cut):
     """Cancel a call among others, and check that all end; return whether the call ended before its turn came."""
     backend = ScriptedBackend(duration_s=0.010)
@@ -112,14 +72,6 @@ async def cancelled(loop, layers, turns, place, cut):
     assert backend.running == 0
     assert asyncio.all_tasks() == {kept}
     return is_over
-
-
-def at_every_turn(scenario, *arguments):
-    for place in ("first", "last"):
-        for turns in itertools.count():
-            with asyncio.Runner(loop_factory=TurnLoop) as runner:
-                if runner.run(scenario(runner.get_loop(), *arguments[:1], turns, place, *arguments[1:])):
-                    break
 
 
 @pytest.mark.parametrize("cut", [cancel, cancel_twice, cancel_every_task])

@@ -191,3 +191,38 @@ def test_stops_inside_that_are_cancelled_at_the_limit_have_ended_with_it():
         await stack.stop(timeout_s=0.01)
 
     run_virtually(main)
+
+
+class StopsAtOnce:
+    """A backend with something that only its stop frees."""
+
+    holds = True
+
+    async def infer(self, batch):
+        return [row.inputs for row in batch.rows]
+
+    async def stop(self, *, drain):
+        self.holds = False
+
+
+@pytest.mark.parametrize(
+    "layers", [lambda it: it, lambda it: si.Replicas(Replica("a", si.Stack(it)))], ids=["backend", "replicas"]
+)
+@pytest.mark.parametrize("turns", range(1, 16))
+def test_a_stop_that_is_cancelled_with_all_tasks_of_its_loop_stops_the_backend(layers, turns):
+    """A loop ends so; the task that stops a part may not have begun."""
+    backend = StopsAtOnce()
+
+    async def main(_loop):
+        stack = si.Stack(layers(backend))
+        await stack.start()
+        stopping = asyncio.ensure_future(stack.stop(drain=False, timeout_s=1.0))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+        await asyncio.wait({stopping})
+
+    run_virtually(main)
+
+    assert not backend.holds

@@ -405,6 +405,29 @@ def test_a_server_starts_and_stops_the_stacks(scripted):
     assert stack.stack_state == "stopped"
 
 
+def test_an_interrupted_server_stops_the_stacks(scripted):
+    """A second Ctrl-C ends uvicorn's loop without the event for the shutdown."""
+    _, stack, app = scripted()
+
+    async def scenario():
+        started = asyncio.Event()
+        messages = [{"type": "lifespan.startup"}]
+
+        async def receive():
+            return messages.pop() if messages else await asyncio.Event().wait()
+
+        async def send(message):
+            started.set()
+
+        serving = asyncio.ensure_future(app({"type": "lifespan"}, receive, send))
+        await started.wait()
+        serving.cancel()
+        await asyncio.wait({serving})
+        return stack.stack_state
+
+    assert asyncio.run(scenario()) == "stopped"
+
+
 def test_a_stack_that_cannot_start_ends_the_server(doubling_stack):
     class Broken:
         async def start(self):

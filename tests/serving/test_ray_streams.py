@@ -170,6 +170,41 @@ async def test_a_stop_completes_the_move_that_has_begun(loop):
     assert (moves.moved, moves.resumed, moves.restarted) == (1, 0, 0)
 
 
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_start_claims_what_a_stop_has_cut_short(loop, turns):
+    """The stop cancels a claim that the store has not answered, and one that has not taken its first step."""
+    reference = Reference()
+
+    class Slow(StreamStore):
+        async def claim(self, stream_id, replica):
+            await asyncio.sleep(0.0 if replica == "a" else 0.1)
+            return await super().claim(stream_id, replica)
+
+    async with Fleet(loop, store=Slow) as fleet:
+        assert await fleet.step("a", 3) == reference(3)
+        claiming = asyncio.create_task(fleet.step("b", 4))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await fleet.stacks["b"].stop(drain=False)
+        await asyncio.wait([claiming])
+        await fleet.stacks["b"].start()
+
+        assert await fleet.step("b", 5) == reference(5)
+
+
+async def test_a_stop_that_is_cancelled_stops_the_stack_inside(loop):
+    """The cancellation comes while the stop ends the replica's own tasks; it can start again."""
+    async with Fleet(loop) as fleet:
+        for turns in range(20):
+            stopping = asyncio.create_task(fleet.stacks["a"].stop())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            stopping.cancel()
+            await asyncio.wait([stopping])
+            await fleet.stacks["a"].stop()
+            await fleet.stacks["a"].start()
+
+
 async def test_an_owner_that_lives_has_time_to_hand_over(loop):
     """Its machine is busy: it answers late, and is heard of all the while."""
     reference = Reference()

@@ -8,6 +8,7 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from streaminfer._internal.validation import check_count, check_instance
+from streaminfer._runtime.lifecycle import BegunTask
 from streaminfer.batching._batch_observers_cy import BatchObservers
 from streaminfer.errors import BackendError, text_of_error
 from streaminfer.protocols import Residency
@@ -101,7 +102,7 @@ class LiveResidence:
 
     def load(self, leaving: Sequence[Any], done: Callable[[int, bool, int], None]) -> None:
         """Load the model when others have left."""
-        self.task = asyncio.get_running_loop().create_task(self._load(leaving, done))
+        self.task = BegunTask(self._load(leaving, done))
 
     def _tell_loaded(self) -> None:
         if self._awaited is not None and not self._awaited.done():

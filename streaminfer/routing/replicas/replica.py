@@ -58,7 +58,7 @@ class ReplicaHandle:
     Attributes:
         replica: the description.
         slot: its number in the balancer; -1: none yet.
-        is_started: its service was started, and not stopped since.
+        is_started: its service was started, and no stop of it has begun since.
         is_removed: it is removed, and keeps its slot until its last request has ended.
         is_draining: each request that ends calls :meth:`check_drained`.
         validate: checks a request's inputs; ``None``: nothing does.
@@ -106,6 +106,7 @@ class ReplicaHandle:
 
     async def stop(self, *, drain: bool) -> None:
         """Stop the service, also if the wait for its requests is cancelled."""
+        self.is_started = False
         try:
             if drain:
                 await self.drained()
@@ -116,7 +117,6 @@ class ReplicaHandle:
             try:
                 await end_tasks(self._tasks)
             finally:
-                self.is_started = False
                 await stop_all(self, [self.replica.service], drain=drain)
 
     async def drained(self) -> None:

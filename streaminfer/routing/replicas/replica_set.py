@@ -361,7 +361,8 @@ class Replicas(StackClock, Node):
             raise
         finally:
             try:
-                if self._running:
+                # a stop of all that came after its last request has left it out
+                if self._running or handle.is_started:
                     await handle.stop(drain=drain)
             finally:
                 handle.check_drained()

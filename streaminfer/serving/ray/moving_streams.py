@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from streaminfer._runtime.lifecycle import stop_together
+from streaminfer._runtime.lifecycle import end_tasks, stop_together
 from streaminfer.errors import InvalidInput, Overloaded
 from streaminfer.protocols import Capabilities, StreamStates, Wrapper
 from streaminfer.request import Request, Response
@@ -78,6 +78,7 @@ class MovingStreams(Wrapper):
 
     async def start(self) -> None:
         """Start the stack, and send snapshots from now on."""
+        self._streams.clear()  # what a stop has cut short is claimed again: its work may not have begun
         await self.inner.start()
         self._spawn(self._send_snapshots())
         self._spawn(self._serve_claims())
@@ -89,11 +90,10 @@ class MovingStreams(Wrapper):
                 # first, so that a release that runs completes
                 await self._release_all(list(self._streams))
         finally:
-            tasks = list(self._tasks)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await self.inner.stop(drain=drain)
+            try:
+                await end_tasks(self._tasks)
+            finally:
+                await self.inner.stop(drain=drain)
 
     async def call(self, request: Request) -> Response:
         """Serve one request, after its stream was claimed."""

@@ -414,3 +414,21 @@ async def test_a_start_ends_though_the_error_of_the_load_has_no_message(loop):
 
     with pytest.raises(si.BackendError, match="a could not be loaded: Unreadable: its message cannot be shown"):
         await batcher(loop, si.Device("gpu:0", memory_bytes=6), model).start()
+
+
+@pytest.mark.parametrize("turns", range(1, 12))
+async def test_a_load_that_is_cancelled_with_all_tasks_leaves_the_device_free(loop, turns):
+    """The task that loads the model may not have begun."""
+    device = si.Device("gpu:0", memory_bytes=9)
+    first, second = (batcher(loop, device, Model(name, duration_s=0.01)) for name in "ab")
+    calls = [asyncio.ensure_future(service.call(si.Request(1.0))) for service in (first, second)]
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+    await asyncio.wait(calls)
+
+    assert (await second.call(si.Request(2.0))).outputs == 2.0
+    assert device.statistics().running == 0
+    for service in (first, second):
+        await service.stop()

@@ -687,6 +687,28 @@ def test_removing_at_once_ends_what_it_had():
     run(main)
 
 
+@pytest.mark.parametrize("turns", range(6))
+def test_a_replica_that_is_removed_while_all_stop_is_stopped_once(turns):
+    """The stop comes in the turn in which its last request ends, or in one behind it."""
+    log = []
+
+    async def main(loop):
+        replicas = pair(Echo(0.5, log=log, name="a"), Echo(0.5, log=log, name="b"), loop)
+        await replicas.start()
+        calls = [asyncio.ensure_future(replicas.call(si.Request(n))) for n in range(2)]
+        await asyncio.sleep(0.25)
+        removing = asyncio.ensure_future(replicas.remove("a"))
+        await asyncio.sleep(0.25)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await replicas.stop()
+        await asyncio.gather(removing, *calls)
+
+    run(main)
+
+    assert sorted(log) == ["start a", "start b", "stop a True", "stop b True"]
+
+
 # -- what it tells ----------------------------------------------------------------------------------------------
 
 
