@@ -14,8 +14,8 @@ __all__ = ["DeadlineCalls"]
 T = TypeVar("T")
 
 
-class DeadlineCalls(set["asyncio.Future[Any]"]):
-    """Calls that have not completed, those of cancelled callers included; of one event loop."""
+class DeadlineCalls(dict["asyncio.Future[Any]", None]):
+    """Calls that have not completed, in order, those of cancelled callers included; of one event loop."""
 
     async def end_within(self, timeout_s: float | None, response: Awaitable[T], name: str) -> T:
         """Await a response; cancel the call when the time is up or the caller is cancelled.
@@ -30,7 +30,7 @@ class DeadlineCalls(set["asyncio.Future[Any]"]):
             Closed: it was cancelled, but not by its caller.
         """
         call = asyncio.ensure_future(response)
-        self.add(call)
+        self[call] = None
         call.add_done_callback(self._forget)
         try:
             await asyncio.wait({call}, timeout=timeout_s)
@@ -48,7 +48,7 @@ class DeadlineCalls(set["asyncio.Future[Any]"]):
             del call  # an error whose traceback holds this frame would hold the request's inputs
 
     def _forget(self, call: asyncio.Future[T]) -> None:
-        self.discard(call)
+        self.pop(call, None)
         if not call.cancelled():
             call.exception()  # its caller may have left
 

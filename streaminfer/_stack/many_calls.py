@@ -226,7 +226,7 @@ class _RowCalls:
         self._places = places
         self._requests = requests
         self._sent = 0
-        self._running: set[asyncio.Future[Any]] = set()
+        self._running: dict[asyncio.Future[Any], None] = {}  # in order, so that a run in virtual time repeats
         self._outputs: dict[int, Any] = {}
         self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -265,11 +265,11 @@ class _RowCalls:
         self._follow(asyncio.ensure_future(self._places.call(self._requests[number], pause_s)), number, None)
 
     def _follow(self, future: asyncio.Future[Any], number: int, passage: Passage | None) -> None:
-        self._running.add(future)
+        self._running[future] = None
         future.add_done_callback(functools.partial(self._completed, number, passage))
 
     def _completed(self, number: int, passage: Passage | None, future: asyncio.Future[Any]) -> None:
-        self._running.discard(future)
+        self._running.pop(future, None)
         try:
             if not self._take(number, passage, future) or self._end.done():
                 return

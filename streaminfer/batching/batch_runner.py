@@ -74,7 +74,7 @@ class BatchRunner:
         self.run: Callable[[Execution], None] = self._call_function if calls.infer is None else self._call_backend
         self._isolates = not node.capabilities().isolates_rows
         self.isolator = RowIsolator(calls, queue, expire=self.expire, fail=outcomes.fail)
-        self.batches: set[Execution] = set()
+        self.batches: dict[Execution, None] = {}  # in order, so that a run in virtual time repeats
         self.loop: asyncio.AbstractEventLoop | None = None
         # batches belong to no caller: they must not see the context variables of the one who happened to start them
         self.context = contextvars.Context()
@@ -185,7 +185,7 @@ class BatchRunner:
         except BaseException as error:  # noqa: BLE001 - it belongs to this batch's callers
             self._fail(execution, execution.started_ns, error)
         else:
-            self.batches.add(execution)
+            self.batches[execution] = None
 
     def _ended(self, execution: Execution, batch: AssembledBatch, results: Any, error: BaseException | None) -> None:
         """Finish a batch for which there is no task, or send it again in one."""
@@ -250,7 +250,7 @@ class BatchRunner:
             self._settle()
 
     def _start_task(self, execution: Execution, work: Coroutine[Any, Any, None]) -> None:
-        self.batches.add(execution)
+        self.batches[execution] = None
         work.send(None)  # a task that is cancelled before its first step runs nothing of a coroutine that has not begun
         # never eager: it must not end before it is known
         # batches that run at once do not see the variables that one of them sets

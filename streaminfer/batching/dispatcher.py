@@ -317,7 +317,7 @@ class Dispatcher(DispatchState):
         if in_task:
             if execution not in self.runner.batches:
                 return  # a closed loop left it behind, and its worker is free since
-            self.runner.batches.remove(execution)
+            del self.runner.batches[execution]
         self._free_worker(execution, inferred_ns, succeeded=error is None and not execution.abandoned)
         some_queued = in_task and self._queue.queued > 0
         # a task begins in the next turn of the loop, a thread when it gets the interpreter lock: each as soon as it can

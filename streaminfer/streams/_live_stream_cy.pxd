@@ -10,7 +10,7 @@ cdef class Stream:
     cdef readonly object settings
     cdef readonly StreamState state
     cdef readonly Turn turn
-    cdef readonly set sending
+    cdef readonly dict sending
     cdef public bint is_announced
     cdef readonly bint is_settled
     cdef object _source

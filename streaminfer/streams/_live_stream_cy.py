@@ -70,7 +70,7 @@ class Stream:
             totals.ages,
         )
         self.turn = Turn(self, settings.weight, settings.priority)
-        self.sending: set[Sending] = set()
+        self.sending: dict[Sending, None] = {}  # in order, so that a run in virtual time repeats
         self.is_announced = False
         self.is_settled = False
         self._source: Any = source  # None: its task has begun
@@ -85,7 +85,7 @@ class Stream:
         self._room: asyncio.Future[None] | None = None  # the reader waits for a place
         self._drained: asyncio.Future[None] | None = None  # and here for the end of what was sent
         self._is_left: asyncio.Future[None] | None = None  # and here until the service has let go what was cancelled
-        outlet.streams.add(self)
+        outlet.streams[self] = None
         self._task = asyncio.get_running_loop().create_task(self._run(), name="streaminfer-stream")
         self._task.add_done_callback(self._end)  # also of a task that is cancelled before its first step
 
@@ -120,7 +120,7 @@ class Stream:
 
     def remove(self, sending: Sending) -> None:
         """Forget a frame that has an outcome."""
-        self.sending.remove(sending)
+        del self.sending[sending]
         is_left = self._is_left
         if is_left is not None and not self.sending and not is_left.done():
             is_left.set_result(None)
@@ -175,7 +175,7 @@ class Stream:
     def forget(self) -> None:
         """Count everything as closed: the event loop of the stream was closed before."""
         self.state.close(ready_too=True)
-        self._outlet.streams.discard(self)
+        self._outlet.streams.pop(self, None)
         self._totals.settle(self)
 
     async def close(self, closer: asyncio.Task[Any] | None) -> None:
@@ -262,7 +262,7 @@ class Stream:
     def _settle_if_delivered(self) -> None:
         if not self.is_settled and not self.state.in_flight and self._error is None:
             self.is_settled = True
-            self._outlet.streams.discard(self)
+            self._outlet.streams.pop(self, None)
             self._outlet.wake()
             self._totals.settle(self)
 

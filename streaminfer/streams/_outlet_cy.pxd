@@ -23,7 +23,7 @@ cdef class Outlet:
     cdef object _ready
     cdef NextResult _waiter
     cdef WakeUps _wake_ups
-    cdef readonly set streams
+    cdef readonly dict streams
 
     cpdef announce(self, object stream)
     @cython.locals(waiter=NextResult)

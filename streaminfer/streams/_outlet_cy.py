@@ -76,7 +76,7 @@ class Outlet:
         self._wake_ups = wake_ups
         self._ready: deque[Stream] = deque()
         self._waiter: NextResult | None = None
-        self.streams: set[Stream] = set()
+        self.streams: dict[Stream, None] = {}
 
     def announce(self, stream: Stream) -> None:
         """Queue a stream with something to deliver, behind the others that have."""

@@ -325,7 +325,7 @@ class Sender:
             result._inputs, deadline_ns, settings.priority, stream.stream_id, settings.tenant, None, (), None, True
         )
         sending = Sending(self, stream, result, request)
-        stream.sending.add(sending)
+        stream.sending[sending] = None
         self._places += 1
         self._try(sending, result._discontinuity)
         if stream.state.can_send():  # another one, at the same time

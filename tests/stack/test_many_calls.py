@@ -74,6 +74,17 @@ def test_layers_see_a_request_from_its_place_on():
     assert counted.latency.max < 2.5
 
 
+def test_layers_count_each_attempt_that_is_rejected():
+    """A request that is rejected after it had a place is sent again, as another request for the layers."""
+
+    async def main(loop):
+        full = ScriptedBackend(si.Overloaded("full"), si.Overloaded("full"))
+        async with stack_of(full, loop, max_batch_size=1) as stack:
+            return await stack(1.0, wait=True), stack.statistics()["Telemetry"].outcomes
+
+    assert run(main) == (1.0, {"Overloaded": 2, "ok": 1})
+
+
 def test_map_waits_where_others_fill_the_queue():
     async def main(loop):
         async with stack_of(ScriptedBackend(duration_s=0.01), loop, max_queue_size=4, max_batch_size=2) as stack:

@@ -270,3 +270,27 @@ def test_a_row_that_was_rejected_is_sent_again_when_the_error_says(rejects):
     first = 1 if rejects == "model" else 3
     assert waits_s[:first] == [0.0] * first
     assert min(waits_s[first:]) >= 2.0
+
+
+def test_a_cancelled_caller_ends_its_rows_in_order():
+    """A run in virtual time repeats: the order of cancellations is no matter of addresses in memory."""
+    cancelled = []
+
+    class Service:
+        async def call(self, request):
+            try:
+                await asyncio.sleep(1.0)
+            except asyncio.CancelledError:
+                cancelled.append(int(request.inputs))
+                raise
+
+    async def main(loop):
+        async with si.Stack(Service(), clock=loop.clock) as stack:
+            calls = asyncio.ensure_future(stack.rows(np.arange(1.0, 21.0)))
+            await asyncio.sleep(0.5)
+            calls.cancel()
+            await asyncio.wait([calls])
+
+    run(main)
+
+    assert cancelled == list(range(1, 21))

@@ -145,3 +145,44 @@ def test_a_caller_goes_on_as_one_that_was_not_cancelled():
             return await task
 
     assert run(main) == 0
+
+
+class Sleepers:
+    """A service or backend that notes which of its calls are cancelled."""
+
+    def __init__(self):
+        self.cancelled = []
+
+    async def sleep(self, number):
+        try:
+            await asyncio.sleep(10.0)
+        except asyncio.CancelledError:
+            self.cancelled.append(int(number))
+            raise
+
+
+class SleepingService(Sleepers):
+    async def call(self, request):
+        await self.sleep(request.inputs)
+
+
+class SleepingBackend(Sleepers):
+    async def infer(self, batch):
+        await self.sleep(batch.inputs[0])
+
+
+@pytest.mark.parametrize("kind", [SleepingService, SleepingBackend])
+def test_a_stop_ends_requests_in_order(kind):
+    """A run in virtual time repeats: the order of cancellations is no matter of addresses in memory."""
+
+    async def main(loop):
+        inner = kind()
+        layers = [si.AdaptiveBatcher(max_batch_size=1, max_in_flight=20)] if kind is SleepingBackend else []
+        stack = si.Stack(*layers, inner, clock=loop.clock)
+        await stack.start()
+        calls = [await a_call(stack, float(number)) for number in range(20)]
+        await stack.stop(drain=False)
+        ends = await asyncio.gather(*calls, return_exceptions=True)
+        return inner.cancelled, {type(end) for end in ends}
+
+    assert run(main) == (list(range(20)), {si.Closed})

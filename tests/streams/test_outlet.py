@@ -21,7 +21,7 @@ class Stream:
 
     def __init__(self, outlet):
         self.outlet, self.is_announced, self.results = outlet, False, []
-        outlet.streams.add(self)
+        outlet.streams[self] = None
 
     def put(self, result):
         self.results.append(result)

@@ -7,7 +7,7 @@ from live_sources import Camera, Service, echo, others, settle
 
 import streaminfer as si
 from streaminfer.protocols import Wrapper
-from streaminfer.streams import LatestOnly, StreamSession
+from streaminfer.streams import Block, LatestOnly, StreamSession
 from streaminfer.testing import ScriptedBackend, run
 
 
@@ -214,3 +214,31 @@ def test_a_session_that_closes_closes_the_answers_that_it_drops(took_s):
     assert run(main).delivered == 0
     assert len(service.opened) == 3
     assert all(answers.is_closed for answers in service.opened)
+
+
+def test_a_close_ends_requests_in_order():
+    """A run in virtual time repeats: the order of cancellations is no matter of addresses in memory."""
+    cancelled = []
+
+    class Sleeper:
+        async def call(self, request):
+            try:
+                await asyncio.sleep(100.0)
+            except asyncio.CancelledError:
+                cancelled.append(request.inputs)
+                raise
+
+    async def frames():
+        for number in range(20):
+            yield number
+        await asyncio.sleep(100.0)
+
+    async def main(loop):
+        session = StreamSession(Sleeper(), policy=Block(20), max_in_flight=20, clock=loop.clock)
+        session.add(frames())
+        await asyncio.sleep(1.0)
+        await session.aclose()
+
+    run(main)
+
+    assert cancelled == list(range(20))

@@ -28,7 +28,7 @@ import asyncio
 import functools
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 from streaminfer._internal.locking import thread_safe
@@ -251,7 +251,7 @@ class Hedge(StackClock):
             return False
         return bool(self._budget.grant(now_ns))
 
-    async def _cancel(self, tasks: set[asyncio.Task[Any]]) -> None:
+    async def _cancel(self, tasks: Collection[asyncio.Task[Any]]) -> None:
         for task in tasks:
             self._cancelling.add(task)
             task.add_done_callback(self._cancelling.discard)
@@ -279,7 +279,7 @@ class _Race:
         loop = asyncio.get_running_loop()
         self._again = again
         self._grants = grants
-        self._running: set[asyncio.Task[Any]] = set()
+        self._running: dict[asyncio.Task[Any], None] = {}  # in order, so that a run in virtual time repeats
         self._timer = loop.call_later(delay_s, self._on_delay)
         self.over: asyncio.Future[None] = loop.create_future()
         self.winner: asyncio.Task[Any] | None = None
@@ -288,11 +288,11 @@ class _Race:
     def send(self, call: Callable[[], Awaitable[Any]]) -> asyncio.Task[Any]:
         """Send a request in a task of its own."""
         task = asyncio.get_running_loop().create_task(_await(call))
-        self._running.add(task)
+        self._running[task] = None
         task.add_done_callback(self._ended)
         return task
 
-    def end(self) -> set[asyncio.Task[Any]]:
+    def end(self) -> Collection[asyncio.Task[Any]]:
         """Send no extra request any more; return the requests that still run."""
         self._timer.cancel()
         return self._running
@@ -302,7 +302,7 @@ class _Race:
             self.send(self._again)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._running.discard(task)
+        self._running.pop(task, None)
         failed = task.cancelled() or task.exception() is not None  # called in any case, which marks it as retrieved
         if self.over.done():
             close_unread(task)  # the race is over

@@ -32,7 +32,7 @@ class RouteProbes:
     def __init__(self, idle_ns: int, clock: Clock) -> None:
         self._idle_ns = idle_ns
         self._clock = clock
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], None] = {}  # in order, so that a run in virtual time repeats
         self._errors = ErrorLog("streaminfer.routing")
 
     def consider(self, state: RouteState, request: Request, now_ns: int) -> None:
@@ -57,12 +57,12 @@ class RouteProbes:
         state.share.take()
         state.probes += 1
         task = asyncio.get_running_loop().create_task(self._probe(state, copy, _PATIENCE * left_ns / 1e9))
-        self._tasks.add(task)
+        self._tasks[task] = None
         task.add_done_callback(functools.partial(self._end, state))
 
     def _end(self, state: RouteState, task: asyncio.Task[None]) -> None:
         # not in the task: one that is cancelled before its first step runs none of its code
-        self._tasks.discard(task)
+        self._tasks.pop(task, None)
         state.share.settle(IGNORED, 0, 0, self._clock())
 
     async def _probe(self, state: RouteState, request: Request, timeout_s: float) -> None:

@@ -105,7 +105,7 @@ class Shadow(StackClock):
         self.name = name
         self._clock: Clock = clock or time.monotonic_ns
         self._validate = adapt(self.copy).capabilities().validate
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], None] = {}  # in order, so that a run in virtual time repeats
         self._calls = DeadlineCalls()
         self._skipped = {"max_in_flight": 0, "not_repeatable": 0}
         self._sent = self._succeeded = self._failed = self._cancelled = 0
@@ -157,7 +157,7 @@ class Shadow(StackClock):
             self._sent += 1
             loop = asyncio.get_running_loop()
             task = loop.create_task(self._serve(request), context=contextvars.Context())
-            self._tasks.add(task)
+            self._tasks[task] = None
             task.add_done_callback(self._end)
 
     async def end_copies(self) -> None:
@@ -178,7 +178,7 @@ class Shadow(StackClock):
             raise
 
     def _end(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+        self._tasks.pop(task, None)
         if task.cancelled():
             self._cancelled += 1
             return

@@ -644,3 +644,35 @@ def test_its_own_clock_is_that_of_the_replica_too():
     clock, replica = FakeClock(), Bound()
     Hedge(to=replica, clock=clock)
     assert replica.clock is clock
+
+
+def test_a_cancelled_caller_ends_its_requests_in_order():
+    """A run in virtual time repeats: the order of cancellations is no matter of addresses in memory."""
+    sent, cancelled = [], []
+
+    class Sleeper:
+        idempotent = True
+
+        async def call(self, request):
+            if request.inputs == 0.0:
+                return Response(0.0)
+            sent.append(attempt := (request.inputs, len(sent)))
+            try:
+                await asyncio.sleep(10.0)
+            except asyncio.CancelledError:
+                cancelled.append(attempt)
+                raise
+
+    async def main(loop):
+        hedged = Hedge(clock=loop.clock, max_extra=1.0).wrap(Sleeper())
+        await warm(hedged)
+        calls = [asyncio.ensure_future(hedged.call(Request(float(number)))) for number in range(1, 21)]
+        await asyncio.sleep(1.0)
+        for call in calls:
+            call.cancel()
+        await asyncio.wait(calls)
+
+    run(main)
+
+    assert len(cancelled) == 40
+    assert cancelled == sorted(sent)

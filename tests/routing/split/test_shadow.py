@@ -280,3 +280,25 @@ def test_the_audit_looks_into_the_shadow():
 def test_wrong_arguments_are_named(make, message):
     with pytest.raises((TypeError, ValueError), match=message):
         make()
+
+
+def test_a_stop_ends_copies_in_order():
+    """A run in virtual time repeats: the order of cancellations is no matter of addresses in memory."""
+    cancelled = []
+
+    class Sleeper:
+        async def call(self, request):
+            try:
+                await asyncio.sleep(100.0)
+            except asyncio.CancelledError:
+                cancelled.append(int(request.inputs))
+                raise
+
+    async def main(loop):
+        _, stack = shadowed(loop, Sleeper(), max_in_flight=20)
+        async with stack as service:
+            await ask(service, 20)
+
+    run(main)
+
+    assert cancelled == list(range(20))
