@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from sleeper import Sleeper
 
 import streaminfer as si
 from streaminfer.sync_layer import SyncLayer
@@ -274,18 +275,10 @@ def test_a_row_that_was_rejected_is_sent_again_when_the_error_says(rejects):
 
 def test_a_cancelled_caller_ends_its_rows_in_order():
     """A run in virtual time repeats: the order of cancellations is no matter of addresses in memory."""
-    cancelled = []
-
-    class Service:
-        async def call(self, request):
-            try:
-                await asyncio.sleep(1.0)
-            except asyncio.CancelledError:
-                cancelled.append(int(request.inputs))
-                raise
+    service = Sleeper()
 
     async def main(loop):
-        async with si.Stack(Service(), clock=loop.clock) as stack:
+        async with si.Stack(service, clock=loop.clock) as stack:
             calls = asyncio.ensure_future(stack.rows(np.arange(1.0, 21.0)))
             await asyncio.sleep(0.5)
             calls.cancel()
@@ -293,4 +286,4 @@ def test_a_cancelled_caller_ends_its_rows_in_order():
 
     run(main)
 
-    assert cancelled == list(range(1, 21))
+    assert service.cancelled == list(range(1, 21))

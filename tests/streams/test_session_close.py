@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 from live_sources import Camera, Service, echo, others, settle
+from sleeper import Sleeper
 
 import streaminfer as si
 from streaminfer.protocols import Wrapper
@@ -218,15 +219,7 @@ def test_a_session_that_closes_closes_the_answers_that_it_drops(took_s):
 
 def test_a_close_ends_requests_in_order():
     """A run in virtual time repeats: the order of cancellations is no matter of addresses in memory."""
-    cancelled = []
-
-    class Sleeper:
-        async def call(self, request):
-            try:
-                await asyncio.sleep(100.0)
-            except asyncio.CancelledError:
-                cancelled.append(request.inputs)
-                raise
+    service = Sleeper()
 
     async def frames():
         for number in range(20):
@@ -234,11 +227,11 @@ def test_a_close_ends_requests_in_order():
         await asyncio.sleep(100.0)
 
     async def main(loop):
-        session = StreamSession(Sleeper(), policy=Block(20), max_in_flight=20, clock=loop.clock)
+        session = StreamSession(service, policy=Block(20), max_in_flight=20, clock=loop.clock)
         session.add(frames())
         await asyncio.sleep(1.0)
         await session.aclose()
 
     run(main)
 
-    assert cancelled == list(range(20))
+    assert service.cancelled == list(range(20))

@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 
 import pytest
+from sleeper import Sleeper
 
 import streaminfer as si
 from streaminfer.routing import Shadow
@@ -284,21 +285,13 @@ def test_wrong_arguments_are_named(make, message):
 
 def test_a_stop_ends_copies_in_order():
     """A run in virtual time repeats: the order of cancellations is no matter of addresses in memory."""
-    cancelled = []
-
-    class Sleeper:
-        async def call(self, request):
-            try:
-                await asyncio.sleep(100.0)
-            except asyncio.CancelledError:
-                cancelled.append(int(request.inputs))
-                raise
+    sleeper = Sleeper()
 
     async def main(loop):
-        _, stack = shadowed(loop, Sleeper(), max_in_flight=20)
+        _, stack = shadowed(loop, sleeper, max_in_flight=20)
         async with stack as service:
             await ask(service, 20)
 
     run(main)
 
-    assert cancelled == list(range(20))
+    assert sleeper.cancelled == list(range(20))
