@@ -21,9 +21,10 @@ import asyncio
 import sys
 from asyncio import get_running_loop
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from streaminfer._internal.validation import expected
+from streaminfer._internal.listeners import LISTENER_ERRORS
+from streaminfer._internal.validation import brief, expected
 from streaminfer._request_cy import Request, make_request, make_response, with_deadline
 from streaminfer._runtime.closing import close_unread
 from streaminfer.errors import Closed, DeadlineExceeded
@@ -406,9 +407,15 @@ def _tell(receive: Any, response: Any, error: Any) -> None:
     """Tell the end of a request; what its receiver raises is no matter of the other requests of its batch."""
     try:
         receive(response, error)
-    except Exception as failure:  # noqa: BLE001 - reported where asyncio reports those of callbacks
-        context = {"message": f"the receiver of a response failed: {receive!r}", "exception": failure}
+    except LISTENER_ERRORS as failure:  # reported where asyncio reports those of callbacks
+        context = {"message": f"the receiver of a response failed: {brief(receive)}", "exception": failure}
         get_running_loop().call_exception_handler(context)
+    except BaseException as interrupt:  # noqa: BLE001 - it goes on to the loop when the others have been told
+        get_running_loop().call_soon(_raise, interrupt)
+
+
+def _raise(interrupt: BaseException) -> NoReturn:
+    raise interrupt
 
 
 def _close_unread(passage: Any) -> None:

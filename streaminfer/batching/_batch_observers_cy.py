@@ -5,8 +5,9 @@ One source, compiled with the C types of ``_batch_observers_cy.pxd`` or run as i
 
 from __future__ import annotations
 
+from asyncio import get_running_loop
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from streaminfer._internal.listeners import LISTENER_ERRORS, ListenerFailures
 from streaminfer._runtime.batch_observer import BatchObserver, BatchWork
@@ -21,7 +22,9 @@ _NEW = 0, BatchWork()
 
 
 class BatchObservers:
-    """Who is told of the batches of one dispatcher; what an observer raises is logged and affects no request.
+    """Who is told of the batches of one dispatcher; what an observer raises affects no request.
+
+    An exception is logged; an interrupt goes on to the loop, in a turn of its own.
 
     Args:
         source: name of the model, for the log.
@@ -58,6 +61,8 @@ class BatchObservers:
                 told.append((observer, observer.begin(requests, now_ns)))
             except LISTENER_ERRORS as failure:
                 self._failures.report(observer, "the begin of a batch", failure)
+            except BaseException as interrupt:  # noqa: BLE001 - raised when the batch has begun
+                get_running_loop().call_soon(_raise, interrupt)
         return told
 
     def end(
@@ -86,6 +91,8 @@ class BatchObservers:
                 observer.end(token, work, now_ns)
             except LISTENER_ERRORS as failure:
                 self._failures.report(observer, "the end of a batch", failure)
+            except BaseException as interrupt:  # noqa: BLE001 - raised when the batch has ended
+                get_running_loop().call_soon(_raise, interrupt)
 
     def _work_of(
         self, execution: Execution, assembler: Assembler, expected_ns: Callable[[int, int], int] | None, bucket: int
@@ -96,6 +103,10 @@ class BatchObservers:
             work = BatchWork(0.0 if expected_ns is None else setup_share(size, assembler, expected_ns, bucket))
         self._works[size, bucket] = uses + 1, work
         return work if assembler.plain else batch_work(execution, assembler, work.setup_share)
+
+
+def _raise(interrupt: BaseException) -> NoReturn:
+    raise interrupt
 
 
 def batch_work(execution: Execution, assembler: Assembler, share: float) -> BatchWork:

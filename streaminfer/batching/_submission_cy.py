@@ -17,7 +17,6 @@ from streaminfer.batching.assembly._prepare_cy import SCALARS, prepare
 from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.batching.queue._ticket_cy import NEVER, Ticket
 from streaminfer.batching.queue.request_outcomes import RequestOutcomes
-from streaminfer.errors import InvalidInput
 from streaminfer.protocols import Clock
 
 __all__ = ["DispatchState", "Submission"]
@@ -163,7 +162,7 @@ class Submission:
                     inputs = self._assembler.prepare(inputs)
                     bucket = self._assembler.bucket_of(inputs)
                     cost = self._assembler.cost_of(inputs)
-            except InvalidInput:
+            except BaseException:  # an interrupt out of a row_cost too
                 self._outcomes.failed += 1
                 raise
         queue = self._queue

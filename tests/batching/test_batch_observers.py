@@ -173,3 +173,34 @@ def test_set_up_is_what_a_line_leaves_for_no_rows(sizes, size, share):
 def test_nothing_is_known_before_the_first_measurement():
     assembler = Assembler(stack=True, batch_axes={}, max_batch_size=8)
     assert setup_share(4, assembler, lambda rows, bucket: 0, 0) == 0.0
+
+
+class Interrupted(BaseException):
+    """Is no ``Exception``, as a ``KeyboardInterrupt`` is not."""
+
+
+@pytest.mark.parametrize("where", ["begin", "end"])
+def test_an_interrupt_in_an_observer_loses_no_batch(where):
+    """It goes on to the loop, and the requests of the batch and later ones are answered."""
+
+    class Observer:
+        def begin(self, requests, now_ns):
+            self.interrupt("begin")
+
+        def end(self, token, work, now_ns):
+            self.interrupt("end")
+
+        def interrupt(self, method):
+            if method == where:
+                raise Interrupted
+
+    async def main(loop):
+        told = []
+        loop.set_exception_handler(lambda _, context: told.append(type(context["exception"])))
+        batcher = si.AdaptiveBatcher(max_batch_size=4)
+        async with si.Stack(batcher, ScriptedBackend(duration_s=0.1), clock=loop.clock) as stack:
+            batcher.capabilities().observe_batches(lambda model: Observer())
+            answers = [float(await stack(number, timeout_s=1.0)) for number in (1.0, 2.0)]
+        return answers, told
+
+    assert run(main) == ([1.0, 2.0], [Interrupted, Interrupted])

@@ -138,13 +138,18 @@ async def test_nothing_of_a_request_is_left_to_the_collector(loop):
         gc.enable()
 
 
-async def test_a_receiver_that_fails_harms_no_other_request(loop):
+@pytest.mark.parametrize(
+    "failure",
+    [LookupError("of the receiver"), asyncio.CancelledError("of the receiver"), GeneratorExit("of the receiver")],
+    ids=["error", "cancelled", "interrupt"],
+)
+async def test_a_receiver_that_fails_harms_no_other_request(loop, failure):
     """The other requests of its batch end, and the loop's exception handler is told."""
     reported, told = [], Told()
     loop.set_exception_handler(lambda _, context: reported.append(context["exception"]))
 
     def fail(response, error):
-        raise LookupError("of the receiver")
+        raise failure
 
     for model in (ScriptedBackend(duration_s=0.01), ScriptedBackend(ConnectionError("broken"))):
         async with stack_of(loop, model) as stack:

@@ -19,9 +19,9 @@ import asyncio
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from streaminfer.caching.memory import Memory
 
 __all__ = ["TierUsage", "TierWriter"]
+
+T = TypeVar("T")
 
 _LOGGER = logging.getLogger("streaminfer.caching")
 MAX_QUEUED_WRITES = 256
@@ -361,11 +363,8 @@ class TierWriter:
         stored = False
         self._at_work = 1
         try:
-            async with asyncio.timeout(PUT_TIMEOUT_S):
-                if write.entry is None:
-                    stored = await self._delete(write.key)
-                else:
-                    stored = await self.tier.put(write.key, write.entry)
+            making = self._delete(write.key) if write.entry is None else self.tier.put(write.key, write.entry)
+            stored = await _within(PUT_TIMEOUT_S, making)
         except TimeoutError:
             _LOGGER.warning("the tier %s did not take an answer within %g s", self.name, PUT_TIMEOUT_S)
             if self._closing:
@@ -382,8 +381,7 @@ class TierWriter:
 
     async def _open(self, key: str | bytes, token: bytes) -> None:
         try:
-            async with asyncio.timeout(PUT_TIMEOUT_S):
-                await self.tier.open_lease(key, token)
+            await _within(PUT_TIMEOUT_S, self.tier.open_lease(key, token))
         except Exception as error:  # noqa: BLE001 - of a tier that is not to raise: the lease ends at its time
             self._failures.report(f"the end of a lease of the tier {self.name}", error)
 
@@ -408,8 +406,7 @@ class TierWriter:
             except Exception as error:  # noqa: BLE001 - reported, and tried again
                 failures.append(error)
         try:
-            async with asyncio.timeout(ERASE_TIMEOUT_S):
-                count = await self.tier.erase(**erasing.selection)
+            count = await _within(ERASE_TIMEOUT_S, self.tier.erase(**erasing.selection))
         except Exception as error:  # noqa: BLE001 - the same
             failures.append(error)
         if not failures:
@@ -439,3 +436,14 @@ class TierWriter:
         for key, write in list(self._queue.items()):
             if which(write):
                 self._reject(self._take(key))
+
+
+async def _within(limit_s: float, operation: Awaitable[T]) -> T:
+    try:
+        async with asyncio.timeout(limit_s):
+            return await operation
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise RuntimeError(f"the tier: {error!r}") from error  # which was cancelled itself

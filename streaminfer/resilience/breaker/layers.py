@@ -9,6 +9,7 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from streaminfer._internal.listeners import LISTENER_ERRORS
 from streaminfer.protocols import (
     Admission,
     AdmissionReason,
@@ -145,8 +146,11 @@ class GuardedBackend(_Guarded):
             else:
                 try:
                     self._returned(guard, batch, results)
-                except Exception as failure:  # noqa: BLE001 - of a predicate: it is the batch's
-                    results, error = None, failure
+                except BaseException as failure:
+                    done(None, failure)  # of a predicate: it is the batch's
+                    if isinstance(failure, LISTENER_ERRORS):
+                        return
+                    raise
             done(results, error)
 
         try:

@@ -141,6 +141,22 @@ def test_arguments_that_do_not_fit(arguments, error, says):
         si.AdaptiveBatcher(max_batch_size=4, **arguments)
 
 
+def test_a_request_cancelled_by_its_row_cost_counts_as_failed():
+    """Each request that was submitted is counted once, whatever the function raises."""
+
+    def cancelled(inputs):
+        raise asyncio.CancelledError
+
+    async def main(loop):
+        batcher = si.AdaptiveBatcher(max_batch_size=8, row_cost=cancelled, max_batch_cost=10, clock=loop.clock)
+        with pytest.raises(asyncio.CancelledError):
+            await batcher.wrap(ScriptedBackend()).call(si.Request(1.0))
+        statistics = batcher.statistics()
+        assert (statistics.submitted, statistics.failed) == (1, 1)
+
+    run(main)
+
+
 def test_planner_is_not_told_of_mixed_shapes():
     """A batch that costs leave rows out of says nothing about their shapes."""
 

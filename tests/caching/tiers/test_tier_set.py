@@ -506,6 +506,29 @@ def test_a_tier_that_raises_at_each_request_is_logged_once_for_reads_and_once_fo
     ]
 
 
+@pytest.mark.parametrize("operation", ["put", "delete", "erase"])
+def test_a_tier_that_is_cancelled_itself_is_written_to_further(operation):
+    """Its ``CancelledError`` is a failure like any other: counted or reported, and the next write is made."""
+
+    async def main(loop):
+        tier = ScriptedTier(loop.clock)
+        works = getattr(tier, operation)
+
+        async def cancelled(*arguments, **named):
+            setattr(tier, operation, works)
+            raise asyncio.CancelledError
+
+        async with cache_of(loop, tier) as cache:
+            setattr(tier, operation, cancelled)
+            async with asyncio.timeout(60.0):
+                await cache.put_through("a", 1, subject="anna")
+                await asyncio.gather(*cache.tiers.delete("a"))
+                await cache.erase_everywhere(subject="anna")
+                return await cache.put_through("b", 2, subject="bob"), len(tier.held)
+
+    assert run(main) == (True, 1)
+
+
 def test_a_stale_answer_does_not_outlive_its_time_while_slower_tiers_are_asked():
     async def main(loop):
         disk, redis = ScriptedTier(loop.clock), ScriptedTier(loop.clock, "redis")
