@@ -424,6 +424,30 @@ def test_a_cancelled_get_leaves_the_connection_in_order(server):
     asyncio.run(main())
 
 
+def test_a_stop_ends_gets_that_wait_for_a_connection_as_misses():
+    """One waits for the handshake, the other for a free connection; neither was cancelled, and neither makes one."""
+
+    async def main():
+        asked, made = asyncio.Event(), []
+
+        async def handle(reader, _writer):
+            made.append(await reader.read(1))
+            asked.set()
+            await reader.read()
+
+        async with listening(handle) as port:
+            tier = RedisTier(f"redis://127.0.0.1:{port}", max_connections=1, **PATIENT)
+            await tier.start()
+            gets = [asyncio.ensure_future(tier.get(key)) for key in "ab"]
+            await asked.wait()
+            await tier.stop()
+            outcomes = await asyncio.gather(*gets, return_exceptions=True)
+            assert len(made) == 1
+        return outcomes
+
+    assert asyncio.run(main()) == [None, None]
+
+
 class Stalling:
     """Between a tier and a server: holds what contains a text, as a server that stalls would, whoever hangs up."""
 
