@@ -424,6 +424,25 @@ def test_a_cancelled_get_leaves_the_connection_in_order(server):
     asyncio.run(main())
 
 
+def test_gets_that_are_cancelled_leave_a_free_connection_to_the_next(server):
+    """One returns it, and the other has been told that it is free."""
+
+    async def main():
+        async with RedisTier(server.url, max_connections=1, **PATIENT) as tier:
+            await tier.put("k", entry(1))
+            for turns in range(12):
+                first, second, third = (asyncio.ensure_future(tier.get("k")) for _ in range(3))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                first.cancel()
+                second.cancel()
+                asyncio.get_running_loop().call_soon(first.cancel)
+                assert (await third).value == 1
+                await asyncio.wait([first, second])
+
+    asyncio.run(main())
+
+
 def test_a_stop_ends_gets_that_wait_for_a_connection_as_misses():
     """One waits for the handshake, the other for a free connection; neither was cancelled, and neither makes one."""
 

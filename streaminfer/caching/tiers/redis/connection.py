@@ -1,7 +1,7 @@
 """Address of a Redis server, and connections to it, whose handshake has a time limit of its own."""
 
 import asyncio
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
 from streaminfer._internal.validation import check_instance
@@ -61,6 +61,7 @@ def client_of(library: Any, url: str, *, max_connections: int, wait_s: float, tl
     if tls is not None:
         pool.connection_class = own_tls(pool.connection_class, tls)
     pool.connection_class = _connects_in_its_own_time(pool.connection_class)
+    pool._condition = _Condition()
     return library.Redis.from_pool(pool)
 
 
@@ -83,6 +84,21 @@ def blocking_client_of(library: Any, url: str, *, timeout_s: float, tls: TlsFile
     if tls is not None:
         pool.connection_class = own_tls(pool.connection_class, tls, blocking=True)
     return library.Redis.from_pool(pool)
+
+
+class _Condition(asyncio.Condition):
+    """Condition on which a wait that is cancelled passes on the notification that it may have had.
+
+    asyncio's own loses it before Python 3.13: others would wait beside a free connection.
+    """
+
+    async def wait(self) -> Literal[True]:
+        """Wait until it is notified."""
+        try:
+            return await super().wait()
+        except BaseException:
+            self.notify()
+            raise
 
 
 def _connects_in_its_own_time(connection: type[Any]) -> type[Any]:
