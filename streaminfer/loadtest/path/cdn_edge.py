@@ -118,12 +118,13 @@ class CdnEdge:
         folder = Path(self._ends.enter_context(tempfile.TemporaryDirectory(prefix="streaminfer-edge-")))
         text = CONFIGURATION.replace("{origin}", str(origin.sockets[0].getsockname()[1]))
         running = run_nginx(folder, text)
+        starting = asyncio.ensure_future(asyncio.to_thread(running.__enter__))
+        self._ends.push_async_callback(_stop_behind, starting, running)
         try:
-            self._nginx = await asyncio.to_thread(running.__enter__)
+            self._nginx = await asyncio.shield(starting)
         except BaseException:
             await self._ends.aclose()
             raise
-        self._ends.push_async_callback(asyncio.to_thread, running.__exit__, None, None, None)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -194,3 +195,10 @@ class CdnEdge:
             pass  # nginx has closed the connection
         finally:
             writer.close()
+
+
+async def _stop_behind(starting: asyncio.Future[Nginx], running: contextlib.AbstractContextManager[Nginx]) -> None:
+    """Stop nginx once it has started: the thread of a start that is cancelled goes on, in the folder."""
+    await asyncio.wait([starting])
+    if not starting.cancelled() and starting.exception() is None:
+        await asyncio.to_thread(running.__exit__, None, None, None)

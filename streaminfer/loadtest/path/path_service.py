@@ -7,7 +7,7 @@ request to the service. At a camera's rate each step finds the processor's cache
 import asyncio
 import functools
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import Any, Self
 
 import attrs
@@ -188,8 +188,9 @@ class PathService(Node):
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for path in self._paths:
-            await path.aclose()
+        async with AsyncExitStack() as closing:  # each, also where another one fails or the end is cancelled
+            for path in reversed(self._paths):
+                closing.push_async_callback(path.aclose)
 
 
 @attrs.define(slots=True, eq=False)

@@ -160,7 +160,7 @@ async def closed_loop(call: Call, callers: int, seconds: float) -> list[float]:
 
     async def caller(number: int) -> None:
         while (sent := loop.time()) < ends:
-            await asyncio.create_task(_awaited(call(number)))  # a task per request, as in a server and the open loop
+            await asyncio.create_task(_call(call, number))  # a task per request, as in a server and the open loop
             latencies.append(loop.time() - sent)
             number += callers
 
@@ -174,5 +174,5 @@ async def closed_loop(call: Call, callers: int, seconds: float) -> list[float]:
     return latencies
 
 
-async def _awaited(awaitable: Awaitable[Any]) -> Any:
-    return await awaitable
+async def _call(call: Call, number: int) -> Any:
+    return await call(number)

@@ -63,11 +63,13 @@ class TaskFeeder:
 
     async def stop(self) -> None:
         """Return when the task has ended."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-        await self._items.aclose()  # a task that is cancelled before it begins has closed nothing
-        self._end()
+        try:
+            if self._task is not None:
+                self._task.cancel()
+                await asyncio.wait([self._task])
+            await self._items.aclose()  # a task that is cancelled before it begins has closed nothing
+        finally:
+            self._end()
 
     async def _receive(self, handoff: Handoff) -> None:
         error: Exception | None = None

@@ -424,6 +424,49 @@ def test_a_cancelled_get_leaves_the_connection_in_order(server):
     asyncio.run(main())
 
 
+def test_gets_that_are_cancelled_leave_a_free_connection_to_the_next(server):
+    """One returns it, and the other has been told that it is free."""
+
+    async def main():
+        async with RedisTier(server.url, max_connections=1, **PATIENT) as tier:
+            await tier.put("k", entry(1))
+            for turns in range(12):
+                first, second, third = (asyncio.ensure_future(tier.get("k")) for _ in range(3))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                first.cancel()
+                second.cancel()
+                asyncio.get_running_loop().call_soon(first.cancel)
+                assert (await third).value == 1
+                await asyncio.wait([first, second])
+
+    asyncio.run(main())
+
+
+def test_a_stop_ends_gets_that_wait_for_a_connection_as_misses():
+    """One waits for the handshake, the other for a free connection; neither was cancelled, and neither makes one."""
+
+    async def main():
+        asked, made = asyncio.Event(), []
+
+        async def handle(reader, _writer):
+            made.append(await reader.read(1))
+            asked.set()
+            await reader.read()
+
+        async with listening(handle) as port:
+            tier = RedisTier(f"redis://127.0.0.1:{port}", max_connections=1, **PATIENT)
+            await tier.start()
+            gets = [asyncio.ensure_future(tier.get(key)) for key in "ab"]
+            await asked.wait()
+            await tier.stop()
+            outcomes = await asyncio.gather(*gets, return_exceptions=True)
+            assert len(made) == 1
+        return outcomes
+
+    assert asyncio.run(main()) == [None, None]
+
+
 class Stalling:
     """Between a tier and a server: holds what contains a text, as a server that stalls would, whoever hangs up."""
 

@@ -1,8 +1,10 @@
 """Units through a real nginx cache."""
 
 import asyncio
+import contextlib
 import os
 import socket
+import threading
 from pathlib import Path
 
 import attrs
@@ -104,6 +106,33 @@ def test_nothing_of_the_edge_is_left():
     pid, tasks = asyncio.run(main())
     assert not Path(f"/proc/{pid}").exists()
     assert tasks == 1
+
+
+def test_start_that_is_cancelled_stops_nginx_in_its_folder(monkeypatch):
+    """The thread that starts nginx goes on."""
+    starting, goes_on, has_folder = threading.Event(), threading.Event(), []
+
+    @contextlib.contextmanager
+    def run_slowly(folder, _configuration):
+        starting.set()
+        goes_on.wait()
+        has_folder.append(folder.exists())
+        yield
+        has_folder.append(folder.exists())
+
+    monkeypatch.setattr(cdn_edge, "run_nginx", run_slowly)
+
+    async def main():
+        entering = asyncio.ensure_future(CdnEdge().__aenter__())
+        await asyncio.to_thread(starting.wait)
+        entering.cancel()
+        asyncio.get_running_loop().call_soon(goes_on.set)
+        await asyncio.wait([entering])
+        assert entering.cancelled()
+
+    asyncio.run(main())
+
+    assert has_folder == [True, True]
 
 
 def test_edge_that_ends_meanwhile_fails_its_units_and_closes_their_connections():

@@ -286,6 +286,28 @@ def test_order_of_a_path_is_that_of_capture(camera_scene):
     assert all(before != after for before, after in pairwise(expected))
 
 
+@pytest.mark.parametrize("raised", [RuntimeError("it does not end"), asyncio.CancelledError()])
+def test_every_path_is_closed(camera_scene, raised):
+    """Also where the end of an earlier one fails, or is cancelled."""
+    closed = []
+
+    class Path(MediaPath):
+        async def aclose(self):
+            closed.append(self)
+            await super().aclose()
+            if self is closed[0]:
+                raise raised
+
+    async def main(loop):
+        paths = [Path(camera_scene(), NEAR, wanted=PICTURES, clock=loop.clock) for _ in range(3)]
+        with pytest.raises(type(raised)):
+            async with PathService(Brightness(), paths):
+                pass
+        assert closed == paths
+
+    run(main)
+
+
 def test_service_that_cannot_be_called_is_rejected(camera_scene):
     with pytest.raises(TypeError, match="service: expected"):
         PathService(object(), [])

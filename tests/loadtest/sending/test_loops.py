@@ -312,6 +312,31 @@ def test_closed_loop_ends_all_callers_by_an_error():
     assert len(sent) <= 5
 
 
+@pytest.mark.parametrize("turns", range(6))
+def test_closed_loop_is_cancelled_at_any_turn(turns):
+    """Also while a request has a task that has not begun: pytest reports what was never awaited."""
+    in_flight = []
+
+    async def call(number):
+        in_flight.append(number)
+        try:
+            await asyncio.sleep(0.01)
+        finally:
+            in_flight.remove(number)
+
+    async def main(_loop):
+        sending = asyncio.ensure_future(closed_loop(call, 2, 1.0))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        sending.cancel()
+        await asyncio.wait({sending})
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    run(main)
+
+    assert not in_flight
+
+
 @pytest.mark.parametrize(("callers", "seconds", "name"), [(0, 1.0, "callers"), (1, math.nan, "seconds")])
 def test_closed_loop_names_a_wrong_argument(callers, seconds, name):
     with pytest.raises(ValueError, match=f"{name}: expected"):

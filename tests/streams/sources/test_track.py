@@ -143,6 +143,24 @@ def test_close_while_it_waits_ends_track_and_task():
     asyncio.run(main())
 
 
+def test_cancelled_close_stops_the_track():
+    """Also before the task has begun, which then stops nothing."""
+
+    async def main():
+        track = Scripted("audio", [], then=None)
+        source = from_track(track)
+        reader = asyncio.ensure_future(anext(source))
+        closing = asyncio.ensure_future(source.aclose())
+        asyncio.get_running_loop().call_soon(closing.cancel)
+        with pytest.raises(StopAsyncIteration):
+            await reader
+        await asyncio.wait([closing])
+        assert closing.cancelled()
+        assert track.readyState == "ended"
+
+    asyncio.run(main())
+
+
 def test_close_before_the_start_stops_the_track():
     async def main():
         track = Scripted("audio", [], then=None)

@@ -1,13 +1,13 @@
 """Address of a Redis server, and connections to it, whose handshake has a time limit of its own."""
 
 import asyncio
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
 from streaminfer._internal.validation import check_instance
 from streaminfer.caching.tiers.redis.tls import TlsFiles, own_tls
 
-__all__ = ["blocking_client_of", "check_url", "client_of"]
+__all__ = ["blocking_client_of", "check_url", "client_of", "close"]
 
 CONNECT_TIMEOUT_S = 5.0
 URL_OPTIONS = frozenset({"client_name", "db", "password", "protocol", "username"})
@@ -61,7 +61,14 @@ def client_of(library: Any, url: str, *, max_connections: int, wait_s: float, tl
     if tls is not None:
         pool.connection_class = own_tls(pool.connection_class, tls)
     pool.connection_class = _connects_in_its_own_time(pool.connection_class)
+    pool._condition = _Condition()
     return library.Redis.from_pool(pool)
+
+
+async def close(client: Any) -> None:
+    """Close the connections of a client of `client_of`; operations that wait for one make none any more."""
+    client.connection_pool.connection_class.is_closed = True
+    await client.aclose()
 
 
 def blocking_client_of(library: Any, url: str, *, timeout_s: float, tls: TlsFiles | None) -> Any:
@@ -79,10 +86,26 @@ def blocking_client_of(library: Any, url: str, *, timeout_s: float, tls: TlsFile
     return library.Redis.from_pool(pool)
 
 
+class _Condition(asyncio.Condition):
+    """Condition on which a wait that is cancelled passes on the notification that it may have had.
+
+    asyncio's own loses it before Python 3.13: others would wait beside a free connection.
+    """
+
+    async def wait(self) -> Literal[True]:
+        """Wait until it is notified."""
+        try:
+            return await super().wait()
+        except BaseException:
+            self.notify()
+            raise
+
+
 def _connects_in_its_own_time(connection: type[Any]) -> type[Any]:
     """Return a class of connections whose handshake, several round trips, outlives the operation that needed it."""
 
     class Connection(connection):  # type: ignore[misc]
+        is_closed = False  # of all connections of the client
         _connecting: asyncio.Task[None] | None = None
 
         async def connect(self) -> None:
@@ -90,9 +113,11 @@ def _connects_in_its_own_time(connection: type[Any]) -> type[Any]:
             if task is None:
                 if self.is_connected:
                     return
+                if self.is_closed:
+                    raise ConnectionError("the client was closed")
                 task = self._connecting = asyncio.get_running_loop().create_task(self._connect_within())
                 task.add_done_callback(self._connected)
-            await asyncio.shield(task)
+            await _end_of(task)
 
         async def _connect_within(self) -> None:
             try:
@@ -104,8 +129,7 @@ def _connects_in_its_own_time(connection: type[Any]) -> type[Any]:
 
         def _connected(self, task: asyncio.Task[None]) -> None:
             self._connecting = None
-            if not task.cancelled():
-                task.exception()  # who waits has it; who does not has a timeout of its own
+            task.cancelled() or task.exception()  # who waits has it; who does not has a timeout of its own
 
         async def disconnect(self, *args: Any, **options: Any) -> None:
             task = self._connecting
@@ -115,3 +139,11 @@ def _connects_in_its_own_time(connection: type[Any]) -> type[Any]:
             await super().disconnect(*args, **options)
 
     return Connection
+
+
+async def _end_of(handshake: asyncio.Task[None]) -> None:
+    """Wait for a handshake, which goes on where the wait is cancelled."""
+    await asyncio.wait({handshake})
+    if handshake.cancelled():  # by `disconnect`: the operation that waits is not
+        raise ConnectionError("the connection was closed before it was made")
+    handshake.result()

@@ -20,7 +20,7 @@ from streaminfer.caching.codec import CorruptRecord
 from streaminfer.caching.tiers._records import MediumTier, selection
 from streaminfer.caching.tiers.encryption import KeyProvider
 from streaminfer.caching.tiers.protocol import Entry, Held, Notice, RecordCopy
-from streaminfer.caching.tiers.redis.connection import blocking_client_of, check_url, client_of
+from streaminfer.caching.tiers.redis.connection import blocking_client_of, check_url, client_of, close
 from streaminfer.caching.tiers.redis.redis_notices import RedisNotices
 from streaminfer.caching.tiers.redis.scripts import BEGIN, ERASE, LOOK, OPEN, PUT, TAKE
 from streaminfer.caching.tiers.redis.tls import TlsFiles
@@ -147,7 +147,7 @@ class RedisTier(MediumTier):
             if sealer is not None:
                 sealer.shutdown(wait=False)
             if client is not None:
-                await client.aclose()
+                await close(client)
 
     async def erase(self, *, subject: str | None = None, tag: str | None = None) -> int:
         """Remove all entries of a subject, or with a tag; goes through all that the namespace holds.

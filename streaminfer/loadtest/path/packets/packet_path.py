@@ -100,9 +100,11 @@ class PacketPath(DevicePath):
         reading, self._reading = self._reading, None
         self._stop(Closed(f"media path {self.name!r} was closed"))
         reading.cancel()
-        await asyncio.wait([*self._frames, reading])
-        await self._in_thread(lambda: None)  # behind what it does for frames that have ended
-        await self._disconnect()
+        try:
+            await asyncio.wait([*self._frames, reading])
+            await self._in_thread(lambda: None)  # behind what it does for frames that have ended
+        finally:
+            await self._disconnect()
 
     async def __aenter__(self) -> Self:
         connection = await self._connection.__aenter__()

@@ -178,6 +178,21 @@ def names_of_threads():
     return {thread.name for thread in threading.enumerate()}
 
 
+def test_cancelled_close_ends_the_namespaces(camera_scene):
+    async def main():
+        with CodecThread() as thread:
+            path = PacketPath(camera_scene(), NetworkProfile(name="n"), wanted=PICTURES, thread=thread)
+            await path.__aenter__()
+            closing = asyncio.ensure_future(path.aclose())
+            asyncio.get_running_loop().call_soon(closing.cancel)
+            await asyncio.wait([closing])
+            assert closing.cancelled()
+
+    asyncio.run(main())
+
+    assert "packets" not in [thread.name for thread in threading.enumerate()]
+
+
 def test_connection_that_is_cancelled_while_it_opens_leaves_nothing():
     """The thread that opens it goes on: what it has made is closed."""
 
