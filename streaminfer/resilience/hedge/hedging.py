@@ -32,6 +32,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 from streaminfer._internal.locking import thread_safe
+from streaminfer._internal.own_arrays import own_arrays
 from streaminfer._internal.validation import check_duration, check_instance, check_number, expected
 from streaminfer._runtime.closing import close_unread
 from streaminfer._runtime.lifecycle import start_owned, stop_all, until_limit
@@ -371,12 +372,34 @@ class _HedgedService(_Hedged):
 
 
 class _HedgedBackend(_Hedged):
+    def __init__(self, hedge: Hedge, inner: Any) -> None:
+        super().__init__(hedge, inner)
+        self._infer, self._infer_again = _copying(inner), _copying(self._again)
+
+    def capabilities(self) -> Capabilities:
+        """What the inner backend offers; outputs are new arrays only if they are at both."""
+        offered = super().capabilities()
+        both = offered.returns_new_arrays and adapt(self._again).capabilities().returns_new_arrays
+        return offered._replace(returns_new_arrays=both)
+
     async def infer(self, batch: Batch) -> Sequence[Any]:
         """Return the first response to the batch, or raise the first error when all fail."""
-        again = (lambda: self._again.infer(batch.again())) if may_repeat(batch, self._repeats) else None
-        send = functools.partial(self.inner.infer, batch)
+        again = (lambda: self._infer_again(batch.again())) if may_repeat(batch, self._repeats) else None
+        send = functools.partial(self._infer, batch)
         results: Sequence[Any] = await self.hedge._run(send, again, batch.deadline_ns)
         return results
+
+
+def _copying(backend: Any) -> Callable[[Batch], Awaitable[Any]]:
+    """Return what infers, and copies outputs of reused memory at once: the way back takes a turn of the loop."""
+    infer: Callable[[Batch], Awaitable[Any]] = backend.infer
+    if adapt(backend).capabilities().returns_new_arrays:
+        return infer
+
+    async def infer_copied(batch: Batch) -> Any:
+        return own_arrays(await infer(batch))
+
+    return infer_copied
 
 
 def _kind_of(argument: str, value: Any) -> str:

@@ -30,7 +30,7 @@ class RouteState:
         share: its share of the traffic.
         call: serves one request: the service's own ``call`` where nothing has to be adapted.
         admission: of the service; ``None``: it accepts everything.
-        enforces: the service ends its requests at their deadline.
+        enforces: the service ends its requests at their deadline, and ``prepare`` and ``finish`` await nothing.
         is_idempotent: its service did not declare that it must not see a request twice.
         degraded: its responses are marked as degraded.
     """
@@ -44,7 +44,7 @@ class RouteState:
         offered = adapt(service).capabilities()
         self.admission = offered.admission
         self.is_idempotent = offered.idempotent is not False
-        self.enforces = offered.enforces_deadline
+        self.enforces = offered.enforces_deadline and not (_awaits(route.prepare) or _awaits(route.finish))
         # the first route's check is offered to the stack around the router
         self._validate = None if position == 0 and route.prepare is None else offered.validate
         self._prepare = None if route.prepare is None else _adapter(route.prepare)
@@ -118,9 +118,15 @@ def make_route_states(routes: Sequence[Route], *, has_default: bool) -> list[Rou
     return states
 
 
+def _awaits(function: Callable[[Any], Any] | None) -> bool:
+    if function is None:
+        return False
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+
+
 def _adapter(function: Callable[[Any], Any]) -> Callable[[Any, str], Awaitable[Any]]:
     """Return a user's function as a coroutine function whose errors name it."""
-    awaits = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+    awaits = _awaits(function)
 
     async def adapt(value: Any, context: str) -> Any:
         try:

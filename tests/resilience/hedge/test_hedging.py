@@ -676,3 +676,37 @@ def test_a_cancelled_caller_ends_its_requests_in_order():
 
     assert len(cancelled) == 40
     assert cancelled == sorted(sent)
+
+
+class OneBuffer:
+    """A backend that writes the outputs of all batches to one array, and says so."""
+
+    returns_new_arrays = False
+    queued_workers = 2
+
+    def __init__(self):
+        self.outputs = np.empty(1)
+
+    async def infer(self, batch):
+        self.outputs[:] = batch.inputs
+        return self.outputs
+
+
+def test_no_later_batch_writes_to_hedged_outputs():
+    """The outputs of a backend that reuses its memory are copied before they wait for a turn of the loop."""
+
+    async def main(loop):
+        async with si.Stack(si.AdaptiveBatcher(max_batch_size=1), Hedge(), OneBuffer(), clock=loop.clock) as stack:
+            for _ in range(30):  # until the usual duration is known, nothing is hedged
+                await asyncio.sleep(0.01)
+                await stack(0.0)
+
+            assert await asyncio.gather(stack(1.0), stack(2.0)) == [1.0, 2.0]
+
+    run(main)
+
+
+def test_outputs_are_new_arrays_only_if_those_of_both_are():
+    hedged = Hedge(to=OneBuffer()).wrap(si.CpuBackend(np.sqrt))
+
+    assert not hedged.capabilities().returns_new_arrays

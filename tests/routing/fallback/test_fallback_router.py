@@ -320,6 +320,24 @@ def test_prepare_and_finish_are_each_routes_own():
     run(main)
 
 
+@pytest.mark.parametrize("part", ["prepare", "finish"])
+def test_an_adapter_that_hangs_ends_at_the_deadline(part):
+    """A route whose service ends its requests in time may await longer in its adapters."""
+
+    async def hang(_):
+        await asyncio.sleep(10.0)
+
+    async def main(loop):
+        route = Route("only", [si.AdaptiveBatcher(max_batch_size=1), ScriptedBackend()], **{part: hang})
+        async with si.Stack(FallbackRouter(route), clock=loop.clock) as stack:
+            began_ns = loop.now_ns
+            with pytest.raises(si.DeadlineExceeded):
+                await stack(1.0, timeout_s=0.25)
+            assert loop.now_ns - began_ns == 250_000_000
+
+    run(main)
+
+
 def test_a_prepare_that_fails_counts_against_its_route():
     async def main(loop):
         best, second = Scripted("best"), Scripted("second")
