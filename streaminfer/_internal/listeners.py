@@ -2,14 +2,14 @@
 
 import threading
 import weakref
-from asyncio import CancelledError
+from asyncio import CancelledError, get_running_loop
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 from streaminfer._internal.forking import at_fork
 from streaminfer._internal.validation import brief, check_instance
 
-__all__ = ["LISTENER_ERRORS", "ListenerFailures", "Listeners"]
+__all__ = ["LISTENER_ERRORS", "ListenerFailures", "Listeners", "raise_in_loop"]
 
 E = TypeVar("E")
 
@@ -18,6 +18,15 @@ LISTENER_ERRORS = (Exception, CancelledError)
 
 MAX_ROUNDS = 8
 """Rounds of one delivery, so that a listener whose calls cause events does not go on for ever."""
+
+
+def raise_in_loop(interrupt: BaseException) -> None:
+    """Raise an interrupt in a turn of the running loop of its own, so that what goes on here is completed."""
+    get_running_loop().call_soon(_raise, interrupt)
+
+
+def _raise(interrupt: BaseException) -> NoReturn:
+    raise interrupt
 
 
 class ListenerFailures:

@@ -21,9 +21,9 @@ import asyncio
 import sys
 from asyncio import get_running_loop
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from streaminfer._internal.listeners import LISTENER_ERRORS
+from streaminfer._internal.listeners import LISTENER_ERRORS, raise_in_loop
 from streaminfer._internal.validation import brief, expected
 from streaminfer._request_cy import Request, make_request, make_response, with_deadline
 from streaminfer._runtime.closing import close_unread
@@ -411,11 +411,7 @@ def _tell(receive: Any, response: Any, error: Any) -> None:
         context = {"message": f"the receiver of a response failed: {brief(receive)}", "exception": failure}
         get_running_loop().call_exception_handler(context)
     except BaseException as interrupt:  # noqa: BLE001 - it goes on to the loop when the others have been told
-        get_running_loop().call_soon(_raise, interrupt)
-
-
-def _raise(interrupt: BaseException) -> NoReturn:
-    raise interrupt
+        raise_in_loop(interrupt)
 
 
 def _close_unread(passage: Any) -> None:

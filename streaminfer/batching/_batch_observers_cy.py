@@ -5,11 +5,10 @@ One source, compiled with the C types of ``_batch_observers_cy.pxd`` or run as i
 
 from __future__ import annotations
 
-from asyncio import get_running_loop
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
-from streaminfer._internal.listeners import LISTENER_ERRORS, ListenerFailures
+from streaminfer._internal.listeners import LISTENER_ERRORS, ListenerFailures, raise_in_loop
 from streaminfer._runtime.batch_observer import BatchObserver, BatchWork
 from streaminfer.batching.assembly.assembler import Assembler
 from streaminfer.batching.queue._ticket_cy import Execution
@@ -62,7 +61,7 @@ class BatchObservers:
             except LISTENER_ERRORS as failure:
                 self._failures.report(observer, "the begin of a batch", failure)
             except BaseException as interrupt:  # noqa: BLE001 - raised when the batch has begun
-                get_running_loop().call_soon(_raise, interrupt)
+                raise_in_loop(interrupt)
         return told
 
     def end(
@@ -92,7 +91,7 @@ class BatchObservers:
             except LISTENER_ERRORS as failure:
                 self._failures.report(observer, "the end of a batch", failure)
             except BaseException as interrupt:  # noqa: BLE001 - raised when the batch has ended
-                get_running_loop().call_soon(_raise, interrupt)
+                raise_in_loop(interrupt)
 
     def _work_of(
         self, execution: Execution, assembler: Assembler, expected_ns: Callable[[int, int], int] | None, bucket: int
@@ -103,10 +102,6 @@ class BatchObservers:
             work = BatchWork(0.0 if expected_ns is None else setup_share(size, assembler, expected_ns, bucket))
         self._works[size, bucket] = uses + 1, work
         return work if assembler.plain else batch_work(execution, assembler, work.setup_share)
-
-
-def _raise(interrupt: BaseException) -> NoReturn:
-    raise interrupt
 
 
 def batch_work(execution: Execution, assembler: Assembler, share: float) -> BatchWork:

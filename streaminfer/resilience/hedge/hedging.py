@@ -377,10 +377,8 @@ class _HedgedBackend(_Hedged):
         self._infer, self._infer_again = _copying(inner), _copying(self._again)
 
     def capabilities(self) -> Capabilities:
-        """What the inner backend offers; outputs are new arrays only if they are at both."""
-        offered = super().capabilities()
-        both = offered.returns_new_arrays and adapt(self._again).capabilities().returns_new_arrays
-        return offered._replace(returns_new_arrays=both)
+        """What the inner backend offers; outputs are new arrays."""
+        return super().capabilities()._replace(returns_new_arrays=True)
 
     async def infer(self, batch: Batch) -> Sequence[Any]:
         """Return the first response to the batch, or raise the first error when all fail."""
