@@ -133,7 +133,7 @@ class Finder:
             del self._names[address]  # its replica was removed by other means
         removable = max(len(present) - 1, 0)  # if no new replica could be added, one of the old ones stays
         for address in [address for address in self._names if address not in found][:removable]:
-            self._remove(self._names.pop(address))
+            self._track(asyncio.get_running_loop().create_task(self._leave(address)))
         return None
 
     def begin(self) -> None:
@@ -183,15 +183,13 @@ class Finder:
             if self._starting.get(address) is asyncio.current_task():
                 del self._starting[address]
 
-    def _remove(self, name: str) -> None:
-        self._track(asyncio.get_running_loop().create_task(self._leave(name)))
-
     def _track(self, task: asyncio.Task[None]) -> None:
         """Let a stop wait for the end of a task."""
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
 
-    async def _leave(self, name: str) -> None:
+    async def _leave(self, address: str) -> None:
+        name = self._names.pop(address)  # here: of a task that is cancelled before it begins, it stays known
         try:
             await self._remove_replica(name)
         except Exception as error:  # noqa: BLE001 - no caller waits for the end of this task

@@ -7,6 +7,7 @@ import pytest
 
 import streaminfer as si
 from streaminfer.routing import DnsDiscovery, HealthCheck, Replica, Replicas
+from streaminfer.routing.replicas.discovery import Finder
 from streaminfer.testing import ScriptedBackend, run
 
 
@@ -382,3 +383,31 @@ def test_the_system_resolves_in_a_thread():
 def test_wrong_arguments_are_named(make, message):
     with pytest.raises((TypeError, ValueError), match=message):
         make()
+
+
+async def test_a_removal_cancelled_before_it_begins_is_made_later(loop):
+    """As by one who cancels all tasks of the loop: the next lookup still knows the replica as one that must go."""
+    there = ["10.0.0.1", "10.0.0.2"]
+    says = list(there)
+
+    async def resolve(host):
+        return says
+
+    async def add(replica):
+        pass
+
+    async def remove(name):
+        there.remove(name)
+
+    found = DnsDiscovery("models", lambda address: Replica(address, si.Stack(ScriptedBackend())), resolve=resolve)
+    finder = Finder(found, add=add, remove=remove, names=lambda: there)
+    await finder.look_up(strict=True)
+    says.remove("10.0.0.1")
+
+    await finder.look_up()
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+    await finder.look_up()
+    await asyncio.sleep(0)
+
+    assert there == ["10.0.0.2"]
