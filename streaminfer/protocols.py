@@ -406,9 +406,9 @@ def name_of(thing: Any) -> str:
     return adapt(thing).name or type(thing).__name__
 
 
-def are_idempotent(services: Iterable[object]) -> bool | None:
+def are_idempotent(offered: Iterable[Capabilities]) -> bool | None:
     """Return whether a request may be sent twice to any of them: no if one says no, ``None`` if one is silent."""
-    said = {adapt(service).capabilities().idempotent for service in services}
+    said = {each.idempotent for each in offered}
     return False if False in said else None if None in said or not said else True
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 from streaminfer.errors import InvalidInput
-from streaminfer.protocols import StreamStates, adapt
+from streaminfer.protocols import Capabilities, StreamStates, adapt
 
 __all__ = ["AllStreamStates", "states_of_all"]
 
@@ -61,15 +61,18 @@ class AllStreamStates:
             raise refusal
 
 
-def states_of_all(services: Callable[[], Iterable[object]]) -> AllStreamStates | None:
+def states_of_all(
+    services: Callable[[], Iterable[object]], offered: Iterable[Capabilities]
+) -> AllStreamStates | None:
     """Return the keepers of some services as one; ``None``: no service keeps state.
 
     Args:
         services: returns them; called for each operation, because they may change.
+        offered: what each of them offers at this moment.
     """
 
     def keepers() -> list[StreamStates]:
-        offered = [adapt(service).capabilities().stream_states for service in services()]
-        return [keeper for keeper in offered if keeper is not None]
+        found = [adapt(service).capabilities().stream_states for service in services()]
+        return [keeper for keeper in found if keeper is not None]
 
-    return AllStreamStates(keepers) if keepers() else None
+    return None if all(each.stream_states is None for each in offered) else AllStreamStates(keepers)

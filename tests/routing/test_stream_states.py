@@ -75,3 +75,22 @@ async def test_a_session_ends_its_streams_at_every_replica(loop):
         results = [result async for result in StreamSession(service, stream_id="s")([1.0, 2.0])]
     assert [result.error for result in results] == [None, None]
     assert [keeper.calls for keeper in keepers] == [[("end", "s")]] * 2
+
+
+@pytest.mark.parametrize("kind", ROUTERS)
+def test_a_router_asks_each_service_once(kind):
+    """Else each level of routers in routers would multiply the time of a construction and of a start."""
+    asked = []
+
+    class Asked(si.Stack):
+        def capabilities(self):
+            asked.append(self)
+            return super().capabilities()
+
+    services = Asked(ScriptedBackend()), Asked(ScriptedBackend())
+    router = adapt(ROUTERS[kind](*services))
+    asked.clear()
+
+    router.capabilities()
+
+    assert asked == list(services)

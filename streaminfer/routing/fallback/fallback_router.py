@@ -150,14 +150,15 @@ class FallbackRouter(StackClock, Node):
 
     def capabilities(self) -> Capabilities:
         """The check and the load of the best route, and what the router does itself."""
-        best = adapt(self.routes[0].service).capabilities()
+        offered = [adapt(service).capabilities() for service in self._services()]  # once: routers may nest
+        best = offered[0]
         return Capabilities(
             validate=self.validate,
             admission=self.admission,
             slo=self,
             fingerprint_changes=self.fingerprint_changes,
             enforces_deadline=True,
-            idempotent=are_idempotent(self._services()),
+            idempotent=are_idempotent(offered),
             max_in_flight=best.max_in_flight,
             full_load=best.full_load,
             spare_load=lambda: full_load_of_all(route.service for route in self.routes[1:]),
@@ -165,7 +166,7 @@ class FallbackRouter(StackClock, Node):
             next_batch=best.next_batch,
             full_batch_ns=best.full_batch_ns,
             shares_device=best.shares_device,
-            stream_states=states_of_all(self._services),
+            stream_states=states_of_all(self._services, offered),
             many_answers=best.many_answers,
             model_tensors=lambda: announced_tensors(self.routes[0]),
         )

@@ -234,6 +234,8 @@ class Replicas(StackClock, Node):
 
     def capabilities(self) -> Capabilities:
         """What the first replica offers, since all serve the same model, and what the set itself does."""
+        handles = self._members.by_name.values()
+        offered = [adapt(handle.replica.service).capabilities() for handle in handles]  # once: routers may nest
         return Capabilities(
             validate=self.validate,
             admission=self.admission,
@@ -242,9 +244,9 @@ class Replicas(StackClock, Node):
             spread_load=lambda: spread_load_of_all(it.replica.service for it in self._members.by_name.values()),
             new_children=self.new_children,
             enforces_deadline=True,
-            idempotent=are_idempotent([handle.replica.service for handle in self._members.by_name.values()]),
+            idempotent=are_idempotent(offered),
             stream_states=self._homes if self._homes.keepers() else None,
-            many_answers=self._offered().many_answers,
+            many_answers=bool(offered) and offered[0].many_answers,
             model_tensors=self._model_tensors,
         )
 

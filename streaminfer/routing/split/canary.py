@@ -114,16 +114,17 @@ class Canary(Node):
 
     def capabilities(self) -> Capabilities:
         """What both services offer, and the objective and the check of the stable one."""
-        stable = adapt(self._stable.service).capabilities()
+        offered = [adapt(service).capabilities() for service in self.services]  # once: routers may nest
+        stable = offered[0]
         return Capabilities(
             validate=self.validate,
             admission=self.admission,
             slo=self,
             fingerprint_changes=self.fingerprint_changes,
-            enforces_deadline=all(adapt(service).capabilities().enforces_deadline for service in self.services),
-            idempotent=are_idempotent(self.services),
+            enforces_deadline=all(each.enforces_deadline for each in offered),
+            idempotent=are_idempotent(offered),
             spread_load=lambda: spread_load_of_all(self.services),
-            stream_states=states_of_all(lambda: self.services),
+            stream_states=states_of_all(lambda: self.services, offered),
             many_answers=stable.many_answers,
             model_tensors=stable.model_tensors,
         )
