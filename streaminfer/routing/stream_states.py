@@ -61,9 +61,7 @@ class AllStreamStates:
             raise refusal
 
 
-def states_of_all(
-    services: Callable[[], Iterable[object]], offered: Iterable[Capabilities]
-) -> AllStreamStates | None:
+def states_of_all(services: Callable[[], Iterable[object]], offered: Iterable[Capabilities]) -> AllStreamStates | None:
     """Return the keepers of some services as one; ``None``: no service keeps state.
 
     Args:
