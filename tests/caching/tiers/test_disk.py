@@ -725,6 +725,45 @@ def test_a_full_disk_costs_misses_and_the_tier_recovers(tier, caplog):
     assert (seen.entries, seen.rebuilds) == (2, 0)
 
 
+async def limit_file(tier, statement):
+    await tier._run(lambda: tier._store._db.execute(statement).fetchall())
+
+
+def test_a_put_that_fails_leaves_no_older_value(tier, tmp_path, wall):
+    """A full file has no room for the newer value, but the older one can be deleted, for other processes as well."""
+
+    async def main():
+        async with tier, DiskTier(tmp_path / "cache", max_bytes=4 * MIB, wall_clock=wall) as other:
+            await tier.put("k", entry("old"))
+            await limit_file(tier, f"PRAGMA max_page_count = {tier._store._pragma('page_count')}")
+            assert not await tier.put("k", entry(np.zeros(50_000)))
+            return await tier.get("k"), await other.get("k")
+
+    assert asyncio.run(main()) == (None, None)
+
+
+@pytest.mark.parametrize("later", ["put", "purge", "stop"])
+def test_an_older_value_that_cannot_be_deleted_is_not_served(tier, tmp_path, wall, later):
+    """On a disk without any room the tier remembers it, until the disk takes a newer value or the deletion."""
+
+    async def main():
+        async with tier:
+            await tier.put("k", entry("old"))
+            await limit_file(tier, "PRAGMA query_only = ON")
+            assert not await tier.put("k", entry("new"))
+            assert await tier.get("k") is None
+            await limit_file(tier, "PRAGMA query_only = OFF")
+            if later == "put":
+                assert await tier.put("k", entry("newer"))
+            elif later == "purge":
+                await tier.purge()
+        async with DiskTier(tmp_path / "cache", max_bytes=4 * MIB, wall_clock=wall) as restarted:
+            found = await restarted.get("k")
+            return found and found.value
+
+    assert asyncio.run(main()) == ("newer" if later == "put" else None)
+
+
 def test_a_read_only_disk_serves_and_says_that_it_could_not_erase(tier):
     async def main():
         async with tier:

@@ -750,6 +750,24 @@ def test_a_server_that_takes_no_writes_is_read(server, setting, at_fault, at_res
     asyncio.run(main())
 
 
+def test_a_full_server_leaves_no_older_value(server):
+    """A server that has no room for a newer value can delete the older one."""
+
+    async def main():
+        async with RedisTier(server.url, **PATIENT) as tier:
+            await tier.put("there", entry("old"))
+            with server.client() as client:
+                client.config_set("maxmemory", "1mb")
+                try:
+                    stored = await tier.put("there", entry("new"))
+                    found = await tier.get("there")
+                finally:
+                    client.config_set("maxmemory", "0")
+            return stored, found
+
+    assert asyncio.run(main()) == (False, None)
+
+
 def test_a_replica_is_read(server):
     """A server that became a replica serves what it has."""
 

@@ -10,8 +10,8 @@ own, and their entry's name inside: what was altered underneath is found out on 
   SQLite leaves copies of rows that it moved, between the cells of a page. So what was deleted is then looked for in the
   bytes of the file, and where it is found, and can be read, and has expired or was erased, the file is rewritten. An
   erasure looks for what others that share the file have deleted or replaced, too.
-* *Raw bytes*: a process that closes any descriptor of a file loses all POSIX locks that it has on it, those of SQLite
-  included. So the files are read by a process of their own, which has no locks to lose.
+* *No older value*: where a put fails, as on a full disk, what it would have replaced is deleted. Where even that fails,
+  this process serves it no more, and deletes it with the next purge or when the file is closed.
 * *Forks*: SQLite's record of the locks that a process has on a file is copied by a fork, and the locks are not. So a
   forked process opens no file that its parent had open.
 * *Corruption*: a file that SQLite finds malformed is replaced by an empty one, unless another process has it open.
@@ -20,11 +20,9 @@ own, and their entry's name inside: what was altered underneath is found out on 
 import fcntl
 import os
 import sqlite3
-import subprocess
-import sys
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,6 +31,7 @@ from streaminfer._internal.forking import at_fork, unlock_and_close
 from streaminfer.caching.codec import CorruptRecord
 from streaminfer.caching.tiers._records import GLIMPSED, Counters, Records
 from streaminfer.caching.tiers._sqlite import HOLDS, make_file, set_hold, transaction
+from streaminfer.caching.tiers.disk.raw_files import read_raw
 from streaminfer.caching.tiers.encryption import SEALED_HEAD, StoredKeys
 from streaminfer.caching.tiers.protocol import SKEW_NS, Entry, Held, RecordCopy
 from streaminfer.compliance.every_file import every_file
@@ -44,13 +43,6 @@ T = TypeVar("T")
 CHUNK = 256
 """Entries that one step of an erasure or a purge removes, so that others get their turn in between."""
 
-_RAW_CHUNK = 4 * 2**20
-_READER = f"""
-import sys
-with open(sys.argv[1], "rb") as file:
-    while chunk := file.read({_RAW_CHUNK}):
-        sys.stdout.buffer.write(chunk)
-"""
 _PAGE = 16384  # of 4 to 32 KiB, the best for arrays of 600 KB that wastes little on those of 4 KB
 _LOG_PAGES = 4 * 2**20 // _PAGE
 _SPARE_PAGES = 16  # for what indices need when they split
@@ -102,6 +94,7 @@ class DiskStore:
         self._lock = -1
         self._identity = (0, 0)  # of the file that is open
         self._leftovers = True  # as far as is known
+        self._outdated: set[int] = set()  # entries that a failed put would have replaced
         self._sought_at = -1  # the version of the file when leftovers were last looked for
         _stores.add(self)
 
@@ -119,6 +112,8 @@ class DiskStore:
         """Close it; idempotent."""
         lock, self._lock = self._lock, -1
         try:
+            with suppress(sqlite3.Error):
+                self._delete_outdated()
             self._disconnect()
         finally:
             if lock >= 0:
@@ -147,6 +142,7 @@ class DiskStore:
 
     def purge(self, now_ns: int | None) -> int:
         """Remove up to `CHUNK` entries that had expired by then; return how many. Raises on failure."""
+        self._delete_outdated()
         now_ns = self._now() if now_ns is None else now_ns
         purged = self._delete("expires_ns <= ?" + _FREE, now_ns) or self._delete(
             "stored_ns > ?" + _FREE, now_ns + SKEW_NS
@@ -293,6 +289,7 @@ class DiskStore:
                 with suppress(FileNotFoundError):
                     self._file.with_name(self._file.name + suffix).unlink()
             self._counters.rebuilds += 1
+            self._outdated.clear()  # numbers begin again
             self._connect()
         except BaseException:
             self._disconnect()
@@ -317,7 +314,7 @@ class DiskStore:
         """Return the entry of a key, or ``None``. Raises on failure."""
         name = self._records.name(b"k", key)
         row = self._opened().execute("SELECT id, record FROM entries WHERE key = ?", (name,)).fetchone()
-        if row is None:
+        if row is None or row[0] in self._outdated:
             return None
         try:
             entry = self._records.unpack(name, row[1])
@@ -332,9 +329,24 @@ class DiskStore:
         return entry
 
     def put(self, key: str | bytes, entry: Entry) -> bool:
-        """Store an entry; return whether it is there. Raises on failure."""
+        """Store an entry; return whether it is there. Raises on failure; what it would have replaced is not served."""
+        name = self._records.name(b"k", key)
+        try:
+            return self._put(name, entry)
+        except Exception:
+            with suppress(sqlite3.Error, OSError):
+                if row := self._opened().execute("SELECT id FROM entries WHERE key = ?", (name,)).fetchone():
+                    self._outdated.add(row[0])
+                    self._delete_outdated()  # which takes less room than a put
+            raise
+
+    def _delete_outdated(self) -> None:
+        for number in list(self._outdated):
+            self._delete("id = ?", number)
+            self._outdated.remove(number)
+
+    def _put(self, name: bytes, entry: Entry) -> bool:
         records = self._records
-        name = records.name(b"k", key)
         record = records.pack(name, entry)
         pages = len(record) // (_PAGE - 4) + 1
         if not record or entry.is_expired(self._now()) or pages > self._max_pages // 4:
@@ -421,29 +433,3 @@ def _is_damage(error: Exception) -> bool:
     """Return whether the file is corrupt; a message about a corrupt table has its name in it, which may be no text."""
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT if isinstance(error, UnicodeDecodeError) else None)
     return code is not None and code & 0xFF in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
-
-
-def read_raw(paths: Sequence[Path], overlap: int) -> Iterator[tuple[Path, bytes]]:
-    """Yield the bytes of files, in pieces of 4 MiB.
-
-    Args:
-        paths: the files; one that is gone meanwhile has no bytes.
-        overlap: how many bytes of the piece before each piece begins with.
-
-    Raises:
-        OSError: a file cannot be read.
-    """
-    for path in paths:
-        command = [sys.executable, "-I", "-S", "-c", _READER, str(path)]
-        with subprocess.Popen(  # noqa: S603 - the interpreter that runs this
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        ) as reader:
-            assert reader.stdout is not None  # noqa: S101 - as asked for
-            assert reader.stderr is not None  # noqa: S101 - the same
-            before = b""
-            while chunk := reader.stdout.read(_RAW_CHUNK):
-                yield path, before + chunk
-                before = chunk[-overlap:]
-            reason = reader.stderr.read().decode(errors="replace").strip().rpartition("\n")[2]
-        if reader.returncode and path.exists():  # SQLite removes its log when it is closed
-            raise OSError(f"{path} cannot be read: {reason}")

@@ -11,6 +11,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -264,6 +265,14 @@ class RedisTier(MediumTier):
 
     async def _put(self, key: str | bytes, entry: Entry) -> bool:
         name = self._records.name(b"k", key)
+        try:
+            return await self._put_record(name, entry)
+        except self._redis.ResponseError:  # such as of a server that is full, which can delete all the same
+            with suppress(self._redis.ResponseError):
+                await self._drop(name)  # what it would have replaced is not what was put last
+            raise
+
+    async def _put_record(self, name: bytes, entry: Entry) -> bool:
         token = await self._script(BEGIN, self._prefix, os.urandom(16))
         record = await self._blocking(self._records.pack, name, entry)
         now_ns = self.wall_clock()
