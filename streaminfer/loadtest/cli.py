@@ -11,6 +11,7 @@ from typing import Any
 import attrs
 
 from streaminfer._internal.validation import expected
+from streaminfer._internal.whole_file import write_whole
 from streaminfer.errors import StreamInferError
 from streaminfer.loadtest.capacity.find import find_capacity
 from streaminfer.loadtest.capacity.search import Capacity
@@ -141,7 +142,7 @@ def _write_files(options: argparse.Namespace, report: Report, verdict: Verdict |
     if options.json is not None:
         report.save(options.json)
     if options.junit is not None:
-        options.junit.write_text(make_junit(report, verdict), encoding="utf-8")
+        write_whole(options.junit, make_junit(report, verdict).encode())
 
 
 def _status(report: Report, verdict: Verdict | None) -> int:

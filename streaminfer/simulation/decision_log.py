@@ -6,7 +6,6 @@ different times: each holds the last so many entries. Only the counters by reaso
 """
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import attrs
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from streaminfer._internal.display.figures import inline_svg
 from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.validation import check_count, check_duration, check_instance
+from streaminfer._internal.whole_file import write_whole
 from streaminfer.batching.queue._event_ring_cy import EventRing
 from streaminfer.simulation.timeline_plot import draw_timeline
 from streaminfer.simulation.trace import Trace
@@ -192,7 +192,7 @@ class DecisionLog:
         """
         from streaminfer.simulation.perfetto_trace import perfetto_trace  # noqa: PLC0415 - loaded at the first trace
 
-        Path(path).write_bytes(perfetto_trace(self, slo))
+        write_whole(path, perfetto_trace(self, slo))
 
     def to_trace(self) -> Trace:
         """Return the arrivals as a `Trace`, to simulate them with other settings.

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from streaminfer._internal.validation import expected
+from streaminfer._internal.whole_file import write_whole
 from streaminfer.simulation.arrivals import arrivals_in_ns, ascending, numbers, priorities_of
 
 __all__ = ["Trace"]
@@ -81,8 +82,9 @@ class Trace:
             OSError: the file cannot be written.
         """
         arrays = {name: getattr(self, name) for name in _FIELDS}
-        with Path(path).open("wb") as file:
-            np.savez_compressed(file, format=np.array(_FORMAT), version=np.array(_VERSION), **arrays)
+        file = io.BytesIO()
+        np.savez_compressed(file, format=np.array(_FORMAT), version=np.array(_VERSION), **arrays)
+        write_whole(path, file.getvalue())
 
     @property
     def deadlines_s(self) -> NDArray[np.float64]:

@@ -6,10 +6,10 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from streaminfer._internal.units import format_duration
+from streaminfer._internal.whole_file import write_whole
 
 __all__ = ["cells", "instant", "list_of", "text_table", "write_page"]
 
@@ -46,7 +46,7 @@ def write_page(title: str, body: str, path: str | os.PathLike[str] | None = None
         f"<title>{escape(title)}</title><style>{style_sheet}</style></head><body>\n{body}\n</body></html>\n"
     )
     if path is not None:
-        Path(path).write_bytes(page.encode("utf-8", "backslashreplace"))
+        write_whole(path, page.encode("utf-8", "backslashreplace"))
     return page
 
 

@@ -30,6 +30,7 @@ import numpy.typing as npt
 
 from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import expected
+from streaminfer._internal.whole_file import write_whole
 from streaminfer.backends.onnx.fold_layout import Convolution, Layout, lay_out
 from streaminfer.backends.onnx.model import CPU, find_source, load, make_options, read_specs
 from streaminfer.backends.onnx.session import stack_example
@@ -126,7 +127,7 @@ def fold_batch(
     _fix_lengths(model.graph, trial.make_rows(1), trial.signature.batch_axes)
     folded = model.SerializeToString()
     difference = trial.compare(folded)
-    Path(target).write_bytes(folded)
+    write_whole(target, folded)
     return FoldedModel(
         path=Path(target),
         folded=tuple(candidates[output].node.name or output for output in layouts),

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from streaminfer._internal.display.figures import COLORS, inline_svg, new_axes
 from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_count, check_duration, expected
+from streaminfer._internal.whole_file import write_whole
 from streaminfer.batching.service_time._curve_cy import best_size, fill_times, fill_whole_ns
 
 __all__ = ["ServiceTime", "service_time_axes", "service_time_html", "whole_ns"]
@@ -137,7 +138,7 @@ class ServiceTime:
         Raises:
             OSError: the file cannot be written.
         """
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        write_whole(path, (json.dumps(self.to_dict(), indent=1) + "\n").encode())
 
     def seconds(self, size: int) -> float:
         """The time of a batch of ``size`` items.

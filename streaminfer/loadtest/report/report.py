@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from streaminfer._internal.validation import expected
+from streaminfer._internal.whole_file import write_whole
 from streaminfer.loadtest.capacity.search import Capacity
 from streaminfer.loadtest.quantiles import quantile_of, quantiles_of, say_latency
 from streaminfer.loadtest.sending.record import ANSWERED, Floats, Record
@@ -245,7 +246,7 @@ class Report:
             "report": self.to_dict() | {"began_s": self.began},
             "record": self.record.encode(),
         }
-        Path(path).write_text(json.dumps(stored, indent=1), encoding="utf-8")
+        write_whole(path, json.dumps(stored, indent=1).encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -287,7 +288,7 @@ class Report:
         """
         from streaminfer.loadtest.report.junit import make_junit  # noqa: PLC0415 - likewise
 
-        Path(path).write_text(make_junit(self), encoding="utf-8")
+        write_whole(path, make_junit(self).encode())
 
     def describe(self) -> list[str]:
         """Return the result in sentences."""

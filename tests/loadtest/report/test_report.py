@@ -9,6 +9,7 @@ import attrs
 import numpy as np
 import pytest
 from pictures import check_printable
+from small_files import files_limited_to
 
 from streaminfer import LatencyHistogram
 from streaminfer.loadtest import Record, Report
@@ -156,6 +157,15 @@ class TestFiles:
         assert loaded.capacity is None
         np.testing.assert_array_equal(loaded.latencies_s, report.latencies_s)
         np.testing.assert_array_equal(loaded.record.labels["device"], report.record.labels["device"])
+
+    @pytest.mark.parametrize("write", [Report.save, Report.to_junit, Report.to_html])
+    def test_a_failed_write_leaves_what_was_there(self, report, tmp_path, write):
+        (tmp_path / "run").write_text("old")
+
+        with files_limited_to(10), pytest.raises(OSError, match="too large"):
+            write(report, tmp_path / "run")
+
+        assert (tmp_path / "run").read_text() == "old"
 
     def test_capacity_is_saved(self, report, tmp_path, capacity):
         """A search that was not ended by a miss has an interval without an upper end."""

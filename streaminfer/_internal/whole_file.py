@@ -1,0 +1,68 @@
+"""Files that are whole at every moment: what is saved replaces what was there only once all of it is on the disk."""
+
+import errno
+import os
+import secrets
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+__all__ = ["write_whole"]
+
+_OPEN_FILES = ("/dev/fd/", "/dev/std", "/proc/")
+"""Paths of what a process has open: it would keep the file that was replaced."""
+
+
+def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file, or replace it. A crash or a full disk leaves what was there.
+
+    The new file has the permissions of the old one, and a link still points to it. What can only be written in place
+    is: a device or pipe, a file of another owner or with several names, and one in a folder that takes no new files.
+
+    Args:
+        path: of the file.
+        content: all of it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    target = Path(os.path.realpath(path))
+    try:
+        before = os.stat(path)  # noqa: PTH116 - a path of any kind
+    except FileNotFoundError:
+        before = None
+    if not _is_replaceable(path, target, before):
+        Path(path).write_bytes(content)
+        return
+    fresh = target.with_name(f".{secrets.token_hex(8)}.new")
+    try:
+        _write(fresh, content, before)
+        fresh.replace(target)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        Path(path).write_bytes(content)  # mounted by itself, as files are into containers
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def _is_replaceable(path: str | os.PathLike[str], target: Path, before: os.stat_result | None) -> bool:
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        return False
+    if before is None:
+        return True
+    is_plain = stat.S_ISREG(before.st_mode) and not os.path.abspath(path).startswith(_OPEN_FILES)  # noqa: PTH100 - the same
+    return is_plain and before.st_nlink == 1 and before.st_uid == os.geteuid() and os.access(path, os.W_OK)
+
+
+def _write(fresh: Path, content: bytes, before: os.stat_result | None) -> None:
+    mode = 0o666 if before is None else stat.S_IMODE(before.st_mode)
+    number = os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, mode)
+    with os.fdopen(number, "wb") as file:
+        if before is not None:
+            with suppress(PermissionError):
+                os.fchown(number, -1, before.st_gid)
+            os.fchmod(number, mode)  # whatever the umask
+        file.write(content)
+        file.flush()
+        os.fsync(number)
