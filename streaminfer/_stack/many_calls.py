@@ -78,7 +78,7 @@ class PlaceQueue:
             try:
                 return await self._stack.call(request)  # takes the place before anybody else has a turn
             except Overloaded as error:  # of a layer that does not say so beforehand
-                pause_s = _pause_after(error)
+                pause_s = _pause_after(error, pause_s)
 
     def is_free_for(self, request: Request) -> bool:
         """Return whether a request has a place now, and no other waits for one."""
@@ -106,9 +106,14 @@ class PlaceQueue:
         self._check_open()
 
 
-def _pause_after(error: Overloaded) -> float:
-    """Return after how many seconds, above 0, a request that was rejected is sent again."""
-    return max(error.retry_after_s or 0.0, _SHORTEST_PAUSE_S)
+def _pause_after(error: Overloaded, before_s: float = 0.0) -> float:
+    """Return after how many seconds, above 0, a request that was rejected is sent again.
+
+    Args:
+        error: the rejection; where it does not say when to ask again, each pause is twice the one before.
+        before_s: the pause before.
+    """
+    return max(error.retry_after_s or min(2.0 * before_s, _LONGEST_PAUSE_S), _SHORTEST_PAUSE_S)
 
 
 def default_concurrency(offered: Capabilities) -> int:

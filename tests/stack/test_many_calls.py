@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 
 import numpy as np
 import pytest
@@ -314,6 +315,25 @@ def test_a_request_that_waits_ends_at_its_deadline_though_a_layer_always_rejects
     took_s = run(main)
     assert took_s == pytest.approx(0.2, abs=0.01)
     assert sent <= 6
+
+
+def test_a_request_that_waits_asks_less_and_less_often():
+    """A rejection that does not say when to ask again doubles the pause, up to 50 ms."""
+    asked_s = []
+
+    class Full(SyncLayer):
+        def enter(self, request, now_ns):
+            asked_s.append(now_ns / 1e9)
+            raise si.Overloaded("full")
+
+    async def main(loop):
+        async with si.Stack(Full(), si.AdaptiveBatcher(max_batch_size=4), ScriptedBackend(), clock=loop.clock) as stack:
+            with pytest.raises(si.DeadlineExceeded, match="waited for a place"):
+                await stack(1.0, timeout_s=0.2, wait=True)
+
+    run(main)
+    pauses_s = [after - before for before, after in itertools.pairwise(asked_s)]
+    assert pauses_s[:8] == pytest.approx([0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.05, 0.05])
 
 
 def test_a_huge_concurrency_costs_nothing():
