@@ -28,8 +28,10 @@ from streaminfer.backends.job import Done, Job, JobFuture
 from streaminfer.backends.worker_pool import Worker, WorkerPool
 from streaminfer.errors import Closed
 
-__all__ = ["Abandonment", "WorkerThreads", "call_apart"]
+__all__ = ["MAX_WORKERS", "Abandonment", "WorkerThreads", "call_apart"]
 
+MAX_WORKERS = 10_000
+"""More than any machine has use for: a mistyped number is an error, and does not fill the memory."""
 HANG_GRACE_S = 10.0
 """Seconds after its cancellation from which on a call counts as hung."""
 

@@ -26,7 +26,7 @@ from streaminfer.backends.priority import BatchPriority
 from streaminfer.backends.signature import Signature, inputs_of_example, outputs_of_answer, signature_of_example
 from streaminfer.backends.statistics import BackendRecorder, BackendStatistics
 from streaminfer.backends.worker_pool import Worker
-from streaminfer.backends.workers import HANG_GRACE_S, WorkerThreads
+from streaminfer.backends.workers import HANG_GRACE_S, MAX_WORKERS, WorkerThreads
 from streaminfer.errors import BackendError, Closed, InvalidInput, StreamInferError
 from streaminfer.protocols import Capabilities, Clock, ExampleInputs, ModelTensors, Node, Residency
 from streaminfer.request import Batch, Request
@@ -136,7 +136,7 @@ class CpuBackend(Node):
     ) -> None:
         check_instance("fn", fn, callable, "a function of a batch's inputs")
         check_choice("executor", executor, ("thread", "process", "inline"))
-        workers = check_count("workers", workers)
+        workers = check_count("workers", workers, at_most=MAX_WORKERS)
         check_duration("hang_grace_s", hang_grace_s)
         check_instance("version", version, lambda it: it is None or isinstance(it, str), "a string, or None")
         check_instance(

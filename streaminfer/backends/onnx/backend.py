@@ -35,7 +35,7 @@ from streaminfer.backends.onnx.loader import ModelLoader
 from streaminfer.backends.onnx.serving import LoadedModel, ReloadableWorker, Serving
 from streaminfer.backends.signature import NonFinite, describe_shape, free_axes, guess_inputs
 from streaminfer.backends.statistics import BackendRecorder, BackendStatistics
-from streaminfer.backends.workers import HANG_GRACE_S, Abandonment, WorkerThreads, call_apart
+from streaminfer.backends.workers import HANG_GRACE_S, MAX_WORKERS, Abandonment, WorkerThreads, call_apart
 from streaminfer.protocols import Capabilities, Clock, ExampleInputs, ModelTensors, Node, Residency
 from streaminfer.request import Batch, Request
 
@@ -136,7 +136,7 @@ class OnnxBackend(Node):
         clock: Clock | None = None,
     ) -> None:
         runtime = require("onnxruntime", extra="onnx", purpose="OnnxBackend")
-        sessions = check_count("sessions", sessions)
+        sessions = check_count("sessions", sessions, at_most=MAX_WORKERS)
         check_choice("executor", executor, ("thread", "inline"))
         if executor == "inline" and sessions != 1:
             raise ValueError(expected("sessions", "1 with executor='inline'", sessions))

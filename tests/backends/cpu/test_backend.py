@@ -47,6 +47,7 @@ BAD_ARGUMENTS = [
     ((abs,), {"executor": "gpu"}, ValueError, ["executor", "'thread', 'process', 'inline'", "'gpu'"]),
     ((abs,), {"executor": None}, TypeError, ["executor", "None"]),
     ((abs,), {"workers": 0}, ValueError, ["workers", "≥ 1", "0"]),
+    ((abs,), {"workers": 10_001}, ValueError, ["workers", "≥ 1 and ≤ 10000", "10001"]),
     ((abs,), {"workers": 2.0}, TypeError, ["workers", "whole number", "2.0"]),
     ((abs,), {"executor": "inline", "workers": 2}, ValueError, ["workers", "1 with executor='inline'", "2"]),
     ((echo_later,), {}, TypeError, ["fn", "synchronous", "'thread'", "echo_later"]),

@@ -88,6 +88,7 @@ def test_a_source_that_is_no_model(source, error, parts):
 
 BAD_ARGUMENTS = [
     ({"sessions": 0}, ValueError, ["sessions", "≥ 1", "0"]),
+    ({"sessions": 10_001}, ValueError, ["sessions", "≥ 1 and ≤ 10000", "10001"]),
     ({"threads": 0}, ValueError, ["threads", "≥ 1", "0"]),
     ({"threads": 1.5}, TypeError, ["threads", "whole number", "1.5"]),
     ({"warmup": 8}, TypeError, ["warmup", "sequence", "8"]),
