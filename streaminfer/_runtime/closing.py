@@ -37,8 +37,9 @@ class AsyncClosing(ABC):
 
 async def close_answers(response: Any) -> None:
     """Close the answers of a response, or those that outputs are, if they can be closed; nothing of other objects."""
-    if isinstance(answers := _answers_of(response), AsyncClosable):
-        await answers.aclose()
+    for answers in _answers_of(response):
+        if isinstance(answers, AsyncClosable):
+            await answers.aclose()
 
 
 def close_soon(response: Any) -> "asyncio.Task[None]":
@@ -51,8 +52,9 @@ def close_soon(response: Any) -> "asyncio.Task[None]":
 
 def close_unread(call: "asyncio.Future[Any]") -> None:
     """Close the answers of a call that has ended, whose caller has gone, and reads none of them."""
-    if not call.cancelled() and call.exception() is None and _answers_of(call.result()) is not None:
-        close_soon(call.result())
+    if not call.cancelled() and call.exception() is None:
+        for answers in _answers_of(call.result()):
+            close_soon(answers)
 
 
 def close_dropped(outputs: Any) -> None:
@@ -61,6 +63,8 @@ def close_dropped(outputs: Any) -> None:
         close_soon(outputs)
 
 
-def _answers_of(response: Any) -> AsyncIterator[Any] | None:
+def _answers_of(response: Any) -> list[AsyncIterator[Any]]:
+    """Return the answers of a response or of outputs, or of each row of a batch."""
     outputs = response.outputs if isinstance(response, Response) else response
-    return outputs if isinstance(outputs, AsyncIterator) else None
+    rows = outputs if isinstance(outputs, list) else [outputs]
+    return [row for row in rows if isinstance(row, AsyncIterator)]

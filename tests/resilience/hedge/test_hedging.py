@@ -1,6 +1,7 @@
 """The second request: when it is sent, who wins, what is left behind, and what it costs, in virtual time."""
 
 import asyncio
+import contextlib
 import inspect
 import random
 from collections.abc import Awaitable
@@ -720,3 +721,49 @@ def test_no_later_batch_writes_to_the_outputs_of_the_other_backend():
             assert await asyncio.gather(stack(1.0), stack(2.0)) == [1.0, 2.0]
 
     run(main)
+
+
+def test_the_answers_of_a_batch_that_lost_are_closed():
+    """Each row of a backend may be many answers, which nothing closes by itself where they are no generator."""
+    closed = []
+
+    class Answers:
+        def __init__(self, row):
+            self.row = row
+
+        def __aiter__(self):
+            return self
+
+        async def __anext__(self):
+            return self.row
+
+        async def aclose(self):
+            closed.append(self.row)
+
+    class Stubborn:
+        """Answers after the script's time, then 10 ms, whether it is cancelled or not."""
+
+        many_answers = True
+
+        def __init__(self):
+            self.script = []
+
+        async def infer(self, batch):
+            sleeping = asyncio.ensure_future(asyncio.sleep(self.script.pop() if self.script else 0.010))
+            while not sleeping.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.shield(sleeping)
+            return [Answers(row) for row in batch.inputs.tolist()]
+
+    async def main(loop):
+        hedge, slow = Hedge(to=Stubborn(), max_extra=1.0), Stubborn()
+        async with si.Stack(si.AdaptiveBatcher(max_batch_size=2), hedge, slow, clock=loop.clock) as service:
+            for _ in range(40):
+                await service(0.0)
+            slow.script = [1.0]
+            await asyncio.gather(service(1.0), service(2.0))
+            assert hedge.statistics().won == 1
+            await asyncio.sleep(2.0)
+
+    run(main)
+    assert sorted(closed) == [1.0, 2.0]
