@@ -16,7 +16,9 @@ comes before it. Sound continues behind a loss, with silence in place of what is
 """
 
 import asyncio
+import functools
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -145,17 +147,28 @@ class MediaPath(DevicePath):
             self._end(passage, Closed(f"media path {self.name!r} was closed"))
         for task in self._tasks:
             task.cancel()
+        released = asyncio.Event()
         if self._thread is not None and self._submitted > self._coded:
-            loop = asyncio.get_running_loop()
-            self._thread.submit(lambda ended: loop.call_soon_threadsafe(ended.set), ended := asyncio.Event())
-            await ended.wait()
-        if self._timer is not None:
-            self._timer.close()
-            self._timer = None
+            self._thread.submit(functools.partial(self._release_later, asyncio.get_running_loop()), released)
+        else:
+            self._release(released)
+        await released.wait()
         if self._tasks:
             await asyncio.wait(self._tasks)
 
     # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _release(self, released: asyncio.Event) -> None:
+        """Close the timer, which no job sets any more."""
+        if self._timer is not None:
+            self._timer.close()
+            self._timer = None
+        released.set()
+
+    def _release_later(self, loop: asyncio.AbstractEventLoop, released: asyncio.Event) -> None:
+        """Do that from the thread, behind its jobs: also where the one that closes the path is cancelled meanwhile."""
+        with suppress(RuntimeError):  # the loop was closed, and needs no timer
+            loop.call_soon_threadsafe(self._release, released)
 
     def _work(self, passage: _Passage) -> None:
         """Encode, transport and decode a frame; in a thread, where there is one."""

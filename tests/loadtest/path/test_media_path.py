@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import sys
 import threading
 from collections import Counter
 from pathlib import Path
@@ -192,6 +193,44 @@ def test_close_waits_for_the_jobs_of_the_thread(camera_scene):
         return ended, used
 
     assert run(main) == (([si.Closed] * 3, False), [])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="timers have files on Linux only")
+def test_a_close_that_is_cancelled_leaves_no_timer(camera_scene):
+    """It is closed behind the jobs of the thread, though the close does not wait for them any more."""
+
+    async def main():
+        held = Held()
+        path = MediaPath(camera_scene(), PERFECT, wanted=PICTURES, thread=held)
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        sent = path.send(path.clock())
+        closing = asyncio.create_task(path.aclose())
+        await asyncio.sleep(0)
+        closing.cancel()
+        await asyncio.wait([closing])
+        while held.jobs:
+            held.run_next()
+        await asyncio.sleep(0)
+        return closing.cancelled(), type(sent.exception()), len(list(Path("/proc/self/fd").iterdir())) - before
+
+    assert asyncio.run(main()) == (True, si.Closed, 0)
+
+
+def test_a_close_that_is_cancelled_does_not_end_the_thread(camera_scene):
+    """Its loop may be closed by the time that the jobs are done."""
+    held = Held()
+
+    async def main():
+        path = MediaPath(camera_scene(), PERFECT, wanted=PICTURES, thread=held)
+        sent = path.send(path.clock())
+        closing = asyncio.create_task(path.aclose())
+        await asyncio.sleep(0)
+        closing.cancel()
+        await asyncio.wait([closing, sent])
+
+    asyncio.run(main())
+    while held.jobs:
+        held.run_next()  # it must not raise
 
 
 def test_what_arrives_while_the_path_closes_crosses_no_edge(camera_scene):
