@@ -3,7 +3,7 @@
 import importlib
 from types import ModuleType
 
-from streaminfer.errors import MissingExtra
+from streaminfer.errors import BackendError, MissingExtra
 
 __all__ = ["require"]
 
@@ -18,6 +18,8 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
 
     Raises:
         MissingExtra: it is not installed.
+        BackendError: its files cannot be read, as where the process has as many open as it may; a later call tries
+            again.
     """
     try:
         return importlib.import_module(module)
@@ -28,3 +30,5 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
             f"{purpose} needs {module}, which is not installed: pip install 'streaminfer[{extra}]'",
             name=module,
         ) from error
+    except OSError as error:
+        raise BackendError(f"{purpose} needs {module}, which could not be loaded: {error}") from error
