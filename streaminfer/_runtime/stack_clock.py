@@ -1,11 +1,13 @@
 """Whose clock a layer reads, the one that its user gave, else that of the `Stack`; and what a notebook shows of it."""
 
+import types
 from typing import Any
 
+from streaminfer._internal.error_log import ErrorLog
 from streaminfer._internal.validation import check_instance
 from streaminfer.protocols import Clock
 
-__all__ = ["StackClock"]
+__all__ = ["StackClock", "unfailing"]
 
 
 class StackClock:
@@ -35,3 +37,24 @@ class StackClock:
 
     def _repr_html_(self) -> str:
         return str(self.statistics()._repr_html_())
+
+
+def unfailing(clock: Clock) -> Clock:
+    """Return a clock that stands still where this one raises, for code that others wait for: the first error is logged.
+
+    One written in C, as ``time.monotonic_ns``, is the same object.
+    """
+    if isinstance(clock, types.BuiltinFunctionType):
+        return clock
+    latest_ns = 0
+    failures = ErrorLog("streaminfer")
+
+    def read() -> int:
+        nonlocal latest_ns
+        try:
+            latest_ns = clock()
+        except Exception as error:  # noqa: BLE001 - whatever a clock raises, the requests end
+            failures.report("the clock", error)
+        return latest_ns
+
+    return read

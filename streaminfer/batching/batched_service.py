@@ -241,7 +241,8 @@ class BatchedService(Node):
 
     def bind_clock(self, clock: Clock) -> None:
         """Take over the clock of a `Stack`."""
-        self.clock = self._calls.clock = self._submission.clock = clock
+        self.clock = self._submission.clock = clock
+        self._calls.bind_clock(clock)
         super().bind_clock(clock)
 
     async def start(self) -> None:
@@ -432,8 +433,7 @@ class BatchedService(Node):
             prepare(wait=True)
 
     def _enter(self, loop: asyncio.AbstractEventLoop) -> None:
-        submission, dispatcher = self._submission, self._dispatcher
-        before = submission.loop
+        submission, dispatcher, before = self._submission, self._dispatcher, self._submission.loop
         if before is loop:
             return
         if before is not None and not before.is_closed() and (self._queue.queued or dispatcher.runner.batches):

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import random
+import time
 import weakref
 
 import pytest
@@ -292,3 +293,40 @@ def test_a_batch_larger_than_the_backend_takes_is_refused_at_the_start(between):
             await outer.start()
 
     run(main)
+
+
+@pytest.mark.parametrize("model", ["awaited", "inline"])
+@pytest.mark.parametrize("failing", range(1, 31))
+def test_a_clock_that_raises_leaves_no_caller_waiting(model, failing):
+    """Each request ends, with the error where its own caller read the clock, and the batcher serves and stops."""
+    backend = {
+        "awaited": lambda: ScriptedBackend(duration_s=0.010),
+        "inline": lambda: si.CpuBackend(lambda batch: batch, executor="inline"),
+    }[model]()
+
+    async def main(loop):
+        calls = 0
+
+        def clock():
+            nonlocal calls
+            calls += 1
+            if calls == failing:
+                raise RuntimeError("no time")
+            return loop.clock()
+
+        batcher = si.AdaptiveBatcher(max_batch_size=4, max_in_flight=2)
+        async with si.Stack(batcher, backend, clock=clock) as service:
+            calls = 0
+            requests = [service(float(number), timeout_s=5.0 if number % 2 else None) for number in range(10)]
+            ended = await asyncio.wait_for(settle(*requests), 60.0)
+            calls = failing  # whatever failed before, the batcher serves
+            assert await service(1.0) == 1.0
+        return {type(error) for error in ended if isinstance(error, BaseException)}
+
+    assert run(main) <= {RuntimeError}
+
+
+def test_a_clock_of_the_system_is_read_without_a_detour():
+    service = si.AdaptiveBatcher(max_batch_size=4).wrap(ScriptedBackend())
+
+    assert service._calls.clock is time.monotonic_ns

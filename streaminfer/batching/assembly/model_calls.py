@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from streaminfer._internal.own_arrays import own_arrays
+from streaminfer._runtime.stack_clock import unfailing
 from streaminfer.batching.assembly.assembler import AssembledBatch, Assembler
 from streaminfer.batching.assembly.unbatch import PLAIN, split_rows
 from streaminfer.batching.queue._ticket_cy import NEVER, Execution
@@ -40,7 +41,7 @@ class ModelCalls:
         stack: as above.
         assembler: as above; may be replaced.
         source: as above.
-        clock: as above; may be replaced.
+        clock: as above, but it raises nothing.
         copies: the model may reuse its output memory, so outputs are copied before the next call.
         infer: the backend's; ``None`` for a function.
     """
@@ -50,9 +51,13 @@ class ModelCalls:
         self.stack = stack
         self.assembler = assembler
         self.source = source
-        self.clock = clock
+        self.clock = unfailing(clock)
         self.copies = not adapt(inner).capabilities().returns_new_arrays
         self.infer: Callable[[Batch], Any] | None = inner.infer if is_backend(inner) else None
+
+    def bind_clock(self, clock: Clock) -> None:
+        """Read another clock; where it raises, the callers of a batch still get their results."""
+        self.clock = unfailing(clock)
 
     def make_batch(self, execution: Execution, kind: type[AssembledBatch] = AssembledBatch) -> AssembledBatch:
         """Return what a backend is given."""
