@@ -7,6 +7,7 @@ added to what was known. A version that is unloaded takes its counters with it, 
 """
 
 import asyncio
+import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import attrs
 
 from streaminfer._internal.snapshot import Snapshot
+from streaminfer._runtime.background import keep_running
 from streaminfer._runtime.lifecycle import end_tasks
 from streaminfer.backends.statistics import BackendRecorder, BackendStatistics
 from streaminfer.backends.triton.errors import ServerError, without_input
@@ -145,7 +147,8 @@ class StatisticsReader:
     def start(self, splitter: RequestSplitter, every_s: float | None) -> None:
         """Read every so many seconds, if the server has statistics."""
         if every_s is not None and "statistics" in splitter.session.server.extensions:
-            self._reading = asyncio.create_task(self._read_periodically(splitter, every_s))
+            work = functools.partial(self._read_periodically, splitter, every_s)
+            self._reading = keep_running(work, f"reading the statistics of {self._what}", "streaminfer")
 
     async def stop(self) -> None:
         """Stop reading."""

@@ -442,8 +442,10 @@ async def _within(limit_s: float, operation: Awaitable[T]) -> T:
     try:
         async with asyncio.timeout(limit_s):
             return await operation
-    except asyncio.CancelledError as error:
+    except (Exception, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
         task = asyncio.current_task()
         if task is None or task.cancelling():
             raise
-        raise RuntimeError(f"the tier: {error!r}") from error  # which was cancelled itself
+        raise RuntimeError(f"the tier: {error!r}") from error  # it was cancelled itself, or would end the writer's task

@@ -20,6 +20,7 @@ from typing import Any
 import attrs
 
 from streaminfer._internal.validation import check_duration, check_instance, field_check
+from streaminfer._runtime.background import keep_running
 from streaminfer._runtime.pending_calls import DeadlineCalls
 from streaminfer.routing.replicas.replica import Replica
 
@@ -138,7 +139,7 @@ class Finder:
 
     def begin(self) -> None:
         """Look the name up every ``interval_s`` from now on."""
-        self._task = asyncio.get_running_loop().create_task(self._look_up_for_ever())
+        self._task = keep_running(self._look_up_for_ever, f"the discovery of {self._discovery.host!r}", _log.name)
 
     def cancel(self) -> list[asyncio.Future[Any]]:
         """Stop looking the name up; return what was cancelled, also before, and the ends of the replicas that leave."""

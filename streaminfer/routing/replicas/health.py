@@ -24,6 +24,7 @@ import numpy as np
 
 from streaminfer._internal.units import NEVER_NS
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected, field_check
+from streaminfer._runtime.background import keep_running
 from streaminfer._runtime.pending_calls import DeadlineCalls
 from streaminfer.protocols import Clock
 from streaminfer.routing.replicas._p2c_cy import P2CBalancer
@@ -122,7 +123,8 @@ class ReplicaProbes:
         task = self._tasks.get(handle)
         if task is None or task.get_loop().is_closed():  # which nothing has stopped
             delay_s = self._random.random() * self._check.interval_s
-            self._tasks[handle] = asyncio.get_running_loop().create_task(self._probe_for_ever(handle, delay_s))
+            work = functools.partial(self._probe_for_ever, handle, delay_s)
+            self._tasks[handle] = keep_running(work, f"the health check of replica {handle.replica.name!r}", _log.name)
 
     def forget(self, handle: ReplicaHandle) -> None:
         """Probe a replica no more."""

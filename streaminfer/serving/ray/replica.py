@@ -9,6 +9,7 @@ from typing import Any
 
 from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import expected
+from streaminfer._runtime.background import keep_running
 from streaminfer._runtime.lifecycle import end_tasks
 from streaminfer.protocols import adapt
 from streaminfer.serving.asgi import ServingApp, asgi_app
@@ -52,7 +53,7 @@ class StackReplica:
         await self._service.start()
         self._exits.push_async_callback(self._service.stop, timeout_s=stop_timeout_s)
         self._meter.workers = adapt(stack).capabilities().max_in_flight or 1
-        self._exits.push_async_callback(end_tasks, [asyncio.create_task(self._publish())])
+        self._exits.push_async_callback(end_tasks, [keep_running(self._publish, "the export of metrics", _LOG.name)])
 
     def __serve_build_asgi_app__(self) -> ServingApp:
         """Return the app of the Open Inference Protocol; Ray Serve calls it."""

@@ -506,8 +506,9 @@ def test_a_tier_that_raises_at_each_request_is_logged_once_for_reads_and_once_fo
     ]
 
 
+@pytest.mark.parametrize("error", [asyncio.CancelledError, BaseExceptionGroup("odd", [GeneratorExit()])], ids=repr)
 @pytest.mark.parametrize("operation", ["put", "delete", "erase"])
-def test_a_tier_that_is_cancelled_itself_is_written_to_further(operation):
+def test_a_tier_that_would_end_the_writer_is_written_to_further(operation, error):
     """Its ``CancelledError`` is a failure like any other: counted or reported, and the next write is made."""
 
     async def main(loop):
@@ -516,7 +517,7 @@ def test_a_tier_that_is_cancelled_itself_is_written_to_further(operation):
 
         async def cancelled(*arguments, **named):
             setattr(tier, operation, works)
-            raise asyncio.CancelledError
+            raise error
 
         async with cache_of(loop, tier) as cache:
             setattr(tier, operation, cancelled)

@@ -94,6 +94,22 @@ def test_replicas_stay_when_the_name_is_not_resolved(says, caplog):
     assert caplog.records[0].exc_info
 
 
+def test_a_resolver_that_ends_its_task_is_asked_again(caplog):
+    """Whatever it raises: a discovery that ended in silence would keep servers that are gone."""
+
+    async def main(loop):
+        names = Names(loop, "10.0.0.1")
+        async with si.Stack(names.replicas, clock=loop.clock):
+            names.says = BaseExceptionGroup("odd", [GeneratorExit()])
+            await asyncio.sleep(10.5)
+            names.says = ["10.0.0.2"]
+            await asyncio.sleep(12.0)
+            assert names.names() == ["10.0.0.2"]
+        assert "the discovery of 'models' failed: " in caplog.text
+
+    run(main)
+
+
 def test_the_first_look_comes_with_the_start():
     """Without another replica a start needs an address, and says why there is none; a later start finds it."""
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from streaminfer._internal.validation import check_count, check_duration, check_instance
+from streaminfer._runtime.background import keep_running
 from streaminfer.caching.tiers._records import MediumTier, selection
 from streaminfer.caching.tiers.disk.store import DiskStore
 from streaminfer.caching.tiers.encryption import KeyProvider
@@ -96,7 +97,7 @@ class DiskTier(MediumTier):
         except BaseException:
             await self.stop()
             raise
-        self._purger = asyncio.create_task(self._purge_regularly(), name="streaminfer disk tier purge")
+        self._purger = keep_running(self._purge_regularly, "the purge of a disk tier", "streaminfer.caching")
 
     async def stop(self) -> None:
         """End what is queued and close the file; idempotent."""

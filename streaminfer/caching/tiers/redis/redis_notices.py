@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from streaminfer._runtime.background import keep_running
 from streaminfer.caching.codec import CorruptRecord
 from streaminfer.caching.tiers._records import Records
 from streaminfer.caching.tiers.protocol import Entry, Notice
@@ -64,7 +65,7 @@ class RedisNotices:
         self._client = client
         self._own = os.urandom(16)  # not before a fork: its children are others
         self.listening = asyncio.Event()  # of this event loop
-        self._task = asyncio.get_running_loop().create_task(self._listen(), name="streaminfer redis notices")
+        self._task = keep_running(self._listen, "the listener to notices of a Redis tier", _LOGGER.name)
 
     async def stop(self) -> None:
         """End it; idempotent."""
