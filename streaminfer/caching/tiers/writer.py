@@ -53,6 +53,7 @@ PUT_TIMEOUT_S = 5.0
 ERASE_TIMEOUT_S = 30.0
 FIRST_RETRY_S = 1.0
 MAX_RETRY_S = 30.0
+_PASSED_ON = (Exception, KeyboardInterrupt, SystemExit, GeneratorExit)
 
 
 @attrs.frozen(kw_only=True)
@@ -442,10 +443,8 @@ async def _within(limit_s: float, operation: Awaitable[T]) -> T:
     try:
         async with asyncio.timeout(limit_s):
             return await operation
-    except (Exception, KeyboardInterrupt, SystemExit, GeneratorExit):
-        raise
     except BaseException as error:
         task = asyncio.current_task()
-        if task is None or task.cancelling():
+        if isinstance(error, _PASSED_ON) or task is None or task.cancelling():
             raise
         raise RuntimeError(f"the tier: {error!r}") from error  # it was cancelled itself, or would end the writer's task
