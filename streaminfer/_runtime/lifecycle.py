@@ -7,19 +7,22 @@ travels in the context and not as an argument, so that parts that know nothing o
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, cast
 
+from streaminfer._internal.error_log import ErrorLog
 from streaminfer._runtime.owners import last_owner, own, parts_of
 from streaminfer.protocols import adapt
 
 __all__ = [
     "KILL_GRACE_S",
+    "RESTART_S",
     "STOP_LIMIT_S",
     "BegunTask",
     "end_tasks",
+    "keep_running",
     "raise_first",
     "seconds_left",
     "start_all",
@@ -32,6 +35,9 @@ __all__ = [
 
 STOP_LIMIT_S = 30.0
 """Seconds that a stop waits for requests in flight by default."""
+
+RESTART_S = 1.0
+"""Seconds after which failed work begins again: what fails at once, each time, takes little of the event loop."""
 
 KILL_GRACE_S = 0.1
 """Seconds that a thread, interrupted at the limit, has to end."""
@@ -80,6 +86,34 @@ async def end_tasks(tasks: Iterable[asyncio.Future[Any]]) -> None:
         task.cancel()
     if ending:
         await asyncio.wait(ending, timeout=seconds_left())
+
+
+def keep_running(work: Callable[[], Coroutine[Any, Any, None]], what: str, logger: str) -> "asyncio.Task[None]":
+    """Run work in a task of its own, and begin it again where it ends by an error, which is logged.
+
+    Args:
+        work: returns the coroutine; it expects and handles the usual errors itself.
+        what: the subject of the message.
+        logger: name of the log.
+    """
+    return asyncio.get_running_loop().create_task(_keep_running(work, what, logger), name=f"streaminfer {what}")
+
+
+async def _keep_running(work: Callable[[], Coroutine[Any, Any, None]], what: str, logger: str) -> None:
+    failures = ErrorLog(logger)
+    while True:
+        try:
+            await work()
+        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        except BaseException as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            failures.report(what, error)
+        else:
+            return
+        await asyncio.sleep(RESTART_S)
 
 
 async def start_all(owner: object, parts: Iterable[Any]) -> None:

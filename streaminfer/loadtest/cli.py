@@ -10,8 +10,8 @@ from typing import Any
 
 import attrs
 
+from streaminfer._internal.files.whole_file import write_whole
 from streaminfer._internal.validation import expected
-from streaminfer._internal.whole_file import write_whole
 from streaminfer.errors import StreamInferError
 from streaminfer.loadtest.capacity.find import find_capacity
 from streaminfer.loadtest.capacity.search import Capacity

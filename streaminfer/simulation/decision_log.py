@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from streaminfer._internal.display.figures import inline_svg
 from streaminfer._internal.display.html_table import html_table
+from streaminfer._internal.files.whole_file import write_whole
 from streaminfer._internal.validation import check_count, check_duration, check_instance
-from streaminfer._internal.whole_file import write_whole
 from streaminfer.batching.queue._event_ring_cy import EventRing
 from streaminfer.simulation.timeline_plot import draw_timeline
 from streaminfer.simulation.trace import Trace

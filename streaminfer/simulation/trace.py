@@ -13,8 +13,8 @@ import attrs
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from streaminfer._internal.files.whole_file import write_whole
 from streaminfer._internal.validation import expected
-from streaminfer._internal.whole_file import write_whole
 from streaminfer.simulation.arrivals import arrivals_in_ns, ascending, numbers, priorities_of
 
 __all__ = ["Trace"]

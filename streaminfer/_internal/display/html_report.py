@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
+from streaminfer._internal.files.whole_file import write_whole
 from streaminfer._internal.units import format_duration
-from streaminfer._internal.whole_file import write_whole
 
 __all__ = ["cells", "instant", "list_of", "text_table", "write_page"]
 

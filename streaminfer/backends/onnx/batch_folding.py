@@ -28,9 +28,9 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
+from streaminfer._internal.files.whole_file import write_whole
 from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import expected
-from streaminfer._internal.whole_file import write_whole
 from streaminfer.backends.onnx.fold_layout import Convolution, Layout, lay_out
 from streaminfer.backends.onnx.model import CPU, find_source, load, make_options, read_specs
 from streaminfer.backends.onnx.session import stack_example

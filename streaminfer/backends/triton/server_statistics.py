@@ -15,8 +15,7 @@ from typing import Any
 import attrs
 
 from streaminfer._internal.snapshot import Snapshot
-from streaminfer._runtime.background import keep_running
-from streaminfer._runtime.lifecycle import end_tasks
+from streaminfer._runtime.lifecycle import end_tasks, keep_running
 from streaminfer.backends.statistics import BackendRecorder, BackendStatistics
 from streaminfer.backends.triton.errors import ServerError, without_input
 from streaminfer.backends.triton.request_splitter import RequestSplitter

@@ -25,9 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer._internal.display.figures import COLORS, inline_svg, new_axes
+from streaminfer._internal.files.whole_file import write_whole
 from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_count, check_duration, expected
-from streaminfer._internal.whole_file import write_whole
 from streaminfer.batching.service_time._curve_cy import best_size, fill_times, fill_whole_ns
 
 __all__ = ["ServiceTime", "service_time_axes", "service_time_html", "whole_ns"]

@@ -13,8 +13,8 @@ import attrs
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from streaminfer._internal.files.whole_file import write_whole
 from streaminfer._internal.validation import expected
-from streaminfer._internal.whole_file import write_whole
 from streaminfer.loadtest.capacity.search import Capacity
 from streaminfer.loadtest.quantiles import quantile_of, quantiles_of, say_latency
 from streaminfer.loadtest.sending.record import ANSWERED, Floats, Record

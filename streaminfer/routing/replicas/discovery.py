@@ -20,7 +20,7 @@ from typing import Any
 import attrs
 
 from streaminfer._internal.validation import check_duration, check_instance, field_check
-from streaminfer._runtime.background import keep_running
+from streaminfer._runtime.lifecycle import keep_running
 from streaminfer._runtime.pending_calls import DeadlineCalls
 from streaminfer.routing.replicas.replica import Replica
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from streaminfer._internal.units import NEVER_NS
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected, field_check
-from streaminfer._runtime.background import keep_running
+from streaminfer._runtime.lifecycle import keep_running
 from streaminfer._runtime.pending_calls import DeadlineCalls
 from streaminfer.protocols import Clock
 from streaminfer.routing.replicas._p2c_cy import P2CBalancer

@@ -9,8 +9,7 @@ from typing import Any
 
 from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import expected
-from streaminfer._runtime.background import keep_running
-from streaminfer._runtime.lifecycle import end_tasks
+from streaminfer._runtime.lifecycle import end_tasks, keep_running
 from streaminfer.protocols import adapt
 from streaminfer.serving.asgi import ServingApp, asgi_app
 from streaminfer.serving.limits import Limits

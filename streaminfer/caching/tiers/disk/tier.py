@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from streaminfer._internal.validation import check_count, check_duration, check_instance
-from streaminfer._runtime.background import keep_running
+from streaminfer._runtime.lifecycle import keep_running
 from streaminfer.caching.tiers._records import MediumTier, selection
 from streaminfer.caching.tiers.disk.store import DiskStore
 from streaminfer.caching.tiers.encryption import KeyProvider

@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from streaminfer._runtime.background import keep_running
+from streaminfer._runtime.lifecycle import keep_running
 from streaminfer.caching.codec import CorruptRecord
 from streaminfer.caching.tiers._records import Records
 from streaminfer.caching.tiers.protocol import Entry, Notice

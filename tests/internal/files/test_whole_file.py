@@ -9,7 +9,7 @@ from small_files import files_limited_to
 
 import streaminfer as si
 from streaminfer._internal.display.html_report import write_page
-from streaminfer._internal.whole_file import write_whole
+from streaminfer._internal.files.whole_file import write_whole
 from streaminfer.batching.service_time.service_time import ServiceTime
 
 SAVES = {

@@ -1,0 +1,1 @@
+"""How files are saved: whole, or not at all."""
