@@ -82,8 +82,8 @@ class CpuBackend(Node):
         fn: the function; with ``executor="inline"`` it may be ``async``; with ``"process"`` it must be importable by
             name.
         executor: ``"thread"``, ``"process"``, or ``"inline"``: on the event loop, which stands still meanwhile.
-        workers: threads or processes: how many batches can run at the same time. An inline function runs wherever it
-            is awaited.
+        workers: threads or processes, at most 10,000: how many batches can run at the same time. An inline function
+            runs wherever it is awaited.
         version: of the function's behavior; change it when the same name returns other results, so that a cache does
             not return old ones.
         example: one request's inputs, without a batch axis: a batcher calls the function with batches of it before it

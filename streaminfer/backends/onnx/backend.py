@@ -66,8 +66,8 @@ class OnnxBackend(Node):
             brought is named like any other, after ``onnxruntime.register_execution_provider_library``.
         threads: threads that a batch computes with, its worker thread included; ``None`` means 1. On the CPU the
             batches that run share all ``sessions * threads``.
-        sessions: how many batches can run at the same time, each in a worker thread. On the CPU they share the weights;
-            elsewhere each has a session with a copy of them.
+        sessions: how many batches can run at the same time, at most 10,000, each in a worker thread. On the CPU they
+            share the weights; elsewhere each has a session with a copy of them.
         executor: ``"thread"``; or ``"inline"``: batches run on the event loop, which stands still meanwhile, for a
             model whose full batch takes a few milliseconds at most. Such a batch cannot be told to end.
         warmup: batch sizes that :meth:`start` runs on every session. Not needed behind a batcher, which runs all sizes
