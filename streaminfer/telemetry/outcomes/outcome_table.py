@@ -17,9 +17,9 @@ import attrs
 
 from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.snapshot import Snapshot
-from streaminfer._internal.student import student_quantile
 from streaminfer._internal.validation import expected
 from streaminfer.telemetry.families.routes import OTHER
+from streaminfer.telemetry.outcomes.student import student_quantile
 
 __all__ = ["Estimate", "OutcomeCell", "OutcomeRow", "OutcomeTable", "Sums"]
 

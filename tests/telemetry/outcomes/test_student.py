@@ -2,7 +2,7 @@
 
 import pytest
 
-from streaminfer._internal.student import student_quantile
+from streaminfer.telemetry.outcomes.student import student_quantile
 
 
 @pytest.mark.parametrize(
