@@ -10,14 +10,14 @@ HASH_SPAN = 2**64
 
 
 def stable_hash(key: Hashable, salt: bytes = b"") -> int:
-    """Return 64 bits, the same in every process for text, bytes and whole numbers; for others, in this one.
+    """Return 64 bits that any keys fill evenly: the same ones in every process for text, bytes and whole numbers.
 
     Equal texts, bytes or whole numbers have the same, also where their types differ: text of an enumeration, a number
-    of NumPy.
+    of NumPy. Those of other keys are the same in this process only.
 
     Args:
         key: of a stream, a tenant or a replica.
-        salt: another one gives another hash of text, bytes and whole numbers; at most 64 bytes.
+        salt: another one gives another hash; at most 64 bytes.
     """
     plain: str | bytes | int
     if isinstance(key, str):
@@ -27,5 +27,5 @@ def stable_hash(key: Hashable, salt: bytes = b"") -> int:
     elif isinstance(key, Integral):
         plain = int(key)
     else:
-        return hash(key) % HASH_SPAN
+        plain = hash(key)  # of a `uuid.UUID` it fills 61 of the 64 bits, of an object fewer
     return int.from_bytes(hashlib.blake2b(repr(plain).encode(), digest_size=8, key=salt).digest(), "big")

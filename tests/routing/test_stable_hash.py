@@ -1,11 +1,13 @@
 """What decides where the requests of a key go is the same for keys that are equal."""
 
 import enum
+import fractions
+import uuid
 
 import numpy as np
 import pytest
 
-from streaminfer.routing.stable_hash import stable_hash
+from streaminfer.routing.stable_hash import HASH_SPAN, stable_hash
 
 
 class Tenant(enum.StrEnum):
@@ -16,6 +18,13 @@ class Tenant(enum.StrEnum):
 
 class Token(bytes):
     """Bytes of an application's own type."""
+
+
+class Ticket:
+    """An object that is equal to itself only."""
+
+    def __init__(self, number):
+        self.number = number
 
 
 @pytest.mark.parametrize(
@@ -32,6 +41,22 @@ def test_equal_keys_have_one_hash(key, equal, expected):
     assert [stable_hash(each) for each in (key, *equal)] == [expected] * (1 + len(equal))
 
 
-def test_a_salt_and_other_keys():
-    assert stable_hash("acme") != stable_hash("acme", b"salt") != stable_hash("acme", b"other")
-    assert stable_hash(("acme", -1)) == hash(("acme", -1)) % 2**64
+def test_a_salt_gives_another_hash():
+    for key in ("acme", ("acme", -1)):
+        assert len({stable_hash(key), stable_hash(key, b"salt"), stable_hash(key, b"other")}) == 3
+        assert stable_hash(key) == stable_hash(key)
+
+
+@pytest.mark.parametrize(
+    "key_of",
+    [str, lambda number: uuid.UUID(int=number << 90 | number), lambda number: fractions.Fraction(number, 7), Ticket],
+    ids=["text", "identifier", "fraction", "object"],
+)
+def test_hashes_are_even(key_of):
+    """Each tenth of the span has about a tenth of the keys, of whatever type they are."""
+    keys = [key_of(number) for number in range(2000)]
+
+    tenths = np.bincount([10 * stable_hash(key) // HASH_SPAN for key in keys], minlength=10)
+
+    assert tenths.size == 10
+    assert 130 < tenths.min() <= tenths.max() < 270

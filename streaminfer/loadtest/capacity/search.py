@@ -9,8 +9,10 @@ rates is halved.
 
 *Incidents.* A queue makes requests late in incidents, and a step at the crossing may have none, or one that makes a
 third of it late. So the error of the crossing is the larger of two, from drawing with replacement blocks of each step
-and whole steps. A step has missed for sure only if it was late throughout; the share of any other one is cut to what no
-line reaches, so that one incident does not outweigh the rest.
+and whole steps, with the degrees of freedom of the number of steps over which late requests are spread: what comes from
+three incidents is known from three observations. Few steps that were kept or missed are no jump, and a slope from few
+incidents is often too steep: the rates beside the estimate are as far as the least of its likely slopes allows. A step
+has missed for sure only if it was late throughout.
 
 A service that does not recover from overload keeps a rate on the way up that it misses afterwards. Before a search ends
 it measures the lower end of its interval again, and where rates that were kept are missed for sure twice, what was
@@ -33,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer._internal.validation import check_duration, check_number, expected
-from streaminfer.loadtest.verdict.block_bootstrap import student_quantile
+from streaminfer.telemetry.outcomes.student import student_quantile
 
 __all__ = ["Capacity", "CapacitySearch", "Step", "check_rates"]
 
@@ -223,7 +225,7 @@ class CapacitySearch:
         narrow = (high - low) / 2 <= self.tolerance * rate
         if self._jumps():
             if narrow:
-                return None if self._is_confirmed(low) else low
+                return self._next_beside(min(rate, self.high), low, high)
             if not self._between():
                 return min(rate, self.high)  # in the middle, or beside a step that leaves a doubt
             low, high = max(low, rate * (1 - _SPREAD / 2)), min(high, rate * (1 + _SPREAD / 2))
@@ -232,6 +234,15 @@ class CapacitySearch:
             return None
         spread = min(_SPREAD, _STEEP / self._slope) * (-0.5, 0.5, -0.25, 0.25)[self._after_ramp % 4]
         return min(rate * (1 + spread), self.high)
+
+    def _next_beside(self, rate: float, low: float, high: float) -> float | None:
+        """Return the rate on the side of a jump that was measured too seldom; ``None``: neither."""
+        farthest = max(_NEAR, math.log(rate / low), math.log(high / rate))
+        near = [step.rate for step in self._counted if abs(math.log(step.rate / rate)) <= farthest]
+        below = sum(each < rate for each in near)
+        if below < _LEAST_BESIDE or not self._is_confirmed(low):
+            return low
+        return min(high, self.high) if len(near) - below < _LEAST_BESIDE else None
 
     def add(self, step: Step) -> None:
         """Take what was measured at :attr:`next_rate`."""
@@ -362,10 +373,14 @@ class CapacitySearch:
         blocks = np.array([step.draw(self._rng) for step in near], np.float64).transpose(1, 2, 0)  # late, sent × draws
         steps = sums[:, np.newaxis] * self._rng.multinomial(len(near), np.full(len(near), 1 / len(near)), DRAWS)
         found, slope = map(float, self._crossing(x, *sums))
-        ends = [np.quantile(self._crossing(x, *drawn)[0], _ONE_DEVIATION) for drawn in (blocks, steps)]
+        drawn = [self._crossing(x, *counts) for counts in (blocks, steps)]
+        ends = [np.quantile(crossings, _ONE_DEVIATION) for crossings, _ in drawn]
         error = float(max(high - low for low, high in ends)) / 2
-        half = student_quantile(0.5 + self.confidence / 2, max(2, len(near) - 2)) * error * _STOPPING
-        self._slope, middle = slope, float(x.mean())
+        middle = float(x.mean())
+        late = sums[0] / (sums[1] * np.exp(slope * (x - middle)))  # as if all were at one rate
+        spread_over = float(late.sum() ** 2 / (late @ late))  # Kish's number of steps
+        half = student_quantile(0.5 + self.confidence / 2, max(2.0, spread_over - 2)) * error * _STOPPING
+        self._slope = min(float(np.quantile(slopes, _ONE_DEVIATION[0])) for _, slopes in drawn)
         log_rate = min(max(found, middle - _FARTHEST), middle + _FARTHEST)
         return math.exp(log_rate), math.exp(min(found, log_rate) - half), math.exp(max(found, log_rate) + half)
 
@@ -382,7 +397,6 @@ class CapacitySearch:
         """
         middle = x.mean()
         distance = x - middle
-        late = np.minimum(late, self._many * sent)
         level = np.log((late.sum(axis=-1) + 0.5) / sent.sum(axis=-1))
         slope = np.full_like(level, _FIRST_SLOPE)
         for _ in range(_NEWTON_STEPS):

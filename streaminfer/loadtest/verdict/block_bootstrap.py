@@ -18,15 +18,15 @@ References: H. R. Künsch, "The jackknife and the bootstrap for general stationa
 
 import math
 from collections.abc import Sequence
-from statistics import NormalDist
 
 import attrs
 import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer.loadtest.quantiles import quantile_of
+from streaminfer.telemetry.outcomes.student import student_quantile
 
-__all__ = ["LEAST_BLOCKS", "Blocks", "differ", "student_quantile"]
+__all__ = ["LEAST_BLOCKS", "Blocks", "differ"]
 
 MOST_BLOCKS = 40
 LEAST_BLOCKS = 10
@@ -111,16 +111,6 @@ def differ(one: Blocks, other: Blocks, q: float, false_alarm: float) -> bool:
     """
     threshold = quantile_of(np.concatenate([*one.values, *other.values]), q)
     return _means_differ(_shares_above(one.values, threshold), _shares_above(other.values, threshold), false_alarm)
-
-
-def student_quantile(p: float, degrees: float) -> float:
-    """Return a quantile of Student's distribution, from that of the normal one (Abramowitz and Stegun 26.7.5)."""
-    z = NormalDist().inv_cdf(p)
-    return z + (
-        (z**3 + z) / (4 * degrees)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * degrees**3)
-    )
 
 
 def _shares_above(blocks: Sequence[Floats], threshold: float) -> Floats:

@@ -23,7 +23,8 @@ from streaminfer._internal.validation import check_number, expected
 from streaminfer.loadtest.quantiles import quantile_of, say_latency
 from streaminfer.loadtest.report.report import Report
 from streaminfer.loadtest.report.sentences import describe_lateness
-from streaminfer.loadtest.verdict.block_bootstrap import Blocks, differ, student_quantile
+from streaminfer.loadtest.verdict.block_bootstrap import Blocks, differ
+from streaminfer.telemetry.outcomes.student import student_quantile
 
 __all__ = ["Result", "Verdict", "compare"]
 

@@ -36,7 +36,7 @@ class RollingHistogram(StackClock, _State):
     A duration stays for at least ``window_s * (1 - 1 / slices)`` seconds and is gone after ``window_s``; in between its
     whole slice goes at once. Nothing runs in the background; long idle times and clocks that jump ahead are fine, and
     a clock that jumps back stands still. Each slice, and one more for readers, takes a histogram's memory: 1.3 MiB at
-    the defaults, a tenth of it with ``significant_digits=2``.
+    the defaults, a seventh of it with ``significant_digits=2``.
 
     Args:
         window_s: seconds after which a duration is forgotten, > 0.

@@ -2,7 +2,7 @@
 
 *Design.* Cells are merged: they hold counts, means and squared distances from these (Chan, Golub, LeVeque 1979), which
 lose no digits where values are large and alike. A rate has Wilson's interval, which holds for few requests
-and for rates near 0 and 1 too; the difference of two rates has Newcombe's, made of both; a mean has the normal one.
+and for rates near 0 and 1 too; the difference of two rates has Newcombe's, made of both; a mean has Student's.
 All are at 95 %.
 
 *References.* Wilson, "Probable inference, the law of succession, and statistical inference", 1927. Newcombe, "Interval
@@ -19,10 +19,12 @@ from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import expected
 from streaminfer.telemetry.families.routes import OTHER
+from streaminfer.telemetry.outcomes.student import student_quantile
 
 __all__ = ["Estimate", "OutcomeCell", "OutcomeRow", "OutcomeTable", "Sums"]
 
-_Z = 1.959964  # of 95 %
+_UPPER = 0.975  # of 95 %
+_Z = 1.959964  # the normal quantile
 Field = Literal["route", "latency", "degraded"]
 _FIELDS = ("route", "latency", "degraded")
 
@@ -244,7 +246,8 @@ def _mean(sums: Sums) -> Estimate:
         return _NOT_KNOWN
     if sums.valued == 1:
         return Estimate(sums.mean, math.nan, math.nan)
-    half = _Z * math.sqrt(sums.squares / (sums.valued - 1) / sums.valued)
+    degrees = sums.valued - 1
+    half = student_quantile(_UPPER, degrees) * math.sqrt(sums.squares / degrees / sums.valued)
     return Estimate(sums.mean, sums.mean - half, sums.mean + half)
 
 

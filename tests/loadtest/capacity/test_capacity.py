@@ -152,7 +152,26 @@ class TestSearch:
             low, high = search_all(CapacitySearch(250.0, 2000.0, seed=seed), measure).interval
             covered += low <= truth <= high
 
-        assert covered >= 14
+        assert covered >= 17
+
+    def test_interval_of_short_steps(self):
+        """Most steps at the capacity have no late request, and the others an incident of a few percent."""
+        truth, covered = known_capacity(0.2), 0
+        for seed in range(30):
+            rng = np.random.default_rng(seed + 1000)
+            search = CapacitySearch(50.0, 400.0, seed=seed)
+            found = search_all(search, lambda rate, rng=rng: latencies(rate, 600, rng, sigma=0.2)[60:] > SLO_S)
+            covered += found.interval[0] <= truth <= found.interval[1]
+
+        assert covered >= 27
+
+    @pytest.mark.parametrize("tolerance", [0.005, 0.02, 0.2])
+    def test_jump_is_measured_on_both_sides(self, tolerance):
+        """One step without a late request, and one with many, can be chance: there are four of each."""
+        found = search_all(CapacitySearch(10.0, 1000.0, tolerance=tolerance), lambda rate: np.full(1000, rate > 321.0))
+
+        assert sum(0.88 * 321.0 < step.rate <= 321.0 for step in found.steps) >= 4
+        assert sum(321.0 < step.rate < 1.12 * 321.0 for step in found.steps) >= 4
 
     def test_interval_of_a_service_that_is_a_little_slower_after_overload(self):
         """What was measured before is too good for it, and no other step is known to be wrong."""

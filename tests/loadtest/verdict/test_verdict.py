@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from streaminfer.loadtest import Record, Report, compare
-from streaminfer.loadtest.verdict.block_bootstrap import Blocks, student_quantile
+from streaminfer.loadtest.verdict.block_bootstrap import Blocks
 from streaminfer.loadtest.verdict.verdict import _error, _Settings
 
 
@@ -85,11 +85,6 @@ class TestError:
         before, after = (0.03, 0.04)
 
         assert _error(before, after, *durations_s) == pytest.approx(error, rel=0.01)
-
-    def test_student_quantile(self):
-        """It agrees with tables of Student's distribution."""
-        assert student_quantile(0.99, 9) == pytest.approx(2.821, abs=0.01)
-        assert student_quantile(0.975, 30) == pytest.approx(2.042, abs=0.001)
 
 
 class TestResult:

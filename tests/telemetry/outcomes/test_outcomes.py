@@ -6,12 +6,14 @@ import math
 import random
 from collections import OrderedDict
 
+import numpy as np
 import pytest
 
 import streaminfer as si
 from streaminfer._runtime.response_source import fallback_source
 from streaminfer.request import Response
 from streaminfer.telemetry import Outcomes
+from streaminfer.telemetry.outcomes.outcome_table import OutcomeCell, OutcomeTable
 from streaminfer.testing import FakeClock, ScriptedBackend, run
 
 
@@ -189,7 +191,21 @@ def test_an_interval_of_large_values(outcomes, clock):
         outcomes.report(number, "at_s", 1.7e9 + number % 2)
     (row,) = outcomes.table(settle=True).rows
     assert row.mean.value - 1.7e9 == pytest.approx(0.5, abs=1e-6)
-    assert row.mean.high - row.mean.value == pytest.approx(1.96 * 0.0503, rel=1e-2)
+    assert row.mean.high - row.mean.value == pytest.approx(1.984 * 0.05025, rel=1e-3)
+
+
+def test_an_interval_of_few_values():
+    """It covers the true mean as often as it says, which needs Student's distribution."""
+    rng, covered = np.random.default_rng(0), {2: 0, 3: 0, 8: 0}
+    for values in covered:
+        for _ in range(1000):
+            cell = OutcomeCell()
+            for value in rng.normal(20.0, 5.0, values).tolist():
+                cell.settle({"watched_s": value})
+            (row,) = OutcomeTable.of([(("m", "≤ 1 s", False), cell)], (), pending=0, unknown=0, evicted=0).rows
+            covered[values] += row.mean.low <= 20.0 <= row.mean.high
+
+    assert all(930 <= count <= 970 for count in covered.values())
 
 
 def test_in_a_stack_with_ids_of_its_own():
