@@ -55,11 +55,11 @@ class ListenerFailures:
         if id(listener) in self._failed:
             return
         self._failed[id(listener)] = listener
-        import logging  # noqa: PLC0415 - listeners that behave do without
+        from streaminfer._internal.error_log import Log  # noqa: PLC0415 - listeners that behave do without
 
         name = getattr(listener, "__qualname__", None) or brief(listener)
         message = "%s: the listener %s failed on: %s (its later failures are not logged)"
-        logging.getLogger(self._logger).error(message, self._source, name, told, exc_info=failure)
+        Log(self._logger).error(message, self._source, name, told, exc_info=failure)
 
 
 class Listeners(Generic[E]):

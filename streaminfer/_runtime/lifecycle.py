@@ -6,13 +6,12 @@ travels in the context and not as an argument, so that parts that know nothing o
 
 import asyncio
 import inspect
-import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, cast
 
-from streaminfer._internal.error_log import ErrorLog
+from streaminfer._internal.error_log import ErrorLog, Log
 from streaminfer._runtime.owners import last_owner, own, parts_of
 from streaminfer.protocols import adapt
 
@@ -45,7 +44,7 @@ KILL_GRACE_S = 0.1
 _RETURN_GRACE_S = 0.15  # for a part that keeps to the limit itself, to return
 _CANCEL_GRACE_S = 0.25  # for a part that was cancelled at the limit, to stop what is inside it
 
-_log = logging.getLogger("streaminfer")
+_log = Log("streaminfer")
 _ends_at: ContextVar[float | None] = ContextVar("streaminfer_stop_ends_at", default=None)
 
 

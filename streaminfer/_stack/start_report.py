@@ -2,13 +2,13 @@
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, Self
 
 import attrs
 
+from streaminfer._internal.error_log import Log
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._runtime.loops import is_virtual
 from streaminfer.batching.service_time.calibration import CalibrationStatistics
@@ -21,7 +21,7 @@ PROGRESS_INTERVAL_S = 5.0
 KERNELS_FROM_S = 0.1
 """From here on the kernels are a part of the report: loading those that were compiled ahead takes milliseconds."""
 
-_LOGGER = logging.getLogger("streaminfer")
+_LOGGER = Log("streaminfer")
 
 
 @attrs.frozen

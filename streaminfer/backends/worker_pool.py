@@ -12,7 +12,6 @@ Invariants:
 """
 
 import atexit
-import logging
 import queue
 import threading
 import time
@@ -20,6 +19,7 @@ import weakref
 from concurrent.futures import Future
 from typing import Any, Self
 
+from streaminfer._internal.error_log import Log
 from streaminfer._internal.forking import at_fork
 from streaminfer._runtime.lifecycle import KILL_GRACE_S
 from streaminfer.backends.job import Job
@@ -55,7 +55,7 @@ MAX_HUNG_PER_WORKER = 8
 EXIT_LIMIT_S = 10.0
 """Seconds that the end of the interpreter waits for threads that were not stopped."""
 
-_log = logging.getLogger("streaminfer")
+_log = Log("streaminfer")
 
 
 class _WorkerThread:

@@ -187,5 +187,5 @@ class Submission:
 
     def _schedule(self, loop: Any) -> None:
         dispatcher = self._dispatcher
-        dispatcher.is_scheduled = True
         loop.call_soon(dispatcher.dispatch, context=dispatcher.runner.context)
+        dispatcher.is_scheduled = True  # behind the call, which raises at the end of a caller's stack

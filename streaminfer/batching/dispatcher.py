@@ -374,8 +374,8 @@ class Dispatcher(DispatchState):
                 return
         elif not self._may_release():
             return
-        self.is_scheduled = True
         self._loop.call_soon(self.dispatch, context=self.runner.context)
+        self.is_scheduled = True  # behind the call, which raises at the end of a caller's stack
 
     def _may_release(self) -> bool:
         return self._queue.queued > 0 and (self.free > 0 or self.pipeline.is_open)
@@ -400,11 +400,11 @@ class Dispatcher(DispatchState):
     def set_timer(self) -> None:
         """Set the timer for the next deadline or decision, unless it is due by then."""
         wanted_ns = min(self._queue.next_deadline_ns, self._recheck_ns)
-        if wanted_ns >= self.timer_ns:
-            return
-        self.timer_ns = wanted_ns
-        is_exact = self._device is not None and self._recheck_ns == wanted_ns  # no gain was measured without
-        self._alarm.set(wanted_ns, self._calls.clock, is_exact=is_exact)
+        if wanted_ns < self.timer_ns:
+            self.timer_ns = NEVER  # as long as it may not be set, at the end of a caller's stack
+            is_exact = self._device is not None and self._recheck_ns == wanted_ns  # no gain was measured without
+            self._alarm.set(wanted_ns, self._calls.clock, is_exact=is_exact)
+            self.timer_ns = wanted_ns
 
     def _on_alarm(self) -> None:
         # loops fire early by their resolution: a timer for an instant means that the instant has come

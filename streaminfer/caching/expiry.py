@@ -91,9 +91,9 @@ class ExpiryThread:
             while (next_ns := memory.expire_due(now_ns, _BATCH)) <= now_ns:
                 time.sleep(_PAUSE_S)
         except Exception:
-            import logging  # noqa: PLC0415 - loaded by the first failure
+            from streaminfer._internal.error_log import Log  # noqa: PLC0415 - loaded by the first failure
 
-            logger = logging.getLogger("streaminfer.caching")
+            logger = Log("streaminfer.caching")
             logger.exception("expired entries could not be freed; the next one that expires begins another attempt")
             return NEVER
         if next_ns < memory.wake_ns:  # noqa: PLR1730 - in a call another thread could store what is due earlier

@@ -1,10 +1,10 @@
 """`asgi_app`: stacks as models of the Open Inference Protocol, an ASGI app to mount or to run."""
 
 import json
-import logging
 from collections.abc import Mapping
 from typing import Any, Self
 
+from streaminfer._internal.error_log import Log
 from streaminfer._internal.validation import check_duration
 from streaminfer._runtime.lifecycle import STOP_LIMIT_S, stop_together
 from streaminfer.serving._exchanges_cy import CLIENT_CLOSED_REQUEST, ClientGone, has_no_body
@@ -19,7 +19,7 @@ from streaminfer.telemetry.asgi_app import Message, Receive, Send
 
 __all__ = ["ServingApp", "asgi_app"]
 
-_LOG = logging.getLogger("streaminfer")
+_LOG = Log("streaminfer")
 _READING, _POSTING = ("GET", "HEAD"), ("POST",)
 _BEFORE_A_BODY = (404, 405)
 """Statuses of requests whose body, if they have one, is not read."""

@@ -14,10 +14,10 @@ everything else        500   ``INTERNAL``            the text is in the log, not
 =====================  ====  ======================  ===========================================
 """
 
-import logging
 import math
 from typing import NamedTuple
 
+from streaminfer._internal.error_log import Log
 from streaminfer._internal.validation import LONGEST_S
 from streaminfer.errors import (
     CircuitOpen,
@@ -33,7 +33,7 @@ from streaminfer.errors import (
 
 __all__ = ["Failure", "RequestRejected", "describe_failure", "logged_failure"]
 
-_LOG = logging.getLogger("streaminfer")
+_LOG = Log("streaminfer")
 _INTERNAL = "the model failed; the server's log says why"
 _GRPC = {
     400: "INVALID_ARGUMENT",

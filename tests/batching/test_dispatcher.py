@@ -9,7 +9,7 @@ import pytest
 import streaminfer as si
 from streaminfer.batching.planner.lookahead import Lookahead
 from streaminfer.batching.policy import Decision
-from streaminfer.testing import HANG, ScriptedBackend
+from streaminfer.testing import HANG, ScriptedBackend, run
 
 pytestmark = pytest.mark.uncompiled
 
@@ -275,3 +275,44 @@ def test_a_drain_of_a_loop_that_was_closed_does_not_concern_the_next_one():
         return response
 
     assert asyncio.run(again()) is not None
+
+
+def fail_once(loop, monkeypatch, name):
+    """The next call of a method of the loop fails, as all of them do at the end of a caller's stack."""
+
+    def fail(*_args, **_kwargs):
+        monkeypatch.undo()
+        raise RecursionError
+
+    monkeypatch.setattr(loop, name, fail, raising=False)
+
+
+def test_a_caller_without_stack_keeps_no_others_waiting(monkeypatch):
+    """A dispatch that it could not schedule is scheduled by the next request."""
+
+    async def main(loop):
+        async with si.Stack(si.AdaptiveBatcher(max_batch_size=4), ScriptedBackend(), clock=loop.clock) as stack:
+            fail_once(loop, monkeypatch, "call_soon")
+            with pytest.raises(RecursionError):
+                await stack(1.0)
+            return await stack(2.0)
+
+    assert run(main) == 2.0
+
+
+def test_a_caller_without_stack_keeps_no_deadline(monkeypatch):
+    """A timer that it could not set is set by the next request, for its own deadline."""
+
+    async def main(loop):
+        batcher = si.AdaptiveBatcher(max_batch_size=1, max_in_flight=1)
+        async with si.Stack(batcher, ScriptedBackend(duration_s=9.0), clock=loop.clock) as stack:
+            running = asyncio.ensure_future(stack(1.0))
+            await asyncio.sleep(0.1)
+            fail_once(loop, monkeypatch, "call_later")
+            with pytest.raises(RecursionError):
+                await stack(2.0, timeout_s=1.0)
+            with pytest.raises(si.DeadlineExceeded):
+                await stack(3.0, timeout_s=2.0)
+            return loop.time(), await running
+
+    assert run(main) == (pytest.approx(2.1), 1.0)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 USED = re.compile(
-    r"""(?:getLogger|ErrorLog|Listeners(?:\[\w+\])?)\(\s*"(streaminfer[.a-z_]*)"|_LOG_NAME = "([.a-z_]+)\""""
+    r"""(?:getLogger|Log|ErrorLog|Listeners(?:\[\w+\])?)\(\s*"(streaminfer[.a-z_]*)"|_LOG_NAME = "([.a-z_]+)\""""
 )
 
 

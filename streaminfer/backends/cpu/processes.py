@@ -8,6 +8,7 @@ lie, and read into their final place.
 Invariants:
 
 * A message is read whole before it is unpickled, so that one that cannot be unpickled leaves the pipe in step.
+  Where a message cannot be read or sent whole, for lack of memory, the process and its pipe end with the batch.
 * The process says in shared memory that it has read a batch, before it unpickles it. So a batch that a process died
   without having begun is sent to the next one, up to three processes per batch. One that was begun fails: the function
   may have had its effect, or be what ended the process.
@@ -156,6 +157,9 @@ class ProcessWorker(Worker):
                     died_before += 1
                     if begun or self._killed or died_before == _MAX_PROCESSES:
                         raise died from error
+                except BaseException:  # such as a MemoryError: a part of a message may be left in the pipe
+                    self._end()
+                    raise
 
     def _ready(self) -> Connection:
         if self._pipe is not None:

@@ -7,7 +7,6 @@ loads them from there. The process that serves never compiles while it serves.
 
 import contextlib
 import importlib.util
-import logging
 import os
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from streaminfer import _compiled_kernels
+from streaminfer._internal.error_log import Log
 from streaminfer._internal.forking import new_lock
 from streaminfer.errors import MissingExtra
 
@@ -33,7 +33,7 @@ except OSError as error:
 """
 """What the child process runs; it gives up at the first kernel that only itself would have."""
 
-_logger = logging.getLogger("streaminfer")
+_logger = Log("streaminfer")
 _loading = new_lock()
 _preparing = new_lock()
 _loaded: "PlannerKernels | None" = None

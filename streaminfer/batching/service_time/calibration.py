@@ -19,7 +19,6 @@ accepts them; the batches then warm the model, but the policy is told nothing.
 
 import asyncio
 import contextlib
-import logging
 import math
 import weakref
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -29,6 +28,7 @@ import attrs
 import numpy as np
 
 from streaminfer._internal.display.html_table import html_table
+from streaminfer._internal.error_log import Log
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import expected
@@ -63,7 +63,7 @@ OPEN_SIZES = tuple(1 << power for power in range(11))
 
 _OPEN = "the model leaves sizes open, so its first batches teach; example= says what a request brings"
 _NO_MEMORY = "needs more memory than there is"
-_LOGGER = logging.getLogger("streaminfer")
+_LOGGER = Log("streaminfer")
 
 
 @attrs.frozen

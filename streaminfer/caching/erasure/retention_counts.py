@@ -12,7 +12,6 @@ recorded before them; while the disk fails they fail as well, and lose nothing. 
 """
 
 import asyncio
-import logging
 import os
 import threading
 import weakref
@@ -21,6 +20,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from streaminfer._internal.error_log import Log
 from streaminfer._internal.forking import at_fork, new_lock, new_reentrant_lock
 from streaminfer.caching.erasure.owed_erasures import OwedErasures
 from streaminfer.compliance.retention_log import Action, RetentionLog
@@ -28,7 +28,7 @@ from streaminfer.errors import BackendError
 
 __all__ = ["DELETED", "REASONS", "RetentionCounts"]
 
-_LOGGER = logging.getLogger("streaminfer.caching")
+_LOGGER = Log("streaminfer.caching")
 _FLUSH_INTERVAL_NS = 1_000_000_000
 REASONS = {"expired": "its time had passed", "evicted": "no room"}
 _MAX_WAITING = 10_000

@@ -5,18 +5,18 @@ waits for ever if it calls for the key that it computes, as with any lock.
 """
 
 import contextvars
-import logging
 from typing import Any
 
 import attrs
 
+from streaminfer._internal.error_log import Log
 from streaminfer._internal.forking import new_awaited_lock
 from streaminfer._internal.validation import check_duration
 from streaminfer.caching.single_flight._flight_cy import Flight, FlightTable
 
 __all__ = ["CURRENT_FLIGHT", "FLIGHTS_LOCK", "FlightContext", "end_attempt", "enter", "fresh_for", "no_store"]
 
-LOG = logging.getLogger("streaminfer.caching")
+LOG = Log("streaminfer.caching")
 
 FLIGHTS_LOCK = new_awaited_lock()  # no table is in the middle of a change in a child
 """One for all flight tables: the graph of flights that wait for each other goes from cache to cache."""

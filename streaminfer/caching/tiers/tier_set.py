@@ -26,14 +26,13 @@ counted from the instant at which it was computed.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from streaminfer._internal.error_log import ErrorLog
+from streaminfer._internal.error_log import ErrorLog, Log
 from streaminfer._internal.validation import check_instance
 from streaminfer._runtime.lifecycle import start_owned, stop_all, stop_together
 from streaminfer.caching.erasure.erasure import PendingErasure
@@ -51,7 +50,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TierSet"]
 
-_LOGGER = logging.getLogger("streaminfer.caching")
+_LOGGER = Log("streaminfer.caching")
 LOG_INTERVAL_S = 5.0
 _ABSENT: Any = object()
 

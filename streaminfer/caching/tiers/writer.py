@@ -16,7 +16,6 @@ the next process does so too. An erasure that a legal hold forbids keeps no othe
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import os
 from collections.abc import Awaitable, Callable
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
-from streaminfer._internal.error_log import ErrorLog
+from streaminfer._internal.error_log import ErrorLog, Log
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer.caching.defensive_copy import freeze
 from streaminfer.caching.erasure.erasure import PendingErasure, is_erased
@@ -46,7 +45,7 @@ __all__ = ["TierUsage", "TierWriter"]
 
 T = TypeVar("T")
 
-_LOGGER = logging.getLogger("streaminfer.caching")
+_LOGGER = Log("streaminfer.caching")
 MAX_QUEUED_WRITES = 256
 MAX_QUEUED_BYTES = 64 * 2**20
 PUT_TIMEOUT_S = 5.0

@@ -12,13 +12,13 @@ Lookups never block the event loop: without ``resolve`` the system's resolver ru
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import Any
 
 import attrs
 
+from streaminfer._internal.error_log import Log
 from streaminfer._internal.validation import check_duration, check_instance, field_check
 from streaminfer._runtime.lifecycle import keep_running
 from streaminfer._runtime.pending_calls import DeadlineCalls
@@ -26,7 +26,7 @@ from streaminfer.routing.replicas.replica import Replica
 
 __all__ = ["DnsDiscovery", "Finder"]
 
-_log = logging.getLogger("streaminfer.routing")
+_log = Log("streaminfer.routing")
 
 
 async def _resolve(host: str) -> list[str]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-import logging
 import random
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 import attrs
 import numpy as np
 
+from streaminfer._internal.error_log import Log
 from streaminfer._internal.units import NEVER_NS
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected, field_check
 from streaminfer._runtime.lifecycle import keep_running
@@ -32,7 +32,7 @@ from streaminfer.routing.replicas.replica import Replica, ReplicaHandle
 
 __all__ = ["HealthCheck", "HealthRecord", "ReplicaProbes"]
 
-_log = logging.getLogger("streaminfer.routing")
+_log = Log("streaminfer.routing")
 
 
 def _check_probe(name: str, value: Any) -> None:

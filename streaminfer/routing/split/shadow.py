@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
 
+from streaminfer._internal.error_log import Log
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
 from streaminfer._runtime.closing import close_answers
@@ -32,7 +32,7 @@ from streaminfer.sync_layer import SyncService
 
 __all__ = ["Shadow", "ShadowStatistics"]
 
-_log = logging.getLogger("streaminfer.routing")
+_log = Log("streaminfer.routing")
 _MOST = 100_000
 
 

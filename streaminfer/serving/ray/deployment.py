@@ -1,10 +1,10 @@
 """`ray_deployment`: a stack per replica as a deployment of Ray Serve."""
 
-import logging
 import warnings
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from streaminfer._internal.error_log import Log
 from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import check_duration, check_instance, expected
 from streaminfer._runtime.lifecycle import STOP_LIMIT_S
@@ -21,7 +21,7 @@ AUTOSCALING_S = 0.5
 _MAX_ONGOING_REQUESTS = 1024
 _STOP_MARGIN_S = 5.0
 _ROUTER_PATH = "streaminfer.serving.ray.headroom_router.HeadroomRouter"
-_LOG = logging.getLogger("streaminfer")
+_LOG = Log("streaminfer")
 
 
 def ray_deployment(

@@ -2,12 +2,12 @@
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import AsyncIterator, Coroutine, Hashable, Iterable, Mapping
 from typing import Any
 
 import attrs
 
+from streaminfer._internal.error_log import Log
 from streaminfer._runtime.lifecycle import end_tasks, stop_together
 from streaminfer.errors import InvalidInput, Overloaded
 from streaminfer.protocols import Capabilities, StreamStates, Wrapper
@@ -22,7 +22,7 @@ SNAPSHOT_S = 0.5
 """Between two snapshots: with the way to the store, one is less than a second old."""
 _STORE_S = 2.0
 """Seconds for a call of the store; a stream is better served without its past than not at all."""
-_LOG = logging.getLogger("streaminfer")
+_LOG = Log("streaminfer")
 
 
 @attrs.define(eq=False)

@@ -3,10 +3,10 @@
 import asyncio
 import contextlib
 import inspect
-import logging
 from collections.abc import Callable, Hashable
 from typing import Any
 
+from streaminfer._internal.error_log import Log
 from streaminfer._internal.loading.extras import require
 from streaminfer._internal.validation import expected
 from streaminfer._runtime.lifecycle import end_tasks, keep_running
@@ -23,7 +23,7 @@ __all__ = ["StackReplica"]
 
 METRICS_S = 5.0
 """Between two publications of the statistics; Ray's agents export every ten seconds by default."""
-_LOG = logging.getLogger("streaminfer")
+_LOG = Log("streaminfer")
 
 
 class StackReplica:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import logging
 import threading
 from collections.abc import Iterator
 from types import ModuleType
@@ -10,6 +9,7 @@ from typing import Any
 
 import attrs
 
+from streaminfer._internal.error_log import Log
 from streaminfer.errors import InvalidInput
 from streaminfer.streams.frame import Frame
 from streaminfer.streams.sources.conversion import FrameMaker
@@ -27,7 +27,7 @@ NO_PACKET_POLL_S = 0.004  # of a camera that does not block: an eighth of a fram
 UNTIMED_FORMATS = frozenset({"mpjpeg", "mjpeg", "h264", "hevc", "image2pipe"})
 """Containers without timestamps: FFmpeg counts 25 frames a second, whatever the camera does."""
 
-_log = logging.getLogger("streaminfer.streams")
+_log = Log("streaminfer.streams")
 
 
 class MediaThread:

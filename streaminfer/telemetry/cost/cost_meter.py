@@ -1,12 +1,12 @@
 """`CostMeter`: what each request cost in a shared batch, and what padding and idle time cost."""
 
-import logging
 import sys
 import time
 import weakref
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from streaminfer._internal.error_log import Log
 from streaminfer._internal.listeners import LISTENER_ERRORS, ListenerFailures
 from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.validation import check_count, check_instance, check_number, expected
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["CostMeter", "Device"]
 
 _ALL = "device"  # the name of a device that everything runs on
-_log = logging.getLogger("streaminfer.telemetry")
+_log = Log("streaminfer.telemetry")
 _Account = thread_safe(CostAccount, ("respond", "charge"))
 _Bill = thread_safe(DeviceBill, ("open", "close", "advance", "begin", "end", "pad", "read"))
 _Family = thread_safe(LabelFamilyState, ("child", "children"))

@@ -10,6 +10,7 @@ import json
 import logging
 from typing import Any
 
+from streaminfer._internal.error_log import Log
 from streaminfer._internal.validation import check_duration
 from streaminfer.telemetry.exporters.collection import Collection, Labels
 from streaminfer.telemetry.exporters.metric import Metric
@@ -17,7 +18,7 @@ from streaminfer.telemetry.services import name_services
 
 __all__ = ["EventLog", "JsonLines"]
 
-_LOGGER = logging.getLogger("streaminfer.events")
+_LOGGER = Log("streaminfer.events")
 
 
 class EventLog:

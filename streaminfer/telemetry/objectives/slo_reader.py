@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
+from streaminfer._internal.error_log import Log
 from streaminfer._internal.listeners import LISTENER_ERRORS, ListenerFailures
 from streaminfer._runtime.objective import CountsEvents
 
 __all__ = ["SloReader"]
 
 _LOG_NAME = "streaminfer.telemetry"
-_LOGGER = logging.getLogger(_LOG_NAME)
+_LOGGER = Log(_LOG_NAME)
 _REQUESTS = 100  # a caller that records by hand has done so by then
 
 

@@ -475,6 +475,27 @@ def test_what_cannot_travel_fails_its_batch_only(functions, batch):
     run(main())
 
 
+def test_an_answer_without_memory_fails_its_batch_only(functions, batch, monkeypatch):
+    """What is left in the pipe is not taken for the answer to the next batch."""
+    receive = _processes._receive
+
+    def receive_without_memory(pipe):
+        monkeypatch.setattr(_processes, "_receive", receive)
+        pipe.recv_bytes()
+        raise MemoryError
+
+    async def main():
+        backend = CpuBackend(functions.square_in_place, executor="process")
+        await backend.start()
+        monkeypatch.setattr(_processes, "_receive", receive_without_memory)
+        with pytest.raises(errors.BackendError, match="MemoryError"):
+            await backend.infer(batch(np.arange(3.0)))
+        assert (await backend.infer(batch(np.arange(2.0)))).tolist() == [0.0, 1.0]
+        await backend.stop(drain=True)
+
+    run(main())
+
+
 def test_a_function_that_the_process_cannot_import_fails_the_start(monkeypatch):
     module = types.ModuleType("streaminfer_test_nowhere")
     exec("def function(inputs): return inputs", module.__dict__)  # noqa: S102 - a function of a module without a file

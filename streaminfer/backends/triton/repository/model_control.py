@@ -5,11 +5,11 @@ the state in the repository's index decides what to send, and when it is done.
 """
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
+from streaminfer._internal.error_log import Log
 from streaminfer._internal.validation import expected
 from streaminfer._runtime.lifecycle import end_tasks
 from streaminfer.backends.triton.errors import ServerError, without_input
@@ -26,7 +26,7 @@ _IN_MEMORY = ("READY", "LOADING", "UNLOADING")
 _MIN_POLL_S = 0.005
 _MAX_POLL_S = 0.1  # a load or unload takes as much longer at most
 
-_log = logging.getLogger("streaminfer")
+_log = Log("streaminfer")
 
 
 class ModelControl:

@@ -7,12 +7,12 @@ passed over.
 """
 
 import asyncio
-import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from streaminfer._internal.error_log import Log
 from streaminfer._runtime.lifecycle import keep_running
 from streaminfer.caching.codec import CorruptRecord
 from streaminfer.caching.tiers._records import Records
@@ -20,7 +20,7 @@ from streaminfer.caching.tiers.protocol import Entry, Notice
 
 __all__ = ["RedisNotices"]
 
-_LOGGER = logging.getLogger("streaminfer.caching")
+_LOGGER = Log("streaminfer.caching")
 _NAME = b"notice"
 _QUIET_S = 5.0
 _FIRST_PAUSE_S = 0.1
