@@ -50,9 +50,13 @@ def close_soon(response: Any) -> "asyncio.Task[None]":
 
 
 def close_unread(call: "asyncio.Future[Any]") -> None:
-    """Close the answers of a call that has ended, whose caller has gone, and reads none of them."""
-    if not call.cancelled() and call.exception() is None and _answers_of(call.result()) is not None:
-        close_soon(call.result())
+    """Close the answers of a call that has ended, or those of each row of a batch; nothing reads them."""
+    if call.cancelled() or call.exception() is not None:
+        return
+    results = call.result()
+    for result in results if isinstance(results, list) else (results,):
+        if _answers_of(result) is not None:
+            close_soon(result)
 
 
 def close_dropped(outputs: Any) -> None:
