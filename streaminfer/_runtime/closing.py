@@ -50,8 +50,8 @@ def close_soon(response: Any) -> "asyncio.Task[None]":
 
 
 def close_unread(call: "asyncio.Future[Any]") -> None:
-    """Close the answers of a call that has ended, or those of each row of a batch; nothing reads them."""
-    if call.cancelled() or call.exception() is not None:
+    """Close the answers of a call, or those of each row of a batch, if it has ended; nothing reads them."""
+    if not call.done() or call.cancelled() or call.exception() is not None:
         return
     results = call.result()
     for result in results if isinstance(results, list) else (results,):

@@ -1,6 +1,7 @@
 """Many answers that no client gets are closed, wherever they were dropped."""
 
 import asyncio
+import contextlib
 import json
 
 import numpy as np
@@ -197,8 +198,9 @@ def test_a_batch_closes_the_answers_of_callers_that_left(timeouts_s):
 
 
 @pytest.mark.parametrize("is_first", [True, False])
-def test_a_batch_closes_the_answers_of_a_caller_that_leaves_as_they_come(is_first):
-    """It is cancelled just before or just behind their delivery, and cannot tell."""
+@pytest.mark.parametrize("kind", ["stack", "layer", "function"])
+def test_a_batch_closes_the_answers_of_a_caller_that_leaves_as_they_come(kind, is_first):
+    """It is cancelled just before or just behind their delivery, and cannot tell; behind a layer that awaits too."""
     opened = []
 
     class Backend:
@@ -213,8 +215,14 @@ def test_a_batch_closes_the_answers_of_a_caller_that_leaves_as_they_come(is_firs
 
     async def main(loop):
         nonlocal call
-        async with si.Stack(si.AdaptiveBatcher(max_batch_size=1), Backend(), clock=loop.clock) as stack:
-            call = asyncio.ensure_future(stack(1.0))
+        batcher = si.AdaptiveBatcher(max_batch_size=1, clock=loop.clock)
+        layers = [si.RetryBudget()] if kind == "layer" else []
+        if kind == "function":
+            service = contextlib.nullcontext(batcher.wrap(Backend().infer))
+        else:
+            service = si.Stack(*layers, batcher, Backend(), clock=loop.clock)
+        async with service as ask:
+            call = asyncio.ensure_future(ask(1.0))
             await asyncio.wait([call])
             await asyncio.sleep(1.0)
         return call.cancelled()
