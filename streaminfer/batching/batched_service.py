@@ -183,7 +183,7 @@ class BatchedService(Node):
             return Admission(False, AdmissionReason.CLOSED)
         if request.deadline_ns is not None and request.deadline_ns <= now_ns:
             return Admission(False, AdmissionReason.DEADLINE_EXCEEDED)
-        if self._queue.full and not self._dispatcher.can_start:
+        if self._queue.full and not (self._queue.queued and self._dispatcher.can_start):
             last = self._queue.least_urgent()
             if last is None or not self._gives_way(last, request.stream_id, request.priority):
                 return Admission(False, AdmissionReason.QUEUE_FULL, self._dispatcher.retry_after_s(now_ns))
