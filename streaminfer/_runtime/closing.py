@@ -51,8 +51,8 @@ def close_soon(response: Any) -> "asyncio.Task[None]":
 
 
 def close_unread(call: "asyncio.Future[Any]") -> None:
-    """Close the answers of a call that has ended, whose caller has gone, and reads none of them."""
-    if not call.cancelled() and call.exception() is None:
+    """Close the answers of a call, or those of each row of a batch, if it has ended; nothing reads them."""
+    if call.done() and not call.cancelled() and call.exception() is None:
         for answers in _answers_of(call.result()):
             close_soon(answers)
 

@@ -66,15 +66,19 @@ async def own(owner: object, part: Any) -> None:
 
     Raises:
         BaseException: what its ``start`` raised; then ``owner`` does not own it.
+        RuntimeError: it is a stack that runs on another event loop, likewise.
     """
     node = adapt(part)
     if not node.starts and not node.stops:
         return
+    loop = asyncio.get_running_loop()
     async with _turn(part) as ownership:
         shared = ownership.others(owner)
         if not shared:
             await node.start()
-        ownership.owners[id(owner)] = asyncio.get_running_loop()
+        elif node.stack_state and loop not in ownership.owners.values():
+            raise RuntimeError(f"{part!r} runs on another event loop: a stack around it needs one of its own")
+        ownership.owners[id(owner)] = loop
 
 
 @asynccontextmanager

@@ -11,12 +11,12 @@ from typing import Any
 from numpy import array, ndarray
 
 from streaminfer._internal.own_arrays import own_arrays
-from streaminfer._runtime.closing import close_dropped
 from streaminfer.batching.assembly._prepare_cy import SCALARS
 from streaminfer.batching.assembly.assembler import AssembledBatch
 from streaminfer.batching.assembly.model_calls import ModelCalls
 from streaminfer.batching.assembly.row_isolation import RowIsolator
 from streaminfer.batching.assembly.unbatch import PLAIN, split_rows
+from streaminfer.batching.assembly.undelivered import close_unread_rows, without_copies
 from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.batching.queue._ticket_cy import Execution, Ticket
 from streaminfer.batching.queue.request_outcomes import RequestOutcomes
@@ -118,7 +118,7 @@ class BatchRunner:
         for execution in self.batches:
             execution.task.cancel()
 
-    def deliver(  # noqa: C901 - a call more costs more
+    def deliver(  # noqa: C901, PLR0912 - a call more costs more
         self, execution: Execution, assembled_ns: int, inferred_ns: int, results: Any, error: BaseException | None
     ) -> BaseException | None:
         """Complete the requests of a batch that has ended.
@@ -136,8 +136,10 @@ class BatchRunner:
         if self._queue.next_deadline_ns <= inferred_ns:
             self.expire(inferred_ns)  # the loop was held up: a response past its deadline is not delivered
         size = len(execution.tickets)
+        if type(results) is list and len(results) > size:
+            results = without_copies(results, size, self._calls.assembler.padded_size(size))
         if execution.live < size and type(results) is list and len(results) == size:
-            _close_unread(execution.tickets, results, have_ended=True)
+            close_unread_rows(execution.tickets, results, have_ended=True)
         rows: Any = ()
         if execution.live and error is None:
             kind = type(results)
@@ -154,7 +156,7 @@ class BatchRunner:
                     self.isolator.succeeded()
                 self._queue.deliver(execution, rows, assembled_ns, inferred_ns)
                 if execution.live:  # of callers that were cancelled a moment ago
-                    _close_unread(execution.tickets, rows, have_ended=False)
+                    close_unread_rows(execution.tickets, rows, have_ended=False)
         if error is not None or not rows:
             self._events.finished(execution.record, inferred_ns, error is None)
         if error is not None:
@@ -288,13 +290,6 @@ class BatchRunner:
 def _first_step() -> Generator[None, None, None]:
     """Wait for the first step of the task around a coroutine."""
     yield
-
-
-def _close_unread(tickets: Sequence[Ticket], rows: Sequence[Any], *, have_ended: bool) -> None:
-    """Close the rows that are answers, of the requests that have ended or of those that have not."""
-    for ticket, row in zip(tickets, rows, strict=True):
-        if (ticket.future is None) is have_ended:
-            close_dropped(row)
 
 
 async def _raise(error: Exception) -> None:

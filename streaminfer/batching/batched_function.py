@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any, Protocol
 
+from streaminfer._runtime.closing import close_unread
 from streaminfer.request import Request, check_priority, deadline_after
 
 if TYPE_CHECKING:
@@ -56,9 +57,11 @@ def as_function(service: BatchedService, function: Callable[..., Any]) -> Batche
             check_priority(priority)
         # the queue reads whose turn it is from the request
         ticket = submit(None if stream_id is None else Request(x, stream_id=stream_id), x, deadline_ns, priority)
+        future = ticket.future
         try:
-            return await ticket.future
+            return await future
         except BaseException:
+            close_unread(future)
             abandon(ticket)
             raise
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from streaminfer._internal.validation import expected
 from streaminfer._runtime.batch_observer import BatchObserver
+from streaminfer._runtime.closing import close_unread
 from streaminfer._runtime.loops import is_virtual
 from streaminfer.batching._batch_observers_cy import BatchObservers
 from streaminfer.batching._submission_cy import Submission
@@ -129,12 +130,13 @@ class BatchedService(Node):
             Closed: the service stopped.
         """
         ticket = self.submit(request, request.inputs, request.deadline_ns, request.priority)
+        future = ticket.future
         try:
-            outputs = await ticket.future
+            return Response(await future, False, self.source, ticket.timings)
         except BaseException:
+            close_unread(future)  # answers may have come in the very turn in which it was cancelled
             self.abandon(ticket)
             raise
-        return Response(outputs, False, self.source, ticket.timings)
 
     def abandon(self, ticket: Ticket) -> None:
         """Complete a request that its caller has cancelled; nothing for one that has completed already."""
@@ -181,7 +183,7 @@ class BatchedService(Node):
             return Admission(False, AdmissionReason.CLOSED)
         if request.deadline_ns is not None and request.deadline_ns <= now_ns:
             return Admission(False, AdmissionReason.DEADLINE_EXCEEDED)
-        if self._queue.full and not self._dispatcher.can_start:
+        if self._queue.full and not (self._queue.queued and self._dispatcher.can_start):
             last = self._queue.least_urgent()
             if last is None or not self._gives_way(last, request.stream_id, request.priority):
                 return Admission(False, AdmissionReason.QUEUE_FULL, self._dispatcher.retry_after_s(now_ns))
@@ -205,9 +207,8 @@ class BatchedService(Node):
         """
         limit = adapt(self.inner).capabilities().max_batch_size
         if limit is not None and max_batch_size > limit:
-            raise ValueError(
-                expected("max_batch_size", f"at most {limit}, the most rows that the model takes", max_batch_size)
-            )
+            what = f"at most {limit}, the most rows that the model takes"
+            raise ValueError(expected("max_batch_size", what, max_batch_size))
 
     def change(self, slo_s: float | None, max_batch_size: int, policy: Policy, assembler: Assembler) -> None:
         """Change the settings; requests in flight keep their deadline and their place."""
@@ -303,8 +304,7 @@ class BatchedService(Node):
         """Return a snapshot of the counters."""
         from streaminfer.batching.batcher_statistics import BatcherStatistics  # noqa: PLC0415 - loaded at the first snapshot
 
-        queue, outcomes, dispatcher = self._queue, self._outcomes, self._dispatcher
-        runner = dispatcher.runner
+        queue, outcomes, dispatcher, runner = self._queue, self._outcomes, self._dispatcher, self._dispatcher.runner
         return BatcherStatistics(
             submitted=self._submission.submitted,
             queued=queue.queued + queue.held_back,

@@ -97,6 +97,29 @@ async def test_held_back_ones_count_as_queued(loop):
         assert batcher.statistics().succeeded == 4
 
 
+async def test_admission_where_all_that_is_queued_is_held_back(loop):
+    """A free worker makes no place in a full queue from which it can take nothing."""
+    model = Recurrent(duration_s=1.0)
+    async with stack(loop, model, max_in_flight=2, max_queue_size=2) as service:
+        calls = [send(service, 1.0, "a")]
+        await asyncio.sleep(0.1)
+        calls += [send(service, x, "a") for x in (2.0, 3.0)]
+        await asyncio.sleep(0.1)
+        assert service.admission(si.Request(4.0, stream_id="a"), loop.clock()).reason == "queue_full"
+        await asyncio.sleep(1.0)
+        assert service.admission(si.Request(4.0, stream_id="a"), loop.clock()).ok
+        await asyncio.gather(*calls)
+
+
+async def test_map_of_one_stream_keeps_its_order(loop):
+    """Requests that wait for a place in the queue come behind those before them, though a worker is free."""
+    model = Recurrent(duration_s=1.0)
+    async with stack(loop, model, max_in_flight=2, max_queue_size=3) as service:
+        await service.map([float(number) for number in range(20)], stream_id="a")
+
+    assert model.served == [[float(number)] for number in range(20)]
+
+
 async def test_urgent_one_finds_a_place_among_those_held_back(loop):
     """A queue that is full of held back requests sheds the newest of them for one that is more urgent."""
     batcher = si.AdaptiveBatcher(max_batch_size=4, policy="greedy", max_queue_size=2)

@@ -139,6 +139,28 @@ def test_an_owner_whose_loop_was_closed_does_not_count():
     assert backend.log == ["start", "start", "stop True"]
 
 
+@pytest.mark.parametrize("kind", ["bare", "router", "replicas", "hedge"])
+def test_a_stack_that_runs_on_another_loop_is_not_shared(kind):
+    """The second outer stack says so when it starts; the first one goes on."""
+    backend = Counted()
+    inner = stack_of(backend)
+    first, second = si.Stack(si.Telemetry("first"), inner), stack_of(inner, kind)
+    loop, other = VirtualLoop(), VirtualLoop()
+    try:
+        loop.run_until_complete(first.start())
+        with pytest.raises(RuntimeError, match="runs on another event loop: a stack around it needs"):
+            other.run_until_complete(second.start())
+        assert loop.run_until_complete(first(1.0)) == 1.0
+        loop.run_until_complete(first.stop())
+        other.run_until_complete(second.start())
+        other.run_until_complete(second.stop())
+    finally:
+        loop.close()
+        other.close()
+
+    assert backend.log == ["start", "stop True"] * 2
+
+
 def test_a_failed_layer_leaves_the_shared_backend_to_the_other_stack():
     class Failing:
         def wrap(self, inner):

@@ -1,6 +1,7 @@
 """Many answers that no client gets are closed, wherever they were dropped."""
 
 import asyncio
+import contextlib
 import json
 
 import numpy as np
@@ -197,8 +198,9 @@ def test_a_batch_closes_the_answers_of_callers_that_left(timeouts_s):
 
 
 @pytest.mark.parametrize("is_first", [True, False])
-def test_a_batch_closes_the_answers_of_a_caller_that_leaves_as_they_come(is_first):
-    """It is cancelled just before or just behind their delivery, and cannot tell."""
+@pytest.mark.parametrize("kind", ["stack", "layer", "function"])
+def test_a_batch_closes_the_answers_of_a_caller_that_leaves_as_they_come(kind, is_first):
+    """It is cancelled just before or just behind their delivery, and cannot tell; behind a layer that awaits too."""
     opened = []
 
     class Backend:
@@ -213,8 +215,14 @@ def test_a_batch_closes_the_answers_of_a_caller_that_leaves_as_they_come(is_firs
 
     async def main(loop):
         nonlocal call
-        async with si.Stack(si.AdaptiveBatcher(max_batch_size=1), Backend(), clock=loop.clock) as stack:
-            call = asyncio.ensure_future(stack(1.0))
+        batcher = si.AdaptiveBatcher(max_batch_size=1, clock=loop.clock)
+        layers = [si.RetryBudget()] if kind == "layer" else []
+        if kind == "function":
+            service = contextlib.nullcontext(batcher.wrap(Backend().infer))
+        else:
+            service = si.Stack(*layers, batcher, Backend(), clock=loop.clock)
+        async with service as ask:
+            call = asyncio.ensure_future(ask(1.0))
             await asyncio.wait([call])
             await asyncio.sleep(1.0)
         return call.cancelled()
@@ -286,3 +294,75 @@ def test_a_client_that_leaves_at_the_deadline_keeps_nothing_open():
 
     assert run(main)
     assert answers.is_closed
+
+
+class Batches:
+    """A backend that opens answers for each row after so many seconds, and raises what the script says instead."""
+
+    def __init__(self, *script, after_s=0.1):
+        self.script, self.after_s = list(script), after_s
+        self.opened = []
+
+    async def infer(self, batch):
+        step = self.script.pop(0) if self.script else self.after_s
+        if isinstance(step, Exception):
+            raise step
+        try:
+            await asyncio.sleep(step)
+        except asyncio.CancelledError:
+            asyncio.current_task().uncancel()
+        answers = [Answers() for _ in batch.inputs]
+        self.opened += answers
+        return answers
+
+    def left_open(self, got):
+        return [answers for answers in self.opened if not answers.is_closed and answers not in got]
+
+
+def ask_at_once(layers, backend, timeouts_s, *, before=0):
+    """Send some requests one by one, then others at once; return the answers that came to these."""
+
+    async def main(loop):
+        async with si.Stack(*layers, backend, clock=loop.clock) as stack:
+            for _ in range(before):
+                await (await stack(1.0)).aclose()
+            calls = [stack(1.0, timeout_s=timeout_s) for timeout_s in timeouts_s]
+            got = await asyncio.gather(*calls, return_exceptions=True)
+            await asyncio.sleep(1.0)
+        return [answers for answers in got if isinstance(answers, Answers)]
+
+    return run(main)
+
+
+@pytest.mark.parametrize("timeouts_s", [(None, None, None), (None, 0.05, None)], ids=["none", "one"])
+def test_a_batch_that_was_filled_up_closes_the_answers_to_copies(timeouts_s):
+    """Also those of callers that left while it ran."""
+    backend = Batches()
+    batcher = si.AdaptiveBatcher(max_batch_size=4, preferred_sizes=[4])
+
+    got = ask_at_once([batcher], backend, timeouts_s)
+
+    assert (len(got), len(backend.opened)) == (timeouts_s.count(None), 4)
+    assert backend.left_open(got) == []
+
+
+def test_part_of_a_failed_batch_closes_the_answers_of_a_caller_that_left():
+    """Also those to copies that filled it up."""
+    backend = Batches(ValueError("one of them"))
+    batcher = si.AdaptiveBatcher(max_batch_size=8, preferred_sizes=[1, 4, 8])
+
+    got = ask_at_once([batcher], backend, [None, 0.05, None, None, None, None])
+
+    assert (len(got), len(backend.opened)) == (5, 8)
+    assert backend.left_open(got) == []
+
+
+def test_a_hedge_around_a_backend_closes_the_answers_that_lost():
+    """A batch has those of each row."""
+    backend = Batches(*[0.010] * 30, 0.500, 0.100)
+    layers = [si.AdaptiveBatcher(max_batch_size=2), si.Hedge(max_extra=1.0)]
+
+    got = ask_at_once(layers, backend, [None, None], before=30)
+
+    assert (len(got), len(backend.opened)) == (2, 34)
+    assert backend.left_open(got) == []

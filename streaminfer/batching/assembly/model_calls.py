@@ -10,6 +10,7 @@ from streaminfer._internal.own_arrays import own_arrays
 from streaminfer._runtime.stack_clock import unfailing
 from streaminfer.batching.assembly.assembler import AssembledBatch, Assembler
 from streaminfer.batching.assembly.unbatch import PLAIN, split_rows
+from streaminfer.batching.assembly.undelivered import without_copies
 from streaminfer.batching.queue._ticket_cy import NEVER, Execution
 from streaminfer.errors import BackendError
 from streaminfer.protocols import Clock, adapt, is_backend
@@ -95,7 +96,10 @@ class ModelCalls:
         if self.copies:
             results = own_arrays(results)
         size = len(part.inputs)
-        return split_rows(results, size, self.source, self.assembler.padded_size(size)), assembled_ns
+        padded = self.assembler.padded_size(size)
+        if type(results) is list:
+            results = without_copies(results, size, padded)
+        return split_rows(results, size, self.source, padded), assembled_ns
 
 
 def make_assembler(inner: Any, **settings: Any) -> Assembler:

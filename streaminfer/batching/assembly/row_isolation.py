@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from streaminfer.batching.assembly.model_calls import ModelCalls
+from streaminfer.batching.assembly.undelivered import close_unread_rows
 from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.batching.queue._ticket_cy import Execution, Ticket
 from streaminfer.errors import BackendError, CircuitOpen, Closed, DeadlineExceeded, MissingExtra, Overloaded
@@ -168,7 +169,9 @@ class RowIsolator:
         ended_ns, execution.settled_ns = execution.settled_ns or self._calls.clock(), 0
         if self._queue.next_deadline_ns <= ended_ns:
             self._expire(ended_ns)
+        close_unread_rows(part.tickets, results, have_ended=True)
         self._queue.deliver(part, results, assembled_ns, ended_ns)
+        close_unread_rows(part.tickets, results, have_ended=False)  # of callers that were cancelled a moment ago
         return None
 
     def _learn_limit(self, tickets: Sequence[Ticket]) -> None:

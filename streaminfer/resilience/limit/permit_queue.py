@@ -2,8 +2,9 @@
 
 *Design.* Waiting calls are kept in the order in which they get permits: the most urgent first, and in the order of
 arrival among equals. A permit that comes back is given at once to the first of them, before any later call can take it,
-and a call that would overtake a queued one is queued after it. A call that is less urgent sees fewer permits
-(``reserve``), so where there is none for the first there is none for the others.
+and a call that would overtake a queued one, or one that has its permit and goes on in the next turn of the loop, is
+queued after it. A call that is less urgent sees fewer permits (``reserve``), so where there is none for the first there
+is none for the others.
 
 *Invariants.* While calls wait there is no permit for the first of them. Each call that waits leaves with a permit, with
 an error, or by its cancellation; a permit that was given to a call that is cancelled at the same time is given back.
@@ -51,6 +52,7 @@ class PermitQueue:
         self._max_wait_ns = max_wait_ns
         self._max_waiting = max_waiting
         self._waiting: list[tuple[int, int, _Waiter]] = []  # by priority, then by number
+        self._leaving: set[_Waiter] = set()  # those that have a permit, and go on in the next turn of the loop
         self._serial = itertools.count()
         self._loop: asyncio.AbstractEventLoop | None = None
         self.cancelled = 0
@@ -76,7 +78,8 @@ class PermitQueue:
         """
         until_ns = NEVER_NS if deadline_ns is None else deadline_ns
         waits_behind = bool(self._waiting) and self._waiting[0][0] <= priority
-        if not waits_behind and self._limit._machine.check(priority, until_ns, self._limit.now()) != FULL:
+        waits = waits_behind or bool(self._leaving)
+        if not waits and self._limit._machine.check(priority, until_ns, self._limit.now()) != FULL:
             return self._limit.enter(priority, deadline_ns, request, admission)
         if len(self._waiting) >= self._max_waiting:
             return self._limit.enter(priority, deadline_ns, request, admission)  # which rejects it
@@ -89,6 +92,8 @@ class PermitQueue:
         bisect.insort(self._waiting, entry)
         self._give()  # another thread may have given a permit back before this call was seen to wait
         try:
+            if waiter.future.done():  # at once: calls that waited before it have not gone on yet
+                await asyncio.sleep(0)
             return await waiter.future
         except BaseException:
             if not waiter.future.done() or waiter.future.cancelled():
@@ -98,6 +103,7 @@ class PermitQueue:
             raise
         finally:
             timer.cancel()
+            self._leaving.discard(waiter)
             place = bisect.bisect_left(self._waiting, entry[:2], key=lambda it: it[:2])
             if place < len(self._waiting) and self._waiting[place] is entry:
                 del self._waiting[place]
@@ -105,6 +111,7 @@ class PermitQueue:
     def forget(self) -> None:
         """In a forked process: the calls wait in the parent."""
         self._waiting.clear()
+        self._leaving.clear()
         self._loop = None
 
     def freed(self) -> None:
@@ -145,6 +152,7 @@ class PermitQueue:
             waiter.future.set_exception(error)
         else:
             waiter.future.set_result(permit)
+            self._leaving.add(waiter)
 
     def _bind_loop(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.get_running_loop()
@@ -152,6 +160,7 @@ class PermitQueue:
             if self._waiting and self._loop is not None and not self._loop.is_closed():
                 raise RuntimeError(f"calls of another event loop wait for {self._limit.called()}")
             self._waiting.clear()  # entries of a closed loop
+            self._leaving.clear()
             self._loop = loop
         return loop
 

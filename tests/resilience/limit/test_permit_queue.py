@@ -100,6 +100,53 @@ def test_places_go_by_priority_and_arrival():
     run(main)
 
 
+def test_a_call_does_not_overtake_one_that_has_just_got_its_permit():
+    """Calls go on in their order, also where more permits come back in one turn than there are calls that wait."""
+
+    async def main(loop):
+        limit = waiting_limit(loop, limit=3)
+        held = [await limit.acquire() for _ in range(3)]
+        went_on = []
+
+        async def call(number):
+            permit = await limit.acquire()
+            went_on.append(number)
+            limit.release(permit)
+
+        waiting = asyncio.ensure_future(call(0))
+        await asyncio.sleep(0.1)
+        later = [asyncio.ensure_future(call(1))]
+        loop.call_soon(lambda: later.append(asyncio.ensure_future(call(2))))
+        for permit in held:
+            limit.release(permit)
+        await call(3)
+        await asyncio.gather(waiting, *later)
+        assert went_on == [0, 3, 1, 2]
+        assert (limit.statistics().in_flight, limit.statistics().queued) == (0, 0)
+
+    run(main)
+
+
+def test_a_call_that_lets_another_go_first_and_is_cancelled_gives_its_permit_back():
+    """It had the permit already."""
+
+    async def main(loop):
+        limit = waiting_limit(loop, limit=2)
+        held = [await limit.acquire() for _ in range(2)]
+        waiting = asyncio.ensure_future(limit.acquire())
+        await asyncio.sleep(0.1)
+        later = asyncio.ensure_future(limit.acquire())
+        for permit in held:
+            limit.release(permit)
+        loop.call_soon(later.cancel)
+        limit.release(await waiting)
+        await settle()
+        assert later.cancelled()
+        assert limit.statistics().in_flight == 0
+
+    run(main)
+
+
 def test_a_more_urgent_call_passes_those_that_the_reserve_holds():
     """A call that may use the reserve does not wait behind one that may not."""
 
