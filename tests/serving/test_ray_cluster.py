@@ -10,7 +10,8 @@ from ray_environment import ROOT, run_with_ray
 
 def json_of(done):
     # its own lines first: Ray's threads write much more when it ends
-    assert done.returncode == 0, [line for line in done.stderr.splitlines() if " s: " in line] + [done.stderr[-4000:]]
+    said = [line for line in done.stderr.splitlines() if " s: " in line]
+    assert done.returncode == 0, "\n".join([*said, done.stderr[-4000:]])
     # Ray's own processes print too
     return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
 
