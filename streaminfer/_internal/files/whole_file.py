@@ -4,20 +4,22 @@ import errno
 import os
 import secrets
 import stat
-from contextlib import suppress
 from pathlib import Path
 
 __all__ = ["write_whole"]
 
 _OPEN_FILES = ("/dev/fd/", "/dev/std", "/proc/")
 """Paths of what a process has open: it would keep the file that was replaced."""
+_ONLY_IN_PLACE = (errno.EBUSY, errno.EPERM)
+"""Errors of a file that is mounted by itself, as into containers, and of one whose group this process is not in."""
 
 
 def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a file, or replace it. A crash or a full disk leaves what was there.
 
     The new file has the permissions of the old one, and a link still points to it. What can only be written in place
-    is: a device or pipe, a file of another owner or with several names, and one in a folder that takes no new files.
+    is: a device or pipe, a file of another owner or group or with several names, and one in a folder that takes no new
+    files.
 
     Args:
         path: of the file.
@@ -39,9 +41,9 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
         _write(fresh, content, before)
         fresh.replace(target)
     except OSError as error:
-        if error.errno != errno.EBUSY:
+        if error.errno not in _ONLY_IN_PLACE:
             raise
-        Path(path).write_bytes(content)  # mounted by itself, as files are into containers
+        Path(path).write_bytes(content)
     finally:
         fresh.unlink(missing_ok=True)
 
@@ -60,8 +62,7 @@ def _write(fresh: Path, content: bytes, before: os.stat_result | None) -> None:
     number = os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, mode)
     with os.fdopen(number, "wb") as file:
         if before is not None:
-            with suppress(PermissionError):
-                os.fchown(number, -1, before.st_gid)
+            os.fchown(number, -1, before.st_gid)
             os.fchmod(number, mode)  # whatever the umask
         file.write(content)
         file.flush()

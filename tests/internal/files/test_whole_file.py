@@ -98,6 +98,24 @@ def test_what_the_process_has_open_is_written_in_place(tmp_path):
         assert file.read() == b"new"
 
 
+def test_a_file_of_a_group_that_this_process_is_not_in_is_written_in_place(tmp_path, monkeypatch):
+    """Else the group could not read it any more, and another one could."""
+    path = tmp_path / "saved"
+    path.touch()
+    before = path.stat()
+
+    def fchown(*_):
+        raise PermissionError(errno.EPERM, "not permitted")
+
+    monkeypatch.setattr(os, "fchown", fchown)
+
+    write_whole(path, b"new")
+
+    assert path.read_bytes() == b"new"
+    assert path.stat().st_ino == before.st_ino
+    assert [file.name for file in tmp_path.iterdir()] == ["saved"]
+
+
 def test_a_file_that_is_mounted_is_written_in_place(tmp_path, monkeypatch):
     def replace(*_):
         raise OSError(errno.EBUSY, "busy")
