@@ -764,6 +764,24 @@ def test_an_older_value_that_cannot_be_deleted_is_not_served(tier, tmp_path, wal
     assert asyncio.run(main()) == ("newer" if later == "put" else None)
 
 
+def test_a_put_that_waited_for_another_process_waits_once(tier):
+    """While it waits nothing is read; what it would have replaced is not served, and deleted later."""
+
+    async def main():
+        async with tier:
+            begun = []
+            await tier.put("k", entry("old"))
+            await limit_file(tier, "PRAGMA busy_timeout = 0")
+            tier._store._db.set_trace_callback(lambda said: begun.append(said) if said.startswith("BEGIN") else None)
+            other = sqlite3.connect(tier._store._file, isolation_level=None)
+            other.execute("BEGIN IMMEDIATE")
+            assert not await tier.put("k", entry("new"))
+            other.close()
+            return len(begun), await tier.get("k")
+
+    assert asyncio.run(main()) == (1, None)
+
+
 def test_a_read_only_disk_serves_and_says_that_it_could_not_erase(tier):
     async def main():
         async with tier:

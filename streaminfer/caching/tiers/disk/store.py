@@ -11,7 +11,7 @@ own, and their entry's name inside: what was altered underneath is found out on 
   bytes of the file, and where it is found, and can be read, and has expired or was erased, the file is rewritten. An
   erasure looks for what others that share the file have deleted or replaced, too.
 * *No older value*: where a put fails, as on a full disk, what it would have replaced is deleted. Where even that fails,
-  this process serves it no more, and deletes it with the next purge or when the file is closed.
+  or another process kept the file locked, this one serves it no more, and deletes it with the next purge or its close.
 * *Forks*: SQLite's record of the locks that a process has on a file is copied by a fork, and the locks are not. So a
   forked process opens no file that its parent had open.
 * *Corruption*: a file that SQLite finds malformed is replaced by an empty one, unless another process has it open.
@@ -333,11 +333,12 @@ class DiskStore:
         name = self._records.name(b"k", key)
         try:
             return self._put(name, entry)
-        except Exception:
+        except Exception as error:
             with suppress(sqlite3.Error, OSError):
                 if row := self._opened().execute("SELECT id FROM entries WHERE key = ?", (name,)).fetchone():
                     self._outdated.add(row[0])
-                    self._delete_outdated()  # which takes less room than a put
+                    if _code_of(error) != sqlite3.SQLITE_BUSY:  # else it would wait for the same process once more
+                        self._delete_outdated()  # which takes less room than a put
             raise
 
     def _delete_outdated(self) -> None:
@@ -431,5 +432,10 @@ at_fork(after_in_child=_after_fork)
 
 def _is_damage(error: Exception) -> bool:
     """Return whether the file is corrupt; a message about a corrupt table has its name in it, which may be no text."""
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT if isinstance(error, UnicodeDecodeError) else None)
-    return code is not None and code & 0xFF in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+    return isinstance(error, UnicodeDecodeError) or _code_of(error) in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
+def _code_of(error: Exception) -> int | None:
+    """Return SQLite's primary code of its error; ``None``: it is another error."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF
