@@ -1,6 +1,7 @@
 """Compiled modules are used all or none; a process that serves without them says so once."""
 
 import importlib.machinery
+import logging
 import shutil
 import subprocess
 import sys
@@ -57,6 +58,18 @@ def test_serving_uncompiled_is_said_once(root, plain_tree, tmp_path, clean_envir
     (line,) = done.stderr.splitlines()
     assert line.startswith("streaminfer serves uncompiled, which costs more CPU per request: ")
     assert str(plain_tree / "streaminfer") in line if root else "STREAMINFER_DISABLE_COMPILED=1" in line
+
+
+def test_a_log_handler_that_fails_stops_no_uncompiled_start(monkeypatch, capsys):
+    def fail(record):
+        raise ConnectionError("the log server is away")
+
+    monkeypatch.setattr(compiled_modules, "are_used", lambda: False)
+    monkeypatch.setattr(logging.getLogger("streaminfer"), "filters", [fail])
+
+    compiled_modules.warn_if_unused.__wrapped__()
+
+    assert "ConnectionError: the log server is away" in capsys.readouterr().err
 
 
 def test_a_mixture_is_no_import(plain_tree, tmp_path, run_python):

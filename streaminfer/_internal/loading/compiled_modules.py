@@ -92,9 +92,9 @@ def warn_if_unused() -> None:
             f"{_PACKAGE} holds no modules compiled for this Python; where a compiled streaminfer is installed, start "
             "from another folder than the checkout's"
         )
-    import logging  # noqa: PLC0415 - a compiled package does without
+    from streaminfer._internal.error_log import Log  # noqa: PLC0415 - a compiled package does without
 
-    logging.getLogger("streaminfer").warning("streaminfer serves uncompiled, which costs more CPU per request: %s", why)
+    Log("streaminfer").warning("streaminfer serves uncompiled, which costs more CPU per request: %s", why)
 
 
 def _are_disabled() -> bool:
