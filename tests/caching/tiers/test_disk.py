@@ -747,18 +747,20 @@ def test_an_older_value_that_cannot_be_deleted_is_not_served(tier, tmp_path, wal
     """On a disk without any room the tier remembers it, until the disk takes a newer value or the deletion."""
 
     async def main():
-        async with tier:
+        async with tier, DiskTier(tmp_path / "cache", max_bytes=4 * MIB, wall_clock=wall) as other:
             await tier.put("k", entry("old"))
             await limit_file(tier, "PRAGMA query_only = ON")
             assert not await tier.put("k", entry("new"))
-            assert await tier.get("k") is None
+            assert (await tier.get("k"), (await other.get("k")).value) == (None, "old")
             await limit_file(tier, "PRAGMA query_only = OFF")
             if later == "put":
                 assert await tier.put("k", entry("newer"))
+                assert (await tier.get("k")).value == "newer"
             elif later == "purge":
                 await tier.purge()
-        async with DiskTier(tmp_path / "cache", max_bytes=4 * MIB, wall_clock=wall) as restarted:
-            found = await restarted.get("k")
+            else:
+                await tier.stop()
+            found = await other.get("k")
             return found and found.value
 
     assert asyncio.run(main()) == ("newer" if later == "put" else None)
