@@ -366,3 +366,29 @@ def test_a_hedge_around_a_backend_closes_the_answers_that_lost():
 
     assert (len(got), len(backend.opened)) == (2, 34)
     assert backend.left_open(got) == []
+
+
+def test_part_of_a_failed_batch_closes_the_answers_of_a_caller_that_leaves_as_they_come():
+    """As a whole batch does: it is cancelled just before their delivery."""
+
+    class Leaving(Batches):
+        async def infer(self, batch):
+            answers = await super().infer(batch)
+            calls[0].cancel()
+            return answers
+
+    backend = Leaving(ValueError("one of them"))
+    calls = []
+
+    async def main(loop):
+        async with si.Stack(si.AdaptiveBatcher(max_batch_size=2), backend, clock=loop.clock) as stack:
+            calls.extend(asyncio.ensure_future(stack(1.0)) for _ in range(2))
+            got = await asyncio.gather(*calls, return_exceptions=True)
+            await asyncio.sleep(1.0)
+        return got
+
+    left, other = run(main)
+
+    assert isinstance(left, asyncio.CancelledError)
+    assert len(backend.opened) == 2
+    assert backend.left_open([other]) == []
