@@ -2,7 +2,6 @@
 
 import errno
 import os
-import secrets
 import stat
 from pathlib import Path
 
@@ -36,7 +35,7 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
     if not _is_replaceable(path, target, before):
         Path(path).write_bytes(content)
         return
-    fresh = target.with_name(f".{secrets.token_hex(8)}.new")
+    fresh = target.with_name(f".{os.urandom(8).hex()}.new")
     try:
         _write(fresh, content, before)
         fresh.replace(target)
