@@ -330,3 +330,18 @@ def test_a_clock_of_the_system_is_read_without_a_detour():
     service = si.AdaptiveBatcher(max_batch_size=4).wrap(ScriptedBackend())
 
     assert service._calls.clock is time.monotonic_ns
+
+
+def test_a_coroutine_that_is_closed_where_it_waits_is_a_cancelled_request():
+    """As by the collector: nothing has come for it by then."""
+
+    async def main(loop):
+        service = si.AdaptiveBatcher(max_batch_size=2, clock=loop.clock).wrap(ScriptedBackend(duration_s=0.1))
+        await service.start()
+        call = service.call(si.Request(1.0))
+        call.send(None)
+        call.close()
+        await service.stop(drain=True)
+        return service.statistics().cancelled
+
+    assert run(main) == 1
