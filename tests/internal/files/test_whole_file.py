@@ -3,6 +3,7 @@
 import errno
 import os
 import threading
+from pathlib import Path
 
 import pytest
 from small_files import files_limited_to
@@ -96,6 +97,18 @@ def test_what_the_process_has_open_is_written_in_place(tmp_path):
         write_whole(f"/dev/fd/{file.fileno()}", b"new")
 
         assert file.read() == b"new"
+
+
+def test_a_file_in_a_folder_that_takes_no_new_files_is_written_in_place(tmp_path, monkeypatch):
+    path = tmp_path / "saved"
+    path.touch()
+    before = path.stat()
+    monkeypatch.setattr(os, "access", lambda where, _: Path(where) != tmp_path)
+
+    write_whole(path, b"new")
+
+    assert path.read_bytes() == b"new"
+    assert path.stat().st_ino == before.st_ino
 
 
 def test_a_file_of_a_group_that_this_process_is_not_in_is_written_in_place(tmp_path, monkeypatch):

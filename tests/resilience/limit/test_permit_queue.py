@@ -147,6 +147,21 @@ def test_a_call_that_lets_another_go_first_and_is_cancelled_gives_its_permit_bac
     run(main)
 
 
+def test_a_call_behind_those_that_waited_and_went_on_does_not_wait():
+    async def main(loop):
+        limit = waiting_limit(loop, limit=2)
+        held = [await limit.acquire() for _ in range(2)]
+        waiting = asyncio.ensure_future(limit.acquire())
+        await asyncio.sleep(0.1)
+        limit.release(held[0])
+        await waiting
+        limit.release(held[1])
+        with pytest.raises(StopIteration):  # it has its permit without a turn of the loop
+            limit.acquire().send(None)
+
+    run(main)
+
+
 def test_a_more_urgent_call_passes_those_that_the_reserve_holds():
     """A call that may use the reserve does not wait behind one that may not."""
 
