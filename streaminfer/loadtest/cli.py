@@ -74,7 +74,7 @@ def execute(options: argparse.Namespace) -> int:
     verdict = None if before is None else compare(before, report)
     try:
         _write(options, report, verdict)
-    except (OSError, UnicodeError) as error:  # of a full disk, or a terminal that has no "µ"
+    except (OSError, UnicodeError, StreamInferError) as error:  # a full disk, a terminal without "µ", no matplotlib
         return _end(error)
     return _status(report, verdict)
 

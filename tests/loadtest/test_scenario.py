@@ -1,5 +1,6 @@
 """Scenarios: from TOML to a run, with messages that name the field."""
 
+import importlib
 import io
 import re
 import sys
@@ -312,6 +313,20 @@ class TestCommand:
         said = capsys.readouterr()
         assert "streaminfer loadtest: [Errno 28] No space left on device" in said.err
         assert "of 15 requests within 2 s" in said.out
+
+    def test_report_cannot_be_drawn(self, scenario, tmp_path, capsys, monkeypatch):
+        """A matplotlib whose files cannot be read is no missed objective either."""
+        plain_import = importlib.import_module
+
+        def import_module(name, *package):
+            if name.startswith("matplotlib"):
+                raise OSError(24, "Too many open files")
+            return plain_import(name, *package)
+
+        monkeypatch.setattr(importlib, "import_module", import_module)
+
+        assert main(["loadtest", str(scenario()), f"--html={tmp_path / 'run.html'}"]) == 2
+        assert "which could not be loaded: [Errno 24] Too many open files" in capsys.readouterr().err
 
     def test_terminal_without_the_letters(self, scenario, tmp_path, capsys, monkeypatch):
         """One of ASCII cannot show "µs", which is no missed objective either, and costs no file."""
