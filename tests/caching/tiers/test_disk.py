@@ -766,6 +766,21 @@ def test_an_older_value_that_cannot_be_deleted_is_not_served(tier, tmp_path, wal
     assert asyncio.run(main()) == ("newer" if later == "put" else None)
 
 
+def test_a_file_that_is_replaced_has_no_older_values(tier):
+    """The numbers of its entries begin again."""
+
+    async def main():
+        async with tier:
+            await tier.put("k", entry("old"))
+            await limit_file(tier, "PRAGMA query_only = ON")
+            assert not await tier.put("k", entry("new"))
+            await tier._run(tier._store._rebuild)
+            await tier.put("k", entry("newer"))
+            return (await tier.get("k")).value
+
+    assert asyncio.run(main()) == "newer"
+
+
 def test_a_put_that_waited_for_another_process_waits_once(tier):
     """While it waits nothing is read; what it would have replaced is not served, and deleted later."""
 
