@@ -84,7 +84,7 @@ def test_errors_of_handlers_can_be_silenced(logger, capsys, monkeypatch):
     assert not capsys.readouterr().err
 
 
-def test_errors_go_where_stderr_is_closed(logger, tmp_path, monkeypatch):
+def test_errors_are_dropped_where_stderr_is_closed(logger, tmp_path, monkeypatch):
     with (tmp_path / "stderr").open("w") as closed:
         monkeypatch.setattr("sys.stderr", closed)
     Log(logger.name).warning("a batch hangs")
