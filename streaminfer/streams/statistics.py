@@ -46,7 +46,7 @@ class StreamSessionStatistics(StreamStatistics):
         ended_streams: the others.
         ages: ages of the results with outputs at their delivery.
         streams: open streams by the text of their id: at most 64, those with the most drops first. Of two ids with the
-            same text, such as ``1`` and ``"1"``, one has ``#2`` behind it.
+            same text, such as ``1`` and ``"1"``, the later one has ``#2`` behind it.
     """
 
     open_streams: int

@@ -46,15 +46,18 @@ class SessionTotals:
         with self._lock:
             streams = {stream_id: stream.statistics() for stream_id, stream in self.open.copy().items()}
             ended, ended_streams = self._ended, self._ended_streams
-        shown: dict[str, StreamStatistics] = {}
-        for stream_id in sorted(streams, key=lambda it: -sum(streams[it].dropped.values()))[:STREAMS_SHOWN]:
-            shown[unique_name(str(stream_id), shown)] = streams[stream_id]
+        most_first = sorted(streams, key=lambda it: -sum(streams[it].dropped.values()))[:STREAMS_SHOWN]
+        names: dict[str, Hashable] = {}
+        for stream_id in filter(set(most_first).__contains__, streams):
+            # in the order of opening: names that changed hands with the drops would make counters fall
+            names[unique_name(str(stream_id), names)] = stream_id
+        name_of = {stream_id: name for name, stream_id in names.items()}
         return StreamSessionStatistics(
             **attrs.asdict(_sum((ended, *streams.values())), recurse=False),
             open_streams=len(streams),
             ended_streams=ended_streams,
             ages=self.ages.copy(),
-            streams=shown,
+            streams={name_of[stream_id]: streams[stream_id] for stream_id in most_first},
         )
 
 

@@ -1,5 +1,6 @@
 """Counters of a session are of one moment."""
 
+import functools
 import sys
 import threading
 from types import SimpleNamespace
@@ -38,3 +39,14 @@ def test_a_stream_that_ends_while_a_scrape_sums_up_is_counted_once():
         assert counts == sorted(counts)
     assert all(one.received == 100 * (one.open_streams + one.ended_streams) for one in seen)
     assert totals.snapshot().dropped == {"stale": 30_000}
+
+
+def test_ids_of_one_text_keep_their_names_while_their_drops_change():
+    """The counters of a name never fall: they are always those of the same stream."""
+    totals = SessionTotals()
+    counts = {1: StreamStatistics(100, 99, 0, {"stale": 1}, 0, 0), "1": StreamStatistics(0, 0, 0, {}, 0, 0)}
+    for stream_id in tuple(counts):
+        totals.open[stream_id] = SimpleNamespace(statistics=functools.partial(counts.__getitem__, stream_id))
+    assert {name: one.received for name, one in totals.snapshot().streams.items()} == {"1": 100, "1#2": 0}
+    counts["1"] = StreamStatistics(9, 4, 0, {"stale": 5}, 0, 0)
+    assert list(totals.snapshot().streams.items()) == [("1#2", counts["1"]), ("1", counts[1])]

@@ -24,6 +24,8 @@ ACCURATE = 0x40000
 LEFT_OUT = range(1, 5)
 """Pixels beyond the last 16 of a row, which FFmpeg leaves as they were in memory where it makes ``FOUR_BYTES``."""
 FOUR_BYTES = frozenset({"rgba", "bgra"})
+AT_ONCE = 16
+"""Pixels that FFmpeg writes at once in such formats: beyond the end of a row too, into the next one."""
 COLORS = frozenset({"rgb24", "bgr24", "rgba", "bgra"})
 PACKED = {"rgb24": 3, "bgr24": 3, "rgba": 4, "bgra": 4, "gray": 1}
 """Bytes per pixel of formats with one plane."""
@@ -37,7 +39,7 @@ class PictureConverter:
     Args:
         av: PyAV.
         wanted: what the model takes.
-        threads: of FFmpeg for each picture; 0: as many as it likes.
+        threads: of FFmpeg for each picture, where rows are its own to write; 0: as many as it likes.
     """
 
     def __init__(self, av: ModuleType, wanted: VideoFormat, *, threads: int = 0) -> None:
@@ -61,11 +63,13 @@ class PictureConverter:
         between = SHRUNK_FORMATS.get(frame.format.name) if shrinks and wanted.pixel_format in COLORS else None
         if between is not None and (width, height) != (frame.width, frame.height):
             frame = self._shrink(frame, width, height, between, interpolation=interpolation, threads=self._threads)
-        if wanted.pixel_format in FOUR_BYTES and width % 16 in LEFT_OUT:
-            interpolation |= ACCURATE
-        made = self._reformat(
-            frame, width, height, wanted.pixel_format, interpolation=interpolation, threads=self._threads
-        )
+        threads = self._threads
+        if wanted.pixel_format in FOUR_BYTES:
+            if width % 16 in LEFT_OUT:
+                interpolation |= ACCURATE
+            if width % AT_ONCE:
+                threads = 1  # what is written beyond a row must be there before the next row is, not after
+        made = self._reformat(frame, width, height, wanted.pixel_format, interpolation=interpolation, threads=threads)
         if made is not frame and made.planes[0].line_size == width * PACKED.get(wanted.pixel_format, 0):
             # its only plane has no gaps and no other owner: no copy
             shape = (height, width) if wanted.pixel_format == "gray" else (height, width, PACKED[wanted.pixel_format])

@@ -1,6 +1,7 @@
 """Pictures that shrink or turn on their way to a model, and sound that is mixed."""
 
 import struct
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -56,6 +57,30 @@ def test_rows_of_any_length_are_whole(source, wanted):
             for number in range(8):  # in memory of one before
                 level = (20, 230)[number % 2]
                 assert np.abs(convert(frames[number % 2])[..., :3].astype(int) - level).max() < 12, (width, size)
+
+
+@pytest.mark.parametrize("wanted", ["rgb24", "rgba", "bgra", "gray"])
+@pytest.mark.parametrize("width", [854, 304, 296, 300, 50])
+def test_threads_of_ffmpeg_write_nothing_into_the_rows_of_each_other(width, wanted):
+    """With four bytes a pixel FFmpeg writes beyond the ends of rows, at any time into a row that another has made."""
+    asked = []
+
+    class Recording:
+        def __init__(self):
+            self._real = av.video.reformatter.VideoReformatter()
+
+        def reformat(self, *given, threads, **named):
+            asked.append(threads)
+            return self._real.reformat(*given, threads=threads, **named)
+
+    recording = SimpleNamespace(video=SimpleNamespace(reformatter=SimpleNamespace(VideoReformatter=Recording)))
+    frame = av.VideoFrame.from_ndarray(np.full((48, width, 3), 120, np.uint8), "rgb24").reformat(format="yuv420p")
+    form = VideoFormat(pixel_format=wanted)
+    expected = PictureConverter(av, form, threads=1)(frame)
+    convert = PictureConverter(recording, form, threads=4)
+
+    assert all(np.array_equal(convert(frame), expected) for _ in range(25))
+    assert set(asked) == {1 if wanted in {"rgba", "bgra"} and width % 16 else 4}
 
 
 def test_pictures_do_not_share_memory():
