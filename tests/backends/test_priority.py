@@ -379,6 +379,57 @@ def test_an_onnx_model_is_in_the_background_while_it_is_told_so(doubling, monkey
     assert after != os.SCHED_IDLE
 
 
+class Held:
+    """A call that notes the policy of its thread as it begins, and once it may go on."""
+
+    def __init__(self):
+        self.began, self.may_end, self.seen = threading.Event(), threading.Event(), []
+
+    def __call__(self, rows=None):
+        self.seen.append(policy())
+        self.began.set()
+        self.may_end.wait()
+        self.seen.append(policy())
+        return rows
+
+    async def end_early(self, backend, request, how):
+        """Begin a request in the background, and leave it, or stop, while it runs."""
+        stack = si.Stack(si.AdaptiveBatcher(max_batch_size=1, slo_s=30.0), backend)
+        await stack.start()
+        background_runs(backend).set_background(True)
+        asking = asyncio.create_task(stack(request))
+        await asyncio.to_thread(self.began.wait)
+        stopping = None
+        if how == "cancel":
+            asking.cancel()
+        else:
+            stopping = asyncio.create_task(stack.stop(drain=False))
+        await asyncio.wait([asking])
+        self.may_end.set()
+        await (stopping or stack.stop())
+
+
+@can_lower
+@pytest.mark.parametrize("how", ["cancel", "stop"])
+def test_a_function_that_no_caller_waits_for_is_raised(how):
+    call = Held()
+
+    asyncio.run(call.end_early(si.CpuBackend(call), 1.0, how))
+
+    assert call.seen == [os.SCHED_IDLE, policy()]
+
+
+@can_lower
+@pytest.mark.parametrize("how", ["cancel", "stop"])
+def test_an_onnx_model_that_no_caller_waits_for_is_raised(doubling, monkeypatch, how):
+    call, lowered = Held(), BatchPriority.run
+    monkeypatch.setattr(BatchPriority, "run", lambda self, run, *rest: lowered(self, lambda: (call(), run(*rest))[1]))
+
+    asyncio.run(call.end_early(si.OnnxBackend(doubling), np.ones(2, np.float32), how))
+
+    assert call.seen == [os.SCHED_IDLE, policy()]
+
+
 @can_lower
 def test_a_model_that_was_loaded_again_stays_in_the_background(doubling, monkeypatch):
     seen = []

@@ -167,6 +167,8 @@ class CpuBackend(Node):
         self._recorder = BackendRecorder(workers, clock)
         self.queued_workers = None if executor == "inline" else workers
         self._priority = BatchPriority()
+        # a function runs on when its batch is over, and its worker waits for it; a process has its own priority
+        self._hasten = self._priority.raise_running if executor == "thread" else None
         self._threads: WorkerThreads[_FunctionWorker] | WorkerThreads[ProcessWorker] | None = None
         self._closed = False
         self._awaited: set[Future[None]] = set()  # inline and async: one a batch, done when it is
@@ -241,7 +243,8 @@ class CpuBackend(Node):
     def _begin_infer(self, batch: Batch, done: Done) -> Job:
         threads: Any = self._threads
         recorder = self._recorder
-        return recorder.begin(len(batch.rows), done, threads.begin, self._call, (batch, recorder.busy))  # type: ignore[no-any-return]
+        begin = functools.partial(threads.begin, interrupt=self._hasten)
+        return recorder.begin(len(batch.rows), done, begin, self._call, (batch, recorder.busy))  # type: ignore[no-any-return]
 
     def example_inputs(self) -> ExampleInputs | None:
         """Return the constructor's ``example``, with the function that measures it."""
@@ -294,7 +297,7 @@ class CpuBackend(Node):
         self, batch: Batch, call: Callable[..., Any], call_async: Callable[..., Any]
     ) -> Coroutine[Any, Any, Sequence[Any]]:
         if self._threads is not None:
-            return self._threads.run(self._call, batch, call)
+            return self._threads.run(self._call, batch, call, interrupt=self._hasten)
         return self._await_inline(batch, call_async) if self._asynchronous else self._answer_inline(batch, call)
 
     async def _answer_inline(self, batch: Batch, call: Callable[..., Any]) -> Any:

@@ -33,6 +33,7 @@ from streaminfer.backends.job import Done, Job
 from streaminfer.backends.onnx.binding import Binding
 from streaminfer.backends.onnx.loader import ModelLoader
 from streaminfer.backends.onnx.serving import LoadedModel, ReloadableWorker, Serving
+from streaminfer.backends.priority import BatchPriority
 from streaminfer.backends.signature import NonFinite, describe_shape, free_axes, guess_inputs
 from streaminfer.backends.statistics import BackendRecorder, BackendStatistics
 from streaminfer.backends.workers import HANG_GRACE_S, MAX_WORKERS, Abandonment, WorkerThreads, call_apart
@@ -380,12 +381,12 @@ class OnnxBackend(Node):
         if self._inline is not None:
             return self._answer_inline(batch, run)
         options = self._new_options()
-        end_early = functools.partial(setattr, options, "terminate", True)
+        end_early = functools.partial(_end_early, options, self._loader.priority)
         return self._threads.run(run, batch, options, interrupt=end_early)
 
     def _begin(self, batch: Batch, done: Done) -> Job:
         options = self._new_options()
-        end_early = functools.partial(setattr, options, "terminate", True)
+        end_early = functools.partial(_end_early, options, self._loader.priority)
         return self._threads.begin(self._run, (batch, options), done, interrupt=end_early)
 
     def _run(self, worker: ReloadableWorker, batch: Batch, options: Any) -> Sequence[Any]:
@@ -430,3 +431,9 @@ def _run_options(runtime: ModuleType) -> Any:
     # only fatal errors: the others arrive as exceptions, a copy on stderr tells nothing more
     options.log_severity_level = 4
     return options
+
+
+def _end_early(options: Any, priority: BatchPriority) -> None:
+    """End a run between two of its operators, to which a thread at the lowest priority may not come for long."""
+    options.terminate = True
+    priority.raise_running()

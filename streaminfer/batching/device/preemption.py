@@ -79,7 +79,7 @@ class Preemption:
     def leave(self, member: DeviceMember) -> None:
         """Take a model away."""
         if self._is_background.pop(member, False):
-            member.claim.set_background(False)
+            _bring_forward(member)
         member.claim.changed = None
         self._pauses.pop(member, None)
         self.update()
@@ -99,7 +99,10 @@ class Preemption:
             now = member.claim.slo_ns > tightest_ns and not member.claim.obstacle
             if now != before:
                 self._is_background[member] = now
-                member.claim.set_background(now)
+                if now:
+                    member.claim.set_background(True)
+                else:
+                    _bring_forward(member)
 
     def is_background(self, member: DeviceMember) -> bool:
         """Return whether a model is in the background."""
@@ -130,6 +133,12 @@ class Preemption:
         if pause is None or member.claim.is_full:
             return 0
         return min(pause.ends_ns, member.claim.next_deadline_ns - pause.needs_ns)
+
+
+def _bring_forward(member: DeviceMember) -> None:
+    """Let the batches of a model run at the usual priority, those that run included."""
+    member.claim.set_background(False)
+    member.claim.raise_running()
 
 
 class _Pause(NamedTuple):

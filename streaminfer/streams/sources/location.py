@@ -16,6 +16,8 @@ __all__ = ["Location", "ffmpeg_errors", "locate"]
 DEVICES = ("alsa", "avfoundation", "dshow", "gdigrab", "lavfi", "pulse", "v4l2", "x11grab")
 """Formats of FFmpeg that read from devices of this machine, or make a picture or sound."""
 
+_USER = re.compile(r"//(?:[^/]*@|(?!\[)[^/]*:(?!\d*(?:[/?#]|$)).*@)")
+"""User and password, also one with a ``/`` that is not percent-encoded, which no port has."""
 SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 OPTIONS = {
     # UDP loses packets where TCP would wait; cameras behind a router only do TCP
@@ -84,7 +86,7 @@ def locate(
         live=goes_on,
         local=scheme == "file" and not is_device,
         options=defaults | (options or {}),
-        name=url if scheme == "file" else re.sub(r"//[^/]*@", "//", url).partition("?")[0],
+        name=url if scheme == "file" else _USER.sub("//", url, count=1).partition("?")[0],
     )
 
 

@@ -22,15 +22,17 @@ class Member:
     claim: Claim
     queue: RequestQueue
     told: list = attrs.field(factory=list)
+    raised: list = attrs.field(factory=list)
 
 
 def member(slo_ns, *, name="model", obstacle=None, durations=lambda size: MS, full_at=4):
     """A model whose batches can be lowered unless there is an obstacle."""
-    queue, told = RequestQueue(100), []
-    runs = None if obstacle == "none" else BackgroundRuns(told.append, lambda: None, lambda: obstacle or "")
+    queue, told, raised = RequestQueue(100), [], []
+    runs = BackgroundRuns(told.append, lambda: raised.append(len(told)), lambda: obstacle or "")
+    runs = None if obstacle == "none" else runs
     claim = Claim(queue, durations, runs)
     claim.change(slo_ns, full_at)
-    return Member(name, claim, queue, told)
+    return Member(name, claim, queue, told, raised)
 
 
 def enter(*members):
@@ -86,6 +88,23 @@ class TestLevels:
         preemption.leave(loose)
 
         assert loose.told == [True, False]
+
+    def test_a_batch_that_runs_comes_forward_with_its_model(self):
+        tight, loose = member(25 * MS), member(100 * MS)
+        preemption = enter(tight, loose)
+
+        preemption.leave(tight)
+
+        assert (loose.told, loose.raised) == ([True, False], [2])
+        assert tight.raised == []
+
+    def test_a_batch_that_outlives_the_stop_of_its_model_is_raised(self):
+        tight, loose = member(25 * MS), member(100 * MS)
+        preemption = enter(tight, loose)
+
+        preemption.leave(loose)
+
+        assert loose.raised == [2]
 
     def test_another_objective_changes_the_levels(self):
         one, other = member(25 * MS), member(100 * MS)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import threading
 import time
+import traceback
 
 import numpy as np
 import pytest
@@ -698,6 +699,32 @@ def test_a_url_cannot_switch_off_what_the_tier_sets(option):
     with pytest.raises(ValueError, match=f"url: expected no options but .*, got {option.split('=')[0]}") as caught:
         RedisTier(f"rediss://:word@localhost?{option}")
     assert "word@" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://me:secret/word@localhost:6379",
+        "rediss://me:secret#word@localhost",
+        "redis://me:secret?word@localhost",
+        "redis://me:12/secret@localhost",
+        "redis://:12#secret@localhost",
+        "redis://localhost:secret",
+        "redis://me:secret\u2100@localhost",
+        "redis://[secret",
+    ],
+    ids=["slash", "fragment", "query", "digits", "digits of a fragment", "port", "normalized", "no host"],
+)
+def test_a_url_that_cannot_be_read_is_not_shown(url):
+    """A password with special characters that are not percent-encoded is no port in the text of an error."""
+    with pytest.raises(ValueError, match=r"^url: .* percent-encoded, got something else \(not shown\)$") as caught:
+        RedisTier(url)
+    assert "secret" not in "".join(traceback.format_exception_only(caught.value))
+    assert caught.value.__context__ is None
+
+
+def test_a_socket_may_have_an_at_sign(tmp_path):
+    assert "me@here" in RedisTier(f"unix://{tmp_path}/me@here").place
 
 
 def test_a_key_of_a_wrong_type_harms_no_other(server):

@@ -47,6 +47,20 @@ def test_name_has_no_secrets():
     assert locate("rtsp://me:secret@cam:554/live?token=secret").name == "rtsp://cam:554/live"
 
 
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("rtsp://me:se/cret@cam:554/live", "rtsp://cam:554/live"),
+        ("rtsp://me:se?cr/et@cam/live", "rtsp://cam/live"),
+        ("rtsp://cam:554/live@1?user=me@home", "rtsp://cam:554/live@1"),
+        ("rtsp://[::1]:554/live@1", "rtsp://[::1]:554/live@1"),
+    ],
+    ids=["slash", "query and slash", "a path with an at sign", "an address of IPv6"],
+)
+def test_name_has_no_password_that_is_not_encoded(url, name):
+    assert locate(url).name == name
+
+
 @pytest.mark.parametrize("target", [-1, None, 1.5, b"x", ""])
 def test_other_targets_are_refused(target):
     with pytest.raises((TypeError, ValueError), match="url: expected"):

@@ -2,7 +2,7 @@
 
 import asyncio
 from typing import Any, Literal
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from streaminfer._internal.validation import check_instance
 from streaminfer.caching.tiers.redis.tls import TlsFiles, own_tls
@@ -27,7 +27,8 @@ def check_url(url: Any, files: TlsFiles) -> TlsFiles | None:
     check_instance("url", url, lambda it: isinstance(it, str), "a string")
     if not url.startswith(("redis://", "rediss://", "unix://")):
         raise ValueError("url: expected redis://…, rediss://… or unix://…")
-    options = sorted(set(parse_qs(urlsplit(url).query, keep_blank_values=True)) - URL_OPTIONS)
+    parts = _split(url)
+    options = sorted(set(parse_qs(parts.query, keep_blank_values=True)) - URL_OPTIONS)
     if options:  # an option of the client library would win over what this tier sets
         raise ValueError(f"url: expected no options but {', '.join(sorted(URL_OPTIONS))}, got {', '.join(options)}")
     if url.startswith("rediss://"):
@@ -35,6 +36,27 @@ def check_url(url: Any, files: TlsFiles) -> TlsFiles | None:
     if files != TlsFiles(None, None, None):
         raise ValueError("tls_ca, tls_certificate, tls_key: expected a url that begins with rediss://")
     return None
+
+
+def _split(url: str) -> SplitResult:
+    """Return the parts of a URL.
+
+    Raises:
+        ValueError: it has none, as that of a password with a ``/`` or ``#``, behind which all would be taken for a path
+            and the password for a port, which errors show.
+    """
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        pass
+    else:
+        if parts.scheme == "unix" or "@" not in parts.path + parts.fragment:
+            return parts
+    raise ValueError(
+        "url: expected a host, perhaps with a port, and a password whose special characters are percent-encoded, "
+        "got something else (not shown)"
+    )
 
 
 def client_of(library: Any, url: str, *, max_connections: int, wait_s: float, tls: TlsFiles | None) -> Any:
