@@ -15,6 +15,8 @@ import math
 from bisect import bisect_left, insort
 from collections import deque
 
+from streaminfer._internal.distributions.quantiles import normal_quantile
+
 __all__ = ["ResidualQuantile"]
 
 _ASSUMED_DEVIATION = 0.05
@@ -37,7 +39,7 @@ class ResidualQuantile:
     """
 
     def __init__(self) -> None:
-        assumed = [_ASSUMED_DEVIATION * _normal_quantile((at + 0.5) / _ASSUMED) for at in range(_ASSUMED)]
+        assumed = [_ASSUMED_DEVIATION * normal_quantile((at + 0.5) / _ASSUMED) for at in range(_ASSUMED)]
         assumed.sort(key=abs)
         self._assumed = len(assumed)
         self._recent = deque(assumed)
@@ -73,22 +75,8 @@ def _ranks(count: int) -> tuple[int, int, float, int, float]:
     """Return the ranks of the two quantiles and of the margin, and the factors that stretch them."""
     low, upper = count * 15 // 100, count - 1 - max(1, round(count * (1.0 - _COVERAGE)))
     high = count - 1 - low
-    score = {rank: _normal_quantile((rank + 0.625) / (count + 0.25)) for rank in (low, high, upper)}
-    return low, high, 1.0 / (score[high] - score[low]), upper, _normal_quantile(_COVERAGE) / score[upper]
-
-
-def _normal_quantile(share: float) -> float:
-    """Return the value that a standard normal variable does not exceed with a probability in (0, 1).
-
-    Newton's method from 0 approaches it from one side, because the distribution function is convex below 0 and concave
-    above. ``statistics.NormalDist`` returns the same to 1e-12, but its module loads fractions, decimals and random.
-    """
-    value, step = 0.0, math.inf
-    while abs(step) > 1e-12:
-        distance = share - 0.5 * math.erfc(-value / math.sqrt(2.0))
-        step = distance * math.sqrt(2.0 * math.pi) * math.exp(value * value / 2.0)
-        value += step
-    return value
+    score = {rank: normal_quantile((rank + 0.625) / (count + 0.25)) for rank in (low, high, upper)}
+    return low, high, 1.0 / (score[high] - score[low]), upper, normal_quantile(_COVERAGE) / score[upper]
 
 
 _RANKS = {count: _ranks(count) for count in range(_ASSUMED, _WINDOW + 1)}

@@ -34,8 +34,8 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from streaminfer._internal.distributions.quantiles import student_quantile
 from streaminfer._internal.validation import check_duration, check_number, expected
-from streaminfer.telemetry.outcomes.student import student_quantile
 
 __all__ = ["Capacity", "CapacitySearch", "Step", "check_rates"]
 

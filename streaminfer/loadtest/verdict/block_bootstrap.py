@@ -23,8 +23,8 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from streaminfer._internal.distributions.quantiles import student_quantile
 from streaminfer.loadtest.quantiles import quantile_of
-from streaminfer.telemetry.outcomes.student import student_quantile
 
 __all__ = ["LEAST_BLOCKS", "Blocks", "differ"]
 

@@ -19,12 +19,12 @@ from typing import Any, Literal
 import attrs
 import numpy as np
 
+from streaminfer._internal.distributions.quantiles import student_quantile
 from streaminfer._internal.validation import check_number, expected
 from streaminfer.loadtest.quantiles import quantile_of, say_latency
 from streaminfer.loadtest.report.report import Report
 from streaminfer.loadtest.report.sentences import describe_lateness
 from streaminfer.loadtest.verdict.block_bootstrap import Blocks, differ
-from streaminfer.telemetry.outcomes.student import student_quantile
 
 __all__ = ["Result", "Verdict", "compare"]
 

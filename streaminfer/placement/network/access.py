@@ -21,6 +21,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from streaminfer._internal.distributions.quantiles import normal_quantile, student_quantile
 from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import check_choice, check_instance, check_number, expected
 from streaminfer.errors import StreamInferError
@@ -249,9 +250,9 @@ class FittedAccess:
 
 def _widening(count: int) -> float:
     """Width of Student's 95 % interval over the normal one, and of a sample's deviation over that of draws from it."""
-    z, degrees = 1.96, max(count - 1, 1)
-    student = z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
-    return float(student / z * math.sqrt((degrees + 1) / degrees))
+    degrees, upper = max(count - 1, 1), (1 + _CERTAINTY) / 2
+    student, normal = student_quantile(upper, degrees), normal_quantile(upper)
+    return student / normal * math.sqrt((degrees + 1) / degrees)
 
 
 def access_names() -> tuple[str, ...]:

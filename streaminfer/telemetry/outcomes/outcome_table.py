@@ -16,15 +16,15 @@ from typing import Any, Literal, NamedTuple
 import attrs
 
 from streaminfer._internal.display.html_table import html_table
+from streaminfer._internal.distributions.quantiles import normal_quantile, student_quantile
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import expected
 from streaminfer.telemetry.families.routes import OTHER
-from streaminfer.telemetry.outcomes.student import student_quantile
 
 __all__ = ["Estimate", "OutcomeCell", "OutcomeRow", "OutcomeTable", "Sums"]
 
 _UPPER = 0.975  # of 95 %
-_Z = 1.959964  # the normal quantile
+_Z = normal_quantile(_UPPER)
 Field = Literal["route", "latency", "degraded"]
 _FIELDS = ("route", "latency", "degraded")
 

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaminfer.batching.service_time import residual_quantile
 from streaminfer.batching.service_time.residual_quantile import ResidualQuantile
 
 pytestmark = pytest.mark.uncompiled
@@ -114,12 +113,6 @@ def test_ranks_stretch_to_the_normal_quantiles(count):
 
     assert window.deviation == pytest.approx(1.0, abs=1e-9)
     assert window.margin == pytest.approx(NORMAL.inv_cdf(0.95), abs=1e-9)
-
-
-@given(st.floats(1e-6, 1 - 1e-6))
-def test_normal_quantile_is_that_of_statistics(share):
-    """The inverse of the normal distribution agrees with the standard library's."""
-    assert residual_quantile._normal_quantile(share) == pytest.approx(NORMAL.inv_cdf(share), abs=1e-9)
 
 
 def test_statistics_is_not_imported():

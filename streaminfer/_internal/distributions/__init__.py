@@ -1,0 +1,1 @@
+"""Quantiles of distributions, in closed form."""
