@@ -4,9 +4,12 @@ Without buckets there is one :class:`BucketModel`; with them each bucket has its
 longer than one of short rows.
 
 *Comparison.* Under full load every batch has the size of best throughput, and nothing would tell that half or twice of
-it has become better, or was learned in a bad moment. So one of these runs when it has not for 128 batches, at most
-every eighth batch, which costs less than a hundredth of the throughput. Likewise, where there seems to be no time for
-larger batches and requests are lost, twice the size runs if it did once, but has not for 128 batches.
+it has become better, or was learned in a bad moment. So one of these runs when it has not for 128 batches, which costs
+less than a hundredth of the throughput. Likewise, where there seems to be no time for larger batches and requests are
+lost, twice the size runs if it did once, but has not for 128 batches.
+
+Where durations scatter, half of a size may look as good though an eighth is much better, as for convolutions on a CPU.
+So each smaller power of two runs four times at first, at every second batch, where that makes nothing late.
 
 *Means.* A fast model responds faster than it could be learned. Once it is known and nothing about it is in doubt, what
 is learned is the mean of the batches of about the same size within four milliseconds of work. A busy event loop notices
@@ -42,7 +45,7 @@ _CENSORED = 1.5  # what a cancelled batch would have taken, over what was expect
 _ABOUT = 0.8
 _MOST_WAITED_FOR = 1.25  # times the mean
 _EXPLORE_TIMES = 4
-_COMPARE_AFTER, _COMPARE_EVERY = 128, 8  # batches
+_COMPARE_AFTER, _COMPARE_EVERY, _COMPARE_SOON = 128, 8, 2  # batches
 
 
 class BucketModel:
@@ -185,6 +188,24 @@ class BucketModel:
         best = len(self.durations) - 1
         return self._not_run_for_long([size for size in self._next_to(best) if 0 < size <= available and size != best])
 
+    def size_to_learn(self, available: int) -> int:
+        """Return a power of two below the best size that ran less than four times, and note that it was asked for.
+
+        Args:
+            available: the most rows that there are for it.
+
+        Returns:
+            The one that ran least, the largest of several; 0: none.
+        """
+        best = len(self.durations) - 1
+        sizes = [1 << power for power in range(1, best.bit_length())]
+        if self._padded is not None:
+            sizes = [int(self._padded[size]) for size in sizes]
+        needed = [(self.service_time.until_settled(size), size) for size in sizes if size < best and size <= available]
+        most, size = max(needed, default=(0, 0))
+        self._compare_from = self.service_time.observations + _COMPARE_EVERY
+        return size if most else 0
+
     def size_to_try_again(self, size: int, available: int) -> int:
         """Return twice a size if it ran, but not for long, and note that it was asked for; 0: nothing to try.
 
@@ -194,6 +215,10 @@ class BucketModel:
         """
         larger = 2 * size
         return self._not_run_for_long([larger] if larger <= available and self.service_time.ran(larger) else [])
+
+    def compare_soon(self) -> None:
+        """Compare at the next batch but one: a size that was asked for is sent."""
+        self._compare_from = self.service_time.observations + _COMPARE_SOON
 
     def ask_again(self) -> None:
         """Compare at the next decision: the batch of the size that was asked for last was not sent."""

@@ -203,9 +203,10 @@ class Lookahead:
             if (batch := queue.batch_if_all_on_time(table, now_ns)) is not None:
                 is_full = len(batch) >= table.cap
                 if is_full and model.compares:
-                    size = model.size_to_compare(queue.queued)
+                    size = model.size_to_learn(queue.queued) or model.size_to_compare(queue.queued)
                     if size and leaves_time_to_explore(model, size, queue, now_ns):
                         self._exploring = model, batch[0]
+                        model.compare_soon()
                         return Decision(queue.first(size), "exploration")
                 # the common case: a tuple made outright takes half as long
                 return _new_decision(Decision, (batch, "full" if is_full else "idle_worker", (), None, False, ""))

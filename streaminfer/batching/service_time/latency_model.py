@@ -172,6 +172,10 @@ class LatencyModel:
         near = nearest_size(size)
         return math.inf if self._visits.get(near, 0) < 2 else self.observations - self._seen_at.get(near, 0)
 
+    def until_settled(self, size: int) -> int:
+        """Return how many batches of about a size are still needed, until the last four or more say what it costs."""
+        return max(_SETTLED - self._visits.get(nearest_size(size), 0), 0)
+
     def predict_ns(self, size: int) -> float:
         """Return the median duration of a batch of ``size`` rows, in nanoseconds.
 

@@ -463,6 +463,52 @@ def test_a_size_next_to_the_best_is_compared():
     assert model.size_to_compare(64) == 32
 
 
+def test_smaller_powers_of_two_run_four_times_at_first():
+    """In turn, from the largest to the smallest, as far as there are so many rows."""
+    model = settled(bucket(16), 16, rounds=8)
+    asked = []
+    while size := model.size_to_learn(16):
+        asked.append(size)
+        run(model, size)
+
+    assert asked == [8, 4, 2] * 4
+    assert not settled(bucket(16), 16).size_to_learn(1)
+    assert settled(bucket(16), 16).size_to_learn(7) == 4
+
+
+def test_sizes_that_a_prior_gives_are_not_tried_at_first():
+    assert settled(bucket(16, LearnedServiceTime(prior=LINE)), 16).size_to_learn(16) == 0
+
+
+def test_smaller_padded_sizes_run_at_first():
+    """Where batches are padded, the sizes to which powers of two are padded."""
+    sizes = (4, 12, 16)
+    model = settled(bucket(16, padded=lambda rows: next(size for size in sizes if size >= rows)), 16)
+    asked = []
+    while size := model.size_to_learn(16):
+        asked.append(size)
+        run(model, size)
+
+    assert asked == [12, 4] * 4
+
+
+def test_comparisons_come_closer_once_one_is_sent():
+    """What was asked for and not sent is asked for at the eighth batch, else at the second."""
+    model = settled(bucket(), 64, rounds=8)
+    assert model.compares
+    assert model.size_to_learn(64) == 32
+    run(model, *[64] * 7)
+    assert not model.compares
+    run(model, 64)
+    assert model.compares
+
+    model.compare_soon()
+    run(model, 32)
+    assert not model.compares
+    run(model, 64)
+    assert model.compares
+
+
 def test_twice_the_best_is_compared():
     """When twice the best size has not run for long, it is asked for, if that many are queued."""
     bends = ServiceTime.table({1: 0.004, 4: 0.0044, 8: 0.005, 16: 0.020}).seconds

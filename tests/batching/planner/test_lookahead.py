@@ -405,6 +405,27 @@ def test_a_model_that_loses_from_batching_is_found_out_under_full_load(slo_s):
     assert batcher.statistics().released["exploration"] <= 0.02 * batcher.statistics().batches
 
 
+@pytest.mark.parametrize("deviation", [0.03, 0.08, 0.15])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_model_that_loses_from_batching_is_found_out_though_its_durations_scatter(deviation, seed):
+    """Each half of a size is a little better, which the scatter hides; a small one is much better."""
+    rng = np.random.default_rng(seed)
+    batcher, throughput = closed_loop(lambda size: blaze_full(size) * rng.lognormal(0.0, deviation), rounds=200)
+    assert batcher.service_time.best_batch_size(32) <= 4
+    assert throughput >= 0.9 * 1 / (blaze_full(1) * np.exp(deviation**2 / 2))
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_best_size_in_the_middle_is_found_though_durations_scatter(seed):
+    rng = np.random.default_rng(seed)
+    item_ms = {1: 5.0, 2: 4.0, 4: 3.4, 8: 3.0, 16: 3.4, 32: 4.0}
+    _, throughput = closed_loop(
+        lambda size: size * np.interp(size, list(item_ms), list(item_ms.values())) / 1e3 * rng.lognormal(0.0, 0.08),
+        rounds=200,
+    )
+    assert throughput >= 0.94 / 0.003
+
+
 def test_a_model_that_loses_from_batching_is_found_out_under_overload():
     """Batches of the best size that the objective allows, not of one beyond it that was never seen."""
     on_time, batcher = live(lambda n, _: blaze_full(n), poisson(600, 3000), np.full(3000, 0.05), cap=32)
@@ -438,8 +459,8 @@ def test_sizes_next_to_the_best_are_compared_under_full_load():
         sizes.append(len(batch))
         now += round((1 + 0.1 * len(batch)) * MS)
         policy.observe(len(batch), round((1 + 0.1 * len(batch)) * MS), now)
-    assert sizes.count(16) >= 3
-    assert sizes.count(32) >= 290
+    assert sizes[100:].count(16) >= 1
+    assert sizes[100:].count(32) >= 195
 
 
 def test_a_first_batch_that_outlives_the_objective_is_not_the_last():
