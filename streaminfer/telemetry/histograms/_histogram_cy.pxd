@@ -65,8 +65,9 @@ cdef class HistogramState:
     @cython.locals(index=cython.Py_ssize_t)
     cpdef object quantiles_into(self, const double[::1] shares, double[::1] seconds)
 
-    @cython.locals(summed=cython.longlong[::1], counts=cython.longlong[::1], index=cython.Py_ssize_t)
-    cpdef object grouped(self, int shift)
+    @cython.locals(
+        counts=cython.longlong[::1], group=cython.Py_ssize_t, index=cython.Py_ssize_t, count=cython.longlong)
+    cpdef list take_changes(self, long long[::1] known, int shift)
 
     @cython.locals(
         copied=cython.longlong[::1], index=cython.Py_ssize_t, minimum_ns=cython.longlong, maximum_ns=cython.longlong,

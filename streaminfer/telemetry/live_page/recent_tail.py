@@ -1,11 +1,11 @@
 """Percentiles of the last seconds, from a histogram that counts since its start."""
 
 import math
+from array import array
 from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
 
@@ -18,9 +18,9 @@ _MAGNITUDE = 7
 
 
 class RecentTail:
-    """What a histogram has more than at the first of the looks of a window; nothing is added to its recorders.
+    """Changes between successive looks at a histogram, kept for a window; nothing is added to its recorders.
 
-    A look costs some microseconds and, as long as the window lasts, 32 KiB. What was recorded before the first look, or
+    A look costs some microseconds and what was recorded since the last one. What was recorded before the first look, or
     since one that is longer ago than the window, may be old and is left out. Not thread-safe.
 
     Args:
@@ -31,9 +31,15 @@ class RecentTail:
     def __init__(self, histogram: LatencyHistogram, window_s: float) -> None:
         self._histogram = histogram
         self._window_ns = round(window_s * 1e9)
+        self._seen = 0
+        self._looked_ns: float = -math.inf
         self._shift = max(0, histogram.half_magnitude - _MAGNITUDE)
-        self._looks: deque[tuple[int, NDArray[np.int64]]] = deque()  # instants, and the counts of groups then
-        following = np.arange(1, (histogram.counts_length >> self._shift) + 1) << self._shift
+        self._groups = histogram.counts_length >> self._shift
+        self._known = array("q", [0]) * self._groups
+        self._counts = array("q", [0]) * self._groups  # of the window
+        self._view = np.frombuffer(self._counts, np.int64)
+        self._changes: deque[tuple[int, list[tuple[int, int]]]] = deque()
+        following = np.arange(1, self._groups + 1) << self._shift
         self._highest_s = (histogram._lowest_at(following) - 1) / 1e9
 
     def quantiles(self, shares: Sequence[float], now_ns: int) -> list[float]:
@@ -43,16 +49,22 @@ class RecentTail:
             shares: from 0 to 1.
             now_ns: monotonic; never less than at the last call.
         """
-        looks, counts = self._looks, np.frombuffer(self._histogram.grouped(self._shift), np.int64)
-        if looks and now_ns - looks[-1][0] > self._window_ns:
-            looks.clear()
-        elif looks and (counts < looks[-1][1]).any():  # it was reset
-            looks.clear()
-            looks.append((now_ns, np.zeros_like(counts)))
-        looks.append((now_ns, counts))
-        while len(looks) > 1 and looks[1][0] <= now_ns - self._window_ns:
-            looks.popleft()
-        upto = (counts - looks[0][1]).cumsum()
+        counts = self._counts
+        count = self._histogram.count
+        if count < self._seen:  # it was reset
+            self._known = array("q", [0]) * self._groups
+        if count != self._seen:
+            self._seen = count
+            changes = self._histogram.take_changes(self._known, self._shift)
+            if now_ns - self._looked_ns <= self._window_ns:
+                self._changes.append((now_ns, changes))
+                for group, added in changes:
+                    counts[group] += added
+        self._looked_ns = now_ns
+        while self._changes and self._changes[0][0] <= now_ns - self._window_ns:
+            for group, added in self._changes.popleft()[1]:
+                counts[group] -= added
+        upto = self._view.cumsum()
         total = upto.item(-1)
         if not total:
             return [float("nan")] * len(shares)
