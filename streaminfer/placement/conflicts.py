@@ -143,34 +143,18 @@ def constraints(candidates: Candidates, settings: Settings) -> Iterator[Constrai
     for resource in candidates.resources:
         site = problem.sites[resource.site].name
         unit = "slots" if resource.what == "slots" else "bytes of memory"
-        yield Constraint(
-            resource.what,
-            (site, resource.kind),
-            f"{resource.limit:.6g} {unit} of {resource.kind!r} at site {site!r}",
-        )
+        text = f"{resource.limit:.6g} {unit} of {resource.kind!r} at site {site!r}"
+        yield Constraint(resource.what, (site, resource.kind), text)
     for c, cluster in enumerate(problem.clusters):
-        promise = problem.promise_of(cluster)
-        yield Constraint(
-            "demand",
-            (cluster.name,),
-            f"cluster {cluster.name!r} is served, up to {candidates.rates[:, c].max():.6g} requests per second",
-        )
-        yield Constraint(
-            "slo",
-            (cluster.name,),
-            f"p{100 * promise.share:.6g} of cluster {cluster.name!r} within {format_duration(promise.slo_s)}"
-            f"{_unpromised(problem, cluster)}",
-        )
+        promise, subject, named = problem.promise_of(cluster), (cluster.name,), f"cluster {cluster.name!r}"
+        most, slo = candidates.rates[:, c].max(), format_duration(promise.slo_s)
+        yield Constraint("demand", subject, f"{named} is served, up to {most:.6g} requests per second")
+        within = f"p{100 * promise.share:.6g} of {named} within {slo}"
+        yield Constraint("slo", subject, f"{within}{_unpromised(problem, cluster)}")
         if cluster.residency is not None:
-            yield Constraint(
-                "residency", (cluster.name,), f"data of cluster {cluster.name!r} stay in {cluster.residency!r}"
-            )
+            yield Constraint("residency", subject, f"data of {named} stay in {cluster.residency!r}")
         if np.isfinite(promise.min_quality):
-            yield Constraint(
-                "quality",
-                (cluster.name,),
-                f"quality of at least {promise.min_quality:.6g} for cluster {cluster.name!r}",
-            )
+            yield Constraint("quality", subject, f"quality of at least {promise.min_quality:.6g} for {named}")
 
 
 def _unpromised(problem: Problem, cluster: UserCluster) -> str:

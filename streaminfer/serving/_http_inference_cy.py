@@ -87,7 +87,7 @@ class HttpInference:
             if kind != "generate_stream":
                 return self._reply(call, kind)
             answers = _only(call.arrays or {}) if call.stream is None else call.stream
-            await send_events(model, call.head, answers, _time_left(call), exchange, send)
+            await send_events(call, answers, _time_left(call), exchange, send)
             return []
 
     def _begin(

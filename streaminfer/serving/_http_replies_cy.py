@@ -16,8 +16,7 @@ from streaminfer.serving.requests.infer_response import JSON_TYPE, Outputs, rend
 
 if TYPE_CHECKING:
     from streaminfer.serving._exchanges_cy import Exchange
-    from streaminfer.serving.requests._infer_head_cy import InferHead
-    from streaminfer.serving.requests._model_requests_cy import ModelRequests
+    from streaminfer.serving.requests._model_requests_cy import ModelCall
     from streaminfer.telemetry.asgi_app import Headers, Message, Send
 
 __all__ = ["NO_STORE", "describe_error", "make_messages", "reply", "send_events", "without_body"]
@@ -71,18 +70,12 @@ def _describe(error: Exception) -> tuple[bytes, int, Headers]:
 
 
 async def send_events(
-    model: ModelRequests,
-    head: InferHead,
-    answers: AsyncGenerator[Outputs, None],
-    headers: Headers,
-    exchange: Exchange,
-    send: Send,
+    call: ModelCall, answers: AsyncGenerator[Outputs, None], headers: Headers, exchange: Exchange, send: Send
 ) -> None:
     """Send an event for each answer; an error before the first one is a status, and later an event.
 
     Args:
-        model: that answers.
-        head: of the request.
+        call: that is answered.
         answers: of the model.
         headers: beside those of an event stream.
         exchange: that hears how far the response is.
@@ -99,13 +92,13 @@ async def send_events(
             raise ClientGone(has_begun=True) from error
 
     async with contextlib.aclosing(answers):
-        event: bytes | None = await _next_event(model, head, answers)
+        event: bytes | None = await _next_event(call, answers)
         exchange.has_begun = True
         await say("start", status=200, headers=[*_EVENTS, *headers])
         while event is not None:
             await say("body", body=event, more_body=True)
             try:
-                event = await _next_event(model, head, answers)
+                event = await _next_event(call, answers)
             except Exception as error:  # noqa: BLE001 - the status is sent already
                 await say("body", body=b"data: " + _describe(error)[0] + b"\n\n", more_body=True)
                 break
@@ -113,6 +106,8 @@ async def send_events(
     await say("body", body=b"", more_body=False)
 
 
-async def _next_event(model: ModelRequests, head: InferHead, answers: AsyncGenerator[Outputs, None]) -> bytes | None:
-    arrays = await anext(answers, None)
-    return None if arrays is None else b"data: " + render_generated(model.name, model.version, head, arrays) + b"\n\n"
+async def _next_event(call: ModelCall, answers: AsyncGenerator[Outputs, None]) -> bytes | None:
+    arrays, model = await anext(answers, None), call.model
+    if arrays is None:
+        return None
+    return b"data: " + render_generated(model.name, model.version, call.head, arrays) + b"\n\n"

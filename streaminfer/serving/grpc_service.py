@@ -46,6 +46,8 @@ _WANTS_FINAL = "triton_enable_empty_final_response"
 _SETTING_HEADERS = frozenset(SETTING_HEADERS)
 _calls = itertools.count(1)
 """Of `ModelStreamInfer`, unique in the process: several servers can have the same stack."""
+_Kind = tuple[str, str, tuple[int, ...]]
+"""Name, datatype and shape of an output."""
 
 
 def grpc_servicer(stacks: Mapping[str, Stack], *, limits: Limits | None = None) -> "GrpcService":
@@ -162,7 +164,7 @@ class GrpcService:
         try:
             model, head, rows = self._read(message)
             call = await self._answer(model, head, rows, context, None, others)
-            response = self._render(model, head, call, final=None)
+            response = self._render(call, final=None)
         except Exception as error:  # noqa: BLE001 - each becomes a status; a cancellation passes
             await self._abort(context, error)
         if call.time_left_s is not None:
@@ -194,13 +196,13 @@ class GrpcService:
             call = await self._answer(model, head, rows, context, stream_id)
             wants_final = head.parameters.get(_WANTS_FINAL) is True
             if call.stream is None:
-                yield self._streamed(self._render(model, head, call, final=True if wants_final else None))
+                yield self._streamed(self._render(call, final=True if wants_final else None))
             else:
                 if wants_final:
-                    last = self._streamed(self._render_head(model, head, (), final=True))
+                    last = self._streamed(self._render_head(call, (), final=True))
                 async with contextlib.aclosing(call.stream) as answers:
                     async for arrays in answers:
-                        yield self._streamed(self._render_arrays(model, head, arrays, None, final=False))
+                        yield self._streamed(self._render_arrays(call, arrays, final=False))
         except Exception as error:  # noqa: BLE001 - the stream goes on
             yield self._error(identity or self._identity(message), error)
         if last:
@@ -314,37 +316,28 @@ class GrpcService:
         await call.complete(stream_id is not None)
         return call
 
-    def _render(self, model: ModelRequests, head: InferHead, call: ModelCall, *, final: bool | None) -> bytes:
+    def _render(self, call: ModelCall, *, final: bool | None) -> bytes:
         if call.parts is not None:
             return b"".join(call.parts)
-        return self._render_arrays(model, head, call.arrays or {}, call.row, final=final)
+        return self._render_arrays(call, call.arrays or {}, final=final)
 
-    def _render_arrays(
-        self, model: ModelRequests, head: InferHead, arrays: Outputs, row: Any, *, final: bool | None
-    ) -> bytes:
+    def _render_arrays(self, call: ModelCall, arrays: Outputs, *, final: bool | None) -> bytes:
+        head, announced = call.head, call.model.announced
         contents: list[bytes | memoryview] = []
-        kinds: list[tuple[str, str, tuple[int, ...]]] = []
+        kinds: list[_Kind] = []
         for name, array in select_outputs(head, arrays).items():
-            datatype, content = encode(name, array, model.announced.get(name))
+            datatype, content = encode(name, array, announced.get(name))
             kinds.append((name, datatype, array.shape))
             contents.append(content)
         if head.rendered is None or head.rendered[0] != (kinds, final):
-            head.rendered = ((kinds, final), self._render_head(model, head, kinds, final=final))
+            head.rendered = ((kinds, final), self._render_head(call, kinds, final=final))
         parts = parts_of_contents(head.rendered[1], self._output_tag, contents)
         if _WANTS_FINAL not in head.parameters:  # the same in a stream and by itself
-            pieces = [b"".join(parts[:2]), *parts[3::2]]
-            keep_reply(head, row, kinds, pieces)
+            keep_reply(head, call.row, kinds, [b"".join(parts[:2]), *parts[3::2]])
         return b"".join(parts)
 
-    def _render_head(
-        self,
-        model: ModelRequests,
-        head: InferHead,
-        kinds: Sequence[tuple[str, str, tuple[int, ...]]],
-        *,
-        final: bool | None,
-    ) -> bytes:
-        response = self._pb.ModelInferResponse(model_name=model.name, model_version=VERSION, id=head.id)
+    def _render_head(self, call: ModelCall, kinds: Sequence[_Kind], *, final: bool | None) -> bytes:
+        response = self._pb.ModelInferResponse(model_name=call.model.name, model_version=VERSION, id=call.head.id)
         for name, datatype, shape in kinds:
             response.outputs.add(name=name, datatype=datatype, shape=shape)
         if final is not None:

@@ -31,8 +31,9 @@ from streaminfer.loadtest.path.codec import Codecs, Prepare, Unit
 from streaminfer.loadtest.path.codec_thread import CodecThread
 from streaminfer.loadtest.path.network import NetworkProfile, network_profile
 from streaminfer.loadtest.path.scene import Scene
-from streaminfer.loadtest.path.transfer import DevicePath, Loss, Transfer, TransferEnd, complete
+from streaminfer.loadtest.path.transfer import DevicePath, Loss, Transfer, TransferEnd
 from streaminfer.loadtest.path.uplink import Uplink
+from streaminfer.loadtest.sending.loops import complete
 from streaminfer.protocols import Clock
 from streaminfer.streams.sources.formats import AudioFormat, VideoFormat
 
@@ -280,4 +281,4 @@ class MediaPath(DevicePath):
 
     def _end(self, passage: _Passage, error: BaseException | None = None) -> None:
         self._travelling.discard(passage)
-        complete(passage.done, passage.transfer, error, self.name)
+        complete(passage.done, passage.transfer, error, f"media path {self.name!r}")

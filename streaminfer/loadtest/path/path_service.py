@@ -19,6 +19,7 @@ from streaminfer.errors import StreamInferError
 from streaminfer.loadtest.devices.delivery import Capture, captures
 from streaminfer.loadtest.path.transfer import DevicePath, Loss, Transfer
 from streaminfer.loadtest.sample import Measured, Sample
+from streaminfer.loadtest.sending.loops import complete
 from streaminfer.loadtest.sending.requests import check_service
 from streaminfer.protocols import Clock, Node, adapt, is_service
 from streaminfer.request import Request, Response
@@ -156,7 +157,7 @@ class PathService(Node):
             StreamInferError: as the service raises.
         """
         ended: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
-        call = self.begin_call(request, functools.partial(_complete, ended))
+        call = self.begin_call(request, functools.partial(complete, ended, what="frame of a device"))
         try:
             return await ended
         except asyncio.CancelledError:
@@ -311,17 +312,3 @@ def _number_of(score: Any) -> float:
         with suppress(TypeError, ValueError):
             return float(score)
     raise TypeError(expected("score", "a function that returns a number", score))
-
-
-def _complete(ended: "asyncio.Future[Response]", response: Response | None, error: BaseException | None) -> None:
-    """Tell the caller of `PathService.call`."""
-    if ended.done():
-        return
-    if response is not None:
-        ended.set_result(response)
-    elif isinstance(error, asyncio.CancelledError):
-        ended.cancel()
-    elif isinstance(error, StopIteration):  # of the score; no future takes it
-        ended.set_exception(RuntimeError(f"frame of a device: {error!r}"))
-    elif error is not None:
-        ended.set_exception(error)

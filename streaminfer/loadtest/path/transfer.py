@@ -16,7 +16,7 @@ from streaminfer.loadtest.path.scene import Scene
 from streaminfer.protocols import Clock
 from streaminfer.streams.frame import Frame
 
-__all__ = ["DevicePath", "Loss", "Transfer", "TransferEnd", "complete"]
+__all__ = ["DevicePath", "Loss", "Transfer", "TransferEnd"]
 
 Loss = Literal["encoder", "network", "undecodable"]
 
@@ -128,24 +128,3 @@ class DevicePath(AsyncClosing):
     @abstractmethod
     async def aclose(self) -> None:
         """End the path; frames on their way get `Closed`."""
-
-
-def complete(done: TransferEnd, transfer: Transfer, error: BaseException | None, name: str) -> None:
-    """Tell of the end of a transfer; nothing if its caller was cancelled, or the path was closed.
-
-    Args:
-        done: is told.
-        transfer: its result.
-        error: why there is none; ``None``: there is one.
-        name: of the path, for messages.
-    """
-    if done.done():
-        return
-    if error is None:
-        done.set_result(transfer)
-        return
-    if isinstance(error, StopIteration):  # no future takes it
-        error = RuntimeError(f"media path {name!r}: {error!r}")
-    done.set_exception(error)
-    if isinstance(done, asyncio.Future):
-        done.exception()  # a caller that has gone does not read it

@@ -22,7 +22,7 @@ from streaminfer._runtime.timers import make_timer
 from streaminfer.loadtest.sending._requests_cy import DueRequests
 from streaminfer.testing import VirtualLoop
 
-__all__ = ["Begin", "Call", "OpenLoop", "Receive", "clock_of", "closed_loop"]
+__all__ = ["Begin", "Call", "OpenLoop", "Receive", "clock_of", "closed_loop", "complete"]
 
 Call = Callable[[int], Awaitable[Any]]
 """Sends the request of a number."""
@@ -124,15 +124,29 @@ class OpenLoop(DueRequests):
                 call.cancel()
 
     def _stop(self, error: BaseException | None) -> None:
-        ended = self._ended
-        if ended is None or ended.done():
-            return
-        if isinstance(error, StopIteration):  # no future takes it
-            error = RuntimeError(f"open loop: {error!r}")
-        if error is None:
-            ended.set_result(None)
-        else:
-            ended.set_exception(error)
+        if self._ended is not None:
+            complete(self._ended, None, error, "open loop")
+
+
+def complete(done: Any, result: Any, error: BaseException | None, what: str) -> None:
+    """Tell a future, or what stands for one, how something ended; nothing if its caller was cancelled.
+
+    Args:
+        done: is told.
+        result: of what ended.
+        error: why there is none; ``None``: there is one.
+        what: ended, for messages.
+    """
+    if done.done():
+        return
+    if error is None:
+        done.set_result(result)
+        return
+    if isinstance(error, StopIteration):  # no future takes it
+        error = RuntimeError(f"{what}: {error!r}")
+    done.set_exception(error)
+    if isinstance(done, asyncio.Future):
+        done.exception()  # a caller that has gone does not read it
 
 
 async def closed_loop(call: Call, callers: int, seconds: float) -> list[float]:

@@ -21,6 +21,11 @@ UNANSWERED = "unanswered"
 
 Floats = NDArray[np.float64]
 
+_NUMBERS = ("due_s", "late_s", "latency_s")
+_COLUMNS = (*_NUMBERS, "outcome")
+_GROUPS: dict[str, Any] = {"stages": np.nan, "values": np.nan, "labels": ""}
+"""Columns by name, and what stands in one where there is nothing."""
+
 
 @attrs.frozen(eq=False)
 class Record:
@@ -85,37 +90,26 @@ class Record:
         """Return the requests of several senders as those of one."""
         order = np.argsort(np.concatenate([record.due_s for record in records]), kind="stable")
 
-        def joined(read: Any) -> Any:
-            return np.concatenate([read(record) for record in records])[order]
+        def joined(parts: list[Any]) -> Any:
+            return np.concatenate(parts)[order]
 
-        def all_joined(field: str, nothing: Any) -> dict[str, Any]:
-            names = dict.fromkeys(name for record in records for name in getattr(record, field))
-            return {
-                name: joined(lambda record, name=name: getattr(record, field).get(name, np.full(len(record), nothing)))
-                for name in names
+        fields: dict[str, Any] = {name: joined([getattr(record, name) for record in records]) for name in _COLUMNS}
+        for group, nothing in _GROUPS.items():
+            named = [getattr(record, group) for record in records]
+            absent = [np.full(len(record), nothing) for record in records]
+            fields[group] = {
+                name: joined([each.get(name, none) for each, none in zip(named, absent, strict=True)])
+                for name in dict.fromkeys(name for each in named for name in each)
             }
-
-        return cls(
-            joined(lambda record: record.due_s),
-            joined(lambda record: record.late_s),
-            joined(lambda record: record.latency_s),
-            joined(lambda record: record.outcome),
-            all_joined("stages", np.nan),
-            all_joined("values", np.nan),
-            all_joined("labels", ""),
-            {name: said for record in reversed(records) for name, said in record.messages.items()},
-        )
+        messages = {name: said for record in reversed(records) for name, said in record.messages.items()}
+        return cls(**fields, messages=messages)
 
     def where(self, chosen: NDArray[np.bool_]) -> "Record":
         """Return some of the requests."""
-
-        def cut(group: Mapping[str, Any]) -> dict[str, Any]:
-            return {name: column[chosen] for name, column in group.items()}
-
-        return Record(
-            self.due_s[chosen], self.late_s[chosen], self.latency_s[chosen], self.outcome[chosen],
-            cut(self.stages), cut(self.values), cut(self.labels), self.messages,
-        )  # fmt: skip
+        fields: dict[str, Any] = {name: getattr(self, name)[chosen] for name in _COLUMNS}
+        for group in _GROUPS:
+            fields[group] = {name: column[chosen] for name, column in getattr(self, group).items()}
+        return Record(**fields, messages=self.messages)
 
     def __len__(self) -> int:
         return int(self.due_s.size)
@@ -123,25 +117,19 @@ class Record:
     def encode(self) -> dict[str, Any]:
         """Return the columns as JSON can hold them: numbers compressed, repeated words as indexes."""
         return {
-            "numbers": {name: _encode_numbers(getattr(self, name)) for name in ("due_s", "late_s", "latency_s")},
-            "outcome": _encode_words(self.outcome),
-            "stages": {name: _encode_numbers(column) for name, column in self.stages.items()},
-            "values": {name: _encode_numbers(column) for name, column in self.values.items()},
-            "labels": {name: _encode_words(column) for name, column in self.labels.items()},
+            "numbers": {name: _encode(getattr(self, name)) for name in _NUMBERS},
+            "outcome": _encode(self.outcome),
+            **{group: {name: _encode(column) for name, column in getattr(self, group).items()} for group in _GROUPS},
             "messages": dict(self.messages),
         }
 
     @classmethod
     def decode(cls, stored: Mapping[str, Any]) -> Self:
         """Return what :meth:`encode` made."""
-        numbers = stored["numbers"]
-        due_s, late_s, latency_s = (_decode_numbers(numbers[name]) for name in ("due_s", "late_s", "latency_s"))
-        stages, values = (
-            {name: _decode_numbers(text) for name, text in stored[group].items()} for group in ("stages", "values")
-        )
-        labels = {name: _decode_words(words) for name, words in stored["labels"].items()}
-        outcome = _decode_words(stored["outcome"])
-        return cls(due_s, late_s, latency_s, outcome, stages, values, labels, stored["messages"])
+        fields: dict[str, Any] = {name: _decode(stored["numbers"][name]) for name in _NUMBERS}
+        for group in _GROUPS:
+            fields[group] = {name: _decode(column) for name, column in stored[group].items()}
+        return cls(**fields, outcome=_decode(stored["outcome"]), messages=stored["messages"])
 
 
 def _printable(text: str) -> str:
@@ -149,21 +137,15 @@ def _printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _encode_numbers(column: NDArray[Any]) -> str:
+def _encode(column: NDArray[Any]) -> Any:
+    if column.dtype.kind == "U":
+        words, indexes = np.unique(column, return_inverse=True)
+        return {"words": words.tolist(), "indexes": _encode(indexes.astype(np.int32))}
     little = column.astype(column.dtype.newbyteorder("<"))
     return base64.b64encode(zlib.compress(little.tobytes())).decode()
 
 
-def _decode_numbers(text: str, kind: str = "<f8") -> Any:
-    return np.frombuffer(zlib.decompress(base64.b64decode(text)), kind).astype(np.dtype(kind).newbyteorder("="))
-
-
-def _encode_words(column: NDArray[np.str_]) -> dict[str, Any]:
-    words, indexes = np.unique(column, return_inverse=True)
-    return {"words": words.tolist(), "indexes": _encode_numbers(indexes.astype(np.int32))}
-
-
-def _decode_words(stored: Mapping[str, Any]) -> NDArray[np.str_]:
-    words = np.array(stored["words"] or [""], np.str_)
-    column: NDArray[np.str_] = words[_decode_numbers(stored["indexes"], "<i4")]
-    return column
+def _decode(stored: Any, kind: str = "<f8") -> Any:
+    if isinstance(stored, Mapping):
+        return np.array(stored["words"] or [""], np.str_)[_decode(stored["indexes"], "<i4")]
+    return np.frombuffer(zlib.decompress(base64.b64decode(stored)), kind).astype(np.dtype(kind).newbyteorder("="))

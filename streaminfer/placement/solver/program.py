@@ -106,7 +106,10 @@ def local_prices(instance: Instance, counts: Floats) -> dict[int, float]:
 
 
 class _Search:
-    """One search: cuts, whole solutions, the best plan so far."""
+    """One search: cuts, whole solutions, the best plan so far.
+
+    It minimizes: quality, where that is to be high, counts as a cost below zero until the result is returned.
+    """
 
     def __init__(self, instance: Instance, gap: float, end_s: float) -> None:
         self.instance = instance
@@ -114,8 +117,8 @@ class _Search:
         self.gap = gap
         self.end_s = end_s
         self.is_partial = instance.settings.is_partial
-        self.bound = np.inf if self.model.is_quality else -np.inf
-        self.cutoff = -self.bound
+        self.bound = -np.inf
+        self.cutoff = np.inf
         self.best: Solution | None = None
         self.is_out_of_time = False
         self.first = instance.uses.argmax(axis=0)
@@ -166,7 +169,8 @@ class _Search:
     def _result(self) -> Solution | None:
         """The best so far, if any; an error where the time was too short to know."""
         if self.best is not None:
-            return attrs.evolve(self.best, bound=self._bounded(self.best.value))
+            sign = -1.0 if self.model.is_quality else 1.0
+            return attrs.evolve(self.best, value=sign * self.best.value, bound=sign * self._bounded(self.best.value))
         if self.is_out_of_time:
             raise TimeoutError("plan: no plan was found within time_limit_s; allow more time, or use method='greedy'")
         return None
@@ -190,8 +194,7 @@ class _Search:
         """Leave out what is not better than the best plan by the gap; return whether anything may be left."""
         if self.best is None:
             return True
-        sign = 1.0 if self.model.is_quality else -1.0
-        cutoff = self.best.value + sign * _WITHIN * self.gap * abs(self.best.value)
+        cutoff = self.best.value - _WITHIN * self.gap * abs(self.best.value)
         if cutoff == self.cutoff or self.best.gap > _CLOSE:
             return True
         self.cutoff = cutoff
@@ -202,10 +205,7 @@ class _Search:
 
     def _prove(self, bound: float) -> None:
         """Keep a bound of a search; what it left out can be as good as the cutoff."""
-        if self.model.is_quality:
-            self.bound = min(self.bound, max(bound, self.cutoff))
-        else:
-            self.bound = max(self.bound, min(bound, self.cutoff))
+        self.bound = max(self.bound, min(bound, self.cutoff))
 
     def _optimize_whole(self, limit_s: float = _NEVER_S, *, target: float | None = None) -> Floats | None:
         """Return values with whole replicas; cuts are added for the solutions on the way to them."""
@@ -218,7 +218,7 @@ class _Search:
     def _polish(self, values: Floats, limit_s: float) -> None:
         """Look for a plan as good at the sites that a solution uses, which is faster; keep its cuts."""
         hoped = self.model.objective
-        as_good = hoped - (1.0 if self.model.is_quality else -1.0) * self.gap * abs(hoped)
+        as_good = hoped + self.gap * abs(hoped)
         self.model.allow_sites(values[: self.model.at_sites])
         for _ in range(_POLISH_ROUNDS):
             if not self._cut_relaxation() or (inside := self._optimize_whole(limit_s, target=as_good)) is None:
@@ -236,9 +236,8 @@ class _Search:
         self.model.allow_sites(counts)
         while (values := self._optimize()) is not None and self._separate(values, lazy=False):
             pass
-        sign = 1.0 if self.model.is_quality else -1.0
-        worth = {row: sign * dual for row, dual in self.model.resource_duals().items()} if values is not None else {}
-        return {row: max(0.0, worth.get(row, 0.0)) for row in range(len(self.instance.limits))}
+        duals = {} if values is None else self.model.resource_duals()
+        return {row: max(0.0, -duals.get(row, 0.0)) for row in range(len(self.instance.limits))}
 
     def _start(self) -> None:
         """Begin with the greedy choice.
@@ -269,14 +268,14 @@ class _Search:
             if completed is None:
                 return
             counts = completed
-        value = instance.quality(counts) if self.model.is_quality else instance.cost(counts)
-        if self.best is None or (value > self.best.value if self.model.is_quality else value < self.best.value):
+        value = -instance.quality(counts) if self.model.is_quality else instance.cost(counts)
+        if self.best is None or value < self.best.value:
             self.best = Solution(counts.copy(), value, self.bound)
         self.best = attrs.evolve(self.best, bound=self._bounded(self.best.value))
 
     def _bounded(self, value: float) -> float:
         """A bound beyond the value is a rounding error of the solver."""
-        return max(self.bound, value) if self.model.is_quality else min(self.bound, value)
+        return min(self.bound, value)
 
     def _first_cuts(self) -> None:
         """Clusters that can use no other pools than one of them, and all together."""

@@ -45,7 +45,8 @@ class ReplicaModel:
         gap: the solver stops at half of it.
 
     Attributes:
-        is_quality: whether quality, or the share that is served, is maximized, else cost minimized.
+        is_quality: whether quality, or the share that is served, is maximized: as a cost below zero, since the
+            program minimizes.
         priced: sites that cost something.
         steps: distinct qualities, best first, where quality is maximized.
         normal: states in which quality counts.
@@ -125,8 +126,7 @@ class ReplicaModel:
             self._highs.clearSolver()  # HiGHS 1.16 ends with a wrong optimum for some starting solutions
             before_s = 0.0
         self._highs.setOptionValue("time_limit", before_s + limit_s)
-        unreachable = self.infinity if self.is_quality else -self.infinity
-        self._highs.setOptionValue("objective_target", unreachable if target is None else target)
+        self._highs.setOptionValue("objective_target", -self.infinity if target is None else target)
         self._highs.setOptionValue("objective_bound", self._cutoff if self._is_whole else self.infinity)
         self._highs.run()
         info = self._highs.getInfo()  # adding a row resets it
@@ -149,14 +149,12 @@ class ReplicaModel:
         """
         highs = self._highs
         self.declare(whole=False)
-        self._cutoff = -cutoff if self.is_quality else cutoff  # of what is minimized
+        self._cutoff = cutoff
         highs.setOptionValue("objective_bound", self.infinity)  # totals have other numbers
-        limits = (cutoff, self.infinity) if self.is_quality else (-self.infinity, cutoff)
         scale = max(float(np.abs(self._costs).max(initial=0.0)), 1e-12)
         everything = np.arange(self.columns, dtype=np.int32)
-        self.add_row(everything, self._costs / scale, *(limit / scale for limit in limits))
+        self.add_row(everything, self._costs / scale, -self.infinity, cutoff / scale)
         highs.changeColsCost(self.columns, everything, np.zeros(self.columns))
-        highs.changeObjectiveSense(self._highspy.ObjSense.kMinimize)
         is_possible = True
         for total in range(self.at_totals, self.columns):
             least, most = (sign * self._least(total, sign, end_s) for sign in (1.0, -1.0))
@@ -167,8 +165,6 @@ class ReplicaModel:
             highs.changeColBounds(total, max(least, 0.0), most)
         highs.deleteRows(1, np.array([highs.getNumRow() - 1], np.int32))
         highs.changeColsCost(self.columns, everything, self._costs)
-        if self.is_quality:
-            highs.changeObjectiveSense(self._highspy.ObjSense.kMaximize)
         return is_possible
 
     def _least(self, total: int, sign: float, end_s: float) -> float:
@@ -228,23 +224,19 @@ class ReplicaModel:
             [instance.most, np.ones(len(self.priced)), np.full(self.columns - self.at_homes, self.infinity)]
         )
         cost = np.zeros(self.columns)
-        whole = instance.prices, instance.site_prices[self.priced]
         if self.is_quality:
             demand = sum(instance.flows.rates[state].sum() for state in self.normal)
             for number, worth in enumerate(-np.diff(self.steps, append=0.0)):
                 for at, state in enumerate(self.normal):
                     column = self.at_flows + number * len(self.normal) + at
-                    cost[column] = worth / max(demand, 1e-12)
+                    cost[column] = -worth / max(demand, 1e-12)
                     upper[column] = instance.flows.rates[state].sum()
                     if number + 1 == len(self.steps) and not instance.settings.is_partial:
                         lower[column] = upper[column]  # everybody is served
         else:
-            cost[: self.at_homes] = np.concatenate(whole)
+            cost[: self.at_homes] = np.concatenate([instance.prices, instance.site_prices[self.priced]])
         highs.addVars(self.columns, lower, upper)
-        everything = np.arange(self.columns, dtype=np.int32)
-        highs.changeColsCost(self.columns, everything, cost)
-        if self.is_quality:
-            highs.changeObjectiveSense(self._highspy.ObjSense.kMaximize)
+        highs.changeColsCost(self.columns, np.arange(self.columns, dtype=np.int32), cost)
         return cost
 
     def _limit_resources(self) -> None:

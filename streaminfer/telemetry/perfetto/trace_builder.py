@@ -13,7 +13,9 @@ began last. So the end of a slice stands before the next begin of its track, whi
 *References.* https://perfetto.dev/docs/reference/synthetic-track-event and ``protos/perfetto/trace/`` in its source.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,6 +27,8 @@ __all__ = ["TraceBuilder"]
 _SEQUENCE = 1  # of all packets; any number but 0
 _SLICE_BEGIN, _SLICE_END, _INSTANT, _COUNTER = 1, 2, 3, 4
 _COUNT = 2  # the unit of counters
+_Bytes = NDArray[np.uint8]
+"""Of a row each, shape (n, length), or of each row, shape (1, length)."""
 
 
 class _Packet:
@@ -124,19 +128,19 @@ class TraceBuilder:
         """
         numbers = np.array([self._names[name] for name in names], np.uint64)
         instants = np.asarray(at_ns)
-        tail = [(_Packet.NAME_IID << 3, _varints(np.broadcast_to(numbers, instants.shape)))]
+        tail = [_varint(_Packet.NAME_IID << 3), _varints(np.broadcast_to(numbers, instants.shape))]
         if flows is not None:
-            tail.append((_Packet.FLOW_IDS << 3 | 1, _fixed(flows)))
+            tail += [_varint(_Packet.FLOW_IDS << 3 | 1), _fixed(flows)]
         self._add_events(instants, self._event(_INSTANT, track), tail)
 
     def add_counts(self, track: int, at_ns: ArrayLike, values: ArrayLike) -> None:
         """Set a counter at each instant, shape (n,): to whole numbers ≥ 0, or to floating-point numbers."""
         given = np.asarray(values)
         if given.dtype.kind == "f":
-            tail = (_Packet.DOUBLE_COUNTER_VALUE << 3 | 1, _fixed(given.astype("<f8")))
+            tail = [_varint(_Packet.DOUBLE_COUNTER_VALUE << 3 | 1), _fixed(given.astype("<f8"))]
         else:
-            tail = (_Packet.COUNTER_VALUE << 3, _varints(given))
-        self._add_events(at_ns, self._event(_COUNTER, track), [tail])
+            tail = [_varint(_Packet.COUNTER_VALUE << 3), _varints(given)]
+        self._add_events(np.asarray(at_ns), self._event(_COUNTER, track), tail)
 
     def __bytes__(self) -> bytes:
         self._flush()
@@ -185,49 +189,38 @@ class TraceBuilder:
         self._parts.append(bytes(self._packets))
         self._packets.clear()
 
-    def _add_events(
-        self, at_ns: ArrayLike, event: ProtobufWriter, tail: Sequence[tuple[int, NDArray[np.uint8]]]
-    ) -> None:
+    def _add_events(self, at_ns: NDArray[Any], event: ProtobufWriter, tail: Sequence[_Bytes]) -> None:
         """Write events that are alike but for their instant and the fields at their end."""
-        instants = np.asarray(at_ns)
-        tags = [_tag(tag) for tag, _ in tail]
-        columns = [values for _, values in tail]
-        length = len(event) + sum(map(len, tags)) + sum(column.shape[1] for column in columns)
         around = ProtobufWriter()
         around.varint(_Packet.SEQUENCE_ID, _SEQUENCE)
         around.varint(_Packet.SEQUENCE_FLAGS, 2)
-        inner = _tag(_Packet.TRACK_EVENT << 3 | 2) + _tag(length) + bytes(event)
-        stamp = _tag(_Packet.TIMESTAMP << 3)
-        stamps = _varints(instants)
-        size = len(stamp) + stamps.shape[1] + len(around) + len(inner) + length - len(event)
-        head = _tag(_Packet.PACKET << 3 | 2) + _tag(size) + stamp
-        pieces = [_rows(head, instants.size), stamps]
-        pieces.append(_rows(bytes(around) + inner, instants.size))
-        for tag, column in zip(tags, columns, strict=True):
-            pieces += [_rows(tag, instants.size), column]
+        written = _message(_Packet.TRACK_EVENT, [_constant(event), *tail])
+        stamped = [_varint(_Packet.TIMESTAMP << 3), _varints(at_ns), _constant(around), *written]
+        alike = itertools.groupby(_message(_Packet.PACKET, stamped), len)  # neighbors are copied to the rows at once
+        joined = [np.hstack(list(pieces)) for _, pieces in alike]
+        rows = [np.broadcast_to(it, (at_ns.size, it.shape[1])) for it in joined]
         self._flush()
-        self._parts.append(np.concatenate(pieces, axis=1).tobytes())
+        self._parts.append(np.concatenate(rows, axis=1).tobytes())
 
 
-def _tag(number: int) -> bytes:
-    """Return a varint of the shortest form."""
-    encoded = bytearray()
-    while number > 0x7F:
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)
+def _message(field: int, content: Sequence[_Bytes]) -> list[_Bytes]:
+    """Return a message behind its tag and its length."""
+    return [_varint(field << 3 | 2), _varint(sum(it.shape[1] for it in content)), *content]
 
 
-def _rows(constant: bytes, count: int) -> NDArray[np.uint8]:
-    return np.broadcast_to(np.frombuffer(constant, np.uint8), (count, len(constant)))
+def _constant(written: ProtobufWriter) -> _Bytes:
+    return np.frombuffer(bytes(written), np.uint8)[np.newaxis]
 
 
-def _fixed(values: NDArray[np.generic]) -> NDArray[np.uint8]:
+def _varint(number: int) -> _Bytes:
+    return _varints(np.array([number]))
+
+
+def _fixed(values: NDArray[np.generic]) -> _Bytes:
     return np.ascontiguousarray(values).view(np.uint8).reshape(-1, 8)
 
 
-def _varints(values: NDArray[np.generic]) -> NDArray[np.uint8]:
+def _varints(values: NDArray[np.generic]) -> _Bytes:
     """Return numbers ≥ 0 as varints, all as long as the largest needs, shape (n, length)."""
     width = max(-(-int(values.max(initial=0)).bit_length() // 7), 1)
     groups = values.astype(np.uint64)[:, None] >> np.arange(0, 7 * width, 7, dtype=np.uint64)

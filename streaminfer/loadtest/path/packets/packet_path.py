@@ -16,7 +16,8 @@ from streaminfer.loadtest.path.media_path import MAX_WAITING
 from streaminfer.loadtest.path.network import NetworkProfile, network_profile
 from streaminfer.loadtest.path.packets.packet_connection import PacketConnection
 from streaminfer.loadtest.path.scene import Scene
-from streaminfer.loadtest.path.transfer import DevicePath, Transfer, TransferEnd, complete
+from streaminfer.loadtest.path.transfer import DevicePath, Transfer, TransferEnd
+from streaminfer.loadtest.sending.loops import complete
 from streaminfer.streams.sources.formats import AudioFormat, VideoFormat
 
 __all__ = ["PacketPath"]
@@ -201,4 +202,4 @@ class PacketPath(DevicePath):
     def _end(self, transfer: Transfer, done: TransferEnd, frame: asyncio.Task[None]) -> None:
         self._frames.discard(frame)
         error = (self._error or asyncio.CancelledError()) if frame.cancelled() else frame.exception()
-        complete(done, transfer, error, self.name)
+        complete(done, transfer, error, f"media path {self.name!r}")

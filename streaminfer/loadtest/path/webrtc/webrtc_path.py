@@ -12,8 +12,9 @@ from streaminfer.loadtest.devices.profile import CameraProfile
 from streaminfer.loadtest.path.codec import Prepare
 from streaminfer.loadtest.path.network import NetworkProfile
 from streaminfer.loadtest.path.scene import Scene
-from streaminfer.loadtest.path.transfer import DevicePath, Transfer, TransferEnd, complete
+from streaminfer.loadtest.path.transfer import DevicePath, Transfer, TransferEnd
 from streaminfer.loadtest.path.webrtc.webrtc_leg import PACKET_SAMPLES, WebRtcLeg
+from streaminfer.loadtest.sending.loops import complete
 from streaminfer.streams.frame import Frame
 from streaminfer.streams.sources.conversion import AudioAssembler
 from streaminfer.streams.sources.formats import AudioFormat, VideoFormat
@@ -231,7 +232,7 @@ class WebRtcPath(DevicePath):
 
     def _end(self, ticks: int, error: Exception | None = None) -> None:
         sent = self._sent.pop(ticks)
-        complete(sent.done, sent.transfer, error, self.name)
+        complete(sent.done, sent.transfer, error, f"media path {self.name!r}")
 
     def _end_all(self, error: Exception) -> None:
         for ticks in list(self._sent):
