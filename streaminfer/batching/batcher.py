@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from streaminfer._internal.validation import (
     check_choice,
+    check_clock,
     check_count,
     check_duration,
     check_instance,
@@ -156,7 +157,7 @@ class AdaptiveBatcher(Node):
         if self.policy == "lookahead":
             self.service_time = self._start_learning(service_time)
         self.device = device if device is None else _as_device(device)
-        check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
+        check_clock("clock", clock)
         self._clock = clock
         self._overhead: PipelineOverhead | None = None
         self._service: BatchedService | None = None

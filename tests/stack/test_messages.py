@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import json
+import time
 import warnings
 from collections.abc import Awaitable
 
@@ -294,3 +295,19 @@ def test_no_other_order_is_named_for_a_layer_that_fails_in_any():
         si.Stack(*layers)
 
     assert "the order that works" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda clock: si.AdaptiveBatcher(max_batch_size=2, clock=clock),
+        lambda clock: si.Telemetry(clock=clock),
+        lambda clock: si.CpuBackend(len, clock=clock),
+        lambda clock: si.Stack(ScriptedBackend(), clock=clock),
+    ],
+    ids=["batcher", "telemetry", "backend", "stack"],
+)
+def test_a_clock_of_seconds_is_told_at_once(make):
+    """Otherwise every latency is some nanoseconds, and every deadline an error of its caller."""
+    with pytest.raises(TypeError, match=r"clock\(\): expected a whole number of nanoseconds"):
+        make(time.monotonic)
