@@ -16,6 +16,7 @@ from streaminfer._internal.validation import (
     check_number,
     expected,
 )
+from streaminfer._runtime.wrapped_kind import check_no_generator
 from streaminfer.protocols import Backend, Capabilities, Clock, Node, adapt, check_infer, is_backend, is_service
 from streaminfer.request import timeout_ns
 
@@ -191,6 +192,8 @@ class AdaptiveBatcher(Node):
         elif is_service(inner) or not callable(inner):
             what = "a backend (an object with infer) or a batch function, which take batches"
             raise TypeError(expected("inner", what, inner))
+        else:
+            check_no_generator("inner", inner)
         offered = adapt(inner).capabilities()
         if self.preferred_sizes is not None and offered.shared_outputs:
             what = "None for a model with outputs of the whole batch, since copies of a row fill up a batch"

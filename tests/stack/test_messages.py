@@ -311,3 +311,26 @@ def test_a_clock_of_seconds_is_told_at_once(make):
     """Otherwise every latency is some nanoseconds, and every deadline an error of its caller."""
     with pytest.raises(TypeError, match=r"clock\(\): expected a whole number of nanoseconds"):
         make(time.monotonic)
+
+
+def yields(batch):
+    yield from batch
+
+
+async def yields_later(batch):
+    for row in batch:
+        yield row
+
+
+@pytest.mark.parametrize("function", [yields, yields_later])
+@pytest.mark.parametrize(
+    "make",
+    [si.CpuBackend, lambda fn: si.AdaptiveBatcher(max_batch_size=2).wrap(fn)],
+    ids=["backend", "batcher"],
+)
+def test_a_generator_is_no_batch_function(make, function):
+    """Its call ends before it has computed a row, so every batch of it would fail."""
+    with pytest.raises(
+        TypeError, match="a function that ends when its work does, not a generator, got <function yield"
+    ):
+        make(function)
