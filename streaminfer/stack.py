@@ -379,6 +379,9 @@ class Stack(Wrapper):
             {name: inside for name, layer in layers.items() if (inside := statistics_inside(layer))},
         )
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Stack cannot be copied or pickled: make one where it is used, in each process its own")
+
     def __repr__(self) -> str:
         return f"<Stack, {self.stack_state}: {' → '.join(type(layer).__name__ for layer in self.layers)}>"
 

@@ -1,8 +1,10 @@
 """What a wrong use is told: the mistake by its name, and what to write instead."""
 
 import asyncio
+import copy
 import functools
 import json
+import pickle
 import time
 import warnings
 from collections.abc import Awaitable
@@ -334,3 +336,11 @@ def test_a_generator_is_no_batch_function(make, function):
         TypeError, match="a function that ends when its work does, not a generator, got <function yield"
     ):
         make(function)
+
+
+@pytest.mark.parametrize("send", [pickle.dumps, copy.deepcopy])
+@pytest.mark.parametrize("of", [lambda stack: stack, si.Stack.blocking], ids=["stack", "blocking"])
+def test_a_stack_that_is_sent_to_a_process_is_told(send, of):
+    """The error named a lock or a module inside it."""
+    with pytest.raises(TypeError, match="a Stack cannot be copied or pickled: make one where it is used"):
+        send(of(si.Stack(si.AdaptiveBatcher(max_batch_size=2), si.CpuBackend(np.negative))))
