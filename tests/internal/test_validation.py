@@ -57,3 +57,10 @@ def test_a_clock_in_seconds_is_refused():
     check_clock("clock", lambda: np.int64(1))
     with pytest.raises(TypeError, match=r"clock\(\): expected a whole number of nanoseconds, .* got 2\.5 \(float\)"):
         check_clock("clock", lambda: 2.5)
+
+
+def test_a_clock_that_cannot_be_read_yet_passes():
+    """Such as that of a loop which the test makes later."""
+    loops = []
+
+    check_clock("clock", lambda: loops[-1].now_ns)
