@@ -1,3 +1,5 @@
+# cython: embedsignature=False, binding=True
+# Cython embeds the signature of a constructor with its `*` one argument too late
 """What travels: one request, its answer, and when each part of the work happened.
 
 One source, compiled by Cython with the C types of ``_request_cy.pxd``, or run as it is. These objects are made once a

@@ -73,17 +73,27 @@ def load(shell: Any) -> None:
     """Add ``%serve name``, which awaits ``serve(name)``, and ``%serve``, which stops all, to a shell of IPython."""
     if _expand not in shell.input_transformers_cleanup:
         shell.input_transformers_cleanup.append(_expand)
+        shell.register_magic_function(_misspelt, magic_name="serve")
 
 
 def unload(shell: Any) -> None:
     """Take ``%serve`` away again; what it started goes on."""
     if _expand in shell.input_transformers_cleanup:
         shell.input_transformers_cleanup.remove(_expand)
+        del shell.magics_manager.magics["line"]["serve"]
 
 
 def _expand(lines: list[str]) -> list[str]:
     # a magic cannot await, so the line becomes code before IPython decides whether the cell does
     return [_await_of(match[1]) if (match := _MAGIC.match(line)) else line for line in lines]
+
+
+def _misspelt(line: str) -> None:
+    """Start the stack of a name, ``%serve service``, or stop all, ``%serve``; alone on a line that is not indented."""
+    raise ValueError(
+        f"%serve: expected the name of a stack, alone on a line that is not indented, got {line!r}; "
+        "other code writes `await streaminfer.notebook.serve(stack)`"
+    )
 
 
 def _await_of(name: str | None) -> str:

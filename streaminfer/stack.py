@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack
 
 from streaminfer._internal.display.unique_name import unique_name
 from streaminfer._internal.loading.lazy import lazy_attributes
-from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
+from streaminfer._internal.validation import check_clock, check_count, check_duration, check_instance, expected
 from streaminfer._runtime.lifecycle import STOP_LIMIT_S
 from streaminfer.errors import Closed, InvalidInput
 from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, Wrapper, adapt
@@ -70,7 +70,7 @@ class Stack(Wrapper):
     def __init__(self, *layers: Any, clock: Clock | None = None) -> None:
         if not layers:
             raise TypeError("layers: expected at least a backend or a service, got none")
-        check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
+        check_clock("clock", clock)
         from streaminfer._stack.composition import check_layers, compose  # noqa: PLC0415 - not at the package's import
 
         check_layers(layers)
@@ -378,6 +378,9 @@ class Stack(Wrapper):
             None if self._run is None else self._run.report,
             {name: inside for name, layer in layers.items() if (inside := statistics_inside(layer))},
         )
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Stack cannot be copied or pickled: make one where it is used, in each process its own")
 
     def __repr__(self) -> str:
         return f"<Stack, {self.stack_state}: {' → '.join(type(layer).__name__ for layer in self.layers)}>"

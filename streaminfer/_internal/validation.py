@@ -16,6 +16,7 @@ __all__ = [
     "brief",
     "check_ascending",
     "check_choice",
+    "check_clock",
     "check_count",
     "check_duration",
     "check_duration_ns",
@@ -125,6 +126,24 @@ def check_whole(name: str, value: Any, what: str) -> int:
         if not isinstance(value, bool):
             return operator.index(value)
     raise TypeError(expected(name, what, value))
+
+
+def check_clock(name: str, clock: Any) -> None:
+    """A clock in whole nanoseconds, which is read once, or ``None``.
+
+    One that raises passes: it may be that of an event loop to come.
+
+    Raises:
+        TypeError: not a callable, or one that returns something else, such as seconds.
+    """
+    check_instance(name, clock, lambda it: it is None or callable(it), "a callable or None")
+    if clock is None:
+        return
+    try:
+        now_ns = clock()
+    except Exception:  # noqa: BLE001 - the code that reads it for the time sees the error
+        return
+    check_whole(f"{name}()", now_ns, "a whole number of nanoseconds, as time.monotonic_ns returns")
 
 
 def check_count(name: str, value: object, *, at_least: int = 1, at_most: int | None = None) -> int:

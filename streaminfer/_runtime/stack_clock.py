@@ -4,7 +4,7 @@ import types
 from typing import Any
 
 from streaminfer._internal.error_log import ErrorLog
-from streaminfer._internal.validation import check_instance
+from streaminfer._internal.validation import check_clock
 from streaminfer.protocols import Clock
 
 __all__ = ["StackClock", "unfailing"]
@@ -23,7 +23,7 @@ class StackClock:
     statistics: Any
 
     def _accept_clock(self, clock: object) -> None:
-        check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
+        check_clock("clock", clock)
         self._clock_given = clock is not None  # type: ignore[misc] # a subclass has the slot
 
     def bind_clock(self, clock: Clock) -> None:

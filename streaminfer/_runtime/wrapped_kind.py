@@ -7,7 +7,7 @@ from typing import Any
 from streaminfer._internal.validation import expected
 from streaminfer.protocols import is_backend, is_service
 
-__all__ = ["kind_of"]
+__all__ = ["check_no_generator", "kind_of"]
 
 
 def kind_of(inner: Any, argument: str = "inner") -> str:
@@ -26,8 +26,20 @@ def kind_of(inner: Any, argument: str = "inner") -> str:
         return "backend"
     if not callable(inner) or isinstance(inner, type):
         raise TypeError(expected(argument, "a service, a backend or a function", inner))
-    called = inner if inspect.isroutine(inner) or isinstance(inner, functools.partial) else type(inner).__call__
-    if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
-        raise TypeError(expected(argument, "a function that ends when its work does, not a generator", inner))
+    called = check_no_generator(argument, inner)
     is_async = inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(called)
     return "async function" if is_async else "function"
+
+
+def check_no_generator(argument: str, function: Any) -> Any:
+    """Return what a call of a function, or of an object, runs.
+
+    Raises:
+        TypeError: a generator function, whose call ends before its work begins.
+    """
+    called = (
+        function if inspect.isroutine(function) or isinstance(function, functools.partial) else type(function).__call__
+    )
+    if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
+        raise TypeError(expected(argument, "a function that ends when its work does, not a generator", function))
+    return called

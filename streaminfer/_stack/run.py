@@ -48,7 +48,7 @@ class StackRun:
     """
 
     def __init__(self, stack: ServedStack, parts: Sequence[Any]) -> None:
-        self.loop = asyncio.get_running_loop()
+        self.loop = _running_loop()
         self.pid = os.getpid()
         self.state: StackState = "starting"
         self.report: StartReport | None = None
@@ -161,3 +161,13 @@ class StackRun:
         serving_process.leave(self._hold)
         self.state = "stopped"
         self._stopped.set()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise RuntimeError(
+            "a stack runs on an event loop of asyncio, and here none runs: "
+            "code of trio, as synchronous code, calls `with stack.blocking() as infer` in threads"
+        ) from None

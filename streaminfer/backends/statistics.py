@@ -15,7 +15,7 @@ import attrs
 
 from streaminfer._internal.forking import new_lock
 from streaminfer._internal.snapshot import Snapshot
-from streaminfer._internal.validation import check_instance
+from streaminfer._internal.validation import check_clock
 from streaminfer.backends.job import Done
 from streaminfer.errors import Closed
 from streaminfer.protocols import Clock
@@ -56,7 +56,7 @@ class BackendRecorder:
 
     def __init__(self, workers: int, clock: Clock | None) -> None:
         self._workers = workers
-        check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
+        check_clock("clock", clock)
         self._clock = time.monotonic_ns if clock is None else clock
         self._lock = new_lock()
         self._batches = self._rows = self._errors = self._cancelled = self._busy_ns = 0

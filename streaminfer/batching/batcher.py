@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, overload
 
 from streaminfer._internal.validation import (
     check_choice,
+    check_clock,
     check_count,
     check_duration,
     check_instance,
     check_number,
     expected,
 )
+from streaminfer._runtime.wrapped_kind import check_no_generator
 from streaminfer.protocols import Backend, Capabilities, Clock, Node, adapt, check_infer, is_backend, is_service
 from streaminfer.request import timeout_ns
 
@@ -156,7 +158,7 @@ class AdaptiveBatcher(Node):
         if self.policy == "lookahead":
             self.service_time = self._start_learning(service_time)
         self.device = device if device is None else _as_device(device)
-        check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
+        check_clock("clock", clock)
         self._clock = clock
         self._overhead: PipelineOverhead | None = None
         self._service: BatchedService | None = None
@@ -190,6 +192,8 @@ class AdaptiveBatcher(Node):
         elif is_service(inner) or not callable(inner):
             what = "a backend (an object with infer) or a batch function, which take batches"
             raise TypeError(expected("inner", what, inner))
+        else:
+            check_no_generator("inner", inner)
         offered = adapt(inner).capabilities()
         if self.preferred_sizes is not None and offered.shared_outputs:
             what = "None for a model with outputs of the whole batch, since copies of a row fill up a batch"

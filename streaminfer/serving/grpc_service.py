@@ -9,7 +9,7 @@ import contextlib
 import functools
 import itertools
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from streaminfer._internal._protobuf_cy import split_fields
 from streaminfer._internal.loading.extras import require
@@ -29,6 +29,11 @@ from streaminfer.serving.requests.infer_request import HeadReader
 from streaminfer.serving.requests.infer_response import Outputs, keep_reply, select_outputs
 from streaminfer.serving.requests.tensors import encode
 from streaminfer.stack import Stack
+
+if TYPE_CHECKING:
+    from grpc import GenericRpcHandler
+else:
+    GenericRpcHandler = object  # a server calls `service` of any object, and grpc is loaded where it is used
 
 __all__ = ["GrpcService", "grpc_servicer"]
 
@@ -69,7 +74,7 @@ def grpc_servicer(stacks: Mapping[str, Stack], *, limits: Limits | None = None) 
     return GrpcService(served_models(stacks, limits), limits)
 
 
-class GrpcService:
+class GrpcService(GenericRpcHandler):  # type: ignore[misc] # without stubs of grpc it is Any
     """Handlers of the calls, as a server of ``grpc.aio`` looks them up.
 
     Args:

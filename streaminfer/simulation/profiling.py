@@ -23,7 +23,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, overload
 
-from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
+from streaminfer._internal.validation import check_clock, check_count, check_duration, check_instance, expected
 from streaminfer.batching.assembly._compatibility_cy import kind_of
 from streaminfer.batching.assembly.assembler import AssembledBatch, Assembler
 from streaminfer.batching.assembly.buckets import Buckets, as_buckets
@@ -110,7 +110,7 @@ async def profile(
     check_count("max_batch_size", max_batch_size)
     check_duration("budget_s", budget_s, positive=True)
     check_instance("stack", stack, lambda value: isinstance(value, bool), "True or False")
-    check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
+    check_clock("clock", clock)
     what = "a backend (an object with infer) or a batch function"
     check_instance("inner", inner, lambda it: is_backend(it) or callable(it), what)
     given = as_buckets(buckets)

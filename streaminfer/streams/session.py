@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import attrs
 
 from streaminfer._internal.units import NEVER_NS
-from streaminfer._internal.validation import check_count, check_instance, check_number, expected
+from streaminfer._internal.validation import check_clock, check_count, check_instance, check_number, expected
 from streaminfer._runtime.closing import AsyncClosing
 from streaminfer._runtime.lifecycle import stop_together
 from streaminfer.blocking import BlockingStack
@@ -112,7 +112,7 @@ class StreamSession(AsyncClosing):
         check_instance("service", service, is_service, "a service (an object with call)")
         check_instance("resets_after_gap", resets_after_gap, lambda it: isinstance(it, bool), "True or False")
         check_instance("tenant", tenant, lambda it: it is None or isinstance(it, str), "a string or None")
-        check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
+        check_clock("clock", clock)
         _check_stream_id(stream_id)
         check_priority(priority)
         self._stream_id = stream_id

@@ -4,7 +4,7 @@ import attrs
 import numpy as np
 import pytest
 
-from streaminfer._internal.validation import check_count, field_check, make_from_table
+from streaminfer._internal.validation import check_clock, check_count, field_check, make_from_table
 
 
 @attrs.frozen
@@ -50,3 +50,17 @@ def test_what_is_no_whole_number_is_named(value):
     """Also an array and a class, whose `__index__` fails in its own words."""
     with pytest.raises(TypeError, match=r"^size: expected a whole number ≥ 1, got "):
         check_count("size", value)
+
+
+def test_a_clock_in_seconds_is_refused():
+    """Its instants would pass for nanoseconds."""
+    check_clock("clock", lambda: np.int64(1))
+    with pytest.raises(TypeError, match=r"clock\(\): expected a whole number of nanoseconds, .* got 2\.5 \(float\)"):
+        check_clock("clock", lambda: 2.5)
+
+
+def test_a_clock_that_cannot_be_read_yet_passes():
+    """Such as that of a loop which the test makes later."""
+    loops = []
+
+    check_clock("clock", lambda: loops[-1].now_ns)

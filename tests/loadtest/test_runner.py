@@ -253,6 +253,7 @@ class TestRefused:
             ({"service": 5}, TypeError, "service: expected an object with `async call"),
             ({"inputs": []}, ValueError, "inputs: expected at least one"),
             ({"inputs": 5}, TypeError, "inputs: expected a sequence"),
+            ({"inputs": lambda: 1.0}, TypeError, "inputs: expected a sequence.*: too many positional arguments"),
             ({"duration_s": 0}, ValueError, "duration_s: expected a finite number of seconds > 0"),
             ({"slo_s": -1}, ValueError, "slo_s"),
             ({"objective": 1.0}, ValueError, "objective: expected a share between 0 and 1"),

@@ -95,12 +95,21 @@ class FailingBackend:
         raise ZeroDivisionError
 
 
+def make_shell():
+    magics = {}
+    return types.SimpleNamespace(
+        input_transformers_cleanup=[],
+        magics_manager=types.SimpleNamespace(magics={"line": magics}),
+        register_magic_function=lambda function, magic_name: magics.update({magic_name: function}),
+    )
+
+
 @pytest.mark.parametrize(
     ("line", "call"),
     [("%serve service\n", "serve(service, 'service');"), ("%serve", "stop_serving();"), ("%serve   a_1  \n", "serve(a_1, 'a_1');")],
 )  # fmt: skip
 def test_magic_becomes_code_that_awaits(line, call):
-    shell = types.SimpleNamespace(input_transformers_cleanup=[])
+    shell = make_shell()
     si.load_ipython_extension(shell)
     si.load_ipython_extension(shell)
     (transform,) = shell.input_transformers_cleanup
@@ -117,3 +126,15 @@ def test_magic_becomes_code_that_awaits(line, call):
 )
 def test_other_lines_stay(line):
     assert notebook._expand([line]) == [line]
+
+
+def test_a_line_that_names_no_stack_is_told_the_form():
+    """Lines that stay reach IPython's own magic, which would be said to be missing."""
+    shell = make_shell()
+    si.load_ipython_extension(shell)
+
+    with pytest.raises(ValueError, match=r"%serve: expected the name of a stack, alone on a line .* got 'a  # now'"):
+        shell.magics_manager.magics["line"]["serve"]("a  # now")
+
+    si.unload_ipython_extension(shell)
+    assert shell.magics_manager.magics == {"line": {}}

@@ -1,8 +1,11 @@
 """What a wrong use is told: the mistake by its name, and what to write instead."""
 
 import asyncio
+import copy
 import functools
 import json
+import pickle
+import time
 import warnings
 from collections.abc import Awaitable
 
@@ -294,3 +297,50 @@ def test_no_other_order_is_named_for_a_layer_that_fails_in_any():
         si.Stack(*layers)
 
     assert "the order that works" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda clock: si.AdaptiveBatcher(max_batch_size=2, clock=clock),
+        lambda clock: si.Telemetry(clock=clock),
+        lambda clock: si.CpuBackend(len, clock=clock),
+        lambda clock: si.Stack(ScriptedBackend(), clock=clock),
+    ],
+    ids=["batcher", "telemetry", "backend", "stack"],
+)
+def test_a_clock_of_seconds_is_told_at_once(make):
+    """Otherwise every latency is some nanoseconds, and every deadline an error of its caller."""
+    with pytest.raises(TypeError, match=r"clock\(\): expected a whole number of nanoseconds"):
+        make(time.monotonic)
+
+
+def yields(batch):
+    yield from batch
+
+
+async def yields_later(batch):
+    for row in batch:
+        yield row
+
+
+@pytest.mark.parametrize("function", [yields, yields_later])
+@pytest.mark.parametrize(
+    "make",
+    [si.CpuBackend, lambda fn: si.AdaptiveBatcher(max_batch_size=2).wrap(fn)],
+    ids=["backend", "batcher"],
+)
+def test_a_generator_is_no_batch_function(make, function):
+    """Its call ends before it has computed a row, so every batch of it would fail."""
+    with pytest.raises(
+        TypeError, match="a function that ends when its work does, not a generator, got <function yield"
+    ):
+        make(function)
+
+
+@pytest.mark.parametrize("send", [pickle.dumps, copy.deepcopy])
+@pytest.mark.parametrize("of", [lambda stack: stack, si.Stack.blocking], ids=["stack", "blocking"])
+def test_a_stack_that_is_sent_to_a_process_is_told(send, of):
+    """The error named a lock or a module inside it."""
+    with pytest.raises(TypeError, match="a Stack cannot be copied or pickled: make one where it is used"):
+        send(of(si.Stack(si.AdaptiveBatcher(max_batch_size=2), si.CpuBackend(np.negative))))

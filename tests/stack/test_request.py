@@ -159,3 +159,10 @@ def test_checks_accept_numpy_numbers():
     for bad in (np.bool_(True), "1", None, 1j):
         with pytest.raises(TypeError, match="x: expected"):
             check_duration("x", bad)
+
+
+def test_help_claims_no_signature_that_is_not_so():
+    """Cython's own would show ``deadline_ns`` before the ``*``."""
+    assert si.Request.__doc__.startswith("One request for one answer;")
+    with pytest.raises(TypeError, match="positional argument"):
+        si.Request(1.0, 5)

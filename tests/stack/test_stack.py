@@ -354,6 +354,16 @@ def test_a_clock_of_its_own_is_kept():
     assert free._service.clock is other
 
 
+def test_a_start_outside_asyncio_is_told_what_works():
+    """Such as in trio, whose tasks no event loop of asyncio runs."""
+    stack = si.Stack(ScriptedBackend())
+
+    with pytest.raises(RuntimeError, match=r"event loop of asyncio, .* trio, .* `with stack\.blocking\(\) as infer`"):
+        stack.start().send(None)
+
+    assert stack.stack_state == "new"
+
+
 def test_another_loop_gets_a_clear_error():
     stack = si.Stack(ScriptedBackend())
     first, second = VirtualLoop(), VirtualLoop()

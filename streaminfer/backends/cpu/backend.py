@@ -19,6 +19,7 @@ import numpy as np
 from streaminfer._internal.own_arrays import own_arrays
 from streaminfer._internal.validation import check_choice, check_count, check_duration, check_instance, expected
 from streaminfer._runtime.lifecycle import STOP_LIMIT_S, seconds_left
+from streaminfer._runtime.wrapped_kind import check_no_generator
 from streaminfer.backends.cpu.worker_error import text_of_failure
 from streaminfer.backends.fingerprint import fingerprint_of_function
 from streaminfer.backends.job import Done, Job
@@ -135,6 +136,7 @@ class CpuBackend(Node):
         clock: Clock | None = None,
     ) -> None:
         check_instance("fn", fn, callable, "a function of a batch's inputs")
+        check_no_generator("fn", fn)
         check_choice("executor", executor, ("thread", "process", "inline"))
         workers = check_count("workers", workers, at_most=MAX_WORKERS)
         check_duration("hang_grace_s", hang_grace_s)

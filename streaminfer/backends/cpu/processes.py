@@ -44,6 +44,7 @@ __all__ = ["ProcessWorker"]
 
 _EXIT_GRACE_S = 5.0
 _MAX_PROCESSES = 3  # that may die on a batch before they begin it: a function whose import ends the process is an error
+_EXIT_OF_AN_ERROR = 1  # of an interpreter that ends with a traceback
 _PROTOCOL = 5  # the first with buffers outside the pickle
 
 # starting and joining look after all children of this interpreter, which multiprocessing does not lock
@@ -77,6 +78,7 @@ class ProcessWorker(Worker):
         self._name = name
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
+        self._has_function = False  # whether the process has imported it
         self._begun: Any = None  # shared memory: whether the process has read the batch that was sent last
         self._killed = False
         self._lock = threading.Lock()
@@ -181,6 +183,7 @@ class ProcessWorker(Worker):
                 ) from error
         popen = vars(process)["_popen"]
         popen.terminate = popen.kill  # multiprocessing ends daemons so, and waits for them, when the interpreter ends
+        self._has_function = False
         self._process, self._pipe = process, ours  # from here on `kill` reaches it
         theirs.close()  # or the end of the process would not close the pipe
         if self._killed:
@@ -191,12 +194,19 @@ class ProcessWorker(Worker):
             raise BackendError(
                 f"{self._name}: the worker process cannot import it: {text_of_failure(value)}"
             ) from value
+        self._has_function = True
         return ours
 
     def _died(self, error: BaseException) -> BackendError:
         if self._process is None:
             return BackendError(f"{self._name}: a worker process could not be started: {error}")
-        return BackendError(f"{self._name}: the worker process ended with exit code {self._end()} before it responded")
+        code = self._end()
+        if code == _EXIT_OF_AN_ERROR and not self._has_function:
+            return BackendError(
+                f"{self._name}: the worker process failed before it imported the function, and printed why; "
+                'a script starts such a stack under `if __name__ == "__main__":`, because its processes import it'
+            )
+        return BackendError(f"{self._name}: the worker process ended with exit code {code} before it responded")
 
     def _end(self) -> int | None:
         """Closes the pipe, which ends the process, and waits for it; returns its exit code."""

@@ -1,5 +1,6 @@
 """Requests of a load test: inputs by number, the call of a service, and what its responses tell."""
 
+import inspect
 import math
 from array import array
 from collections import defaultdict
@@ -45,12 +46,25 @@ def check_inputs(inputs: Inputs) -> Callable[[int], Any]:
     if isinstance(inputs, (Mapping, Sample)):
         return lambda _number: inputs
     if callable(inputs):
+        _check_takes_a_number(inputs, what)
         return inputs  # type: ignore[no-any-return]
     if not isinstance(inputs, (Sequence, np.ndarray)) or isinstance(inputs, (str, bytes)) or np.ndim(inputs) == 0:
         raise TypeError(expected("inputs", what, inputs))
     if not (count := len(inputs)):
         raise ValueError(expected("inputs", "at least one", inputs))
     return lambda number: inputs[number % count]
+
+
+def _check_takes_a_number(function: Any, what: str) -> None:
+    # otherwise every request of the run would count its TypeError as an error of the service
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # one written in C may have none
+        return
+    try:
+        signature.bind(0)
+    except TypeError as error:
+        raise TypeError(f"{expected('inputs', what, function)}: {error}") from error
 
 
 def _request_of(given: Any, **settings: Any) -> Request:

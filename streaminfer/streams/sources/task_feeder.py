@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from streaminfer._internal.validation import check_instance
+from streaminfer._internal.validation import check_clock
 from streaminfer.streams.sources.conversion import FrameMaker
 from streaminfer.streams.sources.formats import AudioFormat, VideoFormat
 from streaminfer.streams.sources.handoff import Handoff
@@ -129,7 +129,7 @@ def live_source(
         convert: makes an array of a picture that the reader takes.
         end: called when nothing is taken any more, once or twice.
     """
-    check_instance("clock", clock, callable, "a callable or None")
+    check_clock("clock", clock)
     is_sound = isinstance(wanted, AudioFormat)
     capacity = wanted.chunks_in(SOUND_BUFFER_S) if isinstance(wanted, AudioFormat) else 1
     maker = FrameMaker(av, wanted, counters, live=True, converts=False)

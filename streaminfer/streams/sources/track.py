@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator
 from typing import Any, Protocol
 
 from streaminfer._internal.loading.extras import require
-from streaminfer._internal.validation import expected
+from streaminfer._internal.validation import check_clock, expected
 from streaminfer.streams.sources.conversion import PictureConverter
 from streaminfer.streams.sources.formats import AudioFormat, VideoFormat
 from streaminfer.streams.sources.loss_recovery import recover_losses
@@ -46,13 +46,18 @@ def from_track(track: Track, *, connection: Any = None, clock: Clock | None = No
         MissingExtra: aiortc is not installed.
         TypeError, ValueError: an argument of the wrong type or out of range, or a track that is not of this connection.
     """
+    check_clock("clock", clock)
     read_clock = clock or time.monotonic_ns
     ended = require("aiortc.mediastreams", extra="webrtc", purpose="from_track").MediaStreamError
     av = require("av", extra="webrtc", purpose="from_track")
     kinds = {"video": VideoFormat, "audio": AudioFormat}
-    if track.kind not in kinds:
-        raise ValueError(expected("track", "a track of kind 'video' or 'audio'", track.kind))
-    form = kinds[track.kind](**wanted)
+    try:
+        kind = track.kind
+    except AttributeError:
+        raise TypeError(expected("track", "a track of aiortc", track)) from None
+    if kind not in kinds:
+        raise ValueError(expected("track", "a track of kind 'video' or 'audio'", kind))
+    form = kinds[kind](**wanted)
     if connection is not None:
         recover_losses(connection, track, read_clock)
     convert = PictureConverter(av, form) if isinstance(form, VideoFormat) else None

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from streaminfer._internal.forking import at_fork
 from streaminfer._internal.own_arrays import own_arrays
-from streaminfer._internal.validation import check_count, check_duration_ns, check_instance, expected
+from streaminfer._internal.validation import check_clock, check_count, check_duration_ns, check_instance, expected
 from streaminfer._runtime.lifecycle import start_owned, stop_all
 from streaminfer._runtime.waiters import wake_from_thread
 from streaminfer.errors import BackendError, InvalidInput, Overloaded, for_caller
@@ -88,7 +88,7 @@ class StatefulBackend(Wrapper):
         self._ttl_ns = None if idle_ttl_s is None else check_duration_ns("idle_ttl_s", idle_ttl_s, positive=True)
         check_instance("keep_on_reload", keep_on_reload, lambda it: isinstance(it, bool), "True or False")
         self._keep_on_reload = keep_on_reload
-        check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
+        check_clock("clock", clock)
         self._clock: Clock = time.monotonic_ns if clock is None else clock
         self._clock_given = clock is not None
         self._owns = not offered.returns_new_arrays

@@ -1,6 +1,6 @@
 """`StateSignature`: which inputs and outputs of a model are states, and what requests bring."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -61,6 +61,9 @@ class StateSignature:
         if not state or len(set(state.values())) < len(state):
             raise ValueError(expected("state", f"{names}, each once", state))
         self.state = dict(state)
+        if offered.model_tensors is not None and (model := offered.model_tensors()) is not None:
+            _check_known("inputs", model.inputs, state)
+            _check_known("outputs", model.outputs, state.values())
         self._axes = offered.batch_axes
         self._initial: Mapping[str, Any] = _mapping("initial", initial)
         self._known: Mapping[str, Any] = (
@@ -251,3 +254,10 @@ _NOTHING: Mapping[str, Any] = MappingProxyType({})
 def _mapping(argument: str, value: Any) -> Mapping[str, Any]:
     check_instance(argument, value, lambda it: it is None or isinstance(it, Mapping), "a mapping by name, or None")
     return dict(value or {})
+
+
+def _check_known(kind: str, tensors: Sequence[ModelTensor], names: Iterable[str]) -> None:
+    known = [tensor.name for tensor in tensors]
+    for name in names:
+        if known and name not in known:
+            raise ValueError(expected("state", f"{kind} of the model ({', '.join(map(repr, known))})", name))

@@ -25,7 +25,7 @@ from typing import Any, overload
 import numpy as np
 
 from streaminfer._internal.forking import new_reentrant_lock
-from streaminfer._internal.validation import check_count, check_instance, expected
+from streaminfer._internal.validation import check_clock, check_count, check_instance, expected
 from streaminfer._runtime.lifecycle import start_owned, stop_all
 from streaminfer._runtime.wrapped_kind import kind_of
 from streaminfer.batching.assembly.unbatch import split_rows
@@ -69,7 +69,7 @@ class FaultPlan:
     ) -> None:
         for each in faults:
             check_instance("faults", each, lambda it: isinstance(it, Fault), "faults, such as delay(0.1)")
-        check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
+        check_clock("clock", clock)
         check_instance("sleep", sleep, callable, "a function of seconds")
         self.faults = faults
         self.seed = check_count("seed", seed, at_least=0)

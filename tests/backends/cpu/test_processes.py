@@ -126,6 +126,19 @@ def end_one(_inputs):
     return [program.wait()]
 """
 
+UNGUARDED = """
+import asyncio
+
+from streaminfer.backends import CpuBackend
+
+
+def same(inputs):
+    return inputs
+
+
+asyncio.run(CpuBackend(same, executor="process").start())
+"""
+
 ORPHAN = """
 import asyncio
 import os
@@ -504,6 +517,18 @@ def test_a_function_that_the_process_cannot_import_fails_the_start(monkeypatch):
         errors.BackendError, match=r"nowhere.function: the worker process cannot import it: ModuleNotFound"
     ):
         infer(module.function)
+
+
+def test_a_script_without_its_main_guard_is_told(tmp_path):
+    """Each process imports the script, and may start none of its own meanwhile."""
+    script = tmp_path / "unguarded.py"
+    script.write_text(UNGUARDED)
+
+    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+
+    *_, last = ended.stderr.splitlines()
+    assert last.startswith("streaminfer.errors.BackendError: __main__.same: the worker process failed before it")
+    assert 'under `if __name__ == "__main__":`' in last
 
 
 def test_a_cancelled_batch_is_awaited_until_the_process_is_free(functions, batch, tmp_path):

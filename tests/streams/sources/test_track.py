@@ -312,3 +312,17 @@ def test_real_connection_from_offer_to_close():
             await source.aclose()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("track", "clock", "message"),
+    [
+        (3, None, r"track: expected a track of aiortc, got 3"),
+        (None, time.monotonic, r"clock\(\): expected a whole number"),
+    ],
+    ids=["track", "clock"],
+)
+def test_what_is_no_track_or_clock_is_told_at_once(track, clock, message):
+    """The one lacked an attribute, and the ages of frames were wrong by the other."""
+    with pytest.raises(TypeError, match=message):
+        from_track(track, clock=clock)

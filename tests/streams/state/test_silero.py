@@ -243,3 +243,19 @@ def test_chunk_of_another_length(chunks):
                 await service({"state": chunks[0]}, stream_id="a")
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"stat": "stateN"}, r"state: expected inputs of the model \('input', 'state'\), got 'stat'"),
+        ({"state": "next"}, r"state: expected outputs of the model \('output', 'stateN'\), got 'next'"),
+    ],
+    ids=["input", "output"],
+)
+def test_a_misspelt_state_is_told_with_the_names(state, message):
+    """The one was said to lack an initial value, and the other failed the start of its stack."""
+    model = si.OnnxBackend(MODEL, batch_axes={"state": 1, "stateN": 1}, shared_inputs={"sr": RATE})
+
+    with pytest.raises(ValueError, match=message):
+        StatefulBackend(model, state=state)
