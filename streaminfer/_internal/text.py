@@ -46,19 +46,21 @@ def is_all_unicode(array: NDArray[Any]) -> bool:
 
 
 def as_text(array: NDArray[Any]) -> Any:
-    """Return an array of text as one of Python strings, or as a string where it has no axes.
+    """Return an array of text as one of Python strings, or as a string where it has no axes; so too one of bytes.
 
     Args:
         array: of one of NumPy's text types, or of objects.
 
     Returns:
-        ``None`` where it holds something else than text.
+        ``None`` where it holds something else than text, or than bytes.
     """
     if array.dtype.kind in "UT":
         array = array.astype(object)
-    if array.dtype.kind != "O" or not is_all_text(array):
-        return None
-    return array if array.ndim else str(array.item())
+    if array.dtype.kind == "O":
+        for kind in (str, bytes):
+            if all(isinstance(element, kind) for element in array.flat):
+                return array if array.ndim else kind(array.item())
+    return None
 
 
 def stack_text(rows: Sequence[str] | Sequence[bytes]) -> NDArray[Any]:
@@ -74,9 +76,9 @@ def has_text(inputs: Any) -> bool:
 
 
 def text_bytes(value: str | bytes | NDArray[Any]) -> int:
-    """Bytes of a prepared string, of bytes, or of an array of strings."""
+    """Bytes of a prepared string, of bytes, or of an array of these."""
     if isinstance(value, bytes):
         return len(value)
     if isinstance(value, str):
         return CHARACTER_BYTES * len(value)
-    return CHARACTER_BYTES * sum(map(len, value.flat))
+    return sum(map(text_bytes, value.flat))

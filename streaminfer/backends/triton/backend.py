@@ -291,7 +291,8 @@ class TritonBackend(StackClock, Node):
         :meth:`stop`.
 
         Raises:
-            ValueError: the server has no such model.
+            ValueError: the server has no such model; or a file of ``tls`` is not what it should be.
+            OSError: a file of ``tls`` cannot be read.
             BackendError: it cannot be reached, lets no client load models, or cannot load this one.
             DeadlineExceeded: it does not respond, or not within ``load_timeout_s``.
         """
@@ -305,6 +306,7 @@ class TritonBackend(StackClock, Node):
         called before :meth:`start` and after :meth:`stop`.
 
         Raises:
+            ValueError, OSError: a file of ``tls`` is not what it should be, or cannot be read.
             BackendError: the server cannot be reached, or lets no client unload models.
             DeadlineExceeded: it does not respond, or not within ``load_timeout_s``.
         """

@@ -30,8 +30,8 @@ def prepare(inputs: Any, where: str = "inputs", name: Any = None, depth: int = 0
     """What one request brought, in a form that can be stacked.
 
     Args:
-        inputs: a number, a string, an array of any shape and dtype but object, an array of strings, what
-            ``numpy.asarray`` makes such an array of, or a mapping of names to these.
+        inputs: a number, a string, an array of any shape and dtype but object, an array of strings or of bytes
+            objects, what ``numpy.asarray`` makes such an array of, or a mapping of names to these.
         where: what messages call it, or the mapping that it is in.
         name: its name in that mapping.
         depth: so many mappings are around it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import suppress
 from typing import Any, Self, TypeVar
 
@@ -87,19 +87,22 @@ class Records:
             raise CorruptRecord("the record of another entry")
         return entry
 
-    def copies(self, raw: bytes, place: str) -> Iterator[RecordCopy]:
+    def copies(self, raw: bytes, place: str, known: Container[bytes] = ()) -> Iterator[RecordCopy]:
         """Yield every record whose beginning lies in some bytes and can be read with the keys that there are.
 
         Args:
             raw: of a medium.
             place: what to call where it lies.
+            known: identities of records to pass over; their keys are not asked for, which may be slow or fail.
         """
         mark = RECORD_MARK if self._cipher is None else SEALED_MARK
         start = raw.find(mark)
         while start >= 0:
             begun = raw[start : start + GLIMPSED]
-            plain = begun if self._cipher is None else self._cipher.glimpse(begun)
-            label = None if plain is None else first_value(plain)
+            label = None
+            if begun[:SEALED_HEAD] not in known:
+                plain = begun if self._cipher is None else self._cipher.glimpse(begun)
+                label = None if plain is None else first_value(plain)
             if isinstance(label, list):
                 with suppress(TypeError, ValueError):  # the beginning of a record with other bytes behind it
                     yield RecordCopy(place, begun[:SEALED_HEAD], _entry(label[1:], None))

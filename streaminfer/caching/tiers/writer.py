@@ -421,8 +421,9 @@ class TierWriter:
 
     def _failed(self, erasing: PendingErasure, why: str) -> None:
         if erasing.is_untried(self.name):  # once, and not at every attempt
-            self._counts.record("erase_failed", where=self.name, count=0, reason=why, **erasing.selection)
+            # first what the next process makes: a record alone would be pending for good, if this one dies in between
             self._counts.owe(self._place, is_owed=True, **erasing.selection)
+            self._counts.record("erase_failed", where=self.name, count=0, reason=why, **erasing.selection)
         erasing.note(self.name, why)
         self._erasures.fail(erasing)
 

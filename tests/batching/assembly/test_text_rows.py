@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from streaminfer._internal.text import text_bytes
 from streaminfer.batching.assembly._compatibility_cy import kind_of
 from streaminfer.batching.assembly._prepare_cy import prepare
 from streaminfer.batching.assembly.assembler import POOLED_FROM, Assembler
@@ -49,6 +50,18 @@ def test_text_is_stacked_as_objects(texts):
 def test_text_without_axes_is_a_string(text):
     """However one string comes, it can stand in a batch with others."""
     assert type(prepare(text)) is str
+
+
+def test_arrays_of_bytes_are_stacked_as_they_are():
+    """As a server reads them for a model that takes bytes; NumPy's own type drops the zeros at their end."""
+    rows = [prepare(np.array([b"\xff", b"long\0"], object)), prepare(np.array([b"", b"\0"], object))]
+
+    stacked = stack_rows(rows, {})
+
+    assert stacked.dtype == object
+    assert stacked.tolist() == [[b"\xff", b"long\0"], [b"", b"\0"]]
+    assert type(prepare(np.array(b"a\0", object))) is bytes
+    assert text_bytes(rows[0]) == 6
 
 
 @pytest.mark.parametrize("inputs", [["a", 1], np.array(["a", None]), np.array(["a", b"b"], object)], ids=repr)

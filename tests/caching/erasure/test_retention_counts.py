@@ -357,6 +357,25 @@ def test_a_process_that_is_killed_leaves_what_it_owes(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_no_kill_leaves_a_failed_erasure_pending_and_not_owed(tmp_path, monkeypatch):
+    """The next process makes what is owed; what only the log has would stay pending."""
+    child = os.fork()
+    if child == 0:
+
+        def die(_, action, **__):
+            if action == "erase_failed":
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        monkeypatch.setattr(RetentionLog, "record", die)
+        cache = on_disk(tmp_path)
+        cache.erase(tag="face")
+        cache._memory.retention.counts.drain()
+        os._exit(1)
+    os.waitpid(child, 0)
+    assert OwedErasures(tmp_path / "log").of(f"disk {tmp_path / 'disk'}") == [(None, "face")]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_process_that_was_stopped_among_its_owed_erasures_holds_up_no_other_for_good(tmp_path, monkeypatch):
     """It has the folder locked; another one is told so, as with the log itself, and can end."""
     monkeypatch.setattr(log_file, "_WAIT_S", 0.0)

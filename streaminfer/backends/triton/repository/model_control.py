@@ -53,7 +53,8 @@ class ModelControl:
         If that fails, the model is unloaded: the server may go on with a load whose response did not come.
 
         Raises:
-            ValueError: the server has no such model.
+            ValueError: the server has no such model; or a file of ``tls`` is not what it should be.
+            OSError: a file of ``tls`` cannot be read.
             BackendError, DeadlineExceeded: it cannot be loaded, or the server does not respond in time.
         """
         async with self._connection() as transport:
@@ -64,6 +65,7 @@ class ModelControl:
         """Unload the model if it is in memory; return when it has left.
 
         Raises:
+            ValueError, OSError: a file of ``tls`` is not what it should be, or cannot be read.
             BackendError, DeadlineExceeded: it cannot be unloaded, or the server does not respond in time.
         """
         async with self._connection() as transport:
@@ -87,7 +89,7 @@ class ModelControl:
             async with self._connection() as transport:
                 if self._is_wanted:  # no unload had its turn before
                     await self._add(transport)
-        except (StreamInferError, ValueError) as error:  # batches fail with an error of their own
+        except (StreamInferError, ValueError, OSError) as error:  # batches fail with an error of their own
             _log.warning("%s was lost by its server and could not be loaded again: %s", self._what, error)
 
     async def _add(self, transport: Transport) -> None:

@@ -206,11 +206,10 @@ class DiskStore:
         self._leftovers = False
         now_ns = self._now()
         for _, raw in read_raw([self._file], GLIMPSED):
-            for copy in self._records.copies(raw, ""):
-                if copy.identity not in held:
-                    self._leftovers = True
-                    if erased or copy.entry.is_expired(now_ns):
-                        return True
+            for copy in self._records.copies(raw, "", held):
+                self._leftovers = True
+                if erased or copy.entry.is_expired(now_ns):
+                    return True
         return False
 
     def _empty_log(self) -> None:

@@ -435,6 +435,32 @@ def test_a_model_that_cannot_be_restored_is_logged(caplog):
         body()
 
 
+def test_a_restore_without_its_certificates_is_logged(caplog):
+    """They are read for each connection; one that is being replaced may be missing."""
+
+    @scenario(m=None)
+    async def body(rig, loop):
+        await rig.control.load()
+        rig.server.states["m"] = None
+        connect = rig.control._settings.connect
+
+        def find_no_file():
+            raise FileNotFoundError("ca.pem")
+
+        rig.control._settings.connect = find_no_file
+        rig.control.restore()
+        await asyncio.sleep(0.1)
+        assert "the backend was lost by its server and could not be loaded again: ca.pem" in caplog.text
+
+        rig.control._settings.connect = connect
+        rig.control.restore()
+        await asyncio.sleep(2.0)
+        assert rig.state == "READY"
+
+    with caplog.at_level(logging.WARNING, "streaminfer"):
+        body()
+
+
 @scenario(m=None)
 async def test_a_stop_ends_what_runs_in_the_background(rig, loop):
     """No task is left."""
