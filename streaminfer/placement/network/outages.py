@@ -20,7 +20,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from streaminfer._internal.validation import check_count, check_duration
+from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, field_check
 from streaminfer.placement.distribution import Distribution
 
 __all__ = ["SLOW_S", "Outages"]
@@ -30,6 +30,8 @@ SLOW_S = 0.1
 
 _JITTER_S = 0.05
 """A delay that rises by less within a stretch is jitter, not another outage: one period between messages."""
+
+_DISTRIBUTION = field_check(check_instance, lambda it: isinstance(it, Distribution), "a Distribution")
 
 Floats = NDArray[np.float64]
 
@@ -44,9 +46,11 @@ class Outages:
         calm_s: round-trip times outside of them.
     """
 
-    per_hour: float
-    length_s: Distribution
-    calm_s: Distribution
+    per_hour: float = attrs.field(
+        validator=field_check(check_number, "a finite number > 0", lambda it: 0 < it < float("inf"))
+    )
+    length_s: Distribution = attrs.field(validator=_DISTRIBUTION)
+    calm_s: Distribution = attrs.field(validator=_DISTRIBUTION)
 
     @classmethod
     def fit(cls, runs: Sequence[tuple[Floats, Floats]]) -> Self | None:

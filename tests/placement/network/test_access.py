@@ -142,6 +142,7 @@ def test_json_round_trip(car):
         (lambda: FittedAccess.fit("x", []), "runs_s: expected at least one run"),
         (lambda: FittedAccess.fit("x", [[0.1, 0.2]], sent_s=[[1.0, 0.0]]), r"sent_s\[0\]: expected 2 ascending"),
         (lambda: FittedAccess.fit("x", [[0.1, 0.2]], sent_s=[[1.0, np.nan]]), r"sent_s\[0\]: expected 2 ascending"),
+        (lambda: FittedAccess.fit("x", [[0.1, 0.2]], sent_s=[[1.0, np.inf]]), r"sent_s\[0\]: expected 2 ascending"),
         (
             lambda: FittedAccess.fit("x", [[0.1], [0.2]], sent_s=[[1.0]]),
             "sent_s: expected instants of each of the 2 runs",
@@ -149,11 +150,23 @@ def test_json_round_trip(car):
         (lambda: load_access("6g"), "name: expected one of 'wired'"),
         (lambda: FittedAccess.fit("x", [[0.1]]).promise(0.0), "share: expected"),
     ],
-    ids=["name", "runs", "sent", "sent nan", "sent runs", "load", "share"],
+    ids=["name", "runs", "sent", "sent nan", "sent infinite", "sent runs", "load", "share"],
 )
 def test_bad_arguments_are_named(make, message):
     with pytest.raises((ValueError, TypeError), match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"per_hour": 0.0}, {"per_hour": np.nan}, {"per_hour": np.inf}, {"length_s": 0.3}, {"calm_s": [0.02]}],
+    ids=["no rate", "rate nan", "rate infinite", "length", "calm"],
+)
+def test_outages_of_wrong_fields_are_named(changed):
+    fields = {"per_hour": 60.0, "length_s": Distribution.of(0.3), "calm_s": Distribution.of(0.02)}
+
+    with pytest.raises((ValueError, TypeError), match=f"{next(iter(changed))}: expected"):
+        Outages(**{**fields, **changed})
 
 
 def test_runs_of_an_array():
