@@ -194,6 +194,11 @@ class Link:
         self._free_ns = 0
         self._last_ns = 0
 
+    @property
+    def free_ns(self) -> int:
+        """When all packets so far have left the queue at the rate limit; 0: there is no limit."""
+        return self._free_ns
+
     def send(self, size: int, now_ns: int) -> int | None:
         """Return when a packet arrives; ``None``: never.
 
