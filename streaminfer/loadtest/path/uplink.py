@@ -72,6 +72,11 @@ class Uplink:
         """Return the delay, without jitter, of what is sent at an instant."""
         return self._link.delay_ns(now_ns)
 
+    def due_ns(self, now_ns: int) -> int:
+        """Return when the unit that was sent last at an instant should come, without jitter."""
+        left_ns = max(now_ns, self._link.free_ns)
+        return left_ns + self._link.delay_ns(left_ns)
+
     def _send_again(self, sent_ns: int) -> tuple[int | None, int]:
         link, at_ns = self._link, sent_ns
         for times in range(1, self._retransmits + 1):
