@@ -46,6 +46,8 @@ _MOST_SLO = 64.0
 _STEPS = 12
 _BUDGET_GAP = 0.001
 """Relative distance of the budget that would suffice to the least one."""
+_TOLD_SHARES = 1000
+"""Steps of the share of a demand, which is told in tenths of a percent."""
 _ROUNDED = 5e-6
 """A number is rounded by at most so much, relatively, to six digits."""
 
@@ -340,7 +342,7 @@ class _Relaxer:
             rates[:, self._index(name)] *= share
             return self._is_enough(candidates=attrs.evolve(self.candidates, rates=rates))
 
-        share = _bisected(with_demand, 0.0, 1.0)
+        share = math.floor(_bisected(with_demand, 0.0, 1.0) * _TOLD_SHARES) / _TOLD_SHARES  # what is said is enough too
         return (f"serve {share:.1%} of cluster {name!r}", share) if share > 0 else None
 
     def _less_quality(self, name: str) -> tuple[str, float] | None:

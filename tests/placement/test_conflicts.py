@@ -193,6 +193,24 @@ def test_migrations_that_would_suffice_are_the_fewest(options):
     assert helpful(raised(problem, running=nothing, migrations=fewest - 1, **options), "migrations") == found
 
 
+@pytest.mark.parametrize("rate", [601.0, 777.0, 1003.0, 1234.0])
+def test_demand_that_would_suffice_is_the_most(rate):
+    """The share that is read suffices as well, and a fifth of a percent more does not."""
+    problem = small_problem(0, "plain")
+    (cluster,) = clusters = problem.clusters[:1]
+    alone = attrs.evolve(problem, clusters=clusters, links={"c0": problem.links["c0"]})
+
+    def with_rate(rate):
+        return attrs.evolve(alone, clusters=[attrs.evolve(cluster, rates=rate)])
+
+    found = helpful(raised(with_rate(rate)), "demand")
+
+    assert str(found) == f"serve {found.amount:.1%} of cluster 'c0'"
+    told = float(str(found).split()[1].rstrip("%")) / 100
+    assert plan(with_rate(told * rate)).unserved == {}
+    raised(with_rate((told + 0.002) * rate))
+
+
 def test_quality_that_would_suffice_is_the_best():
     """Of the variants that are fast enough, it is that of the best."""
     problem = small_problem(0, "plain")

@@ -226,7 +226,7 @@ class MediaPath(DevicePath):
         arrival = self._uplink.send(len(unit.data), encoded_ns)
         transfer.size, transfer.resent = len(unit.data), arrival.resent
         # the absence of a lost one shows when it should have come
-        passage.arrives_ns = encoded_ns + self._uplink.delay_ns(encoded_ns) if arrival.at_ns is None else arrival.at_ns
+        passage.arrives_ns = self._uplink.due_ns(encoded_ns) if arrival.at_ns is None else arrival.at_ns
         if arrival.at_ns is None:
             self._lose(passage, "network")
         elif self._broken and not unit.key:

@@ -3,7 +3,7 @@
 *Design.* A link is a queue at a rate, then a delay with jitter, then a loss process. A packet waits until those before
 it are sent; one that would wait longer than the queue holds is dropped. Packets keep their order, as they do through
 one queue. With a trace, the delay is that of the recorded message that was sent last, so that outages come when and as
-long as they did; the trace repeats behind its end.
+long as they did; the trace repeats behind its end, a mean gap after its last message.
 
 *Invariants.* Arrivals never decrease. Equal seeds and equal calls give equal arrivals.
 
@@ -106,7 +106,9 @@ class DelayTrace:
 
     def delay_ns(self, at_ns: int) -> int:
         """Return the delay of what is sent at an instant, from the start of the trace."""
-        length_s = float(self.sent_s[-1]) or 1.0
+        first_s, last_s = float(self.sent_s[0]), float(self.sent_s[-1])
+        # the first message comes again behind the last one, as long after it as the others after one another
+        length_s = last_s + (last_s - first_s) / max(self.sent_s.size - 1, 1) or 1.0
         place = int(np.searchsorted(self.sent_s, at_ns / 1e9 % length_s, side="right")) - 1
         return round(float(self.delay_s[max(place, 0)]) * 1e9)
 
@@ -191,6 +193,11 @@ class Link:
         self._start_ns: int | None = None
         self._free_ns = 0
         self._last_ns = 0
+
+    @property
+    def free_ns(self) -> int:
+        """When all packets so far have left the queue at the rate limit; 0: there is no limit."""
+        return self._free_ns
 
     def send(self, size: int, now_ns: int) -> int | None:
         """Return when a packet arrives; ``None``: never.

@@ -33,7 +33,8 @@ class Uplink:
     """Transport of units over one link, in order; a state machine.
 
     A packet behind a lost one shows the gap, the receiver asks for it, and it is sent again: three ways of a packet
-    for each repetition. These do not wait at the rate limit: they are few.
+    for each repetition. The first way begins when the unit has left the queue; the others do not wait at the rate
+    limit, because they are few.
 
     Args:
         profile: of the network.
@@ -54,9 +55,10 @@ class Uplink:
         """
         packets = max(1, -(-size // PACKET_BYTES))
         at_ns, lost = self._link.send_burst(size + packets * HEADER_BYTES, packets, now_ns)
+        left_ns = max(now_ns, self._link.free_ns)
         complete, resent = True, 0
         for _ in range(lost):
-            arrived_ns, times = self._send_again(now_ns)
+            arrived_ns, times = self._send_again(left_ns)
             resent += times
             if arrived_ns is None:
                 complete = False
@@ -69,6 +71,11 @@ class Uplink:
     def delay_ns(self, now_ns: int) -> int:
         """Return the delay, without jitter, of what is sent at an instant."""
         return self._link.delay_ns(now_ns)
+
+    def due_ns(self, now_ns: int) -> int:
+        """Return when the unit that was sent last at an instant should come, without jitter."""
+        left_ns = max(now_ns, self._link.free_ns)
+        return left_ns + self._link.delay_ns(left_ns)
 
     def _send_again(self, sent_ns: int) -> tuple[int | None, int]:
         link, at_ns = self._link, sent_ns

@@ -144,7 +144,7 @@ class FittedAccess:
                 for sent, run in zip(sent_s, runs_s, strict=True)
             ]
             for at, (sent, run) in enumerate(timed):
-                if sent.shape != run.shape or not (np.diff(sent) >= 0).all():
+                if sent.shape != run.shape or not (np.isfinite(sent).all() and (np.diff(sent) >= 0).all()):
                     raise ValueError(expected(f"sent_s[{at}]", f"{run.size} ascending instants", sent))
             outages = Outages.fit(timed)
         messages = tuple(np.size(run) for run in runs_s)

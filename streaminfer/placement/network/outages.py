@@ -7,8 +7,10 @@ Design:
     of a minute, the burst that follows, and how many requests miss their deadline together.
 
     The fit finds the stretches above `SLOW_S` and cuts them where a delay rises again by more than the stretch's own
-    decline. Outages start at a constant rate, and each has a measured length; outside of them round-trip times are
-    drawn from the measured ones below `SLOW_S`.
+    decline. An outage begins between two messages, in the mean halfway. It ends a calm round trip before the slowest
+    response of its stretch would have come to its first message, or where the next outage begins. Outages start at a
+    constant rate, and each has a measured length; outside of them round-trip times are drawn from the measured ones
+    below `SLOW_S`.
 """
 
 from collections.abc import Sequence
@@ -18,7 +20,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from streaminfer._internal.validation import check_count, check_duration
+from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, field_check
 from streaminfer.placement.distribution import Distribution
 
 __all__ = ["SLOW_S", "Outages"]
@@ -28,6 +30,8 @@ SLOW_S = 0.1
 
 _JITTER_S = 0.05
 """A delay that rises by less within a stretch is jitter, not another outage: one period between messages."""
+
+_DISTRIBUTION = field_check(check_instance, lambda it: isinstance(it, Distribution), "a Distribution")
 
 Floats = NDArray[np.float64]
 
@@ -42,9 +46,11 @@ class Outages:
         calm_s: round-trip times outside of them.
     """
 
-    per_hour: float
-    length_s: Distribution
-    calm_s: Distribution
+    per_hour: float = attrs.field(
+        validator=field_check(check_number, "a finite number > 0", lambda it: 0 < it < float("inf"))
+    )
+    length_s: Distribution = attrs.field(validator=_DISTRIBUTION)
+    calm_s: Distribution = attrs.field(validator=_DISTRIBUTION)
 
     @classmethod
     def fit(cls, runs: Sequence[tuple[Floats, Floats]]) -> Self | None:
@@ -56,18 +62,15 @@ class Outages:
         Returns:
             ``None`` if there is no outage, or nothing else.
         """
-        lengths: list[float] = []
-        calm: list[Floats] = []
-        seconds = 0.0
-        for sent_s, rtt_s in runs:
-            is_slow = rtt_s > SLOW_S
-            calm.append(rtt_s[~is_slow])
-            # a pause in sending says nothing about the network
-            seconds += float(np.minimum(np.diff(sent_s), SLOW_S).sum())
-            lengths += _lengths(sent_s[is_slow], rtt_s[is_slow])
-        all_calm = np.concatenate(calm)
-        if not lengths or not all_calm.size:
+        all_calm = np.concatenate([rtt_s[rtt_s <= SLOW_S] for _, rtt_s in runs])
+        if not all_calm.size:
             return None
+        calm_s = float(np.median(all_calm))
+        lengths = [length for sent_s, rtt_s in runs for length in _lengths(sent_s, rtt_s, calm_s)]
+        if not lengths:
+            return None
+        # a pause in sending says nothing about the network
+        seconds = sum(float(np.minimum(np.diff(sent_s), SLOW_S).sum()) for sent_s, _ in runs)
         working_s = max(seconds - sum(lengths), SLOW_S)
         return cls(
             per_hour=len(lengths) / working_s * 3600.0,
@@ -115,12 +118,19 @@ class Outages:
         return cls(per_hour=stored["per_hour"], length_s=length_s, calm_s=calm_s)
 
 
-def _lengths(sent_s: Floats, rtt_s: Floats) -> list[float]:
-    """Length of each outage: from its first slow message to the response of its last one."""
-    if not sent_s.size:
+def _lengths(sent_s: Floats, rtt_s: Floats, calm_s: float) -> list[float]:
+    """Length of each outage of a run, by what a calm round trip takes."""
+    slow = np.flatnonzero(rtt_s > SLOW_S)
+    if not slow.size:
         return []
-    arrived_s = sent_s + rtt_s
+    arrived_s = sent_s[slow] + rtt_s[slow]
     # the next outage: sent after what waited had arrived, or slower than the backlog explains
-    starts = (sent_s[1:] > arrived_s[:-1]) | (np.diff(arrived_s) > np.diff(sent_s) + _JITTER_S)
-    parts = np.split(np.arange(sent_s.size), np.flatnonzero(starts) + 1)
-    return [float(rtt_s[part].max()) for part in parts]
+    starts = (sent_s[slow][1:] > arrived_s[:-1]) | (np.diff(arrived_s) > np.diff(sent_s[slow]) + _JITTER_S)
+    parts = np.concatenate([[0], np.flatnonzero(starts) + 1])
+    first_s = sent_s[slow[parts]]
+    gaps_s = np.minimum(first_s - sent_s[np.maximum(slow[parts] - 1, 0)], SLOW_S)
+    begin_s = first_s - gaps_s / 2
+    end_s = first_s + np.maximum.reduceat(rtt_s[slow], parts) - calm_s
+    end_s[:-1] = np.minimum(end_s[:-1], begin_s[1:])
+    lengths: list[float] = (end_s - begin_s).tolist()
+    return lengths

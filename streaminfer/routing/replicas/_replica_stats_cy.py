@@ -13,11 +13,12 @@ divided by the share of calls that succeeded (a replica that fails at once must 
 multiplied by the penalty of the replica's zone.
 
 *Peaks.* As in Finagle's peak EWMA a rise counts more than a fall, and old measurements are forgotten: the estimate of a
-replica without requests returns to the mean of the fleet within some ``decay_ns``, so that it gets requests again, and
-a quick response then counts more than all before. Two things differ. A single slow response does not become the
-estimate (with service times that vary, the peak of a busy good replica is as high as that of a slow one with few
-requests), it counts four times an ordinary one. And *silence* counts: a replica with requests in flight that has not
-responded for longer than expected is as slow as its silence. So a hang shows before any request ends.
+replica without requests returns to the mean of the fleet within some ``decay_ns``, so that it gets requests again while
+others have some in flight, and a quick response then counts more than all before. Two things differ. A single slow
+response does not become the estimate (with service times that vary, the peak of a busy good replica is as high as that
+of a slow one with few requests), it counts four times an ordinary one. And *silence* counts: a replica with requests in
+flight that has not responded for longer than expected is as slow as its silence. So a hang shows before any request
+ends.
 
 *Complexity.* O(1) per method.
 

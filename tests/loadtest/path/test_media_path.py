@@ -120,6 +120,20 @@ def test_a_request_for_a_key_frame_takes_the_delay_of_a_trace(camera_scene):
     assert lost(trace=steady) == lost(delay_s=0.05)
 
 
+def test_a_loss_behind_a_queue_shows_behind_it(camera_scene):
+    """No key frame is asked for before the first one has left, which the lost unit waits for."""
+    network = NetworkProfile(name="bad", rate=100_000, delay_s=0.05, loss=0.1, queue_s=60.0, retransmits=0)
+    scene = camera_scene(key_interval_s=60.0)
+
+    transfers = play(scene, network, frames=50, seed=3)
+
+    lost = [it.lost for it in transfers]
+    first = lost.index("network")
+    again = lost.index(None, first)
+    assert 0 < first < 10
+    assert again * scene.profile.period_s > transfers[0].size * 8 / network.rate + 2 * network.delay_s
+
+
 def test_pictures_that_stand_alone_survive_a_loss(camera_scene):
     network = NetworkProfile(name="bad", loss=0.1, retransmits=0)
     lost = Counter(it.lost for it in play(camera_scene(codec="mjpeg"), network, frames=100))

@@ -30,6 +30,18 @@ def test_lost_packet_comes_a_round_trip_later():
     assert set(once) == {30 * MS}  # the gap shows, it is asked for, it is sent
 
 
+def test_lost_packet_is_missed_behind_the_queue():
+    """The packet that shows the gap has waited at the rate limit as well."""
+    uplink = Uplink(NetworkProfile(name="n", rate=1_000_000, delay_s=0.01, loss=0.2, queue_s=10.0), seed=1)
+    left_ms = [2_080 * 8e-3 * number for number in range(1, 201)]  # each unit of two packets takes 16.64 ms
+
+    sent = [uplink.send(2_000, 0) for _ in left_ms]
+
+    behind = [it.at_ns / MS - left for it, left in zip(sent, left_ms, strict=True) if it.resent == 1]
+    assert len(behind) > 20
+    assert min(behind) == pytest.approx(30)
+
+
 def test_without_retransmission_a_unit_is_lost_with_any_packet():
     uplink = Uplink(NetworkProfile(name="n", loss=0.1, retransmits=0), seed=2)
     lost = [uplink.send(6_000, number * MS).at_ns is None for number in range(20_000)]

@@ -154,6 +154,7 @@ def test_what_is_not_asked_is_forgotten():
     later = now + 30 * S
     assert ask(balance, later) == 0
     assert 20 * MS < balance.expected_ns(1, later) < 25 * MS < before  # from 100 to near the mean of both speeds
+    assert [balance.choose(-1, later) & SLOT for _ in range(3)] == [0, 0, 1]  # so it gets what comes beside two others
 
 
 def test_an_old_estimate_gives_way_to_a_quick_response():
