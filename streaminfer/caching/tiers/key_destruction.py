@@ -48,6 +48,10 @@ class KeyDestruction:
             call = self._latest = self._begin(str(erasing.subject))
         try:
             await within(limit_s, asyncio.wrap_future(call))
+        except TimeoutError as error:
+            if call.done():
+                raise
+            raise TimeoutError(f"the key provider took longer than {limit_s:g} s") from error
         finally:
             if not call.done():
                 self._calls[erasing] = call
