@@ -8,9 +8,10 @@ writes. One task makes the puts and erasures of a tier, so that no two run at on
 * until it has succeeded, the writer puts nothing that it matches.
 
 **Bounds.** A tier has at most 256 puts, or 64 MiB, queued; the writer drops and counts what comes beyond. A later value
-of a key replaces a queued one. A put has 5 s, one attempt of an erasure 30 s. The writer tries a failed erasure again
-when an open breaker allows it, else after 1, 2, 4, … 30 s, each time another one; if the policy has a log in a file,
-the next process does so too. An erasure that a legal hold forbids keeps no other from being made.
+of a key replaces a queued one. A put has 5 s; of an attempt of an erasure the keys have 30 s and the entries 30 s. The
+writer tries a failed erasure again when an open breaker allows it, else after 1, 2, 4, … 30 s, each time another one;
+if the policy has a log in a file, the next process does so too. An erasure that a legal hold forbids keeps no other
+from being made. A key provider that hangs is not called again, or waited for, until it has returned.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -30,10 +31,12 @@ from streaminfer.caching.defensive_copy import freeze
 from streaminfer.caching.erasure.erasure import PendingErasure, is_erased
 from streaminfer.caching.erasure.retention_counts import DELETED, REASONS, RetentionCounts
 from streaminfer.caching.table._slots_cy import NEVER
+from streaminfer.caching.tiers.key_destruction import KeyDestruction
 from streaminfer.caching.tiers.newer_values import NewerValues
 from streaminfer.caching.tiers.pending_erasures import PendingErasures
 from streaminfer.caching.tiers.pending_write import PendingWrite
 from streaminfer.caching.tiers.protocol import Entry, Tier, TierHit, TierStatistics, in_ns
+from streaminfer.caching.tiers.time_limit import within
 from streaminfer.caching.weigher import payload_bytes
 from streaminfer.compliance.retention import Holding
 from streaminfer.errors import says_retry_after_s, text_of_error
@@ -43,8 +46,6 @@ if TYPE_CHECKING:
 
 __all__ = ["TierUsage", "TierWriter"]
 
-T = TypeVar("T")
-
 _LOGGER = Log("streaminfer.caching")
 MAX_QUEUED_WRITES = 256
 MAX_QUEUED_BYTES = 64 * 2**20
@@ -52,7 +53,6 @@ PUT_TIMEOUT_S = 5.0
 ERASE_TIMEOUT_S = 30.0
 FIRST_RETRY_S = 1.0
 MAX_RETRY_S = 30.0
-_PASSED_ON = (Exception, KeyboardInterrupt, SystemExit, GeneratorExit)
 
 
 @attrs.frozen(kw_only=True)
@@ -119,6 +119,7 @@ class TierWriter:
         self._counts = counts
         self._place = f"{name} {tier.place}".strip()
         self._erasures = PendingErasures()
+        self._destruction = None if tier.keys is None else KeyDestruction(tier.keys)
         self._newer = NewerValues()
         self._queue: dict[str | bytes, PendingWrite] = {}
         self._leases: list[tuple[str | bytes, bytes]] = []  # that end without an entry
@@ -364,7 +365,7 @@ class TierWriter:
         self._at_work = 1
         try:
             making = self._delete(write.key) if write.entry is None else self.tier.put(write.key, write.entry)
-            stored = await _within(PUT_TIMEOUT_S, making)
+            stored = await within(PUT_TIMEOUT_S, making)
         except TimeoutError:
             _LOGGER.warning("the tier %s did not take an answer within %g s", self.name, PUT_TIMEOUT_S)
             if self._closing:
@@ -381,7 +382,7 @@ class TierWriter:
 
     async def _open(self, key: str | bytes, token: bytes) -> None:
         try:
-            await _within(PUT_TIMEOUT_S, self.tier.open_lease(key, token))
+            await within(PUT_TIMEOUT_S, self.tier.open_lease(key, token))
         except Exception as error:  # noqa: BLE001 - of a tier that is not to raise: the lease ends at its time
             self._failures.report(f"the end of a lease of the tier {self.name}", error)
 
@@ -399,14 +400,13 @@ class TierWriter:
         self._drop(lambda it: it.entry is not None and erasing.matches(it.entry.subject, it.entry.tags))
         failures: list[BaseException] = []
         count = 0
-        keys = self.tier.keys
-        if keys is not None and erasing.subject is not None:
+        if self._destruction is not None and erasing.subject is not None:
             try:
-                await asyncio.get_running_loop().run_in_executor(None, keys.destroy, erasing.subject)
+                await self._destruction.make(erasing, ERASE_TIMEOUT_S)
             except Exception as error:  # noqa: BLE001 - reported, and tried again
                 failures.append(error)
         try:
-            count = await _within(ERASE_TIMEOUT_S, self.tier.erase(**erasing.selection))
+            count = await within(ERASE_TIMEOUT_S, self.tier.erase(**erasing.selection))
         except Exception as error:  # noqa: BLE001 - the same
             failures.append(error)
         if not failures:
@@ -437,14 +437,3 @@ class TierWriter:
         for key, write in list(self._queue.items()):
             if which(write):
                 self._reject(self._take(key))
-
-
-async def _within(limit_s: float, operation: Awaitable[T]) -> T:
-    try:
-        async with asyncio.timeout(limit_s):
-            return await operation
-    except BaseException as error:
-        task = asyncio.current_task()
-        if isinstance(error, _PASSED_ON) or task is None or task.cancelling():
-            raise
-        raise RuntimeError(f"the tier: {error!r}") from error  # it was cancelled itself, or would end the writer's task

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import signal
 import subprocess
 import sys
@@ -171,6 +172,22 @@ def test_a_lost_connection_is_made_again(server, caplog):
 
     asyncio.run(main())
     assert caplog.text.count("notices of others may be missed") == 2  # one of each tier
+
+
+def test_a_connection_that_the_server_closes_is_lost_at_once(server, monkeypatch):
+    """The handshake of the next one, in which ``redis`` subscribes, does not wait for itself until its time is up."""
+    monkeypatch.setattr("streaminfer.caching.tiers.redis.connection.CONNECT_TIMEOUT_S", math.inf)
+
+    async def main():
+        async with cache_of(tier_of(server)) as cache:
+            notices = cache.tiers.workers[0].tier.notices
+            with server.client() as client:
+                client.client_kill_filter(_type="pubsub")
+            await until(lambda: notices.missed)
+            async with asyncio.timeout(30.0):
+                await notices.listening.wait()
+
+    asyncio.run(main())
 
 
 def test_a_server_that_was_never_there_is_logged_once(server, caplog):

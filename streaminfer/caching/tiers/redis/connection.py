@@ -132,9 +132,10 @@ def _connects_in_its_own_time(connection: type[Any]) -> type[Any]:
 
         async def connect(self) -> None:
             task = self._connecting
+            # `redis` subscribes again in the handshake itself, to what the connection had subscribed to
+            if task is asyncio.current_task() or (task is None and self.is_connected):
+                return
             if task is None:
-                if self.is_connected:
-                    return
                 if self.is_closed:
                     raise ConnectionError("the client was closed")
                 task = self._connecting = asyncio.get_running_loop().create_task(self._connect_within())

@@ -25,6 +25,7 @@ from streaminfer.caching.tiers.redis.connection import blocking_client_of, check
 from streaminfer.caching.tiers.redis.redis_notices import RedisNotices
 from streaminfer.caching.tiers.redis.scripts import BEGIN, ERASE, LOOK, OPEN, PUT, TAKE
 from streaminfer.caching.tiers.redis.tls import TlsFiles
+from streaminfer.caching.tiers.time_limit import error_of_limit
 from streaminfer.errors import BackendError, CircuitOpen, Closed, text_of_error
 from streaminfer.protocols import Clock
 from streaminfer.resilience.breaker.circuit_breaker import CircuitBreaker
@@ -310,9 +311,10 @@ class RedisTier(MediumTier):
 
     async def _attempt(self, otherwise: T, operation: Callable[..., Awaitable[T]], *args: Any) -> T:
         """Run it within the timeout, if the breaker permits."""
+        limit = asyncio.timeout(self._timeout_s)
         try:
             self._server()
-            async with self.breaker.guard(), asyncio.timeout(self._timeout_s):
+            async with self.breaker.guard(), limit:
                 try:
                     return await operation(*args)
                 except self._redis.ResponseError as error:  # the server responds, and serves what it can
@@ -322,7 +324,7 @@ class RedisTier(MediumTier):
         except (CircuitOpen, Closed):
             self._counters.skipped += 1
         except Exception as error:  # noqa: BLE001 - whatever a broken server or provider leads to: a miss, counted
-            self._counters.failed(error)
+            self._counters.failed(error_of_limit(error, limit, self._timeout_s))
         return otherwise
 
     def _is_of_this_operation(self, error: Exception) -> bool:
@@ -333,14 +335,16 @@ class RedisTier(MediumTier):
     async def _demand(self, operation: Callable[..., Awaitable[T]], *args: Any) -> T:
         """Run a step of an erasure, whose failure the caller must know."""
         self._server()
+        limit = asyncio.timeout(self._erase_timeout_s)
         try:
-            async with self.breaker.guard(), asyncio.timeout(self._erase_timeout_s):
+            async with self.breaker.guard(), limit:
                 return await operation(*args)
         except (CircuitOpen, Closed):
             raise
-        except Exception as error:
+        except Exception as caught:
+            error = error_of_limit(caught, limit, self._erase_timeout_s)
             self._counters.failed(error)
-            raise BackendError(f"the Redis tier {self.namespace!r} failed: {text_of_error(error)}") from error
+            raise BackendError(f"the Redis tier {self.namespace!r} failed: {text_of_error(error)}") from caught
 
     def _server(self) -> Any:
         if self._client is None:  # never started, or stopped meanwhile

@@ -1,0 +1,37 @@
+"""Time limit of an operation of a tier."""
+
+import asyncio
+from collections.abc import Awaitable
+from typing import TypeVar
+
+__all__ = ["error_of_limit", "within"]
+
+T = TypeVar("T")
+
+_PASSED_ON = (Exception, KeyboardInterrupt, SystemExit, GeneratorExit)
+
+
+async def within(limit_s: float, operation: Awaitable[T]) -> T:
+    """Await an operation for at most so many seconds, and cancel it then.
+
+    Raises:
+        TimeoutError: it took longer.
+        RuntimeError: it was cancelled itself, or would end the task of its caller.
+        Exception: of the operation.
+    """
+    limit = asyncio.timeout(limit_s)
+    try:
+        async with limit:
+            return await operation
+    except BaseException as error:
+        if limit.expired() and isinstance(error, TimeoutError):
+            raise error_of_limit(error, limit, limit_s) from error
+        task = asyncio.current_task()
+        if isinstance(error, _PASSED_ON) or task is None or task.cancelling():
+            raise
+        raise RuntimeError(f"the tier: {error!r}") from error
+
+
+def error_of_limit(error: Exception, limit: asyncio.Timeout, limit_s: float) -> Exception:
+    """Return an error that ended an operation; where that was its limit of so many seconds, one that says so."""
+    return TimeoutError(f"it took longer than {limit_s:g} s") if limit.expired() else error

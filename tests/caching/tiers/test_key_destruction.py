@@ -1,0 +1,101 @@
+"""Destruction of keys by a provider that hangs, fails, or takes its time."""
+
+import asyncio
+import threading
+
+import pytest
+from scripted_tier import ScriptedTier, cache_of
+
+from streaminfer.caching.erasure.erasure import PendingErasure
+from streaminfer.caching.tiers.key_destruction import KeyDestruction
+from streaminfer.testing import run
+
+ANNA, BEN = PendingErasure("anna", None), PendingErasure("ben", None)
+PATIENT_S = 60.0
+
+
+class Keys:
+    """A key provider whose ``destroy`` waits until it may return."""
+
+    def __init__(self, *errors):
+        self.may_return = threading.Event()
+        self.errors = list(errors)
+        self.asked = []
+
+    def destroy(self, subject):
+        self.asked.append(subject)
+        self.may_return.wait()
+        if self.errors:
+            raise self.errors.pop()
+        return 1
+
+
+def hung(keys):
+    """A destruction of Anna's keys that ran out of its time."""
+    destruction = KeyDestruction(keys)
+
+    async def attempt(loop):
+        with pytest.raises(TimeoutError, match="the key provider took longer than 30 s"):
+            await destruction.make(ANNA, 30.0)
+
+    run(attempt)
+    return destruction
+
+
+@pytest.mark.parametrize("erasing", [ANNA, BEN])
+def test_a_provider_that_hangs_is_called_once(erasing):
+    """Later attempts fail at once, of other subjects too: none takes a thread, or delays what is written."""
+    keys = Keys()
+    destruction = hung(keys)
+
+    async def attempt(loop):
+        with pytest.raises(TimeoutError, match="has not returned from an earlier call"):
+            await destruction.make(erasing, 30.0)
+        return loop.time()
+
+    assert (run(attempt), keys.asked) == (0.0, ["anna"])
+    keys.may_return.set()
+
+
+def test_a_call_that_came_too_late_is_not_made_again():
+    """A provider that always takes longer than an attempt may would otherwise never be done."""
+    keys = Keys()
+    destruction = hung(keys)
+    keys.may_return.set()
+    destruction._latest.result(timeout=PATIENT_S)
+
+    asyncio.run(destruction.make(BEN, PATIENT_S))
+    asyncio.run(destruction.make(ANNA, PATIENT_S))
+
+    assert keys.asked == ["anna", "ben"]
+
+
+def test_a_failure_that_came_too_late_is_tried_again():
+    keys = Keys(ConnectionError("gone"))
+    destruction = hung(keys)
+    keys.may_return.set()
+    destruction._latest.exception(timeout=PATIENT_S)
+
+    with pytest.raises(ConnectionError, match="gone"):
+        asyncio.run(destruction.make(ANNA, PATIENT_S))
+    asyncio.run(destruction.make(ANNA, PATIENT_S))
+
+    assert keys.asked == ["anna", "anna"]
+
+
+def test_a_provider_that_hangs_holds_up_neither_writes_nor_the_stop():
+    """Each attempt ends with an explanation, and erases the entries all the same."""
+    keys = Keys()
+
+    async def main(loop):
+        tier = ScriptedTier(loop.clock)
+        tier.keys = keys
+        cache = cache_of(loop, tier)
+        async with cache:
+            await cache.put_through("a", 1, subject="anna")
+            erasure = await cache.erase_everywhere(subject="anna")
+            await cache.put_through("b", 2, subject="ben")
+            return erasure.failed, list(tier.held), loop.time()
+
+    assert run(main) == ({"disk": "TimeoutError: the key provider took longer than 30 s"}, ["b"], 30.0)
+    keys.may_return.set()
