@@ -4,7 +4,6 @@ Pure functions of groups and the time: the deadline order of a group, which of i
 send where all groups together are on time.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +21,7 @@ __all__ = [
     "first_if_all_on_time",
     "in_deadline_order",
     "in_one_batch",
-    "size_in_time",
+    "leaves_time_to_explore",
     "with_rows_for_free",
     "without_late",
 ]
@@ -168,17 +167,13 @@ def with_rows_for_free(batch: list[Ticket], group: Group, rejected: list[Ticket]
     return batch + others[::-1][: most - len(batch)]
 
 
-def size_in_time(model: BucketModel, sizes: Sequence[int], queue: RequestQueue, now_ns: int) -> int:
-    """Return the first of some sizes of which a batch that explores leaves everything else on time; 0: none.
-
-    It may take twice as long as expected. One that is smaller than the best size takes no longer than that.
-    """
+def leaves_time_to_explore(model: BucketModel, size: int, queue: RequestQueue, now_ns: int) -> bool:
+    """Return whether a batch that explores, though it take twice as long, leaves everything else on time."""
+    takes_ns = 2 * max(model.expected_ns(size), int(model.durations[-1]))
     deadlines = in_deadline_order(model, queue.first(queue.queued)).deadlines
-    table, largest_ns = model.timetable, int(model.durations[-1])
-    for size in sizes:
-        takes_ns = 2 * model.expected_ns(size)
-        takes_ns = min(takes_ns, largest_ns) if size < len(model.durations) else max(takes_ns, 2 * largest_ns)
-        ends_ns = now_ns + takes_ns
-        if table is not None and ends_ns <= int(deadlines[0]) and table.all_on_time(deadlines[size:], ends_ns):
-            return size
-    return 0
+    table = model.timetable
+    return (
+        table is not None
+        and now_ns + takes_ns <= int(deadlines[0])
+        and table.all_on_time(deadlines[size:], now_ns + takes_ns)
+    )

@@ -188,22 +188,23 @@ class BucketModel:
         best = len(self.durations) - 1
         return self._not_run_for_long([size for size in self._next_to(best) if 0 < size <= available and size != best])
 
-    def sizes_to_learn(self, available: int) -> list[int]:
-        """Return powers of two below the best size that ran less than four times, and note that they were asked for.
+    def size_to_learn(self, available: int) -> int:
+        """Return a power of two below the best size that ran less than four times, and note that it was asked for.
 
         Args:
-            available: the most rows that there are for one of them.
+            available: the most rows that there are for it.
 
         Returns:
-            Those that ran least first, of these the largest.
+            The one that ran least, the largest of several; 0: none.
         """
         best = len(self.durations) - 1
         sizes = [1 << power for power in range(1, best.bit_length())]
         if self._padded is not None:
             sizes = [int(self._padded[size]) for size in sizes]
         needed = [(self.service_time.until_settled(size), size) for size in sizes if size < best and size <= available]
+        most, size = max(needed, default=(0, 0))
         self._compare_from = self.service_time.observations + _COMPARE_EVERY
-        return [size for batches, size in sorted(needed, reverse=True) if batches]
+        return size if most else 0
 
     def size_to_try_again(self, size: int, available: int) -> int:
         """Return twice a size if it ran, but not for long, and note that it was asked for; 0: nothing to try.

@@ -45,7 +45,7 @@ from streaminfer.batching.planner.batch_groups import (
     first_if_all_on_time,
     in_deadline_order,
     in_one_batch,
-    size_in_time,
+    leaves_time_to_explore,
     with_rows_for_free,
     without_late,
 )
@@ -203,8 +203,8 @@ class Lookahead:
             if (batch := queue.batch_if_all_on_time(table, now_ns)) is not None:
                 is_full = len(batch) >= table.cap
                 if is_full and model.compares:
-                    sizes = model.sizes_to_learn(queue.queued) or [model.size_to_compare(queue.queued)]
-                    if sizes[0] and (size := size_in_time(model, sizes, queue, now_ns)):
+                    size = model.size_to_learn(queue.queued) or model.size_to_compare(queue.queued)
+                    if size and leaves_time_to_explore(model, size, queue, now_ns):
                         self._exploring = model, batch[0]
                         model.compare_soon()
                         return Decision(queue.first(size), "exploration")

@@ -467,17 +467,17 @@ def test_smaller_powers_of_two_run_four_times_at_first():
     """In turn, from the largest to the smallest, as far as there are so many rows."""
     model = settled(bucket(16), 16, rounds=8)
     asked = []
-    while sizes := model.sizes_to_learn(16):
-        asked.append(sizes[0])
-        run(model, sizes[0])
+    while size := model.size_to_learn(16):
+        asked.append(size)
+        run(model, size)
 
     assert asked == [8, 4, 2] * 4
-    assert settled(bucket(16), 16).sizes_to_learn(1) == []
-    assert settled(bucket(16), 16).sizes_to_learn(7) == [4, 2]
+    assert not settled(bucket(16), 16).size_to_learn(1)
+    assert settled(bucket(16), 16).size_to_learn(7) == 4
 
 
 def test_sizes_that_a_prior_gives_are_not_tried_at_first():
-    assert settled(bucket(16, LearnedServiceTime(prior=LINE)), 16).sizes_to_learn(16) == []
+    assert settled(bucket(16, LearnedServiceTime(prior=LINE)), 16).size_to_learn(16) == 0
 
 
 def test_smaller_padded_sizes_run_at_first():
@@ -485,9 +485,9 @@ def test_smaller_padded_sizes_run_at_first():
     sizes = (4, 12, 16)
     model = settled(bucket(16, padded=lambda rows: next(size for size in sizes if size >= rows)), 16)
     asked = []
-    while sizes := model.sizes_to_learn(16):
-        asked.append(sizes[0])
-        run(model, sizes[0])
+    while size := model.size_to_learn(16):
+        asked.append(size)
+        run(model, size)
 
     assert asked == [12, 4] * 4
 
@@ -496,7 +496,7 @@ def test_comparisons_come_closer_once_one_is_sent():
     """What was asked for and not sent is asked for at the eighth batch, else at the second."""
     model = settled(bucket(), 64, rounds=8)
     assert model.compares
-    assert model.sizes_to_learn(64) == [32, 16, 8, 4, 2]
+    assert model.size_to_learn(64) == 32
     run(model, *[64] * 7)
     assert not model.compares
     run(model, 64)
