@@ -168,8 +168,13 @@ def with_rows_for_free(batch: list[Ticket], group: Group, rejected: list[Ticket]
 
 
 def leaves_time_to_explore(model: BucketModel, size: int, queue: RequestQueue, now_ns: int) -> bool:
-    """Return whether a batch that explores, though it take twice as long, leaves everything else on time."""
-    takes_ns = 2 * max(model.expected_ns(size), int(model.durations[-1]))
+    """Return whether a batch that explores leaves everything else on time, as long as it may take.
+
+    That is twice what is expected; but one that is smaller than a full batch takes no longer than that.
+    """
+    takes_ns = int(model.durations[-1])
+    if size >= len(model.durations):
+        takes_ns = 2 * max(model.expected_ns(size), takes_ns)
     deadlines = in_deadline_order(model, queue.first(queue.queued)).deadlines
     table = model.timetable
     return (

@@ -405,12 +405,15 @@ def test_a_model_that_loses_from_batching_is_found_out_under_full_load(slo_s):
     assert batcher.statistics().released["exploration"] <= 0.02 * batcher.statistics().batches
 
 
+@pytest.mark.parametrize("slo_s", [None, 0.5])
 @pytest.mark.parametrize("deviation", [0.03, 0.08, 0.15])
 @pytest.mark.parametrize("seed", range(3))
-def test_a_model_that_loses_from_batching_is_found_out_though_its_durations_scatter(deviation, seed):
+def test_a_model_that_loses_from_batching_is_found_out_though_its_durations_scatter(slo_s, deviation, seed):
     """Each half of a size is a little better, which the scatter hides; a small one is much better."""
     rng = np.random.default_rng(seed)
-    batcher, throughput = closed_loop(lambda size: blaze_full(size) * rng.lognormal(0.0, deviation), rounds=200)
+    batcher, throughput = closed_loop(
+        lambda size: blaze_full(size) * rng.lognormal(0.0, deviation), rounds=200, slo_s=slo_s
+    )
     assert batcher.service_time.best_batch_size(32) <= 4
     assert throughput >= 0.9 * 1 / (blaze_full(1) * np.exp(deviation**2 / 2))
 
