@@ -35,7 +35,7 @@ cdef class LimitAdaptation:
     @cython.locals(needed=cython.longlong)
     cdef bint _end_if_enough(self, long long in_flight, long long rejected, long long now_ns) noexcept
 
-    @cython.locals(calls=double, mean_ns=double, least_ns=double, before=double, probed=bint, lowered=bint)
+    @cython.locals(calls=double, mean_ns=double, least_ns=double, in_use=double, probed=bint, lowered=bint)
     cdef void _end_window(self, long long in_flight, long long rejected, long long now_ns) noexcept
 
     @cython.locals(mean_ns=double, variance=double)
@@ -50,6 +50,7 @@ cdef class LimitAdaptation:
     cdef void _watch_unloaded(self, double mean_ns, double least_ns, long long rejected, long long now_ns) noexcept
 
     cdef bint _is_probe_worth_it(self, double mean_ns, long long rejected) noexcept
+    cdef bint _is_without_queue(self, double mean_ns, long long rejected) noexcept
 
     @cython.locals(interval_ns=double)
     cdef void _schedule_probe(self, long long rejected, long long now_ns, bint doubtful) noexcept

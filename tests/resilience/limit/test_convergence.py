@@ -249,6 +249,14 @@ def test_a_plain_service_is_held_at_twice_its_latency_without_load():
     assert load.latencies(3.0)[-1] < 0.1
 
 
+def test_a_queue_under_little_overload_is_not_taken_for_the_latency_without_load():
+    load, trace = served(ConcurrencyLimit(), 88.0, 90.0, lambda _: 0.05, count=4)  # of 80 a second
+    took = load.latencies(30.0)
+    assert took[len(took) // 2] < 2.6 * 0.05
+    assert took[-1] < 8 * 0.05
+    assert load.count(30.0, 89.0)["answered"] / 59.0 > 0.93 * 80
+
+
 def test_durations_that_vary_do_not_throttle_it():
     draw = random.Random(5)
     load, trace = served(ConcurrencyLimit(), 800.0, 20.0, lambda _: draw.expovariate(50.0))
