@@ -24,11 +24,11 @@ longer than it: then there was no queue. Otherwise it is measured again, once th
 that costs, in one window at a quarter of the limit. With a target of twice the latency without load, a quarter is a
 load under which nothing queues. (A half would prove nothing: each measurement would confirm any standing queue.) When
 calls take little more than a quarter then, there was a queue even at that, and the probe goes on at half of it, until
-calls take no less. The first measurement stays in doubt until the limit rejects a call. If calls take as long as before
-although the limit fell to three quarters of what was in use, there is no queue: the service became slower, or so it
-seems, and that is in doubt likewise. Latencies that vary must not lower the limit: the gradient takes the mean less its
-standard error, and the least of the means is the least with twice that error added, or the luckiest window would set
-the target.
+calls take no less. A call that hangs ends the probe after eight times the time that it should take. The first
+measurement stays in doubt until the limit rejects a call. If calls take as long as before although the limit fell to
+three quarters of what was in use, there is no queue: the service became slower, or so it seems, and that is in doubt
+likewise. Latencies that vary must not lower the limit: the gradient takes the mean less its standard error, and the
+least of the means is the least with twice that error added, or the luckiest window would set the target.
 
 *An SLO whose budget burns* lowers the target, not the limit: the limit then settles lower and cannot fall without end
 while the alert lasts. Afterwards the target returns within half a minute.
@@ -65,6 +65,7 @@ _LATE_FACTOR = 2.0
 _PROBE_SHARE = 0.25
 _LOWERED = 0.75
 _AS_BEFORE = 0.9
+_PROBE_PATIENCE = 8.0  # times as long as its calls should take: less would end probes of a service that became slower
 _PROBE_INTERVAL_NS = 5e9
 _PROBE_INTERVAL_CALLS = 100.0  # an interval is at least so many latencies, so that probes cost little
 _REJECTED_FOR_PROBE = 100  # a probe rejects some 50 calls
@@ -132,6 +133,7 @@ class LimitAdaptation:
         self._full_ns = 0.0
         self._settled = False
         self._probed = False
+        self._probe_ends_ns = 0.0
         self._probe_share = _PROBE_SHARE
         self._rejected_before = 0
         self.fastest_ns = 0
@@ -160,6 +162,15 @@ class LimitAdaptation:
         """Begin to count calls once so few are in flight as a probe allows."""
         if self._probing and self._began_ns == NEVER_NS and in_flight <= self.allowed:
             self._began_ns = now_ns
+
+    def reject(self, in_flight: int, rejected: int, now_ns: int) -> None:
+        """End a probe that waits for a call which hangs: it would reject all others for as long."""
+        if self._probing and now_ns > self._probe_ends_ns:
+            self._probing = False
+            self._probed = True
+            self._schedule_probe(rejected, now_ns, False)
+            self._apply()
+            self._begin_window(in_flight, now_ns)
 
     def add(
         self, permit: int, took_ns: int, queued_ns: int, batch_ns: int, in_flight: int, rejected: int, now_ns: int
@@ -398,3 +409,5 @@ class LimitAdaptation:
         self._needed_untimed = _MAX_UNTIMED_SAMPLES
         if self.allowed < _SAMPLES:
             self._needed_untimed = _SAMPLES + 2 * self.allowed
+        if self._probing:
+            self._probe_ends_ns = now_ns + _PROBE_PATIENCE * self._full_ns * (1.0 + self._needed_untimed / self.allowed)
