@@ -19,15 +19,16 @@ only while at least half the limit was in use: capacity that is not used proves 
 deadline counts as twice the target, or as all the time that it had where that is more; if it had less than the service
 time alone, it is ignored. A rejection further in lowers the limit by a tenth.
 
-*Latency without load.* It is forgotten after an interval, or a model that became slower would be throttled for ever. It
-is measured again, when calls take longer than it and the limit has rejected more of them than that costs, in one window
-at a quarter of the limit. With a target of twice the latency without load, a quarter is a load under which nothing
-queues. (A half would prove nothing: each measurement would confirm any standing queue.) When calls take little more
-than a quarter then, there was a queue even at that, and the probe goes on at half of it, until calls take no less. The
-first measurement stays in doubt until the limit rejects a call. If calls take as long as before although the limit was
-lowered by a quarter, there is no queue: the service became slower. Latencies that vary must not lower the limit: the
-gradient takes the mean less its standard error, and the least of the means is the least with twice that error added, or
-the luckiest window would set the target.
+*Latency without load.* It is forgotten after an interval in which the limit rejected nothing, or calls took hardly
+longer than it: then there was no queue. Otherwise it is measured again, once the limit has rejected more calls than
+that costs, in one window at a quarter of the limit. With a target of twice the latency without load, a quarter is a
+load under which nothing queues. (A half would prove nothing: each measurement would confirm any standing queue.) When
+calls take little more than a quarter then, there was a queue even at that, and the probe goes on at half of it, until
+calls take no less. A call that hangs ends the probe after eight times the time that it should take. The first
+measurement stays in doubt until the limit rejects a call. If calls take as long as before although the limit fell to
+three quarters of what was in use, there is no queue: the service became slower, or so it seems, and that is in doubt
+likewise. Latencies that vary must not lower the limit: the gradient takes the mean less its standard error, and the
+least of the means is the least with twice that error added, or the luckiest window would set the target.
 
 *An SLO whose budget burns* lowers the target, not the limit: the limit then settles lower and cannot fall without end
 while the alert lasts. Afterwards the target returns within half a minute.
@@ -64,6 +65,7 @@ _LATE_FACTOR = 2.0
 _PROBE_SHARE = 0.25
 _LOWERED = 0.75
 _AS_BEFORE = 0.9
+_PROBE_PATIENCE = 8.0  # times as long as its calls should take: less would end probes of a service that became slower
 _PROBE_INTERVAL_NS = 5e9
 _PROBE_INTERVAL_CALLS = 100.0  # an interval is at least so many latencies, so that probes cost little
 _REJECTED_FOR_PROBE = 100  # a probe rejects some 50 calls
@@ -131,6 +133,7 @@ class LimitAdaptation:
         self._full_ns = 0.0
         self._settled = False
         self._probed = False
+        self._probe_ends_ns = 0.0
         self._probe_share = _PROBE_SHARE
         self._rejected_before = 0
         self.fastest_ns = 0
@@ -159,6 +162,15 @@ class LimitAdaptation:
         """Begin to count calls once so few are in flight as a probe allows."""
         if self._probing and self._began_ns == NEVER_NS and in_flight <= self.allowed:
             self._began_ns = now_ns
+
+    def reject(self, in_flight: int, rejected: int, now_ns: int) -> None:
+        """End a probe that waits for a call which hangs: it would reject all others for as long."""
+        if self._probing and now_ns > self._probe_ends_ns:
+            self._probing = False
+            self._probed = True
+            self._schedule_probe(rejected, now_ns, False)
+            self._apply()
+            self._begin_window(in_flight, now_ns)
 
     def add(
         self, permit: int, took_ns: int, queued_ns: int, batch_ns: int, in_flight: int, rejected: int, now_ns: int
@@ -242,10 +254,10 @@ class LimitAdaptation:
             probed = self._probing
             self._measure(least_ns, rejected, now_ns)
             if self._adaptive and not probed and least_ns > 0.0:
-                before = self.limit
+                in_use = self.limit if self.limit < self._peak else self._peak
                 self._step(self.target_ns / least_ns)  # 0 before the first success: all calls were late
                 # right after a probe the queue has not filled up to the limit yet: that window compares with nothing
-                lowered = self.limit <= _LOWERED * before and not self._probed
+                lowered = self.limit <= _LOWERED * in_use and not self._probed
                 self._lowered_at_ns = mean_ns if lowered else 0.0
             self._probed = probed
         elif self._adaptive:
@@ -318,7 +330,7 @@ class LimitAdaptation:
                     self._probing = True
                     self._probe_share = _PROBE_SHARE
                     self._full_ns = mean_ns
-                elif self._settled:
+                elif self._is_without_queue(mean_ns, rejected):
                     self._unloaded_ns = self._lowest_ns
                     self._schedule_probe(rejected, now_ns, False)
 
@@ -330,6 +342,12 @@ class LimitAdaptation:
         if self._probe_due_ns == 0.0:
             return True
         return rejected >= _REJECTED_FOR_PROBE and mean_ns > _UNLOADED * self._unloaded_ns
+
+    def _is_without_queue(self, mean_ns: float, rejected: int) -> bool:
+        """Return whether the least mean since the last probe can be taken for the latency without load."""
+        if not self._settled or self._probe_due_ns == 0.0:
+            return False
+        return rejected == self._rejected_before or mean_ns <= _UNLOADED * self._unloaded_ns
 
     def _schedule_probe(self, rejected: int, now_ns: int, doubtful: bool) -> None:
         """Set when a probe is due; 0.0: as soon as the limit rejects a call, whatever the windows show."""
@@ -391,3 +409,5 @@ class LimitAdaptation:
         self._needed_untimed = _MAX_UNTIMED_SAMPLES
         if self.allowed < _SAMPLES:
             self._needed_untimed = _SAMPLES + 2 * self.allowed
+        if self._probing:
+            self._probe_ends_ns = now_ns + _PROBE_PATIENCE * self._full_ns * (1.0 + self._needed_untimed / self.allowed)

@@ -99,6 +99,7 @@ class LimitMachine:
                 self.infeasible += 1
             else:
                 self.rejected += 1
+                self.adaptation.reject(self.in_flight, self.rejected, now_ns)
             return verdict
         if self.in_flight == 0:
             if self.admitted == 0:

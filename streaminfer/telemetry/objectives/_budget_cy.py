@@ -18,11 +18,12 @@ Idle time costs nothing while it lasts; the first call after it notes the same t
 that a ring can still need, at most 256 per level.
 
 The decision ``burning`` reads two windows. It starts when both burn at ``burn_starts_at`` or more (the long one: it
-matters; the short one: it still happens) and ends when the long one burns below ``burn_ends_at``, not before a whole
-long window has passed. So it starts at most once in each window, however the load reacts to it. It reads *admitted*
-events only: rejections are bad events like others for the budget, but a signal that makes a guard reject would keep
-itself alight by these rejections. Nor does it read the events of the grace time, the first ``burn_grace_ns`` after the
-first event: totals only grow, so the totals at the end of the grace time replace smaller ones as a window's beginning.
+matters, so one bad event alone is not enough; the short one: it still happens) and ends when the long one burns below
+``burn_ends_at``, not before a whole long window has passed. So it starts at most once in each window, however the load
+reacts to it. It reads *admitted* events only: rejections are bad events like others for the budget, but a signal that
+makes a guard reject would keep itself alight by these rejections. Nor does it read the events of the grace time, the
+first ``burn_grace_ns`` after the first event: totals only grow, so the totals at the end of the grace time replace
+smaller ones as a window's beginning.
 
 Invariants: ``_current`` is the bucket of level 0 that is open and ends at ``_next_ns``; every boundary up to it is
 noted; elapsed time, and so every total at a later boundary, only grows.
@@ -293,7 +294,10 @@ def _slot_before(state: BudgetState, window_ns: int) -> int:
 
 
 def _admitted_burn(state: BudgetState, window_ns: int, minimum: int) -> float:
-    """The burn rate among admitted events after the grace time; 0.0 where there are fewer than ``minimum`` (≥ 1)."""
+    """The burn rate among admitted events after the grace time.
+
+    It is 0.0 where there are fewer than ``minimum`` (≥ 1), or one bad event alone, unless one event is enough.
+    """
     slot = _slot_before(state, window_ns)
     seen_before = state._grace_seen
     bad_before = state._grace_bad
@@ -302,6 +306,6 @@ def _admitted_burn(state: BudgetState, window_ns: int, minimum: int) -> float:
         bad_before = state._bad[slot] - state._rejected[slot]
     seen = state.total - state.rejected - seen_before
     bad = state.bad - state.rejected - bad_before
-    if seen < minimum:
+    if seen < minimum or (bad < 2 and minimum > 1):
         return 0.0
     return bad / seen / state.allowed

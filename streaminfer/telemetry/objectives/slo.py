@@ -50,7 +50,7 @@ class BurnSignal:
         short_s: seconds of the short window; ``None``: a twelfth of the long one, the workbook's proportion.
         starts_at: burn rate of both windows at which it starts.
         ends_at: burn rate of the long window below which it ends, at most ``starts_at``.
-        minimum_events: fewer events in the long window do not start it.
+        minimum_events: fewer events in the long window do not start it, nor does one bad event alone unless this is 1.
         grace_s: seconds after the first event whose events do not count towards it, so that a cold start's late
             responses do not start it; they count in the budget and for the alerts. 0.0: all events count.
 

@@ -249,6 +249,20 @@ def test_a_plain_service_is_held_at_twice_its_latency_without_load():
     assert load.latencies(3.0)[-1] < 0.1
 
 
+def test_a_queue_under_little_overload_is_not_taken_for_the_latency_without_load():
+    load, _ = served(ConcurrencyLimit(), 88.0, 90.0, lambda _: 0.05, count=4)  # of 80 a second
+    took = load.latencies(30.0)
+    assert took[len(took) // 2] < 2.6 * 0.05
+    assert took[-1] < 8 * 0.05
+    assert load.count(30.0, 89.0)["answered"] / 59.0 > 0.93 * 80
+
+
+def test_calls_that_hang_during_a_probe_do_not_keep_others_out():
+    hangs = itertools.chain([False] * 1000, [True] * 2, itertools.repeat(False))
+    load, _ = served(ConcurrencyLimit(), 400.0, 30.0, lambda _: 60.0 if next(hangs) else 0.02, count=4)
+    assert load.count(6.0, 28.0)["answered"] > 0.4 * 2200  # two workers are left, and a probe waits now and then
+
+
 def test_durations_that_vary_do_not_throttle_it():
     draw = random.Random(5)
     load, trace = served(ConcurrencyLimit(), 800.0, 20.0, lambda _: draw.expovariate(50.0))

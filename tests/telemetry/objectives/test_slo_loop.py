@@ -120,6 +120,26 @@ def test_few_events_do_not_start_it():
     assert slo.burning()
 
 
+def test_one_bad_event_alone_does_not_start_it():
+    """At a strict objective one failure of a hundred requests burns at ten, and closes no route for a minute."""
+    clock = FakeClock()
+    slo = SLO("strict", threshold_s=THRESHOLD_S, objective=0.999, clock=clock)
+    burst(slo, 100, 1)
+    assert slo.burn_rate(60.0) > 6.0
+    assert not slo.burning()
+    clock.advance(61.0)
+    burst(slo, 100, 1)  # the earlier one has left the window
+    assert not slo.burning()
+    burst(slo, 0, 1)
+    assert slo.burning()
+
+
+def test_one_bad_event_starts_it_where_one_event_is_enough():
+    slo = make(FakeClock(), minimum_events=1)
+    burst(slo, 0, 1)
+    assert slo.burning()
+
+
 @pytest.mark.parametrize("grace_s", [0.0, 2.0])
 def test_cold_start_burns_only_without_grace(grace_s):
     """Late responses in the grace time after the first event do not start the signal, and are in the budget."""
