@@ -51,7 +51,8 @@ class ReplicaGroup:
         return f"{self.replicas} × {self.model}/{self.variant} at {places}"
 
 
-@attrs.frozen(kw_only=True, eq=False, repr=False)
+# with slots, attrs would make a `__getattr__` without a module, on which `help` fails in CPython 3.13
+@attrs.frozen(kw_only=True, eq=False, repr=False, slots=False)
 class Plan:
     """The answer of `plan`; a notebook shows it as tables.
 
