@@ -45,7 +45,7 @@ _CENSORED = 1.5  # what a cancelled batch would have taken, over what was expect
 _ABOUT = 0.8
 _MOST_WAITED_FOR = 1.25  # times the mean
 _EXPLORE_TIMES = 4
-_COMPARE_AFTER, _COMPARE_EVERY, _COMPARE_SOON = 128, 8, 2  # batches
+_COMPARE_AFTER, _COMPARE_EVERY, _COMPARE_SOON = 128, 8, 1  # batches
 
 
 class BucketModel:
