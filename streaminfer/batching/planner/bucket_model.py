@@ -140,7 +140,12 @@ class BucketModel:
         best = model.best_batch_size(self.cap)
         if self._padded is not None:
             mean, upper = mean[self._padded], upper[self._padded]
-            best = int(np.searchsorted(self._padded, self._padded[best], side="right")) - 1
+            # a size in between is filled up: the next one below may have more throughput
+            smaller, larger = (
+                int(np.searchsorted(self._padded, self._padded[best], side=side)) - 1 for side in ("left", "right")
+            )
+            is_better = best < larger and smaller * mean[larger] > larger * mean[smaller]
+            best = smaller if is_better else larger
         if self.learns:
             steps = size_steps(largest)
             self.recent.expect(mean, steps if self._padded is None else steps[self._padded])

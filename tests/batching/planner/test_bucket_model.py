@@ -492,6 +492,26 @@ def test_smaller_padded_sizes_run_at_first():
     assert asked == [12, 4] * 4
 
 
+def test_a_best_size_in_between_is_not_filled_up_to_a_worse_one():
+    """Within the noise 18 rows look as good as 16, but the model gets 32 rows for them."""
+    cliff = ServiceTime.table({4: 0.006, 8: 0.008, 16: 0.012, 32: 0.035})
+    model = bucket(32, padded=lambda rows: next(size for size in (4, 8, 16, 32) if size >= rows))
+    for factor in [0.9, 1.1] * 20:
+        run(model, 4, 8, 16, 32, seconds=cliff.seconds, factor=factor)
+
+    assert 16 < model.service_time.best_batch_size(32) < 32
+    assert len(model.durations) - 1 == 16
+
+
+def test_a_best_size_in_between_is_filled_up_to_a_better_one():
+    """Of a model that gains from batches of 20, but not more from larger ones, 32 rows are better than 8."""
+    bends = ServiceTime.table({8: 0.008, 20: 0.010, 32: 0.018})
+    model = bucket(32, bends, padded=lambda rows: 8 if rows <= 8 else 32)
+
+    assert bends.best_batch_size(32) == 20
+    assert len(model.durations) - 1 == 32
+
+
 def test_comparisons_come_closer_once_one_is_sent():
     """What was asked for and not sent is asked for at the eighth batch, else at the second."""
     model = settled(bucket(), 64, rounds=8)
