@@ -492,6 +492,25 @@ def test_smaller_padded_sizes_run_at_first():
     assert asked == [12, 4] * 4
 
 
+def test_batches_are_compared_from_the_smallest_size_that_is_not_known():
+    """At first from two rows on; once all smaller powers of two ran, from the best size on."""
+    model = settled(bucket(16), 16, rounds=8)
+    assert model.compared_from == 2
+
+    run(model, *[2, 4] * 4)
+    assert model.size_to_learn(3) == 0
+    assert model.compared_from == 9
+
+    run(model, *[8] * 4)
+    assert model.size_to_learn(15) == 0
+    assert model.compared_from == 16
+
+
+def test_batches_of_a_model_that_does_not_learn_are_never_compared():
+    model = bucket(service_time=LINE)
+    assert (model.compared_from, model.compares) == (64, False)
+
+
 def test_a_best_size_in_between_is_not_filled_up_to_a_worse_one():
     """Within the noise 18 rows look as good as 16, but the model gets 32 rows for them."""
     cliff = ServiceTime.table({4: 0.006, 8: 0.008, 16: 0.012, 32: 0.035})
