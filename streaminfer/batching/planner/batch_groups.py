@@ -11,17 +11,17 @@ from numpy.typing import NDArray
 
 from streaminfer.batching.planner.bucket_model import BucketModel
 from streaminfer.batching.queue._feasibility_cy import fill_deadlines
-from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.batching.queue._ticket_cy import NEVER, Ticket
 
 __all__ = [
     "PATIENCE_NS",
     "Group",
+    "batch_to_compare",
     "count_on_time",
+    "first_groups",
     "first_if_all_on_time",
     "in_deadline_order",
     "in_one_batch",
-    "leaves_time_to_explore",
     "with_rows_for_free",
     "without_late",
 ]
@@ -30,6 +30,8 @@ PATIENCE_NS = 2_000_000_000
 """How long a request without a deadline waits before it is guaranteed a share."""
 _FOR_FREE = 1.02
 """Rows that make a batch longer by no more than this are added though they may be late."""
+_MAX_GROUPS = 16
+"""Groups that are considered at a decision."""
 
 _Array = NDArray[np.int64]
 
@@ -104,6 +106,19 @@ def first_if_all_on_time(groups: list[Group], now_ns: int, *, surely: bool) -> t
     return groups[at], end - begin
 
 
+def first_groups(groups: list[Group], now_ns: int) -> list[Group]:
+    """Return as many groups as a decision considers, those with the earliest deadlines.
+
+    Groups of which all has been queued for too long, without a deadline, have the places that others leave, at least
+    one: they would else have all.
+    """
+    if len(groups) <= _MAX_GROUPS:
+        return groups
+    overdue = [group for group in groups if group.deadlines[-1] < now_ns]
+    others = [group for group in groups if group.deadlines[-1] >= now_ns][: _MAX_GROUPS - len(overdue[:1])]
+    return overdue[: _MAX_GROUPS - len(others)] + others
+
+
 def count_on_time(groups: list[Group], now_ns: int) -> int:
     """Return how many requests are on time if all go in full batches, in the order of their first deadlines."""
     count, time_ns = 0, now_ns
@@ -167,18 +182,32 @@ def with_rows_for_free(batch: list[Ticket], group: Group, rejected: list[Ticket]
     return batch + others[::-1][: most - len(batch)]
 
 
-def leaves_time_to_explore(model: BucketModel, size: int, queue: RequestQueue, now_ns: int) -> bool:
-    """Return whether a batch that explores leaves everything else on time, as long as it may take.
+def batch_to_compare(group: Group, batch: list[Ticket], size: int, others: list[Group], now_ns: int) -> list[Ticket]:
+    """Return a batch of another size in place of one, to learn what it takes; empty: there is no time for it.
 
-    That is twice what is expected; but one that is smaller than a full batch takes no longer than that.
+    Args:
+        group: of the batch.
+        batch: what would be sent.
+        size: as `BucketModel.size_instead_of` returns it; 0: none.
+        others: the groups that may not become late.
+        now_ns: the present instant.
     """
-    takes_ns = int(model.durations[-1])
-    if size >= len(model.durations):
-        takes_ns = 2 * max(model.expected_ns(size), takes_ns)
-    deadlines = in_deadline_order(model, queue.first(queue.queued)).deadlines
-    table = model.timetable
-    return (
-        table is not None
-        and now_ns + takes_ns <= int(deadlines[0])
-        and table.all_on_time(deadlines[size:], now_ns + takes_ns)
-    )
+    compared = batch[:size] if size < len(batch) else group.tickets[:size]
+    if not compared or not _leaves_time_for(group, compared, others, now_ns):
+        return []
+    group.model.compare_soon()
+    return compared
+
+
+def _leaves_time_for(group: Group, batch: list[Ticket], others: list[Group], now_ns: int) -> bool:
+    """Return whether a batch that explores, though it take twice as long, leaves all that have a deadline on time."""
+    ends_ns = now_ns + 2 * max(group.model.expected_ns(len(batch)), int(group.model.durations[-1]))
+    if min(ticket.deadline_ns for ticket in batch) < ends_ns:
+        return False
+    sent = set(map(id, batch))
+    left: list[Group] = []
+    for one in (group, *others):
+        behind = [at for at, it in enumerate(one.tickets) if it.deadline_ns != NEVER and id(it) not in sent]
+        if behind:
+            left.append(Group(one.model, [one.tickets[at] for at in behind], one.deadlines[behind], untimed=False))
+    return not left or first_if_all_on_time(left, ends_ns, surely=False) is not None

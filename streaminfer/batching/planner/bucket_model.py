@@ -9,7 +9,9 @@ less than a hundredth of the throughput. Likewise, where there seems to be no ti
 lost, twice the size runs if it did once, but has not for 128 batches.
 
 Where durations scatter, half of a size may look as good though an eighth is much better, as for convolutions on a CPU.
-So each smaller power of two runs four times at first, at every second batch, where that makes nothing late.
+So each power of two below a batch runs four times at first, where that makes nothing late: also below one that is not
+full, since batches are never full where fewer callers wait than one holds. They run one after another, because a small
+batch behind a large one seems slow, while the event loop is busy with the callers of the large one.
 
 *Means.* A fast model responds faster than it could be learned. Once it is known and nothing about it is in doubt, what
 is learned is the mean of the batches of about the same size within four milliseconds of work. A busy event loop notices
@@ -72,6 +74,7 @@ class BucketModel:
         spread: how many times the mean a batch takes that is slower than five of six.
         sure_ns: what even a batch of one surely takes: with less time left, a request cannot be on time.
         learns: whether the service time learns.
+        compared_from: from how many rows on a batch may be replaced by one that compares a smaller size.
     """
 
     def __init__(self, cap: int, service_time: Any, *, workers: int, padded: Callable[[int], int] | None) -> None:
@@ -86,6 +89,7 @@ class BucketModel:
         self.steps = self.upper = self.slow = self.slow_steps = self.durations
         self.sure_ns = 0
         self.spread = 1.0
+        self.compared_from = 2
         self._waited_for: NDArray[np.int64] | None = None
         self._borrowed: NDArray[np.int64] | None = None
         self._slow_timetable: DurationTable | None = None
@@ -140,7 +144,12 @@ class BucketModel:
         best = model.best_batch_size(self.cap)
         if self._padded is not None:
             mean, upper = mean[self._padded], upper[self._padded]
-            best = int(np.searchsorted(self._padded, self._padded[best], side="right")) - 1
+            # a size in between is filled up: the next one below may have more throughput
+            smaller, larger = (
+                int(np.searchsorted(self._padded, self._padded[best], side=side)) - 1 for side in ("left", "right")
+            )
+            is_better = best < larger and smaller * mean[larger] > larger * mean[smaller]
+            best = smaller if is_better else larger
         if self.learns:
             steps = size_steps(largest)
             self.recent.expect(mean, steps if self._padded is None else steps[self._padded])
@@ -179,6 +188,18 @@ class BucketModel:
         """Whether it is time to compare another size with the best."""
         return self.learns and self.service_time.observations >= self._compare_from
 
+    def size_instead_of(self, planned: int, available: int) -> int:
+        """Return a size to learn or to compare in place of that of a batch, and note that it was asked for; 0: none.
+
+        Args:
+            planned: the rows of the batch.
+            available: the most rows that there are for it.
+        """
+        if planned < self.compared_from or not self.compares:
+            return 0
+        is_full = planned >= len(self.durations) - 1
+        return self.size_to_learn(planned - 1) or (self.size_to_compare(available) if is_full else 0)
+
     def size_to_compare(self, available: int) -> int:
         """Return a size next to the best that has not run for long, and note that it was asked for; 0: none.
 
@@ -201,10 +222,11 @@ class BucketModel:
         sizes = [1 << power for power in range(1, best.bit_length())]
         if self._padded is not None:
             sizes = [int(self._padded[size]) for size in sizes]
-        needed = [(self.service_time.until_settled(size), size) for size in sizes if size < best and size <= available]
-        most, size = max(needed, default=(0, 0))
+        times = [(self.service_time.until_settled(size), size) for size in sizes if size < best]
+        needed = [(most, size) for most, size in times if most]
+        self.compared_from = min([size + 1 for _, size in needed], default=best)
         self._compare_from = self.service_time.observations + _COMPARE_EVERY
-        return size if most else 0
+        return max([(most, size) for most, size in needed if size <= available], default=(0, 0))[1]
 
     def size_to_try_again(self, size: int, available: int) -> int:
         """Return twice a size if it ran, but not for long, and note that it was asked for; 0: nothing to try.
@@ -217,7 +239,7 @@ class BucketModel:
         return self._not_run_for_long([larger] if larger <= available and self.service_time.ran(larger) else [])
 
     def compare_soon(self) -> None:
-        """Compare at the next batch but one: a size that was asked for is sent."""
+        """Compare again at the next batch: a size that was asked for is sent."""
         self._compare_from = self.service_time.observations + _COMPARE_SOON
 
     def ask_again(self) -> None:
@@ -285,6 +307,7 @@ class BucketModel:
         self.timetable = DurationTable(self.durations, self.steps)
         self.upper_timetable = DurationTable(self.upper, self._steps_of(self.upper))
         self._slow_timetable = None
+        self.compared_from = min(self.compared_from, largest) if self.learns else largest
         self.sure_ns = int(self.durations[1] * sure)
         self._waited_for = None
 

@@ -21,7 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer.batching.planner import kernel_loader
-from streaminfer.batching.planner.batch_groups import PATIENCE_NS, Group, count_on_time, first_if_all_on_time
+from streaminfer.batching.planner.batch_groups import (
+    PATIENCE_NS,
+    Group,
+    batch_to_compare,
+    count_on_time,
+    first_if_all_on_time,
+)
 from streaminfer.batching.planner.bucket_model import BucketModel
 from streaminfer.batching.planner.class_filling import fill_with_less_urgent
 from streaminfer.batching.queue._queue_cy import RequestQueue
@@ -137,7 +143,9 @@ def plan_batch(queue: RequestQueue, group: Group, now_ns: int, beside: list[Grou
         means=model.durations,
         steps=model.slow_steps,
     )
-    return chosen + [tickets[others[at]] for at in added], "planned"
+    batch = chosen + [tickets[others[at]] for at in added]
+    compared = batch_to_compare(group, batch, model.size_instead_of(len(batch), len(tickets)), beside, now_ns)
+    return (compared, "exploration") if compared else (batch, "planned")
 
 
 def _most_urgent(tickets: Iterable[Ticket]) -> tuple[bool, int]:

@@ -42,10 +42,11 @@ from streaminfer.batching.planner import kernel_loader
 from streaminfer.batching.planner.batch_groups import (
     PATIENCE_NS,
     Group,
+    batch_to_compare,
+    first_groups,
     first_if_all_on_time,
     in_deadline_order,
     in_one_batch,
-    leaves_time_to_explore,
     with_rows_for_free,
     without_late,
 )
@@ -59,8 +60,6 @@ from streaminfer.batching.queue._ticket_cy import Ticket
 
 __all__ = ["Lookahead"]
 
-_MAX_GROUPS = 16
-"""Groups that are compared at a decision."""
 _UNMIXED_AFTER = 64
 """Decisions with a single group after which shapes are no longer told apart."""
 _PROBE_INTERVAL_NS = 5_000_000_000
@@ -201,15 +200,12 @@ class Lookahead:
             if table is None:  # nothing was ever measured
                 return Decision(self._first_to_measure(queue, now_ns, model.cap), "exploration")
             if (batch := queue.batch_if_all_on_time(table, now_ns)) is not None:
-                is_full = len(batch) >= table.cap
-                if is_full and model.compares:
-                    size = model.size_to_learn(queue.queued) or model.size_to_compare(queue.queued)
-                    if size and leaves_time_to_explore(model, size, queue, now_ns):
-                        self._exploring = model, batch[0]
-                        model.compare_soon()
-                        return Decision(queue.first(size), "exploration")
+                if len(batch) >= model.compared_from and (size := model.size_instead_of(len(batch), queue.queued)):
+                    group = in_deadline_order(model, queue.first(queue.queued))
+                    return self._send_on_time(group, batch, size, [group], now_ns)
                 # the common case: a tuple made outright takes half as long
-                return _new_decision(Decision, (batch, "full" if is_full else "idle_worker", (), None, False, ""))
+                reason = "full" if len(batch) >= table.cap else "idle_worker"
+                return _new_decision(Decision, (batch, reason, (), None, False, ""))
         return self._decide_for_late(queue, now_ns)
 
     def _take_back(self) -> None:
@@ -345,7 +341,8 @@ class Lookahead:
         found = first_if_all_on_time(groups, now_ns, surely=queue.several_priorities)
         if found is not None:
             group, size = found
-            return Decision(group.tickets[:size], "full" if size >= len(group.model.durations) - 1 else "idle_worker")
+            instead = group.model.size_instead_of(size, len(group.tickets))
+            return self._send_on_time(group, group.tickets[:size], instead, groups, now_ns)
         left, late, overdue, rejected = without_late(groups, now_ns)
         rejection = _too_late(late[-1].model) if rejected else ""
         if not left:
@@ -364,6 +361,16 @@ class Lookahead:
             self._proposed = batch[0]
         return Decision(batch, reason, rejected, rejection=rejection)
 
+    def _send_on_time(
+        self, group: Group, batch: list[Ticket], instead: int, groups: list[Group], now_ns: int
+    ) -> Decision:
+        """Everything is on time: send the first batch, or one of another size if there is time to compare it."""
+        others = [other for other in groups if other is not group]
+        if compared := batch_to_compare(group, batch, instead, others, now_ns):
+            self._exploring = group.model, compared[0]
+            return Decision(compared, "exploration")
+        return Decision(batch, "full" if len(batch) >= len(group.model.durations) - 1 else "idle_worker")
+
     def _groups(self, tickets: list[Ticket], now_ns: int) -> list[Group]:
         """Return the queued requests by length bucket and shape, those with the earliest deadlines first."""
         model = self._model
@@ -378,7 +385,7 @@ class Lookahead:
             self._mixed_for = _UNMIXED_AFTER if len(apart) > 1 else self._mixed_for - 1
         groups = [in_deadline_order(self.bucket_models[some[0].bucket], some) for some in apart.values()]
         groups.sort(key=lambda group: int(group.deadlines[0]))
-        return groups if len(groups) <= _MAX_GROUPS else _to_compare(groups, now_ns)
+        return first_groups(groups, now_ns)
 
     def _with_overdue(
         self, batch: list[Ticket], group: Group, overdue: list[Ticket], late: list[Group], queued: int
@@ -429,17 +436,6 @@ class Lookahead:
 
     def __repr__(self) -> str:
         return f"Lookahead({self.max_batch_size}, {self.service_time!r})"
-
-
-def _to_compare(groups: list[Group], now_ns: int) -> list[Group]:
-    """Return as many groups as are compared, those with the earliest deadlines.
-
-    Groups of which all has been queued for too long, without a deadline, have the places that others leave, at least
-    one: they would else have all.
-    """
-    overdue = [group for group in groups if group.deadlines[-1] < now_ns]
-    others = [group for group in groups if group.deadlines[-1] >= now_ns][: _MAX_GROUPS - len(overdue[:1])]
-    return overdue[: _MAX_GROUPS - len(others)] + others
 
 
 def _is_unmeasured(queue: RequestQueue, now_ns: int) -> bool:

@@ -492,8 +492,47 @@ def test_smaller_padded_sizes_run_at_first():
     assert asked == [12, 4] * 4
 
 
+def test_batches_are_compared_from_the_smallest_size_that_is_not_known():
+    """At first from two rows on; once all smaller powers of two ran, from the best size on."""
+    model = settled(bucket(16), 16, rounds=8)
+    assert model.compared_from == 2
+
+    run(model, *[2, 4] * 4)
+    assert model.size_to_learn(3) == 0
+    assert model.compared_from == 9
+
+    run(model, *[8] * 4)
+    assert model.size_to_learn(15) == 0
+    assert model.compared_from == 16
+
+
+def test_batches_of_a_model_that_does_not_learn_are_never_compared():
+    model = bucket(service_time=LINE)
+    assert (model.compared_from, model.compares) == (64, False)
+
+
+def test_a_best_size_in_between_is_not_filled_up_to_a_worse_one():
+    """Within the noise 18 rows look as good as 16, but the model gets 32 rows for them."""
+    cliff = ServiceTime.table({4: 0.006, 8: 0.008, 16: 0.012, 32: 0.035})
+    model = bucket(32, padded=lambda rows: next(size for size in (4, 8, 16, 32) if size >= rows))
+    for factor in [0.9, 1.1] * 20:
+        run(model, 4, 8, 16, 32, seconds=cliff.seconds, factor=factor)
+
+    assert 16 < model.service_time.best_batch_size(32) < 32
+    assert len(model.durations) - 1 == 16
+
+
+def test_a_best_size_in_between_is_filled_up_to_a_better_one():
+    """Of a model that gains from batches of 20, but not more from larger ones, 32 rows are better than 8."""
+    bends = ServiceTime.table({8: 0.008, 20: 0.010, 32: 0.018})
+    model = bucket(32, bends, padded=lambda rows: 8 if rows <= 8 else 32)
+
+    assert bends.best_batch_size(32) == 20
+    assert len(model.durations) - 1 == 32
+
+
 def test_comparisons_come_closer_once_one_is_sent():
-    """What was asked for and not sent is asked for at the eighth batch, else at the second."""
+    """What was asked for and not sent is asked for again at the eighth batch, else the next is at once."""
     model = settled(bucket(), 64, rounds=8)
     assert model.compares
     assert model.size_to_learn(64) == 32
@@ -503,9 +542,8 @@ def test_comparisons_come_closer_once_one_is_sent():
     assert model.compares
 
     model.compare_soon()
-    run(model, 32)
     assert not model.compares
-    run(model, 64)
+    run(model, 32)
     assert model.compares
 
 

@@ -1,5 +1,7 @@
 """The group that is served first, and the batch of one group, without the policy around them."""
 
+import pytest
+
 from streaminfer.batching.planner.batch_groups import in_deadline_order
 from streaminfer.batching.planner.bucket_model import BucketModel
 from streaminfer.batching.planner.group_plan import choose_group, plan_batch
@@ -45,6 +47,20 @@ def test_a_larger_batch_is_tried_again_under_overload():
 
     batch, reason = plan_batch(queue, group, 0, [])
     assert (len(batch), reason) == (4, "planned")
+
+
+@pytest.mark.parametrize("limit_ms", [None, 1000])
+def test_a_smaller_batch_of_classes_is_compared(limit_ms):
+    """The most urgent requests are in it."""
+    model = BucketModel(8, LearnedServiceTime(), workers=1, padded=None)
+    for _ in range(8):
+        model.observe(8, 18 * MS, 0, cancelled=False)
+    queue = queue_of([limit_ms] * 12, [1, 0] * 6)
+    group = in_deadline_order(model, queue.first(12))
+
+    batch, reason = plan_batch(queue, group, 0, [])
+
+    assert ([ticket.inputs for ticket in batch], reason) == ([1, 3, 5, 7], "exploration")
 
 
 def test_the_only_group_is_served():

@@ -375,16 +375,17 @@ def test_a_given_service_time_is_where_learning_starts():
 # -- what is tried --------------------------------------------------------------------------------------------------
 
 
-def closed_loop(device, callers=64, rounds=100, cap=32, slo_s=None):
+def closed_loop(device, callers=64, rounds=100, cap=32, slo_s=None, lengths=(1,), classes=1, **options):
     async def main(loop):
-        batcher = si.AdaptiveBatcher(max_batch_size=cap, slo_s=slo_s, clock=loop.clock)
+        batcher = si.AdaptiveBatcher(max_batch_size=cap, slo_s=slo_s, clock=loop.clock, **options)
         service = batcher.wrap(ScriptedBackend(duration_s=device))
+        inputs = [np.zeros(length) for length in lengths]
 
-        async def caller():
-            for _ in range(rounds):
-                await service.call(si.Request(1.0))
+        async def caller(number):
+            for turn in range(rounds):
+                await service.call(si.Request(inputs[(number + turn) % len(inputs)], priority=number % classes))
 
-        await asyncio.gather(*(caller() for _ in range(callers)))
+        await asyncio.gather(*(caller(number) for number in range(callers)))
         return batcher, callers * rounds / loop.time()
 
     return run(main)
@@ -405,7 +406,7 @@ def test_a_model_that_loses_from_batching_is_found_out_under_full_load(slo_s):
     assert batcher.statistics().released["exploration"] <= 0.02 * batcher.statistics().batches
 
 
-@pytest.mark.parametrize("slo_s", [None, 0.5])
+@pytest.mark.parametrize("slo_s", [None, 1.0])
 @pytest.mark.parametrize("deviation", [0.03, 0.08, 0.15])
 @pytest.mark.parametrize("seed", range(3))
 def test_a_model_that_loses_from_batching_is_found_out_though_its_durations_scatter(slo_s, deviation, seed):
@@ -418,6 +419,26 @@ def test_a_model_that_loses_from_batching_is_found_out_though_its_durations_scat
     assert throughput >= 0.9 * 1 / (blaze_full(1) * np.exp(deviation**2 / 2))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"callers": 16, "rounds": 400},
+        {"callers": 512, "rounds": 20},
+        {"callers": 128, "classes": 3},
+        {"callers": 128, "lengths": (1, 2, 3)},
+        {"callers": 128, "lengths": (1, 2, 3), "classes": 3},
+        {"lengths": (1, 2), "buckets": [1, 2]},
+        {"preferred_sizes": [1, 8, 32]},
+    ],
+    ids=["few", "many", "classes", "shapes", "classes of shapes", "buckets", "padded"],
+)
+def test_a_model_that_loses_from_batching_is_found_out(options):
+    """With any number of callers, and whatever tells their requests apart."""
+    rng = np.random.default_rng(1)
+    _, throughput = closed_loop(lambda size: blaze_full(size) * rng.lognormal(0.0, 0.08), **{"rounds": 100} | options)
+    assert throughput >= 0.8 * 1 / blaze_full(1)
+
+
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_a_best_size_in_the_middle_is_found_though_durations_scatter(seed):
     rng = np.random.default_rng(seed)
@@ -426,7 +447,7 @@ def test_a_best_size_in_the_middle_is_found_though_durations_scatter(seed):
         lambda size: size * np.interp(size, list(item_ms), list(item_ms.values())) / 1e3 * rng.lognormal(0.0, 0.08),
         rounds=200,
     )
-    assert throughput >= 0.94 / 0.003
+    assert throughput >= 0.91 / 0.003
 
 
 def test_a_model_that_loses_from_batching_is_found_out_under_overload():

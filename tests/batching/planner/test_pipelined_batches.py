@@ -71,7 +71,7 @@ class Server:
 
 
 async def warmed(service):
-    for size in (1, 2, 4, 8, 12, FULL) * 4:  # no size is learned later
+    for size in (1, 2, 4, 8, 12, FULL) * 6:  # no size is learned later
         await asyncio.gather(*(service(0) for _ in range(size)), return_exceptions=True)
 
 
@@ -260,7 +260,7 @@ def test_a_batch_that_is_not_full_costs_no_timer(monkeypatch):
     async def main(loop):
         batcher = batcher_of(slo_s=None)
         async with si.Stack(batcher, server, clock=loop.clock) as service:
-            for size in (1, 2, 4, 8, 12, FULL) * 3:
+            for size in (1, 2, 4, 8, 12, FULL) * 6:
                 await asyncio.gather(*(service(0) for _ in range(size)))
             armed = []
             monkeypatch.setattr(Dispatcher, "set_timer", lambda self: (armed.append(self._recheck_ns), set_timer(self)))
@@ -454,7 +454,7 @@ def test_a_stop_ends_both(drain):
         async def ask(number):
             return (await service.call(si.Request(number, deadline_ns=loop.now_ns + 10**10))).outputs
 
-        for size in (1, 2, 4, 8, 12, FULL) * 3:
+        for size in (1, 2, 4, 8, 12, FULL) * 6:
             await asyncio.gather(*map(ask, range(size)))
         server.begin()
         calls = [asyncio.ensure_future(ask(number)) for number in range(3 * FULL)]
@@ -479,7 +479,7 @@ def test_a_loop_that_was_closed_in_the_middle_leaves_no_turn_behind():
     left = []
 
     async def leave():
-        for size in (1, 2, 4, 8, 12, FULL) * 3:
+        for size in (1, 2, 4, 8, 12, FULL) * 6:
             deadline_ns = dead.now_ns + 10**10
             await asyncio.gather(*(service.call(si.Request(0, deadline_ns=deadline_ns)) for _ in range(size)))
         server.begin()
