@@ -143,7 +143,7 @@ def check_clock(name: str, clock: Any) -> None:
         now_ns = clock()
     except Exception:  # noqa: BLE001 - the code that reads it for the time sees the error
         return
-    check_whole(f"{name}()", now_ns, "a whole number of nanoseconds, as time.monotonic_ns returns")
+    check_whole(f"{name}()", now_ns, "a whole number of nanoseconds, as time.monotonic_ns and time.time_ns return")
 
 
 def check_count(name: str, value: object, *, at_least: int = 1, at_most: int | None = None) -> int:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from streaminfer._internal.forking import new_awaited_lock, new_lock
-from streaminfer._internal.validation import check_choice, check_count, check_instance, check_secret
+from streaminfer._internal.validation import check_choice, check_clock, check_count, check_instance, check_secret
 from streaminfer.compliance.hash_chain import Altered, Chain, RetentionEvent, Verification, verified
 from streaminfer.compliance.log_file import RetentionFile, read_events
 from streaminfer.protocols import Clock
@@ -74,7 +74,7 @@ class RetentionLog:
         wall_clock: Clock | None = None,
     ) -> None:
         check_instance("path", path, lambda it: it is None or isinstance(it, (str, os.PathLike)), "a path or None")
-        check_instance("wall_clock", wall_clock, lambda it: it is None or callable(it), "a callable or None")
+        check_clock("wall_clock", wall_clock)
         if secret is None:
             if path is not None:
                 raise ValueError("secret: expected secret bytes that outlive the process, for a log in a file")

@@ -75,7 +75,7 @@ def test_a_record_has_what_went_when_where_and_why_and_follows_the_one_in_front(
     first, second = log.events
     assert (first.number, first.at_ns, first.action, first.where, first.data_class) == (
         0,
-        NOW + 1_000,
+        NOW + 2_000,  # the log had read its clock once
         "erased",
         "memory",
         "faces",

@@ -14,6 +14,8 @@ import pytest
 
 import streaminfer as si
 from streaminfer._internal.validation import brief
+from streaminfer.caching.tiers import DiskTier
+from streaminfer.caching.tiers.encryption import StoredKeys
 from streaminfer.sync_layer import SyncLayer
 from streaminfer.testing import ScriptedBackend, run
 from streaminfer.testing.faults import FaultPlan, partial
@@ -306,8 +308,11 @@ def test_no_other_order_is_named_for_a_layer_that_fails_in_any():
         lambda clock: si.Telemetry(clock=clock),
         lambda clock: si.CpuBackend(len, clock=clock),
         lambda clock: si.Stack(ScriptedBackend(), clock=clock),
+        lambda clock: si.caching.RetentionLog(wall_clock=clock),
+        lambda clock: DiskTier("tier", max_bytes=2**20, wall_clock=clock),
+        lambda clock: StoredKeys(":memory:", master=b"m" * 32, wall_clock=clock),
     ],
-    ids=["batcher", "telemetry", "backend", "stack"],
+    ids=["batcher", "telemetry", "backend", "stack", "retention log", "tier", "keys"],
 )
 def test_a_clock_of_seconds_is_told_at_once(make):
     """Otherwise every latency is some nanoseconds, and every deadline an error of its caller."""

@@ -21,7 +21,10 @@ def kind_of(row: Any) -> Any:
     """Return something hashable that is equal for rows exactly when they can be stacked."""
     kind = type(row)
     if kind is ndarray:
-        return row.dtype, row.shape
+        dtype = row.dtype
+        if dtype.hasobject and row.size and isinstance(row.item(0), bytes):
+            return dtype, row.shape, bytes  # others of this dtype hold strings
+        return dtype, row.shape
     if kind is dict:
         return frozenset([(name, kind_of(value)) for name, value in row.items()])
     return kind

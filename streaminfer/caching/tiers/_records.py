@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 import attrs
 
 from streaminfer._internal.error_log import ErrorLog
-from streaminfer._internal.validation import check_instance
+from streaminfer._internal.validation import check_clock, check_instance
 from streaminfer.caching.codec import HEAD_AT, RECORD_MARK, CorruptRecord, decode, encode, first_value
 from streaminfer.caching.erasure.erasure import check_selection
 from streaminfer.caching.tiers.encryption import SEALED_HEAD, SEALED_MARK, Cipher, KeyProvider
@@ -155,7 +155,7 @@ class MediumTier(Tier):
     _delete: Callable[[str | bytes], Any]
 
     def __init__(self, keys: KeyProvider | None, wall_clock: Clock | None) -> None:
-        check_instance("wall_clock", wall_clock, lambda it: it is None or callable(it), "a callable or None")
+        check_clock("wall_clock", wall_clock)
         self.keys = keys
         self.encrypted = keys is not None
         self.wall_clock = wall_clock or time.time_ns

@@ -39,7 +39,7 @@ import attrs
 
 from streaminfer._internal.forking import new_awaited_lock
 from streaminfer._internal.loading.extras import require
-from streaminfer._internal.validation import LONGEST_S, check_instance, check_secret, field_check
+from streaminfer._internal.validation import LONGEST_S, check_clock, check_instance, check_secret, field_check
 from streaminfer.caching.codec import CorruptRecord
 from streaminfer.caching.tiers._sqlite import HOLDS, make_file, set_hold, transaction
 from streaminfer.errors import BackendError, text_of_error
@@ -247,6 +247,7 @@ class StoredKeys:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, master: bytes, wall_clock: Clock | None = None) -> None:
+        check_clock("wall_clock", wall_clock)
         self._aes = _aes_gcm()
         self._now = wall_clock or time.time_ns
         self._made = 0

@@ -1,6 +1,7 @@
 """Destruction of a subject's keys for an erasure, off the event loop, by a provider that may hang."""
 
 import asyncio
+import os
 import threading
 import weakref
 from concurrent.futures import Future
@@ -26,6 +27,10 @@ class KeyDestruction:
 
     def __init__(self, keys: KeyProvider) -> None:
         self._keys = keys
+        self._forget()
+
+    def _forget(self) -> None:
+        self._pid = os.getpid()
         self._latest: Future[int] = Future()
         self._latest.set_result(0)
         self._calls: weakref.WeakKeyDictionary[PendingErasure, Future[int]] = weakref.WeakKeyDictionary()
@@ -41,6 +46,8 @@ class KeyDestruction:
             TimeoutError: the provider has not returned.
             Exception: of the provider.
         """
+        if self._pid != os.getpid():  # a forked process lacks the threads of the calls
+            self._forget()
         if not self._latest.done():
             raise TimeoutError("the key provider has not returned from an earlier call")
         call = self._calls.pop(erasing, None)
@@ -58,12 +65,12 @@ class KeyDestruction:
 
     def _begin(self, subject: str) -> Future[int]:
         call: Future[int] = Future()
-        call.set_running_or_notify_cancel()  # who waits for it no more leaves it running
+        call.set_running_or_notify_cancel()  # a caller that waits no longer leaves it running
 
         def run() -> None:
             try:
                 call.set_result(self._keys.destroy(subject))
-            except BaseException as error:  # noqa: BLE001 - for who waits
+            except BaseException as error:  # noqa: BLE001 - for the caller that waits
                 call.set_exception(error)
 
         # a daemon: a provider that hangs holds up no end of the process, and takes no thread of a pool

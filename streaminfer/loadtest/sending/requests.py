@@ -58,7 +58,7 @@ def check_inputs(inputs: Inputs) -> Callable[[int], Any]:
 def _check_takes_a_number(function: Any, what: str) -> None:
     # otherwise every request of the run would count its TypeError as an error of the service
     try:
-        signature = inspect.signature(function)
+        signature = inspect.signature(function, follow_wrapped=False)  # a decorator may add the number
     except ValueError:  # one written in C may have none
         return
     try:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from streaminfer._internal.text import text_bytes
-from streaminfer.batching.assembly._compatibility_cy import kind_of
+from streaminfer.batching.assembly._compatibility_cy import kind_of, take_stackable
 from streaminfer.batching.assembly._prepare_cy import prepare
 from streaminfer.batching.assembly.assembler import POOLED_FROM, Assembler
 from streaminfer.errors import InvalidInput
@@ -62,6 +62,15 @@ def test_arrays_of_bytes_are_stacked_as_they_are():
     assert stacked.tolist() == [[b"\xff", b"long\0"], [b"", b"\0"]]
     assert type(prepare(np.array(b"a\0", object))) is bytes
     assert text_bytes(rows[0]) == 6
+
+
+def test_strings_and_bytes_share_no_batch():
+    """One request of the wrong type fails alone."""
+    texts = [np.full(2, text, object) for text in ("a", b"a", "b", b"b")]
+    tickets = tickets_of(list(map(prepare, texts)))
+
+    assert take_stackable(tickets, 4) == tickets[::2]
+    assert take_stackable(tickets[1:], 4) == tickets[1::2]
 
 
 @pytest.mark.parametrize("inputs", [["a", 1], np.array(["a", None]), np.array(["a", b"b"], object)], ids=repr)

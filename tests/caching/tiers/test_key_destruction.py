@@ -1,6 +1,7 @@
 """Destruction of keys by a provider that hangs, fails, or takes its time."""
 
 import asyncio
+import os
 import threading
 
 import pytest
@@ -18,12 +19,14 @@ class Keys:
     """A key provider whose ``destroy`` waits until it may return."""
 
     def __init__(self, *errors):
+        self.is_called = threading.Event()
         self.may_return = threading.Event()
         self.errors = list(errors)
         self.asked = []
 
     def destroy(self, subject):
         self.asked.append(subject)
+        self.is_called.set()
         self.may_return.wait()
         if self.errors:
             raise self.errors.pop()
@@ -39,6 +42,7 @@ def hung(keys):
             await destruction.make(ANNA, 30.0)
 
     run(attempt)
+    assert keys.is_called.wait(PATIENT_S)
     return destruction
 
 
@@ -81,6 +85,28 @@ def test_a_failure_that_came_too_late_is_tried_again():
     asyncio.run(destruction.make(ANNA, PATIENT_S))
 
     assert keys.asked == ["anna", "anna"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_waits_for_no_call_of_its_parent():
+    """The thread of that call is not in the child, where it would never return."""
+    keys = Keys()
+    destruction = hung(keys)
+
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            keys.may_return.set()
+            asyncio.run(destruction.make(BEN, PATIENT_S))
+            status = 0 if keys.asked == ["anna", "ben"] else 2
+        finally:
+            os._exit(status)
+    _, status = os.waitpid(child, 0)
+    keys.may_return.set()
+
+    assert os.waitstatus_to_exitcode(status) == 0
 
 
 def test_a_provider_that_hangs_holds_up_neither_writes_nor_the_stop():

@@ -1,11 +1,12 @@
 """`Requests`: what is known about each request goes into the columns."""
 
+import functools
 import math
 
 import pytest
 
 from streaminfer.loadtest import Measured, Sample
-from streaminfer.loadtest.sending.requests import BEFORE, Requests
+from streaminfer.loadtest.sending.requests import BEFORE, Requests, check_inputs
 from streaminfer.protocols import Node
 from streaminfer.request import Request, Response, Timings
 
@@ -83,3 +84,16 @@ def test_request_without_a_note_has_none():
     requests.sort_notes()
     assert [math.isnan(seconds) for seconds in requests.stages["decode"]] == [True, False, True]
     assert (requests.labels, requests.values) == ({"zone": ["", "a", ""]}, {})
+
+
+def test_inputs_function_whose_decorator_takes_the_number():
+    """Its own signature counts, not that of the function inside."""
+
+    def numbered(function):
+        @functools.wraps(function)
+        def call(number):
+            return number + function()
+
+        return call
+
+    assert check_inputs(numbered(lambda: 2.0))(3) == 5.0
