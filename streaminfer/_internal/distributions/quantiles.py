@@ -14,8 +14,6 @@ def normal_quantile(p: float) -> float:
     Newton's method from 0 approaches it from one side, because the distribution function is convex below 0 and concave
     above.
     """
-    if p > 0.5:  # from below, where the complement of the error function is exact
-        return -normal_quantile(1.0 - p)
     value, step = 0.0, math.inf
     while abs(step) > 1e-12:
         distance = p - 0.5 * math.erfc(-value / math.sqrt(2.0))

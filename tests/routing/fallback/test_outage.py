@@ -3,6 +3,7 @@
 import asyncio
 import random
 
+import numpy as np
 import pytest
 
 import streaminfer as si
@@ -133,21 +134,22 @@ def test_a_fallback_that_hangs_costs_the_best_route_nothing(layers, burns, devic
     assert run(main) == 1.0
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_a_batch_in_twenty_that_fails_takes_no_other_traffic_from_the_best_route(seed):
+def test_a_batch_in_twenty_that_fails_takes_no_other_traffic_from_the_best_route():
     """The requests of a batch fail together, which chance brings more often than as many single failures."""
-    draw = random.Random(seed)
 
     class Failing:
+        def __init__(self, seed):
+            self.draw = random.Random(seed)
+
         async def infer(self, batch):
             await asyncio.sleep(0.020 + 0.001 * len(batch))
-            if draw.random() < 0.05:
+            if self.draw.random() < 0.05:
                 raise ConnectionError("reset")
             return [1.0] * len(batch)
 
-    async def main(loop):
+    async def main(loop, seed):
         router = FallbackRouter(
-            Route("best", [si.AdaptiveBatcher(max_batch_size=32, slo_s=0.2), Failing()], device="a"),
+            Route("best", [si.AdaptiveBatcher(max_batch_size=32, slo_s=0.2), Failing(seed)], device="a"),
             Route("other", Backend(hangs=False), quality=0.8, device="b"),
         )
         async with si.Stack(router, clock=loop.clock) as service:
@@ -158,4 +160,4 @@ def test_a_batch_in_twenty_that_fails_takes_no_other_traffic_from_the_best_route
             responses = await asyncio.gather(*asked)
         return sum(response.source == "other (best: share)" for response in responses) / len(responses)
 
-    assert run(main) < 0.12
+    assert np.mean([run(lambda loop, seed=seed: main(loop, seed)) for seed in range(1, 5)]) < 0.12
