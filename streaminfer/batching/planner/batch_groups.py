@@ -195,7 +195,7 @@ def batch_to_compare(group: Group, batch: list[Ticket], size: int, others: list[
     compared = batch[:size] if size < len(batch) else group.tickets[:size]
     if not compared or not _leaves_time_for(group, compared, others, now_ns):
         return []
-    group.model.compare_soon()
+    group.model.compare_soon(len(compared))
     return compared
 
 

@@ -48,6 +48,7 @@ _ABOUT = 0.8
 _MOST_WAITED_FOR = 1.25  # times the mean
 _EXPLORE_TIMES = 4
 _COMPARE_AFTER, _COMPARE_EVERY, _COMPARE_SOON = 128, 8, 1  # batches
+_MOST_CUT = 8  # batches of a size that cost or bytes left smaller, after which it is not tried any more
 
 
 class BucketModel:
@@ -90,6 +91,8 @@ class BucketModel:
         self.sure_ns = 0
         self.spread = 1.0
         self.compared_from = 2
+        self._tried = 0  # the size that was sent last to learn it or to compare it
+        self._cut: dict[int, int] = {}  # how often a batch of a size had fewer rows when it ran
         self._waited_for: NDArray[np.int64] | None = None
         self._borrowed: NDArray[np.int64] | None = None
         self._slow_timetable: DurationTable | None = None
@@ -109,7 +112,12 @@ class BucketModel:
             cancelled: it was cancelled then: a lower bound, which teaches nothing where more was expected. Where about
                 as much was, the batch is taken to have needed half as long again.
         """
-        if not self.learns or (not cancelled and self.recent.absorb(size, duration_ns)):
+        if not self.learns:
+            return
+        if size < self._tried:
+            self._cut[self._tried] = self._cut.get(self._tried, 0) + 1
+        self._tried = 0
+        if not cancelled and self.recent.absorb(size, duration_ns):
             return
         rows = size if self._padded is None or size > self.cap else int(self._padded[size])
         model = self.service_time
@@ -222,7 +230,8 @@ class BucketModel:
         sizes = [1 << power for power in range(1, best.bit_length())]
         if self._padded is not None:
             sizes = [int(self._padded[size]) for size in sizes]
-        times = [(self.service_time.until_settled(size), size) for size in sizes if size < best]
+        sizes = [size for size in sizes if size < best and self._is_reached(size)]
+        times = [(self.service_time.until_settled(size), size) for size in sizes]
         needed = [(most, size) for most, size in times if most]
         self.compared_from = min([size + 1 for _, size in needed], default=best)
         self._compare_from = self.service_time.observations + _COMPARE_EVERY
@@ -238,18 +247,25 @@ class BucketModel:
         larger = 2 * size
         return self._not_run_for_long([larger] if larger <= available and self.service_time.ran(larger) else [])
 
-    def compare_soon(self) -> None:
+    def compare_soon(self, size: int) -> None:
         """Compare again at the next batch: a size that was asked for is sent."""
+        self._tried = size
         self._compare_from = self.service_time.observations + _COMPARE_SOON
 
     def ask_again(self) -> None:
         """Compare at the next decision: the batch of the size that was asked for last was not sent."""
+        self._tried = 0
         self._compare_from = min(self._compare_from, self.service_time.observations)
 
     def _not_run_for_long(self, sizes: Sequence[int]) -> int:
         model = self.service_time
         self._compare_from = model.observations + _COMPARE_EVERY
-        return next((size for size in sizes if model.batches_since(size) >= _COMPARE_AFTER), 0)
+        stale = (size for size in sizes if model.batches_since(size) >= _COMPARE_AFTER)
+        return next((size for size in stale if self._is_reached(size)), 0)
+
+    def _is_reached(self, size: int) -> bool:
+        """Return whether batches of a size have so many rows when they run, as far as is known."""
+        return self._cut.get(size, 0) < _MOST_CUT
 
     def expected_ns(self, size: int) -> int:
         """Return the mean duration of a batch, also of one larger than the best size; 0: larger than the largest."""

@@ -541,10 +541,22 @@ def test_comparisons_come_closer_once_one_is_sent():
     run(model, 64)
     assert model.compares
 
-    model.compare_soon()
+    model.compare_soon(32)
     assert not model.compares
     run(model, 32)
     assert model.compares
+
+
+def test_a_size_that_batches_never_have_is_tried_eight_times():
+    """Cost or bytes leave fewer rows: it would else be tried for ever."""
+    model = settled(bucket(16), 2, 4, 8, 10, 16)
+    model.service_time._visits[8] = 0
+    for _ in range(8):
+        assert model.size_to_learn(15) == 8
+        model.compare_soon(8)
+        run(model, 6)
+
+    assert model.size_to_learn(15) == 0
 
 
 def test_twice_the_best_is_compared():

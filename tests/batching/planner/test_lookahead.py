@@ -463,6 +463,24 @@ def test_a_model_that_gains_from_batching_is_hardly_disturbed():
     assert throughput >= 0.98 * 64 / accelerator(64, 0)
 
 
+def test_batches_that_cost_limits_are_not_tried_for_ever():
+    """No batch ever has the sizes that would be learned."""
+
+    async def main(loop):
+        batcher = si.AdaptiveBatcher(max_batch_size=32, row_cost=lambda row: 1.0, max_batch_cost=10.0, clock=loop.clock)
+        service = batcher.wrap(ScriptedBackend(duration_s=lambda n: 0.002 + 0.0005 * n))
+
+        async def caller():
+            for _ in range(50):
+                await service.call(si.Request(1.0))
+
+        await asyncio.gather(*(caller() for _ in range(64)))
+        return batcher.statistics()
+
+    statistics = run(main)
+    assert statistics.released["exploration"] <= 0.2 * statistics.batches
+
+
 def test_two_stalls_do_not_rule_a_size_out():
     """A batch of 32 cannot cost thirty times one of 16: the device was slow, not the size."""
     policy, now = Lookahead(32, LearnedServiceTime()), 0
