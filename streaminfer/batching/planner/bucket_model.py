@@ -114,7 +114,8 @@ class BucketModel:
         """
         if not self.learns:
             return
-        if size < self._tried:
+        self._cut.pop(size, None)
+        if size < self._tried:  # or it is another worker's, and that one comes later
             self._cut[self._tried] = self._cut.get(self._tried, 0) + 1
         self._tried = 0
         if not cancelled and self.recent.absorb(size, duration_ns):

@@ -557,6 +557,8 @@ def test_a_size_that_batches_never_have_is_tried_eight_times():
         run(model, 6)
 
     assert model.size_to_learn(15) == 0
+    run(model, 8)
+    assert model.size_to_learn(15) == 8
 
 
 def test_twice_the_best_is_compared():
