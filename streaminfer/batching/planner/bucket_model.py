@@ -6,7 +6,8 @@ longer than one of short rows.
 *Comparison.* Under full load every batch has the size of best throughput, and nothing would tell that half or twice of
 it has become better, or was learned in a bad moment. So one of these runs when it has not for 128 batches, which costs
 less than a hundredth of the throughput. Likewise, where there seems to be no time for larger batches and requests are
-lost, twice the size runs if it did once, but has not for 128 batches.
+lost, twice the size runs if it did once, but has not for 128 batches. One that was cancelled before it told anything
+counts as if it had run.
 
 Where durations scatter, half of a size may look as good though an eighth is much better, as for convolutions on a CPU.
 So each power of two below a batch runs four times at first, where that makes nothing late: also below one that is not
@@ -93,6 +94,7 @@ class BucketModel:
         self.compared_from = 2
         self._tried = 0  # the size that was sent last to learn it or to compare it
         self._cut: dict[int, int] = {}  # how often a batch of a size had fewer rows when it ran
+        self._cancelled = (0, 0)  # the rows of the last batch that was cancelled too early, and the observations then
         self._waited_for: NDArray[np.int64] | None = None
         self._borrowed: NDArray[np.int64] | None = None
         self._slow_timetable: DurationTable | None = None
@@ -126,6 +128,7 @@ class BucketModel:
             largest = max(rows, self.cap)
             mean_ns = int(model.expected_ns(largest)[rows])
             if mean_ns > duration_ns:
+                self._cancelled = size, model.observations
                 return
             if mean_ns > _ABOUT * duration_ns:
                 duration_ns = int(_CENSORED * mean_ns)
@@ -246,7 +249,10 @@ class BucketModel:
             available: the most rows that there are.
         """
         larger = 2 * size
-        return self._not_run_for_long([larger] if larger <= available and self.service_time.ran(larger) else [])
+        cancelled, at = self._cancelled
+        model = self.service_time
+        in_vain = 0 < cancelled <= larger and model.observations - at < _COMPARE_AFTER
+        return self._not_run_for_long([larger] if larger <= available and model.ran(larger) and not in_vain else [])
 
     def compare_soon(self, size: int) -> None:
         """Compare again at the next batch: a size that was asked for is sent."""

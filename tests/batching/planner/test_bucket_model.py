@@ -595,6 +595,20 @@ def test_a_larger_size_that_never_ran_is_not_tried_again():
     assert model.size_to_try_again(8, 64) == 0
 
 
+def test_a_larger_size_that_was_cancelled_is_left_alone_for_as_long():
+    """A batch that was cancelled earlier than it was expected to end tells nothing, and neither would the next one."""
+    model = settled(bucket(), 4, 8, 16)
+    ended_ns = run(model, *[8] * 128)
+    expected_ns = model.expected_ns(16)
+
+    model.observe(16, expected_ns // 2, ended_ns, cancelled=True)
+    run(model, *[8] * 120)
+    assert model.size_to_try_again(8, 64) == 0
+    run(model, *[8] * 8)
+
+    assert model.size_to_try_again(8, 64) == 16
+
+
 def test_comparison_is_rare():
     """After a size was asked for, eight batches pass until the next comparison."""
     model = settled(bucket(), 4, 64)
