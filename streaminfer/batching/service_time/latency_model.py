@@ -15,7 +15,8 @@ All gains are relative to the noise, so a device that repeats to the microsecond
 *After an outage.* Where the speed has jumped to a slower one, and sixteen batches have not confirmed that yet, a faster
 batch of a hardly known size takes the jump back before its cost falls. In an outage there is time for small batches
 only. Were these taken to be cheap when it ends, large ones would still seem too slow to be tried. A size that has not
-run for 128 batches is hardly known again, whatever was learned of it.
+run for 128 batches is hardly known again, whatever was learned of it. Where it would take longer than a larger one that
+has run since, it is forgotten, as is a size that only a prior knows.
 
 *Beyond what was seen* the line goes on. After a single size it is flat, so that larger batches are tried, and for
 smaller ones half of the cost counts as proportional. Past the largest size with two visits an estimate is a guess:
@@ -290,7 +291,19 @@ class LatencyModel:
         self._costs[size] = cost
         self._visits[size] = visits
 
+    def _forget_refuted(self) -> None:
+        """Forget sizes not seen for long, or only in a prior, that would take longer than a larger one that was."""
+        least = math.inf
+        for size in self._sizes[::-1]:
+            cost = self._costs[size]
+            if size in self._seen_at and not self._is_stale(size):
+                least = min(least, cost)
+            elif cost > least + self._limit:
+                self._sizes.remove(size)
+                del self._costs[size], self._visits[size]
+
     def _publish(self) -> None:
+        self._forget_refuted()
         sizes = self._sizes
         visits = [max(self._visits[size], 1) for size in sizes]
         logarithms = [self._costs[size] for size in sizes]

@@ -505,6 +505,37 @@ def test_a_prior_of_the_wrong_shape_is_unlearned():
         assert device.ratio(size) == pytest.approx(1.0, rel=0.05)
 
 
+def test_a_larger_size_refutes_a_prior():
+    """Sizes that never ran take no longer than a larger one that did, whatever a prior says of them."""
+    device = Device(*[2] * 140, seconds=ServiceTime.affine(0.016, 0.001).seconds, prior=ServiceTime.affine(0.0, 0.017))
+
+    device.run(4)
+
+    assert 3 not in device.model.seen()
+    assert 1.0 <= device.ratio(4) <= 1.5
+
+
+def test_a_larger_size_refutes_what_was_learned_long_ago():
+    """Batches that were slow by accident hold no larger size down once they have not run for long."""
+    device = Device(8)
+    device.run(11, 12, factor=5.0)
+    device.run(*[8] * 140)
+
+    device.run(*[16] * 4)
+
+    assert 11 not in device.model.seen()
+    assert device.ratio(16) == pytest.approx(1.0, abs=0.05)
+
+
+def test_noise_refutes_nothing():
+    """A size of a prior stays while a larger one seems faster by no more than durations scatter."""
+    device = Device(*[2] * 140, prior=ServiceTime.affine(0.004, 0.00001))
+
+    device.run(*[4] * 4, factor=0.98)
+
+    assert 3 in device.model.seen()
+
+
 def test_batches_since_counts_all_sizes():
     """The age of a size is the number of batches since one of about it; unknown before its second."""
     device = Device(8)
