@@ -6,8 +6,8 @@ longer than one of short rows.
 *Comparison.* Under full load every batch has the size of best throughput, and nothing would tell that half or twice of
 it has become better, or was learned in a bad moment. So one of these runs when it has not for 128 batches, which costs
 less than a hundredth of the throughput. Likewise, where there seems to be no time for larger batches and requests are
-lost, twice the size runs if it did once, but has not for 128 batches. One that was cancelled before it told anything
-counts as if it had run.
+lost, up to twice the size runs if one as large did once, but has not for 128 batches. One that is cancelled may tell
+nothing, so none of about the size is sent again until others ran for 128 times as long as it takes.
 
 Where durations scatter, half of a size may look as good though an eighth is much better, as for convolutions on a CPU.
 So each power of two below a batch runs four times at first, where that makes nothing late: also below one that is not
@@ -94,7 +94,7 @@ class BucketModel:
         self.compared_from = 2
         self._tried = 0  # the size that was sent last to learn it or to compare it
         self._cut: dict[int, int] = {}  # how often a batch of a size had fewer rows when it ran
-        self._cancelled = (0, 0)  # the rows of the last batch that was cancelled too early, and the observations then
+        self._tried_again = (0, 0)  # the larger size that was asked for last, and the observations then
         self._waited_for: NDArray[np.int64] | None = None
         self._borrowed: NDArray[np.int64] | None = None
         self._slow_timetable: DurationTable | None = None
@@ -128,7 +128,6 @@ class BucketModel:
             largest = max(rows, self.cap)
             mean_ns = int(model.expected_ns(largest)[rows])
             if mean_ns > duration_ns:
-                self._cancelled = size, model.observations
                 return
             if mean_ns > _ABOUT * duration_ns:
                 duration_ns = int(_CENSORED * mean_ns)
@@ -242,17 +241,22 @@ class BucketModel:
         return max([(most, size) for most, size in needed if size <= available], default=(0, 0))[1]
 
     def size_to_try_again(self, size: int, available: int) -> int:
-        """Return twice a size if it ran, but not for long, and note that it was asked for; 0: nothing to try.
+        """Return up to twice a size if one as large ran, but not for long, and note that it was asked for; 0: none.
 
         Args:
             size: of the batches for which there is time, as far as is known.
             available: the most rows that there are.
         """
-        larger = 2 * size
-        cancelled, at = self._cancelled
         model = self.service_time
-        in_vain = 0 < cancelled <= larger and model.observations - at < _COMPARE_AFTER
-        return self._not_run_for_long([larger] if larger <= available and model.ran(larger) and not in_vain else [])
+        larger = min(2 * size, self.cap, max(model.seen()))
+        tried, at = self._tried_again
+        pause = _COMPARE_AFTER * self.expected_ns(larger) / self.expected_ns(size)
+        was_tried = tried < 2 * larger < 4 * tried and model.observations - at < pause
+        may_run = size < larger <= available and not was_tried
+        found = self._not_run_for_long([larger] if may_run else [])
+        if found:
+            self._tried_again = found, model.observations
+        return found
 
     def compare_soon(self, size: int) -> None:
         """Compare again at the next batch: a size that was asked for is sent."""
@@ -261,7 +265,7 @@ class BucketModel:
 
     def ask_again(self) -> None:
         """Compare at the next decision: the batch of the size that was asked for last was not sent."""
-        self._tried = 0
+        self._tried, self._tried_again = 0, (0, 0)
         self._compare_from = min(self._compare_from, self.service_time.observations)
 
     def _not_run_for_long(self, sizes: Sequence[int]) -> int:

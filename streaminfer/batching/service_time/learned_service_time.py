@@ -50,10 +50,6 @@ class LearnedServiceTime(LatencyModel):
             1.0 + _NOISE_WIDTHS * self.deviation
         )
 
-    def ran(self, size: int) -> bool:
-        """Return whether at least two batches of about a size were observed, or a prior gives it."""
-        return self.batches_since(size) < math.inf
-
     def expected_ns(self, max_batch_size: int) -> NDArray[np.int64]:
         """Return the mean duration of a batch of each size.
 

@@ -595,18 +595,48 @@ def test_a_larger_size_that_never_ran_is_not_tried_again():
     assert model.size_to_try_again(8, 64) == 0
 
 
-def test_a_larger_size_that_was_cancelled_is_left_alone_for_as_long():
-    """A batch that was cancelled earlier than it was expected to end tells nothing, and neither would the next one."""
+def test_a_larger_size_that_is_tried_in_vain_costs_little():
+    """Cancelled before its end it tells nothing. It waits until others ran for 128 times as long as it takes."""
     model = settled(bucket(), 4, 8, 16)
     ended_ns = run(model, *[8] * 128)
-    expected_ns = model.expected_ns(16)
-
-    model.observe(16, expected_ns // 2, ended_ns, cancelled=True)
-    run(model, *[8] * 120)
-    assert model.size_to_try_again(8, 64) == 0
-    run(model, *[8] * 8)
 
     assert model.size_to_try_again(8, 64) == 16
+    model.observe(16, model.expected_ns(16) // 2, ended_ns, cancelled=True)
+    run(model, *[8] * 162)
+    assert model.size_to_try_again(8, 64) == 0
+    run(model, *[8] * 16)
+
+    assert model.size_to_try_again(8, 64) == 16
+
+
+def test_one_that_was_not_sent_is_tried_at_once():
+    """A larger size that was asked for while another model had the turn is asked for again."""
+    model = settled(bucket(), 4, 8, 16)
+    run(model, *[8] * 128)
+
+    assert model.size_to_try_again(8, 64) == 16
+    model.ask_again()
+
+    assert model.size_to_try_again(8, 64) == 16
+
+
+def test_a_larger_size_that_ran_once_is_tried_again():
+    """A first batch may have been slow by accident, so one is enough; no size beyond the largest that ran is tried."""
+    model = bucket()
+    run(model, 2, seconds=lambda size: 0.1)
+    run(model, *[1] * 20)
+
+    assert model.size_to_try_again(1, 64) == 2
+    assert model.size_to_try_again(2, 64) == 0
+
+
+def test_no_more_rows_are_tried_than_a_batch_may_have():
+    """Between half of the cap and the cap itself, the cap is what is tried."""
+    model = bucket(16, LearnedServiceTime(prior=LINE))
+    run(model, *[12] * 128)
+
+    assert model.size_to_try_again(12, 64) == 16
+    assert model.size_to_try_again(16, 64) == 0
 
 
 def test_comparison_is_rare():

@@ -409,11 +409,6 @@ def test_changes_of_speed_and_load_at_once(sigma, mean):
 # ---- priors
 
 
-def test_a_size_that_a_prior_gives_counts_as_one_that_ran():
-    assert not LearnedServiceTime().ran(4)
-    assert LearnedServiceTime(prior=ServiceTime.affine(0.004, 0.00025)).ran(4)
-
-
 def test_a_prior_is_what_is_expected_at_first():
     """Until a batch corrects it, the median is the prior's."""
     prior = ServiceTime.affine(0.004, 0.00025)
