@@ -16,6 +16,7 @@ from streaminfer.fastapi import BoundService, add_stacks, bind
 from streaminfer.testing import HANG, ScriptedBackend
 
 EDGE = """
+pid nginx.pid;
 events {}
 http {
   access_log off;
