@@ -1,11 +1,11 @@
 # cython: wraparound=False, cdivision=True
 """Which replica gets the next request: the state machine of `Replicas`.
 
-*Design.* The choice is a power of two choices (Mitzenmacher 1996): two replicas are drawn by weight, and the one that
-is expected to respond sooner gets the request. To compare all of them is better for a single process, which knows all
-that is in flight. Of several processes, each of which knows its own requests alone, all would run to the same best
-replica. What is compared is the expected time of the request (``_replica_stats_cy``), over the replica's weight and
-times the penalty of its zone.
+*Design.* The choice is a power of two choices (Mitzenmacher 1996): two replicas are drawn by weight and measured speed,
+and the one that is expected to respond sooner gets the request. Drawn by weight alone, of ``n`` replicas none gets more
+than ``2 / n`` of the requests: where one has most of the capacity, the others are overloaded long before all are. To
+compare all of them is better, and takes a pass over the replicas for each. What is compared is the expected time of
+the request (``_replica_stats_cy``), over the replica's weight and times the penalty of its zone.
 
 *Zones.* Two candidates come from the own zone, and two from the others, by weight over penalty. A response from another
 zone must be expected sooner by the factor of its penalty. So traffic stays at home until home is that much worse, and
@@ -355,7 +355,7 @@ class P2CBalancer:
                     known += 1
                     speed += 1.0 / slot.per_place_ns
                 if not (slot.slow_start and slowly) or self._draws.next() < slot.ramp(now_ns, self._slow_start_ns):
-                    slot.share = slot.weight
+                    slot.share = slot.drawn(self._mean_ns)  # the mean of the choice before
                 else:
                     self._left_out = True
             elif slot.state == PROBING and not slot.probe_in_flight:

@@ -22,6 +22,8 @@ cdef class ReplicaStats:
     @cython.locals(elapsed_ns=cython.longlong, part=double)
     cdef double ramp(self, long long now_ns, long long slow_start_ns) noexcept
 
+    cdef double drawn(self, double mean_ns) noexcept
+
     cdef int tier(self, long long now_ns) noexcept
 
     @cython.locals(success=double, expected=double)

@@ -119,6 +119,16 @@ class ReplicaStats:
         part = 1.0 * elapsed_ns / slow_start_ns  # of whole numbers, compiled, it would be a whole number
         return part if part > _LEAST_RAMP else _LEAST_RAMP
 
+    def drawn(self, mean_ns: float) -> float:
+        """Return its share in the draws; ``mean_ns``: the fleet's time per request in flight, 0.0: not known.
+
+        Half of it is the weight. The other half goes with its speed, because by Little's law requests in flight over
+        latency are its throughput. All of it would magnify itself: a replica is less fast while it has few requests.
+        """
+        if self.per_place_ns <= 0.0 or mean_ns <= 0.0:
+            return self.weight
+        return self.weight * (0.5 + 0.5 * mean_ns / self.per_place_ns)
+
     def tier(self, now_ns: int) -> int:
         """Return when it gets a request, replicas of a lower number first.
 

@@ -104,6 +104,32 @@ def test_each_is_drawn_once_for_a_choice():
         assert sorted(balance.choose(-1, 0) & SLOT for _ in range(8)) == list(range(8))
 
 
+def shares_by_speed(choices, *took):
+    """The share of each of the replicas in requests that never overlap, once all are measured."""
+    balance = made(len(took), choices=choices, latency_factor=0.0)
+    counts = Counter()
+    for now in range(12_000):
+        token = balance.choose(-1, now * S)
+        number = token & SLOT
+        counts[number] += now >= 4_000
+        balance.done(token, SUCCESS, took[number], now * S + took[number])
+    return [counts[number] / 8_000 for number in range(len(took))]
+
+
+def test_a_fast_replica_is_drawn_more_often():
+    """Two choices give a replica that is ten times faster most of the requests, not two eighths of them."""
+    shares = shares_by_speed(2, MS, *[10 * MS] * 7)
+
+    assert shares[0] > 0.55
+
+
+def test_a_slow_replica_is_still_drawn():
+    """However slow a replica was, it is drawn half as often as one of mean speed."""
+    shares = shares_by_speed(1, 900 * MS, *[10 * MS] * 7)
+
+    assert 0.05 < shares[0] < 0.08
+
+
 def test_the_faster_is_asked():
     balance = made(2)
     now = teach(balance, 0, 10 * MS, 0)
