@@ -1,5 +1,5 @@
 cimport cython
-from streaminfer.streams._fair_order_cy cimport Turn
+from streaminfer.streams.turns._fair_order_cy cimport Turn
 from streaminfer.streams._outlet_cy cimport Outlet
 from streaminfer.streams._stream_cy cimport StreamResult, StreamState, make_source_failure
 
@@ -29,7 +29,7 @@ cdef class Stream:
 
     @cython.locals(result=StreamResult)
     cpdef StreamResult next(self, long long now_ns)
-    cpdef drop_late(self, long long ends_ns)
+    cpdef drop_late(self, long long now_ns, long long ends_ns)
     cpdef complete(self, StreamResult result, object outputs, bint degraded, long long now_ns)
     cpdef fail(self, StreamResult result, object error, long long now_ns)
     cpdef drop(self, StreamResult result, object reason)

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 from streaminfer._internal.validation import expected
 from streaminfer._runtime.closing import AsyncClosable, close_dropped
 from streaminfer.errors import Closed
-from streaminfer.streams._fair_order_cy import Turn
 from streaminfer.streams._outlet_cy import Outlet
 from streaminfer.streams._stream_cy import StreamResult, StreamState, make_source_failure
 from streaminfer.streams.frame import Frame
 from streaminfer.streams.statistics import StreamStatistics
+from streaminfer.streams.turns._fair_order_cy import Turn
 
 if TYPE_CHECKING:
     from streaminfer.streams._sender_cy import Sender, Sending
@@ -97,9 +97,9 @@ class Stream:
         self._let_source_go_on()
         return result
 
-    def drop_late(self, ends_ns: int) -> None:
-        """Drop the frames that are too old at an instant, where a younger one waits."""
-        self.state.drop_late(ends_ns)
+    def drop_late(self, now_ns: int, ends_ns: int) -> None:
+        """Drop the frames that are too old at a later instant, where a younger one waits."""
+        self.state.drop_late(now_ns, ends_ns)
         self._let_source_go_on()
 
     def complete(self, result: StreamResult, outputs: Any, degraded: bool, now_ns: int) -> None:

@@ -1,6 +1,7 @@
 cimport cython
 from streaminfer._request_cy cimport Request as CRequest, make_request
-from streaminfer.streams._fair_order_cy cimport FairOrder, Turn
+from streaminfer.streams.turns._fair_order_cy cimport FairOrder, Turn
+from streaminfer.streams.turns._late_frames_cy cimport LateFrames
 from streaminfer.streams._live_stream_cy cimport Stream
 from streaminfer.streams._outlet_cy cimport WakeUps
 from streaminfer.streams._stream_cy cimport StreamResult
@@ -53,7 +54,7 @@ cdef class Sender:
     cdef long long _starts_ns
     cdef long long _latest_ns
     cdef double _lead_ns
-    cdef object _full_batch_ns
+    cdef LateFrames _late_frames
     cdef Py_ssize_t _places
     cdef Py_ssize_t _in_flight
     cdef dict _paused
@@ -74,9 +75,8 @@ cdef class Sender:
     cdef _cancel_timer(self)
     cpdef _after_waking(self)
     cpdef _on_timer(self)
-    @cython.locals(most=Py_ssize_t, turn=Turn, late=list, now_ns=cython.longlong, ends_ns=cython.longlong)
+    @cython.locals(room=Py_ssize_t, most=Py_ssize_t, turn=Turn, late=list, now_ns=cython.longlong)
     cpdef _send_waiting(self)
-    cdef bint _is_late(self, Stream stream, long long now_ns, long long ends_ns, Py_ssize_t room) except -1
     @cython.locals(sending=Sending, result=StreamResult, request=CRequest)
     cdef _send_next(self, Stream stream)
     cdef _try(self, Sending sending, bint resets)

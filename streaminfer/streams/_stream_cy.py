@@ -242,11 +242,12 @@ class StreamState:
             return result
         return None
 
-    def drop_late(self, ends_ns: int) -> None:
-        """Drop the next frames that are too old at an instant, but for the last one that waits."""
+    def drop_late(self, now_ns: int, ends_ns: int) -> None:
+        """Drop the next frames that are too old at a later instant, but for the last one that waits."""
         head = self._waiting.head
         while self._waiting.count > 1 and head is not None and self.deadline_ns(head) < ends_ns:
-            self._forget(self._waiting.pop(), "infeasible")
+            is_too_old = self.deadline_ns(head) <= now_ns
+            self._forget(self._waiting.pop(), "deadline_exceeded" if is_too_old else "infeasible")
             head = self._waiting.head
 
     def deadline_ns(self, result: StreamResult) -> int:

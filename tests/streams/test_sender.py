@@ -151,7 +151,7 @@ async def test_what_has_no_time_for_a_full_batch_waits_behind_the_others(loop, c
         return request.inputs
 
     service = Service(answer)
-    service.max_in_flight, service.full_load, service.full_batch_ns = 1, lambda: 2, lambda: takes_ns
+    service.max_in_flight, service.full_load, service.slow_batch_ns = 1, lambda: 2, lambda rows: takes_ns
     service.admission = lambda request, now_ns: Admission(True)
     service.next_batch = lambda now_ns: NextBatch(now_ns, 2)
     session = StreamSession(service, policy=LatestOnly(), max_age_s=0.02, clock=loop.clock)
@@ -228,6 +228,24 @@ async def test_streams_that_wait_with_age_limits_are_all_served_under_overload(l
     delivered = [sum(result.stream_id == number for result in results) for number in range(32)]
     assert sum(delivered) >= 0.95 * 8 * 20.0 / 0.05
     assert min(delivered) >= 0.8 * sum(delivered) / 32
+    assert add_up(session.statistics())
+
+
+@pytest.mark.parametrize(("workers", "max_in_flight"), [(1, 1), (1, 2), (2, 2)])
+async def test_few_streams_with_age_limits_fill_their_batches(loop, workers, max_in_flight):
+    """Three streams beside batches of 16 rows: what counts is the batch that they can fill, with all of them in it."""
+    rows = 3 * max_in_flight // workers
+    takes_s = 0.03 + 0.002 * rows
+    model = ScriptedBackend(duration_s=lambda size: 0.03 + 0.002 * size, example=1.0)
+    async with stack_of(loop, model, max_batch_size=16, max_in_flight=workers) as service:
+        session = StreamSession(service, policy=Block(8), max_age_s=0.2, max_in_flight=max_in_flight)
+        for number, source in enumerate(microphones(loop, 3, 1.08 * max_in_flight / takes_s, 20.0, Random(1))):
+            session.add(source, stream_id=number)
+        results = await collect(session)
+
+    delivered = [sum(result.stream_id == number for result in results) for number in range(3)]
+    assert sum(delivered) >= 0.95 * rows * workers * 20.0 / takes_s
+    assert min(delivered) >= 0.9 * sum(delivered) / 3
     assert add_up(session.statistics())
 
 
@@ -399,7 +417,7 @@ async def test_chunks_without_time_for_a_full_batch_take_all_the_room_that_is_le
         return request.inputs
 
     service = Service(answer)
-    service.max_in_flight, service.full_load, service.full_batch_ns = 8, lambda: 8, lambda: 10**9
+    service.max_in_flight, service.full_load, service.slow_batch_ns = 8, lambda: 8, lambda rows: 10**9
     service.admission = lambda request, now_ns: Admission(True)
     service.next_batch = lambda now_ns: sizes.append(len(sent)) or NextBatch(now_ns, 8)
     session = StreamSession(service, policy=Block(8), max_age_s=0.1, max_in_flight=4, clock=loop.clock)

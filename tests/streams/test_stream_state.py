@@ -111,9 +111,10 @@ class StreamMachine(RuleBasedStateMachine):
             frame = self.of("waiting")[0]
             if frame["captured"] + self.max_age_ns >= self.now_ns + ns:
                 break
-            self.drop(frame, "infeasible")
+            is_too_old = frame["captured"] + self.max_age_ns <= self.now_ns
+            self.drop(frame, "deadline_exceeded" if is_too_old else "infeasible")
             self.pass_on(frame)
-        self.state.drop_late(self.now_ns + ns)
+        self.state.drop_late(self.now_ns, self.now_ns + ns)
 
     def may_send(self):
         waiting, running = self.of("waiting"), self.of("running")

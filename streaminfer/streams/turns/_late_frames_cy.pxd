@@ -1,0 +1,18 @@
+cimport cython
+from streaminfer.streams.turns._fair_order_cy cimport Turn
+from streaminfer.streams._live_stream_cy cimport Stream
+from streaminfer.streams._stream_cy cimport StreamState
+
+@cython.final
+cdef class LateFrames:
+    cdef object _batch_ns
+    cdef Py_ssize_t _max_in_flight
+    cdef bint _has_limit
+    cdef Py_ssize_t _workers
+    cdef long long _now_ns
+    cdef long long _ends_ns
+    cdef bint _is_behind
+
+    @cython.locals(rows=Py_ssize_t, frames=Py_ssize_t, turn=Turn, stream=Stream, state=StreamState)
+    cpdef look(self, list queued, Py_ssize_t room, long long now_ns, long long starts_ns)
+    cpdef bint is_late(self, Stream stream) except -1

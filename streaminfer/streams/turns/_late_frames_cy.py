@@ -1,0 +1,86 @@
+"""Which frames have no time for the next batch, and give way under overload.
+
+If each frame was sent that can just be answered in time, all would be late as soon as anything takes longer than
+expected, and the planner would make small batches to save the oldest ones: it does not see the frames behind them. So
+those that have less time left than 19 of 20 batches take are only sent where the others leave room. Of a stream with a
+backlog they are dropped instead, if more waits than two batches take: the frame behind it takes the turn. A stream
+whose frames always come to their turn too old would have no result at all otherwise, and each batch would be short of
+its rows.
+
+The batch is the one that the streams can fill, which may be few beside its most rows. Where it is no full one, its
+rows are taken to be spread over the workers.
+
+*Complexity.* O(streams that wait) for a look, at most as many as there is room for; O(1) for a frame.
+
+One source, compiled with the C types of ``_late_frames_cy.pxd`` or run uncompiled. Not thread-safe: of one event loop.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from streaminfer.streams._live_stream_cy import Stream
+    from streaminfer.streams.stream_settings import StreamSettings
+    from streaminfer.streams.turns._fair_order_cy import Turn
+
+__all__ = ["LateFrames"]
+
+
+class LateFrames:
+    """Frames of the streams of a session that have no time for the next batch.
+
+    Args:
+        settings: of the streams.
+        batch_ns: returns how long a slow batch of so many rows takes; ``None``, also of the function: not known.
+        workers: how many batches run at once.
+    """
+
+    def __init__(self, settings: StreamSettings, batch_ns: Callable[[int], int | None] | None, workers: int) -> None:
+        self._batch_ns = batch_ns if settings.max_age_ns else None  # without a limit none is late
+        self._max_in_flight = settings.max_in_flight
+        self._has_limit = settings.max_age_ns > 0
+        self._workers = workers
+        self._now_ns = 0
+        self._ends_ns = 0  # a slow batch that begins next
+        self._is_behind = False  # more waits than two batches take
+
+    def look(self, queued: list[Turn], room: int, now_ns: int, starts_ns: int) -> None:
+        """Foresee the next batch.
+
+        Args:
+            queued: turns of the streams that wait.
+            room: how many frames may be sent.
+            now_ns: the present instant.
+            starts_ns: when the batch begins, as far as is known.
+        """
+        self._now_ns = self._ends_ns = now_ns
+        self._is_behind = False
+        if self._batch_ns is None or room <= 0:
+            return
+        rows = frames = 0
+        for turn in queued:
+            stream = turn.owner
+            state = stream.state
+            rows += min(state.waiting, self._max_in_flight - state.running)
+            frames += state.waiting
+            if rows > room:
+                break
+        self._is_behind = rows > room or frames >= 2 * rows
+        takes_ns = self._batch_ns(room if rows > room else max(1, -(-rows // self._workers)))
+        if takes_ns is not None:
+            self._ends_ns = max(now_ns, starts_ns) + takes_ns
+
+    def is_late(self, stream: Stream) -> bool:
+        """Return whether the next frame of a stream has less time left than the next batch takes, but some.
+
+        Where more waits than two batches take, those with a younger one behind them are dropped. One without time left
+        is dropped in its turn, since a source that is held, or has ended, sends no younger one.
+        """
+        if not self._has_limit:
+            return False
+        if self._is_behind:
+            stream.drop_late(self._now_ns, self._ends_ns)
+        return stream.state.time_left_ns(self._ends_ns) < 0 < stream.state.time_left_ns(self._now_ns)
