@@ -54,7 +54,7 @@ cdef class Sender:
     cdef long long _starts_ns
     cdef long long _latest_ns
     cdef double _lead_ns
-    cdef LateFrames _late_frames
+    cdef readonly LateFrames late_frames
     cdef Py_ssize_t _places
     cdef Py_ssize_t _in_flight
     cdef dict _paused

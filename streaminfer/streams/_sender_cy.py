@@ -122,6 +122,7 @@ class Sender:
         clock: as above.
         states: of the service, where its model is recurrent.
         wake_ups: of the consumers.
+        late_frames: which have no time for the next batch.
     """
 
     def __init__(self, service: Any, clock: Clock, settings: StreamSettings) -> None:
@@ -141,7 +142,7 @@ class Sender:
         self._full_load: Callable[[], int] | None = None
         self._spare = 0
         self._next_batch: Callable[[int], NextBatch] | None = None
-        self._late_frames = LateFrames(settings, None, 1)
+        self.late_frames = LateFrames(settings, None, 1)
         self._places = 0  # taken: by frames that the service has, and by those that wait for it to accept them
         self._in_flight = 0
         self._paused: dict[Sending, None] = {}  # rejected for want of a place that is expected, in this order
@@ -169,7 +170,7 @@ class Sender:
         if self._settings.waits and offered.shares_device:
             self._full_load = self._next_batch = None
         self._count_places()
-        self._late_frames = LateFrames(self._settings, offered.slow_batch_ns, offered.max_in_flight or 1)
+        self.late_frames = LateFrames(self._settings, offered.slow_batch_ns, offered.max_in_flight or 1)
 
     def _count_places(self) -> None:
         """Read how much the service takes at once: its batcher can be told another size while streams are open."""
@@ -281,7 +282,7 @@ class Sender:
         self._freed = 0
         room = self._room(now_ns)
         most = self._places + room
-        self._late_frames.look(self._order.queued, room, now_ns, self._starts_ns)
+        self.late_frames.look(self._order.queued, room, now_ns, self._starts_ns)
         late: list[Turn] = []
         while self._places < most:
             turn = self._order.pop()
@@ -289,12 +290,13 @@ class Sender:
                 if not late:
                     break
                 turn = late.pop(0)  # the others have left a place
-            elif self._late_frames.is_late(turn.owner):
+            elif self.late_frames.is_late(turn.owner):
                 late.append(turn)
                 continue
             self._send_next(turn.owner)
         for turn in late:
             self._order.push(turn, True)
+        self.late_frames.read_on(self._order.queued, now_ns)
 
     def _send_next(self, stream: Stream) -> None:
         """Send the next frame of a stream, if it has one that is young enough."""

@@ -7,8 +7,9 @@ the stream down, or has frames dropped, and no result piles up. A stream that lo
 ready than places: the service need not wait for the consumer.
 
 *Policy.* ``max_waiting`` and ``waits`` are all that a policy says about frames that wait: when so many wait, the source
-is held (``waits``) until at most a quarter of them is left, or the oldest is dropped as ``stale``. A selector says
-which frames are of interest at all; the others are dropped as ``skipped``.
+is held (``waits``) until at most a quarter of them is left, or the oldest is dropped as ``stale``. A source that
+``lags`` behind an age limit is held no longer: its next frames are younger. A selector says which frames are of
+interest at all; the others are dropped as ``skipped``.
 
 *State of recurrent models.* ``discontinuity`` of a frame that is dropped before it is sent passes to the next frame of
 the stream: a reset is never lost. One that is sent has reset the state, whatever becomes of it. With
@@ -185,6 +186,13 @@ class StreamState:
     def is_full(self) -> bool:
         """Return whether the source is to be held."""
         return self._waits and self._waiting.count >= self._max_waiting
+
+    def lags(self, now_ns: int, ends_ns: int) -> bool:
+        """Return whether all that waits is too old at a later instant, and what was captured now would not be."""
+        tail = self._waiting.tail
+        if tail is None or not self._max_age_ns:
+            return False
+        return self.deadline_ns(tail) < ends_ns <= now_ns + self._max_age_ns
 
     def has_room(self) -> bool:
         """Return whether a source that was held may go on: a quarter is left, or less than can be sent at once."""

@@ -249,6 +249,62 @@ async def test_few_streams_with_age_limits_fill_their_batches(loop, workers, max
     assert add_up(session.statistics())
 
 
+@pytest.mark.parametrize("rates", [(50,), (20, 80), (10, 30, 30, 90)], ids=str)
+@pytest.mark.parametrize("max_waiting", [1, 4])
+async def test_sources_that_are_behind_are_read_on(loop, max_waiting, rates):
+    """Chunks wait in a queue of the user's: the session reads those of which it can make results in time."""
+    takes_s, seconds = 0.08, 20.0
+    model = ScriptedBackend(duration_s=takes_s, example=1.0)
+
+    async def queue(per_s, begin_s):
+        for number in range(round(seconds * per_s)):
+            captured_s = begin_s + number / per_s
+            await asyncio.sleep(max(0.0, captured_s - loop.time()))
+            yield Frame(1.0, round(captured_s * 1e9))
+
+    async with stack_of(loop, model, max_batch_size=16) as service:
+        session = StreamSession(service, policy=Block(max_waiting), max_age_s=1.0)
+        for number, per_s in enumerate(rates):
+            session.add(queue(per_s, loop.time()), stream_id=number)
+        results = await collect(session)
+
+    delivered = [sum(result.stream_id == number for result in results) for number in range(len(rates))]
+    assert delivered == pytest.approx([min(per_s * seconds, seconds / takes_s) for per_s in rates], rel=0.15)
+    assert add_up(session.statistics())
+
+
+async def test_a_source_of_old_frames_that_never_waits_leaves_the_loop_to_others(loop):
+    turns = 0
+
+    async def old():
+        for _ in range(1000):
+            yield Frame(1.0, loop.clock() - 10**9)
+
+    async def others_run():
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with stack_of(loop, ScriptedBackend(duration_s=0.01, example=1.0)) as service:
+        task = asyncio.ensure_future(others_run())
+        session = StreamSession(service, max_age_s=0.1)
+        assert await collect(session(old())) == []
+        task.cancel()
+
+    assert turns >= 200
+    assert session.statistics().dropped == {"deadline_exceeded": 1000}
+
+
+async def test_a_list_is_not_read_on_behind_a_slow_model(loop):
+    """Its items count as captured when they are read: later ones are no younger."""
+    async with stack_of(loop, ScriptedBackend(duration_s=0.1, example=1.0)) as service:
+        session = StreamSession(service, policy=Block(2), max_age_s=0.25)
+        results = await collect(session([1.0] * 40))
+
+    assert len(results) >= 25
+
+
 @pytest.mark.parametrize("max_waiting", [1, 2, 3, 4])
 async def test_no_frame_that_is_too_old_holds_its_source_under_overload(loop, max_waiting):
     """Others fill each batch. A frame without a younger one behind it is dropped all the same: none comes before."""

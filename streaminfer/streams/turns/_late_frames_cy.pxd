@@ -12,7 +12,10 @@ cdef class LateFrames:
     cdef long long _now_ns
     cdef long long _ends_ns
     cdef bint _is_behind
+    cdef readonly long long next_end_ns
 
     @cython.locals(rows=Py_ssize_t, frames=Py_ssize_t, turn=Turn, stream=Stream, state=StreamState)
     cpdef look(self, list queued, Py_ssize_t room, long long now_ns, long long starts_ns)
+    @cython.locals(turn=Turn, stream=Stream)
+    cpdef read_on(self, list queued, long long now_ns)
     cpdef bint is_late(self, Stream stream) except -1

@@ -10,6 +10,10 @@ its rows.
 The batch is the one that the streams can fill, which may be few beside its most rows. Where it is no full one, its
 rows are taken to be spread over the workers.
 
+Where frames wait before they are read, in a queue of the user's, those that a stream has read may all be too old at
+its next turn, and at each one after it. So its source is read on until a frame has time for the batch behind the next
+one, which is the first that it may be part of.
+
 *Complexity.* O(streams that wait) for a look, at most as many as there is room for; O(1) for a frame.
 
 One source, compiled with the C types of ``_late_frames_cy.pxd`` or run uncompiled. Not thread-safe: of one event loop.
@@ -36,6 +40,9 @@ class LateFrames:
         settings: of the streams.
         batch_ns: returns how long a slow batch of so many rows takes; ``None``, also of the function: not known.
         workers: how many batches run at once.
+
+    Attributes:
+        next_end_ns: of a slow batch behind the next one; 0: not known.
     """
 
     def __init__(self, settings: StreamSettings, batch_ns: Callable[[int], int | None] | None, workers: int) -> None:
@@ -46,6 +53,7 @@ class LateFrames:
         self._now_ns = 0
         self._ends_ns = 0  # a slow batch that begins next
         self._is_behind = False  # more waits than two batches take
+        self.next_end_ns = 0
 
     def look(self, queued: list[Turn], room: int, now_ns: int, starts_ns: int) -> None:
         """Foresee the next batch.
@@ -72,6 +80,14 @@ class LateFrames:
         takes_ns = self._batch_ns(room if rows > room else max(1, -(-rows // self._workers)))
         if takes_ns is not None:
             self._ends_ns = max(now_ns, starts_ns) + takes_ns
+            self.next_end_ns = self._ends_ns + takes_ns
+
+    def read_on(self, queued: list[Turn], now_ns: int) -> None:
+        """Let the sources go on of streams that wait for another turn, where their frames will be too late for it."""
+        if self._batch_ns is not None:
+            for turn in queued:
+                stream = turn.owner
+                stream.let_source_go_on(now_ns)
 
     def is_late(self, stream: Stream) -> bool:
         """Return whether the next frame of a stream has less time left than the next batch takes, but some.

@@ -3,14 +3,14 @@
 from types import SimpleNamespace
 
 import pytest
-from streaminfer.streams.turns._fair_order_cy import FairOrder
-from streaminfer.streams.turns._late_frames_cy import LateFrames
 
 from streaminfer.streams import Block
 from streaminfer.streams._live_stream_cy import Stream
 from streaminfer.streams._outlet_cy import Outlet, WakeUps
 from streaminfer.streams.stream_settings import StreamSettings
 from streaminfer.streams.totals import SessionTotals
+from streaminfer.streams.turns._fair_order_cy import FairOrder
+from streaminfer.streams.turns._late_frames_cy import LateFrames
 
 pytestmark = pytest.mark.uncompiled
 
@@ -78,6 +78,15 @@ async def test_rows_of_streams_are_spread_over_the_workers(loop):
 async def test_the_batch_begins_when_a_worker_is_free(loop):
     assert Streams(loop, [160]).look(starts_ns=1020) == ([True], [{}])
     assert Streams(loop, [160]).look(starts_ns=900) == ([False], [{}])
+
+
+async def test_the_end_of_the_batch_behind_the_next_one_is_known(loop):
+    streams = Streams(loop, [50, 40], [30])
+    assert streams.late_frames.next_end_ns == 0
+    streams.look(starts_ns=1005)
+    assert streams.late_frames.next_end_ns == 1005 + 34 + 34
+    streams.look(room=0)
+    assert streams.late_frames.next_end_ns == 1073
 
 
 async def test_nothing_is_late_without_an_age_limit_or_room(loop):
