@@ -27,6 +27,7 @@ cdef class Sending:
     cdef object pause
     cdef int rejections
     cdef bint gives_way
+    cdef long long sent_ns
 
     cpdef cancel(self)
     cpdef receive(self, object response, object error)
@@ -65,7 +66,7 @@ cdef class Sender:
     cpdef leave(self, Stream stream)
     cpdef queue(self, Stream stream, bint continues)
     cpdef receive(self, Sending sending, object response, object error)
-    @cython.locals(stream=Stream, result=StreamResult)
+    @cython.locals(stream=Stream, result=StreamResult, now_ns=cython.longlong)
     cdef _take(self, Sending sending, object response, object error)
     @cython.locals(stream=Stream)
     cpdef end(self, Sending sending)
@@ -88,6 +89,7 @@ cdef class Sender:
     cpdef _send_again(self, Sending sending)
     @cython.locals(stream=Stream)
     cdef _crash(self, Sending sending, object error)
-    cdef _fail(self, Stream stream, StreamResult result, object error)
+    @cython.locals(stream=Stream, result=StreamResult, now_ns=cython.longlong)
+    cdef _fail(self, Sending sending, object error)
     cdef _rejection(self, Sending sending)
     cdef _reason_now(self, CRequest request)

@@ -80,6 +80,7 @@ class Sending:
         pause: until the next attempt to send it.
         rejections: that did not say when to try again.
         gives_way: it has no place in its pause.
+        sent_ns: the instant of the last attempt, of a stream with an age limit.
     """
 
     def __init__(self, sender: Sender, stream: Stream, result: StreamResult, request: Request) -> None:
@@ -92,6 +93,7 @@ class Sending:
         self.pause: asyncio.TimerHandle | None = None
         self.rejections = 0
         self.gives_way = False
+        self.sent_ns = 0
 
     def cancel(self) -> None:
         """End it; what the service does not let go at once ends later."""
@@ -201,7 +203,9 @@ class Sender:
         stream, result = sending.stream, sending.result
         if error is None:
             stream.turn.denied = 0
-            stream.complete(result, response.outputs, response.degraded, self.clock())
+            now_ns = self.clock()
+            self.late_frames.learn(now_ns - sending.sent_ns, True)
+            stream.complete(result, response.outputs, response.degraded, now_ns)
         elif sending._is_cancelled:
             stream.drop(result, "closed")
         elif isinstance(error, Overloaded) and stream.settings.waits:
@@ -210,7 +214,7 @@ class Sender:
         elif isinstance(error, Overloaded):
             stream.drop(result, self._reason_now(sending.request))
         elif isinstance(error, (Exception, asyncio.CancelledError)):  # the second: of the service itself
-            self._fail(stream, result, error)
+            self._fail(sending, error)
         else:
             self._crash(sending, error)
             return
@@ -332,10 +336,12 @@ class Sender:
         """Give a frame to the service, or drop it, or try again later."""
         stream, result, request = sending.stream, sending.result, sending.request
         settings = stream.settings
-        if settings.max_age_ns and stream.state.deadline_ns(result) <= self.clock():  # after a pause
-            stream.drop(result, AdmissionReason.DEADLINE_EXCEEDED)
-            self.end(sending)
-            return
+        if settings.max_age_ns:
+            sending.sent_ns = self.clock()
+            if stream.state.deadline_ns(result) <= sending.sent_ns:  # after a pause
+                stream.drop(result, AdmissionReason.DEADLINE_EXCEEDED)
+                self.end(sending)
+                return
         rejection = self._rejection(sending) if settings.may_drop else None
         if rejection is not None:
             if not settings.waits or rejection.reason not in _PASSING:
@@ -402,11 +408,12 @@ class Sender:
             self.end(sending)
         stream.crash(error)
 
-    def _fail(self, stream: Stream, result: StreamResult, error: BaseException) -> None:
+    def _fail(self, sending: Sending, error: BaseException) -> None:
         """Give a frame its error, unless it was only too late for its age limit."""
-        now_ns = self.clock()
+        now_ns, stream, result = self.clock(), sending.stream, sending.result
         if isinstance(error, DeadlineExceeded) and stream.settings.max_age_ns:
             stream.turn.denied += 1
+            self.late_frames.learn(now_ns - sending.sent_ns, False)
             is_early = now_ns < stream.state.deadline_ns(result)
             stream.drop(result, AdmissionReason.INFEASIBLE if is_early else AdmissionReason.DEADLINE_EXCEEDED)
             return

@@ -273,6 +273,27 @@ async def test_sources_that_are_behind_are_read_on(loop, max_waiting, rates):
     assert add_up(session.statistics())
 
 
+@pytest.mark.parametrize("tells", [True, False], ids=["batcher", "other service"])
+async def test_a_lone_source_that_is_behind_is_read_on(loop, tells):
+    """Where the service does not tell how long a frame takes, the session measures it."""
+
+    async def answer(request):
+        await asyncio.sleep(0.08)
+        return request.inputs
+
+    async def queue():
+        for number in range(1000):
+            await asyncio.sleep(max(0.0, number / 50 - loop.time()))
+            yield Frame(1.0, number * 20_000_000)
+
+    async with stack_of(loop, ScriptedBackend(duration_s=0.08, example=1.0)) as service:
+        session = StreamSession(service if tells else Service(answer), max_age_s=1.0, clock=loop.clock)
+        results = await collect(session(queue()))
+
+    assert len([result for result in results if result.error is None]) >= 0.85 * 20.0 / 0.08
+    assert add_up(session.statistics())
+
+
 async def test_a_source_of_old_frames_that_never_waits_leaves_the_loop_to_others(loop):
     turns = 0
 

@@ -14,6 +14,9 @@ Where frames wait before they are read, in a queue of the user's, those that a s
 its next turn, and at each one after it. So its source is read on until a frame has time for the batch behind the next
 one, which is the first that it may be part of.
 
+A service that does not tell how long a batch takes is measured: by the mean time that it had recent frames, and no
+less than it had one that was too late.
+
 *Complexity.* O(streams that wait) for a look, at most as many as there is room for; O(1) for a frame.
 
 One source, compiled with the C types of ``_late_frames_cy.pxd`` or run uncompiled. Not thread-safe: of one event loop.
@@ -32,6 +35,11 @@ if TYPE_CHECKING:
 
 __all__ = ["LateFrames"]
 
+_NEWEST = 0.1
+"""Weight of a frame in the time that the service has one."""
+_SLOW = 1.25
+"""Times as long as in the mean that it has one now and then."""
+
 
 class LateFrames:
     """Frames of the streams of a session that have no time for the next batch.
@@ -46,8 +54,10 @@ class LateFrames:
     """
 
     def __init__(self, settings: StreamSettings, batch_ns: Callable[[int], int | None] | None, workers: int) -> None:
-        self._batch_ns = batch_ns if settings.max_age_ns else None  # without a limit none is late
+        self._batch_ns = batch_ns
+        self._is_told = False  # how long a batch takes
         self._max_in_flight = settings.max_in_flight
+        self._took_ns = 0.0  # by frames, where the service does not tell; 0: not known
         self._has_limit = settings.max_age_ns > 0
         self._workers = workers
         self._now_ns = 0
@@ -66,7 +76,7 @@ class LateFrames:
         """
         self._now_ns = self._ends_ns = now_ns
         self._is_behind = False
-        if self._batch_ns is None or room <= 0:
+        if not self._has_limit or room <= 0:
             return
         rows = frames = 0
         for turn in queued:
@@ -77,17 +87,31 @@ class LateFrames:
             if rows > room:
                 break
         self._is_behind = rows > room or frames >= 2 * rows
-        takes_ns = self._batch_ns(room if rows > room else max(1, -(-rows // self._workers)))
-        if takes_ns is not None:
-            self._ends_ns = max(now_ns, starts_ns) + takes_ns
-            self.next_end_ns = self._ends_ns + takes_ns
+        takes_ns = None
+        if self._batch_ns is not None:
+            takes_ns = self._batch_ns(room if rows > room else max(1, -(-rows // self._workers)))
+        self._is_told = takes_ns is not None
+        takes_ns = int(_SLOW * self._took_ns) if takes_ns is None else takes_ns
+        self._ends_ns = max(now_ns, starts_ns) + takes_ns
+        self.next_end_ns = self._ends_ns + takes_ns
 
     def read_on(self, queued: list[Turn], now_ns: int) -> None:
         """Let the sources go on of streams that wait for another turn, where their frames will be too late for it."""
-        if self._batch_ns is not None:
+        if self._has_limit:
             for turn in queued:
                 stream = turn.owner
                 stream.let_source_go_on(now_ns)
+
+    def learn(self, took_ns: int, is_in_time: bool) -> None:
+        """Take how long the service had a frame, where it does not tell how long a batch takes."""
+        if self._is_told or not self._has_limit:
+            return
+        if not is_in_time:
+            self._took_ns = max(self._took_ns, took_ns)
+        elif self._took_ns:
+            self._took_ns += _NEWEST * (took_ns - self._took_ns)
+        else:
+            self._took_ns = took_ns
 
     def is_late(self, stream: Stream) -> bool:
         """Return whether the next frame of a stream has less time left than the next batch takes, but some.

@@ -25,12 +25,12 @@ def takes_ns(rows):
 class Streams:
     """Streams with frames of the ages that are given, oldest first, at the instant 1,000."""
 
-    def __init__(self, loop, *ages, max_age_ns=200, max_in_flight=1, workers=1):
+    def __init__(self, loop, *ages, max_age_ns=200, max_in_flight=1, workers=1, batch_ns=takes_ns):
         self.settings = StreamSettings(policy=Block(8), max_in_flight=max_in_flight, max_age_ns=max_age_ns, **SETTINGS)
         sender = SimpleNamespace(states=None, clock=loop.clock, leave=lambda stream: None)
         outlet = Outlet(loop.clock, WakeUps(loop, None, lambda: None))
         self.order = FairOrder()
-        self.late_frames = LateFrames(self.settings, takes_ns, workers)
+        self.late_frames = LateFrames(self.settings, batch_ns, workers)
         self.streams = []
         for number, frames in enumerate(ages):
             stream = Stream(number, [], self.settings, sender, outlet, SessionTotals())
@@ -87,6 +87,26 @@ async def test_the_end_of_the_batch_behind_the_next_one_is_known(loop):
     assert streams.late_frames.next_end_ns == 1005 + 34 + 34
     streams.look(room=0)
     assert streams.late_frames.next_end_ns == 1073
+
+
+async def test_frames_are_timed_where_the_service_does_not_tell(loop):
+    """By their mean, and by one that had 60 and was too late; a quarter more is a slow one."""
+    streams = Streams(loop, [10], batch_ns=lambda rows: None)
+    ends_ns = []
+    for took_ns, is_in_time in [(50, True), (40, False), (60, False), (40, True)]:
+        streams.look()
+        streams.late_frames.learn(took_ns, is_in_time)
+        streams.look()
+        ends_ns.append(streams.late_frames.next_end_ns)
+    assert ends_ns == [1124, 1124, 1150, 1144]
+
+
+async def test_no_frame_is_timed_where_the_service_tells(loop):
+    streams = Streams(loop, [10])
+    streams.look()
+    streams.late_frames.learn(500, True)
+    streams.look()
+    assert streams.late_frames.next_end_ns == 1064
 
 
 async def test_nothing_is_late_without_an_age_limit_or_room(loop):
