@@ -256,8 +256,8 @@ class Capabilities(NamedTuple):
         spread_load: returns how many requests keep the workers of all services busy among which it spreads requests;
             those that do not tell count as none. ``None``: it does not spread them.
         next_batch: returns when the next batch can begin, from the present instant on, and of how many more requests.
-        full_batch_ns: returns the nanoseconds that a slow full batch takes, outliers left out; ``None``, also of the
-            function: not known.
+        slow_batch_ns: returns the nanoseconds that a slow batch of so many requests takes, at most those of a full one,
+            outliers left out; ``None``, also of the function: not known.
         shares_device: its batches take turns with those of other models, which depend on what is queued.
         stream_states: the state of each stream, of a model that is recurrent; ``None``: requests do not depend on
             earlier ones.
@@ -292,7 +292,7 @@ class Capabilities(NamedTuple):
     spare_load: Callable[[], int | None] | None = None
     spread_load: Callable[[], int] | None = None
     next_batch: Callable[[int], NextBatch] | None = None
-    full_batch_ns: Callable[[], int | None] | None = None
+    slow_batch_ns: Callable[[int], int | None] | None = None
     shares_device: bool = False
     stream_states: StreamStates | None = None
     new_children: Callable[[Callable[[str, Any], None]], None] | None = None

@@ -173,7 +173,7 @@ class BatchedService(Node):
             full_load=self.full_load,
             next_batch=self._dispatcher.next_batch,
             shares_device=self._device is not None,
-            full_batch_ns=lambda: self._dispatcher.expectations.upper_estimate_ns(self._max_batch_size),
+            slow_batch_ns=lambda rows: self._dispatcher.expectations.upper_estimate_ns(min(rows, self._max_batch_size)),
             observe_batches=self.observe_batches,
         )
 

@@ -1,5 +1,5 @@
 cimport cython
-from streaminfer.streams._fair_order_cy cimport Turn
+from streaminfer.streams.turns._fair_order_cy cimport Turn
 from streaminfer.streams._outlet_cy cimport Outlet
 from streaminfer.streams._stream_cy cimport StreamResult, StreamState, make_source_failure
 
@@ -29,7 +29,8 @@ cdef class Stream:
 
     @cython.locals(result=StreamResult)
     cpdef StreamResult next(self, long long now_ns)
-    cpdef drop_late(self, long long ends_ns)
+    cpdef drop_late(self, long long now_ns, long long ends_ns)
+    cpdef let_source_go_on(self, long long now_ns)
     cpdef complete(self, StreamResult result, object outputs, bint degraded, long long now_ns)
     cpdef fail(self, StreamResult result, object error, long long now_ns)
     cpdef drop(self, StreamResult result, object reason)
@@ -40,10 +41,10 @@ cdef class Stream:
     cpdef StreamResult take(self, long long now_ns)
     cpdef stop(self)
     cpdef abandon(self)
-    cdef _let_source_go_on(self)
+    cdef bint _lags(self, long long now_ns) except -1
     cdef _announce(self, bint has_ready)
     cpdef _end(self, object _)
     cdef _report(self, message, error)
     cdef _settle_if_delivered(self)
-    @cython.locals(now_ns=cython.longlong, state=StreamState, waits=bint)
+    @cython.locals(now_ns=cython.longlong, state=StreamState, waits=bint, is_full=bint)
     cdef bint _take_in_now(self, object item) except -1

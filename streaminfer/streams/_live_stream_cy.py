@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 from streaminfer._internal.validation import expected
 from streaminfer._runtime.closing import AsyncClosable, close_dropped
 from streaminfer.errors import Closed
-from streaminfer.streams._fair_order_cy import Turn
 from streaminfer.streams._outlet_cy import Outlet
 from streaminfer.streams._stream_cy import StreamResult, StreamState, make_source_failure
 from streaminfer.streams.frame import Frame
 from streaminfer.streams.statistics import StreamStatistics
+from streaminfer.streams.turns._fair_order_cy import Turn
 
 if TYPE_CHECKING:
     from streaminfer.streams._sender_cy import Sender, Sending
@@ -94,13 +94,19 @@ class Stream:
     def next(self, now_ns: int) -> StreamResult | None:
         """Return the next frame to send; ``None``: there is none, after all."""
         result = self.state.next(now_ns)
-        self._let_source_go_on()
+        self.let_source_go_on(now_ns)
         return result
 
-    def drop_late(self, ends_ns: int) -> None:
-        """Drop the frames that are too old at an instant, where a younger one waits."""
-        self.state.drop_late(ends_ns)
-        self._let_source_go_on()
+    def drop_late(self, now_ns: int, ends_ns: int) -> None:
+        """Drop the frames that are too old at a later instant, where a younger one waits."""
+        self.state.drop_late(now_ns, ends_ns)
+        self.let_source_go_on(now_ns)
+
+    def let_source_go_on(self, now_ns: int) -> None:
+        """Hold the source no longer where there is room, or all that waits will be too late for the next batch."""
+        room = self._room
+        if room is not None and not room.done() and (self.state.has_room() or self._lags(now_ns)):
+            room.set_result(None)
 
     def complete(self, result: StreamResult, outputs: Any, degraded: bool, now_ns: int) -> None:
         """Take the outputs of a frame; they are dropped where the stream was closed meanwhile."""
@@ -220,10 +226,8 @@ class Stream:
             self._sender.leave(self)
             await self._end_requests()
 
-    def _let_source_go_on(self) -> None:
-        room = self._room
-        if room is not None and self.state.has_room() and not room.done():
-            room.set_result(None)
+    def _lags(self, now_ns: int) -> bool:
+        return self.state.lags(now_ns, self._sender.late_frames.next_end_ns)
 
     def _announce(self, has_ready: bool) -> None:
         """Tell the outlet of a result, and end behind the last frame that a stopped service has."""
@@ -305,9 +309,15 @@ class Stream:
             waits = state.offer(item, now_ns, None, False, now_ns)
         if waits and state.can_send():
             self._sender.queue(self, False)
-        return state.is_full()
+        is_full = state.is_full()
+        if is_full and self._lags(now_ns):
+            state.drop_late(now_ns, self._sender.late_frames.next_end_ns)
+        return is_full
 
     async def _wait_for_room(self) -> None:
+        if not self.state.is_full() or self._lags(self._sender.clock()):
+            await asyncio.sleep(0)  # its source is behind: it is read on
+            return
         self._room = asyncio.get_running_loop().create_future()
         try:
             await self._room

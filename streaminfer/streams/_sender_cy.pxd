@@ -1,6 +1,7 @@
 cimport cython
 from streaminfer._request_cy cimport Request as CRequest, make_request
-from streaminfer.streams._fair_order_cy cimport FairOrder, Turn
+from streaminfer.streams.turns._fair_order_cy cimport FairOrder, Turn
+from streaminfer.streams.turns._late_frames_cy cimport LateFrames
 from streaminfer.streams._live_stream_cy cimport Stream
 from streaminfer.streams._outlet_cy cimport WakeUps
 from streaminfer.streams._stream_cy cimport StreamResult
@@ -26,6 +27,7 @@ cdef class Sending:
     cdef object pause
     cdef int rejections
     cdef bint gives_way
+    cdef long long sent_ns
 
     cpdef cancel(self)
     cpdef receive(self, object response, object error)
@@ -53,7 +55,7 @@ cdef class Sender:
     cdef long long _starts_ns
     cdef long long _latest_ns
     cdef double _lead_ns
-    cdef object _full_batch_ns
+    cdef readonly LateFrames late_frames
     cdef Py_ssize_t _places
     cdef Py_ssize_t _in_flight
     cdef dict _paused
@@ -64,7 +66,7 @@ cdef class Sender:
     cpdef leave(self, Stream stream)
     cpdef queue(self, Stream stream, bint continues)
     cpdef receive(self, Sending sending, object response, object error)
-    @cython.locals(stream=Stream, result=StreamResult)
+    @cython.locals(stream=Stream, result=StreamResult, now_ns=cython.longlong)
     cdef _take(self, Sending sending, object response, object error)
     @cython.locals(stream=Stream)
     cpdef end(self, Sending sending)
@@ -74,9 +76,8 @@ cdef class Sender:
     cdef _cancel_timer(self)
     cpdef _after_waking(self)
     cpdef _on_timer(self)
-    @cython.locals(most=Py_ssize_t, turn=Turn, late=list, now_ns=cython.longlong, ends_ns=cython.longlong)
+    @cython.locals(room=Py_ssize_t, most=Py_ssize_t, turn=Turn, late=list, now_ns=cython.longlong)
     cpdef _send_waiting(self)
-    cdef bint _is_late(self, Stream stream, long long now_ns, long long ends_ns, Py_ssize_t room) except -1
     @cython.locals(sending=Sending, result=StreamResult, request=CRequest)
     cdef _send_next(self, Stream stream)
     cdef _try(self, Sending sending, bint resets)
@@ -88,6 +89,7 @@ cdef class Sender:
     cpdef _send_again(self, Sending sending)
     @cython.locals(stream=Stream)
     cdef _crash(self, Sending sending, object error)
-    cdef _fail(self, Stream stream, StreamResult result, object error)
+    @cython.locals(stream=Stream, result=StreamResult, now_ns=cython.longlong)
+    cdef _fail(self, Sending sending, object error)
     cdef _rejection(self, Sending sending)
     cdef _reason_now(self, CRequest request)

@@ -21,12 +21,8 @@ flight there: another model would be given a long turn otherwise, as if their ba
 No task awaits a request whose end the service tells (``begin_call``): its frame costs no task, future or turn of the
 loop between its sender and its stream. The requests of other services are awaited in a task each.
 
-Under overload more frames wait than may be sent. If each was sent that can just be answered in time, all would be late
-as soon as anything takes longer than expected, and the planner would make small batches to save the oldest ones. So
-those that have less time left than 19 of 20 full batches take are only sent where the others leave room. Of a stream
-with a backlog they are dropped instead, if others would fill the room, and so is each frame that the service expects to
-be too late: the frame behind it takes the turn. A stream whose frames always come to their turn too old would have no
-result at all otherwise, and each batch would be short of its rows.
+Under overload frames without time for the next batch give way: see ``turns/_late_frames_cy``. So does each frame that
+the service expects to be too late, if a younger one of its stream waits.
 
 One source, compiled with the C types of ``_sender_cy.pxd`` or run uncompiled. Not thread-safe: of one event loop.
 """
@@ -45,12 +41,13 @@ from streaminfer._runtime.loops import is_virtual
 from streaminfer.errors import DeadlineExceeded, Overloaded
 from streaminfer.protocols import Admission, AdmissionReason, Clock, NextBatch, StreamStates, adapt
 from streaminfer.request import Request, time_left_s
-from streaminfer.streams._fair_order_cy import FairOrder, Turn
 from streaminfer.streams._live_stream_cy import Stream
 from streaminfer.streams._outlet_cy import WakeUps
 from streaminfer.streams._stream_cy import StreamResult
 from streaminfer.streams.awaited_call import AwaitedCall
 from streaminfer.streams.stream_settings import StreamSettings
+from streaminfer.streams.turns._fair_order_cy import FairOrder, Turn
+from streaminfer.streams.turns._late_frames_cy import LateFrames
 
 __all__ = ["Sender"]
 
@@ -83,6 +80,7 @@ class Sending:
         pause: until the next attempt to send it.
         rejections: that did not say when to try again.
         gives_way: it has no place in its pause.
+        sent_ns: the instant of the last attempt, of a stream with an age limit.
     """
 
     def __init__(self, sender: Sender, stream: Stream, result: StreamResult, request: Request) -> None:
@@ -95,6 +93,7 @@ class Sending:
         self.pause: asyncio.TimerHandle | None = None
         self.rejections = 0
         self.gives_way = False
+        self.sent_ns = 0
 
     def cancel(self) -> None:
         """End it; what the service does not let go at once ends later."""
@@ -125,6 +124,7 @@ class Sender:
         clock: as above.
         states: of the service, where its model is recurrent.
         wake_ups: of the consumers.
+        late_frames: which have no time for the next batch.
     """
 
     def __init__(self, service: Any, clock: Clock, settings: StreamSettings) -> None:
@@ -144,7 +144,7 @@ class Sender:
         self._full_load: Callable[[], int] | None = None
         self._spare = 0
         self._next_batch: Callable[[int], NextBatch] | None = None
-        self._full_batch_ns: Callable[[], int | None] | None = None
+        self.late_frames = LateFrames(settings, None, 1)
         self._places = 0  # taken: by frames that the service has, and by those that wait for it to accept them
         self._in_flight = 0
         self._paused: dict[Sending, None] = {}  # rejected for want of a place that is expected, in this order
@@ -172,7 +172,7 @@ class Sender:
         if self._settings.waits and offered.shares_device:
             self._full_load = self._next_batch = None
         self._count_places()
-        self._full_batch_ns = offered.full_batch_ns
+        self.late_frames = LateFrames(self._settings, offered.slow_batch_ns, offered.max_in_flight or 1)
 
     def _count_places(self) -> None:
         """Read how much the service takes at once: its batcher can be told another size while streams are open."""
@@ -203,7 +203,9 @@ class Sender:
         stream, result = sending.stream, sending.result
         if error is None:
             stream.turn.denied = 0
-            stream.complete(result, response.outputs, response.degraded, self.clock())
+            now_ns = self.clock()
+            self.late_frames.learn(now_ns - sending.sent_ns, True)
+            stream.complete(result, response.outputs, response.degraded, now_ns)
         elif sending._is_cancelled:
             stream.drop(result, "closed")
         elif isinstance(error, Overloaded) and stream.settings.waits:
@@ -212,7 +214,7 @@ class Sender:
         elif isinstance(error, Overloaded):
             stream.drop(result, self._reason_now(sending.request))
         elif isinstance(error, (Exception, asyncio.CancelledError)):  # the second: of the service itself
-            self._fail(stream, result, error)
+            self._fail(sending, error)
         else:
             self._crash(sending, error)
             return
@@ -282,9 +284,9 @@ class Sender:
         if self._paused and self._admission is not None:
             self._retry(self._admission, now_ns)
         self._freed = 0
-        most = self._places + self._room(now_ns)
-        takes_ns = None if self._full_batch_ns is None else self._full_batch_ns()
-        ends_ns = now_ns if takes_ns is None else max(now_ns, self._starts_ns) + takes_ns
+        room = self._room(now_ns)
+        most = self._places + room
+        self.late_frames.look(self._order.queued, room, now_ns, self._starts_ns)
         late: list[Turn] = []
         while self._places < most:
             turn = self._order.pop()
@@ -292,25 +294,13 @@ class Sender:
                 if not late:
                     break
                 turn = late.pop(0)  # the others have left a place
-            elif self._is_late(turn.owner, now_ns, ends_ns, most - self._places):
+            elif self.late_frames.is_late(turn.owner):
                 late.append(turn)
                 continue
             self._send_next(turn.owner)
         for turn in late:
             self._order.push(turn, True)
-
-    def _is_late(self, stream: Stream, now_ns: int, ends_ns: int, room: int) -> bool:
-        """Return whether the next frame of a stream has less time left than a full batch takes, but some.
-
-        Where others fill the room, those with a younger one behind them are dropped. One without time left is dropped
-        in its turn, since a source that is held, or has ended, sends no younger one.
-        """
-        settings = stream.settings
-        if not settings.max_age_ns:
-            return False
-        if (self._order.count + 1) * settings.max_in_flight > room:
-            stream.drop_late(ends_ns)
-        return stream.state.time_left_ns(ends_ns) < 0 < stream.state.time_left_ns(now_ns)
+        self.late_frames.read_on(self._order.queued, now_ns)
 
     def _send_next(self, stream: Stream) -> None:
         """Send the next frame of a stream, if it has one that is young enough."""
@@ -346,10 +336,12 @@ class Sender:
         """Give a frame to the service, or drop it, or try again later."""
         stream, result, request = sending.stream, sending.result, sending.request
         settings = stream.settings
-        if settings.max_age_ns and stream.state.deadline_ns(result) <= self.clock():  # after a pause
-            stream.drop(result, AdmissionReason.DEADLINE_EXCEEDED)
-            self.end(sending)
-            return
+        if settings.max_age_ns:
+            sending.sent_ns = self.clock()
+            if stream.state.deadline_ns(result) <= sending.sent_ns:  # after a pause
+                stream.drop(result, AdmissionReason.DEADLINE_EXCEEDED)
+                self.end(sending)
+                return
         rejection = self._rejection(sending) if settings.may_drop else None
         if rejection is not None:
             if not settings.waits or rejection.reason not in _PASSING:
@@ -416,11 +408,12 @@ class Sender:
             self.end(sending)
         stream.crash(error)
 
-    def _fail(self, stream: Stream, result: StreamResult, error: BaseException) -> None:
+    def _fail(self, sending: Sending, error: BaseException) -> None:
         """Give a frame its error, unless it was only too late for its age limit."""
-        now_ns = self.clock()
+        now_ns, stream, result = self.clock(), sending.stream, sending.result
         if isinstance(error, DeadlineExceeded) and stream.settings.max_age_ns:
             stream.turn.denied += 1
+            self.late_frames.learn(now_ns - sending.sent_ns, False)
             is_early = now_ns < stream.state.deadline_ns(result)
             stream.drop(result, AdmissionReason.INFEASIBLE if is_early else AdmissionReason.DEADLINE_EXCEEDED)
             return

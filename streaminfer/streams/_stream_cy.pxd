@@ -58,6 +58,8 @@ cdef class StreamState:
     cdef bint _discontinuity
 
     cpdef bint is_full(self) except -1
+    @cython.locals(tail=StreamResult)
+    cpdef bint lags(self, long long now_ns, long long ends_ns)
     cpdef bint has_room(self) except -1
     @cython.locals(result=StreamResult, stale=StreamResult)
     cpdef bint offer(self, object inputs, long long captured_ns, object position_s, bint discontinuity, long long now_ns) except -1
@@ -67,7 +69,7 @@ cdef class StreamState:
     cpdef StreamResult next(self, long long now_ns)
     cpdef long long deadline_ns(self, StreamResult result) except? -1
     @cython.locals(head=StreamResult)
-    cpdef drop_late(self, long long ends_ns)
+    cpdef drop_late(self, long long now_ns, long long ends_ns)
     @cython.locals(head=StreamResult)
     cpdef long long time_left_ns(self, long long now_ns) except? -1
     cpdef bint drop(self, StreamResult result, object reason) except -1

@@ -7,8 +7,9 @@ the stream down, or has frames dropped, and no result piles up. A stream that lo
 ready than places: the service need not wait for the consumer.
 
 *Policy.* ``max_waiting`` and ``waits`` are all that a policy says about frames that wait: when so many wait, the source
-is held (``waits``) until at most a quarter of them is left, or the oldest is dropped as ``stale``. A selector says
-which frames are of interest at all; the others are dropped as ``skipped``.
+is held (``waits``) until at most a quarter of them is left, or the oldest is dropped as ``stale``. A source that
+``lags`` behind an age limit is held no longer: its next frames are younger. A selector says which frames are of
+interest at all; the others are dropped as ``skipped``.
 
 *State of recurrent models.* ``discontinuity`` of a frame that is dropped before it is sent passes to the next frame of
 the stream: a reset is never lost. One that is sent has reset the state, whatever becomes of it. With
@@ -186,6 +187,13 @@ class StreamState:
         """Return whether the source is to be held."""
         return self._waits and self._waiting.count >= self._max_waiting
 
+    def lags(self, now_ns: int, ends_ns: int) -> bool:
+        """Return whether all that waits is too old at a later instant, and what was captured now would not be."""
+        tail = self._waiting.tail
+        if tail is None or not self._max_age_ns:
+            return False
+        return self.deadline_ns(tail) < ends_ns <= now_ns + self._max_age_ns
+
     def has_room(self) -> bool:
         """Return whether a source that was held may go on: a quarter is left, or less than can be sent at once."""
         return self._waiting.count <= self._max_waiting >> 2 or self._waiting.count < self._max_in_flight
@@ -242,11 +250,12 @@ class StreamState:
             return result
         return None
 
-    def drop_late(self, ends_ns: int) -> None:
-        """Drop the next frames that are too old at an instant, but for the last one that waits."""
+    def drop_late(self, now_ns: int, ends_ns: int) -> None:
+        """Drop the next frames that are too old at a later instant, but for the last one that waits."""
         head = self._waiting.head
         while self._waiting.count > 1 and head is not None and self.deadline_ns(head) < ends_ns:
-            self._forget(self._waiting.pop(), "infeasible")
+            is_too_old = self.deadline_ns(head) <= now_ns
+            self._forget(self._waiting.pop(), "deadline_exceeded" if is_too_old else "infeasible")
             head = self._waiting.head
 
     def deadline_ns(self, result: StreamResult) -> int:

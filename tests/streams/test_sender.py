@@ -151,7 +151,7 @@ async def test_what_has_no_time_for_a_full_batch_waits_behind_the_others(loop, c
         return request.inputs
 
     service = Service(answer)
-    service.max_in_flight, service.full_load, service.full_batch_ns = 1, lambda: 2, lambda: takes_ns
+    service.max_in_flight, service.full_load, service.slow_batch_ns = 1, lambda: 2, lambda rows: takes_ns
     service.admission = lambda request, now_ns: Admission(True)
     service.next_batch = lambda now_ns: NextBatch(now_ns, 2)
     session = StreamSession(service, policy=LatestOnly(), max_age_s=0.02, clock=loop.clock)
@@ -229,6 +229,101 @@ async def test_streams_that_wait_with_age_limits_are_all_served_under_overload(l
     assert sum(delivered) >= 0.95 * 8 * 20.0 / 0.05
     assert min(delivered) >= 0.8 * sum(delivered) / 32
     assert add_up(session.statistics())
+
+
+@pytest.mark.parametrize(("workers", "max_in_flight"), [(1, 1), (1, 2), (2, 2)])
+async def test_few_streams_with_age_limits_fill_their_batches(loop, workers, max_in_flight):
+    """Three streams beside batches of 16 rows: what counts is the batch that they can fill, with all of them in it."""
+    rows = 3 * max_in_flight // workers
+    takes_s = 0.03 + 0.002 * rows
+    model = ScriptedBackend(duration_s=lambda size: 0.03 + 0.002 * size, example=1.0)
+    async with stack_of(loop, model, max_batch_size=16, max_in_flight=workers) as service:
+        session = StreamSession(service, policy=Block(8), max_age_s=0.2, max_in_flight=max_in_flight)
+        for number, source in enumerate(microphones(loop, 3, 1.08 * max_in_flight / takes_s, 20.0, Random(1))):
+            session.add(source, stream_id=number)
+        results = await collect(session)
+
+    delivered = [sum(result.stream_id == number for result in results) for number in range(3)]
+    assert sum(delivered) >= 0.95 * rows * workers * 20.0 / takes_s
+    assert min(delivered) >= 0.9 * sum(delivered) / 3
+    assert add_up(session.statistics())
+
+
+@pytest.mark.parametrize("rates", [(50,), (20, 80), (10, 30, 30, 90)], ids=str)
+@pytest.mark.parametrize("max_waiting", [1, 4])
+async def test_sources_that_are_behind_are_read_on(loop, max_waiting, rates):
+    """Chunks wait in a queue of the user's: the session reads those of which it can make results in time."""
+    takes_s, seconds = 0.08, 20.0
+    model = ScriptedBackend(duration_s=takes_s, example=1.0)
+
+    async def queue(per_s, begin_s):
+        for number in range(round(seconds * per_s)):
+            captured_s = begin_s + number / per_s
+            await asyncio.sleep(max(0.0, captured_s - loop.time()))
+            yield Frame(1.0, round(captured_s * 1e9))
+
+    async with stack_of(loop, model, max_batch_size=16) as service:
+        session = StreamSession(service, policy=Block(max_waiting), max_age_s=1.0)
+        for number, per_s in enumerate(rates):
+            session.add(queue(per_s, loop.time()), stream_id=number)
+        results = await collect(session)
+
+    delivered = [sum(result.stream_id == number for result in results) for number in range(len(rates))]
+    assert delivered == pytest.approx([min(per_s * seconds, seconds / takes_s) for per_s in rates], rel=0.15)
+    assert add_up(session.statistics())
+
+
+@pytest.mark.parametrize("tells", [True, False], ids=["batcher", "other service"])
+async def test_a_lone_source_that_is_behind_is_read_on(loop, tells):
+    """Where the service does not tell how long a frame takes, the session measures it."""
+
+    async def answer(request):
+        await asyncio.sleep(0.08)
+        return request.inputs
+
+    async def queue():
+        for number in range(1000):
+            await asyncio.sleep(max(0.0, number / 50 - loop.time()))
+            yield Frame(1.0, number * 20_000_000)
+
+    async with stack_of(loop, ScriptedBackend(duration_s=0.08, example=1.0)) as service:
+        session = StreamSession(service if tells else Service(answer), max_age_s=1.0, clock=loop.clock)
+        results = await collect(session(queue()))
+
+    assert len([result for result in results if result.error is None]) >= 0.85 * 20.0 / 0.08
+    assert add_up(session.statistics())
+
+
+async def test_a_source_of_old_frames_that_never_waits_leaves_the_loop_to_others(loop):
+    turns = 0
+
+    async def old():
+        for _ in range(1000):
+            yield Frame(1.0, loop.clock() - 10**9)
+
+    async def others_run():
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with stack_of(loop, ScriptedBackend(duration_s=0.01, example=1.0)) as service:
+        task = asyncio.ensure_future(others_run())
+        session = StreamSession(service, max_age_s=0.1)
+        assert await collect(session(old())) == []
+        task.cancel()
+
+    assert turns >= 200
+    assert session.statistics().dropped == {"deadline_exceeded": 1000}
+
+
+async def test_a_list_is_not_read_on_behind_a_slow_model(loop):
+    """Its items count as captured when they are read: later ones are no younger."""
+    async with stack_of(loop, ScriptedBackend(duration_s=0.1, example=1.0)) as service:
+        session = StreamSession(service, policy=Block(2), max_age_s=0.25)
+        results = await collect(session([1.0] * 40))
+
+    assert len(results) >= 25
 
 
 @pytest.mark.parametrize("max_waiting", [1, 2, 3, 4])
@@ -399,7 +494,7 @@ async def test_chunks_without_time_for_a_full_batch_take_all_the_room_that_is_le
         return request.inputs
 
     service = Service(answer)
-    service.max_in_flight, service.full_load, service.full_batch_ns = 8, lambda: 8, lambda: 10**9
+    service.max_in_flight, service.full_load, service.slow_batch_ns = 8, lambda: 8, lambda rows: 10**9
     service.admission = lambda request, now_ns: Admission(True)
     service.next_batch = lambda now_ns: sizes.append(len(sent)) or NextBatch(now_ns, 8)
     session = StreamSession(service, policy=Block(8), max_age_s=0.1, max_in_flight=4, clock=loop.clock)

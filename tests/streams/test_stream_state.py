@@ -111,9 +111,10 @@ class StreamMachine(RuleBasedStateMachine):
             frame = self.of("waiting")[0]
             if frame["captured"] + self.max_age_ns >= self.now_ns + ns:
                 break
-            self.drop(frame, "infeasible")
+            is_too_old = frame["captured"] + self.max_age_ns <= self.now_ns
+            self.drop(frame, "deadline_exceeded" if is_too_old else "infeasible")
             self.pass_on(frame)
-        self.state.drop_late(self.now_ns + ns)
+        self.state.drop_late(self.now_ns, self.now_ns + ns)
 
     def may_send(self):
         waiting, running = self.of("waiting"), self.of("running")
@@ -262,3 +263,20 @@ def test_the_failure_of_a_source_is_a_result_without_a_frame():
     assert result.source_failed
     assert (result.stream_id, result.error, result.number, result.age_s) == ("door", error, -1, 0.0)
     assert "OSError" in repr(result)
+
+
+@pytest.mark.parametrize(
+    ("max_age_ns", "ages_ns", "ends_ns", "lags"),
+    [
+        (100, [90, 70], 1031, True),
+        (100, [90, 70], 1030, False),  # the youngest has time
+        (100, [90, 70], 1101, False),  # so late is what was captured now
+        (100, [], 1031, False),
+        (0, [90, 70], 1031, False),
+    ],
+)
+def test_a_stream_lags_where_a_frame_of_now_would_have_time(max_age_ns, ages_ns, ends_ns, lags):
+    state = StreamState("a", 2, True, None, 1, max_age_ns, False, False, None)
+    for age_ns in ages_ns:
+        state.offer(None, 1000 - age_ns, None, False, 1000)
+    assert state.lags(1000, ends_ns) is lags

@@ -164,7 +164,7 @@ class FallbackRouter(StackClock, Node):
             spare_load=lambda: full_load_of_all(route.service for route in self.routes[1:]),
             spread_load=best.spread_load,
             next_batch=best.next_batch,
-            full_batch_ns=best.full_batch_ns,
+            slow_batch_ns=best.slow_batch_ns,
             shares_device=best.shares_device,
             stream_states=states_of_all(self._services, offered),
             many_answers=best.many_answers,

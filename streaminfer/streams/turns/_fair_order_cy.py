@@ -73,10 +73,11 @@ class FairOrder:
 
     Attributes:
         count: how many wait.
+        queued: their turns, as a heap.
     """
 
     def __init__(self) -> None:
-        self._heap: list[Turn] = []
+        self.queued: list[Turn] = []
         self._virtual = 0.0
         self._number = 0
         self.count = 0
@@ -101,14 +102,14 @@ class FairOrder:
         if turn._finish > turn._start:
             turn._start = turn._finish
         turn._idle_from = turn._finish
-        heappush(self._heap, turn)
+        heappush(self.queued, turn)
         self.count += 1
 
     def pop(self) -> Turn | None:
         """Return the stream whose turn it is, which is queued no longer; ``None``: none waits."""
         if self.count == 0:
             return None
-        turn: Turn = heappop(self._heap)
+        turn: Turn = heappop(self.queued)
         turn._is_queued = False
         self.count -= 1
         if turn._start > self._virtual:
@@ -124,8 +125,8 @@ class FairOrder:
         """Take a stream out of the order."""
         if turn._is_queued:
             turn._is_queued = False
-            self._heap.remove(turn)
-            heapify(self._heap)
+            self.queued.remove(turn)
+            heapify(self.queued)
             self.count -= 1
 
 

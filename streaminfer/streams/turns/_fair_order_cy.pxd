@@ -16,7 +16,7 @@ cdef class Turn:
     cdef bint _is_queued
 
 cdef class FairOrder:
-    cdef list _heap
+    cdef readonly list queued
     cdef double _virtual
     cdef long long _number
     cdef readonly Py_ssize_t count

@@ -1,0 +1,27 @@
+cimport cython
+from streaminfer.streams.turns._fair_order_cy cimport Turn
+from streaminfer.streams._live_stream_cy cimport Stream
+from streaminfer.streams._stream_cy cimport StreamState
+
+cdef double _NEWEST
+cdef double _SLOW
+
+@cython.final
+cdef class LateFrames:
+    cdef object _batch_ns
+    cdef bint _is_told
+    cdef Py_ssize_t _max_in_flight
+    cdef bint _has_limit
+    cdef double _took_ns
+    cdef Py_ssize_t _workers
+    cdef long long _now_ns
+    cdef long long _ends_ns
+    cdef bint _is_behind
+    cdef readonly long long next_end_ns
+
+    @cython.locals(rows=Py_ssize_t, frames=Py_ssize_t, turn=Turn, stream=Stream, state=StreamState)
+    cpdef look(self, list queued, Py_ssize_t room, long long now_ns, long long starts_ns)
+    @cython.locals(turn=Turn, stream=Stream)
+    cpdef read_on(self, list queued, long long now_ns)
+    cpdef learn(self, long long took_ns, bint is_in_time)
+    cpdef bint is_late(self, Stream stream) except -1

@@ -1,0 +1,114 @@
+"""`LateFrames`: which frames have no time for the next batch, and which of them give way."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from streaminfer.streams import Block
+from streaminfer.streams._live_stream_cy import Stream
+from streaminfer.streams._outlet_cy import Outlet, WakeUps
+from streaminfer.streams.stream_settings import StreamSettings
+from streaminfer.streams.totals import SessionTotals
+from streaminfer.streams.turns._fair_order_cy import FairOrder
+from streaminfer.streams.turns._late_frames_cy import LateFrames
+
+pytestmark = pytest.mark.uncompiled
+
+SETTINGS = {"deadline_ns": None, "resets_after_gap": False, "weight": 1.0, "priority": 0, "tenant": None}
+
+
+def takes_ns(rows):
+    """Return how long a batch takes: 30 for its set-up, and 2 a row."""
+    return 30 + 2 * rows
+
+
+class Streams:
+    """Streams with frames of the ages that are given, oldest first, at the instant 1,000."""
+
+    def __init__(self, loop, *ages, max_age_ns=200, max_in_flight=1, workers=1, batch_ns=takes_ns):
+        self.settings = StreamSettings(policy=Block(8), max_in_flight=max_in_flight, max_age_ns=max_age_ns, **SETTINGS)
+        sender = SimpleNamespace(states=None, clock=loop.clock, leave=lambda stream: None)
+        outlet = Outlet(loop.clock, WakeUps(loop, None, lambda: None))
+        self.order = FairOrder()
+        self.late_frames = LateFrames(self.settings, batch_ns, workers)
+        self.streams = []
+        for number, frames in enumerate(ages):
+            stream = Stream(number, [], self.settings, sender, outlet, SessionTotals())
+            for age in frames:
+                stream.state.offer(None, 1000 - age, None, False, 1000)
+            self.order.push(stream.turn)
+            self.streams.append(stream)
+
+    def look(self, room=16, starts_ns=1000):
+        """Return which streams' next frames are late, and what was dropped of each."""
+        self.late_frames.look(self.order.queued, room, 1000, starts_ns)
+        late = [self.late_frames.is_late(stream) for stream in self.streams]
+        return late, [stream.state.dropped for stream in self.streams]
+
+
+async def test_the_batch_is_the_one_that_the_streams_fill(loop):
+    """Three rows take 36, sixteen would take 62: a frame with 40 left has time."""
+    assert Streams(loop, [160], [160], [160]).look() == ([False] * 3, [{}] * 3)
+    assert Streams(loop, [165], [160], [160]).look() == ([True, False, False], [{}] * 3)
+
+
+async def test_a_late_frame_gives_way_to_a_younger_one_of_a_backlog(loop):
+    assert Streams(loop, [170, 20], [50, 10], [40, 20]).look() == ([False] * 3, [{"infeasible": 1}, {}, {}])
+
+
+async def test_no_frame_gives_way_where_the_next_batch_takes_what_waits(loop):
+    assert Streams(loop, [170, 20], [50], [40]).look() == ([True, False, False], [{}] * 3)
+
+
+async def test_a_frame_gives_way_where_others_fill_the_room(loop):
+    assert Streams(loop, [170, 20], [50], [40]).look(room=2) == ([False] * 3, [{"infeasible": 1}, {}, {}])
+
+
+async def test_a_frame_past_its_limit_is_dropped_as_such(loop):
+    assert Streams(loop, [210, 20, 10]).look() == ([False], [{"deadline_exceeded": 1}])
+
+
+async def test_rows_of_streams_are_spread_over_the_workers(loop):
+    """Four rows of two streams take 38 together, and 34 on each of two workers."""
+    ages = [163, 20, 10, 5], [50, 40, 30, 20]
+    assert Streams(loop, *ages, max_in_flight=2).look() == ([False] * 2, [{"infeasible": 1}, {}])
+    assert Streams(loop, *ages, max_in_flight=2, workers=2).look() == ([False] * 2, [{}] * 2)
+
+
+async def test_the_batch_begins_when_a_worker_is_free(loop):
+    assert Streams(loop, [160]).look(starts_ns=1020) == ([True], [{}])
+    assert Streams(loop, [160]).look(starts_ns=900) == ([False], [{}])
+
+
+async def test_the_end_of_the_batch_behind_the_next_one_is_known(loop):
+    streams = Streams(loop, [50, 40], [30])
+    assert streams.late_frames.next_end_ns == 0
+    streams.look(starts_ns=1005)
+    assert streams.late_frames.next_end_ns == 1005 + 34 + 34
+    streams.look(room=0)
+    assert streams.late_frames.next_end_ns == 1073
+
+
+async def test_frames_are_timed_where_the_service_does_not_tell(loop):
+    """By their mean, and by one that had 60 and was too late; a quarter more is a slow one."""
+    streams = Streams(loop, [10], batch_ns=lambda rows: None)
+    ends_ns = []
+    for took_ns, is_in_time in [(50, True), (40, False), (60, False), (40, True)]:
+        streams.look()
+        streams.late_frames.learn(took_ns, is_in_time)
+        streams.look()
+        ends_ns.append(streams.late_frames.next_end_ns)
+    assert ends_ns == [1124, 1124, 1150, 1144]
+
+
+async def test_no_frame_is_timed_where_the_service_tells(loop):
+    streams = Streams(loop, [10])
+    streams.look()
+    streams.late_frames.learn(500, True)
+    streams.look()
+    assert streams.late_frames.next_end_ns == 1064
+
+
+async def test_nothing_is_late_without_an_age_limit_or_room(loop):
+    assert Streams(loop, [10**6, 5, 1], max_age_ns=0).look() == ([False], [{}])
+    assert Streams(loop, [190, 20]).look(room=0) == ([False], [{}])
