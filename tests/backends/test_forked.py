@@ -15,7 +15,6 @@ import asyncio, os, sys, threading
 import numpy as np
 from streaminfer.backends import CpuBackend, OnnxBackend
 from streaminfer.backends import workers as _workers
-from streaminfer.backends.cpu import processes as _processes
 from streaminfer.request import Batch, Request
 
 def answer(backend):
@@ -65,6 +64,16 @@ print("parent", answer(first).tolist())
     assert outcome_of(program) == ["[[1.0, 1.0]]", "parent [[-1.0, -1.0]]"]
 
 
+def test_a_fork_server_of_the_parent_that_another_library_started():
+    """The first use of processes here is in the child: gunicorn's workers are forked so."""
+    program = """
+from multiprocessing import forkserver
+forkserver.ensure_running()
+in_child(lambda: answer(CpuBackend(np.abs, executor="process")).tolist())
+"""
+    assert outcome_of(program) == ["[[1.0, 1.0]]"]
+
+
 def test_a_model_of_the_parent_does_not_start_in_the_child():
     """A stack around it fails to start, instead of being ready and failing each request."""
     program = """
@@ -90,6 +99,7 @@ asyncio.run(backend.stop())
 
 def test_locks_that_were_held_at_the_fork_are_free_in_the_child():
     program = """
+from streaminfer.backends.cpu import processes as _processes
 backend = CpuBackend(np.negative)
 answer(backend)
 held, go = threading.Event(), threading.Event()

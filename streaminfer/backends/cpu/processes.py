@@ -24,10 +24,11 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable
-from multiprocessing import resource_tracker
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
@@ -51,7 +52,19 @@ _PROTOCOL = 5  # the first with buffers outside the pickle
 _lifecycle = threading.Lock()
 
 
-_forked = False
+def _fork_server_is_of_parent() -> bool:
+    """Return whether the process that forked this one had started multiprocessing's fork server."""
+    server = vars(forkserver._forkserver)["_forkserver_pid"]
+    if server is None or sys.platform == "darwin":  # whose Python has no `waitid` before 3.13
+        return False
+    try:
+        os.waitid(os.P_PID, server, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return True
+    return False
+
+
+_forked = _fork_server_is_of_parent()  # before this module was loaded; later forks are seen below
 
 
 def _after_fork() -> None:
