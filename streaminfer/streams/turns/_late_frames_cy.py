@@ -17,7 +17,7 @@ one, which is the first that it may be part of.
 A service that does not tell how long a batch takes is measured: by the mean time that it had recent frames, and no
 less than it had one that was too late.
 
-*Complexity.* O(streams that wait) for a look, at most as many as there is room for; O(1) for a frame.
+*Complexity.* O(streams that wait) for a look, at most as many as there is room for, and to read on; O(1) for a frame.
 
 One source, compiled with the C types of ``_late_frames_cy.pxd`` or run uncompiled. Not thread-safe: of one event loop.
 """

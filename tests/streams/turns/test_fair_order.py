@@ -5,6 +5,7 @@ import weakref
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from streaminfer.streams.turns._fair_order_cy import FairOrder, Turn
 
 pytestmark = pytest.mark.uncompiled
