@@ -1,10 +1,13 @@
 """`make test-all` runs the suite, compiled and not, on each interpreter that is here, and says which are not."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+PYTHON = os.path.relpath(sys.executable, ROOT)
+"""Without the checkout's own path, which may have spaces: those part the interpreters of PYTHONS."""
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
@@ -15,9 +18,7 @@ def make(*arguments, clean_environment):
 
 
 def test_each_interpreter_has_an_environment_of_its_own(clean_environment):
-    done = make(
-        "--dry-run", "test-all", f"PYTHONS={sys.executable} /nowhere/python", clean_environment=clean_environment
-    )
+    done = make("--dry-run", "test-all", f"PYTHONS={PYTHON} /nowhere/python", clean_environment=clean_environment)
     assert done.returncode == 0, done.stderr
     runs = [line for line in done.stdout.splitlines() if f".venv-{VERSION}/bin/python -m pytest --numprocesses" in line]
     assert [("DISABLE_COMPILED=1" in run, "-m uncompiled" in run) for run in runs] == [(False, False), (True, True)]
@@ -32,7 +33,7 @@ def interpreter(path, script):
 
 
 def test_a_name_may_be_an_interpreter_of_pyenv(clean_environment, tmp_path, monkeypatch):
-    found = interpreter(tmp_path / "versions" / "9.9.1" / "bin" / "python9.9", f'exec {sys.executable} "$@"')
+    found = interpreter(tmp_path / "versions" / "9.9.1" / "bin" / "python9.9", f'exec "{sys.executable}" "$@"')
     monkeypatch.setenv("PYENV_ROOT", str(tmp_path))
     done = make("--dry-run", "test-all", "PYTHONS=python9.9", clean_environment=clean_environment)
     assert f"== CPython {VERSION} ({found})" in done.stdout
@@ -48,7 +49,7 @@ def test_the_others_run_when_one_fails(clean_environment, tmp_path):
     for name in made:
         (stamps / name).touch()
     done = make(
-        *("test-all", f"PYTHONS={broken} {sys.executable}", f"STAMPS={stamps}", "PYTEST=$(PYTHON) -c pass"),
+        *("test-all", f"PYTHONS={broken} {PYTHON}", f"STAMPS={stamps}", "PYTEST=$(PYTHON) -c pass"),
         clean_environment=clean_environment,
     )
     assert done.stdout.splitlines()[-1] == f"passed: {VERSION}; failed: 9.9; not here: none"
