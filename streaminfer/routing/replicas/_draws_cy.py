@@ -1,12 +1,14 @@
 """Random numbers and hashes of the choice among replicas: splitmix64 (Steele, Lea and Flood 2014).
 
-*Complexity.* A few machine instructions.
+*Complexity.* A few machine instructions for a number, a pass over the replicas for one of them.
 
 One source, compiled with the C types of ``_draws_cy.pxd`` or run uncompiled. Not thread-safe: ``P2CBalancer``, which
 owns the draws, is not either.
 """
 
 from __future__ import annotations
+
+from streaminfer.routing.replicas._replica_stats_cy import ReplicaStats
 
 __all__ = ["UniformDraws", "unit_hash"]
 
@@ -32,6 +34,19 @@ class UniformDraws:
         """Return the next number."""
         self._state = (self._state + _STEP) & _MASK
         return unit_hash(self._state)
+
+    def slot(self, slots: list[ReplicaStats], total: float, own: bool) -> int:
+        """Draw a replica by its share, at home or elsewhere; ``total``: of the shares there; -1: there is none."""
+        left = self.next() * total
+        last = -1
+        for number, slot in enumerate(slots):
+            if slot.share <= 0.0 or (slot.penalty <= 1.0) != own:
+                continue
+            last = number
+            left -= slot.share
+            if left < 0.0:
+                break
+        return last
 
 
 def unit_hash(value: int) -> float:

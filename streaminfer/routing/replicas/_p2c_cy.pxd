@@ -83,11 +83,13 @@ cdef class P2CBalancer:
     @cython.locals(lowest=int, slot=CReplicaStats)
     cdef void _weigh_others(self, long long now_ns) noexcept
 
+    @cython.locals(
+        best=Py_ssize_t, equal=cython.longlong, least=double, penalty=double, number=Py_ssize_t, slot=CReplicaStats,
+        cost=double)
+    cdef Py_ssize_t _cheapest(self, long long now_ns) noexcept
+
     @cython.locals(total=double, best=Py_ssize_t, number=Py_ssize_t, slot=CReplicaStats)
     cdef Py_ssize_t _pick(self, bint own, long long now_ns) noexcept
-
-    @cython.locals(slot=CReplicaStats, left=double, last=Py_ssize_t, number=Py_ssize_t)
-    cdef Py_ssize_t _draw(self, double total, bint own) noexcept
 
     @cython.locals(number=Py_ssize_t, slot=CReplicaStats, least=double, cost=double)
     cdef Py_ssize_t _or_slow_starter(self, Py_ssize_t best, Py_ssize_t excluded, long long now_ns) noexcept

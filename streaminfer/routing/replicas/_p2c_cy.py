@@ -3,9 +3,10 @@
 
 *Design.* The choice is a power of two choices (Mitzenmacher 1996): two replicas are drawn by weight and measured speed,
 and the one that is expected to respond sooner gets the request. Drawn by weight alone, of ``n`` replicas none gets more
-than ``2 / n`` of the requests: where one has most of the capacity, the others are overloaded long before all are. To
-compare all of them is better, and takes a pass over the replicas for each. What is compared is the expected time of
-the request (``_replica_stats_cy``), over the replica's weight and times the penalty of its zone.
+than ``2 / n`` of the requests: where one has most of the capacity, the others are overloaded long before all are. With
+as many choices as replicas nothing is drawn: all are compared, which makes the tail shorter, except where batching
+replicas of unequal speed are near saturation. What is compared is the expected time of the request
+(``_replica_stats_cy``), over the replica's weight and times the penalty of its zone.
 
 *Zones.* Two candidates come from the own zone, and two from the others, by weight over penalty. A response from another
 zone must be expected sooner by the factor of its penalty. So traffic stays at home until home is that much worse, and
@@ -19,7 +20,8 @@ that are left may have no room for nine tenths.
 Schindelhauer and Schomaker 2005): when one is ejected only its streams move, and they come back with it. While all are
 ejected they are where they would be if none were.
 
-*Complexity.* A choice is one pass over the replicas and one more for each that is drawn; a result one pass at most.
+*Complexity.* A choice is two passes over the replicas if all are compared, else one and one for each that is drawn; a
+result is one pass at most.
 
 *Invariants.* In flight is what was chosen and not done; a free slot has none in flight; a probing replica has at most
 one request of its generation, unless nothing else is left; the same seed and the same calls give the same choices. When
@@ -60,7 +62,7 @@ class P2CBalancer:
     """Chooses among replicas, each in a numbered slot.
 
     Args:
-        choices: how many replicas are drawn and compared for a request.
+        choices: how many replicas are drawn and compared for a request; all, if there are no more.
         decay_ns: how fast the measurements of a replica without requests are forgotten.
         ejection: decides which replicas are ejected.
         slow_start_ns: how long a new or returned replica takes to its full weight; 0: none.
@@ -184,8 +186,11 @@ class P2CBalancer:
             no request while there is the excluded one.
         """
         self._weigh(excluded, True, now_ns)
-        at_home = self._pick(True, now_ns)  # on its own line: C may work out arguments in any order, and both draw
-        best = self._better(at_home, self._pick(False, now_ns), now_ns)
+        if self._choices >= self._ejection.replicas:
+            best = self._cheapest(now_ns)
+        else:
+            at_home = self._pick(True, now_ns)  # on its own line: C may work out arguments in any order, and both draw
+            best = self._better(at_home, self._pick(False, now_ns), now_ns)
         if best < 0:
             best = self.best(excluded, now_ns)
             if best < 0:
@@ -385,6 +390,23 @@ class P2CBalancer:
                 else:
                     self._own += slot.share
 
+    def _cheapest(self, now_ns: int) -> int:
+        """Return the cheapest of the slots that take part, of equal ones one near by, at random; -1: there is none."""
+        best = -1
+        equal = 0
+        least = penalty = 0.0
+        for number, slot in enumerate(self._slots):
+            if slot.share <= 0.0:
+                continue
+            cost = slot.cost(now_ns, self._mean_ns, self._decay_ns)
+            if best < 0 or cost < least or (cost == least and slot.penalty < penalty):
+                best, least, penalty, equal = number, cost, slot.penalty, 1
+            elif cost == least and slot.penalty == penalty:  # the first one would be that of all new processes
+                equal += 1
+                if self._draws.next() * equal < 1.0:
+                    best = number
+        return best
+
     def _pick(self, own: bool, now_ns: int) -> int:
         """Return the cheapest of the slots that are drawn at home, or elsewhere; -1: there is none."""
         total = self._own if own else self._others
@@ -392,7 +414,7 @@ class P2CBalancer:
         for _ in range(self._choices):
             if total <= 0.0:
                 break
-            number = self._draw(total, own)
+            number = self._draws.slot(self._slots, total, own)
             if number < 0:
                 break
             slot = self._slots[number]
@@ -400,19 +422,6 @@ class P2CBalancer:
             slot.share = 0.0  # drawn once
             best = self._better(best, number, now_ns)
         return best
-
-    def _draw(self, total: float, own: bool) -> int:
-        """Draw a slot by its share, at home or elsewhere; -1: there is none."""
-        left = self._draws.next() * total
-        last = -1
-        for number, slot in enumerate(self._slots):
-            if slot.share <= 0.0 or (slot.penalty <= 1.0) != own:
-                continue
-            last = number
-            left -= slot.share
-            if left < 0.0:
-                break
-        return last
 
     def _or_slow_starter(self, best: int, excluded: int, now_ns: int) -> int:
         """Return a replica that starts slowly if its cost, over the share of its weight that it has, is less."""

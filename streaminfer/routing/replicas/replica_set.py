@@ -68,8 +68,8 @@ class Replicas(StackClock, Node):
         zone: where this process is; ``""`` is the zone of replicas that name none.
         zone_penalty: by which factor sooner a replica of another zone must be expected to respond, above 1: for all
             other zones, or a mapping of zone to factor, where those it does not name have 2.0.
-        choices: how many replicas are drawn and compared for each request. As many as there are replicas make the
-            tail shorter; each is one more pass over the replicas.
+        choices: how many replicas are drawn and compared for each request. With as many as there are replicas, or
+            more, all are compared: the tail is shorter, unless batching replicas of unequal speed are near saturation.
         retry: try another replica, once, if the first failed or rejected and time remains. Not for a model that must
             not see a request twice, and never where the service declares ``idempotent = False``, for a request with a
             ``stream_id``, or for more than a fifth of the requests of the last ten seconds, and ten more.

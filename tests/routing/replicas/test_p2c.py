@@ -98,8 +98,41 @@ def test_a_weight_counts_in_the_comparison_too():
     assert balance.slot(1).in_flight == 6
 
 
+@pytest.mark.parametrize("choices", [8, 100])
+def test_all_are_compared(choices):
+    """Each of equal replicas gets its request, and processes that know nothing do not all begin with the same."""
+    firsts = set()
+    for seed in range(100):
+        balance = made(8, choices=choices, seed=seed)
+        chosen = [balance.choose(-1, 0) & SLOT for _ in range(16)]
+        assert sorted(chosen[:8]) == sorted(chosen[8:]) == list(range(8))
+        firsts.add(chosen[0])
+    assert firsts == set(range(8))
+
+
+def test_equal_costs_stay_in_the_zone():
+    """A response from another zone must be expected sooner by the factor of its penalty, not by just that."""
+    for seed in range(20):
+        balance = made(0, choices=2, seed=seed)
+        away, home = (balance.add(1.0, penalty, 0, 0, False, 0) for penalty in (2.0, 1.0))
+        assert [balance.choose(-1, 0) & SLOT for _ in range(3)] == [home, home, away]
+
+
+def test_all_are_compared_without_a_draw(plain):
+    """To draw each of them would be a pass over all for each."""
+    uncompiled = plain("routing.replicas._p2c_cy")
+    balance = made(8, (uncompiled.OutlierEjection, uncompiled.P2CBalancer), choices=8)
+    for number in range(8):
+        teach(balance, number, (10 + number) * MS, 0, times=1)
+
+    balance._draws = None
+
+    assert [ask(balance, S) for _ in range(4)] == [0] * 4
+
+
 def test_each_is_drawn_once_for_a_choice():
     balance = made(8, choices=8)
+    balance.add(1.0, 9.0, 0, 0, False, 0)  # one more than are drawn, else all would be compared without a draw
     for _ in range(3):
         assert sorted(balance.choose(-1, 0) & SLOT for _ in range(8)) == list(range(8))
 
@@ -689,7 +722,7 @@ def test_plain_and_compiled_agree(plain, seed):
     draw = random.Random(seed)
     uncompiled = plain("routing.replicas._p2c_cy")
     fleets = [
-        made(5, types, seed=seed, choices=1 + seed % 3, latency_factor=3.0 if seed % 2 else 0.0)
+        made(5, types, seed=seed, choices=1 + seed, latency_factor=3.0 if seed % 2 else 0.0)
         for types in ((OutlierEjection, P2CBalancer), (uncompiled.OutlierEjection, uncompiled.P2CBalancer))
     ]
     for fleet in fleets:
