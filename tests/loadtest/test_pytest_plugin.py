@@ -225,6 +225,12 @@ def test_workers_of_xdist(run_tests):
     result.stdout.fnmatch_lines(["*load tests*", "*Passed: 100.00% of 4,000 requests*"])
 
 
+def test_plugin_loads_in_an_older_pytest():
+    """It is part of every run where the package is installed; pytest 8.3 has no `TerminalReporter`."""
+    code = "import pytest; del pytest.TerminalReporter; import streaminfer.loadtest.pytest_plugin"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_plugin_costs_next_to_nothing():
     """A run of pytest without load tests imports nothing but the plugin's own module and the empty packages around it."""
     code = "import sys, pytest; before = set(sys.modules); import streaminfer.loadtest.pytest_plugin; "
