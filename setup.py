@@ -119,7 +119,8 @@ class BuildModules(build_ext):
                 env=environment | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), folder),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                text=True,
+                encoding="locale",
+                errors="replace",  # bytes of a path
             )
             while True:
                 try:

@@ -112,6 +112,10 @@ class Request:
         fields.update(changes)
         return Request(fields.pop("inputs"), **fields)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Cython's own pickle of a class is none that the plain build can read, and the other way round
+        return make_request, tuple([getattr(self, name) for name in _FIELDS])
+
     def __repr__(self) -> str:
         parts = [_brief(self.inputs)]
         if self.deadline_ns is not None:
@@ -173,6 +177,9 @@ class Timings:
         """Seconds the model took for the batch."""
         return (self.inferred_ns - self.assembled_ns) / 1e9
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Timings, (self.enqueued_ns, self.started_ns, self.assembled_ns, self.inferred_ns, self.batch_size)
+
     def __repr__(self) -> str:
         return (
             f"Timings(queued_s={self.queued_s:.6f}, assembled_s={self.assembled_s:.6f}, "
@@ -197,6 +204,9 @@ class Response:
         self.degraded = degraded
         self.source = source
         self.timings = timings
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Response, (self.outputs, self.degraded, self.source, self.timings)
 
     def __repr__(self) -> str:
         mark = ", degraded=True" if self.degraded else ""

@@ -230,8 +230,14 @@ class _Listening:
         try:
             await self.app(scope, receive, send)
         except RuntimeError as error:  # Starlette's, where the client left a response that had begun
-            if not isinstance(error.__cause__, ClientDisconnect):
+            if not _is_disconnect(error.__cause__):
                 raise
+
+
+def _is_disconnect(error: BaseException | None) -> bool:
+    if isinstance(error, BaseExceptionGroup):  # of Starlette before 0.42
+        return error.split(ClientDisconnect)[1] is None
+    return isinstance(error, ClientDisconnect)
 
 
 async def _send(exchange: Exchange, send: Send, message: Message) -> None:

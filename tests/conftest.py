@@ -30,7 +30,9 @@ def load_plain(name):
     module_name = f"plain_{name.replace('.', '_')}"
     if module_name not in sys.modules:
         # the siblings that it builds on, plain as well: compiled classes hide from Python what they share among them
-        siblings = re.findall(r"^from streaminfer\.((?:\w+\.)+\w+_cy) import", path.read_text(), re.MULTILINE)
+        siblings = re.findall(
+            r"^from streaminfer\.((?:\w+\.)+\w+_cy) import", path.read_text(encoding="utf-8"), re.MULTILINE
+        )
         instead = {f"streaminfer.{sibling}": load_plain(sibling) for sibling in siblings}
         spec = importlib.util.spec_from_file_location(module_name, path)
         module = importlib.util.module_from_spec(spec)

@@ -1,7 +1,10 @@
 """Plugin for pytest: the fixtures ``loadtest`` and ``virtual_loop``.
 
-It is loaded by every run of pytest where the package is installed, so it imports nothing until a test needs it.
+It is loaded by every run of pytest where the package is installed, so it imports nothing until a test needs it, and
+its annotations are not evaluated: older versions of pytest lack some of those names.
 """
+
+from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
@@ -89,7 +92,7 @@ class LoadTester:
         self._request = request
         self._runs = 0
 
-    def __call__(self, service: Any, **settings: Any) -> "Report":
+    def __call__(self, service: Any, **settings: Any) -> Report:
         """Run a load test in an event loop of its own.
 
         Returns:
@@ -108,7 +111,7 @@ class LoadTester:
             )
         return self._finish(self._timed(lambda: asyncio.run(self._run(service, settings))))
 
-    def virtually(self, make_service: "Callable[[Callable[[], int]], Any]", **settings: Any) -> "Report":
+    def virtually(self, make_service: Callable[[Callable[[], int]], Any], **settings: Any) -> Report:
         """Run a load test in virtual time: as fast as the machine can, with the same result on every machine.
 
         Args:
@@ -124,7 +127,7 @@ class LoadTester:
         from streaminfer._internal.validation import expected  # noqa: PLC0415 - see above
         from streaminfer.testing import run as run_virtually  # noqa: PLC0415 - see above
 
-        async def test(loop: "VirtualLoop") -> "Report":
+        async def test(loop: VirtualLoop) -> Report:
             service = make_service(loop.clock)
             if inspect.iscoroutine(service):  # of a stack, which takes the clock for the inputs of a request
                 service.close()
@@ -135,7 +138,7 @@ class LoadTester:
 
         return self._finish(self._timed(lambda: run_virtually(test)))
 
-    async def _run(self, service: Any, settings: dict[str, Any]) -> "Report":
+    async def _run(self, service: Any, settings: dict[str, Any]) -> Report:
         from streaminfer.loadtest.runner import run  # noqa: PLC0415 - see above
 
         return await run(service, **{"name": self._name, **settings})
@@ -148,7 +151,7 @@ class LoadTester:
             name += f"{crc32(parameters.encode()):08x}"
         return name if self._runs == 0 else f"{name}-{self._runs + 1}"
 
-    def _timed(self, test: "Callable[[], Report]") -> "Report":
+    def _timed(self, test: Callable[[], Report]) -> Report:
         if "benchmark" not in self._request.fixturenames or self._runs:
             return test()
         benchmark = self._request.getfixturevalue("benchmark")
@@ -157,7 +160,7 @@ class LoadTester:
         benchmark.extra_info.update({f"{name}_s": value for name, value in report.to_dict()["latency_s"].items()})
         return report
 
-    def _finish(self, report: "Report") -> "Report":
+    def _finish(self, report: Report) -> Report:
         from streaminfer.loadtest.report.report import Report  # noqa: PLC0415 - see above
         from streaminfer.loadtest.report.sentences import say_headline  # noqa: PLC0415 - see above
         from streaminfer.loadtest.verdict.verdict import compare  # noqa: PLC0415 - see above
@@ -192,7 +195,7 @@ def loadtest(request: pytest.FixtureRequest) -> LoadTester:
 
 
 @pytest.fixture
-def virtual_loop() -> "Iterator[VirtualLoop]":
+def virtual_loop() -> Iterator[VirtualLoop]:
     """Return an event loop in virtual time; what is left of its tasks at the end is cancelled."""
     import asyncio  # noqa: PLC0415 - see above
 

@@ -119,7 +119,7 @@ def test_every_check_of_the_audit_has_a_question_and_its_text_is_escaped(tmp_pat
     made = privacy_checklist(Audit(tuple(finding("ok", check) for check in named)))
     assert {it.answer for it in made.answers} == {"yes"}
     page = made.to_html(tmp_path / "page.html")
-    assert (tmp_path / "page.html").read_text() == page
+    assert (tmp_path / "page.html").read_text(encoding="utf-8") == page
     assert "hop &lt;is&gt; ok" in page
     assert json.loads(made.to_json())["schema"] == "streaminfer.privacy-checklist"
     assert "hop <is> ok" in str(made)
@@ -155,7 +155,7 @@ def test_a_record_says_what_settings_say_and_lists_what_nobody_said(tmp_path):
     assert [(it["copy"], it["within_s"]) for it in data["residual"]] == [("traces", None), ("backup", 86400.0)]
     assert {it["check"] for it in data["measures"]} == {"tier", "hop", "subjects", "log"}
     page = made.to_html(tmp_path / "page.html")
-    assert (tmp_path / "page.html").read_text() == page
+    assert (tmp_path / "page.html").read_text(encoding="utf-8") == page
     assert "&lt;Example&gt; Ltd" in page
     assert "missing: Legal basis (Art. 6)" in page
 

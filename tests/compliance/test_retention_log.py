@@ -94,7 +94,7 @@ def test_a_record_has_what_went_when_where_and_why_and_follows_the_one_in_front(
 
 def test_each_line_of_the_file_is_the_record_as_json(path):
     log = fill(opened(path))
-    lines = path.read_text().splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in lines] == [event.to_dict() for event in log.events]
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
@@ -179,7 +179,7 @@ def test_names_of_subjects_are_never_in_a_record(before, name, after):
 
 def test_names_are_not_in_the_file_and_hashes_of_them_need_the_secret(path, tmp_path):
     opened(path).record("erased", where="m", data_class="", count=1, reason="by Anna Ångström", subject="Anna Ångström")
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     assert "Anna" not in text
     assert "\\u00c5ngstr" not in text
     assert opened(path).pseudonym("anna") != opened(tmp_path / "b", secret=OTHER).pseudonym("anna")

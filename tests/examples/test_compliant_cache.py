@@ -19,7 +19,7 @@ def test_what_is_shown_is_so(example, tmp_path, capsys):
     assert "records, whole; head " in text
     assert text.endswith("files in which a person is named: none\n")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    lines = [json.loads(line) for line in (tmp_path / "retention.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "retention.jsonl").read_text(encoding="utf-8").splitlines()]
     erased = [line for line in lines if line["action"] == "erased"]
     assert [(line["where"], line["count"]) for line in erased] == [("memory", 1), ("disk", 1)]
     assert erased[0]["subject"] in page

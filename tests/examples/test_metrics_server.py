@@ -44,5 +44,5 @@ def test_metrics_server_writes_rules_and_dashboard(tmp_path, monkeypatch):
 
     runpy.run_path(str(EXAMPLE), run_name="__main__")
 
-    assert "StreaminferBudgetBurn" in (tmp_path / "streaminfer.rules.yml").read_text()
-    assert '"title": "streaminfer"' in (tmp_path / "streaminfer.dashboard.json").read_text()
+    assert "StreaminferBudgetBurn" in (tmp_path / "streaminfer.rules.yml").read_text(encoding="utf-8")
+    assert '"title": "streaminfer"' in (tmp_path / "streaminfer.dashboard.json").read_text(encoding="utf-8")

@@ -21,7 +21,7 @@ from starlette.responses import StreamingResponse
 from web_server import WebServer
 
 import streaminfer as si
-from streaminfer.fastapi import BoundService, add_stacks, bind
+from streaminfer.fastapi import BoundService, _Listening, add_stacks, bind
 from streaminfer.request import NEVER_NS
 from streaminfer.testing import HANG, FakeClock, ScriptedBackend, VirtualLoop
 
@@ -679,6 +679,24 @@ async def test_a_client_that_leaves_a_streamed_response_is_no_error(loop):
         await until(lambda: not backend.running)
 
     assert talk.status == 200
+
+
+@pytest.mark.parametrize(
+    ("cause", "raised"),
+    [
+        (ClientDisconnect(), False),
+        (ExceptionGroup("of Starlette before 0.42", [ClientDisconnect()]), False),
+        (ExceptionGroup("another", [ClientDisconnect(), ValueError()]), True),
+        (None, True),
+    ],
+    ids=["disconnect", "group", "other group", "no cause"],
+)
+async def test_only_an_error_of_a_client_that_left_is_none(loop, cause, raised):
+    async def app(scope, receive, send):
+        raise RuntimeError("Caught handled exception, but response already started.") from cause
+
+    with pytest.raises(RuntimeError) if raised else contextlib.nullcontext():
+        await _Listening(app)({"type": "lifespan"}, None, None)
 
 
 async def test_all_calls_of_a_client_that_goes_away_end(loop):

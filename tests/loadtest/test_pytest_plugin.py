@@ -73,7 +73,7 @@ def test_tail(loadtest):
 def test_saved_run_is_compared(run_tests, pytester):
     """The tail of a slower version regresses, and its test fails."""
     run_tests(TAIL.format(seconds=0.001), "--loadtest-save=saved").assert_outcomes(passed=1)
-    saved = {path.suffix: path.read_text() for path in (pytester.path / "saved").iterdir()}
+    saved = {path.suffix: path.read_text(encoding="utf-8") for path in (pytester.path / "saved").iterdir()}
     assert set(saved) == {".json", ".html"}
     assert json.loads(saved[".json"])["report"]["requests"] == 4000
 
@@ -180,7 +180,7 @@ def test_both(benchmark, loadtest):
     )
 
     result.assert_outcomes(passed=1)
-    (saved,) = json.loads((pytester.path / "benchmark.json").read_text())["benchmarks"]
+    (saved,) = json.loads((pytester.path / "benchmark.json").read_text(encoding="utf-8"))["benchmarks"]
     assert saved["extra_info"]["requests"] == 4000
 
 
@@ -198,7 +198,7 @@ def test_both(benchmark, loadtest):
     )
 
     result.assert_outcomes(passed=1)
-    (saved,) = json.loads((pytester.path / "benchmark.json").read_text())["benchmarks"]
+    (saved,) = json.loads((pytester.path / "benchmark.json").read_text(encoding="utf-8"))["benchmarks"]
     assert saved["extra_info"]["p99_s"] is None
     assert saved["stats"]["rounds"] == 1
 
@@ -223,6 +223,12 @@ def test_workers_of_xdist(run_tests):
 
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["*load tests*", "*Passed: 100.00% of 4,000 requests*"])
+
+
+def test_plugin_loads_in_an_older_pytest():
+    """It is part of every run where the package is installed; pytest 8.3 has no `TerminalReporter`."""
+    code = "import pytest; del pytest.TerminalReporter; import streaminfer.loadtest.pytest_plugin"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_plugin_costs_next_to_nothing():

@@ -209,8 +209,8 @@ class TestCommand:
         assert status == PASSED
         assert "100.00% of 15 requests within 2 s" in capsys.readouterr().out
         assert Report.load(out["json"]).by_label("camera")[0].name == "door"
-        assert "<svg" in out["html"].read_text()
-        assert "<testsuite" in out["junit"].read_text()
+        assert "<svg" in out["html"].read_text(encoding="utf-8")
+        assert "<testsuite" in out["junit"].read_text(encoding="utf-8")
 
     def test_missed_objective(self, scenario, capsys):
         """A missed objective exits with 1."""

@@ -119,7 +119,9 @@ def _lazy_modules():
     """The modules that load names at first use."""
     sources = sorted((ROOT / "streaminfer").rglob("*.py"))
     return [
-        source for source in sources if re.search(r"^( {4})?(def )?__getattr__\b", source.read_text(), re.MULTILINE)
+        source
+        for source in sources
+        if re.search(r"^( {4})?(def )?__getattr__\b", source.read_text(encoding="utf-8"), re.MULTILINE)
     ]
 
 

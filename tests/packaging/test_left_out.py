@@ -36,4 +36,4 @@ def test_ci_leaves_nothing_out(collect):
     done = collect(STREAMINFER_TEST_EVERYTHING="1")
     assert done.returncode != 0
     assert "chromium: apt-get install chromium; " in done.stdout + done.stderr
-    assert "STREAMINFER_TEST_EVERYTHING=1" in (ROOT / ".ci" / "run").read_text()
+    assert "STREAMINFER_TEST_EVERYTHING=1" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")

@@ -59,7 +59,7 @@ def probes(path):
         for child in ast.iter_child_nodes(node):
             yield from walk(child, around)
 
-    return walk(ast.parse(path.read_text()), ())
+    return walk(ast.parse(path.read_text(encoding="utf-8")), ())
 
 
 def all_probes():

@@ -2,7 +2,10 @@
 
 import copy
 import importlib
+import os
 import pickle
+import subprocess
+import sys
 import weakref
 
 import numpy as np
@@ -97,6 +100,26 @@ def test_reprs_are_short_and_say_shapes(module):
 def test_requests_and_answers_can_be_pickled():
     request = pickle.loads(pickle.dumps(si.Request(1.0, deadline_ns=5, tags=("a",))))
     assert (request.inputs, request.deadline_ns, request.tags) == (1.0, 5, ("a",))
+
+
+def test_pickles_of_one_build_are_read_by_the_other():
+    """A machine without a compiler may send requests to one that has it, and gets its responses."""
+    sent = [
+        si.Request({"x": 1.0}, priority=2, stream_id=3, tenant="b", subject="c", tags=("d",), key=(4,), store=False),
+        si.Response({"y": 2.0}, True, "model", si.request.Timings(1000, 2000, 4000, 11_000, 4)),
+    ]
+    code = "import pickle, sys; values = pickle.load(sys.stdin.buffer); sys.stdout.buffer.write(pickle.dumps(values))"
+    for disabled in "01":
+        back = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"STREAMINFER_DISABLE_COMPILED": disabled},
+            input=pickle.dumps(sent),
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+        request, response = pickle.loads(back.stdout)
+        assert (repr(request), repr(response)) == tuple(map(repr, sent))
+        assert response.timings.enqueued_ns == 1000
 
 
 def test_a_batch_is_what_it_was_given():

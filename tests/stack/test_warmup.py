@@ -97,6 +97,18 @@ def test_a_child_that_fails_leaves_the_work_to_this_process(monkeypatch, caplog)
     assert caplog.text.count("the child process did not compile the kernels") == 2
 
 
+def test_a_child_that_fails_may_print_any_bytes(monkeypatch, caplog, tmp_path):
+    """A path or a native library need not keep to the encoding of this process."""
+    child = tmp_path / "python"
+    child.write_bytes(b"#!/bin/sh\nprintf 'no compiler in /caf\\351' >&2\nexit 1\n")
+    child.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(child))
+
+    kernel_loader._compile_in_child()
+
+    assert "did not compile the kernels, so this one does: no compiler in /caf" in caplog.text
+
+
 def test_stacks_that_start_at_once_wait_for_one_child(monkeypatch):
     """Compiling takes a core for seconds, so the stacks of a process do it once."""
     children = []

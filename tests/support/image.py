@@ -37,7 +37,7 @@ def _packages_of_this_machine():
     folder = Path("/etc/apt/sources.list.d")
     sources = [Path("/etc/apt/sources.list"), *folder.glob("*.list"), *folder.glob("*.sources")]
     # a folder of this machine's is not there inside
-    return release, [str(path) for path in sources if path.exists() and "file:" not in path.read_text()]
+    return release, [str(path) for path in sources if path.exists() and "file:" not in path.read_text(encoding="utf-8")]
 
 
 class ImageBuilder:
@@ -89,5 +89,5 @@ class ImageBuilder:
     def _run(self, *command):
         with self.log.open("a") as log:
             done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, stderr=log, text=True, check=False)
-        assert done.returncode == 0, "".join(self.log.read_text().splitlines(keepends=True)[-30:])
+        assert done.returncode == 0, "".join(self.log.read_text(encoding="utf-8").splitlines(keepends=True)[-30:])
         return done.stdout

@@ -28,7 +28,7 @@ def run(path):
     shell = InteractiveShell.instance(config=config)
     shown = []
     shell.displayhook.__class__.__call__ = lambda _hook, result=None: None if result is None else shown.append(result)
-    for number, cell in enumerate(json.loads(path.read_text())["cells"]):
+    for number, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"]):
         if cell["cell_type"] != "code":
             continue
         shown.clear()

@@ -13,7 +13,8 @@ Invariants:
   without having begun is sent to the next one, up to three processes per batch. One that was begun fails: the function
   may have had its effect, or be what ended the process.
 * Processes are not forked from this one, which has threads: they come from the fork server, or are spawned where
-  there is none. Like every such process they import ``__main__``, which needs its ``if __name__ == "__main__":``.
+  there is none or its socket has no place. Like every such process they import ``__main__``, which needs its
+  ``if __name__ == "__main__":``.
 * A process ends with its pipe, or is killed. Ctrl-C, and the SIGTERM that systemd and ``timeout`` send to every process
   of a service, are this process's to answer: it may drain.
 """
@@ -28,7 +29,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
@@ -47,6 +48,8 @@ _EXIT_GRACE_S = 5.0
 _MAX_PROCESSES = 3  # that may die on a batch before they begin it: a function whose import ends the process is an error
 _EXIT_OF_AN_ERROR = 1  # of an interpreter that ends with a traceback
 _PROTOCOL = 5  # the first with buffers outside the pickle
+_SOCKET_NAME = "/listener-12345678"  # as multiprocessing names the fork server's, in its temporary folder
+_SOCKET_PATH_BYTES = 103  # of the path of a Unix socket, on macOS; four more on Linux
 
 # starting and joining look after all children of this interpreter, which multiprocessing does not lock
 _lifecycle = threading.Lock()
@@ -243,9 +246,14 @@ class ProcessWorker(Worker):
 
 def _context() -> ForkServerContext | SpawnContext:
     # multiprocessing's fork server is a child of the process that started it, and fails in a forked one
-    if not _forked and "forkserver" in multiprocessing.get_all_start_methods():
+    if not _forked and "forkserver" in multiprocessing.get_all_start_methods() and _socket_has_place():
         return multiprocessing.get_context("forkserver")
     return multiprocessing.get_context("spawn")
+
+
+def _socket_has_place() -> bool:
+    # CPython before 3.14 does not see to it where TMPDIR is a long path (gh-132124)
+    return len(os.fsencode(util.get_temp_dir() + _SOCKET_NAME)) <= _SOCKET_PATH_BYTES
 
 
 def _pack(value: object) -> list[Any]:

@@ -194,6 +194,7 @@ def load(runtime: ModuleType, source: str | bytes, name: str, options: Any, prov
         raise ValueError(
             f"path_or_bytes: expected an ONNX model that onnxruntime loads, got {name}: {error}"
         ) from error
+    session.disable_fallback()  # for runs: onnxruntime before 1.23 ignores the argument
     return session
 
 

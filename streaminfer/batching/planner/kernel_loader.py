@@ -151,7 +151,8 @@ def _compile_in_child() -> None:
             [sys.executable, "-P", "-c", _CHILD],
             env=os.environ | {"PYTHONPATH": path},
             capture_output=True,
-            text=True,
+            encoding="locale",
+            errors="replace",  # bytes of a path, or of a native library
             check=False,
         )
         problem = done.stderr.strip() if done.returncode else ""

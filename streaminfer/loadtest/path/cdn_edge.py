@@ -107,8 +107,8 @@ class CdnEdge:
         from os import sysconf  # noqa: PLC0415 - not on every system
 
         ticks = 0
-        for pid in (str(self._nginx.pid), *tasks.read_text().split()):
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        for pid in (str(self._nginx.pid), *tasks.read_text(encoding="utf-8").split()):
+            fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
             ticks += int(fields[11]) + int(fields[12])  # user and system time
         return ticks / sysconf("SC_CLK_TCK")
 

@@ -84,7 +84,8 @@ def _wait_until_it_listens(process: subprocess.Popen[bytes], port: int, log: Pat
         with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port), timeout=1.0):
             return
         time.sleep(POLL_S)
-    raise RuntimeError(f"nginx does not listen: {log.read_text() if log.exists() else 'it said nothing'}")
+    said = log.read_text(encoding="utf-8", errors="replace") if log.exists() else "it said nothing"
+    raise RuntimeError(f"nginx does not listen: {said}")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import importlib
 import multiprocessing
+import multiprocessing.util
 import os
 import pickle
 import select
@@ -393,6 +394,14 @@ def test_a_process_that_cannot_be_started_is_an_error(functions, batch, monkeypa
         await backend.stop(drain=True)
 
     run(main())
+
+
+@pytest.mark.parametrize(("folder", "method"), [("/short", "forkserver"), ("/" + 90 * "x", "spawn")])
+def test_a_long_tmpdir_has_no_place_for_the_fork_servers_socket(folder, method, monkeypatch):
+    """The path of a Unix socket has 107 bytes on Linux, and 103 on macOS."""
+    monkeypatch.setattr(_processes, "_forked", False)
+    monkeypatch.setattr(multiprocessing.util, "get_temp_dir", lambda: folder)
+    assert _processes._context().get_start_method() == method
 
 
 def test_a_daemonic_process_is_told_that_it_can_start_none(functions, batch, monkeypatch):

@@ -191,6 +191,21 @@ def test_a_provider_that_fails_is_an_error_and_prints_nothing(monkeypatch, doubl
     assert capsys.readouterr().out == ""
 
 
+def test_no_run_replaces_the_provider(monkeypatch, doubling):
+    """Before 1.23 onnxruntime ignores ``enable_fallback``, and a run that fails goes on with the CPU."""
+    real = onnxruntime.InferenceSession
+    made = []
+
+    def older(source, options, *, providers, enable_fallback):
+        made.append(real(source, options, providers=providers))
+        return made[-1]
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", older)
+    OnnxBackend(doubling)
+
+    assert [session._enable_fallback for session in made] == [False]
+
+
 def cpu_devices():
     return [device for device in onnxruntime.get_ep_devices() if device.ep_name == "CPUExecutionProvider"]
 

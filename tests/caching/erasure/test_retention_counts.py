@@ -331,7 +331,10 @@ def test_an_erasure_that_failed_is_made_by_the_next_process(tmp_path):
     assert cache.erase(tag="face") == 0
     assert cache.tiers.statistics()[0].pending == 2
     cache._memory.retention.counts.drain()
-    assert [json.loads(line)[1:] for line in owed.read_text().splitlines()] == [["anna \udc80", None], [None, "face"]]
+    assert [json.loads(line)[1:] for line in owed.read_text(encoding="utf-8").splitlines()] == [
+        ["anna \udc80", None],
+        [None, "face"],
+    ]
     assert owed.stat().st_mode & 0o777 == 0o600
 
     asyncio.run(use_another())

@@ -13,6 +13,7 @@ from waiting import until
 
 import streaminfer as si
 from streaminfer.loadtest.path import CdnEdge, MediaPath, NetworkProfile, cdn_edge
+from streaminfer.loadtest.path.nginx import run_nginx
 from streaminfer.streams.sources.formats import VideoFormat
 
 
@@ -25,6 +26,17 @@ def test_consumers_behind_the_first_are_served_from_the_cache():
             return carried, edge.hits, edge.misses
 
     assert asyncio.run(main()) == (units, 6, 3)
+
+
+def test_nginx_that_does_not_start_says_why_in_any_bytes(tmp_path):
+    """Its log repeats the bytes of a configuration or of a folder, whatever the locale."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    with (
+        pytest.raises(RuntimeError, match=r'nginx does not listen: .*unknown directive "höhe"'),
+        run_nginx(folder, "höhe 2;"),
+    ):
+        pass
 
 
 def test_unit_of_an_earlier_number_is_carried_as_given():

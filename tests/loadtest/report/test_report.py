@@ -165,7 +165,7 @@ class TestFiles:
         with files_limited_to(10), pytest.raises(OSError, match="too large"):
             write(report, tmp_path / "run")
 
-        assert (tmp_path / "run").read_text() == "old"
+        assert (tmp_path / "run").read_text(encoding="utf-8") == "old"
 
     def test_capacity_is_saved(self, report, tmp_path, capacity):
         """A search that was not ended by a miss has an interval without an upper end."""
@@ -174,7 +174,7 @@ class TestFiles:
 
         loaded = Report.load(tmp_path / "run.json")
 
-        stored = json.loads((tmp_path / "run.json").read_text())["report"]["capacity"]
+        stored = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))["report"]["capacity"]
         assert (stored["rate"], stored["interval"][1] is None) == (capacity.rate, capacity.interval[1] == np.inf)
         assert str(loaded.capacity) == str(capacity)
         assert [it.late_share for it in loaded.capacity.steps] == [it.late_share for it in capacity.steps]
@@ -183,7 +183,7 @@ class TestFiles:
     def test_report_of_an_earlier_build(self, report, tmp_path):
         """One that was saved without a capacity can still be compared with."""
         report.save(tmp_path / "run.json")
-        stored = json.loads((tmp_path / "run.json").read_text())
+        stored = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
         del stored["report"]["capacity"]
         (tmp_path / "run.json").write_text(json.dumps(stored))
 
@@ -196,7 +196,7 @@ class TestFiles:
         def refuse(word):
             raise AssertionError(word)
 
-        stored = json.loads((tmp_path / "run.json").read_text(), parse_constant=refuse)
+        stored = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"), parse_constant=refuse)
         assert stored["report"]["latency_s"]["p99.9"] is None
         assert stored["report"]["means"]["device"]["phone <1>"] == pytest.approx({"accuracy": 0.8})
 
@@ -264,7 +264,7 @@ class TestPage:
         """Every link is to the page itself, and names are escaped."""
         report.to_html(tmp_path / "report.html")
 
-        page = Page((tmp_path / "report.html").read_text())
+        page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
 
         assert all(link.startswith("#") for link in page.links)
         assert "script" not in page.tags
@@ -275,7 +275,7 @@ class TestPage:
         """Each picture has a wide and a narrow form; parts have tables."""
         report.to_html(tmp_path / "report.html")
 
-        text = (tmp_path / "report.html").read_text()
+        text = (tmp_path / "report.html").read_text(encoding="utf-8")
 
         assert text.count('" class="wide"') == text.count('" class="narrow"') == 4
         assert "prefers-color-scheme: dark" in text

@@ -61,7 +61,7 @@ NOT_EXPORTED = {
 def statistics_classes():
     """Fields of each class of statistics in the package, by its name, as the source has them."""
     found = {}
-    sources = (text for path in PACKAGE.rglob("*.py") if "Snapshot" in (text := path.read_text()))
+    sources = (text for path in PACKAGE.rglob("*.py") if "Snapshot" in (text := path.read_text(encoding="utf-8")))
     for source in sources:
         for node in ast.parse(source).body:
             bases = {base.id for base in getattr(node, "bases", ()) if isinstance(base, ast.Name)}

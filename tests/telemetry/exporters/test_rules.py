@@ -53,7 +53,7 @@ def test_yaml_is_read_back(data):
 def test_promtool_accepts_the_rules(tmp_path):
     """Prometheus' own check finds no fault, also with awkward names."""
     path = tmp_path / "rules.yml"
-    path.write_text(alert_rules(*SLOS))
+    path.write_text(alert_rules(*SLOS), encoding="utf-8")
 
     code, said = promtool("check", "rules", "--lint=all", "--lint-fatal", path)
 
@@ -85,7 +85,7 @@ def test_name_of_an_objective_is_a_string_of_promql():
 def test_alerts_fire_as_computed(tmp_path, bad_per_minute, bad_minutes, at_minute, firing):
     """With 100 events per minute, the pairs that fire are those whose windows both burn at their rate."""
     rules = tmp_path / "rules.yml"
-    rules.write_text(alert_rules(SLOS[0]))
+    rules.write_text(alert_rules(SLOS[0]), encoding="utf-8")
     good = 100 - bad_per_minute
     before = 60  # minutes of good traffic before, in which all windows are young
     series = {
@@ -121,7 +121,7 @@ def test_alerts_fire_as_computed(tmp_path, bad_per_minute, bad_minutes, at_minut
         ],
     }
     path = tmp_path / "test.yml"
-    path.write_text(json.dumps(test))
+    path.write_text(json.dumps(test), encoding="utf-8")
 
     code, said = promtool("test", "rules", path)
 

@@ -47,7 +47,7 @@ def test_what_is_written_is_read(path):
         (START_S + 1, START_S + 2.5, "large"),
     ]
     assert [it.histogram for it in read] == [first, second]
-    lines = path.read_text().splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines()
     assert lines[:3] == ["#streaminfer", "#faces", "#[Histogram log format version 1.3]"]
     assert lines[3].startswith("#[StartTime: ")
     assert lines[5] == '"StartTimestamp","Interval_Length","Interval_Max","Interval_Compressed_Histogram"'
@@ -111,7 +111,9 @@ def test_the_hdrhistogram_package_skips_nothing(path, start_s):
 def test_a_log_without_intervals_has_a_head(path):
     IntervalLog(path, comment="nothing yet").close()
 
-    assert path.read_text().startswith("#nothing yet\n#[Histogram log format version 1.3]\n#[StartTime: ")
+    assert path.read_text(encoding="utf-8").startswith(
+        "#nothing yet\n#[Histogram log format version 1.3]\n#[StartTime: "
+    )
     assert list(read_interval_log(path)) == []
 
 
@@ -226,7 +228,7 @@ def test_a_line_that_its_writer_was_stopped_in(path):
     with IntervalLog(path) as log:  # the process that was started again
         log.write(filled(3), start_s=START_S + 5, end_s=START_S + 6)
     assert [it.start_s - START_S for it in read_interval_log(path)] == [0, 5]
-    assert path.read_text().count("StartTimestamp") == 1
+    assert path.read_text(encoding="utf-8").count("StartTimestamp") == 1
 
 
 @pytest.mark.parametrize("line", ["nonsense", "1.0,2.0,3.0,HISTxx", "1.0;2.0;3.0;HISTFAAA"])
@@ -259,7 +261,7 @@ def test_a_file_that_is_no_log_stays_as_it_is(path, content):
     with pytest.raises(ValueError, match="line 1: expected an interval, got"):
         IntervalLog(path)
 
-    assert path.read_text() == content
+    assert path.read_text(encoding="utf-8") == content
 
 
 @pytest.mark.parametrize("beginning", ["", '"StartTimestamp","Interval_Length"\n', "#[Histogram log for"])

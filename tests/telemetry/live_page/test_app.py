@@ -73,7 +73,7 @@ async def test_prefix_without_slash_redirects(app, loop, path, root):
 
 async def test_every_file_that_the_page_names_is_served(app, loop):
     """Nothing is loaded from elsewhere, and no script or style is inline."""
-    html = (STATIC / "index.html").read_text()
+    html = (STATIC / "index.html").read_text(encoding="utf-8")
     named = re.findall(r'(?:src|href)="([^"#]+)"', html)
     assert len([name for name in named if name != "data:,"]) == 5
     for name in named:
