@@ -24,4 +24,4 @@ cpdef fill_planned(
 cpdef best_size(const double[::1] table)
 
 @cython.locals(size=Py_ssize_t, least=double)
-cpdef largest_as_good(const double[::1] table, Py_ssize_t best, Py_ssize_t limit, double tolerance)
+cpdef largest_as_good(const double[::1] table, Py_ssize_t best, Py_ssize_t below, Py_ssize_t limit, double tolerance)

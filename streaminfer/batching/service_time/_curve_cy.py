@@ -134,17 +134,18 @@ def best_size(table: NDArray[np.float64]) -> int:
     return best
 
 
-def largest_as_good(table: NDArray[np.float64], best: int, limit: int, tolerance: float) -> int:
+def largest_as_good(table: NDArray[np.float64], best: int, below: int, limit: int, tolerance: float) -> int:
     """Return the largest size whose throughput falls short of the best size's by no more than a share.
 
     Args:
         table: as for :func:`best_size`.
-        best: where to begin.
-        limit: the largest size, at least ``best``.
+        best: whose throughput counts.
+        below: what is returned where there is none above it, at least ``best``.
+        limit: the largest size, at least ``below``.
         tolerance: the share.
     """
     least = best / table[best] * (1.0 - tolerance)
     size = limit
-    while size > best and size / table[size] < least:
+    while size > below and size / table[size] < least:
         size -= 1
     return size

@@ -8,13 +8,14 @@ from numpy.typing import NDArray
 
 from streaminfer._internal.display.figures import COLORS, legend_above
 from streaminfer.batching.service_time._curve_cy import best_size, largest_as_good
-from streaminfer.batching.service_time.latency_model import LatencyModel
+from streaminfer.batching.service_time.latency_model import LatencyModel, nearest_size
 from streaminfer.batching.service_time.service_time import ServiceTime, service_time_axes, service_time_html, whole_ns
 
 __all__ = ["LearnedServiceTime"]
 
 _NOISE_WIDTHS = 2.0  # standard deviations between durations that noise explains
-_ALIKE = 0.25  # sizes whose throughput differs by no more than the noise, up to this, are equally good
+_MEAN_WIDTHS = 1.5  # as many between two means: of several sizes the luckiest looks better than it is
+_ALIKE = 0.25  # sizes whose throughput differs by no more than the noise of their means, up to this, are equally good
 
 
 class LearnedServiceTime(LatencyModel):
@@ -71,8 +72,8 @@ class LearnedServiceTime(LatencyModel):
     def best_batch_size(self, max_batch_size: int) -> int:
         """Return the size past which larger batches are not worth their wait, as :meth:`ServiceTime.best_batch_size`.
 
-        Of sizes that the noise does not tell apart, up to a quarter, it is the largest; but a model that gains little
-        from batching has small batches, however much its durations scatter.
+        Of sizes that the noise of their means does not tell apart, up to a quarter, it is the largest; but a model that
+        gains little from batching has small batches, however much its durations scatter.
 
         Raises:
             RuntimeError: nothing is known yet.
@@ -80,7 +81,18 @@ class LearnedServiceTime(LatencyModel):
         self._refresh(max_batch_size)
         best = best_size(self._relative)
         limit = int(max(best, min(self.gains_up_to, max_batch_size)))
-        return largest_as_good(self._relative, best, limit, min(self.residuals.deviation, _ALIKE))
+        seen = [size for size in self._sizes if best < size < limit]
+        for above, below in zip([limit, *seen[::-1]], [*seen[::-1], best], strict=True):
+            size = largest_as_good(self._relative, best, below, above, self._unknown_share(best, above))
+            if size > below:
+                return size
+        return best
+
+    def _unknown_share(self, size: int, other: int) -> float:
+        """Return by how much the mean durations of two sizes may differ unseen, for the batches that either had."""
+        batches, of_other = (max(self._visits.get(nearest_size(it), 0), 1) for it in (size, other))
+        share = self.deviation * min(_MEAN_WIDTHS * math.sqrt(1.0 / batches + 1.0 / of_other), 1.0)
+        return min(share, _ALIKE)
 
     def fitted(self) -> ServiceTime:
         """Return the median durations as a fixed service time: to save, to compare, to start the next process from.

@@ -68,9 +68,10 @@ def test_the_best_size_is_that_of_most_worth_near_the_most_throughput(form, tabl
 def test_the_largest_size_as_good_as_the_best(form, table, tolerance, data):
     best = data.draw(st.integers(1, len(table) - 1))
     limit = data.draw(st.integers(best, len(table) - 1))
+    below = data.draw(st.integers(best, limit))
     throughput = np.arange(best, limit + 1) / table[best : limit + 1]
     as_good = np.flatnonzero(throughput >= throughput[0] * (1.0 - tolerance))
-    assert form.largest_as_good(table, best, limit, tolerance) == best + as_good[-1]
+    assert form.largest_as_good(table, best, below, limit, tolerance) == max(best + as_good[-1], below)
 
 
 @given(tables, st.floats(0.0, 0.01), st.floats(1.0, 20.0), st.floats(1.0, 3.0))

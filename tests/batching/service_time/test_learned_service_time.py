@@ -228,6 +228,22 @@ def test_alike_sizes_are_equally_good(sigma, best):
         assert live.learned.best_batch_size(LARGEST) <= best
 
 
+def test_many_batches_tell_more_than_one():
+    """Durations scatter by a fifth, but of two sizes that ran often the means are known well enough to differ."""
+    live = Live()
+    live.seconds = ServiceTime.table({1: 0.004, 8: 0.008, 64: 0.075}).seconds  # 15 % worse at 64
+
+    def best_after(times, *sizes):
+        for factor in [0.8, 1.25] * times:
+            live.run(*sizes, factor=factor)
+        return live.learned.best_batch_size(LARGEST)
+
+    best_after(30, 1)
+    assert live.learned.deviation > 0.18
+    assert best_after(2, 8, 64) == LARGEST
+    assert best_after(20, 8, 64) <= LARGEST // 2
+
+
 @pytest.mark.parametrize("sigma", [0.0, 0.2, 0.4])
 def test_a_model_that_gains_nothing_has_small_batches(sigma):
     """However much durations scatter: a batch of all that is queued would only make its first rows wait."""
