@@ -16,8 +16,8 @@ batch behind a large one seems slow, while the event loop is busy with the calle
 
 *Losses.* A model that loses from batching is known by small batches only, and where large ones leave no time for them,
 they would never run. So a smaller size may run though it makes requests late: while some are lost in any case, and once
-each behind full batches. It costs at most the rows of one batch, at first after eight batches, then after twice as many
-each time, up to 128.
+each behind full batches. It costs at most the rows of one batch: at first after eight batches, then after 64, then
+after 128 each time.
 
 *Means.* A fast model responds faster than it could be learned. Once it is known and nothing about it is in doubt, what
 is learned is the mean of the batches of about the same size within four milliseconds of work. A busy event loop notices
@@ -100,7 +100,7 @@ class BucketModel:
         self._tried = 0  # the size that was sent last to learn it or to compare it
         self._cut: dict[int, int] = {}  # how often a batch of a size had fewer rows when it ran
         self._lost_at = -_COMPARE_EVERY  # the observations when requests were lost last
-        self._costly_from, self._costly_pause = 0, _COMPARE_EVERY  # observations: when a size may cost requests again
+        self._costly_from, self._costly_pause = 0, _COMPARE_AFTER // 2  # when a size may cost requests again
         self._tried_again = (0, 0)  # the larger size that was asked for last, and the observations then
         self._waited_for: NDArray[np.int64] | None = None
         self._borrowed: NDArray[np.int64] | None = None
