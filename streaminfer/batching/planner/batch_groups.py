@@ -143,7 +143,7 @@ def _in_order(groups: list[Group]) -> list[tuple[int, int, int, int]]:
 
 
 def without_late(groups: list[Group], now_ns: int) -> tuple[list[Group], list[Group], list[Ticket], list[Ticket]]:
-    """Return what can be on time alone, and the rest.
+    """Return what can be on time alone, and the rest, which the models of the groups note.
 
     Returns:
         The groups without their late requests; the groups that had some; the requests without a deadline that have
@@ -165,6 +165,7 @@ def without_late(groups: list[Group], now_ns: int) -> tuple[list[Group], list[Gr
         if passed < len(group.tickets):
             left.append(Group(group.model, group.tickets[passed:], group.deadlines[passed:], group.untimed))
         if passed:
+            group.model.note_losses()
             late.append(group)
     overdue.sort(key=lambda ticket: (ticket.priority, ticket.enqueued_ns))
     return left, late, overdue, rejected
@@ -185,6 +186,8 @@ def with_rows_for_free(batch: list[Ticket], group: Group, rejected: list[Ticket]
 def batch_to_compare(group: Group, batch: list[Ticket], size: int, others: list[Group], now_ns: int) -> list[Ticket]:
     """Return a batch of another size in place of one, to learn what it takes; empty: there is no time for it.
 
+    Without other groups a smaller size may be worth it that some become late.
+
     Args:
         group: of the batch.
         batch: what would be sent.
@@ -193,8 +196,12 @@ def batch_to_compare(group: Group, batch: list[Ticket], size: int, others: list[
         now_ns: the present instant.
     """
     compared = batch[:size] if size < len(batch) else group.tickets[:size]
-    if not compared or not _leaves_time_for(group, compared, others, now_ns):
+    if not compared:
         return []
+    if not _leaves_time_for(group, compared, others, now_ns):
+        may_cost = not others and size < len(batch)
+        if not (may_cost and group.model.is_worth_losses(size, len(batch))):
+            return []
     group.model.compare_soon(len(compared))
     return compared
 

@@ -49,6 +49,22 @@ def test_a_larger_batch_is_tried_again_under_overload():
     assert (len(batch), reason) == (4, "planned")
 
 
+def test_a_smaller_size_runs_under_overload():
+    """In place of batches that are not full too."""
+    model = BucketModel(16, LearnedServiceTime(), workers=1, padded=None)
+    for _ in range(8):
+        model.observe(16, 26 * MS, 0, cancelled=False)
+    queue, sizes = queue_of([22.0] * 30), {}
+
+    for number in range(8, 140):
+        batch, reason = plan_batch(queue, in_deadline_order(model, queue.first(30)), 0, [])
+        model.observe(len(batch), round(DEVICE.at(len(batch)) * 1e9), 0, cancelled=False)
+        if reason == "exploration":
+            sizes[number] = len(batch)
+
+    assert sizes == {8: 8, 72: 4, 136: 16}
+
+
 @pytest.mark.parametrize("limit_ms", [None, 1000])
 def test_a_smaller_batch_of_classes_is_compared(limit_ms):
     """The most urgent requests are in it."""

@@ -1,6 +1,7 @@
 """The planning policy: what goes, what is refused, and what it learns from."""
 
 import asyncio
+import contextlib
 
 import numpy as np
 import pytest
@@ -375,7 +376,7 @@ def test_a_given_service_time_is_where_learning_starts():
 # -- what is tried --------------------------------------------------------------------------------------------------
 
 
-def closed_loop(device, callers=64, rounds=100, cap=32, slo_s=None, lengths=(1,), classes=1, **options):
+def closed_loop(device, callers=64, rounds=100, cap=32, slo_s=None, lengths=(1,), classes=1, may_fail=(), **options):
     async def main(loop):
         batcher = si.AdaptiveBatcher(max_batch_size=cap, slo_s=slo_s, clock=loop.clock, **options)
         service = batcher.wrap(ScriptedBackend(duration_s=device))
@@ -383,7 +384,8 @@ def closed_loop(device, callers=64, rounds=100, cap=32, slo_s=None, lengths=(1,)
 
         async def caller(number):
             for turn in range(rounds):
-                await service.call(si.Request(inputs[(number + turn) % len(inputs)], priority=number % classes))
+                with contextlib.suppress(*may_fail):
+                    await service.call(si.Request(inputs[(number + turn) % len(inputs)], priority=number % classes))
 
         await asyncio.gather(*(caller(number) for number in range(callers)))
         return batcher, callers * rounds / loop.time()
@@ -455,6 +457,21 @@ def test_a_model_that_loses_from_batching_is_found_out_under_overload():
     on_time, batcher = live(lambda n, _: blaze_full(n), poisson(600, 3000), np.full(3000, 0.05), cap=32)
     assert on_time.mean() >= 0.9 * 1 / blaze_full(1) / 600
     assert batcher.service_time.best_batch_size(32) <= 2
+
+
+@pytest.mark.parametrize(
+    ("item_ms", "slo_s"),
+    [({1: 5, 2: 4, 4: 3.4, 8: 3, 16: 3.4, 32: 4}, 0.3), (BLAZE_FULL, 0.5)],
+    ids=["middle", "one"],
+)
+def test_a_model_that_loses_from_batching_is_found_out_where_large_batches_fill_the_time(item_ms, slo_s):
+    """No request is late, but two batches of 32 take so long that a smaller one would make some late."""
+
+    def seconds(size):
+        return size * np.interp(size, list(item_ms), list(item_ms.values())) / 1e3
+
+    batcher = closed_loop(seconds, rounds=200, slo_s=slo_s, may_fail=[si.DeadlineExceeded])[0]
+    assert batcher.service_time.best_batch_size(32) == min(item_ms, key=item_ms.get)
 
 
 def test_a_model_that_gains_from_batching_is_hardly_disturbed():
