@@ -143,7 +143,7 @@ def _in_order(groups: list[Group]) -> list[tuple[int, int, int, int]]:
 
 
 def without_late(groups: list[Group], now_ns: int) -> tuple[list[Group], list[Group], list[Ticket], list[Ticket]]:
-    """Return what can be on time alone, and the rest, which the models of the groups note.
+    """Return what can be on time alone, and the rest.
 
     Returns:
         The groups without their late requests; the groups that had some; the requests without a deadline that have
@@ -165,7 +165,6 @@ def without_late(groups: list[Group], now_ns: int) -> tuple[list[Group], list[Gr
         if passed < len(group.tickets):
             left.append(Group(group.model, group.tickets[passed:], group.deadlines[passed:], group.untimed))
         if passed:
-            group.model.note_losses()
             late.append(group)
     overdue.sort(key=lambda ticket: (ticket.priority, ticket.enqueued_ns))
     return left, late, overdue, rejected

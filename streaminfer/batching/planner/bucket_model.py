@@ -15,9 +15,8 @@ full, since batches are never full where fewer callers wait than one holds. They
 batch behind a large one seems slow, while the event loop is busy with the callers of the large one.
 
 *Losses.* A model that loses from batching is known by small batches only, and where large ones leave no time for them,
-they would never run. So a smaller size may run though it makes requests late: while some are lost in any case, and once
-each behind full batches. It costs at most the rows of one batch: at first after eight batches, then after 64, then
-after 128 each time.
+they would never run. So each smaller size runs once in place of a full batch though it makes requests late, at most the
+rows of one batch; the next one only if this one was about as good, 16 batches later.
 
 *Means.* A fast model responds faster than it could be learned. Once it is known and nothing about it is in doubt, what
 is learned is the mean of the batches of about the same size within four milliseconds of work. A busy event loop notices
@@ -53,6 +52,8 @@ _CENSORED = 1.5  # what a cancelled batch would have taken, over what was expect
 _ABOUT = 0.8
 _MOST_WAITED_FOR = 1.25  # times the mean
 _EXPLORE_TIMES = 4
+_AS_GOOD = 1.25
+_COSTLY_EVERY = 16  # batches between two that may cost requests
 _COMPARE_AFTER, _COMPARE_EVERY, _COMPARE_SOON = 128, 8, 1  # batches
 _MOST_CUT = 8  # batches of a size that cost or bytes left smaller, after which it is not tried any more
 
@@ -99,8 +100,7 @@ class BucketModel:
         self.compared_from = 2
         self._tried = 0  # the size that was sent last to learn it or to compare it
         self._cut: dict[int, int] = {}  # how often a batch of a size had fewer rows when it ran
-        self._lost_at = -_COMPARE_EVERY  # the observations when requests were lost last
-        self._costly_from, self._costly_pause = 0, _COMPARE_AFTER // 2  # when a size may cost requests again
+        self._costly_from = _COSTLY_EVERY  # observations: when a size may cost requests again
         self._tried_again = (0, 0)  # the larger size that was asked for last, and the observations then
         self._waited_for: NDArray[np.int64] | None = None
         self._borrowed: NDArray[np.int64] | None = None
@@ -266,32 +266,26 @@ class BucketModel:
         return found
 
     def size_at_a_loss(self, planned: int) -> int:
-        """Return a size to learn or to compare below that of a batch, where requests are lost, and note it; 0: none."""
-        self.note_losses()
+        """Return a smaller size to learn or to compare in place of a batch, where requests are lost; 0: none."""
+        if planned < len(self.durations) - 1:
+            return 0
         size = self.size_to_learn(planned - 1)
-        if size and self.is_worth_losses(size, planned):
-            return size
-        return self.size_to_compare(planned - 1) if planned >= len(self.durations) - 1 else 0
-
-    def note_losses(self) -> None:
-        """Note that some requests cannot be on time."""
-        if self.learns:
-            self._lost_at = self.service_time.observations
+        return size if size and self.is_worth_losses(size, planned) else self.size_to_compare(planned - 1)
 
     def is_worth_losses(self, size: int, planned: int) -> bool:
-        """Return whether a smaller size may run though requests become late because of it, and note that it does.
+        """Return whether a size may run for the first time though requests become late, and note that it does.
 
         Args:
             size: the smaller size.
             planned: the rows of the batch that it replaces.
         """
         model = self.service_time
-        are_lost = model.observations - self._lost_at < _COMPARE_EVERY
-        is_new = planned >= len(self.durations) - 1 and size not in model.seen()
-        if model.observations < self._costly_from or not (are_lost or is_new):
+        if model.observations < self._costly_from or planned < len(self.durations) - 1 or size in model.seen():
             return False
-        self._costly_from = model.observations + self._costly_pause
-        self._costly_pause = min(2 * self._costly_pause, _COMPARE_AFTER)
+        larger = min(2 * size, planned)
+        if self.expected_ns(larger) * planned > _AS_GOOD * larger * self.expected_ns(planned):
+            return False
+        self._costly_from = model.observations + _COSTLY_EVERY
         return True
 
     def compare_soon(self, size: int) -> None:
@@ -301,7 +295,7 @@ class BucketModel:
 
     def ask_again(self) -> None:
         """Compare at the next decision: the batch of the size that was asked for last was not sent."""
-        self._tried, self._tried_again, self._costly_from = 0, (0, 0), 0
+        self._tried, self._tried_again = 0, (0, 0)
         self._compare_from = min(self._compare_from, self.service_time.observations)
 
     def _not_run_for_long(self, sizes: Sequence[int]) -> int:
