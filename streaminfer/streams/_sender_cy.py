@@ -172,7 +172,7 @@ class Sender:
         if self._settings.waits and offered.shares_device:
             self._full_load = self._next_batch = None
         self._count_places()
-        self.late_frames = LateFrames(self._settings, offered.slow_batch_ns, offered.max_in_flight or 1)
+        self.late_frames.update(offered.slow_batch_ns, offered.max_in_flight or 1)
 
     def _count_places(self) -> None:
         """Read how much the service takes at once: its batcher can be told another size while streams are open."""

@@ -51,7 +51,7 @@ cdef class StreamState:
     cdef Py_ssize_t _max_in_flight
     cdef long long _max_age_ns
     cdef bint _resets_after_gap
-    cdef bint _one_by_one
+    cdef readonly bint one_by_one
     cdef object _ages
     cdef ResultQueue _waiting
     cdef ResultQueue _sent

@@ -166,7 +166,7 @@ class StreamState:
         self._max_in_flight = max_in_flight
         self._max_age_ns = max_age_ns
         self._resets_after_gap = resets_after_gap
-        self._one_by_one = one_by_one
+        self.one_by_one = one_by_one
         self._ages = ages
         self._waiting = ResultQueue()
         self._sent = ResultQueue()
@@ -234,7 +234,7 @@ class StreamState:
         head = self._waiting.head
         if head is None:
             return False
-        return self.running == 0 or not (head._discontinuity or self._one_by_one)
+        return self.running == 0 or not (head._discontinuity or self.one_by_one)
 
     def next(self, now_ns: int) -> StreamResult | None:
         """Move the next frame from waiting to in flight, and drop those that are too old."""

@@ -52,7 +52,7 @@ _CENSORED = 1.5  # what a cancelled batch would have taken, over what was expect
 _ABOUT = 0.8
 _MOST_WAITED_FOR = 1.25  # times the mean
 _EXPLORE_TIMES = 4
-_AS_GOOD = 1.25
+_AS_GOOD = 1.25  # times the duration per row: a smaller one may be better yet
 _COSTLY_EVERY = 16  # batches between two that may cost requests
 _COMPARE_AFTER, _COMPARE_EVERY, _COMPARE_SOON = 128, 8, 1  # batches
 _MOST_CUT = 8  # batches of a size that cost or bytes left smaller, after which it is not tried any more
@@ -255,21 +255,29 @@ class BucketModel:
             available: the most rows that there are.
         """
         model = self.service_time
-        larger = min(2 * size, self.cap, max(model.seen()))
+        larger = min(2 * size, self.cap, max(model.seen(), default=0))
+        if larger <= size:
+            return 0
         tried, at = self._tried_again
         pause = _COMPARE_AFTER * self.expected_ns(larger) / self.expected_ns(size)
         was_tried = tried < 2 * larger < 4 * tried and model.observations - at < pause
-        may_run = size < larger <= available and not was_tried
-        found = self._not_run_for_long([larger] if may_run else [])
-        if found:
-            self._tried_again = found, model.observations
-        return found
+        as_run = larger if self._padded is None else int(self._padded[larger])
+        found = self._not_run_for_long([as_run] if larger <= available and not was_tried else [])
+        if not found:
+            return 0
+        self._tried_again = larger, model.observations
+        return larger
 
-    def size_at_a_loss(self, planned: int) -> int:
-        """Return a smaller size to learn or to compare in place of a batch, where requests are lost; 0: none."""
+    def size_at_a_loss(self, planned: int, is_alone: bool) -> int:
+        """Return a smaller size to learn or to compare in place of a batch, where requests are lost; 0: none.
+
+        Args:
+            planned: the rows of the batch.
+            is_alone: whether there are no other groups, which a size that is only to be learned must not cost requests.
+        """
         if planned < len(self.durations) - 1:
             return 0
-        size = self.size_to_learn(planned - 1)
+        size = self.size_to_learn(planned - 1) if is_alone else 0
         return size if size and self.is_worth_losses(size, planned) else self.size_to_compare(planned - 1)
 
     def is_worth_losses(self, size: int, planned: int) -> bool:
@@ -280,7 +288,7 @@ class BucketModel:
             planned: the rows of the batch that it replaces.
         """
         model = self.service_time
-        if model.observations < self._costly_from or planned < len(self.durations) - 1 or size in model.seen():
+        if model.observations < self._costly_from or planned < len(self.durations) - 1 or model.knows(size):
             return False
         larger = min(2 * size, planned)
         if self.expected_ns(larger) * planned > _AS_GOOD * larger * self.expected_ns(planned):

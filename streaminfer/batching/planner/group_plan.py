@@ -108,7 +108,7 @@ def plan_batch(queue: RequestQueue, group: Group, now_ns: int, beside: list[Grou
     if not queue.several_priorities and not untimed:
         head, size = _choose(queue, model, deadlines, now_ns, 1.0, is_alone)
         if model.compares:
-            smaller = model.size_at_a_loss(size)
+            smaller = model.size_at_a_loss(size, is_alone)
             if smaller:
                 return tickets[head : head + smaller], "exploration"
             larger = model.size_to_try_again(size, min(len(tickets), model.cap))

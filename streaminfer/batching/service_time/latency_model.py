@@ -199,6 +199,10 @@ class LatencyModel:
         """Return the nanoseconds of a relative cost of 1."""
         return math.exp(self._published_speed)
 
+    def knows(self, size: int) -> bool:
+        """Return whether a batch of about a size was observed, or a prior gives it."""
+        return nearest_size(size) in self._costs
+
     def seen(self) -> dict[int, tuple[float, int]]:
         """Return what each size's own batches said: nanoseconds and visits, by size."""
         return {size: (math.exp(self._speed + self._costs[size]), self._visits[size]) for size in self._sizes}

@@ -8,9 +8,9 @@ as many choices as replicas nothing is drawn: all are compared, which makes the 
 replicas of unequal speed are near saturation. What is compared is the expected time of the request
 (``_replica_stats_cy``), over the replica's weight and times the penalty of its zone.
 
-*Zones.* Two candidates come from the own zone, and two from the others, by weight over penalty. A response from another
-zone must be expected sooner by the factor of its penalty. So traffic stays at home until home is that much worse, and
-only as much of it leaves as makes them equal: no threshold, nothing to flap.
+*Zones.* Where replicas are drawn, two candidates come from the own zone, and two from the others, by weight over
+penalty. A response from another zone must be expected sooner by the factor of its penalty. So traffic stays at home
+until home is that much worse, and only as much of it leaves as makes them equal: no threshold, nothing to flap.
 
 *Ejection* is decided by ``_ejection_cy``. A replica that starts slowly takes part in a tenth of the choices, and over
 ``slow_start_ns`` in all. In the others it is chosen all the same if it is expected sooner by that factor: the replicas

@@ -23,5 +23,6 @@ cdef class LateFrames:
     cpdef look(self, list queued, Py_ssize_t room, long long now_ns, long long starts_ns)
     @cython.locals(turn=Turn, stream=Stream)
     cpdef read_on(self, list queued, long long now_ns)
+    cpdef update(self, object batch_ns, Py_ssize_t workers)
     cpdef learn(self, long long took_ns, bint is_in_time)
     cpdef bint is_late(self, Stream stream) except -1

@@ -3,9 +3,9 @@
 If each frame was sent that can just be answered in time, all would be late as soon as anything takes longer than
 expected, and the planner would make small batches to save the oldest ones: it does not see the frames behind them. So
 those that have less time left than 19 of 20 batches take are only sent where the others leave room. Of a stream with a
-backlog they are dropped instead, if more waits than two batches take: the frame behind it takes the turn. A stream
-whose frames always come to their turn too old would have no result at all otherwise, and each batch would be short of
-its rows.
+backlog they are dropped instead, if others fill the room or two batches wait: the frame behind it takes the turn. A
+stream whose frames always come to their turn too old would have no result at all otherwise, and each batch would be
+short of its rows.
 
 The batch is the one that the streams can fill, which may be few beside its most rows. Where it is no full one, its
 rows are taken to be spread over the workers.
@@ -62,8 +62,12 @@ class LateFrames:
         self._workers = workers
         self._now_ns = 0
         self._ends_ns = 0  # a slow batch that begins next
-        self._is_behind = False  # more waits than two batches take
+        self._is_behind = False  # others fill the room, or two batches wait
         self.next_end_ns = 0
+
+    def update(self, batch_ns: Callable[[int], int | None] | None, workers: int) -> None:
+        """Take what the service says now; what was learned stays."""
+        self._batch_ns, self._workers = batch_ns, workers
 
     def look(self, queued: list[Turn], room: int, now_ns: int, starts_ns: int) -> None:
         """Foresee the next batch.
@@ -82,7 +86,7 @@ class LateFrames:
         for turn in queued:
             stream = turn.owner
             state = stream.state
-            rows += min(state.waiting, self._max_in_flight - state.running)
+            rows += 1 if state.one_by_one else min(state.waiting, self._max_in_flight - state.running)
             frames += state.waiting
             if rows > room:
                 break
@@ -116,8 +120,8 @@ class LateFrames:
     def is_late(self, stream: Stream) -> bool:
         """Return whether the next frame of a stream has less time left than the next batch takes, but some.
 
-        Where more waits than two batches take, those with a younger one behind them are dropped. One without time left
-        is dropped in its turn, since a source that is held, or has ended, sends no younger one.
+        Where others fill the room or two batches wait, those with a younger one behind them are dropped. One without
+        time left is dropped in its turn, since a source that is held, or has ended, sends no younger one.
         """
         if not self._has_limit:
             return False

@@ -595,6 +595,40 @@ def test_a_larger_size_that_never_ran_is_not_tried_again():
     assert model.size_to_try_again(8, 64) == 0
 
 
+def test_nothing_larger_is_tried_of_an_unknown_bucket():
+    """On a shared device another model may have had the turn of its first batch."""
+    known, unknown = bucket(16), bucket(8)
+    run(known, *[1, 4, 16] * 10)
+    unknown.borrow(known, 3.0)
+
+    unknown.ask_again()
+
+    assert unknown.size_to_try_again(2, 8) == 0
+
+
+def test_a_larger_padded_size_is_tried_again():
+    """What counts is when batches of the padding ran last."""
+    model = bucket(32, padded=lambda rows: 8 if rows <= 8 else 32)
+    settled(model, 8, 32)
+    assert model.size_to_try_again(8, 64) == 0
+
+    run(model, *[8] * 128)
+
+    assert model.size_to_try_again(8, 64) == 16
+
+
+@pytest.mark.parametrize("full", [16, 20, 24, 48])
+def test_a_size_costs_requests_only_before_it_ran(full):
+    """Also one that is no power of two, which is learned as the nearest size."""
+    half = full // 2
+    model = bucket(full)
+    run(model, *[full] * 16)
+    assert model.is_worth_losses(half, full)
+    run(model, half, *[full] * 16)
+
+    assert not model.is_worth_losses(half, full)
+
+
 def test_a_larger_size_that_is_tried_in_vain_costs_little():
     """Cancelled before its end it tells nothing. It waits until others ran for 128 times as long as it takes."""
     model = settled(bucket(), 4, 8, 16)

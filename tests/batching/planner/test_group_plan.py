@@ -66,6 +66,18 @@ def test_a_smaller_size_runs_once_under_overload(setup_ms, expected):
     assert (len(batch), reason) == expected
 
 
+def test_a_smaller_size_costs_other_groups_nothing():
+    model = BucketModel(16, LearnedServiceTime(), workers=1, padded=None)
+    for size in [16] * 24 + [8] * 4 + [16] * 4:
+        model.observe(size, (2 + size) * MS, 0, cancelled=False)
+    queue = queue_of([24.0] * 48)
+    group = in_deadline_order(model, queue.first(48))
+
+    batch, reason = plan_batch(queue, group, 0, [group])
+
+    assert (len(batch), reason) == (16, "planned")
+
+
 @pytest.mark.parametrize("limit_ms", [None, 1000])
 def test_a_smaller_batch_of_classes_is_compared(limit_ms):
     """The most urgent requests are in it."""

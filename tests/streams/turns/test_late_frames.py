@@ -25,9 +25,9 @@ def takes_ns(rows):
 class Streams:
     """Streams with frames of the ages that are given, oldest first, at the instant 1,000."""
 
-    def __init__(self, loop, *ages, max_age_ns=200, max_in_flight=1, workers=1, batch_ns=takes_ns):
+    def __init__(self, loop, *ages, max_age_ns=200, max_in_flight=1, workers=1, batch_ns=takes_ns, states=None):
         self.settings = StreamSettings(policy=Block(8), max_in_flight=max_in_flight, max_age_ns=max_age_ns, **SETTINGS)
-        sender = SimpleNamespace(states=None, clock=loop.clock, leave=lambda stream: None)
+        sender = SimpleNamespace(states=states, clock=loop.clock, leave=lambda stream: None)
         outlet = Outlet(loop.clock, WakeUps(loop, None, lambda: None))
         self.order = FairOrder()
         self.late_frames = LateFrames(self.settings, batch_ns, workers)
@@ -107,6 +107,22 @@ async def test_no_frame_is_timed_where_the_service_tells(loop):
     streams.late_frames.learn(500, True)
     streams.look()
     assert streams.late_frames.next_end_ns == 1064
+
+
+async def test_what_was_measured_is_kept_when_streams_join(loop):
+    streams = Streams(loop, [10], batch_ns=None)
+    streams.look()
+    streams.late_frames.learn(40, True)
+    streams.late_frames.update(None, 1)
+    streams.look()
+    assert streams.late_frames.next_end_ns == 1100
+
+
+async def test_a_recurrent_stream_has_one_row_in_a_batch(loop):
+    """Whatever it may have in flight: three streams fill three rows, which take 36."""
+    streams = Streams(loop, *[[50, 40, 30, 20]] * 3, max_in_flight=4, states=SimpleNamespace())
+    streams.look()
+    assert streams.late_frames.next_end_ns == 1000 + 36 + 36
 
 
 async def test_nothing_is_late_without_an_age_limit_or_room(loop):
