@@ -81,7 +81,15 @@ with mock.patch.dict(sys.modules, {"ray.serve.request_router": None}):  # anothe
     other = si.serving.ray_deployment(make_late)
 found["other version"] = other._deployment_config.request_router_config.is_default_request_router()
 
-ray.init(num_cpus=1, object_store_memory=80 << 20, include_dashboard=False, log_to_driver=False, logging_level="error")
+# "local": without it Ray joins any cluster that runs, or ran, on the machine
+ray.init(
+    "local",
+    num_cpus=1,
+    object_store_memory=80 << 20,
+    include_dashboard=False,
+    log_to_driver=False,
+    logging_level="error",
+)
 streams = serve.run(si.serving.ray_deployment(make_stateful).bind(), _local_testing_mode=True, name="beside Ray")
 found["beside Ray"] = int(streams.infer.remote({"x": np.int64(7)}, stream_id="s").result())
 ray.shutdown()
