@@ -97,7 +97,7 @@ def test_nothing_remains_after_an_erasure(site):
     assert proof.to_dict() == {"ok": True, "counts": dict(proof.counts), "remains": [], "held": {}}
 
 
-def test_raw_copy_of_the_file_is_found_while_its_key_exists(site, tmp_path):
+def test_raw_file_copy_is_found_while_key_exists(site, tmp_path):
     """An erasure by tag destroys no key, so a copy of the file in the folder can still be read."""
 
     async def main():
@@ -121,7 +121,9 @@ def test_raw_copy_of_the_file_is_found_while_its_key_exists(site, tmp_path):
     assert destroyed.counts["disk"] == 0
 
 
-def test_restored_backup_cannot_be_read_after_an_erasure(site, tmp_path):
+def test_restored_backup_is_unreadable_after_erasure(site, tmp_path):
+    """A restored backup of the folder cannot be read after an erasure has destroyed its key."""
+
     async def main():
         async with site.stack as service:
             await site.ask(service, 1, "anna")
@@ -212,7 +214,8 @@ def test_stale_time_counts_once_and_for_values_only(kind, lasts_s):
     assert (before, after) == (0, 1)
 
 
-def test_entry_that_an_erasure_missed_in_memory_is_found(site):
+def test_entry_missed_by_erasure_in_memory_is_found(site):
+    """An entry that an erasure missed in memory is a remain, but one stored after the erasure is not."""
     site.cache.put("k", 1, subject="anna", tags=("face",))
     site.wall.now_ns += 1
     for selection in ({"subject": "anna"}, {"tag": "face"}):
@@ -321,7 +324,8 @@ def test_what_a_hold_preserves_is_held_and_no_remain(tmp_path, keys):
     assert released.held == {}
 
 
-def test_what_its_minimum_age_preserves_is_held_and_no_remain():
+def test_entry_within_minimum_age_is_held():
+    """An entry that its minimum age preserves counts as held, and is a remain only once that age is over."""
     wall = Wall()
     policy = si.Retention(600.0, min_age_s=300.0)
     cache = si.EdgeCache(retention=policy, ttl_s=60.0, clock=wall)
@@ -403,7 +407,7 @@ def test_destroyed_keys_leave_no_byte(tmp_path, subjects):
     assert left == len(range(0, subjects, 7))
 
 
-def test_expired_records_leave_no_byte_that_can_be_read(tmp_path, keys):
+def test_expired_records_leave_no_readable_byte(tmp_path, keys):
     """The same for records on the disk, whose keys live as long as their subjects; without the look 1 is left."""
     chance = random.Random(1)
     wall = Wall()
@@ -440,7 +444,8 @@ def test_subject_without_keys_reaches_no_medium(tmp_path, caplog):
     assert "gets no answers that have a subject" in caplog.text
 
 
-def test_complete_erasure_leaves_no_name_and_no_value_in_the_bytes(site):
+def test_complete_erasure_leaves_no_name_or_value(site):
+    """After all subjects are erased, no file in the folder contains a name, a tag or a value."""
     names = [f"person number {number}" for number in range(60)]
 
     async def main():
@@ -544,8 +549,11 @@ def test_http_file_is_as_old_as_its_answer(site, tmp_path, computed_ago_s, remai
 
 
 @pytest.mark.parametrize("caches", [[], [si.EdgeCache()]], ids=["none", "without a policy"])
-def test_http_file_without_a_retention_policy_has_no_age_to_exceed(caches, tmp_path):
-    """A stack may have no cache but nginx; what no shared cache may store is found all the same."""
+def test_http_file_without_policy_has_no_maximum_age(caches, tmp_path):
+    """Without a retention policy, an HTTP cache file has no maximum age to exceed.
+
+    A stack may have no cache but nginx; what no shared cache may store is found all the same.
+    """
     date = email.utils.formatdate(time.time() - 1e6, usegmt=True).encode()
     _nginx_file(tmp_path, "old", b"Cache-Control: max-age=3600\r\nDate: " + date)
     _nginx_file(tmp_path, "private", b"Cache-Control: private\r\nDate: " + date)
@@ -566,7 +574,8 @@ def test_http_directives_are_whole_words(site, tmp_path):
     assert [it.where for it in found.remains] == ["private"]
 
 
-def test_cache_without_a_log_is_proven_by_its_own_erasures(keys, tmp_path):
+def test_cache_without_log_uses_its_own_erasures(keys, tmp_path):
+    """A cache without a retention log is proven by the erasures that it made itself."""
     disk = DiskTier(tmp_path / "cache", max_bytes=2**22, keys=keys)
     cache = si.EdgeCache(ttl_s=60.0, tiers=[disk])
     stack = si.Stack(cache, Model())
@@ -592,7 +601,7 @@ def test_only_a_stack_is_proven():
         si.prove(si.EdgeCache())
 
 
-def test_the_latest_erasure_counts_whatever_the_order_of_the_records():
+def test_latest_erasure_counts_in_any_record_order():
     """Two processes may record their erasures in another order than they made them."""
     instants = [10**18, 10**18 + 5 * 10**9]
     found = []

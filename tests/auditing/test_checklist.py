@@ -54,7 +54,9 @@ def test_a_minimum_age_wants_a_disk(tmp_path, tiered, allow_disk, severity):
     assert "class 'invoice' must be kept for at least 5 s" in it.what
 
 
-def test_keys_of_one_machine_on_a_tier_of_several_are_found():
+def test_single_machine_keys_on_shared_tier_are_found():
+    """Keys stored on one machine are a finding on a tier that several machines share."""
+
     class Service:
         def get(self, name, *, create):
             return b"k" * 32
@@ -67,7 +69,8 @@ def test_keys_of_one_machine_on_a_tier_of_several_are_found():
         assert len(found(stack_of(si.EdgeCache(ttl_s=1.0, tiers=[tier])), "key-store")) == number
 
 
-def test_a_held_erasure_is_owed_when_the_hold_has_ended(tmp_path):
+def test_held_erasure_is_owed_after_hold_ends(tmp_path):
+    """An erasure rejected by a legal hold is owed, and fails the audit, once the hold has ended."""
     log = RetentionLog(tmp_path / "log", secret=MASTER)
     cache = si.EdgeCache(retention=Retention(9.0, log=log))
 
@@ -93,7 +96,8 @@ def finding(severity, check, **more):
     return Finding(severity=severity, check=check, where="here", what=f"{check} <is> {severity}", **more)
 
 
-def test_the_worst_finding_is_the_answer_and_all_are_evidence():
+def test_worst_finding_decides_the_answer():
+    """The worst finding decides the answer to a question, and all of its findings are listed as evidence."""
     made = privacy_checklist(
         Audit((finding("ok", "hop"), finding("fail", "hop", remedy="use TLS"), finding("attention", "tier")))
     )
@@ -107,7 +111,8 @@ def test_the_worst_finding_is_the_answer_and_all_are_evidence():
     assert answers["Can the data of one person be erased?"].answer == "not seen"
 
 
-def test_every_check_of_the_audit_has_a_question_and_its_text_is_escaped(tmp_path):
+def test_every_audit_check_belongs_to_a_question(tmp_path):
+    """Every check of the audit belongs to a question, and the text of findings is escaped in HTML."""
     from streaminfer.auditing import stack_audit
     from streaminfer.auditing.checklist import _QUESTIONS
 
@@ -130,7 +135,8 @@ def test_every_check_of_the_audit_has_a_question_and_its_text_is_escaped(tmp_pat
 # -- the record --------------------------------------------------------------------------------------------------------
 
 
-def test_a_record_says_what_settings_say_and_lists_what_nobody_said(tmp_path):
+def test_record_lists_settings_and_missing_fields(tmp_path):
+    """A record of processing states what the settings say, and lists the fields without a value as missing."""
     policy = Retention(
         3600.0,
         encrypt=True,

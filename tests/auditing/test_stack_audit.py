@@ -63,7 +63,8 @@ def with_cache(cache):
 # -- caches ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_cache_without_a_maximum_age_fails_and_says_what_to_do():
+def test_cache_without_maximum_age_fails():
+    """A cache without a maximum age fails the audit, and the finding names the remedy."""
     found = only(with_cache(si.EdgeCache(maxsize=10)), "max-age")
     assert (found.severity, found.where) == ("fail", "stack → EdgeCache")
     assert "for good" in found.what
@@ -71,7 +72,8 @@ def test_a_cache_without_a_maximum_age_fails_and_says_what_to_do():
     assert not audit(with_cache(si.EdgeCache(maxsize=10))).ok
 
 
-def test_a_time_to_live_is_a_maximum_age_and_the_stale_time_counts():
+def test_ttl_plus_stale_time_is_a_maximum_age():
+    """A time to live is a maximum age, and the stale time is added to it."""
     found = only(with_cache(si.EdgeCache(ttl_s=60.0, stale_s=30.0)), "max-age")
     assert (found.severity, found.remedy) == ("ok", "")
     assert "90 s" in found.what
@@ -159,7 +161,8 @@ def test_entries_without_a_subject_are_counted(subjects, severity, what):
     assert bool(found.remedy) == (severity != "ok")
 
 
-def test_stale_entries_and_failures_count_too_and_tags_are_no_subject():
+def test_stale_and_failed_entries_are_counted():
+    """Stale entries and stored failures count as entries too, and a tag does not count as a subject."""
     clock = FakeClock()
     cache = si.EdgeCache(ttl_s=1.0, stale_s=100.0, negative_ttl_s=100.0, clock=clock)
     cache.put("stale", 1, tags=["face"])
@@ -216,7 +219,8 @@ def test_a_tier_without_keys_asks_for_attention(tmp_path):
         assert "StoredKeys" in found.remedy
 
 
-def test_a_class_that_must_be_encrypted_is_never_kept_on_a_tier_that_does_not(tmp_path):
+def test_encrypted_class_skips_unencrypted_tier(tmp_path):
+    """A class that must be encrypted is never stored on an unencrypted tier, and the finding says so."""
     policy = Retention(60.0, classes={"face": Retention(60.0, encrypt=True), "b": Retention(60.0)})
     cache = si.EdgeCache(retention=policy, tiers=[disk(tmp_path)])
     found = only(with_cache(cache), "tier")
@@ -225,7 +229,8 @@ def test_a_class_that_must_be_encrypted_is_never_kept_on_a_tier_that_does_not(tm
     )  # fmt: skip
 
 
-def test_a_tier_on_which_the_policy_keeps_nothing_is_right(tmp_path):
+def test_tier_that_policy_never_uses_is_ok(tmp_path):
+    """An unencrypted tier is ok if the policy stores nothing there."""
     policy = Retention(60.0, encrypt=True, allow_disk=False)
     cache = si.EdgeCache(retention=policy, tiers=[disk(tmp_path)])
     cache.put("k", 1, subject="anna")
@@ -306,7 +311,8 @@ def test_a_redis_tier_needs_tls_to_leave_the_machine(url, severity, what):
     assert "geheim" not in str(made) + made._repr_html_() + json.dumps(made.to_dict())
 
 
-def test_a_redis_tier_that_seals_what_it_sends_still_should_have_tls(keys):
+def test_redis_tier_that_seals_values_still_needs_tls(keys):
+    """A Redis tier that seals its values, but sends them to another machine without TLS, needs attention."""
     pytest.importorskip("redis")
     cache = si.EdgeCache(ttl_s=60.0, tiers=[RedisTier("redis://10.0.0.1", keys=keys)])
     found = checked(with_cache(cache), "hop")[0]
@@ -346,7 +352,8 @@ def test_encrypted_in_transit_goes_before_encrypted():
     assert only(si.Stack(Remote("a.site:1", encrypted=False, encrypted_in_transit=True)), "hop").severity == "ok"
 
 
-def test_what_says_nothing_and_is_not_ours_asks_for_attention():
+def test_undeclared_foreign_service_needs_attention():
+    """A service that is not ours and does not declare where it sends requests needs attention."""
     for thing in (Silent(), Service()):
         found = only(si.Stack(thing), "hop")
         assert found.severity == "attention"
@@ -407,7 +414,9 @@ def test_a_log_of_somebody_elses_is_not_called():
 # -- everywhere in a stack -------------------------------------------------------------------------------------------
 
 
-def test_it_looks_into_nested_stacks_routes_and_replicas():
+def test_nested_stacks_routes_and_replicas_are_audited():
+    """The audit looks into nested stacks, routes and replicas."""
+
     def cache():
         return si.EdgeCache(maxsize=1)
 
@@ -469,7 +478,9 @@ def test_it_sees_through_every_layer_of_ours():
     ]
 
 
-def test_what_a_layer_of_somebody_elses_wrapped_is_found_inward():
+def test_foreign_layer_is_audited_through_inner():
+    """What a layer of another library wraps is found through its `inner` attribute."""
+
     class Around:
         def __init__(self, inner):
             self.inner = inner
@@ -491,7 +502,9 @@ def test_what_a_layer_of_somebody_elses_wrapped_is_found_inward():
     assert (found.severity, found.where) == ("attention", "stack → Around → Service")
 
 
-def test_a_layer_may_say_where_it_sends_what_passes_and_need_not():
+def test_layer_may_declare_its_address():
+    """A layer may declare the address to which it sends what passes through it, but need not."""
+
     class Copy:
         def __init__(self, inner):
             self.inner, self.call = inner, inner.call
@@ -512,7 +525,8 @@ def test_a_layer_may_say_where_it_sends_what_passes_and_need_not():
     assert only(si.Stack(layer(Hiding), ScriptedBackend()), "hop").where == "stack → ScriptedBackend"
 
 
-def test_a_thing_that_stands_twice_is_looked_at_once_and_a_ring_ends():
+def test_repeated_part_is_audited_once():
+    """A part that occurs twice in a stack is audited once, and a cycle of `inner` attributes ends."""
     cache, service = si.EdgeCache(maxsize=1), Service()
     stack = si.Stack(cache, si.FallbackRouter(si.Route("a", [cache, service]), si.Route("b", [cache, service])))
     service.inner = service

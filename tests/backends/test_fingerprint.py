@@ -61,7 +61,8 @@ def save(model, folder, *, external=False):
 
 
 @pytest.mark.parametrize("external", [False, True])
-def test_the_same_model_elsewhere_is_the_same_and_one_weight_makes_another(tmp_path, external):
+def test_fingerprint_depends_on_content_not_on_path(tmp_path, external):
+    """The same model in another folder has the same fingerprint, and one changed weight changes it."""
     first = save(scaling(2.0), tmp_path / "a", external=external)
     again = tmp_path / "b"
     shutil.copytree(first.parent, again)
@@ -85,7 +86,8 @@ def test_bytes_are_the_file_that_holds_them(tmp_path):
     assert OnnxBackend(path.read_bytes()).fingerprint == OnnxBackend(path).fingerprint
 
 
-def test_bytes_whose_weights_lie_nobody_knows_where_have_none(tmp_path, monkeypatch):
+def test_bytes_with_external_weights_lack_fingerprint(tmp_path, monkeypatch):
+    """A model given as bytes whose weights lie in unknown external files has no fingerprint."""
     path = save(scaling(2.0), tmp_path / "a", external=True)
     assert digest_of_bytes(path.read_bytes()) is None
     monkeypatch.chdir(path.parent)
@@ -149,7 +151,7 @@ def test_files_that_change_later_are_not_the_models(tmp_path):
     assert OnnxBackend(path).fingerprint != mark
 
 
-def test_weights_written_in_place_change_no_loaded_model(tmp_path):
+def test_loaded_model_ignores_weights_written_in_place(tmp_path):
     """Left to itself, onnxruntime maps the file: the answers would change under the same fingerprint."""
     path = save(scaling(2.0), tmp_path / "a", external=True)
     backend = OnnxBackend(path, sessions=2)
@@ -169,7 +171,8 @@ def answer_of(backend):
     return asyncio.run(main())
 
 
-def test_weights_replaced_while_they_are_loaded_are_an_error(tmp_path, monkeypatch):
+def test_weights_replaced_while_loading_are_an_error(tmp_path, monkeypatch):
+    """Weights that are replaced while the model is loaded are an error that names their file."""
     path = save(scaling(2.0), tmp_path / "a", external=True)
     real = onnxruntime.InferenceSession
 
@@ -183,7 +186,8 @@ def test_weights_replaced_while_they_are_loaded_are_an_error(tmp_path, monkeypat
             OnnxBackend(path, **how)
 
 
-def test_weights_gone_while_they_are_loaded_are_an_error(tmp_path, monkeypatch):
+def test_weights_removed_while_loading_are_an_error(tmp_path, monkeypatch):
+    """Weights that are removed while the model is loaded are an error."""
     path = save(scaling(2.0), tmp_path / "a", external=True)
     real = onnxruntime.InferenceSession
 
@@ -203,7 +207,8 @@ def test_weights_that_are_missing_are_an_error(tmp_path):
         OnnxBackend(path)
 
 
-def test_weights_outside_the_models_folder_are_not_read(tmp_path):
+def test_weights_outside_the_model_folder_are_rejected(tmp_path):
+    """External weights outside the model's folder are not read, and the model is rejected."""
     path = save(scaling(2.0), tmp_path / "a", external=True)
     model = onnx.load(path, load_external_data=False)
     for entry in model.graph.initializer[0].external_data:
@@ -257,7 +262,8 @@ def tensor(name, location=None):
     return made
 
 
-def test_weights_are_found_wherever_a_model_may_have_them():
+def test_external_weights_are_found_in_every_place():
+    """External weights are found in initializers, subgraphs, attributes and functions of a model."""
     model = scaling(1.0)
     model.metadata_props.add(key="location", value="not a file")
     model.graph.initializer.append(tensor("a", "initializer"))
@@ -275,7 +281,8 @@ def test_weights_are_found_wherever_a_model_may_have_them():
     assert found == ["attribute", "function", "initializer", "inner graph", "values"]
 
 
-def test_a_model_in_onnxruntimes_own_format_is_one_file():
+def test_model_in_ort_format_has_no_external_files():
+    """A model in onnxruntime's own format is a single file without external weights."""
     assert external_files(b"\x18\0\0\0ORTM\xff\xff\xff\xff") == []
 
 
@@ -345,7 +352,8 @@ def test_what_a_name_does_not_name_has_none(function):
     assert fingerprint_of_function(function, "1") is None
 
 
-def test_a_scripts_own_function_goes_by_the_scripts_file_too(monkeypatch):
+def test_script_function_fingerprint_has_script_path(monkeypatch):
+    """The fingerprint of a function in `__main__` includes the path of the script; without one there is none."""
     monkeypatch.setattr(twice, "__module__", "__main__")
     monkeypatch.setitem(sys.modules, "__main__", sys.modules[__name__])
     monkeypatch.setattr(sys.modules["__main__"], "__file__", "/srv/faces.py")
@@ -391,7 +399,9 @@ def test_a_stacks_keys_are_those_of_another_process(tmp_path):
     assert key_through_a_stack(save(scaling(3.0), tmp_path / "c", external=True)).hex() not in keys
 
 
-def test_a_function_backends_keys_are_those_of_its_name():
+def test_function_backend_keys_use_name_and_version():
+    """Cache keys of a function backend depend on the function's name and version, not on its executor."""
+
     def key(**how):
         batched = AdaptiveBatcher(max_batch_size=4).wrap(CircuitBreaker().wrap(CpuBackend(twice, **how)))
         return EdgeCache().wrap(batched).key_of(Request(1.0))

@@ -64,8 +64,11 @@ print("parent", answer(first).tolist())
     assert outcome_of(program) == ["[[1.0, 1.0]]", "parent [[-1.0, -1.0]]"]
 
 
-def test_a_fork_server_of_the_parent_that_another_library_started():
-    """The first use of processes here is in the child: gunicorn's workers are forked so."""
+def test_fork_server_of_parent_from_another_library():
+    """The child gets responses although another library started a fork server in the parent.
+
+    The first use of processes here is in the child: gunicorn's workers are forked so.
+    """
     program = """
 from multiprocessing import forkserver
 forkserver.ensure_running()
@@ -74,7 +77,7 @@ in_child(lambda: answer(CpuBackend(np.abs, executor="process")).tolist())
     assert outcome_of(program) == ["[[1.0, 1.0]]"]
 
 
-def test_a_model_of_the_parent_does_not_start_in_the_child():
+def test_model_of_parent_does_not_start_in_child():
     """A stack around it fails to start, instead of being ready and failing each request."""
     program = """
 backend = OnnxBackend("examples/assets/blaze_front.onnx")
@@ -84,8 +87,11 @@ in_child(lambda: asyncio.run(backend.start()))
     assert said.endswith("make the backend in the forked process")
 
 
-def test_the_parents_resource_tracker_is_not_the_childs():
-    """Only the parent can wait for it; CPython 3.13 tries at the child's end too, and prints a traceback."""
+def test_child_ignores_resource_tracker_of_parent():
+    """The child neither uses nor waits for the parent's resource tracker.
+
+    Only the parent can wait for it; CPython 3.13 tries at the child's end too, and prints a traceback.
+    """
     program = """
 from multiprocessing.resource_tracker import _resource_tracker
 backend = CpuBackend(np.negative, executor="process")
@@ -97,7 +103,8 @@ asyncio.run(backend.stop())
     assert outcome_of(program) == ["False", "True"]
 
 
-def test_locks_that_were_held_at_the_fork_are_free_in_the_child():
+def test_locks_held_at_fork_are_free_in_child():
+    """Locks that a thread of the parent held at the fork are free in the child."""
     program = """
 from streaminfer.backends.cpu import processes as _processes
 backend = CpuBackend(np.negative)
@@ -132,7 +139,8 @@ asyncio.run(backend.stop())
     assert parent == "parent [[2.0, 2.0]]"
 
 
-def test_a_stack_that_runs_is_refused_and_another_of_the_same_backend_serves():
+def test_another_stack_of_same_backend_works_in_child():
+    """While a stack runs in the parent, the child can use another stack of the same backend."""
     program = """
 import streaminfer as si
 backend = CpuBackend(np.negative)
@@ -154,7 +162,7 @@ print(asyncio.run(main()))
     assert outcome_of(program) == ["-1.0", "-2.0"]
 
 
-def test_a_part_that_the_parent_started_is_started_in_the_child():
+def test_part_started_by_parent_is_started_in_child():
     """The child has no owners, and their lock is free, though a thread of the parent held it."""
     program = """
 import streaminfer as si

@@ -130,7 +130,9 @@ def test_async_with_ends_though_a_thread_hangs(hanging, monkeypatch):
     run(main())
 
 
-def test_a_stack_starts_again_after_a_thread_was_left_behind(hanging):
+def test_stack_restarts_after_abandoned_thread(hanging):
+    """A stack can start again after its stop has left a hung thread behind."""
+
     async def main():
         stack = si.Stack(CpuBackend(hanging))
         await stack.start()
@@ -264,7 +266,9 @@ def test_a_hung_thread_is_replaced_while_serving(hanging, caplog):
     assert caplog.text.count("another thread takes the place") == 1
 
 
-def test_a_deadline_behind_a_batcher_frees_the_only_worker(hanging):
+def test_deadline_in_batcher_frees_the_only_worker(hanging):
+    """A request's deadline in a batcher frees the only worker if its function hangs."""
+
     async def main():
         async with si.Stack(si.AdaptiveBatcher(max_batch_size=1), CpuBackend(hanging, hang_grace_s=0)) as stack:
             with pytest.raises(si.DeadlineExceeded):
@@ -340,8 +344,11 @@ def test_a_pool_that_cannot_start_leaves_no_thread(monkeypatch):
     run(main())
 
 
-def test_a_hung_thread_is_replaced_once_a_thread_can_start(hanging, monkeypatch):
-    """A process that can start no thread for a while loses neither the batch that hangs nor its worker."""
+def test_hung_thread_is_replaced_when_one_can_start(hanging, monkeypatch):
+    """A hung thread is replaced as soon as the process can start a thread again.
+
+    A process that can start no thread for a while loses neither the batch that hangs nor its worker.
+    """
     monkeypatch.setattr(job, "_RECHECK_S", 0.001)
     refused = []
 
@@ -466,7 +473,9 @@ class Bare(Worker):
         self.closed += 1
 
 
-def test_workers_are_closed_once_though_a_thread_was_left_behind(hanging):
+def test_workers_close_once_despite_abandoned_thread(hanging):
+    """Each worker is closed exactly once, even if a hung thread was left behind."""
+
     async def main():
         workers = [Bare(), Bare()]
         pool = WorkerThreads(workers, "pool")

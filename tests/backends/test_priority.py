@@ -59,7 +59,8 @@ def nice():
 
 
 @can_lower
-def test_a_thread_is_nice_between_its_calls_in_the_background():
+def test_background_thread_stays_nice_between_calls():
+    """A thread stays at a higher nice value between its calls for as long as it is in the background."""
     calls, before, seen = BatchPriority(), nice(), []
 
     def work():
@@ -98,7 +99,8 @@ def test_a_call_that_is_raised_is_nice_no_longer():
 
 
 @can_lower
-def test_a_call_that_is_raised_before_it_is_lowered_stays_so(fresh):
+def test_call_raised_before_it_is_lowered_stays_raised(fresh):
+    """A call whose priority is raised before it is lowered keeps its normal priority."""
     calls, before, seen = BatchPriority(), policy(), []
     known = priority._lowering()
 
@@ -112,7 +114,8 @@ def test_a_call_that_is_raised_before_it_is_lowered_stays_so(fresh):
     assert seen == [before]
 
 
-def test_a_batch_that_is_raised_before_its_call_begins_is_not_lowered():
+def test_batch_raised_before_its_call_is_not_lowered():
+    """A batch that is raised before its call begins is not lowered."""
     calls = BatchPriority()
     calls.set_background(True)
 
@@ -128,7 +131,8 @@ def use_cpu(seconds):
 
 
 @can_lower
-def test_the_cpu_time_of_a_call_is_known_while_it_runs_and_after():
+def test_cpu_time_is_known_during_and_after_a_call():
+    """The CPU time of a call is known while it runs and after its end, and excludes the thread's other work."""
     calls, seen = BatchPriority(), []
 
     def call():
@@ -320,7 +324,8 @@ def caught_signals():
 
 
 @can_lower
-def test_python_does_not_see_the_signal_that_makes_a_thread_yield(fresh):
+def test_python_does_not_see_the_yield_signal(fresh):
+    """The signal that makes a thread yield has a native handler, which Python does not see."""
     assert low_priority_obstacle() == ""
     assert signal.SIGURG in caught_signals()
     assert signal.getsignal(signal.SIGURG) == signal.SIG_DFL
@@ -341,7 +346,8 @@ def test_a_handler_of_the_application_is_left_alone(fresh):
 
 
 @can_lower
-def test_a_function_is_in_the_background_while_it_is_told_so():
+def test_function_runs_in_background_on_request():
+    """A function runs at background priority for exactly as long as it is set to the background."""
     seen = []
 
     def model(rows):
@@ -358,7 +364,8 @@ def test_a_function_is_in_the_background_while_it_is_told_so():
 
 
 @can_lower
-def test_an_onnx_model_is_in_the_background_while_it_is_told_so(doubling, monkeypatch):
+def test_onnx_model_runs_in_background_on_request(doubling, monkeypatch):
+    """An ONNX model runs at background priority for exactly as long as it is set to the background."""
     seen = []
     lowered = BatchPriority.run
 
@@ -421,7 +428,8 @@ def test_a_function_that_no_caller_waits_for_is_raised(how):
 
 @can_lower
 @pytest.mark.parametrize("how", ["cancel", "stop"])
-def test_an_onnx_model_that_no_caller_waits_for_is_raised(doubling, monkeypatch, how):
+def test_onnx_model_without_waiting_callers_is_raised(doubling, monkeypatch, how):
+    """The priority of a running ONNX model is raised when no caller waits for it any more."""
     call, lowered = Held(), BatchPriority.run
     monkeypatch.setattr(BatchPriority, "run", lambda self, run, *rest: lowered(self, lambda: (call(), run(*rest))[1]))
 
@@ -431,7 +439,8 @@ def test_an_onnx_model_that_no_caller_waits_for_is_raised(doubling, monkeypatch,
 
 
 @can_lower
-def test_a_model_that_was_loaded_again_stays_in_the_background(doubling, monkeypatch):
+def test_reloaded_model_stays_in_background(doubling, monkeypatch):
+    """An ONNX model that was reloaded stays in the background."""
     seen = []
     lowered = BatchPriority.run
     monkeypatch.setattr(BatchPriority, "run", lambda self, *call: (seen.append(1), lowered(self, *call))[1])
@@ -450,7 +459,8 @@ def test_a_model_that_was_loaded_again_stays_in_the_background(doubling, monkeyp
     [({"executor": "process"}, "processes of its own"), ({"executor": "inline"}, "on the event loop")],
     ids=["process", "inline"],
 )
-def test_a_function_outside_of_threads_cannot_be_lowered(options, obstacle):
+def test_function_outside_threads_cannot_be_lowered(options, obstacle):
+    """A function that runs in processes or on the event loop cannot be lowered, and the obstacle says why."""
     assert obstacle in background_runs(si.CpuBackend(np.sqrt, **options)).obstacle()
 
 
@@ -476,7 +486,9 @@ def test_a_system_without_the_policy_says_so(fresh):
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setscheduler"), reason="needs Linux")
-def test_a_process_without_the_right_to_raise_says_what_grants_it(fresh):
+def test_missing_right_to_raise_names_rlimit_nice(fresh):
+    """The obstacle names RLIMIT_NICE if the process has no right to raise a priority again."""
+
     def refuse(_pid, chosen, _parameters):
         if chosen != os.SCHED_IDLE:
             raise PermissionError(1, "Operation not permitted")

@@ -68,7 +68,8 @@ def _collected():
 # -- environments ---------------------------------------------------------------------------------------------------
 
 
-def test_an_environment_is_made_once_also_by_several_at_a_time(tmp_path, monkeypatch):
+def test_environment_is_made_once_by_several_threads(tmp_path, monkeypatch):
+    """An environment is made once, even if several threads need it at the same time."""
     ran = []
     all_began = threading.Event()
     monkeypatch.setattr(environments, "ROOT", tmp_path)
@@ -86,7 +87,8 @@ def test_an_environment_is_made_once_also_by_several_at_a_time(tmp_path, monkeyp
     assert ran[-1][-1] == "third"
 
 
-def test_what_runs_our_compiled_modules_has_an_environment_of_each_python(tmp_path, monkeypatch):
+def test_environment_of_compiled_modules_is_per_python(tmp_path, monkeypatch):
+    """What runs our compiled modules has one environment per Python version."""
     made = []
     monkeypatch.setattr(environments, "ROOT", tmp_path)
     monkeypatch.setattr(environments, "find_python", lambda pythons, **_: pythons[0])
@@ -110,7 +112,8 @@ def test_an_environment_that_failed_is_made_again(tmp_path, monkeypatch):
             Environment("one", ()).make()
 
 
-def test_an_environment_that_another_process_makes_is_waited_for_with_a_limit(tmp_path, monkeypatch):
+def test_environment_made_elsewhere_is_awaited_briefly(tmp_path, monkeypatch):
+    """An environment that another process is making is awaited, but only up to a time limit."""
     monkeypatch.setattr(environments, "ROOT", tmp_path)
     monkeypatch.setattr(environments, "MAX_STEP_S", 0.0)
     folder = tmp_path / ".venv-one"
@@ -130,13 +133,15 @@ def test_an_installation_that_does_not_end_is_an_error(monkeypatch):
         environments._run(["sleep", "1000"])
 
 
-def test_a_machine_without_a_fitting_python_is_told_what_is_missing(monkeypatch):
+def test_machine_without_fitting_python_is_an_error(monkeypatch):
+    """A machine without a fitting Python gets an error which says what is missing."""
     monkeypatch.setattr(environments, "_candidates", lambda _: ["/no/such/python"])
     with pytest.raises(RuntimeError, match=r"needs Python 3\.11 or 3\.12 with a shared libpython on PATH; found: none"):
         environments.find_python(shared_libpython=True)
 
 
-def test_the_python_that_is_found_has_what_the_server_embeds():
+def test_found_python_has_shared_libpython():
+    """The Python that is found has the shared library that the server embeds."""
     found = environments.find_python(shared_libpython=True)
     probe = "import sysconfig as s, os; print(os.path.exists(s.get_config_var('LIBDIR') + '/' + s.get_config_var('INSTSONAME')))"
     assert subprocess.run([found, "-c", probe], capture_output=True, text=True, check=True).stdout == "True\n"
@@ -166,8 +171,11 @@ class Arbiter(ServerProcess):
 
 
 @pytest.mark.parametrize("end", [ServerProcess.stop, ServerProcess.kill])
-def test_a_worker_with_a_session_of_its_own_ends_with_its_server(end):
-    """One that went on would also keep what it inherited: who reads a pipe of the benchmark would wait for ever."""
+def test_worker_in_its_own_session_ends_with_server(end):
+    """A worker with a session of its own ends with its server.
+
+    One that went on would also keep what it inherited: who reads a pipe of the benchmark would wait for ever.
+    """
     with Arbiter() as server:
         worker = int((server.folder / "worker").read_text())
         its_output = Path(f"/proc/{worker}/fd/2").readlink()
@@ -220,7 +228,8 @@ def test_the_queue_delay_of_triton_can_be_set(triton):
     assert delay() == before
 
 
-def test_a_killed_model_fails_each_request_while_the_server_says_that_it_is_ready(fragile_triton):
+def test_killed_model_fails_requests_of_ready_server(fragile_triton):
+    """A killed model fails each request, although the server still reports that it and the model are ready."""
     fragile_triton.kill_model("mlp")
     with pytest.raises(grpc.aio.AioRpcError, match="is not healthy") as caught:
         asyncio.run(infer(fragile_triton.grpc_url, ask("mlp", rows())))
@@ -246,7 +255,8 @@ def test_a_frozen_server_answers_when_it_is_thawed(fragile_triton):
     asyncio.run(main())
 
 
-def test_it_restarts_on_its_ports_with_nothing_left_of_the_old_one(fragile_triton):
+def test_restart_reuses_ports_and_leaves_nothing(fragile_triton):
+    """A restart keeps the ports, and leaves no process and no shared memory of the old server."""
     pid, before = fragile_triton.pid, set(fragile_triton.shm_files())
     assert before
     fragile_triton.restart()
@@ -272,8 +282,11 @@ def test_it_is_restarted_after_a_start_that_failed(fragile_triton, monkeypatch):
     assert fragile_triton.is_whole()
 
 
-def test_a_start_in_which_a_models_process_crashes_is_repeated(fragile_triton, monkeypatch, caplog):
-    """A defect of Triton 2.51, which kills the server with it."""
+def test_start_is_repeated_if_model_process_crashes(fragile_triton, monkeypatch, caplog):
+    """A start during which the process of a model crashes is repeated.
+
+    A defect of Triton 2.51, which kills the server with it.
+    """
     crash = ["sh", "-c", f"echo {triton_server.STUB_CRASH}; kill -ABRT $$"]
     monkeypatch.setattr(fragile_triton, "_command", crash)
     fragile_triton.restart()  # a start that failed forgets the command
@@ -286,8 +299,8 @@ def test_a_start_in_which_a_models_process_crashes_is_repeated(fragile_triton, m
 
 
 @pytest.mark.parametrize("said", [triton_server.STUB_CRASH, "Signal (11) received"])
-def test_a_load_in_which_a_models_process_crashes_is_repeated(fragile_triton, monkeypatch, said):
-    """Whatever else ends the server is an error."""
+def test_load_is_repeated_if_model_process_crashes(fragile_triton, monkeypatch, said):
+    """A load during which the process of a model crashes is repeated. Whatever else ends the server is an error."""
     answers = fragile_triton.answers
 
     def crash(*arguments, **options):
@@ -328,7 +341,8 @@ def test_nothing_outlives_an_owner_that_is_killed():
 
 
 @pytest.mark.usefixtures("_servers")
-def test_a_server_that_does_not_start_says_why_and_leaves_nothing():
+def test_server_that_fails_to_start_leaves_nothing():
+    """A server that does not start says why, and leaves no folder and no process."""
     server = TritonServer([], options=["--no-such-option"])
     with pytest.raises(RuntimeError, match="no-such-option"):
         server.start()
@@ -336,7 +350,8 @@ def test_a_server_that_does_not_start_says_why_and_leaves_nothing():
     assert not server.running
 
 
-def test_shared_memory_counts_as_held_while_it_has_a_name_or_is_mapped_and_only_ours():
+def test_shared_memory_is_held_while_named_or_mapped():
+    """Shared memory counts as held while it has a name or is mapped, and only if this process made it."""
     other = SHM / f"streaminfer-1-{os.getppid()}.0-1"
     ours = SHM / f"streaminfer-1-{os.getpid()}.0-1"
     before = held_now().shared_memory
@@ -444,7 +459,9 @@ def test_a_stalled_proxy_goes_on_where_it_was(direction):
     asyncio.run(echoing(use))
 
 
-def test_a_forgotten_connection_is_silent_for_ever_and_others_are_not():
+def test_only_forgotten_connection_stays_silent():
+    """A connection that the proxy forgets stays silent for good, while new ones work."""
+
     async def use(proxy):
         old = await connect(proxy)
         assert await exchange(old) == b"hello"
@@ -457,7 +474,9 @@ def test_a_forgotten_connection_is_silent_for_ever_and_others_are_not():
     asyncio.run(echoing(use))
 
 
-def test_a_proxy_cuts_refuses_and_accepts_on_the_same_port():
+def test_proxy_cuts_refuses_and_accepts_on_one_port():
+    """A proxy cuts connections, refuses them, and accepts them again on the same port."""
+
     async def use(proxy):
         one = await connect(proxy)
         assert await exchange(one) == b"hello"
@@ -475,8 +494,11 @@ def test_a_proxy_cuts_refuses_and_accepts_on_the_same_port():
     asyncio.run(echoing(use))
 
 
-def test_a_target_completes_what_was_in_flight_when_its_client_was_cut_off():
-    """A gRPC call of a connection that ends is cancelled, of which a Triton before 2.57 can crash."""
+def test_target_completes_calls_of_cut_off_client():
+    """The target completes the calls that were in flight when their client was cut off.
+
+    A gRPC call of a connection that ends is cancelled, of which a Triton before 2.57 can crash.
+    """
 
     async def main():
         sent, cut = asyncio.Event(), asyncio.Event()
@@ -511,7 +533,9 @@ def test_a_target_completes_what_was_in_flight_when_its_client_was_cut_off():
     asyncio.run(main())
 
 
-def test_a_proxy_whose_target_refuses_ends_the_connection():
+def test_proxy_ends_connection_if_target_refuses():
+    """A proxy whose target refuses the connection ends that of its client."""
+
     async def main():
         (port,) = free_ports(1)
         async with Proxy(f"{HOST}:{port}") as proxy:
@@ -541,7 +565,8 @@ def test_noise_delay_and_bandwidth():
     asyncio.run(echoing(use))
 
 
-def test_a_proxy_ends_tls_and_asks_for_a_certificate_where_it_should(authority, tmp_path):
+def test_proxy_terminates_tls_and_mutual_tls(authority, tmp_path):
+    """A proxy terminates TLS, and requires a client certificate if it is configured for mutual TLS."""
     stranger = Authority(tmp_path)
     client = authority.issue("client")
 
@@ -566,7 +591,8 @@ def test_a_proxy_ends_tls_and_asks_for_a_certificate_where_it_should(authority, 
     asyncio.run(echoing(use_mutual_tls, tls=authority.server_context(clients=authority)))
 
 
-def test_free_ports_are_free_and_not_of_those_that_the_system_hands_out():
+def test_free_ports_are_outside_the_ephemeral_range():
+    """Free ports are distinct and unused, and lie below those that the system assigns by itself."""
     ports = free_ports(20)
     assert len(set(ports)) == 20
     assert max(ports) < 32_768
@@ -626,7 +652,9 @@ def test_garbage_over_http_is_what_it_says(triton, kind):
         assert sound is (kind is None)
 
 
-def test_what_is_asked_besides_inference_reaches_the_server_as_it_is(triton):
+def test_calls_besides_inference_reach_the_server(triton):
+    """Calls other than inference pass through the garbage proxy unchanged, as do their errors."""
+
     async def main():
         async with GrpcGarbage(triton.grpc_url) as fake, grpc.aio.insecure_channel(fake.url) as channel:
             fake.kind = "noise"

@@ -103,7 +103,8 @@ def test_a_request_that_fits_is_let_through(signature, inputs):
         (two(non_finite="reject"), {"input": INPUT, "state": STATE - np.inf}, ["'state'", "256 NaN or infinite", "(0, 0)"]),
     ],
 )  # fmt: skip
-def test_a_request_that_does_not_fit_is_told_what_was_expected_and_what_came(signature, inputs, parts):
+def test_mismatched_request_names_expected_and_actual(signature, inputs, parts):
+    """The error for a request that does not match the model says what was expected and what was received."""
     with pytest.raises(errors.InvalidInput) as caught:
         signature.check(inputs)
     for part in parts:

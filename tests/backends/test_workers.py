@@ -69,7 +69,9 @@ async def turns(count=3):
         await asyncio.sleep(0)
 
 
-def test_a_call_runs_in_a_worker_thread_with_its_worker():
+def test_call_runs_in_a_thread_with_its_worker():
+    """A call runs in a worker thread and receives that thread's worker and its own arguments."""
+
     async def main():
         workers = [Bench(), Bench()]
         pool = WorkerThreads(workers, "pool")
@@ -101,7 +103,9 @@ def test_what_a_call_raises_arrives(error):
     run(main())
 
 
-def test_as_many_calls_run_at_once_as_there_are_workers():
+def test_concurrent_calls_equal_the_number_of_workers():
+    """As many calls run at the same time as there are workers."""
+
     async def main():
         pool = WorkerThreads([Bench(), Bench()], "pool")
         gates = [Gate(number) for number in range(3)]
@@ -119,7 +123,9 @@ def test_as_many_calls_run_at_once_as_there_are_workers():
     run(main())
 
 
-def test_a_cancelled_call_that_is_queued_ends_at_once_and_never_runs():
+def test_cancelled_queued_call_never_runs():
+    """A queued call that is cancelled ends at once and never runs."""
+
     async def main():
         pool = WorkerThreads([Bench()], "pool")
         running, queued = Gate(), Gate()
@@ -138,7 +144,9 @@ def test_a_cancelled_call_that_is_queued_ends_at_once_and_never_runs():
     run(main())
 
 
-def test_a_cancelled_call_that_runs_is_interrupted_once_and_awaited():
+def test_cancelled_running_call_is_interrupted_once():
+    """A running call that is cancelled is interrupted once, and awaited until it ends."""
+
     async def main():
         pool = WorkerThreads([Bench()], "pool")
         gate, interruptions = Gate(), []
@@ -158,7 +166,8 @@ def test_a_cancelled_call_that_runs_is_interrupted_once_and_awaited():
     run(main())
 
 
-def test_a_call_that_fails_after_it_was_cancelled_leaves_no_complaint():
+def test_failure_after_cancellation_is_not_reported():
+    """A call that fails after it was cancelled is not reported to the loop's exception handler."""
     complaints = []
 
     async def main():
@@ -198,7 +207,9 @@ def test_stop_with_drain_answers_what_waits():
     run(main())
 
 
-def test_stop_without_drain_ends_what_waits_and_interrupts_what_runs():
+def test_stop_without_drain_ends_queued_and_running():
+    """Without drain, a stop ends queued calls and interrupts running ones; both raise `Closed`."""
+
     async def main():
         pool = WorkerThreads([Bench()], "pool")
         gate = Gate(RuntimeError("interrupted"))
@@ -215,7 +226,9 @@ def test_stop_without_drain_ends_what_waits_and_interrupts_what_runs():
     run(main())
 
 
-def test_stop_without_drain_keeps_what_cannot_be_interrupted():
+def test_stop_awaits_calls_that_cannot_be_interrupted():
+    """Without drain, a stop awaits calls that cannot be interrupted, and they end with their own outcomes."""
+
     async def main():
         pool = WorkerThreads([Bench()], "pool")
         gates = [Gate("answer"), Gate(ValueError("its own"))]
@@ -234,7 +247,9 @@ def test_stop_without_drain_keeps_what_cannot_be_interrupted():
     run(main())
 
 
-def test_start_warms_each_worker_once_also_after_a_call():
+def test_start_warms_each_worker_once():
+    """A start warms each worker once, even if a call came before it; a start after a stop warms them again."""
+
     async def main():
         workers = [Bench(), Bench()]
         pool = WorkerThreads(workers, "pool")
@@ -272,7 +287,9 @@ def test_start_waits_for_a_stop_that_is_under_way():
     run(main())
 
 
-def test_a_worker_that_cannot_be_warmed_fails_the_start():
+def test_worker_that_cannot_be_warmed_fails_start():
+    """A worker that cannot be warmed fails the start, which leaves no thread."""
+
     async def main():
         workers = [Bench(), Bench()]
         workers[1].warm_error = OSError("no memory")
@@ -373,7 +390,7 @@ def test_a_pool_that_is_dropped_lets_its_threads_end():
         assert not thread.is_alive()
 
 
-def test_an_idle_thread_keeps_nothing_of_its_last_job_alive():
+def test_idle_thread_holds_nothing_of_its_last_job():
     """Reference counts alone free it: the collector is off."""
 
     class Thing:
@@ -403,7 +420,8 @@ def test_an_idle_thread_keeps_nothing_of_its_last_job_alive():
         gc.enable()
 
 
-def test_a_thread_that_runs_is_joined_when_the_interpreter_ends():
+def test_running_thread_is_joined_at_interpreter_exit():
+    """A thread that is running a call is joined when the interpreter exits."""
     program = """
 import asyncio, atexit, threading
 from streaminfer.backends import CpuBackend
@@ -426,7 +444,8 @@ loop.run_until_complete(loop.run_in_executor(None, begun.wait))
     assert done.stdout == "finished\n"
 
 
-def test_a_forgotten_stop_does_not_hang_the_interpreter():
+def test_forgotten_stop_does_not_hang_the_interpreter():
+    """The interpreter exits without a warning even if a backend was never stopped."""
     program = """
 import asyncio
 from streaminfer.backends import CpuBackend

@@ -96,8 +96,11 @@ def test_it_does_not_ring_after_it_was_cancelled(is_exact):
 
 
 @linux
-def test_one_that_is_due_and_set_again_rings_at_the_new_instant():
-    """The loop has seen that the timer is due, and something else sets it before its callback runs."""
+def test_due_alarm_that_is_set_again_uses_new_instant():
+    """An alarm that is due and set again rings at the new instant.
+
+    The loop has seen that the timer is due, and something else sets it before its callback runs.
+    """
 
     async def scene(rings):
         rings.set(-MS)
@@ -115,7 +118,9 @@ def test_one_that_is_due_and_set_again_rings_at_the_new_instant():
 
 
 @pytest.mark.parametrize("is_exact", [False, True])
-def test_it_rings_in_its_own_context_and_keeps_none_of_a_caller(is_exact):
+def test_alarm_rings_in_its_own_context(is_exact):
+    """The alarm rings in its own context and keeps no context of a caller."""
+
     async def scene(rings):
         variable.set("of a caller")
         rings.set(0, is_exact=is_exact)
@@ -136,7 +141,8 @@ def test_it_may_be_set_from_its_own_context():
 
 
 @pytest.mark.parametrize("error", [OSError(24, "Too many open files"), NotImplementedError()])
-def test_the_loop_rings_where_there_is_no_timer_of_its_own(monkeypatch, error):
+def test_loop_timer_is_used_without_an_exact_timer(monkeypatch, error):
+    """The timer of the event loop is used where no exact timer can be had."""
     tried = []
 
     def none_is_left(*_arguments):
@@ -166,7 +172,9 @@ async def test_a_virtual_loop_rings_at_the_instant(loop):
 
 
 @linux
-def test_a_closed_alarm_holds_no_file_and_may_be_set_again():
+def test_closed_alarm_holds_no_file_and_can_be_set():
+    """A closed alarm holds no file descriptor and may be set again."""
+
     async def scene(rings):
         before = files()
         rings.set(0)
@@ -183,7 +191,8 @@ def test_a_closed_alarm_holds_no_file_and_may_be_set_again():
 
 
 @linux
-def test_a_closed_loop_that_left_it_open_leaves_no_file():
+def test_alarm_of_a_closed_loop_leaves_no_file():
+    """An alarm left open by a loop that was closed leaves no file descriptor open."""
     before = files()
 
     async def main():

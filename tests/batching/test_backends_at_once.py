@@ -55,14 +55,16 @@ def test_one_bad_row_of_an_inline_function_fails_alone():
     assert isinstance(bad, si.BackendError)
 
 
-def test_a_breaker_counts_the_batches_of_an_inline_function():
+def test_breaker_counts_batches_of_an_inline_function():
+    """A circuit breaker counts the batches of an inline function."""
     breaker = si.CircuitBreaker(minimum_calls=2)
     ended, _, _ = serve([-1.0, -2.0, 3.0], breaker, limit=1)
     assert [type(one).__name__ for one in ended] == ["BackendError", "BackendError", "CircuitOpen"]
     assert breaker.state == "open"
 
 
-def test_a_wrapper_that_knows_nothing_of_it_is_not_passed_by():
+def test_wrapper_without_infer_now_is_not_bypassed():
+    """A wrapper that does not know `infer_now` is not bypassed."""
     limited = si.ConcurrencyLimit(limit=1).wrap(inline())
     assert adapt(inline()).infer_now is not None
     assert adapt(limited).infer_now is None
@@ -72,7 +74,9 @@ def test_a_wrapper_that_knows_nothing_of_it_is_not_passed_by():
     assert len(tasks) == 1
 
 
-def test_what_would_end_the_loop_serves_the_callers_first():
+def test_interrupt_serves_callers_before_loop_ends():
+    """An interrupt that ends the event loop completes the requests of its batch first."""
+
     async def main(loop):
         def interrupt(_):
             raise KeyboardInterrupt

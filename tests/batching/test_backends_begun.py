@@ -102,7 +102,9 @@ def test_an_infer_that_a_subclass_replaced_is_called():
     assert adapt(si.CpuBackend(double)).begin_infer is not None
 
 
-def test_a_batch_whose_callers_left_before_a_thread_began_it_is_never_run():
+def test_batch_abandoned_before_its_thread_never_runs():
+    """A batch whose callers left before a thread began it is never run."""
+
     async def main():
         gate = Gate()
         backend = si.CpuBackend(gate)
@@ -126,7 +128,9 @@ def test_a_batch_whose_callers_left_before_a_thread_began_it_is_never_run():
     assert (counted.batches, counted.cancelled) == (1, 1)
 
 
-def test_a_worker_is_busy_until_the_thread_of_a_cancelled_batch_is_free():
+def test_worker_is_busy_until_cancelled_thread_is_free():
+    """A worker stays busy until the thread of its cancelled batch is free."""
+
     async def main():
         gate = Gate()
         backend = si.CpuBackend(gate)
@@ -146,8 +150,11 @@ def test_a_worker_is_busy_until_the_thread_of_a_cancelled_batch_is_free():
     assert asyncio.run(main()) == (True, (1, 0), 4.0, 1)
 
 
-async def test_callers_are_told_before_a_thread_gets_the_next_batch(loop):
-    """The thread would only wait for the interpreter lock, which the loop has until its turn ends."""
+async def test_callers_are_told_before_thread_gets_more(loop):
+    """Callers get their results before a thread gets the next batch.
+
+    The thread would only wait for the interpreter lock, which the loop has until its turn ends.
+    """
 
     succeeded = []
 
@@ -167,8 +174,11 @@ async def test_callers_are_told_before_a_thread_gets_the_next_batch(loop):
     assert succeeded == [0, 1, 2]
 
 
-async def test_a_failed_batch_whose_callers_leave_before_its_parts_are_sent_frees_its_worker(loop):
-    """The task that sends the parts is not cancelled before its first step: nothing would end the batch."""
+async def test_abandoned_failed_batch_frees_its_worker(loop):
+    """A failed batch frees its worker if its callers leave before its parts are sent.
+
+    The task that sends the parts is not cancelled before its first step: nothing would end the batch.
+    """
     sizes, calls = [], []
 
     class Thread(Node):

@@ -66,7 +66,9 @@ def test_each_batch_is_told_once():
     assert not heard.running
 
 
-def test_a_pipelined_batch_begins_when_the_one_before_it_ends():
+def test_pipelined_batch_begins_when_previous_one_ends():
+    """Observers see a pipelined batch begin when the previous one ends."""
+
     class Queueing(ScriptedBackend):
         queued_workers = 1
 
@@ -117,7 +119,8 @@ def test_an_observer_that_raises_harms_no_request(caplog):
 
 
 @pytest.mark.parametrize("change", ["memory", "settings"])
-def test_a_batch_that_is_larger_than_is_allowed_since_harms_no_request(change):
+def test_batch_above_lowered_limit_harms_no_request(change):
+    """A batch larger than a limit that was lowered after its release harms no request."""
     batcher = si.AdaptiveBatcher(max_batch_size=8, max_in_flight=2)
 
     class Model(ScriptedBackend):
@@ -145,7 +148,9 @@ def test_a_batch_that_is_larger_than_is_allowed_since_harms_no_request(change):
     assert not heard.running
 
 
-def test_a_policy_that_fails_to_say_how_long_a_batch_takes_harms_no_request(caplog):
+def test_policy_that_fails_to_predict_harms_no_request(caplog):
+    """A policy that fails to tell how long a batch takes harms no request."""
+
     def fail(size, bucket):
         raise RuntimeError("it does not say")
 

@@ -35,7 +35,8 @@ def test_husks_of_ended_requests_do_not_pile_up():
     assert queue.next_deadline_ns == NEVER
 
 
-def test_the_earliest_deadline_is_known_after_husks_were_cleared():
+def test_earliest_deadline_is_known_without_husks():
+    """The earliest deadline is still known after the husks of ended requests were cleared."""
     queue = RequestQueue(1000)
     rng = random.Random(5)
     tickets = [queue.admit(None, n, None, 0, rng.randrange(10**9), 0) for n in range(400)]
@@ -46,7 +47,8 @@ def test_the_earliest_deadline_is_known_after_husks_were_cleared():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_clearing_husks_restores_the_order_from_the_top(seed):
+def test_clearing_husks_restores_order_from_the_top(seed):
+    """Clearing husks restores the order of the heap from its top."""
     queue = RequestQueue(1000)
     rng = random.Random(seed)
     tickets = [queue.admit(None, n, None, 0, rng.randrange(10**9), 0) for n in range(400)]
@@ -70,7 +72,8 @@ def test_empty_levels_are_dropped():
 # -- test_batcher.py ---------------------------------------------------------------------------------------------------
 
 
-async def test_a_caller_that_leaves_an_idle_batcher_takes_the_alarm_along(loop):
+async def test_last_cancelled_caller_cancels_the_timer(loop):
+    """When the last caller leaves and the batcher is idle, no timer remains in the loop."""
     service = si.AdaptiveBatcher(max_batch_size=1, slo_s=5.0, clock=loop.clock).wrap(ScriptedBackend(HANG))
     calls = [asyncio.ensure_future(service.call(si.Request(1.0))) for _ in range(2)]
     await asyncio.sleep(0.01)
@@ -82,7 +85,8 @@ async def test_a_caller_that_leaves_an_idle_batcher_takes_the_alarm_along(loop):
     assert [handle for handle in loop._scheduled if not handle.cancelled()] == []
 
 
-async def test_a_drain_ends_when_the_last_waiting_caller_leaves(loop):
+async def test_drain_ends_when_last_queued_caller_leaves(loop):
+    """A drain ends when the last caller with a queued request leaves."""
     batcher = si.AdaptiveBatcher(max_batch_size=1, clock=loop.clock)
     service = batcher.wrap(ScriptedBackend())
     call = asyncio.ensure_future(service.call(si.Request(1.0)))
@@ -113,7 +117,8 @@ async def test_a_restart_brings_the_policy_back(loop):
     assert loop.now_ns - before_ns == 50_000_000
 
 
-async def test_a_cancelled_caller_makes_room_in_the_same_turn(loop):
+async def test_cancelled_caller_makes_room_in_the_same_turn(loop):
+    """A cancelled caller makes room in the queue within the same turn of the loop."""
     batcher = si.AdaptiveBatcher(max_batch_size=1, max_queue_size=1, clock=loop.clock)
     service = batcher.wrap(ScriptedBackend(duration_s=0.1))
     running = asyncio.ensure_future(service.call(si.Request(0.0)))
@@ -128,7 +133,8 @@ async def test_a_cancelled_caller_makes_room_in_the_same_turn(loop):
     assert (s.cancelled, s.rejected, s.succeeded) == (1, {}, 2)
 
 
-async def test_retry_after_counts_begun_batches_and_all_workers(loop):
+async def test_retry_after_counts_begun_batches_and_workers(loop):
+    """`retry_after_s` counts the batches that were begun and all workers."""
     backend = ScriptedBackend(duration_s=0.1)
     service = si.AdaptiveBatcher(max_batch_size=2, max_queue_size=3, max_in_flight=2, clock=loop.clock).wrap(backend)
     await service.call(si.Request(0.0))
@@ -142,7 +148,9 @@ async def test_retry_after_counts_begun_batches_and_all_workers(loop):
     await settle(*running, *waiting)
 
 
-async def test_stop_waits_until_a_backend_that_resists_has_ended(loop):
+async def test_stop_waits_for_a_backend_that_resists(loop):
+    """A stop waits until a backend that delays its cancellation has ended."""
+
     class Resists(ScriptedBackend):
         async def infer(self, batch):
             try:
@@ -160,7 +168,9 @@ async def test_stop_waits_until_a_backend_that_resists_has_ended(loop):
     assert isinstance((await settle(call))[0], si.Closed)
 
 
-async def test_a_draining_stop_waits_for_a_batch_whose_callers_have_gone(loop):
+async def test_drain_waits_for_an_abandoned_batch(loop):
+    """A draining stop waits for a batch whose callers have gone."""
+
     class Resists(ScriptedBackend):
         async def infer(self, batch):
             try:
@@ -179,7 +189,8 @@ async def test_a_draining_stop_waits_for_a_batch_whose_callers_have_gone(loop):
     assert loop.now_ns == 510_000_000
 
 
-async def test_a_caller_cancelled_in_the_turn_of_the_stop_is_counted_as_cancelled(loop):
+async def test_caller_cancelled_at_stop_counts_as_cancelled(loop):
+    """A caller cancelled in the same turn as the stop is counted as cancelled."""
     batcher = si.AdaptiveBatcher(max_batch_size=1, clock=loop.clock)
     service = batcher.wrap(ScriptedBackend(HANG))
     calls = [asyncio.ensure_future(service.call(si.Request(1.0))) for _ in range(2)]
@@ -191,7 +202,8 @@ async def test_a_caller_cancelled_in_the_turn_of_the_stop_is_counted_as_cancelle
     assert (s.cancelled, s.closed, s.submitted) == (1, 1, 2)
 
 
-def test_two_loops_at_once_are_an_error_while_requests_only_wait():
+def test_two_loops_are_an_error_while_requests_queue():
+    """Using two loops at once is an error even while requests are only queued."""
     batcher = si.AdaptiveBatcher(max_batch_size=2, policy="greedy", max_queue_delay_s=60.0)
     predict = batcher.wrap(lambda x: x)
     first = VirtualLoop()
@@ -209,8 +221,11 @@ def test_two_loops_at_once_are_an_error_while_requests_only_wait():
 
 
 @pytest.mark.parametrize("turns", [1, 3])
-def test_a_batcher_survives_a_loop_that_was_closed_with_requests_in_hand(turns):
-    """Without the clean-up of asyncio.run: with a dispatch due, or a batch that runs and an alarm."""
+def test_batcher_survives_loop_closed_with_requests(turns):
+    """A batcher survives a loop that was closed with requests in flight.
+
+    Without the clean-up of asyncio.run: with a dispatch due, or a batch that runs and an alarm.
+    """
     loops = [VirtualLoop()]
     batcher = si.AdaptiveBatcher(max_batch_size=1, clock=lambda: loops[-1].now_ns)
     service = batcher.wrap(ScriptedBackend(*[HANG] * (1 + (turns == 3))))
@@ -278,7 +293,9 @@ class _Around:
 
 
 @pytest.mark.parametrize("between", [(), (_Around,)])
-def test_a_batch_larger_than_the_backend_takes_is_refused_at_the_start(between):
+def test_batch_size_above_backend_limit_fails_at_start(between):
+    """A `max_batch_size` larger than the backend takes is rejected at the start."""
+
     async def main(loop):
         for limit, size in ((4, 4), (None, 64)):
             async with si.Stack(si.AdaptiveBatcher(max_batch_size=size), *between, _Limited(limit)) as stack:
@@ -326,14 +343,18 @@ def test_a_clock_that_raises_leaves_no_caller_waiting(model, failing):
     assert run(main) <= {RuntimeError}
 
 
-def test_a_clock_of_the_system_is_read_without_a_detour():
+def test_system_clock_is_read_directly():
+    """The system clock is called directly, without a wrapper."""
     service = si.AdaptiveBatcher(max_batch_size=4).wrap(ScriptedBackend())
 
     assert service._calls.clock is time.monotonic_ns
 
 
-def test_a_coroutine_that_is_closed_where_it_waits_is_a_cancelled_request():
-    """As by the collector: nothing has come for it by then."""
+def test_closed_coroutine_is_a_cancelled_request():
+    """A coroutine that is closed while it waits counts as a cancelled request.
+
+    As by the collector: nothing has come for it by then.
+    """
 
     async def main(loop):
         service = si.AdaptiveBatcher(max_batch_size=2, clock=loop.clock).wrap(ScriptedBackend(duration_s=0.1))

@@ -64,7 +64,9 @@ async def test_async_functions_and_lists(loop):
     assert await settle(predict("a"), predict(["x", "y"]), predict({"k": 1, "l": 2, "m": 3})) == [1, 2, 3]
 
 
-async def test_a_callable_object_and_a_bound_method_are_functions(loop):
+async def test_callable_objects_and_methods_are_functions(loop):
+    """Callable objects and bound methods are accepted as functions."""
+
     class Model:
         async def __call__(self, x):
             return x + 1
@@ -76,14 +78,15 @@ async def test_a_callable_object_and_a_bound_method_are_functions(loop):
     assert await si.AdaptiveBatcher(max_batch_size=2).wrap(Model().method)(1.0) == 3.0
 
 
-def test_the_wrapped_function_is_a_coroutine_function_with_the_name_of_the_original():
+def test_wrapped_function_is_coroutine_and_keeps_name():
+    """A wrapped function is a coroutine function with the name of the original."""
     predict = si.AdaptiveBatcher(max_batch_size=2).wrap(double)
     assert inspect.iscoroutinefunction(predict)
     assert predict.__name__ == "double"
     assert list(inspect.signature(predict).parameters) == ["x", "timeout_s", "priority", "stream_id", "tenant", "key"]
 
 
-def test_the_wrapped_function_has_the_annotations_of_one_request():
+def test_wrapped_function_is_annotated_for_one_request():
     """What the original takes and returns is a batch."""
 
     def lengths(x: list[str]) -> list[int]:
@@ -95,7 +98,8 @@ def test_the_wrapped_function_has_the_annotations_of_one_request():
     assert typing.get_type_hints(predict)["return"] is typing.Any
 
 
-async def test_a_row_that_is_an_exception_reaches_its_caller_alone(loop):
+async def test_exception_row_reaches_only_its_caller(loop):
+    """A row that is an exception is raised to its own caller alone."""
     batcher = si.AdaptiveBatcher(max_batch_size=4, stack=False)
     predict = batcher.wrap(lambda rows: [ValueError(row) if row == "bad" else row for row in rows])
     first, bad, last = await settle(predict("a"), predict("bad"), predict("b"))
@@ -105,7 +109,7 @@ async def test_a_row_that_is_an_exception_reaches_its_caller_alone(loop):
     assert (s.succeeded, s.failed) == (2, 1)
 
 
-async def test_a_failing_function_fails_its_batch_and_no_other(loop):
+async def test_failing_function_fails_only_its_batch(loop):
     """Each caller of a batch of which no part succeeds has an error object of its own."""
 
     def explode(x):
@@ -149,7 +153,8 @@ async def test_own_errors_pass_through_as_copies(loop):
         ((x for x in range(2)), "list with one result per row (2 rows), got generator"),
     ],
 )
-async def test_impossible_results_are_reported_to_that_batch_only(loop, results, says):
+async def test_impossible_results_fail_only_their_batch(loop, results, says):
+    """Impossible results raise `BackendError` to the callers of that batch only."""
     answers = [results, [1, 2]]
     batcher = si.AdaptiveBatcher(max_batch_size=2)
     predict = batcher.wrap(lambda x: answers.pop(0))
@@ -172,7 +177,8 @@ async def test_rows_of_different_kinds_never_share_a_batch(loop):
     ]  # fmt: skip
 
 
-async def test_what_cannot_be_stacked_fails_alone_and_before_it_is_queued(loop):
+async def test_unstackable_input_fails_before_it_is_queued(loop):
+    """An input that cannot be stacked raises `InvalidInput` to its caller alone, before it is queued."""
     batcher = si.AdaptiveBatcher(max_batch_size=8)
     predict = batcher.wrap(double)
     good, bad = await settle(predict(1.0), predict(object()))
@@ -184,7 +190,8 @@ async def test_what_cannot_be_stacked_fails_alone_and_before_it_is_queued(loop):
 # -- deadlines ------------------------------------------------------------------------------------------------------
 
 
-async def test_the_deadline_ends_a_queued_and_a_running_request_on_time(loop):
+async def test_deadline_ends_queued_and_running_requests(loop):
+    """A request ends exactly at its deadline, whether it is queued or its batch is running."""
     backend = ScriptedBackend(duration_s=1.0)
     batcher = si.AdaptiveBatcher(max_batch_size=1, clock=loop.clock)
     service = batcher.wrap(backend)
@@ -203,7 +210,8 @@ async def test_the_deadline_ends_a_queued_and_a_running_request_on_time(loop):
     assert (s.deadline_exceeded, s.running, s.queued) == (3, 0, 0)
 
 
-async def test_slo_is_the_deadline_of_requests_that_bring_none(loop):
+async def test_slo_is_the_default_deadline(loop):
+    """`slo_s` is the deadline of requests that have none of their own."""
     predict = si.AdaptiveBatcher(max_batch_size=1, slo_s=0.05, clock=loop.clock).wrap(lambda x: asyncio.sleep(1.0, [1]))
     with pytest.raises(si.DeadlineExceeded):
         await predict(1.0)
@@ -213,13 +221,15 @@ async def test_slo_is_the_deadline_of_requests_that_bring_none(loop):
     assert loop.now_ns == 60_000_000
 
 
-async def test_without_deadline_a_request_waits_as_long_as_it_takes(loop):
+async def test_request_without_deadline_waits_indefinitely(loop):
+    """A request without a deadline waits as long as its batch takes."""
     predict = si.AdaptiveBatcher(max_batch_size=1, clock=loop.clock).wrap(lambda x: asyncio.sleep(3600.0, [7]))
     assert await predict(1.0) == 7
     assert loop.time() == 3600.0
 
 
-async def test_an_expired_request_is_refused_on_arrival_and_not_run(loop):
+async def test_deadline_passed_on_arrival_runs_nothing(loop):
+    """A request whose deadline has passed on arrival raises `DeadlineExceeded` and does not run."""
     backend = ScriptedBackend()
     batcher = si.AdaptiveBatcher(max_batch_size=1, clock=loop.clock)
     service = batcher.wrap(backend)
@@ -231,7 +241,8 @@ async def test_an_expired_request_is_refused_on_arrival_and_not_run(loop):
     assert counted(batcher).deadline_exceeded == 1
 
 
-async def test_a_batch_that_nobody_waits_for_is_cancelled_and_its_worker_freed(loop):
+async def test_abandoned_batch_is_cancelled_and_frees_worker(loop):
+    """A batch that no caller waits for is cancelled, and its worker is free again."""
     backend = ScriptedBackend(HANG)
     batcher = si.AdaptiveBatcher(max_batch_size=4, clock=loop.clock)
     service = batcher.wrap(backend)
@@ -247,7 +258,8 @@ async def test_a_batch_that_nobody_waits_for_is_cancelled_and_its_worker_freed(l
     assert counted(batcher).abandoned_batches == 2
 
 
-async def test_one_alarm_serves_all_deadlines_and_none_is_left_when_idle(loop):
+async def test_one_timer_serves_all_deadlines(loop):
+    """One loop timer serves the deadlines of all requests, and none is left when the batcher is idle."""
     backend = ScriptedBackend(duration_s=0.010)
     batcher = si.AdaptiveBatcher(max_batch_size=4, slo_s=0.05, clock=loop.clock)
     service = batcher.wrap(backend)
@@ -267,7 +279,9 @@ async def test_deadline_bounds_what_the_backend_is_told(loop):
     assert [batch.deadline_ns for batch in backend.batches] == [3000, None]
 
 
-async def test_an_answer_that_a_blocked_loop_delivers_past_the_deadline_is_none(loop):
+async def test_response_delivered_late_is_deadline_exceeded(loop):
+    """A response that a blocked loop delivers past the deadline becomes `DeadlineExceeded`."""
+
     def slow(x):
         loop.now_ns += 80_000_000  # a function that holds the loop up
         return x
@@ -284,7 +298,8 @@ async def test_an_answer_that_a_blocked_loop_delivers_past_the_deadline_is_none(
 # -- overload and priority ------------------------------------------------------------------------------------------
 
 
-async def test_a_full_queue_refuses_with_the_measured_drain_time(loop):
+async def test_full_queue_rejects_with_measured_drain_time(loop):
+    """A full queue rejects a request with the measured time to drain it as `retry_after_s`."""
     backend = ScriptedBackend(duration_s=0.1)
     batcher = si.AdaptiveBatcher(max_batch_size=2, max_queue_size=4, clock=loop.clock)
     service = batcher.wrap(backend)
@@ -303,7 +318,8 @@ async def test_a_full_queue_refuses_with_the_measured_drain_time(loop):
 
 
 @pytest.mark.parametrize("inline", [True, False])
-async def test_a_burst_larger_than_the_queue_goes_to_the_free_worker_first(loop, inline):
+async def test_burst_larger_than_queue_uses_free_worker(loop, inline):
+    """A burst larger than the queue goes to the free worker before the queue counts as full."""
     backend = ScriptedBackend(duration_s=0.1)
     batcher = si.AdaptiveBatcher(max_batch_size=4, max_queue_size=16, clock=loop.clock)
     wrapped = batcher.wrap(double if inline else backend)
@@ -313,7 +329,8 @@ async def test_a_burst_larger_than_the_queue_goes_to_the_free_worker_first(loop,
     assert counted(batcher).succeeded == 100 - refused
 
 
-async def test_retry_after_before_the_first_batch_is_the_age_of_the_running_one(loop):
+async def test_retry_after_before_any_batch_completed(loop):
+    """Before the first batch has completed, `retry_after_s` is the age of the running batch."""
     service = si.AdaptiveBatcher(max_batch_size=1, max_queue_size=1, clock=loop.clock).wrap(ScriptedBackend(HANG))
     calls = [asyncio.ensure_future(service.call(si.Request(0.0)))]
     await asyncio.sleep(0.5)
@@ -327,7 +344,8 @@ async def test_retry_after_before_the_first_batch_is_the_age_of_the_running_one(
     await settle(*calls)
 
 
-async def test_urgent_requests_go_first_and_displace_the_least_urgent(loop):
+async def test_urgent_requests_run_first_and_shed_others(loop):
+    """Urgent requests run first, and in a full queue they shed the least urgent ones."""
     backend = ScriptedBackend(duration_s=0.1)
     batcher = si.AdaptiveBatcher(max_batch_size=1, max_queue_size=2, clock=loop.clock)
     service = batcher.wrap(backend)
@@ -360,7 +378,8 @@ async def test_max_in_flight_batches_run_at_once(loop):
     assert backend.batch_sizes == [2] * 6
 
 
-async def test_the_timer_policy_waits_for_company_no_longer_than_told(loop):
+async def test_batch_is_held_back_at_most_max_queue_delay(loop):
+    """A policy with `max_queue_delay_s` waits for more requests no longer than that."""
     backend = ScriptedBackend()
     batcher = si.AdaptiveBatcher(max_batch_size=3, policy="greedy", max_queue_delay_s=0.005, clock=loop.clock)
     service = batcher.wrap(backend)
@@ -378,7 +397,8 @@ async def test_the_timer_policy_waits_for_company_no_longer_than_told(loop):
 # -- cancellation ---------------------------------------------------------------------------------------------------
 
 
-async def test_a_cancelled_caller_frees_its_place_and_harms_nobody(loop):
+async def test_cancelled_caller_frees_its_queue_place(loop):
+    """A cancelled caller frees its place in the queue, and the other callers get their responses."""
     backend = ScriptedBackend(duration_s=0.1)
     batcher = si.AdaptiveBatcher(max_batch_size=4, max_queue_size=2, clock=loop.clock)
     service = batcher.wrap(backend)
@@ -395,7 +415,8 @@ async def test_a_cancelled_caller_frees_its_place_and_harms_nobody(loop):
     assert (s.cancelled, s.succeeded) == (1, 3)
 
 
-async def test_a_caller_cancelled_while_running_leaves_the_others_their_rows(loop):
+async def test_cancellation_while_running_spares_others(loop):
+    """A caller that is cancelled while its batch runs leaves the other callers their rows."""
     batcher = si.AdaptiveBatcher(max_batch_size=4, clock=loop.clock)
     service = batcher.wrap(ScriptedBackend(duration_s=0.1))
     calls = [asyncio.ensure_future(service.call(si.Request(float(i)))) for i in range(3)]
@@ -408,7 +429,8 @@ async def test_a_caller_cancelled_while_running_leaves_the_others_their_rows(loo
 
 
 @pytest.mark.parametrize("turns", range(5))
-async def test_cancelling_every_caller_at_any_moment_frees_the_worker(loop, turns):
+async def test_cancelling_all_callers_frees_the_worker(loop, turns):
+    """Cancelling every caller frees the worker, at whatever turn of the loop it happens."""
     backend = ScriptedBackend(HANG, HANG)
     batcher = si.AdaptiveBatcher(max_batch_size=4, clock=loop.clock)
     service = batcher.wrap(backend)
@@ -445,7 +467,9 @@ async def test_cancelled_in_the_turn_of_the_delivery(loop):
     assert (s.cancelled, s.succeeded) == (1, 1)
 
 
-async def test_a_backend_that_cancels_itself_is_a_backend_error(loop):
+async def test_backend_cancelling_itself_is_backend_error(loop):
+    """A backend that raises `CancelledError` itself gives its caller a `BackendError`."""
+
     async def cancels(x):
         raise asyncio.CancelledError
 
@@ -548,7 +572,8 @@ def test_a_batcher_moves_to_another_loop_when_idle():
     assert asyncio.run(predict(2.0)) == 4.0
 
 
-def test_a_batcher_survives_a_loop_that_died_with_requests_in_hand():
+def test_batcher_outlives_loop_with_requests_in_flight():
+    """A batcher serves a new event loop after one that ended with requests in flight."""
     batcher = si.AdaptiveBatcher(max_batch_size=1)
     predict = batcher.wrap(lambda x: asyncio.sleep(0 if x[0] else 9.0, [1]))
 
@@ -682,7 +707,8 @@ def test_html_of_a_batcher_that_is_not_used_yet():
     )
 
 
-async def test_html_of_an_overloaded_batcher_is_a_row_per_figure(loop):
+async def test_html_of_overloaded_batcher_has_row_per_figure(loop):
+    """The HTML of an overloaded batcher has one table row per figure."""
     batcher = si.AdaptiveBatcher(max_batch_size=2, max_queue_size=4, clock=loop.clock)
     service = batcher.wrap(ScriptedBackend(duration_s=0.02))
     await settle(*(service.call(si.Request(float(number))) for number in range(1234)))

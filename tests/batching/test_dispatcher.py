@@ -18,7 +18,8 @@ async def settle(*awaitables):
     return await asyncio.gather(*awaitables, return_exceptions=True)
 
 
-async def test_a_request_that_expired_before_the_dispatch_never_reaches_the_model(loop):
+async def test_deadline_before_dispatch_skips_the_model(loop):
+    """A request whose deadline passes before the dispatch never reaches the model."""
     backend = ScriptedBackend()
     batcher = si.AdaptiveBatcher(max_batch_size=4, clock=loop.clock)
     service = batcher.wrap(backend)
@@ -44,7 +45,8 @@ class RefusesOdd:
         return Decision(reject=reject) if reject else Decision(send[:1], "picked")
 
 
-async def test_what_the_policy_refuses_ends_at_once_and_the_rest_is_served(loop):
+async def test_policy_rejections_end_at_once(loop):
+    """A request that the policy rejects ends at once, and the rest of the queue is served."""
     batcher = si.AdaptiveBatcher(max_batch_size=8, clock=loop.clock)
     service = batcher.wrap(ScriptedBackend(duration_s=1.0))
     service._dispatcher.policy = RefusesOdd()
@@ -61,7 +63,8 @@ async def test_what_the_policy_refuses_ends_at_once_and_the_rest_is_served(loop)
     assert (s.rejected, s.succeeded, s.released) == ({"infeasible": 2}, 2, {"picked": 2})
 
 
-async def test_others_have_a_turn_between_two_batches_of_a_function_on_the_loop(loop):
+async def test_other_tasks_run_between_batches_on_the_loop(loop):
+    """Other tasks get a turn between two batches of a function that runs on the event loop."""
     order = []
     predict = si.AdaptiveBatcher(max_batch_size=1, clock=loop.clock).wrap(lambda x: order.append(f"batch {x[0]}") or x)
 
@@ -73,7 +76,8 @@ async def test_others_have_a_turn_between_two_batches_of_a_function_on_the_loop(
     assert order == ["batch 1", "answer 1", "batch 2", "answer 2"]
 
 
-async def test_a_batch_whose_only_caller_left_in_the_same_turn_is_not_released(loop):
+async def test_batch_without_callers_is_not_released(loop):
+    """A batch whose only caller leaves in the same turn of the loop is not released."""
     backend = ScriptedBackend()
     batcher = si.AdaptiveBatcher(max_batch_size=4, clock=loop.clock)
     service = batcher.wrap(backend)
@@ -104,7 +108,8 @@ class Blunt:
         return answer()
 
 
-async def test_a_backend_that_fails_before_it_awaits_anything(loop):
+async def test_backend_fails_before_first_await(loop):
+    """A backend that fails before its first await raises `BackendError`, and its worker is free again."""
     batcher = si.AdaptiveBatcher(max_batch_size=4, clock=loop.clock)
     service = batcher.wrap(Blunt(KeyError("no session"), [7]))
     with pytest.raises(si.BackendError, match="no session"):
@@ -113,7 +118,9 @@ async def test_a_backend_that_fails_before_it_awaits_anything(loop):
     assert batcher.statistics().running_batches == 0
 
 
-async def test_a_cancelled_error_out_of_a_function_ends_its_own_batch(loop):
+async def test_cancelled_error_in_function_fails_its_batch(loop):
+    """A `CancelledError` that a function raises ends its own batch as a `BackendError`."""
+
     def gives_up(x):
         raise asyncio.CancelledError
 
@@ -127,7 +134,7 @@ async def test_a_cancelled_error_out_of_a_function_ends_its_own_batch(loop):
     assert batcher.statistics().failed == 1
 
 
-async def test_a_batch_given_up_before_its_first_step_gives_its_worker_back(loop):
+async def test_batch_abandoned_before_it_starts_frees_worker(loop):
     """The caller's deadline passes in the very turn in which its batch was released."""
     gate = loop.create_future()
 
@@ -154,7 +161,8 @@ async def test_a_batch_given_up_before_its_first_step_gives_its_worker_back(loop
     assert (s.running_batches, s.abandoned_batches, service._dispatcher.free) == (0, 1, 2)
 
 
-async def test_no_alarm_is_left_when_the_answers_came_before_the_deadlines(loop):
+async def test_no_timer_is_left_after_timely_responses(loop):
+    """No timer is left when the responses came before the deadlines."""
     batcher = si.AdaptiveBatcher(max_batch_size=4, slo_s=5.0, clock=loop.clock)
     service = batcher.wrap(ScriptedBackend(duration_s=0.010))
     await settle(*(service.call(si.Request(float(i))) for i in range(6)))
@@ -162,7 +170,9 @@ async def test_no_alarm_is_left_when_the_answers_came_before_the_deadlines(loop)
     assert batcher.statistics().succeeded == 6
 
 
-async def test_the_clock_is_read_again_for_each_batch_of_a_dispatch(loop):
+async def test_clock_is_read_again_for_each_batch(loop):
+    """The clock is read again for each batch of one dispatch."""
+
     class Slow(ScriptedBackend):
         def infer(self, batch) -> Awaitable:  # the part before the first await holds the loop up
             loop.now_ns += 10_000_000
@@ -185,7 +195,8 @@ async def test_assembled_is_when_the_backend_read_the_inputs(loop):
     assert (timings.assembled_s, timings.inferred_s) == (pytest.approx(0.004), pytest.approx(0.010))
 
 
-async def test_a_caller_that_left_in_the_turn_in_which_its_batch_failed_is_counted_as_cancelled(loop):
+async def test_caller_leaving_as_batch_fails_is_cancelled(loop):
+    """A caller that leaves in the turn in which its batch fails is counted as cancelled."""
     gate = loop.create_future()
 
     async def held(x):
@@ -204,7 +215,8 @@ async def test_a_caller_that_left_in_the_turn_in_which_its_batch_failed_is_count
     assert (s.cancelled, s.failed) == (1, 1)
 
 
-async def test_batches_that_nobody_waited_for_are_counted_as_abandoned_and_train_nothing(loop):
+async def test_abandoned_batches_teach_nothing(loop):
+    """A batch that no caller waits for is counted as abandoned, and its duration is not learned."""
     backend = ScriptedBackend(duration_s=0.1)
     batcher = si.AdaptiveBatcher(max_batch_size=4, clock=loop.clock)
     service = batcher.wrap(backend)
@@ -216,8 +228,11 @@ async def test_batches_that_nobody_waited_for_are_counted_as_abandoned_and_train
     assert s.batch_s == 0.0
 
 
-async def test_an_alarm_that_fires_early_counts_as_the_instant_it_was_set_for(loop):
-    """Loops fire early by their resolution: here the clock stands a microsecond before the deadline when the alarm comes."""
+async def test_timer_that_fires_early_counts_as_due(loop):
+    """A timer that fires early counts as the instant that it was set for.
+
+    Loops fire early by their resolution: here the clock stands a microsecond before the deadline when the alarm comes.
+    """
 
     def clock():
         return loop.now_ns - (1000 if loop.now_ns >= 50_000_000 else 0)
@@ -250,7 +265,8 @@ async def test_the_policy_hears_of_no_batch_that_it_absorbs(loop, monkeypatch):
     assert batcher.service_time.expected_ns(4)[1] == pytest.approx(100_000, rel=0.03)
 
 
-def test_a_drain_of_a_loop_that_was_closed_does_not_concern_the_next_one():
+def test_drain_on_closed_loop_does_not_block_the_next():
+    """A drain on a loop that was closed does not affect the next loop."""
     backend = ScriptedBackend(duration_s=0.01)
     service = si.AdaptiveBatcher(max_batch_size=4).wrap(backend)
     tasks = []
@@ -287,7 +303,7 @@ def fail_once(loop, monkeypatch, name):
     monkeypatch.setattr(loop, name, fail, raising=False)
 
 
-def test_a_caller_without_stack_keeps_no_others_waiting(monkeypatch):
+def test_caller_without_stack_delays_no_others(monkeypatch):
     """A dispatch that it could not schedule is scheduled by the next request."""
 
     async def main(loop):

@@ -54,7 +54,8 @@ def run_batch(queue, size, now_ns, buckets=(0,)):
     return queue.take(list(queue), now_ns, "full")
 
 
-def test_a_policy_that_only_decides_expects_and_learns_nothing(queue):
+def test_policy_that_only_decides_learns_nothing(queue):
+    """A policy that only decides expects nothing and learns nothing."""
     asked = expectations(queue, Greedy(4))
     running = run_batch(queue, 2, 0)
     assert asked.predicted_finish_ns(5, 0, None, (running,)) is None
@@ -65,7 +66,8 @@ def test_a_policy_that_only_decides_expects_and_learns_nothing(queue):
     assert asked.retry_after_s(5 * MS, 3.0, ()) is None
 
 
-def test_what_the_policy_expects_is_asked_with_queue_and_model(queue):
+def test_expectations_come_from_the_policy(queue):
+    """Expectations come from the policy, for the state of the queue and of the model."""
     asked = expectations(queue, Learns())
     running = run_batch(queue, 2, 0)
     queue.admit(None, 9, None, 0, 1000 * MS, 0)
@@ -77,7 +79,8 @@ def test_what_the_policy_expects_is_asked_with_queue_and_model(queue):
 
 
 @pytest.mark.parametrize("absorbs", [True, False])
-def test_a_batch_is_learned_by_itself_unless_it_was_absorbed(queue, absorbs):
+def test_batch_is_observed_unless_absorbed(queue, absorbs):
+    """The policy observes a batch by itself, unless it has absorbed it."""
     policy = Learns(absorbs)
     asked = expectations(queue, policy)
     asked.learn_from(run_batch(queue, 3, 1 * MS), 7 * MS)
@@ -85,7 +88,8 @@ def test_a_batch_is_learned_by_itself_unless_it_was_absorbed(queue, absorbs):
     assert policy.observed == ([] if absorbs else [(3, 6 * MS, False, 0)])
 
 
-def test_a_batch_whose_begin_is_not_known_teaches_nothing(queue):
+def test_batch_with_unknown_start_teaches_nothing(queue):
+    """A batch whose start is not known teaches the policy nothing."""
     policy = Learns()
     running = run_batch(queue, 3, 1 * MS)
     running.predecessor_end_ns = UNKNOWN
@@ -93,7 +97,8 @@ def test_a_batch_whose_begin_is_not_known_teaches_nothing(queue):
     assert policy.observed == []
 
 
-def test_the_bucket_of_a_batch_is_that_of_its_longest_request(queue):
+def test_bucket_of_batch_is_of_its_longest_request(queue):
+    """The length bucket of a batch is the bucket of its longest request."""
     policy = Learns()
     asked = expectations(queue, policy)
     asked.plain = False

@@ -110,7 +110,7 @@ def test_a_wrong_number_is_named(wrong):
         si.AdaptiveBatcher(max_batch_size=1, max_in_flight=wrong)
 
 
-async def test_batches_that_run_at_once_share_no_context_variables(loop):
+async def test_concurrent_batches_share_no_context_variables(loop):
     """What a model sets in one batch is not seen by another one that runs meanwhile, nor by a later one."""
     variable = contextvars.ContextVar("variable", default=0.0)
     seen = []

@@ -97,7 +97,7 @@ async def test_held_back_ones_count_as_queued(loop):
         assert batcher.statistics().succeeded == 4
 
 
-async def test_admission_where_all_that_is_queued_is_held_back(loop):
+async def test_admission_with_all_requests_held_back(loop):
     """A free worker makes no place in a full queue from which it can take nothing."""
     model = Recurrent(duration_s=1.0)
     async with stack(loop, model, max_in_flight=2, max_queue_size=2) as service:
@@ -120,7 +120,7 @@ async def test_map_of_one_stream_keeps_its_order(loop):
     assert model.served == [[float(number)] for number in range(20)]
 
 
-async def test_urgent_one_finds_a_place_among_those_held_back(loop):
+async def test_urgent_request_sheds_a_held_back_one(loop):
     """A queue that is full of held back requests sheds the newest of them for one that is more urgent."""
     batcher = si.AdaptiveBatcher(max_batch_size=4, policy="greedy", max_queue_size=2)
     async with si.Stack(batcher, Recurrent(duration_s=1.0), clock=loop.clock) as service:

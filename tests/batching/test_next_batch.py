@@ -45,7 +45,7 @@ async def test_there_is_no_room_for_more_than_may_be_queued(loop):
         assert adapt(service).capabilities().full_load() == 6
 
 
-async def test_a_busy_worker_is_free_when_its_batch_is_expected_to_end(loop):
+async def test_busy_worker_is_free_at_expected_batch_end(loop):
     """What is queued has its place in the next batch; beyond a full one there is none."""
     async with si.Stack(si.AdaptiveBatcher(max_batch_size=4), model(), clock=loop.clock) as service:
         tasks = await send(service, 1)
@@ -70,7 +70,8 @@ async def test_the_first_of_several_workers_counts(loop):
         await asyncio.gather(*tasks)
 
 
-async def test_a_batch_that_takes_longer_than_expected_may_end_at_any_time(loop):
+async def test_batch_slower_than_expected_can_end_any_time(loop):
+    """A batch that takes longer than expected can end at any time, so the next one can begin at once."""
     seconds = [0.5]
     backend = ScriptedBackend(duration_s=lambda size: seconds[0] if loop.time() > 1.0 else 0.1, example=1.0)
     async with si.Stack(si.AdaptiveBatcher(max_batch_size=1), backend, clock=loop.clock) as service:
@@ -89,8 +90,11 @@ async def test_what_no_batch_has_shown_is_not_waited_for(loop):
         await asyncio.gather(*tasks)
 
 
-async def test_a_worker_has_room_for_one_though_what_is_queued_waits(loop):
-    """As requests that a planner has doubts about do, until their deadline."""
+async def test_worker_has_room_while_requests_are_held_back(loop):
+    """A worker has room for one more request although the queued ones wait.
+
+    As requests that a planner has doubts about do, until their deadline.
+    """
     batcher = si.AdaptiveBatcher(max_batch_size=2, policy="greedy", max_queue_delay_s=0.5)
     async with si.Stack(batcher, model(), clock=loop.clock) as service:
         tasks = await send(service, 1)
@@ -98,7 +102,7 @@ async def test_a_worker_has_room_for_one_though_what_is_queued_waits(loop):
         await asyncio.gather(*tasks)
 
 
-async def test_a_worker_that_waits_for_its_turn_on_a_device_counts_as_free(loop):
+async def test_worker_waiting_for_its_device_counts_as_free(loop):
     """The batch of the other model may end at any time, and who is not queued by then has no turn."""
     device = si.Device("gpu:0")
     async with (

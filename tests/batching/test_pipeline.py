@@ -40,7 +40,7 @@ def test_started_leaves_the_early_batch_out():
     assert pipeline.started([running, early]) == [(5, 0)]
 
 
-def test_an_early_batch_that_ends_first_teaches_nothing():
+def test_early_batch_ending_first_teaches_nothing():
     """The model took it before the one that it was sent behind."""
     pipeline = Pipeline()
     early = batch_of(0)

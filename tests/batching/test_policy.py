@@ -28,7 +28,8 @@ def test_greedy_sends_all_that_wait():
     assert (decision.reason, decision.reject, decision.recheck_ns) == ("idle_worker", (), None)
 
 
-def test_greedy_sends_up_to_the_cap_the_most_urgent_first():
+def test_greedy_sends_the_most_urgent_first():
+    """The greedy policy sends up to `max_batch_size` requests, the most urgent first."""
     decision = Greedy(3).decide(queue_of(0, 1, 2, 3, priorities=[5, 0, 5, -1]), 5, 1)
     assert numbers(decision) == [3, 1, 0]
     assert decision.reason == "full"
@@ -40,7 +41,8 @@ def test_a_delay_counts_from_the_oldest():
     assert decision.recheck_ns == 15 * MS
 
 
-def test_a_delay_counts_from_the_oldest_of_any_priority():
+def test_delay_counts_from_oldest_of_any_priority():
+    """The queue delay counts from the oldest queued request, whatever its priority."""
     decision = Greedy(4, 5 * MS).decide(queue_of(10 * MS, 12 * MS, priorities=[3, 0]), 13 * MS, 1)
     assert decision.recheck_ns == 15 * MS
 

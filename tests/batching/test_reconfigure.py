@@ -175,7 +175,9 @@ def test_no_request_is_lost_in_a_storm_of_changes(seed):
     run(main)
 
 
-def test_admission_says_when_a_request_would_be_answered():
+def test_admission_predicts_when_a_request_finishes():
+    """Admission says when a request would get its response, behind the running and queued ones."""
+
     async def main(loop):
         device = ServiceTime.affine(0.010, 0.001)
         batcher = batcher_of(loop, service_time=device, stack=False)
@@ -202,7 +204,9 @@ def test_admission_says_when_a_request_would_be_answered():
     run(main)
 
 
-def test_admission_knows_the_bucket_of_a_ragged_request():
+def test_admission_knows_bucket_of_ragged_request():
+    """Admission predicts a ragged request by its own length bucket."""
+
     async def main(loop):
         takes = {8: ServiceTime.affine(0.004, 0.0), 64: ServiceTime.affine(0.040, 0.0)}
         service = batcher_of(loop, buckets=(8, 64), service_time=takes).wrap(ScriptedBackend())
@@ -216,7 +220,9 @@ def test_admission_knows_the_bucket_of_a_ragged_request():
     run(main)
 
 
-def test_batches_larger_than_the_model_takes_are_refused_and_nothing_changes():
+def test_too_large_batch_size_changes_nothing():
+    """A `max_batch_size` larger than the model takes raises `ValueError`, and no setting changes."""
+
     async def main(loop):
         batcher = batcher_of(loop, slo_s=0.05)
         backend = ScriptedBackend(duration_s=0.01)
@@ -263,7 +269,7 @@ def test_kernels_are_not_compiled_while_it_serves(compiling):
     asyncio.run(main())
 
 
-def test_a_policy_set_after_a_stop_is_that_of_the_next_start(compiling):
+def test_policy_set_after_stop_applies_at_next_start(compiling):
     """The start compiles its kernels before it accepts requests."""
 
     async def main():

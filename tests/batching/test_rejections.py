@@ -152,7 +152,7 @@ async def test_a_stack_names_the_source_and_the_timings(loop):
     assert response.timings.inferred_s == pytest.approx(0.25)
 
 
-async def test_a_delay_rejects_nothing_while_a_worker_is_free(loop):
+async def test_delay_rejects_nothing_with_a_free_worker(loop):
     """A batch is held back only while the queue has a place for the next request."""
     batcher = si.AdaptiveBatcher(max_batch_size=8, max_queue_size=3, policy="greedy", max_queue_delay_s=1.0)
     async with si.Stack(batcher, ScriptedBackend(), clock=loop.clock) as service:

@@ -60,7 +60,7 @@ class Service:
         return [after for before, after in pairwise(self.model.notes) if before == "ended"]
 
 
-async def test_a_batch_does_not_wait_for_callers_that_do_not_come_back(loop):
+async def test_batch_does_not_wait_for_one_time_callers(loop):
     """What is queued begins before the callers of the last batch wake, once it is known that they send no more."""
     service = Service(loop)
     await service.serve_open_loop(60)
@@ -85,7 +85,7 @@ async def test_a_batch_waits_for_callers_in_a_loop(loop):
     assert Counter(service.model.batch_sizes)[4] == 30
 
 
-async def test_callers_that_begin_to_come_back_are_waited_for_again(loop):
+async def test_callers_that_return_are_waited_for_again(loop):
     """The share follows what callers do."""
     service = Service(loop)
     await service.serve_open_loop(60)

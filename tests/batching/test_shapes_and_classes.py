@@ -54,7 +54,7 @@ def test_urgent_requests_of_several_shapes_are_on_time(load, shapes, workers):
     assert everything >= 0.56
 
 
-def test_outliers_and_other_workers_leave_batches_large():
+def test_batches_stay_large_despite_outliers():
     """Less urgent requests fill batches, though 5 % take three times as long: another worker soon has the next one."""
     found = [shares_on_time(0.8, 1, 3, seed, slow_to_begin_s, slo_s=0.06, outliers=0.05) for seed in (1, 2, 3)]
     urgent, everything = np.mean(found, axis=0)
@@ -65,8 +65,11 @@ def test_outliers_and_other_workers_leave_batches_large():
 
 @pytest.mark.parametrize("load", [1.2, 1.5])
 @pytest.mark.parametrize("settings", [{}, {"buckets": (2, 8)}], ids=["shapes", "buckets"])
-def test_requests_without_a_deadline_that_share_no_batch_are_served(settings, load):
-    """They have batches of their own, soon after two seconds, and take no row of the others."""
+def test_requests_without_deadline_get_own_batches(settings, load):
+    """Requests without a deadline that share no batch with others are served.
+
+    They have batches of their own, soon after two seconds, and take no row of the others.
+    """
     rng = np.random.default_rng(1)
     gaps_s = rng.exponential(slow_to_begin_s(CAP) / CAP / load, 3000)
     queued_s = []
@@ -96,8 +99,11 @@ def test_requests_without_a_deadline_that_share_no_batch_are_served(settings, lo
     assert on_time > min(0.95, 0.95 / load)
 
 
-def test_many_shapes_without_a_deadline_leave_others_their_time():
-    """A backlog of more shapes than are compared takes turns with the requests that have a deadline."""
+def test_backlog_of_many_shapes_leaves_others_time():
+    """Many shapes without a deadline leave the other requests their time.
+
+    A backlog of more shapes than are compared takes turns with the requests that have a deadline.
+    """
 
     async def main(loop):
         batcher = si.AdaptiveBatcher(max_batch_size=CAP, max_queue_size=10_000)
@@ -122,7 +128,7 @@ def test_many_shapes_without_a_deadline_leave_others_their_time():
     [{"max_batch_bytes": 64}, {"row_cost": len, "max_batch_cost": 8.0}],
     ids=["bytes", "costs"],
 )
-def test_limits_of_a_batch_leave_rows_without_a_deadline_in_it(settings):
+def test_batch_limits_keep_rows_without_deadline(settings):
     """Where only four rows may share a batch, the share of a request without a deadline is among these."""
 
     async def main(loop):

@@ -94,7 +94,8 @@ def test_every_bit_of_one_record():
 
 
 @given(values, st.data())
-def test_a_record_cut_short_or_prolonged_is_never_a_value(value, data):
+def test_truncated_or_extended_record_is_no_value(value, data):
+    """A record that was cut short or extended is never decoded to a value."""
     record = encode(value)
     with pytest.raises(CorruptRecord):
         decode(record[: data.draw(st.integers(0, len(record) - 1))])
@@ -206,7 +207,8 @@ class Metres(np.float64):
         len,
     ],
 )
-def test_what_would_come_back_as_something_else_is_refused_with_its_place(value):
+def test_value_that_would_change_is_an_error(value):
+    """A value that would be decoded as something else raises `TypeError`, which names its place."""
     with pytest.raises(TypeError, match=r"value\['deep'\]\[1\]: expected None"):
         encode({"deep": [0, value]})
 

@@ -402,7 +402,8 @@ def test_entries_are_not_walked_by_the_collector():
     assert (list in held_by) is not ATOMIC
 
 
-def test_the_hit_rate_is_the_share_of_lookups_that_found_something(clock):
+def test_hit_rate_is_the_share_of_successful_lookups(clock):
+    """The hit rate is the share of lookups that found an entry."""
     cache = EdgeCache(clock=clock)
     assert np.isnan(cache.statistics().hit_rate)
     cache["a"] = 1

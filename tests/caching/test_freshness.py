@@ -427,7 +427,7 @@ def test_a_refresh_that_is_not_stored_pauses(why):
     run(main)
 
 
-def test_a_refresh_of_a_sync_function_that_is_not_stored_pauses():
+def test_unstored_refresh_of_sync_function_pauses():
     """The same holds for a refresh in a thread."""
     clock = FakeClock()
     cache = si.EdgeCache(ttl_s=10.0, stale_s=100.0, clock=clock)

@@ -101,7 +101,9 @@ def test_what_stands_side_by_side_is_not_run_together(many):
 
 
 @given(st.lists(st.text(max_size=3), min_size=4, max_size=4), st.lists(st.text(max_size=3), min_size=4, max_size=4))
-def test_model_version_preprocessing_and_tenant_are_part_of_it(one, other):
+def test_model_and_tenant_are_part_of_the_key(one, other):
+    """Model, version, preprocessing and tenant are part of the key."""
+
     def key(names):
         return content_key(b"x", **dict(zip(("model", "version", "preprocessing", "tenant"), names, strict=True)))
 

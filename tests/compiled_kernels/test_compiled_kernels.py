@@ -15,7 +15,8 @@ def variant(request):
     return load_variant(request.param)
 
 
-def test_every_variant_is_built_from_the_present_sources():
+def test_every_variant_is_built_from_current_sources():
+    """Every variant of the compiled kernels is built from the present sources."""
     exports = {name for module in MODULES for name in importlib.import_module(module).EXPORTS}
 
     built = [load_variant(name) for name in VARIANTS]

@@ -64,7 +64,8 @@ def test_bad_policies_are_refused(make, error, match):
         make()
 
 
-def test_a_policy_that_encrypts_refuses_a_tier_without_keys_unless_it_forbids_it_anyway(tmp_path):
+def test_encrypting_policy_rejects_tier_without_keys(tmp_path):
+    """A policy that encrypts rejects a disk tier without keys, unless it forbids the disk anyway."""
     disk = DiskTier(tmp_path, max_bytes=2**20)
     with pytest.raises(ValueError, match=r"keys=StoredKeys\("):
         si.EdgeCache(retention=Retention(5.0, encrypt=True), tiers=[disk])
@@ -72,7 +73,8 @@ def test_a_policy_that_encrypts_refuses_a_tier_without_keys_unless_it_forbids_it
     si.EdgeCache(retention=Retention(5.0, classes={"a": Retention(1.0, encrypt=True)}), tiers=[disk])
 
 
-def test_in_memory_nothing_is_older_than_its_class_may_be():
+def test_no_entry_in_memory_outlives_its_class():
+    """No entry in memory is older than the policy of its class permits."""
     clock = FakeClock(1000 * S)
     policy = Retention(60.0, classes={"face": Retention(10.0), "text": Retention(90.0)})
     cache = si.EdgeCache(retention=policy, stale_s=4.0, negative_ttl_s=1e6, clock=clock)
@@ -95,7 +97,8 @@ def test_in_memory_nothing_is_older_than_its_class_may_be():
     assert [states["face"].index(2), states["plain"].index(2)] == [6, 56]
 
 
-def test_a_report_wants_a_policy_and_knows_the_ages_in_memory():
+def test_report_needs_policy_and_knows_ages_in_memory():
+    """A retention report requires a policy and states the ages of the entries in memory."""
     clock = FakeClock(1000 * S)
 
     async def main(loop):

@@ -67,7 +67,8 @@ def whole(path):
 # -- what a record is ------------------------------------------------------------------------------------------------
 
 
-def test_a_record_has_what_went_when_where_and_why_and_follows_the_one_in_front(path):
+def test_record_has_its_fields_and_previous_digest(path):
+    """A record says what was removed, when, where and why, and holds the digest of the record before it."""
     log = opened(path)
     begin = log.head
     log.record("erased", where="memory", data_class="faces", count=3, reason="asked for", subject="anna", tag="t")
@@ -99,7 +100,8 @@ def test_each_line_of_the_file_is_the_record_as_json(path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_a_new_object_reads_what_an_old_one_wrote_and_goes_on(path):
+def test_new_log_reads_and_continues_existing_file(path):
+    """A new log object reads what an earlier one wrote and appends to it."""
     log = fill(opened(path), 7)
     again = opened(path)
     assert again.events == log.events
@@ -151,7 +153,8 @@ def test_bad_arguments_are_refused_by_name(wrong, named, monkeypatch, tmp_path):
         ({"tag": 3}, "tag"),
     ],
 )
-def test_a_bad_record_is_refused_and_leaves_the_log_alone(path, wrong, named):
+def test_bad_record_is_rejected_and_changes_nothing(path, wrong, named):
+    """A record with a wrong field is rejected and leaves the log unchanged."""
     log = fill(opened(path))
     before = path.read_bytes()
     fields = {"action": "erased", "where": "memory", "data_class": "", "count": 1, "reason": "", **wrong}
@@ -177,7 +180,8 @@ def test_names_of_subjects_are_never_in_a_record(before, name, after):
     assert log.events_about(name + " ") == ()
 
 
-def test_names_are_not_in_the_file_and_hashes_of_them_need_the_secret(path, tmp_path):
+def test_names_are_hashed_with_the_secret(path, tmp_path):
+    """No name is in the file, and the hash of a name depends on the secret, which is never shown."""
     opened(path).record("erased", where="m", data_class="", count=1, reason="by Anna Ångström", subject="Anna Ångström")
     text = path.read_text(encoding="utf-8")
     assert "Anna" not in text
@@ -216,7 +220,8 @@ def checked(tmp_path_factory, data, **more):
 
 @given(st.data())
 @settings(max_examples=300)
-def test_any_byte_that_is_changed_is_found_and_so_is_where(written, tmp_path_factory, data):
+def test_changed_byte_is_found_with_its_place(written, tmp_path_factory, data):
+    """The change of any byte is found, together with the record in which it lies."""
     whole_file, _ = written
     place = data.draw(st.integers(0, len(whole_file) - 1))
     byte = data.draw(st.integers(0, 255).filter(lambda it: it != whole_file[place]))
@@ -245,7 +250,8 @@ def test_any_byte_that_is_taken_out_or_put_in_is_found(written, tmp_path_factory
 
 
 @given(st.permutations(range(6)), st.sets(st.integers(0, 5)), st.booleans())
-def test_lines_that_are_moved_removed_or_repeated_are_found(written, tmp_path_factory, order, removed, twice):
+def test_moved_removed_or_repeated_lines_are_found(written, tmp_path_factory, order, removed, twice):
+    """Lines that are moved, removed or repeated are found; a missing tail is found with a stored head only."""
     whole_file, head = written
     lines = whole_file.splitlines(keepends=True)
     chosen = [lines[at] for at in order if at not in removed] + ([lines[order[0]]] if twice else [])
@@ -257,7 +263,8 @@ def test_lines_that_are_moved_removed_or_repeated_are_found(written, tmp_path_fa
     assert with_head.ok == (chosen == lines)
 
 
-def test_a_tail_that_was_cut_is_found_by_a_head_kept_elsewhere_or_by_who_has_seen_it(path):
+def test_cut_tail_is_found_by_stored_head_or_reader(path):
+    """A tail that was cut is found with a head stored elsewhere, or by a process that has read the tail."""
     log = fill(opened(path))
     head = log.head
     log.record("erased", where="m", data_class="", count=1, reason="")
@@ -277,7 +284,8 @@ def test_a_tail_that_was_cut_is_found_by_a_head_kept_elsewhere_or_by_who_has_see
         log.refresh()
 
 
-def test_a_log_in_memory_accuses_nobody_of_the_records_that_it_holds_no_more(monkeypatch):
+def test_discarded_records_in_memory_are_no_alteration(monkeypatch):
+    """A log in memory does not report an alteration for the records that it has discarded."""
     monkeypatch.setattr(retention_log, "_MOST_KEPT", 2)
     log = fill(RetentionLog(wall_clock=Wall()), 1)
     heads = [log.head]
@@ -292,14 +300,16 @@ def test_a_log_in_memory_accuses_nobody_of_the_records_that_it_holds_no_more(mon
 @pytest.mark.parametrize(
     ("head", "error"), [(b"0" * 64, TypeError), (5, TypeError), ("", ValueError), ("0" * 64 + "\n", ValueError)]
 )
-def test_a_head_that_is_no_digest_is_an_error_and_no_verdict(path, head, error):
+def test_malformed_head_is_an_error(path, head, error):
+    """A head that is no digest is an error of the argument and gives no verdict."""
     log = fill(opened(path))
     for verify in (log.verify, partial(verify_file, path, secret=SECRET)):
         with pytest.raises(error, match="head: expected 64 hexadecimal digits"):
             verify(head=head)
 
 
-def test_the_head_of_an_empty_log_is_reached_by_every_later_one(path):
+def test_head_of_empty_log_is_reached_by_later_ones(path):
+    """The head of an empty log is reached by every later state of that log."""
     log = opened(path)
     head = log.head
     assert whole(path).ok
@@ -307,7 +317,8 @@ def test_the_head_of_an_empty_log_is_reached_by_every_later_one(path):
     assert verify_file(path, secret=SECRET, head=head).ok
 
 
-def test_a_file_that_was_exchanged_for_one_of_the_same_secret_is_found(path, tmp_path):
+def test_file_exchanged_under_same_secret_is_found(path, tmp_path):
+    """A file that was exchanged for another one of the same secret is found."""
     log = fill(opened(path))
     fill(opened(tmp_path / "other", wall_clock=lambda: NOW), 9)
     (tmp_path / "other").replace(path)
@@ -319,7 +330,8 @@ def test_a_file_that_was_exchanged_for_one_of_the_same_secret_is_found(path, tmp
         log.record("erased", where="m", data_class="", count=1, reason="")
 
 
-def test_a_record_of_another_log_of_the_same_secret_is_found_in_its_place(path, tmp_path):
+def test_record_of_another_log_is_found_in_its_place(path, tmp_path):
+    """A record of another log with the same secret is found at its place."""
     fill(opened(path))
     fill(opened(tmp_path / "other", wall_clock=lambda: NOW))
     lines, others = (it.read_bytes().splitlines(keepends=True) for it in (path, tmp_path / "other"))
@@ -330,7 +342,7 @@ def test_a_record_of_another_log_of_the_same_secret_is_found_in_its_place(path, 
 
 
 @pytest.mark.parametrize("content", [b"a key", b'{"port": 80}'], ids=["text", "JSON"])
-def test_the_only_line_of_another_file_is_not_taken_for_a_torn_record(path, content):
+def test_single_line_of_another_file_is_no_torn_record(path, content):
     """A wrong path is an error, and the file keeps what it has."""
     path.write_bytes(content)
 
@@ -348,14 +360,16 @@ def test_another_secret_does_not_open_it(path):
     assert verify_file(path, secret=OTHER).first_bad == 0
 
 
-def test_an_event_in_memory_that_was_tampered_with_is_found():
+def test_altered_event_in_memory_is_found():
+    """An event in memory that was tampered with is found."""
     log = fill(RetentionLog(), 4)
     object.__setattr__(log.events[2], "count", 99)
     found = log.verify()
     assert (found.ok, found.first_bad, found.problem) == (False, 2, "it was changed")
 
 
-def test_verify_file_changes_nothing_and_says_what_it_wants(path):
+def test_verify_file_changes_nothing_and_checks_input(path):
+    """`verify_file` changes nothing in the file and names an argument that is wrong."""
     fill(opened(path))
     path.write_bytes(path.read_bytes()[:-20])
     before = path.read_bytes()
@@ -373,7 +387,8 @@ def test_verify_file_changes_nothing_and_says_what_it_wants(path):
 
 
 @pytest.mark.parametrize("missing", [1, 2, 20, 79, 80, 200])
-def test_a_write_that_was_cut_short_costs_no_more_than_itself(path, missing):
+def test_torn_write_loses_only_its_own_record(path, missing):
+    """A write that was cut short loses at most its own record."""
     log = fill(opened(path))
     events = log.events
     path.write_bytes(path.read_bytes()[:-missing])
@@ -385,7 +400,7 @@ def test_a_write_that_was_cut_short_costs_no_more_than_itself(path, missing):
     assert again.events[-1].reason == "after"
 
 
-def test_a_write_that_ended_at_any_byte_is_no_alteration(path):
+def test_write_ending_at_any_byte_is_no_alteration(path):
     """Whatever its text ends with there, the last record alone is lost, or whole."""
     log = fill(opened(path))
     log.record("erase_failed", where="{disk}", data_class="", count=0, reason="{'code': {7}}")
@@ -406,7 +421,8 @@ def test_zeros_that_a_power_cut_left_are_removed(path):
     assert whole(path).ok
 
 
-def test_what_another_writer_left_half_written_is_removed_by_the_next(path):
+def test_torn_write_of_another_writer_is_removed(path):
+    """What another writer left half written is removed by the next writer."""
     log = fill(opened(path))
     with path.open("ab") as file:
         file.write(b'{"number":5,"at_')
@@ -415,7 +431,8 @@ def test_what_another_writer_left_half_written_is_removed_by_the_next(path):
     assert whole(path).ok
 
 
-def test_erasures_are_on_the_disk_before_the_call_returns_and_expiries_need_not_be(path, monkeypatch):
+def test_erasures_are_synced_before_the_call_returns(path, monkeypatch):
+    """Erasures and holds are on the disk before the call returns; expiries need not be."""
     log = opened(path)
     synced = []
     monkeypatch.setattr(os, "fsync", lambda number: synced.append(os.fstat(number).st_size))
@@ -435,7 +452,8 @@ def test_a_new_file_has_its_name_on_the_disk(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("part", [0, 10])
-def test_a_full_disk_leaves_the_log_as_it_was_and_is_said(path, part):
+def test_full_disk_leaves_log_unchanged_and_raises(path, part):
+    """A full disk leaves the log as it was and raises an error that says so."""
     log = fill(opened(path))
     before = path.read_bytes()
 
@@ -451,7 +469,8 @@ def test_a_full_disk_leaves_the_log_as_it_was_and_is_said(path, part):
     assert whole(path).records == 6
 
 
-def test_a_record_that_could_not_be_synced_is_not_there(path, monkeypatch):
+def test_record_that_cannot_be_synced_is_removed(path, monkeypatch):
+    """A record that could not be synced is not in the file."""
     log = fill(opened(path))
     before = path.read_bytes()
     monkeypatch.setattr(os, "fsync", lambda number: (_ for _ in ()).throw(OSError(errno.EIO, "I/O error")))
@@ -460,7 +479,8 @@ def test_a_record_that_could_not_be_synced_is_not_there(path, monkeypatch):
     assert path.read_bytes() == before
 
 
-def test_a_file_that_cannot_be_made_or_was_removed_is_an_error_of_the_medium(tmp_path, path):
+def test_missing_or_unwritable_file_is_a_backend_error(tmp_path, path):
+    """A file that cannot be created or was removed raises a `BackendError` that names the retention log."""
     with pytest.raises(BackendError, match="the retention log"):
         opened(tmp_path)
     (tmp_path / "file").touch()
@@ -476,7 +496,8 @@ def test_a_file_that_cannot_be_made_or_was_removed_is_an_error_of_the_medium(tmp
     assert not path.exists()
 
 
-def test_a_file_that_was_altered_while_open_is_said_by_who_reads_it(path):
+def test_file_altered_while_open_is_found_by_readers(path):
+    """A file that was altered while it is open is reported to its readers."""
     log = fill(opened(path))
     path.write_bytes(path.read_bytes().replace(b"why", b"not", 1))
     with pytest.raises(BackendError, match="it was changed"):
@@ -484,7 +505,8 @@ def test_a_file_that_was_altered_while_open_is_said_by_who_reads_it(path):
     assert log.verify().first_bad == 0
 
 
-def test_a_stopped_process_that_holds_the_lock_is_waited_for_only_so_long(path, monkeypatch):
+def test_wait_for_lock_of_stopped_process_is_bounded(path, monkeypatch):
+    """The wait for a lock that a stopped process holds is bounded."""
     log = fill(opened(path))
     waited = []
     instants = iter(range(100))
@@ -547,7 +569,8 @@ def _record_in_a_child(log):
     log.record("erased", where="child", data_class="", count=1, reason="")
 
 
-def test_a_forked_process_goes_on_even_if_the_lock_was_held(path):
+def test_forked_process_records_despite_held_lock(path):
+    """A forked process records events even if the lock was held at the fork."""
     log = fill(opened(path))
     with log._lock:
         child = multiprocessing.get_context("fork").Process(target=_record_in_a_child, args=(log,))
@@ -560,8 +583,11 @@ def test_a_forked_process_goes_on_even_if_the_lock_was_held(path):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_fork_during_a_write_leaves_the_file_to_others(path, monkeypatch):
-    """The child has the open file too, and lives on; the end of the write releases the lock all the same."""
+def test_fork_during_write_leaves_lock_to_others(path, monkeypatch):
+    """A fork during a write leaves the file to other writers.
+
+    The child has the open file too, and lives on; the end of the write releases the lock all the same.
+    """
     log, is_inside, go_on = opened(path), threading.Event(), threading.Event()
 
     def slow_sync(number):
@@ -584,8 +610,11 @@ def test_a_fork_during_a_write_leaves_the_file_to_others(path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.parametrize("in_file", [True, False])
-def test_a_child_has_the_whole_of_a_record_or_nothing_of_it(path, in_file):
-    """The half of one would look like a log that was altered, and a hold would be unknown."""
+def test_fork_during_record_has_all_or_none_of_it(path, in_file):
+    """A forked child has the whole of a record or nothing of it.
+
+    The half of one would look like a log that was altered, and a hold would be unknown.
+    """
     is_inside, is_forking = threading.Event(), threading.Event()
 
     class SlowLog(RetentionLog):
@@ -658,7 +687,8 @@ def check_bounds(log, given_events, keep):
         assert log.verify().first_bad == len(given_events) - 1
 
 
-def test_a_file_is_searched_whole_though_memory_holds_little(path, monkeypatch):
+def test_whole_file_is_searched_beyond_memory(path, monkeypatch):
+    """The whole file is searched, although memory holds only the latest records."""
     monkeypatch.setattr(retention_log, "_MOST_KEPT", 2)
     log = fill(opened(path), 9)
     assert [event.number for event in log.events] == [7, 8]
@@ -668,7 +698,8 @@ def test_a_file_is_searched_whole_though_memory_holds_little(path, monkeypatch):
     assert log.verify().ok
 
 
-def test_a_failed_erasure_is_remembered_until_the_same_succeeds_there(monkeypatch):
+def test_failed_erasure_is_pending_until_it_succeeds(monkeypatch):
+    """A failed erasure is pending until the same erasure succeeds at the same place."""
     monkeypatch.setattr(retention_log, "_MOST_KEPT", 1)
     log = RetentionLog()
     asked = {"data_class": "", "reason": "down", "count": 0}
@@ -688,14 +719,16 @@ def test_a_failed_erasure_is_remembered_until_the_same_succeeds_there(monkeypatc
     assert log.pending[0].subject == log.pseudonym("ben")
 
 
-def test_the_words_for_actions_are_those_that_can_be_recorded():
+def test_actions_are_those_that_can_be_recorded():
+    """The actions of the log are exactly those that the type `Action` permits."""
     went = ["expired", "evicted", "erased", "erase_failed", "removed", "purged", "disallowed"]
     assert list(retention_log.ACTIONS) == [*went, "held", "released", "erase_held"]
     assert set(retention_log.ACTIONS) == set(get_args(Action))
 
 
 @pytest.mark.parametrize("name", ["anna", "Ann\u00e5", "o'anna\"s", "an\\na", "an\nna"])
-def test_a_name_is_left_out_of_reasons_however_a_message_quotes_it(name):
+def test_quoted_name_is_left_out_of_reasons(name):
+    """A name is left out of reasons and tags however the message quotes it."""
     log = RetentionLog()
     reason = f"KeyError: {name!r}; {name}; {name!a}"
     log.record("erase_failed", where="disk", data_class="", count=0, reason=reason, subject=name, tag=f"of {name!r}")

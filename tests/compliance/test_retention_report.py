@@ -62,7 +62,8 @@ def note(log, action="erased", **more):
         ("memory", "", None, "unknown"),
     ],
 )
-def test_a_holding_is_judged_by_the_age_of_its_class_and_the_bound_of_its_place(where, data_class, oldest_s, state):
+def test_holding_is_judged_by_its_class_and_place(where, data_class, oldest_s, state):
+    """A holding is judged by the maximum age of its class plus the purge bound of its place."""
     made = report(holding(where, data_class, oldest_age_s=oldest_s))
     (it,) = made.holdings
     assert it.state == state
@@ -101,14 +102,16 @@ def test_what_cannot_be_known_is_not_called_good():
     assert "not known" in str(made)
 
 
-def test_nothing_is_empty_and_a_class_that_the_policy_has_not_is_a_violation():
+def test_class_unknown_to_policy_is_a_violation():
+    """A holding without entries is empty; one of a class that the policy does not have is a violation."""
     made = report(holding(entries=0, oldest_age_s=None), holding("disk", "?", entries=2, oldest_age_s=1.0))
     assert [(it.state, it.max_age_s) for it in made.holdings] == [("unknown", None), ("empty", 3600.0)]
     assert made.violations == ["disk holds 2 entries of data of class '?': the policy has none"]
     assert report(holding(data_class="?", entries=0)).violations == []
 
 
-def test_holdings_are_in_order_and_the_rules_are_those_of_the_policy():
+def test_holdings_are_sorted_and_rules_are_the_policys():
+    """Holdings are sorted by place and class, and the rules are those of the policy."""
     made = report(holding("memory", "voice"), holding("memory", ""), holding("disk", "face"))
     assert [(it.where, it.data_class) for it in made.holdings] == [
         ("disk", "face"),
@@ -227,7 +230,8 @@ def test_what_is_over_while_a_hold_lasts_is_held():
 # -- how it reads ----------------------------------------------------------------------------------------------------
 
 
-def test_as_json_it_has_a_schema_a_version_and_everything(log):
+def test_json_has_schema_version_and_all_fields(log):
+    """The report as JSON has a schema, a version and every field of the report."""
     note(log, subject="anna")
     note(log, "erase_failed", where="redis", subject="anna", count=0)
     made = report(holding(), holding("redis", entries=None, oldest_age_s=None, size_bytes=None), log=log)
@@ -336,7 +340,8 @@ def test_as_a_page_it_stands_alone_and_has_it_all(log, tmp_path):
     assert "asked by letter" in fragment
 
 
-def test_a_page_shows_the_latest_erasures_and_says_how_many_more_there_are(log):
+def test_page_shows_latest_erasures_and_counts_earlier(log):
+    """The page shows the latest erasures and says how many earlier ones there are."""
     for number in range(502):
         note(log, reason=f"number {number}.")
     text = " ".join(Page(report(log=log).to_html()).text)

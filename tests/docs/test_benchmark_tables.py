@@ -45,7 +45,7 @@ def test_no_page_is_left_over():
     assert {page.name for page in TABLES.REFERENCE.glob("figures-*.md")} == pages
 
 
-def test_every_declared_figure_was_measured_and_no_other():
+def test_declared_figures_are_exactly_those_measured():
     """A figure that is renamed or deleted must not stay in the tables, nor a new one be without a measurement."""
     measured = {figure for figures in TABLES.stored_results().values() for figure in figures}
 
@@ -70,7 +70,8 @@ def test_count_is_shown_beside_all_that_there_are(capsys):
     assert capsys.readouterr().out == "  requests lost: 3 of 84,975   bar ≤ 0: MISSED\n"
 
 
-def test_figure_without_a_bar_is_neither_met_nor_missed(capsys):
+def test_figure_without_bar_is_neither_met_nor_missed(capsys):
+    """A figure without a bar is neither met nor missed."""
     assert FIGURES.Figure("age", form="{:.0f} ms").report(12.4)
     assert capsys.readouterr().out == "  age: 12 ms\n"
 
@@ -82,7 +83,8 @@ def test_bar_may_have_two_sides():
     assert [figure.is_met(value) for value in (0.94, 0.95, 1.05, 1.06)] == [False, True, True, False]
 
 
-def test_recorded_figures_replace_those_of_the_same_case_only(results, tmp_path, monkeypatch):
+def test_recorded_figures_replace_only_the_same_case(results, tmp_path, monkeypatch):
+    """Recorded figures replace those of the same case and leave other cases unchanged."""
     reports = tmp_path / "reports"
     monkeypatch.setenv(FIGURES.RECORD, str(reports))
     figure = FIGURES.Figure("p99", at_most=1.3)

@@ -24,5 +24,6 @@ def add(one, two):  # no line of its own
 '''
 
 
-def test_docstrings_comments_and_blank_lines_are_no_code():
+def test_docstrings_comments_and_blanks_are_no_code():
+    """Docstrings, comments and blank lines are not counted as lines of code."""
     assert COUNT(SOURCE) == 2 + 1 + 4

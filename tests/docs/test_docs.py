@@ -145,7 +145,7 @@ def test_page_of_examples_lists_every_program():
     assert {path.name for path in (ROOT / "examples").iterdir() if path.is_file()} <= linked
 
 
-def test_each_program_of_the_examples_says_how_it_is_run():
+def test_each_example_program_says_how_it_is_run():
     """A module that others import has no command; a program has one in its first lines."""
     for path in (ROOT / "examples").glob("*.py"):
         text = path.read_text(encoding="utf-8")

@@ -18,8 +18,11 @@ def test_metrics_page_is_current():
     assert module.draw() == (DOCS / "reference" / "metrics.md").read_text(encoding="utf-8")
 
 
-def test_metrics_page_names_the_labels_of_inner_statistics():
-    """Those of what is inside a part, beside `service` and `layer`, which all series have."""
+def test_metrics_page_names_inner_labels():
+    """The metrics page names every label of the inner statistics.
+
+    Those of what is inside a part, beside `service` and `layer`, which all series have.
+    """
     head = (DOCS / "reference" / "metrics.md").read_text(encoding="utf-8").partition("\n| ")[0]
 
     assert {label for inner in INNER.values() for _, label in inner if label} <= set(re.findall(r"`(\w+)`", head))

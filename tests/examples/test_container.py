@@ -156,7 +156,7 @@ def test_the_container_answers_and_has_one_tail(container):
     assert counts[-1] == 1
 
 
-def test_the_container_has_the_compiled_modules_and_kernels(container):
+def test_container_has_compiled_modules_and_kernels(container):
     """Each source of them has its module beside it; the image has no compiler."""
     package = ROOT / "streaminfer"
     sources = {path.relative_to(package).with_suffix("") for path in package.rglob("*_cy.py")}

@@ -84,7 +84,9 @@ def test_the_overload_is_told_in_words(demo, overload):
     )
 
 
-def test_a_camera_whose_driver_fails_ends_the_measurement(demo, frames):
+def test_failing_camera_driver_ends_the_measurement(demo, frames):
+    """A camera whose driver fails ends the measurement with the driver's error."""
+
     async def main(loop):
         async with si.Stack(ScriptedBackend(then=look), clock=loop.clock) as service:
             cameras = demo("demo.cameras").Cameras(service, frames)

@@ -103,7 +103,7 @@ def test_repeats_on_both_sides_are_too_noisy(demo, comparison, batched, unbatche
     assert said.endswith("Run it again on a quieter machine.")
 
 
-def test_repeats_that_differ_on_one_side_support_a_bound(demo, comparison):
+def test_repeats_that_differ_on_one_side_give_a_bound(demo, comparison):
     """Ratios of 2, 4 and 8 disagree about the ratio and agree that it is at least 2."""
     found, said = say(demo, [1.0, 2.0, 2.0], [0.5, 0.5, 0.25])
     assert found.verdict is comparison.Verdict.AT_LEAST
@@ -128,8 +128,11 @@ def test_a_hair_more_is_no_ratio(demo, comparison):
     assert comparison._judge(wide, limits[1])[0] is comparison.Verdict.TOO_NOISY
 
 
-def test_both_ways_that_hold_every_load_are_not_compared(demo, comparison):
-    """Repeats that agree do not disagree, and a quieter machine would tell no more."""
+def test_equal_capacity_beyond_sweep_is_not_compared(demo, comparison):
+    """Nothing is compared where batched and unbatched both hold every load of the sweep.
+
+    Repeats that agree do not disagree, and a quieter machine would tell no more.
+    """
     found, said = say(demo, [4.0, 4.0, 4.0], [4.0, 4.0, 4.0])
     assert found.verdict is comparison.Verdict.BOTH
     assert said == (

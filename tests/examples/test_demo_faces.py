@@ -46,7 +46,8 @@ def test_a_box_is_relative_to_its_anchor(faces):
     assert face.score == pytest.approx(1 / (1 + np.exp(-2.0)))
 
 
-def test_boxes_of_one_face_are_averaged_by_their_scores(faces):
+def test_boxes_of_one_face_are_averaged_by_score(faces):
+    """Overlapping boxes of one face are averaged, weighted by their scores."""
     boxes, logits = answer([[0, 0, 20, 20], [2, 0, 20, 20], [80, 0, 20, 20]], [np.log(3.0), 0.0, 5.0])
     first, second = faces.find_faces(boxes, logits, np.full((3, 2), 50, np.float32))
     assert (first.left, first.score) == (120, pytest.approx(1 / (1 + np.exp(-5.0))))
@@ -69,7 +70,8 @@ candidates = st.lists(st.tuples(coordinates, coordinates, st.floats(1, 60, width
 
 
 @given(candidates, st.data())
-def test_faces_come_surest_first_and_lie_among_their_candidates(found, data):
+def test_faces_are_sorted_by_score_within_candidates(found, data):
+    """Faces come with the highest score first and lie within the extent of their candidates."""
     faces = importlib.import_module("demo.faces")
     logits = data.draw(st.lists(st.floats(-3, 3, width=32), min_size=len(found), max_size=len(found)))
     raw = np.zeros((len(found), 16), np.float32)

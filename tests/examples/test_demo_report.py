@@ -88,7 +88,8 @@ def test_a_short_run_prints_and_writes_the_report(live_demo, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("_few_loads")
-def test_without_cameras_and_visitors_there_are_fewer_figures(live_demo, tmp_path, capsys):
+def test_report_omits_figures_of_what_did_not_run(live_demo, tmp_path, capsys):
+    """Without cameras and visitors, the report leaves out their figures."""
     path = tmp_path / "report.html"
     options = ["--window", "0.05", "--seconds", "0.3", "--cameras", "0", "--repeats", "1"]
     assert live_demo.main([*options, "--overload", "0", "--visitors", "0", "--report", str(path)]) == 0
@@ -237,8 +238,11 @@ def test_cpu_of_a_picture_is_that_of_the_window(live_demo):
     assert hold.cpu_per_chunk_s == pytest.approx(0.4 * 8.0 / 100)
 
 
-def test_a_microphone_without_a_response_counts_in_fairness(live_demo):
-    """One of two that gets everything is the most unfair share of two."""
+def test_microphone_without_response_affects_fairness(live_demo):
+    """A microphone without a response counts in the fairness.
+
+    One of two that gets everything is the most unfair share of two.
+    """
     _, outcome = make_outcome(on_time=(99, 98))
     hold = attrs.evolve(outcome.holds[1], heard=[np.ones(3, np.float32), np.empty(0, np.float32)])
     assert hold.fairness == pytest.approx(0.5)
@@ -290,7 +294,8 @@ def test_the_page_fits_phones_and_dark_screens(live_demo):
     assert set(re.findall(r"var\(--(\w+)\)", text)) <= defined
 
 
-def test_microphones_beside_cameras_are_fewer_than_the_limit(live_demo):
+def test_microphones_beside_cameras_are_below_limit(live_demo):
+    """Fewer microphones run beside the cameras than the limit of the sweep, and at least one."""
     _, outcome = make_outcome(on_time=(99, 98))
     assert 1 <= live_demo.choose_microphones(outcome.sweep) < 50
     _, none = make_outcome(on_time=(99, 98), shares=(0.0, 0.0))

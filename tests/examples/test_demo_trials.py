@@ -49,7 +49,8 @@ def rows_of(model):
     ]
 
 
-def test_every_microphone_sends_on_time_and_has_its_own_state(play):
+def test_microphones_send_on_time_with_separate_state(play):
+    """Every microphone sends its chunks on time and has its own state."""
     heard, meter, _ = play(count=7, seconds=0.64)
     assert meter.share_on_time == 1.0
     assert meter.lost == {}
@@ -82,7 +83,8 @@ def test_lost_chunks_at_the_end_are_noted(play):
 
 
 @pytest.mark.parametrize("step", [HANG, ValueError("no"), si.Overloaded("full")], ids=["hangs", "fails", "refuses"])
-def test_a_lost_chunk_leaves_the_stream_with_its_last_state(play, step):
+def test_lost_chunk_keeps_the_last_stream_state(play, step):
+    """After a lost chunk, the stream continues from its last state."""
     (stream,), meter, _ = play(listen, listen, step)
     assert sum(meter.lost.values()) == 1
     assert meter.ended - meter.on_time == 1

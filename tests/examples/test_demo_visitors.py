@@ -67,7 +67,8 @@ def test_the_same_seed_brings_the_same_visitors(visitors):
     assert not np.array_equal(np.argsort(-np.bincount(one.pictures))[:5], np.arange(5))
 
 
-def test_a_cache_holds_what_the_detector_alone_does_not(visitors, findings, frames):
+def test_cache_sustains_load_that_overloads_detector(visitors, findings, frames):
+    """With the cache, the detector sustains a load that it cannot sustain alone."""
     said = []
 
     async def main(loop):
@@ -183,8 +184,11 @@ def test_a_failure_of_the_watch_is_not_swallowed(budgets, monkeypatch):
         spend(budgets, [0.01] * 20, 1.0)
 
 
-def test_what_is_lost_is_among_the_uploads_that_are_told(visitors, frames):
-    """Shares are of the uploads: of four, one was computed, one answered from the cache, and two were lost."""
+def test_shares_of_uploads_include_lost_ones(visitors, frames):
+    """The uploads that are reported include those that were lost.
+
+    Shares are of the uploads: of four, one was computed, one answered from the cache, and two were lost.
+    """
 
     def refuse_odd_ones(batch):
         if round((batch.inputs[0, 0, 0, 0] + 1) * 127.5) % 2:

@@ -67,7 +67,8 @@ def edge(demo, tmp_path):
         yield f"http://127.0.0.1:{nginx.port}", model, errors
 
 
-def test_a_deadline_of_nginx_ends_the_request_in_its_batch(edge):
+def test_nginx_deadline_ends_the_request_in_its_batch(edge):
+    """A deadline that nginx sets ends the request in its running batch."""
     url, model, errors = edge
 
     reply = httpx.post(url, json=[1.0], timeout=60.0)
@@ -81,7 +82,8 @@ def test_a_deadline_of_nginx_ends_the_request_in_its_batch(edge):
     assert reply.json() == {"detail": str(error)}
 
 
-def test_a_client_that_leaves_nginx_cancels_the_request_in_its_batch(edge):
+def test_client_that_leaves_nginx_cancels_its_request(edge):
+    """A client that disconnects from nginx cancels its request in the running batch."""
     url, model, errors = edge
 
     with socket.create_connection(url.removeprefix("http://").split(":")) as connection:

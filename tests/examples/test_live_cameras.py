@@ -12,8 +12,11 @@ def example(_examples_can_be_imported):
     return importlib.import_module("live_cameras")
 
 
-async def test_cameras_at_twice_the_capacity_have_fresh_results(example, loop):
-    """Half of the frames are dropped for newer ones, and what is delivered is a frame and a batch old at most."""
+async def test_cameras_beyond_capacity_get_fresh_results(example, loop):
+    """Cameras that send twice the capacity have fresh results.
+
+    Half of the frames are dropped for newer ones, and what is delivered is a frame and a batch old at most.
+    """
     model = ScriptedBackend(duration_s=0.01)
     async with si.Stack(si.AdaptiveBatcher(max_batch_size=1), model, clock=loop.clock) as service:
         statistics = await example.watch(service, [np.zeros(4)] * 3, 25.0, cameras=8, seconds=4.0)

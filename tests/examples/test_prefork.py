@@ -107,7 +107,8 @@ def _try(server):
 
 
 @pytest.mark.parametrize("preload", [[], ["--preload"]], ids=["", "preload"])
-def test_flask_under_gunicorn_answers_by_the_deadline_of_its_caller(preload):
+def test_flask_under_gunicorn_meets_caller_deadline(preload):
+    """Flask under gunicorn responds by the deadline of its caller, with 504 where that has passed."""
     command = ["gunicorn", "-c", "gunicorn_hooks.py", "-b", "127.0.0.1:{port}", "--log-level", "warning", *preload]
     with Server(*command, "flask_doubles:app") as server:
         with concurrent.futures.ThreadPoolExecutor(16) as callers:

@@ -60,7 +60,8 @@ def test_words_sound_as_they_should(text, session, word, sound):
     assert text.decode(row) == sound
 
 
-def test_the_answer_depends_neither_on_padding_nor_on_the_batch(text, session, words):
+def test_response_is_independent_of_padding_and_batch(text, session, words):
+    """The response to a word depends neither on its padding nor on its batch."""
     rows = [text.encode(word) for word in words]
     alone = [session.run(None, padded([row], len(row)))[0][0] for row in rows]
     np.testing.assert_array_equal(session.run(None, padded(rows, 32))[0], alone)
@@ -82,7 +83,8 @@ def test_letters_and_phonemes_are_those_of_the_model(text, session):
     assert text.decode(np.array([69, 0, 0])) == "V"
 
 
-def test_words_of_any_length_through_the_batcher_are_answered_as_alone(text, session, words):
+def test_batched_words_of_any_length_match_single_ones(text, session, words):
+    """Words of any length have the same response through the batcher as alone."""
     batcher = si.AdaptiveBatcher(max_batch_size=8, buckets=text.buckets())
     sounds = asyncio.run(text.pronounce(words, batcher))
     alone = [text.decode(session.run(None, padded([text.encode(word)], len(word) + 1))[0][0]) for word in words]
@@ -102,7 +104,7 @@ def test_the_script_prints_a_line_a_word(text, capsys):
     assert lines[-1].startswith("batches by size: {")
 
 
-def test_a_profile_of_the_model_is_where_a_planner_starts(text):
+def test_planner_starts_from_a_profile_of_the_model(text):
     """It comes before the stack starts, and the stack starts all the same."""
 
     async def main():

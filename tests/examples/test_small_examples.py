@@ -4,8 +4,11 @@ import asyncio
 import importlib
 
 
-def test_router_with_time_sends_all_frames_to_the_better_model(monkeypatch, capsys):
-    """A limit that a busy machine keeps, and a few frames."""
+def test_router_with_time_uses_only_the_better_model(monkeypatch, capsys):
+    """A router with enough time sends all frames to the better model.
+
+    A limit that a busy machine keeps, and a few frames.
+    """
     example = importlib.import_module("degrade_on_purpose")
     monkeypatch.setattr(example, "LIMIT_S", 60.0)
     monkeypatch.setattr(example, "SECONDS", 0.1)

@@ -66,7 +66,8 @@ def left_over(database):
         return client.xlen("in"), pending
 
 
-def test_messages_share_batches_and_are_acknowledged_with_their_answer(database, example):
+def test_messages_share_batches_and_are_acknowledged(database, example):
+    """Messages share batches and are acknowledged together with their response."""
     backend = ScriptedBackend(then=lambda batch: [row[0, 0] for row in batch.inputs])
 
     async def scenario(client):
@@ -125,7 +126,7 @@ def test_a_failure_is_tried_again_and_then_given_up(database, example):
     assert left_over(database) == (0, 0)
 
 
-def test_a_row_that_fails_is_tried_again_and_ends_no_worker(database, example):
+def test_failing_row_is_retried_and_ends_no_worker(database, example):
     """An exception that the model returned as a row, of any class, leaves its message pending."""
     backend = ScriptedBackend([ValueError("this row")], then=lambda batch: [row[0, 0] for row in batch.inputs])
 
@@ -140,8 +141,11 @@ def test_a_row_that_fails_is_tried_again_and_ends_no_worker(database, example):
     assert left_over(database) == (0, 0)
 
 
-def test_two_workers_that_have_a_message_give_one_answer(database, example):
-    """A worker that was only slow finds that its message was claimed and answered."""
+def test_message_of_two_workers_gets_one_response(database, example):
+    """Two workers that have the same message give one response.
+
+    A worker that was only slow finds that its message was claimed and answered.
+    """
 
     async def main():
         async with redis.asyncio.from_url(database.url) as client:

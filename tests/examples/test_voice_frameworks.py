@@ -26,8 +26,11 @@ def run(framework, script, *arguments):
 
 
 @pytest.mark.parametrize("framework", ["pipecat", "livekit"])
-def test_conversations_hear_what_the_frameworks_own_detector_hears(framework):
-    """Segments are equal, whatever the size or rate of the frames, in every conversation of a shared batch."""
+def test_segments_equal_those_of_framework_detector(framework):
+    """Conversations have the segments that the framework's own detector finds.
+
+    Segments are equal, whatever the size or rate of the frames, in every conversation of a shared batch.
+    """
     found = json.loads(run(framework, Path(__file__).with_name("voice_frameworks.py"), framework))
     assert len(found) == 6
     for recording, (own, *ours) in found.items():
@@ -54,6 +57,7 @@ def test_a_window_that_fails_leaves_nothing_behind():
     ],
     ids=["pipecat", "livekit"],
 )
-def test_an_example_prints_the_speech_of_its_conversations(framework, lines, examples):
+def test_example_prints_speech_of_its_conversations(framework, lines, examples):
+    """The example of each framework prints the speech of its conversations."""
     printed = run(framework, examples / f"{framework}_vad.py").splitlines()
     assert printed == [*lines, "the same in all conversations: True"]

@@ -131,7 +131,8 @@ async def test_a_stack_that_runs_is_left_running(loop):
         assert stack.ready
 
 
-async def test_a_stack_that_the_lifespan_of_the_app_starts_is_bound(loop):
+async def test_stack_started_by_lifespan_of_app_is_bound(loop):
+    """A stack that the app's own lifespan starts can be bound to a handler."""
     _, stack = make_stack(loop)
 
     @contextlib.asynccontextmanager
@@ -285,7 +286,8 @@ async def test_a_handler_that_the_app_had_before_comes_first(loop):
         ({}, None, 0.04, 0.04),
     ],
 )
-async def test_the_tightest_deadline_ends_the_request_in_its_batch(loop, headers, timeout_s, slo_s, ends_s):
+async def test_tightest_deadline_ends_request_in_its_batch(loop, headers, timeout_s, slo_s, ends_s):
+    """The tightest of header, handler timeout and objective ends the request in its running batch."""
     backend, stack = make_stack(loop, HANG, slo_s=slo_s)
     app, seen = serve(stack, timeout_s=timeout_s)
 
@@ -301,7 +303,8 @@ async def test_the_tightest_deadline_ends_the_request_in_its_batch(loop, headers
     assert took_s == pytest.approx(ends_s)
 
 
-async def test_a_timeout_of_the_handler_replaces_the_objective_only(loop):
+async def test_handler_timeout_replaces_only_the_objective(loop):
+    """A timeout that the handler gives replaces the objective, but not the deadline of the client."""
     _, stack = make_stack(loop, HANG, HANG, slo_s=0.01)
     app = FastAPI()
     add_stacks(app, stack)
@@ -337,7 +340,8 @@ async def test_a_request_without_a_deadline_keeps_that(loop, headers):
 
 @pytest.mark.parametrize("headers", [{}, {"x-request-timeout-seconds": "0.1"}], ids=["none", "deadline"])
 @pytest.mark.parametrize("timeout_s", [-1.0, float("nan"), "soon"])
-async def test_a_wrong_timeout_is_named_whatever_the_client_says(loop, headers, timeout_s):
+async def test_wrong_timeout_is_named_with_any_deadline(loop, headers, timeout_s):
+    """A wrong timeout is named in the error, whether or not the client sends a deadline."""
     _, stack = make_stack(loop)
     app = FastAPI()
     add_stacks(app, stack)
@@ -353,7 +357,8 @@ async def test_a_wrong_timeout_is_named_whatever_the_client_says(loop, headers, 
     assert reply.json()["detail"].startswith("timeout_s: expected a finite number of seconds")
 
 
-async def test_a_deadline_counts_from_the_arrival_of_the_head(loop, monkeypatch):
+async def test_deadline_counts_from_arrival_of_request_head(loop, monkeypatch):
+    """A deadline counts from the arrival of the request's head, not of its body."""
     _, stack = make_stack(loop)
     clock = FakeClock()
     monkeypatch.setattr("streaminfer.fastapi.time", SimpleNamespace(monotonic_ns=clock))
@@ -452,7 +457,8 @@ def test_stacks_are_added_at_once():
         add_stacks(app, stack)
 
 
-async def test_a_mounted_application_answers_errors_and_listens(loop):
+async def test_mounted_app_maps_errors_and_sees_disconnects(loop):
+    """A mounted application turns errors into responses and notices clients that disconnect."""
     backend, stack = make_stack(loop, HANG, HANG)
     inner, seen = FastAPI(), []
     add_stacks(inner, health=None)
@@ -542,7 +548,8 @@ async def until(condition):
         await asyncio.sleep(0.001)
 
 
-async def test_a_client_that_goes_away_cancels_its_request_in_the_batch(loop):
+async def test_disconnect_cancels_request_in_its_batch(loop):
+    """A client that disconnects cancels its request in the running batch."""
     backend, stack = make_stack(loop, HANG)
     app, seen = serve(stack)
 
@@ -559,8 +566,11 @@ async def test_a_client_that_goes_away_cancels_its_request_in_the_batch(loop):
 
 
 @pytest.mark.parametrize("leaves_early", [True, False])
-async def test_a_client_of_a_mounted_protocol_that_leaves_is_no_failure_of_a_middleware(loop, leaves_early):
-    """Starlette's raises where an app that it is around ends without a response."""
+async def test_mounted_protocol_disconnect_is_no_failure(loop, leaves_early):
+    """A client that leaves a mounted protocol causes no failure in a middleware around it.
+
+    Starlette's raises where an app that it is around ends without a response.
+    """
     backend, stack = make_stack(loop, HANG)
     app = FastAPI()
     app.mount("/inference", si.serving.asgi_app({"faces": stack}))
@@ -598,8 +608,11 @@ def serve_pairs(stack):
     return app
 
 
-async def test_a_client_that_leaves_a_task_group_is_no_failure(loop):
-    """The group of errors that a TaskGroup raises is the response to the first of them."""
+async def test_disconnect_during_task_group_is_no_failure(loop):
+    """A client that disconnects during a task group of the handler causes no failure.
+
+    The group of errors that a TaskGroup raises is the response to the first of them.
+    """
     backend, stack = make_stack(loop, HANG)
     app = serve_pairs(stack)
 
@@ -656,7 +669,8 @@ async def test_a_client_is_heard_where_no_body_is_read(loop, method):
     assert talk.status == 499
 
 
-async def test_a_client_that_leaves_a_streamed_response_is_no_error(loop):
+async def test_disconnect_during_stream_is_no_error(loop):
+    """A client that disconnects during a streamed response causes no error."""
     backend, stack = make_stack(loop, HANG)
     app = FastAPI()
     add_stacks(app, stack)
@@ -758,7 +772,7 @@ async def test_a_body_that_is_read_between_calls_is_whole(loop):
     assert talk.body == [1.0, 2.0, 3.0]
 
 
-async def test_a_body_that_is_read_during_calls_stays_in_order(loop):
+async def test_body_read_during_calls_stays_in_order(loop):
     """While the body is not complete, nobody but the application reads it."""
     _, stack = make_stack(loop, duration_s=1.0)
     app = FastAPI()
@@ -783,7 +797,8 @@ async def test_a_body_that_is_read_during_calls_stays_in_order(loop):
     assert talk.body == [0.0, 1.0, 2.0, 3.0]
 
 
-async def test_a_client_that_goes_away_within_its_body_is_left(loop):
+async def test_disconnect_within_body_runs_no_batch(loop):
+    """A client that disconnects within its body ends the request before any call."""
     backend, stack = make_stack(loop)
     app, _ = serve(stack)
 
@@ -797,7 +812,8 @@ async def test_a_client_that_goes_away_within_its_body_is_left(loop):
     assert backend.batches == []
 
 
-async def test_a_server_that_cancels_the_handler_cancels_the_call(loop):
+async def test_cancelled_handler_cancels_its_call(loop):
+    """A server that cancels the handler cancels the handler's call."""
     backend, stack = make_stack(loop, HANG)
     app, seen = serve(stack)
 
@@ -831,8 +847,11 @@ async def test_a_cancellation_is_none_of_the_client(loop):
     assert isinstance(seen[0], asyncio.CancelledError)
 
 
-async def test_a_client_that_goes_away_cancels_its_request_once(loop):
-    """Also where the handler itself listens for the client, as responses that stream do."""
+async def test_disconnect_cancels_request_only_once(loop):
+    """A client that disconnects cancels its request once.
+
+    Also where the handler itself listens for the client, as responses that stream do.
+    """
     backend, stack = make_stack(loop, HANG)
     app = FastAPI()
     add_stacks(app, stack)
@@ -877,7 +896,8 @@ async def test_nothing_listens_after_the_response(loop):
 # -- under uvicorn ------------------------------------------------------------------------------------------------
 
 
-def test_a_connection_that_closes_cancels_its_request_in_the_batch():
+def test_closed_socket_cancels_request_in_its_batch():
+    """A connection that closes cancels its request in the running batch."""
     started, ended = threading.Event(), threading.Event()
 
     class Watched(ScriptedBackend):
@@ -900,7 +920,7 @@ def test_a_connection_that_closes_cancels_its_request_in_the_batch():
     assert isinstance(seen[0], ClientDisconnect)
 
 
-def test_a_deadline_of_the_edge_ends_a_request_in_its_batch():
+def test_proxy_deadline_ends_request_in_its_batch():
     """As behind Envoy or a gateway: the proxy's header is the only limit, and the connection stays open."""
     backend, stack = make_stack(None, HANG)
     app, seen = serve(stack)
@@ -935,7 +955,7 @@ def test_protocol_metrics_and_page_are_mounted():
     assert ready.status_code == 200
 
 
-def test_a_plain_handler_calls_its_service_from_its_thread():
+def test_sync_handler_calls_service_from_its_thread():
     """Handlers in threads share batches, and their requests have the deadlines of the edge."""
     backend, stack = make_stack(None)
     app = FastAPI()
@@ -955,7 +975,7 @@ def test_a_plain_handler_calls_its_service_from_its_thread():
     assert sum(backend.batch_sizes) == 4
 
 
-def test_a_background_task_calls_its_service_after_the_response():
+def test_background_task_calls_service_after_response():
     """The client has the whole response: that the server has nothing more of it to say ends no call."""
     _, stack = make_stack(None, duration_s=0.1)
     app = FastAPI()

@@ -136,7 +136,8 @@ def test_which_condition_comes_first(fields, got):
 
 
 @pytest.mark.parametrize("method", ["OPTIONS", "TRACE", "CONNECT"])
-def test_methods_that_select_nothing_have_no_conditions(method):
+def test_methods_without_selection_ignore_conditions(method):
+    """Conditions are ignored for methods that select no representation."""
     assert status({"if-match": '"b"', "if-none-match": "*"}, method) == 200
 
 

@@ -88,7 +88,8 @@ def test_an_answer_past_its_lifetime_is_kept_by_nobody():
     assert said(policy, computed_s=NOW_S - 1e6)["cache-control"] == "no-store"
 
 
-def test_an_answer_from_the_future_is_as_old_as_one_from_now():
+def test_response_from_the_future_has_age_zero():
+    """A response computed in the future has the age and lifetime of one computed at present."""
     got = said(EdgePolicy(fresh_s=60, lifetime_s=30, send_age=True), computed_s=NOW_S + 50)
     assert (got["age"], got["cache-control"]) == ("0", "max-age=30, must-revalidate")
     assert "last-modified" not in got
@@ -106,7 +107,7 @@ def test_an_answer_to_a_tenant_is_private_or_apart(request_, more):
     assert said(EdgePolicy(fresh_s=60), request_, **more)["cache-control"] == "private, max-age=60, must-revalidate"
 
 
-def test_credentials_that_name_no_tenant_are_never_shared():
+def test_credentials_without_tenant_are_never_shared():
     """They may be a cookie, by which the answer does not vary: one user would get the answer to another."""
     policy = EdgePolicy(fresh_s=60, share_tenants=True)
     assert said(policy, authorized=True)["cache-control"] == "private, max-age=60, must-revalidate"
@@ -115,13 +116,15 @@ def test_credentials_that_name_no_tenant_are_never_shared():
     assert said(policy)["cache-control"] == "max-age=60, must-revalidate"
 
 
-def test_all_answers_of_a_policy_vary_by_the_credentials():
+def test_all_responses_of_a_policy_vary_by_credentials():
+    """All responses of a policy vary by the credentials, whatever the request."""
     policy = EdgePolicy(fresh_s=60, vary=("Accept", "ACCEPT", "authorization"))
     for request in (REQUEST, si.Request("x", tenant="t"), si.Request("x", store=False)):
         assert said(policy, request)["vary"] == "accept, authorization"
 
 
-def test_last_modified_comes_once_its_second_has_passed():
+def test_last_modified_is_sent_once_its_second_is_over():
+    """`Last-Modified` is sent only once the second that it names has passed."""
     policy = EdgePolicy(fresh_s=60)
     assert "last-modified" not in said(policy)
     assert "last-modified" not in said(policy, computed_s=NOW_S - 0.2)
@@ -264,7 +267,8 @@ def test_the_address_is_the_digest_of_the_body():
 
 
 @pytest.mark.parametrize("text", ["", "..", ".a", "a/b", "a b", "a?b", "a\n", "é", 'a"'])
-def test_an_address_holds_nothing_that_means_something_else(text):
+def test_content_path_rejects_ambiguous_parts(text):
+    """The version and prefix of a content path hold no character that has another meaning in a URL."""
     with pytest.raises(ValueError, match=r"^version: expected"):
         content_path(b"", version=text)
     with pytest.raises(ValueError, match=r"^prefix: expected"):

@@ -316,8 +316,11 @@ def test_a_copy_expires_and_is_confirmed_or_replaced(origin, ask, path):
     [((), "REVALIDATED", "max-age=1, "), (("cookie",), "MISS", "private, max-age=1, ")],
     ids=["one", "apart"],
 )
-def test_what_is_private_for_some_has_to_vary_by_what_makes_it_so(vary, state, said, origin, ask, path):
-    """nginx takes a private 304 as a confirmation of the copy that it has for all."""
+def test_private_response_must_vary_by_its_cause(vary, state, said, origin, ask, path):
+    """A response that is private for some requests must vary by what makes it private.
+
+    nginx takes a private 304 as a confirmation of the copy that it has for all.
+    """
 
     def answer(method, headers):
         scripted = Scripted(fresh_s=1, vary=vary)
@@ -330,7 +333,8 @@ def test_what_is_private_for_some_has_to_vary_by_what_makes_it_so(vary, state, s
     assert (got.cache, got.headers["cache-control"]) == (state, f"{said}must-revalidate")
 
 
-def test_a_stale_copy_is_given_while_the_origin_is_asked(origin, ask, path):
+def test_stale_copy_is_served_during_revalidation(origin, ask, path):
+    """A stale copy is served by nginx while a single request to the origin revalidates it."""
     origin.answers[path] = answer = Scripted(fresh_s=1, stale_while_revalidate_s=30)
     ask(path)
     begun, may_end = threading.Event(), asyncio.Event()
@@ -351,7 +355,8 @@ def test_a_stale_copy_is_given_while_the_origin_is_asked(origin, ask, path):
     assert until(lambda got: got.cache == "HIT", lambda: ask(path)).body == b"two"
 
 
-def test_a_stale_copy_is_given_while_the_origin_is_down_and_no_longer_than_allowed(examples, tmp_path):
+def test_stale_copy_is_served_while_origin_is_down(examples, tmp_path):
+    """While the origin is down, nginx serves a stale copy, for no longer than `stale_if_error_s` allows."""
     origin = Origin(examples[0])
     windows = {"/none": 0, "/short": 1, "/long": 600}
     origin.answers = {path: Scripted(fresh_s=1, stale_if_error_s=seconds) for path, seconds in windows.items()}
@@ -378,7 +383,8 @@ def test_a_stale_copy_is_given_while_the_origin_is_down_and_no_longer_than_allow
             assert fetch(nginx.port, "/none").status == 200
 
 
-def test_what_is_erased_is_given_no_longer_than_the_headers_say(origin, ask, path):
+def test_erased_response_is_served_only_while_allowed(origin, ask, path):
+    """An erased response is served by nginx for no longer than its headers allow."""
     origin.answers[path] = Scripted(fresh_s=1, stale_while_revalidate_s=1)
     ask(path)
     del origin.answers[path]

@@ -68,13 +68,15 @@ def goodput(answers, *, shared, policy):
     return [answered[second == at].mean() for at in range(int(arrivals[-1]))]
 
 
-def test_with_nothing_against_it_the_service_stays_down():
+def test_service_without_protection_stays_down():
+    """With nothing against the overload, the service stays down after its cache was emptied."""
     shares = goodput(300, shared=False, policy="greedy")
     assert min(shares[:3]) == 1.0
     assert max(shares[4:]) < 0.4
 
 
-def test_callers_that_share_computations_fill_the_cache():
+def test_callers_that_share_flights_refill_the_cache():
+    """Callers that share computations fill the emptied cache."""
     shares = goodput(300, shared=True, policy="greedy")
     assert min(shares[5:]) >= 0.99
 

@@ -68,14 +68,16 @@ def goodput(policy="greedy", retries="naive", limit=None):
     return shares, asked[0] / len(arrivals)
 
 
-def test_without_a_budget_a_storm_of_retries_outlives_its_cause():
+def test_retry_storm_without_budget_outlives_its_cause():
+    """Without a retry budget, a storm of retries outlives its cause."""
     shares, amplification = goodput(retries="naive")
     assert min(shares[:2]) >= 0.99
     assert max(shares[8:]) < 0.8  # eight seconds of calm do not help
     assert amplification > 2
 
 
-def test_with_a_budget_the_service_recovers_when_its_cause_has_gone():
+def test_service_with_retry_budget_recovers():
+    """With a retry budget, the service recovers once the cause of the overload is gone."""
     shares, amplification = goodput(retries="budget")
     assert min(shares[:2]) >= 0.99
     assert min(shares[6:]) >= 0.99

@@ -39,8 +39,11 @@ def on_time(policy, scatter, seed):
 
 
 @pytest.mark.parametrize(("scatter", "least"), [(0.0, 0.626), (0.2, 0.58), (0.3, 0.55)])
-def test_under_overload_time_has_a_price_and_the_unsure_give_way(scatter, least):
-    """Where each request that is just in time is saved, .619, .54 and .51 are on time."""
+def test_lookahead_beats_greedy_under_overload(scatter, least):
+    """Under overload, device time has a price, and requests that are unsure to be on time give way.
+
+    Where each request that is just in time is saved, .619, .54 and .51 are on time.
+    """
     ours = np.mean([on_time("lookahead", scatter, seed) for seed in (1, 2)])
 
     assert ours >= least

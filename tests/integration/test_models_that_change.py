@@ -77,8 +77,11 @@ def test_an_answer_across_a_change_is_not_stored(join):
     run(main)
 
 
-def test_changes_of_a_replica_that_was_removed_remain_counted():
-    """The number never comes back to one at which the models were others."""
+def test_changes_of_removed_replica_remain_counted():
+    """The fingerprint changes of a replica that was removed remain counted.
+
+    The number never comes back to one at which the models were others.
+    """
 
     async def main(loop):
         model, other = Scaling(2.0, changes=1), Scaling(2.0)

@@ -37,8 +37,11 @@ def on_time(shapes, load, policy):
 
 
 @pytest.mark.parametrize(("shapes", "load", "least"), [(2, 1.0, 0.91), (4, 0.8, 0.88), (4, 1.3, 0.66)])
-def test_shapes_at_capacity_leave_each_other_the_device(shapes, load, least):
-    """A plan of one shape alone cuts batches short to save their heads: then .87, .76 and .64 are on time."""
+def test_shapes_at_capacity_share_the_device(shapes, load, least):
+    """At capacity, requests of different shapes leave each other the device.
+
+    A plan of one shape alone cuts batches short to save their heads: then .87, .76 and .64 are on time.
+    """
     ours = on_time(shapes, load, "lookahead")
 
     assert ours >= least

@@ -52,7 +52,9 @@ def states_of(pipeline):
 
 
 @pytest.mark.parametrize("max_in_flight", [1, 3])
-def test_a_session_resets_and_ends_the_stream_at_every_stage(max_in_flight):
+def test_session_resets_and_ends_stream_at_every_stage(max_in_flight):
+    """A session resets and ends its stream at every stage of the pipeline."""
+
     async def main(loop):
         pipeline = Twice()
         async with si.Stack(si.Telemetry("sums"), pipeline, clock=loop.clock) as service:
@@ -76,7 +78,9 @@ def test_a_stream_moves_with_its_state_at_every_stage():
     assert run(main) == 6.0
 
 
-def test_a_state_that_a_stage_rejects_leaves_none_at_the_others():
+def test_state_rejected_by_stage_leaves_none_elsewhere():
+    """A state that one stage rejects leaves no state at the other stages."""
+
     async def main(loop):
         here, there = Twice(), Twice()
         async with si.Stack(here, clock=loop.clock) as one, si.Stack(there, clock=loop.clock) as other:

@@ -27,7 +27,9 @@ def test_first_error_of_a_class_is_logged(caplog):
     assert {record.name for record in caplog.records} == {"streaminfer.caching"}
 
 
-def test_an_error_whose_message_cannot_be_shown_is_logged(caplog):
+def test_error_without_printable_message_is_logged(caplog):
+    """An error whose message cannot be shown is logged by its class."""
+
     class Silent(Exception):
         def __str__(self):
             raise ValueError("no message")
@@ -38,7 +40,7 @@ def test_an_error_whose_message_cannot_be_shown_is_logged(caplog):
     assert "the tier disk failed: Silent: its message cannot be shown (ValueError)" in caplog.text
 
 
-def test_a_record_has_the_traceback_and_keeps_nothing_alive(caplog):
+def test_record_has_traceback_and_keeps_nothing_alive(caplog):
     """A handler may keep records for long; what the frames of an error hold goes when the error does."""
 
     class Connection:

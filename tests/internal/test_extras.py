@@ -9,7 +9,7 @@ import streaminfer as si
 from streaminfer._internal.loading.extras import require
 
 
-def test_a_dependency_whose_files_cannot_be_read_is_tried_again(tmp_path, monkeypatch):
+def test_dependency_with_unreadable_files_is_retried(tmp_path, monkeypatch):
     """As where the process has as many open files as it may."""
     (tmp_path / "unreadable_dependency.py").write_text("import builtins\nbuiltins.load_dependency()\n")
     monkeypatch.syspath_prepend(tmp_path)

@@ -124,14 +124,18 @@ MAKERS = [outcomes, slo, recorder, buffers, counts, counts_in_file, erasure, ker
 
 
 @pytest.mark.parametrize("make", MAKERS, ids=lambda it: it.__name__)
-def test_a_child_uses_what_a_thread_of_its_parent_was_using(make, tmp_path):
-    """The thread is not there to release the lock."""
+def test_forked_child_uses_what_parent_thread_holds(make, tmp_path):
+    """A forked child can use what a thread of its parent was using at the fork.
+
+    The thread is not there to release the lock.
+    """
     lock, use = make(tmp_path) if make is counts_in_file else make()
 
     assert status_beside_a_holder(lock, use) == 0
 
 
-def test_a_thread_that_forks_under_a_reentrant_lock_keeps_it():
+def test_fork_under_reentrant_lock_keeps_the_lock():
+    """A thread that forks while it holds a reentrant lock holds it in the child too."""
     lock = forking.new_reentrant_lock()
 
     def is_mine():

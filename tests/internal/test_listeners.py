@@ -72,7 +72,8 @@ def test_a_broken_observer_costs_no_answer(method, error, outermost, caplog):
 
 @ERRORS
 @pytest.mark.parametrize("method", ["begin", "fail"])
-def test_broken_telemetry_of_a_function_costs_no_result(method, error, caplog):
+def test_broken_telemetry_of_function_loses_no_result(method, error, caplog):
+    """Broken telemetry of a function loses no result and is logged once."""
     telemetry = BrokenTelemetry(method, error)
 
     def double(number):

@@ -54,7 +54,9 @@ def test_names_that_the_class_lacks_are_left_out():
     assert not hasattr(locked_subclass(Counter, ("add", "absent")), "absent")
 
 
-def test_after_follows_the_outermost_operation_without_lock():
+def test_after_runs_unlocked_after_outermost_operation():
+    """`after` runs once the outermost operation has ended and the lock is free."""
+
     def after(counter):
         counter.seen.append((counter.value, counter._depth))
 
@@ -74,7 +76,8 @@ def test_after_follows_an_operation_that_fails():
     assert counter.seen == ["after"]
 
 
-def test_compiled_methods_need_no_lock_under_the_interpreter_lock(monkeypatch):
+def test_atomic_compiled_methods_need_no_lock(monkeypatch):
+    """Compiled methods need no lock while the global interpreter lock makes them atomic."""
     assert not is_atomic(Counter, "add")
     assert thread_safe(Counter, ["add"]).__name__ == "LockedCounter"
     atomic = is_atomic(CallBudget, "grant")

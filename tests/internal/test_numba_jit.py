@@ -73,7 +73,8 @@ def test_damaged_folder_is_no_error(name, folder, request):
     assert compiled(OF_FLOATS)[0](2.5) == 5.0
 
 
-def test_kernel_that_cannot_be_kept_is_an_error_on_demand(folder, unwritable):
+def test_unsavable_kernel_is_an_error_where_required(folder, unwritable):
+    """A kernel that cannot be saved is an error only where saving it is required."""
     with must_keep(), pytest.raises(PermissionError, match="set NUMBA_CACHE_DIR to one that this user can write to"):
         compiled(OF_INTEGERS)
 

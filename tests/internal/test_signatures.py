@@ -36,7 +36,9 @@ def functions(request):
 
 
 @pytest.mark.parametrize("backend", ["Backend", "Plain"])
-def test_a_backend_is_checked_without_evaluating_its_annotations(functions, backend):
+def test_backend_check_evaluates_no_annotations(functions, backend):
+    """A backend is checked without evaluating its annotations."""
+
     async def main(loop):
         async with si.Stack(si.AdaptiveBatcher(max_batch_size=2), functions[backend](), clock=loop.clock) as stack:
             return await stack(1.0)
@@ -44,7 +46,8 @@ def test_a_backend_is_checked_without_evaluating_its_annotations(functions, back
     assert run(main) == 1.0
 
 
-def test_a_cached_function_needs_the_names_of_its_parameters_only(functions):
+def test_cached_function_needs_only_parameter_names(functions):
+    """A cached function needs only the names of its parameters, not their annotations."""
     cached = si.EdgeCache().wrap(functions["by_user"], subject="user")
 
     async def main(_loop):
@@ -53,7 +56,9 @@ def test_a_cached_function_needs_the_names_of_its_parameters_only(functions):
     assert run(main) == 1.0
 
 
-def test_a_batched_function_is_told_from_others_by_its_keywords(functions):
+def test_batched_function_is_known_by_its_keywords(functions):
+    """A batched function is distinguished from others by its keyword parameters."""
+
     async def main(loop):
         batched = si.AdaptiveBatcher(max_batch_size=2, clock=loop.clock).wrap(functions["batched"])
         return await si.EdgeCache(clock=loop.clock).wrap(batched)(1.0, priority=1)

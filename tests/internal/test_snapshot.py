@@ -99,8 +99,11 @@ def everything():
     )
 
 
-def test_statistics_of_a_users_layer_say_their_own_form():
-    """What has ``to_dict`` is asked for it, and what has not is written as text."""
+def test_statistics_of_custom_layer_use_own_to_dict():
+    """The statistics of a user's layer have their own form.
+
+    What has ``to_dict`` is asked for it, and what has not is written as text.
+    """
 
     class Seen:
         def to_dict(self):
@@ -114,7 +117,8 @@ def test_statistics_of_a_users_layer_say_their_own_form():
     assert strict(Both(Seen(), 1j)) == {"own": {"frames": [0, 1]}, "other": "1j"}
 
 
-def test_a_stack_of_every_layer_before_and_after_its_life():
+def test_statistics_of_every_layer_are_strict_json():
+    """A stack of every layer has statistics that are strict JSON, before its start and after its stop."""
     stack = everything()
     before = strict(stack.statistics())
     assert before["state"] == "new"

@@ -60,7 +60,9 @@ def test_serving_uncompiled_is_said_once(root, plain_tree, tmp_path, clean_envir
     assert str(plain_tree / "streaminfer") in line if root else "STREAMINFER_DISABLE_COMPILED=1" in line
 
 
-def test_a_log_handler_that_fails_stops_no_uncompiled_start(monkeypatch, capsys):
+def test_failing_log_handler_stops_no_uncompiled_start(monkeypatch, capsys):
+    """A log handler that fails does not stop a start with uncompiled modules."""
+
     def fail(record):
         raise ConnectionError("the log server is away")
 

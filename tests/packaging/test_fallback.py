@@ -96,7 +96,8 @@ def test_build_in_place_falls_back_too(clone, clean_environment):
     assert not left.exists()
 
 
-def test_build_without_a_compiler_fails_where_one_is_required(build_wheel):
+def test_build_fails_without_required_compiler(build_wheel):
+    """A build without a compiler fails where compiled modules are required."""
     done, wheel = build_wheel(**NO_COMPILER, STREAMINFER_REQUIRE_COMPILED="1")
     assert done.returncode != 0
     assert wheel is None

@@ -89,7 +89,8 @@ def test_saved_files_load_no_modules_for_random_names(run_python):
     assert run_python(sys.executable, "-c", code, PYTHONPATH=str(ROOT)) == "set()\n"
 
 
-def test_public_names_are_sorted_and_those_that_type_checkers_see():
+def test_public_names_are_sorted_and_known_to_checkers():
+    """The public names are sorted and are exactly those that type checkers see."""
     assert streaminfer.__all__ == sorted(
         streaminfer.__all__, key=lambda name: (not name.isupper(), name)
     )  # as ruff does

@@ -17,7 +17,8 @@ def make(*arguments, clean_environment):
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_each_interpreter_has_an_environment_of_its_own(clean_environment):
+def test_each_interpreter_has_its_own_environment(clean_environment):
+    """Each interpreter has a separate virtual environment."""
     done = make("--dry-run", "test-all", f"PYTHONS={PYTHON} /nowhere/python", clean_environment=clean_environment)
     assert done.returncode == 0, done.stderr
     runs = [line for line in done.stdout.splitlines() if f".venv-{VERSION}/bin/python -m pytest --numprocesses" in line]

@@ -34,8 +34,11 @@ def test_conflict_is_irreducible(kind):
 
 @pytest.mark.parametrize("kind", ["plain", "memory", "failures", "shards", "site_prices"])
 @pytest.mark.parametrize("options", [{"budget": 0.8}, {"migrations": 1}, {"budget": 1.2, "migrations": 0}], ids=str)
-def test_conflict_with_budget_or_migrations_is_irreducible(kind, options):
-    """Brute force confirms it; the budget is a part of the least cost, and one replica of each form runs at the first site."""
+def test_budget_or_migration_conflict_is_irreducible(kind, options):
+    """A conflict that has a budget or a limit on migrations is irreducible.
+
+    Brute force confirms it; the budget is a part of the least cost, and one replica of each form runs at the first site.
+    """
     explained = 0
     for seed in range(ROUNDS // 2, ROUNDS):
         candidates = find_candidates(small_problem(seed, kind))
@@ -235,8 +238,11 @@ def test_quality_that_would_suffice_is_the_best():
     assert (found.amount, str(found)) == (3.0, "accept a quality of 3 for cluster 'c0'")
 
 
-def test_failure_that_is_asked_for_twice_is_not_given_up_once():
-    """The other group, of the same sites in another order, would still have to be survived."""
+def test_failure_listed_twice_is_not_relaxed_once():
+    """Removing one of two equal failures is not a relaxation that suffices.
+
+    The other group, of the same sites in another order, would still have to be survived.
+    """
     problem, _ = plannable("plain")
     names = [site.name for site in problem.sites]
 

@@ -76,8 +76,11 @@ def test_solver_prints_nothing(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_search_that_its_time_ends_is_followed_by_a_longer_one(monkeypatch):
-    """Neither what it has not found nor its bound is taken for the answer."""
+def test_search_that_runs_out_of_time_is_repeated(monkeypatch):
+    """A search that its time limit ends is followed by a longer one.
+
+    Neither what it has not found nor its bound is taken for the answer.
+    """
     candidates = find_candidates(small_problem(1, "memory"))
     optimize, limits = ReplicaModel.optimize, []
 
@@ -107,8 +110,11 @@ def test_each_search_has_its_own_time():
         assert model._highs.getOptionValue("time_limit")[1] == 3.0 + (0.0 if whole else before_s)
 
 
-def test_rows_are_of_the_size_of_the_solvers_tolerances():
-    """Gigabytes are no numbers for absolute tolerances: HiGHS 1.16 did not end with them."""
+def test_rows_are_scaled_to_the_solver_tolerances():
+    """The rows of the program have the order of magnitude of the solver's tolerances.
+
+    Gigabytes are no numbers for absolute tolerances: HiGHS 1.16 did not end with them.
+    """
     model = ReplicaModel(Instance(find_candidates(small_problem(1, "memory"))), gap=0.0)
 
     assert 1e-4 <= np.abs(model._highs.getLp().a_matrix_.value_).max() <= 1.0

@@ -43,8 +43,11 @@ def bounds_of_totals(model):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_bounds_hold_for_all_that_is_as_good_as_the_cutoff(kind):
-    """By brute force: no plan at most a tenth above the least cost has totals outside."""
+def test_bounds_hold_for_all_plans_within_the_cutoff(kind):
+    """The bounds hold for every plan that is as good as the cutoff.
+
+    By brute force: no plan at most a tenth above the least cost has totals outside.
+    """
     widths = []
     for seed in range(ROUNDS):
         candidates = find_candidates(small_problem(seed, kind))
@@ -70,7 +73,8 @@ def test_bounds_hold_for_all_that_is_as_good_as_the_cutoff(kind):
     assert min(widths) <= 1
 
 
-def test_bounds_hold_for_all_that_is_as_good_as_a_quality():
+def test_bounds_hold_for_all_plans_of_a_quality():
+    """The bounds hold for every plan that is as good as a given quality."""
     for seed in range(ROUNDS):
         candidates = find_candidates(small_problem(seed, "quality"))
         if not np.isfinite(least := BruteForce(candidates).least_cost()):
@@ -152,7 +156,7 @@ def many_sites(load):
     return Instance(find_candidates(attrs.evolve(problem, clusters=[cluster])))
 
 
-def test_a_plan_is_proven_best_by_the_number_of_its_replicas(monkeypatch):
+def test_plan_is_proven_best_by_its_number_of_replicas(monkeypatch):
     """40.4 replicas are 41; where they are is no reason to search."""
     searches = []
     monkeypatch.setattr(program._Search, "_optimize_whole", lambda *args: searches.append(args))

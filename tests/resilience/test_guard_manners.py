@@ -27,7 +27,7 @@ def test_a_guard_refuses_to_be_copied(guard, copied):
 
 
 @pytest.mark.parametrize("guard", [CircuitBreaker, ConcurrencyLimit, RetryBudget])
-def test_a_function_that_returns_an_awaitable_is_no_success(guard):
+def test_function_that_returns_awaitable_is_rejected(guard):
     """A synchronous function whose result is still to be awaited has no outcome, and is refused with the reason."""
 
     async def answer(_x):
@@ -57,7 +57,7 @@ def test_a_partial_of_an_async_function_is_one(guard):
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="inspect.markcoroutinefunction is one of Python 3.12")
 @pytest.mark.parametrize("guard", [CircuitBreaker, ConcurrencyLimit, RetryBudget])
-def test_an_object_that_is_marked_as_an_async_function_is_one(guard):
+def test_object_marked_as_async_function_is_one(guard):
     """What ``inspect`` calls a coroutine function is guarded as one, though its class has a plain ``__call__``."""
 
     async def answer(x):

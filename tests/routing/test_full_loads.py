@@ -26,8 +26,8 @@ def test_the_loads_of_services_add_up():
     assert full_load_of_all([service(4), service(8)]) == 24
 
 
-def test_a_service_that_says_nothing_of_its_load_takes_any_number():
-    """No sum says how many."""
+def test_service_of_unknown_load_takes_any_number():
+    """A service that does not state its load takes any number of requests. No sum says how many."""
     assert full_load_of_all([service(4), Remote()]) is None
 
 
@@ -52,8 +52,11 @@ def spreads(kind, services):
 
 @pytest.mark.parametrize(("kind", "load"), [("replicas", 192), ("router", 192), ("canary", 128)])
 @pytest.mark.parametrize("method", ["map", "rows"])
-def test_map_and_rows_keep_all_services_busy_among_which_requests_are_spread(kind, load, method):
-    """By default; before, 64 requests for any number of replicas."""
+def test_map_and_rows_keep_all_services_busy(kind, load, method):
+    """`map` and `rows` keep all services busy among which requests are spread.
+
+    By default; before, 64 requests for any number of replicas.
+    """
     backends = [ScriptedBackend(duration_s=0.01) for _ in range(3)]
     batchers = [si.AdaptiveBatcher(max_batch_size=32, policy="greedy") for _ in backends]
 
@@ -69,7 +72,7 @@ def test_map_and_rows_keep_all_services_busy_among_which_requests_are_spread(kin
     assert sum(sizes) / len(sizes) > 24
 
 
-def test_replicas_that_say_nothing_of_their_load_count_as_none():
+def test_replicas_of_unknown_load_count_as_none():
     """64 is then the default, as for any service."""
     replicas = si.Replicas(si.Replica("known", service(4)), si.Replica("remote", Remote()))
     assert adapt(replicas).capabilities().spread_load() == 8

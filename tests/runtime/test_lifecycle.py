@@ -177,8 +177,11 @@ class NeverStops:
         await asyncio.Event().wait()
 
 
-def test_stops_inside_that_are_cancelled_at_the_limit_have_ended_with_it():
-    """Nothing of the stop is left, so the stack can be started again."""
+def test_inner_stops_have_ended_after_timeout():
+    """Inner stops that are cancelled at the timeout of a stop have ended when it ends.
+
+    Nothing of the stop is left, so the stack can be started again.
+    """
 
     async def main(loop):
         canary = Canary(si.Stack(NeverStops()), si.Stack(NeverStops()), share=0.5)
@@ -211,8 +214,11 @@ class StopsAtOnce:
     "layers", [lambda it: it, lambda it: si.Replicas(Replica("a", si.Stack(it)))], ids=["backend", "replicas"]
 )
 @pytest.mark.parametrize("turns", range(1, 16))
-def test_a_stop_that_is_cancelled_with_all_tasks_of_its_loop_stops_the_backend(layers, turns):
-    """A loop ends so; the task that stops a part may not have begun."""
+def test_stop_cancelled_with_all_tasks_stops_backend(layers, turns):
+    """A stop that is cancelled together with all tasks of its loop still stops the backend.
+
+    A loop ends so; the task that stops a part may not have begun.
+    """
     backend = StopsAtOnce()
 
     async def main(_loop):
@@ -235,7 +241,8 @@ class Odd(BaseException):
 
 
 @pytest.mark.parametrize("error", [Odd, ValueError])
-async def test_work_that_fails_begins_again_and_is_logged_once(loop, error, caplog):
+async def test_failed_work_restarts_and_is_logged_once(loop, error, caplog):
+    """Work that fails begins again after a pause, and the failure is logged once."""
     began_s = []
 
     async def work():

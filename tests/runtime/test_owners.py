@@ -140,7 +140,7 @@ def test_an_owner_whose_loop_was_closed_does_not_count():
 
 
 @pytest.mark.parametrize("kind", ["bare", "router", "replicas", "hedge"])
-def test_a_stack_that_runs_on_another_loop_is_not_shared(kind):
+def test_stack_on_another_loop_is_not_shared(kind):
     """The second outer stack says so when it starts; the first one goes on."""
     backend = Counted()
     inner = stack_of(backend)
@@ -161,7 +161,9 @@ def test_a_stack_that_runs_on_another_loop_is_not_shared(kind):
     assert backend.log == ["start", "stop True"] * 2
 
 
-def test_a_failed_layer_leaves_the_shared_backend_to_the_other_stack():
+def test_failed_layer_leaves_shared_backend_running():
+    """A layer that fails to start leaves the shared backend to the other stack."""
+
     class Failing:
         def wrap(self, inner):
             return FailingService(inner)
@@ -188,7 +190,9 @@ def test_a_failed_layer_leaves_the_shared_backend_to_the_other_stack():
     assert backend.log == ["start", "stop True"]
 
 
-def test_start_all_starts_each_once_and_stops_what_started():
+def test_start_all_starts_each_part_once():
+    """`start_all` starts each part once and, if one fails, stops those that it started."""
+
     async def main(loop):
         first, second = Counted(), Counted()
         await start_all(first, [first, second, first])
@@ -201,7 +205,7 @@ def test_start_all_starts_each_once_and_stops_what_started():
     run(main)
 
 
-def test_a_part_that_a_closed_loop_left_behind_is_let_go():
+def test_part_left_behind_by_closed_loop_is_freed():
     """The next stack that starts forgets it, or each run without a stop would keep its model in memory."""
     left = []
 
@@ -284,7 +288,7 @@ def test_a_failed_start_stops_what_is_inside():
     assert backend.log == ["start", "stop False"] * 2
 
 
-def test_a_shared_backend_stops_behind_all_that_send_to_it():
+def test_shared_backend_stops_after_all_its_callers():
     """A backend inside two routes is stopped when both have drained."""
     backend = Counted()
 
@@ -322,8 +326,8 @@ def test_the_report_of_a_start_names_what_is_inside():
     assert run(main) == ["Counted", "BatchedService"]
 
 
-def test_an_inner_object_that_serves_nothing_is_left_alone():
-    """It may have a start of another kind, as a thread has."""
+def test_inner_object_of_other_kind_is_left_alone():
+    """An inner object that serves nothing is left alone. It may have a start of another kind, as a thread has."""
 
     class Client:
         def start(self):

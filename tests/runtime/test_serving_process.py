@@ -49,7 +49,7 @@ def thresholds():
     gc.set_threshold(*before)
 
 
-def test_what_exists_is_left_out_until_the_last_unfreeze(loop):
+def test_heap_stays_frozen_until_last_unfreeze(loop):
     """Two stacks hold the heap; the second unfreeze puts everything back."""
     first = serving_process.enter(loop)
     second = serving_process.enter(loop)
@@ -85,8 +85,8 @@ def test_a_threshold_that_was_set_meanwhile_stays(loop, thresholds):
     assert gc.get_threshold()[0] == 900
 
 
-def test_objects_that_the_interpreter_froze_are_no_reason():
-    """CPython 3.12 begins with some."""
+def test_objects_frozen_by_interpreter_do_not_count():
+    """Objects that the interpreter froze are no reason to leave the process alone. CPython 3.12 begins with some."""
     code = "import gc; gc.get_freeze_count = lambda: 375\n"
     code += "import asyncio; from streaminfer._runtime import serving_process as process\n"
     code += "frozen = []; gc.freeze = lambda: frozen.append(1)\n"
@@ -167,7 +167,7 @@ def test_a_closed_loop_holds_nothing(loop, ends):
     assert gc.get_freeze_count() == 0
 
 
-def test_a_stack_starts_again_after_its_loop_was_closed(loop):
+def test_stack_starts_again_after_its_loop_was_closed(loop):
     """What a stack held on a loop that was closed without a stop, it does not hold twice on the next one."""
     stack = si.Stack(ScriptedBackend())
     asyncio.run(stack.start())

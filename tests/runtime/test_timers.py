@@ -43,7 +43,9 @@ def test_another_thread_sets_the_timer(kind):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="timers as files are Linux's")
-def test_a_forked_process_leaves_the_timer_to_its_parent():
+def test_forked_process_leaves_timer_to_parent():
+    """A forked process that closes the timer leaves it to its parent."""
+
     async def main():
         rung = asyncio.Event()
         timer = timers.exact_timer(asyncio.get_running_loop(), time.monotonic_ns, rung.set)
@@ -98,8 +100,11 @@ def test_an_instant_set_in_the_turn_of_an_earlier_one():
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="timers as files are Linux's")
-def test_an_instant_cancelled_in_the_turn_in_which_it_is_due():
-    """The loop has seen the file, and something else cancels the timer before its callback runs."""
+def test_timer_cancelled_in_its_due_turn_stays_silent():
+    """A timer that is cancelled in the turn in which it is due makes no call.
+
+    The loop has seen the file, and something else cancels the timer before its callback runs.
+    """
     calls = []
 
     async def main():
@@ -116,14 +121,17 @@ def test_an_instant_cancelled_in_the_turn_in_which_it_is_due():
     assert calls == []
 
 
-def test_instants_of_another_clock_have_the_timer_of_the_loop():
+def test_other_clock_uses_timer_of_loop():
+    """Instants of a clock other than the monotonic one use the timer of the loop."""
+
     async def main():
         return timers.exact_timer(asyncio.get_running_loop(), time.perf_counter_ns, list)
 
     assert asyncio.run(main()) is None
 
 
-async def test_a_virtual_loop_has_its_own_timer_whatever_the_clock(loop):
+async def test_virtual_loop_uses_its_own_timer(loop):
+    """A virtual loop uses its own timer, whatever the clock."""
     assert timers.exact_timer(loop, loop.clock, list) is None
     assert timers.exact_timer(loop, time.monotonic_ns, list) is None
     assert isinstance(timers.make_timer(loop, loop.clock, list), timers.LoopTimer)

@@ -82,7 +82,8 @@ def test_a_sequence_ends_behind_the_last_answer(totals):
         ((1, ValueError("secret")), ([3.0], 0)),
     ],
 )
-def test_a_last_request_that_fails_ends_its_sequence_unless_it_comes_again(totals, fails_with, left):
+def test_failed_last_request_ends_its_sequence(totals, fails_with, left):
+    """A last request that fails ends its sequence unless the client is to send it again."""
     found = totals(([1.0], {"sequence_start": True}, None), ([2.0, 3.0], {"sequence_end": True}, fails_with))
 
     assert found == [([1.0], 1), left]

@@ -140,7 +140,8 @@ def test_the_cause_of_a_failure_is_logged(scripted, ask_app, body_of, caplog):
     assert "secret" in caplog.text
 
 
-def test_a_deadline_of_the_edge_ends_the_request_in_its_batch(scripted, ask_app, body_of):
+def test_edge_deadline_ends_request_in_its_batch(scripted, ask_app, body_of):
+    """A deadline that the edge sets ends the request in its batch."""
     _, _, app = scripted(HANG)
 
     async def scenario():
@@ -197,8 +198,11 @@ def test_a_client_that_goes_away_cancels_its_request(scripted, ask_app, body_of)
     asyncio.run(asyncio.wait_for(scenario(), 30))
 
 
-def test_a_client_that_goes_away_within_its_body_is_left(scripted, ask_app):
-    """Layers of a framework around the app, as Starlette's ``BaseHTTPMiddleware``, wait for a response all the same."""
+def test_client_that_leaves_within_body_gets_499(scripted, ask_app):
+    """A request whose client goes away within the body ends with status 499.
+
+    Layers of a framework around the app, as Starlette's ``BaseHTTPMiddleware``, wait for a response all the same.
+    """
     _, _, app = scripted()
 
     async def scenario():
@@ -225,7 +229,8 @@ def test_a_body_in_pieces_is_read_up_to_its_limit(scripted):
     assert len(messages) == 7
 
 
-def test_only_the_head_of_a_response_and_the_methods_of_an_address(scripted, ask_app):
+def test_head_request_and_allowed_methods(scripted, ask_app):
+    """`HEAD` returns only the head of a response; a wrong method gets the allowed methods of the address."""
     _, _, app = scripted()
 
     async def scenario():
@@ -454,7 +459,7 @@ def test_a_stack_that_runs_already_is_left_running(scripted):
     assert asyncio.run(scenario())
 
 
-def test_a_stack_that_still_stops_is_an_error_at_the_start(scripted):
+def test_stopping_stack_is_error_at_server_start(scripted):
     """A server that came up with it would never be ready, and would not say why."""
 
     async def scenario():
@@ -529,7 +534,9 @@ def test_a_sequence_keeps_its_state_and_ends(ask_app):
     assert control["control"][0]["kind"] == "CONTROL_SEQUENCE_CORRID"
 
 
-def test_a_recurrent_model_without_a_description_reads_its_inputs_by_name(ask_app):
+def test_recurrent_model_reads_inputs_by_name(ask_app):
+    """A recurrent model without a description reads its inputs by name."""
+
     class Sum:
         async def infer(self, batch):
             total = batch.inputs["state"] + batch.inputs["x"]
@@ -656,7 +663,7 @@ def test_wrong_limits_are_named(doubling_stack):
         si.serving.asgi_app({"": doubling_stack})
 
 
-def test_a_package_that_is_not_installed_has_an_unknown_version(scripted, ask_app, monkeypatch):
+def test_uninstalled_package_has_unknown_version(scripted, ask_app, monkeypatch):
     """A server from a bare checkout describes itself all the same: clients read that before they send a request."""
     _, _, app = scripted()
 
@@ -675,7 +682,7 @@ def test_a_package_that_is_not_installed_has_an_unknown_version(scripted, ask_ap
     assert reply.json["version"] == "unknown"
 
 
-def test_a_model_of_bfloat16_is_announced_and_takes_json(ask_app):
+def test_bfloat16_model_is_described_and_takes_json(ask_app):
     """JSON has its numbers as any others, and the model gets the type that it has."""
     example = np.zeros(2, ml_dtypes.bfloat16)
     stack = si.Stack(si.AdaptiveBatcher(max_batch_size=4), si.CpuBackend(lambda x: x + x, example=example))

@@ -93,7 +93,7 @@ def test_other_fields_of_generate_are_parameters(fields, status, found, ask_app)
 
 
 @pytest.mark.parametrize("rows", [1, len(X)])
-def test_requests_with_one_head_have_contents_of_their_own(rows, scripted, ask_app):
+def test_requests_with_one_head_have_own_contents(rows, scripted, ask_app):
     """The description of a request is read once for all that share it; contents, deadlines and answers are not."""
     _, _, app = scripted()
 
@@ -285,7 +285,8 @@ def test_a_body_that_is_not_read_ends_its_connection(scripted, ask_app, method, 
 @pytest.mark.parametrize(
     ("method", "path", "body"), [("GET", "/v2/nowhere", b""), ("GET", INFER, b""), ("POST", INFER, b"{")]
 )
-def test_a_rejected_request_without_a_body_left_keeps_its_connection(scripted, ask_app, method, path, body):
+def test_rejection_without_body_left_keeps_connection(scripted, ask_app, method, path, body):
+    """A rejected request with no unread body left keeps its connection."""
     _, _, app = scripted()
 
     async def scenario():

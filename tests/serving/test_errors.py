@@ -30,7 +30,9 @@ def test_an_error_without_a_text_is_internal():
     assert describe_failure(Unprintable())[:2] == (500, "INTERNAL")
 
 
-def test_a_text_that_cannot_be_shown_or_sent_hides_no_status():
+def test_unprintable_error_text_hides_no_status():
+    """An error text that cannot be shown or sent does not hide the status."""
+
     class Unprintable(si.InvalidInput):
         def __str__(self):
             raise ZeroDivisionError

@@ -134,7 +134,8 @@ def test_a_long_name_does_not_hide_the_status(scripted, serve_grpc, name):
     assert error.details().endswith("' is not found")
 
 
-def test_a_text_that_no_message_can_hold_leaves_no_call_without_an_answer(scripted, serve_grpc):
+def test_unencodable_error_text_still_ends_call(scripted, serve_grpc):
+    """An error text that no message can hold does not leave a call without a response."""
     model = scripted(then=lambda batch: [si.InvalidInput("no file \udcff") for _ in batch.rows])
 
     error = ask(model, serve_grpc, lambda channel: raw_infer(channel, call_of().SerializeToString(), timeout=20.0))
@@ -246,7 +247,8 @@ def stream_calls(*arrays):
     return calls()
 
 
-def test_a_stream_answers_in_order_and_goes_on_after_errors(scripted, serve_grpc):
+def test_stream_responds_in_order_despite_errors(scripted, serve_grpc):
+    """A stream sends its responses in order and continues after errors."""
     _, stack, _ = scripted()
     arrays = [X[:1], np.zeros((0, 4), np.float32), X[1:], *[X] * 100]
 
@@ -335,7 +337,8 @@ def test_streams_of_two_servers_share_no_state(serve_grpc):
     assert asyncio.run(asyncio.wait_for(scenario(), 30)) == [1.0, 1.0, 2.0, 2.0]
 
 
-def test_a_stream_that_is_cancelled_cancels_its_requests(scripted, serve_grpc):
+def test_cancelled_stream_cancels_its_requests(scripted, serve_grpc):
+    """A stream that is cancelled cancels its requests."""
     model = scripted(HANG)
 
     async def scenario(channel):
@@ -348,7 +351,7 @@ def test_a_stream_that_is_cancelled_cancels_its_requests(scripted, serve_grpc):
     ask(model, serve_grpc, scenario)
 
 
-def test_requests_with_one_head_have_contents_of_their_own(scripted, serve_grpc):
+def test_requests_with_one_head_have_own_contents(scripted, serve_grpc):
     """The description of a request is read once for all that share it; contents and deadlines are not."""
 
     async def scenario(channel):
@@ -473,7 +476,7 @@ class CallContext:
         return ()
 
 
-def test_answers_behind_one_that_hangs_end_with_the_call(counting):
+def test_answers_behind_hanging_one_end_with_call(counting):
     """Answers that wait for their turn are counted as failed when the client cancels, though none of them was sent."""
 
     class HangsAtZero(counting):

@@ -81,7 +81,8 @@ def test_a_client_that_sends_faster_is_held_up():
     assert run(scenario()) == (65, 200)  # the last one waits for its place
 
 
-def test_a_client_that_reads_slower_holds_up_the_answers():
+def test_slow_client_holds_up_answers():
+    """A client that reads more slowly than the service answers holds up the answers."""
     made = []
 
     async def answer(message):

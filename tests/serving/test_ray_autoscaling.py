@@ -47,8 +47,11 @@ def test_more_delay_never_wants_fewer_replicas(current, states, more_s):
     assert 1 <= wanted(current, *states) <= 2 * current
 
 
-def test_the_policy_reads_the_newest_values_of_running_replicas():
-    """It never reads counts of requests, which Ray's default is made of."""
+def test_policy_reads_newest_values_of_replicas():
+    """The policy reads the newest values of the replicas that run, and of no others.
+
+    It never reads counts of requests, which Ray's default is made of.
+    """
 
     def series(**values):
         return {name: [SimpleNamespace(value=value) for value in points] for name, points in values.items()}
@@ -138,7 +141,8 @@ async def test_the_meter_tells_routers_which_share_fails(loop):
         assert meter.report(loop.clock()).success > 0.99
 
 
-async def test_the_burn_rate_is_that_of_the_objectives_inside(loop):
+async def test_burn_rate_is_that_of_inner_objectives(loop):
+    """The burn rate is that of the objectives inside the stack, and 0 without any."""
     slo = si.SLO("model", threshold_s=0.01, objective=0.9)
     stack = si.Stack(si.Telemetry("model", slo=slo), ScriptedBackend(duration_s=0.05), clock=loop.clock)
     async with stack:

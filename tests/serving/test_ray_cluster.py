@@ -44,8 +44,11 @@ def test_a_deployment_runs_without_a_cluster(local):
     assert local["wrong"] == "stack_factory: expected a function that returns a Stack, got 5 (int)"
 
 
-def test_a_deployment_runs_locally_in_a_process_that_uses_ray(local):
-    """No replica context is there, although Ray is initialized."""
+def test_local_deployment_runs_beside_ray(local):
+    """A deployment runs locally in a process that uses Ray.
+
+    No replica context is there, although Ray is initialized.
+    """
     assert local["beside Ray"] == 7
 
 
@@ -77,7 +80,8 @@ def test_the_example_prints_its_response():
     assert done.stdout.splitlines()[-1] == "[2.0, 4.0, 6.0, 8.0]"
 
 
-def test_a_deadline_ends_a_request_in_the_batcher_behind_rays_proxy(cluster):
+def test_deadline_ends_request_behind_ray_proxy(cluster):
+    """A deadline ends a request in the batcher behind the proxy of Ray."""
     found = cluster["deadlines"]
     assert found["http"] == found["last"] == [200, [3.0]]
     status, error = found["late"]
@@ -93,8 +97,8 @@ def test_replicas_are_added_and_removed_by_queue_delay(cluster):
     assert cluster["downscaled_s"] > 0
 
 
-def test_streams_stay_equal_while_both_replicas_are_replaced(cluster):
-    """No step fails, none is lost, and none is made twice."""
+def test_streams_survive_replacing_both_replicas(cluster):
+    """Streams stay equal while both replicas are replaced. No step fails, none is lost, and none is made twice."""
     assert cluster["streams"]["two replicas"]["failed"] == cluster["streams"]["two replicas"]["lost"] == 0
     replaced = cluster["streams"]["replaced"]
     assert replaced["failed"] == replaced["lost"] == 0
@@ -102,7 +106,7 @@ def test_streams_stay_equal_while_both_replicas_are_replaced(cluster):
     assert replaced["moves"]["resumed"] == replaced["moves"]["restarted"] == 0
 
 
-def test_streams_of_a_killed_node_resume_from_a_snapshot(cluster):
+def test_streams_of_killed_node_resume_from_snapshot(cluster):
     """Each response follows from an earlier state of its stream; what is between is bounded and counted."""
     killed = cluster["streams"]["killed"]
     assert killed["moves"]["resumed"] > 0
@@ -110,7 +114,7 @@ def test_streams_of_a_killed_node_resume_from_a_snapshot(cluster):
     assert killed["longest_s"] < 6.0
 
 
-def test_behind_haproxy_replicas_are_replaced_and_a_node_is_killed():
+def test_serving_behind_haproxy_survives_killed_node():
     """No replica fails a request while both are replaced, and soon after the node is killed none fails either.
 
     The script waits for 50 in a row.

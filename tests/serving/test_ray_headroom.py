@@ -38,14 +38,18 @@ def test_a_report_counts_the_requests_of_other_routers():
     assert ranking.predicted_s("a") == pytest.approx(0.01)
 
 
-def test_a_replica_without_report_is_taken_for_a_mean_one():
+def test_replica_without_report_ranks_as_average():
+    """A replica without a report is ranked with the mean of the others."""
     ranking = ranking_of(a=(0.01, 0.01, 0), b=(0.03, 0.03, 0))
     ranking.update({"a": None, "b": None, "new": None}, 1)
     assert ranking.predicted_s("new") == pytest.approx(0.02)
 
 
-def test_a_replica_that_has_not_responded_is_taken_for_a_mean_one():
-    """It reports that a request takes no time, and would get all of them."""
+def test_replica_without_response_ranks_as_average():
+    """A replica that has not responded is ranked with the mean of the others.
+
+    It reports that a request takes no time, and would get all of them.
+    """
     ranking = ranking_of(old=(0.01, 0.01, 0), new=(0.0, 0.0, 2))
     assert ranking.predicted_s("new") == pytest.approx(0.03)
 
@@ -66,7 +70,7 @@ def test_a_replica_that_fails_at_once_is_not_the_best():
     assert ranking.rank()[0] == "broken"
 
 
-def test_a_silent_replica_gets_nothing_until_it_reports():
+def test_silent_replica_gets_nothing_until_it_reports():
     """Reports that do not change are no reports; where all are silent, all stay."""
     ranking, report = ranking_of(a=(0.01, 0.01, 0), b=(0.01, 0.01, 0)), LoadReport(2, 0.01, 0.01, 0)
     old = LoadReport(1, 0.01, 0.01, 0)
@@ -136,14 +140,18 @@ UNEQUAL = Fleet(slowness=[1.0, 4.0], seconds=10.0)
 
 
 @pytest.mark.parametrize("fleet", [UNEQUAL, attrs.evolve(UNEQUAL, slowness=[1.0] * 10 + [4.0] * 10, routers=4)])
-def test_unequal_replicas_are_on_time_more_often_than_by_queue_length(fleet):
-    """At 0.8 of joint capacity, in virtual time."""
+def test_headroom_beats_queue_length_if_unequal(fleet):
+    """Requests to unequal replicas are on time more often than if they are sent by queue length.
+
+    At 0.8 of joint capacity, in virtual time.
+    """
     ours, by_length = (simulate(fleet, choice).on_time for choice in ("headroom", "queue length"))
     assert ours > by_length + 0.05
     assert ours > 0.97
 
 
-def test_a_killed_replica_costs_little_more_than_its_own_requests():
+def test_killed_replica_costs_few_other_requests():
+    """A killed replica costs little more than its own requests."""
     fleet = Fleet(slowness=[1.0] * 20, routers=4, load=0.6, seconds=4.0, killed=1)
     result = simulate(fleet, "headroom")
     assert 0.0 < result.lost < 0.02

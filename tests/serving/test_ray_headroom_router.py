@@ -64,7 +64,8 @@ def test_a_burst_of_a_stream_counts_for_its_replica(router):
     assert home not in choose(router, 5)
 
 
-def test_a_choice_that_is_not_sent_is_forgotten_with_the_next_report(router):
+def test_unsent_choice_is_forgotten_with_next_report(router):
+    """A choice that is not sent is forgotten with the next report."""
     choose(router, 4)
     router.update_replicas([replica("a", 2, 0.01), replica("b", 2, 0.01)])
 

@@ -32,7 +32,8 @@ def gauges(monkeypatch):
     return values
 
 
-async def test_counters_gauges_and_buckets_are_set_to_what_they_are(loop, gauges):
+async def test_publishing_sets_metrics_to_current_values(loop, gauges):
+    """Publishing sets counters, gauges and buckets to their current values instead of adding to them."""
     stack = si.Stack(
         si.Telemetry("m"), si.AdaptiveBatcher(max_batch_size=4), ScriptedBackend(duration_s=0.01), clock=loop.clock
     )

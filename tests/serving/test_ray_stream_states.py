@@ -29,7 +29,8 @@ async def test_a_stream_without_a_place_keeps_its_state(loop):
         assert await fleet.step("b", 2) == reference(2)
 
 
-async def test_a_stream_without_a_place_is_left_to_other_replicas(loop):
+async def test_rejected_stream_is_left_to_other_replicas(loop):
+    """A stream that a full replica rejects is left to other replicas."""
     reference = Reference()
     async with Fleet(loop, "abc") as fleet:
         assert await fleet.step("a", 1) == reference(1)
@@ -40,7 +41,9 @@ async def test_a_stream_without_a_place_is_left_to_other_replicas(loop):
         assert await fleet.step("c", 2) == reference(2)
 
 
-async def test_a_reset_holds_while_a_state_without_a_place_is_handed_back(loop):
+async def test_reset_holds_while_rejected_state_goes_back(loop):
+    """A reset holds while the state of a rejected stream goes back to the store."""
+
     class Slow(StreamStore):
         async def hand_over(self, replica, records):
             await asyncio.sleep(0.1)
@@ -82,7 +85,7 @@ async def test_a_reset_without_a_request_hides_no_later_step(loop):
         assert await fleet.step("b", 2) == reference(2)
 
 
-async def test_a_state_is_set_while_its_stream_is_handed_over(loop):
+async def test_state_is_set_while_its_stream_moves(loop):
     """It is set before the step of the other replica or after it, and neither is lost."""
 
     class Slow(StreamStore):
@@ -132,7 +135,7 @@ async def test_a_store_that_started_again_gets_all_states(loop, caplog):
     assert "the store of streams does not answer" in caplog.text
 
 
-async def test_a_store_that_was_killed_for_good_is_made_again(loop):
+async def test_killed_store_is_made_again(loop):
     """Its replicas send the new one all states."""
 
     class Died(Exception):
@@ -173,8 +176,11 @@ async def test_a_store_that_was_killed_for_good_is_made_again(loop):
     assert len(actors) == 2
 
 
-async def test_a_stop_hands_all_idle_streams_over_in_one_call(loop):
-    """A call for each of thousands would take longer than the store has; one that has a step comes after it."""
+async def test_stop_moves_all_idle_streams_in_one_call(loop):
+    """A stop sends all idle streams to the store in one call.
+
+    A call for each of thousands would take longer than the store has; one that has a step comes after it.
+    """
     calls = []
 
     class Counting(StreamStore):

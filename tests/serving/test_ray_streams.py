@@ -30,7 +30,8 @@ def test_a_stream_is_handed_over_before_it_is_given():
     assert ledger.statistics().moved == 1
 
 
-def test_a_silent_owner_loses_its_streams_to_their_snapshots():
+def test_silent_owner_loses_streams_to_snapshots():
+    """A silent owner loses its streams, which resume from their snapshots or start again without one."""
     ledger = StreamLedger()
     ledger.claim("s", "a", 0)
     ledger.claim("none", "a", 0)
@@ -44,7 +45,7 @@ def test_a_silent_owner_loses_its_streams_to_their_snapshots():
     assert statistics.oldest_snapshot_s == pytest.approx(SILENT_NS / 1e9)
 
 
-def test_streams_are_searched_for_idle_ones_every_ten_seconds():
+def test_search_for_idle_streams_every_ten_seconds():
     """Each replica sends two snapshots a second: none of them may cost a look at all streams."""
     ledger, forgotten = StreamLedger(), []
     forget = ledger.forget
@@ -54,7 +55,7 @@ def test_streams_are_searched_for_idle_ones_every_ten_seconds():
     assert len(forgotten) == 5
 
 
-def test_a_replica_that_lost_a_stream_does_not_bring_it_back():
+def test_replica_does_not_bring_back_lost_stream():
     """The stream has ended at the replica that took it; what the other one still has of it is refused."""
     ledger = StreamLedger()
     ledger.claim("s", "a", 0)
@@ -65,7 +66,7 @@ def test_a_replica_that_lost_a_stream_does_not_bring_it_back():
 
 
 @pytest.mark.parametrize(("sends_snapshot", "leaves_s"), [(False, 120.0), (True, 239.0)])
-def test_the_store_leaves_when_no_replica_has_called_for_two_minutes(sends_snapshot, leaves_s):
+def test_store_leaves_after_two_minutes_without_calls(sends_snapshot, leaves_s):
     """Also where every replica was gone before its first snapshot."""
 
     async def main(loop):
@@ -192,7 +193,7 @@ async def test_a_start_claims_what_a_stop_has_cut_short(loop, turns):
         assert await fleet.step("b", 5) == reference(5)
 
 
-async def test_a_stop_that_is_cancelled_stops_the_stack_inside(loop):
+async def test_cancelled_stop_stops_inner_stack(loop):
     """The cancellation comes while the stop ends the replica's own tasks; it can start again."""
     async with Fleet(loop) as fleet:
         for turns in range(20):
@@ -224,8 +225,11 @@ async def test_an_owner_that_lives_has_time_to_hand_over(loop):
     assert (moves.moved, moves.resumed, moves.restarted) == (1, 0, 0)
 
 
-async def test_replicas_that_wait_for_a_dead_one_get_its_stream_in_turn(loop):
-    """The first gets the snapshot, and the second what the first hands over."""
+async def test_waiting_replicas_get_stream_in_turn(loop):
+    """Replicas that wait for a dead one get its stream in turn.
+
+    The first gets the snapshot, and the second what the first hands over.
+    """
     store = StreamStore(loop.clock)
     await store.claim("s", "dead")
     await store.store("dead", {"s": b"snapshot"})
@@ -243,7 +247,8 @@ async def test_replicas_that_wait_for_a_dead_one_get_its_stream_in_turn(loop):
     assert (moves.moved, moves.resumed, moves.restarted, moves.owners) == (1, 1, 0, {"b": 1})
 
 
-async def test_a_step_that_takes_long_holds_up_no_other_stream(loop):
+async def test_long_step_holds_up_no_other_stream(loop):
+    """A step that takes long does not hold up other streams."""
     reference, takes_s = Reference(), [0.0]
     async with Fleet(loop, duration_s=lambda _size: takes_s[0]) as fleet:
         assert await fleet.step("a", 1) == reference(1)
@@ -262,8 +267,11 @@ async def test_a_step_that_takes_long_holds_up_no_other_stream(loop):
     assert (moves.moved, moves.resumed, moves.restarted) == (2, 0, 0)
 
 
-async def test_a_stop_leaves_the_snapshot_of_a_stream_that_could_not_be_handed_over(loop, caplog):
-    """Moving a state has begun and fails while its replica stops: the stream continues from what the store has."""
+async def test_failed_move_during_stop_leaves_snapshot(loop, caplog):
+    """A stop leaves the snapshot of a stream whose state could not be moved.
+
+    Moving a state has begun and fails while its replica stops: the stream continues from what the store has.
+    """
     reference = Reference()
 
     class FailsOnce(StreamStore):
@@ -288,7 +296,7 @@ async def test_a_stop_leaves_the_snapshot_of_a_stream_that_could_not_be_handed_o
     assert "1 streams were not handed over" in caplog.text
 
 
-async def test_a_lost_replica_costs_the_steps_after_its_snapshot(loop):
+async def test_lost_replica_costs_steps_after_its_snapshot(loop):
     """What the other one continues from is less than a second old."""
     reference, behind = Reference(), Reference()
     async with Fleet(loop) as fleet:
@@ -308,7 +316,8 @@ async def test_a_lost_replica_costs_the_steps_after_its_snapshot(loop):
     assert 0 < moves.oldest_snapshot_s <= 1.5
 
 
-async def test_a_replica_that_was_taken_for_dead_drops_its_streams(loop):
+async def test_replica_taken_for_dead_drops_its_streams(loop):
+    """A replica that was taken for dead drops the streams that another replica has taken."""
     async with Fleet(loop) as fleet:
         await fleet.step("a", 1)
         await asyncio.sleep(0.6)
@@ -361,7 +370,9 @@ async def test_an_end_answers_who_waits_for_the_stream(loop):
         assert loop.clock() - began_ns < 200 * MS
 
 
-async def test_a_refused_snapshot_ends_no_stream_that_has_begun_again(loop):
+async def test_rejected_snapshot_keeps_restarted_stream(loop):
+    """A rejected snapshot does not end a stream that has started again meanwhile."""
+
     class Slow(StreamStore):
         async def store(self, replica, records):
             refused = await super().store(replica, records)
@@ -396,7 +407,9 @@ async def test_reset_holds_while_the_stream_is_claimed(loop):
         assert await fleet.step("b", 2) == Reference()(2)
 
 
-async def test_a_store_that_does_not_answer_costs_the_past_and_no_request(loop, caplog):
+async def test_hanging_store_costs_state_but_no_request(loop, caplog):
+    """A store that does not respond costs a stream its state, but no request that has time to wait."""
+
     class Hanging(StreamStore):
         async def claim(self, stream_id, replica):
             await asyncio.sleep(3600)
@@ -418,7 +431,7 @@ async def test_requests_without_a_stream_pass(loop):
             await fleet.stacks["a"]({"x": EXAMPLE["x"]})
 
 
-async def test_a_replica_that_was_taken_for_dead_claims_its_streams_again(loop):
+async def test_replica_taken_for_dead_claims_streams_again(loop):
     """Also those that had no step meanwhile: another replica has gone on with them."""
     reference = Reference()
     async with Fleet(loop) as fleet:
@@ -435,7 +448,8 @@ async def test_a_replica_that_was_taken_for_dead_claims_its_streams_again(loop):
     assert (moves.moved, moves.resumed, moves.restarted) == (2, 1, 0)
 
 
-async def test_a_state_of_long_ago_hides_none_of_another_replica(loop):
+async def test_old_state_hides_no_state_of_another_replica(loop):
+    """A state from long ago hides no state of another replica."""
     reference = Reference()
     async with Fleet(loop) as fleet:
         await fleet.step("a", 1)

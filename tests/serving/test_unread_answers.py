@@ -95,7 +95,7 @@ def test_a_hedge_closes_the_answers_that_lost():
 
 
 @pytest.mark.parametrize("callbacks", range(4))
-def test_a_hedge_closes_the_answers_of_a_caller_that_left(callbacks):
+def test_hedge_closes_answers_of_caller_that_left(callbacks):
     """It leaves in one of the turns in which they come to it."""
     service = Service(*[0.010] * 30, 0.100)
 
@@ -129,7 +129,8 @@ def test_a_shadow_closes_the_answers_to_its_copies():
     assert (len(copy.opened), copy.left_open) == (3, 0)
 
 
-def test_a_stack_closes_answers_that_come_after_the_deadline():
+def test_stack_closes_answers_after_deadline():
+    """A stack closes answers that come after the deadline."""
     service = Service(0.500)
 
     assert ask_all([], service, timeout_s=0.1) == 0
@@ -171,7 +172,7 @@ def test_rows_of_which_one_fails_leave_no_answers_open(ask_app):
 
 
 @pytest.mark.parametrize("timeouts_s", [(0.05, None), (0.05, 0.05)], ids=["one", "all"])
-def test_a_batch_closes_the_answers_of_callers_that_left(timeouts_s):
+def test_batch_closes_answers_of_callers_that_left(timeouts_s):
     """Also where a backend goes on with a batch that is cancelled."""
     opened = []
 
@@ -199,8 +200,11 @@ def test_a_batch_closes_the_answers_of_callers_that_left(timeouts_s):
 
 @pytest.mark.parametrize("is_first", [True, False])
 @pytest.mark.parametrize("kind", ["stack", "layer", "function"])
-def test_a_batch_closes_the_answers_of_a_caller_that_leaves_as_they_come(kind, is_first):
-    """It is cancelled just before or just behind their delivery, and cannot tell; behind a layer that awaits too."""
+def test_batch_closes_answers_as_their_caller_leaves(kind, is_first):
+    """A batch closes the answers of a caller that leaves as they come.
+
+    It is cancelled just before or just behind their delivery, and cannot tell; behind a layer that awaits too.
+    """
     opened = []
 
     class Backend:
@@ -233,7 +237,9 @@ def test_a_batch_closes_the_answers_of_a_caller_that_leaves_as_they_come(kind, i
 
 
 @pytest.mark.parametrize("method", ["map", "rows"])
-def test_many_calls_of_which_one_fails_leave_no_answers_open(method):
+def test_failed_call_of_many_leaves_no_answers_open(method):
+    """If one of many calls fails, the answers to the others do not stay open."""
+
     class FailsLast(Service):
         async def call(self, request):
             await asyncio.sleep(float(request.inputs))
@@ -250,7 +256,7 @@ def test_many_calls_of_which_one_fails_leave_no_answers_open(method):
     run(main)
 
 
-def test_a_hedged_function_closes_the_answers_that_lost():
+def test_hedged_function_closes_answers_that_lost():
     """Also those of a call that no cancellation ends."""
     service = Service(*[0.010] * 30, 0.500, 0.100)
     hedge = si.Hedge(max_extra=1.0)
@@ -271,7 +277,7 @@ def test_a_hedged_function_closes_the_answers_that_lost():
     assert service.left_open == 0
 
 
-def test_a_client_that_leaves_at_the_deadline_keeps_nothing_open():
+def test_answers_close_if_client_leaves_at_deadline():
     """The answers are closed in a task of their own, which its leaving must not cancel before it begins."""
     answers = Answers()
 
@@ -335,7 +341,7 @@ def ask_at_once(layers, backend, timeouts_s, *, before=0):
 
 
 @pytest.mark.parametrize("timeouts_s", [(None, None, None), (None, 0.05, None)], ids=["none", "one"])
-def test_a_batch_that_was_filled_up_closes_the_answers_to_copies(timeouts_s):
+def test_filled_up_batch_closes_answers_to_copies(timeouts_s):
     """Also those of callers that left while it ran."""
     backend = Batches()
     batcher = si.AdaptiveBatcher(max_batch_size=4, preferred_sizes=[4])
@@ -346,8 +352,8 @@ def test_a_batch_that_was_filled_up_closes_the_answers_to_copies(timeouts_s):
     assert backend.left_open(got) == []
 
 
-def test_part_of_a_failed_batch_closes_the_answers_of_a_caller_that_left():
-    """Also those to copies that filled it up."""
+def test_batch_part_closes_answers_of_caller_that_left():
+    """Part of a failed batch closes the answers of a caller that left. Also those to copies that filled it up."""
     backend = Batches(ValueError("one of them"))
     batcher = si.AdaptiveBatcher(max_batch_size=8, preferred_sizes=[1, 4, 8])
 
@@ -357,7 +363,7 @@ def test_part_of_a_failed_batch_closes_the_answers_of_a_caller_that_left():
     assert backend.left_open(got) == []
 
 
-def test_a_hedge_around_a_backend_closes_the_answers_that_lost():
+def test_hedge_around_backend_closes_answers_that_lost():
     """A batch has those of each row."""
     backend = Batches(*[0.010] * 30, 0.500, 0.100)
     layers = [si.AdaptiveBatcher(max_batch_size=2), si.Hedge(max_extra=1.0)]
@@ -368,8 +374,11 @@ def test_a_hedge_around_a_backend_closes_the_answers_that_lost():
     assert backend.left_open(got) == []
 
 
-def test_part_of_a_failed_batch_closes_the_answers_of_a_caller_that_leaves_as_they_come():
-    """As a whole batch does: it is cancelled just before their delivery."""
+def test_batch_part_closes_answers_as_caller_leaves():
+    """Part of a failed batch closes the answers of a caller that leaves as they come.
+
+    As a whole batch does: it is cancelled just before their delivery.
+    """
 
     class Leaving(Batches):
         async def infer(self, batch):

@@ -23,7 +23,8 @@ def reference_switching(rng, n, quiet, quiet_s, loud, loud_s):
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_the_random_streams_are_those_of_the_published_figures(seed):
+def test_random_streams_match_published_figures(seed):
+    """The random streams are those of the published figures."""
     rate, n = 640.5, 700
     stream = np.random.default_rng
     np.testing.assert_array_equal(
@@ -76,7 +77,8 @@ def test_no_arrivals(process):
 
 
 @pytest.mark.parametrize("cv", [0.5, 1.0, 4.0])
-def test_gamma_has_the_coefficient_of_variation_asked_for(cv):
+def test_gamma_has_given_coefficient_of_variation(cv):
+    """The gaps of a gamma process have the coefficient of variation that was given."""
     gaps = np.diff(arrivals.gamma(100.0, 100_000, 3, cv=cv))
     assert gaps.std() / gaps.mean() == pytest.approx(cv, rel=0.05)
 
@@ -95,7 +97,8 @@ def test_cameras_without_jitter_are_periodic():
     assert len(set(np.round(frames[:3], 9))) == 3  # phases of their own
 
 
-def test_jitter_delays_each_frame_by_at_most_what_was_said():
+def test_jitter_delays_frames_up_to_given_bound():
+    """Jitter delays each frame by at most the time that was given."""
     calm = arrivals.cameras(25.0, 1, 40.0, 7, jitter_s=0.0)
     shaken = arrivals.cameras(25.0, 1, 40.0, 7, jitter_s=0.01)  # shorter than a period: frames keep their order
     delays = shaken - calm

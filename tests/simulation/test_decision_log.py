@@ -48,7 +48,9 @@ def axes():
     plt.close("all")
 
 
-def test_a_request_that_finds_the_queue_full_has_arrived_and_one_that_fails_or_is_cancelled_is_no_drop():
+def test_only_full_queue_counts_as_drop():
+    """A request that finds the queue full arrived and was dropped; a failed or cancelled one was not."""
+
     async def main(loop):
         batcher = si.AdaptiveBatcher(max_batch_size=1, max_queue_size=1)
         model = ScriptedBackend(OSError("gone"), duration_s=1.0)
@@ -206,14 +208,16 @@ def test_narrow_bars_carry_no_figures(axes):
     assert len(axes.collections) == 1
 
 
-def test_the_timeline_of_nothing_on_a_figure_of_its_own(axes):
+def test_empty_timeline_makes_its_own_figure(axes):
+    """The timeline of an empty log is drawn on a figure of its own."""
     own = DecisionLog.of(EventRing()).plot()
     assert own is not axes
     assert len(own.lines) == 2
     assert [text.get_text() for text in own.texts] == ["no requests yet"]
 
 
-def test_plot_without_matplotlib_says_how_to_install_it(events, monkeypatch):
+def test_plot_without_matplotlib_names_extra(events, monkeypatch):
+    """Without matplotlib, `plot` says how to install it."""
     monkeypatch.setitem(sys.modules, "matplotlib.collections", None)
     with pytest.raises(MissingExtra, match=r"DecisionLog.plot needs .*pip install 'streaminfer\[plot\]'"):
         DecisionLog.of(events).plot()

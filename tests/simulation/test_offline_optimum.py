@@ -71,7 +71,8 @@ def test_it_is_the_best_of_all_schedules(instance):
     assert optimum_ms(*instance) == best_of_all_schedules(*instance)
 
 
-def test_it_is_the_best_of_all_schedules_under_pressure():
+def test_optimum_is_best_schedule_under_pressure():
+    """The optimum is the best of all schedules where some requests must be dropped."""
     # seven requests of which some must be dropped, often from between those that are served
     rng = np.random.default_rng(11)
     partial = 0
@@ -90,7 +91,8 @@ def test_an_answer_at_the_very_deadline_counts():
     assert optimum_ms([0], 5, [6], 1) == 0
 
 
-def test_waiting_for_company_can_be_better_than_going_at_once():
+def test_waiting_can_beat_immediate_release():
+    """Waiting for further requests can be better than releasing a batch at once."""
     # alone, the first would hold the worker until 10 and the two others would be late
     assert optimum_ms([0, 1, 1], 11, [10, 10, 10], 3) == 3
 

@@ -92,7 +92,8 @@ def test_a_slice_per_batch_on_the_track_of_its_worker(log, tmp_path):
 
 
 @pytest.mark.parametrize("duration_s", [0.01, 0.0])
-def test_a_batch_that_begins_as_another_ends_is_beside_it(duration_s, tmp_path):
+def test_back_to_back_batches_are_not_nested(duration_s, tmp_path):
+    """A batch that begins as another ends is beside it in the trace, not inside it."""
     batcher = si.AdaptiveBatcher(max_batch_size=4, max_in_flight=2)
 
     async def main(loop):
@@ -188,7 +189,8 @@ def test_an_empty_log_is_a_trace(tmp_path):
     assert "burn rate of deadlines at 99%" in {track.name for track in Read(tmp_path / "trace").tracks.values()}
 
 
-def test_every_request_of_a_live_batcher_is_in_its_batch(tmp_path):
+def test_every_live_request_is_in_its_batch(tmp_path):
+    """The log of a live batcher has every request in its batch."""
     batcher = si.AdaptiveBatcher(max_batch_size=4, slo_s=5.0)
     predict = batcher.wrap(lambda x: x * 2)
 
@@ -205,7 +207,8 @@ def test_every_request_of_a_live_batcher_is_in_its_batch(tmp_path):
     assert len(Read(tmp_path / "trace").events["requests"]) == 140
 
 
-def test_the_ring_forgets_batches_before_their_requests():
+def test_ring_forgets_batches_before_requests():
+    """The event ring forgets batches before their requests."""
     events = EventRing(8, 2)
     for number in range(4):
         events.arrived(number, 0, 0)

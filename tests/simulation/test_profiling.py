@@ -38,7 +38,8 @@ def test_a_clean_device_is_found_exactly():
     assert found.best_batch_size(64) == 64
 
 
-def test_the_largest_size_is_measured_although_no_power_of_two():
+def test_largest_size_is_measured():
+    """The largest batch size is measured even if it is no power of two."""
     backend = ScriptedBackend(duration_s=line_s)
     profiled(backend, max_batch_size=48)
     assert sorted(set(backend.batch_sizes)) == [1, 2, 4, 8, 16, 32, 48]
@@ -72,7 +73,8 @@ def test_stalls_do_not_move_a_median():
         assert found.seconds(size) == pytest.approx(line_s(size), rel=1e-6)
 
 
-def test_a_larger_batch_that_seems_faster_does_not_make_a_falling_curve():
+def test_faster_larger_batch_keeps_curve_monotone():
+    """A larger batch that seems faster does not make the curve fall."""
     times = {1: 0.010, 2: 0.006, 4: 0.012}
     found, _ = profiled(ScriptedBackend(duration_s=times.__getitem__), max_batch_size=4)
     assert list(found.times_s) == sorted(found.times_s)
@@ -104,7 +106,8 @@ def test_the_budget_is_kept_by_all_batches_that_count(setup_s, per_item_s, budge
     assert all(backend.batch_sizes.count(size) <= 26 for size in backend.batch_sizes)
 
 
-def test_small_sizes_are_run_often_and_none_is_forgotten():
+def test_small_sizes_run_often_and_none_is_forgotten():
+    """Small batch sizes run more often than large ones, and no size is forgotten."""
     backend = ScriptedBackend(duration_s=lambda size: 0.001 * size)
     profiled(backend, max_batch_size=32, budget_s=0.5)
     counts = [backend.batch_sizes.count(size) for size in (1, 2, 4, 8, 16, 32)]
@@ -121,7 +124,8 @@ def test_what_is_too_slow_is_left_out():
     assert found.seconds(64) == pytest.approx(6.4, rel=0.1)
 
 
-def test_rows_are_stacked_as_the_batcher_would_on_the_axes_of_the_backend():
+def test_rows_are_stacked_on_axes_of_backend():
+    """Rows are stacked as the batcher would stack them, on the batch axes of the backend."""
     backend = ScriptedBackend(batch_axes={"state": 1})
     examples = [{"input": np.full(3, float(n)), "state": np.zeros((2, 4))} for n in range(2)]
     profiled(backend, examples, max_batch_size=4, budget_s=0.1)
@@ -132,7 +136,9 @@ def test_rows_are_stacked_as_the_batcher_would_on_the_axes_of_the_backend():
     assert [row.inputs["input"][0] for row in four.rows] == [0.0, 1.0, 0.0, 1.0]
 
 
-def test_with_buckets_there_is_a_curve_for_each_length_that_has_examples():
+def test_each_bucket_with_examples_has_curve():
+    """With buckets, there is a curve for each length that has examples."""
+
     def duration_s(batch_size):
         length = backend.batches[-1].inputs["x"].shape[1]
         return 0.001 * length + 0.0005 * length * batch_size
@@ -152,7 +158,8 @@ def test_with_buckets_there_is_a_curve_for_each_length_that_has_examples():
     si.AdaptiveBatcher(max_batch_size=8, policy="lookahead", buckets=(4, 8, 16), service_time=found)
 
 
-def test_the_elements_that_buckets_allow_bound_the_sizes():
+def test_elements_that_buckets_allow_bound_sizes():
+    """The number of elements that the buckets allow bounds the batch sizes."""
     backend = ScriptedBackend(then=lambda batch: [0] * len(batch.rows))
     profiled(backend, [np.ones(16), np.ones(3)], max_batch_size=8, buckets=Buckets((4, 16), max_elements=32))
     by_length = {}
@@ -161,7 +168,8 @@ def test_the_elements_that_buckets_allow_bound_the_sizes():
     assert by_length == {4: {1, 2, 4, 8}, 16: {1, 2}}
 
 
-def test_a_model_compiled_for_some_sizes_sees_no_others():
+def test_compiled_model_sees_only_its_sizes():
+    """A model that is compiled for some batch sizes sees no others."""
     backend = ScriptedBackend(duration_s=line_s)
     found, _ = profiled(backend, max_batch_size=24, preferred_sizes=(4, 24))
     assert set(backend.batch_sizes) == {4, 24}
@@ -183,7 +191,9 @@ def test_without_stacking_the_model_gets_lists():
     assert found.seconds(4) == pytest.approx(line_s(4))
 
 
-def test_a_sync_function_lets_other_tasks_have_their_turn():
+def test_sync_function_lets_other_tasks_run():
+    """While a synchronous function is profiled, other tasks run between its calls."""
+
     async def main(loop):
         turns = 0
 
@@ -210,7 +220,8 @@ def test_a_sync_function_lets_other_tasks_have_their_turn():
     assert found.seconds(8) == pytest.approx(line_s(8))
 
 
-def test_a_function_that_takes_no_time_at_all_has_a_positive_one():
+def test_instant_function_has_positive_time():
+    """A function that takes no time at all has a positive service time."""
     found, _ = profiled(lambda x: x, max_batch_size=4)
     assert found.seconds(1) == pytest.approx(1e-9)
 
@@ -293,7 +304,9 @@ def test_arguments_are_checked(examples, options, error, words):
         profiled(ScriptedBackend(), examples, **options)
 
 
-def test_examples_are_a_list_and_the_model_can_be_called():
+def test_examples_and_model_types_are_checked():
+    """Examples must be a list, and the model must be callable."""
+
     async def main(loop):
         with pytest.raises(TypeError, match="examples: expected"):
             await profile(ScriptedBackend(), 1.0, max_batch_size=4)

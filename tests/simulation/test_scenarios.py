@@ -199,7 +199,8 @@ def axes():
     plt.close("all")
 
 
-def test_plot_along_the_slo_with_a_line_for_each_of_the_rest(axes):
+def test_plot_along_slo_has_line_per_other_setting(axes):
+    """A plot along the SLO has a line for each combination of the other settings."""
     table = asked(slo_s=[0.05, 0.02], workers=[1, 2])
     assert table.plot(axes) is axes
     lines = {line.get_label(): (line.get_xdata().tolist(), line.get_ydata().tolist()) for line in axes.lines}
@@ -210,7 +211,8 @@ def test_plot_along_the_slo_with_a_line_for_each_of_the_rest(axes):
     assert axes.get_ylabel() == "on time"
 
 
-def test_plot_along_another_number_where_a_slo_is_as_recorded(axes):
+def test_plot_along_other_number_if_slo_is_recorded(axes):
+    """If one SLO is as recorded, the plot runs along another number."""
     asked(slo_s=[None, 0.02], max_batch_size=[4, 8]).plot(axes)
     assert axes.get_xlabel() == "largest batch"
     assert all(tick == int(tick) for tick in axes.get_xticks())
@@ -243,7 +245,8 @@ def test_plot_along_the_number_with_most_values(axes):
     assert len(axes.lines) == 2
 
 
-def test_plot_of_many_combinations_has_the_best_as_bars(axes):
+def test_plot_of_many_combinations_has_best_as_bars(axes):
+    """A plot of many combinations shows the best of them as bars."""
     table = asked(workers=[1, 2, 3, 4], max_batch_size=[2, 4, 8, 16], slo_s=[0.02, 0.05])
     table.plot(axes)
     assert len(axes.patches) == 3 * 20
@@ -251,7 +254,7 @@ def test_plot_of_many_combinations_has_the_best_as_bars(axes):
     assert axes.get_xlabel() == "requests; the best 20 of 32"
 
 
-def test_plot_of_many_settings_leaves_room_for_the_bars(axes):
+def test_plot_of_many_settings_leaves_room_for_bars(axes):
     """Settings of long names are named once, and a device without a name by its number; drawing warns of nothing."""
     measured = ServiceTime.table({size: 0.001 + 0.000123456 * size for size in range(1, 17)})
     table = asked(
@@ -278,7 +281,8 @@ def test_plot_of_lines_shortens_long_names(axes):
     assert formula == r"service_time=\$b\$"
 
 
-def test_plot_without_matplotlib_says_how_to_install_it(monkeypatch):
+def test_plot_without_matplotlib_names_extra(monkeypatch):
+    """Without matplotlib, `plot` says how to install it."""
     monkeypatch.setitem(sys.modules, "matplotlib.ticker", None)
     with pytest.raises(MissingExtra, match=r"ScenarioTable.plot needs .*pip install 'streaminfer\[plot\]'"):
         asked().plot()
@@ -305,7 +309,8 @@ def clock(monkeypatch):
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(looks) * 0.4)
 
 
-def test_a_terminal_is_told_what_takes_longer_than_a_second(monkeypatch, clock):
+def test_terminal_is_told_after_one_second(monkeypatch, clock):
+    """A terminal shows the progress of what takes longer than a second."""
     monkeypatch.setattr(sys, "stderr", Terminal())
     asked(workers=[1, 2, 3, 4])
     assert sys.stderr.getvalue() == "\rwhat_if: 2 of 4\rwhat_if: 3 of 4\rwhat_if: 4 of 4\n"

@@ -68,7 +68,8 @@ def test_arrivals_of_one_instant_share_a_batch():
     assert simulate_ms([3, 3, 3], slo_ms=50).batch_sizes.tolist() == [3]
 
 
-def test_who_arrives_as_a_batch_ends_joins_the_next_one():
+def test_arrival_as_batch_ends_joins_next_batch():
+    """A request that arrives as a batch ends joins the next one."""
     assert simulate_ms([0, 1, 6], slo_ms=50).batch_sizes.tolist() == [1, 2]
 
 
@@ -77,7 +78,8 @@ def test_an_answer_at_the_very_deadline_is_on_time(slo_ms, expected):
     assert counts(simulate_ms([0], slo_ms=slo_ms)) == expected
 
 
-def test_who_waits_past_the_deadline_is_dropped_at_that_instant():
+def test_request_is_dropped_at_its_deadline():
+    """A request that is still queued at its deadline is dropped at that instant."""
     result = simulate_ms([0, 1, 2], slo_ms=9, setup_ms=10, per_item_ms=0.5)
     # the first is answered at 10.5, late; the second expires at 10, the third would at 11 and so still goes, in vain
     assert in_ms(result.drops_s) == pytest.approx([10])
@@ -86,7 +88,8 @@ def test_who_waits_past_the_deadline_is_dropped_at_that_instant():
     np.testing.assert_allclose(result.latencies_s, [0.0105, np.nan, 0.019])
 
 
-def test_late_ones_do_not_hold_up_the_drops_of_waiting_ones():
+def test_late_requests_do_not_delay_drops():
+    """Late requests do not hold up the drops of queued ones."""
     result = simulate_ms([0, 0, 1], slo_ms=8, setup_ms=100, max_batch_size=2)
     assert counts(result) == (0, 1, 2)
     assert in_ms(result.drops_s) == pytest.approx([9])
@@ -139,7 +142,8 @@ def test_no_arrivals():
     noise=st.sampled_from([0.0, 0.5]),
     mixed=st.booleans(),
 )
-def test_every_request_and_every_batch_is_accounted_for(seed, rate, workers, delay_s, noise, mixed):
+def test_all_requests_and_batches_are_accounted_for(seed, rate, workers, delay_s, noise, mixed):
+    """Every request and every batch is accounted for."""
     made = arrivals.on_off(rate, 120, seed)
     rng = np.random.default_rng(seed)
     keywords = {"deadlines_s": made + rng.choice([-0.001, 0.02, 0.1, np.inf], 120)} if mixed else {}
@@ -175,7 +179,8 @@ def test_every_request_and_every_batch_is_accounted_for(seed, rate, workers, del
     np.testing.assert_array_equal(again.latencies_s, result.latencies_s)
 
 
-def test_noise_is_lognormal_around_the_given_time_and_seeded():
+def test_noise_is_lognormal_and_seeded():
+    """Noise is lognormal around the given service time and repeats with its seed."""
     made = np.arange(3000.0)
 
     def durations(seed):
@@ -220,7 +225,8 @@ class Scripted:
         return "Scripted"
 
 
-def test_a_policy_is_told_what_each_batch_took_as_it_ends():
+def test_policy_is_told_batch_duration_at_its_end():
+    """The policy is told the duration of each batch when the batch ends."""
     policy = Scripted(Greedy(4).decide)
     simulate_ms([0, 1, 2], slo_ms=50, policy=policy)
     assert policy.finishes == [(1, 6 * MS, 6 * MS), (2, 7 * MS, 13 * MS)]
@@ -233,7 +239,9 @@ def test_a_policy_is_asked_until_no_worker_is_free():
     assert policy.asked == [(3, 0, 2), (2, 0, 1), (1, 6 * MS, 2)]
 
 
-def test_refused_requests_are_dropped_at_once_and_the_policy_is_asked_again():
+def test_policy_is_consulted_again_after_rejections():
+    """Requests that the policy rejects are dropped at once, and the policy is consulted again."""
+
     def newest_only(queue, now_ns, free_workers):
         *older, newest = queue.first(queue.queued)
         return Decision(reject=older) if older else Decision([newest], "newest")
@@ -277,7 +285,8 @@ def test_a_policy_that_breaks_the_protocol(decide, message):
         simulate_ms([0, 0, 0], slo_ms=50, policy=Scripted(decide), deadlines_ms=[np.inf] * 3)
 
 
-def test_lookahead_is_the_default_and_knows_the_true_service_time():
+def test_lookahead_is_default_policy():
+    """Lookahead is the default policy and knows the true service time."""
     made = arrivals.poisson(1.5 * 32 / 0.037, 400, 1)
     call = {"slo_s": 0.05, "service_time": affine(5, 1), "max_batch_size": 32}
     by_default = simulate(made, **call)
@@ -287,7 +296,8 @@ def test_lookahead_is_the_default_and_knows_the_true_service_time():
     assert by_default.on_time > 3 * simulate(made, policy="greedy", **call).on_time
 
 
-def test_a_planner_has_its_kernels_from_the_first_decision():
+def test_planner_has_kernels_from_first_decision():
+    """A planner has its compiled kernels from the first decision on."""
     # in a process of its own, where nothing has compiled them yet
     code = (
         "from streaminfer.batching import arrivals\n"
@@ -382,7 +392,8 @@ def test_the_timeline(axes):
     assert set(legend) == {*result.reasons, "arrivals", "drops"}
 
 
-def test_the_timeline_on_a_figure_of_its_own_and_of_nothing(axes):
+def test_empty_timeline_makes_its_own_figure(axes):
+    """The timeline of no requests is drawn on a figure of its own."""
     own = simulate_ms([], slo_ms=9).plot()
     assert own is not axes
     assert len(own.lines) == 2

@@ -64,7 +64,8 @@ def test_errors_arrive_as_they_are():
             infer(1.0, priority="high")
 
 
-def test_outside_the_block_it_is_closed_and_it_can_be_entered_again():
+def test_blocking_stack_is_closed_outside_its_block():
+    """Outside its block a blocking stack is closed, and the block can be entered again."""
     blocking = stack_of(si.CpuBackend(lambda x: x)).blocking()
     with pytest.raises(si.Closed):
         blocking(1.0)
@@ -133,7 +134,9 @@ def test_a_call_that_crosses_the_end_never_hangs():
         assert outcomes == ["closed"] * 4
 
 
-def test_a_start_that_fails_is_raised_and_the_thread_joined():
+def test_failed_start_is_raised_and_thread_joined():
+    """A start that fails raises its error, and its thread is joined."""
+
     class Broken(ScriptedBackend):
         async def start(self):
             raise OSError("no model")
@@ -143,8 +146,11 @@ def test_a_start_that_fails_is_raised_and_the_thread_joined():
     assert "streaminfer-blocking" not in [thread.name for thread in threading.enumerate()]
 
 
-def test_while_a_start_that_failed_ends_nothing_is_given_to_its_closed_loop(monkeypatch):
-    """Its loop is closed a moment before its thread ends: a call of that moment gets Closed, as before and after."""
+def test_call_as_failed_start_ends_gets_closed(monkeypatch):
+    """While a start that failed ends, no call is given to its closed loop.
+
+    Its loop is closed a moment before its thread ends: a call of that moment gets Closed, as before and after.
+    """
 
     class Broken(ScriptedBackend):
         async def start(self):
@@ -167,7 +173,8 @@ def test_while_a_start_that_failed_ends_nothing_is_given_to_its_closed_loop(monk
     assert [type(error) for error in errors] == [si.Closed]
 
 
-def test_a_call_from_its_own_loop_would_wait_for_itself():
+def test_call_from_its_own_loop_is_error():
+    """A call from the loop of the stack would wait for itself, so it is an error."""
     holder = {}
 
     def reenter(x):
@@ -247,8 +254,8 @@ def test_a_stop_leaves_a_later_start_alone():
     infer.stop()
 
 
-def test_a_stop_from_its_own_loop_would_wait_for_itself():
-    """It is an error that changes nothing."""
+def test_stop_from_its_own_loop_is_error():
+    """A stop from the loop of the stack would wait for itself. It is an error that changes nothing."""
     holder = {}
 
     def stop(x):
@@ -319,7 +326,9 @@ def test_an_error_of_a_stop_is_raised(how):
         infer(1.0)
 
 
-def test_a_thread_that_cannot_be_started_leaves_it_stopped(monkeypatch):
+def test_thread_start_failure_leaves_stack_stopped(monkeypatch):
+    """If its thread cannot be started, the stack stays stopped and can be started later."""
+
     def fail(self):
         raise RuntimeError("can't start new thread")
 
@@ -418,7 +427,7 @@ def test_a_stop_waits_where_a_join_does_not():
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_fork_while_it_stops_leaves_a_stack_that_can_be_started():
+def test_fork_during_stop_leaves_startable_stack():
     """A child has the stack as stopped, or as one of its parent's.
 
     The main thread forks: a child of another thread ends the variables of this one, and with them threads of PyAV that

@@ -11,7 +11,8 @@ from streaminfer.testing import HANG, FakeClock, ScriptedBackend, run
 pytestmark = pytest.mark.uncompiled
 
 
-def test_a_telemetry_with_a_clock_of_its_own_measures_on_it():
+def test_telemetry_measures_on_its_own_clock():
+    """Telemetry that has a clock of its own measures on it."""
     clock = FakeClock()
 
     async def main(loop):
@@ -22,7 +23,9 @@ def test_a_telemetry_with_a_clock_of_its_own_measures_on_it():
     assert run(main) == 0.0
 
 
-def test_an_error_that_comes_after_its_caller_left_is_no_unretrieved_exception():
+def test_error_after_caller_left_is_retrieved():
+    """An error that comes after its caller left is not reported as an unretrieved exception."""
+
     class Stubborn:
         async def call(self, request):
             try:
@@ -56,8 +59,11 @@ class LooksUp:
 
 
 @pytest.mark.parametrize("outer", [(), (si.Telemetry("t"), si.ConcurrencyLimit(limit=2))], ids=["alone", "inside"])
-def test_what_a_users_layer_awaits_ends_at_the_deadline(outer):
-    """A batcher ends a request at its deadline, but not what a layer of a user does beside it."""
+def test_users_layer_ends_at_deadline(outer):
+    """What a layer of a user awaits ends at the deadline.
+
+    A batcher ends a request at its deadline, but not what a layer of a user does beside it.
+    """
 
     async def main(loop):
         batcher = si.AdaptiveBatcher(max_batch_size=2, slo_s=0.05)
@@ -97,7 +103,9 @@ def test_the_first_failure_of_a_stop_is_raised():
     run(main)
 
 
-def test_a_bare_backend_in_a_nested_stack_takes_over_the_outer_clock():
+def test_nested_backend_takes_over_outer_clock():
+    """A bare backend in a nested stack takes over the clock of the outer stack."""
+
     async def main(loop):
         outer = si.Stack(si.Stack(ScriptedBackend(HANG)), clock=loop.clock)
         async with outer:
@@ -119,7 +127,9 @@ def test_the_nearest_outer_clock_wins():
     assert middle.clock is near
 
 
-def test_a_stack_that_is_stopping_is_not_started_and_admits_nothing():
+def test_stopping_stack_admits_nothing():
+    """A stack that is stopping cannot be started and admits no requests."""
+
     async def main(loop):
         stack = si.Stack(ScriptedBackend(duration_s=1.0), clock=loop.clock)
         assert stack.admission(si.Request(1.0), loop.now_ns) == (False, "closed", None, None)
@@ -138,7 +148,9 @@ def test_a_stack_that_is_stopping_is_not_started_and_admits_nothing():
     run(main)
 
 
-def test_degraded_answers_have_ended_and_a_given_clock_outlives_two_stacks():
+def test_degraded_responses_count_as_completed():
+    """Degraded responses count as completed, and telemetry keeps its first clock in a second stack."""
+
     class Fallback:
         async def call(self, request):
             return si.Response(request.inputs, True)
@@ -156,7 +168,9 @@ def test_degraded_answers_have_ended_and_a_given_clock_outlives_two_stacks():
     assert telemetry.clock == clock
 
 
-def test_waiting_for_a_thread_and_copying_is_recorded_as_assembly():
+def test_waiting_and_copying_count_as_assembly():
+    """Waiting for a thread and copying are recorded as assembly."""
+
     class Late(ScriptedBackend):
         async def infer(self, batch):
             await asyncio.sleep(0.004)

@@ -170,7 +170,7 @@ def test_wait_takes_a_place_in_the_order_of_arrival():
     assert run(main) == list(range(8))
 
 
-def test_a_later_caller_does_not_overtake_one_that_waits():
+def test_later_caller_does_not_overtake_waiting_call():
     """A place that has just become free belongs to the request that waits for it, though it has not looked yet."""
 
     async def main(loop):
@@ -203,8 +203,11 @@ def test_wait_ends_at_the_deadline():
     run(main)
 
 
-def test_a_place_that_comes_sooner_than_expected_is_taken():
-    """The callers in front leave, so the model is free long before the batch that it ran would have ended."""
+def test_place_freed_earlier_than_predicted_is_taken():
+    """A request that waits for a place takes one that becomes free sooner than predicted.
+
+    The callers in front leave, so the model is free long before the batch that it ran would have ended.
+    """
 
     async def main(loop):
         model = ScriptedBackend(duration_s=10.0)
@@ -268,8 +271,11 @@ def test_a_stop_ends_what_waits_for_a_place(drain):
     run(main)
 
 
-def test_what_waits_for_a_place_ends_though_the_stack_runs_again_at_once():
-    """The queue is full again before the last of them has had a turn."""
+def test_stop_ends_waiting_calls_despite_restart():
+    """A stop ends the calls that wait for a place, even if the stack starts again at once.
+
+    The queue is full again before the last of them has had a turn.
+    """
 
     async def main(loop):
         asked = 0
@@ -296,8 +302,11 @@ def test_what_waits_for_a_place_ends_though_the_stack_runs_again_at_once():
     run(main)
 
 
-def test_a_request_that_waits_ends_at_its_deadline_though_a_layer_always_rejects():
-    """A layer that rejects without saying so beforehand is not sent the request in a loop without end."""
+def test_waiting_call_ends_at_deadline_if_always_full():
+    """A call that waits for a place ends at its deadline, even if a layer always rejects it.
+
+    A layer that rejects without saying so beforehand is not sent the request in a loop without end.
+    """
     sent = 0
 
     class Full(SyncLayer):

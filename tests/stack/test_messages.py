@@ -120,7 +120,9 @@ def in_a_stack(*layers):
         ("example_inputs", r"example_inputs: expected None, or streaminfer\.protocols\.ExampleInputs\(inputs, infer\)"),
     ],
 )
-def test_a_method_of_a_users_backend_that_returns_something_else(method, says):
+def test_backend_method_with_wrong_result_raises(method, says):
+    """A method of a user's backend that returns anything but its specified result raises a `TypeError`."""
+
     class UsersBackend:
         async def infer(self, batch):
             return batch.inputs
@@ -216,7 +218,8 @@ def test_statistics_of_a_layer_that_is_not_there():
         stack.statistics()["Batcher"]
 
 
-def test_statistics_as_dictionaries_before_and_after_a_start():
+def test_statistics_to_dict_before_and_after_start():
+    """Before a start and after it, statistics become dictionaries that JSON can write."""
     stack = si.Stack(si.Telemetry(), si.AdaptiveBatcher(max_batch_size=2), si.CpuBackend(np.negative, example=1.0))
     assert json.loads(json.dumps(stack.statistics().to_dict()))["state"] == "new"
 
@@ -265,8 +268,11 @@ def test_run_inside_a_running_loop():
     asyncio.run(main())
 
 
-def test_a_deadline_behind_routes_says_whose_time_it_was():
-    """The last route's model had 0.05 s of the 0.2 s; the text names it, and the note has the whole time."""
+def test_deadline_error_names_the_last_route():
+    """Behind routes, the text of `DeadlineExceeded` says which route's time ran out.
+
+    The last route's model had 0.05 s of the 0.2 s; the text names it, and the note has the whole time.
+    """
 
     def route(name):
         return si.Route(name, si.Stack(si.AdaptiveBatcher(max_batch_size=1, policy="greedy"), Slow(name)))
@@ -290,8 +296,11 @@ def test_a_deadline_behind_routes_says_whose_time_it_was():
     assert notes == [f"no other route responded in the 0.200000 s since the request came ({routes})"]
 
 
-def test_no_other_order_is_named_for_a_layer_that_fails_in_any():
-    """A fault of batches does not fit in front of a service, whatever else stands where."""
+def test_no_order_suggested_for_layer_that_never_fits():
+    """The error for a layer that fits in no order suggests no other order.
+
+    A fault of batches does not fit in front of a service, whatever else stands where.
+    """
     plan = FaultPlan(partial())
     layers = plan, si.AdaptiveBatcher(max_batch_size=2), si.CircuitBreaker(), ScriptedBackend()
 

@@ -154,8 +154,11 @@ def test_many_requests_have_no_common_key():
     run(main)
 
 
-def test_a_limit_learns_the_same_from_no_deadline_said_either_way():
-    """A `TimeoutError` of a call without deadline does not stand for a call that was allowed 292 years."""
+def test_limit_treats_none_and_never_ns_alike():
+    """A limit learns the same from the deadlines `None` and `NEVER_NS`.
+
+    A `TimeoutError` of a call without deadline does not stand for a call that was allowed 292 years.
+    """
 
     def learned(deadline_ns):
         async def main(loop):

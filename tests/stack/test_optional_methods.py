@@ -22,8 +22,11 @@ async def refuses(self, request, *_):
     ids=["stop", "start", "admission", "validate", "statistics"],
 )
 @pytest.mark.parametrize("where", ["backend", "service", "layer"])
-def test_optional_methods_that_cannot_be_called_are_refused(name, method, says, where):
-    """When the stack is made: a stop would fail at its end, and a check that is not awaited would pass everything."""
+def test_uncallable_optional_methods_raise(name, method, says, where):
+    """An optional method that the stack cannot call as specified raises a `TypeError`.
+
+    When the stack is made: a stop would fail at its end, and a check that is not awaited would pass everything.
+    """
 
     async def serve(self, request):
         return [row.inputs for row in request.rows] if where == "backend" else si.Response(request.inputs)
@@ -37,7 +40,8 @@ def test_optional_methods_that_cannot_be_called_are_refused(name, method, says, 
         si.Stack(*layers)
 
 
-def test_methods_of_a_layer_that_cannot_be_called_are_refused():
+def test_uncallable_layer_methods_raise():
+    """A method of a layer that the stack cannot call as specified raises a `TypeError`."""
     layer = type("Layer", (), {"wrap": lambda self, inner: inner, "statistics": refuses})()
     with pytest.raises(TypeError, match=r"Layer\.statistics: expected a plain function"):
         si.Stack(layer, ScriptedBackend())

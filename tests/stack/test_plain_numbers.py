@@ -93,7 +93,8 @@ def layers():
     return [si.Telemetry("x", slo=slo), si.AdaptiveBatcher(max_batch_size=SIZE, slo_s=0.05), QueuedModel()]
 
 
-def test_timers_timings_and_statistics_have_plain_numbers(monkeypatch):
+def test_timings_and_statistics_have_python_numbers(monkeypatch):
+    """Timers, timings and statistics have Python's numbers, not those of NumPy."""
     monkeypatch.setattr("streaminfer.testing.virtual_time.VirtualLoop", WatchedLoop)
 
     async def main(loop):

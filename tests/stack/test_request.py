@@ -140,7 +140,8 @@ def test_the_exception_tree_is_the_one_that_is_drawn():
 
 
 @pytest.mark.parametrize("kind", [si.Overloaded, si.CircuitOpen])
-def test_errors_keep_retry_after_through_copy_and_pickle(kind):
+def test_retry_after_survives_copy_and_pickle(kind):
+    """An error keeps its `retry_after_s` through a copy, a pickle and `for_caller`."""
     error = kind("no", retry_after_s=1.5)
     for twin in (copy.copy(error), pickle.loads(pickle.dumps(error)), errors.for_caller(error, "x")):
         assert type(twin) is kind
@@ -166,7 +167,8 @@ def test_a_missing_extra_says_the_command():
     assert require("json", extra="x", purpose="y").dumps([1]) == "[1]"
 
 
-def test_an_installed_extra_that_lacks_something_itself_says_so(tmp_path, monkeypatch):
+def test_installed_extra_lacking_a_dependency(tmp_path, monkeypatch):
+    """If an installed extra lacks a dependency of its own, the error names that dependency, not the extra."""
     from streaminfer._internal.loading.extras import require
 
     (tmp_path / "half_installed.py").write_text("import no_such_module_y\n")

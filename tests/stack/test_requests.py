@@ -33,7 +33,9 @@ class Unprintable(Exception):
 
 @pytest.mark.parametrize("error", [ModelError(5, "memory"), Unprintable()], ids=["uncopyable", "unprintable"])
 @pytest.mark.parametrize("inline", [True, False])
-def test_every_caller_hears_of_an_error_that_cannot_be_copied_or_printed(error, inline):
+def test_every_caller_gets_an_uncopyable_error(error, inline):
+    """Each caller of a batch gets an error, even if the model's error cannot be copied or printed."""
+
     def explode(x):
         raise error
 
@@ -50,7 +52,8 @@ def test_every_caller_hears_of_an_error_that_cannot_be_copied_or_printed(error, 
     run(main)
 
 
-def test_a_base_exception_of_one_inline_batch_does_not_strand_the_next():
+def test_base_exception_does_not_strand_next_batch():
+    """A base exception in one inline batch does not strand the next batch."""
     answers = [asyncio.CancelledError(), None]
 
     def f(x):
@@ -69,7 +72,9 @@ def test_a_base_exception_of_one_inline_batch_does_not_strand_the_next():
     run(main)
 
 
-def test_a_plain_infer_that_raises_a_base_exception_gives_its_worker_back():
+def test_base_exception_in_sync_infer_frees_worker():
+    """A synchronous `infer` that raises a base exception fails its request and frees its worker."""
+
     class Blunt:
         def infer(self, batch) -> Awaitable:
             raise asyncio.CancelledError
@@ -120,7 +125,8 @@ def test_two_draining_stops_both_end():
     run(main)
 
 
-def test_a_cancelled_stop_still_stops_the_parts_and_ends_the_calls():
+def test_cancelled_stop_stops_parts_and_ends_calls():
+    """A stop that is cancelled still stops the parts, without drain, and ends the calls with `Closed`."""
     stopped = []
 
     class Hangs:
@@ -145,7 +151,9 @@ def test_a_cancelled_stop_still_stops_the_parts_and_ends_the_calls():
     assert stopped == [False]
 
 
-def test_a_stop_without_drain_returns_after_the_calls_have_ended():
+def test_stop_without_drain_waits_for_calls_to_end():
+    """A stop without drain returns only after the calls in flight have ended."""
+
     async def main(loop):
         ended = []
 
@@ -168,7 +176,8 @@ def test_a_stop_without_drain_returns_after_the_calls_have_ended():
     run(main)
 
 
-def test_a_blocking_call_in_a_forked_process_gets_a_clear_error():
+def test_blocking_call_in_forked_process_raises():
+    """A blocking call in a forked process raises an error that says that the stack runs in another process."""
     with si.Stack(ScriptedBackend()).blocking() as infer:
         reading, writing = os.pipe()
         child = os.fork()
@@ -188,7 +197,8 @@ def test_a_blocking_call_in_a_forked_process_gets_a_clear_error():
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_loop_that_dies_stops_the_stack_and_leaves_the_block_cleanly():
+def test_dead_loop_stops_stack_and_leaves_block():
+    """If the event loop dies, the stack is stopped without drain and the `with` block ends cleanly."""
     stopped = []
 
     class Exits(ScriptedBackend):
@@ -231,7 +241,8 @@ def test_only_one_thread_enters():
     assert sorted(map(str, outcomes)) == ["1.0", "this blocking stack runs already"]
 
 
-def test_a_stack_whose_loop_is_closed_can_be_started_again():
+def test_stack_of_closed_loop_can_start_again():
+    """A stack whose event loop is closed can be started again on another loop."""
     stack = si.Stack(ScriptedBackend())
     asyncio.run(stack.start())
 
@@ -271,7 +282,8 @@ def test_an_own_clock_is_kept_under_two_stacks():
     assert batcher._service.clock is own
 
 
-def test_what_a_batch_left_on_a_closed_loop_frees_no_worker_twice():
+def test_batch_of_closed_loop_frees_no_worker_twice():
+    """What a batch left behind on a closed event loop does not free a worker twice."""
     backend = ScriptedBackend(HANG, duration_s=0.01)
     service = si.AdaptiveBatcher(max_batch_size=1).wrap(backend)
     dead = asyncio.new_event_loop()
@@ -316,7 +328,9 @@ class Tensor:
         raise RuntimeError("requires grad")
 
 
-def test_inputs_that_numpy_cannot_read_are_invalid_and_counted():
+def test_unreadable_inputs_are_invalid_and_counted():
+    """Inputs that NumPy cannot read raise `InvalidInput` and count as failed."""
+
     async def main(loop):
         batcher = si.AdaptiveBatcher(max_batch_size=4, clock=loop.clock)
         with pytest.raises(si.InvalidInput, match="requires grad"):
@@ -358,7 +372,8 @@ def test_sizes_beyond_c_are_refused_when_made():
         si.AdaptiveBatcher(max_batch_size=2**63)
 
 
-def test_an_async_callable_object_is_recorded_until_it_answered():
+def test_async_callable_is_recorded_until_completed():
+    """A call of an async callable object is recorded until it completes."""
     clock = FakeClock()
 
     class Model:

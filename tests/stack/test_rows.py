@@ -237,8 +237,11 @@ def test_rows_that_give_way_do_not_grow_in_number():
 
 
 @pytest.mark.parametrize("rejects", ["model", "layer"])
-def test_a_row_that_was_rejected_is_sent_again_when_the_error_says(rejects):
-    """As an input of `map` is: a server that says when to retry is not sent the rows at once, and a deadline ends that."""
+def test_rejected_row_is_sent_again_after_retry_after(rejects):
+    """A row that was rejected is sent again after the `retry_after_s` of the error.
+
+    As an input of `map` is: a server that says when to retry is not sent the rows at once, and a deadline ends that.
+    """
     sent_s = []
 
     async def main(loop):

@@ -56,7 +56,8 @@ class LoggedService(Recorded):
             self.log.append(f"{self.name} out")
 
 
-def test_layers_answer_from_outside_in_and_start_from_inside_out():
+def test_layers_call_outside_in_and_start_inside_out():
+    """Layers handle a request from the outside in and start from the inside out."""
     log = []
 
     async def main(loop):
@@ -77,7 +78,8 @@ def test_layers_answer_from_outside_in_and_start_from_inside_out():
     ]  # fmt: skip
 
 
-def test_what_started_is_stopped_again_when_a_part_fails_to_start():
+def test_failed_start_stops_what_has_started():
+    """If a part fails to start, the parts that have started are stopped again."""
     log = []
     stack = si.Stack(Logged(log, "a"), Logged(log, "b", fails=["start"]), Recorded(log, "model"))
 
@@ -106,7 +108,8 @@ def test_every_part_is_stopped_even_if_one_fails_to():
     assert log[-3:] == ["stop a True", "stop b False", "stop model False"]
 
 
-def test_an_exception_in_the_block_closes_instead_of_draining():
+def test_exception_in_block_stops_without_drain():
+    """An exception in the `async with` block stops the stack without draining it."""
     backend = ScriptedBackend(HANG)
     stack = si.Stack(si.AdaptiveBatcher(max_batch_size=4), backend)
 
@@ -147,7 +150,8 @@ def test_stop_by_choice(drain, batched):
     run(main)
 
 
-def test_without_a_batcher_a_backend_gets_batches_of_one():
+def test_backend_without_batcher_gets_batches_of_one():
+    """Without a batcher, a backend gets each request at once, as a batch of one row."""
     backend = ScriptedBackend(duration_s=0.1)
 
     async def main(loop):
@@ -180,7 +184,8 @@ class PlainService:
             self.running -= 1
 
 
-def test_the_stack_arms_a_timer_where_nothing_inside_ends_requests():
+def test_stack_arms_deadline_timer_if_none_inside():
+    """The stack arms a timer for each deadline if nothing inside it ends requests at their deadlines."""
     service = PlainService(0.1)
 
     async def main(loop):
@@ -220,8 +225,11 @@ def test_draining_waits_for_a_users_service():
     run(main)
 
 
-def test_draining_completes_a_request_between_two_attempts():
-    """One that waits for its retry while nothing runs is in flight too; when it has ended, the stop goes on at once."""
+def test_draining_completes_call_between_attempts():
+    """A draining stop completes a request that is between two attempts.
+
+    One that waits for its retry while nothing runs is in flight too; when it has ended, the stop goes on at once.
+    """
 
     async def scenario(loop):
         model = ScriptedBackend(OSError("once"), duration_s=0.010)
@@ -252,7 +260,8 @@ def test_a_users_error_passes_through():
     run(main)
 
 
-def test_the_stack_stamps_the_deadline_on_entry_and_changes_no_request():
+def test_stack_sets_deadline_and_changes_no_request():
+    """The stack sets the deadline of a request on entry and leaves the caller's object unchanged."""
     service = PlainService(0.0)
 
     class Batcher:
@@ -285,7 +294,9 @@ def test_the_stack_stamps_the_deadline_on_entry_and_changes_no_request():
     assert fifth.deadline_ns == 1_000_000_000 + 2**62
 
 
-def test_inputs_are_validated_before_anything_is_queued():
+def test_inputs_are_validated_before_queueing():
+    """Inputs are validated before the request enters a layer or the queue."""
+
     class Picky(ScriptedBackend):
         def validate(self, request):
             if request.inputs < 0:
@@ -319,7 +330,8 @@ def test_bad_arguments_of_a_call_are_named(bad):
     run(main)
 
 
-def test_nested_stacks_are_started_and_stopped_by_the_outer_one_on_its_clock():
+def test_outer_stack_runs_nested_stack_on_its_clock():
+    """The outer stack starts and stops a nested stack and gives it its clock."""
     log = []
 
     async def main(loop):
@@ -383,8 +395,11 @@ def test_another_loop_gets_a_clear_error():
     second.close()
 
 
-def test_a_stop_from_another_loop_is_refused_in_every_state():
-    """Also while the stack starts or stops; it is left alone."""
+def test_stop_from_another_loop_raises_in_every_state():
+    """A stop from another event loop raises a `RuntimeError` in every state of the stack.
+
+    Also while the stack starts or stops; it is left alone.
+    """
 
     class Slow(ScriptedBackend):
         async def start(self):
@@ -490,7 +505,9 @@ def test_statistics_are_frozen_and_drawn():
     assert "AdaptiveBatcher" in page
 
 
-def test_a_stack_around_a_running_one_leaves_it_running():
+def test_stack_around_running_one_leaves_it_running():
+    """Making a stack around a running one leaves that one running."""
+
     async def main(loop):
         async with si.Stack(ScriptedBackend()) as inner:
             assert await inner(1.0) == 1.0
@@ -501,7 +518,9 @@ def test_a_stack_around_a_running_one_leaves_it_running():
     run(main)
 
 
-def test_a_hard_stop_that_is_cancelled_still_stops_the_layers():
+def test_cancelled_stop_without_drain_stops_layers():
+    """A stop without drain that is cancelled still stops the layers."""
+
     class Slow:
         stopped = 0
 

@@ -62,8 +62,11 @@ def test_requests_of_the_other_stack_go_on():
     assert run(main) == [si.Closed, 2.0]
 
 
-def test_calls_that_wait_for_a_permit_of_a_shared_limit_end():
-    """The permit that they wait for belongs to a request of another stack."""
+def test_stop_ends_calls_queued_for_shared_limit():
+    """A stop ends the calls that are queued for a permit of a limit that two stacks share.
+
+    The permit that they wait for belongs to a request of another stack.
+    """
 
     async def main(loop):
         limit = ConcurrencyLimit(limit=1, max_wait_s=60.0)
@@ -122,8 +125,11 @@ def test_a_cancelled_caller_stays_cancelled():
     assert run(main) == (True, True)
 
 
-def test_a_caller_goes_on_as_one_that_was_not_cancelled():
-    """It gets `Closed`, and time limits around its next calls work as ever."""
+def test_caller_of_stopped_stack_is_not_cancelled():
+    """A caller whose request a stop ended continues as one that was not cancelled.
+
+    It gets `Closed`, and time limits around its next calls work as ever.
+    """
 
     async def main(loop):
         inner = si.Stack(si.AdaptiveBatcher(max_batch_size=1), ScriptedBackend(HANG))

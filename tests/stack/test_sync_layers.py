@@ -104,8 +104,11 @@ def test_each_layer_exits_once_in_reverse_order(given, outcome):
 
 @pytest.mark.parametrize("timeout_s", [0.01, 0.02], ids=["at the deadline", "before it"])
 @pytest.mark.parametrize("makes", ["nothing", "response", "error"])
-def test_a_caller_cancelled_at_its_deadline_is_late_to_layers(makes, timeout_s):
-    """A server of gRPC cancels its handler at the client's deadline; the caller stays cancelled, whatever they do."""
+def test_cancel_at_deadline_is_deadline_exceeded(makes, timeout_s):
+    """A caller that is cancelled at its deadline counts as `DeadlineExceeded` in the layers.
+
+    A server of gRPC cancels its handler at the client's deadline; the caller stays cancelled, whatever they do.
+    """
     log = []
 
     class Default(Recorded):
@@ -136,7 +139,8 @@ def test_a_layer_that_rejects_on_entry_is_not_exited():
 
 
 @pytest.mark.parametrize("behavior", [None, "fails"], ids=["ok", "error"])
-def test_an_exit_that_raises_is_the_outcome_of_the_layers_around(behavior):
+def test_error_in_exit_is_outcome_of_outer_layers(behavior):
+    """An error that a layer's `exit` raises is the outcome that the layers around it get."""
     log = []
     assert isinstance(serve(log, Model(behavior), fails={"b": "exit"}), ValueError)
     assert log[3:] == ["c out: OSError" if behavior else "c out: ok", log[4], "a out: ValueError"]
@@ -176,7 +180,9 @@ def test_a_layer_of_ones_own_changes_the_response(alone):
         Signature().wrap(ScriptedBackend())
 
 
-def test_only_layers_that_see_invalid_requests_are_entered_before_the_check():
+def test_invalid_request_skips_ordinary_layers():
+    """Before the request is validated, only layers with `sees_invalid` are entered."""
+
     class Checks(Model):
         def validate(self, request):
             raise si.InvalidInput("inputs: bad")
@@ -266,8 +272,11 @@ def test_joined_layers_cost_no_coroutine():
 
 
 @pytest.mark.parametrize("name", ["enter", "exit"])
-def test_a_method_that_would_have_to_be_awaited_is_refused(name):
-    """A check in it would pass everything: the Stack awaits no layer of this kind."""
+def test_async_method_of_sync_layer_raises(name):
+    """A method of a `SyncLayer` that would have to be awaited raises a `TypeError`.
+
+    A check in it would pass everything: the Stack awaits no layer of this kind.
+    """
 
     async def method(self, *_):
         raise si.InvalidInput("no")
@@ -276,8 +285,11 @@ def test_a_method_that_would_have_to_be_awaited_is_refused(name):
         type("Checks", (SyncLayer,), {name: method})
 
 
-def test_layers_of_the_package_say_what_they_make_of_responses():
-    """Else a cache around one could not tell the responses behind it from others, and one with tiers rejects it."""
+def test_package_layers_declare_their_fingerprint():
+    """Each layer of the package that has an `exit` declares what it makes of responses: its `fingerprint`.
+
+    Else a cache around one could not tell the responses behind it from others, and one with tiers rejects it.
+    """
     root = Path(streaminfer.__file__).parent
     layers = {}
     for path in root.rglob("*.py"):

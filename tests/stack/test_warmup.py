@@ -58,7 +58,8 @@ def python(code, **variables):
     return done.stdout
 
 
-def test_a_serving_process_neither_imports_numba_nor_starts_threads():
+def test_serving_process_has_no_numba_and_no_threads():
+    """A serving process neither imports Numba nor starts threads."""
     code = SERVING + (
         "asyncio.run(main())\n"
         "si.warmup()\n"
@@ -67,8 +68,11 @@ def test_a_serving_process_neither_imports_numba_nor_starts_threads():
     assert python(code) == "[] ['MainThread']\n"
 
 
-def test_without_compiled_kernels_a_child_compiles_before_requests(tmp_path):
-    """What the child left in the cache is loaded: the serving process itself compiles nothing."""
+def test_child_compiles_kernels_before_requests(tmp_path):
+    """Without compiled kernels, a child process compiles them before the first request.
+
+    What the child left in the cache is loaded: the serving process itself compiles nothing.
+    """
     code = SERVING + (
         "from streaminfer.batching.planner import kernel_loader\n"
         "logging.basicConfig(stream=sys.stdout, level=logging.INFO, format='%(message)s')\n"
@@ -85,7 +89,8 @@ def test_without_compiled_kernels_a_child_compiles_before_requests(tmp_path):
     assert out[2:] == ["True 0"] * 2 + ["[]"]
 
 
-def test_a_child_that_fails_leaves_the_work_to_this_process(monkeypatch, caplog):
+def test_failed_child_leaves_kernels_to_this_process(monkeypatch, caplog):
+    """If the child process cannot compile the kernels, this process loads them itself."""
     loaded = []
     monkeypatch.setattr(kernel_loader, "_loaded", None)
     monkeypatch.setattr(kernel_loader, "is_compiled_ahead", lambda: False)

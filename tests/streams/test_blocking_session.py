@@ -28,7 +28,7 @@ def test_results_of_a_plain_iterable_come_in_order():
         assert "0 streams open" in repr(session)
 
 
-def test_a_source_that_blocks_is_read_in_a_thread_of_its_own():
+def test_blocking_source_is_read_in_its_own_thread():
     """The caller gets results while the source blocks, and a policy drops what it has no time for."""
     is_taken, wake = threading.Event(), threading.Event()
 
@@ -49,7 +49,9 @@ def test_a_source_that_blocks_is_read_in_a_thread_of_its_own():
         assert session.statistics().received == 4
 
 
-def test_leaving_the_loop_closes_the_stream_and_ends_its_thread():
+def test_leaving_loop_closes_stream_and_ends_thread():
+    """A caller that leaves the `for` loop closes the stream and ends the thread of its source."""
+
     def endless():
         while True:
             yield 1.0
@@ -114,7 +116,8 @@ def test_the_stop_of_the_stack_ends_the_streams():
     session.close()
 
 
-def test_a_session_that_is_closed_behind_its_stack_stays_closed():
+def test_session_closed_after_stack_stays_closed():
+    """A session that is closed after its stack stays closed when the stack starts again."""
     blocking = stack_of().blocking()
     with blocking:
         session = BlockingStreamSession(blocking)
@@ -123,8 +126,8 @@ def test_a_session_that_is_closed_behind_its_stack_stays_closed():
         list(session([1.0]))
 
 
-def test_streams_that_the_stack_left_behind_are_counted_as_closed():
-    """No consumer has taken their results, and none can."""
+def test_streams_open_at_stack_stop_count_as_ended():
+    """Streams that are open when the stack stops count as ended. No consumer has taken their results, and none can."""
     with stack_of().blocking() as infer:
         session = BlockingStreamSession(infer)
         session.add([1.0, 2.0])
@@ -133,8 +136,11 @@ def test_streams_that_the_stack_left_behind_are_counted_as_closed():
     session.close()
 
 
-def test_a_loop_is_left_after_its_stack_was_started_again():
-    """Its stream ended with the event loop of the first start; the session serves on the next one."""
+def test_results_can_be_closed_after_stack_restart():
+    """Results can be closed after their stack was started again.
+
+    Its stream ended with the event loop of the first start; the session serves on the next one.
+    """
     infer = stack_of().blocking()
     with infer:
         session = BlockingStreamSession(infer)
@@ -189,7 +195,9 @@ def test_statistics_outlive_the_stack():
     assert session.statistics().delivered == 2
 
 
-def test_a_source_that_raises_what_ends_iterators_is_an_error():
+def test_stop_iteration_of_source_is_an_error():
+    """A `StopIteration` that the source's `__iter__` raises is an error, not the end of the source."""
+
     class Wrong:
         def __iter__(self):
             raise StopIteration
@@ -202,8 +210,11 @@ def test_a_source_that_raises_what_ends_iterators_is_an_error():
         list(session(Wrong()))
 
 
-def test_results_that_are_collected_on_the_event_loop_close_their_stream(monkeypatch):
-    """Not by a call that would wait for the loop it runs on."""
+def test_results_collected_on_loop_close_stream(monkeypatch):
+    """Results that are garbage-collected on the event loop close their stream.
+
+    Not by a call that would wait for the loop it runs on.
+    """
     unraisable = []
     monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
 
@@ -227,8 +238,11 @@ def test_results_that_are_collected_on_the_event_loop_close_their_stream(monkeyp
     assert not unraisable
 
 
-def test_results_that_are_collected_within_a_call_close_their_stream():
-    """The collector may run wherever the caller allocates, also where its call of the stack holds the lock."""
+def test_results_collected_in_call_close_stream():
+    """Results that are garbage-collected within a call of the stack close their stream.
+
+    The collector may run wherever the caller allocates, also where its call of the stack holds the lock.
+    """
     with stack_of().blocking() as infer, BlockingStreamSession(infer) as session:
 
         def call():

@@ -75,8 +75,11 @@ async def test_one_callback_wakes_all_consumers(loop, results, monkeypatch):
 
 
 @pytest.mark.parametrize("cancel_first", [False, True])
-async def test_a_consumer_that_is_cancelled_when_it_was_woken_takes_no_result(loop, results, cancel_first):
-    """The next consumer gets what it left."""
+async def test_consumer_cancelled_on_wakeup_takes_no_result(loop, results, cancel_first):
+    """A consumer that is cancelled in the turn in which it is woken takes no result.
+
+    The next consumer gets what it left.
+    """
     consumers = Consumers(loop, 1)
     (task,), (stream,) = consumers.tasks, consumers.streams
     await asyncio.sleep(0)
@@ -114,8 +117,11 @@ async def test_asyncio_puts_what_is_awaited_into_a_task(loop, results):
     assert await asyncio.wait_for(stream.outlet.get(None, False), 1.0) is results[1]
 
 
-def test_an_interrupt_out_of_a_consumer_leaves_the_others_awake(results):
-    """The caller of the loop gets it; the consumers behind it continue when the loop runs again."""
+def test_interrupt_of_consumer_leaves_others_awake(results):
+    """A `KeyboardInterrupt` out of one consumer leaves the others awake.
+
+    The caller of the loop gets it; the consumers behind it continue when the loop runs again.
+    """
     loop = VirtualLoop()
     consumers = Consumers(loop, 3)
 

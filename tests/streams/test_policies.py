@@ -61,14 +61,18 @@ def test_a_target_rate_is_not_exceeded(fps, rate):
     assert wanted * 0.85 - 1 <= count <= wanted + 1
 
 
-def test_a_source_of_just_the_target_rate_loses_nothing_to_jitter():
+def test_jitter_at_target_rate_loses_no_frame():
+    """A source of exactly the target rate loses no frame to jitter."""
     captures_ns = [number * 100_000_000 + (-1) ** number * 6_000_000 for number in range(50)]
 
     assert taken(TargetRate(10), captures_ns) == captures_ns
 
 
-def test_a_jump_of_the_source_begins_the_intervals_again():
-    """Neither a jump back nor a gap leaves the selector waiting for an instant that does not come, or making up."""
+def test_jump_of_source_restarts_the_intervals():
+    """A jump in the instants of the source begins the intervals again.
+
+    Neither a jump back nor a gap leaves the selector waiting for an instant that does not come, or making up.
+    """
     selector = TargetRate(10).make_selector()
     jumps_ms = [10_000, 10_050, 5_000, 5_050, 5_100, 90_000, 90_001, 90_001]
 

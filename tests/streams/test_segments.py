@@ -74,7 +74,8 @@ def test_a_stream_and_a_recording_have_equal_segments(frames, min_speech_s, min_
     assert all(0 <= edge <= len(frames) * FRAME_S + 1e-9 for edge in edges)
 
 
-def test_a_segment_is_told_when_it_is_long_enough_and_when_silence_is():
+def test_segment_is_reported_at_start_and_end():
+    """A segment is reported when its speech is long enough, and again when the silence after it is."""
     segments = Segments(frame_s=0.1, min_speech_s=0.3, min_silence_s=0.2, pad_s=0.1)
     told = [segments.push(frame) for frame in [0, 1, 1, 0.4, 1, 0, 0, 0, 0]]
 
@@ -99,7 +100,8 @@ def test_short_noise_is_no_segment():
     assert Segments(frame_s=0.1, min_speech_s=0.3).find([0, 1, 1, 0, 0, 0, 0]) == []
 
 
-def test_a_threshold_below_the_least_exit_is_its_own_exit():
+def test_threshold_below_least_exit_is_its_own_exit():
+    """A threshold below the lowest default exit threshold is its own exit threshold."""
     segments = Segments(frame_s=0.1, threshold=0.005, min_speech_s=0.1, pad_s=0.0)
     assert segments.find([0.004, 0.006, 0.006, 0.004, 0.004]) == [Segment(0.1, pytest.approx(0.3))]
 

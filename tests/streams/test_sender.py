@@ -20,8 +20,11 @@ async def collect(results):
     return [result async for result in results]
 
 
-async def test_a_batch_is_queued_while_one_runs_where_frames_are_not_dropped(loop):
-    """The model does not wait for the event loop between two batches; no more than one batch waits for it."""
+async def test_batch_is_pipelined_if_no_frame_is_dropped(loop):
+    """If the policy drops no frames, one batch is queued while another one runs.
+
+    The model does not wait for the event loop between two batches; no more than one batch waits for it.
+    """
     batcher = si.AdaptiveBatcher(max_batch_size=2)
     async with si.Stack(batcher, ScriptedBackend(duration_s=0.1, example=1.0), clock=loop.clock) as service:
         session = StreamSession(service, policy=Block())
@@ -36,7 +39,7 @@ async def test_a_batch_is_queued_while_one_runs_where_frames_are_not_dropped(loo
         await reading
 
 
-async def test_each_batch_has_the_newest_frames_of_its_streams(loop):
+async def test_each_batch_has_newest_frames_of_its_streams(loop):
     """Eight cameras, two rows a batch: a frame that is sent has arrived since the batch before began."""
     model = ScriptedBackend(duration_s=0.1, example=1.0)
     async with stack_of(loop, model, max_batch_size=2) as service:
@@ -68,8 +71,11 @@ async def test_streams_that_fit_into_a_batch_are_all_in_it(loop, each):
     assert len(sizes) > 12
 
 
-async def test_frames_are_sent_ahead_by_as_long_as_the_loop_takes_for_results(loop):
-    """A consumer that computes for 10 ms a batch would keep the model waiting for as long: batches are queued before."""
+async def test_frames_are_pipelined_by_time_for_results(loop):
+    """Batches are pipelined by as long as the event loop takes for the results.
+
+    A consumer that computes for 10 ms a batch would keep the model waiting for as long: batches are queued before.
+    """
     spent_ns = 0
 
     def clock():
@@ -101,8 +107,11 @@ async def test_frames_are_sent_ahead_by_as_long_as_the_loop_takes_for_results(lo
 
 
 @pytest.mark.parametrize(("takes_s", "is_held"), [(0.004, False), (0.04, True)])
-async def test_frames_wait_for_a_timer_only_where_that_makes_them_much_fresher(loop, monkeypatch, takes_s, is_held):
-    """A timer of a real event loop may be late, and the model would wait for it after each of its short batches."""
+async def test_timer_holds_frames_only_if_much_fresher(loop, monkeypatch, takes_s, is_held):
+    """Frames wait for a timer only if that makes them much fresher.
+
+    A timer of a real event loop may be late, and the model would wait for it after each of its short batches.
+    """
     monkeypatch.setattr("streaminfer.streams._sender_cy.is_virtual", lambda _: False)
     batcher = si.AdaptiveBatcher(max_batch_size=2)
     async with si.Stack(batcher, ScriptedBackend(duration_s=takes_s, example=1.0), clock=loop.clock) as service:
@@ -121,8 +130,11 @@ async def test_frames_wait_for_a_timer_only_where_that_makes_them_much_fresher(l
     assert (queued[10:].count(2) > 50) is not is_held
 
 
-async def test_others_requests_in_every_worker_hold_no_frame_back(loop):
-    """A session is not told of their end: its frame takes its turn in the queue, before what has no deadline."""
+async def test_requests_of_others_hold_no_frame_back(loop):
+    """Requests of other callers in every worker hold no frame back.
+
+    A session is not told of their end: its frame takes its turn in the queue, before what has no deadline.
+    """
     model = ScriptedBackend(duration_s=0.1, example=1.0)
     async with stack_of(loop, model, max_batch_size=1) as service:
         backlog = [asyncio.ensure_future(service(1.0)) for _ in range(4)]
@@ -139,8 +151,10 @@ async def test_others_requests_in_every_worker_hold_no_frame_back(loop):
     [(5, 10_200_000, {"first": 1}), (5, 10_000_000, {"last": 1}), (4, 10_200_000, {})],
     ids=["late", "in time", "room for all"],
 )
-async def test_what_has_no_time_for_a_full_batch_waits_behind_the_others(loop, cameras, takes_ns, dropped):
-    """Two frames are with the service. When they have ended, those that came meanwhile have 10.1 ms left.
+async def test_frame_too_late_for_full_batch_goes_last(loop, cameras, takes_ns, dropped):
+    """A frame that has no time for a full batch waits behind the others.
+
+    Two frames are with the service. When they have ended, those that came meanwhile have 10.1 ms left.
 
     Three are more than the two places: the last one waits until it is too late. But where a batch takes longer than
     they have, a frame that is a little younger goes first.
@@ -166,8 +180,11 @@ async def test_what_has_no_time_for_a_full_batch_waits_behind_the_others(loop, c
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_cameras_of_one_rate_are_all_served_under_overload(loop, seed):
-    """Their frames come in the same order each time: without a turn for those that were too late, some never are."""
+async def test_equal_rate_cameras_all_served_in_overload(loop, seed):
+    """Cameras of one rate are all served under overload.
+
+    Their frames come in the same order each time: without a turn for those that were too late, some never are.
+    """
     random, cameras, period_s, takes_s = Random(seed), 16, 0.02, 0.005
     model = ScriptedBackend(duration_s=takes_s, example=1.0)
 
@@ -202,8 +219,11 @@ def microphones(loop, count, per_s, seconds, random):
 
 
 @pytest.mark.parametrize("max_in_flight", [1, 3])
-async def test_streams_that_wait_with_age_limits_fill_batches_under_overload(loop, max_in_flight):
-    """The oldest chunks of backlogs have no time left: younger ones take their turns, or batches would be half empty."""
+async def test_waiting_streams_fill_batches_in_overload(loop, max_in_flight):
+    """Streams that wait fill their batches under overload, although their frames have age limits.
+
+    The oldest chunks of backlogs have no time left: younger ones take their turns, or batches would be half empty.
+    """
     model = ScriptedBackend(duration_s=0.05, example=1.0)
     async with stack_of(loop, model, max_batch_size=4) as service:
         session = StreamSession(service, policy=Block(64), max_age_s=0.4, max_in_flight=max_in_flight)
@@ -216,8 +236,11 @@ async def test_streams_that_wait_with_age_limits_fill_batches_under_overload(loo
     assert add_up(session.statistics())
 
 
-async def test_streams_that_wait_with_age_limits_are_all_served_under_overload(loop):
-    """The chunks of some come to their turn too old each time: the next ones take it, or these streams would starve."""
+async def test_waiting_streams_all_served_in_overload(loop):
+    """Streams that wait are all served under overload, although their frames have age limits.
+
+    The chunks of some come to their turn too old each time: the next ones take it, or these streams would starve.
+    """
     model = ScriptedBackend(duration_s=0.05, example=1.0)
     async with stack_of(loop, model, max_batch_size=8) as service:
         session = StreamSession(service, policy=Block(64), max_age_s=0.4)
@@ -232,7 +255,7 @@ async def test_streams_that_wait_with_age_limits_are_all_served_under_overload(l
 
 
 @pytest.mark.parametrize(("workers", "max_in_flight"), [(1, 1), (1, 2), (2, 2)])
-async def test_few_streams_with_age_limits_fill_their_batches(loop, workers, max_in_flight):
+async def test_few_streams_with_age_limits_fill_batches(loop, workers, max_in_flight):
     """Three streams beside batches of 16 rows: what counts is the batch that they can fill, with all of them in it."""
     rows = 3 * max_in_flight // workers
     takes_s = 0.03 + 0.002 * rows
@@ -294,7 +317,8 @@ async def test_a_lone_source_that_is_behind_is_read_on(loop, tells):
     assert add_up(session.statistics())
 
 
-async def test_a_source_of_old_frames_that_never_waits_leaves_the_loop_to_others(loop):
+async def test_source_of_old_frames_does_not_block_loop(loop):
+    """A source that yields too old frames without waiting leaves the event loop to other tasks."""
     turns = 0
 
     async def old():
@@ -327,8 +351,11 @@ async def test_a_list_is_not_read_on_behind_a_slow_model(loop):
 
 
 @pytest.mark.parametrize("max_waiting", [1, 2, 3, 4])
-async def test_no_frame_that_is_too_old_holds_its_source_under_overload(loop, max_waiting):
-    """Others fill each batch. A frame without a younger one behind it is dropped all the same: none comes before."""
+async def test_old_frame_holds_no_source_in_overload(loop, max_waiting):
+    """Under overload, no frame that is too old holds its source.
+
+    Others fill each batch. A frame without a younger one behind it is dropped all the same: none comes before.
+    """
     model = ScriptedBackend(duration_s=0.03, example=1.0)
     async with stack_of(loop, model, max_batch_size=1) as service:
         session = StreamSession(service, policy=Block(max_waiting), max_age_s=0.3)
@@ -384,8 +411,11 @@ async def test_a_full_limit_or_queue_keeps_no_stream_out(loop, kind, max_waiting
     assert add_up(session.statistics())
 
 
-async def test_a_backlog_of_chunks_has_its_turns_on_a_shared_device(loop):
-    """Of 96 microphones a batch has 8: behind a long batch of another model the rest would seem not to be there."""
+async def test_chunk_backlog_has_turns_on_shared_device(loop):
+    """A backlog of chunks has its turns on a device that two models share.
+
+    Of 96 microphones a batch has 8: behind a long batch of another model the rest would seem not to be there.
+    """
     device, random = si.Device("core"), Random(1)
     small = ScriptedBackend(duration_s=lambda rows: 0.0005 + 0.00007 * rows, example=1.0)
     large = ScriptedBackend(duration_s=lambda rows: 0.03 * random.uniform(0.8, 1.2), example=2.0)
@@ -405,8 +435,11 @@ async def test_a_backlog_of_chunks_has_its_turns_on_a_shared_device(loop):
     assert add_up(sound.statistics())
 
 
-async def test_what_the_best_route_cannot_answer_in_time_goes_to_the_next(loop):
-    """Nearly twice what the best one can do: without places for the next, it would idle while frames are dropped."""
+async def test_excess_of_best_route_goes_to_next(loop):
+    """Frames to which the best route cannot respond in time go to the next one.
+
+    Nearly twice what the best one can do: without places for the next, it would idle while frames are dropped.
+    """
 
     def route(name, quality):
         model = ScriptedBackend(duration_s=0.05, example=1.0)
@@ -426,8 +459,11 @@ async def test_what_the_best_route_cannot_answer_in_time_goes_to_the_next(loop):
 
 
 @pytest.mark.parametrize("policy", [LatestOnly(), Block()])
-async def test_open_streams_have_the_places_of_a_batcher_that_was_told_another_size(loop, policy):
-    """Sixteen cameras, a batch every 10 ms: of one row each, then of all that come, then of one row again."""
+async def test_open_streams_follow_new_max_batch_size(loop, policy):
+    """Open streams have the places that a batcher has after its `max_batch_size` was changed.
+
+    Sixteen cameras, a batch every 10 ms: of one row each, then of all that come, then of one row again.
+    """
     batcher = si.AdaptiveBatcher(max_batch_size=1)
     model = ScriptedBackend(duration_s=0.01, example=1.0)
     async with si.Stack(batcher, model, clock=loop.clock) as service:
@@ -450,8 +486,11 @@ async def test_open_streams_have_the_places_of_a_batcher_that_was_told_another_s
     assert rates[2] < 130
 
 
-async def test_a_best_route_of_unknown_load_has_another_behind_it(loop):
-    """A session sends replicas any number of frames; what their router passes on is no more than that."""
+async def test_best_route_of_unknown_load_has_a_fallback(loop):
+    """A best route of unknown load can have another route after it.
+
+    A session sends replicas any number of frames; what their router passes on is no more than that.
+    """
 
     def stack():
         return si.Stack(si.AdaptiveBatcher(max_batch_size=4), ScriptedBackend(duration_s=0.01))
@@ -463,8 +502,11 @@ async def test_a_best_route_of_unknown_load_has_another_behind_it(loop):
         assert len(await collect(session([1.0, 2.0, 3.0]))) == 3
 
 
-async def test_a_worker_that_is_always_about_to_be_free_sets_no_endless_row_of_timers(loop):
-    """An instant batch queued behind one that hangs: it is expected to end a nanosecond from now, whenever that is."""
+async def test_nearly_free_worker_sets_no_endless_timers(loop):
+    """A worker that is always about to become free does not cause an endless series of timers.
+
+    An instant batch queued behind one that hangs: it is expected to end a nanosecond from now, whenever that is.
+    """
     looks = 0
 
     async def answer(request):
@@ -485,8 +527,11 @@ async def test_a_worker_that_is_always_about_to_be_free_sets_no_endless_row_of_t
     assert len(await collect(session)) == 2
 
 
-async def test_chunks_without_time_for_a_full_batch_take_all_the_room_that_is_left(loop):
-    """A stream may have four in flight: none of its chunks waits for another turn of the loop."""
+async def test_urgent_chunks_take_all_remaining_room(loop):
+    """Chunks without time for a full batch take all the room that is left.
+
+    A stream may have four in flight: none of its chunks waits for another turn of the loop.
+    """
     sizes, sent = [], []
 
     async def answer(request):
@@ -525,7 +570,7 @@ async def test_the_timer_of_a_session_ends_with_it(loop):
         assert add_up(session.statistics())
 
 
-async def test_places_behind_a_worker_that_is_free_early_or_late(loop):
+async def test_worker_free_early_or_late_loses_no_frame(loop):
     """A batch that takes other times than expected costs no frame of the others, and none is sent twice."""
     seconds = [0.02, 0.1, 0.005, 0.05, 0.2, 0.01] * 20
     model = ScriptedBackend(duration_s=lambda size: seconds.pop() if seconds else 0.01)

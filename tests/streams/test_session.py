@@ -37,8 +37,11 @@ async def test_results_come_in_order_with_their_instants(loop):
 
 
 @pytest.mark.parametrize(("tells", "tasks_a_frame"), [(True, 0), (False, 1)], ids=["batcher", "other service"])
-async def test_a_frame_costs_no_task_where_the_service_tells_of_its_end(loop, tells, tasks_a_frame):
-    """The requests of other services are awaited in a task each."""
+async def test_frame_costs_no_task_if_service_reports_end(loop, tells, tasks_a_frame):
+    """A frame costs no task if the service reports the end of its request.
+
+    The requests of other services are awaited in a task each.
+    """
     made = []
 
     def factory(loop, coroutine, **options):
@@ -108,7 +111,8 @@ async def test_block_loses_nothing_and_holds_the_source(loop):
     assert ahead <= 3 + 1 + 2  # those that wait, one in flight, one ready and this one
 
 
-async def test_every_nth_and_target_rate_count_what_they_leave_out(loop):
+async def test_rate_policies_count_skipped_frames(loop):
+    """`EveryNth` and `TargetRate` count the frames that they leave out."""
     async with stack_of(loop, ScriptedBackend(duration_s=0.001)) as service:
         session = StreamSession(service, policy=EveryNth(4, then=Block()))
         results = await collect(session(Camera(loop, 10)))
@@ -120,7 +124,7 @@ async def test_every_nth_and_target_rate_count_what_they_leave_out(loop):
         assert [result.number for result in results] == [0, 5, 10, 15, 20]
 
 
-async def test_frames_in_flight_are_bounded_and_come_back_in_order(loop):
+async def test_frames_in_flight_are_bounded_and_in_order(loop):
     """Several requests of a stream at once, which end in any order, and are delivered in the order of frames."""
 
     async def answer(request):
@@ -179,7 +183,7 @@ async def test_a_result_that_would_be_too_old_is_dropped(loop):
     assert all(result.age_s <= 0.05 for result in results)
 
 
-async def test_what_the_planner_would_reject_is_dropped_with_its_reason(loop):
+async def test_infeasible_frame_is_dropped_by_reason(loop):
     """Behind a backlog a frame cannot be on time: it is dropped as infeasible and never runs."""
     model = ScriptedBackend(duration_s=0.1, example=1.0)
     async with stack_of(loop, model, max_batch_size=1) as service:
@@ -212,7 +216,7 @@ async def test_predicted_lateness_drops_no_frame(loop):
     assert not session.statistics().dropped
 
 
-async def test_what_seems_infeasible_gives_way_where_frames_wait(loop):
+async def test_infeasible_frame_yields_to_waiting_ones(loop):
     """Where more streams wait than can be sent, the place of a frame that is expected to be late is another's."""
 
     async def answer(request):
@@ -233,8 +237,11 @@ async def test_what_seems_infeasible_gives_way_where_frames_wait(loop):
     assert {result.stream_id for result in results} >= set(range(15))
 
 
-async def test_an_overload_is_answered_as_fast_as_the_model_can(loop):
-    """Frames that can just be in time would be late when a batch takes longer, and make batches small before that."""
+async def test_overload_is_served_at_speed_of_model(loop):
+    """Under overload, frames are served as fast as the model can.
+
+    Frames that can just be in time would be late when a batch takes longer, and make batches small before that.
+    """
     random, streams, period_s, full_s = Random(1), 139, 0.032, 0.0044
 
     def duration_s(size):
@@ -337,7 +344,9 @@ async def test_an_infinite_age_means_no_deadline(loop):
             assert [isinstance(result.error, si.DeadlineExceeded) for result in results] == [failed > 0] * 2
 
 
-async def test_a_service_without_deadlines_is_ended_at_the_age_limit(loop):
+async def test_age_limit_holds_if_service_has_no_deadlines(loop):
+    """If the service enforces no deadline, the session ends its request at the age limit."""
+
     async def answer(request):
         await asyncio.sleep(0.01 if request.inputs else 1e9)
         return request.inputs
@@ -369,8 +378,11 @@ async def test_routers_and_replicas_are_services(loop):
         assert len(await collect(session(Camera(loop, 9)))) == 9
 
 
-async def test_frames_wait_in_their_streams_behind_a_router_too(loop):
-    """Results are as fresh as without it: no frame ages in the queue of the best route."""
+async def test_frames_wait_in_streams_behind_router(loop):
+    """Frames wait in their streams behind a router, too.
+
+    Results are as fresh as without it: no frame ages in the queue of the best route.
+    """
 
     async def oldest_s(wrap):
         model = ScriptedBackend(duration_s=0.02)
@@ -480,8 +492,8 @@ async def test_no_task_is_made_per_frame(loop):
         loop.set_task_factory(None)
 
 
-async def test_statistics_name_the_streams_with_the_most_drops(loop):
-    """A snapshot has a bound, its totals have none."""
+async def test_statistics_list_streams_with_most_drops(loop):
+    """Statistics list the streams with the most drops. A snapshot has a bound, its totals have none."""
     async with stack_of(loop, ScriptedBackend(duration_s=0.5)) as service:
         async with StreamSession(service, policy=LatestOnly()) as session:
             for number in range(70):
@@ -540,7 +552,8 @@ class Endless:
         return None
 
 
-async def test_requests_have_tenant_and_priority_of_the_session(loop):
+async def test_requests_have_session_tenant_and_priority(loop):
+    """Requests have the tenant and the priority of their session."""
     service = Service(echo)
     session = StreamSession(service, tenant="acme", priority=-3, clock=loop.clock)
 

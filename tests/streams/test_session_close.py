@@ -20,8 +20,11 @@ async def endless():
 
 @pytest.mark.parametrize("streams", [1, 5])
 @pytest.mark.parametrize("steps", range(6))
-def test_a_session_closes_when_a_request_has_just_completed(streams, steps):
-    """A sender that becomes free behind the last stream ends, too."""
+def test_close_just_after_a_request_completes(streams, steps):
+    """A session can be closed at any step of the loop after a request has completed.
+
+    A sender that becomes free behind the last stream ends, too.
+    """
 
     async def main(loop):
         layers = (si.AdaptiveBatcher(max_batch_size=1), ScriptedBackend(duration_s=0.01))
@@ -47,7 +50,8 @@ def test_a_session_closes_when_a_request_has_just_completed(streams, steps):
     assert counters.received == counters.delivered + sum(counters.dropped.values())
 
 
-async def test_a_close_that_is_cancelled_at_once_ends_each_stream(loop):
+async def test_close_cancelled_at_once_ends_each_stream(loop):
+    """A close of the session that is cancelled at once still ends each stream."""
     session = StreamSession(Service(echo), clock=loop.clock)
     for _ in range(2):
         session.add(Camera(loop))
@@ -82,7 +86,7 @@ class Connected:
 
 
 @pytest.mark.parametrize("end", ["results", "session"])
-async def test_a_source_is_closed_where_its_stream_has_not_begun(loop, end):
+async def test_source_of_unstarted_stream_is_closed(loop, end):
     """Nothing is read, but what was open is closed."""
     source = Connected()
     session = StreamSession(Service(echo), clock=loop.clock)
@@ -96,7 +100,8 @@ async def test_a_source_is_closed_where_its_stream_has_not_begun(loop, end):
     assert session.statistics().ended_streams == 1
 
 
-async def test_a_plain_source_is_not_read_where_its_stream_has_not_begun(loop):
+async def test_plain_source_of_unstarted_stream_is_not_read(loop):
+    """A plain iterable is not read if its stream is closed before it has begun."""
     read = []
     session = StreamSession(Service(echo), clock=loop.clock)
 
@@ -119,7 +124,8 @@ class Unknown(Wrapper):
         return super().capabilities()
 
 
-async def test_a_service_that_cannot_say_what_it_offers_opens_no_stream(loop):
+async def test_failing_capabilities_open_no_stream(loop):
+    """A service whose `capabilities` raises opens no stream."""
     service = Unknown(Service(echo))
     session, camera = StreamSession(service, clock=loop.clock), Camera(loop)
     assert [result.outputs async for result in session([1.0])] == [1.0]
@@ -133,8 +139,11 @@ async def test_a_service_that_cannot_say_what_it_offers_opens_no_stream(loop):
     assert session.streams == ()
 
 
-async def test_a_source_that_is_cancelled_by_others_has_failed(loop):
-    """Its frames are answered, and the consumer is told: it is neither the end of the source nor of the consumer."""
+async def test_source_cancelled_by_others_has_failed(loop):
+    """A source that others cancel has failed.
+
+    Its frames are answered, and the consumer is told: it is neither the end of the source nor of the consumer.
+    """
 
     async def interrupted():
         yield 1.0
@@ -201,8 +210,11 @@ class Answers:
 
 
 @pytest.mark.parametrize("took_s", [0.001, 0.1], ids=["not delivered", "in flight"])
-def test_a_session_that_closes_closes_the_answers_that_it_drops(took_s):
-    """Those that were there, and those that come when their request is cancelled."""
+def test_session_close_closes_dropped_responses(took_s):
+    """A session that closes also closes the responses that it drops.
+
+    Those that were there, and those that come when their request is cancelled.
+    """
     service = Answering(took_s)
 
     async def main(loop):

@@ -21,7 +21,8 @@ async def collect(results):
     return [result async for result in results]
 
 
-async def test_a_consumer_that_leaves_its_loop_closes_the_stream(loop):
+async def test_consumer_leaving_its_loop_closes_stream(loop):
+    """A consumer that leaves its `async for` loop closes the stream."""
     async with stack_of(loop, ScriptedBackend(duration_s=0.004)) as service:
         session, camera = StreamSession(service), Camera(loop)
         async for result in session(camera):
@@ -37,7 +38,8 @@ async def test_a_consumer_that_leaves_its_loop_closes_the_stream(loop):
     assert add_up(statistics)
 
 
-async def test_results_are_closed_by_hand_or_at_the_end_of_a_block(loop):
+async def test_results_close_by_hand_or_at_end_of_block(loop):
+    """Results are closed by `aclose`, or at the end of an `async with` block."""
     async with stack_of(loop, ScriptedBackend(HANG)) as service:
         session, camera = StreamSession(service), Camera(loop)
         async with session(camera) as results:
@@ -67,7 +69,8 @@ async def test_a_cancelled_consumer_leaves_nothing(loop):
     assert add_up(session.statistics())
 
 
-async def test_an_error_of_the_source_comes_behind_its_results(loop):
+async def test_source_error_comes_after_its_results(loop):
+    """An error of the source is raised after the results of its frames."""
     async with stack_of(loop, ScriptedBackend(duration_s=0.1)) as service:
         session = StreamSession(service)
         results = session(Camera(loop, 3, error=OSError("unplugged")))
@@ -80,7 +83,8 @@ async def test_an_error_of_the_source_comes_behind_its_results(loop):
         assert not others()
 
 
-async def test_among_others_the_error_of_a_source_is_a_result(loop):
+async def test_source_error_is_a_result_among_streams(loop):
+    """In a session of several streams, the error of a source is a result."""
     async with stack_of(loop, ScriptedBackend(duration_s=0.001)) as service, StreamSession(service) as session:
         session.add(Camera(loop, 2, error=OSError("unplugged")), stream_id="bad")
         session.add(Camera(loop, 5), stream_id="good")
@@ -94,8 +98,11 @@ async def test_among_others_the_error_of_a_source_is_a_result(loop):
 
 
 @pytest.mark.parametrize("captured_ns", [1764135000.25, None, "now"])
-async def test_an_instant_that_is_no_number_of_nanoseconds_is_named(loop, captured_ns):
-    """Seconds, say, as `time.time` returns them: every age would be wrong."""
+async def test_capture_not_in_whole_nanoseconds_raises(loop, captured_ns):
+    """An instant that is no whole number of nanoseconds raises a `TypeError`.
+
+    Seconds, say, as `time.time` returns them: every age would be wrong.
+    """
 
     async def source():
         yield Frame(1.0, captured_ns)
@@ -236,7 +243,8 @@ async def test_the_stop_of_the_service_ends_the_streams(loop):
     assert add_up(session.statistics())
 
 
-async def test_several_frames_in_flight_get_their_outcome_when_the_service_stops(loop):
+async def test_stop_of_service_completes_frames_in_flight(loop):
+    """When the service stops, each of several frames in flight gets its outcome."""
     stack = si.Stack(si.AdaptiveBatcher(max_batch_size=1), ScriptedBackend(duration_s=0.1), clock=loop.clock)
     await stack.start()
     session = StreamSession(stack, max_in_flight=3)
@@ -254,7 +262,7 @@ async def test_several_frames_in_flight_get_their_outcome_when_the_service_stops
     assert add_up(session.statistics())
 
 
-async def test_a_stopped_service_ends_a_stream_whose_source_hangs(loop):
+async def test_stopped_service_ends_stream_of_hung_source(loop):
     """The last outcome is that of a frame that was sent before the one that was refused."""
     hanging = asyncio.Event()
 
@@ -276,7 +284,9 @@ async def test_a_stopped_service_ends_a_stream_whose_source_hangs(loop):
     assert not others()
 
 
-async def test_a_service_that_swallows_cancellation_keeps_no_stream_open(loop):
+async def test_swallowed_cancellation_keeps_no_stream_open(loop):
+    """A service that swallows a cancellation keeps no stream open."""
+
     async def answer(request):
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.sleep(0.05)
@@ -296,8 +306,11 @@ async def test_a_service_that_swallows_cancellation_keeps_no_stream_open(loop):
     assert not others()
 
 
-async def test_a_frame_that_is_refused_until_it_is_too_old_is_dropped(loop):
-    """Also where nothing but `Overloaded` tells of the service."""
+async def test_frame_rejected_until_too_old_is_dropped(loop):
+    """A frame that is rejected until it is too old is dropped.
+
+    Also where nothing but `Overloaded` tells of the service.
+    """
 
     async def answer(request):
         raise si.Overloaded("no place")
@@ -325,7 +338,9 @@ async def test_a_stack_that_does_not_run_says_so(loop):
     assert isinstance(result.error, si.Closed)
 
 
-async def test_a_service_that_cancels_its_own_request_fails_the_frame(loop):
+async def test_request_cancelled_by_service_fails_its_frame(loop):
+    """A service that cancels its own request fails that frame and not the stream."""
+
     async def answer(request):
         if request.inputs == 1.0:
             raise asyncio.CancelledError
@@ -346,8 +361,11 @@ async def test_an_error_of_the_admission_ends_the_stream(loop):
     assert not others()
 
 
-async def test_an_admission_that_fails_when_asked_for_a_reason_ends_the_stream(loop):
-    """And none of the other streams whose frames ended with it."""
+async def test_admission_error_after_rejection_ends_stream(loop):
+    """An `admission` that raises when it is called for the reason of a rejection ends the stream.
+
+    And none of the other streams whose frames ended with it.
+    """
     asked = []
 
     def admission(request, now_ns):
@@ -368,8 +386,11 @@ async def test_an_admission_that_fails_when_asked_for_a_reason_ends_the_stream(l
     assert session.statistics().dropped == {"closed": 2}
 
 
-def test_a_loop_that_is_shut_down_takes_the_streams_with_it():
-    """Tasks that the runner cancels end, and the session serves another loop afterwards."""
+def test_loop_shutdown_ends_the_streams():
+    """An event loop that is shut down ends the streams.
+
+    Tasks that the runner cancels end, and the session serves another loop afterwards.
+    """
     service = Service(echo)
     session = StreamSession(service)
     cameras = []
@@ -390,7 +411,9 @@ def test_a_loop_that_is_shut_down_takes_the_streams_with_it():
 
 
 @pytest.mark.parametrize("end", ["aclose", "remove"])
-def test_streams_that_a_closed_loop_left_behind_can_be_closed(end):
+def test_streams_of_closed_loop_can_be_closed(end):
+    """Streams that a closed event loop left open can be closed from another loop."""
+
     async def hold(_request):
         await asyncio.Event().wait()
 
@@ -474,7 +497,8 @@ class Stubborn:
             yield 1.0
 
 
-async def test_a_source_that_swallows_its_cancellation_is_left(loop):
+async def test_source_swallowing_cancellation_is_abandoned(loop):
+    """A source that swallows its cancellation is abandoned, and the session closes."""
     async with StreamSession(Service(echo), clock=loop.clock) as session:
         session.add(Stubborn(loop))
         assert (await anext(session)).outputs == 1.0
@@ -483,8 +507,11 @@ async def test_a_source_that_swallows_its_cancellation_is_left(loop):
     assert add_up(session.statistics())
 
 
-async def test_errors_at_the_end_that_no_consumer_can_get_reach_the_loop(loop):
-    """A source that fails when it is closed, a model that fails to end a state: the stream ends all the same."""
+async def test_undeliverable_end_errors_reach_the_loop(loop):
+    """Errors at the end of a stream that no consumer can get reach the loop's exception handler.
+
+    A source that fails when it is closed, a model that fails to end a state: the stream ends all the same.
+    """
 
     class Failing(States):
         def end_stream(self, stream_id):
@@ -529,8 +556,11 @@ async def test_a_policy_that_fails_opens_no_stream(loop):
 # -- recurrent models ------------------------------------------------------------------------------------------------
 
 
-async def test_states_are_reset_where_a_frame_discontinuity_and_end_with_the_stream(loop):
-    """A reset comes behind the frames before it and before its own."""
+async def test_state_is_reset_at_discontinuity_and_ended(loop):
+    """A state is reset at a discontinuity and ends with its stream.
+
+    A reset comes behind the frames before it and before its own.
+    """
     states = States()
 
     async def answer(request):
@@ -598,7 +628,7 @@ async def test_a_gap_resets_only_where_it_is_wanted(loop, resets, expected):
     assert len([call for call in states.calls if call[0] == "reset"]) == expected
 
 
-async def test_a_recurrent_model_gets_frames_in_order_where_one_is_sent_again(loop):
+async def test_recurrent_model_gets_resent_frame_in_order(loop):
     """Frames of a policy that waits are sent again when they are rejected: none may overtake them."""
     states, rejections = States(), [si.Overloaded("full", retry_after_s=0.05)]
 

@@ -95,8 +95,11 @@ async def consume(loop, session, chance, number, counts):
             await results.aclose()
 
 
-def test_a_thousand_streams_for_a_minute_leave_nothing_behind():
-    """No task, thread, descriptor, source, model state or object, and each frame is counted."""
+def test_thousand_streams_leave_nothing_behind():
+    """A thousand streams that open and end for a minute leave nothing behind.
+
+    No task, thread, descriptor, source, model state or object, and each frame is counted.
+    """
     chance = random.Random(16)
     gc.collect()
     streams = live_streams()

@@ -232,8 +232,11 @@ def test_a_source_is_held_until_a_quarter_is_left():
     assert state.has_room()
 
 
-def test_a_source_goes_on_where_less_is_left_than_can_be_sent_at_once():
-    """Reading ahead by no more than is in flight would leave places empty otherwise."""
+def test_source_resumes_below_max_in_flight():
+    """A source is read on when fewer frames are left than can be sent at once.
+
+    Reading ahead by no more than is in flight would leave places empty otherwise.
+    """
     state = state_of(4, True, None, 4)
     for number in range(4):
         state.offer(number, 0, None, False, 0)
@@ -243,7 +246,7 @@ def test_a_source_goes_on_where_less_is_left_than_can_be_sent_at_once():
     assert state.has_room()
 
 
-def test_a_capture_after_the_arrival_counts_as_the_arrival():
+def test_capture_after_arrival_counts_as_arrival():
     """A frame that claims to be of the future has the age of its arrival."""
     state = state_of(max_age_ns=10)
     state.offer(1, 1_000, None, False, 100)
@@ -255,8 +258,8 @@ def test_a_capture_after_the_arrival_counts_as_the_arrival():
     assert result.captured_ns == 1_000
 
 
-def test_the_failure_of_a_source_is_a_result_without_a_frame():
-    """It has the error and says whose it is."""
+def test_source_failure_is_a_result_without_frame():
+    """The failure of a source is a result without a frame. It has the error and says whose it is."""
     error = OSError("unplugged")
     result = make_source_failure("door", error, 7)
 
@@ -275,7 +278,8 @@ def test_the_failure_of_a_source_is_a_result_without_a_frame():
         (0, [90, 70], 1031, False),
     ],
 )
-def test_a_stream_lags_where_a_frame_of_now_would_have_time(max_age_ns, ages_ns, ends_ns, lags):
+def test_stream_lags_if_new_frame_would_be_in_time(max_age_ns, ages_ns, ends_ns, lags):
+    """A stream lags if all its frames would be too old at the given end and one captured now would not."""
     state = StreamState("a", 2, True, None, 1, max_age_ns, False, False, None)
     for age_ns in ages_ns:
         state.offer(None, 1000 - age_ns, None, False, 1000)

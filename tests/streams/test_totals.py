@@ -9,7 +9,7 @@ from streaminfer.streams.statistics import StreamStatistics
 from streaminfer.streams.totals import SessionTotals
 
 
-def test_a_stream_that_ends_while_a_scrape_sums_up_is_counted_once():
+def test_stream_ending_during_scrape_counts_once():
     """A scrape has a thread of its own: a sum that falls would look like a restart of the server."""
     totals = SessionTotals()
     ended = threading.Event()
@@ -41,8 +41,11 @@ def test_a_stream_that_ends_while_a_scrape_sums_up_is_counted_once():
     assert totals.snapshot().dropped == {"stale": 30_000}
 
 
-def test_ids_of_one_text_keep_their_names_while_their_drops_change():
-    """The counters of a name never fall: they are always those of the same stream."""
+def test_ids_of_equal_text_keep_names_as_drops_change():
+    """Streams whose ids have the same text keep their names while their drops change.
+
+    The counters of a name never fall: they are always those of the same stream.
+    """
     totals = SessionTotals()
     counts = {1: StreamStatistics(100, 99, 0, {"stale": 1}, 0, 0), "1": StreamStatistics(0, 0, 0, {}, 0, 0)}
     for stream_id in tuple(counts):

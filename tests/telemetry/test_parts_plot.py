@@ -14,7 +14,8 @@ def recorded(scale_s):
     return histogram
 
 
-def test_marks_are_the_percentiles_of_parts_with_responses():
+def test_marks_are_percentiles_of_nonempty_parts():
+    """The marks are the percentiles of those parts of the latency that have responses."""
     parts = {"latency": 0.1, "queue": 0.05, "assembly": 0.0, "inference": 0.02, "delivery": 1e-4}
     histograms = {name: recorded(scale_s) for name, scale_s in parts.items()}
     statistics = TelemetryStatistics(name="faces", in_flight=0, outcomes={}, batch_sizes={}, **histograms)

@@ -139,13 +139,16 @@ def test_an_error_class_and_the_first_of_two():
     assert plan.injected == {"error": 1}  # one call failed
 
 
-def test_a_call_counts_once_for_several_faults_of_a_kind():
+def test_faults_of_one_kind_count_once_per_call():
+    """A call counts once for several faults of a kind."""
     plan = FaultPlan(delay(0.1), delay(0.2), garbage(), garbage(), partial(), partial(), sleep=lambda _: None)
     assert len(plan.wrap(lambda: [1, 2, 3])()) == 1
     assert plan.injected == {"delay": 1, "garbage": 1, "partial": 1}
 
 
-def test_an_error_comes_after_its_delay_and_reaches_nothing_inside():
+def test_error_follows_delay_and_skips_the_backend():
+    """An injected error comes after its delay, and the call does not reach the inner backend."""
+
     async def main(loop):
         backend = ScriptedBackend()
         end, took = await outcome(Faulty(backend, FaultPlan(delay(0.2), error(OSError))))
@@ -169,7 +172,8 @@ def test_a_hang_for_a_while():
     assert times(FaultPlan(hang(for_s=2.0).on(1)), 3) == pytest.approx([0.0, 2.0, 0.0])
 
 
-def test_a_brown_out_takes_a_factor_longer_delays_included():
+def test_slowdown_multiplies_delays_too():
+    """A slowdown multiplies the whole duration by its factor, injected delays included."""
     plan = FaultPlan(delay(0.010), slowdown(2.0).between(1.0, 2.0))
     took = times(plan, 6, duration_s=0.030, pause_s=0.46)
     assert took == pytest.approx([0.04, 0.04, 0.08, 0.08, 0.04, 0.04])
@@ -447,7 +451,9 @@ def slow_double(inputs):
     return [2 * value for value in inputs]
 
 
-def test_a_killed_process_fails_its_batch_and_the_next_has_a_new_one():
+def test_killed_process_fails_only_its_batch():
+    """A killed process fails its batch, and the next batch has a new process."""
+
     async def main():
         plan = FaultPlan(kill(after_s=0.05).on(1))
         faulty = Faulty(si.CpuBackend(slow_double, executor="process"), plan)

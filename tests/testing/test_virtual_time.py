@@ -75,7 +75,8 @@ def test_executors_are_refused():
         run(main)
 
 
-def test_run_starts_where_told_and_cancels_what_is_left():
+def test_run_starts_at_now_and_cancels_what_is_left():
+    """`run` starts at the given instant and cancels the tasks that are left."""
     ended = []
 
     async def main(loop):
@@ -130,7 +131,9 @@ def test_a_scripted_backend_checks_its_arguments():
         ScriptedBackend(batch_axes=3)
 
 
-def test_a_scripted_backend_checks_what_a_function_says():
+def test_scripted_backend_checks_function_results():
+    """A scripted backend checks the duration that a function returns."""
+
     async def main(loop):
         backend = ScriptedBackend(duration_s=lambda size: -size)
         with pytest.raises(ValueError, match=r"duration_s\(size\): expected a finite number of seconds ≥ 0, got -2"):

@@ -111,7 +111,8 @@ def test_results_are_passed_on_unchanged(batch, executor):
 
 
 @pytest.mark.parametrize("executor", ["thread", "inline"])
-def test_inputs_are_read_once_and_where_the_function_runs(batch, executor):
+def test_inputs_are_read_once_where_function_runs(batch, executor):
+    """The inputs of a batch are read once, in the thread that runs the function."""
     one = batch([1, 2])
     threads = []
 
@@ -161,7 +162,8 @@ def test_what_the_function_raises(batch, executor, make):
 
 
 @pytest.mark.parametrize("error", [SystemExit(1), asyncio.CancelledError(), KeyboardInterrupt()])
-def test_what_would_end_the_loop_does_not_from_a_thread(batch, error):
+def test_exception_in_thread_does_not_end_the_loop(batch, error):
+    """An exception that would end the event loop becomes a `BackendError` if a worker thread raises it."""
     with pytest.raises(errors.BackendError) as caught:
         infer(CpuBackend(fail(error)), batch([1]))
     assert caught.value.__cause__ is error
@@ -173,7 +175,8 @@ def test_a_batch_that_cannot_be_assembled_fails(batch):
             infer(CpuBackend(abs, executor=executor), batch(ValueError("cannot stack"), rows=2))
 
 
-def test_a_cancelled_batch_is_awaited_where_it_cannot_be_interrupted(batch):
+def test_cancelled_uninterruptible_batch_is_awaited(batch):
+    """A cancelled batch is awaited if its function is already running and cannot be interrupted."""
     complaints = []
 
     async def main():
@@ -211,7 +214,9 @@ def test_a_cancelled_batch_is_awaited_where_it_cannot_be_interrupted(batch):
 
 
 @pytest.mark.parametrize(("function", "executor"), [(np.copy, "thread"), (np.copy, "inline"), (echo_later, "inline")])
-def test_a_task_cancelled_before_its_first_step_leaves_no_coroutine(function, executor, batch):
+def test_cancel_before_first_step_leaves_no_coroutine(function, executor, batch):
+    """A task that is cancelled before its first step leaves no coroutine that was never awaited."""
+
     async def main():
         backend = CpuBackend(function, executor=executor)
         task = asyncio.create_task(backend.infer(batch([1])))
@@ -301,7 +306,8 @@ def test_busy_time_is_the_functions_time(batch, executor):
     assert backend.statistics().busy_s == 4.0
 
 
-def test_busy_time_of_an_async_function_includes_its_waits(batch):
+def test_busy_time_of_async_function_includes_waits(batch):
+    """The busy time of an async function includes the time in which it waits."""
     now_s = [0]
 
     async def two_seconds(inputs):
@@ -334,8 +340,11 @@ def test_several_outputs_in_every_executor(ramp, executor, rows):
         assert more == {"score": row.sum()}
 
 
-def test_a_stop_wakes_for_a_batch_that_another_event_loop_awaits():
-    """The backend serves several loops; the one that stops it hears of the end of the others' batches."""
+def test_stop_wakes_for_batch_of_another_loop():
+    """A stop waits for a batch of another event loop, and wakes when it ends.
+
+    The backend serves several loops; the one that stops it hears of the end of the others' batches.
+    """
     begun, may_end = threading.Event(), threading.Event()
 
     async def slow(batch):

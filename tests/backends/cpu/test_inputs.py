@@ -87,8 +87,10 @@ def test_examples_that_check_nothing(example):
      (np.array([b"a", b"bc"]), object, (None,))],
     ids=str,
 )  # fmt: skip
-def test_numbers_and_text_are_announced_and_not_checked(example, dtype, sizes):
-    """Servers know the type of the input; every size is open, and only a mapping is rejected.
+def test_numbers_and_text_are_announced_not_checked(example, dtype, sizes):
+    """Inputs that are numbers or text are announced, but not checked.
+
+    Servers know the type of the input; every size is open, and only a mapping is rejected.
 
     The dtype of bytes has a width, which is that of the example alone.
     """

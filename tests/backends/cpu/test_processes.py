@@ -216,7 +216,9 @@ def test_a_numba_function_answers(importable, batch):
     assert rows.tolist() == [1, 2, 3]
 
 
-def test_the_work_is_done_in_other_processes_which_end_with_stop(functions, batch):
+def test_work_runs_in_processes_that_end_with_stop(functions, batch):
+    """The function runs in worker processes, and all of them have ended when `stop` returns."""
+
     async def main():
         backend = CpuBackend(functions.pids, executor="process", workers=2)
         await backend.start()
@@ -244,7 +246,8 @@ def test_a_process_is_let_go_not_killed(functions, batch, monkeypatch):
     assert killed == []
 
 
-def test_a_killed_process_fails_its_own_batch_and_is_replaced_for_the_next(functions, batch, tmp_path):
+def test_killed_process_fails_batch_and_is_replaced(functions, batch, tmp_path):
+    """A killed process fails only the batch that it was running, and is replaced for the next one."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
 
@@ -285,7 +288,9 @@ def test_another_batch_that_runs_survives_the_kill(functions, batch, tmp_path):
     run(main())
 
 
-def test_a_process_that_died_while_idle_is_replaced_unnoticed(functions, batch):
+def test_process_that_died_while_idle_is_replaced(functions, batch):
+    """A process that died while idle is replaced without an error for any caller."""
+
     async def main():
         backend = CpuBackend(functions.pids, executor="process")
         (first,) = await backend.infer(batch([1]))
@@ -397,15 +402,21 @@ def test_a_process_that_cannot_be_started_is_an_error(functions, batch, monkeypa
 
 
 @pytest.mark.parametrize(("folder", "method"), [("/short", "forkserver"), ("/" + 90 * "x", "spawn")])
-def test_a_long_tmpdir_has_no_place_for_the_fork_servers_socket(folder, method, monkeypatch):
-    """The path of a Unix socket has 107 bytes on Linux, and 103 on macOS."""
+def test_long_tmpdir_selects_spawn_start_method(folder, method, monkeypatch):
+    """Worker processes are spawned if the path of TMPDIR is too long for the fork server's socket.
+
+    The path of a Unix socket has 107 bytes on Linux, and 103 on macOS.
+    """
     monkeypatch.setattr(_processes, "_forked", False)
     monkeypatch.setattr(multiprocessing.util, "get_temp_dir", lambda: folder)
     assert _processes._context().get_start_method() == method
 
 
-def test_a_daemonic_process_is_told_that_it_can_start_none(functions, batch, monkeypatch):
-    """Python forbids it: workers of hypercorn and Celery are such processes."""
+def test_daemonic_process_cannot_start_processes(functions, batch, monkeypatch):
+    """A daemonic process gets an error which says that it can start no worker processes.
+
+    Python forbids it: workers of hypercorn and Celery are such processes.
+    """
 
     async def main():
         backend = CpuBackend(functions.square_in_place, executor="process")
@@ -439,12 +450,14 @@ def test_a_process_killed_by_its_owner_is_not_replaced(functions, monkeypatch):
     worker.close()
 
 
-def test_a_function_that_ends_its_process_fails_the_batch(functions, batch):
+def test_function_that_exits_fails_its_batch(functions, batch):
+    """A function that ends its worker process fails the batch with the exit code in the message."""
     with pytest.raises(errors.BackendError, match=r"leave: the worker process ended with exit code 7"):
         infer(functions.leave, batch([1]))
 
 
-def test_what_the_function_raises_arrives_with_its_traceback(functions, batch):
+def test_exceptions_arrive_with_their_traceback(functions, batch):
+    """An exception that the function raises reaches the caller with the traceback of the worker process."""
     with pytest.raises(errors.BackendError, match="fail failed on a batch of 2: LookupError: over there") as caught:
         infer(functions.fail, batch([1, 2]))
     cause = caught.value.__cause__
@@ -460,12 +473,15 @@ def test_what_the_function_raises_arrives_with_its_traceback(functions, batch):
 
 
 @pytest.mark.parametrize(("picklable", "name"), [(True, "Silent"), (False, "Stuck")])
-def test_an_exception_whose_message_cannot_be_shown_arrives(functions, batch, picklable, name):
+def test_exception_with_broken_message_arrives(functions, batch, picklable, name):
+    """An exception whose message cannot be shown reaches the caller, and its type is named."""
     with pytest.raises(errors.BackendError, match=rf"{name}: its message cannot be shown \(ValueError\)"):
         infer(functions.fail_silently, batch([picklable]))
 
 
-def test_an_object_that_is_raised_again_has_one_note_each_time(functions, batch):
+def test_exception_raised_again_has_one_note(functions, batch):
+    """An exception object that is raised for several batches has exactly one traceback note each time."""
+
     async def main():
         backend = CpuBackend(functions.fail_alike, executor="process")
         for _ in range(3):
@@ -518,7 +534,8 @@ def test_an_answer_without_memory_fails_its_batch_only(functions, batch, monkeyp
     run(main())
 
 
-def test_a_function_that_the_process_cannot_import_fails_the_start(monkeypatch):
+def test_function_that_cannot_be_imported_fails_start(monkeypatch):
+    """A function that the worker process cannot import fails the start."""
     module = types.ModuleType("streaminfer_test_nowhere")
     exec("def function(inputs): return inputs", module.__dict__)  # noqa: S102 - a function of a module without a file
     monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -540,7 +557,8 @@ def test_a_script_without_its_main_guard_is_told(tmp_path):
     assert 'under `if __name__ == "__main__":`' in last
 
 
-def test_a_cancelled_batch_is_awaited_until_the_process_is_free(functions, batch, tmp_path):
+def test_cancelled_batch_waits_for_its_process(functions, batch, tmp_path):
+    """A cancelled batch is awaited until its worker process is free."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     complaints = []
@@ -567,8 +585,11 @@ def test_a_cancelled_batch_is_awaited_until_the_process_is_free(functions, batch
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_to_the_whole_group_are_the_parents_to_answer(functions, batch, number):
-    """Also to one that runs a batch, which a parent that stops gracefully completes."""
+def test_worker_ignores_signals_to_process_group(functions, batch, number):
+    """A worker process ignores signals to the whole process group, which its parent handles.
+
+    Also to one that runs a batch, which a parent that stops gracefully completes.
+    """
 
     async def main():
         backend = CpuBackend(functions.pids, executor="process")
@@ -580,15 +601,18 @@ def test_signals_to_the_whole_group_are_the_parents_to_answer(functions, batch, 
     run(main())
 
 
-def test_programs_that_a_function_starts_can_be_terminated(importable, batch):
-    """They do not inherit that their parent ignores the signal."""
+def test_child_programs_of_function_can_be_terminated(importable, batch):
+    """Programs that the function starts can be terminated. They do not inherit that their parent ignores the signal."""
     functions = importable("streaminfer_test_programs", PROGRAMS)
     ((code,),) = infer(functions.end_one, batch([1]))
     assert code == -signal.SIGTERM
 
 
-def test_a_process_that_lost_its_parent_can_be_terminated(tmp_path):
-    """Whatever its function does, since nothing else would end it."""
+def test_orphaned_process_can_be_terminated(tmp_path):
+    """A worker process that has lost its parent can be terminated.
+
+    Whatever its function does, since nothing else would end it.
+    """
     script, fifo = tmp_path / "orphan.py", tmp_path / "fifo"
     script.write_text(ORPHAN)
     os.mkfifo(fifo)
@@ -601,8 +625,11 @@ def test_a_process_that_lost_its_parent_can_be_terminated(tmp_path):
         assert pipe.read() == ""
 
 
-def test_a_close_waits_for_no_call_that_was_killed_while_its_process_starts(functions, monkeypatch):
-    """What starts it, as a fork server that imports ``__main__``, may take longer than a stop's limit."""
+def test_close_skips_calls_killed_while_starting(functions, monkeypatch):
+    """Closing waits for no call that was killed while its process was starting.
+
+    What starts it, as a fork server that imports ``__main__``, may take longer than a stop's limit.
+    """
     (worker,) = _process_workers(functions.pids, "pids", 1)
     process = _processes._context().Process
     starts, goes_on = threading.Event(), threading.Event()

@@ -88,7 +88,8 @@ def test_arrays_of_any_layout_answer_the_same(doubling, batch, ramp):
         assert np.array_equal(rows, wanted)
 
 
-def test_rows_are_views_of_the_outputs_on_their_batch_axis(build_model, batch, ramp):
+def test_rows_are_views_on_the_batch_axis(build_model, batch, ramp):
+    """Each row is a view of the outputs, taken along their batch axis."""
     model = build_model(
         [helper.make_node("Transpose", ["x"], ["t"], perm=[1, 0]), helper.make_node("Neg", ["x"], ["n"])],
         [("x", Tensor.FLOAT, ["batch", 3])],
@@ -146,8 +147,11 @@ def test_shared_inputs_are_fed_to_every_run(build_model, batch, ramp):
         OnnxBackend(model)
 
 
-def test_a_model_with_a_fixed_batch_of_one_runs_once_a_row(build_model, batch):
-    """A row that fails (an index out of the table) fails alone."""
+def test_fixed_batch_of_one_runs_once_per_row(build_model, batch):
+    """A model with a fixed batch size of one runs once per row.
+
+    A row that fails (an index out of the table) fails alone.
+    """
     model = build_model(
         [helper.make_node("Gather", ["table", "i"], ["y"])],
         [("i", Tensor.INT64, [1, "n"])],
@@ -221,7 +225,8 @@ def test_warm_up_runs_the_sizes_once_for_each_worker(monkeypatch, doubling, ramp
     assert backend.statistics().batches == 0
 
 
-def test_a_warm_up_that_the_model_refuses_fails_the_start(assets):
+def test_warm_up_rejected_by_model_fails_start(assets):
+    """A warm-up that the model rejects fails the start, and the error recommends `example`."""
     state = np.zeros((2, 128), F32)
     arguments = {
         "batch_axes": {"state": 1, "stateN": 1},
@@ -415,7 +420,9 @@ def test_buckets_name_the_open_sizes_of_a_text_model(assets):
     assert calibration.note == ""
 
 
-def test_a_task_cancelled_before_its_first_step_leaves_no_coroutine(doubling, batch):
+def test_cancel_before_first_step_leaves_no_coroutine(doubling, batch):
+    """A task that is cancelled before its first step leaves no coroutine that was never awaited."""
+
     async def main():
         backend = OnnxBackend(doubling)
         task = asyncio.create_task(backend.infer(batch([np.zeros(2, F32)])))

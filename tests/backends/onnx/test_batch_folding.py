@@ -259,7 +259,7 @@ def test_a_convolution_of_what_no_row_brings_stays(kind, tmp_path):
     assert (folded.folded, folded.unchanged) == (("rows",), 1)
 
 
-def test_other_lengths_inside_of_the_model_are_rejected(tmp_path):
+def test_other_lengths_inside_the_model_are_rejected(tmp_path):
     """A shared input says how much of a row is read: twice as much would be taken for twice the rows."""
     weights = {"w": np.ones((2, 2, 1), np.float32), "zero": np.array([0]), "axis": np.array([2])}
     nodes = [

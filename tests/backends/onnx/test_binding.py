@@ -49,7 +49,8 @@ def bound(backend):
 # ---------------------------------------------------------------------------------------------- on the CPU
 
 
-def test_bound_runs_answer_as_plain_ones_do_and_results_stay_as_they_are(doubling, batch, ramp):
+def test_bound_runs_equal_unbound_runs(doubling, batch, ramp):
+    """Runs with bound memory return the same as unbound ones, and later runs leave earlier results unchanged."""
     backend = OnnxBackend(doubling, binding="pageable", warmup=(2,), example=ramp(3))
     assert "pageable memory bound" in repr(backend)
     inputs = [ramp(2, 3), ramp(2, 3) + 100, ramp(1, 3), ramp(2, 3)[:, ::-1], ramp(2, 5)]
@@ -130,7 +131,8 @@ def table(build_model):
     )
 
 
-def test_a_failure_names_the_model_and_the_next_batch_is_answered(table, batch):
+def test_failure_names_model_and_next_batch_succeeds(table, batch):
+    """A failed run names the model in its error, and the next batch succeeds."""
     backend = OnnxBackend(table, binding="pageable")
 
     async def main():
@@ -193,7 +195,8 @@ def spec(name, dtype=F32, shape=("n", 3), axis=0):
     return TensorSpec(name, None if dtype is None else np.dtype(dtype), shape, axis)
 
 
-def test_a_gpu_gets_pinned_memory_unless_told_otherwise():
+def test_gpu_uses_pinned_memory_by_default():
+    """On a GPU, inputs are bound to pinned memory by default; `binding` can choose otherwise."""
     plain = Signature([spec("x")], [spec("y")])
     odd = Signature([spec("x")], [spec("y"), spec("z", dtype=None, shape=())])
     cpu, cuda = ("CPUExecutionProvider", {}), ("CUDAExecutionProvider", {"device_id": "2"})
@@ -212,7 +215,8 @@ def test_a_gpu_gets_pinned_memory_unless_told_otherwise():
             choose_binding(asked, providers, signature)
 
 
-def test_sizes_of_outputs_come_from_numbers_the_batch_and_the_names_of_inputs():
+def test_output_sizes_come_from_declared_dimensions():
+    """Output sizes come from fixed numbers, the batch size and symbolic dimensions shared with inputs."""
     inputs = [spec("x", shape=("n", 3, "w")), spec("state", shape=(2, "n"), axis=1), spec("sr", shape=(), axis=None)]
     shapes = [(4, 3, 7), (2, 4), ()]
     for outputs, known in (
@@ -225,7 +229,8 @@ def test_sizes_of_outputs_come_from_numbers_the_batch_and_the_names_of_inputs():
         assert module._output_shapes(Signature(inputs, outputs), shapes) == known
 
 
-def test_a_provider_that_is_not_there_says_how_to_get_it(doubling):
+def test_missing_provider_says_how_to_install_it(doubling):
+    """An unavailable provider is an error which says how to install it."""
     for name in ("CUDAExecutionProvider", "TensorrtExecutionProvider"):
         with pytest.raises(ValueError, match=rf"providers: expected some of .*, got '{name}'.*install onnxruntime-gpu"):
             OnnxBackend(doubling, providers=[name])
@@ -306,7 +311,8 @@ class DeviceSession:
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_on_a_gpu_inputs_go_through_pinned_memory_that_is_given_back(known):
+def test_gpu_inputs_use_pinned_memory_and_release_it(known):
+    """On a GPU, inputs are copied through pinned memory, which is freed together with the session's runs."""
     cuda, session = Cuda(), DeviceSession()
     values = types.SimpleNamespace(ortvalue_from_shape_and_type=DeviceValue)
     signature = Signature([spec("x")], [spec("y", shape=("n", 3 if known else None))])
@@ -428,13 +434,15 @@ def gpu():
     return gpu
 
 
-def test_without_a_gpu_the_program_says_so_and_ends_with_2(gpu, capsys):
+def test_gpu_check_without_gpu_exits_with_2(gpu, capsys):
+    """Without a GPU, the check program says so and exits with code 2."""
     assert gpu.main([]) == 2
     assert gpu.main(["--providers", "TensorrtExecutionProvider"]) == 2
     assert capsys.readouterr().out.count("no GPU was checked: this onnxruntime has no") == 2
 
 
-def test_a_provider_that_is_listed_and_does_not_load_is_no_success(gpu, capsys, monkeypatch):
+def test_gpu_check_fails_if_provider_does_not_load(gpu, capsys, monkeypatch):
+    """A provider that is listed but does not load counts as not checked, and the exit code is 2."""
     there = gpu.onnxruntime.get_available_providers
     monkeypatch.setattr(gpu.onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", *there()])
     with warnings.catch_warnings():  # onnxruntime itself falls back to the CPU, with a warning or without
@@ -445,7 +453,8 @@ def test_a_provider_that_is_listed_and_does_not_load_is_no_success(gpu, capsys, 
     assert "not checked, since they do not load: CUDAExecutionProvider" in printed
 
 
-def test_every_measurement_runs_on_the_cpu_and_a_wrong_answer_is_one(gpu, capsys, monkeypatch):
+def test_gpu_check_reports_wrong_results_on_cpu(gpu, capsys, monkeypatch):
+    """Every measurement of the check program runs on the CPU too, and a wrong response makes its exit code 1."""
     arguments = ["--providers", "CPUExecutionProvider", "--batch-sizes", "1", "2", "--batches", "2"]
     assert gpu.main(arguments) == 0
     printed = capsys.readouterr().out

@@ -38,7 +38,8 @@ def test_an_unknown_backend_is_an_attribute_error():
         backends.Nothing  # noqa: B018 - the access is what is tested
 
 
-def test_without_onnxruntime_the_error_says_what_to_install(monkeypatch, doubling):
+def test_missing_onnxruntime_says_what_to_install(monkeypatch, doubling):
+    """Without onnxruntime, the error says which extra to install."""
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(errors.MissingExtra, match=r"pip install 'streaminfer\[onnx\]'"):
         OnnxBackend(doubling)
@@ -138,7 +139,8 @@ def test_inputs_that_cannot_be_batched_are_refused(identity, build_model):
         OnnxBackend(model)
 
 
-def test_sessions_compute_with_the_threads_and_options_that_were_asked_for(monkeypatch, doubling):
+def test_sessions_use_requested_threads_and_options(monkeypatch, doubling):
+    """Sessions are created with the threads, providers and session options that the caller requests."""
     seen = []
     real = onnxruntime.InferenceSession
 
@@ -161,7 +163,9 @@ def test_sessions_compute_with_the_threads_and_options_that_were_asked_for(monke
     assert seen[2][0] is own
 
 
-def test_a_provider_that_falls_back_silently_is_an_error(monkeypatch, doubling):
+def test_silent_provider_fallback_is_an_error(monkeypatch, doubling):
+    """A session that silently falls back to another provider is an error."""
+
     class FellBack(onnxruntime.InferenceSession):
         def get_providers(self):
             return ["CPUExecutionProvider"]
@@ -177,7 +181,8 @@ def test_what_a_notebook_shows(identity):
     assert "<td>output</td><td>y</td>" in html
 
 
-def test_a_provider_that_fails_is_an_error_and_prints_nothing(monkeypatch, doubling, capsys):
+def test_failing_provider_is_an_error_without_output(monkeypatch, doubling, capsys):
+    """A provider that fails to load is an error, and nothing is printed."""
     create = onnxruntime.InferenceSession._create_inference_session
 
     def fail(self, providers, provider_options, disabled_optimizers=None):
@@ -289,7 +294,8 @@ def test_the_plugin_of_openvino(doubling, tmp_path):
     assert expected in found
 
 
-def test_an_input_of_one_row_beside_inputs_of_many_is_refused(build_model):
+def test_one_row_input_beside_batched_ones_is_rejected(build_model):
+    """An input of one row beside batched inputs is rejected, unless it is a shared input."""
     model = build_model(
         [helper.make_node("Add", ["x", "rate"], ["y"])],
         [("x", Tensor.FLOAT, ["batch", 2]), ("rate", Tensor.FLOAT, [1])],

@@ -365,7 +365,7 @@ def test_inputs_of_several_fixed_sizes_are_refused(build_model):
             OnnxBackend(model)
 
 
-def test_a_square_output_of_a_fixed_batch_names_its_axis(identity):
+def test_square_output_of_fixed_batch_needs_batch_axis(identity):
     """Where two axes have the batch size, the user says which one has the rows."""
     model = identity(Tensor.FLOAT, [4, 4])
     with pytest.raises(ValueError, match="several axes have the batch size 4"):

@@ -28,7 +28,8 @@ def one(inputs):
 
 
 @on_a_loop
-async def test_a_model_that_left_answers_the_same_once_it_is_back(assets):
+async def test_reloaded_model_responds_as_before_its_unload(assets):
+    """An unloaded model returns the same outputs under the same fingerprint once it is loaded again."""
     backend = si.OnnxBackend(assets / "blaze_front.onnx")
     picture = np.random.default_rng(0).uniform(-1, 1, (128, 128, 3)).astype(np.float32)
     before = await backend.infer(one(picture))
@@ -54,7 +55,8 @@ async def test_a_model_that_left_answers_the_same_once_it_is_back(assets):
 
 
 @on_a_loop
-async def test_a_file_that_was_replaced_meanwhile_counts_as_a_reload(assets, tmp_path):
+async def test_file_replaced_while_unloaded_counts_as_reload(assets, tmp_path):
+    """A model file that was replaced while the model was unloaded counts as a reload."""
     path = tmp_path / "model.onnx"
     shutil.copy(assets / "blaze_front.onnx", path)
     backend = si.OnnxBackend(path)

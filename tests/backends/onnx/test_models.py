@@ -76,7 +76,9 @@ async def follow_single(backend, speech, stream):
     return answers
 
 
-def test_recurrent_state_batched_across_streams_equals_single_streams(silero, speech):
+def test_batched_streams_equal_single_streams(silero, speech):
+    """Recurrent state batched across streams gives the same outputs as each stream alone."""
+
     async def main():
         await silero.start()
         batched = await follow_batched(silero, speech)

@@ -101,8 +101,11 @@ def test_a_shared_sequence_is_each_caller_s_own(build_model, batch, ramp):
     np.testing.assert_array_equal(second, ramp(2, 3))
 
 
-def test_a_shared_sequence_of_mappings_is_each_caller_s_own(build_model, batch, ramp):
-    """The mappings of a classifier's probabilities too."""
+def test_shared_mappings_are_copied_per_caller(build_model, batch, ramp):
+    """Each caller gets its own copy of a shared sequence of mappings.
+
+    The mappings of a classifier's probabilities too.
+    """
     probabilities = helper.make_map_type_proto(Tensor.INT64, helper.make_tensor_type_proto(Tensor.FLOAT, []))
     output = helper.make_value_info("z", helper.make_sequence_type_proto(probabilities))
     zip_map = helper.make_node("ZipMap", ["x"], ["z"], domain="ai.onnx.ml", classlabels_int64s=[7, 8, 9])

@@ -105,7 +105,9 @@ def test_a_reload_changes_answers_fingerprint_and_name(tmp_path):
     run(main())
 
 
-def test_a_running_batch_ends_on_the_model_that_began_it(sessions):
+def test_running_batch_ends_on_the_model_that_began_it(sessions):
+    """During a reload, a running batch ends on the old model, and a queued batch runs on the new one."""
+
     async def main():
         backend = OnnxBackend(scaling(2.0))
         sessions[0].goes_on.clear()
@@ -120,8 +122,11 @@ def test_a_running_batch_ends_on_the_model_that_began_it(sessions):
     run(main())
 
 
-def test_the_new_model_has_run_each_shape_before_it_serves(sessions):
-    """On each worker, while the old model serves."""
+def test_new_model_runs_each_shape_before_it_serves(sessions):
+    """A reload runs each known shape on the new model before that model serves.
+
+    On each worker, while the old model serves.
+    """
     shapes = []
 
     async def main():
@@ -146,8 +151,11 @@ def test_the_new_model_has_run_each_shape_before_it_serves(sessions):
         run(main())
 
 
-def test_shapes_that_are_run_for_the_first_time_during_a_reload():
-    """The worker threads note them while the reload looks at what they have run."""
+def test_shape_first_run_during_reload():
+    """A shape may run for the first time during a reload.
+
+    The worker threads note them while the reload looks at what they have run.
+    """
 
     class Name(str):
         __slots__ = ()
@@ -170,8 +178,11 @@ def test_shapes_that_are_run_for_the_first_time_during_a_reload():
     assert backend.fingerprint_changes() == 1
 
 
-def test_a_worker_that_replaces_a_hung_one_has_a_memory_of_its_own():
-    """The thread that hangs may note what it has run at the same moment."""
+def test_replacement_worker_has_its_own_shape_memory():
+    """A worker that replaces a hung one copies its record of shapes instead of sharing it.
+
+    The thread that hangs may note what it has run at the same moment.
+    """
     worker = OnnxBackend(scaling(2.0))._serving.model.workers[0]
     worker.shapes[(("x", (3, 4), np.dtype(F32)),)] = None
 
@@ -223,7 +234,9 @@ def gathering(table, first=1):
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
 
 
-def test_a_model_that_cannot_run_what_the_old_one_does_is_refused():
+def test_model_failing_where_old_one_runs_is_rejected():
+    """A reload is rejected if the new model fails on a batch shape that the old model can run."""
+
     async def main():
         backend = OnnxBackend(gathering([10.0, 20.0]))
         batch = Batch(np.array([2, 1]), [Request(None), Request(None)])
@@ -238,8 +251,11 @@ def test_a_model_that_cannot_run_what_the_old_one_does_is_refused():
     run(main())
 
 
-def test_a_failure_counts_where_the_old_model_is_not_in_memory():
-    """What the old model takes is not known then; that it fails on zeros itself keeps nothing out."""
+def test_failure_counts_if_old_model_is_unloaded():
+    """A new model that fails its trial run is rejected if the old model is not in memory.
+
+    What the old model takes is not known then; that it fails on zeros itself keeps nothing out.
+    """
 
     async def main():
         backend = OnnxBackend(gathering([10.0, 20.0], first=3))
@@ -267,8 +283,11 @@ def test_cuda_graphs_stay_with_their_thread():
     run(main())
 
 
-def test_zeros_that_the_old_model_refuses_too_say_nothing():
-    """A model need not take zeros: here they are indices before the table."""
+def test_zeros_rejected_by_both_models_are_ignored():
+    """If the old model rejects zeros too, the new model's failure on them does not prevent the reload.
+
+    A model need not take zeros: here they are indices before the table.
+    """
 
     async def main():
         backend = OnnxBackend(gathering([10.0, 20.0], first=3))
@@ -281,7 +300,9 @@ def test_zeros_that_the_old_model_refuses_too_say_nothing():
     run(main())
 
 
-def test_a_reload_before_start_and_after_stop_is_what_the_next_start_serves():
+def test_reload_while_stopped_applies_to_next_start():
+    """A reload before the start, or after a stop, sets the model that the next start serves."""
+
     async def main():
         backend = OnnxBackend(scaling(2.0))
         await backend.reload(scaling(3.0))
@@ -317,8 +338,8 @@ def test_a_reload_keeps_the_first_shared_inputs(build_model):
     run(main())
 
 
-def test_reloads_take_effect_in_the_order_of_their_calls(monkeypatch):
-    """Whichever loads first."""
+def test_reloads_take_effect_in_call_order(monkeypatch):
+    """Reloads take effect in the order of their calls. Whichever loads first."""
     load = ModelLoader.load
     loads = []
 
@@ -342,7 +363,8 @@ def test_reloads_take_effect_in_the_order_of_their_calls(monkeypatch):
     run(main())
 
 
-def test_a_reload_cancelled_while_it_loads_has_no_effect(monkeypatch):
+def test_reload_cancelled_while_loading_has_no_effect(monkeypatch):
+    """A reload that is cancelled while it loads has no effect."""
     began, goes_on = threading.Event(), threading.Event()
     load = ModelLoader.load
 
@@ -444,8 +466,11 @@ asyncio.run(main())
     assert ended.stdout == "cancelled 0\n"
 
 
-def test_a_forked_process_waits_for_no_reload_of_its_parent():
-    """A reload in the fork makes sessions of its own."""
+def test_forked_process_ignores_reload_of_its_parent():
+    """A forked process does not wait for a reload that its parent has begun.
+
+    A reload in the fork makes sessions of its own.
+    """
 
     async def main():
         backend = OnnxBackend(scaling(2.0))
@@ -483,8 +508,11 @@ def test_reloads_from_several_event_loops():
     assert backend.fingerprint_changes() == 4
 
 
-def test_a_batch_of_several_runs_ends_though_its_model_is_unloaded(sessions):
-    """A model of one row a run keeps its session until the last row of the batch."""
+def test_batch_of_several_runs_survives_unload(sessions):
+    """A batch of several runs completes even though its model is unloaded meanwhile.
+
+    A model of one row a run keeps its session until the last row of the batch.
+    """
 
     async def main():
         backend = OnnxBackend(scaling(2.0, symbol=1))
@@ -514,7 +542,8 @@ def test_an_old_model_is_dropped_with_its_last_batch(sessions):
     run(main())
 
 
-def test_a_model_without_a_fingerprint_does_not_replace_one_that_has_it(tmp_path, monkeypatch):
+def test_model_without_fingerprint_is_rejected(tmp_path, monkeypatch):
+    """A reload rejects a model without a fingerprint if the present model has one."""
     monkeypatch.chdir(tmp_path)
     onnx.save(
         onnx.ModelProto.FromString(scaling(3.0, size=64)),
@@ -535,8 +564,11 @@ def test_a_model_without_a_fingerprint_does_not_replace_one_that_has_it(tmp_path
     run(main())
 
 
-def test_fifty_swaps_under_load_lose_nothing_and_mix_nothing():
-    """Each answer is of a model that served during the call; what a cache keeps is of the model in its key."""
+def test_fifty_swaps_under_load_lose_and_mix_nothing():
+    """Fifty swaps under load lose no request and mix no models.
+
+    Each answer is of a model that served during the call; what a cache keeps is of the model in its key.
+    """
     models = {factor: scaling(float(factor)) for factor in range(2, 2 + SWAPS)}
     marks = {OnnxBackend(model).fingerprint: factor for factor, model in models.items()}
     kept = {}
@@ -588,8 +620,11 @@ def test_fifty_swaps_under_load_lose_nothing_and_mix_nothing():
     asyncio.run(asyncio.wait_for(main(), 4 * PATIENCE_S))
 
 
-def test_an_answer_of_the_old_model_is_not_stored_under_the_new_fingerprint(sessions):
-    """Nor the new one's under the old fingerprint, and back: a number tells, not the fingerprint."""
+def test_old_response_is_not_stored_under_new_key(sessions):
+    """A response of the old model is not stored under the fingerprint of the new one.
+
+    Nor the new one's under the old fingerprint, and back: a number tells, not the fingerprint.
+    """
 
     async def main():
         first, second = scaling(2.0), scaling(3.0)

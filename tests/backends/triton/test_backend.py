@@ -76,7 +76,9 @@ def test_what_the_model_is_is_known_at_start(connect):
 
 
 @pytest.mark.parametrize(("model", "workers"), [("mlp", 1), ("accumulate", None)])
-def test_how_many_work_behind_the_servers_queue_is_known_where_a_batch_is_one_request(connect, model, workers):
+def test_queued_workers_need_one_request_per_batch(connect, model, workers):
+    """The number of workers behind the server's queue is known only if a batch is sent as one request."""
+
     async def scenario():
         backend = connect(model)
         assert backend.queued_workers is None
@@ -86,7 +88,9 @@ def test_how_many_work_behind_the_servers_queue_is_known_where_a_batch_is_one_re
     asyncio.run(scenario())
 
 
-def test_full_batches_are_sent_ahead_and_each_caller_gets_his_own_row(connect):
+def test_pipelined_batches_keep_rows_apart(connect):
+    """Full batches are pipelined, and each caller gets its own row."""
+
     async def scenario():
         backend = connect("affine")
         batcher = AdaptiveBatcher(max_batch_size=8, slo_s=30.0)
@@ -110,7 +114,8 @@ def test_full_batches_are_sent_ahead_and_each_caller_gets_his_own_row(connect):
         ({"model": "mlp", "version": "x"}, ValueError, "version: expected"),
     ],
 )
-def test_a_model_that_is_not_there_is_an_error_at_start(connect, arguments, error, message):
+def test_missing_model_is_an_error_at_start(connect, arguments, error, message):
+    """A model or version that the server lacks is an error at each start."""
     backend = connect(**arguments)
     for _ in range(2):  # nothing of the first start is left
         with pytest.raises(error, match=message):
@@ -168,7 +173,9 @@ def test_types_that_need_care_come_back_as_they_went(connect, shared_memory):
     asyncio.run(scenario())
 
 
-def test_a_batch_larger_than_the_model_takes_is_not_sent(connect):
+def test_batch_larger_than_model_takes_is_not_sent(connect):
+    """A batch larger than the model's maximum is not sent, and the error names the setting."""
+
     async def scenario():
         async with running(connect("affine")) as backend:
             with pytest.raises(BackendError, match="give the batcher max_batch_size=64"):
@@ -198,7 +205,9 @@ def test_one_row_that_the_model_refuses_fails_alone(connect, shared_memory):
 
 
 @pytest.mark.parametrize("shared_memory", [False, True])
-def test_the_deadline_ends_a_batch_and_cancelling_ends_it_at_once(connect, shared_memory):
+def test_deadline_and_cancellation_end_a_batch(connect, shared_memory):
+    """The deadline ends a batch with `DeadlineExceeded`, and a cancelled batch ends at once."""
+
     async def scenario():
         async with running(connect("slow_echo", shared_memory=shared_memory)) as backend:
             slow = {"x": floats(1, 1), "sleep_ms": np.full((1, 1), 400, np.int32)}
@@ -230,7 +239,9 @@ def test_a_full_queue_is_overload(connect):
     asyncio.run(scenario())
 
 
-def test_stopping_drains_or_ends_what_runs_and_it_starts_again(connect):
+def test_stop_drains_or_ends_calls_and_can_restart(connect):
+    """A stop drains running calls or ends them with `Closed`, and the backend can start again."""
+
     async def scenario():
         backend = connect("slow_echo")
         slow = {"x": floats(1, 1), "sleep_ms": np.full((1, 1), 150, np.int32)}
@@ -272,7 +283,9 @@ def test_another_loop_is_refused(connect):
     asyncio.run(scenario())
 
 
-def test_the_steps_of_a_stream_are_a_sequence_of_the_server(connect):
+def test_stream_steps_are_a_sequence_of_the_server(connect):
+    """The steps of each stream form one sequence of the server, which ends with `end_stream`."""
+
     async def scenario():
         async with running(connect("accumulate")) as backend:
             with pytest.raises(InvalidInput, match="stream_id"):
@@ -320,7 +333,9 @@ def test_steps_through_a_stack_keep_their_order(connect):
     asyncio.run(scenario())
 
 
-def test_a_sequence_that_the_server_has_forgotten_is_a_typed_error_and_begins_anew(connect, triton):
+def test_forgotten_sequence_is_lost_and_starts_again(connect, triton):
+    """A sequence that the server has forgotten raises `SequenceLost`, and the next step starts a new one."""
+
     async def scenario():
         async with running(connect("accumulate")) as backend:
 
@@ -424,7 +439,9 @@ def repeating(triton):
     return TritonBackend(triton.grpc_url, "repeat", statistics_every_s=None)
 
 
-def test_the_answers_of_a_decoupled_model_come_one_by_one_and_end(repeating):
+def test_decoupled_responses_arrive_singly_and_end(repeating):
+    """The responses of a decoupled model arrive one by one, and the stream ends after the last one."""
+
     async def scenario():
         async with running(repeating) as backend:
             for count in (0, 1, 5):
@@ -467,7 +484,9 @@ def test_a_stream_that_fails_or_is_late_or_left_ends(repeating):
     asyncio.run(scenario())
 
 
-def test_a_decoupled_model_that_answers_once_can_stand_behind_a_batcher(repeating):
+def test_decoupled_model_with_one_response_is_batched(repeating):
+    """In a batch, a decoupled model with exactly one response per request works; other rows get an error."""
+
     async def scenario():
         async with running(repeating) as backend:
             answers = await backend.infer(batch({"n": np.array([[1], [0], [2]], np.int32)}))
@@ -519,7 +538,8 @@ def test_tls_and_mutual_tls(triton, authority, protocol):
     asyncio.run(scenario())
 
 
-def test_headers_go_out_with_every_call_and_their_function_is_asked_each_time(connect):
+def test_headers_function_is_called_for_every_call(connect):
+    """Headers are sent with every call, their function is called each time, and no error shows their values."""
     calls = []
 
     def headers():
@@ -545,7 +565,8 @@ def test_headers_go_out_with_every_call_and_their_function_is_asked_each_time(co
 
 
 @pytest.mark.parametrize(("headers", "asked"), [(None, ["identity"]), ({"accept-encoding": "gzip"}, ["gzip"])])
-def test_answers_are_asked_for_uncompressed_unless_the_headers_say_otherwise(headers, asked):
+def test_responses_are_uncompressed_by_default(headers, asked):
+    """Responses are requested uncompressed, unless the headers say otherwise."""
     from aiohttp import web
     from servers.process import free_ports
 
@@ -614,7 +635,8 @@ def test_a_broken_connection_is_made_anew(triton, protocol):
     asyncio.run(scenario())
 
 
-def test_attempts_to_reconnect_never_wait_long_and_pings_are_only_sent_if_asked_for():
+def test_reconnects_are_quick_and_pings_are_optional():
+    """Reconnect attempts are at most 250 ms apart, and keepalive pings are sent only if configured."""
     from streaminfer.backends.triton.endpoint import find_endpoint
     from streaminfer.backends.triton.transport.grpc_transport import _options
 
@@ -624,7 +646,9 @@ def test_attempts_to_reconnect_never_wait_long_and_pings_are_only_sent_if_asked_
     assert dict(_options(find_endpoint("localhost", "grpc", None, False), 400.0))["grpc.keepalive_time_ms"] == 400_000
 
 
-def test_a_server_that_does_not_know_the_shared_memory_any_more_is_told_again(connect):
+def test_unknown_shared_memory_is_registered_again(connect):
+    """Shared memory that the server no longer knows is registered again, and the batch succeeds."""
+
     async def scenario():
         async with running(connect("affine", shared_memory=True)) as backend:
             session = backend._lifecycle.splitter.session

@@ -138,8 +138,11 @@ def test_a_batch_has_the_only_response_of_each_step(running):
     running(scenario)
 
 
-def test_a_step_that_is_left_before_its_end_loses_the_sequence(running):
-    """Steps behind it end with an error, and the server has its only place for the next sequence at once."""
+def test_step_left_before_its_end_loses_sequence(running):
+    """A step that its caller leaves before the last response loses the sequence.
+
+    Steps behind it end with an error, and the server has its only place for the next sequence at once.
+    """
 
     async def scenario(backend):
         for _ in range(2):

@@ -113,8 +113,11 @@ def test_steps_behind_one_whose_caller_left_are_lost(scripted):
     scripted(scenario)
 
 
-def test_caller_that_leaves_after_its_step_loses_its_sequence(scripted):
-    """Its batch still runs for others; a later step of the stream in the batch is lost too."""
+def test_caller_that_leaves_after_step_loses_sequence(scripted):
+    """A caller that leaves after its step has completed loses its sequence.
+
+    Its batch still runs for others; a later step of the stream in the batch is lost too.
+    """
 
     async def scenario(splitter, server):
         batch = WatchedBatch("a", "b", "a")
@@ -133,8 +136,11 @@ def test_caller_that_leaves_after_its_step_loses_its_sequence(scripted):
     scripted(scenario)
 
 
-def test_batch_cancelled_after_a_step_loses_its_sequence(scripted):
-    """A step that has completed is as unknown to its caller as one that was cut short."""
+def test_batch_cancelled_after_a_step_loses_sequence(scripted):
+    """A batch that is cancelled after one of its steps has completed loses the sequence of that step.
+
+    A step that has completed is as unknown to its caller as one that was cut short.
+    """
 
     async def scenario(splitter, server):
         running = asyncio.create_task(splitter.infer(WatchedBatch("a", "b")))
@@ -150,8 +156,11 @@ def test_batch_cancelled_after_a_step_loses_its_sequence(scripted):
     scripted(scenario)
 
 
-def test_a_stream_whose_step_took_long_is_not_forgotten_for_another():
-    """The server has seen it when the step completed, and not when it came."""
+def test_stream_with_long_step_is_not_evicted():
+    """A stream whose step took long does not become idle at once, and is not forgotten for another stream.
+
+    The server has seen it when the step completed, and not when it came.
+    """
 
     async def main():
         server, now_ns = Server(), 0

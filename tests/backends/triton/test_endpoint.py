@@ -23,7 +23,8 @@ from streaminfer.errors import BackendError
         ("unix:///tmp/x.sock", "unix:/tmp/x.sock"),
     ],
 )
-def test_what_cannot_leave_this_machine_needs_no_encryption(url, target):
+def test_local_address_needs_no_encryption(url, target):
+    """An address that cannot leave this machine needs no encryption."""
     address = find_endpoint(url, "grpc", None, False)
     assert (address.target, address.local, address.tls) == (target, True, None)
 
@@ -40,7 +41,8 @@ def test_everything_else_does(url):
     assert find_endpoint(url, "grpc", True, False).tls == Tls()
 
 
-def test_a_scheme_says_what_is_spoken_and_whether_it_is_encrypted():
+def test_scheme_selects_protocol_and_encryption():
+    """The scheme of a URL selects the protocol and whether the connection is encrypted."""
     assert find_endpoint("grpcs://triton:1", "grpc", None, False).tls == Tls()
     address = find_endpoint("https://triton/behind/this/", "http", None, False)
     assert (address.target, address.path, str(address)) == ("triton:8000", "/behind/this", "triton:8000/behind/this")
@@ -67,18 +69,21 @@ def test_a_scheme_says_what_is_spoken_and_whether_it_is_encrypted():
         ("10.0.0.1", "grpc", True, True, "insecure"),
     ],
 )
-def test_what_is_no_address_or_contradicts_itself_is_refused(url, protocol, tls, insecure, named):
+def test_invalid_or_contradictory_address_is_rejected(url, protocol, tls, insecure, named):
+    """A URL that is invalid, or contradicts the other arguments, is rejected with the argument's name."""
     with pytest.raises(ValueError, match=f"^{named}: expected"):
         find_endpoint(url, protocol, tls, insecure)
 
 
-def test_a_password_in_an_address_is_refused_and_not_shown():
+def test_password_in_address_is_rejected_and_not_shown():
+    """A password in the URL is rejected, and the error does not show it."""
     with pytest.raises(ValueError, match="headers=") as caught:
         find_endpoint("https://me:hunter2@triton", "http", None, False)
     assert "hunter2" not in str(caught.value)
 
 
-def test_a_certificate_and_its_key_come_together_and_are_not_shown():
+def test_certificate_needs_its_key_and_hides_it():
+    """A certificate and its key must be given together, and `repr` does not show the key."""
     with pytest.raises(ValueError, match="key: expected one"):
         Tls(certificate="x.pem")
     with pytest.raises(ValueError, match="certificate: expected one"):
@@ -115,7 +120,8 @@ def test_arguments_are_checked(changes, error, named):
     [{"authorization": "hunter2\n"}, {"bad name": "hunter2"}, {"content-length": "hunter2"}, {"x-bin": "hunter2"},
      {"authorization": b"hunter2"}],
 )  # fmt: skip
-def test_headers_that_cannot_be_sent_are_refused_and_their_values_not_shown(given):
+def test_unsendable_headers_are_rejected_and_not_shown(given):
+    """Headers that cannot be sent are rejected, and the error does not show their values."""
     with pytest.raises((ValueError, TypeError), match="headers: expected") as caught:
         Headers(given)
     assert "hunter2" not in "".join(traceback.format_exception(caught.value))
@@ -141,8 +147,11 @@ def test_headers_are_made_anew_for_each_call():
     ],
     ids=["the token of a scheme", "a value that begins with another one", "three characters", "none"],
 )
-def test_values_of_headers_are_scrubbed_from_what_comes_back(sent, text, shown):
-    """The whole value goes first, and what is too short to be a secret stays."""
+def test_header_values_are_scrubbed_from_server_text(sent, text, shown):
+    """Values of headers are removed from the text that a server returns.
+
+    The whole value goes first, and what is too short to be a secret stays.
+    """
     assert scrub(text, sent) == shown
 
 

@@ -27,8 +27,11 @@ def test_retry_after(said, after_s):
 
 @pytest.mark.parametrize("after_s", [None, 0.0, 2.5], ids=str)
 @pytest.mark.parametrize(("status", "text"), [("RESOURCE_EXHAUSTED", "quota"), ("UNAVAILABLE", "queue full")])
-def test_a_full_queue_says_when_to_retry_if_the_server_does(status, text, after_s):
-    """Where it says nothing, the time is unknown, which is not at once."""
+def test_full_queue_passes_on_retry_after(status, text, after_s):
+    """The error of a full queue has the retry time that the server states, if any.
+
+    Where it says nothing, the time is unknown, which is not at once.
+    """
     error = from_status(ServerError(status, text, after_s), "m")
     assert isinstance(error, Overloaded)
     assert error.retry_after_s == after_s

@@ -81,7 +81,9 @@ def strike(name, server, protocol="grpc", **options):
     return report
 
 
-def test_a_server_that_crashed_is_told_from_one_that_was_not_asked_again(fragile_triton):
+def test_crashed_server_differs_from_one_not_called(fragile_triton):
+    """The drill distinguishes a server that crashed from one that was not called again."""
+
     async def leave_it(rig):
         assert not rig.server.running
 
@@ -93,7 +95,8 @@ def test_a_server_that_crashed_is_told_from_one_that_was_not_asked_again(fragile
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_every_request_ends_and_the_server_is_back_by_itself(fragile_triton, name):
+def test_every_request_ends_and_server_recovers(fragile_triton, name):
+    """Under each fault every request ends, and the server gets requests again once the fault is over."""
     report = strike(name, fragile_triton)
     if not FAULTS[name].is_gentle:
         during = report.count("fault", routed=True)
@@ -109,7 +112,10 @@ def test_so_it_is_over_http(fragile_triton, name):
 
 
 @pytest.mark.parametrize("name", ["server stopped", "killed and restarted"])
-def test_shared_memory_is_not_given_to_another_batch_while_the_server_may_write_to_it(fragile_triton, name):
-    """A thawed server answers late, into memory: answers that are wrong would show that another batch had it."""
+def test_shared_memory_in_use_is_not_reused(fragile_triton, name):
+    """Shared memory is not given to another batch while the server may still write to it.
+
+    A thawed server answers late, into memory: answers that are wrong would show that another batch had it.
+    """
     report = strike(name, fragile_triton, shared_memory=True)
     assert report.count("mended", routed=True)["triton"] > 0

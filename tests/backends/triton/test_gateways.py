@@ -121,8 +121,11 @@ def test_a_stream_of_responses_brings_the_token():
     assert tokens == [f"Bearer {TOKEN}"]
 
 
-def test_a_close_ends_the_calls_of_a_connection_that_fell_silent():
-    """A call that has much time left does not outlive its transport, though later calls got a new connection."""
+def test_close_ends_calls_of_silent_connection():
+    """Closing a transport ends the calls of a connection that fell silent.
+
+    A call that has much time left does not outlive its transport, though later calls got a new connection.
+    """
 
     class Service(grpc.GenericRpcHandler):
         def service(self, details):
@@ -183,7 +186,9 @@ def test_a_stream_that_ends_at_once_brings_its_status():
     assert asyncio.run(main()) == {"UNAUTHENTICATED: no token"}
 
 
-def test_mutual_tls_refuses_a_client_without_a_certificate(target, protocol, mutual, ca):
+def test_mutual_tls_rejects_client_without_certificate(target, protocol, mutual, ca):
+    """With mutual TLS, a client without a certificate is rejected at the start."""
+
     async def main():
         async with GATEWAYS[protocol](target, token=TOKEN, tls=mutual) as gateway:
             own = Tls(ca=ca / "ca.pem", certificate=ca / "client.pem", key=ca / "client.key")
@@ -208,7 +213,9 @@ def test_when_to_come_again_reaches_the_caller(target, protocol, refusal, after_
     asyncio.run(main())
 
 
-def test_a_batch_larger_than_the_service_takes_goes_in_parts(target, protocol):
+def test_oversized_batch_is_split(target, protocol):
+    """A batch larger than the service accepts is sent in parts; a single row that is too large is an error."""
+
     async def main():
         async with GATEWAYS[protocol](target) as gateway:
             one = backend(gateway, protocol)

@@ -88,10 +88,11 @@ def test_a_netrc_file_has_no_part_in_it(tls, headers, got, tmp_path, monkeypatch
     ids=["encrypted", "excepted", "unencrypted"],
 )
 @pytest.mark.parametrize("scheme", ["http://", ""])
-def test_an_encrypted_connection_uses_the_proxy_of_the_environment(
-    encrypted, excepted, asked, scheme, tls, monkeypatch
-):
-    """One that is not encrypted does not, and nor does one to a host of `no_proxy`; no error shows a password."""
+def test_encrypted_connection_uses_environment_proxy(encrypted, excepted, asked, scheme, tls, monkeypatch):
+    """An encrypted connection uses the proxy of the environment.
+
+    One that is not encrypted does not, and nor does one to a host of `no_proxy`; no error shows a password.
+    """
     port, proxy_port = free_ports(2)
     for name in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(name, f"{scheme}me:hunter%32@{HOST}:{proxy_port}")

@@ -33,8 +33,11 @@ def test_plain_inference_works(connect):
     asyncio.run(main())
 
 
-def test_without_versions_no_other_backend_has_its_fingerprint(connect):
-    """What answers is not known, so what a cache keeps is never another process's."""
+def test_fingerprint_without_version_is_unique(connect):
+    """The fingerprint of a backend without a version is shared with no other backend.
+
+    What answers is not known, so what a cache keeps is never another process's.
+    """
 
     async def main():
         one, other = connect(), connect()
@@ -54,7 +57,9 @@ def test_what_it_lacks_is_an_error_at_the_start(connect):
     asyncio.run(main())
 
 
-def test_what_does_not_fit_is_refused_before_it_is_sent(connect):
+def test_mismatched_request_is_rejected_before_sending(connect):
+    """A request that does not match the model is rejected before it is sent."""
+
     async def main():
         async with si.Stack(connect()) as service:
             with pytest.raises(si.InvalidInput, match="x"):

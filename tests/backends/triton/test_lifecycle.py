@@ -75,8 +75,11 @@ def make(may_be_unloaded=True):
     return SessionLifecycle(make_settings(may_be_unloaded=may_be_unloaded), lambda _: None)
 
 
-def test_a_start_needs_the_model_unless_it_may_be_unloaded():
-    """Only a backend with memory_bytes starts without its model."""
+def test_start_needs_model_unless_unloadable():
+    """A start needs the model in memory, unless the backend may unload it.
+
+    Only a backend with memory_bytes starts without its model.
+    """
 
     async def main():
         Session.not_ready = True
@@ -94,8 +97,11 @@ def test_a_start_needs_the_model_unless_it_may_be_unloaded():
 
 
 @pytest.mark.parametrize(("version", "error"), [("", ModelNotReady), ("1", ModelNotReady), ("2", ValueError)])
-def test_a_model_that_becomes_ready_during_the_start_is_not_unknown(version, error):
-    """Another client's load ended between the two questions; a start that comes again finds it."""
+def test_model_ready_during_start_is_not_unknown(version, error):
+    """A model that becomes ready during the start is reported as not ready, not as unknown.
+
+    Another client's load ended between the two questions; a start that comes again finds it.
+    """
 
     class Transport:
         async def server(self, timeout_s):
@@ -130,8 +136,11 @@ def test_a_server_may_write_null_for_an_empty_list():
     assert model.version == ""
 
 
-def test_the_first_load_opens_the_session_and_a_later_one_describes_again():
-    """A load of a model that is in memory reads nothing."""
+def test_later_load_refreshes_the_open_session():
+    """The first load opens the session, and a later one reads the model's description again.
+
+    A load of a model that is in memory reads nothing.
+    """
 
     async def main():
         Session.not_ready = True
@@ -151,8 +160,11 @@ def test_the_first_load_opens_the_session_and_a_later_one_describes_again():
     asyncio.run(main())
 
 
-def test_a_load_before_the_start_and_after_the_stop_opens_nothing():
-    """A device may load the model of a stack that has stopped."""
+def test_load_while_stopped_opens_no_session():
+    """A load before the start, or after the stop, opens no session.
+
+    A device may load the model of a stack that has stopped.
+    """
 
     async def main():
         lifecycle = make()
@@ -186,8 +198,11 @@ def test_a_stop_during_a_load_leaves_no_session():
     asyncio.run(main())
 
 
-def test_a_cancelled_stop_ends_the_reading_of_statistics_too(monkeypatch):
-    """A load in the background takes a moment to end; the stop is cancelled in that moment."""
+def test_cancelled_stop_ends_statistics_reader(monkeypatch):
+    """A stop that is cancelled still ends the task that reads the server's statistics.
+
+    A load in the background takes a moment to end; the stop is cancelled in that moment.
+    """
 
     async def forever(self):
         await asyncio.Event().wait()
@@ -235,8 +250,11 @@ def test_arguments_are_checked(argument, error):
         TritonBackend("localhost:8001", "m", **argument)
 
 
-def test_only_a_backend_that_says_its_size_can_be_swapped():
-    """The client cannot know what a model takes."""
+def test_only_backend_with_memory_bytes_can_be_swapped():
+    """Only a backend with `memory_bytes` can be loaded and unloaded by a device.
+
+    The client cannot know what a model takes.
+    """
     assert TritonBackend("localhost:8001", "m").capabilities().residency is None
     residency = TritonBackend("localhost:8001", "m", memory_bytes=4).capabilities().residency
     assert (residency.memory_bytes, residency.load_at_start) == (4, True)

@@ -47,7 +47,9 @@ def test_integers_are_exact(url, protocol):
     asyncio.run(main())
 
 
-def test_what_the_server_lacks_is_found_at_the_start_and_said(url, protocol):
+def test_missing_extensions_are_found_at_start(url, protocol):
+    """Extensions that the server lacks are found at the start and listed in `missing_extensions`."""
+
     async def main():
         backend = TritonBackend(url, "mlp", protocol=protocol)
         async with si.Stack(backend):
@@ -68,7 +70,9 @@ def test_shared_memory_is_refused_at_the_start(url, protocol):
     asyncio.run(main())
 
 
-def test_a_model_that_it_does_not_have_is_refused_at_the_start(url, protocol):
+def test_unknown_model_is_rejected_at_start(url, protocol):
+    """A model that the server does not have is rejected at the start."""
+
     async def main():
         with pytest.raises((ValueError, si.BackendError), match="tpu"):
             await TritonBackend(url, "tpu", protocol=protocol).start()
@@ -76,7 +80,9 @@ def test_a_model_that_it_does_not_have_is_refused_at_the_start(url, protocol):
     asyncio.run(main())
 
 
-def test_what_does_not_fit_is_refused_before_it_is_sent(url, protocol):
+def test_mismatched_request_is_rejected_before_sending(url, protocol):
+    """A request that does not match the model is rejected before it is sent."""
+
     async def main():
         async with si.Stack(TritonBackend(url, "mlp", protocol=protocol)) as service:
             with pytest.raises(si.InvalidInput, match="x"):

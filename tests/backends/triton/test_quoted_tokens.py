@@ -56,8 +56,11 @@ async def _quoting(protocol, port):
         await runner.cleanup()
 
 
-def test_a_server_that_quotes_a_token_does_not_put_it_into_an_error(protocol):
-    """The error of a start says what was wrong, without the token."""
+def test_token_quoted_by_server_is_not_in_error(protocol):
+    """A token that the server quotes does not appear in the error.
+
+    The error of a start says what was wrong, without the token.
+    """
     (port,) = free_ports(1)
 
     async def scenario():

@@ -35,7 +35,9 @@ def test_a_sequence_starts_once_and_ends_once():
     asyncio.run(scenario())
 
 
-def test_the_steps_of_a_stream_go_one_at_a_time_in_order_and_those_of_others_beside_them():
+def test_steps_run_in_order_and_streams_in_parallel():
+    """Steps of one stream run one at a time and in order, while other streams run beside them."""
+
     async def scenario():
         all_ = sequences()
         log = []
@@ -55,8 +57,11 @@ def test_the_steps_of_a_stream_go_one_at_a_time_in_order_and_those_of_others_bes
     asyncio.run(scenario())
 
 
-def test_streams_keep_their_ids_when_the_model_is_described_anew():
-    """A server that has forgotten a sequence can say so; one with a new id would begin silently."""
+def test_streams_keep_ids_when_description_changes():
+    """Streams keep their ids when the model's description is read again.
+
+    A server that has forgotten a sequence can say so; one with a new id would begin silently.
+    """
 
     async def scenario():
         all_ = sequences()
@@ -71,7 +76,9 @@ def test_streams_keep_their_ids_when_the_model_is_described_anew():
 
 
 @pytest.mark.parametrize("error", [BackendError("x"), DeadlineExceeded("x"), asyncio.CancelledError(), KeyError("x")])
-def test_a_failed_step_loses_the_sequence_for_those_that_wait(error):
+def test_failed_step_loses_sequence_for_queued_steps(error):
+    """A failed step loses the sequence for the steps queued behind it; the next step starts a new one."""
+
     async def scenario():
         all_ = sequences()
         first = await step(all_, "a")
@@ -89,7 +96,9 @@ def test_a_failed_step_loses_the_sequence_for_those_that_wait(error):
 
 
 @pytest.mark.parametrize("error", [Overloaded("full"), NotSent(DeadlineExceeded("late"))])
-def test_a_step_that_the_model_cannot_have_seen_costs_nothing(error):
+def test_step_that_was_not_sent_keeps_sequence(error):
+    """A failed step that the model cannot have seen leaves the sequence as it was."""
+
     async def scenario():
         all_ = sequences()
         first = await step(all_, "a")
@@ -100,7 +109,9 @@ def test_a_step_that_the_model_cannot_have_seen_costs_nothing(error):
     asyncio.run(scenario())
 
 
-def test_a_step_that_is_cancelled_while_it_waits_is_not_taken_and_loses_nothing():
+def test_step_cancelled_while_queued_keeps_sequence():
+    """A step that is cancelled while it is queued is skipped, and the sequence continues."""
+
     async def scenario():
         all_ = sequences()
         go = asyncio.Event()
@@ -123,7 +134,9 @@ def test_a_step_that_is_cancelled_while_it_waits_is_not_taken_and_loses_nothing(
     asyncio.run(scenario())
 
 
-def test_streams_without_a_sequence_are_not_remembered_and_idle_ones_make_room():
+def test_idle_streams_make_room_for_new_ones():
+    """Streams without a sequence are not stored, and a full table evicts only streams that are idle."""
+
     async def scenario():
         all_ = sequences(idle_s=1.0, max_streams=2)
         await step(all_, "a", end=True)
@@ -153,7 +166,9 @@ class Looks(dict):
         return super().items()
 
 
-def test_a_full_table_is_looked_through_again_only_when_a_stream_can_be_idle():
+def test_full_stream_table_is_not_scanned_every_time():
+    """A full table of streams is scanned again only when a stream may have become idle."""
+
     async def scenario():
         all_ = sequences(idle_s=1.0, max_streams=2)
         all_._streams = looks = Looks()
@@ -171,7 +186,9 @@ def test_a_full_table_is_looked_through_again_only_when_a_stream_can_be_idle():
 
 
 @pytest.mark.parametrize(("kind", "bits"), [("TYPE_INT32", 31), ("TYPE_UINT32", 32), ("TYPE_UINT64", 63)])
-def test_ids_fit_the_models_type_and_differ_between_clients(kind, bits):
+def test_ids_fit_model_type_and_differ_between_clients(kind, bits):
+    """Sequence ids fit the model's type, wrap around to 1, and differ between clients."""
+
     async def scenario():
         ids = [(await step(sequences(kind), "a"))["sequence_id"] for _ in range(20)]
         assert all(0 < one < 2**bits for one in ids)

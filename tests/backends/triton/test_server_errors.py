@@ -59,7 +59,9 @@ def repeat(**given):
 # -- streams whose caller is not there ----------------------------------------------------------------------------
 
 
-def test_a_stream_that_nobody_takes_any_more_holds_nothing_up(connect):
+def test_stream_without_reader_does_not_delay_stop(connect):
+    """A stream that is no longer read does not delay a stop, with or without drain."""
+
     async def scenario():
         for drain, timeout_s in ((False, 30.0), (True, 0.2)):
             backend = connect("repeat", timeout_s=timeout_s)
@@ -99,7 +101,9 @@ def test_a_batch_that_says_it_has_no_deadline(connect, protocol):
     asyncio.run(scenario())
 
 
-def test_draining_lets_a_stream_that_is_taken_come_to_its_end(connect):
+def test_drain_lets_a_stream_that_is_read_finish(connect):
+    """A draining stop lets a stream that is still read come to its end."""
+
     async def scenario():
         backend = connect("repeat")
         await backend.start()
@@ -121,7 +125,9 @@ def test_draining_lets_a_stream_that_is_taken_come_to_its_end(connect):
 
 
 @pytest.mark.parametrize("ending", ["left", "raised"])
-def test_a_stream_that_is_left_without_closing_it_is_collected(connect, ending):
+def test_abandoned_stream_is_collected(connect, ending):
+    """A stream that its caller leaves without closing it is garbage-collected and ended."""
+
     async def scenario():
         async with running(connect("repeat")) as backend:
 
@@ -139,7 +145,9 @@ def test_a_stream_that_is_left_without_closing_it_is_collected(connect, ending):
     asyncio.run(scenario())
 
 
-def test_without_a_deadline_an_answer_has_the_timeout_of_the_backend(connect):
+def test_missing_deadline_defaults_to_backend_timeout(connect):
+    """Without a deadline, each response has the timeout of the backend; a whole stream may take longer."""
+
     async def scenario():
         async with running(connect("repeat", timeout_s=0.3)) as backend:
             slow = {name: array[np.newaxis] for name, array in repeat(n=1, delay_ms=3000).items()}
@@ -156,7 +164,8 @@ def test_without_a_deadline_an_answer_has_the_timeout_of_the_backend(connect):
 # -- who is to blame ----------------------------------------------------------------------------------------------
 
 
-def test_callers_are_not_blamed_for_a_model_that_was_replaced(connect, triton, protocol):
+def test_replaced_model_is_not_blamed_on_callers(connect, triton, protocol):
+    """A replaced model is a `BackendError`, not the fault of a caller, and is described again."""
     config = triton.repository / "affine" / "config.pbtxt"
     before = config.read_text()
 
@@ -227,7 +236,8 @@ def test_messages_may_be_as_large_as_a_batch(connect, protocol, shared_memory):
 # -- shared memory ------------------------------------------------------------------------------------------------
 
 
-def test_telling_a_server_again_of_shared_memory_is_a_part_of_the_requests_time(connect, triton, protocol):
+def test_shared_memory_renewal_counts_in_request_time(connect, triton, protocol):
+    """The time for registering shared memory again counts towards the deadline of the request."""
     from servers.network import Proxy
 
     async def scenario():
@@ -256,7 +266,8 @@ def test_telling_a_server_again_of_shared_memory_is_a_part_of_the_requests_time(
     asyncio.run(scenario())
 
 
-def test_a_server_that_cannot_map_our_memory_is_noticed_at_the_start(connect, protocol, monkeypatch):
+def test_server_that_cannot_map_memory_fails_at_start(connect, protocol, monkeypatch):
+    """A server that cannot map the client's shared memory fails the start."""
     from pathlib import Path
 
     from streaminfer.backends.triton.shared_memory import region_pool as module
@@ -314,7 +325,8 @@ def test_files_that_are_no_pem_are_named_and_not_shown(connect, protocol, files,
     assert "hunter2" not in "".join(traceback.format_exception(caught.value))
 
 
-def test_an_encrypted_key_is_refused_and_no_password_asked(authority, tmp_path):
+def test_encrypted_key_is_rejected_without_prompt(authority, tmp_path):
+    """An encrypted private key is rejected, without asking for a password."""
     from cryptography.hazmat.primitives import serialization
 
     issued = authority.issue("locked")
@@ -329,7 +341,8 @@ def test_an_encrypted_key_is_refused_and_no_password_asked(authority, tmp_path):
 
 
 @pytest.mark.parametrize("wrong", ["authority", "name", "expired", "client"])
-def test_a_server_or_client_that_is_not_who_it_should_be_gets_nothing(triton, authority, protocol, tmp_path, wrong):
+def test_unverified_peer_fails_the_start(triton, authority, protocol, tmp_path, wrong):
+    """A server or client whose certificate cannot be verified fails the start, and no error shows a token."""
     from servers import certificates
     from servers.network import Proxy
 
@@ -377,7 +390,8 @@ def _expired(authority, patch):
     return authority.server_context()
 
 
-def test_http_through_a_unix_socket_is_not_said_to_be_encrypted():
+def test_http_unix_socket_is_not_called_encrypted():
+    """HTTP through a Unix socket cannot have TLS, so it is not reported as encrypted."""
     with pytest.raises(ValueError, match="tls: expected None"):
         find_endpoint("unix:/tmp/x.sock", "http", True, False)
     assert find_endpoint("unix:/tmp/x.sock", "grpc", True, False).tls == Tls()
@@ -393,7 +407,8 @@ def test_a_query_is_refused_and_not_shown():
 # -- threads and loops --------------------------------------------------------------------------------------------
 
 
-def test_threads_ask_through_a_blocking_stack_and_it_starts_again(connect):
+def test_blocking_stack_serves_threads_and_restarts(connect):
+    """Threads can call a Triton backend through a blocking stack, which can start again."""
     stack = Stack(AdaptiveBatcher(max_batch_size=8), connect("affine", shared_memory=True))
     for _ in range(2):
         with stack.blocking() as ask:
@@ -424,7 +439,9 @@ def test_cancellations_and_deadlines_never_mix_up_rows(connect, protocol):
 # -- in a stack ---------------------------------------------------------------------------------------------------
 
 
-def test_a_batcher_that_asks_for_more_than_the_model_takes_does_not_start(connect, protocol):
+def test_batcher_larger_than_model_limit_fails_start(connect, protocol):
+    """A batcher whose `max_batch_size` exceeds the model's maximum fails the start."""
+
     async def scenario():
         stack = Stack(AdaptiveBatcher(max_batch_size=65), connect("affine", protocol))
         with pytest.raises(ValueError, match="max_batch_size: expected at most 64"):

@@ -15,8 +15,11 @@ from streaminfer.request import Batch, Request
 
 @pytest.mark.parametrize("drain", [True, False])
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_a_stop_with_a_hung_server_ends_at_its_limit_and_leaves_nothing(triton, protocol, drain, took_s, caplog):
-    """The backend keeps the limit, for a call that no batcher knows as well: the stack need not cancel its stop."""
+def test_stop_with_hung_server_ends_at_its_limit(triton, protocol, drain, took_s, caplog):
+    """A stop ends at its time limit even if the server hangs, and leaves no task.
+
+    The backend keeps the limit, for a call that no batcher knows as well: the stack need not cancel its stop.
+    """
     from servers.network import Proxy
 
     limit_s = 0.3
@@ -53,8 +56,11 @@ def test_a_stop_with_a_hung_server_ends_at_its_limit_and_leaves_nothing(triton, 
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_a_stop_with_shared_memory_and_a_silent_server_asks_once(triton, protocol, took_s):
-    """A server that does not respond is given one time limit for all regions, not one for each."""
+def test_stop_calls_silent_server_once_for_all_regions(triton, protocol, took_s):
+    """A stop with shared memory sends only one request to a silent server.
+
+    A server that does not respond is given one time limit for all regions, not one for each.
+    """
     from servers.network import Proxy
 
     timeout_s = 0.5
@@ -73,7 +79,7 @@ def test_a_stop_with_shared_memory_and_a_silent_server_asks_once(triton, protoco
     asyncio.run(scenario())
 
 
-def test_stop_that_drains_ends_a_stream_that_is_still_read(triton):
+def test_draining_stop_ends_stream_that_is_still_read(triton):
     """A stream of responses without an end has `timeout_s`, also while its caller awaits each of them."""
 
     async def scenario():

@@ -109,8 +109,11 @@ def test_text_of_an_error_says_what_a_status_would(text, expected, lost):
 
 
 @pytest.mark.parametrize("width", [1, 2])
-def test_a_decoupled_model_that_was_replaced_is_described_again(width):
-    """Unless the inputs do not match its present description either."""
+def test_replaced_decoupled_model_is_described_again(width):
+    """A decoupled model that was replaced is described again.
+
+    Unless the inputs do not match its present description either.
+    """
     metadata = {"inputs": [{"name": "n", "datatype": "INT32", "shape": [1]}]}
     model = read_model("m", "1", {**metadata, "outputs": metadata["inputs"]}, {"max_batch_size": 0})
     refreshed = []
@@ -138,8 +141,11 @@ def test_a_decoupled_model_that_was_replaced_is_described_again(width):
 
 @pytest.mark.parametrize("ending", ["deadline", "cancelled"])
 @pytest.mark.parametrize(("silent_s", "is_replaced"), [(1.9, False), (2.0, True)])
-def test_a_connection_on_which_a_stream_hears_nothing_is_replaced(ending, silent_s, is_replaced):
-    """As one on which other calls hear nothing; the time counts from the last response."""
+def test_connection_with_a_silent_stream_is_replaced(ending, silent_s, is_replaced):
+    """A connection on which a stream receives nothing is replaced.
+
+    As one on which other calls hear nothing; the time counts from the last response.
+    """
     clock = FakeClock()
 
     async def respond(requests, context):

@@ -146,14 +146,18 @@ def follow():
     return lambda transport, *changes: asyncio.run(ask_all(transport, changes))
 
 
-def test_an_answer_is_read_by_the_description_of_its_version(follow):
+def test_response_is_read_by_its_own_version(follow):
+    """A response is read by the description of the version that produced it."""
     transport = Versions(("1", 1), ("2", 3), ("2", 3), columns=[3])
     assert follow(transport, None, None, None) == [((1,), "1"), ((3,), "2"), ((3,), "2")]
     assert transport.asked == [""]
 
 
-def test_an_answer_from_before_a_change_changes_nothing(follow):
-    """It was sent to version 1 when version 2 was not there, and comes later than the first of version 2."""
+def test_late_response_of_old_version_is_ignored(follow):
+    """A response from before a version change changes nothing.
+
+    It was sent to version 1 when version 2 was not there, and comes later than the first of version 2.
+    """
     transport = Versions(("2", 3), ("1", 1), ("2", 3), columns=[3])
     assert follow(transport, None, 0, None) == [((3,), "2"), ((1,), "2"), ((3,), "2")]
 
@@ -163,7 +167,8 @@ def test_a_server_that_goes_back_is_followed_too(follow):
     assert follow(transport, None, None) == [((3,), "2"), ((1,), "1")]
 
 
-def test_a_server_that_names_no_version_is_not_asked_again(follow):
+def test_unversioned_server_is_not_described_again(follow):
+    """The description of a model is not read again if the server names no version in its responses."""
     transport = Versions(("", 1), columns=[])
     assert follow(transport, None) == [((1,), "1")]
 
@@ -184,8 +189,11 @@ class SlowVersions(Versions):
         self.closed.set()
 
 
-def test_a_description_that_takes_longer_than_its_callers_have_is_read():
-    """Without that no request of a roll-out would be in time, until the statistics are read."""
+def test_description_outlives_its_callers():
+    """The description of a new version is read to its end even if it takes longer than its callers have.
+
+    Without that no request of a roll-out would be in time, until the statistics are read.
+    """
 
     async def main(loop):
         transport = SlowVersions(("2", 3), ("2", 3), columns=[3])
@@ -203,8 +211,11 @@ def test_a_description_that_takes_longer_than_its_callers_have_is_read():
     run(main)
 
 
-def test_a_response_whose_version_is_described_too_late_is_late():
-    """The time for the description is a part of the request's."""
+def test_response_described_too_late_is_late():
+    """A response is late if its new model version is described only after the deadline.
+
+    The time for the description is a part of the request's.
+    """
 
     async def main(loop):
         session = open_session(SlowVersions(("2", 3), columns=[3]))
@@ -217,8 +228,11 @@ def test_a_response_whose_version_is_described_too_late_is_late():
 
 
 @pytest.mark.parametrize("deadline_s", [0.030, None])
-def test_a_streamed_response_whose_version_is_described_too_late_is_late(deadline_s):
-    """At the deadline of the stream; without one, at the end of the time that each response has."""
+def test_streamed_response_described_too_late_is_late(deadline_s):
+    """A streamed response is late if its new model version is described too late.
+
+    At the deadline of the stream; without one, at the end of the time that each response has.
+    """
 
     class Streaming(SlowVersions):
         async def stream(self, call, timeout_s):
@@ -254,8 +268,11 @@ def test_a_close_ends_a_description_that_is_read():
     run(main)
 
 
-def test_streams_are_remembered_when_a_version_keeps_sequences_for_another_time():
-    """Their next step tells whether the server has forgotten them."""
+def test_streams_survive_change_of_sequence_idle_time():
+    """Streams are remembered when a new version keeps idle sequences for another time.
+
+    Their next step tells whether the server has forgotten them.
+    """
 
     class Stateful(Versions):
         async def config(self, model, version, timeout_s):
@@ -306,8 +323,11 @@ class Rolling(Versions):
         pass
 
 
-def test_a_version_that_comes_while_a_stop_drains_is_followed(monkeypatch):
-    """The last answers are read by its description, and their caches see that the fingerprint has changed."""
+def test_version_change_during_drain_is_followed(monkeypatch):
+    """A new model version that comes while a stop drains is followed.
+
+    The last answers are read by its description, and their caches see that the fingerprint has changed.
+    """
 
     async def main():
         transport = Rolling(("2", 3), columns=[1, 3])

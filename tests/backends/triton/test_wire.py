@@ -50,7 +50,8 @@ def test_an_answer_is_read_as_protobuf_would(contents, number):
 
 
 @given(st.binary(max_size=60), st.data())
-def test_garbage_and_cut_messages_are_errors_and_nothing_else(garbage, data):
+def test_garbage_and_truncated_messages_are_errors(garbage, data):
+    """Garbage and truncated messages raise ValueError and no other exception."""
     whole = messages.ModelInferResponse(model_name="m", raw_output_contents=[b"12345678"]).SerializeToString()
     cut = whole[: data.draw(st.integers(0, len(whole) - 1))]
     for message in (garbage, cut):
@@ -164,12 +165,14 @@ def test_an_ensemble_has_the_sequences_of_its_parts():
 
 
 @pytest.mark.parametrize("steps", [3, [3], [{}], [{"model_name": "n", "model_version": "x"}]])
-def test_an_ensemble_whose_parts_cannot_be_read_is_an_error(steps):
+def test_ensemble_with_unreadable_parts_is_an_error(steps):
+    """An ensemble whose parts cannot be read is a BackendError."""
     with pytest.raises(BackendError, match="model 'm': the parts of the ensemble cannot be read"):
         describe({("m", ""): config(ensemble_scheduling={"step": steps})})
 
 
-def test_a_model_without_a_batch_axis_is_asked_row_by_row():
+def test_model_without_batch_axis_is_called_row_by_row():
+    """A model without a batch axis has a maximum batch size of 0 and is called row by row."""
     model = read_model("m", "1", described({"x": ("FP32", [2])}, {"y": ("FP32", [])}), {"max_batch_size": 0})
     assert [spec.row_shape for spec in (*model.inputs, *model.outputs)] == [(2,), ()]
     assert read_model("m", "1", described(), None).max_batch_size is None
@@ -181,7 +184,8 @@ def test_a_model_without_a_batch_axis_is_asked_row_by_row():
     [described(inputs={}), described(outputs={}), described({"x": ("STRANGE", [-1])}), described({"x": ("FP32", [])}),
      {"inputs": 3, "outputs": 4}, described({"x": ("FP32", ["many"])})],
 )  # fmt: skip
-def test_a_model_that_cannot_be_used_is_refused_at_start(metadata):
+def test_unusable_model_is_rejected_at_start(metadata):
+    """A model whose metadata cannot be used is rejected with a BackendError at the start."""
     with pytest.raises(BackendError, match="model 'm'"):
         read_model("m", "1", metadata, config())
 
@@ -192,7 +196,8 @@ def test_the_latest_version_is_the_highest_number():
     assert latest([]) == ""
 
 
-def test_requests_are_checked_as_for_other_backends_and_text_by_its_shape():
+def test_requests_are_validated_and_text_by_shape():
+    """Requests are validated as for other backends, and text by its shape."""
     model = read_model(
         "m", "1", described({"x": ("FP32", [-1, 2]), "t": ("BYTES", [-1, 1])}), config(input=[{"name": "t", "optional": True}])
     )  # fmt: skip
@@ -247,7 +252,8 @@ GOOD = {
 }
 
 
-def test_rows_are_views_that_nobody_writes_to_aligned_or_not():
+def test_rows_are_read_only_views_even_if_unaligned():
+    """Decoded rows are read-only views of one array, even if the received content is not aligned."""
     model = read_model("m", "1", TWO, config())
     for offset in range(4):
         content = memoryview(bytes(offset) + GOOD["y"].content)[offset:]
@@ -264,7 +270,8 @@ def test_rows_are_views_that_nobody_writes_to_aligned_or_not():
      {"y": {"content": None}}, {"y": {"content": ["a", "b"]}}, {"t": {"content": b"\1\0\0\0a"}},
      {"t": {"content": b"\x09\0\0\0a"}}, {"y": {"shape": (3, 2), "content": bytes(24)}}, {"y": {"shape": (2**40, 2**40)}}],
 )  # fmt: skip
-def test_an_answer_that_is_not_the_models_is_an_error_that_says_why(wrong):
+def test_response_unlike_model_is_an_explained_error(wrong):
+    """A response that does not match the model is an error that names the output."""
     outputs = dict(GOOD)
     for name, changes in wrong.items():
         if changes is None:
@@ -278,8 +285,11 @@ def test_an_answer_that_is_not_the_models_is_an_error_that_says_why(wrong):
 @pytest.mark.parametrize(
     ("datatype", "elements"), [("INT64", [1, 1.5]), ("BOOL", [True, 5]), ("INT8", [1, 300]), ("FP16", [1.0, 7e4])]
 )
-def test_a_listed_element_that_the_type_does_not_have_is_an_error(datatype, elements):
-    """NumPy would make 1 of 1.5, true of 5 and infinity of 70,000."""
+def test_listed_element_outside_its_type_is_an_error(datatype, elements):
+    """A listed element that the data type cannot represent is an error.
+
+    NumPy would make 1 of 1.5, true of 5 and infinity of 70,000.
+    """
     model = read_model("m", "1", described(outputs={"y": (datatype, [-1])}), config())
     response = InferResponse({"y": Tensor("y", datatype, (2,), elements)})
     with pytest.raises(BackendError, match="model 'm': output 'y': expected a content of"):
@@ -302,7 +312,8 @@ def test_listed_elements_are_rows(datatype, elements):
      (b'{"outputs": []}', "99"), (b'{"outputs": []}', "-1"), (b'{"outputs": []}', "x"), (b"\xff", None),
      (b'{"outputs":[{"name":"y","datatype":"FP32","shape":[1],"parameters":{"binary_data_size":4}}]}', "88")],
 )  # fmt: skip
-def test_an_http_answer_that_cannot_be_read_is_an_error(body, head_length):
+def test_unreadable_http_response_is_an_error(body, head_length):
+    """An HTTP response that cannot be read is a BackendError."""
     with pytest.raises(BackendError, match="the server's response"):
         http._read(body, head_length)
 
@@ -342,7 +353,8 @@ def test_bfloat16_is_a_type_of_numbers():
         ("PERMISSION_DENIED", "", BackendError, False),
     ],
 )
-def test_every_failure_is_one_of_the_tree_and_keeps_its_cause(status, text, kind, retryable):
+def test_server_errors_are_mapped_and_keep_their_cause(status, text, kind, retryable):
+    """Each server error becomes an exception of our hierarchy and keeps its cause."""
     refused = ServerError(status, text)
     refused.__cause__ = OSError("below")
     error = from_status(refused, "it")
@@ -370,7 +382,8 @@ def counters(requests, queue_ns, infer_ns):
     return [{"inference_count": str(4 * requests), "execution_count": str(requests), "inference_stats": parts}]
 
 
-def test_times_are_differences_of_readings_and_survive_a_restart():
+def test_server_times_are_differences_of_counters():
+    """Server times are differences between counter readings and survive a restart of the server."""
     reader = CounterReader()
     reader.read(counters(100, 10**9, 10**9))
     assert (reader.total.requests, reader.total.queue_s, reader.recent) == (0, 0.0, None)
@@ -391,7 +404,8 @@ def test_text_for_json_is_text():
             strings(np.array(["a", bad], object))
 
 
-def test_a_question_without_an_input_is_never_the_callers_fault():
+def test_error_without_input_never_blames_the_caller():
+    """An error of a server call that has no input is never reported as the caller's fault."""
     refused = ServerError("INVALID_ARGUMENT", "no such region")
     error = without_input(refused, "registering")
     assert type(error) is BackendError

@@ -67,7 +67,8 @@ def test_stacking_is_numpys(data, dtype, shape, count):
         assert not any(np.shares_memory(stacked, row) for row in rows)
 
 
-def test_a_single_array_takes_the_axis_of_the_only_input():
+def test_single_array_uses_the_axis_of_the_only_input():
+    """A single array is stacked on the batch axis of the only input."""
     assert stack_rows([np.zeros((2, 3))] * 4, {"state": 1}).shape == (2, 4, 3)
     assert stack_rows([np.zeros((2, 3))] * 4, {}).shape == (4, 2, 3)
 
@@ -123,7 +124,8 @@ def test_what_cannot_be_stacked_is_refused(inputs):
         prepare(inputs)
 
 
-def test_a_batch_is_put_together_once_at_the_first_reading():
+def test_batch_is_assembled_once_on_first_access():
+    """A batch is assembled once, when its inputs are first read."""
     made = []
     batch = AssembledBatch(lambda: made.append(1) or "stacked", [1, 2], None, lambda: 77, 4)
     assert (made, batch.assembled_ns, len(batch), batch.size) == ([], 0, 2, 4)
@@ -162,7 +164,8 @@ numbers = hnp.boolean_dtypes() | hnp.integer_dtypes() | hnp.floating_dtypes() | 
 
 
 @given(st.data())
-def test_ragged_rows_are_chosen_padded_and_masked_as_by_hand(data):
+def test_ragged_rows_are_selected_padded_and_masked(data):
+    """Ragged rows are selected, padded and masked exactly as by a reference written by hand."""
     dtype = data.draw(numbers)
     shape = list(data.draw(hnp.array_shapes(min_dims=1, max_dims=3, max_side=3)))
     axis = data.draw(st.integers(-len(shape), len(shape) - 1))
@@ -208,7 +211,8 @@ def test_ragged_rows_are_chosen_padded_and_masked_as_by_hand(data):
 
 
 @given(st.data(), hnp.scalar_dtypes() | st.just(np.dtype([("a", ">i4"), ("b", "f8")])), st.booleans())
-def test_equal_rows_are_stacked_the_same_with_and_without_buffers(data, dtype, named):
+def test_equal_rows_stack_alike_with_or_without_pool(data, dtype, named):
+    """Rows of one shape are stacked the same with and without pooled buffers."""
     shape = data.draw(hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4))
     axis = data.draw(st.integers(-len(shape) - 1, len(shape)))
     count = data.draw(st.integers(1, 5))
@@ -228,7 +232,8 @@ def test_equal_rows_are_stacked_the_same_with_and_without_buffers(data, dtype, n
         assert not any(np.shares_memory(stacked, row) for row in rows)
 
 
-def test_large_batches_are_written_into_reused_memory_and_small_ones_not():
+def test_only_large_batches_use_pooled_memory():
+    """Large batches are written into reused memory, small ones are not."""
     made = assembler()
     large, small = np.zeros(1 << 20), np.zeros(64)
     first = made.assemble([large] * 2)
@@ -242,7 +247,8 @@ def test_large_batches_are_written_into_reused_memory_and_small_ones_not():
     assert not ragged.assemble([large] * 2).flags.owndata
 
 
-def test_answers_that_are_views_of_the_input_outlive_later_batches():
+def test_results_that_view_the_input_stay_unchanged():
+    """Results that are views of the batch input keep their values while later batches are assembled."""
     made = assembler(max_batch_size=4)
     kept = []
     rng = random.Random(1)
@@ -291,7 +297,8 @@ def test_rows_whose_callers_have_gone_are_left_out():
     assert made.assemble(left).tolist() == [[1, 0, 0, 0], [3, 3, 3, 0], [4, 4, 4, 4], [4, 4, 4, 4]]
 
 
-def test_a_request_can_be_shown_as_the_model_will_see_it():
+def test_as_padded_shows_what_the_model_will_see():
+    """`as_padded` shows a request as the model will see it."""
     made = assembler(buckets=Buckets((2, 4), pad_value=9), preferred_sizes=(8,))
     assert made.as_padded(np.arange(3)).tolist() == [0, 1, 2, 9]
     whole = np.arange(4)
@@ -409,7 +416,8 @@ RAGGED_KINDS = [
 
 @pytest.mark.parametrize("names", [None, frozenset("x"), frozenset("xy")])
 @pytest.mark.parametrize("axis", [0, 1, -1, -2])
-def test_compiled_and_plain_choose_the_same_ragged_rows(plain, names, axis):
+def test_compiled_and_uncompiled_select_alike(plain, names, axis):
+    """The compiled and the uncompiled module select the same ragged rows."""
     twin = plain("batching.assembly._compatibility_cy")
     compiled = RaggedCompatibility((4, 8), axis, names)
     other = twin.RaggedCompatibility((4, 8), axis, names)
@@ -428,7 +436,8 @@ def test_compiled_and_plain_choose_the_same_ragged_rows(plain, names, axis):
             assert len(chosen) <= limit
 
 
-def test_ragged_rows_differ_in_nothing_but_their_length():
+def test_ragged_rows_differ_only_in_length():
+    """Ragged rows are stacked together only if they differ in nothing but their length."""
     ragged = RaggedCompatibility((4, 8), 0, None)
     chosen = {
         start: [k for k, row in enumerate(RAGGED_KINDS) if ragged.choose(tickets_of([first, row]), 2, False)[1:]]
@@ -557,7 +566,8 @@ def test_results_of_copies_are_dropped():
     assert isinstance(split_rows([], 2, "f"), BackendError)
 
 
-def test_shorter_rows_ride_behind_a_longer_one_and_not_the_other_way_round():
+def test_shorter_rows_join_a_longer_one_not_vice_versa():
+    """Shorter rows join a batch whose first row is longer, never the other way round."""
     made = assembler(buckets=Buckets((4, 8), pad_value=-1))
     rows = [np.arange(6), np.arange(3), np.arange(8), np.arange(2, dtype=np.int32)]
     chosen = made.select(tickets_of(rows), True)

@@ -73,7 +73,8 @@ def test_whoever_refers_to_it_keeps_it(holder):
     assert address(pool.take((10, 100), F4)) == first
 
 
-def test_ort_values_keep_it_and_a_model_that_hands_its_input_on_does_not_answer_with_it():
+def test_ort_values_and_returned_inputs_keep_memory():
+    """A buffer is not reused while an OrtValue or an output of a model that returns its input refers to it."""
     import onnx
     import onnxruntime as ort
 
@@ -98,7 +99,8 @@ def test_ort_values_keep_it_and_a_model_that_hands_its_input_on_does_not_answer_
         assert (value.numpy() == number).all()
 
 
-def test_the_collector_gives_nothing_back_that_a_finalizer_still_reads():
+def test_buffer_read_by_a_finalizer_is_not_reused():
+    """The garbage collector returns no buffer to the pool that a finalizer still reads."""
     pool = BufferPool(PLENTY)
     seen = []
 
@@ -133,7 +135,8 @@ def test_lent_and_idle_memory_is_bounded():
     assert {address(array) for array in [pool.take((256,), F4) for _ in range(4)]} == addresses
 
 
-def test_idle_memory_makes_room_the_longest_unused_first():
+def test_longest_unused_idle_memory_is_freed_first():
+    """Idle memory makes room for new buffers, the least recently used first."""
     pool = BufferPool(4096)
     first, second, third = (pool.take((256,), F4) for _ in range(3))
     left = {address(second), address(third)}
@@ -148,7 +151,8 @@ def test_idle_memory_makes_room_the_longest_unused_first():
     assert pool.held_bytes == 4096
 
 
-def test_smaller_arrays_use_the_memory_of_larger_ones_and_not_the_other_way_round():
+def test_smaller_arrays_reuse_memory_of_larger_ones():
+    """Smaller arrays reuse the memory of larger ones, never the other way round."""
     pool = BufferPool(PLENTY)
     large = pool.take((1000,), F4)
     where = address(large)

@@ -78,7 +78,9 @@ def test_the_backend_validates_what_it_will_see():
     assert seen == [{"ids": (4,), "other": (2, 2), "mask": (4,)}]
 
 
-def test_without_ragged_inputs_validation_is_the_backends_own():
+def test_without_buckets_backend_validation_is_kept():
+    """Without ragged inputs the wrapped service validates exactly as its backend does."""
+
     async def main(loop):
         batcher = si.AdaptiveBatcher(max_batch_size=8)
         backend = Recording(validate=lambda request: None)
@@ -87,7 +89,9 @@ def test_without_ragged_inputs_validation_is_the_backends_own():
     run(main)
 
 
-def test_fixed_sizes_are_filled_up_and_the_rest_is_dropped():
+def test_fixed_sizes_are_filled_and_extra_rows_dropped():
+    """Batches are filled up to a preferred size, and the results of the added rows are dropped."""
+
     async def main(loop):
         backend = Recording()
         batcher = si.AdaptiveBatcher(max_batch_size=8, preferred_sizes=(4, 8), clock=loop.clock)
@@ -120,7 +124,9 @@ def test_fixed_sizes_for_functions_on_the_loop():
     assert shapes == [(8, 2)]
 
 
-def test_bytes_bound_a_batch_and_a_row_that_never_fits_is_refused():
+def test_bytes_bound_a_batch_and_reject_oversized_rows():
+    """`max_batch_bytes` bounds a batch, and a row that never fits is rejected as invalid input."""
+
     async def main(loop):
         backend = Recording()
         batcher = si.AdaptiveBatcher(max_batch_size=8, max_batch_bytes=3 * 800, clock=loop.clock)
@@ -185,12 +191,14 @@ def between():
     return Lookahead(4, [SHORT, LONG], caps=[4, 2], lengths=[8, 64])
 
 
-def test_of_buckets_that_are_all_on_time_the_earliest_goes():
+def test_earliest_bucket_goes_first_if_all_are_on_time():
+    """If all buckets are on time in any order, the one with the earliest deadline is released first."""
     assert decide(between(), queue_of((0, 100), (1, 60), (0, 90), (1, 80))) == ([1, 3], "full", [])
     assert decide(between(), queue_of((0, 20), (1, 60), (0, 90))) == ([0, 2], "idle_worker", [])
 
 
-def test_the_bucket_that_lets_most_be_on_time_goes_first():
+def test_bucket_with_most_requests_on_time_goes_first():
+    """The bucket that lets the most requests be on time is released first."""
     # in deadline order the long ones first: then all four short ones are late; the other way round nobody is
     batch, reason, refused = decide(between(), queue_of((1, 45), (1, 49), (0, 46), (0, 46), (0, 46), (0, 46)))
     assert (sorted(batch), reason, refused) == ([2, 3, 4, 5], "planned", [])
@@ -206,7 +214,8 @@ def test_what_is_infeasible_in_its_bucket_is_rejected():
     assert (batch, reason, refused) == ([], "", [0, 1])
 
 
-def test_an_unknown_bucket_borrows_from_the_nearest_known_one():
+def test_unknown_bucket_borrows_from_nearest_known_one():
+    """An unmeasured bucket borrows scaled durations from the nearest measured one."""
     short, long = LearnedServiceTime(), LearnedServiceTime()
     policy = Lookahead(4, [short, long], caps=[4, 2], lengths=[8, 64])
     assert decide(policy, queue_of((1, 50), (1, 50), (1, 50), (0, 50))) == ([0, 1], "exploration", [])
@@ -298,7 +307,8 @@ def test_two_workers_keep_two_batches_in_flight():
     run(main)
 
 
-def test_with_a_mask_short_rows_ride_where_one_batch_is_as_fast_as_two():
+def test_masked_short_rows_join_longer_ones_if_as_fast():
+    """With a mask, short rows join a longer bucket where one batch is as fast as two."""
     device = [ServiceTime.affine(0.010, 0.0001), ServiceTime.affine(0.010, 0.0005)]
     for masked, expected in ((True, ([1, 3, 0, 2], True)), (False, ([0, 2], False))):
         policy = Lookahead(8, device, lengths=[8, 64], masked=masked)
@@ -314,7 +324,9 @@ def test_with_a_mask_short_rows_ride_where_one_batch_is_as_fast_as_two():
     assert not Lookahead(8, device, **masked).decide(queue_of((0, 50), (0, 50)), 0, 1).shorter_too
 
 
-def test_rows_that_ride_are_padded_to_the_longer_bucket_and_teach_it():
+def test_joined_rows_are_padded_and_counted_as_longer():
+    """Short rows that join a longer bucket are padded to it, and the batch is an observation of it."""
+
     async def main(loop):
         backend = Recording()
         buckets = Buckets((4, 8), pad_value=0, mask="mask")
@@ -331,7 +343,9 @@ def test_rows_that_ride_are_padded_to_the_longer_bucket_and_teach_it():
     run(main)
 
 
-def test_when_the_longest_leaves_the_rest_is_padded_to_what_is_left():
+def test_rest_is_padded_to_longest_remaining_row():
+    """When the longest row is cancelled, the rest is padded for the longest one that is left."""
+
     async def main(loop):
         backend = Recording()
         service_time = {4: ServiceTime.affine(0.01, 0.0), 8: ServiceTime.affine(0.01, 0.0)}

@@ -148,7 +148,7 @@ async def test_an_async_backend_that_reuses_its_memory(loop):
     assert batcher.statistics().pipelined == 0
 
 
-async def test_a_backend_without_tasks_that_reuses_its_memory(loop):
+async def test_begin_infer_backend_that_reuses_its_memory(loop):
     """The outputs that a backend hands to `done` are copied before the next batch begins."""
 
     class Backend(Node):

@@ -141,8 +141,11 @@ def test_arguments_that_do_not_fit(arguments, error, says):
         si.AdaptiveBatcher(max_batch_size=4, **arguments)
 
 
-def test_a_request_cancelled_by_its_row_cost_counts_as_failed():
-    """Each request that was submitted is counted once, whatever the function raises."""
+def test_cancelled_error_in_row_cost_counts_as_failed():
+    """A request whose row cost function raises CancelledError counts as failed.
+
+    Each request that was submitted is counted once, whatever the function raises.
+    """
 
     def cancelled(inputs):
         raise asyncio.CancelledError

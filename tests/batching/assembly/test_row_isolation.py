@@ -239,8 +239,11 @@ async def test_a_model_that_fails_always_opens_the_circuit(loop):
     assert breaker.state == "open"
 
 
-async def test_a_breaker_in_front_of_the_batcher_counts_requests(loop):
-    """Of a batch with one bad row its request is a failure, and the others are successes."""
+async def test_breaker_around_the_batcher_counts_requests(loop):
+    """A circuit breaker around the batcher counts requests, not batches.
+
+    Of a batch with one bad row its request is a failure, and the others are successes.
+    """
     breaker = si.CircuitBreaker(minimum_calls=100, clock=loop.clock)
     batcher = si.AdaptiveBatcher(max_batch_size=32, policy="greedy", clock=loop.clock)
     async with si.Stack(breaker, batcher, Picky(), clock=loop.clock) as stack:
@@ -327,8 +330,11 @@ async def test_the_planner_knows_the_memory_limit(loop):
     assert set(backend.sizes[tried:]) == {4}
 
 
-async def test_a_timer_does_not_wait_for_more_than_the_memory_holds(loop):
-    """With a delay a batch that has as many rows as the memory is enough for is full."""
+async def test_queue_delay_ends_at_the_memory_limit(loop):
+    """The queue delay timer does not wait for more rows than the memory holds.
+
+    With a delay a batch that has as many rows as the memory is enough for is full.
+    """
     backend = Picky(most=5, duration_s=0.001)
     settings = {"policy": "greedy", "max_queue_delay_s": 1.0, "max_batch_size": 32}
     batcher = si.AdaptiveBatcher(**settings, clock=loop.clock)

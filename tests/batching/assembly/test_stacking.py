@@ -12,7 +12,8 @@ def stack_rows(rows, batch_axes):
     return Assembler(stack=True, batch_axes=batch_axes, max_batch_size=64).assemble(rows)
 
 
-def test_bytes_are_no_rows_and_the_cause_of_unreadable_rows_is_kept():
+def test_bytes_are_not_rows_and_cause_is_kept():
+    """A bytes result is not accepted as rows, and the error about unreadable rows keeps its cause."""
     assert isinstance(split_rows(b"ab", 2, "f"), si.BackendError)
     assert isinstance(split_rows(np.array(1.0), 1, "f").__cause__, TypeError)
 

@@ -25,11 +25,13 @@ def claim(durations=lambda size: size, runs=None, queue=None):
     ],
     ids=["set-up alone", "no set-up", "slower", "unknown", "half known"],
 )
-def test_the_saving_is_what_a_full_batch_takes_less_per_request(durations, saving):
+def test_saving_is_time_saved_per_request_when_full(durations, saving):
+    """The saving is the share of a single request's time that a full batch takes less per request."""
     assert claim(durations).saving() == saving
 
 
-def test_a_batcher_without_objective_is_the_most_patient():
+def test_batcher_without_objective_is_least_urgent():
+    """A batcher without an objective counts as the least urgent one."""
     patient = claim()
 
     patient.change(None, 4)
@@ -89,7 +91,8 @@ def test_batches_that_run_yield():
     assert told == ["yielded"]
 
 
-def test_the_cpu_time_of_batches_is_that_of_the_backend():
+def test_cpu_time_of_batches_comes_from_the_backend():
+    """The CPU time of running and ended batches is the one that the backend reports."""
     known = claim(runs=BackgroundRuns(bool, list, running_ns=lambda: 1, ended_ns=lambda: 2))
 
     assert (known.running_ns(), known.ended_ns()) == (1, 2)

@@ -40,8 +40,11 @@ def _nothing_runs():
     assert Model.together == 0
 
 
-async def test_a_model_waits_for_a_turn_while_a_worker_of_its_own_is_free(loop):
-    """One whose batch runs does not, whatever is queued behind it."""
+async def test_model_waits_for_turn_only_with_free_worker(loop):
+    """A model waits for a turn only while one of its own workers is free.
+
+    One whose batch runs does not, whatever is queued behind it.
+    """
     device = si.Device("gpu:0")
     services = [
         batcher(loop, device, Model(name, duration_s=1.0), max_batch_size=1, slo_s=None, policy="greedy")
@@ -159,7 +162,8 @@ async def test_functions_on_the_loop_take_turns(loop):
     assert device.is_free
 
 
-async def test_an_admission_counts_in_what_runs_on_the_device(loop):
+async def test_admission_counts_what_runs_on_the_device(loop):
+    """Admission counts the batch that another model runs on the shared device."""
     device = si.Device("gpu:0")
     slow, fast = (
         batcher(loop, device, Model(name, duration_s=seconds), slo_s=None)
@@ -232,8 +236,11 @@ async def test_statistics_say_what_each_model_had(loop):
     assert "running" in device._repr_html_()
 
 
-async def test_statistics_change_nothing_while_another_thread_takes_them(loop, monkeypatch):
-    """Exporters have threads: batchers come and go while what is waiting is listed."""
+async def test_statistics_from_another_thread_change_nothing(loop, monkeypatch):
+    """Taking statistics from another thread changes nothing on the device.
+
+    Exporters have threads: batchers come and go while what is waiting is listed.
+    """
     device = si.Device("gpu:0")
     services = [batcher(loop, device, Model(name, HANG)) for name in "abc"]
     calls = [ask(service) for service in services]
@@ -270,7 +277,8 @@ async def test_models_of_one_name_are_told_apart(loop):
     assert device.statistics().models["same"].batches == 2
 
 
-async def test_a_model_whose_queue_was_empty_meanwhile_has_not_waited(loop):
+async def test_time_with_an_empty_queue_is_no_waiting(loop):
+    """A model whose queue was empty in between has not waited for that time."""
     device = si.Device("gpu:0")
     busy = batcher(loop, device, Model("a", duration_s=1.0), slo_s=None)
     other = batcher(loop, device, Model("b", duration_s=0.01), slo_s=0.02)
@@ -292,7 +300,8 @@ async def test_a_model_whose_queue_was_empty_meanwhile_has_not_waited(loop):
     assert device.statistics().models["b"].longest_wait_s == pytest.approx(0.005)
 
 
-def test_an_interrupt_out_of_one_model_leaves_the_timers_of_the_others():
+def test_interrupt_in_one_model_keeps_timers_of_others():
+    """An interrupt raised by one model leaves the timers of the other models in place."""
     device = si.Device("cpu:0")
     loop = VirtualLoop()
 
@@ -321,7 +330,8 @@ def test_an_interrupt_out_of_one_model_leaves_the_timers_of_the_others():
     assert isinstance(answers[2], si.BackendError)
 
 
-async def test_a_model_that_is_kept_apart_is_served_within_the_bound(loop, monkeypatch):
+async def test_model_kept_apart_runs_within_max_wait(loop, monkeypatch):
+    """A model that is kept apart from others is served within `max_wait_s`."""
     monkeypatch.setattr(Interference, "keeps_apart", lambda self, model: model == "c" and bool(self._running))
     device = si.Device("gpu:0", concurrency=2, max_wait_s=0.1)
     options = {"max_batch_size": 1, "slo_s": None}
@@ -336,7 +346,7 @@ async def test_a_model_that_is_kept_apart_is_served_within_the_bound(loop, monke
     await settle(calls)
 
 
-async def test_a_cost_meter_splits_the_device_over_the_models(loop):
+async def test_cost_meter_splits_device_time_over_models(loop):
     """One meter in both stacks charges each model for its own batches, which never run at the same time."""
     device, meter = si.Device("gpu:0"), si.CostMeter(per_second=1.0)
     stacks = [
@@ -421,8 +431,11 @@ async def two_models(loop, rng, took_s, *, slo_s, rate, weights=None, from_s=0.0
 
 @pytest.mark.parametrize("lasts_s", [0.05, 0.15])
 @pytest.mark.parametrize("seed", range(3))
-def test_a_model_whose_first_batches_are_slow_is_measured_again(seed, lasts_s):
-    """Its first batch takes about as long as its requests may wait, and the other model keeps the device busy."""
+def test_model_with_slow_first_batches_is_remeasured(seed, lasts_s):
+    """A model whose first batches are slow is measured again.
+
+    Its first batch takes about as long as its requests may wait, and the other model keeps the device busy.
+    """
 
     async def main(loop):
         rng = random.Random(seed)

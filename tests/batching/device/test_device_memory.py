@@ -74,7 +74,8 @@ batcher = functools.partial(batcher_of, slo_s=1.0)
 @pytest.mark.parametrize("concurrency", [1, 2])
 @pytest.mark.parametrize("policy", ["lookahead", "greedy"])
 @pytest.mark.parametrize("seed", range(3))
-async def test_no_more_is_in_memory_than_fits_whatever_happens(loop, concurrency, policy, seed):
+async def test_loaded_models_never_exceed_the_memory(loop, concurrency, policy, seed):
+    """The models in memory never exceed it, whatever is cancelled and whatever fails."""
     rng = random.Random(seed)
     device = si.Device("gpu:0", concurrency=concurrency, memory_bytes=10, max_wait_s=0.5)
 
@@ -118,7 +119,8 @@ async def test_a_model_is_loaded_once_for_all_that_waits(loop):
     assert "<td>1</td><td>100 ms</td>" in device._repr_html_()
 
 
-async def test_the_model_whose_next_batch_is_due_last_is_evicted(loop):
+async def test_model_with_latest_next_batch_is_evicted(loop):
+    """The model whose next batch is expected last is evicted."""
     device = si.Device("gpu:0", memory_bytes=10)
     often, seldom, new = (Model(name, duration_s=0.001, load_s=0.001) for name in ("often", "seldom", "new"))
     first, second, third = (batcher(loop, device, model) for model in (often, seldom, new))
@@ -133,7 +135,7 @@ async def test_the_model_whose_next_batch_is_due_last_is_evicted(loop):
     assert (often.is_loaded, seldom.is_loaded, new.is_loaded) == (True, False, True)
 
 
-async def test_overlapping_batches_leave_memory_to_an_urgent_model(loop):
+async def test_overlapping_batches_leave_urgent_model_memory(loop):
     """No further batch of a model begins where another model, whose turn it is, needs its memory."""
     device = si.Device("gpu:0", concurrency=2, memory_bytes=9, max_wait_s=10.0)
     many = batcher(loop, device, Model("many", duration_s=0.01), max_batch_size=1, max_in_flight=2, slo_s=60.0)
@@ -148,7 +150,8 @@ async def test_overlapping_batches_leave_memory_to_an_urgent_model(loop):
     assert not [end for end in await settle(calls) if isinstance(end, Exception)]
 
 
-async def test_a_load_that_fails_fails_the_batch_and_not_the_next(loop):
+async def test_failed_load_fails_its_batch_but_not_the_next(loop):
+    """A load that fails fails the batch that needs it but not the next one."""
     device = si.Device("gpu:0", memory_bytes=5)
     model = Model("a", duration_s=0.01)
     service = batcher(loop, device, model)
@@ -217,7 +220,8 @@ async def test_a_model_that_does_not_fit_alone_is_refused(loop):
         await service.start()
 
 
-async def test_models_without_a_residency_take_turns_as_before(loop):
+async def test_models_without_residency_take_turns(loop):
+    """Models without a residency take turns as on a device without a memory limit, and are never loaded."""
     device = si.Device("gpu:0", memory_bytes=5)
     plain = ScriptedBackend(duration_s=0.01)
     services = [batcher(loop, device, model) for model in (Model("a", duration_s=0.01), plain)]
@@ -238,8 +242,11 @@ class Measured(Model):
 @pytest.mark.parametrize(
     "renewed_bytes", [None, 4, 3], ids=["one object", "one object's methods", "which say another size by now"]
 )
-async def test_a_model_that_has_two_batchers_is_in_memory_once(loop, renewed_bytes):
-    """It is loaded for both, and counts and leaves once, whether the first batcher has stopped or not."""
+async def test_model_with_two_batchers_is_loaded_once(loop, renewed_bytes):
+    """A model with two batchers is in memory once.
+
+    It is loaded for both, and counts and leaves once, whether the first batcher has stopped or not.
+    """
     device = si.Device("gpu:0", memory_bytes=10)
     model, other = Model("a", size=4), Model("b", size=6)
     first = batcher(loop, device, model, slo_s=None)
@@ -285,8 +292,11 @@ class Unknown(Measured):
     max_batch_size = property(lambda self: 4 if "load" in self.history else None)
 
 
-async def test_a_model_that_its_backend_does_not_know_is_loaded_at_the_start(loop):
-    """What the backend offers after the load is what the batcher measures and checks."""
+async def test_unknown_model_is_loaded_at_start(loop):
+    """A model that its backend can describe only once it is loaded is loaded at the start.
+
+    What the backend offers after the load is what the batcher measures and checks.
+    """
     device = si.Device("gpu:0", memory_bytes=6)
     models = [Unknown(name, duration_s=0.01) for name in "ab"]
     services = [batcher(loop, device, model, max_batch_size=4) for model in models]
@@ -299,8 +309,8 @@ async def test_a_model_that_its_backend_does_not_know_is_loaded_at_the_start(loo
         await batcher(loop, device, Unknown("c"), max_batch_size=5).start()
 
 
-async def test_a_model_is_not_loaded_at_the_start_by_a_device_that_holds_all(loop):
-    """Without memory_bytes no model is swapped."""
+async def test_device_holding_all_models_loads_none_at_start(loop):
+    """A device that holds all its models loads none of them at the start. Without memory_bytes no model is swapped."""
     model = Unknown("a", duration_s=0.01)
 
     await batcher(loop, si.Device("gpu:0"), model).start()
@@ -319,8 +329,11 @@ async def test_a_start_fails_with_the_load(loop):
     assert device.is_free
 
 
-async def test_a_start_goes_on_where_its_model_could_not_be_evicted(loop):
-    """One that is about to leave for another model, and does not, is in memory again, and needs no load."""
+async def test_start_continues_if_model_was_not_evicted(loop):
+    """A start continues if its model was to be evicted and could not be.
+
+    One that is about to leave for another model, and does not, is in memory again, and needs no load.
+    """
 
     async def unload():
         await asyncio.sleep(0.1)
@@ -404,7 +417,9 @@ async def test_a_load_that_cannot_be_awaited_is_named(loop, part):
     assert f"TypeError: residency.{part}: expected an async function, which returns an awaitable" in str(ends[-1])
 
 
-async def test_a_start_ends_though_the_error_of_the_load_has_no_message(loop):
+async def test_start_ends_if_load_error_has_no_message(loop):
+    """A start fails with a BackendError even if the message of the load error cannot be read."""
+
     class Unreadable(Exception):
         def __str__(self):
             raise RuntimeError
@@ -417,8 +432,11 @@ async def test_a_start_ends_though_the_error_of_the_load_has_no_message(loop):
 
 
 @pytest.mark.parametrize("turns", range(1, 12))
-async def test_a_load_that_is_cancelled_with_all_tasks_leaves_the_device_free(loop, turns):
-    """The task that loads the model may not have begun."""
+async def test_cancelled_load_leaves_the_device_free(loop, turns):
+    """A load that is cancelled together with all other tasks leaves the device free.
+
+    The task that loads the model may not have begun.
+    """
     device = si.Device("gpu:0", memory_bytes=9)
     first, second = (batcher(loop, device, Model(name, duration_s=0.01)) for name in "ab")
     calls = [asyncio.ensure_future(service.call(si.Request(1.0))) for service in (first, second)]

@@ -20,7 +20,8 @@ def test_a_batch_alone_takes_what_it_took():
     assert interference.slowdowns() == {}
 
 
-def test_slowdown_is_what_a_batch_takes_over_what_it_takes_alone():
+def test_slowdown_is_duration_over_duration_alone():
+    """The slowdown is what a batch takes beside another over what it takes alone."""
     interference = Interference()
 
     assert together(interference, 0) == [100, 100]
@@ -56,7 +57,8 @@ def test_slowdown_applies_while_the_other_runs():
     assert interference.slowdown("a") == pytest.approx(1.5)
 
 
-def test_models_that_do_less_together_are_kept_apart_until_they_are_tried_again():
+def test_models_slower_together_are_kept_apart():
+    """Models that do less work together than in turn are kept apart until they are tried again."""
     interference = Interference()
     together(interference, 0, took_ns=300)
     held = []
@@ -69,7 +71,8 @@ def test_models_that_do_less_together_are_kept_apart_until_they_are_tried_again(
     assert not all(held)
 
 
-def test_models_that_do_more_together_are_not_kept_apart():
+def test_models_faster_together_are_not_kept_apart():
+    """Models that do more work together than in turn are not kept apart."""
     interference = Interference()
     together(interference, 0)
     interference.begin("3", "b", 200)

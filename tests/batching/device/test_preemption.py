@@ -67,12 +67,14 @@ class TestLevels:
         assert not preemption.is_background(one)
         assert not preemption.is_background(other)
 
-    def test_a_single_model_without_objective_is_in_the_foreground(self):
+    def test_single_model_without_objective_is_foreground(self):
+        """A model that is alone on a device is in the foreground, even without an objective."""
         alone = member(None)
 
         assert not enter(alone).is_background(alone)
 
-    def test_a_model_comes_forward_when_the_tighter_one_leaves(self):
+    def test_model_comes_forward_when_tighter_one_leaves(self):
+        """A model moves to the foreground when the model with the tighter objective leaves."""
         tight, loose = member(25 * MS), member(100 * MS)
         preemption = enter(tight, loose)
 
@@ -81,7 +83,8 @@ class TestLevels:
         assert loose.told == [True, False]
         assert not preemption.is_background(loose)
 
-    def test_a_model_that_leaves_the_background_is_not_lowered(self):
+    def test_model_that_leaves_background_is_not_lowered(self):
+        """A model that leaves the device from the background no longer runs at low priority."""
         tight, loose = member(25 * MS), member(100 * MS)
         preemption = enter(tight, loose)
 
@@ -89,7 +92,8 @@ class TestLevels:
 
         assert loose.told == [True, False]
 
-    def test_a_batch_that_runs_comes_forward_with_its_model(self):
+    def test_running_batch_is_raised_with_its_model(self):
+        """A running batch is raised when its model moves to the foreground."""
         tight, loose = member(25 * MS), member(100 * MS)
         preemption = enter(tight, loose)
 
@@ -98,7 +102,8 @@ class TestLevels:
         assert (loose.told, loose.raised) == ([True, False], [2])
         assert tight.raised == []
 
-    def test_a_batch_that_outlives_the_stop_of_its_model_is_raised(self):
+    def test_batch_that_outlives_its_model_stop_is_raised(self):
+        """A batch that still runs when its background model stops is raised."""
         tight, loose = member(25 * MS), member(100 * MS)
         preemption = enter(tight, loose)
 
@@ -115,7 +120,8 @@ class TestLevels:
         assert preemption.is_background(one)
         assert (one.told, other.told) == ([True], [True, False])
 
-    def test_a_model_that_left_is_not_told_of_its_objective(self):
+    def test_objective_of_departed_model_changes_no_level(self):
+        """A new objective of a model that has left the device changes no level."""
         one, other = member(25 * MS), member(100 * MS)
         preemption = enter(one, other)
         preemption.leave(other)
@@ -138,7 +144,8 @@ class TestLevels:
 
         assert not preemption.is_background(tight)
 
-    def test_a_model_is_refused_that_puts_such_a_one_into_the_background(self):
+    def test_model_is_rejected_if_other_cannot_be_lowered(self):
+        """A model is rejected if it would put one into the background that cannot be lowered."""
         loose = member(100 * MS, name="faces", obstacle="it runs on the event loop")
         preemption = enter(loose)
 
@@ -150,7 +157,8 @@ class TestLevels:
 
         assert enter(tight, loose).is_background(loose)
 
-    def test_a_model_that_cannot_be_lowered_stays_in_front_when_its_objective_changes(self):
+    def test_unlowerable_model_stays_in_foreground(self):
+        """A model that cannot be lowered stays in the foreground when its objective becomes longer."""
         tight, loose = member(25 * MS, obstacle="none"), member(100 * MS)
         preemption = enter(tight, loose)
 
@@ -160,7 +168,8 @@ class TestLevels:
         assert not preemption.is_background(loose)
 
     @given(st.lists(st.sampled_from([None, 1, 2, 3]), min_size=1, max_size=6), st.data())
-    def test_the_levels_depend_on_who_is_there_and_not_on_the_order(self, slos, data):
+    def test_levels_depend_on_members_not_on_their_order(self, slos, data):
+        """The levels depend on which models are on the device, not on the order in which they came."""
         members = [member(slo) for slo in slos]
         preemption = enter(*members)
         left = data.draw(st.sets(st.sampled_from(range(len(members))), max_size=len(members)))
@@ -196,7 +205,8 @@ class TestPauses:
         assert preemption.pressure == pytest.approx(1.0)
         assert preemption.pause_ends_ns(tight) == pytest.approx((10 + 25 * MOST_PACE * 0.75) * MS, rel=1e-3)
 
-    def test_there_is_none_where_larger_batches_save_nothing(self):
+    def test_no_pause_where_larger_batches_save_nothing(self):
+        """The foreground does not pause where larger batches save nothing."""
         tight = member(25 * MS, durations=lambda size: size * MS)
         preemption = enter(tight, member(100 * MS))
         self.late(preemption)
@@ -215,14 +225,16 @@ class TestPauses:
 
         assert preemption.pause_ends_ns(tight) == 10 * MS
 
-    def test_each_batch_that_is_promoted_puts_a_step_of_pressure_on(self):
+    def test_each_promoted_batch_adds_a_step_of_pressure(self):
+        """Each batch that is promoted adds one step to the pressure."""
         preemption = Preemption()
 
         self.late(preemption, times=3)
 
         assert preemption.pressure == pytest.approx(0.3)
 
-    def test_each_batch_that_is_late_puts_a_step_of_pressure_on(self):
+    def test_each_late_batch_adds_a_step_of_pressure(self):
+        """Each background batch that ends too close to its deadline adds one step to the pressure."""
         preemption = Preemption()
 
         for _ in range(3):
@@ -235,7 +247,8 @@ class TestPauses:
         [(150, 160, 0.012), (150, 140 + 50, 0.018), (150, 230, 0.010)],
         ids=["in good time", "half of its time", "late"],
     )
-    def test_pressure_falls_while_the_background_is_idle_or_in_good_time(self, started_ms, ended_ms, fallen):
+    def test_pressure_falls_while_background_has_time(self, started_ms, ended_ms, fallen):
+        """Pressure falls while the background is idle or its batches are well within their deadlines."""
         preemption = Preemption()
         self.late(preemption, times=5)  # until 100 ms
 
@@ -303,7 +316,8 @@ class TestPauses:
         st.integers(1, 50),
         st.floats(0.1, 1.0),
     )
-    def test_a_pause_is_never_longer_than_the_share_of_the_objective(self, batches, slo_ms, saved):
+    def test_pause_never_exceeds_share_of_the_objective(self, batches, slo_ms, saved):
+        """A pause is never longer than its maximum share of the objective."""
         tight = member(slo_ms * MS, durations=lambda size: max(round(MS * (1 + (size - 1) * (1 - saved))), 1))
         preemption = enter(tight, member(100 * MS))
         for took_ms in batches:

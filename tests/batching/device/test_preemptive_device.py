@@ -58,7 +58,8 @@ def pair(loop, device, **options):
     )
 
 
-async def test_the_foreground_begins_while_the_background_runs(loop, device):
+async def test_foreground_starts_while_background_runs(loop, device):
+    """A foreground batch starts at once while a background batch runs."""
     urgent, patient, see, hear = pair(loop, device)
     await see.start()
     await hear.start()
@@ -73,7 +74,8 @@ async def test_the_foreground_begins_while_the_background_runs(loop, device):
     await slow
 
 
-async def test_the_background_yields_as_each_batch_of_the_foreground_begins(loop, device):
+async def test_background_yields_at_each_foreground_start(loop, device):
+    """A running background batch yields each time a foreground batch starts."""
     urgent, patient, see, hear = pair(loop, device)
     await see.start()
     await hear.start()
@@ -141,7 +143,8 @@ async def test_the_background_follows_the_objective(loop, device):
         assert (urgent.is_background, patient.is_background) == (True, False)
 
 
-async def test_a_model_that_cannot_give_way_is_refused_at_its_start(loop, device):
+async def test_model_that_cannot_yield_is_rejected_at_start(loop, device):
+    """A model that cannot run in the background is rejected when it starts."""
     _, _, see, _ = pair(loop, device)
     stuck = batcher(loop, device, Model("stuck", loop=loop, obstacle="it runs on the event loop"), slo_s=0.2)
     await see.start()
@@ -189,7 +192,8 @@ async def test_the_foreground_acts_alone_as_without_a_device(loop, device):
     assert models[0].batch_sizes == models[1].batch_sizes
 
 
-async def test_the_foreground_pauses_while_the_background_is_late(loop, device):
+async def test_foreground_pauses_while_background_is_late(loop, device):
+    """The foreground pauses between its batches while the background is late."""
     urgent, _patient, see, hear = pair(loop, device)
     await see.start()
     await hear.start()
@@ -251,7 +255,8 @@ async def test_a_pause_ends_without_another_arrival(loop, device):
 @pytest.mark.parametrize(
     ("slo_s", "raises_ms"), [(0.2, [100.0]), (None, [1000.0])], ids=["half of its time", "max_wait_s"]
 )
-async def test_a_batch_that_is_held_up_goes_on_at_the_usual_priority(loop, device, slo_s, raises_ms):
+async def test_held_up_batch_continues_at_normal_priority(loop, device, slo_s, raises_ms):
+    """A background batch that is held up too long continues at normal priority."""
     _, _, see, _ = pair(loop, device)
     slow = Model("slow", loop=loop, duration_s=5.0)
     hear = batcher(loop, device, slow, slo_s=slo_s)
@@ -264,7 +269,8 @@ async def test_a_batch_that_is_held_up_goes_on_at_the_usual_priority(loop, devic
     assert device.statistics().models["slow"].promoted == 1
 
 
-async def test_a_batch_that_is_in_time_stays_at_the_lowest_priority(loop, device):
+async def test_batch_on_time_stays_at_lowest_priority(loop, device):
+    """A background batch that will be on time stays at the lowest priority."""
     _, patient, see, hear = pair(loop, device)
     await see.start()
     await hear.start()
@@ -313,7 +319,8 @@ async def test_each_request_ends_once_whatever_happens(loop, device, policy, see
         await service.stop()
 
 
-async def test_a_model_that_hangs_in_the_background_holds_up_no_foreground(loop, device):
+async def test_hung_background_does_not_delay_foreground(loop, device):
+    """A model that hangs in the background does not delay the foreground."""
     urgent, _, see, _ = pair(loop, device)
     hanging = batcher(loop, device, Model("hanging", HANG, loop=loop), slo_s=0.2)
     await see.start()
@@ -328,7 +335,8 @@ async def test_a_model_that_hangs_in_the_background_holds_up_no_foreground(loop,
     assert device.statistics().running == 0
 
 
-def test_another_loop_takes_over_a_device_with_nothing_in_the_background():
+def test_another_loop_takes_over_an_idle_device():
+    """Another event loop can take over a preemptive device once nothing runs in the background."""
     device = si.Device("core", preemptive=True)
     told = []
 

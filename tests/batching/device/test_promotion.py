@@ -97,7 +97,8 @@ class SimpleExecution:
     ],
     ids=["half done", "not begun", "longer", "no time", "longest", "unknown"],
 )
-async def test_a_batch_stays_lowered_as_long_as_it_can_be_in_time(loop, cpu_ms, used_ms, raised_at_ms):
+async def test_batch_stays_lowered_while_it_can_be_on_time(loop, cpu_ms, used_ms, raised_at_ms):
+    """A batch stays at low priority as long as it can still be on time."""
     background = Background(loop)
     await background.learn(*cpu_ms)
     background.member.running = None if used_ms is None else used_ms * MS
@@ -108,7 +109,8 @@ async def test_a_batch_stays_lowered_as_long_as_it_can_be_in_time(loop, cpu_ms, 
     assert background.member.raised_at_ms == [pytest.approx(began_ms + raised_at_ms, abs=1)]
 
 
-async def test_a_batch_that_other_processes_hold_up_is_promoted_at_once(loop):
+async def test_batch_held_up_by_other_processes_is_promoted(loop):
+    """A batch that other processes hold up is promoted at once."""
     background = Background(loop)
     await background.learn(20)
     background.member.running = 10 * MS
@@ -130,7 +132,8 @@ async def test_what_a_batch_needs_is_known_of_its_size(loop):
     assert background.member.raised_at_ms == [began_ms + 100]
 
 
-async def test_a_batch_that_ends_before_it_must_be_promoted_is_not(loop):
+async def test_batch_that_ends_in_time_is_not_promoted(loop):
+    """A batch that ends before it has to be promoted is not promoted."""
     background = Background(loop)
     await background.learn(20)
     background.member.running = 15 * MS
@@ -145,7 +148,8 @@ async def test_a_batch_that_ends_before_it_must_be_promoted_is_not(loop):
     [(1.0, 90 * MS, True), (0.5, 90 * MS, True), (1.0, NEVER, False)],
     ids=["foreground", "other processes", "no deadline"],
 )
-async def test_a_batch_tells_at_its_end_whether_it_was_promoted_for_its_deadline(loop, share, deadline_ns, expected):
+async def test_batch_end_tells_if_promoted_for_its_deadline(loop, share, deadline_ns, expected):
+    """The end of a batch tells whether it was promoted because of its deadline."""
     background = Background(loop)
 
     promoted = await background.run(1, took_s=0.08, share=share, deadline_ns=deadline_ns)
@@ -162,7 +166,8 @@ async def test_a_batch_that_ends_soon_is_not_promoted(loop):
     assert background.member.lowered == [True] * 3
 
 
-async def test_a_batch_is_promoted_after_half_of_the_time_until_its_deadline(loop):
+async def test_batch_is_promoted_halfway_to_its_deadline(loop):
+    """A batch is promoted after half of the time until its deadline."""
     background = Background(loop)
 
     await background.run(1, took_s=0.04, share=1.0, deadline_ns=90 * MS)
@@ -173,7 +178,8 @@ async def test_a_batch_is_promoted_after_half_of_the_time_until_its_deadline(loo
     assert background.counted == [background.member]
 
 
-async def test_batches_are_lowered_on_while_the_foreground_has_the_core(loop):
+async def test_busy_foreground_does_not_stop_lowering(loop):
+    """Batches that only the foreground holds up still start at low priority."""
     background = Background(loop)
 
     await background.run(4, took_s=0.12, share=1.0)
@@ -182,7 +188,8 @@ async def test_batches_are_lowered_on_while_the_foreground_has_the_core(loop):
     assert background.member.lowered == [True] * 4
 
 
-async def test_batches_that_other_processes_hold_up_are_lowered_ever_more_rarely(loop):
+async def test_batches_held_up_by_others_are_lowered_rarely(loop):
+    """Batches that other processes hold up are started at low priority less and less often."""
     background = Background(loop)
 
     await background.run(150, took_s=0.12, share=0.5)
@@ -206,7 +213,8 @@ async def test_the_other_processes_are_forgotten(loop, took_s, share):
     assert background.member.lowered == [True, False, True]
 
 
-async def test_a_model_that_others_do_not_hold_up_is_lowered_beside_one_that_is(loop):
+async def test_one_held_up_model_does_not_affect_another(loop):
+    """A model that other processes do not hold up is lowered even if another model is held up."""
     background = Background(loop)
 
     other = Background(loop)

@@ -51,7 +51,8 @@ def fewest_loads(sequence, places):
 
 @given(sequence=st.lists(st.sampled_from("abcde"), max_size=14), places=st.integers(1, 4))
 @settings(max_examples=150, deadline=None)
-def test_models_of_one_size_are_loaded_as_seldom_as_can_be(sequence, places):
+def test_equal_models_need_the_fewest_loads_possible(sequence, places):
+    """Models of one size are loaded as rarely as any choice of evictions allows."""
     assert serve(sequence, dict.fromkeys("abcde", 10), 10 * places + 9) == fewest_loads(tuple(sequence), places)
 
 
@@ -61,7 +62,8 @@ def test_models_of_one_size_are_loaded_as_seldom_as_can_be(sequence, places):
     memory=st.integers(9, 25),
 )
 @settings(max_examples=100, deadline=None)
-def test_models_of_any_size_never_take_more_than_there_is(sequence, sizes, memory):
+def test_models_of_any_size_stay_within_memory(sequence, sizes, memory):
+    """Models of any sizes never take more memory than there is."""
     loads = serve(sequence, sizes, memory)
 
     if sum(sizes.values()) <= memory:
@@ -90,7 +92,8 @@ def test_a_model_that_is_busy_stays():
     assert one.victims("c", 10, {"a"}, {"a": 9, "b": 5}.__getitem__) is None
 
 
-def test_a_model_that_is_being_loaded_takes_memory_and_cannot_run():
+def test_loading_model_takes_memory_and_cannot_run():
+    """A model that is being loaded takes memory and cannot run yet."""
     one = ResidentSet(10)
     one.begin("a", 8, (), 100)
 
@@ -101,7 +104,8 @@ def test_a_model_that_is_being_loaded_takes_memory_and_cannot_run():
     assert one.load_ns("a") == 0
 
 
-def test_a_model_that_could_not_leave_still_takes_its_memory():
+def test_model_that_failed_to_unload_keeps_its_memory():
+    """A model that could not be unloaded still takes its memory."""
     one = resident(a=4, b=3)
     one.begin("c", 9, ["a", "b"], 0)
 

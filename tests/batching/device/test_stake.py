@@ -87,8 +87,11 @@ async def call_often(service, *, seconds, period_s=0.02):
     return sum(isinstance(end, si.Response) for end in await settle(calls))
 
 
-async def test_a_request_that_a_load_cannot_save_evicts_no_busier_model(loop):
-    """It expires; once its model was passed over for `max_wait_s`, the next one brings the model into memory."""
+async def test_unsavable_request_evicts_no_busier_model(loop):
+    """A request that a load cannot save evicts no model that is busier than its own.
+
+    It expires; once its model was passed over for `max_wait_s`, the next one brings the model into memory.
+    """
     device = si.Device("gpu:0", memory_bytes=9, max_wait_s=5.0)
     often, seldom = Swapped("often"), Swapped("seldom")
     busy, idle = batcher(loop, device, often), batcher(loop, device, seldom)
@@ -115,8 +118,11 @@ async def test_a_request_that_a_load_cannot_save_evicts_no_busier_model(loop):
     await serving
 
 
-async def test_a_request_that_a_load_cannot_save_fills_memory_that_is_free(loop):
-    """Nothing has to leave for it, so the next one is on time."""
+async def test_unsavable_request_loads_into_free_memory(loop):
+    """A request that a load cannot save still loads its model into free memory.
+
+    Nothing has to leave for it, so the next one is on time.
+    """
     device = si.Device("gpu:0", memory_bytes=10)
     often, seldom = Swapped("often"), Swapped("seldom")
     busy, idle = batcher(loop, device, often), batcher(loop, device, seldom)
@@ -143,8 +149,8 @@ async def test_a_request_without_a_deadline_is_not_put_off(loop):
     assert loop.time() - began_s == pytest.approx(10.0, abs=0.1)
 
 
-async def test_a_load_that_is_put_off_begins_when_it_is_overdue(loop):
-    """Also if nothing else happens by then."""
+async def test_postponed_load_starts_when_overdue(loop):
+    """A load that was postponed starts when it is overdue. Also if nothing else happens by then."""
     device = si.Device("gpu:0", memory_bytes=9, max_wait_s=2.0)
     often, seldom = Swapped("often", load_s=10.0), Swapped("seldom", load_s=10.0)
     busy, idle = (batcher(loop, device, model, slo_s=8.0) for model in (often, seldom))

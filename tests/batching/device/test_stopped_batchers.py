@@ -26,7 +26,7 @@ class Deaf(ScriptedBackend):
         return run.result()
 
 
-async def test_a_batch_that_outlives_its_batcher_takes_no_name(loop):
+async def test_batch_that_outlives_its_batcher_keeps_no_name(loop):
     """The next batcher of a name has that name, and with it the weight, though the last one stopped at its limit."""
     device = si.Device("gpu:0", weights={"a": 3})
     model = named("a", Deaf(duration_s=10.0))

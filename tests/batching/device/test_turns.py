@@ -46,7 +46,8 @@ class TestRules:
 
         assert deadlines_of(Turns(100).choose(bids, 0)) == (1, [19])
 
-    def test_most_requests_go_first_where_only_one_model_can_be_on_time(self):
+    def test_most_requests_go_first_if_one_model_is_late(self):
+        """If only one model can be on time, the one with the most requests goes first."""
         bids = [bid("a", [12], [10]), bid("b", [12, 12, 12], [8, 9, 10])]
 
         assert Turns(100).choose(bids, 0)[0] == 1
@@ -71,21 +72,28 @@ class TestRules:
 
         assert deadlines_of(Turns(100).choose(bids, 0))[1] in ([40], [60])
 
-    def test_no_slowdown_makes_a_duration_too_long_for_an_instant(self):
-        """Durations that are close to nothing make of any wait a slowdown of millions."""
+    def test_slowdown_never_overflows_a_duration(self):
+        """No slowdown makes a duration too long to be represented as an instant.
+
+        Durations that are close to nothing make of any wait a slowdown of millions.
+        """
         bids = [bid("a", [30], [10**13], slowdown=1e7), bid("b", [60], [50])]
 
         assert deadlines_of(Turns(100).choose(bids, 0)) == (1, [60])
 
-    def test_a_long_batch_waits_while_the_last_few_arrivals_tell_of_a_burst(self):
-        """By the many before them, the other model has no more requests to expect."""
+    def test_long_batch_waits_if_arrivals_show_a_burst(self):
+        """A long batch waits while the last few arrivals of another model show a burst.
+
+        By the many before them, the other model has no more requests to expect.
+        """
         long = bid("a", [80, 80], [30, 30])
         quiet, burst = (bid("b", [45], [8], gaps_ns=(1000.0, gap), limit_ns=24) for gap in (1000.0, 10.0))
 
         assert deadlines_of(Turns(100).choose([long, quiet], 0)) == (0, [80, 80])
         assert deadlines_of(Turns(100).choose([long, burst], 0)) == (1, [45])
 
-    def test_without_an_outlook_the_earliest_deadline_goes_first(self):
+    def test_earliest_deadline_goes_first_without_outlook(self):
+        """Without an outlook the model with the earliest deadline goes first."""
         bids = [bid("a", [30]), bid("b", [20], [5]), bid("c", [25, 19])]
 
         assert Turns(100).choose(bids, 0)[0] == 2
@@ -96,7 +104,8 @@ class TestRules:
         assert Turns(100).choose(bids, 0)[0] == 1
         assert Turns(100).choose([bids[0]._replace(is_loaded=True), bids[1]._replace(is_loaded=False)], 0)[0] == 0
 
-    def test_without_an_outlook_a_model_in_memory_goes_first(self):
+    def test_loaded_model_goes_first_without_outlook(self):
+        """Without an outlook a model that is in memory goes before one that has to be loaded."""
         bids = [bid("a", [5], needs=5, load_ns=1, is_loaded=False), bid("b", [9], needs=5)]
 
         assert Turns(100).choose(bids, 0)[0] == 1
@@ -115,7 +124,8 @@ class TestRules:
 
 
 class TestStarvation:
-    def test_a_model_is_passed_over_no_longer_than_the_bound(self):
+    def test_model_is_passed_over_no_longer_than_max_wait(self):
+        """A model is passed over for no longer than the maximum wait."""
         turns = Turns(100)
         granted = [
             turns.choose([bid("a", [now + 1000], [10]), bid("b", [now + 11], [10])], now)[0]
@@ -125,7 +135,8 @@ class TestStarvation:
         assert granted.index(0) == 10
         assert granted.count(0) == 4
 
-    def test_a_model_whose_requests_expire_waits_all_the_same(self):
+    def test_model_with_expiring_requests_still_waits(self):
+        """A model counts as waiting even if its requests pass their deadlines meanwhile."""
         turns = Turns(100)
         first, urgent = bid("a", [10**6], [10]), bid("b", [11], [10])
         assert turns.choose([first, urgent], 0)[0] == 1
@@ -157,8 +168,8 @@ class TestStarvation:
         assert not turns.is_overdue("a", 1099)
         assert turns.is_overdue("a", 1100)
 
-    def test_a_wait_that_began_during_a_load_begins_at_its_end(self):
-        """Nothing waits since a time to come."""
+    def test_wait_begun_during_a_load_counts_from_its_end(self):
+        """A wait that began during a load counts from the end of the load. Nothing waits since a time to come."""
         turns = Turns(100)
         turns.is_overdue("a", 500)
 
@@ -261,7 +272,8 @@ def test_a_candidate_that_is_out_does_not_come_back(plain_kernels):
 
 @given(problem=problems())
 @settings(max_examples=40, deadline=None)
-def test_the_kernel_chooses_the_same_in_every_form_and_a_batch_on_time(problem, plain_kernels):
+def test_turn_kernels_agree_and_choose_batch_on_time(problem, plain_kernels):
+    """All forms of the kernel choose the same turn, and a batch that is on time unless it is fixed."""
     _, deadlines, offsets, fixed, durations, caps, *_, setups_ns, _ = problem
     answers = {variant.checked("choose_turn")(*problem) for variant in VARIANTS}
 

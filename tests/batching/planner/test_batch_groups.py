@@ -42,14 +42,18 @@ def test_the_first_batches_are_not_compared():
     assert compared(group_of(model_of(*[16] * 8), *[500] * 16)) == 8
 
 
-def test_a_batch_that_is_not_full_is_compared_with_smaller_ones():
-    """Where few callers wait for each batch, none is ever full."""
+def test_partial_batch_is_compared_with_smaller_sizes():
+    """A batch that is not full is compared with smaller sizes.
+
+    Where few callers wait for each batch, none is ever full.
+    """
     assert compared(group_of(model_of(*[12] * 8), *[500] * 12)) == 8
     assert compared(group_of(model_of(*[12] * 8), *[500] * 3)) == 2
     assert compared(group_of(model_of(*[12] * 8), 500)) == 0
 
 
-def test_only_a_full_batch_is_compared_with_a_size_that_is_known():
+def test_only_full_batch_is_compared_with_known_size():
+    """Only a full batch is compared with a size that is already known."""
     known = [2] * 4 + [4] * 4 + [8] * 4 + [16] * 128
     assert compared(group_of(model_of(*known), *[500] * 16)) == 8
     assert compared(group_of(model_of(*known), *[500] * 15)) == 0

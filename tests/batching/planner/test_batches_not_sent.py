@@ -54,8 +54,11 @@ def test_a_size_is_compared_once_its_batch_is_sent():
 
 
 @pytest.mark.parametrize("slo_s", [None, 10.0])
-async def test_models_that_lose_from_batching_are_found_out_on_a_shared_device(loop, slo_s):
-    """One that compares sizes at every eighth batch may never do so in its own turn."""
+async def test_batching_loss_is_found_on_a_shared_device(loop, slo_s):
+    """A model that is slower with batching is recognized even on a shared device.
+
+    One that compares sizes at every eighth batch may never do so in its own turn.
+    """
 
     def losing(size):
         return size * float(np.interp(size, [1, 8], [1.0, 1.6])) / 1e3

@@ -37,7 +37,8 @@ def in_order(deadlines, caps, durations, steps, buckets):
     return on_time
 
 
-def test_of_several_buckets_the_one_goes_first_that_saves_most(plain_kernels):
+def test_bucket_that_saves_most_requests_goes_first(plain_kernels):
+    """Of several buckets the one goes first that lets the most requests be on time."""
     # bucket 0: short rows, cheap; bucket 1: long rows, dear
     durations = np.array([[0, 4, 5, 6, 7], [0, 20, 30, 1, 1]], np.int64)
     caps = np.array([4, 2], np.int64)
@@ -61,7 +62,8 @@ def test_of_several_buckets_the_one_goes_first_that_saves_most(plain_kernels):
     costs=st.lists(st.tuples(st.integers(1, 20), st.integers(0, 6)), min_size=3, max_size=3),
     first=st.integers(0, 2),
 )
-def test_rolled_buckets_count_what_a_plain_schedule_counts(groups, costs, first, plain_kernels):
+def test_roll_buckets_counts_what_a_schedule_counts(groups, costs, first, plain_kernels):
+    """`roll_buckets` counts no more than the best schedule, and all forms of the kernel agree."""
     cap = 3
     durations = np.array([[0, *(a + b * k for k in range(cap))] for a, b in costs[: len(groups)]], np.int64)
     caps = np.full(len(groups), cap, np.int64)

@@ -117,8 +117,11 @@ def test_no_more_rows_than_the_memory_holds(state):
 
 
 @pytest.mark.parametrize("service_time", [None, LINE], ids=["learned", "given"])
-def test_a_limit_below_the_size_that_batches_are_filled_up_to(service_time):
-    """A batch of two rows still takes what one of eight takes."""
+def test_limit_below_the_padded_size(service_time):
+    """A row limit below the padded size caps the tables without changing what padded batches take.
+
+    A batch of two rows still takes what one of eight takes.
+    """
     model = bucket(8, service_time, padded=lambda size: 1 if size == 1 else 8)
     run(model, *[1, 8] * 20)
     before = model.expected_ns(2)
@@ -242,8 +245,11 @@ def test_borrowed_durations_are_scaled():
     assert unknown.durations[8] == pytest.approx(LINE.seconds(8) * 1e9, rel=0.02)
 
 
-def test_durations_are_borrowed_again_only_when_they_have_changed():
-    """Decisions ask for them each time; the tables of a dozen buckets cost more than all else in a decision."""
+def test_durations_are_borrowed_again_only_if_changed():
+    """Durations are borrowed again only when they have changed.
+
+    Decisions ask for them each time; the tables of a dozen buckets cost more than all else in a decision.
+    """
     known, unknown = bucket(16), bucket(8)
     run(known, *[1, 4, 16] * 10)
     unknown.borrow(known, 3.0)
@@ -476,7 +482,8 @@ def test_smaller_powers_of_two_run_four_times_at_first():
     assert settled(bucket(16), 16).size_to_learn(7) == 4
 
 
-def test_sizes_that_a_prior_gives_are_not_tried_at_first():
+def test_sizes_of_a_prior_are_not_tried_at_first():
+    """Sizes whose durations a prior gives are not tried at first."""
     assert settled(bucket(16, LearnedServiceTime(prior=LINE)), 16).size_to_learn(16) == 0
 
 
@@ -492,8 +499,11 @@ def test_smaller_padded_sizes_run_at_first():
     assert asked == [12, 4] * 4
 
 
-def test_batches_are_compared_from_the_smallest_size_that_is_not_known():
-    """At first from two rows on; once all smaller powers of two ran, from the best size on."""
+def test_comparison_starts_at_smallest_unknown_size():
+    """Batches are compared from the smallest size on that is not known yet.
+
+    At first from two rows on; once all smaller powers of two ran, from the best size on.
+    """
     model = settled(bucket(16), 16, rounds=8)
     assert model.compared_from == 2
 
@@ -506,13 +516,17 @@ def test_batches_are_compared_from_the_smallest_size_that_is_not_known():
     assert model.compared_from == 16
 
 
-def test_batches_of_a_model_that_does_not_learn_are_never_compared():
+def test_fixed_service_time_is_never_compared():
+    """Batches of a model whose service time is not learned are never compared."""
     model = bucket(service_time=LINE)
     assert (model.compared_from, model.compares) == (64, False)
 
 
-def test_a_best_size_in_between_is_not_filled_up_to_a_worse_one():
-    """Within the noise 18 rows look as good as 16, but the model gets 32 rows for them."""
+def test_middle_best_size_is_not_padded_to_a_worse_one():
+    """A best size between two padded sizes is not filled up to the larger one if that is worse.
+
+    Within the noise 18 rows look as good as 16, but the model gets 32 rows for them.
+    """
     cliff = ServiceTime.table({4: 0.006, 8: 0.008, 16: 0.012, 32: 0.035})
     model = bucket(32, padded=lambda rows: next(size for size in (4, 8, 16, 32) if size >= rows))
     for factor in [0.9, 1.1] * 20:
@@ -522,8 +536,11 @@ def test_a_best_size_in_between_is_not_filled_up_to_a_worse_one():
     assert len(model.durations) - 1 == 16
 
 
-def test_a_best_size_in_between_is_filled_up_to_a_better_one():
-    """Of a model that gains from batches of 20, but not more from larger ones, 32 rows are better than 8."""
+def test_middle_best_size_is_padded_to_a_better_one():
+    """A best size between two padded sizes is filled up to the larger one if that is better.
+
+    Of a model that gains from batches of 20, but not more from larger ones, 32 rows are better than 8.
+    """
     bends = ServiceTime.table({8: 0.008, 20: 0.010, 32: 0.018})
     model = bucket(32, bends, padded=lambda rows: 8 if rows <= 8 else 32)
 
@@ -547,8 +564,11 @@ def test_comparisons_come_closer_once_one_is_sent():
     assert model.compares
 
 
-def test_a_size_that_batches_never_have_is_tried_eight_times():
-    """Cost or bytes leave fewer rows: it would else be tried for ever."""
+def test_size_that_never_occurs_is_tried_eight_times():
+    """A size that batches never have is tried eight times.
+
+    Cost or bytes leave fewer rows: it would else be tried for ever.
+    """
     model = settled(bucket(16), 2, 4, 8, 10, 16)
     model.service_time._visits[8] = 0
     for _ in range(8):
@@ -575,7 +595,7 @@ def test_twice_the_best_is_compared():
     assert model.size_to_compare(16) == 16
 
 
-def test_a_larger_size_that_ran_long_ago_is_tried_again():
+def test_larger_size_that_ran_long_ago_is_retried():
     """Twice a size is asked for where it has not run for 128 batches, and where there are so many."""
     model = settled(bucket(), 4, 8, 16)
     assert model.size_to_try_again(8, 64) == 0
@@ -587,7 +607,7 @@ def test_a_larger_size_that_ran_long_ago_is_tried_again():
     assert not model.compares
 
 
-def test_a_larger_size_that_never_ran_is_not_tried_again():
+def test_larger_size_that_never_ran_is_not_retried():
     """What a size takes that never ran is a guess: it is explored where smaller ones have not grown slower."""
     model = settled(bucket(), 4, 8)
     run(model, *[8] * 128)
@@ -629,8 +649,11 @@ def test_a_size_costs_requests_only_before_it_ran(full):
     assert not model.is_worth_losses(half, full)
 
 
-def test_a_larger_size_that_is_tried_in_vain_costs_little():
-    """Cancelled before its end it tells nothing. It waits until others ran for 128 times as long as it takes."""
+def test_retrying_a_larger_size_in_vain_costs_little():
+    """Trying a larger size again in vain costs little.
+
+    Cancelled before its end it tells nothing. It waits until others ran for 128 times as long as it takes.
+    """
     model = settled(bucket(), 4, 8, 16)
     ended_ns = run(model, *[8] * 128)
 

@@ -126,8 +126,11 @@ def test_a_deadline_chooses_the_group_before_none():
     assert choose_group(groups, 0, by_class=True)[0] is groups[1]
 
 
-def test_urgent_requests_of_other_groups_are_not_to_be_delayed():
-    """Where all of them are on time the earliest deadline goes first; what is not urgent does not count."""
+def test_urgent_requests_of_others_are_not_delayed():
+    """The group is chosen such that urgent requests of other groups are not delayed.
+
+    Where all of them are on time the earliest deadline goes first; what is not urgent does not count.
+    """
     queues = [queue_of([60, 10], [0, 1]), queue_of([30, 90], [0, 1]), queue_of([8], [1])]
     groups = [group_of(DEVICE, queue) for queue in queues]
 
@@ -136,8 +139,8 @@ def test_urgent_requests_of_other_groups_are_not_to_be_delayed():
     assert (group is groups[1], shown(beside)) == (True, [[0]])
 
 
-def test_the_group_that_saves_most_urgent_requests_goes_first():
-    """Where not all of them can be on time."""
+def test_group_saving_most_urgent_requests_goes_first():
+    """The group that saves the most urgent requests goes first. Where not all of them can be on time."""
     queues = [queue_of([12], [0]), queue_of([22, 22, 22, 90], [0, 0, 0, 1])]
     groups = [group_of(DEVICE, queue) for queue in queues]
 
@@ -160,8 +163,11 @@ def rows_beside(deadline_ms, *, arrivals=0):
     return len(batch)
 
 
-def test_less_urgent_requests_do_not_delay_other_groups():
-    """They fill a batch as far as the urgent request of another group, which takes 11 ms, stays on time behind it."""
+def test_less_urgent_requests_do_not_delay_others():
+    """Less urgent requests do not delay the urgent requests of other groups.
+
+    They fill a batch as far as the urgent request of another group, which takes 11 ms, stays on time behind it.
+    """
     assert [rows_beside(limit) for limit in (26, 24.1, 23.1, 22.1)] == [4, 3, 2, 1]
 
 
@@ -170,8 +176,11 @@ def test_what_is_late_anyway_holds_nothing_back():
     assert rows_beside(15) == 4
 
 
-def test_time_is_left_for_urgent_requests_that_join_other_groups():
-    """The more of them come, the earlier the others must be served: they will be more."""
+def test_time_is_left_for_arriving_urgent_requests():
+    """Time is left for urgent requests that will join other groups.
+
+    The more of them come, the earlier the others must be served: they will be more.
+    """
     assert [rows_beside(26, arrivals=arrivals) for arrivals in (0, 5, 10, 20)] == [4, 3, 2, 1]
 
 
@@ -245,8 +254,11 @@ def planned_at_the_end(queue, model, gap_ns):
     return [ticket.inputs for ticket in batch]
 
 
-def test_under_overload_requests_with_little_time_give_way_to_surer_ones():
-    """As many as are lost in any case: the model is as busy, and a slow batch makes fewer late."""
+def test_overload_favors_requests_with_more_time_left():
+    """Under overload, requests with little time left give way to requests that are surer to be on time.
+
+    As many as are lost in any case: the model is as busy, and a slow batch makes fewer late.
+    """
     noisy = BucketModel(4, LearnedServiceTime(prior=DEVICE), workers=1, padded=None)
     for number in range(80):
         noisy.observe(4, (12, 16)[number % 2] * MS, number * 20 * MS, cancelled=False)

@@ -87,7 +87,8 @@ def test_the_plan_is_the_best_of_all_schedules(problem, plain_kernels):
 
 @settings(max_examples=200)
 @given(problem=problems())
-def test_of_what_waits_the_first_batch_belongs_to_a_best_plan(problem):
+def test_first_batch_of_queued_belongs_to_a_best_plan(problem):
+    """The first batch planned of the queued requests belongs to a plan with the most requests on time."""
     deadlines, releases, waiting, durations = problem
     deadlines, releases = deadlines[:waiting], releases[:waiting]
     most, _ = best_of_all(0, tuple(deadlines.tolist()), tuple(releases.tolist()), tuple(durations.tolist()))
@@ -122,8 +123,11 @@ def test_time_that_is_scarce_has_its_price(plain_kernels):
         assert module.plan(*arguments, 0.11, np.empty((4, 4), np.int64)) == (1, 2)
 
 
-def test_time_has_the_same_price_where_time_limits_differ(plain_kernels):
-    """With the first one all four are on time, ten nanoseconds later: at the device's capacity these serve others."""
+def test_time_has_one_price_if_time_limits_differ(plain_kernels):
+    """Time has the same price where the time limits of the requests differ.
+
+    With the first one all four are on time, ten nanoseconds later: at the device's capacity these serve others.
+    """
     deadlines, durations = np.array([10, 30, 30, 30], np.int64), np.array([0, 10, 11, 12, 13], np.int64)
     for module in (kernels, plain_kernels):
         for gap_ns, first in ((4.0, (0, 1)), (3.0, (1, 3))):
@@ -139,7 +143,8 @@ def test_beyond_max_drops_there_is_no_plan():
     assert kernels.plan(*arguments, 2, 0.0, np.empty((4, 5), np.int64)) == (-1, 0)
 
 
-def test_drop_heads_passes_over_what_would_be_late_in_the_largest_batch():
+def test_drop_heads_passes_over_late_requests():
+    """`drop_heads` passes over requests that would be late in the largest possible batch."""
     durations = np.array([0, 10, 12, 14], np.int64)
     assert kernels.drop_heads(0, np.array([11, 13, 20, 20, 20], np.int64), 5, durations) == (2, 3)
     assert kernels.drop_heads(0, np.array([11, 13], np.int64), 2, durations) == (1, 1)
@@ -161,8 +166,11 @@ def test_a_smaller_batch_that_is_worth_its_time():
     assert kernels.worth_its_time(3, deadlines, 3, 5, durations, durations, price) == (1, 4)
 
 
-def test_only_what_is_much_better_makes_a_batch_smaller():
-    """A size that was learned in a bad moment does not: batches of a line grow worse as they shrink."""
+def test_batch_shrinks_only_if_much_better():
+    """A batch is made smaller only if that is much better.
+
+    A size that was learned in a bad moment does not: batches of a line grow worse as they shrink.
+    """
     line = np.array([0, *range(11, 19)], np.int64)
     bump = line.copy()
     bump[7:] += 2
@@ -230,7 +238,8 @@ def test_thousands_are_not_planned_for():
         )
 
 
-def test_with_two_workers_the_next_batch_starts_before_this_one_ends():
+def test_with_two_workers_next_batch_starts_early():
+    """With two workers the next batch is planned to start before the current one ends."""
     durations = np.array([0, 10, 12], np.int64)
     deadlines = np.array([12, 12, 18, 18], np.int64)
     table = np.empty((5, 5), np.int64)

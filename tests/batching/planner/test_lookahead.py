@@ -36,7 +36,8 @@ def decide(policy, queue, now_ms=0):
     return [t.inputs for t in decision.batch], decision.reason, sorted(t.inputs for t in decision.reject)
 
 
-def test_what_is_on_time_in_full_batches_goes_as_it_stands():
+def test_full_batches_on_time_are_released_in_order():
+    """If full batches are on time, the queue is released in deadline order as it stands."""
     policy = Lookahead(4, DEVICE)
     assert decide(policy, queue_of(50, 50, 50)) == ([0, 1, 2], "idle_worker", [])
     assert decide(policy, queue_of(50, 50, 50, 50, 50)) == ([0, 1, 2, 3], "full", [])
@@ -46,7 +47,8 @@ def test_deadline_order_and_not_arrival_decides():
     assert decide(Lookahead(2, DEVICE), queue_of(90, 25, 40)) == ([1, 2], "full", [])
 
 
-def test_a_head_that_would_cut_the_batch_is_passed_over():
+def test_head_that_would_cut_the_batch_is_passed_over():
+    """A first request is passed over where serving it would shrink the batch and make the others late."""
     # the first is on time only alone (11 ms), and then the other three, due at 23.5 ms, are not (24 ms)
     batch, reason, refused = decide(Lookahead(4, DEVICE), queue_of(11.5, 23.5, 23.5, 23.5))
     assert (batch, reason, refused) == ([1, 2, 3], "planned", [])
@@ -65,8 +67,11 @@ def test_an_idle_worker_never_refuses_everything():
     assert not decision.reject
 
 
-def test_nothing_is_sent_when_only_later_requests_can_be_on_time():
-    """A probe would delay the requests to come, which the device can serve."""
+def test_nothing_is_sent_if_only_later_requests_fit():
+    """Nothing is sent if only requests that are still to come can be on time.
+
+    A probe would delay the requests to come, which the device can serve.
+    """
     queue = queue_of(50)
     queue.end(queue.first(1)[0])
     queue.admit(None, "late", None, 0, 10 * MS, 0)
@@ -93,22 +98,26 @@ def learned_queue(ended_ms):
     return policy, queue
 
 
-def test_a_model_that_had_no_batch_for_a_second_is_measured_again():
-    """A shared device that others keep busy has no time for its requests while that is early enough."""
+def test_model_without_a_batch_for_a_second_is_probed():
+    """A model that had no batch for a second is measured again.
+
+    A shared device that others keep busy has no time for its requests while that is early enough.
+    """
     policy, queue = learned_queue(ended_ms=190)
     assert decide(policy, queue, now_ms=1195) == (["late"], "probe", [])
     policy, queue = learned_queue(ended_ms=200)
     assert decide(policy, queue, now_ms=1195) == ([], "", ["late"])
 
 
-def test_a_probe_is_half_as_large_after_a_cancelled_batch():
+def test_probe_after_cancelled_batch_is_half_as_large():
     """Otherwise a batch that is too large to end in time would be sent again and again."""
     policy = Lookahead(8, LearnedServiceTime())
     policy.observe(8, 100 * MS, 100 * MS, cancelled=True)
     assert len(decide(policy, queue_of(*[20] * 8))[0]) == 4
 
 
-def test_requests_without_deadline_are_served_and_never_refused():
+def test_requests_without_deadline_are_never_rejected():
+    """Requests without a deadline are served and never rejected."""
     policy = Lookahead(2, DEVICE)
     assert decide(policy, queue_of(None, None, None), now_ms=10**7) == ([0, 1], "full", [])
     batch, _, refused = decide(policy, queue_of(None, 30, 30, 31), now_ms=10)
@@ -118,8 +127,11 @@ def test_requests_without_deadline_are_served_and_never_refused():
     assert (batch, refused) == ([0], [1, 2])
 
 
-def test_overdue_requests_without_deadline_get_their_share():
-    """After two seconds they get as large a share of the rows as they have of the queue."""
+def test_overdue_requests_without_deadline_get_a_share():
+    """Overdue requests without a deadline get their share of the rows.
+
+    After two seconds they get as large a share of the rows as they have of the queue.
+    """
     policy, queue = Lookahead(4, DEVICE), queue_of(*[None] * 10)
     for number in range(10, 40):
         queue.admit(None, number, None, 5000 * MS, 5050 * MS, 0)
@@ -150,7 +162,8 @@ def test_the_most_urgent_that_fit_fill_the_batch():
     assert len(batch) == 4
 
 
-def test_urgent_ones_do_not_wait_for_a_second_batch_though_all_are_on_time():
+def test_urgent_requests_do_not_wait_for_second_batch():
+    """Urgent requests do not wait for a second batch, even if all would be on time in it."""
     # 900 ms are enough for any order, but each urgent request behind others meets the next burst with less time
     queue = queue_of(900, 900, 900, 900, 950, 950, priorities=[1, 1, 1, 1, 0, 0])
     batch, _, _ = decide(Lookahead(4, DEVICE), queue)
@@ -173,8 +186,11 @@ def test_batches_are_not_larger_than_pays():
     assert len(batch) == device.best_batch_size(64) < 10
 
 
-def test_what_was_sent_unmeasured_says_how_much_time_the_next_batch_needs_at_least():
-    """A batch whose requests expire while it runs is cancelled, and measures nothing."""
+def test_unmeasured_batch_gives_least_time_of_next():
+    """A batch that was sent and not measured yet tells how much time the next one needs at least.
+
+    A batch whose requests expire while it runs is cancelled, and measures nothing.
+    """
     policy = Lookahead(2, LearnedServiceTime())
     assert decide(policy, queue_of(1, 2, 3, 4, 5, 6))[0] == [0, 1]
     assert decide(policy, queue_of(4, 5, 6, 7), now_ms=3)[0] == [2, 3]  # at least 3 ms
@@ -190,8 +206,11 @@ def test_nothing_known_sends_what_waits():
     assert decide(policy, queue_of(50, 50))[1] == "idle_worker"
 
 
-def test_a_model_of_microseconds_is_learned_by_its_means():
-    """Once it is known, four milliseconds of its batches are one observation; a batch as long as that is one too."""
+def test_model_of_microseconds_is_learned_by_means():
+    """A model whose batches take microseconds is learned from means over many batches.
+
+    Once it is known, four milliseconds of its batches are one observation; a batch as long as that is one too.
+    """
     policy = Lookahead(4, LearnedServiceTime())
     model = policy.service_time
     now = 0
@@ -205,8 +224,11 @@ def test_a_model_of_microseconds_is_learned_by_its_means():
     assert model.expected_ns(4)[4] == pytest.approx(5 * MS, rel=0.3)
 
 
-def test_outlook_for_a_shared_device_has_what_most_batches_do_not_exceed():
-    """A turn that is planned with means makes the model that waits for it late every second time."""
+def test_outlook_covers_most_batches():
+    """The outlook for a shared device has durations that most batches do not exceed.
+
+    A turn that is planned with means makes the model that waits for it late every second time.
+    """
     service_time = LearnedServiceTime()
     rng = np.random.default_rng(0)
     for number in range(200):
@@ -220,8 +242,11 @@ def test_outlook_for_a_shared_device_has_what_most_batches_do_not_exceed():
     assert (outlook.durations[1:] > 1.15 * service_time.expected_ns(4)[1 : len(outlook.durations)]).all()
 
 
-def test_outlook_for_a_shared_device_leaves_outliers_out():
-    """Two of the first batches that took ten times as long say nothing of those for which another model waits."""
+def test_outlook_leaves_outliers_out():
+    """The outlook for a shared device leaves outliers out.
+
+    Two of the first batches that took ten times as long say nothing of those for which another model waits.
+    """
     service_time = LearnedServiceTime()
     for number in range(20):
         size = 1 + number % 4
@@ -294,7 +319,8 @@ def test_overload_is_met_with_full_batches_on_time():
     assert batcher.statistics().released["planned"] > 10
 
 
-def test_a_device_that_slows_down_and_recovers_is_followed():
+def test_slowdown_and_recovery_of_device_are_followed():
+    """The planner follows a device that slows down and recovers."""
     arrivals = poisson(0.6 * 3200, 8000)
     slow = (arrivals >= 1) & (arrivals < 3)
     on_time, _ = live(lambda n, t: accelerator(n, t) * (2 if 1 <= t < 3 else 1), arrivals, np.full(8000, 0.05))
@@ -310,7 +336,8 @@ def test_a_stall_is_unlearned():
     assert on_time[arrivals > 5.5].mean() == 1.0
 
 
-def test_urgent_requests_are_on_time_at_no_cost_in_total():
+def test_urgent_requests_cost_no_throughput():
+    """Urgent requests are on time and hardly reduce how many requests are on time in total."""
     arrivals, limits = poisson(1.5 * 3200, 4000), np.full(4000, 0.05)
     urgent = np.random.default_rng(5).random(4000) < 0.2
     on_time, _ = live(accelerator, arrivals, limits, priorities=~urgent)
@@ -332,7 +359,9 @@ def test_a_failed_batch_teaches_nothing():
     run(main)
 
 
-def test_a_hung_batch_teaches_what_it_took_at_least_and_that_is_unlearned():
+def test_hung_batch_is_learned_and_then_unlearned():
+    """A hung batch teaches the least time that it took, and later batches correct that."""
+
     async def main(loop):
         batcher = si.AdaptiveBatcher(max_batch_size=4, slo_s=0.05, clock=loop.clock)
         service = batcher.wrap(ScriptedBackend(HANG, duration_s=0.002))
@@ -345,8 +374,11 @@ def test_a_hung_batch_teaches_what_it_took_at_least_and_that_is_unlearned():
     run(main)
 
 
-def test_a_batch_that_outlives_its_callers_teaches_what_it_took_at_least():
-    """Believed to take 11 ms, the device takes 80: every batch is given up at 50 ms, and that much is learned."""
+def test_abandoned_batch_teaches_a_lower_bound():
+    """A batch that runs longer than its callers wait teaches the least time that it took.
+
+    Believed to take 11 ms, the device takes 80: every batch is given up at 50 ms, and that much is learned.
+    """
 
     async def main(loop):
         batcher = si.AdaptiveBatcher(
@@ -401,7 +433,8 @@ def blaze_full(size):
 
 
 @pytest.mark.parametrize("slo_s", [None, 10.0])
-def test_a_model_that_loses_from_batching_is_found_out_under_full_load(slo_s):
+def test_batching_loss_is_found_under_full_load(slo_s):
+    """A model that is slower with batching is recognized under full load."""
     batcher, throughput = closed_loop(blaze_full, slo_s=slo_s, rounds=300)
     assert batcher.service_time.best_batch_size(32) <= 2
     assert throughput >= 0.95 * 1 / blaze_full(1)
@@ -411,8 +444,11 @@ def test_a_model_that_loses_from_batching_is_found_out_under_full_load(slo_s):
 @pytest.mark.parametrize("slo_s", [None, 1.0])
 @pytest.mark.parametrize("deviation", [0.03, 0.08, 0.15])
 @pytest.mark.parametrize("seed", range(3))
-def test_a_model_that_loses_from_batching_is_found_out_though_its_durations_scatter(slo_s, deviation, seed):
-    """Each half of a size is a little better, which the scatter hides; a small one is much better."""
+def test_batching_loss_is_found_despite_noise(slo_s, deviation, seed):
+    """A model that is slower with batching is recognized although its durations scatter.
+
+    Each half of a size is a little better, which the scatter hides; a small one is much better.
+    """
     rng = np.random.default_rng(seed)
     batcher, throughput = closed_loop(
         lambda size: blaze_full(size) * rng.lognormal(0.0, deviation), rounds=200, slo_s=slo_s
@@ -442,7 +478,8 @@ def test_a_model_that_loses_from_batching_is_found_out(options):
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_a_best_size_in_the_middle_is_found_though_durations_scatter(seed):
+def test_middle_best_size_is_found_despite_noise(seed):
+    """A best batch size in the middle is found although durations scatter."""
     rng = np.random.default_rng(seed)
     item_ms = {1: 5.0, 2: 4.0, 4: 3.4, 8: 3.0, 16: 3.4, 32: 4.0}
     _, throughput = closed_loop(
@@ -452,8 +489,11 @@ def test_a_best_size_in_the_middle_is_found_though_durations_scatter(seed):
     assert throughput >= 0.91 / 0.003
 
 
-def test_a_model_that_loses_from_batching_is_found_out_under_overload():
-    """Batches of the best size that the objective allows, not of one beyond it that was never seen."""
+def test_batching_loss_is_found_under_overload():
+    """A model that is slower with batching is recognized under overload.
+
+    Batches of the best size that the objective allows, not of one beyond it that was never seen.
+    """
     on_time, batcher = live(lambda n, _: blaze_full(n), poisson(600, 3000), np.full(3000, 0.05), cap=32)
     assert on_time.mean() >= 0.9 * 1 / blaze_full(1) / 600
     assert batcher.service_time.best_batch_size(32) <= 2
@@ -464,8 +504,11 @@ def test_a_model_that_loses_from_batching_is_found_out_under_overload():
     [({1: 5, 2: 4, 4: 3.4, 8: 3, 16: 3.4, 32: 4}, 0.3), (BLAZE_FULL, 0.5)],
     ids=["middle", "one"],
 )
-def test_a_model_that_loses_from_batching_is_found_out_where_large_batches_fill_the_time(item_ms, slo_s):
-    """No request is late, but two batches of 32 take so long that a smaller one would make some late."""
+def test_batching_loss_is_found_if_batches_fill_time(item_ms, slo_s):
+    """A model that is slower with batching is recognized where large batches fill the time limit.
+
+    No request is late, but two batches of 32 take so long that a smaller one would make some late.
+    """
 
     def seconds(size):
         return size * np.interp(size, list(item_ms), list(item_ms.values())) / 1e3
@@ -474,14 +517,18 @@ def test_a_model_that_loses_from_batching_is_found_out_where_large_batches_fill_
     assert batcher.service_time.best_batch_size(32) == min(item_ms, key=item_ms.get)
 
 
-def test_a_model_that_gains_from_batching_is_hardly_disturbed():
+def test_trying_sizes_hardly_costs_throughput():
+    """Trying other sizes hardly costs throughput of a model that gains from batching."""
     batcher, throughput = closed_loop(lambda n: 0.004 + 0.00025 * n, callers=128, cap=64)
     assert batcher.service_time.best_batch_size(64) == 64
     assert throughput >= 0.98 * 64 / accelerator(64, 0)
 
 
-def test_batches_that_cost_limits_are_not_tried_for_ever():
-    """No batch ever has the sizes that would be learned."""
+def test_sizes_beyond_cost_limit_are_not_tried_forever():
+    """Sizes that `max_batch_cost` rules out are not tried forever.
+
+    No batch ever has the sizes that would be learned.
+    """
 
     async def main(loop):
         batcher = si.AdaptiveBatcher(max_batch_size=32, row_cost=lambda row: 1.0, max_batch_cost=10.0, clock=loop.clock)
@@ -507,7 +554,7 @@ def test_two_stalls_do_not_rule_a_size_out():
     assert policy.service_time.best_batch_size(32) == 32
 
 
-def test_sizes_next_to_the_best_are_compared_under_full_load():
+def test_sizes_next_to_best_are_compared_at_full_load():
     """Half of the best size runs again once it has not for 128 batches."""
     policy, now, sizes = Lookahead(32, LearnedServiceTime()), 0, []
     for _ in range(300):
@@ -522,8 +569,11 @@ def test_sizes_next_to_the_best_are_compared_under_full_load():
     assert sizes[100:].count(32) >= 195
 
 
-def test_a_first_batch_that_outlives_the_objective_is_not_the_last():
-    """It is given up at 100 ms and would have taken 150; smaller ones take less."""
+def test_first_batch_beyond_objective_is_not_the_last():
+    """A first batch that takes longer than the objective is not the last one that is served.
+
+    It is given up at 100 ms and would have taken 150; smaller ones take less.
+    """
 
     async def main(loop):
         batcher = si.AdaptiveBatcher(max_batch_size=32, slo_s=0.1, clock=loop.clock)
@@ -548,8 +598,11 @@ def test_arrays_met_live_fit_the_compiled_kernels(monkeypatch):
     assert kernel_loader._loaded is not None
 
 
-def test_noise_does_not_talk_the_planner_out_of_large_batches():
-    """Of many sizes the luckiest one looks best; planned smaller, the larger ones would not be seen again."""
+def test_noise_does_not_make_batches_smaller():
+    """Noise does not make the planner choose smaller batches where large ones are better.
+
+    Of many sizes the luckiest one looks best; planned smaller, the larger ones would not be seen again.
+    """
     device = ServiceTime.affine(0.0046, 0.00025)
     on_time = [
         simulate(

@@ -116,7 +116,8 @@ def open_loop(server, *, load, seconds=8.0, seed=0, layers=(), messages=None, **
     return run(main)
 
 
-def test_under_overload_the_way_to_the_model_costs_nothing():
+def test_pipelining_hides_the_overhead_under_overload():
+    """Under overload, pipelined batches lose no throughput to the way to the model and back."""
     shares = {}
     for known in (None, 1):
         server = Server(queued_workers=known, noise=0.02)
@@ -146,7 +147,8 @@ def test_below_capacity_nothing_is_lost_by_it(load):
     assert ahead >= plain
 
 
-def test_the_hand_over_is_learned_and_the_service_time_stays_true():
+def test_overhead_is_learned_apart_from_service_time():
+    """The overhead is learned from pipelined batches, and the learned service time stays correct."""
     server = Server(noise=0.02)
     _, batcher = open_loop(server, load=1.2)
     assert batcher._overhead.overhead_ns == pytest.approx((OUT_S + BACK_S) * 1e9, rel=0.35)
@@ -166,7 +168,8 @@ def test_two_workers_get_a_third_batch_ahead():
 
 
 @pytest.mark.parametrize(("known", "in_flight"), [(2, 1), (1, 2), (None, 1)])
-def test_nothing_goes_ahead_where_the_workers_are_not_as_many_as_the_batches_in_flight(known, in_flight):
+def test_no_pipelining_if_worker_counts_differ(known, in_flight):
+    """No batch is pipelined unless the model has as many workers as there are batches in flight."""
     _, batcher = open_loop(Server(queued_workers=known), load=1.2, seconds=1.0, max_in_flight=in_flight)
     assert batcher.statistics().pipelined == 0
 
@@ -233,7 +236,8 @@ def test_the_device_does_not_idle_between_full_batches():
     scene(server, scenario)
 
 
-def test_the_request_that_fills_a_batch_in_the_window_sends_it():
+def test_request_that_fills_batch_in_window_sends_it():
+    """A request that fills the next batch within the sending window sends that batch at once."""
     server = Server()
 
     async def scenario(loop, service, batcher):
@@ -271,7 +275,8 @@ def test_a_batch_that_is_not_full_costs_no_timer(monkeypatch):
     run(main)
 
 
-def test_hopeless_requests_are_not_sent_ahead_as_probes():
+def test_infeasible_requests_are_not_pipelined():
+    """Infeasible requests are not sent as probes in pipelined batches."""
     shares = {}
     for known in (None, 1):
         server = Server(queued_workers=known)
@@ -280,7 +285,9 @@ def test_hopeless_requests_are_not_sent_ahead_as_probes():
     assert shares[1] > 0.9 * shares[None] > 0.1
 
 
-def test_answers_that_are_held_up_at_random_do_not_mislead_the_plan():
+def test_randomly_delayed_responses_do_not_mislead():
+    """Pipelining helps even if responses are delayed at random."""
+
     class HeldUp(Server):
         async def infer(self, batch):
             rows = await super().infer(batch)
@@ -296,7 +303,9 @@ def test_answers_that_are_held_up_at_random_do_not_mislead_the_plan():
     assert shares[1] > shares[None] + 0.02
 
 
-def test_batches_that_now_and_then_take_twice_as_long_do_not_mislead_it():
+def test_occasional_slow_batches_do_not_mislead():
+    """Pipelining helps even if batches take twice as long now and then."""
+
     def shared(known, seed):
         server, rng = Server(queued_workers=known, noise=0.02), np.random.default_rng(seed)
         own_s = 0.0118 + 0.00058 * FULL
@@ -321,7 +330,8 @@ def test_a_coarse_clock_strands_nobody():
     run(main)
 
 
-def test_sizes_that_are_padded_are_expected_to_take_what_they_are_padded_to():
+def test_padded_sizes_take_the_time_of_their_padding():
+    """A size that is padded is expected to take what its padded size takes."""
     server = Server()
 
     async def main(loop):
@@ -337,7 +347,8 @@ def test_sizes_that_are_padded_are_expected_to_take_what_they_are_padded_to():
     run(main)
 
 
-def test_the_log_shows_each_batch_on_its_worker_from_its_turn_on():
+def test_log_shows_pipelined_batch_from_its_turn():
+    """The decision log shows each batch on its worker from the end of the previous batch on."""
     server = Server()
 
     async def scenario(loop, service, batcher):
@@ -369,7 +380,8 @@ def test_a_model_that_hangs_gets_no_second_batch():
     scene(server, scenario)
 
 
-def test_one_that_waits_behind_a_model_that_hangs_ends_at_its_deadline():
+def test_batch_behind_hung_model_ends_at_its_deadline():
+    """Requests of a pipelined batch behind one that hangs end at their deadline."""
     server = Server(script={0: {"took_s": 60.0}})
 
     async def scenario(loop, service, batcher):
@@ -387,7 +399,8 @@ def test_one_that_waits_behind_a_model_that_hangs_ends_at_its_deadline():
 
 
 @pytest.mark.parametrize("failing", [0, 1])
-def test_a_failure_of_either_harms_only_its_own_callers(failing):
+def test_failed_batch_harms_only_its_own_callers(failing):
+    """If the running or the pipelined batch fails, only its own requests fail."""
     server = Server(script={failing: {"fails_after_s": 0.001, "took_s": 0.001}})
     server.isolates_rows = True  # the batcher sends no parts
 
@@ -423,7 +436,8 @@ def test_callers_of_a_batch_sent_ahead_may_go():
     scene(server, scenario)
 
 
-def test_settings_may_change_while_one_waits_for_its_turn():
+def test_settings_may_change_while_batch_is_pipelined():
+    """Settings may change while a pipelined batch waits for its turn, and what was learned is kept."""
     server = Server()
 
     async def scenario(loop, service, batcher):
@@ -470,7 +484,8 @@ def test_a_stop_ends_both(drain):
     run(main)
 
 
-def test_a_loop_that_was_closed_in_the_middle_leaves_no_turn_behind():
+def test_closed_loop_leaves_no_pipelined_batch():
+    """A loop that is closed while a batch is pipelined leaves no such batch behind."""
     loops = [VirtualLoop()]
     server = Server()
     batcher = batcher_of(clock=lambda: loops[-1].now_ns)
@@ -529,7 +544,8 @@ def test_what_stands_before_the_model_is_asked_first(layer):
     scene(server, scenario, layers=(guard,))
 
 
-async def test_when_a_request_would_be_answered_counts_the_one_that_waits_for_its_turn(loop):
+async def test_predicted_finish_counts_the_pipelined_batch(loop):
+    """The predicted finish of a request counts the pipelined batch that waits for its turn."""
     server, batcher = Server(), batcher_of()
     async with si.Stack(batcher, server, clock=loop.clock) as service:
         for _ in range(4):
@@ -559,7 +575,8 @@ async def test_urgent_requests_go_first_in_it(loop):
         assert len(server.sent) == 3
 
 
-def test_a_policy_without_it_takes_over_what_is_under_way():
+def test_policy_without_pipelining_takes_over():
+    """A policy that does not pipeline takes over while a pipelined batch is in flight."""
     server = Server()
 
     async def scenario(loop, service, batcher):
@@ -614,7 +631,9 @@ def told_of(scenario, **script):
     return policy.told
 
 
-def test_what_a_batch_ahead_took_counts_from_the_end_of_the_one_before():
+def test_pipelined_duration_counts_from_previous_end():
+    """The duration of a pipelined batch counts from the end of the previous one."""
+
     async def scenario(loop, service):
         await asyncio.gather(*await filled(service, 2 * FULL))
 
@@ -630,7 +649,9 @@ def test_nothing_is_learned_behind_a_batch_that_failed():
     assert told_of(scenario, batch_0={"fails_after_s": 0.001}) == []
 
 
-def test_one_that_is_given_up_after_its_turn_says_that_it_took_at_least_so_long():
+def test_batch_cancelled_in_its_turn_is_a_lower_bound():
+    """A pipelined batch that is cancelled after its turn began teaches the least time that it took."""
+
     async def scenario(loop, service):
         calls = await filled(service, 2 * FULL)
         await asyncio.gather(*calls[:FULL])
@@ -643,7 +664,9 @@ def test_one_that_is_given_up_after_its_turn_says_that_it_took_at_least_so_long(
     assert told_of(scenario)[1:] == [("alone", FULL, pytest.approx(6 * MS, abs=10), True)]
 
 
-def test_nothing_is_learned_from_one_that_is_given_up_before_its_turn():
+def test_batch_cancelled_before_turn_teaches_nothing():
+    """Nothing is learned from a pipelined batch that is cancelled before its turn."""
+
     async def scenario(loop, service):
         calls = await filled(service, 2 * FULL)
         await asyncio.sleep(0.005)

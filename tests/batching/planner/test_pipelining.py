@@ -40,7 +40,8 @@ def test_noise_moves_it_little(seed):
     )
 
 
-def test_a_batch_by_itself_would_have_taken_the_hand_over_longer():
+def test_batch_sent_alone_takes_the_overhead_longer():
+    """A pipelined batch sent by itself would have taken longer by the overhead, or by how early it was."""
     overhead = learned(2 * MS, batches=3000)
     assert overhead.observe_pipelined(SIZE, 18 * MS, 3 * MS) == pytest.approx(20 * MS, abs=1000)
     assert overhead.observe_pipelined(SIZE, 20 * MS - MS // 2, MS // 2) == pytest.approx(
@@ -56,7 +57,8 @@ def test_no_batch_teaches_more_than_it_was_early():
     assert overhead.overhead_ns == pytest.approx(2 * MS, rel=0.01)
 
 
-def test_one_that_came_too_late_to_wait_does_not_lower_it():
+def test_batch_sent_too_late_to_queue_keeps_overhead():
+    """A pipelined batch that was sent too late to wait at the model does not lower the overhead."""
     overhead = learned(2 * MS, batches=3000)
     before_ns = overhead.overhead_ns
     overhead.observe_alone(SIZE, ALONE_NS)
@@ -76,7 +78,8 @@ def test_a_stall_takes_little_of_it():
     assert overhead.overhead_ns == 0
 
 
-def test_a_stall_of_one_that_went_by_itself_teaches_nothing():
+def test_stall_of_a_batch_sent_alone_teaches_nothing():
+    """A stall of a batch that was not pipelined does not change the overhead."""
     overhead = learned(2 * MS, batches=3000)
     before_ns = overhead.overhead_ns
     overhead.observe_alone(SIZE, 1000 * MS)
@@ -92,7 +95,8 @@ def test_noise_alone_teaches_little(seed, noise):
     assert found.overhead_ns <= noise * ALONE_NS
 
 
-def test_it_is_never_more_than_half_of_what_a_batch_takes():
+def test_overhead_is_at_most_half_of_a_batch():
+    """The overhead is never more than half of what a batch takes."""
     overhead = PipelineOverhead()
     for _ in range(1000):
         overhead.observe_alone(SIZE, 20 * MS)
@@ -100,7 +104,8 @@ def test_it_is_never_more_than_half_of_what_a_batch_takes():
     assert overhead.overhead_ns == 10 * MS
 
 
-def test_only_the_first_8_of_the_same_size_are_compared():
+def test_only_first_8_of_one_size_are_compared():
+    """Only the first 8 pipelined batches after one sent alone are compared, if of the same size."""
     overhead = PipelineOverhead()
     overhead.observe_alone(SIZE, 20 * MS)
     for size in (SIZE - 1, SIZE + 1, 1):
@@ -127,14 +132,16 @@ def test_one_that_goes_by_itself_is_due_after_32_ahead():
     assert from_ns <= until_ns
 
 
-def test_the_window_opens_before_the_earliest_end_by_the_hand_over_and_what_a_loop_may_be_late():
+def test_window_opens_before_the_earliest_end():
+    """The window opens before the earliest end of a batch, by the overhead and the delay of a loop."""
     overhead = learned(2 * MS, batches=3000)
     from_ns, until_ns = overhead.window_ns(100 * MS, 2 * MS)
     assert from_ns == 100 * MS - 5 * MS - overhead.overhead_ns - MS
     assert until_ns == 102 * MS
 
 
-def test_the_turn_comes_the_hand_over_before_the_end_of_the_one_before_but_not_before_it_was_sent():
+def test_effective_start_is_never_before_send():
+    """A pipelined batch starts one overhead before its predecessor ends, but never before it was sent."""
     overhead = learned(2 * MS, batches=3000)
     assert overhead.effective_start_ns(90 * MS, 100 * MS) == 100 * MS - overhead.overhead_ns
     assert overhead.effective_start_ns(99 * MS, 100 * MS) == 99 * MS

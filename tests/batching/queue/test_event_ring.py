@@ -160,7 +160,8 @@ class AgainstLists(RuleBasedStateMachine):
 TestAgainstLists = AgainstLists.TestCase
 
 
-def test_more_batches_at_once_than_the_ring_holds_get_and_free_their_rows():
+def test_batches_beyond_ring_size_get_and_free_rows():
+    """More batches at once than the ring holds still get their own rows and free them at their ends."""
     events = EventRing(1, 2)
     records = [events.released(0, 1, "full", 0) for _ in range(1000)]
     assert events.snapshot()["batch_workers"].tolist() == [998, 999]
@@ -174,7 +175,8 @@ def test_more_batches_at_once_than_the_ring_holds_get_and_free_their_rows():
     assert rows == [*range(3, 900), 1000]
 
 
-def test_rows_are_the_lowest_free_ones_whatever_the_order_of_the_ends():
+def test_rows_are_lowest_free_in_any_order_of_ends():
+    """Each batch gets the lowest free row, whatever the order in which batches end."""
     events = EventRing()
     rng = np.random.default_rng(5)
     running = []
@@ -198,7 +200,8 @@ def test_a_part_of_a_batch_has_no_record():
     assert (events.releases, events.last_end_ns) == (0, 0)
 
 
-def test_the_rate_is_that_of_the_last_256_and_falls_with_silence():
+def test_rate_is_of_last_256_and_falls_with_silence():
+    """The arrival rate is that of the last 256 requests and falls while none arrive."""
     events = EventRing()
     assert events.gap_ns(5) == float("inf")
     for at in range(1000):
@@ -220,7 +223,8 @@ def test_arrivals_of_one_instant_have_no_rate_yet():
     assert events.gap_ns(9) == 2.0
 
 
-def test_requests_without_a_deadline_push_no_limits_out():
+def test_requests_without_deadline_evict_no_limits():
+    """Requests without a deadline push no time limits out of the ring."""
     events = EventRing()
     events.arrived(0, 50, 0)
     for at in range(200):

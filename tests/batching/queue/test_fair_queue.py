@@ -75,7 +75,8 @@ def test_nothing_is_lost_whatever_happens(steps):
         assert tags == sorted(tags)
 
 
-def test_a_newcomer_stands_behind_one_request_of_each_backlog():
+def test_newcomer_waits_for_one_request_per_backlog():
+    """A new stream stands behind at most one request of each stream with a backlog."""
     queue = FairQueue(100, {})
     admit(queue, *["greedy"] * 20, "other", "other")
     queue.take(queue.first(4), 0, "full")
@@ -89,7 +90,8 @@ def test_a_newcomer_stands_behind_one_request_of_each_backlog():
 
 
 @pytest.mark.parametrize("leave", ["end", "expire"])
-def test_a_request_that_left_unserved_costs_its_stream_nothing(leave):
+def test_unserved_request_costs_its_stream_nothing(leave):
+    """A request that leaves the queue unserved costs its stream nothing."""
     queue = FairQueue(100, {"a": 0.5})
     admit(queue, *["b"] * 5)
     gone = admit(queue, *["a"] * 20, deadline_ns=10)
@@ -140,8 +142,11 @@ def test_streams_of_the_past_are_forgotten():
     assert late.tag > backlog[-1].tag
 
 
-def test_a_stream_that_sends_less_than_its_share_may_send_some_at_once():
-    """They are in the order of arrival with those of others, and all in front of a backlog."""
+def test_stream_below_its_share_may_send_a_burst():
+    """A stream that sends less than its share may send several requests at once.
+
+    They are in the order of arrival with those of others, and all in front of a backlog.
+    """
     queue = FairQueue(100, {})
     admit(queue, *["greedy"] * 20)
     queue.take(queue.first(8), 0, "full")
@@ -252,8 +257,11 @@ def test_wrong_weights_are_named(fair, error):
 
 
 @pytest.mark.parametrize("slo_s", [0.5, None])
-async def test_a_stream_that_always_sends_too_much_still_has_its_share(slo_s, loop):
-    """Most of its requests expire or are shed, and those that are served are as many as of each other busy stream."""
+async def test_stream_above_its_share_still_gets_its_share(slo_s, loop):
+    """A stream that always sends too much still gets its share.
+
+    Most of its requests expire or are shed, and those that are served are as many as of each other busy stream.
+    """
     served = dict.fromkeys(["greedy", 1, 2, 3, 4], 0)
 
     async def play(service, stream_id, rate):

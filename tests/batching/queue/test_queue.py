@@ -189,7 +189,8 @@ def test_husks_of_ended_requests_do_not_pile_up():
     assert queue.next_deadline_ns == NEVER
 
 
-def test_many_priorities_are_served_in_order_and_their_empty_levels_dropped():
+def test_many_priorities_are_served_in_order():
+    """Many priorities are served in order, and levels that became empty are dropped."""
     queue = RequestQueue(1000)
     priorities = list(range(-50, 50))
     random.Random(1).shuffle(priorities)
@@ -205,7 +206,8 @@ def test_many_priorities_are_served_in_order_and_their_empty_levels_dropped():
 
 
 @pytest.mark.parametrize("row", [StopIteration(3), KeyboardInterrupt(), GeneratorExit()])
-def test_rows_that_a_future_refuses_arrive_as_backend_errors(row):
+def test_rows_a_future_rejects_become_backend_errors(row):
+    """An exception that a future does not accept as its own reaches the caller as a BackendError."""
     from streaminfer.errors import BackendError
 
     queue = RequestQueue(4)
@@ -267,7 +269,7 @@ def test_compiled_and_plain_agree(seed, plain):
     assert run_at_random(compiled, seed) == run_at_random(twin, seed)
 
 
-def test_an_error_that_is_the_row_of_several_callers_is_copied():
+def test_error_shared_by_several_callers_is_copied():
     """Each caller raises an object of its own, so the traceback of one that a model keeps does not grow."""
     queue = RequestQueue(8)
     futures = [Future(), Future()]

@@ -94,7 +94,7 @@ def test_a_cancelled_request_is_counted_as_such(queue, outcomes, name):
     assert (outcomes.failed, outcomes.deadline_exceeded, outcomes.closed, outcomes.rejected) == (0, 0, 0, {})
 
 
-def test_expire_returns_the_batches_of_running_requests(queue, outcomes):
+def test_expire_returns_batches_of_running_requests(queue, outcomes):
     """The batch of a running request is returned, so that it can be cancelled."""
     batch = queue.take([admit(queue, Future(), 10)], 0, "full")
     admit(queue, Future(), 10)

@@ -54,8 +54,11 @@ def test_sizes_of_one_step_share_a_mean(means):
     assert means.mean_ns(5, 600) == 600
 
 
-def test_the_batch_that_completes_the_work_is_not_absorbed(means):
-    """It is not counted either, however often it is offered; a shorter one still is."""
+def test_batch_that_completes_the_work_is_not_absorbed(means):
+    """The batch that completes the work of a step is not absorbed.
+
+    It is not counted either, however often it is offered; a shorter one still is.
+    """
     means.absorb(2, 400, opens=True)
     means.absorb(3, 400, opens=True)
 
@@ -79,8 +82,8 @@ def test_a_size_without_an_expectation_is_not_absorbed(means, size):
     assert means.mean_ns(size, 7) == 7
 
 
-def test_nothing_is_absorbed_before_anything_is_expected(twin):
-    """Without tables there is only size 0, which no batch has."""
+def test_nothing_is_absorbed_before_any_expectation(twin):
+    """Nothing is absorbed before any duration is expected. Without tables there is only size 0, which no batch has."""
     assert not twin[0].BatchMeans(WORK_NS).absorb(1, 1, opens=True)
 
 

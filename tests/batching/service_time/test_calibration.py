@@ -268,7 +268,8 @@ async def test_restart_does_not_try_what_took_too_long(loop):
         assert batcher.statistics().calibration.skipped == {0: (16, 32, 64)}
 
 
-async def test_greedy_restart_does_not_try_what_took_too_long(loop):
+async def test_greedy_restart_skips_sizes_that_took_too_long(loop):
+    """With the greedy policy, a restart does not try sizes that took too long before."""
     backend = ScriptedBackend(duration_s=lambda size: 0.010 * size, example=1.0)
     stack, batcher = stack_of(loop, backend, max_batch_size=64, slo_s=0.030, policy="greedy")
     async with stack:
@@ -597,8 +598,11 @@ def test_report_is_readable():
     assert "a &lt;note&gt;" in report._repr_html_()
 
 
-def test_no_loop_is_kept_whose_starts_waited_for_each_other():
-    """A lock that was waited for refers to its loop, which must not keep that one alive."""
+def test_concurrent_starts_keep_no_loop_alive():
+    """No event loop is kept alive because starts on it waited for each other.
+
+    A lock that was waited for refers to its loop, which must not keep that one alive.
+    """
 
     async def main(loop):
         stacks = [stack_of(loop, ScriptedBackend(example=1.0, duration_s=0.01))[0] for _ in range(2)]

@@ -55,7 +55,8 @@ def test_whole_nanoseconds_are_positive_and_bounded(form, table, unit_ns):
 
 
 @given(tables)
-def test_the_best_size_is_that_of_most_worth_near_the_most_throughput(form, table):
+def test_best_size_has_most_worth_near_top_throughput(form, table):
+    """The best size has the most worth among the sizes close to the highest throughput."""
     sizes = np.arange(1, len(table))
     throughput = sizes / table[1:]
     worth = throughput * sizes**-0.05
@@ -84,7 +85,8 @@ def test_planned_durations(form, table, safety, stretch, band):
     np.testing.assert_array_equal(slow, np.minimum(upper, (planned * stretch).astype(np.int64)))
 
 
-def test_what_nothing_is_known_to_exceed_is_as_slow_as_the_upper_estimate(form):
+def test_slow_batch_without_bound_takes_upper_estimate(form):
+    """A slow batch takes the upper estimate where no finite stretch is known."""
     planned, capped, slow = np.empty((3, 3), np.int64)
     form.fill_planned(np.array([0, 5, 7]), np.array([0, 6, 9]), 0.0, np.inf, planned, capped, slow)
     assert (planned.tolist(), capped.tolist(), slow.tolist()) == ([0, 5, 7], [0, 6, 9], [0, 6, 9])

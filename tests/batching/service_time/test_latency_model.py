@@ -339,7 +339,7 @@ def test_a_hardly_known_cost_follows_slower_batches():
 
 
 @pytest.mark.parametrize("size", [1, 2, 11], ids=["small", "smaller-than-seen", "between"])
-def test_the_end_of_an_outage_does_not_make_a_size_cheap(size):
+def test_end_of_outage_does_not_make_a_size_cheap(size):
     """A size that was not seen before the outage says that it is over: the others are fast again, too."""
     device = Device(*[16, 23, 32] * 20).run(16, 23, 32, factor=4.0)
     assert device.ratio(32, 4.0) == pytest.approx(1.0, rel=0.03)
@@ -370,7 +370,7 @@ def test_no_more_is_taken_back_than_the_outage_took():
     assert cheap.model.seen()[8][0] == pytest.approx(cheap.seconds(8) * 1e9, rel=0.05)
 
 
-def test_a_cheap_size_in_an_outage_misleads_for_three_batches():
+def test_cheap_size_in_outage_misleads_three_batches():
     """Where the size was cheap and the outage goes on, the next three batches say so."""
     cheap = Device(*[16, 23, 32] * 20, seconds=lambda size: LINE.seconds(size) * (0.5 if size == 8 else 1.0))
     cheap.run(16, 23, 32, factor=4.0).run(8, factor=4.0)
@@ -403,8 +403,11 @@ def test_a_confirmed_speed_is_not_taken_back():
     assert device.ratio(32, 4.0) == pytest.approx(1.0, rel=0.05)
 
 
-def test_a_size_that_has_not_run_for_long_is_hardly_known():
-    """Its cost falls at the first faster batch, whatever others said that have not run for long either."""
+def test_size_not_run_for_long_is_hardly_known():
+    """A size that has not run for long is hardly known.
+
+    Its cost falls at the first faster batch, whatever others said that have not run for long either.
+    """
     device = Device(*[4, 8] * 10, seconds=lambda size: LINE.seconds(size) * (3.0 if size >= 16 else 1.0))
     device.run(*[16, 32] * 10)
     device.seconds = LINE.seconds
@@ -515,7 +518,7 @@ def test_a_larger_size_refutes_a_prior():
     assert 1.0 <= device.ratio(4) <= 1.5
 
 
-def test_a_larger_size_refutes_what_was_learned_long_ago():
+def test_larger_size_refutes_what_was_learned_long_ago():
     """Batches that were slow by accident hold no larger size down once they have not run for long."""
     device = Device(8)
     device.run(11, 12, factor=5.0)

@@ -54,7 +54,8 @@ def test_a_table_of_an_affine_time_is_that_time():
 
 
 @given(service_times, st.integers(1, 300))
-def test_tables_are_positive_nondecreasing_and_agree_with_seconds(service_time, largest):
+def test_tables_are_positive_and_agree_with_seconds(service_time, largest):
+    """Tables are positive, never fall and agree with `seconds`."""
     table = service_time.table_ns(largest)
     assert table.shape == (largest + 1,)
     assert table[0] == 0
@@ -65,7 +66,8 @@ def test_tables_are_positive_nondecreasing_and_agree_with_seconds(service_time, 
 
 
 @given(service_times, st.integers(1, 300))
-def test_the_best_size_gives_up_two_percent_of_throughput_at_most(service_time, largest):
+def test_best_size_has_98_percent_of_top_throughput(service_time, largest):
+    """The best size has at least 98 % of the highest throughput."""
     throughput = [size / service_time.seconds(size) for size in range(1, largest + 1)]
     best = service_time.best_batch_size(largest)
     assert 1 <= best <= largest

@@ -104,7 +104,7 @@ def test_a_report_needs_a_policy(clock):
 
 
 @pytest.mark.parametrize("what", ["value", "failure"])
-def test_what_is_erased_while_it_is_stored_is_not_stored(what):
+def test_result_erased_while_stored_is_not_stored(what):
     """An erasure after the last look of a computation, and before its result is in the table, keeps the result out."""
     cache = EdgeCache(ttl_s=10.0, negative_ttl_s=10.0)
     kinds = []

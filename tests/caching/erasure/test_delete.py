@@ -101,7 +101,7 @@ def counting():
     ],
     ids=["delete", "erase", "pop"],
 )
-def test_who_calls_after_a_deletion_gets_nothing_from_before(forget):
+def test_callers_after_deletion_get_no_older_value(forget):
     """A caller joins no computation that began before the deletion or erasure; those who wait for it get its value."""
 
     async def main(loop):
@@ -117,7 +117,7 @@ def test_who_calls_after_a_deletion_gets_nothing_from_before(forget):
     run(main)
 
 
-def test_a_thread_that_calls_after_a_deletion_gets_nothing_from_before():
+def test_threads_after_deletion_get_no_older_value():
     """Threads join no computation that began before the deletion either."""
     begun, ends = threading.Event(), threading.Event()
     results = iter([1, 2])
@@ -141,7 +141,7 @@ def test_a_thread_that_calls_after_a_deletion_gets_nothing_from_before():
     assert cached("x") == 2
 
 
-def test_a_value_that_is_put_outlasts_what_was_being_computed():
+def test_put_value_outlasts_a_running_computation():
     """The result of a computation does not replace a value that was put meanwhile, in memory or on a tier."""
 
     async def main(loop):
@@ -159,7 +159,7 @@ def test_a_value_that_is_put_outlasts_what_was_being_computed():
     run(main)
 
 
-def test_a_write_that_ends_after_a_deletion_does_not_bring_the_value_back():
+def test_late_write_does_not_undo_a_deletion():
     """A deletion that fails holds, also where an older write was running when it came."""
 
     async def main(loop):

@@ -72,7 +72,9 @@ def test_who_stops_waiting_takes_nothing_away():
     run(main)
 
 
-def test_a_tier_that_fails_is_tried_until_it_is_done_and_not_believed_until_then():
+def test_failed_tier_erasure_is_retried_until_done():
+    """A failed erasure of a tier is retried until it is done; until then the tier serves nothing erased."""
+
     async def main(loop):
         disk = ScriptedTier(loop.clock)
         cache = si.EdgeCache(clock=loop.clock, tiers=[disk])
@@ -104,8 +106,11 @@ def test_a_tier_that_fails_is_tried_until_it_is_done_and_not_believed_until_then
     run(main)
 
 
-def test_an_erasure_that_fails_for_good_keeps_no_other_from_being_made():
-    """Nor does one that a legal hold forbids, which is made when the hold has ended."""
+def test_permanently_failing_erasure_blocks_no_other():
+    """An erasure that fails permanently keeps no other from being carried out.
+
+    Nor does one that a legal hold forbids, which is made when the hold has ended.
+    """
 
     class Partly(ScriptedTier):
         async def erase(self, *, subject=None, tag=None):
@@ -135,8 +140,11 @@ def test_an_erasure_that_fails_for_good_keeps_no_other_from_being_made():
     run(play)
 
 
-def test_an_erasure_that_another_cache_made_is_a_violation_where_it_is_not_made():
-    """Caches that share a log have tiers of one name, each with entries of its own."""
+def test_erasure_missing_in_one_cache_is_a_violation():
+    """An erasure that another cache has carried out is a violation in a cache that has not.
+
+    Caches that share a log have tiers of one name, each with entries of its own.
+    """
 
     async def play(loop):
         policy = si.Retention(3600.0, log=RetentionLog())
@@ -158,7 +166,9 @@ def test_an_erasure_that_another_cache_made_is_a_violation_where_it_is_not_made(
     run(play)
 
 
-def test_a_write_under_way_is_erased_and_one_that_waits_is_dropped():
+def test_running_write_is_erased_and_queued_dropped():
+    """An erasure erases what a running write stores, and drops a queued write."""
+
     async def main(loop):
         disk = ScriptedTier(loop.clock)
         disk.put_s = 1.0
@@ -226,7 +236,9 @@ def test_erase_everywhere_in_another_thread(tmp_path):
     asyncio.run(main())
 
 
-def test_tiers_know_before_memory_is_erased_and_begin_after():
+def test_tiers_register_erasure_before_memory_erases():
+    """Tiers register an erasure before memory is erased, and begin it afterwards."""
+
     async def main(loop):
         disk = ScriptedTier(loop.clock)
         async with si.EdgeCache(clock=loop.clock, tiers=[disk]) as cache:
@@ -384,7 +396,9 @@ TestInterleavings = Interleavings.TestCase
 
 
 @pytest.mark.parametrize("stale", [False, True])
-def test_what_was_read_before_an_erasure_is_not_answered_after_it(stale):
+def test_value_read_before_erasure_is_not_served(stale):
+    """A value that a tier read before an erasure is not served after it."""
+
     async def main(loop):
         disk, redis = ScriptedTier(loop.clock), ScriptedTier(loop.clock, "redis")
         cache = si.EdgeCache(clock=loop.clock, ttl_s=10.0, stale_s=10.0, tiers=[disk, redis])
@@ -409,7 +423,9 @@ def test_what_was_read_before_an_erasure_is_not_answered_after_it(stale):
 
 
 @pytest.mark.parametrize("selection", [{"subject": "anna"}, {"tag": "t"}])
-def test_what_was_read_while_it_was_being_erased_is_not_answered_after(selection):
+def test_value_read_during_erasure_is_not_served(selection):
+    """A value that a tier reads while an erasure of it is running is not served afterwards."""
+
     async def main(loop):
         disk = ScriptedTier(loop.clock)
         async with si.EdgeCache(clock=loop.clock, tiers=[disk]) as cache:
@@ -427,7 +443,8 @@ def test_what_was_read_while_it_was_being_erased_is_not_answered_after(selection
     run(main)
 
 
-def test_an_erasure_ends_where_the_event_loop_of_the_tiers_was_closed():
+def test_erasure_ends_with_tiers_on_a_closed_loop():
+    """An erasure ends, and reports the tier as failed, if the event loop of the tiers was closed."""
     clock = FakeClock()
     disk = ScriptedTier(clock)
     cache = si.EdgeCache(clock=clock, tiers=[disk])

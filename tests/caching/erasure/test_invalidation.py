@@ -82,7 +82,7 @@ def test_an_erasure_reaches_memory_and_faster_tiers(server, tmp_path, selection)
     asyncio.run(main())
 
 
-def test_a_computation_that_an_erasure_overtakes_is_not_stored(server):
+def test_result_overtaken_by_erasure_is_not_stored(server):
     """What another process erases while its answer is computed here is not stored after it."""
 
     async def main():
@@ -174,7 +174,7 @@ def test_a_lost_connection_is_made_again(server, caplog):
     assert caplog.text.count("notices of others may be missed") == 2  # one of each tier
 
 
-def test_a_connection_that_the_server_closes_is_lost_at_once(server, monkeypatch):
+def test_connection_closed_by_server_is_lost_at_once(server, monkeypatch):
     """The handshake of the next one, in which ``redis`` subscribes, does not wait for itself until its time is up."""
     monkeypatch.setattr("streaminfer.caching.tiers.redis.connection.CONNECT_TIMEOUT_S", math.inf)
 

@@ -109,7 +109,9 @@ def test_an_erasure_under_hold_says_so(cache, log, hold, asked, refused):
     assert [event.action for event in log.pending] == ["erase_held"]
 
 
-def test_after_the_release_the_erasure_is_owed_until_it_is_made(cache, log):
+def test_held_erasure_is_owed_after_the_release(cache, log):
+    """After the release of a hold, the erasure that it forbade is owed until it is carried out."""
+
     async def main():
         cache.put(1, 1, subject="anna")
         await cache.hold(subject="anna", reason="case 17")
@@ -126,7 +128,9 @@ def test_after_the_release_the_erasure_is_owed_until_it_is_made(cache, log):
     assert actions(log) == ["held", "erase_held", "released", "erased"]
 
 
-def test_a_hold_outlives_the_process_with_its_log_which_names_nobody(tmp_path):
+def test_hold_outlives_the_process_with_its_log(tmp_path):
+    """A hold outlives the process with its log, which does not contain the name of the subject."""
+
     def opened():
         return si.EdgeCache(retention=Retention(10.0, log=RetentionLog(tmp_path / "log", secret=SECRET)))
 
@@ -167,7 +171,8 @@ def test_a_hold_needs_a_log():
 # -- memory ------------------------------------------------------------------------------------------------------------
 
 
-def test_what_expires_or_gives_way_under_hold_is_preserved_and_not_served(cache, clock, log):
+def test_evicted_and_expired_are_preserved_under_hold(cache, clock, log):
+    """What expires or is evicted under a hold is preserved, and not served."""
     asyncio.run(cache.hold(subject="anna", reason="case 17"))
     cache.put("evicted", 1, subject="anna")
     for other in range(3):
@@ -275,8 +280,11 @@ def test_the_thread_frees_what_has_its_minimum_age():
     assert gone.wait(timeout=60)
 
 
-def test_what_is_preserved_is_not_looked_through_each_time_that_something_expires(cache, clock, monkeypatch):
-    """While a hold lasts it only grows; when a hold begins or ends it is looked through once."""
+def test_expiry_does_not_scan_what_is_preserved(cache, clock, monkeypatch):
+    """What is preserved is not looked through each time that an entry expires.
+
+    While a hold lasts it only grows; when a hold begins or ends it is looked through once.
+    """
     looked, until_ns = [], MemoryRetention.until_ns
 
     def count(retention, labels):
@@ -296,7 +304,8 @@ def test_what_is_preserved_is_not_looked_through_each_time_that_something_expire
     assert len(looked) <= 4 * 97
 
 
-def test_of_several_classes_the_longest_minimum_holds_and_the_shortest_maximum_wins():
+def test_longest_minimum_and_shortest_maximum_win():
+    """Of several classes the longest minimum age applies, bounded by the shortest maximum age."""
     policy = Retention(
         60.0, classes={"a": Retention(50.0, min_age_s=40.0), "b": Retention(20.0), "c": Retention(60.0, min_age_s=45.0)}
     )
@@ -330,7 +339,8 @@ def entry(value, **more):
 
 
 @pytest.mark.parametrize("hold", [{"subject": "anna"}, {"tag": "face"}], ids=["subject", "tag"])
-def test_the_disk_purges_nothing_held_also_in_a_later_process(tmp_path, hold):
+def test_disk_purges_nothing_held_after_restart(tmp_path, hold):
+    """The disk tier purges nothing that a hold protects, also in a later process."""
     wall = Wall()
 
     def tier():
@@ -371,7 +381,9 @@ def test_what_is_held_makes_no_room_on_the_disk(tmp_path):
     asyncio.run(main())
 
 
-def test_a_hold_reaches_the_tiers_and_names_those_that_cannot(tmp_path, clock, log, keys):
+def test_hold_names_the_tiers_that_cannot_hold(tmp_path, clock, log, keys):
+    """A hold reaches the tiers and returns the names of those that cannot hold."""
+
     class Redis(DiskTier):
         name = "redis"
         hold = Tier.hold
@@ -390,7 +402,8 @@ def test_a_hold_reaches_the_tiers_and_names_those_that_cannot(tmp_path, clock, l
     assert asyncio.run(main()) == ("redis",)
 
 
-def test_a_hold_on_the_disk_keeps_the_keys_of_what_it_holds(tmp_path):
+def test_disk_hold_keeps_the_keys_of_held_entries(tmp_path):
+    """A hold on the disk tier keeps the encryption keys of the entries that it holds."""
     wall = FakeClock(NOW)
 
     async def subjects_after(seconds, hold):
@@ -410,7 +423,9 @@ def test_a_hold_on_the_disk_keeps_the_keys_of_what_it_holds(tmp_path):
     assert asyncio.run(subjects_after(0.0, hold=False)) == set(), "its key is gone"
 
 
-def test_an_erasure_that_a_tier_owes_waits_for_the_end_of_a_hold(tmp_path, log, keys):
+def test_owed_erasure_of_tier_waits_for_hold_to_end(tmp_path, log, keys):
+    """An erasure that a tier owes waits for the end of a hold."""
+
     async def count(tier):
         async with tier:
             return sum(held.entries for held in await tier.inventory())
@@ -436,7 +451,8 @@ def test_an_erasure_that_a_tier_owes_waits_for_the_end_of_a_hold(tmp_path, log, 
     asyncio.run(main())
 
 
-def test_a_tier_keeps_an_entry_to_its_minimum_age_and_serves_it_no_longer(tmp_path, log):
+def test_tier_keeps_expired_entry_to_its_minimum_age(tmp_path, log):
+    """A tier keeps an expired entry until its minimum age, and does not serve it."""
     policy = Retention(60.0, min_age_s=30.0, log=log)
 
     async def main():
@@ -457,7 +473,7 @@ def test_a_tier_keeps_an_entry_to_its_minimum_age_and_serves_it_no_longer(tmp_pa
     asyncio.run(main())
 
 
-def test_an_erasure_by_another_process_is_refused_under_hold(cache, log):
+def test_erasure_by_another_process_obeys_a_hold(cache, log):
     """A notice of a shared tier erases nothing that a hold protects, and leaves the erasure owed."""
     cache.put(1, 1, subject="anna")
     asyncio.run(cache.hold(subject="anna", reason="case 17"))
@@ -501,7 +517,7 @@ def test_a_refusal_is_recorded_before_the_release(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_fork_while_a_release_is_followed_leaves_the_child_its_cache(clock):
+def test_fork_during_a_release_leaves_child_its_cache(clock):
     """The child has what is preserved, and not the thread that was looking through it under the lock."""
     parent, is_inside, go_on = os.getpid(), threading.Event(), threading.Event()
 

@@ -143,7 +143,7 @@ def test_a_stop_waits_until_all_is_recorded(tmp_path):
     assert len(erased) == 40
 
 
-def test_what_a_disk_did_not_take_is_written_again_in_order(caplog):
+def test_failed_disk_writes_are_retried_in_order(caplog):
     """A failure of the disk loses nothing, and is told."""
     log = Failing(BackendError("the disk is full"))
     ledger = RetentionCounts(log, time.monotonic_ns)
@@ -221,7 +221,7 @@ def test_no_thread_and_no_disk_hold_up_no_caller(monkeypatch, settled):
     assert log.events == [("erased", 0), ("erased", 1)]
 
 
-def test_a_report_waits_for_what_was_recorded_before_it_alone():
+def test_report_waits_only_for_earlier_records():
     """It returns though there is always something to write."""
 
     class Busy(Failing):
@@ -279,7 +279,7 @@ def test_a_forked_process_writes_its_own_records_alone():
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_what_was_counted_before_a_fork_is_recorded_once(tmp_path):
+def test_events_counted_before_fork_are_recorded_once(tmp_path):
     """The parent records it; the child, what it has counted itself."""
     log = log_in(tmp_path)
     counts = RetentionCounts(log, lambda: 0)
@@ -303,7 +303,7 @@ def on_disk(folder, name="disk"):
     return si.EdgeCache(retention=policy(folder), tiers=[DiskTier(folder / name, max_bytes=2**20, keys=KEYS)])
 
 
-def test_an_erasure_that_failed_is_made_by_the_next_process(tmp_path):
+def test_next_process_carries_out_a_failed_erasure(tmp_path):
     """It is kept beside the log until then, for the tier that owes it alone, and gone when it is made."""
     owed = tmp_path / "log.owed"
 
@@ -360,8 +360,11 @@ def test_a_process_that_is_killed_leaves_what_it_owes(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_no_kill_leaves_a_failed_erasure_pending_and_not_owed(tmp_path, monkeypatch):
-    """The next process makes what is owed; what only the log has would stay pending."""
+def test_kill_leaves_no_pending_erasure_unowed(tmp_path, monkeypatch):
+    """A process that is killed at any moment leaves no failed erasure pending without being owed.
+
+    The next process makes what is owed; what only the log has would stay pending.
+    """
     child = os.fork()
     if child == 0:
 
@@ -379,8 +382,11 @@ def test_no_kill_leaves_a_failed_erasure_pending_and_not_owed(tmp_path, monkeypa
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_process_that_was_stopped_among_its_owed_erasures_holds_up_no_other_for_good(tmp_path, monkeypatch):
-    """It has the folder locked; another one is told so, as with the log itself, and can end."""
+def test_stopped_process_blocks_no_other_for_good(tmp_path, monkeypatch):
+    """A process that was stopped among its owed erasures does not block another one for good.
+
+    It has the folder locked; another one is told so, as with the log itself, and can end.
+    """
     monkeypatch.setattr(log_file, "_WAIT_S", 0.0)
 
     def note():
@@ -396,7 +402,7 @@ def test_a_process_that_was_stopped_among_its_owed_erasures_holds_up_no_other_fo
     assert status == 0
 
 
-def test_a_file_of_owed_erasures_that_cannot_be_read_is_an_error(tmp_path):
+def test_unreadable_file_of_owed_erasures_is_an_error(tmp_path):
     """A tier does not start where it cannot be known what it owes."""
     (tmp_path / "log.owed").write_text("no json\n")
 

@@ -201,8 +201,11 @@ def test_refreshes_are_bounded():
     assert not refreshes.failing
 
 
-def test_a_refresh_that_took_as_long_as_a_pause_is_followed_at_once():
-    """The pause counts from when the refresh began: one that hung has been a pause."""
+def test_long_refresh_is_followed_by_another_at_once():
+    """A refresh that took as long as a pause is followed by the next one at once.
+
+    The pause counts from when the refresh began: one that hung has been a pause.
+    """
     table = FlightTable(FlightCounts(), lambda _: True)
     refreshes = Refreshes()
     table.fail(table.refresh("a", 0, refreshes), ERRORS[0])
@@ -218,7 +221,8 @@ def test_forgotten_flights_are_over():
     assert table.join("a", 2, None).leader == 2
 
 
-def test_who_was_told_or_cancelled_and_has_not_left_yet_does_not_lead():
+def test_caller_that_is_leaving_does_not_lead():
+    """A caller that was told the outcome or was cancelled, and has not left yet, does not lead."""
     table = FlightTable(FlightCounts(), lambda caller: caller != "gone")
     flight = table.join("a", "first", None)
     for caller in ("gone", "second"):

@@ -138,7 +138,9 @@ def test_a_cancelled_leader_harms_nobody():
     assert statistics.abandoned == 0
 
 
-def test_when_nobody_waits_the_work_is_cancelled_and_the_next_starts_afresh():
+def test_computation_without_waiters_is_cancelled():
+    """A computation that no caller waits for is cancelled, and the next caller starts a new one."""
+
     async def play(flights, loop):
         work = Work("never", "ok", after_s=1.0)
         tasks = [ask(flights, loop, work) for _ in range(2)]
@@ -157,7 +159,9 @@ def test_when_nobody_waits_the_work_is_cancelled_and_the_next_starts_afresh():
     assert (statistics.abandoned, statistics.failures) == (1, 0)
 
 
-def test_a_computation_that_will_not_be_cancelled_does_not_hold_up_the_next():
+def test_uncancellable_computation_blocks_no_caller():
+    """A computation that cannot be cancelled does not delay the next one of its key."""
+
     async def play(flights, loop):
         async def stubborn():
             try:
@@ -177,7 +181,9 @@ def test_a_computation_that_will_not_be_cancelled_does_not_hold_up_the_next():
     quiet(play)
 
 
-def test_errors_end_after_three_attempts_and_each_has_its_own():
+def test_errors_end_after_three_attempts():
+    """A failing computation ends after three attempts, and each caller gets an error of its own."""
+
     async def play(flights, loop):
         work = Work(*(KeyError(number) for number in range(9)))
         return [await outcome(task) for task in [ask(flights, loop, work) for _ in range(6)]], work.begun
@@ -209,7 +215,9 @@ def test_deadlines_of_leaders_are_not_counted():
     assert outcomes[2:4] == ["ok", "ok"]
 
 
-def test_a_computation_that_cancels_itself_cancels_its_leader_alone():
+def test_self_cancelled_computation_cancels_its_leader():
+    """A computation that cancels itself cancels its leader alone."""
+
     async def play(flights, loop):
         work = Work(asyncio.CancelledError(), "ok")
         return [await outcome(task) for task in [ask(flights, loop, work) for _ in range(3)]]
@@ -231,7 +239,9 @@ def test_a_followers_own_deadline_holds():
     assert outcomes[1:] == ["ok", "ok"]
 
 
-def test_a_leader_whose_time_is_over_leaves_the_work_to_the_others():
+def test_computation_outlives_its_leaders_deadline():
+    """A leader whose deadline passes leaves the computation to the other callers."""
+
     async def play(flights, loop):
         work = Work("ok", after_s=1.0)
         tasks = [ask(flights, loop, work, timeout_s=limit) for limit in (0.25, None)]
@@ -243,7 +253,9 @@ def test_a_leader_whose_time_is_over_leaves_the_work_to_the_others():
     assert begun == 1
 
 
-def test_a_thousand_callers_one_computation_and_nobody_late():
+def test_thousand_callers_share_one_computation():
+    """A thousand callers share one computation, and none of them is late."""
+
     async def play(flights, loop):
         work = Work("ok", after_s=0.05)
         ends = []
@@ -291,7 +303,9 @@ def test_re_entrancy_is_an_error_and_not_a_deadlock(through):
     assert all(isinstance(end, RuntimeError) and "re-entrant" in str(end) for end in outcomes)
 
 
-def test_who_was_refused_may_not_ask_again_with_the_same():
+def test_re_entrant_wait_cannot_be_awaited_again():
+    """A wait that failed as re-entrant cannot be awaited again."""
+
     async def play(flights, loop):
         here = flights.here()
 
@@ -329,7 +343,9 @@ def test_cancelled_at_the_turn_of_its_deadline():
 
 
 @pytest.mark.parametrize("refreshed", [True, False])
-def test_a_failure_that_somebody_leads_or_led_is_no_refreshs(refreshed, caplog):
+def test_failure_with_a_leader_is_no_refresh_failure(refreshed, caplog):
+    """A failure of a computation that a caller leads or led is not counted as a refresh failure."""
+
     async def play(flights, loop):
         here = flights.here()
         work = Work(OSError("1"), OSError("2"), "ok", after_s=1.0)
@@ -426,7 +442,9 @@ def test_a_refresh_is_one_and_reports_its_failure(caplog):
 
 
 @pytest.mark.parametrize("first", ["ok", Overloaded("full")])
-def test_who_joins_a_refresh_gets_its_value_or_tries_itself(first, caplog):
+def test_waiter_of_a_refresh_gets_value_or_computes(first, caplog):
+    """A caller that joins a refresh gets its value, or computes itself if the refresh fails."""
+
     async def play(flights, loop):
         here = flights.here()
         work = Work(first, "ok", after_s=1.0)
@@ -443,8 +461,11 @@ def test_who_joins_a_refresh_gets_its_value_or_tries_itself(first, caplog):
 
 
 @pytest.mark.parametrize(("first", "takes_s"), [(Overloaded("full"), 1.0), ("late", 3.0)])
-def test_an_attempt_behind_a_failed_refresh_is_abandoned_with_its_last_waiter(first, takes_s):
-    """It would otherwise run without a limit, and every later caller of the key would wait for it."""
+def test_attempt_after_failed_refresh_is_abandoned(first, takes_s):
+    """An attempt after a failed refresh is abandoned when its last waiter leaves.
+
+    It would otherwise run without a limit, and every later caller of the key would wait for it.
+    """
 
     async def play(flights, loop):
         here = flights.here()
@@ -540,8 +561,11 @@ def test_each_loop_has_flights_of_its_own():
     assert run(main) is not run(main)
 
 
-def test_who_is_cancelled_by_another_that_was_told_first():
-    """All of them are told, and then go on one after another: the first one's doing meets the others half way."""
+def test_waiter_cancelled_by_an_earlier_waiter():
+    """A waiter can be cancelled by another one that was told first.
+
+    All of them are told, and then go on one after another: the first one's doing meets the others half way.
+    """
 
     async def play(flights, loop):
         tasks = []
@@ -590,7 +614,8 @@ def test_the_message_of_a_cancellation_arrives():
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
-def test_an_interrupt_in_one_that_was_woken_takes_no_answer_from_the_others(interruption):
+def test_interrupt_in_woken_waiter_spares_the_others(interruption):
+    """An interrupt in a waiter that was woken takes no result from the other waiters."""
     ends = []
     tasks = []
     interrupted = False
@@ -641,7 +666,9 @@ def test_what_share_returns_is_a_coroutine_to_asyncio(around):
     assert got in (("ok", True), [("ok", True)])
 
 
-def test_it_is_awaited_once_and_only_a_task_may_go_on_with_it():
+def test_share_is_awaited_once_and_only_by_a_task():
+    """What `share` returns can be awaited once, and only a task can continue it."""
+
     async def play(flights, loop):
         here = flights.here()
         shared = here.share("key", (Work("ok"),))
@@ -670,7 +697,9 @@ def test_it_is_awaited_once_and_only_a_task_may_go_on_with_it():
     assert (statistics.computations, statistics.abandoned) == (2, 1)
 
 
-def test_a_coroutine_that_is_closed_while_it_waits_leaves():
+def test_coroutine_closed_while_waiting_leaves():
+    """A coroutine that is closed while it waits leaves its flight."""
+
     async def play(flights, loop):
         async def caller():
             await flights.here().share("key", (Work("never", after_s=1.0),))
@@ -684,7 +713,9 @@ def test_a_coroutine_that_is_closed_while_it_waits_leaves():
     quiet(play)
 
 
-def test_a_deadline_that_was_not_needed_leaves_no_timer():
+def test_unneeded_deadline_leaves_no_timer():
+    """A deadline that was not needed leaves no timer."""
+
     async def play(flights, loop):
         before = len(loop._scheduled)
         task = ask(flights, loop, Work("ok", turns=1), timeout_s=100.0)
@@ -695,7 +726,7 @@ def test_a_deadline_that_was_not_needed_leaves_no_timer():
     assert left == 0
 
 
-def test_a_leader_that_enforces_its_deadline_has_no_timer_here():
+def test_leader_enforcing_its_deadline_has_no_timer():
     """Its computation ends by itself; those who joined have their own."""
 
     async def play(flights, loop):

@@ -68,7 +68,7 @@ def play(threads, *script):
     return outcomes, work, statistics
 
 
-def test_statistics_are_counted_while_another_event_loop_begins():
+def test_statistics_while_another_loop_begins():
     """An event loop that uses the cache for the first time waits until the flights of the others are counted."""
     flights = SingleFlight(lambda: 0)
     loops = []
@@ -116,7 +116,8 @@ def test_after_three_failures_all_have_the_error():
     assert len({id(end) for end in outcomes}) == 8
 
 
-def test_input_at_fault_is_final_and_deadlines_do_not_count():
+def test_invalid_input_is_final_and_deadlines_are_not():
+    """`InvalidInput` ends all attempts, and an exceeded deadline does not count as a failed one."""
     outcomes, work, _ = play(4, InvalidInput("no"))
     assert work.begun == 1
     assert all(isinstance(end, InvalidInput) for end in outcomes)
@@ -214,7 +215,8 @@ def test_two_threads_that_would_wait_for_each_other():
     assert flights.statistics().in_flight == 0
 
 
-def test_a_refresh_runs_in_a_thread_and_reports_its_failure(caplog):
+def test_refresh_runs_in_a_thread_and_logs_failure(caplog):
+    """A refresh runs in a thread of its own and logs its failure."""
     flights = SingleFlight(lambda: now_ns)
     done = threading.Event()
     now_ns = 0

@@ -33,7 +33,8 @@ def test_a_loop_over_more_than_it_holds_keeps_its_part(limits):
 
 
 @pytest.mark.parametrize("limits", LIMITS.values(), ids=LIMITS)
-def test_the_small_queue_grows_where_keys_come_back_late_but_once(limits):
+def test_small_queue_grows_for_keys_that_return_late(limits):
+    """The small queue grows where keys come back late, and only once."""
     rng = random.Random(5)
     trace = [
         rng.randrange(80) if rng.random() < 0.5 else 80 + number // 6 + rng.randrange(40) for number in range(20_000)
@@ -41,7 +42,8 @@ def test_the_small_queue_grows_where_keys_come_back_late_but_once(limits):
     assert hits(trace, **limits) >= 0.985 * hits(trace, "lru", **limits)
 
 
-def test_the_small_queue_shrinks_where_newcomers_do_not_come_back():
+def test_small_queue_shrinks_for_one_time_keys():
+    """The small queue shrinks where new keys do not come back."""
     rng = random.Random(6)
     trace = [rng.randrange(93) if rng.random() < 0.5 else 1_000 + number for number in range(40_000)]
     assert hits(trace, maxsize=100) >= 18_500
@@ -140,7 +142,7 @@ def test_a_stale_entry_that_is_stored_again_is_in_main():
     assert cache._memory.held()[3::4] == [MAIN, SMALL]
 
 
-def test_stale_entries_do_not_keep_main_from_being_full():
+def test_stale_entries_do_not_keep_main_from_filling():
     """A scan passes through small while an eighth of the room is stale."""
     clock = FakeClock(10**9)
     cache = EdgeCache(maxsize=100, ttl_s=1000.0, stale_s=1000.0, clock=clock, eviction="s3fifo")

@@ -72,7 +72,8 @@ def test_the_heap_keeps_what_it_has_when_it_grows():
     assert heap.due_ns == NEVER
 
 
-def test_the_heap_files_a_later_instant_when_it_comes_to_the_slot():
+def test_heap_files_a_later_instant_lazily():
+    """The expiry heap files a later instant of a slot only when it comes to that slot."""
     heap = ExpiryHeap(Slots(300))
     for slot in range(300):
         heap.set(slot, 1_000)
@@ -103,7 +104,8 @@ def s3fifo(maxsize, room=0):
     return policy_of("s3fifo")(slots, maxsize, 2**63 - 1), slots
 
 
-def test_s3fifo_a_newcomer_that_is_not_asked_for_goes_before_what_was():
+def test_s3fifo_evicts_newcomer_without_hits_first():
+    """S3-FIFO evicts a newcomer without a hit before an entry that had one."""
     order, slots = s3fifo(10)
     for slot in range(FIRST, FIRST + 11):
         order.add(slot, 1)
@@ -138,7 +140,8 @@ def test_negative_entries_have_a_sixteenth_of_the_room():
     assert order.victim(False) == FIRST + 1
 
 
-def test_s3fifo_one_hit_moves_on_to_a_main_that_is_full():
+def test_s3fifo_one_hit_moves_entry_to_full_main():
+    """In S3-FIFO one hit moves an entry on to the main queue if that is full."""
     order, slots = s3fifo(10, room=10)
     for slot in range(FIRST, FIRST + 11):
         order.add(slot, 1)
@@ -153,7 +156,8 @@ def test_s3fifo_one_hit_moves_on_to_a_main_that_is_full():
 
 
 @pytest.mark.parametrize(("later", "queue"), [(2, 0), (3, 1), (4, 1)])
-def test_s3fifo_ghosts_reach_as_far_as_there_are_entries(later, queue):
+def test_s3fifo_ghosts_reach_back_as_far_as_entries(later, queue):
+    """The ghosts of S3-FIFO reach back as far as there are entries in the cache."""
     order, slots = s3fifo(10, room=10)
     for slot in range(FIRST, FIRST + 3 + later + 1):
         order.add(slot, 1)
@@ -179,7 +183,8 @@ class Clash:
 
 
 @given(steps=st.lists(st.tuples(st.booleans(), st.integers(0, 30)), max_size=120))
-def test_keys_of_the_same_hash_are_told_apart_and_found_when_others_went(steps):
+def test_keys_of_equal_hash_are_told_apart(steps):
+    """Keys of equal hash are told apart, and found after others of that hash were removed."""
     cache = EdgeCache()
     model = {}
     for comes, number in steps:
@@ -191,7 +196,8 @@ def test_keys_of_the_same_hash_are_told_apart_and_found_when_others_went(steps):
     assert len(cache) == len(model)
 
 
-def test_a_cache_from_which_all_was_removed_waits_for_nothing():
+def test_emptied_cache_waits_for_no_expiry():
+    """A cache from which all entries were removed waits for no expiry."""
     clock = FakeClock(10**9)
     cache = EdgeCache(ttl_s=1.0, clock=clock)
     cache["a"] = 1

@@ -63,7 +63,8 @@ def test_it_is_a_tier(tier):
     assert isinstance(tier, Tier)
 
 
-def test_an_entry_comes_back_whole_also_in_a_later_process(tmp_path, tier, wall):
+def test_entry_round_trips_to_a_later_process(tmp_path, tier, wall):
+    """An entry comes back whole, also in a later process."""
     put = entry(
         {"y": np.arange(4, dtype=">f4"), "n": None}, ttl_s=60.0, tags=["a", "b"], subject="anna", data_class="faces"
     )
@@ -102,7 +103,9 @@ def test_expired_means_now_at_or_after_expiry(tier, wall):
     assert asyncio.run(main()).entries == 0
 
 
-def test_a_clock_that_was_set_back_keeps_nothing_longer(tier, wall):
+def test_clock_set_back_keeps_nothing_longer(tier, wall):
+    """A wall clock that was set back keeps no entry longer."""
+
     async def main():
         async with tier:
             await tier.put("near", entry(1, ttl_s=1000.0))
@@ -118,7 +121,9 @@ def test_a_clock_that_was_set_back_keeps_nothing_longer(tier, wall):
     assert asyncio.run(main()) == 1
 
 
-def test_a_time_beyond_all_others_is_as_good_as_the_longest(tier):
+def test_huge_ttl_counts_as_the_longest(tier):
+    """A lifetime beyond the largest one that can be stored counts as the longest."""
+
     async def main():
         async with tier:
             assert await tier.put("k", entry(1, ttl_s=1e300))
@@ -127,7 +132,9 @@ def test_a_time_beyond_all_others_is_as_good_as_the_longest(tier):
     asyncio.run(main())
 
 
-def test_purge_takes_what_had_expired_by_then_and_the_disk_forgets_it(tmp_path, tier):
+def test_purge_removes_expired_entries_from_the_medium(tmp_path, tier):
+    """A purge removes what had expired by then, and nothing of it is left in the files on the disk."""
+
     async def main():
         async with tier:
             for ttl_s in (1.0, 2.0, None):
@@ -178,7 +185,9 @@ def test_erased_means_gone_from_the_file_and_its_log(tmp_path, tier, by):
     assert seen.entries == 300
 
 
-def test_a_replaced_entry_belongs_to_its_new_subject_and_tags(tier):
+def test_replaced_entry_has_only_its_new_labels(tier):
+    """A replaced entry belongs to its new subject and tags only."""
+
     async def main():
         async with tier:
             await tier.put("k", entry(1, subject="anna", tags=["x"]))
@@ -221,7 +230,9 @@ def test_encrypted_nothing_is_readable_names_included(tmp_path, wall):
     assert (seen.unreadable, seen.errors) == (1, 0)
 
 
-def test_the_file_never_outgrows_its_bound_and_the_oldest_gives_way(tmp_path, tier):
+def test_file_stays_within_bound_evicting_the_oldest(tmp_path, tier):
+    """The file never outgrows `max_bytes`, and the oldest entries are evicted to make room."""
+
     async def main():
         async with tier:
             for number in range(300):
@@ -256,8 +267,11 @@ def test_what_has_expired_gives_way_first(tier, wall):
     assert seen.evicted == 0
 
 
-def test_what_made_room_for_a_put_that_fails_is_there_and_counted_nowhere(tmp_path, wall):
-    """A retention log would otherwise have evictions that never were."""
+def test_failed_put_evicts_and_counts_nothing(tmp_path, wall):
+    """An entry that made room for a put that fails is still there and is counted nowhere.
+
+    A retention log would otherwise have evictions that never were.
+    """
 
     async def main():
         async with DiskTier(tmp_path / "cache", max_bytes=MIB, wall_clock=wall) as tier:
@@ -278,7 +292,9 @@ def test_what_made_room_for_a_put_that_fails_is_there_and_counted_nowhere(tmp_pa
     asyncio.run(main())
 
 
-def test_what_cannot_be_held_is_refused_and_does_not_leave_the_old_value(tier, wall):
+def test_unstorable_value_leaves_no_older_value(tier, wall):
+    """A value that cannot be stored is rejected, and the older value of its key is removed."""
+
     async def main():
         async with tier:
             for value, more in ((object(), {}), (np.zeros(MIB, np.uint8), {}), (1, {"ttl_s": 0.0})):
@@ -314,7 +330,9 @@ def test_each_entry_can_be_read_by_a_proof(tmp_path, wall, sealed, key):
     assert statistics.last_error.startswith("subject and tags are longer")
 
 
-def test_a_tier_that_does_not_run_misses_and_says_of_an_erasure_that_it_was_not_made(tier):
+def test_stopped_tier_misses_and_fails_erasures(tier):
+    """A tier that does not run misses, and an erasure on it raises `Closed`, as it was not carried out."""
+
     async def main():
         assert await tier.get("k") is None
         assert not await tier.put("k", entry(1))
@@ -404,7 +422,8 @@ def test_a_record_in_anothers_place_is_found_out(tmp_path, wall):
     assert whatever_comes_back_is_right(tmp_path, wall).unreadable == 1
 
 
-def test_a_file_of_another_format_or_larger_than_the_bound_is_begun_anew(tmp_path, wall):
+def test_file_of_another_format_or_size_is_rebuilt(tmp_path, wall):
+    """A file of another format, or larger than the bound, is rebuilt."""
     file = filled(tmp_path, wall)
     db = sqlite3.connect(file)
     db.execute("PRAGMA user_version = 99")
@@ -419,7 +438,8 @@ def test_a_file_of_another_format_or_larger_than_the_bound_is_begun_anew(tmp_pat
     assert asyncio.run(main()) == 1
 
 
-def test_a_damaged_file_of_keys_is_not_taken_for_the_tiers_own(tmp_path, wall):
+def test_corrupt_key_file_does_not_rebuild_the_tier(tmp_path, wall):
+    """A corrupt file of keys is not mistaken for the file of the tier."""
     file = tmp_path / "keys.db"
     keys = StoredKeys(file, master=b"m" * 32, wall_clock=wall)
 
@@ -476,8 +496,11 @@ def test_a_purge_that_keys_hold_up_is_made_again(tmp_path, wall):
     assert asyncio.run(main()) == "BackendError: the keys failed: Unavailable: "
 
 
-def test_an_erasure_asks_a_key_service_for_no_key_of_what_stays(tmp_path, wall):
-    """A service that takes a millisecond for each of all entries would outlast every attempt."""
+def test_erasure_looks_up_no_keys_of_other_entries(tmp_path, wall):
+    """An erasure requests no key from a key service for an entry that stays.
+
+    A service that takes a millisecond for each of all entries would outlast every attempt.
+    """
 
     class Vault:
         def __init__(self):
@@ -503,7 +526,9 @@ def test_an_erasure_asks_a_key_service_for_no_key_of_what_stays(tmp_path, wall):
     assert found <= 10
 
 
-def test_two_that_share_a_folder_see_each_others_entries_and_erasures(tmp_path, wall):
+def test_tiers_of_one_folder_see_the_same_entries(tmp_path, wall):
+    """Two tiers that share a folder see each other's entries and erasures."""
+
     async def main():
         first, second = (DiskTier(tmp_path, max_bytes=MIB, wall_clock=wall) for _ in range(2))
         async with first, second:
@@ -539,8 +564,11 @@ def entries_seen_by_another_process(folder):
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-def test_two_that_share_a_folder_in_one_process_keep_their_locks(tmp_path):
-    """Another process that closes the file as if it were the last one would remove the log that these two write."""
+def test_tiers_sharing_a_folder_keep_their_locks(tmp_path):
+    """Two tiers that share a folder in one process keep their locks.
+
+    Another process that closes the file as if it were the last one would remove the log that these two write.
+    """
 
     async def main():
         first, second = (DiskTier(tmp_path, max_bytes=MIB) for _ in range(2))
@@ -553,7 +581,7 @@ def test_two_that_share_a_folder_in_one_process_keep_their_locks(tmp_path):
 
 
 @pytest.mark.parametrize("seed", [1, 8])
-def test_an_erasure_finds_what_another_tier_has_left_of_the_subject(tmp_path, wall, seed):
+def test_erasure_finds_copies_that_another_tier_left(tmp_path, wall, seed):
     """SQLite leaves copies of rows that it moved, also of those that the other one replaced, or erased and was killed."""
 
     async def main():
@@ -584,8 +612,11 @@ print("released", flush=True)
 """
 
 
-def test_an_erasure_waits_for_another_process_that_empties_the_log(tmp_path, monkeypatch):
-    """SQLite does not wait there; workers that start together purge together."""
+def test_erasure_waits_while_another_empties_the_log(tmp_path, monkeypatch):
+    """An erasure waits for another process that empties the log.
+
+    SQLite does not wait there; workers that start together purge together.
+    """
 
     async def main():
         async with DiskTier(tmp_path, max_bytes=MIB) as tier:
@@ -605,7 +636,7 @@ def test_an_erasure_waits_for_another_process_that_empties_the_log(tmp_path, mon
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_process_opens_no_file_that_its_parent_had_open(tmp_path, tier):
+def test_forked_process_opens_no_file_of_its_parent(tmp_path, tier):
     """SQLite in the child takes the parent's locks for its own, and would lose what it writes."""
 
     async def opened(folder):
@@ -627,7 +658,7 @@ def test_a_forked_process_opens_no_file_that_its_parent_had_open(tmp_path, tier)
     assert asyncio.run(opened(tier.folder))
 
 
-def test_damage_that_no_message_can_tell_ends_no_purges(tmp_path, wall):
+def test_undecodable_sqlite_message_ends_no_purges(tmp_path, wall):
     """SQLite's message has the corrupt name of an index in it, which is no text."""
 
     async def main():
@@ -656,7 +687,7 @@ async def spoil(folder, wall):
     (folder / "cache.db").write_bytes(b"?" * 99_999)
 
 
-def test_a_corrupt_file_that_others_have_open_is_a_miss_until_it_is_replaced(tmp_path, wall):
+def test_corrupt_file_in_use_is_a_miss_until_replaced(tmp_path, wall):
     """Each tier that shares the file serves again, whichever replaces it."""
 
     async def main():
@@ -674,8 +705,11 @@ def test_a_corrupt_file_that_others_have_open_is_a_miss_until_it_is_replaced(tmp
     assert asyncio.run(main()) == (0, 1)
 
 
-def test_workers_that_start_together_replace_a_damaged_file(tmp_path, wall, monkeypatch):
-    """None finds the file in the hands of another that is about to open it."""
+def test_concurrent_starts_replace_a_corrupt_file(tmp_path, wall, monkeypatch):
+    """Workers that start together replace a corrupt file.
+
+    None finds the file in the hands of another that is about to open it.
+    """
     connect, flock = DiskStore._connect, fcntl.flock
     both, connecting, waiting = threading.Event(), [], []
 
@@ -732,7 +766,9 @@ def test_a_replacement_that_fails_is_made_again(tmp_path, wall, monkeypatch):
     assert asyncio.run(main()) == 2
 
 
-def test_a_full_disk_costs_misses_and_the_tier_recovers(tier, caplog):
+def test_full_disk_costs_misses_and_tier_recovers(tier, caplog):
+    """A full disk costs misses, and the tier recovers when there is room again."""
+
     async def main():
         async with tier:
             await tier.put("k", entry(1, subject="anna"))
@@ -772,7 +808,7 @@ def test_a_put_that_fails_leaves_no_older_value(tier, tmp_path, wall):
 
 
 @pytest.mark.parametrize("later", ["put", "purge", "stop"])
-def test_an_older_value_that_cannot_be_deleted_is_not_served(tier, tmp_path, wall, later):
+def test_undeletable_older_value_is_not_served(tier, tmp_path, wall, later):
     """On a disk without any room the tier remembers it, until the disk takes a newer value or the deletion."""
 
     async def main():
@@ -810,7 +846,7 @@ def test_a_file_that_is_replaced_has_no_older_values(tier):
     assert asyncio.run(main()) == "newer"
 
 
-def test_a_put_that_waited_for_another_process_waits_once(tier):
+def test_put_waits_for_another_process_once(tier):
     """While it waits nothing is read; what it would have replaced is not served, and deleted later."""
 
     async def main():
@@ -828,7 +864,9 @@ def test_a_put_that_waited_for_another_process_waits_once(tier):
     assert asyncio.run(main()) == (1, None)
 
 
-def test_a_read_only_disk_serves_and_says_that_it_could_not_erase(tier):
+def test_read_only_disk_serves_and_fails_erasures(tier):
+    """A read-only disk serves its entries, and an erasure on it raises `BackendError`."""
+
     async def main():
         async with tier:
             await tier.put("k", entry(1, subject="anna"))
@@ -843,7 +881,8 @@ def test_a_read_only_disk_serves_and_says_that_it_could_not_erase(tier):
     assert asyncio.run(main()) == 1
 
 
-def test_a_folder_that_cannot_be_made_is_an_error_at_the_start(tmp_path):
+def test_folder_that_cannot_be_made_fails_the_start(tmp_path):
+    """A folder that cannot be made is a `BackendError` at the start."""
     (tmp_path / "file").write_text("in the way")
     tier = DiskTier(tmp_path / "file" / "cache", max_bytes=MIB)
     with pytest.raises(si.BackendError, match="failed"):
@@ -1059,7 +1098,8 @@ print(len(rights), max(rights))
 """
 
 
-def test_killed_at_any_moment_of_a_write_storm_it_never_gives_a_wrong_or_torn_value(tmp_path):
+def test_kill_during_writes_never_tears_a_value(tmp_path):
+    """A tier that is killed at any moment of many writes never returns a wrong or torn value."""
     done = subprocess.run(
         [sys.executable, "-c", STORM, str(tmp_path), "40", "1"],
         capture_output=True,
@@ -1073,7 +1113,9 @@ def test_killed_at_any_moment_of_a_write_storm_it_never_gives_a_wrong_or_torn_va
     assert most > 5  # there was something to be torn
 
 
-def test_what_is_deleted_is_not_copied_into_temporary_files(tmp_path):
+def test_deleted_data_is_in_no_temporary_file(tmp_path):
+    """What is deleted is not copied into temporary files."""
+
     async def main():
         async with DiskTier(tmp_path, max_bytes=2**20) as tier:
             return tier._store._pragma("temp_store")
@@ -1082,7 +1124,7 @@ def test_what_is_deleted_is_not_copied_into_temporary_files(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_tier_that_stopped_keeps_no_file_though_a_child_lives(tier):
+def test_stopped_tier_holds_no_file_while_child_lives(tier):
     """The child has the open lock too; a process that must replace a corrupt file would wait for its end."""
 
     async def main():

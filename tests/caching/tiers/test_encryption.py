@@ -56,7 +56,8 @@ def test_every_bit_counts(cipher):
             cipher.open(sealed[:size], name=b"n")
 
 
-def test_nothing_is_readable_and_no_two_records_are_alike(cipher):
+def test_sealed_records_are_unreadable_and_distinct(cipher):
+    """A sealed record contains no readable data, and no two sealed records are alike."""
     first, second = cipher.seal(SECRET, name=b"n"), cipher.seal(SECRET, name=b"n")
     assert SECRET[:8] not in first
     assert first != second
@@ -67,7 +68,8 @@ def test_a_record_is_bound_to_its_name(cipher):
         cipher.open(cipher.seal(b"data", name=b"a"), name=b"b")
 
 
-def test_a_destroyed_key_takes_its_subject_and_nobody_else(keys, cipher):
+def test_destroyed_key_affects_only_its_subject(keys, cipher):
+    """A destroyed key makes the records of its subject unreadable, and no others."""
     gone = [cipher.seal(b"data", name=b"n", subject="anna") for _ in range(2)]
     keys.rotate()
     gone.append(cipher.seal(b"data", name=b"n", subject="anna"))
@@ -82,7 +84,8 @@ def test_a_destroyed_key_takes_its_subject_and_nobody_else(keys, cipher):
     assert cipher.open(cipher.seal(b"new", name=b"n", subject="anna"), name=b"n") == b"new"
 
 
-def test_rotation_keeps_old_records_readable_until_they_are_retired(keys, cipher):
+def test_rotation_keeps_old_records_until_retired(keys, cipher):
+    """A rotation keeps old records readable until their keys are retired."""
     old = cipher.seal(b"old", name=b"n")
     keys.rotate()
     new = cipher.seal(b"new", name=b"n")
@@ -126,7 +129,7 @@ def test_keys_go_when_all_that_they_sealed_has_expired():
         )
 
 
-def test_the_file_is_not_searched_for_each_of_many_keys(tmp_path, monkeypatch):
+def test_file_is_not_searched_for_each_of_many_keys(tmp_path, monkeypatch):
     """Opened after a week, the file has the keys of all subjects of that week, and grows with them."""
     searched, read = [], StoredKeys._raw
 
@@ -147,7 +150,8 @@ def test_the_file_is_not_searched_for_each_of_many_keys(tmp_path, monkeypatch):
         assert keys.recoverable() == 0
 
 
-def test_a_key_outlives_the_latest_record_that_it_sealed(tmp_path):
+def test_key_outlives_the_latest_record_it_sealed(tmp_path):
+    """A key outlives the latest record that it sealed."""
     wall = Wall()
     path = tmp_path / "keys.db"
     with closing(StoredKeys(path, master=MASTER, wall_clock=wall)) as keys:
@@ -189,7 +193,8 @@ def test_keys_of_a_file_from_before_have_no_end(tmp_path):
         assert keys.current("anna", 10.0) == key
 
 
-def test_keys_outlive_the_process_and_want_their_master(tmp_path, keys, cipher):
+def test_keys_outlive_process_and_need_master_key(tmp_path, keys, cipher):
+    """Keys outlive the process and can be opened with their master key only."""
     sealed = cipher.seal(b"data", name=b"n", subject="anna")
     blinded = cipher.blind(b"anna")
     again = StoredKeys(tmp_path / "keys.db", master=MASTER)
@@ -211,7 +216,8 @@ def test_the_master_key_can_be_changed(tmp_path, keys, cipher):
     again.close()
 
 
-def test_a_process_with_the_old_master_key_writes_none_that_the_new_one_cannot_read(tmp_path, keys):
+def test_old_master_key_writes_nothing_unreadable(tmp_path, keys):
+    """A process with the old master key writes no key that the new master key cannot read."""
     with closing(StoredKeys(tmp_path / "keys.db", master=MASTER)) as other:
         keys.rewrap(b"w" * 32)
         for act in (lambda: other.current("anna"), lambda: other.rewrap(b"v" * 32)):
@@ -222,7 +228,8 @@ def test_a_process_with_the_old_master_key_writes_none_that_the_new_one_cannot_r
 
 
 @pytest.mark.parametrize("read", ["current", "find"])
-def test_a_key_is_read_while_another_thread_changes_the_master_key(keys, monkeypatch, read):
+def test_key_is_read_during_a_master_key_change(keys, monkeypatch, read):
+    """A key is read while another thread changes the master key."""
     key = keys.current("anna")
     unwrap = keys._unwrap
 
@@ -244,7 +251,8 @@ def test_another_handle_sees_a_destroyed_key_at_once(tmp_path, keys, cipher):
     other.close()
 
 
-def test_the_file_has_no_subject_and_no_plain_key_and_is_the_owners_alone(tmp_path, keys, cipher):
+def test_key_file_reveals_nothing_and_is_private(tmp_path, keys, cipher):
+    """The file contains no subject and no plain key, and only its owner has access to it."""
     key = keys.current("anna-the-subject")
     content = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     assert b"anna" not in content
@@ -323,7 +331,8 @@ class Service:
         return self.secrets.pop(name, None) is not None
 
 
-def test_machines_that_share_a_key_service_share_keys_and_their_end():
+def test_machines_with_one_key_service_share_keys():
+    """Machines that share a key service share its keys, and the destruction of a key."""
     service = Service()
     one, other = ServiceKeys(service), ServiceKeys(service)
     sealed = Cipher(one).seal(SECRET, name=b"n", subject="anna")
@@ -361,7 +370,8 @@ def test_a_key_service_hears_how_long_a_key_must_last():
     assert service.lasts_s is None
 
 
-def test_what_a_key_service_raises_is_the_tiers_to_handle():
+def test_key_service_errors_reach_the_tier():
+    """An error that a key service raises reaches the tier, which handles it."""
     service = Service()
     keys = ServiceKeys(service)
     service.error = ConnectionError("down")
@@ -371,7 +381,8 @@ def test_what_a_key_service_raises_is_the_tiers_to_handle():
 
 
 @pytest.mark.parametrize("secret", [b"short", None])
-def test_a_key_service_must_give_keys_of_the_right_size(secret):
+def test_key_of_wrong_size_from_service_is_an_error(secret):
+    """A key service must return keys of the right size."""
     service = Service()
     service.get = lambda name, **_: secret
     with pytest.raises(ValueError, match="secret: expected 32 bytes"):
@@ -394,7 +405,7 @@ def test_keys_that_are_dropped_close_their_file(tmp_path):
 WRITE = "import sqlite3, sys; sqlite3.connect(sys.argv[1], timeout=0, isolation_level=None).execute('BEGIN IMMEDIATE')"
 
 
-def test_opening_the_file_again_costs_no_transaction_its_lock(keys, tmp_path, monkeypatch):
+def test_reopening_keeps_the_lock_of_a_transaction(keys, tmp_path, monkeypatch):
     """POSIX takes all locks on a file from a process that closes a descriptor of it."""
 
     monkeypatch.setattr(encryption, "_BUSY_S", 0.0)

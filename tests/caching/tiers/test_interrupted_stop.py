@@ -84,10 +84,11 @@ def test_a_redis_tier_closes_its_connections(server):
         assert len(client.client_list()) == 1
 
 
-def test_a_cache_may_be_used_on_another_loop_after_a_stop_that_was_cancelled_while_the_log_was_written(
-    tmp_path, monkeypatch
-):
-    """Its tiers have stopped by then."""
+def test_cancelled_stop_lets_another_loop_use_cache(tmp_path, monkeypatch):
+    """A stop that was cancelled while the log was written leaves the cache usable on another loop.
+
+    Its tiers have stopped by then.
+    """
     log = RetentionLog(tmp_path / "log", secret=b"s" * 32)
     tier = DiskTier(tmp_path / "tier", max_bytes=MIB)
     cache = si.EdgeCache(retention=si.Retention(60.0, log=log), tiers=[tier])

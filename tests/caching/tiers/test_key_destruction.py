@@ -89,7 +89,7 @@ def test_a_failure_that_came_too_late_is_tried_again():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_process_waits_for_no_call_of_its_parent():
+def test_forked_process_waits_for_no_parent_call():
     """The thread of that call is not in the child, where it would never return."""
     keys = Keys()
     destruction = hung(keys)
@@ -109,7 +109,7 @@ def test_a_forked_process_waits_for_no_call_of_its_parent():
     assert os.waitstatus_to_exitcode(status) == 0
 
 
-def test_a_provider_that_hangs_holds_up_neither_writes_nor_the_stop():
+def test_hung_provider_blocks_neither_writes_nor_stop():
     """Each attempt ends with an explanation, and erases the entries all the same."""
     keys = Keys()
 

@@ -98,7 +98,7 @@ def test_without_leases_each_machine_computes(server):
     assert asyncio.run(main()) == 3
 
 
-def test_a_dead_leader_is_waited_for_until_its_lease_expires(server):
+def test_dead_leader_is_waited_for_until_lease_expires(server):
     """A machine that died with the lease holds others up for the rest of the lease."""
 
     async def main():
@@ -210,7 +210,7 @@ def test_a_function_waits_too(server):
     asyncio.run(main())
 
 
-def test_an_entry_that_comes_between_the_look_and_the_lease_is_not_computed_again(server):
+def test_entry_found_under_lease_is_not_recomputed(server):
     """A process that was held up after its look finds the lease free, and the entry of the other one there."""
 
     async def main():

@@ -28,7 +28,7 @@ def computed(cache, takes_s):
     ("newer", "limits"), [(LARGE, {"max_bytes": 50}), (b"new", {"maxsize": 1})], ids=["large", "evicted"]
 )
 @pytest.mark.parametrize("late", ["a read", "a fetch", "a computation"])
-def test_put_through_is_not_replaced_by_what_it_overtook(late, newer, limits):
+def test_put_through_is_not_replaced_by_older_values(late, newer, limits):
     """What was read or computed before is stored neither in memory nor on a tier, and later callers get the newer."""
 
     async def main(loop):
@@ -73,7 +73,7 @@ def test_put_through_of_one_key_spares_others():
 
 @pytest.mark.parametrize("before", ["put", "computed"])
 @pytest.mark.parametrize("set_back_s", [0.0, 5.0], ids=["still", "set back"])
-def test_a_change_is_later_than_what_was_stored_at_the_same_instant(before, set_back_s):
+def test_change_at_the_same_instant_counts_as_later(before, set_back_s):
     """Where the wall clock stands still, or is set back, the old value is not read while the tier takes the newer."""
 
     async def main(loop):
@@ -98,8 +98,11 @@ def test_a_change_is_later_than_what_was_stored_at_the_same_instant(before, set_
     run(main)
 
 
-def test_a_clock_that_was_set_back_by_an_hour_does_not_date_changes_forward():
-    """What the tier holds from before is of no use then, and what is put now is."""
+def test_clock_set_back_does_not_date_changes_forward():
+    """A clock that was set back by an hour does not date changes forward.
+
+    What the tier holds from before is of no use then, and what is put now is.
+    """
 
     async def main(loop):
         tier = ScriptedTier(loop.clock)

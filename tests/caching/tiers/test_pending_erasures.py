@@ -67,7 +67,8 @@ def test_one_that_is_not_armed_holds_up_no_other():
     assert pending.next(0.0, may_retry=True) is armed
 
 
-def test_one_that_a_hold_forbids_is_left_out_until_its_instant():
+def test_held_erasure_is_skipped_until_its_instant():
+    """An erasure that a hold forbids is left out until its instant."""
     pending, held, other = PendingErasures(), erasure(SELECTIONS[0]), erasure(SELECTIONS[1])
     for erasing in (held, other):
         pending.add(erasing)
@@ -80,8 +81,11 @@ def test_one_that_a_hold_forbids_is_left_out_until_its_instant():
     assert pending.held_until() is None
 
 
-def test_an_erasure_and_a_write_cost_no_more_behind_many_that_failed():
-    """A tier that fails for hours, while tags are invalidated all the time, takes no more of the loop."""
+def test_failed_erasures_add_no_cost_to_later_work():
+    """An erasure and a write cost no more behind many erasures that failed.
+
+    A tier that fails for hours, while tags are invalidated all the time, takes no more of the loop.
+    """
 
     class Model:
         fingerprint = "1"

@@ -49,7 +49,8 @@ def test_a_restart_keeps_the_answers(tmp_path):
     asyncio.run(main())
 
 
-def test_a_site_shares_its_answers_and_the_disk_is_filled_from_it(tmp_path, server):
+def test_site_shares_responses_and_fills_the_disk(tmp_path, server):
+    """The machines of a site share responses, and each fills its disk tier from the shared ones."""
     model = Model()
     keys = StoredKeys(":memory:", master=MASTER)
 
@@ -69,7 +70,9 @@ def test_a_site_shares_its_answers_and_the_disk_is_filled_from_it(tmp_path, serv
     asyncio.run(main())
 
 
-def test_an_encrypted_folder_says_nothing_before_and_after_an_erasure(tmp_path):
+def test_encrypted_folder_reveals_nothing(tmp_path):
+    """An encrypted folder reveals no content and no labels, before and after an erasure."""
+
     async def main():
         keys = StoredKeys(tmp_path / "keys.db", master=MASTER)
         log = RetentionLog()
@@ -98,7 +101,9 @@ def test_an_encrypted_folder_says_nothing_before_and_after_an_erasure(tmp_path):
     asyncio.run(main())
 
 
-def test_keys_are_destroyed_also_where_the_tier_does_not_run(tmp_path):
+def test_keys_are_destroyed_with_a_stopped_tier(tmp_path):
+    """An erasure destroys the keys also where the tier does not run."""
+
     async def main():
         keys = StoredKeys(tmp_path / "keys.db", master=MASTER)
         cache = si.EdgeCache(tiers=[disk(tmp_path / "c", keys=keys)])
@@ -127,7 +132,9 @@ def test_what_may_not_lie_on_a_disk_does_not(tmp_path):
     asyncio.run(main())
 
 
-def test_a_dead_server_costs_only_misses_and_leaves_the_erasure_pending(tmp_path):
+def test_dead_server_costs_only_misses(tmp_path):
+    """A dead server costs only misses, and leaves the erasure pending."""
+
     async def main():
         keys = StoredKeys(":memory:", master=MASTER)
         gone = RedisTier("redis://127.0.0.1:1", keys=keys, **PATIENT)

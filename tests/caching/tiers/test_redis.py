@@ -155,7 +155,9 @@ def test_erased_means_gone_from_the_server(server, by):
     assert b"anna" not in held
 
 
-def test_a_replaced_entry_belongs_to_its_new_subject_and_tags(server):
+def test_replaced_entry_has_only_its_new_labels(server):
+    """A replaced entry belongs to its new subject and tags only."""
+
     async def main():
         async with RedisTier(server.url, namespace="n", **PATIENT) as tier:
             await tier.put("k", entry(1, subject="anna", tags=["x"]))
@@ -198,7 +200,7 @@ def test_an_erasure_erases_in_its_own_namespace_alone(server):
 
 
 @pytest.mark.parametrize("policy", ["allkeys-lru", "noeviction"])
-def test_an_erasure_is_complete_where_the_server_is_full(tmp_path, policy):
+def test_erasure_is_complete_on_a_full_server(tmp_path, policy):
     """Whatever a full server evicts: what is left of a subject is erased, counted, and nothing of it served."""
     server = RedisServer(tmp_path)
     server.start()
@@ -257,7 +259,9 @@ def test_encrypted_nothing_is_readable_names_included(server):
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "swap", "type"])
-def test_what_was_altered_on_the_server_is_a_miss_and_removed(server, damage):
+def test_altered_record_is_a_miss_and_removed(server, damage):
+    """A record that was altered on the server is a miss and is removed."""
+
     async def main():
         async with RedisTier(server.url, namespace="n", **PATIENT) as tier:
             await tier.put("k", entry(np.arange(9)))
@@ -283,7 +287,9 @@ def test_what_was_altered_on_the_server_is_a_miss_and_removed(server, damage):
             assert not client.exists("{n}:eksk")
 
 
-def test_what_cannot_be_held_is_refused_and_does_not_leave_the_old_value(server):
+def test_unstorable_value_leaves_no_older_value(server):
+    """A value that cannot be stored is rejected, and the older value of its key is removed."""
+
     async def main():
         async with RedisTier(server.url, max_value_bytes=10_000, **PATIENT) as tier:
             for value, more in ((object(), {}), (bytes(10_000), {}), (1, {"ttl_s": 0.0})):
@@ -388,7 +394,9 @@ def test_a_server_that_answers_garbage_costs_misses(answer):
     assert (seen.hits, seen.misses) == (0, 2)
 
 
-def test_a_server_that_never_answers_costs_the_timeout_and_then_nothing():
+def test_silent_server_costs_the_timeout_then_nothing():
+    """A server that never responds costs the timeout, and nothing once the circuit breaker is open."""
+
     async def main():
         async def handle(reader, writer):
             while await reader.read(65536):
@@ -410,7 +418,9 @@ def test_a_server_that_never_answers_costs_the_timeout_and_then_nothing():
     assert seen.last_error == "TimeoutError: it took longer than 0.01 s"
 
 
-def test_a_cancelled_get_leaves_the_connection_in_order(server):
+def test_cancelled_get_leaves_connection_in_order(server):
+    """A cancelled get leaves its connection in order for the next one."""
+
     async def main():
         async with RedisTier(server.url, max_connections=1, **PATIENT) as tier:
             for key in ("a", "b"):
@@ -426,8 +436,11 @@ def test_a_cancelled_get_leaves_the_connection_in_order(server):
     asyncio.run(main())
 
 
-def test_gets_that_are_cancelled_leave_a_free_connection_to_the_next(server):
-    """One returns it, and the other has been told that it is free."""
+def test_cancelled_gets_free_their_connection(server):
+    """Gets that are cancelled leave a free connection to the next get.
+
+    One returns it, and the other has been told that it is free.
+    """
 
     async def main():
         async with RedisTier(server.url, max_connections=1, **PATIENT) as tier:
@@ -445,7 +458,7 @@ def test_gets_that_are_cancelled_leave_a_free_connection_to_the_next(server):
     asyncio.run(main())
 
 
-def test_a_stop_ends_gets_that_wait_for_a_connection_as_misses():
+def test_stop_ends_waiting_gets_as_misses():
     """One waits for the handshake, the other for a free connection; neither was cancelled, and neither makes one."""
 
     async def main():
@@ -503,7 +516,8 @@ class Stalling:
 
 @pytest.mark.parametrize("by", [{"subject": "anna"}, {"tag": "x"}])
 @pytest.mark.parametrize("erased_by", ["itself", "another"])
-def test_a_put_that_the_server_executes_after_an_erasure_has_no_effect(server, by, erased_by):
+def test_put_executed_after_an_erasure_has_no_effect(server, by, erased_by):
+    """A put that the server executes after an erasure has no effect."""
     mine = entry(SECRET, subject="anna", tags=["x"])
 
     async def main():
@@ -531,7 +545,9 @@ def test_a_put_that_the_server_executes_after_an_erasure_has_no_effect(server, b
     assert (seen.stored, seen.errors, seen.rejected) == (2, 1, 0)
 
 
-def test_a_put_during_which_something_was_erased_is_refused(server):
+def test_put_during_an_erasure_is_rejected(server):
+    """A put is rejected if anything was erased while it ran."""
+
     async def main():
         proxy = Stalling(server.port, SECRET)
         async with (
@@ -585,7 +601,8 @@ def test_the_inventory_counts_a_namespace_by_class(server, tmp_path, encrypted):
         keys.close()
 
 
-def test_the_inventory_of_a_server_that_holds_very_much_is_not_known(server, monkeypatch):
+def test_inventory_of_a_very_large_server_is_unknown(server, monkeypatch):
+    """The inventory is not known if the server holds more keys than the tier counts."""
     monkeypatch.setattr("streaminfer.caching.tiers.redis.tier.MAX_COUNTED_KEYS", 3)
 
     async def main():
@@ -620,8 +637,11 @@ def test_it_starts_and_stops_in_order(server):
     assert asyncio.run(main()) == 2
 
 
-def test_a_stop_that_is_cancelled_while_a_key_provider_hangs_closes_the_connections(server, tmp_path):
-    """The limit of a `Stack`'s stop cancels it; what hangs is a thread, which nothing can end."""
+def test_cancelled_stop_closes_the_connections(server, tmp_path):
+    """A stop that is cancelled while a key provider hangs closes the connections.
+
+    The limit of a `Stack`'s stop cancels it; what hangs is a thread, which nothing can end.
+    """
     asked, answers = threading.Event(), threading.Event()
 
     class HangingKeys(StoredKeys):

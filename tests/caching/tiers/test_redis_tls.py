@@ -105,7 +105,7 @@ def test_only_the_named_authorities_are_trusted(
     assert asyncio.run(main()) == ((True, False, 1) if is_trusted else (False, True, True))
 
 
-def test_files_that_were_replaced_hold_for_the_next_connection(server, authorities, tmp_path):
+def test_replaced_files_apply_to_next_connection(server, authorities, tmp_path):
     """A client's certificate that is renewed, as some are each day, and an authority that gives way to another."""
     private, public = authorities
     mine, ca = tmp_path / "me.pem", tmp_path / "ca.pem"

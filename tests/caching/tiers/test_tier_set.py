@@ -22,7 +22,9 @@ pytestmark = pytest.mark.uncompiled
 S = 10**9
 
 
-def test_an_answer_goes_to_every_tier_and_comes_back_promoted_as_old_as_it_was():
+def test_promoted_response_keeps_its_age():
+    """A response is stored in every tier, and comes back promoted with the age that it has."""
+
     async def main(loop):
         disk, redis = ScriptedTier(loop.clock), ScriptedTier(loop.clock, "redis", shared=True, on_disk=False)
         model = Model()
@@ -56,7 +58,9 @@ def test_an_answer_goes_to_every_tier_and_comes_back_promoted_as_old_as_it_was()
     run(main)
 
 
-def test_a_stale_answer_of_a_tier_is_the_answer_and_begins_a_refresh():
+def test_stale_tier_response_is_used_and_refreshed():
+    """A stale response of a tier is returned to the caller and begins a refresh."""
+
     async def main(loop):
         disk, model = ScriptedTier(loop.clock), Model()
         async with si.Stack(cache_of(loop, disk, stale_s=5.0), model, clock=loop.clock) as service:
@@ -101,7 +105,9 @@ def test_a_stalled_tier_makes_no_request_late():
     run(main)
 
 
-def test_a_computation_that_is_slower_than_known_costs_one_late_request():
+def test_slower_computation_costs_one_late_request():
+    """A computation that is slower than known costs one late request."""
+
     async def main(loop):
         disk, model = ScriptedTier(loop.clock), Model(0.06)
         disk.get_s = 3600.0
@@ -130,7 +136,9 @@ def test_the_allowance_of_reads():
     assert (reads.grant_ns(1000), reads.grant_ns(1000) > 0) == (0, True)
 
 
-def test_writes_are_off_the_path_ordered_bounded_and_drained():
+def test_writes_are_ordered_bounded_and_drained():
+    """Writes to a tier are off the request path, in order, bounded in number, and drained by a stop."""
+
     async def main(loop):
         disk, model = ScriptedTier(loop.clock), Model(0.0)
         disk.put_s = 0.5
@@ -153,7 +161,9 @@ def test_writes_are_off_the_path_ordered_bounded_and_drained():
     run(main)
 
 
-def test_a_stop_without_draining_drops_what_waits_and_a_stalled_tier_gets_one_put():
+def test_stop_without_drain_drops_queued_writes():
+    """A stop without draining drops what is queued; one that drains gives a stalled tier a single put."""
+
     async def main(loop):
         for drain in (False, True):
             disk = ScriptedTier(loop.clock)
@@ -173,7 +183,9 @@ def test_a_stop_without_draining_drops_what_waits_and_a_stalled_tier_gets_one_pu
     run(main)
 
 
-def test_tiers_start_with_the_first_and_stop_with_the_last():
+def test_tiers_start_with_first_and_stop_with_last():
+    """Tiers start with the first user of their cache and stop with the last."""
+
     async def main(loop):
         disk = ScriptedTier(loop.clock)
         cache = cache_of(loop, disk)
@@ -197,7 +209,9 @@ def test_tiers_start_with_the_first_and_stop_with_the_last():
     run(main)
 
 
-def test_what_another_process_would_not_find_is_refused():
+def test_wrapping_needs_keys_that_processes_share():
+    """A cache with tiers raises `TypeError` for what another process would not find by its key."""
+
     async def main(loop):
         cache = cache_of(loop, ScriptedTier(loop.clock))
         for inner in (ScriptedBackend, lambda x: x):
@@ -217,8 +231,11 @@ def test_what_another_process_would_not_find_is_refused():
     run(main)
 
 
-def test_a_cpu_backend_around_a_lambda_is_found_again_by_the_fingerprint_that_it_is_given():
-    """The message names the backend, because nothing on the function says what another process has."""
+def test_lambda_in_cpu_backend_needs_a_fingerprint():
+    """A `CpuBackend` around a lambda is found again by the fingerprint that it was given.
+
+    The message names the backend, because nothing on the function says what another process has.
+    """
 
     async def main(loop):
         cache = cache_of(loop, ScriptedTier(loop.clock))
@@ -277,7 +294,9 @@ def test_put_through_checks_its_labels(with_tiers, bad):
     run(main)
 
 
-def test_a_policy_decides_where_an_answer_may_lie_and_for_how_long():
+def test_retention_decides_where_a_response_is_stored():
+    """A retention policy decides where a response may be stored, and for how long."""
+
     async def main(loop):
         log = RetentionLog()
 
@@ -322,7 +341,9 @@ def test_a_policy_decides_where_an_answer_may_lie_and_for_how_long():
     run(main)
 
 
-def test_what_comes_from_a_tier_obeys_the_reading_cache():
+def test_tier_entries_obey_the_reading_cache():
+    """An entry that comes from a tier obeys the retention of the cache that reads it."""
+
     async def main(loop):
         disk = ScriptedTier(loop.clock)
         entry = Entry(value=1, stored_ns=EPOCH, ttl_s=100.0, tags=["face"])
@@ -341,7 +362,9 @@ def test_what_comes_from_a_tier_obeys_the_reading_cache():
     run(main)
 
 
-def test_only_faster_tiers_are_written_on_a_promotion_and_the_fastest_stale_answer_is_taken():
+def test_promotion_writes_only_faster_tiers():
+    """A promotion writes faster tiers only, and of stale responses that of the fastest tier is used."""
+
     async def main(loop):
         tiers = [ScriptedTier(loop.clock, name) for name in ("a", "b", "c")]
         entry = Entry(value="b", stored_ns=EPOCH, ttl_s=15.0, stale_s=5.0)
@@ -360,7 +383,9 @@ def test_only_faster_tiers_are_written_on_a_promotion_and_the_fastest_stale_answ
     run(main)
 
 
-def test_what_waits_to_be_promoted_grows_older_and_what_was_read_before_an_erasure_is_not_kept():
+def test_entry_awaiting_promotion_grows_older():
+    """An entry that awaits promotion grows older, and one read before an erasure is not stored."""
+
     async def main(loop):
         disk = ScriptedTier(loop.clock)
         cache = cache_of(loop, disk)
@@ -389,7 +414,9 @@ def test_what_waits_to_be_promoted_grows_older_and_what_was_read_before_an_erasu
     run(main)
 
 
-def test_an_erasure_while_the_tiers_are_read_or_while_memory_stores_keeps_the_answer_out():
+def test_erasure_during_read_or_store_is_obeyed():
+    """An erasure while tiers are read, or while memory stores, keeps the response out of the cache."""
+
     async def main(loop):
         disk, model = ScriptedTier(loop.clock), Model()
         disk.get_s = 0.5
@@ -466,7 +493,9 @@ def test_evictions_are_recorded_together():
     run(main)
 
 
-def test_a_tier_that_runs_out_of_its_own_time_takes_none_from_the_next():
+def test_tier_timeout_takes_no_time_from_the_next():
+    """A tier that runs out of its own time takes none from the next tier."""
+
     async def main(loop):
         class Impatient(ScriptedTier):
             async def get(self, key):
@@ -481,8 +510,11 @@ def test_a_tier_that_runs_out_of_its_own_time_takes_none_from_the_next():
     run(main)
 
 
-def test_a_tier_that_raises_at_each_request_is_logged_once_for_reads_and_once_for_writes(caplog):
-    """A traceback for each request would fill a disk, and cost more than the tier saved."""
+def test_failing_tier_logs_reads_and_writes_once(caplog):
+    """A tier that raises at each request is logged once for reads and once for writes.
+
+    A traceback for each request would fill a disk, and cost more than the tier saved.
+    """
 
     async def main(loop):
         class Broken(ScriptedTier):
@@ -508,7 +540,7 @@ def test_a_tier_that_raises_at_each_request_is_logged_once_for_reads_and_once_fo
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError, BaseExceptionGroup("odd", [GeneratorExit()])], ids=repr)
 @pytest.mark.parametrize("operation", ["put", "delete", "erase"])
-def test_a_tier_that_would_end_the_writer_is_written_to_further(operation, error):
+def test_cancelled_error_of_tier_does_not_end_writer(operation, error):
     """Its ``CancelledError`` is a failure like any other: counted or reported, and the next write is made."""
 
     async def main(loop):
@@ -530,7 +562,9 @@ def test_a_tier_that_would_end_the_writer_is_written_to_further(operation, error
     assert run(main) == (True, 1)
 
 
-def test_a_stale_answer_does_not_outlive_its_time_while_slower_tiers_are_asked():
+def test_stale_response_expires_during_slower_reads():
+    """A stale response does not outlive its time while slower tiers are read."""
+
     async def main(loop):
         disk, redis = ScriptedTier(loop.clock), ScriptedTier(loop.clock, "redis")
         cache = cache_of(loop, disk, redis, ttl_s=10.0, stale_s=5.0, retention=Retention(15.0))
@@ -594,7 +628,7 @@ def test_an_entry_of_another_program_fails_no_request(times):
     run(play)
 
 
-def test_a_read_that_began_before_a_put_does_not_undo_it():
+def test_read_begun_before_a_put_does_not_undo_it():
     """What a tier had is not kept over a value that was put while it was asked."""
 
     async def play(loop):
@@ -633,8 +667,11 @@ class LeasedTier(ScriptedTier):
         self.leases.discard(token)
 
 
-def test_a_tier_that_stalls_while_a_lease_is_waited_for_makes_no_request_late():
-    """Each look for the entry of another machine leaves the time to compute."""
+def test_stall_during_lease_wait_makes_no_request_late():
+    """A tier that stalls while a lease is waited for makes no request late.
+
+    Each look for the entry of another machine leaves the time to compute.
+    """
 
     async def play(loop):
         tier, model = LeasedTier(loop.clock), Model(0.06)
@@ -672,8 +709,8 @@ def test_a_lease_ends_that_was_taken_for_nothing(end):
 
 
 @pytest.mark.parametrize("end", ["deleted", "erased", "rejected"])
-def test_a_lease_ends_whose_value_waited_and_came_to_nothing(end):
-    """It was computed, and the tier never has it."""
+def test_lease_ends_when_its_value_is_never_stored(end):
+    """A lease ends if its value was queued and came to nothing. It was computed, and the tier never has it."""
 
     class Rejecting(LeasedTier):
         async def put(self, key, entry):
@@ -769,8 +806,11 @@ def test_the_end_of_a_lease_that_fails_is_logged_once(caplog):
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_process_is_told_that_the_tiers_run_in_another_one():
-    """They are on no event loop that it could find."""
+def test_forked_process_learns_tiers_run_elsewhere():
+    """A forked process gets an error that says that the tiers run in another process.
+
+    They are on no event loop that it could find.
+    """
 
     async def start(cache):
         with pytest.raises(RuntimeError, match=r"before a fork.*make a new cache"):

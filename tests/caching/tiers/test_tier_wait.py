@@ -50,7 +50,9 @@ def test_a_stalled_tier_makes_no_caller_late_who_joins(stalls, timeout_s, joined
     run(main)
 
 
-def test_a_caller_for_whom_a_computation_is_too_late_leaves_the_tier_its_time():
+def test_late_caller_leaves_the_tier_its_time():
+    """A caller for whom a computation would be too late does not shorten the time of the tier."""
+
     async def main(loop):
         tier, model = ScriptedTier(loop.clock), Model(0.06)
         async with si.Stack(cache_of(loop, tier), model, clock=loop.clock) as service:
@@ -85,7 +87,7 @@ def test_the_caller_with_the_least_time_counts():
     run(main)
 
 
-def test_a_caller_who_joined_counts_for_the_next_leader():
+def test_joined_caller_counts_for_the_next_leader():
     """The tiers are asked again when a leader has failed; by then the others have less time."""
 
     async def main(loop):
@@ -105,8 +107,11 @@ def test_a_caller_who_joined_counts_for_the_next_leader():
     run(main)
 
 
-def test_a_tier_that_used_up_what_a_joined_caller_granted_is_passed_over():
-    """A computation that is slower than known costs one late request, whichever caller shortened the wait."""
+def test_tier_that_used_up_its_time_is_passed_over():
+    """A tier that used up the time that a joined caller granted is passed over.
+
+    A computation that is slower than known costs one late request, whichever caller shortened the wait.
+    """
 
     async def main(loop):
         tier, model = ScriptedTier(loop.clock), Model(0.06)

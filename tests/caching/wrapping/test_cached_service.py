@@ -94,7 +94,8 @@ def test_a_hit_says_so():
 
 
 @pytest.mark.parametrize("how", ["first", "hit"])
-def test_answers_are_read_only_and_keep_nothing_else_alive(how):
+def test_responses_are_read_only_and_hold_no_batch(how):
+    """A response is read-only and keeps nothing else alive, such as the batch it was a row of."""
     batches = [np.arange(12.0).reshape(4, 3)]
     left = weakref.ref(batches[0])
     Pair = namedtuple("Pair", "a b")  # noqa: PYI024
@@ -202,7 +203,9 @@ def test_tags_and_subject_reach_the_entry():
     on_loop(play)
 
 
-def test_an_answer_computed_while_something_was_erased_is_not_kept():
+def test_result_computed_during_erasure_is_not_stored():
+    """A response that is computed while its subject is erased is not stored."""
+
     async def play(cache, loop):
         service = cache.wrap(Model(after_s=1.0))
         asked = loop.create_task(service.call(Request(1, subject="anna")))
@@ -284,7 +287,9 @@ def test_stale_if_error(caplog):
     assert caplog.text.count("BackendError: down") >= 2
 
 
-def test_errors_are_kept_where_asked_and_each_caller_has_its_own():
+def test_stored_errors_are_copied_for_each_caller():
+    """Errors are stored where `negative_ttl_s` is set, and each caller gets an error of its own."""
+
     async def play(cache, loop):
         cause = ValueError("why")
         failure = BackendError("broken")
@@ -343,7 +348,9 @@ def test_single_flight_of_a_service():
     on_loop(play)
 
 
-def test_in_a_stack_the_batcher_enforces_the_leaders_deadline_and_the_layer_the_followers():
+def test_deadlines_of_leader_and_waiters_in_a_stack():
+    """In a stack the batcher enforces the leader's deadline, and the cache layer those of the waiters."""
+
     async def main(loop):
         cache = Cache(loop.clock)
         backend = ScriptedBackend(duration_s=1.0)
@@ -362,7 +369,9 @@ def test_in_a_stack_the_batcher_enforces_the_leaders_deadline_and_the_layer_the_
 
 
 @pytest.mark.parametrize("drain", [True, False])
-def test_a_stack_that_stops_ends_what_the_layer_computes(drain):
+def test_stopping_stack_ends_cache_computations(drain):
+    """A stack that stops ends what the cache layer computes."""
+
     async def main(loop):
         cache = Cache(loop.clock, ttl_s=1.0, stale_s=60.0)
         model = Model("first", after_s=2.0)
@@ -561,7 +570,9 @@ def test_answers_that_can_be_used_once_are_refused():
             yield 1
 
 
-def test_no_store_says_that_an_answer_is_not_to_be_kept():
+def test_no_store_prevents_storing_a_response():
+    """The response of a computation that calls `no_store` is shared with its waiters and not stored."""
+
     async def play(cache, loop):
         calls = []
 
@@ -603,7 +614,8 @@ def test_two_wraps_of_one_function_share_flights():
     on_loop(play)
 
 
-def test_a_sync_function_among_threads_and_behind_its_stale_answer(caplog):
+def test_sync_function_refreshes_behind_stale_result(caplog):
+    """A sync function returns its stale result while a thread refreshes it, again after a failure."""
     clock = FakeClock()
     cache = Cache(clock, ttl_s=10.0, stale_s=10.0)
     refreshed = threading.Event()
@@ -770,7 +782,7 @@ def test_answers_of_another_version_have_other_keys():
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_an_answer_across_a_change_of_version_is_not_kept(fails):
+def test_response_across_version_change_is_not_stored(fails):
     """The request was keyed for version 1, and version 2 may have answered it."""
 
     class Changing(Versioned):
@@ -862,7 +874,7 @@ def test_functions_of_one_name_do_not_share_entries(monkeypatch):
     assert (cache.wrap(module.first)(1), cache.wrap(module.second)(1)) == (2, 3)
 
 
-def test_the_same_code_over_other_globals_has_other_keys(monkeypatch):
+def test_same_code_with_other_globals_has_other_keys(monkeypatch):
     """What `exec` made in a namespace of its own is a thing of its own."""
     cache = Cache()
     module_with("", monkeypatch)
@@ -996,7 +1008,7 @@ def test_a_functions_refresh_that_hangs_ends(caplog):
     assert "a refresh took longer than 1 s" in caplog.text
 
 
-def test_a_deletion_keeps_the_answers_of_no_other_key_out():
+def test_deletion_does_not_affect_other_keys():
     """What is computed while keys are deleted is stored, but for the answers of these keys."""
 
     async def play(cache, loop):
@@ -1035,7 +1047,7 @@ def put_too_large(cache, key):
 
 
 @pytest.mark.parametrize("take", [pop, delete, pop_item, put_too_large])
-def test_what_was_deleted_while_it_is_computed_is_not_stored(take):
+def test_key_deleted_while_computed_is_not_stored(take):
     """The deletion of a key, there or not, is of what is being computed for it as well."""
 
     async def play(cache, loop):
@@ -1051,7 +1063,7 @@ def test_what_was_deleted_while_it_is_computed_is_not_stored(take):
     on_loop(play, max_bytes=1000)
 
 
-def test_as_many_deletions_as_are_not_remembered_one_by_one_are_of_all_keys():
+def test_too_many_deletions_count_for_all_keys():
     """Up to 4,096 deletions are each known; one more makes all of them deletions of every key."""
     cache = EdgeCache()
     before = cache._memory.erasures
@@ -1106,8 +1118,11 @@ async def ask_all(service, keys, loop, until_ns):
 
 
 @pytest.mark.parametrize(("state", "keys"), [("down", 600), ("hangs", 200), ("swallows", 20)])
-def test_keys_whose_refreshes_fail_or_hang_recover_within_a_second_of_the_cure(state, keys, caplog):
-    """A dead model gets at most 256 refreshes a second, with one traceback; well again, it refreshes every key."""
+def test_failed_refreshes_recover_within_a_second(state, keys, caplog):
+    """Keys whose refreshes fail or hang recover within a second after the model has recovered.
+
+    A dead model gets at most 256 refreshes a second, with one traceback; well again, it refreshes every key.
+    """
 
     async def play(cache, loop):
         model = Switched()
@@ -1129,7 +1144,7 @@ def test_keys_whose_refreshes_fail_or_hang_recover_within_a_second_of_the_cure(s
     on_loop(play, ttl_s=10.0, stale_s=3600.0)
 
 
-def test_a_model_that_became_slower_is_seen_by_a_refresh_that_is_late():
+def test_late_refresh_reveals_a_slower_model():
     """One of those that are late goes on for 10 s, is kept when it ends, and says how long they take."""
 
     async def play(cache, loop):
@@ -1152,7 +1167,7 @@ def test_a_model_that_became_slower_is_seen_by_a_refresh_that_is_late():
 
 
 @pytest.mark.parametrize("drain", [True, False])
-def test_a_stop_ends_where_computations_swallow_their_cancellation(drain, caplog):
+def test_stop_ends_despite_swallowed_cancellation(drain, caplog):
     """Who waits for one gets ``Closed`` a second after the stop; it is named in a warning."""
 
     async def play(cache, loop):
@@ -1178,7 +1193,7 @@ def test_a_stop_ends_where_computations_swallow_their_cancellation(drain, caplog
     assert "a computation runs 1 s after it was cancelled" in caplog.text
 
 
-def test_a_refresh_that_outlives_a_stop_is_late_for_nobody():
+def test_refresh_outliving_a_stop_raises_no_error():
     """The time of a refresh passes without an error, where a stop has cancelled it and it goes on."""
 
     async def play(cache, loop):
@@ -1197,7 +1212,7 @@ def test_a_refresh_that_outlives_a_stop_is_late_for_nobody():
     on_loop(play, ttl_s=2.0, stale_s=3600.0)
 
 
-def test_an_erased_answer_is_not_kept_by_the_context_of_its_computation():
+def test_erased_response_is_not_held_by_its_context():
     """A task that a computation began holds its context, which holds no answer once that has ended."""
 
     async def play(cache, loop):
@@ -1222,7 +1237,9 @@ def test_an_erased_answer_is_not_kept_by_the_context_of_its_computation():
     on_loop(play)
 
 
-def test_results_that_cannot_be_weighed_are_returned_and_logged_once(caplog):
+def test_unweighable_results_are_returned_unstored(caplog):
+    """Results that cannot be weighed are returned, not stored, and logged once."""
+
     class Odd:
         def __sizeof__(self):
             raise RuntimeError("no size")

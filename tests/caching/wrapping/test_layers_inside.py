@@ -106,7 +106,7 @@ def test_a_layer_that_changes_none_shares_all(layer):
 
 
 @pytest.mark.parametrize("layer", CHANGING, ids=IDS)
-def test_a_model_that_changes_behind_a_layer_is_followed(layer):
+def test_changed_model_inside_a_layer_has_new_keys(layer):
     """A layer's own fingerprint does not hide that of the model."""
 
     async def main(loop):

@@ -181,7 +181,7 @@ def test_a_priority_is_no_number_of_an_erasure(priority):
     run(main)
 
 
-def test_a_refresh_on_a_loop_that_stands_still_hinders_no_other():
+def test_refresh_on_a_stalled_loop_hinders_no_other():
     """A loop that does not run on amid a refresh does not end it; a stale hit on another loop begins another."""
     clock = FakeClock()
     cache = si.EdgeCache(ttl_s=10.0, stale_s=100.0, clock=clock)

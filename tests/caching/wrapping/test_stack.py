@@ -15,7 +15,9 @@ from streaminfer.caching.expiry import THREAD
 from streaminfer.testing import FakeClock, ScriptedBackend, run
 
 
-def test_repeats_are_answered_without_the_model_and_a_stampede_computes_once():
+def test_stampede_computes_once_and_repeats_hit():
+    """Repeated requests are served without the model, and a stampede computes once."""
+
     async def main(loop):
         cache = si.EdgeCache(ttl_s=10)
         backend = ScriptedBackend(duration_s=0.01)
@@ -68,7 +70,7 @@ def test_the_clock_of_a_stack_is_not_the_threads():
     run(main)
 
 
-def test_the_thread_leaves_a_cache_that_was_given_a_clock():
+def test_thread_leaves_out_a_cache_with_a_clock():
     """A cache that waits for the thread may be given a clock later: the thread then leaves it out."""
     cache = si.EdgeCache(ttl_s=3600.0)
     cache["x"] = 1
@@ -78,7 +80,7 @@ def test_the_thread_leaves_a_cache_that_was_given_a_clock():
     assert cache.statistics().expired == 1
 
 
-def test_the_thread_knows_of_an_entry_that_comes_while_it_looks(monkeypatch):
+def test_thread_sees_entries_stored_while_it_looks(monkeypatch):
     """An entry that another thread stores between any two calls of the thread's is freed at its time."""
     cache = si.EdgeCache()
     memory = cache._memory
@@ -119,7 +121,8 @@ def test_a_cache_outlives_the_loop_that_served_it():
     assert gone.wait(timeout=60)
 
 
-def test_functions_share_the_cache_and_not_their_answers():
+def test_functions_share_the_cache_but_no_results():
+    """Wrapped functions share the cache and not their results."""
     cache = si.EdgeCache(maxsize=10)
     calls = []
 
@@ -165,7 +168,8 @@ def test_a_caches_secret_makes_its_keys():
 
 
 @pytest.mark.parametrize(("wrong", "error"), [("a secret of mine", TypeError), (b"too short", ValueError)])
-def test_a_secret_that_is_none_is_refused_and_not_shown(wrong, error):
+def test_wrong_secret_is_rejected_and_not_shown(wrong, error):
+    """A secret of a wrong type or length is rejected, and the error does not show it."""
     with pytest.raises(error, match=r"^secret: expected at least 16 bytes") as refused:
         si.EdgeCache(secret=wrong)
     assert "mine" not in str(refused.value)
@@ -241,8 +245,11 @@ def test_a_stampede_recovers_from_one_slow_computation():
     run(main)
 
 
-def test_an_urgent_caller_does_not_wait_for_a_less_urgent_ones_turn():
-    """Requests of one key share a computation with those of their own priority only."""
+def test_flights_are_shared_within_one_priority():
+    """An urgent caller does not wait for the turn of a less urgent one.
+
+    Requests of one key share a computation with those of their own priority only.
+    """
 
     async def main(loop):
         backend = ScriptedBackend(duration_s=0.010)

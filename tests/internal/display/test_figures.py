@@ -298,7 +298,7 @@ def test_heat_map_tells_time_in_units_that_can_be_read(start_s, hours, ticks, la
     assert axes.get_xlim() == (start_s, start_s + 3600.0 * hours)
 
 
-def test_a_batch_that_runs_reaches_the_end_of_the_picture():
+def test_running_batch_reaches_the_end_of_the_picture():
     """The only batch of a log has a bar, although the log has one instant."""
     axes = new_axes()
     log(1).plot(axes)

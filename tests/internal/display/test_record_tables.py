@@ -97,7 +97,8 @@ def test_a_field_without_a_value_has_no_row():
     assert page_of(OneSideStatistics(value=None)).rows == page_of(OneSideStatistics(value="")).rows == []
 
 
-def test_the_caption_is_the_class_in_words_and_the_name():
+def test_caption_is_class_in_words_and_name():
+    """The caption of a table is the class in words, followed by the name if there is one."""
     assert page_of(OneSideStatistics(value=1)).captions == ["one side"]
     assert page_of(RouteStatistics(name="best")).captions == ["route: best"]
 
@@ -123,7 +124,8 @@ def test_records_are_the_rows_of_a_table():
     assert listed.captions == ["one side", "value"]
 
 
-def test_a_record_is_a_table_below_and_two_of_a_class_are_one():
+def test_nested_records_of_one_class_share_a_table():
+    """A nested record is a table below its parent; two records of one class are rows of one table."""
     pair = attrs.make_class("Pair", ["stable", "canary"], bases=(Snapshot,), frozen=True)
     one, two = RouteStatistics(name="one", served=1), OneSideStatistics(value=2)
 

@@ -7,6 +7,7 @@ def test_a_name_that_is_free_stays():
     assert unique_name("a", {"b"}) == "a"
 
 
-def test_a_name_that_is_taken_gets_the_next_free_number():
+def test_taken_name_gets_the_next_free_number():
+    """A name that is taken gets the next free number."""
     assert unique_name("a", {"a"}) == "a#2"
     assert unique_name("a", {"a", "a#2", "a#4"}) == "a#3"

@@ -99,7 +99,8 @@ def test_what_the_process_has_open_is_written_in_place(tmp_path):
         assert file.read() == b"new"
 
 
-def test_a_file_in_a_folder_that_takes_no_new_files_is_written_in_place(tmp_path, monkeypatch):
+def test_file_in_read_only_folder_is_written_in_place(tmp_path, monkeypatch):
+    """A file in a folder that accepts no new files is written in place."""
     path = tmp_path / "saved"
     path.touch()
     before = path.stat()
@@ -111,8 +112,11 @@ def test_a_file_in_a_folder_that_takes_no_new_files_is_written_in_place(tmp_path
     assert path.stat().st_ino == before.st_ino
 
 
-def test_a_file_of_a_group_that_this_process_is_not_in_is_written_in_place(tmp_path, monkeypatch):
-    """Else the group could not read it any more, and another one could."""
+def test_file_of_another_group_is_written_in_place(tmp_path, monkeypatch):
+    """A file of a group to which this process does not belong is written in place.
+
+    Else the group could not read it any more, and another one could.
+    """
     path = tmp_path / "saved"
     path.touch()
     before = path.stat()

@@ -173,8 +173,11 @@ class TestSearch:
         assert sum(0.88 * 321.0 < step.rate <= 321.0 for step in found.steps) >= 4
         assert sum(321.0 < step.rate < 1.12 * 321.0 for step in found.steps) >= 4
 
-    def test_interval_of_a_service_that_is_a_little_slower_after_overload(self):
-        """What was measured before is too good for it, and no other step is known to be wrong."""
+    def test_interval_of_service_slower_after_overload(self):
+        """The interval covers the capacity of a service that is a little slower after an overload.
+
+        What was measured before is too good for it, and no other step is known to be wrong.
+        """
         truth, covered = 980.0 * (0.01 / 0.99) ** 0.01, 0
         for seed in range(30):
             rng, tried = np.random.default_rng(seed), []

@@ -20,7 +20,8 @@ def test_captures_repeat_by_seed():
     assert take(delivery) != take(delivery, seed=4)
 
 
-def test_delivery_is_never_before_capture_or_out_of_order():
+def test_delivery_is_after_capture_and_in_order():
+    """No frame is delivered before its capture, and frames are delivered in order."""
     frames = [it for it in take(Delivery(jitter_s=0.05, loss=0.1)) if it.delivered_ns is not None]
 
     assert all(it.delivered_ns >= it.captured_ns for it in frames)

@@ -51,7 +51,8 @@ def test_camera_is_recognized(recorded):
     assert measured.bitrate == pytest.approx(300_000, rel=0.1)
 
 
-def test_jitter_and_loss_of_a_camera_are_within_ten_percent(recorded):
+def test_camera_jitter_and_loss_are_within_ten_percent(recorded):
+    """The measured jitter and loss of a camera are within 10 % of the true ones."""
     profile = attrs.evolve(CAMERA, width=64, height=48, delivery=Delivery(jitter_s=0.006, loss=0.08, loss_run=2.0))
     measured = recorded(profile)
     truth = delays(profile, 240)
@@ -127,7 +128,7 @@ def test_sound_without_clipping_has_none(recorded):
 
 
 @pytest.mark.parametrize("jitter_s", [0.004, 0.008])
-def test_jitter_and_loss_of_packets_are_within_ten_percent(recorded, jitter_s):
+def test_packet_jitter_and_loss_are_within_ten_percent(recorded, jitter_s):
     """Also where the jitter hides the period."""
     profile = attrs.evolve(MICROPHONE, delivery=Delivery(jitter_s=jitter_s, loss=0.05, loss_run=2.0))
     measured = recorded(profile)
@@ -152,7 +153,8 @@ def test_codec_is_recognized(recorded, profile):
     assert recorded(profile, seconds=1.0).profile.codec == profile.codec
 
 
-def test_measured_profile_makes_a_recording_like_the_first(recorded):
+def test_measured_profile_reproduces_the_recording(recorded):
+    """A profile measured from a recording produces a recording with about the same jitter and blur."""
     profile = attrs.evolve(CAMERA, width=160, height=120, blur=2.0, delivery=Delivery(jitter_s=0.005))
     first = recorded(profile)
     second = recorded(first.profile)
@@ -200,13 +202,13 @@ def test_pictures_in_the_order_of_decoding(tmp_path):
     assert measured.timing.jitter_s < 1e-4
 
 
-def test_pictures_that_the_decoder_holds_back_are_measured(clip):
+def test_pictures_held_back_by_decoder_are_measured(clip):
     """However few are read: the first of a file in the order of decoding come behind later packets."""
     assert probe(clip, seconds=0.01).timing.frames == 1
     assert probe(clip, seconds=0.1).measures["luma"] == pytest.approx(probe(clip, seconds=0.3).measures["luma"], 0.01)
 
 
-def test_pictures_of_another_size_are_measured_by_themselves(tmp_path):
+def test_pictures_of_each_size_are_measured_separately(tmp_path):
     """Filters read as much of each picture as of the first, beyond the end of a smaller one."""
 
     def measure(*sizes):

@@ -48,8 +48,11 @@ def test_strong_jitter_is_ordered_by_strength():
 
 
 @pytest.mark.parametrize(("jitter_s", "loss"), [(0.008, 0.01), (0.012, 0.02)], ids=["phone", "telephone"])
-def test_strong_jitter_of_a_known_period_is_within_ten_percent(jitter_s, loss):
-    """The packets of sound tell their period, which such jitter hides."""
+def test_strong_jitter_of_known_period_is_measured(jitter_s, loss):
+    """With a known period, strong jitter and loss are measured within 10 %.
+
+    The packets of sound tell their period, which such jitter hides.
+    """
     off = []
     for seed in range(9):
         delivery = Delivery(jitter_s=jitter_s, loss=loss, loss_run=2.0)

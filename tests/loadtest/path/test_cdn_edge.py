@@ -17,7 +17,8 @@ from streaminfer.loadtest.path.nginx import run_nginx
 from streaminfer.streams.sources.formats import VideoFormat
 
 
-def test_consumers_behind_the_first_are_served_from_the_cache():
+def test_later_consumers_are_served_from_the_cache():
+    """Consumers after the first one are served from the cache."""
     units = [os.urandom(size) for size in (1, 1_000, 100_000)]
 
     async def main():
@@ -28,8 +29,11 @@ def test_consumers_behind_the_first_are_served_from_the_cache():
     assert asyncio.run(main()) == (units, 6, 3)
 
 
-def test_nginx_that_does_not_start_says_why_in_any_bytes(tmp_path):
-    """Its log repeats the bytes of a configuration or of a folder, whatever the locale."""
+def test_nginx_start_error_may_have_any_bytes(tmp_path):
+    """An nginx that does not start says why, whatever bytes its message has.
+
+    Its log repeats the bytes of a configuration or of a folder, whatever the locale.
+    """
     folder = tmp_path / os.fsdecode(b"caf\xe9")
     folder.mkdir()
     with (
@@ -51,7 +55,7 @@ def test_unit_of_an_earlier_number_is_carried_as_given():
     assert asyncio.run(main()) == (b"one", b"two", [b"a", b"b"], 4, 4)
 
 
-def test_unit_is_carried_after_a_call_that_was_cancelled():
+def test_unit_is_carried_after_a_cancelled_call():
     """The origin's 404 for a unit that left it before nginx asked answers no later call."""
 
     class Units(dict):
@@ -73,7 +77,9 @@ def test_unit_is_carried_after_a_call_that_was_cancelled():
     assert asyncio.run(main()) == b"unit"
 
 
-def test_more_devices_at_once_than_nginx_takes_by_default():
+def test_edge_carries_more_devices_than_nginx_default():
+    """The edge carries units of more devices at once than nginx accepts by default."""
+
     async def main():
         async with CdnEdge() as edge:
             carried = await asyncio.gather(*[edge.carry(f"camera-{device}", 0, b"unit") for device in range(300)])
@@ -82,8 +88,11 @@ def test_more_devices_at_once_than_nginx_takes_by_default():
     assert asyncio.run(main()) == ({b"unit"}, 0)
 
 
-def test_connections_that_nginx_has_closed_meanwhile_are_left(monkeypatch):
-    """It does so after 75 s without a request, as between two runs."""
+def test_connections_closed_by_nginx_are_not_reused(monkeypatch):
+    """Idle connections that nginx has closed in the meantime are not used again.
+
+    It does so after 75 s without a request, as between two runs.
+    """
     short = cdn_edge.CONFIGURATION.replace("keepalive_requests", "keepalive_timeout 50ms; keepalive_requests")
     monkeypatch.setattr(cdn_edge, "CONFIGURATION", short)
 
@@ -120,8 +129,11 @@ def test_nothing_of_the_edge_is_left():
     assert tasks == 1
 
 
-def test_start_that_is_cancelled_stops_nginx_in_its_folder(monkeypatch):
-    """The thread that starts nginx goes on."""
+def test_cancelled_start_stops_nginx_in_its_folder(monkeypatch):
+    """A start that is cancelled stops nginx while the folder of nginx still exists.
+
+    The thread that starts nginx goes on.
+    """
     starting, goes_on, has_folder = threading.Event(), threading.Event(), []
 
     @contextlib.contextmanager
@@ -147,8 +159,11 @@ def test_start_that_is_cancelled_stops_nginx_in_its_folder(monkeypatch):
     assert has_folder == [True, True]
 
 
-def test_edge_that_ends_meanwhile_fails_its_units_and_closes_their_connections():
-    """The first consumer's response comes after the end has begun; the second one asks after it."""
+def test_edge_end_fails_units_and_closes_connections():
+    """An edge that ends during a call fails its units and closes their connections.
+
+    The first consumer's response comes after the end has begun; the second one asks after it.
+    """
 
     class Units(dict):
         def get(self, address):

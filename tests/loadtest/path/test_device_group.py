@@ -110,7 +110,8 @@ def test_real_packets_need_real_time(transport):
         run(lambda _loop: run_devices(Size(), [group], duration_s=1.0, slo_s=0.5))
 
 
-def test_scenario_names_devices_networks_and_transports(tmp_path):
+def test_scenario_has_devices_networks_and_transports(tmp_path):
+    """A scenario names the device, the network and the transport of each group."""
     (tmp_path / "mine.toml").write_text('kind = "microphone"\nname = "mine"\n')
     (tmp_path / "scenario.toml").write_text(SCENARIO + 'transport = "webrtc"\n')
 

@@ -109,7 +109,7 @@ def test_lost_unit_is_followed_by_a_key_frame(camera_scene):
     assert sum(it is None for it in lost) > 100
 
 
-def test_a_request_for_a_key_frame_takes_the_delay_of_a_trace(camera_scene):
+def test_key_frame_request_takes_the_delay_of_a_trace(camera_scene):
     """A trace of one delay loses what a network of that delay does."""
     steady = DelayTrace([0.0, 1.0], [0.05, 0.05])
 
@@ -182,7 +182,9 @@ def test_encoder_that_is_behind_drops(camera_scene):
     assert run(main) == [None] * 5 + ["encoder"]
 
 
-def test_frames_in_a_slow_device_do_not_wait_for_the_encoder(camera_scene):
+def test_frames_in_slow_device_do_not_wait_for_encoder(camera_scene):
+    """Frames that a slow device delays do not wait for the encoder."""
+
     async def main(loop):
         async with MediaPath(camera_scene(), PERFECT, wanted=PICTURES, clock=loop.clock) as path:
             return await asyncio.gather(*(path.send(loop.clock(), loop.clock() + 10 * MS) for _ in range(12)))
@@ -230,7 +232,7 @@ def test_a_close_that_is_cancelled_leaves_no_timer(camera_scene):
     assert asyncio.run(main()) == (True, si.Closed, 0)
 
 
-def test_a_close_that_is_cancelled_does_not_end_the_thread(camera_scene):
+def test_cancelled_close_does_not_end_the_thread(camera_scene):
     """Its loop may be closed by the time that the jobs are done."""
     held = Held()
 
@@ -247,8 +249,11 @@ def test_a_close_that_is_cancelled_does_not_end_the_thread(camera_scene):
         held.run_next()  # it must not raise
 
 
-def test_what_arrives_while_the_path_closes_crosses_no_edge(camera_scene):
-    """Its caller has had `Closed`, and the close would wait for the edge."""
+def test_arrivals_during_close_do_not_reach_the_edge(camera_scene):
+    """A frame that arrives while the path closes is not carried by the edge.
+
+    Its caller has had `Closed`, and the close would wait for the edge.
+    """
     carried = []
 
     class Edge:

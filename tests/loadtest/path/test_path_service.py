@@ -75,7 +75,8 @@ def test_jitter_of_a_device_is_a_stage(camera_scene):
     assert 0.005 < stages["capture"]["p50"] < 0.02
 
 
-def test_report_has_the_accuracy_of_a_direct_evaluation(camera_scene):
+def test_report_has_accuracy_of_direct_evaluation(camera_scene):
+    """The report has the accuracy that a direct evaluation of the same outputs has."""
     scene = camera_scene(codec="mjpeg")
     direct = {}
 

@@ -42,7 +42,8 @@ def test_lost_packet_is_missed_behind_the_queue():
     assert min(behind) == pytest.approx(30)
 
 
-def test_without_retransmission_a_unit_is_lost_with_any_packet():
+def test_lost_packet_loses_unit_without_retransmission():
+    """Without retransmission, the loss of any packet loses its unit."""
     uplink = Uplink(NetworkProfile(name="n", loss=0.1, retransmits=0), seed=2)
     lost = [uplink.send(6_000, number * MS).at_ns is None for number in range(20_000)]
 

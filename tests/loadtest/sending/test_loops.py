@@ -61,8 +61,11 @@ class TestOpenLoop:
         assert {number: str(error) for number, error in sending.failures.items()} == {1: "one"}
         assert [completed > 0 for completed in sending.completed_ns] == [True, False, True]
 
-    def test_errors_of_a_long_run_hold_one_request_of_each_class(self):
-        """As those of HTTP clients, which have their request."""
+    def test_errors_of_long_run_hold_one_request_per_class(self):
+        """The errors of a long run hold one request of each class of error.
+
+        As those of HTTP clients, which have their request.
+        """
 
         class Image:
             pass

@@ -86,8 +86,11 @@ def test_request_without_a_note_has_none():
     assert (requests.labels, requests.values) == ({"zone": ["", "a", ""]}, {})
 
 
-def test_inputs_function_whose_decorator_takes_the_number():
-    """Its own signature counts, not that of the function inside."""
+def test_inputs_decorator_that_takes_the_number():
+    """An inputs function whose decorator takes the number is called with the number.
+
+    Its own signature counts, not that of the function inside.
+    """
 
     def numbered(function):
         @functools.wraps(function)

@@ -73,7 +73,7 @@ def test_more_confidence_promises_less(moving):
     )
 
 
-def test_few_pairs_promise_what_independent_samples_allow():
+def test_few_pairs_promise_as_independent_samples_do():
     """Without enough pairs for a backtest, 300 independent samples vouch for p98 and not for p99.5."""
     rng = np.random.default_rng(1)
     samples = RttSamples({"a": {"x": rng.exponential(0.02, 300)}})

@@ -75,7 +75,8 @@ def test_an_async_function_stays_one(breaker, function):
     assert counted(breaker) == (2, 0, 0)
 
 
-def test_parameters_written_out_keep_names_defaults_and_kinds(breaker):
+def test_wrapped_parameters_keep_names_and_defaults(breaker):
+    """A wrapped function keeps the names, defaults and kinds of its parameters."""
     default = object()
 
     @breaker
@@ -127,7 +128,8 @@ def at_the_top(x):
     return x
 
 
-def test_a_guarded_function_is_copied_and_pickled_by_name():
+def test_guarded_function_is_copied_by_name():
+    """A guarded function is copied and pickled by its name."""
     assert copy.deepcopy(at_the_top) is at_the_top
     assert copy.copy(at_the_top) is at_the_top
     assert at_the_top.__reduce__() == "at_the_top"
@@ -315,7 +317,9 @@ def test_guards_refuse(breaker):
 
 
 @pytest.mark.parametrize("steps", range(4))
-def test_a_probe_that_is_cancelled_at_any_point_gives_its_permit_back(steps):
+def test_cancelled_probe_gives_its_permit_back(steps):
+    """A probe that is cancelled at any point gives its permit back."""
+
     async def main(loop):
         breaker = CircuitBreaker(clock=loop.clock, minimum_calls=1, half_open_calls=1, open_s=1.0)
         breaker.record(False, 0.0)
@@ -464,7 +468,7 @@ def test_a_call_cut_off_by_its_deadline(breaker, clock, error, ran_s, left_s, ou
 
 
 @pytest.mark.parametrize("known", [[30.0], [0.05] * 100 + [30.0]], ids=["first", "later"])
-def test_one_slow_success_does_not_hide_calls_that_hang(clock, known):
+def test_one_slow_success_does_not_hide_hanging_calls(clock, known):
     """A call that loaded a model says nothing of how long others usually take."""
     breaker = CircuitBreaker(clock=clock, minimum_calls=10, window=20)
     for took_s in known:
@@ -483,7 +487,8 @@ def test_one_slow_success_does_not_hide_calls_that_hang(clock, known):
     assert breaker.state == "open"
 
 
-def test_a_call_cancelled_before_its_deadline_is_no_outcome(breaker, clock):
+def test_call_cancelled_before_its_deadline_is_ignored(breaker, clock):
+    """A call that is cancelled before its deadline is ignored as an outcome."""
     with pytest.raises(asyncio.CancelledError):
         call(breaker, Service(asyncio.CancelledError()), clock() + 5_000_000_000)
     assert counted(breaker) == (0, 0, 1)
@@ -492,8 +497,11 @@ def test_a_call_cancelled_before_its_deadline_is_no_outcome(breaker, clock):
 # -- in a stack -------------------------------------------------------------------------------------------------
 
 
-def test_a_hanging_backend_opens_the_circuit_and_its_return_closes_it():
-    """Every batch is cut off at its callers' deadline; nothing else says that the backend hangs."""
+def test_circuit_opens_for_hang_and_closes_on_recovery():
+    """A backend that hangs opens the circuit, and its recovery closes it.
+
+    Every batch is cut off at its callers' deadline; nothing else says that the backend hangs.
+    """
 
     async def main(loop):
         backend = ScriptedBackend(*[lambda batch: list(batch.inputs)] * 3, *[HANG] * 3, duration_s=0.010)
@@ -536,7 +544,9 @@ def test_overload_alone_does_not_open_the_circuit():
     run(main)
 
 
-def test_killed_and_restarted_fifty_times_it_closes_again_each_time():
+def test_circuit_closes_after_each_of_fifty_restarts():
+    """The circuit closes after each of fifty kills and restarts of its backend."""
+
     async def main(loop):
         alive = [True]
 
@@ -575,7 +585,8 @@ def test_killed_and_restarted_fifty_times_it_closes_again_each_time():
     run(main)
 
 
-def test_the_clock_of_a_stack_is_taken_over_unless_one_was_given(clock):
+def test_clock_of_stack_is_used_unless_one_was_given(clock):
+    """A breaker takes the clock of its stack unless a clock was given to it."""
     other = FakeClock(5)
     given, free = CircuitBreaker(clock=clock), CircuitBreaker()
     si.Stack(given, free, ScriptedBackend(), clock=other)

@@ -102,7 +102,9 @@ def test_windows_of_time(window, covers_s):
     assert breaker.statistics().calls == 0
 
 
-def test_jitter_only_shortens_and_differs_between_breakers():
+def test_jitter_only_shortens_the_open_time():
+    """Jitter only shortens the open time, by at most 10 %, and differs between breakers."""
+
     def waits(**settings):
         clock = FakeClock()
         breaker = CircuitBreaker(clock=clock, minimum_calls=1, open_s=10.0, max_open_s=40.0, **settings)
@@ -164,7 +166,8 @@ def test_events_carry_what_was_judged():
         breaker.listen(None)
 
 
-def test_a_listener_that_fails_is_logged_and_changes_nothing(caplog):
+def test_failing_listener_is_logged_without_effect(caplog):
+    """A listener that fails is logged and changes neither the breaker nor other listeners."""
     breaker = CircuitBreaker(minimum_calls=1)
     heard = []
 
@@ -197,7 +200,8 @@ def test_a_listener_may_use_the_breaker():
     assert breaker.state == "closed"
 
 
-def test_an_interrupt_out_of_a_listener_leaves_the_breaker_usable():
+def test_interrupt_of_listener_leaves_breaker_usable():
+    """An interrupt that a listener raises leaves the breaker usable and the permit of the call free."""
     clock = FakeClock()
     breaker = CircuitBreaker(clock=clock, minimum_calls=1, half_open_calls=1)
     breaker.record(False, 0.0)
@@ -219,7 +223,9 @@ def test_an_interrupt_out_of_a_listener_leaves_the_breaker_usable():
     assert heard == ["open_time_passed", "probes_succeeded"]
 
 
-def test_an_event_left_to_the_one_that_tells_is_told_though_it_came_after_the_last_look():
+def test_event_added_after_last_check_is_delivered():
+    """An event left to the delivering thread is delivered even if it came after that thread's last check."""
+
     class Machine:
         """Another thread's event comes when nothing was left."""
 
@@ -294,7 +300,8 @@ def test_the_package_loads_lazily():
     assert issubclass(si.CircuitOpen, si.StreamInferError)
 
 
-def test_a_listener_whose_calls_cause_events_does_not_go_on_for_ever():
+def test_events_caused_by_a_listener_come_to_an_end():
+    """A listener whose calls cause further events is called a bounded number of times."""
     breaker = CircuitBreaker(minimum_calls=1, window=1, clock=FakeClock())
     heard = []
 

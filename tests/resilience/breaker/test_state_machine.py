@@ -67,7 +67,8 @@ def row(number):
 
 
 @row(1)
-def test_1_closed_below_the_thresholds_or_the_minimum_stays_closed(breaker):
+def test_1_closed_stays_closed_below_the_thresholds(breaker):
+    """Closed stays closed below the thresholds, and below the minimum number of calls."""
     record(breaker, False, False, False)
     assert breaker.state == "closed"
     breaker = made()
@@ -95,7 +96,8 @@ def test_2_a_success_can_complete_the_minimum(breaker):
     assert breaker.state == "open"
 
 
-def test_2_a_window_smaller_than_the_minimum_is_judged_when_full():
+def test_2_window_below_minimum_is_judged_when_full():
+    """A window that is smaller than the minimum number of calls is judged when it is full."""
     breaker = made(window=2, minimum_calls=10)
     record(breaker, False)
     assert breaker.state == "closed"
@@ -137,7 +139,8 @@ def test_5_open_ignores_outcomes_of_earlier_calls():
 
 
 @row(6)
-def test_6_open_becomes_half_open_by_the_first_call_after_its_time():
+def test_6_first_call_after_open_time_is_half_open():
+    """Open becomes half-open with the first call after the open time; reading the state changes nothing."""
     breaker = opened()
     breaker._clock.now_ns += round(breaker.retry_after_s * 1e9) - 1
     assert (breaker.state, breaker.permits(), breaker.try_acquire()) == ("open", False, 0)
@@ -149,7 +152,8 @@ def test_6_open_becomes_half_open_by_the_first_call_after_its_time():
     assert breaker.heard == [("open", "half_open", "open_time_passed")]
 
 
-def test_6_half_open_begins_at_the_end_of_the_open_time_however_late_its_first_call_comes():
+def test_6_half_open_begins_at_end_of_open_time():
+    """Half-open begins at the end of the open time, however late its first call comes."""
     breaker = opened()
     instants = []
     breaker.listen(lambda event: instants.append(event.at_ns))
@@ -159,7 +163,8 @@ def test_6_half_open_begins_at_the_end_of_the_open_time_however_late_its_first_c
     assert instants == [ends_ns]
 
 
-def test_6_a_state_that_time_alone_made_has_judged_nothing():
+def test_6_state_reached_by_time_has_no_outcomes():
+    """A state that was reached by the passage of time alone has judged no outcomes."""
     breaker = opened()
     assert breaker.statistics().calls == 4
     breaker._clock.advance(1.0)
@@ -189,7 +194,8 @@ def test_8_half_open_refuses_what_is_more():
     assert breaker.retry_after_s == 0.5
 
 
-def test_8_who_is_refused_is_not_told_to_wait_longer_than_an_open_time():
+def test_8_retry_time_never_exceeds_an_open_time():
+    """A rejected caller is not told to wait longer than one open time."""
     breaker, _ = half_opened(half_open_calls=1, half_open_s=2.5)
     assert breaker.retry_after_s == 1.0
 
@@ -224,7 +230,8 @@ def test_10_half_open_closes_when_the_probes_are_well():
     assert (seen.calls, seen.trips, seen.consecutive_trips) == (0, 1, 0)
 
 
-def test_10_fewer_probes_are_enough_where_the_minimum_is_smaller():
+def test_10_fewer_probes_suffice_for_a_smaller_minimum():
+    """Fewer probes than `half_open_calls` suffice where the minimum number of calls is smaller."""
     breaker = made(minimum_calls=1, half_open_calls=5)
     record(breaker, False)
     breaker._clock.advance(1.0)
@@ -233,7 +240,8 @@ def test_10_fewer_probes_are_enough_where_the_minimum_is_smaller():
 
 
 @row(11)
-def test_11_half_open_opens_for_longer_when_the_probes_fail():
+def test_11_failed_probes_open_for_longer():
+    """Half-open opens for longer, up to `max_open_s`, each time the probes fail."""
     breaker = opened()
     for base_s in (2.0, 3.0, 3.0):  # 1.0 doubled, up to max_open_s
         breaker._clock.now_ns += round(breaker.retry_after_s * 1e9)
@@ -283,7 +291,8 @@ def test_13_a_later_probe_does_not_put_the_end_off():
     assert breaker.state == "open"
 
 
-def test_13_the_time_to_wait_counts_from_the_end_of_half_open():
+def test_13_retry_time_counts_from_end_of_half_open():
+    """The time to wait counts from the end of half-open, even if that passed unseen."""
     breaker, _ = half_opened()
     breaker._clock.advance(11.5)
     assert 0.3 <= breaker.retry_after_s <= 0.5
@@ -299,7 +308,8 @@ def test_13_both_times_may_pass_unseen():
     assert [reason for *_, reason in breaker.heard] == ["half_open_time_passed", "open_time_passed"]
 
 
-def test_13_a_late_result_does_not_close_what_its_lateness_opened():
+def test_13_late_result_does_not_close_the_circuit():
+    """A late result does not close the circuit that its lateness opened."""
     breaker, lost = half_opened(half_open_calls=1)
     breaker._clock.advance(10.0)
     breaker.record(True, 10.0, lost)
@@ -311,7 +321,8 @@ def test_13_a_late_result_does_not_close_what_its_lateness_opened():
 @pytest.mark.parametrize(
     ("ok", "state", "reason"), [(True, "closed", "probes_succeeded"), (False, "open", "probes_failed")]
 )
-def test_14_half_open_is_judged_by_few_outcomes_when_no_more_come(ok, state, reason):
+def test_14_half_open_is_judged_by_few_outcomes(ok, state, reason):
+    """At the end of its time, half-open is judged by the outcomes that it has, however few."""
     breaker, permit = half_opened(half_open_calls=3)
     breaker.record(ok, 0.0, permit)
     breaker._clock.advance(10.0)
@@ -322,7 +333,8 @@ def test_14_half_open_is_judged_by_few_outcomes_when_no_more_come(ok, state, rea
 
 
 @row(15)
-def test_15_half_open_with_nothing_out_and_nothing_known_starts_over():
+def test_15_half_open_without_outcomes_starts_over():
+    """Half-open starts over when its time ends with no probe in flight and no outcome known."""
     breaker, permit = half_opened()
     breaker.release(permit)
     breaker._clock.advance(100.0)
@@ -381,7 +393,8 @@ def test_18_disabled_lets_all_pass_and_counts_nothing(start):
 
 @row(19)
 @pytest.mark.parametrize("start", [made, opened, lambda: half_opened()[0]])
-def test_19_metrics_only_judges_and_tells_but_never_opens(start):
+def test_19_metrics_only_judges_but_never_opens(start):
+    """Metrics-only judges outcomes and tells listeners, but never opens the circuit."""
     breaker = start()
     breaker.metrics_only()
     breaker.heard.clear()

@@ -70,7 +70,8 @@ def test_no_outcome_is_lost():
 
 
 @pytest.mark.parametrize("half_open_calls", [1, 3])
-def test_half_open_lets_exactly_so_many_of_twenty_threads_through(half_open_calls):
+def test_half_open_permits_exact_number_of_threads(half_open_calls):
+    """Of twenty concurrent threads, half-open permits exactly `half_open_calls`."""
     clock = FakeClock()
     for _ in range(20):
         breaker = CircuitBreaker(clock=clock, minimum_calls=4, half_open_calls=half_open_calls)
@@ -95,7 +96,8 @@ def test_eight_threads_are_inside_at_once():
     assert breaker.statistics().succeeded == 8
 
 
-def test_states_change_among_threads_and_every_permit_is_accounted_for():
+def test_concurrent_threads_account_for_every_permit():
+    """While threads change the state, every permit is accounted for."""
     # each look at this clock takes 10 µs of its time: how often the states change depends on the calls, not on how
     # much of a core the threads have
     instants = itertools.count(0, 10_000)
@@ -133,7 +135,8 @@ def test_states_change_among_threads_and_every_permit_is_accounted_for():
     assert len(heard) + seen.events_lost > 10  # how many are lost is up to the scheduler
 
 
-def test_a_listener_that_hangs_holds_up_no_other_thread():
+def test_hanging_listener_blocks_no_other_thread():
+    """A listener that hangs blocks no other thread."""
     breaker = CircuitBreaker(minimum_calls=1)
     entered, leave = threading.Event(), threading.Event()
     told = []
@@ -175,7 +178,8 @@ class CountedLock:
 
 
 @pytest.mark.parametrize("operation", public_methods(circuit_breaker.BreakerMachine))
-def test_where_code_is_not_atomic_every_operation_holds_the_lock(operation):
+def test_every_nonatomic_operation_holds_the_lock(operation):
+    """Where code is not atomic, every operation of the machine holds the lock."""
     machine = locked_subclass(circuit_breaker.BreakerMachine, public_methods(circuit_breaker.BreakerMachine))(
         0.5, 1.0, 10, OutcomeWindow(4, 0), 2, 9, 9, 1, 9, 0, 0
     )
@@ -198,7 +202,8 @@ def test_which_builds_take_a_lock(monkeypatch, plain):
     assert not is_atomic(circuit_breaker.BreakerMachine, "record")
 
 
-def test_compiled_callers_go_through_the_lock_of_a_guarded_machine(monkeypatch):
+def test_compiled_callers_use_lock_of_guarded_machine(monkeypatch):
+    """Compiled callers use the lock of a guarded machine."""
     monkeypatch.setattr(
         circuit_breaker,
         "_Machine",

@@ -79,7 +79,9 @@ def seen(hedge, *names):
 # -- when -------------------------------------------------------------------------------------------------------
 
 
-def test_a_late_request_is_sent_again_and_the_first_answer_wins():
+def test_first_response_of_hedged_request_wins():
+    """A request that is late is sent again, and the first response wins."""
+
     async def test(loop, hedge, service, hedged):
         began = loop.time()
         response = await hedged.call(Request(0.0))
@@ -131,7 +133,9 @@ def test_the_delay_is_a_live_quantile():
     scenario(test, service=Service())
 
 
-def test_first_requests_that_lose_count_with_the_time_that_they_had():
+def test_losing_first_attempts_count_with_their_time():
+    """A first attempt that loses counts in the delay with the time that it had."""
+
     async def test(loop, hedge, service, hedged):
         for _ in range(60):
             service.script = [(0.5, "first"), (0.010, "second")]
@@ -171,7 +175,9 @@ def test_which_requests_are_sent_twice(declared, behind, stream_id, hedged_):
 
 
 @pytest.mark.parametrize(("deadline_ms", "hedges"), [(19, 0), (21, 1)])
-def test_a_second_request_that_could_not_be_on_time_is_not_sent(deadline_ms, hedges):
+def test_infeasible_second_attempt_is_not_sent(deadline_ms, hedges):
+    """A second attempt that could not be on time is not sent."""
+
     async def test(loop, hedge, service, hedged):
         await hedged.call(Request(0.0, deadline_ns=loop.now_ns + deadline_ms * MS))
         assert seen(hedge, "hedges", "infeasible") == (hedges, 1 - hedges)
@@ -269,7 +275,8 @@ def test_cancelling_the_caller_early_leaves_no_timer():
     scenario(test, service=Service((0.5, 1.0)))
 
 
-def test_a_loser_that_fails_on_its_way_out_harms_nobody():
+def test_losing_attempt_may_fail_when_cancelled():
+    """A losing attempt that fails while it is cancelled has no effect on the caller or the loop."""
     complaints = []
 
     class Ugly(Service):
@@ -287,7 +294,9 @@ def test_a_loser_that_fails_on_its_way_out_harms_nobody():
     assert not complaints
 
 
-def test_a_loser_that_cannot_be_cancelled_at_once_delays_nobody_and_is_waited_for_at_the_stop():
+def test_slow_cancellation_delays_only_the_stop():
+    """A losing attempt that cannot be cancelled at once delays no caller; the stop waits for it."""
+
     class Slow(Service):
         async def call(self, request):
             try:
@@ -330,7 +339,7 @@ def test_the_deadline_ends_both():
     run(main)
 
 
-def test_a_replica_that_knows_no_deadline_is_ended_at_it():
+def test_deadline_ends_replica_that_ignores_deadlines():
     """The stack ends the request where the second is at a service that does not end it itself."""
 
     async def main(loop):
@@ -353,7 +362,9 @@ def test_a_replica_that_knows_no_deadline_is_ended_at_it():
 # -- elsewhere, and around what ---------------------------------------------------------------------------------
 
 
-def test_a_replica_gets_the_second_and_lives_with_the_first():
+def test_replica_gets_second_attempt_and_lifecycle():
+    """A replica gets the second attempt; its clock, start and stop come with those of the first service."""
+
     class Replica(Service):
         life = ()
 
@@ -449,7 +460,8 @@ def test_a_service_may_return_an_awaitable():
     run(main)
 
 
-def test_async_functions_are_hedged_and_sync_ones_are_not():
+def test_only_async_functions_are_hedged():
+    """Async functions are hedged; sync functions are rejected."""
     calls = []
 
     async def main(loop):
@@ -550,7 +562,8 @@ def two_in_a_hundred(_, draw):
     return 10.0 if draw.random() < 0.02 else 1.0
 
 
-def test_with_one_slow_answer_in_fifty_the_tail_falls_to_a_quarter_for_three_percent_more_load():
+def test_tail_falls_for_three_percent_more_load():
+    """With one slow response in fifty, p99 and p99.9 fall below 30 % for at most 3 % more load."""
     without, none = latencies(None, two_in_a_hundred)
     hedge = Hedge(quantile=0.975)
     with_it, extra = latencies(hedge, two_in_a_hundred)
@@ -564,7 +577,9 @@ def test_with_one_slow_answer_in_fifty_the_tail_falls_to_a_quarter_for_three_per
 
 
 @pytest.mark.parametrize("max_extra", [0.01, 0.05])
-def test_when_everything_is_slow_the_extra_load_stays_below_the_cap(max_extra):
+def test_extra_load_stays_below_cap_in_brown_out(max_extra):
+    """When all responses are slow, the extra load stays below the cap."""
+
     def brown_out(now, draw):
         return 10.0 if now > 5.0 else 1.0
 
@@ -603,7 +618,9 @@ def test_a_second_batch_has_inputs_of_its_own():
     run(main)
 
 
-def test_a_stop_with_a_limit_leaves_what_does_not_end_and_stops_the_replica():
+def test_stop_timeout_still_stops_the_replica():
+    """A stop with a timeout leaves attempts that do not end, and stops the replica."""
+
     class Stubborn(Service):
         async def call(self, request):
             try:
@@ -707,8 +724,11 @@ def test_no_later_batch_writes_to_hedged_outputs():
     run(main)
 
 
-def test_no_later_batch_writes_to_the_outputs_of_the_other_backend():
-    """Both requests hang and are sent to a backend that reuses its memory; the first one promises new arrays."""
+def test_no_later_batch_writes_to_outputs_of_replica():
+    """No later batch writes to outputs of the backend that gets the second requests.
+
+    Both requests hang and are sent to a backend that reuses its memory; the first one promises new arrays.
+    """
 
     async def main(loop):
         first = ScriptedBackend(*[lambda batch: list(batch.inputs)] * 30, HANG, HANG)

@@ -102,7 +102,8 @@ def test_the_first_rejection_names_no_time(limit, clock):
     assert refused.value.retry_after_s is None
 
 
-def test_one_too_many_is_refused_at_once_and_told_when_to_come_back(limit, clock):
+def test_excess_call_is_rejected_with_a_retry_time(limit, clock):
+    """A call above the limit is rejected at once and told when to retry."""
     service = Service()
 
     async def main(_):
@@ -141,7 +142,8 @@ def test_what_stands_behind_answers_for_itself(limit, clock):
     assert repr(limit) in repr(limited)
 
 
-def test_it_asks_inside_whether_a_request_in_a_hurry_can_be_on_time(clock):
+def test_limit_asks_service_about_tight_deadlines(clock):
+    """The limit consults the inner service on whether a request with a tight deadline can be on time."""
     limit, service = ConcurrencyLimit(initial=10, clock=clock), Service()
 
     async def main(_):
@@ -191,7 +193,9 @@ def test_it_asks_inside_whether_a_request_in_a_hurry_can_be_on_time(clock):
     assert limit.in_flight == 0
 
 
-def test_timings_of_a_batcher_tell_waiting_from_service(clock):
+def test_batcher_timings_separate_queue_and_service(clock):
+    """The timings of a batcher separate queue delay from service time."""
+
     class Batching(Service):
         max_in_flight = 1
 
@@ -539,8 +543,11 @@ def test_what_it_shows(limit):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_process_has_the_permits_of_its_parents_threads(limit):
-    """Their calls end in the parent; in the child nothing would give the permits back."""
+def test_fork_frees_permits_of_parent_threads(limit):
+    """In a forked process, the permits of its parent's threads are free.
+
+    Their calls end in the parent; in the child nothing would give the permits back.
+    """
     is_inside, go_on = threading.Event(), threading.Event()
 
     @limit

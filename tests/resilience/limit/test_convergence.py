@@ -93,7 +93,8 @@ def between(trace, start, stop):
 
 @pytest.mark.parametrize("policy", ["greedy", "lookahead"])
 @pytest.mark.parametrize("initial", [2, 20, 800])
-def test_overloaded_it_settles_where_waiting_and_service_are_seven_tenths_of_the_objective(initial, policy):
+def test_overload_settles_at_seven_tenths_of_objective(initial, policy):
+    """Under overload, the limit settles where queue delay and service take 70 % of the objective."""
     limit = ConcurrencyLimit(initial=initial)
     load, backend, trace = scenario(limit, (2 * CAPACITY, 8.0), policy=policy)
     settled = between(trace, 4.0, 8.0)
@@ -105,21 +106,24 @@ def test_overloaded_it_settles_where_waiting_and_service_are_seven_tenths_of_the
     assert sum(backend.batch_sizes[-100:-10]) / 90 > 0.9 * LARGEST  # the planner may hold smaller ones for better
 
 
-def test_batches_that_grow_and_take_longer_are_not_congestion():
+def test_larger_slower_batches_are_not_congestion():
+    """Batches that grow and therefore take longer are not taken for congestion."""
     limit = ConcurrencyLimit(initial=1)  # batches of one, of 17 ms; full ones take nearly twice as long
     _, backend, trace = scenario(limit, (2 * CAPACITY, 6.0), slo_s=None)
     assert min(between(trace, 3.0, 6.0)) > 2 * LARGEST
     assert sum(backend.batch_sizes[-100:-10]) / 90 > 0.95 * LARGEST
 
 
-def test_without_an_objective_a_call_waits_for_two_batches():
+def test_call_without_objective_waits_for_two_batches():
+    """Without an objective, the limit settles where a call waits for about two batches."""
     limit = ConcurrencyLimit()
     _, _, trace = scenario(limit, (2 * CAPACITY, 8.0), slo_s=None)
     settled = between(trace, 4.0, 8.0)
     assert 2.5 * LARGEST < min(settled) <= max(settled) < 4 * LARGEST
 
 
-def test_it_does_not_grow_without_bound_at_a_load_that_needs_no_limit():
+def test_limit_is_bounded_at_load_that_needs_none():
+    """The limit does not grow without bound at a load that needs no limit."""
     limit = ConcurrencyLimit()
     load, _, trace = scenario(limit, (0.7 * CAPACITY, 20.0))
     assert max(limit for _, limit in trace) < 150
@@ -135,7 +139,8 @@ def test_it_recovers_from_a_brown_out_within_seconds():
     assert after["answered"] / sum(after.values()) > 0.99
 
 
-def test_a_model_that_hangs_brings_it_down_and_it_comes_back():
+def test_limit_falls_for_hanging_model_and_recovers():
+    """A model that hangs brings the limit down, and the limit recovers afterwards."""
     limit = ConcurrencyLimit(initial=100)
 
     async def main(loop):
@@ -188,7 +193,9 @@ def burning(rate, seconds, slower=lambda _: 1.0, tighten=0.5):
     return run(main), seen
 
 
-def test_an_slo_that_burns_tightens_it_and_it_is_stable_there():
+def test_burning_slo_tightens_limit_and_stays_stable():
+    """An SLO that burns tightens the limit, and the limit is stable at the tighter target."""
+
     def in_every_fourth_second(now):
         return 2.5 if now % 4.0 < 1.0 else 1.0
 
@@ -241,7 +248,8 @@ def served(limit, rate, seconds, duration_s, count=8, **request):
     return load, trace
 
 
-def test_a_plain_service_is_held_at_twice_its_latency_without_load():
+def test_plain_service_has_twice_its_no_load_latency():
+    """The limit holds a service without timings at twice its no-load latency."""
     load, trace = served(ConcurrencyLimit(), 800.0, 10.0, lambda _: 0.02)
     settled = between(trace, 3.0, 10.0)
     assert 12 < min(settled) <= max(settled) < 24  # eight that work, and as many that wait
@@ -249,7 +257,8 @@ def test_a_plain_service_is_held_at_twice_its_latency_without_load():
     assert load.latencies(3.0)[-1] < 0.1
 
 
-def test_a_queue_under_little_overload_is_not_taken_for_the_latency_without_load():
+def test_slight_overload_keeps_the_no_load_latency():
+    """The latency of a queue under slight overload is not taken for the no-load latency."""
     load, _ = served(ConcurrencyLimit(), 88.0, 90.0, lambda _: 0.05, count=4)  # of 80 a second
     took = load.latencies(30.0)
     assert took[len(took) // 2] < 2.6 * 0.05
@@ -257,7 +266,8 @@ def test_a_queue_under_little_overload_is_not_taken_for_the_latency_without_load
     assert load.count(30.0, 89.0)["answered"] / 59.0 > 0.93 * 80
 
 
-def test_calls_that_hang_during_a_probe_do_not_keep_others_out():
+def test_calls_that_hang_in_a_probe_block_no_others():
+    """Calls that hang during a probe of the no-load latency do not keep other calls out."""
     hangs = itertools.chain([False] * 1000, [True] * 2, itertools.repeat(False))
     load, _ = served(ConcurrencyLimit(), 400.0, 30.0, lambda _: 60.0 if next(hangs) else 0.02, count=4)
     assert load.count(6.0, 28.0)["answered"] > 0.4 * 2200  # two workers are left, and a probe waits now and then
@@ -289,8 +299,11 @@ def test_without_a_queue_it_refuses_nothing(kind):
 
 
 @pytest.mark.parametrize("kind", ["exponential", "lognormal"])
-def test_ten_workers_at_nine_tenths_answer_what_a_fixed_limit_lets_them(kind):
-    """A standing queue that comes and goes does not make the limit refuse what an ideal one would let through."""
+def test_ten_busy_workers_match_the_best_fixed_limit(kind):
+    """At nine tenths of their capacity, ten workers serve what the best fixed limit lets them.
+
+    A standing queue that comes and goes does not make the limit refuse what an ideal one would let through.
+    """
 
     def answered(limit):
         load, _ = served(limit, 180.0, 60.0, drawn(kind, 0.05), count=10)
@@ -301,7 +314,8 @@ def test_ten_workers_at_nine_tenths_answer_what_a_fixed_limit_lets_them(kind):
     assert answered(ConcurrencyLimit()) >= 0.97 * ideal
 
 
-def test_a_plain_service_that_becomes_slower_is_not_throttled_for_it():
+def test_slower_plain_service_is_not_throttled():
+    """A service without timings that becomes slower is not throttled for that."""
     load, trace = served(ConcurrencyLimit(), 800.0, 15.0, lambda now: 0.02 if now < 5 else 0.08)
     assert min(between(trace, 6.5, 9.0)) > 7  # found out before the no-load latency is due to be forgotten
     assert 11 < min(between(trace, 9.0, 15.0)) <= max(between(trace, 9.0, 15.0)) < 30

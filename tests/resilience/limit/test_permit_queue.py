@@ -100,8 +100,11 @@ def test_places_go_by_priority_and_arrival():
     run(main)
 
 
-def test_a_call_does_not_overtake_one_that_has_just_got_its_permit():
-    """Calls go on in their order, also where more permits come back in one turn than there are calls that wait."""
+def test_new_call_does_not_overtake_one_just_permitted():
+    """A call does not overtake one that has just got its permit.
+
+    Calls go on in their order, also where more permits come back in one turn than there are calls that wait.
+    """
 
     async def main(loop):
         limit = waiting_limit(loop, limit=3)
@@ -127,8 +130,8 @@ def test_a_call_does_not_overtake_one_that_has_just_got_its_permit():
     run(main)
 
 
-def test_a_call_that_lets_another_go_first_and_is_cancelled_gives_its_permit_back():
-    """It had the permit already."""
+def test_cancelled_call_that_yielded_gives_permit_back():
+    """A call that lets another go first and is then cancelled gives its permit back. It had the permit already."""
 
     async def main(loop):
         limit = waiting_limit(loop, limit=2)
@@ -147,7 +150,9 @@ def test_a_call_that_lets_another_go_first_and_is_cancelled_gives_its_permit_bac
     run(main)
 
 
-def test_a_call_behind_those_that_waited_and_went_on_does_not_wait():
+def test_call_after_queued_calls_proceed_does_not_wait():
+    """A call does not wait when all calls that were queued before it have proceeded."""
+
     async def main(loop):
         limit = waiting_limit(loop, limit=2)
         held = [await limit.acquire() for _ in range(2)]
@@ -162,7 +167,7 @@ def test_a_call_behind_those_that_waited_and_went_on_does_not_wait():
     run(main)
 
 
-def test_a_more_urgent_call_passes_those_that_the_reserve_holds():
+def test_urgent_call_passes_those_held_by_the_reserve():
     """A call that may use the reserve does not wait behind one that may not."""
 
     async def main(loop):
@@ -269,8 +274,8 @@ def test_functions_blocks_and_backends_wait():
     run(main)
 
 
-def test_a_guard_that_waited_in_vain_can_be_entered_again():
-    """A guard is for one call; a refusal is none."""
+def test_guard_of_rejected_call_can_be_entered_again():
+    """A guard that waited in vain can be entered again. A guard is for one call; a refusal is none."""
 
     async def main(loop):
         limit = waiting_limit(loop)

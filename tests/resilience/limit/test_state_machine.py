@@ -47,7 +47,8 @@ def round_of(machine, now, queued_ms, served_ms, count=10, deadline=NEVER_NS):
     return end + int((queued_ms + served_ms) * MS)
 
 
-def test_waiting_longer_than_the_goal_lowers_it_to_where_littles_law_points():
+def test_long_queue_delay_lowers_limit_by_littles_law():
+    """A queue delay above the target lowers the limit to the value that Little's law gives."""
     machine = make(limit=10, delay_ms=20)
     round_of(machine, S, 50, 10)
     assert machine.adaptation.target_ns == 30 * MS
@@ -60,7 +61,8 @@ def test_it_never_falls_by_more_than_half_in_a_round():
     assert machine.adaptation.limit == 5.0
 
 
-def test_waiting_less_raises_it_by_the_root_at_most_and_never_past_where_littles_law_points():
+def test_short_delay_raises_limit_by_root_at_most():
+    """A short delay raises the limit by at most the limit's root, never past what Little's law gives."""
     machine = make(limit=16, delay_ms=1000)
     now = round_of(machine, S, 10, 10, count=10)
     assert machine.adaptation.limit == 16 + 4
@@ -93,7 +95,8 @@ def test_what_is_not_used_does_not_grow_but_falls():
     assert congested.adaptation.limit == pytest.approx(2 * 10 * 0.5)
 
 
-def test_a_round_counts_calls_that_began_after_the_last_decision():
+def test_window_counts_calls_begun_after_last_decision():
+    """A window counts only calls that began after the last decision."""
     machine = make(limit=10, delay_ms=20)
     early = machine.try_acquire(0, NEVER_NS, S)
     round_of(machine, S + MS, 50, 10, count=9)
@@ -104,7 +107,8 @@ def test_a_round_counts_calls_that_began_after_the_last_decision():
     assert (machine.adaptation.limit, machine.adaptation.windows) == (limit, rounds)
 
 
-def test_latencies_that_vary_are_judged_by_their_mean_less_its_standard_error():
+def test_latency_is_judged_by_mean_less_standard_error():
+    """Latencies that vary are judged by their mean minus its standard error."""
     machine = make(limit=4, delay_ms=2.5)
     now = S
     for _ in range(9):
@@ -117,7 +121,8 @@ def test_latencies_that_vary_are_judged_by_their_mean_less_its_standard_error():
     assert machine.adaptation.limit == pytest.approx(4 * 12.5 / (10 - 5 / math.sqrt(18)))
 
 
-def test_the_objective_is_a_target_for_waiting_and_service():
+def test_objective_is_target_for_queueing_and_service():
+    """The objective sets the target for queue delay and service time together."""
     machine = make(limit=10)
     machine.aim(100.0 * MS, False)
     round_of(machine, S, 50, 10)
@@ -125,7 +130,8 @@ def test_the_objective_is_a_target_for_waiting_and_service():
     assert machine.adaptation.limit == pytest.approx(10 * 70 / 60)
 
 
-def test_a_burning_slo_lowers_the_goal_once_and_it_returns_in_half_a_minute():
+def test_burning_slo_lowers_target_once():
+    """A burning SLO lowers the target once, and the target returns in half a minute."""
     machine = make(limit=10)
     machine.aim(1000.0 * MS, True)
     now = round_of(machine, S, 300, 50)
@@ -176,7 +182,8 @@ def test_without_reserve_all_are_alike():
     assert [machine.try_acquire(2**31 - 1, NEVER_NS, S) > 0 for _ in range(4)] == [True, True, True, False]
 
 
-def test_who_has_less_time_than_any_call_took_is_refused_while_others_are_under_way():
+def test_call_with_too_little_time_is_infeasible():
+    """A call with less time than any recent call took is infeasible while other calls are in flight."""
     machine = make(limit=10)
     now = round_of(machine, S, 20, 10)
     assert machine.try_acquire(0, now + MS, now) > 0  # nothing is under way: how else would a stall be unlearned?
@@ -189,7 +196,8 @@ def test_who_has_less_time_than_any_call_took_is_refused_while_others_are_under_
     assert machine.check(0, now + 29 * MS, now) == 1
 
 
-def test_late_calls_count_as_twice_the_goal_unless_they_never_had_a_chance():
+def test_exceeded_deadlines_count_as_twice_the_target():
+    """Exceeded deadlines count as twice the target, unless they were shorter than the service time."""
     machine = make(limit=20, delay_ms=20)
     now = round_of(machine, S, 20, 10, count=19)
     goal, limit = machine.adaptation.target_ns, machine.adaptation.limit
@@ -202,7 +210,8 @@ def test_late_calls_count_as_twice_the_goal_unless_they_never_had_a_chance():
     assert machine.adaptation.limit == pytest.approx(2 * 1 * 0.5)  # base: twice the one that was under way at once
 
 
-def test_late_calls_among_untimed_ones_leave_the_latency_without_load_as_it_was():
+def test_late_untimed_calls_keep_the_no_load_latency():
+    """Late calls among calls without timings leave the no-load latency unchanged."""
     machine = make(limit=4, high=4)
     now = S
     for _ in range(40):
@@ -235,7 +244,8 @@ def test_refusals_further_in_lower_it_by_a_tenth():
     assert machine.inner_rejected == 10
 
 
-def test_the_drain_time_is_calls_under_way_over_the_rate_and_grows_in_a_lull():
+def test_drain_time_is_calls_in_flight_over_rate():
+    """The drain time is the calls in flight divided by the rate, and grows while no call ends."""
     machine = make(limit=20, adaptive=False)
     assert machine.drain_ns(S) == 0
     now = S
@@ -286,7 +296,8 @@ def test_idle_time_is_not_counted_into_the_rate():
     assert machine.interval_ns == pytest.approx(10 * MS)
 
 
-def test_a_permit_is_above_0_where_the_clock_begins_at_0():
+def test_permit_is_positive_where_clock_starts_at_zero():
+    """A permit is greater than 0 even where the clock starts at 0."""
     assert make().try_acquire(0, NEVER_NS, 0) > 0
 
 
@@ -398,7 +409,8 @@ TestTwins = Twins.TestCase
 
 
 @given(st.lists(st.tuples(st.integers(0, 200), st.integers(1, 200)), min_size=5, max_size=60))
-def test_whatever_it_measures_the_limit_stays_within_its_bounds(rounds):
+def test_limit_stays_within_bounds(rounds):
+    """Whatever is measured, the limit stays within its bounds and rises by at most its square root at a time."""
     machine = make(limit=20, low=4, high=40, delay_ms=30)
     now = S
     for queued_ms, served_ms in rounds:

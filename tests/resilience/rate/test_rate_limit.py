@@ -72,7 +72,7 @@ def test_the_default_burst_is_one_second(clock):
     burst=st.integers(1, 5),
     gaps=st.lists(st.integers(0, 3 * S), min_size=1, max_size=60),
 )
-def test_no_span_of_time_admits_more_than_burst_and_rate(burst, gaps):
+def test_any_span_admits_at_most_burst_and_rate(burst, gaps):
     """In any span ``t`` at most ``burst + t · per_s`` requests are admitted, and a call that waits as told is admitted."""
     buckets = TenantBuckets(Bucket(S, (burst - 1) * S), {}, 10)
     now, admitted = 0, []
@@ -167,15 +167,18 @@ def test_a_bucket_in_use_is_never_forgotten():
     assert buckets.wait_ns("another", 0) == S
 
 
-def test_a_tenant_with_its_own_rate_has_a_place_when_the_table_is_full():
-    """A flood of other tenants does not reach a tenant that was named."""
+def test_named_tenant_has_bucket_when_table_is_full():
+    """A tenant with a rate of its own has a bucket even when the table is full.
+
+    A flood of other tenants does not reach a tenant that was named.
+    """
     buckets = TenantBuckets(SECOND, {"big": SECOND}, 1)
     for number in range(10):
         buckets.take(number, 0)
     assert buckets.take("big", 0) == 0
 
 
-def test_buckets_used_again_keep_their_place_in_the_heap():
+def test_reused_buckets_keep_their_heap_entry():
     """A tenant in use stays, though the instant in the heap has passed; the heap holds one entry for it."""
     buckets = TenantBuckets(Bucket(S, 10 * S), {}, 100)
     for second in range(0, 50, 2):
@@ -190,7 +193,7 @@ def test_buckets_used_again_keep_their_place_in_the_heap():
 # -- services and functions -------------------------------------------------------------------------------------
 
 
-def test_a_service_is_limited_by_the_tenant_of_the_request():
+def test_service_is_limited_by_tenant_of_each_request():
     """In a stack the tenant of each request counts, and the error says whose limit is reached."""
 
     async def main(loop):
@@ -326,7 +329,7 @@ def test_wrong_arguments_are_named(make, message):
         make()
 
 
-def test_a_stack_with_the_limit_under_the_batcher_says_why():
-    """A batch has rows of several tenants."""
+def test_stack_rejects_rate_limit_inside_batcher():
+    """A stack rejects a rate limit inside the batcher and says why. A batch has rows of several tenants."""
     with pytest.raises(TypeError, match="rows of several tenants"):
         si.Stack(si.AdaptiveBatcher(max_batch_size=2), RateLimit(1.0), ScriptedBackend())

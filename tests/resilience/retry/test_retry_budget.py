@@ -167,7 +167,8 @@ def test_so_many_attempts_and_then_the_last_error():
 # -- when -------------------------------------------------------------------------------------------------------
 
 
-def test_the_wait_is_what_the_error_asks_for_and_a_back_off_that_doubles():
+def test_wait_is_retry_after_plus_doubling_backoff():
+    """A retry waits as long as the error asks for, plus a jittered backoff that doubles each time."""
     service = Service(si.BackendError(), si.BackendError(), si.Overloaded(retry_after_s=0.2))
     budget = RetryBudget(max_attempts=4, backoff_s=0.1, seed=3)
     draw = random.Random(3)
@@ -187,7 +188,8 @@ def test_without_a_back_off_it_asks_again_at_once():
 
 
 @pytest.mark.parametrize(("left_ms", "retried"), [(39, False), (40, False), (41, True)])
-def test_an_attempt_that_usually_takes_longer_than_what_is_left_is_not_begun(left_ms, retried):
+def test_no_retry_if_attempt_outlasts_time_left(left_ms, retried):
+    """A retry is not sent if an attempt usually takes longer than the time left before the deadline."""
     budget = RetryBudget()
     service = Service(1.0, si.BackendError(), takes_s=0.020)
     ended = asked(service, budget, Request(1.0), Request(1.0, deadline_ns=20 * MS + left_ms * MS))
@@ -286,7 +288,8 @@ events = st.lists(st.tuples(st.integers(0, 4000), st.booleans()), max_size=150)
 
 
 @given(events, st.sampled_from([0.0, 0.05, 0.1, 0.5, 1.0]), st.sampled_from([0.0, 0.1, 1.0]))
-def test_extra_calls_never_exceed_their_share_of_any_window(plain, events, ratio, per_s):
+def test_extra_calls_stay_within_share_of_any_window(plain, events, ratio, per_s):
+    """Extra calls in any window stay within their ratio of its requests plus the minimum rate."""
     twins = [kind.CallBudget(ratio, per_s) for kind in (compiled, plain("resilience._call_budget_cy"))]
     now, requests, extra, refused = 5 * S, [], [], 0
     for gap, is_request in events:
@@ -326,7 +329,8 @@ def test_a_clock_that_jumps_back_stands_still(plain):
 # -- around what ------------------------------------------------------------------------------------------------
 
 
-def test_a_batch_is_repeated_as_a_whole_and_rows_that_failed_alone_are_not():
+def test_batch_is_retried_but_not_its_failed_rows():
+    """A failed batch is repeated as a whole; rows that failed alone are not repeated."""
     backend = ScriptedBackend(RuntimeError("driver"), [KeyError("row"), 2.0])
     budget = RetryBudget(retryable=RuntimeError)
 
@@ -390,7 +394,8 @@ def test_functions_stay_what_they_are(monkeypatch, clock):
             assert function(1) == (5, 1, 0)
 
 
-def test_a_stack_finds_what_stands_behind_and_gives_its_clock():
+def test_stack_gives_budget_its_inner_and_clock():
+    """In a stack, the retry budget wraps the inner backend and measures with the clock of the stack."""
     budget = RetryBudget()
     backend = ScriptedBackend(RuntimeError("once"), duration_s=0.01)
 
@@ -409,7 +414,8 @@ def test_a_stack_finds_what_stands_behind_and_gives_its_clock():
     assert budget.statistics().usual_s == pytest.approx(0.01)
 
 
-def test_in_front_of_a_limit_it_comes_back_when_there_is_place():
+def test_rejection_by_inner_limit_is_retried():
+    """Around a concurrency limit, the retry budget sends a rejected request again once a permit is free."""
     from streaminfer.resilience.limit.concurrency_limit import ConcurrencyLimit
 
     budget, limit = RetryBudget(max_attempts=3, min_per_s=10.0), ConcurrencyLimit(limit=1)
@@ -462,7 +468,7 @@ def test_what_it_shows():
 
 
 @pytest.mark.parametrize("stack", [True, False], ids=["arrays", "lists"])
-def test_a_second_attempt_does_not_see_what_the_first_wrote(stack):
+def test_retry_does_not_see_writes_of_first_attempt(stack):
     """A model that writes to its inputs and then fails gets the inputs of the requests again."""
 
     async def main(loop):

@@ -74,8 +74,8 @@ def test_each_loop_has_a_timer_of_its_own(monkeypatch):
     assert len(second.instants_ns) == 1
 
 
-def test_a_default_responds_before_the_deadline_in_virtual_time():
-    """There the loop's own timer is as exact."""
+def test_default_responds_in_time_in_virtual_time():
+    """In virtual time, a default responds before the deadline. There the loop's own timer is as exact."""
 
     async def main(loop):
         router = FallbackRouter(Route("only", Hanging()), default="none")

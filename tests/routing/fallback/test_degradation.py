@@ -54,7 +54,8 @@ def test_healthy_routes_keep_the_whole_traffic():
     assert steps(make(), 50) == 1.0
 
 
-def test_a_failing_route_is_halved_and_comes_back_gradually():
+def test_failing_route_is_halved_and_returns_gradually():
+    """A failing route loses half of its share and regains at most a tenth of the traffic per step."""
     degradation = make()
     assert steps(degradation, 1, [GOOD] * 10 + [BAD] * 10) == pytest.approx(0.5)
     assert (degradation.shares[0].cuts, degradation.shares[0].flaps) == (1, 1)
@@ -66,7 +67,8 @@ def test_a_failing_route_is_halved_and_comes_back_gradually():
     assert degradation.shares[0].flaps == 1
 
 
-def test_a_tenth_of_failures_or_a_single_one_change_nothing():
+def test_few_failures_do_not_change_share():
+    """A tenth of failed attempts, or a single failure, does not change the share of a route."""
     assert steps(make(), 1, [BAD] * 2 + [GOOD] * 18) == 1.0
     assert steps(make(), 1, [BAD] + [GOOD] * 7) == 1.0
 
@@ -85,8 +87,11 @@ def test_chance_alone_does_not_cut_a_share(failed, requests, share):
 
 
 @pytest.mark.parametrize("requests", [8, 50, 250])
-def test_a_route_below_a_tenth_of_failures_keeps_its_traffic(requests):
-    """With one attempt in twenty failing at random, the best route keeps at least nine tenths of the traffic."""
+def test_route_with_few_failures_keeps_traffic(requests):
+    """A route with less than a tenth of its attempts failing keeps its traffic.
+
+    With one attempt in twenty failing at random, the best route keeps at least nine tenths of the traffic.
+    """
     degradation = make()
     draw = random.Random(1)
     fractions = [
@@ -108,8 +113,11 @@ def serve_batches(degradation, outcomes, *, rows, start):
 
 
 @pytest.mark.parametrize(("batches", "rows"), [(4, 7), (8, 32), (2, 16)])
-def test_a_route_whose_batches_fail_below_a_tenth_keeps_its_traffic(batches, rows):
-    """Chance brings more failures where the requests of a batch fail together: with one batch in twenty."""
+def test_route_with_few_failed_batches_keeps_traffic(batches, rows):
+    """A route with less than a tenth of its batches failing keeps its traffic.
+
+    Chance brings more failures where the requests of a batch fail together: with one batch in twenty.
+    """
     degradation = make()
     draw = random.Random(1)
     fractions = []
@@ -124,8 +132,8 @@ def test_a_route_whose_batches_fail_below_a_tenth_keeps_its_traffic(batches, row
 @pytest.mark.parametrize(
     ("bad", "good", "share"), [(1, 0, 0.5), (1, 1, 1.0), (1, 3, 1.0), (2, 2, 0.5), (2, 8, 1.0), (4, 6, 0.5)]
 )
-def test_failed_batches_that_chance_does_not_explain_cut_a_share(bad, good, share):
-    """One of several says nothing."""
+def test_unlikely_batch_failures_cut_share(bad, good, share):
+    """Failed batches cut a share if chance does not explain them. One of several says nothing."""
     degradation = make()
     serve_batches(degradation, [BAD] * bad + [GOOD] * good, rows=10, start=1)
     degradation.step(STEP, False)
@@ -188,7 +196,7 @@ def test_a_share_grows_back_beside_a_route_that_hangs():
     assert degradation.shares[0].fraction == 1.0
 
 
-def test_a_route_that_responds_again_relieves_the_device():
+def test_route_that_responds_again_relieves_device():
     """What it did not do before is forgotten with its first step of responses."""
     degradation = make()
     cuts = 0
@@ -209,8 +217,11 @@ def test_a_route_that_responds_again_relieves_the_device():
     assert degradation.shares[0].cuts == cuts + 1
 
 
-def test_a_burning_budget_closes_nothing_beside_a_route_that_hangs():
-    """The closed route returns once none of the others has responded for three steps, and is not closed again."""
+def test_burning_closes_no_route_beside_hanging_one():
+    """A burning budget does not keep a route closed beside one that hangs.
+
+    The closed route returns once none of the others has responded for three steps, and is not closed again.
+    """
     degradation = make(devices=(0, 1))
     for number in range(1, 4):
         for _ in range(50):
@@ -244,7 +255,8 @@ def test_the_share_is_spread_evenly():
     assert all(any(pair) for pair in pairwise(offered))
 
 
-def test_with_the_least_share_one_request_a_step_is_offered():
+def test_smallest_share_gets_one_request_per_step():
+    """A route with the smallest share is offered one request per step."""
     degradation = make()
     for number in range(1, 40):
         serve(degradation, 0, [BAD] * 200)
@@ -253,7 +265,8 @@ def test_with_the_least_share_one_request_a_step_is_offered():
     assert serve(degradation, 0, [IGNORED] * 20) == 1
 
 
-def test_late_answers_raise_the_headroom_and_its_lack_is_forgotten_slowly():
+def test_headroom_rises_when_late_and_falls_slowly():
+    """Late responses raise the headroom of a route; without them it falls slowly."""
     degradation = make()
     share = degradation.shares[0]
     assert steps(degradation, 1, [GOOD] * 18 + [LATE] * 2) == 1.0
@@ -270,7 +283,8 @@ def test_late_answers_raise_the_headroom_and_its_lack_is_forgotten_slowly():
     assert share.fraction < 1.0  # more of it was no help
 
 
-def test_headroom_that_a_hang_made_is_gone_soon_where_answers_take_little_of_their_time():
+def test_headroom_of_hang_falls_fast_for_quick_route():
+    """Headroom that a hang raised is soon gone if responses take little of their time."""
     degradation = make(devices=(0, 1))
     share = degradation.shares[0]
     steps(degradation, 3, [GOOD] * 10 + [LATE] * 10)
@@ -284,7 +298,8 @@ def test_headroom_that_a_hang_made_is_gone_soon_where_answers_take_little_of_the
     assert share.headroom == 0.0
 
 
-def test_on_the_way_back_headroom_falls_slowly_however_little_time_answers_take():
+def test_headroom_falls_slowly_while_share_recovers():
+    """While the share of a route recovers, its headroom falls slowly, however quick the responses are."""
     degradation = make(devices=(0, 1))
     steps(degradation, 3, [GOOD] * 10 + [LATE] * 10)
     steps(degradation, 1, [GOOD] * 10 + [BAD] * 10, start=4)
@@ -293,7 +308,8 @@ def test_on_the_way_back_headroom_falls_slowly_however_little_time_answers_take(
     assert degradation.shares[0].headroom == pytest.approx(made - 0.005)
 
 
-def test_one_that_would_be_alone_needs_no_headroom_unless_the_last_one_was_late():
+def test_lone_request_needs_no_headroom():
+    """A request that would run alone needs no headroom unless the last response of the route was late."""
     degradation = make()
     share = degradation.shares[0]
     steps(degradation, 1, [LATE] * 4 + [GOOD] * 16)
@@ -306,7 +322,8 @@ def test_one_that_would_be_alone_needs_no_headroom_unless_the_last_one_was_late(
     assert not degradation.shares[1].risks(0, 1000, 5000)  # nothing stands behind it
 
 
-def test_a_crowded_device_makes_the_dearer_route_give_way():
+def test_costlier_route_gives_way_on_crowded_device():
+    """On a crowded device the costlier route gives way."""
     degradation = make()
     serve(degradation, 0, [GOOD] * 40)
     serve(degradation, 1, [GOOD] * 60)
@@ -317,7 +334,8 @@ def test_a_crowded_device_makes_the_dearer_route_give_way():
     assert degradation.shares[1].fraction == 1.0
 
 
-def test_requests_with_less_time_than_the_quickest_response_took_do_not_crowd_a_device():
+def test_infeasible_requests_do_not_crowd_device():
+    """Requests with less time than the quickest response took do not make a device count as crowded."""
     degradation = make()
     for number in range(1, 30):
         serve(degradation, 0, [GOOD] * 40)
@@ -333,7 +351,8 @@ def test_requests_with_less_time_than_the_quickest_response_took_do_not_crowd_a_
     assert degradation.shares[0].fraction < 0.7
 
 
-def test_attempts_with_less_time_than_the_quickest_response_took_say_nothing_about_load():
+def test_infeasible_attempts_do_not_count_as_load():
+    """Attempts with less time than the quickest response took say nothing about the load."""
     degradation = make(backed=True)
     steps(degradation, 1)
     for number in range(2, 30):
@@ -348,7 +367,8 @@ def test_attempts_with_less_time_than_the_quickest_response_took_say_nothing_abo
     assert share.suspect
 
 
-def test_routes_with_a_device_each_do_not_give_way_to_each_other():
+def test_routes_on_separate_devices_do_not_give_way():
+    """Routes that have a device each do not give way to each other."""
     degradation = make(devices=(0, 1))
     serve(degradation, 0, [GOOD] * 100)
     for _ in range(10):
@@ -369,7 +389,8 @@ def test_between_calm_and_crowded_nothing_moves():
     assert degradation.shares[0].fraction == pytest.approx(0.5)
 
 
-def test_burning_closes_the_best_routes_one_after_the_other_but_never_the_last():
+def test_burning_closes_best_routes_but_never_last():
+    """A burning budget closes the best routes one after the other, but never the last one."""
     degradation = make(devices=(0, 0, 0))
     serve(degradation, 0, [GOOD] * 20)
     degradation.step(STEP, True)
@@ -385,7 +406,8 @@ def test_burning_closes_the_best_routes_one_after_the_other_but_never_the_last()
     assert [share.fraction for share in degradation.shares] == [0.05, 0.05, 1.0]
 
 
-def test_return_after_burning_doubles_and_is_complete_within_three_seconds_of_quarter_steps():
+def test_share_doubles_after_burning():
+    """After burning, a share doubles at first and is complete within three seconds of quarter-second steps."""
     degradation = make()
     serve(degradation, 0, [GOOD] * 20)
     degradation.step(STEP, True)
@@ -416,7 +438,8 @@ def test_a_step_with_few_requests_goes_on():
     assert degradation.shares[0].fraction < 1.0
 
 
-def test_the_last_route_is_cut_only_where_a_default_stands_behind_it():
+def test_last_route_is_cut_only_with_default():
+    """The share of the last route is cut only if there is a default response."""
     for backed in (False, True):
         degradation = make(backed=backed)
         serve(degradation, 1, [BAD] * 20)

@@ -147,7 +147,9 @@ def test_an_error_falls_through_while_time_remains(error, reason):
     play(main)
 
 
-def test_invalid_input_is_the_callers_and_ends_the_request():
+def test_invalid_input_ends_request():
+    """Invalid input is a mistake of the caller: it ends the request and is not held against the route."""
+
     async def main(loop, best, second, router):
         best.error = si.InvalidInput("shape")
         for _ in range(20):
@@ -180,7 +182,9 @@ def test_a_hanging_route_leaves_the_next_one_its_time(enforces):
     play(main)
 
 
-def test_no_attempt_is_interrupted_before_its_prediction():
+def test_attempt_is_not_interrupted_before_prediction():
+    """The router interrupts no attempt before its predicted finish."""
+
     async def main(loop, best, second, router):
         best.takes_s, second.takes_s = 0.08, 0.04
         second.verdict = lambda request, now_ns: Admission(True, predicted_finish_ns=now_ns + 40 * MS)
@@ -209,7 +213,9 @@ def test_with_slack_left_it_goes_up_again():
     play(main)
 
 
-def test_the_choice_is_made_for_each_request_by_its_own_time():
+def test_route_is_chosen_by_time_of_each_request():
+    """The router chooses a route for each request by the time that this request has left."""
+
     async def main(loop, best, second, router):
         best.takes_s = 0.05
         best.verdict = lambda request, now_ns: Admission(
@@ -249,7 +255,9 @@ def test_every_route_refuses():
     play(with_in_flight)
 
 
-def test_the_error_of_the_last_route_tells_of_the_others():
+def test_error_of_last_route_names_other_routes():
+    """The error of the last route carries a note with the outcome of each route."""
+
     async def main(loop, best, second, router):
         best.verdict = Admission(False, "circuit_open")
         second.error = si.BackendError("broken too")
@@ -352,7 +360,9 @@ def test_a_prepare_that_fails_counts_against_its_route():
 
 
 @pytest.mark.parametrize("after_s", [0.0, 0.0005, 0.02])
-def test_a_cancelled_caller_ends_at_once_and_frees_its_route(after_s):
+def test_cancelled_caller_frees_its_route(after_s):
+    """A cancelled caller ends at once and frees its route."""
+
     async def main(loop, best, second, router):
         best.hangs = True
         call = asyncio.ensure_future(ask(router))
@@ -367,7 +377,9 @@ def test_a_cancelled_caller_ends_at_once_and_frees_its_route(after_s):
     play(main)
 
 
-def test_cancellation_in_the_very_turn_of_the_switch_wins():
+def test_cancellation_wins_over_switch_in_same_turn():
+    """A cancellation wins in the very turn of the loop in which the router would switch routes."""
+
     async def main(loop, best, second, router):
         best.hangs = True
         call = asyncio.ensure_future(ask(router))
@@ -488,7 +500,9 @@ def test_a_hard_stop_tries_no_other_route():
     run(main)
 
 
-def test_services_are_started_once_and_stopped_again_when_one_fails():
+def test_services_start_once_and_stop_if_one_fails():
+    """The services are started once each, and stopped again if one of them fails to start."""
+
     async def main(loop):
         shared, broken = Scripted("shared"), Scripted("broken")
 
@@ -504,7 +518,9 @@ def test_services_are_started_once_and_stopped_again_when_one_fails():
     run(main)
 
 
-def test_a_burning_budget_closes_the_best_route_and_lets_it_return_gradually():
+def test_burning_budget_closes_best_route():
+    """A burning budget closes the best route; afterwards the route returns gradually."""
+
     class Burning:
         now = False
 
@@ -534,7 +550,9 @@ def test_a_burning_budget_closes_the_best_route_and_lets_it_return_gradually():
     play(main, slo=budget)
 
 
-def test_a_route_that_thinks_it_is_slow_is_probed_and_comes_back():
+def test_infeasible_route_is_probed_and_returns():
+    """A route that predicts a late finish is probed, and returns once it is fast again."""
+
     async def main(loop, best, second, router):
         slow = True
 
@@ -571,7 +589,7 @@ def test_probes_that_fail_are_counted_and_logged_once(error, records, caplog):
     assert [type(error).__name__ in record.getMessage() for record in caplog.records] == [True] * records
 
 
-def test_a_probe_that_is_stopped_before_it_begins_is_not_in_flight():
+def test_probe_stopped_before_start_is_not_in_flight():
     """A route with something in flight is not probed, and only probes show that it is fast again."""
 
     async def main(loop, best, second, router):
@@ -589,7 +607,9 @@ def test_a_probe_that_is_stopped_before_it_begins_is_not_in_flight():
     play(main)
 
 
-def test_a_lone_route_that_thinks_it_is_slow_is_asked_when_idle():
+def test_lone_infeasible_route_is_used_when_idle():
+    """A lone route that considers a request infeasible still gets it while the route is idle."""
+
     async def main(loop):
         only = Scripted("only", verdict=Admission(False, "infeasible"))
         router = FallbackRouter(Route("only", only), clock=loop.clock)
@@ -598,7 +618,9 @@ def test_a_lone_route_that_thinks_it_is_slow_is_asked_when_idle():
     run(main)
 
 
-def test_when_the_deadline_has_passed_nobody_else_is_asked():
+def test_no_other_route_after_deadline():
+    """Once the deadline has passed, the router sends no attempt to another route."""
+
     async def main(loop, best, second, router):
         best.takes_s, best.error = 0.05, si.BackendError("broken, and late")
         best.verdict = lambda request, now_ns: Admission(True, predicted_finish_ns=now_ns + 29 * MS)
@@ -612,7 +634,9 @@ def test_when_the_deadline_has_passed_nobody_else_is_asked():
 
 
 @pytest.mark.parametrize(("devices", "source"), [(("a", "b"), "best"), (("a", "a"), None)])
-def test_beyond_its_share_a_route_helps_out_unless_that_takes_time_from_others(devices, source):
+def test_route_helps_out_beyond_its_share(devices, source):
+    """A route takes requests beyond its share unless that takes time from other routes."""
+
     async def main(loop, best, second, router):
         router = FallbackRouter(
             *(Route(name, service, device=device)
@@ -720,7 +744,7 @@ def test_an_async_default_is_refused():
 
 
 @pytest.mark.parametrize(("probes", "idempotent"), [(False, None), (True, False)])
-def test_a_route_is_not_probed_where_copies_are_not_allowed(probes, idempotent):
+def test_no_probe_where_copies_are_not_allowed(probes, idempotent):
     """No copy of a request goes to a service that is not idempotent, and none at all without probes."""
 
     async def main(loop):
@@ -768,7 +792,7 @@ def test_two_stops_of_one_drain_both_return(second_drains):
 
 
 @pytest.mark.parametrize("drain", [True, False])
-def test_a_stop_that_is_cancelled_still_stops_the_services(drain):
+def test_cancelled_stop_still_stops_services(drain):
     """A route that takes long to end what is cancelled keeps no service running when the stop is cancelled too."""
 
     class Stubborn(Scripted):

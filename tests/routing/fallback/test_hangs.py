@@ -68,7 +68,8 @@ async def hang_and_look(loop):
     return recovered_s
 
 
-def test_a_route_that_hangs_again_and_again_has_all_requests_back_soon():
+def test_hanging_route_regains_traffic_after_each_hang():
+    """A route that hangs again and again soon gets all requests back after each hang."""
     recovered_s = run(hang_and_look)
     assert len(recovered_s) == HANGS
     assert sorted(recovered_s)[HANGS // 2] < 1.0  # 30 requests themselves take a quarter of a second

@@ -70,8 +70,11 @@ def outage(rate, *, hangs, down_requests):
 
 @pytest.mark.parametrize("hangs", [False, True], ids=["fails", "hangs"])
 @pytest.mark.parametrize("rate", [1 / 60, 0.3, 2.0, 30.0, 1000.0])
-def test_all_requests_are_back_after_ten_seconds_or_three(rate, hangs):
-    """Time, and not the number of requests, decides how soon a route has its whole share again."""
+def test_traffic_returns_after_ten_seconds(rate, hangs):
+    """All requests are back after ten seconds, or after three requests if those take longer.
+
+    Time, and not the number of requests, decides how soon a route has its whole share again.
+    """
     _, after = outage(rate, hangs=hangs, down_requests=min(max(round(10 * rate), 12), 2000))
 
     assert set(after[max(round(10 * rate), 3) :]) == {"best"}
@@ -88,7 +91,7 @@ def test_a_hang_leaves_the_next_route_its_time():
 @pytest.mark.parametrize("devices", ["aa", "ab"], ids=["one device", "two devices"])
 @pytest.mark.parametrize("burns", [True, False], ids=["slo", "no slo"])
 @pytest.mark.parametrize("layers", [True, False], ids=["batcher", "plain"])
-def test_a_fallback_that_hangs_costs_the_best_route_nothing(layers, burns, devices, default):
+def test_hanging_fallback_costs_best_route_nothing(layers, burns, devices, default):
     """After a second in which both routes hang, the best one, which responds again, gets all requests."""
 
     async def main(loop):
@@ -134,8 +137,11 @@ def test_a_fallback_that_hangs_costs_the_best_route_nothing(layers, burns, devic
     assert run(main) == 1.0
 
 
-def test_a_batch_in_twenty_that_fails_takes_no_other_traffic_from_the_best_route():
-    """The requests of a batch fail together, which chance brings more often than as many single failures."""
+def test_few_failed_batches_cost_no_other_traffic():
+    """If one batch in twenty fails, the best route loses less than 12 % of the requests for other reasons.
+
+    The requests of a batch fail together, which chance brings more often than as many single failures.
+    """
 
     class Failing:
         def __init__(self, seed):

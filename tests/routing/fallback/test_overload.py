@@ -112,7 +112,9 @@ def test_overload_degrades_and_does_not_lose_requests(one_device, factor):
     play(main, one_device=one_device)
 
 
-def test_callers_with_too_short_a_timeout_do_not_cost_the_others_the_best_route():
+def test_short_timeouts_do_not_cost_best_route():
+    """Callers with too short a timeout do not cost the other callers the best route."""
+
     async def main(bench, service):
         async def send_infeasible():
             with contextlib.suppress(si.errors.StreamInferError):  # none responds within a millisecond
@@ -131,7 +133,9 @@ def test_callers_with_too_short_a_timeout_do_not_cost_the_others_the_best_route(
     play(main)
 
 
-def test_nor_do_they_make_a_default_response_take_the_place_of_a_route():
+def test_short_timeouts_do_not_force_default():
+    """Callers with too short a timeout do not make a default response take the place of a route."""
+
     async def main(loop):
         model = Model(Device(), 0.006, 0.001)
         layers = [si.AdaptiveBatcher(max_batch_size=8, slo_s=LIMIT_S), model]
@@ -149,7 +153,9 @@ def test_nor_do_they_make_a_default_response_take_the_place_of_a_route():
 
 @pytest.mark.parametrize("slowness", [2.5, 10.0])
 @pytest.mark.parametrize("one_device", [True, False])
-def test_it_comes_back_from_a_brown_out_within_five_seconds_and_stays(one_device, slowness):
+def test_route_returns_from_brownout_and_stays(one_device, slowness):
+    """The best route returns within five seconds of a brownout and stays."""
+
     async def main(bench, service):
         await bench.load(service, 160, 3.0)
         for device in bench.devices:
@@ -166,7 +172,8 @@ def test_it_comes_back_from_a_brown_out_within_five_seconds_and_stays(one_device
     play(main, one_device=one_device)
 
 
-def test_at_the_threshold_of_the_budget_it_does_not_flap():
+def test_no_flapping_at_budget_threshold():
+    """At the threshold of the error budget the routes do not flap."""
     # the load is more than the full model can do, so that having it back spends the budget again
     signal = BurnSignal(window_s=2.0, starts_at=4.0)
     slo = si.SLO("faces", threshold_s=LIMIT_S, objective=0.998, signal=signal)
@@ -186,7 +193,9 @@ def test_at_the_threshold_of_the_budget_it_does_not_flap():
     play(main, slo=slo)
 
 
-def test_killed_fifty_times_every_request_ends_and_the_route_returns_each_time():
+def test_route_returns_after_each_of_fifty_kills():
+    """When a backend is killed fifty times, every request ends and the route returns each time."""
+
     async def main(bench, service):
         for number in range(50):
             bench.full.dead = True

@@ -63,7 +63,8 @@ def test_a_tried_route_is_not_selected_again():
     assert selector.select(si.Request(1.0), history, 0) is states[1]
 
 
-def test_an_infeasible_route_is_probed_and_is_the_last_choice():
+def test_infeasible_route_is_probed_and_chosen_last():
+    """An infeasible route is considered for a probe and is the last choice for a request."""
     selector, states, probes = make(Scripted(ok=False, reason="closed"), Scripted(ok=False, reason="infeasible"))
     history = AttemptHistory(0)
 
@@ -73,7 +74,8 @@ def test_an_infeasible_route_is_probed_and_is_the_last_choice():
     assert selector.select(si.Request(1.0, deadline_ns=MS), AttemptHistory(0), 0) is None
 
 
-def test_admission_is_that_of_the_best_route_that_accepts():
+def test_admission_is_that_of_best_accepting_route():
+    """The admission of the selector is that of the best route that accepts the request."""
     full, closed = {"ok": False, "reason": "queue_full", "retry_after_s": 2.0}, {"ok": False, "reason": "closed"}
     finish = Admission(True, predicted_finish_ns=7)
     selector, _, _ = make(Scripted(**full), Scripted(**finish._asdict()))
@@ -83,7 +85,8 @@ def test_admission_is_that_of_the_best_route_that_accepts():
     assert rejecting.admission(si.Request(1.0), 0) == Admission(False, "queue_full", 1.0)
 
 
-def test_an_attempt_leaves_the_time_that_the_next_route_needs():
+def test_attempt_leaves_time_for_next_route():
+    """An attempt leaves the time that the next route needs."""
     selector, states, _ = make(Scripted(ok=True), Scripted(ok=True, predicted_finish_ns=16 * MS))
     request = si.Request(1.0, deadline_ns=100 * MS)
 

@@ -166,7 +166,7 @@ def test_replicas_that_were_given_are_never_removed():
     run(main)
 
 
-def test_a_replica_that_was_removed_by_hand_is_not_removed_again(caplog):
+def test_replica_removed_by_hand_is_not_removed_again(caplog):
     """It stays away while its name resolves to its address, leaves without an error, and comes back with the address."""
 
     async def main(loop):
@@ -298,7 +298,7 @@ def test_nothing_outlives_the_stop():
     run(main)
 
 
-def test_a_start_whose_address_is_gone_does_not_outlive_the_stop():
+def test_start_of_gone_address_ends_with_stop():
     """A start that was cancelled because its address is gone is waited for, like one that the stop cancels."""
 
     class SlowToEnd(ScriptedBackend):
@@ -326,7 +326,7 @@ def test_a_start_whose_address_is_gone_does_not_outlive_the_stop():
     run(main)
 
 
-def test_a_stop_during_the_first_lookup_has_the_last_word():
+def test_stop_during_first_lookup_wins():
     """Replicas that were stopped while their name was looked up do not run, and can be started again."""
 
     async def main(loop):
@@ -401,8 +401,11 @@ def test_wrong_arguments_are_named(make, message):
         make()
 
 
-async def test_a_removal_cancelled_before_it_begins_is_made_later(loop):
-    """As by one who cancels all tasks of the loop: the next lookup still knows the replica as one that must go."""
+async def test_cancelled_removal_is_made_later(loop):
+    """A removal that is cancelled before it begins is made later.
+
+    As by one who cancels all tasks of the loop: the next lookup still knows the replica as one that must go.
+    """
     there = ["10.0.0.1", "10.0.0.2"]
     says = list(there)
 

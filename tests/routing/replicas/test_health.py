@@ -50,8 +50,11 @@ class Fleet:
     [ConnectionError("gone"), "says no", "says NumPy's no", "hangs", asyncio.CancelledError()],
     ids=["raises", "false", "NumPy's false", "hangs", "cancelled"],
 )
-def test_an_unhealthy_replica_gets_no_requests_and_comes_back(broken, caplog):
-    """After three failures in a row a replica is left out, after two successes it is on trial, then active."""
+def test_unhealthy_replica_is_ejected_and_returns(broken, caplog):
+    """An unhealthy replica gets no requests until it recovers.
+
+    After three failures in a row a replica is left out, after two successes it is on trial, then active.
+    """
 
     async def main(loop):
         fleet = Fleet(loop, "a", "b")
@@ -186,7 +189,7 @@ def test_a_start_on_another_event_loop_probes_again():
     assert {name for name, _ in fleet.probes} == {"a", "b"}
 
 
-def test_an_unhealthy_replica_can_come_back_after_a_restart():
+def test_unhealthy_replica_can_return_after_restart():
     """What was thought of a replica outlives a stop, and so it can recover afterwards."""
 
     async def main(loop):
@@ -212,7 +215,7 @@ def test_only_failures_in_a_row_count():
     assert record.healthy
 
 
-def test_an_unhealthy_replica_that_is_removed_leaves_no_trace():
+def test_removed_unhealthy_replica_leaves_no_trace():
     """The count of ejected replicas is right after an unhealthy one was removed."""
 
     async def main(loop):

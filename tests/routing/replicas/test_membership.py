@@ -54,7 +54,7 @@ def test_a_name_is_taken_until_it_is_taken_out(members):
     members.check_new(Replica("a", Versioned()))
 
 
-def test_replicas_of_one_name_that_leave_are_told_apart(members):
+def test_leaving_replicas_of_one_name_are_told_apart(members):
     """Statistics, audits and proofs find each of them."""
     put(members, "b")
     leaving = [Versioned(number) for number in range(3)]

@@ -298,7 +298,8 @@ def test_back_on_trial_then_slowly():
     assert balance.ramp(2, S + MS + 10 * S) == 1.0
 
 
-def test_a_trial_that_fails_ejects_for_longer_up_to_a_limit():
+def test_failed_probe_extends_ejection_up_to_limit():
+    """A replica that fails while it is probed is ejected for longer each time, up to a limit."""
     balance = made()
     fail(balance, 2, 0)
     lasted = []
@@ -345,7 +346,8 @@ def test_a_trial_is_better_than_an_ejected_one(stream):
     assert balance.panics == 0
 
 
-def test_a_trial_that_says_nothing_makes_room_for_the_next():
+def test_ignored_probe_makes_room_for_next():
+    """A probe whose outcome is ignored makes room for the next probe."""
     balance = made()
     fail(balance, 2, 0)
     for _ in range(3):
@@ -354,7 +356,8 @@ def test_a_trial_that_says_nothing_makes_room_for_the_next():
         balance.done(trials[0], IGNORED, 0, S)
 
 
-def test_what_was_sent_before_an_ejection_says_nothing_after_it():
+def test_requests_sent_before_ejection_do_not_count():
+    """Outcomes of requests that were sent before an ejection do not count after it."""
     balance = made()
     old = [token for _ in range(100) if (token := balance.choose(-1, 0)) & SLOT == 2]
     fail(balance, 2, 0)
@@ -467,7 +470,7 @@ def test_what_is_cut_off_steers_away():
     assert balance.slot(0).failed == 0
 
 
-def test_a_clock_that_jumps_back_does_not_spoil_what_is_known():
+def test_clock_that_jumps_back_spoils_no_estimate():
     """However far it jumps, a latency stays between those that were measured."""
     for back_s in (1, 10, 11, 25, 10_000):
         balance = made(1)
@@ -477,7 +480,8 @@ def test_a_clock_that_jumps_back_does_not_spoil_what_is_known():
         assert 5 * MS <= balance.slot(0).latency_ns <= 10 * MS
 
 
-def test_an_ejected_one_is_asked_when_nothing_else_is_left():
+def test_ejected_replica_is_used_if_no_other_is_left():
+    """An ejected replica gets requests if no other replica is left."""
     balance = made(2)
     fail(balance, 0, 0)
     balance.drain(1)
@@ -485,7 +489,7 @@ def test_an_ejected_one_is_asked_when_nothing_else_is_left():
     assert balance.panics == 1
 
 
-def test_a_second_attempt_goes_to_no_replica_that_is_ejected():
+def test_second_attempt_avoids_ejected_replicas():
     """What the first attempt's replica keeps from requests is kept from the second attempt too."""
     balance = made(3)
     for number in range(2):
@@ -497,7 +501,8 @@ def test_a_second_attempt_goes_to_no_replica_that_is_ejected():
     assert balance.panics == 1
 
 
-def test_a_second_attempt_is_no_second_request_of_a_probing_replica():
+def test_second_attempt_skips_replica_with_probe():
+    """A second attempt is not sent to a probing replica that already has a request in flight."""
     balance = made(2)
     balance.hold_out(0)
     balance.let_back(0, 0)
@@ -547,7 +552,8 @@ def test_a_slot_is_used_again_once_it_is_empty():
     assert balance.slot(0).attempts == 0
 
 
-def test_draining_an_ejected_one_frees_its_place_among_the_ejected():
+def test_draining_lowers_count_of_ejected_replicas():
+    """A replica that drains while it is ejected is not counted among the ejected replicas."""
     balance = made()
     fail(balance, 2, 0)
     balance.drain(2)
@@ -573,7 +579,8 @@ def zoned(penalty=2.0, **changes):
     return balance
 
 
-def test_home_is_preferred_until_it_is_worse_by_the_penalty():
+def test_home_zone_is_preferred_up_to_penalty():
+    """The home zone is preferred until it is worse than another zone by the penalty."""
     balance = zoned()
     taken = [balance.choose(-1, 0) & SLOT for _ in range(12)]
     assert set(taken[:2]) == {0, 1}
@@ -632,7 +639,8 @@ def test_streams_are_spread_by_weight():
     assert 0.70 < counts[1] / 2_000 < 0.80
 
 
-def test_only_the_streams_of_one_that_is_out_move_and_they_come_back():
+def test_only_streams_of_ejected_replica_move():
+    """Only the streams of an ejected replica move, and they come back with it."""
     balance = made(4)
     before = {key: balance.of_stream(key, 0) for key in keys(500)}
     fail(balance, 2, 0)
@@ -657,7 +665,8 @@ def test_streams_stay_while_all_are_out():
     assert {balance.of_stream(key, 0) for key in before} == {1, 2, 3}
 
 
-def test_a_new_one_takes_its_share_of_the_streams_and_nothing_else_moves():
+def test_new_replica_takes_its_share_of_streams():
+    """A new replica takes its share of the streams, and no other stream moves."""
     balance = made(4)
     before = {key: balance.of_stream(key, 0) for key in keys()}
     balance.add(1.0, 1.0, 0, 99, True, 0)

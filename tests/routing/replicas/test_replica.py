@@ -27,7 +27,8 @@ def make():
     return handle, balancer, drained
 
 
-def test_a_removed_replica_keeps_its_slot_until_drained():
+def test_removed_replica_keeps_slot_until_drained():
+    """A removed replica keeps its slot until it has drained."""
     handle, balancer, drained = make()
     token = balancer.choose(-1, 0)
 

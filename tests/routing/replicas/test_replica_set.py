@@ -108,7 +108,7 @@ def test_a_failed_request_is_asked_elsewhere():
     assert statistics["b"].succeeded == 200
 
 
-def test_a_service_that_is_not_idempotent_is_asked_once():
+def test_non_idempotent_service_gets_one_attempt():
     """A failed request of a model that declares ``idempotent = False`` is not sent to another replica."""
 
     async def main(loop):
@@ -154,7 +154,9 @@ def test_what_is_not_asked_elsewhere():
     run(main)
 
 
-def test_it_is_asked_twice_at_most_and_the_last_error_is_raised():
+def test_request_gets_at_most_two_attempts():
+    """A request gets at most two attempts, and the last error is raised."""
+
     async def main(loop):
         replicas = Replicas(*(Replica(str(n), failing(OSError(str(n)))) for n in range(4)), seed=1, clock=loop.clock)
         with pytest.raises(OSError, match=r"^[0-3]$") as caught:
@@ -226,7 +228,9 @@ def test_the_deadline_ends_a_request():
     run(main)
 
 
-def test_the_deadline_ends_a_request_that_cannot_be_cancelled():
+def test_deadline_ends_uncancellable_request():
+    """The deadline ends a request even if its service ignores the cancellation."""
+
     class Stubborn(Echo):
         async def call(self, request):
             try:
@@ -281,8 +285,11 @@ def test_one_that_hangs_is_ejected_by_its_deadlines():
     assert statistics.ejections == 1
 
 
-def test_one_that_rejects_at_once_what_is_late_gets_less():
-    """A replica that has become too slow for the deadlines may say so at once: it must not look idle for it."""
+def test_replica_that_rejects_at_once_gets_less():
+    """A replica that rejects late requests at once gets fewer requests.
+
+    A replica that has become too slow for the deadlines may say so at once: it must not look idle for it.
+    """
 
     class Hasty(Echo):
         async def call(self, request):
@@ -384,7 +391,9 @@ def test_after_one_that_hung_the_other_is_asked():
     assert run(main) == 1
 
 
-def test_streams_stick_and_move_when_their_replica_is_out():
+def test_streams_move_only_while_replica_is_ejected():
+    """Streams stay with their replica, move while it is ejected, and return afterwards."""
+
     async def main(loop):
         echoes = [Echo() for _ in range(4)]
         plan = FaultPlan(error(OSError).between(1.0, 2.0))
@@ -616,7 +625,7 @@ def test_replicas_that_come_and_go_during_the_start():
     assert run(main) == ["start c", "start a", "start b", "stop b True", "stop a True", "stop c True"]
 
 
-def test_a_start_that_fails_stops_what_was_added_meanwhile():
+def test_failed_start_stops_replicas_added_meanwhile():
     """Whatever the start has started is stopped again, and nothing else."""
 
     class Broken(SlowStart):
@@ -688,7 +697,7 @@ def test_removing_at_once_ends_what_it_had():
 
 
 @pytest.mark.parametrize("turns", range(6))
-def test_a_replica_that_is_removed_while_all_stop_is_stopped_once(turns):
+def test_replica_removed_during_stop_is_stopped_once(turns):
     """The stop comes in the turn in which its last request ends, or in one behind it."""
     log = []
 
@@ -923,7 +932,7 @@ class Rejecting(Echo):
         return Admission(False, "queue_full")
 
 
-def test_admission_passes_over_replicas_beyond_the_first_64():
+def test_admission_considers_more_than_64_replicas():
     """The replicas that reject are left out, however many there are."""
 
     async def main(loop):

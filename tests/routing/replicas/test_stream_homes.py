@@ -88,7 +88,8 @@ async def test_a_move_that_fails_leaves_nothing_in_flight(loop):
         await replicas.stop()
 
 
-async def test_state_moves_with_a_stream_and_comes_back_with_it(loop, states_of):
+async def test_state_moves_with_stream_and_comes_back(loop, states_of):
+    """The state of a stream moves with it to another replica and comes back with it."""
     pair = Pair(loop)
     async with si.Stack(pair.replicas, clock=loop.clock):
         (home, _), (_, count) = await pair.step(), await pair.step()
@@ -108,7 +109,7 @@ async def test_state_moves_with_a_stream_and_comes_back_with_it(loop, states_of)
 
 
 @pytest.mark.parametrize("drain", [True, False])
-async def test_state_of_a_removed_replica_goes_with_its_streams(loop, drain):
+async def test_state_of_removed_replica_moves_with_streams(loop, drain):
     """They have no request in flight while it is removed, as a source between two frames."""
     pair = Pair(loop)
     async with si.Stack(pair.replicas, clock=loop.clock):
@@ -120,7 +121,7 @@ async def test_state_of_a_removed_replica_goes_with_its_streams(loop, drain):
         assert [await pair.step(number) for number in range(8)] == [("b", 2.0)] * 8
 
 
-async def test_a_stop_while_a_replica_is_removed_moves_no_state(loop, monkeypatch):
+async def test_stop_during_removal_moves_no_state(loop, monkeypatch):
     """It would stay in a model that has stopped before."""
     pair = Pair(loop)
     leaving = pair.models["a"].backend
@@ -141,7 +142,7 @@ async def test_a_stop_while_a_replica_is_removed_moves_no_state(loop, monkeypatc
     assert [model.backend.statistics().streams for model in pair.models.values()] == [0, 0]
 
 
-async def test_where_there_is_no_state_to_move_the_stream_starts_again(loop):
+async def test_stream_without_state_to_move_starts_again(loop):
     """Not from what the replica knew of the stream before."""
     pair = Pair(loop)
     async with si.Stack(pair.replicas, clock=loop.clock):
@@ -153,7 +154,8 @@ async def test_where_there_is_no_state_to_move_the_stream_starts_again(loop):
         assert (await pair.fail_until_moved(home))[1] == 1.0
 
 
-async def test_a_stream_that_ends_begins_anew_and_nothing_of_it_is_kept(loop, states_of):
+async def test_ended_stream_starts_again_without_its_past(loop, states_of):
+    """A stream that has ended starts again from its initial state, and no entry for it is kept."""
     pair = Pair(loop)
     async with si.Stack(pair.replicas, clock=loop.clock):
         assert (await pair.step())[1] == 1.0
@@ -162,7 +164,8 @@ async def test_a_stream_that_ends_begins_anew_and_nothing_of_it_is_kept(loop, st
         assert (await pair.step())[1] == 1.0
 
 
-async def test_streams_that_are_never_ended_are_not_kept_for_good(loop, monkeypatch):
+async def test_streams_never_ended_are_not_kept_for_good(loop, monkeypatch):
+    """The oldest of the streams that are never ended are forgotten, so none is kept for good."""
     monkeypatch.setattr(stream_homes, "_MOST_HOMES", 3)
     pair = Pair(loop)
     async with si.Stack(pair.replicas, clock=loop.clock):

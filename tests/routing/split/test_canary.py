@@ -39,8 +39,8 @@ def test_a_tenant_stays_on_its_side():
     assert seen.stable.succeeded + seen.canary.succeeded == 1000
 
 
-def test_a_larger_share_takes_tenants_in_and_gives_none_up():
-    """Who has seen the new model keeps it while the share grows."""
+def test_larger_share_adds_tenants_and_keeps_others():
+    """A larger share adds tenants and removes none. Who has seen the new model keeps it while the share grows."""
     requests = [si.Request(1.0, tenant=str(number)) for number in range(300)]
     canary = Canary(model(), model(), share=0.1)
     before = sides(canary, requests)

@@ -113,7 +113,7 @@ def test_copies_do_not_pile_up():
     run(main)
 
 
-def test_copies_that_cannot_be_cancelled_do_not_pile_up():
+def test_uncancellable_copies_do_not_pile_up():
     """A copy whose time is up is in flight until it has ended, which a model that ignores a cancellation delays."""
 
     class Stubborn:
@@ -228,7 +228,7 @@ def test_a_copy_has_a_context_of_its_own():
     run(main)
 
 
-def test_the_copies_service_starts_and_stops_with_the_stack():
+def test_shadow_service_starts_and_stops_with_stack():
     """Layers can be given for it, it runs while the stack does, and no task outlives the stop."""
 
     async def main(loop):

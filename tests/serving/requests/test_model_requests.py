@@ -190,7 +190,9 @@ def test_outputs_of_the_other_byte_order_are_converted(scripted, ask_app):
         assert reply.body[-16:] == np.arange(4, dtype="<f4").tobytes()
 
 
-def test_a_request_whose_stream_cannot_end_is_counted_as_failed(ask_app, caplog):
+def test_request_counts_as_failed_if_stream_end_fails(ask_app, caplog):
+    """A request whose stream cannot be ended is counted as failed."""
+
     class Keeper(ScriptedBackend):
         def __init__(self):
             super().__init__()
@@ -226,7 +228,7 @@ class Door(SyncLayer):
 
 
 @pytest.mark.parametrize("how", ["before the queue", "by the batch"])
-def test_a_rejected_end_of_a_sequence_can_be_sent_again(ask_app, how):
+def test_rejected_sequence_end_can_be_sent_again(ask_app, how):
     """The client is told to do so, and gets the answer that belongs to the state."""
 
     class Sum:
@@ -261,8 +263,11 @@ def test_a_rejected_end_of_a_sequence_can_be_sent_again(ask_app, how):
     ("last", "headers", "status"),
     [("fails", {}, 500), ("hangs", {"x-streaminfer-timeout-s": "0.02"}, 504), ("leaves", {}, 499)],
 )
-def test_answers_to_other_rows_are_closed_where_one_has_none(counting, ask_app, body_of, last, headers, status):
-    """They are iterators that nothing has begun to read, so only their `aclose` frees what they hold."""
+def test_missing_answers_close_those_to_other_rows(counting, ask_app, body_of, last, headers, status):
+    """If one row has no answers, the answers to the other rows are closed.
+
+    They are iterators that nothing has begun to read, so only their `aclose` frees what they hold.
+    """
 
     class Answers:
         def __init__(self, service):

@@ -14,7 +14,8 @@ from streaminfer.testing import run as run_virtually
 pytestmark = pytest.mark.uncompiled
 
 
-def test_a_client_that_does_not_read_holds_the_answers_until_the_deadline(counting):
+def test_unread_answers_stay_open_until_deadline(counting):
+    """A client that does not read holds the answers open until the deadline."""
     service, sent = counting(), []
     body = {"type": "http.request", "body": json.dumps({"x": [3]}).encode(), "more_body": False}
     headers = [(b"x-streaminfer-timeout-s", b"0.5")]
@@ -46,8 +47,11 @@ def test_a_client_that_does_not_read_holds_the_answers_until_the_deadline(counti
 
 
 @pytest.mark.parametrize("kind", ["never awaits", "ends when it is cancelled"])
-def test_no_service_goes_on_at_the_deadline_or_seems_complete(counting, ask_app, kind):
-    """A timer cannot fire while a service computes between its answers; one that is cancelled has not come to its end."""
+def test_service_ends_at_deadline_and_counts_as_failed(counting, ask_app, kind):
+    """No service continues past the deadline or seems complete then.
+
+    A timer cannot fire while a service computes between its answers; one that is cancelled has not come to its end.
+    """
 
     class Stubborn(counting):
         now_ns = 0

@@ -64,14 +64,18 @@ def test_batches_do_not_overlap():
     assert all(end <= start + 1e-9 for (_, end), (start, _) in pairwise(spans))
 
 
-def test_turns_serve_more_than_batchers_that_know_nothing_of_each_other():
+def test_taking_turns_beats_separate_batchers():
+    """Batchers that take turns serve more than batchers that know nothing of each other."""
     loads = two_models(1.2)
 
     assert simulate_device(loads).on_time > 1.02 * simulate_device(loads, shared=False).on_time
 
 
-def test_unequal_models_under_bursts_are_served_nearly_as_well_as_by_a_clairvoyant():
-    """With bursts at 1.2 times of the capacity; `device_optimum` takes seconds for the 2,043 that are possible."""
+def test_unequal_models_under_bursts_are_near_optimum():
+    """Unequal models under bursts are served nearly as well as by a clairvoyant.
+
+    With bursts at 1.2 times of the capacity; `device_optimum` takes seconds for the 2,043 that are possible.
+    """
     loads = {}
     for at, (name, service_time, slo_s) in enumerate((("faces", FAST, 0.025), ("speech", SLOW, 0.1))):
         rate = 0.6 * 32 / service_time.seconds(32)
@@ -81,8 +85,11 @@ def test_unequal_models_under_bursts_are_served_nearly_as_well_as_by_a_clairvoya
     assert simulate_device(loads).on_time >= 0.93 * 2043
 
 
-def test_bursts_of_models_that_gain_nothing_from_batches_are_served_nearly_as_well_as_by_a_clairvoyant():
-    """One rule for what comes after a batch makes it 0.951 of the 627 that are possible, one rate of arrivals 0.959."""
+def test_bursts_without_batching_gain_are_near_optimum():
+    """Bursts of models that gain nothing from batches are served nearly as well as by a clairvoyant.
+
+    One rule for what comes after a batch makes it 0.951 of the 627 that are possible, one rate of arrivals 0.959.
+    """
     device = ServiceTime.affine(0.001, 0.001)
     rate = 0.6 * 32 / (device.table_ns(32)[32] / 1e9)
     loads = {
@@ -95,7 +102,8 @@ def test_bursts_of_models_that_gain_nothing_from_batches_are_served_nearly_as_we
     assert simulate_device(loads).on_time >= 0.97 * 627
 
 
-def test_the_weight_of_a_model_is_what_it_is_served_for():
+def test_model_with_larger_weight_is_served_more():
+    """A model is served according to its weight: with ten times the weight, at least a fifth more."""
     loads = two_models(2.5)
 
     plain = simulate_device(loads).models["speech"].on_time
@@ -113,7 +121,8 @@ def test_no_model_waits_longer_than_the_bound():
     assert 0 < statistics.models["speech"].longest_wait_s <= 0.05 + 2 * longest_batch_s
 
 
-def test_a_model_is_served_within_the_bound_though_its_requests_expire_one_by_one():
+def test_wait_bound_holds_as_requests_miss_deadlines():
+    """A model is served within the bound although its requests miss their deadlines one by one."""
     loads = two_models(3.0, n=(4000, 2))
     seldom = np.arange(0.01, loads["faces"].arrivals_ns[-1] / 1e9, 0.04)
     loads["speech"] = ModelLoad(seldom, slo_s=0.03, service_time=SLOW, max_batch_size=32)
@@ -123,13 +132,15 @@ def test_a_model_is_served_within_the_bound_though_its_requests_expire_one_by_on
     assert speech.on_time >= 0.8 * seldom[-1] / 0.14
 
 
-def test_slowdown_of_batches_that_run_together_is_learned():
+def test_slowdown_of_concurrent_batches_is_learned():
+    """The slowdown of batches that run together is learned."""
     statistics = simulate_device(two_models(0.5), concurrency=2, slowdown=1.5).device
 
     assert statistics.models["faces"].slowdowns["speech"] == pytest.approx(1.5, rel=0.1)
 
 
-def test_models_that_do_more_one_after_the_other_are_kept_apart():
+def test_models_better_in_turn_are_kept_apart():
+    """Models that do more one after the other are not run together."""
     loads = two_models(n=(3000, 1000))
 
     together = simulate_device(loads, shared=False, slowdown=3.0)
@@ -138,7 +149,8 @@ def test_models_that_do_more_one_after_the_other_are_kept_apart():
     assert apart.share_on_time > max(1.1 * together.share_on_time, 0.9 * simulate_device(loads).share_on_time)
 
 
-def test_loads_are_planned_so_that_nearly_as_many_are_on_time_as_could_be():
+def test_planned_loads_are_near_optimum():
+    """Loads are planned so that nearly as many requests are on time as the optimum allows."""
     loads = two_models(0.9, memory_bytes=5, load_s=0.004)
 
     result = simulate_device(loads, memory_bytes=5)
@@ -153,7 +165,7 @@ def test_loads_are_planned_so_that_nearly_as_many_are_on_time_as_could_be():
 
 
 @pytest.mark.parametrize("swapped", [False, True], ids=["slow-first", "fast-first"])
-def test_a_load_that_takes_long_serves_all_that_is_queued(swapped):
+def test_long_load_serves_all_queued_requests(swapped):
     """A load of seconds serves more than one batch, whatever max_wait_s, and however fast another model's batches are."""
     devices = [ServiceTime.affine(0.1, 0.01), ServiceTime.affine(0.0002, 0.00005)]
     loads = {
@@ -185,8 +197,11 @@ def test_models_that_fit_together_are_loaded_once():
     [((5, 50), 0.5, 0.55), ((2, 50), 0.5, 0.6), ((20, 100), 0.2, 0.7), ((5, 5), 0.5, 0.5)],
     ids=["1 to 10", "1 to 25", "1 to 5", "alike"],
 )
-def test_loads_longer_than_a_time_limit_do_not_take_the_device(rates, load_s, bar):
-    """A model stays in memory while it serves more than the other would; each comes after at most `max_wait_s`."""
+def test_long_loads_do_not_take_over_device(rates, load_s, bar):
+    """Loads that take longer than the SLO do not take over the device.
+
+    A model stays in memory while it serves more than the other would; each comes after at most `max_wait_s`.
+    """
     loads = {
         name: ModelLoad(
             arrivals.poisson(rate, 60 * rate, seed),
@@ -249,7 +264,8 @@ def test_noise_is_a_number():
         simulate_device(two_models(), noise=-1)
 
 
-def test_a_model_that_is_larger_than_the_memory_is_refused():
+def test_model_larger_than_memory_is_rejected():
+    """A model that is larger than the memory is rejected, as are other wrong values of `memory_bytes`."""
     loads = two_models(memory_bytes=5)
     with pytest.raises(ValueError, match="memory_bytes: expected at least 5, for faces, got 4"):
         simulate_device(loads, memory_bytes=4)

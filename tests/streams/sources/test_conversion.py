@@ -61,8 +61,11 @@ def test_rows_of_any_length_are_whole(source, wanted):
 
 @pytest.mark.parametrize("wanted", ["rgb24", "rgba", "bgra", "gray"])
 @pytest.mark.parametrize("width", [854, 304, 296, 300, 50])
-def test_threads_of_ffmpeg_write_nothing_into_the_rows_of_each_other(width, wanted):
-    """With four bytes a pixel FFmpeg writes beyond the ends of rows, at any time into a row that another has made."""
+def test_ffmpeg_threads_leave_rows_of_others_alone(width, wanted):
+    """The threads of FFmpeg write nothing into each other's rows.
+
+    With four bytes a pixel FFmpeg writes beyond the ends of rows, at any time into a row that another has made.
+    """
     asked = []
 
     class Recording:

@@ -211,7 +211,8 @@ def test_real_time_follows_the_timestamps(audio):
     assert min(steps) >= 40_000_000 - 1_000
 
 
-def test_a_live_file_is_played_in_real_time_again_and_again(audio):
+def test_live_file_repeats_in_real_time(audio):
+    """A live file is played in real time, again and again."""
     path = audio(np.zeros((1, 1_920), np.int16))
     reconnect = Reconnect(first_s=0.001, max_s=0.001)
     source = AudioSource(path, live=True, realtime=True, when_slow="wait", chunk=640, reconnect=reconnect)

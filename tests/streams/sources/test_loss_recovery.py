@@ -123,16 +123,19 @@ def test_padding_is_no_frame(padded, lost):
     assert [frame for frame, _, _ in decoded] == [number - pictures[0] for number in pictures]
 
 
-def test_packet_that_is_sent_again_in_time_loses_nothing():
-    """It releases all that waited behind it, at once."""
+def test_packet_resent_in_time_loses_no_frame():
+    """A packet that is sent again in time loses no frame. It releases all that waited behind it, at once."""
     decoded, requests = receive("video", [(0, 0), (1, 40 * MS), (3, 120 * MS), (4, 160 * MS), (2, 190 * MS)])
     assert [(frame, instant // MS) for frame, _, instant in decoded] == [(0, 0), (1, 40), (2, 190), (3, 190), (4, 190)]
     assert requests == [("nack", 7, ((FIRST + 2) & 0xFFFF,))]
 
 
 @pytest.mark.parametrize("lost", [{3}, {4}, {5}, {3, 4}, {4, 5}, {3, 4, 5}])
-def test_picture_whose_packet_is_lost_is_left_out_whole(lost):
-    """A new whole picture is requested, and the pictures behind it are decoded at once."""
+def test_picture_with_lost_packet_is_left_out_whole(lost):
+    """A picture of which a packet is lost is left out whole.
+
+    A new whole picture is requested, and the pictures behind it are decoded at once.
+    """
     # the packets of picture 1 are 3, 4, 5
     decoded, requests = receive("video", [(n, n * 10 * MS) for n in range(30) if n not in lost], per_frame=3)
     assert [(frame, data) for frame, data, _ in decoded] == [(it, bytes([0, 1, 2])) for it in [0, *range(2, 10)]]
@@ -153,8 +156,11 @@ def test_only_whole_pictures_are_decoded_in_order(lost, again):
 
 @pytest.mark.parametrize("per_frame", [1, 3])
 @pytest.mark.parametrize("late", [40, 99, 100, 101, 140, 300])
-def test_packet_that_comes_after_it_was_given_up_changes_nothing(late, per_frame):
-    """Over a long way it comes more than 100 packets late, behind which aiortc would begin again with it."""
+def test_packet_after_the_wait_for_it_is_ignored(late, per_frame):
+    """A packet that arrives after the receiver ceased to wait for it changes nothing.
+
+    Over a long way it comes more than 100 packets late, behind which aiortc would begin again with it.
+    """
     sent = sorted([(n * 3 * MS, n) for n in range(600) if n != 48] + [((48 + late) * 3 * MS + 1, 48)])
     decoded, requests = receive("video", [(n, at_ns) for at_ns, n in sent], per_frame=per_frame)
     frames = range(600 // per_frame)
@@ -169,15 +175,21 @@ def test_packet_that_comes_twice_changes_nothing():
     assert [(frame, data) for frame, data, _ in decoded] == [(it, bytes([0, 1])) for it in range(200)]
 
 
-def test_end_of_a_picture_that_was_given_up_is_left_out():
-    """It was lost, too, and comes in time for itself."""
+def test_late_end_of_skipped_picture_is_left_out():
+    """The last packet of a picture that was already skipped is left out.
+
+    It was lost, too, and comes in time for itself.
+    """
     sent = [(n * 10 * MS, n) for n in range(60) if n not in {30, 32}] + [(30 * 10 * MS + 115 * MS, 32)]
     decoded, _ = receive("video", [(n, at_ns) for at_ns, n in sorted(sent)], per_frame=3)
     assert [(frame, data) for frame, data, _ in decoded] == [(it, bytes([0, 1, 2])) for it in range(20) if it != 10]
 
 
-def test_packet_that_was_given_up_is_not_asked_for_again():
-    """A request for another one names that one alone."""
+def test_skipped_packet_is_not_requested_again():
+    """A packet for which the receiver ceased to wait is not requested again.
+
+    A request for another one names that one alone.
+    """
     _, requests = receive("video", [(n, n * 10 * MS) for n in range(60) if n not in {10, 40}])
     asked = [
         {(it - FIRST) & 0xFFFF for it in missing} for name, _, *rest in requests for missing in rest if name == "nack"

@@ -7,8 +7,11 @@ from servers.webrtc_peers import run_peers
 
 
 @pytest.mark.needs("network namespaces")
-def test_every_frame_that_arrives_is_delivered_or_counted():
-    """In order, none from the future; most frames arrive, and the connection ends with no task left."""
+def test_arrived_frames_are_delivered_or_counted():
+    """Each frame that arrives is delivered, or counted as dropped.
+
+    In order, none from the future; most frames arrive, and the connection ends with no task left.
+    """
     result = run_peers("video", 2.0, loss=5.0, delay_ms=20.0, jitter_ms=50.0)
     frames = result["frames"]
     assert result["arrived"] == result["delivered"] + result["dropped"]

@@ -74,8 +74,11 @@ def test_other_messages_are_counted_as_corrupt(message):
     assert source.statistics().corrupt == 1
 
 
-def test_chunks_of_packets_of_any_length_are_as_old_as_their_last_sample():
-    """A long packet is sent when it is full: its sound is not older than that of the short ones before it."""
+def test_chunk_is_as_old_as_its_last_sample():
+    """Chunks of packets of any length are as old as their last sample.
+
+    A long packet is sent when it is full: its sound is not older than that of the short ones before it.
+    """
     clock, arrivals = FakeClock(0), []
 
     async def speak():
@@ -122,8 +125,11 @@ def ages_ms(arrivals_ms):
 
 
 @pytest.mark.parametrize("pause_ms", [120, 500, 990])
-def test_sound_behind_a_short_pause_of_the_sender_is_soon_fresh(pause_ms):
-    """It comes as fast as it is spoken; pauses do not add up."""
+def test_sound_after_short_pause_is_soon_fresh(pause_ms):
+    """Sound behind a short pause of the sender is soon fresh again.
+
+    It comes as fast as it is spoken; pauses do not add up.
+    """
     arrivals, now = [], 0
     for number in range(200):
         now += 20 + (pause_ms if number % 40 == 39 else 0)
@@ -168,8 +174,11 @@ def test_a_picture_is_what_arrived():
     assert (frame.inputs == 7).all()
 
 
-def test_sound_in_memory_of_samples_is_counted_in_bytes():
-    """513 samples are whole samples, though their number is odd."""
+def test_memoryview_of_samples_is_counted_in_bytes():
+    """Sound in a memoryview of samples is counted in bytes.
+
+    513 samples are whole samples, though their number is odd.
+    """
     samples = np.ones(513, np.int16)
     source = audio_from_messages(stream([samples.data, samples[:511].data]), sent_rate=16_000)
     assert len(collect(source)) == 2
@@ -273,7 +282,7 @@ def test_sound_before_an_error_is_heard(error):
     asyncio.run(main())
 
 
-def test_messages_that_are_cancelled_themselves_have_failed():
+def test_cancelled_error_from_messages_is_a_failure():
     """What others cancel in the iterable is its error; it is no end, and no cancellation of the reader."""
 
     async def breaks():
@@ -362,8 +371,11 @@ def test_whatever_a_decoder_says_a_picture_is_corrupt(error, monkeypatch):
     assert (statistics.corrupt, statistics.delivered) == (1, 1)
 
 
-def test_the_error_of_a_picture_without_reader_ends_with_its_source(monkeypatch):
-    """Its reader was cancelled: the error has no receiver, and the event loop does not log it."""
+def test_unread_picture_error_ends_with_its_source(monkeypatch):
+    """The error of a picture without a reader ends with its source.
+
+    Its reader was cancelled: the error has no receiver, and the event loop does not log it.
+    """
     began, goes_on, logged = threading.Event(), threading.Event(), []
 
     def create(*_):

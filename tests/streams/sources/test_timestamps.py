@@ -137,8 +137,11 @@ def test_restart_goes_on_by_the_time_that_passed():
     assert (repair._last.media_ns, repair._last.captured_ns, repair._last.discontinuity) == (3_000 * MS,) * 2 + (True,)
 
 
-def test_stall_without_loss_is_age_until_it_is_forgotten():
-    """What a stalled connection delivers late is old; a sender that paused without counting is fresh after 10 s."""
+def test_stall_counts_as_age_until_forgotten():
+    """A stall without loss counts as age until it is forgotten.
+
+    What a stalled connection delivers late is old; a sender that paused without counting is fresh after 10 s.
+    """
     stamps = live([(40 * n, (40 * n + (1_000 if n >= 25 else 0)) * MS) for n in range(25 * 15)])
     assert (1_000 + 40 * 30) * MS - stamps[30].captured_ns == 1_000 * MS
     assert (1_000 + 40 * 374) * MS - stamps[374].captured_ns == 0
@@ -154,8 +157,11 @@ def test_file_may_pause_for_a_minute_but_not_for_a_day():
 
 
 @given(st.lists(st.tuples(st.integers(0, 500 * MS), st.integers(0, 400 * MS)), min_size=1))
-def test_items_are_due_as_far_apart_as_they_are_in_the_medium(steps):
-    """Nothing is due early, and only what is more than 0.2 s late moves the rest."""
+def test_items_are_due_at_their_media_intervals(steps):
+    """Items are due as far apart as they are in the medium.
+
+    Nothing is due early, and only what is more than 0.2 s late moves the rest.
+    """
     pacer = Pacer()
     media_ns, now_ns, before = 0, 1_000, None
     for step_ns, work_ns in steps:

@@ -59,7 +59,7 @@ class Slow:
 
 @settings(max_examples=150)
 @given(actions=st.lists(ACTIONS, max_size=25), max_streams=st.integers(6, 8))
-def test_every_step_is_the_one_after_the_last_that_succeeded(actions, max_streams):
+def test_each_step_follows_last_successful_one(actions, max_streams):
     """A result is that of the stream's successful steps alone, in their order, since it last started."""
 
     async def main(loop):

@@ -80,7 +80,7 @@ async def test_a_backend_of_two_stops_with_the_last(loop):
     assert inner.events == ["start", "stop drain=True"]
 
 
-async def test_states_are_forgotten_though_the_backend_does_not_stop(loop):
+async def test_states_are_forgotten_if_backend_stop_fails(loop):
     """A backend whose stop fails leaves no state behind."""
     inner = Living()
     inner.failure["stop"] = OSError("lost")

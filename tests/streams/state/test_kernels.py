@@ -81,7 +81,7 @@ def test_nothing_is_copied_for_no_rows():
     assert target.tolist() == [1, 1, 1, 1]
 
 
-def test_outputs_that_nothing_may_write_to_are_copied_from():
+def test_rows_are_copied_from_read_only_outputs():
     """The states of a batch are read-only: reading rows asks for no right to write."""
     source = np.arange(6)
     source.flags.writeable = False
@@ -119,8 +119,11 @@ def test_context_and_chunk_stand_behind_each_other(before, length, others, axis,
     assert not np.shares_memory(end, joined)
 
 
-def test_parts_that_do_not_fit_are_numpys_to_join_or_refuse():
-    """Other types are converted, views are read as they are, and other sizes are an error."""
+def test_numpy_joins_or_rejects_unequal_parts():
+    """Parts that do not fit the kernel are left to NumPy, which joins them or raises.
+
+    Other types are converted, views are read as they are, and other sizes are an error.
+    """
     before = np.arange(12, dtype=np.float32).reshape(3, 4)
 
     mixed = join(before, np.ones((3, 2), np.float64), 1)

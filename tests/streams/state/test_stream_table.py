@@ -226,7 +226,7 @@ def test_a_step_waits_for_all_before_it():
     assert second.ended
 
 
-def test_slots_are_given_back_when_the_reader_has_ended():
+def test_slots_are_freed_when_their_reader_ends():
     """The slot of a stream that ends during its step is not another's until the step has ended."""
     table = StreamTable(4)
     (step,) = table.begin(rows("a"), 1)

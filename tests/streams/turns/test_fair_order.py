@@ -58,8 +58,11 @@ def test_a_stream_in_flight_keeps_its_share(weights, rows):
     assert served == pytest.approx([share * weight for weight in weights], rel=0.03)
 
 
-def test_a_stream_that_cannot_use_its_share_saves_eight_turns_at_most():
-    """It is limited to one frame of each batch of two for a long time; then another one comes."""
+def test_unused_share_saves_at_most_eight_turns():
+    """A stream that cannot use its share saves up eight turns at most.
+
+    It is limited to one frame of each batch of two for a long time; then another one comes.
+    """
     order = FairOrder()
     heavy, others = Turn("heavy", 100.0, 0), [Turn(number, 1.0, 0) for number in range(2)]
     for turn in (heavy, *others):
@@ -78,8 +81,11 @@ def test_a_stream_that_cannot_use_its_share_saves_eight_turns_at_most():
     assert served.index("light") <= 8
 
 
-def test_a_stream_that_was_idle_has_saved_nothing_up_while_it_was_served():
-    """It has no frame when its turn ends, and the next one comes late; a frame that is rejected then changes nothing."""
+def test_stream_idle_after_its_turn_saves_nothing_up():
+    """A stream that became idle while it was served has saved nothing up.
+
+    It has no frame when its turn ends, and the next one comes late; a frame that is rejected then changes nothing.
+    """
     order = FairOrder()
     busy, idle = Turn("busy", 1.0, 0), Turn("idle", 1.0, 0)
     order.push(idle)
@@ -100,7 +106,8 @@ def test_a_stream_that_was_idle_has_saved_nothing_up_while_it_was_served():
     assert served == ["idle", "busy"] * 3
 
 
-def test_a_stream_that_was_idle_is_next_and_has_saved_nothing_up():
+def test_idle_stream_is_next_and_has_saved_nothing_up():
+    """A stream that was idle has the next turn and has saved nothing up."""
     order = FairOrder()
     greedy, idle = Turn("greedy", 1.0, 0), Turn("idle", 1.0, 0)
     for _ in range(50):
@@ -118,8 +125,11 @@ def test_a_stream_that_was_idle_is_next_and_has_saved_nothing_up():
 
 
 @given(st.integers(1, 9), st.integers(0, 20))
-def test_a_stream_that_was_idle_waits_for_no_round_of_the_others(streams, turns):
-    """However many have a backlog, and wherever they are in their round."""
+def test_idle_stream_waits_for_no_round_of_others(streams, turns):
+    """A stream that was idle waits for no round of the others.
+
+    However many have a backlog, and wherever they are in their round.
+    """
     order = FairOrder()
     for number in range(streams):
         order.push(Turn(number, 1.0, 0))
@@ -136,7 +146,8 @@ def test_a_stream_that_was_idle_waits_for_no_round_of_the_others(streams, turns)
     assert serve(order) is idle
 
 
-def test_a_turn_in_which_nothing_was_sent_costs_nothing():
+def test_turn_in_which_nothing_was_sent_is_free():
+    """A turn in which nothing was sent costs the stream nothing."""
     order = FairOrder()
     old, greedy = Turn("its frames are too old", 1.0, 0), Turn("greedy", 1.0, 0)
     order.push(greedy)
@@ -150,8 +161,8 @@ def test_a_turn_in_which_nothing_was_sent_costs_nothing():
     assert [serve(order).owner for _ in range(2)] == ["greedy", "its frames are too old"]
 
 
-def test_a_stream_whose_frames_were_too_old_comes_first():
-    """Of several the one that was denied the most."""
+def test_stream_with_too_old_frames_comes_first():
+    """A stream whose frames were too old comes first. Of several the one that was denied the most."""
     order = FairOrder()
     turns = {name: Turn(name, 1.0, 0) for name in "abcd"}
     for turn in turns.values():
@@ -168,8 +179,11 @@ def test_a_stream_whose_frames_were_too_old_comes_first():
     assert [serve(order).owner for _ in range(4)] == ["d", "c", "b", "a"]
 
 
-def test_frames_that_were_too_old_are_no_credit_against_what_a_stream_has_had():
-    """One that sends much, and is denied often, has its turn when it would have had it anyway."""
+def test_too_old_frames_do_not_offset_past_turns():
+    """Frames that were too old are no credit against the turns that a stream has had.
+
+    One that sends much, and is denied often, has its turn when it would have had it anyway.
+    """
     order = FairOrder()
     greedy, other = Turn("greedy", 1.0, 0), Turn("other", 1.0, 0)
     for _ in range(10):
@@ -182,7 +196,8 @@ def test_frames_that_were_too_old_are_no_credit_against_what_a_stream_has_had():
     assert [serve(order).owner for _ in range(2)] == ["other", "greedy"]
 
 
-def test_more_urgent_streams_go_first_and_equals_in_order_of_arrival():
+def test_urgent_streams_first_then_by_arrival():
+    """More urgent streams go first, and those of equal priority in the order of arrival."""
     order = FairOrder()
     turns = [Turn(name, 1.0, priority) for name, priority in [("b", 1), ("a", 0), ("c", 1), ("z", -5)]]
     for turn in turns:

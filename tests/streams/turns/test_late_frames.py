@@ -52,11 +52,13 @@ async def test_the_batch_is_the_one_that_the_streams_fill(loop):
     assert Streams(loop, [165], [160], [160]).look() == ([True, False, False], [{}] * 3)
 
 
-async def test_a_late_frame_gives_way_to_a_younger_one_of_a_backlog(loop):
+async def test_late_frame_yields_to_younger_one_in_backlog(loop):
+    """A frame that would be late gives way to a younger frame of its stream's backlog."""
     assert Streams(loop, [170, 20], [50, 10], [40, 20]).look() == ([False] * 3, [{"infeasible": 1}, {}, {}])
 
 
-async def test_no_frame_gives_way_where_the_next_batch_takes_what_waits(loop):
+async def test_no_frame_yields_if_next_batch_takes_all(loop):
+    """No frame gives way if the next batch takes all the frames that wait."""
     assert Streams(loop, [170, 20], [50], [40]).look() == ([True, False, False], [{}] * 3)
 
 
@@ -80,7 +82,8 @@ async def test_the_batch_begins_when_a_worker_is_free(loop):
     assert Streams(loop, [160]).look(starts_ns=900) == ([False], [{}])
 
 
-async def test_the_end_of_the_batch_behind_the_next_one_is_known(loop):
+async def test_end_of_batch_after_the_next_is_known(loop):
+    """`next_end_ns` is the predicted end of the batch that follows the next one."""
     streams = Streams(loop, [50, 40], [30])
     assert streams.late_frames.next_end_ns == 0
     streams.look(starts_ns=1005)
@@ -89,8 +92,11 @@ async def test_the_end_of_the_batch_behind_the_next_one_is_known(loop):
     assert streams.late_frames.next_end_ns == 1073
 
 
-async def test_frames_are_timed_where_the_service_does_not_tell(loop):
-    """By their mean, and by one that had 60 and was too late; a quarter more is a slow one."""
+async def test_frames_are_timed_if_service_reports_none(loop):
+    """If the service reports no batch durations, the durations of frames are measured.
+
+    By their mean, and by one that had 60 and was too late; a quarter more is a slow one.
+    """
     streams = Streams(loop, [10], batch_ns=lambda rows: None)
     ends_ns = []
     for took_ns, is_in_time in [(50, True), (40, False), (60, False), (40, True)]:

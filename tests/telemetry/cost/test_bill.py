@@ -139,7 +139,8 @@ def test_nothing_is_paid_while_it_is_closed():
     assert bill.bill_ns == bill.idle_ns == 15
 
 
-def test_a_clock_that_is_exchanged_while_it_is_closed_bills_nothing_and_goes_on():
+def test_clock_replaced_while_closed_bills_nothing():
+    """A clock that is replaced while the bill is closed bills nothing, and the bill goes on with it."""
     bill = DeviceBill(1)
     bill.advance(10**15)
     bill.open(0)

@@ -198,7 +198,9 @@ class TestOutcomes:
 
 
 class TestPlaces:
-    def test_models_of_one_class_are_told_apart_by_their_names(self):
+    def test_models_of_one_class_have_rows_by_name(self):
+        """Models of one class have a row each, by their names."""
+
         async def main(loop):
             meter = CostMeter(per_second=1.0)
             models = [ScriptedBackend(ValueError("down"), duration_s=0.2), ScriptedBackend(duration_s=0.1)]
@@ -264,7 +266,9 @@ class TestPlaces:
         assert statistics.busy == pytest.approx(statistics.bill, rel=1e-3)
         assert {"a", "b"} <= set(statistics.routes)
 
-    def test_a_service_without_a_batcher_is_charged_by_the_call(self):
+    def test_service_without_batcher_is_charged_per_call(self):
+        """A service without a batcher is charged per call."""
+
         class Own(Service):
             async def call(self, request):
                 await asyncio.sleep(0.1)
@@ -328,7 +332,9 @@ class TestPlaces:
         assert accounts == [4]
         assert statistics.overflowed == 3 * 17  # as a model, as a route, and the responses of routes
 
-    def test_a_model_beyond_the_bound_has_the_row_of_its_route(self):
+    def test_model_beyond_bound_is_in_row_of_its_route(self):
+        """The cost of a model beyond the bound is in the row of its route."""
+
         def replica(name, model):
             backend = ScriptedBackend(duration_s=0.1)
             backend.name = model
@@ -395,7 +401,9 @@ class TestPlaces:
         assert sum(row.cost_ns["device"] for row in statistics.streams.values()) == statistics.devices["device"].busy_ns
         assert statistics.tenants["gold"].cost_ns == statistics.total.cost_ns
 
-    def test_a_route_without_a_batcher_is_not_taken_for_a_cache(self, caplog):
+    def test_route_without_batcher_is_not_a_cache(self, caplog):
+        """A route without a batcher is not taken for a cache: its responses do not count as cached."""
+
         class Remote(Service):
             async def call(self, request):
                 await asyncio.sleep(0.1)
@@ -429,7 +437,9 @@ class TestPlaces:
         statistics = check(run(main))
         assert statistics.routes[name].cost == pytest.approx(0.1)
 
-    def test_one_meter_around_a_batcher_and_a_service_without_one(self):
+    def test_one_meter_with_and_without_batcher(self):
+        """One meter around a batcher and around a service without one counts no response as cached."""
+
         class Own(Service):
             async def call(self, request):
                 await asyncio.sleep(0.1)
@@ -518,7 +528,9 @@ class TestPlaces:
         assert {tenant: row.responses for tenant, row in statistics.tenants.items()} == {"0": 1, "1": 1, "other": 3}
         assert statistics.overflowed == 6
 
-    def test_cost_and_responses_of_a_tenant_are_in_one_row_in_whatever_order_they_come(self):
+    def test_tenant_has_one_row_for_cost_and_responses(self):
+        """The cost and the responses of a tenant are in one row, in whatever order they come."""
+
         async def main(loop):
             meter = CostMeter(per_second={"a": 1.0, "b": 1.0}, max_label_sets=2)
             router = si.FallbackRouter(
@@ -536,7 +548,9 @@ class TestPlaces:
         assert rows == {"charged": (each, 0), "both": (each, 1), "other": (each, 1)}
         assert statistics.overflowed == 3
 
-    def test_cost_and_responses_of_a_route_beyond_the_bound_are_in_one_row(self):
+    def test_route_beyond_bound_has_one_row(self):
+        """The cost and the responses of a route beyond the bound are in one row."""
+
         async def main(loop):
             meter = CostMeter(per_second=1.0, max_label_sets=2)
             router = si.FallbackRouter(
@@ -555,7 +569,9 @@ class TestPlaces:
         }
         assert statistics.overflowed == 2
 
-    def test_a_route_that_is_chosen_for_several_reasons_takes_one_row(self):
+    def test_route_with_several_reasons_takes_one_row(self):
+        """A route that is chosen for several reasons takes one row."""
+
         async def main(loop):
             meter = CostMeter(per_second=1.0, max_label_sets=2)
             limit = si.ConcurrencyLimit(limit=1)

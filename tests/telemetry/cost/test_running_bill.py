@@ -42,8 +42,11 @@ def test_what_is_settled_never_falls():
 
 @pytest.mark.parametrize("ahead_ns", [10**15, -(10**15)])
 @pytest.mark.parametrize("batched", [True, False])
-def test_a_clock_of_its_own_may_count_from_another_instant(ahead_ns, batched):
-    """Batches and deadlines have the instants of the stack's clock, the bill those of the meter's."""
+def test_own_clock_can_count_from_another_instant(ahead_ns, batched):
+    """A clock of the meter's own can count from another instant than that of the stack.
+
+    Batches and deadlines have the instants of the stack's clock, the bill those of the meter's.
+    """
 
     class Single(Service):
         async def call(self, request):

@@ -180,7 +180,7 @@ def test_layers_at_one_place_have_labels_of_their_own():
     assert len(layers) == len(set(layers)) == 2
 
 
-def test_stacks_that_share_a_telemetry_have_states_of_their_own():
+def test_stacks_sharing_telemetry_have_own_states():
     """Both are one service, and each has its state: two series of one name and labels would end the scrape."""
     telemetry = si.Telemetry("faces")
     running, new = (si.Stack(telemetry, ScriptedBackend()) for _ in range(2))
@@ -260,8 +260,11 @@ def test_cost_is_exported_by_model_and_route():
     assert "acme" not in str(found)
 
 
-def test_session_is_found_with_its_stack_by_reason_and_stream():
-    """A session and its stack are one service, in any order; layers keep their labels; ids of streams are bounded."""
+def test_session_is_collected_with_its_stack():
+    """A session is collected with its stack, its drops by reason and by stream.
+
+    A session and its stack are one service, in any order; layers keep their labels; ids of streams are bounded.
+    """
 
     async def main(loop):
         layers = si.Telemetry("cameras"), si.AdaptiveBatcher(max_batch_size=4), ScriptedBackend(duration_s=0.01)
@@ -307,8 +310,11 @@ def test_part_that_fails_costs_no_other_its_metrics(tmp_path, caplog):
     assert "service 'closed workers': statistics() of WorkerHistograms failed: RuntimeError" in record.getMessage()
 
 
-def test_part_with_a_cancelled_future_costs_no_other_its_metrics(caplog):
-    """The result of a future that was cancelled raises `CancelledError`, which cancels no scrape."""
+def test_cancelled_future_costs_no_other_metrics(caplog):
+    """A part with a cancelled future costs no other part its metrics.
+
+    The result of a future that was cancelled raises `CancelledError`, which cancels no scrape.
+    """
 
     async def main(loop):
         future = loop.create_future()

@@ -163,8 +163,11 @@ async def test_period_of_the_watch_must_be_positive(loop):
         await EventLog(si.Stack(ScriptedBackend())).watch(0.0)
 
 
-def test_a_record_of_another_logger_cannot_bring_what_a_request_brought(lines):
-    """Its extra fields are left out, and an error in the place of the message has its class."""
+def test_other_loggers_leak_no_request_content(lines):
+    """A record of another logger cannot bring the content of a request into the lines.
+
+    Its extra fields are left out, and an error in the place of the message has its class.
+    """
     logger = logging.getLogger("streaminfer.of-a-user")
 
     logger.warning(ValueError(PRIVATE))

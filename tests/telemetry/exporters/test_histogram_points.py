@@ -92,7 +92,7 @@ def test_sum_is_that_of_each_duration_alone(seconds, layout):
 
 
 @pytest.mark.parametrize("shape", DURATIONS_S)
-def test_classic_buckets_are_shares_within_their_bounds(shape):
+def test_classic_buckets_are_shares_within_bounds(shape):
     """The cumulative count of a bound is the share that the histogram has within it."""
     histogram = histogram_of(DURATIONS_S[shape][:20_000])
 
@@ -163,8 +163,11 @@ def test_point_does_not_depend_on_the_histogram_before(sizes, limit, seed):
 
 
 @pytest.mark.parametrize("shift", [0, 1, 4, 12])
-def test_buckets_of_a_schema_hold_every_part_but_the_first_once(shift):
-    """They follow one another, and a coarser bucket begins where a finer one does."""
+def test_schema_buckets_hold_each_part_once(shift):
+    """The buckets of a schema hold every part but the first exactly once.
+
+    They follow one another, and a coarser bucket begins where a finer one does.
+    """
     layout = histogram_points._layout(9, 10, 24_576, 3)
     edges, middles, numbers = layout.buckets(shift)
 

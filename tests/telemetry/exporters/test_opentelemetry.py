@@ -252,8 +252,11 @@ def test_requests_of_a_batch_link_to_its_span(provider, spans):
     assert "secret" not in "".join(span.to_json() for span in finished)
 
 
-def test_a_pause_between_two_clocks_shifts_no_request_beside_its_batch(provider, spans, monkeypatch):
-    """A request that ends in the same turn of the loop is described later, by what others took."""
+def test_pause_between_clocks_shifts_no_request_span(provider, spans, monkeypatch):
+    """A pause between the reads of two clocks shifts no request against its batch.
+
+    A request that ends in the same turn of the loop is described later, by what others took.
+    """
     read = itertools.count(1_795_894_454_000_000_000, 20_000_000)
     monkeypatch.setattr(time, "time_ns", lambda: next(read))
     traced(provider)
@@ -381,8 +384,11 @@ def test_exemplars_reach_an_otlp_receiver(provider, spans):
     assert int.from_bytes(exemplar.trace_id, "big") == span.context.trace_id
 
 
-def test_a_span_processor_that_fails_costs_no_request_its_response(caplog):
-    """The SDK lets what a processor or a sampler of one's own raises through to whoever makes a span."""
+def test_failing_span_processor_costs_no_response(caplog):
+    """A span processor that fails costs no request its response.
+
+    The SDK lets what a processor or a sampler of one's own raises through to whoever makes a span.
+    """
 
     class Broken(SpanProcessor):
         def on_start(self, span, parent_context=None):

@@ -76,7 +76,7 @@ def test_quantile_is_ours(prometheus, services, shape, q):
 
 
 @pytest.mark.parametrize("shape", DURATIONS_S)
-def test_merged_quantile_is_that_of_the_merged_histogram(prometheus, services, shape):
+def test_merged_quantile_is_that_of_merged_histogram(prometheus, services, shape):
     """The p99 over both servers is within 0.5 % of the p99 of their merged histograms."""
     merged = services[0][shape]._histograms[0].copy()
     merged.merge(services[1][shape]._histograms[0])

@@ -174,8 +174,11 @@ def test_slo_documents_say_what_the_objectives_say(version):
         assert days == duration(slo.period_s)
 
 
-def test_good_events_are_those_of_the_objective_whatever_its_name():
-    """A name with an operator of PromQL is the same in both queries."""
+def test_good_events_match_objective_of_any_name():
+    """Good events are those of the objective, whatever its name.
+
+    A name with an operator of PromQL is the same in both queries.
+    """
     document = yaml.safe_load(slo_documents(si.SLO("a!=b", threshold_s=0.05)))
 
     ratio = document["spec"]["indicator"]["spec"]["ratioMetric"]
@@ -219,8 +222,8 @@ def test_openslo_document_has_what_its_schema_requires(period_s, window):
     ("seconds", "text"),
     [(300.0, "5m"), (3600.0, "1h"), (259_200.0, "3d"), (1.5, "1s500ms"), (1e-9, "1ms"), (129_600.0, "1d12h")],
 )
-def test_durations_are_spelled_as_prometheus_reads_them(seconds, text):
-    """Whole units, largest first."""
+def test_durations_are_in_prometheus_syntax(seconds, text):
+    """Durations are written as Prometheus reads them. Whole units, largest first."""
     assert duration(seconds) == text
 
 

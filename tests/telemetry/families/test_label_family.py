@@ -74,8 +74,11 @@ def test_bad_arguments(make, error, text):
         make()
 
 
-def test_a_set_that_is_called_as_the_rest_comes_beside_it():
-    """Its own child is first, and the one that collects the rest is last."""
+def test_set_named_as_the_rest_stays_beside_it():
+    """A label set with the name of the rest is listed beside the rest.
+
+    Its own child is first, and the one that collects the rest is last.
+    """
     family = LabelFamily(list, "tenant", max_sets=1)
 
     family.of("other").append("its own")

@@ -63,8 +63,11 @@ async def served_by(layer, loop):
     return dict(labeled.labels)["route"], row.of["route"], routes
 
 
-def test_the_cost_of_a_model_is_beside_its_responses_whatever_its_name():
-    """A name with a slash, as those of a hub of models, is one route with a cost and a response, and not two."""
+def test_cost_of_model_is_beside_its_responses():
+    """The cost of a model is in the row of its responses, whatever its name.
+
+    A name with a slash, as those of a hub of models, is one route with a cost and a response, and not two.
+    """
     for name in ("org/faces", "faces (v1: int8)"):
         assert run(lambda loop, name=name: served_by(named(name), loop)) == (name, name, {name: (0.010, 1)})
 

@@ -53,7 +53,8 @@ def test_fields_are_those_that_hdrhistogram_writes():
     assert payload.highest_trackable_value == 3600 * 10**9
 
 
-def test_decode_takes_text_bytes_and_white_space_around():
+def test_decode_accepts_text_bytes_and_whitespace():
+    """`decode` takes text and bytes, also with white space around the text."""
     histogram = filled()
     text = histogram.encode()
     for given in (text, text.encode(), f"  {text}\n"):
@@ -77,7 +78,8 @@ def test_decode_restores_the_layout_exactly():
     assert histogram.encode().encode() == original.encode()
 
 
-def test_values_above_the_nominal_highest_are_kept_as_hdrhistogram_keeps_them():
+def test_values_above_nominal_highest_are_stored():
+    """Values above the nominal highest are stored as HdrHistogram stores them."""
     theirs = HdrHistogram(1000, 3600 * 10**9, 3)
     theirs.record_value(4000 * 10**9)
     histogram = LatencyHistogram.decode(theirs.encode())
@@ -127,7 +129,8 @@ def test_both_ways_to_write_a_single_zero_are_read(single_zero):
     assert histogram.snapshot()[0][:3].tolist() == [0, 1, 0]
 
 
-def test_offset_and_ratio_of_other_writers_are_read_past():
+def test_offset_and_ratio_are_ignored():
+    """`decode` ignores the offset and the ratio that other writers set."""
     payload = b"\x02"
     histogram = LatencyHistogram.decode(sealed(header(payload, offset=1, ratio=5e-324) + payload))
     assert histogram.count == 1
@@ -139,7 +142,8 @@ def test_a_ninth_byte_holds_eight_bits():
     assert histogram.count == 2**63 - 1
 
 
-def test_a_ninth_byte_with_its_high_bit_set_does_not_join_the_next_number():
+def test_ninth_byte_with_high_bit_ends_its_number():
+    """A ninth byte whose high bit is set does not join the next number."""
     payload = b"\x80" * 9 + b"\x02"  # 2^63, ZigZag for 2^62, and then 1
     histogram = LatencyHistogram.decode(sealed(header(payload) + payload))
     assert histogram.snapshot()[0][:3].tolist() == [2**62, 1, 0]

@@ -36,7 +36,8 @@ class TestOfRequests:
             inside &= at_s <= end if column == found.counts.shape[1] - 1 else at_s < end
             assert count == inside.sum()
 
-    def test_response_at_a_rounded_bound_is_in_the_last_band(self):
+    def test_rounded_bound_is_in_the_last_band(self):
+        """A response at a bound that was rounded is in the last band."""
         found = LatencyHeatMap.of_requests([0.0, 1.0], [1e-6, 1e-5])  # 10 ** -5.0 may be a bit less than 1e-5
 
         assert (found.counts[0, 0], found.counts[-1, -1], found.counts.sum()) == (1, 1, 2)

@@ -170,7 +170,8 @@ def test_what_is_too_long_clamps_and_is_counted(histogram_class):
     assert histogram.min == 2.0
 
 
-def test_what_is_too_short_is_in_the_lowest_part_and_not_clamped(histogram_class):
+def test_too_short_is_in_lowest_part_and_not_clamped(histogram_class):
+    """A duration that is too short is in the lowest part and is not counted as clamped."""
     histogram = histogram_class()
     for nanoseconds in (0, 3, 511):
         histogram.record_ns(nanoseconds)
@@ -179,7 +180,8 @@ def test_what_is_too_short_is_in_the_lowest_part_and_not_clamped(histogram_class
     assert (histogram.min, histogram.max) == (0.0, 511e-9)
 
 
-def test_the_call_for_compiled_callers_clamps_both_ways(builds):
+def test_count_ns_clamps_both_ways(builds):
+    """`count_ns`, the call for compiled callers, clamps at both ends of the range."""
     histogram = builds["plain"].LatencyHistogram(highest_s=1.0)
     for nanoseconds in (-5, 5_000_000, 2 * 10**9):
         histogram.count_ns(nanoseconds)
@@ -203,7 +205,8 @@ def test_quantiles_of_a_hundred_known_durations(histogram_class):
     assert histogram.quantile(1) == 0.1
 
 
-def test_a_thousandth_does_not_round_up_to_the_next_rank(histogram_class):
+def test_quantile_does_not_round_up_to_next_rank(histogram_class):
+    """The quantile 0.999 of 1,000 durations does not round up to the next rank."""
     # 0.999 * 1000 is 999.0000000000001 in some orders of evaluation
     histogram = recorded(histogram_class, [1.0] * 999 + [500.0])
     assert histogram.quantile(0.999) < 0.0011
@@ -229,7 +232,8 @@ def test_shares_of_a_wrong_type_are_refused(histogram_class):
             histogram.quantiles([q])
 
 
-def test_quantiles_keep_the_shape_and_equal_single_ones(histogram_class):
+def test_quantiles_keep_shape_and_equal_single_ones(histogram_class):
+    """`quantiles` keeps the shape of its argument and equals `quantile` at each share."""
     histogram = recorded(histogram_class, range(1, 2000, 7))
     shares = np.array([[0.0, 0.1, 0.5], [0.9, 0.999, 1.0]])
     result = histogram.quantiles(shares)
@@ -328,7 +332,8 @@ def test_corrected_counts_down_from_what_it_clamps_to(histogram_class):
     assert (histogram.min, histogram.max) == (0.25, 1.0)
 
 
-def test_corrected_takes_a_long_stall_over_a_short_interval(histogram_class):
+def test_corrected_takes_long_stall_at_short_interval(histogram_class):
+    """`record_corrected` takes a stall of an hour at an interval of a microsecond."""
     histogram = histogram_class()
     histogram.record_corrected(3600.0, 1e-6)
     assert histogram.count == 3_600_000_000
@@ -376,7 +381,8 @@ def test_merge_of_the_empty_changes_nothing(histogram_class):
     assert math.isnan(empty.max)
 
 
-def test_merge_into_an_empty_finer_layout_keeps_every_quantile(histogram_class):
+def test_merge_into_finer_layout_keeps_quantiles(histogram_class):
+    """A merge into an empty histogram of a finer layout keeps every quantile."""
     coarse = recorded(histogram_class, np.random.default_rng(4).lognormal(2, 2, 500), significant_digits=1)
     fine = histogram_class(lowest_s=1e-7, significant_digits=4)
     fine.merge(coarse)
@@ -396,7 +402,8 @@ def test_merge_clamps_what_passes_the_range_once(histogram_class):
     assert (back.count, back.clamped, back.max) == (6, 4, 10.0)
 
 
-def test_merge_does_not_clamp_the_part_that_holds_the_limit(histogram_class):
+def test_merge_does_not_clamp_part_at_limit(histogram_class):
+    """A merge does not clamp the part that holds the limit."""
     wide = recorded(histogram_class, [10_000])
     narrow = histogram_class(highest_s=10.0)
     narrow.merge(wide)
@@ -447,14 +454,16 @@ def test_it_cannot_be_hashed(histogram_class):
         hash(histogram_class())
 
 
-def test_it_can_be_weakly_referenced_and_holds_no_other_attributes(histogram_class):
+def test_weak_references_but_no_other_attributes(histogram_class):
+    """A histogram can be weakly referenced and takes no other attributes."""
     histogram = histogram_class()
     assert weakref.ref(histogram)() is histogram
     with pytest.raises(AttributeError):
         histogram.another = 1
 
 
-def test_counts_of_another_length_or_with_impossible_extremes_are_refused(histogram_class):
+def test_add_counts_checks_length_and_extremes(histogram_class):
+    """Counts of another length or with impossible extremes raise a `ValueError` and add nothing."""
     histogram = histogram_class()
     counts = np.zeros(histogram.counts_length, np.int64)
     counts[5] = 1
@@ -466,7 +475,8 @@ def test_counts_of_another_length_or_with_impossible_extremes_are_refused(histog
     assert histogram.count == 0
 
 
-def test_an_object_that_was_never_initialized_is_harmless(builds):
+def test_uninitialized_object_is_harmless(builds):
+    """An object that was never initialized raises an error and does not crash the process."""
     histogram_class = builds["built"].LatencyHistogram
     blank = histogram_class.__new__(histogram_class)
     with pytest.raises((ValueError, AttributeError)):

@@ -63,7 +63,8 @@ class Cells(html.parser.HTMLParser):
         self.rows[-1].append(data)
 
 
-def test_html_is_a_picture_and_a_table_that_load_nothing():
+def test_html_is_self_contained_picture_and_table():
+    """The HTML is a picture and a table that load nothing."""
     histogram = recorded([*range(1, 2001), 10**9])
     picture, table = histogram._repr_html_().split("</svg>")
     assert picture.startswith('<svg role="img" aria-label="Latency by percentile: LatencyHistogram(count=2001, ')
@@ -139,13 +140,15 @@ def test_plot_of_one_duration_and_of_none(pyplot):
     ax.figure.canvas.draw()
 
 
-def test_plot_without_matplotlib_says_how_to_install_it(monkeypatch):
+def test_plot_without_matplotlib_names_the_extra(monkeypatch):
+    """A plot without Matplotlib raises `MissingExtra`, which says how to install it."""
     monkeypatch.setitem(sys.modules, "matplotlib.ticker", None)
     with pytest.raises(MissingExtra, match=r"pip install 'streaminfer\[plot\]'"):
         LatencyHistogram().plot()
 
 
-def test_importing_and_recording_load_neither_numba_nor_matplotlib():
+def test_recording_loads_no_numba_or_matplotlib():
+    """Importing the module and recording load neither Numba nor Matplotlib."""
     code = (
         "import sys; from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram as H; h = H(); h.record(0.1);"
         "h.record_many([0.1] * 4096); h.record_many([0.1] * 4097); repr(h); h.encode();"

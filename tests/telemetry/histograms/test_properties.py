@@ -52,7 +52,8 @@ def test_layout_is_that_of_hdrhistogram(histogram_class, layout):
 
 
 @given(layouts, st.data())
-def test_a_duration_is_counted_where_hdrhistogram_counts_it(histogram_class, layout, data):
+def test_duration_is_in_part_of_hdrhistogram(histogram_class, layout, data):
+    """A duration is counted in the part in which HdrHistogram counts it, and the bounds are equal."""
     value = data.draw(st.integers(0, layout[1]))
     ours, theirs = of_ns(histogram_class, [value], layout), HdrHistogram(*layout)
     index = theirs.get_counts_array_index(value)
@@ -77,7 +78,8 @@ def test_error_bound(histogram_class, layout, data):
 
 
 @given(samples_ns, st.lists(st.floats(0, 1), max_size=20))
-def test_many_quantiles_are_the_single_ones_and_never_fall(histogram_class, values, shares):
+def test_many_quantiles_equal_single_ones_and_rise(histogram_class, values, shares):
+    """`quantiles` equals `quantile` at each share and never falls as the share rises."""
     histogram = of_ns(histogram_class, values)
     shares.sort()
     seconds = histogram.quantiles(shares).tolist()
@@ -86,7 +88,8 @@ def test_many_quantiles_are_the_single_ones_and_never_fall(histogram_class, valu
 
 
 @given(samples_ns, st.floats(0, 1))
-def test_the_share_within_a_quantile_is_at_least_that_share(histogram_class, values, q):
+def test_share_within_quantile_is_at_least_the_share(histogram_class, values, q):
+    """The share within a quantile is at least the share of the quantile."""
     histogram = of_ns(histogram_class, values)
     assert histogram.share_within(histogram.quantile(q)) >= q
 
@@ -110,7 +113,8 @@ def test_merge_is_recording_together(histogram_class, one, other, highest_ns):
 
 
 @given(samples_ns, st.integers(1, 3), st.integers(1000, 10**6), st.integers(10**7, HOUR_NS))
-def test_merge_into_a_coarser_layout_is_recording_there(histogram_class, values, digits, lowest_ns, highest_ns):
+def test_merge_into_coarser_layout_equals_recording(histogram_class, values, digits, lowest_ns, highest_ns):
+    """A merge into a coarser layout equals recording the durations there."""
     coarse = (lowest_ns, highest_ns, digits)
     merged = histogram_class._of_layout(*coarse)
     # the part that holds the limit may reach beyond it: then the exact durations are not known any more
@@ -132,7 +136,8 @@ def test_merge_loses_nothing_whatever_the_layouts(histogram_class, values, layou
 
 
 @given(samples_ns)
-def test_encoding_is_that_of_hdrhistogram_byte_for_byte(histogram_class, values):
+def test_encoding_equals_hdrhistogram_byte_for_byte(histogram_class, values):
+    """The encoding is that of HdrHistogram, byte for byte."""
     ours, theirs = of_ns(histogram_class, values), hdr_of_ns(values)
     assert ours.encode().encode() == theirs.encode()
 
@@ -155,7 +160,8 @@ def test_hdrhistogram_reads_ours_and_we_read_its(histogram_class, layout, data):
 
 
 @given(samples_ns)
-def test_every_rank_is_that_of_hdrhistogram_but_within_the_extremes(histogram_class, values):
+def test_ranks_equal_hdrhistogram_within_extremes(histogram_class, values):
+    """The value of every rank is that of HdrHistogram, limited to the recorded extremes."""
     ours, theirs = of_ns(histogram_class, values), hdr_of_ns(values)
     for rank in range(1, len(values) + 1):
         share = rank / len(values)
@@ -165,7 +171,8 @@ def test_every_rank_is_that_of_hdrhistogram_but_within_the_extremes(histogram_cl
 
 @given(samples_ns)
 @settings(max_examples=10)  # the package iterates over all parts in Python
-def test_moments_are_those_of_hdrhistogram_but_within_the_extremes(histogram_class, values):
+def test_moments_equal_hdrhistogram_within_extremes(histogram_class, values):
+    """Mean and deviation are those of HdrHistogram, with the mean limited to the recorded extremes."""
     ours, theirs = of_ns(histogram_class, values), hdr_of_ns(values)
     mean = min(max(theirs.get_mean_value(), min(values)), max(values))
     assert ours.mean == pytest.approx(mean / 1e9, rel=1e-9, abs=1e-12)
@@ -182,7 +189,8 @@ def test_corrected_is_the_series_one_by_one(histogram_class, value, parts):
 
 
 @given(st.integers(1, 10**7), st.integers(1, 300))
-def test_corrected_agrees_with_hdrhistogram_at_whole_multiples(histogram_class, interval, multiple):
+def test_corrected_equals_hdrhistogram_at_multiples(histogram_class, interval, multiple):
+    """`record_corrected` agrees with HdrHistogram at whole multiples of the interval."""
     # elsewhere the Python port counts what remains below one interval, which the Java original does not
     ours, theirs = histogram_class(), HdrHistogram(1000, HOUR_NS, 3)
     ours.record_corrected(interval * multiple / 1e9, interval / 1e9)

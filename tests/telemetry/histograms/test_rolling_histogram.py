@@ -29,7 +29,8 @@ def test_each_slice_is_forgotten_at_its_time():
         clock.advance(1.0)
 
 
-def test_within_the_promised_time_it_stays_and_after_the_window_it_is_gone():
+def test_record_stays_as_promised_and_then_is_gone():
+    """A record stays for the promised time and is gone after the window."""
     clock = FakeClock()
     histogram = RollingHistogram(window_s=60.0, slices=6, clock=clock, **COARSE)
     clock.advance(9.999999999)
@@ -42,7 +43,8 @@ def test_within_the_promised_time_it_stays_and_after_the_window_it_is_gone():
 
 
 @pytest.mark.parametrize("idle_s", [5.9, 6.0, 6.1, 59.0, 60.0, 61.0, 3600.0, 1e9])
-def test_after_idleness_or_a_jump_only_the_present_counts(idle_s):
+def test_only_new_records_count_after_idle_or_jump(idle_s):
+    """After idle time or a jump of the clock, only new records count."""
     clock = FakeClock()
     histogram = RollingHistogram(window_s=6.0, slices=6, clock=clock, **COARSE)
     for _ in range(6):
@@ -142,7 +144,8 @@ def test_bad_settings_are_named(settings, message):
         RollingHistogram(**settings)
 
 
-def test_the_clock_of_a_stack_is_taken_over_once_and_time_goes_on():
+def test_stack_clock_is_bound_once_and_time_goes_on():
+    """The clock of a stack is taken over once, and time goes on from where it was."""
     histogram = RollingHistogram(window_s=6.0, slices=3, **COARSE)
     histogram.record(1.0)
     clock = FakeClock(123)

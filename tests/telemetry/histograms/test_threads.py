@@ -177,14 +177,16 @@ class CountedLock:
         lambda h: h.reset(),
     ],
 )
-def test_where_code_is_not_atomic_every_call_holds_the_lock_once(build, call):
+def test_each_call_holds_the_lock_once(build, call):
+    """Where code is not atomic, every call holds the lock exactly once."""
     state = locked_subclass(build.HistogramState, build._OPERATIONS)(1000, 10**9, 3)
     state._lock = CountedLock()
     call(state)
     assert state._lock.held == 1
 
 
-def test_a_call_for_compiled_callers_holds_the_lock_too_when_it_is_plain(builds):
+def test_uncompiled_count_ns_holds_the_lock(builds):
+    """`count_ns`, the call for compiled callers, holds the lock in the uncompiled build, too."""
     histogram = builds["plain"].LatencyHistogram()
     histogram._lock = CountedLock()
     histogram.count_ns(5)

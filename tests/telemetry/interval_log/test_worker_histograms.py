@@ -104,7 +104,8 @@ def test_a_killed_worker_stays_counted_once(start, tmp_path):
     assert start().ask("merge").split()[0] == "400"
 
 
-def test_workers_that_merge_at_once_count_the_dead_once(start):
+def test_concurrent_merges_count_dead_workers_once(start):
+    """Workers that merge at the same time count the dead ones once."""
     processes = [start() for _ in range(6)]
     for process in processes:
         process.ask("record 0.01")
@@ -116,8 +117,11 @@ def test_workers_that_merge_at_once_count_the_dead_once(start):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_worker_that_is_stopped_in_its_merge_delays_no_other(start, tmp_path):
-    """The others count all the same; the dead are added up later."""
+def test_worker_stopped_in_merge_delays_no_other(start, tmp_path):
+    """A worker that is stopped during its merge delays no other.
+
+    The others count all the same; the dead are added up later.
+    """
     process = start()
     process.ask("record 0.01")
     process.end()
@@ -134,8 +138,11 @@ def test_a_worker_that_is_stopped_in_its_merge_delays_no_other(start, tmp_path):
     assert (tmp_path / "dead.hlog").exists()
 
 
-def test_who_reads_while_another_adds_up_the_dead_misses_none(start, tmp_path, monkeypatch):
-    """A file that is gone when it is to be read is in that of the dead, which was not there before."""
+def test_read_during_merge_misses_no_dead_worker(start, tmp_path, monkeypatch):
+    """A worker that reads while another one adds up the dead ones misses none of them.
+
+    A file that is gone when it is to be read is in that of the dead, which was not there before.
+    """
     process = start()
     process.ask("record 0.01")
     process.end()
@@ -159,7 +166,8 @@ def test_who_reads_while_another_adds_up_the_dead_misses_none(start, tmp_path, m
     adding.close()
 
 
-def test_a_crash_between_counting_and_deleting_counts_nothing_twice(start, tmp_path):
+def test_crash_before_deletion_counts_nothing_twice(start, tmp_path):
+    """A crash between counting a dead worker and deleting its file counts nothing twice."""
     process = start()
     process.ask("record 0.01")
     (snapshot,) = tmp_path.glob("*.hlog")
@@ -176,7 +184,7 @@ def test_a_crash_between_counting_and_deleting_counts_nothing_twice(start, tmp_p
     workers.close()
 
 
-def test_workers_of_other_hosts_are_merged_and_left_alone(tmp_path, monkeypatch):
+def test_workers_of_other_hosts_are_merged_and_kept(tmp_path, monkeypatch):
     """Locks of another host say nothing here, so its files stay, and are counted once by each merge."""
     monkeypatch.setattr(socket, "gethostname", lambda: "vm-2.example")
     histogram, far = make(tmp_path)
@@ -255,8 +263,11 @@ def test_after_a_fork_a_worker_makes_its_own(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_fork_during_a_merge_leaves_the_folder_to_others(tmp_path, monkeypatch):
-    """The child has the open file of the lock too, and lives on."""
+def test_fork_during_merge_leaves_folder_to_others(tmp_path, monkeypatch):
+    """A fork during a merge leaves the folder to the other workers.
+
+    The child has the open file of the lock too, and lives on.
+    """
     _, workers = make(tmp_path)
     is_inside, go_on = threading.Event(), threading.Event()
 
@@ -295,8 +306,11 @@ def test_it_is_kept_published_until_cancelled(tmp_path):
     other.close()
 
 
-def test_a_disk_that_fails_for_a_while_does_not_end_the_publishing(tmp_path, caplog):
-    """Nobody waits for the task, and the other workers would count what this one had published before, for ever."""
+def test_failing_disk_does_not_end_publishing(tmp_path, caplog):
+    """A disk that fails for a while does not end the publishing.
+
+    Nobody waits for the task, and the other workers would count what this one had published before, for ever.
+    """
     folder = tmp_path / "shared"
     histogram, workers = make(folder)
     _, other = make(folder)
@@ -321,8 +335,11 @@ def test_a_disk_that_fails_for_a_while_does_not_end_the_publishing(tmp_path, cap
     other.close()
 
 
-def test_a_cancelled_task_has_nothing_to_publish_once_they_are_closed(tmp_path):
-    """A shutdown may cancel the task and close at once, without waiting for it in between."""
+def test_cancelled_task_publishes_nothing_after_close(tmp_path):
+    """A cancelled task has nothing to publish after the worker's histograms are closed.
+
+    A shutdown may cancel the task and close at once, without waiting for it in between.
+    """
     _, workers = make(tmp_path)
 
     async def main():
@@ -397,8 +414,11 @@ def test_every_worker_says_when_the_first_began(tmp_path):
     assert [point.start_time_unix_nano for point in _data(metric, samples).data_points] == begun[:1]
 
 
-def test_no_scrape_sees_less_than_the_one_before_at_another_worker(tmp_path):
-    """Workers behind one port are scraped in any order: a count that falls would look like a restart of the server."""
+def test_no_scrape_sees_less_than_at_another_worker(tmp_path):
+    """No scrape of a worker sees less than the scrape before it, at another worker, has seen.
+
+    Workers behind one port are scraped in any order: a count that falls would look like a restart of the server.
+    """
     made = [make(tmp_path) for _ in range(3)]
     for step in range(1, 10):
         histogram, _ = made[step % 3]

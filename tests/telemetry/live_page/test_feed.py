@@ -38,7 +38,8 @@ def events(sent):
     return found
 
 
-def test_a_new_client_gets_the_schema_and_the_latest_update(feed, clock):
+def test_new_client_gets_schema_and_latest_update(feed, clock):
+    """A new client gets the schema and the latest update."""
     assert feed.refresh() == pytest.approx(0.5)
     sent, last = feed.after("")
     (kind, _, schema), (other, number, update) = events(sent)
@@ -108,7 +109,8 @@ def test_ids_of_others_get_the_whole(feed, last):
     assert [kind for kind, _, _ in events(sent)] == ["schema", "message"]
 
 
-def test_a_client_that_was_away_too_long_gets_the_whole(feed, clock):
+def test_client_away_too_long_gets_a_full_update(feed, clock):
+    """A client that was away too long gets the schema and the latest update, not what it missed."""
     feed.refresh()
     _, last = feed.after("")
     for _ in range(150):

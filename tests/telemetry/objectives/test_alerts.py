@@ -68,7 +68,8 @@ def test_bad_pairs_are_named(arguments, message):
         AlertPair(*arguments)
 
 
-def test_rates_that_a_loose_objective_cannot_reach_are_lowered(clock):
+def test_unreachable_burn_rates_are_lowered(clock):
+    """Burn rates that a loose objective cannot reach are lowered."""
     slo = SLO("x", threshold_s=1.0, objective=0.9, clock=clock)
     assert [pair.burn_rate for pair in slo.alert_pairs] == pytest.approx([8.0, 6.0, 3.0, 1.0])
     assert slo.signal.starts_at == 6.0
@@ -131,7 +132,8 @@ def test_a_cold_start_does_not_fire(clock):
     assert [alert.pair.burn_rate for alert in slo.alerts()] == [14.4]
 
 
-def test_an_alert_ends_without_traffic_when_somebody_asks(clock):
+def test_alert_ends_without_traffic_when_read(clock):
+    """Without traffic, an alert ends when `alerts` is called."""
     slo, told = watched(clock)
     clock.advance(600.0)
     for _ in range(200):
@@ -205,7 +207,8 @@ def test_a_callback_that_raises_harms_nobody(clock, caplog, error):
     assert (slo.callback_errors, len(told)) == (1, 2)
 
 
-def test_a_keyboard_interrupt_in_a_callback_is_not_swallowed(clock):
+def test_interrupt_in_callback_is_not_swallowed(clock):
+    """A `KeyboardInterrupt` in a callback is not swallowed, and the lock is released."""
     slo = SLO("x", threshold_s=0.05, clock=clock)
 
     @slo.on_alert
@@ -246,7 +249,8 @@ def test_what_cannot_be_called_is_refused(clock):
         SLO("x", threshold_s=0.05, clock=clock).on_alert(3)
 
 
-def test_each_change_is_told_once_and_in_order_among_threads(clock):
+def test_threads_report_each_change_once_in_order(clock):
+    """Among threads, each change of an alert is reported once and in order."""
     slo = SLO("x", threshold_s=0.05, clock=clock)
     told = []
     slo.on_alert(told.append)

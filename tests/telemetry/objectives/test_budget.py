@@ -136,7 +136,8 @@ TestRingAgainstList = RingAgainstList.TestCase
         (3600.0, (AlertPair(2.0, 9, 3),)),
     ],
 )
-def test_levels_cover_the_period_and_resolve_the_shortest_window(period_s, pairs):
+def test_levels_cover_period_and_shortest_window(period_s, pairs):
+    """The levels cover the period and resolve the shortest window, with no more levels than it takes."""
     signal = BurnSignal(window_s=min(60.0, period_s))
     slo = SLO("x", threshold_s=1.0, period_s=period_s, alert_pairs=pairs, signal=signal, clock=FakeClock())
     shortest_s = min([signal.window_s / 12, *(pair.short_s for pair in slo.alert_pairs)])
@@ -147,8 +148,11 @@ def test_levels_cover_the_period_and_resolve_the_shortest_window(period_s, pairs
     assert slo.levels == 1 or coarser * 64 > shortest_s * 1e9 * 0.99, "no more levels than it takes"
 
 
-def test_a_window_as_long_as_a_ring_is_not_read_from_a_boundary_that_was_overwritten():
-    """255.5 buckets back from the middle of a bucket lies the last boundary but 256."""
+def test_window_of_ring_length_has_valid_boundary():
+    """A window as long as a ring is not read from a boundary that was overwritten.
+
+    255.5 buckets back from the middle of a bucket lies the last boundary but 256.
+    """
     clock = FakeClock()
     slo = make(clock)
     for _ in range(2000):
@@ -159,8 +163,11 @@ def test_a_window_as_long_as_a_ring_is_not_read_from_a_boundary_that_was_overwri
         assert quarters <= seen <= quarters * (1 + 1 / 63) + 1
 
 
-def test_an_old_ring_holds_exactly_what_it_should_at_every_length():
-    """One event each second for two periods: every window has about as many as it has seconds."""
+def test_old_ring_is_right_at_every_window_length():
+    """An old ring holds exactly what it should at every length of the window.
+
+    One event each second for two periods: every window has about as many as it has seconds.
+    """
     clock = FakeClock()
     slo = make(clock)
     for _ in range(2000):

@@ -71,7 +71,8 @@ def test_each_outcome_is_counted_once(clock, outcome, counted_as):
 
 
 @pytest.mark.parametrize("outcome", [-0.1, math.nan, "0.1", True, None, KeyError])
-def test_what_is_neither_a_latency_nor_an_error_is_refused(slo, outcome):
+def test_outcome_of_wrong_type_or_value_raises(slo, outcome):
+    """An outcome that is neither a latency nor an error raises and is not counted."""
     with pytest.raises((TypeError, ValueError), match="outcome: expected"):
         slo.record(outcome)
     assert slo.total == slo.ignored == 0
@@ -189,7 +190,8 @@ def test_memory_does_not_grow(slo, clock):
     assert slo.levels * 256 * 3 * 8 < 65536
 
 
-def test_the_clock_of_a_stack_is_taken_over_once_and_time_goes_on():
+def test_stack_clock_is_bound_once_and_time_goes_on():
+    """The clock of a stack is taken over once, and time goes on; an objective's own clock stays."""
     slo = SLO("x", threshold_s=1.0)
     slo.record(2.0)
     clock = FakeClock(5)
@@ -324,7 +326,8 @@ def test_telemetry_feeds_its_objective():
     assert si.Telemetry().statistics().slo is None
 
 
-def test_telemetry_around_functions_feeds_its_objective():
+def test_telemetry_of_functions_feeds_its_objective():
+    """Telemetry around functions feeds its objective."""
     clock = FakeClock(3)
     slo = SLO("f", threshold_s=0.2)
     telemetry = si.Telemetry("f", slo=slo, clock=clock)

@@ -91,7 +91,8 @@ def test_at_the_threshold_noise_does_not_make_it_flap(share):
 
 
 @pytest.mark.parametrize("sheds", [0.5, 1.0])
-def test_after_the_overload_it_ends_though_all_that_was_shed_was_bad(sheds):
+def test_it_ends_after_overload_despite_shedding(sheds):
+    """After an overload the signal ends, although all that was shed counted as bad."""
     plant = Plant(sheds=sheds)
     plant.run(60.0, 1.5)
     assert plant.starts
@@ -134,7 +135,8 @@ def test_one_bad_event_alone_does_not_start_it():
     assert slo.burning()
 
 
-def test_one_bad_event_starts_it_where_one_event_is_enough():
+def test_one_bad_event_starts_it_if_one_is_enough():
+    """One bad event starts the signal if `minimum_events` is 1."""
     slo = make(FakeClock(), minimum_events=1)
     burst(slo, 0, 1)
     assert slo.burning()
@@ -213,7 +215,8 @@ def test_old_news_does_not_start_it():
     assert not slo.burning()
 
 
-def test_a_spike_in_the_short_window_alone_does_not_start_it():
+def test_short_window_spike_does_not_start_it():
+    """A spike in the short window alone does not start the signal."""
     clock = FakeClock()
     slo = make(clock)
     for _ in range(50):

@@ -83,7 +83,7 @@ def test_an_interrupt_goes_on():
         SloReader(budget, "a test").burning(1)
 
 
-def test_a_limit_takes_no_objective_without_a_threshold():
+def test_limit_needs_objective_with_threshold():
     """The limit aims at ``threshold_s``, so an object without one is refused where the limit is made."""
 
     class NoThreshold:

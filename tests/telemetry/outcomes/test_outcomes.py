@@ -44,7 +44,8 @@ def outcomes(clock):
     return Outcomes(expires_s=60.0, clock=clock)
 
 
-def test_a_request_is_counted_when_the_time_for_reports_is_over(outcomes, clock):
+def test_request_counts_after_time_for_reports(outcomes, clock):
+    """A request is counted when the time for its reports is over."""
     serve(outcomes, "a", clock)
     serve(outcomes, "b", clock)
     assert outcomes.report("a", "corrected")
@@ -109,8 +110,11 @@ def test_the_oldest_request_is_found_at_once(clock):
     assert isinstance(Outcomes(clock=clock)._pending, OrderedDict)
 
 
-def test_after_a_pause_no_request_counts_all_that_are_over(outcomes, clock):
-    """A request counts a few of them, and the table all; one that is over is neither reported nor displaced."""
+def test_request_after_pause_does_not_count_all(outcomes, clock):
+    """After a pause, no single request counts all those whose time is over.
+
+    A request counts a few of them, and the table all; one that is over is neither reported nor displaced.
+    """
     for number in range(100):
         serve(outcomes, number, clock, seconds=0.0)
     assert outcomes.report(98, "corrected")
@@ -125,7 +129,8 @@ def test_after_a_pause_no_request_counts_all_that_are_over(outcomes, clock):
     assert (outcomes.table().pending, outcomes.unknown, outcomes.evicted) == (1, 1, 0)
 
 
-def test_the_last_request_of_an_id_and_the_last_report_of_an_outcome(outcomes, clock):
+def test_last_request_and_last_report_count(outcomes, clock):
+    """The last request of an id counts, and the last report of an outcome."""
     serve(outcomes, 1, clock, source="small")
     serve(outcomes, 1, clock, source="large")
     outcomes.report(1, "watched_s", 1.0)
@@ -135,7 +140,8 @@ def test_the_last_request_of_an_id_and_the_last_report_of_an_outcome(outcomes, c
     assert math.isnan(row.mean.low)
 
 
-def test_a_request_that_another_one_displaced_is_counted(outcomes, clock):
+def test_replaced_request_is_counted_as_evicted(outcomes, clock):
+    """A request that another one of the same id replaces is counted as evicted."""
     for _ in range(3):
         serve(outcomes, "camera", clock)
     assert (outcomes.table().evicted, outcomes.table().pending) == (2, 1)
@@ -165,7 +171,8 @@ def test_latencies_are_in_order(outcomes, clock):
     assert [row.of["latency"] for row in table.rows] == [row.of["latency"] for row in table.by("latency")] == expected
 
 
-def test_cells_beyond_the_bound_are_neither_full_nor_degraded(outcomes, clock):
+def test_cells_beyond_bound_are_other(outcomes, clock):
+    """Cells beyond the bound are `other` in each column, neither full quality nor degraded."""
     for number in range(1100):
         serve(outcomes, number, clock, source=f"model-{number}")
     outcomes.report(1099, "x")

@@ -102,7 +102,8 @@ def test_free_sizes_are_those_of_the_example(write, doubling):
     assert list(config.model_warmup[0].inputs["x"].dims) == [7]
 
 
-def test_tensorrt_in_onnxruntime_gets_its_cache_and_one_profile(write, images):
+def test_onnxruntime_tensorrt_gets_cache_and_profile(write, images):
+    """TensorRT in onnxruntime gets its engine cache, and one profile for all batch sizes."""
     config = write(
         images,
         platform="onnxruntime-tensorrt",
@@ -143,7 +144,8 @@ def test_a_profile_is_not_guessed(write, doubling, tmp_path):
     assert accelerator.parameters["trt_profile_max_shapes"] == "x:4x5"
 
 
-def test_a_plan_says_its_inputs_where_its_model_is_there(write, images, tmp_path):
+def test_tensorrt_plan_takes_inputs_from_onnx_model(write, images, tmp_path):
+    """The config of a TensorRT plan lists the inputs and outputs if its ONNX model is given."""
     config = write(b"a plan", platform="tensorrt-plan")
     assert (config.backend, len(config.input), len(config.output)) == ("tensorrt", 0, 0)
     assert (tmp_path / "volume/models/m/1/model.plan").read_bytes() == b"a plan"
@@ -154,7 +156,8 @@ def test_a_plan_says_its_inputs_where_its_model_is_there(write, images, tmp_path
     assert tree(tmp_path / "volume/models/m") == ["1", "1/model.plan", "config.pbtxt"]
 
 
-def test_a_recurrent_model_has_no_batch_axis_for_triton(write, assets):
+def test_recurrent_model_has_no_batch_axis_for_triton(write, assets):
+    """A recurrent model with different batch axes is written without a batch axis for Triton."""
     config = write(
         assets / "silero_vad_16k_op15.onnx",
         max_batch_size=0,
@@ -222,7 +225,8 @@ def test_strings_are_read_back_as_they_were(text):
 # ---------------------------------------------------------------------------------------------- never half a model
 
 
-def test_a_version_is_added_to_a_model_with_the_same_config_only(write, doubling, identity, tmp_path):
+def test_version_is_added_only_with_the_same_config(write, doubling, identity, tmp_path):
+    """A new version is added to a model only if its config stays the same, and no version is overwritten."""
     write(doubling)
     folder = tmp_path / "volume/models/m"
     before = (folder / "config.pbtxt").read_bytes()
@@ -357,8 +361,11 @@ class TritonPythonModel:
 
 
 @pytest.mark.parametrize("priority_levels", [0, 3])
-def test_a_real_triton_accepts_it_and_leaves_it_as_it_is(triton, images, priority_levels):
-    """With the Python backend in ONNX Runtime's place, which this build of Triton lacks; its warm-up runs too."""
+def test_real_triton_accepts_repository_unchanged(triton, images, priority_levels):
+    """A real Triton accepts the repository and serves the model with the config as it was written.
+
+    With the Python backend in ONNX Runtime's place, which this build of Triton lacks; its warm-up runs too.
+    """
     import tritonclient.grpc as client_module
 
     name = f"written_{priority_levels}"
@@ -395,7 +402,7 @@ def test_a_real_triton_accepts_it_and_leaves_it_as_it_is(triton, images, priorit
         shutil.rmtree(folder)
 
 
-def test_a_real_triton_accepts_an_input_without_dimensions(triton, assets):
+def test_real_triton_accepts_input_without_dimensions(triton, assets):
     """A model without a batch axis may have one, as Silero has its sampling rate."""
     folder = write_model_repository(
         triton.repository,

@@ -171,7 +171,7 @@ def test_the_parts_of_an_ensemble_leave_with_it(connect, empty_triton):
     asyncio.run(main())
 
 
-def test_a_server_that_was_restarted_gets_its_model_back(connect, empty_triton):
+def test_restarted_server_gets_its_model_back(connect, empty_triton):
     """The batch that finds the model gone fails, and the backend loads it again."""
 
     async def main():
@@ -230,8 +230,11 @@ def test_a_model_that_cannot_be_loaded_says_why(connect, empty_triton):
 
 
 @pytest.mark.usefixtures("_servers")
-def test_a_server_without_explicit_control_names_the_flag():
-    """Neither a load nor an unload is possible where the server loads all of its repository at its start."""
+def test_missing_explicit_control_names_the_flag():
+    """A server without explicit model control is an error which names the flag.
+
+    Neither a load nor an unload is possible where the server loads all of its repository at its start.
+    """
     from servers.triton_server import TritonServer
 
     async def main(server):

@@ -43,7 +43,8 @@ def test_arrays_come_back_as_they_went_in(wanted):
     assert ends <= size
 
 
-def test_what_does_not_fit_is_an_error_and_writes_nothing():
+def test_oversized_write_is_an_error_without_effect():
+    """Arrays that do not fit in a region are an error, and nothing of them is written."""
     region = Region("r", mmap.mmap(-1, 256))
     first = region.write({"x": np.arange(40, dtype=F32)})
     with pytest.raises(ValueError, match="r: expected at most 256 bytes, got 384"):
@@ -59,8 +60,11 @@ def test_what_does_not_fit_is_an_error_and_writes_nothing():
             region.read(offset, F32, shape)
 
 
-def test_a_region_moves_to_other_memory_with_its_contents():
-    """The server's new memory has what the old had, and the old is written no more."""
+def test_moved_region_keeps_its_contents():
+    """A region moves to other memory with its contents.
+
+    The server's new memory has what the old had, and the old is written no more.
+    """
     old, new = mmap.mmap(-1, 4096), mmap.mmap(-1, 4096)
     region = Region("r", old)
     (place,) = region.write({"x": np.arange(8, dtype=F32)}).values()

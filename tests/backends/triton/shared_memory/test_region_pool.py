@@ -104,7 +104,9 @@ async def settle(pool):
 # ---------------------------------------------------------------------------------------------- the pool
 
 
-def test_results_do_not_change_when_the_region_is_used_again(server):
+def test_results_survive_reuse_of_their_region(server):
+    """Results do not change when their region is used again."""
+
     async def main():
         pool = make(server)
         results = []
@@ -219,7 +221,9 @@ def test_memory_is_there_before_it_is_used(server):
 # ---------------------------------------------------------------------------------------------- retirement
 
 
-def test_a_region_without_an_answer_is_never_used_again(server):
+def test_region_without_response_is_never_reused(server):
+    """A region whose request has got no response is never used again."""
+
     async def main():
         pool = make(server)
         region = await pool.acquire(4096)
@@ -251,7 +255,9 @@ def test_a_region_without_an_answer_is_never_used_again(server):
     run(main())
 
 
-def test_one_region_that_is_in_use_keeps_no_other_from_being_forgotten(server):
+def test_region_in_use_does_not_block_unregistering(server):
+    """A region that is in use does not keep another from being unregistered."""
+
     async def main():
         pool = make(server)
         used, unused = [await pool.acquire(4096) for _ in range(2)]
@@ -268,7 +274,9 @@ def test_one_region_that_is_in_use_keeps_no_other_from_being_forgotten(server):
     run(main())
 
 
-def test_a_retired_region_counts_until_the_server_forgot_it(server):
+def test_retired_region_counts_until_unregistered(server):
+    """A retired region counts towards `max_bytes` until the server has unregistered it."""
+
     async def main():
         pool = make(server, max_bytes=8192)
         server.gone = True
@@ -287,7 +295,9 @@ def test_a_retired_region_counts_until_the_server_forgot_it(server):
 
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError, RuntimeError, KeyboardInterrupt])
-def test_a_registration_that_fails_leaves_no_name_and_is_undone(server, error):
+def test_failed_registration_is_undone(server, error):
+    """A registration that fails leaves no name in the file system, and is undone at the server."""
+
     async def main():
         pool = make(server)
 
@@ -398,8 +408,11 @@ def test_close_of_a_server_that_is_gone_ends(server):
     run(main())
 
 
-def test_close_asks_again_for_a_region_that_the_server_lets_go_of_late(server):
-    """A server responds a moment before it lets go of the memory of the request."""
+def test_close_retries_region_released_late(server):
+    """Closing retries to unregister a region while the server still uses it.
+
+    A server responds a moment before it lets go of the memory of the request.
+    """
 
     async def main():
         pool = make(server)
@@ -413,8 +426,11 @@ def test_close_asks_again_for_a_region_that_the_server_lets_go_of_late(server):
     run(main())
 
 
-def test_close_waits_a_moment_for_regions_of_cancelled_requests(server):
-    """Those that requests use for longer are left to the next client."""
+def test_close_waits_for_regions_of_cancelled_requests(server):
+    """Closing waits a moment for the regions of cancelled requests.
+
+    Those that requests use for longer are left to the next client.
+    """
 
     async def main():
         pool = make(server)
@@ -484,7 +500,8 @@ def test_close_during_a_renewal_leaves_nothing(server):
     run(main())
 
 
-def test_what_a_killed_client_left_is_removed_by_the_next(server, tmp_path):
+def test_next_client_removes_regions_of_killed_one(server, tmp_path):
+    """The next client removes what a killed client left, and nothing that belongs to others."""
     program = f"""
 import asyncio, os, signal, sys
 from streaminfer.backends.triton.shared_memory.region_pool import RegionPool
@@ -532,7 +549,8 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("way", ["return", "raise", "exit", "forget"])
-def test_nothing_is_left_by_a_process_that_ends_without_close(way):
+def test_exit_without_close_leaves_no_shared_memory(way):
+    """A process that ends without closing its pool leaves no shared memory."""
     program = f"""
 import asyncio, os, sys
 from streaminfer.backends.triton.shared_memory.region_pool import RegionPool
@@ -557,7 +575,9 @@ sys.exit(3)
     assert (done.returncode, done.stderr) == (3, "")
 
 
-def test_a_forgotten_pool_gives_its_memory_and_its_socket_back(server):
+def test_forgotten_pool_frees_memory_and_socket(server):
+    """A pool that is garbage-collected frees its memory and its socket."""
+
     async def main():
         pool = make(server)
         return pool._owner, await pool.acquire(4096)
@@ -643,7 +663,9 @@ class Client:
             await self.client.close()
 
 
-def test_a_real_triton_reads_and_writes_a_region_without_a_name(triton, grpc):
+def test_real_triton_uses_a_region_without_a_name(triton, grpc):
+    """A real Triton reads and writes a region that has no name in the file system any more."""
+
     async def main():
         async with Client(triton) as client:
             for factor in (1, 2):
@@ -657,8 +679,11 @@ def test_a_real_triton_reads_and_writes_a_region_without_a_name(triton, grpc):
     run(main())
 
 
-def test_a_real_triton_keeps_a_region_until_its_request_ends(triton, grpc):
-    """What the retirement of regions rests on: a cancelled request still writes, and is waited for by the server."""
+def test_real_triton_holds_region_until_request_ends(triton, grpc):
+    """A real Triton keeps a region until the request that uses it ends.
+
+    What the retirement of regions rests on: a cancelled request still writes, and is waited for by the server.
+    """
 
     async def main():
         async with Client(triton) as client:
@@ -694,7 +719,9 @@ async def in_use(client, region, task):
     return False
 
 
-def test_a_real_triton_that_forgot_its_regions_gets_them_again(triton, grpc):
+def test_region_is_registered_again_with_real_triton(triton, grpc):
+    """A region that a real Triton has unregistered can be registered again and used."""
+
     async def main():
         async with Client(triton) as client:
             region = await client.pool.acquire(4096)

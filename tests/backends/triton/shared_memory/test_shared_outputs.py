@@ -109,8 +109,11 @@ def batch(*, free=1):
 
 
 @pytest.mark.parametrize(("before", "after"), [(np.int32, np.float32), (np.float64, np.float32)])
-def test_output_of_another_version_is_read_as_the_type_that_it_has(scenario, before, after):
-    """The first response of the new version, too, whose call was sent by the description of the old one."""
+def test_output_of_another_version_has_its_own_type(scenario, before, after):
+    """An output of another model version is read as the type that it has.
+
+    The first response of the new version, too, whose call was sent by the description of the old one.
+    """
 
     async def body(splitter, transport):
         assert (await splitter.infer(batch()))[0].dtype == before
@@ -123,8 +126,11 @@ def test_output_of_another_version_is_read_as_the_type_that_it_has(scenario, bef
 
 
 @pytest.mark.parametrize("after", [{"dtype": np.float64}, {"dtype": np.int32, "is_text": True}], ids=["wider", "text"])
-def test_output_that_has_no_room_any_more_makes_the_backend_read_the_description(scenario, after):
-    """One batch fails, and the next one asks for what the model returns now."""
+def test_output_without_room_refreshes_the_description(scenario, after):
+    """An output that no longer fits in its place makes the backend read the model's description again.
+
+    One batch fails, and the next one asks for what the model returns now.
+    """
 
     async def body(splitter, transport):
         await splitter.infer(batch())

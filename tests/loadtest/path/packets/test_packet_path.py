@@ -64,8 +64,11 @@ def test_sound_crosses(microphone_scene):
     assert tasks == 2  # this one, and that of asyncio.run
 
 
-def test_frames_that_a_device_hands_over_at_once_keep_their_order(camera_scene, monkeypatch):
-    """Behind a late frame others come at the same instant; timers of one instant fire in any order."""
+def test_frames_sent_at_one_instant_keep_their_order(camera_scene, monkeypatch):
+    """Frames that a device delivers at the same instant keep their order.
+
+    Behind a late frame others come at the same instant; timers of one instant fire in any order.
+    """
     numbers = []
     encode = Codecs.encode
 
@@ -86,8 +89,11 @@ def test_frames_that_a_device_hands_over_at_once_keep_their_order(camera_scene, 
     assert numbers == sorted(numbers)
 
 
-def test_full_network_drops_frames_and_a_key_frame_follows(camera_scene):
-    """Frames that would wait longer than the queue of the network are lost; the stream goes on behind them."""
+def test_full_network_drops_frames_until_a_key_frame(camera_scene):
+    """A full network drops frames, and a key frame follows.
+
+    Frames that would wait longer than the queue of the network are lost; the stream goes on behind them.
+    """
     network = NetworkProfile(name="narrow", rate=60_000, queue_s=0.1)
     transfers, _ = send(camera_scene(key_interval_s=60.0), network, 24)
     lost = [it.lost for it in transfers]
@@ -98,7 +104,9 @@ def test_full_network_drops_frames_and_a_key_frame_follows(camera_scene):
     assert all(it.frames[0].discontinuity for it in after)
 
 
-def test_broken_connection_fails_what_is_on_its_way_and_what_follows(camera_scene):
+def test_broken_connection_fails_frames_in_flight(camera_scene):
+    """A broken connection fails the frames in flight and all that are sent later."""
+
     async def main():
         with CodecThread() as thread:
             network = NetworkProfile(name="far", delay_s=0.1)
@@ -127,8 +135,11 @@ def test_stop_iteration_of_prepare_ends_the_frame(camera_scene):
     asyncio.run(main())
 
 
-def test_failed_connection_ends_what_carries_packets_before_its_namespaces(monkeypatch):
-    """The devices go with the namespaces, and reading from one that is gone is an error."""
+def test_failed_connection_ends_threads_first(monkeypatch):
+    """A connection that fails ends the threads that carry packets before it ends its namespaces.
+
+    The devices go with the namespaces, and reading from one that is gone is an error.
+    """
     left = []
     close = PacketConnection._close
 
@@ -156,7 +167,9 @@ def test_format_must_be_one_of_the_device(camera_scene):
         PacketPath(camera_scene(), "wifi", wanted=AudioFormat(), thread=CodecThread())
 
 
-def test_close_fails_what_is_on_its_way_and_ends_the_namespaces(camera_scene):
+def test_close_fails_frames_and_ends_namespaces(camera_scene):
+    """Closing a path fails the frames in flight and ends the namespaces and threads of the path."""
+
     async def main():
         with CodecThread() as thread:
             network = NetworkProfile(name="far", delay_s=0.1)
@@ -193,8 +206,11 @@ def test_cancelled_close_ends_the_namespaces(camera_scene):
     assert "packets" not in [thread.name for thread in threading.enumerate()]
 
 
-def test_connection_that_is_cancelled_while_it_opens_leaves_nothing():
-    """The thread that opens it goes on: what it has made is closed."""
+def test_cancelled_connection_opening_leaves_nothing():
+    """A connection whose opening is cancelled leaves no file and no thread.
+
+    The thread that opens it goes on: what it has made is closed.
+    """
 
     async def main():
         connection = PacketConnection(NetworkProfile(name="n"))

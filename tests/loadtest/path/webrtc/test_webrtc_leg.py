@@ -280,8 +280,11 @@ def test_frames_that_a_busy_loop_sends_at_once_all_end(camera_scene):
 @pytest.mark.parametrize(
     ("wanted", "error"), [({"size": (0, 24)}, ValueError), ({"chunk": 512}, TypeError), ({"sizes": (8, 8)}, TypeError)]
 )
-def test_what_no_model_can_take_is_named_when_the_path_is_made(camera_scene, wanted, error):
-    """Else each frame would fail with `Closed`, in a report without the reason."""
+def test_unusable_format_is_named_when_path_is_made(camera_scene, wanted, error):
+    """A format that no model can take is named when the path is made.
+
+    Else each frame would fail with `Closed`, in a report without the reason.
+    """
     with pytest.raises(error, match=next(iter(wanted))):
         WebRtcPath(camera_scene(codec="vp8"), "wifi", **wanted)
 
