@@ -46,7 +46,7 @@ COMFORT = 0.5
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0] if __doc__ else None)
-    parser.add_argument("--repeats", type=int, help="of the sweep over loads, instead of as many as fit into a minute")
+    parser.add_argument("--repeats", type=int, help="of the runs over loads, instead of as many as fit into a minute")
     parser.add_argument("--window", type=float, default=WINDOW_S, help="seconds that each load is measured")
     parser.add_argument("--seconds", type=float, default=1.5, help="seconds of microphones with cameras beside them")
     parser.add_argument("--cameras", type=int, default=2, help="cameras beside the microphones")

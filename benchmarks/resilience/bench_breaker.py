@@ -89,7 +89,7 @@ def main() -> None:
     breaker = CircuitBreaker()
     breaker.force_open()
     best = least_ns({"permits": looks(breaker), "refused": refusals(breaker)})
-    print(f"open: permits() {best['permits']:.0f} ns, a refused call {best['refused']:.0f} ns")
+    print(f"open: permits() {best['permits']:.0f} ns, a rejected call {best['refused']:.0f} ns")
     print(f"half open: {let_through(tripped(), 20)} of 20 threads let through (half_open_calls=3)")
     print(f"8 threads, calls of 200 ms: {eight_threads_s(CircuitBreaker()):.2f} s")
 

@@ -139,7 +139,7 @@ def describe_speech(outcome: Outcome) -> Paragraph:
     details = [intact]
     if speech.after_loss:
         details.append(
-            f"A stream that lost a chunk goes on with its last state: of the {speech.after_loss} chunks after a loss "
+            f"A stream that lost a chunk continues with its last state: of the {speech.after_loss} chunks after a loss "
             f"{speech.after_loss_agreeing / speech.after_loss:.1%} were decided as without it."
         )
     return Paragraph(

@@ -51,9 +51,7 @@ def compose(layers: tuple[Any, ...], clock: Clock) -> tuple[list[Any], BatchedSe
             current = layer.wrap(current)
         except TypeError as error:
             name = type(layer).__name__
-            raise TypeError(
-                f"layers: {name} cannot stand in front of what follows it: {error}{_order(layers, layer)}"
-            ) from error
+            raise TypeError(f"layers: {name} cannot wrap what follows it: {error}{_order(layers, layer)}") from error
         check_part_methods(current)
         parts.append(current)
     if not is_service(current):

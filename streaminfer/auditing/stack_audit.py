@@ -191,7 +191,7 @@ def _check_cache(cache: EdgeCache, where: str) -> Iterator[Finding]:
         yield _check_tier(tier, policy, tier_where)
         if read(tier, "shared") is True and is_a(read(tier, "keys"), StoredKeys):
             what = "its keys lie in a file of this machine: other machines neither have them nor learn of their end"
-            remedy = "ServiceKeys(service) for more machines than one. Right as it is where one machine uses the tier"
+            remedy = "ServiceKeys(service) for more machines than one. Not needed where one machine uses the tier"
             yield _attention("key-store", tier_where, what, remedy)
         yield from _check_tier_hop(tier, tier_where)
 
@@ -262,7 +262,7 @@ def _check_subjects(counted: tuple[int, int] | None, where: str) -> Finding:
         return _ok("subjects", where, f"all {owned} entries in memory have a subject")
     if owned == 0:
         what = f"none of the {without} entries in memory has a subject: nothing can be erased by person"
-        return _attention("subjects", where, what, remedy + ". Right as it is where no request is about a person")
+        return _attention("subjects", where, what, remedy + ". Not needed where no request is about a person")
     what = f"{without} of {owned + without} entries in memory have no subject, and the others have"
     return _attention("subjects", where, what, remedy)
 
@@ -311,7 +311,7 @@ def _check_keys(secret: bytes | None, where: str) -> Finding:
     if secret is not None:
         return _ok("keys", where, "keys are made with a secret: no caller can make inputs that share an answer")
     what = "keys are an unkeyed hash: who chooses inputs can make two, of two tenants, that share an answer"
-    return _attention("keys", where, what, "EdgeCache(secret=…). Right as it is where all callers are trusted")
+    return _attention("keys", where, what, "EdgeCache(secret=…). Not needed where all callers are trusted")
 
 
 # -- tiers and hops ----------------------------------------------------------------------------------------------------
@@ -343,7 +343,7 @@ def _check_tier(tier: Any, policy: Retention | None, where: str) -> Finding:
     what = "not encrypted, so answers with a subject are not kept there"
     if barred:
         what += f", nor what is of {', '.join(repr(name) if name else 'the default class' for name in barred)}"
-    return _attention("tier", where, what, remedy + ". Right as it is where nothing there is about a person")
+    return _attention("tier", where, what, remedy + ". Not needed where nothing there is about a person")
 
 
 def _check_tier_hop(tier: Any, where: str) -> Iterator[Finding]:
@@ -378,7 +378,7 @@ def _judge_hop(address: Any, encrypted: Any, where: str, *, known: bool) -> Iter
     if address is NOTHING and known:
         yield _ok("hop", where, "runs on this machine")
     elif not is_a(address, str):
-        yield _attention("hop", where, "it does not say where it sends what it is asked", declare)
+        yield _attention("hop", where, "it does not declare the address to which it sends requests", declare)
     elif not address:
         yield _ok("hop", where, "requests stay in this process")
     elif _stays_here(address):

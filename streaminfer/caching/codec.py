@@ -254,5 +254,5 @@ def _refusal(where: str, value: Any) -> str:
         kind += f" of {value.dtype}"
     return (
         f"{where[:200]}: expected None, bool, int, float, complex, str, bytes, list, tuple, dict or a NumPy array or"
-        f" scalar without objects, got {kind}, which would not come back as it is"
+        f" scalar without objects, got {kind}, which would come back changed"
     )

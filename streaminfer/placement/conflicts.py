@@ -304,7 +304,7 @@ class _Relaxer:
             case "migrations":
                 return self._more_migrations()
             case _:
-                return f"give up: {constraint.text}", float("nan")
+                return f"drop the constraint: {constraint.text}", float("nan")
 
     def _is_enough(self, **changes: Any) -> bool:
         """Whether everything can be had with other candidates or settings."""

@@ -76,7 +76,7 @@ class ModelRun:
             decision = self._policy.decide(self.queue, now_ns, free_workers)
             for ticket in decision.reject:
                 if ticket.state != "queued":
-                    raise RuntimeError(f"{self._policy!r} refuses {ticket!r}, which does not wait")
+                    raise RuntimeError(f"{self._policy!r} rejected {ticket!r}, which is not queued")
                 self.queue.end(ticket)
                 self._drops_ns.append(now_ns)
             if decision.batch:

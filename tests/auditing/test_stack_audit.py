@@ -336,8 +336,8 @@ def test_redis_tier_that_seals_values_still_needs_tls(keys):
         ("/run/triton.sock", False, "ok", "a socket: does not leave this machine"),
         ("", False, "ok", "requests stay in this process"),
         ("http://[", False, "fail", "an address that cannot be read, not encrypted"),
-        (None, True, "attention", "it does not say where it sends"),
-        (8001, True, "attention", "it does not say where it sends"),
+        (None, True, "attention", "it does not declare the address"),
+        (8001, True, "attention", "it does not declare the address"),
     ],
 )
 def test_a_backend_says_where_it_sends_requests(address, encrypted, severity, what):

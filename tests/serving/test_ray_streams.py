@@ -293,7 +293,7 @@ async def test_failed_move_during_stop_leaves_snapshot(loop, caplog):
         assert await claimed == reference(2)
         moves = await fleet.store.statistics()
     assert (moves.moved, moves.resumed, moves.restarted) == (0, 1, 0)
-    assert "1 streams were not handed over" in caplog.text
+    assert "1 streams were not moved" in caplog.text
 
 
 async def test_lost_replica_costs_steps_after_its_snapshot(loop):

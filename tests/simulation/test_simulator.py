@@ -275,7 +275,7 @@ def test_requests_that_wait_for_a_shy_policy_expire():
     [
         (lambda w, now, free: Decision(w.first(3) * 2, "too many"), "Scripted sends a batch of 6, above 4"),
         (lambda w, now, free: Decision(w.first(1) * 2, "twice"), "Scripted sends requests that do not wait"),
-        (lambda w, now, free: Decision(reject=w.first(1) * 2), "Scripted refuses .* which does not wait"),
+        (lambda w, now, free: Decision(reject=w.first(1) * 2), "Scripted rejected .* which is not queued"),
         (lambda w, now, free: Decision(recheck_ns=now), "look again at once"),
         (lambda w, now, free: Decision(), "Scripted leaves 3 requests queued for ever"),
     ],

@@ -40,11 +40,11 @@ class Service:
         ),
         (
             (si.AdaptiveBatcher(max_batch_size=1), si.Telemetry(), ScriptedBackend()),
-            r"Telemetry cannot stand in front .* works: Stack\(Telemetry, AdaptiveBatcher, ScriptedBackend\)",
+            r"Telemetry cannot wrap .* works: Stack\(Telemetry, AdaptiveBatcher, ScriptedBackend\)",
         ),
         (
             (si.AdaptiveBatcher(max_batch_size=1), si.ConcurrencyLimit(), ScriptedBackend()),
-            r"ConcurrencyLimit cannot stand .* works: Stack\(ConcurrencyLimit, AdaptiveBatcher, ScriptedBackend\)",
+            r"ConcurrencyLimit cannot wrap .* works: Stack\(ConcurrencyLimit, AdaptiveBatcher, ScriptedBackend\)",
         ),
     ],
 )
@@ -304,7 +304,7 @@ def test_no_order_suggested_for_layer_that_never_fits():
     plan = FaultPlan(partial())
     layers = plan, si.AdaptiveBatcher(max_batch_size=2), si.CircuitBreaker(), ScriptedBackend()
 
-    with pytest.raises(TypeError, match="FaultPlan cannot stand in front") as raised:
+    with pytest.raises(TypeError, match="FaultPlan cannot wrap") as raised:
         si.Stack(*layers)
 
     assert "the order that works" not in str(raised.value)

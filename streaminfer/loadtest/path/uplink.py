@@ -80,7 +80,7 @@ class Uplink:
     def _send_again(self, sent_ns: int) -> tuple[int | None, int]:
         link, at_ns = self._link, sent_ns
         for times in range(1, self._retransmits + 1):
-            for _ in ("the gap is seen", "it is asked for"):
+            for _ in ("the gap is seen", "a repeat is requested"):
                 at_ns, _lost = link.send_alone(at_ns)  # a later packet shows it, or asks again
             at_ns, lost = link.send_alone(at_ns)
             if not lost:

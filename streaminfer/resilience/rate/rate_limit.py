@@ -153,7 +153,7 @@ class RateLimit(StackClock):
         if kind == "service":
             return RateLimitedService(self, inner, by)
         if kind == "backend":
-            what = "a service or a function (a batch has rows of several tenants: the limit stands before the batcher)"
+            what = "a service or a function (a batch has rows of several tenants: the limit is around the batcher)"
             raise TypeError(expected("inner", what, inner))
         return (_limit_async if kind == "async function" else _limit_sync)(self, inner, by or _no_tenant)
 

@@ -174,7 +174,7 @@ class MovingStreams(Wrapper):
                 if not stream.is_set_here:
                     stream.rejection = self._take_over(stream_id, claim)
             if stream.rejection is not None:  # the state is left to the next claim, here or elsewhere
-                async with _asked("stream %r was not handed over", stream_id):
+                async with _asked("stream %r was not moved", stream_id):
                     await self._store.hand_over(self._replica, {stream_id: claim.record})
                 self._drop(stream_id, stream)
         finally:
@@ -251,7 +251,7 @@ class MovingStreams(Wrapper):
                 self._states.end_stream(stream_id)
                 stream.is_set_here = False  # the record has it
             if records:
-                async with _asked("%d streams were not handed over", len(records)):
+                async with _asked("%d streams were not moved", len(records)):
                     await self._store.hand_over(self._replica, records)
         finally:
             for stream_id, stream in streams.items():
