@@ -128,7 +128,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 compiled: bool = _compiled_modules.are_used()
-"""Whether the state machines run compiled; else from their plain sources, which costs more CPU per request."""
+"""Whether the compiled state machines are in use; the uncompiled ones cost more CPU time per request."""
 
 _HOMES = {
     "_warmup": ["warmup"],
@@ -162,7 +162,7 @@ _HOMES = {
 _MODULES = {name: name for name in __all__ if not any(name in names for names in _HOMES.values())}
 
 
-if not TYPE_CHECKING:  # type checkers know the names from the block above, and refuse others
+if not TYPE_CHECKING:  # type checkers know the names from the block above, and reject others
     __getattr__, _ = lazy_attributes(__name__, _HOMES, _MODULES)
 
 
@@ -171,14 +171,14 @@ def __dir__() -> list[str]:
 
 
 def load_ipython_extension(shell: object) -> None:
-    """Answer ``%load_ext streaminfer``."""
+    """Run ``%load_ext streaminfer``."""
     from streaminfer import notebook  # noqa: PLC0415 - only there
 
     notebook.load(shell)
 
 
 def unload_ipython_extension(shell: object) -> None:
-    """Answer ``%unload_ext streaminfer``."""
+    """Run ``%unload_ext streaminfer``."""
     from streaminfer import notebook  # noqa: PLC0415 - only there
 
     notebook.unload(shell)

@@ -12,7 +12,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        arguments: ``None``: those of the process.
+        arguments: command-line arguments; ``None``: those of the process.
 
     Returns:
         The exit status.

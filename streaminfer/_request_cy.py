@@ -1,10 +1,10 @@
 # cython: embedsignature=False, binding=True
 # Cython embeds the signature of a constructor with its `*` one argument too late
-"""What travels: one request, its answer, and when each part of the work happened.
+"""One request, its response, and the times of the parts of its work.
 
-One source, compiled by Cython with the C types of ``_request_cy.pxd``, or run as it is. These objects are made once a
-request, so they are slotted, validated once, where they are made, and never changed afterwards (the compiled
-build enforces it; the plain one trusts).
+One source: Cython compiles it with the C types of ``_request_cy.pxd``, or it runs uncompiled. These objects are created
+for each request. They are therefore slotted, validated once at creation, and never changed afterwards; the compiled
+build enforces that, the uncompiled one does not.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ _FIELDS = ("inputs", "deadline_ns", "priority", "stream_id", "tenant", "subject"
 
 
 class Request:
-    """One request for one answer; it never carries a batch axis.
+    """One request for one response; it never has a batch axis.
 
     Args:
         inputs: what the model reads: one array, or a mapping of input name to array.
-        deadline_ns: monotonic instant after which an answer is worthless; ``None``: the `Stack` stamps it from the
-            batcher's ``slo_s``; ``2**63 - 1``, which is ``streaminfer.request.NEVER_NS``: it has none.
+        deadline_ns: monotonic instant after which a response is worthless; ``None``: the `Stack` sets it from the
+            batcher's ``slo_s``; ``2**63 - 1`` (``streaminfer.request.NEVER_NS``): no deadline.
         priority: a lower number is more urgent; requests of one priority are served in order of arrival.
-        stream_id: the live stream it belongs to; such a request is never answered from a cache.
-        tenant: on whose behalf; part of every cache key.
-        subject: the person whose data it carries; what a cache keeps of it can be erased by this name.
-        tags: labels, for erasing cached answers by tag.
+        stream_id: the live stream of the request; caches never serve a request that has one.
+        tenant: the tenant that sends the request; part of every cache key.
+        subject: the person whose data the request carries; caches can erase the responses that they store under it.
+        tags: labels, for erasing cached responses by tag.
         key: cache key, instead of one made from the contents.
-        store: whether an answer may be kept.
+        store: whether caches may store the response.
 
     Raises:
-        InvalidInput: a field of the wrong type.
+        InvalidInput: a field has the wrong type.
     """
 
     __slots__ = (
@@ -107,13 +107,13 @@ class Request:
         self.store = store
 
     def replace(self, **changes: Any) -> Request:
-        """A copy with some fields changed; layers never change a request, another route may still need it."""
+        """Return a copy with some fields changed; layers never change a request, because another route may need it."""
         fields: dict[str, Any] = {name: getattr(self, name) for name in _FIELDS}
         fields.update(changes)
         return Request(fields.pop("inputs"), **fields)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Cython's own pickle of a class is none that the plain build can read, and the other way round
+        # neither build can read the pickles that the other would make by default
         return make_request, tuple([getattr(self, name) for name in _FIELDS])
 
     def __repr__(self) -> str:
@@ -134,15 +134,15 @@ class Request:
 
 
 class Timings:
-    """When the parts of one answer happened: monotonic instants in nanoseconds, and the parts in seconds.
+    """Instants of the parts of one request's work, monotonic nanoseconds, and the durations of the parts in seconds.
 
-    A batcher fills it; the last part, handing back, ends where the reader's own clock says.
+    A batcher fills it. The reader measures the last part, the delivery of the response, with a clock.
 
     Attributes:
-        enqueued_ns: the request was accepted.
-        started_ns: its batch was released to a worker.
-        assembled_ns: the batch's inputs stood together.
-        inferred_ns: the model had answered.
+        enqueued_ns: the batcher accepted the request.
+        started_ns: the batcher released its batch to a worker.
+        assembled_ns: the inputs of the batch were assembled.
+        inferred_ns: the model returned the results.
         batch_size: how many requests shared the batch.
     """
 
@@ -164,17 +164,17 @@ class Timings:
 
     @property
     def queued_s(self) -> float:
-        """Seconds it waited for a worker and for company."""
+        """Seconds in the queue, until its batch was released."""
         return (self.started_ns - self.enqueued_ns) / 1e9
 
     @property
     def assembled_s(self) -> float:
-        """Seconds from its batch's release until the inputs stood together, waiting for a thread included."""
+        """Seconds from the release of its batch until the inputs were assembled, including the wait for a thread."""
         return (self.assembled_ns - self.started_ns) / 1e9
 
     @property
     def inferred_s(self) -> float:
-        """Seconds the model took for the batch."""
+        """Seconds that the model took for the batch."""
         return (self.inferred_ns - self.assembled_ns) / 1e9
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -188,13 +188,13 @@ class Timings:
 
 
 class Response:
-    """The answer to one request.
+    """The response to one request.
 
     Attributes:
-        outputs: what the model answered for this request: one array, or a mapping of output name to array.
-        degraded: a lesser answer than asked for (a fallback model, a stale entry).
-        source: who answered: a route, a cache tier or a backend.
-        timings: a :class:`Timings`, or ``None`` where no batcher took part.
+        outputs: what the model returned for this request: one array, or a mapping of output name to array.
+        degraded: the response has a lower quality than requested (a fallback model, a stale entry).
+        source: name of the route, cache tier or backend that it came from.
+        timings: a :class:`Timings`, or ``None`` if no batcher took part.
     """
 
     __slots__ = ("__weakref__", "degraded", "outputs", "source", "timings")
@@ -224,14 +224,14 @@ def make_request(
     key: Hashable,
     store: bool,
 ) -> Request:
-    """Return a `Request`; for compiled callers, which need no keywords here and so build no dictionary of them."""
+    """Return a `Request`; positional arguments, so that compiled callers build no dictionary of keywords."""
     request = Request.__new__(Request)
     request._fill(inputs, deadline_ns, priority, stream_id, tenant, subject, tags, key, store)
     return request
 
 
 def with_deadline(request: Request, deadline_ns: int | None) -> Request:
-    """Return a copy with another deadline; for compiled callers, as a stack does it for most requests."""
+    """Return a copy with another deadline; for compiled callers, because a stack does this for most requests."""
     return make_request(
         request.inputs,
         deadline_ns,
@@ -256,10 +256,10 @@ def make_response(outputs: Any, source: str, timings: Timings | None) -> Respons
 
 
 def check_priority(priority: Any) -> None:
-    """A whole number of 32 bits.
+    """Check that a priority is a whole number of 32 bits.
 
     Raises:
-        InvalidInput: it is none.
+        InvalidInput: it is not.
     """
     if not isinstance(priority, int) or isinstance(priority, bool) or not -(2**31) <= priority < 2**31:
         raise InvalidInput(expected("priority", "a whole number of 32 bits, lower is more urgent", priority))
@@ -285,7 +285,7 @@ def _check_hashable(name: str, value: object) -> None:
 def _brief(value: object, depth: int = 3) -> str:
     if isinstance(value, dict):
         if not depth:
-            return "{...}"  # it may be in itself
+            return "{...}"  # a mapping may contain itself
         return "{" + ", ".join([f"{name}: {_brief(item, depth - 1)}" for name, item in value.items()]) + "}"
     shape = getattr(value, "shape", None)
     dtype = getattr(value, "dtype", None)

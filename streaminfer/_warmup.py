@@ -1,4 +1,4 @@
-"""Load the kernels, or compile those that were not compiled ahead of time, before they are used."""
+"""Loading of the kernels before their first use; kernels that were not compiled ahead of time are compiled."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ __all__ = ["kernel_loads", "warmup"]
 
 
 def kernel_loads() -> dict[str, Callable[[], object]]:
-    """Return what loads the kernels of each part, by its name."""
+    """Return the functions that load the kernels, by the name of the part."""
     from streaminfer.batching.planner import kernel_loader  # noqa: PLC0415 - loaded when needed
     from streaminfer.placement.solver import kernels as placement_kernels  # noqa: PLC0415
     from streaminfer.simulation.devices import optimum  # noqa: PLC0415
@@ -19,14 +19,14 @@ def kernel_loads() -> dict[str, Callable[[], object]]:
 
 
 def warmup() -> None:
-    """Load every kernel; where none were compiled ahead of time, Numba compiles them for some seconds.
+    """Load every kernel; if none were compiled ahead of time, Numba compiles them, which takes some seconds.
 
-    Numba keeps on disk what it compiled, so that the next process on the machine loads it. A `Stack` does the same for
-    what it serves with when it starts. Off the event loop: ``await asyncio.to_thread(streaminfer.warmup)``.
+    Numba stores the compiled kernels on disk, so the next process on the machine only loads them. A `Stack` loads the
+    kernels that it needs when it starts. Off the event loop: ``await asyncio.to_thread(streaminfer.warmup)``.
     Thread-safe.
 
     Raises:
-        MissingExtra: no kernels were compiled ahead of time, nor is Numba installed.
+        MissingExtra: no kernels were compiled ahead of time, and Numba is not installed.
     """
     for load in kernel_loads().values():
         load()

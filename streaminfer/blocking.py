@@ -1,7 +1,7 @@
 """A `Stack` for synchronous callers: scripts, threads of a WSGI server, notebooks.
 
-The stack runs on an event loop in a thread of its own, so it works inside a program, or a notebook, that runs a loop
-already, and from any number of threads at once, whose calls then share batches.
+The stack runs on an event loop in a separate thread. It therefore works inside a program or notebook that already runs
+an event loop, and any number of threads can call it at once; their requests share batches.
 """
 
 import asyncio
@@ -33,21 +33,21 @@ class BlockingStack:
     can be started again. Thread-safe.
 
     Args:
-        stack: a stack that does not run.
+        stack: a stack that is not running.
     """
 
     def __init__(self, stack: ServedStack) -> None:
         self.stack = stack
-        self._lock = new_reentrant_lock()  # the thread that holds it can collect an iterator that closes its stream
+        self._lock = new_reentrant_lock()  # garbage collection in the holder may close a stream of the stack
         self._pending: set[concurrent.futures.Future[Any]] = set()
         self._thread: threading.Thread | None = None
-        self._ended = threading.Event()  # of the thread
+        self._ended = threading.Event()  # set when the thread ends
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._drain = True
         self._timeout_s: float | None = STOP_LIMIT_S
         self._closing = False
-        self._failure: Exception | None = None  # of the stop that ended the thread
+        self._failure: Exception | None = None  # raised by the stop that ended the thread
         self._pid = os.getpid()
 
     def __call__(self, inputs: Any, **settings: Unpack[CallSettings]) -> Any:
@@ -87,14 +87,14 @@ class BlockingStack:
             return self.stack.statistics()
 
     def start(self) -> None:
-        """Start the stack on an event loop in a thread of its own, and return when it accepts requests.
+        """Start the stack on an event loop in a separate thread, and return when it accepts requests.
 
         An interrupt cancels the start.
 
         Raises:
-            RuntimeError: it runs already, also in the process that this one was forked from.
-            Closed: another thread stopped it before it had started.
-            BaseException: an error of a layer.
+            RuntimeError: it is running, here or in the process from which this one was forked.
+            Closed: another thread stopped it before the start was complete.
+            BaseException: the error of a layer.
         """
         self._check_process()
         started: concurrent.futures.Future[None] = concurrent.futures.Future()
@@ -113,16 +113,16 @@ class BlockingStack:
             raise
 
     def stop(self, *, drain: bool = True, timeout_s: float | None = STOP_LIMIT_S) -> None:
-        """Stop the stack and join the thread; do nothing if it does not run, and cancel a start that goes on.
+        """Stop the stack and join the thread, or cancel a start in progress; do nothing if it is not running.
 
         Args:
             drain: wait for the requests in flight; otherwise they end with ``Closed``.
-            timeout_s: seconds after which the rest ends with ``Closed``, as in :meth:`Stack.stop`.
+            timeout_s: seconds after which the remaining requests end with ``Closed``, as in :meth:`Stack.stop`.
 
         Raises:
-            TypeError, ValueError: ``timeout_s`` is no duration.
-            RuntimeError: on the stack's own event loop, or in a process that was forked while it ran.
-            Exception: an error of a layer.
+            TypeError, ValueError: ``timeout_s`` is not a duration.
+            RuntimeError: called on the stack's event loop, or in a process that was forked while it ran.
+            Exception: the error of a layer.
         """
         if timeout_s is not None:
             check_duration("timeout_s", timeout_s)
@@ -143,7 +143,7 @@ class BlockingStack:
     def _leave(self, *, drain: bool, timeout_s: float | None, started: threading.Thread | None = None) -> bool:
         with self._lock:
             thread, ended, loop, stop = self._thread, self._ended, self._loop, self._stop
-            if thread is None or started not in (None, thread):  # a stop has returned, and it was started again
+            if thread is None or started not in (None, thread):  # another stop has returned, and a start followed
                 return False
             self._check_thread()
             self._drain = drain
@@ -151,11 +151,11 @@ class BlockingStack:
             self._closing = True
             if loop is not None and stop is not None:
                 loop.call_soon_threadsafe(stop.set)
-        ended.wait()  # before Python 3.13 a join that was interrupted takes a thread that runs for ended
+        ended.wait()  # before Python 3.13, a join that was interrupted reports a running thread as ended
         thread.join()
         with self._lock:
-            if self._thread is thread:  # else another stop has returned, and it was started again
-                self._closing = False  # first: without a thread it can be started, also by a forked process
+            if self._thread is thread:  # otherwise another stop has returned, and a start followed
+                self._closing = False  # first, because without a thread a start may follow, also in a forked process
                 self._thread = None
             failure, self._failure = self._failure, None
         if failure is not None:
@@ -188,7 +188,7 @@ class BlockingStack:
             with self._lock:
                 self._loop = self._stop = None
                 pending = list(self._pending)
-            for future in pending:  # calls that came after the loop had run its last callbacks
+            for future in pending:  # calls that arrived after the last callbacks of the loop
                 future.cancel()
             ended.set()
 
@@ -196,7 +196,7 @@ class BlockingStack:
         stop = asyncio.Event()
         with self._lock:
             self._loop, self._stop = asyncio.get_running_loop(), stop
-            if self._closing:  # left before it had started
+            if self._closing:  # stopped before the start was complete
                 stop.set()
         try:
             await self._start_until(stop)
@@ -208,14 +208,14 @@ class BlockingStack:
             finally:  # also when an error ends the loop
                 await self.stack.stop(drain=drain, timeout_s=self._timeout_s)
         finally:
-            with self._lock:  # before the loop is closed, so that no call is given to a closed one
+            with self._lock:  # before the loop is closed, so that no call reaches a closed loop
                 self._loop = self._stop = None
 
     async def _start_until(self, stop: asyncio.Event) -> None:
         starting, leaving = asyncio.ensure_future(self.stack.start()), asyncio.ensure_future(stop.wait())
         await asyncio.wait({starting, leaving}, return_when=asyncio.FIRST_COMPLETED)
         leaving.cancel()
-        starting.cancel()  # nothing where it has ended
+        starting.cancel()  # no effect if the start is complete
         try:
             await starting
         except asyncio.CancelledError:
@@ -241,12 +241,12 @@ class BlockingStack:
         except concurrent.futures.CancelledError:
             raise Closed("the stack stopped before it could answer") from None
         except BaseException:
-            future.cancel()  # an interrupt: the caller has left
+            future.cancel()  # the calling thread was interrupted and no longer waits
             raise
         finally:
             with self._lock:
                 self._pending.discard(future)
-            del future  # an error whose traceback holds this frame would hold the request's inputs
+            del future  # the traceback of an error refers to this frame, which would keep the request's inputs alive
 
     def __repr__(self) -> str:
         return f"<blocking {self.stack!r}>"

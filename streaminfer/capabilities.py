@@ -1,4 +1,4 @@
-"""Capabilities: what a service, backend or layer offers beyond answering, and the records that they speak of."""
+"""Capabilities: optional features of services, backends and layers, and the records that they use."""
 
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from enum import StrEnum
@@ -25,36 +25,36 @@ __all__ = [
 
 
 class AdmissionReason(StrEnum):
-    """Why a service rejects a request, in `Admission`, statistics and logs."""
+    """Reasons for which a service rejects a request, in `Admission`, statistics and logs."""
 
     QUEUE_FULL = "queue_full"
-    """The queue of the batcher, or of the model, has no place left."""
+    """The queue of the batcher or of the model is full."""
     LIMIT = "limit"
-    """A concurrency limit has no permit left."""
+    """The concurrency limit has no permit left."""
     RATE_LIMIT = "rate_limit"
-    """The tenant has used up its rate."""
+    """The tenant has used up its rate limit."""
     INFEASIBLE = "infeasible"
-    """It would miss its deadline even if it ran now."""
+    """The request would miss its deadline even if it ran now."""
     DEADLINE_EXCEEDED = "deadline_exceeded"
-    """Its deadline has passed."""
+    """The deadline of the request has passed."""
     SHED = "shed"
-    """It was queued, and made room for a more urgent request, or for a stream with a shorter backlog."""
+    """The queued request made room for a more urgent one, or for a stream with a shorter backlog."""
     CIRCUIT_OPEN = "circuit_open"
-    """A circuit breaker is open."""
+    """The circuit breaker is open."""
     NO_REPLICA = "no_replica"
-    """There is no replica that could take it."""
+    """No replica can take the request."""
     CLOSED = "closed"
-    """The service does not run."""
+    """The service is not running."""
 
 
 class Admission(NamedTuple):
-    """Whether a service would take a request now.
+    """Prediction of whether a service would accept a request now.
 
     Attributes:
-        ok: it would be accepted and, as far as is known, answered by its deadline.
-        reason: why not: an `AdmissionReason`, or a word of the user's own service; empty where ``ok``.
-        retry_after_s: seconds after which asking again makes sense; ``None``: unknown.
-        predicted_finish_ns: instant at which the answer is expected; ``None``: unknown.
+        ok: the service would accept the request and is expected to complete it by its deadline.
+        reason: an `AdmissionReason`, or a word of the user's own service; empty if ``ok``.
+        retry_after_s: seconds after which a retry is expected to succeed; ``None``: unknown.
+        predicted_finish_ns: instant at which the response is expected; ``None``: unknown.
     """
 
     ok: bool
@@ -64,11 +64,11 @@ class Admission(NamedTuple):
 
 
 class NextBatch(NamedTuple):
-    """When a batcher can begin another batch.
+    """Prediction of a batcher's next batch.
 
     Attributes:
-        at_ns: when a worker is expected to be free; not after the present instant: one is, or it is not known.
-        room: how many more requests would be in that batch, beside those queued.
+        at_ns: when a worker is expected to be free; at or before the present: a worker is free, or this is unknown.
+        room: how many more requests would be in that batch, besides those queued.
     """
 
     at_ns: int
@@ -76,26 +76,26 @@ class NextBatch(NamedTuple):
 
 
 def sooner(one: float | None, other: float | None) -> float | None:
-    """The lesser of two ``retry_after_s``; one that is unknown says nothing."""
+    """Return the smaller of two ``retry_after_s``; if one is ``None``, the other."""
     if one is None or other is None:
         return other if one is None else one
     return min(one, other)
 
 
 class ExampleInputs(NamedTuple):
-    """What one request brings, as a backend knows it.
+    """Inputs of one request, as the backend knows them.
 
     Attributes:
         inputs: one array, or a mapping of input name to array, without a batch axis.
-        infer: runs a batch of them as the backend's own ``infer`` does, but counts it nowhere.
-        is_given: the user gave them: a batch that fails is an error. Otherwise they are a guess, and one that fails
-            leaves the batcher to learn from live batches.
-        free_axes: for a guess, by input name the axes of ``inputs`` whose size the model leaves open.
-        resize: for a guess, makes the inputs with another size on all these axes; ``None``: sizes are not to be tried.
-        infer_on_each: runs a batch once on every worker, so that each has done it; counted nowhere. ``None``: there is
-            one worker, or no telling which one takes a batch.
+        infer: runs a batch of these inputs like the backend's ``infer``, but counts it in no statistics.
+        is_given: the user gave the inputs, so a batch that fails is an error. Otherwise the backend guessed them, and
+            after a failure the batcher learns from live batches instead.
+        free_axes: for guessed inputs, by input name, the axes of ``inputs`` whose size the model leaves open.
+        resize: for guessed inputs, makes them with another size on all these axes; ``None``: do not try other sizes.
+        infer_on_each: runs a batch once on every worker, counted in no statistics. ``None``: there is one worker, or
+            the backend cannot choose the worker of a batch.
         exclusive: other models must not be measured at the same time, because they compute on the same machine.
-        infer_now: does what ``infer`` does at once, if the backend answers live batches so.
+        infer_now: like ``infer``, without awaiting, if the backend runs live batches like that.
     """
 
     inputs: Any
@@ -109,41 +109,41 @@ class ExampleInputs(NamedTuple):
 
 
 class Objective(Protocol):
-    """Owner of a latency objective, which may change while requests are answered."""
+    """Owner of a latency objective, which may change while the service runs."""
 
     @property
     def slo_ns(self) -> int | None:
-        """Nanoseconds from which a `Stack` stamps the deadline of requests that bring none; ``None``: no objective."""
+        """Nanoseconds that a `Stack` allows a request without a deadline; ``None``: no objective."""
 
 
 class StreamStates(Protocol):
-    """Keeper of what a recurrent model remembers of each stream."""
+    """Owner of the state that a recurrent model has for each stream."""
 
     def reset_stream(self, stream_id: Hashable) -> None:
-        """The next request of the stream starts from the initial state; nothing happens where there is none."""
+        """Start the next request of the stream from the initial state; a stream without state is ignored."""
 
     def end_stream(self, stream_id: Hashable) -> None:
-        """The stream is over: its place is free for another; nothing happens where there is none."""
+        """Free the state of a stream that has ended; a stream without state is ignored."""
 
     def export_state(self, stream_id: Hashable) -> Any:
-        """Return a copy of its state, as `import_state` of another keeper of the same model takes it."""
+        """Return a copy of the stream's state, for `import_state` of another owner for the same model."""
 
     def import_state(self, stream_id: Hashable, state: Any) -> None:
-        """The next request of the stream goes on from ``state``."""
+        """Start the next request of the stream from ``state``."""
 
 
 class Residency(NamedTuple):
-    """How a model comes into the memory of its device, and leaves it.
+    """How a model enters and leaves the memory of its device.
 
-    A `Device` with ``memory_bytes`` calls ``load`` before a model's first batch, also where it is loaded already, and
-    again after an ``unload``; never while a batch of it runs. Batchers that are offered one object, or methods of one
-    object, share the model, at a time or one after the other.
+    A `Device` with ``memory_bytes`` calls ``load`` before a model's first batch, even if the model is loaded already,
+    and again after an ``unload``; never while a batch of the model runs. Batchers share the model if they get the same
+    object, or methods of the same object, at the same time or one after the other.
 
     Attributes:
-        memory_bytes: what it takes there, its largest batch included.
-        load: returns when it can run; at once where it can.
-        unload: returns when it has left; at once where it has.
-        load_at_start: a batcher loads it when it starts, because the backend does not know the model before.
+        memory_bytes: memory of the model on the device, including its largest batch.
+        load: returns when the model can run; at once if it is loaded.
+        unload: returns when the model has left the memory; at once if it is not loaded.
+        load_at_start: a batcher loads the model when it starts, because the backend does not know the model earlier.
     """
 
     memory_bytes: int
@@ -153,21 +153,21 @@ class Residency(NamedTuple):
 
 
 class BackgroundRuns(NamedTuple):
-    """How the batches of a model give way to those of another one while they run.
+    """How the running batches of a model yield to those of another model.
 
-    A `Device` with ``preemptive=True`` calls ``set_background`` when the model comes into the background or leaves it,
-    and before each batch there; ``raise_running`` when one would miss its deadline otherwise; and ``yield_running`` as
-    a batch of the foreground begins while one of the background runs.
+    A `Device` with ``preemptive=True`` calls ``set_background`` when the model enters or leaves the background, and
+    before each of its batches there. It calls ``raise_running`` if a running batch would otherwise miss its deadline,
+    and ``yield_running`` when a foreground batch begins while a background batch runs.
 
     Attributes:
-        set_background: with true, later batches run at the lowest priority of the operating system, so that what else
-            wants the core has it at once; with false, at the usual one again.
-        raise_running: lets batches that run, or are about to, go on at the usual priority.
-        obstacle: returns why the batches cannot be lowered here; empty: they can.
-        yield_running: lets batches that run at the lowest priority give up their core once.
-        running_ns: returns the CPU time that the batch that runs at the lowest priority has used, in nanoseconds; of
-            several, the least; ``None``: none runs, or it is not known.
-        ended_ns: returns the CPU time of the batch that ended last, likewise.
+        set_background: with true, later batches run at the lowest priority of the operating system, so that other
+            threads get the core at once; with false, they run at the usual priority again.
+        raise_running: returns the running batches, and those about to run, to the usual priority.
+        obstacle: returns the reason why batches cannot run at a lower priority here; empty: they can.
+        yield_running: makes the batches that run at the lowest priority yield their core once.
+        running_ns: returns the CPU time, in nanoseconds, of the batch that runs at the lowest priority; of several,
+            the smallest; ``None``: no such batch runs, or the time is unknown.
+        ended_ns: returns the CPU time, in nanoseconds, of the batch that ended last; ``None``: unknown.
     """
 
     set_background: Callable[[bool], None]
@@ -179,37 +179,37 @@ class BackgroundRuns(NamedTuple):
 
 
 class ModelTensor(Protocol):
-    """One input or output of a model, as servers announce it."""
+    """One input or output of a model, as servers announce it to clients."""
 
     @property
     def name(self) -> str:
-        """As the model says."""
+        """Name in the model."""
 
     @property
     def dtype(self) -> Any:
-        """NumPy's type of callers' arrays; object for text; ``None`` where it is no tensor."""
+        """NumPy type of the callers' arrays; object for text; ``None`` if it is not a tensor."""
 
     @property
     def row_shape(self) -> tuple[int | str | None, ...]:
-        """Shape in one request, without the batch axis; a size that is a name or ``None`` is free."""
+        """Shape in one request, without the batch axis; a size is free if it is a name or ``None``."""
 
     @property
     def is_optional(self) -> bool:
-        """Whether a request may leave it out."""
+        """Whether a request may omit it."""
 
     @property
     def is_bfloat16(self) -> bool:
-        """Whether the model has bfloat16 where callers have float32."""
+        """Whether the model uses bfloat16 where callers use float32."""
 
 
 class ModelTensors(NamedTuple):
-    """What a request of a model brings and gets.
+    """Inputs and outputs of a model, per request.
 
     Attributes:
-        inputs: those that a request brings; empty: not known.
-        outputs: those that it gets; empty: not known.
-        takes_one_array: a request with one input may bring the array without its name.
-        reads_bytes: text is taken as ``bytes`` too, so that it need not be Unicode.
+        inputs: the inputs of a request; empty: unknown.
+        outputs: the outputs of a response; empty: unknown.
+        takes_one_array: a request with one input may pass the array without its name.
+        reads_bytes: text may also be ``bytes``, which need not be valid Unicode.
     """
 
     inputs: Sequence[ModelTensor]
@@ -219,56 +219,57 @@ class ModelTensors(NamedTuple):
 
 
 class Capabilities(NamedTuple):
-    """What a node offers beyond answering, its own or that of what it wraps.
+    """Optional features of a node: its own and those of the objects that it wraps.
 
     Attributes:
-        validate: raises :class:`~streaminfer.InvalidInput` when what a request brings does not fit the model. The
-            `Stack` calls it once, before anything is queued, and so offers none itself.
-        validates_kinds: ``validate`` looks at names, types and shapes alone: what fits once, fits always.
-        admission: says without side effects whether a request would be accepted at an instant, and when it would be
-            answered.
-        slo: read at each request.
+        validate: raises :class:`~streaminfer.InvalidInput` if the inputs of a request do not fit the model. The `Stack`
+            calls it once, before anything is queued, and so does not offer it itself.
+        validates_kinds: ``validate`` checks only names, types and shapes, so inputs that fit once always fit.
+        admission: predicts without side effects whether the node would accept a request at an instant, and when the
+            request would complete.
+        slo: the objective, read for each request.
         fingerprint: text or bytes that name the model, the same in every process, or a function that returns them. It
             is part of a cache's keys.
-        fingerprint_changes: how often the fingerprint has changed, if it can while requests are answered. A cache looks
-            at it for each request, and does not store what was computed while it changed. It changes no later than the
-            first response under the new fingerprint begins. What a batcher measured at an earlier start holds only as
-            long as this number. ``None``: the fingerprint is read once, when the node is wrapped.
+        fingerprint_changes: how often the fingerprint has changed, if it can change while the node serves requests. A
+            cache reads the number for each request and does not store a response if the number changed meanwhile. It
+            changes no later than the first response under the new fingerprint begins. A batcher discards measurements
+            of an earlier start if the number differs. ``None``: the fingerprint is read once, when the node is wrapped.
         max_batch_size: the most rows in a batch that the backend takes; ``None``: any number. Read at start.
-        shared_outputs: an output belongs to the whole batch, so copies of a row that fill up a batch would change it.
-            Read when the node is wrapped.
+        shared_outputs: an output belongs to the whole batch, so rows added as padding would change it. Read when the
+            node is wrapped.
         returns_new_arrays: no later batch writes to the arrays of a response. Otherwise a batcher copies the outputs of
             each batch before it sends the next one.
-        isolates_rows: the backend sends a failed batch again in parts, so that its error for a whole batch is that of
-            no single row. Otherwise a batcher does that.
-        queued_workers: how many batches the model runs at once, if further ones wait at the model for their turn. A
-            batcher with as many in flight sends the next one a little early, if outputs are new arrays. Read at start.
-        example_inputs: returns what one request brings, for the batches that a batcher measures at start; ``None``: not
-            known. Layers in between are not asked: calibration is no outcome for a breaker.
-        server_parts: mean seconds of the parts of a call, by a name that no other backend has; for `Telemetry`.
+        isolates_rows: the backend splits a failed batch and sends the parts again, so an error for the whole batch is
+            not caused by a single row. Otherwise the batcher does that.
+        queued_workers: how many batches the model runs at once, if it queues further ones. A batcher with that many in
+            flight sends the next one a little early, if outputs are new arrays. Read at start.
+        example_inputs: returns the inputs of one request, for the batches that a batcher measures at start; ``None``:
+            unknown. Calibration bypasses the layers in between: its outcomes must not count for a breaker.
+        server_parts: mean seconds of the parts of a call, under a name that no other backend uses; for `Telemetry`.
         enforces_deadline: each request ends at its deadline without help from the `Stack`.
         idempotent: whether a request may be sent more than once; ``None``: only those that belong to no stream.
         batch_axes: input name → axis on which a batcher stacks it; 0 for others. Read when the node is wrapped.
         max_in_flight: how many batches a batcher runs at once.
         full_load: how many requests keep every worker of a batcher busy with full batches.
-        spare_load: returns the same of other routes, for what would be late at the best one; ``None``: there is none,
-            and of the function: any number.
-        spread_load: returns how many requests keep the workers of all services busy among which it spreads requests;
-            those that do not tell count as none. ``None``: it does not spread them.
-        next_batch: returns when the next batch can begin, from the present instant on, and of how many more requests.
-        slow_batch_ns: returns the nanoseconds that a slow batch of so many requests takes, at most those of a full one,
-            outliers left out; ``None``, also of the function: not known.
-        shares_device: its batches take turns with those of other models, which depend on what is queued.
-        stream_states: the state of each stream, of a model that is recurrent; ``None``: requests do not depend on
+        spare_load: returns the same figure for the other routes, which can take the requests that would be late at the
+            best one; ``None``: there are no other routes. If the function returns ``None``: any number.
+        spread_load: returns how many requests keep busy the workers of all services among which the node spreads
+            requests; services that do not report a figure count as zero. ``None``: it does not spread requests.
+        next_batch: returns when the next batch can begin, at the present or later, and its room for more requests.
+        slow_batch_ns: returns the nanoseconds that a slow batch of so many requests takes, outliers excluded, and at
+            most those of a full batch; ``None``, also as the function's result: unknown.
+        shares_device: its batches take turns with those of other models, depending on their queues.
+        stream_states: the state of each stream of a recurrent model; ``None``: requests do not depend on
             earlier ones.
-        new_children: takes a function that is told the label and the object of each child that comes later.
-        many_answers: the outputs of a response are an asynchronous iterator of answers; servers send each as it comes.
-        model_tensors: returns the model's inputs and outputs, which servers announce; ``None``: not known.
-        observe_batches: takes a function that makes a `BatchObserver` of the model's name, and tells it of each batch.
-        residency: how the model leaves its device's memory and comes back; ``None``: it is always there. Read when the
+        new_children: takes a function and calls it with the label and the object of each child that is added later.
+        many_answers: the outputs of a response are an asynchronous iterator; servers send each item as it comes.
+        model_tensors: returns the model's inputs and outputs, which servers announce; ``None``: unknown.
+        observe_batches: takes a function that makes a `BatchObserver` from the model's name; the observer gets each
+            batch.
+        residency: how the model leaves and enters its device's memory; ``None``: it always stays there. Read when the
             node is wrapped.
-        background_runs: how batches give way to those of another model while they run; ``None``: they do not. Read when
-            the node is wrapped.
+        background_runs: how running batches yield to those of another model; ``None``: they do not. Read when the node
+            is wrapped.
     """
 
     validate: Callable[[Request], None] | None = None
@@ -303,10 +304,10 @@ class Capabilities(NamedTuple):
     background_runs: BackgroundRuns | None = None
 
     def example(self) -> ExampleInputs | None:
-        """Return what one request brings, if the backend knows it.
+        """Return the inputs of one request, if the backend knows them.
 
         Raises:
-            TypeError: it says so in another form.
+            TypeError: ``example_inputs`` returned something else.
         """
         example = None if self.example_inputs is None else self.example_inputs()
         what = "None, or streaminfer.protocols.ExampleInputs(inputs, infer)"

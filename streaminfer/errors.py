@@ -1,23 +1,23 @@
-"""Every exception that streaminfer raises on purpose.
+"""All exceptions that streaminfer raises on purpose.
 
 ::
 
     StreamInferError
      ├── DeadlineExceeded   (also TimeoutError)   the request's deadline passed, or would be missed
-     ├── Overloaded         (retry_after_s)       refused at once: no place for it
-     ├── CircuitOpen        (retry_after_s)       refused at once: what it would ask is known to be broken
-     ├── BackendError       (__cause__)           the model or function failed, or answered something impossible
-     │    └── SequenceLost                        what a server kept for a stream is gone (in backends.triton)
-     ├── InvalidInput       (also ValueError)     what the caller brought does not fit the model
-     ├── Closed                                   the service stopped before it could answer
+     ├── Overloaded         (retry_after_s)       rejected at once: a queue or limit is full
+     ├── CircuitOpen        (retry_after_s)       rejected at once: the backend is known to fail
+     ├── BackendError       (__cause__)           the model or function failed, or returned an impossible result
+     │    └── SequenceLost                        the server lost the state of a stream (in backends.triton)
+     ├── InvalidInput       (also ValueError)     the inputs or arguments of a request do not fit
+     ├── Closed                                   the service is not running, or stopped before it could respond
      ├── ErasureHeld        (holds)               not erased: a legal hold or a minimum age forbids it
-     └── MissingExtra       (also ImportError)    an optional dependency is needed; says the install command
+     └── MissingExtra       (also ImportError)    an optional dependency is missing; names the install command
 
-Wrong *configuration* raises ``ValueError`` or ``TypeError`` that name the argument, what was expected and what came;
+Wrong *configuration* raises ``ValueError`` or ``TypeError`` with the argument, the expectation and the actual value;
 wrong *use* (a second ``wrap``, another event loop) raises ``RuntimeError``.
 
-An error that ends a whole batch reaches every caller as an object of its own (:func:`for_caller`): tracebacks and
-notes that one caller adds are not seen by another.
+If an error ends a whole batch, every caller gets a separate object (:func:`for_caller`): no caller sees the traceback
+or the notes that another one adds.
 """
 
 import copy
@@ -44,14 +44,14 @@ class StreamInferError(Exception):
 
     Attributes:
         timings: the :class:`~streaminfer.request.Timings` of a request that failed with its batch, or as a row of it;
-            ``None``: no batch had it, or that batch still runs.
+            ``None``: the request was in no batch, or its batch still runs.
     """
 
-    timings: Any = None  # the module of `Timings` imports this one
+    timings: Any = None  # not `Timings | None`: the module of `Timings` imports this one
 
 
 class DeadlineExceeded(StreamInferError, TimeoutError):  # noqa: N818 - the field's standard name
-    """The deadline of the request passed before a response was there, or none could be there by then."""
+    """Raised when the deadline passed before a response was ready, or when no response could be ready by then."""
 
 
 class _RejectedAtOnce(StreamInferError):  # noqa: N818
@@ -61,39 +61,39 @@ class _RejectedAtOnce(StreamInferError):  # noqa: N818
 
 
 class Overloaded(_RejectedAtOnce):
-    """The request was refused at once because there was no place for it.
+    """Raised at once when a queue or a limit is full, or when a queued request is shed for a more urgent one.
 
     Attributes:
-        retry_after_s: seconds after which a place is expected, measured from recent batches; never negative. ``None``:
-            unknown.
+        retry_after_s: seconds after which a retry is expected to be accepted, estimated from recent batches; never
+            negative. ``None``: unknown.
     """
 
 
 class CircuitOpen(_RejectedAtOnce):
-    """The request was refused at once because what it would ask is known to be broken.
+    """Raised at once when a circuit breaker is open because its backend is known to fail.
 
     Attributes:
-        retry_after_s: seconds until the next probe is let through; never negative. ``None``: unknown.
+        retry_after_s: seconds until the breaker permits the next probe; never negative. ``None``: unknown.
     """
 
 
 class BackendError(StreamInferError):
-    """The model or function failed, or answered something impossible; ``__cause__`` holds the original."""
+    """Raised when the model or function failed, or returned an impossible result; ``__cause__`` holds the original."""
 
 
 class InvalidInput(StreamInferError, ValueError):  # noqa: N818
-    """What the caller brought does not fit the model; no other request is affected."""
+    """Raised when the inputs or arguments of a request do not fit; no other request is affected."""
 
 
 class Closed(StreamInferError):  # noqa: N818
-    """The service is not running: not started yet, stopped, or stopped before it could answer."""
+    """Raised when the service has not started, has stopped, or stopped before it could respond."""
 
 
 class ErasureHeld(StreamInferError):  # noqa: N818
-    """Nothing was erased: a legal hold, or a minimum age of the retention policy, forbids it.
+    """Raised when nothing was erased, because a legal hold or a minimum age of the retention policy forbids it.
 
     Attributes:
-        holds: what holds it, in words that name no person.
+        holds: descriptions of the holds, which name no person.
     """
 
     def __init__(self, holds: tuple[str, ...]) -> None:
@@ -105,25 +105,25 @@ class ErasureHeld(StreamInferError):  # noqa: N818
 
 
 class MissingExtra(StreamInferError, ImportError):  # noqa: N818
-    """An optional dependency is not installed; the message says the install command."""
+    """Raised when an optional dependency is not installed; the message has the install command."""
 
 
 def says_retryable(error: BaseException | None) -> bool | None:
-    """Return whether an error, of whatever library, says that a retry can help; ``None``: it does not say."""
+    """Return whether an error of any library says that a retry can help; ``None`` if it does not say."""
     said = getattr(error, "retryable", None)
     return said if isinstance(said, bool) else None
 
 
 def says_retry_after_s(error: BaseException) -> float:
-    """Return after how many seconds, ≥ 0, an error of whatever library wants a retry; 0.0: it does not say."""
+    """Return the seconds, ≥ 0, that an error of any library asks callers to wait before a retry; 0.0 if none."""
     said = getattr(error, "retry_after_s", None)
     return float(said) if isinstance(said, (int, float)) and said > 0.0 else 0.0
 
 
 def copy_error(error: E) -> E:
-    """Return one caller's copy of an error that several get: the traceback and notes that one adds are not another's.
+    """Return a copy of an error that several callers get, so that none sees the traceback and notes of another.
 
-    An error that cannot be copied is returned itself.
+    An error that cannot be copied is returned unchanged.
     """
     try:
         own = copy.copy(error)
@@ -141,7 +141,7 @@ def copy_error(error: E) -> E:
 
 
 def text_of_error(error: BaseException) -> str:
-    """Return an error's class and message, also where the message cannot be shown."""
+    """Return the class and the message of an error; its ``__str__`` may fail."""
     try:
         text = str(error)
     except Exception as unprintable:  # noqa: BLE001 - whoever tells of the error is not to fail for it
@@ -150,11 +150,11 @@ def text_of_error(error: BaseException) -> str:
 
 
 def for_caller(error: BaseException, context: str) -> StreamInferError:
-    """One caller's own copy of an error that ended a whole batch.
+    """Return one caller's copy of an error that ended a whole batch.
 
     Args:
-        error: what the backend or function raised.
-        context: who raised it, for the message of a :class:`BackendError`.
+        error: the error of the backend or function.
+        context: name of what raised it, for the message of a :class:`BackendError`.
 
     Returns:
         A copy of a :class:`StreamInferError`; a :class:`BackendError` with ``__cause__`` for anything else.

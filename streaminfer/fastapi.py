@@ -1,4 +1,4 @@
-"""Stacks in a FastAPI application: their start and stop, deadlines, errors, and clients that go away.
+"""Stacks in a FastAPI application: start and stop, deadlines, errors, and clients that disconnect.
 
 ::
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 else:
     fastapi = require("fastapi", extra="fastapi", purpose="streaminfer.fastapi")
 
-from starlette.requests import ClientDisconnect, HTTPConnection  # FastAPI brings it
+from starlette.requests import ClientDisconnect, HTTPConnection  # installed with FastAPI
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -46,22 +46,22 @@ _SCOPE_KEY = "streaminfer"
 
 
 def add_stacks(app: "fastapi.FastAPI", *stacks: Stack, health: str | None = "/health") -> None:
-    """Make an application serve stacks: start and stop them with it, and answer their errors.
+    """Make an application serve stacks: start and stop them with it, and turn their errors into responses.
 
-    * The stacks start before the application's own lifespan begins, and stop after it has ended: code in it can use
-      them. One that runs already is left alone.
-    * ``GET /health/live`` answers 200, and ``GET /health/ready`` 200 while all stacks are ready and 503 otherwise.
-    * A `StreamInferError` that leaves a handler becomes a response with its status and ``Retry-After``, which no cache
-      stores; the text of a failure of the model goes to the log ``streaminfer``. A handler of your own for a class of
-      errors comes first.
+    * The stacks start before the application's own lifespan begins, and stop after it has ended, so code in the
+      lifespan can use them. A stack that is already running is neither started nor stopped.
+    * ``GET /health/live`` returns 200. ``GET /health/ready`` returns 200 while all stacks are ready, otherwise 503.
+    * A `StreamInferError` that leaves a handler becomes a response with its status and ``Retry-After``, which caches
+      must not store; the message of a model's failure goes to the log ``streaminfer``. Your own handler for a class of
+      errors takes precedence.
 
-    Call it once, before the application starts, for the outermost application, whose lifespan the server runs. One that
-    is mounted in it answers errors and listens for clients after ``add_stacks(inner, health=None)``.
+    Call it once, before the application starts, for the outermost application, whose lifespan the server runs. A
+    mounted application handles errors and disconnects after ``add_stacks(inner, health=None)``.
 
     Args:
         app: the application.
         *stacks: in the order in which they start.
-        health: path below which the two probes are, from ``/`` on; ``None``: none.
+        health: path below which the two probes are, starting with ``/``; ``None``: no probes.
 
     Raises:
         RuntimeError: it was called for this application before.
@@ -89,7 +89,7 @@ def add_stacks(app: "fastapi.FastAPI", *stacks: Stack, health: str | None = "/he
     app.router.lifespan_context = lifespan
     app.add_middleware(_Listening)
     handlers: dict[Any, Any] = {StreamInferError: _respond, ClientDisconnect: _close, ExceptionGroup: _respond_to_group}
-    app.exception_handlers = handlers | app.exception_handlers  # those of the application come first
+    app.exception_handlers = handlers | app.exception_handlers  # handlers of the application take precedence
     if health is not None:
         health = health.rstrip("/")
 
@@ -107,9 +107,9 @@ def bind(stack: Stack, *, timeout_s: float | None = None) -> Callable[[HTTPConne
     """Return a dependency that gives a handler a stack, bound to the deadline and the client of its request.
 
     Args:
-        stack: one that runs: given to :func:`add_stacks`, or started by the application's own lifespan.
-        timeout_s: most seconds that a request may take from its arrival; ``None``: what the stack's objective and the
-            request's headers say.
+        stack: a running stack: passed to :func:`add_stacks`, or started by the application's own lifespan.
+        timeout_s: most seconds that a request may take from its arrival; ``None``: only the stack's objective and the
+            request's headers set the deadline.
 
     Example:
         ``Annotated[BoundService, Depends(bind(faces))]`` as the annotation of a handler's parameter.
@@ -131,23 +131,23 @@ def bind(stack: Stack, *, timeout_s: float | None = None) -> Callable[[HTTPConne
 
 
 class BoundService:
-    """A stack as the handler of one HTTP request calls it; made by the dependency of :func:`bind`.
+    """A stack bound to one HTTP request, for its handler; made by the dependency of :func:`bind`.
 
     Each call ends at the request's deadline, the tightest of ``timeout_s``, the stack's objective (``slo_s``) and the
     headers that :func:`~streaminfer.serving.asgi_app` reads: ``x-envoy-expected-rq-timeout-ms``, ``grpc-timeout``,
-    ``x-request-timeout-seconds`` and ``x-streaminfer-timeout-s``. When the client goes away, calls in flight are
+    ``x-request-timeout-seconds`` and ``x-streaminfer-timeout-s``. When the client disconnects, calls in flight are
     cancelled, also inside their batches, and raise ``starlette.requests.ClientDisconnect``.
 
     Args:
-        request: of an application that :func:`add_stacks` was called for.
-        stack: what answers.
+        request: a request of an application for which :func:`add_stacks` was called.
+        stack: the stack to call.
         timeout_s: most seconds that the request may take; ``None``: no such limit.
 
     Attributes:
-        stack: what answers.
+        stack: the stack to call.
 
     Raises:
-        InvalidInput: a header with a deadline cannot be read.
+        InvalidInput: a header with a deadline is malformed.
         RuntimeError: :func:`add_stacks` was not called.
     """
 
@@ -163,10 +163,10 @@ class BoundService:
     async def __call__(self, inputs: Any, **settings: Unpack[CallSettings]) -> Any:
         """Send one request; keywords, result and errors as calling the `Stack`.
 
-        A ``timeout_s`` given here takes the place of the objective, and the request's deadline holds too.
+        A ``timeout_s`` given here replaces the objective; the request's deadline still applies.
 
         Raises:
-            ClientDisconnect: the client has gone away.
+            ClientDisconnect: the client has disconnected.
         """
         settings["timeout_s"] = self._tightest(settings.get("timeout_s"))
         return await self._client.guard(self.stack(inputs, **settings))
@@ -175,7 +175,7 @@ class BoundService:
         """Send a request of several rows, all or none, as :meth:`Stack.rows`.
 
         Raises:
-            ClientDisconnect: the client has gone away.
+            ClientDisconnect: the client has disconnected.
         """
         settings["timeout_s"] = self._tightest(settings.get("timeout_s"))
         return await self._client.guard(self.stack.rows(inputs, **settings))
@@ -184,7 +184,7 @@ class BoundService:
         """Send one request and return the whole response, as :meth:`Stack.call`.
 
         Raises:
-            ClientDisconnect: the client has gone away.
+            ClientDisconnect: the client has disconnected.
         """
         if timeout_s is None and request.deadline_ns is not None:
             left_s = time_left_s(request.deadline_ns, self.stack.clock())
@@ -193,19 +193,17 @@ class BoundService:
 
     @property
     def time_left_s(self) -> float | None:
-        """Seconds until the request's own deadline, negative once it has passed; ``None``: it has none."""
+        """Return the seconds until the request's own deadline, negative after it; ``None``: it has no deadline."""
         return time_left_s(self._deadline_ns, time.monotonic_ns())
 
     def _tightest(self, timeout_s: float | None) -> float | None:
         if timeout_s is not None:
-            deadline_after(0, timeout_s)  # says what is wrong with it
+            deadline_after(0, timeout_s)  # raises if it is wrong
         left_s = self.time_left_s
         if left_s is None:
             return timeout_s
         if timeout_s is None:
-            objective = (
-                self.stack._offered.slo
-            )  # as of the start: putting capabilities together takes longer than a call
+            objective = self.stack._offered.slo  # read at start, because joining capabilities takes longer than a call
             slo_ns = None if objective is None else objective.slo_ns
             timeout_s = math.inf if slo_ns is None else slo_ns / 1e9
         return min(timeout_s, max(left_s, 0.0))
@@ -215,7 +213,7 @@ class BoundService:
 
 
 class _Listening:
-    """ASGI middleware: notes when a request arrived, whether its body was read, and whether it was answered."""
+    """ASGI middleware that notes when a request arrived, whether its body was read, and whether a response began."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -229,7 +227,7 @@ class _Listening:
             send = partial(_send, exchange, send)
         try:
             await self.app(scope, receive, send)
-        except RuntimeError as error:  # Starlette's, where the client left a response that had begun
+        except RuntimeError as error:  # from Starlette, if the client disconnected during a response
             if not _is_disconnect(error.__cause__):
                 raise
 
@@ -251,14 +249,14 @@ class _Client(NamedTuple):
 
     Attributes:
         arrived_ns: instant of the request's head.
-        exchange: ends the calls in flight when it goes away.
+        exchange: ends the calls in flight when the client disconnects.
     """
 
     arrived_ns: int
     exchange: Exchange
 
     async def guard(self, call: Coroutine[Any, Any, T]) -> T:
-        """Await a call; cancel it when the client goes away."""
+        """Await a call; cancel it when the client disconnects."""
         if self.exchange.is_over:
             call.close()
             raise ClientDisconnect
@@ -282,7 +280,7 @@ async def _respond(_request: "fastapi.Request", error: Exception) -> "fastapi.Re
 
 
 async def _respond_to_group(request: "fastapi.Request", error: Exception) -> "fastapi.Response":
-    """What a `asyncio.TaskGroup` raises: the response to its first error, if all are ours."""
+    """Return the response to the first error of an ``asyncio.TaskGroup``, if all its errors are ours."""
     assert isinstance(error, ExceptionGroup)  # noqa: S101 - what it is registered for
     if error.split((StreamInferError, ClientDisconnect))[1] is not None:
         raise error

@@ -1,8 +1,8 @@
 """Stacks in a notebook's event loop: ``%load_ext streaminfer``, then ``%serve service``; or ``await serve(service)``.
 
-A notebook's cells share one event loop, and a stack that one cell starts has to run for the next ones. A cell that is
-run again makes a new stack, and the old one, which no name refers to any longer, must not go on holding its model and
-threads. So stacks are served under a name, and a name serves one stack.
+The cells of a notebook share one event loop, and a stack that one cell starts must keep running for the next cells. A
+cell that is run again makes a new stack. No variable refers to the old one any more, but it would still hold its model
+and threads. Stacks are therefore served under a name, and each name serves one stack.
 """
 
 import asyncio
@@ -27,18 +27,18 @@ async def serve(service: T, name: str = "service") -> T:
 
     Args:
         service: a `Stack`, or another object whose ``start()`` and ``stop(*, drain)`` are ``async def``.
-        name: what a later call replaces.
+        name: a later call with the same name replaces this service.
 
     Returns:
         The service.
 
     Raises:
-        TypeError: it cannot be started here, as a class or a ``stack.blocking()``; what is served goes on.
+        TypeError: it cannot be started here, for example a class or a ``stack.blocking()``; the old one keeps running.
     """
     check_instance("service", service, _starts_and_stops, "a Stack, or an object with async start and stop")
     await _stop(name)
     await adapt(service).start()
-    replaced = _served.pop(name, None)  # another task served it while this stack started
+    replaced = _served.pop(name, None)  # not None if another task used the name while this stack started
     _served[name] = service
     if replaced is not None:
         await adapt(replaced).stop()
@@ -46,7 +46,7 @@ async def serve(service: T, name: str = "service") -> T:
 
 
 async def stop_serving() -> None:
-    """Stop every stack that :func:`serve` started, the latest first, also where one fails to.
+    """Stop every stack that :func:`serve` started, the latest first, even if one of them fails to stop.
 
     Raises:
         BaseException: the first error of a stack.
@@ -70,26 +70,26 @@ async def _stop(name: str) -> None:
 
 
 def load(shell: Any) -> None:
-    """Add ``%serve name``, which awaits ``serve(name)``, and ``%serve``, which stops all, to a shell of IPython."""
+    """Add magics to an IPython shell: ``%serve name`` runs ``await serve(name)``, ``%serve`` stops all stacks."""
     if _expand not in shell.input_transformers_cleanup:
         shell.input_transformers_cleanup.append(_expand)
         shell.register_magic_function(_misspelt, magic_name="serve")
 
 
 def unload(shell: Any) -> None:
-    """Take ``%serve`` away again; what it started goes on."""
+    """Remove ``%serve``; stacks that it started keep running."""
     if _expand in shell.input_transformers_cleanup:
         shell.input_transformers_cleanup.remove(_expand)
         del shell.magics_manager.magics["line"]["serve"]
 
 
 def _expand(lines: list[str]) -> list[str]:
-    # a magic cannot await, so the line becomes code before IPython decides whether the cell does
+    # a magic cannot await, so the line is rewritten before IPython decides whether the cell has an await
     return [_await_of(match[1]) if (match := _MAGIC.match(line)) else line for line in lines]
 
 
 def _misspelt(line: str) -> None:
-    """Start the stack of a name, ``%serve service``, or stop all, ``%serve``; alone on a line that is not indented."""
+    """Start the stack with a name, ``%serve name``, or stop all stacks, ``%serve``; alone on an unindented line."""
     raise ValueError(
         f"%serve: expected the name of a stack, alone on a line that is not indented, got {line!r}; "
         "other code writes `await streaminfer.notebook.serve(stack)`"

@@ -1,18 +1,18 @@
-"""Protocols of services, backends and layers; and `adapt`, which finds what each offers beyond answering.
+"""Protocols of services, backends and layers, and `adapt`, which finds the capabilities of any object.
 
-A service answers one request, a backend a batch, a layer wraps either. An object need not inherit from anything here:
-having ``call``, ``infer`` or ``wrap`` is enough.
+A service completes one request, a backend runs a batch, a layer wraps either. Objects need not inherit from these
+classes: having ``call``, ``infer`` or ``wrap`` is enough.
 
-What only some objects offer is a *capability*. The classes of this package are `Node` objects and say theirs in
-:meth:`Node.capabilities`; a `Wrapper` adds what it wraps, kept in ``inner``, offers. :func:`adapt` makes a node of any
-other object: it takes the attributes named like the fields of `Capabilities` and, where one is missing or ``None``,
-what ``inner`` offers, so that capabilities are found through wrappers that do not know of them. Only that a service
-``enforces_deadline`` is its own to say, because its ``call`` may await more than that of ``inner``, and a
-``fingerprint`` is that of both (:func:`join_fingerprints`). Where neither
-offers ``stream_states``, those of its ``children`` are taken, as of the stages of a pipeline. It also takes
-``slo_ns``, or ``slo_s``, as the objective, and ``name``, ``children``, ``needs``, ``start()``,
-``stop(*, drain)``, ``bind_clock(clock)`` and ``statistics()``, as `Node` describes them. No other place looks for a
-capability by name, except that a `Stack` checks such methods when it is made.
+A feature that only some objects offer is a *capability*. The classes of this package are `Node` objects and return
+theirs from :meth:`Node.capabilities`; a `Wrapper` adds those of ``inner``, the object that it wraps. :func:`adapt`
+makes a node of any other object: it reads the attributes named like the fields of `Capabilities`. Where one is missing
+or ``None``, the node uses that of ``inner``, so capabilities are found through wrappers that do not know them.
+Two capabilities are not inherited like this. A service must declare ``enforces_deadline`` itself, because its ``call``
+may await more than that of ``inner``; and :func:`join_fingerprints` joins the ``fingerprint`` of both. If neither
+offers ``stream_states``, the node uses those of its ``children``, such as the stages of a pipeline. :func:`adapt` also
+reads ``slo_ns`` or ``slo_s`` as the objective, and ``name``, ``children``, ``needs``, ``start()``,
+``stop(*, drain)``, ``bind_clock(clock)`` and ``statistics()``, as `Node` describes them. No other place finds a
+capability by name, except that a `Stack` checks these methods when it is created.
 """
 
 import inspect
@@ -71,7 +71,7 @@ __all__ = [
 ]
 
 Clock = Callable[[], int]
-"""Returns monotonic nanoseconds; `time.monotonic_ns` unless a test or a simulation says otherwise."""
+"""Returns monotonic nanoseconds; `time.monotonic_ns` unless a test or a simulation replaces it."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -79,18 +79,18 @@ R = TypeVar("R")
 
 @runtime_checkable
 class Service(Protocol):
-    """Answers one request."""
+    """Completes one request per call."""
 
     async def call(self, request: Request) -> Response:
-        """Answers the request or raises a :class:`~streaminfer.StreamInferError`."""
+        """Return the response to the request, or raise a :class:`~streaminfer.StreamInferError`."""
 
 
 @runtime_checkable
 class Backend(Protocol):
-    """Answers a batch.
+    """Runs one batch per call.
 
-    A backend may name the axis of each input on which the batcher stacks, ``batch_axes``: a mapping of input name to
-    axis, 0 for inputs it does not name.
+    A backend may have ``batch_axes``, a mapping of input name to the axis on which the batcher stacks that input.
+    The axis is 0 for inputs that the mapping does not name.
     """
 
     async def infer(self, batch: Batch) -> Sequence[Any]:
@@ -104,10 +104,10 @@ class Backend(Protocol):
 
 @runtime_checkable
 class Layer(Protocol):
-    """A primitive that can stand in front of a service, a backend or a plain function."""
+    """A primitive that can wrap a service, a backend or a plain function."""
 
     def wrap(self, inner: Any) -> Any:
-        """What callers use instead of ``inner``; its state is the layer's, shared by all that it wraps."""
+        """Return the object that callers use instead of ``inner``; all wrapped objects share the layer's state."""
 
 
 class _FixedObjective(NamedTuple):
@@ -119,16 +119,16 @@ _NAMES = tuple(name for name in Capabilities._fields if name != "slo")
 
 
 class Node:
-    """A part of a stack; a service, backend or layer that inherits it says what it offers without being probed.
+    """Part of a stack; a service, backend or layer that inherits from it declares its capabilities.
 
     Each method has a default body.
 
     Attributes:
-        name: for responses, errors and reports; empty: that of its class.
+        name: for responses, errors and reports; if empty, the name of the class is used.
         needs: ``"backend"`` for a layer that a `Stack` must put around a backend, else empty.
-        infer_now: answers a batch as ``infer`` does, but at once: a batcher then needs no task for it. ``None``: it is
-            awaited. A wrapper does not offer that of what it wraps.
-        calibration: what the latest start measured, for the report of the start.
+        infer_now: runs a batch as ``infer`` does, but without awaiting, so a batcher needs no task; ``None``: the
+            batcher awaits ``infer``. A wrapper does not inherit it from ``inner``.
+        calibration: measurements of the latest start, for the report of the start.
     """
 
     __slots__ = ()
@@ -140,88 +140,88 @@ class Node:
 
     @property
     def begin_infer(self) -> Callable[[Batch, Callable[[Any, BaseException | None], None]], Any] | None:
-        """What begins that which ``infer`` awaits: a batcher then needs no task for it; ``None``: nothing does.
+        """Function that starts the work of ``infer`` without a task of the batcher; ``None``: there is none.
 
-        Called with ``(batch, done)``; returns an object with ``cancel``, and calls ``done(results, error)`` once, in a
-        later turn of the loop.
+        Takes ``(batch, done)``, returns an object with ``cancel``, and calls ``done(results, error)`` once, in a
+        later iteration of the event loop.
         """
         return None
 
     @property
     def begin_call(self) -> Callable[[Request, Callable[[Response | None, BaseException | None], None]], Any] | None:
-        """What begins that which ``call`` awaits: its caller then needs no task for it; ``None``: nothing does.
+        """Function that starts the work of ``call`` without a task of the caller; ``None``: there is none.
 
-        Called with ``(request, receive)``; returns an object with ``cancel``, and calls ``receive(response, error)``
-        once, on the loop: with the response, or with ``None`` and the error. Where it raises, ``receive`` is not
-        called. A wrapper does not offer that of what it wraps.
+        Takes ``(request, receive)``, returns an object with ``cancel``, and calls ``receive(response, error)`` once,
+        on the event loop: with the response, or with ``None`` and the error. If it raises, it does not call
+        ``receive``. A wrapper does not inherit it from ``inner``.
         """
         return None
 
     @property
     def start_progress(self) -> str:
-        """What :meth:`start` does at this moment, for the log; empty when there is nothing to say."""
+        """What :meth:`start` is doing at this moment, for the log; empty if there is nothing to report."""
         return ""
 
     @property
     def stack_state(self) -> str:
-        """State of a composition, whose statistics are those of its children; empty for all others."""
+        """State of a composed service, whose statistics are those of its children; empty for all other nodes."""
         return ""
 
     @property
     def children(self) -> Mapping[str, Any]:
-        """What it sends requests to, by a label: the routes of a router, what a wrapper wraps."""
+        """The objects that this node sends requests to, by label: a router's routes, a wrapper's inner object."""
         return {}
 
     @property
     def left_to_owner(self) -> Sequence[Any]:
-        """Children that it neither starts nor stops: who starts it starts them before, and stops them after it."""
+        """Children that this node neither starts nor stops: the owner starts them before it and stops them after."""
         return ()
 
     @property
     def starts(self) -> bool:
-        """Whether it has a start of its own."""
+        """Whether the class overrides :meth:`start`."""
         return type(self).start is not Node.start
 
     @property
     def stops(self) -> bool:
-        """Whether it has a stop of its own."""
+        """Whether the class overrides :meth:`stop`."""
         return type(self).stop is not Node.stop
 
     def capabilities(self) -> Capabilities:
-        """What it offers at this moment."""
+        """Return what the node offers at this moment."""
         return _NONE
 
     async def start(self) -> None:
-        """Returns when it is ready to answer; a `Stack` starts from the innermost."""
+        """Return when the node is ready for requests; a `Stack` starts its nodes from the innermost outward."""
 
     async def stop(self, *, drain: bool = True) -> None:
-        """Accepts nothing more; a `Stack` stops from the outermost.
+        """Accept no more requests; a `Stack` stops its nodes from the outermost inward.
 
         Args:
-            drain: answer first what was accepted.
+            drain: complete the accepted requests first.
         """
 
     async def load_kernels(self) -> None:
-        """Loads what plans and pads, before the garbage collector's heap is frozen."""
+        """Load the kernels that plan and pad batches, before the garbage collector's heap is frozen."""
         for child in self.children.values():
             await adapt(child).load_kernels()
 
     def bind_clock(self, clock: Clock) -> None:
-        """Takes over the clock of a `Stack`, unless one was given."""
+        """Use the clock of a `Stack`, unless this node was created with a clock."""
         for child in self.children.values():
             adapt(child).bind_clock(clock)
 
     def statistics(self) -> Any:
-        """A frozen snapshot; ``None``: it keeps none."""
+        """Return a frozen snapshot, or ``None`` if the node keeps no statistics."""
         return None
 
 
 class Wrapper(Node):
-    """A node around another object: it offers what that offers, and may add to it.
+    """A node around another object; it offers the capabilities of that object and may add to them.
 
     Args:
-        inner: what it wraps.
-        layer: the primitive that it belongs to, whose clock and statistics are those of the wrapper.
+        inner: the wrapped object.
+        layer: the primitive that made the wrapper; the wrapper uses its clock and statistics.
     """
 
     def __init__(self, inner: Any, layer: Any = None) -> None:
@@ -231,19 +231,19 @@ class Wrapper(Node):
 
     @property
     def children(self) -> Mapping[str, Any]:
-        """Its layer and what it wraps."""
+        """The layer, if any, and the inner object."""
         return {"inner": self.inner} if self.layer is None else {"layer": self.layer, "inner": self.inner}
 
     @property
     def left_to_owner(self) -> Sequence[Any]:
-        """What it wraps; one with a start or a stop of its own is taken to start and stop that, unless it says so."""
+        """The inner object, unless the wrapper overrides ``start`` or ``stop``: it then starts and stops that too."""
         return () if self.starts or self.stops else (self.inner,)
 
     def capabilities(self) -> Capabilities:
-        """What the inner object offers; a wrapper that adds to it overrides this with ``_replace``.
+        """Return what the inner object offers; a wrapper that adds to it overrides this with ``_replace``.
 
-        One whose ``call`` awaits more than that of the inner object says ``enforces_deadline=False``, and one that
-        changes responses a ``fingerprint`` of :func:`join_fingerprints`.
+        If its ``call`` awaits more than that of the inner object, it sets ``enforces_deadline=False``. If it changes
+        responses, it sets a ``fingerprint`` from :func:`join_fingerprints`.
         """
         return adapt(self.inner).capabilities()
 
@@ -253,11 +253,11 @@ class Wrapper(Node):
 
 
 def join_fingerprints(own: Any, inner: Any) -> Any:
-    """Return the fingerprint of what is around something else: of both, since either may change responses.
+    """Return the joint fingerprint of a wrapper and its inner object, because either may change responses.
 
     Args:
-        own: its own; an empty one says that it changes no response. ``None``: not known, and so for both.
-        inner: that of what it is around; ``None``: there is none, and its own is for both.
+        own: that of the wrapper; empty if it changes no response; ``None``: unknown, and so is the joint one.
+        inner: that of the inner object; ``None``: it has none, and the wrapper's is the joint one.
     """
     own = own() if callable(own) else own
     inner = inner() if callable(inner) else inner
@@ -271,14 +271,14 @@ def join_fingerprints(own: Any, inner: Any) -> Any:
 
 
 def adapt(thing: Any) -> Node:
-    """Return ``thing`` if it is a `Node`, else a node that finds by name what it offers."""
+    """Return ``thing`` if it is a `Node`, else a node that finds the capabilities of ``thing`` by name."""
     return thing if isinstance(thing, Node) else _Adapted(thing)
 
 
 class _ChildStates:
-    """State of streams at the children of a user's object, such as the stages of a pipeline: a stream has some at each.
+    """Stream states of the children of a user's object, such as the stages of a pipeline.
 
-    A state of all is a mapping by the labels of the children.
+    An exported state is a mapping from the label of a child to the state of that child.
     """
 
     def __init__(self, node: Node) -> None:
@@ -299,7 +299,7 @@ class _ChildStates:
     def export_state(self, stream_id: Hashable) -> dict[str, Any]:
         exported = {}
         for label, keeper in self.keepers().items():
-            with suppress(InvalidInput):  # it has none of this stream
+            with suppress(InvalidInput):  # this child has no state of the stream
                 exported[label] = keeper.export_state(stream_id)
         if not exported:
             raise InvalidInput(expected("stream_id", "a stream that has state", stream_id))
@@ -316,12 +316,12 @@ class _ChildStates:
                 else:
                     keeper.end_stream(stream_id)
         except BaseException:
-            self.end_stream(stream_id)  # rather from the start everywhere than from states of two instants
+            self.end_stream(stream_id)  # no state at all is better than a mix of states from two instants
             raise
 
 
 class _Adapted(Node):
-    """A user's object as a node; each attribute is read when it is needed."""
+    """A user's object as a node; the node reads most attributes each time they are needed."""
 
     def __init__(self, thing: Any) -> None:
         self._thing = thing
@@ -342,13 +342,13 @@ class _Adapted(Node):
     @property
     def _inner(self) -> Any:
         if hasattr(self._thing, "no object has this attribute"):
-            return None  # but a mock has any, and so any number of inner objects
+            return None  # a mock has every attribute, so `inner` would lead to an endless chain
         return getattr(self._thing, "inner", None)
 
     @property
     def left_to_owner(self) -> Sequence[Any]:
         inner = self._inner
-        sends_to_it = is_service(inner) or is_backend(inner)  # else it may be any object that has a `start`
+        sends_to_it = is_service(inner) or is_backend(inner)  # otherwise `start` may mean something else
         return (inner,) if sends_to_it and not (self.starts or self.stops) else ()
 
     @property
@@ -371,7 +371,7 @@ class _Adapted(Node):
         if offered.stream_states is None and isinstance(getattr(thing, "children", None), Mapping):
             states = _ChildStates(self)
             offered = offered._replace(stream_states=states if states.keepers() else None)
-        if is_service(thing):  # its call may await more than what it wraps ends in time
+        if is_service(thing):  # its call may also await work that `inner` does not end at the deadline
             offered = offered._replace(enforces_deadline=False)
         if inner is not None:
             own["fingerprint"] = join_fingerprints(own.get("fingerprint"), offered.fingerprint)
@@ -402,41 +402,41 @@ class _Adapted(Node):
 
 
 def name_of(thing: Any) -> str:
-    """Return what responses, errors and reports call it: its name, or that of its class."""
+    """Return the name for responses, errors and reports: that of the object, or else of its class."""
     return adapt(thing).name or type(thing).__name__
 
 
 def are_idempotent(offered: Iterable[Capabilities]) -> bool | None:
-    """Return whether a request may be sent twice to any of them: no if one says no, ``None`` if one is silent."""
+    """Return whether requests may be sent twice: ``False`` if any entry says so, ``None`` if any does not say."""
     said = {each.idempotent for each in offered}
     return False if False in said else None if None in said or not said else True
 
 
 def is_service(thing: object) -> bool:
-    """An object with ``call`` answers one request."""
+    """Return whether an object is a service: it has a ``call`` method."""
     return callable(getattr(thing, "call", None))
 
 
 def is_layer(thing: object) -> bool:
-    """An object with ``wrap`` is put around a service, a backend or a function."""
+    """Return whether an object is a layer: it has a ``wrap`` method."""
     return callable(getattr(thing, "wrap", None))
 
 
 def is_backend(thing: object) -> bool:
-    """An object with ``infer`` answers a batch."""
+    """Return whether an object is a backend: it has an ``infer`` method."""
     return callable(getattr(thing, "infer", None))
 
 
 def has_statistics(thing: object) -> bool:
-    """An object with ``statistics`` tells what it has counted."""
+    """Return whether an object has a ``statistics`` method."""
     return callable(getattr(thing, "statistics", None))
 
 
 def check_infer(argument: str, backend: Any) -> None:
-    """Refuse a backend whose ``infer`` is a plain function, unless it is annotated to return an awaitable.
+    """Reject a backend whose ``infer`` is a plain function, unless its annotation says that it returns an awaitable.
 
     Raises:
-        TypeError: it is.
+        TypeError: ``infer`` is such a function.
     """
     infer = inspect.unwrap(getattr(backend.infer, "__func__", backend.infer))
     if not isinstance(infer, types.FunctionType) or inspect.iscoroutinefunction(infer):

@@ -1,4 +1,4 @@
-"""The request, its answer, and a batch of requests: what travels between services, primitives and backends."""
+"""The request, its response, and a batch of requests: what services, primitives and backends exchange."""
 
 import math
 from collections.abc import Hashable, Iterable, Sequence
@@ -25,11 +25,11 @@ __all__ = [
 ]
 
 _LONGEST_S = 2**62 / 1e9
-_DOUBTFUL_S = 60.0  # so late comes no request whose deadline was meant
+_DOUBTFUL_S = 60.0  # a request later than this was probably given a duration instead of an instant
 
 
 class MapSettings(TypedDict, total=False):
-    """Keywords of a call that may be the same for many requests; :meth:`Stack.__call__` says what they mean."""
+    """Keywords of a call that many requests can share; :meth:`Stack.__call__` describes them."""
 
     timeout_s: float | None
     priority: int
@@ -41,25 +41,25 @@ class MapSettings(TypedDict, total=False):
 
 
 class CallSettings(MapSettings, total=False):
-    """Keywords of a call of a `Stack`."""
+    """Keywords of a `Stack` call."""
 
     key: Hashable
     wait: bool
 
 
 class Batch:
-    """Several requests that a backend answers at once; one worker has it at a time.
+    """Requests that a backend runs together; a batch belongs to one worker at a time.
 
     Args:
         inputs: one array with the batch axis, a mapping of input name to such arrays, or, from a batcher with
-            ``stack=False``, a list of what each request brought.
+            ``stack=False``, a list of the inputs of each request.
         rows: the requests, in the order of the rows.
-        deadline_ns: the latest deadline of the rows; ``None`` where a row has none.
+        deadline_ns: the latest deadline of the rows; ``None`` if a row has no deadline.
 
     Attributes:
-        is_part: its rows were in a batch that failed, and are sent again to find out on which of them the model fails.
-        whole_outputs: names of outputs that the sender keeps as a whole. A backend that can do so returns a mapping of
-            all outputs by name: these in the layout of the model, the others cut into rows. Another one ignores it.
+        is_part: its rows come from a batch that failed; they are sent again to find the rows on which the model fails.
+        whole_outputs: names of outputs that the sender keeps whole. A backend that supports this returns a mapping of
+            all outputs by name: these in the layout of the model, the others cut into rows. Other backends ignore it.
     """
 
     __slots__ = ("deadline_ns", "inputs", "rows")
@@ -75,15 +75,15 @@ class Batch:
 
     @property
     def size(self) -> int:
-        """How many rows the inputs have: as many as there are requests, or more where a batcher filled them up."""
+        """Number of rows of the inputs: one per request, and more if the batcher padded the batch."""
         return len(self.rows)
 
     def left(self, now_ns: int) -> Sequence[int]:  # noqa: ARG002 - for a batcher's, which knows its callers
-        """Return the rows whose callers wait no longer: they have cancelled, or their deadline has passed."""
+        """Return the rows without a caller that waits: it has cancelled, or its deadline has passed."""
         return ()
 
     def again(self) -> "Batch":
-        """Return the batch for another attempt: a batcher's has inputs of its own, to which no model has written."""
+        """Return the batch for another attempt; that of a batcher gets fresh inputs, unmodified by any model."""
         return self
 
     def __len__(self) -> int:
@@ -94,9 +94,9 @@ class Batch:
 
 
 def passed_on_arrival(now_ns: int, deadline_ns: int) -> str:
-    """The message for a request that came too late; names the mistake where a duration was given as an instant."""
+    """Return the message for a request that arrived too late, with a hint if a duration was given as an instant."""
     late_s = (now_ns - deadline_ns) / 1e9
-    late = f" {late_s:.6f} s" if late_s >= 0.001 else ""  # a time limit of 0 for what is late says no more
+    late = f" {late_s:.6f} s" if late_s >= 0.001 else ""  # below 1 ms the figure says nothing
     message = f"the deadline had passed{late} before arrival"
     if late_s < _DOUBTFUL_S:
         return message
@@ -104,14 +104,14 @@ def passed_on_arrival(now_ns: int, deadline_ns: int) -> str:
 
 
 def deadline_after(now_ns: int, timeout_s: Any) -> int:
-    """Return the instant at which a caller's time limit ends.
+    """Return the deadline for a caller's timeout.
 
     Args:
-        now_ns: the present.
-        timeout_s: seconds, ≥ 0; infinity: :data:`NEVER_NS`.
+        now_ns: the present instant.
+        timeout_s: seconds, ≥ 0; infinity gives :data:`NEVER_NS`.
 
     Raises:
-        InvalidInput: not such a number.
+        InvalidInput: ``timeout_s`` is not such a number.
     """
     if isinstance(timeout_s, float) and timeout_s == math.inf:
         return NEVER_NS
@@ -119,18 +119,18 @@ def deadline_after(now_ns: int, timeout_s: Any) -> int:
 
 
 def time_left_s(deadline_ns: int | None, now_ns: int) -> float | None:
-    """Return the seconds until a deadline, negative once it has passed; ``None`` where there is none."""
+    """Return the seconds until a deadline, negative after it; ``None`` without a deadline."""
     return None if deadline_ns is None or deadline_ns == NEVER_NS else (deadline_ns - now_ns) / 1e9
 
 
 def timeout_ns(timeout_s: Any) -> int:
-    """A caller's time limit in whole nanoseconds, at most 146 years, so that a deadline fits 64 bits.
+    """Return a caller's timeout in whole nanoseconds, at most 146 years, so that a deadline fits 64 bits.
 
     Args:
         timeout_s: seconds, ≥ 0.
 
     Raises:
-        InvalidInput: not such a number.
+        InvalidInput: ``timeout_s`` is not such a number.
     """
     try:
         return round(min(check_duration("timeout_s", timeout_s), _LONGEST_S) * 1e9)

@@ -1,7 +1,7 @@
-"""`Stack`: primitives in front of a backend, composed into one service that starts, stops and answers.
+"""`Stack`: layers around a backend, composed into one service.
 
-The order is the order of the arguments, outermost first, and it matters: a telemetry outside the batcher sees
-refusals and queueing; a breaker under the batcher counts a failed batch of 32 as one failure and not as 32.
+The arguments give the order of the layers, outermost first, and the order matters: telemetry outside the batcher sees
+rejections and queueing; a breaker inside the batcher counts a failed batch of 32 as one failure, not as 32.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ if not TYPE_CHECKING:  # loaded by the first start or snapshot, because the pack
 
 
 class Stack(Wrapper):
-    """A service made of layers in front of a backend or of another service.
+    """A service made of layers around a backend or around another service.
 
     ::
 
@@ -58,13 +58,13 @@ class Stack(Wrapper):
     ``RuntimeError``. It can be started again after it stopped.
 
     Args:
-        *layers: outermost first; the last is a backend or a service. Without a batcher among them a backend gets
+        *layers: outermost first; the last one is a backend or a service. If none of them is a batcher, the backend gets
             batches of one.
-        clock: returns monotonic nanoseconds, for every layer that has no clock of its own; ``None``:
+        clock: returns monotonic nanoseconds, for each layer without a clock of its own; ``None``:
             ``time.monotonic_ns``.
 
     Raises:
-        TypeError: a layer that is none, or a last one that is neither backend nor service.
+        TypeError: a layer is not a layer, or the last one is neither a backend nor a service.
     """
 
     def __init__(self, *layers: Any, clock: Clock | None = None) -> None:
@@ -81,7 +81,7 @@ class Stack(Wrapper):
             super().bind_clock(clock)
         self._parts, self._single = compose(layers, self.clock)
         self.inner = self._parts[-1]
-        self._run: StackRun | None = None  # the latest
+        self._run: StackRun | None = None  # the latest run
         self._chain = self._join()
 
     # -- callers ------------------------------------------------------------------------------------------------
@@ -100,28 +100,28 @@ class Stack(Wrapper):
         store: bool = True,
         wait: bool = False,
     ) -> Any:
-        """Answers one request.
+        """Send one request and return the model's outputs.
 
         Args:
             inputs: what the model reads, without a batch axis: one array, or a mapping of input name to array.
-            timeout_s: seconds from now after which an answer is worthless; ``None``: the batcher's ``slo_s``, if it
-                has one; ``math.inf``: no deadline, whatever ``slo_s`` says.
+            timeout_s: seconds from now after which a response is worthless; ``None``: the batcher's ``slo_s``, if it
+                has one; ``math.inf``: no deadline, even with ``slo_s``.
             priority: a lower number is more urgent.
-            stream_id: the live stream that it belongs to.
-            tenant: on whose behalf.
-            subject: the person whose data it carries.
-            tags: labels for erasing cached answers.
+            stream_id: the live stream of the request.
+            tenant: the tenant that sends the request.
+            subject: the person whose data the request carries.
+            tags: labels for erasing cached responses.
             key: cache key, instead of one made from the contents.
-            store: whether an answer may be kept.
-            wait: where the queue is full, wait for a place until the deadline, in the order of arrival, instead of
-                raising ``Overloaded``. The layers, and what they count, see the request from its place on.
+            store: whether caches may store the response.
+            wait: if the queue is full, wait until the deadline instead of raising ``Overloaded``; requests enter the
+                queue in the order of arrival. Layers and their statistics see the request only after that wait.
 
         Returns:
             The model's outputs for this request.
 
         Raises:
-            StreamInferError: it could not be answered; the class says why.
-            Exception: what a service or layer of your own raised, unchanged.
+            StreamInferError: the request failed or was rejected; the class names the reason.
+            Exception: an error of a service or layer of your own, unchanged.
         """
         if wait is not False and wait is not True:
             raise InvalidInput(expected("wait", "True or False", wait))
@@ -137,16 +137,16 @@ class Stack(Wrapper):
         return chain.outputs(passage, outcome)
 
     async def call(self, request: Request, *, timeout_s: float | None = None) -> Response:
-        """Answers one request, with all that is known about the answer.
+        """Send one request and return the whole response.
 
         Args:
-            request: what is asked.
-            timeout_s: as calling the stack, in place of the request's own deadline; ``None``: that one.
+            request: the request to send.
+            timeout_s: as for calling the stack; it replaces the request's deadline. ``None``: that deadline holds.
 
         Raises:
-            StreamInferError: it could not be answered; the class says why.
-            Exception: what a service or layer of your own raised, unchanged.
-            TypeError: no `Request`.
+            StreamInferError: the request failed or was rejected; the class names the reason.
+            Exception: an error of a service or layer of your own, unchanged.
+            TypeError: ``request`` is not a `Request`.
         """
         if not isinstance(request, Request):
             raise TypeError(expected("request", "a Request (calling the stack itself takes inputs)", request))
@@ -163,7 +163,7 @@ class Stack(Wrapper):
 
     @property
     def begin_call(self) -> Callable[[Request, Callable[[Response | None, BaseException | None], None]], Any] | None:
-        """Begins what :meth:`call` awaits, where a batcher ends it; ``None`` too where a subclass has replaced that."""
+        """Function that starts :meth:`call` without a task; ``None``: no batcher, or a subclass overrides it."""
         return self._begin_call if type(self).call is Stack.call and self._chain.batcher is not None else None
 
     def _begin_call(
@@ -179,24 +179,24 @@ class Stack(Wrapper):
         return_exceptions: bool = False,
         **settings: Unpack[MapSettings],
     ) -> list[Any]:
-        """Answers many requests, in their order, however small the queue is.
+        """Send many requests and return the outputs in their order; the size of the queue sets no limit.
 
         Args:
-            inputs: what each request brings; read when its turn comes, so that it may be a generator.
+            inputs: inputs of the requests; read one by one when each is sent, so it may be a generator.
             concurrency: how many requests are in flight at the same time; ``None``: as many as keep the workers of the
                 batcher busy with full batches.
-            return_exceptions: put errors of requests among the answers; otherwise the first one cancels what is left.
-                An error of ``inputs`` itself always does.
-            **settings: ``timeout_s``, for each request from its turn on, ``priority``, ``stream_id``, ``tenant``,
-                ``subject``, ``tags`` and ``store``: as for a call.
+            return_exceptions: return the errors of requests among the outputs; otherwise the first error cancels the
+                remaining requests. An error raised by ``inputs`` itself always cancels them.
+            **settings: ``timeout_s`` (for each request, from when it is sent), ``priority``, ``stream_id``, ``tenant``,
+                ``subject``, ``tags`` and ``store``, as for a call.
 
         Returns:
             The model's outputs, one for each of the inputs.
 
         Raises:
-            InvalidInput: one of the settings is wrong, also with ``return_exceptions``.
-            TypeError, ValueError: not such ``inputs`` or ``concurrency``, or an unknown setting.
-            Exception: of the first request that could not be answered, as of a call.
+            InvalidInput: a setting is wrong, also with ``return_exceptions``.
+            TypeError, ValueError: ``inputs`` or ``concurrency`` is wrong, or a setting is unknown.
+            Exception: the first error of a request, as for a call.
         """
         from streaminfer._stack import many_calls  # noqa: PLC0415 - not at the package's import
 
@@ -212,25 +212,25 @@ class Stack(Wrapper):
         return await many_calls.answer_all(inputs, ask, concurrency, return_exceptions)
 
     async def rows(self, inputs: Any, **settings: Unpack[MapSettings]) -> Any:
-        """Answers a request of several rows: all of them, by one deadline, or none.
+        """Send a request of several rows; either all of them succeed by one deadline, or the call fails.
 
-        Each row is a request of its own for every layer: rows share batches with other callers' requests, and more rows
-        than ``max_batch_size`` or places in the queue are no error. The first row that cannot be answered ends the
-        others. The leading axis holds the rows of the inputs and of the answer, whatever axis the model batches on.
+        Each row is a separate request for every layer: it shares batches with other callers' requests, and there may be
+        more rows than ``max_batch_size`` or than the queue holds. The first row that fails cancels the others. The
+        leading axis of the inputs and of the outputs counts rows, even if the model batches on another axis.
 
         Args:
             inputs: an array whose first axis holds the rows, or a mapping of input name to such arrays.
-            **settings: ``timeout_s``, from now on for all rows, ``priority``, ``stream_id``, ``tenant``, ``subject``,
-                ``tags`` and ``store``: as for a call.
+            **settings: ``timeout_s`` (one deadline for all rows), ``priority``, ``stream_id``, ``tenant``, ``subject``,
+                ``tags`` and ``store``, as for a call.
 
         Returns:
-            The model's outputs with a leading axis of as many rows: an array, or a mapping or tuple of them. What is
-            neither array nor number becomes a list with one entry per row.
+            The model's outputs with a leading axis of as many rows: an array, or a mapping or tuple of arrays. Outputs
+            that are neither arrays nor numbers become a list with one entry per row.
 
         Raises:
-            InvalidInput: no array, no rows, or arrays of different numbers of them.
-            BackendError: outputs of different shapes, which cannot form one array; :meth:`map` returns a list.
-            StreamInferError: the first row that could not be answered.
+            InvalidInput: the inputs are not arrays, have no rows, or have different numbers of rows.
+            BackendError: the outputs of the rows differ in shape, so they form no array; :meth:`map` returns a list.
+            StreamInferError: the error of the first row that failed.
         """
         from streaminfer._stack.many_calls import answer_rows  # noqa: PLC0415 - not at the package's import
 
@@ -238,24 +238,24 @@ class Stack(Wrapper):
 
     @property
     def children(self) -> Mapping[str, Any]:
-        """Its layers by the name of their class, outermost first; a second one of a class has ``#2`` behind it."""
+        """The layers by the name of their class, outermost first; a second one of a class has the suffix ``#2``."""
         named: dict[str, Any] = {}
         for layer in self.layers:
             named[unique_name(type(layer).__name__, named)] = layer
         return named
 
     def capabilities(self) -> Capabilities:
-        """What the layers offer together; it validates requests itself, and each ends at its deadline."""
+        """Return what the layers offer together; the stack itself validates requests and enforces their deadlines."""
         return super().capabilities()._replace(validate=None, admission=self.admission, enforces_deadline=True)
 
     def admission(self, request: Request, now_ns: int) -> Admission:
-        """Whether a request from the event loop of its start would be accepted now; changes nothing."""
+        """Predict without side effects whether a request sent from the stack's event loop would be accepted now."""
         if self._chain.loop is None:
             return Admission(False, AdmissionReason.CLOSED)
         return Admission(True) if self._admission is None else self._admission(request, now_ns)
 
     def blocking(self) -> BlockingStack:
-        """The same service for synchronous callers, on an event loop in a thread of its own.
+        """Return the same service for synchronous callers; its event loop runs in a separate thread.
 
         ::
 
@@ -269,16 +269,16 @@ class Stack(Wrapper):
     # -- life ---------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Starts the layers from the innermost, and returns when the first request will be as fast as later ones.
+        """Start the layers from the innermost outward, until the first request will be as fast as later ones.
 
-        A batcher runs batches of its backend's example inputs, which takes some seconds at most. While a stack runs,
-        full garbage collections leave out what existed at its start. What started is stopped again where a layer
-        fails, or where the start is cancelled.
-        ``statistics().start`` and one line in the log ``streaminfer`` say how long each layer took.
+        A batcher runs batches of its backend's example inputs, which takes a few seconds at most. While the stack runs,
+        full garbage collections skip the objects that existed at its start. If a layer fails or the start is cancelled,
+        the stack stops the layers that it has started.
+        ``statistics().start`` and one line in the log ``streaminfer`` report how long each layer took.
 
         Raises:
-            RuntimeError: it runs already, or has not stopped yet.
-            BaseException: what a layer raised.
+            RuntimeError: the stack is running, or has not stopped yet.
+            BaseException: the error of a layer.
         """
         if (state := self.stack_state) not in {"new", "stopped"}:
             raise RuntimeError(f"this stack is {state} already")
@@ -293,18 +293,18 @@ class Stack(Wrapper):
         self._chain.loop = run.loop
 
     async def stop(self, *, drain: bool = True, timeout_s: float | None = STOP_LIMIT_S) -> None:
-        """Accept nothing more, complete the requests in flight and stop the layers, outermost first.
+        """Accept no more requests, complete those in flight and stop the layers, outermost first.
 
-        A second call waits for the first; a stack that does not run is left alone. A draining stop that is cancelled
-        ends what is left with ``Closed`` and still stops every layer.
+        A second call waits for the first; a stack that is not running is unchanged. If a draining stop is cancelled,
+        the remaining requests end with ``Closed``, and every layer is still stopped.
 
         Args:
             drain: complete the requests in flight first; otherwise they end with ``Closed``.
-            timeout_s: seconds after which what is left ends with ``Closed``, worker processes are killed, and threads
-                in which a batch hangs left behind; the stop returns at most half a second later. ``None``: no limit.
+            timeout_s: seconds after which the remaining requests end with ``Closed``, worker processes are killed, and
+                threads with a hanging batch left behind; it returns at most half a second later. ``None``: no limit.
 
         Raises:
-            TypeError, ValueError: ``timeout_s`` is no duration.
+            TypeError, ValueError: ``timeout_s`` is not a duration.
             RuntimeError: from another loop, or while the stack is starting.
         """
         if timeout_s is not None:
@@ -320,7 +320,7 @@ class Stack(Wrapper):
         await run.stop(self._chain, drain=drain, timeout_s=timeout_s)
 
     def __enter__(self) -> NoReturn:
-        """Refused, with what to write instead.
+        """Reject ``with``; the error says to write ``async with``.
 
         Raises:
             TypeError: always.
@@ -328,7 +328,7 @@ class Stack(Wrapper):
         raise TypeError("a Stack is entered with `async with`; synchronous code: `with stack.blocking() as infer`")
 
     def __exit__(self, *_: object) -> None:
-        """Never called: what ``with`` looks for before :meth:`__enter__`."""
+        """Never called; ``with`` requires the method."""
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -340,34 +340,34 @@ class Stack(Wrapper):
         await self.stop(drain=error is None)
 
     def bind_clock(self, clock: Clock) -> None:
-        """Takes over the clock of an outer `Stack`, unless one was given."""
+        """Use the clock of an outer `Stack`, unless this one was created with a clock."""
         if not self._clock_given:
             self.clock = clock
             self._clock_given = True
             super().bind_clock(clock)
             if self._single is not None:
                 self._single.bind_clock(clock)
-            loop = self._chain.loop  # it may be running: an outer stack is made around it
+            loop = self._chain.loop  # not None if the stack was running before an outer stack wrapped it
             self._chain = self._join()
             self._chain.loop = loop
 
     @property
     def stack_state(self) -> StackState:
-        """The ``state`` of its statistics; a run that a closed event loop or another process has left is over."""
+        """The ``state`` of its statistics; a run is over if its event loop is closed or it is another process's."""
         if self._run is None:
             return "new"
         return "stopped" if self._run.is_orphaned else self._run.state
 
     @property
     def ready(self) -> bool:
-        """Whether it accepts requests: true from the end of :meth:`start` to the beginning of :meth:`stop`.
+        """Whether the stack accepts requests: from the end of :meth:`start` to the beginning of :meth:`stop`.
 
-        For health checks. Thread-safe; false in a forked process, and where its event loop was closed without a stop.
+        For health checks. Thread-safe; false in a forked process, and if its event loop was closed without a stop.
         """
         return self.stack_state == "running"
 
     def statistics(self) -> StackStatistics:
-        """A frozen snapshot of every layer that keeps statistics, and of what is inside routers and the like."""
+        """Return a frozen snapshot of every layer with statistics, including layers inside routers."""
         from streaminfer._stack.statistics import StackStatistics, statistics_inside  # noqa: PLC0415 - as above
 
         layers = self.children
@@ -391,14 +391,14 @@ class Stack(Wrapper):
     # -- inside -------------------------------------------------------------------------------------------------
 
     def _join(self) -> Chain:
-        """Join the layers that await nothing, in front of what has to be awaited."""
+        """Join the synchronous layers into one chain around the service that must be awaited."""
         from streaminfer._stack.composition import join  # noqa: PLC0415 - as above
 
         self._offered = adapt(self.inner).capabilities()
         self._admission = self._offered.admission
         return join(self.inner, self._offered, self.clock, self._refuse, self._run)
 
-    def _places(self) -> PlaceQueue:  # no property: what lists members, such as `create_autospec`, reads those
+    def _places(self) -> PlaceQueue:  # not a property: tools that list members, such as `create_autospec`, read those
         if self._run is None:
             self._refuse()
         return self._run.places

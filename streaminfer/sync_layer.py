@@ -1,4 +1,4 @@
-"""Layers that act before and after each request and await nothing: they need no coroutine of their own."""
+"""Layers that act before and after each request without awaiting, so that they need no coroutine of their own."""
 
 import inspect
 import time
@@ -15,18 +15,18 @@ __all__ = ["SyncLayer", "SyncService"]
 
 
 class SyncService(Wrapper, ABC):
-    """A service around another one that acts before and after each request and awaits nothing itself.
+    """A service around another one that acts before and after each request without awaiting.
 
-    A `Stack` joins those that follow one another and calls them in its own coroutine: :meth:`enter` in order, then what
-    is behind them, then :meth:`exit` in reverse order. Each ``enter`` that returned is followed by exactly one
-    ``exit``, also when the request is cancelled.
+    A `Stack` joins consecutive services of this kind and calls them in one coroutine: :meth:`enter` of each in order,
+    then the inner service, then :meth:`exit` in reverse order. For each ``enter`` that returned, the stack calls
+    ``exit`` exactly once, also if the request is cancelled.
 
     Args:
-        inner: the service behind.
-        layer: the primitive that it belongs to.
+        inner: the inner service.
+        layer: the primitive that made this service.
 
     Attributes:
-        sees_invalid: it is entered before the `Stack` validates the request; only if the layers around it are so too.
+        sees_invalid: it is entered before the `Stack` validates the request, if this is true of all layers around it.
     """
 
     sees_invalid: ClassVar[bool] = False
@@ -38,21 +38,21 @@ class SyncService(Wrapper, ABC):
     @property
     @abstractmethod
     def clock(self) -> Clock:
-        """The clock of the instants that it is given. One that is not the `Stack`'s costs a coroutine per request."""
+        """Clock of the instants for ``enter`` and ``exit``. One that differs from the `Stack`'s costs a coroutine."""
 
     @abstractmethod
     def enter(self, request: Request, now_ns: int) -> Any:
         """Act before a request.
 
         Args:
-            request: what was sent.
+            request: the request.
             now_ns: the present instant.
 
         Returns:
-            A token, which :meth:`exit` is given.
+            A token for :meth:`exit`.
 
         Raises:
-            StreamInferError: the request goes no further; :meth:`exit` is not called.
+            StreamInferError: the request is rejected; :meth:`exit` is not called.
         """
 
     @abstractmethod
@@ -62,20 +62,20 @@ class SyncService(Wrapper, ABC):
         """Act after a request.
 
         Args:
-            request: what was sent.
+            request: the request.
             token: what :meth:`enter` returned.
             outcome: the response, or the error with which the request ended.
             now_ns: the present instant.
 
         Returns:
-            What takes the place of the outcome for the layers around and the caller; ``None``: nothing does.
+            The outcome that replaces this one for the outer layers and the caller; ``None``: it is not replaced.
         """
 
     async def call(self, request: Request) -> Response:
         """Serve one request without a `Stack`.
 
         Raises:
-            StreamInferError: as the service behind, or :meth:`enter`.
+            StreamInferError: the error of the inner service or of :meth:`enter`.
         """
         token = self.enter(request, self.clock())
         try:
@@ -94,7 +94,7 @@ class SyncService(Wrapper, ABC):
 
 
 class SyncLayer(Node):
-    """A layer of one's own that acts before and after each request: a subclass overrides :meth:`exit`, or both.
+    """Base class for layers of your own that act before and after each request: override :meth:`exit`, or both.
 
     ::
 
@@ -104,19 +104,19 @@ class SyncLayer(Node):
                     return Response({**outcome.outputs, "signed_by": "me"}, source=outcome.source)
 
     Attributes:
-        clock: of the instants that it is given: the `Stack`'s.
-        fingerprint: what it makes of responses, for keys of a cache around it; an empty one: it changes none. ``None``:
-            not known, unless it has no :meth:`exit` of its own.
+        clock: clock of the instants for ``enter`` and ``exit``: the `Stack`'s.
+        fingerprint: names how the layer changes responses, for the keys of outer caches; empty: it changes none.
+            ``None``: unknown if it overrides :meth:`exit`, else it changes none.
     """
 
     clock: Clock = staticmethod(time.monotonic_ns)
     fingerprint: str | None = None
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Refuse an ``enter`` or ``exit`` that nothing would await.
+        """Reject an ``enter`` or ``exit`` that is a coroutine function, because it would never be awaited.
 
         Raises:
-            TypeError: it is a coroutine function.
+            TypeError: it is one.
         """
         super().__init_subclass__(**options)
         for name, method in {"enter": cls.enter, "exit": cls.exit}.items():
@@ -128,14 +128,14 @@ class SyncLayer(Node):
         """Put the layer around a service.
 
         Raises:
-            TypeError: no service.
+            TypeError: ``inner`` is not a service.
         """
         if not is_service(inner):
             raise TypeError(expected("inner", "a service (an object with call)", inner))
         return _LayeredService(self, inner)
 
     def bind_clock(self, clock: Clock) -> None:
-        """Take over the clock of a `Stack`."""
+        """Use the clock of a `Stack`."""
         self.clock = clock
 
     def enter(self, request: Request, now_ns: int) -> Any:  # noqa: ARG002 - for subclasses
@@ -161,7 +161,7 @@ class _LayeredService(SyncService):
         self._layer = layer
 
     def capabilities(self) -> Capabilities:
-        """What the inner object offers; the fingerprint is that of both."""
+        """Return what the inner object offers, with the joint fingerprint of layer and inner object."""
         offered = super().capabilities()
         own = "" if type(self._layer).exit is SyncLayer.exit else self._layer.fingerprint
         return offered._replace(fingerprint=join_fingerprints(own, offered.fingerprint))
@@ -171,7 +171,7 @@ class _LayeredService(SyncService):
         return self._layer.clock
 
     @property
-    def enter(self) -> Any:  # the layer's own, so that a request does not call through this object
+    def enter(self) -> Any:  # a property, so that a request calls the layer's method directly
         return self._layer.enter
 
     @property

@@ -5,4 +5,4 @@ import time
 __all__ = ["IMPORTED_NS"]
 
 IMPORTED_NS = time.time_ns()
-"""When the package was imported, in nanoseconds since 1970: no counter of this process is older."""
+"""Instant of the package's import, nanoseconds since 1970; no counter of this process is older."""

@@ -1,6 +1,6 @@
 """One mapping per row from the columns of several outputs; runs once per request.
 
-Compiled with the C types of ``_named_rows_cy.pxd`` or run as it is.
+Compiled with the C types of ``_named_rows_cy.pxd``, or run uncompiled.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ def named_rows(names: Sequence[str], columns: Sequence[Any], count: int) -> list
     """Return one mapping of name to value per row.
 
     Args:
-        names: of the columns.
-        columns: as many; of each the first axis counts rows.
+        names: names of the columns.
+        columns: one for each name; the first axis of each counts rows.
         count: how many rows each column has.
 
     Raises:
-        ValueError: a column has another number of rows, or there are more names than columns or fewer.
+        ValueError: a column has another number of rows, or the numbers of names and columns differ.
     """
     rows: list[dict[str, Any]] = []
     for _ in range(count):

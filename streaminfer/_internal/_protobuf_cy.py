@@ -1,7 +1,7 @@
-"""Writer of protobuf messages, and a function that cuts fields out of one, without a library or generated classes.
+"""Writer of protobuf messages, and a function that cuts fields out of a message; without generated classes.
 
-One source, compiled with the C types of ``_protobuf_cy.pxd`` or run as it is. A message is a run of fields; a field is
-a tag, ``number << 3 | wire type``, and its value. Source: https://protobuf.dev/programming-guides/encoding/
+One source, compiled with the C types of ``_protobuf_cy.pxd`` or run uncompiled. A message is a sequence of fields; a
+field is a tag, ``number << 3 | wire type``, and its value. Source: https://protobuf.dev/programming-guides/encoding/
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import struct
 __all__ = ["ProtobufWriter", "split_fields"]
 
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
-_MOST = 2**64 - 1  # a variable: C has no literal of this size, and would compute with Python's integers
+_MOST = 2**64 - 1  # a variable, because C has no literal of this size and would compute with Python integers
 
 
 class ProtobufWriter:
-    """A message under construction, field after field; ``bytes(writer)`` is the message.
+    """Message under construction, field by field; ``bytes(writer)`` is the message.
 
-    A nested message is a writer of its own, which :meth:`message` copies. :meth:`clear` allows to use it again.
-    Fields of protobuf 3 that hold their default (0, "") may be left out by the caller.
+    A nested message is written with a separate writer, which :meth:`message` copies. :meth:`clear` resets a writer for
+    reuse. Callers may omit fields of protobuf 3 that hold their default (0, "").
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class ProtobufWriter:
         self.data(field, value.encode())
 
     def data(self, field: int, value: bytes | bytearray) -> None:
-        """Write bytes, or a message that is encoded already."""
+        """Write bytes, or an encoded message."""
         _append_varint(self._buffer, field << 3 | _LENGTH)
         _append_varint(self._buffer, len(value))
         self._buffer += value
@@ -64,7 +64,7 @@ class ProtobufWriter:
         self._buffer += message._buffer
 
     def clear(self) -> None:
-        """Begin the next message."""
+        """Reset the writer for the next message."""
         self._buffer.clear()
 
     def __len__(self) -> int:
@@ -75,7 +75,7 @@ class ProtobufWriter:
 
 
 class _FieldReader:
-    """A message that is read from its start."""
+    """Reader of a message, from its start to its end."""
 
     def __init__(self, view: bytes | memoryview) -> None:
         self._view = view
@@ -96,7 +96,7 @@ class _FieldReader:
         raise ValueError(f"the number before byte {self.position} has more than 64 bits")
 
     def length(self, kind: int, begin: int) -> int:
-        """How many bytes the contents of a field have; its tag has been read, and a number is read here."""
+        """Return the length in bytes of a field's contents, after its tag; reads the number of a numeric field."""
         value = 0
         if kind == _LENGTH:
             value = self.varint()
@@ -117,18 +117,18 @@ class _FieldReader:
 def split_fields(
     view: bytes | memoryview, tag: int, max_fields: int
 ) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """Find the fields of bytes with a tag in a message.
+    """Split a message at the fields with a tag.
 
     Args:
         view: the message.
-        tag: of the fields.
-        max_fields: the most fields that it may have; negative: any number.
+        tag: the tag of the fields.
+        max_fields: the most such fields that it may have; negative: any number.
 
     Returns:
-        The pieces of the message without them, and their contents: where each begins and ends.
+        The pieces of the message without these fields, and where the contents of each field begin and end.
 
     Raises:
-        ValueError: it is no such message, is cut short, or has too many fields.
+        ValueError: the message is malformed, is cut short, or has too many fields.
     """
     pieces: list[tuple[int, int]] = []
     contents: list[tuple[int, int]] = []

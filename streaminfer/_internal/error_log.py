@@ -1,4 +1,4 @@
-"""Logs: no handler or filter of a user can fail a request, a task or a stop there; and errors that no caller gets."""
+"""Logs that never fail their caller because of a user's handler or filter, and a log of background errors."""
 
 import contextlib
 import logging
@@ -11,10 +11,10 @@ __all__ = ["ErrorLog", "Log"]
 
 
 class Log(logging.LoggerAdapter[logging.Logger]):
-    """Log of a name. What a handler or filter raises is printed, as `logging` does with errors of its own handlers.
+    """Log with a name. Errors that a handler or filter raises are printed, as `logging` does for its own handlers.
 
     Args:
-        name: of the logger.
+        name: name of the logger.
     """
 
     def __init__(self, name: str) -> None:
@@ -23,17 +23,17 @@ class Log(logging.LoggerAdapter[logging.Logger]):
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
         """Log a record."""
         try:
-            self.logger.log(level, msg, *args, **kwargs, stacklevel=2)  # of the caller, not of this line
+            self.logger.log(level, msg, *args, **kwargs, stacklevel=2)  # location of the caller, not of this line
         except Exception:  # noqa: BLE001 - whatever it is, what goes on here is completed
             if logging.raiseExceptions:
-                with contextlib.suppress(OSError, ValueError, AttributeError):  # stderr is closed, or there is none
+                with contextlib.suppress(OSError, ValueError, AttributeError):  # stderr is closed or missing
                     traceback.print_exc()
 
 
 class ErrorLog:
-    """Logs the first error of each class of each source with its traceback. Thread-safe.
+    """Logs the first error of each class from each source, with its traceback. Thread-safe.
 
-    The caller counts them all, because later ones are not logged.
+    The caller counts all errors, because later ones are not logged.
 
     Args:
         logger: name of the log.
@@ -47,7 +47,7 @@ class ErrorLog:
         """Log an error, unless one of its class was logged for this source.
 
         Args:
-            source: what failed, the subject of the message.
+            source: the part that failed, the subject of the message.
             error: an exception.
         """
         kind = type(error)
@@ -55,6 +55,6 @@ class ErrorLog:
             return
         self._logged.add((source, kind))
         text = "%s failed: %s (later errors of this class are not logged)\n%s"
-        # as text: a handler that keeps records would keep what the traceback's frames hold, such as connections
+        # as text, because a handler that keeps records would keep the objects of the traceback's frames alive
         trace = "".join(traceback.format_exception(error)).rstrip()
         Log(self._logger).warning(text, source, text_of_error(error), trace)

@@ -1,4 +1,4 @@
-"""What happens to the state of this process when it forks."""
+"""Locks and functions that keep the state of this process consistent when it forks."""
 
 import os
 import threading
@@ -11,20 +11,20 @@ __all__ = ["at_fork", "new_awaited_lock", "new_lock", "new_reentrant_lock", "unl
 _locks: weakref.WeakSet[Any] = weakref.WeakSet()
 _reentrant_locks: weakref.WeakSet[Any] = weakref.WeakSet()
 _awaited_locks: weakref.WeakSet[Any] = weakref.WeakSet()
-_forking = threading.Lock()  # threads that fork at once wait for each other
-_held: list[Any] = []  # while this process forks
+_forking = threading.Lock()  # threads that fork at the same time wait for each other
+_held: list[Any] = []  # locks that are held while this process forks
 
 
 def at_fork(**functions: Callable[[], object]) -> None:
-    """Register functions, by the keywords of `os.register_at_fork`; nothing on systems that do not fork."""
+    """Register functions, by the keywords of `os.register_at_fork`; does nothing on systems without fork."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(**functions)
 
 
 def new_lock() -> threading.Lock:
-    """Return a lock that is free in a forked process, which lacks the thread that held it.
+    """Return a lock that is free in a forked process, because the thread that held it does not exist there.
 
-    For what is consistent at each moment; no code that may fork runs under it.
+    For state that is consistent at each moment; code under the lock must not fork.
     """
     lock = threading.Lock()
     _locks.add(lock)
@@ -32,16 +32,16 @@ def new_lock() -> threading.Lock:
 
 
 def new_reentrant_lock() -> "threading.RLock":
-    """Return a lock as :func:`new_lock` does; the thread that holds it can take it again, or fork."""
+    """Return a lock like :func:`new_lock` that the thread that holds it may take again; that thread may also fork."""
     lock = threading.RLock()
     _reentrant_locks.add(lock)
     return lock
 
 
 def new_awaited_lock() -> threading.Lock:
-    """Return a lock that a fork waits for, so that no thread is in the middle of what it guards.
+    """Return a lock that a fork waits for, so that no thread is changing the state that it guards.
 
-    Under it no code takes another lock, waits long or may fork.
+    Code under this lock must not take another lock, wait long or fork.
     """
     lock = threading.Lock()
     _awaited_locks.add(lock)
@@ -51,7 +51,7 @@ def new_awaited_lock() -> threading.Lock:
 def unlock_and_close(number: int) -> None:
     """Release the lock (``flock``) of an open file, and close it.
 
-    Closing alone releases it only if no process was forked meanwhile, which has the file open as well.
+    Closing alone does not release it if the process has forked meanwhile, because the child has the file open too.
     """
     import fcntl  # noqa: PLC0415 - not on systems that do not fork
 
@@ -76,7 +76,7 @@ def _after_fork() -> None:
     _release()
     others = [lock for lock in list(_reentrant_locks) if not lock._is_owned()]
     for lock in [*_locks, *others]:
-        lock._at_fork_reinit()  # as the standard library does with its own
+        lock._at_fork_reinit()  # as the standard library does with its own locks
 
 
 at_fork(before=_before_fork, after_in_parent=_release, after_in_child=_after_fork)

@@ -1,4 +1,4 @@
-"""Listeners of events: told in order with no lock held; their failures are logged and reach no caller."""
+"""Listeners of events: called in order with no lock held; their errors are logged and reach no caller."""
 
 import threading
 import weakref
@@ -14,14 +14,14 @@ __all__ = ["LISTENER_ERRORS", "ListenerFailures", "Listeners", "raise_in_loop"]
 E = TypeVar("E")
 
 LISTENER_ERRORS = (Exception, CancelledError)
-"""Errors that end with the listener that raised them; an interrupt goes on."""
+"""Errors that are caught and counted for the listener; interrupts are raised again."""
 
 MAX_ROUNDS = 8
-"""Rounds of one delivery, so that a listener whose calls cause events does not go on for ever."""
+"""Most rounds of one delivery, so that a listener that causes further events cannot keep it running for ever."""
 
 
 def raise_in_loop(interrupt: BaseException) -> None:
-    """Raise an interrupt in a turn of the running loop of its own, so that what goes on here is completed."""
+    """Raise an interrupt in a separate callback of the running event loop, so that the current work is completed."""
     get_running_loop().call_soon(_raise, interrupt)
 
 
@@ -34,7 +34,7 @@ class ListenerFailures:
 
     Args:
         logger: name of the log.
-        source: the object that calls the listeners, for the log.
+        source: description of the object that calls the listeners, for the log.
     """
 
     __slots__ = ("_failed", "_logger", "_source")
@@ -42,7 +42,7 @@ class ListenerFailures:
     def __init__(self, logger: str, source: str) -> None:
         self._logger = logger
         self._source = source
-        self._failed: dict[int, Any] = {}  # holds the listener, so that no other one gets its number
+        self._failed: dict[int, Any] = {}  # holds the listener, so that no later object gets the same id
 
     def report(self, listener: Any, told: object, failure: BaseException) -> None:
         """Log a failure, unless this listener failed before.
@@ -50,7 +50,7 @@ class ListenerFailures:
         Args:
             listener: an observer or a callable.
             told: the event.
-            failure: the exception of the listener.
+            failure: the exception that the listener raised.
         """
         if id(listener) in self._failed:
             return
@@ -65,18 +65,18 @@ class ListenerFailures:
 class Listeners(Generic[E]):
     """Listeners of one object. Thread-safe.
 
-    One thread at a time delivers, so that listeners get events in order. A thread that finds another one delivering
-    leaves its events to that one and does not wait: a listener can call the object, whose events it gets after it has
-    returned, and a listener that never returns delays no other call.
+    One thread at a time delivers, so listeners get events in order. Another thread leaves its events to that one and
+    does not wait. A listener can therefore call the object: it gets the resulting events after it has returned. A
+    listener that never returns delays no other call.
 
     Args:
         logger: name of the log.
-        source: the object, for the log.
-        what: a listener, for the error of a wrong one.
-        describe: returns the text of an event for the log; ``None``: the event itself.
+        source: description of the object, for the log.
+        what: description of a valid listener, for the error about a wrong one.
+        describe: returns the text of an event for the log; ``None``: the log has the event itself.
 
     Attributes:
-        errors: exceptions of listeners.
+        errors: number of exceptions that listeners raised.
     """
 
     __slots__ = ("__weakref__", "_changing", "_delivering", "_describe", "_failures", "_functions", "_what", "errors")
@@ -91,9 +91,9 @@ class Listeners(Generic[E]):
         _OF_ALL.add(self)
 
     def begin_again(self) -> None:
-        """Forget the threads that deliver: in a forked process they are not there to end."""
+        """Replace the locks: in a forked process, the threads that held them no longer exist."""
         self._changing = threading.Lock()
-        self._delivering = threading.Lock()  # never waited for
+        self._delivering = threading.Lock()  # only tried, never waited for
 
     def __len__(self) -> int:
         return len(self._functions)
@@ -108,13 +108,13 @@ class Listeners(Generic[E]):
 
         Args:
             listener: a function of an event.
-            changed: called under a lock when listeners come or go: true if there are any.
+            changed: called under a lock when this listener is added or removed, with whether any are left.
 
         Returns:
-            A function that removes it.
+            A function that removes the listener.
 
         Raises:
-            TypeError: not a callable.
+            TypeError: ``listener`` is not callable.
         """
         check_instance("listener", listener, callable, self._what)
 
@@ -137,19 +137,20 @@ class Listeners(Generic[E]):
             self._functions = tuple(other for other in self._functions if other != listener)
 
     def deliver(self, take: Callable[..., Iterable[E]], *arguments: Any) -> bool:
-        """Tell the pending events, unless another thread does.
+        """Deliver the pending events to the listeners, unless another thread is delivering.
 
-        An event that comes between the last look and the return can be left to this thread: a caller that cannot leave
-        it to its next call repeats this while events are pending and the result is true.
+        If an event arrives after this thread's last look and before it returns, other threads may leave it to this
+        thread. A caller that cannot leave such an event to its next call must repeat this call while events are
+        pending and the result is true.
 
         Args:
-            take: iterates over the pending events and removes each; called until there are none.
-            arguments: of ``take``.
+            take: iterates over the pending events and removes each; called until no events are pending.
+            arguments: arguments of ``take``.
 
         Returns:
             False if another thread delivers, or if listeners cause events without end.
         """
-        delivering = self._delivering  # by name: a listener may fork, after which there is another one
+        delivering = self._delivering  # kept in a local: if a listener forks, the attribute is another lock
         if not delivering.acquire(blocking=False):
             return False
         try:

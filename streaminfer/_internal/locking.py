@@ -14,11 +14,11 @@ __all__ = ["is_atomic", "locked_subclass", "thread_safe", "under_lock"]
 
 
 def thread_safe(state: type[Any], operations: Iterable[str]) -> type[Any]:
-    """Return ``state`` where its methods cannot be interrupted, else a subclass that holds a lock in each of them.
+    """Return ``state`` if its methods cannot be interrupted, otherwise a subclass that holds a lock in each of them.
 
     Args:
         state: a class of a ``_cy`` module.
-        operations: its methods, each of which is one step for other threads.
+        operations: names of its methods that must be atomic for other threads.
     """
     operations = tuple(operations)
     return state if is_atomic(state, operations[0]) else locked_subclass(state, operations)
@@ -39,14 +39,14 @@ def locked_subclass(
 ) -> type[Any]:
     """Return a subclass whose operations hold one lock per object.
 
-    The thread that holds the lock can take it again: an operation can call a user's function, or collect a generator
-    that calls another operation.
+    The lock is reentrant, because an operation can call a user's function, or trigger the garbage collection of a
+    generator, and either may call another operation.
 
     Args:
         state: the class.
-        operations: names of its methods that hold the lock; names that it does not have are left out.
+        operations: names of the methods that hold the lock; names that the class lacks are skipped.
         after: called with the object, without the lock, when the outermost operation has ended.
-        not_after: operations that ``after`` does not follow.
+        not_after: operations that do not call ``after``.
     """
 
     def prepare(self: Any, *arguments: Any, **options: Any) -> None:
@@ -72,8 +72,8 @@ def under_lock(
 
     Args:
         operation: the method.
-        owner: returns that object, of the one whose method it is.
-        after: called with that object, without the lock, when its outermost operation has ended.
+        owner: returns the object with the lock, given the object whose method this is.
+        after: called with the object that has the lock, without the lock, when the outermost operation has ended.
     """
 
     @functools.wraps(operation)

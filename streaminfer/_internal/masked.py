@@ -1,4 +1,4 @@
-"""Masked arrays, whose mask every conversion to a plain array loses."""
+"""Check for masked arrays, because a conversion to a plain array loses the mask."""
 
 import numpy as np
 
@@ -8,12 +8,12 @@ __all__ = ["refuse_mask"]
 
 
 def refuse_mask(inputs: object, where: str) -> None:
-    """Refuse an input with a mask, because no model would see it.
+    """Reject a masked array as input, because no model would see its mask.
 
     Raises:
-        InvalidInput: it is a masked array.
+        InvalidInput: the input is a masked array.
     """
-    # a plain array, the common one, does not load `numpy.ma`
+    # the type check first, so that plain arrays, the common case, do not load `numpy.ma`
     if isinstance(inputs, np.ndarray) and type(inputs) is not np.ndarray and isinstance(inputs, np.ma.MaskedArray):
         raise InvalidInput(
             f"{where}: expected an array without a mask, got a masked array {inputs.dtype}{list(inputs.shape)}: "

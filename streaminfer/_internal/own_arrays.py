@@ -1,8 +1,8 @@
-"""Copies of the arrays in what a model returned, so that the next batch cannot write to them.
+"""Copies of the arrays in a model's results, so that the next batch cannot overwrite them.
 
-A model that reuses its output memory (``out=``, bound outputs of a runtime, Numba) overwrites one batch's outputs with
-the next one's. The copy is made once for each array of a batch, before it is cut into rows, and before the model can
-start again: in the worker thread where there is one.
+A model that reuses its output memory (``out=``, bound outputs of a runtime, Numba) overwrites the outputs of one batch
+with those of the next. Each array of a batch is copied once, before the batch is cut into rows and before the model can
+start again; if the model has a worker thread, that thread copies.
 """
 
 from collections.abc import Mapping
@@ -20,11 +20,11 @@ def own_arrays(results: Any) -> Any:  # noqa: PLR0911 - one for each kind
     """Return the results with a copy in place of each array.
 
     Args:
-        results: what a model returned for a batch: an array, a list of results, or a mapping or tuple of these, nested
-            to any depth. Whatever lies within objects of other classes is not copied.
+        results: results of a model for a batch: an array, a list of results, or a mapping or tuple of these, nested to
+            any depth. Contents of other objects are not copied.
 
     Returns:
-        The same structure; plain values and exceptions are the same objects.
+        The same structure; plain values and exceptions remain the same objects.
     """
     kind = type(results)
     if kind is ndarray:
@@ -34,11 +34,11 @@ def own_arrays(results: Any) -> Any:  # noqa: PLR0911 - one for each kind
     if kind in _PLAIN:
         return results
     if kind is list:
-        # numbers, the most frequent entries, take no call each
+        # checked inline, because numbers are the most frequent entries and a call for each would be slow
         return [entry if type(entry) in _PLAIN else own_arrays(entry) for entry in results]
     if isinstance(results, tuple):
         entries = [own_arrays(entry) for entry in results]
-        return getattr(kind, "_make", tuple)(entries)  # a named tuple stays one
+        return getattr(kind, "_make", tuple)(entries)  # keeps the class of a named tuple
     if isinstance(results, Mapping):
         return {name: own_arrays(value) for name, value in results.items()}
     if isinstance(results, np.generic):
@@ -57,7 +57,7 @@ def _own_objects(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def _own_foreign(value: Any) -> Any:
-    """A copy of another library's array: PyTorch calls it ``clone``, the others ``copy``."""
+    """Return a copy of another library's array: PyTorch calls the method ``clone``, the others ``copy``."""
     if not hasattr(value, "shape") or not hasattr(value, "__getitem__"):
         return value
     copy = getattr(value, "clone", None) or getattr(value, "copy", None)

@@ -1,4 +1,4 @@
-"""Which function this is, in words that another process would use for the same one."""
+"""Names of functions that are the same in every process."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _CONSTANTS = (bool, int, float, complex, str, bytes, type(None), type(...))
 
 
 def name_of_function(function: Any) -> str | None:
-    """Module, qualified name and a digest of the code, if these say all.
+    """Return module, qualified name and a digest of the code, if these identify the function.
 
-    They do for a function that stands in a module or a class and closes over nothing; also for one that Numba compiled.
-    Every script's module is called ``__main__``, so the script's file is named as well. The digest is of the bytecode,
-    its names and constants, and of defaults: a function that was changed, or another of the same name, has another
-    one. What the function calls is not in it.
+    They do for a function that is defined in a module or a class and has no closure, also if Numba compiled it. The
+    module of every script is called ``__main__``, so the name includes the script's file. The digest covers the
+    bytecode, its names and constants, and the defaults: it changes with the code, and differs for another function of
+    the same name. It does not cover the functions that this one calls.
 
     Returns:
-        ``None`` for anything else: a lambda, a method of an object, a function that another one made, one that was
-        renamed, one whose globals are no module's, or one that was typed in, where the next of the same name may do
-        something else.
+        ``None`` for anything else: a lambda, a method of an object, a function that was made by another one or renamed,
+        a function whose globals belong to no module, or one typed at a prompt, where a later function of the same name
+        may do something else.
     """
     plain: Callable[..., Any] = getattr(function, "py_func", function)
     if not isinstance(plain, types.FunctionType):
@@ -44,14 +44,14 @@ def name_of_function(function: Any) -> str | None:
         module = f"{module} {file}"
     try:
         described = (_code(plain.__code__), _constant(plain.__defaults__), _constant(plain.__kwdefaults__))
-    except TypeError:  # a default that is no constant
+    except TypeError:  # a default is not a constant
         return None
     digest = hashlib.blake2b(repr(described).encode("utf-8", "surrogatepass"), digest_size=_DIGEST_BYTES)
     return f"{module}:{name} {digest.hexdigest()}"
 
 
 def _code(code: types.CodeType) -> tuple[Any, ...]:
-    """All of a code object that decides what it does; neither file nor lines."""
+    """Return all parts of a code object that affect what it does, without file and line numbers."""
     return (
         code.co_code,
         code.co_exceptiontable,
@@ -63,7 +63,7 @@ def _code(code: types.CodeType) -> tuple[Any, ...]:
 
 
 def _constant(value: Any) -> Any:
-    """A constant, so that its ``repr`` is the same in every process."""
+    """Return a constant in a form whose ``repr`` is the same in every process."""
     kind = type(value)
     if kind is types.CodeType:
         return "code", _code(value)

@@ -1,4 +1,4 @@
-"""Signatures of functions that users bring."""
+"""Signatures of users' functions."""
 
 import inspect
 import sys
@@ -9,11 +9,11 @@ __all__ = ["signature_of"]
 
 
 def signature_of(function: Callable[..., Any]) -> inspect.Signature:
-    """Return a function's signature, without evaluating annotations: some name what only type checkers import.
+    """Return a function's signature without evaluating annotations, which may name type-checking imports only.
 
     Raises:
         TypeError: it is not callable.
-        ValueError: it has no signature, as some compiled functions.
+        ValueError: it has no signature, like some compiled functions.
     """
     if sys.version_info >= (3, 14):
         import annotationlib  # noqa: PLC0415 - not there before

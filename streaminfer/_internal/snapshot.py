@@ -1,4 +1,4 @@
-"""`Snapshot`: the base of all statistics classes, which turns one into what JSON can hold, and into a table."""
+"""`Snapshot`: the base of all statistics classes, with conversions to JSON values and to a table."""
 
 import math
 import re
@@ -12,22 +12,22 @@ __all__ = ["Snapshot", "ToDict"]
 
 @runtime_checkable
 class ToDict(Protocol):
-    """Object that turns itself into what JSON can hold, such as the statistics of a user's layer."""
+    """Object that converts itself to JSON values, such as the statistics of a user's layer."""
 
     def to_dict(self) -> Any:
         """Return dictionaries, lists, numbers and strings."""
 
 
 class Snapshot:
-    """Frozen attrs class that describes one moment."""
+    """Frozen attrs class with the state at one moment."""
 
     __slots__ = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as dictionaries, lists, numbers and strings, for strict JSON.
 
-        Keys become strings, arrays and tuples lists, and numbers that are not finite ``None``. A histogram becomes its
-        count, moments and percentiles.
+        Keys become strings; arrays and tuples become lists; numbers that are not finite become ``None``. A histogram
+        becomes its count, moments and percentiles.
         """
         fields = attrs.fields(type(self))  # type: ignore[arg-type]  # every subclass is an attrs class
         return {field.name: _as_plain(getattr(self, field.name)) for field in fields}
@@ -39,7 +39,7 @@ class Snapshot:
         return record_tables(self, " ".join(words).lower())
 
 
-_CONTAINERS = (dict, list, tuple, set, frozenset)  # asking them for a method costs microseconds each
+_CONTAINERS = (dict, list, tuple, set, frozenset)  # skipped, because each look-up of a method costs microseconds
 
 
 def _as_plain(value: Any) -> Any:  # noqa: PLR0911 - one for each kind

@@ -1,7 +1,7 @@
 """Text in the inputs of requests, as arrays of Python strings.
 
-An array of NumPy's own text type is as wide as its longest element: 63 short strings beside one of 2 MB make 512 MB.
-An array of objects has a pointer for each element, and a batch shares the strings with its requests.
+In NumPy's text types every element is as wide as the longest: 63 short strings beside one of 2 MB take 512 MB.
+An array of objects has one pointer for each element, and a batch shares the strings with its requests.
 """
 
 from collections.abc import Sequence
@@ -22,23 +22,23 @@ __all__ = [
 ]
 
 CHARACTER_BYTES = 4
-"""Bytes of a character as `max_batch_bytes` counts them: the most that Python or UTF-8 needs for one."""
+"""Bytes of a character as `max_batch_bytes` counts them: the most that Python or UTF-8 needs for a character."""
 
 
 def begins_with_text(inputs: Any) -> bool:
-    """Whether the first element of a nested list is a string."""
+    """Return whether the first element of a nested list is a string."""
     while isinstance(inputs, (list, tuple)) and inputs:
         inputs = inputs[0]
     return isinstance(inputs, str)
 
 
 def is_all_text(array: NDArray[Any]) -> bool:
-    """Whether every element of an array of objects is a string."""
+    """Return whether every element of an array of objects is a string."""
     return all(isinstance(element, str) for element in array.flat)
 
 
 def is_all_unicode(array: NDArray[Any]) -> bool:
-    """Whether every element of an array of objects is a string that UTF-8 can encode: without half a surrogate pair."""
+    """Return whether every element of an array is a string that UTF-8 can encode, without half a surrogate pair."""
     try:
         return is_all_text(array) and all(element.isascii() or element.encode() for element in array.flat)
     except UnicodeEncodeError:
@@ -46,13 +46,13 @@ def is_all_unicode(array: NDArray[Any]) -> bool:
 
 
 def as_text(array: NDArray[Any]) -> Any:
-    """Return an array of text as one of Python strings, or as a string where it has no axes; so too one of bytes.
+    """Return an array of text as an array of Python strings, or as a string if it has no axes; bytes likewise.
 
     Args:
-        array: of one of NumPy's text types, or of objects.
+        array: an array of one of NumPy's text types, or of objects.
 
     Returns:
-        ``None`` where it holds something else than text, or than bytes.
+        ``None`` if the array holds anything but text or anything but bytes.
     """
     if array.dtype.kind in "UT":
         array = array.astype(object)
@@ -64,19 +64,19 @@ def as_text(array: NDArray[Any]) -> Any:
 
 
 def stack_text(rows: Sequence[str] | Sequence[bytes]) -> NDArray[Any]:
-    """One array of objects from strings, or from bytes."""
+    """Return an array of objects from strings, or from bytes."""
     return np.fromiter(rows, object, len(rows))
 
 
 def has_text(inputs: Any) -> bool:
-    """Whether rows like this prepared one may differ in size."""
+    """Return whether prepared inputs contain text, whose rows may differ in size."""
     if type(inputs) is dict:
         return any(map(has_text, inputs.values()))
     return isinstance(inputs, (str, bytes)) or (isinstance(inputs, np.ndarray) and inputs.dtype.hasobject)
 
 
 def text_bytes(value: str | bytes | NDArray[Any]) -> int:
-    """Bytes of a prepared string, of bytes, or of an array of these."""
+    """Return the bytes of a prepared string, of bytes, or of an array of these."""
     if isinstance(value, bytes):
         return len(value)
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Checks of constructor arguments: the message names the argument, what was expected and what came."""
+"""Checks of arguments; each message names the argument, the expectation and the actual value."""
 
 import contextlib
 import math
@@ -31,11 +31,11 @@ __all__ = [
 
 MIN_SECRET_BYTES = 16
 LONGEST_S = 1e9
-"""Longest duration in seconds, 31 years: instants this far in the future fit 64 bits as nanoseconds."""
+"""Longest duration in seconds, 31 years, so that instants this far in the future fit 64 bits as nanoseconds."""
 
 
 def expected(name: str, expectation: str, value: object) -> str:
-    """The one sentence that every argument error uses."""
+    """Return the sentence that all argument errors use."""
     return f"{name}: expected {expectation}, got {brief(value)} ({type(value).__name__})"
 
 
@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 
 class _Brief(reprlib.Repr):
-    """Never makes the whole text of something large."""
+    """`reprlib.Repr` that never builds the whole text of a large value."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class _Brief(reprlib.Repr):
         return self.repr_bytes(bytes(x[: self.maxstring + 1]), level) if len(x) > self.maxstring else repr(x)
 
     def repr_dict(self, x: dict[Any, Any], level: int) -> str:
-        if len(x) <= self.maxdict and level > 0:  # in its own order, unlike reprlib
+        if len(x) <= self.maxdict and level > 0:  # in the order of the dictionary; reprlib sorts
             return (
                 "{" + ", ".join(f"{self.repr1(k, level - 1)}: {self.repr1(v, level - 1)}" for k, v in x.items()) + "}"
             )
@@ -78,12 +78,12 @@ _BRIEF = _Brief()
 
 
 def brief(value: object) -> str:
-    """The ``repr`` of a value, shortened where it is long: a message must not be as large as a wrong input."""
+    """Return the ``repr`` of a value, shortened if it is long: a message must not be as large as a wrong input."""
     return _BRIEF.repr(value)
 
 
 def check_duration(name: str, value: object, *, positive: bool = False) -> float:
-    """A finite number of seconds, ≥ 0 (or > 0 where ``positive``).
+    """Return a duration as a float: a finite number of seconds, ≥ 0, or > 0 if ``positive``.
 
     Raises:
         TypeError: not a real number.
@@ -94,16 +94,16 @@ def check_duration(name: str, value: object, *, positive: bool = False) -> float
 
 
 def check_duration_ns(name: str, value: object, *, positive: bool = False) -> int:
-    """The same in whole nanoseconds, at most :data:`LONGEST_S`; at least 1 where it is ``positive``."""
+    """Return a duration in seconds as whole nanoseconds, at most :data:`LONGEST_S`; at least 1 if ``positive``."""
     return max(round(min(check_duration(name, value, positive=positive), LONGEST_S) * 1e9), int(positive))
 
 
 def check_number(name: str, value: object, what: str, fits: Callable[[float], bool]) -> float:
-    """A real number that ``fits``; ``what`` says in words which ones do.
+    """Return a real number for which ``fits`` is true; ``what`` describes such numbers.
 
     Raises:
-        TypeError: not a real number (a bool is none).
-        ValueError: it does not fit.
+        TypeError: not a real number (a bool is not one).
+        ValueError: ``fits`` is false.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(expected(name, what, value))
@@ -117,24 +117,24 @@ def check_number(name: str, value: object, what: str, fits: Callable[[float], bo
 
 
 def check_whole(name: str, value: Any, what: str) -> int:
-    """Any whole number; ``what`` says in words which ones do.
+    """Return any whole number; ``what`` describes the accepted numbers.
 
     Raises:
-        TypeError: not a whole number (a bool or a float is none).
+        TypeError: not a whole number (a bool or a float is not one).
     """
-    with contextlib.suppress(TypeError):  # of an array, a class or another that has no index after all
+    with contextlib.suppress(TypeError):  # raised for arrays, classes and others without an index
         if not isinstance(value, bool):
             return operator.index(value)
     raise TypeError(expected(name, what, value))
 
 
 def check_clock(name: str, clock: Any) -> None:
-    """A clock in whole nanoseconds, which is read once, or ``None``.
+    """Check that a clock returns whole nanoseconds, by reading it once; ``None`` is fine.
 
-    One that raises passes: it may be that of an event loop to come.
+    A clock that raises passes the check: it may belong to an event loop that does not run yet.
 
     Raises:
-        TypeError: not a callable, or one that returns something else, such as seconds.
+        TypeError: not a callable, or it returns something else, such as seconds.
     """
     check_instance(name, clock, lambda it: it is None or callable(it), "a callable or None")
     if clock is None:
@@ -147,10 +147,10 @@ def check_clock(name: str, clock: Any) -> None:
 
 
 def check_count(name: str, value: object, *, at_least: int = 1, at_most: int | None = None) -> int:
-    """A whole number of at least ``at_least``, and at most ``at_most`` where that is given.
+    """Return a whole number of at least ``at_least`` and, if given, at most ``at_most``.
 
     Raises:
-        TypeError: not a whole number (a bool or a float is none).
+        TypeError: not a whole number (a bool or a float is not one).
         ValueError: too small or too large.
     """
     what = f"a whole number ≥ {at_least}"
@@ -163,7 +163,7 @@ def check_count(name: str, value: object, *, at_least: int = 1, at_most: int | N
 
 
 def check_ascending(name: str, value: Any, what: str, *, at_most: int | None = None) -> tuple[int, ...]:
-    """Ascending whole numbers from 1, at least one; ``what`` says so in words.
+    """Return one or more ascending whole numbers from 1 as a tuple; ``what`` describes them.
 
     Raises:
         TypeError: not a sequence of whole numbers.
@@ -177,7 +177,7 @@ def check_ascending(name: str, value: Any, what: str, *, at_most: int | None = N
 
 
 def check_choice(name: str, value: object, choices: tuple[C, ...]) -> C:
-    """One of a few words.
+    """Return a string that is one of ``choices``.
 
     Raises:
         TypeError: not a string.
@@ -193,17 +193,17 @@ def check_choice(name: str, value: object, choices: tuple[C, ...]) -> C:
 
 
 def check_instance(name: str, value: Any, test: Callable[[Any], bool], expectation: str) -> None:
-    """Anything that ``test`` accepts.
+    """Check a value with ``test``; ``expectation`` describes the accepted values.
 
     Raises:
-        TypeError: ``test`` says no.
+        TypeError: ``test`` is false.
     """
     if not test(value):
         raise TypeError(expected(name, expectation, value))
 
 
 def check_secret(name: str, value: object, *, at_least: int = MIN_SECRET_BYTES, at_most: int | None = None) -> bytes:
-    """Secret bytes; the message does not show them.
+    """Return secret bytes; error messages do not show them.
 
     Raises:
         TypeError: not bytes.
@@ -222,9 +222,9 @@ def field_check(check: Callable[..., object], *args: Any, optional: bool = False
 
     Args:
         check: the check.
-        args: for it, after name and value.
-        optional: whether ``None`` is fine.
-        options: for it, by name.
+        args: positional arguments of the check, after name and value.
+        optional: whether ``None`` is accepted.
+        options: keyword arguments of the check.
     """
 
     def validate(_instance: object, attribute: Any, value: Any) -> None:
@@ -235,13 +235,13 @@ def field_check(check: Callable[..., object], *args: Any, optional: bool = False
 
 
 def make_from_table(make: Callable[..., T], table: Mapping[str, Any], path: str, whole: str = "") -> T:
-    """Call a constructor with a table from a file; a key that is unknown, missing or wrong is named with its path.
+    """Call a constructor with a table from a file; errors about a key name its path.
 
     Args:
         make: takes the keys of the table as keyword arguments.
-        table: from the file.
-        path: to the table in its file; empty: it is the whole file.
-        whole: the words for the whole file.
+        table: the table.
+        path: path of the table in its file; empty: it is the whole file.
+        whole: description of the whole file, for messages.
 
     Raises:
         TypeError, ValueError: the table does not fit.

@@ -1,4 +1,4 @@
-"""Backends, which run batches. Each one is loaded at first use, with its dependencies."""
+"""Backends, which run batches. Each backend is loaded at first use, with its dependencies."""
 
 from typing import TYPE_CHECKING
 

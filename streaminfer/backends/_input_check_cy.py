@@ -1,7 +1,7 @@
-"""The fast check of a request's inputs against what a model reads; runs once per request.
+"""Fast check of a request's inputs against what a model reads; runs once per request.
 
-It says only whether they are right in every respect; :mod:`~streaminfer.backends.signature` finds out what is wrong.
-Compiled with the C types of ``_input_check_cy.pxd`` or run as it is.
+The check returns only whether all inputs fit; :mod:`~streaminfer.backends.signature` then finds what is wrong.
+Compiled with the C types of ``_input_check_cy.pxd``, or run as Python.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ __all__ = ["InputCheck", "RequestCheck", "inputs_fit"]
 
 
 class InputCheck:
-    """What one array must be; the parts of the valid case worked out.
+    """Check of one input array, with everything that is the same for all requests computed in advance.
 
     Args:
-        name: of the input.
-        dtype: its elements'.
-        shape: of a request's array: sizes, and names or ``None`` where any size will do.
-        text_fits: whether an array of objects is right; ``None``: its elements are numbers.
-        finite: no element may be infinite or NaN.
+        name: the name of the input.
+        dtype: the dtype of the array.
+        shape: the shape of a request's array: sizes, and a name or ``None`` for an axis of any size.
+        text_fits: returns whether an array of objects is valid; ``None``: the elements are numbers.
+        finite: whether infinite elements and NaN are rejected.
     """
 
     def __init__(
@@ -44,11 +44,11 @@ class InputCheck:
         self._finite = finite
         self._rank = len(shape)
         self._fixed = tuple([(axis, size) for axis, size in enumerate(shape) if isinstance(size, int)])
-        # a shape without free sizes is compared as a whole
+        # a shape without free sizes is compared in one step
         self._exact = shape if len(self._fixed) == self._rank else None
 
     def fits(self, value: Any) -> bool:
-        """Return true only for a plain array that is right in every respect."""
+        """Return true only if ``value`` is a plain NumPy array whose dtype, shape and contents fit."""
         if type(value) is not ndarray:
             return False
         dtype = value.dtype
@@ -71,12 +71,12 @@ class InputCheck:
 
 
 def inputs_fit(checks: tuple[InputCheck, ...], only: InputCheck | None, inputs: Any) -> bool:
-    """Return whether inputs are exactly those that are checked, each of them right.
+    """Return whether the inputs are exactly the expected ones and each of them fits.
 
     Args:
-        checks: of all inputs.
-        only: of the one input that may come without a name; ``None``: there is no such.
-        inputs: of a request: one array, or a mapping of name to array.
+        checks: one check per expected input.
+        only: the check of the one input that may come without a name; ``None``: every input needs a name.
+        inputs: the inputs of a request: one array, or a mapping of name to array.
     """
     if type(inputs) is not dict:
         return only is not None and only.fits(inputs)
@@ -89,12 +89,12 @@ def inputs_fit(checks: tuple[InputCheck, ...], only: InputCheck | None, inputs: 
 
 
 class RequestCheck:
-    """Checks requests as a `Signature` does; a call less for each than its method.
+    """Checks requests like `Signature`, with one function call less per request.
 
     Args:
-        checks: of the inputs, all of which a request has.
-        only: of the one input that may come without a name; ``None``: there is no such.
-        explain: called with inputs that may not fit, and raises what is wrong with them.
+        checks: one check per input; a request must have all inputs.
+        only: the check of the one input that may come without a name; ``None``: every input needs a name.
+        explain: called with inputs that may not fit; raises an error that says what is wrong.
     """
 
     def __init__(self, checks: tuple[InputCheck, ...], only: InputCheck | None, explain: Callable[[Any], None]) -> None:

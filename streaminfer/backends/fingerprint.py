@@ -1,26 +1,25 @@
-"""Identity of a backend as a short text: two that can return different results never have the same one.
+"""Identity of a backend as a short text: two backends that can return different results never share a fingerprint.
 
-It becomes part of every key of a cache in front (``fingerprint``, found inward), so it has to be the same in another
-process, on another machine and after a restart, or stored responses on disk or in Redis are never found again.
+The fingerprint becomes part of every key of a cache around the backend. It must be the same in another process, on
+another machine and after a restart; otherwise responses stored on disk or in Redis are never found again.
 
-**An ONNX model** is its bytes and those of the files of weights beside it, which it names (external data); where they
-lie does not count. Also its settings: the batch axes, the values of shared inputs, and the execution providers, in
-order, with their options, since TensorFloat-32 or half precision give other numbers. Options that only say where and
-with how much memory it runs are left out. So are the version of onnxruntime and what ``session_options`` of one's own
-say: a change of these that matters needs another ``version`` of the cache. The digest is BLAKE2b, 128 bits:
-in the standard library, not to be forged, and about a second per gigabyte, once a load.
+**An ONNX model** is identified by its bytes, and by those of the files of weights that it names (external data);
+their path does not count. Its settings count too: the batch axes, the values of shared inputs, and the execution
+providers, in order, with their options, because TensorFloat-32 or half precision give other numbers. Not included are
+options that only say where the model runs and with how much memory, the version of onnxruntime, and the user's
+``session_options``. If a change of these matters, change the ``version`` of the cache. The digest is BLAKE2b, 128 bits:
+it is in the standard library, cannot be forged, and takes about a second per gigabyte at each load.
 
-It is made of the bytes that are loaded. The files of weights are read once, and onnxruntime gets what was read: left to
-itself it maps them into memory, so that a file that is overwritten in place changes the weights of a model that
-serves (or ends the process, if it becomes shorter). The model's own file onnxruntime reads itself, because providers
-look for their files beside it; one that changes between the two readings is an error.
+The digest is made of the bytes that are loaded. The files of weights are read once, and onnxruntime gets these bytes.
+Otherwise onnxruntime would map the files into memory; overwriting a file in place would then change the weights of the
+running model, or end the process if the file became shorter. onnxruntime reads the model's own file again, because
+providers look for their files beside it; a file that changes between the two readings is an error.
 
-To find the external files the model is walked as what it is on the wire, protocol buffers: tags and lengths alone, so
-that weights are skipped and not read (https://protobuf.dev/programming-guides/encoding; ``onnx.proto`` for the
-numbers).
+To find the external files, the model is parsed as protocol buffers: only tags and lengths are read, and weights are
+skipped (https://protobuf.dev/programming-guides/encoding; ``onnx.proto`` for the field numbers).
 
-**A function** is its module and qualified name, if these say all (``_internal.qualified_name``). What it does may
-change under the same name; ``version`` says so.
+**A function** is identified by its module and qualified name, if these are unambiguous (``_internal.qualified_name``).
+The behavior of a function can change under the same name; ``version`` then distinguishes old from new.
 """
 
 import hashlib
@@ -40,7 +39,7 @@ from streaminfer._internal.validation import expected
 __all__ = ["ModelFiles", "digest_of_bytes", "external_files", "fingerprint_of_function", "fingerprint_of_model"]
 
 _DIGEST_BYTES = 16
-_ORT_FORMAT = b"ORTM"  # onnxruntime's own, at bytes 4 to 8: all in one file
+_ORT_FORMAT = b"ORTM"  # bytes 4 to 8 of onnxruntime's own format, which has no external files
 _ELSEWHERE = frozenset(
     {
         "arena_extend_strategy",
@@ -57,10 +56,10 @@ _ELSEWHERE = frozenset(
 """Options of providers that change no result."""
 
 _Mark = tuple[int, int, int, int, int]
-"""Device, inode, size, and times of change of contents and of inode: the last one cannot be set back."""
+"""Device, inode, size, and times of the last change of contents and of the inode; the last time cannot be set back."""
 
 _LENGTH_DELIMITED = 2
-_EXTERNAL_DATA = 13  # of a tensor
+_EXTERNAL_DATA = 13  # a field of a tensor
 _BELOW: dict[str, dict[int, str]] = {
     "model": {7: "graph", 25: "function"},
     "graph": {1: "node", 5: "tensor", 15: "sparse"},
@@ -70,17 +69,17 @@ _BELOW: dict[str, dict[int, str]] = {
     "sparse": {1: "tensor", 2: "tensor"},
     "tensor": {_EXTERNAL_DATA: "entry"},
 }
-"""Which fields of a message can lead to external data, by number, and to what kind of message."""
+"""Fields that can lead to external data: by kind of message, the field number and the kind of the inner message."""
 
 
 @attrs.frozen
 class ModelFiles:
-    """A model's file and its external files as they were read.
+    """Contents of a model's file and of its external files.
 
     Attributes:
-        digest: of what they hold, hexadecimal.
-        weights: what each external file holds, by the name that the model has for it.
-        size: bytes of all.
+        digest: digest of all contents, hexadecimal.
+        weights: the contents of each external file, by the name that the model uses for it.
+        size: bytes of all files.
     """
 
     digest: str
@@ -90,10 +89,10 @@ class ModelFiles:
 
     @classmethod
     def read(cls, path: Path) -> "ModelFiles":
-        """Read them, to load the model from what is returned.
+        """Read the files of a model, which is then loaded from the returned contents.
 
         Raises:
-            ValueError: that is no model, a file cannot be read, or one changed meanwhile.
+            ValueError: the file is not a model, a file cannot be read, or a file changed meanwhile.
         """
         digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
         weights: dict[str, bytes] = {}
@@ -116,7 +115,7 @@ class ModelFiles:
         """Check that the files are still those that were read.
 
         Raises:
-            ValueError: one of them is another, or is gone.
+            ValueError: a file was changed, replaced or deleted.
         """
         for path, mark in self._marks.items():
             try:
@@ -131,7 +130,7 @@ class ModelFiles:
 
 
 def digest_of_bytes(model: bytes) -> str | None:
-    """Return the digest of a model given as bytes; ``None`` if some of it is in files, whose place is not known."""
+    """Return the digest of a model given as bytes; ``None`` if it has external files, whose folder is not known."""
     if external_files(model):
         return None
     return hashlib.blake2b(model, digest_size=_DIGEST_BYTES).hexdigest()
@@ -147,10 +146,10 @@ def fingerprint_of_model(
     """Return the digest of a model and its settings, as 32 hexadecimal digits.
 
     Args:
-        digest: of its contents.
+        digest: digest of the model's contents.
         axes: inputs and outputs in the model's order, each with its batch axis.
         shared: the values of shared inputs.
-        providers: best first.
+        providers: execution providers, best first.
     """
     settings = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     chosen = [
@@ -166,16 +165,16 @@ def fingerprint_of_model(
 
 
 def fingerprint_of_function(function: Callable[..., Any], version: str | None) -> str | None:
-    """Module, name and version; ``None`` where the name does not say which function it is."""
+    """Return module, name and version; ``None`` if the name does not identify the function."""
     name = name_of_function(function)
     return name if name is None or version is None else f"{name} {version}"
 
 
 def external_files(model: bytes) -> list[str]:
-    """The names of the files that a model's weights lie in, sorted, as the model gives them: relative to it.
+    """Return the names of the files with a model's weights, sorted; they are relative to the model's folder.
 
     Raises:
-        ValueError: that is no model.
+        ValueError: the bytes are not a model.
     """
     if model[4:8] == _ORT_FORMAT:
         return []
@@ -190,12 +189,12 @@ def _locations(message: memoryview, kind: str) -> Iterator[str]:
         for inner in _fields(message, number):
             if below != "entry":
                 yield from _locations(inner, below)
-            elif _fields(inner, 1)[-1:] == [b"location"]:  # the last counts where there are several
+            elif _fields(inner, 1)[-1:] == [b"location"]:  # of several keys, the last one counts
                 yield from (str(name, "utf-8") for name in _fields(inner, 2)[-1:])
 
 
 def _fields(message: memoryview, number: int) -> list[memoryview]:
-    """The contents of the fields of a number that are text, bytes or messages."""
+    """Return the contents of all fields with a number, which are text, bytes or messages."""
     places = split_fields(message, number << 3 | _LENGTH_DELIMITED, -1)[1]
     return [message[begin:end] for begin, end in places]
 
@@ -210,7 +209,7 @@ def _names(path: Path, contents: bytes) -> list[str]:
 
 
 def _place(model: Path, name: str) -> Path:
-    """Where an external file is: in the model's folder or below, as onnxruntime demands, or any file could be read."""
+    """Return the path of an external file; it must lie in the model's folder, or any file could be read."""
     folder = os.path.normpath(model.parent)
     place = Path(os.path.normpath(model.parent / name))
     if PurePath(name).is_absolute() or not place.is_relative_to(folder):

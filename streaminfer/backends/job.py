@@ -1,7 +1,7 @@
-"""One call in a worker thread, and the way back to the event loop that waits for it.
+"""One call in a worker thread, and the delivery of its result to the event loop that waits for it.
 
-A cancelled call ends at once if no thread has begun it, else when its thread is free or replaced. What waits for one
-needs no task: it is told by a callback on its loop, or awaits a future whose cancellation is that of the call.
+A cancelled call ends at once if no thread has begun it, else when its thread is free or replaced. A caller needs no
+task to wait: it gets a callback on its loop, or awaits a future. To cancel the future is to cancel the call.
 """
 
 import asyncio
@@ -15,24 +15,24 @@ from streaminfer.errors import Closed
 __all__ = ["Done", "Job", "JobFuture"]
 
 Done = Callable[[Any, BaseException | None], None]
-"""Told what a call returned, or what it raised."""
+"""Called with the result of a call, or with the exception that it raised."""
 
 _RECHECK_S = 1.0
 """Seconds to the next attempt to replace the thread of a hung call."""
 
 
 class Job:
-    """One call in a worker thread; made on the event loop that is told of its end.
+    """One call in a worker thread; created on the event loop that receives its result.
 
     Args:
         function: called with the worker and ``arguments``.
         arguments: further positional arguments.
-        interrupt: tells a running call to end early; ``None``: it cannot.
-        done: called once, on the loop, in a later turn.
+        interrupt: makes a running call end early; ``None``: the call cannot be interrupted.
+        done: called once, on the loop, in a later iteration.
 
     Attributes:
         leave: called before ``done``; set by the pool.
-        replace: gives the worker of a hung call another thread; false if it could not, or need not. Set by the pool.
+        replace: gives the worker of a hung call another thread; false if it could or need not. Set by the pool.
         hang_grace_s: seconds after which a cancelled call that still runs counts as hung.
     """
 
@@ -53,27 +53,27 @@ class Job:
         self._done = done
         self.hang_grace_s = hang_grace_s
         self._loop = asyncio.get_running_loop()
-        self._context = Context()  # what follows from its end belongs to no caller
+        self._context = Context()  # empty: callbacks after the end belong to no caller
         self._claim = threading.Lock()
         self._value: Any = None
         self._error: BaseException | None = None
         self._interrupted: Closed | None = None
         self._abandoned: Closed | None = None
-        self._watchdog: asyncio.TimerHandle | None = None  # of one that was cancelled while it ran
+        self._watchdog: asyncio.TimerHandle | None = None  # set if the call was cancelled while it ran
         self._finished = False
 
     def execute(self, worker: Any) -> None:
-        """Run it in the worker's thread, unless it was ended before."""
+        """Run the call in the worker's thread, unless it has ended already."""
         if not self._claim.acquire(blocking=False):
             return
         try:
             self._value = self._function(worker, *self._arguments)
-        except BaseException as error:  # noqa: BLE001 - the event loop that waits raises it
+        except BaseException as error:  # noqa: BLE001 - raised on the event loop
             self._error = error
         self._tell()
 
     def abort(self, error: Closed) -> None:
-        """End it with ``error`` if no thread has begun it, else interrupt it; from any thread."""
+        """End the call with ``error`` if no thread has begun it, else interrupt it; from any thread."""
         if self._claim.acquire(blocking=False):
             self._error = error
             self._tell()
@@ -82,14 +82,14 @@ class Job:
             self._interrupt()
 
     def abandon(self, error: Closed) -> None:
-        """End the wait with ``error`` though a thread still runs it, whose result is dropped; from any thread."""
+        """End the wait with ``error`` while a thread still runs the call; drops its result. From any thread."""
         self._abandoned = error
         self._tell()
 
     def cancel(self) -> None:
-        """End it with ``CancelledError``, when its thread is free or replaced; on its loop."""
+        """End the call with ``CancelledError``, when its thread is free or replaced; only on its loop."""
         if self._finished or self._watchdog is not None:
-            return  # cancelled once is enough; a second time makes the thread no faster
+            return  # a second cancellation has no effect
         if self._claim.acquire(blocking=False):
             self._error = asyncio.CancelledError()
             self._loop.call_soon(self._finish, context=self._context)
@@ -102,19 +102,19 @@ class Job:
         self._watchdog = self._loop.call_later(seconds, self._on_hang, context=self._context)
 
     def _on_hang(self) -> None:
-        self._watch(max(self.hang_grace_s, _RECHECK_S))  # first: a thread may not start, which raises
+        self._watch(max(self.hang_grace_s, _RECHECK_S))  # first, because the start of a thread can raise
         if self.replace(self):
             self._finish()
 
     def _tell(self) -> None:
-        try:  # noqa: SIM105 - `suppress` takes three calls more, once for each batch
+        try:  # noqa: SIM105 - `suppress` costs three more calls per batch
             self._loop.call_soon_threadsafe(self._finish, context=self._context)
         except RuntimeError:
-            pass  # on a closed loop nothing waits for it
+            pass  # the loop is closed, so nothing waits for the result
 
     def _finish(self) -> None:
         if self._finished:
-            return  # it was abandoned or replaced, and has ended since
+            return  # the call was abandoned or its thread replaced, so it has ended already
         self._finished = True
         error: BaseException | None = self._abandoned or self._error
         if self._watchdog is not None:
@@ -124,7 +124,7 @@ class Job:
             self._interrupted.__cause__ = error
             error = self._interrupted
         done, value = self._done, self._value
-        # or an error's traceback would hold what holds the error
+        # otherwise the error's traceback would refer to this frame, which refers to the error
         del self._done
         self._value = self._error = self._interrupted = self._abandoned = None
         self.leave(self)
@@ -135,7 +135,7 @@ class Job:
 
 
 class JobFuture(asyncio.Future[Any]):
-    """What a coroutine awaits of a job; a cancelled one goes on until the job has ended."""
+    """Future of a job, for a coroutine to await; after a cancellation it stays pending until the job has ended."""
 
     job: Job
 
@@ -147,7 +147,7 @@ class JobFuture(asyncio.Future[Any]):
         return True
 
     def end(self, value: Any, error: BaseException | None) -> None:
-        """Take the outcome of the job."""
+        """Set the result or exception of the job."""
         del self.job
         if self.done():
             return
@@ -155,7 +155,7 @@ class JobFuture(asyncio.Future[Any]):
             self.set_result(value)
         elif isinstance(error, asyncio.CancelledError):
             super().cancel()
-        elif isinstance(error, StopIteration):  # which no coroutine can raise
+        elif isinstance(error, StopIteration):  # a future cannot raise StopIteration
             raised = RuntimeError("the call raised StopIteration")
             raised.__cause__ = error
             self.set_exception(raised)

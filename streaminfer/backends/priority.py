@@ -1,25 +1,25 @@
-"""Priority of a backend's worker threads: while a batch of the background runs, the lowest of the operating system.
+"""Priority of a backend's worker threads: the lowest of the operating system while a background batch runs.
 
-Linux runs a thread with the policy ``SCHED_IDLE`` only where no other thread wants the core, and gives the core to
-another one as soon as that wakes. A thread is lowered for the call of the model alone, which releases the interpreter
-lock, and by a call that has released it too: with the lock in a thread that gets no core, the event loop would wait.
-Both ways are a system call each.
+Linux runs a thread with the policy ``SCHED_IDLE`` only if no other thread wants the core, and gives the core to another
+thread as soon as that wakes. The worker is lowered only for the call of the model, which releases the interpreter lock,
+and the system call that lowers it has released the lock too: if a thread held the lock but got no core, the event loop
+would have to wait. Lowering and restoring cost one system call each.
 
-Between two calls the thread has a nice value 10 higher than usual, a tenth of the usual weight. At the usual one the
-event loop, which used more than its share while both wanted the core, owes the thread time, and the kernel (EEVDF)
-keeps that debt when it lowers the thread: then the model holds up the loop all the same. The smallest debt is enough
-where the loop and the thread of a foreground model take turns: as one of them goes to sleep, the kernel gives the core
-to the thread that is owed time, and looks again at its next tick, after up to 4 ms (traced on Linux 6.18 with 250 ticks
-a second).
+Between two calls the thread has a nice value 10 higher than usual, which is a tenth of the usual weight. At the usual
+nice value, the event loop may use more than its share while both want the core. It then owes the thread time, and the
+kernel (EEVDF) keeps that debt when the thread is lowered: the model delays the loop all the same. The smallest debt is
+enough if the loop and the thread of a foreground model take turns. When one of them goes to sleep, the kernel gives the
+core to the thread that is owed time. It decides again only at its next tick, after up to 4 ms (traced on Linux 6.18
+with 250 ticks a second).
 
-So the thread yields its core as its call begins, and again as each batch of the foreground begins: whatever it is owed
-is spent by then, and the kernel looks again at once. In the middle of a call a signal makes it do so, whose handler is
-the system's ``sched_yield`` itself, which holds no lock and touches no memory. The signal is ``SIGURG``, which Go uses
-for the same purpose: it is ignored by default, not queued, and no debugger stops at it. Where the process has a handler
-of its own for it, none is sent.
+The thread therefore yields its core when its call begins, and again when each foreground batch begins: its debt is
+spent by then, and the kernel decides again at once. In the middle of a call, a signal makes the thread yield. The
+signal's handler is the system's ``sched_yield``, which holds no lock and touches no memory. The signal is ``SIGURG``,
+which Go uses for the same purpose: it is ignored by default, not queued, and no debugger stops at it. If the process
+already has another handler for ``SIGURG``, no signal is sent.
 
-Any thread may be lowered, but raised again only with the right to do so: ``CAP_SYS_NICE``, or a limit
-``RLIMIT_NICE`` that allows the thread's nice value. So this is tried once, in a thread that ends then.
+Any thread may be lowered, but raising it again needs a right: ``CAP_SYS_NICE``, or a limit ``RLIMIT_NICE`` that allows
+the thread's nice value. A short-lived thread therefore tries both once.
 """
 
 import contextlib
@@ -41,60 +41,60 @@ NICE = 10
 
 
 class BatchPriority:
-    """Priority of the batches of one backend, which its worker threads read.
+    """Priority of the batches of one backend; its worker threads read it.
 
-    Thread-safety: everything may be called from any thread.
+    Thread-safety: all methods can be called from any thread.
 
     Attributes:
-        is_background: batches that begin from now on run at the lowest priority.
+        is_background: whether batches that begin from now on run at the lowest priority.
     """
 
     def __init__(self) -> None:
-        self._lowered: dict[int, _Call] = {}  # by the system's number of the thread
+        self._lowered: dict[int, _Call] = {}  # running calls, by native thread id
         self._ended_ns: int | None = None
-        self._nice: set[int] = set()  # threads
+        self._nice: set[int] = set()  # native ids of the threads with the higher nice value
         self.is_background = False
 
     def set_background(self, is_background: bool) -> None:
-        """Run later batches at the lowest priority, or at the usual one again."""
+        """Run later batches at the lowest priority, or at the usual priority again."""
         self.is_background = is_background
         if not is_background:
             self._raise(tuple(self._nice))
 
     def raise_running(self) -> None:
-        """Let the batches that run, or are about to, go on at the usual priority."""
-        self.is_background = False  # until the next batch: a thread that gets no core may not have begun this one
+        """Raise batches that run, or are about to run, to the usual priority."""
+        self.is_background = False  # until the next batch: a thread without a core may not have begun this batch
         for thread in tuple(self._lowered):
             if self._lowered.pop(thread, None):  # its call has not ended
                 _lowering().restore(thread)
                 self._raise([thread])
 
     def yield_running(self) -> None:
-        """Let the batches that run at the lowest priority give up their core once, for whatever else wants it."""
+        """Make each batch that runs at the lowest priority yield its core once, to any thread that wants it."""
         number = _lowering().yield_signal
         for thread in tuple(self._lowered) if number else ():
-            if thread in self._lowered:  # its call has not ended, nor has the thread, as it needs the interpreter lock
+            if thread in self._lowered:  # the call has not ended, and the thread needs the interpreter lock to end
                 signal.pthread_kill(self._lowered[thread].thread, number)
 
     def running_ns(self) -> int | None:
-        """Return the CPU time that the batch that runs at the lowest priority has used; of several, the least."""
+        """Return the CPU time of the batch that runs at the lowest priority, ns; of several, the least."""
         used_ns = []
         for thread in tuple(self._lowered):
             with contextlib.suppress(OSError):  # the thread ended between the two calls
-                if thread in self._lowered:  # as above
+                if thread in self._lowered:  # the call has not ended, and its thread needs the interpreter lock to end
                     call = self._lowered[thread]
                     used_ns.append(time.clock_gettime_ns(time.pthread_getcpuclockid(call.thread)) - call.began_ns)
         return min(used_ns, default=None)
 
     def ended_ns(self) -> int | None:
-        """Return the CPU time of the batch that ended last."""
+        """Return the CPU time of the background batch that ended last, ns."""
         return self._ended_ns
 
     def capability(self, obstacle: str = "") -> BackgroundRuns:
-        """Return what a `Device` needs of the backend.
+        """Return the controls with which a `Device` runs the backend in the background.
 
         Args:
-            obstacle: why its batches cannot be lowered; empty: only the system can stand against it.
+            obstacle: why its batches cannot be lowered; empty: only the operating system can prevent it.
         """
         return BackgroundRuns(
             self.set_background,
@@ -109,7 +109,7 @@ class BatchPriority:
         """Call a function at the lowest priority, in a worker thread.
 
         Raises:
-            BaseException: what the function raised; the thread has its usual priority then.
+            BaseException: the exception of the function; the thread has its usual priority again.
         """
         lowering = _lowering()
         thread = threading.get_native_id()
@@ -121,7 +121,7 @@ class BatchPriority:
         lowering.lower()
         if thread in self._lowered:
             lowering.yield_core()
-        else:  # it was raised before it was lowered
+        else:  # `raise_running` came before `lower`
             lowering.restore(thread)
         try:
             return function(*arguments)
@@ -129,19 +129,19 @@ class BatchPriority:
             self._lowered.pop(thread, None)
             self._ended_ns = time.thread_time_ns() - began_ns
             lowering.restore(thread)
-            if not self.is_background:  # any more
+            if not self.is_background:  # it changed during the call
                 self._raise([thread])
 
     def _raise(self, threads: Iterable[int]) -> None:
         """Give threads their usual nice value."""
         for thread in threads:
             self._nice.discard(thread)
-            with contextlib.suppress(ProcessLookupError):  # it has ended
+            with contextlib.suppress(ProcessLookupError):  # the thread has ended
                 _lowering().set_nice(thread, False)
 
 
 class _Call(NamedTuple):
-    """A call that runs: its thread, as Python numbers it, and the CPU time of that as it began."""
+    """A running call: Python's identifier of its thread, and the CPU time of the thread when the call began."""
 
     thread: int
     began_ns: int
@@ -153,14 +153,14 @@ def low_priority_obstacle() -> str:
 
 
 class _Lowering(NamedTuple):
-    """How a thread is lowered and raised, or why not."""
+    """Functions that lower and raise a thread, or the reason why this is not possible."""
 
     lower: Callable[[], object]
     restore: Callable[[int], object]
     set_nice: Callable[[int, bool], object]
     yield_core: Callable[[], object]
     yield_signal: int
-    """Makes the thread that gets it yield its core; 0: there is none."""
+    """Signal that makes the receiving thread yield its core; 0: no such signal."""
     obstacle: str = ""
 
 
@@ -173,7 +173,7 @@ def _lowering() -> _Lowering:
         return _Lowering(_do_nothing, _do_nothing, _do_nothing, _do_nothing, 0, obstacle)
     parameters = os.sched_getparam(0)
     nice = os.getpriority(os.PRIO_PROCESS, 0)
-    system = ctypes.CDLL(None, use_errno=True)  # its functions run without the interpreter lock
+    system = ctypes.CDLL(None, use_errno=True)  # ctypes releases the interpreter lock for its functions
     no_parameters = ctypes.byref(ctypes.c_int(0))
 
     def lower() -> None:
@@ -212,9 +212,9 @@ def _lowering() -> _Lowering:
 
 
 def _yield_signal(system: ctypes.CDLL) -> int:
-    """Return the signal that makes the thread that gets it yield its core; 0: it has another handler here."""
+    """Return the signal that makes the receiving thread yield its core; 0 if the process has another handler for it."""
     handler = ctypes.cast(system.sched_yield, ctypes.c_void_p)
-    known = (ctypes.c_void_p * 64)()  # a struct sigaction and more; it begins with the handler
+    known = (ctypes.c_void_p * 64)()  # larger than a struct sigaction, which begins with the handler
     system.sigaction(signal.SIGURG, None, known)
     if known[0] not in (None, handler.value):
         return 0

@@ -1,14 +1,14 @@
-"""What a model takes and gives, and the check of a request against it; free of any runtime.
+"""Inputs and outputs of a model, and the check of requests against them; independent of any runtime.
 
-The check runs once a request, before anything is queued, so that a request that does not fit fails alone. Idea: what
-a valid array looks like is worked out once (dtype object, exact shape or the few fixed sizes), so that the valid case
-is a handful of comparisons; only when one of them fails does a second, slow pass look for the reason and words it.
-The slow pass also lets through what is valid but unusual: NumPy scalars, subclasses such as ``memmap``, mappings that
-are no ``dict``.
+The check runs once per request, before the request is queued, so that a request that does not fit fails alone. Idea:
+the properties of a valid array are computed once (dtype object, exact shape or the few fixed sizes), so that a valid
+request costs a handful of comparisons. Only if one of them fails, a second, slow pass finds and words the reason. The
+slow pass also accepts inputs that are valid but unusual: NumPy scalars, subclasses such as ``memmap``, mappings that
+are not a ``dict``.
 
-Accepted as they come, since assembly copies them: read-only arrays, any strides. Refused: any other dtype (another
-byte order is another dtype), empty dimensions (runtimes divide by them), masked arrays (the mask would be lost), and,
-with ``non_finite="reject"``, floats that are NaN or infinite.
+Accepted, because assembly copies them: read-only arrays, any strides. Rejected: any other dtype (another byte order is
+another dtype), empty dimensions (runtimes divide by them), masked arrays (the mask would be lost), and, with
+``non_finite="reject"``, floats that are NaN or infinite.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -42,7 +42,7 @@ TEXT = np.dtype(object)
 """The dtype of arrays of strings; NumPy has one such object."""
 
 NonFinite = Literal["allow", "reject"]
-"""What becomes of floats that are NaN or infinite."""
+"""Treatment of floats that are NaN or infinite."""
 
 
 @attrs.frozen
@@ -50,13 +50,13 @@ class TensorSpec:
     """One input or output of a model.
 
     Attributes:
-        name: as the model says.
-        dtype: of the arrays of callers; object for strings; ``None`` for an output that is no tensor (a
-            list of mappings, say).
-        shape: as the model says, batch axis included; a size that is a name or ``None`` is free.
+        name: the name in the model.
+        dtype: the dtype of the callers' arrays; object for strings; ``None`` for an output that is not a tensor (such
+            as a list of mappings).
+        shape: the shape in the model, batch axis included; a size that is a name or ``None`` is free.
         batch_axis: the axis on which requests are stacked; ``None`` for an input or output of the whole batch.
-        is_optional: an input that a request may leave out, because the model has a default for it.
-        is_bfloat16: the model has bfloat16, for which NumPy has no type, and callers have float32.
+        is_optional: whether a request may leave out the input, because the model has a default for it.
+        is_bfloat16: whether the model has bfloat16, for which NumPy has no type; callers have float32.
     """
 
     name: str
@@ -68,7 +68,7 @@ class TensorSpec:
 
     @property
     def row_shape(self) -> tuple[int | str | None, ...]:
-        """Shape in one request: without the batch axis."""
+        """Shape in one request, without the batch axis."""
         if self.batch_axis is None:
             return self.shape
         return self.shape[: self.batch_axis] + self.shape[self.batch_axis + 1 :]
@@ -79,13 +79,13 @@ class TensorSpec:
 
 
 def describe_shape(dtype: object, shape: Sequence[object]) -> str:
-    """``float32[2, batch, 128]``; a free size without a name is ``?``."""
+    """Return text such as ``float32[2, batch, 128]``; a free size without a name is ``?``."""
     kind = "sequence" if dtype is None else "str" if dtype is TEXT else dtype
     return f"{kind}[{', '.join('?' if size is None else str(size) for size in shape)}]"
 
 
 def describe(value: object) -> str:
-    """What came, in a few words."""
+    """Return a short description of a received value."""
     if isinstance(value, np.ma.MaskedArray):
         return f"a masked array {describe_shape(str(value.dtype), value.shape)}"
     if isinstance(value, (np.ndarray, np.generic)):
@@ -101,7 +101,7 @@ def _how_to_send(value: object, dtype: str) -> str:
 
 
 class _Check:
-    """What one array must be, and what to say of one that is not."""
+    """Check of one array, and the messages for arrays that do not fit."""
 
     def __init__(self, spec: TensorSpec, *, finite: bool, text_fits: Callable[[Any], bool]) -> None:
         self.name = spec.name
@@ -112,7 +112,7 @@ class _Check:
         self.fast = InputCheck(spec.name, spec.dtype, self.shape, text_fits=self.text_fits, finite=self.finite)
 
     def explain(self, value: Any) -> None:
-        """The slow pass: raises what is wrong, or returns since nothing is."""
+        """Raise an error that says what is wrong, or return if the value is valid: the slow pass."""
         if isinstance(value, np.ma.MaskedArray):
             self._reject(value, "its mask would be lost: fill it with .filled()")
         if self.text_fits is not None:
@@ -144,7 +144,7 @@ class _Check:
             )
 
     def _as_text(self, value: Any, text_fits: Callable[[Any], bool]) -> Any:
-        """Strings in whichever form a batcher takes them, as an array of objects."""
+        """Return strings as an array of objects, from any form that a batcher takes."""
         if isinstance(value, str) or (isinstance(value, np.ndarray) and value.dtype.kind in "UT"):
             value = np.asarray(value).astype(object)
         if isinstance(value, bytes) or (isinstance(value, np.ndarray) and value.dtype.kind == "S"):
@@ -165,15 +165,15 @@ class Signature:
 
     Args:
         inputs: what the model reads, in its order; those with ``batch_axis=None`` are shared by the whole batch.
-        outputs: of the model, in its order.
-        non_finite: ``"reject"`` rejects requests whose floats are not all finite.
-        text_fits: whether the model can take an array of objects as text.
+        outputs: what the model returns, in its order.
+        non_finite: ``"reject"`` rejects requests with a float that is NaN or infinite.
+        text_fits: returns whether the model can take an array of objects as text.
 
     Attributes:
         batch_axes: the axis on which each input of a request is stacked, by name.
         only_input: the name of the input, if a request has just one.
-        checks_kinds: a check looks at names, types and shapes alone.
-        rows_a_run: the size at which the model's batch axis is fixed; ``None`` where it is free.
+        checks_kinds: whether a check depends only on names, types and shapes.
+        rows_a_run: the size at which the model fixes its batch axis; ``None`` if the axis is free.
     """
 
     def __init__(
@@ -197,7 +197,7 @@ class Signature:
         self._fast = tuple(check.fast for check in self._checks)
         self._optional = {spec.name: checks[spec.name] for spec in per_request if spec.is_optional}
         self._only = self._checks[0] if len(self._checks) == 1 else None
-        if self._optional and per_request[0].batch_axis:  # a batcher stacks what has no name on the first axis
+        if self._optional and per_request[0].batch_axis:  # a batcher stacks unnamed inputs on the first axis
             self._only = None
         self._only_fast = None if self._only is None else self._only.fast
         self.only_input = None if self._only is None else self._only.name
@@ -209,13 +209,13 @@ class Signature:
         """Check the inputs of one request: one array if the model reads one, or a mapping of name to array.
 
         Raises:
-            InvalidInput: it does not fit; says which input, what was expected, and what came.
+            InvalidInput: the inputs do not fit; says which input, what was expected, and what came.
         """
         if not inputs_fit(self._fast, self._only_fast, inputs):
             self._explain(inputs)
 
     def request_check(self) -> RequestCheck:
-        """Return what checks requests as :meth:`check` checks their inputs."""
+        """Return a compiled checker of requests, which works like :meth:`check`."""
         return RequestCheck(self._fast, self._only_fast, self._explain)
 
     def _explain(self, inputs: Any) -> None:
@@ -251,11 +251,11 @@ class Signature:
         """Return the arrays of a batch by name.
 
         Args:
-            inputs: of the batch.
-            what: what runs it, for the error.
+            inputs: the inputs of the batch.
+            what: the backend that runs the batch, for the error.
 
         Raises:
-            BackendError: they are not stacked.
+            BackendError: the inputs are not stacked.
         """
         if type(inputs) is dict or isinstance(inputs, Mapping):
             return inputs
@@ -267,7 +267,7 @@ class Signature:
         )
 
     def example_by_name(self, example: Any) -> Mapping[str, Any]:
-        """Return the inputs of an example of a request by name; of ``None`` zeros and empty strings.
+        """Return the inputs of an example request by name; for ``None``, zeros and empty strings.
 
         Raises:
             ValueError: the example does not fit the model.
@@ -285,14 +285,14 @@ class Signature:
 
 
 def guess_inputs(specs: Sequence[TensorSpec], free_size: int = 1) -> dict[str, Any] | None:
-    """Return zeros of the shapes that a model states, as the inputs of one request.
+    """Return zeros of the shapes that a model declares, as the inputs of one request.
 
     Args:
         specs: the inputs of the model.
-        free_size: what stands for sizes that the model leaves open.
+        free_size: the size to use for axes that the model leaves open.
 
     Returns:
-        An array by input name; ``None`` where an input is no array of numbers, for which there is no guess.
+        An array by input name; ``None`` if an input is not an array of numbers.
     """
     required = list(filter(_is_required, specs))
     if not all(map(_has_numbers, required)):
@@ -305,17 +305,17 @@ def _has_numbers(spec: TensorSpec) -> bool:
 
 
 def _is_bfloat16(dtype: np.dtype[Any]) -> bool:
-    return dtype.name == "bfloat16"  # of ml_dtypes; NumPy has no kind for it
+    return dtype.name == "bfloat16"  # from ml_dtypes; NumPy has no kind for it
 
 
 def zeros(spec: TensorSpec, free_size: int = 1) -> npt.NDArray[Any]:
-    """Return zeros or empty strings as the value of an input in one request, with free sizes set to a number."""
+    """Return zeros or empty strings as one request's value of an input; free axes have size ``free_size``."""
     shape = [size if isinstance(size, int) else free_size for size in spec.row_shape]
     return np.full(shape, "", TEXT) if spec.dtype == TEXT else np.zeros(shape, spec.dtype)
 
 
 def free_axes(specs: Sequence[TensorSpec]) -> dict[str, tuple[int, ...]]:
-    """Return, by input name, the axes in a request whose sizes the model leaves open; only inputs that have any."""
+    """Return, by input name, the axes in a request whose sizes the model leaves open; leaves out other inputs."""
     axes = {
         spec.name: tuple(axis for axis, size in enumerate(spec.row_shape) if not isinstance(size, int))
         for spec in filter(_is_required, specs)
@@ -324,22 +324,22 @@ def free_axes(specs: Sequence[TensorSpec]) -> dict[str, tuple[int, ...]]:
 
 
 def _is_required(spec: TensorSpec) -> bool:
-    """Return whether every request has a value for an input."""
+    """Return whether every request must have the input."""
     return spec.batch_axis is not None and not spec.is_optional
 
 
 def signature_of_example(example: Any, free: Sequence[int] | Mapping[str, Sequence[int]] = ()) -> Signature | None:
-    """Return the specs of every request's inputs, if the example of one is an array or a mapping of arrays.
+    """Return the signature of a function's inputs, if the example is an array or a mapping of arrays.
 
     Args:
         example: one request's inputs, without a batch axis.
-        free: axes whose size may be another one, of every input or by name.
+        free: axes whose size may differ from the example's, for every input or by name.
 
     Returns:
-        A signature without outputs; ``None`` where the example is something else.
+        A signature without outputs; ``None`` for other examples.
 
     Raises:
-        TypeError, ValueError: ``free`` names no such axis or input.
+        TypeError, ValueError: an axis or input in ``free`` does not exist.
     """
     named = isinstance(example, Mapping)
     arrays = dict(example) if named else {"inputs": example}
@@ -364,17 +364,17 @@ def signature_of_example(example: Any, free: Sequence[int] | Mapping[str, Sequen
 
 
 def _is_checkable(value: Any) -> bool:
-    """Return whether a value of an example says the dtype of all: that of bytes has the length of the longest."""
+    """Return whether an example value fixes the dtype of all requests; bytes do not, as their dtype has a length."""
     return type(value) is np.ndarray and not value.dtype.hasobject and value.dtype.kind != "S"
 
 
 def inputs_of_example(example: Any) -> tuple[TensorSpec, ...]:
-    """Return the specs of the inputs of an example that checks nothing: numbers, text, bytes, lists of them.
+    """Return the specs of the inputs of an example that fixes no dtype: numbers, text, bytes, lists of them.
 
-    All sizes are open. One input without a name is ``inputs``.
+    All sizes are open. One input without a name is called ``inputs``.
 
     Returns:
-        Empty where one of them is no tensor.
+        The specs; empty if an input is not a tensor.
     """
     named = example if isinstance(example, Mapping) else {"inputs": example}
     specs = []
@@ -388,15 +388,15 @@ def inputs_of_example(example: Any) -> tuple[TensorSpec, ...]:
 
 
 def outputs_of_answer(answer: Any, rows: int, *, sizes_vary: bool) -> tuple[TensorSpec, ...]:
-    """Return the specs of a function's outputs, as the answer to one batch of its example shows them.
+    """Return the specs of a function's outputs, from its result for one batch of the example.
 
-    Outputs without names are ``output``, or ``output_0``, ``output_1`` and so on. Those that are no tensors are left
-    out.
+    Outputs without names are called ``output``, or ``output_0``, ``output_1`` and so on. Outputs that are not tensors
+    are left out.
 
     Args:
-        answer: what the function returned; the results in a list with one per row may differ in size.
-        rows: of the batch.
-        sizes_vary: the sizes depend on those of the inputs, and stay open.
+        answer: the result of the function; in a list with one result per row, sizes may differ between rows.
+        rows: the batch size.
+        sizes_vary: whether the sizes depend on those of the inputs, and so stay open.
     """
     listed = isinstance(answer, list)
     value = answer[0] if listed and answer else answer
@@ -418,10 +418,10 @@ def outputs_of_answer(answer: Any, rows: int, *, sizes_vary: bool) -> tuple[Tens
 
 
 def _tensor_of(value: Any) -> tuple[np.dtype[Any], tuple[int, ...]] | None:
-    """Return dtype and shape of what servers can announce: numbers and text; ``None``: something else."""
+    """Return dtype and shape of a value that servers can announce (numbers or text); ``None`` for other values."""
     try:
         array = np.asarray(value)
-    except (TypeError, ValueError):  # of another library, or rows of different shapes
+    except (TypeError, ValueError):  # an array of another library, or rows of different shapes
         return None
     if array.dtype.kind in "SU" or (array.dtype == TEXT and array.size and is_all_text(array)):
         return TEXT, array.shape
@@ -430,11 +430,11 @@ def _tensor_of(value: Any) -> tuple[np.dtype[Any], tuple[int, ...]] | None:
 
 
 def check_value(spec: TensorSpec, value: object) -> npt.NDArray[Any]:
-    """Checks a value that the whole batch shares, a constructor argument, and copies it.
+    """Check a constructor argument that the whole batch shares, and return a copy.
 
     Raises:
-        ValueError: it does not fit the model's input.
-        TypeError: it is no array.
+        ValueError: the value does not fit the model's input.
+        TypeError: the value is not an array.
     """
     name = f"shared_inputs[{spec.name!r}]"
     what = describe_shape(spec.dtype, spec.shape)

@@ -1,9 +1,9 @@
 """Counters of a backend: batches by outcome, and the time of its workers.
 
-Counting rules: a batch counts once, when ``infer`` ends, as completed (then its rows count, rows whose result is an
-exception too), as an error, or as cancelled. A batch that was rejected because the backend is stopped does not count.
-Warm-up does not count. A batch is busy from the moment a worker takes it, assembly of its inputs included, until the
-worker is free again, even if it is cancelled.
+Counting rules: a batch counts once, when ``infer`` ends: as completed (then its rows count too, also those whose result
+is an exception), as an error, or as cancelled. A batch that ends with ``Closed``, because the backend is stopped, does
+not count, nor does the warm-up. A batch is busy from the moment a worker takes it, assembly of its inputs included,
+until the worker is free again, even if the batch is cancelled.
 """
 
 import asyncio
@@ -27,13 +27,13 @@ T = TypeVar("T")
 
 @attrs.frozen
 class BackendStatistics(Snapshot):
-    """Counters of a backend since it was made; a snapshot.
+    """Counters of a backend since its creation; a snapshot.
 
     Attributes:
         batches: completed batches.
-        rows: requests in them, those whose result is an exception included.
+        rows: requests in completed batches, those whose result is an exception included.
         errors: batches that failed as a whole.
-        cancelled: batches whose callers had left.
+        cancelled: batches that were cancelled, because their callers had left.
         busy_s: seconds that workers spent on batches, summed over the workers.
         workers: how many batches can run at the same time.
     """
@@ -62,9 +62,10 @@ class BackendRecorder:
         self._batches = self._rows = self._errors = self._cancelled = self._busy_ns = 0
 
     async def count(self, rows: int, work: Callable[..., Awaitable[T]], *arguments: Any) -> T:
-        """Await what ``work`` makes of a batch of ``rows`` requests, and count its outcome.
+        """Await ``work``, which runs a batch of ``rows`` requests, and count its outcome.
 
-        A task that is cancelled before its first step has made no coroutine that would have to be closed.
+        The coroutine of ``work`` is created here, so that a task that is cancelled before its first step leaves no
+        coroutine unawaited.
         """
         try:
             value = await work(*arguments)
@@ -75,13 +76,13 @@ class BackendRecorder:
         return value
 
     def begin(self, rows: int, done: Done, begin: Callable[..., T], *arguments: Any) -> T:
-        """Begin ``work`` on a batch of ``rows`` requests, whose outcome a callback is told and this counts.
+        """Begin ``work`` on a batch of ``rows`` requests; count its outcome and pass it to a callback.
 
         Args:
-            rows: of the batch.
-            done: told of the outcome.
+            rows: the batch size.
+            done: called with the outcome.
             begin: called with ``arguments`` and a callback.
-            arguments: its positional arguments.
+            arguments: positional arguments of ``begin``.
         """
 
         def ended(value: Any, error: BaseException | None) -> None:
@@ -98,7 +99,7 @@ class BackendRecorder:
             raise
 
     def count_now(self, rows: int, work: Callable[..., T], *arguments: Any) -> T:
-        """Call ``work``, which answers a batch of ``rows`` requests, and count how it ended."""
+        """Call ``work``, which runs a batch of ``rows`` requests, and count its outcome."""
         try:
             value = work(*arguments)
         except BaseException as error:
@@ -136,7 +137,7 @@ class BackendRecorder:
             self._add_busy(started_ns)
 
     def snapshot(self) -> BackendStatistics:
-        """Return all counters of one moment."""
+        """Return all counters at one moment."""
         with self._lock:
             return BackendStatistics(
                 batches=self._batches,
@@ -148,7 +149,7 @@ class BackendRecorder:
             )
 
     def _add_busy(self, started_ns: int) -> None:
-        """Count the time of a worker that started at ``started_ns`` and is free now."""
+        """Count the time of a worker that started at ``started_ns`` and has become free."""
         busy_ns = self._clock() - started_ns
         with self._lock:
             self._busy_ns += busy_ns

@@ -1,14 +1,14 @@
-"""Threads of one start, all fed from one queue, each of which drives one worker.
+"""Threads of one start, which take jobs from one queue; each thread drives one worker.
 
 Invariants:
 
-* A job is *claimed* exactly once, by the thread that runs it, or by the wait that is cancelled while it is queued. So
-  a cancelled batch that no thread has begun ends at once.
-* A job that still runs after a grace is *hung*: another thread takes its place, and the hung one ends when its call
-  does, without an effect.
-* The end of the interpreter joins the threads within a time limit, so that none is inside native code then. After the
-  limit processes are killed, and threads, which are daemons, abandoned.
-* A thread refers to its pool and its worker only.
+* A job is *claimed* exactly once: by the thread that runs it, or by the cancellation of its wait while it is queued. A
+  cancelled batch that no thread has begun therefore ends at once.
+* If a job still runs at the end of its grace period, it is *hung*: another thread replaces its thread. The hung thread
+  ends when its call does, without an effect.
+* At exit, the interpreter joins the threads within a time limit, so that none of them is inside native code then. After
+  the limit, processes are killed, and threads, which are daemons, are abandoned.
+* A thread refers only to its pool and its worker.
 """
 
 import atexit
@@ -29,23 +29,23 @@ __all__ = ["Worker", "WorkerPool"]
 
 
 class Worker:
-    """The resources of one thread: a session, a process or a function; here, none."""
+    """The resources of one thread, such as a session, a process or a function; the base class has none."""
 
     def warm(self) -> None:
-        """Prepare, so that the first batch is as fast as later ones; called from any thread, also while busy."""
+        """Prepare, so that the first batch is as fast as later ones; called from any thread, also during a call."""
 
     def close(self) -> None:
-        """Free its resources; the worker can be used again afterwards."""
+        """Free the resources; the worker can be used again afterwards."""
 
     def kill(self) -> bool:
         """End the running call at once, from any thread; false if that is impossible."""
         return False
 
     def forget(self) -> None:
-        """In a forked process, drop what belongs to the parent."""
+        """Drop the parent's resources after a fork."""
 
     def renew(self) -> Self:
-        """Return a replacement while a call hangs; it shares nothing that such a call may write to."""
+        """Return a replacement while a call hangs; the two share nothing that the hung call may write to."""
         return self
 
 
@@ -53,7 +53,7 @@ MAX_HUNG_PER_WORKER = 8
 """Abandoned threads per worker, so that a model that always hangs does not fill the process with threads."""
 
 EXIT_LIMIT_S = 10.0
-"""Seconds that the end of the interpreter waits for threads that were not stopped."""
+"""Seconds that the interpreter waits at exit for threads that were not stopped."""
 
 _log = Log("streaminfer")
 
@@ -69,7 +69,7 @@ class _WorkerThread:
 
 
 class WorkerPool:
-    """The threads of one start, from their first job to the last one's end."""
+    """The threads of one start, from the first job to the end of the last one."""
 
     def __init__(self, workers: list[Any], name: str) -> None:
         self.queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
@@ -78,7 +78,7 @@ class WorkerPool:
         self.draining = False
         self.ended: Future[None] = Future()
         self.ended.set_running_or_notify_cancel()  # so that no waiter can cancel it
-        self._lock = threading.RLock()  # the collector may drain a pool from within
+        self._lock = threading.RLock()  # reentrant: garbage collection inside the lock may call `drain`
         self._workers = workers
         self._name = name
         self._working = len(workers)
@@ -88,18 +88,18 @@ class WorkerPool:
         try:
             for worker in workers:
                 self._threads.append(self._start_thread(worker))
-        except BaseException:  # in a process full of threads, those that started would wait for ever
+        except BaseException:  # no more threads can start; those that started must end
             self.drain()
             raise
         _live_pools.add(self)
 
     @property
     def threads(self) -> list[threading.Thread]:
-        """The threads that are not abandoned."""
+        """The threads that were not abandoned."""
         return [entry.thread for entry in self._threads if not entry.abandoned]
 
     def put(self, job: Job) -> bool:
-        """Queue a job; false if the pool drains."""
+        """Queue a job; return false if the pool is draining."""
         with self._lock:
             if self.draining:
                 return False
@@ -109,7 +109,7 @@ class WorkerPool:
             return True
 
     def drain(self) -> None:
-        """Let every thread end once the queue is empty."""
+        """Make every thread end once the queue is empty."""
         with self._lock:
             if self.draining:
                 return
@@ -118,10 +118,10 @@ class WorkerPool:
                 self.queue.put(None)
 
     def replace(self, job: Job) -> bool:
-        """Give the worker in which a call hangs another thread, so that as many batches run at once as before.
+        """Replace the thread of a hung call, so that as many batches run at once as before.
 
         Returns:
-            False if the call has just ended, if it will soon, because its process was killed, or if too many threads
+            False if the call has just ended, if it will end soon because its process was killed, or if too many threads
             hang already.
         """
         with self._lock:
@@ -137,7 +137,7 @@ class WorkerPool:
                 _log.warning("%s: a batch hangs after its deadline: its worker process was killed", self._name)
                 return False
             worker = entry.worker.renew()
-            self._threads[number] = self._start_thread(worker)  # first: in a process full of threads it raises
+            self._threads[number] = self._start_thread(worker)  # first, because the start of a thread can raise
             self._workers[number] = worker
             entry.abandoned = True
             self._hung += 1
@@ -149,15 +149,15 @@ class WorkerPool:
         return True
 
     def interrupt(self, error: Closed) -> None:
-        """End queued jobs, ask running ones to end, and kill processes."""
+        """End queued jobs, interrupt running ones, and kill processes."""
         self.drain()
-        for job in tuple(self.jobs):  # first, so that no thread begins another batch after its process was killed
+        for job in tuple(self.jobs):  # first, so that no thread begins a batch after its process was killed
             job.abort(error)
         for worker in tuple(self._workers):
             worker.kill()
 
     def abandon(self, error: Closed) -> None:
-        """End the calls that still run with ``error``; their threads end when the calls do, and nothing waits."""
+        """End the calls that still run with ``error``; their threads end when the calls do, and are not joined."""
         with self._lock:
             left = [(entry, entry.job) for entry in self._threads if entry.job is not None and not entry.abandoned]
             for entry, _ in left:
@@ -188,7 +188,7 @@ class WorkerPool:
             while (job := self.queue.get()) is not None:
                 entry.job = job
                 job.execute(entry.worker)
-                del job  # an idle thread keeps nothing of the last batch alive
+                del job  # so that an idle thread keeps no object of the last batch alive
                 with self._lock:
                     entry.job = None
                     if entry.abandoned:
@@ -206,7 +206,7 @@ class WorkerPool:
     def _end(self) -> None:
         try:
             for worker in self._workers:
-                worker.close()  # only now: until the last thread ends, any of them may warm any worker
+                worker.close()  # not earlier: until the last thread ends, any of them may warm any worker
         finally:
             self.ended.set_result(None)
 
@@ -218,7 +218,7 @@ at_fork(after_in_child=_live_pools.clear)
 
 @atexit.register
 def _join_all() -> None:
-    """End the pools that were not stopped, within :data:`EXIT_LIMIT_S`; what hangs dies with the interpreter."""
+    """End the pools that were not stopped, within :data:`EXIT_LIMIT_S`; hung calls end with the interpreter."""
     pools = tuple(_live_pools)
     ends_at = time.monotonic() + EXIT_LIMIT_S
     for pool in pools:

@@ -1,19 +1,19 @@
 """Threads that run batches, one hop per batch.
 
-``WorkerThreads`` starts a pool with one thread per worker; a worker is what a thread needs for a batch (a session, a
-process, a function). A batch costs one queue entry there and one ``call_soon_threadsafe`` back, with one asyncio future
-between; ``loop.run_in_executor`` has a ``concurrent.futures.Future``, its condition and the chaining of the two futures
-on top (measured here, CPU per bare hop: 49 to 60 µs against 64 to 73).
+``WorkerThreads`` starts a pool with one thread per worker. A worker is what a thread needs for a batch: a session, a
+process or a function. A batch costs one queue entry, one ``call_soon_threadsafe`` and one asyncio future.
+``loop.run_in_executor`` adds a ``concurrent.futures.Future``, its condition, and the chaining of the two futures
+(measured here, CPU time of a hop alone: 49 to 60 µs against 64 to 73).
 
 Invariants, besides those of the pool:
 
-* A cancelled wait asks the running job to end early (``interrupt``) and waits for the thread, because the worker is
-  busy until then, and what counts free workers must not be told otherwise.
+* If a wait is cancelled, the running job is interrupted (``interrupt``), and the wait lasts until the thread is free.
+  The worker is busy until then, and a batcher that counts free workers must not count it earlier.
 * ``stop`` joins the threads within a time limit.
-* A forked process has none of the threads and processes, and none of the locks held; it starts its own.
-* Neither a thread nor a worker refers to the ``WorkerThreads``; one that is dropped unstopped lets its threads end.
+* A forked process has none of the parent's threads and processes, and no lock is held; it starts new ones.
+* Neither a thread nor a worker refers to the ``WorkerThreads``; if that is dropped without a stop, its threads end.
 
-Jobs may come from several event loops; each is told of its end on its own.
+Jobs may come from several event loops; the result of a job goes to the loop that it came from.
 """
 
 import asyncio
@@ -31,9 +31,9 @@ from streaminfer.errors import Closed
 __all__ = ["MAX_WORKERS", "Abandonment", "WorkerThreads", "call_apart"]
 
 MAX_WORKERS = 10_000
-"""More than any machine has use for: a mistyped number is an error, and does not fill the memory."""
+"""Limit of workers, far above any use: a mistyped number raises an error instead of filling the memory."""
 HANG_GRACE_S = 10.0
-"""Seconds after its cancellation from which on a call counts as hung."""
+"""Seconds after its cancellation until a running call counts as hung."""
 
 T = TypeVar("T")
 W = TypeVar("W", bound=Worker)
@@ -42,13 +42,13 @@ _instances: "weakref.WeakSet[WorkerThreads[Any]]" = weakref.WeakSet()
 
 
 class WorkerThreads(Generic[W]):
-    """One thread per worker, made at the first job or at ``start``, joined by ``stop``; can be started again.
+    """One thread per worker, started by the first job or by ``start``, joined by ``stop``; can be started again.
 
     Args:
         workers: one per thread.
-        name: of the threads, in debuggers and thread dumps, and of the owner in errors.
-        hang_grace_s: seconds after its cancellation from which on a call that still runs counts as hung, and another
-            thread takes its place.
+        name: name of the threads, in debuggers and thread dumps, and of the owner in errors.
+        hang_grace_s: seconds after its cancellation until a running call counts as hung, and another thread replaces
+            its thread.
     """
 
     def __init__(self, workers: Sequence[W], name: str, *, hang_grace_s: float = HANG_GRACE_S) -> None:
@@ -62,7 +62,7 @@ class WorkerThreads(Generic[W]):
         _instances.add(self)
 
     def forget(self) -> None:
-        """In a forked process, which has none of the threads, let the next call start its own."""
+        """Drop the parent's threads after a fork; the next call starts new ones."""
         self._lock = threading.Lock()
         if self._pool is not None:
             self._dropped.detach()
@@ -71,10 +71,10 @@ class WorkerThreads(Generic[W]):
             worker.forget()
 
     async def start(self) -> None:
-        """Start the threads and warm every worker; do nothing if that is done.
+        """Start the threads and warm every worker; do nothing if they are started.
 
         Raises:
-            BaseException: what a worker's ``warm`` raised; the threads are joined, and nothing is started.
+            BaseException: the exception of a worker's ``warm``; the threads are joined, and none is left running.
         """
         while self._pool is not None and self._pool.draining:
             await self._retire(self._pool, STOP_LIMIT_S)
@@ -93,7 +93,7 @@ class WorkerThreads(Generic[W]):
         """Check that calls may begin.
 
         Raises:
-            Closed: stopped.
+            Closed: the threads are stopped.
         """
         if self._closed:
             raise Closed(f"{self._name} is stopped")
@@ -102,20 +102,20 @@ class WorkerThreads(Generic[W]):
         """Call ``function(worker, *arguments)`` in the thread of the first worker that is free.
 
         Args:
-            function: what to call.
+            function: the function to call.
             arguments: further positional arguments.
-            interrupt: called, from this loop, when the wait for a running call is cancelled.
+            interrupt: called on this event loop when the wait for a running call is cancelled.
 
         Raises:
-            Closed: stopped, or stopped before the call ended.
-            BaseException: what the function raised.
+            Closed: the threads are stopped, or were stopped before the call ended.
+            BaseException: the exception of the function.
         """
         future = JobFuture()
         future.job = self.begin(function, arguments, future.end, interrupt=interrupt)
         try:
             value: T = await future
         finally:
-            del future  # an error's traceback holds this frame, and the future the error
+            del future  # otherwise an error's traceback would refer to this frame, and the future to the error
         return value
 
     def begin(
@@ -126,19 +126,19 @@ class WorkerThreads(Generic[W]):
         *,
         interrupt: Callable[[], None] | None = None,
     ) -> Job:
-        """Begin what :meth:`run` awaits, without a coroutine.
+        """Begin the call of :meth:`run` without a coroutine.
 
         Args:
-            function: what to call.
+            function: the function to call.
             arguments: further positional arguments.
-            done: told of the end, in a later turn of the running loop.
-            interrupt: as above.
+            done: called with the outcome, in a later iteration of the running loop.
+            interrupt: as in :meth:`run`.
 
         Returns:
-            What can be cancelled.
+            The job, which can be cancelled.
 
         Raises:
-            Closed: stopped.
+            Closed: the threads are stopped.
         """
         if not self._closed:
             pool = self._pool
@@ -152,15 +152,15 @@ class WorkerThreads(Generic[W]):
     async def run_for_each(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Call ``function(worker, *arguments)`` once for every worker, at the same time, and wait for all of them.
 
-        Any thread may call it for any worker.
+        Any thread may make the call for any worker.
 
         Args:
-            function: what to call.
+            function: the function to call.
             arguments: further positional arguments.
 
         Raises:
-            Closed: stopped.
-            BaseException: what the function raised for the first worker for which it did.
+            Closed: the threads are stopped.
+            BaseException: the exception of the first worker whose call failed.
         """
         calls = (self.run(_call_for, worker, function, arguments) for worker in self._workers)
         for outcome in await asyncio.gather(*calls, return_exceptions=True):
@@ -175,8 +175,8 @@ class WorkerThreads(Generic[W]):
         abandoned.
 
         Args:
-            drain: queued and running calls end first; else queued ones end with :class:`Closed`, and running ones
-                are interrupted where that is possible and awaited.
+            drain: wait for queued and running calls; ``False``: queued calls end with :class:`Closed`, and running
+                calls are interrupted, if that is possible, and awaited.
         """
         self._closed = True
         pool = self._pool
@@ -193,11 +193,11 @@ class WorkerThreads(Generic[W]):
             if self._pool is None:
                 self._pool = WorkerPool(self._workers, self._name)
                 self._dropped = weakref.finalize(self, self._pool.drain)
-                self._dropped.atexit = False  # _join_all also waits
+                self._dropped.atexit = False  # at exit, `_join_all` waits for the threads
             return self._pool
 
     async def _retire(self, pool: WorkerPool, timeout_s: float | None) -> None:
-        """Wait for the end of the threads, up to the limit."""
+        """Wait for the threads to end; after the time limit, end their calls with an error."""
         ended = asyncio.wrap_future(pool.ended)
         await asyncio.wait({ended}, timeout=timeout_s)
         if not ended.done():
@@ -227,7 +227,7 @@ at_fork(after_in_child=_after_fork)
 
 
 class Abandonment:
-    """Whether the caller of a function in another thread still waits for what it returns; thread-safe."""
+    """Flag that the caller of a function in another thread no longer waits for the result; thread-safe."""
 
     def __init__(self) -> None:
         self._abandoned = False
@@ -237,34 +237,34 @@ class Abandonment:
         self._abandoned = True
 
     def check(self) -> None:
-        """Check that the work is still wanted, between two steps of it.
+        """Check between two steps that the result is still wanted.
 
         Raises:
-            CancelledError: the caller no longer waits for it.
+            CancelledError: the caller no longer waits.
         """
         if self._abandoned:
             raise asyncio.CancelledError
 
 
 async def call_apart(name: str, function: Callable[..., T], *arguments: Any) -> T:
-    """Call a function in a thread of its own, and not in the loop's executor, for which a program's end would wait.
+    """Call a function in a separate thread; in the loop's executor, a program could not end before the call.
 
-    A cancelled caller does not wait for it either; the end of the interpreter does, for ``EXIT_LIMIT_S`` at most.
+    A cancelled caller does not wait either. At exit, the interpreter waits for ``EXIT_LIMIT_S`` at most.
 
     Args:
-        name: of the thread.
-        function: what to call, with an `Abandonment`.
-        arguments: its further positional arguments.
+        name: name of the thread.
+        function: the function to call; its first argument is an `Abandonment`.
+        arguments: further positional arguments.
 
     Raises:
-        BaseException: what the function raised.
+        BaseException: the exception of the function.
     """
     pool = WorkerPool([Worker()], name)
     future = JobFuture()
     abandonment = Abandonment()
     job = future.job = Job(lambda _own: function(abandonment, *arguments), (), abandonment.set, future.end)
     pool.put(job)
-    job.replace = lambda _job: True  # a cancelled caller does not wait
+    job.replace = lambda _job: True  # so that a cancelled caller does not wait
     pool.drain()
     try:
         value: T = await future

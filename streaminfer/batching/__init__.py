@@ -1,4 +1,4 @@
-"""Adaptive batching: which requests share a batch, and when it is released."""
+"""Adaptive batching: chooses the requests of a batch and the instant of its release."""
 
 from typing import TYPE_CHECKING
 
@@ -74,5 +74,5 @@ _HOMES = {
 }
 
 
-if not TYPE_CHECKING:  # type checkers know the names from the block above, and refuse others
+if not TYPE_CHECKING:  # type checkers know the names from the block above, and reject others
     __getattr__, __dir__ = lazy_attributes(__name__, _HOMES, {"arrivals": "simulation.arrivals"})

@@ -1,6 +1,6 @@
-"""Observers of a batcher's batches: what each is told, and how the work of a batch divides among its rows.
+"""Observers of a batcher's batches: their events, and the division of a batch's work among its rows.
 
-One source, compiled with the C types of ``_batch_observers_cy.pxd`` or run as it is.
+One source, compiled with the C types of ``_batch_observers_cy.pxd`` or run uncompiled.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _NEW = 0, BatchWork()
 
 
 class BatchObservers:
-    """Who is told of the batches of one dispatcher; what an observer raises affects no request.
+    """Observers of the batches of one dispatcher; an error of an observer affects no request.
 
-    An exception is logged; an interrupt goes on to the loop, in a turn of its own.
+    An exception is logged; an interrupt is raised in a separate callback of the event loop.
 
     Args:
         source: name of the model, for the log.
@@ -31,26 +31,26 @@ class BatchObservers:
 
     def __init__(self, source: str) -> None:
         self._observers: tuple[BatchObserver, ...] = ()
-        self._works: dict[tuple[int, int], tuple[int, BatchWork]] = {}  # by size and bucket: uses, and the latest
+        self._works: dict[tuple[int, int], tuple[int, BatchWork]] = {}  # by size and bucket: uses, latest work
         self._failures = ListenerFailures("streaminfer", f"batcher of {source!r}")
 
     def add(self, observer: BatchObserver) -> None:
-        """Tell an observer of each batch that begins from now on."""
+        """Report each batch that begins from now on to an observer."""
         self._observers = (*self._observers, observer)
 
     def begin(self, execution: Execution, now_ns: int) -> None:
-        """Tell that a batch begins on a worker."""
+        """Report that a batch begins on a worker."""
         requests: list[Any] = []
         for ticket in execution.tickets:
             requests.append(ticket.request)  # noqa: PERF401 - a comprehension has types of its own
         execution.observed = self._tell_begin(requests, now_ns)
 
     def begin_load(self, now_ns: int) -> list[Any]:
-        """Tell that the model is being loaded, a batch of nothing but set-up; :meth:`end_load` gets what it returns."""
+        """Report the begin of a model's load, as a batch without rows; pass the returned list to :meth:`end_load`."""
         return self._tell_begin([], now_ns)
 
     def end_load(self, told: list[Any], now_ns: int) -> None:
-        """Tell that the load has ended."""
+        """Report that the load has ended."""
         self._tell_end(told, _LOAD, now_ns)
 
     def _tell_begin(self, requests: list[Any], now_ns: int) -> list[Any]:
@@ -72,14 +72,14 @@ class BatchObservers:
         expected_ns: Callable[[int, int], int] | None,
         bucket: int,
     ) -> None:
-        """Tell that a batch ended; nothing for one whose begin was not told."""
+        """Report that a batch ended, unless its begin was not reported."""
         told = execution.observed
         if not told:
             return
         execution.observed = None
         try:
             work = self._work_of(execution, assembler, expected_ns, bucket)
-        except LISTENER_ERRORS as failure:  # a policy of the user's, or settings that changed while the batch ran
+        except LISTENER_ERRORS as failure:  # from a user's policy, or because settings changed while the batch ran
             self._failures.report(self, "how the work of a batch divides", failure)
             work = BatchWork()
         self._tell_end(told, work, now_ns)
@@ -109,8 +109,8 @@ def batch_work(execution: Execution, assembler: Assembler, share: float) -> Batc
 
     Args:
         execution: the batch.
-        assembler: put the rows together.
-        share: of its duration that does not depend on the rows.
+        assembler: assembles the rows.
+        share: part of the batch's duration that does not depend on the rows.
     """
     inputs = execution.inputs
     size = len(inputs)
@@ -124,7 +124,7 @@ def batch_work(execution: Execution, assembler: Assembler, share: float) -> Batc
 
 
 def setup_share(size: int, assembler: Assembler, expected_ns: Callable[[int, int], int], bucket: int) -> float:
-    """Return the share of a batch's duration that a line through two sizes leaves for a batch of no rows."""
+    """Return the share of a batch's duration for zero rows, extrapolated by a line through two batch sizes."""
     other = 1 if assembler.padded_size(size) > assembler.padded_size(1) else assembler.cap_of(bucket)
     rows, other_rows = assembler.padded_size(size), assembler.padded_size(other)
     took_ns, other_ns = expected_ns(size, bucket), expected_ns(other, bucket)

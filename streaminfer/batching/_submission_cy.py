@@ -1,7 +1,7 @@
-"""Acceptance of a request by a batcher: all that runs for each one before its caller waits.
+"""Acceptance of a request by a batcher: all code that runs for each request before its caller waits.
 
-One source, compiled with the C types of ``_submission_cy.pxd`` or run as it is. What is rare (another event loop, a
-full queue, a rejection) is left to functions that its maker gives.
+One source, compiled with the C types of ``_submission_cy.pxd`` or run uncompiled. Rare cases (another event loop, a
+full queue, a rejection) are left to functions that the batcher passes in.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class DispatchState:
 
     Attributes:
         free: how many batches may start now.
-        is_scheduled: a dispatch is due at the end of this turn of the loop.
+        is_scheduled: a dispatch is due at the end of this loop iteration.
         pipelines: a batch may be sent before a worker is free.
-        timer_ns: when the timer is due; ``NEVER``: it is not set.
+        timer_ns: instant of the timer; ``NEVER``: it is not set.
     """
 
-    __slots__ = ("free", "is_scheduled", "pipelines", "timer_ns")  # uncompiled, or those of a subclass are none
+    __slots__ = ("free", "is_scheduled", "pipelines", "timer_ns")  # so that subclasses have slots when uncompiled
 
     free: int
     is_scheduled: bool
@@ -50,22 +50,22 @@ class Submission:
     Not thread-safe: it belongs to one event loop at a time.
 
     Args:
-        queue: of the requests.
-        dispatcher: of the batches, a `Dispatcher`.
-        stack: the model is given stacked arrays, not lists.
+        queue: queue of the requests.
+        dispatcher: the `Dispatcher` of the batches.
+        stack: the model gets stacked arrays, not lists.
         in_order: requests of a stream run one after the other.
         clock: returns monotonic nanoseconds.
-        enter: called with the running loop where it is not :attr:`loop`, and sets that.
-        reject: called with the present instant and the deadline of a request that is not accepted, and raises.
-        make_room: called where the queue is full with the stream, priority and deadline of the request, and may raise.
+        enter: called with the running loop if it differs from :attr:`loop`; sets :attr:`loop`.
+        reject: called with the present instant and the deadline of a request that is not accepted; raises.
+        make_room: called if the queue is full, with stream, priority and deadline of the request; may raise.
         outcomes: counts inputs that cannot be stacked as failed.
 
     Attributes:
         loop: the event loop of the callers.
-        clock: as above; may be replaced.
-        new_future: makes what a caller awaits.
-        stopping: nothing more is accepted.
-        submitted: how many requests came so far.
+        clock: the same clock; it may be replaced.
+        new_future: makes the future that a caller awaits.
+        stopping: no more requests are accepted.
+        submitted: how many requests arrived so far.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Submission:
         self._outcomes = outcomes
         self._assembler: Any = None
         self._plain = True
-        self._number_dtype: Any = None  # of the latest array, which is stacked as it is
+        self._number_dtype: Any = None  # dtype of the latest array that needed no preparation
         self._slo_ns = -1
         self.loop: asyncio.AbstractEventLoop | None = None
         self.new_future: Callable[[], asyncio.Future[Any]] = asyncio.Future
@@ -100,11 +100,11 @@ class Submission:
         self.submitted = 0
 
     def change(self, slo_ns: int | None, assembler: Any) -> None:
-        """Change what later requests get: their objective, and what puts their inputs together.
+        """Change settings for later requests: their objective and the assembler of their inputs.
 
         Args:
-            slo_ns: from now to the deadline of a request that brings none; ``None``: it has none.
-            assembler: of the batches.
+            slo_ns: nanoseconds from arrival to the deadline of a request without one; ``None``: it has no deadline.
+            assembler: assembler of the batches.
         """
         self._slo_ns = -1 if slo_ns is None else slo_ns
         self._assembler = assembler
@@ -123,13 +123,13 @@ class Submission:
         """Accept a request; the caller awaits ``ticket.future`` and calls `BatchedService.abandon` if that raises.
 
         Args:
-            request: to be a row; ``None``: a function sees inputs alone.
-            inputs: of the request.
-            deadline_ns: of the request; ``None``: that of the objective.
-            priority: of the request.
-            loop: the running loop, from a caller that knows it: to find it out is a system call.
-            now_ns: the present instant, from a caller that has read the same clock; 0: it is read here.
-            future: what stands in the ticket for a caller that awaits nothing; ``None``: a new future.
+            request: the request of the row; ``None``: a function, which gets only the inputs.
+            inputs: inputs of the request.
+            deadline_ns: deadline of the request; ``None``: the objective sets it.
+            priority: priority of the request.
+            loop: the running loop, if the caller knows it, because finding it costs a system call.
+            now_ns: the present instant, if the caller has read the same clock; 0: read it here.
+            future: object for the ticket of a caller that awaits nothing; ``None``: a new future.
 
         Raises:
             Closed, DeadlineExceeded, InvalidInput, Overloaded: as `BatchedService.call`.
@@ -162,7 +162,7 @@ class Submission:
                     inputs = self._assembler.prepare(inputs)
                     bucket = self._assembler.bucket_of(inputs)
                     cost = self._assembler.cost_of(inputs)
-            except BaseException:  # an interrupt out of a row_cost too
+            except BaseException:  # including an interrupt raised in row_cost
                 self._outcomes.failed += 1
                 raise
         queue = self._queue
@@ -188,4 +188,4 @@ class Submission:
     def _schedule(self, loop: Any) -> None:
         dispatcher = self._dispatcher
         loop.call_soon(dispatcher.dispatch, context=dispatcher.runner.context)
-        dispatcher.is_scheduled = True  # behind the call, which raises at the end of a caller's stack
+        dispatcher.is_scheduled = True  # after the call, which raises if a caller's stack is exhausted

@@ -1,4 +1,4 @@
-"""Wakes a dispatcher, or a router, at one instant."""
+"""Timer of a dispatcher or router for one instant."""
 
 import asyncio
 from collections.abc import Callable
@@ -11,13 +11,13 @@ __all__ = ["Alarm"]
 
 
 class Alarm:
-    """Calls a function once at an instant; setting it again replaces the instant.
+    """Timer that calls a function once at an instant; setting it again replaces the instant.
 
-    An event loop waits for whole milliseconds. That is near enough for a deadline, and costs no call of the system. A
-    pause on a shared device can be a fraction of it, so its end has a timer of its own where there is one.
+    An event loop waits for whole milliseconds. That is precise enough for a deadline and costs no system call. A pause
+    on a shared device can be a fraction of a millisecond, so its end gets an exact timer where the system has one.
 
     Args:
-        function: is called by the loop, at the instant or later; early by no more than the resolution of the loop.
+        function: the event loop calls it at the instant or later; early by no more than the resolution of the loop.
     """
 
     __slots__ = ("_context", "_exact", "_function", "_handle", "_has_exact", "_loop")
@@ -31,7 +31,7 @@ class Alarm:
         self._context: Context
 
     def bind_loop(self, loop: asyncio.AbstractEventLoop, context: Context) -> None:
-        """Wake on another loop, in a context of variables; what was set before is forgotten."""
+        """Use another loop, and a context for the function's context variables; forget the previous instant."""
         self.close()
         self._loop, self._context, self._has_exact = loop, context, True
 
@@ -39,9 +39,9 @@ class Alarm:
         """Call the function at an instant.
 
         Args:
-            at_ns: of the clock.
-            clock: monotonic nanoseconds.
-            is_exact: it is worth a timer of its own.
+            at_ns: instant of the clock.
+            clock: returns monotonic nanoseconds.
+            is_exact: use an exact timer if possible.
         """
         if is_exact and (timer := self._exact_timer(clock)) is not None:
             self._cancel_handle()
@@ -51,13 +51,13 @@ class Alarm:
         self._handle = self._loop.call_later(max(at_ns - clock(), 0) / 1e9, self._function, context=self._context)
 
     def cancel(self) -> None:
-        """Call the function no more until it is set again."""
+        """Do not call the function until the timer is set again."""
         self._cancel_handle()
         if self._exact is not None and self._exact.is_set:
             self._exact.cancel()
 
     def close(self) -> None:
-        """Cancel, and free what the system holds; it may be set again."""
+        """Cancel the timer and free its system resources; it may be set again."""
         self._cancel_handle()
         if self._exact is not None:
             self._exact.close()
@@ -70,8 +70,8 @@ class Alarm:
 
     def _exact_timer(self, clock: Callable[[], int]) -> ExactTimer | None:
         if self._exact is None and self._has_exact:
-            with suppress(OSError, NotImplementedError):  # too many open files, or a loop that watches none
-                # a copy, as the context is entered here; without it, the variables of a caller would be kept
+            with suppress(OSError, NotImplementedError):  # too many open files, or the loop cannot watch files
+                # a copy, because this context is already entered; with no context, a caller's variables would stay
                 self._exact = self._context.copy().run(exact_timer, self._loop, clock, self._function)
             self._has_exact = self._exact is not None
         return self._exact

@@ -32,23 +32,24 @@ class BatchRunner:
     Not thread-safe: it belongs to one event loop at a time.
 
     Args:
-        calls: of the backend or function.
-        queue: the requests.
-        outcomes: completes those that get no response.
-        finish: called with a batch that has ended, when its inputs stood together, its results and its error.
-        settle: called when the requests of a batch have been completed that did not end within the call of
+        calls: calls of the backend or function.
+        queue: the queued requests.
+        outcomes: completes the requests that get no response.
+        finish: called with a batch that has ended, the instant at which its inputs were assembled, its results and its
+            error.
+        settle: called when all requests of a batch have completed, if the batch did not end within the call of
             :attr:`run`.
 
     Attributes:
-        run: starts a batch; bound to what the model is, so that it costs no call more.
-        is_inline: the model runs on the event loop, within the call of :attr:`run`: a batch function, or a backend that
-            answers at once.
-        in_threads: the model runs in a thread, to which :attr:`run` hands a batch.
-        context: of the tasks of batches.
+        run: starts a batch; bound to the kind of model at creation, which saves a call per batch.
+        is_inline: the model runs on the event loop, within the call of :attr:`run`: a batch function, or a backend with
+            ``infer_now``.
+        in_threads: the model runs in a thread, to which :attr:`run` sends a batch.
+        context: context of the tasks of batches.
         loop: the event loop of these tasks; ``None`` before the first.
-        batches: those that run in a task.
+        batches: the batches that run in a task.
         isolator: sends failed batches again in parts.
-        abandoned_batches: cancelled because no caller was left.
+        abandoned_batches: number of batches that were cancelled because no caller was left.
     """
 
     def __init__(
@@ -74,32 +75,32 @@ class BatchRunner:
         self.run: Callable[[Execution], None] = self._call_function if calls.infer is None else self._call_backend
         self._isolates = not node.capabilities().isolates_rows
         self.isolator = RowIsolator(calls, queue, expire=self.expire, fail=outcomes.fail)
-        self.batches: dict[Execution, None] = {}  # in order, so that a run in virtual time repeats
+        self.batches: dict[Execution, None] = {}  # ordered, so that a run in virtual time is reproducible
         self.loop: asyncio.AbstractEventLoop | None = None
-        # batches belong to no caller: they must not see the context variables of the one who happened to start them
+        # batches belong to no caller: they must not see the context variables of the caller that started them
         self.context = contextvars.Context()
         self.abandoned_batches = 0
 
     def bind_loop(self, loop: asyncio.AbstractEventLoop, now_ns: int) -> None:
-        """Run batches on another event loop; those that a closed loop left behind are forgotten."""
+        """Run batches on another event loop; forget those that a closed loop left behind."""
         for execution in self.batches:
             self._events.finished(execution.record, now_ns, False)
         self.batches.clear()
         self.loop = loop
 
     def select(self, chosen: list[Ticket], shorter_too: bool, mixed: Callable[[], object] | None) -> Sequence[Ticket]:
-        """Return those of the requests for a batch that can stand together.
+        """Return the chosen requests that can be in one batch.
 
         Args:
-            chosen: at least one.
-            shorter_too: requests of shorter buckets may be padded to the longest.
-            mixed: called where not all can be stacked.
+            chosen: at least one request.
+            shorter_too: requests of shorter buckets may be padded to the longest length.
+            mixed: called if not all of them can be stacked.
         """
         assembler = self._calls.assembler
         together = assembler.select(chosen, shorter_too) if self._calls.stack else chosen
         if len(together) < len(chosen) and mixed is not None:
             mixed()
-        return assembler.within_cost(self.isolator.limit(together))  # of its own bucket, once that is known
+        return assembler.within_cost(self.isolator.limit(together))  # the limit of the batch's bucket, known only now
 
     def expire(self, now_ns: int) -> None:
         """Complete the requests whose deadline has passed."""
@@ -114,7 +115,7 @@ class BatchRunner:
             execution.task.cancel()
 
     def cancel(self) -> None:
-        """Cancel the batches that run."""
+        """Cancel the running batches."""
         for execution in self.batches:
             execution.task.cancel()
 
@@ -125,16 +126,16 @@ class BatchRunner:
 
         Args:
             execution: the batch.
-            assembled_ns: when its inputs stood together.
-            inferred_ns: when it ended.
-            results: what the model returned.
-            error: what it raised; ``None``: nothing.
+            assembled_ns: instant at which its inputs were assembled.
+            inferred_ns: instant at which it ended.
+            results: results of the model.
+            error: error of the model; ``None``: none.
 
         Returns:
-            The error with which the requests ended; ``None``: with their rows.
+            The error with which the requests end; ``None``: they end with their rows.
         """
         if self._queue.next_deadline_ns <= inferred_ns:
-            self.expire(inferred_ns)  # the loop was held up: a response past its deadline is not delivered
+            self.expire(inferred_ns)  # a busy loop delays the timer; responses after the deadline are not delivered
         size = len(execution.tickets)
         if type(results) is list and len(results) > size:
             results = without_copies(results, size, self._calls.assembler.padded_size(size))
@@ -155,7 +156,7 @@ class BatchRunner:
                 if self.isolator.unsplit:
                     self.isolator.succeeded()
                 self._queue.deliver(execution, rows, assembled_ns, inferred_ns)
-                if execution.live:  # of callers that were cancelled a moment ago
+                if execution.live:  # requests whose callers have just cancelled
                     close_unread_rows(execution.tickets, rows, have_ended=False)
         if error is not None or not rows:
             self._events.finished(execution.record, inferred_ns, error is None)
@@ -190,7 +191,7 @@ class BatchRunner:
             self.batches[execution] = None
 
     def _ended(self, execution: Execution, batch: AssembledBatch, results: Any, error: BaseException | None) -> None:
-        """Finish a batch for which there is no task, or send it again in one."""
+        """Finish a batch that ran without a task, or send it again in parts, in a task."""
         assembled_ns = batch.assembled_ns or execution.started_ns
         if error is None and self._calls.copies:
             try:
@@ -209,20 +210,20 @@ class BatchRunner:
                 await self.isolator.isolate(execution, error)
         finally:
             self._end(execution, assembled_ns, None, error)
-            del error  # its traceback would hold this frame
+            del error  # its traceback refers to this frame
 
     def _call_function(self, execution: Execution) -> None:
         assembled_ns = execution.started_ns
         calls = self._calls
         try:
             if calls.stack:
-                rows = execution.inputs  # numbers, the cheapest of all rows, need no assembler
+                rows = execution.inputs  # numbers, the cheapest rows, need no assembler
                 plain = calls.assembler.plain and type(rows[0]) in SCALARS
                 stacked = array(rows) if plain else calls.assembler.assemble(rows)
                 assembled_ns = calls.clock()
                 results = calls.inner(stacked)
             else:
-                results = calls.inner(execution.inputs.copy())  # which it may write to
+                results = calls.inner(execution.inputs.copy())  # a copy, because the function may change the list
             awaitable = type(results) not in PLAIN and inspect.isawaitable(results)
             if calls.copies and not awaitable:
                 results = own_arrays(results)
@@ -235,7 +236,7 @@ class BatchRunner:
                 self._finish(execution, assembled_ns, results, None)
 
     def _fail(self, execution: Execution, assembled_ns: int, error: BaseException) -> None:
-        """End a batch whose model raised before it awaited anything; an interrupt goes on to the loop after that."""
+        """End a batch whose model raised before it awaited anything; then raise an interrupt again, for the loop."""
         if not isinstance(error, (Exception, asyncio.CancelledError)):
             self._end(execution, assembled_ns, None, error)
             raise error
@@ -247,21 +248,21 @@ class BatchRunner:
     def _end(self, execution: Execution, assembled_ns: int, results: Any, error: BaseException | None) -> None:
         try:
             self._finish(execution, assembled_ns, results, error)
-        finally:  # whatever a policy raises, the others are served
-            execution.task = None  # a cancelled one holds its error, whose traceback holds the batch
+        finally:  # even if a policy raises, the other requests are served
+            execution.task = None  # a cancelled task refers to its error, whose traceback refers to the batch
             self._settle()
 
     def _start_task(self, execution: Execution, work: Coroutine[Any, Any, None]) -> None:
         self.batches[execution] = None
-        work.send(None)  # a task that is cancelled before its first step runs nothing of a coroutine that has not begun
-        # never eager: it must not end before it is known
-        # batches that run at once do not see the variables that one of them sets
+        work.send(None)  # begin now: a task that is cancelled before its first step would skip the coroutine's cleanup
+        # never an eager task: it could end before it is registered
+        # a copy of the context, so that concurrent batches do not see each other's variables
         execution.task = asyncio.Task(work, loop=self.loop, context=self.context.copy())
 
     async def _complete(
         self, execution: Execution, results: Awaitable[Any], batch: AssembledBatch | None, assembled_ns: int
     ) -> None:
-        """Await what a backend or an async function makes of a batch, and finish it whatever happens."""
+        """Await the results of a backend or an async function, and finish the batch in every case."""
         rows: Any = None
         error: BaseException | None = None
         try:
@@ -273,7 +274,7 @@ class BatchRunner:
             error = raised
             if not isinstance(raised, Exception):
                 if inspect.iscoroutine(results):
-                    results.close()  # it has not begun where the batch is cancelled before its first step
+                    results.close()  # not started yet if the batch is cancelled before its first step
                 raise
             if self._isolates and self.isolator.may_split(execution, raised):
                 await self.isolator.isolate(execution, raised)
@@ -283,7 +284,7 @@ class BatchRunner:
             try:
                 self._end(execution, assembled_ns, rows, error)
             finally:
-                del rows, error  # an error whose traceback holds this frame would keep the batch's inputs alive
+                del rows, error  # an error's traceback refers to this frame, which would keep the batch's inputs alive
 
 
 @types.coroutine

@@ -16,7 +16,7 @@ __all__ = ["BatchedFunction", "as_function"]
 
 
 class BatchedFunction(Protocol):
-    """What :meth:`AdaptiveBatcher.wrap` makes of a batch function."""
+    """Async function of single requests that :meth:`AdaptiveBatcher.wrap` makes of a batch function."""
 
     async def __call__(
         self,
@@ -28,15 +28,15 @@ class BatchedFunction(Protocol):
         tenant: str | None = None,
         key: Hashable = None,
     ) -> Any:
-        """Answer one request as a row of a batch."""
+        """Run one request as a row of a batch."""
 
 
 def as_function(service: BatchedService, function: Callable[..., Any]) -> BatchedFunction:
-    """Return a service of a batch function as a function again.
+    """Return an async function that sends requests to the service of a batch function.
 
     Args:
-        service: of the batcher.
-        function: what was wrapped.
+        service: service of the batcher.
+        function: the wrapped function.
     """
     submit = service.submit
     abandon = service.abandon
@@ -55,7 +55,7 @@ def as_function(service: BatchedService, function: Callable[..., Any]) -> Batche
             deadline_ns = deadline_after(service.clock(), timeout_s)
         if priority != 0:
             check_priority(priority)
-        # the queue reads whose turn it is from the request
+        # the queue reads the stream from the request
         ticket = submit(None if stream_id is None else Request(x, stream_id=stream_id), x, deadline_ns, priority)
         future = ticket.future
         try:

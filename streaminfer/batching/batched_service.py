@@ -1,7 +1,7 @@
 """Request path of the batcher: each request is accepted or rejected on arrival and completes exactly once.
 
-Every awaited call completes: with its row, its error, ``DeadlineExceeded`` from the timer, ``Closed`` at the stop, or
-its own cancellation. ``RequestQueue.end`` and ``deliver`` return true once per ticket; their caller settles the future.
+Every awaited call completes: with its row, its error, ``DeadlineExceeded`` by the timer, ``Closed`` by a stop, or its
+cancellation. ``RequestQueue.end`` and ``deliver`` return true once per ticket; their caller then settles the future.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BatchedService"]
 
-_LARGEST_LOAD = 4096  # a stack without a batcher has as many workers as there are requests
+_LARGEST_LOAD = 4096  # upper bound, because a stack without a batcher has a worker for each request
 
 _admit: Callable[[type[Admission], tuple[bool, str, float, int | None]], Admission] = tuple.__new__
 
@@ -46,14 +46,14 @@ class BatchedService(Node):
     Not thread-safe: it belongs to one event loop at a time, and moves to another only while nothing is in flight.
 
     Attributes:
-        inner: the backend or function that is sent the batches.
-        source: its name, for messages and `Response.source`.
+        inner: the backend or function that gets the batches.
+        source: name of the model, for messages and `Response.source`.
         clock: returns monotonic nanoseconds.
-        events: what it did lately.
-        slo_s: the objective from which a request without a deadline gets one.
+        events: record of recent arrivals, releases and drops.
+        slo_s: the objective in seconds, for requests without a deadline.
         slo_ns: the same in nanoseconds.
         submit: accepts a request, as `Submission.submit`.
-        calibration: what the latest start measured; ``None`` before it, and where the backend offers no example.
+        calibration: measurements of the latest start; ``None`` before it, or if the backend offers no example.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class BatchedService(Node):
         """Serve one request as a row of a batch.
 
         Raises:
-            DeadlineExceeded: its deadline passed, on arrival, queued or running.
+            DeadlineExceeded: its deadline passed on arrival, while queued or while running.
             Overloaded: the queue is full.
             InvalidInput: its inputs cannot be stacked.
             BackendError: the backend failed or returned something impossible.
@@ -134,21 +134,21 @@ class BatchedService(Node):
         try:
             return Response(await future, False, self.source, ticket.timings)
         except BaseException:
-            close_unread(future)  # answers may have come in the very turn in which it was cancelled
+            close_unread(future)  # results may have arrived in the iteration of the loop in which it was cancelled
             self.abandon(ticket)
             raise
 
     def abandon(self, ticket: Ticket) -> None:
-        """Complete a request that its caller has cancelled; nothing for one that has completed already."""
+        """Complete a request that its caller has cancelled; do nothing if it has completed already."""
         if ticket.future is None:
-            return  # it has completed, and what follows from that was done
+            return  # it completed, and its consequences were handled
         execution = ticket.execution
         if self._queue.end(ticket):
             self._outcomes.cancelled += 1
             if execution is not None:
                 self._dispatcher.runner.cancel_if_abandoned(execution)
         if self._in_order:
-            self._dispatcher.schedule()  # the next request of its stream may be queued now
+            self._dispatcher.schedule()  # the next request of the stream may have become queued
         self._dispatcher.settle()
 
     @property
@@ -158,11 +158,11 @@ class BatchedService(Node):
 
     @property
     def left_to_owner(self) -> Sequence[Any]:
-        """The backend, which is ready before batches of it are measured."""
+        """The backend, which must be ready before the batcher measures it."""
         return (self.inner,)
 
     def capabilities(self) -> Capabilities:
-        """What the backend offers, and what the batcher adds; read after a start, which may change it."""
+        """Return the capabilities of backend and batcher; read after each start, which may change them."""
         offered = adapt(self.inner).capabilities()
         return offered._replace(
             validate=self.validate or offered.validate,
@@ -178,7 +178,7 @@ class BatchedService(Node):
         )
 
     def admission(self, request: Request, now_ns: int) -> Admission:
-        """Return whether a request would be accepted now; changes nothing."""
+        """Predict without side effects whether a request would be accepted now."""
         if self._submission.stopping:
             return Admission(False, AdmissionReason.CLOSED)
         if request.deadline_ns is not None and request.deadline_ns <= now_ns:
@@ -196,14 +196,14 @@ class BatchedService(Node):
         finish_ns = self._dispatcher.predicted_finish_ns(now_ns, bucket, request.stream_id)
         if finish_ns is not None and request.deadline_ns is not None and finish_ns > request.deadline_ns:
             return Admission(False, AdmissionReason.INFEASIBLE, self._dispatcher.retry_after_s(now_ns), finish_ns)
-        # a router calls this often, and a tuple made outright takes half as long
+        # a router calls this often, and creating the tuple directly takes half the time
         return _admit(Admission, (True, "", 0.0, finish_ns))
 
     def check_max_batch_size(self, max_batch_size: int) -> None:
-        """Check that batches are no larger than the backend takes, as far as it has said.
+        """Check that batches are no larger than the backend takes, if it states a limit.
 
         Raises:
-            ValueError: they are.
+            ValueError: ``max_batch_size`` is above the limit.
         """
         limit = adapt(self.inner).capabilities().max_batch_size
         if limit is not None and max_batch_size > limit:
@@ -228,10 +228,10 @@ class BatchedService(Node):
             self._dispatcher.set_policy(policy)
             if self._submission.loop is not None:
                 self._prepare_policy()
-                self._dispatcher.schedule()  # the instant that the previous policy named is void
+                self._dispatcher.schedule()  # the timer was set for the previous policy
 
     def observe_batches(self, make: Callable[[str], BatchObserver]) -> None:
-        """Tell what ``make`` returns for the name of the model of each batch from now on."""
+        """Create an observer with ``make``, which gets the name of the model, and report each later batch to it."""
         if self._dispatcher.observers is None:
             self._dispatcher.observers = BatchObservers(self.source)
         self._dispatcher.observers.add(make(self.source))
@@ -241,20 +241,20 @@ class BatchedService(Node):
         return min(self._dispatcher.full_at * (self.max_in_flight + 1), _LARGEST_LOAD)
 
     def bind_clock(self, clock: Clock) -> None:
-        """Take over the clock of a `Stack`."""
+        """Use the clock of a `Stack`."""
         self.clock = self._submission.clock = clock
         self._calls.bind_clock(clock)
         super().bind_clock(clock)
 
     async def start(self) -> None:
-        """Run batches of the backend's example inputs, so that nothing is learned on callers, and accept requests.
+        """Run batches of the backend's example inputs, so that live requests meet a measured model; accept requests.
 
-        The backend is started by then. Without this the first requests do what these batches do, and may wait for
-        kernels; after a stop it is needed. A size that an earlier start measured is not measured again.
+        The backend must have started. Without this call, live requests pay for the first measurements and may wait for
+        kernels; after a stop the call is required. Sizes that an earlier start measured are not measured again.
 
         Raises:
             ValueError: the batches would be larger than the backend takes, or its example does not fit it.
-            BackendError: it could not be loaded, or failed on an example that the user gave.
+            BackendError: the model could not be loaded, or failed on an example that the user gave.
         """
         await self.load_kernels()
         self._enter(asyncio.get_running_loop())
@@ -262,16 +262,16 @@ class BatchedService(Node):
             await self._make_ready()
         except BaseException:
             if self._device is not None and not (self._queue.queued or self._dispatcher.runner.batches):
-                self._device.leave(self._dispatcher)  # which would make room for it
-                self._submission.loop = None  # what comes next enters again
+                self._device.leave(self._dispatcher)  # otherwise other models would make room for it
+                self._submission.loop = None  # so that the next start or request enters again
             raise
         self._submission.stopping = False
 
     async def load_kernels(self) -> None:
-        """Load what the policy computes with, for seconds where Numba compiles it; at once after the first time.
+        """Load the kernels of the policy; the first call takes seconds if Numba compiles them, later ones no time.
 
         Raises:
-            MissingExtra: nothing was compiled ahead of time, and Numba is not installed.
+            MissingExtra: no kernels were compiled ahead of time, and Numba is not installed.
         """
         prepare = adapt_policy(self._configured_policy).prepare
         if prepare is not None and not is_virtual(asyncio.get_running_loop()) and prepare(wait=False) is False:
@@ -279,21 +279,21 @@ class BatchedService(Node):
 
     @property
     def is_serving(self) -> bool:
-        """Whether requests are accepted on an event loop, other than in virtual time."""
+        """Whether requests are accepted on an event loop that does not run in virtual time."""
         loop = self._submission.loop
         return not (self._submission.stopping or loop is None or loop.is_closed() or is_virtual(loop))
 
     @property
     def start_progress(self) -> str:
-        """Step of :meth:`start` in progress; empty when there is none."""
+        """Step of :meth:`start` in progress; empty if no start is."""
         return "" if self._calibrator is None else self._calibrator.progress
 
     async def stop(self, *, drain: bool = True) -> None:
-        """Accept nothing more and wait until nothing is in flight.
+        """Accept no more requests and wait until none is in flight.
 
         Args:
             drain: complete the requests in flight first; otherwise they end with ``Closed`` and running batches are
-                cancelled. If a draining stop is itself cancelled, what is left ends with ``Closed``.
+                cancelled. If a draining stop is itself cancelled, the remaining requests end with ``Closed``.
         """
         self._enter(asyncio.get_running_loop())
         self._submission.stopping = True
@@ -386,13 +386,13 @@ class BatchedService(Node):
         )
 
     def _validate_padded(self, validate: Callable[[Request], None], request: Request) -> None:
-        """Validate what the model will see: the inputs as they are padded, and the mask."""
+        """Validate the inputs that the model will get: padded, and with the mask."""
         assembler = self._calls.assembler
         shown = assembler.as_padded(assembler.prepare(request.inputs))
         validate(request.replace(inputs=shown))
 
     def _gives_way(self, ticket: Ticket, stream_id: Hashable, priority: int) -> bool:
-        """Return whether a queued request is shed for a newcomer to a full queue."""
+        """Return whether a queued request is shed for a new one when the queue is full."""
         if ticket.priority != priority or self._fair_queue is None:
             return ticket.priority > priority
         return self._fair_queue.precedes(stream_id, ticket)
@@ -400,14 +400,14 @@ class BatchedService(Node):
     def _make_room(self, stream_id: Hashable, priority: int, deadline_ns: int) -> None:
         """Make a place in a full queue, or raise.
 
-        A free worker, whose dispatch is due at the end of this turn, takes a batch now. Otherwise the newest of the
-        least urgent queued requests is shed if the newcomer is more urgent, or if it is its turn before.
+        If a worker is free, its dispatch, due at the end of this loop iteration, happens now. Otherwise the newest of
+        the least urgent queued requests is shed if the new request is more urgent, or if its stream is before that one.
         """
         if self._dispatcher.free:
             try:
                 self._dispatcher.runner.context.copy().run(self._dispatcher.dispatch)
             except BaseException:
-                self._outcomes.failed += 1  # an interrupt out of another batch ends this call too
+                self._outcomes.failed += 1  # an interrupt raised by another batch ends this call too
                 raise
             if not self._queue.full:
                 return
@@ -428,7 +428,7 @@ class BatchedService(Node):
         raise Overloaded(message, retry_after_s=retry_after_s)
 
     def _prepare_policy(self) -> None:
-        """Load what the policy decides with; blocks where :meth:`load_kernels` has not been awaited."""
+        """Load the kernels of the policy; blocks if :meth:`load_kernels` has not been awaited."""
         if (prepare := self._dispatcher.expectations.offered.prepare) is not None:
             prepare(wait=True)
 
@@ -444,7 +444,7 @@ class BatchedService(Node):
         dispatcher.bind_loop(loop)
         submission.loop = loop
         self._prepare_policy()
-        if type(loop).create_future is asyncio.BaseEventLoop.create_future:  # which makes just this, one call later
+        if type(loop).create_future is asyncio.BaseEventLoop.create_future:  # the same future, without a Python call
             submission.new_future = functools.partial(asyncio.Future, loop=loop)
         else:
             submission.new_future = loop.create_future

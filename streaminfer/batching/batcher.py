@@ -1,4 +1,4 @@
-"""`AdaptiveBatcher`: its settings, and the wrapping of backends and functions."""
+"""`AdaptiveBatcher`: settings of a batcher, and the wrapping of backends and functions."""
 
 from __future__ import annotations
 
@@ -36,55 +36,55 @@ if TYPE_CHECKING:
 __all__ = ["AdaptiveBatcher"]
 
 _LARGEST = 2**31 - 1
-_DOUBTFUL_SLO_S = 10  # a whole number from here on was perhaps meant as milliseconds
+_DOUBTFUL_SLO_S = 10  # a whole number from here on was probably meant as milliseconds
 _AS_BEFORE: Any = object()
 
 
 class AdaptiveBatcher(Node):
     """Layer that turns a backend or a batch function into a service of single requests.
 
-    Requests that are queued while a worker is busy form the next batch, so batches are as large as the load makes them,
-    and a single request is not delayed. Durations of batches are learned from those that ran. If not all requests can
-    be on time, the batches are planned so that most are, and requests that cannot be are rejected at once. Each request
-    completes by its deadline, whatever the model does off the event loop.
+    Requests that are queued while a worker is busy form the next batch. Batches therefore grow with the load, and a
+    single request is not delayed. The batcher learns the durations of batches from those that ran. If not all requests
+    can be on time, it plans the batches so that most are, and rejects at once the requests that cannot be. Each request
+    completes by its deadline, even if the model is slow, as long as the model does not block the event loop.
 
     Args:
-        max_batch_size: the largest batch the model is given.
-        slo_s: latency objective in seconds, the deadline of requests that bring none. ``None``: such requests are
-            served for throughput and queued as long as it takes.
-        max_queue_size: how many requests may be queued; one more is rejected with ``Overloaded``, unless it is more
-            urgent than the least urgent queued one: then that one is shed.
+        max_batch_size: the largest batch that the model gets.
+        slo_s: latency objective in seconds, the deadline of requests without one. ``None``: such requests are batched
+            for throughput and can stay queued without limit.
+        max_queue_size: how many requests may be queued. A request for a full queue is rejected with ``Overloaded``; but
+            if it is more urgent than the least urgent queued one, that one is shed instead.
         max_queue_delay_s: with ``policy="greedy"``, how long the oldest request may be queued for a fuller batch.
-        max_in_flight: how many batches may run at once: the number of workers (sessions, threads, replicas) behind.
-            ``None``: as many as the backend has by its ``queued_workers``, read at each start; 1 where it names none.
-        policy: ``"lookahead"`` plans for most requests on time; ``"greedy"`` sends everything queued whenever a worker
-            is free, or after ``max_queue_delay_s``.
-        buckets: for ragged inputs, text or audio, `Buckets` or just their lengths: rows are padded to the smallest
-            length that they fit, and only rows of one length share a batch.
+        max_in_flight: how many batches may run at once: the number of workers (sessions, threads, replicas) of the
+            backend. ``None``: the backend's ``queued_workers``, read at each start, or 1 if it has none.
+        policy: ``"lookahead"`` plans batches so that most requests are on time; ``"greedy"`` sends all queued requests
+            when a worker is free, or after ``max_queue_delay_s``.
+        buckets: for inputs of varying length (text, audio), `Buckets` or their lengths: rows are padded to the smallest
+            length that fits, and only rows of one length share a batch.
         max_batch_bytes: the most bytes of inputs in a batch, padding included.
-        row_cost: with ``max_batch_cost``, a function of what a request brought, arrays where ``stack``, that returns
-            what its row costs, a number ≥ 0. It runs on the event loop, once for each request.
-        max_batch_cost: the most that the rows of a batch cost together, above 0. A request that costs more alone is
+        row_cost: with ``max_batch_cost``, a function that returns the cost of a request's row, a number ≥ 0. It gets
+            the inputs of the request, as arrays if ``stack``, and runs once per request, on the event loop.
+        max_batch_cost: the largest total cost of the rows of a batch, above 0. A request that alone costs more is
             rejected with ``InvalidInput``.
-        preferred_sizes: for backends compiled for some batch sizes, the only ones that the model is given, ascending:
-            smaller batches are filled up, and the results of the filling rows are dropped. Not with a model that has
+        preferred_sizes: for backends compiled for some batch sizes: the only sizes that the model gets, ascending.
+            Smaller batches are padded with copies of a row, whose results are dropped. Not with a model that has
             outputs of the whole batch.
-        service_time: with ``policy="lookahead"``, what a batch is known to take, from where learning goes on; with
-            ``buckets``, a mapping of bucket length to that. ``None``: learned from the first batch on.
-        stack: give the model one array (or mapping of arrays) with a new batch axis; ``False``: a list of what the
-            requests brought.
-        fair: streams take turns when batches form: no request waits behind the backlog of another ``stream_id``, and
-            one of the longest backlog is shed from a full queue. A mapping of stream id to weight, 1 for others, gives
-            some a larger share of the turns. Requests without a stream are one stream together.
-        device: the `Device` that it shares with other batchers, which then take turns; ``None``: it shares none.
+        service_time: with ``policy="lookahead"``, known durations of batches, from which learning continues; with
+            ``buckets``, a mapping of bucket length to these. ``None``: learned from the first batch on.
+        stack: give the model one array (or mapping of arrays) with a new batch axis; ``False``: a list of the inputs of
+            the requests.
+        fair: streams take turns when batches form: no request waits for the backlog of another ``stream_id``, and a
+            full queue sheds a request of the longest backlog. A mapping of stream id to weight (others have weight 1)
+            gives some streams a larger share of the turns. Requests without a stream count as one stream.
+        device: the `Device` on which this batcher takes turns with others; ``None``: it shares no device.
         clock: returns monotonic nanoseconds; ``None``: the `Stack`'s clock, else ``time.monotonic_ns``.
 
     Attributes:
-        service_time: the `LearnedServiceTime`, or with ``buckets`` a mapping of bucket length to one; ``None`` while no
-            policy has learned.
+        service_time: the `LearnedServiceTime`, or with ``buckets`` a mapping of bucket length to one; ``None`` until
+            a policy learns.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type or out of range.
+        TypeError, ValueError: an argument has the wrong type or is out of range.
 
     Example:
         >>> batcher = AdaptiveBatcher(max_batch_size=32, slo_s=0.5)
@@ -97,7 +97,7 @@ class AdaptiveBatcher(Node):
     """
 
     needs = "backend"
-    """What a `Stack` must put behind this layer."""
+    """Kind of object that a `Stack` must put inside this layer."""
 
     def __init__(
         self,
@@ -148,7 +148,7 @@ class AdaptiveBatcher(Node):
 
         self._cost_limit = make_cost_limit(row_cost, max_batch_cost)
         self.preferred_sizes = preferred_sizes
-        self._make_assembler(None)  # raises before anything is wrapped
+        self._make_assembler(None)  # raises if an argument is wrong
         self.preferred_sizes = None if preferred_sizes is None else tuple(preferred_sizes)
         if service_time is not None and self.policy != "lookahead":
             raise ValueError(
@@ -168,21 +168,21 @@ class AdaptiveBatcher(Node):
     @overload
     def wrap(self, inner: Callable[[Any], Any]) -> BatchedFunction: ...
     def wrap(self, inner: Any) -> Any:
-        """Wrap a backend or a batch function; once.
+        """Wrap a backend or a batch function; only once.
 
         Args:
-            inner: a backend (an object with ``infer``), or a sync or async function that takes a batch and returns
-                an array with the batch axis, a mapping or tuple of such arrays, which is cut row by row, or a list with
-                one result per row, where a result may be an exception for that caller alone. A sync function runs on
-                the event loop; `CpuBackend` takes it off.
+            inner: a backend (an object with ``infer``), or a sync or async function that takes a batch. The function
+                returns an array with the batch axis; a mapping or tuple of such arrays, which is cut into rows; or a
+                list with one result per row, in which an exception fails only that row's caller. A sync function runs
+                on the event loop; use `CpuBackend` to run it elsewhere.
 
         Returns:
             A service for a backend; for a function an async callable
             ``(x, *, timeout_s=None, priority=0, stream_id=None, tenant=None, key=None)``.
 
         Raises:
-            RuntimeError: the batcher wraps something already.
-            TypeError: ``inner`` is neither, or is a service.
+            RuntimeError: the batcher has already wrapped something.
+            TypeError: ``inner`` is neither a backend nor a function, or is a service.
             ValueError: ``preferred_sizes`` with a model that has outputs of the whole batch.
         """
         if self._service is not None:
@@ -220,23 +220,23 @@ class AdaptiveBatcher(Node):
         return service if is_backend(inner) else as_function(service, inner)
 
     def capabilities(self) -> Capabilities:
-        """That its batches can be observed, once it wraps something."""
+        """Return a capability to observe batches, once the batcher has wrapped something."""
         return Capabilities(observe_batches=None if self._service is None else self._service.observe_batches)
 
     async def load_kernels(self) -> None:
-        """Loads what the policy computes with."""
+        """Load the kernels of the policy."""
         if self._service is not None:
             await self._service.load_kernels()
 
     def bind_clock(self, clock: Clock) -> None:
-        """Take over the clock of a `Stack`, unless one was given."""
+        """Use the clock of a `Stack`, unless the batcher was created with a clock."""
         if self._clock is None:
             self._clock = clock
             if self._service is not None:
                 self._service.bind_clock(clock)
 
     async def stop(self, *, drain: bool = True) -> None:
-        """Stop what :meth:`wrap` returned, where no `Stack` does it.
+        """Stop the service that :meth:`wrap` returned, if no `Stack` does it.
 
         Args:
             drain: complete the requests in flight first; otherwise they end with ``Closed``.
@@ -245,11 +245,11 @@ class AdaptiveBatcher(Node):
             await self._service.stop(drain=drain)
 
     async def start(self) -> None:
-        """Measure what :meth:`wrap` returned with the backend's example, and accept requests, as a `Stack` does.
+        """Measure the wrapped backend with its example inputs, and accept requests; a `Stack` does this at its start.
 
         Raises:
             BackendError: the backend failed on an example that the user gave.
-            ValueError: its batches are smaller, or its requests are others.
+            ValueError: the backend takes only smaller batches, or its example does not fit it.
         """
         if self._service is not None:
             await self._service.start()
@@ -262,22 +262,22 @@ class AdaptiveBatcher(Node):
         policy: PolicyName = _AS_BEFORE,
         max_queue_delay_s: float = _AS_BEFORE,
     ) -> None:
-        """Change settings, while it runs or before; what is left out stays.
+        """Change settings before or during operation; omitted settings stay as they are.
 
-        No request is lost: queued requests keep their place and the deadline that they came with, and running batches
-        go on. What was learned about the model stays. Call it on the event loop that the batcher serves.
+        No request is lost: queued requests keep their place and their deadline, running batches continue, and all
+        measurements of the model remain. Call it on the event loop of the batcher.
 
         Args:
-            slo_s: the deadline of requests from now on that bring none.
+            slo_s: the objective for requests that arrive from now on without a deadline.
             max_batch_size: the largest batch from the next one on.
-            policy: the next decision's.
-            max_queue_delay_s: with ``policy="greedy"``; otherwise 0, to which another policy sets it.
+            policy: the policy from the next decision on.
+            max_queue_delay_s: with ``policy="greedy"``; a change to another policy sets it to 0.
 
         Raises:
             TypeError, ValueError: as the constructor, or ``max_batch_size`` is more than the model takes.
-            MissingExtra: there are no kernels for the planner, nor is Numba installed.
-            RuntimeError: it serves requests, and Numba would have to compile the planner's kernels: `warmup` loads
-                them. After an error nothing has changed.
+            MissingExtra: the planner has no compiled kernels, and Numba is not installed.
+            RuntimeError: requests are being served, and Numba would have to compile the planner's kernels; call
+                `warmup` first. After any error, no setting has changed.
         """
         before = self.slo_s, self.max_batch_size, self.policy, self.max_queue_delay_s
         try:
@@ -305,10 +305,10 @@ class AdaptiveBatcher(Node):
             self._service.change(self.slo_s, self.max_batch_size, self._make_policy(), assembler)
 
     def decision_log(self) -> DecisionLog:
-        """Return why the latest batches were released and why requests were rejected, as a frozen snapshot to plot.
+        """Return a frozen log of why the latest batches were released and requests rejected; it can be plotted.
 
         Raises:
-            RuntimeError: nothing was wrapped yet.
+            RuntimeError: the batcher has not wrapped anything yet.
         """
         from streaminfer.simulation.decision_log import DecisionLog  # noqa: PLC0415 - loaded at the first log
 
@@ -320,7 +320,7 @@ class AdaptiveBatcher(Node):
         """Return a frozen snapshot: requests queued and running, outcomes of requests, reasons of batches.
 
         Raises:
-            RuntimeError: nothing was wrapped yet.
+            RuntimeError: the batcher has not wrapped anything yet.
         """
         if self._service is None:
             raise RuntimeError("this AdaptiveBatcher wraps nothing yet")
@@ -391,7 +391,7 @@ class AdaptiveBatcher(Node):
             self._overhead = PipelineOverhead()
         assembler = self._make_assembler(None)
         padded = None if self.preferred_sizes is None else assembler.padded_size
-        # no batch has more rows than may be queued, and a plan costs time and memory for each size
+        # a batch cannot have more rows than the queue holds, and a plan costs time and memory for each size
         caps = [min(assembler.cap_of(bucket), self.max_queue_size) for bucket in range(assembler.bucket_count)]
         buckets = self.buckets
         return Lookahead(
@@ -428,7 +428,7 @@ def _check_policy(policy: PolicyName) -> PolicyName:
 
 
 def _as_weights(fair: Any) -> Mapping[Hashable, float] | None:
-    """Return the weights of streams that take turns; ``None``: they do not."""
+    """Return the weights of streams that take turns; ``None`` if they do not."""
     what = "True, False or a mapping of stream id to weight, from 0.001 to 1000"
     if isinstance(fair, bool):
         return {} if fair else None

@@ -13,38 +13,39 @@ __all__ = ["BatcherStatistics"]
 
 @attrs.frozen(kw_only=True)
 class BatcherStatistics(Snapshot):
-    """Counters of an `AdaptiveBatcher` since it was made.
+    """Counters of an `AdaptiveBatcher` since its creation.
 
-    Counting rule: each request that was submitted is in exactly one of ``queued``, ``running``, ``succeeded``,
-    ``failed``, ``deadline_exceeded``, ``cancelled``, ``rejected`` and ``closed``. A cancelled caller is counted from
-    the next turn of the event loop on; one cancelled in the very turn in which its request completed is counted by how
-    it completed.
+    Counting rule: each submitted request is in exactly one of ``queued``, ``running``, ``succeeded``, ``failed``,
+    ``deadline_exceeded``, ``cancelled``, ``rejected`` and ``closed``. A cancellation is counted from the next iteration
+    of the event loop on. If the request completes in the same iteration in which its caller cancels it, it is counted
+    by its outcome.
 
     Attributes:
         submitted: requests that reached the batcher.
         queued: requests that are not in a batch yet.
-        running: requests in batches that run, and whose callers still wait.
+        running: requests in running batches whose callers still wait.
         succeeded: requests that got their row.
-        failed: requests that got an exception, of their own row or of their whole batch.
-        deadline_exceeded: requests whose deadline passed, on arrival, queued or running.
+        failed: requests that got an exception, for their own row or for their whole batch.
+        deadline_exceeded: requests whose deadline passed on arrival, while queued or while running.
         cancelled: requests that their caller cancelled.
-        rejected: requests that the batcher rejected, by reason: ``"queue_full"``; ``"shed"``, for a more urgent one, or
-            with ``fair`` for a stream with a shorter backlog; ``"infeasible"``, by the policy because it would miss its
-            deadline; ``"closed"``, after the stop.
+        rejected: requests that the batcher rejected, by reason: ``"queue_full"``; ``"shed"``: made room for a more
+            urgent one, or with ``fair`` for a stream with a shorter backlog; ``"infeasible"``: would miss the deadline,
+            by the policy's prediction; ``"closed"``: arrived after the stop.
         closed: requests that the stop of the service ended.
         batches: batches released so far.
-        running_batches: batches that run now.
+        running_batches: batches that are running.
         abandoned_batches: batches cancelled because no caller was left.
-        pipelined: batches sent before a worker was free, to a model that keeps a queue.
+        pipelined: batches sent before a worker was free, to a model with a queue.
         split_batches: batches that failed and were sent again in parts, so that a bad row failed alone.
-        memory_limits: by length bucket (0 without buckets) the most rows of a batch since one ran out of memory.
-        batch_sizes: how many batches had which size when they were released.
+        memory_limits: the most rows that fit into memory, by length bucket (0 without buckets); only for buckets in
+            which a batch ran out of memory.
+        batch_sizes: number of batches by size at their release.
         released: how many batches were released, by reason: ``"full"``, ``"idle_worker"``, ``"max_queue_delay"``,
             ``"planned"``, ``"probe"``, ``"exploration"``.
         batch_s: recent mean duration of a batch in seconds, exponentially weighted; 0.0 before the first.
-        calibration: what the latest start measured; its batches and requests are not among those above. ``None`` before
-            it, and where the backend has no example of a request.
-        device: of the `Device` that it shares with other batchers; ``None``: it shares none.
+        calibration: measurements of the latest start, whose batches and requests are not counted above. ``None`` before
+            a start, or if the backend offers no example inputs.
+        device: statistics of the `Device` that the batcher shares with others; ``None``: it shares none.
     """
 
     submitted: int

@@ -1,10 +1,10 @@
-"""Release of batches: consults the policy, counts the free workers and keeps the one timer.
+"""Release of batches: consults the policy, counts the free workers and has the one timer of a batcher.
 
-There is no task and no polling. A *dispatch* consults the policy until no worker is free or nothing is to be sent. The
-end of a batch frees its worker, and the next dispatch follows when the callers have woken, so that they can join it.
-Where few come back at once, as those that come meanwhile tell, it follows before: the worker would idle for longer than
-many a batch takes. One loop timer stands for the earliest of all deadlines and of the instant at which the policy wants
-to decide again; with nothing in flight there is none.
+There is no task and no polling. A *dispatch* consults the policy until no worker is free or the policy releases
+nothing. The end of a batch frees its worker. The next dispatch follows after the callers have woken, so that their next
+requests can join the batch. If a full batch is queued, or few callers return at once (measured from recent arrivals),
+it does not wait for them, because the worker would idle for longer than many a batch takes. One loop timer covers the
+earliest deadline and the instant at which the policy wants to decide again; with nothing in flight no timer is set.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["Dispatcher"]
 
 _FEW = 0.25
-_NEWEST = 0.1  # weight of a batch in the mean of those that return
+_NEWEST = 0.1  # weight of the newest batch in the mean of callers that return
 
 
 class Dispatcher(DispatchState):
@@ -46,27 +46,27 @@ class Dispatcher(DispatchState):
     Not thread-safe: it belongs to one event loop at a time.
 
     Args:
-        calls: of the backend or function that is sent the batches.
-        queue: the requests.
-        outcomes: completes those that get no response.
-        policy: decides when a batch is released, and of which requests.
+        calls: calls of the backend or function.
+        queue: the queued requests.
+        outcomes: completes the requests that get no response.
+        policy: decides when to release a batch, and which requests are in it.
         max_in_flight: how many batches may run at once.
-        device: which it shares with others; ``None``: the model has its own.
+        device: the device that the model shares with others; ``None``: it shares none.
 
     Attributes:
         source: name of the model, for messages.
-        full_at: so many queued requests are a full batch.
-        returning: of the callers of a batch, how many send another request at once; a mean over recent batches.
-        expectations: what the policy expects of queue and model, and learns.
+        full_at: number of queued requests that make a full batch.
+        returning: share of a batch's callers that send another request at once; a mean over recent batches.
+        expectations: predictions of the policy about queue and model, and its learning.
         pipeline: the batch that was sent before a worker was free.
         runner: runs the batches.
-        batch_sizes: how many batches had which size.
-        observers: who is told of each batch; ``None``: there are none.
-        residence: how the model comes into the device's memory; ``None``: it is always there.
-        claim: what the device knows of the model, if it is preemptive.
+        batch_sizes: number of batches by size.
+        observers: get each batch; ``None``: there are none.
+        residence: presence of the model in the device's memory; ``None``: it is always there.
+        claim: the device's knowledge of the model, if the device is preemptive.
     """
 
-    # in a dict beside a compiled base, CPython 3.11 looks each method up again at each call
+    # without slots, CPython 3.11 would look each method up again at each call, because the base is compiled
     __slots__ = (
         *("__weakref__", "_ask_inward", "_bucket_models", "_calls", "_device", "_events", "_idle"),
         *("_alarm", "_loop", "_outcomes", "_queue", "_recheck_ns", "batch_sizes", "claim"),
@@ -99,7 +99,7 @@ class Dispatcher(DispatchState):
         self.full_at = NEVER
         self.returning = 1.0
         self.set_policy(policy)
-        self._loop: asyncio.AbstractEventLoop  # that of the first request
+        self._loop: asyncio.AbstractEventLoop  # set by the first request
         self.is_scheduled = False
         self._alarm = Alarm(self._on_alarm)
         self.timer_ns = NEVER
@@ -113,16 +113,16 @@ class Dispatcher(DispatchState):
         self.claim = Claim(queue, self.expectations.expected_of_size_ns, offered.background_runs)
 
     def _now_ns(self) -> int:
-        return self._calls.clock()  # which a stack may replace
+        return self._calls.clock()  # read at each call, because a stack may replace the clock
 
     def set_workers(self, workers: int) -> None:
-        """Run so many batches at once from now on; none may run now."""
+        """Set the number of workers; no batch may be running."""
         self.max_in_flight = self.free = workers
 
     def set_policy(self, policy: Policy) -> None:
-        """Takes a policy over; asks the model, which may have started since, whether it keeps a queue."""
-        # behind outputs that have to be copied first no batch may wait at the model: it could overwrite them
-        # nor on a device whose next turn may be another model's
+        """Set the policy; read again whether the model has a queue, because it may have started since."""
+        # no batch may be queued at the model if outputs must be copied first, because it could overwrite them,
+        # nor on a shared device, whose next turn may belong to another model
         keeps_queue = (
             self._device is None
             and not self._calls.copies
@@ -136,11 +136,11 @@ class Dispatcher(DispatchState):
         self.pipelines = self.pipeline.choose is not None
 
     def bind_loop(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Release batches on another event loop; those that a closed loop left behind are forgotten.
+        """Release batches on another event loop; forget those that a closed loop left behind.
 
         Raises:
             RuntimeError: the device serves batchers of another loop.
-            ValueError: its memory is too small for the model, or it cannot run it in the background.
+            ValueError: its memory is too small for the model, or the model cannot run in the background.
         """
         if self._device is not None:
             self._device.enter(loop, self)
@@ -157,21 +157,21 @@ class Dispatcher(DispatchState):
         self._loop = loop
 
     def tickets(self) -> list[Ticket]:
-        """Return the queued requests, those held back, and those of the batches that run."""
+        """Return the tickets that are queued, held back, or in running batches."""
         running = (ticket for execution in self.runner.batches for ticket in execution.tickets)
         return [*self._queue, *self._queue.held(), *running]
 
     def predicted_finish_ns(self, now_ns: int, bucket: int, stream_id: Hashable) -> int | None:
-        """Return when the policy expects a request that comes now to complete; ``None``: it does not say."""
+        """Return when the policy expects a request that arrives now to complete; ``None``: unknown."""
         if self._device is not None:
             now_ns = self._device.free_at_ns(now_ns, self)
         running = () if self.free else self.runner.batches
         return self.expectations.predicted_finish_ns(now_ns, bucket, stream_id, running)
 
     def next_batch(self, now_ns: int) -> NextBatch:
-        """Return when a worker is expected to be free, and how many requests it would start then beside those queued.
+        """Return when a worker is expected to be free, and how many more requests its next batch has room for.
 
-        A free worker has room for one at least; one that only waits for its turn on the device counts as free.
+        A free worker has room for at least one. A worker counts as free while it waits for its turn on the device.
         """
         queued = self._queue.queued
         if self.can_start:
@@ -206,7 +206,7 @@ class Dispatcher(DispatchState):
             self._release(decision.batch, decision.reason, decision.shorter_too, now_ns)
             if self.runner.is_inline:
                 if self._queue.queued:
-                    self.schedule()  # a function ran on the loop: others have a turn before the next batch
+                    self.schedule()  # the function ran on the loop: let other tasks run before the next batch
                 break
             now_ns = None
         if not self.free and self.pipeline.is_open:
@@ -220,7 +220,7 @@ class Dispatcher(DispatchState):
 
     @property
     def is_waiting(self) -> bool:
-        """Whether a request is queued and a worker is free, for the device."""
+        """Whether a worker is free and a request is queued, so that only the device is awaited."""
         return self.free > 0 and self._queue.queued > 0
 
     @property
@@ -229,7 +229,7 @@ class Dispatcher(DispatchState):
         return self.runner.is_inline
 
     def propose(self, now_ns: int) -> Decision | None:
-        """Return the next batch to send; ``None``: none yet. Expires and rejects what cannot be on time."""
+        """Return the next batch to send, or ``None``; expire and reject requests that cannot be on time."""
         self._recheck_ns = NEVER
         queue = self._queue
         while queue.queued:
@@ -248,25 +248,25 @@ class Dispatcher(DispatchState):
         return None
 
     def outlook(self, now_ns: int, batch: Sequence[Ticket]) -> "Outlook | None":
-        """Return what the policy knows of queue and model; ``None``: nothing."""
+        """Return the policy's knowledge of queue and model; ``None``: it has none."""
         return self.expectations.outlook(now_ns, batch)
 
     def expected_ns(self, execution: Execution) -> int:
-        """Return how long a batch is expected to take; 0: not known."""
+        """Return the expected duration of a batch in nanoseconds; 0: unknown."""
         return self.expectations.expected_ns(execution)
 
     def grant(self, batch: Sequence[Ticket], decision: Decision, now_ns: int) -> None:
-        """Send a batch: that of the decision, or another one that the device chose."""
+        """Send the batch of the decision, or another one that the device chose."""
         self._release(batch, decision.reason if batch is decision.batch else "planned", decision.shorter_too, now_ns)
 
     def after_load(self, failure: BackendError | None) -> None:
-        """Go on after a load; if there is a failure, the next batch fails with it."""
+        """Continue after the model was loaded; after a failed load, the next batch fails with ``failure``."""
         if failure is not None and (decision := self.propose(self._calls.clock())) is not None:
             self._outcomes.fail(self.runner.select(list(decision.batch), decision.shorter_too, None), failure)
         self._go_on()
 
     def _send_early(self, now_ns: int) -> None:
-        """Send the next batch though no worker is free, if the policy wants that now."""
+        """Send the next batch although no worker is free, if the policy wants that now."""
         if self._queue.next_deadline_ns <= now_ns:
             self.runner.expire(now_ns)
         decision = self.pipeline.propose(self._queue, now_ns, self.runner.batches)
@@ -275,7 +275,7 @@ class Dispatcher(DispatchState):
         if decision.recheck_ns is not None:
             self._recheck_ns = decision.recheck_ns
         batch = decision.batch
-        # a breaker or a limit around the model may not let one more batch pass
+        # a breaker or a limit around the model may reject one more batch
         if not batch or (self._ask_inward is not None and not self._ask_inward(batch[0].request, now_ns).ok):
             return
         if decision.reject:
@@ -295,7 +295,7 @@ class Dispatcher(DispatchState):
             execution = self._queue.take(chosen, now_ns, reason, models[bucket].timetable)
         size = len(execution.tickets)
         if size < len(chosen):
-            for ticket in chosen:  # its caller has gone a moment ago: forget it here, or it would be chosen again
+            for ticket in chosen:  # its caller has just cancelled: remove it, or it would be chosen again
                 self._outcomes.drop_cancelled(ticket)
             if not size:
                 return
@@ -316,11 +316,11 @@ class Dispatcher(DispatchState):
         in_task = execution.task is not None
         if in_task:
             if execution not in self.runner.batches:
-                return  # a closed loop left it behind, and its worker is free since
+                return  # a closed loop left it behind, and its worker was freed then
             del self.runner.batches[execution]
         self._free_worker(execution, inferred_ns, succeeded=error is None and not execution.abandoned)
         some_queued = in_task and self._queue.queued > 0
-        # a task begins in the next turn of the loop, a thread when it gets the interpreter lock: each as soon as it can
+        # before delivery for a task, which begins in the next iteration; after it for a thread, which begins at once
         first = last = some_queued and (self._queue.queued >= self.full_at or self.returning < _FEW)
         try:
             if first and not self.runner.in_threads:
@@ -328,9 +328,9 @@ class Dispatcher(DispatchState):
                 self.dispatch(inferred_ns)
         finally:
             error = self.runner.deliver(execution, assembled_ns, inferred_ns, results, error)
-            # what a batch took is worth knowing even if none of its callers is left
+            # the duration of a batch is worth learning even if all of its callers have left
             learns = error is None or execution.abandoned
-            if some_queued:  # the worker, which has its next batch, and the callers come first
+            if some_queued:  # learn later: the worker with its next batch and the callers come first
                 waking = execution, inferred_ns, learns, self._events.arrivals
                 self._loop.call_soon(self._after_waking, *waking, context=self.runner.context)
             elif learns:
@@ -353,7 +353,7 @@ class Dispatcher(DispatchState):
             self.observers.begin(early, now_ns)
 
     def _after_waking(self, execution: Execution, ended_ns: int, learns: bool, arrivals: int) -> None:
-        """Go on when the callers of a batch have woken."""
+        """Continue after the callers of a batch have woken."""
         came = (self._events.arrivals - arrivals) / len(execution.tickets)
         self.returning += _NEWEST * (min(came, 1.0) - self.returning)
         if learns:
@@ -364,7 +364,7 @@ class Dispatcher(DispatchState):
         observers.end(execution, now_ns, self._calls.assembler, self.expectations.offered.expected_ns, bucket)
 
     def schedule(self) -> None:
-        """Dispatch at the end of this turn of the loop, if a batch could be released, of any model on the device."""
+        """Dispatch at the end of this loop iteration if a batch could be released, of any model on the device."""
         if self.is_scheduled:
             return
         if self._device is not None:
@@ -375,7 +375,7 @@ class Dispatcher(DispatchState):
         elif not self._may_release():
             return
         self._loop.call_soon(self.dispatch, context=self.runner.context)
-        self.is_scheduled = True  # behind the call, which raises at the end of a caller's stack
+        self.is_scheduled = True  # after the call, which raises if a caller's stack is exhausted
 
     def _may_release(self) -> bool:
         return self._queue.queued > 0 and (self.free > 0 or self.pipeline.is_open)
@@ -385,7 +385,7 @@ class Dispatcher(DispatchState):
         self.settle()
 
     def settle(self) -> None:
-        """Set the timer for what is in flight, or end a drain because nothing is."""
+        """Set the timer if a request is in flight; otherwise end a drain that waits."""
         if self._device is not None:
             self._recheck_ns = min(self._recheck_ns, self._device.join(self, self._calls.clock()))
         if self._queue.queued == 0 and self._queue.running == 0:
@@ -398,16 +398,16 @@ class Dispatcher(DispatchState):
             self.set_timer()
 
     def set_timer(self) -> None:
-        """Set the timer for the next deadline or decision, unless it is due by then."""
+        """Set the timer for the next deadline or decision, unless it fires by then anyway."""
         wanted_ns = min(self._queue.next_deadline_ns, self._recheck_ns)
         if wanted_ns < self.timer_ns:
-            self.timer_ns = NEVER  # as long as it may not be set, at the end of a caller's stack
-            is_exact = self._device is not None and self._recheck_ns == wanted_ns  # no gain was measured without
+            self.timer_ns = NEVER  # stays if setting the timer raises, when a caller's stack is exhausted
+            is_exact = self._device is not None and self._recheck_ns == wanted_ns  # without a device, no gain measured
             self._alarm.set(wanted_ns, self._calls.clock, is_exact=is_exact)
             self.timer_ns = wanted_ns
 
     def _on_alarm(self) -> None:
-        # loops fire early by their resolution: a timer for an instant means that the instant has come
+        # event loops fire early by their resolution: when the timer fires, its instant counts as reached
         now_ns = max(self._calls.clock(), self.timer_ns)
         self.timer_ns = self._recheck_ns = NEVER
         self.runner.expire(now_ns)
@@ -417,15 +417,15 @@ class Dispatcher(DispatchState):
             self.settle()
 
     def retry_after_s(self, now_ns: int) -> float | None:
-        """Return when a place is expected, from the queue and recent batches; ``None``: there was no batch."""
+        """Return the seconds until a place is expected, from queue and recent batches; ``None``: no batch ran yet."""
         rounds = -(-self._queue.queued // self.full_at)
         return self.expectations.retry_after_s(now_ns, rounds / self.max_in_flight, self.runner.batches)
 
     async def stop(self, *, drain: bool) -> None:
-        """Complete every request, with ``Closed`` if not by a drain, and wait for the batches that run.
+        """Complete every request, with ``Closed`` unless drained, and wait for the running batches.
 
         Args:
-            drain: wait until no request is queued and no batch runs, as far as the time for stopping goes.
+            drain: wait until no request is queued and no batch runs, within the time for stopping.
         """
         try:
             try:
@@ -436,7 +436,7 @@ class Dispatcher(DispatchState):
                 self.runner.cancel()
                 self._outcomes.close(self.tickets())
                 self.settle()
-            await self._drain()  # of batches; at the limit the backend's stop ends them
+            await self._drain()  # wait for the batches; at the time limit, the backend's stop ends them
             if self.residence is not None and self.residence.task is not None:
                 await asyncio.wait({self.residence.task}, timeout=seconds_left())
         finally:

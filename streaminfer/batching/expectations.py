@@ -1,4 +1,4 @@
-"""What the policy expects of a queue and its model, and what it learns from the batches that ran."""
+"""Predictions of the policy for a queue and its model, and its learning from batches."""
 
 from collections.abc import Collection, Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,22 +16,22 @@ __all__ = ["Expectations"]
 
 
 class _Ahead(NamedTuple):
-    """What a prediction reads of a queue: how many are served first."""
+    """The one attribute of a queue that a prediction reads: the number of requests that are served first."""
 
     queued: int
 
 
 class Expectations:
-    """The policy's predictions for one dispatcher, and the way by which it learns.
+    """Predictions of one dispatcher's policy, and the reports from which the policy learns.
 
     Args:
-        queue: the requests.
+        queue: the queued requests.
         pipeline: the batch that was sent before a worker was free.
 
     Attributes:
-        offered: what the policy offers beyond deciding.
-        learn: tells the policy what a batch took; ``None``: it does not learn.
-        plain: requests have no bucket of lengths.
+        offered: the optional methods of the policy.
+        learn: tells the policy the duration of a batch; ``None``: the policy does not learn.
+        plain: requests have no length bucket.
     """
 
     def __init__(self, queue: RequestQueue, pipeline: Pipeline) -> None:
@@ -40,18 +40,18 @@ class Expectations:
         self.plain = True
 
     def set_policy(self, policy: Policy, *, keeps_queue: bool) -> None:
-        """Ask another policy from now on.
+        """Use another policy from now on.
 
         Args:
-            policy: that decides now.
-            keeps_queue: the model keeps a queue, so that the policy may send it batches early.
+            policy: the new policy.
+            keeps_queue: the model has a queue, so the policy may send it batches early.
         """
         self.offered = offered = adapt_policy(policy)
         self.learn = offered.observe
         pipeline = self._pipeline
         pipeline.choose = offered.choose_pipelined if keeps_queue else None
         pipeline.effective_start_ns, pipeline.learn = offered.effective_start_ns, offered.observe_pipelined
-        # how a batch went by itself matters to those that are sent early, so there the policy hears of each
+        # pipelining depends on the duration of each single batch, so then the policy observes each one
         self._absorb = offered.absorb if pipeline.choose is None else None
 
     def bucket_of(self, tickets: Sequence[Ticket]) -> int:
@@ -61,13 +61,13 @@ class Expectations:
     def predicted_finish_ns(
         self, now_ns: int, bucket: int, stream_id: Hashable, running: Iterable[Execution]
     ) -> int | None:
-        """Return when a request that comes now is expected to complete; ``None``: the policy does not say.
+        """Return when a request that arrives now is expected to complete; ``None``: the policy does not predict it.
 
         Args:
-            now_ns: when the model is free for it, or now.
-            bucket: of the request.
-            stream_id: of the request.
-            running: the batches that keep it waiting.
+            now_ns: the present, or the instant at which the model is free for the request.
+            bucket: bucket of the request.
+            stream_id: stream of the request.
+            running: the batches that the request must wait for.
         """
         if self.offered.predicted_finish_ns is None:
             return None
@@ -81,34 +81,34 @@ class Expectations:
         return self.offered.predicted_finish_ns(queue, now_ns, started, bucket, len(early.tickets))
 
     def upper_estimate_ns(self, size: int) -> int | None:
-        """Return how long so many requests of the longest bucket take in slow batches; ``None``: not known."""
+        """Return the nanoseconds that a slow batch of so many of the longest requests takes; ``None``: unknown."""
         if self.offered.predicted_finish_ns is None:
             return None
         return self.offered.predicted_finish_ns(_Ahead(size - 1), 0, (), -1)
 
     def outlook(self, now_ns: int, batch: Sequence[Ticket]) -> "Outlook | None":
-        """Return what the policy knows of queue and model; ``None``: nothing."""
+        """Return the policy's knowledge of queue and model; ``None``: it has none."""
         return None if self.offered.outlook is None else self.offered.outlook(self._queue, now_ns, batch)
 
     def expected_of_size_ns(self, size: int, bucket: int = 0) -> int:
-        """Return how long a batch of so many requests of a bucket is expected to take; 0: not known."""
+        """Return the expected nanoseconds of a batch of so many requests of a bucket; 0: unknown."""
         return 0 if self.offered.expected_ns is None else self.offered.expected_ns(size, bucket)
 
     def expected_ns(self, execution: Execution) -> int:
-        """Return how long a batch is expected to take; 0: not known."""
+        """Return the expected nanoseconds of a batch; 0: unknown."""
         return self.expected_of_size_ns(len(execution.tickets), self.bucket_of(execution.tickets))
 
     def retry_after_s(self, now_ns: int, batches: float, running: Collection[Execution]) -> float | None:
-        """Return how long so many batches take, from recent ones; ``None``: there was none."""
+        """Return the seconds that so many batches take, by recent ones; ``None``: no batch has run."""
         batch_s = self._queue.batch_s
-        if not batch_s:  # before the first: the age of the oldest that runs
+        if not batch_s:  # before the first batch has ended: the age of the oldest running one
             if not running:
                 return None
             batch_s = (now_ns - min(execution.started_ns for execution in running)) / 1e9
         return batch_s * batches
 
     def learn_from(self, execution: Execution, now_ns: int) -> None:
-        """Tell the policy what a batch took that ended now."""
+        """Tell the policy the duration of a batch that ended now."""
         if self.learn is None or (self._absorb is not None and self._absorb(execution, now_ns)):
             return
         bucket = self.bucket_of(execution.tickets)

@@ -1,6 +1,6 @@
-"""Pipelining: a model that keeps a queue is sent one batch more than it has workers, if the policy says so.
+"""Pipelining: if the policy wants it, a model with a queue gets one batch more than it has workers.
 
-The batch starts when another one ends, whose worker is then not free but goes on with it.
+The extra batch starts when another batch ends; the worker of that batch is then not free but runs the extra one.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -14,15 +14,15 @@ __all__ = ["Pipeline"]
 
 
 class Pipeline:
-    """The batch that was sent before a worker was free, and the policy's part in it; belongs to one dispatcher.
+    """The batch that was sent before a worker was free, and the policy's functions for it; belongs to one dispatcher.
 
     Attributes:
         batch: the batch that has not started; ``None``: there is none.
         sent: how many batches were sent early so far.
-        choose: returns the policy's decision for such a batch; ``None``: the policy or the model has no part in it.
-        effective_start_ns: returns from when such a batch counts as running, of when it was sent and when the batch
-            before it ended; ``None``: the policy has no part in it.
-        learn: tells the policy what such a batch took; ``None``: it does not learn.
+        choose: returns the policy's decision for such a batch; ``None``: the policy or the model does not pipeline.
+        effective_start_ns: returns the instant from which such a batch counts as running, given the instants at which
+            it was sent and the previous batch ended; ``None``: the policy does not define it.
+        learn: tells the policy the duration of such a batch; ``None``: the policy does not learn.
     """
 
     def __init__(self) -> None:
@@ -34,16 +34,16 @@ class Pipeline:
 
     @property
     def is_open(self) -> bool:
-        """Whether a batch may be sent now."""
+        """Whether a batch may be sent early now."""
         return self.choose is not None and self.batch is None
 
     def propose(self, queue: RequestQueue, now_ns: int, batches: Iterable[Execution]) -> Decision | None:
-        """Return the policy's decision for a batch that is sent early; ``None``: there is nothing to decide.
+        """Return the policy's decision for a batch to send early; ``None``: there is nothing to decide.
 
         Args:
-            queue: the requests.
+            queue: the queued requests.
             now_ns: the present instant.
-            batches: that the model has.
+            batches: batches that the model has.
         """
         if self.choose is None or not queue.queued:
             return None
@@ -55,20 +55,21 @@ class Pipeline:
         self.sent += 1
 
     def started(self, batches: Iterable[Execution]) -> list[tuple[int, int]]:
-        """Return from when each of the batches that have started counts as running, and its rows."""
+        """Return effective start and number of rows of each batch that has started."""
         return [(batch.effective_start_ns, len(batch.tickets)) for batch in batches if batch is not self.batch]
 
     def end(self, execution: Execution, now_ns: int, is_known: bool) -> bool:
-        """Note the end of a batch while another one is sent early; return whether its worker goes on with that.
+        """Note the end of a batch while an early one waits; return whether the worker continues with the early one.
 
         Args:
-            execution: that ended.
-            now_ns: when.
-            is_known: whether the model is free for the next from then on, so that there is something to learn.
+            execution: the batch that ended.
+            now_ns: instant of its end.
+            is_known: whether the model was certainly free for the next batch at that instant; only then is there
+                something to learn.
         """
         early, self.batch = self.batch, None
         if early is execution:
-            execution.predecessor_end_ns = UNKNOWN  # it ended before the one that it was sent behind
+            execution.predecessor_end_ns = UNKNOWN  # the early batch ended before its predecessor
             return False
         assert early is not None  # noqa: S101 - the dispatcher has asked
         if self.effective_start_ns is None or not is_known:
@@ -79,7 +80,7 @@ class Pipeline:
         return True
 
     def observe(self, batch: Execution, now_ns: int, bucket: int) -> bool:
-        """Tell the policy what a batch took that was sent early; false for any other."""
+        """Tell the policy the duration of a batch that was sent early; return false for any other batch."""
         before_ns: int = batch.predecessor_end_ns
         if before_ns <= 0 or batch.abandoned or self.learn is None:
             return False

@@ -1,15 +1,15 @@
-"""Policies: when a batch is released and of which requests, a pure function of queue, time and free workers.
+"""Policies: decide when to release a batch, and of which requests, from the queue, the time and the free workers.
 
-A policy decides whenever a worker is free and a request is queued: after arrivals, after the end of a batch, and at the
-instant that its last decision named. It takes no clock, starts no timer and changes nothing; the simulator calls it as
-the live batcher does.
+A policy decides when a worker is free and a request is queued: after arrivals, after the end of a batch, and at the
+instant that its last decision named. It reads no clock, starts no timer and changes nothing in the batcher, so the
+simulator can call it like the live batcher.
 
-*Greedy* sends everything queued, up to the cap, as soon as a worker is free. Batches grow while the worker is busy:
-under light load a request is served at once, under heavy load batches are full. A worker never idles while a request is
-queued, so there is nothing to tune; most servers do this.
+*Greedy* sends all queued requests, up to the largest batch, as soon as a worker is free. Batches grow while the worker
+is busy: under light load a request is served at once, under heavy load batches are full. A worker is never idle while
+a request is queued, so there is nothing to tune; most servers work like this.
 
-With a delay, a batch that is not full is held back until its oldest request was queued for that long, or the queue has
-no place for another request. That trades latency for fuller batches, where the cost of a batch is mostly fixed.
+With a delay, a batch that is not full is held back until its oldest request has been queued for that long, or the queue
+is full. That trades latency for fuller batches, if most of a batch's cost is fixed.
 """
 
 from collections import Counter
@@ -41,14 +41,14 @@ class Decision(NamedTuple):
     """Decision of a policy.
 
     Attributes:
-        batch: the queued tickets to send to one free worker, in the order of the rows; empty: none yet.
+        batch: the queued tickets to send to one free worker, in the order of the rows; empty: send none yet.
         reason: why this batch is released now, for the counters: ``"full"``, ``"idle_worker"``, ``"max_queue_delay"``,
             ``"planned"``, ``"probe"``, ``"exploration"``.
         reject: queued tickets that cannot be served on time; they end with ``DeadlineExceeded`` at once.
-        recheck_ns: when to decide again if nothing else happens; ``None``: only when something does.
-        shorter_too: with length buckets: rows of shorter buckets than the first one's are padded to its length, instead
-            of being left for later.
-        rejection: the reason of ``reject``: a word for the counters, and after a colon what the callers are told.
+        recheck_ns: when to decide again if nothing else happens; ``None``: only after an event.
+        shorter_too: with length buckets: pad rows of shorter buckets to the length of the first one's, instead of
+            leaving them for a later batch.
+        rejection: the reason of ``reject``: a word for the counters, a colon, and the message for the callers.
     """
 
     batch: Sequence[Ticket] = ()
@@ -60,16 +60,16 @@ class Decision(NamedTuple):
 
 
 class Policy(Protocol):
-    """Decides what to send, what to reject, and when to decide again.
+    """Decides which requests to send, which to reject, and when to decide again.
 
-    It may also have any of the methods that are the fields of `PolicyCapabilities`.
+    A policy may also have the methods that are named like the fields of `PolicyCapabilities`.
     """
 
     def decide(self, queue: RequestQueue, now_ns: int, free_workers: int) -> Decision:
-        """Return one decision for one free worker; called again at once while it sends something and workers are free.
+        """Return one decision for one free worker; called again at once if it sends a batch and workers are free.
 
         Args:
-            queue: the queued requests, in service order, and their number, ``queued``; not to be changed. Each has
+            queue: the queued requests, in service order, and their number, ``queued``; read only. Each request has
                 ``enqueued_ns`` and ``deadline_ns``, monotonic instants, and ``priority``.
             now_ns: the present instant, monotonic.
             free_workers: how many batches may start now, at least 1.
@@ -77,27 +77,27 @@ class Policy(Protocol):
 
 
 class PolicyCapabilities(NamedTuple):
-    """What a policy offers beyond deciding, under the same names; `Lookahead` describes the arguments.
+    """Optional methods of a policy, under the same names; `Lookahead` describes the arguments.
 
     Attributes:
         observe: learns from a batch that succeeded, or that was cancelled because all its callers had left, by
             ``(size, duration_ns, now_ns, cancelled, bucket)``.
-        absorb: learns from a short batch by the mean of several, by ``(execution, ended_ns)``; called before
-            ``observe``, for models that keep no queue. If it returns true, ``observe`` is not called.
+        absorb: learns from the mean of several short batches, by ``(execution, ended_ns)``; called before ``observe``,
+            for models without a queue. If it returns true, ``observe`` is not called.
         predicted_finish_ns: predicts when a request would complete, by ``(queue, now_ns, running, bucket, pipelined)``.
-        prepare: loads or compiles what it decides with, before requests are accepted; with ``wait=False`` it returns
-            ``False`` instead of blocking.
-        choose_pipelined: chooses a batch before a worker is free, for models that keep a queue, by ``(queue, now_ns,
+        prepare: loads or compiles kernels before requests are accepted; with ``wait=False`` it returns ``False``
+            instead of blocking.
+        choose_pipelined: chooses a batch before a worker is free, for models with a queue, by ``(queue, now_ns,
             running)``; called when ``full_size`` requests are queued, an attribute of such a policy.
-        effective_start_ns: from when a pipelined batch counts as running, by ``(sent_ns, ended_ns)``.
+        effective_start_ns: returns when a pipelined batch starts to count as running, by ``(sent_ns, ended_ns)``.
         observe_pipelined: learns from such a batch, by ``(size, busy_ns, now_ns, early_ns, bucket)``.
-        limit_rows: learns that the memory was not enough for more rows in a batch, by ``(bucket, most)``; until it is
+        limit_rows: learns that more rows in a batch exceed the memory, by ``(bucket, most)``. Until the policy is
             replaced, such batches are cut to that many rows.
-        mixed: learns that a batch was chosen whose rows cannot be stacked.
-        expected_ns: returns how long a batch is expected to take, by ``(size, bucket)``; 0: not known.
-        bucket_models: by bucket an object whose ``timetable`` says the same for the decision log.
-        outlook: what is known of queue and model, for a decision over the models of a device, by ``(queue, now_ns,
-            batch)``, the batch that it has just decided to send; ``None``: nothing is known.
+        mixed: learns that the rows of a chosen batch could not be stacked.
+        expected_ns: returns the expected duration of a batch, by ``(size, bucket)``; 0: unknown.
+        bucket_models: for each bucket, an object whose ``timetable`` has these durations for the decision log.
+        outlook: returns the policy's knowledge of queue and model, for a decision between the models of a device, by
+            ``(queue, now_ns, batch)``; ``batch`` is the one that it has just decided to send. ``None``: it has none.
     """
 
     observe: Callable[..., object] | None = None
@@ -115,23 +115,23 @@ class PolicyCapabilities(NamedTuple):
 
 
 def adapt_policy(policy: Policy) -> PolicyCapabilities:
-    """Return what a policy offers; the only place where that is looked for by name."""
+    """Return the optional methods of a policy; this is the only place that looks them up by name."""
     return PolicyCapabilities(**{name: getattr(policy, name, None) for name in PolicyCapabilities._fields})
 
 
 def is_policy(value: Any) -> bool:
-    """An object with ``decide`` is a policy."""
+    """Return whether a value is a policy: an object with a ``decide`` method."""
     return not isinstance(value, type) and callable(getattr(value, "decide", None))
 
 
 @attrs.define
 class Greedy:
-    """Policy that sends everything queued, up to the cap, whenever a worker is free.
+    """Policy that sends all queued requests, up to ``max_batch_size``, when a worker is free.
 
     Attributes:
         max_batch_size: the most rows in a batch.
-        max_queue_delay_ns: a batch that is not full is held back until its oldest request was queued for so long, or
-            the queue is full.
+        max_queue_delay_ns: a batch that is not full is held back until its oldest request has been queued for so long,
+            or the queue is full.
     """
 
     max_batch_size: int
@@ -139,16 +139,16 @@ class Greedy:
     _limits: dict[int, int] = attrs.field(factory=dict, init=False)
 
     def limit_rows(self, bucket: int, most: int) -> None:
-        """Hold back no batch of a bucket with so many rows: the memory was not enough for more."""
+        """Treat a batch of so many rows of a bucket as full, because more rows exceed the memory."""
         self._limits[bucket] = most
 
     def decide(self, queue: RequestQueue, now_ns: int, free_workers: int) -> Decision:  # noqa: ARG002 - the protocol
-        """Return the first ``max_batch_size`` in service order, or when the oldest is due."""
+        """Return the first ``max_batch_size`` requests in service order, or the instant at which the oldest is due."""
         reason = "idle_worker"
         if queue.queued >= self.max_batch_size:
             reason = "full"
         elif self.max_queue_delay_ns and (queue.full or self._fills_memory(queue)):
-            reason = "full"  # or the next request would be rejected, though a worker is free
+            reason = "full"  # otherwise the next request would be rejected although a worker is free
         elif self.max_queue_delay_ns:
             due_ns = queue.oldest_ns + self.max_queue_delay_ns
             if now_ns < due_ns:
@@ -157,7 +157,7 @@ class Greedy:
         return Decision(queue.first(self.max_batch_size), reason)
 
     def _fills_memory(self, queue: RequestQueue) -> bool:
-        """Return whether as many requests of a bucket are queued as its memory is enough for."""
+        """Return whether a bucket has as many queued requests as fit into memory together."""
         if not self._limits:
             return False
         queued = Counter(ticket.bucket for ticket in queue.first(queue.queued))

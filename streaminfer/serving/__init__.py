@@ -1,4 +1,4 @@
-"""Stacks behind the Open Inference Protocol: an ASGI app, a gRPC service, and Ray Serve."""
+"""Stacks as servers of the Open Inference Protocol: an ASGI app, a gRPC service, and Ray Serve."""
 
 from typing import TYPE_CHECKING
 

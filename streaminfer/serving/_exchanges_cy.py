@@ -1,9 +1,10 @@
-"""Requests that an app is answering; a body that comes too slowly and a client that goes away end the work for theirs.
+"""Requests in flight of an app; ends the work for a request if its body comes too slowly or its client disconnects.
 
-One timer serves all requests of an app, because timers for each would cost more than the rest of the protocol. It runs
-only while there are requests, and a request that is answered before it looks twice costs no task that listens.
+One timer serves all requests of an app, because one timer per request would cost more than the rest of the protocol. It
+runs only while there are requests. A request that ends before the second tick needs no task that listens for its
+client.
 
-One source, compiled with the C types of ``_exchanges_cy.pxd``, or run as it is.
+One source, compiled with the C types of ``_exchanges_cy.pxd``, or run as Python.
 """
 
 from __future__ import annotations
@@ -20,18 +21,18 @@ if TYPE_CHECKING:
 __all__ = ["CLIENT_CLOSED_REQUEST", "ClientGone", "Exchange", "ExchangeWatch", "has_no_body"]
 
 _EVERY_S = 0.02
-"""How often the timer looks."""
+"""Seconds between two ticks of the timer."""
 
 
 CLIENT_CLOSED_REQUEST = 499
-"""Status of a request whose client has gone, as nginx logs it."""
+"""Status of a request if its client has disconnected, as nginx logs it."""
 
 
 class ClientGone(Exception):  # noqa: N818 - not an error of the server
-    """Raised in place of a response to a client that has gone.
+    """Raised in place of a response if the client has disconnected.
 
     Attributes:
-        has_begun: a part of the response was sent.
+        has_begun: whether a part of the response was sent.
     """
 
     def __init__(self, *, has_begun: bool = False) -> None:
@@ -40,23 +41,23 @@ class ClientGone(Exception):  # noqa: N818 - not an error of the server
 
 
 class Exchange:
-    """One request, and the tasks that work for it; its block ends with the reason for which they were cancelled.
+    """One request, and the tasks that work for it, each inside ``with exchange:``.
 
-    Several tasks may be in the block at the same time. Listening for the client means reading the server's next
-    message, so it begins when the whole body was read. Where a framework never reads it, as there is none, the one
-    empty message is kept for it.
+    If the exchange is cancelled, each ``with`` block raises the reason. Several tasks may be in the block at the same
+    time. To listen for the client is to read the server's next message, so this starts after the whole body was read.
+    If there is no body, the framework may read its empty message later, so the exchange stores that message.
 
     Args:
-        watch: that follows it while a task is in the block.
-        scope: of the ASGI server.
-        receive: of the ASGI server.
+        watch: checks the exchange while a task is in the block.
+        scope: from the ASGI server.
+        receive: from the ASGI server.
 
     Attributes:
-        body_is_read: whether it was, as a whole; ``None``: not known.
-        has_begun: a part of the response was sent.
-        is_answered: the whole response was sent: what a server then says of the client ends no work.
-        loop: on which its tasks run; ``None`` before the first.
-        looks: how often the watch has looked, in the present part of the exchange.
+        body_is_read: whether the whole body was read; ``None``: not known.
+        has_begun: whether a part of the response was sent.
+        is_answered: whether the whole response was sent; a later disconnect ends no work.
+        loop: the event loop of the tasks; ``None`` before the first.
+        looks: number of the watch's ticks in the current phase of the exchange (body or response).
     """
 
     def __init__(self, watch: ExchangeWatch, scope: Message, receive: Receive) -> None:
@@ -74,7 +75,7 @@ class Exchange:
 
     @property
     def is_over(self) -> bool:
-        """Whether the client has gone, or its body came too slowly."""
+        """True if the client has disconnected, or its body came too slowly."""
         return self._reason is not None
 
     def __enter__(self) -> Self:
@@ -102,25 +103,25 @@ class Exchange:
             raise self._reason from None
 
     async def receive(self) -> Message:
-        """The ``receive`` of a framework."""
+        """Receive the next message; the framework calls this in place of the server's ``receive``."""
         if self._ahead is None:
             return self._note(await self._receive())
         message, self._ahead = self._ahead, None
         return message
 
     def cancel(self, reason: Exception) -> None:
-        """End the blocks, with this error, unless they end already: several that listen hear of one client."""
+        """End the blocks with this error, unless they end already: several listeners may see one disconnect."""
         if self._reason is None:
             self._reason = reason
             for task in self._tasks:
                 task.cancel()
 
     def listen(self) -> None:
-        """Wait for the server's next messages, one of which says that the client has gone."""
+        """Start to wait for the server's next messages, one of which reports the client's disconnect."""
         self._listening = asyncio.ensure_future(self._listen())
 
     def is_read(self) -> bool:
-        """Whether the whole body was read, or there is none."""
+        """Return whether the whole body was read, or there is none."""
         if self.body_is_read is None:
             self.body_is_read = has_no_body(self._scope)
         return self.body_is_read
@@ -134,29 +135,29 @@ class Exchange:
         return message
 
     async def _listen(self) -> None:
-        for _ in range(2):  # the first may be that of an empty body
+        for _ in range(2):  # the first message may be an empty body
             message = self._note(await self._receive())
             if self._reason is not None:
                 return
             self._ahead = message
-            if not self.body_is_read:  # there is a body after all, whose rest the framework reads
+            if not self.body_is_read:  # there is a body after all, and the framework reads the rest
                 return
 
 
 class ExchangeWatch:
-    """The exchanges of one app.
+    """Watches the exchanges of one app.
 
     Args:
-        body_timeout_s: seconds in which a body must have come; ``None``: no limit.
+        body_timeout_s: seconds within which a body must arrive; ``None``: no limit.
     """
 
     def __init__(self, body_timeout_s: float | None) -> None:
         self._body_timeout_s = body_timeout_s
-        self._open: dict[Exchange, None] = {}  # those that are listened for are none of them
-        self._loop: asyncio.AbstractEventLoop | None = None  # whose timer runs
+        self._open: dict[Exchange, None] = {}  # without those that already listen for their clients
+        self._loop: asyncio.AbstractEventLoop | None = None  # the event loop on which the timer runs
 
     def add(self, exchange: Exchange, loop: asyncio.AbstractEventLoop) -> None:
-        """Follow an exchange on the running loop."""
+        """Watch an exchange on the running loop."""
         exchange.looks = 0
         self._open[exchange] = None
         if self._loop is not loop:  # an app can outlive a loop
@@ -164,7 +165,7 @@ class ExchangeWatch:
             loop.call_later(_EVERY_S, self._look, loop)
 
     def discard(self, exchange: Exchange) -> None:
-        """Follow it no more."""
+        """Stop watching an exchange."""
         self._open.pop(exchange, None)
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -193,5 +194,5 @@ def has_no_body(scope: Message) -> bool:
         return True
     said = {name: value for name, value in scope["headers"] if name in {b"content-length", b"transfer-encoding"}}
     if not said:
-        return str(scope.get("http_version")).startswith("1")  # from HTTP/2 on a body needs neither
+        return str(scope.get("http_version")).startswith("1")  # from HTTP/2 on a body needs neither header
     return said == {b"content-length": b"0"}

@@ -1,10 +1,10 @@
 """Inference requests of an ASGI app, from the first message of the body to the response.
 
-A body that comes in pieces is copied once, into a buffer whose first tensor lies aligned; the arrays that the stack
-gets are views of it, or of the server's only piece. While the stack works, the app listens for the client to go away,
-and then cancels the request.
+A body that comes in pieces is copied once, into a buffer in which the first tensor is aligned. The stack gets arrays
+that are views of this buffer, or of the body if it came in one piece. While the stack works, the app listens for the
+client's disconnect, and then cancels the request.
 
-One source, compiled with the C types of ``_http_inference_cy.pxd``, or run as it is.
+One source, compiled with the C types of ``_http_inference_cy.pxd``, or run as Python.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ __all__ = ["HttpInference"]
 _ALIGNMENT = 64
 _LONGEST_LENGTH = 15
 _FORMS = (b"application/x-www-form-urlencoded", b"multipart/form-data", b"text/plain")
-"""What a browser sends to another site without asking it."""
+"""Types of content that a browser sends to another site without a preflight request."""
 _HEAD_LENGTH, _TIME_LEFT = HEAD_LENGTH.encode(), TIME_LEFT.encode()
 _SETTING_HEADERS = frozenset([name.encode() for name in SETTING_HEADERS])
 _KNOWN_HEADERS = _SETTING_HEADERS | {b"content-encoding", b"content-length", b"content-type", _HEAD_LENGTH}
 
 
 class HttpInference:
-    """Answers the inference requests of an app.
+    """Responds to the inference requests of an app.
 
     Args:
-        limits: how much one request may bring.
+        limits: limits of one request.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -54,21 +54,21 @@ class HttpInference:
     async def answer(
         self, scope: Message, receive: Receive, send: Send, model: ModelRequests, kind: str
     ) -> list[Message]:
-        """Answer a request.
+        """Respond to a request.
 
         Args:
-            scope: of the ASGI server, as the next two.
-            receive: as above.
-            send: as above.
-            model: that answers.
+            scope: from the ASGI server.
+            receive: from the ASGI server.
+            send: from the ASGI server.
+            model: the model that is called.
             kind: ``infer``, ``generate`` or ``generate_stream``.
 
         Returns:
-            The messages of the response; none: it is sent already.
+            The messages of the response; empty if it was sent already.
 
         Raises:
-            StreamInferError: it could not be answered.
-            ClientGone: the client has gone.
+            StreamInferError: the request failed.
+            ClientGone: the client has disconnected.
         """
         with Exchange(self._watch, scope, receive) as exchange:
             arrived_ns = model.now_ns()
@@ -81,7 +81,7 @@ class HttpInference:
                 body = await self._read_on(message, head_length, receive)
             elif len(body) > self._max_body_bytes:
                 raise self._too_large()
-            exchange.body_is_read, exchange.looks = True, 0  # from now on it is the client that is watched
+            exchange.body_is_read, exchange.looks = True, 0  # from now on, only a disconnect ends the work
             call = self._begin(exchange, model, kind, body, head_length, headers, arrived_ns)
             await call.complete(kind == "generate_stream")
             if kind != "generate_stream":
@@ -134,10 +134,10 @@ class HttpInference:
         return make_messages(parts, [*kinds, *left], 200)
 
     def _check_headers(self, headers: dict[bytes, bytes]) -> int | None:
-        """The length of the body's JSON.
+        """Check the headers, and return the length of the body's JSON.
 
         Raises:
-            RequestRejected: the header for the length cannot be read, or the body is too large, or of a kind that is
+            RequestRejected: the header for the length cannot be read, the body is too large, or its content type is
                 not accepted.
         """
         if headers.get(b"content-encoding", b"identity") != b"identity":
@@ -157,11 +157,11 @@ class HttpInference:
             raise RequestRejected(400, str(error), closes_connection=True) from error
 
     async def _read_on(self, message: Message, head_length: int | None, receive: Receive) -> memoryview:
-        """The body, of which the first message has come.
+        """Read and return the whole body, after its first message.
 
         Raises:
-            RequestRejected: it is too large.
-            ClientGone: it ends too early.
+            RequestRejected: the body is too large.
+            ClientGone: the client has disconnected before the end of the body.
         """
         padding = -(head_length or 0) % _ALIGNMENT
         limit = self._max_body_bytes + padding
@@ -181,7 +181,7 @@ class HttpInference:
 
 
 def _known_headers(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
-    """Those that say something about an inference request."""
+    """Return the headers that matter to an inference request."""
     return {name: value for name, value in headers if name in _KNOWN_HEADERS}
 
 

@@ -1,6 +1,6 @@
-"""Responses of an ASGI app as the messages that its server sends.
+"""Responses of an ASGI app, as messages for its server.
 
-One source, compiled with the C types of ``_http_replies_cy.pxd``, or run as it is.
+One source, compiled with the C types of ``_http_replies_cy.pxd``, or run as Python.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def make_messages(parts: list[Any], headers: list[tuple[bytes, bytes]], status: 
     """Return the messages of a response.
 
     Args:
-        parts: of the body.
-        headers: all of them; the list is the server's from now on.
-        status: of HTTP.
+        parts: parts of the body.
+        headers: all headers; the server owns the list from now on.
+        status: the HTTP status.
     """
     messages: list[Message] = [{"type": "http.response.start", "status": status, "headers": headers}]
     left = len(parts)
@@ -48,12 +48,12 @@ def reply(parts: list[Any], headers: Headers = (JSON_TYPE,), status: int = 200) 
 
 
 def without_body(messages: list[Message]) -> list[Message]:
-    """Return the response to ``HEAD`` instead of that to ``GET``."""
+    """Return the response to ``HEAD``, from the response to ``GET``."""
     return [messages[0], {"type": "http.response.body", "body": b"", "more_body": False}]
 
 
 def describe_error(error: Exception) -> list[Message]:
-    """Return the response to a request that failed."""
+    """Return the response to a failed request."""
     text, status, headers = _describe(error)
     return reply([text], headers, status)
 
@@ -72,17 +72,17 @@ def _describe(error: Exception) -> tuple[bytes, int, Headers]:
 async def send_events(
     call: ModelCall, answers: AsyncGenerator[Outputs, None], headers: Headers, exchange: Exchange, send: Send
 ) -> None:
-    """Send an event for each answer; an error before the first one is a status, and later an event.
+    """Send an event per response of the model; an error before the first one becomes a status, later ones an event.
 
     Args:
-        call: that is answered.
-        answers: of the model.
-        headers: beside those of an event stream.
-        exchange: that hears how far the response is.
-        send: of the ASGI server.
+        call: the call of the model.
+        answers: the responses of the model.
+        headers: headers in addition to those of an event stream.
+        exchange: records how much of the response was sent.
+        send: from the ASGI server.
 
     Raises:
-        ClientGone: the server says so.
+        ClientGone: the server reports a disconnect.
     """
 
     async def say(kind: str, **content: Any) -> None:

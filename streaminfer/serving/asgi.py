@@ -1,4 +1,4 @@
-"""`asgi_app`: stacks as models of the Open Inference Protocol, an ASGI app to mount or to run."""
+"""`asgi_app`: an ASGI app, to mount or to run, that serves stacks as models of the Open Inference Protocol."""
 
 import json
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ __all__ = ["ServingApp", "asgi_app"]
 _LOG = Log("streaminfer")
 _READING, _POSTING = ("GET", "HEAD"), ("POST",)
 _BEFORE_A_BODY = (404, 405)
-"""Statuses of requests whose body, if they have one, is not read."""
+"""Statuses of responses that are sent before the body of the request, if any, is read."""
 
 
 def asgi_app(
@@ -30,16 +30,16 @@ def asgi_app(
 ) -> "ServingApp":
     """Return an ASGI app that serves stacks over the Open Inference Protocol (KServe v2, Triton's HTTP).
 
-    Run it under an ASGI server, or mount it in FastAPI or Starlette. Run by a server, it starts the stacks that do not
-    run yet, and at the end completes their requests and stops them. A mounted app gets no such events: enter it, or
-    the stacks, in the lifespan of the outer app.
+    Run it under an ASGI server, or mount it in FastAPI or Starlette. Under a server, the app starts the stacks that are
+    not running; at shutdown it completes their requests and stops these stacks. A mounted app gets no lifespan events:
+    enter the app, or the stacks, in the lifespan of the outer app.
 
-    The app has no login and does not encrypt: put it behind what does.
+    The app has no authentication and no encryption: put it behind a proxy that has both.
 
     Args:
-        stacks: by the names of their models.
-        limits: how much one request may bring; ``None``: the defaults.
-        stop_timeout_s: seconds for the requests in flight at the end; ``None``: no limit.
+        stacks: stacks by model name.
+        limits: limits of one request; ``None``: the defaults.
+        stop_timeout_s: seconds that a stop waits for the requests in flight; ``None``: no limit.
 
     Raises:
         TypeError, ValueError: an argument is wrong.
@@ -54,12 +54,12 @@ def asgi_app(
 
 
 class ServingApp:
-    """The ASGI app of `asgi_app`; ``async with app`` starts the stacks that do not run, and stops them.
+    """The ASGI app of `asgi_app`; ``async with app`` starts the stacks that are not running, and then stops them.
 
     Args:
-        models: by name.
-        limits: how much one request may bring.
-        stop_timeout_s: seconds for the requests in flight at the end.
+        models: models by name.
+        limits: limits of one request.
+        stop_timeout_s: seconds that a stop waits for the requests in flight.
     """
 
     def __init__(self, models: Mapping[str, ServedModel], limits: Limits, stop_timeout_s: float | None) -> None:
@@ -75,12 +75,12 @@ class ServingApp:
         }
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer one request of the server."""
+        """Respond to one request of the server."""
         if scope["type"] != "http":
             await self._serve_other(scope, receive, send)
             return
         path, method = scope["path"], scope["method"]
-        # a mount leaves its prefix in the path or takes it off, depending on the framework's version
+        # depending on its version, a framework leaves the prefix of a mount in the path or removes it
         if (root := scope.get("root_path", "").rstrip("/")) and path.startswith(f"{root}/"):
             path = path.removeprefix(root)
         try:
@@ -91,12 +91,12 @@ class ServingApp:
             else:
                 _check_method(method, _POSTING)
                 messages = await self._inference.answer(scope, receive, send, *asked)
-        except ClientGone as gone:  # layers of a framework around the app wait for a response
+        except ClientGone as gone:  # a framework's layers around the app still expect a response
             messages = [] if gone.has_begun else reply([], (NO_STORE,), CLIENT_CLOSED_REQUEST)
         except RequestRejected as error:
             error.closes_connection |= error.status in _BEFORE_A_BODY and not has_no_body(scope)
             messages = describe_error(error)
-        except Exception as error:  # noqa: BLE001 - each becomes a status; a cancellation passes
+        except Exception as error:  # noqa: BLE001 - each becomes a status; cancellations are not caught
             messages = describe_error(error)
         if method == "HEAD":
             messages = without_body(messages)
@@ -133,13 +133,13 @@ class ServingApp:
                 await receive()
                 try:
                     await change()
-                except Exception as error:  # noqa: BLE001 - the server is told, and ends
+                except Exception as error:  # noqa: BLE001 - reported to the server, which then ends
                     _LOG.exception("%s failed", step)
                     await send({"type": f"lifespan.{step}.failed", "message": str(error)})
                     return
                 await send({"type": f"lifespan.{step}.complete"})
         finally:
-            await self._stop()  # a server that is interrupted cancels this instead of announcing its end
+            await self._stop()  # an interrupted server cancels this coroutine without a shutdown event
 
     # -- requests -----------------------------------------------------------------------------------------------
 

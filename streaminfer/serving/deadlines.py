@@ -1,7 +1,7 @@
-"""What requests say about their deadline, priority, tenant and stream; the tightest deadline wins.
+"""Deadline, priority, tenant and stream of a request; of several timeouts, the tightest wins.
 
-Requests say it in headers (HTTP's, or gRPC's metadata) and in the protocol's parameters. Proxies and clients send
-headers of their own; each is a duration from the arrival of the request on.
+They come from headers (HTTP headers, or gRPC metadata) and from the protocol's parameters. Proxies and clients use
+different names for timeouts; each timeout is a duration from the arrival of the request:
 
 ==================================  ===========================  =============================
 source                              name                         unit
@@ -38,12 +38,12 @@ SETTING_HEADERS = (
 """Headers that `read_settings` looks at."""
 
 TIME_LEFT = "x-streaminfer-time-left-s"
-"""Header of the response: seconds that were left until the deadline."""
+"""Header of the response: seconds left until the deadline."""
 
 _GRPC_UNITS_S = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 _GRPC_TIMEOUT = re.compile(r"([0-9]{1,8})([HMSmun])", re.ASCII)
 _NUMBER = re.compile(r"[0-9]{1,15}(\.[0-9]{1,30})?([eE]-[0-9]{1,3})?", re.ASCII)
-"""What Python, Java, Go, C++ and JavaScript print for a double: up to 23 decimals, and small ones with an exponent."""
+"""Formats of a double in Python, Java, Go, C++ and JavaScript: up to 23 decimals, small ones with an exponent."""
 _WHOLE_NUMBER = re.compile(r"-?[0-9]{1,10}", re.ASCII)
 _LONGEST_NAME = 256
 _NONE: Mapping[str, Any] = types.MappingProxyType({})
@@ -53,19 +53,19 @@ class Headers(Protocol):
     """Headers of any framework, by lower-case name."""
 
     def get(self, name: str, /) -> str | None:
-        """Return the value of a header; ``None``: it was not sent."""
+        """Return the value of a header; ``None`` if it was not sent."""
 
 
 class RequestSettings(NamedTuple):
-    """What a request says about itself.
+    """Settings of a request, from its headers and parameters.
 
     Attributes:
-        timeout_s: seconds from its arrival; ``None``: it says nothing.
+        timeout_s: seconds from the arrival of the request; ``None``: no timeout.
         priority: a lower number is more urgent.
-        tenant: on whose behalf.
-        stream_id: the stream that it belongs to.
-        starts_stream: the stream begins with it.
-        ends_stream: the stream ends with it.
+        tenant: the tenant on whose behalf the request is sent.
+        stream_id: the stream of the request.
+        starts_stream: whether the stream starts with this request.
+        ends_stream: whether the stream ends with this request.
     """
 
     timeout_s: float | None = None
@@ -77,14 +77,14 @@ class RequestSettings(NamedTuple):
 
 
 def read_settings(headers: Headers, parameters: Mapping[str, Any]) -> RequestSettings:
-    """Return what headers and parameters say; headers come first, and of timeouts the tightest.
+    """Return the settings of a request; headers override parameters, and of several timeouts the tightest wins.
 
     Args:
-        headers: by lower-case name.
-        parameters: of the protocol.
+        headers: headers by lower-case name.
+        parameters: parameters of the protocol.
 
     Raises:
-        InvalidInput: one of them cannot be read.
+        InvalidInput: a header or parameter cannot be read.
     """
     priority = parameters.get("priority", 0)
     if (said := headers.get("x-streaminfer-priority")) is not None:
@@ -97,7 +97,7 @@ def read_settings(headers: Headers, parameters: Mapping[str, Any]) -> RequestSet
         raise _wrong("sequence_id", "a number or a text", stream_id)
     if isinstance(stream_id, str) and len(stream_id) > _LONGEST_NAME:
         raise _wrong("sequence_id", f"at most {_LONGEST_NAME} characters", stream_id)
-    stream_id = stream_id or None  # Triton's clients say 0 or "" where there is none
+    stream_id = stream_id or None  # Triton's clients send 0 or "" for no stream
     starts: Any
     ends: Any
     starts, ends = (parameters.get(name, False) for name in ("sequence_start", "sequence_end"))
@@ -110,14 +110,14 @@ def read_settings(headers: Headers, parameters: Mapping[str, Any]) -> RequestSet
 
 
 def read_timeout_s(headers: Headers, parameters: Mapping[str, Any] = _NONE) -> float | None:
-    """Return the tightest of all timeouts; ``None`` where the request has none.
+    """Return the tightest of all timeouts; ``None`` if the request has none.
 
     Args:
-        headers: a mapping by lower-case name, or what a web framework has.
-        parameters: of the protocol.
+        headers: a mapping by lower-case name, or the headers object of a web framework.
+        parameters: parameters of the protocol.
 
     Raises:
-        InvalidInput: one of them cannot be read.
+        InvalidInput: a header or parameter cannot be read.
     """
     tightest = math.inf
     if timeout_us := parameters.get("timeout", 0):

@@ -1,4 +1,4 @@
-"""Errors as the two protocols say them.
+"""Errors, as statuses of the two protocols.
 
 =====================  ====  ======================  ===========================================
 error                  HTTP  gRPC                    note
@@ -54,16 +54,16 @@ _FAILURES = (
 )
 _TEMPORARY = {429, 503}
 _LONGEST_TEXT = 600
-"""gRPC has it in a header of up to 12 bytes a character, and libraries drop those above 8 KiB with the status."""
+"""Longest text: gRPC encodes it with up to 12 bytes per character, and libraries drop headers above 8 KiB."""
 
 
 class RequestRejected(StreamInferError):  # noqa: N818 - named like `InvalidInput`
-    """Raised for a request that the protocol rejects, whatever the model.
+    """Raised for a request that violates the protocol, whatever the model.
 
     Attributes:
-        status: of HTTP.
-        allow: the methods that the address has, with status 405.
-        closes_connection: a part of the body was not read.
+        status: the HTTP status.
+        allow: with status 405, the methods of the address.
+        closes_connection: whether a part of the body was not read.
     """
 
     def __init__(self, status: int, message: str, *, allow: str = "", closes_connection: bool = False) -> None:
@@ -74,14 +74,14 @@ class RequestRejected(StreamInferError):  # noqa: N818 - named like `InvalidInpu
 
 
 class Failure(NamedTuple):
-    """What a client is told.
+    """Description of an error for the client.
 
     Attributes:
-        status: of HTTP.
-        grpc_status: the name of gRPC's.
-        text: in plain words, without internals; of a long one, as of what quotes a long name, the two ends.
-        retry_after_s: whole seconds, at least 1; ``None``: the error is no matter of time.
-        is_internal: the cause belongs in the log.
+        status: the HTTP status.
+        grpc_status: the name of the gRPC status.
+        text: plain text without internals; of a long text, the start and the end.
+        retry_after_s: whole seconds, at least 1; ``None``: the response does not say when to retry.
+        is_internal: whether the cause belongs in the log.
     """
 
     status: int
@@ -92,10 +92,10 @@ class Failure(NamedTuple):
 
 
 def describe_failure(error: BaseException) -> Failure:
-    """Return what the client of a failed request is told, by a server of yours too.
+    """Return the description of an error for the client; your own servers can use it too.
 
     Args:
-        error: what the stack raised.
+        error: the exception of the stack.
     """
     if isinstance(error, RequestRejected):
         return Failure(error.status, _GRPC[error.status], _text_of(error))
@@ -107,7 +107,7 @@ def describe_failure(error: BaseException) -> Failure:
 
 
 def logged_failure(error: BaseException) -> Failure:
-    """Return what the client of a failed request is told, and log what it is not."""
+    """Return the description of an error for the client, and log the cause of an internal error."""
     failure = describe_failure(error)
     if failure.is_internal:
         _LOG.error("a request failed", exc_info=error)
@@ -119,8 +119,8 @@ def _text_of(error: StreamInferError) -> str:
     half = _LONGEST_TEXT // 2
     if len(text) > _LONGEST_TEXT:
         text = f"{text[: half - 1]}…{text[-half:]}"
-    return text.encode("utf-8", "replace").decode()  # names of files may have what no protocol can send
+    return text.encode("utf-8", "replace").decode()  # file names may have characters that no protocol can send
 
 
 def _whole_seconds(seconds: float) -> int:
-    return math.ceil(min(max(1.0, seconds), LONGEST_S))  # of a layer of yours it may be NaN or infinite
+    return math.ceil(min(max(1.0, seconds), LONGEST_S))  # a user's layer may return NaN or infinity

@@ -1,18 +1,18 @@
-"""Requests that come close together through ``grpc.aio`` go on together, so that the batcher sees them at once.
+"""Holds requests that arrive close together through ``grpc.aio``, so that the batcher sees them at once.
 
-*Why.* A server of ``grpc.aio`` accepts one call at a time: the next one is asked for when the event loop has come to
-the last one, and each takes a round trip through the library's own thread and several turns of the loop. Requests that
-wait behind it are invisible. A request that goes on at once is a batch of its own, whose work on the loop delays the
-next acceptance, so that one comes alone too: the server stays at its worst throughput while a backlog is in front of
-it.
+*Why.* A server of ``grpc.aio`` accepts one call at a time. It requests the next call only after the event loop has
+handled the previous one. Each call takes a round trip through the library's own thread and several turns of the loop.
+Requests that wait behind it are invisible to the batcher. A request that continues at once becomes a batch of one.
+The work of this batch on the loop delays the next acceptance, so that the next request comes alone too. The server
+stays at its worst throughput while a backlog is in front of it.
 
-*Design.* Where requests come often, one that has come is held for a few turns of the loop, and then as long as another
-one is accepted whose message has not come. Each further request begins the count again, up to a limit of time. A turn
-of an idle loop takes microseconds, of a busy one as long as the backlog's work, so the hold adapts by itself. Where
-requests are rare nothing is held, because no other one would come within a hold.
+*Design.* If requests come often, an arriving request is held for a few turns of the loop, and then as long as the
+message of another accepted call has not arrived. Each further request restarts the count, up to a time limit. A turn
+takes microseconds on an idle loop, and as long as the backlog's work on a busy one, so the hold adapts to the load. If
+requests are rare, none is held, because no other request would arrive within a hold.
 
-*Invariants.* A held request goes on at the latest when the timer fires. The count of accepted calls is a hint, as one
-that is cancelled before its message came is never taken off it; the timer forgets it.
+*Invariants.* A held request continues at the latest when the timer fires. The count of accepted calls is a hint: if a
+call is cancelled before its message arrives, the count stays too high until the timer or the next release resets it.
 """
 
 import asyncio
@@ -22,16 +22,16 @@ from collections.abc import Callable
 __all__ = ["Gatherer"]
 
 MAX_GAP_NS = 2_000_000
-"""Mean time between requests up to which they are held: less often, too few come within a hold."""
+"""Longest mean time between requests at which they are held: with longer gaps, too few arrive within a hold."""
 MAX_HOLD_S = 0.002
 HOLD_TURNS = 10
-"""Between the message of a call and the look-up of the next one's handler ``grpc.aio`` 1.85 needs seven turns."""
+"""``grpc.aio`` 1.85 needs seven turns between the message of a call and the look-up of the next one's handler."""
 _GAP_SHIFT = 4  # the mean is over about 16 requests
 _MAX_COUNTED_GAP_NS = 4 * MAX_GAP_NS  # after a pause, the mean is right again after some twenty requests
 
 
 class Gatherer:
-    """Holds requests for a moment, while others are likely to come.
+    """Holds requests for a moment while others are likely to arrive.
 
     Not thread-safe: it belongs to one event loop at a time.
 
@@ -41,23 +41,23 @@ class Gatherer:
 
     def __init__(self, clock: Callable[[], int] = time.monotonic_ns) -> None:
         self._clock = clock
-        self._accepted = 0  # calls whose message has not come
+        self._accepted = 0  # calls whose message has not arrived
         self._gap_ns = _MAX_COUNTED_GAP_NS
         self._last_ns = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._held: list[asyncio.Future[None]] = []
         self._timer: asyncio.TimerHandle | None = None
-        self._turns_left = 0  # 0: no turn is counted
+        self._turns_left = 0  # 0: no turns are being counted
 
     def accept(self) -> None:
-        """Note a call that was accepted; its message follows."""
+        """Note an accepted call; its message follows."""
         self._accepted += 1
 
     def arrive(self) -> "asyncio.Future[None] | None":
-        """Note that the message of a call has come.
+        """Note that the message of a call has arrived.
 
         Returns:
-            What the request awaits before it goes on; ``None``: nothing.
+            A future for the request to await before it continues; ``None`` if it is not held.
         """
         now_ns = self._clock()
         self._gap_ns += (min(now_ns - self._last_ns, _MAX_COUNTED_GAP_NS) - self._gap_ns) >> _GAP_SHIFT
@@ -67,7 +67,7 @@ class Gatherer:
         if self._gap_ns > MAX_GAP_NS and not self._held:
             return None
         loop = asyncio.get_running_loop()
-        if loop is not self._loop:  # what a closed loop left behind is never awaited
+        if loop is not self._loop:  # futures of a closed loop are dropped
             self._loop = loop
             self._held, self._turns_left = [], 0
         future = loop.create_future()
@@ -83,7 +83,7 @@ class Gatherer:
         if not self._held or self._loop is None:
             self._turns_left = 0
         elif self._accepted:
-            self._turns_left = 0  # its message begins the count again
+            self._turns_left = 0  # the accepted call's message restarts the count
         else:
             self._turns_left -= 1
             if self._turns_left:
@@ -92,12 +92,12 @@ class Gatherer:
                 self._release()
 
     def _release(self) -> None:
-        """Let the held requests go on."""
+        """Let the held requests continue."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         self._accepted = 0
         held, self._held = self._held, []
         for future in held:
-            if not future.done():  # its call was cancelled
+            if not future.done():  # else the call was cancelled
                 future.set_result(None)

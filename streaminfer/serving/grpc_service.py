@@ -1,8 +1,8 @@
 """`grpc_servicer`: stacks as models of the Open Inference Protocol over ``grpc.aio``.
 
-The messages are ``tritonclient``'s. Requests for inference are taken as bytes, so that raw tensors are views of the
-message, and responses are put together in one copy (:mod:`streaminfer.backends.triton.transport.wire`). gRPC cancels
-the handler when the client cancels or its deadline passes, and with it the request.
+The messages are ``tritonclient``'s. Inference requests are received as bytes, so that raw tensors are views of the
+message, and responses are assembled in one copy (:mod:`streaminfer.backends.triton.transport.wire`). If the client
+cancels or its deadline passes, gRPC cancels the handler, and with it the request.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ from streaminfer.stack import Stack
 if TYPE_CHECKING:
     from grpc import GenericRpcHandler
 else:
-    GenericRpcHandler = object  # a server calls `service` of any object, and grpc is loaded where it is used
+    GenericRpcHandler = object  # servers only call its `service` method, and grpc is loaded when it is used
 
 __all__ = ["GrpcService", "grpc_servicer"]
 
@@ -43,14 +43,14 @@ _HEALTH = "/grpc.health.v1.Health/Check"
 _HEALTHY, _UNHEALTHY = b"\x08\x01", b"\x08\x02"
 """``HealthCheckResponse`` with the status ``SERVING`` or ``NOT_SERVING``."""
 _SERVICE_NAME_TAG = 0x0A
-"""Of ``HealthCheckRequest.service``."""
+"""Tag of ``HealthCheckRequest.service``."""
 _MODEL_NAME_TAG = b"\x0a"
-"""Of ``ModelInferRequest.model_name``."""
+"""Tag of ``ModelInferRequest.model_name``."""
 _WANTS_FINAL = "triton_enable_empty_final_response"
-"""Parameter of a request whose client wants to know which response is the last."""
+"""Parameter of a request with which a client asks for a mark on the last response."""
 _SETTING_HEADERS = frozenset(SETTING_HEADERS)
 _calls = itertools.count(1)
-"""Of `ModelStreamInfer`, unique in the process: several servers can have the same stack."""
+"""Numbers of `ModelStreamInfer` calls, unique in the process, because several servers can have the same stack."""
 _Kind = tuple[str, str, tuple[int, ...]]
 """Name, datatype and shape of an output."""
 
@@ -59,11 +59,11 @@ def grpc_servicer(stacks: Mapping[str, Stack], *, limits: Limits | None = None) 
     """Return the service of the Open Inference Protocol for a server of ``grpc.aio``; needs the extra ``grpc``.
 
     ``server.add_generic_rpc_handlers((servicer,))`` adds it, with gRPC's health check. The caller starts and stops the
-    stacks and the server; ``await server.stop(grace)`` before the stacks stop completes what is in flight.
+    stacks and the server. Call ``await server.stop(grace)`` before you stop the stacks, to complete requests in flight.
 
     Args:
-        stacks: by the names of their models.
-        limits: how much one request may bring; ``None``: the defaults. The server's own option
+        stacks: stacks by model name.
+        limits: limits of one request; ``None``: the defaults. The server's own option
             ``grpc.max_receive_message_length``, 4 MiB by default, limits the whole message.
 
     Raises:
@@ -75,11 +75,11 @@ def grpc_servicer(stacks: Mapping[str, Stack], *, limits: Limits | None = None) 
 
 
 class GrpcService(GenericRpcHandler):  # type: ignore[misc] # without stubs of grpc it is Any
-    """Handlers of the calls, as a server of ``grpc.aio`` looks them up.
+    """Handlers of the calls; a server of ``grpc.aio`` looks them up here.
 
     Args:
-        models: by name.
-        limits: how much one request may bring.
+        models: models by name.
+        limits: limits of one request.
     """
 
     def __init__(self, models: Mapping[str, ServedModel], limits: Limits) -> None:
@@ -115,7 +115,7 @@ class GrpcService(GenericRpcHandler):  # type: ignore[misc] # without stubs of g
             self._handlers[_SERVICE + name] = self._describing(name, answer)
 
     def service(self, handler_call_details: Any) -> Any:
-        """Return the handler of a call; ``None``: there is none."""
+        """Return the handler of a call; ``None`` for an unknown method."""
         method = handler_call_details.method
         if method == _INFER:
             self._gatherer.accept()
@@ -124,7 +124,7 @@ class GrpcService(GenericRpcHandler):  # type: ignore[misc] # without stubs of g
     # -- description --------------------------------------------------------------------------------------------
 
     def _describing(self, name: str, answer: Callable[[Any], dict[str, Any]]) -> Any:
-        """A handler that answers with a message made of a mapping."""
+        """Return a handler that responds with a message made of a mapping."""
         service = self._pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
         method = service.methods_by_name[name]
         request, response = (self._pb.__dict__[kind.name] for kind in (method.input_type, method.output_type))
@@ -170,7 +170,7 @@ class GrpcService(GenericRpcHandler):  # type: ignore[misc] # without stubs of g
             model, head, rows = self._read(message)
             call = await self._answer(model, head, rows, context, None, others)
             response = self._render(call, final=None)
-        except Exception as error:  # noqa: BLE001 - each becomes a status; a cancellation passes
+        except Exception as error:  # noqa: BLE001 - each becomes a status; cancellations are not caught
             await self._abort(context, error)
         if call.time_left_s is not None:
             context.set_trailing_metadata(((TIME_LEFT, f"{call.time_left_s:.6f}"),))
@@ -192,7 +192,7 @@ class GrpcService(GenericRpcHandler):  # type: ignore[misc] # without stubs of g
     async def _answer_streamed(
         self, context: Any, stream_id: str, used: set[str], message: bytes
     ) -> AsyncGenerator[bytes, None]:
-        """The response to a request, or those of a model that has many, with an empty last one if the client asks."""
+        """Yield the response to a request, or all responses of the model, and an empty last one if requested."""
         identity, last = "", b""
         try:
             model, head, rows = self._read(message)
@@ -208,7 +208,7 @@ class GrpcService(GenericRpcHandler):  # type: ignore[misc] # without stubs of g
                 async with contextlib.aclosing(call.stream) as answers:
                     async for arrays in answers:
                         yield self._streamed(self._render_arrays(call, arrays, final=False))
-        except Exception as error:  # noqa: BLE001 - the stream goes on
+        except Exception as error:  # noqa: BLE001 - the stream continues
             yield self._error(identity or self._identity(message), error)
         if last:
             yield last
@@ -217,7 +217,7 @@ class GrpcService(GenericRpcHandler):  # type: ignore[misc] # without stubs of g
         return append_contents(b"", self._response_tag, [response])
 
     def _identity(self, message: bytes) -> str:
-        """The id of a request that could not be read, so that the client knows which one it was."""
+        """Return the id of a request that could not be read, so that the client can identify it."""
         try:
             found = split_fields(message, self._id_tag, self._max_fields)[1]
             return message[slice(*found[-1])].decode() if found else ""
@@ -233,11 +233,11 @@ class GrpcService(GenericRpcHandler):  # type: ignore[misc] # without stubs of g
     # -- messages -----------------------------------------------------------------------------------------------
 
     def _read(self, message: bytes) -> tuple[ModelRequests, InferHead, list[Any]]:
-        """The model, the head of the request to it, and the inputs of each row.
+        """Return the model, the head of the request, and the inputs of each row.
 
         Raises:
-            InvalidInput: it is no such message.
-            RequestRejected: it is beyond the limits, or of another model.
+            InvalidInput: the message cannot be read.
+            RequestRejected: the request exceeds the limits, or names an unknown model.
         """
         if len(message) > self._limits.max_body_bytes:
             raise RequestRejected(413, f"message: expected at most {self._limits.max_body_bytes} bytes")
@@ -256,7 +256,7 @@ class GrpcService(GenericRpcHandler):  # type: ignore[misc] # without stubs of g
         return model, head, head.read(message, 0, spans)
 
     def _first_model(self, rest: bytes) -> ModelRequests | None:
-        """The model whose name is the first field, as most clients write it."""
+        """Return the model if its name is the first field, as most clients write it."""
         if rest[:1] != _MODEL_NAME_TAG or len(rest) == 1:
             return None
         return self._names.get(rest[2 : 2 + rest[1]])
@@ -307,7 +307,7 @@ class GrpcService(GenericRpcHandler):  # type: ignore[misc] # without stubs of g
         stream_id: str | None,
         others: Awaitable[None] | None = None,
     ) -> ModelCall:
-        """Answer a request, once the ``others`` that come close behind it are there."""
+        """Call the stack and await its response; first await ``others``, if given, so that close requests arrive."""
         arrived_ns = model.now_ns()
         settings = _settings(context, head)
         left_s = context.time_remaining()
@@ -337,7 +337,7 @@ class GrpcService(GenericRpcHandler):  # type: ignore[misc] # without stubs of g
         if head.rendered is None or head.rendered[0] != (kinds, final):
             head.rendered = ((kinds, final), self._render_head(call, kinds, final=final))
         parts = parts_of_contents(head.rendered[1], self._output_tag, contents)
-        if _WANTS_FINAL not in head.parameters:  # the same in a stream and by itself
+        if _WANTS_FINAL not in head.parameters:  # else the response would differ between a stream and a single call
             keep_reply(head, call.row, kinds, [b"".join(parts[:2]), *parts[3::2]])
         return b"".join(parts)
 

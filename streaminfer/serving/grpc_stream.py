@@ -1,4 +1,4 @@
-"""One call of ``ModelStreamInfer``: requests of one stream, and their answers."""
+"""One call of ``ModelStreamInfer``: requests of one stream, and their responses."""
 
 import asyncio
 import contextlib
@@ -7,18 +7,18 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 __all__ = ["StreamCall"]
 
 _MAX_STREAMED = 64
-"""Requests of one call in flight, and responses that wait to be sent; a client that sends faster, or reads slower, is
-held up by gRPC's flow control."""
+"""Limit of requests in flight, and of responses to send, per call; gRPC's flow control slows down a client that sends
+faster, or reads slower."""
 
 
 class StreamCall:
-    """Answers each request of a call, several at a time.
+    """Responds to each request of a call, several at a time.
 
-    First responses come in the order of the requests. Further ones of a model that has many to one request are sent as
-    they come, between the others.
+    The first response to each request is sent in the order of the requests. If a request has further responses, they
+    are sent as they come, between the others.
 
     Args:
-        answer: yields the responses to one request, if it has any, and never raises.
+        answer: yields the responses to one request, possibly none, and never raises.
     """
 
     def __init__(self, answer: Callable[[bytes], AsyncGenerator[bytes, None]]) -> None:
@@ -28,13 +28,13 @@ class StreamCall:
         self._sending: asyncio.Queue[bytes | None] = asyncio.Queue()
 
     async def responses(self, messages: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-        """Yield the responses until all requests are answered; whatever ends it ends all of them."""
+        """Yield the responses until all requests are complete; an error ends all of them."""
         running = asyncio.ensure_future(self._run(messages))
         try:
             while (response := await self._sending.get()) is not None:
                 yield response
                 self._unsent.release()
-            await running  # raises what ended it
+            await running  # raises the error that ended the requests
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
@@ -59,5 +59,5 @@ class StreamCall:
                 self._sending.put_nowait(response)
                 next_turn.set()
         await turn.wait()
-        next_turn.set()  # also behind a request without responses
+        next_turn.set()  # also after a request without responses
         self._requests.release()

@@ -1,4 +1,4 @@
-"""`keda_scaled_object`: replicas of a Kubernetes deployment by queue delay, through KEDA and Prometheus."""
+"""`keda_scaled_object`: scales a Kubernetes deployment by queue delay, through KEDA and Prometheus."""
 
 import math
 
@@ -26,18 +26,18 @@ def keda_scaled_object(
 ) -> str:
     """Return a ``ScaledObject`` of KEDA that keeps the mean queue delay of a service at its target.
 
-    For servers of your own in Kubernetes; Ray Serve has `Autoscaling`. Kubernetes multiplies the number of replicas by
-    the delay over the target. A burning error budget is not in it: queue delay rises first.
+    For your own servers in Kubernetes; for Ray Serve, use `Autoscaling`. Kubernetes multiplies the number of replicas
+    by the delay over the target. The error budget is not considered, because queue delay rises first.
 
     Args:
         service: name of the outermost `Telemetry` of the stack.
         deployment: name of the Kubernetes deployment.
         prometheus_url: address of Prometheus, as KEDA reaches it.
-        queue_delay_s: seconds that requests may wait for their batch, on average over all replicas.
-        min_replicas: at least 1: without a replica nothing is measured.
+        queue_delay_s: target: mean seconds that requests are queued for their batch, over all replicas.
+        min_replicas: at least 1, because nothing is measured without a replica.
         max_replicas: at least ``min_replicas``.
-        window_s: seconds over which the mean is taken; several scrapes.
-        downscale_delay_s: seconds for which fewer replicas must be wanted; Kubernetes takes at most 3600.
+        window_s: seconds over which the mean is taken; should span several scrapes.
+        downscale_delay_s: seconds that fewer replicas must be wanted before a replica is removed, at most 3600.
 
     Raises:
         TypeError, ValueError: an argument is wrong.
@@ -59,7 +59,7 @@ def keda_scaled_object(
             deployment,
             replicas=(min_replicas, max_replicas),
             prometheus_url=prometheus_url,
-            # without requests the mean is not a number, and no request waits
+            # without requests the mean is NaN, and the queue is empty
             query=f"({delay} >= 0) or vector(0)",
             threshold=number(queue_delay_s),
             metric_type="Value",

@@ -1,4 +1,4 @@
-"""How much one request may bring; checked before anything of that size is allocated."""
+"""Limits of one request, checked before memory of that size is allocated."""
 
 import attrs
 
@@ -9,18 +9,18 @@ __all__ = ["Limits", "checked_limits"]
 
 @attrs.frozen(kw_only=True)
 class Limits:
-    """How much one request may bring to a server.
+    """Limits of one request to a server.
 
     Attributes:
-        max_body_bytes: of the whole request.
-        max_head_bytes: of its JSON, or of its protobuf message without raw tensors; Python's objects take up to 20
-            times as much.
-        max_tensors: inputs, and outputs that are asked for.
-        max_rank: axes of a tensor.
-        max_elements: of a tensor.
-        max_strings: elements of a ``BYTES`` tensor.
+        max_body_bytes: size of the whole request.
+        max_head_bytes: size of its JSON, or of its protobuf message without raw tensors; the Python objects take up to
+            20 times as much.
+        max_tensors: number of inputs, and of requested outputs.
+        max_rank: number of axes of a tensor.
+        max_elements: number of elements of a tensor.
+        max_strings: number of elements of a ``BYTES`` tensor.
         max_rows: size of the first axis, the batch.
-        body_timeout_s: seconds in which the whole body must have come.
+        body_timeout_s: seconds within which the whole body must arrive.
     """
 
     max_body_bytes: int = attrs.field(default=64 << 20, validator=field_check(check_count))
@@ -37,7 +37,7 @@ def checked_limits(limits: Limits | None) -> Limits:
     """Return the limits, or the defaults for ``None``.
 
     Raises:
-        TypeError: something else.
+        TypeError: ``limits`` is neither.
     """
     check_instance("limits", limits, lambda it: it is None or isinstance(it, Limits), "Limits or None")
     return limits or Limits()

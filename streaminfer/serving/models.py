@@ -1,4 +1,4 @@
-"""A stack as a model of the protocol: its description."""
+"""Description of a stack as a model of the protocol."""
 
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -20,17 +20,17 @@ EXTENSIONS = ("binary_tensor_data", "generate", "model_configuration", "schedule
 
 
 class ServedModel:
-    """A stack under the name that clients use.
+    """A stack with the name that clients use.
 
     Args:
-        name: of the model.
-        stack: what answers.
-        limits: what one request may bring.
+        name: the name of the model.
+        stack: the stack that serves the model.
+        limits: limits of one request.
 
     Attributes:
-        name: as above.
-        stack: as above.
-        requests: to the model.
+        name: the name of the model.
+        stack: the stack that serves the model.
+        requests: sends requests to the stack.
     """
 
     def __init__(self, name: str, stack: Stack, limits: Limits) -> None:
@@ -41,11 +41,11 @@ class ServedModel:
 
     @property
     def ready(self) -> bool:
-        """Whether it accepts requests."""
+        """True if the stack accepts requests."""
         return self.stack.ready
 
     def metadata(self) -> dict[str, Any]:
-        """What the protocol says of a model; inputs and outputs that are not known are empty."""
+        """Return the protocol's metadata of the model; inputs and outputs are empty if they are not known."""
         inputs, outputs = _tensors_of(adapt(self.stack).capabilities())
         return {
             "name": self.name,
@@ -56,7 +56,7 @@ class ServedModel:
         }
 
     def config(self) -> dict[str, Any]:
-        """The model's configuration in Triton's words; the batch axis is not part of the shapes."""
+        """Return the model's configuration in Triton's terms; shapes are without the batch axis."""
         offered = adapt(self.stack).capabilities()
         inputs, outputs = _tensors_of(offered)
         config: dict[str, Any] = {
@@ -75,7 +75,7 @@ class ServedModel:
         return config
 
     def statistics(self) -> dict[str, Any]:
-        """Counts and durations of the requests, in Triton's words."""
+        """Return counts and durations of the requests, in Triton's terms."""
         return {"name": self.name, "version": VERSION, **self.requests.counters.statistics()}
 
     def __repr__(self) -> str:
@@ -83,7 +83,7 @@ class ServedModel:
 
 
 def served_models(stacks: Mapping[str, Stack], limits: Limits) -> dict[str, ServedModel]:
-    """Return the models of some stacks.
+    """Return a model for each stack.
 
     Raises:
         TypeError, ValueError: an argument is wrong.
@@ -91,7 +91,7 @@ def served_models(stacks: Mapping[str, Stack], limits: Limits) -> dict[str, Serv
     check_instance("stacks", stacks, lambda it: isinstance(it, Mapping), "a mapping of model name to Stack")
     if not stacks:
         raise ValueError(expected("stacks", "at least one Stack", stacks))
-    name: Any  # checked, whatever type checkers promise
+    name: Any  # checked at run time, whatever the annotation says
     for name, stack in stacks.items():
         check_instance(f"stacks[{name!r}]", stack, lambda it: isinstance(it, Stack), "a Stack")
         if not isinstance(name, str) or not name or "/" in name:
@@ -103,7 +103,7 @@ def find_model(models: Mapping[str, ServedModel], name: str, wanted: str) -> Ser
     """Return a model by name.
 
     Raises:
-        RequestRejected: there is none, or not in that version.
+        RequestRejected: there is no such model, or not in this version.
     """
     model = models.get(name)
     if model is None or wanted not in {"", VERSION}:
@@ -112,7 +112,7 @@ def find_model(models: Mapping[str, ServedModel], name: str, wanted: str) -> Ser
 
 
 def server_version() -> str:
-    """Return the version of this package; ``unknown`` where it runs from a checkout that is not installed."""
+    """Return the version of this package; ``unknown`` in a checkout that is not installed."""
     try:
         return version("streaminfer")
     except PackageNotFoundError:
@@ -120,7 +120,7 @@ def server_version() -> str:
 
 
 def _tensors_of(offered: Capabilities) -> list[list[ModelTensor]]:
-    """The inputs and the outputs that the protocol has types for; empty where they are not known."""
+    """Return the inputs and outputs for which the protocol has types; empty if they are not known."""
     described = None if offered.model_tensors is None else offered.model_tensors()
     model = described or ModelTensors(())
     return [[spec for spec in specs if datatype_of_spec(spec)] for specs in (model.inputs, model.outputs)]

@@ -1,4 +1,4 @@
-"""Simulation of batching: arrivals, traces, scenarios, the offline optimum, decision logs."""
+"""Simulation of batching: arrivals, traces, scenarios, the offline optimum and decision logs."""
 
 from typing import TYPE_CHECKING
 
@@ -48,5 +48,5 @@ _HOMES = {
 }
 
 
-if not TYPE_CHECKING:  # type checkers know the names from the block above, and refuse others
+if not TYPE_CHECKING:  # type checkers know the names from the block above, and reject others
     __getattr__, __dir__ = lazy_attributes(__name__, _HOMES, {"arrivals": "simulation.arrivals"})

@@ -1,12 +1,12 @@
-"""When requests arrive: processes to simulate with, from the kind to the unkind, and the replay of a recorded trace.
+"""Arrival processes for simulations, from smooth to bursty, and the replay of a recorded trace.
 
-*Poisson*: many independent callers. *Gamma*: the same rate in clumps, gaps of a chosen coefficient of variation.
+*Poisson*: many independent callers. *Gamma*: the same rate in clumps, with gaps of a chosen coefficient of variation.
 *On-off* and *bursts*: a rate that switches between two levels after exponential times, so that queues build up and
 drain. *Cameras*: a few strictly periodic sources whose frames are delayed a little on the way; their phases decide
 whether they collide.
 
-Each returns seconds, ascending, float64, and depends on nothing but its arguments: the same seed gives the same
-arrivals on every machine. Complexity: O(n), O(n log n) where frames of cameras are merged.
+Each function returns seconds, ascending, float64. The result depends only on the arguments: the same seed gives the
+same arrivals on every machine. Complexity: O(n); O(n log n) for cameras, whose frames are merged.
 """
 
 import numpy as np
@@ -32,12 +32,12 @@ _PRIORITIES = np.iinfo(np.int32)
 
 
 def poisson(rate: float, n: int, seed: int) -> NDArray[np.float64]:
-    """Arrivals independent of each other.
+    """Return arrivals that are independent of each other.
 
     Args:
         rate: mean arrivals per second.
-        n: how many.
-        seed: of the random stream.
+        n: number of arrivals.
+        seed: seed of the random stream.
 
     Returns:
         Shape (n,), seconds, ascending.
@@ -47,13 +47,13 @@ def poisson(rate: float, n: int, seed: int) -> NDArray[np.float64]:
 
 
 def gamma(rate: float, n: int, seed: int, *, cv: float = 4.0) -> NDArray[np.float64]:
-    """Arrivals in clumps: gaps from a gamma distribution.
+    """Return arrivals in clumps, with gaps from a gamma distribution.
 
     Args:
         rate: mean arrivals per second.
-        n: how many.
-        seed: of the random stream.
-        cv: coefficient of variation of the gaps: standard deviation over mean. 1 is Poisson, above is burstier.
+        n: number of arrivals.
+        seed: seed of the random stream.
+        cv: coefficient of variation of the gaps: standard deviation over mean. 1 is Poisson, above 1 is burstier.
 
     Returns:
         Shape (n,), seconds, ascending.
@@ -73,14 +73,14 @@ def on_off(
     on_times: float = 3.0,
     off_times: float = 0.5,
 ) -> NDArray[np.float64]:
-    """Poisson at a rate that switches between a high and a low level; `rate` is the mean of both by default.
+    """Return Poisson arrivals at a rate that switches between two levels; by default `rate` is the mean of both.
 
     Args:
-        rate: arrivals per second that the levels are multiples of.
-        n: how many.
-        seed: of the random stream.
+        rate: arrivals per second, of which the levels are multiples.
+        n: number of arrivals.
+        seed: seed of the random stream.
         on_s: mean duration of the high level, exponentially distributed.
-        off_s: mean duration of the low level, where it begins.
+        off_s: mean duration of the low level, with which the process begins.
         on_times: the high level as a multiple of ``rate``.
         off_times: the low level as a multiple of ``rate``.
 
@@ -96,15 +96,15 @@ def on_off(
 def bursts(
     rate: float, n: int, seed: int, *, on_s: float = 0.05, off_s: float = 0.45, times: float = 10.0
 ) -> NDArray[np.float64]:
-    """Quiet, with bursts of many times the quiet rate; `rate` is the mean of both.
+    """Return quiet arrivals with bursts of many times the quiet rate; `rate` is the mean of both.
 
     Args:
         rate: mean arrivals per second.
-        n: how many.
-        seed: of the random stream.
+        n: number of arrivals.
+        seed: seed of the random stream.
         on_s: mean duration of a burst, exponentially distributed.
-        off_s: mean duration of quiet, where it begins.
-        times: the rate in a burst as a multiple of the quiet one.
+        off_s: mean duration of the quiet periods, with which the process begins.
+        times: the rate in a burst as a multiple of the quiet rate.
 
     Returns:
         Shape (n,), seconds, ascending.
@@ -115,15 +115,15 @@ def bursts(
 
 
 def cameras(fps: float, cameras: int, duration_s: float, seed: int, *, jitter_s: float) -> NDArray[np.float64]:
-    """Frames of cameras that run at one rate, each with a phase of its own, delayed a little on the way.
+    """Return the frames of cameras with one rate and separate phases, each delayed a little on the way.
 
     Args:
         fps: frames per second of each camera.
-        cameras: how many.
+        cameras: number of cameras.
         duration_s: how long they record; the last frames may arrive up to ``jitter_s`` later.
-        seed: of the random stream.
-        jitter_s: each frame's delay is uniform between 0 and this. One longer than the time between two frames lets
-            frames overtake each other.
+        seed: seed of the random stream.
+        jitter_s: each frame's delay is uniform between 0 and this. If it exceeds the time between two frames, frames
+            can overtake each other.
 
     Returns:
         Shape (n,), seconds, ascending; n is about ``fps * cameras * duration_s``.
@@ -139,7 +139,7 @@ def cameras(fps: float, cameras: int, duration_s: float, seed: int, *, jitter_s:
 
 
 def replay(trace_s: ArrayLike) -> NDArray[np.float64]:
-    """The arrivals of a recorded trace, to be simulated again.
+    """Return the arrivals of a recorded trace, to simulate them again.
 
     Args:
         trace_s: shape (n,), the instants of the arrivals in seconds on any clock and in any order.
@@ -152,17 +152,17 @@ def replay(trace_s: ArrayLike) -> NDArray[np.float64]:
 
 
 def arrivals_in_ns(arrivals_s: ArrayLike) -> NDArray[np.int64]:
-    """Arrivals as integer instants, the form in which everything that decides compares them.
+    """Return arrivals as integer instants, the form in which decisions compare them.
 
     Args:
-        arrivals_s: shape (n,), seconds ≥ 0, ascending (equal ones may follow each other), up to 1e9.
+        arrivals_s: shape (n,), seconds ≥ 0, ascending (several may be equal), up to 1e9.
 
     Returns:
         Shape (n,), int64 nanoseconds, rounded to the nearest.
 
     Raises:
-        TypeError: not numbers.
-        ValueError: another shape, not ascending, not finite, negative or too late.
+        TypeError: ``arrivals_s`` does not hold numbers.
+        ValueError: it has another shape, or an arrival is not ascending, not finite, negative or too late.
     """
     instants = ascending(arrivals_s)
     if instants.size and (instants[0] < 0 or instants[-1] > _LATEST_S):
@@ -172,11 +172,11 @@ def arrivals_in_ns(arrivals_s: ArrayLike) -> NDArray[np.int64]:
 
 
 def ascending(arrivals_s: ArrayLike) -> NDArray[np.float64]:
-    """Arrivals as float64, on any clock.
+    """Return arrivals as float64, on any clock.
 
     Raises:
-        TypeError: not numbers.
-        ValueError: another shape, not ascending or not finite.
+        TypeError: ``arrivals_s`` does not hold numbers.
+        ValueError: it has another shape, or an arrival is not ascending or not finite.
     """
     instants = _instants("arrivals_s", arrivals_s)
     back = instants[1:] < instants[:-1]
@@ -188,10 +188,10 @@ def ascending(arrivals_s: ArrayLike) -> NDArray[np.float64]:
 
 
 def numbers(name: str, values: ArrayLike) -> NDArray[np.float64]:
-    """An array argument as float64.
+    """Return an array argument as float64.
 
     Raises:
-        TypeError: it holds something else than real numbers.
+        TypeError: it does not hold real numbers.
     """
     given = np.asarray(values)
     if given.dtype.kind not in "iuf":
@@ -200,11 +200,11 @@ def numbers(name: str, values: ArrayLike) -> NDArray[np.float64]:
 
 
 def priorities_of(given: ArrayLike | None, n: int) -> NDArray[np.int32]:
-    """Return the priorities of n arrivals; ``None``: all the same.
+    """Return the priorities of n arrivals; with ``None``, all are the same.
 
     Raises:
-        TypeError: not whole numbers.
-        ValueError: another number of them, or more than 32 bits.
+        TypeError: ``given`` does not hold whole numbers.
+        ValueError: it does not hold n numbers of at most 32 bits.
     """
     priorities = np.zeros(n, np.int32) if given is None else np.asarray(given)
     if priorities.dtype.kind not in "iu" and priorities.size:
@@ -228,7 +228,7 @@ def _switching(
         gap_s = 1 / (high_rate if high else low_rate)
         while len(arrivals) < n and (now_s := now_s + rng.exponential(gap_s)) <= end_s:
             arrivals.append(now_s)
-        now_s, high = end_s, not high  # the gap that crossed the switch is forgotten: exponential gaps have no memory
+        now_s, high = end_s, not high  # the gap that crossed the switch is dropped: exponential gaps have no memory
     return np.array(arrivals, dtype=np.float64)
 
 

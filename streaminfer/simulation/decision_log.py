@@ -1,8 +1,9 @@
-"""Decision log: why each batch was released and why requests were dropped, as far back as the event ring reaches.
+"""Decision log: why batches were released and requests dropped, as far back as the event ring reaches.
 
-A batcher notes what it does in an event ring that is always on (``_event_ring_cy``); the log is a copy of it at one
-moment, in NumPy arrays, to be read, drawn, tabulated, or replayed with another policy. Its three parts reach back for
-different times: each holds the last so many entries. Only the counters by reason cover all since the batcher was made.
+A batcher notes its events in an event ring that is always on (``_event_ring_cy``). The log is a copy of the ring at one
+moment, in NumPy arrays, to be read, drawn, tabulated, or replayed with another policy. It has three parts, each with a
+fixed number of latest entries, so they reach back differently far. Only the counters by reason cover the batcher's
+whole life.
 """
 
 import os
@@ -33,7 +34,7 @@ RELEASE_REASONS = {
     "probe": "no request was predicted to meet its deadline, so the queue was sent to measure the model again",
     "exploration": "the duration of a batch of this size was not known, or not measured for long",
 }
-"""Why a batch goes, in words."""
+"""Reasons of released batches, in words."""
 
 DROP_REASONS = {
     "infeasible": "it would have missed its deadline even in a batch of its own",
@@ -44,36 +45,36 @@ DROP_REASONS = {
     "queue_full": "the queue was full",
     "closed": "it came after the stop",
 }
-"""Why a request is dropped, in words."""
+"""Reasons of dropped requests, in words."""
 
 _NO_WORDS = "a reason that the policy gave"
 
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
 class DecisionLog:
-    """Recent decisions of a batcher, and the counters since it was made; ``batcher.decision_log()`` makes one.
+    """Recent decisions of a batcher, and its counters since creation; made by ``batcher.decision_log()``.
 
-    A snapshot: nothing changes it, and it may be shared between threads. Instants are on the batcher's monotonic clock,
-    entries in order of time.
+    A snapshot: it never changes, and may be shared between threads. Instants are on the batcher's monotonic clock;
+    entries are in order of time.
 
     Attributes:
-        arrivals_ns: shape (n,), int64, when requests were queued, or found the queue full.
-        limits_ns: shape (n,), int64, how long after that their deadline came; 0: none.
-        priorities: shape (n,), int64, a lower one is more urgent.
-        arrival_batches: shape (n,), int64, which of the batches below each was part of; -1: none of them, yet.
-        batch_starts_ns: shape (batches,), int64; of a pipelined one, when the one before it ended.
-        batch_ends_ns: shape (batches,), int64; -1: it still ran.
-        batch_expected_ns: shape (batches,), int64: how long it was expected to take; 0: not known.
-        batch_workers: shape (batches,), int64: the row in the timeline, the lowest that was free.
+        arrivals_ns: shape (n,), int64: when requests were queued, or arrived at a full queue.
+        limits_ns: shape (n,), int64: time from the arrival to the deadline; 0: no deadline.
+        priorities: shape (n,), int64; a lower number is more urgent.
+        arrival_batches: shape (n,), int64: index of the request's batch in the arrays below; -1: none so far.
+        batch_starts_ns: shape (batches,), int64; for a pipelined batch, the end of the previous one.
+        batch_ends_ns: shape (batches,), int64; -1: it was still running.
+        batch_expected_ns: shape (batches,), int64: its expected duration; 0: unknown.
+        batch_workers: shape (batches,), int64: row in the timeline, the lowest that was free.
         batch_sizes: shape (batches,), int64.
-        batch_queued: shape (batches,), int64: how many requests stayed queued.
-        batch_ok: shape (batches,), bool: it succeeded.
-        reasons: why each batch went.
-        drops_ns: shape (drops,), int64, when requests were rejected, shed, or at their deadline. Those that failed,
-            that their callers cancelled, or that the stop ended, are no drops.
-        drop_counts: shape (drops,), int64: how many at that instant, for that reason.
-        drop_reasons: why.
-        released: how many batches went since the batcher was made, by reason.
+        batch_queued: shape (batches,), int64: how many requests stayed in the queue.
+        batch_ok: shape (batches,), bool: whether it succeeded.
+        reasons: reason of each batch's release.
+        drops_ns: shape (drops,), int64: when requests were rejected, shed, or reached their deadline. Requests that
+            failed, were cancelled by their callers, or ended by a stop, are not drops.
+        drop_counts: shape (drops,), int64: number of requests dropped at that instant, for that reason.
+        drop_reasons: reason of each drop.
+        released: how many batches were released since the batcher's creation, by reason.
         dropped: how many requests were dropped since then, by reason.
     """
 
@@ -97,25 +98,25 @@ class DecisionLog:
 
     @classmethod
     def of(cls, events: EventRing) -> Self:
-        """Return a snapshot of an event ring, in the thread of its event loop.
+        """Return a snapshot of an event ring; call it in the thread of the ring's event loop.
 
         Raises:
-            TypeError: something else.
+            TypeError: ``events`` is not an `EventRing`.
         """
         check_instance("events", events, lambda value: isinstance(value, EventRing), "an EventRing")
         return cls(**events.snapshot())
 
     @property
     def latest_ns(self) -> int:
-        """The instant of the latest entry; 0 of an empty log."""
+        """Instant of the latest entry; 0 for an empty log."""
         parts = (self.arrivals_ns, self.batch_starts_ns, self.batch_ends_ns, self.drops_ns)
         return max((int(part.max()) for part in parts if part.size), default=0)
 
     def explain(self, latest: int = 5) -> str:
-        """Return why the latest batches were released, and why the latest requests were dropped, in words.
+        """Return text that says why the latest batches were released and the latest requests dropped.
 
         Args:
-            latest: how many of each.
+            latest: number of batches, and of drops.
 
         Returns:
             Lines of text. Instants are milliseconds before the latest entry of the log.
@@ -132,15 +133,14 @@ class DecisionLog:
         return "\n".join(lines)
 
     def plot(self, ax: Any = None, *, last_s: float | None = None) -> Any:
-        """Draws the timeline: a row per worker, a bar per batch colored by its reason, ticks of arrivals and drops.
+        """Draw the timeline: a row per worker, a bar per batch colored by its reason, ticks of arrivals and drops.
 
-        A bar that is wide enough says how many requests the batch had. Batches that failed are hatched, those that
-        still ran end at the log's latest entry and are framed with a dashed line. Seconds count from the first entry
-        drawn.
+        A bar that is wide enough shows the number of requests in the batch. Failed batches are hatched. Running batches
+        end at the log's latest entry and have a dashed frame. Seconds count from the first entry drawn.
 
         Args:
             ax: a matplotlib ``Axes`` to draw on; ``None``: a new figure.
-            last_s: only what happened within so many seconds before the latest entry; ``None``: everything.
+            last_s: draw only the last seconds before the latest entry; ``None``: everything.
 
         Returns:
             The axes.
@@ -179,13 +179,13 @@ class DecisionLog:
     def to_perfetto(self, path: str | os.PathLike[str], *, slo: "SLO | None" = None) -> None:
         """Write a trace for https://ui.perfetto.dev, which reads it in the browser.
 
-        It has a track per worker with a slice per batch, arrows from requests to their batch, the requests that were
-        dropped, and as counters the length of the queue and how fast the budget burns.
+        It has a track per worker with a slice per batch, arrows from requests to their batch, the dropped requests, and
+        two counters: the length of the queue, and the burn rate of the error budget.
 
         Args:
-            path: of the file, which is replaced.
-            slo: an objective on the same clock, whose burn rate is drawn; ``None``: that of an objective of 99 % of the
-                log's own requests, which are bad where they fail or miss their deadline.
+            path: path of the file, which is replaced.
+            slo: an objective on the same clock, for the burn rate; ``None``: an objective of 99 % for the log's own
+                requests, which are bad events if they fail or miss their deadline.
 
         Raises:
             OSError: the file cannot be written.
@@ -197,11 +197,11 @@ class DecisionLog:
     def to_trace(self) -> Trace:
         """Return the arrivals as a `Trace`, to simulate them with other settings.
 
-        The log may begin in the middle of a burst: requests that were queued by then are not part of the trace.
+        The log may begin in the middle of a burst: requests that were already queued then are not part of the trace.
         """
         order = np.argsort(self.arrivals_ns, kind="stable")
         arrivals_ns, limits_ns = self.arrivals_ns[order], self.limits_ns[order]
-        # the difference first: float64 would round an instant of a clock that has run for months
+        # subtract first: float64 would round the instants of a clock that has run for months
         return Trace(
             (arrivals_ns - arrivals_ns[:1]) / 1e9,
             np.where(limits_ns > 0, limits_ns / 1e9, np.inf),

@@ -1,4 +1,4 @@
-"""Requests of one model in simulated time: its queue, what its policy decides, and the record of what came of them."""
+"""Requests of one model in simulated time: its queue, the decisions of its policy, and the record of outcomes."""
 
 from typing import Any
 
@@ -15,10 +15,10 @@ __all__ = ["ModelRun"]
 
 
 class ModelRun:
-    """One run of a policy over a trace; what moves the clock tells it what happens.
+    """One run of a policy over a trace; the owner of the simulated clock reports events to it.
 
     Args:
-        policy: decides.
+        policy: the policy.
         arrivals_ns: shape (n,), int64, ascending.
         deadlines_ns: shape (n,), int64.
         priorities: shape (n,); ``None``: all the same.
@@ -35,7 +35,7 @@ class ModelRun:
         priorities: NDArray[np.int32] | None = None,
     ) -> None:
         n = arrivals_ns.size
-        self.queue = RequestQueue(n + 1)  # never full, as a delay would end
+        self.queue = RequestQueue(n + 1)  # never full, because a full queue would end a delay
         self._policy = policy
         self._instants = arrivals_ns, deadlines_ns
         self._arrivals: list[int] = arrivals_ns.tolist()
@@ -43,13 +43,13 @@ class ModelRun:
         self._priorities: list[int] = [0] * n if priorities is None else priorities.tolist()
         self._following = 0
         self._recheck_ns = NEVER
-        self._ends_ns = [-1] * n  # -1: it got no response
+        self._ends_ns = [-1] * n  # -1: no response
         self._drops_ns: list[int] = []
         self._records: list[BatchRecord] = []
 
     @property
     def next_ns(self) -> int:
-        """When something happens to it next, other than the end of a batch."""
+        """Instant of its next event, other than the end of a batch."""
         arrival_ns = self._arrivals[self._following] if self._following < len(self._arrivals) else NEVER
         return min(arrival_ns, self.queue.next_deadline_ns, self._recheck_ns)
 
@@ -67,7 +67,7 @@ class ModelRun:
         self._recheck_ns = NEVER
 
     def propose(self, now_ns: int, free_workers: int = 1) -> Decision | None:
-        """Return the policy's next batch; ``None``: none yet. Drops what the policy rejects.
+        """Return the policy's next batch, or ``None``; drop the requests that the policy rejects.
 
         Raises:
             RuntimeError: the policy breaks the protocol.
@@ -93,7 +93,7 @@ class ModelRun:
         """Send a batch.
 
         Raises:
-            RuntimeError: it has requests that are not queued.
+            RuntimeError: a request of the batch is not queued.
         """
         execution = self.queue.take(batch, now_ns, reason)
         if execution.record is None or len(execution.tickets) < len(batch):
@@ -110,7 +110,7 @@ class ModelRun:
             self.queue.deliver(execution, execution.inputs, execution.started_ns, now_ns)
 
     def result(self, workers: int = 1) -> SimulationResult:
-        """Return what came of the requests and batches, all of which have ended."""
+        """Return the outcomes of the requests and batches, all of which have ended."""
         arrivals_ns, deadlines_ns = self._instants
         ends_ns = np.array(self._ends_ns, np.int64)
         answered = ends_ns >= 0
@@ -136,13 +136,13 @@ class ModelRun:
 
 
 class _Caller:
-    """Future of every request: it is never cancelled, and the record has the result already."""
+    """Future of every request: never cancelled, and without a result, because the record has it."""
 
     def done(self) -> bool:
         return False
 
     def set_result(self, row: Any) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
 
 _CALLER = _Caller()

@@ -16,7 +16,7 @@ __all__ = ["perfetto_trace"]
 _ANNOTATIONS = ("rows", "left queued", "expected ms", "took ms", "succeeded")
 _REQUEST = "request"
 _OBJECTIVE = 0.99
-"""Share of requests that deadlines are held against where no objective is given, that of an `SLO` by default."""
+"""Share of requests that must meet their deadline if no objective is given; the default of an `SLO`."""
 _BURN_BINS = 128
 
 
@@ -24,9 +24,9 @@ def perfetto_trace(log: "DecisionLog", slo: "SLO | None" = None) -> bytes:
     """Return the trace of a log.
 
     Args:
-        log: what happened.
-        slo: an objective on the same clock, for a counter of its burn rate; ``None``: the counter is that of the log's
-            own requests, which burn the budget of an objective of 99 % where they fail or miss their deadline.
+        log: the decision log.
+        slo: an objective on the same clock, for a counter of its burn rate; ``None``: an objective of 99 % for the
+            log's own requests, which are bad events if they fail or miss their deadline.
     """
     trace = TraceBuilder("streaminfer batcher", [_REQUEST, *log.reasons, *log.drop_reasons], _ANNOTATIONS)
     in_batch = log.arrival_batches >= 0
@@ -36,7 +36,7 @@ def perfetto_trace(log: "DecisionLog", slo: "SLO | None" = None) -> bytes:
     trace.add_instants(requests, [_REQUEST], log.arrivals_ns[~in_batch])
     trace.add_instants(trace.add_track("dropped"), log.drop_reasons, log.drops_ns)
     _add_batches(trace, log, numbers[in_batch], log.arrival_batches[in_batch])
-    # the queue as it was before and after each release
+    # queue length before and after each release
     starts_ns, left = log.batch_starts_ns.repeat(2), log.batch_queued.repeat(2)
     left[::2] += log.batch_sizes
     trace.add_counts(trace.add_track("queued requests", is_counter=True), starts_ns, left)
@@ -51,11 +51,11 @@ def perfetto_trace(log: "DecisionLog", slo: "SLO | None" = None) -> bytes:
 
 
 def _deadline_burn(log: "DecisionLog") -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return instants, each with the burn rate since the one before it, of the requests that the log saw end."""
+    """Return instants, and for each the burn rate since the previous one, of the requests that ended in the log."""
     batches = log.arrival_batches
     ends_ns = np.where(batches >= 0, log.batch_ends_ns[batches] if log.batch_ends_ns.size else -1, -1)
     succeeded = log.batch_ok[batches] if log.batch_ok.size else np.zeros(batches.shape, bool)
-    # what ran past its deadline is among the drops
+    # requests that ran past their deadline are among the drops
     is_over = (log.limits_ns > 0) & (ends_ns > log.arrivals_ns + log.limits_ns)
     counted = (ends_ns >= 0) & ~is_over
     at_ns = np.concatenate([ends_ns[counted], log.drops_ns])

@@ -1,17 +1,18 @@
-"""What a model costs by batch size, measured before traffic comes.
+"""Profile of a model: durations by batch size, measured before traffic arrives.
 
-*Idea.* A batcher learns the service time from live batches; a profile gives it the shape beforehand, the sizes included
-that no live batch has had yet. Sizes 1, 2, 4, … and the largest allowed are run as the live batcher would run them:
-assembled from requests, through the same hop, until the rows are back. The first batch of each size, which compiles,
-allocates and loads, is run and not counted.
+*Idea.* A batcher learns the service time from live batches; a profile gives it the curve beforehand, including sizes
+that no live batch has had yet. Sizes 1, 2, 4, … and the largest allowed run as the live batcher would run them:
+assembled from requests, through the same threads, until the rows are back. The first batch of each size, which
+compiles, allocates and loads, runs but is not counted.
 
-*Bounded time.* The next size to run is always the one that got the least time so far, so that small batches are run
-often and large ones seldom, and a stall of the machine does not fall on one size alone; each size ends with the median
-of its runs. The smallest is measured whatever it takes. A larger one is tried only if its proportional share keeps the
-first runs of all within half of the budget, and no repeat is begun that would end past the budget: so the counted
-batches of a device that keeps its pace end within it. Sizes that were left out are where the slope of the curve says.
+*Bounded time.* The next size to run is always the one that got the least time so far. So small batches run often and
+large ones seldom, and a stall of the machine does not affect only one size. The time of each size is the median of its
+runs. The smallest size is measured however long it takes. A larger one is tried only if its proportional share keeps
+the first runs of all sizes within half of the budget, and no repeat begins that would end after the budget. The counted
+batches of a device with a steady pace therefore end within the budget. Sizes that were left out follow from the slope
+of the curve.
 
-*Result.* A monotone curve through the medians (:mod:`streaminfer.batching.service_time._isotonic_cy`), since a larger
+*Result.* A monotone curve through the medians (:mod:`streaminfer.batching.service_time._isotonic_cy`), because a larger
 batch that seems faster was measured wrongly.
 """
 
@@ -80,32 +81,32 @@ async def profile(
     stack: bool = True,
     clock: Clock | None = None,
 ) -> ServiceTime | dict[int, ServiceTime]:
-    """Measures the time of a batch by its size; give the result to ``AdaptiveBatcher(service_time=…)``.
+    """Measure the time of a batch by its size; pass the result to ``AdaptiveBatcher(service_time=…)``.
 
-    Run it before traffic comes: it takes the model for itself. A backend is neither started nor stopped; it answers
-    off the event loop as it always does. A synchronous function runs on the loop, as it would in the batcher; other
-    tasks have their turn between two batches.
+    Run it before traffic arrives, because it needs the model for itself. It neither starts nor stops a backend, which
+    runs batches off the event loop as usual. A synchronous function runs on the loop, as in the batcher; other tasks
+    can run between two batches.
 
     Args:
-        inner: what the batcher will stand in front of: a backend, or a sync or async batch function.
-        examples: what requests bring, at least one; the rows of a batch are these, in turn.
-        max_batch_size: as the batcher's, the largest size to measure.
-        budget_s: how many seconds of batches to count, > 0; the first batch of each size comes on top. A size that
-            would take too much of it is left out, but for the smallest. Buckets share it.
-        buckets: as the batcher's; there should be examples of every bucket.
-        preferred_sizes: as the batcher's: these sizes are measured and no others.
+        inner: the object that the batcher will wrap: a backend, or a sync or async batch function.
+        examples: inputs of requests, at least one; the rows of a batch use them in turn.
+        max_batch_size: as the batcher's; the largest size to measure.
+        budget_s: how many seconds of batches to count, > 0; the first batch of each size is extra. A size that would
+            take too much of it is left out, except the smallest. Buckets share it.
+        buckets: as the batcher's; there should be examples for every bucket.
+        preferred_sizes: as the batcher's; only these sizes are measured.
         stack: as the batcher's: one array (or mapping of arrays), or with ``False`` a list.
         clock: returns monotonic nanoseconds; ``None``: ``time.monotonic_ns``.
 
     Returns:
-        A monotone curve through the median of each size; with ``buckets``, one by the length of each bucket that
-        there are examples of.
+        A monotone curve through the median of each size; with ``buckets``, a mapping of bucket length to such a curve,
+        for the buckets with examples.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type or out of range, no example, or unlike ones.
+        TypeError, ValueError: an argument has the wrong type or is out of range, or examples are missing or differ.
         InvalidInput: an example cannot be stacked or padded, or does not fit the model.
-        BackendError: the model returned something other than one result per row.
-        Exception: whatever the model raised, for the batch or for a row.
+        BackendError: the model did not return one result per row.
+        Exception: an error of the model, for the batch or for a row.
     """
     check_count("max_batch_size", max_batch_size)
     check_duration("budget_s", budget_s, positive=True)
@@ -131,7 +132,7 @@ async def profile(
 
 
 async def _measure(run: Callable[[int], Awaitable[int]], sizes: list[int], budget_ns: float) -> ServiceTime:
-    """The curve of one kind of rows."""
+    """Return the curve of one kind of rows."""
     runs: dict[int, list[int]] = {}
     spent_ns = 0
     for size in sizes:
@@ -157,7 +158,7 @@ async def _measure(run: Callable[[int], Awaitable[int]], sizes: list[int], budge
 
 
 async def _run(inner: Any, rows: list[Any], assembler: Assembler, clock: Clock, size: int) -> int:
-    """Nanoseconds of one batch of rows that can stand together, from requests to rows."""
+    """Return the nanoseconds of one batch of compatible rows, from requests to rows."""
     inputs = [rows[number % len(rows)] for number in range(size)]
     requests = [Request(row) for row in inputs]
     started_ns = clock()
@@ -181,7 +182,7 @@ async def _run(inner: Any, rows: list[Any], assembler: Assembler, clock: Clock, 
 
 
 def _rows(examples: Sequence[Any], inner: Any, assembler: Assembler, stack: bool) -> dict[int, list[Any]]:
-    """The example inputs by bucket, checked against the model and each other."""
+    """Return the example inputs by bucket, checked against the model and each other."""
     what = "a list or tuple of what requests bring, at least one"
     check_instance("examples", examples, lambda it: isinstance(it, (list, tuple)), what)
     if not examples:

@@ -1,4 +1,4 @@
-"""Plots of scenarios: lines along a number that was varied, or a bar per combination."""
+"""Plots of scenarios: lines along a varied number, or a bar per combination."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -19,12 +19,12 @@ _LONGEST = 88
 
 
 def plot_lines(ax: Any, name: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> Any:
-    """Draws the share on time along a number.
+    """Draw the share on time along a number.
 
     Args:
         ax: a matplotlib ``Axes``, or ``None`` for a new figure.
-        name: of the number.
-        lines: by their label, points of the number and the share; at most one for each marker.
+        name: name of the number.
+        lines: for each label, points of the number and the share; at most one line for each marker.
     """
     ticker = require("matplotlib.ticker", extra="plot", purpose=_PURPOSE)
     ax = new_axes(ax, _PURPOSE)
@@ -47,14 +47,14 @@ def plot_lines(ax: Any, name: str, lines: Mapping[str, Sequence[tuple[float, flo
 
 
 def plot_bars(ax: Any, names: Sequence[str], shares: Mapping[str, Sequence[float]], count: int, of: str) -> Any:
-    """Draws a bar per combination, divided into shares.
+    """Draw a bar per combination, divided into shares.
 
     Args:
         ax: a matplotlib ``Axes``, or ``None`` for a new figure.
-        names: of the combinations, first one on top.
-        shares: by their label, left to right: one for each combination.
-        count: of all combinations, those that have no bar included.
-        of: what the names tell, if they do not say so themselves.
+        names: names of the combinations, the first one on top.
+        shares: for each label, from left to right, a share of each combination.
+        count: number of all combinations, including those without a bar.
+        of: the settings that the names list, if the names do not include them.
     """
     ticker = require("matplotlib.ticker", extra="plot", purpose=_PURPOSE)
     ax = new_axes(ax, _PURPOSE, height_in=1.2 + _BAR_IN * len(names))

@@ -1,11 +1,11 @@
-"""`what_if`: what another SLO, cap, policy, number of workers or device would have made of recorded traffic.
+"""`what_if`: recorded traffic under another SLO, largest batch, policy, number of workers or device.
 
-The idea: a policy is a function of what waits, so a recorded trace can be played again with everything else changed.
-Each argument may be one value or several alternatives; every combination is simulated, and what comes out is a table
-to be read, plotted or searched. Deterministic: the same trace and arguments give the same table.
+A policy depends only on the queue, the time and the free workers, so a recorded trace can be played again with
+everything else changed. Each argument may be one value or several alternatives. Every combination is simulated, and the
+results form a table to read, plot or search. Deterministic: the same trace and arguments give the same table.
 
-What it cannot tell: how callers would have behaved (a caller who gets a response sooner may send the next request
-sooner), and a device's noise, unless it is given. Cost: one `simulate` a combination, a few microseconds a request.
+It cannot predict how callers would have behaved (a caller who gets a response sooner may send the next request sooner),
+nor a device's noise, unless ``noise`` is given. Cost: one `simulate` per combination, a few microseconds per request.
 """
 
 import itertools
@@ -44,21 +44,21 @@ _SHOW_AFTER_S = 1.0
 
 @attrs.frozen(kw_only=True)
 class Scenario:
-    """One combination of settings, and what came of it.
+    """One combination of settings, and its outcome.
 
     Attributes:
         service_time: the name of the device.
-        max_batch_size: the cap.
-        slo_s: the time limit that every request was given; ``None``: those of the trace.
+        max_batch_size: the largest batch.
+        slo_s: the time limit of every request; ``None``: the time limits of the trace.
         policy: the policy's name.
         workers: how many batches could run at once.
         max_queue_delay_s: the delay of ``"greedy"``; 0.0 with other policies.
         on_time: requests completed by their deadline.
         dropped: requests never part of a batch.
         late: requests completed after their deadline.
-        p50_s: median latency of the completed ones, from arrival to response; NaN where none was.
-        p99_s: the same, of 99 %.
-        mean_batch_size: requests a batch; NaN without a batch.
+        p50_s: median latency of the completed requests, from arrival to response; NaN if there were none.
+        p99_s: their 99th percentile.
+        mean_batch_size: mean requests per batch; NaN without a batch.
         utilization: busy time of the workers as a share of the time until the last batch ended.
     """
 
@@ -78,7 +78,7 @@ class Scenario:
 
     @property
     def share_on_time(self) -> float:
-        """``on_time`` as a share of all requests; 1.0 where there were none."""
+        """``on_time`` as a share of all requests; 1.0 if there were none."""
         return self._share(self.on_time, 1.0)
 
     @property
@@ -98,14 +98,14 @@ class Scenario:
 
 @attrs.frozen(eq=False, repr=False)
 class ScenarioTable(Sequence[Scenario]):
-    """What came of each combination; a sequence of `Scenario`, the last argument of `what_if` varying fastest.
+    """Outcomes of all combinations; a sequence of `Scenario`, in which the last argument of `what_if` varies fastest.
 
     Attributes:
         trace: the traffic.
-        outcomes: of each combination.
-        devices: service times by the name that ``Scenario.service_time`` gives.
-        noise: of the devices.
-        seed: of the noise.
+        outcomes: outcome of each combination.
+        devices: service times by the names in ``Scenario.service_time``.
+        noise: noise of the devices.
+        seed: seed of the noise.
     """
 
     trace: Trace
@@ -121,20 +121,20 @@ class ScenarioTable(Sequence[Scenario]):
         return self.outcomes[at]
 
     def best(self) -> Scenario:
-        """The outcome with the most requests on time; among equals the fewest workers, then the shortest ``p99_s``.
+        """Return the outcome with most requests on time; among equals, fewest workers, then the shortest ``p99_s``.
 
         A longer SLO makes it easier to be on time: compare SLOs with your callers in mind.
         """
         return min(self.outcomes, key=_rank)
 
     def replay(self, outcome: Scenario) -> SimulationResult:
-        """Runs one combination again, for what the table leaves out: each latency, each batch, the timeline.
+        """Run one combination again for details that the table lacks: each latency, each batch, the timeline.
 
         Args:
-            outcome: one of these.
+            outcome: an outcome of this table.
 
         Raises:
-            ValueError: it is none of these.
+            ValueError: the outcome is not in this table.
         """
         if outcome not in self.outcomes:
             raise ValueError(expected("outcome", "one of these outcomes", outcome))
@@ -143,11 +143,11 @@ class ScenarioTable(Sequence[Scenario]):
         )
 
     def plot(self, ax: Any = None) -> Any:
-        """Draws what became of the requests.
+        """Draw the shares of requests on time, late and dropped.
 
-        Where a number was varied (the SLO, the cap, the workers, the delay: the one with the most values), and at most
-        six combinations of the rest are left, the share on time along it, a line for each combination. Otherwise a bar
-        for each outcome, best first, at most twenty: on time, late and dropped.
+        If a number was varied (SLO, largest batch, workers or delay) and the other settings have at most six
+        combinations, the plot shows the share on time along that number, with a line for each combination; of several
+        numbers, the one with the most values. Otherwise it has a bar for each outcome, best first, at most twenty.
 
         Args:
             ax: a matplotlib ``Axes`` to draw on; ``None``: a new figure.
@@ -185,13 +185,13 @@ class ScenarioTable(Sequence[Scenario]):
         }
         names = [_label(outcome, varied) or "as given" for outcome in best]
         of = ""
-        if max(map(len, names)) > _LONGEST_NAME:  # the bars need the room: the settings are named once, beside all
+        if max(map(len, names)) > _LONGEST_NAME:  # long names leave no room for the bars: name the settings only once
             names, of = [self._in_short(outcome, varied) for outcome in best], ", ".join(varied)
         return plot_bars(ax, names, shares, len(self), of)
 
     def _in_short(self, outcome: Scenario, names: list[str]) -> str:
         device, settings = outcome.service_time, {name: _setting(outcome, name) for name in names}
-        if "service_time" in settings and len(device) > _LONGEST_DEVICE:  # two of them may begin and end alike
+        if "service_time" in settings and len(device) > _LONGEST_DEVICE:  # two shortened names may look the same
             settings["service_time"] = f"{[*self.devices].index(device) + 1}: {shown_name(device, _LONGEST_DEVICE)}"
         return ", ".join(settings.values())
 
@@ -202,7 +202,7 @@ class ScenarioTable(Sequence[Scenario]):
         return [name for name in _SETTINGS if len(self._values(name)) > 1]
 
     def _table(self) -> tuple[str, list[list[str]]]:
-        """What all have in common, in a line; and what differs, in rows of cells, the first of them the head."""
+        """Return a line with the common settings, and rows of cells with the varied ones, the first row the head."""
         varied = self._varied()
         first = self.outcomes[0]
         told = [name for name in _SETTINGS if name not in varied and (name != _SETTINGS[-1] or first.max_queue_delay_s)]
@@ -247,27 +247,28 @@ def what_if(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> ScenarioTable:
-    """Plays recorded traffic again under every combination of the alternatives given.
+    """Play recorded traffic again under every combination of the given alternatives.
 
     Args:
-        trace: the traffic; ``batcher.decision_log().to_trace()`` is that of a live batcher.
-        service_time: what a batch takes: one `ServiceTime` (``batcher.service_time.fitted()`` is what a live batcher
-            has learned), a mapping of names to them, or several, each alone or as ``(name, service_time)``.
-        max_batch_size: the cap, or several.
+        trace: the traffic; ``batcher.decision_log().to_trace()`` returns that of a live batcher.
+        service_time: durations of batches: one `ServiceTime` (``batcher.service_time.fitted()`` returns the one that a
+            live batcher has learned), a mapping of names to them, or several, each alone or as
+            ``(name, service_time)``.
+        max_batch_size: the largest batch, or several.
         slo_s: a time limit for every request, or several; ``None``: each request's own, as recorded.
         policy: ``"lookahead"``, ``"greedy"``, or several.
-        workers: how many batches may run at once, a live batcher's ``max_in_flight``, or several numbers.
-        max_queue_delay_s: the delay of ``"greedy"``, or several; the other policies have none and are run once.
-        noise: each duration is multiplied by ``exp(noise * z)``, z standard normal, as `simulate` does.
-        seed: of the noise; the same for every combination.
-        progress: called with how many combinations are done and how many there are, before each and at the end.
-            ``None``: a line on stderr where that is a terminal or a notebook and it takes longer than a second.
+        workers: how many batches may run at once, like a live batcher's ``max_in_flight``, or several numbers.
+        max_queue_delay_s: the delay of ``"greedy"``, or several; other policies have none and run once.
+        noise: each duration is multiplied by ``exp(noise * z)``, z standard normal, as in `simulate`.
+        seed: seed of the noise; the same for every combination.
+        progress: called before each combination and at the end, with the number of finished combinations and of all.
+            ``None``: a line on stderr, if that is a terminal or a notebook and the run takes longer than a second.
 
     Returns:
         The outcomes, in the order of the arguments above, the last varying fastest.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type or out of range, or without an alternative.
+        TypeError, ValueError: an argument has the wrong type, is out of range, or has no alternatives.
 
     Example:
         >>> from streaminfer.batching import ServiceTime, arrivals
@@ -317,7 +318,7 @@ def _run(
     slo_s = settings["slo_s"]
     return simulate(
         trace.arrivals_s,
-        slo_s=1.0 if slo_s is None else slo_s,  # unused where deadlines are given
+        slo_s=1.0 if slo_s is None else slo_s,  # unused if deadlines are given
         deadlines_s=trace.deadlines_s if slo_s is None else None,
         priorities=trace.priorities,
         service_time=devices[settings["service_time"]],
@@ -345,7 +346,7 @@ def _outcome(settings: Mapping[str, Any], result: SimulationResult) -> Scenario:
 
 
 def _alternatives(name: str, value: Any) -> list[Any]:
-    """One value, or several: a list of those that differ."""
+    """Return one value, or several, as a list of different ones."""
     if isinstance(value, str) or not isinstance(value, Iterable):
         return [value]
     different = list(dict.fromkeys(value.tolist() if isinstance(value, np.ndarray) else value))
@@ -355,7 +356,7 @@ def _alternatives(name: str, value: Any) -> list[Any]:
 
 
 def _devices(service_time: Any) -> dict[str, ServiceTime]:
-    """Service times by name; one without a name is called what it is."""
+    """Return service times by name; one without a name is named by its ``repr``."""
     given = service_time.items() if isinstance(service_time, Mapping) else service_time
     what = "a ServiceTime, several, or (name, ServiceTime); fitted() gives that of a learned one"
     if isinstance(given, ServiceTime):
@@ -374,7 +375,7 @@ def _devices(service_time: Any) -> dict[str, ServiceTime]:
 
 
 def _rank(outcome: Scenario) -> tuple[float, ...]:
-    # NaN, of an outcome without an answer, is no order: last
+    # NaN, of an outcome without a response, cannot be ordered, so it comes last
     return -outcome.on_time, outcome.workers, np.inf if np.isnan(outcome.p99_s) else outcome.p99_s
 
 
@@ -391,7 +392,7 @@ def _label(outcome: Scenario, names: list[str]) -> str:
 
 def _progress() -> Callable[[int, int], None]:
     """Return a report of progress for a terminal or a notebook; it is silent for the first second."""
-    if not (sys.stderr.isatty() or "ipykernel" in sys.modules):  # a notebook's stderr is no terminal
+    if not (sys.stderr.isatty() or "ipykernel" in sys.modules):  # a notebook's stderr is not a terminal
         return lambda _done, _total: None
     began = time.perf_counter()
 

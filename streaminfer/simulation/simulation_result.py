@@ -25,14 +25,14 @@ class SimulationResult:
         dropped: never part of a batch: rejected by the policy, or past the deadline in the queue or on arrival.
         late: completed after the deadline.
         arrivals_s: shape (n,), float64, the arrivals.
-        latencies_s: shape (n,), float64, from arrival to response; NaN where dropped.
+        latencies_s: shape (n,), float64, from arrival to response; NaN for dropped requests.
         is_on_time: shape (n,), bool, which requests ``on_time`` counts.
         drops_s: shape (dropped,), float64, ascending: when requests were dropped.
         batch_sizes: shape (batches,), int64, in order of their start.
         batch_starts_s: shape (batches,), float64, ascending.
         batch_ends_s: shape (batches,), float64.
-        batch_workers: shape (batches,), int64, 0 to ``workers`` - 1; of several free workers the lowest is taken.
-        reasons: why each batch was released, in the words of the policy.
+        batch_workers: shape (batches,), int64, 0 to ``workers`` - 1; of several free workers, the lowest runs a batch.
+        reasons: reason of each batch's release, in the words of the policy.
         workers: how many batches could run at once.
     """
 
@@ -52,14 +52,14 @@ class SimulationResult:
 
     @property
     def share_on_time(self) -> float:
-        """``on_time`` as a share of all arrivals; 1.0 where there were none."""
+        """``on_time`` as a share of all arrivals; 1.0 if there were none."""
         arrivals = self.arrivals_s.size
         return self.on_time / arrivals if arrivals else 1.0
 
     def plot(self, ax: Any = None) -> Any:
-        """Draws the timeline: a row per worker, a bar per batch colored by its reason, ticks of arrivals and drops.
+        """Draw the timeline: a row per worker, a bar per batch colored by its reason, ticks of arrivals and drops.
 
-        A bar that is wide enough says how many requests the batch had.
+        A bar that is wide enough shows the number of requests in the batch.
 
         Args:
             ax: a matplotlib ``Axes`` to draw on; ``None``: a new figure.

@@ -1,19 +1,19 @@
-"""What a policy does with a trace of arrivals, in simulated time: the policy of the live batcher, not a copy of it.
+"""A policy over a trace of arrivals in simulated time; it is the policy of the live batcher, not a copy.
 
-The idea: a policy is a function of what waits, the time and the free workers, so the simulator needs no event loop. It
-owns a `RequestQueue` like the live dispatcher, moves an integer clock from event to event and asks the same
-`Policy` object the same question at the same moments: when requests have arrived, when a batch has finished, when
-waiting requests have expired, and at the instant that its last answer named.
+A policy depends only on the queue, the time and the free workers, so the simulator needs no event loop. It owns a
+`RequestQueue` like the live dispatcher, and moves an integer clock from event to event. It consults the same `Policy`
+object at the same moments: when requests have arrived, when a batch has ended, when queued requests have expired, and
+at the instant that the last decision named.
 
 Events of one instant come in this order: batches end (a response at the deadline is on time), requests arrive, queued
 requests whose deadline has come are dropped, the policy decides for free workers. So one schedule has one outcome, and
-a run repeats exactly.
+a run is exactly reproducible.
 
-How it differs from the live batcher: a batch runs to its end, also when every caller has cancelled; a live batcher
-delivers no late response, and here it is counted as late; the queue has no limit.
+Differences from the live batcher: a batch always runs to its end, while a live one is cancelled when no caller is left;
+late responses are counted as late, while a live batcher does not deliver them; the queue has no limit.
 
-Complexity: O(log n) an event, with 2 events a request and 1 a batch, and what the policy costs. About 2 µs a request
-with the greedy policy.
+Complexity: O(log n) per event, with 2 events per request and 1 per batch, plus the cost of the policy. About 2 µs per
+request with the greedy policy.
 """
 
 import math
@@ -70,34 +70,34 @@ def simulate(
     priorities: Sequence[int] | NDArray[np.integer[Any]] | None = None,
     max_queue_delay_s: float = 0.0,
 ) -> SimulationResult:
-    """Runs a policy over a trace of arrivals.
+    """Run a policy over a trace of arrivals.
 
-    Where no kernels were compiled ahead of time, the first run of a `Lookahead` compiles or loads them, for seconds. A
-    policy object that learns goes on from what it knows: make a new one for a run of its own.
+    If no kernels were compiled ahead of time, the first run of a `Lookahead` compiles or loads them, for seconds. A
+    policy object that learns continues from its knowledge: create a new one for an independent run.
 
     Args:
         arrivals_s: shape (n,), seconds ≥ 0, ascending.
-        slo_s: time limit of a request, from its arrival, where ``deadlines_s`` says nothing.
-        service_time: what a batch really takes, by its size; ``"lookahead"`` knows it.
+        slo_s: time limit of a request, from its arrival, unless ``deadlines_s`` is given.
+        service_time: actual durations of batches by size; ``"lookahead"`` knows them.
         max_batch_size: the most requests in a batch.
-        policy: ``"lookahead"``, ``"greedy"``, or any object with the ``decide`` of `Policy`. One that has
-            ``observe(size, duration_ns, now_ns)`` is told of each batch when it ends.
+        policy: ``"lookahead"``, ``"greedy"``, or any object with the ``decide`` of `Policy`. If it has
+            ``observe(size, duration_ns, now_ns)``, that is called at the end of each batch.
         workers: how many batches may run at once.
-        noise: each duration is multiplied by ``exp(noise * z)``, z standard normal: median 1, and about a relative
-            standard deviation while it is small.
-        seed: of the noise.
-        deadlines_s: shape (n,), the instant by which each request is worth an answer; ``inf``: it has no deadline.
+        noise: each duration is multiplied by ``exp(noise * z)``, z standard normal. The median factor is 1, and
+            ``noise`` is about the relative standard deviation if it is small.
+        seed: seed of the noise.
+        deadlines_s: shape (n,), the instant after which a response to each request is worthless; ``inf``: none.
         priorities: shape (n,), whole numbers of 32 bits, a lower one is more urgent. ``None``: all the same.
         max_queue_delay_s: with ``policy="greedy"``, how long the oldest request may be queued for a fuller batch.
 
     Returns:
-        What came of every request and batch.
+        Outcomes of all requests and batches.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type or out of range.
-        RuntimeError: a policy object that breaks the protocol: it sends more than fits or what does not wait, wants to
-            look again at an instant that has passed, or leaves requests waiting for ever.
-        MissingExtra: there are no kernels for a `Lookahead`, nor is Numba installed.
+        TypeError, ValueError: an argument has the wrong type or is out of range.
+        RuntimeError: the policy object breaks the protocol: it sends too many requests or requests that are not queued,
+            wants to decide again at an instant that has passed, or leaves requests queued for ever.
+        MissingExtra: there are no kernels for a `Lookahead`, and Numba is not installed.
     """
     arrivals_ns = arrivals_in_ns(arrivals_s)
     n = arrivals_ns.size
@@ -123,13 +123,13 @@ def simulate(
 
 
 def durations_in_ns(service_time: ServiceTime, max_batch_size: int) -> NDArray[np.int64]:
-    """What batches take, by their size.
+    """Return the durations of batches by size.
 
     Returns:
         Shape (max_batch_size + 1,), int64, nondecreasing, at least 1 from size 1 on.
 
     Raises:
-        TypeError: ``service_time`` is something else.
+        TypeError: ``service_time`` is not a `ServiceTime`.
     """
     what = "a ServiceTime; fitted() gives that of a learned one"
     check_instance("service_time", service_time, lambda value: isinstance(value, ServiceTime), what)
@@ -150,7 +150,7 @@ class _Simulation:
     running: list[tuple[int, int, Execution]] = attrs.field(init=False, factory=list)  # heap of end, worker, batch
 
     def run(self) -> None:
-        """Moves from event to event until nothing is left to happen."""
+        """Move from event to event until none is left."""
         model, running = self.model, self.running
         while True:
             now_ns = min(model.next_ns, running[0][0]) if running else model.next_ns
@@ -195,7 +195,7 @@ def _policy(
     else:
         made = Lookahead(max_batch_size, service_time, workers=workers)
     if isinstance(made, Lookahead):
-        kernel_loader.load()  # its seconds, where Numba compiles, are no part of the run
+        kernel_loader.load()  # before the run, so that it does not include the seconds of a compilation
     return made
 
 

@@ -1,9 +1,9 @@
 """The timeline of a batcher, recorded or simulated: a row per worker, a bar per batch, ticks for arrivals and drops.
 
-A reason has the same color in every timeline, so that two of them can be compared. All bars of a reason are one
-artist. A bar says its size where there is room for the figure. Where a worker has more batches than can be told apart,
-time is cut into bins instead, and a bin is filled as high as the share of it that the worker was busy, by reason; as
-many arrivals or drops become their rate. So a picture of a million batches is no larger than one of a thousand.
+A reason has the same color in every timeline, so that timelines can be compared. All bars of a reason are one artist. A
+bar shows its size if it is wide enough. If a worker has too many batches to tell them apart, time is cut into bins: a
+bin is filled up to the share of its time for which the worker was busy, by reason. In the same way, many arrivals or
+drops become their rate. So a picture of a million batches is no larger than one of a thousand.
 """
 
 from typing import Any
@@ -17,15 +17,15 @@ from streaminfer._internal.loading.extras import require
 __all__ = ["draw_timeline"]
 
 _REASONS = ("full", "idle_worker", "max_queue_delay", "planned", "probe", "exploration")
-_COLORS = (*COLORS[:-1], "#f0e442", "C5", "C8", "C6", "C9")  # the last one of the palette is that of drops
+_COLORS = (*COLORS[:-1], "#f0e442", "C5", "C8", "C6", "C9")  # without the last color of the palette, that of drops
 _HALF = 0.4
 _WIDE_ENOUGH = 1 / 60
-"""A bar of at least this share of the whole has room for its size."""
+"""Smallest share of the width at which a bar has room for its size."""
 _APART: dict[str, Any] = {"edgecolor": "white", "linewidth": 0.6}
 _BARS_IN_VECTORS = 1000
-"""More bars than this are pixels, which take less of a file."""
+"""Number of bars above which they are drawn as pixels, which take less of a file."""
 _BATCHES_APART = 250
-"""More batches of a worker than this cannot be told apart across a page."""
+"""Number of batches of a worker above which they cannot be told apart across a page."""
 _BATCHES_IN_ALL = 4000
 _CELLS = 20_000
 _TICKS = 500
@@ -50,25 +50,25 @@ def draw_timeline(
     failed: NDArray[np.bool_] | None = None,
     running: NDArray[np.bool_] | None = None,
 ) -> Any:
-    """Draws batches, arrivals and drops over time.
+    """Draw batches, arrivals and drops over time.
 
     Args:
         ax: a matplotlib ``Axes`` to draw on; ``None``: a new figure.
-        purpose: what needs matplotlib, for the message.
+        purpose: the feature that needs matplotlib, for the message.
         starts_s: shape (batches,), seconds.
-        ends_s: shape (batches,), seconds; the bar of a batch that runs ends with the picture.
+        ends_s: shape (batches,), seconds; the bar of a running batch ends with the picture.
         workers: shape (batches,), the row of each, 0 to ``rows`` - 1.
         sizes: shape (batches,).
-        reasons: why each batch went; decides the color.
-        rows: how many rows there are.
+        reasons: reason of each batch's release; decides the color.
+        rows: number of rows.
         arrivals_s: shape (n,), seconds.
         drops_s: shape (m,), seconds.
-        failed: shape (batches,), batches to be hatched.
-        running: shape (batches,), batches to be framed with a dashed line.
+        failed: shape (batches,), the batches to hatch.
+        running: shape (batches,), the batches to frame with a dashed line.
 
     Returns:
-        The axes: a collection of bars for each reason in order of appearance, then one of the latest that failed and
-        one of those that run, where there are any; a line of ticks, or the rate, of arrivals and of drops.
+        The axes: a collection of bars for each reason in order of appearance, then one of the latest failed batches and
+        one of the running ones, if there are any; a line of ticks, or the rate, of arrivals and of drops.
 
     Raises:
         MissingExtra: matplotlib is not installed.
@@ -109,7 +109,7 @@ def draw_timeline(
         if chosen is not None and chosen.any():
             latest = np.flatnonzero(chosen)[-_MARKS:]
             ax.add_collection(collections.PolyCollection(frames[latest], label=label, facecolor="none", **style))
-    unit = max(1.0, rows / _labels(ax))  # of the two rows below the workers
+    unit = max(1.0, rows / _labels(ax))  # height of the two rows below the workers
     for label, instants_s, row, color in (("arrivals", arrivals_s, -unit, GREY), ("drops", drops_s, -2 * unit, BAD)):
         if instants_s.size <= _TICKS:
             ax.plot(instants_s, np.full(instants_s.size, row), "|", color=color, label=label)
@@ -135,7 +135,7 @@ def draw_timeline(
 
 
 def _labels(ax: Any) -> int:
-    """Return for how many workers there is room for a name."""
+    """Return the number of workers for whose names there is room."""
     return int(np.clip(ax.bbox.height / ax.figure.dpi / _LABEL_IN - 2, 4, _ROWS_LABELED))
 
 
@@ -147,7 +147,7 @@ def _name_rows(ax: Any, rows: int, unit: float) -> None:
 
 
 def _corners(left: Any, right: Any, bottom: Any, top: Any) -> NDArray[np.float64]:
-    """Return rectangles, shape (n, 4, 2)."""
+    """Return rectangles as corners, shape (n, 4, 2)."""
     return np.stack((left, bottom, left, top, right, top, right, bottom), axis=-1).reshape(-1, 4, 2)
 
 
@@ -174,7 +174,7 @@ def _busy_shares(
 
 
 def _colors(reasons: tuple[str, ...]) -> dict[str, str]:
-    """Each reason's color, in order of appearance; those of other policies share what is left of the cycle."""
+    """Return each reason's color, in order of appearance; reasons of other policies share the rest of the cycle."""
     different = list(dict.fromkeys(reasons))
     others = [reason for reason in different if reason not in _REASONS]
     left = len(_COLORS) - len(_REASONS)

@@ -1,7 +1,7 @@
-"""A trace: when requests arrived, how long they had and how urgent they were; recorded from a batcher, or made up.
+"""A trace: the arrivals, time limits and priorities of requests, recorded from a batcher or constructed.
 
-It is all that `simulate` and `what_if` need to know of the traffic, on a clock of its own that starts at the first
-arrival. A file holds it as NumPy arrays, compressed, without pickle: loading one runs no code of its author.
+It is all that `simulate` and `what_if` need to know of the traffic. Its clock starts at the first arrival. A file holds
+it as compressed NumPy arrays, without pickle: loading a file runs no code of its author.
 """
 
 import io
@@ -29,18 +29,18 @@ class Trace:
     """Recorded traffic; immutable, its arrays read-only, safe to share between threads.
 
     Args:
-        arrivals_s: shape (n,), seconds on any clock, ascending (equal ones may follow each other).
-        limits_s: shape (n,), how many seconds after its arrival each request is worth an answer, > 0; NaN or ``inf``:
-            as long as it takes. ``None``: that for all.
+        arrivals_s: shape (n,), seconds on any clock, ascending (several may be equal).
+        limits_s: shape (n,), seconds after the arrival for which a response is worth something, > 0; NaN or ``inf``: no
+            limit. ``None``: no limit for any.
         priorities: shape (n,), whole numbers of 32 bits, a lower one is more urgent. ``None``: all the same.
 
     Attributes:
         arrivals_s: shape (n,), float64, ascending from 0.
-        limits_s: shape (n,), float64, > 0; ``inf`` where there is none.
+        limits_s: shape (n,), float64, > 0; ``inf`` without a limit.
         priorities: shape (n,), int32.
 
     Raises:
-        TypeError, ValueError: not such arrays.
+        TypeError, ValueError: an argument is not such an array.
 
     Example:
         >>> trace = Trace([10.0, 10.25, 10.5], limits_s=[0.05, 0.05, float("nan")])
@@ -62,21 +62,21 @@ class Trace:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Reads what :meth:`save` wrote.
+        """Read a file that :meth:`save` wrote.
 
         Raises:
             OSError: the file cannot be read.
-            ValueError: it holds something else, or another version; the message names the file and what is wrong.
+            ValueError: the file has other content or another version; the message names the file and the problem.
         """
         content = Path(path).read_bytes()
         try:
             with _archive(io.BytesIO(content)) as stored:
                 return cls(*_read(stored))
-        except Exception as error:  # a damaged archive raises a dozen kinds, and none of them means anything else
+        except Exception as error:  # a damaged archive raises many classes of errors, all with this meaning
             raise ValueError(f"{os.fspath(path)}: not a saved Trace: {error}") from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes it as a compressed ``.npz``, under this very name, replacing what was there.
+        """Write it as a compressed ``.npz`` file under exactly this name, replacing an existing file.
 
         Raises:
             OSError: the file cannot be written.
@@ -88,17 +88,17 @@ class Trace:
 
     @property
     def deadlines_s(self) -> NDArray[np.float64]:
-        """Shape (n,), float64: the instant by which each request is worth an answer, ``inf`` where there is none."""
+        """Instant after which a response to each request is worthless, shape (n,), float64; ``inf`` without a limit."""
         return self.arrivals_s + self.limits_s
 
     @property
     def duration_s(self) -> float:
-        """From the first arrival to the last; 0.0 of an empty trace."""
+        """Seconds from the first arrival to the last; 0.0 for an empty trace."""
         return float(self.arrivals_s[-1]) if self.arrivals_s.size else 0.0
 
     @property
     def rate(self) -> float:
-        """Mean arrivals per second; 0.0 below two arrivals, ``inf`` where all came at one instant."""
+        """Mean arrivals per second; 0.0 below two arrivals, ``inf`` if all arrived at one instant."""
         gaps = self.arrivals_s.size - 1
         if gaps < 1:
             return 0.0
@@ -108,7 +108,7 @@ class Trace:
         return int(self.arrivals_s.size)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.arrivals_s, self.limits_s, self.priorities)  # a copy's arrays are read-only too
+        return type(self), (self.arrivals_s, self.limits_s, self.priorities)  # so that a copy's arrays are read-only
 
     def __repr__(self) -> str:
         limited = self.limits_s[np.isfinite(self.limits_s)]
@@ -124,7 +124,7 @@ class Trace:
 def _from_zero(arrivals_s: ArrayLike) -> NDArray[np.float64]:
     instants = ascending(arrivals_s)
     instants = instants - instants[:1]
-    arrivals_in_ns(instants)  # checks the duration
+    arrivals_in_ns(instants)  # raises if the trace is too long
     return _constant(instants)
 
 

@@ -1,7 +1,7 @@
 """Virtual time, a scripted backend and fault injection, for tests of services built on streaminfer.
 
-Nothing sleeps and nothing depends on the machine's speed: on a :class:`VirtualLoop` time jumps to the next timer, and a
-run with scripted backends replays exactly.
+Tests do not sleep and do not depend on the speed of the machine: on a :class:`VirtualLoop`, time jumps to the next
+timer. A run with scripted backends replays exactly.
 """
 
 from streaminfer.testing import faults

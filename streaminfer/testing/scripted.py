@@ -18,22 +18,22 @@ HANG: Any = object()
 
 
 class ScriptedBackend:
-    """Backend that returns, fails or hangs by script, and records its batches.
+    """Backend that follows a script: each batch returns results, fails or hangs; records all batches.
 
     Args:
         *steps: one per batch, in order: an exception to raise, :data:`HANG`, a function of the batch that returns the
-            results, or the results themselves. After the last step, ``then`` makes the results.
-        then: a function of the batch that returns the results; ``None``: each row's own inputs.
-        duration_s: seconds that a batch takes: a number, or a function of the batch's size. Loop time, so virtual on a
-            :class:`~streaminfer.testing.VirtualLoop`.
-        batch_axes: the axis on which the batcher stacks each input, 0 if it is not named.
-        example: one request's inputs: a batcher then measures batches of it before it accepts requests. They take
-            ``duration_s``, use up no step and are not among ``batches``. ``None``: nothing is measured.
+            results, or the results. After the last step, ``then`` makes the results.
+        then: a function of the batch that returns the results; ``None``: each row's result is its inputs.
+        duration_s: seconds that a batch takes: a number, or a function of the batch size. The time is the event loop's,
+            so it is virtual on a :class:`~streaminfer.testing.VirtualLoop`.
+        batch_axes: the axis on which the batcher stacks each input, by name; 0 for inputs that are not named.
+        example: one request's inputs. With an example, a batcher measures batches of it before it accepts requests.
+            These batches take ``duration_s``, use no step and are not in ``batches``. ``None``: no measurement.
 
     Attributes:
         batches: all batches, in order.
         calibration_sizes: sizes of the batches that were measured before requests were accepted, in order.
-        running: batches that run now.
+        running: number of batches that are running.
     """
 
     returns_new_arrays = True
@@ -75,7 +75,7 @@ class ScriptedBackend:
     async def _run(self, batch: Batch, step: Any) -> Any:
         self.running += 1
         try:
-            _ = batch.inputs  # read first, as a real backend does: rows that cannot be stacked fail here
+            _ = batch.inputs  # read first, as real backends do: rows that cannot be stacked fail here
             duration_s = self._duration_s
             if callable(duration_s):
                 duration_s = check_duration("duration_s(size)", duration_s(len(batch)))

@@ -1,4 +1,4 @@
-"""A clock, an event loop and a runner in which time passes only when a test lets it."""
+"""A clock, an event loop and a runner for tests: time passes only where the test lets it."""
 
 import asyncio
 import math
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class FakeClock:
-    """Clock that moves only when told to; pass it as ``clock=``.
+    """Clock that moves only on :meth:`advance`; pass it as ``clock=``.
 
     Args:
         now_ns: the first instant, monotonic nanoseconds ≥ 0.
@@ -42,18 +42,18 @@ class FakeClock:
 class VirtualLoop(asyncio.SelectorEventLoop):
     """Event loop whose time is an integer that jumps to the next timer when no callback is ready.
 
-    If nothing can ever happen again, the run ends with ``RuntimeError`` instead of hanging, so that a lost wake-up
-    fails a test at once. A thread or process takes real time, so ``run_in_executor`` raises, and neither a socket nor
-    another thread is waited for.
+    If no callback or timer is left, the run ends with ``RuntimeError`` instead of hanging, so that a lost wake-up fails
+    a test at once. A thread or process takes real time, so ``run_in_executor`` raises. The loop does not wait for
+    sockets or other threads.
 
     Args:
         now_ns: the first instant, nanoseconds ≥ 0.
     """
 
     is_virtual = True
-    """Tells a start to do on this loop what it does in a thread elsewhere, so that a run repeats."""
+    """Tells ``start`` methods to work on this loop instead of in a thread, so that a run repeats exactly."""
 
-    _closed = True  # until the base class begins: one with a wrong argument has nothing to close
+    _closed = True  # until the base class starts: if ``now_ns`` is invalid, there is nothing to close
 
     def __init__(self, now_ns: int = 0) -> None:
         self.now_ns = check_count("now_ns", now_ns, at_least=0)
@@ -88,14 +88,14 @@ class _NoWaiting(selectors.SelectSelector):
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         timers = self._loop._scheduled  # type: ignore[attr-defined]
-        # the loop cuts a wait at a day, and would come back for another one for ever
+        # asyncio waits a day at most and then polls again, so a timer at infinity would poll for ever
         if timeout is None or (timeout > 0 and timers[0].when() == math.inf):
             raise RuntimeError(
                 "nothing will ever happen on this virtual loop again: a task waits for a lost wake-up, or for what "
                 "takes real time, such as a socket, a process or another thread"
             )
         if timeout > 0 or not self._loop._ready:  # type: ignore[attr-defined]
-            # a timer due "now" may lie a rounding error ahead: years of seconds have no nanoseconds in a float
+            # a timer that is due may lie a rounding error ahead: a float of years in seconds cannot hold nanoseconds
             self._loop.now_ns += max(1, math.ceil(timeout * 1e9 - 1e-3))
         return []
 

@@ -1,7 +1,10 @@
-"""README, CONTRIBUTING, docs and notebooks use the words of the glossary, short sentences, and say nothing is absent that exists."""
+"""Pages, notebooks, docstrings and comments use the words of the glossary; pages have short sentences and are up to date."""
 
+import ast
+import io
 import json
 import re
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -15,8 +18,10 @@ PAGES = [
         page for page in (ROOT / "docs").rglob("*.md") if "_build" not in page.parts and page.name not in GENERATED
     ),
 ]
+CODE = ["streaminfer", "tests", "benchmarks", "examples", "docs"]
 PROSE = [*PAGES, *sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))]
 MAX_PAGE_LINES = 200
+MAX_TEST_NAME = 50
 MAX_SENTENCE_WORDS = 30
 FIRST_SCREEN_LINES = 45
 
@@ -66,6 +71,24 @@ def _prose(page):
     return list(enumerate(text.splitlines(), start=1))
 
 
+def _modules(folder):
+    """Return the modules in a folder that Git may hold."""
+    return sorted(path for path in (ROOT / folder).rglob("*.py") if "__pycache__" not in path.parts)
+
+
+def _docstrings_and_comments(path):
+    """Return the numbered docstrings and comments of a module, without code spans."""
+    source = path.read_text(encoding="utf-8")
+    texts = [
+        (node.lineno, node.value.value)
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    ]
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    texts += [(token.start[0], token.string) for token in tokens if token.type == tokenize.COMMENT]
+    return [(number, re.sub(r"``[^`]*``|`[^`]*`", "CODE", text)) for number, text in texts]
+
+
 def _sentences(page):
     """Return the numbered sentences outside tables and headings."""
     for number, line in _prose(page):
@@ -82,6 +105,31 @@ def test_page_uses_words_of_the_glossary(page):
         for number, line in _prose(page)
         for words, better in REPLACED.items()
         for match in re.finditer(rf"\b({words})\b", line, re.IGNORECASE)
+    ]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("folder", CODE)
+def test_code_uses_words_of_the_glossary(folder):
+    """A word that the glossary replaces is in no docstring and no comment."""
+    found = [
+        f"{_name(path)}:{number}: {match[0]!r} → {better}"
+        for path in _modules(folder)
+        for number, text in _docstrings_and_comments(path)
+        for words, better in REPLACED.items()
+        for match in re.finditer(rf"\b({words})\b", text, re.IGNORECASE)
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_names_of_tests_are_short():
+    """A name of a test has at most 50 characters; the rule that it checks is in its docstring."""
+    found = [
+        f"{_name(path)}:{node.lineno}: {node.name}"
+        for path in _modules("tests")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        if node.name.startswith("test_") and len(node.name) > MAX_TEST_NAME
     ]
     assert not found, "\n".join(found)
 

@@ -1,1 +1,1 @@
-"""How things are shown: the style of pictures, tables and pages in HTML."""
+"""Display: the shared style of pictures, tables and HTML pages."""

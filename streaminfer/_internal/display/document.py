@@ -1,4 +1,4 @@
-"""`Document`: what the reports for a privacy office have in common."""
+"""`Document`: the base class of the reports for a privacy office."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["Document"]
 
 
 class Document(Snapshot, ABC):
-    """Report as plain values, as JSON and as a page.
+    """Report as plain values, as JSON and as an HTML page.
 
     Attributes:
         schema: name of the layout of `to_dict`.
-        version: of that layout.
-        title: of the page.
+        version: version of that layout.
+        title: title of the page.
     """
 
     __slots__ = ()
@@ -29,21 +29,21 @@ class Document(Snapshot, ABC):
     title: ClassVar[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it as plain values, in the layout that ``schema`` and ``version`` name."""
+        """Return the whole report as plain values, in the layout that ``schema`` and ``version`` name."""
         return {"schema": self.schema, "version": self.version, **super().to_dict()}
 
     def to_json(self) -> str:
-        """Return the same as JSON, indented; the same report gives the same text."""
+        """Return the report as indented JSON; equal reports give equal text."""
         return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
 
     def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
-        """Return a page that loads nothing; with a path, write it to that file too.
+        """Return an HTML page that loads no other files; with a path, also write it to that file.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the file cannot be written.
         """
         return write_page(self.title, f"<h1>{self.title}</h1>{self._repr_html_()}", path)
 
     @abstractmethod
     def _repr_html_(self) -> str:
-        """Return what the page has below its title."""
+        """Return the content of the page below its title."""

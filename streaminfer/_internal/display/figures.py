@@ -41,9 +41,9 @@ def new_axes(ax: Any, purpose: str, *, height_in: float = _HEIGHT_IN) -> Any:
     """Return axes in the shared style.
 
     Args:
-        ax: a matplotlib ``Axes`` that the user gave; ``None``: those of a new figure.
-        purpose: what needs matplotlib, for the message.
-        height_in: of a new figure, in inches.
+        ax: the user's matplotlib ``Axes``; ``None``: make a figure.
+        purpose: the feature that needs matplotlib, for the error message.
+        height_in: height of a new figure, in inches.
 
     Raises:
         MissingExtra: matplotlib is not installed.
@@ -59,7 +59,7 @@ def new_axes(ax: Any, purpose: str, *, height_in: float = _HEIGHT_IN) -> Any:
 
 
 def legend_above(ax: Any) -> None:
-    """Put the legend above the axes, in as many columns as fit; nothing where no artist has a label."""
+    """Put the legend above the axes, in as many columns as fit; without labeled artists, do nothing."""
     handles, labels = ax.get_legend_handles_labels()
     if not labels:
         return
@@ -72,7 +72,7 @@ def legend_above(ax: Any) -> None:
 
 
 def say_nothing_yet(ax: Any, text: str) -> None:
-    """Write into empty axes why they are empty."""
+    """Write the reason why the axes are empty into them."""
     ax.text(0.5, 0.5, text, ha="center", va="center", transform=ax.transAxes, color=GREY)
 
 
@@ -88,7 +88,7 @@ def in_seconds(axis: Any) -> None:
 
 
 def _seconds(value: float) -> str:
-    """Return a duration for which engineers would write ``ks``; empty: it is a shorter one."""
+    """Return a duration of at least 1,000 s, which ``EngFormatter`` would write in ks; empty for a shorter one."""
     return f"{value:,.0f} s" if abs(value) >= _KILO else ""
 
 
@@ -97,8 +97,8 @@ def in_decades(axis: Any, low_s: float, high_s: float) -> None:
 
     Args:
         axis: ``ax.xaxis`` or ``ax.yaxis``.
-        low_s: the least duration, in seconds.
-        high_s: the greatest.
+        low_s: the smallest duration, in seconds.
+        high_s: the largest duration, in seconds.
     """
     ticker = require("matplotlib.ticker", extra="plot", purpose="a plot")
     low, high = np.floor(np.log10(low_s)), np.ceil(np.log10(high_s))
@@ -111,16 +111,16 @@ def in_decades(axis: Any, low_s: float, high_s: float) -> None:
 
 
 def shown_name(name: str, longest: int = 32) -> str:
-    """Return a user's name for a picture: text of at most such a length, its beginning and its end, no formula."""
-    name = name.encode("utf-8", "backslashreplace").decode()  # matplotlib draws no half of a surrogate pair
+    """Return a user's name for a picture: at most ``longest`` characters, cut in the middle, never a formula."""
+    name = name.encode("utf-8", "backslashreplace").decode()  # matplotlib cannot draw half of a surrogate pair
     if len(name) > longest:
         ends = (longest - 1) // 2
         name = f"{name[: longest - 1 - ends]}…{name[-ends:]}"
-    return name.replace("$", r"\$")  # between two of these matplotlib reads a formula
+    return name.replace("$", r"\$")  # matplotlib reads text between two of these as a formula
 
 
 def time_unit(span_s: float) -> tuple[float, str]:
-    """Return the seconds and the name of the largest unit of which a span of time has at least two."""
+    """Return the seconds and the name of the largest unit that fits at least twice into a time span."""
     return next(((size, unit) for size, unit in _TIME_UNITS if span_s >= _UNITS_SHOWN * size), (1.0, "seconds"))
 
 
@@ -132,14 +132,14 @@ def inline_svg(
     height_in: float = _HEIGHT_IN,
     attributes: str = 'style="max-width:100%;height:auto"',
 ) -> str:
-    """Return a picture as SVG inside a page; empty where matplotlib is not installed.
+    """Return a picture as SVG for an HTML page; empty if matplotlib is not installed.
 
     Args:
         draw: draws on the axes that it gets.
-        label: what the picture shows, for readers who cannot see it.
+        label: description of the picture for readers who cannot see it.
         width_in: in inches.
-        height_in: likewise.
-        attributes: of the element.
+        height_in: in inches.
+        attributes: attributes of the SVG element.
     """
     try:
         figure = require("matplotlib.figure", extra="plot", purpose="a picture")

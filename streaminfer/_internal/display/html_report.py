@@ -1,4 +1,4 @@
-"""Reports as text, and as one HTML page that loads nothing, with every cell escaped."""
+"""Reports as text, and as one HTML page that loads no other files, with every cell escaped."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ _KB = 1000
 
 
 def write_page(title: str, body: str, path: str | os.PathLike[str] | None = None, *, style_sheet: str = _STYLE) -> str:
-    """Return a whole page; with a path, write it there too.
+    """Return a whole HTML page; with a path, also write it to that file.
 
     Args:
         title: plain text.
         body: HTML.
-        path: of a file; ``None``: none.
-        style_sheet: of the page.
+        path: path of a file; ``None``: write no file.
+        style_sheet: CSS of the page.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     page = (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -51,7 +51,7 @@ def write_page(title: str, body: str, path: str | os.PathLike[str] | None = None
 
 
 def cells(record: Any, names: Sequence[str]) -> tuple[str, ...]:
-    """Fields of a record as plain texts, by their units: ``…_ns`` an instant, ``…_s`` a duration, ``…_bytes``."""
+    """Return fields of a record as plain text, by unit: ``…_ns`` an instant, ``…_s`` a duration, ``…_bytes``."""
     return tuple(_cell(name, getattr(record, name)) for name in names)
 
 
@@ -68,19 +68,19 @@ def _cell(name: str, value: Any) -> str:
 
 
 def list_of(texts: Iterable[str], kind: str) -> str:
-    """A list of plain texts; ``kind`` is their class."""
+    """Return an HTML list of plain texts; ``kind`` is its CSS class."""
     return "<ul>" + "".join(f'<li class="{kind}">{escape(text)}</li>' for text in texts) + "</ul>"
 
 
 def text_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """The same for a terminal: what would move the cursor is shown as an escape."""
+    """Return a table for a terminal; characters that would move the cursor are shown as escapes."""
     lines = [list(head), *([_printable(cell) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
 def instant(at_ns: int) -> str:
-    """An instant of the wall clock."""
+    """Return an instant of the wall clock as text."""
     try:
         return datetime.fromtimestamp(at_ns // 10**9, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     except (OverflowError, ValueError, OSError):

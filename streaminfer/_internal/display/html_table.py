@@ -1,4 +1,4 @@
-"""Tables for notebooks and reports, as HTML that loads nothing."""
+"""Tables for notebooks and reports, as HTML that loads no other files."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -13,13 +13,13 @@ def html_table(
     caption: str = "",
     marks: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
-    """Return a table; each cell is escaped.
+    """Return a table as HTML, with each cell escaped.
 
     Args:
-        rows: the cells of each row. Without a head the first cell of each is the row's heading.
-        head: of the columns.
-        caption: above the table.
-        marks: CSS classes of first cells, by their text.
+        rows: the cells of each row. Without a head, the first cell of each row is its heading.
+        head: headings of the columns.
+        caption: text above the table.
+        marks: CSS classes of first cells, by the text of the cell.
     """
     from html import escape  # noqa: PLC0415 - a notebook's need, not every import's
 

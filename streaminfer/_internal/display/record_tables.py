@@ -1,4 +1,4 @@
-"""Records of attrs classes as tables: names become words, and values are written in the units that names end with."""
+"""Tables of attrs records: field names become words, and their endings give the units of the values."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -22,15 +22,15 @@ _UNITS: dict[str, Callable[[Any], str]] = {
     "bytes": format_size,
     **dict.fromkeys(("share", "rate", "extra", "success"), "{:.1%}".format),
 }
-"""How numbers are written, by the end of their field's name."""
+"""Number formats, by the ending of the field's name."""
 
 
 def record_tables(record: Any, kind: str) -> str:
-    """Return a table of a record's fields and properties, and below it those of the records that it holds.
+    """Return a table of a record's fields and properties, followed by tables of the records that it holds.
 
     Args:
-        record: of an attrs class.
-        kind: above the table, with the record's name.
+        record: an instance of an attrs class.
+        kind: text above the table, with the record's name.
     """
     rows, below = [], []
     alike: dict[type, dict[str, Any]] = {}
@@ -57,7 +57,7 @@ def record_tables(record: Any, kind: str) -> str:
 
 
 def _draws_itself(value: Any) -> bool:
-    """Whether a value has a picture, or a table of another shape."""
+    """Return whether a value has a picture, or a table of another shape."""
     return getattr(type(value), "_repr_html_", Snapshot._repr_html_) is not Snapshot._repr_html_
 
 
@@ -69,14 +69,14 @@ def _values(record: Any) -> dict[str, Any]:
 
 
 def _records(values: Any) -> list[dict[str, Any]]:
-    """Return the values of records in a tuple, or by name in a mapping; nothing for anything else."""
+    """Return the values of the records in a tuple, or by name in a mapping; an empty list for anything else."""
     if isinstance(values, Mapping):
         return [{"name": name, **_values(each)} for name, each in values.items() if attrs.has(type(each))]
     return [_values(each) for each in values if attrs.has(type(each))] if isinstance(values, tuple) else []
 
 
 def _table(records: Sequence[Mapping[str, Any]], caption: str) -> str:
-    """Return a row for each record, without columns in which all are empty, zero or unknown."""
+    """Return a table with a row for each record; a column is left out if all its values are empty, zero or unknown."""
     columns = [name for name in records[0] if any(_says_something(record[name]) for record in records)]
     rows = [[_text(name, record[name]) for name in columns] for record in records]
     return html_table(rows, head=[*map(_label, columns)], caption=caption)
@@ -95,7 +95,7 @@ def _label(name: str) -> str:
 
 
 def _text(name: str, value: Any) -> str:
-    """Return the value of a field as plain text; empty where there is none."""
+    """Return the value of a field as plain text; empty if it has no value."""
     if value is None:
         return "not known" if name.endswith("_s") else ""
     if isinstance(value, (bool, int, float)):

@@ -1,6 +1,6 @@
-"""Quantiles of the normal and of Student's distribution.
+"""Quantiles of the normal distribution and of Student's distribution.
 
-``statistics.NormalDist`` has the first, but its module loads fractions, decimals and random.
+``statistics.NormalDist`` has the first, but its module also loads fractions, decimals and random.
 """
 
 import math
@@ -23,14 +23,14 @@ def normal_quantile(p: float) -> float:
 
 
 def student_quantile(p: float, degrees: float) -> float:
-    """Return a quantile of Student's distribution: how far means of few values are from the true one.
+    """Return a quantile of Student's t distribution, for the error of a mean of few values.
 
-    That of one or two degrees of freedom is exact; others come from the normal one (Abramowitz and Stegun 26.7.5), and
-    are less than 1 % too low for the intervals in use.
+    One and two degrees of freedom are exact. Others are derived from the normal quantile (Abramowitz and Stegun
+    26.7.5), and are less than 1 % too low for the intervals in use.
 
     Args:
         p: a probability in (0, 1).
-        degrees: of freedom, at least 1.
+        degrees: degrees of freedom, at least 1.
     """
     if degrees == 1:
         return math.tan(math.pi * (p - 0.5))

@@ -1,1 +1,1 @@
-"""How files are saved: whole, or not at all."""
+"""Files that are saved completely or not at all."""

@@ -1,4 +1,4 @@
-"""Files that are whole at every moment: what is saved replaces what was there only once all of it is on the disk."""
+"""Files that are complete at every moment: new content replaces the old only when all of it is on the disk."""
 
 import errno
 import os
@@ -8,24 +8,24 @@ from pathlib import Path
 __all__ = ["write_whole"]
 
 _OPEN_FILES = ("/dev/fd/", "/dev/std", "/proc/")
-"""Paths of what a process has open: it would keep the file that was replaced."""
+"""Paths of files that the process has open; after a replacement it would still have the old file."""
 _ONLY_IN_PLACE = (errno.EBUSY, errno.EPERM)
-"""Errors of a file that is mounted by itself, as into containers, and of one whose group this process is not in."""
+"""Errors for a file that is itself a mount point, as in containers, or whose group this process does not belong to."""
 
 
 def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file, or replace it. A crash or a full disk leaves what was there.
+    """Write a file, or replace it. After a crash or with a full disk, the old content remains.
 
-    The new file has the permissions of the old one, and a link still points to it. What can only be written in place
-    is: a device or pipe, a file of another owner or group or with several names, and one in a folder that takes no new
-    files.
+    The new file has the permissions of the old one, and a symbolic link still points to it. Some files are written in
+    place: devices and pipes, files of another owner or group or with several names, and files in a folder in which the
+    process cannot create files.
 
     Args:
-        path: of the file.
-        content: all of it.
+        path: path of the file.
+        content: the whole content.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     target = Path(os.path.realpath(path))
     try:
@@ -62,7 +62,7 @@ def _write(fresh: Path, content: bytes, before: os.stat_result | None) -> None:
     with os.fdopen(number, "wb") as file:
         if before is not None:
             os.fchown(number, -1, before.st_gid)
-            os.fchmod(number, mode)  # whatever the umask
+            os.fchmod(number, mode)  # regardless of the umask
         file.write(content)
         file.flush()
         os.fsync(number)

@@ -1,1 +1,1 @@
-"""How modules load: at first use, compiled or not."""
+"""Loading of modules: at first use, compiled or uncompiled."""

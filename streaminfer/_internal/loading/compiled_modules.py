@@ -1,8 +1,8 @@
-"""Whether the package runs compiled: all of its ``*_cy`` modules or none, decided when it is imported.
+"""Check whether the package runs compiled: all of its ``*_cy`` modules or none, decided at its first import.
 
-Compiled modules read each other's C structures, so one beside the plain source of another, or beside one that an
-earlier build left, fails at some later import or corrupts memory. A build makes all of them or none; what a checkout
-holds is looked at here.
+Compiled modules read each other's C structures. A compiled module that is mixed with the uncompiled source of another,
+or with one from an earlier build, fails at a later import or corrupts memory. A build makes all of them or none; this
+module checks what a checkout contains.
 """
 
 import functools
@@ -21,7 +21,7 @@ _SUFFIX = "_cy"
 
 
 class _PlainSources:
-    """Finds the sources of the compiled modules, before the modules."""
+    """Import finder that returns the sources of the compiled modules instead of the compiled files."""
 
     def find_spec(
         self,
@@ -40,10 +40,10 @@ class _PlainSources:
 
 @functools.cache
 def are_used() -> bool:
-    """Return whether this process uses the compiled modules, from its first import of the package on.
+    """Return whether this process uses the compiled modules; the first import of the package decides it.
 
-    Where ``STREAMINFER_DISABLE_COMPILED=1`` asks for the plain sources, they come first from now on: the same tests
-    then hold both, and a debugger can step through.
+    With ``STREAMINFER_DISABLE_COMPILED=1``, the uncompiled sources take precedence from now on, so the same tests can
+    check both builds and a debugger can step through.
 
     Raises:
         ImportError: some modules are compiled for this Python and some are not.
@@ -62,7 +62,7 @@ def are_used() -> bool:
 
 
 def look(package: Path) -> tuple[list[str], list[str]]:
-    """Return the paths, without a suffix, of the modules that are compiled for this Python, and of those that are not.
+    """Return the paths, without a suffix, of the modules that are compiled for this Python, and of all others.
 
     Args:
         package: the package's folder.
@@ -82,7 +82,7 @@ def look(package: Path) -> tuple[list[str], list[str]]:
 
 @functools.cache
 def warn_if_unused() -> None:
-    """Log that requests are served uncompiled, once in a process."""
+    """Log once per process that the package runs uncompiled."""
     if are_used():
         return
     if _are_disabled():

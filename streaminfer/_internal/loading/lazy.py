@@ -16,13 +16,13 @@ def lazy_attributes(
     modules: Mapping[str, str] = _NONE,
     optional: Collection[str] = (),
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Return ``__getattr__`` and ``__dir__`` of a package.
+    """Return the functions ``__getattr__`` and ``__dir__`` for a package.
 
     Args:
         package: its ``__name__``.
-        homes: by module, without ``streaminfer.``, the names that it defines.
-        modules: by name the modules that are attributes themselves.
-        optional: names that need an extra; ``__dir__`` leaves them out without it, because `help` reads what it lists.
+        homes: names to export, by the module (without ``streaminfer.``) that defines them.
+        modules: modules that are attributes of the package themselves, by attribute name.
+        optional: names that need an extra; without it ``__dir__`` omits them, because `help` reads what it lists.
     """
     home_of = {name: home for home, names in homes.items() for name in names}
 

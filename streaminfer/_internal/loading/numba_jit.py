@@ -1,10 +1,10 @@
-"""Numba's just-in-time compiler, the form of the kernels where none were compiled ahead of time.
+"""Numba's just-in-time compiler, for kernels that were not compiled ahead of time.
 
-Compiling the planner takes seconds of a core; loading what an earlier process compiled takes a tenth of one. Numba
-keeps it beside the source, or where ``NUMBA_CACHE_DIR`` says, or in the user's cache folder, and compiles again when
-the source has changed. It looks only into the first of these folders that it can write to; a kernel is also loaded from
-the others, because an image is built by another user than the one who serves, and its root may be read-only. Where
-there is no folder to write to, each process compiles for itself.
+Compiling the planner takes seconds of CPU time; loading the code that an earlier process compiled takes a tenth of a
+second. Numba stores compiled code beside the source, in ``NUMBA_CACHE_DIR`` or in the user's cache folder, and compiles
+again when the source has changed. Numba looks only into the first of these folders that it can write to. This module
+also loads kernels from the others, because an image is often built by another user than the one who serves, and its
+root file system may be read-only. If no folder is writable, each process compiles for itself.
 
 Importing this module imports Numba.
 """
@@ -26,10 +26,10 @@ _must_keep = False
 
 
 def jit(function: F) -> F:
-    """Make a kernel of a function: compiled for the types it is first called with, without the interpreter lock.
+    """Compile a function as a kernel for the types of its first call; it runs without the interpreter lock.
 
     Args:
-        function: of numbers and NumPy arrays; what it calls is a kernel too.
+        function: a function of numbers and NumPy arrays; the functions that it calls must be kernels too.
     """
     compiled: Any = njit(nogil=True)(function)
     compiled._cache = _KernelCache(function)
@@ -37,13 +37,13 @@ def jit(function: F) -> F:
 
 
 def compile_exports(exports: Mapping[str, tuple[Any, str]]) -> None:
-    """Compile kernels for their signatures, or load them from the cache, and for no other types from then on.
+    """Compile kernels for their signatures, or load them from the cache; afterwards they take no other types.
 
     Args:
-        exports: the table of a kernels' module: name, kernel and signature. A kernel may stand in it several times.
+        exports: the export table of a kernel module: name, kernel and signature. A kernel may occur several times.
 
     Raises:
-        OSError: what was compiled could not be kept, within :func:`must_keep`.
+        OSError: the compiled code could not be stored, within :func:`must_keep`.
     """
     for kernel, signature in exports.values():
         kernel.disable_compile(False)
@@ -54,7 +54,7 @@ def compile_exports(exports: Mapping[str, tuple[Any, str]]) -> None:
 
 @contextlib.contextmanager
 def must_keep() -> Iterator[None]:
-    """Raise ``OSError`` inside where a kernel would be compiled that no other process finds; not thread-safe."""
+    """Raise ``OSError`` inside the block if compiled code cannot be stored for other processes; not thread-safe."""
     global _must_keep  # noqa: PLW0603 - kernels are made when their modules are imported
     _must_keep = True
     try:
@@ -64,34 +64,34 @@ def must_keep() -> Iterator[None]:
 
 
 class _KernelCache:
-    """The cache of one kernel, as Numba's dispatcher calls it.
+    """Cache of one kernel, with the interface that Numba's dispatcher calls.
 
     Args:
-        function: of the kernel.
+        function: the function of the kernel.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._own: Any = None
-        with contextlib.suppress(RuntimeError):  # no folder to write to
+        with contextlib.suppress(RuntimeError):  # no writable folder
             self._own = FunctionCache(function)  # type: ignore[no-untyped-call]
         self._others = [other for other in _readable(function) if other.cache_path != self.cache_path]
 
     @property
     def cache_path(self) -> str | None:
-        """The folder where compiled code is kept."""
+        """Folder where compiled code is stored; ``None``: no folder is writable."""
         return None if self._own is None else self._own.cache_path
 
     def load_overload(self, signature: Any, target: Any) -> Any:
-        """Return the code for a signature; ``None``: it is in no folder."""
+        """Return the code for a signature, or ``None`` if no folder has it."""
         for kept in [self._own, *self._others] if self._own else self._others:
-            with contextlib.suppress(OSError):  # another user may keep it private
+            with contextlib.suppress(OSError):  # the folder of another user may be unreadable
                 found = kept.load_overload(signature, target)
                 if found is not None:
                     return found
         return None
 
     def save_overload(self, signature: Any, compiled: Any) -> None:
-        """Keep the code for a signature, if that is possible: a full disk does not keep it from serving."""
+        """Store the code for a signature; if that fails, for example on a full disk, the kernel still works."""
         try:
             if self._own is None:
                 raise PermissionError(
@@ -107,13 +107,13 @@ class _KernelCache:
 def _readable(function: Callable[..., Any]) -> Iterator[Any]:
     """Return the caches of a function in the folders that exist, whether or not this process can write to them."""
     for kind in _readers():
-        with contextlib.suppress(RuntimeError):  # there is no such folder
+        with contextlib.suppress(RuntimeError):  # the folder does not exist
             yield kind(function)
 
 
 @cache
 def _readers() -> list[Any]:
-    """Numba's caches, one for each place that it knows, without the demand that the folder is writable."""
+    """Return Numba's caches, one for each folder that it knows, without requiring that the folder is writable."""
 
     def ensure_cache_path(locator: Any) -> None:
         if not Path(locator.get_cache_path()).is_dir():

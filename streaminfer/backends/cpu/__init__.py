@@ -1,1 +1,1 @@
-"""Functions on threads and processes of this machine."""
+"""Functions as backends, on threads and processes of this machine."""

@@ -1,8 +1,8 @@
 """Python and Numba functions as backends: inline on the event loop, in threads, or in processes.
 
-Which one: *inline* for a function that takes less than a hop to a thread costs (some 50 µs), or that is ``async``
-itself; *thread* for one that releases the interpreter lock (NumPy, ``numba.njit(nogil=True)``, most native code);
-*process* for one that does not, at the price of copying the batch through a pipe.
+Choose *inline* for a function that is ``async``, or takes less time than a hop to a thread (some 50 µs). Choose
+*thread* for a function that releases the interpreter lock (NumPy, ``numba.njit(nogil=True)``, most native code).
+Choose *process* for a function that holds the lock; the batch is then copied through a pipe.
 """
 
 import asyncio
@@ -46,9 +46,9 @@ _BACKGROUND_OBSTACLES = {
 
 
 class _FunctionWorker(Worker):
-    """A function in this process, at the priority that its batches have; holds nothing else.
+    """Runs a function in this process, at the priority of the batches.
 
-    Its warm-up is nothing: what a function needs before its first call, only its author knows.
+    It has no warm-up: only the author of a function knows what it needs before its first call.
     """
 
     def __init__(self, function: Callable[[Any], Any], priority: BatchPriority) -> None:
@@ -56,7 +56,7 @@ class _FunctionWorker(Worker):
         self._priority = priority
 
     def run(self, inputs: Any) -> Any:
-        """Call it."""
+        """Call the function."""
         if self._priority.is_background:
             return self._priority.run(self._function, inputs)
         return self._function(inputs)
@@ -65,56 +65,58 @@ class _FunctionWorker(Worker):
 class CpuBackend(Node):
     """Runs batches with a function: ``fn(inputs)`` returns outputs with the batch axis, or one result per row.
 
-    ``inputs`` is what a batch holds: one array with a leading batch axis, a mapping of name to such arrays, or,
-    with a batcher that has ``stack=False``, the list of the requests' inputs. The result is an array with a leading
-    batch axis, a mapping or tuple of such arrays, which is cut row by row, or a list with one result per row, where
-    one that is an exception goes to that row's caller alone. Numba functions work
-    like Python ones: arrays in, arrays out; compile them (one call, or explicit signatures) before live traffic, and
-    with ``nogil=True`` for threads.
+    ``inputs`` is what a batch holds: one array with a leading batch axis, a mapping of name to such arrays, or, if the
+    batcher has ``stack=False``, the list of the requests' inputs. The function returns one of these:
 
-    A function cannot be interrupted: a batch that is cancelled, or stopped with ``drain=False``, while it runs keeps
-    its worker until the function returns. One that has not returned ``hang_grace_s`` after that hangs: its process is
-    killed, or another thread takes its place, and a warning says so. A worker process that dies is replaced; it fails
-    the batch that it had begun, and one that it had not begun goes to its replacement.
+    * an array with a leading batch axis, or a mapping or tuple of such arrays, which is split row by row;
+    * a list with one result per row, in which an exception goes only to that row's caller.
 
-    Thread-safety: everything may be called from any thread; :meth:`infer` from several event loops too.
+    Numba functions work like Python functions, with arrays as arguments and results. Compile them before live traffic
+    (with one call, or with explicit signatures), and with ``nogil=True`` for threads.
+
+    A function cannot be interrupted: if a running batch is cancelled, or stopped with ``drain=False``, it keeps its
+    worker until the function returns. If the function then runs for more than ``hang_grace_s``, it hangs: its process
+    is killed, or a new thread replaces its thread, and a warning is logged. A worker process that dies is replaced. The
+    batch that it had begun fails; a batch that it had not begun goes to its replacement.
+
+    Thread-safety: all methods can be called from any thread; :meth:`infer` also from several event loops.
 
     Args:
-        fn: the function; with ``executor="inline"`` it may be ``async``; with ``"process"`` it must be importable by
+        fn: the function. With ``executor="inline"`` it may be ``async``; with ``"process"`` it must be importable by
             name.
-        executor: ``"thread"``, ``"process"``, or ``"inline"``: on the event loop, which stands still meanwhile.
-        workers: threads or processes, at most 10,000: how many batches can run at the same time. An inline function
-            runs wherever it is awaited.
-        version: of the function's behavior; change it when the same name returns other results, so that a cache does
-            not return old ones.
-        example: one request's inputs, without a batch axis: a batcher calls the function with batches of it before it
-            accepts requests, and measures them. ``None``: the first live batches are measured.
-            An array, or a mapping of arrays, also says the inputs of every request: another dtype or shape is
-            `InvalidInput` before the request is queued. Other numbers and text, bytes, lists and objects check neither.
-            What the example is, and what the function returns for it, tells servers the names and types of inputs and
-            outputs.
+        executor: ``"thread"``, ``"process"``, or ``"inline"``: on the event loop, which is blocked meanwhile.
+        workers: number of threads or processes, at most 10,000, and so of batches that can run at the same time. An
+            inline function runs wherever it is awaited.
+        version: version of the function's behavior. Change it when the same name returns other results, so that caches
+            do not return old ones.
+        example: one request's inputs, without a batch axis. With an example, a batcher measures batches of it before it
+            accepts requests; with ``None``, it measures the first live batches.
+            If the example is an array, or a mapping of arrays, it also fixes dtype and shape of every request: the
+            batcher rejects others with `InvalidInput`. Other numbers and text, bytes, lists and objects check neither.
+            Servers take the names and types of inputs and outputs from the example and its results.
         free_axes: axes whose size may differ from the example's, such as that of length buckets: a sequence of axes
             for every input, or a mapping of input name to such sequences.
         copy_outputs: copy the arrays that the function returns, on its worker and before the next batch, so that a
-            function may reuse its output memory. ``False`` is for one that returns new arrays. A process sends its
-            outputs, and copies nothing more.
-        hang_grace_s: seconds that a batch may run on after it was cancelled, which a batcher does when the last of its
-            deadlines has passed.
-        residency: how the function's model comes into the memory of a `Device` and leaves it; ``None``: it is always
-            there.
+            function may reuse its output memory. ``False`` is for a function that returns new arrays. With
+            ``"process"``, outputs are sent through the pipe, and not copied again.
+        hang_grace_s: seconds that a batch may continue to run after it was cancelled. A batcher cancels a batch when
+            the last of its deadlines has passed.
+        residency: how the function's model is loaded into a `Device`'s memory and unloaded; ``None``: the model is
+            always in memory.
         clock: monotonic nanoseconds, for ``busy_s``; ``None``: the system's.
 
     Attributes:
         batch_axes: empty: every input is stacked on a new leading axis.
         fingerprint: module, qualified name and version of the function, part of a cache's keys: the same in every
-            process. ``None`` for what these do not name: a lambda, a method, a closure, what was typed in.
+            process. ``None`` for a function that these do not identify: a lambda, a method, a closure, or a function
+            that was typed into a prompt.
 
-        validate: raises `InvalidInput` for a request that does not fit ``example``; ``None`` where that checks nothing.
-        returns_new_arrays: true: no later batch writes to what callers got.
-        queued_workers: ``workers``, which take batches from one queue; ``None`` where the function runs inline.
+        validate: raises `InvalidInput` for a request that does not fit ``example``; ``None``: nothing is checked.
+        returns_new_arrays: true: no later batch writes to arrays that callers received.
+        queued_workers: ``workers``, which take batches from one queue; ``None`` if the function runs inline.
 
     Raises:
-        TypeError, ValueError: an argument does not fit; with ``"process"``, a function that cannot be pickled.
+        TypeError, ValueError: an argument is invalid; with ``"process"``, the function cannot be pickled.
     """
 
     batch_axes: Mapping[str, int] = MappingProxyType({})
@@ -169,11 +171,11 @@ class CpuBackend(Node):
         self._recorder = BackendRecorder(workers, clock)
         self.queued_workers = None if executor == "inline" else workers
         self._priority = BatchPriority()
-        # a function runs on when its batch is over, and its worker waits for it; a process has its own priority
+        # a cancelled function still blocks its worker, so it gets a higher priority; a process has a separate one
         self._hasten = self._priority.raise_running if executor == "thread" else None
         self._threads: WorkerThreads[_FunctionWorker] | WorkerThreads[ProcessWorker] | None = None
         self._closed = False
-        self._awaited: set[Future[None]] = set()  # inline and async: one a batch, done when it is
+        self._awaited: set[Future[None]] = set()  # inline and async: one per batch, done when the batch ends
         if executor == "inline":
             if workers != 1:
                 raise ValueError(expected("workers", "1 with executor='inline'", workers))
@@ -191,27 +193,27 @@ class CpuBackend(Node):
             self._threads = WorkerThreads(processes, owner, hang_grace_s=hang_grace_s)
 
     async def start(self) -> None:
-        """Starts the threads, or the processes and waits until each has imported the function.
+        """Start the threads; or start the processes, and wait until each has imported the function.
 
         Raises:
-            BackendError: a process could not be started or could not import the function; nothing is left running.
+            BackendError: a process could not be started or could not import the function; no worker is left running.
         """
         self._closed = False
         if self._threads is not None:
             await self._threads.start()
 
     def infer(self, batch: Batch) -> Coroutine[Any, Any, Sequence[Any]]:
-        """What the function returns for the batch; starts first where :meth:`start` was not called.
+        """Return the function's results for the batch; starts the workers if :meth:`start` was not called.
 
         Raises:
             BackendError: the function raised, or its process died.
-            Closed: stopped.
+            Closed: the backend is stopped.
         """
         recorder = self._recorder
         return recorder.count(len(batch.rows), self._answer, batch, recorder.busy, recorder.busy_awaiting)
 
     def capabilities(self) -> Capabilities:
-        """What a batcher and caches need to know of the function."""
+        """Return the function's optional features, for batchers and caches."""
         return Capabilities(
             validate=self.validate,
             fingerprint=self.fingerprint,
@@ -226,10 +228,10 @@ class CpuBackend(Node):
         )
 
     def model_tensors(self) -> ModelTensors | None:
-        """Return the inputs as ``example`` has them, and the outputs once a batcher has called the function with it.
+        """Return the inputs, from ``example``, and the outputs, once a batcher has called the function with it.
 
-        ``None`` without an example of numbers or text. Sizes of inputs are open where they are not checked, and those
-        of outputs where those of inputs are.
+        ``None`` without an example of numbers or text. A size of an input is open if it is not checked; sizes of
+        outputs are open if a size of an input is.
         """
         return self._tensors
 
@@ -238,9 +240,9 @@ class CpuBackend(Node):
 
     @property
     def begin_infer(self) -> Callable[[Batch, Done], Job] | None:
-        """Begins a batch in a thread; ``None``: there is none, or a subclass has replaced ``infer``."""
+        """Function that begins a batch in a thread; ``None`` without threads or if a subclass replaces ``infer``."""
         begins = self._threads is not None and type(self).infer is CpuBackend.infer
-        return self._begin_infer if begins else None  # kept by none of its attributes, which would keep it alive
+        return self._begin_infer if begins else None  # made on each call: a stored bound method would be a cycle
 
     def _begin_infer(self, batch: Batch, done: Done) -> Job:
         threads: Any = self._threads
@@ -257,26 +259,26 @@ class CpuBackend(Node):
         return ExampleInputs(self._example, self._infer_uncounted, infer_on_each=on_each, infer_now=now)
 
     async def stop(self, *, drain: bool = True) -> None:
-        """Ends the workers and waits for them; :meth:`start` starts new ones.
+        """Stop the workers and wait for them; :meth:`start` starts new ones.
 
         At the time limit of the stack that stops, else after 30 seconds, batches that still run end with
-        :class:`~streaminfer.errors.Closed`: processes are killed, and threads abandoned. Batches of an async function
-        that runs on the event loop are waited for until then, and left to their callers.
+        :class:`~streaminfer.errors.Closed`: processes are killed, and threads abandoned. Until then the backend also
+        waits for batches of an async function on the event loop; after that, these continue for their callers.
 
         Args:
-            drain: queued batches run first; else they end with
+            drain: run queued batches first; ``False``: they end with
                 :class:`~streaminfer.errors.Closed`.
         """
         self._closed = True
         if self._threads is not None:
             await self._threads.stop(drain=drain)
         elif self._awaited:
-            # they may be of other event loops, whose futures would not wake this one
+            # they may belong to other event loops, whose asyncio futures could not wake this loop
             waits = [asyncio.wrap_future(ended) for ended in tuple(self._awaited)]
             await asyncio.wait(waits, timeout=seconds_left(STOP_LIMIT_S))
 
     def statistics(self) -> BackendStatistics:
-        """What was counted until now."""
+        """Return the counters of the batches so far."""
         return self._recorder.snapshot()
 
     def __repr__(self) -> str:
@@ -314,7 +316,7 @@ class CpuBackend(Node):
             return call(lambda: worker.run(batch.inputs))
         except StreamInferError:
             raise
-        except BaseException as error:  # SystemExit of a worker must not end the loop
+        except BaseException as error:  # SystemExit of a worker must not end the event loop
             raise self._failure(batch, error) from error
 
     def _call_inline(self, batch: Batch, call: Callable[..., Any]) -> Any:
@@ -329,7 +331,7 @@ class CpuBackend(Node):
     async def _await_inline(self, batch: Batch, call: Callable[..., Any]) -> Any:
         self._check_open()
         ended: Future[None] = Future()
-        ended.set_running_or_notify_cancel()  # so that no stop that gives up waiting can cancel it
+        ended.set_running_or_notify_cancel()  # so that a stop whose wait times out cannot cancel it
         self._awaited.add(ended)
         try:
             return await call(self._function, batch.inputs)
@@ -350,7 +352,7 @@ class CpuBackend(Node):
 
 
 def _copying(function: Callable[[Any], Any], is_async: bool) -> Callable[[Any], Any]:
-    """Return a function whose outputs are copied as soon as they are there."""
+    """Return a function whose outputs are copied before it returns."""
 
     def call(inputs: Any) -> Any:
         return own_arrays(function(inputs))
@@ -372,13 +374,13 @@ def _check_request(signature: Signature, request: Request) -> None:
 
 
 def _check_unnamed(request: Request) -> None:
-    """Reject a mapping where the example is none: servers make one of an input of another name."""
+    """Reject a mapping if the example is not one: servers make a mapping of an input with an unexpected name."""
     if isinstance(request.inputs, Mapping):
         raise InvalidInput(expected("inputs", "one input, without a name or as 'inputs'", request.inputs))
 
 
 def _call_now(work: Callable[..., Any], *arguments: Any) -> Any:
-    """Instead of one that counts the time."""
+    """Call a function without counting its time."""
     return work(*arguments)
 
 
@@ -388,7 +390,7 @@ def _name(function: Callable[[Any], Any]) -> str:
 
 
 def _process_workers(function: Callable[[Any], Any], name: str, count: int) -> list["ProcessWorker"]:
-    # multiprocessing and its imports: more to import than everything else here
+    # imported late: multiprocessing takes longer to import than everything else here
     from streaminfer.backends.cpu.processes import ProcessWorker  # noqa: PLC0415
 
     try:

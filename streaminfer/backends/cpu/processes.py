@@ -1,22 +1,22 @@
 """Worker process that runs batches with one function, driven by one thread.
 
-Idea: each worker thread has a process of its own and talks to it over one pipe, batch out, results back. A process
-that dies takes its own batch with it and nothing else (a shared pool would fail every batch in flight), and is
-started again for the next one. Arrays travel outside the pickle (protocol 5): written to the pipe from where they
+Idea: each worker thread has a separate process and talks to it over one pipe: a batch out, results back. If a process
+dies, only its batch is affected (with a shared pool, every batch in flight would fail), and the thread starts another
+process for the next batch. Arrays travel outside the pickle (protocol 5): they are written to the pipe from where they
 lie, and read into their final place.
 
 Invariants:
 
-* A message is read whole before it is unpickled, so that one that cannot be unpickled leaves the pipe in step.
-  Where a message cannot be read or sent whole, for lack of memory, the process and its pipe end with the batch.
-* The process says in shared memory that it has read a batch, before it unpickles it. So a batch that a process died
-  without having begun is sent to the next one, up to three processes per batch. One that was begun fails: the function
-  may have had its effect, or be what ended the process.
-* Processes are not forked from this one, which has threads: they come from the fork server, or are spawned where
-  there is none or its socket has no place. Like every such process they import ``__main__``, which needs its
+* A message is read whole before it is unpickled, so that the pipe stays in step if unpickling fails. If a message
+  cannot be read or sent whole, for lack of memory, the process and its pipe end with the batch.
+* Before the process unpickles a batch, it notes in shared memory that it has read the batch. If a process dies before
+  it begins a batch, the batch goes to a new process, up to three processes per batch. A batch that was begun fails: the
+  function may have had its effect, or may have ended the process.
+* Processes are not forked from this process, which has threads. They come from the fork server, or are spawned if there
+  is none or the path of its socket is too long. Like all such processes they import ``__main__``, which needs
   ``if __name__ == "__main__":``.
-* A process ends with its pipe, or is killed. Ctrl-C, and the SIGTERM that systemd and ``timeout`` send to every process
-  of a service, are this process's to answer: it may drain.
+* A process ends with its pipe, or is killed. It ignores Ctrl-C, and the SIGTERM that systemd and ``timeout`` send to
+  every process of a service: the parent process decides, because it may drain.
 """
 
 import contextlib
@@ -45,20 +45,20 @@ from streaminfer.errors import BackendError, text_of_error
 __all__ = ["ProcessWorker"]
 
 _EXIT_GRACE_S = 5.0
-_MAX_PROCESSES = 3  # that may die on a batch before they begin it: a function whose import ends the process is an error
-_EXIT_OF_AN_ERROR = 1  # of an interpreter that ends with a traceback
-_PROTOCOL = 5  # the first with buffers outside the pickle
-_SOCKET_NAME = "/listener-12345678"  # as multiprocessing names the fork server's, in its temporary folder
-_SOCKET_PATH_BYTES = 103  # of the path of a Unix socket, on macOS; four more on Linux
+_MAX_PROCESSES = 3  # processes that may die before they begin a batch, such as in the function's import
+_EXIT_OF_AN_ERROR = 1  # exit code of an interpreter that ends with a traceback
+_PROTOCOL = 5  # the first pickle protocol with buffers outside the pickle
+_SOCKET_NAME = "/listener-12345678"  # like the name of the fork server's socket, in multiprocessing's temporary folder
+_SOCKET_PATH_BYTES = 103  # longest path of a Unix socket on macOS; Linux allows four more
 
-# starting and joining look after all children of this interpreter, which multiprocessing does not lock
+# start and join change the list of all child processes of this interpreter, which multiprocessing does not lock
 _lifecycle = threading.Lock()
 
 
 def _fork_server_is_of_parent() -> bool:
     """Return whether the process that forked this one had started multiprocessing's fork server."""
     server = vars(forkserver._forkserver)["_forkserver_pid"]
-    if server is None or sys.platform == "darwin":  # whose Python has no `waitid` before 3.13
+    if server is None or sys.platform == "darwin":  # Python has no `waitid` on macOS before 3.13
         return False
     try:
         os.waitid(os.P_PID, server, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -67,7 +67,7 @@ def _fork_server_is_of_parent() -> bool:
     return False
 
 
-_forked = _fork_server_is_of_parent()  # before this module was loaded; later forks are seen below
+_forked = _fork_server_is_of_parent()  # forks before this module was loaded; `_after_fork` sees later ones
 
 
 def _after_fork() -> None:
@@ -86,7 +86,7 @@ class ProcessWorker(Worker):
 
     Args:
         pickled_function: ``function(inputs)`` as pickle; the process unpickles it once.
-        name: of the function, for messages.
+        name: the name of the function, for messages.
     """
 
     def __init__(self, pickled_function: bytes, name: str) -> None:
@@ -94,25 +94,25 @@ class ProcessWorker(Worker):
         self._name = name
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
-        self._has_function = False  # whether the process has imported it
-        self._begun: Any = None  # shared memory: whether the process has read the batch that was sent last
+        self._has_function = False  # whether the process has imported the function
+        self._begun: Any = None  # shared memory: whether the process has read the latest batch
         self._killed = False
         self._lock = threading.Lock()
 
     def warm(self) -> None:
-        """Starts the process and waits until it has imported the function.
+        """Start the process and wait until it has imported the function.
 
         Raises:
-            BackendError: it could not be started, or could not import the function.
+            BackendError: the process could not be started, or could not import the function.
         """
         self._call(None)
 
     def run(self, inputs: Any) -> Any:
-        """What the function returns for ``inputs``, in the process.
+        """Return the function's result for ``inputs``, computed in the process.
 
         Raises:
-            BackendError: the process died after it had begun, or several died before.
-            BaseException: what the function raised, with the traceback of the process as a note.
+            BackendError: the process died after it had begun the batch, or several processes died before that.
+            BaseException: the exception that the function raised, with the traceback of the process as a note.
         """
         ok, value = _unpack(self._call(_pack(inputs)))
         if not ok:
@@ -120,41 +120,41 @@ class ProcessWorker(Worker):
         return value
 
     def close(self) -> None:
-        """Ends the process and waits for it, unless a call that was killed does."""
-        if self._lock.acquire(blocking=not self._killed):  # a call that starts a process may have to wait for that
+        """End the process and wait for it, unless a killed call that still runs does so."""
+        if self._lock.acquire(blocking=not self._killed):  # may have to wait for a call that starts a process
             try:
                 self._end()
             finally:
                 self._lock.release()
 
     def kill(self) -> bool:
-        """Kills the process, so that a call that waits for it fails; from any thread, also while it is busy."""
-        self._killed = True  # before the process is read: one that starts at this moment reads it afterwards
+        """Kill the process, so that a call that waits for it fails; from any thread, also during a call."""
+        self._killed = True  # set before the process is read: `_ready` checks it after it has set the process
         process = self._process
         if process is None:
             return False
-        with contextlib.suppress(ValueError, AttributeError):  # it has ended, or is about to start
+        with contextlib.suppress(ValueError, AttributeError):  # the process has ended, or is about to start
             process.kill()
         return True
 
     def forget(self) -> None:
-        """In a forked process, drop the parent's worker process and start another."""
+        """Drop the parent's worker process after a fork; the next call starts another one."""
         pipe, process = self._pipe, self._process
         self._pipe = self._process = self._begun = None
         self._lock = threading.Lock()
-        if process is not None:  # or the end of this interpreter would terminate it, as one of its own
+        if process is not None:  # else this interpreter, when it ends, would terminate it as its child
             multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]
         if pipe is not None:
-            pipe.close()  # this process's copy: the end of the parent's must reach the worker
+            pipe.close()  # closes only this process's copy, so that the worker notices when the parent closes the pipe
 
     def renew(self) -> Self:
-        """Another one, for the same function."""
+        """Return another worker for the same function."""
         return type(self)(self._function, self._name)
 
     def _call(self, message: list[Any] | None) -> list[Any]:
-        """Return the reply to a message, of the process or, as long as none has begun it, of the next one.
+        """Return the reply of the process; if it dies before it begins the message, that of a new process.
 
-        Without a message only starts the process.
+        Without a message, only start the process.
         """
         with self._lock:
             self._killed = False
@@ -175,7 +175,7 @@ class ProcessWorker(Worker):
                     died_before += 1
                     if begun or self._killed or died_before == _MAX_PROCESSES:
                         raise died from error
-                except BaseException:  # such as a MemoryError: a part of a message may be left in the pipe
+                except BaseException:  # such as a MemoryError: part of a message may be left in the pipe
                     self._end()
                     raise
 
@@ -198,10 +198,10 @@ class ProcessWorker(Worker):
                     "such as workers of hypercorn and Celery; use threads there, or another server"
                 ) from error
         popen = vars(process)["_popen"]
-        popen.terminate = popen.kill  # multiprocessing ends daemons so, and waits for them, when the interpreter ends
+        popen.terminate = popen.kill  # multiprocessing terminates and joins its daemons when the interpreter ends
         self._has_function = False
-        self._process, self._pipe = process, ours  # from here on `kill` reaches it
-        theirs.close()  # or the end of the process would not close the pipe
+        self._process, self._pipe = process, ours  # from here on `kill` finds the process
+        theirs.close()  # otherwise the pipe would stay open after the process has ended
         if self._killed:
             process.kill()
         ok, value = _unpack(_exchange(ours, [self._function]))
@@ -225,7 +225,7 @@ class ProcessWorker(Worker):
         return BackendError(f"{self._name}: the worker process ended with exit code {code} before it responded")
 
     def _end(self) -> int | None:
-        """Closes the pipe, which ends the process, and waits for it; returns its exit code."""
+        """Close the pipe, which ends the process; wait for the process and return its exit code."""
         pipe, process = self._pipe, self._process
         self._pipe = None
         if pipe is None or process is None:
@@ -238,26 +238,26 @@ class ProcessWorker(Worker):
                 process.join()
             code = process.exitcode
             self._process = None
-            # at the interpreter's end multiprocessing waits for the process too: who comes second sees no exit code
+            # at interpreter exit multiprocessing joins the process too: the later join sees no exit code
             with contextlib.suppress(ValueError):
                 process.close()
         return code
 
 
 def _context() -> ForkServerContext | SpawnContext:
-    # multiprocessing's fork server is a child of the process that started it, and fails in a forked one
+    # multiprocessing's fork server is a child of the process that started it, and cannot be used after a fork
     if not _forked and "forkserver" in multiprocessing.get_all_start_methods() and _socket_has_place():
         return multiprocessing.get_context("forkserver")
     return multiprocessing.get_context("spawn")
 
 
 def _socket_has_place() -> bool:
-    # CPython before 3.14 does not see to it where TMPDIR is a long path (gh-132124)
+    # CPython before 3.14 does not check the length of the socket's path if TMPDIR is long (gh-132124)
     return len(os.fsencode(util.get_temp_dir() + _SOCKET_NAME)) <= _SOCKET_PATH_BYTES
 
 
 def _pack(value: object) -> list[Any]:
-    """A value as pickle, and its buffers."""
+    """Return a value as a pickle, followed by its buffers."""
     buffers: list[pickle.PickleBuffer] = []
     data = pickle.dumps(value, _PROTOCOL, buffer_callback=buffers.append)
     return [data, *(buffer.raw() for buffer in buffers)]
@@ -282,31 +282,31 @@ def _receive(pipe: Connection) -> list[Any]:
     sizes = pickle.loads(pipe.recv_bytes())  # noqa: S301 - from our own process
     message: list[Any] = [pipe.recv_bytes()]
     for size in sizes:
-        part = np.empty(size, np.uint8)  # unlike bytes writable, as the arrays made of it should be
+        part = np.empty(size, np.uint8)  # writable, unlike bytes, so that the arrays made of it are writable
         pipe.recv_bytes_into(part.data)
         message.append(part)
     return message
 
 
 def _portable(error: BaseException, stand_in: type[Exception]) -> BaseException:
-    """An exception that certainly arrives on the other side, with its traceback as a note.
+    """Return an exception that can be sent to the other process, with its traceback as a note.
 
     Args:
-        error: what was raised or returned.
-        stand_in: of which class it arrives where it cannot be pickled.
+        error: the exception that was raised or returned.
+        stand_in: the class to use if the exception cannot be pickled.
     """
     note = "in the worker process:\n" + "".join(traceback.format_exception(error))
-    try:  # the copy has the note: a function may raise one object again and again
+    try:  # the note is added to a copy: a function may raise the same object again and again
         copy: BaseException = pickle.loads(pickle.dumps(error, _PROTOCOL))  # noqa: S301 - made in this line
         copy.add_note(note)
-    except Exception:  # noqa: BLE001 - whatever its own pickling raises, its text arrives
+    except Exception:  # noqa: BLE001 - its pickling may raise anything; its text is sent instead
         copy = stand_in(text_of_error(error))
         copy.add_note(note)
     return copy
 
 
 def _portable_rows(result: Any) -> Any:
-    """The same for exceptions that are results of single rows, in a list or in a list among several outputs."""
+    """Make the exceptions portable that are results of rows, in a list or in lists of several outputs."""
     if type(result) is list:
         return [_portable(row, BackendError) if isinstance(row, BaseException) else row for row in result]
     if type(result) is tuple:
@@ -317,15 +317,15 @@ def _portable_rows(result: Any) -> Any:
 
 
 def _on_sigterm(*_: object) -> None:
-    """Go on as long as the parent lives; ``SIG_IGN`` would be inherited by the programs that a function starts."""
+    """Ignore SIGTERM while the parent lives; ``SIG_IGN`` would be inherited by programs that a function starts."""
     parent = multiprocessing.parent_process()
     if parent is None or not parent.is_alive():
         os._exit(128 + signal.SIGTERM)
 
 
 def _serve(pipe: Connection, begun: Any) -> None:
-    """The process: one function, then batches until the pipe is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides
+    """Main function of the process: receives the function, then batches until the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group: the parent decides
     signal.signal(signal.SIGTERM, _on_sigterm)  # as above
     function: Callable[[Any], Any] | None = None
     while True:
@@ -340,7 +340,7 @@ def _serve(pipe: Connection, begun: Any) -> None:
                 reply = _pack((True, None))
             else:
                 reply = _pack((True, _portable_rows(function(_unpack(message)))))
-        except BaseException as error:  # noqa: BLE001 - the parent raises it
+        except BaseException as error:  # noqa: BLE001 - the parent raises the error
             reply = _pack((False, _portable(error, WorkerError)))
         try:
             _send(pipe, reply)

@@ -1,19 +1,19 @@
 """ONNX models through onnxruntime.
 
-Idea: one batch is one hop to a worker thread, one ``run`` of a session there, and one view a row back. ``sessions``
-batches can run at the same time, each on ``threads`` cores; one thread each gives the most predictable tail where the
-cores are shared with an event loop. Idle onnxruntime threads spin by default, on cores that the event loop needs; here
-they do not. A model that takes about as long as the hop runs on the event loop instead, if its owner says so: each hop
-also passes the interpreter lock on twice, while the loop wants it.
+Idea: a batch takes one hop to a worker thread, one ``run`` of a session there, and one view per row. ``sessions``
+batches can run at the same time, each on ``threads`` cores. One thread each gives the most predictable tail if the
+event loop shares the cores. Idle onnxruntime threads spin by default, on cores that the event loop needs; the backend
+switches that off. A model that takes about as long as the hop can run on the event loop (``executor="inline"``): each
+hop also passes the interpreter lock on twice, while the loop wants it.
 
-On the CPU the threads run one session, so that the weights are in memory once: onnxruntime allows that, and it costs no
-throughput (``benchmarks/run.py sessions``). Elsewhere each has a session of its own, because providers lock what they
-compiled for as long as it runs, TensorRT's for one.
+On the CPU all threads run one session, so that the weights are in memory once. onnxruntime allows that, and it costs no
+throughput (``benchmarks/run.py sessions``). On other devices each thread has a separate session, because providers such
+as TensorRT's lock their compiled model while it runs.
 
-A reload makes and warms another :class:`LoadedModel` off the loop; one assignment then makes it the model of every
-batch that a thread takes from there on, and of the fingerprint.
+A reload makes and warms another :class:`LoadedModel` off the event loop. One assignment then makes it the model of
+every batch that a thread begins from there on, and of the fingerprint.
 
-A batch whose callers have left is told to end (``RunOptions.terminate``): onnxruntime looks at that between
+If the callers of a running batch have left, the backend sets ``RunOptions.terminate``; onnxruntime reads it between
 two nodes of the graph.
 """
 
@@ -47,63 +47,63 @@ class OnnxBackend(Node):
     """Runs batches on an ONNX model; needs the extra ``onnx``.
 
     A request has one array if the model reads one input, or a mapping of input name to array, never with a
-    batch axis. Its result is one array if the model has one output, or a ``dict`` of output name to array. These
-    arrays are views of the batch's outputs: copy one that is stored for long.
-    :meth:`validate` checks a request against the model before it is queued; read-only and non-contiguous arrays are
-    fine.
+    A request has one array if the model reads one input, or a mapping of input name to array, never with a batch axis.
+    Its result is one array if the model has one output, or a ``dict`` of output name to array. These arrays are views
+    of the batch's outputs: copy an array that you store for long. :meth:`validate` checks a request against the model
+    before it is queued; read-only and non-contiguous arrays are accepted.
 
-    A model whose batch axis is fixed at 1 is run once a row, in one hop; a row that fails then fails alone. Where it is
-    fixed at another size, copies of the last row fill up each batch, and their outputs are dropped.
+    A model whose batch axis is fixed at 1 is run once per row, in one hop; if a row fails, only its request fails. If
+    the batch axis is fixed at another size, copies of the last row fill up each batch, and their outputs are dropped.
 
-    Strings are arrays of ``str`` objects, and one string where a row has no axes. bfloat16 is float32 for callers. An
-    input that the model has a default for, and that has the batch axis, may be left out of a request.
+    Strings are arrays of ``str`` objects, or one ``str`` for a row without axes. Callers send and get bfloat16 as
+    float32. A request may leave out an input that has the batch axis and a default in the model.
 
-    Thread-safety: everything may be called from any thread; :meth:`infer` from several event loops too.
+    Thread-safety: all methods can be called from any thread; :meth:`infer` also from several event loops.
 
     Args:
         path_or_bytes: the model's file, or its bytes.
         providers: onnxruntime execution providers, best first, as names or ``(name, options)``; ``None``: the CPU.
-            One that is not available, or that fails, is an error, not a silent fall-back. A provider that a plugin
-            brought is named like any other, after ``onnxruntime.register_execution_provider_library``.
-        threads: threads that a batch computes with, its worker thread included; ``None`` means 1. On the CPU the
-            batches that run share all ``sessions * threads``.
+            If a provider is not available or fails, that is an error; there is no silent fallback. A provider from a
+            plugin is named like any other, after ``onnxruntime.register_execution_provider_library``.
+        threads: threads that compute a batch, its worker thread included; ``None`` means 1. On the CPU, running batches
+            share all ``sessions * threads``.
         sessions: how many batches can run at the same time, at most 10,000, each in a worker thread. On the CPU they
-            share the weights; elsewhere each has a session with a copy of them.
-        executor: ``"thread"``; or ``"inline"``: batches run on the event loop, which stands still meanwhile, for a
-            model whose full batch takes a few milliseconds at most. Such a batch cannot be told to end.
-        warmup: batch sizes that :meth:`start` runs on every session. Not needed behind a batcher, which runs all sizes
-            that it may send.
-        batch_axes: the batch axis of inputs and outputs, by name. Of those it does not name, inputs have axis 0, and
-            outputs the axis for which the model declares the same symbol as for the inputs' batch axis.
+            share the weights; on other devices each has a session with a copy of them.
+        executor: ``"thread"``; or ``"inline"``: batches run on the event loop, which is blocked meanwhile, for a
+            model whose full batch takes a few milliseconds at most. Such a batch cannot be interrupted.
+        warmup: batch sizes that :meth:`start` runs on every session. Not needed behind a batcher, because it runs all
+            sizes that it may send.
+        batch_axes: the batch axis of inputs and outputs, by name. The default for inputs is axis 0; for outputs, the
+            axis for which the model declares the same symbol as for the inputs' batch axis.
         shared_inputs: inputs that the whole batch shares (a sample rate), by name: arrays of the model's dtype and
             shape. Requests do not have them.
-        shared_outputs: names of outputs that belong to the whole batch: each caller gets such an output whole,
-            read-only; a sequence as a list of its own.
+        shared_outputs: names of outputs that belong to the whole batch: each caller gets the whole output, read-only;
+            a sequence as a separate list.
         outputs: names of the outputs to compute and return, in this order; ``None``: all, in the model's order.
-        session_options: an ``onnxruntime.SessionOptions``, used as it is instead of ours; then it says the threads, on
-            the CPU of all batches together, and the providers if it has any. onnxruntime then reads external files of
-            weights itself, and maps them: never write into such a file while the model is loaded.
-        example: one request's inputs, for the warm-up and for what a batcher measures before it accepts requests.
-            ``None``: zeros; where the model leaves sizes open, ``warmup`` sets these to 1, and a batcher measures
+        session_options: an ``onnxruntime.SessionOptions`` that replaces the backend's own. It then sets the threads
+            (on the CPU those of all batches together), and the providers if it has any. onnxruntime then reads external
+            files of weights itself, and maps them: never write into such a file while the model is loaded.
+        example: one request's inputs, for the warm-up and for the batches that a batcher measures before it accepts
+            requests. ``None``: zeros. For sizes that the model leaves open, ``warmup`` uses 1, and a batcher measures
             nothing unless its length buckets name them.
-        binding: ``"pinned"``, what ``None`` means on a GPU: inputs and outputs lie in reused memory of each
-            shape of a batch, and go to the GPU from page-locked memory; ``"pageable"``: the same without page-locked
-            memory; ``"off"``, what ``None`` means elsewhere: onnxruntime makes the memory of each batch. Reused memory
-            trusts the shapes that the model states for its outputs.
+        binding: ``"pinned"``, the default on a GPU: inputs and outputs lie in reused memory, one set per batch shape,
+            and go to the GPU from page-locked memory; ``"pageable"``: the same without page-locked memory; ``"off"``,
+            the default elsewhere: onnxruntime allocates memory for each batch. ``None`` means the default. Reused
+            memory relies on the output shapes that the model declares.
         non_finite: ``"reject"`` rejects requests with a float that is NaN or infinite, ``"allow"`` does not check.
-        hang_grace_s: seconds that a batch may run on after it was told to end; then it hangs, another thread takes its
-            place on the same session, and a warning says so.
-        memory_bytes: what the model takes of its device's memory, for a `Device` whose models do not all fit;
-            ``None``: as much as its file and its external weights.
+        hang_grace_s: seconds that a batch may continue to run after it was interrupted; then it hangs, a new thread
+            replaces its thread on the same session, and a warning is logged.
+        memory_bytes: memory that the model takes on its device, for a `Device` whose models do not all fit; ``None``:
+            the size of its file and its external weights.
         clock: monotonic nanoseconds, for ``busy_s``; ``None``: the system's.
 
     Attributes:
         inputs: what the model reads, in its order.
         outputs: the outputs that callers get; ``batch_axis`` is ``None`` for shared ones.
         batch_axes: the axis on which a batcher stacks each input of a request, by name.
-        max_batch_size: the batch size at which the model is fixed, above 1; ``None``: any.
-        fingerprint: of the model and its settings; :meth:`reload` changes it.
-        queued_workers: ``sessions``, which take batches from one queue; ``None`` where batches run on the event loop.
+        max_batch_size: the size above 1 at which the model's batch axis is fixed; ``None``: any size.
+        fingerprint: identity of the model and its settings; :meth:`reload` changes it.
+        queued_workers: ``sessions``, which take batches from one queue; ``None`` if batches run on the event loop.
 
     Raises:
         MissingExtra: onnxruntime is not installed.
@@ -164,7 +164,7 @@ class OnnxBackend(Node):
         self._example = example
         self._source: Any = path_or_bytes
         self._serving = Serving(self._loader.load(path_or_bytes))
-        # copies: a reload must not see what the user has written since
+        # a copy: a reload must not see later changes to the user's arrays
         self._loader = attrs.evolve(self._loader, shared_inputs=self._serving.model.shared)
         self._signature = self._serving.model.signature
         self._check = self._signature.request_check()
@@ -189,51 +189,51 @@ class OnnxBackend(Node):
     def fingerprint(self) -> str | None:
         """Identity, equal for backends with equal results in any process and on any machine: part of a cache's keys.
 
-        It is made of the model's bytes and its external files of weights, wherever they lie, the batch axes, the shared
-        inputs and the providers with those of their options that change results; not of ``session_options``, nor of
-        onnxruntime's version. The files are read when the model is loaded, about a second per gigabyte. ``None`` for a
-        model that was given as bytes and has external files.
+        It is a digest of the model's bytes and its external files of weights (not their paths), the batch axes and the
+        shared inputs. It includes the providers with those of their options that change results, but neither
+        ``session_options`` nor the version of onnxruntime. The files are read when the model is loaded, about a second
+        per gigabyte. ``None`` for a model that was given as bytes and has external files.
         """
         return self._serving.model.fingerprint
 
     def fingerprint_changes(self) -> int:
-        """How often :meth:`reload` has replaced the model."""
+        """Return how often the model was replaced: by :meth:`reload`, or by a :meth:`load` of a changed file."""
         return self._serving.model.number
 
     async def reload(self, path_or_bytes: str | os.PathLike[str] | bytes) -> None:
         """Replace the model by another one without losing a request.
 
-        The new model is loaded, and runs a batch of each shape that the present one has run, on another thread. Then
-        it runs every batch that no worker has begun, and ``fingerprint`` is its own; batches that run end on the model
-        that began them. Whatever fails leaves the present model as it is. Reloads take effect one after another, in the
-        order of the calls, and a cancelled one has none: its thread ends after the session that it makes, or the batch
-        that it runs. Both models are in memory until the old one's last batch ends.
+        The new model is loaded on another thread, where it also runs a batch of each shape that the current model has
+        run. Then it runs every batch that no worker has begun, and ``fingerprint`` becomes that of the new model.
+        Running batches end on the model that began them. If anything fails, the current model stays. Reloads take
+        effect one after another, in the order of the calls. A cancelled reload has no effect; its thread ends after the
+        session that it makes, or the batch that it runs. Both models are in memory until the old one's last batch ends.
 
-        The arguments of the constructor hold for the new model as well. Before :meth:`start` and after :meth:`stop` the
-        model is replaced too, and is what the next start serves. After :meth:`unload` the new model leaves memory again
-        when it has been tried, until :meth:`load`.
+        The arguments of the constructor also apply to the new model. A reload before :meth:`start` or after
+        :meth:`stop` also replaces the model, for the next start. After :meth:`unload`, the new model is tried out and
+        unloaded again, until :meth:`load`.
 
         Args:
             path_or_bytes: the model's file, or its bytes; the same path again reads the file again.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the model cannot be loaded, what it reads or returns differs, or there are CUDA graphs.
-            TypeError: the argument is no path and no bytes.
-            BackendError: it failed on a batch of the warm-up.
+            ValueError: the model cannot be loaded, its inputs or outputs differ, or it has CUDA graphs.
+            TypeError: the argument is neither a path nor bytes.
+            BackendError: the new model failed on a batch of the warm-up.
         """
         async with self._serving.turn():
             before = self._serving.model
             name = f"reload of OnnxBackend({before.name})"
             self._serving.replace(await call_apart(name, self._prepare, path_or_bytes))
             self._source = path_or_bytes
-            if not before.is_loaded:  # its device has given the memory to others
+            if not before.is_loaded:  # its device has given the memory to other models
                 self._serving.unload()
 
     async def load(self) -> None:
-        """Make the sessions again after :meth:`unload`, and run each shape that the model has run; else nothing.
+        """Create the sessions again after :meth:`unload`, and run each shape that the model has run; else do nothing.
 
-        A path is read again: a file that was replaced meanwhile counts as :meth:`reload`.
+        A path is read again: if the file was replaced meanwhile, this counts as a :meth:`reload`.
 
         Raises:
             FileNotFoundError, ValueError, BackendError: as :meth:`reload`.
@@ -245,13 +245,13 @@ class OnnxBackend(Node):
                 self._serving.replace(model, is_same=model.is_same_as(before))
 
     async def unload(self) -> None:
-        """Let the sessions go, and with them the model's memory; batches fail until :meth:`load`.
+        """Free the sessions, and with them the model's memory; batches fail until :meth:`load`.
 
-        What is known of the model stays. A `Device` whose memory is short does this between batches. A batch that runs
-        keeps the session until it ends.
+        The backend remembers the model's inputs, outputs and batch shapes. A `Device` that is short of memory calls
+        this between batches. A running batch keeps the session until it ends.
 
         Raises:
-            ValueError: there are CUDA graphs.
+            ValueError: the model has CUDA graphs.
         """
         async with self._serving.turn():
             model = self._serving.model
@@ -266,7 +266,7 @@ class OnnxBackend(Node):
         return model
 
     def capabilities(self) -> Capabilities:
-        """What a batcher, caches and the `Stack` need to know of the model."""
+        """Return the model's optional features, for batchers, caches and the `Stack`."""
         return Capabilities(
             validate=self._check.check if type(self).validate is OnnxBackend.validate else self.validate,
             validates_kinds=self._signature.checks_kinds,
@@ -287,7 +287,7 @@ class OnnxBackend(Node):
         )
 
     def model_tensors(self) -> ModelTensors:
-        """Return the inputs that a request brings, and the outputs."""
+        """Return the inputs of a request, and the outputs."""
         per_request = [spec for spec in self.inputs if spec.batch_axis is not None]
         return ModelTensors(per_request, self.outputs, takes_one_array=self._signature.only_input is not None)
 
@@ -300,7 +300,7 @@ class OnnxBackend(Node):
         self._check.check(request)
 
     def example_inputs(self) -> ExampleInputs | None:
-        """Return ``example``, else zeros; ``None`` if the model reads something else than arrays."""
+        """Return ``example``, else zeros; ``None`` if the model reads anything but arrays."""
         on_each = self._infer_on_each if self._recorder.snapshot().workers > 1 else None
         now = None if self.infer_now is None else self._infer_now_uncounted
         if self._example is not None:
@@ -312,48 +312,48 @@ class OnnxBackend(Node):
         return ExampleInputs(guess, self._infer_uncounted, False, axes, self._guess_inputs, on_each, infer_now=now)
 
     async def start(self) -> None:
-        """Starts the worker threads, one if batches run on the event loop, and runs the warm-up on every session.
+        """Start the worker threads (one if batches run on the event loop), and run the warm-up on every session.
 
         Raises:
-            BackendError: the model failed on a warm-up batch; nothing is left running.
+            BackendError: the model failed on a warm-up batch; no thread is left running.
         """
         await self._threads.start()
 
     def infer(self, batch: Batch) -> Coroutine[Any, Any, Sequence[Any]]:
-        """One result per row; starts, without a warm-up, where :meth:`start` was not called.
+        """Return one result per row; starts the threads, without a warm-up, if :meth:`start` was not called.
 
         Raises:
             BackendError: the model failed on this batch.
-            Closed: stopped.
+            Closed: the backend is stopped.
         """
         return self._recorder.count(len(batch.rows), self._infer, batch, self._run)
 
     @property
     def begin_infer(self) -> Callable[[Batch, Done], Job] | None:
-        """Begins a batch in a thread; ``None``: it runs on the event loop, or a subclass has replaced ``infer``."""
+        """Function that begins a batch in a thread; ``None`` if inline or if a subclass replaces ``infer``."""
         return self._begin_infer if self._inline is None and type(self).infer is OnnxBackend.infer else None
 
     def _infer_now(self, batch: Batch) -> Sequence[Any]:
-        """Answer a batch on the event loop."""
+        """Run a batch on the event loop."""
         return self._recorder.count_now(len(batch.rows), self._run_inline, batch, self._run)
 
     def _begin_infer(self, batch: Batch, done: Done) -> Job:
         return self._recorder.begin(len(batch.rows), done, self._begin, batch)
 
     async def stop(self, *, drain: bool = True) -> None:
-        """Ends the worker threads and waits for them; :meth:`start` starts new ones on the same sessions.
+        """Stop the worker threads and wait for them; :meth:`start` starts new ones on the same sessions.
 
         At the time limit of the stack that stops, else after 30 seconds, batches that still run end with
         :class:`~streaminfer.errors.Closed`, and their threads are abandoned.
 
         Args:
-            drain: queued and running batches end first; else they end with
+            drain: wait for queued and running batches; ``False``: they end with
                 :class:`~streaminfer.errors.Closed`.
         """
         await self._threads.stop(drain=drain)
 
     def statistics(self) -> BackendStatistics:
-        """What was counted until now."""
+        """Return the counters of the batches so far."""
         return self._recorder.snapshot()
 
     def _guess_inputs(self, free_size: int) -> Any:
@@ -428,12 +428,12 @@ def _by_name(argument: str, value: Any) -> dict[str, Any]:
 
 def _run_options(runtime: ModuleType) -> Any:
     options = runtime.RunOptions()
-    # only fatal errors: the others arrive as exceptions, a copy on stderr tells nothing more
+    # only fatal errors: other errors arrive as exceptions, so that a copy on stderr tells nothing more
     options.log_severity_level = 4
     return options
 
 
 def _end_early(options: Any, priority: BatchPriority) -> None:
-    """End a run between two of its operators, to which a thread at the lowest priority may not come for long."""
+    """End a run between two of its nodes; raise its priority first, because a thread at the lowest may wait long."""
     options.terminate = True
     priority.raise_running()

@@ -1,21 +1,21 @@
-"""Rewrites a model so that its short convolutions run once a batch instead of once a row.
+"""Rewrites a model so that its short convolutions run once per batch instead of once per row.
 
-Idea: ONNX Runtime computes a convolution row by row, each as a product of matrices with a column for each output
-position. A row of few positions fills a fraction of the 16 columns that the processor computes at once, and a batch of
-32 takes 32 times as long as one row: batching gains nothing. Here the rows of a batch are laid end to end on the axis
-of positions, with the zeros of the padding between them, and one convolution computes them all. What it computes across
-the border of two rows is cut off:
+Idea: ONNX Runtime computes a convolution row by row, each as a matrix product with one column per output position. A
+row with few positions fills a fraction of the 16 columns that the processor computes at once, and a batch of 32 takes
+32 times as long as one row: batching gains nothing. Here the rows of a batch are laid end to end on the axis of
+positions, with the zeros of the padding between them, and one convolution computes them all. Outputs that cross the
+border of two rows are cut off:
 
     (rows, channels, length) -> (1, channels, rows * block) -> convolution -> (rows, filters, positions)
 
-Invariants: where the rows lie, and when that pays, is in :mod:`~streaminfer.backends.onnx.fold_layout`. Each output is
-the same sum as before, of the same terms in the same order of taps and channels; how the processor groups them can
-differ, so it is equal up to rounding. A row of another length than the example's would be taken for another number of
-rows: the inputs of the folded model have fixed lengths, and a `Reshape` that changes nothing fails where one arises
-inside of the model.
+Invariants: :mod:`~streaminfer.backends.onnx.fold_layout` decides where the rows lie, and when that pays. Each output is
+the same sum as before, of the same terms in the same order of taps and channels. The processor may group the terms
+differently, so outputs are equal up to rounding. A row of another length than the example's would be read as another
+number of rows. The inputs of the folded model therefore have fixed lengths, and a `Reshape` that changes nothing fails
+if such a row arises inside the model.
 
-Related: the weights meet every row in one product of matrices, as in Chellapilla, Puri and Simard, "High performance
-convolutional neural networks for document processing" (2006), which lays out the windows of one picture.
+Related: Chellapilla, Puri and Simard, "High performance convolutional neural networks for document processing" (2006),
+also apply the weights in one matrix product; theirs covers the windows of one image, this one every row.
 """
 
 import os
@@ -39,24 +39,24 @@ from streaminfer.backends.signature import Signature, check_value
 __all__ = ["FoldedModel", "fold_batch"]
 
 LOWEST_OPSET = 11
-"""`Pad` and `Slice` have read what they pad and cut as inputs since then."""
+"""Since this opset, `Pad` and `Slice` read their pads and limits as inputs."""
 SKIPPED = 2
-"""With automatic padding and more positions than this between windows, onnxruntime begins behind a row's first one."""
+"""Limit of stride minus span: above it, with automatic padding, onnxruntime begins after a row's first position."""
 TOLERANCE = {"float16": 1e-2, "float32": 1e-3, "float64": 1e-6}
-"""Largest difference over the largest output. Other outputs have to be equal."""
+"""Largest allowed difference, divided by the largest output, by dtype. Outputs of other dtypes must be equal."""
 
 Arrays = dict[str, npt.NDArray[Any]]
 
 
 @attrs.frozen
 class FoldedModel:
-    """What :func:`fold_batch` did.
+    """Result of :func:`fold_batch`.
 
     Attributes:
-        path: of the folded model.
-        folded: names of the convolutions that now run once a batch.
-        unchanged: how many run once a row, as before.
-        largest_difference: between the outputs of both models, over the largest output, in the check.
+        path: path of the folded model.
+        folded: names of the convolutions that run once per batch.
+        unchanged: number of convolutions that still run once per row.
+        largest_difference: largest difference between the outputs of both models, divided by the largest output.
     """
 
     path: Path
@@ -73,24 +73,24 @@ def fold_batch(
     batch_axes: Mapping[str, int] | None = None,
     shared_inputs: Mapping[str, npt.NDArray[Any]] | None = None,
 ) -> FoldedModel:
-    """Write a model whose convolutions over few positions run once a batch; needs the extra ``fold``.
+    """Write a model whose convolutions over few positions run once per batch; needs the extra ``fold``.
 
-    Batches become cheaper, a row alone does not. Measure both: a model without such convolutions gains nothing and is
-    rejected. The outputs of both models are compared on random rows before the file is written; they are equal up to
-    rounding.
+    Batches become cheaper, but not a single row. Measure both. A model without such convolutions gains nothing and is
+    rejected. Before the file is written, the outputs of both models are compared on random rows; they must be equal up
+    to rounding.
 
-    The folded model takes rows of the example's lengths only. It is an ordinary ONNX model with the same inputs and
-    outputs, for :class:`~streaminfer.backends.OnnxBackend`, Triton or onnxruntime. Weights outside of the model's file
-    become part of it. Do this once, when an image is built.
+    The folded model takes only rows of the example's lengths. It is an ordinary ONNX model with the same inputs and
+    outputs, for :class:`~streaminfer.backends.OnnxBackend`, Triton or onnxruntime. Weights in external files become
+    part of it. Fold a model once, when its container image is built.
 
-    Thread-safety: may be called from any thread.
+    Thread-safety: can be called from any thread.
 
     Args:
         path_or_bytes: the model's file, or its bytes. Its convolutions over one axis are folded; others stay.
         target: the file to write.
         example: one request's inputs, with the lengths that rows will have.
         batch_axes: as for :class:`~streaminfer.backends.OnnxBackend`.
-        shared_inputs: the same.
+        shared_inputs: as for :class:`~streaminfer.backends.OnnxBackend`.
 
     Raises:
         MissingExtra: onnx or onnxruntime is not installed.
@@ -141,9 +141,9 @@ class _Trial:
 
     Args:
         runtime: the module ``onnxruntime``.
-        source: the model as it is.
-        name: of the model, for messages.
-        batch_axes: by name, where they are not what the model declares.
+        source: the original model.
+        name: the model's name, for messages.
+        batch_axes: batch axes by name, where they differ from those that the model declares.
         shared: inputs of the whole batch, by name.
         example: one request's inputs.
     """
@@ -172,7 +172,7 @@ class _Trial:
         self._shared = {spec.name: check_value(spec, shared[spec.name]) for spec in inputs if spec.name in shared}
 
     def make_rows(self, rows: int) -> Arrays:
-        """Return the inputs of a batch, without the shared ones; floats differ from the example's by noise."""
+        """Return the inputs of a batch, without the shared ones: the example's, with noise added to floats."""
         noise = np.random.default_rng(rows)
         return {
             name: value + (0.1 * noise.standard_normal(value.shape)).astype(value.dtype)
@@ -182,9 +182,9 @@ class _Trial:
         }
 
     def measure_lengths(self, onnx: ModuleType, model: Any, candidates: dict[str, Convolution]) -> dict[str, int]:
-        """Return the length of the rows that each convolution reads, by the name of its output.
+        """Return, by the name of its output, the length of the rows that each convolution reads.
 
-        Those whose input is not the rows of the batch, whatever its size, are not in it.
+        A convolution is left out if its input is not the rows of the batch for every batch size.
         """
         probe = onnx.ModelProto()
         probe.CopyFrom(model)
@@ -200,7 +200,7 @@ class _Trial:
             shapes.append({name: np.shape(value) for name, value in values.items()})
         lengths = {}
         for output, one in candidates.items():
-            two, three = (shape.get(one.node.input[0], (0,)) for shape in shapes)  # none of a shared or optional input
+            two, three = (shape.get(one.node.input[0], (0,)) for shape in shapes)  # not known for a shared input
             if (two[0], three[0]) == (2, 3) and two[1:] == three[1:]:
                 lengths[output] = two[2]
         return lengths
@@ -209,7 +209,7 @@ class _Trial:
         """Return the largest difference between the outputs of both models, over the largest output.
 
         Raises:
-            ValueError: it is more than rounding.
+            ValueError: the difference is more than rounding.
         """
         session, largest = self._load(folded), 0.0
         for rows in (1, 2, 5):
@@ -281,7 +281,7 @@ def _find_convolutions(onnx: ModuleType, graph: Any) -> dict[str, Convolution]:
 
 
 def _rewrite(onnx: ModuleType, model: Any, candidates: dict[str, Convolution], layouts: dict[str, Layout]) -> None:
-    """Replace convolutions, each by the same one over all rows end to end."""
+    """Replace each convolution by the same convolution over all rows end to end."""
     graph, nodes = model.graph, []
     for node in graph.node:
         layout = layouts.get(node.output[0]) if node.output else None
@@ -298,13 +298,13 @@ def _rewrite(onnx: ModuleType, model: Any, candidates: dict[str, Convolution], l
 
 
 def _read_by(nodes: Sequence[Any]) -> set[str]:
-    """Return the names that nodes and their branches and loops read."""
+    """Return all names that the nodes read, also in their branches and loops."""
     inner = [one for node in nodes for given in node.attribute for one in (given.g, *given.graphs)]
     return {name for node in nodes for name in node.input}.union(*(_read_by(graph.node) for graph in inner))
 
 
 def _fold(onnx: ModuleType, graph: Any, one: Convolution, layout: Layout) -> list[Any]:
-    """Return the nodes that replace a convolution; what they read as constants goes into the graph."""
+    """Return the nodes that replace a convolution, and add the constants that they read to the graph."""
     node, make, output = one.node, onnx.helper.make_node, one.node.output[0]
     filters, channels = layout.weights.shape[0], layout.weights.shape[1] * one.group
 
@@ -321,7 +321,7 @@ def _fold(onnx: ModuleType, graph: Any, one: Convolution, layout: Layout) -> lis
     weights = node.input[1] if layout.weights is one.weights else constant("weights", layout.weights)
     span = (layout.weights.shape[2] - 1) * one.dilation + 1
     value = step("Transpose", [node.input[0]], f"{output}/fold/channels_first", perm=[1, 0, 2])
-    # behind it, or onnxruntime could not cancel it against the one behind the convolution before
+    # after the Transpose, so that onnxruntime can cancel it against the Transpose that ends the previous convolution
     value = step("Reshape", [value, constant("row", [channels, 0, layout.length])], f"{output}/fold/checked")
     if layout.before or behind:
         pads = constant("pads", [0, 0, layout.before, 0, 0, behind])
@@ -346,7 +346,7 @@ def _fold(onnx: ModuleType, graph: Any, one: Convolution, layout: Layout) -> lis
 
 
 def _fix_lengths(graph: Any, row: Arrays, batch_axes: Mapping[str, int]) -> None:
-    """Let the inputs of a graph take rows of these lengths only."""
+    """Restrict the inputs of a graph to rows of these lengths."""
     for one in graph.input:
         if one.name in row:
             for axis, (size, number) in enumerate(

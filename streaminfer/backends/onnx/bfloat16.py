@@ -1,7 +1,7 @@
-"""Runs of models that have bfloat16, the upper half of a float32, for which neither NumPy nor onnxruntime has arrays.
+"""Runs of models that use bfloat16, the upper half of a float32; neither NumPy nor onnxruntime has such arrays.
 
-Callers send and get float32, which has a value for each of bfloat16's; inputs are rounded to the nearest,
-ties to even, as casts in a model are.
+Callers send and get float32, which can represent every bfloat16 value. Inputs are rounded to the nearest value, ties to
+even, like casts in a model.
 """
 
 import ctypes
@@ -21,31 +21,31 @@ _QUIET = np.uint16(0x40)
 
 
 def has_bfloat16(signature: Signature) -> bool:
-    """Whether an input or output of a model is bfloat16."""
+    """Return whether an input or output of a model is bfloat16."""
     return any(spec.is_bfloat16 for spec in (*signature.inputs, *signature.outputs))
 
 
 def to_bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-    """The bits of float32 values, rounded to bfloat16; NaN stays NaN."""
+    """Return the bits of float32 values, rounded to bfloat16; NaN stays NaN."""
     bits = np.ascontiguousarray(values).view(np.uint32)
-    with np.errstate(over="ignore"):  # of NaN only
+    with np.errstate(over="ignore"):  # overflows for NaN only
         rounded = ((bits + _HALF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
     return np.where(np.isnan(values), (bits >> 16).astype(np.uint16) | _QUIET, rounded)
 
 
 def from_bfloat16(bits: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
-    """The values of bfloat16 bits, as float32."""
+    """Return the values of bfloat16 bits, as float32."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 def run_with_bfloat16(
     session: Any, signature: Signature, feed: Mapping[str, npt.NDArray[Any]], options: Any
 ) -> list[Any]:
-    """The outputs of a run, in the order of the signature; new arrays.
+    """Run a session and return its outputs, in the order of the signature; they are new arrays.
 
     Args:
         session: the ``onnxruntime.InferenceSession``.
-        signature: says which inputs and outputs are bfloat16.
+        signature: the model's inputs and outputs, some of them bfloat16.
         feed: the inputs by name, C-contiguous.
         options: the ``onnxruntime.RunOptions``.
     """
@@ -66,7 +66,7 @@ def run_with_bfloat16(
 
 
 def _read(value: Any) -> npt.NDArray[np.float32]:
-    """The content of a bfloat16 value, which is in this machine's memory: onnxruntime copies outputs there."""
+    """Return the content of a bfloat16 value as float32; onnxruntime has copied it to this machine's memory."""
     shape = tuple(value.shape())
     size = int(np.prod(shape, dtype=int))
     memory = (ctypes.c_uint16 * size).from_address(value.data_ptr())

@@ -1,29 +1,29 @@
 """Runs of a session with inputs and outputs bound to reused memory.
 
-Idea: ``InferenceSession.run`` makes new memory on the device for every input, copies into it from memory that the
-GPU's copy engine cannot read (so that the driver copies once more, through a small buffer of its own), and makes new
-memory for every output. Here each shape of a batch has a *slot*: memory on the device for its inputs and outputs, bound
-once, and *pinned* (page-locked) memory here, which the copy engine reads at the full speed of the bus.
+Idea: for every input, ``InferenceSession.run`` allocates memory on the device and copies from memory that the GPU's
+copy engine cannot read, so that the driver copies once more, through a small buffer. For every output it allocates
+memory again. Here each batch shape has a *slot*: memory on the device for its inputs and outputs, bound once, and
+*pinned* (page-locked) memory on the host, which the copy engine reads at the full speed of the bus.
 
-CUDA graphs: a slot's addresses stay the same, so the work of a batch can be recorded, and replayed by later batches of
-that shape. Each slot has a graph with a number of its own, ``gpu_graph_id``, made in a warm-up run and never in a live
-one, because recording takes several runs. onnxruntime stores graphs by thread, so new threads record again; and a
-session with graphs may be run by one thread only.
+CUDA graphs: a slot's addresses stay the same, so the work of a batch can be recorded and replayed by later batches of
+that shape. Each slot has one graph with a unique number, ``gpu_graph_id``. It is recorded in a warm-up run and never in
+a live one, because recording takes several runs. onnxruntime stores graphs by thread: a new thread must record again,
+and only one thread may run a session with graphs.
 
-Lifetime: the slot's memory is written again by the next batch of that shape, so results are copied out of it: on a GPU
-that is the copy to the host, which must be made in any case; on the CPU it is one copy more. Nothing that a caller
-holds changes later.
+Lifetime: the next batch of a shape overwrites the slot's memory, so results are copied out of it. On a GPU that is the
+copy to the host, which is needed in any case; on the CPU it is an additional copy. Arrays that a caller holds never
+change later.
 
-Outputs are bound to reused memory if the model says their shape: each size is a number, the batch's, or has the name of
-a size of an input. Else onnxruntime allocates them in each run, and they are bound again before it: a bound output
-whose size has changed is an error.
+Outputs are bound to reused memory if the model declares their shape: each size is a number, the batch size, or the name
+of a size of an input. Otherwise onnxruntime allocates them in each run, and they are bound again before it, because a
+bound output that changes its size is an error.
 
-Outputs that the sender keeps whole, the states of a recurrent model, stay on the device: onnxruntime makes the memory
-of each run's, and when they come back as inputs, they are bound as they are. Graphs remember addresses, so with graphs
-such outputs are copied like the others.
+Outputs that the sender keeps whole, such as the states of a recurrent model, stay on the device: onnxruntime allocates
+them in each run, and when they come back as inputs, their memory is bound without a copy. Graphs remember addresses, so
+with graphs such outputs are copied like the others.
 
-onnxruntime has no pinned memory to give from Python (its ``OrtValue`` knows the devices ``cpu``, ``cuda`` and others,
-and no ``cuda_pinned``), so ours is registered with the CUDA runtime that onnxruntime has loaded.
+onnxruntime cannot allocate pinned memory from Python (its ``OrtValue`` knows the devices ``cpu``, ``cuda`` and others,
+and no ``cuda_pinned``), so this module registers its memory with the CUDA runtime that onnxruntime has loaded.
 """
 
 import ctypes
@@ -61,21 +61,21 @@ Binding = Literal["off", "pageable", "pinned"]
 Array = npt.NDArray[Any]
 Device = tuple[str, int]
 _Shapes = tuple[tuple[int, ...] | None, ...]
-"""By input of the model; ``None`` for one that is left out."""
+"""Shapes of the model's inputs, in order; ``None`` for an optional input that is left out."""
 
 _GPU_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
-_MAX_SLOTS = 16  # shapes with reused memory: more than there are buckets, and a bound where shapes are free
+_MAX_SLOTS = 16  # shapes with reused memory: more than a batcher has buckets; a limit for models with free shapes
 _PORTABLE = 1  # cudaHostRegisterPortable: pinned for every device
 _GRAPH_ID = "gpu_graph_id"
-_NO_GRAPH = -1  # as onnxruntime says it: neither record nor replay
+_NO_GRAPH = -1  # onnxruntime's value for: neither record nor replay
 
 
 def choose_binding(setting: object, providers: Sequence[Provider], signature: Signature) -> tuple[Binding, Device]:
-    """How batches run, and on which device; ``None`` means pinned on a GPU, and plain runs elsewhere.
+    """Return how batches run, and on which device; ``None`` means pinned on a GPU, and plain runs elsewhere.
 
     Raises:
-        ValueError: the model or the providers do not allow it.
-        TypeError: no string.
+        ValueError: the model or the providers do not allow the setting.
+        TypeError: the setting is not a string.
     """
     name, options = providers[0]
     device = ("cuda", int(options.get("device_id", 0))) if name in _GPU_PROVIDERS else ("cpu", 0)
@@ -95,10 +95,10 @@ def _is_bindable(spec: TensorSpec) -> bool:
 
 
 def check_cuda_graphs(session: Any, binding: Binding, signature: Signature, sessions: int) -> None:
-    """Check that what a session with CUDA graphs needs is there; graphs remember addresses.
+    """Check the settings of a session with CUDA graphs, which remember memory addresses.
 
     Raises:
-        ValueError: it is not.
+        ValueError: the session has CUDA graphs and a setting does not allow them.
     """
     if not records_graphs(session):
         return
@@ -113,16 +113,16 @@ def check_cuda_graphs(session: Any, binding: Binding, signature: Signature, sess
 
 
 def records_graphs(session: Any) -> bool:
-    """Whether a session makes CUDA graphs."""
+    """Return whether a session makes CUDA graphs."""
     options = session.get_provider_options().get("CUDAExecutionProvider", {})
     return str(options.get("enable_cuda_graph")).lower() in {"1", "true"}
 
 
 def load_cuda_runtime() -> Any:
-    """The CUDA runtime that onnxruntime's CUDA provider has loaded.
+    """Return the CUDA runtime that onnxruntime's CUDA provider has loaded.
 
     Raises:
-        ValueError: there is none.
+        ValueError: no CUDA runtime was found.
     """
     names = [f"cudart64_{one}.dll" if sys.platform == "win32" else f"libcudart.so.{one}" for one in (13, 12)]
     for name in names:
@@ -144,9 +144,9 @@ class BoundRuns:
     Args:
         runtime: the module ``onnxruntime``.
         session: the ``InferenceSession``.
-        signature: what the model takes and gives.
-        device: where its inputs and outputs are.
-        cuda: the CUDA runtime, for pinned memory; ``None``: memory as it comes.
+        signature: the model's inputs and outputs.
+        device: the device of the inputs and outputs.
+        cuda: the CUDA runtime, for pinned memory; ``None``: pageable memory.
     """
 
     def __init__(self, runtime: ModuleType, session: Any, signature: Signature, device: Device, cuda: Any) -> None:
@@ -158,18 +158,18 @@ class BoundRuns:
         self.device = device
         self.cuda = cuda
         self._slots: OrderedDict[_Shapes, _Slot] = OrderedDict()
-        self._lock = threading.Lock()  # a warm-up may come from any thread while a batch runs
+        self._lock = threading.Lock()  # a warm-up may run in any thread during a batch
 
     def run(
         self, feed: Mapping[str, Any], options: Any, *, record: bool = False, whole: frozenset[str] = frozenset()
     ) -> list[Any]:
-        """The outputs, in the model's order; the caller owns them.
+        """Run the model and return its outputs, in the model's order; the caller owns them.
 
         Args:
             feed: the inputs of the model, by name; optional ones may be left out.
             options: the ``RunOptions``.
-            record: a warm-up run, which makes a CUDA graph for batches of this shape, if the session has graphs.
-            whole: outputs that stay on the device, as a :class:`DeviceArray` that may be fed again.
+            record: whether this is a warm-up run, which records a CUDA graph for this shape, if the session has graphs.
+            whole: names of outputs that stay on the device, each as a :class:`DeviceArray` that can be fed again.
 
         Raises:
             BackendError: memory cannot be pinned.
@@ -189,7 +189,7 @@ class BoundRuns:
             return slot.run(feed, options)
 
     def record_again(self, new_options: Callable[[], Any]) -> None:
-        """Records the graphs that there were in this thread, a new one; replays them where it is not."""
+        """Record all graphs again if this thread is a new one; in the same thread they are replayed."""
         with self._lock:
             for slot in self._slots.values():
                 if slot.graph_id != _NO_GRAPH:
@@ -198,35 +198,35 @@ class BoundRuns:
                     slot.run_bound(options)
 
     def renew(self) -> "BoundRuns":
-        """The same with memory of its own, because a run that hangs may still write to this one's; without graphs."""
+        """Return runs with new memory and without graphs, because a hung run may still write to the old memory."""
         renewed = BoundRuns(self.runtime, self.session, self.signature, self.device, self.cuda)
         if self._graph_ids is not None:
             renewed._graph_ids = itertools.repeat(_NO_GRAPH)
         return renewed
 
     def _make_room(self) -> None:
-        """Drops the memory used longest ago; that of graphs stays, since they remember its address."""
+        """Drop the least recently used memory; slots with graphs stay, because graphs remember their addresses."""
         without = [shapes for shapes, slot in self._slots.items() if slot.graph_id == _NO_GRAPH]
         for shapes in without[: max(len(without) - _MAX_SLOTS + 1, 0)]:
             del self._slots[shapes]
 
     def _set_graph(self, options: Any, graph_id: int) -> None:
-        if options is not self._options:  # else a further run of one batch, of the same shape: set again, it would warn
+        if options is not self._options:  # the same options mean a further run of one batch; a second entry would warn
             options.add_run_config_entry(_GRAPH_ID, str(graph_id))
             self._options = options
 
 
 class DeviceArray:
-    """An output that stayed on the device; NumPy copies it to the host where it is asked to.
+    """An output that stayed on the device; NumPy copies it to the host when it needs the values.
 
     Args:
         value: the ``OrtValue``.
 
     Attributes:
-        value: the same.
-        device: its name.
-        shape: of the array.
-        dtype: of the array.
+        value: the ``OrtValue``.
+        device: the name of the device.
+        shape: the shape of the array.
+        dtype: the dtype of the array.
     """
 
     def __init__(self, value: Any) -> None:
@@ -244,7 +244,7 @@ class DeviceArray:
 
 
 class _Slot:
-    """The memory of batches of one shape."""
+    """Bound memory for batches of one shape."""
 
     def __init__(self, runs: BoundRuns, shapes: _Shapes) -> None:
         signature = runs.signature
@@ -255,9 +255,9 @@ class _Slot:
         self._names = [spec.name for spec in signature.outputs]
         self._hosts: dict[str, Array] = {}
         self._inputs: dict[str, Any] = {}
-        self._foreign: set[str] = set()  # inputs that are bound to outputs of another run
+        self._foreign: set[str] = set()  # inputs that are bound to an output of an earlier run
         for spec, shape in zip(signature.inputs, shapes, strict=True):
-            assert spec.dtype is not None  # noqa: S101 - no input is without, see read_specs
+            assert spec.dtype is not None  # noqa: S101 - read_specs rejects other inputs
             if shape is None:
                 continue
             host = _host_memory(shape, spec.dtype, runs.cuda)
@@ -284,7 +284,7 @@ class _Slot:
         if self._outputs is None:
             copies: list[Array] = self._binding.copy_outputs_to_cpu()
             return copies
-        # what is on a device is copied to the host by numpy()
+        # numpy() copies values from a device to the host
         return [value.numpy() if memory is None else memory.copy() for value, memory in self._outputs]
 
     def _run_whole(self, options: Any, whole: frozenset[str]) -> list[Any]:
@@ -293,7 +293,7 @@ class _Slot:
             self.run_bound(options)
             made = zip(self._names, self._binding.get_outputs(), strict=True)
             return [DeviceArray(value) if name in whole else value.numpy() for name, value in made]
-        finally:  # also where it failed: the next run reads its outputs from the slot's memory
+        finally:  # also after a failure: the next run reads its outputs from the slot's memory
             self._bind_outputs()
 
     def _feed(self, name: str, host: Array, value: Any, *, reuses: bool) -> None:
@@ -318,12 +318,12 @@ class _Slot:
             self._binding.bind_ortvalue_output(name, value)
 
     def run_bound(self, options: Any) -> None:
-        """Runs the model on what the memory holds."""
+        """Run the model on the inputs in the slot's memory."""
         self._session.run_with_iobinding(self._binding, options)
 
 
 def _output_shapes(signature: Signature, shapes: Sequence[tuple[int, ...] | None]) -> list[tuple[int, ...]] | None:
-    """The shapes of all outputs, or ``None`` where the model does not say one of them."""
+    """Return the shapes of all outputs, or ``None`` if the model does not declare one of them."""
     sizes: dict[object, int] = {}
     rows = 1
     for spec, shape in zip(signature.inputs, shapes, strict=True):
@@ -337,7 +337,7 @@ def _output_shapes(signature: Signature, shapes: Sequence[tuple[int, ...] | None
 
 
 def _output_shape(spec: TensorSpec, sizes: Mapping[object, int], rows: int) -> tuple[int, ...] | None:
-    if not spec.shape:  # of no stated shape, or a scalar: the model does not say which
+    if not spec.shape:  # an undeclared shape or a scalar: the model does not distinguish them
         return None
     shape = [rows if axis == spec.batch_axis else sizes.get(size, size) for axis, size in enumerate(spec.shape)]
     return (
@@ -346,7 +346,7 @@ def _output_shape(spec: TensorSpec, sizes: Mapping[object, int], rows: int) -> t
 
 
 def _value_of(runs: BoundRuns, memory: Array) -> Any:
-    """Return memory as a value of onnxruntime's, or memory of its kind on the device."""
+    """Return an onnxruntime value with this memory, or with memory of the same shape on the device."""
     values = runs.runtime.OrtValue
     if runs.device[0] == "cpu":
         return values.ortvalue_from_numpy(memory)
@@ -358,7 +358,7 @@ def _host_memory(shape: tuple[int, ...], dtype: np.dtype[Any], cuda: Any) -> Arr
     size = count * dtype.itemsize
     if cuda is None or not size:
         return np.empty(shape, dtype)
-    memory = mmap.mmap(-1, size)  # whole pages of its own: they are pinned as a whole
+    memory = mmap.mmap(-1, size)  # separate pages, because whole pages are pinned
     array = np.frombuffer(memory, dtype, count)
     address = array.ctypes.data
     error = cuda.cudaHostRegister(address, size, _PORTABLE)
@@ -370,5 +370,5 @@ def _host_memory(shape: tuple[int, ...], dtype: np.dtype[Any], cuda: Any) -> Arr
 
 
 def _when_dropped(array: Array, function: Callable[[int], Any], address: int) -> None:
-    # the array's own end comes before that of the memory below it
+    # the array is finalized before the memory below it is freed
     weakref.finalize(array, function, address)

@@ -1,11 +1,12 @@
-"""Where the rows of a batch lie in a folded convolution, and when folding pays.
+"""Layout of a batch's rows in a folded convolution, and the decision whether folding pays.
 
-Invariants: ``block`` is a multiple of the stride, so each row begins at a window. It holds the row and enough zeros
-that, with those before the next row, no window of a row reads another row.
+Invariants: a *block* is the part of the layout for one row. It is a multiple of the stride, so each row begins at a
+window. It holds the row and zeros; with the zeros before the next row, these are enough that no window of a row reads
+another row.
 
-Cost: a copy to the layout and one back, and the windows across borders: ``block / stride`` windows a row. A
-convolution is folded where copying takes less than what is saved: the multiplications of columns that are filled up
-today, and the calls of a product for each row and group. A row alone takes longer than before.
+Cost: one copy into the layout, one copy back, and the windows across borders: each row costs ``block / stride``
+windows. Folding saves the multiplications of unused columns, and one call of a product for each row and group. A
+convolution is folded if copying takes less time than is saved. A single row takes longer than before.
 """
 
 from typing import Any
@@ -16,24 +17,24 @@ import numpy.typing as npt
 __all__ = ["Convolution", "Layout", "lay_out"]
 
 COLUMNS = 16
-"""Columns of a product of matrices that the processor computes at once."""
+"""Columns of a matrix product that the processor computes at once."""
 CALL = 4_000.0
-"""Multiplications that take as long as the call of a product, beside what it computes."""
+"""Cost of calling a matrix product, without its computation, in multiplications."""
 COPYING = 40.0
-"""Multiplications that take as long as copying a value. Both fit 5,000 random convolutions in batches of 8 and 32."""
+"""Cost of copying a value, in multiplications. Both constants fit 5,000 random convolutions in batches of 8 and 32."""
 
 
 @attrs.frozen
 class Convolution:
-    """A convolution over one axis, whose weights are known.
+    """A convolution over one axis with known weights.
 
     Attributes:
-        node: of the graph.
+        node: the node of the graph.
         weights: shape (filters, channels of a group, taps).
-        group: how many groups of channels there are.
+        group: number of groups of channels.
         dilation: positions from one tap to the next.
         stride: positions from one window to the next.
-        padding: zeros before and behind a row, or the name of the automatic kind.
+        padding: zeros before and after a row, or the name of the automatic kind.
     """
 
     node: Any
@@ -45,11 +46,11 @@ class Convolution:
 
     @property
     def span(self) -> int:
-        """Positions from the first tap of a window to its last."""
+        """Number of positions from the first tap of a window to its last."""
         return int(self.weights.shape[2] - 1) * self.dilation + 1
 
     def padded(self, length: int) -> tuple[int, int]:
-        """The zeros before and behind a row of a length."""
+        """Return the zeros before and after a row of a length."""
         if not isinstance(self.padding, str):
             return self.padding
         if self.padding == "VALID":
@@ -61,15 +62,15 @@ class Convolution:
 
 @attrs.frozen
 class Layout:
-    """Where the rows of a folded convolution lie.
+    """Layout of the rows of a folded convolution.
 
     Attributes:
         block: positions of a row and its zeros.
-        before: zeros before the row, of the block.
-        length: of the row.
+        before: zeros in the block before the row.
+        length: positions of the row.
         windows: outputs of a row.
-        stride: of the convolution over all rows.
-        weights: of it.
+        stride: stride of the convolution over all rows.
+        weights: weights of the convolution over all rows.
     """
 
     block: int
@@ -81,11 +82,11 @@ class Layout:
 
     @property
     def computed(self) -> int:
-        """Windows that are computed for a row, with those across its end."""
+        """Number of windows that are computed per row, those across its end included."""
         return self.block // self.stride
 
     def pays(self, one: Convolution) -> bool:
-        """Whether a batch takes less time than row by row."""
+        """Return whether a batch takes less time folded than row by row."""
         filters, channels, taps = one.weights.shape
         filled_up = COLUMNS * -(-self.windows // COLUMNS)
         saved = filters * channels * (taps * filled_up - self.weights.shape[2] * self.computed) + CALL * one.group
@@ -94,7 +95,7 @@ class Layout:
 
 
 def lay_out(one: Convolution, length: int) -> Layout | None:
-    """Return how the rows lie end to end; ``None`` where a row has no output."""
+    """Return the layout of rows end to end; ``None`` if a row has no output."""
     before, behind = one.padded(length)
     windows = (length + before + behind - one.span) // one.stride + 1
     if windows < 1:
@@ -103,8 +104,8 @@ def lay_out(one: Convolution, length: int) -> Layout | None:
         needed = max(before + length, (windows - 1) * one.stride + one.span - before, windows * one.stride)
         block = -(-needed // one.stride) * one.stride
         return Layout(block, before, length, windows, one.stride, one.weights)
-    if one.dilation > 1 or before >= one.span:  # taps between which, or behind which, the row lies
+    if one.dilation > 1 or before >= one.span:  # the row may lie between the taps, or after the last one
         block = max(before + length, one.span)
         return Layout(block, before, length, 1, block, one.weights)
-    # the one window of a row begins where the row begins; taps that read nothing but padding are cut off
+    # the one window of a row begins at the row's start; taps that read only padding are cut off
     return Layout(length, 0, length, 1, length, one.weights[:, :, before : before + length])

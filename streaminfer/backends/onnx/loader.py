@@ -1,4 +1,4 @@
-"""Makes the sessions of an ONNX model, with the settings of the backend that serves it."""
+"""Creates the sessions of an ONNX model, with the settings of its backend."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -38,19 +38,19 @@ __all__ = ["ModelLoader"]
 
 @attrs.frozen(kw_only=True)
 class ModelLoader:
-    """Loads the models of one backend, the first one and those of its reloads, with the same settings.
+    """Loads the first model of a backend and those of its reloads, with the same settings.
 
     Settings that are not described here are arguments of :class:`~streaminfer.backends.OnnxBackend`.
 
-    Thread-safety: :meth:`load` may run in any thread.
+    Thread-safety: :meth:`load` can run in any thread.
 
     Attributes:
         runtime: the module ``onnxruntime``.
-        new_options: makes the ``onnxruntime.RunOptions`` of a run.
+        new_options: creates the ``onnxruntime.RunOptions`` of a run.
         warmup_sizes: the backend's ``warmup``.
-        batch_axes: by name; empty: as the model declares them.
-        shared_inputs: by name; each model gets a copy of them.
-        priority: of the batches of all models.
+        batch_axes: batch axes by name; empty: as the model declares them.
+        shared_inputs: shared inputs by name; each model gets a copy of them.
+        priority: priority of the batches of all models.
     """
 
     runtime: ModuleType
@@ -74,10 +74,10 @@ class ModelLoader:
 
         Args:
             path_or_bytes: the model's file, or its bytes.
-            check: raises where the model is wanted no more; called before each session is made, which can take long.
+            check: raises if the load was cancelled; called before each session is created, which can take long.
 
         Raises:
-            FileNotFoundError, TypeError, ValueError: as the constructor of the backend.
+            FileNotFoundError, TypeError, ValueError: like the constructor of the backend.
         """
         runtime = self.runtime
         options = make_options(runtime, self.threads, self.session_options)
@@ -85,10 +85,10 @@ class ModelLoader:
         is_given = self.session_options is not None
         chosen = choose_providers(runtime, self.providers, options, given=is_given)
         sharing = {name for name, _ in chosen} == {"CPUExecutionProvider"}
-        if sharing and not is_given:  # one pool of threads for all batches that run
+        if sharing and not is_given:  # one pool of threads for all running batches
             options.intra_op_num_threads = self.sessions * (options.intra_op_num_threads - 1) + 1
         files = None if isinstance(source, bytes) else ModelFiles.read(Path(source))
-        if files is not None and not is_given:  # those of the user may make other sessions, and hold no memory
+        if files is not None and not is_given:  # the user may reuse options for other sessions, so they get no weights
             give_weights(options, files.weights)
         count = 1 if sharing else self.sessions
         loaded = []
@@ -109,7 +109,7 @@ class ModelLoader:
             sizes = [signature.rows_a_run] if sizes else []
         given_values = self.shared_inputs
         values = {spec.name: check_value(spec, given_values[spec.name]) for spec in inputs if spec.name in given_values}
-        signature.example_by_name(self.example)  # fits, also where no warm-up runs it
+        signature.example_by_name(self.example)  # raises if the example does not fit, even without a warm-up
         batches = [stack_example(signature, self.example, size) for size in sizes]
         workers = [
             SessionWorker(
@@ -143,7 +143,7 @@ class ModelLoader:
 
 
 def _background_obstacle(runtime: ModuleType, session: Any, signature: Signature, binding: Binding) -> str:
-    """Return why the worker thread is not all that computes a batch, or does more than that; empty: it is."""
+    """Return why batches are not computed by the worker thread alone, without copies; empty if they are."""
     options = session.get_session_options()
     if session.get_providers() != ["CPUExecutionProvider"]:
         return "it does not run on onnxruntime's CPU provider alone"

@@ -1,7 +1,7 @@
-"""Loading an ONNX model, and what it takes and gives, as onnxruntime tells it.
+"""Loading of an ONNX model, and its inputs and outputs as onnxruntime describes them.
 
-Everything here runs once, when a backend is made, so that whatever does not fit (a file, a provider, a batch axis, a
-shared input) is an error of the constructor, and not of the first batch.
+All functions run once per model, when a backend is made or reloaded. A wrong file, provider, batch axis or shared input
+is therefore an error of the constructor, and not of the first batch.
 """
 
 import os
@@ -56,7 +56,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
 
 
 def make_options(runtime: ModuleType, threads: int | None, given: Any) -> Any:
-    """The session options: those given, else ours: ``threads`` threads, none of which spins."""
+    """Return the given session options, else new ones with ``threads`` threads, none of which spins."""
     if given is not None:
         check_instance(
             "session_options",
@@ -76,7 +76,7 @@ def make_options(runtime: ModuleType, threads: int | None, given: Any) -> Any:
 
 
 def find_source(path_or_bytes: object) -> tuple[str, str | bytes]:
-    """A name for messages, and what onnxruntime loads."""
+    """Return a name for messages, and the path or bytes that onnxruntime loads."""
     if isinstance(path_or_bytes, bytes):
         return f"{len(path_or_bytes)} bytes", path_or_bytes
     if not isinstance(path_or_bytes, (str, os.PathLike)):
@@ -96,16 +96,16 @@ def choose_providers(
 
     Args:
         runtime: the module ``onnxruntime``.
-        providers: the requested ones.
-        options: the session options; a provider that comes from a plugin is added to them, if they are ours.
-        given: the options are the user's.
+        providers: the requested providers; ``None``: none are requested.
+        options: the session options. If they are not the user's, a provider from a plugin is added to them.
+        given: whether the options are the user's.
 
     Returns:
-        What the session is made with; empty where ``options`` have the providers.
+        The ``providers`` of the session; empty if ``options`` have the providers.
 
     Raises:
-        TypeError: no sequence of names, or of names and options.
-        ValueError: one is not available, or both arguments name providers.
+        TypeError: not a sequence of names, or of names and options.
+        ValueError: a provider is not available, or both arguments name providers.
     """
     in_options = given and getattr(options, "has_providers", bool)()
     if providers is None:
@@ -148,9 +148,10 @@ def _is_provider(value: Any) -> bool:
 
 
 def _plugin_devices(runtime: ModuleType, name: str, available: Sequence[str]) -> list[Any]:
-    """The devices of a provider that a plugin registered (``onnxruntime.register_execution_provider_library``).
+    """Return the devices of a provider that a plugin registered; empty for other providers.
 
-    onnxruntime may list such a provider as available, yet does not load it by its name. There are none of the others.
+    A plugin is registered with ``onnxruntime.register_execution_provider_library``. onnxruntime may list its provider
+    as available, yet does not load it by its name.
 
     Raises:
         ValueError: the provider is not available.
@@ -169,12 +170,12 @@ def _plugin_devices(runtime: ModuleType, name: str, available: Sequence[str]) ->
 
 
 def give_weights(options: Any, weights: Mapping[str, bytes]) -> None:
-    """Make onnxruntime take the contents of external files from here, and read none of these files.
+    """Make onnxruntime use these contents of external files instead of reading the files.
 
     Args:
         options: the session options.
-        weights: contents by the model's name for the file; onnxruntime copies them when it makes the session, before
-            which they must not be dropped.
+        weights: contents of each file, by the model's name for the file. They must stay alive until the session is
+            created, because onnxruntime copies them then.
     """
     give = getattr(options, "add_external_initializers_from_files_in_memory", None)  # an old onnxruntime has none
     if weights and give is not None:
@@ -182,13 +183,13 @@ def give_weights(options: Any, weights: Mapping[str, bytes]) -> None:
 
 
 def load(runtime: ModuleType, source: str | bytes, name: str, options: Any, providers: list[Provider]) -> Any:
-    """A session of the model; ``providers`` is empty where the options have them.
+    """Return a session of the model; ``providers`` is empty if the options have them.
 
     Raises:
         ValueError: onnxruntime cannot load it.
     """
     try:
-        # otherwise a provider that fails, here or in a run, is replaced by the CPU with a message on stdout
+        # with fallback, a provider that fails, here or in a run, is replaced by the CPU with a message on stdout
         session = runtime.InferenceSession(source, options, providers=providers or None, enable_fallback=0)
     except Exception as error:
         raise ValueError(
@@ -202,7 +203,7 @@ def check_loaded(session: Any, providers: Sequence[str | tuple[str, Mapping[str,
     """Check that a session runs on the requested providers.
 
     Raises:
-        ValueError: on others.
+        ValueError: the session runs on others.
     """
     got = session.get_providers()
     for provider in providers:
@@ -222,13 +223,13 @@ def read_specs(
 
     Args:
         session: the ``onnxruntime.InferenceSession``.
-        axes: the batch axis of inputs and outputs, by name, where it is not what the model declares.
-        shared: by name the inputs that the whole batch shares.
+        axes: batch axes of inputs and outputs, by name, where they differ from those that the model declares.
+        shared: the inputs that the whole batch shares, by name.
         shared_outputs: names of outputs that belong to the whole batch.
         chosen: names of the outputs to compute; ``None``: all.
 
     Raises:
-        TypeError: an argument is no sequence of names, or an axis no whole number.
+        TypeError: an argument is not a sequence of names, or an axis is not a whole number.
         ValueError: an argument does not fit the model, or the model does not declare the batch axis of an output.
     """
     read, given = session.get_inputs(), session.get_outputs()
@@ -283,10 +284,10 @@ def _choose_outputs(given: Sequence[Any], chosen: Sequence[str] | None) -> Seque
 
 
 def _check_together(inputs: Sequence[TensorSpec], shared_outputs: Sequence[str]) -> None:
-    """Check what the inputs of a model allow together.
+    """Check that the inputs of a model can be combined.
 
     Raises:
-        ValueError: something that they do not.
+        ValueError: they cannot be combined.
     """
     fixed = _check_batch_axes(inputs)
     if fixed > 1 and shared_outputs:
@@ -301,13 +302,15 @@ def _check_together(inputs: Sequence[TensorSpec], shared_outputs: Sequence[str])
 
 
 def _check_batch_axes(inputs: Sequence[TensorSpec]) -> int:
-    """Reject an input of one row beside inputs of many, which would turn batching off, or of another number of rows.
+    """Check that all inputs have the same number of rows: one size, or a free one.
+
+    An input of one row beside inputs of many rows is rejected, because it would turn batching off.
 
     Returns:
-        The batch size of a model for which it is fixed, else 0.
+        The batch size if the model fixes it, else 0.
 
     Raises:
-        ValueError: there is one.
+        ValueError: an input has another number of rows.
     """
     per_request = [(spec, spec.shape[spec.batch_axis]) for spec in inputs if spec.batch_axis is not None]
     single = [spec for spec, size in per_request if size == 1]
@@ -343,10 +346,10 @@ def _spec(node: Any, axis: int | None, *, is_optional: bool = False) -> TensorSp
 def _optional_spec(
     node: Any, axes: Mapping[str, int], shared: Mapping[str, object], symbols: set[int | str | None]
 ) -> TensorSpec | None:
-    """An input for which the model has a default; ``None`` if requests cannot have it.
+    """Return an input for which the model has a default; ``None`` if requests cannot have it.
 
-    Many exported models declare all their weights like this, so that only a shape with the batch size of the others
-    tells that requests may have it.
+    Many exported models declare all their weights like this. An input belongs to requests only if one of its sizes is
+    the batch size of the other inputs, or if the user names it.
     """
     if node.name in shared or node.name in axes:
         spec = _input_spec(node, axes, shared)
@@ -373,18 +376,18 @@ def _input_spec(node: Any, axes: Mapping[str, int], shared: Mapping[str, object]
 
 
 def _output_spec(node: Any, axes: Mapping[str, int], batch_sizes: Sequence[int | str | None]) -> TensorSpec:
-    """Decide where an output has the rows of a batch; what a run returns never does, since sizes coincide.
+    """Find the batch axis of an output in its declaration; the shape of a run's output could match by coincidence.
 
     Args:
         node: the output, as onnxruntime declares it.
         axes: the batch axes that the user names.
-        batch_sizes: what the inputs declare as the size of their batch axes.
+        batch_sizes: the sizes that the inputs declare for their batch axes.
     """
     dtype, shape = DTYPES.get(node.type), tuple(node.shape)
     named = axes.get(node.name)
     if named is not None:
         argument = f"batch_axes[{node.name!r}]"
-        # an output without a declared shape may have any rank: checked at each run
+        # an output without a declared shape can have any rank: each run checks the axis
         axis = _axis(node.name, named, len(shape)) if shape else check_whole(argument, named, "a whole number")
         size = shape[axis] if shape else None
         if isinstance(size, int) and size not in batch_sizes:

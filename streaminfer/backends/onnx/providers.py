@@ -1,12 +1,12 @@
 """Options of onnxruntime's GPU providers, for :class:`~streaminfer.backends.OnnxBackend` and for Triton.
 
-A provider of onnxruntime takes dozens of options, as strings. These are the few that a server with batches of known
-sizes wants set, and they are the same inside Triton, whose backend passes them on.
+A provider of onnxruntime takes dozens of options, as strings. These functions set the few that matter to a server with
+batches of known sizes. The options are the same inside Triton, whose backend passes them on.
 
-TensorRT compiles an *engine* for a range of shapes, the *optimization profile*: which shapes it must accept, and for
-which one it is tuned. Where no profile is given, onnxruntime makes one of the shapes that it has seen, and compiles
-again, for minutes and in the middle of traffic, whenever one comes that lies outside. So the profile is said here: as
-many rows as the smallest batch, as the largest, and tuned for the largest, since that is when time is short.
+TensorRT compiles an *engine* for a range of shapes, the *optimization profile*: the shapes that the engine must accept,
+and the shape for which it is tuned. Without a profile, onnxruntime makes one from the shapes that it has seen. It then
+compiles again, for minutes and in the middle of traffic, whenever a shape lies outside. The profile is therefore set
+here, from the smallest batch to the largest, and tuned for the largest, because that is when time is short.
 """
 
 import os
@@ -24,15 +24,15 @@ Shape = Sequence[int]
 def cuda_provider(
     *, device_id: int = 0, memory_limit_bytes: int | None = None, cuda_graph: bool = False
 ) -> tuple[str, dict[str, str]]:
-    """The CUDA provider, for ``OnnxBackend(providers=[...])``.
+    """Return the CUDA provider, for ``OnnxBackend(providers=[...])``.
 
     Args:
-        device_id: which GPU.
-        memory_limit_bytes: of the session's arena; ``None``: whatever the GPU has.
+        device_id: number of the GPU.
+        memory_limit_bytes: limit of the session's arena; ``None``: all memory of the GPU.
         cuda_graph: records the work of a batch, once for each size that ``warmup`` names or that a batcher measures
             when it starts, and replays it for later batches of that size. It needs bound memory, ``sessions=1``,
-            outputs whose sizes the model states, and a model that runs on the GPU as a whole. Name the sizes as the
-            batcher's ``preferred_sizes``: batches of others run without a graph.
+            outputs whose sizes the model declares, and a model that runs completely on the GPU. Also pass the sizes as
+            the batcher's ``preferred_sizes``: batches of other sizes run without a graph.
 
     Raises:
         ValueError: an argument has a wrong value.
@@ -40,9 +40,9 @@ def cuda_provider(
     """
     options = {
         "device_id": str(check_count("device_id", device_id, at_least=0)),
-        # what is requested, and not the next power of two: sessions share one GPU
+        # allocate the requested size instead of the next power of two, because sessions share one GPU
         "arena_extend_strategy": "kSameAsRequested",
-        # exhaustive search runs at every new shape, for seconds
+        # the default, an exhaustive search, runs for seconds at every new shape
         "cudnn_conv_algo_search": "HEURISTIC",
     }
     if memory_limit_bytes is not None:
@@ -62,19 +62,19 @@ def tensorrt_provider(
     precision: Literal["fp32", "fp16"] = "fp32",
     device_id: int = 0,
 ) -> tuple[str, dict[str, str]]:
-    """The TensorRT provider, for ``OnnxBackend(providers=[tensorrt_provider(...), cuda_provider()])``.
+    """Return the TensorRT provider, for ``OnnxBackend(providers=[tensorrt_provider(...), cuda_provider()])``.
 
     Name the CUDA provider after it: it runs what TensorRT cannot.
 
     Args:
-        cache: a folder for compiled engines and timings, of this model only; made if missing. ``None``: each start
-            compiles again, for minutes. A process that can write there can run code here: no folder that others share.
+        cache: a folder for the compiled engines and timings of this model only; created if missing. ``None``: each
+            start compiles again, for minutes. A process that can write there can run code here: never share the folder.
         batch_sizes: the sizes that batches have, as in ``buckets=``; the engine accepts from the smallest to the
             largest.
         rows: the shape of one request, by input; needed with ``batch_sizes``.
-        batch_axes: as in ``OnnxBackend``; 0 for inputs that it does not name.
+        batch_axes: as in ``OnnxBackend``; the default of an input is 0.
         precision: ``"fp32"`` or ``"fp16"``, which may use half precision where that is faster.
-        device_id: which GPU.
+        device_id: number of the GPU.
 
     Raises:
         ValueError: an argument has a wrong value.
@@ -95,7 +95,7 @@ def tensorrt_provider(
 
 
 def cache_options(folder: str, *, true: str = "True") -> dict[str, str]:
-    """Store engines and timings in a folder; onnxruntime's binding rejects "1" for true, which Triton takes."""
+    """Return options that store engines and timings in a folder; onnxruntime rejects "1" for true, Triton takes it."""
     return {
         "trt_engine_cache_enable": true,
         "trt_engine_cache_path": folder,
@@ -105,15 +105,15 @@ def cache_options(folder: str, *, true: str = "True") -> dict[str, str]:
 
 
 def profile_shapes(rows: Mapping[str, Shape], batch_sizes: Sequence[int], axes: Mapping[str, int]) -> dict[str, str]:
-    """The optimization profile, from the smallest batch to the largest.
+    """Return the optimization profile, from the smallest batch to the largest.
 
     Args:
         rows: the shape of one request, by input.
         batch_sizes: at least one.
-        axes: the batch axis by input; 0 for those it does not name.
+        axes: the batch axis by input; the default of an input is 0.
 
     Raises:
-        ValueError: a size is below 1; an axis does not exist; a name cannot be said in a profile.
+        ValueError: a size is below 1; an axis does not exist; a profile cannot contain a name.
         TypeError: a size is no whole number.
     """
     sizes = sorted(check_count("batch_sizes", size) for size in batch_sizes)

@@ -1,12 +1,13 @@
-"""The model that an `OnnxBackend` serves with, and its replacement by another.
+"""The current model of an `OnnxBackend`, and its replacement by another.
 
 Invariants:
 
-* A batch runs on the model that serves when a worker thread takes it, and ends on that model. One assignment changes
-  the model of all threads and the fingerprint, so that a batch that is sent under a new fingerprint never runs on an
-  old model. (The converse is the cache's: it does not store what was computed while ``fingerprint_changes`` changed.)
-* A model serves only after it has run each shape of batch that its predecessor has run.
-* Nothing refers to an old model once its last batch has ended.
+* A batch runs on the model that is current when a worker thread takes the batch, and ends on that model. One assignment
+  changes the model of all threads and the fingerprint, so that a batch that is sent under a new fingerprint never runs
+  on an old model. (The cache ensures the converse: it does not store a result if ``fingerprint_changes`` changed while
+  the result was computed.)
+* A model becomes current only after it has run each batch shape that its predecessor has run.
+* No reference to an old model is left once its last batch has ended.
 """
 
 import asyncio
@@ -36,18 +37,18 @@ class LoadedModel:
     """A model with its sessions.
 
     Attributes:
-        name: for messages.
-        signature: what it reads and returns.
+        name: the model's name, for messages.
+        signature: the model's inputs and outputs.
         shared: the inputs that every run is fed, by name.
-        providers: what it runs on, best first.
+        providers: the execution providers, best first.
         binding: how its memory is bound.
-        has_graphs: its sessions replay CUDA graphs.
-        file_bytes: of its file and its external weights.
-        workers: one for each worker thread; a list, in which one that hangs is replaced.
+        has_graphs: whether its sessions replay CUDA graphs.
+        file_bytes: size of its file and its external weights, bytes.
+        workers: one per worker thread; a list, because a worker that hangs is replaced.
         fingerprint: part of a cache's keys; ``None``: not known.
         background_obstacle: why its batches cannot run at a lower priority; empty: they can.
-        number: how many models served before it.
-        is_loaded: its sessions are in memory.
+        number: number of models that were current before it.
+        is_loaded: whether its sessions are in memory.
     """
 
     name: str
@@ -64,14 +65,15 @@ class LoadedModel:
     is_loaded: bool = True
 
     def is_same_as(self, other: "LoadedModel") -> bool:
-        """Return whether both are known to be one model that was loaded twice."""
+        """Return whether both fingerprints are known and equal: it is one model that was loaded twice."""
         return self.fingerprint is not None and self.fingerprint == other.fingerprint
 
     def check_replaceable_by(self, other: "LoadedModel") -> None:
-        """Check that callers can send the other model what they send this one, and get what they get from it.
+        """Check that the other model takes the same inputs and returns the same outputs as this one.
 
         Raises:
-            ValueError: they cannot; names the input or output.
+            ValueError: an input or output differs; the message names it. Or the other model lacks a fingerprint, or one
+                of them has CUDA graphs.
         """
         if self.has_graphs or other.has_graphs:
             raise ValueError(
@@ -95,13 +97,13 @@ class LoadedModel:
 
 
 class Serving:
-    """Which model serves; thread-safe.
+    """Holder of the current model; thread-safe.
 
     Args:
-        model: the first one.
+        model: the first model.
 
     Attributes:
-        model: the one that runs what a worker takes now.
+        model: the current model; it runs every batch that a worker takes.
     """
 
     def __init__(self, model: LoadedModel) -> None:
@@ -110,16 +112,17 @@ class Serving:
         self._last: Future[None] | None = None
 
     def warm(self, model: LoadedModel, check: Callable[[], None]) -> None:
-        """Run the warm-up batches, and zeros of each shape that the present model has run, on every worker of a model.
+        """Run the warm-up, and zeros of each shape that the current model has run, on every worker of a new model.
 
         Args:
-            model: that is to serve.
-            check: raises where it is wanted no more; called between the batches.
+            model: the new model.
+            check: raises if the new model is no longer wanted; called before each batch.
 
         Raises:
-            BackendError: it fails on one that the present model can run, or on any where another one is not in memory.
+            BackendError: the new model fails on a batch that the current one can run. If the current one is not in
+                memory: the new model fails on any batch, and is not the same model.
         """
-        # a copy is one step of the interpreter: the threads note further shapes meanwhile
+        # a copy is one step of the interpreter, so threads can add shapes meanwhile
         shapes = dict.fromkeys(each for worker in self.model.workers for each in tuple(worker.shapes))
         batches = [{name: _zeros(shape, dtype) for name, shape, dtype in each} for each in shapes]
         for worker in model.workers:
@@ -133,9 +136,9 @@ class Serving:
                         raise
 
     def _is_fault_of(self, model: LoadedModel, inputs: Mapping[str, npt.NDArray[Any]]) -> bool:
-        """Return whether the present model takes zeros on which another one failed: some models do not."""
+        """Return whether the current model can run zeros on which another one failed; some models cannot."""
         present = self.model
-        if not present.is_loaded:  # of another model it is not known what this one took
+        if not present.is_loaded:  # the current model has run these shapes, so only the same model may fail on them
             return not model.is_same_as(present)
         try:
             present.workers[0].renew().try_out(inputs)
@@ -144,22 +147,22 @@ class Serving:
         return True
 
     def replace(self, model: LoadedModel, *, is_same: bool = False) -> None:
-        """Let another model serve from here on, or the same one that was loaded again."""
+        """Make another model current, or the same model that was loaded again."""
         self.model = attrs.evolve(model, number=self.model.number + (not is_same))
 
     def unload(self) -> None:
-        """Let the sessions of the model go, each behind the batch that runs on it."""
+        """Free the sessions of the model; a session that runs a batch is freed after it."""
         workers = [worker.without_session() for worker in self.model.workers]
         self.model = attrs.evolve(self.model, workers=workers, is_loaded=False)
 
     def forget(self) -> None:
-        """In a forked process: no turn of the parent ends here."""
+        """Forget the turns of the parent after a fork, because they never end in this process."""
         self._lock = threading.Lock()
         self._last = None
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """Wait until all earlier turns have ended, on whichever event loops they are."""
+        """Wait until all earlier turns have ended, on whichever event loops they are; then take the turn."""
         mine: Future[None] = Future()
         mine.set_running_or_notify_cancel()  # so that no waiter can cancel it
         with self._lock:
@@ -171,19 +174,19 @@ class Serving:
         finally:
             if before is None or before.done():
                 mine.set_result(None)
-            else:  # cancelled while it waited
+            else:  # cancelled during the wait
                 before.add_done_callback(lambda _: mine.set_result(None))
 
 
 class ReloadableWorker(Worker):
-    """A worker thread's place at the model that serves.
+    """Worker thread's access to the current model.
 
-    Closing leaves the session: loading it again would make every restart slow. Killing is not possible:
-    ``RunOptions.terminate`` is all that ends a run, and whatever gives it up has set it.
+    Closing keeps the session: loading it again would make every restart slow. Killing is not possible: only
+    ``RunOptions.terminate`` ends a run, and it is already set when a run is abandoned.
 
     Args:
-        serving: says which.
-        number: of the worker there.
+        serving: holder of the current model.
+        number: number of the worker in that model.
     """
 
     def __init__(self, serving: Serving, number: int) -> None:
@@ -195,7 +198,7 @@ class ReloadableWorker(Worker):
         return self._serving.model.workers[self._number]
 
     def infer(self, batch: Batch, options: Any) -> Any:
-        """Return one result per row, of the model that serves when this begins.
+        """Return one result per row, of the model that is current when this call begins.
 
         Raises:
             BackendError: the model failed.
@@ -203,30 +206,30 @@ class ReloadableWorker(Worker):
         return self._worker.infer(batch, options)
 
     def record(self, batch: Batch, options: Any) -> Any:
-        """Run a batch that warms up or is measured, as :meth:`SessionWorker.record` does."""
+        """Run a warm-up batch or a measured batch, like :meth:`SessionWorker.record`."""
         return self._worker.record(batch, options)
 
     def warm(self) -> None:
         """Run the warm-up batches.
 
         Raises:
-            BackendError: the model failed on one of them.
+            BackendError: the model failed on a warm-up batch.
         """
         self._worker.warm()
 
     def forget(self) -> None:
-        """In a forked process, raise until another model is loaded."""
+        """Make all runs raise after a fork, until another model is loaded."""
         self._serving.forget()
         self._worker.forget()
 
     def renew(self) -> Self:
-        """Give the worker memory of its own, because a run that hangs may still write to what it has."""
+        """Give the worker new reused memory, because a hung run may still write to the old memory."""
         self._serving.model.workers[self._number] = self._worker.renew()
         return self
 
 
 def _comparable(spec: TensorSpec) -> tuple[Any, ...]:
-    """Without the names of free sizes, which say nothing to callers."""
+    """Return the parts of a spec that matter to callers; names of free sizes do not."""
     shape = tuple(size if isinstance(size, int) else None for size in spec.shape)
     return spec.name, spec.dtype, spec.is_bfloat16, spec.is_optional, shape, spec.batch_axis
 

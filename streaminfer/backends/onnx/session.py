@@ -1,4 +1,4 @@
-"""One onnxruntime session as a worker: a batch in, rows out."""
+"""One onnxruntime session as a worker: takes a batch, and returns rows."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ Shapes = tuple[tuple[str, tuple[int, ...], np.dtype[Any]], ...]
 """Name, shape and dtype of each input of a run."""
 
 MAX_SHAPES = 32
-"""Shapes of runs that are remembered: the sizes of a batcher with a few length buckets."""
+"""Number of shapes to remember: the sizes of a batcher with a few length buckets."""
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -32,16 +32,16 @@ class SessionWorker:
 
     Args:
         session: the ``onnxruntime.InferenceSession``.
-        name: of the model, for messages.
-        signature: what the model takes and gives.
+        name: the model's name, for messages.
+        signature: the model's inputs and outputs.
         shared: the inputs that every run is fed.
         warmup: batches for :meth:`warm`.
-        new_options: makes the ``onnxruntime.RunOptions`` of a run.
+        new_options: creates the ``onnxruntime.RunOptions`` of a run.
         bound: runs on reused memory; ``None``: plain runs.
-        priority: of plain runs.
+        priority: priority of plain runs.
 
     Attributes:
-        shapes: of the runs that succeeded, the last :data:`MAX_SHAPES` new ones.
+        shapes: shapes of successful runs, the latest :data:`MAX_SHAPES` that were new.
     """
 
     _session: Any
@@ -62,13 +62,13 @@ class SessionWorker:
         self._output_names = [spec.name for spec in self._signature.outputs]
 
     def warm(self, check: Callable[[], None] = lambda: None) -> None:
-        """Runs the warm-up batches, so that onnxruntime has planned its memory for these sizes.
+        """Run the warm-up batches, so that onnxruntime plans its memory for these sizes.
 
         Args:
-            check: raises where the session is wanted no more; called before each batch.
+            check: raises if the session is no longer wanted; called before each batch.
 
         Raises:
-            BackendError: the model failed on one of them, or the session was made before a fork.
+            BackendError: the model failed on a batch, or the session was created before a fork.
         """
         if self._session is None:
             return
@@ -87,14 +87,14 @@ class SessionWorker:
             self._bound.record_again(self._new_options)
 
     def without_session(self) -> "SessionWorker":
-        """Return the same without a session, which a batch that runs keeps; what it has run is remembered."""
+        """Return a copy without the session, which a running batch keeps; the copy remembers the shapes."""
         return attrs.evolve(self, session=None, bound=None)
 
     def try_out(self, inputs: Arrays) -> None:
-        """Run a batch, and cut what it returns, for nothing but whether that works.
+        """Run a batch and split its outputs into rows, only to see whether that works.
 
         Raises:
-            BackendError: it does not.
+            BackendError: the run failed, or returned another number of rows.
         """
         axes = self._signature.batch_axes
         rows = next(value.shape[axes[name]] for name, value in inputs.items())
@@ -106,7 +106,7 @@ class SessionWorker:
             raise self._failure(rows, error) from error
 
     def forget(self) -> None:
-        """Raise in all later runs: onnxruntime's threads, and its GPU, stay with the parent."""
+        """Make all later runs raise: after a fork, onnxruntime's threads and GPU belong to the parent."""
         self._lost = True
 
     def _check_process(self) -> None:
@@ -119,25 +119,25 @@ class SessionWorker:
             raise BackendError(f"{self._name}: its session is not in memory: await load() first")
 
     def renew(self) -> "SessionWorker":
-        """The same session, which several threads may run at once, with reused memory of its own."""
+        """Return a worker with the same session, which several threads may run at once, and new reused memory."""
         bound = None if self._bound is None else self._bound.renew()
         return attrs.evolve(self, bound=bound, shapes=self.shapes.copy())
 
     def record(self, batch: Batch, options: Any) -> Any:
-        """Run a batch that warms up or is measured; CUDA graphs, if any, are recorded of it."""
+        """Run a warm-up batch or a measured batch; CUDA graphs, if any, record it."""
         return self.infer(batch, options, record=True)
 
     def infer(self, batch: Batch, options: Any, *, record: bool = False) -> Any:
-        """Assembles the inputs of a batch, runs the model, and cuts the outputs into rows.
+        """Assemble the inputs of a batch, run the model, and split the outputs into rows.
 
         Args:
-            batch: its inputs are read here, once.
-            options: the ``onnxruntime.RunOptions`` through which the run can be ended early.
-            record: as :meth:`record` does.
+            batch: the batch; its inputs are read here, once.
+            options: the ``onnxruntime.RunOptions``, with which the run can be ended early.
+            record: as in :meth:`record`.
 
         Returns:
-            One result per row: an array, or a mapping of output name to array, all of them views. A mapping of all
-            outputs by name where the batch asks for whole ones.
+            One result per row: an array, or a mapping of output name to array, all of them views. If the batch has
+            ``whole_outputs``: a mapping of all outputs by name, those whole and the others split into rows.
 
         Raises:
             BackendError: the model failed, or returned another number of rows.
@@ -188,7 +188,7 @@ class SessionWorker:
         return named_rows(self._output_names, columns, rows)
 
     def _columns(self, outputs: list[Any], size: int, rows: int, whole: frozenset[str]) -> Mapping[str, Any]:
-        """The outputs by name: some whole, the others cut into rows."""
+        """Return the outputs by name: some whole, the others split into rows."""
         return {
             spec.name: value if spec.name in whole else self._column(spec, value, size)[:rows]
             for spec, value in zip(self._signature.outputs, outputs, strict=True)
@@ -197,7 +197,7 @@ class SessionWorker:
     def _column(self, spec: TensorSpec, value: Any, rows: int) -> Sequence[Any]:
         axis = spec.batch_axis
         if axis is None:
-            return [_protected(value) for _ in range(rows)]  # several callers have it
+            return [_protected(value) for _ in range(rows)]  # several callers get the same value
         if isinstance(value, np.ndarray):
             if -value.ndim <= axis < value.ndim and value.shape[axis] == rows:
                 return list(value if axis == 0 else value.transpose(_first(axis % value.ndim, value.ndim)))
@@ -209,7 +209,7 @@ class SessionWorker:
         )
 
     def _answer_in_runs(self, inputs: Arrays, rows: int, rows_a_run: int, options: Any, *, record: bool) -> list[Any]:
-        """Runs a model of a fixed batch size as often as it takes; copies of the last row fill the last run up."""
+        """Run a model of a fixed batch size as often as needed; copies of the last row fill up the last run."""
         axes = self._signature.batch_axes
         results: list[Any] = []
         for start in range(0, rows, rows_a_run):
@@ -218,7 +218,7 @@ class SessionWorker:
             try:
                 results.extend(self._cut(self._run(part, options, record=record), rows_a_run)[: rows - start])
             except Exception as error:
-                if rows_a_run > 1 or options.terminate:  # the rows that are left would end the same way
+                if rows_a_run > 1 or options.terminate:  # the remaining rows would end the same way
                     raise
                 results.append(self._row_failure(error))
         return results
@@ -235,7 +235,7 @@ class SessionWorker:
 
 
 def _protected(value: Any) -> Any:
-    """An output that several callers get: its arrays read-only; the lists and mappings of a sequence new ones."""
+    """Return an output that several callers can share: arrays become read-only, lists and mappings are copied."""
     if isinstance(value, np.ndarray):
         value.flags.writeable = False
     elif isinstance(value, list):
@@ -247,17 +247,17 @@ def _protected(value: Any) -> Any:
 
 @functools.cache
 def _first(axis: int, axes: int) -> tuple[int, ...]:
-    """Return the order of axes in which one comes first; ``numpy.moveaxis`` takes ten times as long to find it."""
+    """Return the order of axes that puts one axis first; ``numpy.moveaxis`` takes ten times as long to find it."""
     return axis, *(other for other in range(axes) if other != axis)
 
 
 def stack_example(signature: Signature, example: Any, rows: int) -> Arrays:
-    """A batch of ``rows`` times the same request.
+    """Return a batch of ``rows`` copies of the same request.
 
     Args:
-        signature: of the model.
+        signature: the model's inputs and outputs.
         example: one request's inputs; ``None``: zeros and empty strings, with free sizes set to 1.
-        rows: how many.
+        rows: the batch size.
 
     Raises:
         ValueError: the example does not fit the model.

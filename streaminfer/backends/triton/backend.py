@@ -1,13 +1,13 @@
 """Models of a server that speaks the Open Inference Protocol: NVIDIA Triton, and peers without its extensions.
 
 One batch is one request. The batcher batches already, so the server's own batching adds only a delay: switch it off
-(``dynamic_batching`` out of the model's configuration, or ``max_queue_delay_microseconds: 0``). Three kinds of models
+(no ``dynamic_batching`` in the model's configuration, or ``max_queue_delay_microseconds: 0``). Three kinds of models
 get one request per row instead, all rows of a batch at once: models without a batch axis; models that keep state for
-each sequence, whose requests are steps of one; and decoupled models, each of whose requests has a stream of responses.
+each sequence (a request is one step of a sequence); and decoupled models (a request has a stream of responses).
 
 **Deadlines** are enforced here. The server's own timeouts fire late: it checks a queued request only when it forms the
-next batch (set to 10 ms, measured: 600). gRPC sends the deadline along and tells the server when it has passed, which
-then drops a queued request. If the model's queue takes timeouts it gets one too, which is all that HTTP can do.
+next batch (set to 10 ms, measured: 600). With gRPC, the server knows the deadline of a call, and drops a request that
+is still queued when it passes. If the model's queue takes timeouts, each request also has one; HTTP has nothing else.
 """
 
 import contextlib
@@ -58,8 +58,8 @@ class TritonBackend(StackClock, Node):
         tls: how the connection is encrypted; ``True``: with the system's certificate authorities. Required for
             anything but a loopback address or a Unix socket.
         insecure: true allows an unencrypted connection to another machine.
-        headers: sent with every call, by name, or a function that returns them, called before each: a token, say.
-            Never shown.
+        headers: headers of every call, by name, or a function that returns them and is called before each call, such
+            as for tokens. Never shown.
         shared_memory: tensors go through system shared memory; for a server on this machine, Linux only.
         timeout_s: seconds for a batch without a deadline, for each response of a stream without one, and for each
             call of the start.
@@ -67,19 +67,19 @@ class TritonBackend(StackClock, Node):
             :meth:`read_statistics` is called.
         keepalive_s: seconds between pings of a quiet gRPC connection; ``None``: none. A server with default options
             ends connections that ping more often than every 300 seconds.
-        max_streams: how many streams of a model with sequences are remembered.
+        max_streams: how many streams of a model with sequences the backend remembers.
         non_finite: ``"reject"`` rejects requests with a float that is NaN or infinite, ``"allow"`` does not check.
-        example: one request's inputs, which a batcher measures before it accepts requests. ``None``: zeros, if the
-            model leaves no sizes open or the batcher's length buckets name them; else nothing is measured. Models
-            with sequences and decoupled ones are never measured.
-        memory_bytes: what the model takes of its device's memory, for a `Device` whose models do not all fit; the
-            server must run with ``--model-control-mode=explicit``. ``None``: the model stays where it is.
+        example: one request's inputs, of which a batcher measures batches before it accepts requests. ``None``: zeros,
+            if the model leaves no sizes open or the batcher's length buckets name them; else nothing is measured.
+            Models with sequences and decoupled models are never measured.
+        memory_bytes: memory that the model takes on its device, for a `Device` whose models do not all fit; the
+            server must run with ``--model-control-mode=explicit``. ``None``: the model is never unloaded.
         load_timeout_s: seconds for a load, and for an unload.
         clock: monotonic nanoseconds; ``None``: the `Stack`'s, else the system's.
 
     Attributes:
-        address: where the server is.
-        encrypted: whether the connection is.
+        address: the address of the server.
+        encrypted: whether the connection is encrypted.
         model: its name.
         inputs: what the model reads, in its order; empty before the first start.
         outputs: what it returns, in its order; empty before the first start.
@@ -172,8 +172,8 @@ class TritonBackend(StackClock, Node):
     def fingerprint(self) -> str:
         """Identity of the model: server, model and the version that responds.
 
-        Before the version is known it is a text that no other backend has. A model whose file changes under the same
-        version has the same fingerprint: nothing in the protocol tells.
+        Before the version is known, it is a text that no other backend has. If a model's file changes under the same
+        version, the fingerprint stays the same, because the protocol does not report the change.
         """
         return self._fingerprint
 
@@ -183,12 +183,12 @@ class TritonBackend(StackClock, Node):
 
     @property
     def missing_extensions(self) -> tuple[str, ...]:
-        """Extensions that the backend could make use of and the server lacks; empty before the first start."""
+        """Extensions that the backend can use and the server lacks; empty before the first start."""
         return () if self.server is None else self.server.missing_extensions
 
     @property
     def queued_workers(self) -> int | None:
-        """How many copies of the model work behind the server's queue.
+        """Number of copies of the model that take requests from the server's queue.
 
         ``None``: not known (before the first start, or the server does not say), an ensemble, or one request per row.
         """
@@ -198,7 +198,7 @@ class TritonBackend(StackClock, Node):
         return description.instances
 
     def capabilities(self) -> Capabilities:
-        """What a batcher, caches and the `Stack` need to know of the model, as far as the server has said it."""
+        """Return the model's optional features, as far as they are known, for batchers, caches and the `Stack`."""
         residency = None
         if self._memory_bytes is not None:
             residency = Residency(self._memory_bytes, self.load, self.unload, load_at_start=True)
@@ -233,7 +233,7 @@ class TritonBackend(StackClock, Node):
 
         Raises:
             InvalidInput: names the input, what was expected, and what came.
-            BackendError: not loaded since the start, so that its inputs are not known.
+            BackendError: the model was not loaded since the start, so that its inputs are not known.
             Closed: not started, or stopped.
         """
         self._lifecycle.known().validate(request)
@@ -254,13 +254,13 @@ class TritonBackend(StackClock, Node):
     # -- life ---------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Connect, and read the model's description from the server; do nothing if that is done.
+        """Connect, and read the model's description from the server; do nothing if the backend is started.
 
         With ``memory_bytes`` the model need not be loaded; the first :meth:`load` then reads its description.
 
         Raises:
-            ValueError: the server has no such model or version, or lacks what was asked for; or a file of ``tls`` is
-                not what it should be.
+            ValueError: the server has no such model or version, or lacks a requested feature; or a file of ``tls`` is
+                invalid.
             OSError: a file of ``tls`` cannot be read.
             BackendError: the server cannot be reached, or the model is not ready or cannot be used.
             DeadlineExceeded: the server does not respond.
@@ -275,8 +275,8 @@ class TritonBackend(StackClock, Node):
         Sequences that have not ended are left to the server, which forgets them when they are idle.
 
         Args:
-            drain: running calls end first; else they end with :class:`~streaminfer.errors.Closed`. Streams of responses
-                have ``timeout_s`` to end, because their callers may have left them.
+            drain: wait for running calls; ``False``: they end with :class:`~streaminfer.errors.Closed`. Streams of
+                responses get at most ``timeout_s``, because their callers may have left them.
 
         Raises:
             RuntimeError: another loop started it.
@@ -284,31 +284,31 @@ class TritonBackend(StackClock, Node):
         await self._lifecycle.stop(drain=drain)
 
     async def load(self) -> None:
-        """Make the server load the model, unless it has, and return when it is ready.
+        """Make the server load the model, unless it is in memory, and return when it is ready.
 
         If the server loses the model later, because it was restarted, the batches that notice it fail, and the backend
-        loads it again. A load that fails ends with an unload. May be called before :meth:`start` and after
+        loads it again. If a load fails, the model is unloaded. May be called before :meth:`start` and after
         :meth:`stop`.
 
         Raises:
-            ValueError: the server has no such model; or a file of ``tls`` is not what it should be.
+            ValueError: the server has no such model; or a file of ``tls`` is invalid.
             OSError: a file of ``tls`` cannot be read.
-            BackendError: it cannot be reached, lets no client load models, or cannot load this one.
-            DeadlineExceeded: it does not respond, or not within ``load_timeout_s``.
+            BackendError: the server cannot be reached, lets no client load models, or cannot load this one.
+            DeadlineExceeded: the server does not respond, or not within ``load_timeout_s``.
         """
         await self._lifecycle.load()
 
     async def unload(self) -> None:
         """Make the server unload the model, in all its versions, and return when it has left memory.
 
-        A `Device` whose memory is short does this between batches; batches fail until :meth:`load`. Requests that the
-        server has accepted end first. The parts of an ensemble leave with it, unless they were loaded by name. May be
-        called before :meth:`start` and after :meth:`stop`.
+        A `Device` that is short of memory calls this between batches; batches fail until :meth:`load`. Requests that
+        the server has accepted end first. The parts of an ensemble are unloaded with it, unless they were loaded by
+        name. May be called before :meth:`start` and after :meth:`stop`.
 
         Raises:
-            ValueError, OSError: a file of ``tls`` is not what it should be, or cannot be read.
+            ValueError, OSError: a file of ``tls`` is invalid, or cannot be read.
             BackendError: the server cannot be reached, or lets no client unload models.
-            DeadlineExceeded: it does not respond, or not within ``load_timeout_s``.
+            DeadlineExceeded: the server does not respond, or not within ``load_timeout_s``.
         """
         await self._lifecycle.unload()
 
@@ -332,9 +332,9 @@ class TritonBackend(StackClock, Node):
     async def stream(self, request: Request) -> AsyncGenerator[Any, None]:
         """Yield the responses of a decoupled model as they come: ``async for outputs in backend.stream(request)``.
 
-        It ends when the model says that nothing follows. Close it with ``contextlib.aclosing`` if the loop can end
-        earlier: the request is then cancelled at once, not by the garbage collector. If the model has sequences, the
-        request is a step of the one of its ``stream_id``, which is lost if the loop ends earlier.
+        The stream ends when the model says that nothing follows. Close it with ``contextlib.aclosing`` if the loop can
+        end earlier: the request is then cancelled at once, not by the garbage collector. If the model has sequences,
+        the request is a step of the sequence of its ``stream_id``; the sequence is lost if the loop ends earlier.
 
         Args:
             request: its inputs have no batch axis.
@@ -353,11 +353,11 @@ class TritonBackend(StackClock, Node):
                 yield response
 
     async def end_stream(self, stream_id: Hashable, inputs: Any = None, *, timeout_s: float | None = None) -> Any:
-        """Run the last step of a stream, after queued and running ones, and let the server forget its state.
+        """Run the last step of a stream, after its queued and running steps, and let the server forget its state.
 
         Args:
-            stream_id: as requests have it. One without a sequence is left alone, unless there are ``inputs``.
-            inputs: of the last step; ``None``: zeros and empty text, for models that only need the end flag.
+            stream_id: the stream's id in requests. Without ``inputs``, nothing is done for a stream without a sequence.
+            inputs: the inputs of the last step; ``None``: zeros and empty text, for models that only need the end flag.
             timeout_s: seconds; ``None``: as for a batch without a deadline.
 
         Returns:
@@ -376,11 +376,11 @@ class TritonBackend(StackClock, Node):
         """Read the server's statistics of the model now.
 
         Returns:
-            Means since the backend first read them, at its first start; of all clients of the model.
+            Means over the requests of all clients of the model, since the backend first read them at its first start.
 
         Raises:
-            RuntimeError: the server keeps none.
-            StreamInferError: it did not respond.
+            RuntimeError: the server has no statistics.
+            StreamInferError: the server did not respond.
         """
         return await self._lifecycle.reader.read(self._lifecycle.running())
 
@@ -390,12 +390,12 @@ class TritonBackend(StackClock, Node):
         return self._lifecycle.reader.statistics(self._recorder, workers)
 
     def server_parts(self) -> Mapping[str, float]:
-        """Return :meth:`TritonStatistics.parts`, named after model and server, for `Telemetry`."""
+        """Return :meth:`TritonStatistics.parts`, with the names of model and server in the keys, for `Telemetry`."""
         where = f"{self.model} on {self.address}"
         return {f"{part}, {where}": mean_s for part, mean_s in self.statistics().parts().items()}
 
     def _update_description(self, session: Session) -> None:
-        """Publish a session's description of the model, also of one that a stop drains."""
+        """Publish a session's description of the model, also while a stop drains the session."""
         self.server = session.server
         description = self.description = session.model
         self._set_version(description.version)

@@ -1,8 +1,8 @@
 """Decoding of a response into one result per row; a response that does not match the model fails the batch.
 
-A server behind a proxy, a model that was replaced, a model with a fault: each can respond with another name, type, rank
-or number of rows, or with fewer bytes than it says. Rows are views of the message, read-only, since nothing was copied
-(but where its bytes lie unaligned, which not every library reads).
+A server behind a proxy, a replaced model or a faulty model can respond with another name, type, rank or number of rows,
+or with fewer bytes than it announces. Rows are read-only views of the message. Only content whose bytes lie unaligned
+is copied, because some libraries cannot read it.
 """
 
 import math
@@ -26,13 +26,13 @@ def decode_rows(model: ModelDescription, response: InferResponse, rows: int, *, 
     """Return one result per row: an array, or a mapping of output name to array.
 
     Args:
-        model: its description.
-        response: of the server; the content of shared outputs is already an array.
-        rows: of the request.
-        batched: outputs have the batch axis; otherwise the response is one row.
+        model: the model's description.
+        response: the server's response; the content of shared memory is already an array.
+        rows: number of rows of the request.
+        batched: whether outputs have the batch axis; otherwise the response is one row.
 
     Raises:
-        BackendError: it does not match the description; names the output, the expectation and what came.
+        BackendError: the response does not match the description; names the output, the expectation and what came.
     """
     columns = []
     for spec in model.outputs:
@@ -70,7 +70,7 @@ def _array(model: ModelDescription, spec: TensorSpec, tensor: Tensor) -> npt.NDA
         raise _wrong(model, spec, f"a content of {list(shape)}", error) from error
     if not array.flags.aligned:
         array = array.copy()
-        array.flags.writeable = False  # like those that were not copied
+        array.flags.writeable = False  # like arrays that are views
     return array
 
 
@@ -78,7 +78,7 @@ def _listed(spec: TensorSpec, content: list[Any], shape: Sequence[int]) -> npt.N
     if spec.dtype != TEXT:
         with np.errstate(over="raise"):
             array = np.array(content, _dtype(spec))
-        if array.dtype.kind in "biu" and array.tolist() != content:  # NumPy cuts 1.5 to 1
+        if array.dtype.kind in "biu" and array.tolist() != content:  # NumPy would truncate 1.5 to 1
             raise ValueError(f"an element that {array.dtype} does not have")
         return array.reshape(shape)
     return texts([one.encode() if isinstance(one, str) else one for one in content], shape)

@@ -1,7 +1,7 @@
-"""The protocol's data types as NumPy's, and strings as the protocol writes them.
+"""The protocol's data types as NumPy dtypes, and the protocol's encoding of strings.
 
-A ``BYTES`` tensor is, element by element, four bytes of length, least significant first, and the content. Requests
-bring it as an array of ``str`` (sent as UTF-8), ``bytes`` or objects that are either; its response is an array of
+In a ``BYTES`` tensor, each element is four bytes of length, least significant first, followed by the content. Requests
+have it as an array of ``str`` (sent as UTF-8), ``bytes`` or objects that are either; responses have an array of
 ``bytes`` objects. NumPy's own arrays of bytes drop zeros at the end of an element; arrays of objects do not.
 """
 
@@ -34,7 +34,7 @@ _DTYPES = {
     "BYTES": TEXT,
 }
 DATATYPES = {dtype: name for name, dtype in _DTYPES.items()}
-"""The protocol's name for a type of NumPy's."""
+"""The protocol's name of each NumPy dtype."""
 
 CONTENTS = {
     "BOOL": "bool_contents",
@@ -50,14 +50,14 @@ CONTENTS = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
-"""Where servers that do not send raw bytes over gRPC put the elements."""
+"""The field for elements of servers that do not send raw bytes over gRPC, by the protocol's type."""
 
 
 def dtype_of(datatype: str) -> np.dtype[Any] | None:
-    """NumPy's type for the protocol's; ``None`` where there is none.
+    """Return the NumPy dtype of a protocol type; ``None`` for an unknown type.
 
     Raises:
-        MissingExtra: it is bfloat16, and ml_dtypes is not installed.
+        MissingExtra: the type is bfloat16, and ml_dtypes is not installed.
     """
     if datatype == "BF16":
         bfloat16: np.dtype[Any] = np.dtype(require("ml_dtypes", extra="triton", purpose="a BF16 tensor").bfloat16)
@@ -66,24 +66,24 @@ def dtype_of(datatype: str) -> np.dtype[Any] | None:
 
 
 def is_text(value: object) -> bool:
-    """Whether it can be the content of a ``BYTES`` tensor, as far as the type says."""
+    """Return whether the type of a value allows it as the content of a ``BYTES`` tensor."""
     return isinstance(value, np.ndarray) and value.dtype.kind in "SUO" and not isinstance(value, np.ma.MaskedArray)
 
 
 def raw(array: npt.NDArray[Any]) -> bytes | memoryview:
-    """The bytes of a C-contiguous array as the protocol sends them; a view, but of text."""
+    """Return the bytes of a C-contiguous array as the protocol sends them; a view, except for text."""
     if array.dtype.hasobject or array.dtype.kind in "SU":
         return encode_text(array)
-    if array.dtype.kind == "V":  # bfloat16 is no type that buffers know
+    if array.dtype.kind == "V":  # buffers cannot describe bfloat16
         array = array.view(np.uint8)
     return array.data
 
 
 def encode_text(values: npt.NDArray[Any]) -> bytes:
-    """The elements in C order as the protocol writes them.
+    """Return the elements in C order, in the protocol's encoding.
 
     Raises:
-        InvalidInput: an element that is neither text nor bytes, or text that is no Unicode.
+        InvalidInput: an element is neither text nor bytes, or is text that UTF-8 cannot encode.
     """
     parts = []
     for value in values.ravel().tolist():
@@ -99,10 +99,10 @@ def encode_text(values: npt.NDArray[Any]) -> bytes:
 
 
 def strings(values: npt.NDArray[Any]) -> list[str]:
-    """The elements in C order for JSON, which has no bytes.
+    """Return the elements in C order as strings for JSON, which has no bytes.
 
     Raises:
-        InvalidInput: an element that is neither text nor bytes, or bytes that are no text.
+        InvalidInput: an element is neither text nor bytes, or is bytes that are not UTF-8.
     """
     try:
         return [one.decode() for one in split_text(encode_text(values), values.size)]
@@ -113,10 +113,10 @@ def strings(values: npt.NDArray[Any]) -> list[str]:
 
 
 def split_text(content: bytes | memoryview, count: int) -> list[bytes]:
-    """The elements; each has its length in front of it.
+    """Return the elements of encoded text; the length of each precedes it.
 
     Raises:
-        ValueError: they are not ``count``, or a length points past the end.
+        ValueError: the number of elements is not ``count``, or a length points past the end.
     """
     elements: list[bytes] = []
     position, size = 0, len(content)
@@ -132,7 +132,7 @@ def split_text(content: bytes | memoryview, count: int) -> list[bytes]:
 
 
 def texts(elements: Sequence[str | bytes], shape: Sequence[int]) -> npt.NDArray[Any]:
-    """An array of texts, each an object of its own."""
+    """Return an array of objects, one text per element."""
     array = np.empty(len(elements), TEXT)
     array[:] = elements
     return array.reshape(shape)

@@ -1,7 +1,7 @@
-"""Where a server is, and whether what is sent there may travel unencrypted.
+"""Address of a server, and the decision whether requests to it may be unencrypted.
 
 Rule: TLS is required, unless the address cannot leave this machine (a Unix socket, ``localhost``, an address that the
-standard library calls loopback) or the caller takes it upon himself (``insecure=True``). A host is judged by what it
+standard library calls loopback) or the caller explicitly allows it (``insecure=True``). A host is judged by what it
 *is* once parsed, never by how it begins: ``127.0.0.1.evil.com`` is a name in another domain.
 """
 
@@ -35,7 +35,7 @@ def _check_pem(_: object, attribute: "attrs.Attribute[Any]", value: Any) -> None
 
 @attrs.frozen
 class Tls:
-    """How the server proves who it is, and, with a certificate and a key, how this client does.
+    """TLS settings: how the server proves its identity and, with a certificate and a key, how this client does.
 
     Files are read at each start of a backend, and not again while it runs.
 
@@ -43,7 +43,7 @@ class Tls:
         ca: the certificates of the authorities to trust, as a path or PEM bytes; ``None``: the system's.
         certificate: this client's certificate chain, as a path or PEM bytes, for servers that want one (mutual TLS).
         key: the private key of ``certificate``, unencrypted, as a path or PEM bytes; never shown.
-        server_name: the name in the server's certificate, where it is not the host's.
+        server_name: the name in the server's certificate, if it differs from the host's.
 
     Raises:
         TypeError: a field of the wrong type.
@@ -65,7 +65,7 @@ class Tls:
             raise ValueError(f"{missing}: expected one, since there is a {given}, got None")
 
     def read(self, field: str) -> bytes | None:
-        """The PEM bytes of ``"ca"``, ``"certificate"`` or ``"key"``; ``None`` where there are none.
+        """Return the PEM bytes of ``"ca"``, ``"certificate"`` or ``"key"``; ``None`` if the field is empty.
 
         Raises:
             OSError: there is no such file.
@@ -74,14 +74,14 @@ class Tls:
         return value if value is None or isinstance(value, bytes) else Path(value).read_bytes()
 
     def context(self) -> ssl.SSLContext:
-        """The same for the standard library's TLS.
+        """Return these settings for the standard library's TLS.
 
         Raises:
             OSError: a file cannot be read.
-            ValueError: its content is not what it should be.
+            ValueError: the content of a file is invalid.
         """
         ca = self.read("ca")
-        # bundles have comments in other letters, which the standard library does not take; without any text it would
+        # bundles have comments with non-ASCII letters, which the standard library rejects; with an empty text it would
         # trust the system's authorities
         text = None if ca is None else ca.decode("ascii", "ignore") or "\n"
         try:
@@ -90,12 +90,12 @@ class Tls:
             raise ValueError(f"tls.ca: expected certificates in PEM, got something else: {error}") from error
         certificate, key = self.read("certificate"), self.read("key")
         if certificate is not None and key is not None:
-            # the standard library reads them from files only; this one is ours alone, and gone at once
+            # the standard library reads these from files only; this file is private, and deleted at once
             handle, path = tempfile.mkstemp(suffix=".pem")
             try:
                 with os.fdopen(handle, "wb") as file:
                     file.write(certificate.rstrip(b"\n") + b"\n" + key)
-                context.load_cert_chain(path, password=b"")  # or an encrypted key asks the terminal
+                context.load_cert_chain(path, password=b"")  # without a password, OpenSSL would prompt for one
             except ssl.SSLError as error:
                 raise ValueError(
                     "tls.certificate, tls.key: expected a certificate and its private key, unencrypted, in PEM, "
@@ -108,13 +108,13 @@ class Tls:
 
 @attrs.frozen
 class Endpoint:
-    """Where a server listens.
+    """Address of a server.
 
     Attributes:
         host: a name or an address, without brackets; empty for a Unix socket.
         port: its port; 0 for a Unix socket.
-        path: of the Unix socket, or what the server's HTTP addresses begin with.
-        tls: how the connection is encrypted; ``None``: it is not.
+        path: the path of the Unix socket, or the prefix of the server's HTTP paths.
+        tls: how the connection is encrypted; ``None``: it is not encrypted.
     """
 
     host: str
@@ -124,12 +124,12 @@ class Endpoint:
 
     @property
     def local(self) -> bool:
-        """Whether it cannot leave this machine."""
+        """True if requests to the address cannot leave this machine."""
         return not self.host or _is_loopback(self.host)
 
     @property
     def target(self) -> str:
-        """``host:port``, or ``unix:`` and the path."""
+        """Address for gRPC: ``host:port``, or ``unix:`` and the path."""
         if not self.host:
             return f"unix:{self.path}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -139,18 +139,18 @@ class Endpoint:
 
 
 def find_endpoint(url: str, protocol: Protocol, tls: "Tls | bool | None", insecure: bool) -> Endpoint:
-    """Reads an address and decides whether it is encrypted.
+    """Parse an address, and decide whether the connection is encrypted.
 
     Args:
         url: ``host``, ``host:port``, with ``grpc://``, ``grpcs://``, ``http://`` or ``https://`` before it or not, or
             ``unix:`` and a path.
-        protocol: what is spoken there.
-        tls: how to encrypt; true: with the system's authorities; ``None`` or false: as the scheme says.
-        insecure: whether it may be unencrypted wherever it is.
+        protocol: the protocol of the server.
+        tls: how to encrypt; true: with the system's authorities; ``None`` or false: the scheme of ``url`` decides.
+        insecure: whether an unencrypted connection to another machine is allowed.
 
     Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: no such address, arguments that contradict each other, or an address elsewhere without TLS.
+        TypeError: an argument is of the wrong type.
+        ValueError: the address is invalid, arguments contradict each other, or another machine is named without TLS.
     """
     check_instance("url", url, lambda it: isinstance(it, str), "an address")
     check_instance("tls", tls, lambda it: it is None or isinstance(it, bool | Tls), "a Tls, True, False or None")
@@ -185,7 +185,7 @@ def _parse(url: str, protocol: Protocol, tls: Tls | None, refused: bool) -> Endp
     if "@" in rest:
         raise ValueError("url: expected no user name or password in it, got one (not shown): headers= carries them")
     what = "host:port, perhaps with a scheme, or unix: and a path"
-    if "?" in rest or "#" in rest:  # a token may be behind it
+    if "?" in rest or "#" in rest:  # the rest may contain a token
         raise ValueError("url: expected nothing behind the path, got a query or a fragment (not shown)")
     try:
         parts = urlsplit(f"//{rest}")

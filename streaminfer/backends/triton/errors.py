@@ -1,7 +1,7 @@
 """Errors of a server or its connection, as errors of the package.
 
-Both protocols are read into one form, :class:`ServerError`: the canonical name of a gRPC status and a text. Its meaning
-is decided in one place:
+Errors of both protocols become a :class:`ServerError`: the canonical name of a gRPC status and a text. One function,
+:func:`from_status`, decides which error callers get:
 
 =====================  =====================================================================================
 status                 becomes
@@ -14,11 +14,11 @@ status                 becomes
 everything else        `BackendError`
 =====================  =====================================================================================
 
-When to retry (``Retry-After`` of HTTP, ``retry-after`` and ``grpc-retry-pushback-ms`` of gRPC) becomes
+The time after which to retry (``Retry-After`` of HTTP, ``retry-after`` and ``grpc-retry-pushback-ms`` of gRPC) becomes
 ``Overloaded.retry_after_s``.
 
-``NOT_FOUND`` is no permanent state: Triton responds so after SIGTERM, and while a model is reloaded. Errors that a
-retry cannot mend (no such method, no permission) are marked ``retryable = False``, which `RetryBudget` reads.
+``NOT_FOUND`` is not a permanent state: Triton responds so after SIGTERM, and while a model is reloaded. If a retry
+cannot succeed (no such method, no permission), the error has ``retryable = False``, which `RetryBudget` reads.
 """
 
 import contextlib
@@ -64,8 +64,8 @@ _HTTP = {
     503: "UNAVAILABLE",
     504: "UNAVAILABLE",
 }
-# for many versions Triton's HTTP front end said 400 for every failure, and an error on a stream of gRPC has no status:
-# the text tells those that are not the input's
+# in many versions, Triton's HTTP front end said 400 for every failure, and gRPC errors on a stream have no status:
+# these texts tell which of these errors are not caused by the input
 _NOT_THE_INPUT = {
     "unknown model": "NOT_FOUND",
     "is not found": "NOT_FOUND",
@@ -77,7 +77,7 @@ _NOT_THE_INPUT = {
 
 
 class ModelNotReady(BackendError):  # noqa: N818 - named as its siblings
-    """Raised when the server has a model in its repository that is not in memory, or not yet."""
+    """Raised when the model is in the server's repository, but not ready in memory."""
 
 
 class ServerError(Exception):
@@ -85,7 +85,7 @@ class ServerError(Exception):
 
     Attributes:
         status: the canonical name of a gRPC status.
-        text: of the server or the transport.
+        text: the text of the server or the transport.
         retry_after_s: seconds after which to retry; ``None``: the server does not say.
     """
 
@@ -97,11 +97,11 @@ class ServerError(Exception):
 
 
 def retry_after(said: str | None, *, seconds: float = 1.0) -> float | None:
-    """Return the seconds after which to retry; ``None`` without a readable value.
+    """Return the seconds after which to retry; ``None`` if the value cannot be read.
 
     Args:
-        said: a number, or a date of HTTP.
-        seconds: what a unit of the number is.
+        said: a number, or an HTTP date.
+        seconds: the unit of the number, in seconds.
     """
     if said is None:
         return None
@@ -116,17 +116,17 @@ def retry_after(said: str | None, *, seconds: float = 1.0) -> float | None:
 
 
 def too_large(failure: ServerError) -> bool:
-    """Return whether the message is too large for the server: fewer rows may pass."""
+    """Return whether the message is too large for the server, so that fewer rows may fit."""
     return failure.status == "RESOURCE_EXHAUSTED" and any(words in failure.text.lower() for words in _TOO_LARGE)
 
 
 def outgrown(failure: ServerError) -> bool:
-    """Return whether an output is not as the model's description says: there is no room in shared memory for it."""
+    """Return whether an output does not fit into its shared memory, because it differs from the model's description."""
     return failure.status == "INTERNAL" and any(words in failure.text.lower() for words in _OUTGROWN)
 
 
 def is_not_loaded(failure: ServerError) -> bool:
-    """Return whether the server responds, and does not have the model in memory."""
+    """Return whether the server responds, but does not have the model in memory."""
     return failure.status == "NOT_FOUND" and "unknown model" in failure.text.lower()
 
 
@@ -137,16 +137,16 @@ def of_http_status(status: int, text: str) -> str:
 
 
 def of_text(text: str, otherwise: str) -> str:
-    """Return the canonical name for a failure that only its text tells, else another name."""
+    """Return the canonical name for a failure that is known only by its text; ``otherwise`` if the text is unknown."""
     lower = text.lower()
     return next((name for words, name in _NOT_THE_INPUT.items() if words in lower), otherwise)
 
 
 def from_status(failure: ServerError, what: str) -> StreamInferError:
-    """Return the error for callers; its ``__cause__`` is the transport's own.
+    """Return the error for callers; its ``__cause__`` is the transport's error.
 
     Args:
-        failure: of the server.
+        failure: the failure of the server or its connection.
         what: the backend and the request, for the message.
     """
     status, text = failure.status, failure.text
@@ -172,7 +172,7 @@ def from_status(failure: ServerError, what: str) -> StreamInferError:
 
 
 def without_input(failure: ServerError, what: str) -> StreamInferError:
-    """Return the error of a call without a request's input, which is the server's or the configuration's fault."""
+    """Return the error of a call without inputs, whose cause is the server or the configuration."""
     error = from_status(failure, what)
     if isinstance(error, InvalidInput):
         cause, error = error.__cause__, BackendError(f"{what} failed with {failure.status}: {failure.text}")
@@ -182,10 +182,10 @@ def without_input(failure: ServerError, what: str) -> StreamInferError:
 
 @contextlib.contextmanager
 def explained(what: str) -> Iterator[None]:
-    """Raise the error for callers in place of a server's; for calls without a request's input.
+    """Raise the error for callers in place of a server's error; for calls without inputs.
 
     Args:
-        what: is done, for the message.
+        what: the action, for the message.
     """
     try:
         yield

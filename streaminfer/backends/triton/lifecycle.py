@@ -1,4 +1,4 @@
-"""Life of a backend's session: opened by a start, or by the load of a model that the start did not find in memory."""
+"""Life cycle of a backend's session: a start opens it, or a load of a model that was not in memory at the start."""
 
 import asyncio
 import contextlib
@@ -20,11 +20,11 @@ class SessionLifecycle:
     """Opens and closes the sessions of a backend, and loads and unloads its model.
 
     Args:
-        settings: of the backend.
+        settings: settings of the backend.
         changed: called with the session when the model's description is known, and when it changes.
 
     Attributes:
-        reader: of the server's statistics.
+        reader: reads the server's statistics.
         splitter: sends the requests; ``None``: there is no session.
     """
 
@@ -37,11 +37,11 @@ class SessionLifecycle:
         self._control = ModelControl(settings, self._describe)
 
     async def start(self) -> None:
-        """Open a session unless there is one; without one, :meth:`known` raises until the model is loaded.
+        """Open a session unless there is one; if the model is not in memory, :meth:`known` raises until it is loaded.
 
         Raises:
-            ModelNotReady: the model is not in memory, and has to be.
-            Exception: as `Session.open`.
+            ModelNotReady: the model is not in memory, although the settings require it.
+            Exception: like `Session.open`.
             RuntimeError: another loop started it.
         """
         self._forget_closed_loop()
@@ -59,7 +59,7 @@ class SessionLifecycle:
         """Close the session.
 
         Args:
-            drain: running calls end first.
+            drain: wait for running calls first.
 
         Raises:
             RuntimeError: another loop started it.
@@ -83,13 +83,13 @@ class SessionLifecycle:
         finally:
             await session.close()
             await session.stream_reads.until_none()
-            await session.calls.until_none()  # their callers have the errors before this returns
+            await session.calls.until_none()  # so that their callers get the errors before this returns
 
     async def load(self) -> None:
         """Load the model unless the server has it in memory, and read its description.
 
         Raises:
-            Exception: as `ModelControl.load` and `Session.open`.
+            Exception: like `ModelControl.load` and `Session.open`.
             RuntimeError: another loop started it.
         """
         self._forget_closed_loop()
@@ -98,14 +98,14 @@ class SessionLifecycle:
         await self._control.load()
 
     async def unload(self) -> None:
-        """Unload the model, as `ModelControl.unload` does."""
+        """Unload the model, like `ModelControl.unload`."""
         await self._control.unload()
 
     def running(self) -> RequestSplitter:
-        """Return what sends requests from this event loop.
+        """Return the splitter, for requests from this event loop.
 
         Raises:
-            ModelNotReady, Closed: as :meth:`known`.
+            ModelNotReady, Closed: like :meth:`known`.
             RuntimeError: another loop started it.
         """
         splitter = self.known()
@@ -113,11 +113,11 @@ class SessionLifecycle:
         return splitter
 
     def known(self) -> RequestSplitter:
-        """Return what sends requests and knows the model.
+        """Return the splitter, which knows the model's description.
 
         Raises:
             ModelNotReady: the model was not in memory since the start.
-            Closed: not started, or stopped.
+            Closed: the backend is not started, or stopped.
         """
         if self.splitter is not None:
             return self.splitter
@@ -141,7 +141,7 @@ class SessionLifecycle:
         """Read the description of a model that is in memory.
 
         Args:
-            is_new: it was loaded, so its files may be others.
+            is_new: whether the model was loaded just now, so that its files may have changed.
         """
         if self.splitter is not None:
             session = self.splitter.session
@@ -149,7 +149,7 @@ class SessionLifecycle:
                 await session.refresh_model(session.changes)
         elif self._is_started:
             await self._open()
-            if not self._is_started:  # stopped meanwhile
+            if not self._is_started:  # `stop` was called meanwhile
                 await self.stop(drain=False)
 
     def _forget_closed_loop(self) -> None:

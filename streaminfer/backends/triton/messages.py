@@ -7,7 +7,7 @@ __all__ = ["InferRequest", "InferResponse", "SharedMemoryRef", "Tensor", "Transp
 
 
 class SharedMemoryRef(NamedTuple):
-    """A part of a shared memory region that the server knows."""
+    """Part of a shared memory region that is registered with the server."""
 
     region: str
     offset: int
@@ -15,14 +15,14 @@ class SharedMemoryRef(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """One tensor of a call or a response.
+    """One tensor of a request or a response.
 
     Attributes:
-        name: of the input or output.
-        datatype: the protocol's name for it.
+        name: the name of the input or output.
+        datatype: the protocol's name for its type.
         shape: sizes of all axes.
-        content: of an input, a C-contiguous array, or where it lies as :class:`SharedMemoryRef`; of an output, its
-            bytes, its elements in a list where the server sends no bytes, or the array.
+        content: for an input, a C-contiguous array, or its place in shared memory; for an output, its bytes, a list of
+            its elements if the server sends no bytes, or an array.
     """
 
     name: str
@@ -35,12 +35,12 @@ class InferRequest(NamedTuple):
     """Request to a model.
 
     Attributes:
-        model: its name.
-        version: its version; empty: the one that the server chooses.
-        inputs: of the model.
-        outputs: those to return, by name, and where to write them; ``None``: into the response. ``None``: all of them,
-            into the response.
-        parameters: of the request.
+        model: the name of the model.
+        version: the version of the model; empty: the server chooses.
+        inputs: the inputs of the model.
+        outputs: the outputs to return, by name, each with its place in shared memory, or ``None`` to return it in the
+            response. ``None`` for all outputs, in the response.
+        parameters: parameters of the request.
     """
 
     model: str
@@ -54,9 +54,9 @@ class InferResponse(NamedTuple):
     """Response of a model.
 
     Attributes:
-        outputs: by name.
-        final: nothing follows on a stream.
-        version: of the model that responded; empty: the server does not say.
+        outputs: the outputs, by name.
+        final: whether nothing follows on a stream.
+        version: the version of the model that responded; empty: the server does not say.
     """
 
     outputs: Mapping[str, Tensor]
@@ -73,46 +73,46 @@ class Transport(Protocol):
     """
 
     binary: bool
-    """Tensors travel as bytes, not as JSON; gRPC has no other form."""
+    """True if tensors are sent as bytes, false for JSON; gRPC always sends bytes."""
 
     async def server(self, timeout_s: float) -> Mapping[str, Any]:
-        """Name, version and extensions of the server."""
+        """Return name, version and extensions of the server."""
 
     async def ready(self, model: str, version: str, timeout_s: float) -> bool:
-        """Whether the model is loaded."""
+        """Return whether the model is loaded."""
 
     async def metadata(self, model: str, version: str, timeout_s: float) -> Mapping[str, Any]:
-        """What the model reads and gives, and its versions."""
+        """Return the model's inputs, outputs and versions."""
 
     async def config(self, model: str, version: str, timeout_s: float) -> Mapping[str, Any]:
-        """The model's configuration."""
+        """Return the model's configuration."""
 
     async def index(self, timeout_s: float) -> Sequence[Mapping[str, Any]]:
-        """What the server's repository holds."""
+        """Return the index of the server's model repository."""
 
     async def load(self, model: str, timeout_s: float) -> None:
-        """Makes the server load a model; returns when it has."""
+        """Make the server load a model; returns when it is loaded."""
 
     async def unload(self, model: str, timeout_s: float) -> None:
-        """Makes the server unload a model and the models that only it needs; may return before it has."""
+        """Make the server unload a model and the models that only it needs; may return before they are unloaded."""
 
     async def statistics(self, model: str, version: str, timeout_s: float) -> Sequence[Mapping[str, Any]]:
-        """Counters of the model, by version."""
+        """Return the counters of the model, by version."""
 
     async def register(self, name: str, key: str, byte_size: int, timeout_s: float) -> None:
-        """Makes the server map shared memory."""
+        """Make the server map shared memory."""
 
     async def unregister(self, name: str, timeout_s: float) -> None:
-        """Makes it forget shared memory."""
+        """Make the server forget shared memory."""
 
     async def registered(self, timeout_s: float) -> Sequence[str]:
-        """Names of the shared memory that it knows."""
+        """Return the names of the shared memory that the server knows."""
 
     async def infer(self, call: InferRequest, timeout_s: float) -> InferResponse:
-        """One response."""
+        """Send a request and return its response."""
 
     def stream(self, call: InferRequest, timeout_s: float | None) -> AsyncGenerator[InferResponse, None]:
-        """Each response as it comes, the final one included."""
+        """Yield each response as it comes, the final one included."""
 
     async def close(self) -> None:
-        """Ends every call that runs, and the connections. May be repeated."""
+        """End all running calls, and the connections. May be repeated."""

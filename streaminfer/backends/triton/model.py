@@ -1,11 +1,11 @@
-"""What a server says of itself and of a model, read into what the backend needs: names, types, shapes, how it is asked.
+"""Descriptions of a server and of a model, with what the backend needs: names, types, shapes and request rules.
 
-It is asked for its extensions, whether the model is there and ready, what that reads and returns, and its
-configuration. A peer of the protocol that lacks one of Triton's extensions is used without it
-(:attr:`Server.missing_extensions`), unless what it lacks was asked for.
+The backend reads from the server its extensions, whether the model exists and is ready, its inputs and outputs, and its
+configuration. A server that lacks one of Triton's extensions is used without it (:attr:`Server.missing_extensions`),
+unless the user requested the feature.
 
-A question that names no version is resolved by the one that the server would choose now, so no version can be gone
-between one question and the next.
+If the user names no version, calls name none either. The server then describes the version that it would choose now,
+so no call can name a version that was unloaded meanwhile.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,7 +31,7 @@ EXTENSIONS = (
     "schedule_policy",
     "binary_tensor_data",
 )
-"""Of Triton, those that the backend makes use of."""
+"""Triton's extensions that the backend can use."""
 
 
 @attrs.frozen(kw_only=True)
@@ -39,23 +39,23 @@ class ModelDescription:
     """A model as its server describes it.
 
     Attributes:
-        name: as it is asked for.
-        version: the one that this describes; empty: the server names none.
-        platform: what runs it, in the server's words.
-        inputs: what it reads, batch axis included.
-        outputs: what it returns.
+        name: the model's name in calls.
+        version: the version that is described; empty: the server names none.
+        platform: the runtime of the model, in the server's words.
+        inputs: the inputs, batch axis included.
+        outputs: the outputs, batch axis included.
         datatypes: the protocol's name for the type of each input and output.
         max_batch_size: the most rows of one request; 0: requests have no batch axis; ``None``: the server does not say.
-        decoupled: a request has any number of responses.
-        sequence: the model keeps state for each sequence, and a request is one step of one.
+        decoupled: whether a request can have any number of responses.
+        sequence: whether the model keeps state for each sequence; a request is then one step of a sequence.
         correlation: the protocol's type of a sequence's id.
-        sequence_idle_s: after which the server forgets a sequence.
-        dynamic_batching: the server puts requests together itself.
-        ensemble: the model is a chain of others.
-        priority_levels: how many there are; 0: the model knows none.
-        default_priority: the level of requests that say none.
-        takes_timeout: the server's queue drops a request whose own timeout has passed.
-        instances: how many copies run, as far as is said.
+        sequence_idle_s: idle time after which the server forgets a sequence.
+        dynamic_batching: whether the server combines requests into batches.
+        ensemble: whether the model is a chain of other models.
+        priority_levels: number of priority levels; 0: the model has none.
+        default_priority: the level of requests without a priority.
+        takes_timeout: whether the server's queue drops a request when the request's own timeout has passed.
+        instances: number of copies that run, as far as the server says.
     """
 
     name: str
@@ -78,12 +78,12 @@ class ModelDescription:
 
     @property
     def by_row(self) -> bool:
-        """Whether each row of a batch is asked in a request of its own."""
+        """True if each row of a batch is sent as a separate request."""
         return self.sequence or self.decoupled or self.max_batch_size == 0
 
 
 def latest(versions: Iterable[str]) -> str:
-    """The version that a server means by none: the highest number; empty where the server names none."""
+    """Return the version that a server chooses by default: the highest number; empty if the server names none."""
     named = sorted(versions, key=lambda one: (one.isdigit(), int(one) if one.isdigit() else 0, one))
     return named[-1] if named else ""
 
@@ -91,16 +91,16 @@ def latest(versions: Iterable[str]) -> str:
 def read_model(
     name: str, version: str, metadata: Mapping[str, Any], config: Mapping[str, Any] | None
 ) -> ModelDescription:
-    """Puts the metadata and the configuration of a model together.
+    """Combine the metadata and the configuration of a model.
 
     Args:
-        name: as it is asked for.
-        version: the one that is asked.
-        metadata: what the server says of inputs and outputs.
-        config: the model's configuration; ``None``: the server has no such thing.
+        name: the model's name in calls.
+        version: the version in calls.
+        metadata: the server's description of inputs and outputs.
+        config: the model's configuration; ``None``: the server does not provide it.
 
     Raises:
-        BackendError: it cannot be used: no inputs, unknown types, or nonsense.
+        BackendError: the model cannot be used: no inputs, unknown types, or invalid metadata.
     """
     what = f"model {name!r}"
     try:
@@ -139,7 +139,7 @@ def _spec(what: str, described: Mapping[str, Any], batch: int | None, *, is_opti
         raise BackendError(f"{what}: expected types that NumPy has, got {datatype} for {name!r}")
     shape: list[int | str | None] = [None if size < 0 else size for size in _sizes(described)]
     if batch == 0:
-        shape.insert(0, 1)  # no batch axis: one row a request
+        shape.insert(0, 1)  # no batch axis: one row per request
     elif shape:
         shape[0] = "batch"
     else:
@@ -181,12 +181,12 @@ def _correlation(sequence: Mapping[str, Any]) -> str:
 
 @attrs.frozen
 class Server:
-    """What a server says of itself.
+    """A server as it describes itself.
 
     Attributes:
-        name: it has.
-        version: of its software.
-        extensions: of the protocol that it knows.
+        name: the name of the server.
+        version: the version of its software.
+        extensions: the protocol extensions that it supports.
     """
 
     name: str
@@ -195,11 +195,11 @@ class Server:
 
     @property
     def missing_extensions(self) -> tuple[str, ...]:
-        """Those that the backend could make use of and the server does not know."""
+        """Extensions that the backend can use and the server lacks."""
         return tuple(name for name in EXTENSIONS if name not in self.extensions)
 
     def check_shared_memory(self) -> None:
-        """Whether tensors may go through shared memory.
+        """Check that tensors can go through shared memory.
 
         Raises:
             ValueError: the server has no such extension, or is so old that it can crash.
@@ -218,18 +218,18 @@ class Server:
 
 
 async def describe_server(transport: Transport, settings: Settings) -> tuple[Server, ModelDescription]:
-    """Asks a server about itself and the model of a backend.
+    """Return a server's descriptions of itself and of the backend's model.
 
     Raises:
         ValueError: the server has no such model, or not in this version.
-        ModelNotReady: the server has not loaded it.
-        DeadlineExceeded, BackendError: it does not respond, or the model cannot be used.
+        ModelNotReady: the server has not loaded the model.
+        DeadlineExceeded, BackendError: the server does not respond, or the model cannot be used.
     """
     model, version, timeout_s = settings.model, settings.version, settings.timeout_s
     what = f"model {model!r}" + (f" version {version!r}" if version else "")
     with explained(f"describing {what}"):
         said = await transport.server(timeout_s)
-        extensions = frozenset(said.get("extensions") or ())  # null where a server has an empty list that it never made
+        extensions = frozenset(said.get("extensions") or ())  # some servers send null for an empty list
         server = Server(str(said.get("name", "")), str(said.get("version", "")), extensions)
         try:
             metadata = await transport.metadata(model, version, timeout_s)
@@ -243,10 +243,10 @@ async def describe_server(transport: Transport, settings: Settings) -> tuple[Ser
 
 
 async def describe_model(transport: Transport, server: Server, settings: Settings) -> ModelDescription:
-    """Asks a server about a model that it had, as :func:`describe_server` does.
+    """Return the description of a model that the server already had, like :func:`describe_server`.
 
     Raises:
-        DeadlineExceeded, BackendError: it does not respond, or the model is not there, or cannot be used.
+        DeadlineExceeded, BackendError: the server does not respond, or the model is missing or cannot be used.
     """
     with explained(f"describing model {settings.model!r}"):
         metadata = await transport.metadata(settings.model, settings.version, settings.timeout_s)
@@ -254,10 +254,10 @@ async def describe_model(transport: Transport, server: Server, settings: Setting
 
 
 async def latest_version(transport: Transport, settings: Settings) -> str:
-    """The version that a server chooses now; empty where it names none.
+    """Return the version that a server chooses now; empty if it names none.
 
     Raises:
-        ServerError: it does not respond.
+        ServerError: the server does not respond.
     """
     return latest((await transport.metadata(settings.model, "", settings.timeout_s)).get("versions") or ())
 
@@ -272,7 +272,7 @@ async def _read(
 
 
 async def _config(transport: Transport, model: str, version: str, timeout_s: float) -> Mapping[str, Any]:
-    """Return the configuration of a model; an ensemble has the sequences of its parts, to which it hands them on."""
+    """Return the configuration of a model; an ensemble gets the sequence settings of its parts."""
     config = await transport.config(model, version, timeout_s)
     try:
         parts = [
@@ -291,7 +291,7 @@ async def _config(transport: Transport, model: str, version: str, timeout_s: flo
 async def _unknown(
     transport: Transport, server: Server, settings: Settings, failure: ServerError
 ) -> ValueError | BackendError:
-    """Says which models and versions there are instead."""
+    """Return the error for an unknown model or version, with those that exist."""
     model, version = settings.model, settings.version
     known: list[str] = []
     if "model_repository" in server.extensions:

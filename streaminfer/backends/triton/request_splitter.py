@@ -1,10 +1,10 @@
-"""Requests of a batch: one for all rows, or one for each.
+"""Splits a batch into requests: one for all rows, or one for each row.
 
-A server rejects a request as a whole, so a rejected batch is sent again in halves: of 32 rows, one that the model does
-not take fails alone, after at most 2·log₂ 32 more requests, and the others get their responses. The same holds for a
-batch whose message is too large for the server.
+A server rejects a request as a whole, so a rejected batch is sent again in halves: if the model rejects one of 32 rows,
+that row fails alone, after at most 2·log₂ 32 more requests, and the other rows get their responses. The same is done if
+the message of a batch is too large for the server.
 
-Models without a batch axis, models with sequences and decoupled ones get one request per row, all rows at once.
+Models without a batch axis, with sequences, and decoupled models get one request per row, all rows at once.
 """
 
 import asyncio
@@ -34,9 +34,9 @@ class RequestSplitter:
     """Sends batches to one model, through one session.
 
     Args:
-        session: to the server.
-        settings: of the backend.
-        model_lost: called when the server has the model no longer in memory.
+        session: the session with the server.
+        settings: settings of the backend.
+        model_lost: called when the server no longer has the model in memory.
     """
 
     def __init__(self, session: Session, settings: Settings, model_lost: Callable[[], None]) -> None:
@@ -47,11 +47,11 @@ class RequestSplitter:
 
     @property
     def has_batch_axis(self) -> bool:
-        """True if requests have one."""
+        """True if requests have a batch axis."""
         return self.session.model.max_batch_size != 0
 
     def validate(self, request: Request) -> None:
-        """Check a request's inputs against the model's present description.
+        """Check a request's inputs against the model's current description.
 
         Raises:
             InvalidInput: names the input, what was expected, and what came.
@@ -64,10 +64,10 @@ class RequestSplitter:
             )
 
     async def infer(self, batch: Batch) -> Sequence[Any]:
-        """Return one result per row, or its error if each row is a request of its own.
+        """Return one result per row; if each row is a separate request, a failed row's result is its error.
 
         Raises:
-            StreamInferError: for the whole batch.
+            StreamInferError: the whole batch failed.
         """
         inputs = self.session.validator.whole.batch_by_name(batch.inputs, self._what)
         limit = self.session.model.max_batch_size
@@ -96,13 +96,13 @@ class RequestSplitter:
         singles: Sequence[Mapping[str, Any]],
         deadlines_ns: Sequence[int | None],
     ) -> list[Any]:
-        """Run a step for each row; a sequence is lost if it takes one whose caller does not get the response."""
+        """Run a step for each row; lose a sequence whose caller left before it got the response to its step."""
         taken: dict[int, int | str] = {}
 
         async def run(number: int) -> Any:
             row = batch.rows[number]
             result, taken[number] = await self.step(row, singles[number], deadlines_ns[number], end=False)
-            if number in batch.left(self._settings.clock()):  # before the next step of the stream has its turn
+            if number in batch.left(self._settings.clock()):  # before the stream's next step begins
                 sequences.lose(row.stream_id, taken[number])
             return result
 
@@ -113,7 +113,7 @@ class RequestSplitter:
             for number, correlation in taken.items():
                 sequences.lose(batch.rows[number].stream_id, correlation)
             raise
-        for left in batch.left(self._settings.clock()):  # some callers after their own step, while the batch still ran
+        for left in batch.left(self._settings.clock()):  # callers that left after their step, while the batch ran
             lost = taken.get(left)
             if lost is None or not sequences.lose(batch.rows[left].stream_id, lost):
                 continue
@@ -141,7 +141,7 @@ class RequestSplitter:
         except ServerError as failure:
             fewer = too_large(failure)
             error = await self._error(failure, f"{self._what}, a batch of {len(rows)}", inputs, changes)
-        except InvalidInput as unsendable:  # text that cannot be encoded: of one row, not of all
+        except InvalidInput as unsendable:  # text of one row cannot be encoded, so halves may succeed
             error = unsendable
         else:
             return results[: len(rows)]
@@ -168,7 +168,7 @@ class RequestSplitter:
         return results
 
     async def _infer_row(self, row: Request, arrays: Mapping[str, Any], deadline_ns: int | None) -> Any:
-        """A row of a model without a batch axis."""
+        """Run one row of a model without a batch axis."""
         alone = without_axis(arrays)
         changes = self.session.changes
         try:
@@ -185,16 +185,16 @@ class RequestSplitter:
         """Run one step of a sequence, in its turn.
 
         Args:
-            row: its request.
-            arrays: its inputs, as a batch of one.
-            deadline_ns: of the step.
-            end: it is the sequence's last.
+            row: the request.
+            arrays: the request's inputs, as a batch of one.
+            deadline_ns: deadline of the step.
+            end: whether this is the last step of the sequence.
 
         Returns:
             The result, and the id of the sequence that has taken the step.
 
         Raises:
-            StreamInferError: it failed, or its outcome is not known.
+            StreamInferError: the step failed, or its outcome is not known.
         """
         if row.stream_id is None:
             raise InvalidInput(f"stream_id: expected one, since {self._what} keeps state for each stream, got None")
@@ -218,7 +218,7 @@ class RequestSplitter:
     async def _responses_of_step(
         self, row: Request, arrays: Mapping[str, Any], deadline_ns: int | None, *, end: bool = False
     ) -> AsyncGenerator[Any, None]:
-        """Yield the responses to one step of a sequence, in its turn; a caller who leaves before their end loses it."""
+        """Yield the responses to a step of a sequence, in its turn; lose the sequence if the caller leaves early."""
         async with self._turn(row, deadline_ns, end=end) as (_, parameters, _):
             responses = self.responses(arrays, parameters, deadline_ns, row.stream_id)
             async with contextlib.aclosing(responses):
@@ -229,12 +229,12 @@ class RequestSplitter:
     async def _turn(
         self, row: Request, deadline_ns: int | None, *, end: bool
     ) -> AsyncIterator[tuple[int | str, Parameters, float]]:
-        """Wait for the turn of a step; yields the sequence's id, the step's parameters and the seconds that it has.
+        """Wait for the turn of a step; yield the sequence's id, the step's parameters and the seconds that are left.
 
         Raises:
-            DeadlineExceeded: a step before it took longer than this one's deadline.
+            DeadlineExceeded: earlier steps took until after this step's deadline.
         """
-        assert self.session.sequences is not None  # noqa: S101 - all callers look
+        assert self.session.sequences is not None  # noqa: S101 - all callers check this
         now_ns = self._settings.clock
         async with contextlib.AsyncExitStack() as turn:
             try:
@@ -255,17 +255,17 @@ class RequestSplitter:
     async def _error(
         self, failure: ServerError, what: str, arrays: Mapping[str, Any], changes: int, stream_id: Hashable = None
     ) -> StreamInferError:
-        """Return the error for callers; it does not blame them if the model was replaced.
+        """Return the error for callers; not an `InvalidInput` if the server rejected valid inputs of a replaced model.
 
-        In that case, and if an output had no room in shared memory, the model's description is read again, and later
-        requests follow it.
+        In that case, and if an output did not fit into shared memory, the model's description is read again, for later
+        requests.
 
         Args:
-            failure: of the server.
+            failure: the server's failure.
             what: the backend and the request, for the message.
             arrays: the inputs, with a batch axis.
-            changes: the session's when the request was sent.
-            stream_id: of the request, if it was a step of a sequence.
+            changes: the session's ``changes`` when the request was sent.
+            stream_id: the request's, if it was a step of a sequence.
         """
         if _SEQUENCE_UNKNOWN in failure.text.lower():
             lost = SequenceLost(
@@ -279,7 +279,7 @@ class RequestSplitter:
         error = from_status(failure, what)
         if outgrown(failure):
             await self.session.refresh_model(changes)
-        is_of_input = isinstance(error, InvalidInput) or failure.status == "UNKNOWN"  # which errors on streams have
+        is_of_input = isinstance(error, InvalidInput) or failure.status == "UNKNOWN"  # the status of errors on streams
         if not is_of_input or not any(words in failure.text.lower() for words in _MODEL_REPLACED):
             return error
         try:
@@ -334,7 +334,7 @@ class RequestSplitter:
                 responses = self._responses_of_step(request, arrays, deadline_ns)
             async with contextlib.aclosing(responses):
                 while True:
-                    with self.session.stream_reads:  # not while the caller works on a response, or has left
+                    with self.session.stream_reads:  # not counted while the caller handles a response
                         response = await anext(responses, _END)
                     if response is _END:
                         return
@@ -369,13 +369,13 @@ class RequestSplitter:
         """Yield the responses to one request, as they come.
 
         Args:
-            arrays: its inputs, a batch of one.
-            parameters: of the request.
-            deadline_ns: of the last response; ``None``: there is none, but each response has ``timeout_s``.
-            stream_id: of the request, for the message.
+            arrays: the request's inputs, a batch of one.
+            parameters: parameters of the request.
+            deadline_ns: deadline of the last response; ``None``: each response has ``timeout_s`` instead.
+            stream_id: the stream of the request, for the message.
 
         Raises:
-            StreamInferError: the stream did not come to its end.
+            StreamInferError: the stream failed before its end.
         """
         batched = self.has_batch_axis
         sent = arrays if batched else without_axis(arrays)
@@ -402,7 +402,7 @@ class RequestSplitter:
                         return
         except ServerError as failure:
             if failure.status == "UNKNOWN" and deadline_ns is not None and self._settings.clock() >= deadline_ns:
-                # an error on a stream is text without a status, also where the server noticed the deadline first
+                # an error on a stream has a text but no status, even if the server noticed the deadline first
                 error = DeadlineExceeded(f"{self._what}, a stream of responses: the deadline passed ({failure.text})")
                 error.__cause__ = failure
             else:
@@ -421,7 +421,7 @@ class RequestSplitter:
         return {name: np.asarray(value)[np.newaxis] for name, value in inputs.items()}
 
     def parameters(self, rows: Sequence[Request]) -> dict[str, int | bool | str]:
-        """Return the most urgent row's priority, if the model has levels; ours is relative to the model's default."""
+        """Return the most urgent row's priority, relative to the model's default; empty if the model has no levels."""
         model = self.session.model
         if not model.priority_levels:
             return {}
@@ -432,7 +432,7 @@ class RequestSplitter:
         """Return the seconds until a deadline.
 
         Raises:
-            DeadlineExceeded: it has passed.
+            DeadlineExceeded: the deadline has passed.
         """
         if deadline_ns is None or deadline_ns == NEVER_NS:
             return self._settings.timeout_s
@@ -443,5 +443,5 @@ class RequestSplitter:
 
 
 def without_axis(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the inputs of a batch of one without the batch axis; arrays, of scalars too."""
+    """Return the inputs of a batch of one without the batch axis; scalars stay arrays."""
     return {name: array[0, ...] for name, array in arrays.items()}

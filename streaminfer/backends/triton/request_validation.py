@@ -1,6 +1,6 @@
-"""Validation of a request by the model's description: :class:`Signature`, and text as the protocol has it.
+"""Validation of a request by the model's description: :class:`Signature`, and rules for text.
 
-NumPy has many types for text (a width in each), the protocol one; what is checked is its shape.
+NumPy has many types of text, one for each width, but the protocol has one; only the shape of text is checked.
 """
 
 from collections.abc import Mapping
@@ -23,8 +23,8 @@ class RequestValidator:
     """Validates the inputs of requests.
 
     Args:
-        model: its description.
-        non_finite: ``"reject"`` rejects floats that are not all finite.
+        model: the model's description.
+        non_finite: ``"reject"`` rejects requests with a float that is NaN or infinite.
 
     Attributes:
         whole: the signature with every input.
@@ -32,7 +32,7 @@ class RequestValidator:
 
     def __init__(self, model: ModelDescription, non_finite: NonFinite) -> None:
         inputs = model.inputs
-        if len(inputs) == 1:  # every request has an input
+        if len(inputs) == 1:  # a request must have an input, so a single one is not optional
             inputs = (attrs.evolve(inputs[0], is_optional=False),)
         self.whole = Signature(inputs, model.outputs, non_finite=non_finite)
         self._model = model
@@ -51,7 +51,7 @@ class RequestValidator:
             raise InvalidInput(f"inputs: expected at least one input of model {self._model.name!r}, got none")
 
     def _without_text(self, inputs: Any) -> Any:
-        """The same with arrays of objects where there is text: of its shape, and without its content."""
+        """Return the inputs with each text replaced by an array of objects of its shape, without its content."""
         if isinstance(inputs, Mapping):
             return {
                 name: np.broadcast_to(_ANY_TEXT, value.shape) if name in self._text and is_text(value) else value

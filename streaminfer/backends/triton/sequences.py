@@ -1,21 +1,22 @@
 """Sequences of the server for live streams, and the order of their steps.
 
-A model with a sequence batcher keeps state for each *correlation id*. The first request of a sequence carries a start
-flag, the last one an end flag, and each is one step. A stream gets an id when it first comes; its steps go out one at
-a time, in the order in which they came. Ids begin at a random number, so that two clients of one server, or one that
-was restarted, do not disturb each other's sequences.
+A model with a sequence batcher keeps state for each *correlation id*. Each request of a sequence is one step: the first
+carries a start flag, the last one an end flag. A stream gets an id with its first request; its steps are sent one at a
+time, in the order in which they came. Ids begin at a random number, so that two clients of one server, or a restarted
+client, do not disturb each other's sequences.
 
-**What a failed step means.** When a step fails, is cancelled or runs out of time, it is not known whether the model has
-taken it, so the state cannot be trusted, and the sequence is *lost*: those steps of the stream that wait
-behind it end with :class:`SequenceLost`, and the next one that comes begins a new sequence, with another id, from
-nothing. An error of a step tells the caller that the stream starts again. That holds too for a step that succeeds in a
-batch of which others wait for their rows: its caller has had the error. Two failures cost nothing, since the
-model cannot have seen the step: a deadline that had passed before the step was sent, and a full queue. A server that
-has forgotten the sequence (it was idle too long, or the server or the model was restarted) says so to the next
-step, which ends with :class:`SequenceLost`.
+**Failed steps.** If a step fails, is cancelled or runs out of time, it is not known whether the model has run it. The
+state cannot be trusted, and the sequence is *lost*: queued steps of the stream end with :class:`SequenceLost`, and the
+next request begins a new sequence with another id and an empty state. The error of a step tells the caller that the
+stream starts again. That also holds if a step succeeds but its caller leaves while the batch still runs: the caller
+already has an error. Some failures do not lose the sequence, because the model cannot have seen the step: inputs that
+cannot be encoded, a deadline that had passed before the step was sent, and a full queue. If the server has forgotten
+the sequence (idle for too long, or a restart of server or model), its error ends the next step with
+:class:`SequenceLost`.
 
-A server has places for so many sequences, and one keeps its place until it ends or was idle for long. So lost sequences
-are ended: without that, a stall that loses all of them would let no new one begin for as long.
+A server has a limited number of places for sequences, and a sequence keeps its place until it ends or was idle for
+long. Lost sequences are therefore ended: otherwise, after a stall that loses all of them, no new sequence could begin
+for that time.
 """
 
 import asyncio
@@ -34,18 +35,18 @@ _BITS = {"TYPE_INT32": 30, "TYPE_UINT32": 31, "TYPE_STRING": 62, "TYPE_INT64": 6
 
 
 class SequenceLost(BackendError):  # noqa: N818 - as the others of the tree
-    """The state that the server kept for a stream is gone; the stream's next request begins with none."""
+    """Raised when the server's state of a stream is lost; the stream's next request begins with an empty state."""
 
     retryable = False
 
     @classmethod
     def after_another(cls, stream_id: Hashable) -> Self:
-        """Return the error for a step behind one whose sequence was lost."""
+        """Return the error for a step that follows a step whose sequence was lost."""
         return cls(f"stream {stream_id!r}: a step before this one failed, and the state with it")
 
 
-class NotSent(Exception):  # noqa: N818 - a wrapper, not an error of its own
-    """Wraps an error that was raised before a step went out: the sequence is as it was."""
+class NotSent(Exception):  # noqa: N818 - a wrapper, not an error for callers
+    """Wraps an error that was raised before a step was sent: the sequence is unchanged."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
@@ -53,14 +54,14 @@ class NotSent(Exception):  # noqa: N818 - a wrapper, not an error of its own
 
 
 class Stream:
-    """One stream, and the sequence that it is now.
+    """One stream, and its current sequence.
 
     Attributes:
-        correlation: the sequence's id.
-        started: the server knows the sequence.
-        losses: how many sequences were lost.
-        in_flight: steps that wait or run.
-        seen_ns: when the server has seen it last, at the latest.
+        correlation: the id of the sequence.
+        started: whether the server knows the sequence.
+        losses: number of sequences that were lost.
+        in_flight: number of steps that are queued or running.
+        seen_ns: the latest instant at which the server may have seen the sequence.
     """
 
     def __init__(self, correlation: int | str) -> None:
@@ -72,7 +73,7 @@ class Stream:
         self.turn = asyncio.Lock()
 
     def parameters(self, *, end: bool) -> dict[str, int | bool | str]:
-        """Return the parameters that tell the server which step this is."""
+        """Return the sequence parameters of the next step."""
         return {"sequence_id": self.correlation, "sequence_start": not self.started, "sequence_end": end}
 
 
@@ -81,10 +82,10 @@ class Sequences:
 
     Args:
         kind: the protocol's type of a sequence's id.
-        idle_s: after which the server forgets a sequence; 0: it does not say.
-        max_streams: how many are remembered. When there is no room, those are forgotten that the server has forgotten
-            too; if there are none, a new stream is rejected.
-        tell_lost: called with the id of each sequence that was lost and that the server may know still.
+        idle_s: idle seconds after which the server forgets a sequence; 0: the server does not say.
+        max_streams: the most streams to remember. If there are more, streams are forgotten whose sequences the server
+            has forgotten too; if there are none, a new stream is rejected.
+        tell_lost: called with the id of each lost sequence that the server may still know.
     """
 
     def __init__(
@@ -96,15 +97,15 @@ class Sequences:
         self._max = max_streams
         self._tell_lost = tell_lost
         self._streams: dict[Hashable, Stream] = {}
-        self._idle_from_ns = 0  # the earliest instant at which a stream can have been idle for long enough
+        self._idle_from_ns = 0  # no stream can have been idle long enough before this instant
 
     def __len__(self) -> int:
         return len(self._streams)
 
     def follow(self, kind: str, idle_s: float) -> None:
-        """Take over what a new description of the model says; the arguments are those of the constructor.
+        """Apply a new description of the model; the arguments are those of the constructor.
 
-        Streams keep their ids, so that the server says which of them it has forgotten.
+        Streams keep their ids; for those that the server has forgotten, its response says so.
         """
         self._idle_ns = round(idle_s * 1e9)
         self._idle_from_ns = 0
@@ -123,12 +124,12 @@ class Sequences:
         """Wait for the turn of one step; an error inside decides whether the sequence is lost.
 
         Args:
-            stream_id: of the request.
-            now_ns: when.
-            end: it is the last one: the stream is forgotten, and its next step begins a new sequence.
+            stream_id: the request's stream.
+            now_ns: the current instant.
+            end: whether this is the last step: the stream is then forgotten, and its next step begins a new sequence.
 
         Raises:
-            SequenceLost: a step before it failed.
+            SequenceLost: an earlier step failed.
             Overloaded: there are too many streams.
         """
         stream = self._find(stream_id, now_ns)
@@ -153,18 +154,18 @@ class Sequences:
         finally:
             stream.in_flight -= 1
             stream.seen_ns = max(stream.seen_ns, now_ns)
-            if not stream.in_flight and not stream.started:  # there is nothing to remember
+            if not stream.in_flight and not stream.started:  # the stream has no state
                 self._streams.pop(stream_id, None)
 
     def lose(self, stream_id: Hashable, correlation: int | str) -> bool:
-        """End a sequence that has taken a step whose caller had left; those that wait behind it are lost with it.
+        """Lose a sequence that has run a step whose caller had left, and with it the stream's queued steps.
 
         Args:
-            stream_id: of the request.
-            correlation: the sequence's id.
+            stream_id: the request's stream.
+            correlation: the id of the sequence.
 
         Returns:
-            Whether the stream had that sequence still.
+            Whether this was still the stream's sequence.
         """
         stream = self._streams.get(stream_id)
         if stream is None or stream.correlation != correlation:
@@ -183,7 +184,7 @@ class Sequences:
         return stream
 
     def _make_room(self, now_ns: int) -> None:
-        if now_ns > self._idle_from_ns:  # until then a full table need not be looked through for each new stream
+        if now_ns > self._idle_from_ns:  # before that, a search for idle streams would find none
             idle_ns = self._idle_ns or 3_600_000_000_000
             self._idle_from_ns = now_ns + idle_ns
             for stream_id, stream in list(self._streams.items()):
@@ -203,24 +204,24 @@ class Sequences:
         stream.correlation = self._new_id()
 
     def _new_id(self) -> int | str:
-        self._next = self._next % (1 << self._bits) + 1  # never 0, which means none
+        self._next = self._next % (1 << self._bits) + 1  # never 0, which means no sequence
         return f"streaminfer-{self._next:x}" if self._kind == "TYPE_STRING" else self._next
 
 
 class LostSequences:
-    """Ends lost sequences at the server; belongs to the loop that made it.
+    """Ends lost sequences at the server; belongs to the event loop that created it.
 
-    Those that are lost while others are being ended have their turn when that is done.
+    Sequences that are lost during a round of ends are ended in the next round.
 
     Args:
-        end: ends one, by its id.
+        end: ends one sequence, by its id.
     """
 
     def __init__(self, end: Callable[[int | str], Awaitable[None]]) -> None:
         self._end = end
         self._lost: list[int | str] = []
         self._some = asyncio.Event()
-        # one from the start: a loop that cancels all tasks at its end, and so loses sequences, would leave a new one
+        # started now: if a loop cancels all tasks at its end and so loses sequences, a task started then would be left
         self._task = asyncio.get_running_loop().create_task(self._end_all(), context=Context())
 
     def add(self, correlation: int | str) -> None:
@@ -229,7 +230,7 @@ class LostSequences:
         self._some.set()
 
     async def stop(self) -> None:
-        """Leave those that have not been ended to the server."""
+        """Stop; the server forgets the remaining sequences when they were idle for long enough."""
         await end_tasks([self._task])
 
     async def _end_all(self) -> None:

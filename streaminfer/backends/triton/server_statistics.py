@@ -1,9 +1,9 @@
 """Times of requests inside a server: queue and computation.
 
 A response carries no times, so they are read from the model's counters, which only grow: a mean over some time is the
-difference of two readings, nanoseconds over requests. The counters are those of *all* clients of the model, one set for
-each version. A counter that shrank means that the server or the model was started again; what it says since then is
-added to what was known. A version that is unloaded takes its counters with it, and what they said remains.
+difference of two readings, nanoseconds over requests. The counters include *all* clients of the model, with one set for
+each version. If a counter shrinks, the server or the model was restarted; the new counter is then added to the earlier
+total. When a version is unloaded, the server drops its counters, but the total includes what was read.
 """
 
 import asyncio
@@ -29,17 +29,17 @@ _PARTS = ("queue", "compute_input", "compute_infer", "compute_output")
 
 @attrs.frozen(kw_only=True)
 class ServerStatistics(Snapshot):
-    """Means over the requests that a model of a server completed, of all clients.
+    """Means over the completed requests to a model of a server, of all clients.
 
     Attributes:
-        requests: those that completed.
-        failures: requests that ended with an error there.
-        rows: in the completed requests, those of responses from the server's cache left out.
-        executions: runs of the model; fewer than requests where the server puts some together.
-        queue_s: mean seconds that a request waited in the server.
-        compute_input_s: mean seconds until its inputs were where the model reads.
+        requests: completed requests.
+        failures: requests that ended with an error on the server.
+        rows: rows of the completed requests, without responses from the server's cache.
+        executions: runs of the model; fewer than requests if the server combines some.
+        queue_s: mean seconds that a request was queued on the server.
+        compute_input_s: mean seconds to prepare the inputs for the model.
         compute_infer_s: mean seconds in the model.
-        compute_output_s: mean seconds until its outputs were where they are sent from.
+        compute_output_s: mean seconds to prepare the outputs for sending.
     """
 
     requests: int
@@ -62,10 +62,10 @@ class TritonStatistics(BackendStatistics):
     """Counters of a backend, and those of its server.
 
     Attributes:
-        round_trip_s: mean seconds of this backend's calls that completed, from the request to its response.
-        server: since the backend first read it; ``None``: the server has no statistics, or has not been read.
-        recent: the same between the last two readings; ``None`` before the second.
-        server_error: why the last reading failed; empty if it did not.
+        round_trip_s: mean seconds of this backend's completed calls, from the request to its response.
+        server: means since the backend first read them; ``None``: the server has no statistics, or was not read yet.
+        recent: means between the last two readings; ``None`` before the second.
+        server_error: why the last reading failed; empty if it succeeded.
         split_batches: batches that were rejected as a whole and sent again in halves.
     """
 
@@ -78,8 +78,8 @@ class TritonStatistics(BackendStatistics):
     def parts(self) -> Mapping[str, float]:
         """Return the mean seconds of a call by part: the server's queue, its computation, and the transport.
 
-        Exact only if this backend is the model's only client, because the server's means are those of all; and the
-        server counts until a little after the response was sent. Empty before the first reading.
+        Exact only if this backend is the model's only client, because the server's means include all clients; and the
+        server counts until shortly after it has sent the response. Empty before the first reading.
         """
         if self.server is None or not self.server.requests:
             return {}
@@ -95,8 +95,8 @@ class CounterReader:
     """Turns readings of counters into means.
 
     Attributes:
-        total: since the first reading; ``None`` before it.
-        recent: between the last two; ``None`` before the second.
+        total: means since the first reading; ``None`` before it.
+        recent: means between the last two readings; ``None`` before the second.
     """
 
     def __init__(self) -> None:
@@ -106,10 +106,10 @@ class CounterReader:
         self.recent: ServerStatistics | None = None
 
     def read(self, models: Sequence[Mapping[str, Any]]) -> None:
-        """Takes in the counters of a model, by version, as the server gives them.
+        """Add a reading of a model's counters, by version, as the server sends them.
 
         Raises:
-            KeyError, TypeError, ValueError: they cannot be read; nothing is changed.
+            KeyError, TypeError, ValueError: the counters cannot be read; nothing is changed.
         """
         readings = {str(model.get("version", "")): _reading(model) for model in models}
         if self._last is not None:
@@ -131,9 +131,9 @@ class StatisticsReader:
         what: the backend, for messages.
 
     Attributes:
-        counts: of the backend's own calls.
-        counters: what was read.
-        error: why the last reading failed; empty where it did not.
+        counts: counters of the backend's own calls.
+        counters: the readings.
+        error: why the last reading failed; empty if it succeeded.
     """
 
     def __init__(self, what: str) -> None:
@@ -144,7 +144,7 @@ class StatisticsReader:
         self._reading: asyncio.Task[None] | None = None
 
     def start(self, splitter: RequestSplitter, every_s: float | None) -> None:
-        """Read every so many seconds, if the server has statistics."""
+        """Read the statistics every ``every_s`` seconds, if the server has them."""
         if every_s is not None and "statistics" in splitter.session.server.extensions:
             work = functools.partial(self._read_periodically, splitter, every_s)
             self._reading = keep_running(work, f"reading the statistics of {self._what}", "streaminfer")
@@ -163,8 +163,8 @@ class StatisticsReader:
         """Read the server's statistics of the model, of all its versions.
 
         Raises:
-            RuntimeError: the server has none.
-            StreamInferError: it did not respond.
+            RuntimeError: the server has no statistics.
+            StreamInferError: the server did not respond.
         """
         session = splitter.session
         if "statistics" not in session.server.extensions:
@@ -202,7 +202,7 @@ class StatisticsReader:
             try:
                 await self.read(splitter)
                 await splitter.session.check_version()
-            except StreamInferError as error:  # it may respond later; the statistics say so meanwhile
+            except StreamInferError as error:  # the server may respond later; the statistics report the error meanwhile
                 self.error = str(error)
             await asyncio.sleep(every_s)
 
@@ -233,4 +233,4 @@ def _means_of(counters: Counter[str]) -> ServerStatistics:
 
 
 def _number(counters: Mapping[str, Any], name: str, field: str) -> int:
-    return int((counters.get(name) or {}).get(field) or 0)  # zeros are left out over gRPC
+    return int((counters.get(name) or {}).get(field) or 0)  # gRPC leaves out zeros

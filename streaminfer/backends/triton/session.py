@@ -1,9 +1,9 @@
 """One start of a backend: a connection, the model's description, and the path of one batch.
 
-**Versions.** If the user gave no version, a call names none either: the server chooses, so that no call can name one
-that was unloaded meanwhile. Each response has its version. At the first response of another version the model's
-description is read again, and the response is decoded by it. A response to a call that was sent before such a change
-says nothing of the server's present choice: it is decoded by the description of its own version, and changes nothing.
+**Versions.** If the user names no version, calls name none either: the server chooses, so that no call can name a
+version that was unloaded meanwhile. Each response has its version. At the first response of another version the
+session reads the model's description again, and decodes the response by it. A response to a call that was sent before
+such a change may be older: it is decoded by the description of its own version, and changes nothing.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ from streaminfer.errors import InvalidInput, StreamInferError
 
 __all__ = ["CallCounts", "Session"]
 
-_IDLE_S = 1.0  # for which Triton keeps a sequence where the configuration does not say it
+_IDLE_S = 1.0  # Triton's default for how long it keeps an idle sequence
 _UNKNOWN_REGION = ("unable to find shared memory region", "unable to find system shared memory region")
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -41,12 +41,12 @@ Parameters = Mapping[str, int | bool | str]
 
 @attrs.define
 class CallCounts:
-    """Counters of a backend's calls, of all its starts.
+    """Counters of a backend's calls, over all its starts.
 
     Attributes:
         split: batches that were rejected and sent again in halves.
-        round_trips: calls that completed.
-        round_trip_ns: their total duration.
+        round_trips: completed calls.
+        round_trip_ns: total duration of the completed calls.
     """
 
     split: int = 0
@@ -54,13 +54,13 @@ class CallCounts:
     round_trip_ns: int = 0
 
     def add_round_trip(self, duration_ns: int) -> None:
-        """Count a call that completed."""
+        """Count a completed call."""
         self.round_trips += 1
         self.round_trip_ns += duration_ns
 
 
 class InFlightCounter:
-    """Counts the calls that have not completed: ``with counter: ...``."""
+    """Counts the calls in flight: ``with counter: ...``."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -83,24 +83,24 @@ class InFlightCounter:
 
 
 class Session:
-    """State of the backend from a start to its stop; belongs to the loop that made it.
+    """State of the backend from a start to its stop; belongs to the event loop that created it.
 
     Args:
-        transport: to the server; closed with the session.
-        server: its description.
+        transport: the connection to the server; closed with the session.
+        server: the server's description.
         model: the model's description.
-        settings: of the backend.
+        settings: settings of the backend.
         changed: called with this session when the model's description changes.
-        counts: of its calls.
+        counts: counters of its calls.
 
     Attributes:
-        model: the model's present description.
-        validator: of requests, by that description.
-        sequences: those of the model, if it has any.
+        model: the model's current description.
+        validator: checks requests against that description.
+        sequences: the model's sequences; ``None`` if it has none.
         changes: how often the description has changed.
-        calls: those that a caller awaits, but for streams of responses.
-        stream_reads: the next responses of streams that a caller awaits.
-        streams: those that have not ended; between two responses no caller awaits one.
+        calls: calls that a caller awaits, without streams of responses.
+        stream_reads: reads of the next response of a stream that a caller awaits.
+        streams: streams that have not ended; between two responses no caller awaits them.
     """
 
     def __init__(
@@ -130,11 +130,11 @@ class Session:
         self.stream_reads = InFlightCounter()
         self.streams = InFlightCounter()
         self.counts = counts
-        self._set_model(model)  # last: it may make a task
+        self._set_model(model)  # last, because it may create a task
 
     @classmethod
     async def open(cls, settings: Settings, changed: Callable[["Session"], None], counts: CallCounts) -> Self:
-        """Return a session for a model whose description it reads from the server; close all of it on a failure.
+        """Read the model's description from the server and return a session; close everything on a failure.
 
         The arguments are those of the constructor.
 
@@ -162,19 +162,19 @@ class Session:
         """Run the model once.
 
         Args:
-            arrays: by input.
-            rows: how many there are.
-            parameters: of the request.
+            arrays: the inputs, by name.
+            rows: number of rows.
+            parameters: parameters of the request.
             timeout_s: seconds after which the response is late.
-            batched: the arrays have the batch axis.
+            batched: whether the arrays have the batch axis.
 
         Returns:
             One result per row.
 
         Raises:
             ServerError: the server or the connection failed.
-            InvalidInput: the arrays are not of the types that the model reads now.
-            BackendError: the response is not what the model returns.
+            InvalidInput: an array does not have the type that the model currently reads.
+            BackendError: the response does not match the model's description.
         """
         changes = self.changes
         started_ns, end_s = self._settings.clock(), self.loop.time() + timeout_s
@@ -193,16 +193,16 @@ class Session:
         """Return one result per row of a response, decoded by the description of its version.
 
         Args:
-            response: of the server.
-            rows: of the request.
+            response: the server's response.
+            rows: number of rows of the request.
             changes: :attr:`changes` when the call was sent.
-            batched: the outputs have the batch axis.
-            end_s: the time of the loop after which the results are late; ``None``: they never are.
+            batched: whether the outputs have the batch axis.
+            end_s: the loop's time after which the results are late; ``None``: they are never late.
 
         Raises:
-            BackendError, DeadlineExceeded: the response is not what the model returns; or it is of another version, and
-                the server does not say what that is.
-            ServerError: it did not say so in time.
+            BackendError, DeadlineExceeded: the response does not match the model's description; or it is of another
+                version, and the server does not describe that version.
+            ServerError: the server did not describe it in time.
         """
         model = self.model
         if not self._version and response.version not in {"", model.version}:
@@ -215,14 +215,14 @@ class Session:
     async def refresh_model(self, changes: int, version: str = "") -> None:
         """Read the model's description again, once for all calls that see a change.
 
-        The reading outlives its callers: if it takes longer than each of them has time, it must come to an end.
+        The reading continues after its callers have left, so that it ends even if each caller's deadline is too short.
 
         Args:
-            changes: :attr:`changes` as the caller knows it; if there were more, nothing is done.
-            version: the one that responds now; empty: the one that the server names.
+            changes: :attr:`changes` as the caller knows it; if the number has changed, nothing is done.
+            version: the version that responds now; empty: the one that the server names.
 
         Raises:
-            BackendError, DeadlineExceeded: the server does not describe it.
+            BackendError, DeadlineExceeded: the server does not describe the model.
         """
         if changes != self.changes:
             return
@@ -233,7 +233,7 @@ class Session:
 
     async def _describe(self, version: str) -> None:
         model = await describe_model(self.transport, self.server, self._settings)
-        if version:  # the server may have gone on to the next one meanwhile, whose response will say so
+        if version:  # the server may have a newer version already; the first response of that version will show it
             model = attrs.evolve(model, version=version)
         self._earlier[self.model.version] = self.model
         self._earlier.pop(model.version, None)
@@ -244,13 +244,13 @@ class Session:
     def _described(self, describing: asyncio.Task[None]) -> None:
         self._describing = None
         if not describing.cancelled():
-            describing.exception()  # its callers have it, if any are left
+            describing.exception()  # retrieved, because all callers may have left
 
     async def check_version(self) -> None:
-        """Read which version the server chooses now, for callers whose requests a cache serves.
+        """Read which version the server chooses now, because a cache may serve all requests.
 
         Raises:
-            BackendError, DeadlineExceeded: the server does not say, or not what that version is.
+            BackendError, DeadlineExceeded: the server does not name the version, or does not describe it.
         """
         changes = self.changes
         if self._version:
@@ -261,7 +261,7 @@ class Session:
             await self.refresh_model(changes)
 
     def _set_model(self, model: ModelDescription) -> None:
-        """Use a description; streams keep their sequences if the model still has sequences."""
+        """Set the model's description; streams keep their sequences if the model still has sequences."""
         self.model = model
         self.validator = RequestValidator(model, self._settings.non_finite)
         self._text = frozenset(spec.name for spec in model.inputs if spec.dtype == TEXT)
@@ -289,7 +289,7 @@ class Session:
         arrays = {spec.name: zeros(spec)[np.newaxis] if batched else zeros(spec) for spec in model.inputs}
         parameters = {"sequence_id": correlation, "sequence_start": False, "sequence_end": True}
         timeout_s = min(self._settings.timeout_s, model.sequence_idle_s or _IDLE_S)
-        # an error: the server does not know it, or forgets it when it was idle for long enough
+        # after an error the server does not know the sequence, or forgets it once it was idle for long enough
         with contextlib.suppress(ServerError, StreamInferError):
             call = self.call(arrays, parameters)
             if not model.decoupled:
@@ -303,7 +303,7 @@ class Session:
         """Return the server's counters of the model, by version.
 
         Raises:
-            ServerError: it has none.
+            ServerError: the server has no statistics.
         """
         return await self.transport.statistics(self.model.name, self._version, self._settings.timeout_s)
 
@@ -311,8 +311,8 @@ class Session:
         """Check that the server can map shared memory, if it is used, and free regions of ended processes.
 
         Raises:
-            BackendError: it cannot: it has another ``/dev/shm``, for one.
-            DeadlineExceeded: it does not respond.
+            BackendError: the server cannot map it, for example because it has another ``/dev/shm``.
+            DeadlineExceeded: the server does not respond.
         """
         if self.pool is None:
             return
@@ -321,7 +321,7 @@ class Session:
             self.pool.release(region, completed=True)
 
     async def close(self) -> None:
-        """Free the shared memory and end the connections, whatever fails on the way."""
+        """Free the shared memory and end the connections, even if one of the steps fails."""
         try:
             if self._lost is not None:
                 await self._lost.stop()
@@ -329,14 +329,14 @@ class Session:
                 await self.pool.close()
         finally:
             await self.transport.close()
-            if self._describing is not None:  # its call has ended with the connections
+            if self._describing is not None:  # its call ended with the connections
                 await asyncio.wait([self._describing])
 
     def _tensor(self, name: str, array: npt.NDArray[Any]) -> Tensor:
         spec = self._inputs.get(name)
         came = array.dtype if array.dtype.isnative else array.dtype.newbyteorder("=")
         if spec is None or not (is_text(array) if spec.dtype == TEXT else came == spec.dtype):
-            # validated by the description of a replaced model; sent as another type it would be misread
+            # the description has changed since the validation; sent as another type, the bytes would be misread
             what = "none" if spec is None else f"type {spec.dtype}"
             raise InvalidInput(f"model {self.model.name!r}: input {name!r}: expected {what}, got {array.dtype}")
         if not array.flags.c_contiguous or not array.dtype.isnative:
@@ -348,12 +348,12 @@ class Session:
     async def _infer_shared(
         self, pool: RegionPool, call: InferRequest, rows: int | None, end_s: float
     ) -> InferResponse:
-        """Run through one region: inputs at its start, outputs whose size is known behind them.
+        """Run through one region: inputs at its start, followed by outputs of known size.
 
-        The time in which the server maps memory counts as the request's.
+        The time in which the server maps memory is part of the request's time.
         """
         model = self.model
-        arrays = {  # the server takes no place of zero bytes
+        arrays = {  # the server accepts no tensor of zero bytes
             tensor.name: tensor.content
             for tensor in call.inputs
             if tensor.name not in self._text and tensor.content.nbytes
@@ -415,7 +415,7 @@ async def _done_by(end_s: float | None, what: str) -> AsyncIterator[None]:
     """Limit the time in which the server does something.
 
     Raises:
-        ServerError: it was not done at this time of the loop.
+        ServerError: the server did not finish before this time of the loop.
     """
     try:
         async with asyncio.timeout_at(end_s):
@@ -425,13 +425,13 @@ async def _done_by(end_s: float | None, what: str) -> AsyncIterator[None]:
 
 
 def _read_shared(region: Region, place: tuple[int, int], tensor: Tensor) -> Tensor:
-    """Return an output with its content from shared memory; the server does not send where it is.
+    """Return an output with its content from shared memory, at the place that the request named.
 
     Raises:
-        ServerError: it is not there, or not as large as the model's description says.
+        ServerError: the output has an unexpected type, or is larger than its place.
     """
     offset, size = place
-    dtype = dtype_of(tensor.datatype)  # as the server wrote it: another version's can differ from the description's
+    dtype = dtype_of(tensor.datatype)  # the type in the response, which may be of a newer version than the description
     smallest = min(tensor.shape, default=0)
     if dtype is None or dtype == TEXT or smallest < 0 or math.prod(tensor.shape) * dtype.itemsize > size:
         raise ServerError(
@@ -443,7 +443,7 @@ def _read_shared(region: Region, place: tuple[int, int], tensor: Tensor) -> Tens
 
 
 def _size_of(spec: TensorSpec, rows: int | None) -> int | None:
-    """Return the bytes of an output; ``None`` if they depend on the request, 0 if it never has elements."""
+    """Return the size of an output in bytes; ``None`` if it depends on the request, 0 if it has no elements."""
     sizes = [size for size in spec.row_shape if isinstance(size, int)]
     if spec.dtype is None or spec.dtype == TEXT or len(sizes) < len(spec.row_shape):
         return None

@@ -1,4 +1,4 @@
-"""Settings of a backend, which all parts of it read."""
+"""Settings of a backend, shared by all its parts."""
 
 import attrs
 
@@ -18,21 +18,21 @@ class Settings:
     """Settings of one `TritonBackend`.
 
     Attributes:
-        address: where the server is.
-        protocol: what is spoken there.
-        headers: of every call.
+        address: the address of the server.
+        protocol: the protocol of the server.
+        headers: headers of every call.
         keepalive_s: seconds between pings of a quiet gRPC connection; ``None``: no pings.
         what: the backend, for messages.
         model: the name of the model.
-        version: of the model in calls; empty: the server chooses.
+        version: the model's version in calls; empty: the server chooses.
         clock: monotonic nanoseconds; may be replaced before a start.
-        non_finite: for the validation of requests.
-        max_streams: the most sequences that are remembered.
-        shared_memory: tensors go through shared memory.
-        may_be_unloaded: a model that is not in memory is no error at the start.
+        non_finite: treatment of NaN and infinite floats in requests.
+        max_streams: the most streams to remember.
+        shared_memory: whether tensors go through shared memory.
+        may_be_unloaded: whether a start accepts a model that is not in memory.
         timeout_s: seconds for a request without a deadline, and for each call that belongs to no request.
         load_timeout_s: seconds for a load, and for an unload.
-        statistics_every_s: seconds between readings of the server's statistics; ``None``: none.
+        statistics_every_s: seconds between readings of the server's statistics; ``None``: no readings.
     """
 
     address: Endpoint
@@ -57,7 +57,7 @@ class Settings:
         Raises:
             MissingExtra: the extra ``triton`` is not installed.
             OSError: a file of ``tls`` cannot be read.
-            ValueError: a file of ``tls`` is not what it should be.
+            ValueError: a file of ``tls`` is invalid.
         """
         if self.protocol == "http":
             return HttpTransport(self.address, self.headers)

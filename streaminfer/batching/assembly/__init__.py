@@ -1,1 +1,1 @@
-"""Assembly of batches: stacking, padding, buffers, and results back to rows."""
+"""Assembly of batches: stacking, padding, buffers, and results cut back into rows."""

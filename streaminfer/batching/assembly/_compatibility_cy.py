@@ -1,10 +1,10 @@
-"""Compatibility of rows: one bad item must fail alone, so only rows of one kind share a batch.
+"""Compatibility of rows: only rows of one kind share a batch, so that one bad row fails alone.
 
 Rows are stackable if they are arrays of one dtype and shape, mappings with the same names and stackable values, or
 plain numbers or strings of one type. The dtype of a response then never depends on the other rows of the batch. O(n)
 comparisons; runs once per request.
 
-`RaggedCompatibility` asks the same of rows that are padded: their lengths along one axis may differ, within one bucket.
+`RaggedCompatibility` does the same for rows that are padded: their lengths along one axis may differ within a bucket.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ __all__ = ["RaggedCompatibility", "kind_of", "take_stackable"]
 
 
 def kind_of(row: Any) -> Any:
-    """Return something hashable that is equal for rows exactly when they can be stacked."""
+    """Return a hashable key that is equal for two rows exactly if they can be stacked."""
     kind = type(row)
     if kind is ndarray:
         dtype = row.dtype
         if dtype.hasobject and row.size and isinstance(row.item(0), bytes):
-            return dtype, row.shape, bytes  # others of this dtype hold strings
+            return dtype, row.shape, bytes  # other arrays of this dtype hold strings
         return dtype, row.shape
     if kind is dict:
         return frozenset([(name, kind_of(value)) for name, value in row.items()])
@@ -31,7 +31,7 @@ def kind_of(row: Any) -> Any:
 
 
 def take_stackable(tickets: list[Any], limit: int) -> list[Any]:
-    """The first tickets, in their order, whose rows can be stacked with the first one's.
+    """Return the first tickets, in their order, whose rows can be stacked with the first one's.
 
     Args:
         tickets: at least one; their ``inputs`` are the rows.
@@ -50,14 +50,14 @@ def take_stackable(tickets: list[Any], limit: int) -> list[Any]:
 
 
 class RaggedCompatibility:
-    """Which rows can be stacked once they are padded to the length of their bucket.
+    """Compatibility of rows that are padded to the length of their bucket.
 
     Immutable; rows have passed ``Buckets.check``.
 
     Args:
-        lengths: of the buckets, ascending.
-        axis: of the row, along which lengths may differ; negative counts from the end.
-        names: the inputs of a mapping that are ragged; ``None``: every array that has the axis.
+        lengths: lengths of the buckets, ascending.
+        axis: axis of the row along which lengths may differ; negative counts from the end.
+        names: the ragged inputs of a mapping; ``None``: every array that has the axis.
     """
 
     def __init__(self, lengths: tuple[int, ...], axis: int, names: frozenset[str] | None) -> None:
@@ -66,7 +66,7 @@ class RaggedCompatibility:
         self.names = names
 
     def bucket_of(self, inputs: Any) -> int:
-        """Position of the shortest bucket that a row fits in; -1 where none does, or nothing is ragged."""
+        """Return the position of the shortest bucket that fits a row; -1 if none fits, or nothing is ragged."""
         if type(inputs) is dict:
             for name, value in inputs.items():
                 if self.names is None or name in self.names:
@@ -84,12 +84,12 @@ class RaggedCompatibility:
         return bucket if bucket < len(self.lengths) else -1
 
     def choose(self, tickets: list[Any], limit: int, shorter_too: bool) -> list[Any]:
-        """The first tickets, in their order, whose rows can be padded and stacked with the first one's.
+        """Return the first tickets, in their order, whose rows can be padded and stacked with the first one's.
 
         Args:
             tickets: at least one; their ``inputs`` are the rows.
             limit: the most to take, at least 1.
-            shorter_too: also those of shorter buckets than the first one's.
+            shorter_too: also take rows of shorter buckets than the first one's.
         """
         first = tickets[0].inputs
         bucket = self.bucket_of(first)
@@ -107,7 +107,7 @@ class RaggedCompatibility:
         return taken
 
     def kind_of(self, row: Any) -> Any:
-        """Return something hashable that is equal for rows of one bucket exactly when they can be stacked."""
+        """Return a hashable key that is equal for two rows of one bucket exactly if they can be stacked."""
         kinds = self._kinds_of(row)
         return frozenset(kinds.items()) if type(kinds) is dict else kinds
 

@@ -1,6 +1,6 @@
-"""What one request brought, checked and in a form that can be stacked; runs once per request.
+"""Check of one request's inputs, and their conversion to a form that can be stacked; runs once per request.
 
-Compiled with the C types of ``_prepare_cy.pxd`` or run as it is.
+Compiled with the C types of ``_prepare_cy.pxd`` or run uncompiled.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from streaminfer.errors import InvalidInput, text_of_error
 __all__ = ["SCALARS", "prepare"]
 
 SCALARS = frozenset((float, bool, complex))
-"""Types that numpy stacks as they are, whatever the value."""
+"""Types that NumPy stacks unchanged, whatever their value."""
 
 # C variables in the compiled module, not visible from Python
 _SCALARS = SCALARS
 _NUMBERS = frozenset("biufc")  # kinds of dtypes
-_DEEPEST = 64  # mappings in mappings: compiled code has no limit to recursion but the end of the process
+_DEEPEST = 64  # nested mappings: without a limit, recursion in compiled code would crash the process
 
 
 def prepare(inputs: Any, where: str = "inputs", name: Any = None, depth: int = 0) -> Any:
-    """What one request brought, in a form that can be stacked.
+    """Return one request's inputs in a form that can be stacked.
 
     Args:
-        inputs: a number, a string, an array of any shape and dtype but object, an array of strings or of bytes
-            objects, what ``numpy.asarray`` makes such an array of, or a mapping of names to these.
-        where: what messages call it, or the mapping that it is in.
-        name: its name in that mapping.
-        depth: so many mappings are around it.
+        inputs: a number, a string, an array of any shape and any dtype but object, an array of string or bytes objects,
+            a value that ``numpy.asarray`` converts to such an array, or a mapping of names to these.
+        where: name of the inputs, or of the mapping around them, for messages.
+        name: name of this input in that mapping.
+        depth: number of mappings around it.
 
     Returns:
-        The same object where it can be stacked as it is, else an array; arrays of text are arrays of Python strings.
+        The same object if it can be stacked unchanged, otherwise an array; arrays of text are arrays of Python strings.
         A mapping is copied.
 
     Raises:
-        InvalidInput: it cannot be stacked.
+        InvalidInput: the inputs cannot be stacked.
     """
     kind = type(inputs)
     if kind is ndarray:
@@ -62,19 +62,19 @@ def prepare(inputs: Any, where: str = "inputs", name: Any = None, depth: int = 0
     if kind in _SCALARS or kind is str or kind is bytes:
         return inputs
     if kind is int:
-        if not -(2**63) <= inputs < 2**63:  # numpy would change the type of everybody's rows
+        if not -(2**63) <= inputs < 2**63:  # NumPy would change the dtype of all rows
             raise InvalidInput(f"{_place(where, name, depth)}: expected a whole number of 64 bits, got {inputs}")
         return inputs
     return _converted(inputs, where, name, depth)
 
 
 def _place(where: str, name: Any, depth: int) -> str:
-    """Return what messages call an input: made only where it is needed, because each request would pay for it."""
+    """Return the name of an input for messages; only built for an error, because each request would pay for it."""
     return f"{where}[{name!r}]" if depth else where
 
 
 def _converted(inputs: Any, where: str, name: Any, depth: int) -> Any:
-    """Return what is no array and no number in a form that can be stacked."""
+    """Return a value that is neither an array nor a number in a form that can be stacked."""
     place = _place(where, name, depth)
     refuse_mask(inputs, place)
     try:
@@ -82,7 +82,7 @@ def _converted(inputs: Any, where: str, name: Any, depth: int) -> Any:
             array: Any = dict(inputs)
         else:
             array = np.asarray(inputs, object if begins_with_text(inputs) else None)
-    except Exception as error:  # a ragged list, or an object whose own conversion fails in its own way
+    except Exception as error:  # a ragged list, or an object whose conversion raises any error
         raise InvalidInput(f"{_unstackable(inputs, place)} ({text_of_error(error)})") from error
     return prepare(array, where, name, depth) if type(array) is dict else _prepare_array(array, inputs, place)
 

@@ -1,16 +1,16 @@
-"""From what each request brought to what the model reads: checked row by row, stacked on the axis the backend names.
+"""From the inputs of requests to those of the model: checked per row, stacked on the axis that the backend names.
 
-An `Assembler` knows all that bounds or shapes a batch beside the policy: buckets, bytes, padded elements, the sizes
-that a model was compiled for. It checks each request where it arrives, chooses rows that can stand together, and writes
-them, large ones into reused buffers (:mod:`~streaminfer.batching.assembly.buffers`).
+An `Assembler` knows all limits and shapes of a batch except the policy: buckets, bytes, padded elements, the sizes for
+which a model was compiled. It checks each request on arrival, chooses rows that can share a batch, and writes them,
+large ones into reused buffers (:mod:`~streaminfer.batching.assembly.buffers`).
 
-*When.* The reader of :attr:`AssembledBatch.inputs` writes the rows: the backend's worker thread, just before the
-model. Writing each row where it arrives was measured (``benchmarks/run.py assembly``) and is not done. A copy costs
-the same at either time, 0.3 µs for 1 KB and 50 for 600 KB, but on the event loop it delays everybody's requests; and
-the policy orders rows by deadline, drops some and leaves others for later, and callers leave, so that rows written in
-the order of arrival are moved again. What it would save is the copy's share of a worker's time, 2 % for silero and
-0.5 % for BlazeFace. Where a model is so fast that the copy counts, one more batch in flight than the device runs
-(``max_in_flight``, a second worker) writes the next batch while the previous one runs, still with the policy's choice.
+*When.* The reader of :attr:`AssembledBatch.inputs` writes the rows: the backend's worker thread, just before the model
+runs. Writing each row on arrival was measured (``benchmarks/run.py assembly``) and is not done. A copy costs the same
+at either time, 0.3 µs for 1 KB and 50 for 600 KB, but on the event loop it delays all requests. Rows written in the
+order of arrival would also be moved again, because the policy orders rows by deadline, rejects some and leaves others
+for later, and callers cancel. It would save only the copy's share of a worker's time, 2 % for silero and 0.5 % for
+BlazeFace. If a model is so fast that the copy counts, run one more batch in flight than the device runs
+(``max_in_flight``, a second worker): it is written while the previous one runs, still with the policy's choice.
 """
 
 import math
@@ -38,15 +38,15 @@ __all__ = ["AssembledBatch", "Assembler"]
 
 _POOL_BYTES = 1 << 28
 POOLED_FROM = 1 << 23
-"""Bytes of a batch from which it is written into a reused buffer, as measured: see ``buffers``."""
+"""Bytes from which a batch is written into a reused buffer; measured, see ``buffers``."""
 
 _UNREAD: Any = object()
 
 
 class AssembledBatch(Batch):
-    """A batch whose inputs are put together at the first reading, by the reader.
+    """A batch that is assembled when its inputs are first read, by the reader.
 
-    A backend that runs in a thread so copies megabytes of images there and not on the event loop.
+    A backend with a thread thus copies megabytes of images there and not on the event loop.
     """
 
     __slots__ = ("_assemble", "_clock", "_size", "_stacked", "_tickets", "assembled_ns")
@@ -71,49 +71,49 @@ class AssembledBatch(Batch):
 
     @property
     def size(self) -> int:
-        """How many rows the inputs have."""
+        """Number of rows of the inputs."""
         return self._size
 
     @property
     def inputs(self) -> Any:
-        """What the model reads, with the batch axis."""
+        """Inputs of the model, with the batch axis."""
         if self._stacked is _UNREAD:
             self._stacked = self._assemble()
             self.assembled_ns = self._clock()
         return self._stacked
 
     def left(self, now_ns: int) -> Sequence[int]:
-        """Return the rows whose callers wait no longer."""
+        """Return the rows without a caller that waits."""
         return departed(self._tickets, now_ns)
 
     def again(self) -> "AssembledBatch":
-        """Return the same rows, whose inputs are put together once more."""
+        """Return the same rows, to be assembled again."""
         return type(self)(self._assemble, self.rows, self.deadline_ns, self._clock, self._size, self._tickets)
 
 
 class Assembler:
-    """Chooses and writes the rows of batches; made once for each batcher.
+    """Chooses and writes the rows of batches; created once for each batcher.
 
-    :meth:`prepare`, :meth:`bucket_of` and :meth:`assemble` may be called from any thread; it keeps at most 256 MB of
-    buffers.
+    :meth:`prepare`, :meth:`bucket_of` and :meth:`assemble` may be called from any thread. The assembler holds at most
+    256 MB of buffers.
 
     Args:
-        stack: whether the model gets arrays with a batch axis; otherwise it gets a list, and of what is below only
-            ``cost_limit`` applies.
-        batch_axes: for mappings, the position of the batch axis for each input, 0 where it names none.
+        stack: whether the model gets arrays with a batch axis. Otherwise it gets a list, and of the arguments below
+            only ``cost_limit`` applies.
+        batch_axes: for mappings, the position of the batch axis by input name; 0 for inputs that it does not name.
         max_batch_size: the most rows.
-        buckets: lengths that ragged rows are padded to.
+        buckets: lengths to which ragged rows are padded.
         max_batch_bytes: the most bytes of a batch, padding included. Text counts 4 bytes a character.
-        preferred_sizes: the only batch sizes that the model is given, ascending: a smaller batch is filled up with
-            copies of its last row, and the results of these are dropped. The last one is the largest batch.
+        preferred_sizes: the only batch sizes that the model gets, ascending. A smaller batch is padded with copies of
+            its last row, whose results are dropped. The last size is the largest batch.
         cost_limit: the most that a batch may cost.
 
     Attributes:
-        plain: nothing of these: every row may stand in every batch of rows like it.
-        buckets: as above.
+        plain: none of these limits and shapes apply, so all rows of one kind can share a batch.
+        buckets: the same.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type or out of range, or one that needs ``stack=True``.
+        TypeError, ValueError: an argument has the wrong type, is out of range, or needs ``stack=True``.
     """
 
     def __init__(
@@ -164,14 +164,14 @@ class Assembler:
 
     @property
     def bucket_count(self) -> int:
-        """How many length buckets there are; 1 without."""
+        """Number of length buckets; 1 without buckets."""
         return 1 if self.buckets is None else len(self.buckets.lengths)
 
     def prepare(self, inputs: Any) -> Any:
-        """What one request brought, in a form that can stand in a batch.
+        """Return a request's inputs in a form for a batch.
 
         Raises:
-            InvalidInput: it cannot be stacked or padded, is longer than every bucket, or too large for every batch.
+            InvalidInput: they cannot be stacked or padded, are longer than every bucket, or too large for any batch.
         """
         if not self._stack:
             return inputs
@@ -188,29 +188,29 @@ class Assembler:
         return prepared
 
     def bucket_of(self, prepared: Any) -> int:
-        """Position of a row's bucket among the lengths; 0 without buckets."""
+        """Return the position of a row's bucket among the lengths; 0 without buckets."""
         return 0 if self._ragged is None else self._ragged.bucket_of(prepared)
 
     def cost_of(self, prepared: Any) -> float:
-        """Return what a row costs; 0.0 where that is not limited.
+        """Return the cost of a row; 0.0 if costs are not limited.
 
         Raises:
-            InvalidInput: more than every batch may.
+            InvalidInput: the cost exceeds the limit of a batch.
         """
         return 0.0 if self._cost_limit is None else self._cost_limit.cost_of(prepared, self.padded_size(1))
 
     def kind_of(self, prepared: Any) -> Hashable:
-        """Return something that is equal for two rows of a bucket exactly when they can be stacked."""
+        """Return a key that is equal for two rows of a bucket exactly if they can be stacked."""
         return kind_of(prepared) if self._ragged is None else self._ragged.kind_of(prepared)  # type: ignore[no-any-return]
 
     def as_padded(self, prepared: Any) -> Any:
-        """What the model will see of one request, without the batch axis: for checks of a request against the model.
+        """Return one request's row as the model will get it, without the batch axis, to check it against the model.
 
         Args:
-            prepared: what :meth:`prepare` returned.
+            prepared: from :meth:`prepare`.
 
         Returns:
-            The row padded to its bucket, with the mask beside it; as it is without buckets. Not to be written to.
+            The row padded to its bucket, with the mask; unchanged without buckets. It must not be written to.
         """
         buckets = self.buckets
         if buckets is None:
@@ -244,25 +244,25 @@ class Assembler:
         return [*(1 << power for power in range((cap - 1).bit_length())), cap]
 
     def cap_of(self, bucket: int) -> int:
-        """The most rows in a batch of a bucket, by count and elements; bytes may allow fewer."""
+        """Return the most rows in a batch of a bucket, by count and elements; bytes may allow fewer."""
         return self._caps[bucket]
 
     def padded_size(self, count: int) -> int:
-        """How many rows the model is given for a batch of ``count``."""
+        """Return the number of rows that the model gets for a batch of ``count`` requests."""
         for size in self._sizes:
             if size >= count:
                 return size
         return count
 
     def select(self, tickets: list[Any], shorter_too: bool = False) -> list[Any]:
-        """Those that go into one batch with the first.
+        """Return the tickets that share a batch with the first one.
 
         Args:
             tickets: at least one, the most urgent first; their ``inputs`` are prepared.
-            shorter_too: also those of shorter buckets than the first one's, padded to its length.
+            shorter_too: also take rows of shorter buckets than the first one's, padded to its length.
 
         Returns:
-            The first one and, in their order, those whose rows can be stacked with it, within the limits.
+            The first ticket and, in their order, those whose rows can be stacked with its row, within the limits.
         """
         if self.plain:
             return take_stackable(tickets, self._caps[0])
@@ -273,7 +273,7 @@ class Assembler:
         )
         if self._max_bytes is None:
             return chosen
-        own = None if has_text(first) else self._bytes(first)  # shorter rows are padded to it, but texts differ
+        own = None if has_text(first) else self._bytes(first)  # all rows are padded to this size, except texts
 
         def size_of(ticket: Any) -> int:
             return self._bytes(ticket.inputs) if own is None else own
@@ -281,20 +281,20 @@ class Assembler:
         return first_within(chosen, size_of, self._max_bytes, self.padded_size)
 
     def within_cost(self, tickets: Sequence[Any]) -> Sequence[Any]:
-        """Return the first ticket, and those that a batch may cost with it."""
+        """Return the first ticket, and those that fit with it into the cost limit of a batch."""
         if self._cost_limit is None:
             return tickets
         return first_within(list(tickets), attrgetter("cost"), self._cost_limit.max_batch_cost, self.padded_size)
 
     def assemble(self, rows: list[Any]) -> Any:
-        """What the model reads.
+        """Return the inputs for the model.
 
         Args:
             rows: at least one; prepared, and selected together.
 
         Returns:
             With ``stack``, a C-contiguous array or a mapping of such arrays, :meth:`padded_size` rows along the batch
-            axis; their memory is used again when nothing refers to them or to views of them any more. Otherwise a list.
+            axis; their memory is reused when no reference to them or to views of them is left. Otherwise a list.
         """
         if not self._stack:
             return rows.copy()
@@ -344,7 +344,7 @@ class Assembler:
     def _write(self, rows: list[Any], axis: int) -> Any:
         first = rows[0]
         small = type(first) is not np.ndarray or first.nbytes * len(rows) < POOLED_FROM or not first.ndim
-        if small or first.dtype.hasobject:  # reused buffers are for plain memory
+        if small or first.dtype.hasobject:  # reused buffers cannot hold references to objects
             return stack_column(rows, axis)
         stacked, by_row = self._new(len(rows), first.shape, first.dtype, axis)
         for position, row in enumerate(rows):
@@ -354,7 +354,7 @@ class Assembler:
     def _new(
         self, count: int, shape: tuple[int, ...], dtype: np.dtype[Any], batch_axis: int
     ) -> tuple[NDArray[Any], NDArray[Any]]:
-        """An array for rows of a shape, and the view of it with the batch axis first."""
+        """Return an array for rows of a shape, and a view of it with the batch axis first."""
         if not dtype.isnative:
             dtype = dtype.newbyteorder("=")
         batch_axis %= len(shape) + 1
@@ -369,5 +369,5 @@ class Assembler:
         return row_bytes(prepared, (self.buckets, self.buckets.lengths[self.bucket_of(prepared)]))
 
     def _largest(self, limit: int) -> int:
-        """The largest batch that is padded to no more than ``limit`` rows."""
+        """Return the largest batch that is padded to at most ``limit`` rows."""
         return max((size for size in self._sizes if size <= limit), default=limit)

@@ -1,16 +1,16 @@
-"""`Buckets`: the few lengths that ragged rows are padded to, so that rows of about one length share a batch.
+"""`Buckets`: a few lengths to which ragged rows are padded, so that rows of about one length share a batch.
 
-Idea. Text and audio come in any length, and a batch is a rectangle. Padding all rows to the longest of the moment
-gives the model another shape each time, which it may have to plan or compile for, and one long row makes every other
-pay. So a row is padded to the smallest of a few fixed lengths that it fits in, its *bucket*, and only rows of one
-bucket share a batch. Between lengths that double, a row is padded at most to twice its length. With a mask, by which a
-model knows what is padding, the planner lets shorter rows ride in the batch of a longer bucket where one batch takes no
-longer than two would.
+*Idea.* Text and audio have any length, and a batch is a rectangle. Padding all rows to the longest one gives the model
+a different shape each time, for which it may have to plan or compile, and one long row makes all others cost more. So a
+row is padded to the smallest of a few fixed lengths that fits, its *bucket*, and only rows of one bucket share a batch.
+If each length is twice the previous one, a row is padded at most to twice its length. A mask tells the model what is
+padding. With a mask, the planner may put shorter rows into the batch of a longer bucket, if one batch takes no longer
+than two would.
 
-Invariants. The ragged arrays of one request have one length. Two requests are stacked only if they are alike in
-everything but that length and have one bucket, or a mask: so without a mask an answer depends on a row's own bucket and
-on no other row. Answers are handed back as the model gave them: who wants one label per token cuts off what
-belongs to the padding.
+*Invariants.* The ragged arrays of one request have one length. Two requests are stacked only if they differ in nothing
+but that length, and have the same bucket or a mask. Without a mask, a response therefore depends on the row's own
+bucket and on no other row. Responses are delivered as the model returned them: a caller who wants one label per token
+cuts off those of the padding.
 """
 
 import math
@@ -76,27 +76,27 @@ def _optional_name(_: Any, attribute: Any, value: Any) -> None:
 
 @attrs.frozen
 class Buckets:
-    """Lengths that ragged rows are padded to; a batch holds rows of one bucket.
+    """Lengths to which ragged rows are padded; a batch has rows of one bucket.
 
-    Immutable; safe to share between threads and batchers. A row longer than the last length is refused with
+    Immutable; safe to share between threads and batchers. A row longer than the last length is rejected with
     ``InvalidInput``.
 
     Args:
         lengths: ascending, each ≥ 1.
         axis: the axis of a request's array (which has no batch axis) along which lengths differ: 0 for token ids and
             samples, 1 for spectrograms with time last; negative counts from the end.
-        pad_value: what follows a shorter row, a number that fits the input's dtype; or numbers by input name, 0 for
-            inputs it does not name.
+        pad_value: the padding after a shorter row, a number that fits the input's dtype; or a mapping of input name to
+            number, 0 for inputs that it does not name.
         mask: name of an input that the batcher adds, of shape (batch, length): 1 where a row is real, 0 where it is
-            padding. Requests must then be mappings, since the model reads more than one input, and must not bring the
-            mask themselves. ``None``: none is added, and a mask that requests bring is padded like any input.
-        mask_dtype: of that input; int64 is what exported text models read.
-        inputs: names of the inputs that are ragged, for requests that are mappings; the others are stacked as they
-            are. ``None``: every array that has the axis.
+            padding. Requests must then be mappings, because the model reads more than one input, and must not have this
+            input themselves. ``None``: none is added, and a mask in requests is padded like any input.
+        mask_dtype: dtype of that input; exported text models read int64.
+        inputs: names of the ragged inputs, for requests that are mappings; the others are stacked unchanged. ``None``:
+            every array that has the axis.
         max_elements: the most padded elements, rows × bucket length, of a batch; ``None``: no such limit.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type or out of range.
+        TypeError, ValueError: an argument has the wrong type or is out of range.
 
     Example:
         >>> Buckets((64, 128, 256), pad_value={"input_ids": 1}, mask="attention_mask", max_elements=8192).lengths
@@ -118,11 +118,11 @@ class Buckets:
             raise ValueError(expected("mask", "a name that is not among inputs", self.mask))
 
     def is_ragged(self, name: str | None, value: Any) -> bool:
-        """Whether an input is padded.
+        """Return whether an input is padded.
 
         Args:
-            name: of the input; ``None`` for a request that is one array.
-            value: what the request brought.
+            name: name of the input; ``None`` for a request that is one array.
+            value: the input.
         """
         if type(value) is not np.ndarray or not -value.ndim <= self.axis < value.ndim:
             return False
@@ -138,20 +138,20 @@ class Buckets:
         return lengths, self.lengths[bisect_left(self.lengths, max(lengths))]
 
     def pad_of(self, name: str | None) -> Any:
-        """The number that an input is padded with."""
+        """Return the number with which an input is padded."""
         if isinstance(self.pad_value, dict):
             return self.pad_value.get(name, 0)
         return self.pad_value
 
     def check(self, inputs: Any) -> None:
-        """Checks what one request brought.
+        """Check the inputs of one request.
 
         Args:
             inputs: an array, or a mapping of arrays.
 
         Raises:
-            InvalidInput: no array has the axis, lengths differ or are too long, the pad value does not fit, or the mask
-                has no place.
+            InvalidInput: no array has the axis, lengths differ or are too long, the pad value does not fit, or the
+                mask cannot be added.
         """
         if type(inputs) is dict:
             if self.mask in inputs:
@@ -184,7 +184,7 @@ class Buckets:
 
 
 def as_buckets(value: Any) -> Buckets | None:
-    """What a batcher's ``buckets=`` may be: buckets, their lengths alone, or ``None``.
+    """Return a batcher's ``buckets=`` as `Buckets`; it may be `Buckets`, their lengths alone, or ``None``.
 
     Raises:
         TypeError, ValueError: something else.
@@ -195,11 +195,11 @@ def as_buckets(value: Any) -> Buckets | None:
 
 
 def row_bytes(inputs: Any, length_of: "tuple[Buckets, int] | None" = None) -> int:
-    """How many bytes one row takes in its batch.
+    """Return the bytes of one row in its batch.
 
     Args:
-        inputs: what one request brought, prepared.
-        length_of: the buckets and the length that the row is padded to; ``None``: it is not padded.
+        inputs: the prepared inputs of one request.
+        length_of: the buckets and the length to which the row is padded; ``None``: it is not padded.
     """
     if type(inputs) is not dict:
         return _bytes(None, inputs, length_of)

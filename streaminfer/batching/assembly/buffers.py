@@ -1,29 +1,29 @@
-"""Memory for batches, written again and again: preallocated buffers that are reused once no reference to them is left.
+"""Reused memory for batches: preallocated buffers, each reused when no reference to it is left.
 
-Idea. A batch of images is megabytes. ``malloc`` gets such blocks from the kernel and gives them back, so that each new
-batch faults its pages in again; the pool keeps them. The danger is an answer that is a view of the batch's input, or a
-function that keeps its input: written over, it would change in the hands of its owner. So a buffer comes back exactly
-when an array from :func:`numpy.empty` would have been freed:
+*Idea.* A batch of images is megabytes. ``malloc`` gets such blocks from the kernel and returns them, so each new batch
+faults its pages in again; the pool keeps them. The danger is a response that is a view of the batch's input, or a
+function that stores its input: if the memory were overwritten, the data would change under its owner. So a buffer
+returns to the pool exactly when an array from :func:`numpy.empty` would have been freed:
 
-* Each loan is a *new* array over the buffer's memory. Its base is a ``bytearray`` and not an array: numpy lets a
-  view refer to the oldest *array* below it, so that every view, view of a view, ``memoryview``, ctypes array, DLPack
-  capsule, tensor or ``OrtValue`` refers to the array of this loan.
-* The pool has a weak reference to that array, whose callback gives the memory back. An array is never resurrected and
-  the cycle collector does not know it, so the callback runs when the last reference has gone and not before. Who holds
-  nothing but an address would read freed memory without the pool, too.
+* Each loan is a *new* array over the buffer's memory. Its base is a ``bytearray`` and not an array: NumPy lets a view
+  refer to the oldest *array* below it, so every view, view of a view, ``memoryview``, ctypes array, DLPack capsule,
+  tensor or ``OrtValue`` refers to the array of this loan.
+* The pool has a weak reference to that array, whose callback returns the memory. An array is never resurrected and the
+  cycle collector does not track it, so the callback runs exactly when the last reference is gone. Code that stores only
+  an address would read freed memory without the pool, too.
 
-The callback runs in whatever thread drops the last reference, also in the middle of anything; it only appends to a
-deque, which :meth:`BufferPool.take` empties. No count of references is read: such counts differ between interpreters.
-Who finds the pool in use, by another thread or by the very call that a finalizer interrupted, gets an ordinary array.
+The callback runs in the thread that drops the last reference, at any point of its code. It only appends to a deque,
+which :meth:`BufferPool.take` empties. The pool reads no reference counts, because these differ between interpreters. A
+caller gets an ordinary array if the pool is in use by another thread, or by the call that a finalizer interrupted.
 
-Sizes are powers of two, and a batch takes the buffer that was used last among those it fits in: batches of varying
-size share buffers, and few of them stay warm in the cache.
+Sizes are powers of two, and a batch gets the most recently used buffer that fits: batches of varying size share
+buffers, and few of them stay warm in the cache.
 
-Where it helps, measured by ``benchmarks/run.py assembly`` (CPU time in a worker thread, batches of 1 to 32 rows
-beside a model's other allocations) against ``numpy.array``: 1.1 to 1.3 times as fast for rows of 1.2 MB, 1.3 to 1.7 for
-rows of 3 MB. glibc asks the kernel for every block from 32 MB on. Below it keeps pages itself, mostly: for batches up
-to 20 MB both are within 15 % of each other, until some pattern of allocations makes malloc give pages back; then 19 MB
-took 5.7 ms instead of 1.2. Small batches lose the 3 µs that a loan costs. So buffers are lent from 8 MB on.
+Benefit, measured by ``benchmarks/run.py assembly`` (CPU time in a worker thread, batches of 1 to 32 rows beside a
+model's other allocations) against ``numpy.array``: 1.1 to 1.3 times as fast for rows of 1.2 MB, 1.3 to 1.7 for rows of
+3 MB. glibc gets every block from 32 MB on from the kernel. Smaller blocks it mostly stores itself: for batches up to
+20 MB both are within 15 % of each other, until some pattern of allocations makes malloc return pages; then 19 MB took
+5.7 ms instead of 1.2. Small batches lose the 3 µs that a loan costs. So buffers are lent from 8 MB on.
 """
 
 import math
@@ -49,11 +49,11 @@ class _Loan(weakref.ref[Any]):
 
 
 class BufferPool:
-    """Arrays over reused memory; everything may be called from any thread.
+    """Arrays over reused memory; all methods may be called from any thread.
 
     Args:
-        max_bytes: the most memory, lent and idle together. What goes beyond it is an ordinary array, and idle memory
-            is released first, the longest unused before the others.
+        max_bytes: the most memory, lent and idle together. Beyond it, callers get ordinary arrays. Idle memory is
+            released first, the least recently used before the rest.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -71,11 +71,11 @@ class BufferPool:
         return self._held_bytes
 
     def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """An uninitialized C-contiguous array; its memory is reused when nothing refers to it or its views any more.
+        """Return an uninitialized C-contiguous array, whose memory is reused when no reference to it or a view is left.
 
         Args:
-            shape: of the array.
-            dtype: of the array, without Python objects.
+            shape: shape of the array.
+            dtype: dtype of the array, without Python objects.
         """
         size = 1 << max(math.prod(shape) * dtype.itemsize - 1, 0).bit_length()
         if not self._lock.acquire(blocking=False):
@@ -87,13 +87,13 @@ class BufferPool:
             if memory is None:
                 if not self._make_room(size, given_up):
                     return np.empty(shape, dtype)
-                given_up.clear()  # before as much is asked for
+                given_up.clear()  # free this memory before as much is allocated
                 memory = bytearray(size)
                 self._held_bytes += size
             array: NDArray[Any] = np.ndarray(shape, dtype, buffer=memory)
             loan = _Loan(array, self._returned.append)
             loan.memory = memory
-            self._loans[id(loan)] = loan  # a weak reference that is not held calls nothing back
+            self._loans[id(loan)] = loan  # stored, because a weak reference that is freed never calls back
         finally:
             self._lock.release()
         return array
@@ -106,14 +106,14 @@ class BufferPool:
             self._idle_bytes += len(loan.memory)
 
     def _find(self, size: int) -> bytearray | None:
-        for position in range(len(self._idle) - 1, -1, -1):  # what was written last may still be in the cache
+        for position in range(len(self._idle) - 1, -1, -1):  # the most recently used may still be in the cache
             if len(self._idle[position]) >= size:
                 self._idle_bytes -= len(self._idle[position])
                 return self._idle.pop(position)
         return None
 
     def _make_room(self, size: int, given_up: list[bytearray]) -> bool:
-        """Gives idle memory up where ``size`` bytes more would be too much; false where that is not enough."""
+        """Release idle memory if ``size`` bytes more would exceed the limit; return false if that is not enough."""
         if self._held_bytes - self._idle_bytes + size > self._max_bytes:
             return False
         while self._held_bytes + size > self._max_bytes:

@@ -1,4 +1,4 @@
-"""Calls of the model with some requests: the batch that it is given, and the rows that come back."""
+"""Calls of the model with the requests of a batch, and the rows of its results."""
 
 import asyncio
 import functools
@@ -20,7 +20,7 @@ __all__ = ["ModelCalls", "make_assembler"]
 
 
 class _PartOfBatch(AssembledBatch):
-    """Rows that are sent again."""
+    """Rows of a failed batch that are sent again."""
 
     __slots__ = ()
 
@@ -32,19 +32,19 @@ class ModelCalls:
 
     Args:
         inner: the backend or function.
-        stack: whether it is given stacked arrays, or a list.
-        assembler: puts inputs together.
+        stack: whether the model gets stacked arrays, or a list.
+        assembler: assembles inputs.
         source: name of the model, for messages.
         clock: returns monotonic nanoseconds.
 
     Attributes:
-        inner: as above.
-        stack: as above.
-        assembler: as above; may be replaced.
-        source: as above.
-        clock: as above, but it raises nothing.
+        inner: the same.
+        stack: the same.
+        assembler: the same; may be replaced.
+        source: the same.
+        clock: the same, but it raises nothing.
         copies: the model may reuse its output memory, so outputs are copied before the next call.
-        infer: the backend's; ``None`` for a function.
+        infer: the backend's ``infer``; ``None`` for a function.
     """
 
     def __init__(self, inner: Any, *, stack: bool, assembler: Assembler, source: str, clock: Clock) -> None:
@@ -57,11 +57,11 @@ class ModelCalls:
         self.infer: Callable[[Batch], Any] | None = inner.infer if is_backend(inner) else None
 
     def bind_clock(self, clock: Clock) -> None:
-        """Read another clock; where it raises, the callers of a batch still get their results."""
+        """Use another clock; if it raises, the callers of a batch still get their results."""
         self.clock = unfailing(clock)
 
     def make_batch(self, execution: Execution, kind: type[AssembledBatch] = AssembledBatch) -> AssembledBatch:
-        """Return what a backend is given."""
+        """Return the batch for a backend."""
         inputs = execution.inputs
         size = len(inputs)
         return kind(
@@ -77,17 +77,17 @@ class ModelCalls:
         """Call the model once, with requests of a batch that failed.
 
         Args:
-            part: some of them.
+            part: some of the requests.
 
         Returns:
-            The rows, or an error for all of them, and the instant at which the inputs stood together.
+            The rows, or an error for all of them, and the instant at which the inputs were assembled.
         """
         if self.infer is not None:
             batch = self.make_batch(part, _PartOfBatch)
             results = await self.infer(batch)
             assembled_ns = batch.assembled_ns or self.clock()
         else:
-            await asyncio.sleep(0)  # a function runs on the loop: others have a turn first
+            await asyncio.sleep(0)  # the function runs on the event loop: let other tasks run first
             inputs = self.assembler.assemble(part.inputs)
             assembled_ns = self.clock()
             results = self.inner(inputs)
@@ -103,5 +103,5 @@ class ModelCalls:
 
 
 def make_assembler(inner: Any, **settings: Any) -> Assembler:
-    """Return an `Assembler` of some settings for what a backend or function reads."""
+    """Return an `Assembler` with some settings for the inputs of a backend or function."""
     return Assembler(batch_axes=adapt(inner).capabilities().batch_axes, **settings)

@@ -1,4 +1,4 @@
-"""Limits on what the rows of a batch come to together: bytes, or whatever a user counts."""
+"""Limits on the total of a batch's rows: bytes, or a cost that the user defines."""
 
 import math
 from collections.abc import Callable
@@ -14,25 +14,25 @@ __all__ = ["CostLimit", "first_within", "make_cost_limit"]
 
 @attrs.frozen
 class CostLimit:
-    """The most that the rows of a batch may cost together.
+    """The largest total cost of a batch's rows.
 
     Attributes:
-        row_cost: what a row costs, of what its request brought.
-        max_batch_cost: of all rows of a batch, copies that fill it up included.
+        row_cost: returns the cost of a row from the inputs of its request.
+        max_batch_cost: limit for all rows of a batch, including copies that pad it.
     """
 
     row_cost: Callable[[Any], float]
     max_batch_cost: float
 
     def cost_of(self, prepared: Any, copies: int) -> float:
-        """Return what a row costs.
+        """Return the cost of a row.
 
         Args:
-            prepared: what its request brought, ready to be stacked.
-            copies: how often it stands in the smallest batch.
+            prepared: the inputs of its request, ready to be stacked.
+            copies: how many copies of the row the smallest batch has.
 
         Raises:
-            InvalidInput: more than a batch may cost, or there is no telling.
+            InvalidInput: the cost exceeds the limit of a batch, or ``row_cost`` failed or returned no such number.
         """
         try:
             cost = self.row_cost(prepared)
@@ -53,10 +53,10 @@ class CostLimit:
 
 
 def make_cost_limit(row_cost: Any, max_batch_cost: Any) -> CostLimit | None:
-    """Return the limit that two arguments of a batcher set; ``None`` where they are.
+    """Return the limit that two arguments of a batcher set; ``None`` if both are ``None``.
 
     Raises:
-        TypeError, ValueError: one of the wrong type or out of range, or one without the other.
+        TypeError, ValueError: one has the wrong type, is out of range, or is given without the other.
     """
     if row_cost is None and max_batch_cost is None:
         return None
@@ -74,9 +74,9 @@ def first_within(
 
     Args:
         tickets: at least one.
-        size_of: what one of them takes of the limit.
+        size_of: returns how much of the limit a ticket takes.
         most: the limit.
-        padded_size: how many rows a batch of a size is filled up to, with copies of its last row.
+        padded_size: returns the rows of a batch of a size after padding with copies of its last row.
     """
     total = 0.0
     chosen: list[Any] = []
@@ -84,7 +84,7 @@ def first_within(
         own = size_of(ticket)
         copies = padded_size(len(chosen) + 1) - len(chosen)
         if chosen and total + copies * own > most:
-            continue  # a smaller one behind a large one may still fit
+            continue  # a smaller row after a large one may still fit
         total += own
         chosen.append(ticket)
     return chosen

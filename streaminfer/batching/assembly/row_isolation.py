@@ -1,20 +1,20 @@
-"""A batch that failed is sent again in halves, so that a row on which the model fails does so alone.
+"""Row isolation: sends a failed batch again in halves, so that a row on which the model fails does so alone.
 
-*Design.* The parts of a failed batch are tried in order, the larger ones first, on the worker that the batch had; the
-callers of a part that succeeds get their results at once. A part of several rows that fails is halved; a single row
-that fails gets its error. One bad row among n costs 2·log2(n) runs of half the batch and less.
+*Design.* The parts of a failed batch are tried in order, the larger ones first, on the batch's worker. The callers of a
+part that succeeds get their results at once. A part of several rows that fails is halved; a single row that fails gets
+its error. One bad row among n costs 2·log2(n) runs of at most half the batch.
 
 *Bounds.* A part has only rows whose callers still wait and whose deadline has not passed. After 4·log2(n) parts, or
-after six of which none succeeded, the rest fails with the error that they had last: then the model, not a row, is at
-fault. Of the batches that fail after such a vain attempt the next one is not split, of those after the second two, then
-four, at most sixteen; a batch that succeeds ends this.
+after six of which none succeeded, the remaining rows fail with their last error: then the model is at fault, not a row.
+After such a vain attempt, the next batch that fails is not split; after the second vain attempt in a row the next two
+are not, then four, at most sixteen. A batch that succeeds resets this.
 
-*Limits.* Copies that fill a part up to a preferred size count as they do in a batch: rows that shared a batch with
-cheaper ones may be too much for one of their own, and are halved. Each time one part more may be sent.
+*Limits.* Copies that pad a part to a preferred size count as they do in a batch. Rows that shared a batch with cheaper
+ones may therefore exceed the limits of a separate batch; they are halved, and one more part may be sent for each.
 
-*Memory.* A batch for which the memory was not enough sets the limit of later batches and parts of its length bucket to
-half its rows, until the batcher is reconfigured; the policy, which is told, plans no larger ones. Such parts count
-toward neither bound: each halves the limit.
+*Memory.* If the memory was not enough for a batch, later batches and parts of its length bucket have at most half its
+rows, until the batcher is reconfigured; the policy gets that limit and plans no larger ones. Such parts do not count
+toward the bounds, because each of them halves the limit.
 """
 
 from collections import deque
@@ -29,7 +29,7 @@ from streaminfer.errors import BackendError, CircuitOpen, Closed, DeadlineExceed
 __all__ = ["RowIsolator", "is_out_of_memory"]
 
 _NOT_OF_A_ROW = (CircuitOpen, Closed, DeadlineExceeded, MissingExtra, Overloaded, ConnectionError, TimeoutError)
-"""Errors that no row causes."""
+"""Errors that are not caused by a row."""
 
 _VAIN_PARTS = 6  # the halves and quarters of a batch
 _MAX_UNSPLIT = 16
@@ -41,7 +41,7 @@ class RowIsolator:
     """Sends failed batches again in parts; belongs to one dispatcher and its event loop.
 
     Args:
-        calls: of the model.
+        calls: calls of the model.
         queue: the requests in flight.
         expire: ends requests whose deadline has passed at an instant.
         fail: ends requests with copies of an error that was raised at an instant.
@@ -49,8 +49,8 @@ class RowIsolator:
     Attributes:
         split_batches: batches that were sent again in parts.
         unsplit: failed batches that are not split after the latest vain attempt; 0: the latest attempt was not vain.
-        tell_limit: told a length bucket and its new limit.
-        memory_limits: by length bucket the most rows for which the memory is enough, as far as a failure told.
+        tell_limit: called with a length bucket and its new limit.
+        memory_limits: by length bucket, the most rows that fit into memory, as far as failures have shown.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class RowIsolator:
         self.unsplit = self._unsplit_left = 0
 
     def may_split(self, execution: Execution, error: BaseException) -> bool:
-        """Return whether a part of a batch may succeed where the whole failed; learns from lack of memory."""
+        """Return whether a part of a failed batch may succeed; sets a limit if the memory was not enough."""
         if not isinstance(error, Exception) or isinstance(error, _NOT_OF_A_ROW):
             return False
         if is_out_of_memory(error):
@@ -93,7 +93,7 @@ class RowIsolator:
 
         Args:
             execution: the batch, which still occupies its worker.
-            error: what the model raised for the whole.
+            error: the model's error for the whole batch.
         """
         self.split_batches += 1
         size = len(execution.tickets)
@@ -118,10 +118,10 @@ class RowIsolator:
             if raised is None:
                 succeeded += 1
             elif len(rows) > 1 and is_out_of_memory(raised):
-                sent -= 1  # at most log2(n) such parts, and then n that are small enough
+                sent -= 1  # at most log2(n) such parts, then n parts that fit
                 most = 2 * size
                 parts.extendleft((half, raised) for half in reversed(_halves(rows)))
-            elif isinstance(raised, _NOT_OF_A_ROW):  # a breaker opened, for one: no part will pass
+            elif isinstance(raised, _NOT_OF_A_ROW):  # for example an open breaker: all parts would fail
                 self._fail([execution.tickets[row] for row in rows], raised, self._calls.clock())
                 sent = most
             elif len(rows) > 1:
@@ -135,7 +135,7 @@ class RowIsolator:
             self._unsplit_left = self.unsplit
 
     def _awaited(self, execution: Execution, rows: list[int], now_ns: int) -> list[int]:
-        """Return those rows whose callers still wait."""
+        """Return the rows whose callers still wait."""
         if self._queue.next_deadline_ns <= now_ns:
             self._expire(now_ns)
         return [
@@ -145,13 +145,13 @@ class RowIsolator:
         ]
 
     def _fits(self, tickets: list[Ticket]) -> bool:
-        """Return whether some of the requests of a batch may be one of their own, within the limits of batches."""
+        """Return whether some requests of a batch may form a separate batch within the limits."""
         calls = self._calls
         together = calls.assembler.select(tickets, shorter_too=True) if calls.stack else tickets
         return len(calls.assembler.within_cost(self.limit(together))) == len(tickets)
 
     async def _try(self, execution: Execution, rows: list[int], now_ns: int) -> Exception | None:
-        """Run some rows as a batch of their own and hand out their results; returns what was raised for all."""
+        """Run some rows as a separate batch and deliver their results; return an error of the whole part."""
         part = Execution()
         part.tickets.extend(execution.tickets[row] for row in rows)
         part.inputs.extend(execution.inputs[row] for row in rows)
@@ -171,7 +171,7 @@ class RowIsolator:
             self._expire(ended_ns)
         close_unread_rows(part.tickets, results, have_ended=True)
         self._queue.deliver(part, results, assembled_ns, ended_ns)
-        close_unread_rows(part.tickets, results, have_ended=False)  # of callers that were cancelled a moment ago
+        close_unread_rows(part.tickets, results, have_ended=False)  # of callers that have just cancelled
         return None
 
     def _learn_limit(self, tickets: Sequence[Ticket]) -> None:
@@ -179,13 +179,13 @@ class RowIsolator:
         self.set_limit(bucket, max(len(tickets) // 2, 1))
 
     def set_limit(self, bucket: int, most: int) -> None:
-        """Send no batch of a length bucket with more rows from now on, nor with more than was said before."""
+        """Limit later batches of a length bucket to so many rows; a smaller earlier limit stays."""
         most = self.memory_limits[bucket] = min(self.memory_limits.get(bucket, most), most)
         if self.tell_limit is not None:
             self.tell_limit(bucket, most)
 
     def limit(self, chosen: list[Ticket]) -> list[Ticket]:
-        """Return the first of the tickets, as many as the memory is enough for."""
+        """Return the first tickets, as many as fit into memory."""
         for bucket, most in self.memory_limits.items():
             if len(chosen) > most and any(ticket.bucket == bucket for ticket in chosen):
                 chosen = chosen[:most]
@@ -193,7 +193,7 @@ class RowIsolator:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error, or one of its causes, says that memory was not enough."""
+    """Return whether an error, or one of its causes, reports a lack of memory."""
     cause: BaseException | None = error
     for _ in range(_MAX_CAUSES):
         if cause is None:

@@ -1,4 +1,4 @@
-"""From what requests brought to arrays: put together along a new axis."""
+"""Stacking of requests' inputs along a new axis."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,10 +15,10 @@ _SMALL_AXIS = 8
 
 
 def stack_column(rows: list[Any], axis: int) -> Any:
-    """Stack rows of one input, or mappings of such, along a new axis.
+    """Stack rows of one input, or mappings of rows, along a new axis.
 
     Args:
-        rows: at least one; what ``prepare`` returned, all stackable.
+        rows: at least one; from ``prepare``, all stackable.
         axis: the position of the new axis.
 
     Returns:
@@ -52,19 +52,19 @@ def _array(rows: list[Any]) -> NDArray[Any]:
         and first.dtype.kind in _JOINED
         and first.dtype.isnative
     ):
-        # One copy under the interpreter lock: NumPy releases the lock for every row, and each time the event loop may
-        # keep it for as long as it has callbacks to run.
+        # One copy under the interpreter lock: NumPy releases the lock for every row, and the event loop may then hold
+        # it for as long as it has callbacks to run.
         try:
             data = bytearray().join(rows)
         except (BufferError, TypeError, ValueError):
-            pass  # a row is not contiguous; what this raises depends on the version of NumPy
+            pass  # a row is not contiguous; the class of this error depends on the version of NumPy
         else:
             return np.frombuffer(data, first.dtype).reshape((len(rows), *first.shape))
-    array = np.array(rows)  # of rows of one shape and dtype it copies each once; np.stack takes longer
-    # numpy keeps a foreign byte order in a batch of one and in no other
+    array = np.array(rows)  # copies each row of one shape and dtype once; np.stack takes longer
+    # NumPy keeps a foreign byte order only in a batch of one
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def only_axis(batch_axes: Mapping[str, int]) -> int:
-    """Return the batch axis of the one input that there is; 0 where several are named, or none."""
+    """Return the batch axis of the only input; 0 if none is named, or several are."""
     return next(iter(batch_axes.values())) if len(batch_axes) == 1 else 0

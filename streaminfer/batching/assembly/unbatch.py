@@ -1,11 +1,11 @@
-"""One result per row from what a batch function or a backend returned.
+"""One result per row from the results of a batch function or a backend.
 
-An array, or a mapping or tuple of arrays with the batch axis, is cut row by row; a list with one result per row is
-taken unchanged. The kind alone decides, never a coincidence of lengths: whatever could be read in two ways is a
+An array, or a mapping or tuple of arrays with the batch axis, is cut into rows; a list with one result per row is used
+unchanged. Only the type decides, never a coincidence of lengths: results that could be read in two ways are a
 `BackendError` that names both.
 
-Rows of an array are views. A caller who keeps a small row keeps the batch's whole output in memory; one who stores
-outputs for long copies them.
+Rows of an array are views. A caller who stores a small row keeps the batch's whole output in memory; to store outputs
+for long, copy them.
 """
 
 from collections.abc import Mapping
@@ -18,28 +18,28 @@ from streaminfer.errors import BackendError, text_of_error
 __all__ = ["PLAIN", "split_rows"]
 
 PLAIN = (list, np.ndarray, tuple, dict)
-"""Results that are certainly no awaitable."""
+"""Types of results that are certainly not awaitable."""
 
 
 class _Unreadable(Exception):  # noqa: N818 - never leaves this module
-    """A result that cannot be cut into rows; the text says why."""
+    """Results that cannot be cut into rows; the text says why."""
 
 
 def split_rows(results: Any, count: int, source: str, padded: int = 0) -> list[Any] | BackendError:
     """Return one result per row.
 
     Args:
-        results: what a backend or function returned. An array with a leading batch axis, or a mapping or tuple of
-            such arrays (or of lists with an entry per row, mappings and tuples of these), is cut row by row: each row
-            is an array, a dict or a tuple. A list, or another sequence, has one result per row; a result may be an
+        results: results of a backend or function. An array with a leading batch axis, or a mapping or tuple of such
+            arrays (or of lists with an entry per row, mappings and tuples of these), is cut into rows: each row is an
+            array, a dict or a tuple. A list, or another sequence, has one result per row; a result may be an
             exception.
         count: how many rows the batch had.
         source: name of the model, for the message.
-        padded: how many rows the model was given, where the batch was filled up to a preferred size: the results of
-            copies are removed, or were by a backend that looked at ``batch.rows``.
+        padded: how many rows the model got, if the batch was padded to a preferred size. The results of copies are
+            removed, unless a backend that looked at ``batch.rows`` has already removed them.
 
     Returns:
-        As many results as rows; a `BackendError` that says what is wrong where that cannot be.
+        As many results as rows, or a `BackendError` that says what is wrong.
     """
     try:
         if isinstance(results, Mapping):
@@ -64,7 +64,7 @@ def _read_sequence(results: Any, count: int, padded: int) -> list[Any]:
     kind = type(results)
     if kind is not list and (isinstance(results, (str, bytes)) or not _is_sequence(results) or _is_frame(results)):
         raise _Unreadable(f"{_wanted(count)}, got {kind.__name__}")
-    # iterating over an array of one row costs more than reading that row
+    # iterating over an array of one row costs more than indexing that row
     rows = results if kind is list else [results[0]] if count == len(results) == 1 else list(results)
     if padded and len(rows) == padded:
         return rows[:count]
@@ -91,12 +91,12 @@ def _split_tuple(results: tuple[Any, ...], count: int, padded: int, where: str) 
     columns = [_column(value, count, padded, f"{where}[{index}]", "tuple") for index, value in enumerate(results)]
     if not columns:
         raise _Unreadable(f"expected a tuple of arrays with the batch axis ({count} rows), got an empty one")
-    make = getattr(type(results), "_make", tuple)  # a named tuple gives each caller one of its kind
+    make = getattr(type(results), "_make", tuple)  # keeps the class of a named tuple
     return [_first_error(row) or make(row) for row in zip(*columns, strict=True)]
 
 
 def _column(value: Any, count: int, padded: int, where: str, kind: str) -> Any:
-    """The ``count`` rows of one output among several."""
+    """Return the ``count`` rows of one output among several."""
     if isinstance(value, Mapping):
         return _split_mapping(value, count, padded, where)
     if isinstance(value, tuple):
@@ -116,7 +116,7 @@ def _column(value: Any, count: int, padded: int, where: str, kind: str) -> Any:
 
 
 def _first_error(row: tuple[Any, ...]) -> BaseException | None:
-    """The exception among the outputs of one row, which is then the row's result."""
+    """Return the exception among the outputs of one row, if any; it becomes the row's result."""
     for value in row:
         if isinstance(value, BaseException):
             return value
@@ -124,14 +124,14 @@ def _first_error(row: tuple[Any, ...]) -> BaseException | None:
 
 
 def _length(value: Any) -> int | None:
-    """The number of rows of an array or list; ``None`` for anything else, a scalar array included."""
+    """Return the number of rows of an array or list; ``None`` for anything else, including a scalar array."""
     if type(value) is list:
         return len(value)
     return int(value.shape[0]) if _is_array(value) and len(value.shape) else None
 
 
 def _is_array(value: Any) -> bool:
-    """An array of NumPy or of another library."""
+    """Return whether a value is an array of NumPy or of another library."""
     if isinstance(value, np.ndarray):
         return True
     return hasattr(value, "shape") and _is_sequence(value) and not _is_frame(value)
@@ -142,5 +142,5 @@ def _is_sequence(value: Any) -> bool:
 
 
 def _is_frame(value: Any) -> bool:
-    """A table of columns, whose length counts rows and whose iteration gives column names."""
+    """Return whether a value is a table of columns, which has as many rows as its length but iterates over columns."""
     return hasattr(value, "columns")

@@ -1,4 +1,4 @@
-"""Results that no caller gets: those of copies that filled a batch up, and of callers that have left."""
+"""Results that no caller gets: those of copies that padded a batch, and of callers that have left."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,22 +10,22 @@ __all__ = ["close_unread_rows", "without_copies"]
 
 
 def without_copies(results: list[Any], size: int, padded: int) -> list[Any]:
-    """Return the results of a batch's requests; those of copies are closed, if they are answers.
+    """Return the results of a batch's requests; close the results of copies if they are streams of outputs.
 
     Args:
-        results: what the model returned.
+        results: results of the model.
         size: how many requests the batch had.
-        padded: how many rows the model was given.
+        padded: how many rows the model got.
     """
     if len(results) == size or len(results) != padded:
-        return results  # there are none, or it is rejected as a whole
+        return results  # without copies, or of a wrong length, for which the batch fails as a whole
     for row in results[size:]:
         close_dropped(row)
     return results[:size]
 
 
 def close_unread_rows(tickets: Sequence[Ticket], rows: Sequence[Any], *, have_ended: bool) -> None:
-    """Close the rows that are answers, of the requests that have ended or of those that have not."""
+    """Close the rows that are streams of outputs, of the requests that have ended or of those that have not."""
     for ticket, row in zip(tickets, rows, strict=True):
         if (ticket.future is None) is have_ended:
             close_dropped(row)

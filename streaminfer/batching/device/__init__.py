@@ -1,1 +1,1 @@
-"""Devices that several batchers share: whose batch goes next, and how much batches slow each other down."""
+"""Devices that several batchers share: the choice of the next batch, and the interference between batches."""

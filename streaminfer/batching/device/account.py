@@ -1,4 +1,4 @@
-"""What one model had of a device, as it is counted."""
+"""Counters of one model's use of a device."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ __all__ = ["Account"]
 
 @attrs.define
 class Account:
-    """What one model had of a device; `DeviceModelStatistics` says what each number is."""
+    """Counters of one model's use of a device; `DeviceModelStatistics` describes each."""
 
     batches: int = 0
     busy_s: float = 0.0
@@ -25,6 +25,6 @@ class Account:
         """Return a frozen snapshot.
 
         Args:
-            slowdowns: by each other model, how much slower this one is beside it.
+            slowdowns: by other model, how many times as long a batch of this one takes beside it.
         """
         return DeviceModelStatistics(**attrs.asdict(self), slowdowns=slowdowns)

@@ -1,4 +1,4 @@
-"""What a preemptive device knows of one model: how urgent it is, what larger batches save, and whether it gives way."""
+"""A preemptive device's knowledge of one model: its urgency, its gain from larger batches, and whether it yields."""
 
 from collections.abc import Callable
 
@@ -13,14 +13,14 @@ class Claim:
     """Claim of one model on a device.
 
     Args:
-        queue: its requests.
-        expected_ns: returns how long a batch of so many requests is expected to take; 0: not known.
-        background_runs: how its batches give way to those of other models; ``None``: they do not.
+        queue: the requests of the model.
+        expected_ns: returns the expected duration of a batch of so many requests; 0: unknown.
+        background_runs: how its batches yield to those of other models; ``None``: they do not.
 
     Attributes:
-        slo_ns: objective of its requests; the greatest number where there is none.
-        changed: told of another one, by the device; ``None``: nothing listens.
-        full_at: so many queued requests are a full batch.
+        slo_ns: objective of its requests; the largest number if it has none.
+        changed: called when the settings change; set by the device; ``None``: no device listens.
+        full_at: number of queued requests that make a full batch.
     """
 
     __slots__ = ("_background_runs", "_expected_ns", "_queue", "changed", "full_at", "slo_ns")
@@ -36,7 +36,7 @@ class Claim:
         self.full_at = NEVER
 
     def change(self, slo_ns: int | None, full_at: int) -> None:
-        """Take over other settings of the batcher."""
+        """Use other settings of the batcher."""
         self.slo_ns = NEVER if slo_ns is None else slo_ns
         self.full_at = full_at
         if self.changed is not None:
@@ -44,7 +44,7 @@ class Claim:
 
     @property
     def obstacle(self) -> str:
-        """Why its batches cannot run in the background; empty: they can."""
+        """Reason why its batches cannot run in the background; empty: they can."""
         return (
             "its backend offers no BackgroundRuns"
             if self._background_runs is None
@@ -52,26 +52,26 @@ class Claim:
         )
 
     def set_background(self, is_background: bool) -> None:
-        """Run later batches in the background, or no longer."""
+        """Run later batches in the background, or in the foreground again."""
         if self._background_runs is not None:
             self._background_runs.set_background(is_background)
 
     def raise_running(self) -> None:
-        """Let the batches that run go on at the usual priority."""
+        """Return the running batches to the usual priority."""
         if self._background_runs is not None:
             self._background_runs.raise_running()
 
     def yield_running(self) -> None:
-        """Let the batches that run in the background give up their core once."""
+        """Make the batches that run in the background yield their core once."""
         if self._background_runs is not None:
             self._background_runs.yield_running()
 
     def running_ns(self) -> int | None:
-        """Return the CPU time that the batch that runs in the background has used; ``None``: it is not known."""
+        """Return the CPU time in nanoseconds of the batch that runs in the background; ``None``: unknown."""
         return None if self._background_runs is None else self._background_runs.running_ns()
 
     def ended_ns(self) -> int | None:
-        """Return the CPU time of the batch of the background that ended last, likewise."""
+        """Return the CPU time in nanoseconds of the background batch that ended last; ``None``: unknown."""
         return None if self._background_runs is None else self._background_runs.ended_ns()
 
     @property
@@ -85,9 +85,9 @@ class Claim:
         return self._queue.next_deadline_ns
 
     def saving(self) -> float:
-        """Return the share of a single request's time that it takes less in a full batch; all where that is not known.
+        """Return the share of a single request's time that a full batch saves per request; 1 if it is unknown.
 
-        A model for which larger batches save nothing has 0.
+        It is 0 for a model that gains nothing from larger batches.
         """
         one_ns, full_ns = self._expected_ns(1), self._expected_ns(self.full_at)
         return max(1.0 - full_ns / (self.full_at * one_ns), 0.0) if one_ns and full_ns else 1.0

@@ -28,7 +28,7 @@ __all__ = ["Device"]
 
 @attrs.define
 class _Level:
-    """The batches that take turns with each other: all of the device, or those of its foreground or background."""
+    """Batches that take turns with each other: all of the device, or those of its foreground or background."""
 
     running: dict[Execution, DeviceMember] = attrs.field(factory=dict)
     interference: Interference = attrs.field(factory=Interference)
@@ -37,32 +37,32 @@ class _Level:
 class Device:
     """One accelerator, or one core, that several batchers share.
 
-    Without it each batcher plans as if the device were its own, and a batch of one model makes the batches of another
-    late. With it the next batch is chosen over all models that wait, by deadlines and what batches are known to take.
+    Without a `Device`, each batcher plans as if it had the accelerator alone, and a batch of one model makes batches of
+    others late. With it, the next batch is chosen over all waiting models, by deadlines and known batch durations.
 
-    Not thread-safe: the batchers of a device belong to one event loop. One of another loop is refused with
+    Not thread-safe: the batchers of a device belong to one event loop. A batcher of another loop is rejected with
     ``RuntimeError`` until that loop is closed.
 
     Args:
         name: for reports.
         concurrency: how many batches may run at once; with ``preemptive``, in the foreground and in the background
-            each. With more than one, how much models slow each other down is learned, and those that do more one after
-            the other are kept apart.
-        weights: by name of the model, what a request on time is worth, from 0.001 to 1000; 1 for others. The name is
+            each. If it is above one, the device learns how much models slow each other down. It keeps pairs apart
+            that complete more requests one after the other.
+        weights: value of a request on time, by name of the model, from 0.001 to 1000; 1 for others. The name is
             that of the backend (``backend.name = "faces"``) or function; a second one of a name is ``"faces#2"`` here.
-            Where a model has another policy than ``"lookahead"``, they do not count.
-        max_wait_s: the longest that a model is passed over, also one whose requests expire meanwhile; then its next
-            batch goes first. The time of loads does not count.
-        memory_bytes: of the device, for models that do not fit there together. Those whose backend has a `Residency`
-            are loaded when it is their turn, and evicted when they are needed later than others; what other models
-            take is yours to subtract. ``None``: all models fit.
+            Weights have no effect if a model has another policy than ``"lookahead"``.
+        max_wait_s: the longest that a model is passed over, even if its requests expire meanwhile; then its next
+            batch is first. Time for loads does not count.
+        memory_bytes: memory of the device, for models that do not fit together. A model whose backend has a
+            `Residency` is loaded when it is its turn, and evicted if it is needed later than others. Subtract the
+            memory of all other models. ``None``: all models fit.
         preemptive: on CPU cores, run the models with the tightest ``slo_s`` in the foreground: their batches begin at
-            once, also while a batch of another model runs, which the operating system holds up meanwhile. The others
+            once, even while a batch of another model runs, which the operating system then delays. The other models
             take turns in the background, at the lowest priority of the system unless a batch would be late. Needs
             Linux, the right to raise a thread's priority, and backends with `BackgroundRuns`; not ``memory_bytes``.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type or out of range.
+        TypeError, ValueError: an argument has the wrong type or is out of range.
 
     Example:
         >>> import streaminfer as si
@@ -98,7 +98,7 @@ class Device:
         self._front, self._back = _Level(), _Level()
         self._levels = (self._front, self._back) if preemptive else (self._front,)
         self._names: WeakKeyDictionary[DeviceMember, str] = WeakKeyDictionary()
-        self._waiting: dict[DeviceMember, int] = {}  # since when
+        self._waiting: dict[DeviceMember, int] = {}  # instant from which each waits
         self._accounts: dict[str, Account] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self.memory_bytes = None if memory_bytes is None else check_count("memory_bytes", memory_bytes)
@@ -106,16 +106,16 @@ class Device:
             raise ValueError(expected("memory_bytes", "None with preemptive=True", memory_bytes))
         self._memory: ResidentSet[Residence] = ResidentSet(memory_bytes or 0)
         self._held: dict[DeviceMember, Callable[[], None]] = {}
-        self._loaded_for: DeviceMember | None = None  # the turn that it was loaded for is still to come
+        self._loaded_for: DeviceMember | None = None  # a model that was loaded for a turn, and has not had it yet
 
     @property
     def preemptive(self) -> bool:
-        """Whether the batches of models with a tighter objective begin while those of others run."""
+        """Whether batches of models with a tighter objective begin while those of others run."""
         return self._preemption is not None
 
     @property
     def is_free(self) -> bool:
-        """Whether another batch may begin, of any model; in the foreground where there are two levels."""
+        """Whether a batch of any model may begin; with ``preemptive``, in the foreground."""
         return self._has_slot(self._front)
 
     def is_free_for(self, member: DeviceMember) -> bool:
@@ -123,12 +123,12 @@ class Device:
         return self._has_slot(self._level(member))
 
     def enter(self, loop: asyncio.AbstractEventLoop, member: DeviceMember) -> None:
-        """Serve a batcher of an event loop.
+        """Add a batcher of an event loop.
 
         Raises:
-            RuntimeError: it serves batchers of another one, which is not closed.
-            ValueError: its model alone takes more memory than there is, or it, or another one that it puts into the
-                background, cannot run there.
+            RuntimeError: the device serves batchers of another loop, which is not closed.
+            ValueError: the model alone exceeds the memory; or it, or another model that it moves to the background,
+                cannot run there.
         """
         self.check_fits(member)
         if self._loop is loop:
@@ -142,7 +142,7 @@ class Device:
         for waiting in list(self._waiting):
             self.leave(waiting)
         for level in self._levels:
-            level.running.clear()  # what a closed loop left behind holds no slot
+            level.running.clear()  # batches that a closed loop left behind occupy no slot
             level.interference.forget()
         if self._preemption is not None:
             self._preemption.forget()
@@ -162,21 +162,21 @@ class Device:
             raise ValueError(expected("memory_bytes", f"at least {needs}, for {member.source}", self.memory_bytes))
 
     def join(self, member: DeviceMember, now_ns: int) -> int:
-        """Consider a batcher while it has queued requests; return when to dispatch again if nothing else happens.
+        """Update whether a batcher waits for a turn; return when to dispatch again if nothing else happens.
 
-        It is called when that may have changed.
+        Batchers call it when that may have changed.
         """
         if not member.is_waiting:
             self._waiting.pop(member, None)
             return NEVER
         self._waiting.setdefault(member, now_ns)
         again_ns = self._pause_ends_ns(member)
-        if again_ns <= now_ns and not self._is_loaded(member):  # a load may be put off until it is overdue
+        if again_ns <= now_ns and not self._is_loaded(member):  # its load may be postponed until it is overdue
             again_ns = self._turns.overdue_at_ns(self._name(member))
         return again_ns if again_ns > now_ns else NEVER
 
     def leave(self, member: DeviceMember) -> None:
-        """Forget a batcher that stopped, except for what it had and what runs."""
+        """Remove a batcher that stopped; its counters and running batches stay."""
         self._waiting.pop(member, None)
         self._turns.forget(self._name(member))
         del self._names[member]
@@ -184,7 +184,7 @@ class Device:
             self._preemption.leave(member)
 
     def free_at_ns(self, now_ns: int, member: DeviceMember) -> int:
-        """Return when another batch, of one batcher, is expected to be able to begin."""
+        """Return when the next batch of a batcher is expected to be able to begin."""
         load_ns = 0 if self._is_loaded(member) else self._memory.load_ns(member.residence)
         level = self._level(member)
         if self._has_slot(level):
@@ -198,7 +198,7 @@ class Device:
     def hold(self, member: DeviceMember, tell_loaded: Callable[[], None]) -> bool:
         """Keep a model in memory until :meth:`release`; return whether it is there.
 
-        Otherwise the next dispatch loads it, and each one after that calls ``tell_loaded``.
+        Otherwise the next dispatch begins to load it, and each dispatch after the load calls ``tell_loaded``.
         """
         self._held[member] = tell_loaded
         self._name(member)
@@ -212,25 +212,25 @@ class Device:
         """Grant turns until no slot is free or no batcher has a batch to send.
 
         Returns:
-            Whether to dispatch again at the next turn of the loop, because a batch ran on the loop.
+            Whether to dispatch again in the next iteration of the loop, because a batch ran on the loop.
         """
         members = list(self._waiting)
         again = False
         try:
             for held, tell_loaded in self._held.items():
                 if self._is_loaded(held):
-                    tell_loaded()  # perhaps another load was to evict it, and failed
+                    tell_loaded()  # e.g. after another load that would have evicted it has failed
                 elif self.is_free:
                     self._load(held, now_ns)
             for level in self._levels:
                 again = self._grant_turns(level, now_ns) or again
-        finally:  # whatever one raises, the timers of the others are set
+        finally:  # set the timers of all batchers, even if one of them raised
             for member in members:
                 member.settle()
         return again
 
     def may_dispatch(self, now_ns: int) -> bool:
-        """Return whether a batcher has queued requests, or is to be loaded, while a slot is free."""
+        """Return whether a batcher has queued requests, or waits for a load, while a slot is free."""
         if self._preemption is None:
             return self.is_free and (bool(self._held) or any(member.is_waiting for member in self._waiting))
         return any(it.is_waiting and self.is_free_for(it) and self._pause_ends_ns(it) <= now_ns for it in self._waiting)
@@ -248,11 +248,11 @@ class Device:
             self._promotions.begin(self._loop, execution, member, now_ns)
 
     def end(self, execution: Execution, now_ns: int, *, succeeded: bool) -> None:
-        """Note that a batch gives its slot back; where others slowed it down, it counts as started later by that."""
+        """Note that a batch frees its slot; if others slowed it down, move its effective start by the lost time."""
         level = self._back if execution in self._back.running else self._front
         member = level.running.pop(execution, None)
         if member is None:
-            return  # of a loop that was closed
+            return  # a batch of a closed loop
         self._account(member).busy_s += (now_ns - execution.started_ns) / 1e9
         if self._preemption is not None:
             if level is self._back:
@@ -266,7 +266,7 @@ class Device:
             execution.effective_start_ns = max(now_ns - alone_ns, execution.started_ns)
 
     def statistics(self) -> DeviceStatistics:
-        """Return a frozen snapshot; exporters read it in threads of their own, while batchers come and go."""
+        """Return a frozen snapshot; exporters read it in other threads, while batchers enter and leave."""
         named = self._names.get
         resident = {it.residence: name for it, name in self._names.copy().items()}
         loaded = [it for it in tuple(self._memory.bytes_of) if self._memory.is_loaded(it)]
@@ -304,7 +304,7 @@ class Device:
         return len(level.running) + (self._memory.loading is not None) < self.concurrency
 
     def _pause_ends_ns(self, member: DeviceMember) -> int:
-        """Return until when a model of the foreground pauses; 0: it does not."""
+        """Return the end of the pause of a model in the foreground; 0: it does not pause."""
         if self._preemption is None or self._preemption.is_background(member):
             return 0
         is_busy = self._back.running or any(it.is_waiting and self._level(it) is self._back for it in self._waiting)
@@ -320,7 +320,7 @@ class Device:
             member, decision = decisions[at]
             if not self._is_loaded(member):
                 if not self._load(member, now_ns):
-                    break  # what runs ends, and makes room
+                    break  # the end of a running batch will make room
                 continue
             for other, _ in decisions:
                 self._account(other).waits += other is not member
@@ -368,12 +368,12 @@ class Device:
     def _choose(
         self, bids: Sequence[Bid], members: Sequence[DeviceMember], now_ns: int
     ) -> tuple[int, Sequence[Ticket]]:
-        """Return the position of a bid and the batch to send."""
+        """Return the position of a bid, and the batch to send."""
         loaded_for, self._loaded_for = self._loaded_for, None
         if loaded_for is not None and loaded_for in self._names:
-            if loaded_for in members and self._is_loaded(loaded_for):  # or two could be loaded in turn, and none run
+            if loaded_for in members and self._is_loaded(loaded_for):  # else two models could evict each other for ever
                 return (at := members.index(loaded_for)), self._turns.choose([bids[at]], now_ns)[1]
-            self._turns.forget(self._names[loaded_for])  # it sends nothing now, so its load was its turn
+            self._turns.forget(self._names[loaded_for])  # it has nothing to send, so the load counts as its turn
         if self.memory_bytes is None:
             return self._turns.choose(bids, now_ns)
         idle = [
@@ -390,15 +390,15 @@ class Device:
         return self.memory_bytes is None or member.residence is None or self._memory.is_loaded(member.residence)
 
     def _stakes(self, residence: Residence, now_ns: int) -> list[Stake]:
-        """Return those of the batchers of a model: of none, if they have stopped, or of several."""
+        """Return the stakes of a model's batchers: none if they have stopped, or several."""
         return [self._stake(member, now_ns) for member in self._names if member.residence == residence]
 
     def _place(self, member: DeviceMember) -> tuple[int, int, bool]:
-        """Return the bytes of a model, what loading it takes and whether it is loaded, for a bid."""
+        """Return the bytes of a model, its expected load time and whether it is loaded, for a bid."""
         return self._needs(member), self._memory.load_ns(member.residence), self._is_loaded(member)
 
     def _leaving(self, member: DeviceMember, now_ns: int, busy: Collection[DeviceMember]) -> list[Residence] | None:
-        """Return what has to leave memory for a model, of those that are not busy; ``None``: it cannot be loaded."""
+        """Return the models to evict for another one, none of them busy; ``None``: it cannot be loaded."""
         if self._memory.loading is not None or member.residence is None:
             return None
 
@@ -423,7 +423,7 @@ class Device:
 
     def _loaded(self, member: DeviceMember, now_ns: int, succeeded: bool, stayed: int) -> None:
         if self._memory.loading is not member.residence:
-            return  # of a loop that was closed
+            return  # a load of a closed loop
         account = self._account(member)
         load_ns = self._memory.end(now_ns, succeeded=succeeded, stayed=stayed)
         account.load_s += load_ns / 1e9
@@ -435,7 +435,7 @@ class Device:
         return self._accounts.setdefault(self._names.get(member, member.source), Account())  # it may have stopped
 
     def _name(self, member: DeviceMember) -> str:
-        """Return the name of a model, which no other one on the device has."""
+        """Return the unique name of a model on the device."""
         name = self._names.get(member)
         if name is None:
             name = self._names[member] = unique_name(member.source, set(self._names.values()))

@@ -1,15 +1,16 @@
 """Learned interference: how many times as long a batch takes while batches of other models run on the device.
 
-*Design*. While a batch runs, the time that it spends beside each model is added up. Where that is at least half of its
-time for one model, what it took over what it was expected to take alone is a sample of that pair's *slowdown*, for an
-exponential mean of the logarithms. What a service time learns from a batch is corrected by the slowdowns, so it stays
-that of a batch alone. Models that never ran alone cannot be told from their slowdown: then the service time has all of
-it, which plans as well, and the first batches alone part the two.
+*Design*. While a batch runs, the device adds up the time that it spends beside each other model. If that is at least
+half of its time for one model, the ratio of its duration to the expected duration alone is a sample of that pair's
+*slowdown*, and goes into an exponential mean of the logarithms. Durations are corrected by the slowdowns before a
+service time learns them, so it stays that of a batch alone. If a model has never run alone, its own duration cannot be
+separated from the slowdown. The service time then includes all of it, which plans as well; the first batches alone
+separate the two.
 
-Two models that together do less than one after the other are kept apart: if ``1/s_ab + 1/s_ba < 1``. After
-128 batches they run together once, or nothing would tell that this has changed.
+Two models that together complete less than one after the other are kept apart: if ``1/s_ab + 1/s_ba < 1``. After 128
+batches they run together once, because otherwise a change would not show.
 
-*Complexity*. O(batches that run) at the begin and at the end of a batch. Synchronous, takes the time as an argument.
+*Complexity*. O(running batches) at the begin and at the end of a batch. Synchronous, takes the time as an argument.
 """
 
 import math
@@ -39,7 +40,7 @@ class Interference:
         self._updated_ns = 0
         self._log_slowdowns: dict[tuple[Hashable, Hashable], float] = {}
         self._begun = 0
-        self._together_at: dict[frozenset[Hashable], int] = {}  # batches begun by then
+        self._together_at: dict[frozenset[Hashable], int] = {}  # batches begun when the pair last ran
 
     def begin(self, token: Hashable, model: Hashable, now_ns: int) -> None:
         """Note that a batch of a model begins."""
@@ -54,7 +55,7 @@ class Interference:
 
         Args:
             token: as in :meth:`begin`.
-            expected_ns: what it was expected to take alone; 0: not known, or it failed: there is nothing to learn.
+            expected_ns: its expected duration alone; 0: unknown, or the batch failed, so there is nothing to learn.
             now_ns: when it ended.
 
         Returns:
@@ -66,20 +67,20 @@ class Interference:
         shares = {other: beside_ns / took_ns for other, beside_ns in batch.beside_ns.items()}
         if expected_ns > 0:
             self._learn(batch.model, shares, took_ns / expected_ns)
-        # learned first, so that a first slowdown is not taken for a slower model
+        # learn the slowdown first, so that a first slowdown does not look like a slower model
         slower = sum(share * (self._slowdown(batch.model, other) - 1.0) for other, share in shares.items())
         return max(round(took_ns / (1.0 + slower)), 1)
 
     def forget(self) -> None:
-        """Forget the batches that run: their loop was closed."""
+        """Forget the running batches, because their loop was closed."""
         self._running.clear()
 
     def slowdown(self, model: Hashable) -> float:
-        """Return how many times as long a batch of a model takes beside what runs now."""
+        """Return how many times as long a batch of a model takes beside the running batches."""
         return 1.0 + sum(self._slowdown(model, batch.model) - 1.0 for batch in self._running.values())
 
     def keeps_apart(self, model: Hashable) -> bool:
-        """Return whether a batch of a model should wait for one that runs now."""
+        """Return whether a batch of a model should wait for a running one."""
         for batch in self._running.values():
             together = 1.0 / self._slowdown(model, batch.model) + 1.0 / self._slowdown(batch.model, model)
             last = self._together_at.get(frozenset((model, batch.model)), self._begun)
@@ -88,7 +89,7 @@ class Interference:
         return False
 
     def slowdowns(self) -> Mapping[tuple[Hashable, Hashable], float]:
-        """Return how many times as long a batch of the first model takes beside one of the second."""
+        """Return slowdowns: how many times as long a batch of the first model takes beside one of the second."""
         return {pair: math.exp(log) for pair, log in self._log_slowdowns.copy().items()}
 
     def _slowdown(self, model: Hashable, other: Hashable) -> float:

@@ -1,4 +1,4 @@
-"""What a device knows of the batchers that share it."""
+"""Interfaces of a device to the batchers that share it."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -12,59 +12,60 @@ __all__ = ["DeviceMember", "Residence"]
 
 
 class Residence(Protocol):
-    """How one model comes into the memory of its device; equal for several batchers of one model, which share it."""
+    """Presence of one model in the memory of its device; equal for several batchers that share the model."""
 
     source: str
     """Name of the model."""
 
     memory_bytes: int
-    """What it takes."""
+    """Bytes of the model."""
 
     def __hash__(self) -> int:
-        """By the model."""
+        """Return the hash of the model."""
 
     def load(self, leaving: Sequence[Any], done: Callable[[int, bool, int], None]) -> None:
-        """Begin to load it when others have left.
+        """Begin to load the model when the models in ``leaving`` have left.
 
-        ``done`` is told when that ended, whether it is there, and how many of the others, the last ones, have not left.
+        ``done`` is called at the end with the instant, whether the model is loaded, and how many of ``leaving``, the
+        last ones, have not left.
         """
 
 
 class DeviceMember(Protocol):
-    """Dispatcher of one batcher, as the device sees it."""
+    """Dispatcher of one batcher, as the device uses it."""
 
     @property
     def residence(self) -> Residence | None:
-        """How the model comes into memory; ``None``: it is always there."""
+        """Presence of the model in memory; ``None``: it is always there."""
 
     claim: Claim
-    """What a preemptive device knows of the model."""
+    """Claim of the model on a preemptive device."""
 
     source: str
     """Name of the model; several may have the same."""
 
     def __hash__(self) -> int:
-        """By identity."""
+        """Return the hash of the object."""
 
     @property
     def is_waiting(self) -> bool:
-        """Whether a request is queued and a worker of its own is free."""
+        """Whether a request is queued and a worker of the batcher is free."""
 
     @property
     def runs_inline(self) -> bool:
         """Whether a batch runs on the event loop, within :meth:`grant`."""
 
     def propose(self, now_ns: int) -> Decision | None:
-        """Return the next batch, if any; expires and rejects what cannot be on time."""
+        """Return the next batch, if any; expire and reject requests that cannot be on time."""
 
     def outlook(self, now_ns: int, batch: Sequence[Ticket]) -> Outlook | None:
-        """Return what is known of queue and model."""
+        """Return the policy's knowledge of queue and model."""
 
     def expected_ns(self, execution: Execution) -> int:
-        """Return how long a batch is expected to take alone; 0: not known."""
+        """Return the expected nanoseconds of a batch alone; 0: unknown."""
 
     def grant(self, batch: Sequence[Ticket], decision: Decision, now_ns: int) -> None:
-        """Send a batch: it calls :meth:`Device.begin` if it begins."""
+        """Send a batch; call :meth:`Device.begin` if it begins."""
 
     def settle(self) -> None:
-        """Set the timer for what is left."""
+        """Set the timer for the remaining requests."""

@@ -1,24 +1,25 @@
-"""Which models of a preemptive device go first, and when they pause: a state machine without loop, thread or clock.
+"""Foreground and background of a preemptive device, and pauses: a state machine without loop, thread or clock.
 
 *Design*. The models with the tightest objective are in the *foreground*: the operating system runs their batches at
-once, also while a batch of another model runs. All others are in the *background*, also those without an objective.
+once, even while a batch of another model runs. All other models are in the *background*, including those without an
+objective.
 
-A foreground that begins each batch at once has small ones, and what these cost more is time that the background lacks.
-So while the background has work, the begins of two foreground batches of a model have a least distance, its *pace*, and
+A foreground that begins each batch at once has small batches, and their extra cost is time that the background lacks.
+So while the background has work, two foreground batches of a model begin at least a certain time apart, the *pace*, and
 the second batch grows meanwhile. The pace is a product of three numbers:
 
-* a fifth of the model's objective, which bounds what the foreground pays;
-* the share of a single request's time that a full batch saves: no pause helps where that is nothing;
-* the *pressure* of the background, from 0 to 1. It rises by a step with each batch that was late, or had to be promoted
-  so that it was not, and falls while the background is idle or in good time. So a burst that the background gets
-  through puts on none, and one that it always falls behind in leads to short pauses that last. Those serve both better
-  than long ones that come and go (integral control, as TCP's windows and PIE's drop rate).
+* a fifth of the model's objective, which bounds the cost to the foreground;
+* the share of a single request's time that a full batch saves: if that is zero, no pause helps;
+* the *pressure* of the background, from 0 to 1. It rises by a step with each batch that was late, or was promoted in
+  order not to be, and falls while the background is idle or in good time. A burst that the background survives in time
+  adds no pressure. A load with which it always falls behind leads to short pauses that last, which serve both better
+  than long ones that come and go (integral control, like TCP's windows and PIE's drop rate).
 
-A request that comes after the pace has passed begins at once, as do a full batch and one with a request that has no
+A request that arrives after the pace has passed begins at once, as does a full batch, or one with a request that has no
 time for a pause.
 
-*Complexity*. O(models) when one comes or goes, O(requests) at the end of a batch of the background. Synchronous, takes
-the time as an argument.
+*Complexity*. O(models) when one enters or leaves, O(requests) at the end of a background batch. Synchronous, takes the
+time as an argument.
 """
 
 from typing import NamedTuple
@@ -33,16 +34,16 @@ MOST_PACE = 0.2
 """Share of the objective."""
 
 _STEP = 0.1
-"""Of pressure, for each batch that was late or promoted."""
+"""Added to the pressure for each batch that was late or promoted."""
 
 _RELEASE = 0.2e-9
-"""Of pressure, for each nanosecond in which the background is idle or in good time."""
+"""Taken from the pressure for each nanosecond in which the background is idle or in good time."""
 
 _GOOD_TIME = 0.5
-"""Share of its time until the deadline that a request takes that is in good time."""
+"""A request is in good time if it takes at most this share of its time until the deadline."""
 
 _LATE = 0.9
-"""Share of its time until the deadline that one takes that is late."""
+"""A request is late if it takes more than this share of its time until the deadline."""
 
 
 class Preemption:
@@ -54,7 +55,7 @@ class Preemption:
 
     def __init__(self) -> None:
         self.pressure = 0.0
-        self._ended_ns = 0  # the last batch of the background
+        self._ended_ns = 0  # end of the last background batch
         self._is_background: WeakKeyDictionary[DeviceMember, bool] = WeakKeyDictionary()
         self._pauses: WeakKeyDictionary[DeviceMember, _Pause] = WeakKeyDictionary()
 
@@ -62,7 +63,7 @@ class Preemption:
         """Add a model.
 
         Raises:
-            ValueError: one would be in the background whose batches cannot be lowered; nothing is changed then.
+            ValueError: a model would be in the background whose batches cannot run there; nothing has changed then.
         """
         members = {*self._is_background, member}
         tightest_ns = min(each.claim.slo_ns for each in members)
@@ -77,7 +78,7 @@ class Preemption:
         self.update()
 
     def leave(self, member: DeviceMember) -> None:
-        """Take a model away."""
+        """Remove a model."""
         if self._is_background.pop(member, False):
             _bring_forward(member)
         member.claim.changed = None
@@ -85,17 +86,17 @@ class Preemption:
         self.update()
 
     def forget(self) -> None:
-        """Take all models away: their loop was closed."""
+        """Remove all models, because their loop was closed."""
         for member in list(self._is_background):
             self.leave(member)
         self.pressure = 0.0
         self._ended_ns = 0
 
     def update(self) -> None:
-        """Choose who is in the background again, because a model has come or gone, or has another objective."""
+        """Choose the background again, because a model has entered or left, or its objective has changed."""
         tightest_ns = min((member.claim.slo_ns for member in self._is_background), default=NEVER)
         for member, before in list(self._is_background.items()):
-            # an objective may change while requests run: a model whose batches cannot be lowered stays in front
+            # objectives may change while requests run: a model whose batches cannot be lowered stays in the foreground
             now = member.claim.slo_ns > tightest_ns and not member.claim.obstacle
             if now != before:
                 self._is_background[member] = now
@@ -113,13 +114,13 @@ class Preemption:
         return [member for member, is_background in self._is_background.copy().items() if is_background]
 
     def end_foreground(self, member: DeviceMember, started_ns: int, now_ns: int) -> None:
-        """Note that a batch of the foreground ended: the next one may have to wait."""
+        """Note that a foreground batch ended, so the next one may have to pause."""
         claim = member.claim
         pace_ns = round(self.pressure * MOST_PACE * claim.saving() * claim.slo_ns) if claim.slo_ns < NEVER else 0
         self._pauses[member] = _Pause(started_ns + pace_ns, needs_ns=2 * (now_ns - started_ns))
 
     def end_background(self, execution: Execution, now_ns: int, *, is_promoted: bool) -> None:
-        """Note that a batch of the background ended, and whether it was promoted before its deadline."""
+        """Note that a background batch ended, and whether it was promoted before its deadline."""
         tickets = execution.tickets
         taken = max((now_ns - it.enqueued_ns) / max(it.deadline_ns - it.enqueued_ns, 1) for it in tickets)
         well_until_ns = now_ns if taken <= _GOOD_TIME else execution.started_ns
@@ -128,7 +129,7 @@ class Preemption:
         self._ended_ns = now_ns
 
     def pause_ends_ns(self, member: DeviceMember) -> int:
-        """Return until when a model of the foreground pauses, while the background has work; 0: it does not."""
+        """Return the end of a foreground model's pause while the background has work; 0: it does not pause."""
         pause = self._pauses.get(member)
         if pause is None or member.claim.is_full:
             return 0
@@ -136,13 +137,13 @@ class Preemption:
 
 
 def _bring_forward(member: DeviceMember) -> None:
-    """Let the batches of a model run at the usual priority, those that run included."""
+    """Return the batches of a model, including running ones, to the usual priority."""
     member.claim.set_background(False)
     member.claim.raise_running()
 
 
 class _Pause(NamedTuple):
-    """When a pause ends, and how long before its deadline a request ends it."""
+    """End of a pause, and the time before its deadline from which a request ends the pause."""
 
     ends_ns: int
     needs_ns: int

@@ -1,4 +1,4 @@
-"""Batches of a device's background at the usual priority: those that would be late, and those that would wait."""
+"""Promotion of background batches to the usual priority: those that would be late, and those that would wait."""
 
 import asyncio
 import time
@@ -14,38 +14,38 @@ from streaminfer.batching.queue._ticket_cy import NEVER, Execution
 __all__ = ["Promotions"]
 
 _SHARE = 4
-"""How much longer a batch may take at the usual priority than alone: it shares the core with the loop and a thread."""
+"""Duration of a batch at the usual priority, relative to alone: it shares the core with the loop and a thread."""
 
 _FORGET = 0.1
-"""Share by which the longest CPU time of a batch of one size is forgotten with each further one."""
+"""Share by which the longest CPU time of a batch size decays with each further batch."""
 
 _NEXT_LOOK_NS = 1_000_000
 
 _WHOLE_CORE = 0.9
-"""Cores that this process uses at least while a batch of the background runs, unless other processes want them too."""
+"""Cores that this process uses at least while a background batch runs, unless other processes want them too."""
 
 _MOST_BACKOFF = 32
-"""Batches."""
+"""Most batches that begin at the usual priority after a wait."""
 
 
 class Promotions:
-    """Which batches of one device's background run at the usual priority.
+    """Promotes batches of one device's background to the usual priority.
 
-    Half of the time from a batch's begin to its earliest deadline is a time to look at it. What it still needs is the
-    CPU time of such batches before it, less what it has used. If it has four times as long until its deadline, it stays
-    lowered, and is looked at again when it has not. Otherwise, and where its CPU time is not known, it is *promoted*. A
-    batch without a deadline is promoted after ``max_wait_ns``. So no other process, and no foreground, keeps a core
-    from the background for good.
+    A batch is checked after half of the time from its begin to its earliest deadline. The CPU time that it still needs
+    is that of earlier batches of its size, less the time that it has used. If it has four times as long until its
+    deadline, it stays lowered, and is checked again when it no longer has. Otherwise, or if its CPU time is unknown, it
+    is *promoted*. A batch without a deadline is promoted after ``max_wait_ns``. So neither another process nor the
+    foreground can take a core from the background for ever.
 
-    Other processes have a core before a lowered batch has it. If this process used less than a core until a batch is
-    looked at, it waited for them: it is promoted at once. The next ones would wait too, so these begin at the usual
-    priority: one, and twice as many each time that the lowered batch after them has to wait again (exponential
+    Other processes get a core before a lowered batch does. If this process used less than a core until the check, the
+    batch waited for them, and is promoted at once. The next batches would wait too, so they begin at the usual
+    priority: first one batch, then twice as many each time that the next lowered batch has to wait again (exponential
     back-off).
 
     Args:
-        max_wait_ns: until a batch without a deadline is promoted.
-        count: called with the model of each batch that is promoted.
-        process_time_ns: returns the CPU time that this process has used, in nanoseconds.
+        max_wait_ns: nanoseconds after which a batch without a deadline is promoted.
+        count: called with the model of each promoted batch.
+        process_time_ns: returns the CPU time of this process in nanoseconds.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Promotions:
         self._longest_ns: WeakKeyDictionary[DeviceMember, dict[int, int]] = WeakKeyDictionary()  # by size of the batch
 
     def begin(self, loop: asyncio.AbstractEventLoop, execution: Execution, member: DeviceMember, now_ns: int) -> None:
-        """Note that a batch of the background begins, and say to its backend whether it is lowered."""
+        """Note that a background batch begins, and tell its backend whether it is lowered."""
         backoff = self._backoffs.get(member)
         is_lowered = backoff is None or not backoff.left
         member.claim.set_background(is_lowered)
@@ -87,11 +87,11 @@ class Promotions:
         if lowered.timer is None:
             return lowered.time_ns is not None
         lowered.timer.cancel()
-        self._backoffs.pop(member, None)  # it was lowered to its end
+        self._backoffs.pop(member, None)  # it ran lowered to its end
         return False
 
     def forget(self) -> None:
-        """Forget the batches that run: their loop was closed."""
+        """Forget the running batches, because their loop was closed."""
         self._lowered.clear()
 
     def _look_in(self, wait_ns: int, execution: Execution, lowered: "_Lowered") -> None:
@@ -110,18 +110,18 @@ class Promotions:
         self._promote(lowered, had_core)
 
     def _needed_ns(self, execution: Execution, member: DeviceMember) -> int | None:
-        """Return the CPU time that a batch still needs; ``None``: it is not known."""
+        """Return the CPU time that a batch still needs; ``None``: unknown."""
         longest_ns = self._longest_ns.get(member, {}).get(len(execution.tickets))
         used_ns = member.claim.running_ns()
         if longest_ns is None or used_ns is None:
             return None
-        return max(longest_ns - used_ns, longest_ns // 10)  # one that takes longer is never at its end
+        return max(longest_ns - used_ns, longest_ns // 10)  # a batch that takes longer than all others may continue
 
     def _promote(self, lowered: "_Lowered", had_core: bool) -> None:
         member = lowered.member
         self._count(member)
         member.claim.raise_running()
-        if had_core:  # and so the foreground held it up
+        if had_core:  # so the foreground delayed it, not other processes
             self._backoffs.pop(member, None)
         else:
             self._backoffs.setdefault(member, _Backoff()).grow()
@@ -129,11 +129,11 @@ class Promotions:
 
 @attrs.define(eq=False)
 class _Lowered:
-    """A batch that began at the lowest priority, and when it is looked at; ``None``: it is promoted."""
+    """A batch that began at the lowest priority; its timer is ``None`` after its promotion."""
 
     loop: asyncio.AbstractEventLoop
     member: DeviceMember
-    time_ns: int | None  # until its deadline
+    time_ns: int | None  # from its begin to its deadline
     process_time_ns: int
     timer: asyncio.TimerHandle | None = None
     began_s: float = attrs.field(init=False)
@@ -147,7 +147,7 @@ class _Lowered:
 
 @attrs.define
 class _Backoff:
-    """How many batches of one model begin at the usual priority, and how many of them are left."""
+    """Number of batches of a model that begin at the usual priority, and how many of them are left."""
 
     batches: int = 0
     left: int = 0

@@ -1,4 +1,4 @@
-"""Live loads: a task that lets models leave a device's memory, and brings another one there."""
+"""Live loads: a task that evicts models from a device's memory and loads another one."""
 
 import asyncio
 import inspect
@@ -21,41 +21,42 @@ __all__ = ["LiveResidence", "LoadListener", "enter_at_start", "in_memory"]
 
 
 class LoadListener(Protocol):
-    """Whom the loads of one batcher's model concern: its dispatcher."""
+    """Dispatcher of a batcher whose model is loaded."""
 
     source: str
 
     observers: BatchObservers | None
-    """Who is told of each load; ``None``: there are none."""
+    """Observers that get each load; ``None``: there are none."""
 
     def after_load(self, failure: BackendError | None) -> None:
-        """Go on after a load; where it failed, the next batch fails with it, if there is a failure."""
+        """Continue after a load; if there is a failure, the next batch fails with it."""
         ...
 
     def schedule(self) -> None:
-        """Ask the device for a turn."""
+        """Request a turn from the device."""
         ...
 
 
 class LiveResidence:
-    """How the model of one batcher comes into memory; the device says when.
+    """Loads and evicts the model of one batcher; the device decides when.
 
-    A load belongs to no request: it goes on when all callers have left, so what is in memory is always known. Those of
-    one `Residency`, or of one object's methods, are equal: it is one model, of which another batcher may have stopped.
+    A load belongs to no request: it continues when all callers have left, so the contents of the memory are always
+    known. Two objects are equal if they share one `Residency`, or methods of one object: they are the same model, even
+    if one of the batchers has stopped.
 
     Args:
-        residency: of the backend.
+        residency: residency of the backend.
         listener: the batcher's dispatcher.
         now_ns: returns monotonic nanoseconds.
 
     Attributes:
         source: name of the model.
-        memory_bytes: what the model takes.
-        load_at_start: its backend does not know it before it is loaded.
-        task: the load that runs; ``None``: none does.
+        memory_bytes: bytes of the model.
+        load_at_start: the backend does not know the model before it is loaded.
+        task: the running load; ``None``: there is none.
 
     Raises:
-        TypeError, ValueError: the backend offers something else, or parts of the wrong type or out of range.
+        TypeError, ValueError: the backend offers no `Residency`, or a part of it has the wrong type or is out of range.
     """
 
     def __init__(self, residency: Residency, listener: LoadListener, now_ns: Callable[[], int]) -> None:
@@ -86,7 +87,7 @@ class LiveResidence:
         """Keep the model in the memory of the device, which may have to load it.
 
         Raises:
-            BackendError: that failed.
+            BackendError: the load failed.
         """
         is_there = device.hold(member, self._tell_loaded)
         try:
@@ -98,10 +99,10 @@ class LiveResidence:
         finally:
             self._awaited = None
             device.release(member)
-            self._listener.schedule()  # others may wait for the memory
+            self._listener.schedule()  # other models may wait for the memory
 
     def load(self, leaving: Sequence[Any], done: Callable[[int, bool, int], None]) -> None:
-        """Load the model when others have left."""
+        """Load the model after others have left."""
         self.task = BegunTask(self._load(leaving, done))
 
     def _tell_loaded(self) -> None:
@@ -136,7 +137,7 @@ class LiveResidence:
             failure.__cause__ = error
             if self._awaited is not None and not self._awaited.done():
                 self._awaited.set_exception(failure)
-                failure = None  # which who awaits it gets
+                failure = None  # the code that awaits the load gets it
         self._listener.after_load(failure)
 
 
@@ -151,9 +152,9 @@ def in_memory(
     """Keep a model in the memory of its device, which may have to load it.
 
     Args:
-        device: that it shares; ``None``: it has its own.
+        device: the device that the model shares; ``None``: it shares none.
         member: the dispatcher of its batcher.
-        residence: of the model; ``None``: it is always there.
+        residence: residence of the model; ``None``: it is always in memory.
 
     Raises:
         BackendError: the load failed.
@@ -162,13 +163,13 @@ def in_memory(
 
 
 async def enter_at_start(device: "Device | None", member: "DeviceMember", residence: LiveResidence | None) -> None:
-    """Share a device, which an earlier stop has left; load a model whose backend does not know it before.
+    """Enter a device, which an earlier stop has left; load a model that its backend does not know before.
 
     The arguments are those of :func:`in_memory`.
 
     Raises:
-        BackendError: that failed.
-        ValueError: the device cannot run it.
+        BackendError: the load failed.
+        ValueError: the device cannot run the model.
     """
     if device is not None:
         device.enter(asyncio.get_running_loop(), member)

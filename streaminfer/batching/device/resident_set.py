@@ -1,13 +1,12 @@
-"""Which models are in a device's memory: a state machine without loop, thread or clock.
+"""Models in a device's memory: a state machine without loop, thread or clock.
 
 *Design*. A model that is not in memory is *loaded* before its next batch, and models that are not needed meanwhile are
-evicted until it fits. Those go whose next batch is needed last, which for models of one size is the fewest loads that
-any choice can have (L. A. Belady, "A study of replacement algorithms for a virtual-storage computer", IBM Systems
-Journal 5, 1966). Of what goes, what fits in the end stays. One load runs at a time. How long a load takes is the
-exponential mean of earlier ones, evictions included; 0 before the first.
+evicted until it fits. Victims are the models whose next batch is needed last; for models of one size, no other choice
+needs fewer loads (L. A. Belady, "A study of replacement algorithms for a virtual-storage computer", IBM Systems Journal
+5, 1966). Victims that fit after all stay. One load runs at a time. The expected duration of a load is the exponential
+mean of earlier ones, evictions included; 0 before the first.
 
-*Invariants*. What is in memory or about to be there never takes more than there is. A model that is busy is not
-evicted.
+*Invariants*. The models in memory, or about to be there, never exceed the memory. A busy model is not evicted.
 
 *Complexity*. O(models · log models) for a load.
 """
@@ -26,7 +25,7 @@ class ResidentSet(Generic[K]):
     """Models in a device's memory.
 
     Args:
-        memory_bytes: that there are.
+        memory_bytes: the size of the memory.
 
     Attributes:
         bytes_of: bytes of each model in memory, or about to be there.
@@ -42,24 +41,24 @@ class ResidentSet(Generic[K]):
         self._load_ns: dict[K, float] = {}
 
     def is_loaded(self, key: K) -> bool:
-        """Whether a model can run."""
+        """Return whether a model can run."""
         return key in self.bytes_of and key != self.loading
 
     def load_ns(self, key: K | None) -> int:
-        """Return how long a load of a model is expected to take; 0: nothing is known, or there is none."""
+        """Return the expected nanoseconds of a load of a model; 0: unknown, or no model."""
         return 0 if key is None else round(self._load_ns.get(key, 0.0))
 
     def expected_end_ns(self) -> int:
-        """Return when the present load is expected to end."""
+        """Return when the running load is expected to end."""
         return self._began_ns if self.loading is None else self._began_ns + self.load_ns(self.loading)
 
     def victims(self, key: K, needs: int, busy: Collection[K], needed_ns: Callable[[K], float]) -> list[K] | None:
-        """Return which models have to leave before another can be loaded.
+        """Return the models that must leave before another one can be loaded.
 
         Args:
-            key: of the model that comes.
-            needs: bytes of it.
-            busy: models that may not leave now.
+            key: the model to load.
+            needs: its bytes.
+            busy: models that must not leave now.
             needed_ns: returns when a model's next batch has to start.
 
         Returns:
@@ -75,14 +74,14 @@ class ResidentSet(Generic[K]):
             short -= self.bytes_of[other]
         if short > 0:
             return None
-        for other in reversed(leaving.copy()):  # the soonest needed first
+        for other in reversed(leaving.copy()):  # those that are needed first
             if short + self.bytes_of[other] <= 0:
                 short += self.bytes_of[other]
                 leaving.remove(other)
         return leaving
 
     def begin(self, key: K, needs: int, leaving: Collection[K], now_ns: int) -> None:
-        """Note that a model is being loaded, once others have left."""
+        """Note that a model is being loaded, after others have left."""
         self._leaving = {other: self.bytes_of.pop(other) for other in leaving}
         self.bytes_of[key] = needs
         self.loading = key
@@ -92,12 +91,12 @@ class ResidentSet(Generic[K]):
         """Note that the load ended.
 
         Args:
-            now_ns: when.
+            now_ns: when it ended.
             succeeded: the model can run.
-            stayed: so many of those that were to leave, the last ones, have not left.
+            stayed: how many of those that were to leave, the last ones, have stayed.
 
         Returns:
-            The nanoseconds that it took.
+            The nanoseconds that the load took.
         """
         key, self.loading = self.loading, None
         took_ns = now_ns - self._began_ns

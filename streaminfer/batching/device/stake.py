@@ -1,9 +1,9 @@
-"""What models have at stake where they do not fit in a device's memory together: what a load saves, and what it costs.
+"""Stakes of models that do not fit in a device's memory together: the gain of a load, and its cost.
 
-*Design*. A load takes a multiple of a time limit, often. Then it saves no request that waits for it, and each request
-that comes for a model that has left for it is lost until that one is back. Such a load is *in vain* where the model
-that comes expects no more, by rate and weight, than those that leave would lose. It is done all the same when the model
-was passed over for long, so that each model is served now and then.
+*Design*. A load often takes a multiple of a time limit. It then saves no request that waits for it, and loses the
+requests that arrive for an evicted model until that one is loaded again. Such a load is *in vain* if the arriving model
+expects no more requests, by rate and weight, than those that leave would lose. It is done nevertheless when the model
+was passed over for long, so that each model is served from time to time.
 
 *Complexity*. O(models that leave).
 """
@@ -22,12 +22,12 @@ __all__ = ["Stake", "is_in_vain"]
 
 @attrs.frozen
 class Stake:
-    """One model.
+    """Stake of one model.
 
     Attributes:
-        outlook: of its policy; ``None``: it has none, or has stopped.
-        weight: what a request on time is worth.
-        load_ns: what loading it takes; 0: not known.
+        outlook: outlook of its policy; ``None``: it has none, or its batcher has stopped.
+        weight: value of a request on time.
+        load_ns: expected nanoseconds of its load; 0: unknown.
         is_waiting: it has a batch to send.
         now_ns: the present instant.
     """
@@ -48,15 +48,15 @@ class Stake:
         now_ns: int,
         batch: Sequence[Ticket],
     ) -> "Stake":
-        """Return that of a batcher.
+        """Return the stake of a batcher.
 
         Args:
             member: the batcher.
-            name: of its model; ``None``: it has stopped.
-            weights: of the device, by name.
-            load_ns: what loading the model takes.
+            name: name of its model; ``None``: it has stopped.
+            weights: weights of the device, by name.
+            load_ns: expected nanoseconds of the model's load.
             now_ns: the present instant.
-            batch: what it would send; empty: nothing.
+            batch: the batch that it would send; empty: none.
         """
         if name is None:
             return cls(None, 1.0, load_ns, member.is_waiting, now_ns)
@@ -64,7 +64,7 @@ class Stake:
 
     @property
     def needed_ns(self) -> float:
-        """When its next batch has to start."""
+        """Instant at which its next batch has to start."""
         if self.outlook is None:
             return self.now_ns if self.is_waiting else math.inf
         deadlines = self.outlook.deadlines
@@ -73,29 +73,29 @@ class Stake:
 
     @property
     def worth(self) -> float:
-        """What its expected requests are worth, per nanosecond."""
+        """Value of its expected requests, per nanosecond."""
         return 0.0 if self.outlook is None else self.weight / self.outlook.gaps_ns[0]
 
     def loses_while(self, other_load_ns: int) -> bool:
-        """Return whether its requests expire while it leaves for another model and comes back."""
+        """Return whether its requests expire if it leaves for another model and is loaded again afterwards."""
         if self.outlook is None:
             return False
         return bool(self.outlook.limit_ns < other_load_ns + self.load_ns + self.outlook.durations[1])
 
     @property
     def is_late(self) -> bool:
-        """Whether all that is queued expires while it is loaded."""
+        """Whether the whole queue expires during its load."""
         if self.outlook is None or any(ticket.deadline_ns == NEVER for ticket in self.outlook.tickets):
             return False
         return bool(self.outlook.deadlines[-1] < self.now_ns + self.load_ns + self.outlook.durations[1])
 
 
 def is_in_vain(arriving: Stake, leaving: Iterable[Stake]) -> bool:
-    """Return whether a load that is not overdue costs more than it brings.
+    """Return whether a load that is not overdue costs more than it gains.
 
     Args:
-        arriving: the model that would be loaded, with a queue.
-        leaving: those that have to leave for it.
+        arriving: the model to load, with a queue.
+        leaving: the models that have to leave for it.
     """
     if not arriving.is_late:
         return False

@@ -11,17 +11,17 @@ __all__ = ["DeviceModelStatistics", "DeviceStatistics"]
 
 @attrs.frozen(kw_only=True)
 class DeviceModelStatistics(Snapshot):
-    """What one model had of a device.
+    """Counters of one model's use of a device.
 
     Attributes:
         batches: batches that began.
-        busy_s: seconds for which its batches ran; where several ran at once, each counts.
+        busy_s: seconds for which its batches ran; if several ran at once, each counts.
         waits: turns of other models while it had a batch to send.
-        longest_wait_s: the longest that it had a batch to send before its turn came.
-        loads: how often it was loaded into the device's memory, or failed to be.
-        load_s: seconds for which it was being loaded, with what other models took to leave; no part of ``busy_s``.
-        promoted: batches of the background that continued at the usual priority, because they would have been late.
-        slowdowns: by other model, how many times as long a batch takes while one of that model runs, as learned.
+        longest_wait_s: longest time from when it had a batch to send until its turn.
+        loads: how often it was loaded into the device's memory, failed loads included.
+        load_s: seconds of its loads, including the evictions of other models; not part of ``busy_s``.
+        promoted: background batches that continued at the usual priority, because they would be late or waited long.
+        slowdowns: by other model, the learned factor by which a batch takes longer while one of that model runs.
     """
 
     batches: int
@@ -36,18 +36,18 @@ class DeviceModelStatistics(Snapshot):
 
 @attrs.frozen(kw_only=True)
 class DeviceStatistics(Snapshot):
-    """Counters of a `Device` since it was made.
+    """Counters of a `Device` since its creation.
 
     Attributes:
-        name: of the device.
+        name: name of the device.
         concurrency: how many batches may run at once.
-        running: batches that run now.
-        waiting: names of the models that wait for a turn now: a request is queued, and a worker of their own is free.
-        memory_bytes: of its memory; ``None``: all models fit.
-        loaded: names of the models that are in memory, of those that can leave it.
-        preemptive: models with a tighter objective than others go first, also while a batch of another runs.
-        background: names of the models whose batches give way while they run; empty where the device is not preemptive.
-        models: by name, what each model had of the device; a second model of a name is ``name#2``.
+        running: batches that are running.
+        waiting: names of the models that wait for a turn: a request is queued, and a worker of their batcher is free.
+        memory_bytes: size of its memory; ``None``: all models fit.
+        loaded: names of the models in memory, of those that can leave it.
+        preemptive: models with a tighter objective are first, even while a batch of another model runs.
+        background: names of the models whose running batches yield to others; empty if the device is not preemptive.
+        models: counters of each model, by name; a second model of a name is ``name#2``.
     """
 
     name: str
@@ -62,5 +62,5 @@ class DeviceStatistics(Snapshot):
 
     @property
     def busy_s(self) -> float:
-        """Seconds for which batches ran; where several ran at once, each counts."""
+        """Seconds for which batches ran; if several ran at once, each counts."""
         return sum(model.busy_s for model in self.models.values())

@@ -1,23 +1,23 @@
-"""Whose turn it is on a shared device: a state machine without loop, thread or clock.
+"""Turns on a shared device: a state machine without loop, thread or clock.
 
-*Design*. Each batcher's policy proposes its next batch as if the device were its own; what it proposes is a *bid*. Of
+*Design*. Each batcher's policy proposes its next batch as if it had the device alone; the proposal is a *bid*. Of
 several bids one is granted, by the first rule that applies:
 
-1. A model that has bid in vain for ``max_wait_ns`` goes first, of several the one that has done so longest. Only a
-   turn ends that time: a model whose requests expire one by one while others are served waits all the same, and one
-   that was loaded is still to have its turn. Loads are left out of it: where one takes longer than ``max_wait_ns``,
-   each would else serve a single batch.
-2. If each policy has an outlook, its queue and what its batches take, the kernel
-   (:mod:`~streaminfer.batching.planner.turn_kernels`) plays all queues forward together. It names the model, and
-   where the queue is of one kind also another batch than the one that was proposed.
-3. Otherwise, or if no batch would be on time, the bid with the earliest deadline goes first, of a model that is in
-   memory if there is one.
+1. A model that has bid in vain for ``max_wait_ns`` is first; of several such models, the one that has done so longest.
+   Only a turn ends that time: a model still waits while its requests expire one by one and others are served, and a
+   model that was loaded must still get its turn. Loads do not count. Otherwise, if a load takes longer than
+   ``max_wait_ns``, each load would serve a single batch.
+2. If each policy has an outlook (its queue and batch durations), the kernel
+   (:mod:`~streaminfer.batching.planner.turn_kernels`) plays all queues forward together. It names the model, and, if
+   the queue is of one kind, may name another batch than the proposed one.
+3. Otherwise, or if no batch would be on time, the bid with the earliest deadline is first; a model that is in memory
+   precedes others.
 
-*Invariants*. One of the bids is granted, so the device never idles while a batch could run. From its first bid, a model
-that has a batch to send by then is granted a turn within ``max_wait_ns``, one batch of each other model, the one
-that runs, and loads.
+*Invariants*. One of the bids is granted, so the device is never idle while a batch could run. A model that has a batch
+to send gets a turn within ``max_wait_ns`` from its first bid, plus one batch of each other model, the running one, and
+loads.
 
-*Complexity*. O(models) and a call of the kernel where two or more wait.
+*Complexity*. O(models), and a call of the kernel if two or more wait.
 """
 
 from collections.abc import Hashable, Sequence
@@ -33,7 +33,7 @@ from streaminfer.batching.service_time.service_time import whole_ns
 __all__ = ["Bid", "Turns"]
 
 _MOST_QUEUED = 512
-"""So many requests of each queue are played forward, those with the earliest deadlines."""
+"""Requests of each queue that are played forward, those with the earliest deadlines."""
 
 
 class Bid(NamedTuple):
@@ -41,12 +41,12 @@ class Bid(NamedTuple):
 
     Attributes:
         key: the model.
-        batch: its requests.
-        outlook: of the policy; ``None``: it has none.
-        weight: what a request on time is worth.
-        slowdown: how many times as long its batches take beside those that run.
-        needs: bytes that the model takes; 0: it is always in memory, or all models fit.
-        load_ns: what loading it takes.
+        batch: the requests of the batch.
+        outlook: outlook of the policy; ``None``: it has none.
+        weight: value of a request on time.
+        slowdown: how many times as long its batches take beside the running ones.
+        needs: bytes of the model; 0: it is always in memory, or all models fit.
+        load_ns: expected nanoseconds of its load.
         is_loaded: it is in memory.
     """
 
@@ -69,23 +69,23 @@ class Turns:
 
     def __init__(self, max_wait_ns: int) -> None:
         self.max_wait_ns = max_wait_ns
-        self._since_ns: dict[Hashable, int] = {}  # of the first bid after a turn
+        self._since_ns: dict[Hashable, int] = {}  # instant of the first bid after a turn
 
     def is_overdue(self, key: Hashable, now_ns: int) -> bool:
-        """Note that a model has a batch to send; return whether it has waited for as long as it may."""
+        """Note that a model has a batch to send; return whether it has waited for ``max_wait_ns``."""
         return now_ns - self._since_ns.setdefault(key, now_ns) >= self.max_wait_ns
 
     def overdue_at_ns(self, key: Hashable) -> int:
-        """Return when a model will have waited for as long as it may; `NEVER`: it has nothing to send."""
+        """Return when a model will have waited for ``max_wait_ns``; `NEVER`: it has nothing to send."""
         since_ns = self._since_ns.get(key)
         return NEVER if since_ns is None else since_ns + self.max_wait_ns
 
     def leave_out(self, load_ns: int, now_ns: int) -> None:
-        """Do not count a load that has just ended as time in which models were passed over."""
+        """Exclude a load that has just ended from the time in which models were passed over."""
         self._since_ns = {key: min(since_ns + load_ns, now_ns) for key, since_ns in self._since_ns.items()}
 
     def forget(self, key: Hashable) -> None:
-        """Forget since when a model waits."""
+        """Forget since when a model has been waiting."""
         self._since_ns.pop(key, None)
 
     def choose(
@@ -96,14 +96,14 @@ class Turns:
         Args:
             bids: at least one, of different models.
             now_ns: the present instant.
-            idle: models that send nothing now, which may have to leave memory, as bids of nothing with an outlook.
-            free: bytes of memory that no model takes.
+            idle: models without a batch to send, which may have to leave memory, as empty bids with an outlook.
+            free: bytes of memory that no model occupies.
 
         Returns:
-            Its position, and the batch to send.
+            The position of the granted bid, and the batch to send.
         """
         chosen, batch = self._choose(bids, now_ns, idle, free) if len(bids) > 1 else (0, bids[0].batch)
-        if bids[chosen].is_loaded:  # else the turn is still to come
+        if bids[chosen].is_loaded:  # otherwise its turn follows the load
             self.forget(bids[chosen].key)
         return chosen, batch
 

@@ -1,1 +1,1 @@
-"""Planning: which requests form the next batch, and when it is released."""
+"""Planning: chooses the requests of the next batch and the instant of its release."""

@@ -1,7 +1,7 @@
-"""Queued requests by what can share a batch: those of one length bucket whose inputs can be stacked.
+"""Groups of queued requests that can share a batch: one length bucket, and inputs that can be stacked.
 
-Pure functions of groups and the time: the deadline order of a group, which of its requests are late, and the batch to
-send where all groups together are on time.
+Pure functions of groups and the time: the deadline order of a group, its late requests, and the batch to send if all
+groups together are on time.
 """
 
 from typing import NamedTuple
@@ -27,11 +27,11 @@ __all__ = [
 ]
 
 PATIENCE_NS = 2_000_000_000
-"""How long a request without a deadline waits before it is guaranteed a share."""
+"""How long a request without a deadline is queued before it is guaranteed a share."""
 _FOR_FREE = 1.02
-"""Rows that make a batch longer by no more than this are added though they may be late."""
+"""Rows that lengthen a batch by no more than this factor are added although they may be late."""
 _MAX_GROUPS = 16
-"""Groups that are considered at a decision."""
+"""Most groups that a decision considers."""
 
 _Array = NDArray[np.int64]
 
@@ -40,10 +40,10 @@ class Group(NamedTuple):
     """Queued requests that can share a batch, in deadline order.
 
     Attributes:
-        model: the durations of their bucket.
+        model: the durations of the bucket.
         tickets: the requests.
         deadlines: shape (n,), int64.
-        untimed: whether some have no deadline.
+        untimed: whether some requests have no deadline.
     """
 
     model: BucketModel
@@ -53,7 +53,7 @@ class Group(NamedTuple):
 
 
 def in_deadline_order(model: BucketModel, tickets: list[Ticket]) -> Group:
-    """Return the tickets by deadline; without one they stand where a deadline two seconds after arrival would."""
+    """Return the tickets by deadline; one without a deadline is sorted as if it had two seconds after its arrival."""
     deadlines = np.empty(len(tickets), np.int64)
     untimed = fill_deadlines(tickets, deadlines, PATIENCE_NS)
     if untimed < 0:
@@ -65,7 +65,7 @@ def in_deadline_order(model: BucketModel, tickets: list[Ticket]) -> Group:
 
 
 def in_one_batch(groups: list[Group], now_ns: int) -> list[Ticket]:
-    """Return everything queued, the longest first, where one batch of the longest bucket is on time and as fast."""
+    """Return all queued tickets, the longest first, if one batch of the longest bucket is on time and as fast."""
     longest = max(groups, key=lambda group: group.tickets[0].bucket).model
     size = sum(len(group.tickets) for group in groups)
     if size >= longest.durations.size:
@@ -79,14 +79,14 @@ def in_one_batch(groups: list[Group], now_ns: int) -> list[Ticket]:
 
 
 def first_if_all_on_time(groups: list[Group], now_ns: int, *, surely: bool) -> tuple[Group, int] | None:
-    """Return the first batch, if all full batches, in the order of their first deadlines, are on time.
+    """Return the first batch if all full batches, in the order of their first deadlines, are on time.
 
     Args:
         groups: at least one.
         now_ns: the present instant.
-        surely: with several priorities, deadlines decide in a single group only where one batch holds all, and is on
-            time though slow: a less urgent request in front of urgent ones costs them the time that they need when more
-            come.
+        surely: there are several priorities. In a single group, deadlines then decide only if one batch holds all
+            requests and is on time even if it is slow: a less urgent request before urgent ones could take the time
+            that they need when more arrive.
     """
     if len(groups) == 1:
         group = groups[0]
@@ -107,10 +107,10 @@ def first_if_all_on_time(groups: list[Group], now_ns: int, *, surely: bool) -> t
 
 
 def first_groups(groups: list[Group], now_ns: int) -> list[Group]:
-    """Return as many groups as a decision considers, those with the earliest deadlines.
+    """Return the groups that a decision considers: those with the earliest deadlines.
 
-    Groups of which all has been queued for too long, without a deadline, have the places that others leave, at least
-    one: they would else have all.
+    Groups in which all requests have been queued for too long, without a deadline, get only the places that others
+    leave, but at least one; otherwise they would take all places.
     """
     if len(groups) <= _MAX_GROUPS:
         return groups
@@ -120,19 +120,19 @@ def first_groups(groups: list[Group], now_ns: int) -> list[Group]:
 
 
 def count_on_time(groups: list[Group], now_ns: int) -> int:
-    """Return how many requests are on time if all go in full batches, in the order of their first deadlines."""
+    """Return how many requests are on time if all are sent in full batches, in the order of their first deadlines."""
     count, time_ns = 0, now_ns
     for _, at, begin, end in _in_order(groups):
         model, deadlines = groups[at].model, groups[at].deadlines[begin:end]
         in_time = int(np.count_nonzero(deadlines >= time_ns + model.durations[end - begin]))
-        if in_time:  # a batch for which it is too late is not sent
+        if in_time:  # a batch without a request on time is not sent
             count += in_time
             time_ns += int(model.steps[end - begin])
     return count
 
 
 def _in_order(groups: list[Group]) -> list[tuple[int, int, int, int]]:
-    """Return full batches in the order of their first deadlines: that deadline, the group, and the positions in it."""
+    """Return full batches by first deadline: that deadline, the group's index, and the range of its positions."""
     batches: list[tuple[int, int, int, int]] = []
     for at, (model, _, deadlines, _) in enumerate(groups):
         cap = model.durations.size - 1
@@ -143,11 +143,11 @@ def _in_order(groups: list[Group]) -> list[tuple[int, int, int, int]]:
 
 
 def without_late(groups: list[Group], now_ns: int) -> tuple[list[Group], list[Group], list[Ticket], list[Ticket]]:
-    """Return what can be on time alone, and the rest.
+    """Separate the requests that can be on time alone from the rest.
 
     Returns:
-        The groups without their late requests; the groups that had some; the requests without a deadline that have
-        been queued for too long, the most urgent first; the requests that surely miss their deadline.
+        The groups without their late requests; the whole groups that had late ones; the requests without a deadline
+        that have been queued for too long, the most urgent first; the requests that surely miss their deadline.
     """
     left: list[Group] = []
     late: list[Group] = []
@@ -171,7 +171,7 @@ def without_late(groups: list[Group], now_ns: int) -> tuple[list[Group], list[Gr
 
 
 def with_rows_for_free(batch: list[Ticket], group: Group, rejected: list[Ticket], now_ns: int) -> list[Ticket]:
-    """Return the batch, with requests that are likely to be late in it as far as they make it no slower."""
+    """Return the batch, filled with likely late requests as far as they do not slow it down."""
     durations = group.model.durations
     longest_ns = min(int(durations[len(batch)] * _FOR_FREE), min(ticket.deadline_ns for ticket in batch) - now_ns)
     most = int(np.searchsorted(durations, longest_ns, side="right")) - 1
@@ -183,15 +183,15 @@ def with_rows_for_free(batch: list[Ticket], group: Group, rejected: list[Ticket]
 
 
 def batch_to_compare(group: Group, batch: list[Ticket], size: int, others: list[Group], now_ns: int) -> list[Ticket]:
-    """Return a batch of another size in place of one, to learn what it takes; empty: there is no time for it.
+    """Return a batch of another size, to measure that size; empty if there is no time for it.
 
-    Without other groups a smaller size may be worth it that some become late.
+    If there are no other groups, a smaller size may be worth making some requests late.
 
     Args:
-        group: of the batch.
-        batch: what would be sent.
-        size: as `BucketModel.size_instead_of` returns it; 0: none.
-        others: the groups that may not become late.
+        group: the group of the batch.
+        batch: the batch that would otherwise be sent.
+        size: from `BucketModel.size_instead_of`; 0: none.
+        others: the groups whose requests must not become late.
         now_ns: the present instant.
     """
     compared = batch[:size] if size < len(batch) else group.tickets[:size]
@@ -206,7 +206,7 @@ def batch_to_compare(group: Group, batch: list[Ticket], size: int, others: list[
 
 
 def _leaves_time_for(group: Group, batch: list[Ticket], others: list[Group], now_ns: int) -> bool:
-    """Return whether a batch that explores, though it take twice as long, leaves all that have a deadline on time."""
+    """Return whether all requests with a deadline stay on time even if an exploring batch takes twice as long."""
     ends_ns = now_ns + 2 * max(group.model.expected_ns(len(batch)), int(group.model.durations[-1]))
     if min(ticket.deadline_ns for ticket in batch) < ends_ns:
         return False

@@ -1,10 +1,10 @@
-"""Which of several length buckets is served first, whose requests do not share a batch.
+"""Choice of the length bucket to serve first, because requests of different buckets do not share a batch.
 
-Importing this module imports Numba: serving calls what was compiled of it ahead of time (``kernel_loader``).
+Importing this module imports Numba; a serving process calls its kernels compiled ahead of time (``kernel_loader``).
 
-*Roll buckets*: each bucket in turn is played forward as the one that is served first, the others after it by latest
-start or by requests for a second of the device, heads that are late are passed over, and the bucket that serves most
-goes first, with the batch that was played. A heuristic, measured in ``benchmarks``.
+*Roll buckets*: plays the queue forward with each bucket served first. The later batches follow by latest start, or by
+requests per second of device time; heads that are late are passed over. The bucket with which most requests are on time
+is served first, with the batch that was played. This is a heuristic, measured in ``benchmarks``.
 """
 
 import numpy as np
@@ -30,7 +30,7 @@ def roll_buckets(
     first: int,
     by_rate: bool,
 ) -> tuple[int, int]:
-    """Plays what waits forward, one bucket being served first.
+    """Play the queue forward with one bucket served first.
 
     Args:
         now_ns: the present instant.
@@ -39,12 +39,12 @@ def roll_buckets(
         caps: shape (buckets,): the largest batch of each.
         durations: shape (buckets, largest cap + 1), nanoseconds.
         steps: the same shape, see :func:`plan`.
-        first: the bucket whose batch goes first.
-        by_rate: go on with the bucket that serves most requests for a second of the device, else with the one whose
-            batch has to start first.
+        first: the bucket whose batch is first.
+        by_rate: continue with the bucket that serves most requests per second of device time; otherwise with the one
+            whose batch has to start first.
 
     Returns:
-        How many of the n are on time, and when the next batch could start behind the last.
+        How many of the n are on time, and when the next batch could start after the last.
     """
     buckets = caps.size
     heads = offsets[:-1].copy()
@@ -86,7 +86,7 @@ def roll_buckets(
 def choose_bucket(
     now_ns: int, deadlines: _Array, offsets: _Array, caps: _Array, durations: _Array, steps: _Array
 ) -> int:
-    """The bucket whose batch should go now; arguments as :func:`roll_buckets`, at least one request in all."""
+    """Return the bucket to serve now; arguments as for :func:`roll_buckets`, with at least one request."""
     best_bucket = -1
     best_on_time = -1
     best_end = FAR_NS
@@ -106,4 +106,4 @@ _READ_2D = "Array(int64, 2, 'C', readonly=True)"
 EXPORTS = {
     "choose_bucket": (choose_bucket, f"int64(int64, {_READ}, {_READ}, {_READ}, {_READ_2D}, {_READ_2D})"),
 }
-"""Kernels that serving calls: the name under which each is compiled ahead of time, the function and its signature."""
+"""Kernels for serving: the name under which each is compiled ahead of time, the function and its signature."""

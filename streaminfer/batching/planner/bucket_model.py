@@ -1,29 +1,31 @@
-"""Durations and batch sizes of one length bucket, as the planner reads them.
+"""Durations and batch sizes of one length bucket, in the form that the planner reads.
 
-Without buckets there is one :class:`BucketModel`; with them each bucket has its own, because a batch of long rows takes
+Without buckets there is one :class:`BucketModel`. With buckets each has its own, because a batch of long rows takes
 longer than one of short rows.
 
-*Comparison.* Under full load every batch has the size of best throughput, and nothing would tell that half or twice of
-it has become better, or was learned in a bad moment. So one of these runs when it has not for 128 batches, which costs
-less than a hundredth of the throughput. Likewise, where there seems to be no time for larger batches and requests are
-lost, up to twice the size runs if one as large did once, but has not for 128 batches. One that is cancelled may tell
-nothing, so none of about the size is sent again until others ran for 128 times as long as it takes.
+*Comparison.* Under full load every batch has the size of best throughput. Nothing would then show that half or twice
+that size has become better, or was measured at a bad moment. Each of these two sizes therefore runs if it has not run
+for 128 batches, which costs less than a hundredth of the throughput. Sometimes requests are lost because larger batches
+seem to take too long. In that case up to twice the size runs, if a batch that large has run before, but not for 128
+batches. Such a batch may be cancelled and teach nothing, so the next one of about that size is sent only after others
+have run for 128 times its duration.
 
-Where durations scatter, half of a size may look as good though an eighth is much better, as for convolutions on a CPU.
-So each power of two below a batch runs four times at first, where that makes nothing late: also below one that is not
-full, since batches are never full where fewer callers wait than one holds. They run one after another, because a small
-batch behind a large one seems slow, while the event loop is busy with the callers of the large one.
+If durations scatter, half of a size may look as good although an eighth is much better, as for convolutions on a CPU.
+At first, each power of two below a batch therefore runs four times, if that makes no request late. This applies also to
+batches that are not full, because with fewer callers than a full batch holds there would be no full ones. The four
+batches run one after another: a small batch after a large one seems slow, because the event loop is busy with the
+callers of the large one.
 
-*Losses.* A model that loses from batching is known by small batches only, and where large ones leave no time for them,
-they would never run. So each smaller size runs once in place of a full batch though it makes requests late, at most the
-rows of one batch; the next one only if this one was about as good, 16 batches later.
+*Losses.* A model that loses from batching is known only by small batches. If large batches leave no time for the sizes
+between, these would never run. So each smaller size runs once in place of a full batch although it makes requests late,
+at most as many as the rows of one batch. The next size runs 16 batches later, and only if this one was about as good.
 
-*Means.* A fast model responds faster than it could be learned. Once it is known and nothing about it is in doubt, what
-is learned is the mean of the batches of about the same size within four milliseconds of work. A busy event loop notices
-the ends of two short batches almost at once, so that the first seems to take long and the second nothing: a sample
-would be one or the other, and their mean is neither. Longer batches, and a size that has not run for long, are learned
-one by one. `BatchMeans`, which is compiled, counts what is not learned yet, so that of each size of a mean the
-dispatcher tells the policy the first batch only, and the one that completes the work.
+*Means.* A fast model responds faster than the policy could learn. Once it is known and nothing about it is in doubt,
+the policy learns the mean of the batches of about the same size within four milliseconds of work. A busy event loop
+notices the ends of two short batches almost at once, so the first seems to take long and the second no time. A sample
+would be one or the other; their mean is correct. Longer batches, and a size that has not run for long, are learned one
+by one. `BatchMeans`, which is compiled, counts the batches that are not learned yet. For each size of a mean, the
+dispatcher therefore reports only the first batch to the policy, and the one that completes the work.
 """
 
 import math
@@ -44,22 +46,22 @@ __all__ = ["BucketModel", "lend_durations"]
 
 _MEAN_OVER_NS = 4_000_000
 _ONE_BY_ONE = 16  # batches
-_SURE = 0.7  # of the mean: what a batch surely takes, while its duration is learned and does not scatter more
+_SURE = 0.7  # of the mean: shortest possible duration, if it is learned and scatters no more than that
 _SURE_DEVIATIONS = 2.0
 _SLOW_DEVIATIONS = 2.0
-_LARGEST_SAFETY = 0.01  # plans end exactly at deadlines, and half of all batches take longer than the mean
-_CENSORED = 1.5  # what a cancelled batch would have taken, over what was expected
+_LARGEST_SAFETY = 0.01  # added because plans end exactly at deadlines, and half of all batches exceed the mean
+_CENSORED = 1.5  # assumed duration of a cancelled batch, relative to the expected one
 _ABOUT = 0.8
 _MOST_WAITED_FOR = 1.25  # times the mean
 _EXPLORE_TIMES = 4
-_AS_GOOD = 1.25  # times the duration per row: a smaller one may be better yet
+_AS_GOOD = 1.25  # times the duration per row: up to this, a still smaller size may be better
 _COSTLY_EVERY = 16  # batches between two that may cost requests
 _COMPARE_AFTER, _COMPARE_EVERY, _COMPARE_SOON = 128, 8, 1  # batches
-_MOST_CUT = 8  # batches of a size that cost or bytes left smaller, after which it is not tried any more
+_MOST_CUT = 8  # batches of a size that limits of cost or bytes made smaller, after which the size is not tried
 
 
 class BucketModel:
-    """Tables of one bucket, made again when its service time has learned.
+    """Tables of one bucket, rebuilt whenever its service time has learned.
 
     Args:
         cap: the largest batch.
@@ -68,21 +70,21 @@ class BucketModel:
         padded: the number of rows that the model gets for a batch of a size; ``None``: the size.
 
     Attributes:
-        cap: the same, or less once the memory was not enough.
+        cap: the largest batch, reduced if the memory is not enough.
         service_time: the same.
         recent: the batches that count towards the next mean.
         timetable: the mean durations up to the size of best throughput; ``None`` before anything is known.
-        upper_timetable: the same of ``upper``.
-        durations: the same as an array, shape (size of best throughput + 1,), int64 nanoseconds.
-        steps: the same shape: how long after a batch the next one may start, with several workers.
-        upper: the same shape: what 19 of 20 batches do not exceed.
-        slow: the same shape: what nearly all batches do not exceed but for outliers, which no plan can avoid: at most
-            ``upper``, and two standard deviations more than the mean.
-        slow_steps: as ``steps``, of ``slow``.
-        spread: how many times the mean a batch takes that is slower than five of six.
-        sure_ns: what even a batch of one surely takes: with less time left, a request cannot be on time.
+        upper_timetable: the timetable of ``upper``.
+        durations: the mean durations as an array, shape (size of best throughput + 1,), int64 nanoseconds.
+        steps: the same shape: nanoseconds after which the next batch may start, with several workers.
+        upper: the same shape: the duration that 19 of 20 batches do not exceed.
+        slow: the same shape: the duration that nearly all batches do not exceed, apart from outliers, which no plan can
+            avoid; at most ``upper``, and at most two standard deviations above the mean.
+        slow_steps: as ``steps``, for ``slow``.
+        spread: duration of a batch that is slower than five of six, relative to the mean.
+        sure_ns: shortest possible duration of a batch of one: with less time left, a request cannot be on time.
         learns: whether the service time learns.
-        compared_from: from how many rows on a batch may be replaced by one that compares a smaller size.
+        compared_from: number of rows from which a batch may be replaced by one that compares a smaller size.
     """
 
     def __init__(self, cap: int, service_time: Any, *, workers: int, padded: Callable[[int], int] | None) -> None:
@@ -98,10 +100,10 @@ class BucketModel:
         self.sure_ns = 0
         self.spread = 1.0
         self.compared_from = 2
-        self._tried = 0  # the size that was sent last to learn it or to compare it
-        self._cut: dict[int, int] = {}  # how often a batch of a size had fewer rows when it ran
-        self._costly_from = _COSTLY_EVERY  # observations: when a size may cost requests again
-        self._tried_again = (0, 0)  # the larger size that was asked for last, and the observations then
+        self._tried = 0  # size of the last batch that was sent to learn or compare a size
+        self._cut: dict[int, int] = {}  # by size: how often such a batch had fewer rows when it ran
+        self._costly_from = _COSTLY_EVERY  # number of observations from which a size may cost requests again
+        self._tried_again = (0, 0)  # the larger size requested last, and the observations at that time
         self._waited_for: NDArray[np.int64] | None = None
         self._borrowed: NDArray[np.int64] | None = None
         self._slow_timetable: DurationTable | None = None
@@ -115,16 +117,16 @@ class BucketModel:
         """Learn from a batch.
 
         Args:
-            size: its rows.
+            size: number of its rows.
             duration_ns: how long it took.
             now_ns: when it ended.
-            cancelled: it was cancelled then: a lower bound, which teaches nothing where more was expected. Where about
-                as much was, the batch is taken to have needed half as long again.
+            cancelled: the batch was cancelled at ``now_ns``, so the duration is a lower bound. It teaches nothing if a
+                longer duration was expected; if about this one was, the batch is assumed to need half as long again.
         """
         if not self.learns:
             return
         self._cut.pop(size, None)
-        if size < self._tried:  # or it is another worker's, and that one comes later
+        if size < self._tried:  # unless it is another worker's batch, and the tried one ends later
             self._cut[self._tried] = self._cut.get(self._tried, 0) + 1
         self._tried = 0
         if not cancelled and self.recent.absorb(size, duration_ns):
@@ -147,9 +149,9 @@ class BucketModel:
         self.refresh()
 
     def refresh(self) -> None:
-        """Make the tables again if the service time has learned since."""
+        """Rebuild the tables if the service time has learned since."""
         model = self.service_time
-        largest = self.cap if self._padded is None else int(self._padded[-1])  # a limit may be below what is filled up
+        largest = self.cap if self._padded is None else int(self._padded[-1])  # padded sizes may exceed a limit of rows
         if self.learns:
             if model.version == self._version or not model.known:
                 return
@@ -162,7 +164,7 @@ class BucketModel:
         best = model.best_batch_size(self.cap)
         if self._padded is not None:
             mean, upper = mean[self._padded], upper[self._padded]
-            # a size in between is filled up: the next one below may have more throughput
+            # a size in between is padded, so the next preferred size below may have more throughput
             smaller, larger = (
                 int(np.searchsorted(self._padded, self._padded[best], side=side)) - 1 for side in ("left", "right")
             )
@@ -182,18 +184,18 @@ class BucketModel:
         if self._padded is not None:
             self._padded = self._padded[: most + 1]
         if self.timetable is None:
-            return  # nothing is known yet
-        if self.learns and not self.service_time.known:  # borrowed
+            return  # no duration is known yet
+        if self.learns and not self.service_time.known:  # the durations are borrowed
             self._set(self.durations, self.upper, min(most, len(self.durations) - 1))
             return
         self._version, self.timetable = -1, None
         self.refresh()
 
     def size_to_explore(self, available: int) -> int:
-        """Return the size to try where the known ones cannot serve all that is queued; 0: none.
+        """Return the size to try if the known sizes cannot serve all queued requests; 0: none.
 
-        What sizes beyond the largest trusted one take is a guess. While batches have not grown slower with their size,
-        up to four times as many rows are tried.
+        Durations of sizes above the largest trusted one are a guess. As long as batches have not become slower with
+        their size, up to four times as many rows are tried.
         """
         if not self.learns:
             return 0
@@ -203,11 +205,11 @@ class BucketModel:
 
     @property
     def compares(self) -> bool:
-        """Whether it is time to compare another size with the best."""
+        """Whether it is time to compare another size with the best one."""
         return self.learns and self.service_time.observations >= self._compare_from
 
     def size_instead_of(self, planned: int, available: int) -> int:
-        """Return a size to learn or to compare in place of that of a batch, and note that it was asked for; 0: none.
+        """Return a size to learn or to compare in place of a batch's size, and note the request; 0: none.
 
         Args:
             planned: the rows of the batch.
@@ -219,7 +221,7 @@ class BucketModel:
         return self.size_to_learn(planned - 1) or (self.size_to_compare(available) if is_full else 0)
 
     def size_to_compare(self, available: int) -> int:
-        """Return a size next to the best that has not run for long, and note that it was asked for; 0: none.
+        """Return a size next to the best one that has not run for long, and note the request; 0: none.
 
         Args:
             available: the most rows that there are for it.
@@ -228,13 +230,13 @@ class BucketModel:
         return self._not_run_for_long([size for size in self._next_to(best) if 0 < size <= available and size != best])
 
     def size_to_learn(self, available: int) -> int:
-        """Return a power of two below the best size that ran less than four times, and note that it was asked for.
+        """Return a power of two below the best size that ran less than four times, and note the request.
 
         Args:
             available: the most rows that there are for it.
 
         Returns:
-            The one that ran least, the largest of several; 0: none.
+            The size that ran least, the largest of several; 0: none.
         """
         best = len(self.durations) - 1
         sizes = [1 << power for power in range(1, best.bit_length())]
@@ -248,10 +250,10 @@ class BucketModel:
         return max([(most, size) for most, size in needed if size <= available], default=(0, 0))[1]
 
     def size_to_try_again(self, size: int, available: int) -> int:
-        """Return up to twice a size if one as large ran, but not for long, and note that it was asked for; 0: none.
+        """Return up to twice a size if one that large has run, but not for long, and note the request; 0: none.
 
         Args:
-            size: of the batches for which there is time, as far as is known.
+            size: of the batches that are expected to be on time.
             available: the most rows that there are.
         """
         model = self.service_time
@@ -269,11 +271,11 @@ class BucketModel:
         return larger
 
     def size_at_a_loss(self, planned: int, is_alone: bool) -> int:
-        """Return a smaller size to learn or to compare in place of a batch, where requests are lost; 0: none.
+        """Return a smaller size to learn or to compare in place of a batch while requests are lost; 0: none.
 
         Args:
             planned: the rows of the batch.
-            is_alone: whether there are no other groups, which a size that is only to be learned must not cost requests.
+            is_alone: whether there are no other groups; a size that is only learned must not cost their requests.
         """
         if planned < len(self.durations) - 1:
             return 0
@@ -281,7 +283,7 @@ class BucketModel:
         return size if size and self.is_worth_losses(size, planned) else self.size_to_compare(planned - 1)
 
     def is_worth_losses(self, size: int, planned: int) -> bool:
-        """Return whether a size may run for the first time though requests become late, and note that it does.
+        """Return whether a size may run for the first time although requests become late, and note that it does.
 
         Args:
             size: the smaller size.
@@ -297,12 +299,12 @@ class BucketModel:
         return True
 
     def compare_soon(self, size: int) -> None:
-        """Compare again at the next batch: a size that was asked for is sent."""
+        """Compare again at the next batch, because a batch of the requested size is sent."""
         self._tried = size
         self._compare_from = self.service_time.observations + _COMPARE_SOON
 
     def ask_again(self) -> None:
-        """Compare at the next decision: the batch of the size that was asked for last was not sent."""
+        """Compare at the next decision, because the batch of the requested size was not sent."""
         self._tried, self._tried_again = 0, (0, 0)
         self._compare_from = min(self._compare_from, self.service_time.observations)
 
@@ -313,18 +315,18 @@ class BucketModel:
         return next((size for size in stale if self._is_reached(size)), 0)
 
     def _is_reached(self, size: int) -> bool:
-        """Return whether batches of a size have so many rows when they run, as far as is known."""
+        """Return whether batches of a size really run with that many rows, as far as is known."""
         return self._cut.get(size, 0) < _MOST_CUT
 
     def expected_ns(self, size: int) -> int:
-        """Return the mean duration of a batch, also of one larger than the best size; 0: larger than the largest."""
+        """Return the mean duration of a batch, even above the best size; 0 above the largest size."""
         return int(self._mean[size]) if size < len(self._mean) else 0
 
     @property
     def slow_timetable(self) -> DurationTable | None:
         """The timetable of ``slow``, for predictions; ``None`` before anything is known.
 
-        One of ``upper`` would, where about one batch in twenty is an outlier, be that of outliers or not, by chance.
+        If about one batch in twenty is an outlier, a timetable of ``upper`` would include outliers or not by chance.
         """
         if self._slow_timetable is None and self.timetable is not None:
             self._slow_timetable = DurationTable(self.slow, self.slow_steps)
@@ -332,11 +334,11 @@ class BucketModel:
 
     @property
     def waited_for(self) -> NDArray[np.int64]:
-        """What a batch takes, by its size as ``durations``, for another model that has to wait for it.
+        """Nanoseconds that a batch makes another model wait, by size like ``durations``.
 
-        That is what 19 of 20 batches do not exceed, since one that waits would else be late whenever a batch takes
-        longer than planned. It is at most a quarter more than the mean: beyond are outliers, or too few batches, and a
-        model that seems so slow would not have its turn, so that nothing would tell otherwise.
+        This is the duration that 19 of 20 batches do not exceed; with the mean, a waiting request would be late
+        whenever a batch takes longer than planned. It is at most a quarter above the mean. Higher values come from
+        outliers or too few batches, and a model that seems so slow would get no turn to correct them.
         """
         if self._waited_for is None:
             self._waited_for = np.minimum(self.upper, (_MOST_WAITED_FOR * self.durations).astype(np.int64))
@@ -350,9 +352,9 @@ class BucketModel:
         return smaller, int(self._padded[min(best + 1, self.cap)])
 
     def borrow(self, other: "BucketModel", ratio: float) -> None:
-        """Take over the durations of another bucket, times a ratio, until anything is known of this one."""
+        """Use the durations of another bucket, times a ratio, until those of this one are known."""
         if self._borrowed is other.durations:
-            return  # it has learned nothing since
+            return  # the other bucket has learned nothing since
         self._borrowed = other.durations
         scaled = np.maximum((other.durations * ratio).astype(np.int64), 1)[: self.cap + 1]
         scaled[0] = 0
@@ -360,7 +362,7 @@ class BucketModel:
         self._version = -1
 
     def _set(self, mean: NDArray[np.int64], upper: NDArray[np.int64], largest: int, *, safety: float = 0.0) -> None:
-        # arrays of their own, which DurationTable reads without asking NumPy
+        # separate arrays, which DurationTable reads without calls of NumPy
         self.durations, self.upper, self.slow = np.empty((3, largest + 1), np.int64)
         self.spread, sure = 1.0, 1.0
         if self.learns:
@@ -381,14 +383,14 @@ class BucketModel:
 
 
 def lend_durations(models: Sequence[BucketModel], lengths: Sequence[int] | None) -> bool:
-    """Give buckets of which nothing is known the durations of the nearest known one.
+    """Give buckets with unknown durations those of the nearest known bucket.
 
     Args:
-        models: by bucket.
-        lengths: of the buckets; ``None``: they grow evenly.
+        models: one per bucket.
+        lengths: lengths of the buckets; ``None``: they grow evenly.
 
     Returns:
-        Whether anything is known of any bucket.
+        Whether the durations of any bucket are known.
     """
     known = [bucket for bucket, model in enumerate(models) if not model.learns or model.service_time.known]
     if not known:

@@ -1,10 +1,10 @@
 """Less urgent requests in a batch of urgent ones.
 
-*Design.* The urgent requests are chosen already. The batch is filled to the largest size at which the first of them is
-still on time, though the batch be slow, at which a more urgent request that arrives just after the batch was sent can
-still be served in the next one, and for which there are as many less urgent requests that are on time in it. The last
-two conditions are monotone in the size, so each is found by bisection or in one pass. Where the first urgent request is
-late in any slow batch, it is to be on time in a mean one.
+*Design.* The urgent requests are already chosen. Less urgent ones fill the batch up to the largest size that meets
+three conditions. The first urgent request is on time even in a slow batch. A more urgent request that arrives just
+after the batch was sent can still be served in the next one. Enough less urgent requests are on time in a batch of that
+size. The last two conditions are monotone in the size, so each is found by bisection or in one pass. If the first
+urgent request is late in any slow batch, it must be on time in a mean one.
 
 *Complexity.* O(cap + n log cap) for n less urgent requests.
 """
@@ -36,21 +36,21 @@ def fill_with_less_urgent(
 
     Args:
         now_ns: when the batch starts.
-        durations: shape (cap + 1,), nanoseconds of a slow batch of a size, nondecreasing.
+        durations: shape (cap + 1,), nanoseconds of a slow batch by size, nondecreasing.
         urgent_deadline_ns: the earliest deadline of the urgent requests in the batch.
-        urgent_size: how many there are.
-        urgent_left: how many of their class stay queued behind them.
+        urgent_size: number of urgent requests in the batch.
+        urgent_left: number of requests of their class that stay queued.
         most: the largest batch that does not delay urgent requests which cannot share it.
         others: shape (n,), deadlines of the less urgent requests, in the order in which they are served.
         rates: arrivals per nanosecond and time limit in nanoseconds of each class that must not be delayed.
-        means: shape (cap + 1,), mean nanoseconds of a batch, for urgent requests that a slow one makes late anyway.
-        steps: shape (cap + 1,), nanoseconds after which the next batch may start behind a slow one.
+        means: shape (cap + 1,), mean nanoseconds of a batch, for urgent requests that are late in a slow one anyway.
+        steps: shape (cap + 1,), nanoseconds after which the next batch may start after a slow one.
 
     Returns:
         Positions in ``others``, ascending.
     """
     if urgent_left:
-        return []  # every row more delays those that stay queued
+        return []  # each further row delays the urgent requests that stay queued
     cap = durations.size - 1
     on_time = int(np.searchsorted(durations, urgent_deadline_ns - now_ns, side="right")) - 1
     if on_time < urgent_size:
@@ -59,7 +59,7 @@ def fill_with_less_urgent(
     while room > urgent_size and not _leaves_time(durations, steps, room, rates):
         room -= 1
     if room <= urgent_size and not _leaves_time(durations, steps, urgent_size, rates):
-        # no size leaves enough time for the next urgent request: holding back would only cost throughput
+        # no size leaves enough time for the next urgent request: a smaller batch would only cost throughput
         room = most
     low, high = urgent_size, max(room, urgent_size)
     while low < high:

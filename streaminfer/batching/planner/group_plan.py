@@ -1,18 +1,18 @@
-"""Plans where not everything queued is on time: which group is served first, and which of its requests.
+"""Plans for a queue that is not all on time: choose the group to serve first, and its requests.
 
-*Design.* The compiled kernels choose, with the queued requests and the expected arrivals: the group whose batch goes
-first, and how many requests of one class are passed over and how many are sent behind them. Beside other groups that is
-the largest batch in time: a plan of one group alone saves its first requests by time that the others need. A size that
-was not measured yet, or not for long, may be sent instead.
+*Design.* The compiled kernels choose with the queued requests and the expected arrivals: the group to serve first, how
+many requests of one class to pass over, and how many to send after them. If there are other groups, that is the largest
+batch that is on time, because a plan of one group alone would save its first requests with time that the others need. A
+size that was not measured yet, or not for long, may be sent instead.
 
 *Overload.* Durations scatter, and a plan by their mean ends exactly at deadlines, so its first requests are often late.
-While more requests come than the device can serve, some are lost in any case: as many of the first ones are passed over
-as do not end in time in a batch that is slower than five of six, but no more than come in excess.
+While more requests arrive than the device can serve, some are lost in any case. The planner then passes over first
+requests that would be late in a batch slower than five of six, but over no more than arrive in excess.
 
-*Classes.* Where one batch cannot hold all that is queued, the most urgent priority is planned as if alone, with its
-share of the arrivals; also where requests are in groups, of which its own requests choose the first. Less urgent
-requests fill its batch as far as its first deadline allows, as far as its requests of other groups stay on time, and as
-far as a more urgent request that arrives meanwhile can still be served.
+*Classes.* If one batch cannot hold the whole queue, the most urgent priority is planned as if alone, with its share of
+the arrivals. The same applies to requests in several groups: the requests of that priority choose the group to serve
+first. Less urgent requests fill its batch within three limits: the first deadline of the batch is met, urgent requests
+of other groups stay on time, and a more urgent request that arrives meanwhile can still be served.
 """
 
 from collections.abc import Iterable, Sequence
@@ -37,22 +37,22 @@ from streaminfer.batching.service_time._curve_cy import best_size
 __all__ = ["choose_group", "plan_batch"]
 
 _UNIFORM = 0.05
-"""Time limits that differ by no more than this share are about equal."""
+"""Time limits that differ by no more than this share count as equal."""
 _MAX_DROPS = 16
-"""The exact plan drops at most so many requests."""
+"""Most requests that the exact plan drops."""
 _LEAST_FREE = 0.1
-"""Where urgent requests alone are nearly more than the device can serve, so much of their time counts."""
+"""Smallest share of time that counts as free if urgent requests alone nearly exceed the device's capacity."""
 
 _Array = NDArray[np.int64]
 
 
 def choose_group(groups: list[Group], now_ns: int, *, by_class: bool) -> tuple[Group, list[Group]]:
-    """Return the group whose batch goes first, and the others that it must not delay.
+    """Return the group to serve first, and the other groups that it must not delay.
 
     Args:
-        groups: at least one, none of which has a request that is late alone.
+        groups: at least one; no request in them is late even alone.
         now_ns: the present instant.
-        by_class: only the most urgent class decides, and the others are those with requests of it, without the rest.
+        by_class: only the most urgent class decides, and the others are reduced to its requests.
     """
     if len(groups) == 1:
         return groups[0], []
@@ -73,7 +73,7 @@ def choose_group(groups: list[Group], now_ns: int, *, by_class: bool) -> tuple[G
 
 
 def _first_of(groups: list[Group], now_ns: int) -> int:
-    """Return the position of the group with which most requests of all groups are on time."""
+    """Return the position of the group that should be served first for most requests on time in all groups."""
     if len(groups) == 1:
         return 0
     longest = max(group.model.durations.size for group in groups)
@@ -89,13 +89,13 @@ def _first_of(groups: list[Group], now_ns: int) -> int:
 
 
 def plan_batch(queue: RequestQueue, group: Group, now_ns: int, beside: list[Group]) -> tuple[list[Ticket], str]:
-    """Return the batch to send, of requests of one group none of which is late alone, and why.
+    """Return the next batch, of requests of one group, and the reason for it.
 
     Args:
-        queue: the requests, with the classes and time limits of recent ones.
-        group: at least one request.
+        queue: the queued requests, with the classes and time limits of recent ones.
+        group: at least one request; none is late even alone.
         now_ns: the present instant.
-        beside: what it must not delay of other groups, as :func:`choose_group` returns it.
+        beside: the other groups, which the batch must not delay, from :func:`choose_group`.
 
     Returns:
         The requests, and the reason of the `Decision`: ``"planned"`` or ``"exploration"``.
@@ -149,7 +149,7 @@ def plan_batch(queue: RequestQueue, group: Group, now_ns: int, beside: list[Grou
 
 
 def _most_urgent(tickets: Iterable[Ticket]) -> tuple[bool, int]:
-    """Return the class that goes first: those with a deadline, then by priority."""
+    """Return the most urgent class: requests with a deadline first, then by priority."""
     return min((ticket.deadline_ns == NEVER, ticket.priority) for ticket in tickets)
 
 
@@ -166,11 +166,11 @@ def _of_class(tickets: Sequence[Ticket], wanted: tuple[bool, int]) -> list[int]:
 def _most_beside(model: BucketModel, size: int, now_ns: int, beside: list[Group], rate: float) -> int:
     """Return the largest batch that makes no more urgent requests of other groups late than the smallest does.
 
-    Others of their class join them until it is their turn, so a part of their time is kept free: what the rows that
-    come meanwhile take. Where some are late anyway, nothing is kept free.
+    More requests of their class will join the other groups before their turn, so the time that such rows take is kept
+    free. If some urgent requests are late anyway, no time is kept free.
 
     Args:
-        model: of the batch.
+        model: model of the batch.
         size: its smallest size.
         now_ns: when it starts.
         beside: the other groups.
@@ -200,14 +200,14 @@ def _most_beside(model: BucketModel, size: int, now_ns: int, beside: list[Group]
 def _choose(
     queue: RequestQueue, model: BucketModel, deadlines: _Array, now_ns: int, share: float, is_alone: bool
 ) -> tuple[int, int]:
-    """Return how many requests of one class to pass over, and how many to send behind them."""
+    """Return how many requests of one class to pass over, and how many to send after them."""
     table = model.timetable
     if table is not None and table.all_on_time(deadlines, now_ns):
         return 0, min(deadlines.size, table.cap)
     limits = queue.events.recent_limits_ns() or [PATIENCE_NS]
     shortest, longest = min(limits), max(limits)
     durations, steps = model.durations, model.steps
-    if durations[-1] > longest:  # of the sizes for which there is never time, none is the best
+    if durations[-1] > longest:  # a size that is always too slow cannot be the best
         feasible = max(1, int(np.searchsorted(durations, longest, side="right")) - 1)
         best = best_size(durations[: feasible + 1].astype(np.float64))
         durations, steps = durations[: best + 1], steps[: best + 1]
@@ -220,7 +220,7 @@ def _choose(
         )
     else:
         head, size = kernels.drop_heads(now_ns, deadlines, deadlines.size, durations)
-    # where limits differ, the first one is not the oldest: behind a short surge there may be time for others later
+    # if limits differ, the first request is not the oldest, and after a short surge there may be time for the others
     if is_uniform or steps[-1] > gap_ns * (len(steps) - 1):
         slow_end_ns = now_ns + int(durations[size] * model.spread)
         head += _unsure(deadlines[head : deadlines.size - size], slow_end_ns, steps[size] / gap_ns - size)
@@ -228,11 +228,11 @@ def _choose(
 
 
 def _unsure(deadlines: _Array, slow_end_ns: int, surplus: float) -> int:
-    """Return how many more requests to pass over, so that the batch has some that are surer to be on time.
+    """Return how many more requests to pass over, so that the batch gets requests that are more likely on time.
 
     Args:
-        deadlines: of the requests in whose place others can go.
+        deadlines: deadlines of the requests that others can replace.
         slow_end_ns: when a batch ends that is slower than most.
-        surplus: how many more requests come while the batch runs than it holds: so many are lost in any case.
+        surplus: how many more requests arrive while the batch runs than it holds; as many are lost in any case.
     """
     return min(int(np.searchsorted(deadlines, slow_end_ns)), max(int(surplus), 0))

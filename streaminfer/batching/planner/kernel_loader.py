@@ -1,8 +1,8 @@
-"""Load the kernels of the planner: compiled ahead of time, or else by Numba before requests come.
+"""Load the kernels of the planner: compiled ahead of time, or by Numba before requests arrive.
 
-Where the package was built with its kernels, loading them takes a millisecond and Numba is not imported. Where it was
-built without, :func:`prepare` lets a child process compile them into Numba's cache on disk, once on a machine, and
-loads them from there. The process that serves never compiles while it serves.
+If the package was built with its kernels, loading them takes a millisecond and does not import Numba. Otherwise
+:func:`prepare` makes a child process compile them into Numba's cache on disk, once on a machine, and loads them from
+there. A process never compiles kernels while it serves requests.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ try:
 except OSError as error:
     sys.exit(str(error))
 """
-"""What the child process runs; it gives up at the first kernel that only itself would have."""
+"""Code of the child process; it stops at the first kernel that it cannot store for other processes."""
 
 _logger = Log("streaminfer")
 _loading = new_lock()
@@ -43,10 +43,10 @@ class PlannerKernels(NamedTuple):
     """The kernels that the planner calls, as described in ``kernels``.
 
     Attributes:
-        choose: the batch for one free worker.
-        drop_heads: the largest batch behind the requests that would be late in it.
-        choose_bucket: the bucket whose batch goes first.
-        choose_turn: the model whose batch goes first on a shared device, as described in ``turn_kernels``.
+        choose: chooses the batch for one free worker.
+        drop_heads: chooses the largest batch after the requests that would be late in it.
+        choose_bucket: chooses the bucket to serve first.
+        choose_turn: chooses the model to serve first on a shared device, as described in ``turn_kernels``.
     """
 
     choose: Callable[..., tuple[int, int]]
@@ -66,10 +66,10 @@ def is_ready() -> bool:
 
 
 def check() -> None:
-    """Check that there are kernels, or Numba to compile them.
+    """Check that kernels are available, or Numba to compile them.
 
     Raises:
-        MissingExtra: there is neither.
+        MissingExtra: neither is available.
     """
     if not is_ready() and importlib.util.find_spec("numba") is None:
         raise MissingExtra(
@@ -80,13 +80,13 @@ def check() -> None:
 
 
 def load() -> PlannerKernels:
-    """Load the planner's kernels, in this process; thread-safe, at once after the first call.
+    """Load the planner's kernels in this process; thread-safe, immediate after the first call.
 
-    Where none were compiled ahead of time, Numba loads them from its cache or compiles them, for seconds:
-    :func:`prepare` comes before requests are served.
+    If none were compiled ahead of time, Numba loads them from its cache or compiles them, which takes seconds: call
+    :func:`prepare` before requests are served.
 
     Raises:
-        MissingExtra: there are none, nor is Numba installed.
+        MissingExtra: no kernels were compiled ahead of time, and Numba is not installed.
     """
     global _loaded  # noqa: PLW0603 - once per process
     if _loaded is not None:
@@ -110,10 +110,10 @@ def load() -> PlannerKernels:
 
 @contextlib.contextmanager
 def must_keep() -> Iterator[None]:
-    """Raise ``OSError`` inside where Numba compiles kernels that no later process finds; not thread-safe.
+    """Raise ``OSError`` inside the block if Numba cannot store compiled kernels for later processes; not thread-safe.
 
     Raises:
-        MissingExtra: no kernels were compiled ahead of time, nor is Numba installed.
+        MissingExtra: no kernels were compiled ahead of time, and Numba is not installed.
     """
     if is_compiled_ahead():
         yield
@@ -126,12 +126,12 @@ def must_keep() -> Iterator[None]:
 
 
 def prepare() -> None:
-    """Make decisions ready for the first request; blocks for seconds where Numba has to compile.
+    """Load the kernels for the first decision; blocks for seconds if Numba has to compile them.
 
     Thread-safe. Call it off the event loop unless :func:`is_ready`.
 
     Raises:
-        MissingExtra: no kernels were compiled ahead of time, nor is Numba installed.
+        MissingExtra: no kernels were compiled ahead of time, and Numba is not installed.
     """
     check()
     with _preparing:  # stacks that start at the same time wait for one child

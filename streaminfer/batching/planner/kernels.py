@@ -1,38 +1,38 @@
-"""The planner's arithmetic: which requests the next batch should take so that most are on time.
+"""The planner's arithmetic: chooses the requests of the next batch so that most requests are on time.
 
-Importing this module imports Numba: serving calls what was compiled of it ahead of time (``kernel_loader``).
+Importing this module imports Numba; a serving process calls its kernels compiled ahead of time (``kernel_loader``).
 
-The requests stand in deadline order, the waiting ones first and behind them the next expected arrivals. Members of a
-batch finish together, so a batch is on time when it finishes by its earliest deadline.
+The requests are in deadline order: the queued ones first, then the next expected arrivals. Members of a batch finish
+together, so a batch is on time if it finishes by its earliest deadline.
 
-*Plan*, for uniform time limits, is an exact dynamic program. With deadlines in the order of arrival an exchange
-argument shows that some best schedule serves contiguous runs and drops only requests in front of a run (Baptiste,
-"Batching identical jobs", Mathematical Methods of Operations Research 52, 2000). With ``T[m, i]`` the earliest
-instant at which the first ``i`` requests are handled, ``m`` of them dropped::
+*Plan*, for uniform time limits, is an exact dynamic program. With deadlines in the order of arrival, an exchange
+argument shows that some best schedule serves contiguous runs and drops only requests before a run (Baptiste, "Batching
+identical jobs", Mathematical Methods of Operations Research 52, 2000). ``T[m, i]`` is the earliest instant at which the
+first ``i`` requests are handled, ``m`` of them dropped::
 
     T[m, i] = min( T[m-1, i-1],                                          request i-1 is dropped
                    min over b of max(T[m, i-b], release[i-1]) + t(b) )   a batch of b, if that is by deadline[i-b]
 
-With k workers ``T`` is the instant at which the next batch may start, by a step of ``t(b) / k`` after this one started:
-as if their batches were spread evenly. That is exact for one worker and a heuristic for more.
+With k workers, ``T`` is the instant at which the next batch may start: ``t(b) / k`` after this one started, as if the
+batches were spread evenly. That is exact for one worker and a heuristic for more.
 
-The smallest ``m`` with a finite ``T[m, n]`` drops fewest, its value is the earliest finish, and its first batch is
-read off backwards. What is behind the horizon is left out so far: where requests come as fast as the device can serve
-them, its time has a price, what it could serve meanwhile, and one more drop that saves more than that is taken: at
-capacity a batch that is cut short to save its head costs others later. Where the first batch would wait for expected
-arrivals, those of it that are there go now: a worker never idles while something waits, and an expectation is no
-request. O(n · cap · (m + 1)), bounded by ``max_drops``; beyond that many there is no plan, and heads are dropped as
-below.
+The smallest ``m`` with a finite ``T[m, n]`` drops fewest requests, its value is the earliest finish, and its first
+batch is read backwards from the table. This ignores the time after the horizon. If requests arrive as fast as the
+device can serve them, its time therefore gets a price: the number of requests that it could serve meanwhile. The plan
+accepts one more drop if it saves device time that is worth more, because at capacity a batch that is cut short to save
+its head costs later requests. If the first batch would wait for expected arrivals, those of its requests that are
+already queued are sent now: a worker is never idle while a request is queued, and an expectation is not a request.
+O(n · cap · (m + 1)), bounded by ``max_drops``; with more drops there is no plan, and heads are dropped as below.
 
-*Drop heads* passes over the requests that would be late in the largest batch there is: Nexus's early drop (Shen et
+*Drop heads* passes over the requests that would be late in the largest possible batch: Nexus's early drop (Shen et
 al., SOSP 2019). Under sustained overload it is as good as the plan and costs O(n).
 
-*Worth its time*: where a model fills batches up to some size, one row more can take as long as twice the rows. While
-the device's time is scarce, a smaller batch goes that serves much more for the time that it takes.
+*Worth its time*: if a model pads batches to some sizes, one more row can take as long as twice the rows. While the
+device's time is scarce, a smaller batch is sent if it serves many more requests for its time.
 
-*Roll*, for mixed time limits, plays each candidate for the first batch forward over the expected arrivals by a simple
-policy, drop heads or the largest batch that is on time for the head, and takes the candidate that serves most, less the
-price of the time that it takes. Deadline order is not optimal there and neither is this: it is a heuristic, measured in
+*Roll*, for mixed time limits, plays each candidate for the first batch forward over the expected arrivals with a simple
+policy: drop heads, or the largest batch that is on time for the head. It takes the candidate that serves most, less the
+price of its time. Deadline order is not optimal for mixed limits, and this heuristic is not either; it is measured in
 ``benchmarks``.
 """
 
@@ -45,13 +45,13 @@ __all__ = ["EXPORTS", "MAX_PLANNED", "choose", "drop_heads", "plan", "roll", "wo
 
 FAR_NS = 2**62
 MAX_PLANNED = 512
-"""More requests than these, queued and expected, are not planned for: heads are dropped instead."""
+"""With more requests than this, queued and expected, there is no plan: heads are dropped instead."""
 _NO_BETTER = 6
-"""So many more drops without a better plan end the search for one that finishes earlier."""
+"""Number of further drops without a better plan that ends the search for an earlier finish."""
 _MUCH = 0.25
-"""Of the requests of a batch: so much more has a smaller one to serve, or what was learned in a bad moment decides."""
+"""Share of a batch by which a smaller one must serve more, so that one bad measurement does not decide."""
 _SCARCE_FROM, _SCARCE = 0.95, 1.05
-"""Shares of the device's capacity between which its time becomes worth what it can serve."""
+"""Load, as a share of the device's capacity, between which the price of its time rises from zero to full."""
 
 _Array = NDArray[np.int64]
 
@@ -68,21 +68,22 @@ def plan(
     price: float,
     table: _Array,
 ) -> tuple[int, int]:
-    """The first batch of a schedule that has most requests on time, less the price of the time that it takes.
+    """Return the first batch of the schedule with most requests on time, less the price of its time.
 
     Args:
         now_ns: the present instant.
         deadlines: shape (n,), ascending.
-        releases: shape (n,), ascending; ``now_ns`` for those that wait.
-        queued: how many wait, the first of the n.
+        releases: shape (n,), ascending; ``now_ns`` for the queued ones.
+        queued: how many are queued, the first of the n.
         durations: shape (cap + 1,), nanoseconds of a batch by its size, nondecreasing.
-        steps: shape (cap + 1,), how long after its start the next one may start; the durations, with one worker.
-        max_drops: give up beyond this many dropped.
-        price: how many requests a nanosecond of the device is worth: so many more may be dropped to finish earlier.
+        steps: shape (cap + 1,), nanoseconds after its start until the next one may start; with one worker, the
+            durations.
+        max_drops: the most dropped requests; with more there is no plan.
+        price: requests that a nanosecond of the device is worth: as many more may be dropped to finish earlier.
         table: scratch, at least (max_drops + 1, n + 1).
 
     Returns:
-        How many requests to pass over and how many to send behind them; (-1, 0): no plan.
+        How many requests to pass over and how many to send after them; (-1, 0): no plan.
     """
     n = deadlines.size
     cap = durations.size - 1
@@ -122,7 +123,7 @@ def plan(
 
 @jit
 def _earliest(starts: _Array, deadlines: _Array, steps: _Array, rests: _Array, release_ns: int) -> int:
-    """The innermost loop, alone and without branches, so that it is compiled to vector instructions."""
+    """Return the earliest end; the innermost loop, without branches, so that it compiles to vector instructions."""
     best = FAR_NS
     for k in range(starts.size):
         start = starts[k]
@@ -144,7 +145,7 @@ def _first_batch(
     table: _Array,
     drops: int,
 ) -> tuple[int, int]:
-    """Follows the minima of the table back to the batch that starts now."""
+    """Follow the minima of the table back to the batch that starts now."""
     cap = durations.size - 1
     m = drops
     i = deadlines.size
@@ -159,7 +160,7 @@ def _first_batch(
         if size <= cap:
             start = max(now_ns, releases[i - 1])
             first = start + steps[size] == value and start + durations[size] <= deadlines[m]
-        # of equally good plans the one with the largest first batch: what is sent now is certain, the rest expected
+        # among equally good plans, take the largest first batch: its requests are certain, the others only expected
         for j in range(i - 1, max(i - cap, m + 1) - 1, -1):
             start = max(table[m, j], releases[i - 1])
             if start + steps[i - j] == value and start + durations[i - j] <= deadlines[j]:
@@ -172,10 +173,10 @@ def _first_batch(
 
 @jit
 def drop_heads(now_ns: int, deadlines: _Array, queued: int, durations: _Array) -> tuple[int, int]:
-    """The largest batch there is behind the requests that would be late in it.
+    """Return the largest possible batch after the requests that would be late in it.
 
     Returns:
-        How many requests to pass over and how many to send; (queued, 0) where even a batch of one is late.
+        How many requests to pass over and how many to send; (queued, 0) if even a batch of one is late.
     """
     cap = durations.size - 1
     for head in range(queued):
@@ -189,9 +190,9 @@ def drop_heads(now_ns: int, deadlines: _Array, queued: int, durations: _Array) -
 def worth_its_time(
     now_ns: int, deadlines: _Array, head: int, size: int, durations: _Array, steps: _Array, price: float
 ) -> tuple[int, int]:
-    """The batch that was chosen, or a smaller one that serves much more, less the price of the time that it takes.
+    """Return the chosen batch, or a smaller one that serves many more requests for its time.
 
-    There is such a one where batches are filled up to some size, and one row more takes much longer.
+    There is such a batch if the model pads batches to some sizes, so that one more row takes much longer.
 
     Args:
         now_ns: the present instant.
@@ -219,7 +220,7 @@ def worth_its_time(
 
 @jit
 def largest_for(now_ns: int, deadline_ns: int, durations: _Array, available: int) -> int:
-    """The largest batch, at least 1, that finishes by a deadline."""
+    """Return the size of the largest batch, at least 1, that finishes by a deadline."""
     size = min(available, durations.size - 1)
     while size > 1 and now_ns + durations[size] > deadline_ns:
         size -= 1
@@ -238,21 +239,21 @@ def roll(
     dropping: bool,
     done: NDArray[np.bool_],
 ) -> tuple[int, int]:
-    """Plays the present forward after a first batch.
+    """Play the queue forward after a first batch.
 
     Args:
         now_ns: the present instant.
-        deadlines: shape (n,): those that wait, ascending, then the expected ones, ascending.
+        deadlines: shape (n,): of the queued requests, ascending, then of the expected ones, ascending.
         releases: shape (n,).
         head: position of the batch's first request.
-        size: how many the batch takes.
+        size: how many requests the batch has.
         durations: shape (cap + 1,).
         steps: shape (cap + 1,).
-        dropping: go on by dropping heads, else by the largest batch for the head.
+        dropping: continue by dropping heads; otherwise with the largest batch for the head.
         done: scratch, shape (n,).
 
     Returns:
-        How many of the n are on time, and when the next batch could start behind the last.
+        How many of the n are on time, and when the next batch could start after the last.
     """
     n = deadlines.size
     for i in range(n):
@@ -315,20 +316,20 @@ def choose(
     uniform: bool,
     max_drops: int,
 ) -> tuple[int, int]:
-    """The next batch of one free worker.
+    """Return the next batch of one free worker.
 
     Args:
         now_ns: the present instant.
-        deadlines: shape (queued,), ascending, none nearer than a batch of one takes.
+        deadlines: shape (queued,), ascending, each at least the duration of a batch of one away.
         durations: shape (cap + 1,), nanoseconds of a batch by its size, nondecreasing.
         steps: see :func:`plan`.
-        slacks: shape (k,), time limits of recent requests in nanoseconds: those of the expected arrivals.
-        gap_ns: expected time between arrivals; infinite: none are expected.
+        slacks: shape (k,), time limits of recent requests in nanoseconds, used for the expected arrivals.
+        gap_ns: expected nanoseconds between arrivals; infinite: none are expected.
         uniform: all time limits are about equal.
         max_drops: see :func:`plan`.
 
     Returns:
-        How many requests to pass over and how many to send behind them, at least one.
+        How many requests to pass over and how many to send after them, at least one.
     """
     queued = deadlines.size
     cap = durations.size - 1
@@ -358,7 +359,7 @@ def choose(
         ends[i] = end
         releases[i] = release
     if uniform:
-        # behind a request whose limit is a little longer the next one's may end a little earlier
+        # keep the order: a request with a shorter limit can have an earlier deadline than its predecessor
         for i in range(queued, n):
             ends[i] = max(ends[i], ends[i - 1])
             releases[i] = max(releases[i], releases[i - 1])
@@ -396,4 +397,4 @@ EXPORTS = {
     "choose": (choose, f"{_PAIR}(int64, {_READ}, {_READ}, {_READ}, {_READ}, float64, boolean, int64)"),
     "drop_heads": (drop_heads, f"{_PAIR}(int64, {_READ}, int64, {_READ})"),
 }
-"""Kernels that serving calls: the name under which each is compiled ahead of time, the function and its signature."""
+"""Kernels for serving: the name under which each is compiled ahead of time, the function and its signature."""

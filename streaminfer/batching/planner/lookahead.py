@@ -1,38 +1,39 @@
-"""The planning policy: sends the batch with which the best plan for the present and the near future begins.
+"""The planning policy: sends the first batch of the best plan for the present and the near future.
 
 *Design.* At each decision for a free worker:
 
-1. If everything queued, cut into full batches in deadline order, is on time, the first of these batches is sent. No
-   plan can do better, and this is the common case: one compiled pass over the queue.
-2. Otherwise :mod:`~streaminfer.batching.planner.group_plan` chooses with the kernels. Where time limits are about equal
-   they solve an exact dynamic program over the queued requests and the expected arrivals; where they differ they play
-   candidates forward.
-3. A batch is planned with *mean* durations. A request is rejected only when it surely misses its deadline: with less
-   time left than 0.7 of what a batch of one takes, or than all of that once more is queued than a batch holds. One
-   that is merely predicted to be late is passed over and stays queued. Under overload, of as many requests as are lost
-   in any case, those go first that are on time even in a slow batch.
-4. If not even a new request could be on time, as those of the last five seconds tell, or no request could for a second,
-   because those of other models kept a shared device busy, the queue is sent as one batch: a *probe*. It corrects a
-   duration that is wrong, where rejecting everything would never measure again. It has the requests with most time
-   left, like one that explores a size: a batch whose requests have all expired is cancelled, and measures nothing.
+1. If all queued requests, cut into full batches in deadline order, are on time, the policy sends the first of these
+   batches. No plan can do better, and this is the common case: one compiled pass over the queue.
+2. Otherwise :mod:`~streaminfer.batching.planner.group_plan` chooses with the kernels. If time limits are about equal,
+   they solve an exact dynamic program over the queued requests and the expected arrivals. If time limits differ, they
+   play candidates forward.
+3. A batch is planned with *mean* durations. A request is rejected only if it surely misses its deadline: its time left
+   is below the shortest duration of a batch of one (at most 0.7 of a learned mean), or below the mean if more requests
+   are queued than a batch holds. A request that is merely predicted to be late is passed over and stays queued. Under
+   overload some requests are lost in any case; the planner then prefers those that are on time even in a slow batch.
+4. The queue is sent as one batch, a *probe*, in two cases. Either not even a new request could be on time, given the
+   time limits of the last five seconds; or a shared device was busy with other models for a second, and no request
+   could be on time. A probe corrects a wrong duration; rejecting everything would never measure again. The probe has
+   the requests with the most time left, like a batch that explores a size, because a batch whose requests have all
+   expired is cancelled and measures nothing.
 
 *Without a deadline.* Such requests fill batches after all others. Once they have been queued for two seconds, they get
-a share of every batch: as large as their share of the queue. Those that cannot share the batches get some of their own,
-as many rows.
+a share of every batch that equals their share of the queue. Requests that cannot share these batches get as many rows
+in batches of their own.
 
 *Groups.* Requests of different length buckets, or of shapes that cannot be stacked, do not share a batch. Each group is
-planned by itself; the kernels choose the group to serve by playing the queue forward, and its batch is the one that was
-played: a plan of one group alone would take the time of the others for free. Of several classes only the most urgent
-one is played. Where a mask tells the model what is padding, one batch of the longest bucket replaces several that would
-take as long.
+planned separately. The kernels choose the group to serve by playing the queue forward, and send the batch that they
+played, because a plan of one group alone would not count the time of the others. Of several classes, only the most
+urgent one is played. If a mask tells the model what is padding, one batch of the longest bucket replaces several
+batches that would take as long.
 
-*Pipelining.* Where the model keeps a queue, a full batch is sent a little before the running one ends
+*Pipelining.* If the model has a queue, a full batch is sent a little before the running one ends
 (:mod:`~streaminfer.batching.planner.pipelining`), chosen for the instant at which that one is expected to end.
 
 *Invariants.* A batch is never larger than the size of best throughput, except to explore an unknown size. A worker
-never idles while a queued request can be on time. Exact for one worker, one group, one class, uniform time limits,
-durations without noise, at most 16 drops and 256 queued; a heuristic beyond. Several workers are planned as if their
-batches started evenly spread, one every ``t(b) / workers``.
+is never idle while a queued request can be on time. The plan is exact for one worker, one group, one class, uniform
+time limits, durations without noise, at most 16 drops and 256 queued requests; otherwise it is a heuristic. Several
+workers are planned as if their batches started evenly spread, one every ``t(b) / workers``.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -61,11 +62,11 @@ from streaminfer.batching.queue._ticket_cy import Ticket
 __all__ = ["Lookahead"]
 
 _UNMIXED_AFTER = 64
-"""Decisions with a single group after which shapes are no longer told apart."""
+"""Decisions with a single group after which the policy stops comparing shapes."""
 _PROBE_INTERVAL_NS = 5_000_000_000
-"""Requests with enough time measure the model if they come so often; if not, one that seems too late must."""
+"""Requests with enough time measure the model if they come this often; otherwise one that seems late must do it."""
 _UNMEASURED_NS = 1_000_000_000
-"""The longest without a batch while requests come that would be on time if they were served at once."""
+"""Longest time without a batch while requests arrive that would be on time if they were served at once."""
 
 _NOTHING = Decision()
 
@@ -78,20 +79,20 @@ class Lookahead:
     Synchronous, takes the time as an argument, belongs to one queue. Not thread-safe.
 
     Args:
-        max_batch_size: the cap.
+        max_batch_size: the largest batch.
         service_time: a `ServiceTime`, which is exact, or a `LearnedServiceTime`, which learns from :meth:`observe`;
             with length buckets a sequence of these, one per bucket.
         workers: how many batches may run at once.
         caps: with length buckets, the largest batch of each; ``None``: ``max_batch_size``.
-        lengths: with length buckets, their lengths: a bucket of which nothing is known is expected to take what the
-            nearest known one takes, in proportion to the length where it is longer.
+        lengths: with length buckets, their lengths. An unknown bucket is expected to take as long as the nearest known
+            one; a longer bucket takes longer in proportion to its length.
         padded: the number of rows that the model gets for a batch of a size; ``None``: the size.
         masked: with length buckets, whether a row may be padded to a longer bucket than its own.
-        kind_of: tells shapes that cannot be stacked apart; ``None``: all can.
-        overhead: the learned overhead that pipelining hides; ``None``: nothing is known of it.
+        kind_of: returns equal keys for shapes that can be stacked; ``None``: all can.
+        overhead: the learned overhead that pipelining hides; ``None``: unknown.
 
     Attributes:
-        bucket_models: what is known of the durations, by bucket.
+        bucket_models: known durations, by bucket.
         absorb: counts a batch that need not be learned at once, as `BatchMeans.absorb_execution`; ``None`` with several
             buckets.
     """
@@ -121,26 +122,26 @@ class Lookahead:
         self._lengths = lengths
         self._masked = masked
         self._kind_of = kind_of
-        self._mixed_for = 0  # decisions for which shapes are still told apart
+        self._mixed_for = 0  # decisions for which the policy still compares shapes
         self._overhead = PipelineOverhead() if overhead is None else overhead
-        self._probe_size = max_batch_size  # halved when a batch was cancelled, so that one of them ends in time
-        self._measuring_ns: int | None = None  # when a batch was last sent while nothing had been measured
-        self._exploring: tuple[BucketModel, Ticket] | None = None  # the model, and the first of the last such batch
-        self._owed = self._owed_before = 0.0  # rows that requests without a deadline were not given yet
-        self._proposed: Ticket | None = None  # the first of the batch for which the last of these rows were counted
+        self._probe_size = max_batch_size  # halved after each cancelled batch, so that one of them ends in time
+        self._measuring_ns: int | None = None  # when a batch was last sent before anything was measured
+        self._exploring: tuple[BucketModel, Ticket] | None = None  # model and first ticket of the last such batch
+        self._owed = self._owed_before = 0.0  # rows that requests without a deadline have not received yet
+        self._proposed: Ticket | None = None  # first ticket of the batch for which these rows were last counted
 
     def prepare(self, *, wait: bool) -> bool:
         """Load the kernels before the first decision that needs them.
 
         Args:
-            wait: block until they are there, for seconds where none were compiled ahead of time and this process has
-                not loaded any. Otherwise only load those that are there.
+            wait: block until they are loaded, for seconds if Numba has to compile them. Otherwise load them only if no
+                compilation is necessary.
 
         Returns:
-            Whether they are there.
+            Whether they are loaded.
 
         Raises:
-            MissingExtra: there are none, and Numba, which would compile them, is not installed.
+            MissingExtra: no kernels were compiled ahead of time, and Numba is not installed.
         """
         kernel_loader.check()
         if not wait and not kernel_loader.is_ready():
@@ -154,10 +155,10 @@ class Lookahead:
         """Learn from a batch.
 
         Args:
-            size: its rows.
+            size: number of its rows.
             duration_ns: how long the worker was busy with it.
             now_ns: when it ended.
-            cancelled: it was cancelled then: a lower bound.
+            cancelled: the batch was cancelled at ``now_ns``, so the duration is a lower bound.
             bucket: the bucket of its requests.
         """
         if cancelled:
@@ -168,24 +169,24 @@ class Lookahead:
         self.bucket_models[bucket].observe(size, duration_ns, now_ns, cancelled)
 
     def observe_pipelined(self, size: int, busy_ns: int, now_ns: int, early_ns: int, bucket: int = 0) -> None:
-        """Learn from a batch that was sent before the one in front of it had ended.
+        """Learn from a batch that was sent before the previous one had ended.
 
         Args:
-            size: its rows.
-            busy_ns: from the end of the batch in front to its own.
+            size: number of its rows.
+            busy_ns: from the end of the previous batch to its own end.
             now_ns: when it ended.
-            early_ns: how long before the end of the batch in front it was sent.
+            early_ns: how long before the end of the previous batch it was sent.
             bucket: the bucket of its requests.
         """
         duration_ns = self._overhead.observe_pipelined(size, busy_ns, early_ns)
         self.bucket_models[bucket].observe(size, duration_ns, now_ns, cancelled=False)
 
     def mixed(self) -> None:
-        """Tell shapes apart from now on: a batch was chosen whose rows cannot be stacked."""
+        """Compare shapes from now on, because the rows of a chosen batch could not be stacked."""
         self._mixed_for = _UNMIXED_AFTER
 
     def limit_rows(self, bucket: int, most: int) -> None:
-        """Plan batches of a bucket with at most so many rows from now on: the memory was not enough for more."""
+        """Plan batches of a bucket with at most so many rows from now on, because more exceed the memory."""
         self.bucket_models[bucket].limit_rows(most)
 
     # -- decisions ----------------------------------------------------------------------------------------------
@@ -197,19 +198,19 @@ class Lookahead:
         model = self._model
         if model is not None and not self._mixed_for:
             table = model.timetable
-            if table is None:  # nothing was ever measured
+            if table is None:  # no batch was measured yet
                 return Decision(self._first_to_measure(queue, now_ns, model.cap), "exploration")
             if (batch := queue.batch_if_all_on_time(table, now_ns)) is not None:
                 if len(batch) >= model.compared_from and (size := model.size_instead_of(len(batch), queue.queued)):
                     group = in_deadline_order(model, queue.first(queue.queued))
                     return self._send_on_time(group, batch, size, [group], now_ns)
-                # the common case: a tuple made outright takes half as long
+                # the common case: creating the tuple directly takes half the time
                 reason = "full" if len(batch) >= table.cap else "idle_worker"
                 return _new_decision(Decision, (batch, reason, (), None, False, ""))
         return self._decide_for_late(queue, now_ns)
 
     def _take_back(self) -> None:
-        """Undo what the last decision counted, if its batch was not sent: another model had the turn on the device."""
+        """Undo the counts of the last decision if its batch was not sent, because another model had the device."""
         if self._exploring is not None and self._exploring[1].state == "queued":
             self._exploring[0].ask_again()
         if self._proposed is not None and self._proposed.state == "queued":
@@ -217,23 +218,23 @@ class Lookahead:
         self._exploring = self._proposed = None
 
     def choose_pipelined(self, queue: RequestQueue, now_ns: int, running: Sequence[tuple[int, int]]) -> Decision:
-        """Return the batch to send before a worker is free, to a model that keeps a queue.
+        """Return the batch to send before a worker is free, to a model with a queue.
 
         Args:
-            queue: the requests.
+            queue: the queued requests.
             now_ns: the present instant.
-            running: when each running batch started to count, and its rows; none of them was itself sent early and
-                still waits for the one in front.
+            running: effective start and rows of each running batch; none of them was sent early and still waits for
+                its predecessor.
 
         Returns:
-            A full batch, and what is rejected behind it; or nothing, and perhaps when to decide again. Requests of
-            several groups are not sent early.
+            A full batch and the requests rejected because they cannot follow it; or no batch, with the instant to
+            decide again if there is one. Requests of several groups are not sent early.
         """
         model, table = self._model, None if self._model is None else self._model.upper_timetable
         if model is None or table is None or self._mixed_for or queue.queued < table.cap:
             return _NOTHING
         ends_ns, size = min([(table.ends_ns(effective_start_ns, size), size) for effective_start_ns, size in running])
-        if size > table.cap:  # it explores, and when it ends is a guess
+        if size > table.cap:  # it explores, so its end is a guess
             return _NOTHING
         band_ns = int(model.upper[size]) - model.expected_ns(size)
         from_ns, until_ns = self._overhead.window_ns(ends_ns, band_ns)
@@ -242,22 +243,22 @@ class Lookahead:
         if now_ns > until_ns:
             return _NOTHING
         decision = self.decide(queue, self._overhead.effective_start_ns(now_ns, ends_ns), 0)
-        if decision.reject:  # more time may be left than a batch takes, but not behind that one
+        if decision.reject:  # enough time for a batch may be left, but not after the running one
             decision = decision._replace(rejection=f"{decision.rejection}, behind the one that runs")
         full = len(decision.batch) >= table.cap and decision.reason != "probe"
         return decision if full or decision.reason == "exploration" else _NOTHING
 
     @property
     def full_size(self) -> int:
-        """How many must be queued for a batch to be sent early."""
+        """Number of queued requests from which a batch is sent early."""
         return self.max_batch_size if self._model is None else len(self._model.durations) - 1
 
     def effective_start_ns(self, sent_ns: int, ended_ns: int) -> int:
-        """Return from when a batch that was sent early counts as running, now that the one in front has ended."""
+        """Return the instant from which a batch that was sent early counts as running, at its predecessor's end."""
         return self._overhead.effective_start_ns(sent_ns, ended_ns)
 
     def expected_ns(self, size: int, bucket: int = 0) -> int:
-        """Return how long a batch of ``size`` rows is expected to take; 0 before anything was measured."""
+        """Return the expected duration of a batch of ``size`` rows; 0 before anything was measured."""
         model = self.bucket_models[bucket]
         table = model.timetable
         if table is None:
@@ -272,18 +273,19 @@ class Lookahead:
         bucket: int = 0,
         pipelined: int = 0,
     ) -> int | None:
-        """Return the instant by which a request that came now would complete, behind everything queued.
+        """Return the instant by which a request that arrives now would complete, after all queued requests.
 
         Args:
-            queue: the requests.
+            queue: the queued requests.
             now_ns: the present instant.
-            running: where no worker is free, when each running batch started to count, and its rows.
-            bucket: of the request; -1: unknown, taken to be the longest. Everything queued is taken to be of it too.
+            running: if no worker is free, effective start and rows of each running batch.
+            bucket: bucket of the request; -1: unknown, the longest is assumed. All queued requests are assumed to be of
+                the same bucket.
             pipelined: the rows of the batch that was sent early; 0: there is none.
 
         Returns:
-            The instant, from durations that nearly all batches do not exceed but for outliers; ``None`` before anything
-            was measured.
+            The instant, by durations that nearly all batches except outliers stay below; ``None`` before anything was
+            measured.
         """
         table = self.bucket_models[bucket].slow_timetable
         if table is None:
@@ -297,19 +299,19 @@ class Lookahead:
         return int(table.completes_ns(queue.queued, start_ns))
 
     def outlook(self, queue: RequestQueue, now_ns: int, batch: Sequence[Ticket]) -> Outlook | None:
-        """Return what is known of the queue and the model, for a decision over the models of a device.
+        """Return the policy's knowledge of queue and model, for a decision between the models of a device.
 
         Args:
-            queue: the requests.
+            queue: the queued requests.
             now_ns: the present instant.
-            batch: what it has decided to send; empty: nothing.
+            batch: the batch that the policy has decided to send; empty: none.
 
         Returns:
             ``None`` before anything was measured.
         """
         model = self.bucket_models[max((ticket.bucket for ticket in batch), default=0)]
         if model.timetable is None or len(batch) >= len(model.durations):
-            return None  # it measures
+            return None  # the batch measures, so its duration is unknown
         _, tickets, deadlines, untimed = in_deadline_order(model, queue.first(queue.queued))
         limits = queue.events.recent_limits_ns() or [PATIENCE_NS]
         is_fixed = self._mixed_for or untimed or queue.several_priorities or self._exploring is not None
@@ -317,7 +319,7 @@ class Lookahead:
         return Outlook(tickets, deadlines, model.waited_for, queue.events.gaps_ns(now_ns), min(limits), is_free)
 
     def _first_to_measure(self, queue: RequestQueue, now_ns: int, most: int) -> list[Ticket]:
-        """Return a batch while nothing was ever measured: requests with as much time left as the last one had taken."""
+        """Return the batch to send while nothing is measured: requests with more time left than the last one took."""
         began_ns, self._measuring_ns = self._measuring_ns, now_ns
         if began_ns is None:
             return queue.first(most)
@@ -326,7 +328,7 @@ class Lookahead:
         return enough[:most] or tickets[-most:]
 
     def _decide_for_late(self, queue: RequestQueue, now_ns: int) -> Decision:
-        """Return the next batch where what is queued is of several groups, or not all on time as it stands."""
+        """Return the next batch if the queue has several groups, or is not all on time as it stands."""
         tickets = queue.first(queue.queued)
         if not lend_durations(self.bucket_models, self._lengths):
             bucket = tickets[0].bucket
@@ -364,7 +366,7 @@ class Lookahead:
     def _send_on_time(
         self, group: Group, batch: list[Ticket], instead: int, groups: list[Group], now_ns: int
     ) -> Decision:
-        """Everything is on time: send the first batch, or one of another size if there is time to compare it."""
+        """Send the first batch, because all are on time, or one of another size if there is time to compare it."""
         others = [other for other in groups if other is not group]
         if compared := batch_to_compare(group, batch, instead, others, now_ns):
             self._exploring = group.model, compared[0]
@@ -372,7 +374,7 @@ class Lookahead:
         return Decision(batch, "full" if len(batch) >= len(group.model.durations) - 1 else "idle_worker")
 
     def _groups(self, tickets: list[Ticket], now_ns: int) -> list[Group]:
-        """Return the queued requests by length bucket and shape, those with the earliest deadlines first."""
+        """Return the queued requests by length bucket and shape, the group with the earliest deadline first."""
         model = self._model
         if model is not None and not (self._mixed_for and self._kind_of):
             return [in_deadline_order(model, tickets)]
@@ -390,16 +392,16 @@ class Lookahead:
     def _with_overdue(
         self, batch: list[Ticket], group: Group, overdue: list[Ticket], late: list[Group], queued: int
     ) -> list[Ticket]:
-        """Return the batch, with the rows that requests without a deadline are owed in place of its last ones.
+        """Return the batch, with its last rows replaced by rows owed to requests without a deadline.
 
-        If the first of them is of another group, return a batch of that one once all of it is owed.
+        If the first of these requests is of another group, return a batch of that group once all of it is owed.
 
         Args:
-            batch: of requests of ``group``.
-            group: without what is late alone.
+            batch: requests of ``group``.
+            group: the group without requests that would be late even alone.
             overdue: the requests that have been queued for too long, at least one.
-            late: their groups, and others, as a whole.
-            queued: how many requests are.
+            late: whole groups, among them those of ``overdue``.
+            queued: the number of queued requests.
         """
         self._owed_before = self._owed
         self._owed = min(self._owed + len(batch) * len(overdue) / queued, float(len(overdue)))
@@ -415,8 +417,8 @@ class Lookahead:
         owed = min(int(self._owed), len(batch), len(overdue))
         self._owed -= owed
         given = set(map(id, overdue[:owed]))
-        others = [ticket for ticket in batch if id(ticket) not in given]  # it may have some that make it no slower
-        return overdue[:owed] + others[: len(batch) - owed]  # first, since costs or bytes may leave out the last
+        others = [ticket for ticket in batch if id(ticket) not in given]  # may include rows that were added for free
+        return overdue[:owed] + others[: len(batch) - owed]  # owed rows first, because limits of cost or bytes cut last
 
     def _of_one_group(self, tickets: list[Ticket]) -> list[Ticket]:
         model = self.bucket_models[tickets[0].bucket]
@@ -425,13 +427,13 @@ class Lookahead:
     def _probe(
         self, queue: RequestQueue, late: list[Group], rejected: list[Ticket], rejection: str, now_ns: int
     ) -> Decision:
-        """Nothing can be on time: send what is queued if a new request could not be either."""
+        """Return the decision if no request can be on time: a probe if a new request could not be either."""
         group = late[0]
         measures = queue.events.longest_limit_ns(now_ns - _PROBE_INTERVAL_NS) >= group.model.durations[1]
         if measures and not (group.model.learns and _is_unmeasured(queue, now_ns)):
             return Decision((), "", rejected, rejection=rejection)
         cap = min(len(group.model.durations) - 1, self._probe_size)
-        # what is known is in doubt, so nothing is rejected because of it
+        # the known durations are in doubt, so no request is rejected because of them
         return Decision(group.tickets[-cap:], "probe")
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""What a policy knows of its queue and its model, for a decision over the models of a device."""
+"""A policy's knowledge of its queue and model, for a decision between the models of a device."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,16 +12,17 @@ __all__ = ["Outlook"]
 
 
 class Outlook(NamedTuple):
-    """What a policy knows of its queue and its model, for a decision over several.
+    """A policy's knowledge of its queue and model, for a decision between several models.
 
     Attributes:
         tickets: the queued requests, by deadline.
-        deadlines: of these, shape (n,), int64.
-        durations: what a batch takes for one that waits for it, by size, shape (cap + 1,), int64 nanoseconds: more than
-            the mean.
-        gaps_ns: expected time between arrivals, by many of them first and then by fewer; infinite: none are expected.
-        limit_ns: time limit of expected arrivals.
-        is_free: any run of neighbors among ``tickets`` may be a batch.
+        deadlines: their deadlines, shape (n,), int64.
+        durations: nanoseconds that a batch makes a waiting model wait, by size, shape (cap + 1,), int64; more than the
+            mean.
+        gaps_ns: expected nanoseconds between arrivals, estimated from many arrivals first, then from fewer; infinite:
+            none are expected.
+        limit_ns: time limit of expected arrivals, in nanoseconds.
+        is_free: any contiguous run of ``tickets`` may be a batch.
     """
 
     tickets: Sequence[Ticket]

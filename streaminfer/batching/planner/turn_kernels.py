@@ -1,31 +1,32 @@
-"""Whose turn it is on a device that several models share: the arithmetic of the decision.
+"""Choice of the next turn on a device that several models share: the arithmetic of the decision.
 
-*Design*. Each model brings its queue in deadline order and what a batch of it takes. A candidate is a first batch of
-one model: for each number of requests passed over, the largest batch that is on time for its first one, up to the
-largest batch there is. Each candidate is played forward over sampled arrivals, with a simple rule for what comes after
-it. Each model has the largest batch that is on time once requests that would be late are passed over. By one rule the
-batch that has to start first goes first; by the other it does so only if the one with most requests for its time can
-still follow in time, and otherwise that one goes first. The candidate with the most requests on time, by weight and by
-the rule that suits it better, less a price for the time that the device is busy, is chosen: time has a price because
-what is behind the horizon needs it too. This is a rollout (Bertsekas, Tsitsiklis and Wu, "Rollout algorithms for
-combinatorial optimization", Journal of Heuristics 3, 1997) of two base policies (Chang, Givan and Chong, "Parallel
-rollout for online solution of partially observable Markov decision processes", Discrete Event Dynamic Systems 14,
-2004), and a heuristic.
+*Design*. The input is the queue of each model, in deadline order, and the durations of its batches. A candidate is a
+first batch of one model: for each number of requests passed over, the largest batch that is on time for the first
+remaining one. Each candidate is played forward over sampled arrivals, with one of two rules for the batches after it.
+Each model offers the largest batch that is on time after late requests are passed over. By one rule the batch that has
+to start first is sent first. By the other rule it is sent first only if the batch with most requests for its time can
+still follow in time; otherwise that batch is first. A candidate's value is the weighted number of requests on time,
+under the rule that suits it better, less a price for the busy time of the device: requests after the horizon need that
+time too. The candidate with the highest value is chosen. This is a rollout (Bertsekas, Tsitsiklis and Wu, "Rollout
+algorithms for combinatorial optimization", Journal of Heuristics 3, 1997) of two base policies (Chang, Givan and Chong,
+"Parallel rollout for online solution of partially observable Markov decision processes", Discrete Event Dynamic Systems
+14, 2004), and a heuristic.
 
-Where models do not fit in the device's memory together, loading one is set-up of its next batch. In a play those leave
-whose next batch has to start last, as in :mod:`~streaminfer.batching.device.resident_set`. Loads take most of the time
-then, and time is worth no more than what is queued and arrives: at the rate of a fast model's full batches, a batch of
-a slow one would be worth less than its time, and the model would leave memory with its queue unserved.
+If the models do not all fit in the device's memory, the load of a model is set-up time of its next batch. To make room,
+a play unloads the models whose next batch has to start last, as in
+:mod:`~streaminfer.batching.device.resident_set`. Loads then take most of the time, and time is worth no more than the
+requests that are queued and arrive. Otherwise, priced at the rate of a fast model's full batches, a batch of a slow
+model would be worth less than its time, and that model would leave memory with its queue unserved.
 
-Arrivals are drawn from a fixed table of exponential gaps: evenly spaced ones let a plan end exactly at their deadlines,
-which no real ones allow. Some samples have the rate of the last few arrivals, others that of many: whether a burst has
-begun or a few came together by chance is not known. Every candidate is played against the same arrivals, and the same
-queues give the same turn.
+Arrivals are drawn from a fixed table of exponential gaps. With evenly spaced arrivals a plan could end exactly at their
+deadlines, which real arrivals do not allow. Some samples have the rate of the last few arrivals, others that of many,
+because it is unknown whether a burst has begun or a few requests arrived together by chance. Every candidate is played
+against the same arrivals, so equal queues give the same turn.
 
 *Complexity*. All candidates are played against a few samples, and the best of them against the others. A play is
 O(arrivals + batches) up to the horizon.
 
-Importing this module imports Numba: serving calls what was compiled of it ahead of time (``kernel_loader``).
+Importing this module imports Numba; a serving process calls its kernels compiled ahead of time (``kernel_loader``).
 """
 
 import numpy as np
@@ -38,13 +39,13 @@ __all__ = ["EXPORTS", "choose_turn"]
 FAR_NS = 2**62
 _SAMPLES = 12
 _FIRST_SAMPLES = 3
-"""All candidates are played against so many, one of each rate."""
+"""Number of samples against which all candidates are played, one for each rate."""
 _FINALISTS = 6
-"""So many candidates are played against the other samples too."""
+"""Number of candidates that are also played against the other samples."""
 _MOST_EXPECTED = 256
-"""So many arrivals of a model are played; the horizon of all models, the longest time limit, ends there."""
+"""Most arrivals of a model in a play; the common horizon, the longest time limit, is cut to that many."""
 _PRICE = 0.35
-"""Of what the device could serve: what its time is worth."""
+"""Price of the device's time, as a share of what it could serve."""
 _GAPS = np.random.default_rng(0).exponential(1.0, 1024)
 
 _Array = NDArray[np.int64]
@@ -63,7 +64,7 @@ def _load(
     ends: _Array,
     durations: _Array,
 ) -> int:
-    """Note that a model comes into memory, and others leave it; return the bytes that are free by then."""
+    """Load a model into memory and unload others in the play; return the free bytes afterwards."""
     free -= sizes[model]
     setups_ns[model] = 0
     while free < 0:
@@ -101,9 +102,9 @@ def _play(
     loads_ns: _Array,
     by_start: bool,
 ) -> float:
-    """Return what is on time, by weight, less the price of the busy time, if a model starts with a batch.
+    """Return the weighted requests on time, less the price of the busy time, if a model starts with a batch.
 
-    With ``by_start`` the batch that has to start first goes first, whatever it makes late.
+    With ``by_start`` the batch that has to start first is sent first, even if it makes others late.
     """
     models = caps.size
     heads = np.zeros(models, np.int64)
@@ -194,7 +195,7 @@ def _draw(
     gaps_ns: _Floats,
     limits_ns: _Array,
 ) -> tuple[_Array, _Array, _Array]:
-    """Return deadlines, releases and the number of the requests of each sample and model: queued and expected ones."""
+    """Return deadlines, releases and number of the queued and expected requests of each sample and model."""
     models = limits_ns.size
     most_queued = 0
     for model in range(models):
@@ -240,27 +241,27 @@ def choose_turn(
     setups_ns: _Array,
     loads_ns: _Array,
 ) -> tuple[int, int, int]:
-    """The model whose batch goes next, and that batch.
+    """Return the model whose batch is next, and that batch.
 
     Args:
         now_ns: the present instant.
-        deadlines: shape (n,): model after model, ascending within each; of a model with a fixed batch, that batch.
+        deadlines: shape (n,): model after model, ascending within each; for a model with a fixed batch, of that batch.
         offsets: shape (models + 1,): where each model begins in ``deadlines``.
-        fixed: shape (models,): the size of the one batch that a model may send; 0: the kernel chooses; -1: none now.
+        fixed: shape (models,): size of the only batch that a model may send; 0: the kernel chooses; -1: none now.
         durations: shape (models, largest cap + 1), nanoseconds of a batch by its size, nondecreasing.
         caps: shape (models,): the largest batch of each.
-        gaps_ns: shape (models, k): expected time between arrivals, by many of them first and then by fewer; infinite:
-            none are expected.
-        limits_ns: shape (models,): time limit of expected arrivals.
-        weights: shape (models,): what a request on time is worth.
-        free: bytes of the device's memory that no model takes.
-        sizes: shape (models,): bytes of each model; 0: it is always there.
-        setups_ns: shape (models,): what loading takes a model that is not in memory, at least 1; 0: it is there.
-        loads_ns: shape (models,): what loading takes each model, at least 1.
+        gaps_ns: shape (models, k): expected nanoseconds between arrivals, estimated from many arrivals first, then from
+            fewer; infinite: none are expected.
+        limits_ns: shape (models,): time limit of expected arrivals, in nanoseconds.
+        weights: shape (models,): value of a request on time.
+        free: bytes of the device's memory that no model occupies.
+        sizes: shape (models,): bytes of each model; 0: it is always in memory.
+        setups_ns: shape (models,): nanoseconds to load a model that is not in memory, at least 1; 0: it is in memory.
+        loads_ns: shape (models,): nanoseconds to load each model, at least 1.
 
     Returns:
-        The model, how many of its requests to pass over and how many to send behind them; (-1, 0, 0) where no batch
-        would be on time.
+        The model, how many of its requests to pass over and how many to send after them; (-1, 0, 0) if no batch would
+        be on time.
     """
     batches = _first_batches(now_ns, deadlines, offsets, fixed, durations, caps, setups_ns)
     if len(batches) == 0:
@@ -308,7 +309,7 @@ def choose_turn(
 
 @jit
 def _keep_best(values: _Floats, is_in: NDArray[np.bool_], most: int) -> None:
-    """Leave so many candidates in, those of most value by their better rule; of equal ones the first."""
+    """Select the ``most`` candidates with the highest value by their better rule; among equal ones, the first."""
     left = is_in.copy()
     is_in[:] = False
     for _ in range(most):

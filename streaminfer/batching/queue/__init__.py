@@ -1,1 +1,1 @@
-"""The queue of a batcher: tickets, deadlines, the record of events."""
+"""The queue of a batcher: tickets, deadlines and the record of events."""

@@ -1,11 +1,12 @@
-"""Who expires next: a binary heap by deadline over the live tickets that have one.
+"""Order of expiry: a binary heap by deadline over the live tickets that have one.
 
-A ticket that ends stays in the heap as a husk, its request, inputs and future dropped, until it surfaces or until husks
-outnumber live tickets, when the heap is rebuilt: O(1) amortised. With equal time limits deadlines arrive in ascending
-order and a push costs one comparison.
+A ticket that ends stays in the heap as a husk, without its request, inputs and future, until it reaches the top or
+until husks outnumber live tickets; then the heap is rebuilt: O(1) amortized. With equal time limits, deadlines arrive
+in ascending order and a push costs one comparison.
 
-Invariant: every live ticket that was pushed is in the heap, and none before it ends later (J. W. J. Williams, Algorithm
-232: Heapsort, 1964). One source, compiled with the C types of ``_deadlines_cy.pxd`` or run as it is.
+Invariant: every live ticket that was pushed is in the heap, and no parent has a later deadline than its child
+(J. W. J. Williams, Algorithm 232: Heapsort, 1964). One source, compiled with the C types of ``_deadlines_cy.pxd`` or
+run uncompiled.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ _HUSKS_KEPT = 64
 
 
 class DeadlineHeap:
-    """The live tickets with a deadline, earliest first; not thread-safe."""
+    """Heap of the live tickets with a deadline, earliest first; not thread-safe."""
 
     def __init__(self) -> None:
         self._heap: list[Ticket] = []
         self._husks = 0
 
     def earliest(self) -> Ticket | None:
-        """The live ticket that expires next."""
+        """Return the live ticket that expires next; ``None`` if there is none."""
         while self._heap:
             ticket = self._heap[0]
             if ticket._live:
@@ -37,12 +38,12 @@ class DeadlineHeap:
         return None
 
     def next_ns(self) -> int:
-        """The earliest deadline of a live ticket; ``NEVER`` where there is none."""
+        """Return the earliest deadline of a live ticket; ``NEVER`` if there is none."""
         ticket = self.earliest()
         return _NEVER if ticket is None else ticket.deadline_ns
 
     def ended(self) -> None:
-        """Counts one ticket that was pushed and has ended."""
+        """Count one ticket that was pushed and has ended."""
         self._husks += 1
         if self._husks > _HUSKS_KEPT and self._husks * 2 > len(self._heap):
             self._rebuild()
@@ -58,7 +59,7 @@ class DeadlineHeap:
             self._sift_down(position)
 
     def push(self, ticket: Ticket) -> None:
-        """Takes in a live ticket that has a deadline."""
+        """Add a live ticket that has a deadline."""
         heap = self._heap
         heap.append(ticket)
         position = len(heap) - 1

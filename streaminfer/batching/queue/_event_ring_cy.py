@@ -1,26 +1,26 @@
 # cython: boundscheck=False, wraparound=False, initializedcheck=False
 """Event ring of a batcher: arrivals, releases with their reasons, and drops; always on, bounded.
 
-The idea: three rings that forget their oldest entry, so that a batcher can tell at any time what it
-did a moment ago, at the price of a few stores. Only counters run since the start. Nothing is computed here that a
-reader can compute: `DecisionLog` does the reading.
+Three rings overwrite their oldest entry, so a batcher can report its recent events at any time, for the price of a few
+stores. Only the counters cover the time since the start. The rings compute nothing that a reader can compute:
+`DecisionLog` does that.
 
-* *Arrivals*: the instant, the time limit and the priority of each accepted request, and the number of its batch. The
-  planner reads the present rate and the usual time limits from the same ring.
-* *Batches*: start, end, worker row, size, how many waited, why it went, how long it was expected to take, how it ended.
-* *Drops*: the instant, why, and how many; drops of one instant for one reason share an entry.
+* *Arrivals*: instant, time limit and priority of each accepted request, and the number of its batch. The planner reads
+  the present rate and the usual time limits from the same ring.
+* *Batches*: start, end, worker row, size, number of requests left in the queue, reason, expected duration, outcome.
+* *Drops*: instant, reason and number; drops of one instant for one reason share an entry.
 
-*Worker rows.* The batcher counts its workers and does not tell them apart, so the ring gives each batch the lowest
-row that is free, which is what a timeline wants: a heap of the rows below the highest ever used that are free now,
-O(log rows) a batch. Its execution holds the record of a batch that outlives the ring (more batches than it holds went
-while it ran), so its row is freed as any other.
+*Worker rows.* The batcher counts its workers and does not distinguish them. The ring gives each batch the lowest free
+row, which suits a timeline: a heap has the free rows below the highest one ever used, O(log rows) a batch. A batch may
+outlive its ring entry, if more batches than the ring holds are released while it runs. Its execution has the record,
+so its row is freed like any other.
 
-Invariants: entry ``i`` of a ring of ``c`` lies at ``i & (c - 1)``, and the last ``min(total, c)`` are there; a row is
-held by at most one running batch; rows below ``_rows`` are held or in the heap, once.
+Invariants: entry ``i`` of a ring of ``c`` lies at ``i & (c - 1)``, and the last ``min(total, c)`` are stored; a row
+belongs to at most one running batch; each row below ``_rows`` is either in use or in the heap, once.
 
 Not thread-safe: one event loop, or one simulation, owns a ring and takes its snapshots.
 
-One source, compiled with the C types of ``_event_ring_cy.pxd`` or run as it is. The directives above are safe: every
+One source, compiled with the C types of ``_event_ring_cy.pxd`` or run uncompiled. The directives above are safe: every
 index is masked by the size of its ring.
 """
 
@@ -45,18 +45,18 @@ _INFINITE = float("inf")
 
 
 class BatchRecord:
-    """A batch that went to a worker.
+    """A batch that was sent to a worker.
 
     Attributes:
-        number: counted from 0.
+        number: number of the batch, from 0.
         start_ns: when it began to run.
-        end_ns: when it left its worker; -1: it runs.
-        expected_ns: how long it was expected to take; 0: not known.
+        end_ns: when it left its worker; -1: it is running.
+        expected_ns: its expected duration; 0: unknown.
         worker: its row, the lowest that was free.
-        size: how many requests it has.
-        queued: how many requests stayed queued.
-        reason: why it went.
-        ok: it succeeded.
+        size: number of its requests.
+        queued: how many requests stayed in the queue.
+        reason: the reason of its release.
+        ok: whether it succeeded.
     """
 
     number: int
@@ -71,11 +71,11 @@ class BatchRecord:
 
 
 class EventRing:
-    """What a batcher did lately.
+    """Record of a batcher's recent events.
 
     Args:
-        requests: how many arrivals are kept, a power of two.
-        batches: how many batches are kept, and as many drops, a power of two.
+        requests: number of arrivals to store, a power of two.
+        batches: number of batches to store, and of drops, a power of two.
 
     Attributes:
         requests: the same.
@@ -83,8 +83,8 @@ class EventRing:
         arrivals: how many requests arrived so far.
         releases: how many batches were released so far; the number of the next one.
         drops: how many requests were dropped so far.
-        last_end_ns: when a batch left its worker last; 0: none has.
-        released_by_reason: how many batches went so far, by reason.
+        last_end_ns: when a batch last left its worker; 0: none has.
+        released_by_reason: how many batches were released so far, by reason.
         dropped_by_reason: how many requests were dropped so far, by reason.
 
     Raises:
@@ -115,11 +115,11 @@ class EventRing:
         self.dropped_by_reason: dict[str, int] = {}
 
     def arrived(self, now_ns: int, limit_ns: int, priority: int) -> None:
-        """Notes a request that was queued, or found the queue full.
+        """Note a request that was queued, or that arrived at a full queue.
 
         Args:
             now_ns: the instant.
-            limit_ns: how long after it the deadline comes; 0: it has none.
+            limit_ns: time from then to the deadline; 0: it has no deadline.
             priority: a lower number is more urgent.
         """
         slot = self.arrivals & (self.requests - 1)
@@ -133,13 +133,13 @@ class EventRing:
             self._limits_seen += 1
 
     def released(self, now_ns: int, size: int, reason: str, queued: int) -> BatchRecord:
-        """Notes a batch that goes to a worker.
+        """Note a batch that is sent to a worker.
 
         Args:
             now_ns: the instant.
-            size: how many requests it has.
-            reason: why it goes.
-            queued: how many requests go on queued.
+            size: number of its requests.
+            reason: the reason of its release.
+            queued: how many requests stay in the queue.
 
         Returns:
             Its record, for :meth:`finished`.
@@ -160,20 +160,20 @@ class EventRing:
         return record
 
     def joined(self, arrival: int, record: BatchRecord) -> None:
-        """Notes of which batch a request is part.
+        """Note the batch of a request.
 
         Args:
-            arrival: number of the request, counted from 0.
-            record: what :meth:`released` returned.
+            arrival: number of the request, from 0.
+            record: from :meth:`released`.
         """
         if arrival >= self.arrivals - self.requests:
             self._arrival_batch[arrival & (self.requests - 1)] = record.number
 
     def ended(self, record: BatchRecord | None, now_ns: int) -> None:
-        """Notes that a batch has left its worker, and frees its row for the next one; :meth:`finished` tells how.
+        """Note that a batch has left its worker, and free its row; :meth:`finished` notes its outcome.
 
         Args:
-            record: what :meth:`released` returned; nothing happens unless that batch runs.
+            record: from :meth:`released`; the call has no effect unless that batch is running.
             now_ns: the instant, ≥ 0.
         """
         if record is not None and record.end_ns == _RUNNING:
@@ -181,10 +181,10 @@ class EventRing:
             heappush(self._free, record.worker)
 
     def finished(self, record: BatchRecord | None, now_ns: int, ok: bool) -> None:
-        """Notes how a batch ended, and frees its row unless :meth:`ended` has.
+        """Note the outcome of a batch, and free its row unless :meth:`ended` has.
 
         Args:
-            record: what :meth:`released` returned; ``None``: nothing happens.
+            record: from :meth:`released`; ``None``: no effect.
             now_ns: the instant, ≥ 0.
             ok: whether it succeeded.
         """
@@ -193,10 +193,10 @@ class EventRing:
             self.ended(record, now_ns)
 
     def started(self, record: BatchRecord | None, now_ns: int) -> None:
-        """Notes when a pipelined batch began to run, and gives it the lowest row that is free by then.
+        """Note when a pipelined batch began to run, and give it the lowest row that is free then.
 
         Args:
-            record: what :meth:`released` returned; nothing happens unless that batch runs.
+            record: from :meth:`released`; the call has no effect unless that batch is running.
             now_ns: the instant.
         """
         if record is not None and record.end_ns == _RUNNING:
@@ -205,12 +205,12 @@ class EventRing:
             record.worker = self._take_row()
 
     def dropped(self, now_ns: int, reason: str, count: int = 1) -> None:
-        """Notes requests that complete without a result.
+        """Note requests that complete without a result.
 
         Args:
             now_ns: the instant.
-            reason: why.
-            count: how many; of none nothing is noted.
+            reason: the reason.
+            count: number of requests; with 0 the call has no effect.
         """
         if count <= 0:
             return
@@ -228,15 +228,15 @@ class EventRing:
         self._drop_entries = entries + 1
 
     def gap_ns(self, now_ns: int) -> float:
-        """Mean time between the last 256 arrivals, the silence since the last one counted in.
+        """Return the mean time between the last 256 arrivals, including the time since the last one.
 
         Returns:
-            Nanoseconds; infinite before a second arrival, and while no time has passed since the first.
+            Nanoseconds; infinite before a second arrival, or if no time has passed since the first.
         """
         return self._gap_over(_RATE_WINDOW, now_ns)
 
     def gaps_ns(self, now_ns: int) -> tuple[float, float, float]:
-        """Return :meth:`gap_ns`, and the same over the last 64 and 16: fewer tell of a burst sooner, and of chance."""
+        """Return :meth:`gap_ns` over the last 256, 64 and 16 arrivals; few show a burst sooner, but also chance."""
         return self._gap_over(_RATE_WINDOW, now_ns), self._gap_over(64, now_ns), self._gap_over(16, now_ns)
 
     def _gap_over(self, window: int, now_ns: int) -> float:
@@ -251,14 +251,14 @@ class EventRing:
         return passed / (kept - 1) if passed > 0 else _INFINITE
 
     def recent_limits_ns(self) -> list[int]:
-        """The time limits of the last 64 requests that had one, in no particular order."""
+        """Return the time limits of the last 64 requests that had one, in no particular order."""
         limits: list[int] = []
         for slot in range(self._limits_seen if self._limits_seen < _LIMITS_KEPT else _LIMITS_KEPT):
             limits.append(self._limits[slot])  # noqa: PERF401 - a comprehension has a scope, and types, of its own
         return limits
 
     def longest_limit_ns(self, since_ns: int) -> int:
-        """Return the longest time limit of the arrivals since an instant, of the last 64 at most; 0: none had one."""
+        """Return the longest time limit of the arrivals since an instant, of at most the last 64; 0: none had one."""
         longest_ns = 0
         for back in range(1, _LIMITS_KEPT + 1):
             slot = (self.arrivals - back) & (self.requests - 1)
@@ -271,7 +271,7 @@ class EventRing:
     def recent_classes(self) -> dict[int, tuple[float, int]]:
         """Return the share of the last 256 arrivals and the shortest time limit of each priority, by priority.
 
-        Arrivals without a deadline are counted in the total only.
+        Arrivals without a deadline count only in the total.
         """
         kept = self.arrivals
         if kept > _RATE_WINDOW:
@@ -289,7 +289,7 @@ class EventRing:
         return classes
 
     def snapshot(self) -> dict[str, Any]:
-        """Copies what the rings hold, oldest entries first: the fields of a `DecisionLog`.
+        """Return a copy of the rings, oldest entries first: the fields of a `DecisionLog`.
 
         Returns:
             NumPy arrays by name, int64 except ``batch_ok`` (bool); ``batch_ends_ns`` is -1 for batches that still run.
@@ -332,7 +332,7 @@ class EventRing:
         }
 
     def _take_row(self) -> int:
-        """The lowest free row: the top of the heap, or a new one."""
+        """Return the lowest free row: the top of the heap, or a new one."""
         if self._free:
             return heappop(self._free)
         self._rows += 1

@@ -1,32 +1,32 @@
-"""A queue in which streams take turns: none waits behind the backlog of another.
+"""A queue in which streams take turns: no stream waits for the backlog of another.
 
-*Design.* Service order within a priority is that of start-time fair queuing instead of arrival. Each ticket has a start
-tag: the later of the virtual time and the finish tag of the ticket of its stream before it, which is ``1 / weight``
-behind the start of that. The virtual time is the highest start tag of what was released. A ticket is put in front of
-those with a higher tag, so the request of a stream that sends now and then stands in front of all but the first of a
-backlog. Requests without a ``stream_id`` are one stream together. A stream pays for what is released: a request that
-expires, is cancelled or is shed takes its cost back, so that a stream that always sends too much still has its share.
+*Design.* Within a priority, the service order is that of start-time fair queuing instead of arrival. Each ticket has a
+start tag: the later of the virtual time and the finish tag of its stream's previous ticket. A finish tag is the start
+tag plus ``1 / weight``. The virtual time is the highest start tag of the released tickets. A new ticket is inserted
+before those with a higher tag, so a request of an infrequent stream comes before all but the first of a backlog.
+Requests without a ``stream_id`` count as one stream. A stream pays only for released requests: if a request expires, is
+cancelled or is shed, its cost is returned, so a stream that always sends too much still gets its share.
 
-Tags are earlier than that by an allowance of two turns, down to the virtual time. Without it the second of two requests
-that a small stream happens to send together would have to let a backlog go first; with it, as long as streams send less
-than their share, they are served in the order of arrival, as if the backlog were not there. Tags outlive an empty
-queue, because a backlog comes and goes while a stream sends too much. With a row per batch, 24 streams at 54 % of the
-capacity and one that fills the rest, p99 of the 24 is 1.13 times what it is without that one, which is what a batch
-that cannot be interrupted costs under any order; it is 1.7 times without the allowance.
+Tags are earlier by an allowance of two turns, but not before the virtual time. Without the allowance, the second of two
+requests that a small stream sends together would wait for a backlog. With it, streams that send less than their share
+are served in the order of arrival, as if the backlog did not exist. Tags outlive an empty queue, because the backlog of
+a stream that sends too much comes and goes. Measured with a row per batch, 24 streams at 54 % of the capacity and one
+stream that fills the rest: p99 of the 24 is 1.13 times its value without that stream, which is the cost of a batch that
+cannot be interrupted under any order; without the allowance it is 1.7 times.
 
-A policy is shown the first batch in that order, and no more (``horizon``): it decides which of these are released, and
-when, by their deadlines; behind them it could trade one stream's requests for another's.
+A policy sees only the first batch in that order (``horizon``), and decides by deadlines which of its requests to
+release, and when. If it saw later requests, it could trade one stream's requests for another's.
 
-*Invariants.* Tags ascend within a priority. Between two streams with a backlog, the requests released divided by the
-weight differ by at most a batch and the allowance. Requests of a stream are in the order of arrival, except that those
-behind one that left unserved keep their tags, and a later one may come before them.
+*Invariants.* Tags ascend within a priority. Between two streams with a backlog, the numbers of released requests
+divided by the weights differ by at most a batch and the allowance. Requests of a stream are in the order of arrival,
+with one exception: if a request leaves unserved, those after it keep their tags, and a later one may overtake them.
 
 *Complexity.* A ticket is moved past those with a higher tag, at most ``max_size`` and usually the backlog of the
-greediest stream: some nanoseconds each. Memory for the streams that have used up their allowance, and as many again.
+busiest stream: some nanoseconds each. Memory for the streams that have used up their allowance, and as many again.
 
 *Reference.* P. Goyal, H. M. Vin and H. Cheng, Start-time Fair Queueing, SIGCOMM 1996.
 
-One source, compiled with the C types of ``_fair_queue_cy.pxd`` or run uncompiled. Not thread-safe, as its base.
+One source, compiled with the C types of ``_fair_queue_cy.pxd`` or run uncompiled. Not thread-safe, like its base.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ from streaminfer.batching.queue._ticket_cy import Execution, Ticket
 __all__ = ["FairQueue"]
 
 _ALLOWANCE = 2.0  # turns of a stream of weight 1
-_FEW = 64  # streams that are remembered without a look at what of it matters
+_FEW = 64  # tags of streams that are stored before the first clean-up
 
 
 class FairQueue(RequestQueue):
-    """Every request that a batcher has in flight, the queued ones in fair order.
+    """All requests that a batcher has in flight, the queued ones in fair order.
 
     Args:
         max_size: how many may be queued.
-        weights: of streams, by id, > 0; 1 for others.
+        weights: weights of streams, by id, > 0; other streams have 1.
 
     Attributes:
-        horizon: how many queued tickets a policy is shown, ≥ 1.
+        horizon: how many queued tickets a policy sees, ≥ 1.
     """
 
     def __init__(self, max_size: int, weights: Mapping[Hashable, float]) -> None:
@@ -66,11 +66,11 @@ class FairQueue(RequestQueue):
         return iter(RequestQueue.first(self, self.queued))
 
     def first(self, count: int) -> list[Ticket]:
-        """The next ``count`` queued tickets in service order, within the horizon."""
+        """Return the next ``count`` queued tickets in service order, within the horizon."""
         return RequestQueue.first(self, self.horizon if count > self.horizon else count)
 
     def batch_if_all_on_time(self, table: DurationTable, now_ns: int) -> list[Ticket] | None:
-        """The first batch, if all in it are on time."""
+        """Return the first batch, or ``None`` if a request in it is late."""
         size = min(table.cap, self.horizon, self.queued)
         batch = RequestQueue.first(self, size)
         ends_ns = now_ns + table.durations[size]
@@ -82,7 +82,7 @@ class FairQueue(RequestQueue):
     def take(
         self, tickets: Sequence[Ticket], now_ns: int, reason: str, table: DurationTable | None = None
     ) -> Execution:
-        """Move tickets from queued to running, as the base class, and the virtual time to theirs."""
+        """Move tickets from queued to running, like the base class, and advance the virtual time to their tags."""
         execution = RequestQueue.take(self, tickets, now_ns, reason, table)
         for ticket in execution.tickets:
             if ticket.tag > self._virtual:
@@ -90,7 +90,7 @@ class FairQueue(RequestQueue):
         return execution
 
     def end(self, ticket: Ticket) -> bool:
-        """End a ticket, as the base class; one that still waits costs its stream nothing."""
+        """End a ticket, like the base class; a queued ticket costs its stream nothing."""
         if ticket._queued:
             stream_id = None if ticket.request is None else ticket.request.stream_id
             finish = self._finish_tags.get(stream_id)
@@ -99,7 +99,7 @@ class FairQueue(RequestQueue):
         return RequestQueue.end(self, ticket)
 
     def ahead_of(self, stream_id: Hashable) -> int:
-        """Return how many queued tickets would be served before one more of a stream, of any priority."""
+        """Return how many queued tickets, of any priority, would be served before another one of a stream."""
         tag = self._tag_of(stream_id)
         ahead = 0
         for level in self._levels:
@@ -110,11 +110,11 @@ class FairQueue(RequestQueue):
         return ahead
 
     def precedes(self, stream_id: Hashable, ticket: Ticket) -> bool:
-        """Return whether one more request of a stream would be served before a waiting one of the same priority."""
+        """Return whether a new request of a stream would be served before a ticket of the same priority."""
         return self._tag_of(stream_id) < (self._tag_of_held(ticket) if ticket._held else ticket.tag)
 
     def least_urgent(self) -> Ticket | None:
-        """The ticket whose turn is last; that of one that is held back is after all that its stream has queued."""
+        """Return the ticket to be served last; one that is held back comes after all queued ones of its stream."""
         found = RequestQueue.least_urgent(self)
         if found is None or not found._held:
             return found
@@ -134,7 +134,7 @@ class FairQueue(RequestQueue):
         return tag if tag > self._virtual else self._virtual
 
     def _tag_of_held(self, ticket: Ticket) -> float:
-        """The tag that a ticket is given when it is queued, if those of its stream before it are served."""
+        """Return the tag that a held ticket will get when it is queued, if its predecessors are served."""
         ahead = 0
         before = ticket._previous
         while before is not None and before._held:
@@ -147,7 +147,7 @@ class FairQueue(RequestQueue):
         return tag if tag > self._virtual else self._virtual
 
     def _link(self, ticket: Ticket) -> None:
-        """Queue a ticket behind those of its priority whose turn is before its."""
+        """Queue a ticket after those of its priority that are served before it."""
         stream_id = None if ticket.request is None else ticket.request.stream_id
         ticket.tag = self._tag_of(stream_id)
         start = self._finish_tags.get(stream_id, 0.0)
@@ -157,7 +157,7 @@ class FairQueue(RequestQueue):
         if len(self._finish_tags) > self._many:
             self._forget_some()
         RequestQueue._link(self, ticket)
-        level = self._recent  # where it was put
+        level = self._recent  # the level to which it was added
         before = ticket._previous
         if level is None or before is None or before.tag <= ticket.tag:
             return
@@ -176,7 +176,7 @@ class FairQueue(RequestQueue):
             before._next = ticket
 
     def _forget_some(self) -> None:
-        """Forget the streams that would not wait for a turn: their allowance is whole again."""
+        """Forget the streams that would not wait for a turn, because they have their whole allowance again."""
         kept: dict[Hashable, float] = {}
         for stream_id, finish in self._finish_tags.items():
             if finish > self._virtual + _ALLOWANCE:

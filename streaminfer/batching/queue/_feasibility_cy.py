@@ -1,8 +1,8 @@
 # cython: embedsignature=True, cdivision=True
-"""What a planner asks at every decision: what does a batch take, are all on time as they stand, when does each end?
+"""Durations by batch size, and the checks of every decision: are all requests on time, when does each complete?
 
-A few nanoseconds a ticket; what is divided by is a cap, and so positive. Compiled with the C types of
-``_feasibility_cy.pxd`` or run as it is.
+A few nanoseconds a ticket. The divisors are batch sizes, and so positive. Compiled with the C types of
+``_feasibility_cy.pxd`` or run uncompiled.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ _NEVER = 2**63 - 1
 
 
 class DurationTable:
-    """What a batch takes, by its size, where compiled code reads it without asking NumPy.
+    """Durations of batches by size, in a form that compiled code reads without NumPy calls.
 
-    With several workers the next batch need not wait for the one before: ``steps`` says by how much later it starts.
+    With several workers the next batch need not wait for the end of this one: ``steps`` says how much later it starts.
 
     Args:
         durations: shape (cap + 1,), int64, nanoseconds of a batch by its size, entry 0 is 0.
-        steps: shape (cap + 1,), int64: when the next batch may start, in nanoseconds after this one did.
+        steps: shape (cap + 1,), int64: nanoseconds from the start of a batch to the earliest start of the next.
 
     Attributes:
         cap: the largest batch.
     """
 
     def __init__(self, durations: NDArray[np.int64], steps: NDArray[np.int64]) -> None:
-        # read through the buffer, an entry is an int of Python: one of NumPy's would reach timers and timings
+        # read through the buffer, entries are Python ints: NumPy ints would reach timers and timings
         self.durations = durations.data
         self.steps = steps.data
         self.cap = len(durations) - 1
 
     def completes_ns(self, ahead: int, start_ns: int) -> int:
-        """Return when a request completes that is served in full batches behind others.
+        """Return when a request completes that is served in full batches after others.
 
         Args:
-            ahead: how many are served before it.
+            ahead: number of requests that are served before it.
             start_ns: when the first batch starts.
         """
         full = ahead // self.cap
@@ -51,15 +51,15 @@ class DurationTable:
         return completes_ns
 
     def ends_ns(self, started_ns: int, size: int) -> int:
-        """When a batch that was started then ends, as far as is known."""
+        """Return the expected end of a batch that was started at an instant."""
         ends_ns: int = started_ns + self.durations[size if size < self.cap else self.cap]
         return ends_ns
 
     def all_on_time(self, deadlines: NDArray[np.int64], now_ns: int) -> bool:
-        """Whether requests, cut into full batches in this order, are all on time.
+        """Return whether all requests are on time if they are cut into full batches in this order.
 
         Args:
-            deadlines: shape (n,), int64, ascending: a batch is on time when it ends by its first one.
+            deadlines: shape (n,), int64, ascending: a batch is on time if it ends by its first deadline.
             now_ns: when the first batch would start.
         """
         count = len(deadlines)
@@ -80,10 +80,10 @@ def fill_deadlines(tickets: list[Ticket], deadlines: NDArray[np.int64], patience
     Args:
         tickets: n of them.
         deadlines: shape (n,), int64.
-        patience_ns: a ticket without a deadline stands where one with this time limit would.
+        patience_ns: a ticket without a deadline gets the one that it would have with this time limit.
 
     Returns:
-        How many tickets have no deadline; less than 0 where deadlines do not ascend: the complement of that number.
+        How many tickets have no deadline, as n if the deadlines ascend, otherwise as the complement ``~n``, below 0.
     """
     ascending = True
     untimed = 0

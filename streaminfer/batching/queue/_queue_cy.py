@@ -1,20 +1,20 @@
 """The requests that a batcher has in flight: queued in service order, or running, each with its deadline.
 
-The idea: three views of one set of tickets, so that each question costs what it must and no more.
+Several views of one set of tickets answer different questions, each at the lowest cost.
 
-* *Who is next?* A first-in-first-out list per priority, doubly linked through the tickets themselves: a cancelled or
-  expired ticket leaves the middle in O(1), nothing is scanned and nothing stays behind.
-* *Who expires next?* A heap by deadline over queued and running tickets (``_deadlines_cy``).
-* *How many?* Counters; and what arrived lately, in the event ring (``_event_ring_cy``).
+* *Which request is next?* A first-in-first-out list per priority, doubly linked through the tickets themselves: a
+  cancelled or expired ticket leaves the middle in O(1), without a scan.
+* *Which request expires next?* A heap by deadline over queued and running tickets (``_deadlines_cy``).
+* *How many?* Counters; recent arrivals are in the event ring (``_event_ring_cy``).
 
-* *Whose turn is it?* A request of a stream whose model keeps state is *held back* while an earlier one of the stream is
-  live (``_stream_order_cy``): it is in no list, and is queued when that one ends.
+* *Which request of a stream may run?* If the model has state per stream, a request is *held back* while an earlier one
+  of its stream is live (``_stream_order_cy``): it is in no list, and is queued when the earlier one ends.
 
-Invariants, which the property tests check: a ticket is queued, then perhaps runs, then has ended, never back; ``end``
-says yes once per ticket; ``len`` counts the queued ones; order of arrival holds within a priority; every live ticket
-with a deadline is in the heap.
+Invariants, which the property tests check: a ticket is queued, then may run, then has ended, and never returns; ``end``
+returns true once per ticket; ``len`` counts the queued ones; order of arrival holds within a priority; every live
+ticket with a deadline is in the heap.
 
-One source, compiled with the C types of ``_queue_cy.pxd`` or run as it is. Synchronous, takes the time as an
+One source, compiled with the C types of ``_queue_cy.pxd`` or run uncompiled. Synchronous, takes the time as an
 argument, not thread-safe: one event loop, or one simulation, owns a queue.
 """
 
@@ -37,7 +37,7 @@ __all__ = ["RequestQueue"]
 _NEVER = NEVER
 _EMPTY_LEVELS_KEPT = 16
 _LEAST = -(2**31)  # the most urgent priority
-_NEWEST = 0.2  # its weight in the recent mean
+_NEWEST = 0.2  # weight of the newest batch in the recent mean
 
 
 class _Level:
@@ -51,18 +51,18 @@ class _Level:
 
 
 class RequestQueue:
-    """Every request that a batcher has in flight.
+    """All requests that a batcher has in flight.
 
     Args:
-        max_size: how many may be queued; the caller checks :attr:`full` before it admits.
+        max_size: how many may be queued; the caller checks :attr:`full` before :meth:`admit`.
 
     Attributes:
-        events: what arrived, was released and was dropped lately; the queue notes the arrivals.
-        queued: how many are queued now.
-        running: how many are part of running batches now.
-        succeeded: how many were delivered a result so far.
-        failed: how many were delivered an exception as their row so far.
-        batch_s: recent mean duration of delivered batches in seconds, about the last ten; 0.0 before the first.
+        events: recent arrivals, releases and drops; the queue notes the arrivals.
+        queued: how many are queued.
+        running: how many are in running batches.
+        succeeded: how many got a result so far.
+        failed: how many got an exception as their row so far.
+        batch_s: recent mean duration of delivered batches in seconds, over about the last ten; 0.0 before the first.
     """
 
     def __init__(self, max_size: int) -> None:
@@ -86,22 +86,22 @@ class RequestQueue:
 
     @property
     def full(self) -> bool:
-        """No place for another queued request."""
+        """Whether the queue has no place for another request."""
         return self.queued + self._order.held_back >= self.max_size
 
     @property
     def held_back(self) -> int:
-        """How many wait for an earlier request of their stream."""
+        """How many requests are held back by an earlier one of their stream."""
         return self._order.held_back
 
     @property
     def several_priorities(self) -> bool:
-        """Whether requests of more than one priority wait."""
+        """Whether requests of more than one priority are queued."""
         return self._several_priorities()
 
     @property
     def oldest_ns(self) -> int:
-        """When the longest queued request was accepted; :data:`NEVER` where none is queued."""
+        """Instant at which the longest queued request was accepted; :data:`NEVER` if none is queued."""
         return self._oldest()
 
     def admit(
@@ -115,17 +115,17 @@ class RequestQueue:
         bucket: int = 0,
         stream_id: Hashable = None,
     ) -> Ticket:
-        """Accepts a request, behind the queued ones of the same priority.
+        """Accept a request, after the queued ones of the same priority.
 
         Args:
             request: the request.
-            inputs: what it brought, ready to be stacked.
-            future: where its response goes.
-            now_ns: the present.
-            deadline_ns: of the request.
-            priority: of the request.
-            bucket: of its inputs.
-            stream_id: the stream behind whose earlier requests it is held back; ``None``: it may be served at any time.
+            inputs: its inputs, ready to be stacked.
+            future: future of its response.
+            now_ns: the present instant.
+            deadline_ns: deadline of the request.
+            priority: priority of the request.
+            bucket: bucket of its inputs.
+            stream_id: stream whose earlier requests hold this one back; ``None``: it may be served at any time.
         """
         ticket = Ticket.__new__(Ticket)
         ticket.request = request
@@ -156,7 +156,7 @@ class RequestQueue:
         return ticket
 
     def first(self, count: int) -> list[Ticket]:
-        """The next ``count`` queued tickets in service order: by priority, then by arrival."""
+        """Return the next ``count`` queued tickets in service order: by priority, then by arrival."""
         tickets: list[Ticket] = []
         left = count
         for level in self._levels:
@@ -170,15 +170,15 @@ class RequestQueue:
         return tickets
 
     def batch_if_all_on_time(self, table: DurationTable, now_ns: int) -> list[Ticket] | None:
-        """The first full batch, if all that are queued, cut into full batches as they stand, are on time.
+        """Return the first full batch if the whole queue, cut into full batches in its order, is on time.
 
         Args:
-            table: what a batch takes, by its size.
+            table: durations of batches by size.
             now_ns: when that first batch would start.
 
         Returns:
-            The next tickets in service order, as many as a batch may have; ``None`` where one would be late or
-            deadlines do not ascend in service order, which is then not a planner's.
+            The next tickets in service order, as many as a batch may have; ``None`` if one would be late, or if
+            deadlines do not ascend in service order, which is then not the planner's order.
         """
         batch: list[Ticket] = []
         cap = table.cap
@@ -207,9 +207,9 @@ class RequestQueue:
         return batch
 
     def least_urgent(self) -> Ticket | None:
-        """The newest ticket of the least urgent priority: the one to give way when a more urgent request comes.
+        """Return the newest ticket of the least urgent priority, to be shed for a more urgent request.
 
-        One that is held back goes first: its turn is behind that of all that are queued.
+        A ticket that is held back comes first, because its turn is after all queued ones.
         """
         found = None
         for level in self._levels:
@@ -226,16 +226,16 @@ class RequestQueue:
     def take(
         self, tickets: Sequence[Ticket], now_ns: int, reason: str, table: DurationTable | None = None
     ) -> Execution:
-        """Moves tickets from queued to running, but for those whose caller has gone, and notes it in the events.
+        """Move tickets from queued to running, except those whose caller has cancelled, and note the batch.
 
         Args:
-            tickets: queued tickets; any that is not queued is passed over.
+            tickets: queued tickets; others are skipped.
             now_ns: the instant that becomes ``timings.started_ns``.
-            reason: why this batch goes.
-            table: what it is expected to take, by its size; ``None``: not known.
+            reason: the reason of the release.
+            table: expected durations by size; ``None``: unknown.
 
         Returns:
-            The tickets that now run, perhaps none.
+            The batch of the tickets that now run, perhaps empty.
         """
         execution = Execution()
         execution.started_ns = now_ns
@@ -269,7 +269,7 @@ class RequestQueue:
         return execution
 
     def end(self, ticket: Ticket) -> bool:
-        """Ends a ticket, wherever it is.
+        """End a ticket in any state.
 
         Returns:
             Whether it was live: if so, the caller of this method must settle the future.
@@ -286,14 +286,14 @@ class RequestQueue:
         return True
 
     def held(self) -> list[Ticket]:
-        """The requests that wait for an earlier one of their stream."""
+        """Return the requests that are held back by an earlier one of their stream."""
         return self._order.held()
 
     def expire(self, now_ns: int) -> list[tuple[Any, Execution | None, Timings]]:
-        """Ends the live tickets whose deadline is now or past, earliest first.
+        """End the live tickets whose deadline is now or past, earliest first.
 
         Returns:
-            Of each: the future that is owed an error, the running batch it was part of, and its timings.
+            For each: the future that must get an error, the running batch of the ticket if any, and its timings.
         """
         late: list[tuple[Any, Execution | None, Timings]] = []
         while True:
@@ -305,16 +305,16 @@ class RequestQueue:
 
     @property
     def next_deadline_ns(self) -> int:
-        """The earliest deadline of a live ticket; :data:`NEVER` where there is none."""
+        """The earliest deadline of a live ticket; :data:`NEVER` if there is none."""
         return self._deadlines.next_ns()
 
     def deliver(self, execution: Execution, rows: list[Any], assembled_ns: int, inferred_ns: int) -> None:
-        """Delivers to each caller that still waits its row of a finished batch.
+        """Deliver the rows of a finished batch to the callers that still wait.
 
         Args:
             execution: the batch.
-            rows: as many results as the batch has tickets; a row that is an exception goes to its caller alone.
-            assembled_ns: when the inputs stood together.
+            rows: as many results as the batch has tickets; a row that is an exception fails only its caller.
+            assembled_ns: when the inputs were assembled.
             inferred_ns: when the model had returned.
         """
         self.events.finished(execution.record, inferred_ns, True)
@@ -339,9 +339,9 @@ class RequestQueue:
             if isinstance(row, BaseException):
                 self.failed += 1
                 if not isinstance(row, Exception) or isinstance(row, StopIteration):
-                    row = for_caller(row, "the batch function")  # a future refuses these two
+                    row = for_caller(row, "the batch function")  # futures do not accept these two classes
                 else:
-                    row = copy_error(row)  # one object may be the row of several callers, and of later batches
+                    row = copy_error(row)  # the same object may be the row of several callers, and of later batches
                 if isinstance(row, StreamInferError):
                     row.timings = timings
                 future.set_exception(row)

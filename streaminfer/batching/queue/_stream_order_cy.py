@@ -1,8 +1,8 @@
-"""Whose turn is it: requests of a stream whose model keeps state, one at a time and in order.
+"""Order within streams: if a model has state per stream, its requests run one at a time and in order of arrival.
 
-A request is *held back* while an earlier one of its stream is live: it hangs on that one, is in no list of the queue,
-and is queued when that one ends, so that no policy, bucket or retry can let one overtake the other. O(1) for each
-request. One source, compiled with the C types of ``_stream_order_cy.pxd`` or run as it is.
+A request is *held back* while an earlier one of its stream is live: it is linked to that one and is in no list of the
+queue. It is queued when the earlier one ends, so no policy, bucket or retry can let one overtake the other. O(1) per
+request. One source, compiled with the C types of ``_stream_order_cy.pxd`` or run uncompiled.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ __all__ = ["StreamOrder"]
 
 
 class StreamOrder:
-    """The requests of each stream, in a chain.
+    """Chains of the requests of each stream.
 
     Attributes:
-        held_back: how many wait for an earlier request of their stream.
+        held_back: how many requests are held back by an earlier one of their stream.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class StreamOrder:
         self._tails: dict[Hashable, Ticket] = {}
 
     def join(self, ticket: Ticket, stream_id: Hashable) -> bool:
-        """Put a new request behind those of its stream; false where its turn is now."""
+        """Add a new request to its stream; return false if it may run now."""
         before = self._tails.get(stream_id)
         self._tails[stream_id] = ticket
         ticket._stream_id = stream_id
@@ -39,7 +39,7 @@ class StreamOrder:
         return True
 
     def leave(self, ticket: Ticket) -> None:
-        """Take one that was held back out of the order of its stream."""
+        """Remove a request that is held back from the chain of its stream."""
         before = ticket._previous
         after = ticket._follower
         if before is not None:
@@ -55,7 +55,7 @@ class StreamOrder:
         self.held_back -= 1
 
     def pass_turn(self, ticket: Ticket) -> Ticket | None:
-        """Return the next request of a stream whose request has ended, which is held back no longer."""
+        """Return the next request of a stream whose request has ended; it is then not held back any more."""
         after = ticket._follower
         if after is None:
             del self._tails[ticket._stream_id]
@@ -68,7 +68,7 @@ class StreamOrder:
         return after
 
     def held(self) -> list[Ticket]:
-        """Return those that are held back; of each stream the last one first."""
+        """Return the requests that are held back, the last one of each stream first."""
         found: list[Ticket] = []
         for tail in self._tails.values():
             ticket: Ticket | None = tail
@@ -78,7 +78,7 @@ class StreamOrder:
         return found
 
     def last_held(self, priority: int) -> list[Ticket]:
-        """Return the last request of each stream that is held back, of the least urgent priority, or of this one."""
+        """Return the last held request of each stream, of the least urgent priority that is at least ``priority``."""
         found: list[Ticket] = []
         least = priority
         if self.held_back:

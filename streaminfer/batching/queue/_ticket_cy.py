@@ -1,7 +1,7 @@
-"""A request, and the batch that it may run in: the two records that the queue and the dispatcher share.
+"""A request, and the batch in which it may run: the two records that queue and dispatcher share.
 
-One source, compiled with the C types of ``_ticket_cy.pxd`` or run as it is. Only the queue writes what begins with an
-underscore.
+One source, compiled with the C types of ``_ticket_cy.pxd`` or run uncompiled. Only the queue writes attributes that
+begin with an underscore.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from streaminfer.batching.queue._event_ring_cy import BatchRecord
 __all__ = ["NEVER", "UNKNOWN", "Execution", "Ticket", "departed"]
 
 NEVER = 2**63 - 1
-"""The deadline of a request that has none."""
+"""The deadline of a request without one."""
 UNKNOWN = -1
-"""In place of an instant."""
+"""Value for an instant that is unknown."""
 
 
 class Ticket:
-    """One request, and where its response goes.
+    """One request, and the future of its response.
 
     Attributes:
-        request: the request; ``None`` once it ended.
-        inputs: what it brought, ready to be stacked; ``None`` once it ended.
-        future: anything with ``done``, ``set_result`` and ``set_exception``; ``None`` once it ended.
-        timings: the :class:`~streaminfer.request.Timings` that the response carries.
+        request: the request; ``None`` after its end.
+        inputs: its inputs, ready to be stacked; ``None`` after its end.
+        future: an object with ``done``, ``set_result`` and ``set_exception``; ``None`` after its end.
+        timings: the :class:`~streaminfer.request.Timings` of the response.
         deadline_ns: monotonic instant, :data:`NEVER` without one.
         priority: a lower number is more urgent.
-        execution: the running batch it is part of, if any.
-        bucket: which of the batcher's length buckets its inputs belong to; 0 without buckets.
-        cost: of its row; 0.0 where the batcher does not limit that.
+        execution: the running batch of the request, if any.
+        bucket: the batcher's length bucket for its inputs; 0 without buckets.
+        cost: cost of its row; 0.0 if the batcher does not limit costs.
         tag: its place in the order of streams that take turns; only in a `FairQueue`.
     """
 
@@ -49,15 +49,15 @@ class Ticket:
     tag: float
     _live: bool  # it has not ended
     _queued: bool
-    _held: bool  # it waits for an earlier one of its stream, which is its _previous
-    _stream_id: Hashable  # of a stream that is served in order
-    _follower: Ticket | None  # the next one of its stream
+    _held: bool  # it is held back by an earlier request of its stream, its _previous
+    _stream_id: Hashable  # its stream, if that is served in order
+    _follower: Ticket | None  # the next request of its stream
     _previous: Ticket | None
     _next: Ticket | None
 
     @property
     def enqueued_ns(self) -> int:
-        """Monotonic instant at which it was accepted."""
+        """Monotonic instant at which the request was accepted."""
         return self.timings.enqueued_ns
 
     @property
@@ -74,19 +74,18 @@ class Execution:
 
     Attributes:
         tickets: its requests, in the order of the rows.
-        inputs: what each brought, in the same order.
+        inputs: their inputs, in the same order.
         live: how many of their callers still wait; at 0 the result is not needed.
-        started_ns: when they were taken off the queue.
-        deadline_ns: their latest deadline, :data:`NEVER` where one has none.
-        task: the asyncio task that runs it, where it runs in one.
-        abandoned: cancelled because none of its callers was left.
-        record: what the event ring keeps of it; ``None``: it is a part of a batch that failed.
-        effective_start_ns: from when on it counts as running; later than ``started_ns`` where it was pipelined.
-        predecessor_end_ns: when the batch before it ended, if it was pipelined; 0: it was not; :data:`UNKNOWN`:
-            nothing is to be learned from what it takes.
-        settled_ns: the instant for which a backend has asked which callers still wait, and kept to the answer; 0: none
-            has.
-        observed: what the observers of batches keep of it; ``None``: there are none.
+        started_ns: when the tickets left the queue.
+        deadline_ns: the latest deadline, :data:`NEVER` if a request has none.
+        task: the asyncio task of the batch, if it has one.
+        abandoned: it was cancelled because no caller was left.
+        record: its record in the event ring; ``None``: it is a part of a batch that failed.
+        effective_start_ns: instant from which it counts as running; later than ``started_ns`` if it was pipelined.
+        predecessor_end_ns: when the previous batch ended, if this one was pipelined; 0: it was not; :data:`UNKNOWN`:
+            its duration teaches nothing.
+        settled_ns: the instant at which a backend read which callers still wait, and skipped the others; 0: none has.
+        observed: tokens of the batch observers; ``None``: there are none.
     """
 
     def __init__(self) -> None:
@@ -105,9 +104,9 @@ class Execution:
 
 
 def departed(tickets: Sequence[Ticket], now_ns: int) -> list[int]:
-    """Return the positions of those whose callers wait no longer: they cancelled, or their deadline has passed.
+    """Return the positions of tickets without a caller that waits: it cancelled, or the deadline has passed.
 
-    Their batches end at this instant: a deadline that passes between it and the delivery is met.
+    Their batch ends at this instant: a deadline that passes between then and the delivery counts as met.
     """
     found: list[int] = []
     position = 0

@@ -1,4 +1,4 @@
-"""Outcomes of requests that complete without a response: each is counted once, and its future settled."""
+"""Outcomes of requests that complete without a response: each is counted once, and its future gets the error."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -14,8 +14,8 @@ __all__ = ["RequestOutcomes"]
 class RequestOutcomes:
     """Completes requests of one queue with an error.
 
-    Not thread-safe. A ticket that has completed already is left alone, and a future that its caller has cancelled is
-    counted as cancelled.
+    Not thread-safe. It skips a ticket that has completed already, and counts a future that its caller has cancelled as
+    cancelled.
 
     Args:
         queue: the queue.
@@ -46,9 +46,9 @@ class RequestOutcomes:
 
         Args:
             tickets: the requests of a batch, or of a part of it that ran alone.
-            error: what the model raised.
-            ended_ns: when it did; 0: the batch never started.
-            assembled_ns: when the inputs stood together; ``None``: they did when the batch started.
+            error: the error of the model.
+            ended_ns: when it was raised; 0: the batch never started.
+            assembled_ns: when the inputs were assembled; ``None``: when the batch started.
         """
         for ticket in tickets:
             timings = ticket.timings
@@ -67,7 +67,7 @@ class RequestOutcomes:
 
         Args:
             tickets: the requests.
-            rejection: the reason, and after a colon what the callers are told.
+            rejection: the reason, a colon, and the message for the callers.
             now_ns: the present instant.
         """
         reason, _, message = rejection.partition(":")
@@ -86,7 +86,7 @@ class RequestOutcomes:
             future.set_exception(Overloaded(message, retry_after_s=retry_after_s))
 
     def count_rejected(self, reason: str, now_ns: int, count: int = 1) -> None:
-        """Count requests that were rejected, for instance before they were queued."""
+        """Count rejected requests, for instance those rejected before they were queued."""
         if count:
             self.rejected[reason] = self.rejected.get(reason, 0) + count
             self._events.dropped(now_ns, reason, count)
@@ -95,7 +95,7 @@ class RequestOutcomes:
         """Complete the requests whose deadline has passed.
 
         Returns:
-            The batches that some of them were part of.
+            The batches of those that were running.
         """
         batches = []
         for future, execution, timings in self._queue.expire(now_ns):
@@ -136,7 +136,7 @@ class RequestOutcomes:
                 self.closed += 1
 
     def _end(self, ticket: Ticket) -> Any:
-        """End a request; return its future if an error is due, which the caller counts; ``None``: none is."""
+        """End a request; return its future if it must get an error, which the caller counts; otherwise ``None``."""
         future = ticket.future
         if not self._queue.end(ticket):
             return None

@@ -1,1 +1,1 @@
-"""Service times: how long a batch of a size takes, given, learned or calibrated."""
+"""Service times: durations of batches by size, given, learned or calibrated."""

@@ -1,6 +1,6 @@
-"""Batches that are not learned one by one: how many there were of about each size, and what they took together.
+"""Batches that are not learned one by one: their number and total duration, by about equal size.
 
-Compiled with the C types of ``_batch_means_cy.pxd`` or run as it is.
+Compiled with the C types of ``_batch_means_cy.pxd`` or run uncompiled.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 __all__ = ["BatchMeans"]
 
-_STEPS = 96  # three an octave up to 2**31 rows: a power of two, one row more, and what is between two
+_STEPS = 96  # three an octave up to 2**31 rows: a power of two, one row more, and the sizes between
 
 
 class BatchMeans:
     """Counts and totals of one bucket's batches since its model last learned.
 
-    Sizes of one step, which stand for each other, share a mean. A step is closed until a first batch opens it, so that
-    a caller who knows the model decides what may be absorbed, and the others need not ask.
+    Sizes of one step, which count as equal, share a mean. A step is closed until a first batch opens it. So a caller
+    that knows the model decides which batches may be absorbed, and other callers need not know it.
 
     Args:
-        work_ns: how long the batches of a mean take together, all steps counted.
+        work_ns: total duration of the batches of a mean, over all steps.
     """
 
     def __init__(self, work_ns: int) -> None:
@@ -38,13 +38,13 @@ class BatchMeans:
         self._totals_ns = array("q", [0]) * _STEPS
 
     def expect(self, durations: NDArray[np.int64], steps: NDArray[np.int64]) -> None:
-        """Take over what batches are expected to take.
+        """Set the expected durations of batches.
 
         Args:
             durations: shape (n,), nanoseconds by size.
             steps: shape (n,), int64, 0 to 95: the step of each size.
         """
-        # read through the buffer, an entry is an int of Python
+        # read through the buffer, entries are Python ints
         self._expected = durations.data
         self._steps = steps.data
 
@@ -52,19 +52,19 @@ class BatchMeans:
         """Count a batch, unless it has to be learned at once.
 
         Args:
-            size: its rows.
+            size: number of its rows.
             duration_ns: how long it took.
-            opens: its step may be opened.
+            opens: whether it may open its step.
 
         Returns:
-            False: its step is closed, or it completes the work of a mean; nothing was counted.
+            False if its step is closed, or if it completes the work of a mean; then it was not counted.
         """
         if size < 0 or size >= len(self._expected):
             return False
         step = self._steps[size]
         if self._counts[step] == 0 and not opens:
             return False
-        # a model that has become fast is learned soon
+        # so that a model that has become fast is learned soon
         work_ns = duration_ns if duration_ns > self._expected[size] else self._expected[size]
         if work_ns >= self._left_ns:
             return False
@@ -74,13 +74,13 @@ class BatchMeans:
         return True
 
     def absorb_execution(self, execution: Execution, ended_ns: int) -> bool:
-        """Count a batch that went by itself and was not cancelled, unless it has to be learned at once."""
+        """Count a batch that was neither pipelined nor cancelled, unless it has to be learned at once."""
         if execution.predecessor_end_ns != 0 or execution.abandoned:
             return False
         return self.absorb(len(execution.tickets), ended_ns - execution.effective_start_ns)
 
     def mean_ns(self, size: int, duration_ns: int) -> int:
-        """Return what a batch that was not absorbed, and those of its step that were, took on average."""
+        """Return the mean duration of a batch that was not absorbed and the absorbed ones of its step."""
         if size < 0 or size >= len(self._expected):
             return duration_ns
         step = self._steps[size]
@@ -88,7 +88,7 @@ class BatchMeans:
         return mean_ns
 
     def clear(self) -> None:
-        """Forget what was absorbed, and close all steps."""
+        """Forget all absorbed batches, and close all steps."""
         self._left_ns = self._work_ns
         for step in range(_STEPS):
             self._counts[step] = 0

@@ -1,7 +1,7 @@
-"""Loops over the durations of all batch sizes, which a planner needs again whenever its model has learned.
+"""Loops over the durations of all batch sizes, which a planner runs whenever its model has learned.
 
-Of a few dozen sizes each takes less than a microsecond, where NumPy needs several calls of two or three. Compiled with
-the C types of ``_curve_cy.pxd`` or run as it is.
+For a few dozen sizes each takes less than a microsecond; NumPy would need several calls of two or three. Compiled with
+the C types of ``_curve_cy.pxd`` or run uncompiled.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _WORTH_GROWING = WORTH_GROWING  # a C variable in the compiled module
 def fill_times(sizes: tuple[int, ...], times_s: tuple[float, ...], slope_s: float, table: NDArray[np.float64]) -> None:
     """Write the times of all sizes: straight lines between known ones, and the slope after the last.
 
-    Below the first known size its slope goes on, but no item gets cheaper by leaving the batch smaller than its
-    proportional share.
+    Below the first known size its slope continues, but an item never gets cheaper than its proportional share because
+    the batch is smaller.
 
     Args:
-        sizes: where times are known, ascending.
+        sizes: sizes with known times, ascending.
         times_s: as many.
-        slope_s: seconds that each further item costs past the last size.
-        table: shape (n + 1,), float64, written to: by size; entry 0 is 0.
+        slope_s: seconds for each further item after the last size.
+        table: shape (n + 1,), float64, written to: seconds by size; entry 0 is 0.
     """
     count = len(sizes)
     length = len(table)
@@ -66,7 +66,7 @@ def fill_whole_ns(table: NDArray[np.float64], unit_ns: float, whole: NDArray[np.
 
     Args:
         table: shape (n + 1,), float64, nondecreasing; entry 0 is not read.
-        unit_ns: its unit in nanoseconds.
+        unit_ns: nanoseconds of the table's unit.
         whole: the same shape, int64, written to: entry 0 is 0, the others are within 1 … 10**17.
     """
     longest = _LONGEST_NS / unit_ns
@@ -87,14 +87,14 @@ def fill_planned(
     capped: NDArray[np.int64],
     slow: NDArray[np.int64],
 ) -> None:
-    """Write what a planner counts with, up to a size.
+    """Write the planner's tables up to a size.
 
     Args:
         mean: int64, at least as many as the others: nanoseconds by size.
-        upper: the same: what 19 of 20 batches do not exceed.
-        safety: share by which plans are longer than the mean.
-        stretch: of a planned duration, to that of a slow batch.
-        planned: shape (n + 1,), int64, written to: the mean and the share.
+        upper: the same: nanoseconds that 19 of 20 batches do not exceed.
+        safety: share by which planned durations exceed the mean.
+        stretch: ratio of a slow batch's duration to the planned one.
+        planned: shape (n + 1,), int64, written to: the mean plus the share.
         capped: the same shape, written to: ``upper``.
         slow: the same shape, written to: planned times ``stretch``, at most ``upper``.
     """
@@ -139,9 +139,9 @@ def largest_as_good(table: NDArray[np.float64], best: int, below: int, limit: in
 
     Args:
         table: as for :func:`best_size`.
-        best: whose throughput counts.
-        below: what is returned where there is none above it, at least ``best``.
-        limit: the largest size, at least ``below``.
+        best: the size with the best throughput.
+        below: result if there is no such size above it, at least ``best``.
+        limit: the largest size to consider, at least ``below``.
         tolerance: the share.
     """
     least = best / table[best] * (1.0 - tolerance)

@@ -1,8 +1,8 @@
 """Isotonic regression: the nondecreasing sequence nearest to noisy estimates.
 
-*Design.* Pool adjacent violators replaces each run of values that fall by its weighted mean.
+*Design.* Pool adjacent violators: each run of falling values is replaced by its weighted mean.
 
-*Complexity.* Linear in the number of values. Compiled with the C types of ``_isotonic_cy.pxd`` or run as it is.
+*Complexity.* Linear in the number of values. Compiled with the C types of ``_isotonic_cy.pxd`` or run uncompiled.
 
 *References.* Barlow, Bartholomew, Bremner, Brunk (1972), Statistical Inference under Order Restrictions.
 """

@@ -1,12 +1,12 @@
-"""Relative costs of batch sizes: what each size's own batches said, held by the line over all of them.
+"""Relative costs of batch sizes: measured for each size, and regularized by a line over all sizes.
 
-*Design.* A size that was first seen in a slow moment would be wrong for long. So its cost is the line's, but for a
-correction that counts the more the more often the size was seen, and the more the less the device's noise is. The
-result never falls as batches grow, because a batch can be padded to a larger one, nor does it grow faster than any
-model's does that may fill batches up to a power of two.
+*Design.* A size that was first measured at a slow moment would be wrong for long. So its cost is that of the line plus
+a correction. The weight of the correction grows with the number of batches of that size, and falls with the device's
+noise. The result never falls as batches grow, because a batch can be padded to a larger one. It does not grow faster
+than for any model that pads batches to a power of two.
 
-*Complexity.* Linear in the sizes, ten or so; runs each time that the curve is published. Compiled with the C types of
-``_relative_costs_cy.pxd`` or run as it is.
+*Complexity.* Linear in the sizes, about ten; runs each time that the curve is published. Compiled with the C types of
+``_relative_costs_cy.pxd`` or run uncompiled.
 
 *References.* Barlow et al. (1972), Statistical Inference under Order Restrictions.
 """
@@ -23,10 +23,10 @@ exp = math.exp
 power = math.pow
 
 _OFF_LINE = 0.15  # standard deviation of the costs about the line, as a log-ratio
-_LINE_VISITS = 0.5  # visits for which a size's own cost counts as much as the line, at least
+_LINE_VISITS = 0.5  # smallest number of visits at which a size's own cost counts as much as the line
 _PRIOR_WEIGHT = 0.02  # visits
 STEEPEST = 1.35
-"""Power of the size with which costs grow at most; convolutions that leave the cache reach 1.3."""
+"""Largest power of the size with which costs grow; convolutions that exceed the cache reach 1.3."""
 _STEEPEST = STEEPEST  # a C variable in the compiled module
 _SINGULAR = 1e-12
 
@@ -34,16 +34,16 @@ _SINGULAR = 1e-12
 def held_costs(
     sizes: list[int], logarithms: list[float], visits: list[int], deviation: float
 ) -> tuple[list[float], float, float]:
-    """Return the costs of some sizes, and the line on which they lie.
+    """Return regularized costs of some sizes, and the line to which they are drawn.
 
     Args:
         sizes: ascending.
-        logarithms: of the cost of each, as its own batches said.
-        visits: how many batches that were, at least 1 each.
+        logarithms: logarithm of the measured cost of each size.
+        visits: number of batches of each size, at least 1.
         deviation: standard deviation of the logarithm of durations.
 
     Returns:
-        As many costs, nondecreasing; the line's cost of a batch of no rows; its cost of each row.
+        As many costs, nondecreasing; the line's cost of a batch of no rows; the line's cost per row.
     """
     own = []
     for logarithm in logarithms:
@@ -67,7 +67,7 @@ def held_costs(
     for at in range(1, count):
         size = sizes[at]
         below = sizes[at - 1]
-        full = 1.0  # a power of two, up to which a model may fill the batch up
+        full = 1.0  # a power of two to which a model may pad the batch
         while full < size:
             full *= 2.0
         most = costs[at - 1]
@@ -79,9 +79,9 @@ def held_costs(
 
 
 def _line(sizes: list[int], costs: list[float], weights: list[int]) -> tuple[float, float]:
-    """Return set-up and cost per row of the line with the least relative squared distance, neither negative.
+    """Return set-up and cost per row of the line with the smallest relative squared distance, neither negative.
 
-    It is drawn towards a constant cost by ``_PRIOR_WEIGHT``: larger batches are tried until they prove slower.
+    It is drawn towards a constant cost by ``_PRIOR_WEIGHT``, so larger batches are tried until they prove slower.
     """
     mean_size = mean_cost = 0.0
     # rows of the least-squares problem: setup * x + per_row * y = 1
@@ -102,7 +102,7 @@ def _line(sizes: list[int], costs: list[float], weights: list[int]) -> tuple[flo
     prior = mean_size / mean_cost
     yy += _PRIOR_WEIGHT * prior * prior
     determinant = xx * yy - xy * xy
-    if determinant < _SINGULAR * xx * yy:  # costs a millionfold apart, of which rounding leaves no line
+    if determinant < _SINGULAR * xx * yy:  # costs differ so much that rounding errors hide the line
         return x1 / xx, 0.0
     setup = (x1 * yy - y1 * xy) / determinant
     per_row = (y1 * xx - x1 * xy) / determinant

@@ -1,20 +1,20 @@
-"""Batches of example inputs that run before a batcher accepts requests: the model is warm, and its service time known.
+"""Calibration: batches of example inputs before a batcher accepts requests, to warm and measure the model.
 
-*Design.* A second `BatchedService` around the same backend, with the assembler of the first, is sent requests
-whose batches have the sizes that the model will see. So all that a live batch passes is passed here, from the queue to
-the worker thread and back, and what the policy is told is measured as it is of live batches; but the counters and the
-events are the second one's, and go with it.
+*Design.* A second `BatchedService` around the same backend, with the assembler of the first, gets requests in batches
+of the sizes that the model will see. They therefore pass all parts that a live batch passes, from the queue to the
+worker thread and back, and the policy gets measurements like those of live batches. The counters and the events belong
+to the second service, and are discarded with it.
 
-The first batch of a size is thrown away: runtimes plan and allocate in it. Sizes go up by doubling until one takes
-longer than twice the latency objective, because a planner does not use those, or until one fails. If that is for lack
-of memory, live batches are no larger than the size before. What is measured is one batch at a time, also where several
-workers share the cores: a service time that is learned too short is corrected by the next batches, one that is too long
-rejects requests that could be on time. A batch that fails is not sent again in parts, as a live one is: the parts would
-hide that its size fails.
+The first batch of a size is discarded, because runtimes plan and allocate in it. Sizes double until one takes longer
+than twice the latency objective, because a planner does not use those, or until one fails. If it fails for lack of
+memory, live batches are no larger than the size before. Batches are measured one at a time, even if several workers
+share the cores: too short a service time is corrected by the next batches, one that is too long rejects requests that
+could be on time. Unlike a live batch, a batch that fails is not sent again in parts, because the parts would hide that
+its size fails.
 
-*Where sizes are open.* A model may leave sizes of its inputs open, and then zeros say nothing of how long a real
-request takes. Length buckets name the size of their axis. Other open sizes are tried by doubling until the model
-accepts them; the batches then warm the model, but the policy is told nothing.
+*Open sizes.* A model may leave sizes of its inputs open, and zeros then do not show how long a real request takes.
+Length buckets define the size of their axis. Other open sizes are doubled until the model accepts them; these batches
+only warm the model, and the policy gets no measurements.
 """
 
 import asyncio
@@ -51,15 +51,15 @@ if TYPE_CHECKING:
 __all__ = ["Calibration", "CalibrationStatistics"]
 
 BUDGET_NS = 2_000_000_000
-"""The time of all measured batches, without the first one of each size."""
+"""Time for all measured batches, except the first one of each size."""
 REPEATS = 4
-"""Measured batches of each size, as far as the budget goes: their median ignores one that was disturbed."""
+"""Measured batches of each size, as far as the budget allows: their median ignores a disturbed one."""
 LIMIT_IN_SLOS = 2
-"""A batch that takes so many times the latency objective ends the sizes: larger ones are late for certain."""
+"""No larger sizes follow a batch that takes this many times the latency objective: they are late for certain."""
 LIMIT_NS = 1_000_000_000
-"""The same limit where there is no objective."""
+"""The same limit without an objective."""
 OPEN_SIZES = tuple(1 << power for power in range(11))
-"""What is tried for sizes that a model leaves open."""
+"""Sizes to try for axes that a model leaves open."""
 
 _OPEN = "the model leaves sizes open, so its first batches teach; example= says what a request brings"
 _NO_MEMORY = "needs more memory than there is"
@@ -68,13 +68,13 @@ _LOGGER = Log("streaminfer")
 
 @attrs.frozen
 class CalibrationStatistics(Snapshot):
-    """What a batcher measured when it was started.
+    """Measurements of a batcher's start.
 
     Attributes:
-        seconds: how long that took, batches that were thrown away included.
-        durations_s: by the length of a bucket (0 without buckets) and batch size, the median time of a batch, seconds.
-        skipped: by the length of a bucket, the sizes that were left out, because they would take too long.
-        note: why nothing, or not all, was measured; empty where all was.
+        seconds: duration of the calibration, including discarded batches.
+        durations_s: by length of a bucket (0 without buckets) and batch size, the median seconds of a batch.
+        skipped: by length of a bucket, the sizes that were left out because they would take too long.
+        note: the reason why nothing, or not all, was measured; empty if all was.
     """
 
     seconds: float = 0.0
@@ -105,16 +105,16 @@ class CalibrationStatistics(Snapshot):
 
 @attrs.define(eq=False)
 class _Bucket:
-    """What is known of the batches of one length bucket.
+    """Measurements of one length bucket.
 
     Attributes:
-        number: of the bucket.
-        length: of the bucket; 0 without buckets.
+        number: number of the bucket.
+        length: length of the bucket; 0 without buckets.
         known: seconds by size.
         warmed: sizes that ran.
         ended: the last size, and the limit that it exceeded; ``None``: none has.
-        failed: the first size that failed, and how; ``None``: none has.
-        most: the largest batch that bytes or costs leave room for; ``None``: of any size so far.
+        failed: the first size that failed, and its error; ``None``: none has.
+        most: the largest batch within the limits of bytes and costs; ``None``: no size has exceeded them so far.
     """
 
     number: int
@@ -126,25 +126,25 @@ class _Bucket:
     most: int | None = None
 
     def learn_limit(self) -> None:
-        """Note the largest batch if the sizes ended with one of which the batcher made several batches."""
+        """Note the largest batch, if the batcher split the last size into several batches."""
         if self.ended is not None and self.failed is None and self.ended[0] not in self.known:
             self.most = max(self.known)
 
     def within_limits(self, sizes: Sequence[int]) -> list[int]:
-        """Return those of some sizes that bytes and costs leave room for."""
+        """Return the sizes that are within the limits of bytes and costs."""
         return [size for size in sizes if self.most is None or size <= self.most]
 
 
 class Calibration:
-    """Measures a backend through a service of its own; one for each batcher, used again at each start.
+    """Measures a backend through a separate service; one per batcher, used again at each start.
 
     Not thread-safe: it belongs to the event loop of its batcher.
 
     Args:
-        name: of the backend, for messages.
+        name: name of the backend, for messages.
 
     Attributes:
-        progress: what it does now, for a log; empty when it does nothing.
+        progress: the step in progress, for the log; empty if there is none.
     """
 
     def __init__(self, name: str) -> None:
@@ -164,25 +164,25 @@ class Calibration:
         validate: Callable[[Request], None] | None,
         copies: bool,
     ) -> CalibrationStatistics:
-        """Runs the batches that were not measured at an earlier start, and tells the policy what they took.
+        """Run the batches that no earlier start has measured, and tell the policy their durations.
 
         Args:
-            make_service: makes the service that the batches pass, of the backend and its policy; it is stopped
-                at the end, however that comes.
-            example: what requests bring.
-            assembler: of the batcher.
-            slo_ns: the latency objective, nanoseconds; ``None``: there is none.
+            make_service: makes the service for the batches, from the backend and its policy; the service is stopped at
+                the end in every case.
+            example: inputs of one request.
+            assembler: assembler of the batcher.
+            slo_ns: the latency objective in nanoseconds; ``None``: there is none.
             learn: the ``observe`` of the batcher's policy; ``None``: it learns nothing, and batches only warm the
                 model.
-            limit: told a length bucket, and the most rows for which its memory is enough where that is not all.
-            validate: checks a request as the live ones are checked.
+            limit: called with a length bucket and the most rows that fit into memory, if not all sizes do.
+            validate: checks a request like live ones.
             copies: outputs of live batches are copied.
 
         Returns:
-            What is known now, that of earlier starts included.
+            All measurements, including those of earlier starts.
 
         Raises:
-            BackendError: inputs that the user gave failed, in the smallest batch.
+            BackendError: inputs that the user gave failed in the smallest batch.
             ValueError: they do not fit the model.
         """
         policy = CalibrationPolicy()
@@ -241,10 +241,10 @@ class Calibration:
         )
 
     async def _run_bucket(self, bench: CalibrationBench, bucket: _Bucket) -> tuple[list[int], bool]:
-        """Returns the sizes that did not run to their end, and whether inputs are guessed."""
+        """Return the sizes that did not run completely, and whether inputs are guessed."""
         sizes = bucket.within_limits(bench.assembler.sizes_of(bucket.number))
         row, is_guess = await self._row(bench, bucket.number, sizes[0])
-        bucket.failed = None  # it may succeed by now
+        bucket.failed = None  # it may succeed this time
         last, limit_ns = bucket.ended or (sizes[-1], 0)
         if limit_ns < bench.limit_ns:
             last = sizes[-1]
@@ -257,12 +257,12 @@ class Calibration:
         elif missing := [size for size in tried if size not in bucket.known]:
             await self._measure(bench, row, bucket, missing, bench.learn)
             bucket.learn_limit()
-        else:  # the workers may be new ones
+        else:  # the workers may be new
             await bench.run_on_each(row, sizes[0])
         return [size for size in bucket.within_limits(sizes) if size not in done], is_guess
 
     async def _row(self, bench: CalibrationBench, bucket: int, size: int) -> tuple[Any, bool]:
-        """A request of a bucket, and whether sizes of it are guessed."""
+        """Return the inputs of a request of a bucket, and whether sizes of them are guessed."""
         example, buckets = bench.example, bench.assembler.buckets
         is_open = bool(_open_axes(example, buckets))
         failure: BaseException | None = None
@@ -289,7 +289,7 @@ class Calibration:
         raise failure
 
     async def _warm(self, bench: CalibrationBench, row: Any, bucket: _Bucket, sizes: list[int]) -> None:
-        """Runs each size once, up to one that takes too long."""
+        """Run each size once, up to one that takes too long."""
         for size in sizes:
             self.progress = f"warming up with a batch of {size}"
             seen = await self._try(bench, bench.run_on_each, row, bucket, size)
@@ -303,7 +303,7 @@ class Calibration:
     async def _try(
         self, bench: CalibrationBench, run: Callable[..., Awaitable[Any]], row: Any, bucket: _Bucket, size: int
     ) -> list[Observation]:
-        """Runs batches of a size; returns nothing where they fail, but for the first size."""
+        """Run batches of a size; return an empty result if they fail, unless it is the first size."""
         try:
             observations: list[Observation] = await run(row, size)
         except (BackendError, InvalidInput) as error:
@@ -339,23 +339,23 @@ class Calibration:
                 bucket.ended = size, bench.limit_ns
                 break
         for _ in range(REPEATS - 1):
-            for size in reversed(tuple(runs)):  # a small one last: what it needs is in the caches for the first request
+            for size in reversed(tuple(runs)):  # a small one last: its data is then in the caches for the first one
                 if spent_ns + runs[size][0] <= budget_ns:
                     await measure(size)
         bucket.known |= {size: float(np.median(took)) / 1e9 for size, took in runs.items()}
 
 
-# a lock that was waited for refers to its loop: it is kept only by those that use it
+# a lock that was waited for refers to its loop, so only the calibrations that use it store it
 _LOCKS: "weakref.WeakValueDictionary[asyncio.AbstractEventLoop, asyncio.Lock]" = weakref.WeakValueDictionary()
 
 
 def _alone_on_this_loop() -> asyncio.Lock:
-    """Held by the one calibration that may run: models that are measured at the same time slow each other down."""
+    """Return the lock of the one calibration that may run: models measured at the same time slow each other down."""
     return _LOCKS.setdefault(asyncio.get_running_loop(), asyncio.Lock())
 
 
 def _open_axes(example: ExampleInputs, buckets: "Buckets | None") -> dict[str, tuple[int, ...]]:
-    """The axes of guessed inputs whose size nothing tells."""
+    """Return the axes of guessed inputs whose size is unknown."""
     if buckets is None:
         return dict(example.free_axes)
     left: dict[str, tuple[int, ...]] = {}
@@ -371,7 +371,7 @@ def _open_axes(example: ExampleInputs, buckets: "Buckets | None") -> dict[str, t
 
 
 def _fit(inputs: Any, buckets: "Buckets", bucket: int) -> Any:
-    """The inputs, repeated or cut along the ragged axis so that the batcher pads them to a length of the bucket."""
+    """Return the inputs, repeated or cut along the ragged axis so that they are padded to a bucket's length."""
     shorter = buckets.lengths[bucket - 1] if bucket else 0
     length = max(buckets.lengths[bucket] - 1, shorter + 1)
 

@@ -1,4 +1,4 @@
-"""Batches that a calibration runs: what they pass, and what is seen of them."""
+"""Batches of a calibration: the service and backend that they use, and their durations."""
 
 import asyncio
 from collections.abc import Callable
@@ -18,7 +18,7 @@ Learn = Callable[[int, int, int, bool, int], object]
 
 
 class Observation(NamedTuple):
-    """One batch, as a policy is told of it."""
+    """Report of one batch to a policy."""
 
     size: int
     duration_ns: int
@@ -27,27 +27,27 @@ class Observation(NamedTuple):
 
 
 class CalibrationPolicy:
-    """Sends what is queued at once, and keeps what batches took.
+    """Policy that sends all queued requests at once and stores the durations of batches.
 
     Attributes:
-        observations: of the batches since it was last emptied.
+        observations: observations since it was last emptied.
     """
 
     def __init__(self) -> None:
         self.observations: list[Observation] = []
 
     def decide(self, queue: RequestQueue, now_ns: int, free_workers: int) -> Decision:  # noqa: ARG002 - the protocol
-        """All that is queued."""
+        """Return all queued requests as a batch."""
         return Decision(queue.first(queue.queued), "calibration")
 
     def observe(self, size: int, duration_ns: int, now_ns: int, cancelled: bool = False, bucket: int = 0) -> None:
-        """Keeps a batch."""
+        """Store the observation of a batch."""
         if not cancelled:
             self.observations.append(Observation(size, duration_ns, now_ns, bucket))
 
 
 class UncountedBackend(Node):
-    """The backend as a calibration calls it: past its counters and the layers around it."""
+    """The backend of a calibration, which bypasses its counters and the layers around it."""
 
     def __init__(self, example: ExampleInputs, name: str, copies: bool) -> None:
         self.infer = example.infer
@@ -57,7 +57,7 @@ class UncountedBackend(Node):
         self._offered = Capabilities(returns_new_arrays=not copies, isolates_rows=True)
 
     def capabilities(self) -> Capabilities:
-        """Return what the calibration's service is to know of the backend."""
+        """Return the backend's capabilities that the calibration's service needs."""
         return self._offered
 
 
@@ -65,13 +65,13 @@ class CalibrationBench:
     """Runs batches of one request many times.
 
     Args:
-        service: which the batches pass, with the policy.
-        policy: sees what they take.
-        example: what the request brings.
-        assembler: of the batcher.
-        limit_ns: a batch that takes longer ends the sizes.
+        service: service for the batches, with the policy.
+        policy: stores their durations.
+        example: inputs of one request.
+        assembler: assembler of the batcher.
+        limit_ns: no larger sizes follow a batch that takes longer.
         learn: the ``observe`` of the batcher's policy; ``None``: it learns nothing.
-        validate: checks a request as the live ones are checked.
+        validate: checks a request like live ones.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class CalibrationBench:
         self._policy = policy
 
     async def run(self, row: Any, size: int) -> list[Observation]:
-        """Sends ``size`` requests at once; they may make more than one batch where bytes are limited.
+        """Send ``size`` requests at once; if bytes are limited, they may form more than one batch.
 
         Raises:
             BackendError: the backend failed, for the batch or for a row.
@@ -102,7 +102,7 @@ class CalibrationBench:
         tickets = [self.service.submit(Request(row), row, None, 0) for _ in range(size)]
         try:
             results = await asyncio.gather(*(ticket.future for ticket in tickets), return_exceptions=True)
-        except BaseException:  # a batch that ends in this turn of the loop leaves cancelled requests to their caller
+        except BaseException:  # a batch that ends in this iteration leaves cancelled requests to their caller
             for ticket in tickets:
                 self.service.abandon(ticket)
             raise
@@ -114,7 +114,7 @@ class CalibrationBench:
         return self._policy.observations.copy()
 
     async def run_on_each(self, row: Any, size: int) -> list[Observation]:
-        """The same, and then one such batch on each worker."""
+        """Do the same as :meth:`run`, then run one such batch on each worker."""
         observations = await self.run(row, size)
         if self.example.infer_on_each is not None:
             rows = max(one.size for one in observations)

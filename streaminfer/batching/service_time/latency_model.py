@@ -1,32 +1,34 @@
-"""Online estimate of how long a batch takes, by its size.
+"""Online estimate of batch durations by size.
 
 *Design.* A duration is a *speed* that all sizes share, times the *relative cost* of the size, times noise. Costs lie on
-a line over the size, but for a correction of each size, two an octave, that counts the more the more often the size was
-seen: a size that was first seen in a slow moment is held by its neighbors. Behind each power of two there is one size
-more: a model that fills batches up, to captured graphs or whole tiles, takes longer there at once. Each batch moves the
-speed by a tenth of its residual (the log-ratio observed/predicted), or less where its size has not settled, and the
-cost of its size by a share that falls with each visit, so the speed follows the device and the shape settles.
+a line over the size, plus a correction for each size, two an octave. The weight of a correction grows with the batches
+of its size, so a size that was first measured at a slow moment is held by its neighbors. After each power of two there
+is one more size, because a model that pads batches, to captured graphs or whole tiles, takes longer there at once. Each
+batch moves the speed by a tenth of its residual (the log-ratio observed/predicted), or less if its size has not
+settled. It moves the cost of its size by a share that falls with each visit. So the speed follows the device, and the
+shape of the costs settles.
 
 *Noise.* A residual counts for at most 2.5 standard deviations, so an outlier moves little. Three slower batches in a
-row (two faster ones: nothing makes a device faster by accident) are no outliers: the speed jumps to the nearest of
-them, or, where the size was hardly known, its cost does; a cost that was hardly known falls at the first faster batch.
-All gains are relative to the noise, so a device that repeats to the microsecond is followed as finely.
+row are not outliers, nor are two faster ones, because a device is never faster by accident. Then the speed jumps to the
+nearest of them, or, if the size was hardly known, its cost does. A cost that was hardly known falls already at the
+first faster batch. All gains are relative to the noise, so a device that repeats to the microsecond is followed as
+precisely.
 
-*After an outage.* Where the speed has jumped to a slower one, and sixteen batches have not confirmed that yet, a faster
-batch of a hardly known size takes the jump back before its cost falls. In an outage there is time for small batches
-only. Were these taken to be cheap when it ends, large ones would still seem too slow to be tried. A size that has not
-run for 128 batches is hardly known again, whatever was learned of it. Where it would take longer than a larger one that
-has run since, it is forgotten, as is a size that only a prior knows.
+*After an outage.* After a jump to a slower speed, sixteen batches have to confirm it. Until then, a faster batch of a
+hardly known size reverts the jump before its cost falls. In an outage there is time only for small batches. If they
+then counted as cheap, large batches would still seem too slow to try after the outage. A size that has not run for 128
+batches is hardly known again. It is forgotten if it would take longer than a larger size that has run since, as is a
+size that only a prior knows.
 
-*Beyond what was seen* the line goes on. After a single size it is flat, so that larger batches are tried, and for
-smaller ones half of the cost counts as proportional. Past the largest size with two visits an estimate is a guess:
-``trusted`` says up to where it is none.
+*Above the seen sizes* the line continues. After a single size it is flat, so that larger batches are tried; for smaller
+ones half of the cost counts as proportional. Above the largest size with two visits an estimate is a guess; ``trusted``
+is that size.
 
 *Invariants.* Costs are positive and, as published, nondecreasing (a batch can be padded to a larger one). Reading
 changes nothing.
 
-*Complexity.* O(1) per batch, and O(sizes) when the curve is published again: after each of a size's first batches, then
-when a prediction moved by 0.02 % or a tenth of the noise.
+*Complexity.* O(1) per batch, and O(sizes) when the curve is published: after each of a size's first batches, then when
+a prediction has moved by 0.02 % or a tenth of the noise.
 
 *References.* Hampel, Ronchetti, Rousseeuw, Stahel (1986), Robust Statistics (bounded influence); Barlow et al. (1972),
 Statistical Inference under Order Restrictions.
@@ -48,16 +50,16 @@ from streaminfer.batching.service_time.service_time import ServiceTime
 __all__ = ["LatencyModel", "nearest_size", "size_steps"]
 
 _SPEED_GAIN = 0.1
-_VISITS_COUNTED = 20  # a size's own gain is never below the inverse of this
-_SETTLED = 4  # visits after which a lasting residual is blamed on the speed, not on the size
+_VISITS_COUNTED = 20  # a size's own gain is at least the inverse of this
+_SETTLED = 4  # visits after which a lasting residual moves the speed, not the cost of the size
 _STALE_AFTER = 128  # batches
 _CONFIRMED_BY = 16  # batches
 _OUTLIER = 2.5  # standard deviations
 _SMALLEST_OUTLIER = 0.02  # log-ratio
 _SLOWER_IN_A_ROW, _FASTER_IN_A_ROW = 3, 2
-_ALLOWANCE = 0.2  # log-ratio by which neighbors may be wrong
-_FILL_UP = 0.7  # power with which filling up costs: with the allowance less than a device that is half as fast
-_LITTLE_GAIN = 0.35  # set-up over the cost per row: even the largest batch has less than 1.35 times the throughput of 1
+_ALLOWANCE = 0.2  # log-ratio by which the costs of neighbors may be wrong
+_FILL_UP = 0.7  # power of the cost of padding; with the allowance below the effect of a device at half speed
+_LITTLE_GAIN = 0.35  # set-up over cost per row: the largest batch has less than 1.35 times the throughput of one row
 _SMALL = 2
 _PRIOR_SIZES = 4096
 _PUBLISH_FROM = 2e-4  # log-ratio
@@ -67,17 +69,17 @@ _PER_OCTAVE = 2
 class LatencyModel:
     """Speed of a device, relative costs of its batch sizes, and their noise.
 
-    Not thread-safe: it belongs to one event loop, as the batcher that feeds it.
+    Not thread-safe: it belongs to one event loop, like the batcher that feeds it.
 
     Args:
-        prior: the expected durations; batches correct them. ``None``: nothing is known.
+        prior: the expected durations, which batches correct. ``None``: unknown.
 
     Attributes:
-        residuals: the noise.
-        observations: batches observed.
-        version: changes with the curve.
-        gains_up_to: where the line over all sizes expects little from batching, the size past which a batch twice as
-            large brings less than 3.5 % of throughput; else, or until two sizes have settled, a small one among them,
+        residuals: scatter of the residuals.
+        observations: number of batches observed.
+        version: number that changes with the curve.
+        gains_up_to: the size above which a batch twice as large brings less than 3.5 % of throughput, if the line over
+            all sizes expects little from batching. Otherwise, or until two sizes have settled, a small one among them,
             infinite.
 
     Raises:
@@ -95,12 +97,12 @@ class LatencyModel:
         self._costs: dict[int, float] = {}  # logarithms, relative to the speed
         self._visits: dict[int, int] = {}
         self._speed = 0.0  # logarithm of nanoseconds
-        self._speed_before = math.inf  # it became slower by jumps, which nothing has confirmed yet
-        self._confirmed = 0  # batches that were as expected since
-        self._seen_at: dict[int, int] = {}  # observations at a size's last batch
-        self._streak: list[float] = []  # residuals of the last batches, all outliers to one side
+        self._speed_before = math.inf  # speed before jumps to a slower one that are not confirmed yet
+        self._confirmed = 0  # number of batches as expected since the last such jump
+        self._seen_at: dict[int, int] = {}  # number of observations at a size's last batch
+        self._streak: list[float] = []  # residuals of the last batches, all outliers to the same side
         self._published_speed = 0.0
-        self._costs_moved = 0.0  # by how much, since the curve was published
+        self._costs_moved = 0.0  # sum of changes since the curve was published
         self._curve: ServiceTime | None = None
         if prior is not None:
             for size in _sizes_up_to(_PRIOR_SIZES):
@@ -109,7 +111,7 @@ class LatencyModel:
 
     @property
     def known(self) -> bool:
-        """Whether there is anything to predict from: a prior or a first batch."""
+        """Whether predictions are possible: there was a prior or a first batch."""
         return bool(self._sizes)
 
     @property
@@ -119,7 +121,7 @@ class LatencyModel:
 
     @property
     def trusted(self) -> int:
-        """The largest size that is not a guess: seen twice, or given by a prior; 0 where there is none."""
+        """Largest size whose estimate is not a guess: seen twice, or given by a prior; 0 if there is none."""
         if self._prior is not None:
             return _PRIOR_SIZES
         return max((size for size in self._sizes if self._visits[size] > 1), default=0)
@@ -128,12 +130,12 @@ class LatencyModel:
         """Learn from a batch.
 
         Args:
-            size: its rows, ≥ 1.
+            size: number of its rows, ≥ 1.
             duration_ns: how long it took, ≥ 0.
             now_ns: when it ended, monotonic.
 
         Raises:
-            TypeError, ValueError: not such whole numbers.
+            TypeError, ValueError: an argument is not such a whole number.
         """
         size = check_count("size", size)
         duration_ns = check_count("duration_ns", duration_ns, at_least=0)
@@ -160,7 +162,7 @@ class LatencyModel:
                 self._visits[near] = 1
                 self._publish()
                 return
-        # a size that costs more or less than its neighbors is no outlier once its own batches say so
+        # a size that costs more or less than its neighbors is not an outlier once its own batches show it
         own = residual + math.log(self.curve().at(near)) - self._costs[near]
         self._learn(near, residual, own if abs(own) < abs(residual) else residual)
         settling = self._visits[near] < _VISITS_COUNTED
@@ -169,27 +171,27 @@ class LatencyModel:
             self._publish()
 
     def batches_since(self, size: int) -> float:
-        """Return how many batches were observed since one of about this size; infinite where there were no two."""
+        """Return how many batches were observed since one of about this size; infinite if there were not two."""
         near = nearest_size(size)
         return math.inf if self._visits.get(near, 0) < 2 else self.observations - self._seen_at.get(near, 0)
 
     def until_settled(self, size: int) -> int:
-        """Return how many batches of about a size are still needed, until the last four or more say what it costs."""
+        """Return how many batches of about a size are needed until the last four or more determine its cost."""
         return max(_SETTLED - self._visits.get(nearest_size(size), 0), 0)
 
     def predict_ns(self, size: int) -> float:
         """Return the median duration of a batch of ``size`` rows, in nanoseconds.
 
         Raises:
-            RuntimeError: nothing is known yet.
+            RuntimeError: no duration is known yet.
         """
         return self.curve().at(size) * math.exp(self._published_speed)
 
     def curve(self) -> ServiceTime:
-        """Return the relative costs; times ``scale_ns()`` they are durations.
+        """Return the relative costs; multiplied by ``scale_ns()`` they are durations.
 
         Raises:
-            RuntimeError: nothing is known yet.
+            RuntimeError: no duration is known yet.
         """
         if self._curve is None:
             raise RuntimeError("no service time is known yet: no batch was observed and none was given")
@@ -200,16 +202,16 @@ class LatencyModel:
         return math.exp(self._published_speed)
 
     def knows(self, size: int) -> bool:
-        """Return whether a batch of about a size was observed, or a prior gives it."""
+        """Return whether a batch of about a size was observed, or is given by a prior."""
         return nearest_size(size) in self._costs
 
     def seen(self) -> dict[int, tuple[float, int]]:
-        """Return what each size's own batches said: nanoseconds and visits, by size."""
+        """Return the nanoseconds that each size's own batches suggest, and their number, by size."""
         return {size: (math.exp(self._speed + self._costs[size]), self._visits[size]) for size in self._sizes}
 
     @property
     def _limit(self) -> float:
-        """From where a residual is an outlier."""
+        """Residual from which a batch is an outlier."""
         return max(_OUTLIER * self.residuals.deviation, _SMALLEST_OUTLIER)
 
     def _learn(self, near: int, residual: float, own_residual: float) -> None:
@@ -220,7 +222,7 @@ class LatencyModel:
                 self.residuals.add(outlier)
             self._streak.clear()
         if not is_outlier:
-            if self._visits[near] >= _SETTLED:  # before, it would be of what is not known yet
+            if self._visits[near] >= _SETTLED:  # earlier residuals would include the error of an unknown cost
                 self.residuals.add(own_residual)
                 self._confirmed += 1
                 if self._confirmed == _CONFIRMED_BY:
@@ -246,11 +248,11 @@ class LatencyModel:
         self._publish()
 
     def _is_stale(self, size: int) -> bool:
-        """Whether a size has not run for so long that its cost may have been learned in another time."""
+        """Return whether a size has not run for so long that its cost may be out of date."""
         return size in self._costs and self.observations - self._seen_at.get(size, 0) > _STALE_AFTER
 
     def _recover(self, residual: float) -> float:
-        """Take back jumps to a slower speed, where a size that is hardly known is faster; return by how much."""
+        """Revert jumps to a slower speed if a hardly known size is faster; return the change of the speed."""
         if residual >= -self._limit or self._speed <= self._speed_before:
             return 0.0
         change = max(residual, self._speed_before - self._speed)
@@ -259,7 +261,7 @@ class LatencyModel:
         return change
 
     def _relearn(self, size: int, residual: float) -> bool:
-        """Take the cost of a size that is hardly known from its last batch, if its neighbors allow that."""
+        """Set the cost of a hardly known size from its last batch, if its neighbors allow that."""
         cost = math.log(self.curve().at(size)) + residual
         if self._visits[size] >= _SETTLED or len(self._sizes) == 1 or not self._is_plausible(size, cost):
             return False
@@ -281,7 +283,7 @@ class LatencyModel:
         return True
 
     def _correct(self, near: int, of_speed: float, of_cost: float) -> None:
-        """Correct the speed by a part of a residual, and the cost of a size by one that falls with its visits."""
+        """Correct the speed by a part of a residual, and the cost of a size by a part that falls with its visits."""
         visits = min(self._visits[near] + 1, _VISITS_COUNTED)
         self._visits[near] = visits
         step = (1.0 - _SPEED_GAIN) * of_cost / visits
@@ -296,7 +298,7 @@ class LatencyModel:
         self._visits[size] = visits
 
     def _forget_refuted(self) -> None:
-        """Forget sizes not seen for long, or only in a prior, that would take longer than a larger one that was."""
+        """Forget sizes, stale or only from a prior, that would take longer than a larger size that has run since."""
         least = math.inf
         for size in self._sizes[::-1]:
             cost = self._costs[size]
@@ -313,10 +315,10 @@ class LatencyModel:
         logarithms = [self._costs[size] for size in sizes]
         costs, setup, per_row = held_costs(sizes, logarithms, visits, self.residuals.deviation)
         settled = [size for size, count in zip(sizes, visits, strict=True) if count >= _SETTLED]
-        # without a small one the set-up of the line would be a guess
+        # without a small size the set-up of the line would be a guess
         unclear = len(settled) < 2 or settled[0] > _SMALL
         gains = unclear or setup > _LITTLE_GAIN * per_row
-        # where size ** 0.95 / (setup + per_row * size) is largest
+        # the size at which size ** 0.95 / (setup + per_row * size) is largest
         self.gains_up_to = math.inf if gains else setup / per_row * WORTH_GROWING / (1.0 - WORTH_GROWING)
         if len(sizes) == 1 and sizes[0] > 1:
             sizes, costs = [1, *sizes], [costs[0] * (0.5 + 0.5 / sizes[0]), *costs]
@@ -332,12 +334,12 @@ def _sizes_up_to(largest: int) -> list[int]:
 
 
 def _power_of_two(size: int) -> int:
-    """Return the smallest power of two that is no less than a size."""
+    """Return the smallest power of two that is at least a size."""
     return 1 << (size - 1).bit_length()
 
 
 def nearest_size(size: int) -> int:
-    """Return the size that stands for ``size``: itself up to 4, then the nearest of two an octave, or behind one."""
+    """Return the size that represents ``size``: itself up to 4, then the nearest of two an octave, or one after one."""
     if size <= 4:
         return size
     nearest = round(2 ** (round(math.log2(size) * _PER_OCTAVE) / _PER_OCTAVE))
@@ -346,7 +348,7 @@ def nearest_size(size: int) -> int:
 
 @functools.lru_cache
 def size_steps(largest: int) -> NDArray[np.int64]:
-    """Return a number for each size up to the largest, the same for those of one `nearest_size`; entry 0 is 0."""
+    """Return a number for each size up to the largest, equal for sizes with the same `nearest_size`; entry 0 is 0."""
     nearest = np.array([nearest_size(max(size, 1)) for size in range(largest + 1)])
     steps: NDArray[np.int64] = np.unique(nearest, return_inverse=True)[1].astype(np.int64)
     steps.flags.writeable = False

@@ -1,4 +1,4 @@
-"""Tables of batch durations for a planner, made from a :class:`LatencyModel`."""
+"""Tables of batch durations for a planner, from a :class:`LatencyModel`."""
 
 import math
 from typing import Any
@@ -13,15 +13,15 @@ from streaminfer.batching.service_time.service_time import ServiceTime, service_
 
 __all__ = ["LearnedServiceTime"]
 
-_NOISE_WIDTHS = 2.0  # standard deviations between durations that noise explains
-_MEAN_WIDTHS = 1.5  # as many between two means: of several sizes the luckiest looks better than it is
-_ALIKE = 0.25  # sizes whose throughput differs by no more than the noise of their means, up to this, are equally good
+_NOISE_WIDTHS = 2.0  # standard deviations by which two durations may differ through noise
+_MEAN_WIDTHS = 1.5  # the same for two means: of several sizes, the luckiest looks better than it is
+_ALIKE = 0.25  # largest difference of throughput up to which sizes can count as equally good because of noise
 
 
 class LearnedServiceTime(LatencyModel):
     """Duration of a batch of each size, learned from the batches that ran.
 
-    Not thread-safe: it belongs to one event loop, as the batcher that feeds it.
+    Not thread-safe: it belongs to one event loop, like the batcher that feeds it.
 
     Args:
         prior: the expected durations until batches correct them.
@@ -38,14 +38,14 @@ class LearnedServiceTime(LatencyModel):
 
     @property
     def deviation(self) -> float:
-        """Standard deviation of the logarithm of durations about what is expected."""
+        """Standard deviation of the logarithm of durations around the expected ones."""
         return self.residuals.deviation
 
     def flat_up_to(self, size: int) -> bool:
-        """Return whether a batch of ``size`` rows takes no longer, beyond noise, than one of a quarter of them.
+        """Return whether a batch of ``size`` rows takes no longer, except for noise, than one of a quarter of them.
 
         Raises:
-            RuntimeError: nothing is known yet, and ``size`` is at least 2.
+            RuntimeError: no duration is known yet, and ``size`` is at least 2.
         """
         return size < 2 or self.predict_ns(size) <= self.predict_ns(max(size // 4, 1)) * (
             1.0 + _NOISE_WIDTHS * self.deviation
@@ -59,24 +59,24 @@ class LearnedServiceTime(LatencyModel):
             ``version`` changes.
 
         Raises:
-            RuntimeError: nothing is known yet.
+            RuntimeError: no duration is known yet.
         """
         self._refresh(max_batch_size)
         return self._mean
 
     def upper_ns(self, max_batch_size: int) -> NDArray[np.int64]:
-        """Return what 19 of 20 batches of each size do not exceed; as :meth:`expected_ns`, and not below it."""
+        """Return the durations that 19 of 20 batches do not exceed; as :meth:`expected_ns`, and at least as long."""
         self._refresh(max_batch_size)
         return self._upper
 
     def best_batch_size(self, max_batch_size: int) -> int:
-        """Return the size past which larger batches are not worth their wait, as :meth:`ServiceTime.best_batch_size`.
+        """Return the size above which larger batches are not worth their wait, as :meth:`ServiceTime.best_batch_size`.
 
-        Of sizes that the noise of their means does not tell apart, up to a quarter, it is the largest; but a model that
-        gains little from batching has small batches, however much its durations scatter.
+        Sizes count as equally good if they differ less than the noise of their means, and by at most a quarter; the
+        largest of them is returned. But a model that gains little from batching has small batches at any noise.
 
         Raises:
-            RuntimeError: nothing is known yet.
+            RuntimeError: no duration is known yet.
         """
         self._refresh(max_batch_size)
         best = best_size(self._relative)
@@ -89,32 +89,32 @@ class LearnedServiceTime(LatencyModel):
         return best
 
     def _unknown_share(self, size: int, other: int) -> float:
-        """Return by how much the mean durations of two sizes may differ unseen, for the batches that either had."""
+        """Return by how much the means of two sizes may differ unnoticed, given the number of their batches."""
         batches, of_other = (max(self._visits.get(nearest_size(it), 0), 1) for it in (size, other))
         share = self.deviation * min(_MEAN_WIDTHS * math.sqrt(1.0 / batches + 1.0 / of_other), 1.0)
         return min(share, _ALIKE)
 
     def fitted(self) -> ServiceTime:
-        """Return the median durations as a fixed service time: to save, to compare, to start the next process from.
+        """Return the median durations as a fixed service time: to save, to compare, or to start the next process with.
 
         Raises:
-            RuntimeError: nothing is known yet.
+            RuntimeError: no duration is known yet.
         """
         curve, scale_s = self.curve(), self.scale_ns() / 1e9
         return ServiceTime(curve.sizes, tuple(time * scale_s for time in curve.times_s), curve.per_item_s * scale_s)
 
     def plot(self, ax: Any = None) -> Any:
-        """Draw the mean, the band up to the 95 % quantile, and what each size's own batches said.
+        """Draw the mean, the range up to the 95 % quantile, and the values of each size's own batches.
 
         Args:
             ax: a matplotlib ``Axes``, or ``None`` for a new figure.
 
         Returns:
-            The axes: x = size, y = seconds; a point's area grows with the batches behind it.
+            The axes: x = size, y = seconds; the area of a point grows with the number of its batches.
 
         Raises:
             MissingExtra: matplotlib is not installed.
-            RuntimeError: nothing is known yet.
+            RuntimeError: no duration is known yet.
         """
         seen = self.seen()
         largest = max(2 * self.trusted, 32) if self.trusted < 4096 else 64

@@ -1,10 +1,10 @@
-"""Scatter of batch durations about their prediction.
+"""Scatter of batch durations around their prediction.
 
-*Design.* The last 64 log-ratios observed/predicted, in a ring and sorted. The standard deviation is read from the
-distance between their 15 % and 85 % quantiles and the upper margin from an order statistic, so three outliers of 64
-move neither. The mean factor is what batches cost on average over what is predicted, with each ratio cut at 3.5:
-outliers count, a single stall does not. Until eight ratios have come, normal ones of 5 % stand in for those that are
-missing.
+*Design.* The last 64 log-ratios observed/predicted, in a ring and sorted. The standard deviation comes from the
+distance between their 15 % and 85 % quantiles, the upper margin from an order statistic, so three outliers of 64 move
+neither. The mean factor is the mean ratio of actual to predicted cost, with each ratio cut at 3.5: outliers count, a
+single stall does not. Until there are eight ratios, normally distributed ones with a deviation of 5 % replace those
+that are missing.
 
 *Complexity.* A bisection and a shift within 64 numbers per ratio.
 
@@ -23,7 +23,7 @@ _ASSUMED_DEVIATION = 0.05
 _ASSUMED = 8
 _WINDOW = 64
 _COVERAGE = 0.95
-_SMALLEST = 0.001  # clocks and rounding scatter as much
+_SMALLEST = 0.001  # scatter of clocks and rounding
 _LARGEST_RATIO = 3.5
 
 
@@ -33,8 +33,8 @@ class ResidualQuantile:
     Not thread-safe.
 
     Attributes:
-        deviation: their standard deviation, at least 0.001.
-        margin: their 95 % quantile, at least 0.001.
+        deviation: standard deviation of the ratios, at least 0.001.
+        margin: 95 % quantile of the ratios, at least 0.001.
         mean_factor: mean of observed/predicted, each ratio at most 3.5.
     """
 
@@ -48,7 +48,7 @@ class ResidualQuantile:
         self._measure()
 
     def add(self, residual: float) -> None:
-        """Add a log-ratio; it replaces the oldest of 64, or one that was only assumed."""
+        """Add a log-ratio, in place of the oldest of 64, or of an assumed one."""
         if self._assumed or len(self._sorted) == _WINDOW:
             self._assumed -= self._assumed > 0
             oldest = self._recent.popleft()

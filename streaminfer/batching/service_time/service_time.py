@@ -1,11 +1,11 @@
-"""How long a batch takes as a function of its size: given, as a line or a table.
+"""Duration of a batch as a function of its size: given as a line or a table.
 
-*Idea.* Whatever is known of a model's cost, a line, a profile, a fitted file, becomes one kind of object: times at a
-few sizes, straight lines between them, and a slope after the last. An affine time is the case of one point at size 0.
+*Idea.* A line, a profile or a fitted file becomes one kind of object: times at a few sizes, straight lines between
+them, and a slope after the last. An affine time is the case of one point at size 0.
 
 *Invariants.* Times are positive from size 1 on and never fall as the batch grows: a batch may be padded to a larger
-one, so a larger batch that seems faster was measured wrongly. Below the first size the first slope goes on, but no item
-gets cheaper by leaving the batch smaller than its proportional share: ``t(n) ≥ t(first)·n/first``.
+one, so a larger batch that seems faster was measured wrongly. Below the first size the first slope continues, but an
+item never gets cheaper than its proportional share because the batch is smaller: ``t(n) ≥ t(first)·n/first``.
 
 *Cost.* ``seconds`` is a bisection; ``table_ns`` is linear in the largest size.
 :mod:`streaminfer.batching.service_time.learned_service_time` learns one of these from live batches.
@@ -43,9 +43,9 @@ class ServiceTime:
     Immutable, comparable and hashable; safe to share between threads.
 
     Attributes:
-        sizes: where the time is given, ascending; ``(0,)`` for an affine time, whose point 0 is the set-up.
+        sizes: sizes with given times, ascending; ``(0,)`` for an affine time, whose point 0 is the set-up.
         times_s: seconds at these sizes, nondecreasing.
-        per_item_s: seconds that each further item costs past the last size.
+        per_item_s: seconds of each further item after the last size.
     """
 
     sizes: tuple[int, ...]
@@ -54,14 +54,14 @@ class ServiceTime:
 
     @classmethod
     def affine(cls, setup_s: float, per_item_s: float) -> Self:
-        """``setup_s + per_item_s · size``.
+        """Return the affine time ``setup_s + per_item_s · size``.
 
         Args:
-            setup_s: seconds that a batch costs whatever its size, ≥ 0.
-            per_item_s: seconds for each item, ≥ 0; not both may be 0.
+            setup_s: seconds of a batch regardless of its size, ≥ 0.
+            per_item_s: seconds of each item, ≥ 0; not both may be 0.
 
         Raises:
-            TypeError, ValueError: not such a number of seconds.
+            TypeError, ValueError: an argument is not such a number of seconds.
         """
         setup_s = check_duration("setup_s", setup_s)
         per_item_s = check_duration("per_item_s", per_item_s)
@@ -71,15 +71,15 @@ class ServiceTime:
 
     @classmethod
     def table(cls, times_s: Mapping[int, float]) -> Self:
-        """Straight lines between measured sizes.
+        """Return straight lines between measured sizes.
 
-        Past the last size the last slope goes on; a single entry is taken as proportional to the size.
+        After the last size the last slope continues; a single entry counts as proportional to the size.
 
         Args:
             times_s: seconds, > 0, by batch size, ≥ 1; nondecreasing with the size.
 
         Raises:
-            TypeError, ValueError: empty, not such sizes or seconds, or a larger batch that takes less time.
+            TypeError, ValueError: the mapping is empty, a size or time is wrong, or a larger batch takes less time.
         """
         what = "seconds by batch size, at least one"
         if not isinstance(times_s, Mapping):
@@ -98,11 +98,11 @@ class ServiceTime:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Reads what :meth:`save` wrote.
+        """Read a file that :meth:`save` wrote.
 
         Raises:
             OSError: the file cannot be read.
-            ValueError: it holds something else, or another version; the message names the file and what is wrong.
+            ValueError: the file has other content or another version; the message names the file and the problem.
         """
         try:
             stored = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -115,7 +115,7 @@ class ServiceTime:
 
     @classmethod
     def from_dict(cls, stored: Any) -> Self:
-        """Read what :meth:`to_dict` returned.
+        """Return the service time from the result of :meth:`to_dict`.
 
         Raises:
             TypeError, ValueError: it is something else, or another version.
@@ -133,7 +133,7 @@ class ServiceTime:
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes it as JSON, replacing what was there.
+        """Write it to a file as JSON, replacing an existing file.
 
         Raises:
             OSError: the file cannot be written.
@@ -141,7 +141,7 @@ class ServiceTime:
         write_whole(path, (json.dumps(self.to_dict(), indent=1) + "\n").encode())
 
     def seconds(self, size: int) -> float:
-        """The time of a batch of ``size`` items.
+        """Return the seconds of a batch of ``size`` items.
 
         Raises:
             TypeError, ValueError: ``size`` is not a whole number ≥ 1.
@@ -149,7 +149,7 @@ class ServiceTime:
         return self.at(check_count("size", size))
 
     def at(self, size: int) -> float:
-        """:meth:`seconds` without the check, for loops."""
+        """Return :meth:`seconds` without the check, for loops."""
         sizes, times_s = self.sizes, self.times_s
         after = bisect_right(sizes, size)
         if after == len(sizes):
@@ -162,7 +162,7 @@ class ServiceTime:
         return max(first_s - self._first_slope_s() * (first - size), first_s * size / first)
 
     def table_s(self, max_batch_size: int) -> NDArray[np.float64]:
-        """The times of all sizes up to the largest.
+        """Return the times of all sizes up to the largest.
 
         Returns:
             Shape (max_batch_size + 1,), float64, seconds; entry 0 is 0.
@@ -172,7 +172,7 @@ class ServiceTime:
         return table
 
     def table_ns(self, max_batch_size: int) -> NDArray[np.int64]:
-        """The times of all sizes up to the largest, in whole nanoseconds.
+        """Return the times of all sizes up to the largest, in whole nanoseconds.
 
         Returns:
             Shape (max_batch_size + 1,), int64, nondecreasing; entry 0 is 0, the others are at least 1 and at most
@@ -181,16 +181,16 @@ class ServiceTime:
         return whole_ns(self.table_s(max_batch_size), 1e9)
 
     def best_batch_size(self, max_batch_size: int) -> int:
-        """The size past which larger batches are not worth their wait.
+        """Return the size above which larger batches are not worth their wait.
 
-        Of the sizes whose throughput ``size / t(size)`` is within 2 % of the best, it is the one with the largest
-        ``size ** 0.95 / t(size)``: a batch twice as large must bring 3.5 % more. Where batching gains next to nothing
-        that is a small one; where every item added still gains (4 + 0.25·n ms at 64) it is the largest allowed.
+        Among the sizes whose throughput ``size / t(size)`` is within 2 % of the best, it is the one with the largest
+        ``size ** 0.95 / t(size)``: a batch twice as large must bring 3.5 % more. If batching gains almost nothing, it
+        is a small size; if every further item still gains (4 + 0.25·n ms at 64), it is the largest allowed.
         """
         return best_size(self.table_s(max_batch_size))
 
     def plot(self, ax: Any = None) -> Any:
-        """Draws the time by batch size.
+        """Draw the time by batch size.
 
         Args:
             ax: a matplotlib ``Axes``, or ``None`` for a new figure.
@@ -206,7 +206,7 @@ class ServiceTime:
         ax.plot(np.arange(1, largest + 1), self.table_s(largest)[1:], color=COLORS[0])
         if self.sizes[0]:
             ax.plot(self.sizes, self.times_s, linestyle="", marker="o", color=ax.lines[-1].get_color())
-        ax.set_ylim(bottom=0.0, auto=True)  # the top follows what is drawn, also later
+        ax.set_ylim(bottom=0.0, auto=True)  # the top follows later drawings too
         return ax
 
     def _repr_html_(self) -> str:
@@ -228,11 +228,11 @@ class ServiceTime:
 
 
 def whole_ns(table: NDArray[np.float64], unit_ns: float) -> NDArray[np.int64]:
-    """Times as whole nanoseconds that a planner can add up.
+    """Return times as whole nanoseconds that a planner can add up.
 
     Args:
         table: shape (n + 1,), float64, nondecreasing; entry 0 is not read.
-        unit_ns: its unit in nanoseconds.
+        unit_ns: nanoseconds of the table's unit.
 
     Returns:
         The same shape, int64, read-only: entry 0 is 0, the others are within 1 … 10**17.
@@ -244,7 +244,7 @@ def whole_ns(table: NDArray[np.float64], unit_ns: float) -> NDArray[np.int64]:
 
 
 def service_time_axes(ax: Any, purpose: str) -> Any:
-    """Axes labeled for the time of a batch by its size.
+    """Return axes with labels for the time of a batch by its size.
 
     Raises:
         MissingExtra: matplotlib is not installed.
@@ -278,7 +278,7 @@ def _check_rising(name: str, sizes: Sequence[int], times_s: Sequence[float]) -> 
 
 
 def _read(stored: Any) -> tuple[tuple[int, ...], tuple[float, ...], float]:
-    """The three fields of a saved one, checked."""
+    """Return the three checked fields of a stored service time."""
     if not isinstance(stored, dict) or stored.get("format") != _FORMAT:
         raise ValueError(f"expected an object with format {_FORMAT!r}")
     if stored.get("version") != _VERSION:

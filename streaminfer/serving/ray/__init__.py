@@ -1,1 +1,1 @@
-"""Stacks on Ray Serve: a replica per stack, scaled and routed by queue delay, with streams that move."""
+"""Stacks on Ray Serve: one stack per replica, scaling and routing by queue delay, and streams that can move."""

@@ -1,13 +1,13 @@
-"""How many replicas a deployment needs: from queue delay, burn rate and utilization, never from counts of requests.
+"""Number of replicas for a deployment, from queue delay, burn rate and utilization, never from counts of requests.
 
-*Design.* Ray's default compares requests in flight with a number per replica, which has to be tuned for each model and
-batch size, and counts requests of a replica that is gone (ray #61551). What a service promises is a time, so the
-policy reads times: it adds replicas in proportion to the mean queue delay over its target, at most twofold in a
-decision, and at least half as many again while the error budget burns. It removes replicas only when the delay is below
-half the target, nothing burns, and those that are left would be at most 60 % busy. Ray applies ``upscale_delay_s``,
-``downscale_delay_s`` and the bounds to what the policy wants.
+*Design.* Ray's default compares requests in flight with a number per replica. That number has to be tuned for each
+model and batch size, and Ray also counts requests of replicas that are gone (ray #61551). A service promises a time, so
+the policy uses times. It adds replicas in proportion to the mean queue delay over its target, at most twofold per
+decision, and at least half as many again while the error budget burns. It removes replicas only if the delay is below
+half the target, the budget does not burn, and the remaining replicas would be at most 60 % busy. Ray applies
+``upscale_delay_s``, ``downscale_delay_s`` and the bounds to the result of the policy.
 
-*Invariants.* More delay never means fewer replicas; without a report nothing changes.
+*Invariants.* More delay never means fewer replicas; without a report the number does not change.
 """
 
 import math
@@ -27,12 +27,12 @@ _BUSY_AFTER_REMOVAL = 0.6
 
 
 class ReplicaState(NamedTuple):
-    """What a replica reported last; Ray has a metric for each.
+    """Latest report of a replica; each field is a metric in Ray.
 
     Attributes:
-        queue_delay_s: mean seconds that requests waited for their batch, of late.
-        burn_rate: the highest of its objectives.
-        utilization: share of the workers' time that batches took, of late.
+        queue_delay_s: recent mean seconds that requests were queued for their batch.
+        burn_rate: the highest burn rate of its objectives.
+        utilization: recent share of the workers' time that batches took.
     """
 
     queue_delay_s: float
@@ -42,15 +42,15 @@ class ReplicaState(NamedTuple):
 
 @attrs.frozen(kw_only=True)
 class Autoscaling:
-    """When a deployment gets and loses replicas.
+    """Settings for adding and removing replicas of a deployment.
 
     Attributes:
         min_replicas: at least 1.
         max_replicas: at least ``min_replicas``.
-        queue_delay_s: seconds that requests may wait for their batch, on average.
-        burn_rate: of the error budget, from which on replicas are added whatever the delay.
-        upscale_delay_s: seconds for which more replicas must be wanted.
-        downscale_delay_s: seconds for which fewer must be wanted.
+        queue_delay_s: target: mean seconds that requests are queued for their batch.
+        burn_rate: burn rate of the error budget at which replicas are added, whatever the delay.
+        upscale_delay_s: seconds that more replicas must be wanted before one is added.
+        downscale_delay_s: seconds that fewer replicas must be wanted before one is removed.
     """
 
     min_replicas: int = attrs.field(default=1, validator=field_check(check_count))
@@ -73,17 +73,17 @@ def wanted_replicas(current: int, states: Iterable[ReplicaState], *, queue_delay
     """Return how many replicas are wanted.
 
     Args:
-        current: replicas that are wanted now.
-        states: what the running ones reported last.
+        current: number of replicas that is wanted now.
+        states: latest reports of the running replicas.
         queue_delay_s: the target.
-        burn_limit: burn rate from which on replicas are added.
+        burn_limit: burn rate at which replicas are added.
     """
     known = list(states)
     if not known:
         return current
     pressure = sum(state.queue_delay_s for state in known) / len(known) / queue_delay_s
     burning = max(state.burn_rate for state in known) >= burn_limit
-    # those that start have not reported: the delay of the running ones says nothing about them
+    # starting replicas have not reported, and the delay of the running ones does not include them
     running = min(len(known), current)
     growth = min(max(pressure, _BURNING_GROWTH if burning else 1.0), _MOST_GROWTH)
     if growth > 1.0:
@@ -95,11 +95,11 @@ def wanted_replicas(current: int, states: Iterable[ReplicaState], *, queue_delay
 
 
 class QueueDelayPolicy:
-    """Autoscaling policy for Ray Serve: `wanted_replicas` over what replicas record.
+    """Autoscaling policy for Ray Serve: applies `wanted_replicas` to the metrics of the replicas.
 
     Args:
         queue_delay_s: the target.
-        burn_limit: burn rate from which on replicas are added.
+        burn_limit: burn rate at which replicas are added.
     """
 
     def __init__(self, queue_delay_s: float, burn_limit: float) -> None:

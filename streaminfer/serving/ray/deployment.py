@@ -1,4 +1,4 @@
-"""`ray_deployment`: a stack per replica as a deployment of Ray Serve."""
+"""`ray_deployment`: a deployment of Ray Serve with one stack per replica."""
 
 import warnings
 from collections.abc import Awaitable, Callable
@@ -37,21 +37,23 @@ def ray_deployment(
 ) -> Any:
     """Return a deployment of Ray Serve that runs a stack in each replica.
 
-    A replica is ready when its stack has started, and completes the requests in flight before it stops. It answers the
-    Open Inference Protocol over HTTP, as `asgi_app`, and calls of handles: ``await handle.infer.remote(inputs,
-    timeout_s=0.1, stream_id="caller-7")``. The batcher of the stack makes the batches; Serve only limits how many
-    requests a replica has, 1,024 unless ``max_ongoing_requests`` says otherwise.
+    A replica is ready when its stack has started, and completes the requests in flight before it stops. It serves the
+    Open Inference Protocol over HTTP, like `asgi_app`, and calls through handles: ``await handle.infer.remote(inputs,
+    timeout_s=0.1, stream_id="caller-7")``. The batcher of the stack forms the batches; Serve only limits the requests
+    per replica, to 1,024 unless ``max_ongoing_requests`` is given.
 
     Args:
-        stack_factory: makes the stack; called once in each replica. May be a coroutine function.
+        stack_factory: returns the stack; called once in each replica. May be a coroutine function.
         model: name of the model in addresses: ``/v2/models/NAME/infer``.
-        num_replicas: how many, unless ``autoscaling``, or Ray's own ``autoscaling_config``, is given.
+        num_replicas: number of replicas, unless ``autoscaling`` or Ray's own ``autoscaling_config`` is given.
         autoscaling: adds and removes replicas by queue delay and burn rate.
-        limits: how much one request over HTTP may bring; ``None``: the defaults.
-        headroom_router: send each request where it is predicted to finish first, and streams always to one replica;
-            otherwise, or where this version of Ray has no such API, as Serve does by default.
-        stop_timeout_s: seconds for the requests in flight when a replica stops; ``None``: no limit of ours.
-        **options: of ``ray.serve.deployment``, such as ``name``, ``ray_actor_options`` and ``max_ongoing_requests``.
+        limits: limits of one request over HTTP; ``None``: the defaults.
+        headroom_router: send each request to the replica that is predicted to finish it first, and all requests of a
+            stream to one replica. If false, or if this version of Ray lacks the API, Serve's default router is used.
+        stop_timeout_s: seconds that the stop of a replica waits for the requests in flight; ``None``: no limit from
+            this package.
+        **options: options of ``ray.serve.deployment``, such as ``name``, ``ray_actor_options`` and
+            ``max_ongoing_requests``.
 
     Raises:
         MissingExtra: Ray Serve is not installed (``pip install 'streaminfer[ray]'``).
@@ -61,7 +63,7 @@ def ray_deployment(
         ``serve.run(si.serving.ray_deployment(make_stack, num_replicas=2).bind())``.
     """
     serve = require("ray.serve", extra="ray", purpose="ray_deployment")
-    # a stack can be called too, but runs in one process
+    # a Stack is callable too, but cannot be shared by processes
     check_instance(
         "stack_factory",
         stack_factory,
@@ -102,7 +104,7 @@ def _autoscaling_config(autoscaling: Autoscaling) -> Any:
         policy_kwargs={"queue_delay_s": autoscaling.queue_delay_s, "burn_limit": autoscaling.burn_rate},
     )
     with warnings.catch_warnings():
-        # the variable of the environment that is to replace the interval is not read in 2.60
+        # Ray 2.60 does not read the environment variable that is to replace this argument
         warnings.simplefilter("ignore", DeprecationWarning)
         return config.AutoscalingConfig(
             min_replicas=autoscaling.min_replicas,
@@ -115,9 +117,9 @@ def _autoscaling_config(autoscaling: Autoscaling) -> Any:
 
 
 def _router_config() -> Any:
-    """Return the settings of the router; ``None`` where this version of Ray has no such API."""
+    """Return the settings of the router; ``None`` if this version of Ray lacks the API."""
     try:
-        make_headroom_router()  # what Ray does with the path
+        make_headroom_router()  # as Ray does when it resolves the path
         config = require("ray.serve.config", extra="ray", purpose="ray_deployment")
         return config.RequestRouterConfig(
             request_router_class=_ROUTER_PATH, request_routing_stats_period_s=ROUTING_STATS_S

@@ -1,7 +1,7 @@
-"""`HeadroomRouter`: Ray Serve's request router that sends each request where it is predicted to finish first.
+"""`HeadroomRouter`: router for Ray Serve that sends each request to the replica with the earliest predicted finish.
 
-The router API of Ray is alpha, so all that touches it is in this file; `ray_deployment` keeps Serve's default router
-where the class cannot be made. It is made at its first use, because its base is Ray's.
+Ray's router API is alpha, so only this file uses it; if the class cannot be created, `ray_deployment` keeps Serve's
+default router. The class is created at first use, because its base class is Ray's.
 """
 
 import time
@@ -14,29 +14,29 @@ __all__ = ["make_headroom_router"]
 
 
 def make_headroom_router() -> Any:
-    """Return the class, which ranks replicas by predicted finish, and keeps a stream on one replica.
+    """Return the router class, which ranks replicas by predicted finish, and keeps a stream on one replica.
 
-    The stream is the session of the request (the header ``x-session-id``, ``handle.options(session_id=...)``), or the
-    argument ``stream_id`` of a call of a handle.
+    The stream of a request is its session (the header ``x-session-id``, ``handle.options(session_id=...)``), or the
+    argument ``stream_id`` of a handle's call.
 
     Raises:
-        MissingExtra: this Ray has no such API.
+        MissingExtra: this version of Ray lacks the API.
     """
     api = require("ray.serve.request_router", extra="ray", purpose="HeadroomRouter")
 
     class HeadroomRouter(api.RequestRouter):  # type: ignore[misc, name-defined] # Ray is not installed for type checks
-        """Ranks replicas by predicted finish, and keeps a stream on one replica."""
+        """Router that ranks replicas by predicted finish, and keeps a stream on one replica."""
 
         def initialize_state(self) -> None:
-            """Make the ranking; Ray calls it once."""
+            """Create the ranking; Ray calls this once."""
             self._ranking: HeadroomRanking[Any] = HeadroomRanking()
 
         async def choose_replicas(self, candidate_replicas: list[Any], pending_request: Any = None) -> list[list[Any]]:
-            """Return replicas in the order in which they are to be tried."""
+            """Return the replicas to try, in order."""
             replicas = self.curr_replicas
             stream_id = None if pending_request is None else _stream_of(pending_request)
             ranked = self._ranking.rank() if stream_id is None else [self._ranking.home(stream_id)]
-            # one in each rank: a full replica is passed over for the next one
+            # one replica per rank, so that Ray tries the next one if a replica is full
             names = [name for name in ranked if name in replicas]
             if not names:
                 return [candidate_replicas]
@@ -44,19 +44,19 @@ def make_headroom_router() -> Any:
             return [[replicas[name]] for name in names]
 
         def update_replicas(self, replicas: list[Any]) -> None:
-            """Take over the set of replicas and what they report."""
+            """Set the replicas and their latest reports."""
             stats = {one.replica_id: one.routing_stats for one in replicas}
             reports = {name: LoadReport(**said) if said else None for name, said in stats.items()}
             self._ranking.update(reports, time.monotonic_ns())
             super().update_replicas(replicas)
 
         def on_replica_actor_died(self, replica_id: Any) -> None:
-            """Send nothing more to a replica that is gone."""
+            """Send no more requests to a replica that is gone."""
             super().on_replica_actor_died(replica_id)
             self._ranking.remove(replica_id)
 
         def on_replica_actor_unavailable(self, replica_id: Any) -> None:
-            """Send nothing more to a replica until it reports again."""
+            """Send no more requests to a replica until it reports again."""
             super().on_replica_actor_unavailable(replica_id)
             self._ranking.remove(replica_id)
 
@@ -71,11 +71,11 @@ def make_headroom_router() -> Any:
             self._ranking.complete(replica_id)
 
         def on_new_queue_len_info(self, replica_id: Any, num_ongoing_requests: int) -> None:
-            """Take over how many requests a replica says it has."""
+            """Set the number of requests that a replica reports in a reply."""
             super().on_new_queue_len_info(replica_id, num_ongoing_requests)
             self._ranking.observe(replica_id, num_ongoing_requests)
 
-    HeadroomRouter.__qualname__ = HeadroomRouter.__name__  # Ray looks it up in the module
+    HeadroomRouter.__qualname__ = HeadroomRouter.__name__  # Ray looks the class up in the module
     return HeadroomRouter
 
 
@@ -84,7 +84,7 @@ def _stream_of(pending: Any) -> str | None:
     return None if stream_id is None else str(stream_id)
 
 
-if not TYPE_CHECKING:  # type checkers refuse other names
+if not TYPE_CHECKING:  # with `__getattr__`, type checkers would accept any name
 
     def __getattr__(name: str) -> Any:
         if name == "HeadroomRouter":

@@ -1,4 +1,4 @@
-"""`MovingStreams`: a stack whose streams belong to one replica of a deployment at a time, and move with their state."""
+"""`MovingStreams`: a stack in a deployment, with streams that move between replicas together with their state."""
 
 import asyncio
 import contextlib
@@ -19,9 +19,9 @@ from streaminfer.stack import Stack
 __all__ = ["SNAPSHOT_S", "MovingStreams"]
 
 SNAPSHOT_S = 0.5
-"""Between two snapshots: with the way to the store, one is less than a second old."""
+"""Seconds between two snapshots; with the transfer to the store, a snapshot is less than a second old."""
 _STORE_S = 2.0
-"""Seconds for a call of the store; a stream is better served without its past than not at all."""
+"""Time limit of a call of the store, seconds; a stream without its past is better than no stream."""
 _LOG = Log("streaminfer")
 
 
@@ -30,13 +30,14 @@ class _Stream:
     """A stream of this replica.
 
     Attributes:
-        settled: set unless the stream is being claimed or handed over, or ends.
-        in_flight: requests that run.
-        changed: the latest snapshot does not have its state.
+        settled: set unless the stream is being claimed, moved or ended.
+        in_flight: number of running requests.
+        changed: whether the state has changed since the latest snapshot.
         used_ns: instant of the latest request.
-        idle: set when no request runs; where its release waits for that.
-        is_set_here: it was reset or imported here while it was not settled, so what the store has is older.
-        rejection: why the claim brought no stream: the replica has no place for its state.
+        idle: set when no request runs; exists while a release waits for that.
+        is_set_here: whether the state was reset or imported here while the stream was not settled, so that the state in
+            the store is older.
+        rejection: why the claim failed: the replica has no room for the state.
     """
 
     settled: asyncio.Event = attrs.field(factory=asyncio.Event)
@@ -49,16 +50,16 @@ class _Stream:
 
 
 class MovingStreams(Wrapper):
-    """Claims the state of a stream before its first request, and hands it over when another replica wants it.
+    """Claims the state of a stream before its first request, and passes it on when another replica claims it.
 
-    A store that does not answer within two seconds is passed over: the stream starts with what its replica has, and
-    the log says so.
+    If the store does not respond within two seconds, the stream starts with the state that its replica has, and the
+    error is logged.
 
     Args:
-        inner: a stack that keeps the state of streams.
-        states: the keeper in it.
-        store: of the deployment.
-        replica: id of this one.
+        inner: a stack that stores the state of streams.
+        states: the part of the stack that stores them.
+        store: the store of the deployment.
+        replica: id of this replica.
     """
 
     def __init__(
@@ -72,22 +73,22 @@ class MovingStreams(Wrapper):
         self._tasks: set[asyncio.Task[None]] = set()
 
     def capabilities(self) -> Capabilities:
-        """What the stack offers; streams that end are forgotten in the store too."""
-        # the stack around it arms timers, because a claim takes time before the batcher knows the request
+        """Return the stack's capabilities; a stream that ends here is also forgotten in the store."""
+        # no ``enforces_deadline``: a claim takes time before the batcher sees the request, so outer layers need timers
         return super().capabilities()._replace(stream_states=self, enforces_deadline=False)
 
     async def start(self) -> None:
-        """Start the stack, and send snapshots from now on."""
-        self._streams.clear()  # what a stop has cut short is claimed again: its work may not have begun
+        """Start the stack, and begin to send snapshots."""
+        self._streams.clear()  # streams are claimed again: a stop may have cancelled their claims
         await self.inner.start()
         self._spawn(self._send_snapshots())
         self._spawn(self._serve_claims())
 
     async def stop(self, *, drain: bool = True) -> None:
-        """Hand all streams over, and stop the stack."""
+        """Give all streams to the store if ``drain`` is true, and stop the stack."""
         try:
             if drain:
-                # first, so that a release that runs completes
+                # before the tasks are cancelled, so that a running release completes
                 await self._release_all(list(self._streams))
         finally:
             try:
@@ -96,7 +97,7 @@ class MovingStreams(Wrapper):
                 await self.inner.stop(drain=drain)
 
     async def call(self, request: Request) -> Response:
-        """Serve one request, after its stream was claimed."""
+        """Serve one request, after its stream is claimed."""
         if request.stream_id is None:
             response: Response = await self.inner.call(request)
             return response
@@ -115,12 +116,12 @@ class MovingStreams(Wrapper):
     # -- the state of streams -----------------------------------------------------------------------------------
 
     def reset_stream(self, stream_id: Hashable) -> None:
-        """Let the next step start from the initial state."""
+        """Make the next step start from the initial state."""
         self._states.reset_stream(stream_id)
         self._keep_here(stream_id)
 
     def end_stream(self, stream_id: Hashable) -> None:
-        """Forget a stream, also in the store; requests that come behind it begin the stream again."""
+        """Forget a stream, also in the store; later requests start the stream again."""
         self._states.end_stream(stream_id)
         before = self._streams.get(stream_id)
         is_own = before is not None and before.settled.is_set()
@@ -128,16 +129,16 @@ class MovingStreams(Wrapper):
         self._spawn(self._end(stream_id, stream, before, is_own))
 
     def export_state(self, stream_id: Hashable) -> Any:
-        """Return a copy of the state."""
+        """Return a copy of the state of a stream."""
         return self._states.export_state(stream_id)
 
     def import_state(self, stream_id: Hashable, state: Any) -> None:
-        """Let the next step go on from ``state``."""
+        """Make the next step continue from ``state``."""
         self._states.import_state(stream_id, state)
         self._keep_here(stream_id)
 
     async def settle(self, stream_id: Hashable) -> _Stream | None:
-        """Wait until the stream is settled, and return it; ``None``: it is not of this replica."""
+        """Wait until the stream is settled, and return it; ``None`` if it does not belong to this replica."""
         while (stream := self._streams.get(stream_id)) is not None and not stream.settled.is_set():
             await stream.settled.wait()
         return stream
@@ -145,7 +146,7 @@ class MovingStreams(Wrapper):
     # -- inside -------------------------------------------------------------------------------------------------
 
     def _keep_here(self, stream_id: Hashable) -> None:
-        """Let the state that a stream has here now replace what other replicas and the store have."""
+        """Make the state that a stream has here replace the state in other replicas and the store."""
         stream = self._streams.get(stream_id)
         if stream is None:
             stream = self._begin_claim(stream_id)
@@ -153,9 +154,9 @@ class MovingStreams(Wrapper):
         stream.is_set_here = not stream.settled.is_set()
 
     async def _own(self, stream_id: Hashable) -> _Stream:
-        """Return the stream as soon as it belongs to this replica."""
+        """Wait until a stream belongs to this replica, and return it."""
         while (stream := await self.settle(stream_id)) is None:
-            stream = self._begin_claim(stream_id)  # it goes on where the request is cancelled
+            stream = self._begin_claim(stream_id)  # the claim continues if the request is cancelled
             await stream.settled.wait()
             if stream.rejection is not None:
                 raise stream.rejection
@@ -173,19 +174,19 @@ class MovingStreams(Wrapper):
                 claim = await self._store.claim(stream_id, self._replica)
                 if not stream.is_set_here:
                     stream.rejection = self._take_over(stream_id, claim)
-            if stream.rejection is not None:  # the state is left to the next claim, here or elsewhere
+            if stream.rejection is not None:  # the state goes back to the store, for the next claim
                 async with _asked("stream %r was not moved", stream_id):
                     await self._store.hand_over(self._replica, {stream_id: claim.record})
                 self._drop(stream_id, stream)
         finally:
             stream.settled.set()
-        if stream.rejection is not None and stream.is_set_here:  # meanwhile
+        if stream.rejection is not None and stream.is_set_here:  # set while the state went back to the store
             self._keep_here(stream_id)
 
     def _take_over(self, stream_id: Hashable, claim: Claim) -> Overloaded | None:
-        """Go on from the state that came with a stream, unless this replica's own is as new; return why it cannot."""
+        """Import the state that a claim returned, unless this replica's own is as new; return why it cannot."""
         if claim.is_other:
-            self._states.end_stream(stream_id)  # of the time before another replica had it
+            self._states.end_stream(stream_id)  # an old state, from before another replica had the stream
         if claim.record is not None and self._export(stream_id) is None:
             try:
                 self._states.import_state(stream_id, claim.record)
@@ -203,20 +204,20 @@ class MovingStreams(Wrapper):
             del self._streams[stream_id]
 
     async def _serve_claims(self) -> None:
-        """Hand over what other replicas want, as long as this one runs."""
+        """Release the streams that other replicas claim, until the task is cancelled."""
         while True:
             wanted: list[Hashable] | None = None
             async with _asked("the store of streams does not answer", limit_s=None):
                 wanted = await self._store.wanted(self._replica)
-            if wanted is None:  # it may have been started again, and know nothing
+            if wanted is None:  # the store may have been restarted without its data, so all states are sent again
                 for stream in self._streams.values():
                     stream.changed = True
                 await asyncio.sleep(SNAPSHOT_S)
             if wanted:
-                self._spawn(self._release_all(wanted))  # a step that takes long holds up no other stream
+                self._spawn(self._release_all(wanted))  # in a task, so that a long step delays no other stream
 
     async def _release_all(self, stream_ids: Iterable[Hashable]) -> None:
-        """Give states to the store: those of streams without a request in one call, the others as they come."""
+        """Give states to the store: those of idle streams in one call, the others after their requests."""
         idle, others = {}, []
         for stream_id in stream_ids:
             stream = self._streams.get(stream_id)
@@ -228,10 +229,10 @@ class MovingStreams(Wrapper):
         await stop_together([self._hand_over(idle), *map(self._release, others)])
 
     async def _release(self, stream_id: Hashable) -> None:
-        """Give the state of a stream to the store, after its requests in flight."""
+        """Give the state of a stream to the store, after the requests in flight."""
         stream = await self.settle(stream_id) if stream_id in self._streams else _Stream()
         if stream is None:
-            return  # it has ended or was handed over meanwhile, or the store has its snapshot
+            return  # the stream has ended or was moved meanwhile, or the store has its snapshot
         self._streams[stream_id] = stream
         stream.settled.clear()
         try:
@@ -243,13 +244,13 @@ class MovingStreams(Wrapper):
             stream.settled.set()
 
     async def _hand_over(self, streams: Mapping[Hashable, _Stream]) -> None:
-        """Give the states of streams to the store; none of them is settled or has a request in flight."""
+        """Give the states of unsettled streams without requests in flight to the store."""
         records = {}
         try:
             for stream_id, stream in streams.items():
                 records[stream_id] = self._export(stream_id)
                 self._states.end_stream(stream_id)
-                stream.is_set_here = False  # the record has it
+                stream.is_set_here = False  # the exported record includes that state
             if records:
                 async with _asked("%d streams were not moved", len(records)):
                     await self._store.hand_over(self._replica, records)
@@ -275,12 +276,12 @@ class MovingStreams(Wrapper):
             refused: list[Hashable] | None = None
             async with _asked("snapshots of %d streams were not stored", len(records)):
                 refused = await self._store.store(self._replica, records)
-            if refused is None:  # they are sent again
+            if refused is None:  # the call failed, so the snapshots are sent again
                 for stream_id in records.keys() & self._streams.keys():
                     self._streams[stream_id].changed = True
-            for stream_id in refused or ():  # this replica was taken for dead, and another one goes on
+            for stream_id in refused or ():  # the store took this replica for dead, and another one has the stream
                 had = streams.get(stream_id)
-                if had is not None and self._streams.get(stream_id) is had:  # else it has begun again meanwhile
+                if had is not None and self._streams.get(stream_id) is had:  # else it was started again meanwhile
                     self._states.end_stream(stream_id)
                     del self._streams[stream_id]
 
@@ -290,7 +291,7 @@ class MovingStreams(Wrapper):
                 await before.settled.wait()
             async with _asked("stream %r was not forgotten in the store", stream_id):
                 if not is_own:
-                    await self._store.claim(stream_id, self._replica)  # the replica that has it gives it up
+                    await self._store.claim(stream_id, self._replica)  # makes its owner release the stream
                     self._states.end_stream(stream_id)
                 await self._store.forget([stream_id])
         finally:
@@ -301,14 +302,14 @@ class MovingStreams(Wrapper):
         try:
             return self._states.export_state(stream_id)
         except InvalidInput:
-            return None  # it has none
+            return None  # the stream has no state
 
 
 @contextlib.asynccontextmanager
 async def _asked(failure: str, *about: object, limit_s: float | None = _STORE_S) -> AsyncIterator[None]:
-    """Limit the time of a call of the store, and log its error: streams are served without it."""
+    """Limit the time of a call of the store, and log its error: streams are served without the store."""
     try:
         async with asyncio.timeout(limit_s):
             yield
-    except Exception:  # noqa: BLE001 - its actor may fail in any way
+    except Exception:  # noqa: BLE001 - the store's actor may fail in any way
         _LOG.exception(failure, *about)

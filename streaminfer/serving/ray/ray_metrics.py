@@ -1,9 +1,9 @@
-"""`RayMetrics`: all that a stack measures, in Ray's own metrics, which Ray's agents export to Prometheus.
+"""`RayMetrics`: the statistics of a stack as Ray metrics, which Ray's agents export to Prometheus.
 
 Ray adds the prefix ``ray_`` and, in replicas of Ray Serve, the labels ``application``, ``deployment`` and ``replica``.
-All are gauges for Ray, also counters and the buckets of histograms: each is set to what it is, with the name that
-Prometheus queries know, so that ``rate`` and ``histogram_quantile`` work. Values of labels are ASCII: other characters
-are escaped, with a checksum behind them.
+To Ray all metrics are gauges, also counters and the buckets of histograms. Each is set to its current value, under the
+name that Prometheus queries use, so that ``rate`` and ``histogram_quantile`` work. Values of labels are ASCII: other
+characters are escaped, and a checksum is appended.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ class RayMetrics:
     """Publishes the statistics of a stack.
 
     Args:
-        stack: which one.
+        stack: the stack.
 
     Raises:
         MissingExtra: Ray is not installed (``pip install 'streaminfer[ray]'``).
@@ -34,7 +34,7 @@ class RayMetrics:
         self._gauges: dict[tuple[str, tuple[str, ...]], Any] = {}
 
     def publish(self) -> None:
-        """Set each metric to what it is now."""
+        """Set each metric to its current value."""
         for metric, samples in Collection.of(self._services, HistogramReader()).families.items():
             for sample in samples:
                 labels, value = dict(sample.labels), sample.value

@@ -1,4 +1,4 @@
-"""`StackReplica`: what runs in each replica of a deployment: one stack, its HTTP app, and what it tells Ray Serve."""
+"""`StackReplica`: one replica of a deployment, with its stack, its HTTP app and its reports to Ray Serve."""
 
 import asyncio
 import contextlib
@@ -22,24 +22,24 @@ from streaminfer.stack import Stack
 __all__ = ["StackReplica"]
 
 METRICS_S = 5.0
-"""Between two publications of the statistics; Ray's agents export every ten seconds by default."""
+"""Seconds between two publications of the statistics; Ray's agents export every ten seconds by default."""
 _LOG = Log("streaminfer")
 
 
 class StackReplica:
-    """One replica. Ray Serve makes it, calls its methods, and awaits its ``__del__`` when the replica stops.
+    """One replica. Ray Serve creates it, calls its methods, and awaits its ``__del__`` when the replica stops.
 
     Args:
-        stack_factory: makes the stack, or is a coroutine function that does; called in the replica.
+        stack_factory: returns the stack, or is a coroutine function that does; called in the replica.
         model: name of the model in addresses.
-        limits: of requests over HTTP.
-        stop_timeout_s: seconds for the requests in flight at the end.
+        limits: limits of requests over HTTP.
+        stop_timeout_s: seconds that a stop waits for the requests in flight.
     """
 
     async def __init__(  # type: ignore[misc] # Ray awaits it
         self, stack_factory: Callable[[], Any], model: str, limits: Limits | None, stop_timeout_s: float | None
     ) -> None:
-        self._exits = contextlib.AsyncExitStack()  # first: Ray awaits `__del__` also where the factory fails
+        self._exits = contextlib.AsyncExitStack()  # first, because Ray awaits `__del__` even if the factory fails
         made = stack_factory()
         stack = await made if inspect.isawaitable(made) else made
         if not isinstance(stack, Stack):
@@ -67,10 +67,10 @@ class StackReplica:
         stream_id: Hashable = None,
         tenant: str | None = None,
     ) -> Any:
-        """Answer one request of a handle: ``await handle.infer.remote(inputs, timeout_s=0.1)``; as calling a `Stack`.
+        """Serve a request of a handle, like a call of a `Stack`: ``await handle.infer.remote(inputs, timeout_s=0.1)``.
 
         Raises:
-            StreamInferError: it could not be answered; the class says why.
+            StreamInferError: the request failed; the class says why.
         """
         return await self._service(inputs, timeout_s=timeout_s, priority=priority, stream_id=stream_id, tenant=tenant)
 
@@ -83,30 +83,30 @@ class StackReplica:
             await states.settle(stream_id)
 
     async def statistics(self) -> dict[str, Any]:
-        """Return the statistics of the stack of one replica."""
+        """Return the statistics of this replica's stack."""
         return self.stack.statistics().to_dict()
 
     # -- what Ray Serve calls -----------------------------------------------------------------------------------
 
     async def record_routing_stats(self) -> dict[str, float]:
-        """Tell routers what a request costs here."""
+        """Return the load of the replica, for the routers."""
         return self._meter.report(self._service.clock())._asdict()
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """Tell the autoscaler how busy the replica is."""
+        """Return queue delay, burn rate and utilization of the replica, for the autoscaler."""
         return self._meter.state(self._service.clock(), burn_rate(self.stack))._asdict()
 
     async def check_health(self) -> None:
-        """Tell whether the replica is to be replaced.
+        """Check that the replica works; Ray replaces it otherwise.
 
         Raises:
-            RuntimeError: it is: the stack does not run.
+            RuntimeError: the stack does not run.
         """
         if not self._service.ready:
             raise RuntimeError(f"the stack is {self._service.stack_state}")
 
     async def __del__(self) -> None:
-        """Complete the requests in flight, hand the streams over and stop; Ray Serve awaits it."""
+        """Complete the requests in flight, give the streams to the store and stop; Ray Serve awaits this."""
         await self._exits.aclose()
 
     async def _publish(self) -> None:
@@ -114,13 +114,13 @@ class StackReplica:
         while True:
             try:
                 metrics.publish()
-            except Exception:  # noqa: BLE001 - metrics are no reason to stop serving
+            except Exception:  # noqa: BLE001 - an error in metrics must not stop serving
                 _LOG.exception("the statistics were not published")
             await asyncio.sleep(METRICS_S)
 
 
 def _with_moves(stack: Stack) -> Any:
-    """Return the stack, or one whose streams move if it keeps state and there are other replicas."""
+    """Return the stack, wrapped in `MovingStreams` if it stores the state of streams in a deployment."""
     states = adapt(stack).capabilities().stream_states
     if states is None:
         return stack
@@ -129,6 +129,6 @@ def _with_moves(stack: Stack) -> Any:
     try:
         replica = serve.get_replica_context()
     except serve.exceptions.RayServeException:
-        return stack  # local testing mode: no other replica
+        return stack  # Ray's local testing mode has no other replicas
     store = store_actor(ray, f"{replica.app_name}#{replica.deployment}")
     return MovingStreams(stack, states, store, replica.replica_tag)

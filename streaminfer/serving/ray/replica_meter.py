@@ -1,4 +1,4 @@
-"""`ReplicaMeter`: how busy the stack of a replica is, for the router and the autoscaler."""
+"""`ReplicaMeter`: measures the load of a replica's stack, for the router and the autoscaler."""
 
 import asyncio
 import math
@@ -16,26 +16,26 @@ from streaminfer.telemetry.telemetry import Telemetry
 __all__ = ["ReplicaMeter", "burn_rate"]
 
 _DECAY_NS = 2e9
-"""Time after which a request counts 1/e: some reports, so that one burst does not start a replica."""
+"""Time after which the weight of a request is 1/e: several reports, so that one burst does not start a replica."""
 _NEWEST = 1 / 32
-"""Weight of the newest request in what requests usually take."""
+"""Weight of the newest request in the moving averages of the durations."""
 _BURN_WINDOW_S = 60.0
 _PRIOR = 2.0
-"""Requests that succeeded, added to those of the last seconds: one failure alone says little."""
+"""Successful requests to add to the recent ones, because one failure alone says little."""
 
 
 class ReplicaMeter(SyncLayer):
-    """Layer that measures what goes through a stack: queue delay, service time and utilization.
+    """Layer that measures the requests of a stack: queue delay, service time and utilization.
 
-    A request that was rejected or ended at its deadline counts as one that waited at least until its deadline, so that
-    overload is seen although those that got a response waited little. Those that failed for another reason than their
-    caller's count as failures.
+    A request that was rejected or ended at its deadline counts as if it was queued until its deadline. Overload is
+    therefore visible even if the successful requests were queued only shortly. Other errors count as failures, unless
+    the input was invalid or the caller cancelled the request.
 
     Attributes:
-        workers: batches that run at the same time.
+        workers: number of batches that can run at the same time.
     """
 
-    fingerprint = ""  # it changes no response
+    fingerprint = ""  # the layer changes no response
 
     def __init__(self) -> None:
         self.workers = 1
@@ -49,13 +49,13 @@ class ReplicaMeter(SyncLayer):
         self._busy_s = 0.0
         self._decayed_ns = 0
 
-    def enter(self, request: Request, now_ns: int) -> int:  # noqa: ARG002 - of the protocol
-        """Count a request in."""
+    def enter(self, request: Request, now_ns: int) -> int:  # noqa: ARG002 - required by the protocol
+        """Count a request that arrives."""
         self._in_flight += 1
         return now_ns
 
     def exit(self, request: Request, token: int, outcome: Response | BaseException, now_ns: int) -> None:
-        """Count it out, and learn from it."""
+        """Count a request that ends, and update the durations."""
         self._in_flight -= 1
         if isinstance(outcome, Response):
             timings = outcome.timings
@@ -76,7 +76,7 @@ class ReplicaMeter(SyncLayer):
             self._failed += 1.0
 
     def report(self, now_ns: int) -> LoadReport:
-        """Return what routers need to know now."""
+        """Return the report for the routers."""
         self._reports += 1
         self._decay(now_ns)
         succeeded = self._waited + _PRIOR
@@ -84,7 +84,7 @@ class ReplicaMeter(SyncLayer):
         return LoadReport(self._reports, self._service_s, self._per_request_s, self._in_flight, success)
 
     def state(self, now_ns: int, burn_rate: float) -> ReplicaState:
-        """Return what the autoscaler needs to know now."""
+        """Return the report for the autoscaler."""
         self._decay(now_ns)
         utilization = self._busy_s / (_DECAY_NS / 1e9) / self.workers
         return ReplicaState(self._waited_s / max(self._waited, 1.0), burn_rate, utilization)
@@ -109,7 +109,7 @@ class ReplicaMeter(SyncLayer):
 
 
 def burn_rate(stack: Stack) -> float:
-    """Return the highest burn rate of the objectives in a stack over the last minute; 0.0: it has none."""
+    """Return the highest burn rate of the objectives in a stack over the last minute; 0.0 without objectives."""
     parts = (found.part for found in walk(stack, set()))
     objectives = [part.slo for part in parts if isinstance(part, Telemetry) and isinstance(part.slo, SLO)]
     return max((slo.burn_rate(min(_BURN_WINDOW_S, slo.period_s)) for slo in objectives), default=0.0)

@@ -1,16 +1,16 @@
-"""Which replica has the state of which stream: the state machine of `StreamStore`.
+"""Owner of each stream and its latest state: the state machine of `StreamStore`.
 
-*Design.* A stream belongs to one replica at a time. A replica that gets a request of a stream of another one claims it
-first. If another living replica has the stream, it is asked to hand it over after the step that runs, so that no
-step is lost and results stay equal to the bit. Each replica also sends snapshots of the streams that had steps; when an
-owner is not heard of any more, because its process or node is gone, the claim gets the latest snapshot. A replica that
-comes back after that is told at its next snapshot which streams are not its own any more, and drops them (fencing).
+*Design.* A stream belongs to one replica at a time. If a replica gets a request of another replica's stream, it claims
+the stream first. If the owner lives, it releases the stream after the running step, so that no step is lost and results
+stay equal to the bit. Each replica also sends snapshots of the streams that had steps. If the owner does not report any
+more, because its process or node is gone, the claim returns the latest snapshot. If that replica comes back, the
+response to its next snapshot lists the streams that it has lost, and it drops them (fencing).
 
-*Invariants.* A stream has one owner or none; a record of a replica that is not the owner is refused; each claim of a
-stream that another replica had counts as exactly one of moved, resumed and restarted.
+*Invariants.* A stream has one owner or none. The ledger ignores a record from a replica that is not the owner. Each
+claim that succeeds for a stream of another replica counts as exactly one of moved, resumed and restarted.
 
-*Complexity.* Constant per claim; a snapshot costs its records, and every ten seconds one of them looks at all streams.
-Knows no clock, loop or thread.
+*Complexity.* Constant per claim; a snapshot costs its records, and every ten seconds one of them searches all streams.
+Uses no clock, loop or thread.
 """
 
 from collections import Counter
@@ -24,20 +24,20 @@ from streaminfer._internal.snapshot import Snapshot
 __all__ = ["Claim", "StreamLedger", "StreamMoves"]
 
 SILENT_NS = 1_500_000_000
-"""A replica that was not heard of for so long is not asked: three snapshots are missing."""
+"""Time without a report after which a replica counts as dead: three snapshots are missing."""
 IDLE_NS = 600_000_000_000
-"""A stream without a request for so long is forgotten here; its replica keeps the state as its backend is told to."""
+"""Time without a request after which the ledger forgets a stream; its replica may store the state for longer."""
 _EXPIRY_NS = 10_000_000_000
-"""Between two searches through all streams for those that are idle: a share of `IDLE_NS`, whatever the replicas."""
+"""Time between two searches for idle streams: a share of `IDLE_NS`, whatever the number of replicas."""
 
 
 class Claim(NamedTuple):
-    """Answer to a claim.
+    """Result of a claim.
 
     Attributes:
-        record: the state of the stream, which is the claimer's; ``None``: it has none.
-        owner: another replica, which must hand the stream over first; empty: it is the claimer's.
-        is_other: another replica had the stream last, so what the claimer may have of it is older.
+        record: the state of the stream, which now belongs to the claimer; ``None``: there is no state.
+        owner: another replica that must release the stream first; empty: the stream belongs to the claimer.
+        is_other: whether another replica had the stream last, so that a state in the claiming replica is older.
     """
 
     record: Any = None
@@ -47,16 +47,16 @@ class Claim(NamedTuple):
 
 @attrs.frozen(kw_only=True)
 class StreamMoves(Snapshot):
-    """What became of streams that changed their replica.
+    """Counts of streams that moved between replicas.
 
     Attributes:
-        streams: that are known now.
-        owners: how many streams each replica has, by its id.
-        moved: handed over by their replica: nothing was lost.
+        streams: number of known streams.
+        owners: number of streams of each replica, by its id.
+        moved: released by their replica, without loss.
         resumed: continued from a snapshot, because their replica was gone; steps after the snapshot are lost.
-        restarted: began again, because their replica was gone before the first snapshot.
-        oldest_snapshot_s: seconds between the snapshot and its use, at most so far; the time for which the replica had
-            been gone is part of it.
+        restarted: started again without state, because their replica was gone before the first snapshot.
+        oldest_snapshot_s: the longest time so far between a snapshot and its use, seconds; includes the time for which
+            the replica had been gone.
     """
 
     streams: int
@@ -81,23 +81,23 @@ class StreamLedger:
     def __init__(self) -> None:
         self._streams: dict[Hashable, _Stream] = {}
         self._heard_ns: dict[str, int] = {}
-        self._taken: dict[str, set[Hashable]] = {}  # from replicas that have not been told
+        self._taken: dict[str, set[Hashable]] = {}  # streams taken from a replica, until the replica is notified
         self._moved = self._resumed = self._restarted = 0
         self._oldest_ns = 0
         self._expires_ns = 0
 
     def hear(self, replica: str, now_ns: int) -> None:
-        """Note that a replica lives."""
+        """Note that a replica is alive."""
         self._heard_ns[replica] = now_ns
 
     def silent_from_ns(self, replica: str) -> int:
-        """Return when a replica is taken for dead, unless it is heard of before."""
+        """Return the instant at which a replica counts as dead, unless it reports before."""
         return self._heard_ns.get(replica, -SILENT_NS) + SILENT_NS
 
     def claim(self, stream_id: Hashable, replica: str, now_ns: int) -> Claim:
-        """Give a stream to a replica, or say whom to ask for it."""
+        """Give a stream to a replica, or return the owner that must release it first."""
         self.hear(replica, now_ns)
-        self._taken.get(replica, set()).discard(stream_id)  # it knows
+        self._taken.get(replica, set()).discard(stream_id)  # by claiming it, the replica shows that it has lost it
         stream = self._streams.get(stream_id)
         if stream is None:
             self._streams[stream_id] = _Stream(replica, now_ns)
@@ -113,7 +113,7 @@ class StreamLedger:
         return Claim(owner=stream.owner)
 
     def take(self, stream_id: Hashable, replica: str, owner: str, now_ns: int) -> Claim:
-        """Give a stream to a replica from its snapshot: this owner did not answer. One of another by now is claimed."""
+        """Give a stream to a replica from its snapshot, because ``owner`` did not respond; claim it if that changed."""
         stream = self._streams.get(stream_id)
         if stream is None or stream.owner != owner:
             return self.claim(stream_id, replica, now_ns)
@@ -126,13 +126,13 @@ class StreamLedger:
         return self._give(stream, replica, now_ns)
 
     def store(self, replica: str, records: Mapping[Hashable, Any], now_ns: int) -> list[Hashable]:
-        """Keep snapshots of a replica; return which of their streams, and of those that it had, are not its own."""
+        """Store snapshots of a replica; return the streams, of these and of its earlier ones, that are not its own."""
         taken = self._taken.pop(replica, set())
         own = {stream_id: record for stream_id, record in records.items() if stream_id not in taken}
         return list(taken | self._store(replica, own, now_ns))
 
     def hand_over(self, replica: str, records: Mapping[Hashable, Any], now_ns: int) -> None:
-        """Keep final states of a replica's own streams, which no replica owns from now on; ``None``: no state."""
+        """Store final states of a replica's streams (``None``: no state), which then have no owner."""
         for stream_id in {*records}.difference(self._store(replica, records, now_ns)):
             self._streams[stream_id].owner = ""
 
@@ -142,7 +142,7 @@ class StreamLedger:
             self._streams.pop(stream_id, None)
 
     def expire(self, now_ns: int) -> None:
-        """Forget streams that are idle, and replicas that are gone; within ten seconds of the last time do nothing."""
+        """Forget idle streams and dead replicas; do nothing within ten seconds of the last time."""
         if now_ns < self._expires_ns:
             return
         self._expires_ns = now_ns + _EXPIRY_NS
@@ -151,7 +151,7 @@ class StreamLedger:
         self._taken = {name: taken for name, taken in self._taken.items() if name in self._heard_ns}
 
     def statistics(self) -> StreamMoves:
-        """What was counted until now."""
+        """Return the current counts."""
         return StreamMoves(
             streams=len(self._streams),
             owners=Counter(stream.owner for stream in self._streams.values() if stream.owner),
@@ -162,7 +162,7 @@ class StreamLedger:
         )
 
     def _store(self, replica: str, records: Mapping[Hashable, Any], now_ns: int) -> set[Hashable]:
-        """Keep states of a replica's own streams; return the other streams."""
+        """Store states of a replica's own streams; return the streams of other owners."""
         self.hear(replica, now_ns)
         refused = set()
         for stream_id, record in records.items():

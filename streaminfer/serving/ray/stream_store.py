@@ -1,4 +1,4 @@
-"""`StreamStore`: the actor that knows where streams are, and keeps a recent snapshot of each."""
+"""`StreamStore`: actor that knows the owner of each stream, and stores a recent snapshot of it."""
 
 import asyncio
 import time
@@ -12,15 +12,15 @@ from streaminfer.serving.ray.stream_ledger import Claim, StreamLedger, StreamMov
 __all__ = ["RemoteStreamStore", "StreamStore", "store_actor"]
 
 ANSWER_NS = 1_500_000_000
-"""How long an owner that lives has to hand a stream over: its step may run, or its machine be busy."""
+"""Time that a living owner has to release a stream: a step may run, or its machine may be busy."""
 POLL_S = 10.0
-"""How long a replica's question for what others want stays open."""
+"""Seconds for which a replica's call for wanted streams stays open."""
 _NAMESPACE = "streaminfer"
 _ALONE_S = 120.0
 
 
 class StreamStore:
-    """Keeps owners and snapshots in memory; a Ray actor, or an object of one event loop.
+    """Stores owners and snapshots in memory; a Ray actor, or an object of one event loop.
 
     Args:
         clock: monotonic nanoseconds.
@@ -37,17 +37,17 @@ class StreamStore:
         self._alone: asyncio.TimerHandle | None = None
 
     async def claim(self, stream_id: Hashable, replica: str) -> Claim:
-        """Make a stream the replica's, and return what it has; an owner that lives is asked, and has 1.5 seconds."""
+        """Make a stream the replica's, and return its state; a living owner gets 1.5 seconds to release it."""
         claim = self._ledger.claim(stream_id, replica, self._clock())
         while claim.owner:
             if await self._ask(stream_id, claim.owner):
-                claim = self._ledger.claim(stream_id, replica, self._clock())  # another one may have been faster
+                claim = self._ledger.claim(stream_id, replica, self._clock())  # another replica may have been faster
             else:
                 claim = self._ledger.take(stream_id, replica, claim.owner, self._clock())
         return claim
 
     async def _ask(self, stream_id: Hashable, owner: str) -> bool:
-        """Ask an owner for a stream; return whether it answered."""
+        """Wait for an owner to release a stream; return whether it did."""
         handed = asyncio.get_running_loop().create_future()
         waiting = self._handed.setdefault(stream_id, set())
         waiting.add(handed)
@@ -68,13 +68,13 @@ class StreamStore:
             waiting.discard(handed)
             if not waiting and self._handed.get(stream_id) is waiting:
                 del self._handed[stream_id]
-                wanted.discard(stream_id)  # no claim waits for it
+                wanted.discard(stream_id)  # no other claim waits for it
             if not wanted and self._wanted.get(owner) is wanted:
                 del self._wanted[owner]
 
     async def wanted(self, replica: str) -> list[Hashable]:
-        """Wait for claims of a replica's streams, ten seconds at most."""
-        self._leave_later()  # a replica begins with this call, and may end before its first snapshot
+        """Wait until other replicas claim streams of this replica, at most ten seconds, and return these streams."""
+        self._leave_later()  # this is a replica's first call, and the replica may end before its first snapshot
         self._ledger.hear(replica, self._clock())
         if not self._wanted.get(replica):
             wake = self._wakes[replica] = asyncio.get_running_loop().create_future()
@@ -89,24 +89,24 @@ class StreamStore:
         return list(self._wanted.pop(replica, ()))
 
     async def store(self, replica: str, records: Mapping[Hashable, Any]) -> list[Hashable]:
-        """Keep snapshots of a replica, note that it lives, and return the streams that are another one's."""
+        """Store snapshots of a replica, note that it is alive, and return the streams that belong to others."""
         now_ns = self._clock()
         self._leave_later()
         self._ledger.expire(now_ns)
         return self._ledger.store(replica, records, now_ns)
 
     async def hand_over(self, replica: str, records: Mapping[Hashable, Any]) -> None:
-        """Keep final states and end the waiting for them."""
+        """Store final states, and wake the claims that wait for them."""
         self._ledger.hand_over(replica, records, self._clock())
         self._end_waiting(records)
 
     async def forget(self, stream_ids: list[Hashable]) -> None:
-        """Forget streams that ended; who waits for one begins it again."""
+        """Forget streams that ended; a claim that waits for one starts it again."""
         self._ledger.forget(stream_ids)
         self._end_waiting(stream_ids)
 
     async def statistics(self) -> StreamMoves:
-        """What became of streams."""
+        """Return the counts of streams that moved."""
         return self._ledger.statistics()
 
     def _end_waiting(self, stream_ids: Iterable[Hashable]) -> None:
@@ -116,7 +116,7 @@ class StreamStore:
                     handed.set_result(None)
 
     def _leave_later(self) -> None:
-        """Start again to count how long no replica has called."""
+        """Restart the timer that fires when no replica calls."""
         if self._leave is not None:
             if self._alone is not None:
                 self._alone.cancel()
@@ -124,7 +124,7 @@ class StreamStore:
 
 
 class StoreActor(StreamStore):
-    """The store as an actor, which ends when its deployment has been gone for two minutes."""
+    """The store as an actor; it ends when its deployment has been gone for two minutes."""
 
     def __init__(self) -> None:
         ray = require("ray", extra="ray", purpose="ray_deployment")
@@ -132,11 +132,11 @@ class StoreActor(StreamStore):
 
 
 class RemoteStreamStore:
-    """A `StreamStore` in an actor: its calls, which return what can be awaited.
+    """A `StreamStore` in an actor; its calls return awaitables.
 
     Args:
-        connect: returns a handle of the actor, which it makes where there is none.
-        died: the error of a call of an actor that is not started again, because it was killed for good.
+        connect: returns a handle of the actor, and creates the actor if it does not exist.
+        died: the error of calls to an actor that was killed for good and is not restarted.
     """
 
     def __init__(self, connect: Callable[[], Any], died: type[Exception]) -> None:
@@ -144,7 +144,7 @@ class RemoteStreamStore:
         self._use(connect())
 
     async def wanted(self, replica: str) -> list[Hashable]:
-        """Wait for claims of a replica's streams; where the actor has died, the calls that follow are of a new one."""
+        """Wait for claims of a replica's streams; if the actor has died, raise, and send later calls to a new one."""
         try:
             streams: list[Hashable] = await self._actor.wanted.remote(replica)
         except self._died:
@@ -153,16 +153,16 @@ class RemoteStreamStore:
         return streams
 
     def _use(self, actor: Any) -> None:
-        self._actor = actor  # its methods hold it weakly
+        self._actor = actor  # a reference, because the actor's methods hold it weakly
         self.claim, self.forget, self.statistics = actor.claim.remote, actor.forget.remote, actor.statistics.remote
         self.store, self.hand_over = actor.store.remote, actor.hand_over.remote
 
 
 def store_actor(ray: Any, deployment: str) -> RemoteStreamStore:
-    """Return the store of a deployment; the first replica makes it, on the node of Serve's controller.
+    """Return the store of a deployment; the first replica creates it, on the node of Serve's controller.
 
     Args:
-        ray: the module.
+        ray: the module ``ray``.
         deployment: name of the application and the deployment.
     """
     options = {

@@ -1,1 +1,1 @@
-"""Requests to a model, in both protocols: what they say, the call of the stack, and the response."""
+"""Requests to a model, in both protocols: parsing, the call of the stack, and the response."""

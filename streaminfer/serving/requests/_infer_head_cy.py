@@ -1,6 +1,6 @@
-"""What a request says without the content of its tensors, in both protocols.
+"""Head of a request, in both protocols: the request without the content of its tensors.
 
-One source, compiled with the C types of ``_infer_head_cy.pxd``, or run as it is.
+One source, compiled with the C types of ``_infer_head_cy.pxd``, or run as Python.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ __all__ = ["InferHead"]
 
 
 class InferHead:
-    """A request to a model without the content of its tensors; requests with the same head can share one.
+    """A request to a model without the content of its tensors; requests with the same head can share one object.
 
     Args:
-        identity: of the client.
-        reader: has read the inputs.
-        parameters: of the request.
-        outputs: those to return, by name, and whether as bytes; ``None``: all.
+        identity: the client's id of the request.
+        reader: the reader that has read the inputs.
+        parameters: parameters of the request.
+        outputs: the requested outputs, by name, and whether as bytes; ``None``: all outputs.
         binary: whether outputs that are not named are returned as bytes.
 
     Attributes:
-        id: of the client, which the response repeats.
+        id: the client's id of the request, which the response repeats.
         tensors: the inputs.
-        rows: their number of rows.
-        takes_one: the model reads its only input as an array, not by name.
-        parameters: of the request.
-        settings: what the parameters say.
-        outputs: those to return, by name, and whether as bytes; ``None``: all.
+        rows: number of rows of the inputs.
+        takes_one: whether the model reads its only input as an array, not by name.
+        parameters: parameters of the request.
+        settings: the settings in the parameters.
+        outputs: the requested outputs, by name, and whether as bytes; ``None``: all outputs.
         binary: whether outputs that are not named are returned as bytes.
-        spans: where the contents lie behind a head over HTTP.
-        content_size: of all contents together, over HTTP.
-        is_reusable: it has neither elements nor text of its own.
-        rendered: the head of the latest response, and what it describes.
-        row_reader: reads a later request of one row with this head; ``None``: not such a head.
-        row_reply: renders a response to one like the last; ``None``: there was none.
+        spans: over HTTP, start and end of each content after the head.
+        content_size: over HTTP, size of all contents together.
+        is_reusable: whether later requests can share the head: it has no elements, id or text of one request.
+        rendered: the head of the latest response, with the outputs that it describes.
+        row_reader: reads a later request of one row with this head; ``None``: the head does not allow that.
+        row_reply: renders a response that is like the last one; ``None``: there was none.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class InferHead:
                 position += tensor.size
         self.content_size = position
         self._contents = sum(tensor.data is None for tensor in self.tensors)
-        # what may name a person is not kept
+        # a head with text of the client is not stored, because it may name a person
         self.is_reusable = (
             self._contents == len(self.tensors)
             and not identity
@@ -87,15 +87,15 @@ class InferHead:
             self.row_reader = RowReader(self.tensors, self.takes_one)
 
     def read(self, content: Any, start: int, spans: list[tuple[int, int]]) -> list[Any]:
-        """Return the inputs of each row as the stack takes them, views of the content as far as they can be.
+        """Return the inputs of each row in the form that the stack takes, as views of the content where possible.
 
         Args:
-            content: of all tensors.
-            start: where the spans begin in it.
-            spans: of the tensors that have a content, in their order.
+            content: the content of all tensors.
+            start: offset of the spans in it.
+            spans: spans of the tensors that have a content, in their order.
 
         Raises:
-            InvalidInput: a content is not that of its tensor.
+            InvalidInput: a content does not match its tensor.
         """
         if self.row_reader is not None:
             row = self.row_reader.read(content, start, spans)
@@ -116,4 +116,4 @@ class InferHead:
         if not self.takes_one:
             return [{name: array[row, ...] for name, array in arrays.items()} for row in range(self.rows)]
         only = arrays[self.tensors[0].name]
-        return [only[row, ...] for row in range(self.rows)]  # arrays even without further axes
+        return [only[row, ...] for row in range(self.rows)]  # arrays, even if a row has no axes

@@ -1,6 +1,6 @@
-"""Counters of one model's requests, in the words of Triton's statistics.
+"""Counters of one model's requests, in the terms of Triton's statistics.
 
-One source, compiled with the C types of ``_model_counters_cy.pxd``, or run as it is.
+One source, compiled with the C types of ``_model_counters_cy.pxd``, or run as Python.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["ModelCounters"]
 
 
 class ModelCounters:
-    """Requests that completed, with the parts of their latency; a part is the mean over the rows of a request."""
+    """Counts completed requests and the parts of their latency; a part is the mean over the rows of a request."""
 
     def __init__(self) -> None:
         self._succeeded = self._failed = self._timed = self._rows = 0
@@ -27,18 +27,18 @@ class ModelCounters:
         """Count a request that failed.
 
         Args:
-            took_ns: from its arrival on.
+            took_ns: nanoseconds since its arrival.
         """
         self._failed += 1
         self._failed_ns += took_ns
 
     def succeed(self, responses: list[Response], arrived_ns: int, now_ns: int) -> None:
-        """Count a request.
+        """Count a request that succeeded.
 
         Args:
-            responses: one for each row.
+            responses: one per row.
             arrived_ns: instant of its arrival.
-            now_ns: the present.
+            now_ns: the current instant.
         """
         self._last_ns = time.time_ns()
         self._succeeded += 1

@@ -1,6 +1,6 @@
-"""Requests to one model: from what the protocol has read of them to the answer of the stack.
+"""Requests to one model, from the parsed head and rows to the response of the stack.
 
-One source, compiled with the C types of ``_model_requests_cy.pxd``, or run as it is.
+One source, compiled with the C types of ``_model_requests_cy.pxd``, or run as Python.
 """
 
 from __future__ import annotations
@@ -38,28 +38,28 @@ if TYPE_CHECKING:
 __all__ = ["ModelCall", "ModelRequests"]
 
 _REJECTIONS = (CircuitOpen, Closed, Overloaded)
-"""With which a client is told to send the request again."""
+"""Errors after which a client is told to send the request again."""
 _READ_EVERY_NS = 1_000_000_000
 _MAX_HEADS = 64
 _MAX_HEAD_BYTES = 1024
-"""Heads of requests that are kept: most clients send few kinds of requests, each many times."""
+"""Limits of stored heads and their size: most clients send few kinds of requests, each many times."""
 
 
 class ModelRequests:
-    """The requests to a stack under the name that clients use.
+    """Requests to a stack under the name that clients use.
 
     Args:
-        name: of the model.
-        version: of the model, the only one.
-        stack: what answers.
+        name: the name of the model.
+        version: the only version of the model.
+        stack: the stack that serves the model.
 
     Attributes:
-        name: as above.
-        version: as above.
-        stack: as above.
-        counters: of the requests that completed.
-        tensors: the inputs and outputs of the model, as they were read last; ``None``: not known.
-        announced: the types of its outputs, as far as they are known.
+        name: the name of the model.
+        version: the only version of the model.
+        stack: the stack that serves the model.
+        counters: counters of the completed requests.
+        tensors: the inputs and outputs of the model, as last read; ``None``: not known.
+        announced: the types of the outputs, as far as they are known.
     """
 
     def __init__(self, name: str, version: str, stack: Stack) -> None:
@@ -71,22 +71,22 @@ class ModelRequests:
         self.announced: Mapping[str, str | None] = {}
         self._offered = Capabilities()
         self._output_names: tuple[str, ...] = ()
-        self._renew_ns = 0  # from when on it reads what the stack offers; 0: at the next request
+        self._renew_ns = 0  # instant at which the capabilities are read again; 0: at the next request
         self._heads: dict[bytes, InferHead] = {}
 
     def now_ns(self) -> int:
-        """The present instant of the stack's clock."""
+        """Return the current instant of the stack's clock."""
         return self.stack.clock()
 
     def head(self, message: Any, length: int, now_ns: int) -> InferHead | None:
-        """Return the head of an earlier request that had the same text; ``None``: it is to be parsed.
+        """Return the head of an earlier request with the same text; ``None`` if the text has to be parsed.
 
-        What the stack offers is read first, at most once a second while it runs.
+        Reads the stack's capabilities first, at most once a second while the stack is ready.
 
         Args:
-            message: begins with the text of the head.
-            length: of the text; 0: the head is not shared.
-            now_ns: the present.
+            message: a message that begins with the text of the head.
+            length: length of the text; 0: the head is not shared.
+            now_ns: the current instant.
         """
         if now_ns >= self._renew_ns:
             self._renew(now_ns)
@@ -95,12 +95,12 @@ class ModelRequests:
         return self._heads.get(message[:length] if type(message) is bytes else bytes(message[:length]))
 
     def keep_head(self, message: Any, length: int, head: InferHead) -> None:
-        """Keep a head for later requests, if they can share it.
+        """Store a head for later requests, if they can share it.
 
         Args:
-            message: begins with the text of the head.
-            length: of the text; 0: the head is not shared.
-            head: what it says.
+            message: a message that begins with the text of the head.
+            length: length of the text; 0: the head is not shared.
+            head: the parsed head.
         """
         if head.is_reusable and 0 < length <= _MAX_HEAD_BYTES:
             if len(self._heads) == _MAX_HEADS:
@@ -109,7 +109,7 @@ class ModelRequests:
 
     @property
     def kept_heads(self) -> int:
-        """How many heads later requests can share."""
+        """Number of heads that later requests can share."""
         return len(self._heads)
 
     def begin(
@@ -123,14 +123,14 @@ class ModelRequests:
         """Send a request to the stack.
 
         Args:
-            head: of the request.
-            rows: the inputs of each.
-            settings: what the request says about itself.
-            arrived_ns: instant at which it came.
-            loop: the running loop, from a caller that knows it.
+            head: the head of the request.
+            rows: the inputs of each row.
+            settings: settings of the request.
+            arrived_ns: instant of its arrival.
+            loop: the running loop, if the caller knows it.
 
         Raises:
-            StreamInferError: the stack does not accept it.
+            StreamInferError: the stack rejects the request.
         """
         call = ModelCall.__new__(ModelCall)
         call.model = self
@@ -143,7 +143,7 @@ class ModelRequests:
         try:
             if stream_id is not None:
                 self._begin_in_stream(call, settings)
-            priority, tenant = settings.priority, settings.tenant  # checked when read
+            priority, tenant = settings.priority, settings.tenant  # already validated
             if head.rows == 1:
                 request = make_request(rows[0], deadline_ns, priority, stream_id, tenant, None, (), None, True)
                 call._chain = self.stack._chain
@@ -161,7 +161,7 @@ class ModelRequests:
         return call
 
     def _begin_in_stream(self, call: ModelCall, settings: RequestSettings) -> None:
-        """Begin and end the state that the model keeps of the stream, as the request says."""
+        """Start or end the model's state of the stream, as the request demands."""
         states = self._offered.stream_states
         if states is None:
             return
@@ -173,7 +173,7 @@ class ModelRequests:
             states.reset_stream(settings.stream_id)
 
     def _deadline_ns_of(self, timeout_s: float | None, arrived_ns: int) -> int | None:
-        """The tightest of the objective and the client's time limit."""
+        """Return the earlier of the objective's and the client's deadline; ``None`` without either."""
         objective = self._offered.slo
         slo_ns = None if objective is None else objective.slo_ns
         deadline_ns = None if slo_ns is None else arrived_ns + slo_ns
@@ -183,11 +183,11 @@ class ModelRequests:
         return deadline_ns
 
     async def _call_each(self, requests: list[Request], now_ns: int) -> list[Response]:
-        """Answer several rows: once one of them is accepted, the others wait for their places in the queue."""
+        """Call the stack for several rows: once it accepts one of them, the others wait for places in the queue."""
         first: list[Response] = []
         try:
             if not self.stack.admission(requests[0], now_ns).ok:
-                first.append(await self.stack.call(requests[0]))  # raises the reason
+                first.append(await self.stack.call(requests[0]))  # raises the reason of the rejection
             left = requests[len(first) :]
             most = min(len(left), default_concurrency(self._offered))
             return first + await answer_all(left, self.stack._places().call, most, return_exceptions=False)
@@ -197,7 +197,7 @@ class ModelRequests:
             raise
 
     def _renew(self, now_ns: int) -> None:
-        """Read what the stack offers."""
+        """Read the stack's capabilities."""
         self._offered = adapt(self.stack).capabilities()
         describe = self._offered.model_tensors
         tensors = None if describe is None else describe()
@@ -209,7 +209,7 @@ class ModelRequests:
         self._renew_ns = now_ns + _READ_EVERY_NS if self.stack.ready else 0
 
     def _joined(self, outputs: list[Any]) -> dict[str, npt.NDArray[Any]]:
-        """The outputs of all rows by name, with the rows on the first axis."""
+        """Return the outputs of all rows by name, with the rows on the first axis."""
         rows = [_named(one, self._output_names) for one in outputs]
         if len(rows) == 1:
             return {name: array[np.newaxis] for name, array in rows[0].items()}
@@ -218,24 +218,24 @@ class ModelRequests:
 
 
 class ModelCall:
-    """One request to a model, and the answer to all of its rows once it is complete.
+    """One request to a model, with the response to all of its rows once it is complete.
 
     Attributes:
-        model: that answers.
-        head: of the request.
-        awaited: what the stack gives for it.
+        model: the model that is called.
+        head: the head of the request.
+        awaited: the stack's awaitable for the request.
         arrays: the outputs by name; the first axis holds the rows.
-        time_left_s: seconds that were left until the deadline; ``None``: there was none.
-        stream: the answers of a model that has several to one request, in place of ``arrays``, once it is open.
+        time_left_s: seconds left until the deadline; ``None``: no deadline.
+        stream: in place of ``arrays``, the responses of a model that has several per request, once it is open.
         row: the outputs of the only row, as the stack returned them.
-        parts: of the response, in place of ``arrays``, where it is like the last one to such a request.
+        parts: in place of ``arrays``, parts of a response that is like the last one to such a request.
     """
 
     _arrived_ns: int
     _chain: Chain
     _deadline_ns: int | None
-    _ended_stream: Hashable  # whose state ends with the request; None: it goes on
-    _passage: Passage | None  # of the only row; None: there are several, or a layer has answered
+    _ended_stream: Hashable  # the stream that ends with the request; None: no stream ends
+    _passage: Passage | None  # of the only row; None: there are several rows, or a layer has responded
     _responses: list[Response] | None
     head: InferHead
     model: ModelRequests
@@ -247,13 +247,13 @@ class ModelCall:
     parts: list[Any] | None
 
     async def complete(self, takes_many: bool) -> None:
-        """Await the answer, and open the stream of a model that has many answers.
+        """Await the response, and open the stream of a model that has many responses.
 
         Args:
-            takes_many: the client takes any number of answers.
+            takes_many: whether the client takes any number of responses.
 
         Raises:
-            StreamInferError: there is no answer, or the client does not take so many.
+            StreamInferError: the request failed, or the client does not take many responses.
         """
         try:
             outcome = await self.awaited
@@ -269,10 +269,10 @@ class ModelCall:
         """End the request with an error, a cancellation included.
 
         Returns:
-            What a layer of the stack made of it; ``None``: it remains.
+            The response that a layer of the stack made of the error; ``None``: there is none.
         """
         passage, self._passage = self._passage, None
-        self.awaited = None  # it holds the error, whose traceback holds the call
+        self.awaited = None  # it holds the error, and the error's traceback holds this call
         try:
             response = None if passage is None else self._chain.failed(passage, error)
         except BaseException as raised:
@@ -286,7 +286,7 @@ class ModelCall:
         return [response]
 
     def _end(self, outcome: Any) -> None:
-        """End the request with what was awaited."""
+        """End the request with the awaited outcome."""
         model, head = self.model, self.head
         try:
             responses = outcome if self._passage is None else [self._chain.response(self._passage, outcome)]
@@ -310,7 +310,7 @@ class ModelCall:
             self.row = outputs if head.rows == 1 else None
 
     async def _open_stream(self, takes_many: bool) -> None:
-        """Open the answers as :attr:`stream`, if the client takes them."""
+        """Open the responses as :attr:`stream`, if the client takes them."""
         responses = self._responses or []
         if takes_many and len(responses) == 1:
             self.stream = self._answers(responses[0])
@@ -326,7 +326,7 @@ class ModelCall:
         )
 
     async def _answers(self, response: Response) -> AsyncGenerator[dict[str, npt.NDArray[Any]], None]:
-        """The answers of a model that has many to one request, until its deadline; only then may its stream end."""
+        """Yield the responses of a model that has many, until the deadline; then end the stream, if it is to end."""
         model, has_begun = self.model, False
         answers = TimedAnswers(response, self._deadline_ns, model.stack.clock)
         try:
@@ -352,7 +352,7 @@ class ModelCall:
                     self._end_stream()
 
     def _note_rejection(self, error: BaseException) -> None:
-        """Let the stream go on where the last request of it was rejected, and comes again."""
+        """Keep the stream if its last request was rejected, because the client sends that request again."""
         if isinstance(error, _REJECTIONS):
             self._ended_stream = None
 
@@ -368,7 +368,7 @@ class ModelCall:
 
 
 def _named(outputs: Any, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
-    """The outputs of one row by name, as arrays."""
+    """Return the outputs of one row by name, as arrays."""
     if isinstance(outputs, Mapping):
         named = dict(outputs)
     elif isinstance(outputs, tuple):
@@ -384,6 +384,6 @@ def _named(outputs: Any, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
 
 def _as_array(value: Any) -> npt.NDArray[Any]:
     array = np.asarray(value)
-    if array.dtype.kind in "SU":  # texts of different lengths would be of different types
+    if array.dtype.kind in "SU":  # texts of different lengths would have different dtypes
         return array.astype(object)
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))

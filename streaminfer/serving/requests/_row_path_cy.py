@@ -1,10 +1,10 @@
-"""Requests of one row that are like an earlier one: inputs as views of the message, outputs as bytes behind its head.
+"""Fast path for one-row requests like an earlier one: inputs are views of the message, outputs follow its old head.
 
-Most clients send few kinds of requests, each many times. What the first of a kind shows (types, sizes, the head of the
-response) is kept; a later one is compared with it and needs no description of its own. Whatever differs goes the long
-way, which also words the errors.
+Most clients send few kinds of requests, each many times. The path stores types, sizes and the head of the response of
+the first request of a kind. A later request is only compared with these, and not described again. If anything differs,
+the request takes the long path, which also words the errors.
 
-One source, compiled with the C types of ``_row_path_cy.pxd``, or run as it is.
+One source, compiled with the C types of ``_row_path_cy.pxd``, or run as Python.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 __all__ = ["RowReader", "RowReply", "join_parts"]
 
 _SMALL_BYTES = 1 << 10
-"""Contents up to this size are copied, which takes less than to find out whether a view of them is aligned."""
+"""Contents up to this size, in bytes, are copied, which is faster than a check whether a view is aligned."""
 _WHOLE_BYTES = 1 << 16
-"""Responses up to this size are sent in one piece."""
+"""Responses up to this size, in bytes, are sent in one piece."""
 
 
 class RowReader:
-    """Reads the inputs of one row, all numbers.
+    """Reads the inputs of one row, if all of them are numbers.
 
     Args:
         tensors: the inputs.
-        takes_one: the model reads its only input as an array, not by name.
+        takes_one: whether the model reads its only input as an array, not by name.
     """
 
     def __init__(self, tensors: list[Tensor], takes_one: bool) -> None:
@@ -43,12 +43,12 @@ class RowReader:
         self._takes_one = takes_one
 
     def read(self, content: Any, start: int, spans: list[tuple[int, int]]) -> Any:
-        """Return the inputs, views unless small or unaligned; ``None``: the sizes are not those of the inputs.
+        """Return the inputs, as views unless small or unaligned; ``None`` if a size differs from the input's.
 
         Args:
             content: the message.
-            start: where the spans begin in it.
-            spans: where each input lies.
+            start: offset of the spans in it.
+            spans: start and end of each input.
         """
         count = len(self._names)
         if len(spans) != count:
@@ -67,7 +67,7 @@ class RowReader:
             else:
                 array = ndarray(self._shapes[position], self._dtypes[position], content, start + first)
                 if not array.flags.aligned:
-                    array = array.copy()  # not every library reads unaligned arrays
+                    array = array.copy()  # some libraries cannot read unaligned arrays
             if self._takes_one:
                 return array
             named[self._names[position]] = array
@@ -76,16 +76,16 @@ class RowReader:
 
 
 class RowReply:
-    """Renders the outputs of one row that are like those of an earlier response.
+    """Renders the outputs of one row if they are like those of an earlier response.
 
     Args:
-        outputs: those of that response, as the stack returned them.
-        names: of the outputs in the response, in its order.
-        pieces: of the response, the one in front of each output.
+        outputs: the outputs of that response, as the stack returned them.
+        names: names of the outputs in the response, in its order.
+        pieces: pieces of the response, one before each output.
 
     Attributes:
-        size: of the whole, in bytes.
-        headers: of the response.
+        size: size of the whole response, in bytes.
+        headers: headers of the response.
     """
 
     def __init__(self, outputs: Any, names: list[str], pieces: list[bytes], headers: Sequence[Any]) -> None:
@@ -100,10 +100,10 @@ class RowReply:
         self.size = sum(map(len, pieces)) + sum(array.nbytes for array in arrays)
 
     def render(self, outputs: Any) -> list[Any] | None:
-        """Return the parts of the response; ``None``: the outputs are others.
+        """Return the parts of the response; ``None`` if the outputs differ in kind, type or shape.
 
         Args:
-            outputs: as the stack returned them.
+            outputs: the outputs, as the stack returned them.
         """
         count = len(self._names)
         if type(outputs) is not self._kind or (self._kind is dict and self._has_all and len(outputs) != count):
@@ -126,11 +126,11 @@ class RowReply:
 
 
 def join_parts(parts: list[Any], size: int) -> list[Any]:
-    """Return the body in one piece if it is small; parts that are arrays as bytes, in any case.
+    """Return the body, in one piece if it is small; otherwise in parts, with arrays as bytes.
 
     Args:
-        parts: of the body.
-        size: of all of them, in bytes.
+        parts: parts of the body.
+        size: size of all parts, in bytes.
     """
     if size <= _WHOLE_BYTES:
         return [b"".join(parts)]

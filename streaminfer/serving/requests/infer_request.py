@@ -1,8 +1,8 @@
-"""Inference requests over HTTP: JSON, with the binary tensors behind it, read into views of the body.
+"""Inference requests over HTTP: JSON, followed by binary tensors, which are read as views of the body.
 
-A body is JSON, or, if the header ``Inference-Header-Content-Length`` says how long that is, JSON followed by the bytes
-of the inputs that state a ``binary_data_size``, in their order. Each size is checked before anything is allocated, and
-every byte of the body must belong to something.
+A body is JSON. If the header ``Inference-Header-Content-Length`` gives the length of the JSON, the bytes of the inputs
+with a ``binary_data_size`` follow it, in their order. Each size is checked before memory is allocated, and every byte
+of the body must belong to the JSON or an input.
 """
 
 import json
@@ -34,7 +34,7 @@ class HeadReader:
 
     Args:
         model: the inputs and outputs of the model; ``None``: not known.
-        limits: what is accepted.
+        limits: limits of one request.
     """
 
     def __init__(self, model: ModelTensors | None, limits: Limits) -> None:
@@ -49,15 +49,15 @@ class HeadReader:
         """Add an input.
 
         Args:
-            name: as the client says, like the next two.
-            datatype: of the protocol.
-            shape: with the rows on the first axis.
-            size: of its content, where the head says so.
+            name: the name that the client gives.
+            datatype: the datatype that the client gives, one of the protocol's.
+            shape: the shape that the client gives, with the rows on the first axis.
+            size: size of its content, if the head states it.
             data: its elements, instead of a content.
 
         Raises:
-            InvalidInput: it is not what the protocol has.
-            RequestRejected: it is beyond the limits.
+            InvalidInput: the description is not valid in the protocol.
+            RequestRejected: the input exceeds the limits.
         """
         if not isinstance(name, str) or not name or any(name == tensor.name for tensor in self.tensors):
             raise InvalidInput(f"inputs: expected a name for each, each once, got {brief(name)}")
@@ -76,10 +76,10 @@ class HeadReader:
 
 
 def parse_head_length(said: bytes) -> int:
-    """Return the length of the JSON in front of the bytes.
+    """Return the length of the JSON before the bytes.
 
     Raises:
-        InvalidInput: no length.
+        InvalidInput: the header is not a length.
     """
     if not said.isdigit() or len(said) > _LONGEST_LENGTH:
         raise InvalidInput(
@@ -89,23 +89,23 @@ def parse_head_length(said: bytes) -> int:
 
 
 def parse_head(text: memoryview, model: ModelTensors | None, limits: Limits) -> InferHead:
-    """Return what the JSON of a request says.
+    """Return the head of a request from its JSON.
 
     Args:
         text: the JSON.
         model: the inputs and outputs of the model; ``None``: not known.
-        limits: what is accepted.
+        limits: limits of one request.
 
     Raises:
-        InvalidInput: it is not what the protocol has.
-        RequestRejected: it is beyond the limits, or asks for an extension that is not offered.
+        InvalidInput: the JSON is not a valid request of the protocol.
+        RequestRejected: the request exceeds the limits, or needs an extension that is not offered.
     """
     head = _parse_json(text, limits)
     reader = HeadReader(model, limits)
     for described in _objects(head.get("inputs"), "inputs", limits):
         size, data = _parameters(described, "input").get("binary_data_size"), described.get("data")
         if size is None:
-            data = "nothing" if data is None else data  # what is rejected as elements
+            data = "nothing" if data is None else data  # a value that is later rejected as elements
         elif type(size) is not int or size < 0 or "data" in described:
             raise InvalidInput(f"binary_data_size: expected a number of bytes in place of data, got {brief(size)}")
         reader.add(described.get("name"), described.get("datatype"), described.get("shape"), size=size, data=data)
@@ -119,18 +119,18 @@ def parse_head(text: memoryview, model: ModelTensors | None, limits: Limits) -> 
 
 
 def parse_generate(body: memoryview, model: ModelTensors | None, limits: Limits) -> InferHead:
-    """Return what the body of ``generate`` says, a request of one row: a field per input, and ``parameters``.
+    """Return the head of a ``generate`` request: one row, with a field per input, and ``parameters``.
 
-    Other fields are parameters too, as Triton takes them.
+    Other fields are parameters too, as in Triton.
 
     Args:
         body: JSON.
-        model: the inputs and outputs of the model, whose types and shapes apply.
-        limits: what is accepted.
+        model: the inputs and outputs of the model, which determine types and shapes.
+        limits: limits of one request.
 
     Raises:
         InvalidInput: the model has no such inputs, or they are not known.
-        RequestRejected: it is beyond the limits.
+        RequestRejected: the request exceeds the limits.
     """
     if model is None or not model.inputs:
         raise InvalidInput("generate: expected a model whose inputs are known; use infer")
@@ -207,7 +207,7 @@ def _identity(head: Mapping[str, Any]) -> str:
 
 
 def _shape_of(name: str, data: list[Any], spec: ModelTensor, limits: Limits) -> Sequence[int]:
-    """The shape of one row: that of the nested lists, or the model's where a flat list has as many elements."""
+    """Return the shape of one row: that of the nested lists, or the model's if it is fixed and the list is flat."""
     wanted = [size for size in spec.row_shape if isinstance(size, int)]
     if len(wanted) == len(spec.row_shape) and not any(isinstance(one, list) for one in data):
         return wanted

@@ -1,4 +1,4 @@
-"""Responses over HTTP: JSON, with the outputs that were asked for as bytes behind it."""
+"""Responses over HTTP: JSON, followed by the outputs that were requested as bytes."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ Outputs = Mapping[str, npt.NDArray[Any]]
 
 
 def select_outputs(head: InferHead, arrays: Outputs) -> Outputs:
-    """Return the outputs that were asked for.
+    """Return the requested outputs.
 
     Raises:
         InvalidInput: the model has no such output.
@@ -54,14 +54,14 @@ def keep_reply(
     pieces: list[bytes],
     headers: Sequence[tuple[bytes, bytes]] = (),
 ) -> None:
-    """Keep a response for further requests with this head, if its outputs are arrays of numbers.
+    """Store a response for further requests with this head, if its outputs are arrays of numbers.
 
     Args:
-        head: of the request.
-        row: the outputs as the stack returned them.
+        head: the head of the request.
+        row: the outputs, as the stack returned them.
         kinds: name and datatype of each output in the response.
-        pieces: of the response, the one in front of each output.
-        headers: of the response.
+        pieces: pieces of the response, one before each output.
+        headers: headers of the response.
     """
     names = [kind[0] for kind in kinds]
     values = [row] if type(row) is np.ndarray else [row.get(name) for name in names] if type(row) is dict else [None]
@@ -80,18 +80,18 @@ def render_response(
 ) -> tuple[list[Any], Sequence[tuple[bytes, bytes]]]:
     """Return the parts of the body, and its headers.
 
-    The JSON is made once for requests that share a head, as long as the outputs have the same types and shapes.
+    Requests that share a head also share the JSON, as long as the outputs have the same types and shapes.
 
     Args:
-        name: of the model.
-        version: of the model.
-        head: of the request.
+        name: the name of the model.
+        version: the version of the model.
+        head: the head of the request.
         arrays: the outputs of all rows.
-        row: the outputs of the only row, as the stack returned them; ``None``: there are several.
-        announced: the types of its outputs, as far as they are known.
+        row: the outputs of the only row, as the stack returned them; ``None``: there are several rows.
+        announced: the types of the outputs, as far as they are known.
 
     Raises:
-        InvalidInput: an output that the model lacks was asked for, or JSON cannot hold one.
+        InvalidInput: the model has no such output, or JSON cannot hold an output.
         BackendError: the protocol has no type for an output.
     """
     contents: list[bytes | memoryview] = []
@@ -139,11 +139,11 @@ def _render_head(
 
 
 def render_generated(name: str, version: str, head: InferHead, arrays: Outputs) -> bytes:
-    """Return the body of ``generate``: a field per output, one element without a list.
+    """Return the body of ``generate``: a field per output; a single element is not put in a list.
 
     Raises:
         InvalidInput: JSON cannot hold an output.
-        BackendError: the protocol has no type for one.
+        BackendError: the protocol has no type for an output.
     """
     fields: dict[str, Any] = {"model_name": name, "model_version": version}
     if head.id:

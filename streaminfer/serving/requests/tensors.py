@@ -1,9 +1,8 @@
 """Tensors of the protocol as arrays, and back.
 
 Arrays of numbers are views of the request's body. A tensor's sizes are checked against the limits and against the
-length of its content before an array is made. Text has a length in front of each element; it becomes an array of
-``str``, or of ``bytes`` where the model says that it takes those. bfloat16, for which NumPy has no type, becomes
-float32.
+length of its content before an array is made. In text, the length of each element precedes it; text becomes an array of
+``str``, or of ``bytes`` if the model takes those. bfloat16, for which NumPy has no type, becomes float32.
 """
 
 import itertools
@@ -28,15 +27,15 @@ _JSON_KINDS: dict[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {
 
 
 class Tensor(NamedTuple):
-    """An input, as the head of a request describes it.
+    """An input, as described by the head of a request.
 
     Attributes:
-        name: of the input.
+        name: the name of the input.
         datatype: the protocol's name for its type.
         shape: its sizes; the first is the number of rows.
-        elements: their number.
+        elements: number of its elements.
         spec: the model's input of this name; ``None``: not known.
-        size: of its content behind the head, as the head states it.
+        size: size of its content after the head, if the head states it.
         data: its elements, instead of a content.
     """
 
@@ -50,12 +49,12 @@ class Tensor(NamedTuple):
 
     @property
     def is_numbers(self) -> bool:
-        """Whether its content is read without looking at it."""
+        """True if any bytes are a valid content, so that only its size is checked."""
         return self.elements > 0 and self.datatype not in {"BF16", "BOOL", "BYTES"}
 
 
 def datatype_of(dtype: np.dtype[Any]) -> str | None:
-    """Return the protocol's name for a type of NumPy's; ``None`` where it has none."""
+    """Return the protocol's name for a NumPy dtype; ``None`` if it has none."""
     if (name := DATATYPES.get(dtype)) is not None:
         return name
     if dtype.kind in "OSU":
@@ -64,24 +63,24 @@ def datatype_of(dtype: np.dtype[Any]) -> str | None:
 
 
 def datatype_of_spec(spec: ModelTensor) -> str | None:
-    """Return the protocol's name for the type of a model's tensor; ``None`` where it has none."""
+    """Return the protocol's name for the type of a model's tensor; ``None`` if it has none."""
     if spec.is_bfloat16:
         return "BF16"
     return None if spec.dtype is None else datatype_of(spec.dtype)
 
 
 def check_shape(name: str, datatype: Any, shape: Any, limits: Limits) -> int:
-    """Return the number of elements that a tensor states.
+    """Check the description of a tensor, and return its number of elements.
 
     Args:
-        name: of the tensor.
+        name: the name of the tensor.
         datatype: the protocol's name for its type.
         shape: its sizes.
-        limits: what is accepted.
+        limits: limits of one request.
 
     Raises:
-        InvalidInput: they are not what the protocol has.
-        RequestRejected: they are beyond the limits.
+        InvalidInput: the datatype or shape is not valid in the protocol.
+        RequestRejected: the shape exceeds the limits.
     """
     if not isinstance(datatype, str) or datatype not in _DATATYPES:
         raise InvalidInput(f"input {name!r}: expected a datatype of the protocol, got {brief(datatype)}")
@@ -92,7 +91,7 @@ def check_shape(name: str, datatype: Any, shape: Any, limits: Limits) -> int:
     if len(shape) > limits.max_rank:  # first, because the product of many sizes takes long
         raise RequestRejected(413, f"input {name!r}: expected at most {limits.max_rank} axes, got {len(shape)}")
     most = limits.max_strings if datatype == "BYTES" else limits.max_elements
-    elements = math.prod(filter(None, shape))  # NumPy counts them so, also where an axis is empty
+    elements = math.prod(filter(None, shape))  # NumPy checks the product without zeros, even if an axis is empty
     for what, size, limit in (("rows", shape[0], limits.max_rows), ("elements", elements, most)):
         if size > limit:
             raise RequestRejected(413, f"input {name!r}: expected at most {limit} {what}, got more")
@@ -103,12 +102,12 @@ def decode(tensor: Tensor, content: memoryview, *, keeps_bytes: bool) -> npt.NDA
     """Return a tensor's bytes as an array, a view unless it is text, bfloat16 or unaligned.
 
     Args:
-        tensor: as the request describes it.
+        tensor: the tensor, as the request describes it.
         content: its bytes.
-        keeps_bytes: text stays bytes.
+        keeps_bytes: whether text stays bytes.
 
     Raises:
-        InvalidInput: the bytes are not those of such a tensor.
+        InvalidInput: the bytes do not match the tensor.
     """
     name, datatype, shape, count, spec = tensor[:5]
     if datatype == "BYTES":
@@ -128,18 +127,18 @@ def decode(tensor: Tensor, content: memoryview, *, keeps_bytes: bool) -> npt.NDA
         return _widened(array, spec)
     if datatype == "BOOL" and not (array.view(np.uint8) <= 1).all():
         raise InvalidInput(f"input {name!r}: expected 0 or 1 in each byte of a BOOL tensor")
-    return array if array.flags.aligned else array.copy()  # not every library reads unaligned arrays
+    return array if array.flags.aligned else array.copy()  # some libraries cannot read unaligned arrays
 
 
 def decode_list(tensor: Tensor, *, keeps_bytes: bool) -> npt.NDArray[Any]:
     """Return a tensor's elements from JSON or protobuf, nested or flat, as an array.
 
     Args:
-        tensor: as the request describes it.
-        keeps_bytes: text stays bytes.
+        tensor: the tensor, as the request describes it.
+        keeps_bytes: whether text stays bytes.
 
     Raises:
-        InvalidInput: they are not the elements of such a tensor.
+        InvalidInput: the elements do not match the tensor.
     """
     name, datatype, shape, count, spec = tensor[:5]
     flat = _flattened(name, tensor.data, len(shape))
@@ -171,15 +170,15 @@ def decode_list(tensor: Tensor, *, keeps_bytes: bool) -> npt.NDArray[Any]:
 
 
 def encode(name: str, array: npt.NDArray[Any], datatype: str | None) -> tuple[str, bytes | memoryview]:
-    """Return the datatype of an output and its bytes; a view where they lie together.
+    """Return the datatype of an output and its bytes; a view if the array is contiguous.
 
     Args:
-        name: of the output.
+        name: the name of the output.
         array: its value.
-        datatype: as announced; ``None``: nothing was.
+        datatype: the announced datatype; ``None``: none was announced.
 
     Raises:
-        BackendError: the protocol has no such type.
+        BackendError: the protocol has no type for the output.
     """
     found = datatype_of(array.dtype)
     if found == "BYTES":
@@ -199,7 +198,7 @@ def encode_list(name: str, array: npt.NDArray[Any]) -> tuple[str, list[Any]]:
     """Return the datatype of an output and its elements for JSON.
 
     Raises:
-        BackendError: the protocol has no such type.
+        BackendError: the protocol has no type for the output.
         InvalidInput: JSON cannot hold the elements; binary data can.
     """
     datatype = datatype_of(array.dtype)
@@ -231,7 +230,7 @@ def _as_text(name: str, elements: list[bytes], shape: Sequence[int], *, keeps_by
 
 
 def _has_bfloat16(spec: ModelTensor | None) -> TypeGuard[ModelTensor]:
-    """Whether the model takes arrays of that type."""
+    """Return whether the model takes arrays of ml_dtypes' bfloat16."""
     return spec is not None and spec.dtype is not None and spec.dtype.name == "bfloat16"
 
 

@@ -1,8 +1,8 @@
-"""The answers of a service that has many to one request: they end at its deadline, whatever is awaited then.
+"""Responses of a service that has many per request; at the request's deadline they end, whatever is awaited then.
 
-While an answer is awaited, the timer cancels who awaits it. While one is sent to a client that reads slowly or not at
-all, the next is not asked for: the service would hold what it needs for it for as long as the client likes. A service
-that never waits lets no timer fire, so the clock is read too.
+While a response is awaited, the timer cancels the task that awaits it. While a response is sent to a client that reads
+slowly or not at all, no task awaits, and the timer closes the iterator: otherwise the service would hold its resources
+as long as the client likes. If a service never waits, no timer can fire, so the clock is read too.
 """
 
 import asyncio
@@ -17,11 +17,11 @@ __all__ = ["TimedAnswers"]
 
 
 class TimedAnswers:
-    """Asynchronous iterator over answers that ends, and is closed, at a deadline.
+    """Asynchronous iterator over responses that ends, and is closed, at a deadline.
 
     Args:
-        response: whose outputs are the iterator.
-        deadline_ns: of the request; ``None``: there is none.
+        response: its outputs are the iterator of the service.
+        deadline_ns: deadline of the request; ``None``: no deadline.
         clock: returns monotonic nanoseconds.
     """
 
@@ -30,7 +30,7 @@ class TimedAnswers:
         self._deadline_ns = deadline_ns
         self._clock = clock
         self._is_over = False
-        self._task: asyncio.Task[Any] | None = None  # that awaits an answer
+        self._task: asyncio.Task[Any] | None = None  # the task that awaits a response
         self._closing: asyncio.Task[None] | None = None
         left_s = time_left_s(deadline_ns, clock())
         loop = asyncio.get_running_loop()
@@ -42,12 +42,12 @@ class TimedAnswers:
     async def __anext__(self) -> Any:
         self._check_time()
         task = self._task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - a timer could cancel nothing else
+        assert task is not None  # noqa: S101 - without a task, the timer could cancel nothing
         cancelling, outputs = task.cancelling(), None
         try:
             outputs = await anext(self._response.outputs)
         except (asyncio.CancelledError, StopAsyncIteration) as error:
-            # a cancellation by others comes first; a service that ends when it is cancelled has not come to its end
+            # a cancellation by others has priority; a service that ends because of the timer has not reached its end
             if not self._is_over or (isinstance(error, asyncio.CancelledError) and task.cancelling() > cancelling + 1):
                 raise
         finally:
@@ -64,7 +64,7 @@ class TimedAnswers:
         if self._closing is None:
             await close_answers(self._response)
         else:
-            await asyncio.shield(self._closing)  # a client that leaves in this very turn would keep it from beginning
+            await asyncio.shield(self._closing)  # else a client that leaves now could cancel it before it begins
 
     def _check_time(self) -> None:
         if self._is_over or (self._deadline_ns is not None and self._clock() > self._deadline_ns):

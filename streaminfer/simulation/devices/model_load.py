@@ -1,4 +1,4 @@
-"""Requests for one of the models on a device."""
+"""Load of one model on a device: the model and its requests."""
 
 from typing import Any
 
@@ -20,22 +20,22 @@ class ModelLoad:
     Args:
         arrivals_s: shape (n,), seconds ≥ 0, ascending.
         slo_s: time limit of a request, from its arrival.
-        service_time: what a batch takes alone on the device, by its size.
+        service_time: durations of batches alone on the device, by size.
         max_batch_size: the most requests in a batch.
-        memory_bytes: what the model takes of the device's memory; 0: it is always there.
-        load_s: what it takes to load it, with what other models take to leave.
+        memory_bytes: bytes of the model in the device's memory; 0: it is always there.
+        load_s: seconds to load the model, including the evictions of other models.
 
     Attributes:
         arrivals_ns: shape (n,), int64.
         slo_ns: the time limit in nanoseconds.
         service_time: the same.
-        durations_ns: shape (max_batch_size + 1,), int64: what a batch takes, by its size.
+        durations_ns: shape (max_batch_size + 1,), int64: durations of batches by size.
         max_batch_size: the same.
         memory_bytes: the same.
         load_ns: ``load_s`` in nanoseconds.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type or out of range.
+        TypeError, ValueError: an argument has the wrong type or is out of range.
     """
 
     def __init__(

@@ -3,21 +3,22 @@
 The problem is that of :mod:`~streaminfer.simulation.offline_optimum` for two models: a batch has requests of one model
 only, and the device runs one batch at a time.
 
-*Contiguous batches suffice*, for each model by itself. The exchange argument there swaps requests within two batches of
-one model, or within one batch: sizes and times of batches stay, so the other model's batches are not touched.
+*Contiguous batches suffice* for each model separately. The exchange argument there swaps requests within two batches of
+one model, or within one batch. Sizes and times of batches stay, so the batches of the other model do not change.
 
-*One model* is two of which one has no requests.
+*One model* is the case of two in which the second has no requests.
 
-*The program.* With ``F[i, j](k)`` the earliest instant at which the device is free, the first i requests of one model
-and the first j of the other being handled and k served, a pair of prefixes follows from a shorter one by a drop, which
-takes no time, or by a batch of either model.
+*The program.* ``F[i, j](k)`` is the earliest instant at which the device is free, after the first i requests of one
+model and the first j of the other were handled and k of them served. A pair of prefixes follows from a shorter pair by
+a drop, which takes no time, or by a batch of either model.
 
-*Loads.* Where memory has room for one model only, there is a program for each model that may be in it, and a load
-leads from one to the other. A load may begin before the requests arrive that it is for.
+*Loads.* If the memory has room for one model only, there is a program for each model that may be in it, and a load
+leads from one program to the other. A load may begin before the requests arrive for which it is done.
 
-*Which pairs.* A request need not be dropped before it has arrived, nor kept past its deadline. So (i, j) matters only
-if there is an instant by which both prefixes have arrived, and before which no deadline of what follows has passed. For
-each i that leaves the j whose requests arrive within both time limits of it. Fronts are pruned as for one model.
+*Pairs.* A request need not be dropped before it has arrived, nor kept after its deadline. So (i, j) matters only if
+there is an instant by which both prefixes have arrived, and before which no deadline of a later request has passed. For
+each i, the remaining j are those whose requests arrive within both time limits of it. Fronts are pruned as for one
+model.
 
 *Complexity.* With n requests of the first model, W of the second within both limits, batches of B and fronts of V
 entries: O(n · W · B · V) time and O(B · W · V) memory. Thousands of requests take seconds.
@@ -42,18 +43,18 @@ _MODELS = 2
 def device_optimum(loads: Mapping[str, ModelLoad], *, memory_bytes: int | None = None) -> int:
     """Return the most requests that any schedule of two models on one device could serve within their SLOs.
 
-    Thread-safe; runs without the interpreter lock. Where no kernels were compiled ahead of time, the first call on a
-    machine compiles for some seconds.
+    Thread-safe; runs without the interpreter lock. If no kernels were compiled ahead of time, the first call on a
+    machine compiles them, which takes some seconds.
 
     Args:
-        loads: of two models, by name.
-        memory_bytes: of the device, empty at first where there is no room for both models; ``None``: both are there.
+        loads: loads of two models, by name.
+        memory_bytes: memory of the device, empty at first if it has no room for both models; ``None``: both are loaded.
 
     Returns:
-        How many, of both.
+        The number of requests of both models.
 
     Raises:
-        TypeError, ValueError: they are not two, or one alone does not fit.
+        TypeError, ValueError: there are not two models, or one alone does not fit.
     """
     what = "a mapping of two names to ModelLoad"
     check_instance("loads", loads, lambda it: isinstance(it, Mapping), what)
@@ -78,15 +79,15 @@ def most_on_time(load: ModelLoad) -> int:
 
 
 def _instants_of(load: ModelLoad) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Return arrivals, deadlines, and durations by size, of which larger ones than there are requests need no row."""
+    """Return arrivals, deadlines, and durations by size, without sizes above the number of requests."""
     return load.arrivals_ns, load.arrivals_ns + load.slo_ns, load.durations_ns[: load.arrivals_ns.size + 1]
 
 
 @cache
 def load_kernel() -> Callable[..., Any]:
-    """Load the kernel: the one compiled ahead of time, or else Numba's, which compiles for some seconds.
+    """Load the kernel: compiled ahead of time, or by Numba, which takes some seconds.
 
-    Numba keeps what it compiled on disk; a process that finds it there loads it.
+    Numba stores compiled code on disk, so later processes only load it.
     """
     compiled = _compiled_kernels.load()
     if compiled is not None:

@@ -1,8 +1,8 @@
-"""The dynamic program of the joint clairvoyant optimum; the reasons are in ``optimum``.
+"""The dynamic program of the joint clairvoyant optimum; ``optimum`` explains it.
 
-For each pair of prefixes the kernel keeps the *front*: for every number served that matters, the earliest instant at
-which the device can be free again. Where memory has room for one model only, there is a front for each that may be in
-it. Rows of fronts are reused once no batch of the first model can reach back to them.
+For each pair of prefixes the kernel stores the *front*: for every number of served requests that matters, the earliest
+instant at which the device can be free again. If the memory has room for one model only, there is a front for each
+model that may be in it. Rows of fronts are reused when no batch of the first model can reach back to them.
 
 Importing this module imports Numba.
 """
@@ -22,7 +22,7 @@ _Array = NDArray[np.int64]
 
 @jit
 def _windows(arrivals: _Array, deadlines: _Array, others: _Array, others_deadlines: _Array) -> tuple[_Array, _Array]:
-    """For each prefix of one model, the shortest and the longest prefix of the other that matter."""
+    """Return, for each prefix of one model, the shortest and the longest prefix of the other that matter."""
     n = arrivals.size
     lows = np.empty(n + 1, np.int64)
     highs = np.empty(n + 1, np.int64)
@@ -39,7 +39,7 @@ def _windows(arrivals: _Array, deadlines: _Array, others: _Array, others_deadlin
 
 @jit
 def _next_arrival(i: int, j: int, first: _Array, second: _Array) -> int:
-    """When the first request arrives that neither prefix has."""
+    """Return when the first request arrives that is in neither prefix."""
     next_ns = first[i] if i < first.size else _FAR_NS
     return min(next_ns, second[j]) if j < second.size else next_ns
 
@@ -54,9 +54,9 @@ def _width(
     highs: _Array,
     loads_ns: int,
 ) -> int:
-    """A bound on the entries of a front: those behind its first differ by requests that are still in time.
+    """Return a bound on the entries of a front: those after its first differ by requests that are still in time.
 
-    Of a schedule for its last entry, what ended before the loads of both models leads to its first.
+    In a schedule for its last entry, the part that ended before the loads of both models leads to its first entry.
     """
     widest = 1
     for i in range(first.size + 1):
@@ -80,10 +80,10 @@ def _extend(
     start_by_ns: int,
     takes_ns: int,
 ) -> int:
-    """Add to a front what follows from another one by a batch, or by a drop that takes nothing.
+    """Add to a front the entries that follow from another front by a batch, or by a drop, which takes no time.
 
     Returns:
-        The entries of the front by then.
+        The new number of entries of the front.
     """
     begin = max(0, -shift)
     end = begin
@@ -107,35 +107,36 @@ def most_of_two(  # noqa: PLR0915 - the steps of one program, which share its ta
     first_load_ns: int,
     second_load_ns: int,
 ) -> int:
-    """Most requests of two models that one device can serve on time, in all.
+    """Return the most requests of two models that one device can serve on time in total.
 
     Args:
         first: arrivals of one model, shape (n,), ascending, ≥ 0.
         first_deadlines: shape (n,), ascending.
         first_durations: shape (cap + 1,), nanoseconds of a batch by its size, nondecreasing.
-        second: of the other model.
-        second_deadlines: of the other model.
-        second_durations: of the other model.
-        first_load_ns: what it takes to load the model, of which memory has room for one; 0 for both: for both.
-        second_load_ns: of the other model.
+        second: arrivals of the other model.
+        second_deadlines: deadlines of the other model.
+        second_durations: durations of the other model.
+        first_load_ns: nanoseconds to load the first model, if the memory has room for one; 0 for both models if it has
+            room for both.
+        second_load_ns: nanoseconds to load the other model.
 
     Returns:
-        How many.
+        The number of requests.
     """
     cap, other_cap = first_durations.size - 1, second_durations.size - 1
     loads_ns = (first_load_ns, second_load_ns)
     both_ns = first_load_ns + second_load_ns
     states = 2 if both_ns > 0 else 1  # which model is in memory
     lows, highs = _windows(first, first_deadlines, second, second_deadlines)
-    # fronts hold up to `width` entries once pruned, and before that one batch more
+    # after pruning, fronts have up to `width` entries, and before that those of one batch more
     width = _width(first, first_deadlines, second, second_deadlines, lows, highs, both_ns)
     rows = cap + 1
     columns = (highs - lows).max() + 1
     fronts = np.full((rows, columns, states, width), _FAR_NS, np.int64)
-    fewest = np.zeros((rows, columns, states), np.int64)  # the number served that a front's first entry stands for
+    fewest = np.zeros((rows, columns, states), np.int64)  # number served in a front's first entry
     entries = np.zeros((rows, columns, states), np.int64)
     new = np.full((states, 4 * width + cap + other_cap + 2), _FAR_NS, np.int64)
-    used = 0  # entries of these that the pair before has written
+    used = 0  # number of their entries that the previous pair has written
     bases = np.zeros(states, np.int64)
     counts = np.zeros(states, np.int64)
     for i in range(first.size + 1):
@@ -202,17 +203,17 @@ def most_of_two(  # noqa: PLR0915 - the steps of one program, which share its ta
             next_ns = _next_arrival(i, j, first, second)
             for state in range(states):
                 front, served, base = new[state], counts[state], bases[state]
-                if states > 1:  # a load for what comes; one back again would only take longer
+                if states > 1:  # a load for the next batch; a second load back would only take longer
                     shift = bases[1 - state] - base
                     served = _extend(
                         front, served, new[1 - state], counts[1 - state], shift, loads_ns[state], 0, _NO_LIMIT_NS, 0
                     )
                 used = max(used, served)
-                # serving more and being free no later is better: what remains ascends in both
+                # serving more and being free no later is better, so the remaining entries ascend in both
                 for entry in range(served - 2, -1, -1):
                     front[entry] = min(front[entry], front[entry + 1])
-                # every later batch starts after the next arrival: of all that are free by then, and before a load, the
-                # one that served most
+                # every later batch starts after the next arrival: among the entries that are free by then, and before a
+                # load, only the one that served most matters
                 free_by_ns = next_ns - (loads_ns[1 - state] if states > 1 else 0)
                 passed = 0
                 while passed + 1 < served and front[passed + 1] <= free_by_ns:

@@ -1,14 +1,14 @@
-"""What batchers do with their traces on one device, in simulated time, taking turns or each by itself.
+"""Batchers with their traces on one device in simulated time, with shared turns or each alone.
 
-The idea: a `Device` and the policies of its batchers are synchronous, so the simulator runs the very objects of the
-live batcher and moves an integer clock from event to event, as :mod:`~streaminfer.simulation.simulator` does for one
-model, with the same order of events within an instant.
+A `Device` and the policies of its batchers are synchronous, so the simulator runs the same objects as the live batcher.
+It moves an integer clock from event to event, like :mod:`~streaminfer.simulation.simulator` does for one model, with
+the same order of events within an instant.
 
 *Batches that run at once* slow each other down: each progresses at a rate of ``1 / (1 + (slowdown - 1) · others)``. A
 ``slowdown`` of 2 is a device whose time two models share evenly, 1 a device that has room for both, ``None`` a device
 that runs one batch after the other, in the order in which they were sent.
 
-Complexity: O(log n) an event, and what the policies and the turns cost.
+Complexity: O(log n) per event, plus the cost of the policies and the turns.
 """
 
 import functools
@@ -38,11 +38,11 @@ __all__ = ["DeviceResult", "simulate_device"]
 
 @attrs.frozen(kw_only=True, eq=False)
 class DeviceResult:
-    """What came of the requests of all models.
+    """Outcomes of the requests of all models.
 
     Attributes:
         models: by name, the outcomes of the model's requests and batches.
-        device: counters of the device; ``None``: it was not shared by turns.
+        device: counters of the device; ``None``: the batchers did not take turns.
     """
 
     models: Mapping[str, SimulationResult]
@@ -50,12 +50,12 @@ class DeviceResult:
 
     @property
     def on_time(self) -> int:
-        """Requests completed by the deadline, of all models."""
+        """Requests of all models that were completed by their deadline."""
         return sum(result.on_time for result in self.models.values())
 
     @property
     def share_on_time(self) -> float:
-        """``on_time`` as a share of all arrivals; 1.0 where there were none."""
+        """``on_time`` as a share of all arrivals; 1.0 if there were none."""
         arrivals = sum(result.arrivals_s.size for result in self.models.values())
         return self.on_time / arrivals if arrivals else 1.0
 
@@ -76,22 +76,22 @@ def simulate_device(
 
     Args:
         loads: the models and their requests, by name.
-        concurrency: of the `Device`.
-        shared: the batchers take turns on a `Device`; ``False``: each sends its batches as if the device were its own,
-            and learns what they take.
-        slowdown: how many times as long a batch takes while one other runs, ≥ 1; ``None``: a device runs one after the
-            other.
-        weights: of the `Device`, by the names of ``loads``.
-        max_wait_s: of the `Device`.
-        memory_bytes: of the `Device`; its memory is empty at first. Needs ``shared``.
-        noise: each duration is multiplied by ``exp(noise * z)``, z standard normal, as `simulate` does.
-        seed: of the noise.
+        concurrency: as for the `Device`.
+        shared: the batchers take turns on a `Device`; ``False``: each sends its batches as if it had the device alone,
+            and learns their durations.
+        slowdown: how many times as long a batch takes while one other runs, ≥ 1; ``None``: the device runs one batch
+            after the other.
+        weights: as for the `Device`, by the names of ``loads``.
+        max_wait_s: as for the `Device`.
+        memory_bytes: as for the `Device`, whose memory is empty at first. Needs ``shared``.
+        noise: each duration is multiplied by ``exp(noise * z)``, z standard normal, as in `simulate`.
+        seed: seed of the noise.
 
     Returns:
-        What came of every request and batch.
+        Outcomes of all requests and batches.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type or out of range.
+        TypeError, ValueError: an argument has the wrong type or is out of range.
     """
     what = "a mapping of name to ModelLoad"
     check_instance("loads", loads, lambda it: isinstance(it, Mapping), what)
@@ -127,7 +127,7 @@ def simulate_device(
 
 @attrs.define(eq=False)
 class _Work:
-    """A batch or a load that runs, and the nanoseconds that are left of it."""
+    """A running batch or load, and the nanoseconds of work that are left of it."""
 
     finish: Callable[[int], None]
     left_ns: float
@@ -135,7 +135,7 @@ class _Work:
 
 @attrs.define(kw_only=True, eq=False)
 class _Simulation:
-    """The clock, the device, and what runs on it."""
+    """The clock, the device, and the running batches and loads."""
 
     device: Device | None
     slowdown: float | None
@@ -147,13 +147,13 @@ class _Simulation:
 
     @property
     def pace(self) -> float:
-        """Nanoseconds that a nanosecond of work takes."""
+        """Nanoseconds of time per nanosecond of work."""
         if self.slowdown is None:
             return 1.0
         return 1.0 + (self.slowdown - 1.0) * (len(self.running) - 1)
 
     def run(self) -> None:
-        """Move from event to event until nothing is left to happen."""
+        """Move from event to event until none is left."""
         while True:
             now_ns = min((model.next_ns for model in self.models), default=NEVER)
             progressing = self.running[:1] if self.slowdown is None else self.running
@@ -187,7 +187,7 @@ class _Simulation:
 
 @attrs.define(eq=False)
 class _Residence:
-    """How a model comes into memory."""
+    """Residence of a model in simulated memory."""
 
     source: str
     memory_bytes: int
@@ -195,7 +195,7 @@ class _Residence:
     _simulation: _Simulation
 
     def load(self, _leaving: Sequence[Any], done: Callable[[int, bool, int], None]) -> None:
-        """Load it in simulated time."""
+        """Load the model in simulated time."""
         self._simulation.running.append(_Work(lambda now_ns: done(now_ns, True, 0), max(1.0, float(self._load_ns))))
 
 
@@ -223,7 +223,7 @@ class _Model(ModelRun):
         return not self._is_running and self.queue.queued > 0
 
     def dispatch(self, now_ns: int) -> None:
-        """Send a batch as if the device were its own."""
+        """Send a batch as if the model had the device alone."""
         if self.is_waiting:
             decision = self.propose(now_ns)
             if decision is not None:
@@ -243,7 +243,7 @@ class _Model(ModelRun):
         self._simulation.launch(self, execution)
 
     def settle(self) -> None:
-        """Nothing to do: the simulation reads :attr:`next_ns`."""
+        """Do nothing, because the simulation reads :attr:`next_ns`."""
 
     def finish(self, execution: Execution, now_ns: int) -> None:
         """Note the end of a batch, and learn from it."""

@@ -1,4 +1,4 @@
-"""Fault injection for tests: a plan of faults by schedule and seed, around a backend, a service or a function.
+"""Fault injection for tests: a seeded plan of faults, around a backend, a service or a function.
 
 ::
 

@@ -1,4 +1,4 @@
-"""Kinds of faults, and when each is injected."""
+"""Kinds of faults, and the schedule of each."""
 
 import math
 from collections.abc import Callable
@@ -29,16 +29,16 @@ _NORMAL = NormalDist()
 
 @attrs.frozen
 class Fault:
-    """One kind of fault and when it is injected; made by the functions of this module.
+    """One kind of fault and its schedule; made by the functions of this module.
 
     Attributes:
         kind: the name in :attr:`FaultPlan.injected`.
-        rate: the share of calls that get it (of rows: ``row_errors``), 0 to 1.
+        rate: the share of calls with this fault, 0 to 1; for ``row_errors``, the share of rows.
         value: the kind's setting: seconds or a distribution, an exception, a factor, a number of rows.
-        over_s: seconds over which it fades, from ``start_s`` on; infinite: it does not.
+        over_s: seconds within which a ``slow_start`` fades, from ``start_s`` on; infinite for other kinds.
         start_s: the first instant, seconds after the plan's start.
-        end_s: the instant at which it ends.
-        calls: the numbers of the calls that can get it, from 0; ``None``: any.
+        end_s: the instant at which the fault ends, seconds after the plan's start.
+        calls: the numbers of the calls that can get the fault, from 0; ``None`` means any call.
     """
 
     kind: str
@@ -50,14 +50,14 @@ class Fault:
     calls: frozenset[int] | None = None
 
     def between(self, start_s: float, end_s: float) -> "Fault":
-        """Return the same fault for calls that start from ``start_s`` to before ``end_s``, of the plan's time."""
+        """Return the same fault, only for calls that start from ``start_s`` to before ``end_s`` of the plan's time."""
         check_duration("start_s", start_s)
         if check_duration("end_s", end_s) <= start_s:
             raise ValueError(expected("end_s", "more seconds than start_s", end_s))
         return attrs.evolve(self, start_s=float(start_s), end_s=float(end_s))
 
     def on(self, *calls: int) -> "Fault":
-        """Return the same fault for the calls with these numbers; the plan's first is 0."""
+        """Return the same fault, only for the calls with these numbers; the plan's first call has number 0."""
         return attrs.evolve(self, calls=frozenset(check_count("calls", number, at_least=0) for number in calls))
 
 
@@ -65,11 +65,11 @@ def lognormal(median_s: float, sigma: float) -> Callable[[float], float]:
     """Return a distribution for :func:`delay`.
 
     Args:
-        median_s: half of the delays are shorter.
-        sigma: standard deviation of the logarithm; 1.0: one in a hundred takes ten times the median.
+        median_s: the median delay, seconds.
+        sigma: standard deviation of the logarithm; with 1.0, one delay in a hundred is over ten times the median.
 
     Returns:
-        A function of a number between 0 and 1 that returns seconds: the quantile function.
+        The quantile function: takes a number between 0 and 1, and returns seconds.
     """
     median = check_duration("median_s", median_s, positive=True)
     spread = check_duration("sigma", sigma)
@@ -81,7 +81,7 @@ def delay(seconds: float | Callable[[float], float], *, rate: float = 1.0) -> Fa
 
     Args:
         seconds: the delay, or a quantile function of it such as :func:`lognormal`.
-        rate: share of calls; a small one makes spikes.
+        rate: share of calls; a small share makes spikes.
     """
     if not callable(seconds):
         check_duration("seconds", seconds)
@@ -89,7 +89,7 @@ def delay(seconds: float | Callable[[float], float], *, rate: float = 1.0) -> Fa
 
 
 def slowdown(factor: float, *, rate: float = 1.0) -> Fault:
-    """Make calls take ``factor`` ≥ 1 times as long, injected delays included: a brown-out."""
+    """Make calls take ``factor`` ≥ 1 times as long, injected delays included: a brownout."""
     return Fault("slowdown", rate, _factor(factor))
 
 
@@ -102,19 +102,19 @@ def error(what: BaseException | type[BaseException], *, rate: float = 1.0) -> Fa
     """Fail calls, after their delay and before the inner call.
 
     Args:
-        what: the exception, of which each call gets a copy, or its class, which is made with a text.
+        what: an exception, which is copied for each call, or an exception class, which is created with a text.
         rate: share of calls.
     """
     return Fault("error", rate, _exception("what", what))
 
 
 def hang(*, rate: float = 1.0, for_s: float | None = None) -> Fault:
-    """Make calls wait until they are cancelled, or for so many seconds before they go on."""
+    """Make calls wait until they are cancelled; with ``for_s``, they wait so many seconds and then continue."""
     return Fault("hang", rate, None if for_s is None else check_duration("for_s", for_s))
 
 
 def partial(missing: int = 1, *, rate: float = 1.0) -> Fault:
-    """Drop the last ``missing`` rows of a batch's results, or all if there are fewer."""
+    """Drop the last ``missing`` rows of a batch's results, or all rows if there are fewer."""
     return Fault("partial", rate, check_count("missing", missing))
 
 
@@ -124,20 +124,20 @@ def wrong_shape(*, rate: float = 1.0) -> Fault:
 
 
 def row_errors(what: BaseException | type[BaseException], *, rate: float) -> Fault:
-    """Replace rows of a batch's results by exceptions, each row with this rate, independently."""
+    """Replace rows of a batch's results by exceptions; ``rate`` is the probability for each row, independently."""
     return Fault("row_errors", rate, _exception("what", what))
 
 
 def garbage(*, rate: float = 1.0) -> Fault:
-    """Replace the contents of each array of a response by random bytes, of the same shape and dtype."""
+    """Replace the contents of each array of a response by random bytes; shape and dtype stay."""
     return Fault("garbage", rate)
 
 
 def kill(*, after_s: float = 0.05, rate: float = 1.0) -> Fault:
-    """Kill the worker processes of a ``CpuBackend``, ``after_s`` after it got the batch.
+    """Kill the worker processes of a ``CpuBackend``, ``after_s`` after the backend received the batch.
 
-    A batch that completes earlier kills no process and is not counted. An idle process that is killed is replaced
-    without a failure, so ``after_s`` must lie within the batch's duration. Real time only.
+    If the batch completes earlier, no process is killed and nothing is counted. A process that is killed while idle is
+    replaced without a failure, so ``after_s`` must lie within the batch's duration. For real time only.
     """
     return Fault("kill", rate, check_duration("after_s", after_s))
 

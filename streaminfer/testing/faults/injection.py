@@ -1,4 +1,4 @@
-"""Faults of one call, and killed worker processes."""
+"""Faults of one call, and the termination of worker processes."""
 
 import contextlib
 import os
@@ -17,9 +17,9 @@ from streaminfer.testing.faults.fault import Fault
 __all__ = ["BATCH_FAULTS", "InjectedFaults", "kill_workers", "process_workers"]
 
 BATCH_FAULTS = ("partial", "row_errors")
-"""Faults of a batch's rows, which a service does not have."""
+"""Faults of a batch's rows; a service has no rows."""
 
-_CHARACTERS = 0xD800  # below the surrogates, which UTF-8 does not have
+_CHARACTERS = 0xD800  # below the surrogates, which UTF-8 cannot encode
 _CORRUPTIONS = (*BATCH_FAULTS, "wrong_shape", "garbage")
 
 
@@ -27,16 +27,16 @@ class InjectedFaults:
     """Faults of one call.
 
     Args:
-        uniform: a number in (0, 1) for a fault's position in the plan and a counter, the same in each run.
-        count: adds to the plan's counters the faults that only the response decides.
+        uniform: returns a number in (0, 1) for a fault's position in the plan and a counter; the same in each run.
+        count: adds to the plan's counters the faults that are counted only after the response.
 
     Attributes:
-        kinds: the faults that are decided when the call starts.
+        kinds: the faults that are counted when the call starts.
         delay_s: seconds to wait before the inner call.
-        hangs: the call then waits until it is cancelled.
-        error: the call then fails with it.
+        hangs: whether the call then waits until it is cancelled.
+        error: the exception with which the call then fails; ``None``: the call does not fail.
         factor: the call takes so many times as long.
-        kill_s: seconds until worker processes are killed; ``None``: they are not.
+        kill_s: seconds until the worker processes are killed; ``None``: they are not killed.
     """
 
     def __init__(self, uniform: Callable[[int, int], float], count: Callable[[str, int], None]) -> None:
@@ -51,10 +51,10 @@ class InjectedFaults:
         self._corruptions: list[tuple[int, Fault]] = []
 
     def add(self, position: int, fault: Fault, since_s: float) -> None:
-        """Add a fault of the plan, if its rate has it.
+        """Add a fault of the plan, if the call's random number is below the fault's rate.
 
         Args:
-            position: the fault's in the plan.
+            position: the position of the fault in the plan.
             fault: the fault.
             since_s: seconds since the plan's start.
         """
@@ -108,7 +108,7 @@ class InjectedFaults:
         self._count_corruptions(except_of=("row_errors",))
         is_array = isinstance(given, np.ndarray) and not given.dtype.hasobject
         if is_array and results and not any(isinstance(row, BaseException) for row in results):
-            return np.stack(results)  # an array stays one
+            return np.stack(results)  # an array stays an array
         return results
 
     def corrupt_outputs(self, outputs: Any) -> Any:
@@ -120,7 +120,7 @@ class InjectedFaults:
         return outputs
 
     def _count_corruptions(self, except_of: Sequence[str]) -> None:
-        """Count the call once for each kind of fault of its response."""
+        """Count the call once for each kind of fault in its response."""
         for kind in dict.fromkeys(fault.kind for _, fault in self._corruptions):
             if kind not in except_of:
                 self._count(kind, 1)
@@ -142,7 +142,7 @@ def _garbage_like(array: NDArray[Any], noise: np.random.Generator) -> NDArray[An
         return noise.random(array.shape) < 0.5
     if array.dtype.hasobject:
         return np.full(array.shape, None)
-    if array.dtype.kind == "U":  # random bytes would be no text
+    if array.dtype.kind == "U":  # random bytes would not be valid text
         characters = noise.integers(1, _CHARACTERS, (*array.shape, array.dtype.itemsize // 4), np.uint32)
         return characters.view(f"U{characters.shape[-1]}")[..., 0]
     return np.frombuffer(noise.bytes(array.nbytes), array.dtype).reshape(array.shape).copy()
@@ -157,7 +157,7 @@ def kill_workers(backend: Any) -> int:
     killed = 0
     for worker in process_workers(backend):
         process = worker._process
-        # the process may end between the two lines, and then its object is closed
+        # the process may end between these two lines, and its object is then closed
         with contextlib.suppress(ProcessLookupError, ValueError):
             if process is not None:
                 os.kill(process.pid, signal.SIGKILL)
@@ -184,5 +184,5 @@ def process_workers(backend: Any) -> Sequence[Any]:
 
 
 def _own_exception(error: BaseException | type[BaseException]) -> BaseException:
-    """Return an exception of its own for a call, because raising adds to its traceback."""
+    """Return a separate exception for each call, because raising adds to the exception's traceback."""
     return error("injected") if isinstance(error, type) else copy_error(error).with_traceback(None)

@@ -1,15 +1,16 @@
 """Plan of faults, and the wrappers that inject them.
 
-Each call has a number. Whether it gets a fault is a function of the plan's seed, the fault's position in the plan, the
-call's number and its instant; there is no generator whose state depends on the order in which calls end or on the other
-faults. So the same seed gives the same faults, and a fault that is added behind the others changes none of them.
+Each call has a number. Whether a call gets a fault is a function of four values: the plan's seed, the fault's position
+in the plan, the call's number and the call's start. No random generator is shared, so neither the order in which calls
+end nor the other faults matter. The same seed gives the same faults, and a fault that is appended to the plan changes
+none of the earlier faults.
 
-Order within one call: delays add up and are waited for; then the call hangs; then it fails; else the inner call runs,
-is slowed down, and its response is corrupted. All of it is decided, and counted, when the call starts, except what
-depends on the response: the faults of its rows, and killed processes.
+Order within one call: the call waits for the sum of its delays; then it hangs; then it fails. Otherwise the inner call
+runs, the call is slowed down, and the response is corrupted. Delays, hangs, errors and slowdowns are counted when the
+call starts; faults of the response and killed processes are counted when they happen.
 
-Time is the running event loop's, so virtual on a ``VirtualLoop``; around a sync function outside of a loop, the plan's
-``clock`` and ``sleep``.
+Time is the running event loop's, so it is virtual on a ``VirtualLoop``. Around a sync function outside of a loop, time
+comes from the plan's ``clock`` and ``sleep``.
 """
 
 from __future__ import annotations
@@ -38,21 +39,21 @@ from streaminfer.testing.faults.injection import BATCH_FAULTS, InjectedFaults, k
 __all__ = ["FaultPlan", "Faulty"]
 
 _BACKEND_FAULTS = (*BATCH_FAULTS, "kill")
-"""Faults that a service does not have."""
+"""Faults that cannot be injected into a service."""
 
 
 class FaultPlan:
-    """Faults by schedule and seed, with counters of what was injected.
+    """Faults by schedule and seed, with counters of the injected faults.
 
-    Its time starts with the first call, or when the faulty service or backend starts. As a layer,
-    ``Stack(batcher, plan, backend)``, or by :func:`Faulty`, a plan can be around several services and backends: their
-    calls are numbered together.
+    The plan's time starts with the first call, or when the faulty service or backend starts. A plan can be a layer,
+    ``Stack(batcher, plan, backend)``, or an argument of :func:`Faulty`. One plan can be around several services and
+    backends: their calls are numbered together.
 
     Args:
         *faults: made by the functions of this module.
-        seed: of all random choices.
+        seed: seed of all random choices.
         clock: returns monotonic nanoseconds; ``None``: the running event loop's time, else ``time.monotonic``.
-        sleep: how a sync function waits, ``time.sleep`` unless a test says otherwise, such as ``FakeClock.advance``.
+        sleep: the function with which a sync function waits; a test can pass ``FakeClock.advance``.
 
     Raises:
         TypeError, ValueError: a wrong argument.
@@ -75,7 +76,7 @@ class FaultPlan:
         self.seed = check_count("seed", seed, at_least=0)
         self.sleep = sleep
         self._clock = clock
-        self._lock = new_reentrant_lock()  # a distribution may look at the plan
+        self._lock = new_reentrant_lock()  # a distribution may read the plan's counters
         self._injected: Counter[str] = Counter()
         self._calls = 0
         self._began_s: float | None = None
@@ -87,12 +88,12 @@ class FaultPlan:
 
     @property
     def injected(self) -> Mapping[str, int]:
-        """Calls with each kind of fault, or rows for ``row_errors``; 0 for other kinds."""
+        """Calls with each kind of fault; for ``row_errors``, rows. 0 for kinds that were not injected."""
         with self._lock:
             return Counter(self._injected)
 
     def restart(self) -> None:
-        """Start again: call 0, time 0, nothing injected. The same calls get the same faults."""
+        """Reset the plan to call 0, time 0 and empty counters; the same calls then get the same faults."""
         with self._lock:
             self._injected.clear()
             self._calls = 0
@@ -103,15 +104,15 @@ class FaultPlan:
     @overload
     def wrap(self, inner: Callable[P, R]) -> Callable[P, R]: ...
     def wrap(self, inner: Any) -> Any:
-        """Return a faulty backend, service or function around one that it does not start or stop.
+        """Return a faulty backend, service or function around an inner one, without starting or stopping the inner one.
 
         Raises:
-            TypeError: none of these, or a fault that cannot be injected into it.
+            TypeError: ``inner`` is not a backend, service or function, or a fault cannot be injected into it.
         """
         return _wrap(inner, self, owns=False)
 
     def now_s(self) -> float:
-        """Return the current instant of its clock, seconds."""
+        """Return the current instant of the plan's clock, seconds."""
         if self._clock is not None:
             return self._clock() / 1e9
         try:
@@ -120,7 +121,7 @@ class FaultPlan:
             return time.monotonic()
 
     def begin(self) -> None:
-        """Start its time, if it has not started."""
+        """Start the plan's time, if it has not started."""
         with self._lock:
             if self._began_s is None:
                 self._began_s = self.now_s()
@@ -137,11 +138,11 @@ class FaultPlan:
             for position, fault in enumerate(self.faults):
                 if fault.start_s <= since_s < fault.end_s and (fault.calls is None or number in fault.calls):
                     injected.add(position, fault, since_s)
-            self._injected.update(dict.fromkeys(injected.kinds, 1))  # a call counts once for all faults of a kind
+            self._injected.update(dict.fromkeys(injected.kinds, 1))  # two faults of one kind count as one call
         return injected
 
     def count(self, kind: str, times: int = 1) -> None:
-        """Count faults that only the response decides."""
+        """Count faults that are known only after the response."""
         with self._lock:
             self._injected[kind] += times
 
@@ -155,19 +156,20 @@ class FaultPlan:
 
 
 def Faulty(inner: Any, plan: FaultPlan) -> Any:  # noqa: N802 - named like the wrappers that it makes
-    """Return a faulty backend, service or function that starts and stops the inner one.
+    """Return a faulty backend, service or function, which starts and stops the inner one.
 
     Args:
-        inner: a backend (``infer``), a service (``call``) or a sync or async function; a list, a tuple or an array with
-            an axis that a function returns counts as the rows of a batch.
+        inner: a backend (``infer``), a service (``call``) or a sync or async function. If a function returns a list, a
+            tuple or an array with an axis, these count as the rows of a batch.
         plan: a :class:`FaultPlan`.
 
     Returns:
         The same kind of object.
 
     Raises:
-        TypeError: none of these, or a fault that cannot be injected into it: ``partial`` and ``row_errors`` need rows,
-            ``kill`` the backend, a ``CpuBackend`` with processes, and an endless hang something that can be cancelled.
+        TypeError: ``inner`` is none of these, or a fault cannot be injected into it. ``partial`` and ``row_errors``
+            need rows; ``kill`` needs a ``CpuBackend`` with processes; ``hang`` without ``for_s`` needs a call that can
+            be cancelled.
     """
     check_instance("plan", plan, lambda it: isinstance(it, FaultPlan), "a FaultPlan")
     return _wrap(inner, plan, owns=True)
@@ -213,7 +215,7 @@ class _FaultyLayer(Wrapper):
             await stop_all(self, [self.inner], drain=drain)
 
     def bind_clock(self, clock: Clock) -> None:
-        """Pass the clock of a `Stack` on."""
+        """Pass a `Stack`'s clock to the inner service or backend if it is owned."""
         if self._owns:
             adapt(self.inner).bind_clock(clock)
 
@@ -225,7 +227,7 @@ class _FaultyService(_FaultyLayer):
     """Service that injects the faults of a plan into its calls."""
 
     def capabilities(self) -> Capabilities:
-        """Return those of the inner service; the delays and hangs happen outside it, whatever it says of deadlines."""
+        """Return the inner capabilities, without ``enforces_deadline``: delays and hangs happen outside ``inner``."""
         return super().capabilities()._replace(enforces_deadline=False)
 
     async def call(self, request: Request) -> Response:
@@ -291,10 +293,10 @@ def _sync_function(inner: Callable[..., Any], plan: FaultPlan) -> Callable[..., 
 async def _call_with_faults(
     plan: FaultPlan, call: Callable[[InjectedFaults], Awaitable[Any]]
 ) -> tuple[Any, InjectedFaults]:
-    """Wait, hang or fail, as injected; else make the inner call, and slow it down.
+    """Wait, hang or fail, as injected; otherwise make the inner call, and slow it down.
 
     Returns:
-        What it returned, and the faults, some of which are its response's.
+        The inner result and the call's faults; the caller injects the faults of the response.
     """
     started_s = plan.now_s()
     injected = plan.draw()
@@ -325,6 +327,6 @@ def _split_rows(outputs: Any, count: int, padded: int) -> Any:
 
 def _corrupt_result(injected: InjectedFaults, result: Any) -> Any:
     if isinstance(result, tuple) and result and isinstance(result[0], np.ndarray) and result[0].ndim:
-        result = _split_rows(result, len(result[0]), 0)  # outputs of a batch function
+        result = _split_rows(result, len(result[0]), 0)  # the outputs of a function that takes a batch
     has_rows = isinstance(result, (list, tuple)) or (isinstance(result, np.ndarray) and result.ndim > 0)
     return injected.corrupt_results(result) if has_rows else injected.corrupt_outputs(result)

@@ -1,1 +1,1 @@
-"""Model repositories of a Triton server: their files, and which of their models are in memory."""
+"""Model repositories of a Triton server: writing their files, and loading and unloading their models."""

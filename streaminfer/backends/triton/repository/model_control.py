@@ -1,7 +1,7 @@
-"""Loads and unloads a model of a server that lets its clients do that.
+"""Loads and unloads a model of a server that allows its clients to do so.
 
-Triton responds to an unload before the model has left memory, and loads a model again that is told to load twice. So
-the state in the repository's index decides what to send, and when it is done.
+Triton responds to an unload before the model has left memory, and a second load call loads the model again. The state
+in the repository's index therefore decides what to send, and when the action is complete.
 """
 
 import asyncio
@@ -21,22 +21,22 @@ __all__ = ["ModelControl"]
 
 _NOT_ALLOWED = "load / unload is not allowed"
 _IN_MEMORY = ("READY", "LOADING", "UNLOADING")
-"""States of a version in memory, wholly or in part; the first that any version has is the model's."""
+"""States of a version that is wholly or partly in memory; the first one that any version has is the model's state."""
 
 _MIN_POLL_S = 0.005
-_MAX_POLL_S = 0.1  # a load or unload takes as much longer at most
+_MAX_POLL_S = 0.1  # the most time that polling adds to a load or unload
 
 _log = Log("streaminfer")
 
 
 class ModelControl:
-    """Loads and unloads one model of a server; each time over a connection of its own, whether the backend runs or not.
+    """Loads and unloads one model of a server, each time over a new connection, whether or not the backend is started.
 
     One call acts at a time. Belongs to one event loop at a time.
 
     Args:
-        settings: of the backend.
-        loaded: called when the model is in memory; whether this load has brought it there.
+        settings: settings of the backend.
+        loaded: called when the model is in memory; the argument says whether this load brought it there.
     """
 
     def __init__(self, settings: Settings, loaded: Callable[[bool], Awaitable[None]]) -> None:
@@ -50,36 +50,36 @@ class ModelControl:
     async def load(self) -> None:
         """Load the model if it is not in memory; return when it is ready.
 
-        If that fails, the model is unloaded: the server may go on with a load whose response did not come.
+        If that fails, the model is unloaded: the server may continue a load whose response did not come.
 
         Raises:
-            ValueError: the server has no such model; or a file of ``tls`` is not what it should be.
+            ValueError: the server has no such model; or a file of ``tls`` is invalid.
             OSError: a file of ``tls`` cannot be read.
-            BackendError, DeadlineExceeded: it cannot be loaded, or the server does not respond in time.
+            BackendError, DeadlineExceeded: the model cannot be loaded, or the server does not respond in time.
         """
         async with self._connection() as transport:
             await self._add(transport)
             self._is_wanted = True
 
     async def unload(self) -> None:
-        """Unload the model if it is in memory; return when it has left.
+        """Unload the model if it is in memory; return when it has left memory.
 
         Raises:
-            ValueError, OSError: a file of ``tls`` is not what it should be, or cannot be read.
-            BackendError, DeadlineExceeded: it cannot be unloaded, or the server does not respond in time.
+            ValueError, OSError: a file of ``tls`` is invalid, or cannot be read.
+            BackendError, DeadlineExceeded: the model cannot be unloaded, or the server does not respond in time.
         """
         async with self._connection() as transport:
             self._is_wanted = False
             await self._remove(transport)
 
     def restore(self) -> None:
-        """Load the model again in the background, if it was loaded and the server has lost it: it was restarted."""
+        """Load the model again in the background, if it was loaded and a restarted server has lost it."""
         restoring = self._restoring
         if self._is_wanted and (restoring is None or restoring.done() or restoring.get_loop().is_closed()):
             self._restoring = asyncio.get_running_loop().create_task(self._restore())
 
     async def stop(self) -> None:
-        """End what runs in the background."""
+        """End the background load."""
         restoring, self._restoring = self._restoring, None
         if restoring is not None:
             await end_tasks([restoring])
@@ -87,9 +87,9 @@ class ModelControl:
     async def _restore(self) -> None:
         try:
             async with self._connection() as transport:
-                if self._is_wanted:  # no unload had its turn before
+                if self._is_wanted:  # no unload came first
                     await self._add(transport)
-        except (StreamInferError, ValueError, OSError) as error:  # batches fail with an error of their own
+        except (StreamInferError, ValueError, OSError) as error:  # batches fail and report their own error
             _log.warning("%s was lost by its server and could not be loaded again: %s", self._what, error)
 
     async def _add(self, transport: Transport) -> None:
@@ -122,13 +122,13 @@ class ModelControl:
         if state != "UNLOADING":
             await self._send(transport.unload, "unloading")
 
-        def has_left(rows: _Index) -> bool:  # and with it what only it needed: the parts of an ensemble
+        def has_left(rows: _Index) -> bool:  # models that only it needed leave too: the parts of an ensemble
             return _state(rows, self._model) not in _IN_MEMORY and _unloading(rows) <= others
 
         await self._until(transport, has_left, "unloading")
 
     async def _until(self, transport: Transport, is_done: Callable[["_Index"], bool], doing: str) -> "_Index":
-        """Return the index when it fulfills a condition."""
+        """Poll the index until it fulfills a condition, and return it."""
         loop = asyncio.get_running_loop()
         end_s = loop.time() + self._settings.load_timeout_s
         pause_s = _MIN_POLL_S
@@ -183,7 +183,7 @@ _Index = list[Mapping[str, Any]]
 
 
 def _state(rows: Iterable[Mapping[str, Any]], model: str) -> str | None:
-    """Return the state of a model over all its versions; ``None``: the repository does not have it."""
+    """Return the state of a model over all its versions; ``None`` if it is not in the repository."""
     states = {str(row.get("state", "")) for row in rows if row.get("name") == model}
     return next((state for state in (*_IN_MEMORY, *sorted(states)) if state in states), None)
 

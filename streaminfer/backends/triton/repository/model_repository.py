@@ -1,23 +1,23 @@
-"""Writes a model repository for Triton, set up for a client that batches by itself.
+"""Writes a model repository for Triton, for a client that already sends batches.
 
-What is set, and why:
+The settings, and their reasons:
 
-* **No ``dynamic_batching`` block**: a request runs as it is. The batch is made here, where deadlines and queue are
-  known; a second batcher after it would wait again, and merge batches into sizes whose service time is not
-  known. (``preserve_ordering`` belongs to that block. It would hold finished responses back behind slower ones.)
-  ``priority_levels`` needs the block: then it is there with a delay of zero, and only requests that wait anyway merge.
-* **Inputs and outputs are written out**, and not left to auto-completion, which adds ``dynamic_batching`` to an ONNX
-  model that does not say them. For a plan it adds it in any case, unless ``max_batch_size`` is 0 or the server runs
-  with ``--disable-auto-complete-config``.
+* **No ``dynamic_batching`` block**: a request runs as one batch. The client forms the batches, because it knows
+  deadlines and its queue. A second batcher would wait again, and merge batches into sizes whose service time is not
+  known. (``preserve_ordering`` belongs to that block. It would delay finished responses behind slower ones.)
+  ``priority_levels`` needs the block: the block then has a delay of zero, so that only requests that are queued merge.
+* **Inputs and outputs are written out.** Otherwise Triton completes the configuration and adds ``dynamic_batching`` to
+  an ONNX model. For a plan it always adds it, unless ``max_batch_size`` is 0 or the server runs with
+  ``--disable-auto-complete-config``.
 * **``max_batch_size``**: above 0, the batch axis is the first of every input and output and is left out of ``dims``.
   At 0 Triton knows no batch axis and the dims are the model's own: for models with another batch axis, or with an
   input that the whole batch shares.
-* **``instance_group``**: how many batches run at the same time, on each GPU that is used; the batcher's
-  ``max_in_flight`` is the same number.
-* **``response_cache`` off**: it keeps error responses, and replays them as empty successes.
-* **``model_warmup``**: Triton says that a model is ready after these batches. TensorRT compiles in them.
+* **``instance_group``**: how many batches run at the same time on each GPU; use the same number for the batcher's
+  ``max_in_flight``.
+* **``response_cache`` off**: it stores error responses, and replays them as empty successes.
+* **``model_warmup``**: Triton reports a model as ready after these batches. TensorRT compiles during them.
 
-A repository that a server polls never holds half a model: everything is written beside the repository and moved into
+A server that polls the repository never sees half a model: all files are written beside the repository and moved into
 it by one rename.
 """
 
@@ -66,38 +66,40 @@ def write_model_repository(
     priority_levels: int = 0,
     version: int = 1,
 ) -> Path:
-    """Writes ``folder/name/config.pbtxt`` and ``folder/name/version/model.*``; needs the extra ``onnx``.
+    """Write ``folder/name/config.pbtxt`` and ``folder/name/version/model.*``; needs the extra ``onnx``.
 
     Args:
-        folder: the repository; made if missing.
-        name: of the model: letters, digits, ``_``, ``-`` and ``.``.
-        source: the ONNX model, a path or bytes; a folder where its weights lie in other files, with ``model.onnx`` in
-            it. For ``"tensorrt-plan"`` the plan.
-        max_batch_size: the most rows of a request; 0: see the module's text.
+        folder: the repository; created if missing.
+        name: the model's name: letters, digits, ``_``, ``-`` and ``.``.
+        source: the ONNX model, as a path or bytes; if its weights lie in other files, a folder with ``model.onnx``. For
+            ``"tensorrt-plan"``, the plan.
+        max_batch_size: the most rows of a request; 0: requests have no batch axis, see the module's text.
         platform: ``"onnxruntime"``; the same with its TensorRT provider, which compiles in the server; or a plan that
-            was compiled before, with TensorRT's own tools, for this very GPU.
-        onnx: the model that a plan was compiled from: says its inputs and outputs. ``None``: Triton reads them from
-            the plan.
-        instances: batches that run at the same time, on each GPU.
-        device: where it runs; TensorRT is for GPUs.
-        gpus: their numbers; empty: all that the server has.
+            was compiled before, with TensorRT's own tools, for exactly this GPU.
+        onnx: the model that a plan was compiled from, for its inputs and outputs. ``None``: Triton reads them from the
+            plan.
+        instances: number of batches that run at the same time, on each GPU.
+        device: the device of the model; TensorRT needs a GPU.
+        gpus: numbers of the GPUs; empty: all GPUs of the server.
         precision: ``"fp16"`` lets TensorRT use half precision where that is faster.
-        engine_cache: a folder *of the server's machine*, outside the repository, of this model only, where the
-            TensorRT provider keeps what it compiled; its parent must exist. ``None``: it compiles at every start,
-            for minutes.
-        warmup: batch sizes that are run before the model is ready.
-        example: what a request brings, for the sizes that the model leaves free; ``None``: they are 1.
+        engine_cache: a folder *of the server's machine*, outside the repository and for this model only, where the
+            TensorRT provider stores its compiled engines; the parent folder must exist. ``None``: it compiles at every
+            start, for minutes.
+        warmup: batch sizes that Triton runs before the model is ready.
+        example: one request's inputs, for the sizes that the model leaves free; ``None``: these sizes are 1.
         batch_axes: as in :class:`~streaminfer.backends.OnnxBackend`; any but 0 needs ``max_batch_size=0``.
-        shared_inputs: the same; they need ``max_batch_size=0``, and are not stored: each request brings them.
-        priority_levels: more than 0: the server's queue has so many; a request without one gets the middle one.
-        version: of the model; where the model is there already, with the same config, this version is added.
+        shared_inputs: as in :class:`~streaminfer.backends.OnnxBackend`. They need ``max_batch_size=0``; their values
+            are not stored, because each request contains them.
+        priority_levels: above 0, the server's queue has so many levels; a request without a priority gets the middle
+            one.
+        version: the model's version. If the model already exists with the same configuration, this version is added.
 
     Returns:
         The model's folder.
 
     Raises:
         MissingExtra: onnxruntime is not installed.
-        FileExistsError: this version is there, or the model with another config; nothing is changed.
+        FileExistsError: this version exists, or the model with another configuration; nothing is changed.
         FileNotFoundError: there is no such file.
         ValueError: an argument has a wrong value, or does not fit the model; nothing is changed.
         TypeError: an argument is of a wrong type.
@@ -136,7 +138,7 @@ def write_model_repository(
 
 @attrs.frozen
 class _Model:
-    """What a config says."""
+    """Contents of a configuration."""
 
     name: str
     platform: str
@@ -176,7 +178,7 @@ def _read(source: Source, axes: dict[str, int], shared: dict[str, Any]) -> Signa
         source /= "model.onnx"
     name, loadable = find_source(source)
     options = make_options(runtime, None, None)
-    # it is only read
+    # the model is only read, so optimization would waste time
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     inputs, outputs = read_specs(load(runtime, loadable, name, options, CPU), axes, shared)
     return Signature([spec for spec in inputs if not spec.is_optional], outputs)
@@ -237,8 +239,8 @@ def _tensor(spec: TensorSpec, kind: str, *, batching: bool) -> str:
     sizes = [size if isinstance(size, int) else -1 for size in (spec.row_shape if batching else spec.shape)]
     if 0 in sizes:
         raise ValueError(f"source: expected sizes ≥ 1, as Triton has no empty tensors, got {kind} {spec}")
-    # Triton has no tensors without dimensions: one of size 1, taken away before the model sees it. With max_batch_size
-    # 0 it rejects a reshape for that, and its ONNX Runtime backend (since 23.10) takes the one away by itself.
+    # Triton has no tensors without dimensions: they get one of size 1, which is removed before the model sees it. With
+    # max_batch_size 0 it rejects such a reshape, and its ONNX Runtime backend (since 23.10) removes the dimension.
     reshape = " reshape { shape: [ ] }" if batching and not sizes else ""
     return f"name: {_quote(spec.name)} data_type: TYPE_{dtype} dims: [ {', '.join(map(str, sizes or [1]))} ]{reshape}"
 
@@ -249,7 +251,7 @@ def _tensorrt(model: _Model) -> dict[str, str]:
         parameters |= cache_options(model.engine_cache, true="1")
     rows = _rows(model)
     largest = model.max_batch_size or max(model.warmup, default=0)
-    # a profile must say every free size, so one that is guessed is worse than none
+    # a profile must name every free size, and a guessed profile is worse than none
     assert model.signature is not None  # noqa: S101 - there is one for every ONNX model
     if largest and (model.example is not None or not free_axes(model.signature.inputs)):
         parameters |= profile_shapes(rows, [1, largest], model.signature.batch_axes)
@@ -275,25 +277,25 @@ def _warmup(model: _Model, size: int) -> str:
 
 
 def _rows(model: _Model) -> dict[str, tuple[int, ...]]:
-    """The shape of one request, by input; free sizes as in the example, else 1."""
+    """Return the shape of one request, by input; free sizes as in the example, else 1."""
     assert model.signature is not None  # noqa: S101
     return {name: np.shape(value) for name, value in model.signature.example_by_name(model.example).items()}
 
 
 def _quote(text: str) -> str:
-    """A string of protobuf's text format: bytes of UTF-8, in octal what is not plain ASCII."""
+    """Return a string in protobuf's text format: UTF-8 bytes, with non-ASCII bytes in octal."""
     plain = (chr(byte) if 32 <= byte < 127 and chr(byte) not in '"\\' else f"\\{byte:03o}" for byte in text.encode())
     return f'"{"".join(plain)}"'
 
 
 @contextmanager
 def _staging(folder: Path) -> Iterator[Path]:
-    """An empty folder on the repository's file system that no server takes for a model; removed at the end."""
+    """Yield an empty folder on the repository's file system that no server loads as a model; remove it at the end."""
     folder.mkdir(parents=True, exist_ok=True)
     parent = folder.resolve().parent
     if parent.stat().st_dev != folder.stat().st_dev or not os.access(parent, os.W_OK):
-        # a volume of its own: a server that polls it loads any folder with a number in it, hidden or not; in this one,
-        # one level deeper, it finds none, and says so in its log
+        # the repository is a separate volume: a server that polls it loads any folder that contains a number, hidden or
+        # not. In this folder, one level deeper, it finds none, and says so in its log
         parent = folder
     outer = parent / f".{secrets.token_hex(8)}"
     staging = outer / "model"
@@ -305,7 +307,7 @@ def _staging(folder: Path) -> Iterator[Path]:
 
 
 def _store(source: Source, folder: Path, name: str) -> Path:
-    """Copies the model to ``folder/name``."""
+    """Copy the model to ``folder/name``."""
     folder.mkdir()
     stored = folder / name
     given: Any = source

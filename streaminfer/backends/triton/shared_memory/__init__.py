@@ -1,1 +1,1 @@
-"""Memory that this process and a Triton on the same machine share: regions, and the pool of them."""
+"""Memory that this process shares with a Triton server on the same machine: regions, and the pool of regions."""

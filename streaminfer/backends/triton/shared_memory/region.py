@@ -1,4 +1,4 @@
-"""One piece of memory that a Triton on the same machine has mapped too, and where tensors lie in it."""
+"""One region of memory that a Triton server on the same machine has also mapped, and the places of tensors in it."""
 
 import math
 import mmap
@@ -10,24 +10,24 @@ import numpy.typing as npt
 
 __all__ = ["Region", "required_bytes"]
 
-_ALIGNMENT = 64  # of every tensor: a cache line, and what vector instructions want
+_ALIGNMENT = 64  # bytes, for every tensor: a cache line, and enough for vector instructions
 
 Place = tuple[int, int]
 """Offset and size of a tensor in a region, in bytes."""
 
 
 def required_bytes(sizes: Iterable[int]) -> int:
-    """How large a region must be for tensors of these sizes, in bytes, alignment included."""
+    """Return the bytes that a region needs for tensors of these sizes, alignment included."""
     return sum(map(_aligned, sizes))
 
 
 class Region:
-    """Memory that the server has mapped too; one batch uses it at a time.
+    """Memory that the server has also mapped; one batch uses it at a time.
 
     Attributes:
-        name: under which the server knows it.
-        byte_size: how large it is.
-        is_stale: the server was restarted, and does not know the region until it is registered again.
+        name: the name under which the server knows the region.
+        byte_size: its size.
+        is_stale: whether the server was restarted, and does not know the region until it is registered again.
     """
 
     def __init__(self, name: str, memory: mmap.mmap) -> None:
@@ -38,16 +38,16 @@ class Region:
         self._end = 0
 
     def write(self, arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, Place]:
-        """Copies arrays to the region's start, in C order, whatever their strides.
+        """Copy arrays to the start of the region, in C order, whatever their strides.
 
         Args:
-            arrays: by name; of numbers or booleans.
+            arrays: arrays of numbers or booleans, by name.
 
         Returns:
             Offset and size in bytes, by name.
 
         Raises:
-            ValueError: they do not fit, or one holds Python objects; nothing is written.
+            ValueError: the arrays do not fit, or one holds Python objects; nothing is written.
         """
         for name, array in arrays.items():
             if array.dtype.hasobject:
@@ -58,24 +58,24 @@ class Region:
         return places
 
     def reserve(self, sizes: Mapping[str, int]) -> dict[str, Place]:
-        """Room for what the server writes, behind what :meth:`write` wrote.
+        """Return places for the outputs that the server writes, after the arrays of :meth:`write`.
 
         Args:
-            sizes: in bytes, by name.
+            sizes: sizes in bytes, by name.
 
         Returns:
             Offset and size in bytes, by name.
 
         Raises:
-            ValueError: they do not fit.
+            ValueError: the outputs do not fit.
         """
         return self._place(sizes, self._end)
 
     def read(self, offset: int, dtype: npt.DTypeLike, shape: Sequence[int]) -> npt.NDArray[Any]:
-        """A copy of an array in the region; it stays as it is whatever becomes of the region.
+        """Return a copy of an array in the region; later changes to the region do not affect it.
 
         Raises:
-            ValueError: it would reach past the region's end.
+            ValueError: the array would reach past the region's end.
         """
         kind = np.dtype(dtype)
         end = offset + math.prod(shape) * kind.itemsize

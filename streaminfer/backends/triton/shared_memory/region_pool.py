@@ -1,32 +1,32 @@
-"""System shared memory between this process and a Triton on the same machine.
+"""System shared memory between this process and a Triton server on the same machine.
 
 Idea: a batch is copied once into memory that the server has mapped, instead of being serialized, sent through a
 socket and parsed; the response comes back the same way. A *region* is one such piece of memory. It is registered with
-the server once and used for many batches: the pool hands out the smallest idle region that is large enough, so that
-it soon holds as many regions as batches run at a time, each as large as the largest batch.
+the server once and used for many batches. The pool always takes the smallest idle region that is large enough. It soon
+has as many regions as batches run at a time, each as large as the largest batch.
 
 Invariants:
 
 * **A region has a name in the file system only while it is being registered.** Triton maps the memory when it is
-  registered and never opens it by name again, so the name is removed at once. Memory without a name goes with the last
-  process that maps it: nothing is left behind by an exception, a cancellation, the end of the interpreter, SIGTERM or
-  SIGKILL. (``multiprocessing.shared_memory``, and ``tritonclient`` on top of it, keep the name, hand it to a tracker
-  process that removes names which other processes still need, and leave it behind where the tracker dies too.)
+  registered and never opens it by name again, so the pool removes the name at once. The kernel frees memory without a
+  name with the last process that maps it: nothing is left behind by an exception, a cancellation, the end of the
+  interpreter, SIGTERM or SIGKILL. (``multiprocessing.shared_memory``, and ``tritonclient`` on top of it, keep the name.
+  Their tracker process removes names that other processes still need, and leaves names behind if it dies too.)
 * **A region whose request ended without a response is never used again** (``release(region, completed=False)``:
-  cancelled, timed out, connection lost). The server may still read it and will still write to it. It is *retired*:
-  it is not read again, and the server is told periodically to forget it. Triton from 2.50 on refuses, or
-  puts off, to forget a region that a request still uses, so asking too early is harmless; older ones crash, which is
-  why :data:`OLDEST_SERVER` is the oldest that may be used.
-* **Results never change under the caller**: :meth:`Region.read` copies. The copy is one ``memcpy`` a batch. Views
-  would be free, but one kept row would hold on to a whole region that the pool needs.
-* The memory is there before it is used (``posix_fallocate``): a full ``/dev/shm`` is noticed here, and not as SIGBUS
-  in the middle of a copy, here or in the server. Then, or when ``max_bytes`` are in use, there is no region, and the
-  batch goes in the payload of its request.
+  cancelled, timed out, connection lost). The server may still read it and will still write to it. The region is
+  *retired*: the pool does not read it again, and periodically tells the server to forget it. Triton since 2.50 rejects
+  or postpones the call while a request still uses the region, so an early call is harmless. Older versions crash, so
+  :data:`OLDEST_SERVER` is the oldest that may be used.
+* **Results never change under the caller**: :meth:`Region.read` copies, with one ``memcpy`` per batch. Views would cost
+  nothing, but one stored row would keep a whole region that the pool needs.
+* Memory is allocated before it is used (``posix_fallocate``): the pool then notices a full ``/dev/shm``, instead of a
+  SIGBUS in the middle of a copy, here or in the server. If it is full, or ``max_bytes`` are in use, there is no region,
+  and the batch is sent as the payload of its request.
 
-What a killed client leaves *in the server*, the memory of its regions, is given back by the next client: names say
-which process made them, and each pool holds an abstract socket of that name, which the kernel takes away with the
-process. A name whose socket is gone is removed. Only names of the same network namespace are looked at, since sockets
-of another cannot be seen.
+If a client is killed, the memory of its regions stays *in the server*; the next client frees it. Names contain the
+process that created them, and each pool holds an abstract socket of that name, which the kernel frees with the process.
+A name without a socket is removed. A pool looks only at names of its own network namespace, because it cannot see the
+sockets of another.
 
 One pool belongs to one event loop. ``write`` and ``read`` of one region may run in any thread.
 """
@@ -52,28 +52,28 @@ __all__ = ["OLDEST_SERVER", "RegionPool"]
 OLDEST_SERVER = (2, 50)
 """The first Triton that does not crash when a region is unregistered while a request uses it."""
 
-_FOLDER = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lives on Linux; names are exclusive and unguessable
+_FOLDER = Path("/dev/shm")  # noqa: S108 - the folder of POSIX shared memory on Linux; names are exclusive and random
 _REST_S = 0.1  # between two rounds of calls that make the server forget regions
-_LET_GO_S = 0.1  # time at the end for a server to let go of memory that requests use
+_LET_GO_S = 0.1  # time that `close` gives the server to free memory that requests still use
 
 Register = Callable[[str, str, int], Awaitable[None]]
-"""Makes a region known to the server by its name, its key and its bytes; returns once the server has mapped it."""
+"""Registers a region with the server by its name, key and size in bytes; returns when the server has mapped it."""
 Unregister = Callable[[str], Awaitable[None]]
 
 
 class RegionPool:
-    """Regions for the batches of one backend; see the module's text for what it guarantees.
+    """Regions for the batches of one backend; the module's text lists the invariants.
 
     Args:
-        register: makes a region known to the server: ``await register(name, key, byte_size)``.
-        unregister: makes the server forget one: ``await unregister(name)``; a name that it does not know is no error.
-        registered: the names that the server knows, among them those that a killed client left there.
-        prefix: of the names, letters, digits and ``_``: what a killed client left is found by it.
-        max_idle: how many unused regions are kept.
-        max_bytes: of all regions together, those included that the server has not yet forgotten.
+        register: registers a region with the server: ``await register(name, key, byte_size)``.
+        unregister: makes the server forget a region: ``await unregister(name)``; an unknown name is not an error.
+        registered: returns the names that the server knows, also those of killed clients.
+        prefix: prefix of the names: letters, digits and ``_``; the pool finds the regions of killed clients by it.
+        max_idle: the most idle regions to keep.
+        max_bytes: the most bytes of all regions, including those that the server has not forgotten yet.
 
     Raises:
-        OSError: there is no POSIX shared memory here: not Linux.
+        OSError: this is not Linux, so there is no POSIX shared memory.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class RegionPool:
         self._owner = f"{self._family}{os.getpid()}.{secrets.token_hex(8)}"
         self._give_up = weakref.finalize(self, os.close, _hold(self._owner))
         self._numbers = itertools.count(1)
-        self._idle: list[Region] = []  # the last one was used last
+        self._idle: list[Region] = []  # the most recently used region is last
         self._held: set[Region] = set()
         self._retired: deque[tuple[str, int]] = deque()
         self._sweep: asyncio.Task[None] | None = None
@@ -108,14 +108,14 @@ class RegionPool:
 
     @property
     def byte_size(self) -> int:
-        """Bytes of all regions, those included that the server has not yet forgotten."""
+        """Bytes of all regions, including those that the server has not forgotten yet."""
         return self._bytes
 
     async def start(self) -> None:
-        """Removes what killed clients left, here and in the server; else the first :meth:`acquire` does.
+        """Remove what killed clients left, here and in the server; the first :meth:`acquire` also calls this.
 
         Raises:
-            BaseException: what ``registered`` raised.
+            BaseException: the exception of ``registered``.
         """
         if self._started:
             return
@@ -129,11 +129,11 @@ class RegionPool:
         """Return a free region of at least ``byte_size`` bytes; it is the caller's until :meth:`release`.
 
         Returns:
-            The region; ``None`` where memory is short: send this batch as payload.
+            The region; ``None`` if memory is short: send this batch as payload.
 
         Raises:
-            Closed: closed.
-            BaseException: what ``register`` raised.
+            Closed: the pool is closed.
+            BaseException: the exception of ``register``.
         """
         if self._closed:
             raise Closed("RegionPool is closed")
@@ -150,16 +150,16 @@ class RegionPool:
         return region
 
     def release(self, region: Region, *, completed: bool) -> None:
-        """Gives a region back.
+        """Return a region to the pool.
 
         Args:
             region: from :meth:`acquire`.
-            completed: the server's response to the request that named it has come (or no request ever named it). Say
-                false for a request that was cancelled or ran out of time, and for an error that the connection may
-                have made: the server may still use the region.
+            completed: whether the server has responded to the request with this region (or no request used it). Pass
+                false for a request that was cancelled or ran out of time, and for an error that may come from the
+                connection: the server may still use the region.
         """
         if region not in self._held:
-            return  # retired by a renewal that failed, or closed meanwhile
+            return  # retired because `reregister` failed, or the pool was closed meanwhile
         self._held.remove(region)
         if not completed:
             self._retire(region)
@@ -176,12 +176,12 @@ class RegionPool:
         The other regions are registered again when they are next acquired.
 
         Raises:
-            BaseException: what ``register`` or ``unregister`` raised; the region is retired.
+            BaseException: the exception of ``register`` or ``unregister``; the region is retired.
         """
         for other in (*self._idle, *self._held):
             other.is_stale = True
         try:
-            # a server that was not restarted forgets the old memory first
+            # if the server was not restarted after all, it must forget the old memory first
             await self._unregister(region.name)
             memory = await self._map(region.name, region.byte_size)
             await self._check_open(region.name)
@@ -193,10 +193,10 @@ class RegionPool:
         region.is_stale = False
 
     async def close(self) -> None:
-        """Makes the server forget every region. May be repeated.
+        """Make the server forget every region. May be repeated.
 
-        The memory of a region that a request still uses a moment later stays with the server until a next client
-        starts, as does that of a server which does not respond.
+        If a request still uses a region shortly after, or the server does not respond, the memory stays with the server
+        until the next client starts.
         """
         self._closed = True
         try:
@@ -208,8 +208,8 @@ class RegionPool:
             self._idle.clear()
             self._held.clear()
             await self._sweep_once()
-            # a server responds a moment before it lets go of the memory, and works on requests that were cancelled; a
-            # silent one must not be waited for again
+            # a server responds shortly before it frees the memory, and continues requests that were cancelled; a
+            # server that does not respond must not delay the close again
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LET_GO_S):
                     while self._retired:
@@ -220,7 +220,7 @@ class RegionPool:
 
     async def _make(self, byte_size: int) -> Region | None:
         size = _size_class(byte_size)
-        while self._idle and self._bytes + size > self._max_bytes:  # they are all too small
+        while self._idle and self._bytes + size > self._max_bytes:  # all idle regions are too small
             self._retire(self._idle.pop(0))
         if self._bytes + size > self._max_bytes:
             return None
@@ -232,7 +232,7 @@ class RegionPool:
             self._bytes -= size
             return None
         except BaseException:
-            self._retired.append((name, size))  # the server may know it all the same
+            self._retired.append((name, size))  # the server may have registered it all the same
             raise
         await self._check_open(name)
         region = Region(name, memory)
@@ -240,13 +240,13 @@ class RegionPool:
         return region
 
     async def _map(self, name: str, size: int) -> mmap.mmap:
-        """New memory that the server knows under ``name``.
+        """Return new memory, registered with the server as ``name``.
 
         Raises:
-            MemoryError: there is none left.
-            BaseException: what ``register`` raised.
+            MemoryError: there is no memory left.
+            BaseException: the exception of ``register``.
         """
-        # never a key twice: Triton takes the memory it has for a key that it knows
+        # a new key each time: for a known key, Triton uses the memory that it already has
         key = f"{self._owner}-{next(self._numbers)}"
         path = _FOLDER / key
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
@@ -264,10 +264,10 @@ class RegionPool:
         return memory
 
     async def _check_open(self, name: str) -> None:
-        """Undo a registration that a close has outrun.
+        """Undo a registration if the pool was closed meanwhile.
 
         Raises:
-            Closed: closed.
+            Closed: the pool is closed.
         """
         if self._closed:
             await self._forget(name)
@@ -290,7 +290,7 @@ class RegionPool:
         self._next_sweep_s = task.get_loop().time() + _REST_S
 
     async def _sweep_once(self) -> None:
-        """Asks the server once to forget each region that is retired by now, until it does not respond."""
+        """Ask the server once to forget each retired region; stop when it does not respond."""
         for _ in range(len(self._retired)):
             name, size = self._retired[0]
             forgotten = await self._forget(name)
@@ -303,24 +303,24 @@ class RegionPool:
                 return
 
     async def _forget(self, name: str) -> bool | None:
-        """Return whether the server has forgotten a region; ``None``: it does not respond."""
+        """Return whether the server has forgotten a region; ``None`` if it does not respond."""
         try:
             await self._unregister(name)
         except TimeoutError:
             return None
-        except Exception:  # noqa: BLE001 - a request still uses it, or the server does not respond: it is asked again, or has gone
+        except Exception:  # noqa: BLE001 - a request uses the region, or the server failed: the next round tries again
             return False
         return True
 
     def _remove_orphans(self) -> None:
         for path in _FOLDER.glob(f"{self._family}*"):
             if self._is_orphan(path.name):
-                # another client removes it too, or it is another user's
+                # another client may remove it too, or another user owns it
                 with contextlib.suppress(FileNotFoundError, PermissionError):
                     path.unlink()
 
     def _is_orphan(self, name: str) -> bool:
-        """Whether a pool made this name and its process is gone."""
+        """Return whether a pool made this name and its process has ended."""
         owner, _, number = name.rpartition("-")
         if not owner.startswith(self._family) or not number.isdigit():
             return False
@@ -338,7 +338,7 @@ class RegionPool:
 
 
 def _size_class(size: int) -> int:
-    """The next of 4 sizes an octave, whole pages: at most a quarter is wasted, and few sizes are in use."""
+    """Round a size up, in whole pages: 4 sizes per octave, so that at most a quarter is wasted and sizes repeat."""
     step = max(mmap.PAGESIZE, 1 << max(0, (size - 1).bit_length() - 3))
     return -(-size // step) * step
 
@@ -348,10 +348,10 @@ def _network_namespace() -> int:
 
 
 def _hold(owner: str) -> int:
-    """Binds the abstract socket of a name and gives its descriptor; the kernel frees it with the process.
+    """Bind the abstract socket of a name and return its descriptor; the kernel frees it with the process.
 
     Raises:
-        OSError: it is held: its process lives.
+        OSError: another process holds the socket, so it is alive.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as held:
         held.bind(f"\0{owner}")

@@ -1,18 +1,18 @@
-"""A server over gRPC, on asyncio.
+"""Transport over gRPC, on asyncio.
 
-Calls go through ``tritonclient``'s generated messages and methods; inference, once a batch, through a method of our
-own that takes and gives bytes (:mod:`~streaminfer.backends.triton.transport.wire`).
+Calls use ``tritonclient``'s generated messages and methods. Inference, once per batch, uses a method that takes and
+returns bytes (:mod:`~streaminfer.backends.triton.transport.wire`).
 
-**Reconnecting.** A broken connection is made again by gRPC, with waits of about 0.1 s to at most 0.25 s: its own go up
-to two minutes, during which every call fails although the server is back. A connection can also fall *silent*, without
-breaking: a machine that vanished, a router that forgot it. TCP notices that after many minutes, and gRPC's pings cannot
-be used to find out, since a server with default options ends connections that ping more than once in five minutes. So
-silence is measured by the calls themselves: when one runs out of time or is cancelled, and nothing has come for two
-seconds since the first that got no response, later calls get a new connection. Running calls stay on the old one,
-which is closed after the last.
+**Reconnecting.** gRPC restores a broken connection, with waits of about 0.1 s to at most 0.25 s. Its default waits grow
+to two minutes, during which every call fails although the server is back. A connection can also become *silent* without
+breaking: a machine vanished, or a router forgot the connection. TCP notices that after many minutes. gRPC's pings
+cannot be used to find out, because a server with default options ends connections that ping more than once in five
+minutes. The transport therefore watches its calls. If a call runs out of time or is cancelled, and nothing has come for
+two seconds since the first call without a response, later calls get a new connection. Running calls stay on the old
+connection, which is closed after the last of them.
 
-**Whose cancellation?** gRPC raises ``CancelledError`` for a call that the caller's task cancelled, and for one that
-:meth:`GrpcTransport.close` ended. Only the first is told to the task.
+**Cancellation.** gRPC raises ``CancelledError`` if the caller's task cancelled the call, and also if
+:meth:`GrpcTransport.close` ended it. Only the first is raised in the task.
 """
 
 import asyncio
@@ -41,13 +41,13 @@ def _options(address: Endpoint, keepalive_s: float | None) -> list[tuple[str, An
         ("grpc.max_send_message_length", -1),
         ("grpc.max_receive_message_length", -1),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.max_reconnect_backoff_ms", 208),  # gRPC varies each wait by a fifth, so at most 250
-        ("grpc.min_reconnect_backoff_ms", 2000),  # how long one attempt, its TLS handshake included, may take
-        ("grpc.use_local_subchannel_pool", 1),  # or a new channel would get the silent connection again
+        ("grpc.max_reconnect_backoff_ms", 208),  # gRPC varies each wait by a fifth, so at most 250 ms
+        ("grpc.min_reconnect_backoff_ms", 2000),  # the time limit of one attempt, its TLS handshake included
+        ("grpc.use_local_subchannel_pool", 1),  # otherwise a new channel would reuse the silent connection
         ("grpc.service_config_disable_resolution", 1),
     ]
     if address.tls is None:
-        options.append(("grpc.enable_http_proxy", 0))  # an unencrypted call uses no proxy
+        options.append(("grpc.enable_http_proxy", 0))  # unencrypted calls use no proxy
     elif address.tls.server_name is not None:
         options.append(("grpc.ssl_target_name_override", address.tls.server_name))
     if keepalive_s is not None:
@@ -61,30 +61,30 @@ def _options(address: Endpoint, keepalive_s: float | None) -> list[tuple[str, An
 
 
 class _Link:
-    """One channel, and the calls on it."""
+    """One channel, and its running calls."""
 
     def __init__(self, channel: Any, stub: Any) -> None:
         self.channel = channel
         self.stub = stub
         self.infer = channel.unary_unary(f"{_SERVICE}ModelInfer")
-        # its one message goes with the head: one that follows fails if the server has ended the call by then
+        # the request is sent with the headers: a later message would fail if the server has ended the call by then
         self.stream = channel.unary_stream(f"{_SERVICE}ModelStreamInfer")
         self.calls: set[Any] = set()
 
 
 class GrpcTransport:
-    """See :class:`~streaminfer.backends.triton.messages.Transport`; made on the loop that uses it.
+    """Transport over gRPC, see :class:`~streaminfer.backends.triton.messages.Transport`; belongs to its event loop.
 
     Args:
-        address: where the server is.
-        headers: of every call.
+        address: the address of the server.
+        headers: headers of every call.
         keepalive_s: seconds between pings of a quiet connection; ``None``: no pings.
         clock: monotonic nanoseconds.
 
     Raises:
         MissingExtra: ``tritonclient`` or ``grpcio`` is not installed.
         OSError: a file of ``tls`` cannot be read.
-        ValueError: a file of ``tls`` is not what it should be.
+        ValueError: a file of ``tls`` is invalid.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class GrpcTransport:
         self._options = _options(address, keepalive_s)
         self._credentials: Any = None
         if address.tls is not None:
-            address.tls.context()  # says what is wrong with a file; gRPC only fails to connect
+            address.tls.context()  # raises for an invalid file; gRPC would only fail to connect
             ca, key, certificate = map(address.tls.read, ("ca", "key", "certificate"))
             self._credentials = require("grpc", extra="triton", purpose="TritonBackend").ssl_channel_credentials(
                 ca, key, certificate
@@ -112,71 +112,71 @@ class GrpcTransport:
         self._input_tag = tag_of(self._messages.ModelInferRequest, "raw_input_contents")
         self._output_tag = tag_of(self._messages.ModelInferResponse, "raw_output_contents")
         self._response_tag = tag_of(self._messages.ModelStreamInferResponse, "infer_response")
-        # when a call began since which nothing was heard
+        # start of the first call since the last response; ``None``: no such call
         self._unanswered_ns: int | None = None
         self._link = self._connect()
-        self._silent: set[_Link] = set()  # replaced, with calls that still run
+        self._silent: set[_Link] = set()  # replaced links with calls that still run
 
     async def server(self, timeout_s: float) -> Mapping[str, Any]:
-        """Name, version and extensions of the server."""
+        """Return name, version and extensions of the server."""
         return await self._control("ServerMetadata", timeout_s)
 
     async def ready(self, model: str, version: str, timeout_s: float) -> bool:
-        """Whether the model is loaded."""
+        """Return whether the model is loaded."""
         return bool((await self._control("ModelReady", timeout_s, name=model, version=version)).get("ready"))
 
     async def metadata(self, model: str, version: str, timeout_s: float) -> Mapping[str, Any]:
-        """What the model reads and gives, and its versions."""
+        """Return the model's inputs, outputs and versions."""
         return await self._control("ModelMetadata", timeout_s, name=model, version=version)
 
     async def config(self, model: str, version: str, timeout_s: float) -> Mapping[str, Any]:
-        """The model's configuration."""
+        """Return the model's configuration."""
         response = await self._control("ModelConfig", timeout_s, name=model, version=version)
         config: Mapping[str, Any] = response.get("config", {})
         return config
 
     async def index(self, timeout_s: float) -> Sequence[Mapping[str, Any]]:
-        """What the server's repository holds."""
+        """Return the index of the server's model repository."""
         return list((await self._control("RepositoryIndex", timeout_s)).get("models", ()))
 
     async def load(self, model: str, timeout_s: float) -> None:
-        """Makes the server load a model; returns when it has."""
+        """Make the server load a model; returns when it is loaded."""
         await self._control("RepositoryModelLoad", timeout_s, model_name=model)
 
     async def unload(self, model: str, timeout_s: float) -> None:
-        """Makes the server unload a model and the models that only it needs; may return before it has."""
+        """Make the server unload a model and the models that only it needs; may return before they are unloaded."""
         parameters = {"unload_dependents": self._messages.ModelRepositoryParameter(bool_param=True)}
         await self._control("RepositoryModelUnload", timeout_s, model_name=model, parameters=parameters)
 
     async def statistics(self, model: str, version: str, timeout_s: float) -> Sequence[Mapping[str, Any]]:
-        """Counters of the model, by version."""
+        """Return the counters of the model, by version."""
         response = await self._control("ModelStatistics", timeout_s, name=model, version=version)
         return list(response.get("model_stats", ()))
 
     async def register(self, name: str, key: str, byte_size: int, timeout_s: float) -> None:
-        """Makes the server map shared memory."""
+        """Make the server map shared memory."""
         await self._control("SystemSharedMemoryRegister", timeout_s, name=name, key=f"/{key}", byte_size=byte_size)
 
     async def unregister(self, name: str, timeout_s: float) -> None:
-        """Makes it forget shared memory."""
+        """Make the server forget shared memory."""
         await self._control("SystemSharedMemoryUnregister", timeout_s, name=name)
 
     async def registered(self, timeout_s: float) -> Sequence[str]:
-        """Names of the shared memory that it knows."""
+        """Return the names of the shared memory that the server knows."""
         return list((await self._control("SystemSharedMemoryStatus", timeout_s)).get("regions", {}))
 
     async def infer(self, call: InferRequest, timeout_s: float) -> InferResponse:
-        """One response."""
+        """Send a request and return its response."""
         message = self._encode(call)
         link = self._open_link()
         return self._read(await self._call(link, link.infer, message, timeout_s))
 
     async def stream(self, call: InferRequest, timeout_s: float | None) -> AsyncGenerator[InferResponse, None]:
-        """Each response as it comes, the final one included."""
+        """Yield each response as it comes, the final one included."""
         message = self._encode(call)
         link = self._open_link()
-        # an error comes as a text without a status; the header that asks for one, triton_grpc_error, makes Triton 2.51
-        # crash when the model goes on after its error
+        # errors come as text without a status; the header that requests one, triton_grpc_error, makes Triton 2.51 crash
+        # if the model continues after its error
         sent = self._headers.now()
         rpc = link.stream(message, timeout=timeout_s, metadata=sent)
         link.calls.add(rpc)
@@ -205,7 +205,7 @@ class GrpcTransport:
             raise failure
 
     async def close(self) -> None:
-        """Ends every call that runs, and the connections. May be repeated."""
+        """End all running calls, and the connections. May be repeated."""
         self._closed = True
         links = [self._link, *self._silent]
         self._silent.clear()
@@ -216,7 +216,7 @@ class GrpcTransport:
     # -- calls --------------------------------------------------------------------------------------------------
 
     async def _control(self, method: str, timeout_s: float, **fields: Any) -> Mapping[str, Any]:
-        """Return the response to a request that has these fields."""
+        """Send a request with these fields and return its response."""
         message = getattr(self._messages, f"{method}Request")(**fields)
         link = self._open_link()
         response = await self._call(link, getattr(link.stub, method), message, timeout_s)
@@ -283,7 +283,7 @@ class GrpcTransport:
         since_ns = self._unanswered_ns
         if self._closed or since_ns is None or now_ns - since_ns < _SILENT_NS:
             return
-        self._unanswered_ns = None  # the next one has its time too
+        self._unanswered_ns = None  # the new connection gets its full time too
         silent, self._link = self._link, self._connect()
         self._silent.add(silent)
         self._close_unused(silent)
@@ -344,7 +344,7 @@ class GrpcTransport:
         parameters = response.parameters
         final = "triton_final_response" in parameters and parameters["triton_final_response"].bool_param
         described = response.outputs
-        if contents and len(contents) != len(described):  # what lies in shared memory has an empty place here
+        if contents and len(contents) != len(described):  # an output in shared memory has an empty entry
             raise BackendError(f"the server's response has {len(contents)} contents for {len(described)} outputs")
         outputs = {
             one.name: Tensor(one.name, one.datatype, tuple(one.shape), contents[place] if contents else _listed(one))
@@ -354,7 +354,7 @@ class GrpcTransport:
 
 
 def _split(kind: Any, message: bytes | memoryview, tag: int) -> tuple[Any, list[memoryview]]:
-    """Return a message without its fields of a tag, and these."""
+    """Split a message: return it without the fields of a tag, and these fields."""
     try:
         rest, contents = split_contents(message, tag)
         return kind.FromString(rest), contents
@@ -363,7 +363,7 @@ def _split(kind: Any, message: bytes | memoryview, tag: int) -> tuple[Any, list[
 
 
 def _retry_after(metadata: Any) -> float | None:
-    """Return the seconds after which to retry, in either of the forms that front ends use."""
+    """Return the seconds after which to retry, from either of the two headers that front ends use."""
     said = {name: value for name, value in metadata or () if isinstance(value, str)}
     pushback = said.get("grpc-retry-pushback-ms")
     return retry_after(said.get("retry-after")) if pushback is None else retry_after(pushback, seconds=1e-3)

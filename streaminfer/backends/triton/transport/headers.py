@@ -1,8 +1,8 @@
-"""Headers of every call, such as a token, which no error shows.
+"""Headers of every call, such as a token; no error shows their values.
 
-gRPC and aiohttp both put a header that they reject, value and all, into the message of the error; and a server may
-quote a token that it does not accept. So headers are checked before they are sent, and a text that comes back loses the
-values that its own call sent: many calls, each with a token of its own, may be in flight.
+If gRPC or aiohttp rejects a header, its error message contains the header with its value; and a server may quote a
+token that it rejects. Headers are therefore checked before they are sent, and the values that a call sent are removed
+from texts that it gets back. Calls can be in flight with different tokens at the same time.
 """
 
 import re
@@ -16,32 +16,32 @@ __all__ = ["Headers", "HeadersLike", "Sent", "scrub", "scrubbed_failure"]
 
 HeadersLike = Mapping[str, str] | Callable[[], Mapping[str, str]]
 Sent = tuple[tuple[str, str], ...]
-"""The headers of one call: names in lower case, and values."""
+"""The headers of one call: names in lower case, with their values."""
 
 _NAME = re.compile(r"[a-z0-9_.-]+")
 _VALUE = re.compile(r"[\x20-\x7e]*")
 _OURS = frozenset(
     ("content-length", "content-type", "host", "inference-header-content-length", "te", "transfer-encoding")
 )
-_SHORTEST_SECRET = 4  # shorter values are words that any text may hold
+_SHORTEST_SECRET = 4  # characters; shorter values are words that any text may contain
 
 
 class Headers:
     """The headers of every call; never shown.
 
     Args:
-        given: by name, or a function that returns them, called before each call: for tokens that rotate. ``None``:
-            none.
+        given: headers by name, or a function that returns them and is called before each call, for tokens that rotate.
+            ``None``: no headers.
 
     Raises:
-        TypeError: neither, or names or values that are no strings.
-        ValueError: a name or value that cannot be a header's; names the header, never its value.
+        TypeError: neither of them, or a name or value is not a string.
+        ValueError: a header cannot have this name or value; the message has the name, never the value.
     """
 
     def __init__(self, given: HeadersLike | None) -> None:
         what = "a mapping of names to values, a function that returns one, or None"
         if given is not None and not isinstance(given, Mapping) and not callable(given):
-            raise TypeError(f"headers: expected {what}, got {type(given).__name__}")  # not its repr: it may be a token
+            raise TypeError(f"headers: expected {what}, got {type(given).__name__}")  # no repr: it may contain a token
         self._make = None if given is None or isinstance(given, Mapping) else given
         self._fixed = _checked(given) if isinstance(given, Mapping) else ()
 
@@ -49,7 +49,7 @@ class Headers:
         """Return the headers for a call.
 
         Raises:
-            BackendError: the function that makes them failed, or returned something else.
+            BackendError: the function that makes them failed, or returned something else than headers.
         """
         if self._make is None:
             return self._fixed
@@ -67,9 +67,9 @@ class Headers:
 
 
 def scrub(text: str, sent: Sent) -> str:
-    """Return a text without the values of the headers that a call sent."""
+    """Remove the values of a call's headers from a text."""
     secrets = {part for _, value in sent for part in (value, value.rpartition(" ")[2])}  # the token of "Bearer token"
-    for secret in sorted(secrets, key=len, reverse=True):  # a value may be a part of another one
+    for secret in sorted(secrets, key=len, reverse=True):  # longest first: a value may contain another one
         if len(secret) >= _SHORTEST_SECRET:
             text = text.replace(secret, "***")
     return text
@@ -78,7 +78,7 @@ def scrub(text: str, sent: Sent) -> str:
 def scrubbed_failure(
     sent: Sent, status: str, text: str, error: Exception, retry_after_s: float | None = None
 ) -> ServerError:
-    """Return a failure without these values; an error that quotes one is no cause, as its traceback shows it."""
+    """Return a failure without header values; an error with one is not its cause: tracebacks would show the value."""
     shown = scrub(text, sent)
     failure = ServerError(status, shown, retry_after_s)
     failure.__cause__ = error if shown == text else None

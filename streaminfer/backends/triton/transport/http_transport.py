@@ -1,10 +1,9 @@
-"""A server over HTTP, on asyncio, with binary tensors where it knows them and JSON where it does not.
+"""Transport over HTTP, on asyncio, with binary tensors if the server supports them, and JSON otherwise.
 
-The requests are ``aiohttp``'s, which ``tritonclient.http.aio`` uses too. That client itself is not used: it copies
-each tensor three times, raises aiohttp's warning for bodies above 1 MiB, knows no Unix sockets, and has one timeout
-for all calls.
+It uses ``aiohttp``, like ``tritonclient.http.aio``. It does not use that client, which copies each tensor three times,
+raises aiohttp's warning for bodies above 1 MiB, does not support Unix sockets, and has one timeout for all calls.
 
-A call that is cancelled or late closes its connection; the server runs it all the same (HTTP has no way to say so).
+If a call is cancelled or late, its connection is closed; the server runs it all the same, because HTTP cannot cancel.
 """
 
 import asyncio
@@ -26,23 +25,23 @@ from streaminfer.errors import BackendError, Closed
 __all__ = ["HttpTransport"]
 
 _HEAD_LENGTH = "Inference-Header-Content-Length"
-_WHOLE = 1 << 16  # bodies below are sent in one piece
+_WHOLE = 1 << 16  # bytes; smaller bodies are sent in one piece
 
 
 class HttpTransport:
-    """See :class:`~streaminfer.backends.triton.messages.Transport`; made on the loop that uses it.
+    """Transport over HTTP, see :class:`~streaminfer.backends.triton.messages.Transport`; belongs to its event loop.
 
     Args:
-        address: where the server is.
-        headers: of every call.
+        address: the address of the server.
+        headers: headers of every call.
 
     Attributes:
-        binary: whether tensors travel as bytes; else as JSON.
+        binary: whether tensors are sent as bytes; else as JSON.
 
     Raises:
         MissingExtra: ``aiohttp`` is not installed.
         OSError: a file of ``tls`` cannot be read.
-        ValueError: a file of ``tls`` is not what it should be.
+        ValueError: a file of ``tls`` is invalid.
     """
 
     def __init__(self, address: Endpoint, headers: Headers) -> None:
@@ -52,7 +51,7 @@ class HttpTransport:
         self._closed = False
         tls = address.tls
         self._server_name = None if tls is None else tls.server_name
-        # not aiohttp's `trust_env`: that sends the passwords of ~/.netrc too, and reads it again for every call
+        # not aiohttp's `trust_env`: it also sends the passwords of ~/.netrc, and reads that file for every call
         self._proxy = {} if tls is None else _proxy_of(address.host)
         options: dict[str, Any] = {"limit": 0}  # the batcher limits the calls
         if tls is not None:
@@ -61,68 +60,68 @@ class HttpTransport:
         self._root = f"{'http' if tls is None else 'https'}://{address if address.host else 'localhost'}/v2"
         self._session = http.ClientSession(
             connector=connector,
-            # tensors hardly get smaller, and a Triton that may compress does: 19 MB then take 0.6 s more
+            # tensors compress badly, but some Triton servers would compress them: 19 MB then take 0.6 s longer
             headers={"Accept-Encoding": "identity"},
             timeout=http.ClientTimeout(total=None),
             cookie_jar=http.DummyCookieJar(),
         )
 
     async def server(self, timeout_s: float) -> Mapping[str, Any]:
-        """Name, version and extensions of the server."""
+        """Return name, version and extensions of the server."""
         return await self._get("", timeout_s)
 
     async def ready(self, model: str, version: str, timeout_s: float) -> bool:
-        """Whether the model is loaded."""
+        """Return whether the model is loaded."""
         try:
             await self._call("GET", f"{_path(model, version)}/ready", timeout_s)
         except ServerError as failure:
-            # Triton says 400 where it means no
+            # Triton responds 400 if the model is not ready
             if failure.status in {"INVALID_ARGUMENT", "NOT_FOUND", "UNAVAILABLE"} and failure.__cause__ is None:
                 return False
             raise
         return True
 
     async def metadata(self, model: str, version: str, timeout_s: float) -> Mapping[str, Any]:
-        """What the model reads and gives, and its versions."""
+        """Return the model's inputs, outputs and versions."""
         return await self._get(_path(model, version), timeout_s)
 
     async def config(self, model: str, version: str, timeout_s: float) -> Mapping[str, Any]:
-        """The model's configuration."""
+        """Return the model's configuration."""
         return await self._get(f"{_path(model, version)}/config", timeout_s)
 
     async def index(self, timeout_s: float) -> Sequence[Mapping[str, Any]]:
-        """What the server's repository holds."""
+        """Return the index of the server's model repository."""
         return list(_parsed(await self._post("/repository/index", {}, timeout_s), list))
 
     async def load(self, model: str, timeout_s: float) -> None:
-        """Makes the server load a model; returns when it has."""
+        """Make the server load a model; returns when it is loaded."""
         await self._post(f"/repository/models/{quote(model, safe='')}/load", {}, timeout_s)
 
     async def unload(self, model: str, timeout_s: float) -> None:
-        """Makes the server unload a model and the models that only it needs; may return before it has."""
+        """Make the server unload a model and the models that only it needs; may return before they are unloaded."""
         body = {"parameters": {"unload_dependents": True}}
         await self._post(f"/repository/models/{quote(model, safe='')}/unload", body, timeout_s)
 
     async def statistics(self, model: str, version: str, timeout_s: float) -> Sequence[Mapping[str, Any]]:
-        """Counters of the model, by version."""
+        """Return the counters of the model, by version."""
         return list((await self._get(f"{_path(model, version)}/stats", timeout_s)).get("model_stats", ()))
 
     async def register(self, name: str, key: str, byte_size: int, timeout_s: float) -> None:
-        """Makes the server map shared memory."""
+        """Make the server map shared memory."""
         body = {"key": f"/{key}", "offset": 0, "byte_size": byte_size}
         await self._post(f"/systemsharedmemory/region/{quote(name, safe='')}/register", body, timeout_s)
 
     async def unregister(self, name: str, timeout_s: float) -> None:
-        """Makes it forget shared memory."""
+        """Make the server forget shared memory."""
         await self._post(f"/systemsharedmemory/region/{quote(name, safe='')}/unregister", {}, timeout_s)
 
     async def registered(self, timeout_s: float) -> Sequence[str]:
-        """Names of the shared memory that it knows."""
+        """Return the names of the shared memory that the server knows."""
         content, _ = await self._call("GET", "/systemsharedmemory/status", timeout_s)
         return [str(region["name"]) for region in _parsed(content, list)]
 
     async def infer(self, call: InferRequest, timeout_s: float) -> InferResponse:
-        """One response."""
+        """Send a request and return its response."""
         contents: list[Any] = []
         head = json.dumps(self._head(call, contents)).encode()
         headers = {"Content-Type": "application/json"}
@@ -141,7 +140,7 @@ class HttpTransport:
         return _read(content, head_length)
 
     async def stream(self, call: InferRequest, timeout_s: float | None) -> AsyncGenerator[InferResponse, None]:
-        """HTTP has none.
+        """Raise: HTTP has no streams of responses.
 
         Raises:
             BackendError: always.
@@ -151,7 +150,7 @@ class HttpTransport:
         yield  # pragma: no cover - makes it the generator that the protocol wants
 
     async def close(self) -> None:
-        """Ends every call that runs, and the connections. May be repeated."""
+        """End all running calls, and the connections. May be repeated."""
         self._closed = True
         await self._session.close()
 
@@ -169,7 +168,7 @@ class HttpTransport:
     async def _call(
         self, method: str, path: str, timeout_s: float, body: Any = None, extra: Mapping[str, str] | None = None
     ) -> tuple[bytes, str | None]:
-        """The body of a response, and how long its JSON part is."""
+        """Send a request; return the body of the response, and the header with the length of its JSON part."""
         if self._closed:
             raise Closed("the connection to the server was closed")
         sent = self._headers.now()
@@ -183,7 +182,7 @@ class HttpTransport:
                     headers={**dict(sent), **(extra or {})},
                     server_hostname=self._server_name,
                     **self._proxy,
-                    allow_redirects=False,  # a token is for this server
+                    allow_redirects=False,  # a redirect would send the token to another server
                 ) as reply,
             ):
                 content: bytes = await reply.read()
@@ -203,7 +202,7 @@ class HttpTransport:
                 return content, head_length
             text = scrub(_error_text(content), sent) or f"HTTP status {status}"
             if status == 413:
-                text = f"too large: {text}"  # front ends have many words for it
+                text = f"too large: {text}"  # front ends word this differently
             failure = ServerError(of_http_status(status, text), text, retry_after(retry_header))
         raise failure
 
@@ -237,13 +236,13 @@ class HttpTransport:
 
 
 def _proxy_of(host: str) -> dict[str, Any]:
-    """Return the options of a call for the proxy that the environment names for encrypted calls to a host."""
+    """Return aiohttp's options for the proxy that the environment names for encrypted calls to a host."""
     proxy = None if proxy_bypass(host) else getproxies().get("https")
     if proxy is None:
         return {}
     parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     options: dict[str, Any] = {"proxy": f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"}
-    if parts.username is not None:  # beside the address, which errors show
+    if parts.username is not None:  # passed separately, because errors show the address
         said = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
         options["proxy_headers"] = {"Proxy-Authorization": f"Basic {base64.b64encode(said).decode()}"}
     return options
@@ -266,7 +265,7 @@ async def _in_parts(head: bytes, contents: Sequence[Any]) -> AsyncGenerator[Any,
     yield head
     for content in contents:
         view = memoryview(content)
-        if view.nbytes:  # what has no elements cannot be cast
+        if view.nbytes:  # an empty view cannot be cast
             yield view.cast("B")
 
 

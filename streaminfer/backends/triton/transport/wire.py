@@ -1,10 +1,10 @@
-"""Messages of the inference protocol over gRPC, with each tensor copied once on its way out and read where it lies.
+"""Messages of the inference protocol over gRPC; each tensor is copied once when sent, and not when received.
 
-Idea: in protobuf, messages of one type that follow each other *are* one message, its fields merged. So the small part
-of a request (names, shapes, parameters) is a protobuf message like any other, and the tensors are appended by hand,
-each behind its tag and length: one ``b"".join`` is the only copy. The other way round, tensors are cut out of the
-response as views, and protobuf reads the rest. Through ``tritonclient`` a tensor is copied four times out (``tobytes``,
-into the message, out of it, and in gRPC) and three times in.
+Idea: in protobuf, consecutive messages of one type *are* one message with merged fields. The small part of a request
+(names, shapes, parameters) is therefore an ordinary protobuf message, and this module appends the tensors, each after
+its tag and length: one ``b"".join`` is the only copy. In a response, the tensors are views of the message, and protobuf
+reads the rest. ``tritonclient`` copies a tensor four times when it sends it (``tobytes``, into the message, out of it,
+and in gRPC), and three times when it receives it.
 
 The tags come from the descriptors of ``tritonclient``'s messages; the encoding is that of the protobuf documentation.
 """
@@ -20,23 +20,23 @@ _LENGTH_DELIMITED = 2
 
 
 def tag_of(message: Any, field: str) -> int:
-    """The tag of a field of bytes or of messages."""
+    """Return the tag of a field that holds bytes or messages."""
     return int(message.DESCRIPTOR.fields_by_name[field].number) << 3 | _LENGTH_DELIMITED
 
 
 def append_contents(head: bytes, tag: int, contents: Sequence[Any]) -> bytes:
-    """A message with more fields of bytes at its end.
+    """Append fields of bytes to a message.
 
     Args:
-        head: the message without them.
-        tag: of the field, below 128.
+        head: the message without these fields.
+        tag: the tag of the field, below 128.
         contents: contiguous buffers.
     """
     return b"".join(parts_of_contents(head, tag, contents))
 
 
 def parts_of_contents(head: bytes, tag: int, contents: Sequence[Any]) -> list[Any]:
-    """The parts of such a message: the head, then tag and length in front of each content."""
+    """Return the parts of such a message: the head, then tag and length, and bytes, of each field."""
     parts: list[Any] = [head]
     for content in contents:
         parts.append(bytes((tag, *_varint(memoryview(content).nbytes))))
@@ -47,18 +47,18 @@ def parts_of_contents(head: bytes, tag: int, contents: Sequence[Any]) -> list[An
 def split_contents(
     message: bytes | memoryview, tag: int, *, max_fields: int | None = None
 ) -> tuple[bytes, list[memoryview]]:
-    """Takes the fields of bytes with a tag out of a message.
+    """Split the fields of bytes with a tag off a message.
 
     Args:
-        message: the whole.
-        tag: of the fields.
-        max_fields: the most fields that it may have.
+        message: the whole message.
+        tag: the tag of the fields.
+        max_fields: the most fields that the message may have.
 
     Returns:
-        The message without them, and views of their contents, in order.
+        The message without these fields, and views of their contents, in order.
 
     Raises:
-        ValueError: it is no such message, is cut short, or has too many fields.
+        ValueError: the message is not valid, is cut short, or has too many fields.
     """
     view = memoryview(message)
     pieces, contents = split_fields(view, tag, -1 if max_fields is None else max_fields)
