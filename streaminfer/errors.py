@@ -4,7 +4,7 @@
 
     StreamInferError
      ├── DeadlineExceeded   (also TimeoutError)   the request's deadline passed, or would be missed
-     ├── Overloaded         (retry_after_s)       rejected at once: a queue or limit is full
+     ├── Overloaded         (retry_after_s)       rejected or shed: a queue or limit is full
      ├── CircuitOpen        (retry_after_s)       rejected at once: the backend is known to fail
      ├── BackendError       (__cause__)           the model or function failed, or returned an impossible result
      │    └── SequenceLost                        the server lost the state of a stream (in backends.triton)
@@ -144,7 +144,7 @@ def text_of_error(error: BaseException) -> str:
     """Return the class and the message of an error; its ``__str__`` may fail."""
     try:
         text = str(error)
-    except Exception as unprintable:  # noqa: BLE001 - whoever tells of the error is not to fail for it
+    except Exception as unprintable:  # noqa: BLE001 - a report of an error must not raise one
         text = f"its message cannot be shown ({type(unprintable).__name__})"
     return f"{type(error).__name__}: {text}"
 

@@ -78,7 +78,7 @@ class Batch:
         """Number of rows of the inputs: one per request, and more if the batcher padded the batch."""
         return len(self.rows)
 
-    def left(self, now_ns: int) -> Sequence[int]:  # noqa: ARG002 - for a batcher's, which knows its callers
+    def left(self, now_ns: int) -> Sequence[int]:  # noqa: ARG002 - the batcher's override reads it
         """Return the rows without a caller that waits: it has cancelled, or its deadline has passed."""
         return ()
 

@@ -24,7 +24,7 @@ class Log(logging.LoggerAdapter[logging.Logger]):
         """Log a record."""
         try:
             self.logger.log(level, msg, *args, **kwargs, stacklevel=2)  # location of the caller, not of this line
-        except Exception:  # noqa: BLE001 - whatever it is, what goes on here is completed
+        except Exception:  # noqa: BLE001 - a handler that fails must not stop the work that is logged
             if logging.raiseExceptions:
                 with contextlib.suppress(OSError, ValueError, AttributeError):  # stderr is closed or missing
                     traceback.print_exc()
