@@ -1,4 +1,4 @@
-"""Load tests: an open loop, tails that count from the intended send time, capacity at an SLO, verdicts on tails."""
+"""Load tests: open-loop sending, tails measured from the intended send time, capacity at an SLO, verdicts on tails."""
 
 from typing import TYPE_CHECKING
 
@@ -95,5 +95,5 @@ _HOMES = {
     "loadtest.verdict.verdict": ["Verdict", "compare"],
 }
 
-if not TYPE_CHECKING:  # type checkers know the names from the block above, and refuse others
+if not TYPE_CHECKING:  # type checkers read the names from the block above and report others
     __getattr__, __dir__ = lazy_attributes(__name__, _HOMES)

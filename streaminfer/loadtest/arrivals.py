@@ -1,10 +1,10 @@
-"""Arrival processes of load tests: data that a scenario file can hold, and that makes a schedule for any duration.
+"""Arrival processes of load tests: data for scenario files that makes a schedule for any duration.
 
-Those of `streaminfer.simulation.arrivals` are used where they exist. Rates that change over time (`Diurnal`, `Ramp`,
-`Rates`) make a Poisson process by time change: arrivals of rate 1 are mapped through the inverse of the integrated
-rate, so the expected number up to any instant is exact.
+Where `streaminfer.simulation.arrivals` has the process, this module uses it. Rates that change over time (`Diurnal`,
+`Ramp`, `Rates`) make a Poisson process by time change: arrivals of rate 1 are mapped through the inverse of the
+integrated rate, so the expected number up to any instant is exact.
 
-Each depends on nothing but its fields, the duration and the seed.
+A schedule depends only on the fields of the process, the duration and the seed.
 """
 
 import os
@@ -29,7 +29,7 @@ Floats = NDArray[np.float64]
 
 @runtime_checkable
 class Arrivals(Protocol):
-    """When requests are due."""
+    """Arrival process: the instants at which requests are due."""
 
     def schedule(self, duration_s: float, seed: int) -> Floats:
         """Return the instants from 0 until ``duration_s``, seconds, ascending."""
@@ -59,10 +59,10 @@ _DURATION = field_check(check_duration, positive=True)
 
 @attrs.frozen
 class Constant:
-    """Arrivals at equal distances.
+    """Arrivals at equal intervals.
 
     Args:
-        rate: per second.
+        rate: requests per second.
     """
 
     kind: ClassVar[str] = "constant"
@@ -79,7 +79,7 @@ class Poisson:
     """Arrivals of many independent callers.
 
     Args:
-        rate: mean per second.
+        rate: mean requests per second.
     """
 
     kind: ClassVar[str] = "poisson"
@@ -92,11 +92,11 @@ class Poisson:
 
 @attrs.frozen
 class Gamma:
-    """Arrivals in clumps.
+    """Arrivals in clumps, with gamma-distributed gaps.
 
     Args:
-        rate: mean per second.
-        cv: coefficient of variation of the gaps; 1 is Poisson.
+        rate: mean requests per second.
+        cv: coefficient of variation of the gaps; 1 makes a Poisson process.
     """
 
     kind: ClassVar[str] = "gamma"
@@ -105,7 +105,7 @@ class Gamma:
 
     def schedule(self, duration_s: float, seed: int) -> Floats:
         """Return the instants from 0 until ``duration_s``, seconds, ascending."""
-        # a run begins anywhere in a gap, not with a clump: that would add (cv² - 1) / 2 requests in the mean
+        # a run begins at a random point of a gap: starting with a clump would add (cv² - 1) / 2 requests on average
         variance, chance = self.cv**2, np.random.default_rng([seed, 1])
         first_s = chance.random() * chance.gamma(1 + 1 / variance, variance / self.rate)
 
@@ -122,11 +122,11 @@ class OnOff:
     """Poisson at a rate that switches between two levels after exponentially distributed times.
 
     Args:
-        rate: that the levels are multiples of; the mean by default.
+        rate: requests per second that ``on_times`` and ``off_times`` multiply; with the defaults it is the mean.
         on_s: mean duration of the high level.
         off_s: mean duration of the low level.
-        on_times: high level.
-        off_times: low level.
+        on_times: high level, as a multiple of ``rate``.
+        off_times: low level, as a multiple of ``rate``.
     """
 
     kind: ClassVar[str] = "on_off"
@@ -139,20 +139,20 @@ class OnOff:
     def schedule(self, duration_s: float, seed: int) -> Floats:
         """Return the instants from 0 until ``duration_s``, seconds, ascending."""
         levels = {"on_s": self.on_s, "off_s": self.off_s, "on_times": self.on_times, "off_times": self.off_times}
-        if _begins_on(self.on_s, self.off_s, seed):  # the process begins at what it takes for its low level
+        if _begins_on(self.on_s, self.off_s, seed):  # `on_off` always begins at its low level: swap the levels
             levels = {"on_s": self.off_s, "off_s": self.on_s, "on_times": self.off_times, "off_times": self.on_times}
         return _until(duration_s, self.rate, lambda n: processes.on_off(self.rate, n, seed, **levels))
 
 
 @attrs.frozen
 class Bursts:
-    """Quiet, with bursts of many times the quiet rate.
+    """Quiet periods, interrupted by bursts of many times the quiet rate.
 
     Args:
-        rate: mean of both per second.
+        rate: mean requests per second over bursts and quiet periods.
         on_s: mean duration of a burst.
-        off_s: mean duration of quiet.
-        times: rate in a burst over the quiet one.
+        off_s: mean duration of a quiet period.
+        times: rate during a burst, as a multiple of the quiet rate.
     """
 
     kind: ClassVar[str] = "bursts"
@@ -164,19 +164,19 @@ class Bursts:
     def schedule(self, duration_s: float, seed: int) -> Floats:
         """Return the instants from 0 until ``duration_s``, seconds, ascending."""
         levels = {"on_s": self.on_s, "off_s": self.off_s, "times": self.times}
-        if _begins_on(self.on_s, self.off_s, seed):  # likewise
+        if _begins_on(self.on_s, self.off_s, seed):  # `bursts` begins at its low level too
             levels = {"on_s": self.off_s, "off_s": self.on_s, "times": 1 / self.times}
         return _until(duration_s, self.rate, lambda n: processes.bursts(self.rate, n, seed, **levels))
 
 
 @attrs.frozen
 class Cameras:
-    """Frames of cameras at one rate, each with a phase of its own.
+    """Frames of cameras with the same rate and different phases.
 
     Args:
-        fps: frames per second of each.
-        cameras: how many.
-        jitter_s: each frame is delayed by a uniform time up to this.
+        fps: frames per second of each camera.
+        cameras: number of cameras.
+        jitter_s: largest delay of a frame; delays are uniform between 0 and this.
     """
 
     kind: ClassVar[str] = "cameras"
@@ -192,12 +192,12 @@ class Cameras:
 
 @attrs.frozen
 class Diurnal:
-    """Poisson at a rate that rises and falls like a day's, beginning at its lowest.
+    """Poisson at a rate that rises and falls as over a day, beginning at its lowest.
 
     Args:
-        rate: mean per second.
-        peak: highest rate over the mean, from 1 to 2; the lowest is as far below.
-        period_s: of one day; ``None``: the duration of the run.
+        rate: mean requests per second.
+        peak: highest rate as a multiple of the mean, from 1 to 2; the lowest is 2 - peak.
+        period_s: seconds of one day; ``None``: the duration of the run.
     """
 
     kind: ClassVar[str] = "diurnal"
@@ -219,11 +219,11 @@ class Diurnal:
 
 @attrs.frozen
 class Ramp:
-    """Poisson at a rate that changes steadily, to see where a service breaks.
+    """Poisson at a rate that changes linearly, to see where a service breaks.
 
     Args:
-        from_rate: at the start, per second.
-        to_rate: at the end.
+        from_rate: requests per second at the start.
+        to_rate: requests per second at the end.
     """
 
     kind: ClassVar[str] = "ramp"
@@ -238,10 +238,10 @@ class Ramp:
 
 @attrs.frozen(eq=False)
 class Rates:
-    """Poisson at a rate given by a table: counts per minute of a recorded service, for one.
+    """Poisson at a rate given by a table, for example the counts per minute of a recorded service.
 
     Args:
-        rates: per second, one for each window.
+        rates: requests per second, one rate per window.
         window_s: duration of a window.
     """
 
@@ -254,14 +254,14 @@ class Rates:
         """Read recorded counts from an ``.npz``.
 
         Args:
-            path: of the file.
-            key: of the array of counts, windows on its last axis; other axes are summed.
-            window_s: that each lasts in the test: 1.0 makes a second of a recorded minute.
-            rate: mean per second in the test.
+            path: the file.
+            key: name of the array of counts, with windows on its last axis; other axes are summed.
+            window_s: duration of a window in the test: 1.0 plays a recorded minute in a second.
+            rate: mean requests per second in the test.
 
         Raises:
             OSError: the file cannot be read.
-            ValueError: it has no such array, or the counts are no counts.
+            ValueError: the file has no such array, or its values cannot be counts.
         """
         check_number("rate", rate, "a finite number > 0", _is_positive)
         (counted,) = load_arrays(path, key)
@@ -288,7 +288,7 @@ class Replay:
 
     Args:
         arrivals_s: instants in seconds on any clock, in any order.
-        rate: stretch or compress time so that this is the mean per second; ``None``: as recorded.
+        rate: mean requests per second, reached by stretching or compressing time; ``None``: as recorded.
     """
 
     kind: ClassVar[str] = "replay"
@@ -310,15 +310,15 @@ class Replay:
         """Read a trace from an ``.npz``.
 
         Args:
-            path: of the file.
-            key: of the array of instants.
-            unit_s: seconds of its unit.
-            run: where the file holds several, delimited by an array ``offsets``: the number of one; ``None``: all.
+            path: the file.
+            key: name of the array of instants.
+            unit_s: unit of the instants, in seconds.
+            run: number of the run, if an array ``offsets`` divides the trace into several; ``None``: all.
             rate: as for the class.
 
         Raises:
             OSError: the file cannot be read.
-            ValueError: it has no such array or run.
+            ValueError: the file has no such array or run.
         """
         check_duration("unit_s", unit_s, positive=True)
         (instants,) = load_arrays(path, key, run=run)
@@ -336,14 +336,14 @@ ARRIVALS: dict[str, type[Any]] = {
     each.kind: each
     for each in (Constant, Poisson, Gamma, OnOff, Bursts, Cameras, Diurnal, Ramp, Rates, Replay)
 }  # fmt: skip
-"""By the word for it in a scenario file."""
+"""Arrival classes by their ``kind`` in a scenario file."""
 
 
 def as_arrivals(value: Arrivals | ArrayLike) -> Arrivals:
-    """Return arrivals as an object with a schedule: instants in seconds become a `Replay`.
+    """Return arrivals as an object with a schedule: instants in seconds become `Instants`.
 
     Raises:
-        TypeError: neither.
+        TypeError: ``value`` is neither.
     """
     what = "arrivals such as si.loadtest.Poisson(100), or instants in seconds"
     if np.isscalar(value) or isinstance(value, type):  # a rate, a class
@@ -358,7 +358,7 @@ def as_arrivals(value: Arrivals | ArrayLike) -> Arrivals:
 
 @attrs.frozen(eq=False)
 class Instants:
-    """Given instants, which are kept: unlike those of a trace, they need not begin at 0.
+    """Arrivals at given instants, unchanged; a `Replay` shifts its trace to begin at 0.
 
     Args:
         arrivals_s: seconds ≥ 0, ascending.
@@ -371,17 +371,20 @@ class Instants:
         processes.arrivals_in_ns(value)
 
     def schedule(self, duration_s: float, seed: int) -> Floats:  # noqa: ARG002 - nothing is random
-        """Return those before ``duration_s``."""
+        """Return the instants before ``duration_s``."""
         return self.arrivals_s[self.arrivals_s < duration_s]
 
 
 def _begins_on(on_s: float, off_s: float, seed: int) -> bool:
-    """Return whether a run begins at the high level: as often as that is on, or short runs have too few requests."""
+    """Return whether a run begins at the high level, at random by the share of time spent there.
+
+    If every run began at the low level, short runs would have too few requests.
+    """
     return bool(np.random.default_rng([seed, 1]).random() * (on_s + off_s) < on_s)
 
 
 def _until(duration_s: float, rate: float, draw: Callable[[int], Floats]) -> Floats:
-    """Return the arrivals before an instant; the first ones do not depend on how many are drawn."""
+    """Return the arrivals before ``duration_s``; ``draw(n)`` must begin with the same arrivals for every ``n``."""
     count = int(duration_s * rate * 1.1) + 100
     while (drawn := draw(count))[-1] < duration_s:
         count *= 2
@@ -389,13 +392,13 @@ def _until(duration_s: float, rate: float, draw: Callable[[int], Floats]) -> Flo
 
 
 def _changing(at_s: Floats, rates: Floats, seed: int) -> Floats:
-    """Return a Poisson process whose rate runs straight between given instants."""
+    """Return a Poisson process with a rate that is linear between the given instants."""
     steps = np.diff(at_s) * (rates[1:] + rates[:-1]) / 2
     return _through(at_s, np.concatenate([[0.0], np.cumsum(steps)]), float(at_s[-1]), seed)
 
 
 def _through(at_s: Floats, expected_counts: Floats, duration_s: float, seed: int) -> Floats:
-    """Return a Poisson process of which this many arrivals are expected until given instants."""
+    """Return a Poisson process from the expected number of arrivals up to each given instant."""
     total = float(expected_counts[-1])
     if not total:
         return np.empty(0)

@@ -29,13 +29,13 @@ from streaminfer.loadtest.verdict.verdict import Verdict, compare
 __all__ = ["FAILED", "PASSED", "UNDECIDED", "add_arguments", "execute"]
 
 PASSED, FAILED, UNDECIDED = 0, 1, 3
-"""Exit statuses; 2 is that of a wrong command line or scenario."""
+"""Exit statuses; status 2 means a wrong command line or scenario."""
 _USAGE = 2
 _INTERRUPTED = 130
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the command."""
+    """Add the arguments of the command to a parser."""
     parser.add_argument("scenario", type=Path, help="a TOML file; see docs/reference/scenario-files.md")
     parser.add_argument("--html", type=Path, metavar="PATH", help="write the report as one page")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write figures and requests, for --compare")
@@ -52,7 +52,7 @@ def execute(options: argparse.Namespace) -> int:
         start, or a report that cannot be written; 3: no verdict; 130: ended by Ctrl-C.
     """
     if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # as python -m does: a scenario names modules of the project
+        sys.path.insert(0, str(Path.cwd()))  # like python -m: a scenario names modules of the project
     running = ""
     try:
         scenario = Scenario.load(options.scenario)
@@ -60,15 +60,15 @@ def execute(options: argparse.Namespace) -> int:
             scenario = attrs.evolve(scenario, seed=options.seed)
         before = None if options.compare is None else Report.load(options.compare)
         _check_targets(options)
-        running = f"{options.scenario}: "  # which other errors name themselves
+        running = f"{options.scenario}: "  # prefix of errors of the run; the errors above name the file already
         report = _run(scenario)
     except KeyboardInterrupt:
         return _end("interrupted", _INTERRUPTED)
-    except StreamInferError as error:  # that of a request is in the report
+    except StreamInferError as error:  # errors of requests are in the report
         return _end(f"the service does not start: {error}")
     except (OSError, ValueError) as error:
         return _end(f"{running}{error}")
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - of the scenario's code, whose author needs to see where
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - of the scenario's code: its author needs the traceback
         traceback.print_exc()
         return _end(f"service or inputs of the scenario failed: {error!r}")
     verdict = None if before is None else compare(before, report)
@@ -80,13 +80,13 @@ def execute(options: argparse.Namespace) -> int:
 
 
 def _end(reason: object, status: int = _USAGE) -> int:
-    """Say why the command ends, and return its status."""
+    """Print why the command ends, and return the exit status."""
     print(f"streaminfer loadtest: {reason}", file=sys.stderr)
     return status
 
 
 def _check_targets(options: argparse.Namespace) -> None:
-    """Check that reports can be written, rather than to fail after the run."""
+    """Check before the run that the reports can be written."""
     for name in ("html", "json", "junit"):
         path: Path | None = getattr(options, name)
         if path is not None and (path.is_dir() or not path.parent.is_dir()):
@@ -132,7 +132,7 @@ def _find(scenario: Scenario, asked: CapacitySettings, service: object, inputs: 
 def _write(options: argparse.Namespace, report: Report, verdict: Verdict | None) -> None:
     try:
         _write_files(options, report, verdict)
-    finally:  # a disk that is full hides no result, and a terminal that cannot show it costs no file
+    finally:  # print the result even if the disk is full, and write the files even if the terminal cannot print it
         print(*describe(report), *(() if verdict is None else (verdict,)), sep="\n")
 
 

@@ -1,8 +1,8 @@
-"""MLPerf LoadGen as the driver of a service: its *Server* scenario, Poisson arrivals from a thread of its own.
+"""Driver that lets MLPerf LoadGen load a service: LoadGen's *Server* scenario, Poisson arrivals from its own thread.
 
-LoadGen finds a run valid where the share of queries that MLPerf asks for, 99 % by default, is answered within the
-latency. It knows no errors: a request that fails is completed a second after its latency limit, so that it counts as
-late, and so is one without a response some seconds after the last query.
+LoadGen accepts a run if the required share of queries, 99 % by default, completes within the latency limit. LoadGen
+knows no errors, so the driver completes a failed request after the latency limit and a second more: it counts as late.
+Requests without a response some seconds after the last query are cancelled and completed too.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ __all__ = ["MlperfResult", "run_mlperf"]
 _REJECTED_S = 1.0
 _REJECTIONS = (CircuitOpen, Closed, Overloaded, TimeoutError, asyncio.CancelledError)
 _LONGEST = 10.0
-"""Of the duration: after that LoadGen sends no more."""
+"""Longest run, as a multiple of the duration: then LoadGen stops sending."""
 
 
 @attrs.frozen
@@ -38,9 +38,9 @@ class MlperfResult:
     """Result of LoadGen.
 
     Attributes:
-        valid: whether it accepts the run.
-        p99_s: latency that it measured, seconds.
-        summary: its summary, as it wrote it.
+        valid: whether LoadGen accepts the run.
+        p99_s: 99th percentile of the latency that LoadGen measured, seconds.
+        summary: text of LoadGen's summary.
     """
 
     valid: bool
@@ -51,25 +51,26 @@ class MlperfResult:
 async def run_mlperf(
     service: Any, *, inputs: Any, rate: float, slo_s: float, duration_s: float, percentile: float = 0.99, seed: int = 1
 ) -> MlperfResult:
-    """Let MLPerf LoadGen send to a service; needs the extra ``loadgen``.
+    """Let MLPerf LoadGen send requests to a service; needs the extra ``loadgen``.
 
-    LoadGen cannot be stopped: a cancelled call ends with its schedule, but calls the service no more.
+    LoadGen cannot be stopped: if this call is cancelled, it returns only at the end of LoadGen's schedule, but sends
+    no more requests to the service.
 
     Args:
         service: as for `run`.
-        inputs: a sequence; LoadGen chooses among them.
+        inputs: a sequence; LoadGen chooses the input of each request.
         rate: mean requests per second.
-        slo_s: latency limit.
-        duration_s: least duration.
-        percentile: share of requests that must be within the limit.
-        seed: of schedule and choice.
+        slo_s: latency limit in seconds.
+        duration_s: shortest duration of the run in seconds.
+        percentile: share of requests that must complete within the limit.
+        seed: seed of the schedule and the choice of inputs.
 
     Returns:
-        What LoadGen found.
+        The verdict and the summary of LoadGen.
 
     Raises:
         MissingExtra: LoadGen is not installed.
-        TypeError, ValueError: an argument.
+        TypeError, ValueError: an argument is wrong.
     """
     loadgen = require("mlperf_loadgen", extra="loadgen", purpose="run_mlperf")
     check_service(service)
@@ -98,8 +99,8 @@ async def run_mlperf(
 class _Driver:
     """Takes queries from LoadGen's thread into the event loop.
 
-    LoadGen cannot be stopped, and waits for every query: each is completed, whatever became of its call. Where a
-    service tells the end of a request (``begin_call``), a query needs no task.
+    LoadGen cannot be stopped and waits for every query, so the driver completes each query, whatever the outcome of
+    its call. If the service has ``begin_call``, a query needs no task.
     """
 
     def __init__(self, loadgen: Any, service: Any, inputs: Any, slo_s: float) -> None:
@@ -108,7 +109,7 @@ class _Driver:
         requests = Requests(service, check_inputs(inputs), self._count)
         self._begin = requests.begin or self._await_each(requests.call)
         self._queries: deque[tuple[int, int]] = deque()
-        self._open: dict[int, Any] = {}  # what can be cancelled of each query
+        self._open: dict[int, Any] = {}  # query to its call, which can be cancelled
         self._scheduled = self._closed = False
         self._error: BaseException | None = None
         self._errors = ErrorLog("streaminfer.loadtest")
@@ -126,7 +127,7 @@ class _Driver:
             await asyncio.shield(running)
         finally:
             self._close()
-            while not running.done():  # cancelled: LoadGen goes on to the end of its schedule
+            while not running.done():  # this task was cancelled, but LoadGen continues to the end of its schedule
                 with contextlib.suppress(asyncio.CancelledError):
                     await asyncio.wait([running])
             loadgen.DestroyQSL(library)
@@ -135,14 +136,14 @@ class _Driver:
             raise self._error
 
     def _issue(self, samples: list[Any]) -> None:
-        """Run in LoadGen's thread."""
+        """Take queries; LoadGen calls this in its own thread."""
         self._queries.extend((sample.id, sample.index) for sample in samples)
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon_threadsafe(self._take)
 
     def _flush(self) -> None:
-        """Run in LoadGen's thread, after the last query."""
+        """Schedule the end of the run; LoadGen calls this in its own thread, after the last query."""
         drain_s = max(DRAIN_S, DRAIN_SLOS * self._slo_s)
         self._loop.call_soon_threadsafe(self._loop.call_later, drain_s, self._close)
 
@@ -150,25 +151,25 @@ class _Driver:
         self._scheduled = False
         while self._queries:
             query, index = self._queries.popleft()
-            self._open[query] = None  # its end may be told before the call returns
+            self._open[query] = None  # the request may complete before `_begin` returns
             if self._closed:
                 self._complete(query)
                 continue
             try:
                 call = self._begin(index, functools.partial(self._receive, query))
-            except BaseException as error:  # noqa: BLE001 - of this query, or raised by the run
+            except BaseException as error:  # noqa: BLE001 - the query gets it, or `run` raises it
                 self._receive(query, None, error)
             else:
                 if query in self._open:
                     self._open[query] = call
 
     def _await_each(self, call: Call) -> Begin:
-        """Return what begins a request in a task, which tells its end."""
+        """Return a function that runs a request in a task and reports its outcome."""
 
         async def run(index: int, receive: Receive) -> None:
             try:
                 await call(index)
-            except BaseException as error:  # noqa: BLE001 - of this query, or raised by the run
+            except BaseException as error:  # noqa: BLE001 - the query gets it, or `run` raises it
                 receive(None, error)
             else:
                 receive(None, None)
@@ -176,7 +177,10 @@ class _Driver:
         return lambda index, receive: self._loop.create_task(run(index, receive))
 
     def _receive(self, query: int, _response: Any, error: BaseException | None) -> None:
-        """Complete a query: a failed one late, since LoadGen knows no errors; or end the run."""
+        """Complete a query, or end the run on an error such as Ctrl-C.
+
+        A failed query completes late, because LoadGen knows no errors.
+        """
         if error is None:
             self._complete(query)
         elif not isinstance(error, (Exception, asyncio.CancelledError)):
@@ -188,7 +192,7 @@ class _Driver:
             self._loop.call_later(_REJECTED_S + self._slo_s, self._complete, query)
 
     def _close(self) -> None:
-        """Cancel what is in flight, and complete its queries."""
+        """Cancel the requests in flight, and complete their queries."""
         self._closed = True
         for query, call in list(self._open.items()):
             if call is not None:

@@ -1,7 +1,7 @@
-"""Plugin for pytest: the fixtures ``loadtest`` and ``virtual_loop``.
+"""Pytest plugin with the fixtures ``loadtest`` and ``virtual_loop``.
 
-It is loaded by every run of pytest where the package is installed, so it imports nothing until a test needs it, and
-its annotations are not evaluated: older versions of pytest lack some of those names.
+Pytest loads the plugin in every run where the package is installed, so the plugin imports nothing until a test needs
+it. Its annotations are not evaluated, because older versions of pytest lack some of the names.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Reject a folder that is an argument of its own.
+    """Reject an option and its folder as separate arguments.
 
-    Before it knows the options of plugins, pytest takes such a folder for one of tests, if it exists: it looks for its
-    settings there, and tests have other names than in the run that is compared.
+    Pytest does not know the options of plugins at first, so it takes an existing folder after the option for a test
+    folder. It then looks for its settings there, and test names differ from those of the saved run.
 
     Raises:
-        pytest.UsageError: ``--loadtest-compare FOLDER``, without an equals sign.
+        pytest.UsageError: an option such as ``--loadtest-compare FOLDER`` has no equals sign.
     """
     for option in _OPTIONS:
         if option in config.invocation_params.args:
@@ -66,7 +66,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print a line for each load test, and its verdict; with pytest-xdist they come with the tests' reports."""
+    """Print the result and the verdict of each load test; with pytest-xdist they come with the tests' reports."""
     reports = (
         each for group in terminalreporter.stats.values() for each in group if isinstance(each, pytest.TestReport)
     )
@@ -85,7 +85,7 @@ class LoadTester:
     A test that also uses pytest-benchmark's ``benchmark`` gets the tails in its ``extra_info``.
 
     Args:
-        request: of pytest.
+        request: pytest's fixture request.
     """
 
     def __init__(self, request: pytest.FixtureRequest) -> None:
@@ -93,7 +93,7 @@ class LoadTester:
         self._runs = 0
 
     def __call__(self, service: Any, **settings: Any) -> Report:
-        """Run a load test in an event loop of its own.
+        """Run a load test in a new event loop.
 
         Returns:
             The report.
@@ -112,12 +112,12 @@ class LoadTester:
         return self._finish(self._timed(lambda: asyncio.run(self._run(service, settings))))
 
     def virtually(self, make_service: Callable[[Callable[[], int]], Any], **settings: Any) -> Report:
-        """Run a load test in virtual time: as fast as the machine can, with the same result on every machine.
+        """Run a load test in virtual time: as fast as possible, and with the same result on every machine.
 
         Args:
-            make_service: gets the clock of the loop, for a `Stack`, and returns the service, in which nothing may take
-                real time.
-            **settings: as for a call.
+            make_service: gets the clock of the loop, for a `Stack`, and returns the service. Nothing in the service may
+                take real time.
+            **settings: as for `streaminfer.loadtest.run`.
 
         Raises:
             TypeError: ``make_service`` is a service or an async function.
@@ -129,7 +129,7 @@ class LoadTester:
 
         async def test(loop: VirtualLoop) -> Report:
             service = make_service(loop.clock)
-            if inspect.iscoroutine(service):  # of a stack, which takes the clock for the inputs of a request
+            if inspect.iscoroutine(service):  # a stack was called, with the clock as the inputs of a request
                 service.close()
                 raise TypeError(
                     expected("make_service", "a function of the clock that returns the service", make_service)
@@ -196,7 +196,7 @@ def loadtest(request: pytest.FixtureRequest) -> LoadTester:
 
 @pytest.fixture
 def virtual_loop() -> Iterator[VirtualLoop]:
-    """Return an event loop in virtual time; what is left of its tasks at the end is cancelled."""
+    """Return an event loop in virtual time; tasks that are still running at the end are cancelled."""
     import asyncio  # noqa: PLC0415 - see above
 
     from streaminfer.testing import VirtualLoop  # noqa: PLC0415 - see above

@@ -1,4 +1,4 @@
-"""Percentiles of latencies, by the rank that `LatencyHistogram` uses: ⌈q · count⌉. Each is one of the latencies."""
+"""Percentiles of latencies: the latency of rank ⌈q · count⌉, as in `LatencyHistogram`, without interpolation."""
 
 import math
 
@@ -18,7 +18,7 @@ def quantiles_of(values: Floats, qs: ArrayLike) -> Floats:
     """Return, for each share, the smallest value that at least this share of the values does not exceed.
 
     Raises:
-        TypeError, ValueError: no shares from 0 to 1.
+        TypeError, ValueError: ``qs`` has other values than shares from 0 to 1.
     """
     shares = numbers("q", qs)
     if not ((shares >= 0) & (shares <= 1)).all():
@@ -30,10 +30,10 @@ def quantiles_of(values: Floats, qs: ArrayLike) -> Floats:
 
 
 def quantile_of(values: Floats, q: float) -> float:
-    """Return one of them."""
+    """Return one percentile; see `quantiles_of`."""
     return float(quantiles_of(values, q))
 
 
 def say_latency(seconds: float) -> str:
-    """Return a latency in the unit that suits it; an infinite one is "no response"."""
+    """Return a latency as text in a suitable unit; an infinite latency is "no response"."""
     return "no response" if math.isinf(seconds) else format_duration(seconds)

@@ -31,33 +31,33 @@ async def run(
     name: str = "",
     progress: OnProgress | None = None,
 ) -> Report:
-    """Send requests on a schedule, whatever becomes of them, and report their latencies.
+    """Send requests on a schedule, without waiting for responses, and report their latencies.
 
-    Await it in the event loop of the service; in a script, ``asyncio.run(run(...))``. A `Stack` that does not run is
-    started and stopped.
+    Await it in the event loop of the service; in a script, call ``asyncio.run(run(...))``. If the service is a `Stack`
+    that is not running, the run starts and stops it.
 
     Args:
         service: an object with ``async call(request)``, such as a `Stack`, or an async function of the inputs. With
             ``senders``, a function without arguments that returns one, importable from its module.
         arrivals: such as ``Poisson(200)``, or instants in seconds from the start, ascending.
-        inputs: what requests bring: a sequence, whose elements are sent in turn; a function of the request's number;
-            or one mapping for all. An element may be a `Sample`.
-        duration_s: seconds in which requests are due.
+        inputs: inputs of the requests: a sequence, used in turn; a function of the request's number; or one mapping for
+            all requests. An element may be a `Sample`.
+        duration_s: seconds during which requests are due.
         slo_s: seconds within which a response is on time.
-        objective: share of requests that must be.
-        seed: of the schedule.
-        senders: processes that send, each its share of the schedule; 0: this event loop does. For services on other
-            machines or in other processes.
-        drain_s: seconds to wait for responses after the last request; what is in flight then is cancelled and counts
-            as unanswered. ``None``: 5, or ten times ``slo_s`` where that is more.
-        name: for the report.
-        progress: is called every second.
+        objective: share of requests that must be on time.
+        seed: seed of the schedule.
+        senders: number of processes that send, each its share of the schedule, for services on other machines or in
+            other processes; 0: this event loop sends.
+        drain_s: seconds to wait for responses after the last request; requests still in flight are then cancelled and
+            count as ``unanswered``. ``None``: the larger of 5 and ten times ``slo_s``.
+        name: name of the run, for the report.
+        progress: called every second.
 
     Returns:
         The report; its latencies count from the instants at which requests were due.
 
     Raises:
-        TypeError, ValueError: an argument.
+        TypeError, ValueError: an argument is wrong.
     """
     duration_s = check_duration("duration_s", duration_s, positive=True)
     slo_s = check_duration("slo_s", slo_s, positive=True)
@@ -70,7 +70,7 @@ async def run(
     process = as_arrivals(arrivals)
     due_s = Instants(process.schedule(duration_s, seed)).schedule(
         duration_s, seed
-    )  # those of the caller's own class too
+    )  # also checks the instants of a caller's own class
     if not due_s.size:
         raise ValueError(expected("arrivals", f"at least one request within {duration_s:g} s", arrivals))
     began = time.time()

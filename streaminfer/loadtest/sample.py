@@ -1,9 +1,9 @@
-"""Labels, stages and measurements of a request, on their way into the report of a load test.
+"""Labels, stages and measurements of a request, for the report of a load test.
 
-Both classes are optional. A :class:`Sample` is one of the ``inputs`` of a run: it says which device and network the
-request comes from, and how long the stages took that were over when it was due. A :class:`Measured` is what a service
-may return instead of its bare outputs: the stages that it timed, and values such as an accuracy or CPU seconds. The
-report then has a tail for each value of each label, a tail for each stage, and a mean of each value by label.
+Both classes are optional. A :class:`Sample` is one of the ``inputs`` of a run. It has labels such as device and
+network, and the durations of the stages before the request was due. A service can return a :class:`Measured` in place
+of its outputs, with the stages that it timed, and values such as accuracy or CPU seconds. The report then has a tail
+for each value of each label, a tail for each stage, and a mean of each value by label.
 """
 
 import math
@@ -35,7 +35,7 @@ def _check_values(_instance: object, attribute: Any, value: Any) -> None:
 
 
 def _items(argument: str, value: Any) -> Any:
-    if type(value) is dict or isinstance(value, Mapping):  # each response has some: a cheap test first
+    if type(value) is dict or isinstance(value, Mapping):  # runs for each response: the cheap test first
         for name in value:
             if not isinstance(name, str):
                 break
@@ -46,15 +46,15 @@ def _items(argument: str, value: Any) -> Any:
 
 @attrs.frozen(eq=False)
 class Sample:
-    """One of the inputs of a load test, with what is known about it before it is sent.
+    """One of the inputs of a load test, with labels and earlier stages.
 
     Args:
-        inputs: what the service gets.
-        labels: by name, such as ``{"device": "phone", "network": "lte"}``; the report shows a tail for each value.
-        stages_s: seconds of the stages that are over when the request is due, in their order, such as ``encode`` and
-            ``uplink``. They are not part of the latency, which begins when the request is due, but of the *age*.
-        settings: keywords for `streaminfer.Request`, such as ``priority`` or ``stream_id``; for an async function, its
-            own keywords.
+        inputs: inputs of the service.
+        labels: labels such as ``{"device": "phone", "network": "lte"}``; the report has a tail for each value.
+        stages_s: seconds of the stages before the request is due, in order, such as ``encode`` and ``uplink``. They
+            count in the *age*, but not in the latency, which begins when the request is due.
+        settings: keywords for `streaminfer.Request`, such as ``priority`` or ``stream_id``; for an async function,
+            keywords of the function.
     """
 
     inputs: Any
@@ -65,14 +65,14 @@ class Sample:
 
 @attrs.frozen(eq=False)
 class Measured:
-    """Outputs of a service together with what it measured.
+    """Outputs of a service together with its measurements.
 
     Args:
-        outputs: of the service.
-        stages_s: seconds of the stages that it timed, in their order. One with the name of a stage of the
-            `Sample` adds to it.
+        outputs: outputs of the service.
+        stages_s: seconds of the stages that the service timed, in order. A stage with the same name as a stage of the
+            `Sample` is added to it.
         values: other measurements, such as ``{"accuracy": 1.0, "cpu_s": 0.002}``; the report has their means.
-        labels: those that are only known now; they add to the labels of the `Sample`.
+        labels: labels known only after the call, in addition to the labels of the `Sample`.
     """
 
     outputs: Any

@@ -1,4 +1,4 @@
-"""Scenarios: a load test as validated data, from a TOML file.
+"""Load test scenarios as validated data, from a TOML file.
 
 ::
 
@@ -53,13 +53,13 @@ _POSITIVE = field_check(check_number, "a finite number > 0", lambda number: 0 < 
 
 
 def inference_server(url: str, model: str, protocol: Protocol = "grpc") -> Any:
-    """Return a client of a server that speaks the Open Inference Protocol, such as ours or Triton, as a `Stack`.
+    """Return a `Stack` as client of a server with the Open Inference Protocol, such as ours or Triton.
 
-    With `functools.partial` it is what ``run(..., senders=n)`` calls in each process. Needs the extra ``triton``.
+    ``run(..., senders=n)`` can call it in each process as a `functools.partial`. Needs the extra ``triton``.
 
     Args:
         url: as for `TritonBackend`.
-        model: its name.
+        model: name of the model.
         protocol: ``"grpc"`` or ``"http"``.
     """
     from streaminfer.backends import TritonBackend  # noqa: PLC0415 - not every load test calls a server
@@ -74,8 +74,8 @@ class ServiceSettings:
 
     Args:
         make: ``"module:function"``, a function without arguments that returns the service.
-        url: of a server of the Open Inference Protocol, instead.
-        model: on that server.
+        url: URL of a server with the Open Inference Protocol, in place of ``make``.
+        model: name of the model on that server.
         protocol: ``"grpc"`` or ``"http"``.
     """
 
@@ -96,7 +96,7 @@ class ServiceSettings:
                 raise ValueError(f"url: {str(error).removeprefix('url: ')}") from error
 
     def maker(self) -> Callable[[], Any]:
-        """Return a function that makes the service, in any process."""
+        """Return a function that makes the service; it works in any process."""
         return (
             load_function("service.make", self.make)
             if self.make
@@ -106,11 +106,11 @@ class ServiceSettings:
 
 @attrs.frozen(kw_only=True)
 class RandomInput:
-    """Array of random numbers, by the seed of the scenario.
+    """Array of random numbers, drawn with the seed of the scenario.
 
     Args:
-        shape: of one request, without a batch axis.
-        dtype: of NumPy; whole numbers are drawn from 0 to 127, others between 0 and 1.
+        shape: shape of one request, without a batch axis.
+        dtype: NumPy type; integers are drawn from 0 to 127, floats between 0 and 1.
     """
 
     shape: tuple[int, ...] = attrs.field(converter=as_tuple)
@@ -143,7 +143,7 @@ class CapacitySettings:
     tolerance: float = attrs.field(default=0.02, validator=_POSITIVE)
 
     def __attrs_post_init__(self) -> None:
-        check_rates(self.low, self.high, self.step_s)  # rather than after the run
+        check_rates(self.low, self.high, self.step_s)  # now, not only after the run
 
 
 @attrs.frozen(kw_only=True)
@@ -158,20 +158,20 @@ class Scenario:
     """A load test as data.
 
     Args:
-        name: for the report.
-        service: what is tested.
-        inputs: ``{"make": "module:function"}``, a function without arguments that returns what `run` takes; or
-            ``{"random": {name: RandomInput}}``, where the name ``""`` is the only input of a model.
-        arrivals: when requests are due.
-        duration_s: seconds in which they are.
+        name: name of the run, for the report.
+        service: the service under test.
+        inputs: ``"module:function"``, a function without arguments that returns the ``inputs`` of `run`; or a mapping
+            of input names to `RandomInput`, with the name ``""`` for a model with one input.
+        arrivals: schedule of the requests.
+        duration_s: seconds during which requests are due.
         slo_s: seconds within which a response is on time.
-        objective: share of requests that must be.
-        seed: of everything that is random.
-        senders: processes that send.
-        capacity: search for the capacity as well; ``None``: do not.
+        objective: share of requests that must be on time.
+        seed: seed of everything random.
+        senders: number of processes that send.
+        capacity: settings of a search for the capacity after the run; ``None``: no search.
         devices: cameras and microphones, in place of ``inputs`` and ``arrivals``; see `DeviceGroup`.
-        score: how good a response to one of their frames is, as for `run_devices`; ``None``: that is not asked.
-        edge: the hop of their frames through a CDN; ``None``: there is none.
+        score: returns the quality of a response to a frame, as for `run_devices`; ``None``: no score.
+        edge: settings of a CDN hop for the frames; ``None``: no hop.
     """
 
     name: str = attrs.field(validator=_TEXT)
@@ -208,7 +208,7 @@ class Scenario:
 
         Raises:
             OSError: the file cannot be read.
-            ValueError: no TOML, or a field that is missing, unknown or wrong; the message names file and field.
+            ValueError: the file is not TOML, or a field is missing, unknown or wrong; the message names file and field.
         """
         file = Path(path)
         text = file.read_bytes()
@@ -219,14 +219,14 @@ class Scenario:
 
     @classmethod
     def from_dict(cls, tables: Mapping[str, Any], folder: Path = Path()) -> Self:
-        """Return the scenario of parsed TOML.
+        """Return the scenario that parsed TOML describes.
 
         Args:
             tables: the fields of the class.
-            folder: to which paths are relative.
+            folder: folder that paths are relative to.
 
         Raises:
-            ValueError, TypeError: a field that is missing, unknown or wrong.
+            ValueError, TypeError: a field is missing, unknown or wrong.
         """
         fields = dict(tables)
         for name, make in (
@@ -247,7 +247,7 @@ class Scenario:
         return make_from_table(cls, fields, "", "scenario")
 
     def make_inputs(self) -> Any:
-        """Return what `run` takes as inputs."""
+        """Return the ``inputs`` for `run`."""
         if isinstance(self.inputs, str):
             return load_function("inputs.make", self.inputs)()
         rng = np.random.default_rng(self.seed)
@@ -255,16 +255,16 @@ class Scenario:
         return [row[""] for row in rows] if list(self.inputs) == [""] else rows
 
     def run_settings(self) -> dict[str, Any]:
-        """Return the keywords of `run`, but for service and inputs."""
+        """Return the keywords of `run`, except for service and inputs."""
         names = ("name", "arrivals", "duration_s", "slo_s", "objective", "seed", "senders")
         return {name: getattr(self, name) for name in names}
 
 
 def load_function(argument: str, target: str) -> Any:
-    """Return a function by ``"module:name"``.
+    """Import a function by ``"module:name"``.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the function cannot be imported.
     """
     what = '"module:function" that can be imported'
     check_instance(argument, target, lambda it: isinstance(it, str), what)
@@ -289,7 +289,7 @@ def _build_arrivals(folder: Path, table: Mapping[str, Any]) -> Any:
 
 
 def _make_from_files(make: Callable[..., Any], table: Mapping[str, Any], path: str) -> Any:
-    """Make what reads files that a table names; a file that cannot be read is a wrong field."""
+    """Make an object from a table that names files; an unreadable file raises `ValueError`, like a wrong field."""
     try:
         return make_from_table(make, table, path)
     except OSError as error:
@@ -321,6 +321,6 @@ def _build_inputs(table: Mapping[str, Any]) -> str | dict[str, RandomInput]:
         raise ValueError(expected("inputs", "either make or random", ", ".join(table)))
     random = table["random"]
     check_instance("inputs.random", random, lambda value: isinstance(value, Mapping), "a table")
-    if not isinstance(random.get("shape", {}), Mapping):  # of the only input; a table is an input of that name
+    if not isinstance(random.get("shape", {}), Mapping):  # not an input named "shape"
         return {"": make_from_table(RandomInput, random, "inputs.random")}
     return {name: make_from_table(RandomInput, fields, f"inputs.random.{name}") for name, fields in random.items()}

@@ -16,17 +16,18 @@ __all__ = ["load_arrays"]
 def load_arrays(
     path: str | os.PathLike[str], *keys: str, run: int | None = None, offsets: str = "offsets"
 ) -> list[NDArray[Any]]:
-    """Return arrays of a file.
+    """Return arrays of a file, or one run of them.
 
     Args:
-        path: of the file.
+        path: the file.
         keys: names of the arrays.
-        run: the number of one run; ``None``: what the file holds as a whole.
-        offsets: name of the places at which the runs begin, with the end of the last; without it there is one run.
+        run: number of the run; ``None``: the whole arrays.
+        offsets: name of the array of positions at which the runs begin, and at which the last one ends; a file without
+            it has one run.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it has no such array or run.
+        ValueError: the file has no such array or run.
     """
     with Path(path).open("rb") as file:
         try:

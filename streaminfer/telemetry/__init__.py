@@ -102,5 +102,5 @@ _HOMES = {
 }
 
 
-if not TYPE_CHECKING:  # type checkers know the names from the block above, and reject others
+if not TYPE_CHECKING:  # type checkers read the names from the block above and report others
     __getattr__, __dir__ = lazy_attributes(__name__, _HOMES, optional=["StackMetricExporter", "Tracing"])

@@ -1,1 +1,1 @@
-# no C types: the base class is Python's; compiled for the cost of its calls
+# no C types, because the base class is a Python class; compiled to make its calls cheaper

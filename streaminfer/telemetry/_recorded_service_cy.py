@@ -1,6 +1,6 @@
-"""A service whose every request a `Telemetry` records.
+"""Service wrapper through which a `Telemetry` records every request.
 
-Compiled, since it runs twice per request.
+The module is compiled, because it runs twice per request.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ __all__ = ["RecordedService"]
 
 
 class RecordedService(SyncService):
-    """A service whose every request is recorded.
+    """Wrapper of a service that records every request.
 
     Args:
-        telemetry: the `Telemetry`, which makes this.
+        telemetry: the `Telemetry` that made this object.
         inner: the service.
-        labeled: records by labels as well; ``None``: nothing does.
+        labeled: recorder by labels; ``None``: no labels.
     """
 
     sees_invalid = True
@@ -38,7 +38,7 @@ class RecordedService(SyncService):
 
     @property
     def clock(self) -> Clock:
-        """Return the clock of the telemetry."""
+        """Clock of the telemetry."""
         clock: Clock = self._telemetry.clock
         return clock
 
@@ -51,7 +51,7 @@ class RecordedService(SyncService):
         return now_ns
 
     def exit(self, request: Request, token: int, outcome: Response | BaseException, now_ns: int) -> None:
-        """Record how it ended."""
+        """Record the outcome of the request."""
         if isinstance(outcome, BaseException):
             self._telemetry._fail_safely(outcome)
         else:

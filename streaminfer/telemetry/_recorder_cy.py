@@ -1,8 +1,8 @@
 """Recorder of one service: five durations, the outcome and the batch size of a request, in one compiled call.
 
-One source, compiled with the C types of ``_recorder_cy.pxd`` or run as it is. In the compiled build under the
-interpreter lock each method is atomic: the keys of its dictionaries are plain strings and small integers, which are
-hashed and compared in C.
+The same source is compiled with the C types of ``_recorder_cy.pxd`` or runs uncompiled. In the compiled build each
+method is atomic under the interpreter lock: the keys of its dictionaries are plain strings and small integers, which
+are hashed and compared in C.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ __all__ = ["Recorder"]
 
 
 class Recorder:
-    """Histograms of the whole latency and of its parts, and responses by batch size.
+    """Histograms of the latency and its parts, and responses by batch size.
 
     Args:
-        latency: from the call of the service to its response.
-        queue: until the batch was released to a worker.
-        assembly: from the release of the batch until its inputs were assembled, the wait for a thread included.
-        inference: the model.
-        delivery: from the model's return until the caller of the service had the response.
+        latency: time from the call of the service to its response.
+        queue: time in the queue, until the batch is released to a worker.
+        assembly: time from the release of the batch until its inputs are assembled, including the wait for a thread.
+        inference: time of the model.
+        delivery: time from the model's return until the caller has the response.
 
     Attributes:
-        started: requests.
+        started: requests that began.
         degraded: degraded responses.
         errors: requests that completed without a response, by error.
         batch_sizes: responses by the size of their batch.
@@ -60,14 +60,14 @@ class Recorder:
         self.errors[reason] = self.errors.get(reason, 0) + 1
 
     def responses(self) -> tuple[int, int]:
-        """Return how many responses were degraded, and how many there were, of one moment."""
+        """Return the numbers of degraded responses and of all responses, at the same moment."""
         return self.degraded, self._latency.count
 
     def answer(self, response: Response, started_ns: int, now_ns: int) -> None:
         """Count one response.
 
         Args:
-            response: with the timings of its batch, if there was one.
+            response: the response, with the timings of its batch if there was one.
             started_ns: the instant of the call.
             now_ns: the instant of the response.
         """
@@ -85,5 +85,5 @@ class Recorder:
         self.batch_sizes[size] = self.batch_sizes.get(size, 0) + 1
 
     def record(self, started_ns: int, now_ns: int) -> None:
-        """Count one duration without parts: a function's."""
+        """Record one duration without parts, such as that of a function."""
         self._latency.count_ns(max(now_ns - started_ns, 0))

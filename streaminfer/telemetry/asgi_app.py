@@ -1,4 +1,4 @@
-"""`AsgiApp`: what the apps of this package share, without a web framework."""
+"""`AsgiApp`: base class of the ASGI apps in this package, without a web framework."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
@@ -13,10 +13,10 @@ Headers = Iterable[tuple[bytes, bytes]]
 
 
 class AsgiApp(ABC):
-    """App that only reads: it answers GET and HEAD, and the lifespan of a server that runs it alone."""
+    """Read-only app: it serves GET and HEAD, and the lifespan protocol of a server that runs it alone."""
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Serve one request."""
         if scope["type"] == "lifespan":
             await _serve_lifespan(receive, send)
         elif scope["type"] == "websocket":
@@ -28,7 +28,7 @@ class AsgiApp(ABC):
 
     @abstractmethod
     async def _get(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer GET or HEAD."""
+        """Serve GET or HEAD."""
 
 
 async def respond(
@@ -40,14 +40,14 @@ async def respond(
     *,
     content_type: bytes = b"text/plain; charset=utf-8",
 ) -> None:
-    """Send a whole response; to HEAD without its body."""
+    """Send a complete response, without a body if the request is HEAD."""
     own = [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": [*own, *headers]})
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
 
 async def _serve_lifespan(receive: Receive, send: Send) -> None:
-    """Say that there is nothing to start or to stop."""
+    """Confirm the start and the stop of the server; the app needs neither."""
     while True:
         phase = (await receive())["type"]
         await send({"type": f"{phase}.complete"})

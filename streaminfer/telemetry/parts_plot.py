@@ -1,6 +1,6 @@
 """Plot of the parts of a latency: a row per part, from its median to its maximum, on a logarithmic scale.
 
-The percentiles of parts do not add up to that of the whole, so the rows are not stacked.
+The percentiles of the parts do not add up to the percentile of the whole, so the rows are not stacked.
 """
 
 from collections.abc import Mapping
@@ -17,11 +17,11 @@ _LOWEST_S = 1e-6
 
 
 def plot_parts(ax: Any, parts: Mapping[str, LatencyHistogram]) -> Any:
-    """Draws the median, the 99th and the 99.9th percentile of each part, and a line to its maximum.
+    """Draw the median, the 99th and the 99.9th percentile of each part, and a line to its maximum.
 
     Args:
         ax: a matplotlib ``Axes``, or ``None`` for a new figure.
-        parts: histograms by the name of the part, first one on top.
+        parts: histograms by the name of the part, with the first on top.
 
     Returns:
         The axes; seconds are on the x axis.

@@ -1,7 +1,7 @@
-"""Services as exporters and the live page see them: their names, and a walk over all that is inside.
+"""Names of services, and a walk over all their parts, for exporters and the live page.
 
-The walk follows ``children`` as statistics, audit and lifecycle do. A part that is reached twice is found once, at the
-first place, so that sums over layers count nothing twice.
+The walk follows ``children``, like statistics, audit and lifecycle. A part that is reachable in two ways is found once,
+at its first place, so that sums over layers count nothing twice.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,10 +22,10 @@ class Found(NamedTuple):
 
     Attributes:
         part: a layer, service or backend.
-        node: the same, adapted.
-        place: where it is, as ``FallbackRouter/full/AdaptiveBatcher``; empty for the outermost.
-        path: the labels of routes and replicas in it, as ``full``.
-        route: the first of these labels; empty where there is none.
+        node: the part as a `Node`, from `adapt`.
+        place: place of the part, such as ``FallbackRouter/full/AdaptiveBatcher``; empty for the outermost part.
+        path: labels of routes and replicas in the place, such as ``full``.
+        route: the first of these labels; empty if there is none.
     """
 
     part: Any
@@ -36,14 +36,14 @@ class Found(NamedTuple):
 
 
 def walk(part: Any, visited: set[int], place: str = "", path: str = "", route: str = "") -> Iterator[Found]:
-    """Go through a part and all that is inside, from the outermost.
+    """Yield a part and all parts inside it, from the outermost.
 
     Args:
-        part: the outermost.
-        visited: ids of the parts that were found already; gets those of the others.
-        place: of the part.
-        path: of the part.
-        route: of the part.
+        part: the outermost part.
+        visited: ids of the parts found already, which are skipped; the walk adds the ids of new parts.
+        place: place of the part.
+        path: path of the part.
+        route: route of the part.
     """
     if id(part) in visited:
         return
@@ -53,9 +53,9 @@ def walk(part: Any, visited: set[int], place: str = "", path: str = "", route: s
     for label, child in node.children.items():
         step = label
         if label in _INSIDE:
-            # a session in front of a stack leaves its layers the names that they have without it
+            # the layers of a stack keep their names when a session is around the stack
             step = "" if adapt(child).stack_state else type(child).__name__
-        # of a layer the label says where it is in its stack, and not what a router calls it
+        # the label of a layer is its position in the stack, not a router's name for it
         name = "" if label in _INSIDE or node.stack_state else label
         yield from walk(child, visited, _join(place, step), _join(path, name), route or name)
 
@@ -63,11 +63,11 @@ def walk(part: Any, visited: set[int], place: str = "", path: str = "", route: s
 def name_services(parts: Sequence[Any]) -> list[tuple[str, list[Any]]]:
     """Return services with unique names, and the parts of each.
 
-    A name is that of the outermost telemetry with one. Parts with the same outermost telemetry are one service: a stack
-    and the session in front of it.
+    The name of a service is that of its outermost telemetry with a name. Parts with the same outermost telemetry are
+    one service, such as a stack and the session around it.
 
     Raises:
-        TypeError: no part, or one that can have no statistics: a list of parts, a class, a snapshot.
+        TypeError: there is no part, or a part cannot have statistics, such as a list of parts, a class or a snapshot.
     """
     if not parts:
         raise TypeError("stacks: expected at least one Stack, got none")

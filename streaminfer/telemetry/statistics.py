@@ -1,4 +1,4 @@
-"""Statistics of a service and of its objective: frozen snapshots with histograms of their own."""
+"""Statistics of a service and of its objective: frozen snapshots with copies of the histograms."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol, TypeVar, get_args
@@ -15,10 +15,10 @@ __all__ = ["HISTOGRAMS", "PARTS", "LabeledStatistics", "SloStatistics", "Telemet
 K = TypeVar("K")
 
 PARTS = ("queue", "assembly", "inference", "delivery")
-"""Parts of the latency of a request that a batcher served, in the order in which they happen."""
+"""Parts of the latency of a request that a batcher served, in order."""
 
 HISTOGRAMS = ("latency", *PARTS)
-"""Histograms of a telemetry."""
+"""Names of the histograms of a telemetry."""
 
 
 @attrs.frozen(kw_only=True)
@@ -29,20 +29,20 @@ class SloStatistics(Snapshot):
     (invalid input, cancellation) are neither.
 
     Attributes:
-        name: the objective.
+        name: name of the objective.
         threshold_s: seconds within which a response is good.
         objective: share of events that must be good.
         period_s: seconds over which the budget is counted.
         good: good events in the period.
         bad: bad events in the period, rejections included.
         rejected: rejections in the period: `Overloaded` and `CircuitOpen`.
-        ignored: outcomes since the start that were no events.
+        ignored: outcomes since the start that were not events.
         budget_remaining: share of the period's budget that is left; may be negative.
         burn_rates: burn rate of each watched window, by its seconds, ascending.
         burning: the result of :meth:`SLO.burning`.
-        alerts: those that fire.
-        callback_errors: exceptions of callbacks.
-        totals: events since the start: ``"good"``, and bad ones by kind: ``"late"``, ``"failed"``, ``"rejected"``.
+        alerts: alerts that fire.
+        callback_errors: exceptions that callbacks raised.
+        totals: events since the start: ``"good"``, and bad events by kind: ``"late"``, ``"failed"``, ``"rejected"``.
     """
 
     name: str
@@ -62,7 +62,7 @@ class SloStatistics(Snapshot):
 
     @property
     def firing(self) -> Mapping[str, int]:
-        """How many alerts fire, by severity."""
+        """Number of alerts that fire, by severity."""
         severities = [alert.severity for alert in self.alerts]
         return {severity: severities.count(severity) for severity in get_args(Severity)}
 
@@ -97,10 +97,10 @@ class LabeledStatistics(Snapshot):
     """Latency and outcomes of the requests with one set of labels.
 
     Attributes:
-        labels: name and value of each; all values are ``"other"`` for sets beyond the bound. A request without a tenant
-            has ``""``, and one without a response has no route.
-        outcomes: completed requests by outcome, as of `TelemetryStatistics`.
-        latency: of the responses, with two significant digits.
+        labels: pairs of name and value; all values are ``"other"`` for sets beyond the bound. The tenant is ``""``
+            for a request without one, and the route is ``""`` for a request without a response.
+        outcomes: completed requests by outcome, as in `TelemetryStatistics`.
+        latency: latency of the responses, with two significant digits.
     """
 
     labels: tuple[tuple[str, str], ...]
@@ -113,7 +113,7 @@ class LabeledStatistics(Snapshot):
         return sum(self.outcomes.values())
 
     def since(self, earlier: "LabeledStatistics | None") -> "LabeledStatistics":
-        """Return what was recorded after ``earlier``; ``None``: all of it."""
+        """Return the statistics of requests recorded after ``earlier``; ``None``: of all requests."""
         if earlier is None:
             return self
         outcomes = _differences(self.outcomes, earlier.outcomes)
@@ -124,27 +124,27 @@ class LabeledStatistics(Snapshot):
 class TelemetryStatistics(Snapshot):
     """Latency, its parts and the outcomes of the requests of one service.
 
-    Counting rule: every request that reached the telemetry and completed is counted once in ``outcomes``; only
-    responses are in the histograms, and only those of a batcher are in the histograms of the parts. A call that waits
-    for a place in the queue (``wait=True``, ``map``, ``rows``) reaches it once it has one, and one with a wrong setting
-    never does.
+    Counting rule: every request that reaches the telemetry and completes is counted once in ``outcomes``. Only
+    responses are in the histograms, and only responses of a batcher are in the histograms of the parts. A call that
+    waits for room in the queue (``wait=True``, ``map``, ``rows``) reaches the telemetry after the wait. A call with a
+    wrong setting never reaches it.
 
     Attributes:
-        name: the service.
+        name: name of the service.
         in_flight: requests that have not completed.
         outcomes: completed requests by outcome: ``"ok"``, ``"degraded"``, ``"cancelled"``, or the class name of their
             error.
-        latency: from the call of the service to its response.
-        queue: until the batch was released to a worker.
-        assembly: from the release of the batch until its inputs were assembled, the wait for a thread included.
-        inference: the model.
-        delivery: from the model's return until the caller had the response.
+        latency: time from the call of the service to its response.
+        queue: time in the queue, until the batch is released to a worker.
+        assembly: time from the release of the batch until its inputs are assembled, including the wait for a thread.
+        inference: time of the model.
+        delivery: time from the model's return until the caller has the response.
         batch_sizes: responses by the size of their batch.
-        recent: the latency of the last minute, say; ``None``: it has no rolling histogram.
-        server_parts: mean seconds inside the servers, by part: they divide ``inference``. A server counts the requests
-            of all its clients, since it was first read; empty without a server that has statistics.
-        slo: state of its objective; ``None`` without one.
-        labeled: the same by the labels that it was given, in the order in which they were seen first.
+        recent: latency of a recent window, such as the last minute; ``None`` without a rolling histogram.
+        server_parts: mean seconds inside the model servers, by part; the parts divide ``inference``. A server counts
+            the requests of all its clients since it was first read. Empty if no server has statistics.
+        slo: state of the objective; ``None`` without one.
+        labeled: latency and outcomes by labels, in the order in which the label values first appeared.
     """
 
     name: str
@@ -162,7 +162,7 @@ class TelemetryStatistics(Snapshot):
     labeled: tuple[LabeledStatistics, ...] = ()
 
     def since(self, earlier: "TelemetryStatistics") -> "TelemetryStatistics":
-        """Return what was recorded after ``earlier``, statistics of the same service without a reset in between."""
+        """Return the statistics after ``earlier``, a snapshot of the same service without a reset in between."""
         before = {each.labels: each for each in earlier.labeled}
         labeled = [each.since(before.get(each.labels)) for each in self.labeled]
         histograms: dict[str, Any] = {name: getattr(self, name).since(getattr(earlier, name)) for name in HISTOGRAMS}
@@ -204,11 +204,11 @@ class TelemetryStatistics(Snapshot):
         return self.latency.share_within(threshold_s) * self.succeeded / self.requests if self.succeeded else 0.0
 
     def parts(self) -> Mapping[str, LatencyHistogram]:
-        """Return the parts of the latency in the order in which they happen."""
+        """Return the histograms of the latency's parts by name, in the order of the parts."""
         return {name: getattr(self, name) for name in PARTS}
 
     def plot(self, ax: Any = None) -> Any:
-        """Draws the latency and its parts: median, 99th and 99.9th percentile and maximum of each.
+        """Draw the latency and its parts: median, 99th and 99.9th percentile and maximum of each.
 
         Args:
             ax: a matplotlib ``Axes`` to draw on; ``None``: a new figure.
@@ -271,19 +271,19 @@ class _CountsResponses(Protocol):
 def read_responses(
     counts: _CountsResponses, latency: LatencyHistogram, *, live: bool
 ) -> tuple[LatencyHistogram, int, int]:
-    """Return the latency of responses, how many were degraded, and how many there were, of one moment.
+    """Return the latency of responses, and the numbers of degraded and of all responses, at the same moment.
 
-    Counts of several moments would let the number of those that were not degraded fall.
+    With numbers from different moments, the count of non-degraded responses could fall.
 
     Args:
-        counts: what counts them.
-        latency: its histogram.
-        live: the histogram goes on, and only the numbers are of one moment.
+        counts: recorder that counts the responses.
+        latency: latency histogram of the recorder.
+        live: return the histogram itself, which continues to count; then only the numbers are from the same moment.
     """
     while True:
         read = latency if live else latency.copy()
         degraded, responses = counts.responses()
-        if live or read.count == responses:  # else another thread has counted one meanwhile
+        if live or read.count == responses:  # otherwise another thread has counted a response meanwhile
             return read, degraded, responses
 
 

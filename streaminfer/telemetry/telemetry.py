@@ -26,24 +26,25 @@ __all__ = ["Telemetry"]
 
 
 class Telemetry(StackClock):
-    """Records, per service, the latency of every request, its parts, how it ended and the size of its batch.
+    """Records the latency of every request, its parts, its outcome and the size of its batch.
 
-    Recording takes well under a microsecond and never blocks. In the compiled build several threads may record
-    at once; one object may stand in front of several services, which then share their figures.
+    Recording takes well under a microsecond and never blocks. In the compiled build several threads may record at
+    once. One telemetry may wrap several services, which then share its figures.
 
     Args:
-        name: the service, for reports.
-        slo: an objective, of which each request that ends is an event; several telemetries may share one. It takes
-            over the telemetry's clock unless it has one of its own.
-        recent: a histogram of its own for the latency of the last minute, say, which takes over the clock likewise.
-        labels: records latency and outcomes by these as well: of ``"tenant"``, ``"route"`` (that the response came
-            from) and ``"priority"``.
-        max_label_sets: the most sets of label values that are told apart; later ones count as ``"other"``, so that no
-            client can fill the memory.
-        clock: returns monotonic nanoseconds; ``None``: the `Stack`'s clock, else ``time.monotonic_ns``.
+        name: name of the service, for reports.
+        slo: an objective; each completed request is an event of it. Several telemetries may share one. The objective
+            uses the telemetry's clock, unless it was given a clock itself.
+        recent: a histogram of the latency in a recent window, such as the last minute; it gets the clock in the same
+            way.
+        labels: labels by which latency and outcomes are recorded as well: some of ``"tenant"``, ``"route"`` (the route
+            of the response) and ``"priority"``.
+        max_label_sets: most sets of label values that are counted separately; later sets count as ``"other"``, so that
+            no client can fill the memory.
+        clock: returns monotonic nanoseconds; ``None``: the `Stack`'s clock, or ``time.monotonic_ns`` without a stack.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type, or a label that is not known.
+        TypeError, ValueError: an argument has the wrong type, or a label is unknown.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Telemetry(StackClock):
         if clock is not None:
             self._bind(clock)
         self._services: weakref.WeakSet[RecordedService] = weakref.WeakSet()
-        self._zero: TelemetryStatistics | None = None  # what is no longer reported
+        self._zero: TelemetryStatistics | None = None  # totals at the last reset
         self._interval: TelemetryStatistics | None = None
         self.begin = self._recorder.begin
         self.answer = self._recorder.answer
@@ -91,14 +92,15 @@ class Telemetry(StackClock):
     @overload
     def wrap(self, inner: Callable[P, R]) -> Callable[P, R]: ...
     def wrap(self, inner: Any) -> Any:
-        """Puts the telemetry in front of a service or of a function.
+        """Wrap a service or a function, so that each call is recorded.
 
         Args:
-            inner: a service, or a sync or async function, which stays one.
+            inner: a service, or a sync or async function; a function stays sync or async.
 
         Raises:
-            TypeError: a backend, whose batches are no requests: stand outside the batcher; a generator function, whose
-                call ends before its work begins; or a function, though there are labels, which only requests have.
+            TypeError: ``inner`` is a backend: its batches are not requests, so place the telemetry outside the batcher;
+                or a generator function: its call returns before its work begins; or a function although the telemetry
+                has labels, which only requests have.
         """
         kind = kind_of(inner)
         if kind == "service":
@@ -112,20 +114,20 @@ class Telemetry(StackClock):
         return self._wrap_async(inner) if kind == "async function" else self._wrap_sync(inner)
 
     def statistics(self) -> "TelemetryStatistics":
-        """A frozen snapshot, with copies of the histograms."""
+        """Return a frozen snapshot, with copies of the histograms."""
         return self._totals() if self._zero is None else self._totals().since(self._zero)
 
     def reset(self) -> None:
-        """Count from now on, as if it were new; requests in flight stay so, the objective and ``recent`` keep theirs.
+        """Restart the statistics from zero; requests in flight, the objective and ``recent`` are not affected.
 
-        Extremes are from then on those of the histograms' parts.
+        Afterwards the extremes of the histograms are exact only to the bounds of their parts.
         """
         self._zero = self._interval = self._totals()
 
     def interval(self) -> "TelemetryStatistics":
-        """Return what was recorded since the last call, or the last :meth:`reset`, for reports by the minute.
+        """Return the statistics since the last call or the last :meth:`reset`, for periodic reports.
 
-        It serves one reader. ``in_flight`` and ``slo`` are of this moment.
+        It supports one reader only. ``in_flight`` and ``slo`` show the current state.
         """
         now = self._totals()
         before, self._interval = self._interval, now
@@ -133,13 +135,13 @@ class Telemetry(StackClock):
 
     @property
     def histograms(self) -> Mapping[str, LatencyHistogram]:
-        """The histograms that it records into, from its start on, by name: the latency and its parts."""
+        """The live histograms since the start, by name: the latency and its parts."""
         from streaminfer.telemetry.statistics import HISTOGRAMS  # noqa: PLC0415 - serving does not need it
 
         return dict(zip(HISTOGRAMS, self._histograms, strict=True))
 
     def live_statistics(self) -> "TelemetryStatistics":
-        """A snapshot since the start whose histograms go on: for exporters, which read them at once."""
+        """Return statistics since the start with the live histograms, for exporters that read them at once."""
         return self._totals(live=True)
 
     def _totals(self, *, live: bool = False) -> "TelemetryStatistics":
@@ -177,7 +179,7 @@ class Telemetry(StackClock):
 
     @staticmethod
     def reason_of(error: BaseException) -> str:
-        """Return the outcome that an error is counted as."""
+        """Return the outcome under which an error is counted."""
         return "cancelled" if isinstance(error, asyncio.CancelledError) else type(error).__name__
 
     def fail(self, error: BaseException) -> None:
@@ -241,7 +243,7 @@ class Telemetry(StackClock):
 def _recorder_with(
     slo: "SLO | None", recent: "RollingHistogram | None", histograms: list[LatencyHistogram]
 ) -> Recorder:
-    # without an objective or a rolling histogram their recorder is not loaded
+    # imported here, so that it is loaded only with an objective or a rolling histogram
     from streaminfer.telemetry.histograms.rolling_histogram import RollingHistogram  # noqa: PLC0415
     from streaminfer.telemetry.objectives._budget_recorder_cy import BudgetRecorder  # noqa: PLC0415
     from streaminfer.telemetry.objectives.slo import SLO  # noqa: PLC0415
@@ -253,6 +255,6 @@ def _recorder_with(
 
 
 def _labeled_with(labels: Sequence[str], max_sets: int) -> "LabeledLatency":
-    from streaminfer.telemetry.families.labeled_latency import LabeledLatency  # noqa: PLC0415 - loaded if there are some
+    from streaminfer.telemetry.families.labeled_latency import LabeledLatency  # noqa: PLC0415 - loaded with labels only
 
     return LabeledLatency(labels, max_sets)

@@ -16,7 +16,7 @@ from streaminfer.loadtest.sending.sender import running
 __all__ = ["find_capacity"]
 
 _WARM_UP = 0.1
-"""Share of a step whose requests do not count, because the queue starts empty."""
+"""Share of a step, at its start, that does not count, because the queue starts empty."""
 
 
 async def find_capacity(
@@ -42,24 +42,24 @@ async def find_capacity(
         service: as for `run`.
         inputs: as for `run`.
         slo_s: as for `run`.
-        low: requests per second at which the ramp begins, and at which the objective is kept.
+        low: requests per second at which the ramp begins; the service must keep the objective there.
         high: the highest rate to try.
-        step_s: seconds at each rate, enough for 200 requests at ``low``.
+        step_s: seconds at each rate, at least enough for 200 requests at ``low``.
         objective: share of requests that must be on time.
         tolerance: half the relative width of the interval at which the search ends.
-        confidence: of the interval.
-        most_steps: after the ramp.
-        arrivals: makes the arrivals of a rate.
-        seed: of the first step's schedule; the others have the following ones.
+        confidence: probability with which the interval covers the capacity.
+        most_steps: most steps after the ramp.
+        arrivals: makes the arrivals for a rate.
+        seed: seed of the first step's schedule; each later step adds 1.
         senders: as for `run`.
-        on_step: is called with the report of each step.
+        on_step: called with the report of each step.
 
     Returns:
-        The capacity. The interval is as wide as the steps allow; where the sender was the bottleneck, or the arrivals
-        end at once, the search ends and ``reason`` says so.
+        The capacity. Its interval can be wider than ``tolerance`` if the steps are used up. If the sender was the
+        bottleneck, or no request is due after the warm-up, the search ends early and ``reason`` says so.
 
     Raises:
-        TypeError, ValueError: an argument.
+        TypeError, ValueError: an argument is wrong.
     """
     check_rates(low, high, step_s)
     check_number("tolerance", tolerance, "a number > 0", lambda number: number > 0)

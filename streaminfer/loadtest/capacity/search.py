@@ -1,24 +1,25 @@
-"""Search for the capacity at an SLO: a state machine that says at which rate to measure next, and what is known.
+"""Search for the capacity at an SLO: a state machine that selects the next rate and estimates the capacity.
 
-*Design.* The rate climbs by a constant factor until a step misses the objective: a ramp in stairs. Then the search
-stays near the crossing. A step is a run at one rate; its requests, cut into blocks, give the share that was late and
-how much it varies, correlation included. Near the crossing the logarithm of the late share is close to a straight line
-over the logarithm of the rate, so the crossing is where a Poisson regression meets ``1 - objective``. Where the share
-jumps from nothing to everything, as for a device without noise, there is no line to fit, and the interval between two
-rates is halved.
+*Design.* The search begins with a ramp: it multiplies the rate by a constant factor until a step misses the objective.
+Then it measures near the crossing, the rate at which the late share is ``1 - objective``. A step is a run at one rate.
+The search cuts the requests of a step into blocks, which give the late share and its variance, correlation included.
+Near the crossing the logarithm of the late share is almost linear in the logarithm of the rate, so a Poisson regression
+estimates the crossing. If the share jumps from nothing to everything, as for a device without noise, no line can be
+fitted, and the search halves the interval between two rates.
 
-*Incidents.* A queue makes requests late in incidents, and a step at the crossing may have none, or one that makes a
-third of it late. So the error of the crossing is the larger of two, from drawing with replacement blocks of each step
-and whole steps, with the degrees of freedom of the number of steps over which late requests are spread: what comes from
-three incidents is known from three observations. Few steps that were kept or missed are no jump, and a slope from few
-incidents is often too steep: the rates beside the estimate are as far as the least of its likely slopes allows. A step
-has missed for sure only if it was late throughout.
+*Incidents.* A queue makes requests late in incidents. A step at the crossing may have no incident, or one that makes a
+third of its requests late. The error of the crossing is therefore the larger of two bootstrap errors: one draws blocks
+of each step with replacement, the other draws whole steps. Its degrees of freedom follow from the number of steps over
+which the late requests are spread: three incidents are three observations. A few steps are not enough to prove a jump.
+A slope from few incidents is often too steep, so the smallest of its likely slopes decides how far from the estimate
+the next rates are. A step has surely missed only if it was late throughout.
 
-A service that does not recover from overload keeps a rate on the way up that it misses afterwards. Before a search ends
-it measures the lower end of its interval again, and where rates that were kept are missed for sure twice, what was
-measured before is forgotten: the capacity is that of a service that has been overloaded, and ``reason`` says so.
+*Overload.* Some services do not recover from overload: they keep the objective at a rate on the way up, and miss it at
+the same rate afterwards. At a jump, the search therefore measures the lower end of its interval again before it ends.
+If steps surely miss kept rates twice, the search forgets the steps from before the overload. The result is then the
+capacity of a service that has been overloaded, and ``reason`` says so.
 
-*When it ends.* When the interval is narrower than the tolerance, or the steps are used up.
+*Termination.* The search ends when the interval is narrower than the tolerance, or when the steps are used up.
 
 *Complexity.* O(draws × steps × blocks) for each estimate: about a millisecond.
 
@@ -42,37 +43,39 @@ __all__ = ["Capacity", "CapacitySearch", "Step", "check_rates"]
 Floats = NDArray[np.float64]
 
 _LEAST_REQUESTS = 200
-"""Of a step."""
+"""Fewest requests of a step, at the lowest rate."""
 CLIMB = 1.25
-"""Factor from step to step of the ramp."""
+"""Ratio between the rates of successive steps of the ramp."""
 BLOCKS = 20
 DRAWS = 400
 _NEAR = 0.12
-"""Logarithm of the factor from the estimate within which a step takes part in the fit."""
+"""Steps take part in the fit if the logarithm of their rate is within this distance of the estimate's."""
 _SOME = (0.1, 8.0)
-"""Late shares, as multiples of the allowed one, from which a slope can be learned; more are no accident. The latter are
-at most half of the requests that may be on time, where the objective is low."""
+"""Range of late shares, as multiples of the allowed share, from which a slope can be learned; a larger share is not by
+chance. If the objective is low, the upper end is halfway between the allowed share and 1."""
 _STEEP = 2.0
-"""Of the logarithm of the late share: by how much it may differ from the estimate to the farthest rate beside it."""
+"""Largest difference of the logarithm of the late share across the rates around the estimate."""
 _SURELY = 3.0
-"""Standard errors by which a step is late beyond what a few incidents of a queue explain."""
+"""Standard errors by which the late share of a surely missed step exceeds what a few incidents explain."""
 _LEAST_STEPS = 3
 _LEAST_BESIDE = 4
-"""Steps on each side of the estimate; fewer do not tell how much steps differ."""
+"""Fewest steps on each side of the estimate; fewer do not show how much steps vary."""
 _STOPPING = 1.35
-"""Factor of the interval, because a search ends sooner when its error happens to be underestimated."""
+"""Factor that widens the interval, because a search ends sooner when it happens to underestimate its error."""
 _NEWTON_STEPS = 12
 _FIRST_SLOPE = 15.0
 _ONE_DEVIATION = (0.1587, 0.8413)
-"""Shares between which one standard deviation to each side lies; a few draws without a slope do not count."""
+"""Quantiles one standard deviation below and above the median; the few draws without a slope do not affect them."""
 _LEAST_SLOPE = 2.0
 _MOST_SLOPE = 1000.0
 _FARTHEST = 0.06
-"""Logarithm of the factor to which the fit is believed beyond the steps; its interval reaches as far as it crosses."""
+"""Largest distance of the estimate from the middle of the steps, in the logarithm of the rate; the interval still
+includes the crossing of the fit."""
 _NOWHERE = math.log(2.0)
-"""The same, at which a line ends that hardly rises, or of steps of which nothing was late."""
+"""Largest distance of the crossing from the middle of the steps, in the logarithm of the rate. A line that hardly rises
+reaches it, or one through steps without late requests."""
 _SPREAD = 0.12
-"""Relative distance of the rates beside the estimate, from which the fit gets its slope; less where it is steep."""
+"""Relative width of the range of rates around the estimate that gives the fit its slope; a steep slope narrows it."""
 
 
 @attrs.frozen(eq=False)
@@ -82,7 +85,7 @@ class Step:
     Attributes:
         rate: requests per second.
         sent: requests in each block.
-        late: those of them that were late or got no response.
+        late: requests of each block that were late or got no response.
     """
 
     rate: float
@@ -95,24 +98,24 @@ class Step:
 
         Args:
             rate: requests per second.
-            late: of each request, in the order in which they were due, without those of the warm-up.
+            late: whether each request was late, in the order of due time, without the warm-up.
         """
         blocks = np.array_split(late, min(BLOCKS, late.size))
         return cls(rate, np.array([block.size for block in blocks]), np.array([block.sum() for block in blocks]))
 
     def draw(self, rng: np.random.Generator) -> tuple[Any, Any]:
-        """Return late and sent requests of blocks drawn with replacement, once for each draw."""
+        """Return the late and the sent requests of blocks drawn with replacement, one number per draw."""
         chosen = rng.integers(self.sent.size, size=(DRAWS, self.sent.size))
         return self.late[chosen].sum(axis=1), self.sent[chosen].sum(axis=1)
 
     @property
     def late_share(self) -> float:
-        """Share of its requests that were late."""
+        """Share of the requests of the step that were late."""
         return float(self.late.sum() / self.sent.sum())
 
     @property
     def late_error(self) -> float:
-        """Standard error of that share, from the differences between blocks."""
+        """Standard error of `late_share`, from the differences between blocks."""
         shares = self.late / self.sent
         return float(shares.std() / math.sqrt(max(shares.size - 1, 1)))
 
@@ -123,11 +126,11 @@ class Capacity:
 
     Attributes:
         rate: requests per second.
-        interval: that covers it with probability ``confidence``.
-        confidence: of the interval.
+        interval: lower and upper end; it covers the capacity with probability ``confidence``.
+        confidence: probability of the interval.
         objective: share of requests that must be on time.
-        steps: what was measured, in order.
-        reason: why the interval is wider than asked for, or what else must be known; empty otherwise.
+        steps: the measured steps, in order.
+        reason: why the interval is wider than the tolerance, or another caveat; empty otherwise.
     """
 
     rate: float
@@ -143,7 +146,7 @@ class Capacity:
         return f"{said}: {self.reason}" if self.reason else said
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON can hold it; an end of the interval that is not known is ``None``."""
+        """Return the capacity as JSON values; an unknown upper end of the interval is ``None``."""
         low, high = self.interval
         return {
             **{name: getattr(self, name) for name in ("rate", "confidence", "objective", "reason")},
@@ -153,14 +156,14 @@ class Capacity:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Self:
-        """Return what :meth:`to_dict` stored."""
+        """Return the capacity that :meth:`to_dict` stored."""
         low, high = stored["interval"]
         steps = tuple(Step(it["rate"], np.array(it["sent"]), np.array(it["late"])) for it in stored["steps"])
         return cls(**{**stored, "interval": (low, math.inf if high is None else high), "steps": steps})
 
 
 def check_rates(low: float, high: float, step_s: float) -> None:
-    """Check between which rates a search is, and for how long it measures each.
+    """Check the range of rates of a search, and the duration of a step.
 
     Raises:
         TypeError, ValueError: an argument is wrong.
@@ -177,13 +180,13 @@ class CapacitySearch:
     """Chooses rates and estimates the capacity.
 
     Args:
-        low: a rate at which the objective is kept, per second; the ramp begins there.
+        low: requests per second at which the ramp begins; the service must keep the objective there.
         high: the highest rate to try.
         objective: share of requests that must be on time.
         tolerance: half the relative width of the interval at which the search ends.
-        confidence: of the interval.
-        most_steps: after the ramp.
-        seed: of the draws.
+        confidence: probability with which the interval covers the capacity.
+        most_steps: most steps after the ramp.
+        seed: seed of the bootstrap draws.
     """
 
     def __init__(
@@ -202,7 +205,7 @@ class CapacitySearch:
         allowed = self._allowed = 1 - objective
         self._few, self._many = _SOME[0] * allowed, min(_SOME[1] * allowed, (1 + allowed) / 2)
         self.steps: list[Step] = []
-        self._counted: list[Step] = []  # those since the service changed
+        self._counted: list[Step] = []  # steps since the service changed
         self._most_steps = most_steps
         self._rng = np.random.default_rng(seed)
         self._after_ramp = 0
@@ -227,7 +230,7 @@ class CapacitySearch:
             if narrow:
                 return self._next_beside(min(rate, self.high), low, high)
             if not self._between():
-                return min(rate, self.high)  # in the middle, or beside a step that leaves a doubt
+                return min(rate, self.high)  # the middle of the interval, or beside a doubtful step
             low, high = max(low, rate * (1 - _SPREAD / 2)), min(high, rate * (1 + _SPREAD / 2))
             return min(low + (high - low) * (0.5, 0.25, 0.75)[self._after_ramp % 3], self.high)
         if narrow and self._is_settled(min(rate, self.high)):
@@ -236,7 +239,7 @@ class CapacitySearch:
         return min(rate * (1 + spread), self.high)
 
     def _next_beside(self, rate: float, low: float, high: float) -> float | None:
-        """Return the rate on the side of a jump that was measured too seldom; ``None``: neither."""
+        """Return a rate on the side of a jump that has too few steps; ``None``: both sides have enough."""
         farthest = max(_NEAR, math.log(rate / low), math.log(high / rate))
         near = [step.rate for step in self._counted if abs(math.log(step.rate / rate)) <= farthest]
         below = sum(each < rate for each in near)
@@ -245,7 +248,7 @@ class CapacitySearch:
         return min(high, self.high) if len(near) - below < _LEAST_BESIDE else None
 
     def add(self, step: Step) -> None:
-        """Take what was measured at :attr:`next_rate`."""
+        """Add the step that was measured at :attr:`next_rate`."""
         if self._found is not None:
             self._after_ramp += 1
             self._look_for_change(step)
@@ -262,11 +265,11 @@ class CapacitySearch:
             self._found = self._estimate()
 
     def _is_missed(self, step: Step) -> bool:
-        """Whether a step was late throughout, and not in a few incidents."""
+        """Return whether a step was late throughout, and not only in a few incidents."""
         return step.late_share - _SURELY * step.late_error > self._many
 
     def _look_for_change(self, step: Step) -> None:
-        """Forget what was measured before overload if rates that were kept then are missed for sure twice now."""
+        """Forget the steps from before an overload, once kept rates have surely been missed twice."""
         highest, missed = 0.0, []
         for each in (*self._counted, step):
             if each.late_share <= self._allowed:
@@ -278,11 +281,11 @@ class CapacitySearch:
             self._note = f"{highest:,.4g}/s kept the objective before overload, and {step.rate:,.4g}/s misses it after"
 
     def stop(self, reason: str) -> None:
-        """End the search; what is known until now is its result."""
+        """End the search; the steps so far give its result."""
         self._reason = reason
 
     def result(self) -> Capacity:
-        """Return what is known."""
+        """Return the capacity that the steps so far give."""
         if self._found is None:
             last = self.steps[-1].rate if self.steps else self.low
             if self.steps and self.steps[-1].late_share > self._allowed:
@@ -301,7 +304,7 @@ class CapacitySearch:
     # -- estimation ---------------------------------------------------------------------------------------------
 
     def _halved(self) -> tuple[float, float, float]:
-        """Where the late share crosses, and the rates below and above that leave no doubt."""
+        """Return the crossing by halving, and the rates below and above it that leave no doubt."""
         late = [step for step in self._counted if step.late_share > self._few]
         surely = [step.rate for step in late if self._is_missed(step)]
         doubtful = [step.rate for step in late if not self._is_missed(step)]
@@ -316,10 +319,10 @@ class CapacitySearch:
         return math.sqrt(ends[0] * ends[1]), kept, missed
 
     def _pooled(self) -> tuple[float, float]:
-        """The rates beside the crossing of the late share, which does not fall as the rate rises.
+        """Return the rates on both sides of the crossing, if the late share never falls as the rate rises.
 
-        Neighbors among the rates of which it falls are pooled (isotonic regression): a step that was late by chance
-        counts less, the more was on time at higher rates.
+        Neighboring rates where the share does fall are pooled (isotonic regression): a step that was late by chance
+        counts less, the more requests were on time at higher rates.
         """
         pools: list[list[float]] = []  # late, sent, lowest and highest rate
         for step in sorted(self._counted, key=lambda step: step.rate):
@@ -335,9 +338,9 @@ class CapacitySearch:
         return (kept[-1] if kept else above / CLIMB), above
 
     def _near(self) -> list[Step]:
-        """Steps close enough to the crossing for a line; chosen by rate, since the late share is what varies by chance.
+        """Return the steps close enough to the crossing for a line, without those that surely missed.
 
-        But for those that were missed for sure: there the line has ended.
+        They are chosen by rate, because the late share varies by chance. Where steps surely miss, the line has ended.
         """
         middle = self._halved()[0] if self._found is None else self._found[0]
         return [
@@ -345,23 +348,23 @@ class CapacitySearch:
         ]
 
     def _is_confirmed(self, rate: float) -> bool:
-        """Whether a rate was measured since the first one that was missed."""
+        """Return whether a step at this rate or above kept the objective after the first step that missed it."""
         first = next(number for number, step in enumerate(self._counted) if step.late_share > self._allowed)
         return any(step.rate >= rate and step.late_share <= self._allowed for step in self._counted[first:])
 
     def _is_settled(self, rate: float) -> bool:
-        """Whether enough steps lie on both sides of a rate: a line reaches no further than what was measured."""
+        """Return whether enough steps lie on both sides of a rate: a line is not extrapolated beyond the steps."""
         near = self._near()
         below = sum(step.rate < rate for step in near)
         return min(below, len(near) - below) >= _LEAST_BESIDE
 
     def _jumps(self) -> bool:
-        """Whether no line can be fitted yet."""
+        """Return whether no line can be fitted yet."""
         between = self._between()
         return len(between) < _LEAST_STEPS or max(between) < 1.005 * min(between)
 
     def _between(self) -> list[float]:
-        """Rates near the estimate at which some requests were late and most were not."""
+        """Return the rates near the estimate at which some requests were late and most were not."""
         return [step.rate for step in self._near() if step.late_share > self._few]
 
     def _estimate(self) -> tuple[float, float, float]:
@@ -377,8 +380,8 @@ class CapacitySearch:
         ends = [np.quantile(crossings, _ONE_DEVIATION) for crossings, _ in drawn]
         error = float(max(high - low for low, high in ends)) / 2
         middle = float(x.mean())
-        late = sums[0] / (sums[1] * np.exp(slope * (x - middle)))  # as if all were at one rate
-        spread_over = float(late.sum() ** 2 / (late @ late))  # Kish's number of steps
+        late = sums[0] / (sums[1] * np.exp(slope * (x - middle)))  # late requests if all steps had the same rate
+        spread_over = float(late.sum() ** 2 / (late @ late))  # Kish's effective number of steps
         half = student_quantile(0.5 + self.confidence / 2, max(2.0, spread_over - 2)) * error * _STOPPING
         self._slope = min(float(np.quantile(slopes, _ONE_DEVIATION[0])) for _, slopes in drawn)
         log_rate = min(max(found, middle - _FARTHEST), middle + _FARTHEST)
@@ -393,7 +396,7 @@ class CapacitySearch:
         Args:
             x: logarithms of the rates of the steps.
             late: late requests of each step on the last axis; the other axes are those of the result.
-            sent: all of them.
+            sent: all requests of each step.
         """
         middle = x.mean()
         distance = x - middle

@@ -1,4 +1,4 @@
-"""Device profiles: cameras and microphones as data, what they make of a recording, and `probe`, which measures one."""
+"""Device profiles: cameras and microphones as data, recordings as a device makes them, and `probe` to measure one."""
 
 from typing import TYPE_CHECKING
 
@@ -35,5 +35,5 @@ _HOMES = {
     "loadtest.devices.timing": ["Timing"],
 }
 
-if not TYPE_CHECKING:  # type checkers know the names from the block above, and refuse others
+if not TYPE_CHECKING:  # type checkers read the names from the block above and report others
     __getattr__, __dir__ = lazy_attributes(__name__, _HOMES)

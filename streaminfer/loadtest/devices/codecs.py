@@ -1,4 +1,4 @@
-"""Real encoders and decoders, set up as a live device uses them: no look-ahead, no frame held back, one thread."""
+"""Real encoders and decoders with the settings of a live device: no look-ahead, no delayed frame, one thread."""
 
 from collections.abc import Mapping
 from fractions import Fraction
@@ -11,7 +11,7 @@ __all__ = ["CodecSettings", "codec_settings", "new_decoder", "new_encoder", "set
 
 
 class CodecSettings(NamedTuple):
-    """Names and options of FFmpeg's encoder and decoder, and the format of the frames between."""
+    """Names and options of FFmpeg's encoder and decoder, and the format of the raw frames."""
 
     encoder: str
     decoder: str
@@ -22,7 +22,7 @@ class CodecSettings(NamedTuple):
 _REALTIME = {"deadline": "realtime", "cpu-used": "8", "lag-in-frames": "0", "error-resilient": "1"}
 _SETTINGS = {
     "h264": CodecSettings("libx264", "h264", {"preset": "ultrafast", "tune": "zerolatency"}),
-    # a speed above 0 follows the load of the machine, so that no run repeats
+    # a VP8 encoder with a cpu-used above 0 adapts to the load of the machine, so no run would repeat
     "vp8": CodecSettings("libvpx", "vp8", _REALTIME | {"cpu-used": "-12"}),
     "vp9": CodecSettings("libvpx-vp9", "vp9", _REALTIME),
     "mjpeg": CodecSettings("mjpeg", "mjpeg", {}, "yuvj420p"),
@@ -39,7 +39,7 @@ def codec_settings(profile: DeviceProfile) -> CodecSettings:
 
 
 def set_up_encoder(context: Any, profile: DeviceProfile) -> None:
-    """Give an encoder the format of a device's frames and the settings of its codec."""
+    """Set the frame format and the codec settings of a device on an encoder."""
     settings = codec_settings(profile)
     context.options = dict(settings.options)
     if isinstance(profile, CameraProfile):

@@ -1,4 +1,4 @@
-"""How a device hands over what it captured: late, out of step with our clock, and not all of it."""
+"""Delivery of captured frames by a device: with jitter, clock skew and loss."""
 
 import random
 from collections.abc import Iterator
@@ -11,11 +11,11 @@ from streaminfer.loadtest.devices.loss import GilbertElliott
 __all__ = ["Capture", "Delivery", "captures", "check_loss", "check_run", "draw_jitter_ns"]
 
 JITTER_SHAPE = 2.0
-"""Of the gamma distribution of delays: they are never negative, and their tail is longer than a normal one's."""
+"""Shape of the gamma distribution of delays: never negative, with a longer tail than a normal distribution."""
 
 
 check_loss = field_check(check_number, "a share ≥ 0 and < 1", lambda it: 0.0 <= it < 1.0)
-"""Check a share that is lost."""
+"""Check the share of lost items."""
 check_run = field_check(check_number, "a number of items ≥ 1 and ≤ 1,000,000", lambda it: 1.0 <= it <= 1e6)
 """Check the mean length of a run of losses."""
 _check_skew = field_check(check_number, "parts per million from -100,000 to 100,000", lambda it: -1e5 <= it <= 1e5)
@@ -29,7 +29,7 @@ class Delivery:
         jitter_s: standard deviation of the delay from capture to delivery.
         loss: share of the frames that are lost inside the device.
         loss_run: mean number of successive frames that are lost together; 1: losses are independent.
-        skew_ppm: how much faster the clock of the device runs than ours, in parts per million.
+        skew_ppm: by how much the clock of the device runs faster than ours, in parts per million.
     """
 
     jitter_s: float = attrs.field(default=0.0, validator=field_check(check_duration))
@@ -43,9 +43,9 @@ class Capture:
     """One frame of a device.
 
     Attributes:
-        number: which frame.
+        number: number of the frame, from 0.
         captured_ns: instant of capture, from the start.
-        delivered_ns: instant of delivery, never before that of an earlier frame; ``None``: it was lost.
+        delivered_ns: instant of delivery, never before that of an earlier frame; ``None`` if the frame was lost.
     """
 
     number: int
@@ -54,7 +54,7 @@ class Capture:
 
 
 def draw_jitter_ns(jitter_s: float, chance: random.Random) -> int:
-    """Return a delay whose standard deviation is ``jitter_s``."""
+    """Return a random delay with a standard deviation of ``jitter_s``."""
     delay_s = chance.gammavariate(JITTER_SHAPE, jitter_s / JITTER_SHAPE**0.5) if jitter_s else 0.0
     return round(min(delay_s, LONGEST_S) * 1e9)
 
@@ -63,11 +63,11 @@ def captures(delivery: Delivery, period_s: float, seed: int) -> Iterator[Capture
     """Yield the frames of a device without end; equal seeds give equal frames.
 
     Args:
-        delivery: its timing.
+        delivery: timing of the device.
         period_s: seconds from a frame to the next, on the clock of the device.
-        seed: of the randomness.
+        seed: seed of jitter and loss.
     """
-    chance = random.Random(f"device {seed}")  # noqa: S311 - repeatable, not secret; apart from that of a network's `Link`
+    chance = random.Random(f"device {seed}")  # noqa: S311 - repeatable, not secret; differs from the seed of a `Link`
     losses = GilbertElliott(delivery.loss, delivery.loss_run, chance)
     period_ns = period_s * 1e9 / (1.0 + delivery.skew_ppm / 1e6)
     last_ns = number = 0

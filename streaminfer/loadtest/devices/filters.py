@@ -1,4 +1,4 @@
-"""From a profile to filters of FFmpeg: each is a name and options, and may take a second input from a source."""
+"""Compiles a profile to FFmpeg filters, each with a name, options and perhaps a source as its second input."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from streaminfer.loadtest.devices.profile import CameraProfile, DeviceProfile, M
 __all__ = ["FilterStep", "compile_filters"]
 
 SECOND_SEED = 1_000_003
-"""Apart from the first, so that room and noise differ."""
+"""Added to the seed for the room, so that room and noise differ."""
 
 
 @attrs.frozen
@@ -20,9 +20,9 @@ class FilterStep:
     """One filter of a chain.
 
     Attributes:
-        name: as FFmpeg names it.
-        options: of the filter.
-        source: the filter whose output is its second input.
+        name: name of the filter in FFmpeg.
+        options: options of the filter.
+        source: filter that produces the second input.
     """
 
     name: str
@@ -31,11 +31,11 @@ class FilterStep:
 
 
 def compile_filters(profile: DeviceProfile, *, seed: int = 0) -> tuple[FilterStep, ...]:
-    """Return the chain of filters that makes of a good recording what the device records.
+    """Return the chain of filters that degrades a good recording to the quality of the device.
 
     Args:
-        profile: of the device.
-        seed: of noise and room.
+        profile: profile of the device.
+        seed: seed of noise and room.
     """
     return tuple(_camera(profile, seed) if isinstance(profile, CameraProfile) else _microphone(profile, seed))
 
@@ -48,7 +48,7 @@ def _camera(camera: CameraProfile, seed: int) -> Iterator[FilterStep]:
     yield FilterStep("format", {"pix_fmts": "yuv420p"})
     if camera.blur:
         yield FilterStep("gblur", {"sigma": f"{camera.blur:g}", "steps": "6"})
-    if camera.noise:  # FFmpeg's strength is √3 of the standard deviation
+    if camera.noise:  # FFmpeg's strength is √3 times the standard deviation
         strength = str(max(1, round(camera.noise * math.sqrt(3))))
         yield FilterStep("noise", {"alls": strength, "allf": "t", "all_seed": str(seed)})
 
@@ -72,16 +72,16 @@ def _microphone(microphone: MicrophoneProfile, seed: int) -> Iterator[FilterStep
         gain = f"pow(10,({microphone.gain_db:g}+{drift:g}*sin(2*PI*t/{period:g}))/20)"
         yield FilterStep("volume", {"volume": gain, "eval": "frame"})
     if microphone.noise_dbfs is not None:
-        # uniform between plus and minus the amplitude: √3 times the RMS level
+        # the noise is uniform between ± amplitude, so the amplitude is √3 times the RMS level
         amplitude = min(1.0, math.sqrt(3) * 10 ** (microphone.noise_dbfs / 20))
         options = {"sample_rate": rate, "amplitude": f"{amplitude:.9g}", "color": "white", "seed": str(seed)}
         noise = FilterStep("anoisesrc", options)
         yield FilterStep("amix", {"inputs": "2", "normalize": "0", "duration": "first"}, noise)
-    # always: a converter has no level above its highest
+    # always present: a converter clips at its highest level
     threshold = f"{10 ** (microphone.clip_dbfs / 20):.9g}"
     yield FilterStep("asoftclip", {"type": "hard", "threshold": threshold})
     if microphone.bits is not None:
-        # FFmpeg counts the bits of each sign, and mixes in the sound before it by "mix"
+        # FFmpeg's "bits" exclude the sign, and "mix" is the share of the unchanged sound
         yield FilterStep("acrusher", {"bits": f"{microphone.bits - 1:g}", "mode": "lin", "mix": "0", "aa": "0.01"})
     yield FilterStep("aformat", {"sample_fmts": "s16", "channel_layouts": "mono"})
     yield FilterStep("asetnsamples", {"n": str(microphone.frame_samples), "p": "1"})

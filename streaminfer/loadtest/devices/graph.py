@@ -11,7 +11,7 @@ __all__ = ["FilterGraph", "filter_frames"]
 
 
 class FilterGraph:
-    """A chain of filters, made for the format of the first frame; one thread at a time.
+    """A chain of filters for frames in the format of the first one; not thread-safe.
 
     Args:
         av: PyAV.
@@ -44,14 +44,14 @@ class FilterGraph:
         graph.configure()
 
     def is_for(self, frame: Any) -> bool:
-        """Return whether it was made for frames like this one."""
+        """Return whether the chain accepts the format of a frame."""
         return _form_of(frame, is_sound=self._is_sound) == self._form
 
     def push(self, frame: Any) -> Iterator[Any]:
-        """Yield the frames that a frame completes; ``None``: it was the last.
+        """Push a frame and yield the filtered frames that are ready; ``None`` flushes the chain.
 
         Raises:
-            InvalidInput: sound that is unlike that of the first frame.
+            InvalidInput: the frame is sound in another format than the first one.
         """
         if self._is_sound and frame is not None and not self.is_for(frame):
             got = _form_of(frame, is_sound=True)
@@ -65,14 +65,14 @@ class FilterGraph:
 
 
 def _form_of(frame: Any, *, is_sound: bool) -> tuple[Any, ...]:
-    """Return what filters rely on."""
+    """Return the format of a frame, as far as filters depend on it."""
     if is_sound:
         return frame.sample_rate, frame.format.name, frame.layout.name
     return frame.width, frame.height, frame.format.name
 
 
 def filter_frames(av: ModuleType, steps: Iterable[FilterStep], frames: Iterable[Any]) -> Iterator[Any]:
-    """Yield frames behind a chain of filters."""
+    """Yield the frames that leave a chain of filters."""
     graph: FilterGraph | None = None
     for frame in frames:
         if graph is None:

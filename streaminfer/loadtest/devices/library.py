@@ -1,4 +1,4 @@
-"""The library of device profiles, and profiles in files of one's own."""
+"""Library of device profiles, and profiles from TOML and JSON files."""
 
 import functools
 import json
@@ -26,10 +26,10 @@ def list_profiles(package: str, folder: str) -> tuple[str, ...]:
 def load_profile(
     source: str | Path, package: str, folder: str, parse: Callable[[Mapping[str, Any]], T], argument: str
 ) -> T:
-    """Return a profile of package data by its name, or the one in a TOML or JSON file.
+    """Return a profile by its name in the package data, or from a TOML or JSON file.
 
     Raises:
-        ValueError: there is no profile of this name, or the file holds an invalid one.
+        ValueError: no profile has this name, or the file holds an invalid one.
         OSError: the file cannot be read.
     """
     check_instance(argument, source, lambda it: isinstance(it, str | Path), "the name of a profile, or a path")
@@ -56,13 +56,13 @@ def device_names() -> tuple[str, ...]:
 
 
 def device_profile(source: str | Path | DeviceProfile) -> DeviceProfile:
-    """Return a profile of the library by its name, the one in a TOML or JSON file, or the profile given.
+    """Return a profile from the library or from a TOML or JSON file; a profile is returned unchanged.
 
     Args:
-        source: a name, as ``"phone"``; a path that ends in ``.toml`` or ``.json``; or a profile.
+        source: a name such as ``"phone"``; a path that ends in ``.toml`` or ``.json``; or a profile.
 
     Raises:
-        ValueError: there is no such profile, or the file holds an invalid one.
+        ValueError: no profile has this name, or the file holds an invalid one.
         OSError: the file cannot be read.
     """
     if isinstance(source, DeviceProfile):

@@ -1,9 +1,9 @@
-"""Bursty loss by seed: the model of Gilbert and Elliott, for devices and networks.
+"""Bursty loss from a seed: the model of Gilbert and Elliott, for devices and networks.
 
-*Design.* A chain with two states, of which one passes everything and the other loses everything. It is given by what
-can be measured: the share that is lost, and the mean length of a run of losses. The chain leaves the losing state with
-probability 1 / run and enters it so that the share is kept. A run shorter than that of independent losses is raised to
-it, so that a run of 1 means independent losses. Stays in a state are drawn as lengths.
+*Design.* A Markov chain has two states: one passes every item, the other loses every item. Two measurable quantities
+define it: the share of lost items, and the mean length of a run of losses. The chain leaves the losing state with
+probability 1 / run; the probability to enter it follows from the share. A run shorter than that of independent losses
+is raised to it, so a run of 1 means independent losses. The chain draws how long it stays in a state.
 
 *Complexity.* Constant per change of the state, not per item.
 
@@ -16,14 +16,14 @@ import random
 __all__ = ["GilbertElliott"]
 
 LONGEST = 1e18
-"""Items of a stay."""
+"""Most items until the state changes."""
 
 
 class GilbertElliott:
-    """Decides for one item after the other whether it is lost.
+    """Decides for each item in turn whether it is lost.
 
     Args:
-        loss: share of the items that is lost, from 0 to below 1.
+        loss: share of the items that are lost, from 0 to below 1.
         run: mean number of successive items that are lost together.
         chance: source of randomness.
     """
@@ -32,7 +32,7 @@ class GilbertElliott:
         run = max(run, 1.0 / (1.0 - loss))
         self._chance = chance
         self._lossless = loss == 0.0
-        # mean lengths of the stays in both states, as probabilities to leave
+        # probability per item to leave each state: passing, losing
         self._leave = (loss / (run * (1.0 - loss)), 1.0 / run)
         self._losing = not self._lossless and chance.random() < loss
         self._left = 0 if self._lossless else self._stay()
@@ -58,7 +58,7 @@ class GilbertElliott:
         return lost
 
     def _stay(self) -> int:
-        """Return how many items pass until the state changes: geometric."""
+        """Return the number of items until the state changes, from a geometric distribution."""
         leave = self._leave[self._losing]
         if leave >= 1.0:
             return 1

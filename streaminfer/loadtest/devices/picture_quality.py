@@ -1,8 +1,8 @@
-"""Noise and blur of pictures in the units of a profile, which FFmpeg's own measures do not have.
+"""Noise and blur of pictures in the units of a profile; FFmpeg's own measures use other units.
 
-*Design.* Noise is the mean absolute response to a mask that is blind to edges, in the calmer blocks of a picture
-(Immerkær). Blur is found by blurring again: a Gaussian of known width lowers the slope of a sharp edge more than that
-of a soft one, and the ratio of the slopes gives the width of the blur that was there (Zhuo and Sim).
+*Design.* Noise is the mean absolute response of a mask that suppresses edges, in the calmer blocks of a picture
+(Immerkær). To measure blur, the picture is blurred again: a Gaussian of known width lowers the slope of a sharp edge
+more than that of a soft one. The ratio of the slopes gives the width of the original blur (Zhuo and Sim).
 
 *References.* J. Immerkær, "Fast noise variance estimation", CVIU 64(2), 1996; S. Zhuo, T. Sim, "Defocus map
 estimation from a single image", Pattern Recognition 44(9), 2011.
@@ -18,19 +18,19 @@ __all__ = ["BLOCK", "measure_blur", "measure_noise"]
 
 BLOCK = 16
 CALM = 0.25
-"""Quantile of the blocks: most others have texture."""
+"""Quantile of the blocks that gives the noise: most noisier blocks have texture."""
 REBLUR = 1.5
 STEEP = 0.01
-"""Share of the pixels, those with the steepest slopes."""
+"""Share of the pixels that count as edges, those with the steepest slopes."""
 MIN_SLOPE = 1.0
-"""Levels per pixel, above rounding."""
+"""Smallest slope of an edge in levels per pixel, above the effect of rounding."""
 MAX_BLUR = 1_024.0
 
 Gray = NDArray[Any]
 
 
 def measure_noise(gray: Gray) -> float:
-    """Return the standard deviation of the noise of a picture, in its levels."""
+    """Return the standard deviation of the noise of a picture, in gray levels."""
     it = gray.astype(np.float32)
     rows = it[:-2] - 2 * it[1:-1] + it[2:]
     response = np.abs(rows[:, :-2] - 2 * rows[:, 1:-1] + rows[:, 2:])
@@ -38,14 +38,14 @@ def measure_noise(gray: Gray) -> float:
     if not height or not width:
         return 0.0
     blocks = response[:height, :width].reshape(height // BLOCK, BLOCK, width // BLOCK, BLOCK).mean(axis=(1, 3))
-    # black and white hide noise
+    # clipping hides the noise of black and white areas
     level = it[1 : height + 1, 1 : width + 1].reshape(height // BLOCK, BLOCK, width // BLOCK, BLOCK).mean(axis=(1, 3))
     visible = blocks[(level > 24) & (level < 232)]
     return float(np.quantile(visible if visible.size else blocks, CALM)) * math.sqrt(math.pi / 2) / 6
 
 
 def measure_blur(gray: Gray) -> float:
-    """Return the standard deviation of the blur of the sharpest edges of a picture, in pixels; 0: it has no edges.
+    """Return the standard deviation of the blur of the sharpest edges, in pixels; 0 if the picture has no edges.
 
     Noise makes a picture look sharper than it is.
     """

@@ -1,4 +1,4 @@
-"""`probe`: the profile of the device that made a recording, with FFmpeg's own measures."""
+"""`probe`: measures the profile of the device that made a recording, with FFmpeg's own measures."""
 
 import math
 from collections import defaultdict
@@ -35,9 +35,9 @@ __all__ = ["DeviceMeasurement", "probe"]
 
 STANDARD_RATES = (5.0, 7.5, 10.0, 12.5, 15.0, 20.0, 24_000 / 1_001, 24.0, 25.0, 30_000 / 1_001, 30.0, 50.0, 60.0)
 MAX_SKEW = 1e-3
-"""A clock that is further off is one of another rate."""
+"""Largest relative skew of a clock; a larger difference means another rate."""
 MEASURE_EVERY = 10
-"""Two of so many successive pictures are measured: FFmpeg takes longer for it than to decode one."""
+"""Two of this many successive pictures are measured, because FFmpeg measures slower than it decodes."""
 PICTURE_MEASURES = {
     "lavfi.siti.si": "spatial_information",
     "lavfi.siti.ti": "temporal_information",
@@ -59,14 +59,14 @@ SOUND_MEASURES = {
     "lavfi.r128.I": "loudness_lufs",
     "lavfi.r128.LRA": "loudness_range",
 }
-"""Values at the end of the sound."""
+"""Values at the end of the sound, by the name of FFmpeg's frame metadata."""
 CLIPPED = 1e-4
-"""Share of the samples at the highest level from which it counts as clipping."""
+"""Clipping needs more than this share of the samples at the highest level."""
 FLAT_DB = 1.5
-"""FFmpeg's measure of runs at that level from which it does: a tone touches its peak with single samples."""
+"""Clipping also needs a flat factor above this. FFmpeg measures runs at the highest level; a pure tone has none."""
 WINDOW_S = 0.05
 QUIET = 0.05
-"""Quantile of the windows that have noise alone."""
+"""Quantile of the windows that contains noise only."""
 SILENCE_DB = -120.0
 MIN_BITRATE = 10_000
 CODECS: Mapping[str, VideoCodec] = {"h264": "h264", "vp8": "vp8", "vp9": "vp9", "mjpeg": "mjpeg"}
@@ -74,14 +74,14 @@ CODECS: Mapping[str, VideoCodec] = {"h264": "h264", "vp8": "vp8", "vp9": "vp9", 
 
 @attrs.frozen
 class DeviceMeasurement:
-    """What a recording tells about its device.
+    """Measurement of a device from one of its recordings.
 
     Attributes:
-        profile: a profile that behaves like the device. It lacks what a recording alone cannot tell: the exposure, the
-            band, the drift of the gain, the room.
-        timing: of the frames, or packets of sound.
-        measures: FFmpeg's measures by name; those of pictures are means.
-        corrupt: packets that could not be decoded.
+        profile: a profile that behaves like the device. A recording alone does not show the exposure, the frequency
+            band, the drift of the gain or the room, so these have their defaults.
+        timing: timing of the frames, or of the packets of sound.
+        measures: FFmpeg's measures by name; measures of pictures are means.
+        corrupt: number of packets that could not be decoded.
     """
 
     profile: DeviceProfile
@@ -93,18 +93,19 @@ class DeviceMeasurement:
 def probe(source: str | Path, *, kind: str = "camera", seconds: float | None = None) -> DeviceMeasurement:
     """Return the profile of the device that made a recording.
 
-    Timestamps must be those of arrival, as a receiver writes them: a container with a constant rate has no jitter.
+    The timestamps must be arrival times, as a receiver writes them: a container with a constant rate hides the jitter.
 
     Args:
-        source: the recording, or a URL.
+        source: path or URL of the recording.
         kind: ``"camera"`` or ``"microphone"``.
-        seconds: how much of it to read; ``None``: all.
+        seconds: seconds of the recording to read; ``None``: all.
 
     Raises:
         MissingExtra: PyAV is not installed.
-        OSError: it cannot be opened or read.
+        OSError: the recording cannot be opened or read.
         ValueError: FFmpeg finds invalid data, or no stream of this kind.
-        InvalidInput: it has no frame, pictures of less than 16 pixels a side, or sound that changes its rate.
+        InvalidInput: the recording has no frame, pictures with a side below 16 pixels, or sound that changes its
+            format.
     """
     av = require("av", extra="media", purpose="probe")
     camera = check_choice("kind", kind, ("camera", "microphone")) == "camera"
@@ -122,7 +123,7 @@ def probe(source: str | Path, *, kind: str = "camera", seconds: float | None = N
                     break
             if not reading.frames:
                 raise InvalidInput(f"source: expected a recording with frames, got none in {str(source)!r}")
-            reading.stamps_s.sort()  # a file may have them in the order of decoding
+            reading.stamps_s.sort()  # a file may have its timestamps in decoding order
             make = _camera if camera else _microphone
             return make(Path(str(source)).stem or "device", stream, reading)
 
@@ -139,13 +140,13 @@ SOUND_FILTERS = (
 
 
 def _window_filters(sample_rate: int) -> tuple[FilterStep, ...]:
-    """Return filters that measure each window alone."""
+    """Return filters that measure each window separately."""
     window = {"n": str(max(1, round(WINDOW_S * sample_rate))), "p": "0"}
     return FilterStep("asetnsamples", window), FilterStep("astats", {"metadata": "1", "reset": "1"})
 
 
 class _Reading:
-    """Packets and frames of one stream, and what was measured of them."""
+    """Packets and frames of one stream, with their measurements."""
 
     def __init__(self, av: ModuleType, stream: Any, steps: tuple[FilterStep, ...]) -> None:
         self._av = av
@@ -165,13 +166,13 @@ class _Reading:
         self.samples = 0
 
     def read(self, packet: Any, seconds: float | None) -> bool:
-        """Return whether to read on."""
+        """Measure a packet and return whether to read on."""
         if packet.pts is not None:
             stamp_s = float(packet.pts * packet.time_base)
             if seconds is not None and self.stamps_s and stamp_s - self.stamps_s[0] >= seconds:
                 last = self._av.Packet()
                 last.stream, last.time_base = self._stream, packet.time_base
-                self._decode(last)  # what the decoder holds back
+                self._decode(last)  # an empty packet flushes the frames that the decoder still holds
                 return False
             self.stamps_s.append(stamp_s)
             self.bytes += packet.size
@@ -183,7 +184,7 @@ class _Reading:
     def _decode(self, packet: Any) -> None:
         try:
             frames = packet.decode()
-        except self._av.FFmpegError:  # decoders have several for data that they cannot read
+        except self._av.FFmpegError:  # decoders raise several types for corrupt data
             self.corrupt += 1
             return
         for frame in frames:
@@ -205,7 +206,7 @@ class _Reading:
         if self._graph is None:
             self._graph = FilterGraph(self._av, self._steps, frame)
         elif isinstance(frame, self._av.VideoFrame) and not self._graph.is_for(frame):
-            self._graph, counts = FilterGraph(self._av, self._steps, frame), False  # for pictures of this size
+            self._graph, counts = FilterGraph(self._av, self._steps, frame), False  # the size changed
         for measured in self._graph.push(frame):
             for key, value in measured.metadata.items() if counts else ():
                 self.values[key].append(float(value))
@@ -223,7 +224,7 @@ class _Reading:
         return float(np.mean(values)) if values else 0.0
 
     def last(self, key: str) -> float:
-        """Return a measure at the end; silence has a low level, not none."""
+        """Return the last value of a measure; for silence it is `SILENCE_DB`, not infinite."""
         value = self.values[key][-1] if self.values[key] else SILENCE_DB
         return value if math.isfinite(value) else SILENCE_DB
 
@@ -261,19 +262,19 @@ def _camera(name: str, stream: Any, reading: _Reading) -> DeviceMeasurement:
 
 def _microphone(name: str, stream: Any, reading: _Reading) -> DeviceMeasurement:
     measures = {ours: reading.last(key) for key, ours in SOUND_MEASURES.items()}
-    # FFmpeg's own RMS_trough begins before its window is full, and so 2 dB low
+    # FFmpeg's own RMS_trough is 2 dB too low, because it starts before its window is full
     measures["noise_db"] = float(np.quantile(reading.window_db, QUIET)) if reading.window_db else SILENCE_DB
-    # the power of the noise is part of that of the sound
+    # the measured power of the sound includes the noise
     noise, sound = (10 ** (measures[level] / 10) for level in ("noise_db", "rms_db"))
     measures["snr_db"] = 10 * math.log10(max(sound - noise, 1e-12) / max(noise, 1e-12))
     peaks, samples = (max(0.0, measures.pop(name)) for name in ("peak_count", "samples"))
-    measures["clipped"] = min(1.0, peaks / max(1.0, samples))  # silence has both peaks in each sample
+    measures["clipped"] = min(1.0, peaks / max(1.0, samples))  # in silence each sample counts as both peaks
     clips = measures["clipped"] > CLIPPED and measures["flat_factor"] > FLAT_DB
     context = stream.codec_context
     codec: AudioCodec = {"opus": "opus", "aac": "aac"}.get(context.name, "pcm")  # type: ignore[assignment]
     rate = context.sample_rate
     frame_s = AAC_FRAME / rate if codec == "aac" else reading.samples / rate
-    if codec == "opus":  # decoders give 48 kHz whatever was sent
+    if codec == "opus":  # decoders output 48 kHz whatever rate was sent
         frame_s = min(OPUS_FRAMES_S, key=lambda it: abs(it - frame_s))
         rate = rate if rate in OPUS_RATES else OPUS_RATES[-1]
     timing = measure_timing(reading.stamps_s, nominal_period_s=frame_s)

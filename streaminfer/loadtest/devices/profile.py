@@ -52,17 +52,17 @@ class CameraProfile:
     """A camera.
 
     Attributes:
-        name: of the profile.
-        width: of its pictures, in pixels, even.
-        height: likewise.
+        name: name of the profile.
+        width: width of the pictures in pixels, even.
+        height: height of the pictures in pixels, even.
         rate: pictures per second, on the clock of the camera.
         noise: standard deviation of the noise of the sensor, in levels of 255; FFmpeg rounds it to steps of 0.58.
-        blur: standard deviation of a Gaussian blur, in pixels of its pictures.
-        exposure_ev: stops above or below a right exposure.
-        codec: of its stream; ``"raw"`` is without loss.
-        bitrate: bits per second of its stream; ``"raw"`` ignores it.
+        blur: standard deviation of a Gaussian blur, in pixels.
+        exposure_ev: stops above or below the right exposure.
+        codec: codec of the stream; ``"raw"`` is lossless.
+        bitrate: bits per second of the stream; ``"raw"`` ignores it.
         key_interval_s: seconds from a key frame to the next.
-        delivery: its timing.
+        delivery: timing of the camera.
     """
 
     name: str = _name()
@@ -85,24 +85,24 @@ class CameraProfile:
 
 @attrs.frozen(kw_only=True)
 class MicrophoneProfile:
-    """A microphone, or the one of a headset.
+    """A microphone, alone or in a headset.
 
     Attributes:
-        name: of the profile.
+        name: name of the profile.
         sample_rate: samples per second.
-        codec: of its stream; ``"pcm"`` is 16 bits without loss.
-        bitrate: bits per second of its stream; ``"pcm"`` ignores it.
-        frame_s: seconds of sound per packet; AAC has 1,024 samples instead.
-        low_hz: lower end of its band; 0: none.
-        high_hz: upper end of its band; ``None``: none.
+        codec: codec of the stream; ``"pcm"`` is lossless with 16 bits.
+        bitrate: bits per second of the stream; ``"pcm"`` ignores it.
+        frame_s: seconds of sound per packet; AAC ignores it and has 1,024 samples per packet.
+        low_hz: lower end of the frequency band; 0: no lower end.
+        high_hz: upper end of the frequency band; ``None``: no upper end.
         gain_db: amplification.
         gain_drift_db: amplitude of a slow drift of the amplification.
-        gain_drift_period_s: of this drift.
-        noise_dbfs: level (RMS) of white noise, in dB below full scale; ``None``: none.
-        reverberation_s: time in which the echo of a room falls by 60 dB; 0: none.
-        clip_dbfs: level at which it clips.
-        bits: of its converter, for those that are audible; ``None``: not limited.
-        delivery: its timing.
+        gain_drift_period_s: period of this drift.
+        noise_dbfs: level (RMS) of white noise in dBFS, at most 0; ``None``: no noise.
+        reverberation_s: time in which the echo of the room falls by 60 dB; 0: no echo.
+        clip_dbfs: level at which the microphone clips.
+        bits: resolution of the converter, if it is so low that it is audible; ``None``: not limited.
+        delivery: timing of the microphone.
     """
 
     name: str = _name()
@@ -127,7 +127,7 @@ class MicrophoneProfile:
             raise ValueError(expected("sample_rate", f"one of {rates} for {self.codec!r}", self.sample_rate))
         if self.codec == "opus" and self.frame_s not in OPUS_FRAMES_S:
             raise ValueError(expected("frame_s", f"one of {OPUS_FRAMES_S} for 'opus'", self.frame_s))
-        if self.low_hz >= self.sample_rate / 2:  # FFmpeg's filter lets everything pass then
+        if self.low_hz >= self.sample_rate / 2:  # FFmpeg's filter would pass everything
             raise ValueError(expected("low_hz", "below half of sample_rate", self.low_hz))
         if self.high_hz is not None and not self.low_hz < self.high_hz <= self.sample_rate / 2:
             raise ValueError(expected("high_hz", "above low_hz and at most half of sample_rate", self.high_hz))
@@ -151,8 +151,8 @@ def profile_from_dict(data: Mapping[str, Any]) -> DeviceProfile:
     """Return the profile that a TOML or JSON document describes.
 
     Args:
-        data: ``kind`` is ``"camera"`` or ``"microphone"``; the other keys are the attributes of the profile, and those
-            of its delivery lie in a table ``delivery``.
+        data: ``kind`` is ``"camera"`` or ``"microphone"``; the other keys are the attributes of the profile. The table
+            ``delivery`` has the attributes of the delivery.
 
     Raises:
         TypeError, ValueError: a key is unknown, or a value is out of range.

@@ -1,4 +1,4 @@
-"""What a device makes of a good recording: its frames, and files as a receiver would write them."""
+"""Turns a good recording into the frames that a device captures, or into a file as a receiver would write it."""
 
 import itertools
 from collections.abc import Iterator
@@ -22,14 +22,14 @@ __all__ = ["open_recording", "record", "render"]
 
 TICKS_PER_S = 90_000
 MIN_TICKS = 90
-"""Between two frames: containers round to milliseconds, and some take no timestamp twice."""
+"""Fewest ticks between two frames: containers round to milliseconds, and some accept no timestamp twice."""
 
 
 def open_recording(av: ModuleType, source: str | Path, *, video: bool) -> tuple[Any, Any]:
-    """Return an open container and its stream of pictures or sound.
+    """Open a recording and return its container and its stream of pictures or sound.
 
     Raises:
-        OSError: it cannot be opened.
+        OSError: the recording cannot be opened.
         ValueError: FFmpeg finds invalid data, or no such stream.
     """
     check_instance("source", source, lambda it: isinstance(it, str | Path), "the path of a recording, or its URL")
@@ -44,21 +44,21 @@ def open_recording(av: ModuleType, source: str | Path, *, video: bool) -> tuple[
 def render(
     source: str | Path, device: str | Path | DeviceProfile, *, seed: int = 0, seconds: float | None = None
 ) -> Iterator[Any]:
-    """Yield the frames that a device captures of a scene, before its encoder.
+    """Yield the frames that a device captures of a scene, before they are encoded.
 
     Args:
         source: a good recording of the scene.
         device: profile of the device, or its name.
-        seed: of its noise.
-        seconds: how much of the recording to use; ``None``: all.
+        seed: seed of the noise.
+        seconds: seconds of the recording to use; ``None``: all.
 
     Yields:
-        Frames of PyAV, in order, without timing faults.
+        PyAV frames in order, without jitter or loss.
 
     Raises:
         MissingExtra: PyAV is not installed.
         OSError: the recording cannot be opened or read.
-        ValueError: FFmpeg finds invalid data, or no stream of the kind of the device.
+        ValueError: FFmpeg finds invalid data, or no pictures for a camera or no sound for a microphone.
     """
     av = require("av", extra="media", purpose="a device profile")
     profile = device_profile(device)
@@ -81,19 +81,20 @@ def record(
     seed: int = 0,
     seconds: float | None = None,
 ) -> None:
-    """Write a scene as a receiver records it from a device: its encoder, and the instants at which frames came.
+    """Write a scene as a receiver would record it from a device: encoded, with the arrival times of the frames.
 
     Args:
         source: a good recording of the scene.
         device: profile of the device, or its name.
         target: file to write; Matroska (``.mkv``) and NUT hold every codec with any timing.
-        seed: of noise, jitter and loss.
-        seconds: how much of the recording to use; ``None``: all.
+        seed: seed of noise, jitter and loss.
+        seconds: seconds of the recording to use; ``None``: all.
 
     Raises:
         MissingExtra: PyAV is not installed.
-        OSError: the recording cannot be read, or the file not be written.
-        ValueError: FFmpeg finds invalid data in the recording, or no stream of the kind of the device.
+        OSError: the recording cannot be read, or the file cannot be written.
+        ValueError: FFmpeg finds invalid data in the recording, or no pictures for a camera or no sound for a
+            microphone.
         InvalidInput: the device loses every frame; nothing is written.
     """
     av = require("av", extra="media", purpose="record")
@@ -115,7 +116,7 @@ def record(
                 frame.time_base = encoder.time_base
                 frame.pts = capture.number * (1 if isinstance(profile, CameraProfile) else profile.frame_samples)
                 if isinstance(profile, CameraProfile):
-                    frame.pict_type = 0  # not that of the picture in the scene's own recording
+                    frame.pict_type = 0  # let the encoder choose: the frame has the type from the recording
             for packet in encoder.encode(frame):
                 last_tick = max(last_tick + MIN_TICKS, due.pop(0) if due else 0)
                 packet.pts = packet.dts = last_tick
@@ -124,7 +125,7 @@ def record(
                 container.mux(packet)
             if frame is None:
                 break
-        if last_tick < 0:  # then there is no file
+        if last_tick < 0:  # no packet, so no file was written
             raise InvalidInput(
                 f"source: expected a recording of which device {profile.name!r} loses not all, got {source}"
             )

@@ -1,13 +1,14 @@
 """Timing of a device from the timestamps of a recording: rate, jitter, loss, skew.
 
-*Design.* Frame ``k`` of a steady device comes at ``start + k * period`` plus a delay. The period is the one near the
-median interval at which the timestamps of the first frames agree best in phase (a periodogram, which losses do not
-disturb). Rounding then numbers the frames, and a line through (number, timestamp) gives a better period; the stretch
-that is fitted doubles until it holds all frames, so that a small error of the period never adds up to a whole frame.
-Numbers that no frame has are losses, and the residuals are the jitter. A frame is late, never early: a line through the
-earliest frames tells the numbers apart, whatever the jitter, where the period is known, as that of sound is from its
-packets. Where it is not, and the timestamps agree on none better than by chance, no frame counts as lost. Chance makes
-few frames agree better than many, and frames that come together agree as one.
+*Design.* Frame ``k`` of a steady device comes at ``start + k * period`` plus a delay. The first estimate of the period
+is the value near the mean interval at which the first timestamps agree best in phase: a periodogram, which losses do
+not disturb. Rounding then numbers the frames, and a line through (number, timestamp) gives a better period. The fitted
+stretch doubles until it holds all frames, so a small error of the period never adds up to a whole frame. Missing
+numbers are losses, and the residuals are the jitter.
+
+If the period is known, as for packets of sound, a line through the earliest frames numbers them whatever the jitter,
+because a frame is late, never early. If it is unknown, and the timestamps agree on no period better than by chance, no
+frame counts as lost. By chance, few frames agree better than many, and frames that arrive together count as one.
 
 *Invariants.* Numbers increase from frame to frame. Fewer than three frames have no period and no jitter.
 
@@ -26,38 +27,40 @@ __all__ = ["SURE", "Timing", "measure_timing"]
 MIN_FRAMES = 3
 FIRST_FRAMES = 256
 SEARCH = np.linspace(0.58, 1.03, 4_001)
-"""Periods to look at, over the mean interval: losses make it longer, and half a period would agree as well."""
+"""Periods to try, as multiples of the mean interval: losses make it longer than the period. Half a period would agree
+equally well, so the range excludes it."""
 AGREEMENT = 0.25
-"""Below it, jitter hides the period."""
+"""Agreement below which jitter hides the period."""
 CHANCE = 3.3
-"""What chance alone reaches, times the root of the number of instants, from 20 to 256 of them."""
+"""Agreement that chance alone reaches, times the root of the number of instants, for 20 to 256 instants."""
 APART = 0.25
-"""Mean intervals below which frames come together: strong jitter delivers them in bunches."""
+"""Frames closer than this many mean intervals count as together: strong jitter delivers them in bunches."""
 CLEAR = 0.5
-"""Below it, the period is taken from elsewhere, where it is known."""
+"""Agreement below which the nominal period is used, if it is known."""
 EARLIEST = 0.02
 """Share of the frames that may be earlier than the line: some numbers may be wrong until all frames are fitted."""
 BEHIND = 0.25
-"""How far the line is behind the earliest frames at most, in periods: one that seems early moves those before it."""
+"""Most periods by which the line is later than the earliest frames: a frame that seems early lowers the numbers of the
+frames before it."""
 LAST = 8
-"""Frames at the end that count as late, not as behind a loss: no later one tells."""
+"""Frames at the end that count as late, not as following a loss, because no later frame decides between the two."""
 LEAST_STRETCH = 1.05
-"""By how much the mean interval of packets of one length may be shorter than their period, by chance."""
+"""Factor by which the mean interval of packets of equal length may be shorter than their period, by chance."""
 SURE = 3.0
-"""Standard errors beyond which a skew is reported; a short recording cannot tell a small one from jitter."""
+"""Standard errors beyond which a skew is reported; in a short recording, a small skew looks like jitter."""
 
 
 @attrs.frozen
 class Timing:
-    """Timing that was measured.
+    """Measured timing.
 
     Attributes:
-        frames: how many came.
-        duration_s: from the first to the last.
-        period_s: seconds from a frame to the next; 0: too few frames.
+        frames: number of frames that arrived.
+        duration_s: seconds from the first frame to the last.
+        period_s: seconds from a frame to the next; 0 if there are too few frames.
         jitter_s: standard deviation of the delay.
-        loss: share of the frames that is missing.
-        loss_run: mean number of successive frames that are missing together; 1 where none is.
+        loss: share of the frames that are missing.
+        loss_run: mean number of successive frames that are missing together; 1 if none is missing.
         period_error_s: standard error of ``period_s``.
     """
 
@@ -70,7 +73,7 @@ class Timing:
     period_error_s: float
 
     def skew_ppm(self, nominal_period_s: float) -> float:
-        """Return by how much the clock of the device is faster than ours; 0: not certain.
+        """Return the skew of the device's clock in parts per million, positive if it is fast; 0 if not significant.
 
         Args:
             nominal_period_s: the period on the clock of the device.
@@ -80,11 +83,11 @@ class Timing:
 
 
 def measure_timing(timestamps_s: Sequence[float], *, nominal_period_s: float = 0.0) -> Timing:
-    """Return the timing of frames with these timestamps, in order.
+    """Return the timing of frames from their timestamps.
 
     Args:
-        timestamps_s: in order.
-        nominal_period_s: the period on the clock of the device; 0: not known.
+        timestamps_s: arrival times in seconds, ascending.
+        nominal_period_s: the period on the clock of the device; 0: unknown.
     """
     stamps = np.asarray(timestamps_s, np.float64)
     duration_s = float(stamps[-1] - stamps[0]) if len(stamps) else 0.0
@@ -93,7 +96,7 @@ def measure_timing(timestamps_s: Sequence[float], *, nominal_period_s: float = 0
     numbers = np.arange(len(stamps), dtype=np.float64)
     period, start, agreement = _find_period(stamps[:FIRST_FRAMES])
     length = min(FIRST_FRAMES, len(stamps))
-    # losses make the mean interval longer; where it is much shorter, packets have several lengths
+    # losses make the mean interval longer; if it is much shorter, packets have several lengths
     by_earliest = 0 < nominal_period_s * (len(stamps) - 1) <= LEAST_STRETCH * duration_s and agreement < CLEAR
     if by_earliest:
         period = nominal_period_s
@@ -102,7 +105,7 @@ def measure_timing(timestamps_s: Sequence[float], *, nominal_period_s: float = 0
         length = 0
     while length:
         part, order = stamps[:length], np.arange(length)
-        # number minus index never decreases; a frame is late, never early, so the one after it decides
+        # number minus index never decreases; because a frame is late, never early, later frames bound its number
         steps = np.round((part - start) / period) - order
         if by_earliest:
             steps[-LAST:] = steps[-LAST:].min()
@@ -135,7 +138,7 @@ def _find_earliest(stamps: NDArray[np.float64], period: float, numbers: NDArray[
 
 
 def _count_instants(stamps: NDArray[np.float64]) -> float:
-    """Return how many instants say as much as these timestamps, some of which come together."""
+    """Return the effective number of instants: timestamps that come together count as about one."""
     intervals = np.diff(stamps)
     firsts = np.flatnonzero(intervals >= APART * intervals.mean()) + 1
     together = np.diff(np.concatenate(([0], firsts, [len(stamps)])))
@@ -143,7 +146,7 @@ def _count_instants(stamps: NDArray[np.float64]) -> float:
 
 
 def _find_period(stamps: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Return a first period, an instant that is in phase, and how well the timestamps agree, from 0 to 1."""
+    """Return a first estimate of the period, an instant in phase, and the agreement of the timestamps, from 0 to 1."""
     since = stamps - stamps[0]
     periods = float(np.diff(stamps).mean()) * SEARCH
     agreement = np.exp(2j * np.pi * since / periods[:, None]).mean(axis=1)

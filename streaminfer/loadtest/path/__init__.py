@@ -1,4 +1,4 @@
-"""The whole path of a stream: device, real encoder, network, CDN edge, decoder, service, with the age at the viewer."""
+"""Whole path of a stream, from the device through encoder, network, CDN edge, decoder and service to the viewer."""
 
 from typing import TYPE_CHECKING
 
@@ -62,5 +62,5 @@ _HOMES = {
     "loadtest.path.webrtc.webrtc_path": ["WebRtcPath"],
 }
 
-if not TYPE_CHECKING:  # type checkers know the names from the block above, and refuse others
+if not TYPE_CHECKING:  # type checkers read the names from the block above and report others
     __getattr__, __dir__ = lazy_attributes(__name__, _HOMES)

@@ -1,4 +1,4 @@
-"""`CdnEdge`: a hop through a real nginx cache, as consumers of a live stream read it from a CDN."""
+"""`CdnEdge`: a hop through a real nginx cache, where consumers read a live stream as from a CDN."""
 
 import asyncio
 import contextlib
@@ -48,18 +48,18 @@ Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 class CdnEdge:
     """nginx in front of an origin, both on loopback.
 
-    A unit is put at the origin; then each consumer gets it through the cache, one after the other. The first finds it
-    missing, the others are served from the cache.
+    The edge puts a unit at the origin; then the consumers get it through the cache, one after the other. The first
+    request is a miss, the others are hits.
 
     Args:
-        consumers: of each unit, among them the model.
+        consumers: number of consumers of each unit, including the model.
 
     Attributes:
-        hits: units that came from the cache.
-        misses: units that came from the origin.
+        hits: responses from the cache.
+        misses: responses from the origin.
 
     Raises:
-        FileNotFoundError: at its start, where there is no nginx.
+        FileNotFoundError: nginx is not installed; raised when the edge starts.
     """
 
     def __init__(self, *, consumers: int = 1) -> None:
@@ -73,20 +73,20 @@ class CdnEdge:
         self._nginx: Nginx | None = None
 
     async def carry(self, path: str, number: int, data: bytes) -> bytes:
-        """Return the bytes of a unit as the last consumer gets them.
+        """Send a unit through the cache and return the bytes that the last consumer gets.
 
         Args:
-            path: name of its stream.
-            number: of the unit in it.
+            path: name of the stream.
+            number: number of the unit in the stream.
             data: the unit.
 
         Raises:
-            BackendError: nginx does not give it, or the edge ends meanwhile.
-            RuntimeError: the edge does not run.
+            BackendError: nginx returns no valid response, or the edge ends meanwhile.
+            RuntimeError: the edge is not running.
         """
         if self._nginx is None:
             raise RuntimeError("the edge does not run; use `async with CdnEdge() as edge`")
-        # of this call alone: nginx would answer a repeat with the unit, or the 404, that it has stored
+        # unique per call: for a repeated address nginx would return the unit, or the 404, that it has stored
         address = f"/{quote(path)}/{number}/{next(self._carried)}"
         self._units[address] = data
         received = b""
@@ -134,7 +134,7 @@ class CdnEdge:
         self._idle.clear()
         await self._ends.aclose()
         if self._serving:
-            await asyncio.wait(self._serving)  # they end with their connections, which nginx has closed
+            await asyncio.wait(self._serving)  # each ends when nginx closes its connection
 
     async def _get(self, address: str) -> bytes:
         nginx = self._nginx
@@ -150,7 +150,7 @@ class CdnEdge:
             writer.close()
             raise BackendError(f"CDN edge: no valid response for {address}: {error!r}") from error
         except BaseException:
-            writer.close()  # a response that was not read belongs to no later request
+            writer.close()  # a later request must not read the rest of this response
             raise
         if self._nginx is nginx:
             self._idle.append((reader, writer))
@@ -175,7 +175,7 @@ class CdnEdge:
             reader, writer = self._idle.pop()
             if not reader.at_eof():
                 return reader, writer
-            writer.close()  # nginx has closed it, after a minute or so
+            writer.close()  # nginx closes idle connections after about a minute
         return None
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -198,7 +198,7 @@ class CdnEdge:
 
 
 async def _stop_behind(starting: asyncio.Future[Nginx], running: contextlib.AbstractContextManager[Nginx]) -> None:
-    """Stop nginx once it has started: the thread of a start that is cancelled goes on, in the folder."""
+    """Stop nginx once it has started: after a cancelled start, the thread still starts nginx in the folder."""
     await asyncio.wait([starting])
     if not starting.cancelled() and starting.exception() is None:
         await asyncio.to_thread(running.__exit__, None, None, None)

@@ -1,4 +1,4 @@
-"""Encoder of a device and decoder of a receiver, with the CPU that each takes."""
+"""Encoder of a device and decoder of a receiver, with the CPU time of each."""
 
 import time
 from collections.abc import Callable
@@ -26,12 +26,12 @@ FORCED_KEY, CHOSEN_BY_ENCODER = 1, 0
 
 @attrs.frozen(slots=True)
 class Unit:
-    """What an encoder made of one frame.
+    """One encoded frame.
 
     Attributes:
         data: packets of the codec, joined.
-        pts: position, in ticks of the encoder.
-        key: it can be decoded without those before it.
+        pts: presentation timestamp, in ticks of the encoder.
+        key: whether it can be decoded without the units before it.
     """
 
     data: bytes
@@ -40,19 +40,19 @@ class Unit:
 
 
 class Codecs:
-    """Encoder of one device and decoder of its receiver, for one thread at a time.
+    """Encoder of one device and decoder of its receiver; not thread-safe.
 
     Args:
-        scene: what the device captures.
-        wanted: what the model takes.
+        scene: the scene that the device captures.
+        wanted: input format of the model.
         prepare: makes an input of the model from an array.
 
     Attributes:
         cpu_s: CPU seconds of each stage so far.
-        is_inter_coded: a unit may need those before it, so that a lost one is followed by a key frame.
+        is_inter_coded: whether a unit may need the units before it; after a loss the receiver then needs a key frame.
 
     Raises:
-        TypeError: the model takes something else than the device sends.
+        TypeError: the model takes pictures and the device sends sound, or the reverse.
     """
 
     def __init__(self, scene: Scene, wanted: VideoFormat | AudioFormat, prepare: Prepare | None) -> None:
@@ -67,20 +67,20 @@ class Codecs:
         self._ticks = 1 if isinstance(profile, CameraProfile) else profile.frame_samples
         tick_s = self._encoder.time_base
         self._tick_ns = tick_s.numerator * 1_000_000_000, tick_s.denominator
-        # one thread, so that its CPU is known
+        # a single thread, so that its CPU time is known
         self._picture = PictureConverter(av, wanted, threads=1) if isinstance(wanted, VideoFormat) else None
         self._sound = AudioAssembler(av, wanted) if isinstance(wanted, AudioFormat) else None
         self.cpu_s: dict[str, float] = dict.fromkeys(("encode", "decode", "prepare"), 0.0)
         self.is_inter_coded = self._camera and profile.codec != "mjpeg"
 
     def encode(self, transfer: Transfer, place: int, number: int, *, key: bool) -> Unit | None:
-        """Return the unit of a frame; ``None``: the encoder holds it back, as some do with the first.
+        """Encode a frame and return its unit; ``None`` if the encoder delays it, as some do with the first frame.
 
         Args:
-            transfer: of the frame; gets the CPU seconds.
-            place: of the frame in the scene.
-            number: of the frame in the stream.
-            key: make a key frame.
+            transfer: transfer of the frame; gets the CPU seconds.
+            place: position of the frame in the scene.
+            number: number of the frame in the stream.
+            key: whether to make a key frame.
         """
         started_s = time.thread_time()
         frame = self._scene.frame(place)
@@ -95,14 +95,14 @@ class Codecs:
         return Unit(data, packets[0].pts, packets[0].is_keyframe)
 
     def decode(self, transfer: Transfer, data: bytes, pts: int, *, discontinuity: bool) -> None:
-        """Give a transfer the frames that its unit completes, and the CPU seconds."""
+        """Decode a unit; the transfer gets the frames that the unit completes, and the CPU seconds."""
         started_s, captured_ns = time.thread_time(), transfer.captured_ns
         packet = self._av.Packet(data)
         packet.pts = packet.dts = pts
         packet.time_base = self._encoder.time_base
         decoded = self._decoder.decode(packet)
         decoded_s = time.thread_time()
-        numerator, denominator = self._tick_ns  # a `Fraction` takes thirty calls
+        numerator, denominator = self._tick_ns  # integers, because a `Fraction` would take thirty calls
         media_ns = max(0, (pts * numerator + denominator // 2) // denominator)
         frames: list[Frame] = []
         for frame in decoded:

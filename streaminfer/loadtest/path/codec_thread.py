@@ -1,4 +1,4 @@
-"""`CodecThread`: a thread that runs the codecs of paths, one job after the other."""
+"""`CodecThread`: a thread that runs the codecs of several paths, one job after another."""
 
 import queue
 import threading
@@ -11,12 +11,12 @@ __all__ = ["CodecThread"]
 
 
 class CodecThread:
-    """A thread for the codecs of some paths. A job has neither a future nor a lock, as it would in an executor.
+    """A thread for the codecs of several paths. Unlike in an executor, a job has no future and no lock.
 
     Use it as a context manager, around the paths.
 
     Args:
-        name: of the thread.
+        name: name of the thread.
     """
 
     def __init__(self, name: str = "codec") -> None:
@@ -25,7 +25,7 @@ class CodecThread:
         self._ended = False
 
     def submit(self, job: Callable[[Any], object], argument: Any) -> None:
-        """Run a job behind those before it; it must not raise.
+        """Queue a job; the thread runs jobs in order. A job must not raise.
 
         Raises:
             Closed: the thread has ended.

@@ -1,4 +1,4 @@
-"""`DeviceGroup`: devices of one kind on one network as data, and `run_devices`, a load test of a service with them."""
+"""`DeviceGroup`: devices of one kind on one network, as data; `run_devices`: a load test of a service with devices."""
 
 import asyncio
 from collections.abc import Sequence
@@ -43,25 +43,25 @@ Transport = Literal["simulated", "webrtc", "packets"]
 
 
 def as_tuple(given: Any) -> Any:
-    """Return what TOML has as a list as a tuple."""
+    """Return a list as a tuple, because TOML has lists only; return other values unchanged."""
     return tuple(given) if isinstance(given, list) else given
 
 
 @attrs.frozen(kw_only=True)
 class DeviceGroup:
-    """Devices of one kind on one network, which play one recording, each from another place on.
+    """Devices of one kind on one network. All play the same recording, each from a different position.
 
     Attributes:
         source: the recording.
-        device: profile of the devices, or its name, or a file.
-        network: profile of their network, or its name, or a file.
-        count: how many devices.
-        size: width and height of the pictures that the model takes; ``None``: those of the camera.
-        pixel_format: of these pictures.
-        sample_rate: of the sound that the model takes.
-        chunk: samples per chunk of it.
-        seconds: how much of the recording to use; ``None``: all.
-        transport: ``"simulated"``: a `MediaPath`, whose network is simulated; ``"webrtc"``: a `WebRtcPath`;
+        device: profile of the devices, its name, or a file.
+        network: profile of the network, its name, or a file.
+        count: number of devices.
+        size: width and height of the pictures that the model takes; ``None``: the size of the camera's pictures.
+        pixel_format: pixel format of the pictures that the model takes.
+        sample_rate: sample rate of the sound that the model takes.
+        chunk: samples per chunk of this sound.
+        seconds: seconds of the recording to use; ``None``: all.
+        transport: ``"simulated"``: a `MediaPath`, with a simulated network; ``"webrtc"``: a `WebRtcPath`;
             ``"packets"``: a `PacketPath`, which needs root.
         prepare: makes an input of the model from an array.
     """
@@ -83,7 +83,7 @@ class DeviceGroup:
     )
 
     def __attrs_post_init__(self) -> None:
-        _ = self.wanted  # which checks size, rate and chunk
+        _ = self.wanted  # the formats check size, rate and chunk
         if self.transport == "webrtc" and self.device.codec not in MIME_TYPES:
             raise ValueError(
                 expected("transport", f"'webrtc' with a codec of {', '.join(MIME_TYPES)}", self.device.codec)
@@ -91,7 +91,7 @@ class DeviceGroup:
 
     @property
     def wanted(self) -> VideoFormat | AudioFormat:
-        """What the model takes."""
+        """Input format of the model."""
         if isinstance(self.device, CameraProfile):
             return VideoFormat(size=self.size, pixel_format=self.pixel_format)
         return AudioFormat(sample_rate=self.sample_rate, chunk=self.chunk)
@@ -104,16 +104,16 @@ class DeviceGroup:
         threads: Sequence[CodecThread] = (),
         clock: Clock | None = None,
     ) -> list[DevicePath]:
-        """Return the paths of the devices; the filters run here, and take a while.
+        """Return the paths of the devices; this runs the filters of the recording, so it takes a while.
 
         Args:
-            seed: of noise and networks.
-            edge: a hop between uplink and decoder, of a simulated network.
-            threads: for the codecs; the devices take them in turn. Without any, there is only a simulated network.
-            clock: of the paths.
+            seed: seed of noise and networks.
+            edge: a hop between uplink and decoder; needs a simulated network.
+            threads: threads for the codecs, used in turn; a simulated network needs none.
+            clock: clock of the paths.
 
         Raises:
-            ValueError: an edge, or no thread, with real packets.
+            ValueError: the transport is not simulated, and there is an edge or no thread.
         """
         if self.transport != "simulated" and (edge is not None or not threads):
             raise ValueError(expected("transport", "'simulated' with an edge or in virtual time", self.transport))
@@ -158,26 +158,26 @@ async def run_devices(
     name: str = "",
     progress: OnProgress | None = None,
 ) -> Report:
-    """Test a service with devices: each request is a frame, its latency the age of the response at the viewer.
+    """Test a service with devices: each request is a frame, and its latency is the age of the response at the viewer.
 
-    The report has tails by ``device``, ``network`` and stage, and means of CPU seconds and accuracy by device. A frame
-    that an encoder drops because it is behind was not sent, so there is no verdict if these are more than 1 %.
+    The report has tails by ``device``, ``network`` and stage, and means of CPU seconds and accuracy by device. Frames
+    that an overloaded encoder drops count as not sent. If more than 1 % of the frames are dropped, there is no verdict.
 
     Args:
         service: as for `run`.
         groups: the devices.
-        duration_s: seconds in which frames are captured.
-        slo_s: age within which a response is on time.
-        objective: share of the frames that must be.
-        seed: of noise, jitter and loss.
+        duration_s: seconds during which the devices capture frames.
+        slo_s: age up to which a response is on time.
+        objective: share of the frames that must be on time.
+        seed: seed of noise, jitter and loss.
         score: as for `PathService`.
-        edge: a hop between uplink and decoder, such as a `CdnEdge` that runs; not with real packets.
-        workers: threads of all codecs. In a `VirtualLoop` there are none.
-        name: for the report.
-        progress: is called every second.
+        edge: a hop between uplink and decoder, such as a running `CdnEdge`; needs simulated networks.
+        workers: number of threads that the codecs of all devices share; a `VirtualLoop` uses none.
+        name: name of the run, for the report.
+        progress: called every second.
 
     Raises:
-        TypeError: ``groups`` is no sequence of `DeviceGroup`, or an empty one.
+        TypeError: ``groups`` is empty, or not a sequence of `DeviceGroup`.
     """
     what = "a sequence of DeviceGroup, at least one"
     check_instance("groups", groups, lambda it: isinstance(it, Sequence) and len(it) > 0, what)

@@ -1,18 +1,18 @@
 """`MediaPath`: one device through its encoder, a network and a CDN to a decoder, with the time and CPU of each stage.
 
-*Design.* Each frame is one job, in a thread or in the event loop. The job encodes the frame, gives the unit to the
-link, which is a state machine and tells when it arrives, and decodes it at once. All of that runs ahead of time: the
-frame counts as encoded when the device would have handed it over, and is delivered at its arrival, plus the time that
-the decoder took. The job itself sets the timer that wakes the event loop for the delivery, so a frame takes one
-callback of the loop and no task. One job of a path runs at a time, so both codecs work in order, and a caller that is
-cancelled leaves no gap in the stream. With an edge, a task per frame takes the unit through it, between arrival and
-decoder.
+*Design.* Each frame is one job, in a thread or in the event loop. The job encodes the frame and sends the unit over the
+simulated link, a state machine that returns the arrival time. Then the job decodes the unit at once, ahead of time.
+Encoding counts from the instant at which the device delivers the frame. The path delivers the frame to its caller at
+the arrival time plus the duration of the decoding. The job itself sets the timer that wakes the event loop for the
+delivery, so a frame takes one callback of the loop and no task. One job of a path runs at a time, so both codecs work
+in order, and a cancelled caller leaves no gap in the stream. With an edge, one task per frame carries the unit through
+the edge, between arrival and decoder.
 
-A receiver of pictures that misses a unit asks for a key frame, which takes the delay of the network, and ignores what
-comes before it. Sound continues behind a loss, with silence in place of what is missing.
+When a receiver of inter-coded pictures misses a unit, it requests a key frame, which takes the delay of the network. It
+ignores all units until the key frame arrives. Sound continues after a loss, with silence in place of the lost units.
 
-*Invariants.* Each frame that is sent completes exactly once, as delivered or lost. An encoder that is behind by
-`MAX_WAITING` frames drops the next one, as live encoders do.
+*Invariants.* Each frame that is sent completes exactly once, as delivered or lost. An encoder that is behind by more
+than `MAX_WAITING` frames drops the next one, as live encoders do.
 """
 
 import asyncio
@@ -46,12 +46,12 @@ class Edge(Protocol):
     """A hop between uplink and decoder."""
 
     async def carry(self, path: str, number: int, data: bytes) -> bytes:
-        """Return the bytes of a unit as a consumer behind the hop gets them."""
+        """Return the bytes of a unit as a consumer of the hop gets them."""
 
 
 @attrs.define(slots=True, eq=False)
 class _Passage:
-    """A transfer in progress; its instants follow one another."""
+    """A transfer in progress."""
 
     transfer: Transfer
     number: int
@@ -69,24 +69,24 @@ class _Passage:
 class MediaPath(DevicePath):
     """One device, its network, and the receiver of its stream.
 
-    It starts at its first frame; ``async with`` or :meth:`aclose` ends it.
+    The path starts at its first frame; ``async with`` or :meth:`aclose` ends it.
 
     Args:
-        scene: what the device captures.
-        network: profile of its network, or its name.
-        wanted: what the model takes.
-        prepare: makes an input of the model from an array; runs where the decoder does.
+        scene: the scene that the device captures.
+        network: profile of the network, or its name.
+        wanted: input format of the model.
+        prepare: makes an input of the model from an array; runs in the thread of the decoder.
         edge: a hop between uplink and decoder, such as a `CdnEdge`.
-        thread: for the codecs; ``None``: they run in the event loop.
-        start: place in the scene at which the device begins.
-        seed: of the network.
+        thread: thread for the codecs; ``None``: they run in the event loop.
+        start: position in the scene at which the device begins.
+        seed: seed of the network.
         clock: returns monotonic nanoseconds; ``None``: ``time.monotonic_ns``.
 
     Attributes:
-        name: of its stream, unique in the process.
+        name: name of the stream, unique in the process.
         labels: the names of device and network.
-        clock: that it uses.
-        cpu_s: CPU seconds of each stage so far, also of frames that were lost.
+        clock: the clock of the path.
+        cpu_s: CPU seconds of each stage so far, lost frames included.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class MediaPath(DevicePath):
         self._uplink = Uplink(profile, check_count("seed", seed, at_least=0))
         self._edge = edge
         self._thread = thread
-        self._submitted = self._coded = 0  # by the loop, and by the jobs
+        self._submitted = self._coded = 0  # counters of the loop and of the jobs
         self._arriving: deque[_Passage] = deque()
         self._timer: Timer | None = None
         self._travelling: set[_Passage] = set()
@@ -120,7 +120,7 @@ class MediaPath(DevicePath):
         self._broken = self._discontinuity = self._closed = False
 
     def begin(self, captured_ns: int, handed_ns: int | None, done: TransferEnd, *, skipped: int = 0) -> None:
-        """Send the next frame, as :meth:`DevicePath.begin`."""
+        """Send the next frame; see :meth:`DevicePath.begin`."""
         if self._closed:
             raise Closed(f"media path {self.name!r} is closed")
         if self._timer is None:
@@ -142,7 +142,7 @@ class MediaPath(DevicePath):
             self._end(passage, error)
 
     async def aclose(self) -> None:
-        """End the path; frames on their way get `Closed`."""
+        """End the path; the calls of frames in flight raise `Closed`."""
         self._closed = True
         for passage in list(self._travelling):
             self._end(passage, Closed(f"media path {self.name!r} was closed"))
@@ -160,25 +160,25 @@ class MediaPath(DevicePath):
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def _release(self, released: asyncio.Event) -> None:
-        """Close the timer, which no job sets any more."""
+        """Close the timer, after the last job has set it."""
         if self._timer is not None:
             self._timer.close()
             self._timer = None
         released.set()
 
     def _release_later(self, loop: asyncio.AbstractEventLoop, released: asyncio.Event) -> None:
-        """Do that from the thread, behind its jobs: also where the one that closes the path is cancelled meanwhile."""
+        """Call `_release` from the thread, after its jobs, even if the task that closes the path is cancelled."""
         with suppress(RuntimeError):  # the loop was closed, and needs no timer
             loop.call_soon_threadsafe(self._release, released)
 
     def _work(self, passage: _Passage) -> None:
-        """Encode, transport and decode a frame; in a thread, where there is one."""
+        """Encode, transport and decode a frame, in the codec thread if there is one."""
         if not self._closed:
             try:
                 self._code(passage)
             except BaseException as error:  # noqa: BLE001 - of a codec or of prepare: the caller gets it
                 passage.error = error
-            # the decoder takes one after the other; equal instants would let timers change the order
+            # the decoder takes frames one by one; with equal instants the timers could change their order
             self._free_ns = max(passage.arrives_ns, self._free_ns + 1) + passage.decode_ns
             passage.due_ns = self._free_ns - (passage.decode_ns if self._crosses_edge(passage) else 0)
             self._arriving.append(passage)
@@ -192,7 +192,7 @@ class MediaPath(DevicePath):
 
     def _deliver_due(self) -> None:
         if self._closed:
-            return  # what is on its way has ended
+            return  # the frames in flight have ended
         arriving, now_ns = self._arriving, self.clock()
         while arriving and arriving[0].due_ns <= now_ns:
             passage = arriving.popleft()
@@ -211,7 +211,7 @@ class MediaPath(DevicePath):
     def _code(self, passage: _Passage) -> None:
         """Encode a frame, send its unit, and decode what arrives."""
         transfer, began_ns = passage.transfer, self.clock()
-        # it may be done ahead of time; a thread that is behind shows as time before the encoder
+        # the job may run ahead of time; if the thread is behind, the delay counts as time before the encoder
         handed_ns = passage.arrives_ns = max(began_ns, passage.handed_ns, self._encoded_ns)
         transfer.stages_s["capture"] = max(0, handed_ns - transfer.captured_ns) / 1e9
         key = self._key_wanted_ns is not None and handed_ns >= self._key_wanted_ns
@@ -225,7 +225,7 @@ class MediaPath(DevicePath):
             return
         arrival = self._uplink.send(len(unit.data), encoded_ns)
         transfer.size, transfer.resent = len(unit.data), arrival.resent
-        # the absence of a lost one shows when it should have come
+        # the receiver notices a lost unit when it should have arrived
         passage.arrives_ns = self._uplink.due_ns(encoded_ns) if arrival.at_ns is None else arrival.at_ns
         if arrival.at_ns is None:
             self._lose(passage, "network")

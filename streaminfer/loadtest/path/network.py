@@ -1,11 +1,11 @@
-"""Network profiles as data, and links that behave like them, by seed.
+"""Network profiles as data, and simulated links that behave like them, repeatable by seed.
 
-*Design.* A link is a queue at a rate, then a delay with jitter, then a loss process. A packet waits until those before
-it are sent; one that would wait longer than the queue holds is dropped. Packets keep their order, as they do through
-one queue. With a trace, the delay is that of the recorded message that was sent last, so that outages come when and as
-long as they did; the trace repeats behind its end, a mean gap after its last message.
+*Design.* A link is a queue at a rate limit, then a delay with jitter, then a loss process. A packet waits until the
+packets before it are sent; the link drops a packet that would wait longer than ``queue_s``. Packets keep their order,
+as through one queue. With a trace, a packet has the delay of the last recorded message sent before it, so outages have
+their recorded time and length. The trace repeats: its first message follows its last one after a mean gap.
 
-*Invariants.* Arrivals never decrease. Equal seeds and equal calls give equal arrivals.
+*Invariants.* Arrival times never decrease. Equal seeds and equal calls give equal arrivals.
 
 *Complexity.* O(1) per burst of packets; O(log n) with a trace of n messages.
 """
@@ -44,11 +44,11 @@ def _seconds(values: ArrayLike) -> NDArray[np.float64]:
 
 @attrs.frozen(eq=False)
 class DelayTrace:
-    """One-way delays that were measured.
+    """Measured one-way delays.
 
     Attributes:
-        sent_s: when each message was sent, seconds from the start of the trace, never decreasing.
-        delay_s: how long each took.
+        sent_s: send time of each message, in seconds from the start of the trace, never decreasing.
+        delay_s: delay of each message.
     """
 
     sent_s: NDArray[np.float64] = attrs.field(converter=_seconds)
@@ -65,11 +65,11 @@ class DelayTrace:
 
     @classmethod
     def from_round_trips(cls, sent_ms: ArrayLike, rtt_ms: ArrayLike) -> "DelayTrace":
-        """Return the trace of measured round trips; each way takes half.
+        """Return the trace of measured round trips, with half of each as the one-way delay.
 
         Args:
-            sent_ms: when each was sent, in milliseconds.
-            rtt_ms: how long each took; those without a number are left out.
+            sent_ms: send time of each message, in milliseconds.
+            rtt_ms: round-trip time of each message, in milliseconds; messages with NaN or infinity are left out.
         """
         sent, rtt = _seconds(sent_ms), _seconds(rtt_ms)
         if rtt.shape != sent.shape or rtt.ndim != 1:
@@ -88,26 +88,27 @@ class DelayTrace:
         rtt: str = "rtt_ms",
         offsets: str = "offsets",
     ) -> "DelayTrace":
-        """Read measured round trips from an ``.npz`` file of several runs, one behind the other, or of one.
+        """Read measured round trips from an ``.npz`` file with one run, or several concatenated runs.
 
         Args:
-            path: of the file.
-            run: which run.
-            sent: name of the instants of sending, in milliseconds.
-            rtt: name of the round-trip times, in milliseconds.
-            offsets: name of the places at which the runs begin, with the end of the last; without it there is one run.
+            path: the file.
+            run: number of the run.
+            sent: name of the array of send times, in milliseconds.
+            rtt: name of the array of round-trip times, in milliseconds.
+            offsets: name of the array of positions at which the runs begin, and at which the last one ends; a file
+                without it has one run.
 
         Raises:
             OSError: the file cannot be read.
-            ValueError: it has no such names, or no such run.
+            ValueError: the file has no such array or run.
         """
         sent_ms, rtt_ms = load_arrays(path, sent, rtt, run=run, offsets=offsets)
         return cls.from_round_trips(sent_ms, rtt_ms)
 
     def delay_ns(self, at_ns: int) -> int:
-        """Return the delay of what is sent at an instant, from the start of the trace."""
+        """Return the delay of a packet that is sent at an instant, counted from the start of the trace."""
         first_s, last_s = float(self.sent_s[0]), float(self.sent_s[-1])
-        # the first message comes again behind the last one, as long after it as the others after one another
+        # when the trace repeats, its first message follows the last one after a mean gap
         length_s = last_s + (last_s - first_s) / max(self.sent_s.size - 1, 1) or 1.0
         place = int(np.searchsorted(self.sent_s, at_ns / 1e9 % length_s, side="right")) - 1
         return round(float(self.delay_s[max(place, 0)]) * 1e9)
@@ -118,15 +119,15 @@ class NetworkProfile:
     """An access network, one way.
 
     Attributes:
-        name: of the profile.
+        name: name of the profile.
         rate: bits per second; ``None``: not limited.
-        delay_s: seconds that every packet takes.
-        jitter_s: standard deviation of the delay beyond that.
-        loss: share of the packets that is lost.
+        delay_s: fixed delay of every packet, in seconds.
+        jitter_s: standard deviation of the random delay on top of it.
+        loss: share of the packets that are lost.
         loss_run: mean number of successive packets that are lost together; 1: losses are independent.
-        queue_s: seconds of traffic that wait at the rate limit; packets beyond it are dropped.
-        retransmits: times that a lost packet is sent again, each a round trip later.
-        trace: delays that were measured, in place of ``delay_s`` and ``jitter_s``.
+        queue_s: seconds of traffic that the queue at the rate limit holds; packets beyond it are dropped.
+        retransmits: most retransmissions of a lost packet.
+        trace: measured delays, in place of ``delay_s`` and ``jitter_s``.
     """
 
     name: str = attrs.field(validator=field_check(check_instance, lambda it: isinstance(it, str) and it, "a name"))
@@ -152,14 +153,14 @@ def network_names() -> tuple[str, ...]:
 
 
 def network_profile(source: str | Path | NetworkProfile) -> NetworkProfile:
-    """Return a profile of the library by its name, the one in a TOML or JSON file, or the profile given.
+    """Return a profile from the library or from a TOML or JSON file; a profile is returned unchanged.
 
     Args:
-        source: a name, as ``"lte"``; a path that ends in ``.toml`` or ``.json``; or a profile. A table ``trace`` of the
-            file has the arguments of `DelayTrace.load`; its ``path`` is relative to the file.
+        source: a name such as ``"lte"``; a path that ends in ``.toml`` or ``.json``; or a profile. A table ``trace`` in
+            the file has the arguments of `DelayTrace.load`; its ``path`` is relative to the file.
 
     Raises:
-        ValueError: there is no such profile, or the file holds an invalid one.
+        ValueError: no profile has this name, or the file holds an invalid one.
         OSError: the file cannot be read.
     """
     if isinstance(source, NetworkProfile):
@@ -180,8 +181,8 @@ class Link:
     """One direction of a network; a state machine.
 
     Args:
-        profile: of the network.
-        seed: of jitter and loss.
+        profile: profile of the network.
+        seed: seed of jitter and loss.
     """
 
     def __init__(self, profile: NetworkProfile, seed: int = 0) -> None:
@@ -196,28 +197,28 @@ class Link:
 
     @property
     def free_ns(self) -> int:
-        """When all packets so far have left the queue at the rate limit; 0: there is no limit."""
+        """Instant at which all packets so far have left the queue at the rate limit; 0 without a rate limit."""
         return self._free_ns
 
     def send(self, size: int, now_ns: int) -> int | None:
-        """Return when a packet arrives; ``None``: never.
+        """Send a packet and return its arrival time; ``None`` if it is lost.
 
         Args:
-            size: bytes.
-            now_ns: when it is sent, not before those of earlier calls.
+            size: bytes of the packet.
+            now_ns: send time, not before that of an earlier call.
         """
         arrived_ns, lost = self.send_burst(size, 1, now_ns)
         return None if lost else arrived_ns
 
     def send_burst(self, size: int, packets: int, now_ns: int) -> tuple[int, int]:
-        """Return when the last of some packets arrives that are sent together, and how many of them are lost.
+        """Send packets together; return the arrival time of the last one, and the number of lost packets.
 
-        The delay is the same for all of them.
+        All packets have the same delay.
 
         Args:
-            size: bytes of all.
-            packets: how many, of equal size.
-            now_ns: when they are sent, not before those of earlier calls.
+            size: bytes of all packets together.
+            packets: number of packets, of equal size.
+            now_ns: send time, not before that of an earlier call.
         """
         sent_ns, fitting = now_ns, packets
         if (rate := self._profile.rate) is not None:
@@ -235,11 +236,11 @@ class Link:
         return max(self._last_ns, arrived_ns), lost
 
     def send_alone(self, now_ns: int) -> tuple[int, bool]:
-        """Return when a small packet arrives that neither waits nor keeps the order, and whether it is lost."""
+        """Return the arrival time of a small packet that bypasses the queue, and whether it is lost."""
         return now_ns + self._delay_ns(now_ns), self._losses.loses()
 
     def delay_ns(self, now_ns: int) -> int:
-        """Return the delay, without jitter, of what is sent at an instant."""
+        """Return the delay, without jitter, of a packet that is sent at an instant."""
         if self._start_ns is None:
             self._start_ns = now_ns
         trace = self._profile.trace

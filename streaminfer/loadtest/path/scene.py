@@ -1,4 +1,4 @@
-"""`Scene`: what a device sees or hears, rendered once and shared by every path that plays it."""
+"""`Scene`: pictures or sound that a device captures, rendered once and shared by every path that plays them."""
 
 from pathlib import Path
 from types import ModuleType
@@ -17,21 +17,21 @@ __all__ = ["Scene"]
 
 
 class Scene:
-    """Frames that devices of one kind capture, over and over; the filters run once, before any load test.
+    """Frames that devices of one kind capture in a loop; the filters run once, before any load test.
 
     Args:
         source: a good recording.
         device: profile of the device, or its name.
-        seed: of its noise.
-        seconds: how much of the recording to use; ``None``: all. A second of 640×480 at 30 pictures takes 14 MB.
+        seed: seed of the noise.
+        seconds: seconds of the recording to use; ``None``: all. A second of 640×480 at 30 pictures/s takes 14 MB.
 
     Attributes:
-        profile: of the device.
+        profile: profile of the device.
 
     Raises:
         MissingExtra: PyAV is not installed.
         OSError: the recording cannot be opened or read.
-        ValueError: it has no stream of the kind of the device, or no frame.
+        ValueError: the recording has no frame, or no pictures for a camera or no sound for a microphone.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Scene:
         return len(self._frames)
 
     def frame(self, number: int) -> Any:
-        """Return a frame of PyAV; behind the last one, the scene starts again."""
+        """Return a PyAV frame by its number; after the last frame, the scene starts again."""
         samples = self._frames[number % len(self._frames)]
         if isinstance(self.profile, CameraProfile):
             return self._av.VideoFrame.from_numpy_buffer(samples, self._format)

@@ -1,4 +1,4 @@
-"""`Transfer`: one frame of a device on its way to the model, and `DevicePath`: what carries it."""
+"""`Transfer`: one frame of a device on its way to the model; `DevicePath`: base class of the paths that carry it."""
 
 import asyncio
 import itertools
@@ -23,15 +23,16 @@ Loss = Literal["encoder", "network", "undecodable"]
 
 @attrs.define(slots=True)
 class Transfer:
-    """One frame of a device, and how it came.
+    """One frame of a device, with the times of its stages.
 
     Attributes:
         captured_ns: instant of capture.
-        frames: for the model: one picture, any number of chunks of sound; none if it was lost.
-        lost: where: ``"encoder"``: it was behind; ``"network"``; ``"undecodable"``: it needs one that was lost.
-        stages_s: seconds of each stage that it passed: ``capture``, ``encode``, ``uplink``, ``edge``, ``decode``.
+        frames: frames for the model: one picture, or any number of chunks of sound; empty if the frame was lost.
+        lost: where the frame was lost: ``"encoder"``: the encoder was behind; ``"network"``; ``"undecodable"``: the
+            frame needs another one that was lost. ``None``: it was not lost.
+        stages_s: seconds of each completed stage: ``capture``, ``encode``, ``uplink``, ``edge``, ``decode``.
         cpu_s: CPU seconds of ``encode``, ``decode`` and ``prepare``.
-        size: bytes of its unit.
+        size: bytes of the unit.
         resent: packets that were sent again.
     """
 
@@ -45,10 +46,10 @@ class Transfer:
 
 
 class TransferEnd(Protocol):
-    """What is told of the end of a transfer: a future, or what stands for one where nothing awaits it."""
+    """Receiver of the outcome of a transfer: a future, or an object with these methods that no task awaits."""
 
     def done(self) -> bool:
-        """Whether it has ended."""
+        """Return whether it has its outcome."""
         ...
 
     def set_result(self, result: Transfer, /) -> None:
@@ -56,25 +57,25 @@ class TransferEnd(Protocol):
         ...
 
     def set_exception(self, exception: BaseException, /) -> None:
-        """Take the error with which it ended."""
+        """Take the error with which the transfer ended."""
         ...
 
 
 class DevicePath(AsyncClosing):
-    """What carries the frames of one device.
+    """Path of the frames of one device to the model.
 
     Args:
-        scene: what the device captures.
-        network: profile of its network.
-        kind: of the path, for its name.
-        start: place in the scene at which the device begins.
+        scene: the scene that the device captures.
+        network: profile of the network.
+        kind: kind of the path, a part of its name.
+        start: position in the scene at which the device begins.
         clock: returns monotonic nanoseconds; ``None``: ``time.monotonic_ns``.
 
     Attributes:
         scene: as above.
-        name: of its stream, unique in the process.
+        name: name of the stream, unique in the process.
         labels: the names of device and network.
-        clock: that it uses.
+        clock: the clock of the path.
     """
 
     _names = itertools.count()
@@ -91,21 +92,21 @@ class DevicePath(AsyncClosing):
         self._numbered = 0
 
     def _next_number(self, skipped: int) -> int:
-        """Return the number of the next frame, behind those that the device lost."""
+        """Return the number of the next frame, after the frames that the device lost."""
         number = self._numbered + skipped
         self._numbered = number + 1
         return number
 
     def send(self, captured_ns: int, handed_ns: int | None = None, *, skipped: int = 0) -> asyncio.Future[Transfer]:
-        """Send the next frame; the future completes when it was decoded, or is known to be lost.
+        """Send the next frame; the future completes when the frame is decoded, or known to be lost.
 
         Args:
-            captured_ns: instant of capture, not before that of the frame before it.
-            handed_ns: instant at which the encoder gets it; ``None``: at once.
-            skipped: frames before it that the device lost.
+            captured_ns: instant of capture, not before that of the previous frame.
+            handed_ns: instant at which the encoder gets the frame; ``None``: at once.
+            skipped: number of frames directly before this one that the device lost.
 
         Raises:
-            Closed: the path does not run.
+            Closed: the path is not running.
         """
         done: asyncio.Future[Transfer] = asyncio.get_running_loop().create_future()
         self.begin(captured_ns, handed_ns, done, skipped=skipped)
@@ -113,18 +114,18 @@ class DevicePath(AsyncClosing):
 
     @abstractmethod
     def begin(self, captured_ns: int, handed_ns: int | None, done: TransferEnd, *, skipped: int = 0) -> None:
-        """Send the next frame, as :meth:`send`, and tell of its end.
+        """Send the next frame like :meth:`send`, and report its outcome to ``done``.
 
         Args:
-            captured_ns: as above.
-            handed_ns: as above.
-            done: told of the end.
-            skipped: as above.
+            captured_ns: as for :meth:`send`.
+            handed_ns: as for :meth:`send`.
+            done: gets the transfer or the error.
+            skipped: as for :meth:`send`.
 
         Raises:
-            Closed: the path does not run.
+            Closed: the path is not running.
         """
 
     @abstractmethod
     async def aclose(self) -> None:
-        """End the path; frames on their way get `Closed`."""
+        """End the path; the calls of frames in flight raise `Closed`."""

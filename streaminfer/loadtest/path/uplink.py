@@ -1,4 +1,4 @@
-"""Units of a codec over a link: cut into packets, completed by retransmission, or lost."""
+"""Transport of encoded units over a link: cut into packets, completed by retransmission, or lost."""
 
 import attrs
 
@@ -7,7 +7,7 @@ from streaminfer.loadtest.path.network import Link, NetworkProfile
 __all__ = ["PACKET_BYTES", "Arrival", "Uplink"]
 
 PACKET_BYTES = 1_200
-"""Payload of an RTP packet that fits every path."""
+"""Payload of an RTP packet, small enough for every network path."""
 HEADER_BYTES = 40
 """IP, UDP and RTP."""
 
@@ -17,10 +17,10 @@ class Arrival:
     """One unit at the receiver.
 
     Attributes:
-        at_ns: when its last packet came; ``None``: it never was complete.
-        packets: how many it had.
-        lost: packets that were lost at first.
-        resent: packets that were sent again, with repetitions.
+        at_ns: when its last packet arrived; ``None``: the unit was never complete.
+        packets: number of its packets.
+        lost: packets that were lost when first sent.
+        resent: retransmissions; a packet counts each time it is sent again.
     """
 
     at_ns: int | None
@@ -32,13 +32,13 @@ class Arrival:
 class Uplink:
     """Transport of units over one link, in order; a state machine.
 
-    A packet behind a lost one shows the gap, the receiver asks for it, and it is sent again: three ways of a packet
-    for each repetition. The first way begins when the unit has left the queue; the others do not wait at the rate
-    limit, because they are few.
+    A retransmission takes three one-way delays: a later packet shows the gap, the receiver requests the lost packet,
+    and the sender sends it again. The first delay begins when the unit has left the queue. These packets bypass the
+    rate limit, because they are few.
 
     Args:
-        profile: of the network.
-        seed: of jitter and loss.
+        profile: profile of the network.
+        seed: seed of jitter and loss.
     """
 
     def __init__(self, profile: NetworkProfile, seed: int = 0) -> None:
@@ -47,11 +47,11 @@ class Uplink:
         self._last_ns = 0
 
     def send(self, size: int, now_ns: int) -> Arrival:
-        """Send one unit.
+        """Send one unit and return its arrival.
 
         Args:
-            size: bytes.
-            now_ns: when it is sent, not before those of earlier calls.
+            size: bytes of the unit.
+            now_ns: send time, not before that of an earlier call.
         """
         packets = max(1, -(-size // PACKET_BYTES))
         at_ns, lost = self._link.send_burst(size + packets * HEADER_BYTES, packets, now_ns)
@@ -69,11 +69,11 @@ class Uplink:
         return Arrival(at_ns if complete else None, packets, lost, resent)
 
     def delay_ns(self, now_ns: int) -> int:
-        """Return the delay, without jitter, of what is sent at an instant."""
+        """Return the delay, without jitter, of a packet that is sent at an instant."""
         return self._link.delay_ns(now_ns)
 
     def due_ns(self, now_ns: int) -> int:
-        """Return when the unit that was sent last at an instant should come, without jitter."""
+        """Return when the last unit, sent at an instant, should arrive without jitter."""
         left_ns = max(now_ns, self._link.free_ns)
         return left_ns + self._link.delay_ns(left_ns)
 
@@ -81,7 +81,7 @@ class Uplink:
         link, at_ns = self._link, sent_ns
         for times in range(1, self._retransmits + 1):
             for _ in ("the gap is seen", "a repeat is requested"):
-                at_ns, _lost = link.send_alone(at_ns)  # a later packet shows it, or asks again
+                at_ns, _lost = link.send_alone(at_ns)  # if lost, a later packet does the same
             at_ns, lost = link.send_alone(at_ns)
             if not lost:
                 return at_ns, times

@@ -1,4 +1,4 @@
-"""Pictures inside a page: SVG whose colors follow the page's color scheme, in a wide and a narrow form."""
+"""Inline SVG pictures that follow the page's color scheme, in a wide and a narrow form."""
 
 import itertools
 import re
@@ -14,7 +14,7 @@ __all__ = ["STYLE_SHEET", "draw"]
 
 _INK, _MUTED = "#01fe01", "#02fe02"
 _VARIABLES = {_INK: "ink", _MUTED: "muted", COLORS[0]: "main", GOOD: "good", BAD: "bad", GREY: "muted"}
-"""Colors of a picture, and the variable of the page that replaces each."""
+"""Colors of a picture, with the CSS variable of the page that replaces each."""
 _STYLE: dict[str, Any] = {
     "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none", "svg.fonttype": "none",
     "font.size": 9, "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _MUTED, "xtick.color": _MUTED,
@@ -54,19 +54,19 @@ footer { margin-top: 2.5rem; border-top: 1px solid var(--line); font-size: 0.85r
 
 
 def draw(plot: Callable[[Any], Any], label: str, *, height_in: float = 3.2) -> str:
-    """Return a picture in both forms, of which the page shows one; empty where matplotlib is not installed.
+    """Return a picture in both forms, of which the page shows one; empty if matplotlib is not installed.
 
     Args:
-        plot: draws on the axes that it gets.
-        label: what the picture shows, for readers who cannot see it.
-        height_in: in inches.
+        plot: draws on given axes.
+        label: alternative text, for readers who cannot see the picture.
+        height_in: height in inches.
     """
     try:
         matplotlib = require("matplotlib", extra="plot", purpose="a picture")
     except MissingExtra:
         return ""  # the tables have the figures
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-        # texts stay texts in the SVG: a letter that matplotlib's own font lacks is in one of the reader's
+        # the SVG contains text, not outlines: a glyph that matplotlib's font lacks is in one of the reader's fonts
         warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
         forms = [
             inline_svg(plot, label, width_in=width_in, height_in=height_in, attributes=f'class="{form}"')
@@ -76,7 +76,7 @@ def draw(plot: Callable[[Any], Any], label: str, *, height_in: float = 3.2) -> s
 
 
 def _in_page_colors(drawn: str) -> str:
-    mark = f"p{next(_marks)}-"  # identifiers of two pictures may be the same
+    mark = f"p{next(_marks)}-"  # two pictures may have the same identifiers
     drawn = re.sub(r'\bid="', f'id="{mark}', drawn)
     drawn = re.sub(r'href="#', f'href="#{mark}', drawn)
     drawn = re.sub(r"url\(#", f"url(#{mark}", drawn)

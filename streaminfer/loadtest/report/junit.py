@@ -1,4 +1,4 @@
-"""Checks of a load test as JUnit XML: the schedule, the objective, and the verdict of a comparison."""
+"""Checks of a load test as JUnit XML: schedule, objective, and the verdict of a comparison."""
 
 import re
 import xml.etree.ElementTree as ET
@@ -10,11 +10,11 @@ from streaminfer.loadtest.verdict.verdict import Verdict
 __all__ = ["make_junit"]
 
 _NO_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""Characters that XML has no way to write, such as those of colored output."""
+"""Characters that XML cannot represent, such as the escapes of colored output."""
 
 
 def make_junit(report: Report, verdict: Verdict | None = None) -> str:
-    """Return the XML: a failure where a check failed, and "skipped" where there is no verdict."""
+    """Return the checks as JUnit XML: "failure" if a check failed, "skipped" if it has no verdict."""
     cases = [
         ("schedule kept", "" if report.kept_schedule else "skipped", describe_schedule(report)),
         ("objective", {True: "", False: "failure", None: "skipped"}[report.passed], say_headline(report)),

@@ -1,4 +1,4 @@
-"""A report as one page: HTML with its pictures inside, which loads nothing, for both color schemes and for phones."""
+"""Report as one self-contained HTML page with inline pictures, for light and dark color schemes and for phones."""
 
 import os
 import time
@@ -20,21 +20,21 @@ from streaminfer.loadtest.verdict.verdict import Verdict
 __all__ = ["make_page", "make_summary"]
 
 CPU = "_cpu_s"
-"""End of the names of values that are CPU seconds."""
+"""Suffix of the names of values that are CPU seconds."""
 _MOST_DRAWN = 60
-"""Rows of a picture: thousands, such as names of files, take minutes, and no page shows them at once."""
+"""Most rows of a picture: thousands of rows, such as file names, take minutes to draw and do not fit on a page."""
 
 
 def make_page(report: Report, verdict: Verdict | None = None, path: str | os.PathLike[str] | None = None) -> str:
-    """Return the whole page; with a path, write it there too.
+    """Return the page as HTML; with a path, also write it there.
 
     Args:
-        report: what it shows.
-        verdict: of a comparison, which comes first.
-        path: of a file; ``None``: none.
+        report: the report to show.
+        verdict: verdict of a comparison, shown first; ``None``: no comparison.
+        path: file to write; ``None``: no file.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     title = f"Load test{f' {report.name}' if report.name else ''}"
     compared = () if verdict is None else (str(verdict),)
@@ -83,7 +83,7 @@ def _tails(title: str, tails: Sequence[Tail]) -> str:
 
 
 def _stages(report: Report, label: str) -> str:
-    """Return a table of the stages for each value of a label, where there are several."""
+    """Return a table of the stages for each value of a label; empty if the label has one value only."""
     values = [tail.name for tail in report.by_label(label)]
     tails = [
         attrs.evolve(tail, name=f"{value}: {tail.name}") for value in values for tail in report.by_stage(label, value)

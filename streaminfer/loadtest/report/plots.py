@@ -30,7 +30,7 @@ _LOWEST_S = 1e-6
 
 
 def plot_percentiles(ax: Any, report: Report) -> Any:
-    """Draw latency by percentile, percentiles on an axis of nines; it ends where requests got no response."""
+    """Draw latency by percentile, on an axis of nines; the line ends at the share of requests with a response."""
     ax = new_axes(ax, _PURPOSE)
     nines = max(1, math.floor(math.log10(report.requests)))
     shares = 1 - np.logspace(0, -nines, 40 * nines + 1)
@@ -53,7 +53,7 @@ def plot_percentiles(ax: Any, report: Report) -> Any:
 
 
 def plot_over_time(ax: Any, report: Report) -> Any:
-    """Draw median, p99 and maximum of what was due in each of 60 windows; a cross marks windows with lost requests."""
+    """Draw median, p99 and maximum latency in 60 windows by due time; a cross marks windows with lost requests."""
     ax = new_axes(ax, _PURPOSE)
     found = [(begin_s, latencies) for begin_s, latencies in report.windows(_WINDOWS) if latencies.size]
     times = np.array([begin_s for begin_s, _ in found])
@@ -77,7 +77,7 @@ def plot_over_time(ax: Any, report: Report) -> Any:
 
 
 def plot_capacity(ax: Any, capacity: Capacity) -> Any:
-    """Draw the late share of each step over its rate, the share that is allowed, and the interval of the capacity."""
+    """Draw the late share of each step over its rate, the allowed share, and the interval of the capacity."""
     ax = new_axes(ax, _PURPOSE)
     rates = [step.rate for step in capacity.steps]
     ax.plot(rates, [100 * step.late_share for step in capacity.steps], "o", color=COLORS[0], markersize=4, label="step")
@@ -94,7 +94,7 @@ def plot_capacity(ax: Any, capacity: Capacity) -> Any:
 
 
 def plot_tails(ax: Any, tails: Sequence[Tail]) -> Any:
-    """Draw a row for each tail: its median, p99 and p99.9; one that is infinite is left out."""
+    """Draw a row for each tail with its median, p99 and p99.9; infinite values are left out."""
     ax = new_axes(ax, _PURPOSE)
     ends = []
     for name, color, marker in _MARKS:

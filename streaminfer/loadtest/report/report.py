@@ -1,4 +1,4 @@
-"""`Report`: latencies of a load test over all requests that were due, how the schedule was kept, and files of it."""
+"""`Report`: latencies of a load test over all due requests, schedule errors, and export to files."""
 
 import json
 import os
@@ -27,19 +27,19 @@ _VERSION = 1
 _LEAST_ERROR_S = 0.001
 _ERROR_SHARE = 0.1
 _FIELDS = ("name", "machine", "arrivals", "seed", "senders", "duration_s", "slo_s", "objective")
-"""Fields of a report that are stored as they are."""
+"""Fields of a report that are stored unchanged."""
 TAILS = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
 
 
 @attrs.frozen
 class Tail:
-    """Percentiles of some of the requests.
+    """Percentiles of a group of requests, or of a stage.
 
     Attributes:
-        name: which.
-        count: how many.
+        name: name of the group or stage.
+        count: number of requests.
         on_time: share within the SLO; ``None`` for a stage.
-        quantiles_s: by name, seconds; infinite where that share got no response.
+        quantiles_s: percentiles by name, in seconds; infinite if too few requests got a response.
     """
 
     name: str
@@ -52,21 +52,21 @@ class Tail:
 class Report:
     """Result of a load test.
 
-    A percentile is over *all* requests that were due; one without a response counts as infinitely late. Latency counts
-    from the instant at which a request was due, so that a pause of the service, or of the sender, counts in full.
+    A percentile is over *all* requests that were due; a request without a response counts as infinitely late. Latency
+    counts from the instant at which a request was due, so a pause of the service or of the sender counts in full.
 
     Attributes:
-        record: what became of each request.
+        record: record of each request.
         slo_s: seconds within which a response is on time.
-        objective: share of requests that must be.
-        duration_s: how long it sent.
-        name: of the run.
-        seed: of the schedule.
-        arrivals: the schedule, in words.
-        senders: processes that sent; 0: the event loop of the service.
-        began: seconds since 1970.
-        machine: what sent.
-        capacity: what `find_capacity` found, for pages and files; ``None``: nothing was searched.
+        objective: share of requests that must be on time.
+        duration_s: seconds during which requests were due.
+        name: name of the run.
+        seed: seed of the schedule.
+        arrivals: description of the schedule.
+        senders: number of processes that sent; 0: the event loop of the service sent.
+        began: start of the run, in seconds since 1970.
+        machine: description of the machine that sent.
+        capacity: result of `find_capacity`, for pages and files; ``None`` without a search.
     """
 
     record: Record
@@ -85,30 +85,30 @@ class Report:
 
     @property
     def requests(self) -> int:
-        """How many were due."""
+        """Number of requests that were due."""
         return len(self.record)
 
     @property
     def latencies_s(self) -> Floats:
-        """Of each request, in the order in which they were due; infinite without a response."""
+        """Latency of each request, in the order of due time; infinite without a response."""
         return self.record.latency_s
 
     def quantile(self, q: float) -> float:
-        """Return a percentile of the latency in seconds, over all requests that were due; ``q`` is a share, as 0.99."""
+        """Return a percentile of the latency in seconds, over all due requests; ``q`` is a share such as 0.99."""
         return quantile_of(self.latencies_s, q)
 
     def quantiles(self, qs: ArrayLike) -> Floats:
-        """Return several; the smallest latency that at least this share of requests did not exceed."""
+        """Return percentiles: for each share, the smallest latency that at least this share did not exceed."""
         return quantiles_of(self.latencies_s, qs)
 
     @property
     def on_time(self) -> float:
-        """Share of all requests that were answered within the SLO."""
+        """Share of all requests that got a response within the SLO."""
         return float(np.mean(self.latencies_s <= self.slo_s))
 
     @property
     def outcomes(self) -> dict[str, int]:
-        """How many requests ended how: ``ok``, the class of an exception, ``unanswered``."""
+        """Number of requests by outcome: ``ok``, ``unanswered``, or the class of an exception."""
         return dict(Counter(self.record.outcome.tolist()).most_common())
 
     @property
@@ -118,24 +118,24 @@ class Report:
 
     @property
     def goodput(self) -> float:
-        """Requests answered on time per second."""
+        """Requests per second that got a response on time."""
         return self.on_time * self.rate
 
     # -- the schedule -------------------------------------------------------------------------------------------
 
     def schedule_error_s(self, q: float = 0.99) -> float:
-        """Return by how much requests were sent late; a request that was never sent counts as infinitely late."""
+        """Return a percentile of the delay from due time to send time; infinite for requests that were never sent."""
         late = np.where(np.isnan(self.record.late_s), np.inf, self.record.late_s)
         return quantile_of(late, q)
 
     @property
     def schedule_limit_s(self) -> float:
-        """Schedule error from which on the sender was the bottleneck: a tenth of the SLO, at least a millisecond."""
+        """Schedule error above which the sender was the bottleneck: a tenth of the SLO, at least a millisecond."""
         return max(_LEAST_ERROR_S, _ERROR_SHARE * self.slo_s)
 
     @property
     def kept_schedule(self) -> bool:
-        """Whether 99 % of the requests were sent within that limit; otherwise there is no verdict."""
+        """Whether 99 % of the requests were sent within `schedule_limit_s`; otherwise there is no verdict."""
         return self.schedule_error_s() <= self.schedule_limit_s
 
     @property
@@ -160,11 +160,11 @@ class Report:
         return [self._tail(value, self.record.where(column == value)) for value in sorted(set(column.tolist()) - {""})]
 
     def by_stage(self, label: str | None = None, value: str = "") -> list[Tail]:
-        """Return a tail for each stage that was timed, and for the age of the results where it differs from latency.
+        """Return a tail for each timed stage, and for the age of the results if it differs from the latency.
 
         Args:
-            label: of the requests to look at; ``None``: all.
-            value: of that label, as in ``by_stage("device", "phone")``.
+            label: label that selects requests; ``None``: all requests.
+            value: value of that label, as in ``by_stage("device", "phone")``.
 
         Raises:
             ValueError: no request has that label.
@@ -193,7 +193,7 @@ class Report:
         return found
 
     def windows(self, count: int) -> Iterator[tuple[float, Floats]]:
-        """Yield equal windows of the run: when each begins, and the latencies of what was due in it."""
+        """Yield equal windows of the run: the start of each, and the latencies of the requests due in it."""
         edges = np.linspace(0.0, self.duration_s, count + 1)
         bounds = np.searchsorted(self.record.due_s, edges)
         bounds[-1] = self.requests
@@ -203,7 +203,7 @@ class Report:
     # -- files --------------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the figures as JSON can hold them; an infinite latency is ``None``."""
+        """Return the figures as JSON values; an infinite latency is ``None``."""
         return {
             "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.began)),
             **{name: getattr(self, name) for name in (*_FIELDS, "requests", "rate", "on_time", "passed", "outcomes")},
@@ -235,7 +235,7 @@ class Report:
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write figures and every request as JSON; :meth:`load` reads it, for a comparison.
+        """Write the figures and every request as JSON; :meth:`load` reads the file, for a comparison.
 
         Raises:
             OSError: the file cannot be written.
@@ -250,28 +250,28 @@ class Report:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read what :meth:`save` wrote.
+        """Read a report that :meth:`save` wrote.
 
         Raises:
             OSError: the file cannot be read.
-            ValueError: it holds something else.
+            ValueError: the file is not a saved report.
         """
         text = Path(path).read_bytes()
         try:
             stored = json.loads(text)
             _check_format(stored)
             said, record = stored["report"], Record.decode(stored["record"])
-            found = said.get("capacity")  # reports of earlier builds have none
+            found = said.get("capacity")  # reports of earlier builds have no capacity
             capacity = None if found is None else Capacity.from_dict(found)
             fields = {name: said[name] for name in _FIELDS}
             return cls(record, began=said["began_s"], capacity=capacity, **fields)
-        except Exception as error:  # a damaged file raises a dozen kinds, and none of them means anything else
+        except Exception as error:  # a corrupt file can raise a dozen types, all with this cause
             raise ValueError(f"{os.fspath(path)}: not a saved report: {error}") from error
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
-        """Write one self-contained page: figures, pictures and tables.
+        """Write one self-contained page with figures, pictures and tables.
 
-        Pictures need the extra ``plot``; without it the page has its tables.
+        Pictures need the extra ``plot``; without it the page has only tables.
 
         Raises:
             OSError: the file cannot be written.
@@ -281,7 +281,7 @@ class Report:
         make_page(self, path=path)
 
     def to_junit(self, path: str | os.PathLike[str]) -> None:
-        """Write its checks as JUnit XML, for CI.
+        """Write the checks of the report as JUnit XML, for CI.
 
         Raises:
             OSError: the file cannot be written.
@@ -318,7 +318,7 @@ class Report:
 
 
 def describe_machine() -> str:
-    """Return what runs this process, in words."""
+    """Return a description of the machine that runs this process."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{platform.system()} {platform.machine()}, {cores} cores, Python {platform.python_version()}"
 

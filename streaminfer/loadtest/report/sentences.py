@@ -1,4 +1,4 @@
-"""A report in sentences."""
+"""Description of a report in sentences."""
 
 import math
 from textwrap import shorten
@@ -24,7 +24,7 @@ def say_headline(report: Report) -> str:
 
 
 def describe_schedule(report: Report) -> str:
-    """Return how well the schedule was kept."""
+    """Return a sentence about how well the sender kept the schedule."""
     if report.kept_schedule:
         return f"99 % of the requests were sent within {format_duration(report.schedule_error_s())} of their schedule."
     where = (
@@ -38,7 +38,7 @@ def describe_schedule(report: Report) -> str:
 
 
 def describe_lateness(report: Report) -> str:
-    """Return by how much a schedule was not kept."""
+    """Return a phrase about how late the requests were sent."""
     error_s, limit = report.schedule_error_s(), format_duration(report.schedule_limit_s)
     if math.isinf(error_s):
         return f"{np.mean(np.isnan(report.record.late_s)):.2%} of the requests were not sent"

@@ -1,6 +1,6 @@
-"""What an open loop does per request: the task, the instants of its send and its end, and what became of it.
+"""Per-request work of an open loop: sends each request, and records its send time, end and outcome.
 
-Compiled, since at 20,000 requests a second it competes with the service for the processor.
+The module is compiled, because at 20,000 requests per second it competes with the service for the processor.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ __all__ = ["DueRequests"]
 
 
 class DueRequests:
-    """Sends those requests of a schedule that are due, and notes when each was sent and when it ended.
+    """Sends the requests of a schedule when they are due, and records when each was sent and completed.
 
     Args:
-        call: sends the request of a number, and is awaited in a task of its own.
-        begin: begins it, and tells of its end, so that it needs no task; ``None``: it is awaited.
-        due_ns: instants of the clock, ascending.
-        errors: with which a request may end.
-        on_result: gets the number of a request and what its call returned.
+        call: sends the request with a number; it is awaited in one task per request.
+        begin: begins a request and calls back when it completes, so it needs no task; ``None``: use ``call``.
+        due_ns: due times on the clock, ascending.
+        errors: errors that count as the failure of a request.
+        on_result: gets the number of a request and the result of its call.
         clock: returns monotonic nanoseconds.
-        end: is called when the last one has ended, and with any other error.
+        end: called with ``None`` when the last request has ended, and with any error that is not in ``errors``.
 
     Attributes:
-        sent_ns: when each request was sent; 0: it was not.
-        completed_ns: when each was answered; 0: it was not.
-        failures: what the others raised; the first error of each class stands for all of it, since one can hold the
-            inputs of its request.
-        sent: how many were sent.
-        pending: those in flight, by number: each has ``cancel``, or is ``None`` while it is begun.
-        cancelling: requests are being cancelled, and do not fail by that.
+        sent_ns: send time of each request; 0 if it was not sent.
+        completed_ns: time of each response; 0 without a response.
+        failures: errors of failed requests, by number. All errors of a class share the first one, because an error can
+            hold the inputs of its request.
+        sent: number of requests sent.
+        pending: calls in flight, by number: an object with ``cancel``, or ``None`` while ``begin`` runs.
+        cancelling: whether the run cancels its requests; a request cancelled that way does not count as failed.
         clock: as given.
     """
 
@@ -62,7 +62,7 @@ class DueRequests:
         self._on_result, self.clock, self._end = on_result, clock, end
 
     def send_due(self, create_task: Callable[[Any], asyncio.Task[None]], now_ns: int) -> int:
-        """Send what is due at an instant; return when the next one is, or 0."""
+        """Send the requests that are due; return the due time of the next one, or 0 after the last."""
         number = self.sent
         begin = self._begin
         while number < self._count and self._due[number] <= now_ns:
@@ -70,7 +70,7 @@ class DueRequests:
                 self._start(number, begin)
             else:
                 task = create_task(self._run(number))
-                if not task.done():  # an eager task may be
+                if not task.done():  # an eager task may be done already
                     self.pending[number] = task
             number += 1
         self.sent = number
@@ -80,13 +80,13 @@ class DueRequests:
         self._sent_at[number] = self.clock()
         try:
             result = await self._call(number)
-        except BaseException as error:  # noqa: BLE001 - kept, or raised by the run
+        except BaseException as error:  # noqa: BLE001 - recorded as a failure, or raised by the run
             self.end(number, None, error)
         else:
             self.end(number, result, None)
 
     def _start(self, number: int, begin: Callable[..., Any]) -> None:
-        self.pending[number] = None  # its end may be told before `begin` returns
+        self.pending[number] = None  # the request may complete before `begin` returns
         self._sent_at[number] = self.clock()
         try:
             call = begin(number, partial(self.end, number))
@@ -97,12 +97,12 @@ class DueRequests:
                 self.pending[number] = call
 
     def end(self, number: int, result: Any, error: BaseException | None) -> None:
-        """Note how a request ended.
+        """Record the end of a request.
 
         Args:
-            number: of the request.
-            result: of its call.
-            error: what it raised; ``None``: nothing.
+            number: number of the request.
+            result: result of its call.
+            error: error of its call; ``None`` if it succeeded.
         """
         if error is None:
             self._completed_at[number] = self.clock()
@@ -112,7 +112,7 @@ class DueRequests:
                 except BaseException as raised:  # noqa: BLE001 - raised by the run
                     self._end(raised)
         elif isinstance(error, asyncio.CancelledError):
-            if not self.cancelling:  # the service's own
+            if not self.cancelling:  # the service itself cancelled it
                 self._fail(number, error)
         elif isinstance(error, self._errors):
             self._fail(number, error)

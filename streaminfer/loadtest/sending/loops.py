@@ -1,12 +1,12 @@
-"""Callers of a load test: an open loop, which sends each request when it is due, and a closed one.
+"""Callers of a load test: an open loop, which sends each request when it is due, and a closed loop.
 
-*Design.* The open loop never waits for a response before it sends: a slow service does not slow down its callers, so
-the requests that a pause would have hit are sent, and their latencies count from the instant at which they were due.
-All requests that are due at one wake-up of the timer are sent at once.
+*Design.* The open loop never waits for a response before it sends the next request, so a slow service does not slow
+down its callers. Requests that are due during a pause of the service are sent, and their latency counts from the
+instant at which they were due. When its timer fires, the loop sends all due requests at once.
 
-*Cost.* A request costs its task, one compiled coroutine around the call, two reads of the clock and two writes to
-arrays. Where a service tells of the end of a request, it costs neither task nor coroutine. The arrays hold machine
-integers, which the garbage collector does not visit.
+*Cost.* A request costs a task, one compiled coroutine around the call, two reads of the clock and two writes to arrays.
+If the service has ``begin_call``, a request needs neither task nor coroutine. The arrays hold machine integers, which
+the garbage collector does not visit.
 
 References: G. Tene, "How NOT to measure latency", 2013 (coordinated omission); B. Schroeder, A. Wierman,
 M. Harchol-Balter, "Open versus closed: a cautionary tale", NSDI 2006.
@@ -25,37 +25,37 @@ from streaminfer.testing import VirtualLoop
 __all__ = ["Begin", "Call", "OpenLoop", "Receive", "clock_of", "closed_loop", "complete"]
 
 Call = Callable[[int], Awaitable[Any]]
-"""Sends the request of a number."""
+"""Sends the request with a number."""
 Receive = Callable[[Any, BaseException | None], None]
-"""Told once how a request ended: its response, or ``None`` and the error."""
+"""Called once when a request ends, with its response, or with ``None`` and the error."""
 Begin = Callable[[int, Receive], Any]
-"""Begins the request of a number, and tells of its end; returns what has ``cancel``."""
+"""Begins the request with a number, and calls back when it ends; returns an object with ``cancel``."""
 _CANCELLING_S = 5.0
-"""For which a cancelled call is waited for; one that ignores its cancellation is left behind."""
+"""Seconds to wait for a cancelled call; the run abandons a call that ignores its cancellation."""
 
 
 def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], int]:
-    """Return the clock, monotonic nanoseconds, that the timers of a loop follow."""
+    """Return the clock of a loop's timers, in monotonic nanoseconds."""
     return loop.clock if isinstance(loop, VirtualLoop) else time.monotonic_ns
 
 
 class OpenLoop(DueRequests):
-    """Sends each request when it is due, whatever became of the others.
+    """Sends each request when it is due, whatever the outcome of the others.
 
     Args:
         call: sends a request.
-        due_ns: instants of ``time.monotonic_ns``, or of the clock of a virtual loop, ascending.
-        errors: with which a request may end; any other one ends the run, and is raised.
-        on_result: is called with the number of a request and what its call returned; its own errors end the run.
-        begin: begins a request, in place of ``call``, so that it needs no task.
+        due_ns: due times on ``time.monotonic_ns``, or on the clock of a virtual loop, ascending.
+        errors: errors that count as the failure of a request; any other error ends the run and is raised.
+        on_result: called with the number of a request and the result of its call; an error that it raises ends the run.
+        begin: begins a request, in place of ``call``, so that the request needs no task.
 
     Attributes:
         due_ns: as given.
-        sent_ns: when each request was sent; 0: it was not.
-        completed_ns: when each was answered; 0: it was not.
-        failures: what the others raised, the first error of each class for all of it; `asyncio.CancelledError` where a
-            service cancelled its own call.
-        sent: how many were sent.
+        sent_ns: send time of each request; 0 if it was not sent.
+        completed_ns: time of each response; 0 without a response.
+        failures: errors of failed requests, by number; all errors of a class share the first one. The error is
+            `asyncio.CancelledError` if the service itself cancelled the call.
+        sent: number of requests sent.
     """
 
     def __init__(
@@ -73,18 +73,18 @@ class OpenLoop(DueRequests):
 
     @property
     def in_flight(self) -> int:
-        """How many requests are sent and not completed."""
+        """Number of requests that are sent and not completed."""
         return len(self.pending)
 
     async def run(self, *, drain_s: float | None = None) -> None:
-        """Send all requests and wait for their ends.
+        """Send all requests and wait until they have ended.
 
         Args:
-            drain_s: seconds after the last send at which requests in flight are cancelled, and count as neither
-                answered nor failed; ``None``: never.
+            drain_s: seconds after the last send until the run cancels the requests in flight, which then count as
+                ``unanswered``, not as failed; ``None``: never.
 
         Raises:
-            BaseException: what a call raised that is not among ``errors``.
+            BaseException: an error of a call that is not in ``errors``.
         """
         loop = asyncio.get_running_loop()
         clock = self.clock = clock_of(loop)
@@ -129,42 +129,42 @@ class OpenLoop(DueRequests):
 
 
 def complete(done: Any, result: Any, error: BaseException | None, what: str) -> None:
-    """Tell a future, or what stands for one, how something ended; nothing if its caller was cancelled.
+    """Set the result or the error of a future, or of a similar object; do nothing if it is done already.
 
     Args:
-        done: is told.
-        result: of what ended.
-        error: why there is none; ``None``: there is one.
-        what: ended, for messages.
+        done: the future.
+        result: the result, if there is no error.
+        error: the error; ``None``: there is a result.
+        what: name of the operation, for messages.
     """
     if done.done():
         return
     if error is None:
         done.set_result(result)
         return
-    if isinstance(error, StopIteration):  # no future takes it
+    if isinstance(error, StopIteration):  # a future rejects it
         error = RuntimeError(f"{what}: {error!r}")
     done.set_exception(error)
     if isinstance(done, asyncio.Future):
-        done.exception()  # a caller that has gone does not read it
+        done.exception()  # marks the error as read, in case the caller has gone
 
 
 async def closed_loop(call: Call, callers: int, seconds: float) -> list[float]:
-    """Return the latencies that callers see who each send again as soon as they have a response.
+    """Return the latencies of callers that each send the next request as soon as they have a response.
 
-    While the service pauses, so do its callers: the requests that the pause would have delayed are never sent.
+    While the service pauses, its callers pause too: the requests that the pause would have delayed are never sent.
 
     Args:
         call: sends a request.
-        callers: how many.
-        seconds: for how long.
+        callers: number of callers.
+        seconds: duration of the run.
 
     Returns:
-        Seconds, in the order in which the requests were completed.
+        Latencies in seconds, in the order in which the requests completed.
 
     Raises:
-        TypeError, ValueError: an argument.
-        BaseException: what a call raised; it ends all callers.
+        TypeError, ValueError: an argument is wrong.
+        BaseException: an error of a call; it ends all callers.
     """
     check_count("callers", callers)
     check_duration("seconds", seconds)

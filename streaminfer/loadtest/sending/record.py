@@ -1,4 +1,4 @@
-"""What became of each request of a load test, as arrays: one row per request, in the order in which they were due."""
+"""Record of a load test as arrays, with one row per request in the order of due time."""
 
 import base64
 import zlib
@@ -17,14 +17,14 @@ __all__ = ["ANSWERED", "UNANSWERED", "Record"]
 
 ANSWERED = "ok"
 UNANSWERED = "unanswered"
-"""Neither answered nor failed when the drain ended, or never sent."""
+"""Outcome of a request without response or error when the drain ended, or one that was never sent."""
 
 Floats = NDArray[np.float64]
 
 _NUMBERS = ("due_s", "late_s", "latency_s")
 _COLUMNS = (*_NUMBERS, "outcome")
 _GROUPS: dict[str, Any] = {"stages": np.nan, "values": np.nan, "labels": ""}
-"""Columns by name, and what stands in one where there is nothing."""
+"""Groups of columns, with the value for a missing entry."""
 
 
 @attrs.frozen(eq=False)
@@ -32,14 +32,14 @@ class Record:
     """Requests of a load test.
 
     Attributes:
-        due_s: when each was due, seconds since the start of the run, ascending.
-        late_s: by how much each was sent late; NaN: it was not sent.
-        latency_s: from the instant at which it was due to its response; infinite without a response.
-        outcome: ``ok``, the class of the exception, or ``unanswered``.
+        due_s: due time of each request, in seconds since the start of the run, ascending.
+        late_s: delay from due time to send time; NaN if the request was not sent.
+        latency_s: seconds from due time to response; infinite without a response.
+        outcome: ``ok``, ``unanswered``, or the class of the exception.
         stages: seconds by name of the stage; NaN where it was not measured.
-        values: other measurements by name, likewise.
-        labels: by name; empty where there is none.
-        messages: what the first exception of each class said.
+        values: other measurements by name; NaN where there is none.
+        labels: labels by name; an empty string where there is none.
+        messages: message of the first exception of each class.
     """
 
     due_s: Floats
@@ -56,9 +56,9 @@ class Record:
         """Return the record of a run.
 
         Args:
-            loop: that sent the requests.
-            due_s: seconds since the start.
-            requests: what is known about them.
+            loop: the loop that sent the requests.
+            due_s: due times in seconds since the start.
+            requests: labels, stages and values of the requests.
         """
         due, sent, completed = (np.asarray(part, np.int64) for part in (loop.due_ns, loop.sent_ns, loop.completed_ns))
         answered = completed > 0
@@ -87,7 +87,7 @@ class Record:
 
     @classmethod
     def merge(cls, records: "Sequence[Record]") -> "Record":
-        """Return the requests of several senders as those of one."""
+        """Return one record with the requests of several senders."""
         order = np.argsort(np.concatenate([record.due_s for record in records]), kind="stable")
 
         def joined(parts: list[Any]) -> Any:
@@ -105,7 +105,11 @@ class Record:
         return cls(**fields, messages=messages)
 
     def where(self, chosen: NDArray[np.bool_]) -> "Record":
-        """Return some of the requests."""
+        """Return the record of the chosen requests.
+
+        Args:
+            chosen: shape (requests,), bool.
+        """
         fields: dict[str, Any] = {name: getattr(self, name)[chosen] for name in _COLUMNS}
         for group in _GROUPS:
             fields[group] = {name: column[chosen] for name, column in getattr(self, group).items()}
@@ -115,7 +119,7 @@ class Record:
         return int(self.due_s.size)
 
     def encode(self) -> dict[str, Any]:
-        """Return the columns as JSON can hold them: numbers compressed, repeated words as indexes."""
+        """Return the columns as JSON values: numbers compressed, repeated words as indexes."""
         return {
             "numbers": {name: _encode(getattr(self, name)) for name in _NUMBERS},
             "outcome": _encode(self.outcome),
@@ -125,7 +129,7 @@ class Record:
 
     @classmethod
     def decode(cls, stored: Mapping[str, Any]) -> Self:
-        """Return what :meth:`encode` made."""
+        """Return the record that :meth:`encode` encoded."""
         fields: dict[str, Any] = {name: _decode(stored["numbers"][name]) for name in _NUMBERS}
         for group in _GROUPS:
             fields[group] = {name: _decode(column) for name, column in stored[group].items()}
@@ -133,7 +137,7 @@ class Record:
 
 
 def _printable(text: str) -> str:
-    """Return a text that a file can hold: bytes of a file's name that it quotes may be none."""
+    """Return a text that UTF-8 can encode: an error message may quote a file name with undecodable bytes."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

@@ -1,4 +1,4 @@
-"""Requests of a load test: inputs by number, the call of a service, and what its responses tell."""
+"""Requests of a load test: inputs by number, the call of the service, and measurements from its responses."""
 
 import inspect
 import math
@@ -22,25 +22,25 @@ _NOTES = 256
 Service = Any
 """An object with ``async call(request)``, or an async function of the inputs."""
 Inputs = Any
-"""A sequence, whose elements are sent in turn; a function of the request's number; or one mapping for all requests."""
+"""A sequence, used in turn; a function of the request's number; or one mapping for all requests."""
 
 
 def check_service(service: Service) -> None:
-    """Refuse what cannot be called.
+    """Check that a service can be called.
 
     Raises:
-        TypeError: neither a service nor callable.
+        TypeError: ``service`` is neither a service nor callable.
     """
     if not is_service(service) and not callable(service):
         raise TypeError(expected("service", "an object with `async call(request)`, or an async function", service))
 
 
 def check_inputs(inputs: Inputs) -> Callable[[int], Any]:
-    """Return a function of a request's number.
+    """Return a function from a request's number to its inputs.
 
     Raises:
-        TypeError: no inputs.
-        ValueError: none at all.
+        TypeError: ``inputs`` has the wrong type.
+        ValueError: ``inputs`` is empty.
     """
     what = "a sequence of inputs, a mapping of input name to array, or a function of the request's number"
     if isinstance(inputs, (Mapping, Sample)):
@@ -56,10 +56,10 @@ def check_inputs(inputs: Inputs) -> Callable[[int], Any]:
 
 
 def _check_takes_a_number(function: Any, what: str) -> None:
-    # otherwise every request of the run would count its TypeError as an error of the service
+    # without this check, the TypeError of every request would count as an error of the service
     try:
         signature = inspect.signature(function, follow_wrapped=False)  # a decorator may add the number
-    except ValueError:  # one written in C may have none
+    except ValueError:  # functions written in C may have no signature
         return
     try:
         signature.bind(0)
@@ -72,20 +72,20 @@ def _request_of(given: Any, **settings: Any) -> Request:
 
 
 class Requests:
-    """Sends requests of one run and notes what is known about them.
+    """Sends the requests of one run and collects their labels, stages and values.
 
-    A note is kept as it comes, and many at once go into the columns: code that runs once in milliseconds is slow, since
-    the processor's caches have forgotten it.
+    The object first collects raw notes, and sorts many at once into the columns: code that runs only once in a few
+    milliseconds is slow, because the processor's caches have lost it.
 
     Args:
         service: an object with ``async call(request)``, or an async function.
-        inputs: of a request, by its number.
-        count: of requests.
+        inputs: returns the inputs of a request by its number.
+        count: number of requests.
 
     Attributes:
-        stages: by name, seconds of each request; NaN where it has none.
-        values: other measurements, likewise.
-        labels: by name, that of each request; empty where it has none.
+        stages: seconds of each request by name of the stage; NaN where a request has none.
+        values: other measurements by name; NaN where a request has none.
+        labels: labels of each request by name; an empty string where a request has none.
     """
 
     def __init__(self, service: Service, inputs: Callable[[int], Any], count: int) -> None:
@@ -104,7 +104,7 @@ class Requests:
 
     @property
     def call(self) -> Call:
-        """Sends the request of a number."""
+        """Function that sends the request with a number."""
         inputs, send = self._inputs, self._send
 
         def call(number: int) -> Awaitable[Any]:
@@ -118,7 +118,7 @@ class Requests:
 
     @property
     def begin(self) -> Begin | None:
-        """Begins the request of a number, where the service tells of its end; ``None``: it is awaited."""
+        """Function that begins the request with a number, without a task; ``None`` without ``begin_call``."""
         begin_call, inputs = self._begin_call, self._inputs
         if begin_call is None:
             return None
@@ -138,19 +138,19 @@ class Requests:
             self.sort_notes()
 
     def on_result(self, number: int, result: Any) -> None:
-        """Note what a result tells beside its outputs."""
+        """Collect the timings and measurements of a result."""
         measured = result
         if type(result) is Response:
             measured = result.outputs
             if result.timings is not None:
                 self._timings.append((number, result.timings))
-        if type(measured) is Measured:  # without its outputs, which may be large; copies, since a service may go on
+        if type(measured) is Measured:  # no outputs, which may be large; copies, because a service may change them
             self._measured.append((number, dict(measured.stages_s), dict(measured.values), dict(measured.labels)))
         if len(self._timings) == _NOTES or len(self._measured) == _NOTES:
             self.sort_notes()
 
     def sort_notes(self) -> None:
-        """Put what was noted into the columns; at the end of the run, too."""
+        """Move the collected notes into the columns; also called at the end of the run."""
         stages, labels = self.stages, self.labels
         for number, its_labels, stages_s in self._samples:
             for name, label in its_labels.items():
@@ -177,4 +177,4 @@ class Requests:
 
 
 BEFORE = "before sending"
-"""The stages of a `Sample` together: added to the latency they are the age of the result."""
+"""Name of the sum of a `Sample`'s stages; the age of a result is this sum plus the latency."""

@@ -1,4 +1,4 @@
-"""One sender: the requests of a schedule, from the event loop in which it is awaited."""
+"""One sender, which sends the requests of a schedule from its event loop."""
 
 import asyncio
 import contextlib
@@ -18,19 +18,19 @@ from streaminfer.stack import Stack
 __all__ = ["OnProgress", "Progress", "running", "send"]
 
 _LEAD_S = 0.02
-"""From the decision to start until the first request can be due, so that it is not late at once."""
+"""Seconds from the start of the run to the start of the schedule, so that the first request is not late."""
 
 
 @attrs.frozen
 class Progress:
-    """A load test at one moment.
+    """Progress of a load test.
 
     Attributes:
-        elapsed_s: since its start.
-        duration_s: how long it sends.
-        sent: requests so far.
-        requests: of the whole schedule.
-        in_flight: sent and not completed.
+        elapsed_s: seconds since the start.
+        duration_s: seconds during which requests are due.
+        sent: requests sent so far.
+        requests: requests of the whole schedule.
+        in_flight: requests sent and not completed.
     """
 
     elapsed_s: float
@@ -45,7 +45,7 @@ OnProgress = Callable[[Progress], None]
 
 @contextlib.asynccontextmanager
 async def running(service: Any) -> AsyncIterator[Any]:
-    """Start a `Stack` that does not run, and stop it again; anything else is used unchanged."""
+    """Start a `Stack` that is not running, and stop it at the end; yield any other service unchanged."""
     if isinstance(service, Stack) and not service.ready:
         async with service:
             yield service
@@ -68,22 +68,22 @@ async def send(
     """Send requests from this event loop.
 
     Args:
-        service: that runs.
+        service: a running service.
         inputs: as for :func:`run`.
-        due_s: the schedule, seconds.
+        due_s: due times in seconds from the start of the schedule.
         drain_s: as for :func:`run`.
-        duration_s: for the progress.
+        duration_s: duration that the progress reports.
         progress: as for :func:`run`.
-        start_ns: instant at which the schedule begins; ``None``: shortly.
-        first: number of the first request in the schedule of all senders.
-        step: from one number to the next.
+        start_ns: instant at which the schedule begins; ``None``: almost at once.
+        first: number of this sender's first request in the schedule of all senders.
+        step: difference between the numbers of this sender's requests.
     """
     check_service(service)
     at = check_inputs(inputs)
     loop = asyncio.get_running_loop()
     clock = clock_of(loop)
     requests = Requests(service, (lambda number: at(first + step * number)) if step > 1 else at, due_s.size)
-    gc.collect()  # not in the first second of the measurement
+    gc.collect()  # so that it does not run early in the measurement
     start_ns = clock() + round(_LEAD_S * 1e9) if start_ns is None else start_ns
     due_ns = (start_ns + np.rint(due_s * 1e9).astype(np.int64)).tolist()
     sending = OpenLoop(requests.call, due_ns, on_result=requests.on_result, begin=requests.begin)

@@ -1,7 +1,7 @@
-"""Sender processes: each sends its share of one schedule, on a loop of its own, by the clock that all processes share.
+"""Sender processes: each sends its share of one schedule on its own event loop, by the clock that all processes share.
 
-A process connects its service and says that it is ready; when all are, they get the instant at which the schedule
-begins. Over its pipe come its progress and, in the end, its record or its error.
+Each process connects its service and reports that it is ready. When all are ready, the parent sends them the instant at
+which the schedule begins. Each process sends its progress over a pipe, and at the end its record or its error.
 """
 
 import asyncio
@@ -25,9 +25,9 @@ from streaminfer.loadtest.sending.sender import OnProgress, Progress, running, s
 __all__ = ["send_from_processes"]
 
 _Share = Callable[..., Awaitable[Record]]
-"""Sends the share of a process; :func:`send` without the service and the instant at which it begins."""
+"""Sends the share of a process: :func:`send` with all arguments but the service, the progress and the start."""
 _LEAD_S = 0.2
-"""From the moment at which all are ready until the schedule begins."""
+"""Seconds from the instant at which all processes are ready to the start of the schedule."""
 
 
 async def send_from_processes(
@@ -45,15 +45,15 @@ async def send_from_processes(
     Args:
         make_service: returns the service; called in each process.
         inputs: as for `run`; pickled.
-        due_s: the schedule of all, seconds; of ``n`` senders, the one of number ``k`` has the requests ``k``,
-            ``k + n`` and so on.
-        senders: how many processes.
+        due_s: due times of all requests, in seconds. Sender ``k`` of ``n`` sends the requests ``k``, ``k + n`` and so
+            on.
+        senders: number of processes.
         drain_s: as for `run`.
-        duration_s: for the progress.
+        duration_s: duration that the progress reports.
         progress: as for `run`.
 
     Raises:
-        TypeError: a service or inputs that cannot be sent to another process.
+        TypeError: ``make_service`` or ``inputs`` cannot be pickled, or ``make_service`` takes arguments.
     """
     _check_portable("service", make_service)
     _check_portable("inputs", inputs)
@@ -72,7 +72,7 @@ async def send_from_processes(
         try:
             if progress is not None and not failures:
                 progress(told)
-        except Exception as error:  # noqa: BLE001 - raised at the end, as by a run without processes
+        except Exception as error:  # noqa: BLE001 - raised at the end, as in a run without processes
             failures.append(error)
 
     sends = partial(send, inputs=inputs, drain_s=drain_s, duration_s=duration_s, step=senders)
@@ -96,14 +96,14 @@ async def send_from_processes(
 
 
 async def _end(children: list[Any], collecting: "asyncio.Future[list[Record]] | None", pipes: list[Connection]) -> None:
-    """End what has not ended, also where the run is cancelled again meanwhile."""
+    """End the processes and the collecting thread, even if the run is cancelled again meanwhile."""
     for child in children:
-        child.kill()  # a service may ignore the signal that asks for it
+        child.kill()  # a service may ignore SIGTERM
     if collecting is not None:
         while not collecting.done():  # the thread ends with the processes
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait([collecting])
-        collecting.exception()  # of a cancelled run: that its processes ended
+        collecting.exception()  # marks the error as read: in a cancelled run the processes ended
     for child in children:
         child.join()
     for pipe in pipes:
@@ -120,7 +120,7 @@ def _check_portable(argument: str, value: Any) -> None:
 
 def _check_maker(make_service: Any) -> None:
     try:
-        with contextlib.suppress(ValueError):  # of a function that does not tell
+        with contextlib.suppress(ValueError):  # the function has no signature
             inspect.signature(make_service).bind()
     except TypeError as error:
         what = "a function without arguments that returns the service, because sender processes call it"
@@ -132,7 +132,7 @@ def _collect(pipes: list[Connection], tell: OnProgress, tells: bool) -> list[Rec
         _receive(pipe)
     start_ns = time.monotonic_ns() + round(_LEAD_S * 1e9)
     for pipe in pipes:
-        with contextlib.suppress(OSError):  # it has ended, which receiving will tell
+        with contextlib.suppress(OSError):  # the process has ended: receiving raises
             pipe.send((start_ns, tells))
     records: dict[int, Record] = {}
     latest: dict[int, Progress] = {}
@@ -146,7 +146,7 @@ def _collect(pipes: list[Connection], tell: OnProgress, tells: bool) -> list[Rec
             else:
                 latest[number] = message
                 told.add(number)
-                if len(told | records.keys()) == len(pipes):  # each that runs has told since the last time
+                if len(told | records.keys()) == len(pipes):  # all running processes have reported since
                     tell(_total(message, [latest[it] for it in told - records.keys()], list(records.values())))
                     told.clear()
     return [records[number] for number in range(len(pipes))]
@@ -155,7 +155,7 @@ def _collect(pipes: list[Connection], tell: OnProgress, tells: bool) -> list[Rec
 def _receive(pipe: Connection) -> Any:
     try:
         message = pipe.recv()
-    except (EOFError, OSError):  # the latter where it left something unread
+    except (EOFError, OSError):  # OSError if it left data unread
         raise RuntimeError("a sender process ended before its requests did") from None
     if isinstance(message, BaseException):
         raise message
@@ -173,7 +173,7 @@ def _total(last: Progress, running: list[Progress], ended: list[Record]) -> Prog
 
 
 def _send_share(pipe: Connection, make_service: Callable[[], Any], share: _Share) -> None:
-    """Run in the process."""
+    """Run one sender; the main function of a sender process."""
     with contextlib.closing(pipe):
         try:
             message: Any = asyncio.run(_send(pipe, make_service, share))
@@ -195,11 +195,11 @@ async def _send(pipe: Connection, make_service: Callable[[], Any], share: _Share
 
 @contextlib.contextmanager
 def _ending_with_parent(pipe: Connection) -> Iterator[None]:
-    """Cancel this task when the parent ends, as by a signal: who else would end what it sends?"""
+    """Cancel this task when the parent ends, for example by a signal; otherwise it would continue to send."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None  # noqa: S101 - `asyncio.run` made one
 
-    def end() -> None:  # nothing else comes
+    def end() -> None:  # the parent sends nothing else, so the pipe was closed
         loop.remove_reader(pipe.fileno())
         task.cancel()
 
@@ -213,6 +213,6 @@ def _ending_with_parent(pipe: Connection) -> Iterator[None]:
 def _portable(error: Exception) -> Exception:
     try:
         pickle.loads(pickle.dumps(error))  # noqa: S301 - of our own making
-    except Exception:  # noqa: BLE001 - whatever it is, its text is
+    except Exception:  # noqa: BLE001 - an error that cannot be pickled still has its text
         return RuntimeError(f"a sender process failed: {error!r}")
     return error

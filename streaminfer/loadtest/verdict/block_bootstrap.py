@@ -1,14 +1,14 @@
-"""How exactly a quantile of a run is known, where its latencies depend on each other.
+"""Block bootstrap: the error of a latency quantile when latencies depend on each other.
 
-*Design.* Requests of one moment share a queue, so their latencies are correlated and the textbook error of a quantile,
-which assumes independent ones, is too small by a factor that can exceed three. The run is cut into blocks of equal
-duration. Blocks are drawn with replacement, and the quantile of what was drawn is computed again; the deviation of its
-logarithm is the error. Dependence inside a block stays; blocks themselves must be independent, which the
-autocorrelation of their tail shares checks: while it is significant, neighbors are merged into longer blocks. A run
-whose blocks stay correlated, or whose halves differ, changes too slowly for its length.
+*Design.* Requests at the same time share a queue, so their latencies are correlated. The textbook error of a quantile
+assumes independent latencies; it can be more than three times too small. The bootstrap cuts the run into blocks of
+equal duration, draws blocks with replacement, and computes the quantile of each draw. The standard deviation of the
+quantile's logarithm is the error. This keeps the dependence inside a block, but the blocks must be independent. The
+autocorrelation of their tail shares is the test: while it is significant, neighbors are merged into longer blocks. If
+the blocks stay correlated, or the halves of the run differ, the run changes too slowly for its length.
 
-The bootstrap says little about a quantile in a gap between latencies, such as one between hits and misses of a cache.
-There the shares of slow requests, which have no gaps, tell more: :func:`differ` compares them.
+The bootstrap says little about a quantile in a gap between latencies, for example between cache hits and cache misses.
+In this case :func:`differ` compares the shares of slow requests, which have no gaps.
 
 *Complexity.* Drawing is a product of matrices, draws × blocks × bins of the upper tail: about 50 ms for any run.
 
@@ -33,11 +33,11 @@ LEAST_BLOCKS = 10
 DRAWS = 500
 _BINS = 1024
 _TAIL = 4.0
-"""Of the quantile's own share: the part of the distribution in which drawn quantiles are looked for."""
+"""Size of the upper tail in which drawn quantiles are searched, as a multiple of ``1 - q``."""
 _CORRELATED = 1.645
-"""Deviations of an autocorrelation above which blocks are merged: one-sided 5 %."""
+"""Standard deviations of an autocorrelation above which blocks are merged: one-sided 5 %."""
 _UNSTEADY = 0.003
-"""Probability that a steady run is taken for one whose halves differ."""
+"""Probability that the halves of a steady run are found to differ."""
 
 Floats = NDArray[np.float64]
 
@@ -48,9 +48,9 @@ class Blocks:
 
     Attributes:
         values: latencies of each block, seconds.
-        shares: of the requests of each block that are in the run's tail.
-        effective: how many blocks the tail is spread over, by Kish's formula: as many as there are if each has the same
-            share of the slowest requests, 1 if one has them all.
+        shares: share of each block's requests that are in the tail of the run.
+        effective: effective number of blocks that the tail is spread over, by Kish's formula: the number of blocks if
+            each has equally many of the slowest requests, 1 if one block has them all.
     """
 
     values: Sequence[Floats]
@@ -59,12 +59,12 @@ class Blocks:
 
     @classmethod
     def of(cls, latencies_s: Floats, due_s: Floats, q: float) -> "Blocks":
-        """Cut a run into as many blocks as are independent, at most 40 and at least 10.
+        """Cut a run into as many independent blocks as possible, at most 40 and at least 10.
 
         Args:
-            latencies_s: in the order in which the requests were due.
-            due_s: when they were, ascending.
-            q: the quantile that is of interest.
+            latencies_s: latencies in the order of due time.
+            due_s: due times, ascending.
+            q: the quantile to examine.
         """
         threshold = quantile_of(latencies_s, q)
         count = MOST_BLOCKS
@@ -79,7 +79,7 @@ class Blocks:
 
     @property
     def are_steady(self) -> bool:
-        """Whether the tail does not change slowly: neighbors are independent, and both halves of the run alike."""
+        """Whether the tail is stationary: neighboring blocks are independent, and both halves of the run agree."""
         half = len(self.values) // 2
         return _are_independent(self.shares) and not _means_differ(self.shares[:half], self.shares[half:], _UNSTEADY)
 
@@ -101,13 +101,13 @@ class Blocks:
 
 
 def differ(one: Blocks, other: Blocks, q: float, false_alarm: float) -> bool:
-    """Return whether the shares of two runs above their common quantile differ.
+    """Return whether two runs differ in their share of requests above their common quantile.
 
     Args:
         one: a run.
-        other: another.
+        other: another run.
         q: the quantile.
-        false_alarm: probability that they are found to differ where they do not.
+        false_alarm: probability of a difference found by chance.
     """
     threshold = quantile_of(np.concatenate([*one.values, *other.values]), q)
     return _means_differ(_shares_above(one.values, threshold), _shares_above(other.values, threshold), false_alarm)

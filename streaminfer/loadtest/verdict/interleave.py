@@ -1,4 +1,4 @@
-"""`interleave`: runs of two services in turn, for a verdict that slow changes of the machine do not disturb."""
+"""`interleave`: alternating runs of two services, for a verdict that slow changes of the machine do not disturb."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,15 +19,15 @@ async def interleave(
     on_pair: Callable[[int], None] | None = None,
     **settings: Any,
 ) -> tuple[list[Report], list[Report]]:
-    """Run two services in turn, each pair on one schedule, and change who begins from pair to pair.
+    """Run two services alternately; both runs of a pair have the same schedule, and the order changes with each pair.
 
     Args:
         before: a service, as for `run`.
-        after: the other.
-        pairs: how many runs of each; a verdict needs at least 6.
-        seed: of the first pair's schedule; the others have the following ones.
-        on_pair: is called with the number of a pair when it is complete.
-        **settings: the other arguments of `run`; ``duration_s`` is that of one run.
+        after: the other service.
+        pairs: number of runs of each service; a verdict needs at least 6.
+        seed: seed of the first pair's schedule; each later pair adds 1.
+        on_pair: called with the number of a pair when it is complete.
+        **settings: the other arguments of `run`; ``duration_s`` is the duration of one run.
 
     Returns:
         The reports of each service, for `compare`.

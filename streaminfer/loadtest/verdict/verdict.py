@@ -1,14 +1,13 @@
-"""`compare`: whether a quantile of the latency changed between two runs, with a stated rate of false alarms.
+"""`compare`: tests whether a latency quantile changed between two runs, with a stated rate of false alarms.
 
-*Design.* The change is that of the logarithm of the quantile, with an interval from Student's distribution. For two
-runs the error comes from a bootstrap of blocks (`block_bootstrap`), and the degrees of freedom from the number of
-blocks over which the slowest requests are spread: a tail that comes from three incidents is known from three
-observations, however many requests they hit. The share of requests above the quantile of both runs must have changed
-as well. For runs in turn, one pair after the other, the differences of the pairs
-are the sample, so whatever changes slowly on the machine hits both sides.
+*Design.* The test uses the change of the quantile's logarithm, with an interval from Student's distribution. For two
+runs, the error comes from a block bootstrap (`block_bootstrap`). The degrees of freedom follow from the number of
+blocks over which the slowest requests are spread: three incidents are three observations, however many requests they
+hit. For "regressed" and "improved", the share of requests above the common quantile must have changed as well. For
+interleaved runs, the changes of the pairs are the sample, so a slow change of the machine affects both sides.
 
-The interval covers the true change with probability ``1 - false_alarm``. A verdict other than "undecided" needs an
-interval that excludes either no change or a change as large as the least one that matters.
+The interval covers the true change with probability ``1 - false_alarm``. For a verdict other than "undecided", the
+interval must exclude either no change, or every change of ``least_change`` and more.
 """
 
 import math
@@ -32,18 +31,18 @@ Result = Literal["regressed", "improved", "unchanged", "undecided"]
 
 LEAST_PAIRS = 6
 LEAST_TAIL_BLOCKS = 6.0
-"""Fewer blocks that share the slowest requests do not tell how much the tail varies."""
+"""Fewest effective blocks with the slowest requests; fewer do not show how much the tail varies."""
 LEAST_TAIL_REQUESTS = 30
-"""Requests above the quantile that each run must have."""
+"""Fewest requests above the quantile in each run."""
 LEAST_TAIL_PER_PAIR = 3
 _LONGER = 1.5
-"""Factor between the durations of two runs from which the longer one tells how much the shorter one may vary."""
+"""Ratio of the durations of two runs above which the longer run bounds the error of the shorter one from below."""
 _POWER = 1.7
-"""Room that an interval needs, in halves of its width, to end below the least change in 95 of 100 runs."""
+"""Margin in half-widths of the interval: with it, the interval ends below the least change in 95 of 100 runs."""
 _LEAST_S = 1e-9
-"""The shortest latency that clocks tell."""
+"""Shortest latency that clocks resolve."""
 _LOST_TIMES = 10.0
-"""A request without a response counts as this many times the slowest response of both runs."""
+"""Latency of a request without a response, as a multiple of the slowest response of both runs."""
 
 
 @attrs.frozen
@@ -51,18 +50,18 @@ class Verdict:
     """Comparison of a latency quantile of two runs.
 
     Attributes:
-        result: ``"regressed"`` or ``"improved"``: the interval excludes no change; ``"unchanged"``: it excludes a
-            regression as large as ``least_change``; ``"undecided"``: none of these is sure, and ``reason`` says why.
-        change: of the quantile, relative to before: 0.1 is ten percent slower. Where the runs allow no verdict, it,
+        result: ``"regressed"`` or ``"improved"``: the interval does not contain 0; ``"unchanged"``: it ends below
+            ``least_change``; ``"undecided"``: otherwise, and ``reason`` says why.
+        change: relative change of the quantile: 0.1 is ten percent slower. If the runs allow no verdict, the change,
             the interval and both quantiles are NaN.
-        interval: that covers the true change with probability ``1 - false_alarm``.
-        quantile: which.
-        before_s: the quantile before, seconds; infinite where that share got no response. The median over the runs of
-            several.
-        after_s: likewise after.
-        false_alarm: probability of "regressed" or "improved" where nothing changed; half of it for each.
-        least_change: the least one that matters.
-        reason: why it is undecided; empty otherwise.
+        interval: lower and upper end; it covers the true change with probability ``1 - false_alarm``.
+        quantile: the quantile, as a share.
+        before_s: the quantile before, in seconds; infinite if too few requests got a response. For several runs, the
+            median over the runs.
+        after_s: the same for the runs after.
+        false_alarm: probability of "regressed" or "improved" if nothing changed; half of it for each.
+        least_change: smallest relative change that matters.
+        reason: why the result is undecided; empty otherwise.
     """
 
     result: Result
@@ -77,12 +76,12 @@ class Verdict:
 
     @property
     def regressed(self) -> bool:
-        """Whether the quantile is higher, beyond what chance explains."""
+        """Whether the quantile has become higher, more than chance explains."""
         return self.result == "regressed"
 
     @property
     def improved(self) -> bool:
-        """Whether it is lower, beyond what chance explains."""
+        """Whether the quantile has become lower, more than chance explains."""
         return self.result == "improved"
 
     @property
@@ -110,21 +109,21 @@ def compare(
     false_alarm: float = 0.02,
     least_change: float = 0.1,
 ) -> Verdict:
-    """Compare a latency quantile of two runs, or of runs in turn.
+    """Compare a latency quantile of two runs, or of two series of interleaved runs.
 
     Args:
-        before: a `Report`; latencies in seconds in the order in which the requests were due; or a sequence of reports
-            of runs that took turns with those of ``after``, as `interleave` returns them.
-        after: the same.
-        quantile: which.
-        false_alarm: probability of "regressed" or "improved" where nothing changed.
-        least_change: the least relative change that matters: the interval of an "unchanged" ends below it.
+        before: a `Report`; latencies in seconds, in the order of due time; or a sequence of reports of runs that
+            alternated with those of ``after``, as `interleave` returns them.
+        after: the same for the other side.
+        quantile: the quantile, as a share.
+        false_alarm: probability of "regressed" or "improved" if nothing changed.
+        least_change: smallest relative change that matters; the interval of an "unchanged" verdict ends below it.
 
     Returns:
-        The verdict, which is "undecided" where a schedule was not kept or the runs are too short.
+        The verdict. It is "undecided" if a schedule was not kept or the runs are too short.
 
     Raises:
-        TypeError, ValueError: an argument.
+        TypeError, ValueError: an argument is wrong.
     """
     share = "a share between 0 and 1"
     check_number("quantile", quantile, share, lambda number: 0 < number < 1)
@@ -206,7 +205,7 @@ def _bottleneck(*sides: list[_Run]) -> str:
 
 
 def _capped(first: Any, second: Any) -> tuple[Any, Any]:
-    """Return both sides with latencies that have a logarithm: what got no response is slow, and nothing takes 0 s."""
+    """Clip the latencies of both sides so that each has a logarithm: no latency is infinite or 0."""
     slowest = max((float(side[np.isfinite(side)].max(initial=0.0)) for side in (first, second)), default=0.0) or 1.0
     return np.clip(first, _LEAST_S, _LOST_TIMES * slowest), np.clip(second, _LEAST_S, _LOST_TIMES * slowest)
 
@@ -239,10 +238,10 @@ def _compare_two(before: _Run, after: _Run, settings: _Settings) -> Verdict:
 
 
 def _error(before: float, after: float, before_s: float, after_s: float) -> float:
-    """Return the error of a change, of those of two runs and their durations.
+    """Return the error of a change, from the errors and the durations of both runs.
 
-    What hits a long run now and then, a short one may not have met: its error is then that of the long run, for its
-    duration.
+    A short run can miss incidents that hit a long run now and then. Its error is therefore at least that of the long
+    run, scaled to the shorter duration.
     """
     if after_s > _LONGER * before_s:
         before = max(before, after * math.sqrt(after_s / before_s))

@@ -1,20 +1,20 @@
-"""Bill of one device: every nanosecond of it goes to a batch, to padding or to idleness, exactly once.
+"""Bill of one device: every nanosecond of the device is charged exactly once, to a batch, to padding or to idle time.
 
 *Design.* A device has ``workers`` places. While ``k`` batches run, each is charged ``1 / max(k, workers)`` of the time
-that passes; what is left, where fewer run than there are places, is idle time. That holds for pipelined batches,
-several models and several replicas on one device alike, and never adds up to more than the time that passed. The charge
-of a batch is the difference of one running total, so an event costs O(1) however many batches run.
+that passes. If fewer batches run than there are places, the remainder is idle time. The rule is the same for pipelined
+batches, several models and several replicas on one device, and the charges never exceed the time that passed. The
+charge of a batch is the difference of one running total, so an event costs O(1) however many batches run.
 
-*Whole numbers.* All is in nanoseconds of the device, 64-bit integers: 292 years. Where a duration does not divide by
-the number of places, the rest, below that number of nanoseconds, is idle time if a place was idle, else it goes to the
-batch that ends next. So ``finished + running + padding + idle = bill`` holds exactly at every moment.
+*Integers.* All times are nanoseconds of the device as 64-bit integers, enough for 292 years. If a duration does not
+divide by the number of places, the rest is idle time if a place was idle; otherwise it goes to the batch that ends
+next. So ``finished + running + padding + idle = bill`` holds exactly at every moment.
 
-*Rows.* The set-up of a batch, the part of its duration that does not depend on its rows, is shared equally by its
-requests: they are why it ran. The marginal part is shared by work, padding included, and what falls to padding is shown
-as such. Each share is rounded so that the running sum is: the shares add up to the charge.
+*Rows.* The set-up of a batch is the part of its duration that does not depend on its rows. All requests of the batch
+share it equally, because the batch ran for all of them. The marginal part is shared by work; padding counts as work,
+and its share is reported as padding. Shares are rounded by their running sum, so they add up to the charge.
 
-*Complexity.* O(1) for an event, O(rows) at the end of a batch. One source, compiled with the C types of
-``_bill_cy.pxd`` or run as it is. Synchronous, takes the time as an argument.
+*Complexity.* O(1) for an event, O(rows) at the end of a batch. The same source is compiled with the C types of
+``_bill_cy.pxd`` or runs uncompiled. It is synchronous, and takes the time as an argument.
 
 *Reference.* Demers, Keshav, Shenker, "Analysis and simulation of a fair queueing algorithm", 1989: the running total is
 its virtual time.
@@ -34,16 +34,16 @@ __all__ = ["BatchMeter", "CostAccount", "DeviceBill", "ResponseLedger", "split_n
 
 
 class CostAccount:
-    """What one model, route, tenant or stream has cost and got.
+    """Cost and responses of one model, route, tenant or stream.
 
     Attributes:
-        cost_ns: its shares of batches, padding left out.
-        setup_ns: of it, what does not depend on the number of rows; of models only.
-        padding_ns: time of its batches that went to padding; of models only.
-        rows: in batches that ended, failed ones included.
-        responses: that its callers got.
+        cost_ns: its shares of batches, without padding.
+        setup_ns: part of ``cost_ns`` that does not depend on the number of rows; for models only.
+        padding_ns: time of its batches spent on padding; for models only.
+        rows: rows in batches that ended, failed ones included.
+        responses: responses that its callers got.
         on_time: responses by their deadline.
-        degraded: responses that were degraded.
+        degraded: degraded responses.
         cached: responses for which no batch ran.
     """
 
@@ -65,7 +65,7 @@ class CostAccount:
         self.cached += cached
 
     def charge(self, rows: int, cost_ns: int, setup_ns: int, padding_ns: int) -> None:
-        """Count rows of a batch that ended."""
+        """Charge rows of a batch that ended."""
         self.rows += rows
         self.cost_ns += cost_ns
         self.setup_ns += setup_ns
@@ -76,15 +76,15 @@ class DeviceBill:
     """Time of one device.
 
     Args:
-        workers: how many batches keep it busy.
+        workers: number of batches that keep the device busy.
 
     Attributes:
-        workers: the same.
-        bill_ns: time that passed while it was open, or a batch ran.
-        finished_ns: charges of batches that ended, padding left out.
-        padding_ns: of padding in these.
-        idle_ns: of places where no batch ran.
-        in_flight: batches that run.
+        workers: as given.
+        bill_ns: time that passed while the bill was open or a batch ran.
+        finished_ns: charges of batches that ended, without padding.
+        padding_ns: charges of padding in these batches.
+        idle_ns: time of places without a batch.
+        in_flight: running batches.
     """
 
     def __init__(self, workers: int) -> None:
@@ -96,25 +96,25 @@ class DeviceBill:
         self.in_flight = 0
         self._openings = 0
         self._now_ns = 0
-        self._total = 0  # that a batch which had always run would have been charged
-        self._begun = 0  # sum of that total at the begin of each batch that runs
+        self._total = 0  # charge of a batch that had run from the start
+        self._begun = 0  # sum over running batches of the total at their start
         self._rest_ns = 0  # for the batch that ends next
 
     def open(self, now_ns: int) -> None:
-        """Begin to pay, unless that was so; :meth:`close` ends it when called as often."""
+        """Open the bill, if it is not open; it stays open until :meth:`close` has been called as often."""
         self.advance(now_ns)
         self._openings += 1
 
     def close(self, now_ns: int) -> None:
-        """Cease to pay once no batch runs; nothing happens where nothing is open."""
+        """Undo one :meth:`open`; after the last one, time is billed only while a batch runs."""
         self.advance(now_ns)
         if self._openings:
             self._openings -= 1
 
     def advance(self, now_ns: int) -> None:
-        """Bill the time that passed; a clock that jumps back stands still."""
+        """Bill the time that passed; if the clock jumps back, bill nothing until it has caught up."""
         if self._openings == 0 and self.in_flight == 0:
-            self._now_ns = now_ns  # of another clock, too, which a stack may bring
+            self._now_ns = now_ns  # a stack may have brought another clock
             return
         passed_ns = now_ns - self._now_ns
         if passed_ns <= 0:
@@ -131,10 +131,10 @@ class DeviceBill:
             self._rest_ns += rest_ns
 
     def begin(self, now_ns: int) -> int:
-        """Note that a batch begins.
+        """Record the start of a batch.
 
         Returns:
-            What :meth:`end` is given.
+            A token for :meth:`end`.
         """
         self.advance(now_ns)
         self.in_flight += 1
@@ -142,7 +142,7 @@ class DeviceBill:
         return self._total
 
     def end(self, begun: int, now_ns: int) -> int:
-        """Note that a batch ended, and return its charge."""
+        """Record the end of a batch, and return its charge."""
         self.advance(now_ns)
         self.in_flight -= 1
         self._begun -= begun
@@ -152,14 +152,15 @@ class DeviceBill:
         return charge_ns
 
     def pad(self, padding_ns: int) -> None:
-        """Take a part of finished charges for padding."""
+        """Move a part of the finished charges to padding."""
         self.finished_ns -= padding_ns
         self.padding_ns += padding_ns
 
     def read(self, now_ns: int) -> tuple[int, int, int, int, int]:
-        """Bill up to now, and return the bill, what ended batches and running ones were charged, padding and idle time.
+        """Bill up to now, and return the bill and its parts in nanoseconds.
 
-        The first is the sum of the others.
+        Returns:
+            The bill; the charges of finished and of running batches, padding, and idle time, which add up to the bill.
         """
         self.advance(now_ns)
         running_ns = self.in_flight * self._total - self._begun + self._rest_ns
@@ -167,16 +168,16 @@ class DeviceBill:
 
 
 def split_ns(charge_ns: int, rows: int, work: BatchWork) -> tuple[list[int], int, int]:
-    """Divide the charge of a batch.
+    """Divide the charge of a batch among its rows.
 
     Args:
         charge_ns: nanoseconds ≥ 0.
-        rows: how many requests it had, at least 1.
-        work: how its duration divides.
+        rows: number of requests, at least 1.
+        work: set-up share of the duration, work of each row, and padding.
 
     Returns:
-        The share of each row, that of padding, and how much of the shares is set-up. Shares and padding add up to the
-        charge.
+        The share of each row, the share of padding, and the part of the rows' shares that is set-up. Shares and padding
+        add up to the charge.
     """
     _, weights, _ = work
     padding_ns, setup_ns, total = _common_parts(charge_ns, rows, work)
@@ -202,7 +203,7 @@ def split_ns(charge_ns: int, rows: int, work: BatchWork) -> tuple[list[int], int
 
 
 def _common_parts(charge_ns: int, rows: int, work: BatchWork) -> tuple[int, int, float]:
-    """Return the shares of padding and of set-up, and the work of all rows."""
+    """Return the padding and the set-up in nanoseconds, and the total work of the rows."""
     setup_share, weights, padding = work
     total = 0.0
     if weights is None:
@@ -220,12 +221,12 @@ class BatchMeter:
     """Observer of the batches of one batcher.
 
     Args:
-        bill: of the device that they run on.
-        account: of the model.
-        tenants: lists of accounts, one for each device, by tenant.
+        bill: bill of the device that the batches run on.
+        account: account of the model.
+        tenants: lists of accounts by tenant, with one account per device.
         streams: the same by stream.
-        place: of its device in these lists.
-        clock: of the bill, where it is not that of the batches; ``None``: it is.
+        place: index of the device in these lists.
+        clock: clock of the bill; ``None``: the clock of the batches.
     """
 
     def __init__(
@@ -245,13 +246,13 @@ class BatchMeter:
         self._clock = clock
 
     def begin(self, requests: list[Any], now_ns: int) -> tuple[int, list[Any]]:
-        """Note that a batch begins."""
+        """Record the start of a batch, and return a token for :meth:`end`."""
         if self._clock is not None:
             now_ns = self._clock()
         return self._bill.begin(now_ns), requests
 
     def end(self, token: tuple[int, list[Any]], work: BatchWork, now_ns: int) -> None:
-        """Charge its rows."""
+        """Charge the rows of a batch that ended."""
         begun, requests = token
         rows = len(requests)
         if self._clock is not None:
@@ -286,13 +287,13 @@ class ResponseLedger:
 
     Args:
         routes: accounts by the route that a response came from.
-        tenants: lists of accounts by tenant, of which the first has the responses.
+        tenants: lists of accounts by tenant; the first account of a list counts the responses.
         streams: the same by stream.
 
     Attributes:
-        total: account of all.
+        total: account of all responses.
         failed: requests that got no response.
-        uncharged: routes without a batcher, whose responses have no timings.
+        uncharged: routes without a batcher; their responses have no timings.
     """
 
     def __init__(self, routes: LabelFamilyState, tenants: LabelFamilyState, streams: LabelFamilyState) -> None:
@@ -311,10 +312,11 @@ class ResponseLedger:
         """Count a response.
 
         Args:
-            request: what was sent.
-            response: to it.
+            request: the request.
+            response: its response.
             now_ns: the present instant.
-            sees_batches: a response without timings was computed by no batch. Otherwise only the source tells.
+            sees_batches: whether a batcher is inside: a response without timings then needed no batch. Otherwise only
+                the source of the response shows that it was cached.
         """
         deadline_ns = request.deadline_ns
         on_time = deadline_ns is None or deadline_ns >= now_ns

@@ -1,6 +1,6 @@
-"""A service whose every response a `CostMeter` counts.
+"""Service wrapper through which a `CostMeter` counts every response.
 
-Compiled, since it runs twice per request.
+The module is compiled, because it runs twice per request.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _ONE_ROW = BatchWork()
 
 
 class MeteredService(SyncService):
-    """A service with a `CostMeter` around it.
+    """Wrapper of a service that counts its responses for a `CostMeter`.
 
     Args:
-        meter: the `CostMeter`, which makes this.
+        meter: the `CostMeter` that made this object.
         inner: the service.
-        own: charges each call as a batch of one, where no batcher is inside; ``None``: one is.
+        own: observer that charges each call as a batch of one; ``None`` if a batcher is inside.
     """
 
     sees_invalid = True
@@ -42,7 +42,7 @@ class MeteredService(SyncService):
 
     @property
     def clock(self) -> Clock:
-        """Return the clock of deadlines."""
+        """Clock of deadlines."""
         clock: Clock = self._meter.request_clock
         return clock
 
@@ -52,20 +52,20 @@ class MeteredService(SyncService):
         return (self.inner,)
 
     async def start(self) -> None:
-        """Begin to pay, and find batchers that came since."""
+        """Open the bill, and watch batchers that were added since."""
         self._meter.watch(self.inner)
         self._meter.open()
 
-    async def stop(self, *, drain: bool = True) -> None:  # noqa: ARG002 - what is inside stops later
-        """Cease to pay."""
+    async def stop(self, *, drain: bool = True) -> None:  # noqa: ARG002 - the inner service stops later
+        """Close the bill."""
         self._meter.close()
 
     def enter(self, request: Request, now_ns: int) -> Any:
-        """Begin to charge, where no batcher is inside."""
+        """Begin a batch of one, if no batcher is inside."""
         return None if self._own is None else self._own.begin([request], now_ns)
 
     def exit(self, request: Request, token: Any, outcome: Response | BaseException, now_ns: int) -> None:
-        """Count how it ended."""
+        """Count the response, or the failure."""
         try:
             if token is not None:
                 self._own.end(token, _ONE_ROW, now_ns)

@@ -1,4 +1,4 @@
-"""`CostMeter`: what each request cost in a shared batch, and what padding and idle time cost."""
+"""`CostMeter`: measures the cost of each request in a shared batch, of padding and of idle time."""
 
 import sys
 import time
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CostMeter", "Device"]
 
-_ALL = "device"  # the name of a device that everything runs on
+_ALL = "device"  # name of the device if there is only one
 _log = Log("streaminfer.telemetry")
 _Account = thread_safe(CostAccount, ("respond", "charge"))
 _Bill = thread_safe(DeviceBill, ("open", "close", "advance", "begin", "end", "pad", "read"))
@@ -36,8 +36,8 @@ class Device:
 
     Args:
         per_second: price of a second.
-        bill: of its time.
-        place: of its account in those of a tenant or stream.
+        bill: bill of its time.
+        place: index of its account in the accounts of a tenant or stream.
     """
 
     def __init__(self, per_second: float, bill: DeviceBill, place: int) -> None:
@@ -48,27 +48,27 @@ class Device:
 
 
 class CostMeter(StackClock, Node):
-    """Layer that counts what each request cost.
+    """Layer that measures what each request costs.
 
-    It is around the cache and the router, beside `Telemetry`, and is told of the batches of every batcher inside.
-    The time of a device is paid for by the second, used or not. A batch is charged the time that it ran, divided by the
-    batches that ran beside it where these were more than ``workers``. Its requests share what does not depend on their
-    number equally, and the rest by their work, by the learned service time; what was spent on padding is shown apart.
+    Place it outside the cache and the router, next to `Telemetry`; every batcher inside reports its batches to it. The
+    time of a device costs ``per_second``, used or not. While ``k`` batches run on the device, each is charged
+    ``1 / max(k, workers)`` of that time. The requests of a batch share its set-up equally, and the rest by their work
+    according to the learned service time. Padding is reported separately.
 
     Args:
-        per_second: price of a second of the device, > 0; where models or routes run on devices of their own, a mapping
-            of their name to its price.
-        workers: how many batches keep a device busy: its workers, or those of all replicas that ``per_second`` pays.
-        currency: for reports.
-        name: for reports.
-        max_label_sets: the most models, tenants, streams and routes with a row of their own; the rest share
-            ``"other"``.
-        clock: returns monotonic nanoseconds; ``None``: the `Stack`'s clock, else ``time.monotonic_ns``.
+        per_second: price of a second of the device, > 0; if models or routes have separate devices, a mapping of the
+            model's or route's name to the price of its device.
+        workers: number of batches that keep a device busy: its workers, or those of all replicas that ``per_second``
+            pays for.
+        currency: currency of the price, for reports.
+        name: name of the meter, for reports.
+        max_label_sets: most rows each for models, tenants, streams and routes; the rest share the row ``"other"``.
+        clock: returns monotonic nanoseconds; ``None``: the `Stack`'s clock, or ``time.monotonic_ns`` without a stack.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type or out of range.
+        TypeError, ValueError: an argument has the wrong type or is out of range.
 
-    Threads: in the compiled build several threads may use it at once; one object may stand in several stacks.
+    Threads: in the compiled build several threads may use a meter at once; one meter may be in several stacks.
 
     Example:
         >>> import streaminfer as si
@@ -99,14 +99,14 @@ class CostMeter(StackClock, Node):
             check_number("per_second", price, what, lambda it: 0.0 < it < float("inf"))
         self.name = name
         self.currency = currency
-        self.clock: Clock = clock or time.monotonic_ns  # of the bill
-        self.request_clock = self.clock  # of deadlines: the stack's
+        self.clock: Clock = clock or time.monotonic_ns  # clock of the bill
+        self.request_clock = self.clock  # clock of deadlines: the stack's
         self._is_one = not isinstance(per_second, Mapping)
         self.devices = {
             name: Device(float(price), _Bill(workers), place) for place, (name, price) in enumerate(prices.items())
         }
         self._bill_clock = clock
-        self.models: set[str] = set()  # with a row of their own
+        self.models: set[str] = set()  # models with their own row
         self.routes = _Family(_Account, sets)
         self.tenants, self.streams = (_Family(lambda: [_Account() for _ in prices], sets) for _ in range(2))
         self.ledger = _Ledger(self.routes, self.tenants, self.streams)
@@ -114,14 +114,14 @@ class CostMeter(StackClock, Node):
         self._watched: set[weakref.WeakMethod[Any]] = set()
 
     def wrap(self, inner: Any) -> MeteredService:
-        """Put the meter in front of a service.
+        """Return a service that counts requests for this meter.
 
         Args:
-            inner: a service. Where there is no batcher in it, each call is charged as a batch of one.
+            inner: a service. If it has no batcher inside, each call is charged as a batch of one.
 
         Raises:
-            TypeError: not a service: stand outside the batcher.
-            ValueError: ``per_second`` names neither a model in it nor its route.
+            TypeError: ``inner`` is not a service; place the meter outside the batcher.
+            ValueError: ``per_second`` has no price for a model in ``inner``, nor for its route.
         """
         check_instance("inner", inner, is_service, "a service (outside the batcher)")
         if self.watch(inner):
@@ -130,18 +130,18 @@ class CostMeter(StackClock, Node):
         return MeteredService(self, inner, self._batch_meter("", name))
 
     def watch(self, thing: Any) -> int:
-        """Charge the batches of every batcher in an object; `wrap` and the start of a `Stack` do that.
+        """Charge the batches of every batcher in an object; `wrap` and the start of a `Stack` call this.
 
-        Replicas that are added later are found by themselves.
+        The meter also finds replicas that are added later.
 
         Args:
-            thing: a service, a `Stack`, or an `AdaptiveBatcher` that wraps something.
+            thing: a service, a `Stack`, or an `AdaptiveBatcher` that wraps a service or backend.
 
         Returns:
-            How many batchers there are.
+            The number of batchers.
 
         Raises:
-            ValueError: ``per_second`` names neither a model in it nor its route.
+            ValueError: ``per_second`` has no price for a model in ``thing``, nor for its route.
         """
         return self._watch(thing, "")
 
@@ -163,7 +163,7 @@ class CostMeter(StackClock, Node):
         return len(found)
 
     def _not_yet(self, found: dict[Any, str]) -> Iterator[tuple[Any, str]]:
-        """Iterate over methods that were not called yet; they are then taken to be."""
+        """Yield the methods that were not yielded before, with their routes."""
         self._watched = {known for known in self._watched if known() is not None}
         for method, label in found.items():
             if weakref.WeakMethod(method) not in self._watched:
@@ -182,13 +182,13 @@ class CostMeter(StackClock, Node):
             _log.warning("cost meter %r: %r has no batcher, so that calls of %r cost nothing", self.name, route, model)
 
     def open(self) -> None:
-        """Begin to pay, unless that was so; a `Stack` does it when it has started."""
+        """Open the bill, if it is not open; a `Stack` calls this when it has started."""
         now_ns = self.clock()
         for device in self.devices.values():
             device.bill.open(now_ns)
 
     def close(self) -> None:
-        """Cease to pay, once called as often as :meth:`open`; a `Stack` does it when it stops."""
+        """Close the bill, once called as often as :meth:`open`; a `Stack` calls this when it stops."""
         now_ns = self.clock()
         for device in self.devices.values():
             device.bill.close(now_ns)
@@ -200,7 +200,7 @@ class CostMeter(StackClock, Node):
         return cost_statistics(self)
 
     def bind_clock(self, clock: Clock) -> None:
-        """Take over the clock of a `Stack`; for the bill only if none was given."""
+        """Use the clock of a `Stack` for deadlines, and for the bill if no clock was given."""
         self.request_clock = clock
         super().bind_clock(clock)
 
@@ -208,17 +208,17 @@ class CostMeter(StackClock, Node):
         self.clock = clock
 
     def _batch_meter(self, route: str, model: str) -> BatchMeter:
-        """Return an observer of the batches of a model, and take its place among the rows of routes and of models."""
+        """Return an observer of the batches of a model, and reserve a row for its route and one for the model."""
         device = self._device(route, model)
         row, known, most = route or model, self.routes.children()[0], self.routes.max_sets
         if row in known or len(known) < most:
             self.routes.child(row)
         else:
-            row = route = OTHER  # replicas come and go under ever new names
+            row = route = OTHER  # bounded: replicas may come and go under new names
         if model in self.models or len(self.models) < most:
             self.models.add(model)
         else:
-            route, model = row, OTHER  # and so do their models
+            route, model = row, OTHER  # bounded: so may their models
         account = device.models.setdefault((route, model), _Account())
         return BatchMeter(device.bill, account, self.tenants, self.streams, device.place, self._bill_clock)
 

@@ -1,4 +1,4 @@
-"""Plot of a bill: a bar per model, divided into what it was for, and one of idle time: the bill when no batch runs."""
+"""Plot of a bill: one bar per model, divided into rows, set-up and padding, and one bar for idle time."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -17,13 +17,13 @@ _PARTS = {"rows": COLORS[2], "set-up": COLORS[0], "padding": COLORS[1]}
 
 
 def plot_cost(ax: Any, models: Mapping[str, "CostRow"], idle: float, currency: str) -> Any:
-    """Draws the cost of each model, the most expensive on top; the smallest of many share a bar.
+    """Draw the cost of each model, the most expensive on top; the cheapest of more than 11 models share a bar.
 
     Args:
         ax: a matplotlib ``Axes``, or ``None`` for a new figure.
-        models: by name.
-        idle: the price of the time without a batch.
-        currency: of all amounts.
+        models: rows of the models by name.
+        idle: cost of the time without a batch.
+        currency: currency of all amounts.
 
     Returns:
         The axes.
@@ -54,7 +54,7 @@ def plot_cost(ax: Any, models: Mapping[str, "CostRow"], idle: float, currency: s
     ax.xaxis.set_major_formatter(
         ticker.FuncFormatter(lambda amount, _: f"{amount:,.0f} {currency}" if amount >= 1000.0 else small(amount))
     )
-    longest = max([idle, *left])  # 0.0 too while the first batch of all runs
+    longest = max([idle, *left])  # 0.0 while the very first batch runs
     ax.set_xlim(0.0, 1.05 * longest or 1.0)
     if not longest:
         say_nothing_yet(ax, "nothing to pay yet")

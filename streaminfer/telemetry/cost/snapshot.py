@@ -1,4 +1,4 @@
-"""Snapshot of a `CostMeter`: accounts of several devices and of responses, joined by name."""
+"""Snapshot of a `CostMeter`: joins the accounts of devices and of responses by name."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +15,7 @@ __all__ = ["cost_statistics"]
 
 
 def cost_statistics(meter: "CostMeter") -> CostStatistics:
-    """Return what a meter has counted, billed up to a moment ago."""
+    """Return the statistics of a meter, billed up to now."""
     devices, now_ns = meter.devices, meter.clock()
     by_device: dict[str, DeviceCost] = {}
     for name, device in devices.items():
@@ -67,8 +67,8 @@ def _callers(devices: "dict[str, Device]", family: Any) -> dict[str, CostRow]:
 
 
 def _charges_beyond_bound(meter: "CostMeter") -> int:
-    """Count the rows of batches whose route has no row of its own, and those whose model has none."""
-    bounded = [OTHER not in own for own in (meter.routes.children()[0], meter.models)]  # a name of the user's, too
+    """Count the batch rows charged to ``"other"``, for the lack of a row for their route or their model."""
+    bounded = [OTHER not in own for own in (meter.routes.children()[0], meter.models)]  # "other" may be a user's name
     return sum(
         account.rows
         for device in meter.devices.values()
@@ -87,7 +87,7 @@ def _children(family: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _responses_of_models(meter: "CostMeter") -> Iterator[tuple[str, CostAccount]]:
-    """Iterate over responses whose source tells which model they are of: its name, or a route with no other model."""
+    """Yield response accounts by model, for sources that identify the model: its name, or a route with one model."""
     models_of: dict[str, set[str]] = {}
     for device in meter.devices.values():
         for route, model in device.models.copy():

@@ -17,12 +17,12 @@ class DeviceCost(Snapshot):
 
     Attributes:
         per_second: price of a second.
-        workers: how many batches keep it busy.
+        workers: number of batches that keep the device busy.
         bill_ns: nanoseconds paid for.
-        busy_ns: of these, shares of requests; ``running_ns`` included.
-        padding_ns: of these, work on what no request brought.
-        idle_ns: of these, without a batch.
-        running_ns: charged to batches that have not ended, which no request has a share of yet.
+        busy_ns: part charged to requests, ``running_ns`` included.
+        padding_ns: part spent on padding.
+        idle_ns: part without a batch.
+        running_ns: part charged to running batches, not yet divided among their requests.
     """
 
     per_second: float
@@ -34,23 +34,24 @@ class DeviceCost(Snapshot):
     running_ns: int
 
     def money(self, nanoseconds: int) -> float:
-        """Return the price of so much time."""
+        """Return the price of a number of nanoseconds."""
         return nanoseconds / 1e9 * self.per_second
 
 
 @attrs.frozen(kw_only=True)
 class CostRow(Snapshot):
-    """Cost of a model, route, tenant or stream, and what its callers got.
+    """Cost and responses of a model, route, tenant or stream.
 
     Attributes:
         cost: shares of batches that ended, without padding and idle time.
         cost_ns: the same in nanoseconds by device.
-        setup: of the cost, what does not depend on the number of rows; of models only.
-        padding: cost of padding in its batches, in addition; of models only.
-        rows: in batches that ended.
-        responses: that callers got; 0 for models that share a route, whose responses do not tell which one made them.
-        on_time: responses by their deadline; a request without a deadline is on time.
-        degraded: responses that were degraded.
+        setup: part of ``cost`` that does not depend on the number of rows; for models only.
+        padding: cost of padding in its batches, not included in ``cost``; for models only.
+        rows: rows in batches that ended.
+        responses: responses that callers got; 0 for models that share a route, because their responses do not name the
+            model.
+        on_time: responses by their deadline; a response to a request without a deadline is on time.
+        degraded: degraded responses.
         cached: responses for which no batch ran: from a cache, or computed for another caller.
     """
 
@@ -72,20 +73,20 @@ class CostRow(Snapshot):
 
 @attrs.frozen(kw_only=True)
 class CostStatistics(Snapshot):
-    """What a service cost since its start, and for what.
+    """Cost of a service since its start, by use.
 
-    Counting rule: a batch is charged to its rows when it ends, failed or not; rows whose callers have left are charged
+    Counting rule: when a batch ends, failed or not, its charge goes to its rows; rows of cancelled requests are charged
     too. A response counts as cached if no batch ran for it.
 
     Attributes:
-        name: of the meter.
-        currency: of all amounts.
+        name: name of the meter.
+        currency: currency of all amounts.
         devices: bills by device.
-        models: by name of the model.
-        routes: by route, or by model where there is no router; ``"cache"`` is one.
-        tenants: by tenant, of requests that name one.
-        streams: by stream, of requests that belong to one.
-        total: of all requests.
+        models: rows by name of the model.
+        routes: rows by route, or by model without a router; responses from a cache are under ``"cache"``.
+        tenants: rows by tenant, for requests with a tenant.
+        streams: rows by stream, for requests with a stream.
+        total: row of all requests.
         failed: requests that got no response.
         overflowed: charges and responses under ``"other"``, because there were too many models, tenants, streams or
             routes.
@@ -104,53 +105,54 @@ class CostStatistics(Snapshot):
 
     @property
     def labels(self) -> tuple[tuple[str, str], ...]:
-        """For exporters: amounts of different currencies must not be added up."""
+        """Labels for exporters: they keep amounts in different currencies apart."""
         return (("currency", self.currency),)
 
     @property
     def bill(self) -> float:
-        """What was paid for the devices."""
+        """Cost of all devices."""
         return sum(device.money(device.bill_ns) for device in self.devices.values())
 
     @property
     def busy(self) -> float:
-        """Of the bill, shares of requests."""
+        """Part of the bill charged to requests."""
         return sum(device.money(device.busy_ns) for device in self.devices.values())
 
     @property
     def padding(self) -> float:
-        """Of the bill, work on what no request brought."""
+        """Part of the bill spent on padding."""
         return sum(device.money(device.padding_ns) for device in self.devices.values())
 
     @property
     def idle(self) -> float:
-        """Of the bill, time without a batch."""
+        """Part of the bill for time without a batch."""
         return sum(device.money(device.idle_ns) for device in self.devices.values())
 
     @property
     def settled(self) -> Mapping[str, float]:
-        """Of the bill, what was for batches that ended and for idle time, by use: amounts that never fall.
+        """Part of the bill for finished batches and idle time, by use; these amounts never fall.
 
-        What a running batch was charged is busy until it ends; then a part of it may turn out to be padding.
+        The charge of a running batch is left out: it counts as busy until the batch ends, when a part of it may become
+        padding.
         """
         busy = sum(device.money(device.busy_ns - device.running_ns) for device in self.devices.values())
         return {"busy": busy, "padding": self.padding, "idle": self.idle}
 
     @property
     def per_1000_on_time(self) -> float:
-        """The whole bill for 1,000 responses on time; NaN before the first."""
+        """Whole bill per 1,000 responses on time; NaN before the first."""
         return self.bill / self.total.on_time * 1000 if self.total.on_time else float("nan")
 
     @property
     def saved_by_cache(self) -> float:
-        """What the cached responses would have cost at the mean of a row; 0.0 before the first row.
+        """Estimated cost of the cached responses at the mean cost of a row; 0.0 before the first row.
 
-        An estimate, and an upper one: in the same batches more rows would have shared the set-up.
+        The estimate is an upper bound: without the cache, more rows would have shared the set-up of a batch.
         """
         return self.total.cost / self.total.rows * self.total.cached if self.total.rows else 0.0
 
     def plot(self, ax: Any = None) -> Any:
-        """Draws the bill: the cost of each model by what it was for, and idle time.
+        """Draw the bill: the cost of each model by use, and idle time.
 
         Args:
             ax: a matplotlib ``Axes`` to draw on; ``None``: a new figure.

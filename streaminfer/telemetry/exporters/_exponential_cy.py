@@ -1,7 +1,7 @@
 # cython: boundscheck=False, wraparound=False
-"""Exponential buckets of Prometheus and OpenTelemetry, and classic ones, from running totals of counts.
+"""Exponential buckets of Prometheus and OpenTelemetry, and classic buckets, from running totals of counts.
 
-One source, compiled with the C types of ``_exponential_cy.pxd`` or run as it is.
+The same source is compiled with the C types of ``_exponential_cy.pxd`` or runs uncompiled.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 __all__ = ["MAX_GAP", "fill_bounds", "fill_buckets"]
 
 MAX_GAP = 5
-"""Empty buckets between two others that are written, in a byte each: a new span takes more bytes."""
+"""Longest gap that is written as empty buckets, one byte each; for longer gaps a new span takes fewer bytes."""
 
 # a C variable in the compiled module, not visible from Python
 _SPAN = MAX_GAP + 1  # bytes that begin a new span
@@ -20,26 +20,26 @@ _SPAN = MAX_GAP + 1  # bytes that begin a new span
 def fill_buckets(
     totals: Any, first: int, end: int, edges: Any, middles: Any, numbers: Any, limit: int, indexes: Any, counts: Any
 ) -> tuple[int, int, int]:
-    """Write the exponential buckets that hold something.
+    """Write the non-empty exponential buckets.
 
-    The size of buckets is about that of their counts and gaps in protobuf. It never shrinks while durations are added:
-    a schema that became finer again would look like a restart of the server.
+    Their size approximates the bytes of their counts and gaps in protobuf. The size never shrinks while durations are
+    added: if the schema became finer again, it would look like a restart of the server.
 
     Args:
-        totals: shape (parts + 1,), int64, as of `HistogramState.cumulate_into`.
-        first: the first part that can hold something.
-        end: behind the last one.
-        edges: shape (buckets + 1,), int32, ascending: the first part of each bucket, and the end of the last.
-        middles: shape (buckets,), int32: the first part of the upper one of the two buckets of the next finer schema
-            that each consists of.
-        numbers: shape (buckets,), int32, ascending: what the buckets are called.
+        totals: shape (parts + 1,), int64, from `HistogramState.cumulate_into`.
+        first: first part that can be non-empty.
+        end: one after the last part that can be non-empty.
+        edges: shape (buckets + 1,), int32, ascending: the first part of each bucket, and the end of the last bucket.
+        middles: shape (buckets,), int32: each bucket consists of two buckets of the next finer schema; this is the
+            first part of the upper one.
+        numbers: shape (buckets,), int32, ascending: numbers of the buckets.
         limit: the largest size.
-        indexes: shape (limit,), int32: gets the numbers.
-        counts: shape (limit,), int64: gets their counts.
+        indexes: shape (limit,), int32: output, numbers of the non-empty buckets.
+        counts: shape (limit,), int64: output, their counts.
 
     Returns:
-        How many buckets hold something, their size, and how many buckets of the next finer schema do, which is the
-        least that these take; 0 and ``limit + 1`` twice if they are larger than the limit.
+        The number of non-empty buckets; their size; and the number of non-empty buckets of the next finer schema, which
+        is a lower bound of their size there. If the size exceeds the limit: 0, ``limit + 1`` and ``limit + 1``.
     """
     low = _bucket_of(first, edges)
     filled = size = finer = 0
@@ -63,7 +63,7 @@ def fill_buckets(
 
 
 def _bucket_of(part: int, edges: Any) -> int:
-    """Return the place of the bucket that a part is in; the first one, if it is in none."""
+    """Return the index of the bucket that contains a part, or 0 if none does."""
     low = 0
     high = len(edges) - 1
     while high - low > 1:
@@ -76,9 +76,9 @@ def _bucket_of(part: int, edges: Any) -> int:
 
 
 def _size(count: int, gap: int) -> int:
-    """Return about the bytes of a bucket and of the gap before it.
+    """Return the approximate bytes of a bucket and of the gap before it.
 
-    What is written is the difference to the count of the neighbour: about the root of the count, by chance alone.
+    Protobuf has the difference to the neighbor's count; by chance alone it is about the square root of the count.
     """
     return 1 + (count >> 9 > 0) + (count >> 23 > 0) + (count >> 37 > 0) + (count >> 51 > 0) + min(gap, _SPAN)
 
@@ -87,11 +87,11 @@ def fill_bounds(totals: Any, first: int, end: int, edges: Any, cumulative: Any) 
     """Write the count up to each bound.
 
     Args:
-        totals: as of `fill_buckets`.
-        first: as there.
-        end: as there.
+        totals: as for `fill_buckets`.
+        first: as for `fill_buckets`.
+        end: as for `fill_buckets`.
         edges: shape (bounds,), int32, ascending: the first part above each bound.
-        cumulative: shape (bounds,), int64: the result.
+        cumulative: shape (bounds,), int64: output, the counts.
     """
     for bound in range(len(edges)):
         cumulative[bound] = totals[max(first, min(end, edges[bound]))]

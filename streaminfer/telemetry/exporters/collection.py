@@ -1,4 +1,4 @@
-"""Collection of all that stacks measure, as families of samples, whatever the format they are exported in."""
+"""Collection of the statistics of stacks as families of samples, independent of the export format."""
 
 import itertools
 import zlib
@@ -24,7 +24,7 @@ from streaminfer.telemetry.telemetry import Telemetry
 __all__ = ["MAX_LABEL_VALUES", "OTHER", "Collection", "Labels", "Sample", "label_value"]
 
 MAX_LABEL_VALUES = 64
-"""Most values of a label that a program's words fill, such as the class of an error; later ones share one series."""
+"""Most values of a label with open-ended values, such as the class of an error; later values share one series."""
 
 _MAX_LABEL_LENGTH = 128
 _FAILURES = ErrorLog("streaminfer.telemetry")
@@ -48,7 +48,7 @@ class Collection:
     """Samples of any number of stacks at one moment, by metric. Not thread-safe.
 
     Args:
-        reader: reads histograms; ``None``: they are left out.
+        reader: reads histograms; ``None``: no histograms.
 
     Attributes:
         families: samples by metric, in the order in which metrics were found.
@@ -62,7 +62,7 @@ class Collection:
 
     @classmethod
     def of(cls, services: Iterable[tuple[str, Sequence[Any]]], reader: HistogramReader | None) -> "Collection":
-        """Return the samples of all parts of services, which `name_services` has named."""
+        """Return the samples of all parts of the services that `name_services` has named."""
         collection = cls(reader)
         for service, parts in services:
             collection.add(service, parts)
@@ -73,7 +73,7 @@ class Collection:
 
         Args:
             service: value of the label ``service``.
-            parts: of `name_services`.
+            parts: the parts of the service, from `name_services`.
         """
         service = label_value(service)
         places: set[str] = set()
@@ -84,10 +84,10 @@ class Collection:
                 unique = unique_name(label_value(place), stacks)  # stacks may share a telemetry
                 stacks.add(unique)
                 self._read(node, (STACK_STATE,), (("service", service), ("layer", unique)))
-                continue  # its statistics are those of its layers
+                continue  # the layers of a stack have the statistics
             try:
                 snapshot = self._telemetry(part) if isinstance(part, Telemetry) else node.statistics()
-            except LISTENER_ERRORS as error:  # a layer of a user's must not cost the others' metrics
+            except LISTENER_ERRORS as error:  # an error of a user's layer must not suppress the metrics of others
                 _FAILURES.report(f"service {service!r}: statistics() of {place or type(part).__name__}", error)
                 continue
             if isinstance(snapshot, TracingStatistics):
@@ -100,7 +100,7 @@ class Collection:
             self._attach(service, exemplars)
 
     def _attach(self, service: str, exemplars: tuple[Exemplar, ...]) -> None:
-        """Give traced requests to the latency of the outermost telemetry of their service."""
+        """Attach traced requests to the latency histogram of the service's outermost telemetry."""
         samples = self.families.get(LATENCY, [])
         for position, (labels, value) in enumerate(samples):
             if labels[0] == ("service", service) and isinstance(value, HistogramPoint):
@@ -112,7 +112,7 @@ class Collection:
         if telemetry.slo is None:
             return snapshot
         if id(telemetry.slo) in self._visited:
-            return attrs.evolve(snapshot, slo=None)  # another telemetry's too, and read there
+            return attrs.evolve(snapshot, slo=None)  # shared with another telemetry, and read there
         self._visited.add(id(telemetry.slo))
         return snapshot
 
@@ -141,7 +141,7 @@ class Collection:
     def _read(self, snapshot: Any, metrics: Sequence[Metric], labels: Labels, created_ns: int = IMPORTED_NS) -> None:
         points: list[tuple[Metric, str, HistogramPoint]] = []
         if self._reader is not None:
-            # one after another: a histogram fills the processor's cache, and empties it of all else
+            # all histograms first: each one evicts everything else from the processor's cache
             points = [
                 (metric, key, self._reader.read(each, created_ns))
                 for metric in metrics
@@ -189,10 +189,10 @@ def _bounded(values: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def label_value(name: object, encoding: str = "utf-8") -> str:
-    """Return a name as the value of a label: text that the encoding has, of bounded length, another one for another."""
+    """Return a name as a label value: encodable text of bounded length, different for different names."""
     given = str(name)
     text = given.encode(encoding, "backslashreplace").decode(encoding)
     if text == given and len(text) <= _MAX_LABEL_LENGTH:
         return text
-    digest = f"~{zlib.crc32(given.encode('utf-8', 'surrogatepass')):08x}"  # another name may be spelled as the text is
+    digest = f"~{zlib.crc32(given.encode('utf-8', 'surrogatepass')):08x}"  # the changed text may equal another name
     return text[: _MAX_LABEL_LENGTH - len(digest)] + digest

@@ -1,7 +1,7 @@
-"""`EventLog`: what changes in stacks, as records of `logging`; `JsonLines` writes them as JSON.
+"""`EventLog`: logs changes in stacks as `logging` records; `JsonLines` formats records as JSON.
 
-Events come from comparing two looks at the metrics that the table marks as events, so that requests pay nothing, and
-no input, output, key or subject can get into a record: it has names, labels and numbers of statistics.
+The log compares two snapshots of the metrics that are marked as events, so it adds no cost to requests. A record has
+only names, labels and numbers of statistics: no input, output, key or subject can get into it.
 """
 
 import asyncio
@@ -24,12 +24,12 @@ _LOGGER = Log("streaminfer.events")
 class EventLog:
     """Logs breaker transitions, rejections, alerts, route changes and states of replicas and stacks.
 
-    Each becomes a record of the logger ``streaminfer.events``, at level WARNING, or INFO for a return to normal: a
-    breaker that closes, an alert that ends. What changed and changed back between two looks is seen only by counters,
-    such as the trips of a breaker.
+    Each becomes a record of the logger ``streaminfer.events``, at level WARNING, or INFO for a return to normal such as
+    a breaker that closes or an alert that ends. If a value changes and changes back between two looks, only counters
+    show it, such as the trips of a breaker.
 
     Args:
-        stacks: as of `metrics_app`.
+        stacks: as for `metrics_app`.
     """
 
     def __init__(self, *stacks: Any) -> None:
@@ -42,7 +42,7 @@ class EventLog:
         for (metric, labels), value in now.items():
             before = self._seen.get((metric, labels), 0)
             if value == before or (metric.states and not value):
-                continue  # a state that ended is told by the one that began
+                continue  # the record of the new state is enough
             fields = {"event": metric.name, **dict(labels), "before": before, "value": value}
             if metric.states:
                 del fields["before"], fields["value"]
@@ -51,13 +51,13 @@ class EventLog:
         self._seen = now
 
     async def watch(self, every_s: float = 1.0) -> None:
-        """Look again and again, until this is cancelled.
+        """Call :meth:`look` periodically, until the task is cancelled.
 
         Args:
             every_s: seconds between two looks.
 
         Raises:
-            TypeError, ValueError: not a positive number.
+            TypeError, ValueError: ``every_s`` is not a positive number.
         """
         check_duration("every_s", every_s, positive=True)
         while True:
@@ -84,20 +84,21 @@ def _level(metric: Metric, labels: Labels, value: float) -> int:
 
 
 class JsonLines(logging.Formatter):
-    """Formatter that makes one line of JSON of each record: time, level, logger, and the fields of the event.
+    """Formatter that writes each record as one line of JSON: time, level, logger, and the fields of the event.
 
-    A record of another logger has its message without the arguments, and the class of its exception; a message that is
-    no text has its class. So what a request brought is in none of them, unless your code wrote it into the message.
+    For a record of another logger, the line has the message without its arguments, and the class of its exception. If
+    the message is not a string, the line has its class. Data of requests is therefore in no line, unless your code
+    wrote it into the message itself.
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
+        """Return a record as a line of JSON."""
         line: dict[str, Any] = {
             "time": dt.datetime.fromtimestamp(record.created, dt.UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
         }
-        event = record.__dict__.get("event") if record.name == _LOGGER.name else None  # others may mean anything by it
+        event = record.__dict__.get("event") if record.name == _LOGGER.name else None  # other loggers may use the name
         if isinstance(event, dict):
             line.update(event)
         else:

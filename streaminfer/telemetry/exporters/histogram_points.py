@@ -1,19 +1,19 @@
-"""A latency histogram as exporters send it: exponential buckets, classic buckets and the sum.
+"""A latency histogram in export form: exponential buckets, classic buckets and the sum.
 
-One pass over the parts gives running totals and the sum. What a bucket holds, exponential or classic, is then the
-difference of two totals, whatever the schema. The finest schema is taken whose buckets take at most `MAX_SIZE` bytes:
-the buckets of one schema tell whether the next finer one is worth a try, and the search begins where that of the last
-histogram ended, which is mostly right. O(parts that can hold something + buckets of the schemas that are tried).
+One pass over the parts gives running totals and the sum. The count of any bucket, exponential or classic, is then the
+difference of two totals. The reader selects the finest schema with buckets of at most `MAX_SIZE` bytes. The buckets of
+one schema show whether the next finer schema can fit. The search begins at the schema of the last histogram, which is
+usually right. Complexity: O(parts that can be non-empty + buckets of the schemas that are tried).
 
-Both Prometheus' native histograms and OpenTelemetry's exponential ones number buckets so that bucket ``i`` of schema
-``s`` holds durations in ``(b^(i-1), b^i]`` seconds, with ``b = 2^(2^-s)``. A part of our layout goes, whole, into the
-bucket of its middle. That depends on the part alone, so histograms that are merged before they are exported and those
-that Prometheus adds up afterwards have the same buckets.
+Prometheus' native histograms and OpenTelemetry's exponential ones number buckets in the same way: bucket ``i`` of
+schema ``s`` holds durations in ``(b^(i-1), b^i]`` seconds, with ``b = 2^(2^-s)``. A part of our layout goes as a whole
+into the bucket of its middle. This depends on the part alone, so merging histograms before the export gives the same
+buckets as adding them up in Prometheus afterwards.
 
-Error: a duration moves by at most half a part (0.05 % at three digits, or half of ``lowest_s``), and a quantile is
-known to one bucket: 0.27 % at schema 8, twice that for each schema below. `MAX_SIZE` lowers the schema only where
-durations are spread over many buckets. Where each of those holds many durations, interpolation is off by far less than
-a bucket's width; where a thousand durations are spread widely, a p99 is off by up to the width, 1 or 2 %.
+Error: a duration moves by at most half a part (0.05 % at three digits, or half of ``lowest_s``). A quantile is known to
+one bucket: 0.27 % at schema 8, twice that for each coarser schema. `MAX_SIZE` lowers the schema only if durations are
+spread over many buckets. If each bucket holds many durations, interpolation is off by far less than a bucket's width.
+If a thousand durations are spread widely, a p99 is off by up to the width, 1 or 2 %.
 """
 
 import bisect
@@ -34,26 +34,26 @@ from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram,
 __all__ = ["BOUNDS_S", "BOUND_LABELS", "MAX_SIZE", "Exemplar", "HistogramPoint", "HistogramReader"]
 
 BOUNDS_S = (*tuple(step * 10.0**exponent for exponent in range(-4, 1) for step in (1.0, 2.5, 5.0)), 10.0)
-"""Upper bounds of the classic buckets in seconds; the last one, infinity, is left out."""
+"""Upper bounds of the classic buckets in seconds, without the last one, infinity."""
 
 BOUND_LABELS = (*(f"{bound:g}" if bound % 1 else f"{bound:.1f}" for bound in BOUNDS_S), "+Inf")
 """The label ``le`` of each classic bucket."""
 
 MAX_SIZE = 590
-"""Most bytes of the exponential buckets of a series, so that it takes less than 1 KB with its classic ones."""
+"""Most bytes of the exponential buckets of a series; with its classic buckets, a series takes less than 1 KB."""
 
 MAX_SCHEMA = 8
 
 
 @attrs.frozen
 class Exemplar:
-    """A traced request that stands for those of its bucket.
+    """A traced request as an example of its bucket.
 
     Attributes:
-        value_s: its latency in seconds.
+        value_s: latency in seconds.
         trace_id: 32 hexadecimal digits.
         span_id: 16 hexadecimal digits.
-        unix_ns: when it ended.
+        unix_ns: end of the request, in nanoseconds since 1970.
     """
 
     value_s: float
@@ -63,7 +63,7 @@ class Exemplar:
 
     @property
     def bucket(self) -> int:
-        """Number of its classic bucket."""
+        """Index of the classic bucket that contains the latency."""
         return bisect.bisect_left(BOUNDS_S, self.value_s)
 
 
@@ -71,18 +71,18 @@ class HistogramPoint(NamedTuple):
     """A histogram at one moment.
 
     Attributes:
-        total: durations.
-        sum_s: their sum in seconds, each taken as the middle of its part.
-        min_s: the shortest; NaN while empty.
-        max_s: the longest.
+        total: number of durations.
+        sum_s: sum of the durations in seconds, each taken as the middle of its part.
+        min_s: shortest duration; NaN while empty.
+        max_s: longest duration; NaN while empty.
         schema: resolution of the exponential buckets.
-        zero_threshold_s: durations up to it are in ``zeros``.
+        zero_threshold_s: upper bound of the zero bucket.
         zeros: count of the zero bucket.
-        indexes: numbers of the exponential buckets that hold something, ascending.
-        counts: their counts.
-        cumulative: counts up to each of ``BOUNDS_S``, and of all.
-        exemplars: traced requests among them.
-        created_ns: no duration is older, in nanoseconds since 1970.
+        indexes: numbers of the non-empty exponential buckets, ascending.
+        counts: counts of these buckets.
+        cumulative: counts up to each of ``BOUNDS_S``, and the total count.
+        exemplars: traced requests, as examples.
+        created_ns: start of counting, in nanoseconds since 1970; no duration is older.
     """
 
     total: int
@@ -100,12 +100,12 @@ class HistogramPoint(NamedTuple):
 
 
 class _Layout:
-    """Which buckets the parts of a histogram belong to.
+    """Mapping of the parts of a histogram to buckets.
 
     Attributes:
-        schema: the finest.
-        bounds: the first part above each classic bound; the end of the last part.
-        empty: the point of a histogram that is empty.
+        schema: the finest schema.
+        bounds: the first part above each classic bound, and the end of the last part.
+        empty: the point of an empty histogram.
     """
 
     def __init__(self, unit_magnitude: int, half_magnitude: int, counts_length: int, digits: int) -> None:
@@ -114,9 +114,9 @@ class _Layout:
         middles_s = (lowest_ns[:-1] + lowest_ns[1:]) / 2e9
         self._natives: NDArray[np.int64] = np.ceil(np.log2(middles_s) * 2**self.schema).astype(np.int64)
         self._by_shift: list[tuple[array[int], array[int], array[int]]] = []
-        # as `share_within` has it: a part is within a bound that it holds
+        # as in `share_within`: a part that contains a bound counts as within it
         above = np.searchsorted(lowest_ns[:-1] / 1e9, np.array(BOUNDS_S), side="right")
-        # arrays of the standard library: compiled code gets at their buffers faster than at NumPy's
+        # arrays of the standard library: compiled code accesses their buffers faster than NumPy's
         self.bounds = _ints([*above, counts_length])
         self.empty = HistogramPoint(
             total=0,
@@ -132,10 +132,10 @@ class _Layout:
         )
 
     def buckets(self, shift: int) -> "tuple[array[int], array[int], array[int]]":
-        """Return the buckets of a schema so many steps below the finest, at each of which two become one.
+        """Return the buckets of the schema that is ``shift`` steps coarser than the finest.
 
-        They are edges, middles and numbers, as `fill_buckets` takes them. The first part, whose durations may be 0, is
-        in none of them.
+        Each step merges two buckets into one. The result is edges, middles and numbers, for `fill_buckets`. The first
+        part is in no bucket, because its durations may be 0.
         """
         while len(self._by_shift) <= shift:
             below = len(self._by_shift)
@@ -147,7 +147,7 @@ class _Layout:
         return self._by_shift[shift]
 
     def _numbers(self, shift: int) -> NDArray[np.int64]:
-        """Return the number of the bucket of each part but the first."""
+        """Return the bucket number of each part except the first."""
         numbers: NDArray[np.int64] = ((self._natives[1:] - 1) >> shift) + 1
         return numbers
 
@@ -160,11 +160,11 @@ _layout = functools.lru_cache(maxsize=16)(_Layout)
 
 
 class HistogramReader:
-    """Reads histograms one after another, with one buffer for all of a layout. Not thread-safe.
+    """Reads histograms one after another, with one buffer per layout. Not thread-safe.
 
     Args:
-        max_size: most bytes of the exponential buckets of a point, at least 20: those on either side of 1 s never
-            merge.
+        max_size: most bytes of the exponential buckets of a point, at least 20, because the buckets below and above 1 s
+            never merge.
     """
 
     def __init__(self, max_size: int = MAX_SIZE) -> None:
@@ -175,11 +175,11 @@ class HistogramReader:
         self._counts = array("q", bytes(8 * max_size))
 
     def read(self, histogram: LatencyHistogram, created_ns: int = IMPORTED_NS) -> HistogramPoint:
-        """Return what the histogram holds now.
+        """Return the histogram at this moment, in export form.
 
         Args:
-            histogram: any.
-            created_ns: no duration of it is older, in nanoseconds since 1970.
+            histogram: any latency histogram.
+            created_ns: start of counting, in nanoseconds since 1970; no duration is older.
         """
         length = histogram.counts_length
         layout = _layout(histogram.unit_magnitude, histogram.half_magnitude, length, histogram.significant_digits)

@@ -1,4 +1,4 @@
-"""`Metric`: a family of series, and how its values are read from statistics."""
+"""`Metric`: a family of series, and the fields of the statistics that it reads."""
 
 from typing import Literal
 
@@ -19,11 +19,11 @@ class Metric:
         kind: ``"counter"``, ``"gauge"`` or ``"histogram"``.
         help: one sentence.
         fields: attributes of the statistics; a mapping gives a series for each of its keys.
-        label: tells several fields, the keys of a mapping, or ``states`` apart; empty: there is one value.
+        label: label that tells several fields, the keys of a mapping, or ``states`` apart; empty for a single value.
         unit: ``"seconds"``, ``"bytes"``, ``"ratio"``, or empty for a plain number.
-        states: values of a text; each is a series that is 1 while the text is this value, else 0.
-        event: a change is worth a line in the log.
-        normal: value of a gauge at which nothing is wrong.
+        states: possible values of a string field; the series of each is 1 while the field has this value, else 0.
+        event: whether a change is logged as an event.
+        normal: normal value of a gauge, at which nothing is wrong.
     """
 
     name: str
@@ -38,13 +38,13 @@ class Metric:
 
     @property
     def family(self) -> str:
-        """Name of the family in Prometheus' formats: no ``_total``."""
+        """Name of the family in Prometheus' formats, without ``_total``."""
         base = "streaminfer_" + self.name.replace(".", "_")
         return f"{base}_{self.unit}" if self.unit else base
 
     @property
     def prometheus(self) -> str:
-        """Name of the series in Prometheus; those of a histogram have ``_bucket``, ``_sum``, ``_count`` behind it."""
+        """Name of the series in Prometheus; series of a histogram add ``_bucket``, ``_sum`` or ``_count``."""
         return f"{self.family}_total" if self.kind == "counter" else self.family
 
     @property
@@ -59,15 +59,15 @@ class Metric:
 
 
 def counter(name: str, text: str, fields: str = "", *, by: str = "", unit: Unit = "", event: bool = False) -> Metric:
-    """Return a metric whose value never falls.
+    """Return a counter, a metric with a value that never falls.
 
     Args:
-        name: as of `Metric`.
-        text: its help.
-        fields: separated by spaces; empty: the last part of the name.
-        by: the label.
-        unit: as of `Metric`.
-        event: as of `Metric`.
+        name: as for `Metric`.
+        text: help text.
+        fields: fields separated by spaces; empty: the last part of the name.
+        by: label, as for `Metric`.
+        unit: as for `Metric`.
+        event: as for `Metric`.
     """
     return Metric(name, "counter", text, _fields(name, fields), by, unit, event=event)
 
@@ -83,12 +83,12 @@ def gauge(
     event: bool = False,
     normal: float = 0.0,
 ) -> Metric:
-    """Return a metric whose value rises and falls; arguments as of `counter` and `Metric`, states between spaces."""
+    """Return a gauge; arguments as for `counter` and `Metric`, with the states separated by spaces."""
     return Metric(name, "gauge", text, _fields(name, fields), by, unit, tuple(states.split()), event, normal)
 
 
 def histogram(name: str, text: str, fields: str, *, by: str = "") -> Metric:
-    """Return a distribution of durations; arguments as of `counter`."""
+    """Return a histogram of durations; arguments as for `counter`."""
     return Metric(name, "histogram", text, _fields(name, fields), by, "seconds")
 
 

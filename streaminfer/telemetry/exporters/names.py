@@ -1,8 +1,8 @@
-"""Names, units and help texts of every exported metric, and the field of the statistics that each one reads.
+"""Names, units and help texts of every exported metric, and the fields of the statistics that it reads.
 
-A metric has one name, dotted and without a prefix: ``batcher.queued`` is ``streaminfer_batcher_queued`` in Prometheus
-and ``streaminfer.batcher.queued`` in OpenTelemetry. Statistics are found by the name of their class, so that this
-module imports no other family. Every value has the labels ``service`` and ``layer``.
+A metric has one dotted name without a prefix: ``batcher.queued`` is ``streaminfer_batcher_queued`` in Prometheus and
+``streaminfer.batcher.queued`` in OpenTelemetry. The table finds statistics by the name of their class, so this module
+imports no other package. Every value has the labels ``service`` and ``layer``.
 """
 
 from streaminfer.telemetry.exporters.metric import Metric, counter, gauge, histogram
@@ -410,13 +410,13 @@ METRICS: dict[str, tuple[Metric, ...]] = {
 """Metrics by the class of the statistics."""
 
 SHARED = frozenset({"DeviceStatistics"})
-"""Statistics of what several parts share, which each of them has: read once for each name."""
+"""Statistics of an object that several parts share, such as a device; they are read once per name."""
 
 LABELED = frozenset({"CostStatistics", "LabeledStatistics"})
-"""Statistics with ``labels`` of their own."""
+"""Statistics with a ``labels`` attribute."""
 
 CREATED = frozenset({"WorkerStatistics"})
-"""Statistics with a ``created_ns`` of their own: what other processes counted may be older than this one."""
+"""Statistics with a ``created_ns`` attribute: counts of other processes may be older than this process."""
 
 INNER: dict[str, tuple[tuple[str, str], ...]] = {
     "TelemetryStatistics": (("slo", "slo"), ("labeled", "")),
@@ -431,5 +431,5 @@ INNER: dict[str, tuple[tuple[str, str], ...]] = {
     "StreamSessionStatistics": (("streams", "stream"),),
     "TritonStatistics": (("server", ""),),
 }
-"""Statistics inside statistics: field, and label that has the name of each; empty: no label. One without a name has
-that of its field."""
+"""Statistics inside statistics: the field, and the label for the name of each; an empty string means no label. Inner
+statistics without a name get the name of the field."""

@@ -1,8 +1,8 @@
-"""Children of a label family by their label values: one look-up per request.
+"""Children of a label family by their label values, with one look-up per request.
 
-One source, compiled with the C types of ``_label_family_cy.pxd`` or run as it is. A child is never removed but by
-:meth:`clear`, so a look-up that finds one needs no lock; between the last look for a value and its insertion the
-compiled code calls nothing that gives the interpreter lock up, as long as label values hash in C.
+The same source is compiled with the C types of ``_label_family_cy.pxd`` or runs uncompiled. Only
+:meth:`~LabelFamilyState.clear` removes children, so a successful look-up needs no lock. Between the last look-up of a
+value and its insertion, the compiled code does not release the interpreter lock, as long as label values hash in C.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ __all__ = ["LabelFamilyState"]
 
 
 class LabelFamilyState:
-    """Children by label values, at most ``max_sets``; the rest share one.
+    """Children by label values, at most ``max_sets``; further sets of values share one child.
 
     Args:
         make: returns a new child.
-        max_sets: the most sets of values with a child of their own.
+        max_sets: most sets of values with their own child.
 
     Attributes:
-        max_sets: the same.
-        overflowed: how many look-ups were given the shared child.
+        max_sets: as given.
+        overflowed: number of look-ups that returned the shared child.
     """
 
     def __init__(self, make: Callable[[], Any], max_sets: int) -> None:
@@ -33,16 +33,16 @@ class LabelFamilyState:
         self.overflowed = 0
 
     def child(self, values: Any) -> Any:
-        """Return the child of a set of label values, a new one if there is room, else the shared one."""
+        """Return the child of a set of label values: an existing or a new one, or the shared child beyond the bound."""
         found = self._children.get(values)
         return self._added(values) if found is None else found
 
     def children(self) -> tuple[dict[Any, Any], Any]:
-        """Return a copy of the children by their values, and the shared one; ``None``: there is none yet."""
+        """Return a copy of the children by their values, and the shared child, or ``None`` if it does not exist."""
         return self._children.copy(), self._other
 
     def clear(self) -> None:
-        """Forget every child; those that callers keep are no longer part of the family."""
+        """Remove every child; children that callers still hold are not part of the family any more."""
         self._children = {}
         self._other = None
         self.overflowed = 0

@@ -1,6 +1,6 @@
 """Recorder of requests by labels: latency and outcomes of each set of values.
 
-One source, compiled with the C types of ``_labeled_recorder_cy.pxd`` or run as it is.
+The same source is compiled with the C types of ``_labeled_recorder_cy.pxd`` or runs uncompiled.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class LabeledCounts:
         latency: histogram of their latency.
 
     Attributes:
-        latency: the same.
+        latency: as given.
         degraded: degraded responses.
         errors: requests that completed without a response, by error.
     """
@@ -40,16 +40,16 @@ class LabeledCounts:
         self.errors: dict[str, int] = {}
 
     def responses(self) -> tuple[int, int]:
-        """Return how many responses were degraded, and how many there were, of one moment."""
+        """Return the numbers of degraded responses and of all responses, at the same moment."""
         return self.degraded, self.latency.count
 
 
 class LabeledRecorder:
-    """Requests by label values.
+    """Recorder of requests by label values.
 
     Args:
-        labels: names, of ``LABELS``.
-        family: a `LabeledCounts` for each set of values.
+        labels: label names from ``LABELS``.
+        family: family with a `LabeledCounts` for each set of values.
     """
 
     def __init__(self, labels: Sequence[str], family: LabelFamilyState) -> None:
@@ -64,7 +64,7 @@ class LabeledRecorder:
         counts.latency.count_ns(max(now_ns - started_ns, 0))
 
     def fail(self, request: Request, reason: str) -> None:
-        """Count a request that completed without a response, and so without a route."""
+        """Count a request that completed without a response; its route is an empty string."""
         counts: LabeledCounts = self._family.child(self._values(request, ""))
         counts.errors[reason] = counts.errors.get(reason, 0) + 1
 

@@ -1,4 +1,4 @@
-"""`LabelFamily`: one histogram, counter or anything else per set of label values, with a bound on how many."""
+"""`LabelFamily`: one histogram, counter or other object per set of label values, with a bound on their number."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -20,22 +20,23 @@ else:
 
 
 class LabelFamily(_State, Generic[T]):
-    """One child per set of label values; sets beyond a bound share one, so that no client can fill the memory.
+    """One child per set of label values; sets beyond a bound share one child, so that no client can fill the memory.
 
     Args:
         make: returns a new child: a class such as :class:`LatencyHistogram`, or a function without arguments.
-        *labels: their names, at least one.
-        max_sets: the most sets with a child of their own; later ones get the child whose labels are all ``"other"``.
+        *labels: names of the labels, at least one.
+        max_sets: most sets with their own child; later sets share the child with ``"other"`` for every label.
 
     Attributes:
-        labels: their names.
+        labels: names of the labels.
         max_sets: as given.
-        overflowed: how many calls of :meth:`of` were given the child that collects the rest.
+        overflowed: number of calls of :meth:`of` that returned the shared child.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type or out of range, or two labels of one name.
+        TypeError, ValueError: an argument has the wrong type or is out of range, or two labels have the same name.
 
-    Threads: any number may call it at once. Keep a child whose values do not change instead of looking it up again.
+    Threads: any number of threads may call it at once. If the label values are fixed, look the child up once and reuse
+    it.
 
     Example:
         >>> from streaminfer.telemetry import LatencyHistogram
@@ -58,10 +59,10 @@ class LabelFamily(_State, Generic[T]):
         """Return the child of some label values.
 
         Args:
-            *values: hashable, as many as there are labels, in their order.
+            *values: hashable values, one per label, in the order of the labels.
 
         Raises:
-            TypeError: another number of values, or one that cannot be hashed.
+            TypeError: the number of values is wrong, or a value cannot be hashed.
         """
         if len(values) != len(self.labels):
             raise TypeError(expected("values", f"one for each label of {self.labels}", values))
@@ -69,9 +70,9 @@ class LabelFamily(_State, Generic[T]):
         return found
 
     def items(self) -> Iterator[tuple[tuple[Any, ...], T]]:
-        """Iterate over the sets of values and their children, of one moment; the one that collects the rest is last.
+        """Iterate over the sets of values and their children at one moment; the shared child is last.
 
-        A set whose own values are all ``"other"`` has a child of its own, so that these may come twice.
+        If a caller uses ``"other"`` for all labels, that set has its own child, so these values can appear twice.
         """
         children, other = self.children()
         yield from children.items()

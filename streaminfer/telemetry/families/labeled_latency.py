@@ -1,4 +1,4 @@
-"""`LabeledLatency`: latency and outcomes of a `Telemetry` by tenant, route or priority, with a bound on label sets."""
+"""`LabeledLatency`: latency and outcomes by tenant, route or priority, for a bounded number of label sets."""
 
 import sys
 from collections import Counter
@@ -14,21 +14,21 @@ from streaminfer.telemetry.statistics import LabeledStatistics, read_responses
 __all__ = ["LabeledLatency"]
 
 _DIGITS = 2
-"""Of its histograms: 20 KB for each set of labels, instead of 200."""
+"""Significant digits of its histograms: 20 KB for each set of labels, instead of 200 KB with three digits."""
 
 
 class LabeledLatency:
-    """Requests by label values.
+    """Latency and outcomes of requests by label values.
 
     Args:
-        labels: their names.
-        max_sets: the most sets of values that are told apart.
+        labels: names of the labels.
+        max_sets: most sets of values that are counted separately.
 
     Attributes:
-        recorder: counts them.
+        recorder: records the requests.
 
     Raises:
-        TypeError, ValueError: of the wrong type, unknown, twice, or out of range.
+        TypeError, ValueError: an argument has the wrong type or is out of range, or a label is unknown or repeated.
     """
 
     def __init__(self, labels: Sequence[str], max_sets: int) -> None:
@@ -45,12 +45,12 @@ class LabeledLatency:
         """Return a snapshot of each set of values.
 
         Args:
-            live: the histograms go on.
+            live: whether the snapshots share the live histograms instead of copies.
         """
         found: dict[tuple[tuple[str, str], ...], LabeledStatistics] = {}
         for values, counts in self._family.items():
             read = self._read(values, counts, live=live)
-            before = found.get(read.labels)  # a tenant may be called as the sets beyond the bound are
+            before = found.get(read.labels)  # a tenant may have the name "other"
             found[read.labels] = read if before is None else _together(before, read)
         return tuple(found.values())
 

@@ -22,7 +22,7 @@ cdef extern from *:
     }
     #endif
     """
-    # cpdef: the assignment of the same name in the source then makes a Python variable, and calls stay in C
+    # cpdef, so that the assignment to this name in the source makes a Python variable, and calls stay in C
     cpdef int bit_length "streaminfer_bit_length"(long long value) noexcept
 
 cdef long long _FAR_NS

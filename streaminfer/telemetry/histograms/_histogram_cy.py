@@ -1,33 +1,33 @@
 # cython: boundscheck=False, wraparound=False
-"""The compiled state of a latency histogram: where a duration is counted, and which duration a rank stands for.
+"""Compiled state of a latency histogram: maps durations to counts, and ranks to durations.
 
-The idea (Gil Tene's HdrHistogram, https://github.com/HdrHistogram/HdrHistogram, whose layout this is bit for bit):
-buckets that double in width, each cut into the same number of equal parts, so that a record costs one increment and
-the relative error is the same everywhere. Everything is in whole nanoseconds.
+The layout is that of Gil Tene's HdrHistogram (https://github.com/HdrHistogram/HdrHistogram), bit for bit. Buckets
+double in width, and each is cut into the same number of equal parts. A record therefore costs one increment, and the
+relative error is the same everywhere. All durations are whole nanoseconds.
 
 * ``unit`` = the largest power of two ≤ ``lowest_ns``: the width of the narrowest part.
-* ``2 · half`` = the smallest power of two ≥ ``2 · 10^digits``: parts in bucket 0, which starts at zero. Every later
-  bucket covers the next octave, whose lower half the buckets before it have counted already, so it adds ``half`` parts.
-* The bucket of ``v`` is the number of bits that ``v`` has beyond those of bucket 0, its part is ``v`` shifted right by
-  bucket and unit, and since each bucket adds ``half`` parts the index is ``bucket · half + part``.
+* ``2 · half`` = the smallest power of two ≥ ``2 · 10^digits``: the number of parts in bucket 0, which starts at zero.
+  Every later bucket covers the next octave and adds ``half`` parts: earlier buckets have counted its lower half.
+* The bucket of ``v`` is the number of bits of ``v`` beyond those of bucket 0. Its part is ``v`` shifted right by bucket
+  and unit. Because each bucket adds ``half`` parts, the index is ``bucket · half + part``.
 
-A part of bucket ``b > 0`` is ``unit · 2^b`` wide and starts at or above ``half`` times its width, so its width is at
-most ``1 / half ≤ 10^-digits`` of any duration in it; in bucket 0 the width is one unit.
+A part of bucket ``b > 0`` is ``unit · 2^b`` wide and starts at or above ``half`` times its width. Its width is
+therefore at most ``1 / half ≤ 10^-digits`` of any duration in it. In bucket 0 the width is one unit.
 
-Invariants: ``count`` is the sum of all counts; no part below that of ``minimum_ns`` or above that of ``maximum_ns``
-holds anything (while empty they are above and below everything); each index is below ``counts_length``, since what is
-counted is clamped to ``highest_ns`` first. A walk between the extremes therefore ends before it leaves the array.
+Invariants: ``count`` is the sum of all counts. Parts below that of ``minimum_ns`` and above that of ``maximum_ns`` are
+empty. Each index is below ``counts_length``, because durations are clamped to ``highest_ns`` before they are counted.
+A walk between the extremes therefore ends before it leaves the array.
 
 Cost: recording O(1), no allocation. A quantile walks from the nearer extreme, at most ``counts_length`` parts (24,576
 at the defaults, 8 bytes each).
 
-Threads: in the compiled build under the interpreter lock every method is atomic. Nothing between the first and the last
-write, or between the first and the last read of a snapshot, calls Python, drops a reference or allocates, so no other
-thread gets in. Run uncompiled, or without an interpreter lock, a caller takes a lock around each call, as
+Threads: in the compiled build under the interpreter lock every method is atomic. No other thread can run between its
+first and last write, or the first and last read of a snapshot: there it does not call Python, drop a reference or
+allocate. In an uncompiled run, or without an interpreter lock, the caller must hold a lock for each call, as
 ``LatencyHistogram`` does.
 
-One source, compiled with the C types of ``_histogram_cy.pxd`` or run as it is. The directives above are safe: every
-index comes from the invariants or from a loop over the array's own length.
+The same source is compiled with the C types of ``_histogram_cy.pxd`` or runs uncompiled. The directives above are safe:
+every index follows from the invariants, or from a loop over the length of the array.
 """
 
 from __future__ import annotations
@@ -53,20 +53,20 @@ class HistogramState:
     """Counts of durations in nanoseconds, in HdrHistogram's layout.
 
     Args:
-        lowest_ns: durations below it are not told apart; at least 1.
+        lowest_ns: resolution of the shortest durations; at least 1.
         highest_ns: longer durations are counted as this one; at least ``2 * lowest_ns``, below 2^62.
-        significant_digits: decimal digits that are kept of a duration, 1 to 5.
+        significant_digits: precision of a duration in decimal digits, 1 to 5.
 
     Attributes:
-        count: how many durations were counted.
-        clamped: how many of them were longer than ``highest_ns``.
-        minimum_ns: the shortest, exactly; 2^62 while empty.
-        maximum_ns: the longest, exactly; -1 while empty.
-        capacity_ns: the longest duration that has a place of its own, at or above ``highest_ns``.
+        count: number of durations counted.
+        clamped: number of durations that were longer than ``highest_ns``.
+        minimum_ns: the shortest duration, exactly; 2^62 while empty.
+        maximum_ns: the longest duration, exactly; -1 while empty.
+        capacity_ns: the longest duration of the last part, at or above ``highest_ns``.
         counts_length: number of parts.
 
     Raises:
-        ValueError: an impossible layout.
+        ValueError: the layout is impossible.
     """
 
     __slots__ = ("_counts", "_mask", "capacity_ns", "clamped", "count", "counts_length", "half_magnitude", "highest_ns",
@@ -102,54 +102,53 @@ class HistogramState:
         self.maximum_ns = -1
 
     def record(self, seconds: float, /) -> None:
-        """Counts one duration.
+        """Count one duration.
 
         Args:
-            seconds: the duration, rounded to whole nanoseconds; above ``highest_s``, infinity included, it is counted
-                as ``highest_s`` and in ``clamped``.
+            seconds: the duration, rounded to whole nanoseconds. A duration above ``highest_s``, infinity included, is
+                counted as ``highest_s`` and in ``clamped``.
 
         Raises:
-            ValueError: NaN or negative.
-            TypeError: not a real number, or a bool.
+            ValueError: ``seconds`` is NaN or negative.
+            TypeError: ``seconds`` is not a real number, or is a bool.
         """
         _count(self, _nanoseconds(_duration("seconds", seconds)))
 
     def record_ns(self, nanoseconds: int, /) -> None:
-        """Counts one duration in whole nanoseconds; otherwise like :meth:`record`.
+        """Count one duration in whole nanoseconds; otherwise like :meth:`record`.
 
         Raises:
-            ValueError: negative.
-            TypeError: not a whole number, or a bool.
+            ValueError: ``nanoseconds`` is negative.
+            TypeError: ``nanoseconds`` is not a whole number, or is a bool.
         """
         if type(nanoseconds) is not int or nanoseconds < 0:
             nanoseconds = check_count("nanoseconds", nanoseconds, at_least=0)
-        # Python's minimum, of whole numbers of any size: the result fits a C integer
+        # Python's min, because an integer may have any size; the result fits a C integer
         _count(self, min(nanoseconds, 2**62))
 
     def count_ns(self, nanoseconds: int) -> None:
-        """Counts one duration that the caller knows to be sound: the call for compiled callers.
+        """Count one duration without checks, for compiled callers.
 
         Args:
-            nanoseconds: the duration; above ``highest_ns`` clamped and counted, negative taken as 0.
+            nanoseconds: the duration; clamped to 0 and ``highest_ns``, but only the latter adds to ``clamped``.
         """
         _count(self, nanoseconds)
 
     def record_corrected(self, seconds: float, expected_interval_s: float) -> None:
-        """Counts one duration, and those that its length kept a closed-loop caller from measuring.
+        """Count one duration, and those that a closed-loop caller could not measure while it waited.
 
-        A caller that sends at a fixed interval, but only after the answer to the request before, sends nothing
-        while it waits ("coordinated omission"). Requests that should have left meanwhile would have taken ``seconds``
-        less 1, 2, … intervals: these are counted too, down to one interval, as HdrHistogram's
-        ``recordValueWithExpectedInterval`` does in Java and C (its Python port also counts what remains below one
-        interval).
+        A caller that sends at a fixed interval, but waits for each response, sends nothing during a long request
+        ("coordinated omission"). The missing requests would have taken ``seconds`` less 1, 2, … intervals. These
+        durations are counted too, down to one interval, like ``recordValueWithExpectedInterval`` of HdrHistogram in
+        Java and C. (HdrHistogram's Python port also counts the remainder below one interval.)
 
         Args:
-            seconds: the duration, as in :meth:`record`; the others count down from what it is clamped to.
+            seconds: the duration, as in :meth:`record`; the added durations count down from its clamped value.
             expected_interval_s: seconds between the starts of two requests; below half a nanosecond nothing is added.
 
         Raises:
-            ValueError: NaN or negative.
-            TypeError: not a real number, or a bool.
+            ValueError: an argument is NaN or negative.
+            TypeError: an argument is not a real number, or is a bool.
         """
         _count_corrected(
             self,
@@ -158,18 +157,18 @@ class HistogramState:
         )
 
     def record_each(self, seconds: Any) -> None:
-        """Counts every duration of an array, or none.
+        """Count every duration of an array, or none on an error.
 
         Args:
             seconds: shape (n,), float64, contiguous.
 
         Raises:
-            ValueError: one of them is NaN or negative.
+            ValueError: a duration is NaN or negative.
         """
         for index in range(len(seconds)):
             if not seconds[index] >= 0.0:
                 raise ValueError(expected(f"seconds[{index}]", "a number of seconds ≥ 0", float(seconds[index])))
-        counts = self._counts  # locals: C reads attributes again after each write
+        counts = self._counts  # local variables: C would reload attributes after each write
         minimum_ns = self.minimum_ns
         maximum_ns = self.maximum_ns
         clamped = 0
@@ -187,16 +186,16 @@ class HistogramState:
         self.maximum_ns = maximum_ns
 
     def add_counts(self, counts: Any, minimum_ns: int, maximum_ns: int, clamped: int) -> None:
-        """Adds counts that were made elsewhere with the same layout.
+        """Add counts of another histogram with the same layout.
 
         Args:
             counts: shape (counts_length,), int64, none negative.
-            minimum_ns: the shortest duration among them.
-            maximum_ns: the longest; negative where there are none.
-            clamped: how many were clamped.
+            minimum_ns: the shortest of the durations.
+            maximum_ns: the longest of the durations; negative if there are none.
+            clamped: number of durations that were clamped.
 
         Raises:
-            ValueError: another length, or impossible extremes.
+            ValueError: ``counts`` has another length, or the extremes are impossible.
         """
         if len(counts) != self.counts_length:
             raise ValueError(f"counts: expected {self.counts_length} of them, got {len(counts)}")
@@ -214,55 +213,54 @@ class HistogramState:
         self.maximum_ns = max(self.maximum_ns, maximum_ns)
 
     def quantile(self, q: float) -> float:
-        """The duration in seconds that a share ``q`` of all counted durations does not exceed; NaN while empty.
+        """Return the duration in seconds that a share ``q`` of all durations does not exceed; NaN while empty.
 
-        It is the highest duration that the layout does not tell from the one of rank ⌈q · count⌉, as in HdrHistogram,
-        but never outside the exact extremes: never too low, and too high by at most ``10**-significant_digits`` of it
-        (or by ``lowest_s``). 0 gives the minimum, 1 the maximum.
+        As in HdrHistogram, it is the highest duration in the part of rank ⌈q · count⌉, but within the exact extremes.
+        It is never too low, and too high by at most ``10**-significant_digits`` of itself, or by ``lowest_s``.
 
         Args:
-            q: a share, 0 to 1.
+            q: a share from 0 to 1; 0 gives the minimum, 1 the maximum.
 
         Raises:
-            ValueError: NaN or outside 0 to 1.
-            TypeError: not a real number, or a bool.
+            ValueError: ``q`` is NaN or outside 0 to 1.
+            TypeError: ``q`` is not a real number, or is a bool.
         """
         return _quantile(self, _share(q))
 
     def quantiles_into(self, shares: Any, seconds: Any) -> None:
-        """Writes the quantile of each share, all of one moment.
+        """Write the quantile of each share, all at the same moment.
 
         Args:
             shares: shape (n,), float64, each from 0 to 1.
-            seconds: shape (n,), float64: the result.
+            seconds: shape (n,), float64: output, the quantiles.
         """
         for index in range(min(len(shares), len(seconds))):
             seconds[index] = _quantile(self, shares[index])
 
     def share_within(self, seconds: float) -> float:
-        """The share of counted durations that are at or below ``seconds``; NaN while empty.
+        """Return the share of counted durations at or below ``seconds``; NaN while empty.
 
-        Durations that the layout does not tell from ``seconds`` count as at or below it; the exact extremes decide
-        beyond them. ``share_within(quantile(q))`` is at least ``q``.
+        Durations in the same part as ``seconds`` count as at or below it. Below the exact minimum the share is 0, from
+        the exact maximum on it is 1. ``share_within(quantile(q))`` is at least ``q``.
 
         Raises:
-            ValueError: NaN or negative.
-            TypeError: not a real number, or a bool.
+            ValueError: ``seconds`` is NaN or negative.
+            TypeError: ``seconds`` is not a real number, or is a bool.
         """
         return _share_within(self, _nanoseconds(_duration("seconds", seconds)))
 
     def take_changes(self, known: Any, shift: int) -> list[tuple[int, int]]:
-        """Return what changed since the counts that a caller knows, of one moment, and tell it the new ones.
+        """Return the increases since the counts in ``known``, at one moment, and update ``known``.
 
-        Costs a few microseconds and no memory but that of the changes, for callers that look often.
+        For callers that look often: it takes a few microseconds, and memory only for the changes.
 
         Args:
-            known: shape (counts_length >> shift,), int64, zero at first: counts of groups of parts; after a reset what
-                it has above the counts stays.
-            shift: each group is of ``2**shift`` neighboring parts; at most ``half_magnitude``.
+            known: shape (counts_length >> shift,), int64, zero at first: counts of groups of parts. After a reset of
+                the histogram, higher counts in ``known`` stay.
+            shift: a group has ``2**shift`` neighboring parts; at most ``half_magnitude``.
 
         Returns:
-            Number and increase of each group with more than ``known``.
+            Index and increase of each group whose count is higher than in ``known``.
         """
         counts = self._counts
         changes = []
@@ -277,10 +275,10 @@ class HistogramState:
         return changes
 
     def snapshot(self) -> tuple[Any, int, int, int]:
-        """All that was counted, of one moment.
+        """Return the state of the histogram at one moment.
 
         Returns:
-            A fresh ``array("q")`` of the counts, ``minimum_ns``, ``maximum_ns``, ``clamped``.
+            A new ``array("q")`` of the counts, ``minimum_ns``, ``maximum_ns``, ``clamped``.
         """
         counts = array("q", [0]) * self.counts_length
         copied = counts
@@ -293,25 +291,25 @@ class HistogramState:
         return counts, minimum_ns, maximum_ns, clamped
 
     def cumulate_into(self, totals: Any) -> tuple[int, int, float]:
-        """Writes running totals of the counts, of one moment, from the first part that can hold something.
+        """Write running totals of the counts at one moment, from the first part that can be non-empty.
 
         Args:
-            totals: shape (counts_length + 1,), int64: from ``first`` to ``end``, gets the count of the parts from
-                ``first`` on below each part; the rest is left.
+            totals: shape (counts_length + 1,), int64: output. The element of each part from ``first`` to ``end`` is the
+                sum of the counts below that part; the other elements stay unchanged.
 
         Returns:
-            ``first``, ``end`` behind the last part that can hold something, and the sum of all durations in seconds,
-            each taken as the middle of its part; of an empty histogram 0, 0 and 0.
+            ``first``; ``end``, one after the last part that can be non-empty; and the sum of all durations in seconds,
+            each taken as the middle of its part. For an empty histogram 0, 0 and 0.
         """
         if self.count == 0:
             return 0, 0, 0.0
-        counts = self._counts  # a local: C reads where the array of an attribute is again after each write
+        counts = self._counts  # local variable: C would reload an attribute after each write
         first = index = _index(self, self.minimum_ns)
         end = _index(self, self.maximum_ns) + 1
         total = 0
         sum_ns = 0.0
         while index < end:
-            # parts of equal width: the k-th of n counts k times less in the sum of totals, so additions are enough
+            # all parts of an octave have the same width: sum(position * count) follows from the sum of running totals
             octave_end = min(end, ((index >> self.half_magnitude) + 1) << self.half_magnitude)
             lowest_ns = _lowest_at(self, index)
             width_ns = _lowest_at(self, index + 1) - lowest_ns
@@ -330,7 +328,7 @@ class HistogramState:
         return first, end, sum_ns / 1e9
 
     def reset(self) -> None:
-        """Forgets all that was counted; the layout stays."""
+        """Remove all counts; the layout stays."""
         if self.count:
             for index in range(_index(self, self.minimum_ns), _index(self, self.maximum_ns) + 1):
                 self._counts[index] = 0
@@ -357,14 +355,14 @@ def _count_corrected(state: HistogramState, nanoseconds: int, interval_ns: int) 
         return
     missing = min(nanoseconds, state.highest_ns) - interval_ns
     while missing >= interval_ns:
-        # all members of the series that share a part, at once: a long stall over a short interval has billions
+        # count all durations of the series in one part at once: a long stall over a short interval has billions
         index = _index(state, missing)
         last = max(_lowest_at(state, index), interval_ns)
         repeats = (missing - last) // interval_ns + 1
         state._counts[index] += repeats
         state.count += repeats
         missing -= repeats * interval_ns
-        # the series counts down: its latest member is the shortest so far, and the maximum came first
+        # the series counts down: the last one so far is the shortest, and the maximum came first
         state.minimum_ns = min(state.minimum_ns, missing + interval_ns)
 
 
@@ -386,7 +384,7 @@ def _quantile(state: HistogramState, share: float) -> float:
         return _NAN
     if share == 0.0:
         return state.minimum_ns / 1e9
-    # one step down, as in HdrHistogram: 0.999 · 1000 must not round up to 999.0000001 and give rank 1000
+    # rounded down by one step, as in HdrHistogram: 0.999 · 1000 must not become 999.0000001 and give rank 1000
     exact = share * _JUST_BELOW_ONE * state.count
     rank = int(exact)
     if rank < exact or rank == 0:
@@ -447,4 +445,4 @@ def _real(name: str, number: Any) -> float:
     try:
         return float(number)
     except OverflowError:
-        return -1.0 if number < 0 else _FAR_NS_FLOAT  # whole numbers have no end
+        return -1.0 if number < 0 else _FAR_NS_FLOAT  # the integer is too large for a float

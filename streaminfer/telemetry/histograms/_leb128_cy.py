@@ -1,6 +1,6 @@
-"""Numbers as HdrHistogram writes them: ZigZag, then LEB128 of at most nine bytes, of which the last carries 8 bits.
+"""HdrHistogram's number encoding: ZigZag, then LEB128 of at most nine bytes; a ninth byte carries 8 bits.
 
-One source, compiled with the C types of ``_leb128_cy.pxd``, or run as it is.
+The same source is compiled with the C types of ``_leb128_cy.pxd`` or runs uncompiled.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ _LONGEST = 9  # bytes of a number
 
 
 def write_counts(gaps: Any, counts: Any) -> bytes:
-    """Return the payload of some counts, each run of zeros as one negative number.
+    """Return the encoded payload of counts, with each run of zeros as one negative number.
 
     Args:
-        gaps: how many zeros are in front of each count, int64.
-        counts: those that are not zero, int64.
+        gaps: number of zeros before each count, int64.
+        counts: the counts that are not zero, int64.
     """
     payload = bytearray(2 * _LONGEST * len(counts))
     out = payload
@@ -45,7 +45,7 @@ def read_numbers(payload: bytes) -> array[int]:
     """Return the numbers of a payload, int64.
 
     Raises:
-        ValueError: it ends within a number.
+        ValueError: the payload ends within a number.
     """
     numbers = array("q", bytes(8 * len(payload)))
     out = numbers

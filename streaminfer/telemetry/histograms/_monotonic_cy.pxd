@@ -10,7 +10,7 @@ cdef class MonotonicClock:
     @cython.locals(elapsed_ns=cython.longlong)
     cpdef tuple _ages(self)
 
-    # -1 stands for an exception alone: elapsed time is never negative
+    # -1 always means an exception, because elapsed time is never negative
     @cython.final
     @cython.locals(elapsed_ns=cython.longlong)
     cdef long long _tick(self) except -1

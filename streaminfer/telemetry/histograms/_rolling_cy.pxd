@@ -1,7 +1,7 @@
 cimport cython
 from streaminfer.telemetry.histograms cimport _monotonic_cy
 from streaminfer.telemetry.histograms cimport _histogram_cy
-# the build looks for what to compile again only in cimports of this form, not in those of a module
+# the build finds dependencies only in cimports of this form, not in cimports of a module
 from streaminfer.telemetry.histograms._monotonic_cy cimport MonotonicClock as CMonotonicClock
 from streaminfer.telemetry.histograms._histogram_cy cimport HistogramState as CHistogramState
 
@@ -15,7 +15,7 @@ cdef class RollingState(_monotonic_cy.MonotonicClock):
     cdef long long _number
     cdef long long _closes_ns
 
-    # For compiled callers, which know the duration to be sound
+    # For compiled callers, which have checked the duration
     @cython.final
     cdef int count_ns(self, long long nanoseconds) except -1
 

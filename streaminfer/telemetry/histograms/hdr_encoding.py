@@ -1,4 +1,4 @@
-"""HdrHistogram's wire format, V2 compressed: what every HdrHistogram library and tool reads. V1 and V0 are read too.
+"""HdrHistogram's compressed wire format V2, which all its libraries and tools read; V1 and V0 can be read only.
 
 ::
 
@@ -7,14 +7,14 @@
             lowest, highest: 64 bits each; ratio of integer to double: a float of 64 bits
     payload counts from index 0 to the last that is not zero; n zeros in a row stand as -n
 
-Each number of the payload is ZigZag coded (0, -1, 1, -2, … → 0, 1, 2, 3, …) and then LEB128: 7 bits a byte, lowest
-first, the high bit set where more follow; a ninth byte carries 8 bits and ends the number. Nothing else is in it: exact
-extremes and how many values were clamped are lost. Source: HdrHistogram's ``AbstractHistogram.encodeIntoByteBuffer``
-and ``ZigZagEncoding``. The text is equal to that of the ``hdrhistogram`` package byte for byte; Java writes a single
-zero as 0 instead of -1, which every reader takes for the same.
+Each number of the payload is ZigZag coded (0, -1, 1, -2, … → 0, 1, 2, 3, …) and then LEB128: 7 bits per byte, lowest
+first, with the high bit set if more bytes follow; a ninth byte carries 8 bits and ends the number. The format does not
+contain the exact extremes and the number of clamped values. Source: ``AbstractHistogram.encodeIntoByteBuffer`` and
+``ZigZagEncoding`` of HdrHistogram. The text equals that of the ``hdrhistogram`` package byte for byte. Java writes a
+single zero as 0 instead of -1; every reader accepts both.
 
-V1 and V0, which Java wrote until 2015, have other cookies, and a payload of counts of 2, 4 or 8 bytes, as the header's
-cookie says. V0 has a header of its own, without a length: cookie, digits; lowest, highest, total.
+V1 and V0, which Java wrote until 2015, have other cookies, and a payload of counts of 2, 4 or 8 bytes; the header's
+cookie contains this size. V0 has a different header, without a length: cookie, digits; lowest, highest, total.
 
 Complexity: O(counts) to encode, O(payload) to decode.
 """
@@ -34,9 +34,9 @@ __all__ = ["Header", "decode_counts", "decode_header", "encode"]
 
 _HEADER_COOKIE = 0x1C849303 | 0x10
 _COMPRESSED_COOKIE = 0x1C849304 | 0x10
-_COOKIE_MASK = 0xFFFFFF0F  # the bits between tell the word size of older formats
+_COOKIE_MASK = 0xFFFFFF0F  # without the bits for the word size of older formats
 _VERSIONS = {0x1C849304: 0x1C849303, 0x1C849302: 0x1C849301, 0x1C849309: 0x1C849308}
-"""Cookie of the header by that of the envelope: V2, V1, V0."""
+"""Cookie of the envelope to cookie of the header: V2, V1, V0."""
 _V0_HEADER_COOKIE = 0x1C849308
 _ENVELOPE = struct.Struct(">II")
 _HEADER = struct.Struct(">IIIIqqd")
@@ -51,13 +51,13 @@ class Header:
     """The layout of an encoded histogram.
 
     Attributes:
-        lowest_ns: shortest duration that is told from zero.
+        lowest_ns: shortest duration that differs from zero.
         highest_ns: longest duration.
         significant_digits: decimal digits of a duration.
         compressed: header and payload, still compressed.
         size: bytes of the header.
-        word_size: bytes of each count of an older format; 0: numbers of V2.
-        payload_length: bytes of the payload; ``None``: V0 does not say.
+        word_size: bytes of each count in an older format; 0 for the numbers of V2.
+        payload_length: bytes of the payload; ``None`` for V0, which does not contain it.
     """
 
     lowest_ns: int
@@ -70,17 +70,17 @@ class Header:
 
 
 def encode(lowest_ns: int, highest_ns: int, significant_digits: int, counts: NDArray[np.int64]) -> str:
-    """Return the text of a histogram.
+    """Return the encoded text of a histogram.
 
     Args:
-        lowest_ns: shortest duration that is told from zero.
+        lowest_ns: shortest duration that differs from zero.
         highest_ns: longest duration.
         significant_digits: decimal digits of a duration.
         counts: shape (n,), int64, none negative.
     """
     filled = np.flatnonzero(counts)
     gaps = np.diff(filled, prepend=-1) - 1
-    payload = write_counts(gaps.data, counts[filled].data)  # of memoryviews, numbers are Python's
+    payload = write_counts(gaps.data, counts[filled].data)  # elements of a memoryview are Python integers
     header = _HEADER.pack(_HEADER_COOKIE, len(payload), 0, significant_digits, lowest_ns, highest_ns, 1.0)
     compressed = zlib.compress(header + payload)
     return b64encode(_ENVELOPE.pack(_COMPRESSED_COOKIE, len(compressed)) + compressed).decode("ascii")
@@ -90,8 +90,8 @@ def decode_header(text: str | bytes) -> Header:
     """Read the layout; the counts stay compressed until their number is checked.
 
     Raises:
-        TypeError: neither text nor bytes.
-        ValueError: not such an encoding.
+        TypeError: ``text`` is neither a string nor bytes.
+        ValueError: ``text`` is not an encoded histogram.
     """
     if not isinstance(text, (str, bytes)):
         raise TypeError(f"text: expected str or bytes, got {type(text).__name__}")
@@ -116,8 +116,8 @@ def decode_header(text: str | bytes) -> Header:
     if layout is _V0_HEADER:
         cookie, significant_digits, lowest_ns, highest_ns, _ = layout.unpack(raw)
     else:
-        # the offset tells how the writer's memory was rotated, the ratio how it scales floating-point values: neither
-        # changes the numbers that follow, and HdrHistogramJS writes others than 0 and 1.0 there
+        # ignored: the offset describes the writer's memory, the ratio its floating-point scale; neither affects the
+        # numbers that follow, and HdrHistogramJS writes other values than 0 and 1.0
         cookie, payload_length, _, significant_digits, lowest_ns, highest_ns, _ = layout.unpack(raw)
     if cookie & _COOKIE_MASK != header_cookie:
         raise ValueError(f"text: expected the header {header_cookie:#x} of a histogram, got cookie {cookie:#x}")
@@ -131,22 +131,22 @@ def decode_counts(header: Header, counts_length: int) -> NDArray[np.int64]:
     """Return the counts of an encoded histogram.
 
     Args:
-        header: what :func:`decode_header` gave.
-        counts_length: how many parts its layout has.
+        header: result of :func:`decode_header`.
+        counts_length: number of parts of the layout.
 
     Returns:
         Shape (counts_length,), int64.
 
     Raises:
-        ValueError: a truncated or overlong payload.
+        ValueError: the payload is truncated or too long.
     """
-    # never more than the layout can need, whatever a hostile stream would inflate to
+    # inflate no more than the layout can need, as protection against hostile streams
     longest = header.word_size or _LONGEST_NUMBER
     payload = _decompressed(header.compressed, header.size + longest * counts_length + 1)[header.size :]
     if header.payload_length not in {None, len(payload)}:
         raise ValueError(f"text: expected a payload of {header.payload_length} bytes, got {len(payload)}")
     numbers = _words(payload, header.word_size) if header.word_size else np.frombuffer(read_numbers(payload), np.int64)
-    overlong = numbers < -counts_length  # first: the sum of such runs might wrap around
+    overlong = numbers < -counts_length  # checked first, because the sum of such runs could overflow
     index_after = np.cumsum(np.where(numbers < 0, -numbers, 1))
     if overlong.any() or (index_after.size and index_after[-1] > counts_length):
         raise ValueError(f"text: more counts than the {counts_length} of its layout")
@@ -159,7 +159,7 @@ def decode_counts(header: Header, counts_length: int) -> NDArray[np.int64]:
 
 
 def _words(payload: bytes, size: int) -> NDArray[np.int64]:
-    """The counts of an older format."""
+    """Return the counts of an older format."""
     if len(payload) % size:
         raise ValueError("text: its last number is cut off")
     counts = np.frombuffer(payload, f">i{size}").astype(np.int64)

@@ -1,8 +1,8 @@
 """`LatencyHeatMap`: latency over time, for recorded requests or for a series of histograms.
 
-A percentile over an hour hides a bad minute, and a line of percentiles hides how many requests a tail has. The map has
-a column per interval of time and a row per band of latency on a logarithmic scale; a cell is darker the more responses
-it has. Columns and rows are bounded, so a million requests draw as fast as a thousand.
+A percentile over an hour hides a bad minute, and a line of percentiles hides the number of requests in a tail. The map
+has a column per interval of time and a row per band of latency, on a logarithmic scale; cells with more responses are
+darker. The numbers of columns and rows are bounded, so a million requests are drawn as fast as a thousand.
 """
 
 import datetime as dt
@@ -36,7 +36,7 @@ _COLUMNS = 120
 _ROWS_PER_DECADE = 10
 _LOWEST_S = 1e-6
 _EPOCH_S = (1e8, 1e11)
-"""Instants between these are seconds since the epoch, from 1973 on, and not since the start of a simulation."""
+"""Instants in this range are seconds since the epoch, from 1973 on; smaller ones count from a simulation's start."""
 _SHADES = ("#b5d3ea", "#08306b")  # a single response is not white
 _QUANTILES = (0.5, 0.99)
 
@@ -46,7 +46,7 @@ class LatencyHeatMap:
     """Latency over time.
 
     Attributes:
-        edges_s: shape (columns + 1,), float64, ascending: seconds at which each interval begins, and the last one ends.
+        edges_s: shape (columns + 1,), float64, ascending: start of each interval in seconds, and end of the last one.
         latency_edges_s: shape (rows + 1,), float64, ascending: bounds of the bands of latency.
         counts: shape (rows, columns), int64: responses.
         quantiles_s: shape (2, columns), float64: median and 99th percentile of each interval; NaN without responses.
@@ -62,8 +62,8 @@ class LatencyHeatMap:
         """Return the map of recorded requests.
 
         Args:
-            at_s: shape (n,), seconds at which each request came, or was answered.
-            latencies_s: shape (n,), seconds; NaN: there was no response.
+            at_s: shape (n,), arrival or response time of each request, in seconds.
+            latencies_s: shape (n,), seconds; NaN without a response.
 
         Raises:
             ValueError: the shapes differ.
@@ -79,7 +79,7 @@ class LatencyHeatMap:
         latency_edges_s = _bands(latencies)
         columns = np.clip(np.searchsorted(edges_s, at, "right") - 1, 0, _COLUMNS - 1)
         counts = np.zeros((latency_edges_s.size - 1, _COLUMNS), np.int64)
-        # clipped: a rounded bound may lie just below the longest latency
+        # clipped, because a rounded bound may be just below the longest latency
         rows = np.clip(np.searchsorted(latency_edges_s, latencies, "right") - 1, 0, counts.shape[0] - 1)
         np.add.at(counts, (rows, columns), 1)
         order = np.lexsort((latencies, columns))
@@ -89,19 +89,19 @@ class LatencyHeatMap:
 
     @classmethod
     def of_intervals(cls, intervals: Iterable[Interval]) -> Self:
-        """Return the map of an interval log, such as `read_interval_log` returns it.
+        """Return the map of an interval log, for example from `read_interval_log`.
 
         Args:
-            intervals: in order of time; a gap between two belongs to the later one.
+            intervals: intervals in order of time; a gap between two counts as part of the later one.
 
         Raises:
-            ValueError: their ends do not ascend.
+            ValueError: the ends of the intervals do not ascend.
         """
         given = list(intervals)
         ends_s = [interval.end_s for interval in given]
         if (np.diff(ends_s) <= 0).any():
             raise ValueError(expected("intervals", "intervals in order of time", ends_s))
-        merged = -(-len(given) // _COLUMNS) or 1  # neighbors share a column where there are too many
+        merged = -(-len(given) // _COLUMNS) or 1  # neighbors share a column if there are too many
         groups = [given[at : at + merged] for at in range(0, len(given), merged)]
         histograms = [
             functools.reduce(merge_widened, [it.histogram for it in rest], first.histogram.copy())
@@ -120,7 +120,7 @@ class LatencyHeatMap:
         return cls(edges_s=edges_s, latency_edges_s=latency_edges_s, counts=counts, quantiles_s=quantiles_s)
 
     def plot(self, ax: Any = None) -> Any:
-        """Draws the map, the median and the 99th percentile over it; darker cells have more responses.
+        """Draw the map, and the median and the 99th percentile over it; darker cells have more responses.
 
         Args:
             ax: a matplotlib ``Axes`` to draw on; ``None``: a new figure.
@@ -167,7 +167,7 @@ class LatencyHeatMap:
 
 
 def _label_time(axis: Any, begin_s: float, end_s: float) -> None:
-    """Label an axis of instants in a unit of which it has some; of seconds since the epoch, from the first one."""
+    """Label a time axis in a suitable unit; for seconds since the epoch, count from the start of the axis."""
     ticker = require("matplotlib.ticker", extra="plot", purpose="LatencyHeatMap.plot")
     size_s, unit = time_unit(end_s - begin_s)
     zero_s, label = 0.0, f"time, {unit}"
@@ -181,7 +181,7 @@ def _label_time(axis: Any, begin_s: float, end_s: float) -> None:
 
 
 def _bands(latencies_s: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Bounds of the bands: whole decades around the latencies."""
+    """Return the bounds of the bands, over whole decades around the latencies."""
     low_s, high_s = (latencies_s.min(), latencies_s.max()) if latencies_s.size else (1e-3, 1.0)
     low = int(np.floor(np.log10(max(low_s, _LOWEST_S))))
     high = max(int(np.ceil(np.log10(max(high_s, _LOWEST_S)))), low + 1)

@@ -1,7 +1,7 @@
-"""LatencyHistogram: every duration counted, any percentile to a guaranteed relative error, in constant memory.
+"""`LatencyHistogram`: counts every duration, with any percentile to a guaranteed relative error, in constant memory.
 
-The layout, its error bound and its cost are explained in ``_histogram_cy``, whose compiled state this class extends
-without overriding what runs once a request. What is here works on snapshots: arithmetic over one consistent copy.
+``_histogram_cy`` explains the layout, its error bound and its cost. The class here extends that compiled state, without
+overriding methods that run once per request. Its own methods compute on snapshots, each one consistent copy.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from streaminfer.telemetry.histograms._histogram_cy import HistogramState
 
 __all__ = ["FAR_NS", "LONGEST_UNDER_LOCK", "LatencyHistogram", "lowest_at", "reals"]
 
-LONGEST_UNDER_LOCK = 4096  # about 12 µs in compiled code; in between, other threads can run
+LONGEST_UNDER_LOCK = 4096  # durations per step: about 12 µs in compiled code; other threads can run between steps
 FAR_NS = 2**62
 _MOST_DIGITS = 5
-_TOO_MANY = 2**63  # for the C integers that count
-# each public method is one step for other threads
+_TOO_MANY = 2**63  # limit of the C integers of the counts
+# each public method is atomic for other threads
 _OPERATIONS = [name for name, method in vars(HistogramState).items() if callable(method) and not name.startswith("_")]
 
 
@@ -42,25 +42,25 @@ class LatencyHistogram(_State):
     whichever is more; the extremes are exact to the nanosecond. Memory is fixed: 192 KiB at the defaults.
 
     Args:
-        lowest_s: durations below it are not told apart; at least 1e-9, rounded down to a power of two nanoseconds.
+        lowest_s: resolution of the shortest durations; at least 1e-9, rounded down to a power of two nanoseconds.
         highest_s: longer durations, infinity included, are counted as this one and in ``clamped``; at least twice
             ``lowest_s``.
-        significant_digits: decimal digits that are kept of a duration, 1 to 5; each digit costs ten times the memory.
+        significant_digits: precision of a duration in decimal digits, 1 to 5; each digit costs ten times the memory.
 
     Attributes:
-        count: how many durations were recorded.
-        clamped: how many of them were longer than ``highest_s``. A text of :meth:`encode` does not carry it.
+        count: number of durations recorded.
+        clamped: number of durations that were longer than ``highest_s``; :meth:`encode` does not preserve it.
 
     Raises:
-        ValueError: an impossible layout.
-        TypeError: not numbers.
+        ValueError: the layout is impossible.
+        TypeError: an argument is not a number.
 
-    Threads: any number may record and read at once, and no record is lost; each call sees or makes one consistent
-    state. In the compiled build under the interpreter lock that costs nothing: the methods run without giving it up.
-    Run uncompiled, or on an interpreter without that lock, each call takes a lock of the histogram.
+    Threads: any number of threads may record and read at once. No record is lost, and each call sees one consistent
+    state. In the compiled build this costs nothing, because the methods run under the interpreter lock without
+    releasing it. In an uncompiled run, or without an interpreter lock, each call takes a lock of the histogram.
 
-    Errors: what is recorded must be a real number (``True`` is a TypeError, so is text) that is neither NaN nor
-    negative (ValueError); otherwise nothing is recorded.
+    Errors: a duration must be a real number, or a TypeError is raised (also for ``True`` and for text). NaN and
+    negative numbers raise a ValueError. After an error nothing is recorded.
 
     Example:
         >>> histogram = LatencyHistogram()
@@ -87,28 +87,29 @@ class LatencyHistogram(_State):
         super().__init__(lowest_ns, highest_ns, digits)
 
     def add_counts(self, counts: Any, minimum_ns: int, maximum_ns: int, clamped: int) -> None:
-        """Adds counts of one's own layout; see the state's method.
+        """Add counts of another histogram with the same layout.
 
         Args:
-            counts: shape (counts_length,), int64, any object with a buffer.
-            minimum_ns: the shortest duration among them, nanoseconds.
-            maximum_ns: the longest.
-            clamped: how many were longer than ``highest_s``.
+            counts: shape (counts_length,), int64, any object with a buffer, none negative.
+            minimum_ns: the shortest of the durations, in nanoseconds.
+            maximum_ns: the longest of the durations; negative if there are none.
+            clamped: number of durations that were longer than ``highest_s``.
         """
-        # read through a memoryview the numbers are Python's, also where the state runs uncompiled
+        # elements of a memoryview are Python integers, which the uncompiled state needs
         super().add_counts(memoryview(counts), minimum_ns, maximum_ns, clamped)
 
     def record_many(self, seconds: ArrayLike) -> None:
-        """Counts every duration of an array, or none.
+        """Count every duration of an array, or none on an error.
 
-        More than 4,096 are counted apart, in parts between which other threads can run, and then added in one step.
+        More than 4,096 durations are first counted in a separate histogram, in steps between which other threads can
+        run, and then added at once.
 
         Args:
             seconds: any shape, a real numeric dtype.
 
         Raises:
-            ValueError: one of them is NaN or negative.
-            TypeError: not real numbers, or booleans.
+            ValueError: a duration is NaN or negative.
+            TypeError: the array has booleans or other values that are not real numbers.
         """
         values = reals("seconds", seconds).ravel()
         if values.size <= LONGEST_UNDER_LOCK:
@@ -123,17 +124,17 @@ class LatencyHistogram(_State):
         self.add_counts(*counted.snapshot())
 
     def quantiles(self, qs: ArrayLike) -> NDArray[np.float64]:
-        """The quantile of each share, all of one moment; see :meth:`quantile`.
+        """Return the quantile of each share, all at the same moment; see :meth:`quantile`.
 
         Args:
             qs: shares from 0 to 1, any shape.
 
         Returns:
-            Seconds, float64, of the same shape; NaN while empty.
+            Seconds, float64, in the same shape; NaN while empty.
 
         Raises:
-            ValueError: NaN or outside 0 to 1.
-            TypeError: not real numbers.
+            ValueError: a share is NaN or outside 0 to 1.
+            TypeError: ``qs`` has values that are not real numbers.
         """
         shares = reals("qs", qs)
         if not np.all((shares >= 0.0) & (shares <= 1.0)):
@@ -156,26 +157,26 @@ class LatencyHistogram(_State):
 
     @property
     def mean(self) -> float:
-        """The mean in seconds of the parts' mid points, as HdrHistogram's, but within the extremes; NaN while empty."""
+        """Mean of the parts' midpoints in seconds, as in HdrHistogram, but within the extremes; NaN while empty."""
         return self._moments()[0]
 
     @property
     def stddev(self) -> float:
-        """The standard deviation in seconds of the parts' mid points, as HdrHistogram's; NaN while empty."""
+        """Standard deviation in seconds over the midpoints of the parts, as in HdrHistogram; NaN while empty."""
         return self._moments()[1]
 
     def merge(self, other: LatencyHistogram) -> None:
-        """Adds all that another histogram counted; ``histogram.merge(histogram)`` doubles it.
+        """Add all counts of another histogram; ``histogram.merge(histogram)`` doubles the counts.
 
-        Where layouts differ, each of the other's parts is recorded at the highest duration it stands for. Into a layout
-        of no more digits and no lower ``lowest_s`` the result is what recording there would have given; into a finer
-        one the quantiles keep the other's error. Durations above this ``highest_s`` are clamped and counted.
+        If the layouts differ, the durations of each part of ``other`` are counted as the part's highest duration. If
+        this layout has no more digits and no lower ``lowest_s``, the result is the same as recording here directly. If
+        it is finer, the quantiles keep the error of ``other``. Durations above this ``highest_s`` are clamped.
 
         Args:
-            other: unchanged.
+            other: the other histogram, which stays unchanged.
 
         Raises:
-            TypeError: not a LatencyHistogram.
+            TypeError: ``other`` is not a LatencyHistogram.
             ValueError: both together have 2^63 durations or more.
         """
         check_instance("other", other, lambda value: isinstance(value, LatencyHistogram), "a LatencyHistogram")
@@ -196,17 +197,19 @@ class LatencyHistogram(_State):
         self.add_counts(here, min(minimum_ns, self.highest_ns), min(maximum_ns, self.highest_ns), clamped)
 
     def copy(self) -> LatencyHistogram:
-        """An independent histogram of the same layout and counts, of one moment."""
+        """Return an independent histogram with the same layout and counts."""
         twin = self._of_layout(*self._layout())
         twin.add_counts(*self.snapshot())
         return twin
 
     def since(self, earlier: LatencyHistogram) -> LatencyHistogram:
-        """Return what was counted after ``earlier``, a copy of this histogram; its extremes are those of its parts.
+        """Return a histogram of what was counted after ``earlier``, a copy of this histogram.
+
+        The extremes of the result are the bounds of its first and last part.
 
         Raises:
-            TypeError: not a LatencyHistogram.
-            ValueError: of another layout, or one that counted something that this one did not.
+            TypeError: ``earlier`` is not a LatencyHistogram.
+            ValueError: ``earlier`` has another layout, or a higher count than this histogram in a part.
         """
         check_instance("earlier", earlier, lambda value: isinstance(value, LatencyHistogram), "a LatencyHistogram")
         now, _, maximum_ns, clamped = self.snapshot()
@@ -218,9 +221,9 @@ class LatencyHistogram(_State):
         raise ValueError(expected("earlier", "a copy of this histogram", earlier))
 
     def encode(self) -> str:
-        """The counts as HdrHistogram's V2 compressed text in base64, unit nanoseconds: its libraries and tools read it.
+        """Return the counts in nanoseconds as HdrHistogram's V2 compressed base64 text, for its libraries and tools.
 
-        Exact extremes and ``clamped`` are not part of that format.
+        The format does not contain the exact extremes and ``clamped``.
         """
         encoding = _encoding()
         text: str = encoding.encode(*self._layout(), np.frombuffer(self.snapshot()[0], np.int64))
@@ -228,19 +231,20 @@ class LatencyHistogram(_State):
 
     @classmethod
     def decode(cls, text: str | bytes) -> LatencyHistogram:
-        """A histogram from HdrHistogram's compressed text of any library; its values are taken as nanoseconds.
+        """Return a histogram from the compressed HdrHistogram text of any library, with values in nanoseconds.
 
-        Versions V2, which :meth:`encode` writes, V1 and V0 are read. The extremes are those of its first and last part.
+        It reads the versions V2, which :meth:`encode` writes, V1 and V0. The extremes are the bounds of the first and
+        last part.
 
         Raises:
-            ValueError: not such a text, or a layout that cannot be held.
-            TypeError: neither str nor bytes.
+            ValueError: ``text`` is not such a text, or its layout is not supported.
+            TypeError: ``text`` is neither str nor bytes.
         """
         histogram, counts = cls._read(text)
         return cls._of_counts(histogram._layout(), counts, FAR_NS, 0)
 
     def to_dict(self) -> dict[str, float]:
-        """Return count, clamped and, in seconds, extremes, moments and percentiles; of one moment, NaN while empty."""
+        """Return count, clamped and, in seconds, extremes, moments and percentiles, which are NaN while empty."""
         now = self.copy()
         shares = {"p50_s": 0.5, "p90_s": 0.9, "p99_s": 0.99, "p999_s": 0.999}
         percentiles = now.quantiles(list(shares.values())).tolist()
@@ -255,11 +259,11 @@ class LatencyHistogram(_State):
         }
 
     def plot(self, ax: Any = None, *, label: str = "") -> Any:
-        """Draws latency by percentile, the percentiles on a logarithmic axis of nines.
+        """Draw latency by percentile, with the percentiles on a logarithmic axis of nines.
 
         Args:
             ax: a matplotlib ``Axes`` to draw on; several histograms may share one. ``None``: a new figure.
-            label: of the line, for the legend; empty: the line has none.
+            label: label of the line in the legend; empty: no label.
 
         Returns:
             The axes.
@@ -267,7 +271,7 @@ class LatencyHistogram(_State):
         Raises:
             MissingExtra: matplotlib is not installed (``pip install 'streaminfer[plot]'``).
         """
-        from streaminfer.telemetry.histograms import percentile_plot as plot  # noqa: PLC0415 - only who draws loads it
+        from streaminfer.telemetry.histograms import percentile_plot as plot  # noqa: PLC0415 - only drawing needs it
 
         counts, _, maximum_ns, _ = self.snapshot()
         index, there = _filled(counts)
@@ -319,14 +323,14 @@ class LatencyHistogram(_State):
 
     @classmethod
     def _of_layout(cls, lowest_ns: int, highest_ns: int, significant_digits: int) -> LatencyHistogram:
-        """An empty one, its layout given in whole nanoseconds as other libraries do."""
+        """Return an empty histogram with a layout in whole nanoseconds, as in other libraries."""
         histogram = cls.__new__(cls)
         _State.__init__(histogram, lowest_ns, highest_ns, significant_digits)
         return histogram
 
     @classmethod
     def _read(cls, text: str | bytes) -> tuple[LatencyHistogram, NDArray[np.int64]]:
-        """Return an empty one of the layout of a text, and the counts of the text."""
+        """Return an empty histogram with the layout of a text, and the counts of the text."""
         encoding = _encoding()
         header = encoding.decode_header(text)
         histogram = cls._of_layout(header.lowest_ns, header.highest_ns, header.significant_digits)
@@ -336,7 +340,7 @@ class LatencyHistogram(_State):
     def _of_counts(
         cls, layout: tuple[int, int, int], counts: NDArray[np.int64], at_most_ns: int, clamped: int
     ) -> LatencyHistogram:
-        """One of counts whose extremes are not known better than their parts, and a bound."""
+        """Return a histogram of counts; its extremes are the bounds of its parts, and at most ``at_most_ns``."""
         histogram = cls._of_layout(*layout)
         filled = np.flatnonzero(counts)
         if filled.size:
@@ -345,7 +349,7 @@ class LatencyHistogram(_State):
         return histogram
 
     def _lowest_at(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The lowest duration in nanoseconds that each part stands for; the highest is that of the next, less one."""
+        """Return the lowest duration of each part in nanoseconds; the highest is the lowest of the next part less 1."""
         return lowest_at(index, self.unit_magnitude, self.half_magnitude)
 
     def _moments(self) -> tuple[float, float]:
@@ -369,7 +373,7 @@ def _filled(counts: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def lowest_at(index: NDArray[np.int64], unit_magnitude: int, half_magnitude: int) -> NDArray[np.int64]:
-    """Return the lowest duration in nanoseconds that each part of a layout stands for."""
+    """Return the lowest duration of each part of a layout, in nanoseconds."""
     half = 1 << half_magnitude
     bucket = (index >> half_magnitude) - 1
     part = np.where(bucket < 0, index, (index & (half - 1)) + half)
@@ -380,14 +384,14 @@ def lowest_at(index: NDArray[np.int64], unit_magnitude: int, half_magnitude: int
 def _restored(
     cls: type[LatencyHistogram], text: str, minimum_ns: int, maximum_ns: int, clamped: int
 ) -> LatencyHistogram:
-    """Restore what pickling adds to the text: exact extremes and the number clamped."""
+    """Restore a pickled histogram: the text, plus the exact extremes and ``clamped``."""
     histogram, counts = cls._read(text)
     histogram.add_counts(counts, minimum_ns, maximum_ns, clamped)
     return histogram
 
 
 def reals(name: str, numbers: ArrayLike) -> NDArray[np.float64]:
-    """Return real numbers as a C-contiguous array; the error for others names the argument."""
+    """Return real numbers as a C-contiguous array; a TypeError for other values names the argument."""
     values = np.asarray(numbers)
     if values.dtype.kind not in "fiu":
         raise TypeError(expected(name, "real numbers", numbers))
@@ -395,7 +399,7 @@ def reals(name: str, numbers: ArrayLike) -> NDArray[np.float64]:
 
 
 def _encoding() -> ModuleType:
-    """Return the module that encodes and decodes, which the package's import does not load."""
+    """Return the module that encodes and decodes; importing the package does not load it."""
     from streaminfer.telemetry.histograms import hdr_encoding  # noqa: PLC0415 - see above
 
     return hdr_encoding

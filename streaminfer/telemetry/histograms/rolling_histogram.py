@@ -1,7 +1,7 @@
-"""RollingHistogram: a latency histogram of the last minute, say, instead of since the start.
+"""`RollingHistogram`: a latency histogram over a recent window, such as the last minute.
 
-How the ring of slices works, and what a reader sees of it, is explained in ``_rolling_cy``, whose compiled state this
-class extends without overriding what runs once a request.
+``_rolling_cy`` explains the ring of slices and what a reader sees of it. The class here extends that compiled state,
+without overriding methods that run once per request.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from streaminfer.telemetry.histograms.latency_histogram import FAR_NS, LONGEST_U
 
 __all__ = ["RollingHistogram"]
 
-# each public method is one step for other threads, and so is a change of the clock
+# each public method is atomic for other threads, and so is a change of the clock
 _OPERATIONS = [name for name, method in vars(RollingState).items() if callable(method) and not name.startswith("_")]
 
 if TYPE_CHECKING:
@@ -31,31 +31,31 @@ else:
 
 
 class RollingHistogram(StackClock, _State):
-    """Counts durations and forgets them by age.
+    """Histogram of recent durations; it drops old ones, a time slice at once.
 
-    A duration stays for at least ``window_s * (1 - 1 / slices)`` seconds and is gone after ``window_s``; in between its
-    whole slice goes at once. Nothing runs in the background; long idle times and clocks that jump ahead are fine, and
-    a clock that jumps back stands still. Each slice, and one more for readers, takes a histogram's memory: 1.3 MiB at
-    the defaults, a seventh of it with ``significant_digits=2``.
+    A duration stays for at least ``window_s * (1 - 1 / slices)`` seconds and at most ``window_s``; it disappears
+    together with its whole slice. There is no background work. Long idle times and clocks that jump ahead do no harm;
+    if the clock jumps back, time stands still until it has caught up. Each slice, and one histogram more for readers,
+    takes the memory of a histogram: 1.3 MiB at the defaults, a seventh of it with ``significant_digits=2``.
 
     Args:
-        window_s: seconds after which a duration is forgotten, > 0.
-        slices: parts in which it is forgotten, ≥ 1; with 1 everything is forgotten at once.
-        clock: returns monotonic nanoseconds; ``None``: the system's, read in C.
-        lowest_s: the precision, as of :class:`LatencyHistogram`.
-        highest_s: the same.
-        significant_digits: the same.
+        window_s: seconds after which a duration has disappeared, > 0.
+        slices: number of slices of the window, ≥ 1; with 1 all durations disappear at once.
+        clock: returns monotonic nanoseconds; ``None``: the system's monotonic clock, read in C.
+        lowest_s: as for :class:`LatencyHistogram`.
+        highest_s: as for :class:`LatencyHistogram`.
+        significant_digits: as for :class:`LatencyHistogram`.
 
     Raises:
-        ValueError: an impossible window or layout.
-        TypeError: not numbers, or a clock that cannot be called.
+        ValueError: the window or the layout is impossible.
+        TypeError: an argument is not a number, or the clock cannot be called.
 
-    Threads: any number may record and read at once; no record is lost, no recorder waits for a lock, and a read sees
-    all slices at one moment. Run uncompiled, or on an interpreter without its lock, each call takes a lock of the
-    histogram.
+    Threads: any number of threads may record and read at once. No record is lost, no recorder waits for a lock, and a
+    read sees all slices at one moment. In an uncompiled run, or without an interpreter lock, each call takes a lock of
+    the histogram.
 
-    Errors: what is recorded must be a real number (``True`` is a TypeError, so is text) that is neither NaN nor
-    negative (ValueError); otherwise nothing is recorded.
+    Errors: a duration must be a real number, or a TypeError is raised (also for ``True`` and for text). NaN and
+    negative numbers raise a ValueError. After an error nothing is recorded.
 
     Example:
         >>> from streaminfer.testing import FakeClock
@@ -97,17 +97,17 @@ class RollingHistogram(StackClock, _State):
         super().__init__(clock, slices, -(-window_ns // slices), *self._layout)
 
     def _use_clock(self, clock: Callable[[], int]) -> None:
-        self._take(clock)  # time goes on from where it stands
+        self._take(clock)  # elapsed time continues from its current value
 
     def record_many(self, seconds: ArrayLike) -> None:
-        """Counts every duration of an array in the present slice, or none; see :meth:`LatencyHistogram.record_many`.
+        """Count every duration of an array in the present slice, or none; see :meth:`LatencyHistogram.record_many`.
 
         Args:
             seconds: any shape, a real numeric dtype.
 
         Raises:
-            ValueError: one of them is NaN or negative.
-            TypeError: not real numbers, or booleans.
+            ValueError: a duration is NaN or negative.
+            TypeError: the array has booleans or other values that are not real numbers.
         """
         values = reals("seconds", seconds).ravel()
         if values.size <= LONGEST_UNDER_LOCK:
@@ -118,18 +118,18 @@ class RollingHistogram(StackClock, _State):
         self.add_counts(*counted.snapshot())
 
     def snapshot(self) -> LatencyHistogram:
-        """A histogram of its own of what the window holds, of one moment."""
+        """Return an independent histogram of the durations in the window, at one moment."""
         histogram = LatencyHistogram._of_layout(*self._layout)
         histogram.add_counts(*self.merged_counts())
         return histogram
 
     def quantiles(self, qs: ArrayLike) -> NDArray[np.float64]:
-        """The quantile of each share, all of one moment; see :meth:`LatencyHistogram.quantiles`."""
+        """Return the quantile of each share, all at the same moment; see :meth:`LatencyHistogram.quantiles`."""
         return self.snapshot().quantiles(qs)
 
     @property
     def count(self) -> int:
-        """How many durations the window holds."""
+        """Number of durations in the window."""
         return self.live_count()
 
     @property
@@ -148,7 +148,7 @@ class RollingHistogram(StackClock, _State):
         return self.snapshot().mean
 
     def plot(self, ax: Any = None) -> Any:
-        """Draws the window's latency by percentile; see :meth:`LatencyHistogram.plot`."""
+        """Draw latency by percentile over the window; see :meth:`LatencyHistogram.plot`."""
         return self.snapshot().plot(ax)
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""Interval logs in HdrHistogram's text format, which its tools and libraries read and write.
+"""Interval logs in HdrHistogram's text format, for its tools and libraries.
 
 ::
 
@@ -8,10 +8,10 @@
     1700000000.000,1.000,12.345,HISTFAAA...
     Tag=large,1700000001.000,1.000,9.876,HISTFAAA...
 
-A start is seconds since the epoch, or since ``#[BaseTime: ...]``; without a base time, starts more than a year before
-``StartTime`` count from that. ``Interval_Max`` is for people: the largest value in milliseconds. Further lines that
-begin with ``#`` are comments. Source: HdrHistogram's ``HistogramLogWriter``, ``HistogramLogReader`` and
-``HistogramLogScanner``.
+A start is in seconds since the epoch, or since ``#[BaseTime: ...]``. Without a base time, starts more than a year
+before ``StartTime`` count from ``StartTime``. ``Interval_Max`` is the largest value in milliseconds, for human readers.
+Other lines that begin with ``#`` are comments. Source: ``HistogramLogWriter``, ``HistogramLogReader`` and
+``HistogramLogScanner`` of HdrHistogram.
 """
 
 import math
@@ -37,7 +37,7 @@ _SINCE = re.compile(rf"#\[(StartTime|BaseTime): *{_NUMBER}")
 _LINE = re.compile(rf"(?:Tag=([^,]*),)?{_NUMBER},{_NUMBER},{_NUMBER},(HIST\S+)$")
 _YEAR_S = 365 * 86400.0
 _LONGEST_LINE = 1 << 22
-_LATEST_DATE_S = 32_503_680_000.0  # the year 3000, the last that `time.ctime` has on every platform
+_LATEST_DATE_S = 32_503_680_000.0  # the year 3000, the last for `time.ctime` on every platform
 _NOT_IN_TAG = re.compile(r"[,\s]")
 
 
@@ -46,10 +46,10 @@ class Interval:
     """A line of an interval log.
 
     Attributes:
-        start_s: seconds since the epoch.
-        end_s: the same.
-        tag: which of several histograms it is; empty: there is one.
-        histogram: what was counted in that time.
+        start_s: start of the interval, in seconds since the epoch.
+        end_s: end of the interval, in seconds since the epoch.
+        tag: name of the histogram, if a log has several; otherwise empty.
+        histogram: the durations counted in the interval.
     """
 
     start_s: float
@@ -59,17 +59,17 @@ class Interval:
 
 
 class IntervalLog:
-    """Writer of an interval log; each line is on its way to the file when :meth:`write` returns.
+    """Writer of an interval log; :meth:`write` passes each line to the operating system before it returns.
 
-    A write that fails, as on a full disk, leaves the file as it was.
+    If a write fails, for example on a full disk, the file stays unchanged.
 
     Args:
-        path: of the file. One that exists is continued, as a process does that is started again.
-        comment: written at the top of a new file, one line or several.
+        path: the file. An existing log is continued, for example after a restart of the process.
+        comment: comment at the top of a new file, of one or more lines.
 
     Raises:
         OSError: the file cannot be written.
-        ValueError: the file exists and is no interval log; it stays as it is.
+        ValueError: the file exists and is not an interval log; it stays unchanged.
         TypeError: ``comment`` is not a string.
 
     ::
@@ -80,7 +80,7 @@ class IntervalLog:
 
     def __init__(self, path: str | os.PathLike[str], *, comment: str = "") -> None:
         check_instance("comment", comment, lambda value: isinstance(value, str), "a string")
-        # no buffer: what a full disk did not take would be written by a later call
+        # unbuffered: a buffer would keep what a full disk did not accept, and write it in a later call
         self._file = Path(path).open("ab+", buffering=0)  # noqa: SIM115 - closed by close()
         try:
             _check_first_line(self._file, path)
@@ -91,28 +91,28 @@ class IntervalLog:
         self._comment = comment
 
     def write(self, histogram: LatencyHistogram, *, start_s: float, end_s: float, tag: str = "") -> None:
-        """Append what was counted in an interval.
+        """Append the histogram of an interval.
 
         Args:
-            histogram: of the interval alone; :meth:`Telemetry.interval` has such ones.
-            start_s: seconds since the epoch.
-            end_s: the same.
-            tag: which of several histograms it is; without commas and spaces.
+            histogram: histogram of this interval alone, for example from :meth:`Telemetry.interval`.
+            start_s: start of the interval, in seconds since the epoch.
+            end_s: end of the interval, in seconds since the epoch.
+            tag: name of the histogram, if the log has several; without commas and spaces.
 
         Raises:
             OSError: the file cannot be written.
-            TypeError, ValueError: an argument of the wrong type or out of range.
+            TypeError, ValueError: an argument has the wrong type or is out of range.
         """
         self._append(format_interval(histogram, start_s, end_s, tag), start_s)
 
     def close(self) -> None:
-        """Close the file; also one that cannot be written, which raises ``OSError``."""
+        """Close the file, even if the head of an empty log cannot be written, which raises ``OSError``."""
         if not self._file.closed:
             with self._file:
                 self._append("", time.time())
 
     def _append(self, line: str, first_s: float) -> None:
-        """Write a line, behind the head where the file is new; all of it or nothing."""
+        """Write a line, after the head if the file is new; write all or nothing."""
         end = self._file.seek(0, os.SEEK_END)
         left = memoryview((line if end else self._head(first_s) + line).encode())
         try:
@@ -123,7 +123,7 @@ class IntervalLog:
             raise
 
     def _head(self, first_s: float) -> str:
-        """Return the head of a new file, at its first interval: readers skip what is older than ``StartTime``."""
+        """Return the head of a new file; it starts at the first interval, because readers skip older intervals."""
         date = time.ctime(min(first_s, _LATEST_DATE_S))
         comment = "".join(f"#{line}\n" for line in self._comment.splitlines())
         return f"{comment}{_HEAD}#[StartTime: {first_s:.3f} (seconds since epoch), {date}]\n{_ABSOLUTE}{_LEGEND}"
@@ -155,18 +155,17 @@ def read_interval_log(
     """Read an interval log of ours, or of any HdrHistogram library.
 
     Args:
-        path: of the file.
+        path: the file.
         since_s: only intervals that start at this time or later, in seconds since the epoch.
         until_s: only intervals that start before this time.
-        tag: only intervals of this tag, ``""``: those without one; ``None``: all.
+        tag: only intervals with this tag; ``""``: only intervals without a tag; ``None``: all.
 
     Yields:
-        The intervals in the order of the file. Values are taken as nanoseconds. A last line that its writer was stopped
-        in is left out.
+        The intervals in the order of the file. Values are taken as nanoseconds. An incomplete last line is left out.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it holds something else; the message names the file and the line.
+        ValueError: the file is not an interval log; the message names the file and the line.
     """
     origin = _Origin()
     with Path(path).open(encoding="utf-8", errors="replace") as file:
@@ -185,7 +184,7 @@ def read_interval_log(
 
 @attrs.define
 class _Origin:
-    """What the instants of a log count from, as far as its comments say."""
+    """Origin of the instants of a log, as far as its comments state it."""
 
     start_time_s: float | None = None
     base_s: float | None = None
@@ -198,7 +197,7 @@ class _Origin:
 
 
 def _parts(line: str, origin: _Origin) -> re.Match[str] | None:
-    """Return the fields of an interval; ``None`` for any other line, of which comments are noted."""
+    """Return the fields of an interval, or ``None`` for any other line; times in comments go to ``origin``."""
     text = line.strip()
     since = _SINCE.match(text)
     if since is not None:
@@ -215,7 +214,7 @@ def _parts(line: str, origin: _Origin) -> re.Match[str] | None:
 
 
 def _check_first_line(file: Any, path: str | os.PathLike[str]) -> None:
-    """Refuse a file that is no log, of which nothing may be removed; what is left of a first write is a comment."""
+    """Reject a file that is not a log, before anything in it is changed; a torn first write begins with a comment."""
     file.seek(0)
     first = file.read(_LONGEST_LINE).partition(b"\n")
     first = b"".join(first[:2]).decode(errors="replace")
@@ -225,7 +224,7 @@ def _check_first_line(file: Any, path: str | os.PathLike[str]) -> None:
 
 
 def _cut_torn_line(file: Any) -> None:
-    """Remove a last line that an earlier process was stopped in."""
+    """Remove an incomplete last line that an earlier process left."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(size - _LONGEST_LINE, 0))
     tail = file.read()
@@ -237,18 +236,18 @@ def _cut_torn_line(file: Any) -> None:
 def merge_interval_logs(
     *paths: str | os.PathLike[str], since_s: float = -math.inf, until_s: float = math.inf
 ) -> dict[str, LatencyHistogram]:
-    """Return what all logs counted together, by tag: one tail of several processes or hosts.
+    """Return the merged histograms of several logs by tag, for one tail over several processes or hosts.
 
-    Where the layouts of a tag differ, as those of writers whose histograms grow do, the result has the widest range and
-    the most digits.
+    If the layouts of a tag differ, for example because the writer's histograms grow, the result has the widest range
+    and the most digits.
 
     Args:
-        *paths: of the logs.
-        since_s: as of :func:`read_interval_log`.
-        until_s: the same.
+        *paths: the logs.
+        since_s: as for :func:`read_interval_log`.
+        until_s: as for :func:`read_interval_log`.
 
     Raises:
-        OSError, ValueError: as :func:`read_interval_log`.
+        OSError, ValueError: as for :func:`read_interval_log`.
     """
     merged: dict[str, LatencyHistogram] = {}
     for path in paths:
@@ -259,7 +258,7 @@ def merge_interval_logs(
 
 
 def merge_widened(merged: LatencyHistogram, other: LatencyHistogram) -> LatencyHistogram:
-    """Add what another histogram counted, and return the first, or a new one where its layout cannot hold all."""
+    """Merge ``other`` into ``merged`` and return it, or a new histogram if its layout is too narrow."""
     ours, theirs = merged._layout(), other._layout()
     widest = min(ours[0], theirs[0]), max(ours[1], theirs[1]), max(ours[2], theirs[2])
     if widest != ours:

@@ -1,18 +1,19 @@
-"""`WorkerHistograms`: one tail of a server that runs in several processes, through files in a folder.
+"""`WorkerHistograms`: one tail for a server with several processes, through files in a folder.
 
-*Design.* Each worker writes what its histograms hold, from time to time, to a file of its own: an interval log,
-replaced as a whole by a rename, so that no reader sees half of one. Any worker merges its own histograms, as they are
-now, with the files of the others. Nothing runs between the processes, and a worker that hangs delays no other.
+*Design.* Each worker periodically writes its histograms to its own file. The file is an interval log that a rename
+replaces as a whole, so no reader sees a partial file. Any worker can merge the current state of its own histograms with
+the files of the others. The processes do not communicate otherwise, and a worker that hangs does not delay others.
 
-*Dead workers.* A worker holds a POSIX lock on a second file for as long as it lives, however it dies; such a lock is
-not inherited by its own children. A file whose lock is free is a dead worker's. Whoever merges next adds its counts to
-the file ``dead.hlog`` and deletes it, so that totals do not fall and files do not pile up. A crash in between counts
-nothing twice: ``dead.hlog`` names the files that it contains, which no merge counts beside it and the next one deletes.
-A lock keeps two from adding at once; who finds it taken adds nothing, and waits for no other worker, which may be
-stopped in its merge. Who reads while another adds begins again, as ``dead.hlog`` is a new file then.
+*Dead workers.* A worker holds a POSIX lock on a second file as long as it lives, however it dies; its own children do
+not inherit the lock. If the lock of a file is free, the worker is dead. The next merge adds the counts of dead workers
+to the file ``dead.hlog`` and deletes their files, so that totals do not fall and files do not accumulate. A crash in
+between counts nothing twice: ``dead.hlog`` names the files that it contains; merges do not count these files again, and
+the next merge deletes them. A lock prevents two merges from adding at once. A worker that finds the lock taken adds
+nothing and does not wait, because the other worker may be stopped in its merge. If ``dead.hlog`` is replaced while a
+worker reads, the worker reads again.
 
-*Windows of time.* A `RollingHistogram` counts for its window only: the file of a worker that has not written for that
-long is left out, and of a dead one until then counted.
+*Windows of time.* A `RollingHistogram` counts for its window only. Its counts in a worker's file are used until the
+file is older than the window, whether the worker is alive or dead.
 """
 
 from __future__ import annotations
@@ -45,18 +46,19 @@ __all__ = ["WorkerHistograms", "WorkerStatistics"]
 _DEAD = "dead.hlog"
 _FOLDED = "#[Folded: "
 _NAME = re.compile(r"[A-Za-z0-9_.:/-]+")
-_live: set[str] = set()  # names of this process, whose locks it could take again
+_live: set[str] = set()  # names of this process: it could take their locks a second time
 _What = "a mapping of names to LatencyHistogram or RollingHistogram objects"
 
 
 @attrs.frozen(kw_only=True)
 class WorkerStatistics(Snapshot):
-    """What all workers of a server have counted.
+    """Merged histograms of all workers of a server.
 
     Attributes:
-        name: the service.
-        durations: by name, those of `LatencyHistogram` objects; rolling ones forget, which no exporter expects.
-        created_ns: when the first of these workers began, in nanoseconds since 1970; the same whichever is asked.
+        name: name of the service.
+        durations: `LatencyHistogram` objects by name; rolling histograms are left out, because exporters expect counts
+            that never fall.
+        created_ns: start of the first of these workers, in nanoseconds since 1970; the same in every worker.
     """
 
     name: str
@@ -65,22 +67,23 @@ class WorkerStatistics(Snapshot):
 
 
 class WorkerHistograms:
-    """Histograms that the workers of one server, or of several hosts with a common folder, count into together.
+    """Shared histograms of the workers of one server, or of several hosts with a common folder.
 
-    Make one in each worker, after the fork, over histograms of the same names. The folder belongs to one run of the
-    server: what is left of an earlier one is counted too. So is, once per worker, what the histograms counted before
-    the fork, unless they were reset in the worker.
+    Make one object in each worker, after the fork, with the same names of histograms. Use a new folder for each run of
+    the server, because files of an earlier run are counted too. Durations that the histograms counted before the fork
+    count once per worker, unless the worker has reset its histograms.
 
     Args:
-        folder: made if missing; on a file system with POSIX locks.
-        histograms: by a name of letters, digits and ``_.:/-``; :attr:`Telemetry.histograms` is one.
-        name: the service, for exporters: `metrics_app` takes this object in the place of a stack, and then answers for
-            all workers.
+        folder: the folder, created if missing; on a file system with POSIX locks.
+        histograms: histograms by name, such as :attr:`Telemetry.histograms`; names have letters, digits and
+            ``_.:/-``.
+        name: name of the service, for exporters. `metrics_app` accepts this object in place of a stack, and then
+            reports all workers.
         clock: returns seconds since the epoch.
 
     Raises:
         OSError: the folder cannot be written.
-        TypeError, ValueError: an argument of the wrong type, or such a name.
+        TypeError, ValueError: an argument has the wrong type, or a name has other characters.
 
     ::
 
@@ -113,28 +116,28 @@ class WorkerHistograms:
         self._histograms = dict(histograms)
         self._clock = clock
         self._failures = ErrorLog("streaminfer.telemetry")
-        self._publishing = threading.RLock()  # an exporter may have a thread of its own
+        self._publishing = threading.RLock()  # an exporter may run in another thread
         self._pid = os.getpid()
-        # as the files have it; the package was imported before anything was counted
+        # rounded as in the files; counting begins after the import of the package
         self._started_s = round(min(clock(), IMPORTED_NS / 1e9), 3)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._host = re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname())
         self._file = f"{self._host}.{self._pid}.{secrets.token_hex(4)}"
         _live.add(self._file)
         lock = self.folder / f"{self._file}.lock"
-        unlocked = lock.with_suffix(".unlocked")  # another worker must not take it for a dead one's
+        unlocked = lock.with_suffix(".unlocked")  # other workers must not see the file before it is locked
         self._lock = os.open(unlocked, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
         fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         unlocked.rename(lock)
 
     def publish(self) -> None:
-        """Write what this worker has counted so far, for the others; takes about 0.1 ms a histogram.
+        """Write the counts of this worker for the others; takes about 0.1 ms per histogram.
 
         Raises:
             OSError: the disk failed.
-            RuntimeError: this object was closed, or comes from before a fork.
+            RuntimeError: this object was closed, or was made before a fork.
         """
-        self._check()  # also before the lock, which a fork may leave held
+        self._check()  # also before taking the lock, which a fork may leave locked
         with self._publishing:
             self._check()
             now_s = self._clock()
@@ -142,9 +145,9 @@ class WorkerHistograms:
             self._replace(f"{self._file}.hlog", lines)
 
     async def keep_published(self, every_s: float = 1.0) -> None:
-        """Publish again and again, until cancelled, and then once more, unless :meth:`close` did.
+        """Publish periodically until the task is cancelled, and then once more, unless :meth:`close` did.
 
-        A disk that fails meanwhile is logged, once for each class of errors, and tried again.
+        If the disk fails, the error is logged, once for each class of errors, and the next round tries again.
 
         Args:
             every_s: seconds between two files.
@@ -152,14 +155,14 @@ class WorkerHistograms:
         Raises:
             OSError: the disk failed at the end.
             RuntimeError: this object was closed meanwhile.
-            TypeError, ValueError: not a positive number of seconds.
+            TypeError, ValueError: ``every_s`` is not a positive number.
         """
         check_duration("every_s", every_s, positive=True)
         try:
             while True:
                 try:
                     self.publish()
-                except OSError as error:  # the next one tries again
+                except OSError as error:  # the next round tries again
                     self._failures.report("publishing what this worker has counted", error)
                 await asyncio.sleep(every_s)
         finally:
@@ -167,17 +170,17 @@ class WorkerHistograms:
                 self.publish()
 
     def merge(self) -> dict[str, LatencyHistogram]:
-        """Return what all workers have counted: this one up to now, others up to their last file.
+        """Return the merged histograms of all workers: this worker up to now, others up to their last file.
 
         Raises:
             OSError: the disk failed.
-            RuntimeError: as :meth:`publish`.
-            ValueError: a file in the folder is not a worker's.
+            RuntimeError: as for :meth:`publish`.
+            ValueError: a file in the folder was not written by a worker.
         """
         return self._merge()[0]
 
     def _merge(self) -> tuple[dict[str, LatencyHistogram], float]:
-        """Return what all have counted, and since when, in seconds since the epoch."""
+        """Return the merged histograms, and the start of counting in seconds since the epoch."""
         self._check()
         now_s, started_s = self._clock(), self._started_s
         merged = {name: _copy(histogram) for name, histogram in self._histograms.items()}
@@ -192,9 +195,9 @@ class WorkerHistograms:
         return merged, started_s
 
     def statistics(self) -> WorkerStatistics:
-        """Return what all workers have counted, for exporters; raises as :meth:`merge`.
+        """Return the merged histograms of all workers, for exporters; raises like :meth:`merge`.
 
-        It publishes what it returns of this worker: the next scrape may reach another one, and must not see less.
+        It also publishes the counts of this worker: the next scrape may reach another worker, and must not see less.
         """
         merged, started_s = self._merge()
         kept = {name: it for name, it in merged.items() if not isinstance(self._histograms[name], RollingHistogram)}
@@ -202,10 +205,10 @@ class WorkerHistograms:
         return WorkerStatistics(name=self.name, durations=kept, created_ns=round(started_s * 1e3) * 10**6)
 
     def close(self) -> None:
-        """Write a last time and let go; from then on this worker's counts are a dead one's. A second call is fine."""
-        if self._pid != os.getpid():  # before the lock, which a fork may leave held
+        """Publish a last time and release the lock; the worker then counts as dead. A second call does nothing."""
+        if self._pid != os.getpid():  # before taking the lock, which a fork may leave locked
             return
-        with self._publishing:  # what is published later would be counted beside the dead one's counts
+        with self._publishing:  # a later publish would be counted twice, as a dead worker's too
             if self._lock < 0:
                 return
             self.publish()
@@ -228,7 +231,7 @@ class WorkerHistograms:
         return isinstance(own, RollingHistogram) and interval.end_s <= now_s - own.window_s
 
     def _others(self) -> list[Interval]:
-        """Return what the files of the others hold, the dead one's included, as it was at one moment."""
+        """Return the intervals in the files of other workers, dead ones included, at one moment."""
         dead = self.folder / _DEAD
         while True:
             version, known = _version(dead), {self._file, *_folded(dead)}
@@ -238,7 +241,7 @@ class WorkerHistograms:
                 return intervals
 
     def _fold_dead(self, now_s: float) -> None:
-        """Add the counts of dead workers to one file, and delete theirs."""
+        """Add the counts of dead workers to ``dead.hlog``, and delete their files."""
         folded = _folded(self.folder / _DEAD)
         for name in folded:
             self._delete(name)
@@ -280,16 +283,16 @@ class WorkerHistograms:
         return True
 
     def _still_counts(self, path: Path, now_s: float) -> bool:
-        """Return whether the window of a dead worker's rolling histograms is not over."""
+        """Return whether rolling histograms of a dead worker are still within their window."""
         return any(
             isinstance(self._histograms.get(interval.tag), RollingHistogram) and not self._is_over(interval, now_s)
             for interval in _intervals(path)
         )
 
     def _delete(self, name: str) -> None:
-        for path in self.folder.glob(f"*.{name}.new"):  # it was stopped in writing this
+        for path in self.folder.glob(f"*.{name}.new"):  # left by a crash while it wrote
             path.unlink(missing_ok=True)
-        for suffix in (".hlog", ".lock"):  # the lock last: while it is there, the file is looked for
+        for suffix in (".hlog", ".lock"):  # the lock last: it marks the file as still to delete
             (self.folder / f"{name}{suffix}").unlink(missing_ok=True)
 
     def _replace(self, name: str, lines: list[str]) -> None:
@@ -323,14 +326,14 @@ def _copy(histogram: LatencyHistogram | RollingHistogram) -> LatencyHistogram:
 
 
 def _intervals(path: Path) -> list[Interval]:
-    """Return the lines of a worker's file; none of one that was deleted meanwhile, or never written."""
+    """Return the intervals of a worker's file; none if it was deleted meanwhile, or never written."""
     with suppress(FileNotFoundError):
         return list(read_interval_log(path))
     return []
 
 
 def _version(path: Path) -> tuple[int, int] | None:
-    """Return what is another for each file that is put there."""
+    """Return a value that changes whenever the file is replaced."""
     with suppress(FileNotFoundError):
         status = path.stat()
         return status.st_ino, status.st_mtime_ns
@@ -338,7 +341,7 @@ def _version(path: Path) -> tuple[int, int] | None:
 
 
 def _folded(path: Path) -> list[str]:
-    """Return the workers whose counts are in the file of the dead, as its first line says."""
+    """Return the names of the workers in ``dead.hlog``, from its first line."""
     with suppress(FileNotFoundError), path.open(encoding="utf-8") as file:
         first = file.readline().rstrip("]\n")
         return first.removeprefix(_FOLDED).split() if first.startswith(_FOLDED) else []

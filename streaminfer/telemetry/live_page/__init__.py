@@ -1,1 +1,1 @@
-"""The live page: what stacks do now, in a browser. An ASGI app, its feed, and files that load nothing else."""
+"""Live page: the current state of stacks in a browser, as an ASGI app with its feed and static files."""

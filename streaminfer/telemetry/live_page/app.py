@@ -1,7 +1,7 @@
-"""`dashboard`: the live page as an ASGI app, to be mounted in the developer's own server.
+"""`dashboard`: the live page as an ASGI app, to mount in the developer's own server.
 
-The app only reads. It answers GET and HEAD for the page, its files and the feed, under any prefix. Its responses forbid
-browsers to load or run anything else (Content-Security-Policy), and they contain no request's data.
+The app is read-only. It serves GET and HEAD for the page, its files and the feed, under any prefix. Its responses
+forbid browsers to load or run anything else (Content-Security-Policy), and they contain no data of requests.
 """
 
 import asyncio
@@ -33,25 +33,25 @@ _HEADERS = (
     (b"cache-control", b"no-cache"),
 )
 _STREAM_S = 30.0
-"""A stream ends after this time and the browser opens the next one: a server that stops waits no longer for it."""
+"""Longest duration of a stream, after which the browser opens the next one; a server that stops waits no longer."""
 _RETRY_MS = 250
 _POLL_MS = 1000
 
 
 def dashboard(*stacks: Any, interval_s: float = 0.5) -> "Dashboard":
-    """Return the live page of some stacks, an ASGI app.
+    """Return the live page of stacks as an ASGI app.
 
-    It shows what the statistics of the stacks say: tails, queues, batches, drops, routes, budgets, caches. While no
-    browser looks at it, it does nothing. It needs no database, no build step and no other host, and must be protected
-    like any internal page: it has no login of its own.
+    The page shows the statistics of the stacks: tails, queues, batches, drops, routes, budgets, caches. While no
+    browser is connected, it does nothing. It needs no database, no build step and no other host. It has no login, so
+    protect it like any internal page.
 
     Args:
-        stacks: what to show, in this order: stacks, other services, and objects with ``statistics()`` such as a
-            `StreamSession`. They may be started before or after.
+        stacks: stacks, other services, and objects with ``statistics()`` such as a `StreamSession`, in the order of the
+            page. They may be started before or after this call.
         interval_s: seconds between two updates.
 
     Raises:
-        TypeError, ValueError: there is no stack, or one has no statistics; the interval is not a duration above 0.
+        TypeError, ValueError: there is no stack, a stack has no statistics, or the interval is not above 0.
 
     Example:
         ``app.mount("/live", si.telemetry.dashboard(stack))`` in FastAPI or Starlette.
@@ -63,8 +63,8 @@ class Dashboard(AsgiApp):
     """The ASGI app of the live page.
 
     Args:
-        feed: its updates.
-        stream_s: seconds after which a stream of updates ends; the browser opens the next one.
+        feed: feed of the updates.
+        stream_s: seconds after which a stream of updates ends; the browser then opens the next one.
     """
 
     def __init__(self, feed: Feed, *, stream_s: float = _STREAM_S) -> None:
@@ -74,11 +74,11 @@ class Dashboard(AsgiApp):
 
     async def _get(self, scope: Message, receive: Receive, send: Send) -> None:
         path, root = scope["path"], scope.get("root_path", "")
-        # a mount leaves its prefix in the path or takes it off, depending on the framework's version
+        # a mount keeps its prefix in the path or removes it, depending on the version of the framework
         path = path.removeprefix(root) if root and path.startswith(root) else path
         name = path.removeprefix("/")
         if not path:
-            # without the slash, addresses relative to the page would miss the prefix
+            # without the slash, relative addresses on the page would lack the prefix
             prefix = scope["path"].rpartition("/")[2] or root.rpartition("/")[2]
             await _respond(scope, send, 307, "text/plain", b"", ((b"location", f"{prefix}/".encode()),))
         elif name == "events":

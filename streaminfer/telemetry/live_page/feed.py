@@ -1,11 +1,13 @@
-"""Feed of the live page: server-sent events, made once for all clients, when one of them is due.
+"""Feed of the live page: server-sent events, made once for all clients, when a client is due for an update.
 
-*Design*: there is no task and no queue per client. A client that is due calls `refresh`; the first one makes the
-update, the others find it. The last updates stay in a ring, from which each client takes what follows the one it has.
-So nothing runs without clients, a slow client costs nothing, and one that was away for a few seconds misses nothing.
+*Design*: there is no task and no queue per client. A client that is due calls `refresh`. The first client makes the
+update, and the others find it. A ring holds the last updates, and each client takes all updates after its last one.
+So nothing runs without clients, a slow client costs nothing, and a client that was away for a few seconds misses
+nothing.
 
-An event ``schema`` names services, panels and labels; the updates behind it are arrays of numbers in that order. A new
-label makes a new schema. An event's id is that of this feed, so that a browser notices a restart, and a number.
+A ``schema`` event names services, panels and labels; the updates after it are arrays of numbers in the same order. A
+new label makes a new schema. The id of an event consists of the feed's id, by which a browser notices a restart, and a
+number.
 """
 
 import json
@@ -33,7 +35,7 @@ class Feed:
     Args:
         services: stacks, or other services.
         interval_s: seconds between two updates.
-        clock: monotonic nanoseconds.
+        clock: returns monotonic nanoseconds.
     """
 
     def __init__(
@@ -55,21 +57,21 @@ class Feed:
         """Make an update if one is due.
 
         Returns:
-            Seconds until the next one is.
+            Seconds until the next update is due.
         """
         with self._lock:
             now_ns = self._clock()
             if now_ns >= self._due_ns:
-                # a multiple of the interval, so that an update that comes late does not delay all that follow
+                # a multiple of the interval, so that a late update does not delay all later ones
                 self._due_ns = (now_ns // self.interval_ns + 1) * self.interval_ns
                 self._update(now_ns)
             return (self._due_ns - now_ns) / 1e9
 
     def after(self, last_id: str) -> tuple[bytes, str]:
-        """Return the events behind the one of an id, and the id of the last of them.
+        """Return the events after the one with an id, and the id of the last event.
 
         Args:
-            last_id: of the last event that the client has; of another feed, too old, or empty: the client gets the
+            last_id: id of the client's last event. If it is empty, too old, or from another feed, the client gets the
                 schema and the latest update.
         """
         with self._lock:
@@ -112,7 +114,7 @@ class Feed:
 
 
 class _Encoded(NamedTuple):
-    """The numbers of a panel, encoded once for as long as they stay."""
+    """The numbers of a panel, encoded once and reused until they change."""
 
     numbers: dict[str, Any]
     labels: list[str]
@@ -124,7 +126,7 @@ def _labels(encoded: list[dict[str, _Encoded]]) -> list[dict[str, list[str]]]:
 
 
 def _encode(numbers: dict[str, Any], last: _Encoded | None) -> _Encoded:
-    """Return numbers encoded: the last ones of the panel, where they are equal."""
+    """Return the encoded numbers of a panel; reuse the last encoding if the numbers are equal."""
     if last is not None and last.numbers == numbers:
         return last
     texts = [str(number) if type(number) is int else _json(number) for number in numbers.values()]
@@ -132,7 +134,7 @@ def _encode(numbers: dict[str, Any], last: _Encoded | None) -> _Encoded:
 
 
 def _json(value: Any) -> str:
-    """Strict JSON, and no more digits of a number than a page shows."""
-    if isinstance(value, float):  # NumPy's too, of which JSON would have "NaN"
+    """Return strict JSON, with at most six decimals of a number."""
+    if isinstance(value, float):  # NumPy floats too; `json.dumps` would write "NaN"
         return str(round(float(value), 6)) if math.isfinite(value) else "null"
     return json.dumps(value, separators=(",", ":"))

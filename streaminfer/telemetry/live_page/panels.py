@@ -1,8 +1,8 @@
-"""Panels of the live page: which figures of which statistics each one shows.
+"""Panels of the live page, and the figures of the statistics that each panel shows.
 
-Statistics are recognized by the name of their class, so that this package imports none of the others, and what is not
-known here still shows its numbers in the last panel. Only numbers, and names that the operator gave to routes, layers
-and objectives, get here: no tenant, stream, key or payload does.
+The module recognizes statistics by the name of their class, so this package imports no other. The last panel shows the
+numbers of unknown statistics. Only numbers, and the operator's names of routes, layers and objectives, get here: no
+tenant, stream, key or payload.
 """
 
 import functools
@@ -16,18 +16,18 @@ from streaminfer._internal.units import format_duration
 __all__ = ["LIVE", "PANELS", "READERS", "Numbers", "Panel", "slo_numbers", "table"]
 
 Numbers = tuple[str, dict[str, Any]]
-"""A panel, and by label what it shows: numbers, pairs of counters, or texts. The dictionary is the receiver's."""
+"""Id of a panel, and its values by label: numbers, pairs of counters, or texts. The receiver owns the dictionary."""
 
 
 class Panel(NamedTuple):
     """One chart or table of a service.
 
     Attributes:
-        id: of the panel.
-        title: its heading.
-        unit: ``"s"``, ``"share"``, or text behind the number.
-        kind: ``"gauge"``: numbers as they are; ``"counter"``: drawn as a rate; ``"ratio"``: two counters, drawn as the
-            rate of the first over that of the second; ``"table"``: not drawn.
+        id: identifier of the panel.
+        title: heading of the panel.
+        unit: ``"s"``, ``"share"``, or text after the number.
+        kind: ``"gauge"``: numbers drawn directly; ``"counter"``: drawn as a rate; ``"ratio"``: two counters, drawn as
+            the rate of the first divided by that of the second; ``"table"``: not drawn.
     """
 
     id: str
@@ -59,16 +59,16 @@ PANELS = (
     Panel("other", "Other figures", "", "table"),
 )
 LIVE = frozenset({"queue", "streams"})
-"""Panels that are read at each update; rates, which are drawn over a second, and the rest are read twice a second."""
+"""Panels that are read at each update. The others are read at most twice a second; rates are drawn over a second."""
 
 
 def table(name: str, statistics: Any) -> dict[str, Any]:
-    """Return every field that is a number, for the last panel.
+    """Return the fields of statistics that are numbers, for the last panel.
 
-    Mappings are left out, since their keys may be tenants or streams.
+    Mappings are left out, because their keys may be tenants or streams.
 
     Args:
-        name: of the node.
+        name: name of the node.
         statistics: a snapshot of any class.
     """
     shown: dict[str, Any] = {}
@@ -81,7 +81,7 @@ def table(name: str, statistics: Any) -> dict[str, Any]:
 
 @functools.cache
 def _fields(kind: type) -> tuple[tuple[str, str, bool], ...]:
-    """Return each field of a class of statistics: its name, its heading, and whether it is shown whatever it holds."""
+    """Return each field of a class of statistics: name, heading, and whether it is shown even if it is no number."""
     if not attrs.has(kind):
         return ()
     texts = _TEXTS.get(kind.__name__, ())
@@ -89,9 +89,9 @@ def _fields(kind: type) -> tuple[tuple[str, str, bool], ...]:
 
 
 def slo_numbers(it: Any) -> Iterator[Numbers]:
-    """Yield what charts show of an objective's statistics."""
+    """Yield the chart values of an objective's statistics."""
     yield "budget", {it.name: it.budget_remaining}
-    rates = list(it.burn_rates.items())[::3]  # neighbors say nearly the same
+    rates = list(it.burn_rates.items())[::3]  # neighboring windows have nearly the same rate
     yield "burn", {f"{it.name}, {format_duration(seconds)}": rate for seconds, rate in rates}
 
 
@@ -160,4 +160,4 @@ READERS: dict[str, Callable[[Any], Iterator[Numbers]]] = {
     "StatefulStatistics": _stateful,
     "CostStatistics": _cost,
 }
-"""What charts show of statistics, by the name of their class; of others they show nothing."""
+"""Functions that yield the chart values of statistics, by class name; other statistics have no chart."""

@@ -1,4 +1,4 @@
-"""Percentiles of the last seconds, from a histogram that counts since its start."""
+"""Percentiles of the last seconds, from a histogram that counts from its start."""
 
 import math
 from array import array
@@ -13,19 +13,20 @@ __all__ = ["RecentTail"]
 
 
 _MAGNITUDE = 7
-"""Neighboring parts are one group, so that an octave has 128: a percentile is too high by at most 0.8 %, or 4 µs below
-0.5 ms."""
+"""Binary logarithm of the number of groups per octave: neighboring parts form 128 groups. A percentile is too high by
+at most 0.8 %, or by 4 µs below 0.5 ms."""
 
 
 class RecentTail:
-    """Changes between successive looks at a histogram, kept for a window; nothing is added to its recorders.
+    """Changes of a histogram within a window, from periodic looks at it; recorders do no extra work.
 
-    A look costs some microseconds and what was recorded since the last one. What was recorded before the first look, or
-    since one that is longer ago than the window, may be old and is left out. Not thread-safe.
+    A look takes a few microseconds, and memory for the changes since the last look. Durations that may be older than
+    the window are left out: those before the first look, and those after a pause longer than the window. Not
+    thread-safe.
 
     Args:
-        histogram: the one to look at.
-        window_s: seconds that count.
+        histogram: the histogram to look at.
+        window_s: length of the window in seconds.
     """
 
     def __init__(self, histogram: LatencyHistogram, window_s: float) -> None:
@@ -43,15 +44,15 @@ class RecentTail:
         self._highest_s = (histogram._lowest_at(following) - 1) / 1e9
 
     def quantiles(self, shares: Sequence[float], now_ns: int) -> list[float]:
-        """Return percentiles of what was recorded within the window, in seconds; NaN where that is nothing.
+        """Return percentiles of the durations in the window, in seconds; NaN if there are none.
 
         Args:
-            shares: from 0 to 1.
-            now_ns: monotonic; never less than at the last call.
+            shares: shares from 0 to 1.
+            now_ns: monotonic nanoseconds, never less than in the last call.
         """
         counts = self._counts
         count = self._histogram.count
-        if count < self._seen:  # it was reset
+        if count < self._seen:  # the histogram was reset
             self._known = array("q", [0]) * self._groups
         if count != self._seen:
             self._seen = count

@@ -1,4 +1,4 @@
-"""Snapshot of services for the live page: which panels each has, and the numbers in them."""
+"""Snapshot of services for the live page: the panels of each service, and their numbers."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -21,19 +21,19 @@ _LABELS_OF_TABLE = 200
 _SHARES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
 _WINDOW_S = 10.0
 _WHOLE_NS = 2_000_000_000
-"""How often layers are looked for, and figures read that are in no chart or change slowly."""
+"""Interval at which the reader searches for layers, and reads figures that change slowly or are in no chart."""
 _MOST_NS = 500_000_000
-"""How often charts other than `LIVE` ones are read: statistics of layers take most of an update's CPU."""
+"""Interval at which charts other than `LIVE` are read: statistics of layers take most of the CPU of an update."""
 _ORDER = tuple(panel.id for panel in PANELS)
 
 
 class ServiceReader:
-    """Reads one service: the statistics of all its layers, and of what is inside routers and replicas.
+    """Reads the statistics of one service: of all its layers, including those inside routers and replicas.
 
     Not thread-safe.
 
     Args:
-        parts: stacks, other services, or parts with statistics of their own.
+        parts: stacks, other services, or other objects with statistics.
     """
 
     def __init__(self, parts: Sequence[Any]) -> None:
@@ -47,10 +47,10 @@ class ServiceReader:
         self._failures = ErrorLog("streaminfer.live_page")
 
     def read(self, now_ns: int) -> dict[str, dict[str, Any]]:
-        """Return numbers by panel and label, in the order of `PANELS`; panels without any are left out.
+        """Return numbers by panel and label, in the order of `PANELS`, without empty panels.
 
         Args:
-            now_ns: monotonic; never less than at the last call.
+            now_ns: monotonic nanoseconds, never less than in the last call.
         """
         whole = self._whole_ns is None or now_ns - self._whole_ns >= _WHOLE_NS
         if whole:
@@ -65,7 +65,7 @@ class ServiceReader:
         shown = [self._read_part(found, panels, now_ns, whole=whole, most=most) for found in reading]
         if most:
             self._most_ns = now_ns
-            # parts without a chart are not read again before layers are looked for
+            # parts without a chart are read again only after the next search for layers
             self._found = [found for found, names in zip(reading, shown, strict=True) if names - {"other"}]
             self._live = [found for found, names in zip(reading, shown, strict=True) if names & LIVE]
         self._kept |= {panel: _bounded(panel, numbers) for panel, numbers in panels.items()}
@@ -74,14 +74,14 @@ class ServiceReader:
     def _read_part(
         self, found: Found, panels: dict[str, dict[str, Any]], now_ns: int, *, whole: bool, most: bool
     ) -> set[str]:
-        """Add what a part shows now to panels, and return which ones."""
+        """Add the numbers of a part to the panels, and return the ids of these panels."""
         names = set()
         try:
             for panel, numbers in self._numbers(found, now_ns, whole=whole, most=most):
                 if most or panel in LIVE:
                     names.add(panel)
                     _add(panels, panel, numbers, found.path)
-        except LISTENER_ERRORS as error:  # one broken layer of a user's must not blank the page
+        except LISTENER_ERRORS as error:  # a broken layer of a user must not blank the page
             name = name_of(found.part)
             self._failures.report(f"the live page: statistics() of {name}", error)
             if whole:
@@ -101,7 +101,7 @@ class ServiceReader:
             yield "other", table(name_of(found.part), statistics)
 
     def _telemetry_numbers(self, telemetry: Telemetry, now_ns: int, *, whole: bool, most: bool) -> Iterator[Numbers]:
-        """The same as of its statistics, without copies of five histograms."""
+        """Yield the numbers of a telemetry, without the five histogram copies of its statistics."""
         histograms = telemetry._histograms
         recent = self._tails.get(telemetry)
         if recent is None:
@@ -121,7 +121,7 @@ class ServiceReader:
 
 
 def _add(panels: dict[str, dict[str, Any]], panel: str, numbers: dict[str, Any], path: str) -> None:
-    """Add to a panel what a part at a path shows in it."""
+    """Add the numbers of a part to a panel, with its path before each label."""
     if path:
         numbers = {f"{path}: {label}": value for label, value in numbers.items()}
     if not numbers:
@@ -133,7 +133,7 @@ def _add(panels: dict[str, dict[str, Any]], panel: str, numbers: dict[str, Any],
 
 
 def _sum(one: Any, other: Any) -> Any:
-    """Counters of one label, of layers that are there twice, are added up; of other figures the latter one is shown."""
+    """Combine two values of the same label: add counters; otherwise show the later value."""
     return one + other if isinstance(one, int) and isinstance(other, int) else other
 
 

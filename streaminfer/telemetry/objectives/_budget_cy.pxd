@@ -1,7 +1,7 @@
 cimport cython
 from streaminfer.telemetry.histograms cimport _monotonic_cy
 from streaminfer.telemetry.histograms cimport _histogram_cy
-# the build looks for what to compile again only in cimports of this form, not in those of a module
+# the build finds dependencies only in cimports of this form, not in cimports of a module
 from streaminfer.telemetry.histograms._monotonic_cy cimport MonotonicClock as CMonotonicClock
 from streaminfer.telemetry.histograms._histogram_cy cimport HistogramState as CHistogramState
 
@@ -27,7 +27,7 @@ cdef class BudgetState(_monotonic_cy.MonotonicClock):
     cdef long long[::1] _bad
     cdef long long[::1] _rejected
 
-    # For compiled callers, which know the latency to be sound
+    # For compiled callers, which have checked the latency
     @cython.final
     cdef int count_ns(self, long long latency_ns) except -1
 
@@ -37,7 +37,7 @@ cdef class BudgetState(_monotonic_cy.MonotonicClock):
         span_ns=cython.longlong, width_ns=cython.longlong, level=cython.int, index=cython.longlong, slot=cython.int)
     cpdef tuple history(self)
 
-# The decisions and sums behind the methods above stand outside the class: a cpdef method looks for overrides
+# Functions outside the class implement the methods above, because a cpdef method searches for overrides
 @cython.locals(elapsed_ns=cython.longlong)
 cdef bint _burning(BudgetState state) except -1
 

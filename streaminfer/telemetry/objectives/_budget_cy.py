@@ -1,38 +1,39 @@
 # cython: boundscheck=False, wraparound=False, cdivision=True
-"""The compiled state of an error budget: good and bad events over any window up to a period, in bounded memory.
+"""Compiled state of an error budget: good and bad events over any window up to a period, in bounded memory.
 
-It stores *running totals at instants*, not counts of intervals. Time is cut into buckets at several levels, each
-four times as wide as the one before it. Where a bucket of a level begins, the totals so far are noted in that level's
-ring of 256. The sum of a window is then one subtraction, the totals now less those noted at the last boundary at or
-before the window's beginning, at the finest level that still holds it. An event costs an increment, a boundary a note,
-a window of any length two reads.
+The state stores *running totals at instants*, not counts of intervals. Time is cut into buckets at several levels; each
+level has buckets four times as wide as the level before. At the start of each bucket, the state stores the totals so
+far in the ring of that level, which has 256 slots. The sum of a window is then one subtraction: the current totals less
+the totals at the last boundary at or before the start of the window, at the finest level that still holds it. An event
+costs an increment, a boundary one write per level, and a window of any length two reads.
 
-Error: a window is rounded outward to a boundary. It is never shorter than requested, and longer by less than one bucket
-of its level. A window that needs level ``k > 0`` is longer than 255 buckets of level ``k - 1``, so a bucket is at most
-4/255 of it: **every window is at most 1/63 longer than requested**, or by ``width_ns`` where that is more. Within the
-window it really covers, a sum is exact.
+Error: the start of a window is rounded down to a boundary. A window is never shorter than requested, and longer by less
+than one bucket of its level. A window that needs level ``k > 0`` is longer than 255 buckets of level ``k - 1``, so a
+bucket is at most 4/255 of it: **every window is at most 1/63 longer than requested**, or by ``width_ns`` if that is
+more. The sum over the rounded window is exact.
 
-Memory: ``levels · 256 · 3`` whole numbers. Ten levels, 61 KiB, span 39 ms to 30 days.
+Memory: ``levels · 256 · 3`` integers. Ten levels take 61 KiB and span 39 ms to 30 days.
 
-Idle time costs nothing while it lasts; the first call after it notes the same totals at every boundary that passed and
-that a ring can still need, at most 256 per level.
+Idle time costs nothing while it lasts. The first call after it stores the same totals at every boundary that passed and
+that a ring still needs, at most 256 per level.
 
-The decision ``burning`` reads two windows. It starts when both burn at ``burn_starts_at`` or more (the long one: it
-matters, so one bad event alone is not enough; the short one: it still happens) and ends when the long one burns below
-``burn_ends_at``, not before a whole long window has passed. So it starts at most once in each window, however the load
-reacts to it. It reads *admitted* events only: rejections are bad events like others for the budget, but a signal that
-makes a guard reject would keep itself alight by these rejections. Nor does it read the events of the grace time, the
-first ``burn_grace_ns`` after the first event: totals only grow, so the totals at the end of the grace time replace
-smaller ones as a window's beginning.
+The signal ``burning`` reads two windows. It starts when both burn at ``burn_starts_at`` or more: the long window shows
+that the burn is significant, where one bad event is not enough, and the short window that it still continues. It ends
+when the long window burns below ``burn_ends_at``, but not before a whole long window has passed. So it starts at most
+once in each window, however the load reacts. It counts *admitted* events only: for the budget, rejections are bad
+events like others, but a signal that makes a guard reject requests would sustain itself by these rejections. It also
+ignores the events of the grace time, the first ``burn_grace_ns`` after the first event. Totals only grow, so the totals
+at the end of the grace time replace smaller totals at the start of a window.
 
-Invariants: ``_current`` is the bucket of level 0 that is open and ends at ``_next_ns``; every boundary up to it is
-noted; elapsed time, and so every total at a later boundary, only grows.
+Invariants: ``_current`` is the open bucket of level 0, which ends at ``_next_ns``; the totals of every boundary up to
+it are stored. Elapsed time only grows, and so do the totals at later boundaries.
 
-Threads: in the compiled build under the interpreter lock each method is atomic after its read of the clock (nothing
-between the first and the last write calls Python). Otherwise a caller takes a lock around each, as ``SLO`` does.
+Threads: in the compiled build under the interpreter lock each method is atomic after it has read the clock, because it
+does not call Python between its first and last write. Otherwise the caller must hold a lock for each call, as ``SLO``
+does.
 
-One source, compiled with the C types of ``_budget_cy.pxd`` or run as it is. The directives above are safe: a slot is
-``level · 256 + (index mod 256)`` with ``level < levels``, and elapsed time is never negative.
+The same source is compiled with the C types of ``_budget_cy.pxd`` or runs uncompiled. The directives above are safe: a
+slot is ``level · 256 + (index mod 256)`` with ``level < levels``, and elapsed time is never negative.
 """
 
 from __future__ import annotations
@@ -60,24 +61,24 @@ class BudgetState(_monotonic_cy.MonotonicClock):
     """Good and bad events of a period, and whether the budget burns.
 
     Args:
-        clock: returns monotonic nanoseconds; ``None``: the system's.
-        threshold_ns: a longer latency is a bad event.
+        clock: returns monotonic nanoseconds; ``None``: the system's monotonic clock.
+        threshold_ns: longest latency of a good event.
         allowed: share of events that may be bad, above 0.
         period_ns: the longest window.
-        width_ns: of a bucket of level 0.
-        levels: so many that ``255 * width_ns * 4**(levels - 1) >= period_ns``.
-        rejections: exceptions that reject a request at once.
-        ignoring: exceptions that are no events.
-        signal: settings of ``burning``, a `BurnSignal` with a short window of its own.
-        check_every_ns: how often ``_check`` is called at most, from records.
+        width_ns: width of a bucket of level 0.
+        levels: number of levels, so that ``255 * width_ns * 4**(levels - 1) >= period_ns``.
+        rejections: exceptions that count as rejections.
+        ignoring: exceptions that are not events.
+        signal: settings of ``burning``, a `BurnSignal` with ``short_s`` set.
+        check_every_ns: shortest time between two calls of ``_check`` from records.
 
     Attributes:
-        total: events since the beginning.
-        bad: bad ones, the sum of the next three.
+        total: events since the start.
+        bad: bad events: the sum of ``late``, ``failed`` and ``rejected``.
         late: responses after the threshold.
         failed: errors other than rejections.
         rejected: rejections.
-        ignored: outcomes that were no events.
+        ignored: outcomes that were not events.
     """
 
     _all: MutableSequence[int]
@@ -131,14 +132,14 @@ class BudgetState(_monotonic_cy.MonotonicClock):
         self._rejected = array("q", [0]) * (levels * SLOTS)
 
     def record(self, outcome: float | BaseException, /) -> None:
-        """Counts how one request ended.
+        """Count the outcome of one request.
 
         Args:
-            outcome: the seconds to its response, or the exception that it ended with.
+            outcome: the latency of its response in seconds, or its exception.
 
         Raises:
-            ValueError: NaN or negative seconds.
-            TypeError: neither a real number nor an exception.
+            ValueError: ``outcome`` is NaN or negative.
+            TypeError: ``outcome`` is neither a real number nor an exception.
         """
         if type(outcome) is float or not isinstance(outcome, BaseException):
             self.count_ns(_histogram_cy._nanoseconds(_histogram_cy._duration("outcome", outcome)))
@@ -150,36 +151,36 @@ class BudgetState(_monotonic_cy.MonotonicClock):
             _count(self, _FAILED)
 
     def count_ns(self, latency_ns: int) -> int:
-        """Count one response whose latency was checked: the call for compiled callers."""
+        """Count one response, without checks of its latency, for compiled callers."""
         return _count(self, _LATE if latency_ns > self.threshold_ns else _GOOD)
 
     def burning(self) -> bool:
-        """Whether the budget burns so fast, now and for a while, that the service should do less.
+        """Return whether the budget burns so fast, now and for a while, that the service should do less.
 
-        Made for a call per request: it costs about as much as a record. It starts at most once in each of its
-        windows. Rejections do not keep it alight.
+        The call is cheap enough for every request: it costs about as much as a record. The signal starts at most once
+        in each of its windows. Rejections do not sustain it.
         """
         return _burning(self)
 
     def burn_over(self, window_ns: int) -> float:
-        """The share of bad events in a window over the share that is allowed; 0.0 without events."""
+        """Return the share of bad events in a window, divided by the allowed share; 0.0 without events."""
         seen, bad, _ = _window(self, window_ns)
         return bad / seen / self.allowed if seen else 0.0
 
     def window(self, window_ns: int) -> tuple[int, int, int]:
-        """Events of a window that ends now, at most ``period_ns`` long: all, bad ones, and rejections among them."""
+        """Return the numbers of all events, bad events and rejections in the last ``window_ns``, at most the period."""
         return _window(self, window_ns)
 
     def totals(self) -> tuple[int, int, int, int]:
-        """Events since the beginning, of one moment: all, late, failed and rejected ones."""
+        """Return the numbers of all, late, failed and rejected events since the start, at one moment."""
         return self.total, self.late, self.failed, self.rejected
 
     def history(self) -> tuple[list[tuple[int, int, int]], int]:
-        """Running totals over the period, or since the beginning where that is later, at most 257 of them.
+        """Return at most 257 running totals over the period, or since the start if that is later.
 
         Returns:
-            Instants in elapsed nanoseconds, ascending, each with the totals of all and of bad events up to it, the last
-            one being now; and how far apart they are.
+            Instants in elapsed nanoseconds, ascending, each with the totals of all and of bad events up to it; the last
+            instant is now. Second, the nanoseconds between two instants.
         """
         if self._tick() >= self._next_ns:
             _advance(self, self._elapsed_ns)
@@ -197,11 +198,11 @@ class BudgetState(_monotonic_cy.MonotonicClock):
         return noted, width_ns
 
     def _watch(self) -> None:
-        """Lets records call ``_check`` from now on."""
+        """Let records call ``_check`` from now on."""
         self._next_check_ns = 0
 
     def _check(self) -> None:
-        """What a subclass does now and then while events come."""
+        """Do nothing; a subclass can override it. Records call it from time to time."""
 
 
 def _burning(state: BudgetState) -> bool:
@@ -257,7 +258,7 @@ def _count(state: BudgetState, kind: int) -> int:
 
 
 def _advance(state: BudgetState, elapsed_ns: int) -> None:
-    """Notes the totals at every boundary that has passed, at every level."""
+    """Store the totals at every boundary that has passed, at every level."""
     total = state.total
     bad = state.bad
     rejected = state.rejected
@@ -266,7 +267,7 @@ def _advance(state: BudgetState, elapsed_ns: int) -> None:
     state._current = last
     state._next_ns = (last + 1) * state.width_ns
     level = 0
-    # a boundary of a level is each fourth one of the level below
+    # every fourth boundary is also a boundary of the next level
     while level < state.levels and first <= last:
         index = first if last - first < _SLOTS else last - _SLOTS + 1
         while index <= last:
@@ -281,7 +282,7 @@ def _advance(state: BudgetState, elapsed_ns: int) -> None:
 
 
 def _slot_before(state: BudgetState, window_ns: int) -> int:
-    """Where the totals at the last boundary at or before a window's beginning are noted; -1: it holds everything."""
+    """Return the slot of the last boundary at or before the start of a window; -1 if the window covers everything."""
     edge_ns = state._elapsed_ns - window_ns
     if edge_ns <= 0:
         return -1
@@ -294,9 +295,9 @@ def _slot_before(state: BudgetState, window_ns: int) -> int:
 
 
 def _admitted_burn(state: BudgetState, window_ns: int, minimum: int) -> float:
-    """The burn rate among admitted events after the grace time.
+    """Return the burn rate among admitted events after the grace time.
 
-    It is 0.0 where there are fewer than ``minimum`` (≥ 1), or one bad event alone, unless one event is enough.
+    It is 0.0 with fewer than ``minimum`` events (≥ 1), or with only one bad event, unless ``minimum`` is 1.
     """
     slot = _slot_before(state, window_ns)
     seen_before = state._grace_seen

@@ -1,7 +1,7 @@
 from streaminfer.telemetry cimport _recorder_cy
 from streaminfer.telemetry.histograms._rolling_cy cimport RollingState as CRollingState
 from streaminfer.telemetry.objectives._budget_cy cimport BudgetState as CBudgetState
-# the build looks for what to compile again only in cimports of this form, not in those of a module
+# the build finds dependencies only in cimports of this form, not in cimports of a module
 from streaminfer.telemetry._recorder_cy cimport Recorder as CRecorder
 
 cdef class BudgetRecorder(_recorder_cy.Recorder):

@@ -1,4 +1,4 @@
-"""Recorder that also feeds an error budget and a rolling histogram: others neither load nor check them."""
+"""Recorder that also feeds an error budget and a rolling histogram; the base `Recorder` does not load this module."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["BudgetRecorder"]
 
 
 class BudgetRecorder(_recorder_cy.Recorder):
-    """A :class:`Recorder` whose responses are also events of an error budget, and in a rolling histogram.
+    """A :class:`Recorder` that also records responses in an error budget and a rolling histogram.
 
     Args:
-        budget: the error budget; ``None``: there is none.
-        recent: the histogram; ``None``: there is none.
-        histograms: as of :class:`Recorder`.
+        budget: the error budget; ``None``: no budget.
+        recent: the rolling histogram; ``None``: no histogram.
+        histograms: as for :class:`Recorder`.
     """
 
     def __init__(self, budget: BudgetState | None, recent: RollingState | None, *histograms: HistogramState) -> None:
@@ -29,7 +29,7 @@ class BudgetRecorder(_recorder_cy.Recorder):
         self._recent = recent
 
     def record(self, started_ns: int, now_ns: int) -> None:
-        """Count one response's duration; :meth:`answer` ends here as well."""
+        """Record the duration of one response; :meth:`answer` calls this too."""
         _recorder_cy.Recorder.record(self, started_ns, now_ns)
         if self._budget is not None:
             self._budget.count_ns(now_ns - started_ns)

@@ -1,9 +1,9 @@
-"""Alerts of a budget that burns fast: the multiwindow, multi-burn-rate alerts of the SRE workbook.
+"""Alerts for a budget that burns fast: the multiwindow, multi-burn-rate alerts of the SRE workbook.
 
-The idea (Google, *The Site Reliability Workbook*, chapter 5): a burn rate of 1 spends exactly the budget of the period;
-a rate ``r`` over a window ``w`` spends ``r · w / period`` of it. A pair of windows is watched for each rate. The long
-one says that a share of the budget worth an alert has gone, the short one that it still goes, so that the alert ends
-soon after the trouble does. For 30 days:
+Source: Google, *The Site Reliability Workbook*, chapter 5. A burn rate of 1 spends exactly the budget of the period; a
+rate ``r`` over a window ``w`` spends ``r · w / period`` of it. Each rate has a pair of windows. The long window shows
+that a significant share of the budget has been spent. The short window shows that the burn continues, so the alert ends
+soon after the problem. For 30 days:
 
 ======  ==========  =========  ======  ========
 burns   long        short      spent   severity
@@ -16,13 +16,13 @@ burns   long        short      spent   severity
 
 Beyond the workbook:
 
-* *Other periods.* The windows shrink and grow with the period, the rates stay; so do the shares of the budget spent.
-* *Loose objectives.* A total outage burns at ``1 / (1 - objective)``. A rate that this cannot reach is lowered to 0.8
-  of it: at an objective of 0.9 the first pair watches 8 instead of 14.4.
-* *Low traffic.* Nothing fires with fewer than ``minimum_events`` events in the long window: one failure of three
-  requests is no trend.
-* *Young objects.* Nothing fires before the short window has passed once: a cold start is no outage.
-* *No flapping at the threshold.* An alert ends when either window burns below 0.9 of the rate.
+* *Other periods.* The windows scale with the period; the rates and the shares of the budget spent stay the same.
+* *Loose objectives.* A total outage burns at ``1 / (1 - objective)``. Rates above 0.8 of this are lowered to it: at an
+  objective of 0.9 the first pair has a rate of 8 instead of 14.4.
+* *Low traffic.* No alert fires with fewer than ``minimum_events`` events in the long window: one failure in three
+  requests is not a trend.
+* *New objects.* No alert fires before the short window has passed once: a cold start is not an outage.
+* *No flapping at the threshold.* An alert ends when a window of its pair burns below 0.9 of the rate.
 """
 
 from __future__ import annotations
@@ -44,28 +44,28 @@ _ENDS_AT = 0.9
 
 
 def check_rate(name: str, value: object) -> None:
-    """A finite number > 0.
+    """Check that a burn rate is a finite number > 0.
 
     Raises:
-        TypeError: not a real number.
-        ValueError: NaN, infinite, zero or negative.
+        TypeError: ``value`` is not a real number.
+        ValueError: ``value`` is NaN, infinite, zero or negative.
     """
     check_number(name, value, "a finite number > 0", lambda it: 0.0 < it < math.inf)
 
 
 @attrs.frozen
 class AlertPair:
-    """Two windows that must both burn at a rate.
+    """Two windows that must both burn at a rate for an alert.
 
     Args:
         burn_rate: the rate, > 0; 1 spends the whole budget in the period.
         long_s: seconds of the long window.
-        short_s: seconds of the short one.
-        severity: ``"page"``, an operator must act now, or ``"ticket"``, within days.
+        short_s: seconds of the short window.
+        severity: ``"page"``: an operator must act now; ``"ticket"``: within days.
 
     Raises:
-        ValueError: not positive, or a short window that is not the shorter.
-        TypeError: not numbers.
+        ValueError: an argument is not positive, or ``short_s`` is not less than ``long_s``.
+        TypeError: an argument is not a number.
     """
 
     burn_rate: float = attrs.field(validator=field_check(check_rate))
@@ -80,16 +80,16 @@ class AlertPair:
 
 @attrs.frozen(kw_only=True)
 class Alert:
-    """That a pair began or ceased to burn.
+    """Start or end of an alert.
 
     Attributes:
         slo: name of the objective.
         severity: ``"page"`` or ``"ticket"``.
-        firing: it burns; false where this says that it ended.
-        pair: what was watched, with the rate that was watched for.
-        long_burn_rate: of the long window at ``at_ns``.
-        short_burn_rate: of the short window at ``at_ns``.
-        since_ns: instant at which it began.
+        firing: whether the alert fires; false if it has ended.
+        pair: windows and burn rate of the alert.
+        long_burn_rate: burn rate of the long window at ``at_ns``.
+        short_burn_rate: burn rate of the short window at ``at_ns``.
+        since_ns: instant at which the alert started.
         at_ns: instant of these figures.
     """
 
@@ -111,14 +111,14 @@ class Alert:
 
 
 def workbook_pairs(period_s: float = _WORKBOOK_PERIOD_S) -> tuple[AlertPair, ...]:
-    """The four pairs of the SRE workbook, their windows scaled to a period.
+    """Return the four pairs of the SRE workbook, with windows scaled to a period.
 
     Args:
         period_s: seconds of the period, > 0.
 
     Raises:
-        ValueError: not a positive finite number.
-        TypeError: not a number.
+        ValueError: ``period_s`` is not positive and finite.
+        TypeError: ``period_s`` is not a number.
     """
     hour_s = 3600.0 * check_duration("period_s", period_s, positive=True) / _WORKBOOK_PERIOD_S
     return (
@@ -130,12 +130,12 @@ def workbook_pairs(period_s: float = _WORKBOOK_PERIOD_S) -> tuple[AlertPair, ...
 
 
 class AlertStates:
-    """Which pairs fire: a state machine without a clock or a lock.
+    """State machine of the alert pairs that fire, without a clock or a lock.
 
     Args:
         slo: name of the objective.
-        pairs: what to watch.
-        minimum_events: fewer events in a long window do not fire.
+        pairs: the alert pairs.
+        minimum_events: fewest events in the long window for an alert.
     """
 
     def __init__(self, slo: str, pairs: tuple[AlertPair, ...], minimum_events: int) -> None:
@@ -145,19 +145,19 @@ class AlertStates:
         self._firing: list[Alert | None] = [None] * len(pairs)
 
     def firing(self) -> tuple[Alert, ...]:
-        """The alerts that fire, with the figures of the last update, in the order of the pairs."""
+        """Return the alerts that fire, with the figures of the last update, in the order of the pairs."""
         return tuple(alert for alert in self._firing if alert is not None)
 
     def update(self, now_ns: int, age_s: float, read: Callable[[float], tuple[int, float]]) -> list[Alert]:
-        """Looks at every pair.
+        """Check every pair.
 
         Args:
             now_ns: the present instant, monotonic.
-            age_s: seconds that the objective has been watched.
-            read: gives, for seconds of a window, its number of events and its burn rate.
+            age_s: age of the objective in seconds.
+            read: returns the number of events and the burn rate of a window, given its seconds.
 
         Returns:
-            What began and what ended, in the order of the pairs.
+            The alerts that started or ended, in the order of the pairs.
         """
         changes: list[Alert] = []
         for position, pair in enumerate(self.pairs):

@@ -1,7 +1,7 @@
-"""SLO: a latency and availability objective, the error budget it leaves, and what follows when that burns.
+"""`SLO`: a latency and availability objective with its error budget, burn rates and alerts.
 
-The ring of buckets, its error bound and the decision ``burning`` are explained in ``_budget_cy``, whose compiled state
-this class extends without overriding what runs once a request; the alerts are those of ``alerts``.
+``_budget_cy`` explains the ring of buckets, its error bound and the signal ``burning``. The class here extends that
+compiled state, without overriding methods that run once per request. ``alerts`` explains the alerts.
 """
 
 from __future__ import annotations
@@ -34,29 +34,30 @@ else:
 __all__ = ["SLO", "BurnSignal"]
 
 _REACHABLE = 0.8
-_FAR = 2**62  # fits a C integer, also when as much is added
+_FAR = 2**62  # fits a C integer, even if as much is added
 _CALLBACK = "a callable that takes an Alert"
 _LONGEST_S = 100 * 365 * 86400.0
-_FINEST_SHARE = 64  # a bucket is at most this part of the shortest window that is watched
+_FINEST_SHARE = 64  # a bucket is at most the shortest window of an alert or signal divided by this
 _Callback = TypeVar("_Callback", bound=Callable[[Alert], Any])
 
 
 @attrs.frozen(kw_only=True)
 class BurnSignal:
-    """When :meth:`SLO.burning` says yes: settings.
+    """Settings of the signal :meth:`SLO.burning`.
 
     Args:
-        window_s: seconds of the long window; it starts at most once in each, and lasts at least one.
-        short_s: seconds of the short window; ``None``: a twelfth of the long one, the workbook's proportion.
-        starts_at: burn rate of both windows at which it starts.
-        ends_at: burn rate of the long window below which it ends, at most ``starts_at``.
-        minimum_events: fewer events in the long window do not start it, nor does one bad event alone unless this is 1.
-        grace_s: seconds after the first event whose events do not count towards it, so that a cold start's late
-            responses do not start it; they count in the budget and for the alerts. 0.0: all events count.
+        window_s: seconds of the long window; the signal starts at most once per window, and lasts at least one window.
+        short_s: seconds of the short window; ``None``: a twelfth of the long window, as in the SRE workbook.
+        starts_at: burn rate of both windows at which the signal starts.
+        ends_at: burn rate of the long window below which the signal ends, at most ``starts_at``.
+        minimum_events: fewest events in the long window for the signal to start; unless this is 1, it also needs at
+            least two bad events.
+        grace_s: seconds after the first event in which events do not count for the signal, so that late responses
+            after a cold start do not start it. They count for the budget and the alerts. 0.0: all events count.
 
     Raises:
-        ValueError: an impossible value.
-        TypeError: not a number.
+        ValueError: a value is impossible.
+        TypeError: a value is not a number.
     """
 
     window_s: float = 60.0
@@ -81,35 +82,36 @@ class BurnSignal:
 class SLO(StackClock, _State):
     """Share of requests that must have a response within a time, over a rolling period.
 
-    A request is a *good event* when its response came within ``threshold_s``, a degraded response included, and a *bad*
-    one when it came later or when the request ended with an error: `Overloaded`, `CircuitOpen`, `DeadlineExceeded`,
-    `BackendError`, `Closed` and any other ``Exception``. What the caller did is no event and only counted in
-    ``ignored``: `InvalidInput`, cancellation before the deadline, whatever is named in ``ignore``, and exceptions that
-    are no ``Exception`` (``KeyboardInterrupt``: the process ends).
+    A request is a *good event* if its response comes within ``threshold_s``, degraded or not. It is a *bad event* if
+    the response comes later, or if the request ends with an error: `Overloaded`, `CircuitOpen`, `DeadlineExceeded`,
+    `BackendError`, `Closed` or any other ``Exception``. Outcomes that the caller caused are not events, and only count
+    in ``ignored``: `InvalidInput`, cancellation before the deadline, and the classes in ``ignore``. Exceptions that
+    are not an ``Exception``, such as ``KeyboardInterrupt``, count there too, because the process ends.
 
     The *budget* is the share of bad events that the objective allows. Windows are sums of a ring of buckets in bounded
-    memory (about 60 KiB): at most 1/63 longer than requested, or by ``resolution_s`` where that is more, never shorter.
+    memory (about 60 KiB). A window is never shorter than requested, and longer by at most 1/63, or by ``resolution_s``
+    if that is more.
 
     Args:
-        name: for reports and alerts.
+        name: name of the objective, for reports and alerts.
         threshold_s: seconds within which a response is good, > 0.
         objective: share of events that must be good, above 0 and below 1.
         period_s: seconds over which the budget is counted, from 1 second to a hundred years.
-        alert_pairs: what :meth:`alerts` watches; ``None``: those of the SRE workbook, scaled to the period; ``()``:
-            nothing.
-        minimum_events: with fewer in its long window a pair does not fire.
-        signal: when :meth:`burning` says yes; ``None``: the defaults of :class:`BurnSignal`, no longer than the period.
-        ignore: exception classes that are no events either.
-        clock: returns monotonic nanoseconds; ``None``: that of the `Stack` or `Telemetry` it is given to, else the
-            system's, read in C.
+        alert_pairs: alert pairs for :meth:`alerts`; ``None``: the pairs of the SRE workbook, scaled to the period;
+            ``()``: no alerts.
+        minimum_events: fewest events in the long window of a pair for its alert.
+        signal: settings of :meth:`burning`; ``None``: the defaults of :class:`BurnSignal`, at most the period long.
+        ignore: further exception classes that are not events.
+        clock: returns monotonic nanoseconds; ``None``: the clock of the `Stack` or `Telemetry` that the objective is
+            part of, or else the system's monotonic clock, read in C.
 
     Raises:
-        ValueError: an impossible value, or a window longer than the period.
-        TypeError: of the wrong type.
+        ValueError: a value is impossible, or a window is longer than the period.
+        TypeError: an argument has the wrong type.
 
-    Threads: in the compiled build under the interpreter lock any number may record and read at once; recorders never
-    wait for a lock. Run uncompiled, or without the interpreter lock, each call takes a lock. Callbacks run in the
-    thread that found the change.
+    Threads: in the compiled build under the interpreter lock any number of threads may record and read at once;
+    recorders never wait for a lock. In an uncompiled run, or without the interpreter lock, each call takes a lock.
+    Callbacks run in the thread that finds the change.
 
     Example:
         >>> slo = SLO("faces", threshold_s=0.050, objective=0.99)
@@ -120,7 +122,7 @@ class SLO(StackClock, _State):
         (0.9, 0.1)
     """
 
-    # no dictionary: looking up `record` is a third faster without
+    # no instance dictionary: without it, the look-up of `record` is a third faster
     __slots__ = (
         "_changes",
         "_clock_given",
@@ -190,28 +192,28 @@ class SLO(StackClock, _State):
         self._listeners: Listeners[Alert] = Listeners("streaminfer.slo", f"SLO {name!r}", _CALLBACK)
 
     def _use_clock(self, clock: Callable[[], int]) -> None:
-        self._take(clock)  # time goes on from where it stands
+        self._take(clock)  # elapsed time continues from its current value
 
     @property
     def resolution_s(self) -> float:
-        """Seconds of the finest bucket: windows are told apart to that, or to 1/63 of their length."""
+        """Width of the finest bucket in seconds; windows are exact to this, or to 1/63 of their length."""
         return self.width_ns / 1e9
 
     def budget_remaining(self) -> float:
-        """The share of the period's budget that is left: 1.0 untouched, 0.0 used up, negative when overspent.
+        """Return the share of the period's budget that is left: 1.0 untouched, 0.0 used up, negative if overspent.
 
-        The budget is the allowed share of the events that the period has seen so far, so that of a young object, or of
-        a service with few requests, moves in large steps.
+        The budget is the allowed share of the events in the period so far. With few events, for example in a new
+        object, it therefore changes in large steps.
         """
         return 1.0 - self.burn_over(self.period_ns)
 
     @property
     def minimum_events(self) -> int:
-        """Fewer events in the long window of a pair do not fire."""
+        """Fewest events in the long window of a pair for its alert."""
         return self._states.minimum_events
 
     def burn_rate(self, window_s: float) -> float:
-        """The share of bad events in the latest window over the share that is allowed.
+        """Return the share of bad events in the latest window, divided by the allowed share.
 
         1.0 spends the budget of the period in the period; ``1 / (1 - objective)`` is a total outage; 0.0 without
         events.
@@ -220,10 +222,10 @@ class SLO(StackClock, _State):
             window_s: seconds, > 0, at most the period.
 
         Raises:
-            ValueError: not positive, or longer than the period.
-            TypeError: not a number.
+            ValueError: ``window_s`` is not positive, or longer than the period.
+            TypeError: ``window_s`` is not a number.
         """
-        # the check in full only where a short one is not enough: policies call this at each request
+        # the short check comes first, because policies call this for each request
         if not (type(window_s) is float and 0.0 < window_s <= self.period_s) and (
             check_duration("window_s", window_s, positive=True) > self.period_s
         ):
@@ -231,10 +233,10 @@ class SLO(StackClock, _State):
         return self.burn_over(max(round(window_s * 1e9), 1))
 
     def alerts(self) -> tuple[Alert, ...]:
-        """Looks at the pairs now, tells the callbacks what changed, and gives the alerts that fire.
+        """Check the alert pairs, call the callbacks with the changes, and return the alerts that fire.
 
-        While there are callbacks, records look too, at most every 64th part of the shortest window. Nothing runs in
-        the background: call this now and then where requests may cease altogether.
+        While there are callbacks, records check the pairs too, at most once per 64th of the shortest window. There is
+        no background work: call this method periodically if requests may stop altogether.
         """
         with self._looking:
             self._look()
@@ -243,11 +245,11 @@ class SLO(StackClock, _State):
         return firing
 
     def on_alert(self, callback: _Callback) -> _Callback:
-        """Has a function called with each :class:`Alert` that begins and, with ``firing=False``, that ends.
+        """Register a callback for each :class:`Alert` that starts or, with ``firing=False``, ends.
 
-        It runs where the change was found, often inside a request: it should start its work elsewhere and return. Its
-        exceptions are logged (logger ``streaminfer.slo``), counted in ``callback_errors``, and affect no request. Can
-        be used as a decorator.
+        The callback runs in the call that finds the change, often inside a request, so it should start long work
+        elsewhere and return. Its exceptions are logged (logger ``streaminfer.slo``), counted in ``callback_errors``,
+        and affect no request. The method can be used as a decorator.
 
         Args:
             callback: takes one alert.
@@ -256,7 +258,7 @@ class SLO(StackClock, _State):
             The callback.
 
         Raises:
-            TypeError: it cannot be called.
+            TypeError: ``callback`` cannot be called.
         """
         check_instance("callback", callback, callable, _CALLBACK)
         self._listeners.add(callback)
@@ -264,16 +266,16 @@ class SLO(StackClock, _State):
         return callback
 
     def remove_callback(self, callback: Callable[[Alert], Any]) -> None:
-        """No longer calls a function that :meth:`on_alert` was given; one that is unknown is left alone."""
+        """Remove a callback that :meth:`on_alert` registered; do nothing if it is unknown."""
         self._listeners.discard(callback)
 
     @property
     def callback_errors(self) -> int:
-        """Exceptions of callbacks."""
+        """Number of exceptions that callbacks raised."""
         return self._listeners.errors
 
     def statistics(self) -> SloStatistics:
-        """A frozen snapshot: events and budget of the period, burn rates, alerts."""
+        """Return a frozen snapshot: events and budget of the period, burn rates, alerts."""
         from streaminfer.telemetry.statistics import SloStatistics  # noqa: PLC0415 - serving does not need it
 
         alerts = self.alerts()
@@ -303,13 +305,13 @@ class SLO(StackClock, _State):
         )
 
     def plot(self, ax: Any = None) -> Any:
-        """Draws the budget that is left over the period, and the burn rate beside it.
+        """Draw the remaining budget over the period, and the burn rate.
 
         Args:
             ax: a matplotlib ``Axes`` to draw on; ``None``: a new figure.
 
         Returns:
-            The axes of the budget; the burn rate has a twin of its own.
+            The axes of the budget; the burn rate has twin axes.
 
         Raises:
             MissingExtra: matplotlib is not installed (``pip install 'streaminfer[plot]'``).
@@ -330,10 +332,10 @@ class SLO(StackClock, _State):
         return inline_svg(self.plot, f"Error budget over time: {self!r}") + self.statistics()._repr_html_()
 
     def burn_history(self) -> list[tuple[int, float]]:
-        """Return the burn rate between the instants that the period's record holds, at most 257 of them.
+        """Return the burn rates between the stored instants of the period, at most 257.
 
         Returns:
-            Instants on the objective's clock, ascending, each with the burn rate since the one before it.
+            Instants on the objective's clock, ascending, each with the burn rate since the instant before.
         """
         noted, _ = self.history()
         elapsed_ns, now_ns = self._ages()
@@ -346,7 +348,7 @@ class SLO(StackClock, _State):
     # -- alerts -------------------------------------------------------------------------------------------------
 
     def _check(self) -> None:
-        """Looks, from a record, unless another thread does."""
+        """Check the alert pairs from a record, unless another thread is checking them."""
         if not self._listeners or not self._looking.acquire(blocking=False):
             return
         try:
@@ -365,7 +367,7 @@ class SLO(StackClock, _State):
 
     def _deliver(self) -> None:
         while self._changes and self._listeners.deliver(self._take_changes):
-            pass  # a change that came before the return was left to this thread
+            pass  # another thread may have left a change to this one
 
     def _take_changes(self) -> Iterator[Alert]:
         while self._changes:
@@ -373,17 +375,17 @@ class SLO(StackClock, _State):
 
 
 def _allowed(objective: object) -> float:
-    """The share of events that may be bad."""
+    """Return the share of events that may be bad."""
 
     def bad(share: float) -> float:
-        return round(1.0 - share, 12)  # to twelve places: 1 - 0.99 is to be 0.01
+        return round(1.0 - share, 12)  # rounded to twelve places, so that 1 - 0.99 is 0.01
 
     what = "a share above 0 and below 1"
     return bad(check_number("objective", objective, what, lambda it: 0.0 < bad(it) < 1.0))
 
 
 def _checked(argument: str, values: Any, fits: Callable[[Any], bool], what: str) -> tuple[Any, ...]:
-    """Return what is given as a tuple, each of which fits."""
+    """Return the values as a tuple, after checking each."""
     check_instance(argument, values, lambda value: isinstance(value, Iterable), what)
     checked = tuple(values)
     for each in checked:
@@ -404,7 +406,7 @@ def _is_error_class(value: Any) -> bool:
 
 
 def _signal(signal: BurnSignal | None, period_s: float, highest: float) -> BurnSignal:
-    """The settings, with a short window and rates that can be reached."""
+    """Return the settings, with the short window set and burn rates within reach."""
     if signal is None:
         signal = BurnSignal(window_s=min(60.0, period_s))
     check_instance("signal", signal, lambda value: isinstance(value, BurnSignal), "a BurnSignal or None")
@@ -416,7 +418,7 @@ def _signal(signal: BurnSignal | None, period_s: float, highest: float) -> BurnS
 
 
 def _levels(period_s: float, shortest_s: float) -> tuple[int, int]:
-    """Nanoseconds of the finest bucket, and the levels that it takes to cover the period."""
+    """Return the width of the finest bucket in nanoseconds, and the number of levels that cover the period."""
     levels = 1
     while True:
         width_ns = math.ceil(period_s * 1e9 / ((SLOTS - 1) * 4 ** (levels - 1)))
@@ -426,5 +428,5 @@ def _levels(period_s: float, shortest_s: float) -> tuple[int, int]:
 
 
 def _every(pairs: tuple[AlertPair, ...]) -> int:
-    """Nanoseconds between two looks of the records."""
+    """Return the nanoseconds between two checks from records."""
     return round(min((pair.short_s for pair in pairs), default=3600.0) / _FINEST_SHARE * 1e9)

@@ -1,4 +1,4 @@
-"""How an error budget is drawn: what was left of it over the period, and how fast it burned."""
+"""Plot of an error budget: the remaining budget over the period, and the burn rate."""
 
 from typing import Any
 
@@ -11,24 +11,25 @@ from streaminfer._internal.units import format_duration
 __all__ = ["plot_budget"]
 
 _BLUE, _RED = COLORS[0], BAD
-_LONGEST_TITLE = 60  # letters
+_LONGEST_TITLE = 60  # characters
 _LOWEST_SHOWN = -1.0
-"""Share of the budget down to which the axis reaches."""
+"""Lowest value of the axis, as a share of the budget."""
 
 
 def plot_budget(ax: Any, name: str, noted: list[tuple[int, int, int]], width_ns: int, allowed: float) -> Any:
-    """Draws the remaining budget, and the burn rate on a twin axis.
+    """Draw the remaining budget, and the burn rate on a twin axis.
 
     Args:
         ax: a matplotlib ``Axes``, or ``None`` for a new figure.
-        name: of the objective.
+        name: name of the objective.
         noted: instants in nanoseconds, ascending, each with the totals of all and of bad events up to it.
-        width_ns: how far the instants are apart, the last one excepted.
+        width_ns: nanoseconds between two instants, except before the last one.
         allowed: share of events that may be bad.
 
     Returns:
-        The axes of the budget. Its line is 1 less the period's bad events up to an instant, over all that the period's
-        events so far allow, so it ends at what ``budget_remaining`` says. The burn rate is one step per bucket.
+        The axes of the budget. Its line is 1 less a quotient: the bad events of the period up to an instant, divided by
+        the bad events that all events of the period allow. It ends at ``budget_remaining()``. The burn rate has one
+        step per bucket.
 
     Raises:
         MissingExtra: matplotlib is not installed.
@@ -51,8 +52,8 @@ def plot_budget(ax: Any, name: str, noted: list[tuple[int, int, int]], width_ns:
     ax.plot(ago_s / size_s, left, color=_BLUE)
     ax.axhline(0.0, color="black", linewidth=0.8)
     ax.set_ylim(max(_LOWEST_SHOWN, min(0.0, 1.1 * left.min())), 1.05)
-    if left.min() < _LOWEST_SHOWN:  # a scale down to -5,000 % would flatten what is above 0
-        # the line falls: early, it leaves the upper right corner free, late, the lower left one
+    if left.min() < _LOWEST_SHOWN:  # a scale down to -5,000 % would flatten the line above 0
+        # a line that falls early leaves the upper right corner free, one that falls late the lower left
         is_early = ago_s[np.argmax(left < _LOWEST_SHOWN)] < ago_s[0] / 2
         ax.text(
             0.98 if is_early else 0.02, 0.86 if is_early else 0.04, f"{spent.max():,.0f} times the budget spent",

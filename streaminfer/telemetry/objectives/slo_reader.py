@@ -1,4 +1,4 @@
-"""How a guard reads an objective that its user may have written: what it raises is no failure of a request."""
+"""Reader of an objective for guards: errors of a user's own objective do not fail requests."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ __all__ = ["SloReader"]
 
 _LOG_NAME = "streaminfer.telemetry"
 _LOGGER = Log(_LOG_NAME)
-_REQUESTS = 100  # a caller that records by hand has done so by then
+_REQUESTS = 100  # by then, a caller that records events itself has recorded some
 
 
 class SloReader:
-    """Reads an `SLO`, or what stands for one, and logs its first failure. Thread-safe.
+    """Reads an `SLO` or a similar object, and logs its first failure. Thread-safe.
 
-    It also logs one warning where an objective has had no event after a hundred requests: its budget can never burn.
+    The reader also logs one warning if the objective has no event after a hundred requests: its budget would never
+    burn.
 
     Args:
-        slo: has ``burning()`` and, where a limit reads it, ``threshold_s``; ``None``: it never burns.
-        reader: what reads it, for the log.
+        slo: an object with ``burning()`` and, for a limit, ``threshold_s``; ``None``: it never burns.
+        reader: name of the reader, for the log.
     """
 
     def __init__(self, slo: Any, reader: str) -> None:
@@ -33,10 +34,10 @@ class SloReader:
         self._threshold_ns = 0.0
 
     def burning(self, requests: int) -> bool:
-        """Return whether the budget burns; not, where ``burning()`` raises.
+        """Return whether the budget burns; false if ``burning()`` raises.
 
         Args:
-            requests: how many the reader has had.
+            requests: number of requests of the reader so far.
         """
         if self._slo is None:
             return False
@@ -49,7 +50,7 @@ class SloReader:
             return False
 
     def threshold_ns(self) -> float:
-        """Return the objective in nanoseconds; the last one that could be read, where ``threshold_s`` raises."""
+        """Return the threshold in nanoseconds; if ``threshold_s`` raises, the last one read, or 0."""
         try:
             self._threshold_ns = self._slo.threshold_s * 1e9
         except LISTENER_ERRORS as failure:

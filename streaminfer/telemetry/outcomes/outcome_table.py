@@ -1,9 +1,9 @@
 """Table of user outcomes: rates and means by route, latency and quality, with confidence intervals.
 
-*Design.* Cells are merged: they hold counts, means and squared distances from these (Chan, Golub, LeVeque 1979), which
-lose no digits where values are large and alike. A rate has Wilson's interval, which holds for few requests
-and for rates near 0 and 1 too; the difference of two rates has Newcombe's, made of both; a mean has Student's.
-All are at 95 %.
+*Design.* Cells can be merged. They hold counts, means and sums of squared distances from the means (Chan, Golub,
+LeVeque 1979), which lose no digits if values are large and similar. A rate has Wilson's interval, which is also valid
+for few requests and for rates near 0 and 1. The difference of two rates has Newcombe's interval, which combines both
+Wilson intervals. A mean has Student's interval. All intervals are at 95 %.
 
 *References.* Wilson, "Probable inference, the law of succession, and statistical inference", 1927. Newcombe, "Interval
 estimation for the difference between independent proportions", 1998, method 10.
@@ -23,19 +23,19 @@ from streaminfer.telemetry.families.routes import OTHER
 
 __all__ = ["Estimate", "OutcomeCell", "OutcomeRow", "OutcomeTable", "Sums"]
 
-_UPPER = 0.975  # of 95 %
+_UPPER = 0.975  # upper quantile of a 95 % interval
 _Z = normal_quantile(_UPPER)
 Field = Literal["route", "latency", "degraded"]
 _FIELDS = ("route", "latency", "degraded")
 
 
 class Estimate(NamedTuple):
-    """A figure and its 95 % confidence interval; NaN where nothing was reported.
+    """An estimate and its 95 % confidence interval; NaN if nothing was reported.
 
     Attributes:
-        value: the figure.
-        low: lower end.
-        high: upper end.
+        value: the estimate.
+        low: lower end of the interval.
+        high: upper end of the interval.
     """
 
     value: float
@@ -48,13 +48,13 @@ _NOT_KNOWN = Estimate(math.nan, math.nan, math.nan)
 
 @attrs.define
 class Sums:
-    """Reports of one outcome: how many, and of those with a value the sums.
+    """Number of reports of one outcome, and sums over their values.
 
     Attributes:
-        reported: requests.
-        valued: of these, with a value.
-        mean: of the values.
-        squares: sum of the squared distances from it.
+        reported: requests with the outcome.
+        valued: requests with a value.
+        mean: mean of the values.
+        squares: sum of the squared distances from the mean.
     """
 
     reported: int = 0
@@ -74,18 +74,18 @@ class Sums:
 
 @attrs.define
 class OutcomeCell:
-    """Requests of one route, latency and quality, and what was reported of them.
+    """Requests of one route, latency and quality, with their reports.
 
     Attributes:
-        requests: settled ones.
-        outcomes: by name.
+        requests: settled requests.
+        outcomes: reports by name of the outcome.
     """
 
     requests: int = 0
     outcomes: dict[str, Sums] = attrs.field(factory=dict)
 
     def settle(self, reports: dict[str, float | None]) -> None:
-        """Count a request, with a value or ``None`` for each outcome that was reported."""
+        """Count a request, with a value or ``None`` for each reported outcome."""
         self.requests += 1
         for name, value in reports.items():
             sums = self.outcomes.setdefault(name, Sums())
@@ -103,12 +103,12 @@ class OutcomeRow(Snapshot):
     """One outcome of the requests of one cell.
 
     Attributes:
-        of: which requests: ``{"route": ..., "latency": ..., "degraded": ...}``, or some of these.
-        outcome: its name.
-        requests: that are settled.
-        reported: of these, with the outcome.
-        rate: share of them.
-        mean: of the values that were reported.
+        of: fields of the cell: ``{"route": ..., "latency": ..., "degraded": ...}``, or some of these.
+        outcome: name of the outcome.
+        requests: settled requests.
+        reported: settled requests with the outcome.
+        rate: share of the settled requests with the outcome.
+        mean: mean of the reported values.
     """
 
     of: dict[str, Any]
@@ -121,16 +121,15 @@ class OutcomeRow(Snapshot):
 
 @attrs.frozen(kw_only=True, repr=False)
 class OutcomeTable(Snapshot):
-    """What users did, by what they were served; :meth:`Outcomes.table` makes one.
+    """User outcomes by route, latency and quality of the response, from :meth:`Outcomes.table`.
 
-    Counting rule: a request is counted when the time for reports is over, with all that was reported until then.
+    Counting rule: a request is counted when the time for its reports is over, with all reports until then.
 
     Attributes:
-        rows: a row per cell and outcome.
-        pending: requests of which reports may still come.
-        unknown: reports of a request that is not known, or not any more.
-        evicted: requests that were forgotten early, because too many were pending or their id came again; they are in
-            no row.
+        rows: one row per cell and outcome.
+        pending: requests that are still open for reports.
+        unknown: reports for requests that are unknown or already counted.
+        evicted: requests removed early, because too many were pending or their id was used again; they are in no row.
     """
 
     rows: tuple[OutcomeRow, ...]
@@ -144,18 +143,18 @@ class OutcomeTable(Snapshot):
     def of(
         cls, cells: Iterable[tuple[tuple[Any, ...], OutcomeCell]], latencies: tuple[str, ...], **counters: int
     ) -> "OutcomeTable":
-        """Return the table of cells by route, latency and quality, with the latencies in their order."""
+        """Return the table of cells by route, latency and quality, with the latencies in the given order."""
         kept = tuple(cells)
         return cls(rows=_rows(kept, latencies, _FIELDS), cells=kept, latencies=latencies, **counters)
 
     def by(self, *fields: Field) -> tuple[OutcomeRow, ...]:
-        """Return the rows by some fields only: ``table.by("degraded")`` tells what a lesser model cost users.
+        """Return the rows by some fields only; ``table.by("degraded")`` shows the effect of degraded responses.
 
         Args:
-            *fields: of ``"route"``, ``"latency"`` and ``"degraded"``; without any, all requests together.
+            *fields: some of ``"route"``, ``"latency"`` and ``"degraded"``; without fields, all requests together.
 
         Raises:
-            ValueError: another field.
+            ValueError: a field is unknown.
         """
         for field in fields:
             if field not in _FIELDS:
@@ -163,19 +162,19 @@ class OutcomeTable(Snapshot):
         return _rows(self._cells, self._latencies, fields)
 
     def difference(self, outcome: str, field: Field = "degraded", *, of: Any = True, to: Any = False) -> Estimate:
-        """Return by how much the rate of an outcome differs between two groups of requests.
+        """Return the difference of an outcome's rate between two groups of requests.
 
         Args:
-            outcome: its name.
-            field: that tells the groups apart.
-            of: value of the field in one group; by default degraded responses.
-            to: in the group that it is compared with.
+            outcome: name of the outcome.
+            field: field that distinguishes the groups.
+            of: value of the field in the first group; by default degraded responses.
+            to: value of the field in the second group.
 
         Returns:
-            ``rate(of) - rate(to)``; the groups differ where the interval does not contain 0.
+            ``rate(of) - rate(to)``; the groups differ significantly if the interval does not contain 0.
 
         Raises:
-            ValueError: another field.
+            ValueError: the field is unknown.
         """
         found = {row.of[field]: row for row in self.by(field) if row.outcome == outcome}
         ours, theirs = ((found[group].rate if group in found else _NOT_KNOWN) for group in (of, to))
@@ -185,7 +184,7 @@ class OutcomeTable(Snapshot):
         return Estimate(value, low, high)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return rows and counters for strict JSON."""
+        """Return the rows and the counters as JSON values."""
         plain = super().to_dict()
         del plain["_cells"], plain["_latencies"]
         return plain
@@ -253,7 +252,7 @@ def _mean(sums: Sums) -> Estimate:
 
 def _texts(row: OutcomeRow) -> tuple[str, ...]:
     mean = "" if math.isnan(row.mean.value) else f"{row.mean.value:.4g}"
-    if not math.isnan(row.mean.low):  # one value has no interval
+    if not math.isnan(row.mean.low):  # a single value has no interval
         mean += f" ({row.mean.low:.4g} to {row.mean.high:.4g})"
     rate = f"{row.rate.value:.2%} ({row.rate.low:.2%} to {row.rate.high:.2%})"
     quality = {False: "full", True: "degraded"}.get(row.of["degraded"], OTHER)

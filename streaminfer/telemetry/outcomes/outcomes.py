@@ -1,4 +1,4 @@
-"""`Outcomes`: what a user did with a response, reported later and joined with how the request was served."""
+"""`Outcomes`: joins what users did with a response, reported later, with how the request was served."""
 
 import time
 from bisect import bisect_left
@@ -28,12 +28,12 @@ NO_RESPONSE = "no response"
 
 _BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 _MAX_CELLS = 1024
-_MAX_OUTCOMES = 256  # each cell has sums of each
-_MAX_SETTLED = 16  # at a request or report: after a pause, none of them counts all that are over
+_MAX_OUTCOMES = 256  # each cell has sums for each outcome
+_MAX_SETTLED = 16  # most per request or report: after a pause, no single call counts all expired requests
 
 
 class _Pending:
-    """A request of which reports may come."""
+    """A request that is open for reports."""
 
     __slots__ = ("cell", "expires_ns", "reports")
 
@@ -44,24 +44,24 @@ class _Pending:
 
 
 class Outcomes(StackClock, SyncLayer):
-    """Layer that remembers how requests were served until it is told what their users did.
+    """Layer that remembers how requests were served until the application reports what their users did.
 
-    It is around the cache and the router, beside `Telemetry`. A request has an id inside ``with
-    outcomes.request(id)``; one without is not remembered. A request is counted when ``expires_s`` have passed, so
-    that rates do not depend on how soon users react.
+    Place it outside the cache and the router, next to `Telemetry`. A request gets an id inside ``with
+    outcomes.request(id)``; requests without an id are not remembered. A request is counted after ``expires_s``, so
+    rates do not depend on how soon users react.
 
     Args:
-        expires_s: how long reports of a request are waited for, > 0.
-        max_pending: the most requests remembered; beyond, the oldest are forgotten and counted in ``evicted``, as is
-            one whose id comes again.
+        expires_s: seconds after the response in which reports of a request are accepted, > 0.
+        max_pending: most requests remembered. Beyond it, the oldest are removed and counted in ``evicted``, as is a
+            request with an id that is used again.
         latency_buckets_s: bounds of the latency in seconds, ascending.
-        id_of: returns the id of a request, ``None`` for one without, instead of ``with outcomes.request(id)``.
-        clock: returns monotonic nanoseconds; ``None``: the `Stack`'s clock, else ``time.monotonic_ns``.
+        id_of: returns the id of a request, or ``None``; replaces ``with outcomes.request(id)``.
+        clock: returns monotonic nanoseconds; ``None``: the `Stack`'s clock, or ``time.monotonic_ns`` without a stack.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type or out of range.
+        TypeError, ValueError: an argument has the wrong type or is out of range.
 
-    Threads: any number may report and read at once.
+    Threads: any number of threads may report and read at once.
 
     ::
 
@@ -74,7 +74,7 @@ class Outcomes(StackClock, SyncLayer):
             print(outcomes.table().by("degraded"))
     """
 
-    fingerprint = ""  # it changes no response
+    fingerprint = ""  # the layer changes no response
 
     def __init__(
         self,
@@ -100,26 +100,26 @@ class Outcomes(StackClock, SyncLayer):
         self._bounds_ns = [round(bound * 1e9) for bound in bounds]
         self._buckets = (*(f"≤ {format_duration(bound)}" for bound in bounds), f"> {format_duration(bounds[-1])}")
         self._cells = LabelFamily(OutcomeCell, "route", "latency", "degraded", max_sets=_MAX_CELLS)
-        # by the instant of the response; a dict would look through all that have left it for the oldest
+        # in order of the response; a `dict` would search through removed entries for the oldest
         self._pending: OrderedDict[Hashable, _Pending] = OrderedDict()
         self._lock = new_lock()
         self._failures = ListenerFailures("streaminfer", "outcomes")
-        self._outcomes: set[str] = set()  # that are told apart
+        self._outcomes: set[str] = set()  # known names; later ones are "other"
         self.unknown = 0
         self.evicted = 0
 
     def wrap(self, inner: Any) -> SyncService:
-        """Put the layer around a service.
+        """Wrap a service with this layer.
 
         Raises:
-            TypeError: not a service: stand outside the batcher.
+            TypeError: ``inner`` is not a service; place the layer outside the batcher.
         """
         check_instance("inner", inner, is_service, "a service (outside the batcher)")
         return super().wrap(inner)
 
     @contextmanager
     def request(self, request_id: Hashable) -> Iterator[None]:
-        """Give the request that is sent inside the block an id; of several with one id the last is remembered."""
+        """Give an id to the request that is sent inside the block; if an id is used again, the last request counts."""
         token = self._id.set(request_id)
         try:
             yield
@@ -127,19 +127,19 @@ class Outcomes(StackClock, SyncLayer):
             self._id.reset(token)
 
     def report(self, request_id: Hashable, outcome: str, value: float | None = None) -> bool:
-        """Note what a user did.
+        """Report what a user did; a second report of the same outcome replaces the first.
 
         Args:
-            request_id: of the request.
-            outcome: a word for it: ``"corrected"``, ``"watched_s"``. 256 are told apart; later ones are ``"other"``.
-            value: a number, where there is one; ``None``: it happened. A second report of an outcome replaces the
-                first.
+            request_id: id of the request.
+            outcome: name of the outcome, such as ``"corrected"`` or ``"watched_s"``; after 256 names, new ones count as
+                ``"other"``.
+            value: a number that belongs to the outcome; ``None``: the outcome has no value.
 
         Returns:
             Whether the request was remembered.
 
         Raises:
-            TypeError, ValueError: an argument of the wrong type, or a value that is not finite.
+            TypeError, ValueError: an argument has the wrong type, or the value is not finite.
         """
         check_instance("outcome", outcome, lambda it: isinstance(it, str), "a string")
         if value is not None:
@@ -157,10 +157,10 @@ class Outcomes(StackClock, SyncLayer):
             return True
 
     def table(self, *, settle: bool = False) -> OutcomeTable:
-        """Return what users did, by how their requests were served.
+        """Return the outcomes by how the requests were served.
 
         Args:
-            settle: count the requests of which reports may still come now: at the end of an experiment.
+            settle: count the pending requests at once, for the end of an experiment.
         """
         with self._lock:
             self._expire(self.clock(), len(self._pending))
@@ -179,7 +179,7 @@ class Outcomes(StackClock, SyncLayer):
         return self.table()
 
     def enter(self, request: Request, now_ns: int) -> int:  # noqa: ARG002 - any request is timed
-        """Return the instant."""
+        """Return the start of the request."""
         return now_ns
 
     def exit(self, request: Request, token: int, outcome: Response | BaseException, now_ns: int) -> None:
@@ -207,7 +207,7 @@ class Outcomes(StackClock, SyncLayer):
                 self.evicted += 1
 
     def _pending_of(self, request_id: Hashable, now_ns: int) -> _Pending | None:
-        """Return a request of which reports may come; ``None``: there is none. One that is over is counted first."""
+        """Return the pending request with an id, or ``None``; count the request if its time is over."""
         pending = self._pending.get(request_id)
         if pending is None or pending.expires_ns > now_ns:
             return pending

@@ -1,12 +1,13 @@
-"""Perfetto traces: tracks with slices, instants, flows and counters, as protobuf.
+"""Writer of Perfetto traces: tracks with slices, instants, flows and counters, as protobuf.
 
-*Design.* A trace is a run of ``TracePacket`` messages; https://ui.perfetto.dev and its trace processor read it. Names
-are interned: each is written once and then referred to by a number. Instants and counters come by the hundred thousand
-and differ in a few numbers only: they are written in NumPy, as rows of one byte matrix, in which a varint is padded to
-the length of the longest, which protobuf allows. Slices differ in length: they are written one by one.
+*Design.* A trace is a sequence of ``TracePacket`` messages, for https://ui.perfetto.dev and its trace processor. Names
+are interned: each name is written once and then referred to by a number. A trace has hundreds of thousands of instants
+and counters, which differ in a few numbers only. NumPy writes them as rows of one byte matrix; varints are padded to
+the length of the longest, which protobuf allows. Slices differ in length, so they are written one by one.
 
-*Order.* The reader sorts by time and keeps the order of the file among equal instants, and an end closes the slice that
-began last. So the end of a slice stands before the next begin of its track, which may be at the same instant.
+*Order.* The reader sorts by time and keeps the order of the file among equal instants. An end event closes the slice
+that began last. The end of a slice is therefore written before the next begin of its track, which may be at the same
+instant.
 
 *Complexity.* O(n), about 30 ns for an instant and 4 µs for a slice with its annotations.
 
@@ -24,11 +25,11 @@ from streaminfer._internal._protobuf_cy import ProtobufWriter
 
 __all__ = ["TraceBuilder"]
 
-_SEQUENCE = 1  # of all packets; any number but 0
+_SEQUENCE = 1  # sequence id of all packets; any number except 0
 _SLICE_BEGIN, _SLICE_END, _INSTANT, _COUNTER = 1, 2, 3, 4
 _COUNT = 2  # the unit of counters
 _Bytes = NDArray[np.uint8]
-"""Of a row each, shape (n, length), or of each row, shape (1, length)."""
+"""Bytes with one row per event, shape (n, length), or the same for all events, shape (1, length)."""
 
 
 class _Packet:
@@ -48,20 +49,20 @@ class TraceBuilder:
 
     Args:
         process: name of the process that the tracks belong to.
-        names: every name of an event.
-        annotations: every name of an annotation.
+        names: names of all events.
+        annotations: names of all annotations.
     """
 
     def __init__(self, process: str, names: Sequence[str], annotations: Sequence[str] = ()) -> None:
         self._parts: list[bytes] = []
-        self._packets = ProtobufWriter()  # behind these
+        self._packets = ProtobufWriter()  # packets after `_parts`
         self._names = {name: number for number, name in enumerate(dict.fromkeys(names), 1)}
         self._annotations = {name: number for number, name in enumerate(annotations, 1)}
         self._tracks = 1  # the process is the first
         self._describe(process)
 
     def add_track(self, name: str, *, is_counter: bool = False) -> int:
-        """Return the number of a new track, shown below those before it."""
+        """Add a track below the earlier ones, and return its number."""
         self._tracks += 1
         descriptor = ProtobufWriter()
         descriptor.varint(_Packet.UUID, self._tracks)
@@ -87,15 +88,15 @@ class TraceBuilder:
         flows: Sequence[int] = (),
         annotations: Mapping[str, bool | float] | None = None,
     ) -> None:
-        """Add a slice, which begins when those before it on its track have ended.
+        """Add a slice; it must begin after the earlier slices of its track have ended.
 
         Args:
-            track: what :meth:`add_track` returned.
+            track: number from :meth:`add_track`.
             name: one of the names.
-            at_ns: the instant.
-            end_ns: when it ended; ``None``: it has not.
-            flows: numbers of arrows that end here; they begin at the instants of the same number.
-            annotations: shown when the slice is selected.
+            at_ns: start of the slice.
+            end_ns: end of the slice; ``None``: it has not ended.
+            flows: numbers of the arrows that end here; each begins at the instant with the same number.
+            annotations: values shown when the slice is selected.
         """
         event = self._event(_SLICE_BEGIN, track, self._names[name])
         for flow in flows:
@@ -118,13 +119,13 @@ class TraceBuilder:
     def add_instants(
         self, track: int, names: Sequence[str], at_ns: ArrayLike, flows: NDArray[np.uint64] | None = None
     ) -> None:
-        """Mark instants.
+        """Mark instants on a track.
 
         Args:
-            track: what :meth:`add_track` returned.
-            names: of all of them, one; else of each.
-            at_ns: shape (n,).
-            flows: shape (n,), the arrow that begins at each; ``None``: none do.
+            track: number from :meth:`add_track`.
+            names: one name for all instants, or one per instant.
+            at_ns: shape (n,), the instants.
+            flows: shape (n,), number of the arrow that begins at each instant; ``None``: no arrows.
         """
         numbers = np.array([self._names[name] for name in names], np.uint64)
         instants = np.asarray(at_ns)
@@ -134,7 +135,7 @@ class TraceBuilder:
         self._add_events(instants, self._event(_INSTANT, track), tail)
 
     def add_counts(self, track: int, at_ns: ArrayLike, values: ArrayLike) -> None:
-        """Set a counter at each instant, shape (n,): to whole numbers ≥ 0, or to floating-point numbers."""
+        """Set a counter at instants, shape (n,), to integers ≥ 0 or to floating-point numbers, shape (n,)."""
         given = np.asarray(values)
         if given.dtype.kind == "f":
             tail = [_varint(_Packet.DOUBLE_COUNTER_VALUE << 3 | 1), _fixed(given.astype("<f8"))]
@@ -153,7 +154,7 @@ class TraceBuilder:
         descriptor = ProtobufWriter()
         descriptor.varint(_Packet.UUID, 1)
         descriptor.message(_Packet.PROCESS, about)
-        descriptor.varint(_Packet.ORDERING, 3)  # children by their rank
+        descriptor.varint(_Packet.ORDERING, 3)  # order children by rank
         interned = ProtobufWriter()
         for field, names in ((_Packet.EVENT_NAMES, self._names), (_Packet.ANNOTATION_NAMES, self._annotations)):
             for name, number in names.items():
@@ -164,7 +165,7 @@ class TraceBuilder:
         packet = ProtobufWriter()
         packet.message(_Packet.TRACK_DESCRIPTOR, descriptor)
         packet.message(_Packet.INTERNED_DATA, interned)
-        self._add(packet, flags=1)  # names are defined from here on
+        self._add(packet, flags=1)  # flag 1: names are defined from here on
 
     def _event(self, kind: int, track: int, name: int = 0) -> ProtobufWriter:
         event = ProtobufWriter()
@@ -190,13 +191,13 @@ class TraceBuilder:
         self._packets.clear()
 
     def _add_events(self, at_ns: NDArray[Any], event: ProtobufWriter, tail: Sequence[_Bytes]) -> None:
-        """Write events that are alike but for their instant and the fields at their end."""
+        """Write events that differ only in their instants and in the fields at their end."""
         around = ProtobufWriter()
         around.varint(_Packet.SEQUENCE_ID, _SEQUENCE)
         around.varint(_Packet.SEQUENCE_FLAGS, 2)
         written = _message(_Packet.TRACK_EVENT, [_constant(event), *tail])
         stamped = [_varint(_Packet.TIMESTAMP << 3), _varints(at_ns), _constant(around), *written]
-        alike = itertools.groupby(_message(_Packet.PACKET, stamped), len)  # neighbors are copied to the rows at once
+        alike = itertools.groupby(_message(_Packet.PACKET, stamped), len)  # equal row counts are joined first
         joined = [np.hstack(list(pieces)) for _, pieces in alike]
         rows = [np.broadcast_to(it, (at_ns.size, it.shape[1])) for it in joined]
         self._flush()
@@ -204,7 +205,7 @@ class TraceBuilder:
 
 
 def _message(field: int, content: Sequence[_Bytes]) -> list[_Bytes]:
-    """Return a message behind its tag and its length."""
+    """Return a message with its tag and its length in front."""
     return [_varint(field << 3 | 2), _varint(sum(it.shape[1] for it in content)), *content]
 
 
@@ -221,7 +222,7 @@ def _fixed(values: NDArray[np.generic]) -> _Bytes:
 
 
 def _varints(values: NDArray[np.generic]) -> _Bytes:
-    """Return numbers ≥ 0 as varints, all as long as the largest needs, shape (n, length)."""
+    """Return numbers ≥ 0 as varints, all as long as that of the largest number, shape (n, length)."""
     width = max(-(-int(values.max(initial=0)).bit_length() // 7), 1)
     groups = values.astype(np.uint64)[:, None] >> np.arange(0, 7 * width, 7, dtype=np.uint64)
     encoded = (groups & np.uint64(0x7F)).astype(np.uint8)

@@ -1,9 +1,9 @@
-"""Real packets between two network namespaces, delayed and lost as a link says, where the kernel has no ``tc netem``.
+"""Real packets between two network namespaces, delayed and lost by a link, for kernels without ``tc netem``.
 
-*Design.* A TUN device in each namespace; a loop reads the packets of one and writes them to the other when the link of
-that direction lets them arrive. Packets of IPv4 are carried, in order, as through one queue. It needs root, or
-``CAP_NET_ADMIN`` and ``CAP_SYS_ADMIN``, and ``/dev/net/tun``. After ``netemu.py``, which the project's maintainers
-share between machines.
+*Design.* Each namespace has a TUN device. A loop reads the packets of one device and writes them to the other at the
+arrival time that the link of that direction returns. The loop carries IPv4 packets only, in order, as through one
+queue. It needs ``/dev/net/tun``, and root or ``CAP_NET_ADMIN`` and ``CAP_SYS_ADMIN``. The design follows ``netemu.py``,
+which the project's maintainers share between machines.
 """
 
 import fcntl
@@ -30,14 +30,14 @@ IPV4 = 4
 
 
 class Way(Protocol):
-    """One direction."""
+    """One direction of a link."""
 
     def send(self, size: int, now_ns: int) -> int | None:
-        """Return when a packet arrives; ``None``: never."""
+        """Return the arrival time of a packet; ``None`` if it is lost."""
 
 
 def missing_parts() -> list[str]:
-    """Return what this machine lacks for it."""
+    """Return what this machine lacks for packets between namespaces."""
     if sys.platform != "linux":
         return ["Linux"]
     missing = [] if os.geteuid() == 0 else ["root"]
@@ -53,13 +53,13 @@ def missing_parts() -> list[str]:
 
 
 def join(pid: int, device: str, address: str, peer: str) -> int:
-    """Return a TUN device in a namespace; packets of the namespace are read from it and written to it.
+    """Create a TUN device in a namespace and return its file descriptor, to read and write packets of the namespace.
 
     Args:
-        pid: of a process, or a thread, in the namespace.
-        device: its name.
-        address: of the namespace.
-        peer: of the other one.
+        pid: id of a process or thread in the namespace.
+        device: name of the device.
+        address: address of the namespace.
+        peer: address of the other namespace.
     """
     tun = os.open(TUN, os.O_RDWR | os.O_NONBLOCK)
     fcntl.ioctl(tun, SET_INTERFACE, struct.pack("16sH22x", device.encode(), IS_TUN | WITHOUT_HEADER))
@@ -75,12 +75,12 @@ def join(pid: int, device: str, address: str, peer: str) -> int:
 
 
 def carry(tuns: Sequence[int], links: Sequence[Way], ended: int | None = None) -> None:
-    """Carry packets from each device over its link to the other.
+    """Carry packets from each device over its link to the other device.
 
     Args:
-        tuns: two devices.
-        links: from the first, and from the second.
-        ended: a file descriptor that becomes readable at the end; ``None``: it ends with the process.
+        tuns: file descriptors of the two devices.
+        links: the link from the first device, and the link from the second.
+        ended: a file descriptor that becomes readable to end the loop; ``None``: the loop ends with the process.
     """
     poll = select.poll()
     for file in (*tuns, *([] if ended is None else [ended])):
@@ -95,7 +95,7 @@ def carry(tuns: Sequence[int], links: Sequence[Way], ended: int | None = None) -
                 return
             packet = os.read(file, PACKET)
             link, target = way[file]
-            if packet[0] >> 4 != IPV4:  # the kernel's own, at instants that no seed repeats
+            if packet[0] >> 4 != IPV4:  # packets of the kernel itself, at instants that no seed repeats
                 continue
             arrives_ns = link.send(len(packet), time.monotonic_ns())
             if arrives_ns is not None:

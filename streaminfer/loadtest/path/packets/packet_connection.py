@@ -16,25 +16,25 @@ from streaminfer.loadtest.path.packets.packet_carrier import ADDRESSES, carry, j
 __all__ = ["PacketConnection"]
 
 _NEW_NETWORK = 0x40000000
-"""``CLONE_NEWNET`` of ``unshare``: this thread alone goes to a new namespace."""
+"""``CLONE_NEWNET`` of ``unshare``: only the calling thread moves to a new network namespace."""
 _numbers = itertools.count()
 
 
 class PacketConnection:
-    """A TCP connection whose packets the kernel makes, and a link delays and loses; root alone can open it.
+    """A TCP connection with the kernel's real packets, over a link that delays and loses them; needs root.
 
-    Each end is a socket of this process in a network namespace of its own, which ends with it.
+    Each end is a socket of this process in a separate network namespace, which lives as long as the socket.
 
     Args:
         network: profile of both directions.
-        seed: of jitter and loss.
+        seed: seed of jitter and loss.
 
     Attributes:
-        sender: one end, once it is open.
-        receiver: the other one.
+        sender: the sending end, once the connection is open.
+        receiver: the receiving end, once the connection is open.
 
     Raises:
-        OSError: on entry, where this machine lacks what it needs; the message names it.
+        OSError: this machine lacks a requirement, which the message names; raised on entry.
     """
 
     sender: socket.socket
@@ -51,7 +51,7 @@ class PacketConnection:
         try:
             await asyncio.shield(opening)
         except asyncio.CancelledError:
-            await asyncio.wait([opening])  # its thread goes on
+            await asyncio.wait([opening])  # the thread cannot be cancelled
             if opening.exception() is None:
                 await self.__aexit__()
             raise
@@ -63,7 +63,7 @@ class PacketConnection:
             end.close()
 
     async def stop(self) -> None:
-        """Carry nothing more; the ends are to be closed behind it, because the devices go with their namespaces."""
+        """Stop carrying packets. Close the ends only afterwards: the devices disappear with their namespaces."""
         await asyncio.to_thread(self._close)
 
     def _open(self) -> None:
@@ -71,8 +71,8 @@ class PacketConnection:
             raise OSError(f"packets between network namespaces: this machine lacks {', '.join(missing)}")
         number = f"{os.getpid() % 100_000:x}-{next(_numbers) % 10_000:x}"
         self._ended = os.eventfd(0)
-        # a socket that a thread makes keeps the namespace of the thread when it has ended; without one, the devices go
-        # with the threads, and what carries their packets has to end before
+        # a socket keeps the namespace of the thread that made it, even after the thread has ended; without a socket the
+        # devices disappear with the threads, so the carrier must end first
         with ThreadPoolExecutor(1, "namespace") as first, ThreadPoolExecutor(1, "namespace") as second:
             try:
                 for side, namespace in enumerate((first, second)):
@@ -89,7 +89,7 @@ class PacketConnection:
                 for end in (self.sender, self.receiver):
                     end.setblocking(False)
                     end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                    # without a network they could not say goodbye, and would keep their namespace for minutes
+                    # without a network the sockets cannot close TCP properly, and would keep the namespace for minutes
                     end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             except BaseException:
                 self._close()
@@ -108,7 +108,7 @@ class PacketConnection:
 
 
 def _leave_network() -> int:
-    """Move this thread to a network namespace of its own, and return its id."""
+    """Move this thread to a new network namespace, and return the thread's id."""
     if ctypes.CDLL(None, use_errno=True).unshare(_NEW_NETWORK):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return threading.get_native_id()

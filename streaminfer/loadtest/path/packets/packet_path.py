@@ -1,4 +1,4 @@
-"""`PacketPath`: one device whose units cross two network namespaces in real packets, with the time of each stage."""
+"""`PacketPath`: path of one device over real packets between two network namespaces, with the time of each stage."""
 
 import asyncio
 import concurrent.futures
@@ -23,11 +23,11 @@ from streaminfer.streams.sources.formats import AudioFormat, VideoFormat
 __all__ = ["PacketPath"]
 
 HEADER = struct.Struct("!IQ")
-"""Of a unit: its length, and the number of its frame."""
+"""Header of a unit: its length, and the number of its frame."""
 
 
 class PacketPath(DevicePath):
-    """One device whose units go over a `PacketConnection`, for `PathService`, in real time; it needs root.
+    """Path of one device over a `PacketConnection`, for `PathService`, in real time; needs root.
 
     ::
 
@@ -38,22 +38,23 @@ class PacketPath(DevicePath):
                     service, arrivals=service.schedule(10.0), inputs=service.samples, duration_s=10.0, slo_s=0.5
                 )
 
-    The kernel's TCP carries the units, as those of RTMP: a lost packet delays what is behind it. Frames that wait for
-    the network longer than its ``queue_s`` are dropped as ``"network"``, and a key frame follows.
+    The kernel's TCP carries the units, as in RTMP: a lost packet delays all later ones. If the oldest unit has been in
+    the network for longer than ``queue_s`` plus ``delay_s``, the path drops new frames as ``"network"``. The next frame
+    that it sends is a key frame.
 
     Args:
-        scene: what the device captures.
-        network: profile of its network, or its name.
-        wanted: what the model takes.
-        prepare: makes an input of the model from an array; runs where the decoder does.
-        thread: for the codecs.
-        start: place in the scene at which the device begins.
-        seed: of the network.
+        scene: the scene that the device captures.
+        network: profile of the network, or its name.
+        wanted: input format of the model.
+        prepare: makes an input of the model from an array; runs in the thread of the decoder.
+        thread: thread for the codecs.
+        start: position in the scene at which the device begins.
+        seed: seed of the network.
 
     Attributes:
-        name: of its stream, unique in the process.
+        name: name of the stream, unique in the process.
         labels: the names of device and network.
-        clock: that it uses.
+        clock: the clock of the path.
         cpu_s: CPU seconds of each stage so far.
     """
 
@@ -81,11 +82,11 @@ class PacketPath(DevicePath):
         self._coding = 0
         self._key_wanted = self._gap = False
         self._error: BaseException | None = Closed(f"media path {self.name!r} does not run")
-        self._streams: tuple[Any, ...] = ()  # asyncio closes those without a reference
+        self._streams: tuple[Any, ...] = ()  # asyncio closes streams that are not referenced
         self._reading: asyncio.Task[None] | None = None
 
     def begin(self, captured_ns: int, handed_ns: int | None, done: TransferEnd, *, skipped: int = 0) -> None:
-        """Send the next frame, as :meth:`DevicePath.begin`."""
+        """Send the next frame; see :meth:`DevicePath.begin`."""
         if self._error is not None:
             raise Closed(f"media path {self.name!r} does not run") from self._error
         transfer = Transfer(captured_ns)
@@ -95,7 +96,7 @@ class PacketPath(DevicePath):
         frame.add_done_callback(functools.partial(self._end, transfer, done))
 
     async def aclose(self) -> None:
-        """End the path; frames on their way get `Closed`."""
+        """End the path; the calls of frames in flight raise `Closed`."""
         if self._reading is None:
             return
         reading, self._reading = self._reading, None
@@ -103,7 +104,7 @@ class PacketPath(DevicePath):
         reading.cancel()
         try:
             await asyncio.wait([*self._frames, reading])
-            await self._in_thread(lambda: None)  # behind what it does for frames that have ended
+            await self._in_thread(lambda: None)  # wait for its jobs for cancelled frames
         finally:
             await self._disconnect()
 
@@ -126,12 +127,12 @@ class PacketPath(DevicePath):
         for writer in self._streams[1::2]:
             writer.transport.abort()
         self._streams = ()
-        await asyncio.sleep(0)  # asyncio closes the sockets in the next round
+        await asyncio.sleep(0)  # asyncio closes the sockets in the next iteration of the loop
         await self._connection.__aexit__()
 
     async def _carry(self, number: int, transfer: Transfer, handed_ns: int) -> None:
         """Take one frame from the device to the model."""
-        async with self._handing:  # in order: timers of one instant are not
+        async with self._handing:  # keeps the order: timers with equal instants do not
             await asyncio.sleep(max(0, handed_ns - self.clock()) / 1e9)
         if self._coding > MAX_WAITING:
             transfer.lost = "encoder"
@@ -167,14 +168,14 @@ class PacketPath(DevicePath):
         return unit
 
     async def _in_thread(self, function: Callable[[], Any]) -> Any:
-        """Return what a function returns in the thread of the codecs."""
+        """Run a function in the thread of the codecs, and return its result."""
         job: concurrent.futures.Future[Any] = concurrent.futures.Future()
 
         def work(_none: object) -> None:
             if job.set_running_or_notify_cancel():
                 try:
                     job.set_result(function())
-                except StopIteration as error:  # asyncio's future does not take it, and would never end
+                except StopIteration as error:  # an asyncio future rejects it, and would never complete
                     job.set_exception(RuntimeError(f"media path {self.name!r}: {error!r}"))
                 except Exception as error:  # noqa: BLE001 - the caller gets it
                     job.set_exception(error)
@@ -194,7 +195,7 @@ class PacketPath(DevicePath):
             self._stop(error)
 
     def _stop(self, error: BaseException) -> None:
-        """End what is on its way, and take no more frames."""
+        """Cancel the frames in flight, and accept no more frames."""
         self._error = error
         for frame in self._frames:
             frame.cancel()

@@ -1,4 +1,4 @@
-"""A relay of UDP between two peers that delays and loses packets like a network profile, by seed."""
+"""UDP relay between two peers that delays and loses packets like a network profile, repeatable by seed."""
 
 import asyncio
 import functools
@@ -16,17 +16,19 @@ Address = tuple[str, int]
 
 
 class UdpRelay:
-    """Two sockets, each of which is one peer to the other: real packets, over a simulated link in each direction.
+    """Relay of real UDP packets between two peers, over a simulated link in each direction.
+
+    It has two sockets; each socket is the address of one peer, as the other peer sees it.
 
     Args:
         network: profile of both directions.
-        seed: of jitter and loss.
-        on_packet: is called with each packet from the first peer and ``arrived=False``, before it may be lost, and with
-            ``arrived=True`` when it is passed on.
+        seed: seed of jitter and loss.
+        on_packet: called with each packet from the first peer: with ``arrived=False`` before the link can lose it, and
+            with ``arrived=True`` when the relay forwards it.
 
     Attributes:
-        lost: packets that were dropped, of both directions.
-        forwarded: packets that were passed on.
+        lost: packets dropped in both directions.
+        forwarded: packets forwarded in both directions.
     """
 
     def __init__(self, network: NetworkProfile, *, seed: int = 0, on_packet: Callable[..., None] | None = None) -> None:
@@ -34,29 +36,29 @@ class UdpRelay:
         self._links = (Link(network, seed), Link(network, seed + 1))
         self._on_their_way: tuple[deque[bytes], deque[bytes]] = (deque(), deque())
         self._on_packet = on_packet
-        self._last_ns = 0  # when the last packet comes to the second peer
+        self._last_ns = 0  # when the last packet arrives at the second peer
         self._sockets: list[asyncio.DatagramTransport] = []
         self._peers: list[Address | None] = [None, None]
 
     def connect(self, side: int, peer: Address) -> Address:
-        """Return the address at which the other peer finds this one.
+        """Register a peer, and return the address at which the other peer reaches it.
 
         Args:
             side: 0 for the first peer, 1 for the second.
-            peer: where it listens.
+            peer: address at which the peer listens.
         """
         self._peers[side] = peer
         return peer[0], int(self._sockets[side].get_extra_info("sockname")[1])
 
     def remaining_s(self) -> float:
-        """Return in how many seconds the last packet so far comes to the second peer; negative: ago."""
+        """Return the seconds until the last packet so far arrives at the second peer; negative if it has arrived."""
         return (self._last_ns - time.monotonic_ns()) / 1e9
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
         try:
             for side in (0, 1):
-                # what comes to the address of a side is for its peer; peers may use any address of this machine
+                # packets to the socket of a side are for its peer; peers may use any address of this machine
                 protocol = functools.partial(_Side, self._receive, side)
                 anywhere = ("0.0.0.0", 0)  # noqa: S104 - of this machine
                 transport, _ = await loop.create_datagram_endpoint(protocol, local_addr=anywhere)
@@ -68,7 +70,7 @@ class UdpRelay:
 
     async def __aexit__(self, *_: object) -> None:
         self._abort()
-        await asyncio.sleep(0)  # asyncio closes the sockets in the next round
+        await asyncio.sleep(0)  # asyncio closes the sockets in the next iteration of the loop
 
     def _abort(self) -> None:
         for transport in self._sockets:
@@ -88,7 +90,7 @@ class UdpRelay:
         asyncio.get_running_loop().call_later((arrives_ns - now_ns) / 1e9, self._forward, side)
 
     def _forward(self, side: int) -> None:
-        data = self._on_their_way[side].popleft()  # in order: timers of one instant are not
+        data = self._on_their_way[side].popleft()  # keeps the order: timers with equal instants do not
         peer, socket = self._peers[side], self._sockets[1 - side]
         if peer is not None and not socket.is_closing():
             self.forwarded += 1

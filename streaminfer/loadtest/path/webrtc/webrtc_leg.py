@@ -1,8 +1,8 @@
 """`WebRtcLeg`: a device over WebRTC, with real RTP, jitter buffer and retransmission, through a lossy relay.
 
-*Design.* Two aiortc peers in this process, with a relay between their sockets. RTP headers are not encrypted: the relay
-reads the timestamp of the first packet, so that the instant of capture of each frame is known at the receiver, whatever
-was lost.
+*Design.* Two aiortc peers run in this process, with a relay between their sockets. RTP headers are not encrypted, so
+the relay can read the timestamp of the first packet. The receiver therefore knows the instant of capture of each frame,
+whatever was lost.
 """
 
 import asyncio
@@ -37,17 +37,17 @@ CANDIDATE = re.compile(
 MIME_TYPES = {"vp8": "video/VP8", "h264": "video/H264", "opus": "audio/opus"}
 CLOCK_RATES = {"video": 90_000, "audio": 48_000}
 PACKET_SAMPLES = 960
-"""Of sound, in a packet of aiortc's encoder: shorter frames are put together."""
+"""Samples per packet of aiortc's encoder, which joins shorter frames."""
 LINGER_S = 0.5
-"""From the end of the device on: what was lost is sent again."""
+"""Seconds after the end of the device in which lost packets are sent again."""
 DECODING_S = 0.25
-"""From the last packet on, over a long way."""
+"""Seconds for decoding after the last packet, which may take long to arrive."""
 RTP_WRAP = 1 << 32
 RTCP_TYPES = range(192, 224)
 
 
 class WebRtcLeg:
-    """One device whose stream comes over WebRTC, in real time.
+    """Stream of one device over WebRTC, in real time.
 
     ::
 
@@ -56,20 +56,20 @@ class WebRtcLeg:
                 ...
 
     The encoder is aiortc's, for VP8, H.264 or Opus; it chooses the bitrate. Entering waits until both ends are
-    connected, so that their set-up is no part of a frame's age; where that fails it raises an ``OSError``.
+    connected, so the set-up does not count in a frame's age; if the connection fails, it raises an ``OSError``.
 
     Args:
-        scene: what the device captures.
-        network: profile of its network, or its name.
-        seconds: how long it sends; ``None``: it sends what :meth:`send` gets.
-        seed: of jitter and loss, of the device and of the network.
-        on_packet: is called with the ticks of a picture, or of a packet of sound, from the first one, when a packet is
-            sent or arrives.
+        scene: the scene that the device captures.
+        network: profile of the network, or its name.
+        seconds: how long the device sends; ``None``: it sends the frames given to :meth:`send`.
+        seed: seed of jitter and loss of the device and of the network.
+        on_packet: called when a packet is sent or arrives, with the RTP ticks of its picture or sound, counted from the
+            first packet.
 
     Attributes:
-        network: profile of its network.
-        clock_rate: ticks per second of RTP.
-        relay: between the peers; it counts packets.
+        network: profile of the network.
+        clock_rate: RTP ticks per second.
+        relay: relay between the peers; it counts packets.
 
     Raises:
         MissingExtra: aiortc is not installed.
@@ -95,7 +95,7 @@ class WebRtcLeg:
         self.clock_rate = CLOCK_RATES["video" if self._camera else "audio"]
         self._seed = check_count("seed", seed, at_least=0)
         self._start_ns = 0
-        self._moments: asyncio.Queue[tuple[int, int, int]] = asyncio.Queue()  # of what is sent by hand
+        self._moments: asyncio.Queue[tuple[int, int, int]] = asyncio.Queue()  # of the frames given to `send`
         self._planned: Iterator[Capture] | None = None
         if seconds is not None:
             period_s = scene.profile.period_s
@@ -116,10 +116,10 @@ class WebRtcLeg:
         self._connecting: list[asyncio.Task[None]] = []
 
     async def frames(self, **wanted: Any) -> AsyncIterator[Frame]:
-        """Yield what the model takes, with the true instants of capture.
+        """Yield frames for the model, with the true instants of capture.
 
         Args:
-            wanted: as for `from_track`.
+            wanted: format of the frames, as for `from_track`.
         """
         track = _Noted(self._remote)
         source = from_track(track, connection=None, **wanted)
@@ -127,13 +127,13 @@ class WebRtcLeg:
         async with source:
             async for frame in source:
                 after_s = 0.0
-                if not self._camera:  # the last sample counts; a packet is sent when its own last one was captured
+                if not self._camera:  # a chunk counts from its last sample, as a packet does
                     after_s = frame.inputs.shape[-1] / wanted.get("sample_rate", 16_000) - self._scene.profile.period_s
                 position_s = (frame.position_s or 0.0) + after_s
                 yield attrs.evolve(frame, captured_ns=self._captured_ns(track.first_pts or 0, position_s))
 
     async def sound(self) -> AsyncIterator[tuple[int, Any]]:
-        """Yield the ticks of each packet of sound, from the first one that was sent, and what was decoded from it."""
+        """Yield the ticks of each packet of sound, counted from the first packet sent, and the decoded frame."""
         recover_losses(self._receiver, self._remote)
         while True:
             try:
@@ -143,12 +143,12 @@ class WebRtcLeg:
             yield self._ticks(frame.pts) % RTP_WRAP, frame
 
     def send(self, number: int, captured_ns: int, handed_ns: int) -> int:
-        """Send a frame, of a leg without ``seconds``; return its ticks, which start over as those of RTP do.
+        """Send a frame of a leg without ``seconds``, and return its RTP ticks, which wrap around at 2**32.
 
         Args:
-            number: of the frame in the scene.
-            captured_ns: instant of capture, by the monotonic clock.
-            handed_ns: instant at which the encoder gets it.
+            number: number of the frame in the scene.
+            captured_ns: instant of capture on the monotonic clock.
+            handed_ns: instant at which the encoder gets the frame.
         """
         start_ns = self._start_ns = self._start_ns or captured_ns
         self._moments.put_nowait((number, captured_ns - start_ns, handed_ns - start_ns))
@@ -183,7 +183,7 @@ class WebRtcLeg:
         await self._close()
 
     async def _end(self) -> None:
-        """End the stream at the receiver once all has come, and what was lost has been sent again."""
+        """End the stream at the receiver once all packets have arrived, retransmissions included."""
         ended = asyncio.Event()
         self._track.add_listener("ended", ended.set)
         if self._track.readyState == "live":
@@ -193,13 +193,13 @@ class WebRtcLeg:
         await asyncio.shield(self._close_receiver())
 
     def _close_receiver(self) -> asyncio.Task[None]:
-        """Return the one task that closes it: aiortc cannot close again what was cancelled while it closed."""
+        """Return the only task that closes the receiver: aiortc cannot close again after a cancelled close."""
         if self._closing is None:
             self._closing = asyncio.get_running_loop().create_task(self._receiver.close())
         return self._closing
 
     def _know_connecting(self, peer: Any) -> None:
-        """Note the tasks in which a peer connects: aiortc leaves them, and what they begin, where it is closed."""
+        """Record the tasks in which a peer connects: aiortc leaves them running when the peer is closed."""
         connect = peer._RTCPeerConnection__connect
 
         def begin() -> asyncio.Task[None]:
@@ -209,9 +209,9 @@ class WebRtcLeg:
         peer._RTCPeerConnection__connect = begin
 
     async def _close(self) -> None:
-        """Close in one task, which ends also where the caller is cancelled: peers that are left go on for ever."""
+        """Close in one task that ends even if the caller is cancelled: peers that stay open run forever."""
         if self._sender is None:
-            return  # it has not begun
+            return  # never entered
         if self._closing_all is None:
             self._closing_all = asyncio.get_running_loop().create_task(self._close_all())
         try:
@@ -237,7 +237,7 @@ class WebRtcLeg:
         transceiver.setCodecPreferences([codec for codec in known if codec.mimeType.lower() == wanted])
 
     def _through_relay(self, side: int, description: Any) -> Any:
-        """Return a description whose only candidate is an address of the relay."""
+        """Return a description with an address of the relay as its only candidate."""
         found = CANDIDATE.search(description.sdp)
         if found is None:
             raise OSError("WebRTC: this machine has no IPv4 address other than loopback")
@@ -249,7 +249,7 @@ class WebRtcLeg:
         return self._aiortc.RTCSessionDescription(sdp, description.type)
 
     def _look(self, packet: bytes, *, arrived: bool) -> None:
-        """Note the timestamp of an RTP packet."""
+        """Read the timestamp of an RTP packet, and report the packet to ``on_packet``."""
         is_rtp = len(packet) >= 12 and packet[0] >> 6 == 2 and packet[1] not in RTCP_TYPES
         if not is_rtp:
             return
@@ -263,13 +263,13 @@ class WebRtcLeg:
         return self._start_ns + round((self._ticks(first_pts) / self.clock_rate + position_s) * 1e9)
 
     def _ticks(self, pts: int) -> int:
-        # aiortc counts from the first timestamp that it received, which it keeps; those before it were lost
+        # aiortc counts from the first timestamp that it received; packets before that were lost
         (receiver,) = self._receiver.getReceivers()
         origin: int = receiver._RTCRtpReceiver__timestamp_mapper._origin
         return (origin - (self._first_timestamp or 0)) % RTP_WRAP + pts
 
     async def _next_moment(self) -> tuple[int, int, int] | None:
-        """Return number, capture and delivery of the next frame, from the start; ``None``: there is no more."""
+        """Return number, capture and delivery of the next frame, counted from the start; ``None`` after the last."""
         if self._planned is None:
             return await self._moments.get()
         for capture in self._planned:
@@ -294,16 +294,16 @@ class WebRtcLeg:
         """Return a track that plays the scene at its moments."""
         leg, profile = self, self._scene.profile
         clock_rate = profile.sample_rate if isinstance(profile, MicrophoneProfile) else CLOCK_RATES["video"]
-        base: Any = self._aiortc.MediaStreamTrack  # there at run time only
+        base: Any = self._aiortc.MediaStreamTrack  # known at run time only
 
-        class SceneTrack(base):  # type: ignore[misc] # likewise
+        class SceneTrack(base):  # type: ignore[misc] # known at run time only
             """Paced frames of a scene."""
 
             kind = "video" if leg._camera else "audio"
 
             def __init__(self) -> None:
                 super().__init__()
-                self._parts: deque[Any] = deque()  # of the present frame
+                self._parts: deque[Any] = deque()  # rest of the current frame
 
             async def recv(self) -> Any:
                 if self._parts:
@@ -326,7 +326,7 @@ class WebRtcLeg:
 
 
 class _Noted:
-    """A track that keeps the timestamp of its first frame."""
+    """Wrapper of a track that records the timestamp of its first frame."""
 
     def __init__(self, track: Any) -> None:
         self.kind = track.kind
@@ -342,7 +342,7 @@ class _Noted:
 
 
 async def _connected(peer: Any) -> None:
-    """Wait until a peer is connected, so that no frame queues behind the set-up."""
+    """Wait until a peer is connected, so that no frame waits for the set-up."""
     changed = asyncio.Event()
     peer.add_listener("connectionstatechange", changed.set)
     while peer.connectionState != "connected":

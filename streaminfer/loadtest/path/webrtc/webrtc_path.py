@@ -1,4 +1,4 @@
-"""`WebRtcPath`: a device over WebRTC as a path of a load test, with the stages of each frame."""
+"""`WebRtcPath`: path of a load test over WebRTC, with the time of each stage."""
 
 import asyncio
 from pathlib import Path
@@ -24,14 +24,14 @@ __all__ = ["WebRtcPath"]
 
 STAGES = ("capture", "encode", "uplink", "decode")
 LOST_S = 2.0
-"""After which a frame that has not come is lost, where no later one shows it."""
+"""Seconds after which a missing frame counts as lost, even if no later frame has arrived."""
 LEAST_STEP_NS = 1_000_000
-"""From the instant of one frame to that of the next."""
+"""Shortest time between the capture instants of two frames."""
 
 
 @attrs.define(slots=True, eq=False)
 class _Sent:
-    """A picture, or a frame of sound, on its way; its sound is in one or more packets, or in a part of one."""
+    """A picture or a frame of sound in flight; a frame of sound can be a part of a packet, or several packets."""
 
     transfer: Transfer
     handed_ns: int
@@ -44,7 +44,7 @@ class _Sent:
 
 
 class WebRtcPath(DevicePath):
-    """One device whose stream comes over a `WebRtcLeg`, for `PathService`, in real time.
+    """Path of one device over a `WebRtcLeg`, for `PathService`, in real time.
 
     ::
 
@@ -53,26 +53,27 @@ class WebRtcPath(DevicePath):
                 service, arrivals=service.schedule(10.0), inputs=service.samples, duration_s=10.0, slo_s=0.5
             )
 
-    It takes frames from when both ends are connected. The stages are ``capture``; ``encode``, until the first packet is
-    sent; ``uplink``, until the last one arrived, with what was sent again; ``decode``, which has the jitter buffer, the
-    decoder and the conversion. aiortc does not tell the CPU of its codecs.
+    The path accepts frames once both ends are connected. The stages are ``capture``, ``encode``, ``uplink`` and
+    ``decode``. ``encode`` ends when the first packet is sent, ``uplink`` when the last packet arrives, retransmissions
+    included. ``decode`` covers the jitter buffer, the decoder and the conversion. aiortc does not report the CPU time
+    of its codecs.
 
-    A chunk of sound comes with the frame that has its last sample. Other frames of sound are answered when they have
-    been decoded, without a chunk.
+    A chunk of sound comes with the frame that has its last sample. Other frames of sound complete when they are
+    decoded, without a chunk.
 
     Args:
-        scene: what the device captures.
-        network: profile of its network, or its name.
+        scene: the scene that the device captures.
+        network: profile of the network, or its name.
         prepare: makes an input of the model from an array; runs in the executor of the loop.
-        start: place in the scene at which the device begins.
-        seed: of jitter and loss.
+        start: position in the scene at which the device begins.
+        seed: seed of jitter and loss.
         wanted: ``size`` and ``pixel_format`` of the pictures that the model takes, or ``sample_rate`` and ``chunk`` of
             the sound; as for `from_track`.
 
     Raises:
         MissingExtra: aiortc is not installed.
         ValueError: WebRTC has no such codec.
-        TypeError, ValueError: ``wanted`` is nothing that the model can take from the device, or out of range.
+        TypeError, ValueError: ``wanted`` does not fit the kind of the device, or is out of range.
     """
 
     def __init__(
@@ -96,14 +97,14 @@ class WebRtcPath(DevicePath):
         self._sent: dict[int, _Sent] = {}
         self._last_ns = 0
         self._begun_ns: int | None = None
-        self._first_ns = 0  # of sound: when the device began, by its first frame
+        self._first_ns = 0  # of sound: start of the device, computed from its first frame
         self._samples = self._next_packet = 0  # of sound, so far
-        self._packets: dict[int, int] = {}  # numbers of packets of sound by their ticks, from the last one decoded on
+        self._packets: dict[int, int] = {}  # of sound: ticks of a packet to its number, after the last decoded one
         self._reader: asyncio.Task[None] | None = None
         self._failure: Exception | None = None
 
     def begin(self, captured_ns: int, handed_ns: int | None, done: TransferEnd, *, skipped: int = 0) -> None:
-        """Send the next frame, as :meth:`DevicePath.begin`."""
+        """Send the next frame; see :meth:`DevicePath.begin`."""
         if self._reader is None or self._reader.done():
             raise Closed(f"media path {self.name!r} does not run") from self._failure
         loop = asyncio.get_running_loop()
@@ -122,7 +123,7 @@ class WebRtcPath(DevicePath):
         loop.call_later(LOST_S, self._lose, ticks)
 
     async def aclose(self) -> None:
-        """End the path; frames on their way get `Closed`."""
+        """End the path; the calls of frames in flight raise `Closed`."""
         reader, self._reader = self._reader, None
         self._end_all(Closed(f"media path {self.name!r} was closed"))
         try:
@@ -140,9 +141,9 @@ class WebRtcPath(DevicePath):
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def _regular(self, number: int, captured_ns: int) -> int:
-        """Return when a frame was captured by the pace of the device: a busy loop sends several at one instant.
+        """Return the instant of capture at the pace of the device, because a busy loop sends several frames at once.
 
-        One that is too late for that begins after a pause, as that between two runs.
+        A frame that is early, or `LOST_S` or more late, starts the pace again, for example after a pause between runs.
         """
         begun_ns = captured_ns - number * self._period_ns
         if self._begun_ns is None or not 0 < begun_ns - self._begun_ns < LOST_S * 1e9:
@@ -154,7 +155,7 @@ class WebRtcPath(DevicePath):
         try:
             wanted = self._wanted
             await (self._read_pictures(wanted) if isinstance(wanted, VideoFormat) else self._read_sound(wanted))
-        except Exception as error:  # noqa: BLE001 - of the receiver: the callers get it, later ones as a cause
+        except Exception as error:  # noqa: BLE001 - the callers get the receiver's error, later ones as a cause
             self._failure = error
             self._end_all(error)
 
@@ -164,7 +165,7 @@ class WebRtcPath(DevicePath):
 
     async def _read_sound(self, wanted: AudioFormat) -> None:
         assembler = AudioAssembler(require("av", extra="webrtc", purpose="WebRtcPath"), wanted)
-        chunks: list[Frame | Exception] = []  # that come with the next frame
+        chunks: list[Frame | Exception] = []  # they come with the next frame
         async for ticks, sound in self._leg.sound():
             packet = self._packets[ticks]
             self._packets = {at: number for at, number in self._packets.items() if number > packet}
@@ -187,7 +188,7 @@ class WebRtcPath(DevicePath):
             return error
 
     def _take_picture(self, captured_ns: int, frames: list[Frame | Exception]) -> None:
-        """End the transfer of what was captured at an instant, and those before it."""
+        """Complete the transfer of the picture captured at an instant; earlier pictures count as lost."""
         least_ns = captured_ns - self._period_ns // 2
         most_ns = least_ns + self._period_ns
         for ticks, sent in list(self._sent.items()):
@@ -200,7 +201,11 @@ class WebRtcPath(DevicePath):
             self._lose(ticks)  # a later one came
 
     def _take_sound(self, packet: int, chunks: list[Frame | Exception]) -> list[Frame | Exception]:
-        """End the transfers whose sound ends with a packet or before it; return the chunks for a later one."""
+        """Complete the transfer with its last sound in this packet; earlier ones count as lost.
+
+        Returns:
+            The chunks for a later transfer.
+        """
         for ticks, sent in list(self._sent.items()):
             last = sent.packets[-1]
             if last > packet:

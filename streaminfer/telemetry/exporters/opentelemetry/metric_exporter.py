@@ -1,7 +1,8 @@
-"""`StackMetricExporter`: our metrics beside those of the OpenTelemetry SDK, read when the SDK exports.
+"""`StackMetricExporter`: adds our metrics to those of the OpenTelemetry SDK at export time.
 
-Nothing goes through the SDK per request. A reader of the SDK collects, and calls its exporter; this one adds what the
-stacks measure and passes all on. Histograms become exponential ones, with the buckets that Prometheus gets.
+Requests make no calls to the SDK. When a reader of the SDK collects metrics, it calls its exporter; this exporter adds
+the metrics of the stacks and passes everything to the inner exporter. Histograms become exponential histograms, with
+the same buckets as in Prometheus.
 """
 
 from __future__ import annotations
@@ -32,17 +33,17 @@ else:
 __all__ = ["StackMetricExporter"]
 
 _SCOPE = "streaminfer"
-_MAX_DENSE = 1_280  # buckets between the shortest and the longest duration: OTLP sends the empty ones too
+_MAX_DENSE = 1_280  # most buckets from the shortest to the longest duration: OTLP also sends empty ones
 
 
 class StackMetricExporter(sdk.MetricExporter):
-    """Exporter of the OpenTelemetry SDK around another one, which gets the metrics of stacks as well.
+    """Exporter that wraps another exporter of the OpenTelemetry SDK and adds the metrics of stacks.
 
-    Sums and histograms are cumulative. Call :meth:`attach`: the SDK does not export while no instrument has a value.
+    Sums and histograms are cumulative. Call :meth:`attach`, because the SDK exports only if an instrument has a value.
 
     Args:
         exporter: an exporter of the SDK, such as ``OTLPMetricExporter``.
-        stacks: as of `metrics_app`.
+        stacks: as for `metrics_app`.
 
     Raises:
         MissingExtra: the SDK is not installed (``pip install 'streaminfer[otel]'``).
@@ -73,18 +74,18 @@ class StackMetricExporter(sdk.MetricExporter):
     def export(
         self, metrics_data: sdk.MetricsData, timeout_millis: float = 10_000, **kwargs: Any
     ) -> sdk.MetricExportResult:
-        """Add what the stacks have measured by now, and export all."""
+        """Add the current metrics of the stacks, and export everything."""
         first, *others = metrics_data.resource_metrics
         ours = sdk.ScopeMetrics(instrumentation.InstrumentationScope(_SCOPE), self._metrics(), "")
         joined = sdk.ResourceMetrics(first.resource, [*first.scope_metrics, ours], first.schema_url)
         return self._exporter.export(sdk.MetricsData([joined, *others]), timeout_millis, **kwargs)
 
     def force_flush(self, timeout_millis: float = 10_000) -> bool:
-        """Flush the exporter."""
+        """Flush the inner exporter."""
         return self._exporter.force_flush(timeout_millis)
 
     def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
-        """Shut the exporter down."""
+        """Shut down the inner exporter."""
         self._exporter.shutdown(timeout_millis, **kwargs)
 
     def _metrics(self) -> list[sdk.Metric]:

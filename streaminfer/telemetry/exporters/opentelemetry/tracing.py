@@ -1,7 +1,8 @@
 """`Tracing`: a span per sampled request, linked to the span of its batch.
 
-A span is made when its request has ended, with the instants that were measured anyway. A request that is not sampled
-costs one look at the current context, and nothing when it ends. Spans hold no inputs, outputs, keys or subjects.
+The layer makes a span when the request has ended, from instants that the stack measures in any case. A request that is
+not sampled costs one look at the current context, and nothing when it ends. Spans hold no inputs, outputs, keys or
+subjects.
 """
 
 from __future__ import annotations
@@ -30,33 +31,33 @@ else:
 
 __all__ = ["Tracing"]
 
-_MAX_BATCHES = 256  # batches whose requests may still end
+_MAX_BATCHES = 256  # most recent batches that later requests can link to
 
 
 class _Batch(NamedTuple):
-    """The span of a batch, and what makes Unix time of its instants."""
+    """The span of a batch, and the offset from its instants to Unix time."""
 
     context: trace.SpanContext
     to_unix_ns: int
 
 
 class Tracing(SyncLayer):
-    """Layer that traces requests with the OpenTelemetry API; put it directly inside `Telemetry`.
+    """Layer that traces requests with the OpenTelemetry API; place it directly inside `Telemetry`.
 
-    A request is traced if the current span of its caller is sampled, or, without one, with probability ``ratio``. The
-    sampler of the provider decides as well. The histogram of the stack's latency gets the latest traced request of each
-    bucket as an exemplar.
+    A request is traced if the current span of its caller is sampled. Without a current span, it is traced with
+    probability ``ratio``. In both cases the sampler of the provider must agree. The latency histogram of the stack gets
+    the latest traced request of each bucket as an exemplar.
 
     Args:
-        tracer: makes the spans; ``None``: that of the global provider.
+        tracer: makes the spans; ``None``: a tracer of the global provider.
         ratio: share of the requests without a current span that are traced.
 
     Raises:
         MissingExtra: OpenTelemetry is not installed (``pip install 'streaminfer[otel]'``).
-        TypeError, ValueError: not a share from 0 to 1.
+        TypeError, ValueError: ``ratio`` is not a share from 0 to 1.
     """
 
-    fingerprint = ""  # it changes no response
+    fingerprint = ""  # the layer changes no response
 
     def __init__(self, tracer: trace.Tracer | None = None, *, ratio: float = 1.0) -> None:
         check_number("ratio", ratio, "a share from 0 to 1", lambda value: 0.0 <= value <= 1.0)
@@ -86,7 +87,7 @@ class Tracing(SyncLayer):
         started_ns, parent = token
         try:
             self._make_span(started_ns, parent, outcome, now_ns)
-        except LISTENER_ERRORS as failure:  # of a span processor or sampler: the SDK lets them through
+        except LISTENER_ERRORS as failure:  # the SDK does not catch errors of span processors and samplers
             self._failures.report(self, "a request", failure)
 
     def statistics(self) -> TracingStatistics:
@@ -101,7 +102,7 @@ class Tracing(SyncLayer):
         timings = outcome.timings if isinstance(outcome, Response | StreamInferError) else None
         key = None if timings is None else (timings.started_ns, timings.inferred_ns, timings.batch_size)
         batch = None if key is None else self._batches.get(key)
-        # the clocks are read one after the other: a pause in between would shift the span beside those of its batch
+        # a pause between the two clock readings shifts the span: use the same offset for all spans of a batch
         to_unix_ns = time.time_ns() - now_ns if batch is None else batch.to_unix_ns
         span = self._tracer.start_span("streaminfer.request", parent, start_time=started_ns + to_unix_ns)
         if span.is_recording():
@@ -132,7 +133,7 @@ class Tracing(SyncLayer):
             span.set_attribute("streaminfer.source", str(outcome.source))
 
     def _make_batch(self, span: trace.Span, timings: Timings, to_unix_ns: int) -> _Batch:
-        """Make the span of a batch, as a child of that of the first of its traced requests."""
+        """Make the span of a batch, as a child of the span of its first traced request."""
         parent = trace.set_span_in_context(span)
         batch = self._tracer.start_span("streaminfer.batch", parent, start_time=timings.started_ns + to_unix_ns)
         batch.set_attribute("streaminfer.batch.size", timings.batch_size)

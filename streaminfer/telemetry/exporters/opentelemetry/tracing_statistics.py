@@ -1,4 +1,4 @@
-"""Frozen snapshot of a tracing layer."""
+"""Statistics of a `Tracing` layer."""
 
 import attrs
 
@@ -10,7 +10,7 @@ __all__ = ["TracingStatistics"]
 
 @attrs.frozen(kw_only=True)
 class TracingStatistics(Snapshot):
-    """Spans of a `Tracing` since it was made.
+    """Spans of a `Tracing` layer since its creation.
 
     Attributes:
         requests: spans of requests.

@@ -1,5 +1,5 @@
 cimport cython
-# the build looks for what to compile again only in cimports of this form, not in those of a module
+# the build finds dependencies only in cimports of this form, not in cimports of a module
 from streaminfer._internal._protobuf_cy cimport ProtobufWriter as CProtobufWriter
 
 cdef int _METRIC, _DELTAS, _BOUND_SIZE, _MAX_CLASSIC, _MAX_SPAN, MAX_GAP, _MAX_VARINT, _MAX_NUMBERS

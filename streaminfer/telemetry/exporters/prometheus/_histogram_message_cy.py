@@ -1,10 +1,10 @@
 # cython: boundscheck=False, wraparound=False
 """Histograms in Prometheus' protobuf format: messages ``Metric`` with classic and native buckets.
 
-Buckets are written as C bytes into a scratch that all histograms share: objects for nested messages and an append per
-byte took most of the time of a scrape.
+The module writes buckets as C bytes into a scratch buffer that all histograms share: objects for nested messages and
+one append per byte took most of the time of a scrape.
 
-One source, compiled with the C types of ``_histogram_message_cy.pxd`` or run as it is.
+The same source is compiled with the C types of ``_histogram_message_cy.pxd`` or runs uncompiled.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ def write_histogram(
     """Write a histogram with its classic and native buckets.
 
     Args:
-        family: the writer of its ``MetricFamily``.
+        family: writer of the histogram's ``MetricFamily``.
         labels: the encoded fields ``label``.
-        field: number of the field for its kind, at most 15.
+        field: number of the field for histograms, at most 15.
         point: a `HistogramPoint`.
         bounds: the encoded fields ``upper_bound`` of all classic buckets, 9 bytes each.
-        exemplars: the encoded field ``exemplar`` by the number of the bucket.
+        exemplars: the encoded field ``exemplar`` by the index of the classic bucket.
         created: the encoded field ``created_timestamp``.
-        scratch: any bytes, which are written over; it grows as needed.
+        scratch: buffer that is overwritten; it grows as needed.
     """
     indexes, cumulative = point.indexes, point.cumulative
-    begin = 2 * (1 + _MAX_VARINT)  # behind the heads of both messages
+    begin = 2 * (1 + _MAX_VARINT)  # after the headers of both messages
     deltas = begin + _MAX_NUMBERS + len(cumulative) * _MAX_CLASSIC + len(created) + (len(indexes) + 1) * _MAX_SPAN
     for exemplar in exemplars.values():
         deltas += len(exemplar)
@@ -91,7 +91,7 @@ def _put_classic(out: Any, size: int, bounds: bytes, cumulative: Any, exemplars:
 
 
 def _put_native(out: Any, size: int, end: int, indexes: Any, counts: Any) -> tuple[int, int]:
-    """Write spans of numbers of buckets at ``size``, the difference of each count to the one before at ``end``."""
+    """Write the spans of bucket numbers at ``size``, and the differences between successive counts at ``end``."""
     before = 0
     expected = 0
     length = 0

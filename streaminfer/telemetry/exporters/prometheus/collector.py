@@ -1,4 +1,4 @@
-"""`StackCollector`: our metrics in a registry of `prometheus_client`, beside the application's own."""
+"""`StackCollector`: adds our metrics to a registry of `prometheus_client`, next to the application's own metrics."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,10 +14,10 @@ __all__ = ["StackCollector"]
 
 
 class StackCollector:
-    """Collector for ``prometheus_client.REGISTRY.register``: classic histograms, since that library has no others.
+    """Collector for ``prometheus_client.REGISTRY.register``, with classic histograms: that library has no others.
 
     Args:
-        stacks: as of `metrics_app`.
+        stacks: as for `metrics_app`.
 
     Raises:
         MissingExtra: ``prometheus_client`` is not installed (``pip install 'streaminfer[prometheus]'``).
@@ -31,7 +31,7 @@ class StackCollector:
         self._services = name_services(stacks)
 
     def collect(self) -> Iterator[Any]:
-        """Return a ``Metric`` of that library for each of ours."""
+        """Yield a ``Metric`` of ``prometheus_client`` for each of our metrics."""
         for metric, samples in Collection.of(self._services, HistogramReader()).families.items():
             family = self._core.Metric(metric.family, metric.help, metric.kind, metric.unit)
             for sample in samples:

@@ -15,11 +15,11 @@ class Format(NamedTuple):
     """A format of Prometheus.
 
     Attributes:
-        media_type: without parameters.
-        parameters: those that it has, by which a client may choose.
-        write: gives the text or bytes of a family after another.
-        is_compressed: where the client accepts it. Text becomes 20 times smaller; protobuf, which is small already,
-            2.4 times, and a scrape costs a quarter more.
+        media_type: media type without parameters.
+        parameters: parameters of the media type; a client may select by them.
+        write: yields the text or the bytes of one family after another.
+        is_compressed: whether to compress if the client accepts it. Compression makes text 20 times smaller. Protobuf
+            becomes only 2.4 times smaller, and a scrape takes a quarter longer.
     """
 
     media_type: str
@@ -29,7 +29,7 @@ class Format(NamedTuple):
 
     @property
     def content_type(self) -> str:
-        """The header."""
+        """Value of the ``Content-Type`` header."""
         return "; ".join([self.media_type, *(f"{name}={value}" for name, value in self.parameters.items())])
 
 
@@ -43,13 +43,13 @@ FORMATS = (
         is_compressed=False,
     ),
 )
-"""In the order in which they are preferred where a client prefers none: first what people read in a browser."""
+"""Formats in the order of our preference, for clients without a preference: the first is readable in a browser."""
 
-_IGNORED = {"q", "escaping"}  # escaping: of names outside ASCII letters, which ours are not
+_IGNORED = {"q", "escaping"}  # "escaping" is for names with non-ASCII letters, and ours have none
 
 
 def choose_format(accept: str) -> Format | None:
-    """Return the format that an ``Accept`` header prefers; ``None``: it accepts none. Empty: any."""
+    """Return the format that an ``Accept`` header prefers; ``None`` if it accepts none. An empty header accepts any."""
     wanted = list(_elements(accept or "*/*"))
     best: Format | None = None
     best_quality = 0.0
@@ -67,7 +67,7 @@ def accepts_gzip(accept_encoding: str) -> bool:
 
 
 def _quality(offer: Format, wanted: list[tuple[str, dict[str, str], float]]) -> float:
-    """Return the quality of the most specific range that matches."""
+    """Return the quality of the most specific media range that matches a format; 0 if none does."""
     found = (-1, 0.0)
     kind = offer.media_type.partition("/")[0]
     for media_range, parameters, quality in wanted:
@@ -83,7 +83,7 @@ def _quality(offer: Format, wanted: list[tuple[str, dict[str, str], float]]) -> 
 
 
 def _elements(header: str) -> Iterator[tuple[str, dict[str, str], float]]:
-    """Split a header into names in lower case, their parameters and qualities; one that is no number counts as 0."""
+    """Yield the lower-case names of a header with their parameters and qualities; an invalid quality counts as 0."""
     for element in header.split(","):
         name, *rest = (part.strip() for part in element.split(";"))
         if not name:

@@ -1,7 +1,7 @@
-"""Prometheus' protobuf format: native histograms, and classic ones in the same message.
+"""Prometheus' protobuf format, with native and classic histograms in the same message.
 
-A stream of messages ``io.prometheus.client.MetricFamily``, each after its length. Numbers of fields are those of
-https://github.com/prometheus/client_model/blob/master/io/prometheus/client/metrics.proto
+The output is a stream of ``io.prometheus.client.MetricFamily`` messages, each after its length. The field numbers are
+from https://github.com/prometheus/client_model/blob/master/io/prometheus/client/metrics.proto
 """
 
 import functools
@@ -23,7 +23,7 @@ _VALUES = {"counter": 3, "gauge": 2, "histogram": 7}
 
 
 def write_protobuf(families: Mapping[Metric, Sequence[Sample]]) -> Iterator[bytes]:
-    """Write a family at a time."""
+    """Yield the bytes of one family after another."""
     scratch = bytearray()
     for metric, samples in families.items():
         if not samples:
@@ -33,7 +33,7 @@ def write_protobuf(families: Mapping[Metric, Sequence[Sample]]) -> Iterator[byte
         family.text(2, metric.help)
         family.varint(3, _KINDS[metric.kind])
         field, created = _VALUES[metric.kind], b"" if metric.kind == "gauge" else _created(metric.kind, IMPORTED_NS)
-        head = bytes((field << 3 | 2, 9 + len(created), 0x09))  # a message, and in its field 1 a double
+        head = bytes((field << 3 | 2, 9 + len(created), 0x09))  # a nested message with a double in field 1
         for labels, value in samples:
             if isinstance(value, HistogramPoint):
                 exemplars = {exemplar.bucket: _exemplar(exemplar) for exemplar in value.exemplars}

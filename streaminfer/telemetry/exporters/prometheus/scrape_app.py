@@ -13,22 +13,22 @@ from streaminfer.telemetry.services import name_services
 
 __all__ = ["MetricsApp", "metrics_app"]
 
-_TURN_S = 0.002  # after so long on the event loop, requests get their turn
-_GZIP_LEVEL = 1  # most of the gain at a fifth of the time of level 6
+_TURN_S = 0.002  # longest time on the event loop before requests get a turn
+_GZIP_LEVEL = 1  # most of the compression in a fifth of the time of level 6
 _GZIP_WINDOW = 16 + zlib.MAX_WBITS
 
 
 def metrics_app(*stacks: Any) -> "MetricsApp":
-    """Return an ASGI app that answers a scrape with all that stacks measure.
+    """Return an ASGI app that serves the metrics of stacks to Prometheus.
 
-    It serves every path below the one that it is mounted at, on the event loop of the stacks. The ``Accept`` header
-    chooses protobuf with native and classic histograms, OpenMetrics, or plain text. A client that accepts none of them
-    gets 406, a method other than GET and HEAD 405. Text is compressed if the client accepts gzip. The app gives way
-    to requests between two stacks and between two metrics.
+    The app serves every path below its mount point, on the event loop of the stacks. The ``Accept`` header selects
+    protobuf with native and classic histograms, OpenMetrics, or plain text. A client that accepts none of them gets
+    status 406; a method other than GET and HEAD gets 405. Text is compressed if the client accepts gzip. Between stacks
+    and between metrics the app lets waiting requests run.
 
     Args:
-        stacks: `Stack` objects, or other services, layers, backends and stream sessions, with all that is inside. The
-            name of the outermost telemetry of each is its label ``service``.
+        stacks: `Stack` objects, or other services, layers, backends and stream sessions, with all parts inside. The
+            name of the outermost telemetry of each becomes its label ``service``.
     """
     return MetricsApp(*stacks)
 
@@ -72,7 +72,7 @@ class MetricsApp(AsgiApp):
 
 
 async def _give_way(began_s: float) -> float:
-    """Let requests have their turn, if this one has taken its time; return when the present one began."""
+    """Let requests run if the current turn has taken too long; return the start of the current turn."""
     if time.perf_counter() - began_s <= _TURN_S:
         return began_s
     await asyncio.sleep(0)
@@ -80,7 +80,7 @@ async def _give_way(began_s: float) -> float:
 
 
 def _headers(raw: Headers) -> dict[str, str]:
-    """Return headers by name in lower case; those that come several times are one list."""
+    """Return headers by lower-case name; values of repeated headers are joined by commas."""
     headers: dict[str, str] = {}
     for key, value in raw:
         name = key.decode("latin-1").lower()

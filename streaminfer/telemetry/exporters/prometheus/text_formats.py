@@ -1,4 +1,4 @@
-"""Text formats of Prometheus: plain text 0.0.4, and OpenMetrics 1.0.0 with creation times and exemplars.
+"""Prometheus' text formats: plain text 0.0.4, and OpenMetrics 1.0.0 with creation times and exemplars.
 
 References: https://prometheus.io/docs/instrumenting/exposition_formats/,
 https://github.com/prometheus/OpenMetrics/blob/v1.0.0/specification/OpenMetrics.md
@@ -17,7 +17,7 @@ __all__ = ["write_openmetrics", "write_text"]
 
 
 def write_text(families: Mapping[Metric, Sequence[Sample]]) -> Iterator[str]:
-    """Write the plain text format, a family at a time."""
+    """Yield the plain text of one family after another."""
     for metric, samples in families.items():
         name = metric.prometheus
         lines = [f"# HELP {name} {_escape_help(metric.help)}", f"# TYPE {name} {metric.kind}"]
@@ -31,7 +31,7 @@ def write_text(families: Mapping[Metric, Sequence[Sample]]) -> Iterator[str]:
 
 
 def write_openmetrics(families: Mapping[Metric, Sequence[Sample]]) -> Iterator[str]:
-    """Write OpenMetrics, a family at a time, and its end."""
+    """Yield the OpenMetrics text of one family after another, and the end marker."""
     for metric, samples in families.items():
         name = metric.family
         lines = [f"# TYPE {name} {metric.kind}"]

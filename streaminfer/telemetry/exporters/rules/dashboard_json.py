@@ -1,4 +1,4 @@
-"""`grafana_dashboard`: a dashboard for all services, as the JSON that Grafana imports."""
+"""`grafana_dashboard`: a dashboard for all services, as JSON for Grafana's import."""
 
 import json
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ __all__ = ["grafana_dashboard"]
 
 _SELECTED = 'service=~"$service"'
 _WIDTH, _HEIGHT = 12, 8
-_MAX_UID = 40  # letters, of Grafana
+_MAX_UID = 40  # characters, a limit of Grafana
 _METRICS = {metric.name: metric for listed in METRICS.values() for metric in listed}
 
 
@@ -25,14 +25,14 @@ class _Panel(NamedTuple):
 def grafana_dashboard(title: str = "streaminfer") -> str:
     """Return a dashboard with tail latency, outcomes, queue, batches, rejections, cache, routes, budget, streams, cost.
 
-    It needs Prometheus with native histograms, and asks for a data source when it is imported. A variable selects
-    services.
+    The dashboard needs Prometheus with native histograms. Grafana prompts for the data source on import. A variable
+    selects services.
 
     Args:
-        title: of the dashboard; a dashboard that is imported replaces the one of the same title.
+        title: title of the dashboard; an imported dashboard replaces one with the same title.
 
     Raises:
-        TypeError: no string.
+        TypeError: ``title`` is not a string.
     """
     check_instance("title", title, lambda it: isinstance(it, str), "a string")
     variables = [
@@ -50,7 +50,7 @@ def grafana_dashboard(title: str = "streaminfer") -> str:
     ]
     dashboard = {
         "title": title,
-        "uid": slug(title)[:_MAX_UID],  # of another title, another dashboard
+        "uid": slug(title)[:_MAX_UID],  # another title makes another dashboard
         "schemaVersion": 39,
         "editable": True,
         "refresh": "10s",

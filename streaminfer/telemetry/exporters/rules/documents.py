@@ -30,12 +30,13 @@ def slo_documents(*slos: SLO, version: Version = "openslo/v1") -> str:
     """Return a YAML document for each objective.
 
     Args:
-        slos: objectives whose names differ in their letters and digits, of which Kubernetes makes names.
-        version: ``"openslo/v1"``; ``"openslo/v1alpha"``, which Sloth reads; or ``"pyrra.dev/v1alpha1"``, which Pyrra
-            reads. OpenSLO counts its window in whole minutes, the older one in whole days, at least one.
+        slos: objectives; their names must differ in letters and digits, because Kubernetes names keep only these.
+        version: ``"openslo/v1"``; ``"openslo/v1alpha"``, for Sloth; or ``"pyrra.dev/v1alpha1"``, for Pyrra. The window
+            is rounded to whole minutes for ``"openslo/v1"`` and to whole days for ``"openslo/v1alpha"``, at least one.
 
     Raises:
-        TypeError, ValueError: no objective, something else than one, two of one name, or an unknown version.
+        TypeError, ValueError: there is no objective, an argument is not an `SLO`, two have the same name, or the
+            version is unknown.
     """
     check_slos(slos)
     slugs = [slug(slo.name) for slo in slos]
@@ -77,7 +78,7 @@ def _openslo_alpha(slo: SLO, text: str) -> dict[str, Any]:
 
 
 def _slo(slo: SLO, text: str, **fields: Any) -> dict[str, Any]:
-    """Return what the versions of OpenSLO have in common, with further fields of its ``spec``."""
+    """Return the common part of both OpenSLO versions, with further fields of its ``spec``."""
     name = slug(slo.name)
     return {
         "kind": "SLO",
@@ -100,7 +101,7 @@ def _pyrra(slo: SLO, text: str) -> dict[str, Any]:
 
 
 def _whole(seconds: float) -> str:
-    """Return a duration as OpenSLO has it: a whole number of one unit, a minute at least."""
+    """Return a duration in OpenSLO's form: a whole number of one unit, at least a minute."""
     minutes = max(round(seconds / _MINUTE_S), 1)
     size, unit = next((size, unit) for size, unit in ((1440, "d"), (60, "h"), (1, "m")) if minutes % size == 0)
     return f"{minutes // size}{unit}"

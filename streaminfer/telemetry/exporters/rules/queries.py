@@ -1,4 +1,4 @@
-"""PromQL over the events of an objective, and the spelling of durations and names."""
+"""PromQL selectors for the events of an objective, and the format of durations and names."""
 
 import json
 import re
@@ -12,15 +12,15 @@ from streaminfer.telemetry.objectives.slo import SLO
 __all__ = ["bad_events", "check_slos", "duration", "events", "good_events", "number", "quoted", "slug"]
 
 _EVENTS = next(metric.prometheus for metric in METRICS["SloStatistics"] if metric.name == "slo.events")
-_UNITS = (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1))  # weeks read worse than days
+_UNITS = (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1))  # no weeks: days are clearer
 
 
 def check_slos(slos: Sequence[object]) -> None:
-    """Check that these are objectives with names of their own.
+    """Check that there are objectives, all with different names.
 
     Raises:
-        TypeError: there is none, or one is no `SLO`.
-        ValueError: two of one name, which Prometheus could not tell apart.
+        TypeError: there is no objective, or one is not an `SLO`.
+        ValueError: two objectives have the same name, so Prometheus could not tell them apart.
     """
     if not slos:
         raise TypeError("slos: expected at least one SLO, got none")
@@ -39,7 +39,7 @@ def events(slo: SLO) -> str:
 
 
 def quoted(name: str) -> str:
-    """Return the value that a label has for a name, as PromQL writes it: with JSON's escapes, but for surrogates."""
+    """Return the label value of a name as a PromQL string: with JSON's escapes, but without those for non-ASCII."""
     return json.dumps(label_value(name), ensure_ascii=False)
 
 
@@ -54,7 +54,7 @@ def bad_events(slo: SLO) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a duration as Prometheus spells it, rounded to milliseconds: ``"5m"``, ``"1d12h"``."""
+    """Return a duration in Prometheus' notation, rounded to milliseconds: ``"5m"``, ``"1d12h"``."""
     rest = max(round(seconds * 1000), 1)
     text = ""
     for unit, milliseconds in _UNITS:
@@ -64,10 +64,10 @@ def duration(seconds: float) -> str:
 
 
 def number(value: float) -> str:
-    """Return a number without digits that only rounding made."""
+    """Return a number as text, without digits from floating-point rounding."""
     return f"{value:.12g}"
 
 
 def slug(name: str) -> str:
-    """Return a name as Kubernetes and OpenSLO allow it: lower case letters, digits and dashes, at most 63."""
+    """Return a name that Kubernetes and OpenSLO allow: lower-case letters, digits and dashes, at most 63 characters."""
     return re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")[:63].rstrip("-") or "slo"

@@ -1,4 +1,4 @@
-"""`alert_rules`: the burn-rate alerts of objectives as rules of Prometheus."""
+"""`alert_rules`: the burn-rate alerts of objectives as Prometheus rules."""
 
 from typing import Any
 
@@ -14,17 +14,17 @@ _RATIO = "streaminfer:slo_bad:ratio_rate"
 
 
 def alert_rules(*slos: SLO) -> str:
-    """Return a rule file of Prometheus that watches what ``slo.alerts()`` watches, over all servers together.
+    """Return a Prometheus rule file with the alerts of ``slo.alerts()``, over all servers together.
 
-    For each window of its alert pairs an objective has a recording rule with the share of bad events, and for each pair
-    an alert that fires while both windows burn and the long one has ``minimum_events``. Labels of an alert:
-    ``slo``, ``severity`` and ``window``, the long one.
+    For each window of its alert pairs, an objective has a recording rule with the share of bad events. For each pair it
+    has an alert that fires while both windows burn and the long window has ``minimum_events``. The labels of an alert
+    are ``slo``, ``severity`` and ``window``, the long window.
 
     Args:
         slos: objectives of any number of services, with different names.
 
     Raises:
-        TypeError, ValueError: no objective, something else than one, or two of one name.
+        TypeError, ValueError: there is no objective, an argument is not an `SLO`, or two have the same name.
     """
     check_slos(slos)
     groups = [{"name": f"streaminfer SLO {label_value(slo.name)}", "rules": _rules(slo)} for slo in slos]
@@ -45,7 +45,7 @@ def _recording(slo: SLO, window_s: float) -> dict[str, Any]:
 def _alert(slo: SLO, pair: AlertPair) -> dict[str, Any]:
     long, short = duration(pair.long_s), duration(pair.short_s)
     limit = f"{number(pair.burn_rate)} * {number(slo.allowed)}"
-    name = label_value(slo.name).replace("{{", '{{"{{"}}')  # what an alert says is a template
+    name = label_value(slo.name).replace("{{", '{{"{{"}}')  # annotations and labels are templates
     named = events(slo).partition("{")[2]
     burns = " and ".join(f"{_RATIO}{window}{{{named} >= {limit}" for window in (long, short))
     enough = f"sum(increase({events(slo)}[{long}])) >= {slo.minimum_events}"

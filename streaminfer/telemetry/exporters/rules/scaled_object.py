@@ -1,4 +1,4 @@
-"""A ``ScaledObject`` of KEDA: replicas of a deployment by a query of Prometheus."""
+"""KEDA ``ScaledObject``: scales a deployment by a Prometheus query."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,17 +17,17 @@ def scaled_object(
     namespace: str | None = None,
     spec: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the document.
+    """Return the ``ScaledObject`` as a dictionary.
 
     Args:
         deployment: name of the Kubernetes deployment, and of the object.
-        replicas: the fewest and the most.
-        prometheus_url: address of Prometheus, as KEDA reaches it.
-        query: of Prometheus.
-        threshold: value of the query at which nothing changes.
+        replicas: smallest and largest number of replicas.
+        prometheus_url: address of Prometheus for KEDA.
+        query: PromQL query.
+        threshold: value of the query at which KEDA keeps the number of replicas.
         metric_type: ``Value``, or ``AverageValue`` for the value per replica.
-        namespace: of the object; ``None``: the one in which it is applied.
-        spec: further fields.
+        namespace: namespace of the object; ``None``: the namespace in which it is applied.
+        spec: further fields of ``spec``.
     """
     least, most = replicas
     metadata = {"name": deployment} if namespace is None else {"name": deployment, "namespace": namespace}

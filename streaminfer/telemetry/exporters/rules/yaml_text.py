@@ -1,4 +1,4 @@
-"""YAML of plain data: mappings, lists, strings, numbers and booleans in block style."""
+"""Writer for YAML in block style: mappings, lists, strings, numbers and booleans."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ __all__ = ["to_yaml"]
 
 
 def to_yaml(data: Mapping[str, Any]) -> str:
-    """Return a YAML document; strings are quoted as in JSON, which YAML includes."""
+    """Return a YAML document; strings are quoted as in JSON, because JSON is valid YAML."""
     return "\n".join(_lines(data)) + "\n"
 
 

@@ -5,7 +5,7 @@ const RATE_MS = 1000;
 const COLORS = 6;
 
 export class History {
-  // a new label makes a new schema: what was known before stays
+  // a new label makes a new schema; the history so far stays
   constructor(service, old) {
     this.service = service;
     this.times = old?.times ?? [];
@@ -68,7 +68,7 @@ export class History {
   }
 }
 
-/** The part of an error budget that is left. */
+/** Format the remaining part of an error budget. */
 export function formatBudget(value) {
   return value < 0 ? `overspent ${short(-value)}×` : format(value, "share");
 }

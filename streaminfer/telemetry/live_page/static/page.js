@@ -1,4 +1,4 @@
-// The feed, the table of services, and the charts of the one that is chosen.
+// The feed, the table of services, and the charts of the selected service.
 
 import { element, format, formatBudget, History, Panel, set } from "./charts.js";
 
@@ -24,7 +24,7 @@ function connect() {
   source.addEventListener("message", (event) => take(event, update));
   source.addEventListener("open", () => say("Live.", "live"));
   source.addEventListener("error", () => {
-    // streams end on purpose, so that only a lasting silence is worth telling
+    // streams end on purpose, so the page reports only a longer silence
     if (source.readyState === EventSource.CLOSED) setTimeout(connect, 1000);
   });
 }
