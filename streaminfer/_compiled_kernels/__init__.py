@@ -1,13 +1,13 @@
-"""Kernels compiled ahead of time: one extension module for each kind of processor, chosen when it is loaded.
+"""Kernels compiled ahead of time: one extension module per processor variant, chosen at run time.
 
 *Design*. The package's build (:mod:`~streaminfer._compiled_kernels.build`) compiles the tables ``EXPORTS`` of
-:data:`MODULES` into an extension module for each of the :data:`VARIANTS`. A module describes itself: the digest of the
-sources that it was compiled from, and which arguments are arrays. A module with another digest than the installed
-sources is not used, so an edited kernel never runs in its old form. Each module has all kernels, so a build that
-failed half-way leaves no mixture.
+:data:`MODULES` into an extension module for each of the :data:`VARIANTS`. A module describes itself: the digest of its
+sources, and which arguments are arrays. A module with another digest than the installed sources is not used, so an
+edited kernel never runs in its old form. Each module has all kernels, so a build that failed half-way leaves no
+mixture.
 
-*Invariants*. Loading imports NumPy and nothing else; Numba is not needed. A compiled function reads the memory of an
-array without looking at its dtype or strides, so :class:`CompiledKernels` checks both before each call, as Numba does.
+*Invariants*. Loading imports only NumPy; Numba is not needed. A compiled function reads the memory of an array without
+checking its dtype or strides, so :class:`CompiledKernels` checks both before each call, as Numba does.
 """
 
 import functools
@@ -34,15 +34,15 @@ MODULES = (
     "streaminfer.placement.solver.kernels",
     "streaminfer.streams.state.kernels",
 )
-"""Modules with a table ``EXPORTS``: the name of each export, its function and its signature."""
+"""Modules with a table ``EXPORTS``, which has the name, function and signature of each export."""
 
 _IS_X86_64 = platform.machine().lower() in {"x86_64", "amd64"}
 
 VARIANTS = {"x86_64_v3": "x86-64-v3", "baseline": "x86-64"} if _IS_X86_64 else {"baseline": ""}
-"""Extension modules by name, the fastest first, and LLVM's name of the processor; empty: any of the architecture."""
+"""LLVM processor names by extension module, the fastest first; empty: any processor of the architecture."""
 
 X86_64_V3_FLAGS = frozenset({"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave"})
-"""Linux' names for what x86-64-v3 adds to x86-64-v2 and the system has enabled."""
+"""Linux names of the features that x86-64-v3 adds to x86-64-v2, listed only if the system has enabled them."""
 
 _PACKAGE = Path(__file__).parent.parent
 _logger = logging.getLogger("streaminfer")
@@ -51,14 +51,14 @@ Function = Callable[..., Any]
 
 
 class CompiledKernels:
-    """The functions of one extension module. Thread-safe; the functions release the interpreter lock.
+    """Functions of one extension module. Thread-safe; the functions release the interpreter lock.
 
     Args:
-        module: a variant.
+        module: the extension module of a variant.
 
     Attributes:
         variant: the name of the variant.
-        digest: digest of the sources that it was compiled from.
+        digest: digest of the sources from which it was compiled.
     """
 
     def __init__(self, module: ModuleType) -> None:
@@ -69,16 +69,16 @@ class CompiledKernels:
         self._arrays: dict[str, list[tuple[int, str, int, bool]]] = description["arrays"]
 
     def unchecked(self, name: str) -> Function:
-        """The function itself; arrays must be C-contiguous and have exactly the dtype of the signature."""
+        """Return the function itself; arrays must be C-contiguous and have exactly the dtype of the signature."""
         function: Function = getattr(self._module, name)
         return function
 
     def checked(self, name: str) -> Function:
-        """The function behind a check of its arrays, some 0.1 µs for each.
+        """Return the function with a check of its arrays, which takes about 0.1 µs per array.
 
         Raises:
-            TypeError: at the call, for an argument that is not a C-contiguous array of the dtype and number of
-                dimensions of the signature, or that the function writes and that is read-only.
+            TypeError: at the call, if an argument is not a C-contiguous array with the dtype and number of dimensions
+                of the signature, or if it is read-only but the function writes to it.
         """
         function = self.unchecked(name)
         expected = [
@@ -109,8 +109,8 @@ def load() -> CompiledKernels | None:
     """Load the fastest variant that this processor can run.
 
     Returns:
-        ``None`` where the package was built without, where the sources have changed since, or where
-        ``STREAMINFER_DISABLE_COMPILED=1`` asks for the uncompiled form.
+        The functions; ``None`` if the package was built without them, the sources have changed since, or
+        ``STREAMINFER_DISABLE_COMPILED=1`` selects the uncompiled form.
     """
     if os.environ.get("STREAMINFER_DISABLE_COMPILED") == "1":
         return None
@@ -126,7 +126,7 @@ def load() -> CompiledKernels | None:
 
 
 def load_variant(variant: str) -> CompiledKernels | None:
-    """Load one variant, whatever it was compiled from; ``None`` where it was not built."""
+    """Load one variant without checking its sources; ``None`` if it was not built."""
     name = f"{__name__}.{variant}"
     try:
         module = importlib.import_module(name)
@@ -138,22 +138,22 @@ def load_variant(variant: str) -> CompiledKernels | None:
 
 
 def variants(flags: Sequence[str] | None = None) -> list[str]:
-    """Name the variants that a processor can run, the fastest first.
+    """Return the names of the variants that a processor can run, the fastest first.
 
     Args:
-        flags: what Linux says that the processor has; ``None``: of this one.
+        flags: the processor's flags in Linux; ``None``: those of this processor.
     """
     runs_v3 = frozenset(_processor_flags() if flags is None else flags) >= X86_64_V3_FLAGS
     return [variant for variant in VARIANTS if variant == "baseline" or runs_v3]
 
 
 def source_of(module: str) -> Path:
-    """The file of one of the :data:`MODULES`."""
+    """Return the source file of one of the :data:`MODULES`."""
     return _PACKAGE.parent.joinpath(*module.split(".")).with_suffix(".py")
 
 
 def source_digest() -> str:
-    """SHA-256 of the sources of the kernels, in hexadecimal; empty where the sources are not installed."""
+    """Return the SHA-256 of the kernels' sources in hexadecimal; empty if the sources are not installed."""
     digest = hashlib.sha256()
     for module in MODULES:
         try:
@@ -164,9 +164,9 @@ def source_digest() -> str:
 
 
 def _processor_flags() -> list[str]:
-    """The flags of the first processor; none where the system does not tell them, which is anywhere but on Linux."""
+    """Return the flags of the first processor; empty except on Linux, because other systems do not list them."""
     try:
-        with Path("/proc/cpuinfo").open(encoding="ascii", errors="replace") as lines:  # made while it is read
+        with Path("/proc/cpuinfo").open(encoding="ascii", errors="replace") as lines:  # generated while it is read
             return next((line.split() for line in lines if line.startswith("flags")), [])
     except OSError:
         return []

@@ -1,15 +1,15 @@
-"""Compile the kernels ahead of time into one extension module; part of the package's build, never of serving.
+"""Compile the kernels ahead of time into one extension module; used by the package's build only.
 
 ::
 
     python -m streaminfer._compiled_kernels.build VARIANT FILE
 
-``numba.pycc``, which is marked for deprecation, is used in :func:`compile_variant` only. A replacement has to turn the
-same pairs of function and signature into an extension module: ``numba.core.compiler.compile_extra`` gives the LLVM
-module of each, ``llvmlite.binding.TargetMachine.emit_object`` the object file of all.
+Only :func:`compile_variant` uses ``numba.pycc``, which is marked for deprecation. A replacement must turn the same
+pairs of function and signature into an extension module: ``numba.core.compiler.compile_extra`` returns the LLVM module
+of each, and ``llvmlite.binding.TargetMachine.emit_object`` the object file of all.
 
-A process compiles for one variant: the kernels that an exported one calls are compiled by Numba's JIT, whose processor
-is chosen by environment variables when Numba is imported.
+A process can compile for one variant only. Numba's JIT compiles the kernels that an exported one calls, and environment
+variables set the JIT's processor when Numba is imported.
 """
 
 import importlib
@@ -30,12 +30,12 @@ __all__ = ["compile_variant", "main"]
 
 
 def main(arguments: list[str]) -> None:
-    """Compile a variant into a file; replaces the file only once it is complete."""
+    """Compile a variant into a file, which is replaced only when the new one is complete."""
     variant, file = arguments
     target = Path(file)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["NUMBA_CACHE_DIR"] = folder  # what the JIT compiles for another processor is not kept
+        os.environ["NUMBA_CACHE_DIR"] = folder  # a temporary cache, because the JIT may compile for another processor
         os.environ["NUMBA_CPU_NAME"] = VARIANTS[variant] or "generic"
         os.environ["NUMBA_CPU_FEATURES"] = ""
         if variant == "baseline" and "x86_64_v3" in VARIANTS:
@@ -53,7 +53,7 @@ def compile_variant(variant: str, folder: Path) -> Path:
 
     Args:
         variant: a key of ``VARIANTS``; also the name of the extension module.
-        folder: where the module is written.
+        folder: folder for the module.
 
     Returns:
         The path of the extension module.
@@ -69,20 +69,20 @@ def compile_variant(variant: str, folder: Path) -> Path:
         return description
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that pycc is marked for deprecation, and what distutils says
+        warnings.simplefilter("ignore")  # of the deprecation of pycc, and of distutils
         pycc: Any = importlib.import_module("numba.pycc")
         compiler: Any = importlib.import_module("numba.pycc.compiler")
         jit: Any = importlib.import_module("numba.core.compiler")
         new_flags = jit.Flags
 
         def nogil_flags() -> Any:
-            """Flags of functions that release the interpreter lock, for which pycc has no option."""
+            """Return flags for functions that release the interpreter lock; pycc has no option for them."""
             flags = new_flags()
             flags.release_gil = True
             return flags
 
         def callee_flags() -> Any:
-            """Flags of functions that only exported ones call: wrappers for Python and C took a third of the time."""
+            """Return flags without wrappers for Python and C, which took a third of the time, for inner functions."""
             flags = new_flags()
             flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
             return flags
@@ -100,9 +100,9 @@ def compile_variant(variant: str, folder: Path) -> Path:
 
 
 def _exports() -> Iterator[tuple[str, Any, str]]:
-    """The name, plain function and signature of each export, from the table ``EXPORTS`` of each kernels' module."""
+    """Yield the name, plain function and signature of each export in the ``EXPORTS`` tables of the modules."""
     for name in MODULES:
-        # by its file: the packages around it need not be built, nor what they import be installed
+        # loaded by file, so that the packages around it and their imports are not needed
         spec = importlib.util.spec_from_file_location(name, source_of(name))
         if spec is None or spec.loader is None:
             raise FileNotFoundError(source_of(name))
@@ -114,7 +114,7 @@ def _exports() -> Iterator[tuple[str, Any, str]]:
 
 
 def _arrays(signature: str) -> list[tuple[int, str, int, bool]]:
-    """Position, dtype, dimensions and whether it is written, of each argument that is an array."""
+    """Return position, dtype, number of dimensions and writability of each array argument."""
     core: Any = importlib.import_module("numba.core")
     as_dtype = importlib.import_module("numba.np.numpy_support").as_dtype
     arguments, _ = core.sigutils.normalize_signature(signature)

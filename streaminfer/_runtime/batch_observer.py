@@ -1,4 +1,4 @@
-"""Protocol of an object that is told of the batches of a batcher: the cost meter is one."""
+"""Protocol of an observer of a batcher's batches, such as the cost meter."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
@@ -7,12 +7,12 @@ __all__ = ["BatchObserver", "BatchWork"]
 
 
 class BatchWork(NamedTuple):
-    """How the duration of a batch divides among its rows.
+    """Division of the duration of a batch among its rows.
 
     Attributes:
-        setup_share: share of the duration that does not depend on the number of rows, by the learned service time.
-        weights: work of each row, in any unit; ``None``: all cost the same, 1.
-        padding: work on what no request brought, in the same unit: rows that fill a batch up, the rest of a bucket.
+        setup_share: share of the duration that does not depend on the number of rows, from the learned service time.
+        weights: work of each row, in any unit; ``None``: each row counts as 1.
+        padding: work on padding, in the same unit: rows that fill a batch up, or the rest of a bucket.
     """
 
     setup_share: float = 0.0
@@ -21,18 +21,18 @@ class BatchWork(NamedTuple):
 
 
 class BatchObserver(Protocol):
-    """Is told when batches begin and end on a worker, on the event loop; it returns at once."""
+    """Observer that the batcher calls, on the event loop, when a batch begins or ends on a worker; must not block."""
 
     def begin(self, requests: list[Any], now_ns: int) -> Any:
-        """Note that a batch begins; a pipelined one when the batch before it has ended.
+        """Note that a batch begins; a pipelined batch begins when the previous one has ended.
 
         Args:
-            requests: its rows; ``None`` for what a batch function was given without a stream.
-            now_ns: the present instant.
+            requests: its rows; ``None`` for a row of a batch function without a stream.
+            now_ns: the current instant.
 
         Returns:
-            What :meth:`end` is given.
+            A token for :meth:`end`.
         """
 
     def end(self, token: Any, work: BatchWork, now_ns: int) -> None:
-        """Note that it ended, however it did; called once."""
+        """Note that a batch ended, with any outcome; called once."""

@@ -1,7 +1,7 @@
-"""Starts and stops of the parts of a service, and the time limit of a stop, which every part knows that it reaches.
+"""Starts and stops of the parts of a service, and the time limit of a stop.
 
-A stop passes through layers, routes and replicas to what finally waits for a thread, a process or a server. The limit
-travels in the context and not as an argument, so that parts that know nothing of it pass it on too.
+A stop passes through layers, routes and replicas to the parts that wait for a thread, a process or a server. The time
+limit travels in a context variable and not as an argument, so that parts that do not know of it pass it on too.
 """
 
 import asyncio
@@ -36,13 +36,13 @@ STOP_LIMIT_S = 30.0
 """Seconds that a stop waits for requests in flight by default."""
 
 RESTART_S = 1.0
-"""Seconds after which failed work begins again: what fails at once, each time, takes little of the event loop."""
+"""Seconds before failed work restarts, so that work that always fails at once takes little of the event loop."""
 
 KILL_GRACE_S = 0.1
-"""Seconds that a thread, interrupted at the limit, has to end."""
+"""Seconds in which a thread must end after it was interrupted at the limit."""
 
-_RETURN_GRACE_S = 0.15  # for a part that keeps to the limit itself, to return
-_CANCEL_GRACE_S = 0.25  # for a part that was cancelled at the limit, to stop what is inside it
+_RETURN_GRACE_S = 0.15  # for a part that observes the limit itself to return
+_CANCEL_GRACE_S = 0.25  # for a part that was cancelled at the limit to stop its inner parts
 
 _log = Log("streaminfer")
 _ends_at: ContextVar[float | None] = ContextVar("streaminfer_stop_ends_at", default=None)
@@ -50,10 +50,10 @@ _ends_at: ContextVar[float | None] = ContextVar("streaminfer_stop_ends_at", defa
 
 @contextmanager
 def stop_within(timeout_s: float | None) -> Iterator[None]:
-    """Set the limit of the stop that the block performs; a nearer one that an outer stop has set remains.
+    """Set the time limit of the stop that the block performs; an earlier limit of an outer stop remains.
 
     Args:
-        timeout_s: seconds from now; ``None``: no limit of its own.
+        timeout_s: seconds from now; ``None``: no additional limit.
     """
     ends_at = _ends_at.get()
     if timeout_s is not None:
@@ -67,19 +67,19 @@ def stop_within(timeout_s: float | None) -> Iterator[None]:
 
 
 def seconds_left(default: float | None = None) -> float | None:
-    """Return the seconds until the limit of the stop that is going on, ≥ 0; ``default`` where there is no limit."""
+    """Return the seconds until the limit of the current stop, ≥ 0; ``default`` without a limit."""
     ends_at = _ends_at.get()
     return default if ends_at is None else max(0.0, ends_at - asyncio.get_running_loop().time())
 
 
 async def until_limit(waiting: Coroutine[Any, Any, object]) -> None:
-    """Await something until the limit of the stop that is going on, and cancel it there."""
+    """Await a coroutine until the limit of the current stop, then cancel it."""
     with suppress(TimeoutError):
         await asyncio.wait_for(waiting, seconds_left())
 
 
 async def end_tasks(tasks: Iterable[asyncio.Future[Any]]) -> None:
-    """Cancel tasks, and wait for them until the limit of the stop that is going on."""
+    """Cancel tasks, and wait for them until the limit of the current stop."""
     ending = list(tasks)
     for task in ending:
         task.cancel()
@@ -88,11 +88,11 @@ async def end_tasks(tasks: Iterable[asyncio.Future[Any]]) -> None:
 
 
 def keep_running(work: Callable[[], Coroutine[Any, Any, None]], what: str, logger: str) -> "asyncio.Task[None]":
-    """Run work in a task of its own, and begin it again where it ends by an error, which is logged.
+    """Run work in a separate task, and restart it if it ends with an error, which is logged.
 
     Args:
-        work: returns the coroutine; it expects and handles the usual errors itself.
-        what: the subject of the message.
+        work: returns the coroutine, which handles the usual errors itself.
+        what: subject of the log message.
         logger: name of the log.
     """
     return asyncio.get_running_loop().create_task(_keep_running(work, what, logger), name=f"streaminfer {what}")
@@ -116,10 +116,10 @@ async def _keep_running(work: Callable[[], Coroutine[Any, Any, None]], what: str
 
 
 async def start_all(owner: object, parts: Iterable[Any]) -> None:
-    """Start each part once, in order, after what it leaves to its owner; if one fails, those that started are stopped.
+    """Start each part once, in order, after the parts that it leaves to its owner; if one fails, stop the started ones.
 
     Raises:
-        BaseException: what a part's start raised.
+        BaseException: the error of a part's ``start``.
     """
     started: list[Any] = []
     try:
@@ -132,17 +132,16 @@ async def start_all(owner: object, parts: Iterable[Any]) -> None:
 
 
 async def start_owned(owner: object, part: Any) -> None:
-    """Start one part, as :func:`start_all`."""
+    """Start one part, as :func:`start_all` does."""
     await start_all(owner, [part])
 
 
 async def stop_all(owner: object, parts: Iterable[Any], *, drain: bool) -> None:
-    """Stop each part even if an earlier one fails; the first failure is raised at the end, and later ones are logged.
+    """Stop each part, even if an earlier one fails; raise the first failure at the end, and log later ones.
 
-    What parts leave to their owner is stopped too, after all that it is inside of. A part that has another owner is
-    left running.
-
-    A part that does not return by the limit is cancelled, and soon afterwards abandoned with a warning.
+    The parts that a part leaves to its owner are stopped too, after all parts around them. A part that has another
+    owner is left running. A part that does not return by the limit is cancelled, and soon afterwards abandoned with a
+    warning.
     """
     failures: list[BaseException] = []
     in_order_of_start = {id(each): each for part in list(parts)[::-1] for each in parts_of(part)}
@@ -161,9 +160,9 @@ async def stop_all(owner: object, parts: Iterable[Any], *, drain: bool) -> None:
 
 
 async def stop_together(stops: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Perform stops at the same time; the first failure is raised at the end, and later ones are logged.
+    """Perform stops at the same time; raise the first failure at the end, and log later ones.
 
-    A cancellation is that of each stop, none of which it ends before it has begun, as that of ``asyncio.gather`` does.
+    A cancellation cancels each stop, but not before its first step, as ``asyncio.gather`` would.
     """
     tasks = [BegunTask(_perform(stop)) for stop in stops]
     failures: list[BaseException] = []
@@ -191,13 +190,13 @@ def raise_first(outcomes: Iterable[object]) -> None:
 
 
 class BegunTask(asyncio.Task[None]):
-    """Task that is not cancelled before its first step, without which none of its clean-up would run.
+    """Task that cannot be cancelled before its first step, because then none of its clean-up would run.
 
-    A loop that cancels all of its tasks at its end can come in between.
+    A loop that cancels all its tasks at its end could otherwise do so.
     """
 
     def cancel(self, msg: Any | None = None) -> bool:
-        """Cancel it, behind its first step."""
+        """Cancel the task, but not before its first step."""
         if inspect.getcoroutinestate(cast(Coroutine[Any, Any, None], self.get_coro())) != inspect.CORO_CREATED:
             return super().cancel(msg)
         self.get_loop().call_soon(self.cancel, msg)
@@ -230,11 +229,11 @@ async def _stop(part: Any, stopping: Any) -> None:
 
 
 async def _cancel_stops(tasks: Iterable[asyncio.Future[None]]) -> bool:
-    """Cancel stops, and wait until they have stopped what is inside them, or for their time to do so.
+    """Cancel stops, and wait until they have stopped their inner parts, or until their time for that is over.
 
     Returns:
-        Whether it was cancelled meanwhile. That does not end the waiting at once: at a limit each level of a stack
-        cancels what is inside it, and so its inner ones more than once.
+        Whether the caller was cancelled meanwhile. That does not end the wait at once: at a limit, each level of a
+        stack cancels its inner parts, so the innermost parts are cancelled several times.
     """
     loop = asyncio.get_running_loop()
     ends_at = loop.time() + (seconds_left() or 0.0) + _CANCEL_GRACE_S

@@ -8,15 +8,15 @@ __all__ = ["TellsVirtualTime", "is_virtual"]
 
 @runtime_checkable
 class TellsVirtualTime(Protocol):
-    """Event loop that tells what its time is.
+    """Event loop that states whether its time is virtual.
 
     Attributes:
-        is_virtual: its time is virtual, so that nothing may depend on how long anything really takes.
+        is_virtual: whether its time is virtual, so that no code may depend on real durations.
     """
 
     is_virtual: bool
 
 
 def is_virtual(loop: asyncio.AbstractEventLoop) -> bool:
-    """Whether the loop's time is virtual."""
+    """Return whether the loop's time is virtual."""
     return isinstance(loop, TellsVirtualTime) and loop.is_virtual

@@ -1,4 +1,4 @@
-"""Objectives whose error budget a guard reads."""
+"""Protocols of objectives, as guards read them."""
 
 from typing import Any, Protocol, runtime_checkable
 
@@ -40,7 +40,7 @@ class CountsEvents(Protocol):
 
 
 def is_slo_or_none(value: Any, *, with_threshold: bool = False) -> bool:
-    """Whether ``value`` is ``None`` or has what guards read of an `SLO`, without loading that class."""
+    """Return whether ``value`` is ``None`` or has the attributes of an `SLO` that guards read; loads no class."""
     if value is None:
         return True
     return isinstance(value, Burns) and (not with_threshold or isinstance(value, HasThreshold))

@@ -1,7 +1,7 @@
-"""Owners of started parts: a backend or a service that several stacks share stops with the last of them.
+"""Owners of started parts: a backend or service that several stacks share stops with the last of them.
 
-A part is started by its first owner, and stopped by its last. Owners whose event loop has been closed without a stop do
-not count. Thread-safe; owners may be on several event loops.
+The first owner of a part starts it, and the last one stops it. An owner does not count if its event loop was closed
+without a stop. Thread-safe; owners may be on several event loops.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ class _Ownership:
     """Owners of one part, and the start or stop that is in progress."""
 
     def __init__(self, part: Any) -> None:
-        self.part = part  # so that its id remains its own
+        self.part = part  # held, so that no other object gets its id
         self.owners: dict[int, asyncio.AbstractEventLoop] = {}
         self.busy: Future[None] | None = None
         self.busy_loop: asyncio.AbstractEventLoop | None = None
@@ -38,7 +38,7 @@ class _Ownership:
         return self.wait() is None and not self.others(None)
 
     def wait(self) -> "Future[None] | None":
-        """What to wait for before the part can be started or stopped."""
+        """Return the future of the start or stop in progress, or ``None``."""
         return None if self.busy_loop is None or self.busy_loop.is_closed() else self.busy
 
 
@@ -56,17 +56,19 @@ at_fork(after_in_child=_after_fork)
 
 
 def parts_of(part: Any) -> list[Any]:
-    """Return what starts and stops with a part, innermost first: what it leaves to its owner, and itself."""
+    """Return a part and the parts that it leaves to its owner, innermost first; they start and stop together."""
     inside = (each for child in adapt(part).left_to_owner for each in parts_of(child))
     return [*inside, part]
 
 
 async def own(owner: object, part: Any) -> None:
-    """Start a part, without what it leaves to its owner, unless another owner has, and count ``owner`` among those.
+    """Add ``owner`` to the owners of a part, and start the part if it has no other owner.
+
+    Does not start the parts that it leaves to its owner.
 
     Raises:
-        BaseException: what its ``start`` raised; then ``owner`` does not own it.
-        RuntimeError: it is a stack that runs on another event loop, likewise.
+        BaseException: the error of its ``start``; ``owner`` then does not own it.
+        RuntimeError: the part is a stack that runs on another event loop; ``owner`` then does not own it.
     """
     node = adapt(part)
     if not node.starts and not node.stops:
@@ -83,7 +85,7 @@ async def own(owner: object, part: Any) -> None:
 
 @asynccontextmanager
 async def last_owner(owner: object, part: Any) -> AsyncIterator[bool]:
-    """Count ``owner`` no more, and say whether it was the last, which stops the part in the block."""
+    """Remove ``owner``, and yield whether it was the last one, which must stop the part in the block."""
     async with _turn(part) as ownership:
         shared = ownership.others(owner)
         ownership.owners.pop(id(owner), None)
@@ -92,13 +94,13 @@ async def last_owner(owner: object, part: Any) -> AsyncIterator[bool]:
 
 @asynccontextmanager
 async def _turn(part: Any) -> AsyncIterator[_Ownership]:
-    """One at a time starts or stops a part."""
+    """Wait until no other caller starts or stops a part, then yield its ownership."""
     done: Future[None] = Future()
     done.set_running_or_notify_cancel()  # so that no waiter can cancel it
     while True:
         with _lock:
             for number in [number for number, other in _owned.items() if other.is_over()]:
-                del _owned[number]  # a closed loop has left it behind
+                del _owned[number]  # left behind by a closed loop
             ownership = _owned.setdefault(id(part), _Ownership(part))
             waits = ownership.wait()
             if waits is None:

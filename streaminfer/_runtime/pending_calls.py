@@ -15,19 +15,19 @@ T = TypeVar("T")
 
 
 class DeadlineCalls(dict["asyncio.Future[Any]", None]):
-    """Calls that have not completed, in order, those of cancelled callers included; of one event loop."""
+    """Calls of one event loop that have not completed, in order, including those of cancelled callers."""
 
     async def end_within(self, timeout_s: float | None, response: Awaitable[T], name: str) -> T:
         """Await a response; cancel the call when the time is up or the caller is cancelled.
 
         Args:
-            timeout_s: seconds ≥ 0; ``None``: any time.
-            response: of the service's ``call``.
-            name: of the service, for messages.
+            timeout_s: seconds ≥ 0; ``None``: no limit.
+            response: awaitable of the service's ``call``.
+            name: name of the service in messages.
 
         Raises:
-            DeadlineExceeded: it took longer.
-            Closed: it was cancelled, but not by its caller.
+            DeadlineExceeded: the call took longer.
+            Closed: the call was cancelled, but not by its caller.
         """
         call = asyncio.ensure_future(response)
         self[call] = None
@@ -50,10 +50,10 @@ class DeadlineCalls(dict["asyncio.Future[Any]", None]):
     def _forget(self, call: asyncio.Future[T]) -> None:
         self.pop(call, None)
         if not call.cancelled():
-            call.exception()  # its caller may have left
+            call.exception()  # marks the error as retrieved: the caller may have left
 
 
 def _abandon(call: asyncio.Future[Any]) -> None:
-    """Cancel a call, which may have ended in this turn, or end with a response all the same."""
+    """Cancel a call; close its outputs if it has ended already, or ends with a response despite the cancellation."""
     call.cancel()
     call.add_done_callback(close_unread)

@@ -1,7 +1,7 @@
-"""Sources of responses that say more than the route: what is inside it, or why the best route gave no response.
+"""Sources of responses with more than the route: the part inside it, or why the best route gave no response.
 
-The text alone does not tell where the route ends: names of models and replicas may have slashes and parentheses, as
-``org/model`` and ``http://host:8000`` do. So the source knows it.
+The text alone does not show where the name of the route ends, because names of models and replicas may contain slashes
+and parentheses, as in ``org/model`` and ``http://host:8000``. The source therefore stores the route.
 """
 
 import functools
@@ -15,7 +15,7 @@ class RoutedSource(str):
     """A ``Response.source`` of several parts.
 
     Attributes:
-        route: the outermost name in it.
+        route: the name of the route, the outermost name in the text.
     """
 
     __slots__ = ("route",)
@@ -25,13 +25,13 @@ class RoutedSource(str):
 
 @functools.lru_cache(maxsize=_MOST)
 def nested_source(route: str, inner: str) -> str:
-    """Return the source of a response that a part of a route gave; empty ``inner``: that is the route's name."""
+    """Return the source of a response from a part of a route; with an empty ``inner``, the route's name."""
     return _routed(route, f"{route}/{inner}") if inner else route
 
 
 @functools.lru_cache(maxsize=_MOST)
 def fallback_source(route: str, better: str, reason: str) -> str:
-    """Return the source of a response for which another route was better, and why that one gave none."""
+    """Return the source of a response from a fallback route, with the better route and the reason for its failure."""
     return _routed(route, f"{route} ({better}: {reason})")
 
 

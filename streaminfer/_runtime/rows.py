@@ -1,4 +1,4 @@
-"""Arrays with a leading axis of rows, cut into requests, and their outputs joined again."""
+"""Splitting arrays into one request per row, and joining their outputs again."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,7 +21,7 @@ def cut_rows(inputs: Any) -> list[Any]:
         inputs: an array whose first axis holds the rows, or a mapping of such arrays.
 
     Raises:
-        InvalidInput: anything else, no rows, or arrays of different numbers of them.
+        InvalidInput: the inputs are something else, have no rows, or have different numbers of rows.
     """
     counts: dict[str, int] = {}
     arrays = _as_arrays(inputs, "inputs", counts)
@@ -34,13 +34,13 @@ def cut_rows(inputs: Any) -> list[Any]:
 
 
 def join_rows(responses: Sequence[Any]) -> Any:
-    """Join the outputs of the rows; the kind of the first says how.
+    """Join the outputs of the rows; the type of the first one decides how.
 
     Args:
         responses: the outputs for each row, at least one.
 
     Raises:
-        BackendError: they are not of one kind, or arrays of different shapes or dtypes.
+        BackendError: the outputs differ in type, shape or dtype.
     """
     first = responses[0]
     if isinstance(first, Mapping):
@@ -53,7 +53,7 @@ def join_rows(responses: Sequence[Any]) -> Any:
         return tuple(join_rows(column) for column in zip(*responses, strict=True))
     if isinstance(first, (np.ndarray, np.generic, *_NUMBERS)):
         arrays = [np.asarray(one) for one in responses]
-        # text has a width in its dtype, and the widest one holds all
+        # dtypes of text include a width; the widest one can hold all
         kinds = {(array.shape, array.dtype.kind if array.dtype.kind in "SU" else array.dtype) for array in arrays}
         if len(kinds) > 1:
             raise _not_alike(" and ".join(sorted(f"{dtype}{list(shape)}" for shape, dtype in kinds)))
@@ -68,7 +68,7 @@ def _as_arrays(inputs: Any, name: str, counts: dict[str, int]) -> Any:
     what = "an array whose first axis holds the rows, or a mapping of such arrays"
     try:
         array = np.asarray(inputs) if hasattr(inputs, "__array__") else None
-    except Exception as error:  # an object whose own conversion fails in its own way
+    except Exception as error:  # the conversion of a user's object can raise any error
         raise InvalidInput(expected(name, what, inputs)) from error
     if array is None or not array.ndim:
         raise InvalidInput(expected(name, what, inputs))

@@ -1,4 +1,4 @@
-"""Whose clock a layer reads, the one that its user gave, else that of the `Stack`; and what a notebook shows of it."""
+"""Clock of a layer: the user's, else that of the `Stack`; and its statistics in a notebook."""
 
 import types
 from typing import Any
@@ -11,7 +11,7 @@ __all__ = ["StackClock", "unfailing"]
 
 
 class StackClock:
-    """Layer that takes over the clock of a `Stack`, unless one was given: its constructor calls ``_accept_clock``.
+    """Layer that uses the clock of a `Stack`, unless one was given. Its constructor must call ``_accept_clock``.
 
     A notebook shows its statistics.
     """
@@ -27,7 +27,7 @@ class StackClock:
         self._clock_given = clock is not None  # type: ignore[misc] # a subclass has the slot
 
     def bind_clock(self, clock: Clock) -> None:
-        """Take over the clock of a `Stack`, unless one was given."""
+        """Use the clock of a `Stack`, unless one was given."""
         if not self._clock_given:
             self._clock_given = True  # type: ignore[misc] # see above
             self._use_clock(clock)
@@ -40,9 +40,9 @@ class StackClock:
 
 
 def unfailing(clock: Clock) -> Clock:
-    """Return a clock that stands still where this one raises, for code that others wait for: the first error is logged.
+    """Return a clock that never raises: on an error it repeats its latest instant, and the first error is logged.
 
-    One written in C, as ``time.monotonic_ns``, is the same object.
+    A clock written in C, such as ``time.monotonic_ns``, is returned unchanged.
     """
     if isinstance(clock, types.BuiltinFunctionType):
         return clock

@@ -1,8 +1,8 @@
 """One-shot timers of an event loop.
 
-The timeout of epoll, and so asyncio's own timers, have whole milliseconds: as long as a whole batch of a fast model.
-Where Linux offers a timer as a file descriptor, it wakes the loop to the microsecond; elsewhere, and in virtual time,
-the loop's own timer does.
+The timeout of epoll, and therefore asyncio's own timers, have a resolution of 1 ms, which can be a whole batch of a
+fast model. On Linux, a timer file descriptor wakes the loop to the microsecond. Elsewhere, and in virtual time, the
+loop's own timer does.
 """
 
 import asyncio
@@ -27,21 +27,21 @@ _ABSOLUTE = 1
 
 
 class Timer(Protocol):
-    """Calls a function once at an instant; setting it again replaces the instant."""
+    """Timer that calls a function once at an instant; setting it again replaces the instant."""
 
     resolution_ns: int
-    """Instants closer than this are not worth a wake-up of their own."""
+    """Instants closer together than this are not worth separate wake-ups."""
 
     def set(self, at_ns: int, now_ns: int) -> None:
         """Call the function at this instant."""
         ...
 
     def set_from_thread(self, at_ns: int, now_ns: int) -> None:
-        """Call the function at this instant; another thread than that of the loop may say so."""
+        """Call the function at this instant; callable in any thread."""
         ...
 
     def close(self) -> None:
-        """Call nothing more."""
+        """Release the timer; it calls the function no more."""
         ...
 
 
@@ -49,9 +49,9 @@ def make_timer(loop: asyncio.AbstractEventLoop, clock: Callable[[], int], functi
     """Return the finest timer that the loop can wait for.
 
     Args:
-        loop: the running one.
-        clock: monotonic nanoseconds, which the instants are of.
-        function: is called by the loop.
+        loop: the running event loop.
+        clock: returns monotonic nanoseconds; the instants are on this clock.
+        function: called by the loop at the instant.
     """
     return exact_timer(loop, clock, function) or LoopTimer(loop, function)
 
@@ -59,13 +59,13 @@ def make_timer(loop: asyncio.AbstractEventLoop, clock: Callable[[], int], functi
 def exact_timer(
     loop: asyncio.AbstractEventLoop, clock: Callable[[], int], function: Callable[[], None]
 ) -> "ExactTimer | None":
-    """Return a timer that is exact to the microsecond, as :func:`make_timer`.
+    """Return a timer that is exact to the microsecond. The arguments are those of :func:`make_timer`.
 
     Returns:
-        ``None``: the system has none, the loop is one of virtual time, or the instants are of another clock.
+        The timer; ``None`` if the system has none, the loop has virtual time, or the instants are on another clock.
 
     Raises:
-        OSError: the process has as many open files as it may.
+        OSError: the process has reached its limit of open files.
     """
     if is_virtual(loop) or clock is not time.monotonic_ns or not sys.platform.startswith("linux"):
         return None
@@ -73,7 +73,7 @@ def exact_timer(
 
 
 class LoopTimer:
-    """That of the loop itself."""
+    """Timer of the event loop itself."""
 
     resolution_ns = 0
 
@@ -97,13 +97,13 @@ class LoopTimer:
 
 
 class ExactTimer:
-    """A file of Linux that becomes readable at an instant of the monotonic clock.
+    """Timer on a Linux file descriptor that becomes readable at an instant of the monotonic clock.
 
     Attributes:
-        is_set: the instant that was set has not come.
+        is_set: whether the set instant is still to come.
     """
 
-    resolution_ns = 650_000  # at 20,000 requests/s, 13 share a wake-up, which costs about as much as two of them
+    resolution_ns = 650_000  # at 20,000 requests/s, 13 requests share a wake-up, which costs as much as two requests
 
     def __init__(self, loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:
         self._loop, self._function = loop, function
@@ -126,11 +126,11 @@ class ExactTimer:
 
     def set_from_thread(self, at_ns: int, now_ns: int) -> None:  # noqa: ARG002 - likewise
         self._from_threads = True
-        # no record that two threads could write at once
+        # a new record, because two threads could write to a shared one
         self._settime(self._fd, _ABSOLUTE, ctypes.byref(_Spec(0, 0, *divmod(at_ns, 1_000_000_000))), None)
 
     def cancel(self) -> None:
-        """Call the function at no instant, until one is set again."""
+        """Do not call the function until an instant is set again."""
         self.is_set = False
         self._at_ns = NEVER_NS
         self._spec.at_s = self._spec.at_ns = 0
@@ -142,7 +142,7 @@ class ExactTimer:
             self._close()
 
     def __del__(self) -> None:
-        if self._fd >= 0:  # a loop that was closed has left it open
+        if self._fd >= 0:  # the loop was closed before the timer
             self._close()
 
     def _close(self) -> None:
@@ -150,29 +150,29 @@ class ExactTimer:
         self._fd = -1
 
     def _wake(self) -> None:
-        if self._from_threads:  # before the function: what a thread sets meanwhile must be seen
+        if self._from_threads:  # cleared first, so that an instant set by a thread meanwhile is not lost
             self._clear()
             self._function()
             return
         if time.monotonic_ns() < self._at_ns:
-            return  # set again or cancelled after the loop saw the file, and clearing that could lose the new instant
+            return  # set again or cancelled after the loop saw the file; clearing could lose the new instant
         self.is_set = False
         self._function()
-        if not self.is_set and self._fd >= 0:  # setting it again cleared what epoll sees, without a call more
+        if not self.is_set and self._fd >= 0:  # setting it again would have cleared the file already
             self._clear()
 
     def _clear(self) -> None:
         try:  # noqa: SIM105 - `suppress` takes longer than the call
             os.read(self._fd, 8)
         except BlockingIOError:
-            pass  # a thread has set it again
+            pass  # a thread has set the timer again
 
 
 _open: WeakSet[ExactTimer] = WeakSet()
 
 
 def _leave_to_parent() -> None:
-    """Close the files of timers in a forked process, which shares them: what it sets there, its parent would lose."""
+    """Close the files of timers in a forked process, because setting one would change the timer of its parent."""
     for timer in _open:
         if timer._fd >= 0:
             timer._close()

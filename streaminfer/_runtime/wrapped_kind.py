@@ -1,4 +1,4 @@
-"""Kinds of objects that layers wrap."""
+"""Kinds of objects that layers can wrap."""
 
 import functools
 import inspect
@@ -14,11 +14,11 @@ def kind_of(inner: Any, argument: str = "inner") -> str:
     """Return ``"service"``, ``"backend"``, ``"async function"`` or ``"function"``.
 
     Args:
-        inner: what is wrapped.
+        inner: the wrapped object.
         argument: its name in errors.
 
     Raises:
-        TypeError: none of these, or a generator function, whose call ends before its work begins.
+        TypeError: ``inner`` is none of these, or a generator function, whose call ends before its work begins.
     """
     if is_service(inner):
         return "service"
@@ -32,10 +32,10 @@ def kind_of(inner: Any, argument: str = "inner") -> str:
 
 
 def check_no_generator(argument: str, function: Any) -> Any:
-    """Return what a call of a function, or of an object, runs.
+    """Return the function that a call of a function or object runs.
 
     Raises:
-        TypeError: a generator function, whose call ends before its work begins.
+        TypeError: it is a generator function, whose call ends before its work begins.
     """
     called = (
         function if inspect.isroutine(function) or isinstance(function, functools.partial) else type(function).__call__

@@ -1,18 +1,18 @@
-"""One coroutine per request: the layers of a stack that act before and after it, around one awaited terminal.
+"""Chain of layers: one coroutine per request runs all synchronous layers around one awaited terminal.
 
-*Design.* A `SyncLayer` says what it does before a request (``enter``) and after it (``exit``), and awaits nothing. So
-layers that follow one another need no coroutine each: the stack enters them in order, awaits the terminal, and exits
-those that were entered in reverse order. The terminal is what has to be awaited: the ticket of a batcher, else the
+*Design.* A `SyncLayer` defines what it does before a request (``enter``) and after it (``exit``), and awaits nothing.
+Consecutive layers of this kind therefore need no coroutine each: the stack enters them in order, awaits the terminal,
+and exits the entered layers in reverse order. The terminal is the awaited part: the ticket of a batcher, else the
 ``call`` of the first service that is no such layer.
 
-A request whose end is told (:meth:`Chain.begin`) needs no coroutine at all: its passage stands where a future would,
-and the batch that ends settles it.
+A request with a callback for its end (:meth:`Chain.begin`) needs no coroutine at all: its `Passage` takes the place of
+a future, and its batch settles it.
 
-*Invariants.* Each ``enter`` that returned is followed by exactly one ``exit``, whatever ends the request: a response,
-an error of the terminal, of another layer's ``enter`` or ``exit``, or a cancellation. The outcome that a layer sees is
-that of what is behind it.
+*Invariants.* Each ``enter`` that returned is followed by exactly one ``exit``, however the request ends: by a response,
+by an error of the terminal or of another layer's ``enter`` or ``exit``, or by a cancellation. The outcome that a layer
+sees is that of the layers inside it.
 
-One source, compiled with the C types of ``_chain_cy.pxd`` or run as it is.
+One source, compiled with the C types of ``_chain_cy.pxd`` or run as plain Python.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from streaminfer.request import deadline_after
 
 if sys.version_info >= (3, 12):
     from asyncio import current_task
-else:  # there it is a function of Python, which would take a twentieth of the time of a cached answer
+else:  # there `current_task` is a Python function, which takes a twentieth of the time of a cached response
     from asyncio.tasks import _current_tasks  # type: ignore[attr-defined]
 
     current_task = _current_tasks.get
@@ -45,37 +45,37 @@ __all__ = ["Chain", "Passage"]
 
 
 class Passage:
-    """One request on its way through a chain; the future of its ticket, where nothing awaits it.
+    """One request in a chain; also the future of its ticket, if no caller awaits it.
 
     Attributes:
-        request: what was sent.
-        awaited: what the caller awaits.
-        ticket: of the batcher, where that is the terminal.
+        request: the request.
+        awaited: the awaitable for the caller.
+        ticket: the batcher's ticket, if a batcher is the terminal.
     """
 
     request: Request
     awaited: Any
     ticket: Any
-    _tokens: list[Any] | None  # of the layers that were entered; None: there are none
-    _chain: Chain | None  # of one that was begun
-    _is_counted: bool  # among those in flight
-    _cancelled: asyncio.Task[Any] | None  # the task of its caller, which a stop has cancelled
-    _receive: Callable[[Response | None, BaseException | None], None] | None  # told of its end, once
+    _tokens: list[Any] | None  # of the entered layers; None: there are no layers
+    _chain: Chain | None  # the chain that settles it
+    _is_counted: bool  # whether the chain counts it as in flight
+    _cancelled: asyncio.Task[Any] | None  # its caller's task, if a stop has cancelled it
+    _receive: Callable[[Response | None, BaseException | None], None] | None  # called once at its end
 
     def done(self) -> bool:
-        """Return whether it has ended."""
+        """Return whether the request has ended."""
         return self._receive is None
 
     def set_result(self, outputs: Any) -> None:
-        """Take the outputs from the batch."""
+        """End the request with the outputs of the batch."""
         self._end(outputs, None)
 
     def set_exception(self, error: BaseException) -> None:
-        """Take the error with which the batcher ends it."""
+        """End the request with the error of the batcher."""
         self._end(None, error)
 
     def cancel(self) -> None:
-        """End it with ``CancelledError``; nothing where it has ended."""
+        """End the request with ``CancelledError``, unless it has ended."""
         self._end(None, asyncio.CancelledError())
 
     def _end(self, outputs: Any, error: BaseException | None) -> None:
@@ -93,25 +93,25 @@ class Passage:
 
 
 class Chain:
-    """Layers and the terminal behind them; belongs to one event loop at a time.
+    """Layers and the terminal inside them; belongs to one event loop at a time.
 
     Args:
         enters: ``enter`` of each layer, outermost first.
-        exits: ``exit`` of each, in the same order.
-        validate: raises `InvalidInput` for a request that does not fit; or ``None``.
-        validate_at: how many layers are entered before that.
+        exits: ``exit`` of each layer, in the same order.
+        validate: raises `InvalidInput` for a request with wrong inputs; or ``None``.
+        validate_at: number of layers that are entered before ``validate``.
         objective: has ``slo_ns``, for requests without a deadline; or ``None``.
-        batcher: the terminal, where it gives tickets; or ``None``.
-        call: otherwise the terminal's.
-        refuse: raises what a call of another event loop gets.
+        batcher: the terminal, if it returns tickets; or ``None``.
+        call: the terminal's ``call`` without a batcher.
+        refuse: raises the error for a call from another event loop.
         clock: returns monotonic nanoseconds.
-        wait: sends a request when there is a place for it.
+        wait: sends a request when the queue has room.
 
     Attributes:
-        loop: of callers; ``None``: it accepts nothing.
-        idle: future that is set when none is in flight any more; ``None``: nothing waits for that.
-        batcher: as above.
-        clock: as above.
+        loop: event loop of the callers; ``None``: the chain accepts no requests.
+        idle: future that is set when no request is in flight any more; ``None``: no stop waits for that.
+        batcher: the argument ``batcher``.
+        clock: the argument ``clock``.
     """
 
     def __init__(
@@ -141,17 +141,17 @@ class Chain:
         self.clock: Clock = clock
         self.loop: asyncio.AbstractEventLoop | None = None
         self._wait = wait
-        self._tasks: dict[Passage, Any] = {}  # of callers whose requests await another terminal than a batcher
+        self._tasks: dict[Passage, Any] = {}  # tasks of callers, if the terminal is no batcher
         self.idle: asyncio.Future[None] | None = None
 
     def in_flight(self) -> int:
-        """Return how many requests have entered the layers, and await another terminal than a batcher."""
+        """Return the number of requests in flight at a terminal that is not a batcher."""
         return len(self._tasks)
 
     def end_requests(self) -> None:
-        """End those in flight with `Closed`, which the stop of what is behind has not: others keep that running."""
+        """End requests in flight with `Closed`, if the stop of inner parts did not, because others use them."""
         for passage, task in self._tasks.items():
-            if task is not None and not task.cancelling():  # else it is about to end
+            if task is not None and not task.cancelling():  # otherwise it is about to end
                 passage._cancelled = task
                 task.cancel()
 
@@ -171,19 +171,19 @@ class Chain:
         """Make a request and enter the layers with it.
 
         Args:
-            inputs: of the request, as what follows.
-            timeout_s: seconds from now until its deadline; ``None``: that of the objective.
-            priority: as above.
-            stream_id: as above.
-            tenant: as above.
-            subject: as above.
-            tags: as above.
-            key: as above.
-            store: as above.
-            waits: for a place in the queue, where it is full: it comes back as a request of its own when there is one.
+            inputs: inputs of the request.
+            timeout_s: seconds from now until the deadline; ``None``: the deadline of the objective.
+            priority: priority of the request.
+            stream_id: stream of the request.
+            tenant: tenant of the request.
+            subject: subject of the request.
+            tags: tags of the request.
+            key: key of the request.
+            store: whether a cache may store the response.
+            waits: whether to wait for room if the queue is full; the request then comes back through the stack later.
 
         Returns:
-            The passage; the caller awaits what is ``awaited`` and calls :meth:`outputs`, :meth:`response` or
+            The passage. The caller awaits its ``awaited`` and then calls :meth:`outputs`, :meth:`response` or
             :meth:`failed` once.
         """
         if get_running_loop() is not self.loop:
@@ -204,13 +204,13 @@ class Chain:
         loop: asyncio.AbstractEventLoop | None = None,
         receive: Callable[[Response | None, BaseException | None], None] | None = None,
     ) -> Passage:
-        """Enter the layers with a request, as :meth:`open`.
+        """Enter the layers with a request, as :meth:`open` does.
 
         Args:
             request: of the caller.
-            timeout_s: as above.
-            loop: the running loop, from a caller that knows it: to find it out is a system call.
-            receive: as :meth:`begin`.
+            timeout_s: seconds from now until the deadline; ``None``: the request's deadline, or the objective's.
+            loop: the running loop, if the caller knows it; finding it is a system call.
+            receive: see :meth:`begin`.
         """
         if (get_running_loop() if loop is None else loop) is not self.loop:
             self._refuse()
@@ -221,18 +221,18 @@ class Chain:
         return self._enter(request, now_ns, receive)
 
     def begin(self, request: Request, receive: Callable[[Response | None, BaseException | None], None]) -> Passage:
-        """Enter the layers with a request that nothing awaits; only where the terminal is a batcher.
+        """Enter the layers with a request that no caller awaits; the terminal must be a batcher.
 
         Args:
-            request: as :meth:`open_request`.
-            receive: called once, on the loop, with the response or the error; before this returns only where a layer
-                has made a response of an error. What it raises goes to the loop's exception handler.
+            request: see :meth:`open_request`.
+            receive: called once, on the loop, with the response or the error. It is called before this returns only if
+                a layer turned an error into a response. Its exceptions go to the loop's exception handler.
 
         Returns:
-            The passage; it can be cancelled.
+            The passage, which can be cancelled.
 
         Raises:
-            BaseException: it could not be sent; ``receive`` is not called.
+            BaseException: the request could not be sent; ``receive`` is not called.
         """
         return self.open_request(request, None, None, receive)
 
@@ -245,14 +245,14 @@ class Chain:
         return _outputs_of(self.response(passage, outcome))
 
     def response(self, passage: Passage, outcome: Any) -> Response:
-        """Exit the layers after a response, and return it, or what a layer made of it.
+        """Exit the layers after a response, and return the response, or the one by which a layer replaced it.
 
         Args:
             passage: of the request.
-            outcome: what was ``awaited``.
+            outcome: result of ``awaited``.
 
         Raises:
-            BaseException: what a layer made of it.
+            BaseException: the error by which a layer replaced it.
         """
         if passage._is_counted:
             self._leave(passage)
@@ -267,18 +267,18 @@ class Chain:
     def failed(self, passage: Passage, error: BaseException) -> Response | None:
         """Exit the layers after an error, a cancellation included.
 
-        A caller that is cancelled when the deadline has passed, as a server of gRPC does it, stays cancelled; to the
-        layers the request has missed its deadline.
+        If a caller is cancelled after the deadline, as gRPC servers do, it stays cancelled; the layers see a missed
+        deadline.
 
         Returns:
-            What a layer made of it; ``None``: it remains.
+            The response by which a layer replaced the error; ``None`` if the error remains.
 
         Raises:
-            BaseException: what a layer made of it.
+            BaseException: the error by which a layer replaced it.
         """
         if isinstance(error, asyncio.CancelledError):
             _close_unread(passage)
-        passage.awaited = None  # it holds the error, whose traceback holds the passage
+        passage.awaited = None  # breaks a cycle: it holds the error, whose traceback holds the passage
         outcome: Any = error
         if passage._is_counted:
             was_stopped = self._leave(passage)
@@ -299,7 +299,7 @@ class Chain:
         return response
 
     def deadline_ns(self, own_ns: int | None, timeout_s: Any, now_ns: int) -> int | None:
-        """Return the deadline of a request that has one of its own or ``None``, and of a call within a time or none."""
+        """Return the deadline from the call's ``timeout_s``, else the request's own, else that of the objective."""
         if timeout_s is not None:
             return deadline_after(now_ns, timeout_s)
         if own_ns is None and self._objective is not None:
@@ -320,7 +320,7 @@ class Chain:
         return passage
 
     def _enter(self, request: Request, now_ns: int, receive: Any) -> Passage:
-        """Enter the layers, and begin what is behind them; ``receive`` is told of the end, or ``None``."""
+        """Enter the layers and begin the terminal; ``receive`` is called at the end, unless it is ``None``."""
         passage = self._new_passage(request, receive)
         try:
             position = 0
@@ -345,7 +345,7 @@ class Chain:
                 passage.ticket = self._submit(
                     request, request.inputs, request.deadline_ns, request.priority, self.loop, now_ns, future
                 )
-                if receive is None:  # else it would refer to itself
+                if receive is None:  # otherwise it would refer to itself
                     passage.awaited = passage.ticket.future
         except BaseException as error:
             response = self.failed(passage, error)
@@ -359,7 +359,7 @@ class Chain:
         return deadline_ns is not None and self.clock() >= deadline_ns
 
     def _leave(self, passage: Passage) -> bool:
-        """Count a passage no more; return whether a stop has cancelled it, and its caller has not."""
+        """Stop counting a passage; return whether a stop, and not its caller, has cancelled it."""
         passage._is_counted = False
         del self._tasks[passage]
         if not self._tasks and self.idle is not None and not self.idle.done():
@@ -367,7 +367,7 @@ class Chain:
         return passage._cancelled is not None and not passage._cancelled.uncancel()
 
     def _give(self, passage: Passage, response: Response) -> None:
-        """End a passage with the response that a layer made of an error, before it was with the terminal."""
+        """End a passage with the response that a layer made of an error, before the passage reached the terminal."""
         receive = passage._receive
         passage.ticket = passage._tokens = passage._receive = None
         if receive is None:
@@ -376,10 +376,10 @@ class Chain:
             receive(response, None)
 
     def _exit(self, request: Request, tokens: list[Any], outcome: Any) -> Any:
-        """Exit the layers that were entered, the innermost first.
+        """Exit the entered layers, the innermost first.
 
         Returns:
-            The outcome: the one given, or what a layer made of it.
+            The given outcome, or the one by which a layer replaced it.
         """
         now_ns = self.clock()
         position = len(tokens)
@@ -404,10 +404,10 @@ def _outputs_of(response: Any) -> Any:
 
 
 def _tell(receive: Any, response: Any, error: Any) -> None:
-    """Tell the end of a request; what its receiver raises is no matter of the other requests of its batch."""
+    """Report the end of a request; an exception of its receiver does not affect other requests of its batch."""
     try:
         receive(response, error)
-    except LISTENER_ERRORS as failure:  # reported where asyncio reports those of callbacks
+    except LISTENER_ERRORS as failure:  # reported like exceptions of asyncio callbacks
         context = {"message": f"the receiver of a response failed: {brief(receive)}", "exception": failure}
         get_running_loop().call_exception_handler(context)
     except BaseException as interrupt:  # noqa: BLE001 - it goes on to the loop when the others have been told
@@ -415,11 +415,11 @@ def _tell(receive: Any, response: Any, error: Any) -> None:
 
 
 def _close_unread(passage: Any) -> None:
-    """Close the answers of a batch that came in the very turn in which their caller was cancelled."""
+    """Close streamed outputs that arrived in the same turn of the loop in which their caller was cancelled."""
     if passage.ticket is not None and passage.awaited is not None and passage.awaited.done():
         close_unread(passage.awaited)
 
 
 async def _given(response: Any) -> Any:
-    """Give what a layer made of the error of one behind it."""
+    """Return the response that a layer made of the error of an inner one."""
     return response

@@ -1,4 +1,4 @@
-"""Layers made into one service, and what is said about those that cannot be."""
+"""Composition of layers into one service, and the errors for layers that do not fit together."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def compose(layers: tuple[Any, ...], clock: Clock) -> tuple[list[Any], BatchedSe
     """Wrap layers that were checked.
 
     Returns:
-        What the last layer leaves to its owner and the wrapped objects, innermost first, the last being the service;
-        and what makes batches of one, if anything.
+        The parts, innermost first: those that the last layer leaves to its owner, then the wrapped objects, the last
+        of which is the service; and the batcher that makes batches of one, or ``None``.
     """
     single = None
     current = layers[-1]
@@ -60,18 +60,18 @@ def compose(layers: tuple[Any, ...], clock: Clock) -> tuple[list[Any], BatchedSe
 
 
 def join(service: Any, offered: Capabilities, clock: Clock, refuse: Callable[[], None], run: StackRun | None) -> Chain:
-    """Join the layers that await nothing, in front of what has to be awaited.
+    """Join the synchronous layers around the first service that must be awaited.
 
     Args:
         service: the outermost layer, wrapped.
-        offered: what it offers.
+        offered: its capabilities.
         clock: of the stack.
-        refuse: raises what a call of another event loop gets.
-        run: ends calls at their deadline, and lets them wait; ``None``: every call is refused.
+        refuse: raises the error for a call from another event loop.
+        run: ends calls at their deadline, and lets them wait; ``None``: every call is rejected.
     """
     services: list[SyncService] = []
     is_enforced = offered.enforces_deadline
-    # a call that the stack has to end at its deadline may go on for a while: layers that count it see its real end
+    # a call that the stack ends at its deadline may still run: layers that count it must see its real end
     while isinstance(service, SyncService) and service.clock is clock and (is_enforced or service.sees_invalid):
         services.append(service)
         service = service.inner
@@ -90,12 +90,12 @@ def join(service: Any, offered: Capabilities, clock: Clock, refuse: Callable[[],
 
 
 def check_layers(layers: tuple[Any, ...]) -> None:
-    """Refuses what can be no layer, and a last one that is neither backend nor service; changes nothing."""
+    """Raise for an object that is no layer, and for a last one that is neither a backend nor a service."""
     if len(layers) == 1 and isinstance(layers[0], (list, tuple)):
         kind = type(layers[0]).__name__
         raise TypeError(f"layers: expected the layers one by one, got a {kind} of {len(layers[0])}: Stack(*layers)")
     for layer in layers:
-        # a class whose own wrap, call or infer needs no instance can stand for one
+        # a class with a static wrap, call or infer can be a layer without an instance
         if isinstance(layer, type) and not any(_needs_no_instance(layer, name) for name in ("wrap", "call", "infer")):
             name = layer.__name__
             raise TypeError(f"layers: expected instances, got the class {name}: {name}(...) makes an instance")
@@ -117,16 +117,16 @@ def _needs_no_instance(layer: type, name: str) -> bool:
 
 
 def _order(layers: tuple[Any, ...], refused: Any = None) -> str:
-    """The order that works for layers that were given in another one; empty where none is known.
+    """Return a hint with an order of the layers that works; empty if none is known.
 
     Args:
         layers: outermost first.
-        refused: the one that could not be wrapped around what follows it; ``None``: the last one is no end.
+        refused: the layer that could not wrap the next one; ``None``: the last one is neither backend nor service.
     """
     ends = [layer for layer in layers if not is_layer(layer)]
     batchers = [layer for layer in layers if adapt(layer).needs == "backend"]
     if refused is not None and batchers and layers.index(refused) < layers.index(batchers[0]):
-        return ""  # it is outside the batcher already: something else is wrong with it
+        return ""  # it is already outside the batcher: another problem
     others = [layer for layer in layers if layer not in ends and layer not in batchers]
     ordered = [*others, *batchers, *ends]
     if len(ends) != 1 or len(batchers) > 1 or ordered == list(layers):

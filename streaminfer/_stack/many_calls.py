@@ -1,4 +1,4 @@
-"""Many requests of one caller: all of them are answered, however small the queue is."""
+"""Many requests of one caller: all of them complete, even if the queue is small."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ __all__ = ["PlaceQueue", "answer_all", "answer_rows", "check_settings", "default
 
 _NO_PLACE = "the deadline passed while the request waited for a place in the queue"
 _STOPPED = "the stack stopped while the request waited for a place in the queue"
-_SHORTEST_PAUSE_S = 0.001  # where a refusal does not say when to ask again
-_LONGEST_PAUSE_S = 0.05  # a place may come sooner than expected: callers leave, and batches fail or are cancelled
+_SHORTEST_PAUSE_S = 0.001  # if a rejection does not say when to retry
+_LONGEST_PAUSE_S = 0.05  # room may come earlier than expected: callers leave, and batches fail
 _DEFAULT_CONCURRENCY = 64
 _PASSING = {AdmissionReason.QUEUE_FULL, AdmissionReason.LIMIT, AdmissionReason.RATE_LIMIT}
-"""Reasons that end by themselves when other requests complete."""
+"""Reasons that no longer apply once other requests complete."""
 
 
 class PlaceQueue:
-    """Callers of a stack that wait for a place in its queue, in the order in which they came; of one event loop.
+    """Callers that wait for room in the queue of a stack, in order of arrival; for one event loop.
 
     Args:
-        stack: whose places.
+        stack: the stack.
     """
 
     def __init__(self, stack: ServedStack) -> None:
@@ -45,19 +45,19 @@ class PlaceQueue:
         self._closed = asyncio.Event()
 
     def close(self) -> None:
-        """End the waiting: the stack stops, and has no more places."""
+        """End all waiting, because the stack stops."""
         self._closed.set()
 
     async def call(self, request: Request, pause_s: float = 0.0) -> Response:
-        """Answers a request when there is a place for it.
+        """Send a request when the queue has room, and return its response.
 
         Args:
             request: the request.
-            pause_s: after which it is sent, where it was rejected before.
+            pause_s: seconds to wait before sending, if the request was rejected before.
 
         Raises:
-            DeadlineExceeded: there was none before its deadline.
-            StreamInferError: as :meth:`Stack.call`, but not ``Overloaded``; ``Closed`` as soon as the stack stops.
+            DeadlineExceeded: the queue had no room before the deadline.
+            StreamInferError: as in :meth:`Stack.call`, except ``Overloaded``; ``Closed`` as soon as the stack stops.
         """
         while True:
             left_s = time_left_s(request.deadline_ns, self._stack.clock())
@@ -76,23 +76,23 @@ class PlaceQueue:
                 finally:
                     self._waiting -= 1
             try:
-                return await self._stack.call(request)  # takes the place before anybody else has a turn
-            except Overloaded as error:  # of a layer that does not say so beforehand
+                return await self._stack.call(request)  # takes the room before another task runs
+            except Overloaded as error:  # of a layer whose `admission` did not show it
                 pause_s = _pause_after(error, pause_s)
 
     def is_free_for(self, request: Request) -> bool:
-        """Return whether a request has a place now, and no other waits for one."""
+        """Return whether the queue has room for a request now, and no other request waits."""
         return not self._waiting and self._place(request).reason not in _PASSING
 
     async def _wait_for_place(self, request: Request) -> None:
         async with self._turn:
-            # the queue does not announce a free place, so it is asked when it expects one, or before
+            # the queue does not announce free room, so this checks at its estimate or earlier
             while (place := self._place(request)).reason in _PASSING:
                 await self._pause(min(max(place.retry_after_s or 0.0, _SHORTEST_PAUSE_S), _LONGEST_PAUSE_S))
             self._check_open()
 
     def _check_open(self) -> None:
-        """End who waited for a place in an earlier life of a stack that runs again: no pause would end there."""
+        """Raise `Closed` for callers from an earlier run of a restarted stack, because they would wait for ever."""
         if self._closed.is_set():
             raise Closed(_STOPPED)
 
@@ -107,17 +107,17 @@ class PlaceQueue:
 
 
 def _pause_after(error: Overloaded, before_s: float = 0.0) -> float:
-    """Return after how many seconds, above 0, a request that was rejected is sent again.
+    """Return the pause, in seconds > 0, before a rejected request is sent again.
 
     Args:
-        error: the rejection; where it does not say when to ask again, each pause is twice the one before.
-        before_s: the pause before.
+        error: the rejection; if it does not say when to retry, each pause is twice the previous one.
+        before_s: the previous pause.
     """
     return max(error.retry_after_s or min(2.0 * before_s, _LONGEST_PAUSE_S), _SHORTEST_PAUSE_S)
 
 
 def default_concurrency(offered: Capabilities) -> int:
-    """Return how many requests keep every worker busy with full batches, of all replicas too; 64 where none tells."""
+    """Return how many requests keep all workers of all replicas busy with full batches, at least 64."""
     load = offered.full_load or offered.spread_load
     return _DEFAULT_CONCURRENCY if load is None else max(_DEFAULT_CONCURRENCY, load())
 
@@ -126,11 +126,11 @@ def check_settings(method: str, settings: MapSettings) -> Request:
     """Check the keywords of a call that sends many requests, before it sends the first.
 
     Args:
-        method: its name.
-        settings: its keywords.
+        method: name of the method.
+        settings: keywords of the call.
 
     Returns:
-        A request that has them, without a deadline.
+        A request with these settings, without a deadline.
 
     Raises:
         InvalidInput: a value is wrong.
@@ -152,16 +152,16 @@ def check_settings(method: str, settings: MapSettings) -> Request:
 async def answer_all(
     inputs: Iterable[Any], ask: Callable[[Any], Awaitable[Any]], concurrency: int, return_exceptions: bool
 ) -> list[Any]:
-    """Ask for each of some inputs, at most ``concurrency`` at a time.
+    """Send a request for each of the inputs, at most ``concurrency`` at a time.
 
     Args:
-        inputs: read as their turn comes.
-        ask: answers one of them.
-        concurrency: how many are asked for at the same time.
-        return_exceptions: put errors among the answers; otherwise the first one ends what is left, and is raised.
+        inputs: read one by one as requests are sent.
+        ask: sends the request for one input and returns its response.
+        concurrency: most requests at the same time.
+        return_exceptions: put errors into the result; otherwise the first error cancels the rest and is raised.
 
     Returns:
-        The answers in the order of the inputs.
+        The responses in the order of the inputs.
     """
     answers: dict[int, Any] = {}
     numbered: Iterator[tuple[int, Any]] = enumerate(inputs)
@@ -183,7 +183,7 @@ async def answer_all(
     except BaseException:
         _cancel(workers)
         await asyncio.gather(*workers, return_exceptions=True)
-        workers.clear()  # one has the error, whose traceback holds this frame
+        workers.clear()  # breaks a cycle: a task holds the error, whose traceback holds this frame
         for answer in answers.values():
             await close_answers(answer)
         raise
@@ -198,17 +198,17 @@ def _cancel(futures: Iterable[asyncio.Future[Any]]) -> None:
 async def answer_rows(
     chain: Chain, places: PlaceQueue, offered: Capabilities, inputs: Any, **settings: Unpack[MapSettings]
 ) -> Any:
-    """Ask for each row of some inputs by one deadline.
+    """Send a request for each row of the inputs, all with one deadline.
 
     Args:
-        chain: of the stack that is asked.
-        places: its places.
-        offered: what its layers offer.
-        inputs: an array whose first axis holds the rows, or a mapping of such arrays.
+        chain: chain of the stack.
+        places: queue of waiting callers of the stack.
+        offered: capabilities of its layers.
+        inputs: an array with the rows on its first axis, or a mapping of such arrays.
         **settings: of the request.
 
     Returns:
-        The answers as one, with as many rows.
+        The joined outputs, with the same number of rows.
     """
     fields: dict[str, Any] = {**settings, "tags": check_settings("rows", settings).tags}  # they may be an iterator
     rows = cut_rows(inputs)
@@ -218,12 +218,12 @@ async def answer_rows(
 
 
 class _RowCalls:
-    """Requests of one caller that needs all answers: futures of the batcher, without a task for each.
+    """Requests of one caller that needs all responses: futures of the batcher, without a task for each.
 
     Args:
-        chain: of the stack that is asked.
-        places: its places.
-        requests: a row each.
+        chain: chain of the stack.
+        places: queue of waiting callers of the stack.
+        requests: one for each row.
     """
 
     def __init__(self, chain: Chain, places: PlaceQueue, requests: list[Request]) -> None:
@@ -231,18 +231,18 @@ class _RowCalls:
         self._places = places
         self._requests = requests
         self._sent = 0
-        self._running: dict[asyncio.Future[Any], None] = {}  # in order, so that a run in virtual time repeats
+        self._running: dict[asyncio.Future[Any], None] = {}  # ordered, so that runs in virtual time are repeatable
         self._outputs: dict[int, Any] = {}
         self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def answers(self, concurrency: int) -> list[Any]:
-        """Send at most so many at a time, and return all outputs; the first error ends what is left."""
+        """Send at most ``concurrency`` requests at a time, and return all outputs; the first error cancels the rest."""
         try:
             for _ in self._requests[:concurrency]:
                 self._send()
             await self._end
         except BaseException:
-            self._end = asyncio.get_running_loop().create_future()  # instead of one that has the error
+            self._end = asyncio.get_running_loop().create_future()  # replaces the future that holds the error
             self._end.cancel()
             _cancel(self._running)
             if self._running:
@@ -261,7 +261,7 @@ class _RowCalls:
             return
         try:
             passage = self._chain.open_request(request, None)
-        except Overloaded as error:  # of a layer that does not say so beforehand
+        except Overloaded as error:  # of a layer whose `admission` did not show it
             self._send_later(number, _pause_after(error))
             return
         self._follow(asyncio.ensure_future(passage.awaited), number, passage)
@@ -289,7 +289,7 @@ class _RowCalls:
             del future, passage  # the error's traceback holds this frame, and they hold it and the inputs
 
     def _take(self, number: int, passage: Passage | None, future: asyncio.Future[Any]) -> bool:
-        """Take the outcome of a row; false where it was sent again."""
+        """Store the outcome of a row; return false if the row was sent again."""
         try:
             outcome = future.result()
         except BaseException as error:
@@ -297,12 +297,12 @@ class _RowCalls:
             if response is not None:
                 self._outputs[number] = response.outputs
             elif isinstance(error, Overloaded) and passage is not None and not self._end.done():
-                self._send_later(number, _pause_after(error))  # it gave way to a more urgent one, or the model is full
+                self._send_later(number, _pause_after(error))  # shed for a more urgent request, or the model is full
                 return False
             else:
                 raise
         else:
             self._outputs[number] = outcome.outputs if passage is None else self._chain.outputs(passage, outcome)
         finally:
-            del future, passage  # likewise
+            del future, passage  # as in `_completed`
         return True

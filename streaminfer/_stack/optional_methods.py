@@ -1,4 +1,4 @@
-"""Checks of the optional methods of users' objects: a wrong one would fail, or be ignored, while a stack runs."""
+"""Checks of optional methods of users' objects, because a wrong one would fail or be ignored while a stack runs."""
 
 import inspect
 from typing import Any
@@ -20,17 +20,17 @@ _OF_LAYERS = ("bind_clock", "statistics")
 
 
 def check_layer_methods(layer: Any) -> None:
-    """Check what a stack calls of a layer.
+    """Check the methods of a layer that a stack calls.
 
     Raises:
-        TypeError: it cannot be called so, or nothing would await it.
+        TypeError: a method cannot be called in this way, or is async but would not be awaited.
     """
     for name in _OF_LAYERS:
         _check(layer, name)
 
 
 def check_part_methods(part: Any) -> None:
-    """Check what a stack calls of a backend, a service or what a layer has wrapped.
+    """Check the methods of a backend, a service or a wrapped object that a stack calls.
 
     Raises:
         TypeError: as :func:`check_layer_methods`.

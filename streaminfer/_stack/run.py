@@ -1,4 +1,4 @@
-"""One run of a `Stack`: its layers are started, and stopped again."""
+"""One run of a `Stack`, from the start of its layers to their stop."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ if TYPE_CHECKING:
 __all__ = ["StackRun"]
 
 _FAILURES = ErrorLog("streaminfer")
-_END_GRACE_S = 0.1  # for requests that were ended after the parts have stopped
+_END_GRACE_S = 0.1  # for requests that end after the parts have stopped
 
 
 class StackRun:
-    """A stack from a start to its stop; belongs to the event loop that makes it.
+    """Run of a stack from a start to its stop; belongs to the event loop that makes it.
 
     Args:
-        stack: whose run it is, and who owns the parts.
-        parts: what is started, innermost first.
+        stack: the stack, which owns the parts.
+        parts: the parts to start, innermost first.
 
     Attributes:
-        loop: where it runs.
-        pid: of the process.
-        state: where it stands.
-        report: how long the parts took; ``None`` until they have started.
-        calls: that the stack itself ends at their deadline.
-        places: callers that wait for a place.
+        loop: event loop of the run.
+        pid: process of the run.
+        state: state of the stack.
+        report: durations of the starts of the parts; ``None`` until they have started.
+        calls: calls that the stack itself ends at their deadline.
+        places: callers that wait for room in the queue.
     """
 
     def __init__(self, stack: ServedStack, parts: Sequence[Any]) -> None:
@@ -61,11 +61,11 @@ class StackRun:
 
     @property
     def is_orphaned(self) -> bool:
-        """Whether its loop was closed without stopping it, or this is a forked process."""
+        """True if its loop was closed without a stop, or this is a forked process."""
         return self.loop.is_closed() or os.getpid() != self.pid
 
     def enforcing(self, call: Callable[[Request], Coroutine[Any, Any, Response]]) -> Callable[..., Awaitable[Response]]:
-        """Return a service's ``call`` that ends at the deadline of its request; one timer does it here."""
+        """Return a service's ``call`` that ends at the deadline of its request, with one timer per call."""
 
         async def call_enforced(request: Request) -> Response:
             now_ns = self._stack.clock()
@@ -76,18 +76,18 @@ class StackRun:
         return call_enforced
 
     async def start(self, title: str, names: Sequence[str]) -> None:
-        """Start the parts; what started is stopped again where one fails.
+        """Start the parts; if one fails, stop those that started.
 
         Args:
-            title: of the report.
-            names: what the report calls the parts.
+            title: title of the report.
+            names: names of the parts in the report.
         """
         from streaminfer._stack.start_report import StartTimer  # noqa: PLC0415 - not at the package's import
 
         started: list[Any] = []
         try:
             with StartTimer(title) as timer:
-                if not is_virtual(self.loop):  # in virtual time it does not matter
+                if not is_virtual(self.loop):  # speed does not matter in virtual time
                     compiled_modules.warn_if_unused()
                 await timer.time_kernels(self._stack.load_kernels)  # before the heap is frozen
                 self._hold = serving_process.enter(self.loop)
@@ -97,7 +97,7 @@ class StackRun:
                     started.append(part)
             self._load_snapshots(title)
         except BaseException:
-            self.state = "stopping"  # or another start would be given parts that are about to stop
+            self.state = "stopping"  # so that another start does not use parts that are about to stop
             try:
                 with stop_within(STOP_LIMIT_S):
                     await stop_all(self._stack, started[::-1], drain=False)
@@ -108,19 +108,19 @@ class StackRun:
         self.state = "running"
 
     def _load_snapshots(self, title: str) -> None:
-        """Load what a snapshot is made of: the first one must not hold up requests."""
+        """Take a snapshot now, because the first one loads modules, which must not delay requests."""
         try:
             self._stack.statistics()
-        except LISTENER_ERRORS as error:  # of a layer of a user's, which serves without
+        except LISTENER_ERRORS as error:  # of a user's layer, which can serve without statistics
             _FAILURES.report(f"statistics() of the {title}", error)
 
     async def stop(self, chain: Chain, *, drain: bool, timeout_s: float | None) -> None:
         """Stop the parts, outermost first; a second call waits for the first.
 
         Args:
-            chain: of the stack, which accepts nothing more.
-            drain: complete the requests in flight first.
-            timeout_s: the limit of the stop; ``None``: it has none of its own.
+            chain: chain of the stack; it accepts no more requests.
+            drain: whether to complete the requests in flight first.
+            timeout_s: time limit of the stop; ``None``: no separate limit.
         """
         if self.state == "stopping":
             await self._stopped.wait()

@@ -1,4 +1,4 @@
-"""What the parts below `Stack` need of one, so that they need not import it."""
+"""Protocol of a `Stack` for the modules that it uses, so that they need not import it."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = ["ServedStack"]
 
 
 class ServedStack(Protocol):
-    """A `Stack`, as its runs, its queue of callers and its blocking facade use it."""
+    """`Stack` as its runs, its queue of callers and its blocking facade use it."""
 
     clock: Clock
 
     async def __call__(self, inputs: Any, **settings: Unpack[CallSettings]) -> Any:
-        """Answers one request."""
+        """Send one request and return its outputs."""
 
     async def call(self, request: Request, *, timeout_s: float | None = None) -> Response:
-        """Answers one request, with all that is known about the answer."""
+        """Send one request and return its response."""
 
     async def map(
         self,
@@ -33,22 +33,22 @@ class ServedStack(Protocol):
         return_exceptions: bool = False,
         **settings: Unpack[MapSettings],
     ) -> list[Any]:
-        """Answers many requests, in their order."""
+        """Send many requests and return their outputs in order."""
 
     async def rows(self, inputs: Any, **settings: Unpack[MapSettings]) -> Any:
-        """Answers a request of several rows."""
+        """Send a request for each row and return the joined outputs."""
 
     def admission(self, request: Request, now_ns: int) -> Admission:
-        """Whether a request would be accepted now; changes nothing."""
+        """Return whether the stack would accept a request now; changes nothing."""
 
     async def start(self) -> None:
-        """Starts its layers."""
+        """Start the layers."""
 
     async def stop(self, *, drain: bool = True, timeout_s: float | None = None) -> None:
-        """Stops them."""
+        """Stop the layers."""
 
     async def load_kernels(self) -> None:
-        """Loads what its layers compute with."""
+        """Load the kernels of the layers."""
 
     def statistics(self) -> StackStatistics:
-        """A frozen snapshot."""
+        """Return a frozen snapshot."""

@@ -1,4 +1,4 @@
-"""How long the parts of a `Stack` took to start, for its statistics and its log."""
+"""Durations of the start of a `Stack` and its parts, for statistics and the log."""
 
 import asyncio
 import contextlib
@@ -17,21 +17,21 @@ from streaminfer.protocols import adapt
 __all__ = ["PartStart", "StartReport", "StartTimer"]
 
 PROGRESS_INTERVAL_S = 5.0
-"""Seconds between two lines of a start that takes long."""
+"""Seconds between two log lines during a long start."""
 KERNELS_FROM_S = 0.1
-"""From here on the kernels are a part of the report: loading those that were compiled ahead takes milliseconds."""
+"""Shortest time of kernels in the report, because loading kernels compiled ahead of time takes milliseconds."""
 
 _LOGGER = Log("streaminfer")
 
 
 @attrs.frozen
 class PartStart(Snapshot):
-    """The start of one layer.
+    """Start of one layer.
 
     Attributes:
-        name: the name of its class; ``"kernels"``: what the layers compute with, which comes first where it took long.
-        seconds: how long it took.
-        calibration: what a batcher measured; ``None`` where it measured nothing, and for other layers.
+        name: name of its class; ``"kernels"`` for the layers' kernels, which come first if they took long.
+        seconds: duration of the start.
+        calibration: measurements of a batcher; ``None`` if it measured nothing, and for other layers.
     """
 
     name: str
@@ -45,11 +45,11 @@ class PartStart(Snapshot):
 
 @attrs.frozen
 class StartReport(Snapshot):
-    """The latest start of a `Stack`.
+    """Latest start of a `Stack`.
 
     Attributes:
-        seconds: how long it took, in seconds of the real clock or of a virtual loop.
-        parts: the kernels if they took a tenth of a second, and the layers that have a start, innermost first.
+        seconds: its duration, on the real clock or in a loop's virtual time.
+        parts: the kernels, if they took at least 0.1 s, and the layers with a ``start``, innermost first.
     """
 
     seconds: float
@@ -57,24 +57,24 @@ class StartReport(Snapshot):
 
     @property
     def calibration(self) -> CalibrationStatistics | None:
-        """What the batcher measured; ``None`` without one, or where its backend has no example of a request."""
+        """Measurements of the batcher; ``None`` without a batcher, or without an example request of its backend."""
         return next((part.calibration for part in self.parts if part.calibration is not None), None)
 
     def __str__(self) -> str:
         return f"ready after {self.seconds:.3f} s{self.list_parts()}"
 
     def list_parts(self) -> str:
-        """Return the parts behind a colon; empty where there are none."""
+        """Return a colon and the parts; empty if there are none."""
         return f": {', '.join(map(str, self.parts))}" if self.parts else ""
 
 
 class StartTimer:
-    """Measures the start of a stack part by part, and logs how far it is every few seconds.
+    """Measures the start of a stack part by part, and logs its progress every 5 s.
 
     Belongs to one event loop.
 
     Args:
-        what: the stack, for the log.
+        what: name of the stack in the log.
     """
 
     def __init__(self, what: str) -> None:
@@ -98,7 +98,7 @@ class StartTimer:
         self._part = None
 
     async def time_kernels(self, load: Callable[[], Awaitable[None]]) -> None:
-        """Wait for the kernels, which a machine without compiled ones compiles for seconds."""
+        """Wait for the kernels; without compiled ones, compiling takes seconds."""
         self._name = "kernels"
         await load()
         seconds = self._now_s() - self._began_s
@@ -107,7 +107,7 @@ class StartTimer:
 
     @contextlib.contextmanager
     def time(self, part: Any, name: str) -> Iterator[None]:
-        """Measure the start of a part; nothing of one that has none."""
+        """Measure the start of a part; ignore a part without ``start``."""
         self._part, self._name, began_s = part, name, self._now_s()
         yield
         self._part = None
@@ -117,9 +117,9 @@ class StartTimer:
             self._parts.append(PartStart(name, self._now_s() - began_s, calibration))
 
     def report(self) -> StartReport:
-        """All parts, innermost first; logged in one line."""
+        """Return the report of all parts, innermost first, and log it in one line."""
         report = StartReport(self._now_s() - self._began_s, tuple(self._parts))
-        # what a log of templates keeps says what happened
+        # a log that stores only the message template still shows the event
         _LOGGER.info("%s ready after %.3f s%s", self._what, report.seconds, report.list_parts())
         return report
 
@@ -137,12 +137,12 @@ class StartTimer:
 
 
 def names_of_parts(parts: Sequence[Any], layers: Sequence[Any], single: Any) -> list[str]:
-    """The names under which the parts of a stack start: those of its layers.
+    """Return the names of the parts of a stack in its report: those of its layers.
 
     Args:
-        parts: the wrapped objects, innermost first, behind what the last layer leaves to its owner.
-        layers: what they were made from, outermost first.
-        single: among the parts, what makes batches of one and comes from no layer.
+        parts: the parts, innermost first: those that the last layer leaves to its owner, then the wrapped objects.
+        layers: the layers from which they were made, outermost first.
+        single: the part that makes batches of one and comes from no layer; or ``None``.
     """
     inside = parts[: len(parts) - len(layers) - (single is not None)]
     names = iter([type(layer).__name__ for layer in (*inside, *reversed(layers))])

@@ -1,4 +1,4 @@
-"""The statistics of a `Stack`: those of its layers, and its start."""
+"""Statistics of a `Stack`: those of its layers, and its start."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -19,14 +19,14 @@ class StackStatistics(Snapshot):
     """Snapshots of the layers of a `Stack`, by the name of their class.
 
     Attributes:
-        state: ``"new"``, ``"starting"``, ``"running"``, ``"stopping"`` or ``"stopped"``, which is also what a stack is
-            whose event loop was closed, and in a forked process.
-        layers: class name → the layer's own frozen statistics, outermost first; a second layer of one class has ``#2``
-            behind its name.
-        start: how long the parts of the latest start took, and what was measured; ``None`` before it ended.
-        children: class name → label → statistics of what is inside a layer: the routes of a router, replicas, both
-            sides of a `Canary`, the copy of a `Shadow`. A `StackStatistics`, a `PartStatistics`, or the statistics of
-            an object that has nothing inside.
+        state: ``"new"``, ``"starting"``, ``"running"``, ``"stopping"`` or ``"stopped"``. A stack is also stopped after
+            its event loop was closed, and in a forked process.
+        layers: class name → the layer's own frozen statistics, outermost first. A second layer of the same class has
+            the suffix ``#2``.
+        start: durations and measurements of the latest start; ``None`` before it ended.
+        children: class name → label → statistics of an object inside a layer: the routes of a router, replicas, both
+            sides of a `Canary`, the copy of a `Shadow`. A value is a `StackStatistics`, a `PartStatistics`, or the
+            statistics of an object without inner objects.
     """
 
     state: StackState
@@ -54,11 +54,11 @@ class StackStatistics(Snapshot):
 
 @attrs.frozen
 class PartStatistics(Snapshot):
-    """Snapshots of an object that is inside a layer and has others inside.
+    """Snapshots of an object that is inside a layer and has inner objects itself.
 
     Attributes:
-        statistics: its own; ``None``: it keeps none.
-        children: label → statistics, as those of a `StackStatistics`.
+        statistics: its own statistics; ``None`` if it has none.
+        children: label → statistics, as in a `StackStatistics`.
     """
 
     statistics: Any
@@ -69,7 +69,7 @@ class PartStatistics(Snapshot):
 
 
 def statistics_inside(thing: Any) -> dict[str, Any]:
-    """Return the statistics of what a layer or service sends requests to, by label, without those that keep none."""
+    """Return the statistics of the objects inside a layer or service, by label; skip objects without statistics."""
     found = {label: _statistics_of(child) for label, child in adapt(thing).children.items()}
     return {label: statistics for label, statistics in found.items() if statistics is not None}
 

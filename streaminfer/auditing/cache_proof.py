@@ -1,18 +1,19 @@
-"""`prove`: what is left of erased subjects and of expired answers, found by looking and not by indices.
+"""`prove`: search for remains of erased subjects and expired responses in the media themselves, not in indices.
 
-**What counts as a remain.** An entry, or the readable beginning of its record, that matches an erasure (its subject's
-keyed hash, or its tag, stands in the retention log) and was computed before it; or that is older than the policy
-allows, or its own time, by more than its place may take to remove it. A sealed record counts as long as its key exists;
-destroying the key is the erasure. So a destroyed key that can still be read from the bytes of the key file counts too.
+**Remains.** An entry, or the readable beginning of its record, is a remain in two cases. Either it matches an erasure
+in the retention log (by its subject's keyed hash, or its tag) and was computed before that erasure. Or it is older than
+the policy or its own time allows, by more than its place may take to remove it. A sealed record counts as long as its
+key exists, because destroying the key is the erasure. A destroyed key that can still be read from the bytes of the key
+file therefore counts too.
 
-**What is held** is no remain and is counted by itself: what a legal hold, or a minimum age, preserves.
+**Held entries** are no remains and are counted separately: a legal hold, or a minimum age, preserves them.
 
-**Where it looks.** Every slot of each cache's table, due or not; every `Entry` that the collector knows; answers
-that left a cache and still live (``departed``); what each tier's ``scan`` reads off its medium; key files; the folders
-of HTTP caches. Nothing is freed, purged or repaired first.
+**Places.** Every slot of each cache's table, due or not; every `Entry` that the garbage collector knows; responses that
+left a cache and still live (``departed``); the results of each tier's ``scan`` of its medium; key files; the folders of
+HTTP caches. Nothing is freed, purged or repaired first.
 
-**Ages** are compared, not instants: each clock is read once, at the start, and an erasure and an entry are as old as
-their own clocks say.
+**Ages** are compared, not instants: each clock is read once, at the start, and the ages of erasures and entries follow
+from their own clocks.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ __all__ = ["Proof", "Remain", "prove", "prove_caches"]
 
 _EXPIRY_NS = 250_000_000
 _SERVER_BOUND_S = 1.0
-"""How long a place that states no bound may hold what has expired: a server hides it at once."""
+"""Time for which a place without a stated bound may hold expired entries: a server hides them at once."""
 _ERASED = "it belongs to a subject or tag that was erased after it was computed"
 _EXPIRED = "it has expired, and the time to remove it has passed"
 _RELEASED = "the hold or minimum age for which it was preserved has ended"
@@ -54,9 +55,9 @@ class Remain(Snapshot):
 
     Attributes:
         place: ``"memory"``, ``"objects"``, a tier's name, ``"keys"`` or ``"http"``.
-        where: within the place, such as the name of a file; no personal data.
-        why: it must not be there, in words.
-        count: how many.
+        where: position in the place, such as the name of a file; contains no personal data.
+        why: the reason why it must not be there.
+        count: number of remains.
     """
 
     place: str
@@ -70,10 +71,10 @@ class Proof(Snapshot):
     """Remains that were found in every place.
 
     Attributes:
-        counts: place → number of remains; every place that was looked at is there.
+        counts: place → number of remains, for every place that was searched.
         remains: the same in more detail.
-        held: place → number of what would be a remain, but for a legal hold or a minimum age; places without are left
-            out.
+        held: place → number of entries that only a legal hold or a minimum age preserves; places without any are
+            missing.
     """
 
     counts: Mapping[str, int]
@@ -82,11 +83,11 @@ class Proof(Snapshot):
 
     @property
     def ok(self) -> bool:
-        """Nothing remains anywhere."""
+        """True if there are no remains in any place."""
         return not any(self.counts.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it as plain values, for strict JSON."""
+        """Return the proof as plain values, for strict JSON."""
         return {"ok": self.ok, **super().to_dict()}
 
     def __str__(self) -> str:
@@ -97,21 +98,21 @@ class Proof(Snapshot):
 
 
 def prove(stack: Stack, *, http_caches: Iterable[NginxFolder] = ()) -> Proof:
-    """Look for remains of erased subjects and of expired answers, in every place that a stack writes to.
+    """Search for remains of erased subjects and expired responses in every place that a stack writes to.
 
-    It reads memory, raw bytes of files and every key of servers; it changes nothing. It blocks, about a second for
-    1 GB of disk tier, and may be called in any thread, of a stack that runs or does not: beside a serving event loop,
+    It reads memory, the raw bytes of files and every key of servers, and changes nothing. It blocks, for about a second
+    per GB of disk tier. Any thread may call it, whether or not the stack runs. On a serving event loop,
     use ``await asyncio.to_thread(si.prove, stack)``.
 
     Args:
-        stack: the stack; nested stacks, routes and replicas are looked into.
+        stack: the stack, including nested stacks, routes and replicas.
         http_caches: folders of HTTP caches in front of the process.
 
     Returns:
-        Counts by place, each of which must be zero.
+        Counts by place; each must be 0.
 
     Raises:
-        TypeError: no `Stack`.
+        TypeError: ``stack`` is not a `Stack`.
         BackendError: a medium or the retention log cannot be read, so nothing is proven.
     """
     check_instance("stack", stack, lambda it: is_a(it, Stack), "a Stack")
@@ -120,14 +121,14 @@ def prove(stack: Stack, *, http_caches: Iterable[NginxFolder] = ()) -> Proof:
 
 
 def prove_caches(caches: Iterable[EdgeCache], *, http_caches: Iterable[NginxFolder] = ()) -> Proof:
-    """Look for remains in caches and all that belongs to them.
+    """Search for remains in caches and all their places.
 
     Args:
         caches: the caches; their tiers need not run.
         http_caches: folders of HTTP caches in front of the process.
 
     Raises:
-        TypeError: ``http_caches`` are no such folders.
+        TypeError: ``http_caches`` are not `NginxFolder` objects.
         BackendError: a medium or the retention log cannot be read, so nothing is proven.
     """
     several = list(caches)
@@ -137,7 +138,7 @@ def prove_caches(caches: Iterable[EdgeCache], *, http_caches: Iterable[NginxFold
         check_instance("http_caches", folder, lambda it: isinstance(it, NginxFolder), "an NginxFolder")
     remains = _Remains()
     judges = [_Judge(cache) for cache in several]
-    gc.collect()  # what only a cycle holds is garbage
+    gc.collect()  # frees objects that only a cycle holds
     for cache, judge in zip(several, judges, strict=True):
         _look_into_memory(cache, judge, remains)
         for worker in () if cache.tiers is None else cache.tiers.workers:
@@ -145,9 +146,9 @@ def prove_caches(caches: Iterable[EdgeCache], *, http_caches: Iterable[NginxFold
     _look_at_objects(judges, remains)
     workers = [worker for cache in several if cache.tiers is not None for worker in cache.tiers.workers]
     for keys in {id(worker.tier.keys): worker.tier.keys for worker in workers}.values():
-        if isinstance(keys, StoredKeys):  # what another key service keeps of a destroyed key is its operator's to prove
+        if isinstance(keys, StoredKeys):  # the operator of another key service must prove what it keeps
             remains.add("keys", "", _KEY, keys.recoverable())
-    longest_s = max((judge.longest_s for judge in judges), default=float("inf"))  # as of a cache without a policy
+    longest_s = max((judge.longest_s for judge in judges), default=float("inf"))  # as for a cache without a policy
     for folder in folders:
         for name, why in folder.remains(time.time(), longest_s):
             remains.add("http", name, why)
@@ -172,7 +173,7 @@ class _Remains:
         self._held[place] += 1
 
     def count(self, judge: _Judge, subject: str | None, tags: Iterable[str], place: str, where: str, why: str) -> None:
-        """Count an entry that must not be there, or that a legal hold is about; an empty ``why``: it may be there."""
+        """Count an entry as a remain, or as held under a legal hold; with an empty ``why`` it may be there."""
         if why and judge.is_held(subject, tags):
             self.hold(place)
         elif why:
@@ -186,20 +187,20 @@ class _Remains:
 
 
 class _Judge:
-    """Judgment of entries by the log and the policy of one cache.
+    """Checks entries against the log and the policy of one cache.
 
     Args:
         cache: the cache.
 
     Attributes:
-        now_ns: of the cache's clock when the proof began.
-        longest_s: the longest that anything may be kept.
+        now_ns: instant of the cache's clock when the proof began.
+        longest_s: longest time for which the policy lets anything be stored.
     """
 
     def __init__(self, cache: EdgeCache) -> None:
         retention = cache._memory.retention
         if retention is not None:
-            retention.counts.catch_up()  # a thread writes what the cache has recorded
+            retention.counts.catch_up()  # waits for the thread that writes the records
         self._policy = None if retention is None else retention.policy
         self._log: RetentionLog | None = cache.erasure_log
         self.now_ns = cache._memory.now()
@@ -214,14 +215,14 @@ class _Judge:
         if self._log is not None:
             log_now_ns = self._log.now_ns()
             for event in self._log._all():
-                if event.action == "erased" and event.where == "memory":  # where each erasure begins
+                if event.action == "erased" and event.where == "memory":  # every erasure begins in memory
                     ages, label = (self._subject_ages, event.subject) if event.subject else (self._tag_ages, event.tag)
                     if label is not None:
-                        # the latest erasure counts, which need not be the last record
+                        # the latest erasure counts, even if it is not the last record
                         ages[label] = min(ages.get(label, NEVER), log_now_ns - event.at_ns)
 
     def is_erased(self, subject: str | None, tags: Iterable[str], age_ns: int) -> bool:
-        """Return whether an entry of that age was there when its subject or one of its tags was erased."""
+        """Return whether an entry of this age was already there when its subject or one of its tags was erased."""
         if subject is not None and self._subject_ages and self._log is not None:
             name = self._names.get(subject)
             if name is None:
@@ -231,20 +232,20 @@ class _Judge:
         return any(age_ns >= self._tag_ages.get(tag, NEVER) for tag in tags)
 
     def is_held(self, subject: str | None, tags: Iterable[str]) -> bool:
-        """Return whether a legal hold is about an entry."""
+        """Return whether a legal hold applies to an entry."""
         return self._log is not None and self._log.is_held(subject, tags)
 
     def objection(
         self, subject: str | None, tags: Iterable[str], age_ns: int | None, bound_ns: int, is_past: bool
     ) -> str:
-        """Return why an entry must not be there; ``""``: it may be.
+        """Return the reason why an entry must not be there; ``""`` if it may be.
 
         Args:
-            subject: whose it is.
+            subject: the data subject of the entry.
             tags: of the entry.
-            age_ns: since it was computed; ``None``: not known.
-            bound_ns: how long the place may take to remove it.
-            is_past: whether its own time and the bound have passed.
+            age_ns: nanoseconds since it was computed; ``None``: not known.
+            bound_ns: time in which the place must remove it.
+            is_past: whether its own time plus the bound has passed.
         """
         if age_ns is not None and self.is_erased(subject, tags, age_ns):
             return _ERASED
@@ -261,7 +262,7 @@ def _look_into_memory(cache: EdgeCache, judge: _Judge, remains: _Remains) -> Non
         subject, tags = (None, ()) if labels is None else labels[:2]
         stored_ns = labels[3] if labels is not None and len(labels) > 2 else None
         age_ns = None if stored_ns is None else judge.now_ns - stored_ns
-        gone_ns = until_ns + stale_ns if queue <= SMALL else until_ns  # of others it is the instant when they go
+        gone_ns = until_ns + stale_ns if queue <= SMALL else until_ns  # stale and negative: the instant of removal
         is_past = until_ns != NEVER and judge.now_ns > gone_ns + _EXPIRY_NS
         why = judge.objection(subject, tags, age_ns, _EXPIRY_NS, is_past)
         remains.count(judge, subject, tags, "memory", "", why)
@@ -277,7 +278,7 @@ def _look_into_memory(cache: EdgeCache, judge: _Judge, remains: _Remains) -> Non
 
 
 def _look_at_objects(judges: list[_Judge], remains: _Remains) -> None:
-    """Look at entries on their way to and from tiers: in queues, in threads, or held by any object."""
+    """Check entries that are on their way to or from tiers: in queues, in threads, or held by any object."""
     remains.add("objects", "", "", 0)
     for thing in gc.get_objects():
         if type(thing) is Entry:

@@ -1,4 +1,4 @@
-"""`privacy_checklist`: the questions that a privacy officer asks, answered from the findings of `audit`."""
+"""`privacy_checklist`: answers to the questions of a privacy officer, from the findings of `audit`."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class ChecklistAnswer:
     """One question with its answer.
 
     Attributes:
-        question: in words.
+        question: the question.
         answer: the worst of the findings: ``"no"``, ``"to be looked at"`` or ``"yes"``; ``"not seen"``: the stack has
-            nothing that the question is about, or does not declare it.
-        evidence: what was found, where and what to do, a line for each finding.
+            nothing that the question concerns, or does not declare it.
+        evidence: place, finding and remedy, a line for each finding.
     """
 
     question: str
@@ -47,7 +47,7 @@ class ChecklistAnswer:
 
 @attrs.frozen
 class PrivacyChecklist(Document):
-    """Questions and answers; the answers are as good as the audit that they come from.
+    """Questions and answers of a privacy checklist; they are as reliable as the audit behind them.
 
     Attributes:
         answers: in the order of the questions.
@@ -74,7 +74,7 @@ def privacy_checklist(audit: Audit) -> PrivacyChecklist:
         audit: what `audit` returned.
 
     Raises:
-        TypeError: no `Audit`.
+        TypeError: ``audit`` is not an `Audit`.
     """
     check_instance("audit", audit, lambda it: isinstance(it, Audit), "an Audit, which audit(stack) returns")
     answers = []

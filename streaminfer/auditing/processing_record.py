@@ -1,8 +1,8 @@
 """`record_of_processing`: a draft of the record of processing activities (GDPR Art. 30) of a `Stack`.
 
-What settings say is filled in: categories of data, time limits, places, hops, security measures. What only people know
-(who the controller is, for which purpose, on which legal basis) are arguments, and what was not given is listed as
-missing. It holds settings and names of classes and places, and no data.
+The settings of the stack give the categories of data, time limits, places, hops and security measures. Facts that only
+people know (the controller, the purpose, the legal basis) are arguments; those that are not given are listed as
+missing. The record contains settings and names of classes and places, but no data.
 """
 
 from __future__ import annotations
@@ -45,16 +45,18 @@ _STATES = "states of streams, since the last request"
 
 @attrs.frozen(kw_only=True)
 class ProcessingRecord(Document):
-    """A record of processing activities, as far as it is known.
+    """Record of processing activities, as far as it is known.
 
     Attributes:
-        stated: what people said, by name: ``controller``, ``purpose``, ``legal_basis``, ``subjects``, ``recipients``,
-            ``transfers``; ``""``: nothing.
-        categories: for each cache and data class, and for the states of each recurrent model: where, its name, seconds
-            it is kept at most (``None``: no limit) and at least. That of a state counts from its stream's last request.
-        places: for each place of a cache, and for the states: where, its name, on a disk, shared, encrypted.
-        residual: for each declared copy: where, its name, seconds after an erasure (``None``: no bound).
-        measures: the findings of `audit` on encryption, hops, erasing and logs: check, where, severity, what.
+        stated: the given facts by name: ``controller``, ``purpose``, ``legal_basis``, ``subjects``, ``recipients``,
+            ``transfers``; ``""`` if not given.
+        categories: for each cache and data class, and for the states of each recurrent model: the object, the name, the
+            most seconds for which it is stored (``None``: no limit) and the least. The time of a state counts from its
+            stream's last request.
+        places: for each place of a cache, and for the states: the object, the name of the place, and whether it is on a
+            disk, shared and encrypted.
+        residual: for each declared copy: the object, the name, and the seconds after an erasure (``None``: no bound).
+        measures: the findings of `audit` on encryption, hops, erasures and logs: check, object, severity, finding.
     """
 
     stated: dict[str, str]
@@ -67,11 +69,11 @@ class ProcessingRecord(Document):
 
     @property
     def missing(self) -> list[str]:
-        """Names of what a complete record still needs."""
+        """Names of the facts that a complete record still needs."""
         return [name for name, said in self.stated.items() if not said]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it as plain values, in the layout that ``schema`` and ``version`` name."""
+        """Return the record as plain values, in the layout that ``schema`` and ``version`` name."""
         tables = {
             name: [dict(zip(head.split(), row, strict=True)) for row in getattr(self, name)]
             for name, (_, head) in _TABLES.items()
@@ -99,19 +101,19 @@ def record_of_processing(
     recipients: str = "",
     transfers: str = "",
 ) -> ProcessingRecord:
-    """Make a record of processing from what a stack's settings say; it runs nothing of the stack.
+    """Make a record of processing from the settings of a stack; runs no code of the stack.
 
     Args:
         stack: the stack.
         controller: name and contact of the controller, and of its data protection officer.
-        purpose: why the data is processed.
-        legal_basis: on which ground of Art. 6.
-        subjects: whose data it is, in categories.
-        recipients: to whom it is disclosed; the hops of the stack are listed besides.
-        transfers: to which third countries, with which safeguards; ``"none"`` where there are none.
+        purpose: the purpose of the processing.
+        legal_basis: the legal basis under Art. 6.
+        subjects: categories of data subjects.
+        recipients: recipients of the data; the hops of the stack are listed in addition.
+        transfers: third countries that receive the data, with safeguards; ``"none"`` if there are none.
 
     Raises:
-        TypeError: no `Stack`, or a text that is none.
+        TypeError: ``stack`` is not a `Stack`, or another argument is not a string.
     """
     said = (controller, purpose, legal_basis, subjects, recipients, transfers)
     stated = dict(zip(_STATED, said, strict=True))

@@ -1,37 +1,39 @@
-"""`audit`: what a `Stack` does with people's data, checked against what it should, without running it.
+"""`audit`: check how a `Stack` handles personal data, without running it.
 
-The checks, each of every cache, tier, policy and hop that the stack leads to:
+Each check applies to every cache, tier, policy and hop that the stack leads to:
 
 ``max-age``
-    each cache has a longest time for which it keeps an answer, and a recurrent model one for the state of a stream.
+    each cache limits the time for which it stores a response, and a recurrent model the time for the state of a stream.
 ``ttl``
     no time to live is longer than the policy allows; the policy shortens it, and its author should know.
 ``tier``
-    what lies on a tier is encrypted there; a tier that does not encrypt is given no answer that has a subject.
+    data on a tier are encrypted; a tier that does not encrypt gets no response with a subject.
 ``hop``
-    what leaves this machine is encrypted on its way.
+    data that leave this machine are encrypted in transit.
 ``subjects``
-    what is kept can be erased by whose it is.
+    stored data can be erased by subject.
 ``log``
-    what goes is recorded in a log that outlives the process, and no erasure is still owed.
+    removals are recorded in a log that outlives the process, and no erasure is still owed.
 ``min-age``
-    what must be kept for some time outlives the process.
+    data with a minimum age outlive the process.
 ``residual``
     copies that no erasure reaches, as the policy declares them, are gone by a known time.
 ``key-store``
     a tier that other machines read has keys that these machines share.
 ``keys``
-    no caller can make inputs that share an answer with others, such as another tenant's: keys are made with a secret.
+    no caller can make inputs that share a response with others, such as another tenant's: keys are made with a secret.
 
-**Declaring a hop.** A backend or a service of your own says where it sends requests by two attributes, of the instance
-or the class: ``address``, a string (``"host:port"``, a URL, ``"unix:/path"``; ``""``: requests stay in this process),
-and ``encrypted``, a bool: whether they are encrypted on the way. A tier, whose ``encrypted`` says what lies there, has
-``encrypted_in_transit`` instead, which wins everywhere. Properties of your own classes are not read: that would be to
-run them. What declares nothing, and is not this package's, gets ``"attention"``.
+**Declaring a hop.** Your own backend or service declares where it sends requests by two attributes, of the instance or
+the class. ``address`` is a string (``"host:port"``, a URL, ``"unix:/path"``; ``""``: requests stay in this process).
+``encrypted`` is a bool: whether requests are encrypted in transit. A tier, where ``encrypted`` means the stored data,
+has ``encrypted_in_transit`` instead, which takes precedence everywhere. The audit does not read properties of your
+classes, because that would run them. An object that declares nothing, and is not from this package, gets
+``"attention"``.
 
-**What can be known.** Settings can. Whether requests *should* have had a subject cannot: that an answer is about a
-person is not written on it. So the check counts what the memory of a cache holds with a subject and without, at this
-moment; an audit of a stack that has served nothing says so. Entries on tiers are not looked at.
+**Limits.** The audit knows settings. It cannot know whether requests *should* have had a subject, because a response
+does not show that it is about a person. It therefore counts the entries with and without a subject that the memory of
+a cache holds at this moment. For a stack that has served nothing, the audit says so. It does not check entries on
+tiers.
 """
 
 from __future__ import annotations
@@ -69,14 +71,14 @@ _MARKS = {"ok": "good", "attention": "so", "fail": "bad"}
 
 @attrs.frozen(kw_only=True)
 class Finding:
-    """The outcome of one check of one thing.
+    """Outcome of one check of one object.
 
     Attributes:
-        severity: ``"ok"``, ``"attention"`` (a person should look whether it is meant so) or ``"fail"``.
-        check: which one.
-        where: the thing, by the way there.
-        what: was found, in words.
-        remedy: what to do; ``""`` where nothing is wrong.
+        severity: ``"ok"``, ``"attention"`` (a person should check whether this is intended) or ``"fail"``.
+        check: name of the check.
+        where: path to the object.
+        what: the finding, in words.
+        remedy: what to do; ``""`` if nothing is wrong.
     """
 
     severity: str
@@ -88,7 +90,7 @@ class Finding:
 
 @attrs.frozen
 class Audit(Snapshot):
-    """A checklist: what is as it should be as well as what is not.
+    """Findings of an audit, good ones included.
 
     Attributes:
         findings: in the order of the stack, outermost first.
@@ -98,11 +100,11 @@ class Audit(Snapshot):
 
     @property
     def ok(self) -> bool:
-        """Nothing fails; some of it may ask for attention."""
+        """True if no check fails; some may need attention."""
         return all(finding.severity != "fail" for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it as plain values, in the layout that ``schema`` and ``version`` name."""
+        """Return the findings as plain values, in the layout that ``schema`` and ``version`` name."""
         return {"schema": _SCHEMA, "version": _VERSION, "ok": self.ok, **super().to_dict()}
 
     def __str__(self) -> str:
@@ -128,16 +130,16 @@ class Audit(Snapshot):
 def audit(stack: Stack) -> Audit:
     """Check a stack and everything in it: nested stacks, the routes of routers, replicas.
 
-    It reads settings and runs no code of yours. Call it for a stack that runs, in its thread, or that does not run.
+    It reads settings and runs none of your code. If the stack runs, call it in the thread of the stack.
 
     Args:
         stack: the stack.
 
     Returns:
-        One finding for each check of each thing. The checks are those of the module; so is what they cannot know.
+        One finding for each check of each object. The module docstring lists the checks and their limits.
 
     Raises:
-        TypeError: no `Stack`.
+        TypeError: ``stack`` is not a `Stack`.
     """
     check_instance("stack", stack, lambda it: is_a(it, Stack), "a Stack")
     findings: list[Finding] = []
@@ -158,7 +160,7 @@ def audit(stack: Stack) -> Audit:
 
 
 def idle_s(backend: StatefulBackend) -> float | None:
-    """Return the seconds for which a state is kept after the last request of its stream; ``None``: no limit."""
+    """Return the seconds for which a state is stored after its stream's last request; ``None``: no limit."""
     ttl_ns = read(backend, "_ttl_ns")
     return None if ttl_ns is None else ttl_ns / 1e9
 
@@ -197,7 +199,7 @@ def _check_cache(cache: EdgeCache, where: str) -> Iterator[Finding]:
 
 
 def _of(cache: EdgeCache, name: str) -> Any:
-    """Return an attribute of a cache as this package defines it, whatever a subclass makes of it."""
+    """Return an attribute of a cache as this package defines it, even if a subclass overrides it."""
     return getattr(EdgeCache, name).__get__(cache, EdgeCache)
 
 
@@ -235,9 +237,9 @@ def _check_age(cache: EdgeCache, policy: Retention | None, where: str) -> Iterat
 
 
 def _count_subjects(cache: EdgeCache, policy: Retention | None) -> tuple[int, int] | None:
-    """How many entries the memory holds with a subject, and without; ``None``: to look would run other code.
+    """Return the number of entries in memory with a subject, and without; ``None`` if counting would run other code.
 
-    To look frees what has expired, which reads the clock and tells listeners.
+    Counting frees expired entries, which reads the clock and calls listeners.
     """
     memory = _of(cache, "_memory")
     called = (memory.clock, *memory.events, None if policy is None else policy.log)
@@ -319,7 +321,7 @@ def _check_keys(secret: bytes | None, where: str) -> Finding:
 
 @attrs.define
 class _PlainTier:
-    """A tier that does not encrypt, as a rule sees it."""
+    """Traits of a tier that does not encrypt, for a rule."""
 
     on_disk: bool
     shared: bool
@@ -372,7 +374,7 @@ def _check_hop(found: Found) -> Iterator[Finding]:
 
 
 def _judge_hop(address: Any, encrypted: Any, where: str, *, known: bool) -> Iterator[Finding]:
-    """Of something that may send requests elsewhere; ``known``: it would say so if it did."""
+    """Yield the finding of an object that may send requests elsewhere; one that is ``known`` would declare that."""
     declare = 'declare it: address="host:port" ("" in this process) and encrypted=True or False, as plain attributes'
     host = (_host_of(address) if is_a(address, str) else "") or "an address that cannot be read"
     if address is NOTHING and known:
@@ -393,7 +395,7 @@ def _judge_hop(address: Any, encrypted: Any, where: str, *, known: bool) -> Iter
 
 
 def _host_of(address: str) -> str:
-    """Return the host of an address, without what may be secret in a URL."""
+    """Return the host of an address, without the secret parts of a URL."""
     if address.startswith(("unix:", "/")):
         return ""
     try:
@@ -403,7 +405,7 @@ def _host_of(address: str) -> str:
 
 
 def _stays_here(address: str) -> bool:
-    """Return whether what is sent there stays on this machine: a Unix socket, ``localhost``, a loopback address."""
+    """Return whether an address is on this machine: a Unix socket, ``localhost`` or a loopback address."""
     if address.startswith(("unix:", "/")):
         return True
     host = _host_of(address)

@@ -1,7 +1,7 @@
-"""What stands inside a `Stack`, found without running anything of users'.
+"""Traversal of a `Stack` without running users' code.
 
-Attributes are read as they lie there: values of instances and classes, slots, and properties of this package. A
-property or a ``__getattr__`` of a class of others is code, and is not run; what it would say stays `UNREAD`.
+Attributes are read statically: values of instances and classes, slots, and properties of this package. A property or a
+``__getattr__`` of another class is code and is not run; its value stays `UNREAD`.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from streaminfer.stack import Stack
 __all__ = ["NOTHING", "UNREAD", "Found", "inner_of", "is_a", "is_ours", "read", "walk"]
 
 NOTHING: Any = type("_Nothing", (), {"__repr__": lambda _: "nothing"})()
-"""There is no such attribute."""
+"""Result of :func:`read`: there is no such attribute."""
 UNREAD: Any = type("_Unread", (), {"__repr__": lambda _: "unread"})()
-"""There is one, and only code of others could say what it is."""
+"""Result of :func:`read`: the attribute exists, but only code outside this package could return its value."""
 
 _PACKAGE = "streaminfer."
 
 
 class Found(NamedTuple):
-    """Something in a stack.
+    """Object in a stack.
 
     Attributes:
-        thing: it.
-        where: the way there, in words.
-        answers: it is what answers in the end: the last layer, a route, a replica.
+        thing: the object.
+        where: the path to it, in words.
+        answers: whether it responds to requests itself: the last layer, a route, a replica.
     """
 
     thing: Any
@@ -41,12 +41,12 @@ class Found(NamedTuple):
 
 
 def is_a(thing: object, kind: type) -> bool:
-    """Whether it is of a class, going by nothing but its type: ``isinstance`` may ask the object."""
+    """Return whether an object is of a class, by its type alone, because ``isinstance`` may call the object."""
     return kind in type(thing).__mro__
 
 
 def is_ours(thing: object) -> bool:
-    """Whether it is a function, a method or an object of this package or of the interpreter, or none at all."""
+    """Return whether an object, function or method belongs to this package or the interpreter; true for ``None``."""
     if thing is None or is_a(thing, types.BuiltinFunctionType):
         return True
     function: Any = read(thing, "__func__") if is_a(thing, types.MethodType) else thing
@@ -55,29 +55,30 @@ def is_ours(thing: object) -> bool:
 
 
 def read(thing: object, name: str) -> Any:
-    """An attribute as it lies there; `NOTHING`, or `UNREAD`."""
+    """Return an attribute without running users' code; `NOTHING` or `UNREAD` if that is impossible."""
     found = inspect.getattr_static(thing, name, NOTHING)
     if is_a(found, property):
         return found.fget(thing) if is_ours(found.fget) else UNREAD
     if is_a(found, types.MemberDescriptorType) or is_a(found, types.GetSetDescriptorType):
         try:
             return found.__get__(thing, type(thing))
-        except AttributeError:  # a slot that was not filled
+        except AttributeError:  # an empty slot
             return NOTHING
     return found
 
 
 def inner_of(thing: object) -> Any:
-    """What it wraps; ``None``: nothing that can be seen."""
+    """Return the object that ``thing`` wraps; ``None`` if it wraps none that can be read."""
     inner = read(thing, "inner")
     return None if inner is NOTHING or inner is UNREAD else inner
 
 
 def walk(stack: Stack) -> Iterator[Found]:
-    """Everything in a stack, outermost first, each once.
+    """Yield every object in a stack once, outermost first.
 
-    Layers, what they wrapped (``inner``), nested stacks, and the ``children`` of objects of this package: the routes of
-    routers, replicas, both sides of a `Canary`, what gets the copies of a `Shadow` or the extra requests of a `Hedge`.
+    These are the layers, the objects that they wrap (``inner``), nested stacks, and the ``children`` of objects of this
+    package: routes of routers, replicas, both sides of a `Canary`, and the targets of a `Shadow`'s copies and of a
+    `Hedge`'s extra requests.
     """
     seen: set[int] = set()
     waiting: list[Found] = [Found(stack, "stack", False)]
@@ -112,7 +113,7 @@ def _label(thing: Any, label: str) -> str:
 
 
 def _name(thing: object) -> str:
-    if is_a(thing, EdgeCache) and is_ours(thing):  # which class of ours it is says nothing to a reader
+    if is_a(thing, EdgeCache) and is_ours(thing):  # the exact class of this package does not help a reader
         return "EdgeCache"
     return type(thing).__name__
 

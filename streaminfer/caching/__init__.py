@@ -46,5 +46,5 @@ _HOMES = {
 }
 
 
-if not TYPE_CHECKING:  # type checkers know the names from the block above, and refuse others
+if not TYPE_CHECKING:  # type checkers take the names from the block above and reject others
     __getattr__, __dir__ = lazy_attributes(__name__, _HOMES)

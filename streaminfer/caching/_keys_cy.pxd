@@ -26,7 +26,7 @@ cdef extern from *:
         return both;
     }
     """
-    # cpdef: the assignment of the same name in the source then makes a Python variable, and calls stay in C
+    # cpdef, so that the assignment to this name in the source makes a Python variable while calls stay in C
     cpdef bytes _length "streaminfer_length"(unsigned long long number)
     cpdef bytes _signed "streaminfer_signed"(long long number)
     cpdef bytes _double "streaminfer_double"(double number)

@@ -1,15 +1,15 @@
 """Encoding of values for :func:`streaminfer.content_key`: different values have different encodings.
 
-*Design.* A value becomes a tag, a length if that can vary, and its contents. An encoding therefore says where each part
-ends, and ``("ab", "c")`` differs from ``("a", "bc")``. Large contents (arrays, long strings) are replaced by their own
+*Design.* The encoding of a value is a tag, a length if it can vary, and the contents. Each part thus marks its own end,
+and ``("ab", "c")`` differs from ``("a", "bc")``. Large contents (arrays, long strings) are replaced by their own
 digest, so they are read once and never copied. The key is the digest of the whole: a Merkle tree of two levels. With a
-keyed hash both levels are keyed.
+keyed hash, both levels are keyed.
 
-* Arrays: dtype with byte order, shape, then the elements in C order, whatever the layout in memory. A header is made
-  once for each dtype and shape and remembered.
+* Arrays: dtype with byte order, shape, then the elements in C order, for any layout in memory. The header of each dtype
+  and shape is made once and remembered.
 * Mappings and sets: the encoded items, sorted, so their order does not matter.
-* Floats: their bits. NaN equals the NaN of the same bits, -0.0 differs from 0.0.
-* Numbers: their type as well. 1, 1.0 and True differ, because a function can tell them apart.
+* Floats: their bits. A NaN equals a NaN with the same bits; -0.0 differs from 0.0.
+* Numbers: their type and value. 1, 1.0 and True differ, because a function can tell them apart.
 * A subclass (a named tuple, an ``IntEnum``, ``np.matrix``): its class and its contents, because a model may treat it
   differently. Views of bytes (``bytearray``, ``memoryview``, ``np.memmap``) are encoded as their contents.
 
@@ -52,27 +52,27 @@ _joined = operator.concat
 
 
 class KeyMaker:
-    """Makes keys that share a hash function and a beginning: the model, its version and how inputs were prepared.
+    """Makes keys with one hash function and one prefix: the model, its version and the preprocessing.
 
     Args:
-        digest: bytes-like → digest, of a fixed length.
-        prefix: what every encoding begins with; it ends where it says, like every part.
+        digest: function from a bytes-like object to a digest of fixed length.
+        prefix: the beginning of every encoding; it marks its own end, like every part.
 
-    Threads: any number may use it at once; it only remembers headers, and loses them all when there are too many.
+    Thread-safe. It remembers headers only, and forgets them all when there are too many.
     """
 
     def __init__(self, digest: Callable[[Any], bytes], prefix: bytes) -> None:
         self._digest = digest
         self._prefix = prefix
         self._headers: dict[Any, bytes] = {}
-        self._before: tuple[Any, Any, bytes] = (None, None, b"")  # read and written in one piece
+        self._before: tuple[Any, Any, bytes] = (None, None, b"")  # one tuple, so threads read all three at once
 
     def key(self, inputs: Any, tenant: str | None = None) -> bytes:
-        """Return the key of some inputs.
+        """Return the key of inputs.
 
         Args:
             inputs: arrays, numbers, strings, bytes, ``None``, and mappings, sequences and sets of these.
-            tenant: on whose behalf; ``None`` is the same as an empty name.
+            tenant: the tenant that sends the request; ``None`` is the same as an empty name.
 
         Raises:
             InvalidInput: something among the inputs cannot be keyed; the message says what.
@@ -82,10 +82,10 @@ class KeyMaker:
         return self._key_of_all(inputs, tenant)
 
     def _key_of_one(self, inputs: Any) -> bytes:
-        """Return the key of one array, remembering what comes before its digest for the next of the same shape."""
+        """Return the key of one array; remember the bytes before its digest for the next array of the same shape."""
         array = inputs[0]
         before = self._before
-        shape: Any = len(array) if array.ndim == 1 else array.shape  # a tuple takes longer to make than to compare
+        shape: Any = len(array) if array.ndim == 1 else array.shape  # making a tuple takes longer than comparing it
         if array.dtype is before[0] and shape == before[1]:
             return self._digest(_joined(before[2], self._digest_of(array)))
         header = self._headers.get((array.dtype, array.shape))
@@ -101,7 +101,7 @@ class KeyMaker:
         return self._digest(b"".join(parts))
 
     def _encode(self, value: Any, parts: list[bytes], depth: int) -> None:
-        kind = type(value)  # the usual kinds first, by identity, which costs nothing
+        kind = type(value)  # the usual types first, compared by identity, which is fast
         if kind is ndarray:
             self._encode_array(value, parts, depth)
         elif kind is str:
@@ -212,16 +212,16 @@ class KeyMaker:
     def _digest_of(self, array: Any) -> bytes:
         try:
             return self._digest(array)
-        except (TypeError, ValueError, BufferError):  # not in C order, or of a dtype that the buffer protocol lacks
+        except (TypeError, ValueError, BufferError):  # not in C order, or a dtype without the buffer protocol
             return self._digest(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
     def _header(self, array: Any) -> bytes | None:
-        """Return dtype and shape of a plain array, remembered; ``None``: its elements are no plain bytes."""
+        """Encode dtype and shape of an array, and remember them; ``None`` if its elements are not plain bytes."""
         dtype = array.dtype
         if dtype.kind not in _PLAIN_KINDS or dtype.names is not None or dtype.type in _PADDED:
             return None
         name = dtype.str
-        if dtype.isbuiltin == _BY_OTHERS:  # several of these share the letters of ``str``
+        if dtype.isbuiltin == _BY_OTHERS:  # several of these have the same ``dtype.str``
             name = f"{name} {dtype.type.__module__}.{dtype.name}"
         header = b"a" + _text(name) + _length(array.ndim) + b"".join(map(_length, array.shape))
         if len(self._headers) >= _MAX_HEADERS:
@@ -230,7 +230,7 @@ class KeyMaker:
         return header
 
     def _encode_composite(self, array: Any, parts: list[bytes], depth: int) -> None:
-        """Encode field after field, so that the padding between them does not count; or object after object."""
+        """Encode field by field, so that padding does not count, or object by object."""
         dtype = array.dtype
         shape = _length(array.ndim) + b"".join(map(_length, array.shape))
         if depth >= _DEEPEST:
@@ -253,7 +253,7 @@ class KeyMaker:
                 raise InvalidInput("inputs: a masked array with fields cannot be keyed; pass its fields one by one")
             mask = np.ma.getmaskarray(array)
             plain = np.array(array.data, order="C")
-            plain[mask] = np.zeros((), plain.dtype)  # what lies under the mask does not count
+            plain[mask] = np.zeros((), plain.dtype)  # masked elements do not count
             parts.append(b"k")
             self._encode_array(plain, parts, depth)
             self._encode_array(np.asarray(mask), parts, depth)
@@ -285,7 +285,7 @@ def _text(text: str) -> bytes:
 def _utf8(text: str) -> bytes:
     try:
         return text.encode("utf-8")
-    except UnicodeEncodeError:  # half of a pair, as file names may hold them
+    except UnicodeEncodeError:  # an unpaired surrogate, which file names can contain
         return text.encode("utf-8", "surrogatepass")
 
 

@@ -1,7 +1,8 @@
-"""Tables and mappings whose operations hold a lock, for uncompiled code and interpreters without a lock.
+"""Lock around each operation of a table or mapping, for uncompiled code and interpreters without a global lock.
 
-The thread that holds the lock can enter it again, because an ``__eq__`` of a key or a finalizer may use the same table.
-What goes is noted while the lock is held, and told and freed when it is not; so the user of a table sets ``keeping``.
+The thread that holds the lock can take it again, because an ``__eq__`` of a key or a finalizer may use the same table.
+While the lock is held, the table notes the entries that leave; after its release, they are delivered to listeners and
+freed. The user of a table therefore sets ``keeping``.
 """
 
 from operator import attrgetter, methodcaller
@@ -16,12 +17,12 @@ _tell = methodcaller("tell")
 
 
 def guarded(table: type[Any]) -> type[Any]:
-    """Return a subclass of a table, each of whose operations holds a lock and then, without it, calls ``tell``."""
+    """Return a subclass of a table: each operation holds a lock, releases it and then calls ``tell``."""
     return locked_subclass(table, _public_methods(table), after=_tell, not_after=("drain",))
 
 
 def guarded_mapping(mapping: type[Any]) -> type[Any]:
-    """Return a subclass of a mapping, each of whose methods holds the lock of its guarded table."""
+    """Return a subclass of a mapping: each method holds the lock of its guarded table."""
     names, memory_of = (*_public_methods(mapping), *_MAPPING_PROTOCOL), attrgetter("_memory")
     operations = {name: under_lock(getattr(mapping, name), owner=memory_of, after=_tell) for name in names}
     made: type[Any] = type("GuardedTableMapping", (mapping,), {"__slots__": (), **operations})

@@ -1,23 +1,23 @@
-"""Values as bytes, and back, without pickle: for media that outlive the process or are shared.
+"""Encoding of values as bytes, and decoding, without pickle: for media that are shared or outlive the process.
 
-A record may be corrupt, or written by another program, so decoding builds nothing but data: ``None``, booleans,
+A record may be corrupt, or written by another program. Decoding therefore builds only data: ``None``, booleans,
 numbers, strings, bytes, lists, tuples, dictionaries, NumPy arrays and scalars. A value comes back with its exact types,
 or not at all:
 
-* :func:`encode` rejects with ``TypeError`` what would come back as something else: subclasses (masked arrays, named
-  tuples, enumerations), arrays of objects, data types that NumPy cannot name. The message says where in the value.
-* :func:`decode` rejects with :class:`CorruptRecord` what does not have the checksum, is cut short, or is malformed.
+* :func:`encode` raises ``TypeError`` for values that would come back as something else: subclasses (masked arrays,
+  named tuples, enumerations), arrays of objects, data types that NumPy cannot name. The message gives the position.
+* :func:`decode` raises :class:`CorruptRecord` for data with a wrong checksum, and for short or malformed data.
 
 A record is a header, a head and buffers::
 
     bytes 0-5  "si-ser"    6-7  version    8-15  length of the rest    16-23  XXH3-64 of the rest, seeded by the version
     24-31  length of the head
 
-The head has a line of JSON for each value. What JSON lacks is an object of one item: a tag, such as ``"t"`` for a
-tuple, and what the type needs. The data of bytes and arrays lie in the buffers, each at a multiple of 16, so that views
-on the record are aligned. Reading an array copies nothing: it is a read-only view that keeps the record alive. Time and
-memory are linear in the size. XXH3 runs at the speed of memory; it finds accidents and not forgeries, which is what
-:mod:`~streaminfer.caching.tiers.encryption` is for.
+The head has a line of JSON for each value. A type that JSON lacks is an object with one item: a tag, such as ``"t"``
+for a tuple, and the data of the type. The contents of bytes and arrays lie in the buffers, each at a multiple of 16, so
+that views on the record are aligned. Reading an array copies nothing: the array is a read-only view that keeps the
+record alive. Time and memory are linear in the size. XXH3 runs at the speed of memory. It detects accidents, not
+forgeries; :mod:`~streaminfer.caching.tiers.encryption` detects those.
 """
 
 import functools
@@ -40,9 +40,9 @@ _VERSION = 2
 _HEADER = struct.Struct("<6sHQQ")
 _LENGTH = struct.Struct("<Q")
 RECORD_MARK = _HEADER.pack(_MAGIC, _VERSION, 0, 0)[:8]
-"""The bytes that each record begins with."""
+"""First bytes of every record."""
 HEAD_AT = _HEADER.size + _LENGTH.size
-"""Where the head of a record begins, whose first line has the first value."""
+"""Offset of the head of a record; the first line of the head has the first value."""
 _ALIGNED = 16
 _DEEPEST = 64
 _PLAIN_INTS = 2**63  # JSON reads larger ones slowly, or not at all
@@ -53,7 +53,7 @@ Buffer = bytes | bytearray | memoryview
 
 
 class CorruptRecord(StreamInferError, ValueError):  # noqa: N818 - says what the data are
-    """Raised when a record is cut short, altered, of an unknown version, or never was one."""
+    """Raised when data are a record that is cut short, altered or of an unknown version, or are no record."""
 
 
 def encode(*values: Any) -> bytes:
@@ -61,17 +61,16 @@ def encode(*values: Any) -> bytes:
 
     Args:
         values: each ``None``, bool, int, float, complex, str, bytes, list, tuple, dict, a NumPy array or scalar of any
-            data type without objects, nested up to 64 deep. A ``MappingProxyType`` is written as the dict that it
-            shows.
+            data type without objects, nested up to 64 deep. A ``MappingProxyType`` is written as a dict.
 
     Returns:
         The record.
 
     Raises:
-        TypeError: something in a value is of another type; the message says where.
-        ValueError: nested deeper, or within itself.
+        TypeError: a value contains another type; the message says where.
+        ValueError: a value is nested deeper, or contains itself.
 
-    Thread-safe, on values that do not change meanwhile.
+    Thread-safe if the values do not change meanwhile.
     """
     encoder = _Encoder()
     lines = [_to_json(encoder.plain(value, "value", 0)) for value in values]
@@ -88,11 +87,11 @@ def decode(data: Buffer) -> list[Any]:
     """Return the values of a record.
 
     Args:
-        data: what :func:`encode` returned. Arrays are read-only views on it; a buffer must not
-            change while they live.
+        data: what :func:`encode` returned. Arrays are read-only views on it, so a buffer must not change while they
+            live.
 
     Raises:
-        CorruptRecord: this is not, byte for byte, a record.
+        CorruptRecord: the data are not an unaltered record.
 
     Thread-safe.
     """
@@ -119,18 +118,18 @@ def decode(data: Buffer) -> list[Any]:
 
 
 def first_value(data: Buffer) -> Any:
-    """Return the first of several values, if it has no buffers, of a record of which only the beginning is there.
+    """Return the first value of a record from its beginning, if that value has no buffers.
 
     Args:
-        data: bytes that begin with a record; the checksum is not looked at.
+        data: the first bytes of a record, or all of it; the checksum is not verified.
 
     Returns:
-        The value; ``None``: these bytes do not hold it.
+        The value; ``None`` if these bytes do not contain it.
     """
     line, end, _ = bytes(data[HEAD_AT:]).partition(b"\n")
     try:
         return json.loads(str(line, "utf-8", "surrogatepass")) if end and data[:8] == RECORD_MARK else None
-    except (ValueError, RecursionError):  # no record, or not all of its beginning
+    except (ValueError, RecursionError):  # not a record, or too few bytes of it
         return None
 
 
@@ -145,7 +144,7 @@ class _Encoder:
         self._size = 0
 
     def plain(self, value: Any, where: str, depth: int) -> Any:  # noqa: PLR0911 - one for each kind
-        """Return what JSON has for a value."""
+        """Return the JSON form of a value; bytes and arrays go to the buffers."""
         if depth > _DEEPEST:
             raise ValueError(f"{where[:200]}: nested deeper than {_DEEPEST}, or within itself")
         kind = type(value)
@@ -182,7 +181,7 @@ class _Encoder:
         return described, value.shape, fortran, start
 
     def _add(self, part: bytes | memoryview) -> int:
-        """Add a buffer, and return where it begins."""
+        """Add a buffer and return its offset."""
         start = self._size
         padding = bytes(-len(part) % _ALIGNED)
         self.buffers += (part, padding)
@@ -191,7 +190,7 @@ class _Encoder:
 
 
 def _build(buffers: memoryview, tagged: dict[str, Any]) -> Any:  # noqa: PLR0911 - one for each kind
-    """Return what JSON lacks."""
+    """Return the value of a tagged object: a type that JSON lacks."""
     ((tag, content),) = tagged.items()
     match tag:
         case "t":
@@ -214,9 +213,9 @@ def _build(buffers: memoryview, tagged: dict[str, Any]) -> Any:  # noqa: PLR0911
 
 @functools.lru_cache(maxsize=256)
 def _described(dtype: np.dtype[Any]) -> str | None:
-    """Return the name of a data type, the literal that ``.npy`` files have; ``None``: it has none."""
+    """Return the literal that names a data type in ``.npy`` files; ``None`` if it has no such name."""
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # of a type that ``.npy`` files would have to pickle
+        warnings.simplefilter("error")  # NumPy warns of a type that ``.npy`` files would pickle
         try:
             described = repr(np.lib.format.dtype_to_descr(dtype))
             return described if _dtype(described) == dtype else None
@@ -225,7 +224,7 @@ def _described(dtype: np.dtype[Any]) -> str | None:
 
 
 def _says_more(dtype: np.dtype[Any]) -> bool:
-    """Return whether a data type has what its name lacks: metadata, or records with attributes (``np.record``)."""
+    """Return whether a data type has more than its name tells: metadata, or ``np.record`` attributes."""
     inner = [field[0] for field in (dtype.fields or {}).values()]
     if dtype.subdtype is not None:
         inner.append(dtype.base)
@@ -233,7 +232,7 @@ def _says_more(dtype: np.dtype[Any]) -> bool:
 
 
 def _would_be_cut(value: Any) -> bool:
-    """Return whether this is a scalar of text that ends with zeros, which an array does not have."""
+    """Return whether this is a text scalar with trailing zeros, which an array would drop."""
     is_cut: bool = isinstance(value, np.bytes_) and value.endswith(b"\0")
     return is_cut or (isinstance(value, np.str_) and value.endswith("\0"))
 

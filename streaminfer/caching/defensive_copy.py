@@ -1,8 +1,8 @@
-"""Copies of values and errors that a cache stores: nothing outside can change them, and they keep nothing else alive.
+"""Copies of values and errors for a cache: no other code can change them, and they keep no other object alive.
 
-A model's output is often a row of a whole batch's array, or a buffer that the next call fills again. Arrays are
-therefore copied when they are stored, once per miss, into read-only memory of their own. Because of the copy the cache
-knows how many bytes an entry holds. An error is stored without its traceback, whose frames hold the request's inputs.
+A model's output is often a row of the array of a whole batch, or a buffer that the next call fills again. The cache
+therefore copies arrays when it stores them, once per miss, into read-only memory. The copy also gives the exact number
+of bytes that an entry holds. An error is stored without its traceback, because the frames hold the request's inputs.
 """
 
 import copy
@@ -21,13 +21,13 @@ _MAX_CAUSES = 8
 
 
 def freeze(value: Any) -> Any:
-    """Return what to store of a value; ``_hit_path_cy.copy_out`` makes a caller's copy of it.
+    """Return the stored form of a value; ``_hit_path_cy.copy_out`` makes a caller's copy from it.
 
     Arrays and records (``np.void``), also inside dicts, lists and tuples, become read-only views of copies. Other
-    objects are stored themselves and shared by all callers, who must not change them.
+    objects are stored without a copy; all callers share them and must not change them.
 
     Raises:
-        TypeError: it can be used only once: an iterator, a generator or an awaitable.
+        TypeError: the value can be used only once: an iterator, a generator or an awaitable.
     """
     if isinstance(value, (Iterator, AsyncIterator, Awaitable)):
         what = "a value that can be used more than once, not an iterator or awaitable (make a list of it)"
@@ -40,7 +40,7 @@ def _freeze(value: Any) -> Any:
         return _freeze_array(value)
     if isinstance(value, tuple):
         items = [_freeze(item) for item in value]
-        if all(map(operator.is_, items, value)):  # also of a class that cannot be made of its items
+        if all(map(operator.is_, items, value)):  # unchanged: also of a class that cannot be built from its items
             return value
         return getattr(type(value), "_make", tuple)(items)
     if isinstance(value, dict):
@@ -56,11 +56,11 @@ def _freeze(value: Any) -> Any:
 
 
 def _freeze_array(value: Any) -> Any:
-    array = np.array(np.asanyarray(value), order="K", subok=True)  # of a record alone, NumPy makes a view
+    array = np.array(np.asanyarray(value), order="K", subok=True)  # NumPy returns a view for a single record
     if array.dtype.kind == "O":  # arrays within arrays
         for place, item in enumerate(array.flat):
             array.flat[place] = _freeze(item)
-    if isinstance(array, np.ma.MaskedArray):  # views share its mask, and its fill value, an array as well
+    if isinstance(array, np.ma.MaskedArray):  # views share its mask and its fill value, which is an array too
         masked: Any = array
         for own in (masked._mask, masked._fill_value):
             if isinstance(own, np.ndarray):
@@ -70,9 +70,9 @@ def _freeze_array(value: Any) -> Any:
 
 
 def strip_traceback(error: BaseException, levels: int = _MAX_CAUSES) -> BaseException:
-    """Return a copy to store, without tracebacks, its own and its causes', which keep whole frames alive."""
+    """Return a copy of an error and its causes without tracebacks, which would keep whole frames alive."""
     own = copy_error(error)
-    if own is error:  # no copy: the first caller still reads the original, so nothing may be taken off it
+    if own is error:  # not copyable: the first caller still reads the original, so it must not be changed
         text = f"{type(error).__module__}.{type(error).__qualname__}: {error}"
         return RuntimeError(f"{text} (stored by an earlier call; the error itself cannot be copied)")
     own.__traceback__ = None

@@ -1,4 +1,4 @@
-"""`EdgeCache`: its settings, the mapping that it is, and what it offers beyond one."""
+"""The cache, `EdgeCache`: a mapping with expiry, which also wraps services and functions and erases by subject."""
 
 from __future__ import annotations
 
@@ -37,48 +37,49 @@ _ABSENT: Any = object()
 
 
 class EdgeCache(_Mapping, MutableMapping[Any, Any]):
-    """Mapping whose entries expire, within limits of count and bytes; in front of services and functions: a cache.
+    """Mapping with expiring entries and limits on count and bytes, which also caches services and functions.
 
-    An entry is fresh until its time has passed: expired means now ≥ expiry. A time of a minute or more may be counted
-    from the system's last tick, at most 10 ms earlier. The mapping's methods, ``len`` and ``size`` see fresh entries
-    only. Iterating, ``keys()``, ``values()`` and ``items()`` go over a snapshot, the next to be evicted first, and
-    count as no use; the latter two return one.
+    An entry is fresh before its expiry instant and expired from that instant on (now ≥ expiry). Times of a minute or
+    more may end up to 10 ms early, because the cache counts them from the system's last clock tick. The mapping's
+    methods, ``len`` and ``size`` see fresh entries only. Iteration, ``keys()``, ``values()`` and ``items()`` read a
+    snapshot in eviction order and do not count as a use.
 
-    Expired entries leave memory within 0.25 s after their time. One daemon thread frees those of all idle caches. A
-    cache with a ``clock`` frees them when values are stored or counted, and by :meth:`expire`.
+    Expired entries leave memory within 0.25 s. One daemon thread frees those of all idle caches. A cache with a
+    ``clock`` frees them when values are stored or counted, and in :meth:`expire`.
 
     Args:
-        maxsize: entries it may hold, stale ones and failures included; ``None``: any number.
-        max_bytes: bytes of their values, as ``weigher.payload_bytes`` counts them; ``None``: any number. The cache
-            takes about 100 bytes per entry besides.
-        ttl_s: seconds for which an entry is fresh; ``None``: for good, unless ``put`` or ``fresh_for`` says less.
-        ttl_jitter: share of its time, 0 ≤ share < 1, by which a response is fresh for less at most, drawn for each, so
-            that responses of one moment do not expire in one.
-        stale_s: seconds for which an expired entry can still be used by a wrapped call; default of both windows.
-        stale_while_revalidate_s: seconds for which it is the response at once, with a refresh behind it; ``None``:
-            ``stale_s``.
-        stale_if_error_s: seconds for which it is the response if computing another fails; ``None``: ``stale_s``.
-        negative_ttl_s: seconds for which a failure of a wrapped call is remembered; 0: not at all.
-        eviction: ``"lru"``: the least recently used first; ``"s3fifo"``: those that are used once first.
-        retention: a `Retention` policy; ``ttl_s`` and ``negative_ttl_s`` are cut to it.
+        maxsize: most entries, stale ones and failures included; ``None``: no limit.
+        max_bytes: most bytes of values, as ``weigher.payload_bytes`` counts them; ``None``: no limit. Each entry takes
+            about 100 bytes more.
+        ttl_s: seconds for which an entry is fresh; ``None``: for good, unless ``put`` or ``fresh_for`` sets a time.
+        ttl_jitter: largest share of its time by which a response expires earlier, 0 ≤ share < 1. The cache draws a
+            share for each response, so that responses stored together do not expire together.
+        stale_s: seconds for which wrapped calls can still use an expired entry; the default of the next two.
+        stale_while_revalidate_s: seconds for which a wrapped call returns the stale value at once and refreshes it in
+            the background; ``None``: ``stale_s``.
+        stale_if_error_s: seconds for which a wrapped call returns the stale value if computing a new one fails;
+            ``None``: ``stale_s``.
+        negative_ttl_s: seconds for which a failure of a wrapped call is remembered; 0: failures are not remembered.
+        eviction: ``"lru"`` evicts the least recently used entry first; ``"s3fifo"`` evicts entries used once first.
+        retention: a `Retention` policy, which limits ``ttl_s`` and ``negative_ttl_s``.
         tiers: slower caches, the fastest first: `DiskTier`, `RedisTier`. The mapping's methods do not use them. A
-            `Stack` starts and stops them with its service, else ``async with cache:``.
-        secret: at least 16 secret bytes for keyed hashes, if callers are not trusted: they can then not make two inputs
-            with one key. The same for all processes that share a tier. ``None``: a faster hash.
-        seed: of the draws for ``ttl_jitter``, ≥ 0; ``None``: from the operating system.
+            `Stack` starts and stops them with its service; elsewhere use ``async with cache:``.
+        secret: at least 16 secret bytes for keyed hashes, so that untrusted callers cannot make two inputs with the
+            same key. All processes that share a tier need the same secret. ``None``: a faster hash without a key.
+        seed: seed of the ``ttl_jitter`` draws, ≥ 0; ``None``: draws of the operating system.
         clock: returns monotonic nanoseconds, ≥ 0; ``None``: the `Stack`'s clock, else the monotonic clock, read in C.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type or out of range, or against the policy.
+        TypeError, ValueError: an argument has the wrong type, is out of range or contradicts the policy.
 
     Attributes:
-        tiers: the tiers, with ``statistics()`` of each; ``None``: there are none.
+        tiers: the tiers, with ``statistics()`` of each; ``None`` without tiers.
 
-    Thread-safe. Compiled, under the interpreter lock, operations take no lock; otherwise each takes one. Callers' code
-    runs, and values are freed, only while the table is whole.
+    Thread-safe. Under the interpreter lock, compiled operations take no other lock; otherwise each takes one. The
+    cache calls callers' code and frees values only while its table is consistent.
 
-    The garbage collector does not walk cached objects: a cycle from a cached value back to its cache is freed when the
-    entry goes.
+    The garbage collector does not walk cached objects: a cycle from a cached value back to its cache is freed only
+    when the entry leaves the cache.
 
     Example:
         >>> cache = EdgeCache(maxsize=2, ttl_s=60.0)
@@ -122,7 +123,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         self._secret = None if secret is None else check_secret("secret", secret)
         self._settings = (maxsize, max_bytes, eviction)
         self._flights: Any = None
-        self._entered: list[object] = []  # an owner of the tiers for each `async with`
+        self._entered: list[object] = []  # one owner of the tiers per `async with`
         memory = Memory(
             NO_LIMIT if maxsize is None else check_count("maxsize", maxsize, at_most=_MAX_ENTRIES),
             NO_LIMIT if max_bytes is None else check_count("max_bytes", max_bytes, at_most=MAX_BYTES),
@@ -146,24 +147,24 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         self, inner: Callable[P, R], *, subject: str | None = None, tags: Iterable[str] = ()
     ) -> CachedFunction[P, R]: ...
     def wrap(self, inner: Any, *, subject: str | None = None, tags: Iterable[str] = ()) -> Any:
-        """Put the cache in front of a service or a function, sync or async; any number of them can share it.
+        """Wrap a service or a function, sync or async, in the cache; several wrapped objects can share one cache.
 
-        Responses are stored under the content of the request and the name of what was wrapped. Concurrent callers of
-        one key share a computation. Responses of streams, degraded ones, and ``no_store`` ones are not stored.
+        The key of a response is the content of its request and the name of the wrapped object. Concurrent callers of
+        one key share a computation. Streamed, degraded and ``no_store`` responses are not stored.
 
         Args:
-            inner: an object with ``call``, or a function whose arguments `content_key` takes.
-            subject: of a function, the name of the parameter that says whose data a result is, to erase it by.
-            tags: of a function, the names of the parameters whose values, strings or several, are its tags.
+            inner: an object with ``call``, or a function whose arguments `content_key` accepts.
+            subject: for a function, the name of the parameter that identifies the data subject; for erasure.
+            tags: for a function, the names of the parameters whose values (a string or several) become its tags.
 
         Returns:
-            The same kind. Its ``key_of`` gives the key of a request or call.
+            A wrapper of the same kind. Its ``key_of`` returns the key of a request or call.
 
         Raises:
-            TypeError: a backend, which takes whole batches: put the cache before the batcher. With tiers: a sync
-                function, or something without a ``fingerprint`` that another process could find. Names of parameters
-                for a service, whose requests have a subject and tags of their own.
-            ValueError: names that are no parameters.
+            TypeError: ``inner`` is a backend, which takes whole batches: put the cache before the batcher. With tiers:
+                ``inner`` is a sync function, or has no ``fingerprint`` that another process can find. ``subject`` or
+                ``tags`` is given for a service, whose requests carry their own.
+            ValueError: the function has no parameter of that name.
             MissingExtra: xxhash is not installed.
         """
         from streaminfer.caching.single_flight.flights import SingleFlight  # noqa: PLC0415
@@ -175,25 +176,25 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
 
     @property
     def flights(self) -> Any:
-        """`FlightStatistics` of what was wrapped: how many computations were shared; ``None`` before anything was."""
+        """`FlightStatistics`: how many computations wrapped calls shared; ``None`` before the first :meth:`wrap`."""
         return None if self._flights is None else self._flights.statistics()
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._memory.snapshot(False)[0])
 
     def values(self) -> ValuesView[Any]:
-        """Return a snapshot of the fresh values, which counts as no use."""
+        """Return the fresh values of one moment; does not count as a use."""
         return self._snapshot().values()
 
     def items(self) -> ItemsView[Any, Any]:
-        """Return a snapshot of the fresh keys and values, which counts as no use."""
+        """Return the fresh keys and values of one moment; does not count as a use."""
         return self._snapshot().items()
 
     def _snapshot(self) -> dict[Any, Any]:
         return dict(zip(*self._memory.snapshot(True), strict=True))
 
     def pop(self, key: Any, default: Any = _ABSENT) -> Any:
-        """Remove a fresh entry and return its value, else ``default`` if given, else raise `KeyError`; no use."""
+        """Remove a fresh entry and return its value; else return ``default`` if given, or raise `KeyError`."""
         value = self._memory.take(key, _ABSENT)
         if value is not _ABSENT:
             return value
@@ -216,16 +217,16 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         Args:
             key: hashable.
             value: anything.
-            ttl_s: seconds for which it is fresh, ≥ 0; ``None``: the cache's. At most what the policy allows its class.
+            ttl_s: seconds for which it is fresh, ≥ 0; ``None``: the cache's. A retention policy can shorten it.
             size: its bytes, ≥ 0; ``None``: measured.
             tags: words to erase it by.
-            subject: whose data it is, to erase it by.
+            subject: the person whose data it is, to erase it by.
 
         Returns:
-            Whether it was stored. A value larger than the whole cache is not, and the one before it has gone.
+            Whether it was stored. A value larger than the whole cache is not stored; the key's old entry is removed.
 
         Raises:
-            TypeError, ValueError: an argument of the wrong type or out of range.
+            TypeError, ValueError: an argument has the wrong type or is out of range.
         """
         return self._memory.put(key, value, ttl_s, (subject, tags) if tags or subject is not None else None, size)
 
@@ -234,53 +235,53 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
     ) -> bool:
         """Remember a failure for wrapped calls, unless a fresh or stale value is there; return whether it was stored.
 
-        Arguments as in :meth:`put`, but that ``ttl_s`` is the cache's ``negative_ttl_s`` if ``None``.
+        The arguments are those of :meth:`put`; ``ttl_s=None`` means the cache's ``negative_ttl_s``.
         """
         return self._memory.put_negative(key, error, ttl_s, (subject, tags))
 
     def expire(self) -> int:
-        """Free every entry that is past its time, the stale time included; return how many went."""
+        """Free every entry whose time, stale time included, has passed; return how many were freed."""
         return self._memory.expire()
 
     def erase(self, *, subject: str | None = None, tag: str | None = None) -> int:
         """Remove every entry of a subject, or with a tag, from memory, and have the tiers remove theirs.
 
-        The tiers carry it out after this returns, and the subject's keys are destroyed; :meth:`erase_everywhere` waits
-        for them. A tier that fails is tried again until it succeeds; until then the cache uses nothing of that tier
-        that belongs to the subject or has the tag. Callable in any thread. Takes time in proportion to what the cache
-        holds: about 5 ms for a million entries.
+        The tiers erase, and the subject's keys are destroyed, after this returns; :meth:`erase_everywhere` waits for
+        them. The cache retries a tier that fails until it succeeds; until then the cache uses none of that tier's
+        entries that belong to the subject or have the tag. Callable in any thread. Takes time in proportion to the
+        number of entries: about 5 ms for a million.
 
         Args:
-            subject: whose entries.
-            tag: entries with which tag; give one of the two.
+            subject: erase the entries of this subject.
+            tag: erase the entries with this tag; give exactly one of the two.
 
         Returns:
             Entries removed from memory: fresh, stale and failures.
 
         Raises:
-            TypeError: neither or both, or no string.
-            ErasureHeld: a legal hold, or a minimum age of the policy, forbids it; nothing was erased.
+            TypeError: neither or both are given, or not a string.
+            ErasureHeld: a legal hold or a minimum age of the policy forbids it; nothing was erased.
         """
         return self._memory.begin_erasure(self.tiers, subject, tag).in_memory
 
     async def erase_everywhere(self, *, subject: str | None = None, tag: str | None = None) -> Erasure:
-        """Erase as :meth:`erase` does, and wait until each tier has been tried; on any event loop.
+        """Erase as :meth:`erase` does, and wait until the cache has tried each tier; works on any event loop.
 
         Returns:
-            Entries erased by place, and why a tier failed. Cancelling the caller does not end the erasure.
+            Entries erased by place, and why a tier failed. If the caller is cancelled, the erasure continues.
         """
         return await self._memory.begin_erasure(self.tiers, subject, tag).wait()
 
     def listen(self, listener: Callable[[CacheEvent], object]) -> Callable[[], None]:
-        """Call ``listener`` with each :class:`CacheEvent` from now on; return a function that ends it.
+        """Call ``listener`` with each later :class:`CacheEvent`; return a function that removes it.
 
-        The operation that caused the event, or the thread that frees expired entries, calls it with no lock held. It
-        can use the cache and should be quick. What it raises is logged (``streaminfer.caching``) and counted.
+        The operation that caused the event, or the thread that frees expired entries, calls it without holding a lock.
+        It can use the cache and should be quick. Its exceptions are logged (``streaminfer.caching``) and counted.
         """
         return self._memory.listen(listener)
 
     def statistics(self) -> CacheStatistics:
-        """Return a frozen snapshot, which states its counting rules."""
+        """Return a frozen snapshot; `CacheStatistics` states the counting rules."""
         tiers = () if self.tiers is None else self.tiers.statistics()
         return self._memory.statistics(self.flights, tiers)
 
@@ -291,23 +292,23 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
 
     @property
     def maxsize(self) -> int | None:
-        """Most entries; ``None``: any number."""
+        """Most entries; ``None``: no limit."""
         return self._settings[0]
 
     @property
     def max_bytes(self) -> int | None:
-        """Most bytes of values; ``None``: any number."""
+        """Most bytes of values; ``None``: no limit."""
         return self._settings[1]
 
     @property
     def freshness(self) -> Freshness:
-        """The settings of time: ``ttl_s``, ``stale_s``, ``negative_ttl_s``; ``policy``: a `Retention` or ``None``."""
+        """Time settings: ``ttl_s``, ``stale_s``, ``negative_ttl_s``; ``policy``: a `Retention` or ``None``."""
         return self._memory.freshness
 
     # -- memory and tiers ---------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
-        """Start the tiers, unless they run; what a `Stack` does with its service."""
+        """Start the tiers, unless they run; a `Stack` does so for its service."""
         if self.tiers is not None:
             owner = object()
             await self.tiers.hold(owner)
@@ -319,12 +320,12 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
             await self.tiers.let_go(self._entered.pop(), drain=kind is None)
 
     async def fetch(self, key: str | bytes, default: Any = None, *, timeout_s: float = 1.0) -> Any:
-        """Return the fresh value of a key: from memory, else from the fastest tier, and then into memory.
+        """Return the fresh value of a key from memory, else from the fastest tier that has it; then store it in memory.
 
         Args:
             key: of the entry, a string or bytes.
-            default: what is returned if there is none.
-            timeout_s: seconds that the tiers may take together, > 0; more than 1 counts as 1.
+            default: returned if there is no fresh value.
+            timeout_s: seconds that the tiers may take together, > 0; values above 1 count as 1.
         """
         _check_key(key)
         granted_ns = min(duration_ns("timeout_s", timeout_s, positive=True), LONGEST_READ_NS)
@@ -346,12 +347,12 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
     ) -> bool:
         """Store a value in memory and on each tier where the policy allows it.
 
-        A copy of the value is stored, its arrays read-only. Tiers take what ``codec`` encodes. Arguments and errors are
-        those of :meth:`put`; the key is a string or bytes.
+        The cache stores a copy, with read-only arrays. Tiers store values that ``codec`` can encode. Arguments and
+        errors are those of :meth:`put`; the key is a string or bytes.
 
         Returns:
-            Whether memory and each of these tiers have it. This cache does not use what a tier that did not take it
-            had before; other processes that read the tier may still see it.
+            Whether memory and each of these tiers stored it. This cache ignores an older value on a tier that did not;
+            other processes that read the tier may still see that value.
         """
         _check_key(key)
         about: Any = labels_of(subject, tags) or (None, ())
@@ -360,16 +361,15 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         return await self.tiers.put_through(key, freeze(value), ttl_s, about)
 
     async def delete(self, key: str | bytes) -> bool:
-        """Remove what memory and the tiers have of a key: fresh, stale or a failure.
+        """Remove a key's entry from memory and the tiers: fresh, stale or a failure.
 
-        What is being computed for the key is not stored, and later callers do not wait for it: they get a value that is
-        computed from now on.
+        The result of a computation in flight for the key is not stored. Later callers do not wait for it.
 
         Args:
-            key: of the entry; of a wrapped service or function, what its ``key_of`` returns.
+            key: of the entry; for a wrapped service or function, what its ``key_of`` returns.
 
         Returns:
-            Whether all of them are without it. This cache does not use what a tier that failed still has; other
+            Whether memory and all tiers removed it. This cache ignores what a tier that failed still has; other
             processes that read the tier may still see it.
 
         Raises:
@@ -385,33 +385,33 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
     # -- retention ----------------------------------------------------------------------------------------------
 
     async def hold(self, *, subject: str | None = None, data_class: str | None = None, reason: str) -> tuple[str, ...]:
-        """Begin a legal hold: until it is released nothing of a subject, or of a class, is erased or purged.
+        """Begin a legal hold: until :meth:`release`, no entry of a subject or class is erased or purged.
 
-        The log records it, so that it outlives the process. What leaves memory is preserved with the process
-        (``preserved``), and what lies on a `DiskTier` with its file; neither is served beyond its time. The reason is
-        one such as the number of a case, in words that name no person.
+        The log records the hold, so it outlives the process. What leaves memory stays in the process (``preserved``),
+        and what lies on a `DiskTier` stays in its file; neither is returned to callers after its time. The reason must
+        name no person: give a case number, for example.
 
         Returns:
-            The tiers that cannot hold: what lies there, as in Redis, goes at its time.
+            The tiers that cannot hold, such as Redis: their entries expire at their time.
 
         Raises:
-            TypeError, ValueError: not exactly one of both, or the policy has no such class or no `RetentionLog`.
-            BackendError, Closed: the log or a tier did not learn of it; hold again.
+            TypeError, ValueError: not exactly one of the two, or the policy has no such class or no `RetentionLog`.
+            BackendError, Closed: the log or a tier did not record the hold; call :meth:`hold` again.
         """
         return await self._governed().set_hold(self.tiers, subject, data_class, reason, on=True)
 
     async def release(self, *, subject: str | None = None, data_class: str | None = None, reason: str) -> None:
-        """End a legal hold; what it preserved beyond its time goes. Arguments and errors as in :meth:`hold`."""
+        """End a legal hold and free what it preserved beyond its time. Arguments and errors: those of :meth:`hold`."""
         await self._governed().set_hold(self.tiers, subject, data_class, reason, on=False)
 
     @property
     def preserved(self) -> tuple[CacheEvent, ...]:
-        """What left memory and is preserved, not served: under legal hold, or below its minimum age."""
+        """Entries that left memory but are preserved, not returned: under legal hold, or below their minimum age."""
         retention = self._memory.retention
         return () if retention is None else retention.preserved
 
     async def retention_report(self) -> RetentionReport:
-        """Return what the policy says, what memory and the tiers hold, and what was recorded of what went.
+        """Report the policy's rules, what memory and the tiers hold, and the recorded removals.
 
         Raises:
             TypeError: the cache has no policy.
@@ -427,11 +427,11 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
 
     @property
     def erasure_log(self) -> RetentionLog | None:
-        """The policy's `RetentionLog`, else one in memory, by the cache's clock; ``None``: nothing was erased."""
+        """The policy's `RetentionLog`, else one in memory on the cache's clock; ``None`` before the first erasure."""
         return self._memory.erasure_log
 
     def bind_clock(self, clock: Clock) -> None:
-        """Take over the clock of a `Stack`, unless one was given. Entries keep their instants."""
+        """Use the clock of a `Stack`, unless one was given. Entries keep their expiry instants."""
         self._memory.bind_clock(clock)
 
     def __reduce__(self) -> NoReturn:

@@ -1,17 +1,18 @@
 """Thread that frees the expired entries of idle caches.
 
-*Design.* A cache frees what is due whenever a value is stored. One daemon thread for all caches (``THREAD``) does the
-same for idle caches. It sleeps until the next entry is due, as each memory says (``wake_ns``), keeps no cache alive,
-and ends when no entry is due any more. A queue that a finalizer may enter again tells it of an earlier instant, so
-storing a value waits for no lock.
+*Design.* A cache frees up to four due entries whenever a value is stored. One daemon thread for all caches (``THREAD``)
+frees the others, also in idle caches. The thread sleeps until the next entry is due, as each memory states in
+``wake_ns``. It keeps no cache alive, and ends when no cache has an entry that will expire. A store that brings an
+earlier instant wakes the thread through a ``SimpleQueue``, which a finalizer can re-enter, so storing a value waits for
+no lock.
 
 *Bound.* The thread looks at the caches at most every :data:`GRAIN_S` = 0.1 s. An expired entry therefore leaves memory
-0.1 s after its time (its stale time included), plus what the scheduler takes and what it takes to free the entries that
-are due with it; 0.25 s is the stated bound. Entries are freed 256 at a time. Between these the thread sleeps for
-0.2 ms, so that an event loop that waits for the interpreter gets it.
+0.1 s after its time (stale time included), plus the delay of the scheduler and the time to free the entries that are
+due with it; the stated bound is 0.25 s. The thread frees 256 entries at a time and then sleeps for 0.2 ms, so that a
+waiting event loop can take the interpreter lock.
 
-*Clocks.* The thread leaves out a cache that has a clock of its own, or of its `Stack`, because it cannot know how that
-clock runs: a fake one stands still. Storing a value and ``expire()`` free what is due there.
+*Clocks.* The thread skips a cache with a clock of the user or of a `Stack`, because it cannot know how that clock runs:
+a fake clock stands still. There, storing a value and ``expire()`` free the due entries.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class ExpiryThread:
         self._running = False
 
     def wake(self, memory: Memory) -> None:
-        """Have it look at a memory at its ``wake_ns``; it starts if it does not run, and if it can."""
+        """Schedule a look at a memory at its ``wake_ns``; start the thread if it does not run."""
         self._memories.add(weakref.ref(memory))
         self._told.put(None)
         if not self._running:
@@ -56,7 +57,7 @@ class ExpiryThread:
                     try:
                         thread.start()
                         self._running = True
-                    except RuntimeError:  # no more threads, or the interpreter ends: the next store wakes it again
+                    except RuntimeError:  # no thread can start, or the interpreter ends: the next store tries again
                         memory.wake_ns = NEVER
 
     def _run(self) -> None:
@@ -64,11 +65,11 @@ class ExpiryThread:
             due_ns = min(map(self._look, list(self._memories)), default=NEVER)
             if due_ns == NEVER:
                 with self._starting:
-                    self._running = False  # before the look: who tells from here on starts another
+                    self._running = False  # before the check: a `wake` after this line starts another thread
                     if self._told.empty():
                         return
                     self._running = True
-            with suppress(Empty):  # until the next is due, or an earlier one came
+            with suppress(Empty):  # wait until the next entry is due, or `wake` reports an earlier one
                 left_s = max((due_ns - time.monotonic_ns()) / 1e9, 0.0)
                 self._told.get(timeout=min(left_s, threading.TIMEOUT_MAX))
                 while True:
@@ -76,17 +77,17 @@ class ExpiryThread:
             time.sleep(GRAIN_S)
 
     def _look(self, reference: weakref.ref[Memory]) -> int:
-        """Free what is due in one memory; return when to look again."""
+        """Free the due entries of one memory; return the instant of the next look."""
         memory = reference()
         if memory is None:
             self._memories.discard(reference)
-        if memory is None or memory.wake_ns < 0:  # it was given a clock that this thread cannot read
+        if memory is None or memory.wake_ns < 0:  # the cache got a clock that this thread cannot read
             return NEVER
         now_ns = memory.now()
         if memory.wake_ns > now_ns:
             return memory.wake_ns
         try:
-            # an entry that is stored from here on calls `wake`, because the memory knows of no next look
+            # with NEVER, each entry stored from here on calls `wake`
             memory.wake_ns = NEVER
             while (next_ns := memory.expire_due(now_ns, _BATCH)) <= now_ns:
                 time.sleep(_PAUSE_S)
@@ -101,12 +102,12 @@ class ExpiryThread:
         return memory.wake_ns
 
     def begin_again(self) -> None:
-        """Start again in a forked child, which has the entries and not the thread."""
+        """Start again in a forked child, which has the entries but not the thread."""
         was_running, memories = self._running, [reference() for reference in self._memories]
         self.__init__()  # type: ignore[misc]
         for memory in memories if was_running else ():
             if memory is not None and memory.wake_ns >= 0:
-                memory.wake_ns = 0  # the parent's thread may have been at work, and known of no next look
+                memory.wake_ns = 0  # the parent's thread may have set it to NEVER during a look
                 self.wake(memory)
 
 

@@ -1,4 +1,4 @@
-"""For how long, and under which labels, a cache stores values: its settings of time within the retention policy."""
+"""Time settings of a cache: how long it stores a value, and with which labels, within the retention policy."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 __all__ = ["About", "Freshness", "duration_ns", "labels_of"]
 
 About = tuple[str | None, Iterable[str]]
-"""Subject and tags as a caller gave them."""
+"""Subject and tags, unchecked, from a caller."""
 
 
 def duration_ns(name: str, seconds: object, *, positive: bool = False) -> int:
     """Return a duration in whole nanoseconds, at most 31 years, so that instants fit 64 bits."""
-    if seconds.__class__ is float and 0.0 < seconds < LONGEST_S:  # else the checks are most of a `put`
+    if seconds.__class__ is float and 0.0 < seconds < LONGEST_S:  # skips the checks, which take most of a `put`
         return round(seconds * 1e9)
     return round(min(check_duration(name, seconds, positive=positive), LONGEST_S) * 1e9)
 
 
 def labels_of(subject: object, tags: Any) -> Labels:
-    """Return labels as plain strings, whose comparison runs no code of the caller's."""
+    """Return labels as plain ``str``, because comparing a subclass could run a caller's code."""
     if subject is None and not tags:
         return None
     if subject is not None and not isinstance(subject, str):
@@ -41,17 +41,17 @@ def labels_of(subject: object, tags: Any) -> Labels:
 
 
 class Freshness:
-    """The settings of time of one cache; ``EdgeCache`` says what they mean.
+    """Time settings of one cache; `EdgeCache` describes them.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type or out of range.
+        TypeError, ValueError: an argument has the wrong type or is out of range.
 
     Attributes:
         ttl_ns: nanoseconds for which a value is fresh; ``NEVER``: for good.
-        stale_ns: nanoseconds for which it is stored after that, the longer of both windows.
-        revalidate_ns: for how many of these it is used while it is refreshed.
+        stale_ns: nanoseconds for which a value is stored after that: the longer of the two stale windows.
+        revalidate_ns: nanoseconds of these for which the value is used while it is refreshed.
         negative_ns: nanoseconds for which a failure without tags is remembered.
-        policy: the retention policy; ``None``: there is none.
+        policy: the retention policy; ``None`` if there is none.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Freshness:
         if self.jitter:
             import random  # noqa: PLC0415 - most caches draw nothing
 
-            # the system's draws differ in forked workers, which would all go on with one generator's
+            # system draws differ between forked workers; a seeded generator would repeat the same draws in each
             made = random.SystemRandom() if own is None else random.Random(own)  # noqa: S311 - spreads load, keeps no secret
             self._draw = made.random
 
@@ -95,17 +95,17 @@ class Freshness:
             self.negative_ns = min(self.negative_ns, _max_age_ns(policy.rule(())))
 
     def lasts_ns(self, ttl_s: float | None, tags: Iterable[str]) -> int:
-        """Return how long a value is fresh: ``ttl_s``, else as the cache says, at most what the policy allows."""
+        """Return how long a value is fresh: ``ttl_s``, else the cache's time, at most what the policy allows; ns."""
         ttl_ns = self.ttl_ns if ttl_s is None else duration_ns("ttl_s", ttl_s)
         if self.policy is None:
             return ttl_ns
         return min(ttl_ns, _max_age_ns(self.policy.rule(tags)) - self.stale_ns)
 
     def response_ttl_s(self, said_s: float | None, tags: Iterable[str]) -> float | None:
-        """Return how long a response is fresh, less a random share of at most ``ttl_jitter``, s; ``None``: for good.
+        """Return how long a response is fresh, minus its random share (``ttl_jitter``), in seconds; ``None``: for good.
 
         Args:
-            said_s: what its computation said with ``fresh_for``; ``None``: nothing.
+            said_s: seconds that its computation set with ``fresh_for``; ``None``: not set.
             tags: of the response.
         """
         ttl_ns = self.lasts_ns(None, tags)
@@ -118,16 +118,16 @@ class Freshness:
     def governed(
         self, ttl_ns: int, labels: Labels, now_ns: int, *, age_ns: int = 0, failed: bool = False
     ) -> tuple[int, Labels]:
-        """Return a time to live within the policy, and labels with the class and the instant of the computation.
+        """Return a time to live within the policy, and labels with the data class and the instant of computation.
 
         Args:
-            ttl_ns: how long the value would be fresh; negative: as the cache says.
+            ttl_ns: how long the value would be fresh; negative: the cache's time.
             labels: subject and tags.
-            now_ns: the present instant.
+            now_ns: the current instant.
             age_ns: how long ago the value was computed.
-            failed: it is a failure, which has no stale time.
+            failed: whether it is a failure, which has no stale time.
         """
-        policy: Any = self.policy  # there is one
+        policy: Any = self.policy  # callers checked that there is one
         subject, tags = (None, ()) if labels is None else labels[:2]
         rule = policy.rule(tags)
         own_ns, stale_ns = (round(self.negative_ttl_s * 1e9), 0) if failed else (self.ttl_ns, self.stale_ns)
@@ -136,7 +136,7 @@ class Freshness:
 
 
 def _max_age_ns(rule: Rule) -> int:
-    """Return the maximum age of a rule in nanoseconds, at least one."""
+    """Return the maximum age of a rule in nanoseconds, at least 1."""
     return max(int(rule.max_age_s * 1e9), 1)
 
 

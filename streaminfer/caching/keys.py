@@ -1,15 +1,15 @@
-"""Keys of responses, made of everything that a response depends on: `content_key`.
+"""Keys of responses: `content_key` covers everything that a response depends on.
 
-Two hash functions, for two kinds of callers:
+There are two hash functions, for two kinds of callers:
 
-* xxh3-128, the default: as fast as memory. Accidental collisions do not happen (2⁻¹²⁸ for each pair), but a caller that
-  chooses the inputs can make two that collide. For trusted callers.
-* BLAKE3 keyed with a ``secret``: without the secret a caller can neither make two inputs that share a key, nor tell the
-  inputs from a key. For tenants that do not trust each other, and for a tier that others can read. Four to eight times
-  slower.
+* xxh3-128, the default: as fast as memory. Accidental collisions do not happen in practice (2⁻¹²⁸ for each pair), but a
+  caller that chooses the inputs can construct two that collide. Use it for trusted callers.
+* BLAKE3 keyed with a ``secret``: without the secret, a caller can neither construct two inputs with one key nor derive
+  the inputs from a key. Use it for tenants that do not trust each other, and for a tier that others can read. It is
+  four to eight times slower.
 
-The encoding is in ``_keys_cy``. It never uses Python's ``hash``, which differs from process to process for strings, so
-processes, machines and restarts can share keys.
+The encoding is in ``_keys_cy``. It never uses Python's ``hash``, which differs between processes for strings.
+Processes and machines can therefore share keys, also after restarts.
 """
 
 import functools
@@ -22,7 +22,7 @@ from streaminfer.caching._keys_cy import KeyMaker
 
 __all__ = ["content_key", "key_maker"]
 
-_ENCODING = b"streaminfer key 2"  # changes with the encoding: keys made otherwise must not meet
+_ENCODING = b"streaminfer key 2"  # changes with the encoding, so that keys of different encodings never match
 _CONTEXT = "streaminfer 2025 content_key"
 
 
@@ -39,12 +39,12 @@ def content_key(
 
     Args:
         inputs: arrays of any layout, numbers, strings, bytes, ``None``, and mappings (in any order), lists, tuples and
-            sets of these; an object counts by its class and its ``fingerprint``, where it has one.
+            sets of these; also objects with a ``fingerprint``, which count by class and fingerprint.
         model: name of the model, or its fingerprint.
         version: of the model.
-        preprocessing: version of what made the inputs out of what the caller sent.
-        tenant: on whose behalf; tenants never share a key. ``None`` and ``""`` are the same.
-        secret: at least 16 random bytes, for a keyed hash whose collisions cannot be forged.
+        preprocessing: version of the code that prepares the inputs from what the caller sent.
+        tenant: the tenant that sends the request; tenants never share a key. ``None`` and ``""`` are the same.
+        secret: at least 16 random bytes, for a keyed hash; without them, a caller cannot forge collisions.
 
     Returns:
         16 bytes, or 32 with a ``secret``.
@@ -54,11 +54,11 @@ def content_key(
         TypeError, ValueError: another argument is wrong.
         MissingExtra: ``xxhash``, or ``blake3`` for a secret, is not installed (``streaminfer[cache]``).
 
-    Dtype, byte order and shape are part of the key; the layout in memory is not. Floats count by their bits: -0.0 is
-    not 0.0, and NaN is the same as NaN of the same bits. 1, 1.0 and ``True`` differ, so do a list and a tuple, a named
-    tuple and a tuple, an ``IntEnum`` and its number.
+    Dtype, byte order and shape are part of the key; the layout in memory is not. Floats count by their bits: -0.0
+    differs from 0.0, and NaNs with the same bits are equal. 1, 1.0 and ``True`` differ. So do a list and a tuple, a
+    named tuple and a tuple, and an ``IntEnum`` and its number.
 
-    Threads: any number at once.
+    Thread-safe.
 
     Example:
         >>> import numpy as np
@@ -73,14 +73,14 @@ def content_key(
     try:
         maker = key_maker(model, version, preprocessing, secret)
     except TypeError:
-        _check(model, version, preprocessing, secret)  # says which one cannot be
+        _check(model, version, preprocessing, secret)  # names the wrong argument
         raise
     return maker.key(inputs, tenant)
 
 
 @functools.lru_cache(maxsize=256)
 def key_maker(model: str, version: str = "", preprocessing: str = "", secret: bytes | None = None) -> KeyMaker:
-    """Return the maker of the keys of one model; arguments and errors as of :func:`content_key`."""
+    """Return the `KeyMaker` of one model; arguments and errors are those of :func:`content_key`."""
     _check(model, version, preprocessing, secret)
     prefix = b"".join(
         len(part).to_bytes(8, "little") + part

@@ -1,10 +1,10 @@
-"""Memory of a cache: its table, what a retention policy asks of it, and who hears what leaves it.
+"""Memory of a cache: its table, the part of the retention policy that concerns memory, and the listeners of events.
 
-*Events.* The table notes them; the operation that caused them delivers them afterwards, in its own thread, with no lock
-held. One thread at a time delivers, so that listeners get events in order. A thread that finds another one delivering
-leaves its events to that one, or to the next operation. Events that a listener causes are delivered when it has
-returned, in a few rounds; the rest waits for the next operation, so that a listener that fills the cache again does not
-loop for ever.
+*Events.* The table notes each event. After an operation, the same thread delivers its events, with no lock held. One
+thread delivers at a time, so that listeners get events in order. If another thread is delivering, this thread leaves
+its events to that thread or to the next operation. Events that a listener causes are delivered after the
+listener returns, in a few rounds; the rest waits for the next operation. A listener that fills the cache again
+therefore cannot loop for ever.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ else:
 __all__ = ["IS_ATOMIC", "MAX_BYTES", "CacheEvent", "CacheStatistics", "Memory"]
 
 MAX_BYTES = 2**60
-# a compiled table has no weak references of its own
+# a compiled table does not support weak references; an uncompiled one does
 _WEAK_REFERENCES = () if hasattr(_Table, "__weakref__") else ("__weakref__",)
 
 
@@ -55,7 +55,7 @@ class CacheEvent(NamedTuple):
         kind: ``"evicted"``, ``"expired"`` or ``"erased"``.
         key: its key.
         value: its value, or the failure that was remembered.
-        labels: its subject and its tags; ``None``: it had neither.
+        labels: its subject and its tags; ``None`` if it had neither.
     """
 
     kind: Literal["evicted", "expired", "erased"]
@@ -66,42 +66,42 @@ class CacheEvent(NamedTuple):
 
 @attrs.frozen(kw_only=True)
 class CacheStatistics(Snapshot):
-    """Contents and counters of an `EdgeCache`, of one moment. Expired entries are freed before it is taken.
+    """Contents and counters of an `EdgeCache` at one moment. Expired entries are freed first.
 
     Counting rules:
 
     * Each ``get``, ``[]`` and ``setdefault``, and each lookup of a wrapped service or function, counts in exactly one
       of ``hits``, ``misses``, ``stale_hits`` and ``negative_hits``. ``peek``, ``in``, ``pop``, ``popitem``, ``del``
       and iteration count in none.
-    * Each value or failure that is stored counts in ``inserted`` if nothing was held under its key, else in
-      ``replaced``; one that is larger than the whole cache in ``rejected``.
-    * Each entry that goes counts in exactly one of ``evicted`` (no room), ``expired`` (its time, and its stale time,
-      had passed), ``erased`` (by subject or tag) and ``removed`` (``del``, ``pop``, ``popitem``, ``clear``, or a value
-      that was rejected under its key). ``inserted`` is the sum of ``entries``, ``stale``, ``negative`` and these four.
+    * Each value or failure that is stored counts in ``inserted`` if its key had no entry, else in ``replaced``. A value
+      larger than the whole cache counts in ``rejected``.
+    * Each entry that leaves counts in exactly one of ``evicted`` (no room), ``expired`` (its time and stale time had
+      passed), ``erased`` (by subject or tag) and ``removed`` (``del``, ``pop``, ``popitem``, ``clear``, or because a
+      new value for its key was rejected). ``inserted`` equals ``entries`` + ``stale`` + ``negative`` + these four.
 
-    Counters never fall.
+    Counters never decrease.
 
     Attributes:
         entries: fresh entries; the same as ``len``.
         size: the bytes of their values.
         stale: expired entries that wrapped calls can still use.
         negative: remembered failures.
-        held_bytes: the bytes of all that is held; what ``max_bytes`` bounds.
+        held_bytes: the bytes of all entries, stale ones and failures included; ``max_bytes`` limits them.
         hits: lookups that found a fresh value.
         misses: lookups that found nothing.
         stale_hits: lookups of a wrapped call that found a stale value.
         negative_hits: lookups of a wrapped call that found a failure.
         inserted: entries that were added.
         replaced: values that replaced another.
-        evicted: entries that went because there was no room.
-        expired: entries that went because their time had passed.
+        evicted: entries that were removed because there was no room.
+        expired: entries that were removed because their time had passed.
         erased: entries that were erased by subject or tag.
         removed: entries that were removed by hand.
         rejected: values larger than the whole cache.
-        events_lost: events that no listener got, because one did not return.
-        listener_errors: how often a listener raised.
-        flights: `FlightStatistics` of what was wrapped; ``None`` before anything was.
-        tiers: a `TierUsage` for each tier, from the nearest.
+        events_lost: events that no listener got, because one listener did not return.
+        listener_errors: exceptions that listeners raised.
+        flights: `FlightStatistics` of wrapped services and functions; ``None`` before the first ``wrap``.
+        tiers: a `TierUsage` for each tier, the fastest first.
     """
 
     entries: int
@@ -136,28 +136,28 @@ _COUNTERS = tuple(field.name for field in attrs.fields(CacheStatistics) if field
 
 
 class Memory(StackClock, _Table):
-    """The table of an `EdgeCache`. Layers, tiers and the thread that expires entries use it; callers use the cache.
+    """Table of an `EdgeCache`, for its layers, its tiers and the expiry thread; callers use the cache itself.
 
     Args:
-        maxsize: how many entries it holds; ``NO_LIMIT``.
-        max_bytes: how many bytes of values; ``NO_LIMIT``.
-        freshness: the settings of time, with the policy.
-        policy: of eviction, a subclass of `EvictionOrder`.
+        maxsize: most entries; or ``NO_LIMIT``.
+        max_bytes: most bytes of values; or ``NO_LIMIT``.
+        freshness: the time settings, with the retention policy.
+        policy: the eviction policy, a subclass of `EvictionOrder`.
         clock: returns monotonic nanoseconds, ≥ 0; ``None``: a C read of the monotonic clock.
 
     Attributes:
-        freshness: the settings of time.
-        events: who hears what leaves.
-        retention: what the policy asks of memory; ``None``: there is no policy.
+        freshness: the time settings.
+        events: the listeners of `CacheEvent`.
+        retention: applies the retention policy to memory; ``None`` without a policy.
     """
 
-    # no dictionary: compiled methods call one another faster
+    # slots instead of a dictionary: compiled methods call one another faster
     __slots__ = ("_clock_given", "_own_log", "events", "freshness", "retention", *_WEAK_REFERENCES)
 
     def __init__(
         self, maxsize: int, max_bytes: int, freshness: Freshness, policy: type[EvictionOrder], clock: Clock | None
     ) -> None:
-        # the log gets the kind only: keys and values can be personal data
+        # the log shows only the kind: keys and values can be personal data
         what, about = "a function of a CacheEvent", "an entry that was {0.kind}".format
         self.events = Listeners[CacheEvent]("streaminfer.caching", "cache", what, about)
         self.freshness = freshness
@@ -185,7 +185,7 @@ class Memory(StackClock, _Table):
         size: int | None = None,
         erasures: int = NO_LIMIT,
     ) -> bool:
-        """Store a value about a subject and with tags, unless its key was erased since; see `EdgeCache.put`."""
+        """Store a value with its subject and tags, unless it was erased after ``erasures``; see `EdgeCache.put`."""
         ttl_ns = -1 if ttl_s is None else duration_ns("ttl_s", ttl_s)
         weight = -1 if size is None else check_count("size", size, at_least=0, at_most=MAX_BYTES)
         labels = None if about is None else labels_of(*about)
@@ -194,18 +194,18 @@ class Memory(StackClock, _Table):
         return self.store(key, value, ttl_ns, weight, labels, erasures)
 
     def add(self, key: Any, default: Any) -> Any:
-        """Return the fresh value of a key; else store ``default``, as the retention policy says, and return it."""
+        """Return the fresh value of a key; else store ``default`` under the retention policy and return it."""
         return self.setdefault(key, default, *self.freshness.governed(-1, None, self.now()))
 
     def put_aged(self, key: Any, value: Any, ttl_ns: int, age_ns: int, about: About, erasures: int) -> None:
-        """Store a value that was computed ``age_ns`` ago, for ``ttl_ns`` more, unless its key was erased since."""
+        """Store a value that was computed ``age_ns`` ago, for ``ttl_ns`` more, unless it was erased since."""
         labels = labels_of(*about)
         if self.retention is not None:
             _, labels = self.freshness.governed(0, labels, self.now(), age_ns=age_ns)
         self.store(key, value, ttl_ns, -1, labels, erasures)
 
     def put_negative(self, key: Any, error: Any, ttl_s: float | None, about: About, erasures: int = NO_LIMIT) -> bool:
-        """Remember a failure, unless its key was erased since; see `EdgeCache.put_negative`."""
+        """Remember a failure, unless it was erased since; see `EdgeCache.put_negative`."""
         ttl_ns = -1 if ttl_s is None else duration_ns("ttl_s", ttl_s)
         labels = labels_of(*about)
         if self.retention is not None:
@@ -228,12 +228,12 @@ class Memory(StackClock, _Table):
         return erasing
 
     def check_erasure(self, subject: str | None, tag: str | None) -> None:
-        """Raise `ErasureHeld` if a legal hold, or a minimum age, forbids an erasure."""
+        """Raise `ErasureHeld` if a legal hold or a minimum age forbids the erasure."""
         if self.retention is not None:
             self.retention.check_erasure(subject, tag)
 
     def erase(self, subject: str | None, tag: str | None) -> int:
-        """Erase what memory has of a subject, or with a tag, and record it; return how many entries went."""
+        """Erase the entries in memory of a subject or with a tag, and record it; return how many were erased."""
         count: int = self.erase_labeled(subject, tag)
         if self.retention is not None:
             count += self.retention.erase(subject, tag, count)
@@ -245,13 +245,13 @@ class Memory(StackClock, _Table):
         return count
 
     def delete(self, key: Any, by: str = "") -> None:
-        """Remove what there is of a key, and count it for the log; ``by`` is added to the reason."""
+        """Remove the entry of a key and count it for the log; ``by`` is appended to the reason."""
         if self.discard(key) and self.retention is not None:
             self.retention.count_deleted(by)
 
     @property
     def erasure_log(self) -> RetentionLog | None:
-        """Where erasures are recorded: the policy's `RetentionLog`, else one in memory; ``None``: none were made."""
+        """Log of erasures: the policy's `RetentionLog`, else one in memory; ``None`` before the first erasure."""
         log = None if self.retention is None else self.retention.log
         return self._own_log if log is None else log
 
@@ -262,9 +262,9 @@ class Memory(StackClock, _Table):
         self._await_expiry()
 
     def _await_expiry(self) -> None:
-        """Have the thread free what is due, unless the cache has a clock that the thread cannot read."""
+        """Let the expiry thread free due entries, unless the cache has a clock that the thread cannot read."""
         if self.clock not in (None, monotonic_ns):
-            self.wake_ns = -1  # no entry goes before this
+            self.wake_ns = -1  # earlier than every expiry, so no store wakes the thread
             return
         self.wake_ns = NEVER
         next_ns = self.expire_due(self.now(), 0)
@@ -273,20 +273,20 @@ class Memory(StackClock, _Table):
             self.wake()
 
     def wake(self) -> None:
-        """Have the thread look for due entries at ``wake_ns``."""
+        """Make the expiry thread look for due entries at ``wake_ns``."""
         from streaminfer.caching.expiry import THREAD  # noqa: PLC0415 - most caches expire nothing
 
         THREAD.wake(self)
 
     def expire_due(self, now_ns: int, limit: int) -> int:
-        """Free about ``limit`` entries that are due, record that, and return when to look again."""
+        """Free about ``limit`` due entries, record them, and return the instant at which to look again."""
         next_ns: int = super().expire_due(now_ns, limit)
         if self.retention is not None:
             next_ns = min(next_ns, self.retention.expire_due(now_ns))
         return next_ns
 
     def expire(self) -> int:
-        """Free what is past its time, and what need not be preserved longer; return how many entries expired."""
+        """Free expired entries, and those whose preservation has ended; return how many entries expired."""
         count: int = super().expire()
         if self.retention is not None:
             self.retention.expire_due(self.now())
@@ -297,16 +297,16 @@ class Memory(StackClock, _Table):
         return self.events.add(listener, partial(setattr, self, "listening"))
 
     def statistics(self, flights: Snapshot | None = None, tiers: tuple[Snapshot, ...] = ()) -> CacheStatistics:
-        """Return a frozen snapshot, with what is around the table."""
+        """Return a frozen snapshot, with the statistics of flights and tiers."""
         counted: dict[str, Any] = dict(zip(_COUNTERS, (*self.counters(), self.events.errors), strict=True))
         return CacheStatistics(**counted, flights=flights, tiers=tiers)
 
     def tell(self) -> None:
-        """Tell listeners, and free, what the table has noted; operations do so themselves."""
+        """Deliver the noted events to listeners and free the noted values; operations do so themselves."""
         self.events.deliver(self._take_events)
 
     def _take_events(self) -> Sequence[CacheEvent]:
-        """Return what was noted: kind, key, value and labels in turn; a kind of ``None`` is freed."""
+        """Return the noted events; entries noted with kind ``None`` are only freed."""
         noted = iter(self.drain())
         return [CacheEvent(*event) for event in zip(noted, noted, noted, noted, strict=True) if event[0] is not None]
 

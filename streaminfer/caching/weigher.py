@@ -1,10 +1,10 @@
-"""Bytes that a cached value keeps in memory, near enough to bound them.
+"""Bytes that a cached value keeps in memory, accurate enough to limit a cache.
 
-* An array, and whatever else says ``nbytes``: that of the one that owns the memory. A slice of ten rows keeps the whole
-  array, and weighs as much.
-* ``bytes``, ``bytearray``: their length. ``str``: its characters, at the width it is stored in.
-* A tuple, list, set, frozenset or mapping: ``sys.getsizeof`` and its parts, an object that is in it twice once.
-* Anything else: ``sys.getsizeof``, which sees no attributes. Give ``size=`` for objects with much behind them.
+* An array, or any object with ``nbytes``: the ``nbytes`` of the object that owns the memory. A slice of ten rows keeps
+  the whole array alive and therefore weighs as much.
+* ``bytes``, ``bytearray``: the length. ``str``: the number of characters times their width in memory.
+* A tuple, list, set, frozenset or mapping: ``sys.getsizeof`` plus its parts. An object that occurs twice counts once.
+* Anything else: ``sys.getsizeof``, which does not see attributes. Pass ``size=`` for objects with large attributes.
 """
 
 import sys
@@ -60,13 +60,13 @@ def _of_one(value: Any, owner: Any) -> int:
 
 
 def _nbytes(value: Any) -> int:
-    """Return its ``nbytes``; -1: it has none, or no number."""
+    """Return the ``nbytes`` of a value; -1 if it has none, or if it is not a count."""
     size = getattr(value, "nbytes", None)
     return size if isinstance(size, int) and size >= 0 else -1
 
 
 def _owner(value: Any) -> Any:
-    """Return the object that owns the memory of an array or a view of memory."""
+    """Return the object that owns the memory of an array or a memoryview."""
     owner = value
     while _nbytes(owner) >= 0:
         base = owner.obj if isinstance(owner, memoryview) else getattr(owner, "base", None)

@@ -1,15 +1,15 @@
-"""A chain of records in which no record can be changed, removed or moved without a trace.
+"""Hash chain of records: no record can be changed, removed or moved without a trace.
 
-Each record is one line of JSON. Its last field, ``digest``, is the HMAC-SHA-256 of all that stands before it, and what
-stands before it holds the digest of the record in front (``previous``) and the record's number. So one digest stands
-for everything up to it: a change of an old record needs all later ones to be made again, which needs the key. The idea
-is that of secure audit logs (Schneier and Kelsey, 1999), with one key that does not evolve: its owner can forge.
+Each record is one line of JSON. Its last field, ``digest``, is the HMAC-SHA-256 of all fields before it. These include
+the record's number and the digest of the previous record (``previous``). One digest therefore covers all earlier
+records: to change an old record, all later ones must be made again, which needs the key. The idea comes from secure
+audit logs (Schneier and Kelsey, 1999), but with one key that does not evolve: the owner of the key can forge records.
 
-What no chain can see by itself is that its *last* records were cut off: what is left is a shorter chain, and whole. The
-digest of the latest record (the head), kept in another place, shows that too.
+A chain alone cannot show that its *last* records were cut off: a shorter chain is also whole. To detect that, store the
+digest of the latest record (the head) in another place.
 
-Checking goes over the bytes as they lie there, not over what they mean, so that another way to write the same record is
-a change as well. One record costs two passes of SHA-256 over some 400 bytes.
+The check reads the bytes of the file, not their meaning, so that writing the same record in another way also counts as
+a change. One record costs two passes of SHA-256 over about 400 bytes.
 """
 
 import hashlib
@@ -34,26 +34,26 @@ _SEAL_SIZE = len(b',"digest":""}') + 64
 
 
 class Altered(Exception):  # noqa: N818 - never leaves the package
-    """A record that is not the one that was written in its place."""
+    """Raised for a record that is not the one that was written at its place."""
 
 
 @attrs.frozen(kw_only=True)
 class RetentionEvent(Snapshot):
-    """Something that went, or should have gone; what it was is not in it.
+    """Event of a retention log: entries that were removed, or should have been. Contains none of their data.
 
     Attributes:
         number: its place in the log, from 0.
-        at_ns: when it happened, nanoseconds of the wall clock.
+        at_ns: when it happened, in nanoseconds of the wall clock.
         action: ``"expired"``, ``"evicted"``, ``"erased"``, ``"erase_failed"``, ``"removed"``, ``"purged"``,
             ``"disallowed"``, ``"held"``, ``"released"`` or ``"erase_held"``.
         where: the memory, tier or key store.
-        data_class: of the retention policy; ``""``: the default one, or all of them.
-        count: entries, ≥ 0.
-        reason: why, in words.
-        subject: a keyed hash of whose data it was; ``None``: no person's, or of many.
-        tag: by which it was erased; ``None``: by none.
-        previous: digest of the record in front.
-        digest: HMAC-SHA-256 of this record and so of all in front of it, in hexadecimal digits.
+        data_class: class of the retention policy; ``""``: the default class, or all classes.
+        count: number of entries, ≥ 0.
+        reason: the reason, in words.
+        subject: keyed hash of the data subject; ``None``: no subject, or several.
+        tag: tag of the erasure; ``None``: not by tag.
+        previous: digest of the previous record.
+        digest: HMAC-SHA-256 of this record, which covers all earlier ones, in hexadecimal digits.
     """
 
     number: int
@@ -71,14 +71,14 @@ class RetentionEvent(Snapshot):
 
 @attrs.frozen(kw_only=True)
 class Verification:
-    """Outcome of a check whether a log is as it was written.
+    """Outcome of the check of a log.
 
     Attributes:
-        ok: nothing was found.
-        records: how many records are whole, from the first one on.
+        ok: whether the log is unaltered, as far as can be checked.
+        records: number of unaltered records, from the first one on.
         head: digest of the last of these.
-        first_bad: number of the first record that is not what was written there, or is missing; ``None``: none.
-        problem: what is wrong with it, in words; ``""``: nothing.
+        first_bad: number of the first record that is altered or missing; ``None`` if there is none.
+        problem: description of what is wrong with it; ``""`` if there is none.
     """
 
     ok: bool
@@ -94,14 +94,14 @@ class Verification:
 
 
 class Chain:
-    """The end of a chain: makes the next record, or checks it. Not thread-safe.
+    """End of a chain: makes or checks the next record. Not thread-safe.
 
     Args:
-        secret: the log's.
+        secret: the log's secret.
 
     Attributes:
-        number: of the next record.
-        head: digest of the latest one; of an empty chain, one that only the secret gives.
+        number: number of the next record.
+        head: digest of the latest record; in an empty chain, a digest of the secret alone.
     """
 
     def __init__(self, secret: bytes) -> None:
@@ -111,7 +111,7 @@ class Chain:
         self.head = self._digest(b"nothing yet")
 
     def pseudonym(self, subject: str) -> str:
-        """Return what stands in the log for a subject: 32 hexadecimal digits, the same for the same name and secret."""
+        """Return the pseudonym of a subject in the log: 32 hexadecimal digits, fixed by name and secret."""
         name = subject.encode("utf-8", "surrogatepass")
         return hmac.digest(self._subjects, name, hashlib.sha256).hex()[:32]
 
@@ -121,10 +121,10 @@ class Chain:
         return body + b',"digest":"' + self._digest(body).encode() + b'"}\n'
 
     def open(self, line: bytes) -> RetentionEvent:
-        """Return the event of the next line, which has its end of line, and move on behind it.
+        """Return the event of the next line, which includes its end of line, and advance past it.
 
         Raises:
-            Altered: it is not what was written behind the record in front.
+            Altered: the line is not what was written after the previous record.
         """
         body, seal = line[: -_SEAL_SIZE - 1], _SEAL.fullmatch(line[-_SEAL_SIZE - 1 : -1])
         if seal is None or line[-1:] != b"\n":
@@ -135,7 +135,7 @@ class Chain:
         return self._follow(RetentionEvent(**json.loads(line)))
 
     def check(self, event: RetentionEvent) -> RetentionEvent:
-        """Check an event in memory in the same way, and move on behind it. Raises `Altered`."""
+        """Check an event in memory in the same way, and advance past it. Raises `Altered`."""
         fields = event.to_dict()
         digest = fields.pop("digest")
         if self._digest(_body(fields)) != digest:
@@ -143,13 +143,13 @@ class Chain:
         return self._follow(event)
 
     def _follow(self, event: RetentionEvent) -> RetentionEvent:
-        if event.previous != self.head:  # and with it the number
+        if event.previous != self.head:  # the digest covers the number too
             raise Altered(f"records before it were removed or moved: it is record {event.number}")
         self.advance(event)
         return event
 
     def advance(self, event: RetentionEvent) -> None:
-        """Move on behind a record."""
+        """Advance past a record."""
         self.number, self.head = event.number + 1, event.digest
 
     def _digest(self, body: bytes) -> str:
@@ -157,16 +157,16 @@ class Chain:
 
 
 def verified(chain: Chain, events: Iterable[RetentionEvent], known: tuple[int, str], head: str | None) -> Verification:
-    """Return what a check of events finds.
+    """Check events, and return the outcome.
 
     Args:
-        chain: at the place before the events; it moves on as they are taken.
-        events: raise `Altered` where they are.
-        known: number of records, and the digest of the last, that must be there.
-        head: a digest that must be reached; ``None``: none.
+        chain: the chain before the first event; the check advances it.
+        events: the events; the iterator raises `Altered` at an altered one.
+        known: number of records that must be there, and the digest of the last of them.
+        head: a digest that the chain must reach; ``None``: none.
 
     Raises:
-        TypeError, ValueError: a head that is no digest, which says nothing about the events.
+        TypeError, ValueError: ``head`` is not a digest; this says nothing about the events.
     """
     if head is not None:
         what = "64 hexadecimal digits, as RetentionLog.head gives, or None"
@@ -199,11 +199,10 @@ def verified(chain: Chain, events: Iterable[RetentionEvent], known: tuple[int, s
 
 
 def is_torn(rest: bytes) -> bool:
-    """Return whether the bytes after the last end of line are a write that was cut short, and no altered record.
+    """Return whether the bytes after the last end of line are an unfinished write, not an altered record.
 
-    A write that was cut short begins as a record does, and has at most all of it but its end of line; other bytes are
-    no log's, and must not be removed. Zeros are what a file system may leave of a page that a power cut kept from the
-    disk.
+    An unfinished write begins like a record and lacks at least the end of line. Other bytes do not come from the log
+    and must not be removed. A file system may leave zeros of a page that a power cut prevented from reaching the disk.
     """
     if not rest.startswith((_BEGINNING, b"\0")) and not _BEGINNING.startswith(rest):
         return False
@@ -212,7 +211,7 @@ def is_torn(rest: bytes) -> bool:
 
 
 def is_whole(rest: bytes) -> bool:
-    """Return whether bytes that are torn have all of a record but its end of line."""
+    """Return whether an unfinished write has a complete record except its end of line."""
     return _SEAL.fullmatch(rest, max(len(rest) - _SEAL_SIZE, 0)) is not None
 
 

@@ -1,13 +1,12 @@
-"""The file of a `RetentionLog`: appended to by any number of processes of one machine, whole after any of them dies.
+"""File of a `RetentionLog`: several processes of one machine can append to it, and it stays whole if one of them dies.
 
-The file is opened for each append and locked while that takes (``flock``), so there is nothing to close, and a writer
-that dies releases it. Under the lock the writer first reads what others have added since it last
-looked, so that its record follows theirs.
+Each append opens the file and locks it (``flock``). There is nothing to close, and a writer that dies releases the
+lock. Under the lock, the writer first reads the records that others have added, so that its record follows theirs.
 
-*Crash*: a write that was cut short leaves a line without its end. The next writer removes it: its caller was not told
-that it had been written. *Power cut*: a record that was asked to be durable was on the disk before the call returned,
-and all in front of it. Of those behind the last such record some may be lost, and where a file system writes out of
-order and leaves a gap, it shows as an alteration.
+*Crash*: an unfinished write leaves a line without its end. The next writer removes that line, or completes it if only
+the end of line is missing; the crashed writer had not yet reported it as written. *Power cut*: a durable record and all
+earlier ones are on the disk before the call returns. Some records after the last durable one may be lost. If the file
+system writes out of order and leaves a gap, the gap counts as an alteration.
 """
 
 import fcntl
@@ -28,16 +27,16 @@ _LOOK_EVERY_S = 0.001
 
 
 class RetentionFile:
-    """File of a log. One thread at a time.
+    """File of a log. For one thread at a time.
 
     Args:
-        path: made with access for its owner only, if missing.
-        chain: is moved on to the end of what is in the file.
-        absorb: is told each event that comes in, those of other processes too.
+        path: of the file; made with access for its owner only, if missing.
+        chain: is advanced to the end of the file.
+        absorb: is called with each new event, including those of other processes.
 
     Raises:
         BackendError: the file cannot be made, read or locked.
-        ValueError: what is in it is not whole, or was written with another secret.
+        ValueError: its content is not whole, or was written with another secret.
     """
 
     def __init__(self, path: Path, chain: Chain, absorb: Callable[[RetentionEvent], None]) -> None:
@@ -45,26 +44,26 @@ class RetentionFile:
         self._chain = chain
         self._absorb = absorb
         self._end = 0
-        self._taking = new_awaited_lock()  # a child has the whole of a record or nothing of it
+        self._taking = new_awaited_lock()  # held at a fork, so that a child has a whole record or none of it
         try:
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                with folder_locked(path.parent):  # its name is on the disk
+                with folder_locked(path.parent):  # puts its name on the disk
                     os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
         except OSError as error:
             raise self.failed(error) from error
         self.refresh()
 
     def append(self, make: Callable[[], bytes], *, durable: bool) -> None:
-        """Add a record behind all that is there; all of it or nothing.
+        """Append a record, completely or not at all.
 
         Args:
-            make: gives the record, once the chain is at the end of the file.
-            durable: return only when it is on the disk, and all in front of it.
+            make: returns the record; called when the chain is at the end of the file.
+            durable: return only when this record and all earlier ones are on the disk.
 
         Raises:
             BackendError: the disk failed, or another process holds the lock.
-            ValueError: the file is not the one that was read before, with more behind it.
+            ValueError: the file does not continue the content that was read before.
         """
         with self._locked() as number:
             self._catch_up(number)
@@ -77,18 +76,18 @@ class RetentionFile:
             self._take(line)
 
     def refresh(self) -> None:
-        """Read what other processes have added. Raises as `append` does."""
+        """Read the records that other processes have added. Raises as :meth:`append` does."""
         with self._locked() as number:
             self._catch_up(number)
 
     def size(self) -> int:
-        """Return the number of bytes that can be read without a lock: no process is writing them."""
+        """Return the number of bytes that are complete and can be read without a lock."""
         with self._locked() as number:
             return os.fstat(number).st_size
 
     def _catch_up(self, number: int) -> None:
-        """Read what came since, check it, and remove a write that was cut short."""
-        seen = f'{self._chain.head}"}}\n'.encode() if self._end else b""  # the digest stands for all before it
+        """Read and check new records, and complete or remove an unfinished write."""
+        seen = f'{self._chain.head}"}}\n'.encode() if self._end else b""  # this digest covers all earlier records
         os.lseek(number, self._end - len(seen), os.SEEK_SET)
         with open(number, "rb", closefd=False) as file:
             if file.read(len(seen)) != seen:
@@ -97,7 +96,7 @@ class RetentionFile:
                 if line.endswith(b"\n") or not is_torn(line):
                     self._take(line)
                     continue
-                if is_whole(line):  # all but its last byte, which is added
+                if is_whole(line):  # only the end of line is missing: add it
                     self._take(line + b"\n")
                     os.write(number, b"\n")
                 else:
@@ -129,21 +128,21 @@ class RetentionFile:
             raise self.failed(error) from error
 
     def failed(self, error: Exception) -> BackendError:
-        """Return what to raise for an error of the disk."""
+        """Return the exception for an error of the disk."""
         return BackendError(f"the retention log {self.path} failed: {type(error).__name__}: {error}")
 
 
 def read_events(path: Path, chain: Chain, size: int | None = None) -> Iterator[RetentionEvent]:
-    """Yield the events of a file, each checked; the chain moves on with them.
+    """Yield and check the events of a file; the chain advances with them.
 
     Args:
         path: of the file, which is only read.
         chain: at its beginning.
-        size: read so many bytes; ``None``: to the end.
+        size: number of bytes to read; ``None``: to the end.
 
     Raises:
         Altered: the record ``chain.number`` is not what was written there.
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     with path.open("rb") as file:
         left = os.fstat(file.fileno()).st_size if size is None else size
@@ -158,7 +157,7 @@ def read_events(path: Path, chain: Chain, size: int | None = None) -> Iterator[R
 
 
 def _lock(number: int) -> None:
-    """Wait for other processes, each of which holds the lock for one append; not for one that was stopped."""
+    """Wait up to 5 s for the lock, which other processes hold for one append; raise if a stopped process holds it."""
     until = time.monotonic() + _WAIT_S
     while True:
         try:
@@ -173,7 +172,7 @@ def _lock(number: int) -> None:
 
 def _write(number: int, line: bytes, *, durable: bool) -> None:
     left = memoryview(line)
-    while left:  # what a full disk took a part of is tried again, for the error that says so
+    while left:  # a full disk may write a part; the next write then raises its error
         left = left[os.write(number, left) :]
     if durable:
         os.fsync(number)
@@ -181,10 +180,10 @@ def _write(number: int, line: bytes, *, durable: bool) -> None:
 
 @contextmanager
 def folder_locked(folder: Path) -> Iterator[None]:
-    """Hold a lock between processes, and have the folder's changes on the disk at the end.
+    """Hold a lock between processes; at the end, the folder's changes are on the disk.
 
     Raises:
-        OSError: the disk failed, or a process that was stopped holds the lock.
+        OSError: the disk failed, or a stopped process holds the lock.
     """
     number = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -1,11 +1,12 @@
-"""`Retention`: how long what kind of data may be kept, and where.
+"""`Retention`: limits on how long and where each class of data may be stored.
 
-A policy has one default rule and a rule for each *data class* that it names. An entry is of a class if one of its tags
-is the class's name; of several, the strictest of each rule holds; of none, the default rule.
+A policy has one default rule and a rule for each *data class* that it names. An entry belongs to a class if one of its
+tags is the name of the class. If it belongs to several classes, the strictest value of each rule applies; if to none,
+the default rule.
 
-**What the age counts from**: the instant at which the answer was computed, wherever it is read later. Everything is
-within it: the time that an answer is fresh, the time that it is stale, and a remembered failure. A fresh time is
-therefore cut to ``max_age_s - stale_s`` when something is kept, and what comes back from a tier is as old as it was.
+**Age** counts from the instant at which the response was computed, even if it is read elsewhere later. It includes
+everything: the fresh time of a response, its stale time, and the time of a remembered failure. A fresh time is
+therefore limited to ``max_age_s - stale_s`` when a value is stored, and a value from a tier keeps its age.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ __all__ = ["PRESERVED", "Holding", "Residual", "Retention", "Rule", "StorageTrai
 _MOST_REMEMBERED = 1024
 
 PRESERVED = "preserved"
-"""The place of what a legal hold or a minimum age keeps after its time, in records and reports."""
+"""Place name, in records and reports, of entries that a legal hold or minimum age preserves after their time."""
 
 
 class Holding(NamedTuple):
-    """Entries of one data class in one place; a retention report is made of these.
+    """Entries of one data class in one place; a retention report consists of these.
 
     Attributes:
         where: ``"memory"``, or the tier's name.
-        data_class: its name; ``""``: the default one.
-        entries: how many, stale ones and failures included; ``None``: the place cannot say.
-        oldest_age_s: seconds since the oldest of them was computed; ``None``: not known, or there are none.
-        size_bytes: what they take; ``None``: not known.
+        data_class: its name; ``""``: the default class.
+        entries: number of entries, stale ones and failures included; ``None``: the place cannot count them.
+        oldest_age_s: seconds since the oldest was computed; ``None``: not known, or there are none.
+        size_bytes: their bytes; ``None``: not known.
     """
 
     where: str
@@ -49,9 +50,9 @@ class StorageTraits(Protocol):
     """Traits of a tier that decide what a policy allows there.
 
     Attributes:
-        on_disk: it writes to a disk of this machine.
-        shared: other machines read it.
-        encrypted: it seals what it writes.
+        on_disk: whether it writes to a disk of this machine.
+        shared: whether other machines read it.
+        encrypted: whether it encrypts what it writes.
     """
 
     on_disk: bool
@@ -63,12 +64,12 @@ class Rule(NamedTuple):
     """Rule for one entry.
 
     Attributes:
-        data_class: of several, the one that may be kept for the shortest time; ``""``: the default one.
-        max_age_s: seconds from when it was computed.
-        encrypt: only on encrypted tiers.
-        allow_disk: also on a disk of this machine.
-        allow_shared: also where other machines read it.
-        min_age_s: seconds from then for which it must not be erased, at most ``max_age_s``.
+        data_class: the class; of several, the one with the shortest maximum age; ``""``: the default class.
+        max_age_s: seconds after the computation for which the entry may be stored.
+        encrypt: whether only encrypted tiers may store it.
+        allow_disk: whether a disk of this machine may store it.
+        allow_shared: whether tiers that other machines read may store it.
+        min_age_s: seconds after the computation for which it must not be erased, at most ``max_age_s``.
     """
 
     data_class: str
@@ -79,7 +80,7 @@ class Rule(NamedTuple):
     min_age_s: float = 0.0
 
     def permits(self, storage: StorageTraits) -> bool:
-        """Return whether the entry may be stored there."""
+        """Return whether this tier may store the entry."""
         return (
             (self.allow_disk or not storage.on_disk)
             and (self.allow_shared or not storage.shared)
@@ -93,12 +94,12 @@ def _is_name(value: Any) -> bool:
 
 @attrs.frozen
 class Residual:
-    """Copies that no erasure here reaches: backups, replicas, an append-only file, a CDN, traces.
+    """Copies that the cache's erasures do not reach: backups, replicas, an append-only file, a CDN, traces.
 
     Args:
-        name: what and where, in words.
-        within_s: seconds > 0 after an erasure by which these copies are gone as well; ``None``: no bound is known,
-            which the audit warns of.
+        name: description of the copies and their place.
+        within_s: seconds > 0 after an erasure within which these copies are gone too; ``None``: no bound is known, and
+            the audit warns.
     """
 
     name: str = attrs.field(validator=field_check(check_instance, _is_name, "words"))
@@ -130,22 +131,22 @@ def _classes(value: Any) -> Any:
 
 @attrs.frozen(eq=False)
 class Retention:
-    """Policy that says for how long data may be stored, and where.
+    """Policy of how long and where data may be stored.
 
     Args:
-        max_age_s: seconds > 0 after which nothing of an answer is left, counted from when it was computed.
-        encrypt: on tiers only where they encrypt. Memory is not encrypted.
-        allow_disk: whether it may lie on a disk of this machine.
-        allow_shared: whether it may lie where other machines read it (Redis). Whether that server writes to a disk of
-            its own is for its operator to see to.
-        min_age_s: seconds, at most ``max_age_s``, for which the law wants it kept: until then it is not erased, and the
-            cache preserves what leaves its memory earlier. It is served no longer for that.
-        classes: rules by name of the data class, each a `Retention` without classes, residual copies or log of its own.
-        residual: copies that no erasure here reaches, each a `Residual`.
-        log: records what expired, was evicted, erased or disallowed: a ``RetentionLog``; ``None``: there is no record.
+        max_age_s: seconds > 0 after its computation for which a response may be stored.
+        encrypt: whether only encrypting tiers may store it. Memory is not encrypted.
+        allow_disk: whether a disk of this machine may store it.
+        allow_shared: whether tiers that other machines read (Redis) may store it. Whether such a server writes to its
+            own disk is the responsibility of its operator.
+        min_age_s: seconds, at most ``max_age_s``, for which the law requires storage. Until then a response is not
+            erased, and the cache preserves it if it leaves memory earlier, without returning it to callers.
+        classes: rules by name of the data class, each a `Retention` without ``classes``, ``residual`` or ``log``.
+        residual: copies that the cache's erasures do not reach, each a `Residual`.
+        log: a `RetentionLog` of entries that expired or were evicted, erased or disallowed; ``None``: no record.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type or out of range.
+        TypeError, ValueError: an argument has the wrong type or is out of range.
 
     Example:
         >>> policy = Retention(3600.0, classes={"face": Retention(60.0, allow_disk=False)})
@@ -201,7 +202,7 @@ class Retention:
 
     @property
     def rules(self) -> tuple[Rule, ...]:
-        """The default rule, and that of each class in the order of their names."""
+        """The default rule, then the rule of each class in the order of names."""
         return (self.rule(()), *(self.rule((name,)) for name in sorted(self.classes)))
 
     @property
@@ -211,14 +212,14 @@ class Retention:
 
     @property
     def has_min_age(self) -> bool:
-        """True if anything must be kept for some time."""
+        """True if a rule has a minimum age."""
         return any(rule.min_age_s for rule in self.rules)
 
     def check_tier(self, name: str, storage: StorageTraits) -> None:
-        """Check that the default class can be stored on a tier where it is allowed to be.
+        """Check that a tier can store the default class if the policy allows that class there.
 
         Raises:
-            ValueError: it must be encrypted, and the tier does not.
+            ValueError: the policy requires encryption, and the tier does not encrypt.
         """
         rule = self.rule(())
         if rule.encrypt and not rule.permits(storage) and rule._replace(encrypt=False).permits(storage):

@@ -1,15 +1,15 @@
-"""`RetentionLog`: what was erased, purged and expired, when and why; it can be checked that nothing was altered since.
+"""`RetentionLog`: tamper-evident record of what was erased, purged and expired, when and why.
 
-The log holds no data and no names: a subject stands there as a keyed hash, so that what concerns one can be found by
-who knows the name and has the secret, and the file names no person. The chain that makes it tamper-evident is in
-``hash_chain``; the file, which several processes may share, in ``log_file``.
+The log contains no data and no names. A subject appears as a keyed hash: with the name and the secret, the records of
+that subject can be found, but the file names no person. The chain that makes the log tamper-evident is in
+``hash_chain``; the file, which several processes may share, is in ``log_file``.
 
-*What can be detected*: any record that was changed, removed, put in or moved, also at the front. *What cannot*: that
-the last records were cut off while no log was open, unless the ``head`` was kept elsewhere (print it, mail it, put it
-in another system's log once a day); what was done by an owner of the secret; that something was never recorded.
+*Detectable*: any record that was changed, removed, inserted or moved, also at the beginning. *Not detectable*: last
+records that were cut off while no log was open, unless the ``head`` was stored elsewhere (print it, mail it, or write
+it to another system's log once a day); changes by an owner of the secret; events that were never recorded.
 
-*Bounded*: memory holds the latest 10,000 events, and every erasure that failed and has not been made since. A file
-grows: some 350 bytes a record.
+*Bounded*: memory holds the latest 10,000 events, and every failed erasure that has not been made since. A file grows by
+about 350 bytes per record.
 """
 
 import copy
@@ -33,7 +33,7 @@ __all__ = ["ACTIONS", "Action", "RetentionEvent", "RetentionLog", "Verification"
 Action = Literal[
     "expired", "evicted", "erased", "erase_failed", "removed", "purged", "disallowed", "held", "released", "erase_held"
 ]
-"""What can be recorded."""
+"""Names of the actions that a log records."""
 
 ACTIONS: tuple[Action, ...] = get_args(Action)
 
@@ -43,21 +43,21 @@ _HIDDEN = "[the subject]"
 
 
 class RetentionLog:
-    """An append-only record of what left the caches.
+    """Append-only log of what left the caches.
 
     Args:
-        path: of a file of JSON lines, made if missing; ``None``: memory only, gone with the process.
-        secret: at least 16 secret bytes, the same each time the file is opened; it hides names and seals the chain, so
-            keep it where the log's readers cannot get it. A log in memory makes its own.
+        path: of a file of JSON lines, made if missing; ``None``: in memory only, and gone with the process.
+        secret: at least 16 secret bytes, the same each time the file is opened. The secret hides names and seals the
+            chain, so store it where readers of the log cannot get it. A log in memory makes its own.
         wall_clock: returns nanoseconds since 1970; ``None``: ``time.time_ns``.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type or out of range, a path without a secret, or a file that is
+        TypeError, ValueError: an argument has the wrong type or is out of range, a path has no secret, or the file is
             not whole.
         BackendError: the file cannot be made, read or locked.
 
-    Threads: any number may use it at once, and any number of processes of one machine may append to one file. Opening
-    reads the whole file, about 15 µs a record.
+    Thread-safe; several processes of one machine may append to one file. Opening reads the whole file, at about 15 µs
+    per record.
 
     Example:
         >>> log = RetentionLog()
@@ -82,16 +82,16 @@ class RetentionLog:
         self._secret = check_secret("secret", secret)
         self._now = wall_clock or time.time_ns
         self._lock = new_lock()
-        self._taking = new_awaited_lock()  # a child has the whole of a record or nothing of it
+        self._taking = new_awaited_lock()  # held at a fork, so that a child has a whole record or none
         self._chain = Chain(self._secret)
-        self._before = Chain(self._secret)  # in front of the first event that memory holds
+        self._before = Chain(self._secret)  # the chain before the first event in memory
         self._kept: deque[RetentionEvent] = deque()
         self._pending: dict[tuple[str, str | None, str | None], RetentionEvent] = {}
         self._holds: dict[tuple[str | None, str], RetentionEvent] = {}
         self._file = None if path is None else RetentionFile(Path(path), self._chain, self._absorb)
 
     def now_ns(self) -> int:
-        """Return the present instant of the log's clock, nanoseconds."""
+        """Return the current instant of the log's clock in nanoseconds."""
         return int(self._now())
 
     def record(
@@ -106,22 +106,22 @@ class RetentionLog:
         tag: str | None = None,
         at_ns: int | None = None,
     ) -> None:
-        """Add a record. Those of erasures and legal holds wait until the disk has them; a power cut may lose others.
+        """Add a record; erasures and legal holds are on the disk when it returns, others may be lost in a power cut.
 
         Args:
             action: one of ``ACTIONS``.
             where: the place, in words that name no person.
-            data_class: of the policy; ``""``: the default one, or all.
-            count: of entries, ≥ 0.
-            reason: why, in words. Where it, or the tag, has the subject's name in it, the name is left out.
-            subject: whose data it was; only its keyed hash is kept.
-            tag: by which it was erased. Tags are kept as they are: do not make them of names.
-            at_ns: when it happened, nanoseconds of the log's clock; ``None``: now.
+            data_class: class of the policy; ``""``: the default class, or all classes.
+            count: number of entries, ≥ 0.
+            reason: the reason, in words. In the reason and the tag, ``[the subject]`` replaces the subject's name.
+            subject: the data subject; the log stores only a keyed hash.
+            tag: tag of the erasure. Tags are stored unchanged, so do not make them of names.
+            at_ns: when it happened, in nanoseconds of the log's clock; ``None``: now.
 
         Raises:
-            TypeError, ValueError: an argument of the wrong type or out of range.
-            BackendError: the disk failed, or a process that was stopped holds the file; nothing was recorded.
-            ValueError: the file was altered since it was last read; nothing was recorded.
+            TypeError, ValueError: an argument has the wrong type or is out of range.
+            BackendError: the disk failed, or a stopped process holds the lock; nothing was recorded.
+            ValueError: the file was altered after it was last read; nothing was recorded.
         """
         check_choice("action", action, ACTIONS)
         for name, text in (("where", where), ("data_class", data_class), ("reason", reason)):
@@ -154,18 +154,18 @@ class RetentionLog:
 
     @property
     def path(self) -> Path | None:
-        """Of the file."""
+        """Path of the file; ``None`` for a log in memory."""
         return None if self._file is None else self._file.path
 
     @property
     def head(self) -> str:
-        """Digest of the latest record that this process knows: stands for all before it. Keep it elsewhere."""
+        """Digest of the latest record that this process knows, which covers all earlier ones. Store it elsewhere."""
         with self._lock:
             return self._chain.head
 
     @property
     def records(self) -> int:
-        """Number of records, those included that memory no longer holds."""
+        """Number of records, including those that memory has dropped."""
         with self._lock:
             return self._chain.number
 
@@ -177,58 +177,58 @@ class RetentionLog:
 
     @property
     def pending(self) -> tuple[RetentionEvent, ...]:
-        """The latest failure of each erasure that has not succeeded since, however long ago; those held included."""
+        """Latest failure of each erasure that has not succeeded since, at any age, including erasures under a hold."""
         with self._lock:
             return tuple(self._pending.values())
 
     @property
     def holds(self) -> tuple[RetentionEvent, ...]:
-        """The legal holds that have begun and not ended, those of earlier and other processes too."""
-        return tuple(self._holds.values())  # never changed in place: who evicts waits for no lock of a file
+        """Legal holds in force, including those of earlier and other processes."""
+        return tuple(self._holds.values())  # never changed in place: evictions need no lock
 
     def is_held(self, subject: str | None, tags: Iterable[str]) -> bool:
-        """Return whether a legal hold is about an entry."""
+        """Return whether a legal hold applies to an entry."""
         holds = self.holds
         name = None if subject is None or not holds else self._chain.pseudonym(subject)
         return any(hold.data_class in tags if hold.subject is None else hold.subject == name for hold in holds)
 
     def holds_against(self, subject: str | None, tag: str | None) -> tuple[RetentionEvent, ...]:
-        """Return the legal holds that an erasure may touch: entries of a subject may be of any class."""
+        """Return the legal holds that may apply to an erasure, because its entries may belong to any class."""
         holds = self.holds
         name = None if subject is None or not holds else self._chain.pseudonym(subject)
         return tuple(hold for hold in holds if hold.subject in {None, name} or tag is not None)
 
     def pseudonym(self, subject: str) -> str:
-        """Return what stands in the log for a subject.
+        """Return the keyed hash that the log stores for a subject.
 
         Raises:
-            TypeError: not a string.
+            TypeError: ``subject`` is not a string.
         """
         check_instance("subject", subject, lambda it: isinstance(it, str), "a string")
         return self._chain.pseudonym(subject)
 
     def events_about(self, subject: str) -> tuple[RetentionEvent, ...]:
-        """Return the records of a subject, oldest first: of the whole file, or, without one, of what memory holds.
+        """Return the records of a subject, oldest first: from the whole file, or from memory if there is no file.
 
         Raises:
-            TypeError: not a string.
+            TypeError: ``subject`` is not a string.
             BackendError: the file cannot be read, or it was altered.
         """
         name = self.pseudonym(subject)
         return tuple(event for event in self._all() if event.subject == name)
 
     def verify(self, *, head: str | None = None) -> Verification:
-        """Check every record of the file, or of what memory holds.
+        """Check every record in the file, or in memory if there is no file.
 
         Args:
-            head: one that was kept elsewhere: the log must reach it. ``None``: none was.
+            head: a head that was stored elsewhere, which the log must reach; ``None``: none.
 
         Returns:
-            What was found. A file that lost records which this process has seen is found out without a ``head``. A log
-            in memory reaches the heads of the latest 10,000 records.
+            The outcome. Without a ``head``, the check still detects the loss of records that this process has seen. A
+            log in memory can reach the heads of its latest 10,000 records.
 
         Raises:
-            TypeError, ValueError: a head that is no digest.
+            TypeError, ValueError: ``head`` is not a digest.
             BackendError: the file cannot be read.
         """
         with self._lock:
@@ -240,11 +240,11 @@ class RetentionLog:
         return _verify(self._file.path, self._secret, size, known, head)
 
     def refresh(self) -> None:
-        """Read what other processes have recorded; `record` does so too.
+        """Read the records of other processes; :meth:`record` does so too.
 
         Raises:
             BackendError: the file cannot be read or locked.
-            ValueError: it was altered since it was last read.
+            ValueError: the file was altered after it was last read.
         """
         with self._lock:
             if self._file is not None:
@@ -262,7 +262,7 @@ class RetentionLog:
             raise self._file.failed(error) from error
 
     def _absorb(self, event: RetentionEvent) -> None:
-        """Take in an event of the log, this process's or another's."""
+        """Process a new event of the log, from this process or another one."""
         asked = (event.where, event.subject, event.tag)
         if event.action in {"erase_failed", "erase_held"}:
             self._pending[asked] = event
@@ -287,11 +287,11 @@ def verify_file(path: str | os.PathLike[str], *, secret: bytes, head: str | None
 
     Args:
         path: of the file.
-        secret: the log's.
-        head: one that was kept elsewhere: the log must reach it. ``None``: none was.
+        secret: the log's secret.
+        head: a head that was stored elsewhere, which the log must reach; ``None``: none.
 
     Raises:
-        TypeError, ValueError: no secret, or a head that is no digest.
+        TypeError, ValueError: ``secret`` is not a secret, or ``head`` is not a digest.
         OSError: the file cannot be read.
     """
     return _verify(Path(path), check_secret("secret", secret), None, (0, ""), head)

@@ -1,12 +1,12 @@
-"""`RetentionReport`: what is kept and for how long, against what the policy allows, and what was erased when and why.
+"""`RetentionReport`: what is stored and for how long, compared with the policy, and what was erased when and why.
 
-It is made of three things that know nothing of each other: the policy, an inventory of the places, and the log. It
-holds numbers, names of classes and places, and keyed hashes of subjects; no data and no names of persons.
+A report combines three independent parts: the policy, an inventory of the places, and the log. It contains numbers,
+names of classes and places, and keyed hashes of subjects, but no data and no names of persons.
 
-Each holding is ``within`` its class's maximum age; or ``due``: older, but by no more than the place may take to remove
-what has expired (the purge bound, stated with it); or ``held``: older still, and a legal hold or a minimum age may be
-why; or ``over``, which is a violation; ``empty``; or ``unknown``: the place cannot say (a Redis server that holds very
-much). What cannot be known is never called good.
+Each holding has a state: ``within`` its class's maximum age; ``due``: older, but not by more than the place's stated
+time to remove expired entries (its purge bound); ``held``: preserved, or older still while a legal hold is in force;
+``over``: a violation; ``empty``; or ``unknown``: the age is not known (as on a very full Redis server). A report never
+counts an unknown state as good.
 """
 
 import time
@@ -26,8 +26,8 @@ from streaminfer.compliance.retention_log import RetentionEvent, RetentionLog, V
 __all__ = ["PURGE_BOUNDS_S", "ReportedHolding", "RetentionReport", "build_report"]
 
 PURGE_BOUNDS_S: Mapping[str, float] = {"memory": 0.25, "disk": 30.0}
-"""How long a place may hold what has expired, where nothing else is said: an `EdgeCache` without a clock, and a
-`DiskTier` that runs with its usual ``purge_every_s``."""
+"""Default time for which a place may hold expired entries: an `EdgeCache` without a clock, and a running `DiskTier`
+with its default ``purge_every_s``."""
 
 _ON_A_PAGE = 500
 _MARKS = {"within": "good", "empty": "good", "due": "so", "held": "so", "unknown": "so", "over": "bad"}
@@ -52,12 +52,12 @@ class ReportedHolding:
 
     Attributes:
         where: the place.
-        data_class: the class; ``""``: the default one.
-        entries: how many; ``None``: not known.
+        data_class: the class; ``""``: the default class.
+        entries: number of entries; ``None``: not known.
         oldest_age_s: seconds since the oldest was computed; ``None``: not known, or there are none.
-        size_bytes: what they take; ``None``: not known.
-        max_age_s: what the policy allows, seconds; ``None``: it has no such class.
-        purge_bound_s: how much longer the place may hold what has expired.
+        size_bytes: their bytes; ``None``: not known.
+        max_age_s: maximum age in the policy, seconds; ``None``: the policy has no such class.
+        purge_bound_s: seconds after that for which the place may hold expired entries.
         state: ``"within"``, ``"due"``, ``"held"``, ``"over"``, ``"empty"`` or ``"unknown"``.
     """
 
@@ -76,13 +76,13 @@ class RetentionReport(Document):
     """Inventory, deletions and violations at one instant; made by :func:`build_report`.
 
     Attributes:
-        at_ns: that instant, nanoseconds of the wall clock.
-        rules: of the policy, the default one first.
-        holdings: what each place holds of each class.
-        erasures: the erasures that were made, oldest first, as far back as the events went.
-        pending: erasures that failed and have not been made since: what they were to erase may still be there.
-        holds: legal holds in force; ``erase_held`` among what is pending is no violation while there are any.
-        log: whether the log is whole, and its head; ``None``: there is no log.
+        at_ns: that instant, in nanoseconds of the wall clock.
+        rules: rules of the policy, the default rule first.
+        holdings: entries of each class in each place.
+        erasures: erasures that were made, oldest first, as far back as the log's events reach.
+        pending: failed erasures that have not been made since, so that their entries may still be there.
+        holds: legal holds in force; while there are any, a pending ``erase_held`` is no violation.
+        log: outcome of the check of the log, with its head; ``None``: there is no log.
     """
 
     at_ns: int
@@ -97,7 +97,7 @@ class RetentionReport(Document):
 
     @property
     def violations(self) -> list[str]:
-        """Violations in words; empty: none is known."""
+        """Descriptions of the violations; empty if none is known."""
         found = []
         for it in self.holdings:
             if it.state == "over":
@@ -121,7 +121,7 @@ class RetentionReport(Document):
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it as plain values, in the layout that ``schema`` and ``version`` name."""
+        """Return the report as plain values, in the layout that ``schema`` and ``version`` name."""
         first = {"schema": self.schema, "version": self.version, "at_ns": self.at_ns, "violations": self.violations}
         return {**first, **super().to_dict()}
 
@@ -166,17 +166,17 @@ def build_report(
     at_ns: int | None = None,
     purge_bounds_s: Mapping[str, float] = PURGE_BOUNDS_S,
 ) -> RetentionReport:
-    """Build a report of what is stored, what may be stored, and what went.
+    """Build a report of what is stored, what may be stored, and what was removed.
 
     Args:
-        policy: what may be kept, and for how long.
-        inventory: what each place holds of each class now.
-        log: what records what went; it is brought up to date and verified. ``None``: there is no record.
-        at_ns: now, nanoseconds of the wall clock; ``None``: asked.
-        purge_bounds_s: how long a place may hold what has expired, seconds by its name; 0 where it has none here.
+        policy: the retention policy.
+        inventory: entries of each class in each place at this moment.
+        log: log of removals; it is verified and refreshed first. ``None``: there is no log.
+        at_ns: the current instant, in nanoseconds of the wall clock; ``None``: the clock is read.
+        purge_bounds_s: seconds for which each place, by name, may hold expired entries; 0 for places that are missing.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type.
+        TypeError, ValueError: an argument has the wrong type.
         BackendError, ValueError: the log cannot be read, or was altered while it was open.
     """
     check_instance("policy", policy, lambda it: isinstance(it, Retention), "a Retention")

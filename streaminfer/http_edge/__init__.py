@@ -1,6 +1,6 @@
 """Responses over HTTP: what a CDN, nginx or a browser may store, and for how long (RFC 9110, 9111, 5861).
 
-Pure functions on plain mappings and bytes: no framework, no clock, no network. `NginxFolder` reads files, for a proof.
+Pure functions on plain mappings and bytes, without framework, clock or network. `NginxFolder` reads files, for a proof.
 """
 
 from streaminfer.http_edge.addresses import content_path

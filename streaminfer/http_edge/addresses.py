@@ -1,13 +1,14 @@
-"""Addresses made of content: how an inference, which is asked with POST, becomes something that caches can repeat.
+"""Content-based addresses, which make the responses of inference requests cacheable over HTTP.
 
-HTTP caches keep answers to GET, under the URL. So the question gets a URL: the SHA-256 of the body that would be
-posted. A client computes it, asks ``GET``, and posts the body only where that finds nothing. The origin answers a
-``GET`` only from what it has computed itself for a body of that digest, which it hashed itself. So no client can place
-an answer under another's question, which is what poisons caches that trust a digest that a client sends along. SHA-256
-and not xxh3, because collisions must not be makeable, and because every client has it.
+HTTP caches store responses to GET under the URL, but an inference request is a POST. Its URL for GET is therefore made
+from the SHA-256 of the body. A client computes the URL, sends ``GET``, and posts the body only if ``GET`` finds
+nothing. The origin responds to ``GET`` only with responses that it computed itself, for bodies that it hashed itself.
+No client can therefore place a response under another request's URL; caches that trust a digest sent by a client can be
+poisoned in that way. The hash is SHA-256 and not xxh3, because collisions must be impossible to construct, and because
+every client has it.
 
-The version of the model is in the path as well: a new model has new addresses, and all that caches hold of the old one
-is never asked for again.
+The path also contains the version of the model. A new model has new addresses, so cached responses of the old one are
+not requested any more.
 """
 
 import hashlib
@@ -26,20 +27,20 @@ def content_path(body: bytes | bytearray | memoryview, *, version: str, prefix: 
     """Return the path under which GET returns the response to a posted body.
 
     Args:
-        body: the whole body of the request, as sent. All bodies under one prefix are of one content type: the same
-            bytes mean one thing.
-        version: of the model and of whatever else changes answers. Letters, digits, ``.``, ``_``, ``~`` and ``-``;
-            it does not begin with a dot.
-        prefix: begins with a slash and does not end with one; segments of the same characters.
+        body: the whole body of the request, as sent. All bodies under one prefix must have one content type, so that
+            the same bytes have one meaning.
+        version: of the model and of everything else that changes responses. Letters, digits, ``.``, ``_``, ``~`` and
+            ``-``; must not begin with a dot.
+        prefix: begins with a slash and does not end with one; its segments use the same characters.
 
     Returns:
         ``{prefix}/{version}/{64 hexadecimal digits}``.
 
     Raises:
-        TypeError: an argument of another type.
-        ValueError: a version or prefix with other characters.
+        TypeError: an argument has the wrong type.
+        ValueError: the version or prefix has other characters.
 
-    Threads: any number at once.
+    Thread-safe.
 
     Example:
         >>> content_path(b"2.5", version="m7")

@@ -1,12 +1,12 @@
-"""Conditional requests (RFC 9110 §13): the client has the response already, or its condition fails.
+"""Conditional requests (RFC 9110 §13): the client already has the response, or its condition fails.
 
-The order of §13.2.2: ``If-Match``, else ``If-Unmodified-Since``: 412 where it fails. Then ``If-None-Match``, else, for
-GET and HEAD, ``If-Modified-Since``: 304, or 412 for other methods. ``If-Range`` is not used: without ranges there is
-nothing that it could change.
+The order is that of §13.2.2. First ``If-Match``, or else ``If-Unmodified-Since``: 412 if it fails. Then
+``If-None-Match``, or else, for GET and HEAD, ``If-Modified-Since``: 304, or 412 for other methods. ``If-Range`` is
+ignored, because without ranges it has no effect.
 
-A date that is not well formed is ignored, as §13.1.3 has it. A list of tags that is not well formed names nothing: so
-``If-None-Match`` gives the whole answer, ``If-Match`` fails, and both hide the date beside them. There is no input for
-which a 304 says more than that a tag, or the absence of a later change, was the same.
+A malformed date is ignored, as in §13.1.3. A malformed list of tags matches nothing: ``If-None-Match`` then gives the
+whole response, ``If-Match`` fails, and both take precedence over a date. A 304 is returned only if a tag or ``*``
+matched, or if the response has not changed since the date.
 """
 
 from collections.abc import Iterable, Mapping
@@ -34,25 +34,25 @@ def answer_conditional(
     response_headers: Mapping[str, str],
     body: bytes = b"",
 ) -> tuple[int, dict[str, str], bytes]:
-    """Return what to send where the response would be a 200.
+    """Return what to send if the response would be a 200.
 
-    Call it with what the 200 would bear. Where that is known before the body is (a weak tag from the content key),
-    a 304 saves computing it: call it without a body first.
+    Pass the headers of the 200. If they are known before the body (a weak tag from the content key), call this without
+    a body first: a 304 then saves the computation.
 
     Args:
         method: of the request, as sent.
-        request_headers: its header fields: a mapping, or pairs as ASGI has them; names in any case, text or bytes.
+        request_headers: its header fields: a mapping, or pairs as in ASGI; names in any case, text or bytes.
         response_headers: of the 200; names in lower case.
         body: of the 200.
 
     Returns:
-        Status, header fields, body: 200 with all of it (for HEAD the length in place of the body), 304 without body and
-        without what describes one, or 412.
+        Status, header fields and body: 200 with all of them (for HEAD the length instead of the body); 304 without the
+        body and the fields that describe it; or 412.
 
     Raises:
-        TypeError: not such arguments. What a client sends never raises.
+        TypeError: an argument has the wrong type. Data from a client never raise an error.
 
-    Threads: any number at once.
+    Thread-safe.
 
     Example:
         >>> answer_conditional("GET", {"If-None-Match": '"a", W/"b"'}, {"etag": '"b"', "content-length": "7"})
@@ -66,7 +66,7 @@ def answer_conditional(
         headers = dict(response_headers)
         if method != "HEAD":
             return 200, headers, body
-        if body and not _LENGTH_FIELDS & headers.keys():  # a framework would say 0, and caches drop their copy for it
+        if body and not _LENGTH_FIELDS & headers.keys():  # a framework would send 0, and caches would drop their copy
             headers["content-length"] = str(len(body))
         return 200, headers, b""
     if status == 412:
@@ -76,7 +76,7 @@ def answer_conditional(
 
 
 def _conditions(headers: Mapping[str, str] | Pairs) -> dict[str, str]:
-    """Return the fields of conditions, by name in lower case; several of one name are one list (RFC 9110 §5.3)."""
+    """Return the conditional fields by lower-case name; fields of one name form one list (RFC 9110 §5.3)."""
     pairs = headers.items() if isinstance(headers, Mapping) else headers
     found: dict[str, str] = {}
     for name, value in pairs:
@@ -111,7 +111,7 @@ def _status(method: str, conditions: dict[str, str], headers: Mapping[str, str])
 
 
 def _changed_since(date: str | None, headers: Mapping[str, str]) -> bool | None:
-    """Return whether the response is later than a date; ``None``: there is no date, or none to compare it with."""
+    """Return whether the response changed after a date; ``None`` if a date is missing or malformed."""
     if date is None or "last-modified" not in headers:
         return None
     changed_s = parse_http_date(headers["last-modified"], 0)

@@ -1,19 +1,20 @@
-"""Header fields of a response for the caches on its way: which may store it, for how long, and how to revalidate it.
+"""Header fields of a response for HTTP caches: which may store it, for how long, and how to revalidate it.
 
-**Who.** An answer that is degraded, that belongs to a live stream, that the request or the computation forbids to keep,
-or that carries a person's data (``subject``) is ``no-store``: a copy outside cannot be erased. An answer to a tenant,
-or to a request with credentials, is ``private``; that to a tenant is not where the policy lets shared caches keep one
-copy for each credential. Credentials that name no tenant may be in another header, such as a cookie, by which nothing
-varies. Every answer of a policy varies by the header of the credentials, so that what was kept for one is
-never given to another, also by caches that overlook RFC 9111 §3.5 (nginx does). None is ``public`` without need.
+**Who.** A response is ``no-store`` if it is degraded, belongs to a live stream, must not be stored by the request or
+the computation, or contains a person's data (``subject``), because a copy outside cannot be erased. A response to a
+tenant, or to a request with credentials, is ``private``. The policy can allow shared caches to store responses to
+tenants, with one copy per credential. Credentials without a tenant may be in a header that is not in ``Vary``, such as
+a cookie; such responses stay ``private``. Each response varies by the credentials header, so that a cache never returns
+a copy for other credentials, even if it ignores RFC 9111 §3.5 (as nginx does). No response is ``public`` without need.
 
-**How long.** A copy is used for at most ``fresh_s`` without asking: what is erased here is used elsewhere for that long
-and for the stale windows (RFC 5861). Beyond ``computed_s + lifetime_s`` nothing is used: freshness and windows are
-cut to what remains. By default ``max-age`` says what *remains* from ``Date``, since nginx ignores ``Age``; for
-caches that count it, the policy can send ``Age``, and a ``max-age`` from the beginning (RFC 9111 §5.1).
+**How long.** A cache uses a copy for at most ``fresh_s`` without revalidation. An erased response is therefore used
+elsewhere for that long, plus the stale windows (RFC 5861). No copy is used after ``computed_s + lifetime_s``: freshness
+and windows are limited to the time that remains. By default ``max-age`` is the *remaining* time from ``Date``, because
+nginx ignores ``Age``. For caches that count ``Age``, the policy can send it, with a ``max-age`` from the computation
+(RFC 9111 §5.1).
 
-**Asking again.** ``ETag``; and ``Last-Modified`` only once the second of the computation has passed, so that no later
-answer can bear the same date (RFC 9110 §8.8.2.2).
+**Revalidation.** ``ETag``, and ``Last-Modified`` only after the second of the computation has passed, so that no later
+response can have the same date (RFC 9110 §8.8.2.2).
 """
 
 import math
@@ -52,23 +53,23 @@ class EdgePolicy:
     """Policy for the caches outside the process that store the responses of one service.
 
     Args:
-        fresh_s: for how long a copy is used without asking, seconds ≥ 1. An erasure takes this long to reach it.
-        lifetime_s: for how long after its computation an answer is used anywhere, seconds ≥ 1: its retention, and how
-            long this process can answer for it. ``None``: as long as asking again confirms it.
-        stale_while_revalidate_s: for how much longer a copy is used while it is revalidated.
-        stale_if_error_s: for how much longer a copy is used while this process cannot be reached.
-        client_s: ``fresh_s`` of caches that serve one user, such as a browser's, which no operator can empty;
-            ``None``: the same. Not with a stale window, which ``s-maxage`` forbids (RFC 9111 §5.2.2.10).
-        immutable: the answer at an address never changes: reloading a page needs no request.
-        vary: further request headers that the answer depends on.
-        credentials: the request header from which the tenant is known.
-        share_tenants: shared caches may keep answers to tenants, one copy for each value of ``credentials``. A
-            credential that is withdrawn still opens what is kept for it. Answers without a tenant are not shared if the
-            request was ``authorized``.
-        send_age: states the age in ``Age``, and ``max-age`` from the computation on; for caches that count it.
+        fresh_s: seconds ≥ 1 for which a copy is used without revalidation. An erasure takes this long to reach it.
+        lifetime_s: seconds ≥ 1 after its computation for which a response is used anywhere: its retention, and the time
+            for which this process can revalidate it. ``None``: as long as revalidation confirms it.
+        stale_while_revalidate_s: seconds after that for which a copy is used while it is revalidated.
+        stale_if_error_s: seconds after that for which a copy is used while this process is unreachable.
+        client_s: ``fresh_s`` of caches for one user, such as a browser's, which no operator can clear; ``None``: the
+            same. Not allowed with a stale window, which ``s-maxage`` forbids (RFC 9111 §5.2.2.10).
+        immutable: whether the response at an address never changes, so that reloading a page needs no request.
+        vary: further request headers on which the response depends.
+        credentials: the request header that identifies the tenant.
+        share_tenants: whether shared caches may store responses to tenants, one copy per value of ``credentials``. A
+            withdrawn credential still gives access to its stored copies. Responses without a tenant are not shared if
+            the request was ``authorized``.
+        send_age: send the age in ``Age``, and ``max-age`` from the computation, for caches that count ``Age``.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type or out of range.
+        TypeError, ValueError: an argument has the wrong type or is out of range.
     """
 
     fresh_s: float = attrs.field(validator=field_check(_check_seconds))
@@ -99,7 +100,7 @@ class EdgePolicy:
         object.__setattr__(self, "vary_field", ", ".join(varying))
         object.__setattr__(self, "_lifetime", math.inf if self.lifetime_s is None else self.lifetime_s)
         object.__setattr__(self, "_window_s", max(self.stale_while_revalidate_s, self.stale_if_error_s))
-        object.__setattr__(self, "_ending", _ending(self, math.inf))  # of nearly all answers
+        object.__setattr__(self, "_ending", _ending(self, math.inf))  # the text for nearly all responses
 
 
 def edge_headers(
@@ -113,29 +114,29 @@ def edge_headers(
     store: bool = True,
     authorized: bool = False,
 ) -> dict[str, str]:
-    """Return the header fields about caching of a successful response (2xx).
+    """Return the caching header fields of a successful response (2xx).
 
-    An error wants ``cache-control: no-store``.
+    For an error, send ``cache-control: no-store``.
 
     Args:
-        policy: what caches may do.
-        request: what was asked: its tenant, subject, stream and ``store`` decide who may keep the answer.
-        response: what the `Stack` answered; a degraded one, stale ones included, is not stored.
-        now_s: the present by the wall clock, seconds since 1970.
-        computed_s: when the answer was computed, by the same clock; ``None``: now.
-        etag: what :func:`~streaminfer.http_edge.entity_tag` gave; ``None``: no tag.
-        store: ``False``: the computation said ``no_store``, or there is another reason.
-        authorized: the HTTP request bore credentials (``Authorization``, a cookie), even if no tenant came of them.
-            The policy's ``credentials`` or ``vary`` name their header where others may ask for the same answer.
+        policy: the policy for caches.
+        request: its tenant, subject, stream and ``store`` decide which caches may store the response.
+        response: from the `Stack`; a degraded or stale one is not stored.
+        now_s: the current time of the wall clock, seconds since 1970.
+        computed_s: when the response was computed, on the same clock; ``None``: now.
+        etag: from :func:`~streaminfer.http_edge.entity_tag`; ``None``: no tag.
+        store: ``False`` if the computation called ``no_store``, or for another reason.
+        authorized: whether the HTTP request had credentials (``Authorization``, a cookie), even without a tenant.
+            If others may request the same response, ``credentials`` or ``vary`` must name the header.
 
     Returns:
-        ``cache-control``, ``date``, ``vary``, and where they apply ``etag``, ``last-modified`` and ``age``; names in
+        ``cache-control``, ``date``, ``vary``, and, if they apply, ``etag``, ``last-modified`` and ``age``; names in
         lower case.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type, an instant that is none, or a tag that is not well formed.
+        TypeError, ValueError: an argument has the wrong type, an instant is out of range, or a tag is malformed.
 
-    Threads: any number at once.
+    Thread-safe.
 
     Example:
         >>> import streaminfer as si
@@ -148,7 +149,7 @@ def edge_headers(
     """
     if type(policy) is not EdgePolicy or type(request) is not Request or type(response) is not Response:
         check_instance("policy", policy, lambda it: isinstance(it, EdgePolicy), "an EdgePolicy")
-        check_instance("request", request, lambda it: isinstance(it, Request), "a Request")  # no web framework's
+        check_instance("request", request, lambda it: isinstance(it, Request), "a Request")  # not a framework's
         check_instance("response", response, lambda it: isinstance(it, Response), "a Response")
     now = _whole("now_s", now_s)
     headers = {"cache-control": "no-store", "date": http_date(now), "vary": policy.vary_field}
@@ -164,7 +165,7 @@ def edge_headers(
         return headers
     left_s = policy._lifetime - age_s
     fresh = int(min(policy.fresh_s, left_s))
-    if fresh < 1:  # nothing is left of it
+    if fresh < 1:  # less than a second of freshness remains
         return headers
     age = math.ceil(age_s) if policy.send_age else 0
     tenant = request.tenant is not None
@@ -180,7 +181,7 @@ def edge_headers(
 
 
 def _cache_control(policy: EdgePolicy, fresh: int, age: int, beyond_s: float, who: str) -> str:
-    """Return the field; both windows begin when freshness ends, and end with the lifetime, ``beyond_s`` later."""
+    """Return the field; the windows begin when freshness ends, and end ``beyond_s`` later at the latest."""
     if policy.client_s is None:
         text = f"{who}max-age={age + fresh}"
     else:
@@ -197,7 +198,7 @@ def _ending(policy: EdgePolicy, beyond_s: float) -> str:
     if error > 0:
         text = f"{text}, stale-if-error={error}"
     if not text:
-        text = ", must-revalidate"  # else a cache may use it stale when it cannot ask (RFC 9111 §4.2.4)
+        text = ", must-revalidate"  # otherwise a cache may use it stale without the origin (RFC 9111 §4.2.4)
     return f"{text}, immutable" if policy.immutable else text
 
 

@@ -1,12 +1,11 @@
-"""Entity tags (RFC 9110 §8.8.3): names of one exact answer, by which a cache asks whether what it has is still it.
+"""Entity tags (RFC 9110 §8.8.3): identifiers of one exact response, by which a cache revalidates its copy.
 
-A *strong* tag says: byte for byte the same body. It is made of the encoded body, so it is right whatever happened on
-the way there: another batch, another device, a model that does not round the same twice. A *weak* tag says: the same
-answer, perhaps in other bytes. It can be made of a content key, which holds the inputs and the version of the model,
-before anything is computed.
+A *strong* tag means the same body, byte for byte. It is made of the encoded body, so it is correct even if the result
+differs by batch, device or rounding. A *weak* tag means the same response, perhaps in other bytes. It can be made of a
+content key, which covers the inputs and the version of the model, before any computation.
 
-Both are hashes by xxh3-128. They need not resist forgery: who could make two answers of one address collide would
-only be told that his own old copy is still good.
+Both are xxh3-128 hashes. They need not resist forgery: a client that makes two responses of one address collide only
+misleads itself about its own old copy.
 """
 
 import re
@@ -30,18 +29,18 @@ def entity_tag(content: bytes | bytearray | memoryview, *, weak: bool = False) -
     """Return the value of an ``ETag`` field.
 
     Args:
-        content: for a strong tag the body as it is sent, with its content coding; for a weak one anything that says
-            which answer it is, such as its ``content_key``.
-        weak: says the same answer, and not the same bytes.
+        content: for a strong tag, the body as sent, with its content coding; for a weak tag, bytes that identify the
+            response, such as its ``content_key``.
+        weak: whether the tag means the same response instead of the same bytes.
 
     Returns:
-        34 characters, or 36 of a weak tag.
+        34 characters, or 36 for a weak tag.
 
     Raises:
-        TypeError: no bytes.
+        TypeError: ``content`` is not bytes.
         MissingExtra: ``xxhash`` is not installed (``streaminfer[cache]``).
 
-    Threads: any number at once.
+    Thread-safe.
 
     Example:
         >>> entity_tag(b"7"), entity_tag(b"key", weak=True)
@@ -58,20 +57,20 @@ def entity_tag(content: bytes | bytearray | memoryview, *, weak: bool = False) -
 
 
 def is_entity_tag(text: str) -> bool:
-    """Return whether this is one well-formed tag."""
+    """Return whether ``text`` is one well-formed tag."""
     return _ONE.fullmatch(text) is not None
 
 
 def compares_weakly(field: str, tag: str) -> bool:
-    """Return whether a list of tags names this one, strong or weak, as ``If-None-Match`` compares.
+    """Return whether a list of tags contains a tag, by the weak comparison of ``If-None-Match``.
 
-    A list that is not well formed names nothing.
+    A malformed list contains no tag.
     """
     return tag.removeprefix("W/") in (each.removeprefix("W/") for each in _tags(field))
 
 
 def compares_strongly(field: str, tag: str) -> bool:
-    """Return whether a list of tags names this very one, and it is strong, as ``If-Match`` compares."""
+    """Return whether a list of tags contains a tag, by the strong comparison of ``If-Match``."""
     return not tag.startswith("W/") and tag in _tags(field)
 
 

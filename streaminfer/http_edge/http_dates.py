@@ -1,6 +1,6 @@
-"""Dates of HTTP (RFC 9110 §5.6.7): written in the one form that senders use, read in the three that exist.
+"""HTTP dates (RFC 9110 §5.6.7): written in the one form for senders, and read in all three forms.
 
-Seconds since 1970, always UTC. Names of days and months are English whatever the locale is.
+Instants are seconds since 1970 in UTC. Names of days and months are English in every locale.
 """
 
 import functools
@@ -37,18 +37,18 @@ def http_date(second: int) -> str:
 
 
 def parse_http_date(text: str, now_s: int) -> int | None:
-    """Return the instant that a date names, in whole seconds since 1970; ``None``: this is no date of HTTP.
+    """Return the instant of a date in whole seconds since 1970; ``None`` if the text is not an HTTP date.
 
     Args:
-        text: what the field holds.
-        now_s: the present, for years of two digits: one that seems more than 50 years ahead is the past one.
+        text: value of the field.
+        now_s: the current time, for years with two digits: a date more than 50 years ahead counts as past.
     """
     match = next(filter(None, (form.fullmatch(text) for form in _FORMS)), None)
     if match is None:
         return None
     year, month = int(match["year"]), _MONTHS.index(match["month"]) + 1
     day, hour, minute, second = (int(match[part]) for part in ("day", "hour", "minute", "second"))
-    leap = second == 60  # the second after is what clocks without leap seconds show
+    leap = second == 60  # clocks without leap seconds show the second after
     second -= leap
     try:
         if len(match["year"]) == 2:

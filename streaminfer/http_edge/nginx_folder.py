@@ -1,4 +1,4 @@
-"""The folder of an nginx ``proxy_cache``, as a proof reads it: which files hold what must not be there."""
+"""Folder of an nginx ``proxy_cache``, for a proof: finds files that must not be there."""
 
 import os
 import re
@@ -19,18 +19,18 @@ _PRIVATE = re.compile(rb"\r\ncache-control:[^\r]*(?<![\w-])(?:private|no-store)(
 
 
 class NginxFolder:
-    """A ``proxy_cache_path``. Each file has a binary head, the key, the answer's header fields, and the answer.
+    """Folder of a ``proxy_cache_path``. A file has a binary head, the key, the header fields, and the body.
 
-    Answers with a subject, and those to tenants that do not share, say ``private`` or ``no-store``: none may be there.
-    Others may be as old as the retention policy allows, and as long again as nginx takes to remove them. An answer is
-    as old as its ``Date`` and ``Age`` say, or its ``Last-Modified``, the instant of its computation.
+    Responses with a subject, and to tenants that do not share, are ``private`` or ``no-store``: none may be there.
+    Others may be as old as the retention policy allows, plus the time that nginx takes to remove them. The age of a
+    response follows from its ``Date`` and ``Age``, or its ``Last-Modified``, the instant of its computation.
 
     Args:
         path: of the folder.
-        purge_bound_s: nginx's ``inactive``, after which it removes what it does not use; 600 s unless configured.
+        purge_bound_s: nginx's ``inactive``, after which it removes unused files; 600 s unless configured.
 
     Raises:
-        TypeError, ValueError: no path, or a bound that is no duration.
+        TypeError, ValueError: ``path`` is not a path, or the bound is not a duration.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, purge_bound_s: float = 600.0) -> None:
@@ -42,8 +42,8 @@ class NginxFolder:
         """Yield the names of files that must not be there, and why.
 
         Args:
-            now_s: the present by the wall clock, seconds since 1970.
-            max_age_s: what the retention policy allows.
+            now_s: the current time of the wall clock, seconds since 1970.
+            max_age_s: maximum age in the retention policy, seconds.
 
         Raises:
             BackendError: the folder is missing, or something in it cannot be read.
@@ -59,7 +59,7 @@ class NginxFolder:
             with path.open("rb") as file:
                 head = file.read(_HEAD)
                 modified_s = os.fstat(file.fileno()).st_mtime
-        except FileNotFoundError:  # nginx has removed it meanwhile
+        except FileNotFoundError:  # nginx removed it meanwhile
             return
         fields = head.partition(b"\r\n\r\n")[0]
         computed_s = _computed_s(fields, now_s)
@@ -73,7 +73,7 @@ class NginxFolder:
 
 
 def _computed_s(fields: bytes, now_s: float) -> int | None:
-    """Return the earliest instant at which an answer's header fields say that it was there; ``None``: they do not."""
+    """Return the earliest instant of a response in its header fields; ``None`` if they contain none."""
     instants: dict[bytes, int] = {}
     for name, text in _DATES.findall(fields):
         instant = parse_http_date(text.decode("latin-1").strip(), int(now_s))

@@ -1,1 +1,1 @@
-"""Erasure from memory and tiers, and what may delay it."""
+"""Erasure from memory and tiers, and the holds and minimum ages that may delay it."""

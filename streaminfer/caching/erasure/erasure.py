@@ -1,8 +1,8 @@
 """Erasure of a subject or a tag in memory and in several tiers.
 
-A `PendingErasure` is one erasure while the tiers carry it out. Until a tier has done so, the cache uses nothing of that
-tier that the erasure matches, and writes nothing there that it matches. It begins *unarmed*: the cache registers it
-with every tier, then erases memory, then arms it, so that no entry slips through in between.
+A `PendingErasure` is one erasure that the tiers still carry out. Until a tier has done so, the cache neither reads from
+nor writes to that tier any entry that the erasure matches. It begins *unarmed*: the cache registers it with every tier,
+erases memory, then arms it. No entry can slip through between these steps.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 __all__ = ["MEMORY", "Erasure", "PendingErasure", "check_selection", "is_erased"]
 
 MEMORY = "memory"
-"""Name of the process's memory among the places of a cache."""
+"""Name of the process's memory in the list of a cache's places."""
 
 
 def check_selection(subject: Any, tag: Any) -> tuple[str | None, str | None]:
     """Check that exactly one is given; return both as plain strings.
 
     Raises:
-        TypeError: neither or both, or no string.
+        TypeError: neither or both are given, or not a string.
     """
     if (subject is None) == (tag is None):
         raise TypeError("erase: expected a subject or a tag, got " + ("neither" if tag is None else "both"))
@@ -51,8 +51,8 @@ class Erasure(Snapshot):
 
     Attributes:
         counts: entries erased, by place: ``"memory"`` and the names of the tiers that succeeded.
-        failed: by tier, why it may still hold some. The cache tries it again until it succeeds; a tier that does not
-            run is tried when it starts.
+        failed: by tier, why it may still hold some. The cache retries that tier until it succeeds; a tier that does
+            not run is retried when it starts.
     """
 
     counts: Mapping[str, int]
@@ -60,7 +60,7 @@ class Erasure(Snapshot):
 
     @property
     def count(self) -> int:
-        """Entries erased in all places."""
+        """Total of erased entries."""
         return sum(self.counts.values())
 
     @property
@@ -73,8 +73,8 @@ class PendingErasure:
     """One erasure that tiers have to carry out. Thread-safe.
 
     Args:
-        subject: whose entries; or
-        tag: with which tag.
+        subject: erase the entries of this subject; ``None``: erase by tag.
+        tag: erase the entries with this tag; ``None``: erase by subject.
         places: names of the tiers.
 
     Attributes:
@@ -88,11 +88,11 @@ class PendingErasure:
         self.in_memory = 0
         self.outcome: Future[Erasure] = Future()
         self._lock = new_lock()
-        # by place: entries erased, or why it failed; ``None``: it has not been tried
+        # by place: entries erased, or the reason of the failure; ``None``: not tried yet
         self._outcomes: dict[str, int | str | None] = dict.fromkeys((MEMORY, *places))
 
     def matches(self, subject: str | None, tags: Collection[str]) -> bool:
-        """Return whether it erases an entry with this subject and these tags."""
+        """Return whether this erasure applies to an entry with this subject and these tags."""
         return subject == self.subject if self.tag is None else self.tag in tags
 
     @property
@@ -101,7 +101,7 @@ class PendingErasure:
         return {"subject": self.subject, "tag": self.tag}
 
     def arm(self, in_memory: int) -> None:
-        """Note that memory is erased, and how many entries that were."""
+        """Note that memory is erased, and the number of erased entries."""
         self.in_memory = in_memory
         self.note(MEMORY, in_memory)
 
@@ -117,7 +117,7 @@ class PendingErasure:
     def note(self, place: str, outcome: int | str) -> None:
         """Note how many entries a place has erased, or why it failed and will be tried again."""
         with self._lock:
-            if not self.outcome.done():  # later attempts are for statistics and the log
+            if not self.outcome.done():  # later attempts change only statistics and the log
                 self._outcomes[place] = outcome
                 if None not in self._outcomes.values():
                     counts = {where: it for where, it in self._outcomes.items() if isinstance(it, int)}
@@ -125,5 +125,5 @@ class PendingErasure:
                     self.outcome.set_result(Erasure(counts, failed))
 
     async def wait(self) -> Erasure:
-        """Wait until each tier has been tried; a waiter that is cancelled leaves the erasure running."""
+        """Wait until each tier has been tried; cancelling the waiter does not cancel the erasure."""
         return await asyncio.shield(asyncio.wrap_future(self.outcome))

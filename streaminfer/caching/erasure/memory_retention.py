@@ -1,12 +1,12 @@
-"""Retention policy of one cache, as far as memory is concerned: what it records, preserves and watches.
+"""Retention in the memory of one cache: what it records, preserves and watches.
 
-What leaves memory under a legal hold, or below its minimum age, is preserved: no lookup finds it, and it ends with the
-process. What must outlive that belongs on a `DiskTier`.
+An entry that leaves memory under a legal hold, or below its minimum age, is preserved: no lookup finds it, and it ends
+with the process. Data that must outlive the process belong on a `DiskTier`.
 
-Weak references to values that left a cache are kept, so that a proof finds those that still live. Arrays that
-``defensive_copy.freeze`` made are watched. Callers of wrapped services get views of such an array and never the array
-itself. One that outlives its entry is therefore referred to by this package, or by a caller of the mapping's ``get``
-and ``fetch``. Other values cannot be told from those of callers, or have no weak references.
+For proofs, this module keeps weak references to values that left the cache and finds those that still live. It watches
+the arrays that ``defensive_copy.freeze`` made. Callers of wrapped services get views of such an array, never the array
+itself. If the array outlives its entry, the reference is therefore in this package, or in a caller of the mapping's
+``get`` or ``fetch``. Other values cannot be told apart from those of callers, or do not support weak references.
 """
 
 from __future__ import annotations
@@ -40,55 +40,55 @@ if TYPE_CHECKING:
 __all__ = ["MemoryRetention"]
 
 _DEEPEST = 16
-_MEMORY_BOUND_S = 0.25  # stated by `EdgeCache`: how long memory may hold what has expired
+_MEMORY_BOUND_S = 0.25  # the bound that `EdgeCache` states for expired entries
 
 
 class MemoryRetention:
     """Retention of one cache's memory. Thread-safe.
 
     Args:
-        policy: the policy, with its minimum ages, and holds in its log.
-        table: of the cache, whose events ``on_event`` must hear.
+        policy: the policy, with its minimum ages; its log has the holds.
+        table: of the cache, which must send its events to ``on_event``.
 
     Attributes:
         policy: the policy.
-        log: the policy's log; ``None``: it has none.
-        counts: what goes into the policy's log.
+        log: the policy's log; ``None`` if it has none.
+        counts: counts for the policy's log.
     """
 
     def __init__(self, policy: Retention, table: EdgeTable) -> None:
         self.policy = policy
         self.log = policy.log
         self.counts = RetentionCounts(policy.log, table.now)
-        # arrays of entries that expired or were erased, as long as they live
+        # living arrays of entries that expired or were erased
         self._departed: weakref.WeakValueDictionary[int, np.ndarray[Any, Any]] = weakref.WeakValueDictionary()
         self._table = table
         self._pid = os.getpid()
         self._lock = threading.RLock()  # a finalizer that the garbage collector runs may use the cache
         self._numbers = itertools.count()
         self._preserved: dict[int, CacheEvent] = {}  # by number, oldest first
-        self._until: list[tuple[int, int]] = []  # a heap: until when, and the number
-        self._holds: tuple[RetentionEvent, ...] | None = ()  # of the log, as of these instants; ``None``: not known
+        self._until: list[tuple[int, int]] = []  # a heap of (end of preservation, number)
+        self._holds: tuple[RetentionEvent, ...] | None = ()  # holds by which `_until` was made; ``None``: unknown
         self._has_min_age = policy.has_min_age
 
     @property
     def preserved(self) -> tuple[CacheEvent, ...]:
-        """What left memory and is preserved, oldest first."""
+        """Entries that left memory and are preserved, oldest first."""
         with self._locked():
             return tuple(self._preserved.values())
 
     def on_event(self, event: CacheEvent) -> None:
-        """Count and preserve an entry that was evicted or expired, if it must be, and watch its value."""
+        """Count an entry that left memory, watch its value, and preserve the entry if it must be."""
         if event.kind != "erased":  # erasures are recorded one by one
             labels: Any = event.labels
             self.counts.count(event.kind, "memory", "" if labels is None else labels[2], REASONS[event.kind])
-        if event.kind != "evicted":  # an evicted value may be used as long as it may be stored
+        if event.kind != "evicted":  # an evicted value is not past its time, so callers may still use it
             self._departed.update((id(array), array) for array in _copies(event.value, _DEEPEST))
         if event.kind == "erased" or self.until_ns(event.labels) <= self._table.now():
             return
         with self._locked():
             self._follow_holds()
-            until_ns, number = self.until_ns(event.labels), next(self._numbers)  # by the holds that were followed
+            until_ns, number = self.until_ns(event.labels), next(self._numbers)  # with the current holds
             self._preserved[number] = event
             heapq.heappush(self._until, (until_ns, number))
         if until_ns < self._table.wake_ns:
@@ -96,15 +96,15 @@ class MemoryRetention:
             self._table.wake()
 
     def departed(self) -> int:
-        """Return how many arrays of entries that expired or were erased still live, and are not preserved."""
+        """Return the number of arrays that outlived their expired or erased entries, without preserved ones."""
         known = {id(array) for event in self.preserved for array in _copies(event.value, _DEEPEST)}
-        # references, because they are listed in one step, whatever leaves the cache meanwhile
+        # `valuerefs` lists all in one step, also while other entries leave the cache
         living = [array for reference in self._departed.valuerefs() if (array := reference()) is not None]
         return sum(id(array) not in known for array in living)
 
     def expire_due(self, now_ns: int) -> int:
-        """Release what need not be preserved longer, write counts to the log, and return when to look again."""
-        ended: list[CacheEvent] = []  # freed when the lock is: a finalizer may use the cache
+        """Free entries whose preservation has ended, write counts to the log, and return when to look again."""
+        ended: list[CacheEvent] = []  # freed after the lock, because a finalizer may use the cache
         with self._locked():
             self._follow_holds()
             while self._until and self._until[0][0] <= now_ns:
@@ -119,23 +119,23 @@ class MemoryRetention:
         return next_ns
 
     def _locked(self) -> AbstractContextManager[bool]:
-        if self._pid != os.getpid():  # a fork: the thread that held the lock is not here to release it
+        if self._pid != os.getpid():  # forked: the thread that held the lock exists only in the parent
             self._pid, self._lock = os.getpid(), threading.RLock()
-            self._holds = None  # nor to end what it was looking through
+            self._holds = None  # it may have been interrupted in `_follow_holds`
         return self._lock
 
     def _follow_holds(self) -> None:
-        """Find out again until when each entry is preserved if holds have begun or ended; under the lock."""
+        """Update the end of preservation of each entry if holds began or ended; call under the lock."""
         holds = () if self.log is None else self.log.holds
         if holds != self._holds:
             self._holds = holds
             self._until.clear()
-            for number, event in self._preserved.copy().items():  # a finalizer may add to it, and to the heap
+            for number, event in self._preserved.copy().items():  # a copy: a finalizer may add to both
                 heapq.heappush(self._until, (self.until_ns(event.labels), number))
 
     def erase(self, subject: str | None, tag: str | None, in_table: int) -> int:
-        """Erase what is preserved of a subject, or with a tag, record it all, and return how many were preserved."""
-        gone: list[CacheEvent | None] = []  # freed when the lock is: a finalizer may use the cache
+        """Erase preserved entries of a subject or with a tag, record the whole erasure, and return their number."""
+        gone: list[CacheEvent | None] = []  # freed after the lock, because a finalizer may use the cache
         with self._locked():
             for number, event in self._preserved.copy().items():
                 if _matches(event.labels, subject, tag):
@@ -151,7 +151,7 @@ class MemoryRetention:
         self.counts.count("removed", "memory", "", f"{DELETED}{by}")
 
     def check_erasure(self, subject: str | None, tag: str | None) -> None:
-        """Raise `ErasureHeld`, and record it, if a legal hold, or a minimum age, forbids an erasure."""
+        """Raise and record `ErasureHeld` if a legal hold or a minimum age forbids the erasure."""
         objections = self._objections(subject, tag)
         if objections:
             why = "; ".join(objections)
@@ -159,7 +159,7 @@ class MemoryRetention:
             raise ErasureHeld(objections)
 
     def _objections(self, subject: str | None, tag: str | None) -> tuple[str, ...]:
-        """Return what forbids an erasure, in words that name no person."""
+        """Return the reasons that forbid an erasure; they name no person."""
         holds = () if self.log is None else self.log.holds_against(subject, tag)
         found = [
             f"a legal hold on {f'the class {it.data_class!r}' if it.data_class else 'a subject'}: {it.reason}"
@@ -174,27 +174,27 @@ class MemoryRetention:
         return tuple(found)
 
     def until_ns(self, labels: Any) -> int:
-        """Return until when an entry must be preserved if it leaves memory; ``NEVER``: no end is known."""
+        """Return the instant until which an entry that leaves memory must be preserved; ``NEVER``: no end is known."""
         if self.log is not None and labels is not None and self.log.is_held(labels[0], labels[1]):
             return NEVER
         return self._aged_ns(labels)
 
     def _aged_ns(self, labels: Any) -> int:
-        """Return the instant at which an entry has its minimum age."""
+        """Return the instant at which an entry reaches its minimum age; 0: it has none."""
         if labels is None or not self._has_min_age:
             return 0
         until_ns: int = labels[3] + round(self.policy.rule(labels[1]).min_age_s * 1e9)
         return until_ns
 
     def holdings(self) -> list[Holding]:
-        """Return what memory holds by class: how many entries, stale ones and failures included, and the oldest."""
+        """Return the entries in memory by class, with the age of the oldest; stale ones and failures count."""
         stored: dict[str, list[int | None]] = {}
         self._table.expire()
         for labels in self._table.held()[::4]:
             data_class, stored_ns = ("", None) if labels is None else labels[2:]
             stored.setdefault(data_class, []).append(stored_ns)
         now_ns = self._table.now()
-        size = self._table.counters()[4] if len(stored) == 1 else None  # a number of all classes
+        size = self._table.counters()[4] if len(stored) == 1 else None  # bytes are not counted by class
         found = []
         for data_class, instants in stored.items():
             known = [it for it in instants if it is not None]
@@ -220,15 +220,15 @@ class MemoryRetention:
             raise TypeError(expected("retention", "a policy with a RetentionLog, which records the hold", self.policy))
         if data_class is not None and data_class not in self.policy.classes:
             raise ValueError(expected("data_class", f"one of the policy's, {sorted(self.policy.classes)}", data_class))
-        await self.counts.settle()  # an erasure that was rejected before this is recorded before it
+        await self.counts.settle()  # so that the log has earlier rejected erasures before this hold
         action: Action = "held" if on else "released"
         record = partial(self.log.record, action, where="all", count=0, reason=reason, subject=subject)
-        if self.log.path is None:  # nothing waits for a disk
+        if self.log.path is None:  # a log in memory does not wait for a disk
             record(data_class=data_class or "")
         else:
             await asyncio.to_thread(record, data_class=data_class or "")
         unable = () if tiers is None else await tiers.legal_hold(subject, data_class, on=on)
-        self._table.expire_due(self._table.now(), 0)  # what a hold preserved beyond its time
+        self._table.expire_due(self._table.now(), 0)  # free what only the ended hold preserved
         return tuple(unable)
 
     async def report(self, tiers: TierSet | None) -> RetentionReport:

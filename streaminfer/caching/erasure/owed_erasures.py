@@ -1,8 +1,8 @@
-"""Erasures that a tier could not make, in a file, so that another process makes them after this one has died.
+"""File of erasures that a tier could not make, so that another process can make them after this one has died.
 
-The file lies beside the retention log, as ``<log>.owed``, with a line of JSON for each, readable by its owner only. It
-holds the names of subjects in the clear, because a tier finds nothing by their hashes; a name leaves the file when the
-erasure is made. Processes of one machine can share the file.
+The file lies beside the retention log, as ``<log>.owed``, with a line of JSON for each erasure. Only its owner can read
+it. It contains the names of subjects in the clear, because a tier cannot find entries by a hash of the name. A name
+leaves the file when the erasure is made. Processes of one machine can share the file.
 """
 
 import json
@@ -28,13 +28,13 @@ class OwedErasures:
         self.path = log.with_name(log.name + ".owed")
 
     def note(self, place: str, subject: str | None, tag: str | None, *, is_owed: bool) -> None:
-        """Add an erasure of a tier, or remove one that was made; it is on the disk when this returns.
+        """Add an erasure of a tier, or remove one that was made; the change is on the disk when this returns.
 
         Args:
             place: the tier and its medium.
-            subject: whose entries; or
-            tag: with which tag.
-            is_owed: false: it was made.
+            subject: of the erasure; ``None``: it is by tag.
+            tag: of the erasure; ``None``: it is by subject.
+            is_owed: true adds the erasure, false removes it.
 
         Raises:
             BackendError: the disk failed.
@@ -59,7 +59,7 @@ class OwedErasures:
             fresh.replace(self.path)
 
     def of(self, place: str) -> list[tuple[str | None, str | None]]:
-        """Return subject and tag of those of one tier. Raises as `note` does."""
+        """Return subject and tag of the owed erasures of one tier. Raises as :meth:`note` does."""
         with self._failures():
             return [(subject, tag) for whose, subject, tag in self._read() if whose == place]
 
@@ -73,7 +73,7 @@ class OwedErasures:
     @staticmethod
     @contextmanager
     def _removed_after(fresh: Path) -> Iterator[None]:
-        """Leave no file of names that did not become the file: of a write that failed, or of a process that died."""
+        """Delete the temporary file, also if the write failed or a process died, because it contains names."""
         try:
             yield
         finally:

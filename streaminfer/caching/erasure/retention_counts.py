@@ -1,13 +1,13 @@
-"""Counts of a cache for the log of its retention policy: one record for many entries, never one for each.
+"""Counts of a cache for the log of its retention policy: one record for many entries.
 
-Expiries and evictions are counted by place and class, and recorded when expired entries are freed, when a report is
-made, and otherwise about once a second. Erasures are recorded one by one, at once.
+Expiries and evictions are counted by place and class. They are recorded when expired entries are freed, when a report
+is made, and otherwise about once a second. Erasures are recorded one by one, at once.
 
-To lock a file and have it on the disk takes milliseconds, and seconds if the disk or another process stalls. A log in a
-file is therefore written by a thread, in order, which ends when there is nothing to write; the process does not end
-before it. What a failing disk did not take is written again until it does, or until the cache stops or the process
-ends. Then it is lost, and so are records beyond 10,000 that wait. A report, a proof and a hold wait for what was
-recorded before them; while the disk fails they fail as well, and lose nothing. Lost records are logged as errors
+Locking a file and writing it to the disk takes milliseconds, and seconds if the disk or another process stalls. A
+separate thread therefore writes a log file, in order. It ends when there is nothing to write, and the process waits for
+it at exit. The thread retries a failed write until it succeeds, the cache stops or the process ends. Records that are
+then unwritten are lost, and so are records beyond 10,000 that wait. A report, a proof and a hold wait for earlier
+records; while the disk fails they fail too, and lose nothing. Lost records are logged as errors
 (``streaminfer.caching``); a log that fails affects nothing else.
 """
 
@@ -41,7 +41,7 @@ class RetentionCounts:
     """Counts of one cache. Thread-safe.
 
     Args:
-        log: of the policy; ``None``: there is none, and nothing is counted.
+        log: of the policy; ``None``: nothing is counted.
         now: reads the cache's clock.
     """
 
@@ -58,7 +58,7 @@ class RetentionCounts:
             _in_files.add(self)
 
     def leave_to_parent(self) -> None:
-        """In a forked process, forget what was counted: the parent records it."""
+        """Forget the counts in a forked process, because the parent records them."""
         self._counts = {}
 
     def is_held(self, subject: str | None, tag: str | None) -> bool:
@@ -66,7 +66,7 @@ class RetentionCounts:
         return self._log is not None and bool(self._log.holds_against(subject, tag))
 
     def count(self, action: Action, where: str, data_class: str, reason: str, number: int = 1) -> None:
-        """Add to what is recorded next."""
+        """Add to the counts of the next record."""
         key = (action, where, data_class, reason)
         if self._log is None or number <= 0:
             return
@@ -76,7 +76,7 @@ class RetentionCounts:
             self.flush()
 
     def flush(self) -> None:
-        """Record what was counted."""
+        """Write the counts to the log."""
         if not self._counts:
             return
         with self._lock:
@@ -86,25 +86,25 @@ class RetentionCounts:
             self.record(action, where=where, data_class=data_class, count=number, reason=reason)
 
     def record(self, action: Action, *, count: int, where: str, **about: Any) -> None:
-        """Record one event at once; in a file, soon. Arguments as of `RetentionLog.record`."""
+        """Record one event: at once in memory, soon in a file. Arguments: see `RetentionLog.record`."""
         if self._log is None:
             return
         label = f"{action} in {where}, {count} entries"
         try:
-            at_ns = self._log.now_ns()  # the disk may take it much later
-        except Exception:  # a clock of the user's; an erasure goes on without its record
+            at_ns = self._log.now_ns()  # the instant of the event; the write may come much later
+        except Exception:  # the user's clock failed; the erasure continues without its record
             _LOGGER.exception(_LOST, label)
             return
         self._put(partial(self._log.record, action, count=count, where=where, at_ns=at_ns, **about), label)
 
     def owe(self, place: str, *, is_owed: bool, **selection: str | None) -> None:
-        """Note a failed erasure of a tier beside the log, if that lies in a file, until it is made."""
+        """Note in a file beside the log that a tier owes an erasure, or made it; do nothing without a log file."""
         if self._owed is not None:
             what = f"an erasure that {place} {'owes' if is_owed else 'no longer owes'}"
             self._put(partial(self._owed.note, place, is_owed=is_owed, **selection), what)
 
     def owed_by(self, place: str) -> list[tuple[str | None, str | None]]:
-        """Return subject and tag of the erasures that a tier owes since before this process.
+        """Return subject and tag of the erasures that a tier owes from earlier processes.
 
         Raises:
             BackendError: the file cannot be read.
@@ -121,21 +121,21 @@ class RetentionCounts:
             _LOGGER.exception(_LOST, what)
 
     def drain(self) -> None:
-        """Wait until all is written, or lost because the disk fails; for a thread, at the end."""
+        """Wait until all records are written, or lost because the disk fails; blocks, for use at the end."""
         if self._writer is not None:
             self._writer.drain()
 
     def catch_up(self) -> None:
-        """Wait until all that was recorded before is written; for a thread.
+        """Wait until all earlier records are written; blocks.
 
         Raises:
-            BackendError: the disk fails; what waits is written when it no longer does.
+            BackendError: the disk fails; the records are written when it works again.
         """
         if self._writer is not None:
             self._writer.catch_up()
 
     async def settle(self, *, final: bool = False) -> None:
-        """Record what was counted, and wait as `catch_up` does, or, if nothing comes after it, as `drain` does."""
+        """Write the counts to the log, then wait as `catch_up` does, or as `drain` does for the ``final`` call."""
         self.flush()
         if self._writer is not None and self._writer.is_behind:
             await asyncio.to_thread(self.drain if final else self.catch_up)
@@ -165,9 +165,9 @@ class _Writer:
         self._thread: threading.Thread | None = None
         self._draining = 0
         self._failures: list[BackendError] = []  # the latest, while the disk fails
-        self._attempts = 0  # that failed
+        self._attempts = 0  # failed ones
         self._accepted = self._ended = 0  # writes
-        self._is_asked = False  # for another one at once
+        self._is_asked = False  # for another attempt at once
 
     @property
     def runs(self) -> bool:
@@ -175,11 +175,11 @@ class _Writer:
 
     @property
     def is_behind(self) -> bool:
-        """Return whether a thread writes, or records wait for one that could not be started."""
+        """Return whether a thread is writing, or records wait because no thread could start."""
         return (self._thread is not None or bool(self._waiting)) and self._pid == os.getpid()
 
     def put(self, write: Callable[[], None], what: str) -> None:
-        if self._pid != os.getpid():  # a fork: the parent writes what waits
+        if self._pid != os.getpid():  # forked: the parent writes the waiting records
             self._begin()
         with self._changed:
             is_full = len(self._waiting) >= _MAX_WAITING
@@ -221,7 +221,7 @@ class _Writer:
             self._run(waits=False)
 
     def _run(self, *, waits: bool = True) -> None:
-        """Write what waits. Without ``waits``, in the caller's thread, a failure leaves it to the next call."""
+        """Write the waiting records. With ``waits=False``, in the caller's thread, a failure ends this call."""
         while True:
             with self._changed:
                 if not self._waiting:
@@ -245,7 +245,7 @@ class _Writer:
                         self._is_asked = False
                         self._changed.wait_for(lambda: self._is_asked or self._is_last(), _RETRY_S)
                         continue
-                    for _, what in self._waiting:  # each could take as long to fail
+                    for _, what in self._waiting:  # trying each could take as long as this failure
                         _LOGGER.exception(_LOST, what)
                     self._ended += len(self._waiting)
                     self._waiting.clear()
@@ -258,5 +258,5 @@ class _Writer:
                 self._changed.notify_all()
 
     def _is_last(self) -> bool:
-        """Return whether a write that fails now is not tried again."""
+        """Return whether a failing write is lost instead of retried."""
         return self._draining > 0 or not threading.main_thread().is_alive()

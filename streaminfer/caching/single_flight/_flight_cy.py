@@ -1,37 +1,38 @@
-"""Single flight: of many callers of one key, one computes the value and all get it.
+"""Single flight: of many concurrent callers of one key, one computes the value and all get it.
 
-*Design.* A flight is one computation, under its key. The first caller of a key starts the flight and leads it; later
+*Design.* A flight is one computation of one key. The first caller of a key starts the flight and leads it; later
 callers join it and wait.
 
-* A leader that fails gets its error, and another waiter leads: its own attempt may succeed (another deadline, another
-  connection). Up to three waiters lead in order of arrival. Of more, as in a stampede, the latest leads, which has most
-  time left: in order of arrival each would lead when its time was nearly over, and after one slow computation none
-  would ever be in time. After three failures of one flight all waiters get the last error, so a broken backend is not
-  called once per waiter. An error of the leader alone (its deadline) does not count, but each takes a leader away. An
-  error of the input is final at once, because all waiters have the same input.
-* A caller that leaves (cancelled, or at its deadline) takes nothing with it. The computation continues while at least
-  one caller waits. Otherwise the flight is abandoned: it leaves the table, so that the next caller starts another, and
-  its computation is cancelled.
-* A refresh is a flight without callers and is never abandoned. Where it fails and a waiter leads, the flight is as any
-  other. After a failure, or a value that may not be stored, its key pauses until a second after the refresh began, so
-  that a backend that is down, or degraded, is not called at every stale hit, and one that hung is called again at once.
-  One flight refreshes an entry for callers of all priorities. Of one wrapped service at most 256 keys are refreshed or
+* If a leader fails, it gets its error and another waiter leads, because that waiter's own attempt may succeed (another
+  deadline, another connection). Up to three waiters lead in order of arrival. If there are more, as in a stampede, the
+  latest leads, because it has the most time left. In order of arrival each would lead when its time was nearly over;
+  after one slow computation, no waiter would ever be in time.
+* After three failures of one flight all waiters get the last error, so that a broken backend is not called once per
+  waiter. An error that concerns only the leader (its deadline) does not count as a failure of the flight, but the
+  leader leaves. An error of the input ends the flight at once, because all waiters have the same input.
+* A caller that leaves (cancelled, or at its deadline) does not affect the others. The computation continues while at
+  least one caller waits. Otherwise the flight is abandoned: it leaves the table, so that the next caller starts a new
+  one, and its computation is cancelled.
+* A refresh is a flight without callers and is never abandoned. If it fails and a waiter leads, it becomes an ordinary
+  flight. After a failure, or a value that may not be stored, its key pauses until one second after the refresh began. A
+  backend that is down or degraded is thus not called at every stale hit, and one that hung is called again at once. One
+  flight refreshes an entry for callers of all priorities. Per wrapped service, at most 256 keys are being refreshed or
   paused; other stale keys wait for these.
-* A computation that waits for its own flight would wait for ever; so would two that wait for each other. The waits of
-  computations are edges of a graph between flights, and a join that would close a cycle raises.
+* A computation that waits for its own flight would wait for ever, and so would two that wait for each other. The waits
+  of computations are therefore edges of a graph between flights, and a join that would close a cycle raises an error.
 
-It has no event loop, lock, thread or clock: ``_loop_flights_cy`` and ``flights`` have, and take a lock.
+The table has no event loop, lock, thread or clock; ``_loop_flights_cy`` and ``flights`` have them and take the lock.
 
-*Complexity.* All operations are O(1), except telling all waiters and the check for cycles. That walks the flights that
-the joined one waits for: none, unless computations call for other keys.
+*Complexity.* All operations are O(1), except notifying all waiters and the check for cycles. The check walks the
+flights that the joined flight waits for: none, unless computations request other keys.
 
-*Invariants.* A flight in the table has at most one computation. Its waiters are in order of arrival. A caller is told
-once. A flight that is over is not in the table.
+*Invariants.* A flight in the table has at most one computation. Its waiters are in order of arrival. A caller is
+notified once. A flight that is over is not in the table.
 
-*References.* Go's ``singleflight``; RFC 5861 for refreshes; deadlock detection in databases for the graph.
+*References.* Go's ``singleflight``; RFC 5861 (refreshes); deadlock detection in databases (the graph).
 
-One source, compiled with the C types of ``_flight_cy.pxd`` or run as plain Python: of a thousand concurrent callers
-each waits until all have joined.
+One source, compiled with the C types of ``_flight_cy.pxd`` or run as plain Python. It is compiled because each of a
+thousand concurrent callers waits until all have joined.
 """
 
 import math
@@ -43,12 +44,12 @@ from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput
 __all__ = ["MAX_ATTEMPTS", "PAUSE_NS", "Flight", "FlightCounts", "FlightTable", "Refreshes"]
 
 MAX_ATTEMPTS = 3  # failures of one flight, after which all waiters get the error
-PAUSE_NS = 1_000_000_000  # from the beginning of a refresh that stored nothing: until then its key is not refreshed
+PAUSE_NS = 1_000_000_000  # from the start of a refresh that stored nothing to the next refresh of its key
 _MAX_REFRESHES = 256
 
 
 class FlightCounts:
-    """Counts of one cache's single flight; `FlightStatistics` has the same names and says what they mean."""
+    """Counts of one cache's single flight; `FlightStatistics` describes them."""
 
     def __init__(self) -> None:
         self.computations = 0
@@ -62,19 +63,19 @@ class FlightCounts:
 
 
 class Refreshes:
-    """Refreshes of one wrapped service or function; used under the flight tables' lock.
+    """Refreshes of one wrapped service or function; used under the lock of the flight tables.
 
     Args:
-        max_running: how many may run at once.
+        max_running: most refreshes at once.
 
     Attributes:
-        running: how many run.
-        failing: the latest that ended has failed.
+        running: refreshes that run now.
+        failing: whether the latest finished refresh failed.
     """
 
     def __init__(self, max_running: int = _MAX_REFRESHES) -> None:
         self._max_running = max_running
-        self._pauses: dict[Any, int] = {}  # by entry, until when
+        self._pauses: dict[Any, int] = {}  # by entry, when its pause ends
         self.running = 0
         self.failing = False
 
@@ -90,7 +91,7 @@ class Refreshes:
         return self.running + len(self._pauses) < _MAX_REFRESHES
 
     def ended(self, flight: "Flight", error: BaseException | None) -> None:
-        """Note that a refresh ended; unless its value may be stored, its key pauses."""
+        """Note that a refresh ended; pause its key if it failed or its value may not be stored."""
         self.failing = error is not None
         if self.failing or flight.discards:
             self._pauses.pop(flight.entry, None)
@@ -101,17 +102,17 @@ class Flight:
     """Computation of one key, and its waiters.
 
     Attributes:
-        key: what it computes, and for callers of which priority.
-        entry: what a refresh renews; flights of several priorities can have one.
-        waiting: the waiters in order of arrival: keys of a dict whose values mean nothing.
-        leader: whose attempt it is; ``None``: the caller left, or it is a refresh.
-        failures: attempts that failed and counted.
-        refreshes: of the wrapped service that it refreshes, which continues without waiters; ``None``: it is none, or
-            the refresh failed and a waiter leads.
+        key: the key of the value, and the priority of the callers.
+        entry: the entry that a refresh renews; flights of several priorities can renew the same one.
+        waiting: the waiters in order of arrival: keys of a dict with unused values.
+        leader: the caller whose attempt runs; ``None``: that caller left, or the flight is a refresh.
+        failures: failed attempts that counted.
+        refreshes: the `Refreshes` to which a refresh belongs, so that it continues without waiters; ``None``: this is
+            no refresh, or it failed and a waiter leads.
         begun_ns: when a refresh began.
-        over: it has left the table.
-        computing: what runs it, set by the user of the table; ``None``: nothing does.
-        discards: the value of its latest attempt may not be stored, set by the user of the table.
+        over: whether it has left the table.
+        computing: the running computation, set by the user of the table; ``None``: none runs.
+        discards: whether the value of the latest attempt may not be stored, set by the user of the table.
         late_s: when a refresh is late, set by the user of the table.
     """
 
@@ -131,35 +132,35 @@ class Flight:
 
 
 class FlightTable:
-    """Flights of one cache, on one event loop or of threads; it counts what they do.
+    """Flights of one cache, for one event loop or for threads, with counts.
 
     Args:
         counts: of the cache.
-        is_waiting: says of a caller whether it can still be told, and so may lead.
+        is_waiting: returns whether a caller can still be notified and may therefore lead.
     """
 
     def __init__(self, counts: FlightCounts, is_waiting: Callable[[Any], bool]) -> None:
         self._counts = counts
         self._flights: dict[Any, Flight] = {}
-        self._refreshed: set[Any] = set()  # entries; of this loop, because one that stands still ends none
+        self._refreshed: set[Any] = set()  # entries of this loop only: a loop that stands still removes none
         self._is_waiting = is_waiting
 
     def __len__(self) -> int:
         return len(self._flights)
 
     def join(self, key: Any, caller: Any, inside: Flight | None) -> Flight:
-        """Add a caller to the flight of a key, which it starts if there is none.
+        """Add a caller to the flight of a key; start the flight if there is none.
 
         Args:
             key: of the value.
-            caller: hashable by identity; another one for each call.
-            inside: the flight whose computation calls, if any.
+            caller: hashable by identity; a new object for each call.
+            inside: the flight whose computation makes this call, if any.
 
         Returns:
-            The flight. If the caller is its ``leader``, it must compute.
+            The flight. If the caller is its ``leader``, the caller must compute.
 
         Raises:
-            RuntimeError: it would wait for itself.
+            RuntimeError: the flight would wait for itself.
         """
         flight = self._flights.get(key)
         if flight is None:
@@ -179,10 +180,10 @@ class FlightTable:
         return flight
 
     def leave(self, flight: Flight, caller: Any, inside: Flight | None) -> bool:
-        """Remove a caller, told or not; called once for each :meth:`join` that returned.
+        """Remove a caller, notified or not; call it once for each :meth:`join` that returned.
 
         Returns:
-            Whether this abandons the flight: its computation is to be cancelled.
+            Whether this abandons the flight, so that its computation must be cancelled.
         """
         if inside is not None:
             left = inside.waits_for[flight] - 1
@@ -206,12 +207,12 @@ class FlightTable:
 
         Args:
             key: of the flight, which callers can join.
-            now_ns: the present instant.
+            now_ns: the current instant.
             refreshes: of the wrapped service.
-            entry: what it renews, for the bounds of ``refreshes``; ``None``: the key.
+            entry: the entry that the flight renews, which ``refreshes`` counts; ``None``: the key.
 
         Returns:
-            The flight; ``None``: the key has one, or the entry is being refreshed, or may not be yet.
+            The flight; ``None`` if the key has a flight, or if the entry is being refreshed or paused.
         """
         entry = key if entry is None else entry
         if key in self._flights or entry in self._refreshed or not refreshes.may_begin(entry, now_ns):
@@ -231,7 +232,7 @@ class FlightTable:
         """End a flight with a value.
 
         Returns:
-            The callers to tell; none if the flight was abandoned.
+            The callers to notify; none if the flight was abandoned.
         """
         if flight.over:
             return []
@@ -245,17 +246,17 @@ class FlightTable:
     def fail(
         self, flight: Flight, error: BaseException, *, final: bool = False, as_refresh: bool = False
     ) -> tuple[list[Any], Any, bool]:
-        """End the present attempt of a flight with an error.
+        """End the current attempt of a flight with an error.
 
         Args:
             flight: of the attempt.
-            error: which counts if it says something about the key, and not about its leader alone.
+            error: counts as a failure of the flight, unless it concerns only the leader.
             final: whether another attempt cannot succeed, whatever the error.
-            as_refresh: only if the present attempt is the refresh, and none of a waiter.
+            as_refresh: do so only if the current attempt is the refresh, not the attempt of a waiter.
 
         Returns:
-            The callers to tell, the next leader (it must compute), or ``None``, and whether to log the error: it is the
-            first of a refresh since one succeeded.
+            The callers to notify; the next leader, which must compute, or ``None``; and whether to log the error: it is
+            the first of a refresh since one succeeded.
         """
         if flight.over or (as_refresh and flight.leader is not None):
             return [], None, False
@@ -286,7 +287,7 @@ class FlightTable:
         return told, None, is_news
 
     def forget(self) -> None:
-        """End all flights and tell no caller, because the threads that computed them are gone."""
+        """End all flights without notifying callers, because the threads that computed them are gone."""
         for flight in list(self._flights.values()):
             self._end(flight)
 
@@ -297,7 +298,7 @@ class FlightTable:
         del self._flights[flight.key]
 
     def _end_refresh(self, flight: Flight) -> None:
-        """Let a flight be one of its waiters alone, if it was a refresh."""
+        """Make a refresh an ordinary flight, which only its waiters keep alive."""
         if flight.refreshes is not None:
             flight.refreshes.running -= 1
             flight.refreshes = None

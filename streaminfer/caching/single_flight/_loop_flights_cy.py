@@ -1,15 +1,15 @@
 """Single flight for the tasks of one event loop.
 
-*Design.* A computation runs in a task of its own, in the context of its leader. Each task that waits for it awaits a
-:class:`Caller` of its own, so a cancelled one takes nothing else with it. When the last has left, the computation's
-task is cancelled. Flights belong to one event loop: callers on two loops compute a key once each.
+*Design.* A computation runs in its own task, in the context of its leader. Each waiting task awaits its own
+:class:`Caller`, so cancelling one does not affect the others. When the last has left, the computation's task is
+cancelled. Flights belong to one event loop: callers on two loops compute a key once each.
 
-*Complexity.* All callers of a cold key begin in one turn of the loop and end in one, so the last waits for what each
-costs. A caller is therefore one object: the awaitable (a coroutine with one suspension) and the future that its task
-waits for, by the protocol that asyncio has for other futures (``_asyncio_future_blocking``, ``add_done_callback``,
-``get_loop``, ``result``, ``cancel``). Two objects of asyncio with a coroutine around them cost more, also in the
-garbage collector. All waiters are woken in one pass, from the callback of the computation's task, and not by a handle
-of the event loop each. If a woken task raises what ends the loop, the loop wakes the others.
+*Complexity.* All callers of a cold key begin in one turn of the loop and end in one, so the last caller waits for the
+cost of all the others. A caller is therefore a single object. It is the awaitable (a coroutine with one suspension)
+and also the future that its task waits for, by asyncio's protocol for foreign futures (``_asyncio_future_blocking``,
+``add_done_callback``, ``get_loop``, ``result``, ``cancel``). Two asyncio objects and a coroutine around them would cost
+more, also in the garbage collector. One pass in the done callback of the computation's task wakes all waiters, without
+an event loop handle for each. If a woken task raises an error that ends the loop, the loop wakes the others.
 
 One source, compiled with the C types of ``_loop_flights_cy.pxd`` or run as plain Python.
 """
@@ -30,7 +30,7 @@ from streaminfer.errors import Closed, DeadlineExceeded, copy_error
 
 __all__ = ["LATE_S", "Caller", "LoopFlights", "Work"]
 
-LATE_S = 10.0  # how much longer one late refresh runs, so that a backend that became slower is noticed
+LATE_S = 10.0  # extra time for one late refresh, so that the cache notices when a backend has become slower
 _GRACE_S = 1.0  # for a computation that was cancelled
 _FRESH = 0
 _WAITS = 1
@@ -38,20 +38,20 @@ _VALUE = 2
 _ERROR = 3
 _OVER = 4
 
-Work = tuple[Any, ...]  # a coroutine function and its arguments; a `partial` would cost each of many callers more
+Work = tuple[Any, ...]  # a coroutine function and its arguments; cheaper than a `partial` for each of many callers
 
 
 class Caller:
     """Awaitable of one caller in a task; made by :meth:`LoopFlights.share`, and awaited once.
 
-    It joins its flight when it is awaited, not before. Until then asyncio takes it as a coroutine: ``gather`` and
+    It joins its flight when it is awaited, not before. Until then asyncio treats it as a coroutine: ``gather`` and
     ``wait_for`` put it into a task.
     """
 
     _flights: LoopFlights
     _loop: Any
     _context: Context
-    _result: Any  # value and whether it led, or an error
+    _result: Any  # (value, whether it led), or an error
     _timeout_s: float | None
     _enforced: bool
     key: Any
@@ -60,13 +60,13 @@ class Caller:
 
     def __init__(self) -> None:
         self._state = _FRESH
-        self._asyncio_future_blocking: bool | None = None  # neither: no future yet
+        self._asyncio_future_blocking: bool | None = None  # None: asyncio does not see a future yet
         self._flight: Flight | None = None
-        self._around: Flight | None = None  # whose computation calls
+        self._around: Flight | None = None  # the flight whose computation makes this call
         self._timer: asyncio.TimerHandle | None = None
         self._wakeup: Callable[[Any], object] | None = None
 
-    # -- what is awaited -----------------------------------------------------------------------------------------
+    # -- awaitable ----------------------------------------------------------------------------------------------
 
     def __await__(self) -> Caller:
         return self
@@ -125,7 +125,7 @@ class Caller:
         self._asyncio_future_blocking = True
 
     def _leave_flight(self) -> None:
-        """Leave the flight, told or not."""
+        """Leave the flight, notified or not."""
         told = self._state == _VALUE
         flight = self._flight
         self._state = _OVER
@@ -133,20 +133,20 @@ class Caller:
             self._timer.cancel()
         if flight is not None:
             self._flight = None
-            if not told or self._around is not None:  # otherwise there is nothing to leave: the flight is over
+            if not told or self._around is not None:  # otherwise the flight is over, and there is nothing to leave
                 with FLIGHTS_LOCK:
                     abandoned = self._flights.table.leave(flight, self, self._around)
                 if abandoned and flight.computing is not None:
                     flight.computing.cancel()
 
-    # -- what its task waits for ----------------------------------------------------------------------------------
+    # -- future of its task ---------------------------------------------------------------------------------------
 
     def get_loop(self) -> Any:
         """Return the loop on which it is awaited."""
         return self._loop
 
     def add_done_callback(self, wakeup: Callable[[Any], object], *, context: Context) -> None:
-        """Take the callback by which its task is woken; called once."""
+        """Take the callback that wakes its task; asyncio calls this once."""
         self._wakeup = wakeup
         self._context = context
 
@@ -157,7 +157,7 @@ class Caller:
         return self._result
 
     def cancel(self, msg: Any = None) -> bool:
-        """Cancel its task at the loop's next turn; return false if it was told already."""
+        """Cancel its task at the loop's next turn; return false if the task was already notified."""
         if self._state != _WAITS:
             return False
         self._tell(_ERROR, asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg))
@@ -166,7 +166,7 @@ class Caller:
 
     @property
     def expires_s(self) -> float | None:
-        """When it leaves by itself, by the loop's clock; ``None``: it does not."""
+        """When its timeout ends, on the loop's clock; ``None`` without a timeout."""
         timer = self._timer
         return None if timer is None else timer.when()
 
@@ -181,7 +181,7 @@ class Caller:
 
     def _wake(self, soon: bool) -> None:
         wakeup = self._wakeup
-        if wakeup is None:  # it has been woken
+        if wakeup is None:  # already woken
             return
         self._wakeup = None
         if soon:
@@ -191,11 +191,11 @@ class Caller:
 
 
 class LoopFlights:
-    """Flights of one event loop; used on it alone.
+    """Flights of one event loop; use it on that loop only.
 
     Args:
         loop: the loop.
-        counts: where to count.
+        counts: counts of the cache.
         now: reads the cache's clock.
 
     Attributes:
@@ -207,7 +207,7 @@ class LoopFlights:
         self.table = FlightTable(counts, _waits)
         self._now = now
         self.loop = weakref.ref(loop)  # the dictionary of loops must not keep its own keys alive
-        self._owners: dict[asyncio.Task[Any], tuple[Any, Flight]] = {}  # of each running computation, and its flight
+        self._owners: dict[asyncio.Task[Any], tuple[Any, Flight]] = {}  # by running computation: its owner and flight
 
     def share(
         self, key: Any, work: Work, *, timeout_s: float | None = None, enforced: bool = False, owner: Any = None
@@ -218,16 +218,16 @@ class LoopFlights:
             key: of the value.
             work: a coroutine function and its arguments, which computes the value if this caller leads.
             timeout_s: seconds after which this caller leaves; ``None``: never.
-            enforced: a computation that this caller leads ends at that time without help.
-            owner: whose ``stop`` ends the computation.
+            enforced: whether a computation that this caller leads ends at that time without a timer.
+            owner: the object whose ``stop`` ends the computation.
 
         Returns:
-            To await, once: the value, and whether this caller led the computation.
+            An awaitable, for one use: the value, and whether this caller led the computation.
 
         Raises (when it is awaited):
-            DeadlineExceeded: the time is over.
+            DeadlineExceeded: ``timeout_s`` has passed.
             RuntimeError: the caller is inside the computation of the same key.
-            BaseException: what the computation raised.
+            BaseException: the error of the computation.
         """
         caller = Caller()
         caller._flights = self
@@ -241,18 +241,18 @@ class LoopFlights:
     def refresh(
         self, key: Any, work: Work, *, refreshes: Refreshes, limit_s: float, owner: Any = None, entry: Any = None
     ) -> None:
-        """Compute a key behind its stale value, unless it is in flight or too many keys are.
+        """Compute a key in the background while its stale value is used, unless it is in flight or too many keys are.
 
-        After ``limit_s`` the computation is cancelled and the key is free for others. One late computation of each
-        owner first gets :data:`LATE_S` more.
+        After ``limit_s`` the computation is cancelled and the key is free for others. One late computation per owner
+        first gets :data:`LATE_S` more.
 
         Args:
             key: of the value.
             work: a coroutine function and its arguments, which computes the value.
             refreshes: of the wrapped service.
             limit_s: how long it may take.
-            owner: whose ``stop`` ends the computation.
-            entry: what it renews, if flights of several keys do; ``None``: the key.
+            owner: the object whose ``stop`` ends the computation.
+            entry: the entry that it renews, if flights of several keys can; ``None``: the key.
         """
         with FLIGHTS_LOCK:
             flight = self.table.refresh(key, self._now(), refreshes, entry)
@@ -264,7 +264,7 @@ class LoopFlights:
     def _on_late_refresh(self, flight: Flight, limit_s: float) -> None:
         task = flight.computing
         if task is None:
-            return  # it goes on though a stop has cancelled it, and belongs to nobody
+            return  # it ignored the cancellation of a stop, and has no flight left
         whose = self._owners[task][0]
         another = any(self._is_late(late) for late, asked in self._owners.items() if asked[0] is whose)
         flight.computing = None
@@ -275,25 +275,25 @@ class LoopFlights:
         self._fail(flight, DeadlineExceeded(f"a refresh took longer than {limit_s:g} s"))
 
     def _call_unless_done(self, task: asyncio.Task[Any], after_s: float, call: Callable[[], object]) -> None:
-        """Call a function after some time, unless a task has ended by then."""
+        """Call a function after a delay, unless a task has ended by then."""
         timer = get_running_loop().call_later(after_s, call, context=Context())
         task.add_done_callback(lambda _: timer.cancel())
 
     def _is_late(self, task: asyncio.Task[Any]) -> bool:
-        """Return whether a computation is that of a late refresh, which its flight knows no more."""
+        """Return whether a computation is a late refresh, which its flight has detached."""
         return self._owners[task][1].computing is not task
 
     async def stop(self, owner: Any, *, drain: bool) -> None:
-        """End the computations of one owner; one that runs for a second after it was cancelled is left alone.
+        """End the computations of one owner; leave alone those that still run one second after their cancellation.
 
         Args:
             owner: of the computations.
-            drain: wait for them, except late refreshes; otherwise their waiters get ``Closed``.
+            drain: true waits for them, except for late refreshes; false cancels them, and their waiters get ``Closed``.
         """
         while tasks := [task for task, asked in self._owners.items() if asked[0] is owner]:
             awaited = [task for task in tasks if drain and not self._is_late(task)]
             if awaited:
-                await asyncio.wait(awaited)  # their done callbacks, which may begin others, have run before ours
+                await asyncio.wait(awaited)  # their done callbacks have run and may have begun others
                 continue
             for task in tasks:
                 task.cancel()
@@ -317,11 +317,11 @@ class LoopFlights:
         self._owners.pop(task, None)
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
         if flight.computing is not task:
-            return  # a late refresh: the flight is over or another's
+            return  # a late refresh: its flight is over or has another computation
         flight.computing = None  # it holds the value, and contexts hold the flight
         if error is None:
             self._succeed(flight, task.result())
-        elif not flight.over:  # else it was abandoned, and no caller waits
+        elif not flight.over:  # otherwise it was abandoned, and no caller waits
             self._fail(flight, error)
 
     def _succeed(self, flight: Flight, value: Any) -> None:
@@ -354,16 +354,16 @@ async def _computation(flight: Flight, work: Work) -> Any:
 
 
 def _waits(caller: Caller) -> bool:
-    """Return whether a caller can be told something, and so may lead."""
+    """Return whether a caller still waits, so that it can be notified and may lead."""
     return caller._state == _WAITS
 
 
 def _wake(callers: list[Caller]) -> None:
-    """Continue the tasks of all callers, now and one after another."""
+    """Continue the tasks of all callers now, one after another."""
     try:
         for caller in callers:
             caller._wake(False)
-    except BaseException:  # KeyboardInterrupt or SystemExit, out of one of them
+    except BaseException:  # one of the tasks raised KeyboardInterrupt or SystemExit
         for caller in callers:
             caller._wake(True)
         raise

@@ -1,7 +1,7 @@
 """Flight of the running computation, as a context variable, and the lock of all flight tables.
 
-Tasks, and threads started by ``asyncio.to_thread``, inherit the context variable. A thread that does not inherit it
-waits for ever if it calls for the key that it computes, as with any lock.
+Tasks, and threads started by ``asyncio.to_thread``, inherit the context variable. If a computation waits for a thread
+that does not inherit it, and that thread requests the same key, both wait for ever, as with any lock.
 """
 
 import contextvars
@@ -18,8 +18,8 @@ __all__ = ["CURRENT_FLIGHT", "FLIGHTS_LOCK", "FlightContext", "end_attempt", "en
 
 LOG = Log("streaminfer.caching")
 
-FLIGHTS_LOCK = new_awaited_lock()  # no table is in the middle of a change in a child
-"""One for all flight tables: the graph of flights that wait for each other goes from cache to cache."""
+FLIGHTS_LOCK = new_awaited_lock()  # so that no table is half changed in a forked child
+"""One lock for all flight tables, because flights of different caches can wait for each other."""
 
 
 @attrs.define(eq=False)
@@ -27,9 +27,9 @@ class FlightContext:
     """Computation that runs in this context.
 
     Attributes:
-        flight: what it computes.
+        flight: the flight that it computes.
         store: whether its result may be stored.
-        fresh_s: seconds for which its result is fresh, if it said so.
+        fresh_s: seconds for which its result is fresh, if it called `fresh_for`.
     """
 
     flight: Flight
@@ -43,15 +43,15 @@ CURRENT_FLIGHT: contextvars.ContextVar[FlightContext | None] = contextvars.Conte
 
 
 def enter(flight: Flight) -> contextvars.Token[FlightContext | None]:
-    """Begin an attempt of a flight in the present context."""
+    """Begin an attempt of a flight in the current context."""
     return CURRENT_FLIGHT.set(FlightContext(flight))
 
 
 def end_attempt(table: FlightTable, flight: Flight, error: BaseException, **options: bool) -> tuple[list[Any], Any]:
-    """End the present attempt of a flight with an error, as `FlightTable.fail` does, and log what is news.
+    """End the current attempt of a flight with an error, as `FlightTable.fail` does, and log the error if it is new.
 
     Returns:
-        The callers to tell, and the next leader, or ``None``.
+        The callers to notify, and the next leader or ``None``.
     """
     with FLIGHTS_LOCK:
         told, leader, is_news = table.fail(flight, error, **options)
@@ -62,9 +62,9 @@ def end_attempt(table: FlightTable, flight: Flight, error: BaseException, **opti
 
 
 def no_store() -> None:
-    """Say, from inside a computation, that its result is not to be stored; waiters get it all the same.
+    """Prevent the cache from storing the result of the running computation; its waiters still get the result.
 
-    Without a cache around it, nothing happens.
+    Does nothing outside a cached computation.
     """
     inside = CURRENT_FLIGHT.get()
     if inside is not None:
@@ -72,16 +72,16 @@ def no_store() -> None:
 
 
 def fresh_for(seconds: float) -> None:
-    """Say, from inside a computation, how long its result is fresh: at most so long, and the cache's ``ttl_s``.
+    """Limit the time for which the result of the running computation is fresh; the cache's ``ttl_s`` still applies.
 
-    Of several calls the shortest counts. Without a cache around it, nothing happens. A backend behind a batcher runs in
-    the context of none of its callers: call this in a service around the batcher, from the response.
+    Of several calls, the shortest time counts. Does nothing outside a cached computation. A backend behind a batcher
+    does not run in a caller's context: call this in a service around the batcher, with a time from the response.
 
     Args:
-        seconds: from when the result is stored, ≥ 0; 0: it is stale at once.
+        seconds: from the instant at which the result is stored, ≥ 0; 0: it is stale at once.
 
     Raises:
-        TypeError, ValueError: no number of seconds.
+        TypeError, ValueError: ``seconds`` is not a duration.
     """
     checked = check_duration("seconds", seconds)
     inside = CURRENT_FLIGHT.get()

@@ -1,10 +1,10 @@
-"""Single flight of one cache, by the rules of ``_flight_cy``: for tasks (``_loop_flights_cy``) and for threads.
+"""Single flight of one cache for tasks (``_loop_flights_cy``) and for threads, by the rules of ``_flight_cy``.
 
-Of threads the leader computes in its own, and the waiters wait for an event each.
-If the leader's computation raises, even ``KeyboardInterrupt``, a waiter leads. A refresh has a thread of its own.
-Because threads cannot be ended, a late refresh continues; its key is free for others, who notice when they join or when
-they have waited for so long. At most 64 such threads run. A forked process begins without flights, because the threads
-that computed are in its parent.
+In threads, the leader computes in its own thread, and each waiter waits for an event. If the leader's computation
+raises, even ``KeyboardInterrupt``, a waiter leads. A refresh has its own thread. A thread cannot be ended, so a late
+refresh continues, but its key is free for others. Callers notice the delay when they join the flight, or when they have
+waited until its limit. At most 64 such threads run. A forked process begins without flights, because the threads that
+computed them exist only in its parent.
 """
 
 import asyncio
@@ -38,16 +38,16 @@ class FlightStatistics(Snapshot):
     """Counts of single flight since the cache was made.
 
     Attributes:
-        computations: attempts: the first of each flight, those after a failure, and refreshes.
+        computations: attempts: the first one of each flight, those after a failure, and refreshes.
         collapsed: callers that waited for another caller's computation.
         failures: attempts that ended with an error, refreshes included.
-        leader_changes: attempts that a waiter began after the one before had failed.
-        abandoned: computations cancelled because no caller waited for them.
-        refreshes: computations behind a stale value.
+        leader_changes: attempts that a waiter began after the previous attempt failed.
+        abandoned: computations that were cancelled because no caller waited for them.
+        refreshes: background computations of keys with a stale value.
         refresh_failures: refreshes that failed or were late. The first after a success is logged as a warning of
             ``streaminfer.caching``.
-        not_stored: results that callers got and the cache did not store: it rejected them, or their key was erased, or
-            a value put under it, while they were computed.
+        not_stored: results that callers got but the cache did not store: it rejected them, or during the computation
+            their key was erased, a value was put under it, or the model was replaced.
         in_flight: computations that run now, refreshes included.
     """
 
@@ -66,7 +66,7 @@ _COUNTED = tuple(field.name for field in attrs.fields(FlightStatistics) if field
 
 
 class SingleFlight:
-    """Flights of one cache, of threads and of event loops; ``now`` reads the cache's clock."""
+    """Flights of one cache, for threads and event loops; ``now`` reads the cache's clock."""
 
     def __init__(self, now: Callable[[], int]) -> None:
         self.counts = FlightCounts()
@@ -79,19 +79,19 @@ class SingleFlight:
     def here(self) -> LoopFlights:
         """Return the flights of the running event loop."""
         loop = get_running_loop()
-        latest = self._latest  # nearly always: a look into the dictionary costs as much as joining a flight
+        latest = self._latest  # fast path: a dictionary lookup costs as much as joining a flight
         if latest is not None and latest.loop() is loop:
             return latest
         found = self._loops.get(loop)
         if found is None:
             found = LoopFlights(loop, self.counts, self._now)
-            with FLIGHTS_LOCK:  # another thread may be counting
+            with FLIGHTS_LOCK:  # another thread may be iterating over the loops in `statistics`
                 self._loops[loop] = found
         self._latest = found
         return found
 
     def not_stored(self, error: Exception | None = None) -> None:
-        """Count a result that was not stored, and log why the cache rejected it, once for each class of errors."""
+        """Count a result that was not stored; log the error of the cache, once for each class of errors."""
         with FLIGHTS_LOCK:
             self.counts.not_stored += 1
         if error is not None:
@@ -106,7 +106,7 @@ class SingleFlight:
 
 @attrs.define(eq=False)
 class _Waiter:
-    """Caller in a thread."""
+    """Waiting caller in a thread."""
 
     event: threading.Event = attrs.Factory(threading.Event)
     value: Any = None
@@ -117,7 +117,7 @@ class ThreadFlights:
     """Flights of threads. Thread-safe.
 
     Args:
-        counts: where to count.
+        counts: counts of the cache.
         now: reads the cache's clock.
     """
 
@@ -128,7 +128,7 @@ class ThreadFlights:
         _THREAD_FLIGHTS.add(self)
 
     def forget(self) -> None:
-        """Begin without flights, in a forked process."""
+        """Drop all flights, in a forked process."""
         self.table.forget()
         self._refreshing = 0
 
@@ -137,14 +137,14 @@ class ThreadFlights:
 
         Args:
             key: of the value.
-            work: a function and its arguments, which computes it if this caller leads.
+            work: a function and its arguments, which computes the value if this caller leads.
 
         Returns:
             The value, and whether this caller computed it.
 
         Raises:
             RuntimeError: the caller is inside the computation of the same key.
-            BaseException: what the computation raised.
+            BaseException: the error of the computation.
         """
         waiter = _Waiter()
         context = CURRENT_FLIGHT.get()
@@ -153,7 +153,7 @@ class ThreadFlights:
             flight = self.table.join(key, waiter, inside)
         error: BaseException = RuntimeError("the thread that computed this was interrupted")
         try:
-            # it leads from the beginning, or when a leader before it has failed
+            # this caller leads from the start, or after an earlier leader failed
             while flight.leader is not waiter and not waiter.event.wait(_left_s(flight)):
                 self._end_late(flight)
             if waiter.error is not None:
@@ -169,7 +169,7 @@ class ThreadFlights:
             return value, True
         finally:
             with FLIGHTS_LOCK:
-                leads = flight.leader is waiter  # its waiters must be told, however it ended
+                leads = flight.leader is waiter  # if so, the waiters must be notified, whatever ended this call
                 if not leads:
                     self.table.leave(flight, waiter, inside)
             if leads:
@@ -180,11 +180,11 @@ class ThreadFlights:
             del error
 
     def refresh(self, key: Any, work: Work, *, refreshes: Refreshes, limit_s: float) -> None:
-        """Compute a key behind its stale value in a thread, unless it is in flight or too many keys are.
+        """Compute a key in a background thread while its stale value is used, unless it or too many keys are in flight.
 
         Args:
             key: of the value.
-            work: a function and its arguments, which computes it.
+            work: a function and its arguments, which computes the value.
             refreshes: of the wrapped function.
             limit_s: seconds after which the key is free for others.
         """
@@ -251,7 +251,7 @@ at_fork(after_in_child=_after_fork)
 
 
 def _left_s(flight: Flight) -> float | None:
-    """Return the seconds that a refresh may still take; ``None``: any number."""
+    """Return the seconds that a refresh may still take; ``None``: no limit."""
     return None if flight.late_s == math.inf else max(flight.late_s - time.monotonic(), 0.0)
 
 

@@ -34,15 +34,15 @@ cdef extern from *:
     static CYTHON_INLINE long long streaminfer_cache_coarse_ns(void) { return streaminfer_cache_monotonic_ns(); }
     #endif
     """
-    # cpdef: the assignment of the same name in the source then makes a Python variable, and calls stay in C
+    # cpdef, so that the assignment to this name in the source makes a Python variable while calls stay in C
     cpdef long long monotonic_ns "streaminfer_cache_monotonic_ns"() noexcept
     cpdef long long coarse_ns "streaminfer_cache_coarse_ns"() noexcept
 
 cdef long long NEVER, _NO_LIMIT, _AT_ONCE, _STEPS, _NEAR_NS, _LONG_NS, _EVENTS_KEPT, _DELETIONS_KEPT
 cdef int FIRST, SMALL, STALE, NEGATIVE, _SMALLEST, _FEW, _MANY, _LARGE
 
-# Methods that begin with an underscore are C, but for `_tell`, which a subclass overrides as it does `wake`.
-# no_gc: cycles through what is cached are not collected, see _index_cy
+# Methods with a leading underscore are C methods, except `_tell`, which a subclass overrides like `wake`.
+# no_gc: cycles through cached objects are not collected, see _index_cy
 @cython.no_gc
 cdef class Entries:
     cdef readonly long long hits, misses, stale_hits, negative_hits, inserted, replaced, evicted, expired, erased

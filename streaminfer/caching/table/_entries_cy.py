@@ -1,23 +1,24 @@
 # cython: boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True, infer_types=True
-"""Changes of the table of a cache, each as one step.
+"""Changes of the table of a cache, each as one atomic step.
 
 *Design.* The parts are a record of each slot (``_slots_cy``), the index and the objects (``_index_cy``), the heap of
-instants (``_expiry_heap_cy``) and the queues of an eviction policy (``_eviction_cy``). `Entries` changes them together
-and enforces the limits. Room is made in this order: due entries, stale and negative ones beyond their shares, fresh
-ones.
+expiry instants (``_expiry_heap_cy``) and the queues of an eviction policy (``_eviction_cy``). `Entries` changes them
+together and enforces the limits. To make room, it removes due entries first, then stale and negative entries beyond
+their shares, then fresh ones.
 
-*Re-entrancy and threads.* An ``__eq__`` of a key, a ``__del__`` of a value and a clock are Python and may use the same
-table. An operation therefore takes the hash, the clock and memory first. It then looks for the key, and looks again if
-the index changed while ``__eq__`` ran (``version``). Then it makes all its changes without calling Python, dropping a
-reference or allocating anything that the garbage collector tracks, and frees what went last. Under the interpreter lock
-this makes every compiled operation atomic. Otherwise ``_locking`` puts a lock around each.
+*Re-entrancy and threads.* An ``__eq__`` of a key, a ``__del__`` of a value and a clock are Python code, which may use
+the same table. An operation therefore has three phases. First it computes the hash, reads the clock and allocates
+memory. Then it looks for the key, and looks again if the index changed while ``__eq__`` ran (``version``). Last it
+makes all its changes without calling Python, dropping a reference or allocating anything that the garbage collector
+tracks; it frees removed objects at the very end. Under the interpreter lock, every compiled operation is therefore
+atomic. Otherwise ``_locking`` puts a lock around each.
 
 *Clocks.* Reading the exact clock takes a fifth of a store. A time to live of a minute or more is therefore counted from
-the kernel's last tick: it ends up to 10 ms early, never late. Shorter ones, and entries that are due soon, use the
+the kernel's last tick: it ends up to 10 ms early, never late. Shorter times, and entries that are due soon, use the
 exact clock.
 
 *Complexity.* Each change is O(1) amortized. One source, compiled with the C types of ``_entries_cy.pxd`` or run as
-plain Python. The directives above are safe, because indexes are slots that the table gave out itself.
+plain Python. The directives above are safe, because every index is a slot that the table itself assigned.
 """
 
 import time
@@ -38,19 +39,19 @@ EXPIRED = "expired"
 Labels = tuple[Any, ...] | None
 
 monotonic_ns = time.monotonic_ns
-coarse_ns = time.monotonic_ns  # compiled: of the kernel's last tick, a few ms ago, for a fifth of the time
+coarse_ns = time.monotonic_ns  # compiled: the kernel's last tick, a few ms ago, read in a fifth of the time
 
 # C variables in the compiled module, not visible from Python
 _NO_LIMIT = NO_LIMIT
-_AT_ONCE = 4  # due entries that one store frees: more than it adds, and no pause
+_AT_ONCE = 4  # due entries that one store frees: more than it adds, few enough to cause no pause
 _NEAR_NS = 1_000_000_000  # more than the coarse clock is ever late by; entries with less left need the exact clock
 _LONG_NS = 60_000_000_000
 _SMALLEST = 12
-_STEPS = 8  # of a limit, that a step without a due entry counts as
+_STEPS = 8  # how much of a limit a step without a due entry uses
 _FEW = 256
 _MANY = 1024
 _LARGE = 8192  # from here on memory latency dominates
-_EVENTS_KEPT = 40_000  # four places each
+_EVENTS_KEPT = 40_000  # four list items each
 _DELETIONS_KEPT = 4096
 
 
@@ -58,19 +59,19 @@ class Entries:
     """Entries by key. `EdgeCache` checks the arguments.
 
     Args:
-        maxsize: how many entries it holds; :data:`NO_LIMIT`.
-        max_bytes: how many bytes of values; :data:`NO_LIMIT`.
-        ttl_ns: how long an entry is fresh unless it says so itself; ``NEVER``: for good.
-        stale_ns: how long after that it is kept as stale.
+        maxsize: most entries; or :data:`NO_LIMIT`.
+        max_bytes: most bytes of values; or :data:`NO_LIMIT`.
+        ttl_ns: default time for which an entry is fresh; ``NEVER``: for good.
+        stale_ns: time after that for which an entry is stored as stale.
         policy: a subclass of `EvictionOrder`.
         clock: returns monotonic nanoseconds, ≥ 0; ``None``: a C read of the monotonic clock.
 
     Attributes:
-        erasures: grows with each erasure, deletion and clearing; for ``erased_since``.
-        listening: whether what goes is noted for ``_tell``, which is then called.
-        keeping: whether values that are replaced or removed are noted too, to be freed under no lock.
-        revalidate_ns: part of its stale time for which a value is used while it is refreshed; all, unless set.
-        wake_ns: when due entries are freed next, as far as is known; an entry that is due earlier calls ``wake``.
+        erasures: number of erasures, deletions and clearings so far; for ``erased_since``.
+        listening: whether the table notes entries that leave, and calls ``_tell`` to deliver them.
+        keeping: whether it also notes replaced and removed values, so that they are freed without a lock.
+        revalidate_ns: part of the stale time for which a value is used while it is refreshed; by default all of it.
+        wake_ns: instant at which due entries will be freed; a store of an entry that is due earlier calls ``wake``.
     """
 
     _index: KeyIndex
@@ -90,7 +91,7 @@ class Entries:
         self.clock = clock
         self._events: list[Any] = []
         self._all_erased = 0
-        # by a key's hash, a subject or a tag, the count of erasures that its latest deletion or erasure made
+        # by a key's hash, a subject or a tag: what `erasures` became at its latest deletion or erasure
         self._deletions: dict[Any, int] = {}
         self.listening = False
         self.keeping = False
@@ -115,21 +116,21 @@ class Entries:
         self._order = policy(slots, maxsize, max_bytes)
 
     def now(self) -> int:
-        """Return the present instant on the cache's clock, monotonic nanoseconds."""
+        """Return the current instant of the cache's clock in monotonic nanoseconds."""
         return self._read()
 
     # -- for a subclass ------------------------------------------------------------------------------------------
 
     def _tell(self) -> None:
-        """Tell what was noted; called when the table is whole."""
+        """Deliver the noted events; called when the table is consistent."""
 
     def wake(self) -> None:
-        """Note that an entry is due at ``wake_ns``, earlier than was known; called when the table is whole."""
+        """Note that ``wake_ns`` has become earlier; called when the table is consistent."""
 
     # -- inside --------------------------------------------------------------------------------------------------
 
     def _empty(self) -> Any:
-        """Empty the table, ghosts included; return what holds the old contents."""
+        """Empty the table, ghosts included; return the list that holds the old contents."""
         slots = Slots(_SMALLEST)
         expiries = ExpiryHeap(slots)
         order = self._policy(slots, self._maxsize, self._max_bytes)
@@ -141,7 +142,7 @@ class Entries:
         return held
 
     def _find_fresh(self, key: Any) -> int:
-        """Return the slot of a fresh entry; -1: there is none."""
+        """Return the slot of the fresh entry of a key; -1 if there is none."""
         hashed = hash(key)
         now_ns = 0
         if self.clock is not None:
@@ -162,7 +163,7 @@ class Entries:
         return monotonic_ns() if self.clock is None else self.clock()
 
     def _read_for(self, ttl_ns: int) -> int:
-        """Read the clock for a store: the coarse one if nothing is due soon and its lateness does not count."""
+        """Read the clock for a store: the coarse one if the time to live is long and no entry is due soon."""
         if self.clock is None and ttl_ns >= _LONG_NS:
             now_ns = coarse_ns()
             if self._expiries.due_ns - now_ns >= _NEAR_NS:
@@ -186,7 +187,7 @@ class Entries:
             if slot >= 0 or not self._index.is_full():
                 break
             self._grow()
-        # no Python from here to where the table is whole again
+        # no call of Python from here until the table is consistent again
         if erasures != _NO_LIMIT and erasures < self._edition(hashed, labels):
             return False
         if size > self._max_bytes:
@@ -216,7 +217,7 @@ class Entries:
             self.replaced += 1
             if self.keeping:
                 self._note(None, key, before, labels_before)
-        # whole again
+        # consistent again
         if now_ns >= self._expiries.due_ns:
             self._expire(now_ns, _AT_ONCE)
         if self._order.count > self._maxsize or self._order.bytes > self._max_bytes:
@@ -229,7 +230,7 @@ class Entries:
         return True
 
     def _is_value(self, slot: int, now_ns: int) -> bool:
-        """Return whether a slot holds a value that is fresh or stale at an instant."""
+        """Return whether a slot has a fresh or stale value, not a failure, at an instant."""
         queue = self._slots._words[4 * slot] & 3
         if queue == NEGATIVE:
             return False
@@ -237,7 +238,7 @@ class Entries:
         return now_ns < at_ns or (queue <= SMALL and now_ns - at_ns < self._stale_ns)
 
     def _requeue(self, slot: int, size: int, negative: bool) -> None:
-        """Move a slot to the queue of its next value."""
+        """Move a slot to the queue for its new value."""
         if not negative and self._slots._words[4 * slot] & 3 <= SMALL:
             self._order.renew(slot, size)
             return
@@ -248,14 +249,14 @@ class Entries:
             self._order.add(slot, size)
 
     def _drop(self, slot: int) -> None:
-        """Remove an entry; the caller holds its objects."""
+        """Remove an entry; the caller must hold references to its objects."""
         self._index.detach(slot)
         self._order.remove(slot)
         self._expiries.set(slot, NEVER)
         self._index.vacate(slot)
 
     def _expel(self, slot: int, kind: str, gone: list[Any]) -> None:
-        """Remove an entry and note why; its objects are added to a list, to be freed last."""
+        """Remove an entry and note the reason; append its objects to ``gone``, so that they are freed last."""
         key = self._index.objects[3 * slot]
         value = self._index.objects[3 * slot + 1]
         labels = self._index.objects[3 * slot + 2]
@@ -276,9 +277,9 @@ class Entries:
         return value
 
     def _deleted(self, what: Any) -> None:
-        """Forbid storing what is being computed for a key, by its hash, a subject or a tag.
+        """Forbid storing a computation in flight for a key (by its hash), a subject or a tag.
 
-        Too many deletions become one of all keys.
+        When there are too many deletions, they become one deletion of all keys.
         """
         self.erasures += 1
         if len(self._deletions) >= _DELETIONS_KEPT:
@@ -287,7 +288,7 @@ class Entries:
         self._deletions[what] = self.erasures
 
     def _edition(self, hashed: int, labels: Any) -> int:
-        """Return what ``erasures`` became when a key with labels was last erased or deleted; 0: it never was."""
+        """Return what ``erasures`` became when a key with labels was last erased or deleted; 0 if it never was."""
         latest: int = max(self._all_erased, self._deletions.get(hashed, 0))
         if labels is not None:
             latest = max(latest, self._deletions.get(labels[0], 0))
@@ -297,9 +298,9 @@ class Entries:
         return latest
 
     def _make_room(self, now_ns: int) -> None:
-        """Back within the limits: first who is due to go, then who is next.
+        """Return within the limits: free due entries first, then evict victims.
 
-        It begins to load what the next one will look at, which the next newcomer then need not wait for.
+        Afterwards start to load the memory of the next likely victim, so that the next store does not wait for it.
         """
         key = None
         value = None
@@ -312,7 +313,7 @@ class Entries:
                 continue
             if several and gone is None:
                 gone = []
-                continue  # the collector may have run for this list: look again
+                continue  # allocating the list may have run the collector: check again
             slot = self._order.victim(False)
             if slot < 0:
                 break
@@ -335,7 +336,7 @@ class Entries:
             self._order.foresee(slot)
 
     def _expire(self, now_ns: int, limit: int) -> int:
-        """Make at most ``limit`` due entries stale, or remove them; return how many went."""
+        """Make at most ``limit`` due entries stale or remove them; return how many were removed."""
         if now_ns < self._expiries.due_ns:
             return 0
         gone: list[Any] = []
@@ -358,14 +359,14 @@ class Entries:
         return count
 
     def _settle(self) -> int:
-        """Make all due entries stale, or remove them, and tell; return how many went."""
+        """Make all due entries stale or remove them, and deliver events; return how many were removed."""
         count = self._expire(self._read(), _NO_LIMIT)
         if self._events:
             self._tell()
         return count
 
     def _note(self, kind: str | None, key: Any, value: Any, labels: Any) -> None:
-        """Note what went for ``_tell``."""
+        """Note an entry that left, for ``_tell``; a kind of ``None`` is only freed."""
         if self.keeping or (self.listening and kind is not None):
             if len(self._events) < _EVENTS_KEPT or self.keeping:
                 self._events.append(kind)
@@ -376,13 +377,13 @@ class Entries:
                 self.events_lost += 1
 
     def _grow(self) -> None:
-        """Make room for a quarter more slots, a few times more while there are few; at most what the limit needs."""
+        """Make room for a quarter more slots, or two to four times as many in a small table, up to the limit."""
         held = self._slots.capacity
         capacity = 4 * held if held < _FEW else 2 * held if held < _MANY else held + held // 4
         if self._maxsize < capacity - FIRST - 1 and self._maxsize + FIRST + 1 > held:
             capacity = self._maxsize + FIRST + 1
         version = self._index.version
-        # held by name, because Python code that runs while memory is allocated may empty the table
+        # local names, because Python code that runs during allocation may replace these attributes
         expiries = self._expiries
         order = self._order
         expiries.grow(capacity)

@@ -1,17 +1,17 @@
 # cython: boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
-"""Queues of a table, and what every eviction policy has in common.
+"""Queues of a table, and the parts that all eviction policies share.
 
 *Design.* Four queues, each a circular doubly linked list through the slots, newest first:
 
-* main and small: the fresh entries, in an order that is the policy's (`streaminfer.caching.table.eviction`).
-* stale: expired entries that can still be used, first in, first out. Those beyond an eighth of the room are evicted
-  before fresh ones. The others stay, because popular entries are stale as well until they are refreshed.
-* negative: remembered failures, first in, first out, in at most a sixteenth of the room.
+* main and small: the fresh entries, in an order that the policy sets (`streaminfer.caching.table.eviction`).
+* stale: expired entries that can still be used, first in, first out. Those beyond an eighth of the capacity are evicted
+  before fresh entries. The others stay, because popular entries are also stale until they are refreshed.
+* negative: remembered failures, first in, first out, in at most a sixteenth of the capacity.
 
-Room is made after an entry is added, because sizes differ, but never by that entry.
+The table makes room after it has added an entry, because sizes differ, but never by evicting that entry.
 
-*Invariants*, which the property tests check. An entry is in exactly one queue. Counts and bytes of the queues are those
-of their entries. A victim is never the entry that was stored last, unless it is the only one.
+*Invariants*, which the property tests check. An entry is in exactly one queue. The counts and bytes of a queue
+are the sums of its entries. A victim is never the entry that was stored last, unless it is the only one.
 
 One source, compiled with the C types of ``_eviction_cy.pxd`` or run as plain Python.
 """
@@ -31,16 +31,16 @@ _NO_LIMIT = 2**63 - 1
 
 
 class EvictionOrder:
-    """Queues of one table. A policy is a subclass that says where an entry goes, what a hit does, and who is next.
+    """Queues of one table. A policy is a subclass that decides where entries go, what a hit does and what is evicted.
 
     Args:
-        slots: where the queue, the neighbors and the bytes of each slot are.
-        maxsize: how many entries there is room for, which sets the shares; 2^63 - 1: no limit.
-        max_bytes: how many bytes, likewise.
+        slots: the table's slots, with the queue, the neighbors and the bytes of each.
+        maxsize: most entries, which sets the shares; 2^63 - 1: no limit.
+        max_bytes: most bytes, which sets the shares; 2^63 - 1: no limit.
 
     Attributes:
         count: entries in all queues.
-        bytes: their sizes, added up.
+        bytes: sum of their sizes.
     """
 
     def __init__(self, slots: Slots, maxsize: int, max_bytes: int) -> None:
@@ -60,10 +60,10 @@ class EvictionOrder:
     # -- for a policy -------------------------------------------------------------------------------------------
 
     def add(self, slot: int, size: int) -> None:
-        """Add an entry, as the newest of its queue.
+        """Add an entry as the newest of a queue.
 
         Args:
-            slot: in no queue.
+            slot: a slot that is in no queue.
             size: its bytes.
         """
         self._enter(slot, size, MAIN)
@@ -73,21 +73,21 @@ class EvictionOrder:
         """Note a hit."""
 
     def likely_victim(self) -> int:
-        """Guess the next victim; a slot below ``FIRST``: there is none."""
+        """Guess the next victim; a slot below ``FIRST`` means none."""
         return self._slots._ints[7]
 
     def _next(self) -> int:
-        """Return the next victim among the fresh entries, -1: there is none; move on those that stay."""
+        """Return the next victim among the fresh entries, or -1; move the entries that the policy spares."""
         return self._slots._ints[7] if self._counts[MAIN] else -1
 
     def foresee(self, slot: int) -> None:
-        """Begin to load what ``evicted`` of a slot will read, without waiting for it."""
+        """Start to load the memory that ``evicted`` will read for a slot, without waiting."""
 
     def evicted(self, slot: int) -> None:
-        """Note, before a victim is removed, that it is evicted."""
+        """Note that a victim is evicted; called before its removal."""
 
     def grow(self, capacity: int) -> None:
-        """Make room for what is noted of more slots; fewer than there are change nothing."""
+        """Make room for the notes on ``capacity`` slots; a smaller capacity than the current one changes nothing."""
 
     # -- the queues ---------------------------------------------------------------------------------------------
 
@@ -106,7 +106,7 @@ class EvictionOrder:
         self.bytes -= size
 
     def renew(self, slot: int, size: int) -> None:
-        """Note a hit that replaces the value of a slot."""
+        """Note that the value of a slot was replaced, which counts as a hit."""
         more = size - self._slots._words[4 * slot + 2]
         if more:
             self._slots._words[4 * slot + 2] = size
@@ -116,19 +116,19 @@ class EvictionOrder:
         self.touch(slot)
 
     def move(self, slot: int, queue: int) -> None:
-        """Move an entry to the newest end of another queue, without its marks."""
+        """Move an entry to the newest end of another queue and clear its marks."""
         size = self._slots._words[4 * slot + 2]
         self.remove(slot)
         self._enter(slot, size, queue)
 
     def victim(self, alive: bool) -> int:
-        """Return the next victim; remove nothing, but move on those that stay.
+        """Return the next victim without removing it; move the entries that the policy spares.
 
         Args:
-            alive: only of the entries that are fresh.
+            alive: consider fresh entries only.
 
         Returns:
-            A slot; -1: there is none.
+            A slot; -1 if there is none.
         """
         if not alive:
             last = self._counts[MAIN] + self._counts[SMALL] <= 1
@@ -151,7 +151,7 @@ class EvictionOrder:
         return self._bytes[queue]
 
     def newer_than(self, slot: int) -> int:
-        """Return the next newer entry; of the number of a queue its oldest, and of its newest that number again."""
+        """Return the next newer slot: after a queue's number its oldest slot, after its newest slot that number."""
         return self._slots._ints[8 * slot + 7]
 
     def _enter(self, slot: int, size: int, queue: int) -> None:
@@ -177,7 +177,7 @@ class EvictionOrder:
         self._slots._ints[8 * newer + 6] = older
 
     def _share_of(self, limit: int, share: int) -> int:
-        """Return a part of a limit, at least 1; no limit has no part."""
+        """Return one ``share``-th of a limit, at least 1; no limit stays no limit."""
         if limit == _NO_LIMIT:
             return limit
         return limit // share if limit >= share else 1

@@ -1,16 +1,16 @@
 # cython: boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
-"""Binary heap of slots by their instants, exact to the nanosecond: which entry expires next.
+"""Binary heap of slots by expiry instant, exact to the nanosecond: finds the entry that expires next.
 
-*Design.* An expired entry must give its room to another before a fresh one does, and is not counted, so a coarse order
-would not do. A slot is filed under an instant no later than its own. To set a later instant, as replacing a value does,
-and to remove it are therefore one write: when the slot comes to the top, it is filed under its instant of that moment,
-or forgotten. Only an earlier instant moves it at once.
+*Design.* An expired entry must make room before a fresh one does, and must not be counted, so a coarse order is not
+enough. The heap orders a slot by a *filed* instant, which is never later than the slot's own instant. To set a later
+instant, as replacing a value does, or to remove the instant is therefore one write. When the slot reaches the top, the
+heap files it again under its own instant, or removes it. Only an earlier instant moves the slot at once.
 
-*Complexity.* A slot comes to the top once for each time to live, and takes O(log n) then. Setting an instant that is
-the latest so far, as most are, is O(1). 16 bytes per slot, which most operations do not read; instants and marks lie in
-``_slots_cy``.
+*Complexity.* A slot reaches the top once per time to live, which takes O(log n). Setting an instant that is the latest
+so far, as most are, is O(1). The heap takes 16 bytes per slot, which most operations do not read; instants and marks
+lie in ``_slots_cy``.
 
-*Invariants*, which the property tests check. No slot is filed later than its instant, none twice. ``due_ns`` is never
+*Invariants*, which the property tests check. No slot is filed later than its instant, or twice. ``due_ns`` is never
 later than the earliest instant.
 
 One source, compiled with the C types of ``_expiry_heap_cy.pxd`` or run as plain Python. Only ``grow`` and the
@@ -30,14 +30,14 @@ _STEPS = 64
 
 
 class ExpiryHeap:
-    """Slots in the order of the instants that were set for them.
+    """Slots in the order of their instants.
 
     Args:
-        slots: with the instants, and whether they are filed.
+        slots: the table's slots, with their instants and the mark that they are filed.
 
     Attributes:
-        due_ns: nothing is due before this instant; ``NEVER``: nothing ever is.
-        popped_ns: the instant that was set for the slot that was popped last.
+        due_ns: no slot is due before this instant; ``NEVER``: no slot will be due.
+        popped_ns: the instant of the slot that was popped last.
     """
 
     _filed: MutableSequence[int]
@@ -46,20 +46,20 @@ class ExpiryHeap:
 
     def __init__(self, slots: Slots) -> None:
         self._slots = slots
-        self._filed = array("q", [0]) * slots.capacity  # by place in the heap: until when
-        self._heap = array("i", [0]) * slots.capacity  # and which slot
-        self._places = array("i", [0]) * slots.capacity  # by slot
+        self._filed = array("q", [0]) * slots.capacity  # by position in the heap: the filed instant
+        self._heap = array("i", [0]) * slots.capacity  # by position: the slot
+        self._places = array("i", [0]) * slots.capacity  # by slot: its position
         self._count = 0
         self._latest_ns = 0
         self.due_ns = NEVER
         self.popped_ns = 0
 
     def grow(self, capacity: int) -> None:
-        """Make room for more slots; fewer than there are change nothing."""
+        """Make room for ``capacity`` slots; a smaller capacity than the current one changes nothing."""
         self._move(array("q", [0]) * capacity, array("i", [0]) * capacity, array("i", [0]) * capacity)
 
     def _move(self, filed: MutableSequence[int], heap: MutableSequence[int], places: MutableSequence[int]) -> None:
-        # typed arguments: the views exist before the first look at the old arrays
+        # typed arguments: the compiled views of the new arrays exist before this reads the old ones
         held = len(self._filed)
         if len(filed) <= held:
             return
@@ -71,11 +71,11 @@ class ExpiryHeap:
         self._places = places
 
     def at(self, slot: int) -> int:
-        """Return the instant of a slot; ``NEVER``: it has none."""
+        """Return the instant of a slot; ``NEVER`` if it has none."""
         return self._slots._words[4 * slot + 1]
 
     def set(self, slot: int, at_ns: int) -> None:
-        """Set the instant of a slot, in place of the one before; ``NEVER``: it has none."""
+        """Set or replace the instant of a slot; ``NEVER`` removes it."""
         self._slots._words[4 * slot + 1] = at_ns
         if at_ns == NEVER:
             return
@@ -97,11 +97,10 @@ class ExpiryHeap:
             self.due_ns = at_ns
 
     def pop_due(self, now_ns: int) -> int:
-        """Remove the instant of one slot whose instant is ``now_ns`` or earlier.
+        """Remove the instant of one slot that is due at ``now_ns``.
 
         Returns:
-            The slot; -1: there is none, and ``due_ns`` says before when it makes no sense to ask again; -2: none was
-            found so far, ask again.
+            The slot; -1 if none is due (then none is before ``due_ns``); -2 if the search stopped early: call again.
         """
         for _ in range(_STEPS):
             self.due_ns = self._filed[0] if self._count else NEVER
@@ -125,7 +124,7 @@ class ExpiryHeap:
         return -2
 
     def _sink(self, slot: int, at_ns: int) -> None:
-        """File a slot in place of the one at the top."""
+        """Replace the slot at the top by this one, and sink it to its position."""
         place = 0
         below = 1
         while below < self._count:

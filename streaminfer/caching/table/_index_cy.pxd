@@ -19,7 +19,7 @@ cdef extern from *:
     }
     static CYTHON_INLINE void streaminfer_cache_untrack(PyObject *held) { PyObject_GC_UnTrack(held); }
     """
-    # cpdef: the assignment of the same name in the source then makes a Python variable, and calls stay in C
+    # cpdef, so that the assignment to this name in the source makes a Python variable while calls stay in C
     cpdef void fetch "streaminfer_cache_fetch"(long long address) noexcept
     cpdef void fetch_item "streaminfer_cache_fetch_item"(object held, Py_ssize_t place) noexcept
     cpdef void fetch_object "streaminfer_cache_fetch_object"(object held, Py_ssize_t place) noexcept
@@ -29,7 +29,7 @@ cdef int FIRST, _MAX_BITS
 cdef unsigned long long _MASK64, _MULTIPLIER
 cdef long long _LOW32, _HIGH48, _HIGH31, _FILED
 
-# no_gc: cycles through what is cached are not collected, see the source
+# no_gc: cycles through cached objects are not collected, see the source
 @cython.final
 @cython.no_gc
 cdef class KeyIndex:

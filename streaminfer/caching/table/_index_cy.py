@@ -1,21 +1,21 @@
 # cython: boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True, infer_types=True
-"""Index of keys to slots, open-addressed, and the list of the objects that slots refer to.
+"""Open-addressed index from keys to slots, and the list of the objects of each slot.
 
-*Design.* 64-bit words, linear probing, at most five eighths full. A word is 31 bits of the key's hash and 32 bits of
-its slot. The uppermost bits of the same 31 name the position of a word, so that
+*Design.* An array of 64-bit words with linear probing, at most five eighths full. A word holds 31 bits of the key's
+hash and 32 bits of its slot. The uppermost of these 31 bits give the position of the word, so that
 
 * a miss reads one or two cache lines of the index: the other bits are enough to tell that a key differs;
 * a word can be moved without reading its slot: removal moves the words behind the hole back (there are no tombstones),
-  and growing goes through the old index and through the new one from front to end.
+  and growing reads the old index and writes the new one from front to end.
 
-Hashes are mixed (Fibonacci hashing), because those of integers are the integers.
+Hashes are mixed (Fibonacci hashing), because the hash of an integer is the integer itself.
 
 Objects lie in one list: key, value, labels, key, value, labels, ... It grows in place, so no reference count changes.
-The garbage collector does not track the list and has nothing to walk. In return, a cycle that leads through a cached
-value back to its own cache is not collected.
+The garbage collector does not track the list and has nothing to walk. The price is that a cycle
+from a cached value back to its own cache is not collected.
 
-*Re-entrancy.* Only ``find``, ``grow`` and the constructor call Python or allocate. ``find`` looks again if anything
-changed while an ``__eq__`` ran, and ``grow`` changes nothing then.
+*Re-entrancy.* Only ``find``, ``grow`` and the constructor call Python or allocate. If the index changed while an
+``__eq__`` ran, ``find`` starts again; if it changed during an allocation, ``grow`` changes nothing.
 
 *Complexity.* O(1) amortized. One source, compiled with the C types of ``_index_cy.pxd`` or run as plain Python.
 """
@@ -30,9 +30,9 @@ from streaminfer.caching.table._slots_cy import FIRST, Slots
 
 __all__ = ["KeyIndex"]
 
-fetch = hash  # begins to load the cache line at an address; only the compiled module can
-fetch_item = fetch_object = max  # the same of an index of a list, and of the object there
-untrack = id  # hides an object from the garbage collector, which only the compiled module can
+fetch = hash  # starts to load the cache line at an address; does so only in the compiled module
+fetch_item = fetch_object = max  # the same for an item of a list, and for the object that it refers to
+untrack = id  # hides an object from the garbage collector; does so only in the compiled module
 
 # C variables in the compiled module, not visible from Python
 _MASK64 = 2**64 - 1
@@ -41,7 +41,7 @@ _LOW32 = 2**32 - 1
 _HIGH31 = 0x7FFFFFFF00000000
 _HIGH48 = 0x7FFFFFFFFFFF8000
 _FILED = 16
-_MAX_BITS = 31  # as many as a word has of the hash
+_MAX_BITS = 31  # the hash bits in a word
 
 
 class KeyIndex:
@@ -51,9 +51,9 @@ class KeyIndex:
         slots: empty.
 
     Attributes:
-        slots: the other state of each slot.
+        slots: the remaining state of each slot.
         objects: key, value and labels of each slot in turn.
-        top: no slot from here on was ever taken.
+        top: the first slot that was never taken.
         version: changes with each key that is added or removed.
     """
 
@@ -67,7 +67,7 @@ class KeyIndex:
         self.begin(slots)
 
     def begin(self, slots: Slots) -> list[Any]:
-        """Begin without keys, over other slots; return what it held. Allocates first, then changes all in one step."""
+        """Start empty over other slots, and return the old objects. Allocates first, then changes all in one step."""
         bits = _index_bits(slots.capacity)
         numbers = _numbers(1 << bits)
         address = numbers.buffer_info()[0]
@@ -91,7 +91,7 @@ class KeyIndex:
         self._shift = 63 - bits
 
     def find(self, key: Any, hashed: int) -> int:
-        """Return the slot of a key; -1: there is none. The index is as it was when the last look began.
+        """Return the slot of a key, or -1; the index did not change since the last pass of the search began.
 
         Args:
             key: hashable.
@@ -99,7 +99,7 @@ class KeyIndex:
         """
         mixed = _mixed(hashed)
         while True:
-            held = None  # the last reference to a key may be dropped here, before the look begins
+            held = None  # may drop the last reference to a key, so it comes before the search
             version = self.version
             position = mixed >> self._shift
             while True:
@@ -112,7 +112,7 @@ class KeyIndex:
                     if held is key:
                         return slot
                     if (self.slots._words[4 * slot] ^ mixed) & _HIGH48 == 0:
-                        same = held == key  # may be Python, and may use this table
+                        same = held == key  # may call Python code that uses this table
                         if version != self.version:
                             break
                         if same:
@@ -120,20 +120,20 @@ class KeyIndex:
                 position = (position + 1) & self._mask
 
     def foresee(self, slot: int) -> None:
-        """Begin to load what ``detach`` and ``vacate`` of a slot will read, without waiting for it."""
+        """Start to load the memory that ``detach`` and ``vacate`` will read for a slot, without waiting."""
         fetch(self._address + 8 * (self.slots._words[4 * slot] >> self._shift))
         fetch_item(self.objects, 3 * slot)
 
     def foresee_key(self, slot: int) -> None:
-        """Begin to load the key of a slot that was foreseen."""
+        """Start to load the key of a slot after ``foresee``."""
         fetch_object(self.objects, 3 * slot)
 
     def is_full(self) -> bool:
-        """Return whether it must grow before a key can be added."""
+        """Return whether the index must grow before a key can be added."""
         return self._free < 0 and self.top >= self.slots.capacity
 
     def insert(self, key: Any, value: Any, labels: Any, hashed: int) -> int:
-        """Take a slot for a key that has none, and return it; there must be room."""
+        """Take a slot for a key that has none, and return it; call ``is_full`` first."""
         mixed = _mixed(hashed)
         slot = self._free
         if slot >= 0:
@@ -170,7 +170,7 @@ class KeyIndex:
         self._words[hole] = 0
 
     def vacate(self, slot: int) -> None:
-        """Free a detached slot; the caller holds its objects."""
+        """Free a detached slot; the caller must hold references to its objects."""
         place = 3 * slot
         self.objects[place] = None
         self.objects[place + 1] = None
@@ -179,16 +179,16 @@ class KeyIndex:
         self._free = slot
 
     def grow(self, capacity: int, version: int) -> None:
-        """Make room for more slots, unless the index changed since ``version``, or while memory is allocated."""
+        """Make room for ``capacity`` slots, unless the index changed since ``version`` or during the allocation."""
         bits = _index_bits(capacity)
         larger = Slots(capacity)
         more: list[Any] = [None] * (3 * (capacity - self.slots.capacity))
         numbers = _numbers(0 if bits == self._bits else 1 << bits)
         address = numbers.buffer_info()[0]
         words: MutableSequence[int] = numbers
-        if version != self.version:  # the first look: the view of the new words exists
+        if version != self.version:  # checked here because the view of the new words already exists
             return
-        self.objects.extend(more)  # what can fail comes first
+        self.objects.extend(more)  # this can fail, so it comes first
         self.slots._take_over(larger)
         self.version += 1
         if bits == self._bits:
@@ -211,7 +211,7 @@ def _mixed(hashed: int) -> int:
 
 
 def _index_bits(capacity: int) -> int:
-    """Return the bits of an index that is at most five eighths full, and at least half that."""
+    """Return the bits of an index that is at most five eighths full, and at least half as full."""
     bits = 3
     while bits < _MAX_BITS and 5 << bits < 8 * capacity:
         bits += 1

@@ -3,7 +3,7 @@ from streaminfer.caching.table._table_cy cimport EdgeTable
 
 cdef object _ABSENT
 
-# no_gc_clear: methods rely on the memory, also while the collector frees a cycle that the cache is part of
+# no_gc_clear: methods need `_memory` even while the collector frees a cycle that contains the cache
 @cython.no_gc_clear
 cdef class TableMapping:
     cdef readonly EdgeTable _memory

@@ -11,10 +11,10 @@ _ABSENT: Any = object()
 
 
 class TableMapping:
-    """The mapping's methods over the memory of a cache.
+    """Mapping methods on the memory of a cache.
 
     Args:
-        memory: a table; with a retention policy also a ``put`` and an ``add``, which label what they store.
+        memory: a table; with a retention policy it also needs ``put`` and ``add``, which label stored values.
         has_policy: whether there is a retention policy.
     """
 
@@ -29,7 +29,7 @@ class TableMapping:
         return self._memory._get(key, default)
 
     def peek(self, key: Any, default: Any = None) -> Any:
-        """Return the fresh value of a key; counts as nothing."""
+        """Return the fresh value of a key, without counting a lookup or a use."""
         return self._memory.peek(key, default)
 
     def setdefault(self, key: Any, default: Any = None) -> Any:
@@ -43,7 +43,7 @@ class TableMapping:
         return self._memory.popitem()  # type: ignore[no-any-return]
 
     def clear(self) -> None:
-        """Remove everything, what the ghosts remember included, and give the memory back."""
+        """Remove all entries, and the eviction policy's ghosts, and release the memory."""
         self._memory.clear()
 
     def __getitem__(self, key: Any) -> Any:

@@ -2,19 +2,19 @@
 """State of each slot in 32 bytes of one cache line, shared by the parts of the table.
 
 *Design.* A large cache spends nearly all its time waiting for memory, so the number of cache lines that an operation
-reads counts. With one array per field a store reads ten; here it reads the index, the objects, this, and the neighbors
-in the queue. Of slot *s*, four 64-bit words:
+reads decides its speed. With one array per field a store reads ten. Here it reads the index, the objects, this record
+and the neighbors in the queue. Slot *s* has four 64-bit words:
 
-* ``_words[4 * s]``: 48 bits of the key's hash, and below them the marks: in bits 0 and 1 the queue that it is in, in
-  2 and 3 the hits that S3-FIFO counts (both ``_eviction_cy``), in 4 whether the heap has filed it
+* ``_words[4 * s]``: 48 bits of the key's hash, and below them the marks. Bits 0 and 1: the queue of the slot. Bits 2
+  and 3: the hits that S3-FIFO counts (both ``_eviction_cy``). Bit 4: whether the slot is in the expiry heap
   (``_expiry_heap_cy``).
-* ``_words[4 * s + 1]``: its instant: until when it is fresh or, once it is stale, until when it is stored.
-* ``_words[4 * s + 2]``: its bytes; of a free slot the next free one (``_index_cy``).
+* ``_words[4 * s + 1]``: the instant at which it stops being fresh or, once it is stale, at which it is removed.
+* ``_words[4 * s + 2]``: its bytes; in a free slot, the next free slot (``_index_cy``).
 * ``_ints[8 * s + 6]`` and ``_ints[8 * s + 7]``: its older and its newer neighbor in the queue.
 
 Both are views of the same memory. The first four slots are the heads of the queues.
 
-One source, compiled with the C types of ``_slots_cy.pxd`` or run as plain Python. Threads: as ``_expiry_heap_cy``.
+One source, compiled with the C types of ``_slots_cy.pxd`` or run as plain Python. For threads see ``_expiry_heap_cy``.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ _NEVER = NEVER
 
 
 class Slots:
-    """Slots, numbered from 0: in no queue, without an instant.
+    """Slots, numbered from 0; at first in no queue and without an instant.
 
     Args:
-        capacity: how many, those below :data:`FIRST` included.
+        capacity: number of slots, including those below :data:`FIRST`.
     """
 
     _ints: MutableSequence[int]
@@ -55,7 +55,7 @@ class Slots:
         self._begin()
 
     def _begin(self) -> None:
-        # typed in the compiled module, which a constructor's variables are not
+        # a method of its own, because the compiler types its variables but not those of a constructor
         for slot in range(self.capacity):
             self._words[4 * slot + 1] = _NEVER
         for head in range(_FIRST):
@@ -63,7 +63,7 @@ class Slots:
             self._ints[8 * head + 7] = head
 
     def _take_over(self, other: Slots) -> None:
-        """Take over the memory of a larger one, with these slots copied into it. Calls no Python, allocates nothing."""
+        """Copy these slots into a larger `Slots` and use its memory. Calls no Python and allocates nothing."""
         held = 4 * self.capacity
         other._words[:held] = self._words
         self._words = other._words
@@ -71,7 +71,7 @@ class Slots:
         self.capacity = other.capacity
 
     def name(self, slot: int, mixed: int) -> None:
-        """Set the hash of a slot, well mixed, 63 bits, and clear its marks."""
+        """Set the hash of a slot (63 bits, already mixed) and clear its marks."""
         self._words[4 * slot] = mixed >> 15 << 15
 
     def queue_of(self, slot: int) -> int:
@@ -80,11 +80,11 @@ class Slots:
 
 
 def aligned(code: str, rows: int) -> Any:
-    """Return zeros in rows of four, 32 bytes each, that do not lie across two lines of memory.
+    """Return zeros in rows of four numbers (32 bytes), aligned so that no row crosses two cache lines.
 
     Args:
-        code: of ``array``, for numbers of 8 bytes.
-        rows: how many.
+        code: type code of ``array``, for numbers of 8 bytes.
+        rows: number of rows.
     """
     numbers = array(code, [0]) * (4 * rows + 4)
     first = -(numbers.buffer_info()[0] >> 3) & 3
@@ -92,6 +92,6 @@ def aligned(code: str, rows: int) -> Any:
 
 
 def address_of(memory: Any) -> int:
-    """Return the address of memory that ``aligned`` returned."""
+    """Return the address of the memory that :func:`aligned` returned."""
     begins: int = memory.obj.buffer_info()[0]
     return (begins + 31) & -32

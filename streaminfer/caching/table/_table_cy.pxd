@@ -7,11 +7,11 @@ cdef int FIRST, MAIN, SMALL, STALE, NEGATIVE
 cdef object _ABSENT
 cdef int _IS_MISSING, _IS_FRESH, _IS_STALE, _IS_FAILURE, _IS_OUTDATED
 
-# The methods are wrapped in a lock where compiled code is not atomic by itself, and do not call one another.
-# no_gc: cycles through what is cached are not collected, see _index_cy
+# Where compiled code is not atomic, a lock is put around each method; the methods do not call one another.
+# no_gc: cycles through cached objects are not collected, see _index_cy
 @cython.no_gc
 cdef class EdgeTable(Entries):
-    # for `TableMapping`, which calls these in C and, where compiled code is not atomic, takes the lock itself
+    # called by `TableMapping` in C; where compiled code is not atomic, `TableMapping` takes the lock itself
     @cython.final
     @cython.locals(slot=Py_ssize_t)
     cdef object _get(self, object key, object default)

@@ -1,17 +1,17 @@
 # cython: boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True, infer_types=True
 """Table of a cache: its operations.
 
-*Design.* A set of slots, none of which is a Python object: about 90 bytes per entry, where a dictionary of objects
-takes 200, and nothing for the garbage collector to walk. `Entries` (``_entries_cy``) makes the changes and says what
-the parts are.
+*Design.* The table is a set of slots, none of which is a Python object. An entry takes about 90 bytes, where a
+dictionary of objects takes 200, and the garbage collector has nothing to walk. `Entries` (``_entries_cy``) makes the
+changes and describes the parts.
 
-An entry is fresh until its instant, then stale for ``stale_ns``, then gone; or it is negative, a remembered failure,
-until its instant. The mapping's methods find and count fresh entries only; limits bound all that are held.
+An entry is fresh until its instant, then stale for ``stale_ns``, then removed. A negative entry, a remembered failure,
+is removed at its instant. The mapping's methods find and count only fresh entries; the limits apply to all entries.
 
 *Complexity.* Operations are O(1) amortized, except ``clear``, ``erase_labeled`` and the snapshots, which are linear.
 
 One source, compiled with the C types of ``_table_cy.pxd`` or run as plain Python. The directives above are safe,
-because indexes are slots that the table gave out itself.
+because every index is a slot that the table itself assigned.
 """
 
 from typing import Any
@@ -35,7 +35,7 @@ _SMALL_PAYLOAD = 32
 
 
 class EdgeTable(Entries):
-    """Entries by key, with their look-ups and snapshots. The arguments are those of `Entries`."""
+    """Entries by key, with lookups and snapshots. The arguments are those of `Entries`."""
 
     # -- the mapping --------------------------------------------------------------------------------------------
 
@@ -55,24 +55,24 @@ class EdgeTable(Entries):
         self._store(key, value, self._ttl_ns, _payload(value), None, False, NO_LIMIT)
 
     def peek(self, key: Any, default: Any = None) -> Any:
-        """Return the fresh value of a key; counts as nothing."""
+        """Return the fresh value of a key, without counting a lookup or a use."""
         slot = self._find_fresh(key)
         return default if slot < 0 else self._index.objects[3 * slot + 1]
 
     def take(self, key: Any, default: Any) -> Any:
-        """Remove a fresh entry and return its value; ``default``: there is none. Counts as no use.
+        """Remove a fresh entry and return its value, or ``default`` if there is none; does not count as a use.
 
-        What is being computed for the key is not stored, whether there is an entry or not.
+        A computation in flight for the key is not stored, even if there is no entry.
         """
         self._deleted(hash(key))
         slot = self._find_fresh(key)
         return default if slot < 0 else self._take(slot)
 
     def discard(self, key: Any) -> bool:
-        """Remove what there is of a key: fresh, stale or a failure; what is being computed for it is not stored.
+        """Remove the entry of a key: fresh, stale or a failure; a computation in flight for it is not stored.
 
         Returns:
-            Whether there was anything.
+            Whether there was an entry.
         """
         self._deleted(hash(key))
         slot = self._index.find(key, hash(key))
@@ -82,7 +82,7 @@ class EdgeTable(Entries):
         return True
 
     def overtake(self, key: Any) -> None:
-        """Forbid storing what is being computed for a key, or read from a tier: what comes next is newer."""
+        """Forbid storing a computation or tier read in flight for a key, because a newer value follows."""
         self._deleted(hash(key))
 
     def count_fresh(self) -> int:
@@ -102,7 +102,7 @@ class EdgeTable(Entries):
         return key, value
 
     def clear(self) -> None:
-        """Remove everything, ghosts included, and give the memory back."""
+        """Remove all entries and ghosts, and release the memory."""
         self.erasures += 1
         self._all_erased = self.erasures
         self._note(None, None, self._empty(), None)
@@ -113,7 +113,7 @@ class EdgeTable(Entries):
         Args:
             key: hashable.
             default: anything.
-            ttl_ns: how long ``default`` is fresh; negative: as the table says.
+            ttl_ns: how long ``default`` is fresh; negative: the table's default.
             labels: of ``default``, as for :meth:`store`.
         """
         size = _payload(default)
@@ -123,7 +123,7 @@ class EdgeTable(Entries):
         self._store(key, default, self._ttl_ns if ttl_ns < 0 else ttl_ns, size, labels, False, NO_LIMIT)
         return default
 
-    # -- what a mapping does not have ----------------------------------------------------------------------------
+    # -- beyond a mapping ---------------------------------------------------------------------------------------
 
     def store(self, key: Any, value: Any, ttl_ns: int, size: int, labels: Labels, erasures: int = NO_LIMIT) -> bool:
         """Store a value.
@@ -131,28 +131,28 @@ class EdgeTable(Entries):
         Args:
             key: hashable.
             value: anything.
-            ttl_ns: how long it is fresh; negative: as the table says.
+            ttl_ns: how long it is fresh; negative: the table's default.
             size: its bytes; negative: measured.
             labels: subject and tags, plain strings.
-            erasures: not if the key may have been erased or deleted since ``erasures`` had that value.
+            erasures: an earlier value of ``erasures``; the value is not stored if the key may have been erased since.
 
         Returns:
-            Whether it was stored. A value larger than the whole table is not, and the one before it has gone.
+            Whether it was stored. A value larger than the whole table is not stored; the key's old entry is removed.
         """
         size = _payload(value) if size < 0 else size
         return self._store(key, value, self._ttl_ns if ttl_ns < 0 else ttl_ns, size, labels, False, erasures)
 
     def store_negative(self, key: Any, value: Any, ttl_ns: int, labels: Labels, erasures: int = NO_LIMIT) -> bool:
-        """Remember a failure, unless a fresh or stale value is there, or ``ttl_ns`` is 0."""
+        """Remember a failure, unless the key has a fresh or stale value or ``ttl_ns`` is 0."""
         return ttl_ns > 0 and self._store(key, value, ttl_ns, _payload(value), labels, True, erasures)
 
     def lookup(self, key: Any, now_ns: int) -> tuple[int, Any]:
-        """Look up what there is under a key at an instant.
+        """Look up the entry of a key at an instant.
 
         Returns:
-            1: fresh, 2: stale, or, past ``revalidate_ns``, 4: outdated, and the value; 3: failed, and what was
-            remembered; or 0: missing, and ``None``. Counted as a hit, a stale hit (the second and third), a negative
-            hit or a miss.
+            A state and a value: 1 and the fresh value; 2 and the stale value; 4 and the outdated value (stale, past
+            ``revalidate_ns``); 3 and the remembered failure; or 0 and ``None``. Counts as a hit (1), a stale hit (2
+            and 4), a negative hit (3) or a miss (0).
         """
         slot = self._index.find(key, hash(key))
         if slot >= 0:
@@ -178,7 +178,7 @@ class EdgeTable(Entries):
         return _IS_MISSING, None
 
     def usable_until(self, key: Any) -> int:
-        """Return until when the value of a key can be used, its stale time included; 0: there is none."""
+        """Return the instant until which the value of a key can be used, stale time included; 0 if it has no value."""
         slot = self._index.find(key, hash(key))
         if slot < 0:
             return 0
@@ -189,14 +189,14 @@ class EdgeTable(Entries):
         return at_ns if queue == STALE or at_ns == NEVER else at_ns + self._stale_ns
 
     def expire(self) -> int:
-        """Free every entry that is past its time, the stale time included; return how many went."""
+        """Free every entry whose time, stale time included, has passed; return how many were freed."""
         return self._settle()
 
     def expire_due(self, now_ns: int, limit: int) -> int:
-        """Free at most about ``limit`` entries that are past their time.
+        """Free at most about ``limit`` entries whose time has passed.
 
         Returns:
-            When to call again: ``now_ns`` if more are due, ``NEVER`` if none ever is.
+            The instant of the next call: ``now_ns`` if more are due, ``NEVER`` if no entry expires.
         """
         self._expire(now_ns, limit)
         if self._events:
@@ -207,7 +207,7 @@ class EdgeTable(Entries):
         return now_ns if due_ns < now_ns else due_ns
 
     def erase_labeled(self, subject: str | None, tag: str | None) -> int:
-        """Remove every entry of a subject or with a tag: fresh, stale or negative; return how many went."""
+        """Remove every entry of a subject or with a tag: fresh, stale or negative; return how many were removed."""
         self._settle()
         self._deleted(subject if tag is None else tag)
         gone: list[Any] = []
@@ -227,11 +227,11 @@ class EdgeTable(Entries):
         return erasures < self._edition(hash(key), labels)
 
     def edition(self, key: Any, labels: Labels) -> int:
-        """Return what ``erasures`` became when a key with labels may last have been erased or deleted; 0: never."""
+        """Return what ``erasures`` became at the latest possible erasure or deletion of a key with labels; 0: never."""
         return self._edition(hash(key), labels)
 
     def snapshot(self, with_values: bool) -> tuple[list[Any], list[Any]]:
-        """Return the keys of the fresh entries and perhaps their values, the next to be evicted of each queue first."""
+        """Return the keys of fresh entries, and their values ``with_values``, in eviction order of each queue."""
         self._settle()
         keys: list[Any] = []
         values: list[Any] = []
@@ -245,9 +245,9 @@ class EdgeTable(Entries):
         return keys, values
 
     def held(self) -> list[Any]:
-        """Return what every slot has, due or not: labels, value, instant and queue of ``_slots_cy``, in turn.
+        """Return labels, value, instant and queue (``_slots_cy``) of every slot, one after another.
 
-        Nothing is freed before, so that a proof sees what should have gone.
+        Due entries are not freed first, so that a proof sees entries that should have been removed.
         """
         found: list[Any] = []
         for slot in range(FIRST, self._index.top):
@@ -260,7 +260,7 @@ class EdgeTable(Entries):
         return found
 
     def counters(self) -> tuple[int, ...]:
-        """Return the numbers of `CacheStatistics`, in its order, of one moment."""
+        """Return the counters of `CacheStatistics`, in its order, at one moment."""
         self._settle()
         order = self._order
         return (
@@ -284,7 +284,7 @@ class EdgeTable(Entries):
         )
 
     def drain(self) -> list[Any]:
-        """Return what was noted since the last call: kind, key, value and labels in turn."""
+        """Return the events noted since the last call; each is four items: kind, key, value and labels."""
         fresh: list[Any] = []
         events = self._events
         self._events = fresh
@@ -292,7 +292,7 @@ class EdgeTable(Entries):
 
 
 def _payload(value: Any) -> int:
-    """Return the bytes of a value; the usual types at once, the others by ``weigher``."""
+    """Return the bytes of a value: common types directly, others by ``weigher``."""
     kind = type(value)
     if kind is bytes:
         return len(value)

@@ -14,5 +14,5 @@ __all__ = ["DiskTier", "Entry", "RecordCopy", "RedisTier", "Tier", "TierStatisti
 _HOMES = {"caching.tiers.disk.tier": ["DiskTier"], "caching.tiers.redis.tier": ["RedisTier"]}
 
 
-if not TYPE_CHECKING:  # type checkers know the names from the block above, and refuse others
+if not TYPE_CHECKING:  # type checkers take the names from the block above and reject others
     __getattr__, __dir__ = lazy_attributes(__name__, _HOMES)

@@ -1,4 +1,4 @@
-"""Names and records of entries on a medium, sealed if there are keys, and the counters of a tier."""
+"""Names and records of entries on a medium, sealed if a tier has keys, and the counters of a tier."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from streaminfer.protocols import Clock
 __all__ = ["GLIMPSED", "Counters", "MediumTier", "Records", "selection"]
 
 GLIMPSED = 2000
-"""Bytes of a record that are looked at; SQLite leaves at least these of a large one in one piece."""
+"""Bytes that are read from the beginning of a record; SQLite stores at least these in one piece."""
 
 T = TypeVar("T")
 
@@ -35,9 +35,9 @@ _LONGEST_NAME = 64  # bytes
 class Records:
     """Turns keys into names and entries into records, and back.
 
-    With keys, nothing on the medium can be read without them: records are sealed, and names of keys, subjects and tags
-    are keyed hashes. A record has its entry's name inside (or authenticated with it), so one that lies in the wrong
-    place is found out.
+    With keys, nothing on the medium can be read without them: records are sealed, and the names of keys, subjects and
+    tags are keyed hashes. A record contains its entry's name, or is authenticated with it, so a record in the wrong
+    place is detected.
 
     Args:
         keys: a key provider, or ``None``.
@@ -55,9 +55,9 @@ class Records:
         return plain if self._cipher is None else self._cipher.blind(plain)
 
     def pack(self, name: bytes, entry: Entry) -> bytes:
-        """Return the record of an entry; empty for one that a tier cannot hold, which the counters tell.
+        """Return the record of an entry; empty if a tier cannot store it, with the reason in the counters.
 
-        That is a value that cannot be encoded, or labels that are too long for a proof to read them.
+        A tier cannot store a value that cannot be encoded, or labels that are too long for a proof to read.
         """
         label = [sorted(entry.tags) if field == "tags" else getattr(entry, field) for field in _FIELDS]
         try:
@@ -73,7 +73,7 @@ class Records:
         return self._cipher.seal(record, name=name, subject=entry.subject, lasts_s=entry.ttl_s)
 
     def unpack(self, name: bytes, record: Any) -> Entry:
-        """Return the entry of a record. Raises `CorruptRecord` for anything that is no record of exactly that name."""
+        """Return the entry of a record. Raises `CorruptRecord` if it is not a record of exactly that name."""
         if not isinstance(record, bytes):
             raise CorruptRecord(f"expected a record, got {type(record).__name__}")
         if self._cipher is not None:
@@ -88,12 +88,12 @@ class Records:
         return entry
 
     def copies(self, raw: bytes, place: str, known: Container[bytes] = ()) -> Iterator[RecordCopy]:
-        """Yield every record whose beginning lies in some bytes and can be read with the keys that there are.
+        """Yield every record whose beginning lies in the given bytes and can be read with the available keys.
 
         Args:
-            raw: of a medium.
-            place: what to call where it lies.
-            known: identities of records to pass over; their keys are not asked for, which may be slow or fail.
+            raw: bytes of a medium.
+            place: name of the place where they lie.
+            known: identities of records to skip. Their keys are not requested, which could be slow or fail.
         """
         mark = RECORD_MARK if self._cipher is None else SEALED_MARK
         start = raw.find(mark)
@@ -104,13 +104,13 @@ class Records:
                 plain = begun if self._cipher is None else self._cipher.glimpse(begun)
                 label = None if plain is None else first_value(plain)
             if isinstance(label, list):
-                with suppress(TypeError, ValueError):  # the beginning of a record with other bytes behind it
+                with suppress(TypeError, ValueError):  # the beginning of a record, followed by other bytes
                     yield RecordCopy(place, begun[:SEALED_HEAD], _entry(label[1:], None))
             start = raw.find(mark, start + 1)
 
 
 def _written(name: bytes) -> str:
-    """Return what a record has for a name; of a long one its digest, so that the labels behind it can be read."""
+    """Return a name as a record has it; a long one as its digest, so that the labels after it can be read."""
     return name.hex() if len(name) <= _LONGEST_NAME else hashlib.sha256(name).hexdigest()
 
 
@@ -137,12 +137,12 @@ class Counters:
         self._log.report(f"the tier {self.name}", error)
 
     def snapshot(self) -> TierStatistics:
-        """Return all of them, frozen."""
+        """Return a frozen snapshot of the counters."""
         return TierStatistics(**{field.name: getattr(self, field.name) for field in attrs.fields(TierStatistics)})
 
 
 class MediumTier(Tier):
-    """What tiers on a medium have in common.
+    """Common part of tiers on a medium.
 
     Args:
         keys: encrypts records and names; ``None``: they are plain.
@@ -164,10 +164,10 @@ class MediumTier(Tier):
 
     @abstractmethod
     async def _attempt(self, otherwise: T, operation: Callable[..., Any], *args: Any) -> T:
-        """Return what an operation returns; where it fails or cannot be tried, count that and return ``otherwise``."""
+        """Return the result of an operation; if it fails or cannot be tried, count that and return ``otherwise``."""
 
     async def get(self, key: str | bytes) -> Entry | None:
-        """Return the entry of a key, unless it expired or cannot be read. Arrays are read-only.
+        """Return the entry of a key; ``None`` if it has none, or it expired or cannot be read. Arrays are read-only.
 
         Raises:
             TypeError: the key is neither a string nor bytes.
@@ -179,23 +179,23 @@ class MediumTier(Tier):
         return entry
 
     async def put(self, key: str | bytes, entry: Entry) -> bool:
-        """Store an entry in place of any of that key.
+        """Store an entry; replace the old entry of its key.
 
         Returns:
             Whether it is on the medium.
 
         Raises:
-            TypeError: the key is neither a string nor bytes, or ``entry`` is none.
+            TypeError: the key is neither a string nor bytes, or ``entry`` is not an `Entry`.
         """
         _check_key(key)
         check_instance("entry", entry, lambda it: isinstance(it, Entry), "an Entry")
         return await self._attempt(False, self._put, key, entry)
 
     async def delete(self, key: str | bytes) -> bool:
-        """Remove the entry of a key; from the log of a file at the latest with the next purge.
+        """Remove the entry of a key. A file's write-ahead log loses its copy at the next purge at the latest.
 
         Returns:
-            Whether the medium has none now.
+            Whether the medium has no entry of the key now.
 
         Raises:
             TypeError: the key is neither a string nor bytes.
@@ -204,7 +204,7 @@ class MediumTier(Tier):
         return await self._attempt(False, self._delete, key)
 
     def statistics(self) -> TierStatistics:
-        """Return a frozen snapshot; size and entries as of the last write or purge, where they are known."""
+        """Return a frozen snapshot; size and entries are those of the last write or purge, if known."""
         return self._counters.snapshot()
 
     async def __aenter__(self) -> Self:
@@ -216,11 +216,11 @@ class MediumTier(Tier):
 
 
 def _check_key(key: Any) -> None:
-    """Raise ``TypeError`` for a key that a tier cannot name."""
+    """Raise ``TypeError`` unless a key is a string or bytes."""
     check_instance("key", key, lambda it: isinstance(it, (str, bytes)), "a string or bytes")
 
 
 def selection(subject: Any, tag: Any) -> tuple[bytes, str]:
-    """Return the kind of name that an erasure goes by (``b"s"``, ``b"t"``), and the name. Raises ``TypeError``."""
+    """Return the kind of an erasure (``b"s"``: by subject, ``b"t"``: by tag) and its name. Raises ``TypeError``."""
     subject, tag = check_selection(subject, tag)
     return (b"s", subject) if tag is None else (b"t", tag)

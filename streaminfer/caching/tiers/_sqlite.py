@@ -14,7 +14,7 @@ HOLDS = "CREATE TABLE IF NOT EXISTS holds (name BLOB PRIMARY KEY) WITHOUT ROWID"
 def make_file(path: str | os.PathLike[str]) -> tuple[int, int]:
     """Make a file with access for its owner only, if it is missing; return its device and number.
 
-    One that exists is not opened: closing it would cost this process all locks that SQLite has on it.
+    An existing file is not opened, because closing it would release all locks that SQLite has on it in this process.
     """
     with suppress(FileExistsError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))

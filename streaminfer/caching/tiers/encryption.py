@@ -1,24 +1,24 @@
 """Encryption at rest: AES-256-GCM, and keys that can be destroyed.
 
-A record on a medium cannot be called back: it lies in old blocks of a disk, in a snapshot, in the memory of a server
-that cannot be reached just now. Its key can. So each subject has keys of its own; destroying them makes all that was
-ever written about it unreadable, on every medium at once (crypto-shredding).
+A record cannot be deleted with certainty: copies may lie in old blocks of a disk, in a snapshot, or in the memory of a
+server that is unreachable. Its key can be deleted. Each subject therefore has its own keys. Destroying them makes
+everything that was written about the subject unreadable, on every medium at once (crypto-shredding).
 
 A sealed record::
 
     bytes 0-5  "si-aes"    6-7  version    8-23  key id    24-35  nonce    36-  ciphertext, and 16 bytes of tag
 
-The first 36 bytes and the entry's name are authenticated with it: an attacker who can write to a medium can neither
-alter a record nor put one in place of another. (An old one of the same name can be put back; its age is inside and
-still counts.) Nonces are random; rotate before a key has sealed 2³² records (NIST SP 800-38D). Key ids are random and
-tell nothing.
+The first 36 bytes and the entry's name are authenticated too: an attacker who can write to a medium can neither alter a
+record nor put one in place of another. (An old record of the same name can be put back, but the age inside still
+counts.) Nonces are random; rotate before a key has sealed 2³² records (NIST SP 800-38D). Key ids are random and reveal
+nothing.
 
-:class:`StoredKeys` keeps its keys in a SQLite file, each wrapped by a master key that lives elsewhere: old blocks of
-that file are worth nothing without it, and nothing at all once :meth:`~StoredKeys.rewrap` has changed it and the old
-one is destroyed. Nothing is cached: a key that one process destroys is gone for all at their next read.
+:class:`StoredKeys` stores its keys in a SQLite file, each wrapped by a master key that lives elsewhere. Old blocks of
+that file are useless without the master key. After :meth:`~StoredKeys.rewrap`, they can never be read again once the
+old master key is destroyed. Nothing is cached: a key that one process destroys is gone for all at their next read.
 
-That file serves the processes of *one* machine. Where several machines share a tier, as with Redis, ``service_keys``
-takes the keys from a service that all of them call, such as a key management system.
+That file serves the processes of *one* machine. If several machines share a tier, as with Redis, use `ServiceKeys` of
+``service_keys``, which gets the keys from a service that all machines call, such as a key management system.
 """
 
 import hashlib
@@ -51,7 +51,7 @@ _MAGIC = b"si-aes"
 _VERSION = 1
 _HEADER = struct.Struct("<6sH16s12s")
 SEALED_MARK = _HEADER.pack(_MAGIC, _VERSION, b"", b"")[:8]
-"""The bytes that each sealed record begins with."""
+"""First bytes of every sealed record."""
 SEALED_HEAD = _HEADER.size
 _TAG = 16
 _ID_SIZE = 16
@@ -60,8 +60,8 @@ _BUSY_S = 5.0
 _WRAPPED_SIZE = 12 + _KEY_SIZE + _TAG
 _RETIRE_EVERY = 256
 _MOST_SOUGHT = 16
-"""The file is searched for copies of so many destroyed keys; with more of them, it is faster to rewrite it."""
-_SPARE_NS = 86_400 * 10**9  # for later records of a subject: writing for each would cost a flush of the disk
+"""Most destroyed keys whose copies are searched for in the file; for more, rewriting the file is faster."""
+_SPARE_NS = 86_400 * 10**9  # spare time, so that not every later record of a subject costs a flush of the disk
 _FOR_GOOD = 2**63 - 1
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS keys (
@@ -78,12 +78,12 @@ WHERE owner = ? AND generation = (SELECT generation FROM ring)
 """  # noqa: S608 - a number
 _EXPIRED = "id IN (SELECT id FROM expiries WHERE until_ns < ?) AND NOT EXISTS (SELECT 1 FROM holds)"
 _ROW = re.compile(rb"\x06\x2c\x4c([\x01-\x06\x08\x09])\x81\x04")
-"""How SQLite begins a row of ``keys``: blobs of 16 and 32 bytes, a number whose size it says, a blob of 60 bytes."""
+"""How SQLite begins a row of ``keys``: blobs of 16 and 32 bytes, a number with its size, a blob of 60 bytes."""
 _NUMBER_SIZES = {1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8, 8: 0, 9: 0}
 
 
 class KeyUnknown(CorruptRecord):
-    """The key that sealed a record was destroyed, or is not the provider's: the record is gone for good."""
+    """Raised when the key of a record was destroyed or is not the provider's; the record cannot be read again."""
 
 
 @attrs.frozen
@@ -91,8 +91,8 @@ class Key:
     """One AES-256 key.
 
     Attributes:
-        id: 16 random bytes that name it on the medium.
-        secret: its 32 bytes; not shown.
+        id: 16 random bytes that identify it on the medium.
+        secret: its 32 bytes; not in the ``repr``.
     """
 
     id: bytes = attrs.field(validator=field_check(check_secret, at_least=_ID_SIZE, at_most=_ID_SIZE))
@@ -103,20 +103,20 @@ class Key:
 class KeyProvider(Protocol):
     """Source of keys: ``StoredKeys``, or ``ServiceKeys`` of ``service_keys``.
 
-    Called from the threads of tiers, several at once; it may block.
+    Tiers call it from their threads, several at once; it may block.
     """
 
     def current(self, subject: str | None, lasts_s: float | None = None) -> Key:
-        """Return the key that seals now what belongs to a subject, or to none (``None``); make it if there is none.
+        """Return the current sealing key of a subject, or of entries without one (``None``); make it if there is none.
 
-        It must be there for ``lasts_s`` seconds from now on; ``None``: until it is destroyed.
+        It must exist for ``lasts_s`` seconds from now; ``None``: until it is destroyed.
         """
 
     def find(self, key_id: bytes) -> Key | None:
-        """Return the key of that id; ``None``: destroyed, or never one of these."""
+        """Return the key with this id; ``None`` if it was destroyed or never existed."""
 
     def destroy(self, subject: str) -> int:
-        """Destroy all keys of a subject, for good; return how many there were."""
+        """Destroy all keys of a subject permanently; return how many there were."""
 
     def index_secret(self) -> bytes:
         """Return at least 16 secret bytes that stay the same; they hide the names of entries, subjects and tags."""
@@ -129,10 +129,10 @@ class Cipher:
         keys: the provider.
 
     Raises:
-        TypeError: ``keys`` is none.
+        TypeError: ``keys`` is not a key provider.
         MissingExtra: ``cryptography`` is not installed.
 
-    Threads: any number may use it at once.
+    Thread-safe.
     """
 
     def __init__(self, keys: KeyProvider) -> None:
@@ -145,9 +145,9 @@ class Cipher:
         """Encrypt a record.
 
         Args:
-            data: what to hide.
-            name: of the entry; needed, and checked, on opening.
-            subject: whose key to use; ``None``: of what has no subject.
+            data: the plain record.
+            name: of the entry; opening needs and checks it.
+            subject: use the key of this subject; ``None``: the key of entries without a subject.
             lasts_s: seconds for which it must be readable; ``None``: until its key is destroyed.
 
         Returns:
@@ -164,15 +164,15 @@ class Cipher:
 
         Args:
             sealed: what :meth:`seal` returned.
-            name: the same as there.
+            name: the name that it was sealed with.
 
         Returns:
             The data.
 
         Raises:
             KeyUnknown: its key was destroyed, or is not the provider's.
-            CorruptRecord: altered, cut short, moved from another name, or never a sealed record.
-            BackendError: the provider failed, here as in the other methods.
+            CorruptRecord: the record was altered, cut short or moved from another name, or is not a sealed record.
+            BackendError: the provider failed; the other methods raise it too.
         """
         from cryptography.exceptions import InvalidTag  # noqa: PLC0415 - an optional dependency
 
@@ -198,7 +198,7 @@ class Cipher:
             sealed: bytes that begin with a sealed record.
 
         Returns:
-            The beginning of the data; ``None``: it cannot be read, because its key is destroyed or it is no record.
+            The beginning of the data; ``None`` if its key is destroyed or it is not a record.
         """
         from cryptography.hazmat.primitives.ciphers import Cipher as Stream  # noqa: PLC0415 - an optional dependency
         from cryptography.hazmat.primitives.ciphers import algorithms, modes  # noqa: PLC0415 - the same
@@ -214,14 +214,14 @@ class Cipher:
 
     @staticmethod
     def _ask(method: Callable[..., Any], *args: Any) -> Any:
-        """Call the provider: what it raises is a failure of the keys, and tells nothing of the tier's own medium."""
+        """Call the provider; report its exceptions as failures of the keys, not of the tier's medium."""
         try:
             return method(*args)
         except Exception as error:
             raise BackendError(f"the keys failed: {text_of_error(error)}") from error
 
     def blind(self, text: bytes) -> bytes:
-        """Return a name that tells nothing: HMAC-SHA-256 of the text with the index secret, 32 bytes."""
+        """Return a name that reveals nothing: HMAC-SHA-256 of the text with the index secret, 32 bytes."""
         return hmac.digest(self._index_secret, text, hashlib.sha256)
 
 
@@ -230,20 +230,20 @@ class StoredKeys:
 
     Args:
         path: of the file, which is made with access for its owner only; ``":memory:"``: keys that end with the
-            process, for entries that should too.
-        master: 32 secret bytes, from where your secrets live; :func:`secrets.token_bytes` makes one.
+            process, so that the entries become unreadable.
+        master: 32 secret bytes from your secret store; :func:`secrets.token_bytes` makes one.
         wall_clock: returns nanoseconds since 1970; ``None``: ``time.time_ns``.
 
-    A key's time ends after all that it sealed has expired: up to a day later, or up to the time of its records where
-    that is longer. It goes then, when the file is opened and with every 256th new key; while a legal hold is on a
-    `DiskTier`, none does.
+    A key's time ends after all records that it sealed have expired: up to a day later, or up to the time of its records
+    if that is longer. Expired keys are removed when the file is opened and with every 256th new key, but not while a
+    legal hold is on a `DiskTier`.
 
     Raises:
-        TypeError, ValueError: a master key of another size, or not the one of this file.
+        TypeError, ValueError: the master key has another size, or is not the one of this file.
         sqlite3.Error: the file cannot be made, read or written; also from every method.
         MissingExtra: ``cryptography`` is not installed.
 
-    Threads: any number may use it at once, and any number of processes on one machine, but no other machines.
+    Thread-safe. Any number of processes on one machine may share the file, but not other machines.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, master: bytes, wall_clock: Clock | None = None) -> None:
@@ -252,14 +252,14 @@ class StoredKeys:
         self._now = wall_clock or time.time_ns
         self._made = 0
         self._master = check_secret("master", master, at_least=_KEY_SIZE, at_most=_KEY_SIZE)
-        self._lock = new_awaited_lock()  # or a child's SQLite would take a thread's transaction for its own
+        self._lock = new_awaited_lock()  # held at a fork: a child must not continue a transaction
         self._path = Path(path)
         self._unscrubbed = False
         if str(path) != ":memory:":
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             make_file(path)
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=_BUSY_S)
-        self._finalizer = weakref.finalize(self, self._db.close)  # a file whose keys are dropped unclosed is closed
+        self._finalizer = weakref.finalize(self, self._db.close)  # closes the file of keys freed without `close`
         try:
             self._secret = self._prepare()
             self._destroy(_EXPIRED, self._now())
@@ -270,7 +270,7 @@ class StoredKeys:
     def _prepare(self) -> bytes:
         self._db.execute("PRAGMA secure_delete = ON")
         self._db.execute("PRAGMA foreign_keys = ON")
-        self._db.execute("PRAGMA synchronous = EXTRA")  # a key must be on the disk before what it seals
+        self._db.execute("PRAGMA synchronous = EXTRA")  # a key must be on the disk before records that it seals
         with self._writing():
             for statement in _SCHEMA.split(";"):
                 self._db.execute(statement)
@@ -280,12 +280,12 @@ class StoredKeys:
                 self._db.execute("INSERT INTO ring VALUES (1, 1, ?)", (self._wrap(secret, b"ring"),))
                 return secret
         secret = self._unwrap(row[0], b"ring")
-        if self.recoverable():  # a process ended between destroying keys and overwriting the copies of them
+        if self.recoverable():  # an earlier process ended after destroying keys and before overwriting their copies
             self._db.execute("VACUUM")
         return secret
 
     def current(self, subject: str | None, lasts_s: float | None = None) -> Key:
-        """Return the key of the present generation for a subject, as `KeyProvider` says."""
+        """Return a subject's key of the current generation; see `KeyProvider.current`."""
         owner = hashed_subject(self._secret, subject)
         now_ns = self._now()
         lasts_ns = _FOR_GOOD if lasts_s is None else round(min(lasts_s, LONGEST_S) * 1e9)
@@ -293,7 +293,7 @@ class StoredKeys:
             row, master = self._db.execute(_CURRENT, (owner,)).fetchone(), self._master
         if row is None or row[2] < min(now_ns + lasts_ns, _FOR_GOOD):
             with self._writing():
-                # another process or thread may have been first
+                # another process or thread may have made the key first
                 row, master = self._db.execute(_CURRENT, (owner,)).fetchone(), self._master
                 if row is None:
                     self._check_master()
@@ -309,22 +309,22 @@ class StoredKeys:
         return Key(row[0], self._unwrap(row[1], row[0], master))
 
     def hold(self, name: bytes, on: bool) -> None:
-        """Begin or end a hold: while there is any, no key goes because its time has passed."""
+        """Begin or end a hold; while there is one, no key is removed because its time has passed."""
         with self._writing():
             set_hold(self._db, name, on)
 
     def find(self, key_id: bytes) -> Key | None:
-        """Return the key of that id; ``None``: destroyed, or never one of these."""
+        """Return the key with this id; ``None`` if it was destroyed or never existed."""
         with self._lock:
             row = self._db.execute("SELECT wrapped FROM keys WHERE id = ?", (bytes(key_id),)).fetchone()
             master = self._master
         return None if row is None else Key(bytes(key_id), self._unwrap(row[0], bytes(key_id), master))
 
     def destroy(self, subject: str) -> int:
-        """Destroy all keys of a subject: what they sealed can never be read again.
+        """Destroy all keys of a subject, so that their records can never be read again.
 
         Returns:
-            How many there were. What is written for the subject later gets a new key.
+            The number of keys. Later records of the subject get a new key.
         """
         check_instance("subject", subject, lambda it: isinstance(it, str), "a string")
         return self._destroy("owner = ?", hashed_subject(self._secret, subject))
@@ -334,22 +334,22 @@ class StoredKeys:
         return self._secret
 
     def rotate(self) -> None:
-        """Begin a new generation, before a key has sealed 2³² records: new keys seal from now on, the old ones read."""
+        """Begin a new generation of keys: new keys seal from now on, old keys only read. Do so before 2³² records."""
         with self._writing():
             self._db.execute("UPDATE ring SET generation = generation + 1")
 
     def retire(self) -> int:
-        """Destroy the keys of all earlier generations; what they sealed is gone.
+        """Destroy the keys of all earlier generations; their records can never be read again.
 
         Returns:
-            How many there were.
+            The number of keys.
         """
         return self._destroy("generation < (SELECT generation FROM ring)")
 
     def recoverable(self) -> int:
-        """Return how many destroyed keys can still be read from the bytes of the file: 0, or they are not destroyed.
+        """Return how many destroyed keys can still be read from the bytes of the file; 0 if the destruction worked.
 
-        Looks at every byte, freed pages and the journal included, with the master key; about 0.5 s for 100,000 keys.
+        Reads every byte, freed pages and the journal included, with the master key; about 0.5 s for 100,000 keys.
         """
         with self._lock:
             known = {key_id for (key_id,) in self._db.execute("SELECT id FROM keys")}
@@ -365,12 +365,12 @@ class StoredKeys:
         return len(found)
 
     def _raw(self) -> bytes:
-        """Return the bytes of the file, through the pager, and of its journal; to open it would cost its locks."""
+        """Return the bytes of the file, through SQLite, and of its journal; opening the file would lose its locks."""
         journal = self._path.with_name(self._path.name + "-journal")
         return self._db.serialize() + (journal.read_bytes() if journal.exists() else b"")
 
     def _destroy(self, where: str, *values: bytes | int) -> int:
-        """Delete keys, and the copies that SQLite leaves of rows which it has moved."""
+        """Delete keys, and the copies that SQLite leaves of rows that it has moved."""
         with self._writing():
             wrapped = [row[0] for row in self._db.execute(f"SELECT wrapped FROM keys WHERE {where}", values)]  # noqa: S608 - literals
             destroyed = self._db.execute(f"DELETE FROM keys WHERE {where}", values).rowcount  # noqa: S608 - the same
@@ -386,15 +386,15 @@ class StoredKeys:
         return destroyed
 
     def rewrap(self, master: bytes) -> None:
-        """Change the master key; other processes must be started again with it.
+        """Change the master key; other processes must then be restarted with it.
 
-        Until then they can neither read nor write what is sealed: each operation raises `ValueError`.
+        Until then they can neither read nor write sealed records: each operation raises `ValueError`.
 
         Args:
-            master: the new one, 32 bytes.
+            master: the new master key, 32 bytes.
 
         Raises:
-            TypeError, ValueError: of another size, or another process has changed it since this one opened the file.
+            TypeError, ValueError: it has another size, or another process changed the key after the file was opened.
         """
         new = check_secret("master", master, at_least=_KEY_SIZE, at_most=_KEY_SIZE)
         with self._lock:
@@ -422,7 +422,7 @@ class StoredKeys:
         return nonce + wrapped
 
     def _check_master(self) -> None:
-        """Raise where another process has changed the master key: no other one could read what this one would wrap."""
+        """Raise if another process has changed the master key, because others could not unwrap new keys of this one."""
         (wrapped,) = self._db.execute("SELECT secret FROM ring").fetchone()
         self._unwrap(wrapped, b"ring")
 
@@ -440,7 +440,7 @@ class StoredKeys:
 
 
 def hashed_subject(secret: bytes, subject: str | None) -> bytes:
-    """Return the keyed hash of a subject: names of subjects are personal data themselves, and in no key store."""
+    """Return the keyed hash of a subject: no key store contains the names, which are personal data themselves."""
     text = b"-" if subject is None else b"s" + subject.encode("utf-8", "surrogatepass")
     return hmac.digest(secret, text, hashlib.sha256)
 

@@ -1,4 +1,4 @@
-"""Destruction of a subject's keys for an erasure, off the event loop, by a provider that may hang."""
+"""Destruction of a subject's keys in a thread, by a key provider that may hang."""
 
 import asyncio
 import os
@@ -16,13 +16,13 @@ __all__ = ["KeyDestruction"]
 class KeyDestruction:
     """Destroys keys, one call of the provider at a time.
 
-    A call that hangs is not made again: its erasure takes the result once there is one. Until it returns, all later
-    attempts fail at once, so that they delay no writes.
+    A call that hangs is not repeated; its erasure takes the result when the call returns. Until then all other attempts
+    fail at once, so that they delay no writes.
 
     Args:
         keys: the provider.
 
-    For one task at a time, on one event loop after another.
+    For one task at a time; it may be used on several event loops in turn.
     """
 
     def __init__(self, keys: KeyProvider) -> None:
@@ -40,11 +40,11 @@ class KeyDestruction:
 
         Args:
             erasing: the erasure.
-            limit_s: seconds for which it waits for the provider.
+            limit_s: seconds to wait for the provider.
 
         Raises:
             TimeoutError: the provider has not returned.
-            Exception: of the provider.
+            Exception: the error of the provider.
         """
         if self._pid != os.getpid():  # a forked process lacks the threads of the calls
             self._forget()
@@ -65,7 +65,7 @@ class KeyDestruction:
 
     def _begin(self, subject: str) -> Future[int]:
         call: Future[int] = Future()
-        call.set_running_or_notify_cancel()  # a caller that waits no longer leaves it running
+        call.set_running_or_notify_cancel()  # running calls cannot be cancelled, so they outlive their caller
 
         def run() -> None:
             try:
@@ -73,6 +73,6 @@ class KeyDestruction:
             except BaseException as error:  # noqa: BLE001 - for the caller that waits
                 call.set_exception(error)
 
-        # a daemon: a provider that hangs holds up no end of the process, and takes no thread of a pool
+        # a daemon thread: a hanging provider must not delay the exit of the process or occupy a pool
         threading.Thread(target=run, name="streaminfer-keys", daemon=True).start()
         return call

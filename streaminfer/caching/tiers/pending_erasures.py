@@ -1,11 +1,11 @@
-"""Erasures that one tier has not carried out, and which of them is next.
+"""Queue of the erasures that one tier has not carried out.
 
-*Design.* While a tier fails, its erasures wait, hours of them. Those that were not tried come first. Those that failed
-follow in the order of their last attempt, so that one that always fails keeps none from its turn. A later erasure of
-the same selection takes the place of one that failed.
+*Design.* While a tier fails, its erasures may wait for hours. Untried erasures come first. Failed ones follow in the
+order of their last attempt, so that one that always fails does not block the others. A later erasure of the same
+selection replaces a failed one.
 
-*Complexity.* O(1), but for a copy of ``pending``, which a read keeps while erasures come and go; of those that legal
-holds forbid, each is looked at.
+*Complexity.* O(1), except that each change copies ``pending``, so that a read can keep its copy while erasures are
+added and removed. Erasures that a legal hold forbids are checked one by one.
 """
 
 import weakref
@@ -24,7 +24,7 @@ class PendingErasures:
     """Erasures of one tier. Thread-safe.
 
     Attributes:
-        pending: all of them.
+        pending: all erasures, untried and failed.
     """
 
     def __init__(self) -> None:
@@ -32,12 +32,12 @@ class PendingErasures:
         self._selections: Counter[_Selection] = Counter()
         self._untried: dict[PendingErasure, None] = {}
         self._failed: dict[_Selection, PendingErasure] = {}
-        # of those that a hold forbids, when to look again
+        # by erasure that a hold forbids: when to check it again
         self._held_until: weakref.WeakKeyDictionary[PendingErasure, float] = weakref.WeakKeyDictionary()
         self._lock = new_lock()
 
     def add(self, erasing: PendingErasure) -> None:
-        """Add one that was not tried; the one of its selection that failed is not needed any more."""
+        """Add an untried erasure; it replaces a failed one of the same selection."""
         selection = erasing.subject, erasing.tag
         with self._lock:
             failed = self._failed.pop(selection, None)
@@ -48,7 +48,7 @@ class PendingErasures:
             self.pending = (*self.pending, erasing)
 
     def fail(self, erasing: PendingErasure) -> None:
-        """Put one that was tried behind the others, unless a later one has taken its place."""
+        """Move an erasure that failed behind the others, unless a later one has replaced it."""
         selection = erasing.subject, erasing.tag
         with self._lock:
             if erasing in self._untried:
@@ -61,7 +61,7 @@ class PendingErasures:
                 self._failed[selection] = self._failed.pop(selection)
 
     def end(self, erasing: PendingErasure) -> None:
-        """Remove one that was carried out, unless a later one has taken its place."""
+        """Remove an erasure that was carried out, unless a later one has replaced it."""
         selection = erasing.subject, erasing.tag
         with self._lock:
             if erasing in self._untried:
@@ -73,25 +73,25 @@ class PendingErasures:
             self._remove(erasing)
 
     def hold(self, erasing: PendingErasure, until_s: float) -> None:
-        """Leave one out, which a legal hold forbids, until an instant."""
+        """Skip an erasure, which a legal hold forbids, until an instant."""
         self._held_until[erasing] = until_s
 
     def end_holds(self) -> None:
-        """Leave none out."""
+        """Stop skipping erasures."""
         self._held_until.clear()
 
     def held_until(self) -> float | None:
-        """Return when the first one that is left out is to be looked at again; ``None``: there is none."""
+        """Return when to check the first skipped erasure again; ``None`` if none is skipped."""
         with self._lock:
             held = [until for it, until in self._held_until.items() if self._failed.get((it.subject, it.tag)) is it]
         return min(held, default=None)
 
     def next(self, now_s: float, *, may_retry: bool) -> PendingErasure | None:
-        """Return the next one to carry out; ``None``: there is none now.
+        """Return the next erasure to carry out; ``None`` if there is none now.
 
         Args:
-            now_s: the present, on the clock of `hold`.
-            may_retry: of those that failed, too.
+            now_s: the current instant, on the clock of `hold`.
+            may_retry: whether failed erasures are candidates too.
         """
         with self._lock:
             for erasing in self._untried:
@@ -103,7 +103,7 @@ class PendingErasures:
         return None
 
     def matches(self, entry: Entry) -> bool:
-        """Return whether one of them erases an entry."""
+        """Return whether a pending erasure applies to an entry."""
         if not self._selections:
             return False
         return (entry.subject, None) in self._selections or any((None, tag) in self._selections for tag in entry.tags)

@@ -1,4 +1,4 @@
-"""A write that waits for its tier."""
+"""Write that is queued for its tier."""
 
 import asyncio
 from typing import NamedTuple
@@ -9,15 +9,15 @@ __all__ = ["PendingWrite"]
 
 
 class PendingWrite(NamedTuple):
-    """A queued put, or, without an entry, a deletion."""
+    """Queued put, or deletion if it has no entry."""
 
     key: str | bytes
     entry: Entry | None
     size: int
     done: asyncio.Future[bool]
-    token: bytes = b""  # of the lease that ends with it
+    token: bytes = b""  # of the lease that this write ends
 
     def settle(self, stored: bool) -> None:
-        """Note whether the tier took it."""
+        """Note whether the tier stored it."""
         if not self.done.done():
             self.done.set_result(stored)

@@ -1,7 +1,7 @@
-"""Protocols of tiers, and the entries that they hold; leases and notices of shared tiers.
+"""Protocol of tiers and the entries that they hold, and the leases and notices of shared tiers.
 
-A tier may forget, and may fail: both are misses, counted. It never answers wrongly, never blocks the event loop, and
-never keeps silent about an erasure that it could not make.
+A tier may lose entries and may fail; both count as misses. It never returns a wrong value, never blocks the event loop,
+and always reports an erasure that it could not make.
 """
 
 from collections.abc import Callable, Iterable
@@ -26,12 +26,12 @@ __all__ = [
 ]
 
 SKEW_NS = 60 * 10**9
-"""An entry from further in the future than this was written by a clock that has since been set back: its age is
-unknown, so it counts as expired."""
+"""Largest accepted clock skew. An entry from further in the future was written by a clock that has since been set back;
+its age is unknown, so it counts as expired."""
 
 
 def in_ns(seconds: float) -> int:
-    """Return seconds as whole nanoseconds, at most the longest fresh and stale time of a cache together."""
+    """Return seconds as whole nanoseconds, at most the longest fresh time plus stale time of a cache."""
     return round(min(seconds, 2 * LONGEST_S) * 1e9)
 
 
@@ -49,19 +49,19 @@ def _is_string(value: Any) -> bool:
 
 @attrs.frozen(kw_only=True)
 class Entry:
-    """A value with what must be known of it wherever it lies.
+    """Value with the data that must accompany it on every medium.
 
     Args:
-        value: anything that :func:`~streaminfer.caching.codec.encode` holds.
+        value: anything that :func:`~streaminfer.caching.codec.encode` can encode.
         stored_ns: when it was computed, nanoseconds of the wall clock (``time.time_ns``), which outlives the process.
-        ttl_s: seconds that it may be kept from then on; ``None``: no limit. Expired means now ≥ stored + ttl.
-        stale_s: how many of these, the last ones, it is stale: good enough while a fresh answer is computed.
+        ttl_s: seconds after that for which it may be stored; ``None``: no limit. Expired means now ≥ stored + ttl.
+        stale_s: the last seconds of ``ttl_s``, in which it is stale: usable while a fresh response is computed.
         tags: names by which it can be erased.
-        subject: whose data it is; ``None``: no person's.
-        data_class: of a retention policy; ``""``: the default one.
+        subject: the person whose data it is; ``None``: of no person.
+        data_class: class of a retention policy; ``""``: the default class.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type or out of range.
+        TypeError, ValueError: an argument has the wrong type or is out of range.
     """
 
     value: Any = attrs.field(repr=False)
@@ -78,11 +78,11 @@ class Entry:
 
     @property
     def expires_ns(self) -> int | None:
-        """The instant from which it is expired, wall clock; ``None``: never."""
+        """Instant from which it is expired, on the wall clock; ``None``: never."""
         return None if self.ttl_s is None else self.stored_ns + in_ns(self.ttl_s)
 
     def is_expired(self, now_ns: int) -> bool:
-        """Return whether it may no longer be used, at an instant of the wall clock."""
+        """Return whether it is expired at an instant of the wall clock."""
         expires_ns = self.expires_ns
         return (expires_ns is not None and now_ns >= expires_ns) or self.stored_ns > now_ns + SKEW_NS
 
@@ -96,21 +96,21 @@ class TierStatistics(Snapshot):
 
     Attributes:
         name: of the kind of tier.
-        hits: gets that gave an entry.
-        misses: gets that did not.
-        stored: puts that are on the medium.
-        rejected: puts of what the tier cannot hold (a type that cannot be encoded, labels of over 1.8 KB, too
-            large, or expired already), and puts during which something was erased on a shared server.
-        skipped: operations that were not tried: the tier is not running, its breaker is open, or too many wait.
+        hits: gets that returned an entry.
+        misses: gets that returned none.
+        stored: puts that reached the medium.
+        rejected: puts of entries that the tier cannot store (a type that cannot be encoded, labels of over 1.8 KB, too
+            large, or already expired), and puts during an erasure on a shared server.
+        skipped: operations that were not tried: the tier does not run, its breaker is open, or too many wait.
         errors: operations that failed on the medium.
-        unreadable: records that were corrupt, or whose key is gone; they were removed.
-        evicted: entries that gave way to others.
+        unreadable: records that were removed because they were corrupt or their key was destroyed.
+        evicted: entries that were removed to make room.
         erased: entries that were erased by subject or tag, or deleted by key.
-        purged: entries that were removed because they had expired; what a server removes by itself is not among them.
-        rebuilds: how often a medium that was corrupt was replaced by an empty one.
-        entries: entries on the medium as of the last write or purge; ``None``: not known.
-        size_bytes: what they take there; ``None``: not known.
-        last_error: the latest failure, in words; ``""``: none.
+        purged: entries that the tier removed because they had expired; removals by a server itself are not counted.
+        rebuilds: how often a corrupt medium was replaced by an empty one.
+        entries: entries on the medium at the last write or purge; ``None``: not known.
+        size_bytes: bytes of these entries on the medium; ``None``: not known.
+        last_error: text of the latest failure; ``""`` if there was none.
     """
 
     name: str
@@ -132,17 +132,17 @@ class TierStatistics(Snapshot):
 
 @attrs.frozen(eq=False)
 class TierHit:
-    """Value that a tier had.
+    """Value that a tier returned.
 
     Attributes:
-        value: of which ``copy_out`` gives views.
+        value: the stored value; callers get its ``copy_out``.
         about: subject and tags, to erase it by.
-        source: the tier's name.
-        position: of the tier.
+        source: name of the tier.
+        position: position of the tier; 0 is the fastest.
         computed_ns: when it was computed, on the cache's clock.
-        fresh_ns: for how long it is fresh from then on; ``NEVER``: for good.
-        stale_ns: for how long after that it can be used, stale.
-        is_stale: its fresh time had passed when it was read.
+        fresh_ns: nanoseconds after that for which it is fresh; ``NEVER``: for good.
+        stale_ns: nanoseconds after that for which it can be used as stale.
+        is_stale: whether its fresh time had passed when it was read.
     """
 
     value: Any
@@ -156,18 +156,18 @@ class TierHit:
 
     @property
     def until_ns(self) -> int:
-        """Until when it can be used, on the cache's clock; of one that is fresh for good, later than any instant."""
+        """Instant until which it can be used, on the cache's clock; later than any instant if it is fresh for good."""
         return self.computed_ns + self.fresh_ns + self.stale_ns
 
 
 class Held(NamedTuple):
-    """Entries that a tier has of one data class.
+    """Entries of one data class on a tier.
 
     Attributes:
-        data_class: its name; ``""``: the default one.
-        entries: how many, expired ones that were not purged yet included.
-        oldest_ns: when the oldest was computed, wall clock.
-        size_bytes: of their records.
+        data_class: its name; ``""``: the default class.
+        entries: number of entries, including expired ones that are not purged yet.
+        oldest_ns: when the oldest was computed, on the wall clock.
+        size_bytes: bytes of their records.
     """
 
     data_class: str
@@ -177,12 +177,12 @@ class Held(NamedTuple):
 
 
 class RecordCopy(NamedTuple):
-    """A copy of a record that can be read off a medium, whether or not the tier knows that it is there.
+    """Copy of a record that can be read from a medium, even if the tier does not know of it.
 
     Attributes:
-        place: where it lies, such as a file's name; no personal data.
-        identity: bytes that no other record begins with.
-        entry: what can be read of it; its value is ``None``, because only the beginning is looked at.
+        place: where it lies, such as a file's name; contains no personal data.
+        identity: first bytes of the record, which no other record has.
+        entry: the readable part of the entry; its value is ``None``, because only the beginning is read.
     """
 
     place: str
@@ -192,12 +192,12 @@ class RecordCopy(NamedTuple):
 
 @attrs.frozen(kw_only=True)
 class Notice:
-    """Another user of the tier deleted or erased something there; exactly one of these is given.
+    """Notice that another user of the tier deleted or erased something; exactly one attribute is set.
 
     Attributes:
-        key: whose entry.
-        subject: whose entries.
-        tag: with which tag.
+        key: the entry of this key was deleted.
+        subject: the entries of this subject were erased.
+        tag: the entries with this tag were erased.
     """
 
     key: str | bytes | None = None
@@ -207,22 +207,23 @@ class Notice:
 
 @runtime_checkable
 class Tier(Protocol):
-    """Holds entries outside the process's memory. One of your own inherits from it, and so has what it does not say.
+    """Holds entries outside the process's memory. Your own tier inherits from it, which gives it the default methods.
 
-    All coroutines may be called from one event loop, any number at once, and may be cancelled. A put that was
-    cancelled may take effect or not, but not after a later erasure has ended.
+    Several coroutines may run at once on one event loop, and each may be cancelled. A put that was cancelled may still
+    take effect, but not after a later erasure has ended.
 
     Attributes:
-        name: of the kind of tier, as answers and statistics call it.
-        on_disk: it writes to a disk of this machine.
-        shared: other machines read and write it.
-        encrypted: what lies on the medium cannot be read without a key.
+        name: of the kind of tier, in responses and statistics.
+        on_disk: whether it writes to a disk of this machine.
+        shared: whether other machines read and write it.
+        encrypted: whether the medium cannot be read without a key.
         keys: the key provider; ``None``: it does not encrypt.
-        purge_bound_s: how long the medium may hold what has expired, while the tier runs; ``None``: not known.
-        wall_clock: nanoseconds since 1970, by which it judges the age of entries.
-        place: which medium it is, without secrets, the same in another process. The tier of the same name and place
-            makes an erasure that a process left behind.
-        lease_s: how long a lease of a shared tier lasts at most, and how long others wait for it; 0: it has none.
+        purge_bound_s: longest time for which expired entries stay on the medium while the tier runs; ``None``: not
+            known.
+        wall_clock: returns nanoseconds since 1970; the tier measures the age of entries by it.
+        place: identifies the medium, without secrets, and is the same in every process. An erasure that a process left
+            behind is made by the tier with the same name and place.
+        lease_s: longest duration of a lease of a shared tier, and of the wait for it; 0: the tier has no leases.
     """
 
     name: str
@@ -236,49 +237,49 @@ class Tier(Protocol):
     lease_s: float = 0.0
 
     async def start(self) -> None:
-        """Open the medium; one that cannot be reached yet is no error if it may come later."""
+        """Open the medium; do not raise if a medium is unreachable but may become reachable later."""
 
     async def stop(self) -> None:
-        """Close it; idempotent. Operations after this are misses."""
+        """Close the medium; idempotent. Later operations are misses."""
 
     async def get(self, key: str | bytes) -> Entry | None:
-        """Return the entry of a key, unless it expired or cannot be read; arrays are read-only.
+        """Return the entry of a key; ``None`` if it has none, or it expired or cannot be read; arrays are read-only.
 
-        Raises nothing of the medium.
+        Does not raise errors of the medium.
         """
 
     async def put(self, key: str | bytes, entry: Entry) -> bool:
-        """Store an entry in place of any of that key; return whether it is stored. Raises nothing of the medium."""
+        """Store or replace the entry of a key; return whether it is stored. Does not raise errors of the medium."""
 
     async def delete(self, key: str | bytes) -> bool:
-        """Remove the entry of a key; return whether there is none now. Raises nothing of the medium.
+        """Remove the entry of a key; return whether it has none now. Does not raise errors of the medium.
 
-        A put of this key that ended before, or was cancelled, has no effect after it.
+        A put of this key that ended or was cancelled before has no effect afterwards.
         """
 
     async def erase(self, *, subject: str | None = None, tag: str | None = None) -> int:
-        """Remove all entries of a subject, or with a tag; return how many there were.
+        """Remove all entries of a subject or with a tag; return how many were removed.
 
         Raises:
-            TypeError: not exactly one of both.
-            BackendError, CircuitOpen, Closed: they may still be there.
+            TypeError: not exactly one of the two is given.
+            BackendError, CircuitOpen, Closed: the entries may still be there.
         """
 
     async def inventory(self, classes: Iterable[str] = ()) -> list[Held] | None:
-        """Return what it holds, by data class; ``None``: it cannot say without delaying others.
+        """Return the entries of the tier by data class; ``None`` if counting them would delay others.
 
         Args:
-            classes: names of data classes; an encrypted tier cannot read others off its medium, and calls them ``"?"``.
+            classes: names of data classes; an encrypted tier cannot read other names and reports them as ``"?"``.
 
         Raises:
             BackendError, CircuitOpen, Closed: the medium failed.
         """
 
     def scan(self) -> Iterable[RecordCopy]:
-        """Yield every copy of a record that can be read off the medium with the keys that there are, for ``si.prove``.
+        """Yield every copy of a record that can be read from the medium with the available keys, for ``si.prove``.
 
-        Looks at the medium itself and not at indices: raw bytes of all files, freed pages included, every key of a
-        server. For any thread, whether or not the tier runs; blocks.
+        Reads the medium itself instead of its indices: the raw bytes of all files, freed pages included, or every key
+        of a server. Callable in any thread, whether or not the tier runs; blocks.
 
         Raises:
             BackendError: the medium cannot be read.
@@ -288,31 +289,31 @@ class Tier(Protocol):
         """Return a frozen snapshot."""
 
     async def hold(self, *, subject: str | None = None, tag: str | None = None, on: bool) -> bool:
-        """Begin or end a legal hold, and return whether the tier has holds at all.
+        """Begin or end a legal hold; return whether the tier supports holds.
 
-        While it lasts no purge and no eviction removes what it matches.
+        While a hold lasts, no purge and no eviction removes the entries that it matches.
 
         Raises:
-            TypeError: not exactly one of subject and tag.
-            BackendError, Closed: it may not have begun, or ended.
+            TypeError: not exactly one of subject and tag is given.
+            BackendError, Closed: the hold may not have begun or ended.
         """
-        del subject, tag, on  # it has none
+        del subject, tag, on  # this tier has no holds
         return False
 
     async def take_lease(self, key: str | bytes, token: bytes) -> bool:
-        """Take the lease of a key, unless another has it; raises nothing of the medium.
+        """Take the lease of a key, unless another caller has it; does not raise errors of the medium.
 
         Returns:
-            Whether to compute: the lease is held by this token now, who held it had nothing to share, or the tier
-            failed. Otherwise another computes.
+            Whether to compute: this token now has the lease, the holder had nothing to share, or the tier failed. If
+            false, another caller computes.
         """
-        del key, token  # it has no leases
+        del key, token  # this tier has no leases
         return True
 
     async def open_lease(self, key: str | bytes, token: bytes) -> None:
-        """End a lease of this token without an entry: its waiters compute at once. A put ends it as well."""
-        del key, token  # it has no leases
+        """End the lease of this token without an entry, so that its waiters compute at once. A put ends a lease too."""
+        del key, token  # this tier has no leases
 
     def hear(self, listener: Callable[[Notice], object]) -> None:
-        """Call ``listener``, on the tier's event loop, with each later notice of what others deleted and erased."""
-        del listener  # there are no others
+        """Call ``listener`` on the tier's event loop with each later `Notice` of another user's deletion or erasure."""
+        del listener  # this tier has no other users

@@ -15,60 +15,60 @@ _ID_SIZE = 16
 class KeyService(Protocol):
     """Secrets by name, for all machines that share a tier: two calls to a key management system.
 
-    Called from the threads of tiers, several at once; it may block. What it raises is a failure of the tier, and an
-    erasure that could not destroy a key is tried again.
+    Tiers call it from their threads, several at once; it may block. Its exceptions are failures of the tier, and the
+    cache retries an erasure that could not destroy a key.
     """
 
     def get(self, name: str, *, create: bool, lasts_s: float | None = None) -> bytes | None:
         """Return the 32 secret bytes of a name.
 
         Args:
-            name: ASCII letters and digits that tell nothing.
-            create: make them where there are none; two callers at once must get the same.
-            lasts_s: with ``create``, seconds for which they must be there from now on; after the last of all calls has
-                ended, the service may destroy them. ``None``: for good.
+            name: ASCII letters and digits that reveal nothing.
+            create: make them if there are none; two concurrent callers must get the same bytes.
+            lasts_s: with ``create``, seconds from now for which the bytes must exist; when the times of all calls have
+                passed, the service may destroy them. ``None``: for good.
 
         Returns:
-            The bytes; ``None``: there are none, and ``create`` is false.
+            The bytes; ``None`` if there are none and ``create`` is false.
         """
 
     def destroy(self, name: str) -> bool:
-        """Destroy the secret of a name, for good and for all; return whether there was one."""
+        """Destroy the secret of a name permanently and for all machines; return whether there was one."""
 
 
 class ServiceKeys:
     """Keys of a `KeyService`: a key for each subject, the same on every machine that calls the service.
 
     Nothing is cached: each record that is written or read costs a call, and a destroyed key is gone everywhere at once.
-    There is no rotation: a subject has one key until it is destroyed, or the service ends it after its time.
+    There is no rotation: a subject has one key until it is destroyed, or until the service ends it after its time.
 
     Args:
-        service: a `KeyService`. It sees keyed hashes for names, and ``"index"`` for the secret that they are made by.
+        service: a `KeyService`. Names are keyed hashes; the secret for these hashes has the name ``"index"``.
 
     Raises:
-        TypeError: the service has not these methods.
+        TypeError: the service lacks one of these methods.
 
-    Threads: as many as the service allows.
+    Thread-safe if the service is.
     """
 
     def __init__(self, service: KeyService) -> None:
         check_instance("service", service, lambda it: isinstance(it, KeyService), "a KeyService: get and destroy")
         self._service = service
         self._secret = service.get(_INDEX_NAME, create=True) or b""
-        Key(bytes(_ID_SIZE), self._secret)  # of the right size
+        Key(bytes(_ID_SIZE), self._secret)  # checks the size of the secret
 
     def current(self, subject: str | None, lasts_s: float | None = None) -> Key:
-        """Return the key of a subject, or of what has none; make it if there is none."""
+        """Return the key of a subject, or of entries without one (``None``); make it if it does not exist."""
         key_id = self._id_of(subject)
         return Key(key_id, self._service.get(key_id.hex(), create=True, lasts_s=lasts_s) or b"")
 
     def find(self, key_id: bytes) -> Key | None:
-        """Return the key of that id; ``None``: destroyed, or never one of these."""
+        """Return the key with this id; ``None`` if it was destroyed or never existed."""
         secret = self._service.get(bytes(key_id).hex(), create=False)
         return None if secret is None else Key(bytes(key_id), secret)
 
     def destroy(self, subject: str) -> int:
-        """Destroy the key of a subject: what it sealed can never be read again; return how many there were."""
+        """Destroy the key of a subject, so that its records can never be read again; return the number of keys."""
         check_instance("subject", subject, lambda it: isinstance(it, str), "a string")
         return int(self._service.destroy(self._id_of(subject).hex()))
 

@@ -1,24 +1,25 @@
-"""The tiers of a cache: read when memory has no value, written behind the callers, erased together with memory.
+"""The tiers of a cache: read after a miss in memory, written in the background, erased together with memory.
 
 **Reading** happens inside single flight, once for all callers of a key, the fastest tier first. The cache *promotes* a
-value that a tier had: it stores it in memory and in the faster tiers, as old as it was, with its tags, subject, class.
+value that it finds in a tier: it stores the value in memory and in the faster tiers, with its age, tags, subject and
+class.
 
-**Time.** ``read_budget`` says how long the tiers may take together: never more than a second; of the time that a
-request has left, what the computation does not need, as far as earlier ones show, and at most half. A caller who joins
-the flight has it end earlier, where it has less time left. So a tier that stalls makes no request late that could have
-been computed in time.
+**Time.** ``read_budget`` limits the time that the tiers may take together. The limit is at most one second. Of the time
+that a request has left, it is at most half, and leaves enough for the computation as far as earlier ones show. A caller
+that joins the flight with less time left shortens the read. A tier that stalls therefore makes no request late that
+could have been computed in time.
 
-**Writing.** Each tier has one `TierWriter`. A computed value is written with the time for which it is fresh and stale,
-counted from the instant at which it was computed.
+**Writing.** Each tier has one `TierWriter`. A computed value is written with its fresh and stale time, counted from the
+instant at which it was computed.
 
-**Erasing.** Three rules together keep out what was there before:
+**Erasing.** Three rules together ensure that no value from before an erasure comes back:
 
-* the cache registers an erasure with every tier, then erases memory, which changes its ``erasures``, then the tiers
-  begin;
-* it stores nothing, in memory or a tier, that was computed, or read from a tier, before its key was erased
+* the cache registers an erasure with every tier, then erases memory, which changes its ``erasures``; only then do the
+  tiers begin;
+* it stores nothing, in memory or a tier, that was computed or read from a tier before its key was erased
   (``erased_since``);
-* a tier makes puts and erasures one after another; until an erasure is done the cache reads nothing from that tier, and
-  puts nothing there, that it matches; nor does it use the result of a read that began before the erasure.
+* a tier makes puts and erasures one after another. Until an erasure is done, the cache neither reads from nor writes to
+  that tier any entry that the erasure matches, and ignores reads that began before the erasure.
 
 **Life.** Each user of the cache on an event loop holds its tiers: they start with the first and stop with the last.
 """
@@ -56,15 +57,15 @@ _ABSENT: Any = object()
 
 
 class TierSet:
-    """The tiers of one cache. ``erase`` and ``statistics`` are for any thread, all else for the loop that holds them.
+    """The tiers of one cache. Any thread may call ``erase`` and ``statistics``; the rest is for the loop of the tiers.
 
     Args:
         tiers: the fastest first.
         memory: of the cache.
 
     Raises:
-        TypeError: something that is no tier.
-        ValueError: the policy wants encryption, and a tier does not encrypt.
+        TypeError: an element of ``tiers`` is not a tier.
+        ValueError: the policy requires encryption, and a tier does not encrypt.
     """
 
     def __init__(self, tiers: Sequence[Any], memory: Memory) -> None:
@@ -85,7 +86,7 @@ class TierSet:
         self._policy = policy
         self._memory = memory
         self._home: asyncio.AbstractEventLoop | None = None
-        self._pid = os.getpid()  # of the process that started them
+        self._pid = os.getpid()  # of the process that started the tiers
         self._log_timer: asyncio.TimerHandle | None = None
         self._warned = False
         self._without_keys: set[str] = set()
@@ -95,11 +96,11 @@ class TierSet:
     # -- life ---------------------------------------------------------------------------------------------------
 
     async def hold(self, owner: object) -> None:
-        """Start the tiers, unless they are held already.
+        """Start the tiers, unless another owner has started them.
 
         Raises:
-            RuntimeError: they run on another event loop or in another process, or one of them was started already.
-            BackendError: a tier cannot start; those before it are stopped again.
+            RuntimeError: they run on another event loop or in another process, or a tier was already started elsewhere.
+            BackendError: a tier cannot start; the tiers before it are stopped again.
         """
         if self._home is None:
             self._home, self._pid = asyncio.get_running_loop(), os.getpid()
@@ -115,13 +116,13 @@ class TierSet:
         """Stop the tiers, unless another owner holds them.
 
         Args:
-            owner: who holds them no more.
-            drain: write what waits first.
+            owner: the owner that releases them.
+            drain: whether to finish the queued writes first.
         """
         await stop_all(owner, [self], drain=drain)
 
     async def start(self) -> None:
-        """Start them; for `hold`."""
+        """Start the tiers; called by `hold`."""
         self._home, self._pid = asyncio.get_running_loop(), os.getpid()
         try:
             for worker in self.workers:
@@ -131,33 +132,33 @@ class TierSet:
                     hint = "a cache starts its tiers itself: start none yourself, and give none to two caches"
                     raise RuntimeError(f"tier {worker.name}: {error}; {hint}") from error
         except BaseException:
-            await self.stop(drain=False)  # those that did not start are left alone
+            await self.stop(drain=False)  # ignores tiers that did not start
             raise
         self._warned = False
         if self._policy is not None and self._policy.log is not None:
             self._log_regularly()
 
     async def stop(self, *, drain: bool = True) -> None:
-        """Stop them; for `let_go`."""
+        """Stop the tiers; called by `let_go`."""
         if self._log_timer is not None:
             self._log_timer.cancel()
             self._log_timer = None
-        # all at once: no tier waits for another's timeouts
+        # all at once, so that no tier waits for another's timeouts
         try:
             await stop_together(worker.stop(drain=drain) for worker in self.workers)
         finally:
-            self._home = None  # first: a stop that is cancelled while the log is written has stopped the tiers
+            self._home = None  # first: if the stop is cancelled during the log write, the tiers are stopped
             await self._counts.settle(final=True)
 
     def _log_regularly(self) -> None:
-        """Write to the log every 5 s, so that the log of an idle cache is not behind for long."""
+        """Write counts to the log every 5 s, so that the log of an idle cache is up to date."""
         self.tell_what_went()
         self._counts.flush()
         self._log_timer = asyncio.get_running_loop().call_later(LOG_INTERVAL_S, self._log_regularly)
 
     @property
     def run_here(self) -> bool:
-        """True if they run on this event loop; logs a warning, once, if they do not."""
+        """True if the tiers run on this event loop; logs a warning once if they do not."""
         if self._home is asyncio.get_running_loop():
             return True
         if not self._warned:
@@ -172,9 +173,9 @@ class TierSet:
 
     @contextmanager
     def underway(self, key: str | bytes) -> Iterator[None]:
-        """Read or compute a value in this block; if `put_through` puts one meanwhile, what comes of it is not stored.
+        """Read or compute a value in this block; the result is not stored if `put_through` puts a value meanwhile.
 
-        Memory alone does not tell: it may have rejected or evicted the newer value.
+        Memory alone cannot show this, because it may have rejected or evicted the newer value.
         """
         underway = self._underway if self._home is asyncio.get_running_loop() else {}
         underway[key] = underway.get(key, 0) + 1
@@ -196,15 +197,15 @@ class TierSet:
     ) -> TierHit | None:
         """Return a fresh value of the fastest tier that has one, else a stale one, else ``None``.
 
-        Call it within `underway`. A fresh value is in memory then. Nothing is returned if the tiers do not run on this
-        event loop, or the key was erased, deleted or put meanwhile, because the value may be what was.
+        Call it within `underway`. It stores a fresh value in memory. It returns ``None`` if the tiers do not run on
+        this event loop, or if the key was erased, deleted or put during the read: the value may be the old one.
 
         Args:
-            key: whose value.
-            granted_ns: how long the tiers may take together.
-            longest_ns: how long a value is fresh at most, from when it was computed.
-            only_fresh: no stale value.
-            wait: of the flight that reads; ``None``: no caller can join.
+            key: of the value.
+            granted_ns: nanoseconds that the tiers may take together.
+            longest_ns: longest time for which a value is fresh, from when it was computed.
+            only_fresh: whether to ignore stale values.
+            wait: time limit of the flight that reads; ``None``: no caller can join.
         """
         if granted_ns <= 0 or not self.run_here:
             return None
@@ -235,15 +236,15 @@ class TierSet:
             stale = stale or hit
         if stale is None or only_fresh or self._memory.erased_since(key, stale.about, erasures):
             return None
-        return stale if self._memory.now() < stale.until_ns else None  # slower tiers took their time
+        return stale if self._memory.now() < stale.until_ns else None  # it may expire during slower reads
 
     def promote(self, key: Any, found: TierHit, erasures: int) -> None:
-        """Store in memory and on faster tiers what a tier had, with the age that it has.
+        """Store a value from a tier in memory and on faster tiers, with its age.
 
         Args:
             key: of the entry.
-            found: a fresh one.
-            erasures: of the memory before the tier was read; nothing is stored if the key was erased since.
+            found: a fresh value.
+            erasures: ``erasures`` of the memory before the read; nothing is stored if the key was erased since.
         """
         memory = self._memory
         if memory.peek(key, _ABSENT) is not _ABSENT:
@@ -253,7 +254,7 @@ class TierSet:
             return
         left_ns = NEVER if found.fresh_ns == NEVER else found.fresh_ns - age_ns
         memory.put_aged(key, found.value, left_ns, age_ns, found.about, erasures)
-        if memory.erased_since(key, found.about, erasures):  # also by a value that was too large
+        if memory.erased_since(key, found.about, erasures):  # also true if the value was too large
             return
         self.write(key, found.value, found.fresh_ns, found.about, age_ns=age_ns, before=found.position)
 
@@ -262,18 +263,18 @@ class TierSet:
     def write(
         self, key: str | bytes, value: Any, ttl_ns: int, about: About, *, age_ns: int = 0, before: int | None = None
     ) -> list[asyncio.Future[bool]]:
-        """Queue a value, whose key was not erased since it was computed, to be written to the tiers that may have it.
+        """Queue a value to be written to the tiers that may store it; its key was not erased since its computation.
 
         Args:
-            key: whose answer.
-            value: which must not be changed.
+            key: of the value.
+            value: must not be changed afterwards.
             ttl_ns: how long it is fresh, from when it was computed; ``NEVER``: for good.
             about: subject and tags, to erase it by.
             age_ns: how long ago it was computed.
-            before: only to tiers before this position.
+            before: write only to tiers before this position.
 
         Returns:
-            Whether each tier that may have it took it.
+            Futures: whether each tier that may store it did.
         """
         if not self.run_here:
             return []
@@ -287,7 +288,7 @@ class TierSet:
                 self._counts.count("disallowed", worker.name, "" if rule is None else rule.data_class, why)
                 continue
             kept_ns = ttl_ns if ttl_ns == NEVER else ttl_ns + self._memory.freshness.stale_ns
-            if rule is not None and kept_ns != NEVER:  # beyond its own time it is not served
+            if rule is not None and kept_ns != NEVER:  # stored longer, but not used after its own time
                 kept_ns = max(kept_ns, in_ns(rule.min_age_s))
             entry = Entry(
                 value=value,
@@ -308,9 +309,9 @@ class TierSet:
             memory.overtake(key)
         erasures = memory.erasures
         stored = memory.put(key, value, ttl_s, about)
-        if not stored:  # it is too large, which removed the value before it
+        if not stored:  # too large, which removed the old value
             erasures = memory.erasures
-        for worker in self.workers:  # what is there already is not the value of this key, whatever comes of the write
+        for worker in self.workers:  # the old value must not be used, even if the write fails
             worker.replace(key)
         if memory.erased_since(key, about, erasures):  # by another thread
             return False
@@ -318,7 +319,7 @@ class TierSet:
         return self.run_here and all(await asyncio.gather(*writes)) and stored
 
     def _objection(self, worker: TierWriter, rule: Rule | None, subject: str | None) -> str:
-        """Return why a value may not be stored on a tier; ``""``: it may."""
+        """Return the reason why a tier may not store a value; ``""`` if it may."""
         if subject is None or worker.tier.encrypted:
             return "" if rule is None or rule.permits(worker.tier) else "the policy does not allow it there"
         if worker.name not in self._without_keys:
@@ -336,14 +337,14 @@ class TierSet:
         """Queue the removal of a key from the tiers.
 
         Args:
-            key: whose.
-            before: only from tiers before this position.
+            key: of the entries.
+            before: remove only from tiers before this position.
 
         Returns:
-            Whether each of them is without it; nothing if they do not run on this event loop.
+            Futures: whether each tier has removed it; empty if the tiers do not run on this event loop.
         """
         workers = self.workers[:before]
-        for worker in workers:  # what one that fails still has is not used
+        for worker in workers:  # if a tier fails, its old value is not used
             worker.replace(key, deletes=True)
         return [worker.put(key, None) for worker in workers] if self.run_here else []
 
@@ -351,12 +352,12 @@ class TierSet:
         """Erase memory, and begin to erase the tiers.
 
         Args:
-            subject: whose entries; or
-            tag: with which tag.
-            before: only tiers before this position.
+            subject: erase the entries of this subject; ``None``: erase by tag.
+            tag: erase the entries with this tag; ``None``: erase by subject.
+            before: erase only tiers before this position.
 
         Returns:
-            The erasure, on its way through the tiers.
+            The erasure that the tiers carry out.
         """
         workers = self.workers[:before]
         erasing = PendingErasure(subject, tag, [worker.name for worker in workers])
@@ -368,7 +369,7 @@ class TierSet:
             for worker in workers:
                 worker.begin(erasing)
 
-        with suppress(RuntimeError):  # the loop was closed without having stopped its tiers
+        with suppress(RuntimeError):  # the loop was closed before its tiers were stopped
             if self._home is not None and self._pid == os.getpid():
                 self._home.call_soon_threadsafe(begin)
                 return erasing
@@ -376,12 +377,12 @@ class TierSet:
         return erasing
 
     def _on_notice(self, position: int, notice: Notice) -> None:
-        """Drop from memory, and from faster tiers, what another process deleted or erased in the tier at a position.
+        """Remove from memory and faster tiers what another process deleted or erased in the tier at ``position``.
 
-        What is being computed began before it, and is not stored.
+        Computations in flight began before the notice, so their results are not stored.
 
         Raises:
-            ErasureHeld: a legal hold, or a minimum age, forbids the erasure in this process; nothing went.
+            ErasureHeld: a legal hold or a minimum age forbids the erasure in this process; nothing was removed.
         """
         if notice.key is not None:
             self._memory.delete(notice.key, " in another process")
@@ -394,24 +395,24 @@ class TierSet:
         """Begin or end a legal hold on each tier that can hold; return the names of the others.
 
         Raises:
-            BackendError, Closed: a tier did not learn of it.
+            BackendError, Closed: a tier did not record the hold.
         """
         return [it.name for it in self.workers if not await it.tier.hold(subject=subject, tag=tag, on=on)]
 
-    # -- what there is ------------------------------------------------------------------------------------------
+    # -- inventory, statistics ----------------------------------------------------------------------------------
 
     async def inventory(self) -> list[Holding]:
-        """Return what each tier holds, by data class; without numbers if a tier cannot say or does not run."""
+        """Return each tier's entries by data class; without numbers if a tier cannot count them or does not run."""
         classes = () if self._policy is None else tuple(self._policy.classes)
         return [held for worker in self.workers for held in await worker.inventory(classes)]
 
     def tell_what_went(self) -> None:
-        """Count, for the log, what the tiers have purged and evicted."""
+        """Count the entries that the tiers purged and evicted, for the log."""
         for worker in self.workers:
             worker.tell_what_went()
 
     def restate_failures(self, log: RetentionLog) -> None:
-        """Record failed erasures again that the log has as made: another cache's tier of the same name made its own."""
+        """Record failed erasures again if the log shows them as made by another cache's tier of the same name."""
         known = {(event.where, event.subject, event.tag) for event in log.pending}
         for worker in self.workers:
             for it in worker.pending:

@@ -1,4 +1,4 @@
-"""Until when a flight waits for tiers: what its leader grants them, or less for a caller who joins it."""
+"""Time limit of a flight's wait for tiers: the grant of its leader, shortened by callers that join."""
 
 import asyncio
 import math
@@ -9,11 +9,11 @@ __all__ = ["TierWait"]
 
 
 class TierWait:
-    """Bound of all that one attempt of a flight waits for tiers; used on its event loop alone.
+    """Time limit for all waits of one flight attempt for tiers; used only on its event loop.
 
     Attributes:
-        until_s: by the clock of the event loop; infinite: no caller who joined has asked for less.
-        is_over: something took all the time until then.
+        until_s: its end, on the clock of the event loop; infinite if no joining caller has shortened it.
+        is_over: whether a wait used all the time until then.
     """
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class TierWait:
         self._limits: list[asyncio.Timeout] = []
 
     def shorten(self, until_s: float) -> None:
-        """End what is waited for now, and what will be, by an instant at the latest."""
+        """End the current waits and all later ones by this instant at the latest."""
         self.until_s = min(self.until_s, until_s)
         for limit in self._limits:
             ends_s = limit.when()
@@ -31,7 +31,7 @@ class TierWait:
 
     @contextmanager
     def limit(self, until_s: float) -> Iterator[asyncio.Timeout]:
-        """Return a time limit to enter in this block, which `shorten` moves."""
+        """Yield a time limit to enter in this block; `shorten` can move it."""
         limit = asyncio.timeout_at(min(until_s, self.until_s))
         self._limits.append(limit)
         try:

@@ -12,12 +12,12 @@ _PASSED_ON = (Exception, KeyboardInterrupt, SystemExit, GeneratorExit)
 
 
 async def within(limit_s: float, operation: Awaitable[T]) -> T:
-    """Await an operation for at most so many seconds, and cancel it then.
+    """Await an operation for at most ``limit_s`` seconds, then cancel it.
 
     Raises:
-        TimeoutError: it took longer.
-        RuntimeError: it was cancelled itself, or would end the task of its caller.
-        Exception: of the operation.
+        TimeoutError: the operation took longer.
+        RuntimeError: the operation was cancelled itself, or would end the task of its caller.
+        Exception: the error of the operation.
     """
     limit = asyncio.timeout(limit_s)
     try:
@@ -33,5 +33,5 @@ async def within(limit_s: float, operation: Awaitable[T]) -> T:
 
 
 def error_of_limit(error: Exception, limit: asyncio.Timeout, limit_s: float) -> Exception:
-    """Return an error that ended an operation; where that was its limit of so many seconds, one that says so."""
+    """Return the error of an operation, or a `TimeoutError` that names the limit if the limit ended it."""
     return TimeoutError(f"it took longer than {limit_s:g} s") if limit.expired() else error

@@ -1,17 +1,17 @@
-"""Use of one tier: reads are judged; writes and erasures are made one after another, off the callers' paths.
+"""Use of one tier: checks reads, and makes writes and erasures one after another, without delaying callers.
 
-What a read may return depends on the erasures and puts that the tier has not made yet. Erasures rely on the order of
+A read must not return an entry that a pending erasure or put will remove or replace. Erasures rely on the order of
 writes. One task makes the puts and erasures of a tier, so that no two run at once:
 
 * an erasure goes before all queued puts, and drops those that it matches;
-* it waits for the put that is running, and then erases what that stored;
+* it waits for the running put, and then erases what that put stored;
 * until it has succeeded, the writer puts nothing that it matches.
 
-**Bounds.** A tier has at most 256 puts, or 64 MiB, queued; the writer drops and counts what comes beyond. A later value
-of a key replaces a queued one. A put has 5 s; of an attempt of an erasure the keys have 30 s and the entries 30 s. The
-writer tries a failed erasure again when an open breaker allows it, else after 1, 2, 4, … 30 s, each time another one;
-if the policy has a log in a file, the next process does so too. An erasure that a legal hold forbids keeps no other
-from being made. A key provider that hangs is not called again, or waited for, until it has returned.
+**Bounds.** A tier has at most 256 puts, or 64 MiB, queued; the writer drops and counts more. A later value of a key
+replaces a queued one. A put may take 5 s; an attempt of an erasure may take 30 s for the keys and 30 s for the entries.
+The writer retries failed erasures when an open breaker allows it, else after 1, 2, 4, … 30 s, in turn; if the policy
+has a log file, the next process does so too. An erasure that a legal hold forbids does not delay the others. If a key
+provider hangs, the writer does not call it again, or wait for it, until it has returned.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ MAX_RETRY_S = 30.0
 
 @attrs.frozen(kw_only=True)
 class TierUsage(Snapshot):
-    """Use that a cache made of one tier; counts since the cache was made.
+    """Statistics of one tier's use by a cache, since the cache was made.
 
     Counting rule: each read is one of ``hits``, ``stale_hits``, ``misses``, ``read_timeouts`` or ``discarded``; each
     write is one of ``stored``, ``rejected`` or ``dropped``, or still ``queued``.
@@ -67,15 +67,15 @@ class TierUsage(Snapshot):
         hits: reads that returned a fresh value.
         stale_hits: reads that returned a stale value.
         misses: reads that returned nothing.
-        read_timeouts: reads that the request could not wait for, and reads that failed.
-        discarded: values that were read and not used: something was erased during the read, an erasure of them is
-            pending, the policy does not allow them there, or ``put_through`` put a newer one, which the tier rejected.
-        stored: writes that the tier took; the deletion of a key is a write.
-        rejected: writes that the tier did not take.
+        read_timeouts: reads that took longer than the request could wait, and reads that failed.
+        discarded: values that were read but not used: an erasure came during the read or is pending, the policy does
+            not allow them there, or the tier still had an older value than ``put_through`` put.
+        stored: writes that the tier made; the deletion of a key is a write.
+        rejected: writes that the tier did not make.
         dropped: writes that were not tried: the queue was full, a later value of the key came, the tier was stopped, or
             the value had been erased.
-        disallowed: values that the policy does not allow there, or that have a subject where the tier does not encrypt;
-            they are no writes.
+        disallowed: values that the policy does not allow there, or with a subject on a tier that does not encrypt; they
+            do not count as writes.
         queued: writes that are queued or running.
         pending: erasures that the tier has not carried out.
         tier: the tier's own statistics.
@@ -101,13 +101,13 @@ _COUNTED = tuple(field.name for field in attrs.fields(TierUsage) if field.name n
 
 
 class TierWriter:
-    """One tier of a cache. ``register``, ``pending`` and ``statistics`` are for any thread, all else for the loop's.
+    """One tier of a cache. Any thread may use ``register``, ``pending`` and ``statistics``; the rest is for its loop.
 
     Args:
         tier: the tier.
-        name: what it is called here.
+        name: its name in this cache.
         position: 0 for the fastest.
-        counts: what goes into the policy's log.
+        counts: counts for the policy's log.
     """
 
     def __init__(self, tier: Tier, name: str, position: int, counts: RetentionCounts) -> None:
@@ -122,47 +122,47 @@ class TierWriter:
         self._destruction = None if tier.keys is None else KeyDestruction(tier.keys)
         self._newer = NewerValues()
         self._queue: dict[str | bytes, PendingWrite] = {}
-        self._leases: list[tuple[str | bytes, bytes]] = []  # that end without an entry
+        self._leases: list[tuple[str | bytes, bytes]] = []  # leases to end without an entry
         self._bytes = 0
         self._at_work = 0
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._closing = False
         self._pause_s = FIRST_RETRY_S
-        self._retry_at = -math.inf  # when the loop's clock says so, failed erasures are tried again
-        self._told = tier.statistics()  # as of the last look at what went
+        self._retry_at = -math.inf  # on the loop's clock: when failed erasures are tried again
+        self._told = tier.statistics()  # counts at the last `tell_what_went`
         self._failures = ErrorLog("streaminfer.caching")
 
     # -- from any thread ----------------------------------------------------------------------------------------
 
     def register(self, erasing: PendingErasure) -> None:
-        """Add a pending erasure: from here on the cache uses nothing of the tier that it matches."""
+        """Add a pending erasure; from now on the cache uses no entry of the tier that the erasure matches."""
         self._erasures.add(erasing)
 
     @property
     def pending(self) -> tuple[PendingErasure, ...]:
-        """Erasures that it has not done."""
+        """Erasures that the tier has not carried out."""
         return self._erasures.pending
 
     def replace(self, key: str | bytes, *, deletes: bool = False) -> None:
-        """Note a newer value of a key, or that it has none: the cache uses nothing older until the tier took it."""
+        """Note a newer value of a key, or its deletion; until the tier stores that, the cache uses no older value."""
         self._newer.replace(key, self.tier.wall_clock(), deletes=deletes)
 
     def stored_ns(self, key: str | bytes, age_ns: int) -> int:
-        """Return when a value of an age was computed, by the tier's clock; one of this moment is its key's newest."""
+        """Return when a value was computed, on the tier's clock; a value of age 0 counts as its key's newest."""
         now_ns = self.tier.wall_clock()
         return max(now_ns - age_ns, 0) if age_ns else max(now_ns, self._newer.since_ns(key))
 
     def excluded(self, key: str | bytes) -> Callable[[Entry], bool]:
-        """Return a function that says which entries of a key, as of now, must not be used.
+        """Return a predicate of entries of a key that must not be used, by the state of now.
 
-        The tier has not made an erasure that they match, or has not taken the newer value or the deletion.
+        These match an erasure that the tier has not made, or are older than a value or deletion that it has not stored.
         """
         pending, replaced_ns = self.pending, self._newer.since_ns(key)
         return lambda entry: entry.stored_ns < replaced_ns or is_erased(entry, pending)
 
     def _is_excluded(self, key: str | bytes, entry: Entry) -> bool:
-        """Return whether an entry of a key must not be used now; as ``excluded``, without a look at each erasure."""
+        """Return whether an entry must not be used now; like ``excluded``, but without checking each erasure."""
         return entry.stored_ns < self._newer.since_ns(key) or self._erasures.matches(entry)
 
     def statistics(self) -> TierUsage:
@@ -174,7 +174,7 @@ class TierWriter:
     # -- on the loop --------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Start the tier, and begin with the pending erasures, also those from before this process."""
+        """Start the tier, and begin its pending erasures, including those that an earlier process left."""
         known = {(it.subject, it.tag) for it in self.pending}
         for subject, tag in self._counts.owed_by(self._place):
             if (subject, tag) not in known:
@@ -183,17 +183,17 @@ class TierWriter:
                 erasing.arm(0)
         await self.tier.start()
         self._closing = False
-        self._wake, self._pid = asyncio.Event(), os.getpid()  # of this event loop and process
+        self._wake, self._pid = asyncio.Event(), os.getpid()  # belong to this event loop and process
         self._told = self.tier.statistics()
         self._retry_at = -math.inf
         self._erasures.end_holds()
         self._task = asyncio.get_running_loop().create_task(self._work(), name=f"streaminfer cache to {self.name}")
 
     async def stop(self, *, drain: bool) -> None:
-        """End what is queued and stop the tier.
+        """End the queued writes and stop the tier.
 
         Args:
-            drain: write it first; otherwise it is dropped. A tier that takes too long for one put gets no more.
+            drain: true makes the queued writes first, until one takes too long; false drops them.
         """
         task, self._task = self._task, None
         self._closing = True
@@ -207,7 +207,7 @@ class TierWriter:
             task.cancel()
             try:
                 await asyncio.gather(task, return_exceptions=True)
-            finally:  # a stop that is cancelled here leaves no tier running
+            finally:  # stops the tier also if this stop is cancelled here
                 self._drop(lambda _: True)
                 self._leases.clear()
                 for erasing in self.pending:
@@ -218,17 +218,17 @@ class TierWriter:
 
     @property
     def runs(self) -> bool:
-        """True if it takes writes: it was started, in this process, and its event loop still lives."""
+        """True if it accepts writes: it was started in this process, and its event loop is not closed."""
         task = self._task
         return task is not None and self._pid == os.getpid() and not task.done() and not task.get_loop().is_closed()
 
     def begin(self, erasing: PendingErasure) -> None:
-        """Begin an armed erasure, now or when the tier starts."""
+        """Begin an armed erasure now, or when the tier starts."""
         if self.runs:
             self._wake.set()
             return
         if erasing.subject is not None and self.tier.keys is not None:
-            try:  # what cannot be reached can be made unreadable; the tier does it again when it starts
+            try:  # makes entries on the stopped tier unreadable; the tier erases them when it starts
                 self.tier.keys.destroy(erasing.subject)
             except Exception as error:
                 _LOGGER.warning("the keys of a subject could not be destroyed yet: %s", error, exc_info=error)
@@ -236,7 +236,7 @@ class TierWriter:
             self._failed(erasing, "the tier does not run; erased when it starts")
 
     def put(self, key: str | bytes, entry: Entry | None) -> asyncio.Future[bool]:
-        """Queue a put, or, without an entry, a deletion, if there is room; return whether the tier made it."""
+        """Queue a put, or a deletion if there is no entry, unless the queue is full; return whether it was made."""
         size = 0 if entry is None else payload_bytes(entry.value)
         write = PendingWrite(key, entry, size, asyncio.get_running_loop().create_future())
         if entry is not None:
@@ -253,7 +253,7 @@ class TierWriter:
         return write.done
 
     async def inventory(self, classes: tuple[str, ...]) -> list[Holding]:
-        """Return what the tier holds, by data class; a holding without numbers if it cannot say, or does not run here.
+        """Return the tier's entries by data class; one without numbers if it cannot count them, or does not run here.
 
         Args:
             classes: names of data classes.
@@ -275,13 +275,13 @@ class TierWriter:
     def judge(
         self, key: str | bytes, entry: Entry | None, longest_ns: int, before: Callable[[Entry], bool], memory: Memory
     ) -> TierHit | None:
-        """Count a read, and return what may be used of it.
+        """Count a read, and return its value if the cache may use it.
 
         Args:
-            key: whose value.
-            entry: what the tier gave.
-            longest_ns: how long a value is fresh at most, from when it was computed.
-            before: what was ``excluded`` when the read began; what was made since concerns what it read all the same.
+            key: of the value.
+            entry: the result of the read.
+            longest_ns: longest time for which a value is fresh, from when it was computed.
+            before: ``excluded`` at the beginning of the read; it applies even if the tier has made its erasures since.
             memory: of the cache.
         """
         if entry is None:
@@ -310,7 +310,7 @@ class TierWriter:
         return TierHit(freeze(entry.value), about, self.name, self.position, *times_ns, is_stale)
 
     def open_lease(self, key: str | bytes, token: bytes) -> None:
-        """Have the lease of a key end; where what was computed is queued, only if that comes to nothing."""
+        """End the lease of a key; if the computed value is still queued, only if that write fails."""
         if key in self._queue:
             self._queue[key] = self._queue[key]._replace(token=token)
         elif self.runs:
@@ -318,7 +318,7 @@ class TierWriter:
             self._wake.set()
 
     def tell_what_went(self) -> None:
-        """Count, for the log, what the tier purged and evicted since the last time."""
+        """Count the entries that the tier purged and evicted since the last call, for the log."""
         before, self._told = self._told, self.tier.statistics()
         self._counts.count("purged", self.name, "", REASONS["expired"], self._told.purged - before.purged)
         self._counts.count("evicted", self.name, "", REASONS["evicted"], self._told.evicted - before.evicted)
@@ -332,7 +332,7 @@ class TierWriter:
                 await self._erase(erasing)
             elif self._leases:
                 await self._open(*self._leases.pop())
-            elif self._queue:  # no local name: it would keep the answer while nothing is written
+            elif self._queue:  # no local name, which would keep the value alive while the task waits
                 await self._put(self._take(next(iter(self._queue))))
             elif self._closing:
                 return
@@ -354,7 +354,7 @@ class TierWriter:
 
     def _settle(self, write: PendingWrite, stored: bool) -> None:
         write.settle(stored)
-        if write.token and not (stored and write.entry):  # an entry takes its lease with it
+        if write.token and not (stored and write.entry):  # a stored entry ends its lease
             self._leases.append((write.key, write.token))
 
     async def _put(self, write: PendingWrite) -> None:
@@ -375,7 +375,7 @@ class TierWriter:
         finally:
             self._at_work = 0
             if stored and not (write.entry and self._is_excluded(write.key, write.entry)):
-                self._newer.settle(write.key)  # else a newer value, or a deletion, is queued
+                self._newer.settle(write.key)  # otherwise a newer value or a deletion is queued
             self.stored += stored
             self.rejected += not stored
             self._settle(write, stored)
@@ -420,8 +420,8 @@ class TierWriter:
         self._failed(erasing, "; ".join(text_of_error(error) for error in failures))
 
     def _failed(self, erasing: PendingErasure, why: str) -> None:
-        if erasing.is_untried(self.name):  # once, and not at every attempt
-            # first what the next process makes: a record alone would be pending for good, if this one dies in between
+        if erasing.is_untried(self.name):  # only the first failure, not every attempt
+            # the file for the next process first: if this one died with only the record, that would stay pending
             self._counts.owe(self._place, is_owed=True, **erasing.selection)
             self._counts.record("erase_failed", where=self.name, count=0, reason=why, **erasing.selection)
         erasing.note(self.name, why)
@@ -429,7 +429,7 @@ class TierWriter:
 
     def _try_again(self, after_s: float) -> None:
         now = asyncio.get_running_loop().time()
-        if now >= self._retry_at:  # else others failed before; new failures do not put them off
+        if now >= self._retry_at:  # otherwise a retry is already scheduled, and new failures do not delay it
             self._retry_at = now + (after_s or self._pause_s)
             self._pause_s = min(2 * self._pause_s, MAX_RETRY_S)
 

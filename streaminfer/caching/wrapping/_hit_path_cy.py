@@ -1,10 +1,10 @@
-"""Hit path of wrapped services and functions: make the key, read the clock, look up, copy out.
+"""Hit path of wrapped services and functions: make the key, read the clock, look up the entry, copy the value.
 
 *Design.* It is compiled because a hit takes less than a microsecond; a Python closure around a compiled table would
 double that. Everything else (a miss, a stale or a negative entry) goes to a `Layer` as a :class:`Miss`.
 
 *Copies.* Arrays of stored values own their memory and are read-only (``defensive_copy.freeze``). A caller gets views,
-which NumPy never makes writeable, in containers of the caller's own: to change these changes nothing in the cache.
+which NumPy never makes writeable, in its own containers. Changing these containers does not change the cache.
 
 One source, compiled with the C types of ``_hit_path_cy.pxd`` or run as plain Python.
 """
@@ -26,7 +26,7 @@ _FRESH = 1
 
 
 class Miss:
-    """Outcome of a lookup that is no fresh value.
+    """Outcome of a lookup without a fresh value.
 
     Attributes:
         key: of the entry.
@@ -55,7 +55,7 @@ class HitPath:
         self._maker = maker
 
     def look(self, inputs: Any, tenant: str | None = None) -> Any:
-        """Return what the cache has for these inputs, ready for a caller; or a :class:`Miss`.
+        """Return a caller's copy of the fresh value for these inputs; or a :class:`Miss`.
 
         Raises:
             InvalidInput: something among the inputs cannot be keyed.
@@ -71,7 +71,7 @@ class HitPath:
         return self._maker.key(inputs, tenant)
 
     def find(self, key: Any) -> Any:
-        """Return what the cache has under this key, ready for a caller; or a :class:`Miss`."""
+        """Return a caller's copy of the fresh value of this key; or a :class:`Miss`."""
         now_ns = self._table._read()
         found = self._table.lookup(key, now_ns)
         if found[0] == _FRESH:
@@ -80,7 +80,7 @@ class HitPath:
 
 
 def copy_out(value: Any) -> Any:
-    """Return a caller's own view of a stored value: arrays as read-only views, containers as copies, all else itself.
+    """Return a caller's copy of a stored value: read-only views of arrays, copies of containers, other objects as is.
 
     Args:
         value: what ``defensive_copy.freeze`` returned.

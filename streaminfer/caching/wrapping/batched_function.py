@@ -1,4 +1,4 @@
-"""Batched functions as services, which take requests, and cached services as functions again."""
+"""Adapters from batched functions to services, and from cached services back to functions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _REQUEST_FIELDS = {"timeout_s", "priority", "stream_id", "tenant", "key"}
 
 
 def is_batched(function: Any) -> bool:
-    """Return whether a function takes the fields of a request as keywords, as those do that a batcher makes."""
+    """Return whether a function takes the fields of a request as keywords, as the functions of a batcher do."""
     try:
         parameters = signature_of(function).parameters.values()
     except (TypeError, ValueError):
@@ -36,11 +36,11 @@ class FunctionAsService(Node):
         self._now = now
 
     def capabilities(self) -> Capabilities:
-        """Each request ends at its deadline."""
+        """Return capabilities: each request ends at its deadline."""
         return Capabilities(enforces_deadline=True)
 
     async def call(self, request: Request) -> Response:
-        """Respond to a request."""
+        """Call the function with the fields of a request."""
         timeout_s = None
         if request.deadline_ns is not None:
             left_s = time_left_s(request.deadline_ns, self._now())
@@ -57,11 +57,11 @@ class FunctionAsService(Node):
 
 
 def as_function(service: CachedService, function: Callable[..., Any]) -> Any:
-    """Return a cached service as the function that it was, whose keywords mean what they mean to a `Stack`.
+    """Return a cached service as a function with the parameters of the wrapped function.
 
     Args:
-        service: the cache in front of the function.
-        function: what was wrapped.
+        service: the cached service.
+        function: the function that it wraps; the keywords have the meaning that they have for a `Stack`.
     """
 
     @wraps(function)

@@ -1,6 +1,6 @@
-"""Cached functions: their shell, their misses, and subject and tags of their results, which are values of parameters.
+"""Cached functions: their shell, their misses, and the labels of their results, which are arguments of the call.
 
-The shell has the parameters of the wrapped function written out, so that f(1) and f(x=1) have one key.
+The shell repeats the parameters of the wrapped function, so that f(1) and f(x=1) have one key.
 """
 
 from __future__ import annotations
@@ -46,29 +46,29 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 class CachedFunction(Protocol[P, R_co]):
-    """Function with a cache in front of it, as type checkers see it."""
+    """Cached function, as type checkers see it."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
-        """Return what the function returns, from the cache if it is there."""
+        """Return the function's result, from the cache if possible."""
 
     def key_of(self, *args: P.args, **kwargs: P.kwargs) -> bytes:
         """Return the key of a call with these arguments."""
 
 
 class ArgumentLabels:
-    """Labels of a function's results, made of its arguments alone, as its keys are: one key, one label.
+    """Labels (subject and tags) of a function's results. They depend only on the arguments, so one key has one label.
 
     Args:
-        function: whose arguments.
-        subject: name of the parameter that says whose data a result is; ``None``: none does.
+        function: the wrapped function.
+        subject: name of the parameter that identifies the data subject of a result; ``None``: no subject.
         tags: names of the parameters whose values are tags.
 
     Raises:
-        TypeError: no names.
-        ValueError: names of something else than its parameters.
+        TypeError: ``subject`` or ``tags`` are not names.
+        ValueError: a name is not a parameter of the function.
 
     Attributes:
-        identity: what sets apart the entries of the same function with other labels.
+        identity: part of the key that separates entries of the same function with other label parameters.
     """
 
     def __init__(self, function: Callable[..., Any], subject: str | None, tags: Iterable[str]) -> None:
@@ -79,7 +79,7 @@ class ArgumentLabels:
         self._tags = tuple(tags)
         self.identity = ""
         if subject is None and not self._tags:
-            return  # compiled functions may have no signature, which is needed for labels only
+            return  # compiled functions may have no signature, and only labels need one
         self.identity = f" subject {subject!r} tags {self._tags!r}"
         self._signature = signature_of(function)
         names = [name for name, it in self._signature.parameters.items() if it.kind not in _COLLECTED]
@@ -95,7 +95,7 @@ class ArgumentLabels:
             call: a ``partial`` of the function with all arguments.
 
         Raises:
-            InvalidInput: the value of a named parameter is no label.
+            InvalidInput: the value of a named parameter cannot be a label.
         """
         if not self.identity or not isinstance(call, partial):
             return None, ()
@@ -186,14 +186,14 @@ class CachedCalls(Layer):
 
 
 def cached_function(function: Any, layer: CachedCalls, *, is_async: bool) -> Any:
-    """Return a function of the same kind and parameters, which looks into the cache first.
+    """Return a function of the same kind and with the same parameters, which looks into the cache first.
 
-    Arguments that are collected, ``*args`` and ``**kwargs``, are keyed as they come.
+    Collected arguments (``*args`` and ``**kwargs``) are keyed in the form in which the caller passes them.
 
     Args:
-        function: what is wrapped.
-        layer: looks into the cache, and computes what is not there.
-        is_async: whether the function is.
+        function: the wrapped function.
+        layer: looks into the cache, and computes missing values.
+        is_async: whether the function is async.
     """
     parameters, values, call = "*args, **kwargs", "(args, kwargs)", "__function, *args, **kwargs"
     plain = isinstance(function, types.FunctionType) and not function.__code__.co_flags & _STARRED

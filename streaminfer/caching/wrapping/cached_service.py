@@ -1,28 +1,34 @@
-"""Cache in front of a service or a function, sync or async: what `EdgeCache.wrap` returns.
+"""Cached services and functions, sync or async: the results of `EdgeCache.wrap`.
 
-*States.* A call looks its key up first. The value can be
+*States.* A call first looks up its key. The entry can be
 
-* fresh: it is the response;
-* stale (expired, within ``stale_while_revalidate_s``): it is the response, with one refresh behind it;
-* outdated (beyond that, within ``stale_if_error_s``): it is computed, and is the response if that fails;
+* fresh: its value is the response;
+* stale (expired, within ``stale_while_revalidate_s``): its value is the response, and one refresh runs in the
+  background;
+* outdated (beyond that, within ``stale_if_error_s``): the value is computed; if that fails, the old value is the
+  response;
 * negative: the stored error is raised;
-* missing: single flight (``_flight_cy``) computes it, and it is stored.
+* missing: single flight (``_flight_cy``) computes the value and stores it.
 
-These windows are those of RFC 5861; ``stale_s`` is the default of both, and then nothing is outdated. A refresh is late
-after four times what the slowest recent computation took, at least 1 s; 10 s before any is known. It is then cancelled,
-and the key refreshed again.
+These windows are those of RFC 5861. If both have their default, ``stale_s``, no entry is outdated. A refresh is late
+after four times the duration of the slowest recent computation, at least 1 s; after 10 s if no duration is known. It is
+then cancelled, and the key can be refreshed again.
 
-*Not stored.* The response to a request of a stream (which is not looked up either) or with ``store=False``; a degraded
-one; one that was computed while its key was erased, a value was put under it, or the model was replaced; and one whose
-computation called :func:`~streaminfer.caching.no_store`.
+*Not stored.* These responses are not stored:
 
-*Keys.* A key holds the identity of what was wrapped, so that one cache can serve many. A service whose fingerprint may
-change (``fingerprint_changes``) is looked at for each request. Then come the tenant, the subject, the tags, and the
-inputs or the request's own ``key``. Subject and tags are in it so that erasing one erases all that was computed from
-its data, and only that; and so that no caller gets an entry that lasts longer than its own tags allow.
+* to a request of a stream (which is not looked up either) or with ``store=False``;
+* degraded ones;
+* those for which, during the computation, the key was erased, a value was put under it, or the model was replaced;
+* those whose computation called :func:`~streaminfer.caching.no_store`.
 
-*Tiers.* The leader of a flight reads them before it computes. What they have counts as if memory had it. A refresh
-reads them too, because another machine may have been faster.
+*Keys.* A key holds the identity of the wrapped object, so that one cache can serve several. If the fingerprint of a
+service may change (``fingerprint_changes``), it is checked for each request. The key also holds the tenant, the
+subject, the tags, and the inputs or the request's own ``key``. Because of subject and tags, an erasure removes exactly
+the entries that were computed from the erased data. For the same reason no caller gets an entry that lasts longer than
+its own tags allow.
+
+*Tiers.* The leader of a flight reads the tiers before it computes. An entry of a tier counts like one of memory. A
+refresh reads the tiers too, because another machine may have refreshed the entry already.
 """
 
 from __future__ import annotations
@@ -60,19 +66,19 @@ def wrap_inner(cache: EdgeCache, inner: Any, subject: str | None, tags: Iterable
 
     Args:
         cache: the cache.
-        inner: a service, or a sync or async function. A function's arguments must be such as ``content_key`` takes; a
-            method's object needs a ``fingerprint``. A function that takes ``timeout_s``, ``priority``, ``stream_id``,
-            ``tenant`` and ``key``, as a batcher makes them, is cached as a service, because these are a request's.
-        subject: of a function that is not cached as a service, the name of a parameter; see ``ArgumentLabels``.
-        tags: the same, several.
+        inner: a service, or a sync or async function. `content_key` must accept the function's arguments; a method's
+            object needs a ``fingerprint``. A function with ``timeout_s``, ``priority``, ``stream_id``, ``tenant`` and
+            ``key``, as a batcher makes them, is cached as a service, because these are the fields of a request.
+        subject: for a function that is not cached as a service, the name of a parameter; see `ArgumentLabels`.
+        tags: for such a function, names of parameters; see `ArgumentLabels`.
 
     Returns:
-        A :class:`CachedService`, or a function; its ``key_of`` gives the key of a request, or of a call's arguments,
-        so that an entry can be looked at or deleted.
+        A :class:`CachedService`, or a function. Its ``key_of`` returns the key of a request, or of a call's arguments,
+        for looking at an entry or deleting it.
 
     Raises:
-        TypeError: a backend, which takes batches and not requests, or nothing that can be called.
-        ValueError: names that are no parameters.
+        TypeError: ``inner`` is a backend, which takes batches, or cannot be called.
+        ValueError: a name is not a parameter of the function.
     """
 
     def hit_path_of(identity: str) -> HitPath:
@@ -112,17 +118,17 @@ def _check_for_tiers(inner: Any, kind: str, lasting: bool) -> None:
 
 
 def _shared_response(response: Response, led: bool) -> Response:
-    timings = response.timings if led else None  # those of another caller's request say nothing about this one
+    timings = response.timings if led else None  # timings of another caller's request do not apply to this one
     return Response(copy_out(response.outputs), response.degraded, response.source, timings)
 
 
 class CachedService(Layer, Wrapper):
-    """Service with a cache in front of it; made by ``EdgeCache.wrap``.
+    """Cached service; `EdgeCache.wrap` makes it.
 
     Attributes:
         cache: the `EdgeCache`.
         inner: the service.
-        name: of ``inner``.
+        name: the name of ``inner``.
     """
 
     def __init__(self, cache: EdgeCache, inner: Any, make_hit_path: Callable[[], HitPath]) -> None:
@@ -137,12 +143,12 @@ class CachedService(Layer, Wrapper):
         self._enforced = offered.enforces_deadline
 
     def capabilities(self) -> Capabilities:
-        """What the inner service offers; each request ends at its deadline."""
+        """Return the capabilities of the inner service; each request ends at its deadline."""
         return super().capabilities()._replace(enforces_deadline=True)
 
     @property
     def left_to_owner(self) -> Sequence[Any]:
-        """The service."""
+        """The wrapped service."""
         return (self.inner,)
 
     async def start(self) -> None:
@@ -150,7 +156,7 @@ class CachedService(Layer, Wrapper):
 
         Raises:
             BackendError: a tier cannot start.
-            RuntimeError: the tiers run on another event loop, or one was started before.
+            RuntimeError: the tiers run on another event loop, or a tier was already started elsewhere.
         """
         if self.tiers is not None:
             await self.tiers.hold(self)
@@ -159,17 +165,17 @@ class CachedService(Layer, Wrapper):
         """Return the key under which the response to a request is stored.
 
         Raises:
-            InvalidInput: its inputs, or its own key, cannot be keyed.
+            InvalidInput: the inputs of the request, or its own key, cannot be keyed.
         """
         if self._changes is not None:
             self._follow(self._changes)
         return self._key_of(request)
 
     def _follow(self, changes: Callable[[], int]) -> int:
-        """Take over the fingerprint if it has changed, and return the number of its changes."""
+        """Use the current fingerprint if it has changed; return the number of its changes."""
         version = changes()
         if version != self._version:
-            # read after the number: responses with a key newer than their number are not stored, which is harmless
+            # read after the number: a response whose key is newer than its number is not stored, which is harmless
             self.hit_path = self._make_hit_path()
             self._version = version
         return version
@@ -183,12 +189,12 @@ class CachedService(Layer, Wrapper):
         return self.hit_path.key(content, request.tenant)
 
     async def call(self, request: Request) -> Response:
-        """Respond to a request from the cache, or as the service does.
+        """Respond to a request from the cache, else with the service's response.
 
         Raises:
-            DeadlineExceeded: its deadline has passed, and the cache has no value.
-            InvalidInput: its inputs, or its own key, cannot be keyed.
-            RuntimeError: it was sent from inside the computation of the same key.
+            DeadlineExceeded: the request's deadline has passed, and the cache has no value.
+            InvalidInput: the inputs of the request, or its own key, cannot be keyed.
+            RuntimeError: the request was sent from inside the computation of the same key.
         """
         if request.stream_id is not None:
             return await self._uncached(request, self.now())
@@ -217,7 +223,7 @@ class CachedService(Layer, Wrapper):
         return _shared_response(response, led)
 
     def refresh(self, key: Any, asked: tuple[Request, int]) -> None:
-        """Refresh a key with a request whose deadline is that of the refresh."""
+        """Refresh a key; the request gets the deadline of the refresh."""
         longest_s = self.budget.refresh_s() + LATE_S
         request = asked[0].replace(deadline_ns=self.now() + round(longest_s * 1e9))
         super().refresh(key, (request, asked[1]))
@@ -233,7 +239,7 @@ class CachedService(Layer, Wrapper):
     async def _uncached(self, request: Request, now_ns: int) -> Response:
         if self._enforced:
             return await self._call(request)
-        # a computation of its own, which ends at the deadline and at the limit of a stop
+        # a separate computation, which ends at the deadline and at the limit of a stop
         return _shared_response(*await self._share(object(), (self._call, request), request, now_ns))
 
     def _about(self, asked: Any) -> About:
@@ -241,9 +247,9 @@ class CachedService(Layer, Wrapper):
         return request.subject, request.tags
 
     def flight_key(self, key: Any, asked: Any) -> Any:
-        """Return the key of a flight, one for each priority: no caller waits for a less urgent one's turn."""
+        """Return the key of a flight, separate for each priority, so that no caller waits for a less urgent request."""
         edition, priority = self._edition_of(key, asked), asked[0].priority
-        return (priority, edition) if priority else edition  # in this order: a number behind a key is an erasure's
+        return (priority, edition) if priority else edition  # in this order, because `(key, number)` is an edition
 
     def _deadline_ns(self, asked: Any) -> int | None:
         request: Request = asked[0]
@@ -257,7 +263,7 @@ class CachedService(Layer, Wrapper):
             response = await self._call(request)
             try:
                 outputs = freeze(response.outputs)
-            except TypeError:  # its answers can be read once
+            except TypeError:  # its outputs can be read only once
                 await close_answers(response)
                 raise
         except Exception as error:
@@ -273,19 +279,19 @@ class CachedService(Layer, Wrapper):
         return Response(outputs, response.degraded, response.source, response.timings)
 
     def _changed_since(self, version: int) -> bool:
-        """Return whether another model than the key's may have responded."""
+        """Return whether a model other than the key's may have responded."""
         return self._changes is not None and self._changes() != version
 
     async def stop(self, *, drain: bool = True) -> None:
         """End its computations, refreshes included; a `Stack` calls it.
 
         Args:
-            drain: wait for them; otherwise, and if the stop is cancelled, as at its limit, waiters get ``Closed``.
+            drain: true waits for them. If it is false, or if the stop is cancelled at its limit, waiters get `Closed`.
         """
         here = self.flights.here()
         try:
             await here.stop(self, drain=drain)
-        except asyncio.CancelledError:  # the limit of the stop: a refresh may hang
+        except asyncio.CancelledError:  # the stop reached its limit: a refresh may hang
             await here.stop(self, drain=False)
             raise
         finally:

@@ -1,13 +1,13 @@
-"""What cached services and cached functions have in common: looking into tiers, storing, refreshing.
+"""Common part of cached services and cached functions: reading tiers, storing, refreshing.
 
-*Single flight across machines.* If a shared tier has leases, the leader of a flight takes that of its key before it
-computes. While another machine has the lease, this one looks into the tiers for its entry, after pauses from 5 to
-100 ms, until the entry is there, the lease is free (its holder died, and it expired), its holder had nothing to share,
-or the time to wait is over; but for the first it then computes itself. A lease only ever saves work: it keeps no
-machine from computing.
+*Single flight across machines.* If a shared tier has leases, the leader of a flight takes the lease of its key before
+it computes. While another machine has the lease, the leader looks into the tiers for the entry, after pauses from 5 to
+100 ms. It stops waiting when the entry is there, when it gets the lease (the holder had nothing to share, or died and
+the lease expired), or when its time to wait is over. Unless it found the entry, it then computes the value itself. A
+lease only saves work: it never prevents a machine from computing.
 
-*Stale in place of errors* (RFC 5861). For a second after a failure that a stale value replaced, outdated values are the
-response at once and are refreshed behind it, so that callers do not each wait for a backend that is down.
+*Stale in place of errors* (RFC 5861). For one second after a stale value replaced a failure, outdated values are the
+response at once and are refreshed in the background. Callers therefore do not each wait for a backend that is down.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 
 __all__ = ["NEGATIVE", "OUTDATED", "Layer"]
 
-# states of `Miss`, as of `_table_cy`, besides that nothing is there
+# states of a `Miss`, as in `_table_cy`, except for missing
 STALE = 2
 NEGATIVE = 3
 OUTDATED = 4
 
-_TRANSIENT = (CircuitOpen, Closed, DeadlineExceeded, Overloaded, TimeoutError)  # says nothing about the next call
-_RECENT_NS = 1_000_000_000  # the pause of a key after a refresh that failed
+_TRANSIENT = (CircuitOpen, Closed, DeadlineExceeded, Overloaded, TimeoutError)  # say nothing about the next call
+_RECENT_NS = 1_000_000_000  # as long as a key pauses after a failed refresh
 _FIRST_PAUSE_S = 0.005
 _LONGEST_PAUSE_S = 0.1
 _ABSENT: Any = object()
@@ -51,8 +51,8 @@ class Layer(ABC):
     """Misses of one wrapped service or function.
 
     Args:
-        cache: whose memory, flights and tiers it uses.
-        hit_path: finds and makes keys.
+        cache: the cache, whose memory, flights and tiers it uses.
+        hit_path: makes keys and looks them up.
     """
 
     def __init__(self, cache: EdgeCache, hit_path: HitPath) -> None:
@@ -62,7 +62,7 @@ class Layer(ABC):
         self.hit_path = hit_path
         self.tiers = cache.tiers
         self.budget = ReadBudget()
-        self._waits: dict[Any, TierWait] = {}  # of the flights that run, by their keys
+        self._waits: dict[Any, TierWait] = {}  # by flight key, for running flights
         self._failing_until_ns = 0
         self._refreshes = Refreshes()
         self._computing = self._compute if self.tiers is None else self._use_tiers
@@ -73,39 +73,39 @@ class Layer(ABC):
 
         Args:
             key: of the value.
-            asked: what computes it.
-            stores_errors: whether an error is stored; a refresh stores none.
-            erasures: of the memory, before the tiers were read; ``None``: they were not.
+            asked: the request or call that computes it.
+            stores_errors: whether to store an error; a refresh stores none.
+            erasures: ``erasures`` of the memory before the tiers were read; ``None``: they were not read.
         """
 
     @abstractmethod
     def _about(self, asked: Any) -> About:
-        """Return subject and tags of what is asked for."""
+        """Return subject and tags of a request or call."""
 
     def _deadline_ns(self, asked: Any) -> int | None:  # noqa: ARG002 - functions have none
-        """Return by when the first caller must have the value."""
+        """Return the deadline of the first caller."""
         return None
 
     # -- tiers --------------------------------------------------------------------------------------------------
 
     async def _use_tiers(self, key: Any, asked: Any, stores_errors: bool) -> Any:
-        """Return what the tiers have of a key, a `TierHit`, else what ``_compute`` returns."""
+        """Return the entry of a key from the tiers, a `TierHit`, else the result of ``_compute``."""
         tiers: Any = self.tiers
         inside: Any = CURRENT_FLIGHT.get()  # a computation always runs in a flight
         flight_key, waits = inside.flight.key, self._waits if tiers.run_here else {}
         waits[flight_key] = wait = TierWait()
-        for caller in inside.flight.waiting:  # who joined before this attempt began
+        for caller in inside.flight.waiting:  # callers that joined before this attempt began
             if caller.expires_s is not None and caller is not inside.flight.leader:
                 self._shorten(wait, round((caller.expires_s - asyncio.get_running_loop().time()) * 1e9))
         try:
             with tiers.underway(key):
                 return await self._read_or_compute(key, asked, stores_errors, wait)
         finally:
-            if waits.get(flight_key) is wait:  # else it was late, and another has begun
+            if waits.get(flight_key) is wait:  # otherwise this one was late, and another has begun
                 del waits[flight_key]
 
     def shorten_wait(self, flight_key: Any, left_ns: int) -> None:
-        """Have the tiers take no more time from a flight than a caller who joins it can spare."""
+        """Limit the time that the tiers take in a flight to what a joining caller can spare."""
         wait = self._waits.get(flight_key)
         if wait is not None and self.tiers is not None and self.tiers.run_here:
             self._shorten(wait, left_ns)
@@ -121,7 +121,7 @@ class Layer(ABC):
         erasures = self.memory.erasures
         deadline_ns = self._deadline_ns(asked)
         found: TierHit | None = None
-        token: bytes | None = None  # by which it asked for a lease
+        token: bytes | None = None  # identifies its request for a lease
         begun_ns = now()
         granted_ns = self._granted_ns(deadline_ns)
         read_ns = wait_ns = 0
@@ -142,7 +142,7 @@ class Layer(ABC):
             if found is not None:
                 past_ns = now() - found.computed_ns - found.fresh_ns
                 if not found.is_stale or past_ns < self.memory.revalidate_ns or self.fails_now():
-                    return found  # where it is stale, with a refresh behind it
+                    return found  # if it is stale, `follow_up` refreshes it
             return await self._compute(key, asked, stores_errors and found is None, erasures)
         except BaseException as error:
             if deadline_ns is not None and now() >= deadline_ns:
@@ -155,16 +155,16 @@ class Layer(ABC):
                 tiers.leasing.open_lease(key, token)
 
     def _granted_ns(self, deadline_ns: int | None) -> int:
-        """Return how long the tiers may take together from now on."""
+        """Return the time that the tiers may take together from now on."""
         return self.budget.grant_ns(None if deadline_ns is None else deadline_ns - self.now())
 
     async def _lead_or_wait(
         self, key: Any, token: bytes, wait_ns: int, deadline_ns: int | None, wait: TierWait
     ) -> tuple[TierHit | None, bool]:
-        """Wait for the entry of who holds the lease of a key, or take the lease.
+        """Wait for the entry from the holder of a key's lease, or take the lease.
 
         Returns:
-            The entry; ``None``: compute it. And whether the lease may be this one's.
+            The entry, or ``None`` if this machine must compute it; and whether it may hold the lease.
         """
         tiers: Any = self.tiers
         tier: Tier = tiers.leasing.tier
@@ -180,11 +180,11 @@ class Layer(ABC):
                     found = await look(granted_ns=self._granted_ns(deadline_ns))
                     if found is not None:
                         return found, False
-        # the entry of another holder may have come since the last look
+        # another holder may have written the entry since the last look
         return await look(granted_ns=self._granted_ns(deadline_ns)), True
 
     def flight_key(self, key: Any, asked: Any) -> Any:
-        """Return the key of a flight: who calls after a deletion, or an erasure, joins none that began before it."""
+        """Return the key of a flight; callers after a deletion or erasure do not join a flight from before it."""
         return self._edition_of(key, asked)
 
     def _edition_of(self, key: Any, asked: Any) -> Any:
@@ -199,19 +199,19 @@ class Layer(ABC):
         return self.now() < self._failing_until_ns
 
     def fallback(self, outdated: Miss) -> tuple[int, int]:
-        """Return what :meth:`replaces` needs to know of an outdated value."""
+        """Return the ``fallback`` argument of :meth:`replaces` for an outdated value."""
         return self.memory.erasures, self.memory.usable_until(outdated.key)
 
     def replaces(self, error: BaseException, key: Any, asked: Any, fallback: tuple[int, int]) -> bool:
         """Return whether a stale value replaces an error: it was not erased meanwhile, and its time has not passed.
 
-        It replaces any but `InvalidInput`; the first of a second is logged.
+        It replaces any error except `InvalidInput`. The first replacement in a second is logged.
 
         Args:
             error: of the computation.
             key: of the value.
-            asked: what was to compute it.
-            fallback: of the memory, ``erasures`` when the value was found; and until when it can be used.
+            asked: the request or call that should have computed it.
+            fallback: ``erasures`` of the memory when the value was found, and the instant until which it can be used.
         """
         erasures, until_ns = fallback
         if isinstance(error, InvalidInput) or not isinstance(error, Exception) or self.now() >= until_ns:
@@ -225,29 +225,29 @@ class Layer(ABC):
         return True
 
     def gives_stale(self, missed: Miss) -> bool:
-        """Return whether what memory has is the response at once, with a refresh behind it. Raises a stored error."""
+        """Return whether the stale value is the response at once, with a refresh behind it; raise a stored error."""
         if missed.state == NEGATIVE:
             raise copy_error(missed.value)
         return missed.state == STALE or (missed.state == OUTDATED and self.fails_now())
 
     def refresh(self, key: Any, asked: Any) -> None:
-        """Refresh a key behind its stale value, unless it is in flight or too many keys are."""
+        """Refresh a key in the background, unless it is in flight or too many keys are."""
         work, limit_s = (self._computing, key, asked, False), self.budget.refresh_s()
         flight_key, entry, flights = self.flight_key(key, asked), self._edition_of(key, asked), self.flights.here()
         flights.refresh(flight_key, work, refreshes=self._refreshes, limit_s=limit_s, owner=self, entry=entry)
 
     def follow_up(self, found: TierHit, led: bool, key: Any, asked: Any) -> None:
-        """Refresh a key whose stale value a tier had, once for all callers."""
+        """Refresh a key whose stale value came from a tier, once for all callers."""
         if found.is_stale and led and not self.fails_now():
             self.refresh(key, asked)
 
     def store(self, key: Any, about: About, erasures: int, value: Any) -> None:
-        """Store a value, if nothing forbids it; callers get it even if the cache rejects it."""
+        """Store a value, unless `no_store` or a newer value forbids it; callers get the value in any case."""
         said: Any = CURRENT_FLIGHT.get()  # a computation always runs in a flight
         if not said.store:
             return
         memory = self.memory
-        if memory.peek(key, _ABSENT) is not _ABSENT:  # a value that was put meanwhile is newer
+        if memory.peek(key, _ABSENT) is not _ABSENT:  # a value that was put during the computation is newer
             self.flights.not_stored()
             return
         try:
@@ -265,11 +265,11 @@ class Layer(ABC):
         """Store an error, if errors are stored and it says something about the next call.
 
         Args:
-            key: of the value that was to be computed.
+            key: of the value that was not computed.
             about: its subject and tags.
-            erasures: of the memory, before the computation.
-            error: why there is no value.
-            is_first: there is no stale value, which an error must not replace.
+            erasures: ``erasures`` of the memory before the computation.
+            error: the error of the computation.
+            is_first: whether there is no stale value, which an error must not replace.
         """
         said: Any = CURRENT_FLIGHT.get()
         if not is_first or self.memory.freshness.negative_ttl_s <= 0.0 or not said.store:

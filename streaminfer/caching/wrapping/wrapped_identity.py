@@ -1,4 +1,4 @@
-"""Identity of what was wrapped, a part of every key: two services that may respond differently never share it."""
+"""Identity of a wrapped object, a part of every key: services that may respond differently never share a key."""
 
 import contextlib
 import secrets
@@ -14,12 +14,12 @@ __all__ = ["identity_of"]
 
 
 def identity_of(inner: Any) -> tuple[str, bool]:
-    """Return the part of the keys that says what was wrapped, and whether another process would find the same.
+    """Return the part of a key that identifies a wrapped object, and whether another process would derive the same.
 
-    It is the ``fingerprint`` that a service offers, else module, qualified name and a digest of the code. What can
-    exist twice under one name and code (objects, closures, lambdas, code that was typed in) has a random number as
-    well, in this process only. If its models may change (several routes, which have no common fingerprint), the number
-    of changes is part of it. Two services that may respond differently never share one.
+    The identity is the ``fingerprint`` that a service offers, else module, qualified name and a digest of the code.
+    Objects, closures, lambdas and code that was typed in can exist twice with the same name and code. Their identity
+    therefore includes a random number and is valid only in this process. If the models of a service may change (several
+    routes without a common fingerprint), it also includes the number of changes.
     """
     offered = adapt(inner).capabilities()
     mark = offered.fingerprint
@@ -43,9 +43,9 @@ _TOKENS: dict[int, tuple[weakref.ref[Any], str]] = {}
 
 
 def _token_of(thing: Any) -> str:
-    """Return a random number that stays with an object for its life, in this process.
+    """Return a random number that an object has for its lifetime, in this process.
 
-    Each look-up of a method makes another object, so a method has the numbers of its object and its function.
+    Each access to a method creates another object, so a method has the numbers of its object and its function.
     """
     if isinstance(thing, types.MethodType):
         return f"{_token_of(thing.__self__)} {_token_of(thing.__func__)}"
@@ -59,6 +59,6 @@ def _token_of(thing: Any) -> str:
         if _TOKENS.get(number, (None,))[0] is reference:
             del _TOKENS[number]
 
-    with contextlib.suppress(TypeError):  # without weak references each wrap has an identity of its own
+    with contextlib.suppress(TypeError):  # an object without weak references gets another identity at each wrap
         _TOKENS[number] = weakref.ref(thing, forget), token
     return token

@@ -1,4 +1,4 @@
-"""Eviction policies, a module each; the table of their names is `Eviction`."""
+"""Eviction policies, one module each; `Eviction` lists their names."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 __all__ = ["Eviction", "policy_of"]
 
 Eviction = Literal["lru", "s3fifo"]
-"""Names of policies; each is the class ``Policy`` of the module ``_NAME_cy``."""
+"""Names of policies; the policy ``NAME`` is the class ``Policy`` of the module ``_NAME_cy``."""
 
 
 def policy_of(name: object) -> type[EvictionOrder]:
-    """Return the policy of a name.
+    """Return the policy class of a name.
 
     Raises:
-        TypeError, ValueError: there is none of that name.
+        TypeError, ValueError: there is no policy of that name.
     """
     choice: Any = check_choice("eviction", name, get_args(Eviction))
     policy: type[EvictionOrder] = import_module(f"{__name__}._{choice}_cy").Policy

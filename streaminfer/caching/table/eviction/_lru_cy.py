@@ -15,7 +15,7 @@ class Policy(EvictionOrder):
     """Least recently used first."""
 
     def touch(self, slot: int) -> None:
-        """Move the slot to the newest end, unless it is there or is none of main."""
+        """Move the slot to the newest end of main, unless it is there or in another queue."""
         if self._slots._ints[6] != slot and self._slots._words[4 * slot] & 3 == MAIN:
             self._unlink(slot)
             self._link(slot, MAIN)

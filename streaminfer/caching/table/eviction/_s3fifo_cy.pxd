@@ -11,7 +11,7 @@ cdef extern from *:
     #endif
     }
     """
-    # cpdef: the assignment of the same name in the source then makes a Python variable, and calls stay in C
+    # cpdef, so that the assignment to this name in the source makes a Python variable while calls stay in C
     cpdef void fetch "streaminfer_s3fifo_fetch"(long long address) noexcept
 
 cdef int MAIN, SMALL, STALE, NEGATIVE

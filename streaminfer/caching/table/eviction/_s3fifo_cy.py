@@ -1,26 +1,29 @@
 # cython: boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
 """S3-FIFO [1]: entries that are used once are evicted first.
 
-*Design.* New entries are in small. One that is hit there moves on to main; another is evicted and leaves a ghost. A key
-that returns while its ghost is there goes to main at once. Main is a FIFO with a second chance: an entry has a count of
-hits up to 3, and each pass costs one. A scan therefore passes through small without touching main, and a hit writes one
-byte instead of moving links.
+*Design.* New entries go to the queue small. At the end of small, an entry moves on to main if it was hit; otherwise it
+is evicted and leaves a ghost, a record of its key. A key that returns while it has such a ghost goes to main at once.
+Main is a FIFO with a second chance: an entry counts its hits up to 3, and each pass costs one. A scan therefore passes
+through small without touching main, and a hit writes one byte instead of moving links.
 
 It departs from the paper where real traces gained by it (``benchmarks/run.py cache``):
 
-* While main is not full, entries that leave small go there, hit or not. Otherwise a loop over more than the cache holds
-  leaves main empty and is a plain FIFO without a hit. Main counts as full until it has lost a quarter.
-* Small has no fixed size; a tenth is too little for bursts. Both queues leave ghosts, as in ARC [2], but only those of
-  the last tenth of the room vote: a return from small moves the border one entry up, one from main one down. Votes of
-  older ghosts would drive the border to where the most misses are. It stays between a hundredth and a half of the room.
-* A key that returns young from main waits in small: its ghost votes, and is forgotten.
-* A key that is stored again while it is stale goes to main, because it was asked for again.
+* While main is not full, entries that leave small go there, hit or not. Otherwise a loop over more entries than the
+  cache holds would leave main empty, and the cache would be a plain FIFO without a hit. Main counts as full until it
+  has lost a quarter.
+* Small has no fixed size, because a tenth is too little for bursts. Both queues leave ghosts, as in ARC [2], but only
+  ghosts among the latest tenth of the capacity vote: a return from small moves the border one entry up, a return from
+  main one entry down. Votes of older ghosts would drive the border to where the most misses are. The size of small
+  stays between a hundredth and a half of the capacity.
+* A key that returns after its eviction from main goes to small: its ghost only votes, if it is young, and is removed.
+* A key that is stored again while it is stale goes to main, because it was requested again.
 
-*Parameters.* One hit moves an entry on (two change the mean by less than a point); hits count to 3, as in the paper;
-ghosts reach as far as there are entries (half: several traces lose up to 20 points; twice: loops of three times the
-room thrash main). Half or twice any of them changes the mean share of the gap between LRU and the optimum by less than
-three points. Ghosts lie in a table of fingerprints, four to a row: 32 bits of the hash, the queue, and the number of
-the eviction. A ghost is forgotten when too many came after it, or when its row is full of younger ones.
+*Parameters.* One hit moves an entry on; requiring two changes the mean by less than a point. Hits count to 3, as in the
+paper. Ghosts reach back as far as there are entries. With half as many, several traces lose up to 20 points; with twice
+as many, loops of three times the capacity thrash main. Half or twice any parameter changes the mean share of the gap
+between LRU and the optimum by less than three points. Ghosts lie in a table of fingerprints, four to a row: 32 bits of
+the hash, the queue, and the number of the eviction. A ghost is removed when too many evictions came after it, or when
+its row is full of younger ghosts.
 
 *Complexity.* O(1) amortized: an entry passes through main at most as often as it was hit. Ghosts take 12 bytes per
 slot; all else lies in ``_slots_cy``.
@@ -36,18 +39,18 @@ from streaminfer.caching.table._slots_cy import MAIN, NEGATIVE, SMALL, STALE, Sl
 
 __all__ = ["Policy"]
 
-fetch = hash  # begins to load the cache line at an address; only the compiled module can
+fetch = hash  # starts to load the cache line at an address; does so only in the compiled module
 
 # C variables in the compiled module, not visible from Python
 _HIT = 4  # in a slot's marks
 _HITS = 12
-_MAX_HITS = 12  # that S3-FIFO counts: three
+_MAX_HITS = 12  # three hits, the most that S3-FIFO counts
 _HITS_TO_STAY = 4
-_SMALL_SHARE = 10  # of the room, to begin with
+_SMALL_SHARE = 10  # a tenth of the capacity at first
 _SMALL_LEAST = 100
 _SMALL_MOST = 2
 _YOUNG_SHARE = 10
-_REFILL_BITS = 2  # a quarter: main is filled again when it has lost as much
+_REFILL_BITS = 2  # a quarter: main is filled again when it has lost that much
 _WAYS = 4
 _FROM_MAIN = 2**31  # in a ghost: the queue
 _LOW31 = 2**31 - 1
@@ -55,7 +58,7 @@ _NO_LIMIT = 2**63 - 1
 
 
 class Policy(EvictionOrder):
-    """Queues small and main, and the ghosts of both."""
+    """S3-FIFO: the queues small and main, and the ghosts of both."""
 
     _ghosts: MutableSequence[int]
 
@@ -72,12 +75,12 @@ class Policy(EvictionOrder):
         self._full = False
 
     def grow(self, capacity: int) -> None:
-        """Make room for the ghosts of more slots; fewer than there are change nothing."""
+        """Make room for the ghosts of ``capacity`` slots; a smaller capacity than the current one changes nothing."""
         ghosts = aligned("Q", _ghost_rows(capacity))
         self._move(ghosts, address_of(ghosts))
 
     def _move(self, ghosts: MutableSequence[int], address: int) -> None:
-        # a typed argument: the view exists before the first look at the old one
+        # a typed argument: the compiled view of the new memory exists before this reads the old one
         if len(ghosts) <= len(self._ghosts):
             return
         old = self._ghosts
@@ -89,7 +92,7 @@ class Policy(EvictionOrder):
                 self._haunt(old[place])
 
     def add(self, slot: int, size: int) -> None:
-        """Add an entry; its hash says who comes back, as one does that was stale."""
+        """Add an entry: to main if it was stale or its ghost shows that the key returns, else to small."""
         mixed = self._slots._words[4 * slot]
         self._enter(slot, size, MAIN if mixed & 3 == STALE or self._remembers(mixed) else SMALL)
         self._newest = slot
@@ -104,7 +107,7 @@ class Policy(EvictionOrder):
         return self._slots._ints[8 * SMALL + 7]
 
     def foresee(self, slot: int) -> None:
-        """Begin to load the row of a slot's ghost."""
+        """Start to load the row of a slot's ghost."""
         fetch(self._address + 32 * (((self._slots._words[4 * slot] >> 31) * self._rows) >> 32))
 
     def _next(self) -> int:
@@ -133,7 +136,7 @@ class Policy(EvictionOrder):
         return -1
 
     def _fills_main(self) -> bool:
-        """Return whether main is still to be filled; its room is what small, failures and stale entries leave."""
+        """Return whether main is not full; its capacity is what small, failures and stale entries leave."""
         full = False
         hollow = True
         if self._maxsize != _NO_LIMIT:
@@ -151,7 +154,7 @@ class Policy(EvictionOrder):
         return not self._full
 
     def evicted(self, slot: int) -> None:
-        """Leave a ghost."""
+        """Leave a ghost of the evicted entry."""
         ghost = (self._slots._words[4 * slot] >> 31) << 32
         queue = self._slots._words[4 * slot] & 3
         if queue == SMALL:
@@ -162,7 +165,7 @@ class Policy(EvictionOrder):
             self._haunt(ghost | _FROM_MAIN | (self._evicted_from_main & _LOW31))
 
     def _remembers(self, mixed: int) -> bool:
-        """Return whether a returning key goes to main at once. Its ghost votes, if it is young, and is forgotten."""
+        """Return whether a returning key goes to main at once; its ghost votes, if it is young, and is removed."""
         fingerprint = mixed >> 31
         row = _WAYS * ((fingerprint * self._rows) >> 32)
         for place in range(row, row + _WAYS):
@@ -176,12 +179,12 @@ class Policy(EvictionOrder):
         return False
 
     def _age(self, ghost: int) -> int:
-        """Return how many were evicted from the same queue since."""
+        """Return how many entries were evicted from the ghost's queue after it."""
         evicted = self._evicted_from_main if ghost & _FROM_MAIN else self._evicted_from_small
         return (evicted - ghost) & _LOW31
 
     def _move_border(self, entries: int) -> None:
-        """Move the border between small and main."""
+        """Make small larger by some entries, or smaller if ``entries`` is negative, and main the reverse."""
         if self._maxsize != _NO_LIMIT:
             self._small_count = _between(
                 self._share_of(self._maxsize, _SMALL_LEAST),
@@ -196,7 +199,7 @@ class Policy(EvictionOrder):
             )
 
     def _haunt(self, ghost: int) -> None:
-        """Write a ghost over the oldest of its row."""
+        """Write a ghost over the oldest one of its row, or into an empty place."""
         row = _WAYS * (((ghost >> 32) * self._rows) >> 32)
         chosen = row
         least = _NO_LIMIT
@@ -218,5 +221,5 @@ def _between(least: int, number: int, most: int) -> int:
 
 
 def _ghost_rows(capacity: int) -> int:
-    """Return the rows that hold one and a half ghosts per slot."""
+    """Return the number of rows for one and a half ghosts per slot."""
     return (3 * capacity + 2 * _WAYS - 1) // (2 * _WAYS)

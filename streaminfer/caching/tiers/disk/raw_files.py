@@ -1,7 +1,7 @@
 """The bytes of files that SQLite has open.
 
-A process that closes any descriptor of a file loses all POSIX locks that it has on it, those of SQLite included. So the
-files are read by a process of their own, which has no locks to lose.
+A process that closes any descriptor of a file loses all its POSIX locks on that file, including SQLite's. A separate
+process, which has no locks to lose, therefore reads the files.
 """
 
 import subprocess
@@ -24,8 +24,8 @@ def read_raw(paths: Sequence[Path], overlap: int) -> Iterator[tuple[Path, bytes]
     """Yield the bytes of files, in pieces of 4 MiB.
 
     Args:
-        paths: the files; one that is gone meanwhile has no bytes.
-        overlap: how many bytes of the piece before each piece begins with.
+        paths: the files; one that was deleted meanwhile yields nothing.
+        overlap: number of bytes of the previous piece with which each piece begins.
 
     Raises:
         OSError: a file cannot be read.

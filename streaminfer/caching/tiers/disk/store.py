@@ -1,19 +1,19 @@
-"""Entries of a `DiskTier` in a SQLite file. Blocking; one thread at a time.
+"""Entries of a `DiskTier` in a SQLite file. Blocking; for one thread at a time.
 
-SQLite in WAL mode is what survives a kill at any moment: a transaction is in the log whole, with checksums, or not at
-all. Opening reads the log, which is kept to a few megabytes, and one index, to count. Records have a checksum of their
-own, and their entry's name inside: what was altered underneath is found out on reading.
+SQLite in WAL mode survives a kill at any moment: a transaction is either in the write-ahead log as a whole, with
+checksums, or not at all. Opening the file reads the log, which is limited to a few megabytes, and one index, to count
+entries. Each record has its own checksum and contains its entry's name, so that reading detects altered records.
 
-* *Bounded*: ``max_page_count`` holds the file to its limit. Before a record goes in, room is made: first by what has
-  expired, then by what was stored first. Pages that become free are used again.
-* *Gone is gone*: ``secure_delete`` overwrites what is deleted, and after an erasure or a purge the log is emptied.
-  SQLite leaves copies of rows that it moved, between the cells of a page. So what was deleted is then looked for in the
-  bytes of the file, and where it is found, and can be read, and has expired or was erased, the file is rewritten. An
-  erasure looks for what others that share the file have deleted or replaced, too.
-* *No older value*: where a put fails, as on a full disk, what it would have replaced is deleted. Where even that fails,
-  or another process kept the file locked, this one serves it no more, and deletes it with the next purge or its close.
-* *Forks*: SQLite's record of the locks that a process has on a file is copied by a fork, and the locks are not. So a
-  forked process opens no file that its parent had open.
+* *Bounded*: ``max_page_count`` limits the file. Before a record is written, room is made: expired entries are deleted
+  first, then those that were stored first. Free pages are reused.
+* *Gone is gone*: ``secure_delete`` overwrites deleted data, and the log is emptied after an erasure or a purge. SQLite
+  also leaves copies of moved rows between the cells of a page. The store therefore searches the bytes of the file for
+  deleted records. If it finds a readable one that has expired or was erased, it rewrites the file. An erasure also
+  searches for records that others that share the file have deleted or replaced.
+* *No older value*: if a put fails, as on a full disk, the old entry is deleted. If even that fails, or another process
+  kept the file locked, this process no longer returns the old entry, and deletes it at the next purge or at its close.
+* *Forks*: a fork copies SQLite's list of the locks that a process has on a file, but not the locks themselves. A forked
+  process therefore opens no file that its parent had open.
 * *Corruption*: a file that SQLite finds malformed is replaced by an empty one, unless another process has it open.
 """
 
@@ -41,11 +41,11 @@ __all__ = ["CHUNK", "DiskStore"]
 T = TypeVar("T")
 
 CHUNK = 256
-"""Entries that one step of an erasure or a purge removes, so that others get their turn in between."""
+"""Most entries that one step of an erasure or a purge removes, so that other operations can run in between."""
 
-_PAGE = 16384  # of 4 to 32 KiB, the best for arrays of 600 KB that wastes little on those of 4 KB
+_PAGE = 16384  # the best size from 4 to 32 KiB for arrays of 600 KB that wastes little on arrays of 4 KB
 _LOG_PAGES = 4 * 2**20 // _PAGE
-_SPARE_PAGES = 16  # for what indices need when they split
+_SPARE_PAGES = 16  # for splits of the indices
 _BUSY_MS = 2000
 _LOOK_EVERY_S = 0.001
 _FORMAT = 2
@@ -74,11 +74,11 @@ class DiskStore:
     """Entries in a file.
 
     Args:
-        folder: where it lies; made if missing.
-        max_bytes: what the file may take at most.
-        records: what turns entries into records.
-        counters: what is counted.
-        wall_clock: nanoseconds since 1970.
+        folder: folder of the file; made if missing.
+        max_bytes: largest size of the file.
+        records: turns entries into records.
+        counters: counters of the tier.
+        wall_clock: returns nanoseconds since 1970.
     """
 
     def __init__(
@@ -93,13 +93,13 @@ class DiskStore:
         self._db: sqlite3.Connection | None = None
         self._lock = -1
         self._identity = (0, 0)  # of the file that is open
-        self._leftovers = True  # as far as is known
+        self._leftovers = True  # assumed until a search finds none
         self._outdated: set[int] = set()  # entries that a failed put would have replaced
         self._sought_at = -1  # the version of the file when leftovers were last looked for
         _stores.add(self)
 
     def open(self) -> None:
-        """Open the file or make it. Raises ``OSError`` or ``sqlite3.Error``."""
+        """Open or create the file. Raises ``OSError`` or ``sqlite3.Error``."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = os.open(self._folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
@@ -109,7 +109,7 @@ class DiskStore:
             raise
 
     def close(self) -> None:
-        """Close it; idempotent."""
+        """Close the file; idempotent."""
         lock, self._lock = self._lock, -1
         try:
             with suppress(sqlite3.Error):
@@ -120,7 +120,7 @@ class DiskStore:
                 unlock_and_close(lock)
 
     def leave_to_parent(self) -> None:
-        """In a forked process, let go of the file without closing it, which SQLite allows its parent alone."""
+        """Release the file in a forked process without closing it; SQLite allows only the parent to close it."""
         db, self._db = self._db, None
         if db is not None:
             _of_parents.setdefault(self._identity, []).append(db)
@@ -129,7 +129,7 @@ class DiskStore:
             os.close(lock)
 
     def delete(self, key: str | bytes) -> bool:
-        """Remove the entry of a key; return whether there is none now. Raises on failure."""
+        """Remove the entry of a key; return true. Raises on failure."""
         self._counters.erased += self._delete("key = ?", self._records.name(b"k", key))
         return True
 
@@ -141,7 +141,7 @@ class DiskStore:
         return erased
 
     def purge(self, now_ns: int | None) -> int:
-        """Remove up to `CHUNK` entries that had expired by then; return how many. Raises on failure."""
+        """Remove up to `CHUNK` entries that are expired at ``now_ns``; return how many. Raises on failure."""
         self._delete_outdated()
         now_ns = self._now() if now_ns is None else now_ns
         purged = self._delete("expires_ns <= ?" + _FREE, now_ns) or self._delete(
@@ -153,20 +153,20 @@ class DiskStore:
     def hold(self, kind: bytes, text: str, on: bool) -> None:
         """Begin or end a hold on a subject or tag. Raises on failure."""
         name = self._records.name(kind, text)
-        if isinstance(self._records.keys, StoredKeys):  # before the entries: their keys outlive their time as well
+        if isinstance(self._records.keys, StoredKeys):  # first, so that keys outlive held entries
             self._records.keys.hold(os.fsencode(self._folder.absolute()) + name, on)
         with transaction(self._opened()) as db:
             set_hold(db, name, on)
 
     def inventory(self, classes: tuple[str, ...]) -> list[Held]:
-        """Return what there is of each data class; the index has all of it. Raises on failure."""
+        """Return the entries of each data class, from an index alone. Raises on failure."""
         known = {self._records.name(b"c", name): name for name in ("", *classes)}
         grouped = "SELECT data_class, count(*), min(stored_ns), sum(size) FROM entries GROUP BY data_class"
         rows = self._opened().execute(grouped)
         return [Held(known.get(name, "?"), *numbers) for name, *numbers in rows]
 
     def scan(self) -> Iterator[RecordCopy]:
-        """Yield every copy of a record in any file of the folder that can be read with the keys that there are."""
+        """Yield every copy of a record in any file of the folder that can be read with the available keys."""
         files: list[Path] = []
         with suppress(FileNotFoundError):  # the tier was never started
             files = every_file(self._folder)
@@ -174,23 +174,23 @@ class DiskStore:
             yield from self._records.copies(raw, path.name)
 
     def flush(self, erased: bool) -> None:
-        """Empty the log, and with it what was deleted, and overwrite what SQLite left of that in moved cells.
+        """Empty the log, and remove copies of deleted records that SQLite left in moved cells.
 
         Args:
-            erased: what was deleted must go; else what has expired of it.
+            erased: true if all copies must go; false if only expired ones must.
 
         Raises:
-            sqlite3.Error, OSError: others keep the log busy, or the medium failed.
+            sqlite3.Error, OSError: other processes keep the log busy, or the medium failed.
         """
         self._count()
         self._empty_log()
-        version = self._pragma("data_version")  # another one after each change by another process or tier
+        version = self._pragma("data_version")  # changes with each change by another process or tier
         if not self._leftovers and not (erased and version != self._sought_at):
             return
         self._sought_at = version
         if self._has_leftovers(erased):
             db = self._opened()
-            db.execute("PRAGMA temp_store = FILE")  # as large as the file
+            db.execute("PRAGMA temp_store = FILE")  # the temporary copy is as large as the file
             try:
                 db.execute("VACUUM")
             finally:
@@ -200,7 +200,7 @@ class DiskStore:
             self._count()
 
     def _has_leftovers(self, erased: bool) -> bool:
-        """Return whether the file has copies of what was deleted that must not be there."""
+        """Return whether the file has copies of deleted records that must not be there."""
         size = SEALED_HEAD
         held = {row[0] for row in self._opened().execute(f"SELECT substr(record, 1, {size}) FROM entries")}  # noqa: S608 - a number
         self._leftovers = False
@@ -213,7 +213,7 @@ class DiskStore:
         return False
 
     def _empty_log(self) -> None:
-        """Empty the log; SQLite waits for those that read or write, but not for another one that empties it."""
+        """Empty the log; SQLite waits for readers and writers, but not for another process that empties the log."""
         ends_s = time.monotonic() + _BUSY_MS / 1e3
         while self._opened().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
             if time.monotonic() >= ends_s:
@@ -234,7 +234,7 @@ class DiskStore:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Wait for others that open the file: SQLite does not wait for one that sets the mode of its log."""
+        """Wait for other processes that open the file, because SQLite does not wait while one sets the log mode."""
         number = os.open(self._folder, os.O_RDONLY | os.O_CLOEXEC)
         try:
             fcntl.flock(number, fcntl.LOCK_EX)
@@ -260,7 +260,7 @@ class DiskStore:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")  # a power cut may cost the newest entries, never consistency
         db.execute("PRAGMA secure_delete = ON")
-        db.execute("PRAGMA temp_store = MEMORY")  # no copies of what is deleted in files of their own
+        db.execute("PRAGMA temp_store = MEMORY")  # no copies of deleted data in temporary files
         db.execute("PRAGMA foreign_keys = ON")
         db.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
         db.execute(f"PRAGMA journal_size_limit = {_LOG_PAGES * _PAGE}")
@@ -272,8 +272,8 @@ class DiskStore:
         db.execute(f"PRAGMA max_page_count = {self._max_pages}")
         if version == 0:
             db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_FORMAT}; COMMIT;")
-        db.execute(HOLDS)  # files from before have none
-        self._leftovers, self._sought_at = True, -1  # of others, since it was open here
+        db.execute(HOLDS)  # older files lack this table
+        self._leftovers, self._sought_at = True, -1  # others may have deleted entries since this process had it open
         self._count()
 
     def _rebuild(self) -> None:
@@ -288,7 +288,7 @@ class DiskStore:
                 with suppress(FileNotFoundError):
                     self._file.with_name(self._file.name + suffix).unlink()
             self._counters.rebuilds += 1
-            self._outdated.clear()  # numbers begin again
+            self._outdated.clear()  # entry numbers start again
             self._connect()
         except BaseException:
             self._disconnect()
@@ -297,7 +297,7 @@ class DiskStore:
             fcntl.flock(self._lock, fcntl.LOCK_SH)
 
     def attempt(self, otherwise: T, operation: Callable[..., T], *args: Any) -> T:
-        """Return what an operation returns; where it fails, count that and return ``otherwise``."""
+        """Return the result of an operation; if it fails, count that and return ``otherwise``."""
         try:
             return operation(*args)
         except Exception as error:  # noqa: BLE001 - of the medium or of the keys: a miss, counted
@@ -328,7 +328,7 @@ class DiskStore:
         return entry
 
     def put(self, key: str | bytes, entry: Entry) -> bool:
-        """Store an entry; return whether it is there. Raises on failure; what it would have replaced is not served."""
+        """Store an entry; return whether it is stored. Raises on failure; the old entry is then not used any more."""
         name = self._records.name(b"k", key)
         try:
             return self._put(name, entry)
@@ -336,8 +336,8 @@ class DiskStore:
             with suppress(sqlite3.Error, OSError):
                 if row := self._opened().execute("SELECT id FROM entries WHERE key = ?", (name,)).fetchone():
                     self._outdated.add(row[0])
-                    if _code_of(error) != sqlite3.SQLITE_BUSY:  # else it would wait for the same process once more
-                        self._delete_outdated()  # which takes less room than a put
+                    if _code_of(error) != sqlite3.SQLITE_BUSY:  # that would wait for the same process again
+                        self._delete_outdated()  # needs less room than a put
             raise
 
     def _delete_outdated(self) -> None:
@@ -351,7 +351,7 @@ class DiskStore:
         pages = len(record) // (_PAGE - 4) + 1
         if not record or entry.is_expired(self._now()) or pages > self._max_pages // 4:
             self._counters.rejected += 1
-            self._delete("key = ?", name)  # what it would have replaced is not what was put last
+            self._delete("key = ?", name)  # the old entry is not the latest value any more
             return False
         data_class = records.name(b"c", entry.data_class)
         subject = None if entry.subject is None else records.name(b"s", entry.subject)
@@ -364,14 +364,14 @@ class DiskStore:
             db.executemany("INSERT INTO tags VALUES (?, ?)", [(records.name(b"t", tag), number) for tag in entry.tags])
         deleted += purged + evicted
         self._counters.stored += 1
-        self._counters.purged += purged  # and not before: a put that fails gives back what made room
+        self._counters.purged += purged  # only now: a failed put rolls back its deletions
         self._counters.evicted += evicted
         self._leftovers = self._leftovers or deleted > 0
         self._count(1 - deleted)
         return True
 
     def _make_room(self, pages: int) -> tuple[int, int]:
-        """Delete until so many pages are free; return how many that had expired, and how many others, went."""
+        """Delete entries until ``pages`` are free; return how many expired entries and how many others were deleted."""
         db = self._opened()
         purged = evicted = 0
         while self._max_pages - self._used_pages() < pages:
@@ -382,7 +382,7 @@ class DiskStore:
                 rows = db.execute(f"SELECT id FROM entries WHERE 1 {_FREE} ORDER BY id LIMIT 4").fetchall()  # noqa: S608 - the same
                 evicted += len(rows)
             if not rows:
-                break  # what is missing is for SQLite to say
+                break  # SQLite raises if there is not enough room
             db.executemany("DELETE FROM entries WHERE id = ?", rows)
         return purged, evicted
 
@@ -396,7 +396,7 @@ class DiskStore:
         return deleted
 
     def _count(self, change: int | None = None) -> None:
-        """Add to the number of entries, or count them, which reads an index from end to end."""
+        """Add ``change`` to the number of entries, or count them, which reads a whole index."""
         if change is None:
             self._counters.entries = self._opened().execute("SELECT count(*) FROM entries").fetchone()[0]
         else:
@@ -410,7 +410,7 @@ class DiskStore:
         return int(self._opened().execute(f"PRAGMA {name}").fetchone()[0])
 
     def _opened(self) -> sqlite3.Connection:
-        if self._db is None and self._lock >= 0:  # it could not be replaced when it was corrupt
+        if self._db is None and self._lock >= 0:  # an earlier attempt to replace a corrupt file failed
             self._connect_or_rebuild()
         if self._db is None:
             raise sqlite3.OperationalError("the file is not open")
@@ -430,11 +430,11 @@ at_fork(after_in_child=_after_fork)
 
 
 def _is_damage(error: Exception) -> bool:
-    """Return whether the file is corrupt; a message about a corrupt table has its name in it, which may be no text."""
+    """Return whether the file is corrupt; SQLite's message may quote a corrupt table name that is not valid text."""
     return isinstance(error, UnicodeDecodeError) or _code_of(error) in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
 def _code_of(error: Exception) -> int | None:
-    """Return SQLite's primary code of its error; ``None``: it is another error."""
+    """Return the primary code of a SQLite error; ``None`` for other errors."""
     code = getattr(error, "sqlite_errorcode", None)
     return None if code is None else code & 0xFF

@@ -1,7 +1,7 @@
 """`DiskTier`: entries in a folder of this machine, which outlive the process.
 
-One thread of the tier makes all disk operations; the event loop only waits. A slow disk costs misses and not memory:
-the tier skips gets and puts beyond ``max_pending`` queued operations. ``DiskStore`` is what the thread runs.
+One thread of the tier makes all disk operations, with `DiskStore`; the event loop only waits. A slow disk costs misses,
+not memory: the tier skips gets and puts beyond ``max_pending`` queued operations.
 """
 
 import asyncio
@@ -30,29 +30,29 @@ MIN_BYTES = 2**20
 
 
 class DiskTier(MediumTier):
-    """A tier in a folder; survives a kill at any moment without ever giving a wrong or torn value.
+    """Tier in a folder; survives a kill at any moment without ever returning a wrong or torn value.
 
-    Several processes may share a folder. An entry that one puts or erases is there, or gone, for all. A file that was
-    corrupt is replaced by the first process that has it open alone; while others have it open, it misses. A process
-    that was forked while a tier had the file open cannot start one on it.
+    Several processes may share a folder; a put or an erasure of one takes effect for all. A corrupt file is replaced by
+    the first process that alone has it open; while others have it open, operations are misses. A process that was
+    forked while a tier had the file open cannot start a tier on it.
 
     Args:
-        folder: made if missing, for the owner only. It holds the file, its log, and a lock.
-        max_bytes: what the file may take, at least 1 MiB; the log beside it takes about 4 MiB, more for the moment
-            where one record is larger. What was stored first gives way. An entry of more than a quarter is rejected. A
-            file that is larger when it is opened is replaced by an empty one. A purge or erasure that leaves readable
-            copies of what it deleted rewrites the file: for the moment its content lies once more in the log, and once
-            more in SQLite's folder for temporary files.
-        keys: encrypts records and names with keys of this provider; ``None``: plain, with checksums.
-        purge_every_s: what has expired is gone from the medium after at most so many seconds, and the time that the
-            purge takes, while the tier runs.
-        max_pending: operations that may wait for the disk.
+        folder: made if missing, for the owner only. It contains the file, its log and a lock.
+        max_bytes: largest size of the file, at least 1 MiB. The log beside it takes about 4 MiB, and more for a time if
+            a record is larger. Entries that were stored first are evicted first. An entry larger than a quarter of the
+            limit is rejected. A file that is too large when it is opened is replaced by an empty one. If a purge or
+            erasure leaves readable copies of deleted records, the tier rewrites the file. During the rewrite its
+            content also lies in the log and in SQLite's folder for temporary files.
+        keys: encrypts records and names with keys of this provider; ``None``: they are plain, with checksums.
+        purge_every_s: seconds between purges. While the tier runs, an expired entry leaves the medium after at most
+            this time plus the duration of the purge.
+        max_pending: most operations that may wait for the disk.
         wall_clock: returns nanoseconds since 1970; ``None``: ``time.time_ns``.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type or out of range.
+        TypeError, ValueError: an argument has the wrong type or is out of range.
 
-    Threads: all coroutines belong to one event loop; ``statistics`` may be called from anywhere.
+    All coroutines belong to one event loop; any thread may call ``statistics``.
     """
 
     name = "disk"
@@ -83,11 +83,11 @@ class DiskTier(MediumTier):
         self._purger: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Open the file or make it, and begin to purge.
+        """Open or create the file, and begin to purge regularly.
 
         Raises:
             BackendError: the folder cannot be made or written, or the file must be replaced while others use it.
-            RuntimeError: it runs already.
+            RuntimeError: the tier runs already.
         """
         if self._thread is not None:
             raise RuntimeError("the disk tier runs already")
@@ -100,14 +100,14 @@ class DiskTier(MediumTier):
         self._purger = keep_running(self._purge_regularly, "the purge of a disk tier", "streaminfer.caching")
 
     async def stop(self) -> None:
-        """End what is queued and close the file; idempotent."""
+        """End the queued operations and close the file; idempotent."""
         thread, self._thread = self._thread, None
         purger, self._purger = self._purger, None
         try:
             if purger is not None:
                 purger.cancel()
                 await asyncio.gather(purger, return_exceptions=True)
-        finally:  # a cancelled caller does not keep the file open
+        finally:  # closes the file also if the caller is cancelled
             if thread is not None:
                 self._closing = thread.submit(self._store.close)
                 closing = asyncio.wrap_future(self._closing)
@@ -117,7 +117,7 @@ class DiskTier(MediumTier):
                     thread.shutdown(wait=closing.done())
 
     def _open(self) -> None:
-        if self._closing is not None:  # by the thread of a stop that was cancelled
+        if self._closing is not None:  # the thread of a cancelled stop may still close the file
             wait([self._closing])
         self._store.open()
 
@@ -125,35 +125,36 @@ class DiskTier(MediumTier):
         """Remove all entries of a subject, or with a tag, from the file and its log.
 
         Returns:
-            How many there were, expired ones that had not been purged included.
+            The number of removed entries, including expired ones that were not purged yet.
 
         Raises:
-            TypeError: not exactly one of both.
-            BackendError: the disk failed; some may still be there.
+            TypeError: not exactly one of the two is given.
+            BackendError: the disk failed; some entries may still be there.
             Closed: the tier does not run.
         """
         kind, text = selection(subject, tag)
         return await self._in_chunks(True, self._store.erase, kind, text)
 
     async def purge(self, now_ns: int | None = None) -> int:
-        """Remove what had expired by an instant of the wall clock, ``None``: now.
+        """Remove the entries that are expired at an instant of the wall clock; ``None``: now.
 
         Returns:
-            How many.
+            The number of removed entries.
 
         Raises:
-            BackendError: the disk failed; some may still be there.
+            BackendError: the disk failed; some entries may still be there.
             Closed: the tier does not run.
         """
         return await self._in_chunks(False, self._store.purge, now_ns)
 
     async def hold(self, *, subject: str | None = None, tag: str | None = None, on: bool) -> bool:
-        """Begin or end a legal hold; it lies in the file, and binds every process that opens it. Return ``True``.
+        """Begin or end a legal hold, which binds every process that opens the file. Return ``True``.
 
-        While it lasts, what it matches is neither purged nor makes room for others. It is not served beyond its time.
+        While a hold lasts, the entries that it matches are neither purged nor evicted. They are not returned after
+        their time.
 
         Raises:
-            TypeError: not exactly one of subject and tag.
+            TypeError: not exactly one of subject and tag is given.
             BackendError: the disk failed.
             Closed: the tier does not run.
         """
@@ -162,10 +163,10 @@ class DiskTier(MediumTier):
         return True
 
     async def inventory(self, classes: Iterable[str] = ()) -> list[Held] | None:
-        """Return what the file holds, by data class.
+        """Return the entries in the file by data class.
 
         Args:
-            classes: names of data classes, for what the medium has only as keyed hashes; others are called ``"?"``.
+            classes: names of data classes. The medium may have only keyed hashes of them; others appear as ``"?"``.
 
         Raises:
             BackendError: the disk failed.
@@ -176,7 +177,7 @@ class DiskTier(MediumTier):
     def scan(self) -> Iterator[RecordCopy]:
         """Yield every copy of a record in the bytes of all files of the folder, freed pages and logs included.
 
-        For any thread, whether or not the tier runs; blocks, about a second for 1 GB.
+        Callable in any thread, whether or not the tier runs; blocks for about a second per GB.
 
         Raises:
             BackendError: a file cannot be read.
@@ -198,11 +199,11 @@ class DiskTier(MediumTier):
             await asyncio.sleep(self.purge_every_s)
             try:
                 await self.purge()
-            except BackendError as error:  # the next one tries again
+            except BackendError as error:  # the next purge tries again
                 self._counters.failed(error)
 
     async def _attempt(self, otherwise: T, operation: Callable[..., T], *args: Any) -> T:
-        """Run it, unless too many are queued or the tier does not run."""
+        """Run an operation, unless too many are queued or the tier does not run."""
         if self._thread is None or not self._slots.acquire(blocking=False):
             self._counters.skipped += 1
             return otherwise
@@ -215,7 +216,7 @@ class DiskTier(MediumTier):
             raise Closed("the disk tier does not run")
         try:
             return await asyncio.wrap_future(self._thread.submit(operation, *args))
-        except (sqlite3.Error, OSError, UnicodeDecodeError) as error:  # the last: SQLite quotes what is corrupt
+        except (sqlite3.Error, OSError, UnicodeDecodeError) as error:  # UnicodeDecodeError: SQLite quotes corrupt names
             raise BackendError(f"the disk tier in {self.folder} failed: {error}") from error
 
     def __repr__(self) -> str:

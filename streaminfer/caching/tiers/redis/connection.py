@@ -1,4 +1,4 @@
-"""Address of a Redis server, and connections to it, whose handshake has a time limit of its own."""
+"""Address of a Redis server, and connections to it with a separate time limit for the handshake."""
 
 import asyncio
 from typing import Any, Literal
@@ -14,22 +14,22 @@ URL_OPTIONS = frozenset({"client_name", "db", "password", "protocol", "username"
 
 
 def check_url(url: Any, files: TlsFiles) -> TlsFiles | None:
-    """Check a URL, and return the files of TLS; ``None``: it is not spoken.
+    """Check a URL, and return the TLS files; ``None`` for a URL without TLS.
 
     Args:
         url: of the server.
-        files: of TLS.
+        files: the TLS files.
 
     Raises:
-        TypeError, ValueError: no such URL, or files for a URL without TLS. The message does not show the URL, which may
-            hold a password.
+        TypeError, ValueError: the URL is invalid, or TLS files are given for a URL without TLS. The message does not
+            show the URL, which may contain a password.
     """
     check_instance("url", url, lambda it: isinstance(it, str), "a string")
     if not url.startswith(("redis://", "rediss://", "unix://")):
         raise ValueError("url: expected redis://…, rediss://… or unix://…")
     parts = _split(url)
     options = sorted(set(parse_qs(parts.query, keep_blank_values=True)) - URL_OPTIONS)
-    if options:  # an option of the client library would win over what this tier sets
+    if options:  # an option in the URL would override the settings of this tier
         raise ValueError(f"url: expected no options but {', '.join(sorted(URL_OPTIONS))}, got {', '.join(options)}")
     if url.startswith("rediss://"):
         return files
@@ -42,8 +42,8 @@ def _split(url: str) -> SplitResult:
     """Return the parts of a URL.
 
     Raises:
-        ValueError: it has none, as that of a password with a ``/`` or ``#``, behind which all would be taken for a path
-            and the password for a port, which errors show.
+        ValueError: the URL has no such parts. A ``/`` or ``#`` in a password, for example, would turn the rest into a
+            path, and the password into a port, which error messages show.
     """
     try:
         parts = urlsplit(url)
@@ -60,14 +60,14 @@ def _split(url: str) -> SplitResult:
 
 
 def client_of(library: Any, url: str, *, max_connections: int, wait_s: float, tls: TlsFiles | None) -> Any:
-    """Return a client with connections of its own, which are made when they are needed, and which retries nothing.
+    """Return a client with its own connections, which it opens on demand; the client retries nothing.
 
     Args:
         library: ``redis.asyncio``.
         url: of the server.
-        max_connections: at most so many at once.
-        wait_s: for how long an operation waits for one.
-        tls: the files of TLS; ``None``: it is not spoken.
+        max_connections: most connections at once.
+        wait_s: seconds that an operation waits for a connection.
+        tls: the TLS files; ``None``: no TLS.
     """
     from redis.asyncio.retry import Retry  # noqa: PLC0415 - an optional dependency
     from redis.backoff import NoBackoff  # noqa: PLC0415 - the same
@@ -76,7 +76,7 @@ def client_of(library: Any, url: str, *, max_connections: int, wait_s: float, tl
         url,
         max_connections=max_connections,
         timeout=wait_s,
-        socket_timeout=None,  # each operation has its own
+        socket_timeout=None,  # each operation has its own timeout
         socket_connect_timeout=None,
         retry=Retry(NoBackoff(), 0),
     )
@@ -88,7 +88,7 @@ def client_of(library: Any, url: str, *, max_connections: int, wait_s: float, tl
 
 
 async def close(client: Any) -> None:
-    """Close the connections of a client of `client_of`; operations that wait for one make none any more."""
+    """Close the connections of a client of `client_of`; operations that wait for one open no new ones."""
     client.connection_pool.connection_class.is_closed = True
     await client.aclose()
 
@@ -99,8 +99,8 @@ def blocking_client_of(library: Any, url: str, *, timeout_s: float, tls: TlsFile
     Args:
         library: ``redis``.
         url: of the server.
-        timeout_s: for each step.
-        tls: the files of TLS; ``None``: it is not spoken.
+        timeout_s: timeout of each step, in seconds.
+        tls: the TLS files; ``None``: no TLS.
     """
     pool = library.ConnectionPool.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
     if tls is not None:
@@ -109,9 +109,9 @@ def blocking_client_of(library: Any, url: str, *, timeout_s: float, tls: TlsFile
 
 
 class _Condition(asyncio.Condition):
-    """Condition on which a wait that is cancelled passes on the notification that it may have had.
+    """Condition that passes a notification on if the wait that received it is cancelled.
 
-    asyncio's own loses it before Python 3.13: others would wait beside a free connection.
+    Before Python 3.13, asyncio's condition loses it, and others would wait although a connection is free.
     """
 
     async def wait(self) -> Literal[True]:
@@ -124,15 +124,15 @@ class _Condition(asyncio.Condition):
 
 
 def _connects_in_its_own_time(connection: type[Any]) -> type[Any]:
-    """Return a class of connections whose handshake, several round trips, outlives the operation that needed it."""
+    """Return a connection class whose handshake (several round trips) continues if its operation times out."""
 
     class Connection(connection):  # type: ignore[misc]
-        is_closed = False  # of all connections of the client
+        is_closed = False  # for all connections of the client
         _connecting: asyncio.Task[None] | None = None
 
         async def connect(self) -> None:
             task = self._connecting
-            # `redis` subscribes again in the handshake itself, to what the connection had subscribed to
+            # during the handshake, `redis` renews the connection's subscriptions itself
             if task is asyncio.current_task() or (task is None and self.is_connected):
                 return
             if task is None:
@@ -147,12 +147,12 @@ def _connects_in_its_own_time(connection: type[Any]) -> type[Any]:
                 async with asyncio.timeout(CONNECT_TIMEOUT_S):
                     await super().connect()
             except BaseException:
-                await super().disconnect(nowait=True)  # no half of a handshake stays
+                await super().disconnect(nowait=True)  # leave no half-open connection
                 raise
 
         def _connected(self, task: asyncio.Task[None]) -> None:
             self._connecting = None
-            task.cancelled() or task.exception()  # who waits has it; who does not has a timeout of its own
+            task.cancelled() or task.exception()  # marks the error as retrieved; waiters raise it themselves
 
         async def disconnect(self, *args: Any, **options: Any) -> None:
             task = self._connecting
@@ -165,8 +165,8 @@ def _connects_in_its_own_time(connection: type[Any]) -> type[Any]:
 
 
 async def _end_of(handshake: asyncio.Task[None]) -> None:
-    """Wait for a handshake, which goes on where the wait is cancelled."""
+    """Wait for a handshake, which continues if the wait is cancelled."""
     await asyncio.wait({handshake})
-    if handshake.cancelled():  # by `disconnect`: the operation that waits is not
+    if handshake.cancelled():  # `disconnect` cancelled it, not the waiting operation
         raise ConnectionError("the connection was closed before it was made")
     handshake.result()

@@ -1,9 +1,9 @@
-"""Notices of a `RedisTier` by publish and subscribe: what one process deleted, the memory of the others drops.
+"""Notices of a `RedisTier` by publish and subscribe: other processes remove from memory what one process deleted.
 
-One connection listens. When it is lost it is made again, after pauses from 0.1 to 5 s; when the server is silent for
-5 s it is sent a ping, and 5 s without a reply are a loss as well. What is published meanwhile is missed: the server
-keeps nothing of it. Notices are records as entries are, sealed where the tier has keys; one that cannot be read is
-passed over.
+One connection listens. If it is lost, it is opened again after pauses from 0.1 to 5 s. If the server is silent for 5 s,
+the listener sends a ping; 5 s without a reply also count as a loss. Notices that are published meanwhile are missed,
+because the server does not store them. Notices are records like entries, sealed if the tier has keys; unreadable ones
+are skipped.
 """
 
 import asyncio
@@ -28,17 +28,17 @@ _LONGEST_PAUSE_S = 5.0
 
 
 class RedisNotices:
-    """The notices of one tier.
+    """Notices of one tier.
 
     Args:
-        channel: where they are published.
-        records: what makes records of them.
-        blocking: runs what may block, as a key provider may.
+        channel: channel on which they are published.
+        records: turns them into records.
+        blocking: runs functions that may block, such as those of a key provider.
 
     Attributes:
-        listening: is set while others' notices are heard.
-        heard: how many were heard.
-        missed: how often the connection was lost, so that some may have been missed.
+        listening: event that is set while the tier receives notices.
+        heard: number of received notices of others.
+        missed: number of lost connections, during which notices may have been missed.
     """
 
     def __init__(self, channel: bytes, records: Records, blocking: Callable[..., Awaitable[Any]]) -> None:
@@ -53,22 +53,22 @@ class RedisNotices:
         self._task: asyncio.Task[None] | None = None
 
     def hear(self, listener: Callable[[Notice], object]) -> None:
-        """Call ``listener`` with each notice of others."""
+        """Call ``listener`` with each notice of another process."""
         self._listeners.append(listener)
 
     def start(self, client: Any) -> None:
         """Begin to listen.
 
         Args:
-            client: of connections of its own, at least one.
+            client: a client with at least one connection for the listener alone.
         """
         self._client = client
-        self._own = os.urandom(16)  # not before a fork: its children are others
-        self.listening = asyncio.Event()  # of this event loop
+        self._own = os.urandom(16)  # after any fork, so that forked processes differ
+        self.listening = asyncio.Event()  # belongs to this event loop
         self._task = keep_running(self._listen, "the listener to notices of a Redis tier", _LOGGER.name)
 
     async def stop(self) -> None:
-        """End it; idempotent."""
+        """Stop listening; idempotent."""
         task, self._task = self._task, None
         self.listening.clear()
         if task is not None:
@@ -79,7 +79,7 @@ class RedisNotices:
                 await self._client.aclose()
 
     async def record(self, notice: Notice) -> bytes:
-        """Return what to publish."""
+        """Return the record of a notice to publish."""
         value = (self._own, notice.key, notice.subject, notice.tag)
         record: bytes = await self._blocking(self._records.pack, _NAME, Entry(value=value, stored_ns=time.time_ns()))
         return record
@@ -89,19 +89,19 @@ class RedisNotices:
         while True:
             try:
                 await self._subscribe()
-            except Exception as error:  # whatever a broken server leads to
+            except Exception as error:  # a broken server can cause any error
                 if self.listening.is_set():
                     self.listening.clear()
                     self.missed += 1
                     pause_s = _FIRST_PAUSE_S
-                if pause_s == _FIRST_PAUSE_S:  # the first attempt that failed, since the start or since it listened
+                if pause_s == _FIRST_PAUSE_S:  # first failure since the start or since it last listened
                     text = "notices of others may be missed: %s: %s"
                     _LOGGER.warning(text, type(error).__name__, error, exc_info=error)
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     async def _subscribe(self) -> None:
-        """Listen until the connection is lost, which raises."""
+        """Listen until the connection is lost, then raise."""
         pubsub = self._client.pubsub()
         try:
             async with asyncio.timeout(_QUIET_S):

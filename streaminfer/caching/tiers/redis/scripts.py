@@ -1,6 +1,6 @@
-"""The layout of a `RedisTier` on its server, and the Lua scripts that change it.
+"""Layout of a `RedisTier` on its server, and the Lua scripts that change it.
 
-On the server, all under one namespace, with the braces that put it into one slot::
+On the server, all keys are in one namespace; its braces put them into one slot::
 
     {namespace}:e<name>   hash     d: the record   c: its data class   s: when it was computed
                                    ls<name>, lt<name>, …: the subject and the tags that it has
@@ -8,15 +8,16 @@ On the server, all under one namespace, with the braces that put it into one slo
     {namespace}:n         channel  notices of what was deleted and erased, see ``redis_notices``
     {namespace}:g         string   16 random bytes, others after each erasure or deletion
 
-An entry lists its own labels, so a server that evicts as it pleases takes both or neither: an erasure goes through all
-entries (``SCAN``, which gives everything that is there from its beginning to its end) and needs no index.
+An entry lists its own labels, so a server that evicts entries removes both or neither. An erasure scans all entries
+(``SCAN`` returns every key that exists from its beginning to its end) and needs no index.
 
-**Leases.** A holder that has nothing to put leaves a mark in place of its random bytes, for as long again: others
-compute at once, and do not wait for one another in turn.
+**Leases.** A holder that has nothing to put replaces its random bytes by a mark, which lasts as long as a lease. Other
+processes then compute at once, instead of waiting for one another in turn.
 
-**A put that comes too late.** A server that stalls may do what it was asked long after the caller gave up, and after an
-erasure that another connection brought. So a put asks for the random bytes first, and its script does nothing if they
-have changed or are gone by then: what was begun before an erasure has no effect after it, whichever process erased.
+**A put that comes too late.** A server that stalls may execute a put long after the caller stopped waiting, and after
+an erasure from another connection. A put therefore first reads the random bytes of the namespace. Its script does
+nothing if they have changed or are gone by then. A put that began before an erasure thus has no effect after it,
+whichever process erased.
 """
 
 __all__ = ["BEGIN", "ERASE", "LOOK", "OPEN", "PUT", "TAKE"]

@@ -1,10 +1,10 @@
 """`RedisTier`: entries on a Redis or Valkey server that the machines of a site share.
 
-A server that is down must cost its callers nothing but misses: each operation has a timeout, nothing is tried again,
-and a circuit breaker stops asking when they fail. Nothing that the server answers is believed: records have a checksum
-(with keys, a seal) and their own name and age inside.
+A server that is down must cost its callers only misses: each operation has a timeout, nothing is retried, and a circuit
+breaker stops the calls when they fail. The tier does not trust the server's responses: records have a checksum (with
+keys, a seal) and contain their own name and age.
 
-What lies on the server, and the scripts that change it, are in ``scripts``.
+``scripts`` describes the data on the server and has the scripts that change them.
 """
 
 import asyncio
@@ -36,49 +36,48 @@ T = TypeVar("T")
 
 ERASE_CHUNK = 1024
 SCAN_CHUNK = 256
-WRONG_TYPE = "WRONGTYPE"  # a reply to a command on a key that holds something else
-NO_WRITES = ("MISCONF", "NOREPLICAS")  # replies to writes of a server that cannot save, or has lost its replicas
+WRONG_TYPE = "WRONGTYPE"  # error of a command on a key with another data type
+NO_WRITES = ("MISCONF", "NOREPLICAS")  # errors of writes to a server that cannot save or has lost its replicas
 MAX_COUNTED_KEYS = 100_000
-MAX_TTL_MS = 2**53  # what a Lua number holds exactly
+MAX_TTL_MS = 2**53  # largest integer that a Lua number represents exactly
 
 
 class RedisTier(MediumTier):
-    """A tier on a Redis (≥ 6.2) or Valkey server; not for Redis Cluster beyond one slot.
+    """Tier on a Redis (≥ 6.2) or Valkey server; on Redis Cluster it uses one slot only.
 
     Args:
-        url: ``redis://[[user]:password@]host[:port][/db]``, ``rediss://`` for TLS, ``unix://`` for a socket. A TLS
-            server's certificate and name are checked, always. Of options after ``?`` it takes ``client_name``, ``db``,
+        url: ``redis://[[user]:password@]host[:port][/db]``, ``rediss://`` for TLS, ``unix://`` for a socket. The
+            certificate and name of a TLS server are always checked. Options after ``?`` can be ``client_name``, ``db``,
             ``password``, ``protocol`` and ``username``.
-        namespace: what its keys begin with; those who share it share entries.
-        keys: encrypts records and names with keys of this provider; ``None``: plain, with checksums.
-        timeout_s: what one get or put may take; beyond it is a miss. A connection that takes longer to make goes on
-            being made, for up to 5 s, and serves a later one.
-        invalidate: the memory of the other processes that say the same drops what one of them deletes or erases; so do
-            their tiers before this one. It takes one connection more.
-        lease_s: where it is more than 0, one of all processes that say so computes an answer, and the others wait for
-            its entry, for at most so long; one that died holds them up no longer either.
-        erase_timeout_s: the same for each step of an erasure, which looks at 1,024 keys.
-        breaker: a `CircuitBreaker`; ``None``: one that opens for 5 s when half of the last 20 operations, or of 5
-            at least, failed.
-        max_connections: at most so many at once; who finds none free waits within the timeout.
+        namespace: prefix of its keys; tiers with the same namespace share entries.
+        keys: encrypts records and names with keys of this provider; ``None``: they are plain, with checksums.
+        timeout_s: seconds that a get or put may take; after that it is a miss. A connection that takes longer to open
+            continues to open for up to 5 s, and serves a later operation.
+        invalidate: when one process deletes or erases entries, all other processes with this option remove them from
+            their memory and from faster tiers. Takes one more connection.
+        lease_s: if more than 0, one of all processes with this option computes a response, and the others wait for its
+            entry for at most this time, also if that process dies.
+        erase_timeout_s: seconds for each step of an erasure, which checks 1,024 keys.
+        breaker: a `CircuitBreaker`; ``None``: one that opens for 5 s when half of the last 5 to 20 operations failed.
+        max_connections: most connections at once; an operation waits for a free one within its timeout.
         max_value_bytes: larger records are rejected.
-        tls_ca: path of the authorities' certificates; ``None``: the system's.
-        tls_certificate, tls_key: paths of a client's certificate and its unencrypted key, where the server wants one.
-            These files and ``tls_ca`` are read for each connection: one that was replaced holds for later ones.
-        wall_clock: returns nanoseconds since 1970; ``None``: ``time.time_ns``. It and the server's clock must agree to
-            within what the ages of entries allow: they are checked by this one.
+        tls_ca: path of the certificates of the trusted authorities; ``None``: those of the system.
+        tls_certificate, tls_key: paths of a client certificate and its unencrypted key, if the server requires one.
+            These files and ``tls_ca`` are read for each connection, so replaced files apply to later connections.
+        wall_clock: returns nanoseconds since 1970; ``None``: ``time.time_ns``. The tier checks the ages of entries by
+            this clock, so the clocks of all machines must agree closely enough for these ages.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type or out of range.
+        TypeError, ValueError: an argument has the wrong type or is out of range.
         MissingExtra: ``redis`` is not installed.
 
-    Threads: all coroutines belong to one event loop.
+    All coroutines belong to one event loop.
     """
 
     name = "redis"
     on_disk = False
     shared = True
-    purge_bound_s = None  # the server frees what has expired in its own time; it gives none of it
+    purge_bound_s = None  # the server frees expired entries at times of its own, but never returns them
 
     def __init__(
         self,
@@ -122,10 +121,10 @@ class RedisTier(MediumTier):
         self._sealer: ThreadPoolExecutor | None = None
 
     async def start(self) -> None:
-        """Get ready; the first operation connects to the server, which may come later.
+        """Prepare the tier; the first operation connects, so the server may start later.
 
         Raises:
-            RuntimeError: it runs already.
+            RuntimeError: the tier runs already.
         """
         if self._client is not None:
             raise RuntimeError("the Redis tier runs already")
@@ -143,28 +142,28 @@ class RedisTier(MediumTier):
             if self.notices is not None:
                 await self.notices.stop()
             if sealer is not None:
-                await asyncio.wrap_future(sealer.submit(int))  # ends what is running, without blocking the loop
+                await asyncio.wrap_future(sealer.submit(int))  # waits for the running one without blocking the loop
                 sealer.shutdown(wait=True)
-        finally:  # also where a key provider hangs until the stop is cancelled
+        finally:  # also if a key provider hangs until the stop is cancelled
             if sealer is not None:
                 sealer.shutdown(wait=False)
             if client is not None:
                 await close(client)
 
     async def erase(self, *, subject: str | None = None, tag: str | None = None) -> int:
-        """Remove all entries of a subject, or with a tag; goes through all that the namespace holds.
+        """Remove all entries of a subject or with a tag; checks every entry of the namespace.
 
         Returns:
-            How many there were; what the server had removed as expired does not count.
+            The number of removed entries; those that the server had already removed as expired do not count.
 
         Raises:
-            TypeError: not exactly one of both.
-            BackendError, CircuitOpen: the server did not do it; some may still be there.
+            TypeError: not exactly one of the two is given.
+            BackendError, CircuitOpen: the server did not do it; some entries may still be there.
             Closed: the tier does not run.
         """
         kind, text = selection(subject, tag)
         label = b"l" + kind + self._records.name(kind, text)
-        await self._demand(self._call, "unlink", self._prefix + b"g")  # puts that have begun have no effect
+        await self._demand(self._call, "unlink", self._prefix + b"g")  # so that puts in flight have no effect
         total = 0
         async for keys in self._entries(ERASE_CHUNK):
             erased = await self._demand(self._script, ERASE, label, *keys)
@@ -174,16 +173,16 @@ class RedisTier(MediumTier):
         return total
 
     async def inventory(self, classes: Iterable[str] = ()) -> list[Held] | None:
-        """Return what the namespace holds, by data class, in steps of 256 keys, between which the server serves others.
+        """Return the entries of the namespace by data class, in steps of 256 keys, so that the server can serve others.
 
         Args:
-            classes: names of data classes, for what the server has only as keyed hashes; others are called ``"?"``.
+            classes: names of data classes. The server may have only keyed hashes of them; others appear as ``"?"``.
 
         Returns:
-            ``None`` where the server has more than 100,000 keys: to look at them all would take too long.
+            The entries; ``None`` if the server has more than 100,000 keys, because checking them would take too long.
 
         Raises:
-            BackendError, CircuitOpen: the server did not answer.
+            BackendError, CircuitOpen: the server did not respond.
             Closed: the tier does not run.
         """
         if await self._demand(self._call, "dbsize") > MAX_COUNTED_KEYS:
@@ -213,17 +212,17 @@ class RedisTier(MediumTier):
         return await self._attempt(1, self._script, script, *arguments)
 
     def hear(self, listener: Callable[[Notice], object]) -> None:
-        """Call ``listener`` with what others deleted and erased, with ``invalidate``, while the tier runs."""
+        """Call ``listener`` with others' deletions and erasures while the tier runs; needs ``invalidate``."""
         if self.notices is not None:
             self.notices.hear(listener)
 
     def scan(self) -> Iterator[RecordCopy]:
-        """Yield every copy of a record in any key of the namespace, of any type, found by SCAN and not by an index.
+        """Yield every copy of a record in any key of the namespace, of any type; SCAN finds the keys, not an index.
 
-        For any thread, whether or not the tier runs; blocks, with a connection of its own.
+        Callable in any thread, whether or not the tier runs; blocks, on a separate connection.
 
         Raises:
-            BackendError: the server did not answer.
+            BackendError: the server did not respond.
         """
         redis = require("redis", extra="redis", purpose="the Redis tier")
         try:
@@ -234,7 +233,7 @@ class RedisTier(MediumTier):
             raise BackendError(f"the Redis tier {self.namespace!r} failed: {text_of_error(error)}") from error
 
     async def _entries(self, chunk: int) -> AsyncIterator[list[bytes]]:
-        """Yield the keys of all entries that are there all the while, about so many at once."""
+        """Yield the keys of all entries that exist during the whole scan, about ``chunk`` at once."""
         pattern = _literally(self._prefix + b"e") + b"*"
         cursor = -1
         while cursor:
@@ -247,7 +246,7 @@ class RedisTier(MediumTier):
         try:
             record = await self._server().hget(self._prefix + b"e" + name, b"d")
         except self._redis.ResponseError as error:
-            if WRONG_TYPE in str(error):  # a foreign value makes way, as a corrupt record does
+            if WRONG_TYPE in str(error):  # remove a foreign value, like a corrupt record
                 await self._drop(name)
             raise
         if record is None:
@@ -268,9 +267,9 @@ class RedisTier(MediumTier):
         name = self._records.name(b"k", key)
         try:
             return await self._put_record(name, entry)
-        except self._redis.ResponseError:  # such as of a server that is full, which can delete all the same
+        except self._redis.ResponseError:  # for example a full server, which can still delete
             with suppress(self._redis.ResponseError):
-                await self._drop(name)  # what it would have replaced is not what was put last
+                await self._drop(name)  # the old entry is not the latest value any more
             raise
 
     async def _put_record(self, name: bytes, entry: Entry) -> bool:
@@ -279,7 +278,7 @@ class RedisTier(MediumTier):
         now_ns = self.wall_clock()
         if not 0 < len(record) <= self._max_value_bytes or entry.is_expired(now_ns):
             self._counters.rejected += 1
-            await self._drop(name)  # what it would have replaced is not what was put last
+            await self._drop(name)  # the old entry is not the latest value any more
             return False
         left_ms = -1
         if entry.expires_ns is not None:
@@ -299,25 +298,25 @@ class RedisTier(MediumTier):
 
     async def _delete(self, key: str | bytes) -> bool:
         name = self._records.name(b"k", key)
-        await self._server().unlink(self._prefix + b"g")  # puts that have begun have no effect
+        await self._server().unlink(self._prefix + b"g")  # so that puts in flight have no effect
         self._counters.erased += await self._server().unlink(self._prefix + b"e" + name)
         await self._announce(Notice(key=key))
         return True
 
     async def _announce(self, notice: Notice) -> None:
-        """Publish a notice; after the deletion, so that its receivers find nothing here."""
+        """Publish a notice; call it after the deletion, so that receivers do not find the entry here."""
         if self.notices is not None:
             await self._server().publish(self.notices.channel, await self.notices.record(notice))
 
     async def _attempt(self, otherwise: T, operation: Callable[..., Awaitable[T]], *args: Any) -> T:
-        """Run it within the timeout, if the breaker permits."""
+        """Run an operation within the timeout, if the breaker permits."""
         limit = asyncio.timeout(self._timeout_s)
         try:
             self._server()
             async with self.breaker.guard(), limit:
                 try:
                     return await operation(*args)
-                except self._redis.ResponseError as error:  # the server responds, and serves what it can
+                except self._redis.ResponseError as error:  # the server responds and can serve other operations
                     if not self._is_of_this_operation(error):
                         raise
                     self._counters.failed(error)
@@ -328,7 +327,7 @@ class RedisTier(MediumTier):
         return otherwise
 
     def _is_of_this_operation(self, error: Exception) -> bool:
-        """Return whether a server rejected a key of a wrong type, or writes alone: full, a replica, unable to save."""
+        """Return whether the error concerns one key (wrong type) or writes only (full, a replica, unable to save)."""
         no_writes = isinstance(error, (self._redis.OutOfMemoryError, self._redis.ReadOnlyError))
         return no_writes or WRONG_TYPE in str(error) or str(error).startswith(NO_WRITES)
 
@@ -347,7 +346,7 @@ class RedisTier(MediumTier):
             raise BackendError(f"the Redis tier {self.namespace!r} failed: {text_of_error(error)}") from caught
 
     def _server(self) -> Any:
-        if self._client is None:  # never started, or stopped meanwhile
+        if self._client is None:  # not started, or stopped
             raise Closed("the Redis tier does not run")
         return self._client
 
@@ -370,12 +369,12 @@ class RedisTier(MediumTier):
 
 
 def _literally(text: bytes) -> bytes:
-    """Return a pattern that matches this text and no other."""
+    """Return a pattern that matches exactly this text."""
     return b"".join(b"\\" + bytes((byte,)) if byte in b"*?[]\\^-" else bytes((byte,)) for byte in text)
 
 
 def _read_raw(server: Any, prefix: bytes) -> Iterator[bytes]:
-    """Yield each key that begins with a prefix, found by SCAN and not by an index, and all bytes under it.
+    """Yield each key that begins with a prefix, and all its bytes; SCAN finds the keys, not an index.
 
     Args:
         server: a blocking client.

@@ -1,7 +1,7 @@
-"""TLS to a Redis server: the authorities that are trusted, and the client's own certificate.
+"""TLS to a Redis server: the trusted authorities, and the client's certificate.
 
-The contexts are ours. Those of ``redis`` trust the system's authorities also where others are named, ask the terminal
-for the password of an encrypted key, and are kept by a connection for as long as the client lives.
+This module makes the TLS contexts itself. Those of ``redis`` trust the system's authorities even if others are given,
+ask on the terminal for the password of an encrypted key, and are never renewed while the client lives.
 """
 
 import ssl
@@ -16,16 +16,16 @@ __all__ = ["TlsFiles", "own_tls"]
 
 @attrs.frozen
 class TlsFiles:
-    """Paths of files, which are read for each connection that is made.
+    """Paths of TLS files, which are read for each new connection.
 
     Attributes:
-        ca: the authorities' certificates; ``None``: the system's.
-        certificate: the client's certificate; ``None``: it has none.
-        key: of ``certificate``, unencrypted; ``None``: it is in the same file.
+        ca: certificates of the trusted authorities; ``None``: those of the system.
+        certificate: the client's certificate; ``None``: no certificate.
+        key: the unencrypted key of ``certificate``; ``None``: it is in the same file.
 
     Raises:
-        TypeError: one is no path.
-        ValueError: a key without a certificate.
+        TypeError: a value is not a path.
+        ValueError: there is a key without a certificate.
     """
 
     ca: str | None
@@ -33,7 +33,7 @@ class TlsFiles:
     key: str | None
 
     def __attrs_post_init__(self) -> None:
-        for name, path in attrs.asdict(self).items():  # an empty one would stand for the system's authorities
+        for name, path in attrs.asdict(self).items():  # an empty path would mean the system's authorities
             check_instance(
                 f"tls_{name}", path, lambda it: it is None or (isinstance(it, str) and it != ""), "a path, or None"
             )
@@ -41,10 +41,10 @@ class TlsFiles:
             raise ValueError("tls_certificate: expected one, since there is a tls_key, got None")
 
     def get(self) -> ssl.SSLContext:
-        """Return the context of a new connection; ``redis.asyncio`` asks for it by this name.
+        """Return the context of a new connection; ``redis.asyncio`` calls this method.
 
         Raises:
-            OSError: a file cannot be read, or its content is not what it should be.
+            OSError: a file cannot be read, or its content is invalid.
         """
         context = ssl.create_default_context(cafile=self.ca)
         if self.certificate is not None:
@@ -53,12 +53,12 @@ class TlsFiles:
 
 
 def own_tls(connection: type[Any], files: TlsFiles, *, blocking: bool = False) -> type[Any]:
-    """Return a class of connections with TLS whose contexts are made from files.
+    """Return a class of TLS connections that make their contexts from files.
 
     Args:
         connection: a class of ``redis.asyncio``.
-        files: of TLS.
-        blocking: it is one of ``redis``.
+        files: the TLS files.
+        blocking: whether ``connection`` is a class of ``redis``.
     """
 
     class Connection(connection):  # type: ignore[misc]
