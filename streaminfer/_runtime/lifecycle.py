@@ -162,7 +162,7 @@ async def stop_all(owner: object, parts: Iterable[Any], *, drain: bool) -> None:
 async def stop_together(stops: Iterable[Coroutine[Any, Any, None]]) -> None:
     """Perform stops at the same time; raise the first failure at the end, and log later ones.
 
-    A cancellation cancels each stop, but not before its first step, as ``asyncio.gather`` would.
+    A cancellation cancels each stop, but, unlike that of ``asyncio.gather``, never before the first step of the stop.
     """
     tasks = [BegunTask(_perform(stop)) for stop in stops]
     failures: list[BaseException] = []

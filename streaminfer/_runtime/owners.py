@@ -85,7 +85,7 @@ async def own(owner: object, part: Any) -> None:
 
 @asynccontextmanager
 async def last_owner(owner: object, part: Any) -> AsyncIterator[bool]:
-    """Remove ``owner``, and yield whether it was the last one, which must stop the part in the block."""
+    """Remove ``owner``, and yield whether it was the last owner; if so, the block must stop the part."""
     async with _turn(part) as ownership:
         shared = ownership.others(owner)
         ownership.owners.pop(id(owner), None)

@@ -31,7 +31,7 @@ def nested_source(route: str, inner: str) -> str:
 
 @functools.lru_cache(maxsize=_MOST)
 def fallback_source(route: str, better: str, reason: str) -> str:
-    """Return the source of a response from a fallback route, with the better route and the reason for its failure."""
+    """Return the source of a response from a fallback route, with the better route and why that gave no response."""
     return _routed(route, f"{route} ({better}: {reason})")
 
 

@@ -21,7 +21,7 @@ def cut_rows(inputs: Any) -> list[Any]:
         inputs: an array whose first axis holds the rows, or a mapping of such arrays.
 
     Raises:
-        InvalidInput: the inputs are something else, have no rows, or have different numbers of rows.
+        InvalidInput: the inputs are something else, have no rows, or are arrays with different numbers of rows.
     """
     counts: dict[str, int] = {}
     arrays = _as_arrays(inputs, "inputs", counts)

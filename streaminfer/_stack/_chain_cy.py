@@ -410,7 +410,7 @@ def _tell(receive: Any, response: Any, error: Any) -> None:
     except LISTENER_ERRORS as failure:  # reported like exceptions of asyncio callbacks
         context = {"message": f"the receiver of a response failed: {brief(receive)}", "exception": failure}
         get_running_loop().call_exception_handler(context)
-    except BaseException as interrupt:  # noqa: BLE001 - it goes on to the loop when the others have been told
+    except BaseException as interrupt:  # noqa: BLE001 - it is raised in the loop when the others have been told
         raise_in_loop(interrupt)
 
 

@@ -19,7 +19,7 @@ __all__ = ["PartStart", "StartReport", "StartTimer"]
 PROGRESS_INTERVAL_S = 5.0
 """Seconds between two log lines during a long start."""
 KERNELS_FROM_S = 0.1
-"""Shortest time of kernels in the report, because loading kernels compiled ahead of time takes milliseconds."""
+"""Seconds of loading from which kernels are in the report; kernels compiled ahead of time take milliseconds."""
 
 _LOGGER = Log("streaminfer")
 

@@ -55,7 +55,7 @@ def is_ours(thing: object) -> bool:
 
 
 def read(thing: object, name: str) -> Any:
-    """Return an attribute without running users' code; `NOTHING` or `UNREAD` if that is impossible."""
+    """Return an attribute without running users' code: `NOTHING` if there is none, `UNREAD` if only code returns it."""
     found = inspect.getattr_static(thing, name, NOTHING)
     if is_a(found, property):
         return found.fget(thing) if is_ours(found.fget) else UNREAD

@@ -40,12 +40,12 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
     """Mapping with expiring entries and limits on count and bytes, which also caches services and functions.
 
     An entry is fresh before its expiry instant and expired from that instant on (now ≥ expiry). Times of a minute or
-    more may end up to 10 ms early, because the cache counts them from the system's last clock tick. The mapping's
+    more may end early, by at most 10 ms, because the cache counts them from the system's last clock tick. The mapping's
     methods, ``len`` and ``size`` see fresh entries only. Iteration, ``keys()``, ``values()`` and ``items()`` read a
-    snapshot in eviction order and do not count as a use.
+    snapshot, with the next entry to be evicted first, and do not count as a use.
 
-    Expired entries leave memory within 0.25 s. One daemon thread frees those of all idle caches. A cache with a
-    ``clock`` frees them when values are stored or counted, and in :meth:`expire`.
+    Expired entries leave memory within 0.25 s after their time (stale time included). One daemon thread frees those of
+    all idle caches. A cache with a ``clock`` frees them when values are stored or counted, and in :meth:`expire`.
 
     Args:
         maxsize: most entries, stale ones and failures included; ``None``: no limit.
@@ -194,7 +194,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         return dict(zip(*self._memory.snapshot(True), strict=True))
 
     def pop(self, key: Any, default: Any = _ABSENT) -> Any:
-        """Remove a fresh entry and return its value; else return ``default`` if given, or raise `KeyError`."""
+        """Remove a fresh entry and return its value, else ``default`` or raise `KeyError`; does not count as a use."""
         value = self._memory.take(key, _ABSENT)
         if value is not _ABSENT:
             return value

@@ -95,7 +95,7 @@ class Freshness:
             self.negative_ns = min(self.negative_ns, _max_age_ns(policy.rule(())))
 
     def lasts_ns(self, ttl_s: float | None, tags: Iterable[str]) -> int:
-        """Return how long a value is fresh: ``ttl_s``, else the cache's time, at most what the policy allows; ns."""
+        """Return how many nanoseconds a value is fresh: ``ttl_s``, else the cache's time, limited by the policy."""
         ttl_ns = self.ttl_ns if ttl_s is None else duration_ns("ttl_s", ttl_s)
         if self.policy is None:
             return ttl_ns

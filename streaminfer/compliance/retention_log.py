@@ -115,7 +115,7 @@ class RetentionLog:
             count: number of entries, ≥ 0.
             reason: the reason, in words. In the reason and the tag, ``[the subject]`` replaces the subject's name.
             subject: the data subject; the log stores only a keyed hash.
-            tag: tag of the erasure. Tags are stored unchanged, so do not make them of names.
+            tag: tag of the erasure. Tags are otherwise stored unchanged, so do not make them of names.
             at_ns: when it happened, in nanoseconds of the log's clock; ``None``: now.
 
         Raises:

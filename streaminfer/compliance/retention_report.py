@@ -5,8 +5,8 @@ names of classes and places, and keyed hashes of subjects, but no data and no na
 
 Each holding has a state: ``within`` its class's maximum age; ``due``: older, but not by more than the place's stated
 time to remove expired entries (its purge bound); ``held``: preserved, or older still while a legal hold is in force;
-``over``: a violation; ``empty``; or ``unknown``: the age is not known (as on a very full Redis server). A report never
-counts an unknown state as good.
+``over``: a violation; ``empty``; or ``unknown``: the age is not known (as on a very full Redis server), or the policy
+has no such class. A report never counts an unknown state as good.
 """
 
 import time

@@ -1,11 +1,12 @@
 """Header fields of a response for HTTP caches: which may store it, for how long, and how to revalidate it.
 
-**Who.** A response is ``no-store`` if it is degraded, belongs to a live stream, must not be stored by the request or
-the computation, or contains a person's data (``subject``), because a copy outside cannot be erased. A response to a
-tenant, or to a request with credentials, is ``private``. The policy can allow shared caches to store responses to
-tenants, with one copy per credential. Credentials without a tenant may be in a header that is not in ``Vary``, such as
-a cookie; such responses stay ``private``. Each response varies by the credentials header, so that a cache never returns
-a copy for other credentials, even if it ignores RFC 9111 §3.5 (as nginx does). No response is ``public`` without need.
+**Who.** A response is ``no-store`` if it is degraded, belongs to a live stream or contains a person's data
+(``subject``, because a copy outside cannot be erased), or if the request or the computation forbids storing it. A
+response to a tenant, or to a request with credentials, is ``private``. The policy can allow shared caches to store
+responses to tenants, with one copy per credential. Credentials without a tenant may be in a header that is not in
+``Vary``, such as a cookie; such responses stay ``private``. Each response varies by the credentials header, so that a
+cache never returns a copy for other credentials, even if it ignores RFC 9111 §3.5 (as nginx does). No response is
+``public`` without need.
 
 **How long.** A cache uses a copy for at most ``fresh_s`` without revalidation. An erased response is therefore used
 elsewhere for that long, plus the stale windows (RFC 5861). No copy is used after ``computed_s + lifetime_s``: freshness
@@ -56,8 +57,8 @@ class EdgePolicy:
         fresh_s: seconds ≥ 1 for which a copy is used without revalidation. An erasure takes this long to reach it.
         lifetime_s: seconds ≥ 1 after its computation for which a response is used anywhere: its retention, and the time
             for which this process can revalidate it. ``None``: as long as revalidation confirms it.
-        stale_while_revalidate_s: seconds after that for which a copy is used while it is revalidated.
-        stale_if_error_s: seconds after that for which a copy is used while this process is unreachable.
+        stale_while_revalidate_s: seconds after ``fresh_s`` for which a copy is used while it is revalidated.
+        stale_if_error_s: seconds after ``fresh_s`` for which a copy is used while this process is unreachable.
         client_s: ``fresh_s`` of caches for one user, such as a browser's, which no operator can clear; ``None``: the
             same. Not allowed with a stale window, which ``s-maxage`` forbids (RFC 9111 §5.2.2.10).
         immutable: whether the response at an address never changes, so that reloading a page needs no request.

@@ -166,7 +166,7 @@ class Caller:
 
     @property
     def expires_s(self) -> float | None:
-        """When its timeout ends, on the loop's clock; ``None`` without a timeout."""
+        """Instant at which its timeout ends, on the loop's clock; ``None`` without a timeout."""
         timer = self._timer
         return None if timer is None else timer.when()
 

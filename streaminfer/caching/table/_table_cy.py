@@ -134,7 +134,8 @@ class EdgeTable(Entries):
             ttl_ns: how long it is fresh; negative: the table's default.
             size: its bytes; negative: measured.
             labels: subject and tags, plain strings.
-            erasures: an earlier value of ``erasures``; the value is not stored if the key may have been erased since.
+            erasures: an earlier value of ``erasures``; nothing is stored if the key may have been erased or deleted
+                since.
 
         Returns:
             Whether it was stored. A value larger than the whole table is not stored; the key's old entry is removed.
@@ -231,7 +232,7 @@ class EdgeTable(Entries):
         return self._edition(hash(key), labels)
 
     def snapshot(self, with_values: bool) -> tuple[list[Any], list[Any]]:
-        """Return the keys of fresh entries, and their values ``with_values``, in eviction order of each queue."""
+        """Return the keys of fresh entries, and values if ``with_values``; the next victim of each queue first."""
         self._settle()
         keys: list[Any] = []
         values: list[Any] = []

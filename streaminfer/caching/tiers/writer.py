@@ -7,7 +7,7 @@ writes. One task makes the puts and erasures of a tier, so that no two run at on
 * it waits for the running put, and then erases what that put stored;
 * until it has succeeded, the writer puts nothing that it matches.
 
-**Bounds.** A tier has at most 256 puts, or 64 MiB, queued; the writer drops and counts more. A later value of a key
+**Bounds.** A tier has at most 256 puts, or 64 MiB, queued; the writer drops and counts others. A later value of a key
 replaces a queued one. A put may take 5 s; an attempt of an erasure may take 30 s for the keys and 30 s for the entries.
 The writer retries failed erasures when an open breaker allows it, else after 1, 2, 4, … 30 s, in turn; if the policy
 has a log file, the next process does so too. An erasure that a legal hold forbids does not delay the others. If a key
@@ -154,7 +154,7 @@ class TierWriter:
         return max(now_ns - age_ns, 0) if age_ns else max(now_ns, self._newer.since_ns(key))
 
     def excluded(self, key: str | bytes) -> Callable[[Entry], bool]:
-        """Return a predicate of entries of a key that must not be used, by the state of now.
+        """Return a function that tells which entries of a key must not be used, as of this call.
 
         These match an erasure that the tier has not made, or are older than a value or deletion that it has not stored.
         """
@@ -253,7 +253,7 @@ class TierWriter:
         return write.done
 
     async def inventory(self, classes: tuple[str, ...]) -> list[Holding]:
-        """Return the tier's entries by data class; one without numbers if it cannot count them, or does not run here.
+        """Return the tier's entries by data class; one holding without numbers if it cannot count or does not run.
 
         Args:
             classes: names of data classes.
@@ -310,7 +310,7 @@ class TierWriter:
         return TierHit(freeze(entry.value), about, self.name, self.position, *times_ns, is_stale)
 
     def open_lease(self, key: str | bytes, token: bytes) -> None:
-        """End the lease of a key; if the computed value is still queued, only if that write fails."""
+        """End the lease of a key; if the computed value is queued, wait for that write, and do so only if it fails."""
         if key in self._queue:
             self._queue[key] = self._queue[key]._replace(token=token)
         elif self.runs:

@@ -242,7 +242,7 @@ class Layer(ABC):
             self.refresh(key, asked)
 
     def store(self, key: Any, about: About, erasures: int, value: Any) -> None:
-        """Store a value, unless `no_store` or a newer value forbids it; callers get the value in any case."""
+        """Store a value, unless `no_store`, a newer value or an erasure forbids it; callers get it in any case."""
         said: Any = CURRENT_FLIGHT.get()  # a computation always runs in a flight
         if not said.store:
             return

@@ -16,7 +16,7 @@ the next rates are. A step has surely missed only if it was late throughout.
 
 *Overload.* Some services do not recover from overload: they keep the objective at a rate on the way up, and miss it at
 the same rate afterwards. At a jump, the search therefore measures the lower end of its interval again before it ends.
-If steps surely miss kept rates twice, the search forgets the steps from before the overload. The result is then the
+If kept rates are surely missed twice, the search forgets the steps from before the overload. The result is then the
 capacity of a service that has been overloaded, and ``reason`` says so.
 
 *Termination.* The search ends when the interval is narrower than the tolerance, or when the steps are used up.

@@ -135,12 +135,12 @@ class Report:
 
     @property
     def kept_schedule(self) -> bool:
-        """Whether 99 % of the requests were sent within `schedule_limit_s`; otherwise there is no verdict."""
+        """True if 99 % of the requests were sent within `schedule_limit_s`; otherwise there is no verdict."""
         return self.schedule_error_s() <= self.schedule_limit_s
 
     @property
     def passed(self) -> bool | None:
-        """Whether the share on time reaches the objective; ``None``: the schedule was not kept, so no verdict."""
+        """True if the share on time reaches the objective; ``None``: the schedule was not kept, so no verdict."""
         return self.on_time >= self.objective if self.kept_schedule else None
 
     # -- parts --------------------------------------------------------------------------------------------------

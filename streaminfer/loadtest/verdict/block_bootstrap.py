@@ -79,7 +79,7 @@ class Blocks:
 
     @property
     def are_steady(self) -> bool:
-        """Whether the tail is stationary: neighboring blocks are independent, and both halves of the run agree."""
+        """True if the tail is stationary: neighboring blocks are independent, and both halves of the run agree."""
         half = len(self.values) // 2
         return _are_independent(self.shares) and not _means_differ(self.shares[:half], self.shares[half:], _UNSTEADY)
 

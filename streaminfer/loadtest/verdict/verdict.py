@@ -76,17 +76,17 @@ class Verdict:
 
     @property
     def regressed(self) -> bool:
-        """Whether the quantile has become higher, more than chance explains."""
+        """True if the quantile has become higher, more than chance explains."""
         return self.result == "regressed"
 
     @property
     def improved(self) -> bool:
-        """Whether the quantile has become lower, more than chance explains."""
+        """True if the quantile has become lower, more than chance explains."""
         return self.result == "improved"
 
     @property
     def undecided(self) -> bool:
-        """Whether there is no verdict."""
+        """True if there is no verdict."""
         return self.result == "undecided"
 
     def __str__(self) -> str:

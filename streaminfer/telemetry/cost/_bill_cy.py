@@ -106,7 +106,7 @@ class DeviceBill:
         self._openings += 1
 
     def close(self, now_ns: int) -> None:
-        """Undo one :meth:`open`; after the last one, time is billed only while a batch runs."""
+        """Undo one :meth:`open`, if any is left; after the last one, time is billed only while a batch runs."""
         self.advance(now_ns)
         if self._openings:
             self._openings -= 1

@@ -17,7 +17,7 @@ burns   long        short      spent   severity
 Beyond the workbook:
 
 * *Other periods.* The windows scale with the period; the rates and the shares of the budget spent stay the same.
-* *Loose objectives.* A total outage burns at ``1 / (1 - objective)``. Rates above 0.8 of this are lowered to it: at an
+* *Loose objectives.* A total outage burns at ``1 / (1 - objective)``. No rate is higher than 0.8 times this: at an
   objective of 0.9 the first pair has a rate of 8 instead of 14.4.
 * *Low traffic.* No alert fires with fewer than ``minimum_events`` events in the long window: one failure in three
   requests is not a trend.

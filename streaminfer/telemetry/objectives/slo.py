@@ -100,7 +100,8 @@ class SLO(StackClock, _State):
         alert_pairs: alert pairs for :meth:`alerts`; ``None``: the pairs of the SRE workbook, scaled to the period;
             ``()``: no alerts.
         minimum_events: fewest events in the long window of a pair for its alert.
-        signal: settings of :meth:`burning`; ``None``: the defaults of :class:`BurnSignal`, at most the period long.
+        signal: settings of :meth:`burning`; ``None``: the defaults of :class:`BurnSignal`, with a window no longer than
+            the period.
         ignore: further exception classes that are not events.
         clock: returns monotonic nanoseconds; ``None``: the clock of the `Stack` or `Telemetry` that the objective is
             part of, or else the system's monotonic clock, read in C.

@@ -128,7 +128,7 @@ class OutcomeTable(Snapshot):
     Attributes:
         rows: one row per cell and outcome.
         pending: requests that are still open for reports.
-        unknown: reports for requests that are unknown or already counted.
+        unknown: reports for requests that are unknown, or not pending any more (counted or evicted).
         evicted: requests removed early, because too many were pending or their id was used again; they are in no row.
     """
 

@@ -88,7 +88,7 @@ class TraceBuilder:
         flows: Sequence[int] = (),
         annotations: Mapping[str, bool | float] | None = None,
     ) -> None:
-        """Add a slice; it must begin after the earlier slices of its track have ended.
+        """Add a slice; it must not begin before the earlier slices of its track have ended.
 
         Args:
             track: number from :meth:`add_track`.
@@ -197,7 +197,7 @@ class TraceBuilder:
         around.varint(_Packet.SEQUENCE_FLAGS, 2)
         written = _message(_Packet.TRACK_EVENT, [_constant(event), *tail])
         stamped = [_varint(_Packet.TIMESTAMP << 3), _varints(at_ns), _constant(around), *written]
-        alike = itertools.groupby(_message(_Packet.PACKET, stamped), len)  # equal row counts are joined first
+        alike = itertools.groupby(_message(_Packet.PACKET, stamped), len)  # parts with equal row counts
         joined = [np.hstack(list(pieces)) for _, pieces in alike]
         rows = [np.broadcast_to(it, (at_ns.size, it.shape[1])) for it in joined]
         self._flush()

@@ -100,7 +100,7 @@ class DiskTier(MediumTier):
         self._purger = keep_running(self._purge_regularly, "the purge of a disk tier", "streaminfer.caching")
 
     async def stop(self) -> None:
-        """End the queued operations and close the file; idempotent."""
+        """Complete the queued operations and close the file; idempotent."""
         thread, self._thread = self._thread, None
         purger, self._purger = self._purger, None
         try:
