@@ -179,7 +179,7 @@ def test_expired_record_on_a_stopped_tier_is_found(site):
 
 
 def test_expired_entry_in_memory_is_found(keys, tmp_path):
-    """A cache with a clock of its own that nobody sweeps keeps what has expired, and the look frees nothing."""
+    """The proof counts an expired entry that ``expire()`` has not removed yet, and leaves it in memory."""
     site = Site(tmp_path / "cache", keys, ttl_s=60.0)
     site.cache.put("k", 1, subject="anna")
     site.wall.now_ns += 61 * S
@@ -514,7 +514,7 @@ def test_folder_that_cannot_be_read_proves_nothing(site, tmp_path, monkeypatch, 
 
 
 def test_http_file_is_as_old_as_its_date(site, tmp_path):
-    """A date may be the last field; with one that is none, a file is as old as its medium says, and the proof goes on."""
+    """``Date`` may be the last field of a file; if it is no date, the modification time of the file gives its age."""
     folder = tmp_path / "nginx"
     long_ago = time.time() - 640
     _nginx_file(folder, "dated", b"Age: 1\r\nDate: " + email.utils.formatdate(long_ago, usegmt=True).encode())
@@ -564,7 +564,7 @@ def test_http_file_without_policy_has_no_maximum_age(caches, tmp_path):
 
 
 def test_http_directives_are_whole_words(site, tmp_path):
-    """An extension whose name ends as a directive forbids no storing; a tab stands for a blank."""
+    """The extension ``x-private`` is not the directive ``private``; a tab separates directives as a space does."""
     folder = tmp_path / "nginx"
     _nginx_file(folder, "extension", b"Cache-Control: max-age=60, x-private=1")
     _nginx_file(folder, "private", b"Cache-Control:\tmax-age=60,\tPRIVATE")

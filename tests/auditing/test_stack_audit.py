@@ -1,4 +1,4 @@
-"""The audit finds what is wrong with a stack wherever it stands, says what is right too, and runs nothing of anybody's."""
+"""The audit reports faults and sound settings in every part of a stack, and runs no code of its parts."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ MIB = 2**20
 
 
 class Remote:
-    """A backend of somebody's that says where it sends requests."""
+    """Custom backend with the address that it sends requests to."""
 
     def __init__(self, address, encrypted=None, **more):
         self.address = address
@@ -251,7 +251,7 @@ def test_a_shared_tier_is_judged_by_what_may_be_shared():
 
 
 class QuietTier:
-    """A tier of somebody's that says less than it should; it is not asked either."""
+    """Custom tier with fewer attributes than it should have; the audit does not call it either."""
 
     def __init__(self, inner, **says):
         self.inner_tier = inner

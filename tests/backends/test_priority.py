@@ -21,7 +21,7 @@ can_lower = pytest.mark.skipif(bool(low_priority_obstacle()), reason="this proce
 
 @pytest.fixture
 def fresh(monkeypatch):
-    """The system is asked again, in this test and after it."""
+    """Return `monkeypatch`, and query the system again in this test and after it."""
     priority._lowering.cache_clear()
     yield monkeypatch
     monkeypatch.undo()
@@ -60,7 +60,7 @@ def nice():
 
 @can_lower
 def test_background_thread_stays_nice_between_calls():
-    """A thread stays at a higher nice value between its calls for as long as it is in the background."""
+    """A thread keeps its higher nice value between calls while it is in the background."""
     calls, before, seen = BatchPriority(), nice(), []
 
     def work():
@@ -347,7 +347,7 @@ def test_a_handler_of_the_application_is_left_alone(fresh):
 
 @can_lower
 def test_function_runs_in_background_on_request():
-    """A function runs at background priority for exactly as long as it is set to the background."""
+    """A function runs at background priority exactly while it is set to the background."""
     seen = []
 
     def model(rows):
@@ -365,7 +365,7 @@ def test_function_runs_in_background_on_request():
 
 @can_lower
 def test_onnx_model_runs_in_background_on_request(doubling, monkeypatch):
-    """An ONNX model runs at background priority for exactly as long as it is set to the background."""
+    """An ONNX model runs at background priority exactly while it is set to the background."""
     seen = []
     lowered = BatchPriority.run
 
@@ -387,7 +387,7 @@ def test_onnx_model_runs_in_background_on_request(doubling, monkeypatch):
 
 
 class Held:
-    """A call that notes the policy of its thread as it begins, and once it may go on."""
+    """Call that records the scheduling policy of its thread at its begin, and when the test lets it continue."""
 
     def __init__(self):
         self.began, self.may_end, self.seen = threading.Event(), threading.Event(), []

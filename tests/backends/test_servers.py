@@ -292,7 +292,7 @@ def test_start_is_repeated_if_model_process_crashes(fragile_triton, monkeypatch,
     fragile_triton.restart()  # a start that failed forgets the command
 
     assert fragile_triton.is_whole()
-    # it may crash by itself too
+    # Triton may crash for another reason too
     assert {record.message for record in caplog.records} == {
         "Triton's process for a model crashed; it is started again"
     }
@@ -475,7 +475,7 @@ def test_only_forgotten_connection_stays_silent():
 
 
 def test_proxy_cuts_refuses_and_accepts_on_one_port():
-    """A proxy cuts connections, refuses them, and accepts them again on the same port."""
+    """A proxy cuts connections, rejects new ones, and accepts them again on the same port."""
 
     async def use(proxy):
         one = await connect(proxy)
@@ -534,7 +534,7 @@ def test_target_completes_calls_of_cut_off_client():
 
 
 def test_proxy_ends_connection_if_target_refuses():
-    """A proxy whose target refuses the connection ends that of its client."""
+    """A proxy ends the connection of its client if the target rejects the proxy's connection."""
 
     async def main():
         (port,) = free_ports(1)
@@ -592,7 +592,7 @@ def test_proxy_terminates_tls_and_mutual_tls(authority, tmp_path):
 
 
 def test_free_ports_are_outside_the_ephemeral_range():
-    """Free ports are distinct and unused, and lie below those that the system assigns by itself."""
+    """Free ports are distinct and unused, and lie below the range from which the system assigns ports."""
     ports = free_ports(20)
     assert len(set(ports)) == 20
     assert max(ports) < 32_768

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.uncompiled
 
 
 def double(inputs):
-    """A batch function that refuses negative numbers, all of a batch for one."""
+    """Double the inputs of a batch; one negative number fails the whole batch."""
     if min(inputs) < 0:
         raise ValueError("negative")
     return [2 * value for value in inputs]

@@ -14,14 +14,14 @@ PATIENCE_S = 30.0
 
 
 def double(inputs):
-    """A batch function that refuses negative numbers, all of a batch for one."""
+    """Double the inputs of a batch; one negative number fails the whole batch."""
     if min(inputs) < 0:
         raise ValueError("negative")
     return [2 * value for value in inputs]
 
 
 class Gate:
-    """A batch function that says when a thread is in it and waits until it may go on."""
+    """Batch function that signals when a thread enters it and waits until the test lets it continue."""
 
     def __init__(self):
         self.inside, self.open = threading.Semaphore(0), threading.Event()

@@ -186,7 +186,7 @@ class Interrupted(BaseException):
 
 @pytest.mark.parametrize("where", ["begin", "end"])
 def test_an_interrupt_in_an_observer_loses_no_batch(where):
-    """It goes on to the loop, and the requests of the batch and later ones are answered."""
+    """An interrupt in an observer reaches the loop, and the requests of this batch and later ones get responses."""
 
     class Observer:
         def begin(self, requests, now_ns):

@@ -53,7 +53,7 @@ def test_clearing_husks_restores_order_from_the_top(seed):
     rng = random.Random(seed)
     tickets = [queue.admit(None, n, None, 0, rng.randrange(10**9), 0) for n in range(400)]
     tickets.sort(key=lambda ticket: ticket.deadline_ns)
-    for ticket in tickets[:201]:  # nobody asks meanwhile, so that all become husks, one more than half
+    for ticket in tickets[:201]:  # no read in between, so all become husks, one more than half
         queue.end(ticket)
     assert queue.next_deadline_ns == tickets[201].deadline_ns
 

@@ -604,7 +604,7 @@ def test_two_loops_at_once_are_an_error():
 
 
 async def test_idle_costs_nothing(loop):
-    """No wake-ups at all: the loop of an idle batcher is asked for nothing in an hour."""
+    """An idle batcher does not wake its loop in an hour."""
     predict = si.AdaptiveBatcher(max_batch_size=4, slo_s=0.01, clock=loop.clock).wrap(double)
     await asyncio.gather(*map(predict, [1.0, 2.0]))
     await asyncio.sleep(0)

@@ -179,7 +179,7 @@ async def live(loop, life):
             tasks.append(loop.create_task(cancel(task, number, spec)))
     await asyncio.sleep(life.stop_at_ms / 1000)
     stopping = loop.create_task(batcher.stop(drain=life.drain))
-    # a hung batch whose callers have no deadline can only be ended by giving up the drain
+    # only cancelling the drain ends a hung batch of callers without a deadline
     await asyncio.wait([stopping], timeout=1.0)
     gave_up_ns = None
     if not stopping.done():
@@ -237,7 +237,7 @@ def check(life, ends, s, backend, gave_up_ns, stopped_ns):
                 assert not life.drain or gave_up_ns == end.at_ns
     assert s.submitted == len(life.calls)
     assert (s.queued, s.running, s.running_batches) == (0, 0, 0)
-    # a caller cancelled in the very turn in which its answer was handed over is counted by what it was handed
+    # a caller that is cancelled in the turn that delivers its outcome is counted by that outcome
     crossed = [
         s.succeeded - kinds["tuple"],
         s.deadline_exceeded - kinds["DeadlineExceeded"],

@@ -1,4 +1,4 @@
-"""Dispatching at its edges: refusals of a policy, interrupts, batches given up early, the alarm."""
+"""Edge cases of the dispatcher: rejections by a policy, interrupts, batches cancelled early, the timer."""
 
 import asyncio
 import itertools
@@ -36,7 +36,7 @@ async def test_deadline_before_dispatch_skips_the_model(loop):
 
 
 class RefusesOdd:
-    """Refuses every odd request, sends the others one by one."""
+    """Policy that rejects every odd request and releases the others one by one."""
 
     def decide(self, queue, now_ns, free_workers):
         tickets = queue.first(8)

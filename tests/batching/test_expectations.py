@@ -80,7 +80,7 @@ def test_expectations_come_from_the_policy(queue):
 
 @pytest.mark.parametrize("absorbs", [True, False])
 def test_batch_is_observed_unless_absorbed(queue, absorbs):
-    """The policy observes a batch by itself, unless it has absorbed it."""
+    """The policy observes each single batch, unless it has absorbed that batch."""
     policy = Learns(absorbs)
     asked = expectations(queue, policy)
     asked.learn_from(run_batch(queue, 3, 1 * MS), 7 * MS)

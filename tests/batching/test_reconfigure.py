@@ -1,4 +1,4 @@
-"""Settings that change while requests are in hand."""
+"""Settings that change while requests are in flight."""
 
 import asyncio
 import random

@@ -26,7 +26,7 @@ WAYS = {
 
 
 class RefusesAll:
-    """Refuses all that waits."""
+    """Policy that rejects all queued requests."""
 
     def decide(self, queue, now_ns, free_workers):
         return Decision(reject=queue.first(queue.queued), rejection="useless: it is no use")
@@ -117,7 +117,7 @@ async def test_rejections_share_their_timers(loop, way, monkeypatch):
 
 @pytest.mark.parametrize("way", ["expired in the queue", "queue full"])
 async def test_a_stop_drains_after_rejections(loop, way):
-    """Whoever ends a request settles the batcher: a draining stop does not wait for callers that were rejected."""
+    """A draining stop does not wait for rejected requests, whichever part of the code rejected them."""
     async with Rejections(loop, way) as rejections:
         await rejections.wave()
         for call in rejections.occupying:

@@ -166,7 +166,7 @@ def test_an_eq_may_use_the_cache(action, use):
         "get": lambda: cache.get("other"),
     }
     key = Meddler(None)
-    held.act = acts[action]  # the one that is held is asked
+    held.act = acts[action]  # the lookup calls the stored key's comparison
     gone = action != "get"
     if use == "get":
         assert cache.get(key) == (None if gone else "held")

@@ -79,7 +79,7 @@ class Machine(RuleBasedStateMachine):
         return {int(labels[1][1]): (labels, states[queue]) for labels, queue in zip(held[::4], held[3::4], strict=True)}
 
     def after_a_newcomer(self, newcomer):
-        """Whoever went, it was necessary and in order; the model forgets them too."""
+        """Check that each eviction was necessary and in order, and remove the evicted entries from the model."""
         now = self.clock.now_ns
         held = self.held()
         gone = {key: entry for key, entry in self.entries.items() if key not in held}

@@ -1,4 +1,4 @@
-"""The retention log: nothing in it can be changed unseen, it names nobody, and it survives what happens to files."""
+"""The retention log: it detects changes, contains no names of subjects, and survives faults of its file."""
 
 import errno
 import fcntl

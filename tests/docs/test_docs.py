@@ -167,7 +167,7 @@ def test_first_tutorial_lists_every_extra():
     "statistics", ["batching.BatcherStatistics", "backends.BackendStatistics"], ids=lambda name: name.partition(".")[2]
 )
 def test_statistics_page_defines_every_counter(statistics):
-    """The page of counting rules names each field of the snapshot, as it is called today."""
+    """The page of counting rules names each field of the snapshot by its current name."""
     page = (ROOT / "docs" / "reference" / "statistics.md").read_text(encoding="utf-8")
     module, _, name = statistics.partition(".")
     snapshot = getattr(importlib.import_module(f"streaminfer.{module}"), name)

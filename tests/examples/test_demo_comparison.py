@@ -1,4 +1,4 @@
-"""What the repeats of a sweep allow to say, from made-up repeats."""
+"""Conclusions from the repeats of a load series, with made-up repeats."""
 
 import importlib
 import math
@@ -129,9 +129,9 @@ def test_a_hair_more_is_no_ratio(demo, comparison):
 
 
 def test_equal_capacity_beyond_sweep_is_not_compared(demo, comparison):
-    """Nothing is compared where batched and unbatched both hold every load of the sweep.
+    """Nothing is compared if batched and unbatched both hold every offered load.
 
-    Repeats that agree do not disagree, and a quieter machine would tell no more.
+    The repeats agree, and a quieter machine would show no more.
     """
     found, said = say(demo, [4.0, 4.0, 4.0], [4.0, 4.0, 4.0])
     assert found.verdict is comparison.Verdict.BOTH

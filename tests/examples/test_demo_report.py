@@ -22,7 +22,7 @@ def live_demo(_examples_can_be_imported):
 
 
 LOADS = (0.25, 1.0, 4.0)
-"""Of the ladder's loads; each takes a part of a second, whatever the window."""
+"""Three of the demo's offered loads; each takes part of a second, whatever the window."""
 SHORT = ["--window", "0.05", "--seconds", "0.5", "--cameras", "1", "--overload", "0.9"]
 
 
@@ -295,7 +295,7 @@ def test_the_page_fits_phones_and_dark_screens(live_demo):
 
 
 def test_microphones_beside_cameras_are_below_limit(live_demo):
-    """Fewer microphones run beside the cameras than the limit of the sweep, and at least one."""
+    """Fewer microphones run beside the cameras than the measured limit, and at least one."""
     _, outcome = make_outcome(on_time=(99, 98))
     assert 1 <= live_demo.choose_microphones(outcome.sweep) < 50
     _, none = make_outcome(on_time=(99, 98), shares=(0.0, 0.0))

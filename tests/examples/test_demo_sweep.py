@@ -1,4 +1,4 @@
-"""Calibration and the sweep over offered loads, in virtual time: nothing depends on the machine."""
+"""Calibration and the series of offered loads, in virtual time: nothing depends on the machine."""
 
 import pytest
 

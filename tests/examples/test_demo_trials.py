@@ -57,7 +57,7 @@ def test_microphones_send_on_time_with_separate_state(play):
     assert abs(meter.sent - 7 * 20) <= 7
     assert meter.latency.max < 0.004  # no chunk waits longer than the batch before
     for stream in heard:
-        assert np.array_equal(stream, np.arange(len(stream)) % 10)  # the state begins anew with the clip
+        assert np.array_equal(stream, np.arange(len(stream)) % 10)  # the state begins again with the clip
 
 
 def test_chunks_of_one_microphone_come_in_order(play):

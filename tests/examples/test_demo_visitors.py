@@ -86,7 +86,7 @@ def test_cache_sustains_load_that_overloads_detector(visitors, findings, frames)
     assert cached.meter.share_on_time >= 0.99
     for served in (plain, cached):
         assert served.meter.sent == served.meter.ended == len(uploads) == len(served.became)
-    # nothing is evicted: every picture is computed once, and whoever comes while it is computed shares that
+    # nothing is evicted: every picture is computed once, and callers that come meanwhile share that
     assert cached.cache.evicted == 0
     assert (cached.became == findings.COMPUTED).sum() == cached.flights.computations == uploads.different
     assert (cached.became == findings.SHARED).sum() == cached.flights.collapsed > 0
@@ -96,7 +96,7 @@ def test_cache_sustains_load_that_overloads_detector(visitors, findings, frames)
 
 
 def test_wrong_answers_from_the_cache_are_found(visitors, frames):
-    """A model that never says the same twice stands for a cache that mixes up its answers."""
+    """A model that never repeats its outputs plays a cache that mixes up its responses."""
     calls = iter(range(10**6))
 
     async def main(loop):

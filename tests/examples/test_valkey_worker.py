@@ -241,4 +241,4 @@ def test_the_command_answers_and_stops(database):
         finally:
             worker.kill()
 
-    assert fields[b"faces"] == b""  # nobody in a black picture
+    assert fields[b"faces"] == b""  # no face in a black picture

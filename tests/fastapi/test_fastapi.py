@@ -773,7 +773,7 @@ async def test_a_body_that_is_read_between_calls_is_whole(loop):
 
 
 async def test_body_read_during_calls_stays_in_order(loop):
-    """While the body is not complete, nobody but the application reads it."""
+    """While the body is incomplete, only the application reads it."""
     _, stack = make_stack(loop, duration_s=1.0)
     app = FastAPI()
     add_stacks(app, stack)

@@ -198,7 +198,7 @@ def test_repeats_of_a_real_service_do_not_reach_it(examples, tmp_path):
         assert (same.status, same.body) == (304, b"")
         assert (edge.asked, sum(rows)) == (asked, 1)
 
-        # nobody places an answer under another's address, whatever digest he claims
+        # no client can store a response under another's address, whatever digest it claims
         victim = content_path(b"[1, 0]", version="1")
         assert (await ask(victim, "POST", b"[9]")).status == 404
         assert (await ask(victim, "PUT", b"[9]")).status == 404
@@ -219,7 +219,7 @@ def test_repeats_of_a_real_service_do_not_reach_it(examples, tmp_path):
         assert own.body not in kept(nginx)
         assert first.body in kept(nginx)
 
-        # somebody's data: answered, found again by its address, erased, and never outside
+        # a subject's data: served, found again by its address, erased, and never stored in nginx
         await ask("/v1/infer/1", "POST", b"[5, 6]", x_subject="anna")
         hers = content_path(b"[5, 6]", version="1")
         for _ in range(2):
@@ -349,7 +349,7 @@ def test_stale_copy_is_served_during_revalidation(origin, ask, path):
     got = until(lambda got: got.cache != "HIT", lambda: ask(path))
     assert (got.cache, got.body) == ("STALE", b"one")
     assert begun.wait(PATIENCE_S)
-    assert (ask(path).cache, ask(path).body) == ("UPDATING", b"one")  # the origin is asked, once, and has not answered
+    assert (ask(path).cache, ask(path).body) == ("UPDATING", b"one")  # the origin got one request and has not responded
     assert len(origin.of(path)) == 2
     origin.loop.call_soon_threadsafe(may_end.set)
     assert until(lambda got: got.cache == "HIT", lambda: ask(path)).body == b"two"

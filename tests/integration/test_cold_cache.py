@@ -1,7 +1,7 @@
-"""A restart that empties the cache: three times the load falls on the model until the answers are kept again.
+"""A restart that empties the cache: three times the model's capacity is requested until the cache is full again.
 
-The model can do 200 a second; 600 a second come for a few hundred answers, which the cache has. At second 3 it is
-emptied. Callers give up after 0.2 s and ask again. In virtual time.
+The model serves 200 requests a second; callers send 600 a second for a few hundred responses, which the cache has. At
+second 3 the cache is emptied. Callers time out after 0.2 s and retry. In virtual time.
 """
 
 import asyncio
@@ -16,9 +16,9 @@ RATE, EMPTIED, UNTIL = 600.0, 3.0, 8.0
 
 
 def goodput(answers, *, shared, policy):
-    """The share of callers that were answered in the end, of those that came in each second.
+    """Return the share of callers that got a response in the end, by the second in which they came.
 
-    ``shared``: an `EdgeCache`, whose callers of one answer share its computation; else a dict, as anybody would write.
+    ``shared`` selects an `EdgeCache`, in which callers of one response share its computation, instead of a plain dict.
     """
     rng = np.random.default_rng(5)
     arrivals = np.cumsum(rng.exponential(1 / RATE, int(RATE * UNTIL)))

@@ -1,7 +1,7 @@
-"""What keeps a service down after the cause has gone: retry storms, with and without what is there against them.
+"""Overload that lasts longer than its cause: retry storms, with and without protection.
 
-The service can do 200 a second and gets 160. For two seconds it is five times slower. Callers give up after 0.2 s and
-ask again. And what a planner remembers of an outage, with callers that do not ask again. In virtual time.
+The service can do 200 requests a second and gets 160. For two seconds it is five times slower. Callers time out after
+0.2 s and retry. Other tests check what a planner remembers of an outage if callers do not retry. In virtual time.
 """
 
 import asyncio
@@ -86,7 +86,7 @@ def test_service_with_retry_budget_recovers():
 
 @pytest.mark.parametrize("how", ["planner", "limit"])
 def test_refusing_early_ends_the_storm_too(how):
-    """Callers that are turned away at once cost the device nothing: it goes on with those that can be on time."""
+    """Callers that are rejected at once cost the device nothing: it continues with those that can be on time."""
     if how == "planner":
         shares, _ = goodput(policy="lookahead", retries="naive")
     else:

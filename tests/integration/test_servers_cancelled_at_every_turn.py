@@ -153,7 +153,7 @@ class SlowStore(StreamStore):
 
 
 async def moved(loop, act, turns, place):
-    """A step, or a replica, is stopped while its stream moves; another stream goes on, and the first is served."""
+    """Cancel a step, or stop its replica, while its stream moves; another stream continues, and the first is served."""
     fleet, reference = Fleet(loop, store=SlowStore, duration_s=0.01), Reference()
     async with asyncio.timeout(PATIENCE_S), fleet:
         await fleet.step("a", 1)

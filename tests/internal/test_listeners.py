@@ -211,7 +211,7 @@ class TestListeners:
     @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
     @pytest.mark.parametrize("by", ["another thread", "the listener"])
     def test_a_forked_process_delivers_its_own_events(self, listeners, pending, deliver, by):
-        """A thread of the parent that was delivering is not there to take them; a listener that forks goes on."""
+        """The child delivers, because the parent's delivering thread is not in it; a listener that forks continues."""
         is_inside, go_on, told, statuses = threading.Event(), threading.Event(), [], []
 
         def status_of_a_child():

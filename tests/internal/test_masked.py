@@ -1,4 +1,4 @@
-"""Masked arrays are refused, plain ones and their other subclasses are not."""
+"""Masked arrays are rejected; plain arrays and other subclasses are accepted."""
 
 import numpy as np
 import pytest

@@ -102,7 +102,7 @@ def everything():
 def test_statistics_of_custom_layer_use_own_to_dict():
     """The statistics of a user's layer have their own form.
 
-    What has ``to_dict`` is asked for it, and what has not is written as text.
+    An object with ``to_dict`` is written by it, any other as text.
     """
 
     class Seen:

@@ -1,4 +1,4 @@
-"""Arrival processes: rates, seeds, durations, and refusals."""
+"""Arrival processes: rates, seeds, durations, and rejected arguments."""
 
 import attrs
 import numpy as np
@@ -214,7 +214,7 @@ class TestRefused:
 
     @pytest.mark.parametrize("given", ["often", Poisson, 100, np.float64(100)], ids=repr)
     def test_no_arrivals(self, given):
-        """Anything that is neither a process nor instants is refused; a class has no rate, and a rate is no process."""
+        """Only processes and instants are arrivals: a class has no rate, and a rate is not a process."""
         with pytest.raises(TypeError, match="arrivals: expected arrivals such as"):
             as_arrivals(given)
 

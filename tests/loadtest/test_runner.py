@@ -308,6 +308,6 @@ def test_arrivals_of_the_callers_own(virtually):
 
 @pytest.mark.parametrize("due_s", [[0.2, 0.1], [0.0, math.nan], [-1.0, 0.5]], ids=str)
 def test_arrivals_out_of_order(virtually, due_s):
-    """A schedule that cannot be kept is refused, and not taken for a busy sender."""
+    """A schedule that no sender can follow is rejected, and not reported as a busy sender."""
     with pytest.raises(ValueError, match="arrivals"):
         virtually(lambda: run(echo, arrivals=OwnArrivals(due_s), inputs=[1], duration_s=1.0, slo_s=0.1))

@@ -294,7 +294,7 @@ class TestCommand:
         assert "10/s: 99.50% on time" in said.err
 
     def test_folder_that_does_not_exist(self, scenario, tmp_path, capsys):
-        """A report that cannot be written is refused before the run."""
+        """A path that no report can be written to is rejected before the run."""
         assert main(["loadtest", str(scenario()), f"--html={tmp_path / 'no' / 'x.html'}"]) == 2
         assert main(["loadtest", str(scenario()), f"--junit={tmp_path}"]) == 2
         said = capsys.readouterr().err

@@ -52,7 +52,7 @@ async def test_what_does_not_start_keeps_no_name(loop):
 
 @pytest.mark.parametrize("of", [si.Stack.blocking, type], ids=["blocking", "class"])
 async def test_unawaitable_service_is_rejected_before_start(loop, of):
-    """What is served under the name goes on, and the refused object was not started."""
+    """The object served under the name continues, and the rejected object is not started."""
     served, refused = stack(loop), stack(loop)
     await notebook.serve(served)
     with pytest.raises(TypeError, match="service: expected a Stack, or an object with async start and stop"):

@@ -54,7 +54,7 @@ def test_flow_equals_the_least_cut(form, seed):
 
 
 def test_flow_extends_what_is_there():
-    """A second call goes on from the first flow and makes room where it must."""
+    """A second call continues from the first flow and moves parts of it where that makes room."""
     limits = np.array([[5, 5], [5, 0]])
     flow = np.array([[5, 0], [0, 0]])
 

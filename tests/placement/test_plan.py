@@ -108,7 +108,7 @@ def test_hour_of_another_plan_is_named():
 
 
 def test_round_trip_beyond_all_slos_is_late():
-    """A time that stands for "never" may be of any size."""
+    """A time that means "never" may have any size."""
     problem, expected = planned("plain")
     lost = Distribution.of([0.0, 1e300], [0.999, 0.001])
     access = [attrs.evolve(it, rtt=lost) for it in problem.access]

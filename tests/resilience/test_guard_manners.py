@@ -28,7 +28,7 @@ def test_a_guard_refuses_to_be_copied(guard, copied):
 
 @pytest.mark.parametrize("guard", [CircuitBreaker, ConcurrencyLimit, RetryBudget])
 def test_function_that_returns_awaitable_is_rejected(guard):
-    """A synchronous function whose result is still to be awaited has no outcome, and is refused with the reason."""
+    """A synchronous function that returns an awaitable has no outcome yet, so its call is rejected with the reason."""
 
     async def answer(_x):
         raise ConnectionError

@@ -24,7 +24,7 @@ def run(main):
 
 
 async def none_left(tasks):
-    """What was cancelled at the limit ends by itself."""
+    """Wait for the tasks that were cancelled at the limit, and check that none is left."""
     left = asyncio.all_tasks() - tasks
     if left:
         await asyncio.wait(left, timeout=PATIENCE_S)

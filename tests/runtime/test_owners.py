@@ -13,7 +13,7 @@ from streaminfer.testing import ScriptedBackend, VirtualLoop, run
 
 
 class Counted(ScriptedBackend):
-    """Refuses what comes while it does not run, as a real backend does."""
+    """Backend that rejects calls while it does not run, as a real one does."""
 
     def __init__(self, starts_in_s=0.0, fails=0):
         super().__init__()
@@ -141,7 +141,7 @@ def test_an_owner_whose_loop_was_closed_does_not_count():
 
 @pytest.mark.parametrize("kind", ["bare", "router", "replicas", "hedge"])
 def test_stack_on_another_loop_is_not_shared(kind):
-    """The second outer stack says so when it starts; the first one goes on."""
+    """The second outer stack raises an error when it starts; the first one continues."""
     backend = Counted()
     inner = stack_of(backend)
     first, second = si.Stack(si.Telemetry("first"), inner), stack_of(inner, kind)
@@ -316,7 +316,7 @@ def test_a_backend_inside_gets_the_clock_of_the_stack():
 
 
 def test_the_report_of_a_start_names_what_is_inside():
-    """A part that no layer stands for has the name of its class."""
+    """A part without a layer has the name of its class."""
 
     async def main(loop):
         stack = si.Stack(si.Telemetry(), si.AdaptiveBatcher(max_batch_size=1).wrap(Counted()), clock=loop.clock)

@@ -160,7 +160,7 @@ def test_a_closed_loop_holds_nothing(loop, ends):
         before = cycle()
         del before
         other = serving_process.enter(loop)
-        assert not any(type(one) is Node for one in gc.get_objects())  # frozen again, as it is now
+        assert not any(type(one) is Node for one in gc.get_objects())  # frozen again, in its current state
 
     serving_process.leave(other)
 

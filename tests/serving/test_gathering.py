@@ -65,7 +65,7 @@ def test_held_request_goes_on_after_its_turns():
 
 
 def test_later_request_begins_the_count_again():
-    """Requests that come within a hold go on in the same turn."""
+    """Requests that come within a hold are released in the same turn."""
 
     async def scenario(gatherer, clock, loop):
         first = gatherer.arrive()
@@ -110,7 +110,7 @@ def test_message_that_never_comes_is_forgotten():
 
 
 def test_cancelled_request_holds_nobody():
-    """A held request that is cancelled leaves the others to go on."""
+    """A held request that is cancelled does not hold back the others."""
 
     async def scenario(gatherer, clock, loop):
         first, second = gatherer.arrive(), gatherer.arrive()

@@ -14,7 +14,7 @@ from streaminfer.serving.ray.stream_store import RemoteStreamStore, StreamStore
 
 
 async def test_a_stream_without_a_place_keeps_its_state(loop):
-    """The replica that is left has as many streams as it may; one that moves there goes on when a place is free."""
+    """A stream that moves to a full replica keeps its state, and continues when that replica has room."""
     reference = Reference()
     async with Fleet(loop) as fleet:
         assert await fleet.step("a", 1) == reference(1)

@@ -56,7 +56,7 @@ def test_search_for_idle_streams_every_ten_seconds():
 
 
 def test_replica_does_not_bring_back_lost_stream():
-    """The stream has ended at the replica that took it; what the other one still has of it is refused."""
+    """The stream has ended at the replica that took it; state that its former replica still has is rejected."""
     ledger = StreamLedger()
     ledger.claim("s", "a", 0)
     ledger.take("s", "b", "a", 0)
@@ -228,7 +228,7 @@ async def test_an_owner_that_lives_has_time_to_hand_over(loop):
 async def test_waiting_replicas_get_stream_in_turn(loop):
     """Replicas that wait for a dead one get its stream in turn.
 
-    The first gets the snapshot, and the second what the first hands over.
+    The first gets the snapshot, and the second gets the state that the first passes on.
     """
     store = StreamStore(loop.clock)
     await store.claim("s", "dead")

@@ -173,7 +173,7 @@ def test_rows_of_which_one_fails_leave_no_answers_open(ask_app):
 
 @pytest.mark.parametrize("timeouts_s", [(0.05, None), (0.05, 0.05)], ids=["one", "all"])
 def test_batch_closes_answers_of_callers_that_left(timeouts_s):
-    """Also where a backend goes on with a batch that is cancelled."""
+    """A batch closes the responses of callers that left, even if its backend continues after a cancellation."""
     opened = []
 
     class Backend:

@@ -1,4 +1,4 @@
-"""Arrival processes: the random streams that figures are stated for, the shape of each, and what is refused."""
+"""Arrival processes: the random streams behind stated figures, the shape of each, and rejected arguments."""
 
 import numpy as np
 import pytest

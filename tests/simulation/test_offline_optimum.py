@@ -15,7 +15,7 @@ NEVER = 2**63 - 1
 
 
 def table_ms(*milliseconds):
-    """What batches take by size from 1 on; the last figure goes on."""
+    """Return service times in ms for batch sizes from 1 on; the last one holds for all larger sizes."""
     given = {size: duration / 1e3 for size, duration in enumerate(milliseconds, start=1)}
     return ServiceTime.table(given | {10_000: milliseconds[-1] / 1e3})
 
@@ -98,7 +98,7 @@ def test_waiting_can_beat_immediate_release():
 
 
 def test_a_head_is_dropped_for_those_behind_it():
-    # whoever serves the first, alone or with the second, is too late for the others
+    # a schedule that serves the first, alone or with the second, is too late for the others
     assert optimum_ms([0, 2, 3], 11, [8, 10, 11], 3) == 2
     greedy = simulate(
         [0.0, 0.002, 0.003], slo_s=0.011, service_time=table_ms(8, 10, 11), max_batch_size=3, policy="greedy"

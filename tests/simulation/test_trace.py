@@ -154,7 +154,7 @@ def test_a_file_damaged_anywhere_is_refused_or_whole(tmp_path):
         damaged[position] ^= 0xFF
         path.write_bytes(damaged)
         try:
-            assert same(Trace.load(path), trace)  # a bit of the archive that nobody reads, such as a time
+            assert same(Trace.load(path), trace)  # a byte of the archive that is never read, as of a time
         except ValueError as error:
             assert "damaged.npz: not a saved Trace" in str(error)
             refused += 1

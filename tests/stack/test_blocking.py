@@ -392,7 +392,7 @@ def test_a_stop_cancels_a_start_that_goes_on():
 
 
 def test_a_start_that_failed_does_not_stop_a_later_one(monkeypatch):
-    """Others have stopped it and started it again before the first caller's thread goes on."""
+    """Other threads stop and restart the stack before the thread of the failed start continues."""
     backend = SlowToStart()
     infer = stack_of(backend).blocking()
     wait = Future.result

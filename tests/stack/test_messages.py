@@ -73,7 +73,7 @@ class PlainByName(Plain):
     "layers", [(), (si.Telemetry(),), (si.CircuitBreaker(),)], ids=["bare", "telemetry", "breaker"]
 )
 def test_an_infer_that_is_not_async(backend, layers):
-    """It is refused when the stack or the batcher is made, and not at the first request."""
+    """A backend without an async ``infer`` is rejected when the stack or batcher is made, not at the first request."""
     says = r"a backend with an `async def infer` \(CpuBackend runs a plain function .* whose infer is not async"
     with pytest.raises(TypeError, match=f"^layers: expected {says}"):
         si.Stack(*layers, backend)

@@ -75,7 +75,7 @@ async def overload(service, requests=300):
 
 
 class WatchedLoop(VirtualLoop):
-    """Notes the kinds of numbers that its timers get; uvloop and later Pythons refuse those of NumPy's."""
+    """Loop that records the types of its timers' instants; uvloop and later Pythons reject NumPy's numbers."""
 
     kinds = set()  # noqa: RUF012 - of all of them
 

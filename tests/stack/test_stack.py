@@ -228,7 +228,7 @@ def test_draining_waits_for_a_users_service():
 def test_draining_completes_call_between_attempts():
     """A draining stop completes a request that is between two attempts.
 
-    One that waits for its retry while nothing runs is in flight too; when it has ended, the stop goes on at once.
+    A request that waits for its retry is in flight too; when it completes, the stop continues at once.
     """
 
     async def scenario(loop):

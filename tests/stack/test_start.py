@@ -158,7 +158,7 @@ def test_failed_start_is_not_ready():
 
 
 def test_closed_loop_is_not_ready():
-    """A stack whose loop was closed without a stop answers nobody."""
+    """A stack is stopped, not ready, after its loop was closed without a stop."""
     loop = VirtualLoop()
     stack = si.Stack(ScriptedBackend(), clock=loop.clock)
     loop.run_until_complete(stack.start())

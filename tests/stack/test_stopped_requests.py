@@ -1,4 +1,4 @@
-"""Requests that a stop ends although what they are in goes on: a part that another stack has started too."""
+"""Requests that a stop ends, although they are in a part that continues because another stack started it too."""
 
 import asyncio
 

@@ -183,7 +183,7 @@ def test_the_warmup_command_fails_if_nothing_is_kept(monkeypatch, capsys):
 
 
 def test_a_start_says_that_nothing_is_kept(tmp_path):
-    """The child gives up at the first kernel that only itself would have, and the log says what to set."""
+    """The child process stops at the first kernel that it cannot store, and the log says what to set."""
     code = SERVING + (
         "logging.basicConfig(stream=sys.stdout, level=logging.WARNING, format='%(message)s')\nasyncio.run(main())\n"
     )

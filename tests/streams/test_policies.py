@@ -1,4 +1,4 @@
-"""Frame policies: which frames they take, and what they refuse."""
+"""Frame policies: the frames that they take, and the arguments that they reject."""
 
 from typing import ClassVar, get_origin, get_type_hints
 

@@ -88,7 +88,7 @@ def test_segment_is_reported_at_start_and_end():
 
 
 def test_a_dropped_frame_leaves_everything_as_it_is():
-    """NaN, for a frame without a result, neither begins nor ends a segment, and time goes on."""
+    """NaN, for a frame without a result, neither begins nor ends a segment, and time continues."""
     segments = Segments(frame_s=0.1, min_speech_s=0.1, min_silence_s=0.2, pad_s=0.0)
 
     found = segments.find([0, 1, math.nan, math.nan, 0, 0, 0, math.nan, math.nan, 1, 0, 0, 0])

@@ -170,7 +170,7 @@ async def test_a_frame_that_is_too_old_costs_nothing(loop):
 
 
 async def test_a_result_that_would_be_too_old_is_dropped(loop):
-    """A hanging model costs each frame no more than its age limit, and the stream goes on."""
+    """A hanging model costs each frame no more than its age limit, and the stream continues."""
     model = ScriptedBackend(*[lambda batch: batch.inputs] * 2, duration_s=lambda _: 0.01 if loop.time() < 0.2 else 9.0)
     async with stack_of(loop, model) as service:
         session = StreamSession(service, policy=LatestOnly(), max_age_s=0.05)
@@ -524,7 +524,7 @@ async def test_statistics_tell_ids_of_the_same_text_apart(loop):
 
 
 async def test_statistics_are_taken_while_streams_open(loop):
-    """As by a scrape in a thread of its own, which may go on at any moment of the loop's."""
+    """A scrape in another thread may take statistics at any moment of the event loop."""
     meanwhile = []
 
     class Name(str):

@@ -217,7 +217,7 @@ async def test_a_service_that_hangs_is_left(loop):
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(anext(session), 5.0)
             await session.remove("a")
-            session.add(Camera(loop, 2), stream_id="a")  # the id is free, and the service goes on
+            session.add(Camera(loop, 2), stream_id="a")  # the id is free, and the service continues
             assert len(await collect(session)) == 2
         assert not others()
 
@@ -263,7 +263,7 @@ async def test_stop_of_service_completes_frames_in_flight(loop):
 
 
 async def test_stopped_service_ends_stream_of_hung_source(loop):
-    """The last outcome is that of a frame that was sent before the one that was refused."""
+    """The last outcome is that of a frame sent before the rejected one."""
     hanging = asyncio.Event()
 
     async def source():
@@ -592,7 +592,7 @@ async def test_a_reset_survives_the_drop_of_its_frame(loop):
 
 
 async def test_a_frame_that_was_sent_resets_once(loop):
-    """What becomes of it changes nothing: the frames behind it go on from the one that ran beside it."""
+    """Its outcome changes nothing: the frames behind it continue from the frame that ran beside it."""
     states = States()
 
     async def answer(request):

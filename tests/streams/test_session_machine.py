@@ -1,7 +1,7 @@
 """Sessions driven at random: sources, services that succeed, fail, reject, hang, and consumers that leave.
 
-The model is plain Python: what was offered to each stream, what its requests came to, and so what its consumer may get.
-After each step the loop runs until nothing is ready; then everything that can go on must have gone on.
+The model is plain Python: the frames offered to each stream, the outcomes of its requests, and the results that its
+consumer may get. After each step the loop runs until nothing is ready; then nothing that can continue may still wait.
 """
 
 import asyncio

@@ -218,7 +218,7 @@ TestResets, TestAlone, TestSelects = Resets.TestCase, Alone.TestCase, Selects.Te
 
 
 def test_a_source_is_held_until_a_quarter_is_left():
-    """A source that was held goes on when at most a quarter of the places is taken."""
+    """A held source continues when at most a quarter of the places is taken."""
     state = state_of(4, True, None, 1)
     for number in range(4):
         state.offer(number, 0, None, False, 0)

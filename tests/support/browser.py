@@ -143,7 +143,7 @@ class Browser:
         Path(path).write_bytes(base64.b64decode(taken["data"]))
 
     def errors(self):
-        """Exceptions, refused loads and breaches of the page's policy since the last call."""
+        """Exceptions, failed loads and breaches of the page's policy since the last call."""
         self.run("")  # events before its answer are read with it
         errors, self._errors = self._errors, []
         return errors

@@ -32,5 +32,5 @@ def status_of_child(function: Callable[[], object]) -> int:
         try:
             status = 0 if function() else 1
         finally:
-            os._exit(status)  # an error too ends the child, which must not go on with the tests
+            os._exit(status)  # even after an error, the child must not continue with the tests
     return os.waitpid(child, 0)[1]

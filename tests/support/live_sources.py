@@ -8,14 +8,15 @@ from streaminfer.streams import Frame
 
 
 class Camera:
-    """Yields numbered frames at a fixed rate, and counts what is asked of it.
+    """Source of numbered frames at a fixed rate, which counts its reads.
+
+    The numbers in ``anew`` are of frames with a discontinuity.
 
     Args:
-        loop: whose time it keeps.
-        frames: how many it has; ``None``: no end.
-        period_s: seconds between them.
-        error: raised behind the last frame.
-        anew: numbers of frames that start anew.
+        loop: the event loop that gives the time.
+        frames: number of frames; ``None`` for no end.
+        period_s: seconds between frames.
+        error: raised after the last frame.
     """
 
     def __init__(self, loop, frames=None, period_s=0.01, *, error=None, anew=()):
@@ -38,7 +39,7 @@ class Camera:
 
 
 class States:
-    """Keeper of stream states that writes down what is asked of it."""
+    """Store of stream states that records its calls."""
 
     def __init__(self):
         self.calls = []

@@ -166,7 +166,7 @@ class BruteForce:
 
     Args:
         allowed: shape (scenarios, c, p).
-        candidates: the pools; those that serve nobody are left out.
+        candidates: the pools; those that serve no cluster are left out.
         limits: of the resources.
     """
 

@@ -13,7 +13,7 @@ EPOCH = 1_700_000_000 * 10**9
 
 
 class ScriptedTier(Tier):
-    """A tier in memory: as slow and as faulty as it is told to be. What is put counts from the end of the put."""
+    """Tier in memory, as slow and as faulty as the test sets it. A put takes effect at its end."""
 
     purge_bound_s = None
     keys = None

@@ -21,7 +21,7 @@ class TurnLoop(VirtualLoop):
     async def acted_too_late(self):
         """Return whether its turn has not come; it does not come any more."""
         is_over, self.turns_left = self.turns_left >= 0, -1
-        await asyncio.sleep(0)  # the action may stand behind what runs in this turn
+        await asyncio.sleep(0)  # the action may run later in this turn
         return is_over
 
     def _run_once(self):

@@ -1,4 +1,4 @@
-"""The histogram in both builds: as it is installed here, and over the uncompiled twin of its state."""
+"""The histogram in both builds: the installed one, and one over the uncompiled twin of its state."""
 
 import importlib.machinery
 import importlib.util

@@ -1,4 +1,4 @@
-"""The test tools themselves: time that obeys, and a backend that does as it is told."""
+"""The test tools: virtual time, and a scripted backend."""
 
 import asyncio
 import math

@@ -1,4 +1,4 @@
-"""A request that does not fit the example of a `CpuBackend` is refused before the queue, and harms no breaker."""
+"""A request that does not fit the example of a `CpuBackend` is rejected before the queue; no breaker counts it."""
 
 import asyncio
 
@@ -50,7 +50,7 @@ def test_a_wrong_shape_is_the_callers_fault(example, good, wrong, words, outer):
 
 
 def test_free_axes():
-    """Axes that the user names may have any size; names and axes that do not exist are refused."""
+    """Axes that the user names may have any size; names and axes that do not exist are rejected."""
     backend = si.CpuBackend(len, example=np.zeros((4, 2)), free_axes=[0])
     backend.validate(si.Request(np.zeros((9, 2))))
     with pytest.raises(si.InvalidInput):

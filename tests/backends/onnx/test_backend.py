@@ -319,7 +319,7 @@ def test_several_sessions_answer_at_the_same_time(endless, batch, ramp):
         backend = OnnxBackend(endless, sessions=2)
         batches = [batch(ramp(1, 3)) for _ in range(2)]
         tasks = [asyncio.create_task(backend.infer(one)) for one in batches]
-        for one in batches:  # both run, though neither ever ends by itself
+        for one in batches:  # both run at once; neither ends before the stop
             assert await asyncio.to_thread(one.read.wait, PATIENCE_S)
         assert batches[0].readers != batches[1].readers
         await backend.stop(drain=False)

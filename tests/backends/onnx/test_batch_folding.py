@@ -371,7 +371,7 @@ def test_strides_that_leap_over_positions(kind, stride, length, tmp_path):
 @pytest.mark.parametrize(
     ("model", "length", "found"),
     [
-        (convolution(pads=[1, 1]), 16, "none of 1"),  # fills the columns as it is
+        (convolution(pads=[1, 1]), 16, "none of 1"),  # fills the columns without folding
         (convolution(taps=1, pads=[0, 0]), 15, "none of 1"),
         (convolution(filters=128, pads=[1, 1]), 6, "none of 1"),  # much to copy, little to compute
         (build([helper.make_node("Relu", ["x"], ["y"])], {}, ["batch", 2, 4]), 4, "none of 0"),

@@ -1,4 +1,4 @@
-"""OnnxBackend: what its constructor accepts, what it refuses, and how it says so."""
+"""Arguments that the constructor of `OnnxBackend` accepts and rejects, and its error messages."""
 
 import asyncio
 import subprocess
@@ -197,7 +197,7 @@ def test_failing_provider_is_an_error_without_output(monkeypatch, doubling, caps
 
 
 def test_no_run_replaces_the_provider(monkeypatch, doubling):
-    """Before 1.23 onnxruntime ignores ``enable_fallback``, and a run that fails goes on with the CPU."""
+    """Before 1.23 onnxruntime ignores ``enable_fallback``; the backend still prevents a second run on the CPU."""
     real = onnxruntime.InferenceSession
     made = []
 
@@ -236,7 +236,7 @@ def test_providers_of_the_session_options_are_used(monkeypatch, doubling):
 
 
 def test_a_provider_of_a_plugin_is_used_by_its_name(monkeypatch, doubling):
-    """The CPU's own device stands for a plugin's: the list of built-in providers leaves it out."""
+    """The test removes the CPU's provider from the list of built-in ones, from which a plugin's is absent too."""
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["AzureExecutionProvider"])
 
     backend = OnnxBackend(doubling, providers=["CPUExecutionProvider"])

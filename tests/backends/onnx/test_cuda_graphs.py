@@ -1,6 +1,6 @@
-"""CUDA graphs: one for each shape, recorded in warm-up runs only; a session on the CPU says that it has them.
+"""CUDA graphs: one per shape, recorded in warm-up runs only, in a session on the CPU that claims to support them.
 
-No GPU ran this: what is checked is which runs onnxruntime is asked to record and to replay, in which memory.
+The tests need no GPU: they check which runs the backend tells onnxruntime to record and to replay, in which memory.
 """
 
 import asyncio
@@ -170,7 +170,7 @@ def test_several_runs_of_one_batch(graphs, identity, batch, ramp, capfd):
     ids=["binding", "sessions"],
 )
 def test_what_graphs_need(graphs, doubling, settings, words):
-    """Without kept memory a graph would write to memory of others; the constructor refuses."""
+    """The constructor rejects settings in which a graph would write to memory that is used elsewhere."""
     with pytest.raises(ValueError, match=words):
         OnnxBackend(doubling, **settings)
 

@@ -66,7 +66,7 @@ def echo(identity):
 
 
 def test_text_reaches_its_caller(upper):
-    """A model of strings gets each as it is, the empty and the long ones, and a caller gets its own back."""
+    """A model of strings gets each string unchanged, empty or long, and each caller gets its own result."""
     texts = ["a", "", "x" * 10_000, *(f"number {index}" for index in range(20))]
     backend = OnnxBackend(upper(["batch"]))
     assert str(backend.inputs[0]) == "x str[batch]"
@@ -131,7 +131,7 @@ def test_text_has_no_kept_memory(echo):
 
 
 def test_functions_of_text():
-    """A function gets an array of strings; an example of text stands for text of any length."""
+    """A function gets an array of strings; with an example of text, text may have any length."""
     backend = si.CpuBackend(lambda x: [(x.dtype == object, *row[::-1]) for row in x], example=np.array(["a", "b"]))
     rows = [np.array(["long", ""]), np.array(["c", "longer"], object), np.array([1, 2])]
     first, second, refused = served(backend, rows)
@@ -203,7 +203,7 @@ def test_bfloat16_of_the_whole_batch(build_model):
 
 
 def test_bfloat16_limits(build_model, identity, tmp_path):
-    """Kept memory and strings beside it are refused; a repository for Triton has its own type."""
+    """A bfloat16 model takes no ``binding`` and no strings; its repository for Triton has the type BF16."""
     model = identity(Tensor.BFLOAT16, ["batch", 2])
     with pytest.raises(ValueError, match="binding: expected 'off', since 'x'"):
         OnnxBackend(model, binding="pageable")
@@ -340,7 +340,7 @@ def test_a_fixed_batch_size_without_a_batcher(four, batch, ramp, rows):
 
 
 def test_a_fixed_batch_size_bounds_the_batcher(four):
-    """A batcher of larger batches is refused when it starts."""
+    """A batcher with a larger ``max_batch_size`` is rejected when it starts."""
     with pytest.raises(ValueError, match="max_batch_size: expected at most 4, the most rows that the model takes"):
         served(OnnxBackend(four, outputs=["y"]), [np.zeros(3, F32)], max_batch_size=8)
 

@@ -109,7 +109,7 @@ async def test_a_model_that_is_gone_stays_out(assets, tmp_path):
 
 @on_a_loop
 async def test_two_models_share_memory_for_one(assets):
-    """Each is asked in turn: it answers as alone, and only one has a session at a time."""
+    """Two models called in turn return the same outputs as alone, and only one has a session at a time."""
     names = {"blaze_front": 128, "blaze_full": 192}
     rng = np.random.default_rng(1)
     pictures = {name: rng.uniform(-1, 1, (size, size, 3)).astype(np.float32) for name, size in names.items()}

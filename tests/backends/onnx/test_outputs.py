@@ -59,7 +59,7 @@ def detector(build_model):
 
 @pytest.mark.parametrize("name", ["found", "anchors", "total"])
 def test_an_output_without_the_batch_symbol(detector, name):
-    """The constructor refuses an output for which the model declares no batch axis, and names all three ways out."""
+    """The constructor rejects an output without a declared batch axis, and names all three remedies."""
     with pytest.raises(ValueError, match=f"batch axis of output '{name}'") as caught:
         OnnxBackend(detector, outputs=["doubled", name])
     for words in ("no axis has the batch size batch of the inputs", "batch_axes={", "shared_outputs=(", "outputs="):
@@ -190,7 +190,7 @@ def test_free_sizes_without_names(identity, batch, ramp):
 
 
 def test_one_row_a_run(build_model, batch, ramp):
-    """Where the batch axis is fixed at 1, so is an output's; another first axis is refused."""
+    """If the inputs' batch axis is fixed at 1, an output's is 1 too; another first axis is rejected."""
     outputs = [("y", Tensor.FLOAT, [1, 3]), ("found", Tensor.INT64, [2, "K"])]
     nodes = [helper.make_node("Identity", ["x"], ["y"]), helper.make_node("NonZero", ["x"], ["found"])]
     model = build_model(nodes, [("x", Tensor.FLOAT, [1, 3])], outputs)

@@ -679,7 +679,7 @@ def test_batcher_measures_before_it_accepts_requests(connect):
 
 
 def test_models_with_a_state_are_not_measured(connect):
-    """A batch of zeros would be a step of somebody's sequence."""
+    """A model with state is not measured: a batch of zeros would be a step of a caller's sequence."""
 
     async def scenario():
         async with running(connect("accumulate", example=floats(1))) as backend:

@@ -78,7 +78,7 @@ def scripted():
 
 
 def test_step_whose_caller_left_loses_its_sequence(scripted):
-    """The step succeeds in a batch for others; its stream begins again, and theirs goes on."""
+    """If the caller of a step leaves but the step succeeds, its stream begins again; the other streams continue."""
 
     async def scenario(splitter, server):
         batch = WatchedBatch("a", "b")

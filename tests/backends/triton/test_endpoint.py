@@ -1,4 +1,4 @@
-"""Where a server is, what may travel there unencrypted, and headers that nobody shows."""
+"""Addresses of servers, connections that may be unencrypted, and headers that are never shown."""
 
 import traceback
 
@@ -160,6 +160,6 @@ def test_what_it_is_can_be_read_before_it_starts():
     assert (plain.address, plain.encrypted, plain.missing_extensions) == ("localhost:9", False, ())
     assert TritonBackend("triton:9", "m", tls=True).encrypted
     assert "hunter2" not in repr(plain) + str(vars(plain))
-    # without a version nobody knows which model it is: no two of them are taken for the same
+    # without a version the model is unknown, so no two such backends have the same fingerprint
     assert plain.fingerprint != TritonBackend("localhost:9", "m").fingerprint
     assert TritonBackend("localhost:9", "m", version="3").fingerprint == "triton grpc://localhost:9 m 3"

@@ -63,8 +63,8 @@ def strike(name, server, protocol="grpc", **options):
     before = held_now()
     report = asyncio.run(drill(fault, server, backend, plan, protocol=protocol))
     if report.crashed:
-        # Triton before 2.57 uses a cancelled call after it was freed (docs/how-to/triton.md). What callers are promised
-        # held all the same; whether the server is asked again needs one that lives.
+        # Triton before 2.57 uses a cancelled call after it was freed (docs/how-to/triton.md). The promises to callers
+        # hold even so; the check that calls resume needs a server that runs.
         check_callers(report)
         server.restart()
         report = asyncio.run(drill(fault, server, backend, plan, protocol=protocol))

@@ -158,7 +158,7 @@ def test_close_ends_calls_of_silent_connection():
 
 
 def test_a_stream_that_ends_at_once_brings_its_status():
-    """Also where that is before the request has been read, as a gateway does that refuses the head."""
+    """The status arrives even if the stream ends before the request is read, as when a gateway rejects the head."""
 
     class Service(grpc.GenericRpcHandler):
         def service(self, details):
@@ -173,7 +173,7 @@ def test_a_stream_that_ends_at_once_brings_its_status():
         await server.start()
         said = set()
         try:
-            for _ in range(1000):  # on connections of their own, of which a hundredth is refused that early
+            for _ in range(1000):  # one connection each; about one in a hundred ends that early
                 transport = GrpcTransport(address, Headers({}), None, time.monotonic_ns)
                 with pytest.raises(ServerError) as caught:
                     await anext(transport.stream(InferRequest("m", "", []), 5.0))

@@ -45,7 +45,7 @@ async def server_of(port, context):
 
 @contextlib.asynccontextmanager
 async def proxy_on(port, heads):
-    """A proxy that notes what it is asked for, and rejects it."""
+    """Run a proxy that records the heads of requests and rejects them."""
 
     async def reject(reader, writer):
         heads.append((await reader.readuntil(b"\r\n\r\n")).decode())

@@ -1,4 +1,4 @@
-"""Tokens that a server quotes: no error shows them. The server is scripted: it refuses each call with what it got."""
+"""Tokens that a server quotes: no error shows them. The scripted server rejects each call and quotes what it got."""
 
 import asyncio
 import contextlib

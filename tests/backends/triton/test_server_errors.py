@@ -112,7 +112,7 @@ def test_drain_lets_a_stream_that_is_read_finish(connect):
         async def take():
             async for one in backend.stream(Request(repeat(n=10, delay_ms=5))):
                 got.append(int(one[0]))
-                await asyncio.sleep(0.01)  # nobody awaits the stream meanwhile
+                await asyncio.sleep(0.01)  # no task awaits the stream meanwhile
 
         taking = asyncio.create_task(take())
         while not got:
@@ -447,7 +447,7 @@ def test_batcher_larger_than_model_limit_fails_start(connect, protocol):
         with pytest.raises(ValueError, match="max_batch_size: expected at most 64"):
             await stack.start()
         assert len(asyncio.all_tasks()) == 1
-        # rows that are asked one by one have no such limit
+        # rows that are sent one by one have no such limit
         async with Stack(AdaptiveBatcher(max_batch_size=65), connect("accumulate", protocol)) as service:
             assert int((await service(np.array([1]), stream_id="s", timeout_s=20))[0]) == 1
 

@@ -390,7 +390,7 @@ def test_server_times_are_differences_of_counters():
     reader.read(counters(110, 10**9 + 10**8, 10**9 + 2 * 10**8))
     assert (reader.total.requests, reader.total.rows, reader.total.executions) == (10, 40, 10)
     assert (reader.total.queue_s, reader.total.compute_s) == pytest.approx((0.01, 0.02))
-    reader.read(counters(10, 3 * 10**8, 0))  # the server was started anew
+    reader.read(counters(10, 3 * 10**8, 0))  # the server was restarted
     assert (reader.total.requests, reader.recent.requests) == (20, 10)
     assert (reader.total.queue_s, reader.recent.queue_s) == pytest.approx((0.02, 0.03))
     with pytest.raises(KeyError):
@@ -414,7 +414,7 @@ def test_error_without_input_never_blames_the_caller():
 
 
 def test_each_version_of_a_model_counts_for_itself():
-    """A version that is unloaded takes its counters along; the sum goes on from what was known."""
+    """An unloaded version takes its counters along; the sum continues from their last known values."""
 
     def of(version, requests):
         return [{**one, "version": version} for one in counters(requests, 0, 0)]

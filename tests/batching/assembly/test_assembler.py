@@ -511,7 +511,7 @@ def test_ragged_kinds_are_equal_where_chosen(pair, axis, names, length, plain):
         plain("batching.assembly._compatibility_cy").RaggedCompatibility((1, 2), axis, names),
     ):
         if ragged.bucket_of(first) != ragged.bucket_of(other) or ragged.bucket_of(first) < 0:
-            continue  # of different buckets, or refused by `Buckets.check`
+            continue  # of different buckets, or rejected by `Buckets.check`
         together = len(ragged.choose(tickets_of([first, other]), 2, False)) == 2
         assert (ragged.kind_of(first) == ragged.kind_of(other)) == together
         assert not together or hash(ragged.kind_of(first)) == hash(ragged.kind_of(other))

@@ -1,4 +1,4 @@
-"""What buckets accept, what they refuse, and what each refusal says."""
+"""Inputs that buckets accept, inputs that they reject, and the error messages."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""A buffer is written again only when nothing refers to it; whoever holds a view keeps what he was given."""
+"""A buffer is written again only when nothing refers to it, so a view never changes."""
 
 import ctypes
 import gc

@@ -199,7 +199,7 @@ def test_earliest_bucket_goes_first_if_all_are_on_time():
 
 def test_bucket_with_most_requests_on_time_goes_first():
     """The bucket that lets the most requests be on time is released first."""
-    # in deadline order the long ones first: then all four short ones are late; the other way round nobody is
+    # with the long ones first, in deadline order, all four short ones are late; in reverse no request is late
     batch, reason, refused = decide(between(), queue_of((1, 45), (1, 49), (0, 46), (0, 46), (0, 46), (0, 46)))
     assert (sorted(batch), reason, refused) == ([2, 3, 4, 5], "planned", [])
     # only one of them can be served, and they are more

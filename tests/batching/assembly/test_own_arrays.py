@@ -1,4 +1,4 @@
-"""What callers got is theirs: a model that reuses its memory, or writes to its inputs, changes nobody's outputs."""
+"""Outputs belong to their callers: a model that reuses its memory, or writes to its inputs, changes none of them."""
 
 import asyncio
 from typing import NamedTuple
@@ -122,7 +122,7 @@ async def test_a_function_that_reuses_its_memory(loop, form):
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 @pytest.mark.parametrize("executor", ["thread", "inline"])
 def test_a_backend_that_reuses_its_memory(form, executor):
-    """A worker thread that has the next batch at once overwrites nobody's outputs."""
+    """A worker thread that gets the next batch at once overwrites no caller's outputs."""
 
     async def main():
         backend = si.CpuBackend(Reusing(form), executor=executor)

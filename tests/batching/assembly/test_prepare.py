@@ -68,7 +68,7 @@ def test_an_input_that_fails_in_its_own_way_is_refused(prepare, inputs):
 
 
 def test_a_mask_is_not_lost(prepare):
-    """A masked array is refused by its name, because the model would read what the mask hides."""
+    """A masked array is rejected by its name, because the model would read the values under the mask."""
     masked = np.ma.MaskedArray([1.0, 2.0], [False, True])
 
     with pytest.raises(

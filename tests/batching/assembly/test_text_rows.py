@@ -1,4 +1,4 @@
-"""Text is stacked as Python strings, each as long as it is."""
+"""Text is stacked as Python strings, each with its own length."""
 
 import tracemalloc
 from types import SimpleNamespace

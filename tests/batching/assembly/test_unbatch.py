@@ -1,4 +1,4 @@
-"""One rule for outputs: arrays in a mapping or tuple are cut, a list has one result per row, the rest is refused."""
+"""One rule for outputs: arrays in a mapping or tuple are cut, a list has one result per row, all else is rejected."""
 
 import asyncio
 from typing import NamedTuple
@@ -109,7 +109,7 @@ def test_split_rows_refuses_the_ambiguous(results, words):
 
 
 def test_split_rows_refuses_a_table():
-    """A table's iteration gives its column names, which are nobody's rows."""
+    """A table is rejected, because iterating over it gives the names of its columns, not its rows."""
     assert isinstance(split_rows(Frame(), 2, "f"), si.BackendError)
     assert isinstance(split_rows({"x": Frame()}, 2, "f"), si.BackendError)
 

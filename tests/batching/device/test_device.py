@@ -458,7 +458,7 @@ def test_model_with_slow_first_batches_is_remeasured(seed, lasts_s):
 @pytest.mark.uncompiled
 @pytest.mark.parametrize("weight", [2, Fraction(5, 2)], ids=["int", "fraction"])
 def test_weights_are_any_numbers(weight):
-    """All weights of the device are of a type that the kernel does not take as it is."""
+    """All weights of the device may have a type that the kernel does not take without conversion."""
 
     async def main(loop):
         took_s = [lambda rows: 0.001 + 0.002 * rows] * 2

@@ -35,7 +35,7 @@ def test_overdue_requests_keep_their_share():
 
 
 def test_a_size_is_compared_once_its_batch_is_sent():
-    """It is proposed again until then, as it is: a device may not choose another batch in its place."""
+    """Until then the size is proposed again, in a batch that a device may not replace by another."""
     policy, queue = Lookahead(32, LearnedServiceTime()), RequestQueue(200)
     for number in range(200):
         policy.observe(32, 4 * MS, number * 4 * MS)

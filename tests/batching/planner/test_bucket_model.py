@@ -35,7 +35,7 @@ def run(model, *sizes, seconds=LINE.seconds, factor=1.0):
 
 
 def test_a_given_service_time_is_exact():
-    """A ServiceTime is planned with as it is: mean and upper durations are the same, and nothing is learned."""
+    """A given `ServiceTime` is used unchanged: mean and upper durations are equal, and nothing is learned."""
     model = bucket(service_time=LINE)
 
     np.testing.assert_array_equal(model.durations, LINE.table_ns(64))
@@ -458,7 +458,7 @@ def settled(model, *sizes, rounds=20):
 
 
 def test_a_size_next_to_the_best_is_compared():
-    """When half of the best size has not run for 128 batches, it is asked for."""
+    """When half of the best size has not run for 128 batches, the model proposes it."""
     model = settled(bucket(), 4, 32, 64)
     assert model.size_to_compare(64) == 0
 
@@ -549,7 +549,7 @@ def test_middle_best_size_is_padded_to_a_better_one():
 
 
 def test_comparisons_come_closer_once_one_is_sent():
-    """What was asked for and not sent is asked for again at the eighth batch, else the next is at once."""
+    """The next comparison is due eight batches after a proposal, or one batch after the proposed size is sent."""
     model = settled(bucket(), 64, rounds=8)
     assert model.compares
     assert model.size_to_learn(64) == 32
@@ -582,7 +582,7 @@ def test_size_that_never_occurs_is_tried_eight_times():
 
 
 def test_twice_the_best_is_compared():
-    """When twice the best size has not run for long, it is asked for, if that many are queued."""
+    """When twice the best size has not run for long, the model proposes it, if that many requests are queued."""
     bends = ServiceTime.table({1: 0.004, 4: 0.0044, 8: 0.005, 16: 0.020}).seconds
     model = bucket(16)
     for _ in range(20):
@@ -596,7 +596,7 @@ def test_twice_the_best_is_compared():
 
 
 def test_larger_size_that_ran_long_ago_is_retried():
-    """Twice a size is asked for where it has not run for 128 batches, and where there are so many."""
+    """Twice a size is proposed if it has not run for 128 batches and that many requests are queued."""
     model = settled(bucket(), 4, 8, 16)
     assert model.size_to_try_again(8, 64) == 0
 
@@ -667,7 +667,7 @@ def test_retrying_a_larger_size_in_vain_costs_little():
 
 
 def test_one_that_was_not_sent_is_tried_at_once():
-    """A larger size that was asked for while another model had the turn is asked for again."""
+    """A larger size that was proposed while another model had the turn is proposed again."""
     model = settled(bucket(), 4, 8, 16)
     run(model, *[8] * 128)
 

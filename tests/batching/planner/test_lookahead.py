@@ -1,4 +1,4 @@
-"""The planning policy: what goes, what is refused, and what it learns from."""
+"""The planning policy: what it releases, what it rejects, and what it learns from."""
 
 import asyncio
 import contextlib
@@ -329,7 +329,7 @@ def test_slowdown_and_recovery_of_device_are_followed():
 
 
 def test_a_stall_is_unlearned():
-    """A device that stalls for seconds is asked again as soon as it answers: the probe measures it anew."""
+    """A device that stalled for seconds gets batches as soon as it responds, because a probe measures it again."""
     arrivals = poisson(500, 4000)
     on_time, _ = live(lambda n, t: 3.0 if 1 <= t < 1.2 else accelerator(n, t), arrivals, np.full(4000, 0.05))
     assert on_time[arrivals < 0.9].mean() == 1.0
@@ -375,9 +375,9 @@ def test_hung_batch_is_learned_and_then_unlearned():
 
 
 def test_abandoned_batch_teaches_a_lower_bound():
-    """A batch that runs longer than its callers wait teaches the least time that it took.
+    """A batch that runs longer than its callers wait teaches a lower bound of its duration.
 
-    Believed to take 11 ms, the device takes 80: every batch is given up at 50 ms, and that much is learned.
+    The policy expects 11 ms, the device takes 80: every batch is cancelled at 50 ms, and that bound is learned.
     """
 
     async def main(loop):
@@ -572,7 +572,7 @@ def test_sizes_next_to_best_are_compared_at_full_load():
 def test_first_batch_beyond_objective_is_not_the_last():
     """A first batch that takes longer than the objective is not the last one that is served.
 
-    It is given up at 100 ms and would have taken 150; smaller ones take less.
+    It is cancelled at 100 ms and would have taken 150; smaller batches take less.
     """
 
     async def main(loop):

@@ -1,4 +1,4 @@
-"""Batches sent ahead of their turn, to a model that keeps a queue: what that gains, and that nobody is harmed by it."""
+"""Pipelined batches, sent early to a model that has a queue: what they gain, and that they harm no request."""
 
 import asyncio
 import itertools
@@ -513,7 +513,7 @@ def test_closed_loop_leaves_no_pipelined_batch():
         assert [response.outputs for response in await asyncio.gather(*calls)] == list(range(3 * FULL))
         assert service._dispatcher.free == 1
 
-    batcher.reconfigure(slo_s=1.0)  # which waits for nobody of that loop
+    batcher.reconfigure(slo_s=1.0)  # which waits for no caller of that loop
     run(go_on)
     s = batcher.statistics()
     assert (s.closed, s.running_batches) == (2 * FULL, 0)
@@ -524,7 +524,7 @@ def test_closed_loop_leaves_no_pipelined_batch():
 
 @pytest.mark.parametrize("layer", ["limit", "breaker"])
 def test_what_stands_before_the_model_is_asked_first(layer):
-    # a limit of one batch, and a breaker that lets one probe through, would refuse a second
+    # a limit of one batch, and a breaker that lets one probe through, would reject a second
     server = Server(script={0: {"fails_after_s": 0.001, "took_s": 0.001}} if layer == "breaker" else {})
     if layer == "limit":
         guard = si.ConcurrencyLimit(limit=1)

@@ -14,7 +14,7 @@ SIZE, ALONE_NS = 16, 20 * MS
 
 
 def learned(takes_ns, *, batches=400, noise=0.0, seed=0, spare_ns=MS):
-    """A hand-over after so many batches of 20 ms; one in 33 goes by itself, as it asks for."""
+    """Return the overhead learned from ``batches`` batches of 20 ms, one in 33 of them sent alone."""
     overhead, rng = PipelineOverhead(), np.random.default_rng(seed)
     for number in range(batches):
         took_ns = ALONE_NS * float(np.exp(noise * rng.standard_normal()))
@@ -41,7 +41,7 @@ def test_noise_moves_it_little(seed):
 
 
 def test_batch_sent_alone_takes_the_overhead_longer():
-    """A pipelined batch sent by itself would have taken longer by the overhead, or by how early it was."""
+    """Sent alone, a pipelined batch would take longer by the overhead, or by how early it was sent if that is less."""
     overhead = learned(2 * MS, batches=3000)
     assert overhead.observe_pipelined(SIZE, 18 * MS, 3 * MS) == pytest.approx(20 * MS, abs=1000)
     assert overhead.observe_pipelined(SIZE, 20 * MS - MS // 2, MS // 2) == pytest.approx(

@@ -76,7 +76,7 @@ def test_nothing_is_lost_whatever_happens(steps):
 
 
 def test_newcomer_waits_for_one_request_per_backlog():
-    """A new stream stands behind at most one request of each stream with a backlog."""
+    """A new stream waits for at most one request of each stream with a backlog."""
     queue = FairQueue(100, {})
     admit(queue, *["greedy"] * 20, "other", "other")
     queue.take(queue.first(4), 0, "full")

@@ -1,4 +1,4 @@
-"""The queue of requests in hand: nothing lost, nothing answered twice, order kept within a priority."""
+"""The queue: no request is lost or completed twice, and requests of one priority stay in order."""
 
 import importlib
 import random

@@ -112,7 +112,7 @@ def test_a_run_counts_from_its_turn(means, twin):
     ids=["ahead", "unknown", "abandoned"],
 )
 def test_other_runs_are_not_absorbed(means, twin, how):
-    """A batch that was sent ahead or cancelled is no batch that went by itself."""
+    """A pipelined or cancelled batch does not count as one that was sent alone."""
     means.absorb(2, 100, opens=True)
 
     assert not means.absorb_execution(ran(twin[1], 2, **how), 100)

@@ -93,7 +93,7 @@ async def test_without_an_example_nothing_is_measured(loop):
 
 
 async def test_first_burst_is_planned(loop):
-    """The first decision knows what batches take, and refuses nothing that is on time."""
+    """The first decision knows the durations of batches, and rejects no request that can be on time."""
     stack, batcher = stack_of(loop, ScriptedBackend(duration_s=affine, example=1.0))
 
     async with stack:
@@ -454,7 +454,7 @@ async def test_guess_without_open_sizes_is_measured(loop):
 
 
 async def test_guess_that_fails_is_one_warning(loop, caplog):
-    """The start goes on, and live batches teach."""
+    """The start continues, and the policy learns from live batches."""
     backend = Guessing(duration_s=affine)
     backend.shortest = 2
     stack, batcher = stack_of(loop, backend)
@@ -510,7 +510,7 @@ async def test_example_is_checked_as_requests_are(loop):
 
 
 async def test_cancelled_start_leaves_nothing_running(loop):
-    """A start that is given up ends the batch that it runs, and can be repeated."""
+    """A cancelled start ends the batch that it runs, and can be repeated."""
     backend = ScriptedBackend(then=lambda batch: [1.0] * len(batch), duration_s=0.010, example=1.0)
     stack, _ = stack_of(loop, backend)
     starting = asyncio.ensure_future(stack.start())
@@ -574,7 +574,7 @@ async def test_models_are_measured_in_turn(loop):
 
 
 async def test_requests_do_not_wait_for_another_start(loop):
-    """While a stack measures a backend that another one shares, that one goes on serving."""
+    """While one stack measures a shared backend, the other stack continues to serve."""
     backend = ScriptedBackend(duration_s=affine, example=1.0)
     first, _ = stack_of(loop, backend)
     second, _ = stack_of(loop, backend)

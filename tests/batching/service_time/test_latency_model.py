@@ -79,7 +79,7 @@ def test_half_of_one_size_is_proportional(size):
 
 
 def test_two_sizes_say_the_slope():
-    """Beyond what was seen the line goes on."""
+    """The line through two measured sizes extends beyond them."""
     device = Device(8, 32, 8, 32)
 
     for size in (1, 2, 16, 64, 200):
@@ -371,7 +371,7 @@ def test_no_more_is_taken_back_than_the_outage_took():
 
 
 def test_cheap_size_in_outage_misleads_three_batches():
-    """Where the size was cheap and the outage goes on, the next three batches say so."""
+    """If a size is cheap and the outage continues, the next three batches correct the estimate."""
     cheap = Device(*[16, 23, 32] * 20, seconds=lambda size: LINE.seconds(size) * (0.5 if size == 8 else 1.0))
     cheap.run(16, 23, 32, factor=4.0).run(8, factor=4.0)
     assert cheap.ratio(32, 4.0) < 0.7
@@ -649,7 +649,7 @@ def test_whole_numbers_of_numpy_are_taken():
 
 
 def test_size_steps_are_of_nearest_sizes():
-    """Two sizes have one step where one nearest size stands for both; an octave has three."""
+    """Two sizes have the same step if they have the same nearest size; an octave has three steps."""
     steps = size_steps(5000).tolist()
     nearest = [nearest_size(size) for size in range(1, 5001)]
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.uncompiled
 
 
 class NotedTiers:
-    """Tiers that note what they are asked for."""
+    """Tiers that record their calls."""
 
     def __init__(self, memory):
         self.asked = []

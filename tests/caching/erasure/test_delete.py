@@ -36,7 +36,7 @@ def test_delete_removes_fresh_stale_and_failed():
 
 
 def test_delete_takes_strings_and_bytes_only():
-    """A key that tiers cannot name is refused."""
+    """A key that tiers cannot name is rejected."""
     with pytest.raises(TypeError, match="key: expected a string or bytes"):
         asyncio.run(si.EdgeCache().delete(7))
 

@@ -1,4 +1,4 @@
-"""Erasure: nothing of a subject is anywhere once an erasure is complete, whatever else goes on meanwhile."""
+"""Erasure: once it is complete, no data of the subject is left anywhere, whatever else happens meanwhile."""
 
 import asyncio
 import json
@@ -78,7 +78,7 @@ def test_failed_tier_erasure_is_retried_until_done():
     async def main(loop):
         disk = ScriptedTier(loop.clock)
         cache = si.EdgeCache(clock=loop.clock, tiers=[disk])
-        before = await cache.erase_everywhere(subject="anna")  # nobody runs
+        before = await cache.erase_everywhere(subject="anna")  # the tiers do not run
         assert "does not run" in before.failed["disk"]
         async with cache:
             await asyncio.sleep(0.01)
@@ -378,7 +378,7 @@ class Interleavings(RuleBasedStateMachine):
         if not self.up:
             self.flip()
         self.play(asyncio.sleep(60.0))
-        for subject, at_ns, _ in self.erasures:  # also those that failed, or found nobody running
+        for subject, at_ns, _ in self.erasures:  # also those that failed, or found the tiers stopped
             for tier in self.tiers:
                 assert all(value >= at_ns for value in self.values_of(subject, tier))
         assert [it.pending for it in self.cache.tiers.statistics()] == [0, 0]
@@ -450,7 +450,7 @@ def test_erasure_ends_with_tiers_on_a_closed_loop():
     cache = si.EdgeCache(clock=clock, tiers=[disk])
 
     async def lose():
-        await cache.__aenter__()  # and nobody leaves
+        await cache.__aenter__()  # without __aexit__
         cache.put("k", 1, subject="anna")
 
     asyncio.run(lose())

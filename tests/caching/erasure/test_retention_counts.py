@@ -86,7 +86,7 @@ def test_a_log_whose_clock_fails_stops_no_erasure(tmp_path):
 
 
 class Failing:
-    """A log whose disk fails as often as it is told, and which blocks while an event is not set."""
+    """Log that raises the given errors first, and blocks while the event ``free`` is not set."""
 
     def __init__(self, *errors):
         self.path = Path("log")
@@ -116,7 +116,7 @@ def drained(ledger):
 
 
 def test_an_erasure_does_not_wait_for_the_file(tmp_path):
-    """The event loop goes on while another process holds the log; what was erased is recorded when it lets go."""
+    """The event loop continues while another process locks the log; the erasure is recorded when the lock is free."""
     cache = si.EdgeCache(retention=policy(tmp_path))
     cache.put("k", 1, subject="anna")
     locked = Locked(tmp_path)
@@ -155,7 +155,7 @@ def test_failed_disk_writes_are_retried_in_order(caplog):
 
 
 def test_what_is_lost_is_an_error(caplog):
-    """A record that the log refuses, and all that a drain could not write, are named in errors."""
+    """Errors name a record that the log rejects, and all records that a drain could not write."""
     log = Failing(ValueError("it was altered"), BackendError("the disk is full"))
     ledger = RetentionCounts(log, time.monotonic_ns)
     log.free.clear()

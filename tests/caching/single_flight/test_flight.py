@@ -124,7 +124,7 @@ class SingleFlight(RuleBasedStateMachine):
         self.told(flight, told)
 
     def told(self, flight, callers):
-        """Who was told leaves as well, later, and that changes nothing; nobody is told twice."""
+        """Check that callers with an outcome can leave without effect, and that none gets a second outcome."""
         for caller in callers:
             assert not self.table.leave(flight, caller, None)
         if flight.over:

@@ -1,4 +1,4 @@
-"""Single flight among tasks: whoever leaves, fails or is cancelled, and at whatever turn of the loop."""
+"""Single flight among tasks: any task can leave, fail or be cancelled, in any turn of the loop."""
 
 import asyncio
 import contextlib
@@ -54,7 +54,7 @@ class Work:
 
 
 def quiet(main, *args, thorough=True):
-    """Runs a scenario and holds that nothing is left of it: no task, no flight, no error that nobody took."""
+    """Run a scenario and check that it leaves nothing: no task, no flight, no unretrieved error."""
 
     async def scenario(loop):
         loop.set_exception_handler(lambda _, context: COMPLAINTS.append(context))
@@ -110,8 +110,8 @@ def test_cancelled_at_every_turn(script, turns):
             assert end in ("ok", "cancelled") or isinstance(end, ValueError), (cancels, outcomes)
             assert when is not None or end != "cancelled", (cancels, outcomes)
         errors = [end for end in outcomes if isinstance(end, ValueError)]
-        assert len(errors) <= failures  # each failure is one caller's, while somebody else can try
-        # whoever stayed and led no failed attempt got the value
+        assert len(errors) <= failures  # each failure is one caller's, while another caller can try
+        # every caller that stayed and led no failed attempt got the value
         if all(when is None for when in cancels):
             assert outcomes.count("ok") == 3 - failures
             assert work.begun == failures + 1
@@ -119,7 +119,7 @@ def test_cancelled_at_every_turn(script, turns):
             assert statistics.collapsed == 2
             assert statistics.leader_changes == failures
         if (None, "ok") in zip(cancels, outcomes, strict=True):
-            assert work.cancelled == 0  # somebody waited all the time
+            assert work.cancelled == 0  # a caller waited all the time
     quiet(play, (None, 3, None))  # and collects what all these left, whose loops would complain then
 
 
@@ -562,9 +562,9 @@ def test_each_loop_has_flights_of_its_own():
 
 
 def test_waiter_cancelled_by_an_earlier_waiter():
-    """A waiter can be cancelled by another one that was told first.
+    """A waiter can be cancelled by another waiter that continues first.
 
-    All of them are told, and then go on one after another: the first one's doing meets the others half way.
+    All waiters get the outcome and then continue one after another, so the first can still cancel the others.
     """
 
     async def play(flights, loop):
@@ -727,7 +727,7 @@ def test_unneeded_deadline_leaves_no_timer():
 
 
 def test_leader_enforcing_its_deadline_has_no_timer():
-    """Its computation ends by itself; those who joined have their own."""
+    """A leader that enforces its own deadline needs no timer; each waiter has a timer."""
 
     async def play(flights, loop):
         work = Work("ok", after_s=2.0)
@@ -768,7 +768,7 @@ def test_what_cannot_begin_leaves_no_flight():
 
 
 def test_waits_of_a_computation_end_with_it():
-    """One key's computation asks for another's, which answers, fails or is given up: the graph keeps nothing of it."""
+    """A computation's wait for another key, which succeeds, fails or times out, leaves no edge in the graph."""
 
     async def play(flights, loop):
         here = flights.here()

@@ -135,7 +135,7 @@ def test_an_interrupted_leader_hands_over(interruption):
 
 
 def test_a_follower_that_is_interrupted_leaves(request):
-    """The main thread waits for a key when a signal comes; the others go on."""
+    """A signal interrupts the main thread while it waits for a key; the other threads continue."""
     interrupted = threading.Event()
 
     def interrupt_once(number, frame):
@@ -270,7 +270,7 @@ def test_no_store_is_seen_by_its_own_computation_alone():
     def storable():
         return CURRENT_FLIGHT.get().store
 
-    no_store()  # nobody computes: nothing happens
+    no_store()  # no computation runs: no effect
 
     def inner():
         no_store()
@@ -344,7 +344,7 @@ def test_a_key_whose_refresh_hangs_is_refreshed_again(caplog):
 
 
 def test_who_waits_for_a_refresh_that_hangs_computes(caplog):
-    """A caller that joined it leads when it is late, and the thread that goes on does not speak for it."""
+    """A caller that joined a late refresh leads a new flight, which the thread of the refresh does not complete."""
     flights = SingleFlight(time.monotonic_ns)
     release = threading.Event()
     refresh_that_hangs(flights, "key", release, Refreshes())

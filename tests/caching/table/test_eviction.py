@@ -1,4 +1,4 @@
-"""S3-FIFO as it is done here: what it holds on to where LRU, or the paper's fixed shares, would not."""
+"""S3-FIFO in this implementation: entries that it retains and LRU, or the paper's fixed shares, would evict."""
 
 import random
 from typing import get_args
@@ -131,7 +131,7 @@ def test_a_full_cache_keeps_the_latest_stale_entries(eviction, limits):
 
 
 def test_a_stale_entry_that_is_stored_again_is_in_main():
-    """S3-FIFO keeps what is asked for after its time, as it keeps what is hit."""
+    """S3-FIFO promotes an entry that is stored again after its expiry, as it promotes an entry with a hit."""
     clock = FakeClock(10**9)
     cache = EdgeCache(ttl_s=10.0, stale_s=60.0, clock=clock, eviction="s3fifo")
     cache["a"] = 1

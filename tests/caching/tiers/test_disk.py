@@ -358,7 +358,7 @@ def test_a_slow_disk_costs_misses_and_not_memory(tmp_path, wall):
             waiting = [asyncio.ensure_future(tier.get("k")) for _ in range(5)]
             await asyncio.sleep(0)
             assert [task.done() for task in waiting] == [False] * 3 + [True] * 2
-            waiting[0].cancel()  # a caller that gives up harms nobody
+            waiting[0].cancel()  # a cancelled caller harms no other
             gate.set()
             got = await asyncio.gather(*waiting, return_exceptions=True)
             assert isinstance(got[0], asyncio.CancelledError)

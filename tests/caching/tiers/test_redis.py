@@ -483,7 +483,7 @@ def test_stop_ends_waiting_gets_as_misses():
 
 
 class Stalling:
-    """Between a tier and a server: holds what contains a text, as a server that stalls would, whoever hangs up."""
+    """Proxy that holds requests with a given text, as a stalled server would, even if the client disconnects."""
 
     def __init__(self, port, text):
         self.port = port
@@ -530,7 +530,7 @@ def test_put_executed_after_an_erasure_has_no_effect(server, by, erased_by):
                 RedisTier(server.url, **PATIENT) as other,
             ):
                 assert await tier.put("before", entry(1))
-                assert not await tier.put("late", mine)  # it gave up
+                assert not await tier.put("late", mine)  # it timed out
                 assert proxy.holds.is_set()
                 assert await (tier if erased_by == "itself" else other).erase(**by) == 0
                 proxy.goes_on.set()
@@ -749,7 +749,7 @@ def test_a_socket_may_have_an_at_sign(tmp_path):
 
 
 def test_a_key_of_a_wrong_type_harms_no_other(server):
-    """What somebody else put under one entry's key costs that entry one miss, and the breaker nothing."""
+    """A foreign value under one entry's key costs that entry one miss; the breaker does not count it."""
 
     async def main():
         async with RedisTier(server.url, namespace="n", **PATIENT) as tier:

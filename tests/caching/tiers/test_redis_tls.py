@@ -128,7 +128,7 @@ def test_replaced_files_apply_to_next_connection(server, authorities, tmp_path):
                 found.append(await tier.get("k") is not None)
         return found
 
-    # a connection goes on with what it was made with, if it was made
+    # an open connection keeps its certificates; the next one reads the files again
     assert asyncio.run(main()) == [True, False, True, True, True, False]
 
 

@@ -1,4 +1,4 @@
-"""A cache with tiers, the tiers played by a script: who is asked, for how long, what is kept where and how old it is."""
+"""A cache with scripted tiers: which tier it reads and for how long, what it stores where, and how old that is."""
 
 import asyncio
 import os
@@ -200,7 +200,7 @@ def test_tiers_start_with_first_and_stop_with_last():
         await disk.start()
         with pytest.raises(RuntimeError, match="a cache starts its tiers itself"):
             await cache.__aenter__()
-        assert disk.running  # somebody else's
+        assert disk.running  # its other owner needs it
         other = ScriptedTier(loop.clock)
         with pytest.raises(RuntimeError, match="tier disk 2"):
             await cache_of(loop, other, disk).__aenter__()

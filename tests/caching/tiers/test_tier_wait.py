@@ -88,7 +88,7 @@ def test_the_caller_with_the_least_time_counts():
 
 
 def test_joined_caller_counts_for_the_next_leader():
-    """The tiers are asked again when a leader has failed; by then the others have less time."""
+    """When a leader fails, the next one reads the tiers again; by then it has less time."""
 
     async def main(loop):
         tier, model = ScriptedTier(loop.clock), Model(0.06)

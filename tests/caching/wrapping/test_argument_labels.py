@@ -111,7 +111,7 @@ def test_labels_of_a_method_and_collected_arguments():
 
 @pytest.mark.parametrize("value", [7, b"anna", ["anna"]], ids=repr)
 def test_subject_that_is_no_string(value):
-    """A subject that cannot be erased by is refused before anything is computed."""
+    """A subject that no erasure can name is rejected before anything is computed."""
     calls = []
 
     def model(x, patient):
@@ -129,7 +129,7 @@ def test_tags_that_are_no_strings():
 
 
 def test_names_that_are_no_parameters():
-    """A misspelt name is refused when the function is wrapped."""
+    """A misspelt name is rejected when the function is wrapped."""
     with pytest.raises(ValueError, match="subject: expected a parameter's name, of image, patient, site, words"):
         si.EdgeCache().wrap(embed, subject="pateint")
     with pytest.raises(TypeError, match="tags: expected names of parameters, as in a tuple"):

@@ -731,7 +731,7 @@ def test_flights_count_what_they_did():
 
 
 def test_what_an_error_kept_for_others_may_be():
-    """An error whose class cannot be copied is raised as it is, and kept as what can be said of it."""
+    """An error that cannot be copied is raised unchanged; the cache stores a `RuntimeError` that describes it."""
 
     class Stubborn(Exception):
         def __init__(self, one, two):
@@ -806,7 +806,7 @@ def test_response_across_version_change_is_not_stored(fails):
 
 
 def test_callers_with_other_tags_do_not_share_an_entry():
-    """An entry lasts as its own caller's class allows, and goes with that caller's tag, whoever asked before."""
+    """An entry lasts as long as its own caller's class allows, and is erased with that caller's tags only."""
 
     async def play(cache, loop):
         model = Model()
@@ -890,7 +890,7 @@ def test_no_caller_changes_the_mask_of_a_cached_array():
     async def play(cache, loop):
         answer = np.ma.array([1.0, 2.0, 3.0], mask=[False, True, False], fill_value=7.0)
         service = cache.wrap(Model(answer))
-        for _ in range(2):  # whether it is refused or changes the caller's own: nobody else sees it
+        for _ in range(2):  # a write fails or changes the caller's own array: no other caller sees it
             got = (await service.call(Request(1))).outputs
             with contextlib.suppress(ValueError):
                 got[0] = np.ma.masked
@@ -928,7 +928,7 @@ def test_a_record_is_the_cache_s_own(kind):
 
 
 def test_arrays_within_an_array_are_read_only():
-    """An array of objects gives nobody another array to change."""
+    """No caller can change an array inside an array of objects."""
 
     async def play(cache, loop):
         answer = np.empty(1, object)
@@ -977,7 +977,7 @@ def test_a_refresh_that_hangs_ends(after_s, limit_s, caplog):
         assert (await service.call(Request(1))).degraded
         await asyncio.sleep(after_s + 0.1)
         assert (await service.call(Request(1))).outputs == 3
-        await asyncio.sleep(10.0)  # one that is late goes on so long
+        await asyncio.sleep(10.0)  # a late refresh may run for so long
 
     on_loop(play, ttl_s=1.0, stale_s=100.0)
     assert f"a refresh took longer than {limit_s:g} s" in caplog.text
@@ -1083,7 +1083,7 @@ def test_too_many_deletions_count_for_all_keys():
 
 
 class Switched:
-    """A service that answers, fails or hangs, as it is set; it may swallow its cancellation."""
+    """Service that responds, fails, hangs or swallows its cancellation, by its ``state``."""
 
     fingerprint = "switched"
 
@@ -1145,7 +1145,7 @@ def test_failed_refreshes_recover_within_a_second(state, keys, caplog):
 
 
 def test_late_refresh_reveals_a_slower_model():
-    """One of those that are late goes on for 10 s, is kept when it ends, and says how long they take."""
+    """A late refresh may run for 10 s more; its response is stored, and the next one gets a longer limit."""
 
     async def play(cache, loop):
         model = Switched()
@@ -1194,7 +1194,7 @@ def test_stop_ends_despite_swallowed_cancellation(drain, caplog):
 
 
 def test_refresh_outliving_a_stop_raises_no_error():
-    """The time of a refresh passes without an error, where a stop has cancelled it and it goes on."""
+    """A refresh that continues after a stop cancelled it passes its limit without an error."""
 
     async def play(cache, loop):
         model = Switched()

@@ -132,7 +132,7 @@ def test_nothing_of_the_edge_is_left():
 def test_cancelled_start_stops_nginx_in_its_folder(monkeypatch):
     """A start that is cancelled stops nginx while the folder of nginx still exists.
 
-    The thread that starts nginx goes on.
+    The thread that starts nginx continues after the cancellation.
     """
     starting, goes_on, has_folder = threading.Event(), threading.Event(), []
 

@@ -121,7 +121,7 @@ def test_key_frame_request_takes_the_delay_of_a_trace(camera_scene):
 
 
 def test_a_loss_behind_a_queue_shows_behind_it(camera_scene):
-    """No key frame is asked for before the first one has left, which the lost unit waits for."""
+    """The receiver requests no key frame before the first one has left the queue: the lost unit waits behind it."""
     network = NetworkProfile(name="bad", rate=100_000, delay_s=0.05, loss=0.1, queue_s=60.0, retransmits=0)
     scene = camera_scene(key_interval_s=60.0)
 

@@ -27,7 +27,7 @@ def test_lost_packet_comes_a_round_trip_later():
     once = [it.at_ns - number * 100 * MS for number, it in enumerate(sent) if it.resent == 1]
 
     assert all(it.at_ns is not None for it in sent)
-    assert set(once) == {30 * MS}  # the gap shows, it is asked for, it is sent
+    assert set(once) == {30 * MS}  # the gap shows, the receiver requests the packet, the sender resends it
 
 
 def test_lost_packet_is_missed_behind_the_queue():

@@ -299,7 +299,7 @@ class TestPage:
 
     @pytest.mark.parametrize("name", ["$5 or $6", r"a $\frac$", "東京"])
     def test_label_of_any_letters(self, report, name):
-        """A picture has it as it is: it is no formula, and the reader's font has its letters."""
+        """A chart shows the label unchanged: as text and not as a formula, in the reader's font."""
         record = attrs.evolve(report.record, labels={"device": np.where(report.record.due_s < 5, name, "studio")})
 
         text = make_page(attrs.evolve(report, record=record))

@@ -23,7 +23,7 @@ def test_every_note_reaches_its_request(count):
     shared = {"decode": 0.0}
     for number in range(count):
         requests.call(number).close()
-        shared["decode"] = number / 1e3  # a service that goes on with its dictionary
+        shared["decode"] = number / 1e3  # a service that reuses its dictionary
         timings = Timings(0, 1_000, 2_000, 2_000 + number, 1)
         outputs = Measured(None, stages_s=shared, values={"bytes": float(number)}, labels={"zone": str(number)})
         requests.on_result(number, Response(outputs, timings=timings))

@@ -1,4 +1,4 @@
-"""Access profiles are promised where other runs would show the same, and refused elsewhere."""
+"""Access profiles are promised if other runs would show the same, and rejected otherwise."""
 
 import pickle
 
@@ -29,7 +29,7 @@ def test_runs_that_are_alike_are_promised(car):
 
 
 def test_runs_with_outages_are_refused(car):
-    """The tail of outages is refused by name, with the range of other runs and a share that could be promised."""
+    """The tail of runs with outages is rejected; the error has the profile, a range and a promisable share."""
     with pytest.raises(
         Unpromisable, match=r"access profile .car.: p99 of .* in other runs; a share of 0\.9 can"
     ) as error:
@@ -119,7 +119,7 @@ def test_packaged_profiles_know_their_source():
 
 
 def test_packaged_5g_tells_city_from_country():
-    """The city's p99 is promised; the country's is refused, and its time without network is known."""
+    """The city's p99 is promised; the country's is rejected, and its time without network is known."""
     assert load_access("5g-public-urban").profile(0.99).rtt.quantile(0.99) < 0.035
     rural = load_access("5g-private-rural")
     with pytest.raises(Unpromisable) as raised:

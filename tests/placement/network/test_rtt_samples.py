@@ -122,7 +122,7 @@ def test_rows_and_csv_give_the_same(tmp_path):
 
 
 def test_lost_packets_may_take_any_time():
-    """A time beyond a day stands for no response, as that of what no measurement vouches for."""
+    """A time of more than a day means no response, and becomes the time that no measurement supports."""
     lost = np.where(np.arange(200) % 4, 0.01, 1e9)
     rows = [(f"c{n}", "x", rtt_s) for n in range(50) for rtt_s in lost]
 

@@ -1,4 +1,4 @@
-"""What stands around a call: outcomes, cancellation, deadlines, and that what is wrapped stays what it was."""
+"""Guard of a call: outcomes, cancellation, deadlines, and the unchanged nature of the wrapped object."""
 
 import asyncio
 import copy

@@ -27,7 +27,7 @@ class Begun(Node):
     ids=["error", "cancelled", "interrupt"],
 )
 async def test_a_predicate_that_raises_ends_its_batch(loop, failure, reported):
-    """Its requests fail with what it raised, an interrupt goes on to the loop, and later batches are served."""
+    """The batch fails with the predicate's exception, an interrupt reaches the loop, and later batches are served."""
     told, failures = [], [failure]
     loop.set_exception_handler(lambda _, context: told.append(type(context["exception"])))
 

@@ -273,7 +273,7 @@ def test_13_half_open_opens_when_a_probe_never_returns():
     breaker._clock.now_ns += 1
     assert breaker.state == "open"
     assert 1.8 <= breaker.retry_after_s <= 2.0
-    assert breaker.heard == []  # nobody has called yet
+    assert breaker.heard == []  # no call has come yet
     assert breaker.try_acquire() == 0
     assert breaker.heard == [("half_open", "open", "half_open_time_passed")]
     breaker.record(True, 10.0, lost)

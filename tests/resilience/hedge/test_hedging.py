@@ -744,7 +744,7 @@ def test_no_later_batch_writes_to_outputs_of_replica():
 
 
 def test_the_answers_of_a_batch_that_lost_are_closed():
-    """Each row of a backend may be many answers, which nothing closes by itself where they are no generator."""
+    """The hedge closes results that are streams of responses, because only generators close when collected."""
     closed = []
 
     class Answers:

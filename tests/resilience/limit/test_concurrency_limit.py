@@ -165,7 +165,7 @@ def test_limit_asks_service_about_tight_deadlines(clock):
             await asyncio.gather(*tasks)
         hurried = Request(1.0, deadline_ns=clock() + 80 * MS)
         service.says = late
-        alone = asyncio.ensure_future(limited.call(hurried))  # nothing is under way: the service decides
+        alone = asyncio.ensure_future(limited.call(hurried))  # nothing is in flight: the service decides
         await asyncio.sleep(0)
         assert not alone.done()
         with pytest.raises(si.DeadlineExceeded, match="its service rejects it: infeasible"):
@@ -447,7 +447,7 @@ def test_by_hand(limit, clock):
 @pytest.mark.parametrize("second", ["record", "release"])
 @pytest.mark.parametrize("first", ["record", "release"])
 def test_a_permit_given_back_twice_frees_one_place(first, second):
-    """A permit that is not out is counted as stale and changes nothing else, even while other calls are under way."""
+    """A permit that was returned before counts as stale and changes nothing else, even with other calls in flight."""
     limit = ConcurrencyLimit(limit=2)
     permit, other = limit.try_acquire(), limit.try_acquire()
 

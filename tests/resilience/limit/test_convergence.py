@@ -102,7 +102,7 @@ def test_overload_settles_at_seven_tenths_of_objective(initial, policy):
     answered = load.latencies(4.0, 7.5)
     assert len(answered) / 3.5 > 0.96 * CAPACITY
     assert answered[-1] < 0.2
-    assert load.count(4.0, 7.5).keys() == {"answered", "Overloaded"}  # nobody waits in vain
+    assert load.count(4.0, 7.5).keys() == {"answered", "Overloaded"}  # no call waits in vain
     assert sum(backend.batch_sizes[-100:-10]) / 90 > 0.9 * LARGEST  # the planner may hold smaller ones for better
 
 
@@ -290,7 +290,7 @@ def drawn(kind, mean_s, seed=5):
 
 @pytest.mark.parametrize("kind", ["exponential", "lognormal"])
 def test_without_a_queue_it_refuses_nothing(kind):
-    """A limit without congestion is never the reason for a refusal, however service times vary."""
+    """A limit without congestion rejects no call, however service times vary."""
     limit = ConcurrencyLimit()
 
     load, _ = served(limit, 100.0, 60.0, drawn(kind, 0.05), count=100_000)
@@ -302,7 +302,7 @@ def test_without_a_queue_it_refuses_nothing(kind):
 def test_ten_busy_workers_match_the_best_fixed_limit(kind):
     """At nine tenths of their capacity, ten workers serve what the best fixed limit lets them.
 
-    A standing queue that comes and goes does not make the limit refuse what an ideal one would let through.
+    A standing queue that comes and goes does not make the limit reject calls that an ideal limit would admit.
     """
 
     def answered(limit):

@@ -42,7 +42,7 @@ def test_a_call_gets_the_place_that_comes_back():
 
 
 def test_a_call_waits_so_long_and_no_longer():
-    """After ``max_wait_s`` it is refused as it would have been at once."""
+    """After ``max_wait_s`` a call is rejected with the error of a limit without a queue."""
 
     async def main(loop):
         limit = waiting_limit(loop, name="faces", max_wait_s=0.25)
@@ -103,7 +103,7 @@ def test_places_go_by_priority_and_arrival():
 def test_new_call_does_not_overtake_one_just_permitted():
     """A call does not overtake one that has just got its permit.
 
-    Calls go on in their order, also where more permits come back in one turn than there are calls that wait.
+    Queued calls continue in their order, also if one turn returns more permits than calls are queued.
     """
 
     async def main(loop):
@@ -214,7 +214,7 @@ def test_a_cancelled_call_leaves_the_queue(gives_back_first):
 
 
 def test_too_many_that_wait_are_refused_at_once():
-    """Beyond ``max_waiting`` a call is refused without a wait."""
+    """Beyond ``max_waiting`` a call is rejected without a wait."""
 
     async def main(loop):
         limit = waiting_limit(loop, max_waiting=2)
@@ -246,7 +246,7 @@ def test_a_stack_waits_instead_of_refusing():
 
 
 def test_functions_blocks_and_backends_wait():
-    """An async function, ``async with guard()`` and a limited backend wait; a synchronous call is refused."""
+    """An async function, ``async with guard()`` and a limited backend wait; a synchronous call is rejected."""
 
     async def main(loop):
         limit = waiting_limit(loop)
@@ -275,7 +275,7 @@ def test_functions_blocks_and_backends_wait():
 
 
 def test_guard_of_rejected_call_can_be_entered_again():
-    """A guard that waited in vain can be entered again. A guard is for one call; a refusal is none."""
+    """The guard of a rejected call can be entered again: a guard is for one call, and a rejection is not a call."""
 
     async def main(loop):
         limit = waiting_limit(loop)

@@ -34,7 +34,7 @@ def make(
 
 
 def round_of(machine, now, queued_ms, served_ms, count=10, deadline=NEVER_NS):
-    """One round of calls that are all under way at once; gives the instant at which they end."""
+    """Run one window of calls that are all in flight at once, and return the instant at which they end."""
     permits = [machine.try_acquire(0, deadline, now) for _ in range(count)]
     assert all(permit > 0 for permit in permits)
     end = now + int((queued_ms + served_ms) * MS)
@@ -186,7 +186,7 @@ def test_call_with_too_little_time_is_infeasible():
     """A call with less time than any recent call took is infeasible while other calls are in flight."""
     machine = make(limit=10)
     now = round_of(machine, S, 20, 10)
-    assert machine.try_acquire(0, now + MS, now) > 0  # nothing is under way: how else would a stall be unlearned?
+    assert machine.try_acquire(0, now + MS, now) > 0  # nothing is in flight: such a call can unlearn a stall
     assert machine.check(0, now + 29 * MS, now) == INFEASIBLE
     assert machine.try_acquire(0, now + 29 * MS, now) == INFEASIBLE
     assert machine.try_acquire(0, now + 30 * MS, now) > 0
@@ -207,7 +207,7 @@ def test_exceeded_deadlines_count_as_twice_the_target():
     assert machine.adaptation.limit == limit
     for _ in range(10):
         machine.exceed_deadline(machine.try_acquire(0, NEVER_NS, now), 11 * MS, now + 11 * MS)
-    assert machine.adaptation.limit == pytest.approx(2 * 1 * 0.5)  # base: twice the one that was under way at once
+    assert machine.adaptation.limit == pytest.approx(2 * 1 * 0.5)  # base: twice the one call in flight
 
 
 def test_late_untimed_calls_keep_the_no_load_latency():

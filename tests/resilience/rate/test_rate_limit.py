@@ -36,7 +36,7 @@ def test_a_burst_then_the_rate(limit, clock):
 
 
 def test_retry_after_is_when_the_next_one_passes(limit, clock):
-    """``retry_after_s`` is exact: one nanosecond earlier is refused, then it is admitted."""
+    """``retry_after_s`` is exact: one nanosecond earlier a request is rejected, at that instant it is admitted."""
     for _ in range(3):
         limit.acquire("a")
     clock.advance(0.03)
@@ -53,7 +53,7 @@ def test_retry_after_is_when_the_next_one_passes(limit, clock):
 
 
 def test_a_refused_request_draws_nothing(limit, clock):
-    """However often a tenant is refused, its next request passes at the same instant."""
+    """However often a tenant is rejected, its next request passes at the same instant."""
     for _ in range(100):
         limit.try_acquire("a")
     clock.advance(0.1)

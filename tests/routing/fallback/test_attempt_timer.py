@@ -17,7 +17,7 @@ class Hanging:
 
 
 class Exact:
-    """Stands for the timer of the system; never due by itself."""
+    """Fake of the system's timer, which records its instants and never fires."""
 
     def __init__(self, loop, clock, wake):
         self.loop, self.wake = loop, wake

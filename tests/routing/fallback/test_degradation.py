@@ -319,7 +319,7 @@ def test_lone_request_needs_no_headroom():
     assert share.suspect
     assert share.risks(0, 1000, 751)
     assert not share.risks(0, 1000, 749)
-    assert not degradation.shares[1].risks(0, 1000, 5000)  # nothing stands behind it
+    assert not degradation.shares[1].risks(0, 1000, 5000)  # no route follows it
 
 
 def test_costlier_route_gives_way_on_crowded_device():

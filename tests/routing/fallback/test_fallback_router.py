@@ -14,7 +14,7 @@ MS = 1_000_000
 
 
 class Scripted:
-    """A service that answers after a while, refuses, fails or hangs, as the test says."""
+    """Service that responds after a while, rejects, fails or hangs, as the test says."""
 
     def __init__(self, name, *, takes_s=0.001, verdict=None, enforces=False):
         self.name = name

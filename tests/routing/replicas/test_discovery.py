@@ -48,7 +48,7 @@ class Names:
 
 
 def test_replicas_come_and_go_as_the_name_resolves():
-    """New addresses get a replica, those that are gone are stopped, and requests go on in between."""
+    """New addresses get a replica, replicas of vanished addresses stop, and requests continue meanwhile."""
 
     async def main(loop):
         names = Names(loop, "10.0.0.1", "10.0.0.2", "10.0.0.1")

@@ -104,7 +104,7 @@ def test_an_unhealthy_replica_gets_no_second_attempts():
 
 
 def test_requests_go_on_where_all_are_unhealthy():
-    """A probe that is wrong does not end the service: where all are out, all are asked."""
+    """A wrong probe does not end the service: if all replicas are unhealthy, all of them get requests."""
 
     async def main(loop):
         fleet = Fleet(loop, "a", "b")
@@ -236,7 +236,7 @@ async def _probe(replica, other=None):
 
 
 def test_probes_are_async_functions():
-    """A partial and an object with an async call are taken; what would block the loop is refused."""
+    """A partial and an object with an async call are accepted; a probe that would block the loop is rejected."""
 
     class Probe:
         async def __call__(self, replica):

@@ -423,7 +423,7 @@ def test_another_zone_makes_no_outlier():
         token = balance.choose(-1, now)
         balance.done(token, SUCCESS, (100 if token & SLOT == 3 else 10) * MS, now)
         now += MS
-    # alone in its zone: compared with nobody
+    # alone in its zone: compared with no other replica
     assert balance.slot(3).state == ACTIVE
 
 

@@ -833,7 +833,7 @@ def test_one_slow_replica_hardly_shows_in_the_tail():
     """One of eight is five times slower: the bar is 1.15 times the p99 without it."""
 
     class Queue(Echo):
-        """One worker, exponential service times of 10 ms in the mean, the same for whoever is asked."""
+        """One worker with exponential service times of 10 ms on average, the same for any replica."""
 
         def __init__(self, loop, slower):
             super().__init__()

@@ -13,7 +13,7 @@ from streaminfer.streams import StatefulBackend
 
 
 class Counter:
-    """A recurrent model that counts the steps of each stream, as long as it is up."""
+    """Recurrent model that counts the steps of each stream while it is up."""
 
     def __init__(self):
         self.is_up = True

@@ -156,7 +156,7 @@ def test_a_share_of_the_requests_is_copied():
 
 
 def test_what_must_not_be_repeated_is_not_copied():
-    """A copy that is not idempotent is refused where it is made; a stream's requests stay with their model."""
+    """The constructor rejects a copy that is not idempotent; only an idempotent one gets a stream's requests."""
 
     class Once(Copies):
         idempotent = False

@@ -96,7 +96,7 @@ def load_of(rate, seed, *, slo_s=0.05, n=200):
 
 
 def test_idle_model_leaves_optimum_of_other():
-    """A model without requests leaves the optimum of the other model as it is."""
+    """A model without requests does not change the optimum of the other model."""
     load = load_of(700, 1)
     idle = ModelLoad([], slo_s=0.1, service_time=ServiceTime.affine(0.01, 0.001), max_batch_size=4)
     alone = clairvoyant_optimum(

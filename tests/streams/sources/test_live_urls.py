@@ -1,4 +1,4 @@
-"""Live URLs that end, stall, refuse or send noise: the source connects again, and closes in any state."""
+"""Live URLs that end, stall, reject or send noise: the source connects again, and closes in any state."""
 
 import asyncio
 import contextlib
@@ -91,7 +91,7 @@ def gray(frame):
 
 
 def test_end_stall_and_error_end_in_a_reconnect(caplog):
-    """Each connection goes on where a picture starts anew, and the log has each failure once."""
+    """Each new connection begins with a complete picture, and the log has each failure once."""
 
     async def main():
         ends = sends(HEAD, *PICTURES)

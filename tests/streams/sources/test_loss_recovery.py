@@ -151,7 +151,7 @@ def test_only_whole_pictures_are_decoded_in_order(lost, again):
     frames = [frame for frame, _, _ in decoded]
     assert {data for _, data, _ in decoded} == {bytes([0, 1, 2])}
     assert frames == sorted(set(frames))
-    assert len([at_ns for _, _, at_ns in decoded if at_ns > clean[0][0]]) >= 9  # it goes on
+    assert len([at_ns for _, _, at_ns in decoded if at_ns > clean[0][0]]) >= 9  # it continues
 
 
 @pytest.mark.parametrize("per_frame", [1, 3])

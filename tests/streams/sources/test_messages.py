@@ -128,7 +128,7 @@ def ages_ms(arrivals_ms):
 def test_sound_after_short_pause_is_soon_fresh(pause_ms):
     """Sound behind a short pause of the sender is soon fresh again.
 
-    It comes as fast as it is spoken; pauses do not add up.
+    It comes at the speed of speech; pauses do not add up.
     """
     arrivals, now = [], 0
     for number in range(200):

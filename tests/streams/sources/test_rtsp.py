@@ -57,7 +57,7 @@ def test_camera_delivers_in_order(server, transport):
 
 @pytest.mark.parametrize(("transport", "end"), [("udp", "kill"), ("tcp", "freeze")])
 def test_source_survives_its_camera(server, transport, end):
-    """Killed or frozen, the source connects again, says that it starts anew, and leaves nothing."""
+    """If its camera is killed or frozen, the source connects again and reports a discontinuity; nothing is left."""
 
     async def main():
         async with camera(server, transport) as source:

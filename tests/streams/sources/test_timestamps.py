@@ -71,7 +71,7 @@ def test_drift_of_the_clocks_is_followed():
 
 @pytest.mark.parametrize("bits", [32, 33])
 def test_wrap_continues_the_timeline(bits):
-    """Timestamps that start over after 32 or 33 bits go on."""
+    """Timestamps that wrap after 32 or 33 bits continue the timeline."""
     first = 2**bits - 90_000
     stamps = live([((first + 45_000 * n) % 2**bits, 500 * MS * n) for n in range(6)], RTP)
     assert [stamp.media_ns for stamp in stamps] == [500 * MS * n for n in range(6)]
@@ -94,7 +94,7 @@ def test_small_step_back_is_disorder():
 
 
 def test_a_timestamp_that_stays_is_none():
-    """Live items that all have one timestamp were captured when they arrived, and the timeline goes on."""
+    """Live items that all have one timestamp were captured when they arrived, and the timeline continues."""
     arrivals_ms = [0, 40, 80, 120, 170, 200, 6_000]
     stamps = live([(7, ms * MS) for ms in arrivals_ms])
     assert [stamp.media_ns // MS for stamp in stamps] == [0, 0, 0, 120, 170, 200, 6_000]
@@ -129,7 +129,7 @@ def test_first_timestamp_after_missing_ones_is_no_jump():
 
 
 def test_restart_goes_on_by_the_time_that_passed():
-    """A new connection starts anew on the same timeline."""
+    """A new connection starts again on the same timeline."""
     repair = TimestampRepair(live=True)
     repair.stamp(5_000, BASE, 0, 0)
     repair.restart()

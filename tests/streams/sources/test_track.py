@@ -89,7 +89,7 @@ def test_sound_is_resampled_and_cut():
 
 
 def test_lost_packets_become_silence_of_their_length():
-    """Sound behind a short gap is at its place; a long gap starts anew."""
+    """Sound behind a short gap keeps its position; a long gap is a discontinuity."""
     places = [0, 1, 4, 5, 60]
     items = [sound(1 + 320 * n, 320 * at, 320, 16_000) for n, at in enumerate(places)]
     frames, statistics = collect(Scripted("audio", items), chunk=320, dtype="int16")
@@ -172,7 +172,7 @@ def test_close_before_the_start_stops_the_track():
 
 
 def test_cancelled_reader_leaves_its_frame_to_the_next():
-    """A conversion goes on without its reader, and there is never more than one at a time."""
+    """A conversion continues without its reader, and at most one runs at a time."""
 
     async def main():
         pictures = [picture(1, 0), picture(2, 9_000)]
@@ -230,7 +230,7 @@ def test_close_counts_a_frame_in_conversion():
 
 
 def test_forgotten_source_stops_its_track():
-    """The task of a source that nobody holds any more ends with the next frame."""
+    """The task of a source without references ends with the next frame."""
 
     async def main():
         track = Scripted("video", [picture(n, 3_600 * n) for n in range(3)], then=None)

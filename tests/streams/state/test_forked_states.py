@@ -70,7 +70,7 @@ print("parent", ask(16.0), flush=True)
 
 
 def test_child_discontinuity():
-    """Whatever held the lock and ran, the child answers, from the initial state; the parent goes on."""
+    """A child forked with a held lock and a running step begins at the initial state; the parent continues."""
     command = [sys.executable, "-W", "ignore:This process:DeprecationWarning", "-c", PROGRAM]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert (done.returncode, done.stderr) == (0, "")

@@ -128,7 +128,7 @@ asyncio.run(main())
 
 
 def test_moves_to_another_process(chunks, alone, tmp_path):
-    """A stream that was exported goes on in another process as if nothing had happened."""
+    """An exported stream continues in another process as if nothing had happened."""
     backend = detector()
 
     async def main():

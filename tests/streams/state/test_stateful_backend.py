@@ -97,7 +97,7 @@ async def test_failed_batch_leaves_states(loop):
 
 
 async def test_failed_row_leaves_its_state(loop):
-    """A row whose result is an exception keeps its state; the others go on."""
+    """A row that results in an exception keeps its state; the other rows continue."""
 
     def fail_b(batch):
         outputs = step(batch)
@@ -337,7 +337,7 @@ async def test_idle_streams_are_forgotten(loop):
 
 
 async def test_a_stream_that_was_imported_is_forgotten_too(loop):
-    """Though no request ever comes: a call that did not go on behind a restart, say."""
+    """An imported stream is forgotten even if no request comes, as when a call ends with a restart."""
     model = stateful(recurrent(), idle_ttl_s=10.0)
     async with stack(loop, model):
         await model.infer(batch(("a", 1)))
@@ -522,7 +522,7 @@ async def test_many_groups_are_written_back(loop):
     "initial", [{}, {"h": lambda stream: np.ones((2, 3), np.int64) * stream}], ids=["zeros", "function"]
 )
 async def test_calibration_touches_no_state(loop, initial):
-    """The batches that a batcher measures at start are of no stream, for which no function is asked, and leave nothing."""
+    """Calibration batches belong to no stream: they call no ``initial`` function and leave no state."""
     inner = recurrent(duration_s=0.001)
     model = stateful(inner, initial=initial)
     async with stack(loop, model):
@@ -574,7 +574,7 @@ async def test_wrong_results(loop, results, words):
 
 
 async def test_backend_that_reads_nothing(loop):
-    """A backend that answers without reading its inputs has no state to go on from."""
+    """A backend that responds without reading its inputs has no state to continue from."""
 
     class Deaf:
         def __init__(self):

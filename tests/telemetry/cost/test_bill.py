@@ -140,7 +140,7 @@ def test_nothing_is_paid_while_it_is_closed():
 
 
 def test_clock_replaced_while_closed_bills_nothing():
-    """A clock that is replaced while the bill is closed bills nothing, and the bill goes on with it."""
+    """A clock that is replaced while the bill is closed bills nothing; the bill continues with the new clock."""
     bill = DeviceBill(1)
     bill.advance(10**15)
     bill.open(0)

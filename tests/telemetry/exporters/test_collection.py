@@ -123,7 +123,7 @@ def test_every_statistic_is_exported(kind):
 
 
 def test_metric_names_are_unique_and_well_formed():
-    """A name stands for one metric, in Prometheus' characters, and counters are no other metric's suffix."""
+    """Each metric has its own name, in Prometheus' characters and without a suffix that Prometheus adds."""
     metrics = {STACK_STATE, *(metric for listed in METRICS.values() for metric in listed)}
 
     assert len({metric.family for metric in metrics}) == len(metrics)

@@ -387,7 +387,7 @@ def test_exemplars_reach_an_otlp_receiver(provider, spans):
 def test_failing_span_processor_costs_no_response(caplog):
     """A span processor that fails costs no request its response.
 
-    The SDK lets what a processor or a sampler of one's own raises through to whoever makes a span.
+    The SDK passes an exception of a custom processor or sampler on to the code that makes a span.
     """
 
     class Broken(SpanProcessor):

@@ -61,7 +61,7 @@ def test_promtool_accepts_the_rules(tmp_path):
 
 
 def test_name_of_an_objective_is_a_string_of_promql():
-    """A character beyond 16 bits is written as it is, because PromQL has no pairs of surrogates."""
+    """A character beyond 16 bits is written unchanged, because PromQL has no surrogate pairs."""
     rocket = si.SLO("rocket \U0001f680", threshold_s=0.1)
 
     for text in (alert_rules(rocket), slo_documents(rocket)):

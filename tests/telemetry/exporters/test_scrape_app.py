@@ -51,7 +51,7 @@ def test_format_is_the_one_preferred(accept, chosen):
     [("", False), ("gzip", True), ("gzip;q=0", False), ("*", True), ("br, GZIP;q=0.5", True), ("*;q=0", False)],
 )
 def test_gzip_is_used_where_it_is_accepted(header, allowed):
-    """An encoding of quality 0 is refused."""
+    """An encoding of quality 0 is not accepted."""
     assert accepts_gzip(header) is allowed
 
 

@@ -1,4 +1,4 @@
-"""The wire format of LatencyHistogram: its fields, and what it refuses."""
+"""The wire format of LatencyHistogram: its fields, and the text that it rejects."""
 
 import base64
 import struct

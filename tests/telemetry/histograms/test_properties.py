@@ -251,7 +251,7 @@ def test_many_and_one_by_one_agree(histogram_class, layout, seconds, unsound):
 
 @given(st.lists(st.one_of(st.just(0), st.integers(0, 300), st.integers(0, 2**63 - 1)), max_size=40))
 def test_any_counts_survive_the_encoding(counts):
-    # a total beyond 2^63 is refused, so the largest come alone
+    # a total beyond 2^63 is rejected, so the largest come alone
     given_counts = np.array(counts if sum(counts) < 2**63 else [0, 0, max(counts)], np.int64)
     text = encoding.encode(1, 1000, 2, given_counts)
     header = encoding.decode_header(text)

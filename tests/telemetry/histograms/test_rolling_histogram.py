@@ -145,7 +145,7 @@ def test_bad_settings_are_named(settings, message):
 
 
 def test_stack_clock_is_bound_once_and_time_goes_on():
-    """The clock of a stack is taken over once, and time goes on from where it was."""
+    """The clock of a stack is bound once, and time continues from where it was."""
     histogram = RollingHistogram(window_s=6.0, slices=3, **COARSE)
     histogram.record(1.0)
     clock = FakeClock(123)

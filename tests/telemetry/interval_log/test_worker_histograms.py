@@ -309,7 +309,7 @@ def test_it_is_kept_published_until_cancelled(tmp_path):
 def test_failing_disk_does_not_end_publishing(tmp_path, caplog):
     """A disk that fails for a while does not end the publishing.
 
-    Nobody waits for the task, and the other workers would count what this one had published before, for ever.
+    No caller awaits the task: if it ended, the other workers would merge old counts of this worker forever.
     """
     folder = tmp_path / "shared"
     histogram, workers = make(folder)

@@ -244,7 +244,7 @@ def test_page_works_below_a_prefix(page):
 
 
 def test_policy_stops_inline_scripts(page):
-    """The browser itself refuses an inline script, and text as code."""
+    """The browser itself blocks inline scripts and text as code."""
     browser, _ = page(make_app("faces"))
     browser.run("""
         const script = document.createElement("script");

@@ -54,7 +54,7 @@ def test_what_may_be_older_than_the_window_is_left_out():
     """An operator who opens the page in an incident sees the present, and not the mean of a good day before it."""
     histogram = LatencyHistogram()
     tail = RecentTail(histogram, 10.0)
-    for now_s in (86_400, 2 * 86_400):  # the first look, and one after nobody looked for a day
+    for now_s in (86_400, 2 * 86_400):  # the first look, and one after a day without a look
         histogram.record_many([0.001] * 100_000)
         assert math.isnan(tail.quantiles([0.99], now_s * SECOND)[0])
         histogram.record_many([0.5] * 10)

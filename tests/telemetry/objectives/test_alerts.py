@@ -1,4 +1,4 @@
-"""Alerts of an error budget: when a pair fires and ends, who is told, and that a callback harms nobody."""
+"""Alerts of an error budget: when a pair fires and ends, which callbacks run, and that none harms a request."""
 
 import asyncio
 import logging

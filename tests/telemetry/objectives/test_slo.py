@@ -191,7 +191,7 @@ def test_memory_does_not_grow(slo, clock):
 
 
 def test_stack_clock_is_bound_once_and_time_goes_on():
-    """The clock of a stack is taken over once, and time goes on; an objective's own clock stays."""
+    """The clock of a stack is bound once, and time continues; an objective's own clock stays."""
     slo = SLO("x", threshold_s=1.0)
     slo.record(2.0)
     clock = FakeClock(5)

@@ -26,7 +26,7 @@ def make(clock, **settings):
 
 
 class Plant:
-    """A server with a queue, and a shedder that refuses a share of the requests while the budget burns."""
+    """Server with a queue, and a shedder that rejects a share of the requests while the budget burns."""
 
     def __init__(self, *, sheds, capacity=100.0):
         self.clock = FakeClock()

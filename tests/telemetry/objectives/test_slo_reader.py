@@ -1,4 +1,4 @@
-"""An objective of the user's own that raises: the guard that reads it goes on, and requests are answered."""
+"""A custom objective that raises: the guard that reads it continues, and requests get their responses."""
 
 import asyncio
 import logging
@@ -64,7 +64,7 @@ def test_an_objective_that_raises_fails_no_request(caplog, reader, failure):
 
 
 def test_an_objective_that_raises_does_not_burn():
-    """What is not known is no reason to do less; the last objective that could be read goes on to hold."""
+    """An objective that raises counts as not burning, and its last known threshold still holds."""
     budget = Budget()
     reader = SloReader(budget, "a test")
     assert (reader.burning(1), reader.threshold_ns()) == (True, 1e8)
@@ -84,7 +84,7 @@ def test_an_interrupt_goes_on():
 
 
 def test_limit_needs_objective_with_threshold():
-    """The limit aims at ``threshold_s``, so an object without one is refused where the limit is made."""
+    """The limit aims at ``threshold_s``, so the constructor rejects an object without one."""
 
     class NoThreshold:
         def burning(self):

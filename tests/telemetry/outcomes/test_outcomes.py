@@ -113,7 +113,7 @@ def test_the_oldest_request_is_found_at_once(clock):
 def test_request_after_pause_does_not_count_all(outcomes, clock):
     """After a pause, no single request counts all those whose time is over.
 
-    A request counts a few of them, and the table all; one that is over is neither reported nor displaced.
+    A request counts a few of them, and the table all. A request that is over is neither reported nor evicted.
     """
     for number in range(100):
         serve(outcomes, number, clock, seconds=0.0)

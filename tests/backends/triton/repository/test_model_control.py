@@ -187,7 +187,7 @@ async def test_a_load_that_fails_leaves_nothing(rig, loop):
     ids=["connection", "timeout"],
 )
 def test_a_load_without_a_response_is_undone(failure, expected):
-    """The server may go on with it, in memory that nothing counts: the model has left when the error comes."""
+    """A load without a response is undone before the error is raised, because the server may still load the model."""
 
     @scenario(m=None)
     async def body(rig, loop):

@@ -276,7 +276,7 @@ def test_a_server_that_polls_sees_all_of_it_or_nothing(write, doubling, tmp_path
     assert tree(repository) == ["m", "m/1", "m/1/model.onnx", "m/config.pbtxt"]
 
 
-# ---------------------------------------------------------------------------------------------- what is refused
+# --------------------------------------------------------------------------------------------- what is rejected
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""Shared memory with Triton: reuse, retirement, restarts, and that nothing is left on any way out.
+"""Shared memory with Triton: reuse, retirement, restarts, and clean-up on every way out.
 
-Most of it against a scripted server, which maps what is registered and answers as Triton 2.51 was seen to; the last
-tests hold a real one against the same expectations.
+Most tests use a scripted server, which maps registered regions and responds as Triton 2.51 does. The last tests check
+a real server against the same expectations.
 """
 
 import asyncio
@@ -233,7 +233,7 @@ def test_region_without_response_is_never_reused(server):
         other = await pool.acquire(4096)
         assert other is not region
         await settle(pool)
-        assert set(server.known) == {region.name, other.name}  # refused: a request uses it
+        assert set(server.known) == {region.name, other.name}  # the server rejects it: a request uses the region
         assert pool.byte_size == 8192
         server.double(region.name, source, (64, 32))  # the server's late answer goes nowhere
         assert not other.read(64, F32, [8]).any()
@@ -698,12 +698,12 @@ def test_real_triton_holds_region_until_request_ends(triton, grpc):
             client.pool.release(region, completed=False)
             other = await client.pool.acquire(4096)
             await settle(client.pool)
-            assert region.name in await client.registered()  # asked to forget it, and refused
+            assert region.name in await client.registered()  # the server rejected its removal
             while region.name in await client.registered():
                 client.pool._next_sweep_s = 0.0
                 client.pool.release(other, completed=True)
                 other = await client.pool.acquire(4096)
-            assert region.read(128, F32, [1]) == 7  # written when nobody waited any more
+            assert region.read(128, F32, [1]) == 7  # written after the caller was cancelled
 
     run(main())
 

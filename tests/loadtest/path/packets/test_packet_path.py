@@ -92,7 +92,7 @@ def test_frames_sent_at_one_instant_keep_their_order(camera_scene, monkeypatch):
 def test_full_network_drops_frames_until_a_key_frame(camera_scene):
     """A full network drops frames, and a key frame follows.
 
-    Frames that would wait longer than the queue of the network are lost; the stream goes on behind them.
+    Frames that would wait longer than the network's queue allows are lost; the stream continues after them.
     """
     network = NetworkProfile(name="narrow", rate=60_000, queue_s=0.1)
     transfers, _ = send(camera_scene(key_interval_s=60.0), network, 24)
@@ -209,7 +209,7 @@ def test_cancelled_close_ends_the_namespaces(camera_scene):
 def test_cancelled_connection_opening_leaves_nothing():
     """A connection whose opening is cancelled leaves no file and no thread.
 
-    The thread that opens it goes on: what it has made is closed.
+    The thread that opens the connection continues; the sockets that it made are closed.
     """
 
     async def main():

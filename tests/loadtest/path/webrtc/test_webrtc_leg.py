@@ -122,7 +122,7 @@ def test_a_leg_may_take_as_long_as_one_likes(camera_scene):
 
 
 def test_frames_are_planned_as_they_are_played(camera_scene, monkeypatch):
-    """A leg for a day is made at once; its track ends behind the last frame, however often it is asked."""
+    """A leg plans no frame when it is made; its track ends after the last frame, however often it is read."""
     planned = []
 
     def plan(_delivery, _period_s, _seed):
