@@ -1,4 +1,4 @@
-"""Placement: at which sites which variants of which models run, so that the promised latency holds at least cost."""
+"""Placement: chooses model variants and sites, so that the promised latency holds at the lowest cost."""
 
 from typing import TYPE_CHECKING
 
@@ -131,5 +131,5 @@ _HOMES = {
 }
 
 
-if not TYPE_CHECKING:  # type checkers know the names from the block above, and refuse others
+if not TYPE_CHECKING:  # type checkers know the names from the block above, and reject others
     __getattr__, __dir__ = lazy_attributes(__name__, _HOMES)

@@ -1,4 +1,4 @@
-"""Who is served by which replicas, and the latency that follows."""
+"""Assignment of clusters to replicas, and the plan that follows from it."""
 
 from collections.abc import Iterator
 
@@ -15,11 +15,11 @@ Ints = NDArray[np.int64]
 
 
 def make_plan(instance: Instance, counts: Floats, *, bound: float) -> Plan:
-    """Describe replicas as a plan.
+    """Make a plan from replicas.
 
     Args:
-        instance: what they were chosen from.
-        counts: of each pool.
+        instance: pools that the replicas were chosen from.
+        counts: replicas of each pool.
         bound: cost or quality that no plan beats.
     """
     problem = instance.candidates.problem
@@ -79,7 +79,7 @@ def _shares(instance: Instance, flow: Ints, used: NDArray[np.intp]) -> Assignmen
 
 
 def _flow(instance: Instance, state: int, counts: Floats) -> Ints:
-    """Serve each cluster near by, those with the fewest choices first, or at the best quality where that counts."""
+    """Assign each cluster to near pools, the fewest choices first; with a budget, to pools of the best quality."""
     flow = instance.flows.empty()
     if instance.settings.budget is not None:
         for quality in instance.steps():
@@ -104,7 +104,7 @@ def _flow(instance: Instance, state: int, counts: Floats) -> Ints:
 
 
 def _binding(instance: Instance, counts: Floats, cost: float) -> Iterator[str]:
-    """Limits at which not one more replica of any pool in use fits."""
+    """Yield the limits in use that leave no room for one more replica of any pool."""
     problem, settings = instance.candidates.problem, instance.settings
     spare = instance.limits - instance.needs @ counts
     for row, resource in enumerate(instance.candidates.resources):

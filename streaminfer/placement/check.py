@@ -1,8 +1,9 @@
-"""`replay`: a plan in the simulator of batching, with sampled round-trip times, beside what was predicted.
+"""`replay`: compares the predictions of a plan with the batching simulator and sampled round-trip times.
 
-Every replica of a group sees the same stream, so one of each group is simulated, in the hour of the cluster's
-prediction: Poisson arrivals at its share of the demand, batches of all that waits, shards one behind the other.
-A request of a cluster takes the delay of a random arrival at its group and samples of its round-trip times.
+All replicas of a group see the same kind of stream, so one replica per group is simulated, in the hour of the cluster's
+prediction. Arrivals are Poisson at the replica's share of the demand, a batch takes all queued requests up to its
+maximum size, and shards follow each other. The latency of a request is the delay of a random arrival at its group plus
+samples of its round-trip times.
 """
 
 from collections.abc import Mapping
@@ -24,9 +25,9 @@ __all__ = ["ClusterCheck", "PlanCheck", "replay"]
 _NO_DEADLINE_S = 1e6
 _TOLERANCE = 0.1
 _ARRIVALS_PER_REQUEST = 5
-"""Arrivals at a group: successive delays resemble each other, so p99 of a queue needs more of them."""
+"""Arrivals at a group per request: successive delays are correlated, so p99 of a queue needs more of them."""
 _LONGEST_RUN_S = 5e8
-"""Of a simulation, whose clock ends at twice that: gaps between rare requests are cut, since no queue outlasts them."""
+"""Longest simulated time; the clock ends at twice that. Longer gaps are shortened, because no queue outlasts them."""
 
 Floats = NDArray[np.float64]
 
@@ -36,7 +37,7 @@ class ClusterCheck:
     """A prediction beside the simulation.
 
     Attributes:
-        prediction: of the plan.
+        prediction: prediction of the plan.
         simulated_s: latency that the promised share of the simulated requests did not exceed.
         on_time: share of the simulated requests within the SLO.
     """
@@ -58,12 +59,12 @@ class ClusterCheck:
 
 @attrs.frozen(kw_only=True, repr=False)
 class PlanCheck:
-    """What came of a plan in simulation; a notebook shows it as a table.
+    """Result of the simulation of a plan; a notebook shows it as a table.
 
     Attributes:
-        clusters: by name.
-        requests: simulated for each cluster.
-        unserved: clusters for which the plan lacks capacity: their promise is not kept.
+        clusters: checks by name of the cluster.
+        requests: simulated requests per cluster.
+        unserved: clusters for which the plan lacks capacity, so that their promise is not kept.
     """
 
     clusters: Mapping[str, ClusterCheck]
@@ -85,7 +86,7 @@ class PlanCheck:
 
     @property
     def weak_spots(self) -> tuple[ClusterCheck, ...]:
-        """Clusters whose promise was not kept, or whose latency was predicted over 10 % too low; the worst first."""
+        """Clusters with a broken promise, or with a latency that was predicted over 10 % too low; the worst first."""
         weak = [it for it in self.clusters.values() if not it.is_kept or it.ratio < 1 - _TOLERANCE]
         return tuple(sorted(weak, key=lambda it: it.on_time - it.prediction.share))
 
@@ -118,9 +119,9 @@ def replay(plan: Plan, *, requests: int = 20_000, seed: int = 0) -> PlanCheck:
     """Simulate a plan.
 
     Args:
-        plan: to check.
-        requests: of each cluster; five times as many arrive at each group of replicas.
-        seed: of arrivals and round-trip times.
+        plan: plan to check.
+        requests: simulated requests per cluster; five times as many arrive at each group of replicas.
+        seed: seed of arrivals and round-trip times.
 
     Returns:
         Predicted and simulated latencies.
@@ -160,7 +161,7 @@ def replay(plan: Plan, *, requests: int = 20_000, seed: int = 0) -> PlanCheck:
 
 
 def _delays(pool: Pool, rate: float, count: int, rng: np.random.Generator) -> Floats:
-    """Delays at one replica, through all shards."""
+    """Return the delays at one replica, through all shards."""
     gaps_s = np.minimum(rng.exponential(1.0 / rate, count), _LONGEST_RUN_S / count)
     started_s: Floats = np.cumsum(gaps_s)
     ended_s = started_s

@@ -1,9 +1,10 @@
-"""Why there is no plan: an irreducible set of constraints, in the user's words, and what would help.
+"""Explanation of an infeasible problem: an irreducible set of constraints, in the user's words, and remedies.
 
-*Method.* QuickXplain: the set is halved again and again, and each half is tested beside what is known to matter, so a
-conflict of k out of n constraints takes about 2k·log(n/k) tests. A test is a search for any plan under the
-constraints of a subset: the greedy choice where it succeeds, the exact program otherwise. Where hundreds of constraints
-exclude each other, that takes minutes at large problems. When the time is up, the halves that were not tested stay.
+*Method.* QuickXplain halves the set again and again and tests each half together with the constraints that are known to
+matter, so a conflict of k out of n constraints takes about 2k·log(n/k) tests. A test searches for any plan under a
+subset of the constraints: by the greedy choice if it succeeds, otherwise by the exact program. In large problems with
+hundreds of constraints that exclude each other, the tests take minutes. When the time is up, the conflict keeps the
+halves that were not tested.
 
 Reference: U. Junker, "QuickXplain: preferred explanations and relaxations for over-constrained problems", AAAI 2004.
 """
@@ -36,31 +37,31 @@ __all__ = [
 ]
 
 _EXPLAIN_S = 60.0
-"""Longest search for the reasons where the caller has no limit; half of it is for the conflict."""
+"""Longest search for the reasons if the caller sets no limit; half of it is for the conflict."""
 _MOST_TOLD = 20
-"""Members of a conflict in the message; `InfeasiblePlacement.conflict` has all."""
+"""Most members of a conflict in the message; `InfeasiblePlacement.conflict` has all."""
 _MOST_SITES = 5
-"""Sites whose round trip is unpromisable in the text of a constraint."""
+"""Most sites in the text of a constraint that have an unpromisable round trip."""
 _UNLIMITED = 1e6
 _MOST_SLO = 64.0
 _STEPS = 12
 _BUDGET_GAP = 0.001
-"""Relative distance of the budget that would suffice to the least one."""
+"""Relative distance of the suggested budget from the least one that suffices."""
 _TOLD_SHARES = 1000
-"""Steps of the share of a demand, which is told in tenths of a percent."""
+"""Steps of the suggested share of a demand, which the text gives in tenths of a percent."""
 _ROUNDED = 5e-6
-"""A number is rounded by at most so much, relatively, to six digits."""
+"""Largest relative error of a number that is rounded to six digits."""
 
 
 @attrs.frozen
 class Constraint:
-    """Something that was asked for.
+    """A requirement of the problem, or of the caller of `plan`.
 
     Attributes:
         kind: ``"demand"``, ``"slo"``, ``"residency"``, ``"quality"``, ``"slots"``, ``"memory"``, ``"failure"``,
             ``"budget"`` or ``"migrations"``.
         subject: the cluster, the site and kind of device, or the lost sites.
-        text: in words.
+        text: the constraint in words.
     """
 
     kind: str
@@ -76,10 +77,10 @@ class Relaxation:
     """A smallest change of one constraint that makes a plan possible.
 
     Attributes:
-        constraint: what changes.
-        text: how, in words.
+        constraint: the constraint to change.
+        text: the change in words.
         amount: slots or bytes to add, seconds of the SLO, a share of the demand, a quality, a budget, or replicas to
-            start; NaN where the constraint is dropped.
+            start; NaN if the change is to drop the constraint.
     """
 
     constraint: Constraint
@@ -91,12 +92,12 @@ class Relaxation:
 
 
 class InfeasiblePlacement(StreamInferError, ValueError):  # noqa: N818 - the field's word
-    """No plan keeps every promise.
+    """Raised when no plan keeps every promise.
 
     Attributes:
-        conflict: constraints that exclude each other; without any one of them the others do not.
-        relaxations: changes of one of them that alone make a plan possible; there may be none.
-        is_irreducible: the time sufficed for that; else the conflict has more members than it needs.
+        conflict: constraints that exclude each other; without any one of them, the others can hold together.
+        relaxations: changes of a single constraint, each of which makes a plan possible; may be empty.
+        is_irreducible: the time sufficed to make the conflict that small; otherwise it may have unnecessary members.
     """
 
     def __init__(
@@ -122,8 +123,8 @@ def infeasible_placement(
 
     Args:
         candidates: the pools.
-        settings: what else is wanted.
-        time_limit_s: after which to return what is known; ``None``: a minute.
+        settings: settings of the caller of `plan`.
+        time_limit_s: seconds after which to return what is known; ``None``: a minute.
     """
     everything = list(constraints(candidates, settings))
     half_s = (_EXPLAIN_S if time_limit_s is None else time_limit_s) / 2
@@ -134,7 +135,7 @@ def infeasible_placement(
 
 
 def constraints(candidates: Candidates, settings: Settings) -> Iterator[Constraint]:
-    """List what was asked for."""
+    """Yield the constraints of a problem and of the caller's settings."""
     problem = candidates.problem
     if settings.budget is not None:
         yield Constraint("budget", (), f"the budget of {settings.budget:.6g}")
@@ -160,7 +161,7 @@ def constraints(candidates: Candidates, settings: Settings) -> Iterator[Constrai
 
 
 def _unpromised(problem: Problem, cluster: UserCluster) -> str:
-    """Return the sites that the promise excludes however long its SLO is, for too few measurements; "" for none."""
+    """Return the sites with too few measurements for the promise, however long its SLO is; "" for none."""
     share = problem.promise_of(cluster).share
     access_s = problem.access_of(cluster, 0).rtt.quantile(share)
     links = problem.links.get(cluster.name, {})
@@ -174,12 +175,12 @@ def _unpromised(problem: Problem, cluster: UserCluster) -> str:
 def is_feasible(
     candidates: Candidates, settings: Settings, kept: Sequence[Constraint], end_s: float = math.inf
 ) -> bool:
-    """Whether there is a plan that satisfies these constraints.
+    """Return whether a plan satisfies these constraints.
 
     Raises:
         TimeoutError: it is not known by ``end_s``, an instant of `time.monotonic`.
     """
-    _left_s(end_s)  # an error where there is none left
+    _left_s(end_s)  # raises if no time is left
     asked = {(it.kind, it.subject) for it in kept}
     problem = candidates.problem
     names = [cluster.name for cluster in problem.clusters]
@@ -221,7 +222,7 @@ def _has_plan(instance: Instance, end_s: float) -> bool:
 
 
 def _left_s(end_s: float) -> float | None:
-    """Return the seconds that are left; ``None``: there is no limit."""
+    """Return the seconds until ``end_s``; ``None``: there is no limit."""
     if end_s == math.inf:
         return None
     if (left_s := end_s - time.monotonic()) <= 0:
@@ -240,8 +241,8 @@ def quick_explain(
     """Return a subset that is infeasible, and whether it is feasible without any one of its members.
 
     Args:
-        feasible: raises ``TimeoutError`` when the time is up: then the subset has what was not tested.
-        members: infeasible together.
+        feasible: tests constraints; if it raises ``TimeoutError``, the subset keeps the members that were not tested.
+        members: constraints that are infeasible together.
     """
     is_over = False
 
@@ -277,7 +278,7 @@ class _Relaxer:
     end_s: float
 
     def relaxations(self, conflict: Sequence[Constraint]) -> Iterator[Relaxation]:
-        """The smallest change of each member that alone suffices, while there is time."""
+        """Yield, while there is time, the smallest change of each member that suffices alone."""
         for constraint in conflict:
             others = [it for it in self.everything if it != constraint]
             try:
@@ -289,7 +290,7 @@ class _Relaxer:
                 yield Relaxation(constraint, *found)
 
     def _least_change(self, constraint: Constraint) -> tuple[str, float] | None:  # noqa: PLR0911 - one for each kind
-        """What to do in words, and how much of it; ``None`` where no change suffices."""
+        """Return the change in words and its amount; ``None`` if no change suffices."""
         match constraint.kind:
             case "slots" | "memory":
                 return self._more_of_a_resource(constraint.kind, *constraint.subject)
@@ -307,7 +308,7 @@ class _Relaxer:
                 return f"drop the constraint: {constraint.text}", float("nan")
 
     def _is_enough(self, **changes: Any) -> bool:
-        """Whether everything can be had with other candidates or settings."""
+        """Return whether all constraints can hold with other candidates or settings."""
         candidates, settings = changes.get("candidates", self.candidates), changes.get("settings", self.settings)
         return is_feasible(candidates, settings, self.everything, self.end_s)
 
@@ -361,7 +362,7 @@ class _Relaxer:
         least = solve(instance, gap=_BUDGET_GAP, time_limit_s=_left_s(self.end_s))
         if least is None:
             return None
-        text = f"{least.value * (1 + _ROUNDED):.6g}"  # what is said is enough too
+        text = f"{least.value * (1 + _ROUNDED):.6g}"  # the rounded budget suffices too
         return f"spend {text}", float(text)
 
     def _more_migrations(self) -> tuple[str, float]:
@@ -376,7 +377,7 @@ class _Relaxer:
 
 
 def _with_slo(candidates: Candidates, name: str, slo_s: float) -> Candidates:
-    """The candidates with another SLO for one cluster."""
+    """Return the candidates with another SLO for one cluster."""
     problem = candidates.problem
     at = next(c for c, it in enumerate(problem.clusters) if it.name == name)
     own = attrs.evolve(problem.promise_of(problem.clusters[at]), name="its own", slo_s=slo_s)
@@ -396,7 +397,7 @@ def _with_slo(candidates: Candidates, name: str, slo_s: float) -> Candidates:
 
 
 def _least_count(feasible: Callable[[int], bool]) -> int:
-    """Return the least whole number that suffices; a large one does."""
+    """Return the least whole number that suffices; a large enough number must suffice."""
     high = 1
     while not feasible(high):
         high *= 2

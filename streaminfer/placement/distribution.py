@@ -1,4 +1,4 @@
-"""`Distribution`: durations that vary, as values with a share each."""
+"""`Distribution`: durations that vary, as values and their shares."""
 
 from collections.abc import Sequence
 from typing import Any, Self
@@ -13,7 +13,7 @@ from streaminfer._internal.validation import check_count, check_number, expected
 __all__ = ["Distribution"]
 
 _TAIL_FROM = 0.9
-"""Share of the samples below which half of the points lie: an SLO asks about the tail."""
+"""Share of the samples for half of the points; the other half is for the tail, which an SLO is about."""
 
 _SUM_TOLERANCE = 1e-9
 
@@ -38,15 +38,15 @@ class Distribution:
     def from_samples(cls, samples_s: ArrayLike, *, points: int = 200) -> Self:
         """Return the distribution of measured durations.
 
-        Of more samples than points, a block of neighbors becomes its largest: the result is never below the samples.
-        Half of the points describe the slowest tenth.
+        If there are more samples than points, the largest value of a block of neighbors replaces the block, so the
+        result is never below the samples. Half of the points describe the slowest tenth.
 
         Args:
             samples_s: seconds ≥ 0, at least one, in any order.
-            points: the most values that are kept, ≥ 2.
+            points: maximum number of values to keep, ≥ 2.
 
         Raises:
-            TypeError, ValueError: not such numbers.
+            TypeError, ValueError: the arguments are not such numbers.
         """
         points = check_count("points", points, at_least=2)
         samples = np.sort(_numbers("samples_s", samples_s))
@@ -64,7 +64,7 @@ class Distribution:
 
         Args:
             values_s: seconds ≥ 0, ascending, or one number.
-            shares: of each value, > 0, their sum is 1; ``None``: all the same.
+            shares: share of each value, > 0, with the sum 1; ``None``: equal shares.
 
         Raises:
             TypeError, ValueError: not such numbers.
@@ -87,7 +87,7 @@ class Distribution:
         """Read what `to_json` returned: a number, a list of numbers, or a mapping of both fields.
 
         Raises:
-            TypeError, ValueError: it is something else.
+            TypeError, ValueError: ``stored`` is something else.
         """
         if isinstance(stored, dict):
             if set(stored) != {"values_s", "shares"}:
@@ -96,7 +96,7 @@ class Distribution:
         return cls.of(stored)
 
     def to_json(self) -> float | list[float] | dict[str, list[float]]:
-        """Return it for JSON."""
+        """Return the distribution in a form for JSON."""
         if self.values_s.size == 1:
             return float(self.values_s[0])
         if np.ptp(self.shares) < _SUM_TOLERANCE / self.shares.size:
@@ -108,7 +108,7 @@ class Distribution:
         """Return the smallest value that at least ``share`` of the durations do not exceed, in seconds.
 
         Raises:
-            TypeError, ValueError: no share from 0 to 1.
+            TypeError, ValueError: ``share`` is not a number from 0 to 1.
         """
         check_number("share", share, "a share from 0 to 1", lambda it: 0 <= it <= 1)
         at = int(np.searchsorted(np.cumsum(self.shares), share - _SUM_TOLERANCE))
@@ -138,7 +138,7 @@ class Distribution:
 
 
 def _numbers(name: str, values: ArrayLike, what: str = "finite numbers of seconds ≥ 0, at least one") -> Floats:
-    """A one-dimensional copy of finite numbers ≥ 0, at least one."""
+    """Return a one-dimensional copy of finite numbers ≥ 0, at least one."""
     try:
         given = np.atleast_1d(np.asarray(values))
     except ValueError:  # lists of several lengths

@@ -1,4 +1,4 @@
-"""Plot of a plan: a row per cluster, a column per site, how far it is, and where the requests go."""
+"""Plot of a plan: a row per cluster and a column per site, with round trips and the shares of the requests."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,14 +14,14 @@ _PURPOSE = "Plan.plot"
 _ROWS = 30
 _COLUMNS = 14
 _UPRIGHT_COLUMNS = 6
-"""Most sites with their names below them; those of more stand on end."""
+"""Most sites with horizontal names; with more sites the names are vertical."""
 _TALL_LABELS_IN = 1.0
 _SMALL_PT = 7.0
 _ROW_IN = 0.2
 _LONGEST_NAME = 18
 _LARGEST_MARK = 60.0
 _HALF = 0.55
-"""Part of the SLO from which on a cell is so dark that what lies on it must be light."""
+"""Part of the SLO above which a cell is so dark that a mark on it must be light."""
 
 
 def plot_matrix(
@@ -32,13 +32,13 @@ def plot_matrix(
 ) -> Any:
     """Draw a cell for each cluster and site, darker the more of the SLO its round trip takes, and circles for requests.
 
-    Of many clusters, those stay whose round trips take most of their SLO; of many sites, those that are used most.
+    If there are many clusters, the plot shows those with the least room in their SLO; of many sites, the most used.
 
     Args:
         ax: a matplotlib ``Axes``, or ``None`` for a new figure.
         rtt_share: the promised round-trip time over the SLO, by cluster and site; users do not reach other sites.
-        shares: of each cluster's requests, by site.
-        sites: what is written under each site's name: replicas, load, cost.
+        shares: shares of each cluster's requests, by site.
+        sites: text under each site's name: replicas, load, cost.
 
     Returns:
         The axes.
@@ -78,13 +78,13 @@ def plot_matrix(
 
 
 def plot_height_in(clusters: int, sites: int) -> float:
-    """Return the height of the picture for so many clusters and sites, in inches."""
+    """Return the height of the plot for a number of clusters and sites, in inches."""
     labels_in = _TALL_LABELS_IN if sites > _UPRIGHT_COLUMNS else 0.0
     return 1.5 + labels_in + _ROW_IN * min(max(clusters, 4), _ROWS)
 
 
 def _tightness(row: Mapping[str, float], shares: Mapping[str, float]) -> float:
-    """Part of the SLO that the round trips of the used sites take; infinite where a cluster is not served."""
+    """Return the part of the SLO that the round trip to the farthest used site takes; infinite if not served."""
     if not sum(shares.values()):
         return float("inf")
     return max(row.get(site, 0.0) for site, share in shares.items() if share > 0)

@@ -1,4 +1,4 @@
-"""`Plan`: which variants run where, who is served by them, and what that costs."""
+"""`Plan`: the variants at each site, the clusters that they serve, and the cost."""
 
 import math
 from collections.abc import Mapping
@@ -31,11 +31,11 @@ class ReplicaGroup:
     Attributes:
         model: name of the model.
         variant: name of the variant.
-        sites: where each shard runs, by name.
+        sites: name of the site of each shard.
         kinds: the kind of device of each shard.
-        replicas: how many.
-        max_rate: requests per second of one replica up to which the promises hold.
-        price: of all of them per hour, without that of the sites.
+        replicas: number of replicas.
+        max_rate: most requests per second of one replica with which the promises hold.
+        price: price of all replicas per hour, without the price of the sites.
     """
 
     model: str
@@ -54,21 +54,21 @@ class ReplicaGroup:
 # with slots, attrs would make a `__getattr__` without a module, on which `help` fails in CPython 3.13
 @attrs.frozen(kw_only=True, eq=False, repr=False, slots=False)
 class Plan:
-    """The answer of `plan`; a notebook shows it as tables.
+    """Result of `plan`; a notebook shows it as tables.
 
     Attributes:
-        problem: what was asked.
-        replicas: what runs.
-        assignments: who is served by what, by hour and name of the scenario.
-        cost: per hour, of replicas and sites.
-        quality: mean over the requests of all hours.
-        bound: no plan is better: a cost, or a quality where a budget was given.
+        problem: the problem that was planned.
+        replicas: the replicas that run, in groups.
+        assignments: assignment of clusters to groups, by hour and name of the scenario.
+        cost: cost of replicas and sites per hour.
+        quality: mean quality over the requests of all hours.
+        bound: cost (or quality, if there is a budget) that no plan can improve on.
         gap: relative distance between the plan and the bound.
         binding: the limits that the plan uses up, in words.
-        unserved: requests per second of clusters for which there is no capacity; only a repair leaves any.
-        instance: what the plan was made from, for repairs and prices.
-        counts: replicas of each of its pools.
-        flows: of demand to these pools, by state, in the unit of `Flows`.
+        unserved: requests per second of clusters for which there is no capacity; only `repair` leaves any.
+        instance: pools and settings of the solver, for repairs and prices.
+        counts: replicas of each pool of the instance.
+        flows: flows of demand to these pools, by state, in the unit of `Flows`.
     """
 
     problem: Problem
@@ -86,7 +86,7 @@ class Plan:
 
     @cached_property
     def predictions(self) -> Mapping[str, Prediction]:
-        """The latency of each cluster that is served, by name; computed when it is read first."""
+        """The predicted latency of each served cluster, by name; computed at the first access."""
         return predict(self.instance, self.counts, self.flows)
 
     @property
@@ -109,7 +109,7 @@ class Plan:
         return sorted(self.assignments, key=lambda key: -sum(self._rates(*key)))
 
     def _rates(self, hour: int, scenario: str) -> list[float]:
-        """Requests per second of each cluster."""
+        """Return the requests per second of each cluster."""
         factor = next(it.rate_factor for it in self.problem.scenarios if it.name == scenario)
         return [factor * cluster.rates[hour % len(cluster.rates)] for cluster in self.problem.clusters]
 
@@ -117,7 +117,7 @@ class Plan:
         """Return the requests per second that each replica group serves, in an hour of a scenario.
 
         Raises:
-            ValueError: the plan is not for them.
+            ValueError: the plan does not cover this hour of this scenario.
         """
         if (hour, scenario) not in self.assignments:
             raise ValueError(expected("hour, scenario", f"one of {list(self.assignments)[:10]}", (hour, scenario)))
@@ -132,9 +132,9 @@ class Plan:
         return np.asarray(self._rates(hour, scenario) @ shares)
 
     def busiest_shares(self) -> dict[str, dict[str, float]]:
-        """Return the shares of each cluster by site, in the busiest hour that serves it: some send at night only.
+        """Return the shares of each cluster by site, in the busiest hour that serves it; some send only at night.
 
-        They are those of the first scenario: what is in time under other conditions may be late under these.
+        The shares are those of the first scenario: a site that is in time in another scenario may be late in this one.
         """
         first = self.problem.scenarios[0].name
         by_hour = [self.shares_by_site(self.assignments[key]) for key in self._busiest_first() if key[1] == first]
@@ -164,10 +164,10 @@ class Plan:
         return counts
 
     def plot(self, ax: Any = None) -> Any:
-        """Draw how far each cluster is from each site, and where its requests go.
+        """Draw the round trip from each cluster to each site, and the shares of its requests.
 
-        A cell is darker the more of the SLO the round trip takes, at the share that is promised. Of many clusters those
-        with the least room are shown, of many sites those in use.
+        A cell is darker if the round trip, at the promised share, takes more of the SLO. If there are many clusters,
+        the plot shows those with the least room; of many sites, the most used.
 
         Args:
             ax: a matplotlib ``Axes``, or ``None`` for a new figure.
@@ -191,7 +191,7 @@ class Plan:
         return plot_matrix(ax, parts, self.shares_by_site(self.assignment), self._site_labels())
 
     def _site_labels(self) -> dict[str, str]:
-        """Replicas, load in the busiest hour, and cost of each site."""
+        """Return the replicas, the load in the busiest hour, and the cost of each site as text."""
         labels = {}
         rates = self.group_rates(*self.busiest)
         for site in self.problem.sites:

@@ -1,4 +1,4 @@
-"""`plan`, `plan_hours` and `repair`: from a problem to replicas."""
+"""`plan`, `plan_hours` and `repair`: choose the replicas for a problem."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -27,9 +27,9 @@ __all__ = ["plan", "plan_hours", "repair"]
 
 _METHODS = ("exact", "greedy")
 _SERVED_GAP = 1e-5
-"""Share of the requests that may be left unserved though there is capacity."""
+"""Share of the requests that may stay unserved although there is capacity."""
 _SERVED_S = 5.0
-"""Longest search for it; 500 clusters at 60 sites take a second."""
+"""Longest search for the most requests that can be served; 500 clusters at 60 sites take a second."""
 
 
 def plan(
@@ -43,26 +43,26 @@ def plan(
     gap: float = 0.001,
     time_limit_s: float | None = None,
 ) -> Plan:
-    """Choose what runs where: the least cost that keeps every promise, or the most quality at a cost.
+    """Choose replicas for the sites: the lowest cost that keeps every promise, or the best quality within a budget.
 
-    One plan serves all hours and scenarios, and what is left of it after each of the problem's failures.
+    One plan serves all hours and scenarios. After each of the problem's failures, its remaining replicas serve them.
 
     Args:
-        problem: what there is.
-        budget: the most that may be spent per hour; the mean quality is then maximized. ``None``: least cost.
-        hours: that the plan is for; ``None``: all.
+        problem: clusters, sites, models and promises.
+        budget: maximum cost per hour; the plan then maximizes the mean quality. ``None``: lowest cost.
+        hours: hours that the plan is for; ``None``: all.
         running: the plan that runs, for ``migrations``.
-        migrations: the most replicas that may be started which do not run yet; ``None``: any number.
-        method: ``"exact"``, or ``"greedy"``: faster, and needs no extra.
+        migrations: maximum number of replicas to start that do not run yet; ``None``: any number.
+        method: ``"exact"``, or ``"greedy"``, which is faster and needs no extra unless it meets a limit.
         gap: relative distance to the best plan at which the search ends.
-        time_limit_s: the longest search; the plan then says which gap is left. Why there is no plan is looked for as
-            long again, without a limit for a minute.
+        time_limit_s: longest search, in seconds; the plan states the gap that is left. If there is no plan, the search
+            for the reasons takes as long again at most; without a limit, a minute.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
-        InfeasiblePlacement: there is no such plan; the error says why, and which single changes would help, if any do.
+        InfeasiblePlacement: there is no such plan; the error has the reasons and the single changes that would help.
         TimeoutError: no plan was found within ``time_limit_s``.
-        MissingExtra: highspy is not installed, and the method is exact, or the greedy choice meets a limit.
+        MissingExtra: highspy is not installed, and the method is exact or the greedy choice meets a limit.
     """
     check_instance("problem", problem, lambda it: isinstance(it, Problem), "a Problem")
     check_choice("method", method, _METHODS)
@@ -84,7 +84,7 @@ def plan(
 
 
 def _homes(problem: Problem, running: Plan | None) -> dict[tuple[Any, ...], int]:
-    """What runs, by `Pool.home`: the plan may be of a problem with other sites, or in another order."""
+    """Return the running replicas by `Pool.home`; their problem may have other sites, or in another order."""
     index = {site.name: at for at, site in enumerate(problem.sites)}
     counts = {} if running is None else running.running
     return {
@@ -114,18 +114,18 @@ def _planned(candidates: Candidates, settings: Settings, method: str, gap: float
 def plan_hours(
     problem: Problem, *, migrations: int | None = None, gap: float = 0.001, time_limit_s: float | None = None
 ) -> tuple[Plan, ...]:
-    """Choose what runs in each hour; each plan starts from the one before.
+    """Choose the replicas for each hour; each plan starts from the previous one.
 
     Args:
-        problem: what there is.
-        migrations: the most replicas that may be started from one hour to the next.
+        problem: clusters, sites, models and promises.
+        migrations: maximum number of replicas to start from one hour to the next.
         gap: as in `plan`.
-        time_limit_s: of each plan.
+        time_limit_s: as in `plan`, for each hour.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
         InfeasiblePlacement: there is no plan for an hour.
-        TimeoutError: none was found within ``time_limit_s``.
+        TimeoutError: no plan for an hour was found within ``time_limit_s``.
     """
     check_instance("problem", problem, lambda it: isinstance(it, Problem), "a Problem")
     if migrations is not None:
@@ -139,10 +139,10 @@ def plan_hours(
 
 
 def repair(running: Plan, lost: Iterable[str]) -> Plan:
-    """Serve everybody again after the loss of sites, with the replicas that are left and as few new ones as needed.
+    """Serve all clusters again after the loss of sites, with the remaining replicas and as few new ones as needed.
 
-    Greedy, so it is fast. Where it meets a limit the exact program looks for capacity, and may stop replicas that are
-    left; what there is no capacity for is in `Plan.unserved`.
+    The choice is greedy and therefore fast. If it meets a limit, the exact program looks for capacity and may stop
+    remaining replicas. `Plan.unserved` has the demand for which there is no capacity.
 
     Args:
         running: the plan before the loss.
@@ -150,7 +150,7 @@ def repair(running: Plan, lost: Iterable[str]) -> Plan:
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, or not the name of a site.
-        MissingExtra: highspy is not installed, and the greedy choice meets a limit.
+        MissingExtra: the greedy choice meets a limit, and highspy is not installed.
     """
     check_instance("running", running, lambda it: isinstance(it, Plan), "a Plan")
     if isinstance(lost, str):
@@ -168,7 +168,7 @@ def repair(running: Plan, lost: Iterable[str]) -> Plan:
 
 
 def _serve_most(instance: Instance, kept: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Serve as many requests as possible, with the replicas that are kept if they can do it."""
+    """Serve as many requests as possible, with the kept replicas if this is possible."""
     flows = instance.flows
     most = solve(instance.serving(flows.rates, Settings(is_partial=True)), gap=_SERVED_GAP, time_limit_s=_SERVED_S)
     assert most is not None  # noqa: S101 - nothing that is served is a solution

@@ -1,7 +1,8 @@
 """`predict`: the latency of each cluster in the hour in which its replicas are busiest.
 
-The first pass has the resolution of the SLO. A second one has that of the latency that was found, so values that are
-rounded up add little to a latency far below the SLO. Delays at a load lie between those at two hundredths of it.
+The bins of the first pass are parts of the SLO. The bins of the second pass are parts of the latency that the first one
+found, so rounding up adds little to a latency far below the SLO. Delays are interpolated between loads that are whole
+hundredths.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,7 @@ from streaminfer.placement.solver.latency import BINS, sum_quantile
 __all__ = ["Prediction", "predict"]
 
 _SLACK_BINS = 20
-"""Bins beyond the latency that is expected; sums of values that are rounded up may need some."""
+"""Bins beyond the expected latency; sums of values that are rounded up may need some."""
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -33,9 +34,9 @@ class Prediction:
         cluster: name of the cluster.
         hour: index of the hour.
         scenario: name of the scenario.
-        latency_s: that the promised share of the requests does not exceed.
-        slo_s: what was promised.
-        share: of the requests, that the promise is about.
+        latency_s: latency that the promised share of the requests does not exceed.
+        slo_s: promised latency.
+        share: promised share of the requests.
     """
 
     cluster: str
@@ -50,9 +51,9 @@ def predict(instance: Instance, counts: Floats, flows: Mapping[int, Ints]) -> di
     """Predict the latency of every cluster that is served.
 
     Args:
-        instance: what the replicas were chosen from.
+        instance: pools that the replicas were chosen from.
         counts: replicas of each pool.
-        flows: of demand to pools, by state.
+        flows: flows of demand to pools, by state.
     """
     problem = instance.candidates.problem
     most = instance.pool_rates / [pool.level for pool in instance.pools]
@@ -84,7 +85,7 @@ def predict(instance: Instance, counts: Floats, flows: Mapping[int, Ints]) -> di
 
 
 def _latency_s(instance: Instance, c: int, state: int, flow: Ints, loads: Floats, promise: ServiceClass) -> float:
-    """Latency of the promised share of a cluster's requests, in two passes."""
+    """Return the latency of the promised share of a cluster's requests, in two passes."""
     problem = instance.candidates.problem
     scenario = instance.candidates.states[state].scenario
     latency_s = promise.slo_s
@@ -113,6 +114,6 @@ def _latency_s(instance: Instance, c: int, state: int, flow: Ints, loads: Floats
 
 
 def _busiest(instance: Instance, loads: Mapping[int, float]) -> Iterator[int]:
-    """For each scenario the state with the largest load."""
+    """Yield the state with the largest load of each scenario."""
     for scenario in {instance.candidates.states[state].scenario for state in loads}:
         yield max((s for s in loads if instance.candidates.states[s].scenario == scenario), key=loads.__getitem__)

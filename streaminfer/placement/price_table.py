@@ -1,8 +1,7 @@
-"""`prices`: what one more slot, more time or less strictness would save, by solving again.
+"""`prices`: solves again to find what one more slot, a longer SLO or a relaxed promise would save.
 
-Each figure is the difference between two exact plans. Beside it stands a *local* one where there is any: the dual value
-of the limit in the linear program with the sites of the plan, which is a rate at the margin and may differ from what
-a whole slot is worth.
+Each figure is the difference between two exact plans. A limit also has a *local* price: its dual value in the linear
+program with the sites of the plan. This is a rate at the margin and may differ from the worth of a whole slot.
 """
 
 import math
@@ -21,18 +20,18 @@ from streaminfer.placement.solver.program import local_prices, solve
 __all__ = ["Price", "PriceTable", "prices"]
 
 _BUDGET_STEP = 0.05
-"""By which part the budget grows: it mostly has to pay for a replica before it changes anything."""
+"""Relative growth of the budget: it usually must pay for a whole replica before it changes anything."""
 
 
 @attrs.frozen(kw_only=True)
 class Price:
-    """What a change of one constraint is worth.
+    """Worth of a change of one constraint.
 
     Attributes:
-        change: in words.
-        saving: by how much the cost falls, or the quality rises where there is a budget.
-        uncertainty: the gaps of both plans: a smaller saving may be none.
-        local: dual value at the plan's sites, of a limit only; NaN where there is none.
+        change: the change in words.
+        saving: decrease of the cost, or increase of the quality if there is a budget.
+        uncertainty: sum of the gaps of both plans; a smaller saving may be no saving at all.
+        local: dual value of a limit at the plan's sites; NaN for other changes.
     """
 
     change: str
@@ -70,13 +69,13 @@ class PriceTable:
 def prices(
     plan: Plan, *, slo_step_s: float = 0.005, gap: float = 0.0001, time_limit_s: float | None = None
 ) -> PriceTable:
-    """Solve again with each limit that binds relaxed, longer SLOs, and without least quality, residency or failures.
+    """Solve again with binding limits relaxed, longer SLOs, and without minimum quality, residency or failures.
 
     Args:
-        plan: from `plan`; or from `repair`, whose lost sites stay lost.
-        slo_step_s: by how much the SLO of each class grows; a budget grows by 5 %.
-        gap: of each solution.
-        time_limit_s: of each solution.
+        plan: a plan of `plan`, or of `repair`; the lost sites of a repair stay lost.
+        slo_step_s: seconds by which the SLO of each class grows; a budget grows by 5 %.
+        gap: gap of each solution.
+        time_limit_s: time limit of each solution.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
@@ -126,7 +125,7 @@ def prices(
 
 
 def _changed(problem: Problem, slo_step_s: float) -> list[tuple[str, Problem]]:
-    """Problems with one promise relaxed."""
+    """Return the problems with one promise relaxed."""
     changes = []
     for at, promise in enumerate(problem.service_classes):
         classes = list(problem.service_classes)

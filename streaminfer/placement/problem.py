@@ -1,7 +1,7 @@
-"""`Problem`: users, sites, models, the network between them, and what was promised, as data.
+"""`Problem`: users, sites, models, the network between them, and the promises, as data.
 
-Times are seconds, rates requests per second, sizes bytes, bandwidths bytes per second, prices of any one currency per
-hour. Everything is immutable; `attrs.evolve` makes a changed copy. A `Problem` checks that its parts fit together.
+Units are seconds, requests per second, bytes and bytes per second; prices are per hour, in one currency. All records
+are immutable; `attrs.evolve` makes a changed copy. A `Problem` checks that its parts fit together.
 """
 
 import json
@@ -69,7 +69,7 @@ def _optional_amount() -> Any:
 
 
 def _records(kind: type, **options: Any) -> Any:
-    """A tuple of at least one record of a kind, with names of their own, from any iterable."""
+    """Return the field of a tuple of at least one record of a kind; it accepts any iterable."""
 
     def check(_instance: object, attribute: Any, value: Any) -> None:
         of_kind = isinstance(value, tuple) and all(isinstance(one, kind) for one in value)
@@ -111,9 +111,9 @@ class AccessProfile:
     """The last mile of a user: wired, Wi-Fi, 5G.
 
     Attributes:
-        name: of the profile.
-        rtt: round-trip time between the user and the operator's edge; it is added to that of the `Link`.
-        bandwidth_bytes_s: of one user; ``None``: transfers take no time.
+        name: name of the profile.
+        rtt: round-trip time between the user and the operator's edge; the planner adds it to that of the `Link`.
+        bandwidth_bytes_s: bandwidth of one user; ``None``: transfers take no time.
     """
 
     name: str = _text()
@@ -127,7 +127,7 @@ class Link:
 
     Attributes:
         rtt: round-trip time.
-        bandwidth_bytes_s: for one request; ``None``: transfers take no time.
+        bandwidth_bytes_s: bandwidth for one request; ``None``: transfers take no time.
     """
 
     rtt: Distribution = attrs.field(validator=_DISTRIBUTION)
@@ -136,13 +136,13 @@ class Link:
 
 @attrs.frozen(kw_only=True)
 class ServiceClass:
-    """A promise: at least ``share`` of the requests are answered within ``slo_s``, by models of ``min_quality``.
+    """A promise: at least ``share`` of the requests get a response of ``min_quality`` or better within ``slo_s``.
 
     Attributes:
-        name: of the class.
-        slo_s: from the user's request to the response at the user.
-        share: of the requests, for every cluster; 0.99 makes ``slo_s`` a bound on p99.
-        min_quality: variants of less quality are not used.
+        name: name of the class.
+        slo_s: seconds from the user's request to the response at the user.
+        share: promised share of the requests of every cluster; 0.99 makes ``slo_s`` a bound on p99.
+        min_quality: variants of lower quality are not used.
     """
 
     name: str = _text()
@@ -158,12 +158,12 @@ class UserCluster:
     """Users at one place who send requests to one model.
 
     Attributes:
-        name: of the cluster.
-        rates: requests per second in each hour; one number stands for all hours.
+        name: name of the cluster.
+        rates: requests per second in each hour; a single number applies to all hours.
         access: the name of their `AccessProfile`.
         service_class: the name of their `ServiceClass`.
         model: the name of the `Model`.
-        residency: a region that their data must not leave, one of `Site.regions`; ``None``: it may go anywhere.
+        residency: a region that their data must not leave, one of `Site.regions`; ``None``: any region.
     """
 
     name: str = _text()
@@ -187,10 +187,10 @@ class DeviceGroup:
     """Equal devices at a site.
 
     Attributes:
-        kind: such as ``"cpu"`` or ``"a10"``; service times are given by it.
+        kind: kind of device, such as ``"cpu"`` or ``"a10"``; the key of `Shard.service_time`.
         slots: how many devices there are; a replica occupies `Shard.slots` of them.
-        price: of an occupied slot.
-        memory_bytes: shared by all replicas in this group; ``None``: no limit.
+        price: price of an occupied slot.
+        memory_bytes: memory that all replicas in this group share; ``None``: no limit.
     """
 
     kind: str = _text()
@@ -204,10 +204,10 @@ class Site:
     """A place where models can run.
 
     Attributes:
-        name: of the site.
+        name: name of the site.
         devices: its devices by kind.
-        price: of using the site at all, on top of its slots.
-        regions: the residency regions that it lies in.
+        price: price of using the site, in addition to the price of its slots.
+        regions: the residency regions of the site.
     """
 
     name: str = _text()
@@ -221,11 +221,11 @@ class Shard:
     """A part of a model that runs on one device.
 
     Attributes:
-        service_time: of a batch, by `DeviceGroup.kind`; it cannot run on other kinds. `fitted()` of a batcher's
-            service time is what it has learned.
-        memory_bytes: of one replica.
-        slots: that one replica occupies; 0.5 where two share a device, with the service times that they have then.
-        transfer_bytes: sent to the next shard for each request.
+        service_time: service time of a batch, by `DeviceGroup.kind`; the shard cannot run on other kinds. `fitted()` of
+            a batcher's service time returns a learned one.
+        memory_bytes: memory of one replica.
+        slots: slots that one replica occupies; 0.5 if two replicas share a device, with the service times of sharing.
+        transfer_bytes: bytes sent to the next shard for each request.
     """
 
     service_time: Mapping[str, ServiceTime] = attrs.field()
@@ -246,9 +246,9 @@ class Variant:
     """One form of a model: its size, precision or length.
 
     Attributes:
-        name: of the variant.
-        shards: in the order of a request, mostly one. Neighbors may be at different sites.
-        max_batch_size: the most requests in a batch.
+        name: name of the variant.
+        shards: shards in the order in which a request passes them, mostly one. Neighbors may be at different sites.
+        max_batch_size: maximum number of requests in a batch.
         quality: a number of the user's choice, such as accuracy; larger is better.
     """
 
@@ -263,10 +263,10 @@ class Model:
     """A model in one or several variants; every variant can serve every request.
 
     Attributes:
-        name: of the model.
-        variants: to choose from.
-        request_bytes: sent by a user for each request.
-        response_bytes: sent back.
+        name: name of the model.
+        variants: variants to choose from.
+        request_bytes: bytes that a user sends for each request.
+        response_bytes: bytes of a response.
     """
 
     name: str = _text()
@@ -280,8 +280,8 @@ class Scenario:
     """Conditions that a plan must hold under, such as an outage of 5G.
 
     Attributes:
-        name: of the scenario.
-        access: another access profile for some clusters, by their names.
+        name: name of the scenario.
+        access: access profiles that differ in this scenario, by name of the cluster.
         rate_factor: multiplies all rates.
     """
 
@@ -297,17 +297,17 @@ class Scenario:
 
 @attrs.frozen(kw_only=True)
 class Problem:
-    """Where models could run and for whom: the question that `plan` answers.
+    """Input of `plan`: where models can run, and for which users.
 
     Attributes:
         clusters: the users.
         sites: where models can run.
-        models: what they ask for.
+        models: the models that the users need.
         access: the access profiles.
         service_classes: the promises.
-        links: from a cluster's name to a site's name; users do not reach the sites that are left out.
-        site_links: likewise between sites, for shards; both directions are the same, and one of them is enough.
-        scenarios: that the plan must hold under, each of them in every hour; requests are sent as in the first.
+        links: links by name of the cluster, then of the site; users cannot reach a site without a link.
+        site_links: links between sites, for shards; one direction is enough, because both are the same.
+        scenarios: scenarios in which the plan must hold, each in every hour; the first one sets the shares by site.
         failures: groups of sites that may be lost together, or `ANY_SITE`. The promise must hold after each loss.
     """
 
@@ -339,11 +339,11 @@ class Problem:
         return tuple((site.name,) for site in self.sites) if isinstance(self.failures, str) else self.failures
 
     def promise_of(self, cluster: UserCluster) -> ServiceClass:
-        """Return what a cluster was promised."""
+        """Return the service class of a cluster."""
         return next(it for it in self.service_classes if it.name == cluster.service_class)
 
     def access_of(self, cluster: UserCluster, scenario: int) -> AccessProfile:
-        """Return the last mile of a cluster in the scenario of an index."""
+        """Return the access profile of a cluster; ``scenario`` is the index of the scenario."""
         name = self.scenarios[scenario].access.get(cluster.name, cluster.access)
         return next(it for it in self.access if it.name == name)
 
@@ -352,11 +352,11 @@ class Problem:
         """Read a problem.
 
         Args:
-            source: a JSON text, the path of a JSON file, or what `json.loads` made of one.
+            source: a JSON text, the path of a JSON file, or the result of `json.loads`.
 
         Raises:
             OSError: the file cannot be read.
-            TypeError, ValueError: it is no problem; the message has the path to what is wrong.
+            TypeError, ValueError: the source is not a valid problem; the message has the path to the mistake.
         """
         stored: Any = source
         if isinstance(source, os.PathLike) or (isinstance(source, str) and not source.lstrip().startswith(("{", "["))):
@@ -436,10 +436,10 @@ def _check_links(path: str, links: Mapping[str, Mapping[str, Link]], starts: set
 
 
 def check_unique(name: str, names: Sequence[str]) -> None:
-    """Check that no name stands twice.
+    """Check that no name occurs twice.
 
     Raises:
-        ValueError: one does.
+        ValueError: a name occurs twice.
     """
     if repeated := [one for one, count in Counter(names).items() if count > 1]:
         raise ValueError(expected(name, "names that differ", repeated[0]))

@@ -1,4 +1,4 @@
-"""attrs records as JSON and back; an error has the path to what is wrong."""
+"""Conversion of attrs records to JSON and back; an error has the path to the mistake."""
 
 import types
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ R = TypeVar("R")
 
 
 def write_record(value: Any) -> Any:  # noqa: PLR0911 - one for each kind
-    """Return a record as what `json.dumps` takes; fields that have their default are left out."""
+    """Return a record in a form that `json.dumps` accepts, without the fields that have their default."""
     if isinstance(value, Distribution):
         return value.to_json()
     if isinstance(value, ServiceTime):
@@ -36,15 +36,15 @@ def write_record(value: Any) -> Any:  # noqa: PLR0911 - one for each kind
 
 
 def read_record(kind: type[R], stored: Any, path: str) -> R:
-    """Make a record of what `write_record` returned.
+    """Make a record from the result of `write_record`.
 
     Args:
         kind: an attrs class with keyword arguments.
-        stored: from `json.loads`.
-        path: to it, for messages; empty at the top.
+        stored: result of `json.loads`.
+        path: path to the record, for messages; empty at the top.
 
     Raises:
-        TypeError, ValueError: it does not fit.
+        TypeError, ValueError: ``stored`` does not fit the class.
     """
     if not isinstance(stored, Mapping):
         raise TypeError(expected(path or "problem", "an object", stored))
@@ -85,7 +85,7 @@ def _read(hint: Any, stored: Any, path: str) -> Any:
 
 
 def _service_time(stored: Any) -> ServiceTime:
-    """From set-up and time per item, from times by size, or from `ServiceTime.to_dict`."""
+    """Read a service time from set-up and time per item, from times by size, or from `ServiceTime.to_dict`."""
     if not isinstance(stored, Mapping):
         raise TypeError(expected("service time", "setup_s and per_item_s, or seconds by batch size", stored))
     if set(stored) == {"setup_s", "per_item_s"}:

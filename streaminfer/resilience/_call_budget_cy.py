@@ -1,17 +1,16 @@
 # cython: boundscheck=False, wraparound=False, cdivision=True
-"""Retries and hedges as a share of the requests.
+"""Budget of retries and hedges as a share of the requests.
 
-*Design.* Retries and hedges must not multiply the load just when a service has too much of it. So they are paid from
-traffic: each request earns a share of an extra call. A bucket of such shares that never empties would let a quiet night
-pay for a storm; hence both are counted over the last ten seconds alone, in ten slices, the oldest of which goes as a
-whole.
+*Design.* Retries and hedges must not multiply the load just when a service has too much of it. So each request earns a
+share of an extra call. Shares expire, because a bucket that never empties would let a quiet night pay for a storm: only
+the last ten seconds count, in ten slices, and the oldest slice expires as a whole.
 
 *Invariant.* At each grant, extra calls in the window, itself included, ≤ ``ratio`` · requests in the window +
 ``per_s`` · window. An extra call leaves the window no earlier than the requests that came before it.
 
-*Complexity.* O(1); at the turn of a slice O(slices passed), at most their number.
+*Complexity.* O(1); when a slice ends, O(slices passed), at most ten.
 
-Sources: Finagle's RetryBudget, whose deposits expire likewise, and the retry throttling of gRPC (proposal A6).
+Sources: Finagle's RetryBudget, in which deposits expire too, and the retry throttling of gRPC (proposal A6).
 
 Threads: in the compiled build under the interpreter lock every method is atomic; otherwise a caller takes a lock.
 
@@ -28,7 +27,7 @@ __all__ = ["WINDOW_S", "CallBudget"]
 
 _SLICES = 10
 _SLICE_NS = 10**9
-_TINY = 1e-9  # 20 requests at 0.05 are one
+_TINY = 1e-9  # 20 requests at 0.05 must add up to one
 
 WINDOW_S = 10.0
 
@@ -41,8 +40,8 @@ class CallBudget:
         per_s: extra calls a second that need no requests, ≥ 0.
 
     Attributes:
-        requests: since it was made.
-        granted: extra calls, since it was made.
+        requests: requests since the budget was made.
+        granted: extra calls since then.
         throttled: extra calls that were not granted.
     """
 
@@ -79,7 +78,7 @@ class CallBudget:
         return True
 
     def left(self, now_ns: int) -> float:
-        """Return how many extra calls may be made now; not whole, and negative when requests left the window first."""
+        """Return how many extra calls may be made now: a fraction, negative if requests left the window first."""
         self._turn(now_ns)
         return self._ratio * self._seen_live + self._per_window - self._extra_live
 

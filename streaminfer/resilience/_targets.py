@@ -1,4 +1,4 @@
-"""Objects that the layers of this package wrap, and whether their requests may be sent twice."""
+"""Helpers for the objects that the layers of this package wrap, and the rule for requests that may be sent twice."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
 _Wrap = Callable[[Any, Any], Any]
 
 PLAIN = frozenset({type(None), bool, int, float, str, bytes, tuple, list, dict, np.ndarray})
-"""Types of results that are certainly not awaitable: to look for ``__await__`` costs a tenth of a microsecond."""
+"""Types of results that are certainly not awaitable; the look-up of ``__await__`` costs a tenth of a microsecond."""
 
 
 def exception_classes(
@@ -36,11 +36,11 @@ def exception_classes(
     """Return classes of exceptions and a predicate; one of them is empty.
 
     Args:
-        argument: its name.
+        argument: name of the argument.
         given: a class, an iterable of classes, or a function of an exception.
 
     Raises:
-        TypeError: none of these.
+        TypeError: ``given`` is none of these.
     """
     what = "classes of exceptions, or a function of an exception"
     if isinstance(given, type):
@@ -57,22 +57,22 @@ def exception_classes(
 
 
 def public_methods(state: type[Any]) -> list[str]:
-    """Return the names of a state machine's operations, each of which is one step for other threads."""
+    """Return the names of a state machine's operations; each operation must be one step for other threads."""
     return [name for name, it in vars(state).items() if callable(it) and not name.startswith("_")]
 
 
 def refuse_awaitable(
     function: Any, result: Any, argument: str = "inner", what: str = "an async function where it returns an awaitable"
 ) -> None:
-    """Raise ``TypeError`` for a function that looks synchronous and returned something to be awaited.
+    """Raise ``TypeError`` if a function that looks synchronous has returned an awaitable.
 
     Its call has no outcome yet, so a guard would count every outcome as a success.
 
     Args:
-        function: what was called.
-        result: what it returned.
-        argument: as which the function was given.
-        what: was expected of it.
+        function: the called function.
+        result: its result.
+        argument: name of the argument with the function.
+        what: what was expected instead.
     """
     if type(result) in PLAIN or not hasattr(type(result), "__await__"):
         return
@@ -82,15 +82,15 @@ def refuse_awaitable(
 
 
 def refuse_copy(guard: Any) -> Any:
-    """Raise the error of a copy: it would share some of the state, and not the rest.
+    """Raise an error, because a copy would share only a part of the state.
 
-    It is the ``__reduce__`` of the guards, which ``copy``, ``deepcopy`` and ``pickle`` call.
+    This is the ``__reduce__`` of the guards, which ``copy``, ``deepcopy`` and ``pickle`` call.
     """
     raise TypeError(f"{guard!r} holds the state of calls in flight and cannot be copied; make another one")
 
 
 def wrap_by_kind(layer: Any, inner: Any, service: _Wrap, backend: _Wrap, async_function: _Wrap, function: _Wrap) -> Any:
-    """Return what the function for an object's kind makes of a layer and the object.
+    """Wrap an object with a layer, by the function for the kind of the object.
 
     Raises:
         TypeError: ``inner`` is neither a service, a backend nor a function.
@@ -104,10 +104,10 @@ def repeats(inner: Any, idempotent: bool | None) -> bool | None:
 
     Args:
         inner: the wrapped object, which may have ``idempotent``, true or false.
-        idempotent: the layer's setting; ``None``: as ``inner`` says.
+        idempotent: the layer's setting; ``None``: as ``inner`` declares.
 
     Returns:
-        True: all; False: none; ``None``: those that belong to no stream.
+        True: all requests; False: no request; ``None``: requests that belong to no stream.
     """
     return idempotent if idempotent is not None else adapt(inner).capabilities().idempotent
 

@@ -1,4 +1,4 @@
-"""How many requests keep several services busy at once."""
+"""Number of requests that keep several services busy at once."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,10 +9,10 @@ __all__ = ["full_load_of_all", "spread_load_of_all"]
 
 
 def full_load_of_all(services: Iterable[Any]) -> int | None:
-    """Return how many requests keep every worker of all services busy with full batches; ``None``: not known of one.
+    """Return how many requests keep all workers of all services busy with full batches; ``None``: one does not know.
 
     Args:
-        services: batchers, or layers around them. What a router passes on to later routes counts too.
+        services: batchers, or layers around them. Requests that a router passes on to later routes count too.
     """
     total = 0
     for offered in (adapt(service).capabilities() for service in services):
@@ -28,10 +28,10 @@ def full_load_of_all(services: Iterable[Any]) -> int | None:
 
 
 def spread_load_of_all(services: Iterable[Any]) -> int:
-    """Return how many requests keep the workers of all services busy that tell it.
+    """Return how many requests keep the workers busy of all services that report their load.
 
     Args:
-        services: among which requests are spread.
+        services: services among which requests are spread.
     """
     loads = (it.full_load or it.spread_load for it in (adapt(service).capabilities() for service in services))
     return sum(load() for load in loads if load is not None)

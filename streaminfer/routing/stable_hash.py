@@ -1,4 +1,4 @@
-"""Hash of a key that decides where its requests go."""
+"""Hash of a key, which decides where the requests of the key go."""
 
 import hashlib
 from collections.abc import Hashable
@@ -10,14 +10,14 @@ HASH_SPAN = 2**64
 
 
 def stable_hash(key: Hashable, salt: bytes = b"") -> int:
-    """Return 64 bits that any keys fill evenly: the same ones in every process for text, bytes and whole numbers.
+    """Return a hash of 64 bits, evenly spread; for text, bytes and whole numbers it is the same in every process.
 
-    Equal texts, bytes or whole numbers have the same, also where their types differ: text of an enumeration, a number
-    of NumPy. Those of other keys are the same in this process only.
+    Equal texts, bytes or whole numbers have the same hash even if their types differ, such as the text of an
+    enumeration or a number of NumPy. The hash of any other key is the same only in this process.
 
     Args:
-        key: of a stream, a tenant or a replica.
-        salt: another one gives another hash; at most 64 bytes.
+        key: key of a stream, a tenant or a replica.
+        salt: another salt gives another hash; at most 64 bytes.
     """
     plain: str | bytes | int
     if isinstance(key, str):

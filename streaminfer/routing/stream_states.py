@@ -1,4 +1,4 @@
-"""State of streams behind several services: what is asked of one keeper, asked of each that keeps any."""
+"""State of streams at several services: sends an operation to every service that keeps state."""
 
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any
@@ -10,10 +10,10 @@ __all__ = ["AllStreamStates", "states_of_all"]
 
 
 class AllStreamStates:
-    """Keepers of the services of a router: a stream may have state at any of them.
+    """Stream states of the services of a router; a stream may have state at any of them.
 
     Args:
-        keepers: returns them.
+        keepers: returns the stream states of the services.
     """
 
     def __init__(self, keepers: Callable[[], list[StreamStates]]) -> None:
@@ -30,10 +30,10 @@ class AllStreamStates:
             keeper.end_stream(stream_id)
 
     def export_state(self, stream_id: Hashable) -> Any:
-        """Return a copy of its state at the first service that has one.
+        """Return a copy of the state of a stream from the first service that has one.
 
         Raises:
-            InvalidInput: none has.
+            InvalidInput: no service has state of the stream.
         """
         refusal = InvalidInput(f"stream_id: no service keeps state of {stream_id!r}")
         for keeper in self._keepers():
@@ -44,10 +44,10 @@ class AllStreamStates:
         raise refusal
 
     def import_state(self, stream_id: Hashable, state: Any) -> None:
-        """Let the stream continue from ``state`` at every service whose model it is of.
+        """Let the stream continue from ``state`` at every service with the model of this state.
 
         Raises:
-            InvalidInput: it is of none.
+            InvalidInput: no service has the model of this state.
         """
         taken, refusal = 0, InvalidInput(f"stream_id: no service keeps state of {stream_id!r}")
         for keeper in self._keepers():
@@ -62,11 +62,11 @@ class AllStreamStates:
 
 
 def states_of_all(services: Callable[[], Iterable[object]], offered: Iterable[Capabilities]) -> AllStreamStates | None:
-    """Return the keepers of some services as one; ``None``: no service keeps state.
+    """Return the stream states of some services as one; ``None``: no service keeps state.
 
     Args:
-        services: returns them; called for each operation, because they may change.
-        offered: what each of them offers at this moment.
+        services: returns the services; called for each operation, because they may change.
+        offered: capabilities of each service at this moment.
     """
 
     def keepers() -> list[StreamStates]:

@@ -1,4 +1,4 @@
-"""One answer to `admission` for several services."""
+"""One `admission` for several services."""
 
 from collections.abc import Iterable
 
@@ -8,13 +8,13 @@ __all__ = ["first_accepting"]
 
 
 def first_accepting(verdicts: Iterable[Admission]) -> Admission | None:
-    """Return the first verdict that accepts; without one, the first rejection, with the soonest time to retry.
+    """Return the first verdict that accepts; if none does, the first rejection, with the soonest time to retry.
 
     Args:
-        verdicts: of the services, best first, none of which is asked for beyond the first that accepts.
+        verdicts: verdicts of the services, best first; not read beyond the first one that accepts.
 
     Returns:
-        The verdict; ``None``: there was none.
+        The verdict; ``None``: ``verdicts`` is empty.
     """
     rejection: Admission | None = None
     for verdict in verdicts:

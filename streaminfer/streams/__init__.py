@@ -1,4 +1,4 @@
-"""Live streams: cameras and microphones through one service, in order, with state, as fresh as you ask for."""
+"""Live streams: sends cameras and microphones through one service, in order, with state and an age limit."""
 
 from typing import TYPE_CHECKING
 
@@ -68,5 +68,5 @@ _HOMES = {
     "streams.statistics": ["StreamSessionStatistics", "StreamStatistics"],
 }
 
-if not TYPE_CHECKING:  # type checkers know the names from the block above, and refuse others
+if not TYPE_CHECKING:  # type checkers know the names from the block above, and reject others
     __getattr__, __dir__ = lazy_attributes(__name__, _HOMES)

@@ -1,4 +1,4 @@
-"""One stream of a session: its source, the task that reads it, and what becomes of its frames.
+"""One stream of a session: its source, the task that reads the source, and its frames.
 
 One source, compiled with the C types of ``_live_stream_cy.pxd`` or run uncompiled.
 """
@@ -28,22 +28,22 @@ __all__ = ["Stream"]
 
 
 class Stream:
-    """One source, and what became of its frames.
+    """Stream that reads one source, sends its frames and delivers their results.
 
     Args:
-        stream_id: of its requests.
+        stream_id: id of the stream, which its requests carry.
         source: yields frames or bare inputs.
-        settings: of the stream.
+        settings: settings of the stream.
         sender: sends its frames.
-        outlet: takes its results.
-        totals: of the session: gets its counters when it has ended and nothing of it is left to deliver.
+        outlet: delivers its results.
+        totals: counters of the session; they include this stream when it has ended and delivered its results.
 
     Attributes:
-        state: of its frames.
+        state: state of its frames.
         turn: its place in the order of the sender.
-        sending: the frames that are with the service, or wait for it to accept them.
-        is_announced: it is queued in the outlet.
-        is_settled: it has ended, and nothing of it is left to deliver.
+        sending: frames that the service has, or that wait to be sent again.
+        is_announced: the stream is queued in the outlet.
+        is_settled: the stream has ended and delivered its results.
     """
 
     def __init__(
@@ -78,50 +78,50 @@ class Stream:
         self._outlet = outlet
         self._totals = totals
         self._error: BaseException | None = None  # of the source, not yet delivered
-        self._is_refused = False  # by a service that has stopped: it ends behind the outcome of what is in flight
+        self._is_refused = False  # the service has stopped: the stream ends after the frames that still run
         self._is_stopped = False
-        self._is_closing = False  # its source ends: what that does is not to be cut short
+        self._is_closing = False  # the source is being closed, which must not be interrupted
         self._has_ended = False
-        self._room: asyncio.Future[None] | None = None  # the reader waits for a place
-        self._drained: asyncio.Future[None] | None = None  # and here for the end of what was sent
-        self._is_left: asyncio.Future[None] | None = None  # and here until the service has let go what was cancelled
+        self._room: asyncio.Future[None] | None = None  # the task waits for room for another frame
+        self._drained: asyncio.Future[None] | None = None  # the task waits until no frame waits or runs
+        self._is_left: asyncio.Future[None] | None = None  # the task waits until cancelled requests have ended
         outlet.streams[self] = None
         self._task = asyncio.get_running_loop().create_task(self._run(), name="streaminfer-stream")
-        self._task.add_done_callback(self._end)  # also of a task that is cancelled before its first step
+        self._task.add_done_callback(self._end)  # also runs if the task is cancelled before its first step
 
     # -- for the sender -----------------------------------------------------------------------------------------
 
     def next(self, now_ns: int) -> StreamResult | None:
-        """Return the next frame to send; ``None``: there is none, after all."""
+        """Return the next frame to send; ``None``: no frame that waits is young enough."""
         result = self.state.next(now_ns)
         self.let_source_go_on(now_ns)
         return result
 
     def drop_late(self, now_ns: int, ends_ns: int) -> None:
-        """Drop the frames that are too old at a later instant, where a younger one waits."""
+        """Drop waiting frames that are too old at ``ends_ns``, if a younger one waits."""
         self.state.drop_late(now_ns, ends_ns)
         self.let_source_go_on(now_ns)
 
     def let_source_go_on(self, now_ns: int) -> None:
-        """Hold the source no longer where there is room, or all that waits will be too late for the next batch."""
+        """Release a held source if there is room, or if all waiting frames are too old for a batch they can join."""
         room = self._room
         if room is not None and not room.done() and (self.state.has_room() or self._lags(now_ns)):
             room.set_result(None)
 
     def complete(self, result: StreamResult, outputs: Any, degraded: bool, now_ns: int) -> None:
-        """Take the outputs of a frame; they are dropped where the stream was closed meanwhile."""
+        """Store the outputs of a frame, or drop them if the stream was closed meanwhile."""
         self._announce(self.state.complete(result, outputs, degraded, now_ns))
         if result.outputs is not outputs:
             close_dropped(outputs)
 
     def fail(self, result: StreamResult, error: BaseException, now_ns: int) -> None:
-        """Take the error of a frame."""
+        """Store the error of a frame."""
         if isinstance(error, Closed):
             self._is_refused = True
         self._announce(self.state.fail(result, error, now_ns))
 
     def drop(self, result: StreamResult, reason: str) -> None:
-        """Drop a frame that was sent, or was about to be; nothing where the stream was closed meanwhile."""
+        """Drop a frame that was sent, or was about to be; do nothing if the stream was closed meanwhile."""
         self._announce(self.state.drop(result, str(reason)))
 
     def remove(self, sending: Sending) -> None:
@@ -132,20 +132,20 @@ class Stream:
             is_left.set_result(None)
 
     def end_if_drained(self) -> None:
-        """Let the stream end where its source has and nothing is left to send."""
+        """Let the stream end if its source has ended and no frame waits or runs."""
         drained = self._drained
         if drained is not None and not drained.done() and not self.state.running and not self.state.waiting:
             drained.set_result(None)
 
     def crash(self, error: BaseException) -> None:
-        """End the stream with an error that is none of its frames'."""
+        """End the stream with an error that belongs to none of its frames."""
         self._error = error
         self.stop()
 
     # -- for the consumer ---------------------------------------------------------------------------------------
 
     def take(self, now_ns: int) -> StreamResult | None:
-        """Deliver the next result, and let the frame behind it go; ``None``: there is none."""
+        """Deliver the next result, or ``None`` if there is none, and queue the stream for its next frame."""
         state = self.state
         result = state.take(now_ns)
         if result is None and self._error is not None and self._has_ended:
@@ -159,7 +159,7 @@ class Stream:
         return result
 
     def stop(self) -> None:
-        """Read and send nothing more; results that are there can still be delivered."""
+        """Stop reading and sending; results that are ready can still be delivered."""
         self._is_stopped = True
         self.state.close(ready_too=False)
         if self._is_closing:
@@ -179,14 +179,14 @@ class Stream:
         self.stop()
 
     def forget(self) -> None:
-        """Count everything as closed: the event loop of the stream was closed before."""
+        """Count all open frames as closed, because the event loop of the stream was closed."""
         self.state.close(ready_too=True)
         self._outlet.streams.pop(self, None)
         self._totals.settle(self)
 
     async def close(self, closer: asyncio.Task[Any] | None) -> None:
-        """Abandon the stream, and wait for the end of its tasks unless one of them closes it: its source."""
-        if self._task.get_loop().is_closed():  # before: there is no task to wait for
+        """Abandon the stream and wait for the end of its task, unless its source closes it from that task."""
+        if self._task.get_loop().is_closed():  # then there is no task to wait for
             self.forget()
             return
         self.abandon()
@@ -210,7 +210,7 @@ class Stream:
                 task = asyncio.current_task()
                 if task is None or task.cancelling():
                     raise
-                self._error = RuntimeError(f"the source: {error!r}")  # which was cancelled itself
+                self._error = RuntimeError(f"the source: {error!r}")  # the source was cancelled, not this task
             except Exception as error:  # noqa: BLE001 - the consumer gets it, behind the results
                 if self._is_stopped:
                     self._report("its source failed when it was closed", error)
@@ -220,7 +220,7 @@ class Stream:
             self.end_if_drained()
             await self._drained
         except asyncio.CancelledError:
-            pass  # it ends as it would have, with less; no caller awaits a result of this task
+            pass  # the stream ends as usual, with fewer results; no caller awaits a result of this task
         finally:
             self.state.close(ready_too=False)
             self._sender.leave(self)
@@ -230,7 +230,7 @@ class Stream:
         return self.state.lags(now_ns, self._sender.late_frames.next_end_ns)
 
     def _announce(self, has_ready: bool) -> None:
-        """Tell the outlet of a result, and end behind the last frame that a stopped service has."""
+        """Announce a result to the outlet; if the service has stopped, stop after the last running frame."""
         if has_ready:
             self._outlet.announce(self)
         if self._is_refused and not self.state.running:
@@ -243,7 +243,7 @@ class Stream:
                 sending.cancel()
             if self.sending:
                 self._is_left = asyncio.get_running_loop().create_future()
-                with contextlib.suppress(asyncio.CancelledError):  # a second one, of a loop that shuts down
+                with contextlib.suppress(asyncio.CancelledError):  # a second one, from a loop that shuts down
                     await self._is_left
 
     def _end(self, _: object) -> None:
@@ -258,8 +258,8 @@ class Stream:
         self._settle_if_delivered()
 
     def _report(self, message: str, error: Exception) -> None:
-        """Tell the event loop of an error that no consumer can get."""
-        # without the task, in whose context it is: CPython 3.13 would enter that again
+        """Report an error that no consumer can get to the event loop."""
+        # without the task: this code runs in its context, and CPython 3.13 would enter that again
         context = {"message": f"stream {self.stream_id!r}: {message}", "exception": error}
         self._task.get_loop().call_exception_handler(context)
 
@@ -284,7 +284,7 @@ class Stream:
             if self._is_stopped:
                 return
             async for item in iterator:
-                if self._is_stopped:  # by a cancellation that the source has swallowed
+                if self._is_stopped:  # the source has swallowed the cancellation
                     return
                 if self._take_in_now(item):
                     await self._wait_for_room()
@@ -294,7 +294,7 @@ class Stream:
                 await iterator.aclose()
 
     def _take_in_now(self, item: Any) -> bool:
-        """Take a frame in, and return whether the source is to be held."""
+        """Accept a frame and return whether the source must be held."""
         now_ns = self._sender.clock()
         state = self.state
         if isinstance(item, Frame):
@@ -316,7 +316,7 @@ class Stream:
 
     async def _wait_for_room(self) -> None:
         if not self.state.is_full() or self._lags(self._sender.clock()):
-            await asyncio.sleep(0)  # its source is behind: it is read on
+            await asyncio.sleep(0)  # the source lags, so reading continues
             return
         self._room = asyncio.get_running_loop().create_future()
         try:

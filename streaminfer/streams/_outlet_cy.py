@@ -1,10 +1,10 @@
-"""The way of results to their consumer: what is ready, who waits for it, and how a batch wakes all that wait.
+"""Delivery of results to consumers: streams with results, waiting consumers, and one wake-up for a whole batch.
 
-A consumer awaits an object that takes the place of a coroutine and of a future. Where a future wakes its task with a
-callback of the loop each, one callback wakes all consumers that a batch has results for. What they make room for is
-sent in the same callback: a turn later, the next batch would have begun without it.
+A consumer awaits a `NextResult`, which acts as a coroutine and as a future. A future would wake its task with its own
+loop callback; here one callback wakes all consumers that have a result in the batch. The same callback sends the frames
+for which the consumers made room. One turn later, the next batch would have begun without these frames.
 
-One source, compiled with the C types of ``_outlet_cy.pxd`` or run uncompiled. Not thread-safe: of one event loop.
+One source, compiled with the C types of ``_outlet_cy.pxd`` or run uncompiled. Not thread-safe: one event loop uses it.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ __all__ = ["NextResult", "Outlet", "WakeUps"]
 
 
 class WakeUps:
-    """Consumers that are woken in one turn of the loop: a batch wakes all that wait for its results at once.
+    """Wakes all consumers that wait for results of a batch in one turn of the loop.
 
     Args:
-        loop: of the consumers.
-        context: of ``then``; each consumer continues in its own.
-        then: is called when they have been woken.
+        loop: event loop of the consumers.
+        context: context of ``then``; each consumer continues in its own context.
+        then: called after the consumers were woken.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, context: Context, then: Callable[[], None]) -> None:
@@ -59,16 +59,16 @@ class WakeUps:
                 waiter._wake()
         finally:
             self._then()
-            if self._waiters:  # an interrupt has come out of a task, or a consumer is to be woken once more
+            if self._waiters:  # a task has raised an interrupt, or a consumer must be woken again
                 self._schedule()
 
 
 class Outlet:
-    """Results of some streams on their way to one consumer.
+    """Delivers the results of some streams to one consumer.
 
     Args:
         clock: returns monotonic nanoseconds.
-        wake_ups: of the loop.
+        wake_ups: wakes the consumers of the loop.
     """
 
     def __init__(self, clock: Clock, wake_ups: WakeUps) -> None:
@@ -79,14 +79,14 @@ class Outlet:
         self.streams: dict[Stream, None] = {}
 
     def announce(self, stream: Stream) -> None:
-        """Queue a stream with something to deliver, behind the others that have."""
+        """Queue a stream that has something to deliver."""
         if not stream.is_announced:
             stream.is_announced = True
             self._ready.append(stream)
             self.wake()
 
     def wake(self) -> None:
-        """Let the consumer look again."""
+        """Wake the consumer, so that it looks for a result again."""
         waiter = self._waiter
         if waiter is not None and not waiter._is_told:
             waiter._is_told = True
@@ -98,11 +98,11 @@ class Outlet:
             stream.abandon()
 
     def get(self, reader: object, raises: bool) -> NextResult:
-        """Return what a consumer awaits: the next result of any stream.
+        """Return an awaitable for the next result of any stream.
 
         Args:
-            reader: what the consumer holds, so that it lives as long as the consumer waits.
-            raises: the error of a source, instead of returning it.
+            reader: object that the consumer iterates over; it stays alive as long as the consumer waits.
+            raises: raise the error of a source instead of returning it in a result.
         """
         return NextResult(self, reader, raises)
 
@@ -127,9 +127,9 @@ class Outlet:
 
 
 class NextResult:
-    """Awaitable of a consumer: the next result of an outlet, at once where there is one.
+    """Awaitable for the next result of an outlet; it completes at once if a result is ready.
 
-    Until it is awaited asyncio takes it as a coroutine; then it is what its task waits for, in place of a future.
+    Until it is awaited, asyncio treats it as a coroutine; then the task waits for it as for a future.
 
     Raises:
         StopAsyncIteration: no stream is left.
@@ -138,7 +138,7 @@ class NextResult:
     """
 
     def __init__(self, outlet: Outlet, reader: object, raises: bool) -> None:
-        self._asyncio_future_blocking: bool | None = None  # neither: no future yet
+        self._asyncio_future_blocking: bool | None = None  # neither true nor false: not a future yet
         self._outlet: Outlet | None = outlet
         self._reader: object = reader
         self._raises = raises
@@ -181,13 +181,13 @@ class NextResult:
         return self.__next__()
 
     def throw(self, kind: Any, value: Any = None, _: Any = None) -> NextResult:
-        """End with an error, as a coroutine that does not catch it."""
+        """End with an error, as a coroutine does that does not catch the error."""
         self.close()
         error: BaseException = kind if isinstance(kind, BaseException) else kind() if value is None else value
         try:
             raise error
         finally:
-            del error, kind, value  # whose traceback holds this frame, and those of the consumer
+            del error, kind, value  # the traceback refers to this frame and to frames of the consumer
 
     def close(self) -> None:
         """End, as a coroutine does."""
@@ -204,12 +204,12 @@ class NextResult:
         return None if self._outlet is None else self._outlet._wake_ups.loop
 
     def add_done_callback(self, wakeup: Callable[[Any], object], *, context: Context) -> None:
-        """Take the callback by which its task is woken; called once."""
+        """Store the callback that wakes the task; asyncio calls this once."""
         self._wakeup = wakeup
         self._context = context
 
     def result(self) -> None:
-        """Let its task continue, with an error where it was cancelled."""
+        """Let the task continue; raise an error if the task was cancelled."""
         error = self._error
         self._error = None
         if error is not None:
@@ -219,7 +219,7 @@ class NextResult:
                 del error  # its traceback holds this frame
 
     def cancel(self, msg: Any = None) -> bool:
-        """Cancel its task at the loop's next turn; return false if it is about to continue."""
+        """Cancel the task at the next turn of the loop; return false if the task is about to continue."""
         outlet = self._outlet
         if self._is_told or outlet is None:
             return False

@@ -1,30 +1,33 @@
 """Sending of the frames of all streams of a session.
 
-Frames are sent at the end of a turn of the loop, in fair order: the next stream is chosen when there is a place, and
-only then its frame, so that what is sent is the freshest. There are no more places than requests that fill the batches
-that the service runs at once and one more, read from its capabilities. With the one batch more the model need not wait
-for the event loop after each batch; further frames would only grow old in the queue of the service.
+The sender sends frames at the end of a turn of the loop, in fair order. When a place is free, it chooses the next
+stream, and only then the frame of that stream, so the freshest frame is sent. The capabilities of the service give the
+number of places: the requests of all batches that it runs at once, and of one batch more. With that batch the model
+need not wait for the event loop; further frames would only grow old in the queue of the service.
 
-Of streams that may drop frames even these would grow old there. So the frames keep waiting until a worker is expected
-to be free, and newer ones take their place where the policy says so: before by as long as the event loop takes from the
-end of a batch to the sending of the next frames, so that the model need not wait for it. Consumers are woken first, so
-that the streams that have just been answered are in the next batch too: with fewer streams than rows, two halves would
-take turns otherwise. Frames wait for no timer that would be due within five milliseconds: on a busy machine it is late,
-and behind short batches the model would wait for it more than frames gain.
+If streams may drop frames, even the frames of that batch would grow old there. So the sender keeps the frames until
+shortly before it expects a free worker, and newer frames replace them if the policy says so. How much earlier it sends
+depends on the time that the event loop takes from the end of a batch to the sending of the next frames, so that the
+model need not wait for the loop. The sender wakes the consumers first, so that the streams that just received results
+can join the next batch; with fewer streams than rows, two halves of them would alternate otherwise. It sets no timer
+that would be due within five milliseconds: timers are late on a busy machine, and with short batches the model would
+wait longer than the frames gain.
 
-A router sends what would be late at its best route to the next one. So streams that wait, and have an age limit, have
-places for those too, and their frames do not wait for the best one. Those of others would only grow old in its queue.
+A router sends a request that would be late at its best route to the next route. So streams with an age limit and a
+policy that holds the source get places for the other routes too, and their frames do not wait for a worker of the best
+route. Frames of other streams would only grow old in its queue.
 
-On a device that models share, turns depend on what is queued. So streams that wait send all that they may have in
-flight there: another model would be given a long turn otherwise, as if their backlog was only one batch.
+On a shared device, the turns of the models depend on their queues. So streams with a policy that holds the source send
+all frames that they may have in flight. Otherwise the device would take their backlog for one batch and give another
+model a long turn.
 
-No task awaits a request whose end the service tells (``begin_call``): its frame costs no task, future or turn of the
-loop between its sender and its stream. The requests of other services are awaited in a task each.
+A service with ``begin_call`` calls back when a request ends, so a frame costs no task, future or turn of the loop
+between sender and stream. For any other service, one task awaits each request.
 
-Under overload frames without time for the next batch give way: see ``turns/_late_frames_cy``. So does each frame that
-the service expects to be too late, if a younger one of its stream waits.
+Under overload, frames without time for the next batch give way: see ``turns/_late_frames_cy``. So does a frame that
+the service expects to be late, if a younger frame of its stream waits.
 
-One source, compiled with the C types of ``_sender_cy.pxd`` or run uncompiled. Not thread-safe: of one event loop.
+One source, compiled with the C types of ``_sender_cy.pxd`` or run uncompiled. Not thread-safe: one event loop uses it.
 """
 
 from __future__ import annotations
@@ -52,35 +55,35 @@ from streaminfer.streams.turns._late_frames_cy import LateFrames
 __all__ = ["Sender"]
 
 _PASSING = {AdmissionReason.QUEUE_FULL, AdmissionReason.LIMIT, AdmissionReason.RATE_LIMIT}
-"""Reasons that end by themselves when other requests complete."""
+"""Reasons of rejections that can pass when other requests complete."""
 _NEWEST = 0.1
-"""Weight of a batch in the mean time that the event loop takes for its results."""
+"""Weight of the newest batch in the mean time that the event loop takes to deliver the results of a batch."""
 _RESERVE = 2.0
-"""How many times as early as that the next frames are sent."""
+"""Multiple of that mean time by which the next frames are sent before a worker is free."""
 _TIMER_NS = 1_000_000
-"""By which timers of a real event loop are late at most: epoll waits for whole milliseconds."""
+"""Largest delay of a timer of a real event loop: epoll waits for whole milliseconds."""
 _LEAST_TIMERS = 5
-"""Times as long that frames wait at least, or not at all."""
+"""Shortest wait for which a timer is set, as a multiple of the largest timer delay."""
 _SHORTEST_TIMER_NS = 1_000
-"""In virtual time too: behind an instant model that is late once, a timer would be due at each nanosecond."""
-_SHORTEST_PAUSE_S, _LONGEST_PAUSE = 0.001, 10  # doublings where rejections do not say when to try again: a second
+"""Shortest wait, also in virtual time: after one delay, an instant model would cause a timer per nanosecond."""
+_SHORTEST_PAUSE_S, _LONGEST_PAUSE = 0.001, 10  # doublings (to a second) if no rejection says when to retry
 
 
 class Sending:
-    """One frame that is with the service, or waits for it to accept it.
+    """One frame that the service has, or that waits to be sent again after a rejection.
 
     Args:
-        sender: that sends it.
-        stream, result: of the frame.
-        request: that is sent for it.
+        sender: sends the frame.
+        stream, result: stream and result of the frame.
+        request: request that is sent for the frame.
 
     Attributes:
         stream, result, request: as above.
-        call: what can be cancelled, while the service has it.
-        pause: until the next attempt to send it.
-        rejections: that did not say when to try again.
-        gives_way: it has no place in its pause.
-        sent_ns: the instant of the last attempt, of a stream with an age limit.
+        call: cancels the request while the service has it.
+        pause: timer until the next attempt to send the frame; ``None``: no pause.
+        rejections: number of rejections that did not say when to retry.
+        gives_way: the frame has no place during its pause.
+        sent_ns: instant of the last attempt, if the stream has an age limit.
     """
 
     def __init__(self, sender: Sender, stream: Stream, result: StreamResult, request: Request) -> None:
@@ -96,7 +99,7 @@ class Sending:
         self.sent_ns = 0
 
     def cancel(self) -> None:
-        """End it; what the service does not let go at once ends later."""
+        """Cancel the frame; if the service does not end the request at once, the frame ends later."""
         self._is_cancelled = True
         if self.pause is None:
             self.call.cancel()
@@ -107,24 +110,24 @@ class Sending:
         self._sender.end(self)
 
     def receive(self, response: Any, error: BaseException | None) -> None:
-        """Take what the service has made of it: a response, or ``None`` and an error."""
+        """Receive the outcome from the service: a response, or ``None`` and an error."""
         self.call = None
         self._sender.receive(self, response, error)
 
 
 class Sender:
-    """Sends the frames of some streams; of one event loop.
+    """Sends the frames of some streams, on one event loop.
 
     Args:
-        service: answers requests.
+        service: receives the requests.
         clock: returns monotonic nanoseconds.
-        settings: of the streams.
+        settings: settings of the streams.
 
     Attributes:
         clock: as above.
-        states: of the service, where its model is recurrent.
-        wake_ups: of the consumers.
-        late_frames: which have no time for the next batch.
+        states: stream states of the service, if its model is recurrent.
+        wake_ups: wakes the consumers.
+        late_frames: finds frames without time for the next batch.
     """
 
     def __init__(self, service: Any, clock: Clock, settings: StreamSettings) -> None:
@@ -136,7 +139,7 @@ class Sender:
         self._begin_call: Callable[..., Any] | None = None
         self._service = service
         self._loop = asyncio.get_running_loop()
-        self._context = copy_context()  # what is sent for one stream sees no variables of another one's source
+        self._context = copy_context()  # requests see no context variables of the source of another stream
         self.wake_ups = WakeUps(self._loop, self._context, self._after_waking)
         self._order = FairOrder()
         self._is_scheduled = False
@@ -145,18 +148,18 @@ class Sender:
         self._spare = 0
         self._next_batch: Callable[[int], NextBatch] | None = None
         self.late_frames = LateFrames(settings, None, 1)
-        self._places = 0  # taken: by frames that the service has, and by those that wait for it to accept them
+        self._places = 0  # taken by frames that the service has, and by paused frames that do not give way
         self._in_flight = 0
-        self._paused: dict[Sending, None] = {}  # rejected for want of a place that is expected, in this order
-        self._freed = 0  # places of the service, in this turn
-        self._timer: asyncio.TimerHandle | None = None  # until frames are to be sent
-        self._latest_ns = 0 if is_virtual(self._loop) else _TIMER_NS  # by which it is late at most
-        self._starts_ns = 0  # the next batch, as far as is known
-        self._since_ns = 0  # the end of a batch; 0: its consumers have been woken
-        self._lead_ns = 0.0  # from the end of a batch until they have been, a mean over recent batches
+        self._paused: dict[Sending, None] = {}  # frames with a known time to retry, in order of rejection
+        self._freed = 0  # places that the service freed in this turn
+        self._timer: asyncio.TimerHandle | None = None  # until the next frames are sent
+        self._latest_ns = 0 if is_virtual(self._loop) else _TIMER_NS  # largest delay of the timer
+        self._starts_ns = 0  # expected start of the next batch
+        self._since_ns = 0  # end of a batch; 0: its consumers were woken
+        self._lead_ns = 0.0  # mean time from the end of a batch until its consumers were woken
 
     def join(self) -> None:
-        """Prepare for another stream: the service may offer more or less than before."""
+        """Prepare for another stream: read the capabilities of the service, which may have changed."""
         service = adapt(self._service)
         offered = service.capabilities()
         self._begin_call = service.begin_call
@@ -175,7 +178,7 @@ class Sender:
         self.late_frames.update(offered.slow_batch_ns, offered.max_in_flight or 1)
 
     def _count_places(self) -> None:
-        """Read how much the service takes at once: its batcher can be told another size while streams are open."""
+        """Read how many requests the service takes at once; its batch size can change while streams are open."""
         self._most = NEVER_NS if self._full_load is None else self._full_load() + self._spare
 
     def leave(self, stream: Stream) -> None:
@@ -185,16 +188,16 @@ class Sender:
             self._cancel_timer()
 
     def queue(self, stream: Stream, continues: bool) -> None:
-        """Queue a stream whose next frame may be sent; it ``continues`` where it had this frame before it could be."""
+        """Queue a stream for its next frame; ``continues``: this frame had arrived before it could be sent."""
         self._order.push(stream.turn, continues)
         self._schedule()
 
     def receive(self, sending: Sending, response: Any, error: BaseException | None) -> None:
-        """Take what the service has made of a frame; raises nothing of a user's into the batch that it was part of."""
+        """Receive the outcome of a frame; an exception from user code ends the stream and does not reach the batch."""
         self._in_flight -= 1
         try:
             self._take(sending, response, error)
-        except BaseException as failure:  # of a user's own admission, say
+        except BaseException as failure:  # for example from a user's admission check
             self._crash(sending, failure)
             if not isinstance(failure, Exception):
                 raise
@@ -213,7 +216,7 @@ class Sender:
             return
         elif isinstance(error, Overloaded):
             stream.drop(result, self._reason_now(sending.request))
-        elif isinstance(error, (Exception, asyncio.CancelledError)):  # the second: of the service itself
+        elif isinstance(error, (Exception, asyncio.CancelledError)):  # the service itself raised the second
             self._fail(sending, error)
         else:
             self._crash(sending, error)
@@ -221,7 +224,7 @@ class Sender:
         self.end(sending)
 
     def end(self, sending: Sending) -> None:
-        """Give the place of a frame that has an outcome to the next one."""
+        """Free the place of a frame that has an outcome, for the next frame."""
         if not sending.gives_way:
             self._places -= 1
         self._freed += 1
@@ -238,7 +241,7 @@ class Sender:
                 self._schedule()
 
     def _schedule(self) -> None:
-        """Send at the end of this turn of the loop, so that what comes in one turn is sent in fair order."""
+        """Send at the end of this turn of the loop, so that the frames of one turn are sent in fair order."""
         if not self._is_scheduled and self._timer is None and self._places < self._most:
             self._is_scheduled = True
             self._loop.call_soon(self._send_waiting, context=self._context)
@@ -251,7 +254,7 @@ class Sender:
         batch = self._next_batch(now_ns)
         self._starts_ns = batch.at_ns
         if not self._in_flight and (batch.at_ns > now_ns or not batch.room):
-            return places  # the workers have requests of others: these frames take their turn in the queue
+            return places  # the workers have requests of other callers: the frames queue behind these
         wait_ns = batch.at_ns - now_ns - _RESERVE * self._lead_ns - self._latest_ns
         if wait_ns <= max(_LEAST_TIMERS * self._latest_ns, _SHORTEST_TIMER_NS):
             return min(batch.room, places)
@@ -264,7 +267,7 @@ class Sender:
             self._timer = None
 
     def _after_waking(self) -> None:
-        """Send at once what the consumers that have been woken made room for."""
+        """Send at once the frames for which the woken consumers made room."""
         self._send_waiting()
         if self._since_ns:
             self._lead_ns += _NEWEST * (self.clock() - self._since_ns - self._lead_ns)
@@ -277,7 +280,7 @@ class Sender:
 
     def _send_waiting(self) -> None:
         if not self._is_scheduled:
-            return  # it was done when the consumers had been woken
+            return  # already done after the consumers were woken
         self._is_scheduled = False
         self._count_places()
         now_ns = self.clock()
@@ -293,7 +296,7 @@ class Sender:
             if turn is None:
                 if not late:
                     break
-                turn = late.pop(0)  # the others have left a place
+                turn = late.pop(0)  # the other streams left a place
             elif self.late_frames.is_late(turn.owner):
                 late.append(turn)
                 continue
@@ -322,12 +325,12 @@ class Sender:
             self._order.push(stream.turn, True)
 
     def _try(self, sending: Sending, resets: bool) -> None:
-        """Send a frame, of which an error ends its stream."""
+        """Send a frame; an error ends its stream."""
         try:
             if resets and self.states is not None:
                 self.states.reset_stream(sending.stream.stream_id)
             self._send(sending)
-        except BaseException as error:  # of a user's own admission, say
+        except BaseException as error:  # for example from a user's admission check
             self._crash(sending, error)
             if not isinstance(error, Exception):
                 raise
@@ -365,10 +368,10 @@ class Sender:
             sending.call = call
 
     def _pause(self, sending: Sending, retry_after_s: float | None) -> None:
-        """Try again when a place is expected, and no later than the frame is of use.
+        """Send a frame again when a place is expected, at the latest at its deadline.
 
-        Where that is not known it may be never, as for a stream beyond the most that a model keeps states of: the frame
-        leaves its place to others, which may end, and waits twice as long each time.
+        A rejection without ``retry_after_s`` may be permanent, as for a stream beyond the maximum number of states of a
+        model. Then the frame frees its place for other streams and waits twice as long each time.
         """
         pause_s = max(retry_after_s or 0.0, _SHORTEST_PAUSE_S)
         if retry_after_s:
@@ -385,9 +388,9 @@ class Sender:
         sending.pause = self._loop.call_later(pause_s, self._send_again, sending, context=self._context)
 
     def _retry(self, admission: Callable[[Request, int], Admission], now_ns: int) -> None:
-        """Give what has become free to those that were rejected before others come to it, who would always be first."""
+        """Send paused frames into the freed places before new frames, which would always be first otherwise."""
         for sending in list(self._paused)[: self._freed]:
-            with suppress(Exception):  # a user's own admission: it ends the stream when the frame is sent again
+            with suppress(Exception):  # a failing user's admission check ends the stream when the frame is sent again
                 if sending.pause and sending in self._paused and admission(sending.request, now_ns).ok:
                     sending.pause.cancel()
                     self._send_again(sending)
@@ -401,7 +404,7 @@ class Sender:
         self._try(sending, False)
 
     def _crash(self, sending: Sending, error: BaseException) -> None:
-        """End a stream with an error that is none of its frames'."""
+        """End a stream with an error that belongs to none of its frames."""
         stream = sending.stream
         stream.drop(sending.result, "closed")
         if sending in stream.sending:  # else it has an outcome already
@@ -409,7 +412,7 @@ class Sender:
         stream.crash(error)
 
     def _fail(self, sending: Sending, error: BaseException) -> None:
-        """Give a frame its error, unless it was only too late for its age limit."""
+        """Deliver the error of a frame, or drop the frame if it only missed its age limit."""
         now_ns, stream, result = self.clock(), sending.stream, sending.result
         if isinstance(error, DeadlineExceeded) and stream.settings.max_age_ns:
             stream.turn.denied += 1
@@ -420,10 +423,10 @@ class Sender:
         stream.fail(result, error, now_ns)
 
     def _rejection(self, sending: Sending) -> Admission | None:
-        """Return why a request is not to be sent; ``None``: it is.
+        """Return the admission that rejects a request; ``None``: send the request.
 
-        One that only seems infeasible is sent all the same, since the planner rejects what is certain, unless its place
-        is worth more to another, or to the next frame of its stream. A closed service says so itself.
+        A request that seems infeasible is still sent, because the planner rejects it if that is certain. It is not sent
+        if other frames need its place, or a younger frame of its stream waits. A closed service raises its own error.
         """
         if self._admission is None:
             return None
@@ -437,7 +440,7 @@ class Sender:
         return admission
 
     def _reason_now(self, request: Request) -> str:
-        """Return why the service rejected a request a moment ago: what it says now, else that it was shed."""
+        """Return the reason of a rejection a moment ago: the one that the service gives now, else ``SHED``."""
         if self._admission is None:
             return AdmissionReason.SHED
         return self._admission(request, self.clock()).reason or AdmissionReason.SHED

@@ -1,20 +1,21 @@
-"""One stream as a state machine: frames that wait, frames in flight, results in order, and what was dropped and why.
+"""State machine of one stream: waiting frames, frames in flight, ordered results, and dropped frames by reason.
 
-*Design.* A frame is one object, its `StreamResult`, from its arrival to its delivery. It waits in a short queue; it is
-sent when a place is free, and only then, so that what is sent is the freshest; its result is delivered in the order in
-which frames were sent. A frame keeps its place *in flight* until its result is delivered, so that a slow consumer slows
-the stream down, or has frames dropped, and no result piles up. A stream that loses nothing may have one more result
-ready than places: the service need not wait for the consumer.
+*Design.* One object, a `StreamResult`, represents a frame from its arrival to its delivery. The frame waits in a short
+queue. It is sent only when a place is free, so the freshest frame is sent. Results are delivered in the order in which
+their frames were sent. A frame keeps its place *in flight* until its result is delivered. So a slow consumer slows the
+stream down or has frames dropped, but results do not pile up. If the policy holds the source, one frame more than
+``max_in_flight`` may be in flight, so that the service need not wait for the consumer.
 
-*Policy.* ``max_waiting`` and ``waits`` are all that a policy says about frames that wait: when so many wait, the source
-is held (``waits``) until at most a quarter of them is left, or the oldest is dropped as ``stale``. A source that
-``lags`` behind an age limit is held no longer: its next frames are younger. A selector says which frames are of
-interest at all; the others are dropped as ``skipped``.
+*Policy.* A policy describes the queue by ``max_waiting`` and ``waits``. When ``max_waiting`` frames wait, either the
+source is held until at most a quarter of them is left (``waits``), or the oldest frame is dropped as ``stale``. A
+source that ``lags`` behind an age limit is released, because its next frames are younger. A selector chooses the frames
+of interest; the others are dropped as ``skipped``.
 
-*State of recurrent models.* ``discontinuity`` of a frame that is dropped before it is sent passes to the next frame of
-the stream: a reset is never lost. One that is sent has reset the state, whatever becomes of it. With
-``resets_after_gap`` each frame behind one that was dropped or failed starts again too. Such a frame is sent when no
-earlier one runs. With ``one_by_one`` each is: an earlier one may yet fail, or be rejected and sent again.
+*State of recurrent models.* A frame with ``discontinuity`` resets the state of the stream when it is sent, whatever its
+outcome. If it is dropped before it is sent, the next frame of the stream inherits ``discontinuity``, so no reset is
+lost. With ``resets_after_gap`` each frame after one that was dropped or failed resets the state too. A frame with a
+reset is sent only when no earlier frame runs. With ``one_by_one`` this holds for every frame, because an earlier one
+may still fail, or be rejected and sent again.
 
 *Invariants*, which the property tests check: ``received`` = ``delivered`` + ``failed`` + every count in ``dropped`` +
 ``waiting`` + ``in_flight``; results are delivered in the order of ``number``; ``running`` ≤
@@ -22,7 +23,7 @@ earlier one runs. With ``one_by_one`` each is: an earlier one may yet fail, or b
 
 *Complexity.* O(1) for each operation, O(in flight) in memory.
 
-One source, compiled with the C types of ``_stream_cy.pxd`` or run uncompiled. Not thread-safe: of one event loop.
+One source, compiled with the C types of ``_stream_cy.pxd`` or run uncompiled. Not thread-safe: one event loop uses it.
 """
 
 from __future__ import annotations
@@ -32,30 +33,30 @@ from typing import Any
 
 __all__ = ["StreamResult", "StreamState", "make_source_failure"]
 
-# C variables in the compiled module: what has become of a frame
+# status of a frame; C variables in the compiled module
 _WAITING = 0
 _RUNNING = 1
 _READY = 2
 _GONE = 3
 _FARTHEST_NS = 1 << 62
-"""From the present to a capture, either way: twice as far, C integers overflow."""
+"""Bound of capture instants, positive or negative; twice this value overflows C integers."""
 
 
 class StreamResult:
     """Result of one frame of a stream.
 
     Attributes:
-        stream_id: of the stream.
-        outputs: of the model; ``None`` where there is an error.
-        error: with which the request ended; ``None``: it has outputs.
-        degraded: the outputs are of lower quality: another model's, or stale ones.
-        number: of the frame in its stream, from 0; numbers of dropped frames are missing.
-        captured_ns: instant of capture, as the source says.
-        arrived_ns: instant at which the session got the frame; that of capture too, for bare inputs.
+        stream_id: id of the stream.
+        outputs: outputs of the model; ``None`` if there is an error.
+        error: error with which the request ended; ``None``: the request succeeded.
+        degraded: the outputs have lower quality: they come from another model, or are stale.
+        number: number of the frame in its stream, from 0; numbers of dropped frames are missing.
+        captured_ns: instant of capture, as given by the source.
+        arrived_ns: instant at which the session got the frame; for bare inputs also the instant of capture.
         completed_ns: instant at which the service had responded.
         delivered_ns: instant at which the consumer got the result.
         position_s: position in the medium, in seconds from its start; ``None``: unknown.
-        source_failed: the source raised ``error``, and the stream ends; no frame belongs to it.
+        source_failed: the source raised ``error``, so the stream ended; this result belongs to no frame.
     """
 
     stream_id: Hashable
@@ -76,7 +77,7 @@ class StreamResult:
 
     @property
     def age_s(self) -> float:
-        """Seconds from capture to delivery. A capture that the source dates after the arrival counts as the arrival."""
+        """Seconds from capture to delivery; from arrival, if the source dates the capture after the arrival."""
         return (self.delivered_ns - self._since_ns()) / 1e9
 
     def _since_ns(self) -> int:
@@ -91,11 +92,11 @@ class StreamResult:
 
 
 class ResultQueue:
-    """Frames in order, linked through themselves.
+    """Linked list of frames in order; each frame holds the link to the next one.
 
     Attributes:
-        head: the first one; ``None``: there is none.
-        count: how many there are.
+        head: first frame; ``None``: the queue is empty.
+        count: number of frames.
     """
 
     def __init__(self) -> None:
@@ -104,7 +105,7 @@ class ResultQueue:
         self.count = 0
 
     def append(self, result: StreamResult) -> None:
-        """Put a frame behind the others."""
+        """Append a frame."""
         if self.tail is None:
             self.head = result
         else:
@@ -113,7 +114,7 @@ class ResultQueue:
         self.count += 1
 
     def pop(self) -> StreamResult:
-        """Take the first one out; there is one."""
+        """Remove and return the first frame; the queue must not be empty."""
         result = self.head
         assert result is not None  # noqa: S101 - for the type checker
         self.head = result._following
@@ -128,23 +129,23 @@ class StreamState:
     """Frames of one stream, from their arrival to their delivery.
 
     Args:
-        stream_id: of the stream.
+        stream_id: id of the stream.
         max_waiting: how many frames may wait to be sent, ≥ 1.
-        waits: the source is held while so many wait; otherwise the oldest is dropped.
-        selector: has ``takes(captured_ns)``, which says whether a frame is of interest; ``None``: each is.
+        waits: hold the source while ``max_waiting`` frames wait; otherwise the oldest frame is dropped.
+        selector: its ``takes(captured_ns)`` returns whether a frame is of interest; ``None``: every frame is.
         max_in_flight: how many frames may be sent and not yet delivered, ≥ 1; one more may be ready if ``waits``.
-        max_age_ns: age from which a result is worthless; ``0``: there is none.
-        resets_after_gap: the frame behind one that was dropped or failed starts again.
-        one_by_one: a frame is sent when no earlier one runs.
-        ages: has ``record_ns(age_ns)``, called for each result with outputs when it is delivered.
+        max_age_ns: age limit of a result, in nanoseconds; ``0``: no limit.
+        resets_after_gap: the frame after one that was dropped or failed resets the state.
+        one_by_one: send a frame only when no earlier one runs.
+        ages: its ``record_ns(age_ns)`` is called when a result with outputs is delivered.
 
     Attributes:
         received: frames that arrived.
         delivered: results with outputs that were delivered.
         failed: results with an error that were delivered.
         dropped: frames that were dropped, by reason.
-        in_flight: frames that were sent and whose result was not delivered.
-        running: those of them that the service has.
+        in_flight: frames that were sent; their results are not delivered yet.
+        running: frames in flight that the service has not completed.
     """
 
     def __init__(
@@ -170,7 +171,7 @@ class StreamState:
         self._ages = ages
         self._waiting = ResultQueue()
         self._sent = ResultQueue()
-        self._discontinuity = False  # the next frame starts again
+        self._discontinuity = False  # the next frame resets the state
         self.received = 0
         self.delivered = 0
         self.failed = 0
@@ -184,25 +185,25 @@ class StreamState:
         return self._waiting.count
 
     def is_full(self) -> bool:
-        """Return whether the source is to be held."""
+        """Return whether the source must be held."""
         return self._waits and self._waiting.count >= self._max_waiting
 
     def lags(self, now_ns: int, ends_ns: int) -> bool:
-        """Return whether all that waits is too old at a later instant, and what was captured now would not be."""
+        """Return whether every waiting frame, but not one that is captured now, is too old at ``ends_ns``."""
         tail = self._waiting.tail
         if tail is None or not self._max_age_ns:
             return False
         return self.deadline_ns(tail) < ends_ns <= now_ns + self._max_age_ns
 
     def has_room(self) -> bool:
-        """Return whether a source that was held may go on: a quarter is left, or less than can be sent at once."""
+        """Return whether a held source may continue: at most a quarter waits, or fewer than can be sent at once."""
         return self._waiting.count <= self._max_waiting >> 2 or self._waiting.count < self._max_in_flight
 
     def offer(self, inputs: Any, captured_ns: int, position_s: float | None, discontinuity: bool, now_ns: int) -> bool:
-        """Take a frame that arrived.
+        """Accept a frame that arrived.
 
         Returns:
-            Whether it waits to be sent.
+            Whether the frame was queued; false if the selector skips it.
 
         Raises:
             OverflowError: the capture is more than a century away.
@@ -214,7 +215,7 @@ class StreamState:
         result._discontinuity = discontinuity or self._discontinuity
         if self._selector is not None and not self._selector.takes(captured_ns):
             self.received += 1
-            self._discontinuity = result._discontinuity  # what the source leaves out on purpose is no gap
+            self._discontinuity = result._discontinuity  # a frame that the policy skips is no gap
             self._count("skipped")
             return False
         self.received += 1
@@ -251,7 +252,7 @@ class StreamState:
         return None
 
     def drop_late(self, now_ns: int, ends_ns: int) -> None:
-        """Drop the next frames that are too old at a later instant, but for the last one that waits."""
+        """Drop waiting frames, from the oldest, that are too old at ``ends_ns``; keep the last one."""
         head = self._waiting.head
         while self._waiting.count > 1 and head is not None and self.deadline_ns(head) < ends_ns:
             is_too_old = self.deadline_ns(head) <= now_ns
@@ -259,19 +260,19 @@ class StreamState:
             head = self._waiting.head
 
     def deadline_ns(self, result: StreamResult) -> int:
-        """Return the instant from which a result of a frame is too old."""
+        """Return the instant at which the result of a frame becomes too old."""
         return result._since_ns() + self._max_age_ns
 
     def time_left_ns(self, now_ns: int) -> int:
-        """Return the time that the next frame has left, of a stream with an age limit; no limit where none waits."""
+        """Return the time until the next frame is too old, or a century if none waits; needs an age limit."""
         head = self._waiting.head
         return _FARTHEST_NS if head is None else self.deadline_ns(head) - now_ns
 
     def drop(self, result: StreamResult, reason: str) -> bool:
-        """Drop a frame that runs; nothing where it was closed meanwhile.
+        """Drop a running frame; do nothing if the stream was closed meanwhile.
 
         Returns:
-            Whether a result behind it can be delivered now.
+            Whether a later result can be delivered now.
         """
         if not self._end(result, _GONE):
             return False
@@ -281,7 +282,7 @@ class StreamState:
         return self.has_ready()
 
     def complete(self, result: StreamResult, outputs: Any, degraded: bool, now_ns: int) -> bool:
-        """Take the outputs of a frame that runs; nothing where it was closed meanwhile.
+        """Store the outputs of a running frame; do nothing if the stream was closed meanwhile.
 
         Returns:
             Whether a result can be delivered now.
@@ -294,7 +295,7 @@ class StreamState:
         return self.has_ready()
 
     def fail(self, result: StreamResult, error: BaseException, now_ns: int) -> bool:
-        """Take the error of a frame that runs; as :meth:`complete`."""
+        """Store the error of a running frame, as :meth:`complete` stores outputs."""
         if not self._end(result, _READY):
             return False
         result.error = error
@@ -323,13 +324,13 @@ class StreamState:
         return result
 
     def close(self, ready_too: bool) -> list[StreamResult]:
-        """Drop what waits and what runs as ``closed``.
+        """Drop the waiting and the running frames as ``closed``.
 
         Args:
-            ready_too: and the results that were not delivered.
+            ready_too: also drop the results that were not delivered.
 
         Returns:
-            These results.
+            The results that ``ready_too`` dropped.
         """
         undelivered: list[StreamResult] = []
         while self._waiting.count:
@@ -368,7 +369,7 @@ class StreamState:
             head = self._sent.head
 
     def _forget(self, result: StreamResult, reason: str) -> None:
-        """Count a frame that was not sent; the next one starts again if it would have, or if a gap resets."""
+        """Count a frame that was not sent; the next one resets the state if this one would have, or if gaps do."""
         self._count(reason)
         self._pass_on(result._discontinuity or self._resets_after_gap)
 
@@ -389,7 +390,7 @@ class StreamState:
 
 
 def make_source_failure(stream_id: Hashable, error: BaseException, now_ns: int) -> StreamResult:
-    """Return what the consumer of several streams gets where the source of one has raised."""
+    """Return the last result of a stream, with the error that its source raised."""
     result = _new_result(stream_id, -1, now_ns, None, now_ns)
     result.error = error
     result.completed_ns = now_ns

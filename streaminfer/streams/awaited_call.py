@@ -1,4 +1,4 @@
-"""`AwaitedCall`: the request of a frame at a service that does not tell of its end."""
+"""`AwaitedCall`: awaits the request of a frame at a service without ``begin_call``."""
 
 import asyncio
 from collections.abc import Callable
@@ -12,13 +12,13 @@ __all__ = ["AwaitedCall"]
 
 
 class AwaitedCall:
-    """A task that awaits a request, and tells how it ended.
+    """Task that awaits a request and reports its outcome.
 
     Args:
-        service: answers it.
-        request: of a frame.
-        receive: told once: the response, or ``None`` and the error.
-        deadline_ns: instant at which its task is cancelled; ``None``: the service does that, or there is none.
+        service: receives the request.
+        request: request of a frame.
+        receive: called once with the outcome: the response, or ``None`` and the error.
+        deadline_ns: instant at which the task is cancelled; ``None``: the service enforces the deadline, if any.
         clock: returns monotonic nanoseconds.
     """
 
@@ -38,9 +38,9 @@ class AwaitedCall:
         self._task = asyncio.get_running_loop().create_task(running, name="streaminfer-frame")
 
     def cancel(self) -> None:
-        """Cancel it; it has ended when its service lets go."""
+        """Cancel the task; ``receive`` is called when the service has ended the request."""
         self._task.cancel()
-        if not self._is_begun:  # then its task takes no step
+        if not self._is_begun:  # then the task never runs
             self._is_begun = True
             self._receive(None, asyncio.CancelledError())
 
@@ -51,7 +51,7 @@ class AwaitedCall:
                 response = await service.call(request)
             else:
                 response = await _call_until(service, request, time_left_s(deadline_ns, clock()))
-        except GeneratorExit:  # its loop was closed before it ended
+        except GeneratorExit:  # the loop was closed before the request ended
             raise
         except BaseException as error:
             self._receive(None, error)

@@ -29,12 +29,12 @@ class BlockingStreamSession:
             for result in session(camera):
                 show(result.outputs)
 
-    A plain iterable may block as long as it likes: each is read in a thread of its own, so that a policy can drop
-    frames while the caller is busy. Such a thread ends when the iterable gives its next item after the stream has
-    ended. Thread-safe, but the results of one stream belong to one thread.
+    A plain iterable may block: the session reads each one in a separate thread, so a policy can drop frames while the
+    caller is busy. After the stream has ended, this thread ends when the iterable yields its next item. The session is
+    thread-safe, but only one thread may read the results of a stream.
 
     Args:
-        infer: a blocking stack that runs.
+        infer: a blocking stack that is running.
         **options: as for `StreamSession`.
     """
 
@@ -44,16 +44,16 @@ class BlockingStreamSession:
         self._session = StreamSession(infer.stack, **options)
 
     def __call__(self, source: Source, *, stream_id: Hashable = None, weight: float = 1.0) -> Iterator[StreamResult]:
-        """Read a source, and return its results: an iterator. Leaving a loop over it closes the stream.
+        """Read a source and return an iterator over its results; leaving a loop over it closes the stream.
 
         Args:
             source: an iterable or asynchronous iterable of `Frame` objects or bare inputs.
-            stream_id: as calling a `StreamSession`.
-            weight: likewise.
+            stream_id: as for calling a `StreamSession`.
+            weight: as for calling a `StreamSession`.
 
         Raises:
-            TypeError, ValueError, Closed: as calling a `StreamSession`, from the first result on.
-            Exception: what the source raised.
+            TypeError, ValueError, Closed: as for calling a `StreamSession`, but raised by the iterator.
+            Exception: the error that the source raised.
         """
         results, loop = self._run(
             lambda: (
@@ -68,7 +68,7 @@ class BlockingStreamSession:
             self._close(results.aclose)
 
     def add(self, source: Source, *, stream_id: Hashable = None, weight: float = 1.0) -> Hashable:
-        """Read a source whose results come from iterating over the session; as :meth:`StreamSession.add`."""
+        """Read a source, as :meth:`StreamSession.add`; iterating over the session returns its results."""
         return self._run(lambda: self._session.add(_as_async(source), stream_id=stream_id, weight=weight))
 
     def remove(self, stream_id: Hashable) -> None:
@@ -89,7 +89,7 @@ class BlockingStreamSession:
 
     def close(self) -> None:
         """Close every stream and accept no further ones."""
-        self._session._closed = True  # also where the stack has stopped, and runs again later
+        self._session._closed = True  # also if the stack has stopped and is started again later
         self._close(self._session.aclose)
 
     def __enter__(self) -> Self:
@@ -111,7 +111,7 @@ class BlockingStreamSession:
         return result
 
     def _wait_for(self, make: Callable[[], Awaitable[Any]], loop: asyncio.AbstractEventLoop | None = None) -> Any:
-        """Await what belongs to an event loop; ``None``: to any."""
+        """Await what ``make`` returns; ``loop`` is the event loop that it belongs to, ``None`` for any."""
 
         async def call() -> Any:
             if loop is not None and loop is not asyncio.get_running_loop():
@@ -125,8 +125,8 @@ class BlockingStreamSession:
 
     def _close(self, close: Callable[[], Awaitable[None]]) -> None:
         if self._infer._thread is threading.current_thread():
-            return  # the collector runs on the event loop; what it collects closes its stream
-        with contextlib.suppress(Closed):  # the stack has stopped, and its loop has ended the streams
+            return  # the garbage collector runs on the event loop; the collected results close their stream
+        with contextlib.suppress(Closed):  # the stack has stopped, so its loop has ended the streams
             self._wait_for(close)
 
 
@@ -136,7 +136,7 @@ def _as_async(source: Source) -> AsyncIterable[Any]:
 
 
 class _ThreadedSource:
-    """Reads an iterable in a daemon thread, an item whenever one is wanted.
+    """Reads an iterable in a daemon thread, one item per request.
 
     Args:
         source: the iterable.

@@ -12,10 +12,10 @@ class Frame:
     """One item of a live source: a picture, or a chunk of sound.
 
     Attributes:
-        inputs: what the model takes, without a batch axis.
+        inputs: inputs of the model, without a batch axis.
         captured_ns: instant of capture, on the clock of the `Stack`. The age of a result counts from it.
         position_s: position in the medium, in seconds from its start; ``None``: unknown.
-        discontinuity: it does not continue the frame before it, as after a reconnect: state of the stream is dropped.
+        discontinuity: the frame does not continue the previous one, as after a reconnect; the stream's state is reset.
     """
 
     inputs: Any

@@ -1,7 +1,7 @@
-"""Frame policies: which frames of a stream are sent, and what happens to those that wait while it cannot be sent yet.
+"""Frame policies: which frames of a stream are sent, and what happens while frames wait to be sent.
 
-A policy is a frozen record, shared by the streams of a session. What it must remember of one stream is in the selector
-that it makes for it: synchronous, and with no other time than that of the frames.
+A policy is a frozen record that the streams of a session share. It makes one selector per stream, which holds the state
+of that stream. A selector is synchronous and knows no time but the capture times of the frames.
 """
 
 from typing import Protocol, runtime_checkable
@@ -13,24 +13,24 @@ from streaminfer._internal.validation import check_count, check_instance, check_
 __all__ = ["Block", "EveryNth", "FramePolicy", "FrameSelector", "LatestOnly", "RateSelector", "TargetRate"]
 
 MAX_FRAMES = 2**31 - 1
-"""Frames of a stream that may wait, or be in flight: what compiled code counts."""
+"""Maximum number of frames of a stream that wait, or are in flight: the largest C ``int``."""
 
 
 class FrameSelector(Protocol):
-    """Choice of the frames of one stream that are of interest."""
+    """Selects the frames of interest of one stream."""
 
     def takes(self, captured_ns: int) -> bool:
-        """Return whether a frame is of interest; called once for each, in the order of arrival."""
+        """Return whether a frame is of interest; called once per frame, in the order of arrival."""
         ...
 
 
 @runtime_checkable
 class FramePolicy(Protocol):
-    """Frame policy, for a session.
+    """Rules for the frames of each stream of a session.
 
     Attributes:
         max_waiting: how many frames of a stream may wait to be sent, ≥ 1.
-        waits: the source is held while so many wait; otherwise the oldest is dropped.
+        waits: hold the source while ``max_waiting`` frames wait; otherwise the oldest frame is dropped.
     """
 
     @property
@@ -56,7 +56,7 @@ class Block:
     max_waiting: int = attrs.field(default=4, validator=field_check(check_count, at_most=MAX_FRAMES))
 
     @property
-    def waits(self) -> bool:  # no class variable: pyright takes that for no attribute of the protocol
+    def waits(self) -> bool:  # a property: pyright does not match a class variable with the protocol
         """True."""
         return True
 
@@ -66,7 +66,7 @@ class Block:
 
 @attrs.frozen(slots=True)
 class LatestOnly:
-    """Send the newest frame: one that is not sent when the next arrives is dropped. For cameras.
+    """Send the newest frame; drop a frame that still waits when the next one arrives. For cameras.
 
     Attributes:
         max_waiting: the newest one.
@@ -96,7 +96,7 @@ _check_per_s = field_check(check_number, "a number of frames a second, from 1e-6
 
 @attrs.frozen(slots=True)
 class _Thinned:
-    """Some of the frames, and what another policy does with these."""
+    """Base of policies that select some frames and leave these to another policy."""
 
     then: Block | LatestOnly = attrs.field(factory=LatestOnly, validator=field_check(_check_then), kw_only=True)
 
@@ -116,8 +116,8 @@ class EveryNth(_Thinned):
     """Take the first of every ``n`` frames and drop the others as ``skipped``.
 
     Attributes:
-        n: how many frames there are for each that is taken.
-        then: what happens to those that are taken.
+        n: size of a group of frames, of which the first is taken.
+        then: policy for the frames that are taken.
     """
 
     n: int = attrs.field(validator=field_check(check_count))
@@ -129,18 +129,18 @@ class EveryNth(_Thinned):
 
 @attrs.frozen(slots=True)
 class TargetRate(_Thinned):
-    """Take at most so many frames a second of capture on average, evenly, and drop the others as ``skipped``.
+    """Take at most ``per_s`` frames per second of capture on average, evenly, and drop the others as ``skipped``.
 
     Attributes:
-        per_s: frames a second, from 1e-6 to 1e6.
-        then: what happens to those that are taken.
+        per_s: frames per second, from 1e-6 to 1e6.
+        then: policy for the frames that are taken.
     """
 
     per_s: float = attrs.field(validator=_check_per_s)
 
     def make_selector(self) -> FrameSelector:
-        """Return a clock of the times at which frames are due."""
-        return RateSelector(self.per_s, round(1e9 / self.per_s) // 8)  # a source of just this rate may have jitter
+        """Return a selector that takes a frame whenever one is due."""
+        return RateSelector(self.per_s, round(1e9 / self.per_s) // 8)  # a source of exactly this rate may have jitter
 
 
 class _EveryNthSelector:
@@ -157,11 +157,11 @@ class _EveryNthSelector:
 
 
 class RateSelector:
-    """Choice of frames that are due once in an interval. A capture that is far from that begins the intervals again.
+    """Selects one frame per interval; a capture far from the due time restarts the intervals.
 
     Args:
-        per_s: frames a second.
-        tolerance_ns: by which a frame may come before it is due, so that a source of just this rate loses nothing.
+        per_s: frames per second.
+        tolerance_ns: how early a frame may come, so that a source of exactly this rate loses no frame.
     """
 
     def __init__(self, per_s: float, tolerance_ns: int) -> None:
@@ -170,7 +170,7 @@ class RateSelector:
         self._due_ns: int | None = None
 
     def takes(self, captured_ns: int, *, begins: bool = False) -> bool:
-        """Return whether a frame is of interest; one that ``begins`` the intervals again always is."""
+        """Return whether a frame is of interest; ``begins`` takes the frame and restarts the intervals."""
         due_ns, interval_ns = self._due_ns, self._interval_ns
         if begins or due_ns is None or not due_ns - 2 * interval_ns < captured_ns < due_ns + interval_ns:
             self._due_ns = captured_ns + interval_ns
@@ -182,10 +182,10 @@ class RateSelector:
 
 
 def check_policy(name: str, policy: object) -> FramePolicy:
-    """Return a frame policy.
+    """Check and return a frame policy.
 
     Raises:
-        TypeError: it is none.
+        TypeError, ValueError: ``policy`` is not a frame policy, or its ``max_waiting`` is out of range.
     """
     if isinstance(policy, type) or not isinstance(policy, FramePolicy):
         raise TypeError(expected(name, "a frame policy, such as LatestOnly(), EveryNth(2) or Block()", policy))

@@ -1,16 +1,16 @@
 """Segments from frame probabilities: start and end of speech, or of anything else that a model sees frame by frame.
 
-*Design.* One pass, one frame at a time, the same for a stream and for a recording. A segment begins with the first
-frame at or above ``threshold``. It ends with a frame below ``exit_threshold`` if another one is ``min_silence_s`` later
-and none between them reaches ``threshold``. One shorter than ``min_speech_s`` is none. Probabilities between the
-thresholds change nothing: that is the hysteresis.
+*Design.* One pass over the frames, the same for a stream and for a recording. A segment begins with the first frame at
+or above ``threshold``. It ends at the first frame below ``exit_threshold`` if a frame at least ``min_silence_s`` later
+is below it too, and no frame between them reaches ``threshold``. A segment shorter than ``min_speech_s`` is discarded.
+Probabilities between the two thresholds neither begin nor end a segment: this is the hysteresis.
 
-A start is known when the segment is long enough, an end when the silence is, so both come a little late, but they are
-never taken back: a stream and a recording have equal segments. The padding of an end lies in silence that has passed
-already (``pad_s`` ≤ ``min_silence_s``), and that of a start stops at the end before it.
+A start is reported when the segment is long enough, and an end when the silence is long enough. Both come a little late
+but are never revised, so a stream and a recording have equal segments. The padding of an end lies in silence that has
+already passed (``pad_s`` ≤ ``min_silence_s``). The padding of a start stops at the end of the previous segment.
 
-*Reference.* The rules are those of ``get_speech_timestamps`` of silero-vad, for recordings, and of its ``VADIterator``,
-for streams; there the two differ.
+*Reference.* silero-vad: ``get_speech_timestamps`` has these rules for recordings, and ``VADIterator`` for streams. In
+silero-vad the two differ.
 """
 
 import math
@@ -30,7 +30,7 @@ class Segment:
 
     Attributes:
         start_s: seconds from the start of the stream.
-        end_s: likewise; ``None``: it has begun, and goes on.
+        end_s: seconds from the start of the stream; ``None``: the segment has not ended yet.
     """
 
     start_s: float
@@ -51,11 +51,11 @@ class Segments:
     Args:
         frame_s: seconds from one frame to the next.
         threshold: probability from which a frame is speech.
-        exit_threshold: probability below which it is silence; ``None``: 0.15 below ``threshold``, and not under 0.01
-            unless that is.
-        min_speech_s: seconds of speech below which there is no segment.
+        exit_threshold: probability below which a frame is silence; ``None``: 0.15 below ``threshold``, but at least
+            0.01 and at most ``threshold``.
+        min_speech_s: shortest segment, in seconds; shorter ones are discarded.
         min_silence_s: seconds of silence that end a segment.
-        pad_s: seconds by which segments are longer at either end, at most ``min_silence_s``.
+        pad_s: seconds added at each end of a segment, at most ``min_silence_s``.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
@@ -82,19 +82,20 @@ class Segments:
             raise ValueError(expected("pad_s", f"at most min_silence_s, {min_silence_s}", pad_s))
         self._pad_s = pad_s
         self._position = 0  # frames so far
-        self._onset = -1  # of the present segment, or of what may become one; -1: there is none
-        self._silence = -1  # its first frame of silence; -1: it goes on
-        self._start_s = -1.0  # of the present segment, once it is known to be one
+        self._onset = -1  # first frame of the current segment, or of a candidate; -1: none
+        self._silence = -1  # first frame of silence after it; -1: no silence yet
+        self._start_s = -1.0  # start of the current segment, once reported; -1: not yet
         self._last_end_s = 0.0
 
     def push(self, probability: float) -> Segment | None:
-        """Take the next frame.
+        """Process the next frame.
 
         Args:
-            probability: of the frame; NaN for one that was dropped: it leaves everything as it is, for its duration.
+            probability: probability of the frame. NaN marks a dropped frame and counts as a probability between
+                the thresholds.
 
         Returns:
-            A segment that has begun, without an end; or one that has ended; ``None``: neither.
+            A segment without an end when one begins, the complete segment when it ends, else ``None``.
         """
         at = self._position
         self._position += 1
@@ -115,21 +116,21 @@ class Segments:
         return None
 
     def finish(self) -> Segment | None:
-        """Return the segment that the end of the stream ends; ``None``: there is none. It begins again after that."""
+        """End the stream and start over; return the segment that had not ended yet, or ``None``."""
         segment = self._end(self._end_s()) if self._start_s >= 0 else None
         self._position, self._onset, self._silence, self._last_end_s = 0, -1, -1, 0.0
         return segment
 
     def find(self, probabilities: Iterable[float]) -> list[Segment]:
-        """Return the segments of a whole recording, those that :meth:`push` and :meth:`finish` give for it."""
+        """Return the segments of a whole recording, the same that :meth:`push` and :meth:`finish` would return."""
         whole = copy(self)
-        whole.finish()  # what the stream has begun is not part of it
+        whole.finish()  # clears the state of the stream in the copy
         found = [segment for one in probabilities if (segment := whole.push(one)) and segment.end_s is not None]
         last = whole.finish()
         return found if last is None else [*found, last]
 
     def _end_s(self) -> float:
-        """Return the end of the present segment, to the nanosecond."""
+        """Return the end of the current segment, to the nanosecond."""
         length_s = self._position * self._frame_s
         end_s = length_s if self._silence < 0 else min(self._silence * self._frame_s + self._pad_s, length_s)
         return round(end_s, 9)
@@ -143,7 +144,7 @@ class Segments:
         return Segment(start_s, end_s)
 
     def _frames(self, seconds: float) -> int:
-        """Return the fewest frames that last so long; a rounding error is no frame more."""
+        """Return the smallest number of frames that last this long; a rounding error adds no frame."""
         return math.ceil(min(seconds / self._frame_s, 1e18) - 1e-9)
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""`StreamSession`: live sources through one service, with results in order, none of them stale."""
+"""`StreamSession`: sends live sources through one service and returns fresh results in order."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ Source = AsyncIterable[Any] | Iterable[Any]
 """What a stream reads: yields `Frame` objects or bare inputs."""
 
 _numbers = itertools.count(1)
-"""Of streams without an id, unique in the process: a model may keep state by stream, for several sessions."""
+"""Numbers of streams without an id; unique in the process, because a model may serve several sessions."""
 
 
 def check_source(source: object) -> None:
     """Check that a stream can read a source.
 
     Raises:
-        TypeError: it is no iterable, or the address of one.
+        TypeError: ``source`` is not an iterable, or it is a string or bytes, such as an address.
     """
     check_instance(
         "source",
@@ -57,7 +57,7 @@ def check_source(source: object) -> None:
 
 
 class StreamSession(AsyncClosing):
-    """Live streams through one service.
+    """Session that sends live streams through one service.
 
     ::
 
@@ -65,29 +65,31 @@ class StreamSession(AsyncClosing):
         async for result in session(camera):
             show(result.outputs, result.age_s)
 
-    Each stream has its results in order, a bounded number of frames in flight, and a policy for frames that come while
-    it is busy. Calling the session gives the results of one source; any number of sources can be read so at the same
-    time. For one consumer of many sources, :meth:`add` them and iterate over the session itself.
+    The session delivers the results of each stream in order and bounds the number of its frames in flight. The policy
+    decides about frames that arrive while the stream is busy. Call the session to read one source; any number of calls
+    can run at the same time. For one consumer of many sources, :meth:`add` them and iterate over the session itself.
 
-    A frame that fails has a result with an ``error``, and the stream goes on. It ends when its source ends, when the
-    consumer closes it, or behind a result with the error `Closed` when the service stops.
+    If a frame fails, its result has an ``error``, and the stream continues. The stream ends when its source ends or the
+    consumer closes it. If the service stops, the stream ends after a result with the error `Closed`.
 
-    Streams take turns, by weight: a stream with a backlog keeps none of the others waiting.
+    Streams take turns by weight, so a stream with a backlog does not delay the others.
 
     Args:
-        service: answers requests: a `Stack`, a router, replicas. The session does not start or stop it.
-        stream_id: of the one stream that is read by a call of the session; ``None``: each stream gets an id of its own.
-        policy: which frames are sent; ``None``: `Block`, which loses none.
-        max_in_flight: how many frames of a stream may be sent and not yet taken by the consumer. More than one keeps a
-            single fast stream busy; a recurrent model computes the frames of a stream one by one all the same.
-        max_age_s: age, counted from capture, from which a result is worthless: it becomes the deadline of the request,
-            and a frame that cannot be answered in time is dropped. ``None``: the deadline is that of the service's
-            objective, if it has one; ``math.inf``: none.
-        resets_after_gap: a recurrent model starts from its initial state behind a frame that was dropped or failed,
-            not behind those that the policy leaves out. By default it goes on from the state before: right for sound,
-            where a lost chunk is a click.
-        priority: of the requests; a lower number is more urgent.
-        tenant: on whose behalf the requests are.
+        service: receives the requests: a `Stack`, a router or replicas. The session does not start or stop it.
+        stream_id: id for a call that gives none, so for one open stream at a time; ``None``: each such stream gets a
+            new id.
+        policy: chooses the frames to send; ``None``: `Block`, which holds the source instead of dropping frames.
+        max_in_flight: maximum number of a stream's frames that are sent and not yet taken by the consumer. More than
+            one lets a single fast stream keep the service busy; a recurrent model still computes the frames of a
+            stream one by one.
+        max_age_s: age limit of a result, in seconds from capture. It sets the deadline of the request, and a frame that
+            cannot meet this deadline is dropped. ``None``: the service applies the deadline of its objective, if it
+            has one; ``math.inf``: no deadline.
+        resets_after_gap: reset a recurrent model to its initial state after a frame that was dropped or failed, but not
+            after frames that the policy skipped. By default the model continues from its last state, which suits
+            sound: a lost chunk is only a click.
+        priority: priority of the requests; a lower number is more urgent.
+        tenant: tenant of the requests.
         clock: returns monotonic nanoseconds; ``None``: the clock of the `Stack`, else the monotonic clock.
 
     Raises:
@@ -141,17 +143,17 @@ class StreamSession(AsyncClosing):
     # -- one source ---------------------------------------------------------------------------------------------
 
     def __call__(self, source: Source, *, stream_id: Hashable = None, weight: float = 1.0) -> StreamResults:
-        """Read a source, and return its results: an asynchronous iterator.
+        """Read a source and return an asynchronous iterator over its results.
 
-        It may be entered with ``async with``, which closes it at the end. Leaving a loop over it early closes it too, a
+        ``async with`` closes the iterator at the end of its block. If a loop is left early, the iterator is closed a
         little later, when it is no longer referenced.
 
         Args:
-            source: an asynchronous iterable of `Frame` objects or bare inputs, which count as captured when they
-                arrive; or, for policies that wait, an iterable that is quick, such as a list. An iterator with
-                ``aclose()`` is closed at the end.
-            stream_id: of the stream; ``None``: that of the session, else a new one.
-            weight: its share of the turns, against that of other streams, from 0.001 to 1000.
+            source: an asynchronous iterable of `Frame` objects or bare inputs; a bare input counts as captured when it
+                arrives. For a policy that ``waits``, also a plain iterable that does not block, such as a list. The
+                session closes an iterator that has ``aclose()``.
+            stream_id: id of the stream; ``None``: the id of the session, or a new one if the session has none.
+            weight: share of the turns, relative to the weights of other streams, from 0.001 to 1000.
 
         Raises:
             TypeError, ValueError: an argument of the wrong type or out of range, or a stream of this id is open.
@@ -166,11 +168,11 @@ class StreamSession(AsyncClosing):
     # -- many sources -------------------------------------------------------------------------------------------
 
     def add(self, source: Source, *, stream_id: Hashable = None, weight: float = 1.0) -> Hashable:
-        """Read a source whose results come from iterating over the session, among those of others.
+        """Read a source; iterating over the session returns its results among those of the other sources.
 
         Args:
             source: as for a call.
-            stream_id: of the stream; ``None``: a new one.
+            stream_id: id of the stream; ``None``: a new one.
             weight: as for a call.
 
         Returns:
@@ -186,10 +188,10 @@ class StreamSession(AsyncClosing):
         return self._open(source, stream_id, weight, sender, self._outlet).stream_id
 
     async def remove(self, stream_id: Hashable) -> None:
-        """Close a stream: what it has waiting or in flight is dropped. Nothing happens where none is open.
+        """Close a stream and drop its frames that wait or are in flight; ignore an id without an open stream.
 
         Args:
-            stream_id: of the stream.
+            stream_id: id of the stream.
         """
         _check_stream_id(stream_id)
         self._forget_lost()
@@ -202,9 +204,9 @@ class StreamSession(AsyncClosing):
         return self
 
     def __anext__(self) -> Awaitable[StreamResult]:
-        """Return the next result of the streams that were added; ends when the last of them has ended.
+        """Return the next result of the added streams; the iteration ends when the last of them has ended.
 
-        Where a source raises, the last result of its stream has this ``error`` and is marked ``source_failed``.
+        If a source raises, the last result of its stream has this ``error`` and is marked ``source_failed``.
 
         Raises:
             RuntimeError: no stream was added.
@@ -216,9 +218,9 @@ class StreamSession(AsyncClosing):
     # -- life ---------------------------------------------------------------------------------------------------
 
     async def aclose(self) -> None:
-        """Close every stream and accept no further ones; returns when no task of the session is left.
+        """Close every stream, accept no further ones, and wait until no task of the session is left.
 
-        A source may call it too, also at its end: then only its own task is left.
+        A source may call this method too, even while it ends; then only the task of that source is left.
         """
         self._closed = True
         self._forget_lost()
@@ -232,7 +234,7 @@ class StreamSession(AsyncClosing):
 
     @property
     def children(self) -> Mapping[str, Any]:
-        """What it sends requests to, for exporters and the live page."""
+        """The service that receives the requests, for exporters and the live page."""
         return {"inner": self._service}
 
     def statistics(self) -> StreamSessionStatistics:
@@ -279,26 +281,26 @@ class StreamSession(AsyncClosing):
         if stream_id in self._totals.open:
             raise ValueError(expected("stream_id", "an id of which no stream is open", stream_id))
         settings = attrs.evolve(self._settings, weight=float(weight))
-        sender.join()  # which may fail
+        sender.join()  # before the stream starts its task: this may fail
         stream = Stream(stream_id, source, settings, sender, outlet, self._totals)
         self._totals.open[stream_id] = stream
         return stream
 
 
 class StreamResults(AsyncClosing):
-    """Results of one stream, in order: an asynchronous iterator, made by calling a `StreamSession`.
+    """Asynchronous iterator over the results of one stream, in order; returned by calling a `StreamSession`.
 
-    An error that the source raises is raised here, behind the results of earlier frames.
+    If the source raises, the iterator raises the same error after the results of earlier frames.
 
     Attributes:
-        stream_id: of the stream.
+        stream_id: id of the stream.
     """
 
     def __init__(self, stream: Stream, outlet: Outlet) -> None:
         self.stream_id = stream.stream_id
         self._stream = stream
         self._outlet = outlet
-        # nothing else holds this object: a consumer that leaves its loop closes the stream
+        # only the consumer refers to this object, so a consumer that leaves its loop closes the stream
         weakref.finalize(self, _abandon, asyncio.get_running_loop(), outlet).atexit = False
 
     def __aiter__(self) -> Self:
@@ -309,12 +311,12 @@ class StreamResults(AsyncClosing):
 
         Raises:
             StopAsyncIteration: the stream has ended.
-            Exception: what the source raised.
+            Exception: the error that the source raised.
         """
         return self._outlet.get(self, True)
 
     async def aclose(self) -> None:
-        """Close the stream: what it has waiting or in flight is dropped, and its source closed."""
+        """Close the stream and its source, and drop the frames that wait or are in flight."""
         await self._stream.close(asyncio.current_task())
 
     def statistics(self) -> StreamStatistics:
@@ -327,13 +329,13 @@ class StreamResults(AsyncClosing):
 
 def _check_stream_id(stream_id: object) -> None:
     try:
-        hash(stream_id)  # a tuple is hashable where what is in it is
+        hash(stream_id)  # a tuple is hashable only if its elements are
     except TypeError:
         raise TypeError(expected("stream_id", "a hashable value or None", stream_id)) from None
 
 
 def _abandon(loop: asyncio.AbstractEventLoop | None, outlet: Outlet) -> None:
-    """Close the streams of an outlet without a reader; called by the collector, in any thread."""
+    """Close the streams of an outlet without a reader; the garbage collector calls this, in any thread."""
     if loop is None or loop.is_closed() or not outlet.streams:
         return
     with contextlib.suppress(RuntimeError):  # the loop was closed a moment ago

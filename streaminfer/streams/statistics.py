@@ -10,12 +10,12 @@ from streaminfer.telemetry import LatencyHistogram
 __all__ = ["STREAMS_SHOWN", "StreamSessionStatistics", "StreamStatistics"]
 
 STREAMS_SHOWN = 64
-"""Most streams that a snapshot lists, so that its size has a bound."""
+"""Maximum number of streams that a snapshot lists, which bounds its size."""
 
 
 @attrs.frozen(slots=True)
 class StreamStatistics(Snapshot):
-    """Frames of one stream; ``received`` is the sum of the others.
+    """Frames of one stream; ``received`` is the sum of the other counts.
 
     Attributes:
         received: frames that arrived.
@@ -23,7 +23,7 @@ class StreamStatistics(Snapshot):
         failed: results with an error that the consumer got.
         dropped: frames without a result, by reason.
         waiting: frames that were not sent yet.
-        in_flight: frames that were sent, and whose result the consumer has not got yet.
+        in_flight: frames that were sent; the consumer does not have their results yet.
     """
 
     received: int
@@ -36,17 +36,17 @@ class StreamStatistics(Snapshot):
 
 @attrs.frozen(slots=True)
 class StreamSessionStatistics(StreamStatistics):
-    """Frames of all streams of a session, those that have ended included.
+    """Frames of all streams of a session, including streams that have ended.
 
-    The reasons in ``dropped`` are ``stale`` (a newer frame came first), ``skipped`` (the policy leaves it out),
+    The reasons in ``dropped`` are ``stale`` (a newer frame replaced it), ``skipped`` (the policy did not select it),
     ``deadline_exceeded`` (it reached its age limit), ``closed`` (its stream was closed) and those of `AdmissionReason`.
 
     Attributes:
-        open_streams: streams that have not ended, or whose last results were not delivered.
-        ended_streams: the others.
+        open_streams: streams that have not ended or still have results to deliver.
+        ended_streams: streams that have ended and delivered their results.
         ages: ages of the results with outputs at their delivery.
-        streams: open streams by the text of their id: at most 64, those with the most drops first. Of two ids with the
-            same text, such as ``1`` and ``"1"``, the later one has ``#2`` behind it.
+        streams: statistics of open streams by the text of their id: at most 64, those with the most drops first. If two
+            ids have the same text, such as ``1`` and ``"1"``, the stream that opened later gets the suffix ``#2``.
     """
 
     open_streams: int

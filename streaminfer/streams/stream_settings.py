@@ -1,4 +1,4 @@
-"""`StreamSettings`: what the streams of a session have in common."""
+"""`StreamSettings`: settings of one stream of a session."""
 
 import attrs
 
@@ -9,7 +9,7 @@ __all__ = ["StreamSettings"]
 
 @attrs.frozen(slots=True)
 class StreamSettings:
-    """Settings of a stream, as `StreamSession` explains them, and what follows from them."""
+    """Settings of a stream, which `StreamSession` explains, and values derived from them."""
 
     policy: FramePolicy
     max_in_flight: int
@@ -25,4 +25,4 @@ class StreamSettings:
     may_drop: bool = attrs.field(
         init=False, default=attrs.Factory(lambda it: not it.policy.waits or it.max_age_ns > 0, takes_self=True)
     )
-    """Frames can be dropped: one that the service would reject is, before it is sent."""
+    """Frames can be dropped; a frame that the service would reject is dropped before it is sent."""

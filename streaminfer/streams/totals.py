@@ -1,4 +1,4 @@
-"""Counters of a session: those of its open streams, and the sums of the ones that have ended."""
+"""Counters of a session: those of its open streams, and sums over its ended streams."""
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
@@ -21,20 +21,20 @@ class SessionTotals:
     """Counters of a session.
 
     Attributes:
-        open: streams that have not ended, or whose results were not all delivered, by id.
-        ages: of results at their delivery.
+        open: streams that have not ended or still have results to deliver, by id.
+        ages: ages of results at their delivery.
     """
 
     def __init__(self) -> None:
         self.open: dict[Hashable, Stream] = {}
         self.ages = LatencyHistogram()
-        self._lock = new_reentrant_lock()  # a scrape may run in a thread of its own while streams open and end
+        self._lock = new_reentrant_lock()  # another thread may take a snapshot while streams open and end
         self._ended_streams = 0
         self._ended = StreamStatistics(0, 0, 0, {}, 0, 0)
 
     def settle(self, stream: "Stream") -> None:
-        """Take over the counters of a stream that has ended."""
-        with self._lock:  # a sum that is taken meanwhile has each stream once
+        """Add the counters of an ended stream to the sums."""
+        with self._lock:  # so that a concurrent snapshot counts each stream once
             if self.open.get(stream.stream_id) is not stream:
                 return
             del self.open[stream.stream_id]
@@ -42,14 +42,14 @@ class SessionTotals:
             self._ended = _sum((self._ended, stream.statistics()))
 
     def snapshot(self) -> StreamSessionStatistics:
-        """Return them as a record."""
+        """Return a snapshot of all counters."""
         with self._lock:
             streams = {stream_id: stream.statistics() for stream_id, stream in self.open.copy().items()}
             ended, ended_streams = self._ended, self._ended_streams
         most_first = sorted(streams, key=lambda it: -sum(streams[it].dropped.values()))[:STREAMS_SHOWN]
         names: dict[str, Hashable] = {}
         for stream_id in filter(set(most_first).__contains__, streams):
-            # in the order of opening: names that changed hands with the drops would make counters fall
+            # in the order of opening: a name that moved to another stream as drops change would make counters fall
             names[unique_name(str(stream_id), names)] = stream_id
         name_of = {stream_id: name for name, stream_id in names.items()}
         return StreamSessionStatistics(

@@ -1,1 +1,1 @@
-"""What a plan does: it configures `Replicas` and Ray, writes manifests, and is fed by what runs."""
+"""Use of a plan: configures `Replicas` and Ray, writes manifests, and measures running services."""

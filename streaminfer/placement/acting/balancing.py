@@ -1,4 +1,4 @@
-"""`Replicas` of one cluster of users, by the shares of a plan."""
+"""`plan_replicas`: `Replicas` for one cluster of users, with the shares of a plan."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from streaminfer.routing.replicas.replica_set import Replicas
 __all__ = ["plan_replicas"]
 
 _PLANNED_PENALTY = 1.01
-"""Of another site that the plan uses as well: weights say how much it gets, and its round trip is in its latency."""
+"""Penalty of the other planned sites: weights set their shares, and their latency includes the round trip."""
 
 
 def plan_replicas(
@@ -26,16 +26,16 @@ def plan_replicas(
 ) -> Replicas:
     """Return the `Replicas` of one cluster of users.
 
-    The site that most of its requests go to is its zone. Other sites of the plan get requests by weight and load; those
-    that the plan does not use for this cluster only if they should respond much sooner.
+    The zone of the cluster is the site with most of its requests. Other planned sites get requests by weight and load.
+    Sites that the plan does not use for this cluster get requests only if they are expected to respond much sooner.
 
     Args:
         plan: the plan.
         cluster: the name of the users' cluster.
-        services: by the name of the site, a service or several, such as stacks around backends there.
-        hour: one of the plan's; ``None``: the busiest that serves the cluster.
-        spill_penalty: by which factor sooner a site that is not planned must be expected to respond, above 1.
-        options: of `Replicas`.
+        services: name of a site → a service or a list of services, such as stacks around the backends there.
+        hour: an hour of the plan; ``None``: the busiest hour that serves the cluster.
+        spill_penalty: factor, above 1, by which a site that is not planned must be expected to respond sooner.
+        options: options of `Replicas`.
 
     Raises:
         TypeError, ValueError: the plan does not serve the cluster, or a site that it uses has no service.
@@ -50,7 +50,7 @@ def plan_replicas(
     members = []
     for site, given in services.items():
         at_site = _services(given)
-        # elsewhere requests go if the planned sites are slow, as many as to an average one of them
+        # if the planned sites are slow, another site gets as many requests as an average one of them
         weight = planned.get(site, 1.0 / len(planned)) / max(len(at_site), 1)
         for number, service in enumerate(at_site, 1):
             members.append(Replica(f"{site} {number}", service, zone=site, weight=weight))

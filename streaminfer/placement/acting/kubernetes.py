@@ -36,23 +36,22 @@ def kubernetes_manifests(
 ) -> str:
     """Return Kubernetes manifests as YAML: Deployments that stay in their zone, and Services that prefer it.
 
-    A container learns its variant and shard from ``STREAMINFER_VARIANT`` and ``STREAMINFER_SHARD``, and is ready when
-    ``/v2/health/ready`` of the Open Inference Protocol says so. A model's Service has the pods of all variants that
-    take requests; each later shard of a variant has a Service of its own, ``MODEL-VARIANT-SHARD``.
+    A container reads its variant and shard from ``STREAMINFER_VARIANT`` and ``STREAMINFER_SHARD``, and is ready when
+    ``/v2/health/ready`` of the Open Inference Protocol reports it. A model's Service has the pods of all variants that
+    take requests; each later shard of a variant has its own Service, ``MODEL-VARIANT-SHARD``.
 
     Args:
         plan: the plan.
         images: the image of each model.
-        resources: by kind of device, what one slot is, such as ``{"a10": {"nvidia.com/gpu": 1}, "cpu": {"cpu": 2}}``.
-        zones: the value of the nodes' label ``topology.kubernetes.io/zone`` by site; ``None``, or a site that it does
-            not name: the site's name.
-        site: only what runs there, where each site is a Kubernetes cluster of its own; ``None``: everything.
-        port: that the containers and the Services listen on.
-        namespace: of all objects.
+        resources: kind of device → resources of a slot, such as ``{"a10": {"nvidia.com/gpu": 1}, "cpu": {"cpu": 2}}``.
+        zones: site → value of the nodes' label ``topology.kubernetes.io/zone``; the default is the site's name.
+        site: write only the objects of this site, if each site is a separate Kubernetes cluster; ``None``: all sites.
+        port: port on which the containers and the Services listen.
+        namespace: namespace of all objects.
 
     Raises:
-        TypeError, ValueError: an image or a device is missing, the problem has no such site, or Kubernetes can have no
-            such zone or cannot give the part of a device.
+        TypeError, ValueError: an image or a device is missing, the problem has no such site, Kubernetes allows no such
+            zone, or it cannot assign a part of a device.
     """
     check_count("port", port, at_most=65_535)
     workloads = plan_workloads(plan)
@@ -60,7 +59,7 @@ def kubernetes_manifests(
         check_choice("site", site, tuple(it.name for it in plan.problem.sites))
         workloads = tuple(it for it in workloads if it.site == site)
     records = [_deployment(workload, images, resources, zones, port, namespace) for workload in workloads]
-    # every variant takes a model's requests; what a shard sends on is for the next one of its own variant
+    # all variants take a model's requests, but a shard sends its outputs only to the next shard of its own variant
     fronts = sorted({(it.model, it.variant if it.shard else "", it.shard) for it in workloads})
     return documents([*records, *(_service(*front, port, namespace) for front in fronts)])
 
@@ -119,7 +118,7 @@ def _resources(workload: Workload, amounts: Mapping[str, float]) -> dict[str, An
     wanted = {name: _quantity(name, amount) for name, amount in amounts.items()}
     if workload.memory_bytes and not any("/" in name for name in amounts):  # else it is the accelerator's memory
         wanted["memory"] = f"{-(-workload.memory_bytes // _MEBI):.0f}Mi"
-    # extended resources, such as nvidia.com/gpu, and memory are what a pod may not exceed; a CPU may idle elsewhere
+    # a pod must not exceed memory and extended resources, such as nvidia.com/gpu, but it may use idle CPUs
     limits = {name: amount for name, amount in wanted.items() if "/" in name or name == "memory"}
     return {"requests": wanted} | ({"limits": limits} if limits else {})
 

@@ -21,9 +21,9 @@ __all__ = ["RttMeter", "with_measurements"]
 class RttMeter(SyncLayer):
     """Layer that measures the round-trip time to the service of a site.
 
-    It is what a response took without what the site says that it took: queue, assembly and inference, from
-    ``Response.timings``. Errors are not measured. Put it around the service of each replica, in the process of the
-    users' side::
+    The round-trip time is the duration of a call minus the time that the site reports in ``Response.timings`` for
+    queue, assembly and inference. Errors are not measured. Put the layer around the service of each replica, in the
+    process on the users' side::
 
         meter = RttMeter("Lyon", "Paris")
         Replica("Paris 1", si.Stack(meter, service_in_paris), zone="Paris")
@@ -31,14 +31,14 @@ class RttMeter(SyncLayer):
     Args:
         cluster: name of the users' `UserCluster`.
         site: name of the `Site`.
-        served_s: returns the seconds that the site took for a response, such as from a header; ``None``: from the
-            response's timings, and responses without them are not measured. What it raises is logged once.
-        keep: how many of the latest measurements are kept.
+        served_s: returns the seconds that the site took for a response, such as from a header; an exception from it is
+            logged once. ``None``: the layer uses the response's timings and ignores responses without them.
+        keep: number of the latest measurements to keep.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
 
-    Threads: none; it belongs to one event loop.
+    Not thread-safe: for one event loop.
     """
 
     fingerprint = ""  # it changes no response
@@ -57,7 +57,7 @@ class RttMeter(SyncLayer):
         self._rtt_s: deque[float] = deque(maxlen=check_count("keep", keep, at_least=2))
 
     def enter(self, request: Request, now_ns: int) -> int:  # noqa: ARG002 - as a layer is called
-        """Note when the request was sent."""
+        """Return when the request was sent."""
         return now_ns
 
     def exit(self, request: Request, token: int, outcome: Response | BaseException, now_ns: int) -> None:  # noqa: ARG002
@@ -83,11 +83,11 @@ class RttMeter(SyncLayer):
 
     @staticmethod
     def samples(meters: Iterable["RttMeter"]) -> RttSamples:
-        """Return the measurements of several meters; those of the same cluster and site belong together.
+        """Return the measurements of several meters, combined by cluster and site.
 
         Raises:
             TypeError: not a list of meters.
-            ValueError: there are less than two of any cluster and site.
+            ValueError: no cluster and site has at least two measurements.
         """
         check_instance("meters", meters, lambda it: isinstance(it, Iterable), "a list of RttMeters")
         return RttSamples.from_rows((meter.cluster, meter.site, rtt_s) for meter in meters for rtt_s in meter.rtt_s)
@@ -104,17 +104,17 @@ def with_measurements(
     service_times: Mapping[tuple[str, str, str], Any] | None = None,
     rates: Mapping[str, float | Iterable[float]] | None = None,
 ) -> Problem:
-    """Return the problem as it was measured, for the next plan.
+    """Return the problem with measured values, for the next plan.
 
     Args:
-        problem: the problem before.
-        rtt: measured round-trip times. A link that was measured gets what can be promised; others stay.
-        confidence: as of `RttSamples.links`.
-        service_times: by the names of model, variant and kind of device, an `AdaptiveBatcher` that has learned, or a
-            `ServiceTime`. For a variant of several shards, a sequence with one of these for each shard in their order;
-            ``None`` leaves the shard as it was. Beyond the largest batches that a batcher has run, the times of the
-            problem before go on, in proportion.
-        rates: requests per second by the name of the cluster, one number or one for each hour.
+        problem: the previous problem.
+        rtt: measured round-trip times. A measured link gets the times that can be promised; other links stay.
+        confidence: as for `RttSamples.links`.
+        service_times: (model, variant, kind of device) → an `AdaptiveBatcher` that has learned, or a `ServiceTime`. For
+            a variant of several shards, a sequence with one of these for each shard in order; ``None`` leaves a shard
+            unchanged. Beyond the largest batch that a batcher has run, the times of the previous problem follow, scaled
+            to continue the learned ones.
+        rates: name of a cluster → requests per second, one number or one for each hour.
 
     Raises:
         TypeError, ValueError: a name that the problem does not know, or a value of the wrong type.
@@ -192,9 +192,9 @@ def _service_time(key: _Key, given: Any, known: ServiceTime, max_batch_size: int
 
 
 def _continued(fitted: ServiceTime, last: int, known: ServiceTime, max_batch_size: int) -> ServiceTime:
-    """Return the learned times up to the last size that ran, and beyond it the known ones, scaled to meet them.
+    """Return the learned times up to the last size that ran, and beyond it the known times, scaled to meet them.
 
-    A batcher takes larger batches for as fast, and tries them: it corrects itself, but a plan has to hold.
+    A batcher assumes that larger batches are as fast and tries them. It corrects itself, but a plan must hold.
     """
     if last >= max_batch_size:
         return fitted

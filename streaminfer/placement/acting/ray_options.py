@@ -1,4 +1,4 @@
-"""Options of Ray Serve deployments, a deployment for each workload, held at its site by a custom resource."""
+"""Options of Ray Serve deployments: one per workload, kept at its site by a custom resource."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from streaminfer.placement.plan_record import Plan
 __all__ = ["ray_options"]
 
 _A_LITTLE = 0.001
-"""Of the site's custom resource for each replica: it only has to be there."""
+"""Amount of the site's custom resource per replica; the resource only has to exist."""
 
 
 def ray_options(plan: Plan, *, resources: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, Any]]:
@@ -19,10 +19,10 @@ def ray_options(plan: Plan, *, resources: Mapping[str, Mapping[str, float]]) -> 
 
     Args:
         plan: the plan.
-        resources: by kind of device, what one slot is, such as ``{"a10": {"num_gpus": 1}, "cpu": {"num_cpus": 2}}``.
+        resources: kind of device → resources of a slot, such as ``{"a10": {"num_gpus": 1}, "cpu": {"num_cpus": 2}}``.
 
     Raises:
-        TypeError, ValueError: a kind of device is missing, or an amount is no number.
+        TypeError, ValueError: a kind of device is missing, or an amount is not a number.
     """
     options: dict[str, dict[str, Any]] = {}
     for workload in plan_workloads(plan):

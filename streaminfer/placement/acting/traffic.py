@@ -18,13 +18,13 @@ _RATE = 'sum(rate(streaminfer_requests_total{pod=~"{workload}-[^-]+-[^-]+",names
 
 
 def site_shares(plan: Plan, *, hour: int | None = None) -> dict[str, dict[str, float]]:
-    """Return, for each cluster that is served, the shares of its requests by the site that they go to first.
+    """Return, for each served cluster, the shares of its requests by the site that they go to first.
 
-    They are those of the first of the problem's scenarios.
+    The shares are those of the first scenario of the problem.
 
     Args:
         plan: the plan.
-        hour: one of the plan's; ``None``: for each cluster the busiest that serves it.
+        hour: an hour of the plan; ``None``: for each cluster, the busiest hour that serves it.
 
     Raises:
         TypeError: the plan has no such hour.
@@ -46,16 +46,16 @@ def envoy_policies(
 ) -> str:
     """Return a BackendTrafficPolicy of Envoy Gateway for each cluster of users, with the weights of its zones.
 
-    Each belongs to an HTTPRoute of its own name, ``MODEL-CLUSTER``, at the gateway where the cluster's users enter.
+    Each policy belongs to the HTTPRoute with the same name, ``MODEL-CLUSTER``, at the gateway of the cluster's users.
 
     Args:
         plan: the plan.
-        zones: as of `kubernetes_manifests`.
-        hour: one of the plan's; ``None``: for each cluster the busiest that serves it.
-        namespace: of all objects.
+        zones: as for `kubernetes_manifests`.
+        hour: an hour of the plan; ``None``: for each cluster, the busiest hour that serves it.
+        namespace: namespace of all objects.
 
     Raises:
-        TypeError, ValueError: the plan has no such hour, or Kubernetes can have no such zone.
+        TypeError, ValueError: the plan has no such hour, or Kubernetes allows no such zone.
     """
     shares = site_shares(plan, hour=hour)
     names = {it.name: platform_name(f"{it.model}-{it.name}") for it in plan.problem.clusters}
@@ -84,19 +84,19 @@ def envoy_policies(
 def keda_scaled_objects(
     *plans: Plan, prometheus: str, query: str = _RATE, spare: int = 0, namespace: str = "default"
 ) -> str:
-    """Return a ScaledObject of KEDA for each workload: from the least to the most replicas of the plans.
+    """Return a KEDA ScaledObject for each workload, from the fewest to the most replicas of the plans.
 
-    A replica is added when each has more requests per second than the plans count on: than the least of them. A
-    workload that does not run in each of the plans may be scaled to nothing. Its pods then count no requests, so
-    nothing starts them again unless ``query`` counts where the requests come in, such as at the gateway.
+    KEDA adds a replica when the requests per second of each replica exceed the lowest rate of the plans. It may scale a
+    workload to zero that does not run in each of the plans. The pods of this workload then count no requests, so
+    nothing starts them again unless ``query`` counts the requests where they arrive, such as at the gateway.
 
     Args:
-        *plans: at least one, such as those of `plan_hours`.
+        *plans: at least one plan, such as those of `plan_hours`.
         prometheus: address of the server.
         query: returns the requests per second of a workload; ``{workload}`` and ``{namespace}`` stand for the names.
             The default sums what the pods of the Deployment count.
-        spare: replicas above the most of the plans, ≥ 0.
-        namespace: of all objects.
+        spare: additional replicas above the most of the plans, ≥ 0.
+        namespace: namespace of all objects.
 
     Raises:
         TypeError, ValueError: not plans, or another argument is of the wrong type or out of range.

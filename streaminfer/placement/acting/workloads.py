@@ -1,4 +1,4 @@
-"""`plan_workloads`: what a plan asks a platform to run, equal replicas of a shard at a site."""
+"""`plan_workloads`: the workloads of a plan for a platform, each with equal replicas of a shard at a site."""
 
 import re
 from collections import Counter, defaultdict
@@ -31,13 +31,13 @@ class Workload:
     Attributes:
         model: the name of the model.
         variant: the name of the variant.
-        shard: which part of the variant, from 0.
-        site: where it runs.
+        shard: index of the shard in the variant, from 0.
+        site: the name of the site.
         device: the kind of device.
-        replicas: how many.
-        rate: requests per second for which the plan counts on each.
-        slots: of the device that each occupies.
-        memory_bytes: of each.
+        replicas: number of replicas.
+        rate: planned requests per second of each replica.
+        slots: slots of the device that each replica occupies.
+        memory_bytes: memory of each replica.
     """
 
     model: str
@@ -52,17 +52,17 @@ class Workload:
 
     @property
     def name(self) -> str:
-        """Its name on a platform."""
+        """Name of the workload on a platform."""
         shard = f"-{self.shard}" if self.shard else ""
         return platform_name(f"{self.model}-{self.variant}{shard}-{self.site}-{self.device}")
 
 
 def plan_workloads(plan: Plan) -> tuple[Workload, ...]:
-    """Return what a plan runs: for each shard, site and kind of device the replicas and their rate.
+    """Return the workloads of a plan: for each shard, site and kind of device, the replicas and their rate.
 
     Raises:
         TypeError: not a plan.
-        ValueError: two would have the same name on a platform, such as variant ``c-d`` of ``b`` and ``d`` of ``b-c``.
+        ValueError: two workloads would have the same name, such as variant ``c-d`` of ``b`` and ``d`` of ``b-c``.
     """
     check_instance("plan", plan, lambda it: isinstance(it, Plan), "a Plan")
     shards = {(model.name, variant.name): variant.shards for model in plan.problem.models for variant in model.variants}
@@ -83,7 +83,7 @@ def plan_workloads(plan: Plan) -> tuple[Workload, ...]:
 
 
 def platform_name(text: str) -> str:
-    """Return a name of lower-case letters, digits and hyphens; two texts never share one."""
+    """Return a name of lower-case letters, digits and hyphens; two texts never have the same name."""
     name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
     if name == text and len(name) <= _LONGEST_NAME and not name[0].isdigit():
         return name
@@ -92,10 +92,10 @@ def platform_name(text: str) -> str:
 
 
 def zone_of(site: str, zones: Mapping[str, str] | None) -> str:
-    """Return the zone of a site: what a caller gave, or the site's name.
+    """Return the zone of a site: its entry in ``zones``, or the site's name.
 
     Raises:
-        TypeError, ValueError: no mapping was given, or no node of Kubernetes can have a label of this value.
+        TypeError, ValueError: ``zones`` is not a mapping, or Kubernetes allows no label of this value.
     """
     check_instance("zones", zones, lambda it: it is None or isinstance(it, Mapping), "a mapping or None")
     zone = (zones or {}).get(site, site)
@@ -107,11 +107,11 @@ def zone_of(site: str, zones: Mapping[str, str] | None) -> str:
 
 
 def of_model(name: str, given: Mapping[str, Any], key: str) -> Any:
-    """Return what a caller gave for a model or a kind of device.
+    """Return the value of an argument for a model or a kind of device.
 
     Raises:
-        TypeError: no mapping was given.
-        ValueError: nothing was given.
+        TypeError: the argument is not a mapping.
+        ValueError: the argument has no value for ``key``.
     """
     check_instance(name, given, lambda it: isinstance(it, Mapping), "a mapping")
     if key not in given:
@@ -120,10 +120,10 @@ def of_model(name: str, given: Mapping[str, Any], key: str) -> Any:
 
 
 def occupied(workload: Workload, resources: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Return what a replica occupies, by what one slot of each kind of device is.
+    """Return the resources of a replica, from the resources of one slot of its kind of device.
 
     Raises:
-        TypeError, ValueError: its kind is missing, or an amount is no number.
+        TypeError, ValueError: the kind of device is missing, or an amount is not a number.
     """
     name = f"resources[{workload.device!r}]"
     return {
@@ -136,7 +136,7 @@ def documents(records: Iterable[Mapping[str, Any]]) -> str:
     """Return YAML documents.
 
     Raises:
-        ValueError: two of a kind have one name, so that a platform would keep one of them only.
+        ValueError: two records of a kind have the same name, so a platform would keep only one of them.
     """
     every = list(records)
     check_unique("plan", [f"{record['kind']} {record['metadata']['name']}" for record in every])

@@ -1,10 +1,10 @@
 """`FittedAccess`: the last mile of users, fitted to measured runs, and what can be promised about it.
 
 Design:
-    The messages of one run share a road, an hour and a cell, so a profile is as certain as its runs are alike, however
-    many messages they hold. A promise for a share of the requests says: the measured quantile of future runs will lie
-    within 15 % of this one. Its uncertainty is found by drawing runs with replacement, once for the past and once, just
-    as many, for the future; the ratio of the two quantiles is the error that a plan would have made. Where 95 % of such
+    The messages of one run share a road, an hour and a cell. So a profile is as certain as its runs are alike, whatever
+    the number of messages. A promise for a share of the requests says that the quantile of future runs will lie within
+    15 % of the measured one. To find its uncertainty, runs are drawn with replacement, once for the past and once, just
+    as many, for the future. The ratio of the two quantiles is the error that a plan would have made. If 95 % of these
     errors are not within 15 %, or fewer than `MIN_RUNS` runs were measured, the share is unpromisable.
 
     The profiles of the package are such fits to public measurements; `benchmarks/placement/fit_access.py` makes them.
@@ -38,7 +38,7 @@ _DRAWS = 200
 _CERTAINTY = 0.95
 _POINTS = 40
 _NEGLIGIBLE_S = 0.002
-"""An error that matters to no SLO with a network in it: the last mile of a wired host is some 0.2 ms."""
+"""An error too small to matter for an SLO over a network: the last mile of a wired host is some 0.2 ms."""
 
 _GRID: list[float] = [*np.linspace(0, 0.9, 61)[1:], *(1 - np.geomspace(0.1, 1e-4, 60)[1:]), 1.0]
 _SHARES = (0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
@@ -50,7 +50,7 @@ class Unpromisable(StreamInferError, ValueError):  # noqa: N818 - it names what 
     """Raised when the measurements of an access network do not support a promise.
 
     Attributes:
-        promise: what they say about the share.
+        promise: what the measurements say about the share.
     """
 
     def __init__(self, name: str, promise: "AccessPromise", best: float | None) -> None:
@@ -70,11 +70,11 @@ class AccessPromise:
     """What measurements say about a share of the requests.
 
     Attributes:
-        share: of the requests.
-        rtt_s: their quantile over all runs.
-        low_s: what future runs will show at least, for the same ``rtt_s``, with 95 % certainty.
-        high_s: likewise at most.
-        runs: how many were measured.
+        share: share of the requests.
+        rtt_s: quantile of the round-trip times of all runs at this share.
+        low_s: lower end of the interval in which this quantile of future runs lies with 95 % certainty.
+        high_s: upper end of this interval.
+        runs: number of measured runs.
         reason: why the share is unpromisable; empty: it can be promised.
     """
 
@@ -87,7 +87,7 @@ class AccessPromise:
 
     @property
     def is_promisable(self) -> bool:
-        """Say whether the share can be promised."""
+        """Whether the share can be promised."""
         return not self.reason
 
 
@@ -96,11 +96,11 @@ class FittedAccess:
     """An access network as it was measured.
 
     Attributes:
-        name: of the profile.
+        name: name of the profile.
         source: where the measurements come from, with their license.
         runs: the round-trip times of each run.
-        messages: how many each run had.
-        outages: when it delivers nothing; ``None``: no outage was measured, or no instants.
+        messages: number of messages of each run.
+        outages: times without delivery; ``None``: no outage was found, or the instants of sending are not known.
     """
 
     name: str
@@ -121,15 +121,14 @@ class FittedAccess:
         """Fit a profile.
 
         Args:
-            name: of the profile.
-            runs_s: the round-trip times of each run, in seconds and in the order of sending. A run is what was measured
-                together: a drive, an evening, a device. Runs under other conditions belong to a profile of their own.
-            sent_s: instants of sending of each run, ascending, in seconds, from which outages are found; ``None``: not
-                known.
-            source: of the measurements.
+            name: name of the profile.
+            runs_s: the round-trip times of each run, in seconds and in the order of sending. A run is one session of
+                measuring: a drive, an evening, a device. Runs under other conditions belong in another profile.
+            sent_s: instants of sending of each run, ascending, in seconds, which show the outages; ``None``: not known.
+            source: origin of the measurements.
 
         Raises:
-            TypeError, ValueError: no such runs.
+            TypeError, ValueError: the arguments are not such runs.
         """
         check_instance("name", name, lambda it: isinstance(it, str) and bool(it), "a name")
         if not len(runs_s):  # an array of runs has no truth value
@@ -151,10 +150,10 @@ class FittedAccess:
         return cls(name=name, runs=runs, messages=messages, source=source, outages=outages)
 
     def promise(self, share: float = 0.99, *, within: float = 0.15) -> AccessPromise:
-        """Say what can be promised for a share of the requests.
+        """Return what can be promised for a share of the requests.
 
         Args:
-            share: of the requests, between 0 and 1.
+            share: share of the requests, between 0 and 1.
             within: the relative error that is allowed.
 
         Raises:
@@ -163,7 +162,7 @@ class FittedAccess:
         check_number("share", share, "a share between 0 and 1", lambda it: 0 < it < 1)
         check_number("within", within, "a number above 0", lambda it: it > 0)
         count = len(self.runs)
-        rng = np.random.default_rng(0)  # the same measurements promise the same
+        rng = np.random.default_rng(0)  # a fixed seed: equal measurements give equal promises
         draws = [rng.multinomial(count, np.full(count, 1 / count), _DRAWS) for _ in range(2)]
         estimate = float(self._quantiles(np.ones((1, count)), [share])[0, 0])
         past, future = (self._quantiles(drawn, [share])[:, 0] for drawn in draws)
@@ -182,12 +181,12 @@ class FittedAccess:
     def profile(
         self, share: float = 0.99, *, within: float = 0.15, bandwidth_bytes_s: float | None = None
     ) -> AccessProfile:
-        """Return the profile for a `Problem` whose service classes promise up to a share of the requests.
+        """Return the profile for a `Problem` with service classes that promise at most this share.
 
         Args:
-            share: of the requests that is promised.
+            share: promised share of the requests.
             within: the relative error that is allowed.
-            bandwidth_bytes_s: of one user.
+            bandwidth_bytes_s: bandwidth of one user.
 
         Raises:
             Unpromisable: the measurements do not support the promise.
@@ -210,7 +209,7 @@ class FittedAccess:
 
         Args:
             drawn: shape (draws, runs), how often each run is taken.
-            shares: of the messages.
+            shares: shares of the messages.
 
         Returns:
             Shape (draws, shares), float64, seconds.
@@ -225,7 +224,7 @@ class FittedAccess:
         return values[np.minimum(at, values.size - 1)]
 
     def to_json(self) -> dict[str, Any]:
-        """Return it for JSON; `from_json` reads it."""
+        """Return the profile in a form for JSON, which `from_json` reads."""
         stored: dict[str, Any] = {"name": self.name, "source": self.source}
         if self.outages is not None:
             stored["outages"] = self.outages.to_json()
@@ -236,7 +235,7 @@ class FittedAccess:
         """Read what `to_json` returned.
 
         Raises:
-            KeyError, TypeError, ValueError: it is something else.
+            KeyError, TypeError, ValueError: ``stored`` is something else.
         """
         outages = Outages.from_json(stored["outages"]) if "outages" in stored else None
         runs = tuple(Distribution.from_json(run) for run in stored["runs"])
@@ -249,7 +248,11 @@ class FittedAccess:
 
 
 def _widening(count: int) -> float:
-    """Width of Student's 95 % interval over the normal one, and of a sample's deviation over that of draws from it."""
+    """Return the factor that widens the drawn interval for few runs.
+
+    It is the width of Student's 95 % interval over the normal one, times the deviation of a sample over the deviation
+    of draws from it.
+    """
     degrees, upper = max(count - 1, 1), (1 + _CERTAINTY) / 2
     student, normal = student_quantile(upper, degrees), normal_quantile(upper)
     return student / normal * math.sqrt((degrees + 1) / degrees)
@@ -267,7 +270,7 @@ def load_access(name: str) -> FittedAccess:
         name: one of `access_names`.
 
     Raises:
-        TypeError, ValueError: there is none of that name.
+        TypeError, ValueError: there is no profile of this name.
     """
     stored = _stored()
     return FittedAccess.from_json({"name": check_choice("name", name, tuple(stored)), **stored[name]})

@@ -1,16 +1,16 @@
 """`Outages`: times in which a radio link delivers nothing, and round-trip times that depend on them.
 
 Design:
-    Packets wait for the end of an outage and arrive together, so the first one waits longest and each later one less by
-    the time between them: an outage is a stretch of slow responses whose delays fall along a slope of -1. Independent
-    draws from the distribution of a whole run get the share of slow responses right and their company wrong: the tail
-    of a minute, the burst that follows, and how many requests miss their deadline together.
+    Packets wait for the end of an outage and arrive together. The first packet waits longest, and each later packet
+    waits less by the time between them: in an outage, the delays fall along a slope of -1. Independent draws from the
+    distribution of a whole run get the share of slow responses right, but not how they cluster: the tail of a minute,
+    the burst after an outage, and the number of requests that miss their deadline together.
 
-    The fit finds the stretches above `SLOW_S` and cuts them where a delay rises again by more than the stretch's own
-    decline. An outage begins between two messages, in the mean halfway. It ends a calm round trip before the slowest
-    response of its stretch would have come to its first message, or where the next outage begins. Outages start at a
-    constant rate, and each has a measured length; outside of them round-trip times are drawn from the measured ones
-    below `SLOW_S`.
+    The fit finds the stretches above `SLOW_S`. It splits a stretch where a message was sent after the previous one had
+    arrived, or where the delay rises by more than jitter. An outage begins halfway between two messages, on average. It
+    ends when its first message was sent, plus the slowest round trip of the stretch, minus a calm round trip, or when
+    the next outage begins. Outages start at a constant rate, and each has a measured length. Outside of outages,
+    round-trip times are drawn from the measured ones up to `SLOW_S`.
 """
 
 from collections.abc import Sequence
@@ -41,9 +41,9 @@ class Outages:
     """Outages of an access network.
 
     Attributes:
-        per_hour: how many start in an hour of working network.
-        length_s: how long one lasts.
-        calm_s: round-trip times outside of them.
+        per_hour: number of outages that start in an hour of working network.
+        length_s: duration of an outage.
+        calm_s: round-trip times outside of outages.
     """
 
     per_hour: float = attrs.field(
@@ -60,7 +60,7 @@ class Outages:
             runs: for each, the instants of sending, ascending, and the round-trip times; both in seconds.
 
         Returns:
-            ``None`` if there is no outage, or nothing else.
+            The outages; ``None`` if there are none, or if there are no calm round-trip times.
         """
         all_calm = np.concatenate([rtt_s[rtt_s <= SLOW_S] for _, rtt_s in runs])
         if not all_calm.size:
@@ -88,8 +88,8 @@ class Outages:
         """Draw the round-trip times of messages that are sent one after the other.
 
         Args:
-            count: of messages.
-            period_s: between them.
+            count: number of messages.
+            period_s: seconds between two messages.
             rng: source of randomness.
 
         Returns:
@@ -108,7 +108,7 @@ class Outages:
         return rtt_s
 
     def to_json(self) -> dict[str, Any]:
-        """Return it for JSON."""
+        """Return the outages in a form for JSON."""
         return {"per_hour": self.per_hour, "length_s": self.length_s.to_json(), "calm_s": self.calm_s.to_json()}
 
     @classmethod
@@ -119,12 +119,12 @@ class Outages:
 
 
 def _lengths(sent_s: Floats, rtt_s: Floats, calm_s: float) -> list[float]:
-    """Length of each outage of a run, by what a calm round trip takes."""
+    """Return the length of each outage of a run, given the time of a calm round trip."""
     slow = np.flatnonzero(rtt_s > SLOW_S)
     if not slow.size:
         return []
     arrived_s = sent_s[slow] + rtt_s[slow]
-    # the next outage: sent after what waited had arrived, or slower than the backlog explains
+    # the next outage begins with a message that was sent after the backlog arrived, or is slower than it explains
     starts = (sent_s[slow][1:] > arrived_s[:-1]) | (np.diff(arrived_s) > np.diff(sent_s[slow]) + _JITTER_S)
     parts = np.concatenate([[0], np.flatnonzero(starts) + 1])
     first_s = sent_s[slow[parts]]

@@ -1,14 +1,14 @@
 """`PromiseWatch`: tells when a promised latency has become untenable.
 
 Design:
-    A promise lets a share of the requests be late. For each promise a wealth is bet, in turn after each block of
+    A promise allows a share of the requests to be late. For each promise, the watch bets a wealth after each block of
     requests, on the alternative that three times as many are late: ``w = max(w, 1) · (1 + bet · (late - allowed))``,
-    with the bet of the likelihood ratio. While the promise holds the factor is at most 1 in the mean, so the wealth
+    with the bet of the likelihood ratio. While the promise holds, the factor is at most 1 on average. So the wealth
     passes ``1 / false_alarm`` in less than ``false_alarm`` of the blocks, by Ville's inequality for each restart at 1.
     There is no window and no fixed sample size; a promise that holds for a year is tested as well as a new one.
 
-    Neighbors in time are late together, so a block, not a request, is what is bet on: blocks should be longer than what
-    makes requests late at the same time.
+    Requests that are close in time are late together, so the watch bets on blocks and not on single requests. A block
+    should be longer than an event that makes requests late at the same time.
 
 Complexity:
     A few floating-point operations for each request; no allocation.
@@ -29,16 +29,16 @@ from streaminfer._internal.validation import check_count, check_duration, check_
 __all__ = ["LatencyPromise", "PromiseState", "PromiseWatch"]
 
 _ALTERNATIVE = 3.0
-"""So many times more late requests than promised are found soonest."""
+"""Multiple of the promised late requests that the watch detects soonest."""
 
 
 @attrs.frozen(kw_only=True)
 class LatencyPromise:
-    """A share of the requests takes at most so long.
+    """Promise that a share of the requests takes at most ``latency_s``.
 
     Attributes:
         latency_s: the bound, of a response or a round trip, in seconds.
-        share: of the requests within it, between 0 and 1.
+        share: share of the requests within the bound, between 0 and 1.
     """
 
     latency_s: float
@@ -51,9 +51,9 @@ class PromiseState(Snapshot):
 
     Attributes:
         promise: the bound and the share.
-        requests: how many were seen.
-        kept: the share of them within the bound; NaN: none was seen.
-        evidence: against the promise: it is untenable from 1 on.
+        requests: number of observed requests.
+        kept: the share of them within the bound; NaN: no request was observed.
+        evidence: evidence against the promise, which is untenable from 1 on.
         untenable: the evidence has reached 1 since the last reset.
     """
 
@@ -83,7 +83,7 @@ class _Bet:
 
 
 class PromiseWatch:
-    """Latencies compared with what was promised, request by request.
+    """Compares latencies with promises, request by request.
 
     ::
 
@@ -92,14 +92,14 @@ class PromiseWatch:
             ...  # plan again, with the round-trip times of today
 
     Args:
-        promises: by name, such as a cluster's.
-        block: how many requests in a row are one observation: more than one where an outage makes many late together.
-        false_alarm: at most this share of the blocks raises an alarm about a promise that holds.
+        promises: promises by name, such as the name of a cluster.
+        block: number of requests per observation; more than one if an outage makes many requests late together.
+        false_alarm: largest share of the blocks that may raise an alarm about a promise that holds.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
 
-    Threads: none.
+    Not thread-safe.
     """
 
     def __init__(self, promises: Mapping[str, LatencyPromise], *, block: int = 1, false_alarm: float = 0.001) -> None:
@@ -115,14 +115,14 @@ class PromiseWatch:
             self._bets[name] = _Bet(promise)
 
     def observe(self, name: str, latency_s: float) -> bool:
-        """Take one latency.
+        """Record one latency.
 
         Args:
-            name: of the promise.
-            latency_s: of the request, in seconds; infinity where it got no response.
+            name: name of the promise.
+            latency_s: latency of the request, in seconds; infinity if it got no response.
 
         Returns:
-            Whether the promise became untenable with this request; once until `reset`.
+            Whether the promise became untenable with this request; true only once until `reset`.
 
         Raises:
             ValueError: there is no such promise.
@@ -142,7 +142,7 @@ class PromiseWatch:
         return was_tenable and bet.peak >= self._threshold
 
     def reset(self, name: str) -> None:
-        """Forget what was seen of a promise, such as after a new plan.
+        """Forget the observations of a promise, for instance after a new plan.
 
         Raises:
             ValueError: there is no such promise.

@@ -1,22 +1,22 @@
 """Round-trip times that can be promised, from few measurements of a network that changes.
 
 Design:
-    A promise is about the future: a share of the requests will need at most so long. The quantile of past measurements
-    promises too much for two reasons. There are few of them, and neighbors in time are alike. And the network moves:
-    a route changes, a host becomes busy. No formula for independent samples knows the second reason, which is the
-    larger one: of 9,702 pairs of personal devices, 38 % moved their median by over 20 ms from one half of 344 rounds to
-    the other.
+    A promise is about the future: a share of the requests will take at most a given time. The quantile of past
+    measurements promises too much for two reasons. First, measurements are few, and neighbors in time are alike.
+    Second, the network changes: a route moves, a host becomes busy. No formula for independent samples covers the
+    second reason, which is the larger one: of 9,702 pairs of personal devices, 38 % moved their median by over 20 ms
+    from one half of 344 rounds to the other.
 
-    `Backtest` measures both at once. The earlier half of each pair's measurements plays the past, the later half the
-    future. For each level a line is fitted to the logarithms of past and future quantiles: slope 1 where pairs stay as
-    they are, less where slow ones recover and fast ones do not stay fast. Pairs are sorted by their past into bins, and
-    of each bin's distances from the line the quantile is taken that the wanted part of its pairs stayed below, with the
-    rank of split conformal prediction; between bins it is interpolated. Bins are small where the past was fast: there a
-    busy host changes most, and plans choose from there. Conditioning on the past makes the choice of the best of many
-    sites harmless: the best of the past are compared with the best of the past.
+    `Backtest` measures both at once. The earlier half of each pair's measurements is the past, the later half the
+    future. For each level it fits a line to the logarithms of past and future quantiles. The slope is 1 if pairs do not
+    change, and less if slow pairs recover and fast pairs do not stay fast. Pairs are sorted by their past into bins.
+    The bound of a bin is the distance from the line that the wanted part of its pairs stayed below, with the rank of
+    split conformal prediction; bounds are interpolated between bins. Bins are small where the past was fast, because a
+    busy host changes these pairs most and plans choose among them. The choice of the best of many sites does no harm,
+    because a bound comes from pairs with a similar past.
 
-    With less than `MIN_PAIRS` pairs there is no backtest. The bound is then an order statistic, with as many
-    measurements as independent ones would be worth, and the share that no measurement can vouch for is unpromisable.
+    With fewer than `MIN_PAIRS` pairs there is no backtest. The bound is then an order statistic, for the number of
+    independent measurements that are worth as much. A share that they cannot support is unpromisable.
 
 Invariants:
     Promised values ascend with the level, and are never below the measured quantile.
@@ -39,17 +39,17 @@ from streaminfer.placement.distribution import Distribution
 __all__ = ["CONFIDENCE", "LEVELS", "UNPROMISABLE_S", "Backtest", "PromisedRtt", "independent_samples", "promised_rtt"]
 
 CONFIDENCE = 0.97
-"""Pairs of a network move together, so a little over the 95 % that shall keep their promise: 0.95 kept 93 to 95 %."""
+"""A little over the 95 % of pairs that must keep their promise, because pairs change together: 0.95 kept 93 to 95 %."""
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.985, 0.99, 0.995, 0.999)
 """Shares of requests for which round-trip times are promised; an SLO asks about the upper ones."""
 
 UNPROMISABLE_S = 86_400.0
-"""Round-trip time of the requests that no measurement vouches for: a day, which is within no SLO."""
+"""Round-trip time of requests for which nothing can be promised: a day, which exceeds every SLO."""
 
 MIN_PAIRS = 40
 _BIN_GROWTH = 1.6
-"""Each bin has so many times more pairs than the one before; the first has `MIN_PAIRS`."""
+"""Number of pairs of a bin relative to the previous bin; the first has `MIN_PAIRS`."""
 _MOST_BINS = 9
 _MIN_SAMPLES = 20
 _RESOLUTION_S = 0.001
@@ -63,18 +63,18 @@ class PromisedRtt:
     """Round-trip times of one pair that can be promised.
 
     Attributes:
-        values_s: for each of `LEVELS`, ascending; infinity: nothing can be promised.
+        values_s: promised round-trip time for each of `LEVELS`, ascending; infinity: nothing can be promised.
     """
 
     values_s: Floats
 
     def quantile(self, share: float) -> float:
-        """Return the promised round-trip time of a share of the requests, in seconds; infinity: there is none."""
+        """Return the promised round-trip time of a share of the requests, in seconds; infinity: no promise."""
         at = int(np.searchsorted(LEVELS, share - 1e-12))
         return float(self.values_s[at]) if at < len(LEVELS) else math.inf
 
     def distribution(self) -> Distribution:
-        """Return it for a `Problem`: each share has the value of the level above, the rest `UNPROMISABLE_S`."""
+        """Return the distribution for a `Problem`: each share has the value of the level above, the rest a day."""
         shares = np.diff([0.0, *LEVELS, 1.0])
         values = np.append(np.minimum(self.values_s, UNPROMISABLE_S), UNPROMISABLE_S)
         return Distribution.of(values.tolist(), shares.tolist())
@@ -85,10 +85,10 @@ class Backtest:
     """Bounds on future quantiles of pairs, by level and by the quantile of their past.
 
     Attributes:
-        confidence: the part of alike pairs that stayed below.
+        confidence: the part of similar pairs that stayed below the bound.
         past: shape (levels, bins), logarithms of seconds; mean past of each bin. No bins: there were too few pairs.
-        future: likewise the bound.
-        slope: shape (levels,), of the line through past and future, 0 to 1.
+        future: shape (levels, bins), logarithms of seconds; bound on the future of each bin.
+        slope: shape (levels,), slope of the line through past and future, 0 to 1.
     """
 
     confidence: float
@@ -105,7 +105,7 @@ class Backtest:
             confidence: between 0 and 1.
 
         Raises:
-            TypeError, ValueError: no such confidence.
+            TypeError, ValueError: ``confidence`` is not such a number.
         """
         check_number("confidence", confidence, "a number between 0 and 1", lambda it: 0 < it < 1)
         enough = [column for column in columns if column.size >= _MIN_SAMPLES]
@@ -135,7 +135,7 @@ def promised_rtt(samples_s: Floats, backtest: Backtest) -> PromisedRtt:
 
     Args:
         samples_s: its measurements, in the order of measurement.
-        backtest: of all pairs.
+        backtest: backtest of all pairs.
     """
     measured = _quantiles(samples_s)
     bounds = backtest.bounds(measured) if backtest.past.size else _order_statistics(samples_s, backtest.confidence)
@@ -143,7 +143,7 @@ def promised_rtt(samples_s: Floats, backtest: Backtest) -> PromisedRtt:
 
 
 def independent_samples(samples_s: Floats) -> float:
-    """Return how many independent samples are worth as much, by the correlation of neighbors' ranks (AR(1))."""
+    """Return the equivalent number of independent samples, from the correlation of neighbors' ranks (AR(1))."""
     if np.ptp(samples_s) == 0:
         return 1.0
     _, codes, counts = np.unique(samples_s, return_inverse=True, return_counts=True)
@@ -158,18 +158,18 @@ def _quantiles(samples_s: Floats) -> Floats:
 
 
 def _rank(pairs: int, confidence: float) -> int:
-    """Rank of the bound among so many futures; above their number, there is none."""
+    """Return the rank of the bound among the futures of ``pairs``; a rank above their number means no bound."""
     return math.ceil((pairs + 1) * confidence)
 
 
 def _upper(distance: Floats, confidence: float) -> Floats:
-    """The bound on the distances of one bin for all levels; the pairs are the second axis."""
+    """Return the bound on the distances of one bin for all levels; the pairs are the second axis."""
     at = min(_rank(distance.shape[1], confidence), distance.shape[1]) - 1
     return np.asarray(np.partition(distance, at, axis=1)[:, at])
 
 
 def _bins(pairs: int) -> list[NDArray[np.int64]]:
-    """Indexes of the pairs of each bin; the last one takes the rest."""
+    """Return the indexes of the pairs of each bin; the last bin gets the rest."""
     ends, size = [0], float(MIN_PAIRS)
     while ends[-1] + 2 * size <= pairs and len(ends) < _MOST_BINS:
         ends.append(ends[-1] + int(size))
@@ -182,7 +182,7 @@ def _logs(values_s: Floats) -> Floats:
 
 
 def _slopes(past: Floats, future: Floats) -> Floats:
-    """Slopes of the lines through the pairs of each level, by least squares."""
+    """Return the slopes of the lines through the pairs of each level, by least squares."""
     centered = past - past.mean(axis=1, keepdims=True)
     squares = (centered**2).sum(axis=1)
     products = (centered * future).sum(axis=1)
@@ -191,7 +191,7 @@ def _slopes(past: Floats, future: Floats) -> Floats:
 
 
 def _bound(value: float, past: Floats, future: Floats, slope: float) -> float:
-    """Interpolate between bins; beyond them the line goes on, upward with a slope of 1."""
+    """Interpolate between bins; beyond them, extend the line, upward with a slope of 1."""
     if value < past[0]:
         return float(future[0] - slope * (past[0] - value))
     if value > past[-1]:
@@ -200,7 +200,7 @@ def _bound(value: float, past: Floats, future: Floats, slope: float) -> float:
 
 
 def _order_statistics(samples_s: Floats, confidence: float) -> Floats:
-    """Upper confidence bounds of the quantiles at `LEVELS`, as if the independent samples were all there were."""
+    """Return upper confidence bounds of the quantiles at `LEVELS`, from the equivalent independent samples."""
     count = int(independent_samples(samples_s))
     ascending = np.sort(samples_s)
     bounds = []
@@ -212,7 +212,7 @@ def _order_statistics(samples_s: Floats, confidence: float) -> Floats:
 
 
 def _binomial_cdf(count: int, share: float) -> Floats:
-    """Probability that at most 0, 1, … count - 1 of the samples lie below the quantile."""
+    """Return the probability that at most 0, 1, … count - 1 of the samples lie below the quantile."""
     k = np.arange(count)
     logs = np.array([math.lgamma(count + 1) - math.lgamma(i + 1) - math.lgamma(count - i + 1) for i in k.tolist()])
     return np.cumsum(np.exp(logs + k * math.log(share) + (count - k) * math.log1p(-share)))

@@ -19,7 +19,7 @@ from streaminfer.placement.problem import AccessProfile, Link, check_unique
 __all__ = ["END_TO_END", "PairSummary", "RttSamples"]
 
 END_TO_END = AccessProfile(name="end to end", rtt=Distribution.of(0.0))
-"""Access profile of clusters whose links were measured from their own devices: the last mile is part of the link."""
+"""Access profile of clusters with links that were measured from user devices: the link includes the last mile."""
 
 Floats = NDArray[np.float64]
 
@@ -29,12 +29,12 @@ class PairSummary:
     """Measurements of one cluster and one site.
 
     Attributes:
-        samples: how many there are.
-        independent: how many independent ones would say as much; neighbors in time are alike.
-        median_s: of all of them.
-        moved_s: median of the later half minus that of the earlier.
-        measured_s: their quantile at the share that was given.
-        promised_s: what is promised for that share; infinity: nothing can be.
+        samples: number of measurements.
+        independent: equivalent number of independent measurements; neighbors in time are alike.
+        median_s: median of all measurements.
+        moved_s: median of the later half minus the median of the earlier half.
+        measured_s: measured quantile at the given share.
+        promised_s: promised time at this share; infinity: nothing can be promised.
     """
 
     samples: int
@@ -57,15 +57,15 @@ class RttSamples:
 
     @classmethod
     def from_array(cls, rtt_s: ArrayLike, clusters: Sequence[str], sites: Sequence[str]) -> Self:
-        """Take measurements of all pairs at the same instants.
+        """Make samples from measurements of all pairs at the same instants.
 
         Args:
             rtt_s: shape (instants, clusters, sites), seconds; NaN: not measured.
-            clusters: their names.
-            sites: their names.
+            clusters: names of the clusters.
+            sites: names of the sites.
 
         Raises:
-            TypeError, ValueError: not such an array.
+            TypeError, ValueError: ``rtt_s`` is not such an array.
         """
         check_unique("clusters", clusters)
         check_unique("sites", sites)
@@ -82,10 +82,10 @@ class RttSamples:
 
     @classmethod
     def from_rows(cls, rows: Iterable[tuple[str, str, float]]) -> Self:
-        """Take rows of cluster, site and seconds, in the order of measurement.
+        """Make samples from rows of cluster, site and seconds, in the order of measurement.
 
         Raises:
-            TypeError, ValueError: not such rows.
+            TypeError, ValueError: ``rows`` are not such rows.
         """
         found: dict[tuple[str, str], list[float]] = defaultdict(list)
         for row in rows:
@@ -130,12 +130,12 @@ class RttSamples:
     ) -> dict[str, dict[str, Link]]:
         """Return the links of a `Problem`, with round-trip times that can be promised.
 
-        They are longer than what was measured: networks change, and measurements are few. The promise is what the
-        future did to alike pairs, when the earlier half of the measurements was the past and the later half the future.
+        The promised times are longer than the measured ones, because networks change and measurements are few. They
+        come from a backtest: how similar pairs changed from the earlier half of the measurements to the later half.
 
         Args:
-            confidence: that a promised share of the requests will be kept by a pair, below 1.
-            bandwidth_bytes_s: of each link, for one request.
+            confidence: probability that a pair keeps its promise, below 1.
+            bandwidth_bytes_s: bandwidth of each link, for one request.
 
         Raises:
             TypeError, ValueError: not such numbers.
@@ -150,11 +150,11 @@ class RttSamples:
         }
 
     def summary(self, share: float = 0.99, *, confidence: float = CONFIDENCE) -> dict[tuple[str, str], PairSummary]:
-        """Return, for each cluster and site, how much was measured and what it is worth.
+        """Return, for each cluster and site, a summary of the measurements and of what they can promise.
 
         Args:
-            share: of the requests that is promised.
-            confidence: as of `links`.
+            share: promised share of the requests.
+            confidence: as for `links`.
 
         Raises:
             TypeError, ValueError: not such numbers.

@@ -1,1 +1,1 @@
-"""The solver of placements: pools and whom they can serve, flows of demand, the exact program, a greedy choice."""
+"""Solver of placements: pools and the clusters they can serve, flows of demand, the exact program, a greedy choice."""

@@ -1,9 +1,9 @@
-"""`Candidates`: every way to run a variant, whom it can serve in time, and what it needs.
+"""`Candidates`: every way to run a variant, with the clusters that it can serve in time and its needs.
 
-*Idea.* A *pool* is a variant at a site (a path of sites for shards), on a kind of device, with replicas that are all
-loaded to at most one of a few levels. The level fixes the distribution of the delay at a replica, so whether a pool
-keeps the promise of a cluster is known before anything is optimized: a table of booleans. What remains to choose is
-how many replicas each pool has.
+*Idea.* A *pool* is a variant at a site (a path of sites for shards), on a kind of device, and with one of a few levels
+as the maximum load of its replicas. The level fixes the distribution of the delay at a replica. So a table of booleans
+tells before the optimization whether a pool keeps the promise of a cluster. The solver only chooses the number of
+replicas of each pool.
 
 *Complexity.* The table costs one product of matrices for each group of clusters with the same SLO, access profile and
 model: 500 clusters × 60 sites × 15 pools × 500 bins take half a second.
@@ -38,11 +38,11 @@ class Pool:
     Attributes:
         model: the model.
         variant: the variant.
-        sites: of each shard, by index.
-        kinds: of device, for each shard.
+        sites: index of the site of each shard.
+        kinds: kind of device of each shard.
         level: load of a replica as a share of its largest throughput.
         rate: requests per second of a replica at that load.
-        price: of a replica.
+        price: price of a replica.
     """
 
     model: Model
@@ -55,7 +55,7 @@ class Pool:
 
     @property
     def home(self) -> tuple[Any, ...]:
-        """Where what runs, whatever the load."""
+        """Model, variant, sites and kinds of device: the identity of the pool without its load."""
         return self.model.name, self.variant.name, self.sites, self.kinds
 
 
@@ -71,7 +71,7 @@ class Resource:
 
 @attrs.frozen
 class State:
-    """Conditions that the plan must serve everybody in: an hour of a scenario, with or without lost sites."""
+    """Conditions in which the plan must serve all demand: an hour of a scenario, with or without lost sites."""
 
     hour: int
     scenario: int
@@ -85,14 +85,14 @@ class Candidates:
     Attributes:
         problem: the problem.
         pools: the pools.
-        resources: what is limited.
-        needs: shape (r, p), what a replica takes.
+        resources: the limited resources.
+        needs: shape (r, p), what a replica occupies of a resource.
         uses: shape (s, p), whether a pool uses a site.
-        serves: shape (c, p), whether it is the cluster's model and can be reached.
-        stays: shape (c, p), whether data stay in the region that the cluster asks for.
+        serves: shape (c, p), whether a pool has the cluster's model and the cluster can reach it.
+        stays: shape (c, p), whether data stay in the region that the cluster requires.
         suffices: shape (c, p), whether the quality is enough.
         in_time: shape (scenarios, c, p), whether the promise holds.
-        states: of the plan, those without losses first.
+        states: states of the plan, first the states without losses.
         rates: shape (states, c), requests per second.
     """
 
@@ -119,7 +119,7 @@ def find_candidates(problem: Problem, hours: tuple[int, ...] | None = None) -> C
 
     Args:
         problem: the problem.
-        hours: that the plan must hold in; ``None``: all.
+        hours: hours in which the plan must hold; ``None``: all.
     """
     pools = tuple(_pools(problem))
     resources = tuple(_resources(problem))
@@ -193,7 +193,7 @@ def _resources(problem: Problem) -> Iterator[Resource]:
 
 
 def _states(problem: Problem, hours: Any) -> tuple[State, ...]:
-    """Every hour of every scenario, first without losses, then after each loss."""
+    """Return every hour of every scenario, first without losses, then after each loss."""
     index = {site.name: s for s, site in enumerate(problem.sites)}
     lost = [(), *(tuple(sorted(index[name] for name in group)) for group in problem.failure_groups)]
     normal = [State(hour, scenario) for hour in hours for scenario in range(len(problem.scenarios))]
@@ -206,7 +206,7 @@ def _rates(problem: Problem, state: State) -> Floats:
 
 
 def _site_link(problem: Problem, start: int, end: int) -> Link | None:
-    """The link between two sites; none costs nothing within a site."""
+    """Return the link between two sites; within a site, it takes no time. ``None``: there is no link."""
     if start == end:
         return _LOCAL
     a, b = problem.sites[start].name, problem.sites[end].name
@@ -225,7 +225,7 @@ def _payload(model: Model) -> float:
 
 
 def _transfers(problem: Problem, pool: Pool, step_s: float, bins: int) -> list[Floats]:
-    """Histograms of the way between shards."""
+    """Return the histograms of the transfers between shards."""
     return [histograms([rtt], [transfer_s], step_s, bins)[0] for rtt, transfer_s in _ways(problem, pool)]
 
 
@@ -238,7 +238,7 @@ def _ways(problem: Problem, pool: Pool) -> Iterator[tuple[Distribution, float]]:
 
 
 def _in_time(problem: Problem, pools: tuple[Pool, ...], scenario: int) -> Bools:
-    """Shape (c, p): whether the share of requests within the SLO is as promised."""
+    """Return whether the share of requests within the SLO is as promised, shape (c, p)."""
     promises = [problem.promise_of(cluster) for cluster in problem.clusters]
     groups: dict[tuple[float, AccessProfile, str], list[int]] = {}
     for c, cluster in enumerate(problem.clusters):
@@ -261,7 +261,7 @@ def _in_time(problem: Problem, pools: tuple[Pool, ...], scenario: int) -> Bools:
 
 
 def _rest(problem: Problem, pools: list[Pool], profile: AccessProfile, slo_s: float) -> list[tuple[int, Floats]]:
-    """For each pool a number that equal ones share, and the share in time by what the backhaul takes."""
+    """Return, for each pool, a number that equal pools share, and the share in time by the time of the backhaul."""
     step_s = slo_s / BINS
     known: dict[Any, tuple[int, Floats]] = {}
     found = []
@@ -301,9 +301,9 @@ def path_latency(
     Args:
         problem: the problem.
         cluster: the users.
-        pool: that serves them.
+        pool: the pool that serves them.
         scenario: index of the scenario.
-        load: of the replicas, as a share of their largest throughput.
+        load: load of the replicas, as a share of their largest throughput.
         step_s: seconds of a step.
         bins: the last step.
     """
@@ -312,7 +312,7 @@ def path_latency(
     access = histograms([profile.rtt], [offset_s], step_s, bins)[0]
     backhaul = _backhaul(problem, [cluster], problem.sites[pool.sites[0]], step_s, bins)[0]
     parts = [access, backhaul, *_transfers(problem, pool, step_s, bins)]
-    below = max(1, int(load * _LOAD_STEPS + _LOAD_ROUNDING))  # delays are the same for many clusters at whole steps
+    below = max(1, int(load * _LOAD_STEPS + _LOAD_ROUNDING))  # whole steps, so that many clusters share cached delays
     above = load * _LOAD_STEPS - below
     delays = _delay_shares(pool, below / _LOAD_STEPS, step_s, bins)
     if above > _LOAD_ROUNDING:

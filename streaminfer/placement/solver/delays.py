@@ -1,9 +1,9 @@
 """Delays at a replica: from the arrival of a request to the end of its last batch, by the load.
 
-*Idea.* `Replicas` gives every replica a batcher of its own, so a replica is one worker behind a Poisson stream. Its
-delays are those of a greedy batcher; they are found by a run of many arrivals, always the same random numbers, with
-the load as a share of the largest throughput. The shards of a chain are run one behind the other: what leaves one in
-batches arrives at the next in batches.
+*Idea.* `Replicas` gives every replica its own batcher, so a replica is one worker with Poisson arrivals. Its delays are
+those of a greedy batcher. A simulation of many arrivals finds them, always with the same random numbers; the load is a
+share of the largest throughput. The shards of a chain are simulated one after the other: requests that leave a shard in
+a batch arrive at the next shard together.
 
 *Error.* With 200,000 arrivals p99 varies by about 1 % between seeds at 80 % load, and by 3 % at 90 %.
 """
@@ -42,7 +42,7 @@ def chain_delays(stages: Stages, max_batch_size: int, load: float) -> Floats:
 
     Args:
         stages: the service time of each shard.
-        max_batch_size: of every shard.
+        max_batch_size: maximum batch size of every shard.
         load: share of the largest throughput, > 0 and < 1.
     """
     started_s = _unit_arrivals() / (load * chain_rate(stages, max_batch_size))
@@ -59,7 +59,7 @@ def share_within(delays_s: Floats, limits_s: NDArray[np.floating[Any]]) -> Float
 
 @cache
 def _unit_arrivals() -> Floats:
-    """Arrivals of a Poisson stream, scaled to a rate of exactly 1: delays at high loads depend most on it."""
+    """Return Poisson arrivals, scaled to a rate of exactly 1: delays at high loads depend strongly on the rate."""
     arrivals: Floats = np.cumsum(np.random.default_rng(_SEED).exponential(size=_ARRIVALS))
     arrivals *= _ARRIVALS / arrivals[-1]
     return arrivals

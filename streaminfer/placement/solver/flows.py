@@ -1,12 +1,12 @@
-"""`Flows`: whether replicas can serve everybody in every state, by a largest flow of demand to pools.
+"""`Flows`: tests whether replicas can serve all demand in every state, by a maximum flow of demand to pools.
 
-*Idea.* What a plan costs depends on its replicas only. They suffice if and only if, in every state, all demand can
-flow to the pools that keep its promise (Hall's condition for a transport problem). Where it cannot, the minimum cut
-names clusters whose pools are too small together: an inequality that every plan must satisfy (Benders' cut, here
-found by a flow in a millisecond instead of a linear program).
+*Idea.* The cost of a plan depends only on its replicas. The replicas suffice if and only if, in every state, all demand
+can flow to pools that keep its promise (Hall's condition for a transport problem). If it cannot, the minimum cut names
+clusters with pools that are too small together. This gives an inequality that every plan must satisfy: Benders' cut,
+here found by a flow in a millisecond instead of a linear program.
 
-Amounts are whole numbers, :data:`UNITS` for the largest total demand, so flows are exact; what is left of a demand
-below :data:`TOLERANCE` of it is rounding.
+Amounts are whole numbers, with :data:`UNITS` for the largest total demand, so flows are exact. Unserved demand below
+:data:`TOLERANCE` of the largest total demand is rounding.
 """
 
 import attrs
@@ -29,7 +29,7 @@ Ints = NDArray[np.int64]
 class Cut:
     """Clusters, and the pools that are too small for them.
 
-    Every plan has: rate of the pools in ``pools`` + the demand that could go elsewhere ≥ all demand of ``clusters``.
+    In every plan, the rate of ``pools`` plus the demand that can go elsewhere is at least the demand of ``clusters``.
     """
 
     state: int
@@ -42,7 +42,7 @@ class Flows:
 
     Args:
         rates: shape (states, clusters), requests per second.
-        allowed: shape (states, clusters, pools): which pools may serve whom. Rows of one scenario may be shared.
+        allowed: shape (states, clusters, pools), whether a pool may serve a cluster; states may share arrays.
         pool_rates: shape (pools,), requests per second of a replica.
     """
 
@@ -56,7 +56,7 @@ class Flows:
         self._limits: dict[int, Ints] = {}
 
     def limits(self, state: int) -> Ints:
-        """Shape (clusters, pools): the most that can flow."""
+        """Return the most that can flow from each cluster to each pool, shape (clusters, pools)."""
         if state not in self._limits:
             self._limits[state] = np.where(self.allowed[state], self._demand[state][:, None], 0)
         return self._limits[state]
@@ -66,7 +66,7 @@ class Flows:
         return np.zeros(self.allowed[0].shape, np.int64)
 
     def capacity(self, counts: Floats) -> Ints:
-        """What replicas can take; a count may be a fraction in a relaxation."""
+        """Return the capacity of the replicas of each pool; a count may be a fraction in a relaxation."""
         return np.minimum(np.rint(counts * self.pool_rates * self.unit), 4.0 * UNITS).astype(np.int64)
 
     def extend(
@@ -79,7 +79,7 @@ class Flows:
             counts: shape (pools,), replicas.
             flow: increased in place.
             opened: shape (pools,), how far the sites of each pool are in use, 0 … 1; ``None``: all are.
-            pools: only to these.
+            pools: pools to which the flow may be extended; ``None``: all.
 
         Returns:
             The clusters and pools that unserved demand reaches.
@@ -101,7 +101,7 @@ class Flows:
         return clusters, reaches
 
     def unserved(self, state: int, flow: Ints) -> Ints:
-        """What a flow leaves of the demand; rounding is no demand."""
+        """Return the demand that a flow leaves unserved, without rounding."""
         left = self._demand[state] - flow.sum(axis=1)
         return np.where(left > np.minimum(self._tolerance, self._demand[state] // 2), left, 0)
 

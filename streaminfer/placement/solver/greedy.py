@@ -1,17 +1,17 @@
 """A greedy choice of replicas, for repairs and large problems.
 
-*Idea.* State by state, the demand that flows nowhere asks for replicas. The next one is where a unit of demand costs
-least, counting the price of a site that is not yet used. When all are served, replicas and whole sites that are not
-needed are taken away again, dearest first. A local search then tries to do without each site and each replica, or with
-one more, as long as the work is in proportion.
+*Idea.* State by state, the algorithm adds replicas for unserved demand. It places the next replica where a unit of
+demand costs least, including the price of a site that is not yet used. When all demand is served, it removes unneeded
+sites and replicas, the most expensive first. A local search then tries to remove each site and each replica, or to add
+a replica, within a limit on its work.
 
-*Bound.* Without prices of sites and where no limit binds, the demand that n replicas serve is a submodular function of
-n, so the cost is at most 1 + ln(D / d) times the least, with D the largest total demand and d the smallest gain of a
-replica (Wolsey 1982). What counts in practice is the bound that each plan states: :func:`lower_bound` is a feasible
+*Bound.* Without prices of sites, and if no limit binds, the demand that n replicas serve is a submodular function of n.
+So the cost is at most 1 + ln(D / d) times the least, with D the largest total demand and d the smallest gain of a
+replica (Wolsey 1982). In practice the bound that each plan states matters more: :func:`lower_bound` is a feasible
 solution of the dual of the linear relaxation.
 
-*Guarantee.* Where the greedy choice runs into a limit with demand left, it returns ``None``; callers solve the program
-then, so no cluster is unserved while there is capacity.
+*Guarantee.* If the greedy choice meets a limit with demand left, it returns ``None``, and the callers solve the exact
+program. So no cluster is unserved while there is capacity.
 
 Reference: L. A. Wolsey, "An analysis of the greedy algorithm for the submodular set covering problem" (1982).
 """
@@ -28,7 +28,7 @@ from streaminfer.placement.solver.instance import Instance
 __all__ = ["complete", "greedy_counts", "lower_bound", "serve_most", "trimmed"]
 
 _EXCHANGE_WORK = 3e7
-"""States × clusters × groups of replicas, squared, × exchanges: about five seconds."""
+"""Limit of states × clusters × (groups of replicas)² × exchanges: about five seconds of work."""
 
 _CHEAPER = 1 - 1e-9
 
@@ -38,10 +38,10 @@ Ints = NDArray[np.int64]
 
 
 def greedy_counts(instance: Instance) -> Floats | None:
-    """Choose replicas for everybody, drop what is not needed, and exchange them for cheaper ones.
+    """Choose replicas for all demand, drop unneeded ones, and exchange replicas for cheaper ones.
 
     Returns:
-        ``None`` where the greedy choice runs into a limit.
+        Replicas of each pool; ``None`` if the greedy choice meets a limit.
     """
     counts = trimmed(instance, np.zeros(len(instance.pools)))
     return None if counts is None else _exchange(instance, counts)
@@ -50,16 +50,16 @@ def greedy_counts(instance: Instance) -> Floats | None:
 def trimmed(
     instance: Instance, start: Floats, seen: list[Cut] | None = None, *, kept: Floats | None = None
 ) -> Floats | None:
-    """Add replicas until everybody is served, then drop what is not needed.
+    """Add replicas until all demand is served, then drop unneeded ones.
 
     Args:
-        instance: what there is to choose from.
+        instance: pools to choose from.
         start: replicas to begin with.
-        seen: gets the cuts that the start violates.
+        seen: list that collects the violated cuts.
         kept: replicas that stay, needed or not; ``None``: none.
 
     Returns:
-        ``None`` where a limit is in the way.
+        Replicas of each pool; ``None`` if a limit prevents this.
     """
     counts = complete(instance, start, seen)
     return None if counts is None else _drop(instance, counts, kept)
@@ -68,14 +68,14 @@ def trimmed(
 def complete(
     instance: Instance, counts: Floats, seen: list[Cut] | None = None, banned: Bools | None = None
 ) -> Floats | None:
-    """Add replicas until everybody is served in every state; ``None`` where a limit is in the way."""
+    """Add replicas until all demand is served in every state; ``None`` if a limit prevents this."""
     counts = counts.copy()
     states = range(len(instance.flows.rates))
     return counts if all(_serve(instance, state, counts, seen, banned) for state in states) else None
 
 
 def serve_most(instance: Instance) -> Floats:
-    """Choose replicas for as many as the greedy choice can serve."""
+    """Choose replicas for as much demand as the greedy choice can serve."""
     counts = np.zeros(len(instance.pools))
     for state in range(len(instance.flows.rates)):
         _serve(instance, state, counts)
@@ -83,7 +83,7 @@ def serve_most(instance: Instance) -> Floats:
 
 
 def lower_bound(instance: Instance) -> float:
-    """Return what any plan costs at least: each cluster's demand at the least price of a request per second."""
+    """Return a lower bound on the cost of any plan: each demand at the least price of a request per second."""
     unit = np.where(instance.most > 0, instance.prices / instance.pool_rates, np.inf)
     bounds = [0.0]
     for allowed, rates in zip(instance.flows.allowed, instance.flows.rates, strict=True):
@@ -95,7 +95,7 @@ def lower_bound(instance: Instance) -> float:
 def _serve(
     instance: Instance, state: int, counts: Floats, seen: list[Cut] | None = None, banned: Bools | None = None
 ) -> bool:
-    """Add replicas until everybody is served in one state."""
+    """Add replicas until all demand is served in one state."""
     flows = instance.flows
     flow = flows.empty()
     clusters, pools = flows.extend(state, counts, flow)
@@ -108,7 +108,7 @@ def _serve(
         waiting = np.flatnonzero(unserved)
         wanted = unserved[waiting] @ flows.allowed[state][waiting] / flows.unit
         if (pool := _cheapest(instance, counts, wanted, alive)) < 0:
-            # nowhere for those themselves: where others would make room for them
+            # no pool for the unserved clusters: look for a pool that lets other clusters make room for them
             wanted = np.where(flows.allowed[state][clusters].any(axis=0), unserved.sum() / flows.unit, 0.0)
             if (pool := _cheapest(instance, counts, wanted, alive)) < 0:
                 return False
@@ -120,7 +120,7 @@ def _serve(
 
 
 def _exchange(instance: Instance, counts: Floats) -> Floats:
-    """Do without a site or a replica, or with one more replica, where that is cheaper in the end, until nothing is."""
+    """Remove a site or a replica, or add a replica, if the result is cheaper; repeat while it helps."""
     cost = instance.cost(counts)
     tries = int(_EXCHANGE_WORK / (instance.flows.rates.size * (1 + int(np.count_nonzero(counts))) ** 2))
     is_better = True
@@ -136,7 +136,7 @@ def _exchange(instance: Instance, counts: Floats) -> Floats:
 
 
 def _neighbors(instance: Instance, counts: Floats) -> Iterator[tuple[Floats, Floats, Bools]]:
-    """Replicas to start from, those to keep, and pools to do without; the dearest first."""
+    """Yield replicas to start from, replicas to keep, and banned pools, the most expensive first."""
     nothing, none = np.zeros(len(counts)), np.zeros(len(counts), bool)
     for site in np.argsort(-instance.site_prices, kind="stable"):
         if counts[gone := instance.uses[site]].any():
@@ -154,7 +154,7 @@ def _neighbors(instance: Instance, counts: Floats) -> Iterator[tuple[Floats, Flo
 
 
 def _cheapest(instance: Instance, counts: Floats, wanted: Floats, alive: Bools) -> int:
-    """Return the pool whose next replica serves demand at the least price; -1 where none fits."""
+    """Return the pool with the next replica that serves demand at the least price; -1 if none fits."""
     spare = instance.limits - instance.needs @ counts
     fits = (instance.needs <= spare[:, None] + 1e-9).all(axis=0)
     gain = np.minimum(instance.pool_rates, wanted)
@@ -170,7 +170,7 @@ def _cheapest(instance: Instance, counts: Floats, wanted: Floats, alive: Bools) 
 
 
 def _drop(instance: Instance, counts: Floats, kept: Floats | None = None) -> Floats:
-    """Take away sites, then replicas, that are not needed, but for those to be kept."""
+    """Remove unneeded sites, then unneeded replicas, except the ones in ``kept``."""
     least = np.zeros_like(counts) if kept is None else kept
     held = _Held(instance, counts)
     used = [site for site in np.flatnonzero(instance.site_prices) if (instance.uses[site] & (counts > least)).any()]
@@ -186,7 +186,7 @@ def _drop(instance: Instance, counts: Floats, kept: Floats | None = None) -> Flo
 
 
 class _Held:
-    """Replicas with a flow for each state, which is kept while replicas are taken away."""
+    """Replicas with a flow for each state, which is updated while replicas are removed."""
 
     def __init__(self, instance: Instance, counts: Floats) -> None:
         self.instance = instance
@@ -196,7 +196,7 @@ class _Held:
             instance.flows.extend(state, counts, flow)
 
     def try_counts(self, counts: Floats) -> bool:
-        """Take these replicas if they serve everybody too."""
+        """Accept these replicas if they serve all demand too."""
         changed = []
         for state, flow in enumerate(self.flows):
             less = flow.copy()
@@ -210,7 +210,7 @@ class _Held:
 
 
 def _shrink(flow: Ints, capacity: Ints) -> None:
-    """Take flow from pools until it fits, from the last clusters first."""
+    """Reduce the flow of each pool to its capacity, from the last clusters first."""
     for pool in np.flatnonzero(flow.sum(axis=0) > capacity):
         kept = np.minimum(np.cumsum(flow[:, pool]), capacity[pool])
         flow[:, pool] = np.diff(kept, prepend=0)

@@ -1,4 +1,4 @@
-"""`Instance`: the pools of a problem that matter, as arrays, with the caller's settings."""
+"""`Instance`: the relevant pools of a problem, as arrays, with the caller's settings."""
 
 import copy
 from collections.abc import Collection, Mapping
@@ -20,14 +20,14 @@ Floats = NDArray[np.float64]
 
 @attrs.frozen(kw_only=True)
 class Settings:
-    """The choice of `plan`'s caller.
+    """Settings of the caller of `plan`.
 
     Attributes:
-        budget: the most that the plan may cost; the quality is then maximized. ``None``: least cost.
-        running: replicas by `Pool.home` that run already.
-        migrations: the most replicas that may be started; ``None``: any number.
-        extra: slots or memory on top of the limits, by the resource's row.
-        is_partial: serve as many requests as possible, whatever it costs, instead of all of them.
+        budget: maximum cost of the plan, which then maximizes the quality; ``None``: lowest cost.
+        running: replicas that run already, by `Pool.home`.
+        migrations: maximum number of replicas to start; ``None``: any number.
+        extra: slots or memory to add to the limits, by the row of the resource.
+        is_partial: serve as many requests as possible, at any cost, instead of all of them.
     """
 
     budget: float | None = None
@@ -38,12 +38,12 @@ class Settings:
 
 
 class Instance:
-    """What a plan is made from: pools without those that others dominate, their prices, needs and flows.
+    """Input of the solver: the pools that no other pool dominates, with their prices, needs and flows.
 
     Args:
         candidates: the pools.
-        allowed: shape (scenarios, c, p), which pools may serve whom; ``None``: as promised.
-        settings: what else is wanted.
+        allowed: shape (scenarios, c, p), whether a pool may serve a cluster; ``None``: as promised.
+        settings: settings of the caller of `plan`.
     """
 
     def __init__(self, candidates: Candidates, allowed: Bools | None = None, settings: Settings | None = None) -> None:
@@ -71,7 +71,7 @@ class Instance:
         self.most = self._most()
 
     def _most(self) -> Floats:
-        """Upper bounds of the replicas of each pool."""
+        """Return upper bounds on the replicas of each pool."""
         with np.errstate(divide="ignore", invalid="ignore"):
             by_resource: Floats = np.where(
                 self.needs > 0, np.floor(self.limits[:, None] / self.needs + 1e-9), np.inf
@@ -92,12 +92,12 @@ class Instance:
         return means[:, [pool.sites[0] for pool in self.pools]]
 
     def cost(self, counts: Floats) -> float:
-        """Price of replicas and of the sites that they use."""
+        """Return the price of replicas and of the sites that they use."""
         used = (self.uses & (counts > 0)).any(axis=1)
         return float(self.prices @ counts + self.site_prices @ used)
 
     def quality(self, counts: Floats) -> float:
-        """Most quality, in the mean over the requests of all hours and scenarios."""
+        """Return the best mean quality over the requests of all hours and scenarios."""
         total, demand = 0.0, 0.0
         for state in self.normal():
             flow = self.flows.empty()
@@ -108,22 +108,22 @@ class Instance:
         return total / max(demand, 1e-12)
 
     def normal(self) -> list[int]:
-        """The states without losses."""
+        """Return the states without losses."""
         return [at for at, state in enumerate(self.candidates.states) if not state.lost]
 
     def steps(self) -> Floats:
-        """The distinct qualities, best first."""
+        """Return the distinct qualities, best first."""
         return np.unique(self.qualities)[::-1]
 
     def started(self, counts: Floats) -> int:
-        """How many replicas do not run already."""
+        """Return how many replicas do not run already."""
         wanted: dict[tuple[Any, ...], float] = {}
         for pool, count in zip(self.pools, counts, strict=True):
             wanted[pool.home] = wanted.get(pool.home, 0.0) + count
         return int(sum(max(0.0, count - self.settings.running.get(home, 0)) for home, count in wanted.items()))
 
     def without(self, lost: Collection[int]) -> Self:
-        """Return the instance that is left when sites are lost; it need not survive a further loss."""
+        """Return the instance without the lost sites; it need not survive a further loss."""
         normal = self.normal()
         gone = np.array([resource.site in lost for resource in self.candidates.resources])
         alive = ~self.uses[list(lost)].any(axis=0)
@@ -143,13 +143,13 @@ class Instance:
         changed.candidates = attrs.evolve(self.candidates, rates=rates)
         changed.flows = Flows(rates, self.flows.allowed, self.pool_rates)
         if settings.is_partial:
-            changed.qualities = np.ones(len(self.pools))  # the quality is then the share that is served
+            changed.qualities = np.ones(len(self.pools))  # then the quality is the served share
         changed.most = changed._most()
         return changed
 
 
 def _undominated(candidates: Candidates, allowed: Bools, settings: Settings) -> NDArray[np.int64]:
-    """Pools that serve a cluster, without those that another at the same place dominates; of equal ones the best."""
+    """Return the pools that serve a cluster and that no pool at the same place dominates; of equal ones the best."""
     pools = candidates.pools
     places: dict[tuple[Any, ...], list[int]] = {}
     for p in sorted(np.flatnonzero(allowed.any(axis=(0, 1))).tolist(), key=lambda p: -pools[p].variant.quality):

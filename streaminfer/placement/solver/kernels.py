@@ -1,11 +1,11 @@
 """Kernels of placement, without the interpreter lock: delays of a greedy batcher, and the flow of demand to replicas.
 
-*Delays.* One worker takes what is queued, at most a full batch, whenever it is free. One pass over the arrivals.
+*Delays.* Whenever it is free, one worker takes the queued requests, at most a full batch. One pass over the arrivals.
 
-*Flow.* Dinic's algorithm on the bipartite network source → clusters → pools → sink, kept as a dense matrix: with 500
-clusters and some hundred pools a search of it costs 0.1 ms, and a handful of phases suffice. A flow that is there
-already is extended, so a plan is repaired from the flow that it had. What the last search reaches from clusters with
-unserved demand is a minimum cut; its clusters can be served by its pools only.
+*Flow.* Dinic's algorithm on the bipartite network source → clusters → pools → sink, stored as a dense matrix: with 500
+clusters and some hundred pools, a search costs 0.1 ms, and a handful of phases suffice. The kernel extends an existing
+flow, so a repair starts from the flow of the plan. The nodes that the last search reaches from clusters with unserved
+demand form a minimum cut; only its pools can serve its clusters.
 
 Complexity: O(n) delays; O(phases · clusters · pools) in practice for the flow.
 Reference: E. A. Dinic, "Algorithm for solution of a problem of maximum flow in networks with power estimation" (1970).
@@ -137,7 +137,7 @@ def _extend(limits: Ints, demand: Ints, capacity: Ints, flow: Ints, reached: Int
                         count += 1
                         if spare[pool] > 0:
                             found = True
-            elif not found:  # the shortest paths are of interest only
+            elif not found:  # only the shortest paths are of interest
                 pool = node - clusters
                 for cluster in range(clusters):
                     if cluster_level[cluster] < 0 and flow[cluster, pool] > 0:

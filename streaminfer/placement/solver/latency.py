@@ -1,7 +1,7 @@
 """Latency of a request: the sum of access, backhaul, transfers and the delay at the replica, as distributions.
 
-All parts are independent. They are added as histograms whose bins end at multiples of a step; values are rounded up,
-so a sum of k parts is over-estimated by at most k steps and never under-estimated.
+All parts are independent. They are added as histograms with bins that end at multiples of a step. Values are rounded
+up, so a sum of k parts is over-estimated by at most k steps and never under-estimated.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ def histograms(
         distributions: one for each row; ``None`` makes a row of zeros.
         offsets_s: added to the values of each.
         step_s: bin k ends at ``k * step_s``.
-        bins: the last bin; longer values are in none.
+        bins: number of the last bin; longer values are in no bin.
 
     Returns:
         Shape (len(distributions), bins + 1), float64.
@@ -51,7 +51,7 @@ def histograms(
 
 
 def rest_within(parts: Sequence[Floats], delay_shares: Floats) -> Floats:
-    """Return the share of requests whose parts and delay fit in what the backhaul leaves of the SLO.
+    """Return the share of requests with parts and delay that fit into the SLO minus the backhaul.
 
     Args:
         parts: histograms of the access and the transfers.
@@ -70,9 +70,9 @@ def sum_quantile(parts: Sequence[tuple[float, Floats]], share: float, step_s: fl
     """Return the smallest multiple of the step that ``share`` of the requests stay within; ``inf`` beyond the bins.
 
     Args:
-        parts: weight, and share of the requests within 0, 1, 2, … steps, of each way that requests take.
-        share: of all requests.
-        step_s: of the bins.
+        parts: for each path of requests, its weight, and the share of its requests within 0, 1, 2, … steps.
+        share: share of all requests.
+        step_s: step of the bins.
     """
     weights = np.array([weight for weight, _ in parts])
     within = weights @ np.array([shares for _, shares in parts]) / weights.sum()

@@ -1,18 +1,19 @@
 """`solve`: the exact choice of replicas, a mixed-integer program that grows by cuts.
 
-*Design.* The variables are the replicas of each pool and, where a site costs something, whether it is used. Rows are
-slots, memory, the budget and the migrations. That everybody is served in every hour and after every loss is no block
-of assignment variables but a set of cuts, separated by the flows of :mod:`~streaminfer.placement.solver.flows`: first
-from the linear relaxation, then from whole solutions. In a flow a cluster sends no more than its demand times the
-replicas of a pool, so the relaxation is as tight as that of the program with assignment variables. Cuts that it does
-not need are dropped before whole solutions are looked for. A solution that violates cuts is completed greedily, each
-replica that is added shows another cut, and solved again at its own sites, so there is always a plan beside the bound.
-A cut whose clusters have no pool in common is added in its parts, too, each of which says more than their sum.
-Equal replicas are counted, not numbered, so they have no symmetry; a pool that another one at the same place dominates
-is left out. Replicas of a kind are nearly equal wherever they are, so a search also has their totals as variables,
-whose bounds the best plan so far narrows (see :mod:`~streaminfer.placement.solver.replica_model`).
+*Design.* The variables are the replicas of each pool and, where a site costs something, whether it is used. The rows
+are slots, memory, the budget and the migrations. Assignment variables are not needed: a set of cuts says that all
+demand is served in every hour and after every loss. The flows of :mod:`~streaminfer.placement.solver.flows` separate
+the cuts, first from the linear relaxation, then from whole solutions. In a flow a cluster sends no more than its demand
+times the replicas of a pool, so the relaxation is as tight as that of the program with assignment variables. Cuts that
+the relaxation does not need are dropped before the search for whole solutions. A solution that violates cuts is
+completed greedily, and each added replica shows another cut. Then it is solved again at its own sites, so there is
+always a plan beside the bound. If the clusters of a cut have no pool in common, the parts of the cut are added too;
+each part says more than their sum. Equal replicas are counted, not numbered, so they have no symmetry. A pool that
+another pool at the same place dominates is left out. Replicas of a kind are nearly equal at all sites, so a search also
+has their totals as variables, and the best plan so far narrows the bounds of the totals (see
+:mod:`~streaminfer.placement.solver.replica_model`).
 
-*Quality.* Each pool has one quality, so the most quality of a flow is a sum over the distinct qualities q₁ > q₂ > …
+*Quality.* Each pool has one quality. So the best quality of a flow is a sum over the distinct qualities q₁ > q₂ > …
 of (qₖ minus qₖ₊₁) times the largest flow to pools of at least qₖ: loads of pools form a polymatroid. These largest
 flows are variables, bounded by cuts of the same kind.
 
@@ -36,26 +37,26 @@ from streaminfer.placement.solver.replica_model import ReplicaModel
 __all__ = ["Solution", "solve"]
 
 _STALLED = 3
-"""Rounds of cuts without progress after which integers are looked for."""
+"""Rounds of cuts without progress after which the search for whole solutions begins."""
 
 _PROGRESS = 2e-5
 _SEARCH_S = 4.0
-"""Of the first search for whole replicas that its time ends; each later one has twice as long. What it has
-found shows cuts and gives plans that the end of the search would not: its bound rises slowly in the end."""
+"""Time limit of the search for whole replicas; it doubles each time that a search reaches it. A search that is cut
+short still shows cuts and plans, and the bound rises only slowly at the end of a search."""
 
 _POLISH_ROUNDS = 10
 _POLISH_SHARE = 0.5
-"""Most time of a polishing round, as a share of the search that it follows."""
+"""Time limit of a polishing round, as a share of the search before it."""
 
 _CLOSE = 0.03
-"""Gap at which bounds of totals leave something out; before, they slow a search down."""
+"""Gap below which bounds of totals exclude plans; with a larger gap they only slow a search down."""
 
 _NEVER_S = 1e9
 _WITHIN = 1 - 1e-9
-"""Of the gap, so that rounding does not make it larger than was asked for."""
+"""Factor of the gap, so that rounding does not make it larger than requested."""
 
 _TOLERANCE = 2e-6
-"""Of a row's largest number: above that of the solver, or a row would be added again and again."""
+"""Relative to a row's largest number; above the solver's tolerance, or a row would be added again and again."""
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -63,7 +64,7 @@ Floats = NDArray[np.float64]
 
 @attrs.frozen(eq=False)
 class Solution:
-    """Replicas of each pool, what they are worth, and the best that any could be."""
+    """Replicas of each pool, their value, and the bound that no value can improve on."""
 
     counts: Floats
     value: float
@@ -79,12 +80,12 @@ def solve(instance: Instance, *, gap: float = 0.001, time_limit_s: float | None 
     """Find the best replicas.
 
     Args:
-        instance: what there is to choose from.
+        instance: pools to choose from.
         gap: relative distance to the best at which to stop.
         time_limit_s: seconds after which to return the best so far.
 
     Returns:
-        ``None`` where there are none.
+        The best replicas; ``None`` if no replicas satisfy the constraints.
 
     Raises:
         MissingExtra: highspy is not installed.
@@ -95,9 +96,9 @@ def solve(instance: Instance, *, gap: float = 0.001, time_limit_s: float | None 
 
 
 def local_prices(instance: Instance, counts: Floats) -> dict[int, float]:
-    """Return what one more unit of each resource is worth at the margin, by the resource's row.
+    """Return the marginal value of one more unit of each resource, by the row of the resource.
 
-    These are dual values of the linear relaxation with the sites that the replicas use.
+    The values are duals of the linear relaxation with the sites that the replicas use.
     """
     if not instance.pools:
         return dict.fromkeys(range(len(instance.limits)), 0.0)
@@ -108,7 +109,7 @@ def local_prices(instance: Instance, counts: Floats) -> dict[int, float]:
 class _Search:
     """One search: cuts, whole solutions, the best plan so far.
 
-    It minimizes: quality, where that is to be high, counts as a cost below zero until the result is returned.
+    The search minimizes: a quality to maximize counts as a negative cost until the result is returned.
     """
 
     def __init__(self, instance: Instance, gap: float, end_s: float) -> None:
@@ -125,7 +126,7 @@ class _Search:
         self.at_site = (self.first[:, None] == np.arange(len(instance.site_prices))).astype(np.float32)
 
     def _optimize(self, limit_s: float = _NEVER_S, *, target: float | None = None) -> Floats | None:
-        """Return the values of the columns; ``None`` where there are none, or none in time."""
+        """Return the values of the columns; ``None`` if there is no solution, or none in time."""
         values = self.model.optimize(max(0.05, min(limit_s, self.end_s - time.monotonic())), target=target)
         self.is_out_of_time = time.monotonic() >= self.end_s
         return None if self.is_out_of_time else values
@@ -167,7 +168,7 @@ class _Search:
         return self.best is not None and attrs.evolve(self.best, bound=self._bounded(self.best.value)).gap <= self.gap
 
     def _result(self) -> Solution | None:
-        """The best so far, if any; an error where the time was too short to know."""
+        """Return the best solution so far, if any; raise an error if the time was too short to know."""
         if self.best is not None:
             sign = -1.0 if self.model.is_quality else 1.0
             return attrs.evolve(self.best, value=sign * self.best.value, bound=sign * self._bounded(self.best.value))
@@ -191,7 +192,7 @@ class _Search:
         return True
 
     def _narrow(self) -> bool:
-        """Leave out what is not better than the best plan by the gap; return whether anything may be left."""
+        """Exclude plans that are not better than the best plan by the gap; return whether any plan may be left."""
         if self.best is None:
             return True
         cutoff = self.best.value - _WITHIN * self.gap * abs(self.best.value)
@@ -204,7 +205,7 @@ class _Search:
         return False
 
     def _prove(self, bound: float) -> None:
-        """Keep a bound of a search; what it left out can be as good as the cutoff."""
+        """Keep the bound of a search; plans that the search excluded can be as good as the cutoff."""
         self.bound = max(self.bound, min(bound, self.cutoff))
 
     def _optimize_whole(self, limit_s: float = _NEVER_S, *, target: float | None = None) -> Floats | None:
@@ -216,7 +217,7 @@ class _Search:
         return None if values is None else _rounded(values, self.model.at_homes)
 
     def _polish(self, values: Floats, limit_s: float) -> None:
-        """Look for a plan as good at the sites that a solution uses, which is faster; keep its cuts."""
+        """Look for an equally good plan at the sites of a solution, which is faster; keep its cuts."""
         hoped = self.model.objective
         as_good = hoped + self.gap * abs(hoped)
         self.model.allow_sites(values[: self.model.at_sites])
@@ -231,7 +232,7 @@ class _Search:
         self.model.allow_sites()
 
     def local_prices(self, counts: Floats) -> dict[int, float]:
-        """Dual values of the resources, where the sites are those of the counts."""
+        """Return the dual values of the resources, with the sites of the counts."""
         self._first_cuts()
         self.model.allow_sites(counts)
         while (values := self._optimize()) is not None and self._separate(values, lazy=False):
@@ -242,7 +243,7 @@ class _Search:
     def _start(self) -> None:
         """Begin with the greedy choice.
 
-        The solver is not told of it: HiGHS 1.16 ends with a wrong optimum for some starting solutions.
+        The solver does not get it as a start: HiGHS 1.16 ends with a wrong optimum for some starting solutions.
         """
         if not self.model.is_quality and self.instance.settings.migrations is None:
             counts = trimmed(self.instance, np.zeros(self.model.at_sites))
@@ -253,7 +254,7 @@ class _Search:
         return zip(self.instance.flows.allowed, self.instance.flows.rates, strict=True)
 
     def _offer(self, values: Floats, *, complete_first: bool) -> None:
-        """Keep the replicas if they are the best so far; those that do not suffice are completed, and cut off."""
+        """Keep the replicas if they are the best so far; complete those that do not suffice, and cut them off."""
         instance = self.instance
         counts = values[: self.model.at_sites]
         if complete_first and not self.is_partial:
@@ -274,11 +275,11 @@ class _Search:
         self.best = attrs.evolve(self.best, bound=self._bounded(self.best.value))
 
     def _bounded(self, value: float) -> float:
-        """A bound beyond the value is a rounding error of the solver."""
+        """Return the bound, at most the value: a bound beyond the value is a rounding error of the solver."""
         return min(self.bound, value)
 
     def _first_cuts(self) -> None:
-        """Clusters that can use no other pools than one of them, and all together."""
+        """Add cuts of the clusters that can use only the pools of one cluster, and of all clusters together."""
         flows = self.instance.flows
         for state in range(len(flows.rates)):
             if self.instance.candidates.states[state].lost:
@@ -295,7 +296,7 @@ class _Search:
                     self._add(Cut(state, np.arange(len(served)) == cluster.argmax(), np.zeros_like(pools)), None)
 
     def _separate_clusters(self, values: Floats) -> bool:
-        """Add for each cluster that one of its sites is used, or has a replica for it, whichever is less."""
+        """Add cuts: each cluster needs one of its sites in use, or with a replica for it, whichever is less."""
         instance, found = self.instance, False
         counts = values[: self.model.at_sites]
         used = np.ones(len(instance.site_prices))

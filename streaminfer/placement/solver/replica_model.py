@@ -12,10 +12,10 @@ from streaminfer.placement.solver.instance import Instance
 __all__ = ["ReplicaModel"]
 
 _SLACK = 0.02
-"""Of a cut, as a share of its largest number."""
+"""Slack above which a cut is dropped, as a share of its largest number."""
 
 _ROUNDING = 1e-4
-"""Of the bounds of a total, above the solver's tolerance."""
+"""Rounding of the bounds of a total, above the solver's tolerance."""
 
 _NO_HEURISTICS = {
     "mip_heuristic_effort": 0.0,
@@ -24,38 +24,37 @@ _NO_HEURISTICS = {
     "mip_heuristic_run_rins": False,
     "mip_heuristic_run_root_reduced_cost": False,
 }
-"""Of the solver: they took half of a search's time, for solutions that lack cuts and so are no plans."""
+"""Options without the solver's heuristics, which took half of a search's time for solutions that lack cuts."""
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
 
 class ReplicaModel:
-    """A linear program whose replicas and sites may be declared whole.
+    """Linear program with replicas and sites that can be declared whole numbers.
 
     Columns: replicas of each pool, used sites, started replicas by home, flows by quality step and state, totals.
 
-    *Totals.* Where prices are close, a search branches over hundreds of equal choices of where a replica is, and never
-    over how many there are. So the replicas of each device type, variant and level, and the used sites, are totals:
-    whole variables of their own. Whatever is better than the best known plan has totals between bounds, two linear
-    programs for each; rounded to whole numbers, they leave few values, often one.
+    *Totals.* If prices are close, a search branches over hundreds of equal places for a replica, and never over the
+    number of replicas. So the replicas of each device type, variant and level, and the used sites, have totals as
+    additional whole variables. Two linear programs per total find the bounds of all plans that are better than the best
+    known plan. Rounded to whole numbers, these bounds leave few values, often one.
 
     Args:
-        instance: what there is to choose from.
-        gap: the solver stops at half of it.
+        instance: pools to choose from.
+        gap: relative gap; the solver stops at 95 % of it.
 
     Attributes:
-        is_quality: whether quality, or the share that is served, is maximized: as a cost below zero, since the
-            program minimizes.
+        is_quality: whether the program maximizes quality, or the served share, as a negative cost: it minimizes.
         priced: sites that cost something.
         steps: distinct qualities, best first, where quality is maximized.
         normal: states in which quality counts.
         at_sites: first column of the sites, and so on.
         resource_rows: the row of each resource.
         objective: value of the last solution.
-        bound: of the last search for whole replicas.
-        is_finished: whether that search, or the linear program, was not ended by its time.
-        is_infeasible: whether it has proven that there is none.
+        bound: bound of the last search for whole replicas.
+        is_finished: whether that search, or the linear program, ended before its time limit.
+        is_infeasible: whether it has proven that there is no solution.
         improving: whole solutions that the last search found on its way.
     """
 
@@ -114,7 +113,7 @@ class ReplicaModel:
         self._highs.changeColsIntegrality(len(columns), columns, np.array([kind] * len(columns)))
 
     def optimize(self, limit_s: float, *, target: float | None = None) -> Floats | None:
-        """Return the values of the columns; ``None`` where there are none.
+        """Return the values of the columns; ``None`` if there is no solution.
 
         Args:
             limit_s: seconds after which the best so far is returned.
@@ -141,16 +140,16 @@ class ReplicaModel:
         return values
 
     def narrow(self, cutoff: float, end_s: float) -> bool:
-        """Bound the totals to those of solutions as good as the cutoff; return whether there can be any.
+        """Bound the totals to those of solutions as good as the cutoff; return whether such solutions can exist.
 
         Args:
-            cutoff: an objective.
+            cutoff: an objective value.
             end_s: instant of `time.monotonic` at which to stop; what is bounded by then is valid.
         """
         highs = self._highs
         self.declare(whole=False)
         self._cutoff = cutoff
-        highs.setOptionValue("objective_bound", self.infinity)  # totals have other numbers
+        highs.setOptionValue("objective_bound", self.infinity)  # the objective is now a total
         scale = max(float(np.abs(self._costs).max(initial=0.0)), 1e-12)
         everything = np.arange(self.columns, dtype=np.int32)
         self.add_row(everything, self._costs / scale, -self.infinity, cutoff / scale)
@@ -168,7 +167,7 @@ class ReplicaModel:
         return is_possible
 
     def _least(self, total: int, sign: float, end_s: float) -> float:
-        """Return the least of a total times a sign; infinite where there are no solutions, minus that if unknown."""
+        """Return the minimum of ``sign`` times a total; infinity without solutions, minus infinity if unknown."""
         highs, statuses = self._highs, self._highspy.HighsModelStatus
         highs.changeColCost(total, sign)
         highs.setOptionValue("time_limit", highs.getRunTime() + max(0.0, end_s - time.monotonic()))
@@ -195,7 +194,7 @@ class ReplicaModel:
         self._highs.changeColsBounds(self.at_homes, np.arange(self.at_homes, dtype=np.int32), lower, upper)
 
     def opened(self, values: Floats) -> Floats:
-        """How far each pool can be in use: no more than its sites, nor than its replicas where these are below one."""
+        """Return how far each pool can be in use: at most as its sites, and as its replicas if these are below one."""
         used = np.ones(len(self.instance.site_prices))
         used[self.priced] = values[self.at_sites : self.at_homes]
         opened: Floats = np.where(self.instance.uses, used[:, None], 1.0).min(axis=0, initial=1.0)
@@ -209,7 +208,7 @@ class ReplicaModel:
         )
 
     def _groups(self) -> list[tuple[int, ...]]:
-        """Columns of each total: replicas by device types, by variant too, by level too; used sites."""
+        """Return the columns of each total: replicas by device types, also by variant, also by level; used sites."""
         groups: dict[Any, list[int]] = {"sites": list(range(self.at_sites, self.at_homes))}
         for p, pool in enumerate(self.instance.pools):
             key = (pool.kinds, pool.variant.name, pool.level)
@@ -249,7 +248,7 @@ class ReplicaModel:
             self.resource_rows[row] = self._highs.getNumRow()
             # more than all that could run limits nothing, and a site would be "used" within the solver's tolerance
             limit = min(float(instance.limits[row]), float(instance.needs[row] @ (instance.most + 1)))
-            # bytes as they are would leave no digit for the solver's tolerances, which are absolute
+            # scaled: amounts in bytes would leave no digits for the solver's tolerances, which are absolute
             unit = self._units[row] = max(float(instance.needs[row].max()), limit)
             needs, limit = instance.needs[row] / unit, limit / unit
             if (at := position.get(resource.site)) is None:

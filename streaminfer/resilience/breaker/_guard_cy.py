@@ -4,12 +4,12 @@
 Per call: read the clock, take a permit, run the call with no lock held, read the clock again, and give the permit back
 with the outcome. This is compiled, because a Python closure around compiled state costs more than both. The outcome:
 
-* A call that returns is a success, unless a predicate says of the result that it is a failure, or no outcome.
+* A call that returns is a success, unless a predicate declares the result a failure, or no outcome.
 * A call that raises an ``Exception`` is a failure, unless the exception is ignored.
 * For a call that its deadline ended (``DeadlineExceeded`` from inside, or a cancellation after the call's deadline)
-  ``BreakerMachine.cut_off`` decides by how long it had run. A deadline that had passed before the call began counts
-  neither way.
-* A call that is cancelled otherwise, closed as a generator, or interrupted has no outcome: the permit is free again.
+  ``BreakerMachine.cut_off`` decides by how long the call had run. A deadline that had passed before the call began
+  counts neither way.
+* A call that is otherwise cancelled, closed as a generator, or interrupted has no outcome: its permit is released.
 
 One source, compiled with the C types of ``_guard_cy.pxd`` or run uncompiled.
 """
@@ -33,7 +33,7 @@ __all__ = ["BreakerCore", "Guard"]
 monotonic_ns = time.monotonic_ns
 
 _LONGEST_S = 1e9
-_EARLY_NS = round(time.get_clock_info("monotonic").resolution * 1e9)  # loops fire early by so much
+_EARLY_NS = round(time.get_clock_info("monotonic").resolution * 1e9)  # event loops fire early by up to this
 
 # C variables in the compiled module, not visible from Python
 _FRESH = 0
@@ -42,18 +42,18 @@ _OVER = 2
 
 
 class BreakerCore:
-    """A state machine with a clock, and with rules for what is an outcome.
+    """State machine with a clock, and with the rules for outcomes.
 
-    It is a compiled base class of ``CircuitBreaker``, and not its field: a field would cost each call one more Python
-    attribute look-up and method call.
+    This is a compiled base class of ``CircuitBreaker``, because a field would cost each call one more Python attribute
+    look-up and method call.
 
     Args:
-        machine: the state.
+        machine: the state machine.
         clock: returns monotonic nanoseconds; ``None``: a C read of the monotonic clock.
-        ignored: classes of exceptions that are no outcome.
-        ignores: says of another exception whether it is none; or ``None``.
-        failure_result: says of a result whether it is a failure; or ``None``.
-        ignore_result: says of a result whether it is no outcome; or ``None``.
+        ignored: classes of exceptions that do not count as outcomes.
+        ignores: returns whether another exception does not count as an outcome; or ``None``.
+        failure_result: returns whether a result is a failure; or ``None``.
+        ignore_result: returns whether a result does not count as an outcome; or ``None``.
         deliver: called without arguments after an operation that left events pending.
 
     Attributes:
@@ -84,8 +84,8 @@ class BreakerCore:
         """Take a permit for one call.
 
         Returns:
-            A permit, to be given to :meth:`record` or :meth:`release` when the call is over; 0: the call is rejected.
-            It carries the generation of the state: once that has changed, it counts for nothing.
+            A permit for :meth:`record` or :meth:`release` when the call is over; 0: the call is rejected. The permit
+            carries the generation of the state and is stale after a change of the state.
         """
         now_ns = self._now()
         permit = self._machine.try_acquire(now_ns)
@@ -97,20 +97,20 @@ class BreakerCore:
         """Record the outcome of a call; a stale permit is ignored.
 
         Args:
-            ok: whether it succeeded.
+            ok: whether the call succeeded.
             duration_s: how long it took, seconds ≥ 0.
-            permit: what :meth:`try_acquire` gave; 0: a call made without one counts as of now, except while open.
+            permit: permit from :meth:`try_acquire`; 0: a call without a permit, which counts now, except while open.
 
         Raises:
-            ValueError: a duration that is negative, infinite or NaN.
-            TypeError: not a number.
+            ValueError: ``duration_s`` is negative, infinite or NaN.
+            TypeError: ``duration_s`` is not a number.
         """
         self._machine.record(bool(ok), _nanoseconds(duration_s), permit, self._now())
         if self._machine.transitions.pending:
             self._deliver()
 
     def release(self, permit: int) -> None:
-        """Give back a permit whose call has no outcome: cancelled, or never made; a stale one and 0 are ignored."""
+        """Give back the permit of a call that was cancelled or never made; a stale permit and 0 are ignored."""
         self._machine.release(permit, self._now())
         if self._machine.transitions.pending:
             self._deliver()
@@ -126,8 +126,8 @@ class BreakerCore:
     def guard(self) -> Guard:
         """Return a new context manager for one call, sync or async.
 
-        An exception that leaves the block is the call's outcome. The ``with`` statement gives the guard, whose
-        ``fail()`` and ``ignore()`` say that a block that raises nothing did not succeed.
+        An exception that leaves the block is the call's outcome. The ``with`` statement returns the guard; call its
+        ``fail()`` or ``ignore()`` if a block that raises nothing did not succeed.
 
         Raises:
             CircuitOpen: on entry, if the circuit does not let the call pass.
@@ -136,7 +136,7 @@ class BreakerCore:
         return _guard_of(self)
 
     def enter(self) -> Guard:
-        """Return a guard that was entered, for a wrapper, which ends it with ``returned``, ``raised`` or ``judged``.
+        """Return an entered guard for a wrapper, which ends it with ``returned``, ``raised`` or ``judged``.
 
         Raises:
             CircuitOpen: the circuit does not let the call pass.
@@ -170,7 +170,7 @@ class BreakerCore:
         if self._machine.transitions.pending:
             try:
                 self._deliver()
-            except BaseException:  # an interrupt that hit a listener: there will be no call
+            except BaseException:  # an interrupt reached a listener: the call is not made
                 self._machine.release(permit, now_ns)
                 raise
         if permit == 0:
@@ -187,7 +187,7 @@ class BreakerCore:
         return f"circuit breaker {self.name!r}" if self.name else "the circuit breaker"
 
     def _end(self, permit: int, started_ns: int, outcome: Any) -> None:
-        """End a call whose outcome is known: success, failure, or none."""
+        """End a call with a known outcome: success, failure, or none."""
         ended_ns = self._now()
         if outcome is None:
             self._machine.release(permit, ended_ns)
@@ -235,7 +235,7 @@ class BreakerCore:
     def _cut_off(self, permit: int, started_ns: int, deadline_ns: Any) -> None:
         ended_ns = self._now()
         if deadline_ns is not None and deadline_ns <= started_ns:
-            self._machine.release(permit, ended_ns)  # it had no time at all
+            self._machine.release(permit, ended_ns)  # the call had no time at all
         else:
             self._machine.cut_off(max(ended_ns - started_ns, 0), permit, ended_ns)
         if self._machine.transitions.pending:
@@ -283,7 +283,7 @@ class Guard:
         self._outcome = False
 
     def ignore(self) -> None:
-        """Record no outcome: the permit goes back unused.
+        """Record no outcome: the permit is released unused.
 
         Raises:
             RuntimeError: outside the block.
@@ -338,7 +338,7 @@ class Guard:
 
 
 def _guard_of(core: BreakerCore) -> Guard:
-    guard = Guard.__new__(Guard)  # without a call of the type, which costs as much as all the rest
+    guard = Guard.__new__(Guard)  # a call of the type would cost as much as all the rest
     guard._core = core
     guard._outcome = True
     guard._permit = 0

@@ -1,12 +1,12 @@
 # cython: boundscheck=False, cdivision=True
-"""How long a circuit breaker stays open: twice as long with each consecutive trip, less jitter.
+"""Open time of a circuit breaker: it doubles with each consecutive trip; jitter shortens it.
 
-*Design.* The next open time is drawn when its state begins, so that reading it changes nothing. Jitter shortens it by
-up to a tenth, so that not all clients come back at once; it comes from a linear congruential generator, because the
+*Design.* The next open time is drawn in advance, so that reading it changes nothing. Jitter shortens it by up to a
+tenth, so that clients do not all return at once. The jitter comes from a linear congruential generator, because the
 draw must call no Python.
 
-One source, compiled with the C types of ``_open_time_cy.pxd`` or run uncompiled. Not thread-safe: ``BreakerMachine``,
-which owns it, is.
+One source, compiled with the C types of ``_open_time_cy.pxd`` or run uncompiled. Not thread-safe; its owner
+``BreakerMachine`` is.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class OpenTime:
     """The next open time.
 
     Args:
-        first_ns: after the first trip.
-        longest_ns: never longer; at least ``first_ns``.
-        seed: of the jitter, 0 ≤ seed < 2^31.
+        first_ns: open time after the first trip.
+        longest_ns: longest open time; at least ``first_ns``.
+        seed: seed of the jitter, 0 ≤ seed < 2^31.
 
     Attributes:
         first_ns: the same.

@@ -1,14 +1,14 @@
 # cython: boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
-"""The outcomes that a circuit breaker judges by: of the last calls, or of the last seconds.
+"""The outcomes that a circuit breaker judges: of the last calls, or of the last seconds.
 
-*Design.* There are three sums (calls, failures, slow calls), and an outcome that leaves the window is subtracted from
-them, so that adding and reading are O(1).
+*Design.* There are three sums (calls, failures, slow calls). An outcome that leaves the window is subtracted from the
+sums, so adding and reading are O(1).
 
-* *By count*: a ring of one byte a call, bit 0 for a failure and bit 1 for a slow call.
-* *By time*: a ring of slices, each with its three sums. The slice that holds the present is filled; when its time is up
-  the oldest is subtracted and reused. With ``n`` slices the window covers between ``n - 1`` and ``n`` slice widths.
-  After a pause at most ``n`` slices are cleared, however long it was. A clock that steps back adds to the present
-  slice.
+* *By count*: a ring of one byte per call, bit 0 for a failure and bit 1 for a slow call.
+* *By time*: a ring of slices, each with its three sums. Outcomes are added to the present slice. When its time is up,
+  the oldest slice is subtracted and reused. With ``n`` slices the window covers between ``n - 1`` and ``n`` slice
+  widths. After a pause of any length, at most ``n`` slices are cleared. If the clock steps back, outcomes are added to
+  the present slice.
 
 *Invariants.* Each sum is the sum over the ring. No method calls Python or drops a reference (resilience4j's sliding
 windows, with slices of a second or less).
@@ -33,7 +33,7 @@ class OutcomeWindow:
         slice_ns: width of a slice in nanoseconds; 0: a window of calls.
 
     Attributes:
-        capacity: the most outcomes that it can hold; 0: any number.
+        capacity: maximum number of outcomes in the window; 0: any number.
         calls: how many outcomes are in the window.
         failures: how many of them failed.
         slow: how many of them were slow.
@@ -58,9 +58,9 @@ class OutcomeWindow:
         """Count one outcome.
 
         Args:
-            failed: it failed.
-            slow: it was slow.
-            now_ns: when; matters to a window of time only.
+            failed: whether the call failed.
+            slow: whether the call was slow.
+            now_ns: when it ended; only a window of time uses this.
         """
         if self._slice_ns:
             if now_ns >= self._end_ns:
@@ -88,13 +88,13 @@ class OutcomeWindow:
             self.slow += 1
 
     def advance(self, now_ns: int) -> None:
-        """Remove outcomes that are too old; a window of calls has none."""
+        """Remove outcomes that are too old; a window of calls never has any."""
         if not self._slice_ns or now_ns < self._end_ns:
             return
         steps = (now_ns - self._end_ns) // self._slice_ns + 1
         if steps >= self._size:
             self.clear()
-            self._end_ns = now_ns + self._slice_ns  # no outcome is left, so that the slices can begin anywhere
+            self._end_ns = now_ns + self._slice_ns  # no outcome is left, so the slices may begin at any instant
             return
         self._end_ns += steps * self._slice_ns
         while steps > 0:
@@ -113,7 +113,7 @@ class OutcomeWindow:
         if self._slice_ns:
             for place in range(3 * self._size):
                 self._slices[place] = 0
-        # a ring of calls is read only where it was written since: the sums alone make it empty
+        # a ring of calls need not be cleared: with zero sums, it is read only after it was written again
         self._head = 0
         self.calls = 0
         self.failures = 0

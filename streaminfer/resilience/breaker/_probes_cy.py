@@ -1,12 +1,12 @@
 # cython: boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
 """The probes of a half-open circuit breaker: their permits, and the outcomes so far.
 
-*Design.* Each probe's permit is in a table until it comes back, so that one that comes back twice counts once.
+*Design.* Each probe's permit is in a table until it comes back, so that a permit that comes back twice counts once.
 
 *Complexity.* O(capacity) to give a permit and to take one back.
 
-One source, compiled with the C types of ``_probes_cy.pxd`` or run uncompiled. Not thread-safe: ``BreakerMachine``,
-which owns it, is. The directives are safe: indexes come from loops over the table's own length.
+One source, compiled with the C types of ``_probes_cy.pxd`` or run uncompiled. Not thread-safe; its owner
+``BreakerMachine`` is. The directives are safe: indexes come from loops over the table's own length.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _MAX_SERIAL = 2**20 - 1
 
 
 class HalfOpenProbes:
-    """Permits that are out, and outcomes.
+    """Permits of probes in flight, and outcomes of probes.
 
     Args:
-        capacity: how many probes there may be.
+        capacity: maximum number of probes.
 
     Attributes:
-        in_flight: permits that are out.
-        outcomes: those of the probes so far.
+        in_flight: number of permits that are out.
+        outcomes: outcomes of the probes so far.
     """
 
     _table: MutableSequence[int]

@@ -1,13 +1,13 @@
 # cython: boundscheck=False, cdivision=True
-"""A growing share of the calls, after a circuit breaker has closed.
+"""Ramp-up after a circuit breaker has closed: a growing share of the calls passes.
 
-*Design.* The share grows in a straight line from a tenth to all. Each call adds the share of its instant to a sum, and
-a call that brings the sum to 1 passes and takes 1 away, so that of any few calls in a row the right number passes,
-without a draw. A look that says no counts as a rejected call, because its request goes elsewhere: otherwise a router
-that looks before each request would never see the sum grow. So a router looks once for each request.
+*Design.* The share grows linearly from a tenth to all calls. Each call adds the present share to a sum. A call that
+brings the sum to 1 passes and subtracts 1. So of any few calls in a row the right number passes, without random
+numbers. A test that returns false (`would_admit`) counts as a rejected call, because its request goes elsewhere.
+Otherwise a router that tests before each request would never see the sum grow. So a router must test once per request.
 
-One source, compiled with the C types of ``_ramp_up_cy.pxd`` or run uncompiled. Not thread-safe: ``BreakerMachine``,
-which owns it, is.
+One source, compiled with the C types of ``_ramp_up_cy.pxd`` or run uncompiled. Not thread-safe; its owner
+``BreakerMachine`` is.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ __all__ = ["RampUp"]
 
 # C variables in the compiled module, not visible from Python
 _FIRST_SHARE = 0.1
-_TINY = 1e-9  # ten tenths are one
+_TINY = 1e-9  # ten tenths must add up to one
 
 
 class RampUp:
     """The share of the calls that pass.
 
     Args:
-        duration_ns: how long the share takes from a tenth to 1; 0: it never begins.
+        duration_ns: how long the share takes from a tenth to 1; 0: there is no ramp-up.
 
     Attributes:
-        active: it has begun, and has been neither stopped nor seen to be over.
+        active: the ramp-up has begun, was not stopped, and no call has found it to be over.
     """
 
     def __init__(self, duration_ns: int) -> None:
@@ -57,7 +57,7 @@ class RampUp:
         return max(self._began_ns + self._duration_ns - now_ns, 0) if self.active else 0
 
     def admits(self, now_ns: int) -> bool:
-        """Decide about one call."""
+        """Count one call and return whether it passes."""
         share = self.share(now_ns)
         if share >= 1.0:
             self.active = False
@@ -69,7 +69,7 @@ class RampUp:
         return False
 
     def would_admit(self, now_ns: int) -> bool:
-        """Say whether the next call would pass; one that would not is over, and counts like a call."""
+        """Return whether the next call would pass; a test that returns false counts like a rejected call."""
         share = self.share(now_ns)
         if share >= 1.0 or self._sum + share + _TINY >= 1.0:
             return True

@@ -1,13 +1,13 @@
 # cython: boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
 """The usual duration of a call, from the last few that succeeded.
 
-*Design.* The median, not the mean: one call that loads a model would raise the mean above every deadline, and calls
-that hang would count for nothing from then on.
+*Design.* The median, not the mean: one call that loads a model would raise the mean above every deadline, and from then
+on calls that hang would not count as failures.
 
 *Complexity.* O(1) to add; the median compares all pairs of at most 16 durations.
 
-One source, compiled with the C types of ``_recent_durations_cy.pxd`` or run uncompiled. Not thread-safe:
-``BreakerMachine``, which owns it, is. The directives are safe: indexes are taken modulo the length of the ring.
+One source, compiled with the C types of ``_recent_durations_cy.pxd`` or run uncompiled. Not thread-safe; its
+owner ``BreakerMachine`` is. The directives are safe: indexes are taken modulo the length of the ring.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["RecentDurations"]
 
 # C variables in the compiled module, not visible from Python
 _CAPACITY = 16  # a power of two
-_MIN_COUNT = 3  # of fewer the median is any of them, for instance the one call that loaded the model
+_MIN_COUNT = 3  # with fewer, the median may be any of them, for instance the one call that loaded the model
 
 
 class RecentDurations:
@@ -37,7 +37,7 @@ class RecentDurations:
         self._count += 1
 
     def median_ns(self) -> int:
-        """Return the upper median; 0: too few are known."""
+        """Return the upper median; 0: there are too few durations."""
         known = self._count if self._count < _CAPACITY else _CAPACITY
         if known < _MIN_COUNT:
             return 0

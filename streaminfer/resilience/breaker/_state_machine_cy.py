@@ -1,22 +1,21 @@
 # cython: boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
 """The circuit breaker's state machine: permits for calls, and what their outcomes change.
 
-*Design* (Nygard's circuit breaker, with resilience4j's rules where the documentation's table does not say otherwise).
-*Closed*, it lets calls pass, and their outcomes fill a window; when enough of them failed, or were slow, the circuit
-*opens* and rejects calls; after a time, which doubles with each consecutive trip, it is *half open* and lets a few
-probes pass, whose outcomes close or reopen it. Three rules keep it from getting stuck:
+*Design* (Nygard's circuit breaker, with resilience4j's rules unless the documentation's table differs). A *closed*
+circuit lets calls pass, and their outcomes fill a window. When enough of them failed, or were slow, the circuit *opens*
+and rejects calls. After a time, which doubles with each consecutive trip, it is *half open* and lets a few probes pass;
+their outcomes close or reopen it. Three rules keep it from getting stuck:
 
 * *Generations.* Each change of state begins a generation, and a permit carries its generation. An outcome that comes
-  after the state has changed says nothing about the present one and is ignored.
-* *Probes are owed.* Each probe's permit is in a table until it comes back, with or without an outcome. A permit that
-  comes back twice is ignored the second time.
-* *Half-open ends.* ``half_open_ns`` after the first probe the known outcomes decide: a probe still in flight speaks for
-  a hang, so the circuit reopens; otherwise the outcomes so far are judged, few as they are. With no outcome and no
-  probe in flight there is nothing to wait for: the next call is a probe as if it were the first.
+  after the state has changed says nothing about the present state and is ignored.
+* *Probes must come back.* Each probe's permit is in a table until it comes back, with or without an outcome. A permit
+  that comes back twice is ignored the second time.
+* *Half-open ends.* ``half_open_ns`` after the first probe, the known outcomes decide. If a probe is still in flight,
+  the circuit reopens, because the probe probably hangs; otherwise the few outcomes so far are judged. Without an
+  outcome and without a probe in flight, the next call is a probe like the first one.
 
-Closed by its probes, it lets a growing share of the calls pass (``_ramp_up_cy``), if that takes any time.
-
-There is no timer: changes that time alone makes follow from instants that are fixed when a state begins.
+After its probes have closed it, the circuit lets a growing share of the calls pass for ``ramp_up_ns``
+(``_ramp_up_cy``). There is no timer: changes by time alone follow from instants that are fixed when a state begins.
 
 *Complexity.* O(1) in the closed state, O(``half_open_calls``) for a probe.
 
@@ -77,34 +76,34 @@ _SERIAL_BITS = 20
 
 
 class BreakerMachine:
-    """Closed, open or half open.
+    """State machine of a circuit: closed, open or half open.
 
     Args:
         failure_rate: share of failures at which it trips, above 0 and at most 1.
         slow_rate: share of slow calls at which it trips, above 0 and at most 1.
-        slow_ns: a longer call is slow; :data:`NEVER_NS`: none is.
-        window: the outcomes it judges by while closed.
-        minimum_calls: below so many outcomes nothing is judged, unless the window, or half-open, cannot hold so many.
+        slow_ns: a call that takes longer is slow; :data:`NEVER_NS`: no call is slow.
+        window: outcomes by which a closed circuit is judged.
+        minimum_calls: fewest outcomes that are judged, or all that the window, or half-open, can hold, if fewer.
         open_ns: how long it rejects calls after the first trip.
-        max_open_ns: to what that doubles, trip by trip; at least ``open_ns``.
-        half_open_calls: how many probes half-open lets through.
+        max_open_ns: longest open time, which doubles trip by trip; at least ``open_ns``.
+        half_open_calls: number of probes that may pass while half open.
         half_open_ns: how long after its first probe half-open ends.
-        ramp_up_ns: how long it takes to let all calls pass once its probes have closed it; 0: they pass at once.
-        seed: of the jitter, 0 ≤ seed < 2^31.
+        ramp_up_ns: how long it takes to let all calls pass after its probes have closed it; 0: they pass at once.
+        seed: seed of the jitter, 0 ≤ seed < 2^31.
 
     Attributes:
         mode: 0 automatic, 1 metrics only, 2 disabled, 3 forced open (see :data:`MODES`).
         listening: whether transitions are written for listeners.
-        transitions: those that were not delivered yet.
+        transitions: transitions that were not delivered yet.
         permitted: permits given.
         rejected: calls rejected.
         succeeded: outcomes that counted as success.
         failed: outcomes that counted as failure.
         slow: outcomes that were slow.
         ignored: permits that came back without an outcome.
-        stale_permits: outcomes and permits that came after their state, or twice.
-        trips: how often it opened.
-        consecutive_trips: how often since it was last closed.
+        stale_permits: outcomes and permits that came after their state had ended, or twice.
+        trips: how often the circuit opened.
+        consecutive_trips: how often the circuit opened since it was last closed.
     """
 
     _permit: int
@@ -169,13 +168,13 @@ class BreakerMachine:
         """Record the outcome of a call.
 
         Args:
-            ok: it succeeded.
+            ok: whether the call succeeded.
             duration_ns: how long it took.
-            permit: its permit; 0: a call without one, which counts in every state but open.
+            permit: its permit; 0: a call without a permit, which counts in every state but open.
             now_ns: when it ended.
 
         Returns:
-            Whether it counted.
+            Whether the outcome counted.
         """
         if self._state == _HALF_OPEN:
             self._settle(now_ns)
@@ -200,12 +199,12 @@ class BreakerMachine:
         return True
 
     def cut_off(self, duration_ns: int, permit: int, now_ns: int) -> bool:
-        """Record a call that its deadline ended: a failure if it had run as long as a successful one usually takes.
+        """Record a call that its deadline ended: a failure if it had run as long as a successful call usually takes.
 
-        A call that had less time than that proves nothing: its permit comes back without an outcome.
+        A call that had less time proves nothing: its permit comes back without an outcome.
 
         Returns:
-            Whether it counted.
+            Whether the call counted.
         """
         if duration_ns >= self._durations.median_ns():
             return self.record(False, duration_ns, permit, now_ns)
@@ -216,7 +215,7 @@ class BreakerMachine:
         """Take back a permit without an outcome.
 
         Returns:
-            Whether it was one of the present state.
+            Whether it was a permit of the present state.
         """
         if permit == 0:
             return False
@@ -242,7 +241,7 @@ class BreakerMachine:
         return self._state
 
     def permits(self, now_ns: int) -> bool:
-        """Return whether :meth:`try_acquire` would give a permit; changes nothing but the ramp-up, see there."""
+        """Return whether :meth:`try_acquire` would give a permit; changes only the ramp-up (see `RampUp`)."""
         if self._ramp.active and not self._ramp.would_admit(now_ns):
             self.rejected += 1
             return False
@@ -255,8 +254,8 @@ class BreakerMachine:
     def retry_after_ns(self, now_ns: int) -> int:
         """Return the nanoseconds until a call may pass; 0 while all calls pass.
 
-        Closed, with a share that grows: until all pass. Open: until half-open. Half open with all probes in flight:
-        until it ends, at most one open time. Forced open, which has no known end: the longest open time.
+        Closed during the ramp-up: until all calls pass. Open: until half-open. Half open with all probes in flight:
+        until half-open ends, at most one open time. Forced open, which has no known end: the longest open time.
         """
         if self._has_room(now_ns):
             return self._ramp.left_ns(now_ns)
@@ -265,13 +264,13 @@ class BreakerMachine:
         left_ns = self._until_ns - now_ns
         if self._state == _HALF_OPEN:
             if left_ns <= 0:
-                return left_ns + self._open_time.next_ns  # reopened when its time was up
+                return left_ns + self._open_time.next_ns  # the circuit reopened at the end of half-open
             if left_ns > self._open_time.first_ns:
                 return self._open_time.first_ns
         return left_ns
 
     def snapshot(self, now_ns: int) -> tuple[int, ...]:
-        """Return state, judged outcomes (calls, failures, slow), probes in flight, and counters, of one moment."""
+        """Return state, judged outcomes (calls, failures, slow), probes in flight, and counters at one moment."""
         state = self.state(now_ns)
         self._window.advance(now_ns)
         calls, failures, slow, in_flight = self._window.calls, self._window.failures, self._window.slow, 0
@@ -279,7 +278,7 @@ class BreakerMachine:
             judged = self._probes.outcomes
             calls, failures, slow = judged.calls, judged.failures, judged.slow
             in_flight = self._probes.in_flight
-        elif self._state != _CLOSED and state != _OPEN:  # time alone made this state: it has judged nothing yet
+        elif self._state != _CLOSED and state != _OPEN:  # only time has led to this state: nothing is judged yet
             calls = failures = slow = 0
         return (
             state,
@@ -307,7 +306,7 @@ class BreakerMachine:
     # -- by hand ------------------------------------------------------------------------------------------------
 
     def set_mode(self, mode: int, now_ns: int) -> None:
-        """Set a mode: automatic (a reset that forgets all but the counters), metrics only, disabled, or forced open."""
+        """Set a mode: automatic (a reset that keeps only the counters), metrics only, disabled, or forced open."""
         before = self.state(now_ns)
         if mode == _FORCED_OPEN:
             self._begin_open(NEVER_NS)
@@ -343,7 +342,7 @@ class BreakerMachine:
         return self._probes.begin(self._permit)
 
     def _take_probe(self, permit: int, now_ns: int) -> bool:
-        """Return whether an outcome is that of a probe, or of a call without a permit, which can be the first."""
+        """Return whether an outcome belongs to a probe, or to a call without a permit, which can be the first one."""
         if permit != 0:
             return self._probes.take_back(permit)
         if self._probes.is_unused():
@@ -360,7 +359,7 @@ class BreakerMachine:
             self.failed += 1
 
     def _has_room(self, now_ns: int) -> bool:
-        """Return whether the state itself lets a call pass."""
+        """Return whether the state lets a call pass, regardless of the ramp-up."""
         if self._state == _HALF_OPEN and not self._is_over(now_ns):
             return not self._probes.is_full()
         return self.state(now_ns) != _OPEN
@@ -370,7 +369,7 @@ class BreakerMachine:
         return now_ns >= self._until_ns and not self._probes.is_unused()
 
     def _settle(self, now_ns: int) -> None:
-        """Make the change that time alone made to half-open, at the instant at which it did."""
+        """End half-open if its time has passed, with the instant at which it passed."""
         if self._is_over(now_ns):
             self._conclude(self._verdict_at_limit(), self._until_ns)
 
@@ -405,7 +404,7 @@ class BreakerMachine:
             self._open(why, now_ns, window.calls, window.failures, window.slow)
 
     def _exceeds(self, calls: int, failures: int, slow: int) -> int:
-        # a division, not a product: 7 / 100 is the number that a user writes as 0.07, and 0.07 * 100 is more than 7
+        # divide, do not multiply: 7 / 100 equals the 0.07 that a user writes, but 0.07 * 100 is more than 7
         if failures and failures / calls >= self._failure_rate:
             return _BY_FAILURES
         if slow and slow / calls >= self._slow_rate:

@@ -1,12 +1,12 @@
 # cython: boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
-"""A ring of the circuit breaker's transitions, which listeners hear later.
+"""A ring of the circuit breaker's transitions, for later delivery to listeners.
 
 *Design.* A transition is written as numbers, so that the operation that causes it calls no Python and allocates
-nothing. When the ring is full the oldest is overwritten: a listener that does not return from one event misses the
-others.
+nothing. When the ring is full, the oldest transition is overwritten: a listener that does not return from an event
+misses later ones.
 
-One source, compiled with the C types of ``_transitions_cy.pxd`` or run uncompiled. Not thread-safe: ``BreakerMachine``,
-which owns it, is. The directives are safe: indexes are taken modulo the length of the ring.
+One source, compiled with the C types of ``_transitions_cy.pxd`` or run uncompiled. Not thread-safe; its owner
+``BreakerMachine`` is. The directives are safe: indexes are taken modulo the length of the ring.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class TransitionRing:
     """The transitions that were not delivered yet.
 
     Attributes:
-        pending: how many there are.
-        lost: how many were overwritten before they were delivered.
+        pending: number of transitions in the ring.
+        lost: transitions that were overwritten before they were delivered.
     """
 
     _numbers: MutableSequence[int]

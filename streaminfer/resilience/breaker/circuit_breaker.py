@@ -41,34 +41,34 @@ _Machine: type[BreakerMachine] = thread_safe(BreakerMachine, public_methods(Brea
 class CircuitBreaker(StackClock, BreakerCore):
     """Stops sending requests to a failing or slow backend and probes it until it recovers.
 
-    Closed, it lets calls pass and judges the last of them; when enough failed or were slow it opens and rejects calls
-    at once with `CircuitOpen`. After a while it lets a few probes pass, whose outcomes close or reopen it. The rules,
-    as a table, are in the documentation.
+    A closed breaker lets calls pass and judges the latest of them. When enough calls failed or were slow, it opens and
+    rejects calls at once with `CircuitOpen`. After a while it lets a few probes pass; their outcomes close or reopen
+    it. The documentation has the rules as a table.
 
-    It wraps a service, a backend or a function, with :meth:`wrap` or as a decorator; or a block, with :meth:`guard`; or
-    it is used by hand, with :meth:`try_acquire` and :meth:`record`. All uses of one object share its state.
+    Wrap a service, a backend or a function with :meth:`wrap` or as a decorator, or a block with :meth:`guard`; or call
+    :meth:`try_acquire` and :meth:`record` by hand. All uses of one object share its state.
 
     Args:
         failure_rate_threshold: share of failed calls at which it trips, above 0 and at most 1.
-        slow_call_s: a call that takes longer is slow; ``None``: none is.
+        slow_call_s: a call that takes longer is slow; ``None``: no call is slow.
         slow_rate_threshold: share of slow calls at which it trips, above 0 and at most 1.
-        window: what it judges by: the last so many calls, or as text the last seconds, ``"10s"``, up to an hour, in
-            slices of a tenth of it and of at most a second.
-        minimum_calls: with fewer outcomes nothing is judged, unless the window, or ``half_open_calls``, is smaller.
-        open_s: seconds that it rejects calls after the first trip, less up to a tenth: jitter, so that clients do not
-            return together.
-        max_open_s: to what the open time doubles, trip by trip, until it closes again; never less than ``open_s``.
+        window: outcomes that it judges: a number of the last calls, or as text the last seconds, ``"10s"``, up to an
+            hour, in slices of a tenth of the window and of at most a second.
+        minimum_calls: fewest outcomes that it judges, unless the window, or ``half_open_calls``, is smaller.
+        open_s: seconds that it rejects calls after the first trip. Jitter shortens this by up to a tenth, so that
+            clients do not return together.
+        max_open_s: longest open time. The open time doubles trip by trip, until it closes; never less than ``open_s``.
         half_open_calls: how many probes may pass while half open.
         half_open_s: how long half-open may wait for its probes; ``None``: ``max_open_s``. Longer than any healthy call.
-        ramp_up_s: how long it takes to let all calls pass once its probes have closed it: a tenth at first, and then
-            a share that grows evenly. The others are rejected with `CircuitOpen`. 0.0: all pass at once.
-        ignore: exceptions that are no outcome: classes, or a function of the exception that says so. Always ignored are
-            `Overloaded`, `Closed`, `InvalidInput` and `CircuitOpen`: they say nothing about the backend.
-        failure_result: a function of a result that says whether it is a failure; of a service's `Response`, of a
-            backend's single rows, of what a function returned.
-        ignore_result: likewise, whether it is no outcome.
+        ramp_up_s: how long it takes to let all calls pass after its probes have closed it. The share of calls that pass
+            grows evenly from a tenth; the others are rejected with `CircuitOpen`. 0.0: all pass at once.
+        ignore: exceptions that do not count as outcomes: classes, or a function of the exception. `Overloaded`,
+            `Closed`, `InvalidInput` and `CircuitOpen` never count, because they say nothing about the backend.
+        failure_result: a function that returns whether a result is a failure. The result is a service's `Response`, a
+            single row of a backend, or the result of a function.
+        ignore_result: a function that returns whether a result does not count as an outcome.
         name: for reports and events.
-        seed: of the jitter, for runs that replay; ``None``: from the operating system.
+        seed: seed of the jitter, for runs that replay; ``None``: from the operating system.
         clock: returns monotonic nanoseconds; ``None``: the `Stack`'s clock, else the monotonic clock, read in C.
 
     Raises:
@@ -149,14 +149,14 @@ class CircuitBreaker(StackClock, BreakerCore):
         """Wrap a service, a backend or a function; also as a decorator, ``@breaker``.
 
         Args:
-            inner: a service (an object with ``call``), a backend (an object with ``infer``), whose failed batch is one
-                outcome, or a sync or async function, which stays one.
+            inner: a service (an object with ``call``), a backend (an object with ``infer``; a failed batch is one
+                outcome), or a sync or async function.
 
         Returns:
             The same kind of object. A guarded service or backend has ``inner`` and ``admission``.
 
         Raises:
-            TypeError: none of these, or a generator function, whose call ends before its work begins: use
+            TypeError: ``inner`` is none of these, or is a generator function: its call ends before its work begins. Use
                 :meth:`guard` inside it.
         """
         return wrap_by_kind(self, inner, GuardedService, GuardedBackend, guard_async, GuardedFunction)
@@ -167,13 +167,13 @@ class CircuitBreaker(StackClock, BreakerCore):
     def state(self) -> str:
         """``"closed"``, ``"open"`` or ``"half_open"`` (from the end of the open time on); reading changes nothing.
 
-        Forced open is ``"open"``, disabled and metrics-only are ``"closed"``; see :attr:`mode`.
+        A breaker that is forced open is ``"open"``; a disabled or metrics-only one is ``"closed"``. See :attr:`mode`.
         """
         return STATES[self._machine.state(self.now())]
 
     @property
     def mode(self) -> str:
-        """``"automatic"``, or what was set by hand: ``"metrics_only"``, ``"disabled"`` or ``"forced_open"``."""
+        """``"automatic"``, or the mode set by hand: ``"metrics_only"``, ``"disabled"`` or ``"forced_open"``."""
         return MODES[self._machine.mode]
 
     @property
@@ -190,25 +190,25 @@ class CircuitBreaker(StackClock, BreakerCore):
         self._set("disabled")
 
     def metrics_only(self) -> None:
-        """Let every call pass and judge as if closed, but only tell listeners when a threshold is passed."""
+        """Let every call pass and judge as if closed, but only notify listeners when a threshold is reached."""
         self._set("metrics_only")
 
     def reset(self) -> None:
-        """Close it, with an empty window and the first open time; the counters of :meth:`statistics` stay."""
+        """Close the circuit, with an empty window and the first open time; keep the counters of :meth:`statistics`."""
         self._set("automatic")
 
     def listen(self, listener: Callable[[BreakerEvent], object]) -> Callable[[], None]:
         """Call ``listener`` with each :class:`BreakerEvent` from now on.
 
-        It is called by the call that caused or noticed the event, in that call's thread, or in the one that is telling
-        another event at that moment; in order, with no lock held. It should be quick. What it raises is logged
-        (``streaminfer.resilience``) and changes nothing. It may use the breaker.
+        The call that caused or noticed the event calls the listener in its own thread. If another thread is delivering
+        an event at that moment, it delivers this one too. Events come in order, with no lock held. The listener should
+        be quick and may use the breaker. Its errors are logged (``streaminfer.resilience``) and change nothing.
 
         Args:
             listener: a function of the event.
 
         Returns:
-            A function that ends it.
+            A function that removes the listener.
         """
         return self._events.listen(listener)
 

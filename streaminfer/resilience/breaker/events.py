@@ -1,9 +1,9 @@
 """Delivery of a circuit breaker's events to listeners: in order, and with no lock held.
 
-The state machine writes transitions into a ring of numbers; the call that caused one, or noticed it, delivers it
-afterwards. One thread at a time delivers, so that listeners get events in their order. A thread that finds another one
-delivering leaves its event to that one and does not wait: a listener can call the breaker, and a listener that never
-returns delays no other call.
+The state machine writes transitions into a ring of numbers. The call that caused or noticed a transition delivers it
+afterwards. Only one thread delivers at a time, so that listeners get events in order. If another thread is delivering,
+a thread leaves its event to that thread and does not wait. So a listener can call the breaker, and a listener that
+never returns delays no other call.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,15 +21,15 @@ class BreakerEvent:
     """A change of a circuit breaker's state or mode, or a threshold that was passed in metrics-only mode.
 
     Attributes:
-        breaker: its name.
-        before: ``"closed"``, ``"open"`` or ``"half_open"``.
-        after: the same; like ``before`` where only the mode changed, and in metrics-only mode.
+        breaker: name of the breaker.
+        before: state before the event: ``"closed"``, ``"open"`` or ``"half_open"``.
+        after: state after it; the same as ``before`` if only the mode changed, and in metrics-only mode.
         reason: ``"failure_rate"``, ``"slow_rate"``, ``"open_time_passed"``, ``"probes_succeeded"``,
             ``"probes_failed"``, ``"probes_slow"``, ``"half_open_time_passed"``, ``"forced_open"``, ``"disabled"``,
             ``"metrics_only"`` or ``"reset"``.
-        at_ns: when, on the breaker's clock; the next call delivers a change that time alone made, with the instant of
-            the change.
-        calls: how many outcomes it was judged by; 0 where none were.
+        at_ns: instant of the event, on the breaker's clock. If only time caused the change, the next call delivers it,
+            with the instant of the change.
+        calls: number of outcomes that were judged; 0: none.
         failures: how many of them failed.
         slow: how many of them were slow.
     """
@@ -58,20 +58,20 @@ class BreakerEvents:
         """Add a listener for all later events; the result removes it.
 
         Raises:
-            TypeError: not a callable.
+            TypeError: ``listener`` is not callable.
         """
         return self._listeners.add(listener, self._set_listening)
 
     def deliver(self) -> None:
-        """Tell the pending events, unless another thread does."""
+        """Deliver the pending events, unless another thread does."""
         while self._machine.transitions.pending and self._listeners.deliver(self._take):
-            pass  # an event that came before the return was left to this thread
+            pass  # other threads left events to this thread until the delivery returned
 
     def _set_listening(self, listening: bool) -> None:
         self._machine.listening = listening
 
     def _take(self) -> Iterator[BreakerEvent]:
-        # what a listener's own calls cause is left to another round, so that its delivery ends
+        # events from a listener's own calls wait for another round, so that this delivery ends
         for _ in range(self._machine.transitions.pending):
             if (event := self._machine.next_event()) is None:
                 return

@@ -1,4 +1,4 @@
-"""The circuit breaker in front of a service, a backend or an async function: thin wrappers around one guarded call."""
+"""The circuit breaker around a service, a backend or an async function: thin wrappers around one guarded call."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _STARRED = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
 
 
 class _Guarded(Wrapper):
-    """What a guarded service and a guarded backend have in common.
+    """Common base of a guarded service and a guarded backend.
 
     Attributes:
-        inner: what is guarded; what the breaker knows nothing of is found there.
+        inner: the guarded object, which has all attributes that the breaker does not have.
         breaker: the `CircuitBreaker`.
-        name: of what is guarded, so that its errors and answers name it.
+        name: name of the guarded object, for errors and responses.
     """
 
     def __init__(self, breaker: BreakerCore, inner: Any) -> None:
@@ -43,18 +43,18 @@ class _Guarded(Wrapper):
         self._admission = adapt(inner).capabilities().admission
 
     def capabilities(self) -> Capabilities:
-        """What the inner object offers, with the breaker's answer to `admission`."""
+        """Return the capabilities of the inner object, with the `admission` of the breaker."""
         return super().capabilities()._replace(admission=self.admission)
 
     def admission(self, request: Request, now_ns: int) -> Admission:
-        """Whether a request would pass the breaker now, and what stands behind it; changes nothing."""
+        """Return whether a request would pass the breaker now, and the inner admission; changes only the ramp-up."""
         if not self.breaker.permits_at(now_ns):
             return Admission(False, AdmissionReason.CIRCUIT_OPEN, self.breaker.retry_after_ns(now_ns) / 1e9)
         return Admission(True) if self._admission is None else self._admission(request, now_ns)
 
 
 class GuardedService(_Guarded, SyncService):
-    """A service whose every call is an outcome."""
+    """A service with a breaker; each call is an outcome."""
 
     async def call(self, request: Request) -> Response:
         """Serve the request without a `Stack`; as the inherited one does, in fewer calls.
@@ -93,10 +93,10 @@ class GuardedService(_Guarded, SyncService):
 
 
 class GuardedBackend(_Guarded):
-    """A backend whose every batch is one outcome: failed when the call raises or every row did.
+    """A backend with a breaker; each batch is one outcome: a failure if the call raises or every row failed.
 
-    A batch that failed and is sent again in parts has counted as one failure. A part that fails is not another one,
-    because it was to be expected of those with the bad row; one that succeeds is a success.
+    A failed batch that is sent again in parts has already counted as one failure. A part that fails does not count
+    again, because the part with the bad row must fail. A part that succeeds counts as a success.
     """
 
     def __init__(self, breaker: BreakerCore, inner: Any) -> None:
@@ -108,10 +108,10 @@ class GuardedBackend(_Guarded):
         self._inner_begin = adapt(inner).begin_infer
 
     async def infer(self, batch: Batch) -> Sequence[Any]:
-        """Answers the batch, if the circuit lets it pass.
+        """Run the batch if the circuit lets it pass.
 
         Raises:
-            CircuitOpen: it does not.
+            CircuitOpen: the circuit does not let it pass.
         """
         guard = self._enter()
         try:
@@ -134,7 +134,7 @@ class GuardedBackend(_Guarded):
 
     @property
     def begin_infer(self) -> Callable[[Batch, Callable[[Any, BaseException | None], None]], Any] | None:
-        """Begins a batch as the backend does, if the circuit lets it pass; ``None``: the backend only awaits."""
+        """``begin_infer`` of the backend, for a batch that the circuit lets pass; ``None``: the backend has none."""
         return None if self._inner_begin is None else self._begin_infer
 
     def _begin_infer(self, batch: Batch, done: Callable[[Any, BaseException | None], None]) -> Any:
@@ -147,7 +147,7 @@ class GuardedBackend(_Guarded):
                 try:
                     self._returned(guard, batch, results)
                 except BaseException as failure:
-                    done(None, failure)  # of a predicate: it is the batch's
+                    done(None, failure)  # an error of a predicate fails the batch
                     if isinstance(failure, LISTENER_ERRORS):
                         return
                     raise
@@ -176,7 +176,7 @@ class GuardedBackend(_Guarded):
 
 
 def _outcome_of_rows(breaker: BreakerCore, results: Any, batch: Batch) -> bool | None:
-    """One row that succeeded makes a success; else one that failed makes a failure; else there is no outcome."""
+    """Return success if a row succeeded, else failure if a row failed, else ``None``, no outcome."""
     outcome = None
     count = len(batch)
     try:
@@ -185,7 +185,7 @@ def _outcome_of_rows(breaker: BreakerCore, results: Any, batch: Batch) -> bool |
 
             results = split_rows(results, count, "", batch.size)
         if isinstance(results, (str, bytes)) or len(results) not in (count, batch.size):
-            return False  # the batcher tells its callers that this is no answer
+            return False  # the batcher rejects such results
         rows = results.__getitem__
     except (TypeError, AttributeError):
         return False
@@ -216,7 +216,7 @@ async def guarded({parameters}):
 
 
 def guard_async(breaker: BreakerCore, function: Callable[..., Any]) -> Callable[..., Any]:
-    """An async function around one: a real one, since that is what ``iscoroutinefunction`` asks for."""
+    """Return an async function around one: a real async function, because ``iscoroutinefunction`` tests for it."""
     if isinstance(function, types.FunctionType) and not function.__code__.co_flags & _STARRED:
         return _with_the_same_parameters(breaker, function)
     enter = breaker.enter
@@ -236,9 +236,9 @@ def guard_async(breaker: BreakerCore, function: Callable[..., Any]) -> Callable[
 
 
 def _with_the_same_parameters(breaker: BreakerCore, function: types.FunctionType) -> Callable[..., Any]:
-    """As the closure above, with the parameters written out, as attrs and dataclasses write a class's ``__init__``.
+    """Return the closure of `guard_async` with explicit parameters, as attrs and dataclasses generate ``__init__``.
 
-    To collect any arguments in a tuple and a mapping, and to pass them on, costs half as much as all else.
+    Collecting any arguments in a tuple and a mapping, and passing them on, costs half as much as all the rest.
     """
     code = function.__code__
     positional = code.co_varnames[: code.co_argcount]

@@ -9,35 +9,35 @@ __all__ = ["COUNTED", "BreakerStatistics"]
 
 @attrs.frozen(kw_only=True)
 class BreakerStatistics(Snapshot):
-    """State and counters of a `CircuitBreaker`, of one moment.
+    """State and counters of a `CircuitBreaker` at one moment.
 
-    Counting rule: every permit is counted in ``permitted``, and in exactly one of ``succeeded``, ``failed``,
-    ``ignored`` and ``stale_permits`` when it comes back, as is an outcome recorded without a permit. The counters,
-    but for ``consecutive_trips``, never fall, whatever happens to the state.
+    Counting rule: every permit is counted in ``permitted``, and when it comes back, in exactly one of ``succeeded``,
+    ``failed``, ``ignored`` and ``stale_permits``. An outcome without a permit is counted in one of these four too. The
+    counters never fall, except ``consecutive_trips``.
 
     Attributes:
-        name: the breaker.
+        name: name of the breaker.
         state: ``"closed"``, ``"open"`` or ``"half_open"``.
         mode: ``"automatic"``, ``"metrics_only"``, ``"disabled"`` or ``"forced_open"``.
-        calls: outcomes that the present state is judged by: those in the window, or while half open those of the
-            probes; while open, which judges none, those still in the window.
+        calls: outcomes that the present state judges: those in the window or, while half open, those of the probes. An
+            open circuit judges no outcomes; then these are the outcomes still in the window.
         failures: how many of them failed.
         slow: how many of them were slow.
-        half_open_in_flight: probes whose permit has not come back.
+        half_open_in_flight: probes with permits that have not come back.
         retry_after_s: seconds until a call may pass; 0.0 while all calls pass.
-        share: share of the calls that pass while it is closed; below 1.0 for ``ramp_up_s`` after its probes closed it.
-        permitted: permits given since it was made.
+        share: share of the calls that pass while closed; below 1.0 for ``ramp_up_s`` after the probes closed it.
+        permitted: permits given since the breaker was made.
         rejected: calls rejected.
         succeeded: outcomes that counted as success.
         failed: outcomes that counted as failure.
         slow_calls: how many of these outcomes were slow.
-        ignored: permits that came back without an outcome: of calls that were cancelled, had an ignored error, or
-            exceeded a deadline that was too short to prove anything; and outcomes while it is disabled.
+        ignored: permits that came back without an outcome (the call was cancelled, had an ignored error, or exceeded a
+            deadline that was too short to prove anything), and outcomes while the breaker is disabled.
         stale_permits: permits and outcomes that came after their state had ended, or, while half open, twice; and
-            outcomes without a permit while it is open.
-        trips: how often it opened by itself; a change that time alone made, which ``state`` shows, counts with the next
-            call, and listeners are told then.
-        consecutive_trips: how often since it was last closed; each doubles the open time.
+            outcomes without a permit while the breaker is open.
+        trips: how often it opened, not counting `force_open`. If only time caused the change, ``state`` shows it, but
+            the next call counts it and notifies the listeners.
+        consecutive_trips: trips since it was last closed; each doubles the open time.
         events_lost: events that no listener got because one did not return from an earlier one.
     """
 
@@ -73,4 +73,4 @@ class BreakerStatistics(Snapshot):
 
 
 COUNTED = tuple(field.name for field in attrs.fields(BreakerStatistics) if field.type is int)
-"""What the state machine counts, in the order of its snapshot."""
+"""Counters of the state machine, in the order of its snapshot."""

@@ -1,22 +1,22 @@
-"""`Hedge`: a second request if the first takes longer than most, so that single slow responses make no slow tail.
+"""`Hedge`: sends a second request if the first one takes longer than most, so that slow responses are rare.
 
 *Design* (Dean and Barroso, The Tail at Scale, 2013). If the first request has taken longer than 95 % of recent ones, a
-second one is sent; the first response wins and the other request is cancelled. The load grows by about 5 %, and the
-slow one in a hundred becomes the slow one in thousands.
+second request is sent; the first response wins and the other request is cancelled. The load grows by about 5 %, and
+slow responses become rare: one in thousands instead of one in a hundred.
 
-*Delay.* It is a live quantile of the durations of first requests, over the last minute. A first request that lost is
-counted with the time that it had when it was cancelled: without it, the slow ones would be missing, and the delay would
+*Delay.* The delay is a live quantile of the durations of first requests over the last minute. A first request that lost
+counts with the time from its start to its cancellation. Otherwise slow requests would be missing, and the delay would
 shrink until every request was hedged. With fewer than ``1 / (1 - quantile)`` durations there is no such quantile, and
 no hedge.
 
-*Budget.* When the service is slow, every request is slower than the quantile of a minute ago, and to hedge all of them
+*Budget.* When the service is slow, every request is slower than the quantile of a minute ago. To hedge all requests
 would double the load just then. So extra requests are granted as a share of traffic (``_call_budget_cy``), and only if
 the service's ``admission`` accepts them.
 
-*Race.* Requests that may be hedged run in tasks of their own. The first response ends the race. A failure does not,
-while another request is in flight; a failure before any hedge is raised at once: to repeat failures is the task of
-`RetryBudget`. The losing request is cancelled, and usually ends before the caller gets the response. One that cannot be
-cancelled at once is not waited for, because its slowness is the reason for the hedge: its exception is retrieved, and
+*Race.* Each request that may be hedged runs in its own task. The first response ends the race. A failure does not end
+it while another request is in flight. A failure before any hedge is raised at once, because `RetryBudget` repeats
+failures. The losing request is cancelled, and usually ends before the caller gets the response. If it does not end at
+once, the hedge does not wait for it, because its slowness is the reason for the hedge. Its exception is retrieved, and
 ``stop`` waits for it.
 
 *Complexity.* A task and a timer for each request that may be hedged.
@@ -52,31 +52,32 @@ __all__ = ["Hedge"]
 _Budget: type[CallBudget] = thread_safe(CallBudget, public_methods(CallBudget))
 _REFRESH_NS = 50_000_000
 _DIGITS = 2
-_LONGER = 1.0 + 10.0**-_DIGITS  # than the quantile: the histogram tells durations apart to that
+_LONGER = 1.0 + 10.0**-_DIGITS  # the delay exceeds the quantile by the resolution of the histogram
 
 
 class Hedge(StackClock):
     """Sends a second request if the first response takes long, and returns the response that comes first.
 
-    It wraps a service, a backend or an async function, with :meth:`wrap` or as a decorator. All uses of one object
-    share delay and budget. A request is never sent twice if the second response would miss the deadline, nor, unless
-    ``idempotent`` says otherwise, if it belongs to a live stream or its service declares ``idempotent = False``.
+    Wrap a service, a backend or an async function with :meth:`wrap` or as a decorator. All uses of one object share
+    delay and budget. A request is never sent twice if the second response would miss the deadline. Unless
+    ``idempotent`` is true, it is not sent twice if it belongs to a live stream or its service declares
+    ``idempotent = False``.
 
     Args:
-        quantile: a first request that takes longer than this quantile of the last minute's is hedged, above 0, below 1.
-        min_delay_s: it is never hedged sooner than this.
+        quantile: quantile of the durations of the last minute after which a first request is hedged, above 0, below 1.
+        min_delay_s: shortest time after which a request is hedged.
         max_extra: extra requests per request over the last ten seconds, above 0 and at most 1.
-        to: the replica that gets the extra requests: the same kind of object as the wrapped one, which starts and stops
-            it. ``None``: the wrapped one itself.
-        idempotent: whether requests may be sent twice. ``None``: as the service's ``idempotent`` says, else all but
-            those that belong to a live stream. True: those too. False: none.
+        to: the replica that gets the extra requests: the same kind of object as the wrapped one. The hedge starts and
+            stops it. ``None``: the wrapped object gets them too.
+        idempotent: whether requests may be sent twice. ``None``: as the service's ``idempotent`` declares, else all
+            requests that belong to no live stream. True: all requests. False: no request.
         name: for reports.
         clock: returns monotonic nanoseconds; ``None``: the `Stack`'s clock, else ``time.monotonic_ns``.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
 
-    Threads: belongs to one event loop at a time.
+    Not thread-safe: one event loop at a time.
     """
 
     def __init__(
@@ -122,13 +123,13 @@ class Hedge(StackClock):
         """Wrap a service, a backend or an async function; also as a decorator, ``@hedge``.
 
         Args:
-            inner: a service, a backend, whose whole batch is sent twice, or an async function.
+            inner: a service, a backend (its whole batch is sent twice) or an async function.
 
         Returns:
             The same kind of object.
 
         Raises:
-            TypeError: none of these, or another kind than ``to``.
+            TypeError: ``inner`` is none of these, or of another kind than ``to``.
         """
         kind = _kind_of("inner", inner)
         if self._to_kind is not None and self._to_kind != kind:
@@ -141,7 +142,7 @@ class Hedge(StackClock):
 
     @property
     def delay_s(self) -> float | None:
-        """Seconds after which a request is hedged; ``None``: too little is known yet."""
+        """Seconds after which a request is hedged; ``None``: there are too few durations yet."""
         self._measure(self._clock())
         return self._delay_s
 
@@ -186,7 +187,7 @@ class Hedge(StackClock):
     # -- the race -----------------------------------------------------------------------------------------------
 
     def _measure(self, now_ns: int) -> None:
-        """Read delay and usual duration off the histogram, at intervals."""
+        """Update the delay and the usual duration from the histogram, at intervals."""
         if now_ns < self._measure_ns:
             return
         if self._took.count < self._least_count:
@@ -208,8 +209,8 @@ class Hedge(StackClock):
 
         Args:
             send: sends the request.
-            send_again: sends it once more; ``None``: it may not be sent twice.
-            deadline_ns: of the request.
+            send_again: sends the request once more; ``None``: it may not be sent twice.
+            deadline_ns: deadline of the request.
             admits: the admission of the service that would get the extra request.
         """
         now_ns = self._clock()
@@ -229,7 +230,7 @@ class Hedge(StackClock):
                 losing = race.end()
                 if losing:
                     await self._cancel(losing)
-        except BaseException:  # its caller has gone
+        except BaseException:  # its caller has cancelled it
             if race.winner is not None:
                 close_unread(race.winner)
             raise
@@ -261,12 +262,12 @@ class Hedge(StackClock):
 
 
 class _Race:
-    """One request, and the extra one that is sent before its response.
+    """One request, and the extra request that is sent before its response.
 
     Args:
         again: sends the extra request.
-        grants: returns whether it may be sent now.
-        delay_s: after which it is.
+        grants: returns whether the extra request may be sent now.
+        delay_s: seconds after which the extra request is sent.
 
     Attributes:
         over: done when there is a response, or when all requests have failed.
@@ -287,14 +288,14 @@ class _Race:
         self.failed: list[asyncio.Task[Any]] = []
 
     def send(self, call: Callable[[], Awaitable[Any]]) -> asyncio.Task[Any]:
-        """Send a request in a task of its own."""
+        """Send a request in its own task."""
         task = asyncio.get_running_loop().create_task(_await(call))
         self._running[task] = None
         task.add_done_callback(self._ended)
         return task
 
     def end(self) -> Collection[asyncio.Task[Any]]:
-        """Send no extra request any more; return the requests that still run."""
+        """Stop sending the extra request; return the requests that still run."""
         self._timer.cancel()
         return self._running
 
@@ -308,7 +309,7 @@ class _Race:
         if self.over.done():
             close_unread(task)  # the race is over
             return
-        self._timer.cancel()  # here: if it is due in this turn of the loop, it comes before `end`
+        self._timer.cancel()  # here: a timer that is due in this turn of the loop fires before `end` is called
         if failed:
             self.failed.append(task)
             if self._running:
@@ -319,7 +320,7 @@ class _Race:
 
 
 async def _await(call: Callable[[], Awaitable[Any]]) -> Any:
-    """Await a request in a coroutine, which a task needs: a plain ``call`` or ``infer`` may return a future."""
+    """Await a request in a coroutine for its task, because a plain ``call`` or ``infer`` may return a future."""
     return await call()
 
 
@@ -332,7 +333,7 @@ class _Hedged(Wrapper):
 
     @property
     def left_to_owner(self) -> Sequence[Any]:
-        """What gets each request first."""
+        """The object that gets each request first."""
         return (self.inner,)
 
     async def start(self) -> None:
@@ -355,7 +356,7 @@ class _HedgedService(_Hedged):
         self._enforces = again.enforces_deadline
 
     def capabilities(self) -> Capabilities:
-        """What the inner service offers; a request ends at its deadline by itself only if it does at both."""
+        """Return the capabilities of the inner service; deadlines are enforced only if both services do so."""
         offered = super().capabilities()
         return offered._replace(enforces_deadline=offered.enforces_deadline and self._enforces)
 
@@ -377,7 +378,7 @@ class _HedgedBackend(_Hedged):
         self._infer, self._infer_again = _copying(inner), _copying(self._again)
 
     def capabilities(self) -> Capabilities:
-        """What the inner backend offers; outputs are new arrays."""
+        """Return the capabilities of the inner backend; outputs are new arrays."""
         return super().capabilities()._replace(returns_new_arrays=True)
 
     async def infer(self, batch: Batch) -> Sequence[Any]:
@@ -389,7 +390,7 @@ class _HedgedBackend(_Hedged):
 
 
 def _copying(backend: Any) -> Callable[[Batch], Awaitable[Any]]:
-    """Return what infers, and copies outputs of reused memory at once: the way back takes a turn of the loop."""
+    """Return an ``infer`` that copies outputs of reused memory at once: their delivery takes a turn of the loop."""
     infer: Callable[[Batch], Awaitable[Any]] = backend.infer
     if adapt(backend).capabilities().returns_new_arrays:
         return infer

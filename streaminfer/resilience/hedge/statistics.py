@@ -11,19 +11,19 @@ __all__ = ["HedgeStatistics"]
 class HedgeStatistics(Snapshot):
     """Counters of a `Hedge` since it was made.
 
-    Counting rule: each time the delay of a request that may be sent twice passed, an extra one was sent and counted in
-    ``hedges``, or counted in one of ``throttled``, ``rejected`` and ``infeasible``.
+    Counting rule: when the delay of a request that may be sent twice has passed, either an extra request is sent and
+    counted in ``hedges``, or the request is counted in one of ``throttled``, ``rejected`` and ``infeasible``.
 
     Attributes:
-        name: the hedge's.
-        requests: requests, extra ones not included.
+        name: name of the hedge.
+        requests: requests, not counting extra ones.
         hedges: extra requests.
-        won: requests whose response came from an extra one.
+        won: requests with a response from an extra request.
         throttled: extra requests that were not sent because the budget was spent.
         rejected: extra requests that were not sent because their service would reject them.
         infeasible: extra requests that were not sent because they would miss the deadline.
         cancelling: losing requests that were cancelled and have not ended yet.
-        delay_s: seconds after which a request is hedged; ``None``: too little is known.
+        delay_s: seconds after which a request is hedged; ``None``: there are too few durations.
     """
 
     name: str

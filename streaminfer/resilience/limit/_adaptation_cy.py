@@ -1,37 +1,37 @@
 # cython: cdivision=True, cpow=True
-"""How the concurrency limit learns how many calls may be in flight, from how long they are queued.
+"""Adaptation of the concurrency limit: learns how many calls may be in flight from the time that they are queued.
 
 *Design.* By Little's law a service that completes ``C`` calls a second has ``C · T`` of them in flight when each takes
-``T``. So the limit at which a call takes the target time is ``limit · target / measured``: that ratio is the gradient.
-Latency alone misleads where calls share batches: a bigger batch takes longer and is *not* congested, and a limit that
-shrinks because of that makes batches small and the service slow. Hence a call's time is split at the instant at which
-its batch began: it was *queued* for ``q`` and then *served* for ``s``. The service time stands on both sides,
+``T``. So the limit at which a call takes the target time is ``limit · target / measured``: this ratio is the gradient.
+If calls share batches, latency alone misleads: a bigger batch takes longer but is *not* congested. A limit that shrinks
+because of this makes batches small and the service slow. So a call's time is split at the instant at which its batch
+began: the call was *queued* for ``q`` and then *served* for ``s``. The service time is in both terms of
 ``(s + q_target) / (s + q)``, so only queueing can lower the limit. Queueing for one batch is not congestion: the next
-batch must wait while one runs, or the worker would idle, so ``q_target`` is never less than that. Where timings do not
-tell queueing from service, ``s`` is the latency without load: the least mean of recent windows.
+batch must wait while one runs, or the worker would idle. So ``q_target`` is at least the time of a batch. If timings do
+not separate queueing from service, ``s`` is the latency without load: the least mean of recent windows.
 
 *Windows.* One decision per window, as TCP decides once per round trip: a window counts only calls that began after the
-previous decision, so each decision sees the effect of the previous one. It takes ten samples, or half as many as the
-limit where that is less, and ends where a batch ends; up to thirty without timings.
+previous decision, so each decision sees the effect of the previous one. A window takes ten samples, or half the limit
+if that is less, and ends at the end of a batch; without timings it takes up to thirty samples.
 
-*Steps.* Down: at once to where Little's law points, at most by half. Up: towards it, at most ``√limit`` per window, and
-only while at least half the limit was in use: capacity that is not used proves nothing. A call that exceeded its
-deadline counts as twice the target, or as all the time that it had where that is more; if it had less than the service
-time alone, it is ignored. A rejection further in lowers the limit by a tenth.
+*Steps.* Down: at once to the limit that Little's law gives, at most by half. Up: towards it, by at most ``√limit`` per
+window, and only if at least half the limit was in use, because unused capacity proves nothing. A call that exceeded its
+deadline counts as twice the target, or as all the time that it had if that is more. If it had less than the service
+time, it is ignored. A rejection by an inner layer lowers the limit by a tenth.
 
-*Latency without load.* It is forgotten after an interval in which the limit rejected nothing, or calls took hardly
-longer than it: then there was no queue. Otherwise it is measured again, once the limit has rejected more calls than
-that costs, in one window at a quarter of the limit. With a target of twice the latency without load, a quarter is a
-load under which nothing queues. (A half would prove nothing: each measurement would confirm any standing queue.) When
-calls take little more than a quarter then, there was a queue even at that, and the probe goes on at half of it, until
-calls take no less. A call that hangs ends the probe after eight times the time that it should take. The first
-measurement stays in doubt until the limit rejects a call. If calls take as long as before although the limit fell to
-three quarters of what was in use, there is no queue: the service became slower, or so it seems, and that is in doubt
-likewise. Latencies that vary must not lower the limit: the gradient takes the mean less its standard error, and the
-least of the means is the least with twice that error added, or the luckiest window would set the target.
+*Latency without load.* The estimate is renewed after an interval in which there was no queue: the limit rejected
+nothing, or calls took hardly longer than the estimate. Otherwise a *probe* measures it again: one window at a quarter
+of the limit, once the limit has rejected more calls than a probe costs. With a target of twice the latency without
+load, nothing queues at a quarter of the load. (A half would prove nothing: each measurement would confirm any standing
+queue.) If calls then take little more than a quarter of their time before, there was a queue even at a quarter, and the
+probe continues at half of it, until calls take no less. A call that hangs ends the probe after eight times the time
+that it should take. The first estimate stays in doubt until the limit rejects a call. If calls take as long as before
+although the limit fell to three quarters of what was in use, there is no queue: the service seems to be slower. This
+estimate is in doubt too. Latencies that vary must not lower the limit: the gradient uses the mean minus its standard
+error. The least mean is taken with twice this error added, or the luckiest window would set the target.
 
-*An SLO whose budget burns* lowers the target, not the limit: the limit then settles lower and cannot fall without end
-while the alert lasts. Afterwards the target returns within half a minute.
+*A burning SLO budget* lowers the target, not the limit: the limit then settles lower, and cannot fall without end while
+the alert lasts. Afterwards the target returns within half a minute.
 
 *Complexity.* O(1) per call.
 
@@ -41,8 +41,8 @@ while the alert lasts. Afterwards the target returns within half a minute.
 gradient, ``√limit`` and "half in use" are Gradient2's (Netflix concurrency-limits); the probe is BBR's ProbeRTT
 (Cardwell et al. 2016).
 
-One source, compiled with the C types of ``_adaptation_cy.pxd`` or run uncompiled. Not thread-safe: ``LimitMachine``,
-which owns it, is.
+One source, compiled with the C types of ``_adaptation_cy.pxd`` or run uncompiled. Not thread-safe; its owner
+``LimitMachine`` is.
 """
 
 from __future__ import annotations
@@ -54,22 +54,22 @@ __all__ = ["LimitAdaptation"]
 # C variables in the compiled module, not visible from Python
 _SAMPLES = 10
 _MAX_UNTIMED_SAMPLES = 30
-_MIN_STEP = 0.5  # to what share one window may lower the limit
+_MIN_STEP = 0.5  # lowest factor of one window on the limit
 _BACK_OFF = 0.9
-_TARGET_OF_OBJECTIVE = 0.7  # of the mean; the slowest calls of a window are queued for longer than that
-_QUEUED_BATCHES = 2.0  # that a call may be queued for where there is no objective
-_UNLOADED = 1.25  # times the latency without load: no queue worth speaking of
+_TARGET_OF_OBJECTIVE = 0.7  # target of the mean; the slowest calls of a window are queued for longer
+_QUEUED_BATCHES = 2.0  # batches that a call may be queued for if there is no objective
+_UNLOADED = 1.25  # times the latency without load: up to this there is no significant queue
 _STILL_QUEUED = 0.375
 _STILL_FALLING = 0.75
 _LATE_FACTOR = 2.0
 _PROBE_SHARE = 0.25
 _LOWERED = 0.75
 _AS_BEFORE = 0.9
-_PROBE_PATIENCE = 8.0  # times as long as its calls should take: less would end probes of a service that became slower
+_PROBE_PATIENCE = 8.0  # times the expected time of its calls: less would end probes of a service that became slower
 _PROBE_INTERVAL_NS = 5e9
-_PROBE_INTERVAL_CALLS = 100.0  # an interval is at least so many latencies, so that probes cost little
+_PROBE_INTERVAL_CALLS = 100.0  # an interval is at least this many latencies, so that probes cost little
 _REJECTED_FOR_PROBE = 100  # a probe rejects some 50 calls
-_DOUBT = 2.0  # standard errors that are added to a mean before it counts as the least one
+_DOUBT = 2.0  # standard errors that are added to a mean before it is compared with the least mean
 _TARGET_RETURN_NS = 30e9
 
 
@@ -77,19 +77,19 @@ class LimitAdaptation:
     """Learns a limit from samples.
 
     Args:
-        limit: where it starts, or stays.
-        min_limit: it never falls below.
-        max_limit: it never rises above.
-        adaptive: whether it learns.
-        tighten: to what share of itself the target falls while the SLO burns, above 0 and at most 1.
+        limit: the first limit, or the fixed one.
+        min_limit: the lowest limit.
+        max_limit: the highest limit.
+        adaptive: whether the limit is learned.
+        tighten: factor on the target while the SLO burns, above 0 and at most 1.
         queue_delay_ns: how long a call may be queued; negative: from the objective, else from the service time.
 
     Attributes:
         limit: the limit that it has learned.
         allowed: how many calls may be in flight now: the limit, or less during a probe or while an SLO burns.
         windows: decisions made.
-        target_ns: the longest that a call should take, queueing included; 0.0 before the first decision.
-        queue_delay_ns: mean time queued in the last window; 0.0 where timings do not tell it from service.
+        target_ns: the longest that a call should take, including queueing; 0.0 before the first decision.
+        queue_delay_ns: mean time queued in the last window; 0.0 if timings do not separate it from service.
         service_ns: mean service time of the last window, or the latency without load.
         mean_ns: mean time of a call in the last window.
         fastest_ns: the fastest response of this and the last window; 0: unknown.
@@ -151,7 +151,7 @@ class LimitAdaptation:
         self._window_began_ns = now_ns
 
     def aim(self, objective_ns: float, burning: bool) -> None:
-        """Take over the latency objective, 0.0 for none, and whether its budget burns."""
+        """Set the latency objective, 0.0 for none, and whether its budget burns."""
         self._objective_ns = objective_ns
         self.burning = burning
         if burning:
@@ -159,12 +159,12 @@ class LimitAdaptation:
         self._apply()
 
     def resume(self, in_flight: int, now_ns: int) -> None:
-        """Begin to count calls once so few are in flight as a probe allows."""
+        """Begin to count calls when no more are in flight than a probe allows."""
         if self._probing and self._began_ns == NEVER_NS and in_flight <= self.allowed:
             self._began_ns = now_ns
 
     def reject(self, in_flight: int, rejected: int, now_ns: int) -> None:
-        """End a probe that waits for a call which hangs: it would reject all others for as long."""
+        """End a probe that waits for a call that hangs: otherwise it would reject all other calls meanwhile."""
         if self._probing and now_ns > self._probe_ends_ns:
             self._probing = False
             self._probed = True
@@ -178,9 +178,9 @@ class LimitAdaptation:
         """Count a call that succeeded.
 
         Args:
-            permit: when it began.
+            permit: when the call began.
             took_ns: how long it took.
-            queued_ns: how long it was queued; negative: timings do not tell.
+            queued_ns: how long it was queued; negative: not known.
             batch_ns: when its batch began.
             in_flight: calls in flight now.
             rejected: calls that the limit has rejected.
@@ -224,7 +224,7 @@ class LimitAdaptation:
         return self._end_if_enough(in_flight, rejected, now_ns)
 
     def add_drop(self, permit: int, in_flight: int, rejected: int, now_ns: int) -> bool:
-        """Count a call that was rejected further in.
+        """Count a call that an inner layer rejected.
 
         Returns:
             Whether a window ended.
@@ -256,7 +256,7 @@ class LimitAdaptation:
             if self._adaptive and not probed and least_ns > 0.0:
                 in_use = self.limit if self.limit < self._peak else self._peak
                 self._step(self.target_ns / least_ns)  # 0 before the first success: all calls were late
-                # right after a probe the queue has not filled up to the limit yet: that window compares with nothing
+                # right after a probe the queue is not yet filled up to the limit: that window cannot be compared
                 lowered = self.limit <= _LOWERED * in_use and not self._probed
                 self._lowered_at_ns = mean_ns if lowered else 0.0
             self._probed = probed
@@ -267,7 +267,7 @@ class LimitAdaptation:
         self._begin_window(in_flight, now_ns)
 
     def _untimed_error_ns(self) -> float:
-        """Return the standard error of the mean latency; 0.0 where timings tell queueing from service."""
+        """Return the standard error of the mean latency; 0.0 if timings separate queueing from service."""
         if self._untimed_calls == 0 or self._queued_calls > 0:
             return 0.0
         mean_ns = self._untimed_ns / self._untimed_calls
@@ -304,7 +304,7 @@ class LimitAdaptation:
         self.target_ns = target_ns if target_ns > floor_ns else floor_ns
 
     def _watch_unloaded(self, mean_ns: float, least_ns: float, rejected: int, now_ns: int) -> None:
-        """Keep the least mean latency of a window up to date; begin and end probes."""
+        """Update the least mean latency of a window; begin and end probes."""
         most_ns = mean_ns + _DOUBT * self._untimed_error_ns()  # least_ns counts late calls too: it may exceed the mean
         if self._probing:
             first = self._probe_share == _PROBE_SHARE
@@ -344,7 +344,7 @@ class LimitAdaptation:
         return rejected >= _REJECTED_FOR_PROBE and mean_ns > _UNLOADED * self._unloaded_ns
 
     def _is_without_queue(self, mean_ns: float, rejected: int) -> bool:
-        """Return whether the least mean since the last probe can be taken for the latency without load."""
+        """Return whether the least mean since the last probe can replace the latency without load."""
         if not self._settled or self._probe_due_ns == 0.0:
             return False
         return rejected == self._rejected_before or mean_ns <= _UNLOADED * self._unloaded_ns
@@ -391,7 +391,7 @@ class LimitAdaptation:
         self._window_began_ns = now_ns
         self._began_ns = now_ns
         if self._probing and in_flight > self.allowed:
-            self._began_ns = NEVER_NS  # until so few are in flight as the probe allows
+            self._began_ns = NEVER_NS  # until no more are in flight than the probe allows
         self._drops = 0
         self._queued_ns = 0.0
         self._served_ns = 0.0

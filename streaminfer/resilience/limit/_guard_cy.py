@@ -1,14 +1,14 @@
 # cython: infer_types=True, binding=True
-"""Calls under a concurrency limit: when they begin and end, and what their outcomes teach.
+"""Calls under a concurrency limit: when they begin and end, and what the limit learns from their outcomes.
 
 Per call: read the clock, take a permit, run the call with no lock held, read the clock again, and give the permit back
 with the outcome:
 
-* A response is a sample. If it comes through a batcher, its timings tell queueing from service.
-* After ``DeadlineExceeded`` or another ``TimeoutError``, or a cancellation after the call's deadline, the call would
-  have taken longer than all the time that it had.
-* After ``Overloaded`` the call was rejected further in.
-* Any other error or cancellation teaches nothing. A model that fails at once is not fast.
+* A response is a sample. If it comes through a batcher, its timings separate queueing from service.
+* ``DeadlineExceeded`` or another ``TimeoutError``, or a cancellation after the call's deadline: the call would have
+  taken longer than all the time that it had.
+* ``Overloaded``: an inner layer rejected the call.
+* The limit learns nothing from any other error or cancellation: a model that fails at once is not fast.
 
 One source, compiled with the C types of ``_guard_cy.pxd`` or run uncompiled.
 """
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LimitCore", "LimitGuard"]
 
-_EARLY_NS = round(time.get_clock_info("monotonic").resolution * 1e9)  # loops fire early by so much
+_EARLY_NS = round(time.get_clock_info("monotonic").resolution * 1e9)  # event loops fire early by up to this
 
 _TOO_LATE = frozenset({AdmissionReason.INFEASIBLE, AdmissionReason.DEADLINE_EXCEEDED})
 
@@ -46,15 +46,15 @@ _QUEUED = 3
 
 
 class LimitCore:
-    """A state machine with a clock, and with rules for what is learned from a call.
+    """State machine with a clock, and with the rules for learning from calls.
 
-    It is a compiled base class of ``ConcurrencyLimit``, and not its field: a field would cost each call one more Python
+    This is a compiled base class of ``ConcurrencyLimit``, because a field would cost each call one more Python
     attribute look-up and method call.
 
     Args:
-        machine: the state.
+        machine: the state machine.
         clock: returns monotonic nanoseconds; ``None``: a C read of the monotonic clock.
-        slo: has ``burning()`` and ``threshold_s``; or ``None``.
+        slo: an object with ``burning()`` and ``threshold_s``; or ``None``.
 
     Attributes:
         name: for errors; the subclass sets it.
@@ -75,10 +75,10 @@ class LimitCore:
         """Return a permit, for a wrapper.
 
         Args:
-            priority: of the call.
-            deadline_ns: of the call, or ``None``.
+            priority: priority of the call.
+            deadline_ns: deadline of the call, or ``None``.
             request: the `Request`.
-            admission: of the inner object, called if it is in doubt whether the request can be on time; or ``None``.
+            admission: admission of the inner object, called if the request may be late; or ``None``.
 
         Raises:
             Overloaded: the limit is reached.
@@ -99,9 +99,9 @@ class LimitCore:
         """End a call with a response.
 
         Args:
-            permit: from :meth:`enter`.
-            response: of the call.
-            timed: whether the response's timings tell queueing from service.
+            permit: permit from :meth:`enter`.
+            response: response of the call.
+            timed: whether the response's timings separate queueing from service.
         """
         now_ns = self._now()
         queued_ns = _UNKNOWN
@@ -117,7 +117,7 @@ class LimitCore:
         self._freed(self._machine.succeed(permit, queued_ns, batch_ns, now_ns))
 
     def fail(self, permit: int, error: BaseException | None, deadline_ns: int | None) -> None:
-        """End a call without response; ``error`` is ``None``: it teaches nothing."""
+        """End a call without response; if ``error`` is ``None``, learn nothing."""
         now_ns = self._now()
         ended = False
         if isinstance(error, Overloaded):
@@ -146,11 +146,11 @@ class LimitCore:
         return LimitGuard(self, priority, deadline_ns)
 
     def freed(self, ended: bool) -> None:
-        """Let a queued call have the permit that came back, with a new target if it ended a window."""
+        """Give a permit that came back to a queued call; if a window has ended, read the objective first."""
         self._freed(ended)
 
     def aim(self) -> None:
-        """Read the objective and the state of its budget, as after each window."""
+        """Read the objective and the state of its budget, as happens after each window."""
         self._aim()
 
     def now(self) -> int:

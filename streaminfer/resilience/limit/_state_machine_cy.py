@@ -1,14 +1,13 @@
 # cython: cdivision=True, cpow=True
 """The concurrency limit's state machine: permits for calls, and what their outcomes change.
 
-*Design.* How many calls may be in flight is learned by ``_adaptation_cy``; this module gives permits and takes them
-back.
+*Design.* ``_adaptation_cy`` learns how many calls may be in flight; this module gives permits and takes them back.
 
-*Deadlines.* A call that has less time than the fastest response of this and the last window is rejected, unless no call
-is in flight: then it is let through, or one stall could never be unlearned.
+*Deadlines.* A call that has less time than the fastest response of this and the last window is rejected. If no call is
+in flight, it is admitted, because otherwise the limit could never unlearn a stall.
 
-*Drain time.* Calls in flight times the measured time between completions, both of busy time alone; once nothing has
-completed for longer than that, the time since.
+*Drain time.* Calls in flight times the measured busy time between completions. If nothing has completed for longer than
+that, the time since the last completion.
 
 *Complexity.* O(1).
 
@@ -35,7 +34,7 @@ UNKNOWN = -1
 _FULL = FULL
 _INFEASIBLE = INFEASIBLE
 _PASSES = 1
-_TINY = 1e-9  # a fifth of 100 is 20
+_TINY = 1e-9  # a fifth of 100 must be 20
 
 
 class LimitMachine:
@@ -55,9 +54,9 @@ class LimitMachine:
         infeasible: calls rejected because they would miss their deadline.
         succeeded: permits of calls that succeeded.
         deadline_exceeded: permits of calls that exceeded their deadline.
-        inner_rejected: permits of calls that were rejected further in.
-        ignored: permits of calls that teach nothing.
-        stale_permits: permits that came back and were not out.
+        inner_rejected: permits of calls that an inner layer rejected.
+        ignored: permits of calls from which the limit learns nothing.
+        stale_permits: permits that came back although they were not out.
         interval_ns: recent busy time per completion; 0.0 before the first decision.
     """
 
@@ -87,7 +86,7 @@ class LimitMachine:
 
         Args:
             priority: a lower number is more urgent; 0 and below may use the whole limit.
-            deadline_ns: of the call; ``NEVER_NS``: it has none.
+            deadline_ns: deadline of the call; ``NEVER_NS``: none.
             now_ns: the present instant.
 
         Returns:
@@ -123,11 +122,11 @@ class LimitMachine:
         return _PASSES
 
     def reject_infeasible(self) -> None:
-        """Count a call that was rejected because it would miss its deadline further in."""
+        """Count a call that was rejected because it would miss its deadline in an inner layer."""
         self.infeasible += 1
 
     def is_tight(self, deadline_ns: int, now_ns: int) -> bool:
-        """Return whether a deadline leaves less than twice the time of recent calls, while some are in flight."""
+        """Return whether a deadline leaves less than twice the mean time of recent calls, while calls are in flight."""
         return deadline_ns != NEVER_NS and self.in_flight > 0 and deadline_ns < now_ns + 2.0 * self.adaptation.mean_ns
 
     def succeed(self, permit: int, queued_ns: int, batch_ns: int, now_ns: int) -> bool:
@@ -135,7 +134,7 @@ class LimitMachine:
 
         Args:
             permit: its permit.
-            queued_ns: how long it was queued before its batch began; :data:`UNKNOWN` where timings do not tell.
+            queued_ns: how long it was queued before its batch began; :data:`UNKNOWN` if timings do not show it.
             batch_ns: when its batch began, which tells batches apart.
             now_ns: the present instant.
 
@@ -151,7 +150,7 @@ class LimitMachine:
         return self._follow(ended, now_ns)
 
     def exceed_deadline(self, permit: int, allowed_ns: int, now_ns: int) -> bool:
-        """Take back the permit of a call that would have taken longer than ``allowed_ns``, all the time that it had.
+        """Take back the permit of a call that would have taken longer than ``allowed_ns``, the whole time it had.
 
         Returns:
             Whether a window ended.
@@ -162,7 +161,7 @@ class LimitMachine:
         return self._follow(ended, now_ns)
 
     def reject_inside(self, permit: int, now_ns: int) -> bool:
-        """Take back the permit of a call that was rejected further in.
+        """Take back the permit of a call that an inner layer rejected.
 
         Returns:
             Whether a window ended.
@@ -173,22 +172,22 @@ class LimitMachine:
         return self._follow(ended, now_ns)
 
     def release(self, now_ns: int) -> None:
-        """Take back the permit of a call that teaches nothing: it failed, was cancelled, or never made."""
+        """Take back the permit of a call that failed, was cancelled or was never made; learn nothing."""
         self._take_back(now_ns)
         self.ignored += 1
 
     def discard(self) -> None:
-        """Count a permit that came back and was not out: the caller keeps a list of them."""
+        """Count a permit that came back although it was not out; the caller keeps the list of permits."""
         self.stale_permits += 1
 
     # -- targets ------------------------------------------------------------------------------------------------
 
     def aim(self, objective_ns: float, burning: bool) -> None:
-        """Take over the latency objective, 0.0 for none, and whether its budget burns."""
+        """Set the latency objective, 0.0 for none, and whether its budget burns."""
         self.adaptation.aim(objective_ns, burning)
 
     def drain_ns(self, now_ns: int) -> int:
-        """Return the nanoseconds in which the calls in flight should complete; 0 with none, or where nothing tells."""
+        """Return the nanoseconds in which the calls in flight should complete; 0: none in flight, or unknown."""
         if self.in_flight == 0:
             return 0
         drain_ns = self.interval_ns * self.in_flight
@@ -198,10 +197,10 @@ class LimitMachine:
         return int(lull_ns) if lull_ns > drain_ns else int(drain_ns)
 
     def wait_ns(self, priority: int, ahead: int, now_ns: int) -> int:
-        """Return the nanoseconds in which a call that waits should get a permit; 0 where nothing tells.
+        """Return the nanoseconds in which a waiting call should get a permit; 0 if unknown.
 
         Args:
-            priority: of the call.
+            priority: priority of the call.
             ahead: how many calls wait before it.
             now_ns: the present instant.
         """
@@ -220,7 +219,7 @@ class LimitMachine:
         return int(permits) if permits >= 1.0 else 1
 
     def _take_back(self, now_ns: int) -> None:
-        if self.in_flight > 0:  # else a thread that forked gives back, in the child, what was given back there for it
+        if self.in_flight > 0:  # 0 in a forked child: its thread gives back a permit that was already given back there
             self.in_flight -= 1
         self._freed += 1
         self._freed_ns = now_ns
@@ -230,7 +229,7 @@ class LimitMachine:
             self.adaptation.resume(self.in_flight, now_ns)
 
     def _follow(self, ended: bool, now_ns: int) -> bool:
-        """Begin a window here too if one of the adaptation has ended; return whether it has."""
+        """Begin a window here too if a window of the adaptation has ended; return whether it has."""
         if not ended:
             return False
         busy_ns = now_ns - self._window_began_ns - self._idle_ns

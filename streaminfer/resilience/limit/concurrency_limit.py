@@ -36,30 +36,30 @@ _Machine: type[LimitMachine] = thread_safe(LimitMachine, public_methods(LimitMac
 class ConcurrencyLimit(StackClock, LimitCore):
     """Limits how many calls are in flight, and rejects further ones at once.
 
-    Without ``limit`` it learns the limit: as many calls as keep the workers busy while calls are queued no longer than
-    they should be, by Little's law. A batcher's timings tell queueing from service, so that bigger batches, which take
-    longer, do not count as congestion. How it learns is explained in ``_adaptation_cy``.
+    Without ``limit`` it learns the limit by Little's law: as many calls as keep the workers busy without too long a
+    queue. A batcher's timings separate queueing from service, so bigger batches, which take longer, do not count as
+    congestion. ``_adaptation_cy`` explains how it learns.
 
-    It wraps a service, a backend or a function, with :meth:`wrap` or as a decorator; or a block, with :meth:`guard`; or
-    it is used by hand, with :meth:`try_acquire` and :meth:`record`. All uses of one object share its permits.
+    Wrap a service, a backend or a function with :meth:`wrap` or as a decorator, or a block with :meth:`guard`; or call
+    :meth:`try_acquire` and :meth:`record` by hand. All uses of one object share its permits.
 
     Args:
-        limit: a fixed limit; ``None``: it learns.
+        limit: a fixed limit; ``None``: the limit is learned.
         initial: where learning starts; ``None``: at 20, or at the nearest that ``min_limit`` and ``max_limit`` allow.
-        min_limit: the lowest that it learns, ≥ 1.
-        max_limit: the highest.
-        queue_delay_s: seconds that a call may be queued before its batch begins, on average, when the limit is reached;
-            a batch's own time at least. ``None``: so long that queueing and service are 0.7 of the objective of ``slo``
-            or of the batcher inside; without one, as long as two batches take, or one call without load.
+        min_limit: the lowest limit that it learns, ≥ 1.
+        max_limit: the highest limit that it learns.
+        queue_delay_s: mean seconds that a call may be queued before its batch begins, when the limit is reached; at
+            least the time of a batch. ``None``: chosen so that queueing and service take 0.7 of the objective of
+            ``slo`` or of the inner batcher; without an objective, the time of two batches, or of one call without load.
         reserve: the share of the limit that each step of priority above 0 leaves to more urgent calls: with 0.2,
             priority 1 sees 0.8 of it and priority 2 sees 0.64; at least one permit.
         max_wait_s: seconds that a call may be queued for a permit, within its deadline; 0.0: it is rejected at once.
-            The most urgent call gets the next permit, then the one that came first. Services, backends, async
-            functions, ``async with guard()`` and :meth:`acquire` are queued; synchronous calls are not.
+            The most urgent call gets the next permit; of equal ones, the call that came first. Services, backends,
+            async functions, ``async with guard()`` and :meth:`acquire` are queued; synchronous calls are not.
         max_waiting: how many calls may be queued; further ones are rejected at once.
         slo: an `SLO`; while its budget burns (``slo.burning()``) the limit is tightened.
-        tighten: to what share of itself the target of an adaptive limit, or a fixed limit, falls while the SLO burns;
-            it returns within half a minute. Above 0 and at most 1.
+        tighten: factor on the target of an adaptive limit, or on a fixed limit, while the SLO burns; above 0 and at
+            most 1. Afterwards the target, or the limit, returns within half a minute.
         name: for reports.
         clock: returns monotonic nanoseconds; ``None``: the `Stack`'s clock, else the monotonic clock, read in C.
 
@@ -120,7 +120,7 @@ class ConcurrencyLimit(StackClock, LimitCore):
         self.name = name
         self.adaptive = not fixed
         self._serial = itertools.count(1)
-        self._permits: dict[int, int] = {}  # those given by hand → when their calls began
+        self._permits: dict[int, int] = {}  # permits taken by hand → when their calls began
         super().__init__(_Machine(adaptation, reserve), clock, slo)
         if wait_ns:
             self._queue = PermitQueue(self, wait_ns, max_waiting)
@@ -134,16 +134,16 @@ class ConcurrencyLimit(StackClock, LimitCore):
         """Wrap a service, a backend or a function; also as a decorator, ``@limit``.
 
         Args:
-            inner: a service (an object with ``call``), a backend (an object with ``infer``), whose batches are counted,
-                or a sync or async function, which stays one.
+            inner: a service (an object with ``call``), a backend (an object with ``infer``; the limit counts its
+                batches), or a sync or async function.
 
         Returns:
             The same kind of object. A limited service or backend has ``inner`` and ``admission``.
 
         Raises:
-            TypeError: none of these; a generator function, whose call ends before its work begins; or a backend, and
-                the limit is not fixed: batches of different sizes take different times, which would count as
-                congestion. An adaptive limit wraps the batcher.
+            TypeError: ``inner`` is none of these, or is a generator function: its call ends before its work begins. Or
+                ``inner`` is a backend and the limit is adaptive: batches of different sizes take different times,
+                which would count as congestion. Wrap the batcher instead.
         """
         if self.adaptive and is_backend(inner) and not is_service(inner):
             raise TypeError(expected("inner", "a service or a function (an adaptive limit wraps the batcher)", inner))
@@ -163,10 +163,10 @@ class ConcurrencyLimit(StackClock, LimitCore):
             deadline_ns: monotonic instant after which the call is worthless.
 
         Returns:
-            A permit, to be given to :meth:`record` or :meth:`release` when the call is over; 0: there is none.
+            A permit for :meth:`record` or :meth:`release` when the call is over; 0: there is no permit.
 
         Raises:
-            InvalidInput: ``priority`` is no whole number of 32 bits.
+            InvalidInput: ``priority`` is not a whole number of 32 bits.
         """
         check_priority(priority)
         began_ns = self._machine.try_acquire(priority, NEVER_NS if deadline_ns is None else deadline_ns, self.now())
@@ -180,12 +180,12 @@ class ConcurrencyLimit(StackClock, LimitCore):
             deadline_ns: monotonic instant after which the call is worthless.
 
         Returns:
-            A permit, as of :meth:`try_acquire`.
+            A permit, as from :meth:`try_acquire`.
 
         Raises:
-            InvalidInput: ``priority`` is no whole number of 32 bits.
+            InvalidInput: ``priority`` is not a whole number of 32 bits.
             Overloaded: there was no permit in that time, or too many calls are queued.
-            DeadlineExceeded: there was none before the deadline, or the call would miss it.
+            DeadlineExceeded: there was no permit before the deadline, or the call would miss the deadline.
             RuntimeError: calls of another event loop are queued.
         """
         check_priority(priority)
@@ -204,11 +204,11 @@ class ConcurrencyLimit(StackClock, LimitCore):
         0 is ignored, and so is a permit that is not out, which ``statistics().stale_permits`` counts.
 
         Args:
-            permit: what :meth:`try_acquire` gave.
+            permit: permit from :meth:`try_acquire`.
             queued_s: seconds that the call was queued before its batch began; ``None``: unknown.
 
         Raises:
-            TypeError, ValueError: ``queued_s`` is no duration; the permit is given back all the same.
+            TypeError, ValueError: ``queued_s`` is not a duration; the permit is still given back.
         """
         began_ns = self._take_back(permit)
         if not began_ns:
@@ -231,7 +231,7 @@ class ConcurrencyLimit(StackClock, LimitCore):
             self.fail(began_ns, None, None)
 
     def _forget(self) -> None:
-        """In a forked process: the calls in flight are of the parent's threads, and end there."""
+        """Take back all permits in a forked process: the calls in flight end in threads of the parent."""
         self._permits.clear()
         for _ in range(self._machine.in_flight):
             self._machine.release(self.now())
@@ -247,7 +247,7 @@ class ConcurrencyLimit(StackClock, LimitCore):
 
     @property
     def in_flight(self) -> int:
-        """How many calls are in flight."""
+        """Number of calls in flight."""
         return self._machine.in_flight
 
     @property
@@ -303,6 +303,6 @@ at_fork(after_in_child=_after_fork)
 
 
 def _objective_of(inner: Any) -> Callable[[], int | None] | None:
-    """Return a reader of the objective of the nearest inner object that has one: it can change at any time."""
+    """Return a reader of the objective of the nearest inner object with one, because it can change at any time."""
     slo = adapt(inner).capabilities().slo
     return None if slo is None else lambda: slo.slo_ns

@@ -1,4 +1,4 @@
-"""The concurrency limit in front of a service, a backend or a function."""
+"""The concurrency limit around a service, a backend or a function."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _UNBOUNDED = 2**31 - 1
 
 
 class _Limited(Wrapper):
-    """What a limited service and a limited backend have in common.
+    """Common base of a limited service and a limited backend.
 
     Attributes:
-        inner: what is limited.
+        inner: the limited object.
         limit: the `ConcurrencyLimit`.
-        name: of what is limited, so that its errors and answers name it.
+        name: name of the limited object, for errors and responses.
     """
 
     def __init__(self, limit: LimitCore, inner: Any) -> None:
@@ -38,11 +38,11 @@ class _Limited(Wrapper):
         self._admission = adapt(inner).capabilities().admission
 
     def capabilities(self) -> Capabilities:
-        """What the inner object offers, with the limit's answer to `admission`."""
+        """Return the capabilities of the inner object, with the `admission` of the limit."""
         return super().capabilities()._replace(admission=self.admission)
 
     def admission(self, request: Request, now_ns: int) -> Admission:
-        """Whether a request would get a place, or may wait for one, and what stands behind says; changes nothing."""
+        """Return whether a request would get a permit or may wait for one, and the inner admission; changes nothing."""
         machine = self.limit._machine
         deadline_ns = NEVER_NS if request.deadline_ns is None else request.deadline_ns
         verdict = machine.check(request.priority, deadline_ns, now_ns)
@@ -55,7 +55,7 @@ class _Limited(Wrapper):
 
 
 class LimitedService(_Limited, SyncService):
-    """A service with so many requests in flight at once; further ones are rejected."""
+    """A service with a limit on requests in flight; further requests are rejected."""
 
     def __init__(self, limit: LimitCore, inner: Any) -> None:
         super().__init__(limit, inner)
@@ -66,7 +66,7 @@ class LimitedService(_Limited, SyncService):
 
         Raises:
             Overloaded: there is no permit.
-            DeadlineExceeded: it would be late.
+            DeadlineExceeded: the request would be late.
         """
         permit = self._enter(request.priority, request.deadline_ns, request, self._admission)
         try:
@@ -86,8 +86,8 @@ class LimitedService(_Limited, SyncService):
         """Take a permit.
 
         Raises:
-            Overloaded: there is none.
-            DeadlineExceeded: it would be late.
+            Overloaded: there is no permit.
+            DeadlineExceeded: the request would be late.
         """
         return self._enter(request.priority, request.deadline_ns, request, self._admission)
 
@@ -100,7 +100,7 @@ class LimitedService(_Limited, SyncService):
 
 
 class QueuedService(_Limited):
-    """The same with a queue for requests that find no permit."""
+    """A limited service with a queue for requests that find no permit."""
 
     def __init__(self, limit: LimitCore, inner: Any) -> None:
         super().__init__(limit, inner)
@@ -111,8 +111,8 @@ class QueuedService(_Limited):
         """Serve the request when there is a permit for it.
 
         Raises:
-            Overloaded: there was none in time.
-            DeadlineExceeded: it would be late.
+            Overloaded: there was no permit in time.
+            DeadlineExceeded: the request would be late.
         """
         permit = await self.limit._queue.enter(request.priority, request.deadline_ns, request, self._admission)
         try:
@@ -125,30 +125,30 @@ class QueuedService(_Limited):
 
 
 def _tells_queueing(inner: Any) -> bool:
-    """Say whether the timings of a response tell queueing from service.
+    """Return whether the timings of a response separate queueing from service.
 
-    A batcher with workers for all that comes keeps nothing waiting: its timings tell nothing.
+    A batcher with workers for all requests never queues them, so its timings show nothing.
     """
     workers = adapt(inner).capabilities().max_in_flight
     return workers is not None and workers < _UNBOUNDED
 
 
 class LimitedBackend(_Limited):
-    """A backend with a bound on the batches in flight; the limit is a fixed one."""
+    """A backend with a fixed limit on the batches in flight."""
 
     def __init__(self, limit: LimitCore, inner: Any) -> None:
         super().__init__(limit, inner)
         self._infer: Callable[[Batch], Any] = inner.infer
 
     async def infer(self, batch: Batch) -> Sequence[Any]:
-        """Answers the batch, if there is a place for it.
+        """Run the batch if there is a permit for it.
 
         Raises:
-            Overloaded: there is none.
+            Overloaded: there is no permit.
         """
         queue = self.limit._queue
         if queue is None:
-            permit = self._enter(0, None, None, None)  # a batch was formed to be on time: its rows decided that
+            permit = self._enter(0, None, None, None)  # no deadline: the batcher has checked those of the rows
         else:
             permit = await queue.enter(0, batch.deadline_ns, None, None)
         try:
@@ -161,7 +161,7 @@ class LimitedBackend(_Limited):
 
 
 def limit_async(limit: LimitCore, function: Callable[..., Any]) -> Callable[..., Any]:
-    """An async function around one: a real one, since that is what ``iscoroutinefunction`` asks for."""
+    """Return an async function around one: a real async function, because ``iscoroutinefunction`` tests for it."""
 
     @functools.wraps(function)
     async def limited(*args: Any, **kwargs: Any) -> Any:

@@ -1,13 +1,13 @@
-"""Calls that are queued for a permit of a `ConcurrencyLimit`.
+"""Queue of the calls that wait for a permit of a `ConcurrencyLimit`.
 
-*Design.* Waiting calls are kept in the order in which they get permits: the most urgent first, and in the order of
-arrival among equals. A permit that comes back is given at once to the first of them, before any later call can take it,
-and a call that would overtake a queued one, or one that has its permit and goes on in the next turn of the loop, is
-queued after it. A call that is less urgent sees fewer permits (``reserve``), so where there is none for the first there
-is none for the others.
+*Design.* The queue has the order in which calls get permits: the most urgent call first, equal ones in the order of
+arrival. A permit that comes back is given at once to the first call, before any later call can take it. A new call may
+not overtake a queued call, or a call that has a permit and continues in the next turn of the loop: it is queued after
+it. A less urgent call sees fewer permits (``reserve``), so if there is none for the first call, there is none for the
+others.
 
-*Invariants.* While calls wait there is no permit for the first of them. Each call that waits leaves with a permit, with
-an error, or by its cancellation; a permit that was given to a call that is cancelled at the same time is given back.
+*Invariants.* While calls wait, there is no permit for the first of them. Each waiting call ends with a permit, an error
+or its cancellation. If a call is cancelled at the moment when it gets a permit, the permit is given back.
 
 Threads: calls wait on one event loop at a time; permits may come back from any thread.
 """
@@ -39,7 +39,7 @@ class PermitQueue:
     """The calls that wait for permits of one limit.
 
     Args:
-        limit: whose permits they wait for.
+        limit: the limit that gives the permits.
         max_wait_ns: how long a call may wait, > 0.
         max_waiting: how many calls may wait.
 
@@ -52,7 +52,7 @@ class PermitQueue:
         self._max_wait_ns = max_wait_ns
         self._max_waiting = max_waiting
         self._waiting: list[tuple[int, int, _Waiter]] = []  # by priority, then by number
-        self._leaving: set[_Waiter] = set()  # those that have a permit, and go on in the next turn of the loop
+        self._leaving: set[_Waiter] = set()  # calls that have a permit and continue in the next turn of the loop
         self._serial = itertools.count()
         self._loop: asyncio.AbstractEventLoop | None = None
         self.cancelled = 0
@@ -61,7 +61,7 @@ class PermitQueue:
         return len(self._waiting)
 
     def accepts(self, priority: int, deadline_ns: int, now_ns: int) -> bool:
-        """Say whether one more call may wait, and should get a permit in time; changes nothing."""
+        """Return whether one more call may wait, and should get a permit in time; changes nothing."""
         if len(self._waiting) >= self._max_waiting:
             return False
         ahead = bisect.bisect_right(self._waiting, priority, key=_priority_of)
@@ -69,11 +69,11 @@ class PermitQueue:
         return wait_ns <= self._max_wait_ns and now_ns + wait_ns < deadline_ns
 
     async def enter(self, priority: int, deadline_ns: int | None, request: Any, admission: Any) -> int:
-        """Return a permit, as ``LimitCore.enter``, after a wait where there is none yet.
+        """Return a permit, as ``LimitCore.enter``, if necessary after a wait.
 
         Raises:
-            Overloaded: there was none in the time that a call may wait, or too many calls wait.
-            DeadlineExceeded: there was none before its deadline, or the call would be late.
+            Overloaded: there was no permit in the time that a call may wait, or too many calls wait.
+            DeadlineExceeded: there was no permit before the deadline, or the call would be late.
             RuntimeError: calls of another event loop wait.
         """
         until_ns = NEVER_NS if deadline_ns is None else deadline_ns
@@ -90,15 +90,15 @@ class PermitQueue:
         timer = loop.call_later(max(min(left_ns, self._max_wait_ns), 0) / 1e9, self._expire, waiter)
         entry = (priority, next(self._serial), waiter)
         bisect.insort(self._waiting, entry)
-        self._give()  # another thread may have given a permit back before this call was seen to wait
+        self._give()  # another thread may have given a permit back before this call was in the queue
         try:
-            if waiter.future.done():  # at once: calls that waited before it have not gone on yet
+            if waiter.future.done():  # at once: calls that waited before it have not continued yet
                 await asyncio.sleep(0)
             return await waiter.future
         except BaseException:
             if not waiter.future.done() or waiter.future.cancelled():
                 self.cancelled += 1
-            elif waiter.future.exception() is None:  # it was cancelled when it had a permit and did not know it
+            elif waiter.future.exception() is None:  # cancelled after it got a permit and before it continued
                 self._limit.fail(waiter.future.result(), None, None)
             raise
         finally:
@@ -109,7 +109,7 @@ class PermitQueue:
                 del self._waiting[place]
 
     def forget(self) -> None:
-        """In a forked process: the calls wait in the parent."""
+        """Forget all calls in a forked process: they wait in the parent."""
         self._waiting.clear()
         self._leaving.clear()
         self._loop = None
@@ -135,7 +135,7 @@ class PermitQueue:
             self._waiting.pop(0)
 
     def _expire(self, waiter: _Waiter) -> None:
-        """The time of a call that waits is over."""
+        """Reject a waiting call at the end of its time, or try once more to give it a permit."""
         if waiter.future.done():
             return
         if waiter.ends_at_deadline:

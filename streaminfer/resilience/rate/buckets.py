@@ -1,18 +1,19 @@
-"""One token bucket per tenant, as an instant: the state machine of `RateLimit`.
+"""One token bucket per tenant, stored as an instant: the state machine of `RateLimit`.
 
-*Design.* The generic cell rate algorithm keeps one number for a bucket: the instant at which it is full again. A
-request moves that instant by one interval, and is rejected where it would lie more than a burst in the future. A bucket
-whose instant has passed is full, like one that was never used, so it can be forgotten without changing any decision.
+*Design.* The generic cell rate algorithm stores one number per bucket: the instant at which the bucket is full again. A
+request moves this instant by one interval. If the instant would then lie more than a burst in the future, the request
+is rejected. When the instant has passed, the bucket is full, like a bucket that was never used, so it can be forgotten
+without a change of any decision.
 
-*Memory.* At most ``max_tenants`` buckets that are not full, besides those of tenants with a rate of their own. When all
-are taken, further tenants share one more bucket of the common rate: a bucket that is not full is never forgotten, or a
-caller could empty it, name enough other tenants, and have it back.
+*Memory.* At most ``max_tenants`` buckets that are not full, besides the buckets of tenants with an individual rate.
+When all are in use, further tenants share one more bucket of the common rate. A bucket that is not full is never
+forgotten; otherwise a caller could empty it, name enough other tenants, and get a full bucket again.
 
-*Complexity.* O(1) for a known tenant. For another one O(log n): a heap orders the buckets by an instant that is no
-later than the real one, and at most ``_LOOKS`` of its entries are looked at, so that no request pays for all others.
+*Complexity.* O(1) for a known tenant, O(log n) for a new one. A heap orders the buckets by an instant that is no later
+than the real one, and a request looks at no more than ``_LOOKS`` of its entries, so no request pays for all others.
 
 *Invariants.* In any span of time ``t`` a bucket admits at most ``burst + t · per_s`` requests. A tenant's own bucket is
-full at first, whatever the tenant drew from the shared one. Each tenant of the table has one entry in the heap.
+full at first, even if the tenant drew from the shared bucket. Each tenant of the table has one entry in the heap.
 
 *References.* ITU-T I.371, Annex A: virtual scheduling.
 
@@ -34,11 +35,11 @@ _SHARED = object()
 
 @attrs.frozen
 class Bucket:
-    """How fast a bucket fills, and how far it may be drawn ahead.
+    """Rate of a bucket, and its limit.
 
     Attributes:
         interval_ns: nanoseconds per request.
-        ahead_ns: how far in the future the instant at which it is full may lie when a request is admitted.
+        ahead_ns: a request is admitted if the instant at which the bucket is full is at most this far in the future.
     """
 
     interval_ns: int
@@ -49,21 +50,21 @@ class TenantBuckets:
     """The buckets of all tenants.
 
     Args:
-        common: the bucket of a tenant without a rate of its own.
-        own: tenant → its bucket; ``None``: it is not limited.
-        max_tenants: so many tenants without a rate of their own are told apart.
+        common: the bucket of a tenant without an individual rate.
+        own: tenant → its bucket; ``None``: the tenant is not limited.
+        max_tenants: maximum number of tenants without an individual rate that have separate buckets.
 
     Attributes:
         admitted: requests that were admitted.
-        rejected: requests that were not.
-        shared: requests that were judged by the shared bucket, because the table was full.
+        rejected: requests that were rejected.
+        shared: requests that drew from the shared bucket, because the table was full.
     """
 
     def __init__(self, common: Bucket, own: Mapping[Hashable, Bucket | None], max_tenants: int) -> None:
         self._common = common
         self._own = dict(own)
         self._max_tenants = max_tenants
-        self._own_full_ns: dict[Hashable, int] = {}  # of the shared bucket too
+        self._own_full_ns: dict[Hashable, int] = {}  # includes the shared bucket
         self._full_ns: dict[Hashable, int] = {}
         self._heap: list[tuple[int, int, Hashable]] = []
         self._serial = 0  # tenants themselves may have no order
@@ -73,11 +74,11 @@ class TenantBuckets:
 
     @property
     def tenants(self) -> int:
-        """How many tenants without a rate of their own are in the table."""
+        """Number of tenants without an individual rate in the table."""
         return len(self._full_ns)
 
     def set_bucket(self, tenant: Hashable, bucket: Bucket | None, now_ns: int) -> None:
-        """Give a tenant a rate of its own; the requests that it has drawn remain drawn, at most all of the bucket."""
+        """Give a tenant an individual rate; requests that it has drawn remain drawn, at most the whole new bucket."""
         before = self.bucket_of(tenant)
         drawn_ns = max(self._full_ns.pop(tenant, 0), self._own_full_ns.pop(tenant, 0)) - now_ns
         self._own[tenant] = bucket
@@ -86,14 +87,14 @@ class TenantBuckets:
             self._own_full_ns[tenant] = now_ns + min(drawn_ns, bucket.ahead_ns + bucket.interval_ns)
 
     def bucket_of(self, tenant: Hashable) -> Bucket | None:
-        """Return the rate of a tenant; ``None``: it is not limited."""
+        """Return the bucket of a tenant; ``None``: the tenant is not limited."""
         return self._own.get(tenant, self._common)
 
     def take(self, tenant: Hashable, now_ns: int) -> int:
-        """Admit one request, or say how long it would have to wait.
+        """Admit one request, or return how long it would have to wait.
 
         Returns:
-            0: admitted. Otherwise nanoseconds, > 0, after which the next one of this tenant is.
+            0: admitted. Otherwise nanoseconds, > 0, after which the next request of this tenant is admitted.
         """
         bucket = self.bucket_of(tenant)
         if bucket is None:
@@ -123,7 +124,7 @@ class TenantBuckets:
         return max(table.get(name, 0) - now_ns - bucket.ahead_ns, 0)
 
     def _place(self, tenant: Hashable, now_ns: int) -> tuple[dict[Hashable, int], Hashable]:
-        """Return where it is written when the bucket of a tenant is full again, and under which name."""
+        """Return the table with the instant of a tenant's bucket, and the key in this table."""
         if tenant in self._own:
             return self._own_full_ns, tenant
         if tenant in self._full_ns or self._has_place(now_ns):
@@ -131,7 +132,7 @@ class TenantBuckets:
         return self._own_full_ns, _SHARED
 
     def _has_place(self, now_ns: int) -> bool:
-        """Whether the table has a place for one more tenant, once some that are full have been forgotten."""
+        """Forget some full buckets; return whether the table has a place for one more tenant."""
         for _ in range(_LOOKS):
             if not self._heap or self._heap[0][0] > now_ns:
                 break
@@ -140,6 +141,6 @@ class TenantBuckets:
             if full_ns <= now_ns:
                 self._full_ns.pop(tenant, None)
                 heapq.heappop(self._heap)
-            else:  # it was used again since
+            else:  # the bucket was used again since
                 heapq.heapreplace(self._heap, (full_ns, serial, tenant))
         return len(self._full_ns) < self._max_tenants

@@ -1,4 +1,4 @@
-"""`RateLimit`: so many requests a second of each tenant."""
+"""`RateLimit`: limits the requests per second of each tenant."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class Rate:
     """A rate and its burst.
 
     Args:
-        per_s: requests a second in the long run.
-        burst: requests at once, after a pause; ``None``: those of one second, at least 1.
+        per_s: requests per second in the long run.
+        burst: requests at once, after a pause; ``None``: the requests of one second, at least 1.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
@@ -62,16 +62,16 @@ class Rate:
 
 @attrs.frozen(kw_only=True)
 class RateLimitStatistics(Snapshot):
-    """Counters of a `RateLimit`, of one moment.
+    """Counters of a `RateLimit` at one moment.
 
     Counting rule: each request is in exactly one of ``admitted`` and ``rejected``.
 
     Attributes:
-        name: the limit's.
+        name: name of the limit.
         admitted: requests that were admitted.
         rejected: requests that were rejected.
-        shared: requests that were judged by the bucket that tenants share when there are more than ``max_tenants``.
-        tenants: how many tenants without a rate of their own have a bucket.
+        shared: requests that drew from the bucket that tenants share when there are more than ``max_tenants``.
+        tenants: how many tenants without an individual rate have a bucket.
     """
 
     name: str
@@ -82,18 +82,18 @@ class RateLimitStatistics(Snapshot):
 
 
 class RateLimit(StackClock):
-    """Admits so many requests a second of each tenant and rejects further ones at once with `Overloaded`.
+    """Admits at most ``per_s`` requests per second of each tenant and rejects further ones at once with `Overloaded`.
 
-    It wraps a service or a function, with :meth:`wrap` or as a decorator, or is called by hand, with :meth:`acquire`
-    and :meth:`try_acquire`. All uses of one object share the buckets.
+    Wrap a service or a function with :meth:`wrap` or as a decorator, or call :meth:`acquire` and :meth:`try_acquire` by
+    hand. All uses of one object share the buckets.
 
     Args:
-        per_s: requests a second of one tenant, in the long run.
-        burst: requests of one tenant at once, after a pause; ``None``: those of one second, at least 1.
-        tenants: tenants with a rate of their own: a `Rate`, or ``None`` for no limit. The key ``None`` is for requests
-            that name no tenant, which share one bucket.
-        max_tenants: so many other tenants are told apart at the same time; those beyond share one bucket. A tenant
-            counts while its bucket is not full.
+        per_s: requests per second of one tenant, in the long run.
+        burst: requests of one tenant at once, after a pause; ``None``: the requests of one second, at least 1.
+        tenants: tenants with an individual rate: a `Rate`, or ``None`` for no limit. The key ``None`` is for requests
+            without a tenant, which share one bucket.
+        max_tenants: maximum number of other tenants with separate buckets at the same time; further tenants share one
+            bucket. A tenant counts while its bucket is not full.
         name: for reports and errors.
         clock: returns monotonic nanoseconds; ``None``: the `Stack`'s clock, else ``time.monotonic_ns``.
 
@@ -139,14 +139,14 @@ class RateLimit(StackClock):
 
         Args:
             inner: a service, or a sync or async function, which stays one.
-            by: returns whose bucket a call draws from: a function of the `Request`, or of a function's arguments.
-                ``None``: the tenant of the request; all calls of a function draw from one bucket.
+            by: returns the tenant of a call: a function of the `Request`, or of the wrapped function's arguments.
+                ``None``: the tenant of the request; all calls of a function then draw from one bucket.
 
         Returns:
             The same kind of object. A limited service has ``inner`` and ``admission``.
 
         Raises:
-            TypeError: neither service nor function, or a generator function.
+            TypeError: ``inner`` is neither a service nor a function, or is a generator function.
         """
         check_instance("by", by, lambda it: it is None or callable(it), "a function or None")
         kind = kind_of(inner)
@@ -160,14 +160,14 @@ class RateLimit(StackClock):
     __call__ = wrap
 
     def try_acquire(self, tenant: Hashable = None) -> bool:
-        """Admit one request of a tenant, if it has not sent too many; say whether."""
+        """Admit one request of a tenant unless it has sent too many; return whether the request is admitted."""
         return self._buckets.take(tenant, self._clock()) == 0
 
     def acquire(self, tenant: Hashable = None) -> None:
         """Admit one request of a tenant.
 
         Raises:
-            Overloaded: it has sent too many; ``retry_after_s`` says when the next one is admitted.
+            Overloaded: the tenant has sent too many; ``retry_after_s`` says when its next request is admitted.
         """
         self.acquire_at(tenant, self._clock())
 
@@ -191,10 +191,10 @@ class RateLimit(StackClock):
         return int(self._buckets.wait_ns(tenant, now_ns))
 
     def set_rate(self, tenant: str | None, rate: Rate | None) -> None:
-        """Give a tenant a rate of its own from now on; ``None``: no limit.
+        """Give a tenant an individual rate from now on; ``None``: no limit.
 
-        The requests that it has drawn remain drawn, at most the new burst, and are paid back at the new rate. A time
-        without limit forgets them.
+        Requests that the tenant has drawn remain drawn, at most the new burst, and refill at the new rate. A time
+        without a limit clears them.
 
         Raises:
             TypeError: ``rate`` is neither a `Rate` nor ``None``.
@@ -213,12 +213,12 @@ class RateLimit(StackClock):
 
 
 class RateLimitedService(SyncService):
-    """A service that takes so many requests a second of each tenant.
+    """A service with a limit on the requests per second of each tenant.
 
     Attributes:
         inner: the limited service.
         limit: the `RateLimit`.
-        name: of the limited service.
+        name: name of the limited service.
     """
 
     def __init__(self, limit: RateLimit, inner: Any, by: Callable[..., Hashable] | None) -> None:
@@ -228,7 +228,7 @@ class RateLimitedService(SyncService):
         self._admission = adapt(inner).capabilities().admission
 
     def capabilities(self) -> Capabilities:
-        """What the inner service offers, with the limit's answer to `admission`."""
+        """Return the capabilities of the inner service, with the `admission` of the limit."""
         return super().capabilities()._replace(admission=self.admission)
 
     @property
@@ -240,15 +240,15 @@ class RateLimitedService(SyncService):
         """Draw from the bucket of the request's tenant.
 
         Raises:
-            Overloaded: it is empty.
+            Overloaded: the bucket is empty.
         """
         self.limit.acquire_at(self._by(request), now_ns)
 
     def exit(self, request: Request, token: None, outcome: Response | BaseException, now_ns: int) -> None:
-        """Do nothing: what was drawn remains drawn."""
+        """Do nothing: the drawn request remains drawn."""
 
     def admission(self, request: Request, now_ns: int) -> Admission:
-        """Say whether the request would be admitted now, here and further in; changes nothing."""
+        """Return whether the limit and the inner service would admit the request now; changes nothing."""
         wait_ns = self.limit.wait_ns(self._by(request), now_ns)
         if wait_ns:
             return Admission(False, AdmissionReason.RATE_LIMIT, wait_ns / 1e9)
@@ -260,7 +260,7 @@ def _tenant(request: Request) -> str | None:
 
 
 def _no_tenant(*_: Any, **__: Any) -> None:
-    """Return the tenant of all calls of a function that names none."""
+    """Return ``None``, the tenant of all calls of a function without ``by``."""
 
 
 def _limit_async(limit: RateLimit, function: Callable[..., Any], tenant_of: Callable[..., Hashable]) -> Any:

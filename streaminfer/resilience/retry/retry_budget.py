@@ -1,16 +1,16 @@
 """`RetryBudget`: repeats failed calls, within the deadline and up to a share of the traffic.
 
-*Design.* How many retries there may be is explained in ``_call_budget_cy``. Whether one failure is retried is decided
-in this order, and the first no is final:
+*Design.* ``_call_budget_cy`` explains how many retries are allowed. A failure is retried if all of these hold, tested
+in this order:
 
 1. attempts: fewer than ``max_attempts`` were made;
 2. repeatable: the request belongs to no stream, or was declared idempotent;
-3. retryable: the error is marked so, or of a class that is;
+3. retryable: the error is marked as retryable, or its class is;
 4. time: the wait before the next attempt, and the usual duration of an attempt, fit before the deadline;
 5. throttled: the budget has a retry left.
 
-The wait is the error's ``retry_after_s`` and the back-off, which doubles with each attempt and is drawn between its
-half and its whole, so that callers that failed together do not return together.
+The wait is the error's ``retry_after_s`` plus the back-off. The back-off doubles with each attempt; its actual length
+is random, between a half and the whole, so that callers that failed together do not return together.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _Budget: type[CallBudget] = thread_safe(CallBudget, public_methods(CallBudget))
 _RETRIED_IF_NAMED = (CircuitOpen, Closed, DeadlineExceeded, InvalidInput)
 _DEFAULT = (BackendError, Overloaded)
 _MOST = 100
-_NEWEST_WEIGHT = 1 / 16  # of the newest attempt in the usual duration
+_NEWEST_WEIGHT = 1 / 16  # weight of the newest attempt in the usual duration
 
 Retryable = type[BaseException] | Iterable[type[BaseException]] | Callable[[Exception], Any]
 
@@ -66,24 +66,24 @@ Retryable = type[BaseException] | Iterable[type[BaseException]] | Callable[[Exce
 class RetryBudget(StackClock):
     """Repeats failed calls, as far as the deadline and a share of the traffic allow.
 
-    It wraps a service, a backend or a function, with :meth:`wrap` or as a decorator, or is used by hand, with
-    :meth:`count` and :meth:`try_acquire`. All uses of one object share the budget.
+    Wrap a service, a backend or a function with :meth:`wrap` or as a decorator, or call :meth:`count` and
+    :meth:`try_acquire` by hand. All uses of one object share the budget.
 
     Args:
-        max_attempts: how often one request is tried at most, the first time included, ≥ 1.
+        max_attempts: maximum number of attempts per request, including the first one, ≥ 1.
         ratio: retries per request over the last ten seconds, ≥ 0: 0.1 lets retries add a tenth to the load.
-        min_per_s: retries a second that need no traffic, for services with few requests; ten seconds' worth may be used
-            at once.
-        retryable: classes of exceptions, or a function of the exception. By class, `CircuitOpen`, `Closed`,
-            `DeadlineExceeded` and `InvalidInput` are retried only if they are named themselves. An error that has
-            ``retryable`` (true or false), or whose cause has it, decides for itself, unless a function is given.
-        backoff_s: wait before the first retry, which doubles with each further one; 0.0: none.
-        max_wait_s: the longest wait before a retry, the error's ``retry_after_s`` and the back-off together; where it
-            would be longer, there is none.
-        idempotent: whether requests may be repeated. ``None``: as the service's ``idempotent`` says, else all but those
-            that belong to a live stream. True: those too. False: none.
+        min_per_s: retries per second that need no traffic, for services with few requests; ten seconds' worth may be
+            used at once.
+        retryable: classes of exceptions, or a function of the exception. Of the classes, `CircuitOpen`, `Closed`,
+            `DeadlineExceeded` and `InvalidInput` must be named themselves; a base class does not include them. If an
+            error or its cause has ``retryable`` (true or false), this decides, unless ``retryable`` is a function.
+        backoff_s: wait before the first retry, which doubles with each further retry; 0.0: no wait.
+        max_wait_s: the longest wait before a retry (the error's ``retry_after_s`` plus the back-off); if it would be
+            longer, there is no retry.
+        idempotent: whether requests may be repeated. ``None``: as the service's ``idempotent`` declares, else all
+            requests that belong to no live stream. True: all requests. False: no request.
         name: for reports.
-        seed: of the back-off, for runs that replay; ``None``: from the operating system.
+        seed: seed of the back-off, for runs that replay; ``None``: from the operating system.
         clock: returns monotonic nanoseconds; ``None``: the `Stack`'s clock, else ``time.monotonic_ns``.
 
     Raises:
@@ -147,8 +147,8 @@ class RetryBudget(StackClock):
     def wrap(self, inner: Any) -> Any:
         """Wrap a service, a backend or a function; also as a decorator, ``@budget``.
 
-        A backend's batch is repeated as a whole when its call raises; rows that failed alone are not. A sync function's
-        waits block its thread.
+        A backend's batch is repeated as a whole if its call raises; single rows that failed are not repeated. The waits
+        of a sync function block its thread.
 
         Args:
             inner: a service, a backend, or a sync or async function.
@@ -157,18 +157,18 @@ class RetryBudget(StackClock):
             The same kind of object.
 
         Raises:
-            TypeError: none of these, or a generator function.
+            TypeError: ``inner`` is none of these, or is a generator function.
         """
         return wrap_by_kind(self, inner, _RetriedService, _RetriedBackend, _retry_async, _retry_sync)
 
     __call__ = wrap
 
     def count(self) -> None:
-        """Count a request, by hand; it adds to the budget."""
+        """Count a request by hand, which adds to the budget."""
         self._budget.count(self._clock())
 
     def try_acquire(self) -> bool:
-        """Return whether one retry may be made now, by hand, and take it from the budget if so."""
+        """Take one retry from the budget by hand; return whether it may be made now."""
         return bool(self._budget.grant(self._clock()))
 
     def is_retryable(self, error: BaseException) -> bool:
@@ -205,7 +205,7 @@ class RetryBudget(StackClock):
         Args:
             send: begins an attempt.
             sent: the request or batch, the argument of ``send``; ``None``: a function's call, without a deadline.
-            rule: from ``repeats``.
+            rule: the result of ``repeats``.
         """
         started_ns = self._begin()
         attempt = 1
@@ -239,7 +239,7 @@ class RetryBudget(StackClock):
             self._succeeded_after_retry += 1
 
     def _wait_s(self, error: Exception, attempt: int, sent: Request | Batch | None, rule: bool | None) -> float | None:
-        """Return the seconds to wait before the next attempt; ``None``: there is none."""
+        """Return the seconds to wait before the next attempt; ``None``: there is no next attempt."""
         why = "attempts"
         if attempt < self.max_attempts:
             repeatable = rule is not False if sent is None else may_repeat(sent, rule)

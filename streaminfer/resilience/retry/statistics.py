@@ -16,14 +16,14 @@ class RetryStatistics(Snapshot):
     Counting rule: each failed attempt led to a retry or is in exactly one entry of ``not_retried``.
 
     Attributes:
-        name: the budget's.
-        requests: requests, each counted once however often it was tried.
+        name: name of the budget.
+        requests: requests, each counted once for any number of attempts.
         retries: attempts beyond the first that were granted.
-        succeeded_after_retry: requests whose response came from a later attempt.
-        left: retries that may be made now; not whole, negative when requests left the window before their retries.
+        succeeded_after_retry: requests with a response from a later attempt.
+        left: retries that may be made now: a fraction, negative if requests left the window before their retries.
         usual_s: duration of a successful attempt, a running mean of the last sixteen or so, in seconds.
         not_retried: failures that were not retried, by reason: ``"attempts"``, ``"repeatable"``, ``"retryable"``,
-            ``"time"`` and ``"throttled"``, the budget is spent.
+            ``"time"`` and ``"throttled"`` (the budget is spent).
     """
 
     name: str

@@ -1,17 +1,17 @@
 """The attempts in flight of a `FallbackRouter`, and when each is interrupted, with one timer for all of them.
 
-*Design.* A request waits for its route in its caller's task: no task and no timer of its own. An attempt holds the task
-and the instant at which it is interrupted; one timer is set for the earliest. When it fires, the attempts that are due
-are interrupted as ``asyncio.timeout`` does it, by a cancellation that the router takes back. Most attempts have ended
-long before and leave the timer alone, so that it fires about once per time limit and not once per request.
+*Design.* A request waits for its route in its caller's task and needs no other task and no timer. An attempt holds the
+task and the instant at which it is interrupted; one timer is set for the earliest instant. When it fires, the router
+interrupts the attempts that are due as ``asyncio.timeout`` does: by a cancellation that it takes back later. Most
+attempts end long before and leave the timer unchanged, so it fires about once per time limit and not once per request.
 
 *Complexity.* O(1) per request; an interruption is O(attempts in flight).
 
 *Invariants.* An attempt is listed from :meth:`Attempts.enter` to :meth:`Attempts.leave` and interrupted at most once.
 The timer is never set later than the earliest attempt that has not been interrupted.
 
-One source, compiled with the C types of ``_attempts_cy.pxd`` or run uncompiled. It knows no loop and no clock; tasks
-are objects with ``cancel`` and ``cancelling``. Not thread-safe.
+One source, compiled with the C types of ``_attempts_cy.pxd`` or run uncompiled. Needs no loop and no clock; tasks are
+objects with ``cancel`` and ``cancelling``. Not thread-safe.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ __all__ = ["Attempt", "Attempts", "switch_at"]
 def switch_at(now_ns: int, deadline_ns: int, finish_ns: int, reserve_ns: int, default_ns: int) -> int:
     """Return when to interrupt an attempt so that the next route still has time.
 
-    The next route's time is reserved before the deadline, unless this route's own prediction, and a quarter more, says
-    that it needs that time itself: then it has all. A prediction that is overrun by as much as was predicted, and by a
-    quarter of the time limit, was wrong: then the next route gets the request at once. So requests that hang together
-    move on in the order of their arrival, and not when none of them has time left.
+    The next route's time is reserved before the deadline. If this route's own prediction and a quarter more show that
+    it needs this time itself, it gets all of it. If an attempt overruns its prediction by the predicted time and by a
+    quarter of the time limit, the prediction was wrong, and the next route gets the request at once. So requests that
+    hang together move on in the order of their arrival, while they still have time left.
 
     Args:
         now_ns: the present instant.
-        deadline_ns: of the request.
+        deadline_ns: deadline of the request.
         finish_ns: when this route is predicted to respond; 0: unknown.
-        reserve_ns: the time that the next route needs; 0: there is none.
-        default_ns: the time that is reserved in any case, for a default response.
+        reserve_ns: the time that the next route needs; 0: no next route.
+        default_ns: the time that is always reserved for a default response.
 
     Returns:
         An instant after now, at most ``deadline_ns - default_ns``.
@@ -61,10 +61,10 @@ class Attempt:
     """One request at one route.
 
     Attributes:
-        started_ns: when it began.
-        switch_ns: when it is interrupted.
-        deadline_ns: of the request.
-        interrupted: it was interrupted.
+        started_ns: when the attempt began.
+        switch_ns: when the router interrupts it.
+        deadline_ns: deadline of the request.
+        interrupted: the router has interrupted it.
     """
 
     def __init__(self, task: Any, cancellations: int, started_ns: int, switch_ns: int, deadline_ns: int) -> None:
@@ -76,14 +76,14 @@ class Attempt:
         self.interrupted = False
 
     def was_interrupted_early(self) -> bool:
-        """Return whether more than half of the time was left: no reserve is so long, so it overran its prediction."""
+        """Return whether more than half of the time was left: a reserve is shorter, so it overran its prediction."""
         return self.switch_ns - self.started_ns < self.deadline_ns - self.switch_ns
 
     def was_cancelled_too(self, cancellations: int) -> bool:
-        """Return whether the task was also cancelled by another than the router since the attempt began.
+        """Return whether another caller than the router also cancelled the task since the attempt began.
 
         Args:
-            cancellations: ``task.cancelling()``, the interruption taken back.
+            cancellations: ``task.cancelling()`` after the interruption was taken back.
         """
         return cancellations > self._cancellations
 
@@ -92,7 +92,7 @@ class Attempts:
     """The attempts in flight.
 
     Attributes:
-        timer_ns: for when the timer is set; the router sets it after :meth:`enter` and :meth:`interrupt_due`.
+        timer_ns: when the timer fires; the router sets the timer after :meth:`enter` and :meth:`interrupt_due`.
     """
 
     def __init__(self) -> None:
@@ -101,18 +101,18 @@ class Attempts:
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """Number of attempts in flight."""
         return len(self._in_flight)
 
     def enter(self, task: Any, cancellations: int, now_ns: int, switch_ns: int, deadline_ns: int) -> Attempt:
         """Begin an attempt; set the timer if ``switch_ns`` is before ``timer_ns``.
 
         Args:
-            task: of the caller.
+            task: task of the caller.
             cancellations: ``task.cancelling()`` now.
             now_ns: the present instant.
-            switch_ns: when to interrupt it; ``NEVER_NS``: not at all.
-            deadline_ns: of the request; ``NEVER_NS``: none.
+            switch_ns: when to interrupt the attempt; ``NEVER_NS``: not at all.
+            deadline_ns: deadline of the request; ``NEVER_NS``: none.
         """
         attempt = Attempt(task, cancellations, now_ns, switch_ns, deadline_ns)
         self._in_flight[attempt] = None
@@ -120,20 +120,20 @@ class Attempts:
 
     def leave(self, attempt: Attempt) -> None:
         """End an attempt."""
-        self._in_flight.pop(attempt, None)  # none of a loop that was closed
+        self._in_flight.pop(attempt, None)  # absent if its loop was closed
 
     def interrupt_due(self, now_ns: int) -> int:
         """Interrupt the attempts that are due.
 
         Returns:
-            For when the timer is to be set next; ``NEVER_NS``: not at all.
+            The instant for which to set the timer next; ``NEVER_NS``: not at all.
         """
         earliest_ns = NEVER_NS
         for attempt in [*reversed(self._in_flight)]:
             if not attempt.interrupted:
                 if attempt.switch_ns <= now_ns:
                     attempt.interrupted = True
-                    attempt._task.cancel()  # runs nothing of the task: it is woken in a later turn
+                    attempt._task.cancel()  # does not run the task, which wakes in a later turn
                 elif attempt.switch_ns < earliest_ns:
                     earliest_ns = attempt.switch_ns
         self.timer_ns = earliest_ns

@@ -1,39 +1,39 @@
-"""When the share of the traffic that each route of a `FallbackRouter` is offered changes.
+"""Control of the shares: how much of the traffic each route of a `FallbackRouter` is offered.
 
-*Design.* Each route has a *share* (``_route_share_cy``): the part of the requests that it is offered, 1.0 while all is
-well. Whether an offered request is taken is decided per request, by the route's own ``admission``; the share is for
-what no single request can see. Shares are adjusted once per *step*:
+*Design.* Each route has a *share* (``_route_share_cy``): the part of the requests that it is offered, 1.0 in normal
+operation. The route's own ``admission`` decides whether it takes an offered request. The share reacts to conditions
+that no single request can see. The controller adjusts the shares once per *step*:
 
-1. *Failing.* If more than a tenth of the attempts at a route failed in the step, and more than chance brings where a
-   tenth fail, its share is halved. Without that a route that fails a little, seen in steps of a few requests each, is
-   cut in one step of several, and grows no faster than that. Requests that fail with their batch are one failure, so
-   chance brings more of them; one batch that failed changes nothing while others succeed.
+1. *Failing.* If more than a tenth of the attempts at a route failed in the step, and chance does not explain this, the
+   share of the route is halved. Without the test for chance, a route that fails rarely would be cut in one of several
+   steps when a step has few requests, and could not recover in between. Requests that fail with their batch are one
+   failure, so chance explains more of them; one failed batch changes nothing while others succeed.
 2. *Crowded.* Routes of one device take time from each other. If more than 1 % of the requests missed their deadline
    because a route of that device could not take them in time, the best route there that costs more than a later one
-   loses part of its share, measured from what it really took. Below 0.25 % it may grow again; between the two the share
-   stands still, so that the noise of a count does not move it. A cheaper route that hangs takes nothing over: if
-   requests miss their deadline for three steps and none of the cheaper ones responds, a cut would only lose more, and
-   a share that was cut grows in spite of them.
-   *Late.* If more than 1 % of what a route took was late or timed out, its *headroom* rises: the part of a request's
-   time that must be left at its predicted finish. A prediction does not know which later requests make the batch
-   longer, so the queue is filled a little less. Without late responses headroom falls slowly. While the route has its
-   whole share and the device cannot be crowded (see 4) headroom falls by half: then a device that hung made responses
-   late, and headroom only keeps requests away from it. If even the largest headroom does not help, late attempts count
-   as failures.
-   *Out of reach.* A request that has less time than any response so far took is neither of the two: an idle device
+   loses part of its share, measured from what it really took. Below 0.25 % the share may grow again. Between the two
+   the share does not change, so that the noise of a count does not move it. A cheaper route that hangs cannot take
+   over traffic. So if requests miss their deadline for three steps and none of the cheaper routes responds, the share
+   is not cut, because a cut would only lose more, and a share that was cut grows again in spite of the misses.
+   *Late.* If more than 1 % of the attempts at a route were late or timed out, its *headroom* rises: the part of a
+   request's time that must be left at its predicted finish. A prediction does not know which later requests make the
+   batch longer, so the queue is filled a little less. Without late responses, headroom falls slowly. It falls by half
+   while the route has its whole share and the device cannot be crowded (see 4): then a device that hung made the
+   responses late, and headroom only keeps requests away from it. If even the largest headroom does not help, late
+   attempts count as failures.
+   *Out of reach.* A request that has less time than any response so far took counts in neither rule. An idle device
    would miss its deadline too, and callers with too short a timeout must not cost the others the best route.
 3. *Burning.* If the error budget burns too fast, the best route that costs more than a later one is closed, and one
-   more for each eight steps in which requests still miss their deadline. Afterwards they return with 5 %, and at once
-   if none of the others responds.
+   more after every eight steps in which requests still miss their deadline. Afterwards the closed routes return with
+   5 %. They return at once if none of the other routes responds.
 4. *Healthy.* A share below 1.0 grows if the route responded in the step: first by 5 %, then by 10, 20, 40, 80 and 100 %
-   of itself, at most by a tenth of the traffic, and for four seconds' worth of steps by 5 % only near the share where
-   it last went wrong. If responses of the device use less than an eighth of their time it cannot be crowded: then the
-   share doubles, by at most a fifth of the traffic. Each step offers a route one request, however small its share. On
-   one device a better route waits until the cheaper ones have half of theirs back.
+   of itself, at most by a tenth of the traffic. For 16 steps (four seconds by default) it grows by only 5 % near the
+   share where the route last went wrong. If responses of the device use less than an eighth of their time, the device
+   cannot be crowded: then the share doubles, by at most a fifth of the traffic. Each step offers a route one request,
+   however small its share. On one device, a better route waits until the cheaper ones have half of their traffic back.
 
-*Low traffic.* Nothing is judged by fewer than eight requests before eight steps have passed, and one bad outcome alone
-changes nothing. Rules that apply once per step then apply once for each step that has passed, so that time decides the
-return and not the number of requests.
+*Low traffic.* The controller judges nothing by fewer than eight requests before eight steps have passed, and one bad
+outcome alone changes nothing. Rules that apply once per step then apply once for each step that has passed, so that
+time decides the return and not the number of requests.
 
 *Complexity.* A few machine instructions per request; a step is O(routes + devices).
 
@@ -44,8 +44,7 @@ below 1.0 grows again once its route responds.
 *References.* Chiu and Jain (1989), additive increase and multiplicative decrease; Ha, Rhee, Xu (2008), CUBIC: careful
 near the point of the last loss, fast away from it.
 
-One source, compiled with the C types of ``_degradation_cy.pxd`` or run uncompiled. Not thread-safe: it belongs to one
-loop.
+One source, compiled with the C types of ``_degradation_cy.pxd`` or run uncompiled. Not thread-safe: for one event loop.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ _CROWDED_MISS_RATE = 0.01
 _CALM_MISS_RATE = 0.0025
 _MIN_REQUESTS = 8
 _MAX_STEPS = 8
-_HEAVY_MISS_FACTOR = 0.5  # so many requests miss that waiting for the last cut to show would cost more
+_HEAVY_MISS_FACTOR = 0.5  # then so many requests miss that waiting for the effect of the last cut would cost more
 _MIN_SHARE_TO_CUT = 0.01
 _LIGHT_USE = 0.12  # of the time that responses could take
 
@@ -70,7 +69,7 @@ class DegradationController:
     """Adjusts the shares of one router's routes.
 
     Args:
-        shares: of the routes, best first; devices are numbered from 0 without gaps.
+        shares: shares of the routes, best first; devices are numbered from 0 without gaps.
         step_ns: nanoseconds between two adjustments.
 
     Attributes:
@@ -98,7 +97,7 @@ class DegradationController:
         """Count a request that got no response on time.
 
         Args:
-            devices: bit ``d`` is set for each device that had no time for it.
+            devices: bit ``d`` is set for each device that had no time for the request.
             limit_ns: the time that the request had; 0: no limit.
         """
         self._missed += 1
@@ -204,7 +203,7 @@ class DegradationController:
         return True
 
     def _is_alone(self, position: int, device: int) -> bool:
-        """Return whether there are later routes, of one device or, if it is -1, of any, and none of them responds."""
+        """Return whether there are later routes of a device (-1: of any device), and none of them responds."""
         alone = False
         for other in range(position + 1, len(self.shares)):
             later = self.shares[other]
@@ -215,7 +214,7 @@ class DegradationController:
         return alone
 
     def _has_open_route(self) -> bool:
-        """Return whether a route responds that is not closed, or may do so."""
+        """Return whether a route that is not closed responds, or may do so."""
         for share in self.shares:  # noqa: SIM110 - compiled, a loop is faster
             if not share.closed and not share._is_silent():
                 return True

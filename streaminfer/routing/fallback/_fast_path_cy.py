@@ -1,15 +1,15 @@
 """The common case of a `FallbackRouter`: its best route accepts the request and responds.
 
-*Design.* All that this case needs, but for the await, is in two compiled calls: :meth:`FastPath.take` begins the
-attempt, :meth:`FastPath.respond` counts and marks the response. ``take`` leaves every other case to the router, before
-it has changed anything.
+*Design.* Apart from the await, this case needs only two compiled calls: :meth:`FastPath.take` begins the attempt, and
+:meth:`FastPath.respond` counts and marks the response. ``take`` leaves every other case to the router, before it has
+changed anything.
 
 *Trust.* A call of ``admission`` costs a microsecond or two. If it predicts a response within a quarter of the request's
-time, or predicts nothing, it is good for the next seven requests too, within a millisecond: requests that came in
-between cannot have used up the other three quarters, and a route that rejects an attempt costs nothing but the call.
-Any response that is not good ends the trust.
+time, or predicts nothing, the fast path also uses it for the next seven requests within a millisecond. The requests in
+between cannot use up the other three quarters, and a route that rejects an attempt costs nothing but the call. Any
+response that is not good ends the trust.
 
-One source, compiled with the C types of ``_fast_path_cy.pxd`` or run uncompiled. It belongs to one loop.
+One source, compiled with the C types of ``_fast_path_cy.pxd`` or run uncompiled. For one event loop.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class FastPath:
 
     Args:
         degradation: the controller of the shares.
-        share: of the best route.
-        name: of the best route.
-        admission: of the best route; ``None``: it accepts everything.
+        share: share of the best route.
+        name: name of the best route.
+        admission: ``admission`` of the best route; ``None``: it accepts everything.
         enforces: the best route ends its requests at their deadline.
         has_default: the router has a default response.
 
@@ -82,7 +82,7 @@ class FastPath:
         """Begin an attempt at the best route.
 
         Returns:
-            The attempt; ``None``, and nothing has changed but :attr:`verdict`, if this is not the common case.
+            The attempt. ``None`` if this is not the common case; then only :attr:`verdict` has changed.
         """
         self.verdict = None
         share = self._share
@@ -128,9 +128,9 @@ class FastPath:
 
         Args:
             now_ns: the present instant.
-            deadline_ns: of the request.
+            deadline_ns: deadline of the request.
             finish_ns: when the route is predicted to respond; 0: unknown.
-            reserve_ns: the time that a later route needs; 0: there is none; -1: unknown.
+            reserve_ns: the time that a later route needs; 0: no later route; -1: unknown.
             enforces: the route ends its requests at their deadline.
         """
         if deadline_ns == NEVER_NS:
@@ -154,8 +154,8 @@ class FastPath:
         """End an attempt with a response.
 
         Returns:
-            The response, marked with the route's name; ``None``, and nothing has changed, if the attempt is late or
-            interrupted.
+            The response, marked with the route's name. ``None`` if the attempt is late or interrupted; then nothing has
+            changed.
         """
         if attempt.interrupted or now_ns > attempt.deadline_ns:
             return None

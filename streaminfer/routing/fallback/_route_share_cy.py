@@ -1,11 +1,10 @@
 """The part of the traffic that one route of a `FallbackRouter` is offered, and its outcomes since the last step.
 
-*Design.* Which request is offered is decided by adding up the share and offering whenever the sum reaches one
-(Bresenham's line): evenly spread, without a random number. When the share changes is decided by the controller in
-``_degradation_cy``, whose docstring has the rules.
+*Design.* Each request adds the share to a sum, and the route is offered a request whenever the sum reaches one
+(Bresenham's line): evenly spread, without random numbers. The controller in ``_degradation_cy`` changes the share; its
+docstring has the rules.
 
-One source, compiled with the C types of ``_route_share_cy.pxd`` or run uncompiled. Not thread-safe: it belongs to one
-loop.
+One source, compiled with the C types of ``_route_share_cy.pxd`` or run uncompiled. Not thread-safe: for one event loop.
 """
 
 from __future__ import annotations
@@ -24,18 +23,18 @@ _LATE = 2
 _MIN_SHARE = 0.01
 _REOPEN_SHARE = 0.05
 _MAX_FAILURE_RATE = 0.1
-_CHANCE = 2.8  # square of the deviations that chance brings once in twenty steps
+_CHANCE = 2.8  # square of the standard deviations that chance exceeds once in twenty steps
 _MAX_LATE_RATE = 0.01
-_MAX_STEPS = 8  # that count when no request came for longer
-_SILENT_STEPS = 3  # a cut relieves the device in the next step: by then a route that can respond does
-_SILENCE_STEPS = 64  # for which that is remembered
+_MAX_STEPS = 8  # most steps that count after a time without requests
+_SILENT_STEPS = 3  # a cut relieves the device in the next step: by then a route that can respond has responded
+_SILENCE_STEPS = 64  # steps for which the share remembers this silence
 _MISSED_PER_RESPONSE = 50
 _MIN_GAIN = 1.05
 _MAX_GAIN = 2.0
 _MAX_GROWTH = 0.1
 _HEAVY_CUT = 0.5
 _TROUBLE_WIDTH = 0.15  # around the share where it last went wrong
-_TROUBLE_STEPS = 16  # for which that share is remembered
+_TROUBLE_STEPS = 16  # steps for which that share is remembered
 _MAX_HEADROOM = 0.5
 _SUSPECT_HEADROOM = 0.25
 _MIN_RISE = 0.02
@@ -45,13 +44,13 @@ _LIGHT_USE_DECAY = 0.5  # of the headroom, in a step
 
 
 def exceeds(count: int, requests: int, rate: float, together: float) -> bool:
-    """Return whether more than a rate of the requests of a step are bad, and more than chance brings at that rate.
+    """Return whether the part of bad requests of a step exceeds a rate by more than chance explains.
 
     Args:
         count: bad requests.
-        requests: all of them.
-        rate: that is allowed.
-        together: how many of the bad ones were bad for one reason, as those of a batch that failed.
+        requests: all requests.
+        rate: allowed part of bad requests.
+        together: how many bad requests had one common reason, such as a batch that failed.
     """
     excess = count - rate * requests
     return count >= 2 and excess > 0.0 and excess * excess > _CHANCE * rate * (1.0 - rate) * requests * together
@@ -61,29 +60,29 @@ class RouteShare:
     """One route's share of the traffic, with the counts of the present step.
 
     Args:
-        device: number of the device that it runs on, from 0.
-        costlier_on_device: it costs more than a later route of its device.
-        costlier: it costs more than a later route.
+        device: number of the route's device, from 0.
+        costlier_on_device: the route costs more than a later route of its device.
+        costlier: the route costs more than a later route.
         last: no route comes after it.
-        fixed: its share stays 1.0, because neither a route nor a default comes after it.
+        fixed: the share stays 1.0, because neither a route nor a default comes after it.
 
     Attributes:
-        fraction: the part of the requests that it is offered.
-        closed: the error budget burns, and it is offered nothing.
+        fraction: the part of the requests that the route is offered.
+        closed: the route is offered nothing, because the error budget burns.
         headroom: the part of a request's time that must be left at its predicted finish.
         suspect: the last outcome was not good.
-        stalled: an attempt was interrupted there because it took far longer than predicted, and none succeeded since:
-            one request at a time finds out whether that is still so.
+        stalled: an attempt took far longer than predicted and was interrupted, and none has succeeded or failed since.
+            Meanwhile one request at a time tests whether the route still hangs.
         in_flight: attempts that have not ended.
-        idle_since_ns: when the last of them ended.
+        idle_since_ns: when the last attempt ended.
         latency_ns: recent mean time of good responses, exponentially weighted; 0 before the first.
         quickest_ns: the least time of a good response; 0 before the first.
         cuts: how often its share was cut or closed.
-        flaps: how often that was from the whole traffic.
+        flaps: how often its share was cut or closed from the whole traffic.
         succeeded: responses.
         degraded: how many of them are marked as degraded.
-        reserve_ns: the time that a later route needs; 0: there is none; -1: unknown.
-        reserve_until_ns: when that is asked for again.
+        reserve_ns: the time that a later route needs; 0: no later route; -1: unknown.
+        reserve_until_ns: when ``reserve_ns`` must be updated.
     """
 
     _credit: float
@@ -137,8 +136,8 @@ class RouteShare:
     def risks(self, now_ns: int, deadline_ns: int, finish_ns: int) -> bool:
         """Return whether a predicted finish leaves too little headroom before the deadline.
 
-        The last route risks nothing: any chance is better than none. A request that would be alone at its route cannot
-        be delayed by a later one, so it needs headroom only if the last one was late already.
+        The last route risks nothing: any chance is better than none. If a request would be alone at its route, later
+        requests cannot delay it, so it needs headroom only if the last outcome was not good.
         """
         if self.last:
             return False
@@ -148,10 +147,10 @@ class RouteShare:
         return finish_ns > deadline_ns - headroom * (deadline_ns - now_ns)
 
     def is_out_of_reach(self, limit_ns: int) -> bool:
-        """Return whether a request has less time than any response of the route took: that says nothing about load.
+        """Return whether a request has less time than any response took, so that its miss says nothing about load.
 
         Args:
-            limit_ns: the time that it has; 0: no limit.
+            limit_ns: the time that the request has; 0: no limit.
         """
         return 0 < limit_ns < self.quickest_ns
 
@@ -165,10 +164,10 @@ class RouteShare:
         Args:
             outcome: ``GOOD``, a response on time; ``BAD``, a failure; ``LATE``, a late response or an attempt timeout;
                 ``IGNORED``, it counts neither way.
-            duration_ns: how long it took.
+            duration_ns: how long the attempt took.
             limit_ns: how long it could take; 0: no limit.
             now_ns: the present instant.
-            batch_ns: when its batch began, which tells batches apart; 0: it was in none.
+            batch_ns: when its batch began, which tells batches apart; 0: it was in no batch.
         """
         self.in_flight -= 1
         self.idle_since_ns = now_ns
@@ -217,8 +216,8 @@ class RouteShare:
         """Begin an adjustment.
 
         Args:
-            missed: requests of the step that its device had no time for; 0 if the device is not crowded.
-            steps: that have passed.
+            missed: requests of the step for which the device had no time; 0 if the device is not crowded.
+            steps: number of steps that have passed.
         """
         self._was_cut = False
         if _MISSED_PER_RESPONSE * self._good < missed or (self._good == 0 and self._bad + self._late > 0):
@@ -232,11 +231,11 @@ class RouteShare:
             self._trouble = 0.0
 
     def _is_silent(self) -> bool:
-        """Return whether it does not respond, though it has requests or others miss their deadline."""
+        """Return whether the route does not respond, although it has requests or others miss their deadline."""
         return self._silent >= _SILENT_STEPS
 
     def _cut(self, factor: float) -> None:
-        """Leave the route a part of what it really took."""
+        """Reduce the share to a part of what the route really took."""
         self.cuts += 1
         if self.fraction >= 1.0:
             self.flaps += 1

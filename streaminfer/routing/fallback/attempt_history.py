@@ -20,7 +20,7 @@ _TIME = frozenset(
         "attempt_timeout",
     }
 )
-"""Reasons that say that a route's device had no time for the request."""
+"""Reasons that mean that a route's device had no time for the request."""
 
 
 class AttemptHistory:
@@ -30,12 +30,12 @@ class AttemptHistory:
         began_ns: when the router got the request.
         reasons: position of the route → why it was skipped last, or the outcome of its attempt.
         tried: positions of the routes with an attempt.
-        offered: positions of the routes → whether this request is part of their share.
-        busy: bit ``d`` is set for each device that had no time for it.
-        error: raised by the last attempt.
-        retry_after_s: the least that a rejection named; ``None``: none named any.
-        finish_ns: predicted by the route that was selected last; 0: unknown.
-        verdicts: positions of the routes → their answer to ``admission`` that the selector has not used yet.
+        offered: position of the route → whether this request is part of its share.
+        busy: bit ``d`` is set for each device that had no time for the request.
+        error: error of the last attempt.
+        retry_after_s: the shortest ``retry_after_s`` of a rejection; ``None``: no rejection had one.
+        finish_ns: predicted finish at the route that was selected last; 0: unknown.
+        verdicts: position of the route → its ``admission`` that the selector has not used yet.
     """
 
     __slots__ = ("began_ns", "busy", "error", "finish_ns", "offered", "reasons", "retry_after_s", "tried", "verdicts")
@@ -52,12 +52,12 @@ class AttemptHistory:
         self.finish_ns = 0
 
     def skip(self, state: RouteState, verdict: Admission) -> None:
-        """Note that a route's ``admission`` rejected the request."""
+        """Record that a route's ``admission`` rejected the request."""
         self.note(state, verdict.reason)
         self.retry_after_s = sooner(self.retry_after_s, verdict.retry_after_s)
 
     def failed(self, state: RouteState, outcome: AttemptOutcome) -> None:
-        """Note an attempt that gave no response."""
+        """Record an attempt that gave no response."""
         self.note(state, outcome.reason)
         self.tried.add(state.position)
         self.error = outcome.error
@@ -65,7 +65,7 @@ class AttemptHistory:
             self.retry_after_s = sooner(self.retry_after_s, outcome.error.retry_after_s)
 
     def note(self, state: RouteState, reason: str) -> None:
-        """Note why a route gave no response."""
+        """Record why a route gave no response."""
         state.skipped[reason] += 1
         self.reasons[state.position] = reason
         if reason in _TIME:

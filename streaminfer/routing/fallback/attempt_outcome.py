@@ -18,7 +18,7 @@ _BY_ERROR: tuple[tuple[type[BaseException], str, int], ...] = (
     (Closed, AdmissionReason.CLOSED, BAD),
     (Exception, "failed", BAD),
 )
-"""The first class that fits; an error that is no ``Exception`` ends the request."""
+"""Outcomes by error, of which the first class that fits counts; any error but an ``Exception`` ends the request."""
 
 
 class AttemptOutcome(NamedTuple):
@@ -26,8 +26,8 @@ class AttemptOutcome(NamedTuple):
 
     Attributes:
         reason: one word for statistics and for ``Response.source``.
-        effect: on the route's share: ``BAD``, ``LATE`` or ``IGNORED``.
-        error: ends the request if no other route responds.
+        effect: effect on the route's share: ``BAD``, ``LATE`` or ``IGNORED``.
+        error: the error that ends the request if no other route responds.
         final: no other route is tried.
     """
 
@@ -43,10 +43,10 @@ def classify(
     """Return the outcome of an attempt; takes back the router's own interruption of the task.
 
     Args:
-        name: of the route.
+        name: name of the route.
         attempt: the attempt.
-        error: raised by the route.
-        task: of the caller.
+        error: error that the route raised.
+        task: task of the caller.
         now_ns: the present instant.
         stopping: the router stops and has interrupted all attempts.
     """

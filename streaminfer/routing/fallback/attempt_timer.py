@@ -14,11 +14,11 @@ __all__ = ["AttemptTimer"]
 class AttemptTimer:
     """Interrupts the attempts that are due.
 
-    It is exact where the system has such timers: a default response has a millisecond of time, which an event loop
+    The timer is exact if the system has exact timers: a default response has a millisecond of time, which an event loop
     would round away.
 
     Args:
-        fast_path: has the attempts in flight.
+        fast_path: holds the attempts in flight.
         clock: returns monotonic nanoseconds.
 
     Attributes:
@@ -31,7 +31,7 @@ class AttemptTimer:
         self._alarm = Alarm(self._fire)
 
     def bind_loop(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Use another event loop; what was set before is forgotten."""
+        """Use another event loop and forget an earlier setting of the timer."""
         self._alarm.bind_loop(loop, Context())
         self._fast_path.attempts.timer_ns = NEVER_NS
 
@@ -41,12 +41,12 @@ class AttemptTimer:
         self._alarm.set(at_ns, self.clock, is_exact=True)
 
     def close(self) -> None:
-        """Cancel the timer, and free what the system holds; it may be set again."""
+        """Cancel the timer and free its system resources; it may be set again."""
         self._alarm.close()
         self._fast_path.attempts.timer_ns = NEVER_NS
 
     def _fire(self) -> None:
-        # loops fire early by their resolution: a timer for an instant means that the instant has come
+        # event loops fire early by up to their resolution: treat the instant of the timer as reached
         now_ns = max(self.clock(), self._fast_path.attempts.timer_ns)
         at_ns = self._fast_path.attempts.interrupt_due(now_ns)
         if at_ns != NEVER_NS:

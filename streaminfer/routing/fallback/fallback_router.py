@@ -1,22 +1,22 @@
 """`FallbackRouter`: the best of several routes that responds on time, request by request.
 
-*Design.* Before a request is sent anywhere, each route is asked, best first, whether it would respond by the deadline:
-``admission`` changes nothing. The first route that accepts gets the request (``route_selector``). What no single
-request can see, a route that fails, a device that routes share, an error budget that burns, changes the *shares* of the
-routes (``_degradation_cy``), once per step. So a request with much time goes to the best route while one with little
-goes to a fast one, without a switch between modes.
+*Design.* Before the router sends a request, it calls ``admission`` of the routes, best first, which predicts whether a
+route would respond by the deadline and changes nothing. The first route that accepts gets the request
+(``route_selector``). A single request cannot see a route that fails, a device that routes share, or an error budget
+that burns; these change the *shares* of the routes, once per step (``_degradation_cy``). So a request with much time
+goes to the best route while a request with little time goes to a fast one, without a switch between modes.
 
-*Time for the next route.* An attempt is interrupted when the time left would no longer do for the next route
-(``_attempts_cy``): a route that hangs costs its requests the response of the best route, and not every response. An
-attempt is not interrupted before its predicted finish, and a quarter more. After a failure all routes that were not
-tried yet are asked again, best first.
+*Time for the next route.* The router interrupts an attempt when the time left is only just enough for the next route
+(``_attempts_cy``). So a route that hangs costs its requests the response of the best route, but not every response. The
+router does not interrupt an attempt before its predicted finish and a quarter more. After a failure it calls
+``admission`` of all untried routes again, best first.
 
 *Complexity.* In the common case, the best route accepts and responds, a request costs one ``admission`` and one entry
 in the list of attempts: no task and no timer.
 
-*Invariants.* Every request ends: with a response, the default, an error, or its caller's cancellation; at its deadline
-at the latest, even if a route does not enforce it. A request is at one route at a time, probes aside. A cancellation,
-in the same task, takes it back from a route.
+*Invariants.* Every request ends with a response, the default, an error, or its caller's cancellation. It ends at its
+deadline at the latest, even if a route does not enforce the deadline. Apart from probes, a request is at one route at a
+time. To take a request back from a route, the router cancels the attempt in the same task.
 """
 
 import asyncio
@@ -59,7 +59,7 @@ __all__ = ["FallbackRouter"]
 
 
 class FallbackRouter(StackClock, Node):
-    """Several services as one, which responds with the best of them that is on time.
+    """Several services as one; the best service that can be on time responds.
 
     ::
 
@@ -71,27 +71,26 @@ class FallbackRouter(StackClock, Node):
         async with Stack(Telemetry("faces", slo=slo), router) as faces:
             boxes = await faces(image, timeout_s=0.1)
 
-    It is a service: the last layer of a `Stack`, which starts and stops it, and so its routes. Without a `Stack`, call
-    ``start`` and ``stop`` or use it as an async context manager.
+    The router is a service: use it as the last layer of a `Stack`, which starts and stops the router and its routes.
+    Without a `Stack`, call ``start`` and ``stop`` or use the router as an async context manager.
 
     Args:
-        *routes: best first, at least one, by quality, with different names.
+        *routes: at least one route, the best quality first, with different names.
         default: the response when no route responds in time: a value, or a plain function of the request that runs on
             the event loop and returns one, for instance from a cache. These responses are degraded, from ``"default"``.
-            ``None``: the request ends with the error of the last attempt, or `Overloaded`, `CircuitOpen` or `Closed`
-            without one.
-        slo: an objective; while its error budget burns the best routes are closed. The `Telemetry` around the router
-            records into it.
+            ``None``: the request ends with the error of the last attempt; without an attempt, with `Overloaded`,
+            `CircuitOpen` or `Closed`.
+        slo: an objective; while its error budget burns, the router closes the best routes. The `Telemetry` around the
+            router records into it.
         step_s: seconds between two adjustments of the shares, at least the time that most responses take.
-        probes: send copies of requests to an idle route that predicts only late responses, to find out whether that is
-            still so. A request with a ``stream_id`` is never copied, and a route whose service declares
-            ``idempotent = False`` gets no copies.
-        clock: returns monotonic nanoseconds; ``None``: that of the `Stack`, else ``time.monotonic_ns``.
+        probes: send copies of requests to an idle route that predicts only late responses, to re-measure it. A request
+            with a ``stream_id`` is never copied; a route with a service of ``idempotent = False`` gets no copies.
+        clock: returns monotonic nanoseconds; ``None``: the clock of the `Stack`, else ``time.monotonic_ns``.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range, or routes that are not best first.
 
-    Not thread-safe: it belongs to one event loop at a time.
+    Not thread-safe: one event loop at a time.
     """
 
     def __init__(
@@ -149,7 +148,7 @@ class FallbackRouter(StackClock, Node):
         return {route.name: route.service for route in self.routes}
 
     def capabilities(self) -> Capabilities:
-        """The check and the load of the best route, and what the router does itself."""
+        """Return the check and the load of the best route, and the capabilities of the router itself."""
         offered = [adapt(service).capabilities() for service in self._services()]  # once: routers may nest
         best = offered[0]
         return Capabilities(
@@ -180,11 +179,13 @@ class FallbackRouter(StackClock, Node):
         """Serve one request.
 
         Returns:
-            The response; its ``source`` may be ``"front (full: infeasible)"``: another route, and the best's reason.
+            The response. Its ``source`` may be ``"front (full: infeasible)"``: the route, and why the best one did not
+            respond.
 
         Raises:
             InvalidInput: the inputs do not fit the route; no other route is tried.
-            DeadlineExceeded, Overloaded, CircuitOpen, BackendError: no route or default responded, or it came too late.
+            DeadlineExceeded, Overloaded, CircuitOpen, BackendError: no route or default responded, or the request came
+                after its deadline.
             Closed: the router stopped.
         """
         loop = get_running_loop()
@@ -277,7 +278,7 @@ class FallbackRouter(StackClock, Node):
             await self._end(drain)
 
     async def _end(self, drain: bool) -> None:
-        """End the attempts in flight and stop the services, also where it is cancelled meanwhile."""
+        """End the attempts in flight and stop the services, even if this call is cancelled meanwhile."""
         self._cutting = True
         self._fast_path.attempts.interrupt_due(NEVER_NS)
         try:
@@ -335,7 +336,7 @@ class FallbackRouter(StackClock, Node):
     ) -> Response:
         """Count a response, and mark it."""
         self._leave(attempt)
-        if attempt.interrupted:  # the response came in spite of it
+        if attempt.interrupted:  # the response came in spite of the interruption
             task.uncancel()
         state.share.succeeded += 1
         is_late = now_ns > attempt.deadline_ns
@@ -434,7 +435,7 @@ class FallbackRouter(StackClock, Node):
         if self._loop is not None and not self._loop.is_closed() and self._fast_path.attempts.count:
             raise RuntimeError(f"{self!r} serves requests of another event loop; it belongs to one loop at a time")
         self._loop = loop
-        self._fast_path.attempts = Attempts()  # those of a closed loop ended with it
+        self._fast_path.attempts = Attempts()  # the attempts of a closed loop ended with the loop
         self._idle.forget()
         self._timer.bind_loop(loop)
 

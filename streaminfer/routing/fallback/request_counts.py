@@ -11,7 +11,7 @@ __all__ = ["RequestCounts"]
 
 
 class RequestCounts:
-    """Counts requests by outcome; those that take the fast path are counted there, responses at their route.
+    """Counts requests by outcome; the fast path counts its own requests, and each route its responses.
 
     Attributes:
         requests: requests that came.
@@ -19,7 +19,7 @@ class RequestCounts:
         failed: requests that ended with an error.
         cancelled: requests that their callers cancelled.
         deadline_misses: requests without a route's response by the deadline.
-        reasons: responses that did not come from the best route, by the reason of the best one.
+        reasons: responses that did not come from the best route, by the reason why the best route gave none.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""`Route`: one of the services of a `FallbackRouter`, with its quality and cost; and the default behind all of them."""
+"""`Route`: a service of a `FallbackRouter` with its quality and cost; and the default when no route responds."""
 
 import inspect
 import math
@@ -20,10 +20,10 @@ _DEFAULT = "a value or a plain function of the request"
 
 
 def as_service(argument: str, value: Any) -> Any:
-    """Return a service as it is; layers in front of one, or a backend alone, composed into a `Stack`.
+    """Return a service unchanged; compose layers around one, or a backend alone, into a `Stack`.
 
     Raises:
-        TypeError: none of these.
+        TypeError: ``value`` is none of these.
     """
     if is_service(value):
         return value
@@ -36,22 +36,22 @@ def as_service(argument: str, value: Any) -> Any:
 
 @attrs.frozen(init=False)
 class Route:
-    """A service, and what its responses are worth.
+    """A service with the quality and the cost of its responses.
 
     Args:
-        name: the ``source`` of its responses.
+        name: name of the route, and the ``source`` of its responses.
         service: a `Stack`, any other service, a backend, or a sequence of layers, outermost first, that ends with one.
             The router starts and stops it.
-        quality: of a response, ≥ 0, relative to the other routes: accuracy, or what users would pay. Responses of a
-            route whose quality is below the best one's are marked as degraded.
-        cost: of a response, > 0, relative to the other routes: device seconds, or money. A route that costs no more
-            than later ones keeps its traffic when they are crowded. ``None``: more than any later route.
+        quality: quality of a response, ≥ 0, relative to the other routes: accuracy, or what users would pay. Responses
+            of a route with less quality than the best route are marked as degraded.
+        cost: cost of a response, > 0, relative to the other routes: device seconds, or money. A route that costs no
+            more than later ones keeps its traffic when they are crowded. ``None``: more than any later route.
         prepare: converts a request's inputs to those of this route: an image of 192² pixels to one of 128². A plain
             function runs on the event loop, in the caller's task, only for an attempt at the route; an async function
             is awaited there, within the route's time.
         finish: converts this route's outputs to those that callers expect; runs like ``prepare``.
-        device: the device that it runs on. Routes of one device take time from each other, and the best of them lose
-            traffic when the cheaper ones are late. Give routes on different devices different names.
+        device: name of the device of the route. Routes of one device take time from each other, and the best of them
+            lose traffic when the cheaper ones are late. Give different devices different names.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
@@ -106,8 +106,8 @@ def check_routes(routes: Sequence[Route]) -> None:
     """Check the routes of one router.
 
     Raises:
-        TypeError: no route, or an object that is none.
-        ValueError: two routes of one name, or not the best first.
+        TypeError: there is no route, or an object is not a route.
+        ValueError: two routes have the same name, or the best route is not the first.
     """
     if not routes:
         raise TypeError("routes: expected at least one Route, got none")
@@ -122,7 +122,7 @@ def check_routes(routes: Sequence[Route]) -> None:
 
 
 def announced_tensors(route: Route) -> ModelTensors | None:
-    """Return the inputs and outputs that its service announces, as far as the route does not convert them."""
+    """Return the inputs and outputs of a route's service, as far as the route does not convert them."""
     describe = None if route.prepare is not None else adapt(route.service).capabilities().model_tensors
     tensors = None if describe is None else describe()
     return tensors if tensors is None or route.finish is None else tensors._replace(outputs=())
@@ -132,7 +132,7 @@ def check_default(default: Any) -> None:
     """Check the default of a router.
 
     Raises:
-        TypeError: an async function, which could take longer than there is time.
+        TypeError: the default is an async function, which could take too long.
     """
     check_instance("default", default, lambda it: not inspect.iscoroutinefunction(it), _DEFAULT)
 

@@ -14,18 +14,18 @@ from streaminfer.routing.fallback.route_state import RouteState
 
 __all__ = ["RouteProbes"]
 
-_PATIENCE = 10  # a probe has so many times the time of its request
+_PATIENCE = 10  # time of a probe, as a multiple of the time of its request
 _REJECTIONS = (CircuitOpen, Closed, Overloaded, TimeoutError)
 
 
 class RouteProbes:
     """Sends copies of requests to idle routes that predict only late responses.
 
-    What a route is thought to take is learned from its responses. A route that rejects everything gets no requests, and
-    would never learn that it is fast again.
+    A route learns its predictions from its responses. A route that rejects every request has no responses and would
+    never learn that it is fast again.
 
     Args:
-        idle_ns: how long a route must have had no requests.
+        idle_ns: how long a route must have been without requests.
         clock: returns monotonic nanoseconds.
     """
 
@@ -61,7 +61,7 @@ class RouteProbes:
         task.add_done_callback(functools.partial(self._end, state))
 
     def _end(self, state: RouteState, task: asyncio.Task[None]) -> None:
-        # not in the task: one that is cancelled before its first step runs none of its code
+        # not in the task: a task that is cancelled before its first step runs none of its code
         self._tasks.pop(task, None)
         state.share.settle(IGNORED, 0, 0, self._clock())
 

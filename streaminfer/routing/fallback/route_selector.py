@@ -15,7 +15,7 @@ from streaminfer.routing.verdicts import first_accepting
 __all__ = ["RouteSelector", "deadline_of"]
 
 _ACCEPTED = Admission(True)
-_RESERVE_INTERVAL_NS = 5_000_000  # the time of the next route is asked for so often at most
+_RESERVE_INTERVAL_NS = 5_000_000  # shortest interval between two updates of the time that the next route needs
 _JITTER_NS = 500_000
 
 
@@ -28,8 +28,8 @@ class RouteSelector:
     """Selects the next route for a request.
 
     Args:
-        states: of the routes, best first.
-        fast_path: of the best route; gets the time that later routes need.
+        states: states of the routes, best first.
+        fast_path: fast path of the best route; computes the time of an interruption.
         probes: sends probes to routes that predict only late responses; ``None``: no probes.
     """
 
@@ -42,8 +42,9 @@ class RouteSelector:
     def select(self, request: Request, history: AttemptHistory, now_ns: int) -> RouteState | None:
         """Return the best untried route that accepts the request now; ``None``: there is none.
 
-        A route beyond its share, or one that may hang, is better than no response, unless it takes the time of other
-        requests. The last choice is the cheapest idle route that predicts a late response: it can learn from this one.
+        A route beyond its share, or a route that may hang, is better than no response, unless it takes the time of
+        other requests. The last choice is the last idle route that predicts a late response, which learns from this
+        request.
         """
         held_back: list[RouteState] = []
         for state in self._states:
@@ -67,7 +68,7 @@ class RouteSelector:
         return self._idle_route(history)
 
     def admission(self, request: Request, now_ns: int) -> Admission:
-        """Return the answer of the best open route that accepts the request, else of the best open one.
+        """Return the admission of the best open route that accepts the request, else of the best open route.
 
         Routes get the request unchanged, before any ``prepare``. Changes nothing.
         """
@@ -77,7 +78,7 @@ class RouteSelector:
     def switch_ns(
         self, state: RouteState, request: Request, history: AttemptHistory, now_ns: int, deadline_ns: int
     ) -> int:
-        """Return when an attempt is interrupted; ``NEVER_NS`` where the route itself ends it in time."""
+        """Return when an attempt is interrupted; ``NEVER_NS`` if the route itself ends it in time."""
         if deadline_ns == NEVER_NS:
             return NEVER_NS
         share = state.share
@@ -112,10 +113,11 @@ class RouteSelector:
         return None
 
     def _reserve_ns(self, state: RouteState, request: Request, now_ns: int) -> int:
-        """Return the time that the next route needs which would accept the request.
+        """Return the time that the next route that would accept the request needs.
 
         Returns:
-            An eighth and half a millisecond more than it predicts or took lately; 0: none would accept it; -1: unknown.
+            The time that the route predicts (or 1.5 times its recent mean), an eighth more, and half a millisecond; 0:
+            no route would accept the request; -1: unknown.
         """
         for other in self._states[state.position + 1 :]:
             if other.share.closed:
@@ -133,7 +135,7 @@ class RouteSelector:
         return 0
 
     def _verdict(self, state: RouteState, request: Request, now_ns: int) -> Admission:
-        """Return a route's ``admission``; a route whose own fails is called, and its error then counts."""
+        """Return a route's ``admission``; if it raises, accept, so that the route gets the request."""
         try:
             return _ACCEPTED if state.admission is None else state.admission(request, now_ns)
         except Exception as error:  # noqa: BLE001 - logged

@@ -16,7 +16,7 @@ from streaminfer.routing.fallback.statistics import RouteStatistics
 
 __all__ = ["RouteState", "make_route_states"]
 
-# of its statistics
+# fields of `RouteStatistics`
 _OF_THE_SHARE = ("closed", "succeeded", "in_flight", "cuts", "flaps")
 _COUNTED = ("deadline_misses", "failed", "attempt_timeouts", "rejected", "cancelled", "probes")
 
@@ -26,12 +26,12 @@ class RouteState:
 
     Attributes:
         route: the settings.
-        position: 0 is the best.
+        position: position among the routes; 0 is the best.
         share: its share of the traffic.
-        call: serves one request: the service's own ``call`` where nothing has to be adapted.
-        admission: of the service; ``None``: it accepts everything.
+        call: serves one request; the service's own ``call`` if nothing must be adapted.
+        admission: ``admission`` of the service; ``None``: the service accepts everything.
         enforces: the service ends its requests at their deadline, and ``prepare`` and ``finish`` await nothing.
-        is_idempotent: its service did not declare that it must not see a request twice.
+        is_idempotent: the service may get a request twice.
         degraded: its responses are marked as degraded.
     """
 
@@ -45,7 +45,7 @@ class RouteState:
         self.admission = offered.admission
         self.is_idempotent = offered.idempotent is not False
         self.enforces = offered.enforces_deadline and not (_awaits(route.prepare) or _awaits(route.finish))
-        # the first route's check is offered to the stack around the router
+        # the router offers the first route's check to the surrounding stack
         self._validate = None if position == 0 and route.prepare is None else offered.validate
         self._prepare = None if route.prepare is None else _adapter(route.prepare)
         self._finish = None if route.finish is None else _adapter(route.finish)
@@ -125,7 +125,7 @@ def _awaits(function: Callable[[Any], Any] | None) -> bool:
 
 
 def _adapter(function: Callable[[Any], Any]) -> Callable[[Any, str], Awaitable[Any]]:
-    """Return a user's function as a coroutine function whose errors name it."""
+    """Return a user's function as a coroutine function; its errors name the function."""
     awaits = _awaits(function)
 
     async def adapt(value: Any, context: str) -> Any:

@@ -17,21 +17,21 @@ class RouteStatistics(Snapshot):
     ``rejected`` and ``cancelled``. ``skipped`` counts decisions and not attempts.
 
     Attributes:
-        name: of the route.
-        quality: of a response.
-        share: the part of the traffic that it is offered now.
-        closed: it is offered nothing, because the error budget burns.
+        name: name of the route.
+        quality: quality of a response.
+        share: the part of the traffic that the route is offered now.
+        closed: the route is offered nothing, because the error budget burns.
         succeeded: responses.
         deadline_misses: how many of them came after the deadline.
         failed: attempts that ended with an error that counts against the route.
         attempt_timeouts: attempts that the router cancelled, at the deadline or to leave time for a later route.
         rejected: attempts that the route rejected after its ``admission`` had accepted them, and invalid inputs.
         cancelled: attempts that ended with their caller's cancellation or the stop of the router.
-        in_flight: attempts now, probes included.
-        skipped: how often it gave no response, by reason.
-        probes: copies of requests that were sent to find out whether it is still too slow.
+        in_flight: attempts now, including probes.
+        skipped: how often the route gave no response, by reason.
+        probes: copies of requests that were sent to find out whether the route is still too slow.
         cuts: how often its share was cut.
-        flaps: how often it was cut from the whole traffic.
+        flaps: how often its share was cut from the whole traffic.
         latency_s: recent mean time of good responses in seconds, exponentially weighted; 0.0 before the first.
     """
 
@@ -67,11 +67,11 @@ class RouterStatistics(Snapshot):
         defaulted: requests that got the default response.
         failed: requests that ended with an error.
         cancelled: requests that their callers cancelled.
-        in_flight: requests now.
-        deadline_misses: requests without a route's response by the deadline, those that got the default included.
-        mean_quality: of the responses, a default one counting 0; NaN before the first.
-        cost: of the responses of routes whose cost was given.
-        reasons: how many responses did not come from the best route, by the reason of the best one.
+        in_flight: requests that have not ended.
+        deadline_misses: requests without a route's response by the deadline, including those that got the default.
+        mean_quality: mean quality of the responses; a default counts 0. NaN before the first response.
+        cost: total cost of the responses of routes with a given cost.
+        reasons: responses that did not come from the best route, by the reason why the best route gave none.
         routes: one :class:`RouteStatistics` for each, best first.
     """
 

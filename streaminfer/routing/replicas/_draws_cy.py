@@ -1,9 +1,9 @@
 """Random numbers and hashes of the choice among replicas: splitmix64 (Steele, Lea and Flood 2014).
 
-*Complexity.* A few machine instructions for a number, a pass over the replicas for one of them.
+*Complexity.* A few machine instructions per number, a pass over the replicas per drawn replica.
 
-One source, compiled with the C types of ``_draws_cy.pxd`` or run uncompiled. Not thread-safe: ``P2CBalancer``, which
-owns the draws, is not either.
+One source, compiled with the C types of ``_draws_cy.pxd`` or run uncompiled. Not thread-safe, like its owner
+``P2CBalancer``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class UniformDraws:
         return unit_hash(self._state)
 
     def slot(self, slots: list[ReplicaStats], total: float, own: bool) -> int:
-        """Draw a replica by its share, at home or elsewhere; ``total``: of the shares there; -1: there is none."""
+        """Draw a replica by its share, at home or elsewhere; ``total`` is the sum of the shares there. -1: none."""
         left = self.next() * total
         last = -1
         for number, slot in enumerate(slots):
@@ -50,7 +50,7 @@ class UniformDraws:
 
 
 def unit_hash(value: int) -> float:
-    """Return a number above 0 and below 1 that a number of 64 bits determines."""
+    """Return the number above 0 and below 1 that is determined by a number of 64 bits."""
     value = ((value ^ (value >> 30)) * _MIX_1) & _MASK
     value = ((value ^ (value >> 27)) * _MIX_2) & _MASK
     value = value ^ (value >> 31)

@@ -1,17 +1,18 @@
 # cython: wraparound=False, cdivision=True
-"""Which replicas of `Replicas` are ejected for a while, and how they return.
+"""Ejection of replicas that fail or are slow, and their return.
 
-*Design* (Envoy's outlier detection). After ``consecutive_failures``, or when its latency and its latency per request in
-flight are more than ``latency_factor`` times those of most others in the zone (a burst that queues is not the replica's
-fault), and so are those of its last response, a replica is ejected for ``eject_ns`` times the number of its ejections,
-at most ``max_eject_ns``. That number falls by one for each ``eject_ns`` in service. At most a share of the fleet is
-ejected, but always one may be where there are two. Afterwards the replica is *probing*: it gets one request at a time,
-until one succeeds. A failure ejects it again, and so does a request that does not end within ``eject_ns``. Then it
-starts slowly. Each change begins a generation, and requests of an earlier one count neither way when they end.
+*Design* (Envoy's outlier detection). A replica is ejected after ``consecutive_failures``, or when it is an outlier. It
+is an outlier if its latency and its latency per request in flight are more than ``latency_factor`` times those of most
+others in the zone (a burst that queues is not the replica's fault), and so are those of its last response. The ejection
+lasts ``eject_ns`` times the number of ejections, at most ``max_eject_ns``; this number falls by one for each
+``eject_ns`` in service. At most a share of the fleet is ejected, but of two or more replicas always one may be.
+Afterwards the replica is *probing*: it gets one request at a time, until one succeeds. A failure ejects it again, and
+so does a request that does not end within ``eject_ns``. After a success it starts slowly. Each change begins a
+generation, and requests of an earlier generation count neither way when they end.
 
-*Complexity.* O(1), and O(replicas) where a latency is compared.
+*Complexity.* O(1), and O(replicas) if latencies are compared.
 
-*Invariants.* Ejected ≤ the cap, unless replicas were removed since or a health check ejected some.
+*Invariants.* Ejected ≤ the allowed share, unless replicas were removed since or a health check ejected some.
 
 One source, compiled with the C types of ``_ejection_cy.pxd`` or run uncompiled. Not thread-safe.
 """
@@ -24,7 +25,7 @@ from streaminfer.routing.replicas._replica_stats_cy import ACTIVE, EJECTED, PROB
 __all__ = ["OutlierEjection"]
 
 # C variables in the compiled module, not visible from Python
-_MIN_SAMPLES = 8  # by which a latency is judged
+_MIN_SAMPLES = 8  # before a latency is judged
 _DEFAULT_LATENCY_FACTOR = 3.0
 
 
@@ -32,17 +33,17 @@ class OutlierEjection:
     """Ejects replicas that fail or are slow.
 
     Args:
-        consecutive_failures: so many eject; 0: never.
-        latency_factor: so many times slower than most others ejects; 0.0: never.
+        consecutive_failures: number of failures that eject a replica; 0: failures never eject.
+        latency_factor: how many times slower than most others an ejected replica is; 0.0: latency never ejects.
         eject_ns: duration of the first ejection.
-        max_eject_ns: of the longest.
+        max_eject_ns: duration of the longest ejection.
         max_ejected: the share of replicas that may be ejected.
         slow_start_ns: how long a returned replica takes to its full weight; 0: no time.
 
     Attributes:
-        slots: of all replicas; the balancer adds to it.
-        replicas: how many there are, without those that drain.
-        ejected: how many are ejected.
+        slots: slots of all replicas; the balancer adds to it.
+        replicas: number of replicas, without those that drain.
+        ejected: number of ejected replicas.
     """
 
     def __init__(
@@ -72,12 +73,12 @@ class OutlierEjection:
             slot.until_ns = NEVER_NS
 
     def let_back(self, slot: ReplicaStats, now_ns: int) -> None:
-        """End what :meth:`hold_out` began; the replica is probing then."""
+        """End the ejection of :meth:`hold_out`; the replica is probing then."""
         if slot.until_ns == NEVER_NS:
             slot.until_ns = now_ns
 
     def settle(self, slot: ReplicaStats, now_ns: int) -> None:
-        """Make the changes that time alone makes."""
+        """Make the changes that depend only on time."""
         if slot.state == EJECTED:
             if now_ns >= slot.until_ns:
                 self.ejected -= 1
@@ -91,7 +92,7 @@ class OutlierEjection:
         """Return a probing replica to service; eject one that is too slow.
 
         Args:
-            slot: of the replica.
+            slot: slot of the replica.
             duration_ns: how long the request took.
             places: how many were in flight when it was sent.
             now_ns: the present.
@@ -111,10 +112,10 @@ class OutlierEjection:
             self._eject(slot, now_ns)
 
     def took_too_long(self, slot: ReplicaStats, duration_ns: float, places: float) -> bool:
-        """Return whether an interrupted request had run for longer than those of most others in the zone ever do.
+        """Return whether an interrupted request ran far longer than requests of most other replicas in the zone.
 
         Args:
-            slot: of the replica.
+            slot: slot of the replica.
             duration_ns: how long it had run.
             places: how many were in flight when it was sent.
         """
@@ -122,10 +123,10 @@ class OutlierEjection:
         return self._exceeds_most(slot, duration_ns / factor, duration_ns / places / factor)
 
     def _is_outlier(self, slot: ReplicaStats, duration_ns: float, places: float) -> bool:
-        """Return whether it is slower by the factor than most others of its zone, and not because it has more to do.
+        """Return whether a replica is slower by the factor than most others of its zone, and not because of its load.
 
-        A mean can be of an outage that is over, and then each quick response is a sign that it is. So both count: the
-        means, and the response that came just now.
+        The means may come from an outage that is over; then each quick response shows this. So both count: the means,
+        and the latest response.
         """
         factor = self._latency_factor
         return (
@@ -152,7 +153,7 @@ class OutlierEjection:
             most = 1
         if self.ejected >= most or self.ejected + 1 >= self.replicas:
             if slot.state == PROBING:
-                slot.state = ACTIVE  # no more may be ejected: it serves, at the price of its failures
+                slot.state = ACTIVE  # no more replicas may be ejected, so it serves in spite of its failures
                 slot.since_ns = now_ns
             return
         in_service = (now_ns - slot.since_ns) // self._eject_ns

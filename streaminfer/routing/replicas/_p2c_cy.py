@@ -1,35 +1,35 @@
 # cython: wraparound=False, cdivision=True
-"""Which replica gets the next request: the state machine of `Replicas`.
+"""Power of two choices: the state machine of `Replicas`, which chooses the replica of each request.
 
-*Design.* The choice is a power of two choices (Mitzenmacher 1996): two replicas are drawn by weight and measured speed,
-and the one that is expected to respond sooner gets the request. Drawn by weight alone, of ``n`` replicas none gets more
-than ``2 / n`` of the requests: where one has most of the capacity, the others are overloaded long before all are. With
-as many choices as replicas nothing is drawn: all are compared, which makes the tail shorter, except where batching
-replicas of unequal speed are near saturation. What is compared is the expected time of the request
+*Design.* Two replicas are drawn by weight and measured speed, and the one that is expected to respond sooner gets the
+request (Mitzenmacher 1996). If they were drawn by weight alone, no replica of ``n`` would get more than ``2 / n`` of
+the requests. If one replica had most of the capacity, the others would then be overloaded long before it. With as many
+choices as replicas, nothing is drawn and all replicas are compared. This makes the tail shorter, except for batching
+replicas of unequal speed near saturation. The compared value is the expected time of the request
 (``_replica_stats_cy``), over the replica's weight and times the penalty of its zone.
 
-*Zones.* Where replicas are drawn, two candidates come from the own zone, and two from the others, by weight over
+*Zones.* If replicas are drawn, two candidates come from the own zone, and two from the other zones, by weight over
 penalty. A response from another zone must be expected sooner by the factor of its penalty. So traffic stays at home
-until home is that much worse, and only as much of it leaves as makes them equal: no threshold, nothing to flap.
+until home is that much worse, and only enough traffic leaves to make both equal: no threshold and no flapping.
 
-*Ejection* is decided by ``_ejection_cy``. A replica that starts slowly takes part in a tenth of the choices, and over
-``slow_start_ns`` in all. In the others it is chosen all the same if it is expected sooner by that factor: the replicas
-that are left may have no room for nine tenths.
+*Ejection* is decided by ``_ejection_cy``. A replica that starts slowly takes part in a tenth of the choices at first,
+and in all of them after ``slow_start_ns``. In the other choices it still gets the request if it is expected sooner by
+that factor, because the other replicas may have no room for nine tenths of its share.
 
 *Streams* stay with the replica of the greatest weighted rendezvous hash (Thaler and Ravishankar 1998; weights by
-Schindelhauer and Schomaker 2005): when one is ejected only its streams move, and they come back with it. While all are
-ejected they are where they would be if none were.
+Schindelhauer and Schomaker 2005). When a replica is ejected, only its streams move, and they return with it. While all
+replicas are ejected, streams go where they would go if none were ejected.
 
-*Complexity.* A choice is two passes over the replicas if all are compared, else one and one for each that is drawn; a
-result is one pass at most.
+*Complexity.* A choice is two passes over the replicas if all are compared, otherwise one pass and one more for each
+drawn replica; a result is one pass at most.
 
-*Invariants.* In flight is what was chosen and not done; a free slot has none in flight; a probing replica has at most
-one request of its generation, unless nothing else is left; the same seed and the same calls give the same choices. When
-all replicas are ejected an ejected one gets the request (Envoy's panic), and -1 says that there is none: at all, or for
-a second attempt, which never goes to a replica that the first one's keeps from requests.
+*Invariants.* A request is in flight from its choice until it is done; a free slot has none in flight; a probing replica
+has at most one request of its generation, unless there is no other replica; the same seed and the same calls give the
+same choices. When all replicas are ejected, an ejected one gets the request (Envoy's panic). A choice of -1 means that
+there is no replica, or none for a second attempt: it never goes to a replica that gets no requests while the replica of
+the first attempt is available.
 
-One source, compiled with the C types of ``_p2c_cy.pxd`` or run uncompiled. Not thread-safe: it belongs to one event
-loop.
+One source, compiled with the C types of ``_p2c_cy.pxd`` or run uncompiled. Not thread-safe: for one event loop.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from streaminfer.routing.replicas._replica_stats_cy import ACTIVE, DRAINING, EJE
 __all__ = ["FAILURE", "IGNORED", "REJECTED", "SUCCESS", "P2CBalancer"]
 
 SUCCESS, FAILURE, REJECTED, IGNORED = range(4)
-"""Outcomes of an attempt; ``IGNORED`` was interrupted, or says nothing about the replica."""
+"""Outcomes of an attempt; an ``IGNORED`` attempt was interrupted, or says nothing about the replica."""
 
 
 # C variables in the compiled module, not visible from Python
@@ -62,11 +62,11 @@ class P2CBalancer:
     """Chooses among replicas, each in a numbered slot.
 
     Args:
-        choices: how many replicas are drawn and compared for a request; all, if there are no more.
+        choices: how many replicas are drawn and compared for a request; if there are no more, all are compared.
         decay_ns: how fast the measurements of a replica without requests are forgotten.
         ejection: decides which replicas are ejected.
-        slow_start_ns: how long a new or returned replica takes to its full weight; 0: none.
-        seed: of the draws, 0 ≤ seed < 2^63.
+        slow_start_ns: how long a new or returned replica takes to its full weight; 0: no time.
+        seed: seed of the draws, 0 ≤ seed < 2^63.
 
     Attributes:
         panics: choices when all replicas were ejected.
@@ -101,11 +101,11 @@ class P2CBalancer:
         """Add a replica.
 
         Args:
-            weight: of it, above 0.
-            penalty: of its zone, ≥ 1; 1.0: the own zone.
-            zone: number of its zone; latencies are compared within one.
+            weight: weight of the replica, above 0.
+            penalty: penalty of its zone, ≥ 1; 1.0: the own zone.
+            zone: number of its zone; latencies are compared within a zone.
             key: hash of its name, 64 bits.
-            slowly: it starts slowly: with a tenth of its weight.
+            slowly: the replica starts slowly, with a tenth of its weight.
             now_ns: the present.
 
         Returns:
@@ -126,7 +126,7 @@ class P2CBalancer:
         return number
 
     def drain(self, number: int) -> None:
-        """Give a replica no more requests."""
+        """Send no more requests to a replica."""
         slot = self._slots[number]
         if slot.state == EJECTED:
             self._ejection.ejected -= 1
@@ -150,11 +150,11 @@ class P2CBalancer:
         self._ejection.hold_out(self._slots[number])
 
     def let_back(self, number: int, now_ns: int) -> None:
-        """End what :meth:`hold_out` began; the replica is probing then."""
+        """End the ejection of :meth:`hold_out`; the replica is probing then."""
         self._ejection.let_back(self._slots[number], now_ns)
 
     def slot(self, number: int) -> ReplicaStats:
-        """Return what is known of a replica; to be read only."""
+        """Return the measurements of a replica; read-only."""
         return self._slots[number]
 
     def ramp(self, number: int, now_ns: int) -> float:
@@ -182,8 +182,8 @@ class P2CBalancer:
             now_ns: the present.
 
         Returns:
-            A token for :meth:`done`, whose lowest 16 bits are the slot; -1: there is no replica, or only some that get
-            no request while there is the excluded one.
+            A token for :meth:`done`; its lowest 16 bits are the slot. -1: there is no replica, or only replicas that
+            get no requests while the excluded one is available.
         """
         self._weigh(excluded, True, now_ns)
         if self._choices >= self._ejection.replicas:
@@ -221,13 +221,13 @@ class P2CBalancer:
         return best
 
     def best(self, excluded: int, now_ns: int) -> int:
-        """Return the slot that is expected to respond first, of those that the draws consider, else of the others.
+        """Return the slot that is expected to respond first, from those in the draws, else from the others.
 
         Changes nothing, and draws nothing.
 
         Args:
-            excluded: a slot that is left out, and still keeps requests from those behind it, such as ejected ones; -1:
-                none.
+            excluded: a slot that is not returned, but still keeps requests from replicas of a higher tier, such as
+                ejected ones; -1: none.
             now_ns: the present.
 
         Returns:
@@ -253,9 +253,9 @@ class P2CBalancer:
         return best
 
     def ranked(self, now_ns: int) -> list[int]:
-        """Return the slots that a request may go to, that of :meth:`best` first; changes nothing, and draws nothing.
+        """Return the slots that a request may go to, the best first; changes nothing, and draws nothing.
 
-        An ejected replica gets no request while there is another, so it is among them only if there is none.
+        An ejected replica gets no request while there is another one, so it is included only if all are ejected.
         """
         lowest = _NO_TIER
         for slot in self._slots:
@@ -276,10 +276,10 @@ class P2CBalancer:
         """Record the outcome of an attempt.
 
         Args:
-            token: from :meth:`choose`.
-            outcome: ``SUCCESS``, ``FAILURE``, ``REJECTED`` or ``IGNORED``; an interrupted attempt counts as a
-                failure if it took ``latency_factor`` (3 by default) times longer than at most others of the zone.
-                If it took longer than expected, the replica gets less traffic.
+            token: token from :meth:`choose`.
+            outcome: ``SUCCESS``, ``FAILURE``, ``REJECTED`` or ``IGNORED``. An interrupted attempt counts as a failure
+                if it took ``latency_factor`` (3 by default) times longer than attempts at most other replicas of the
+                zone. If it took longer than expected, the replica gets less traffic.
             duration_ns: how long it took, or would have taken at least, ≥ 0.
             now_ns: the present.
         """
@@ -344,7 +344,7 @@ class P2CBalancer:
     def _weigh(self, excluded: int, slowly: bool, now_ns: int) -> None:
         """Set each slot's share in the draws, their sums at home and elsewhere, and the mean of what is known.
 
-        If ``slowly``, a replica that starts slowly takes part in as many choices as it has of its weight.
+        If ``slowly``, a replica that starts slowly takes part in a part of the choices: its share of its weight.
         """
         own = 0.0
         others = 0.0
@@ -360,7 +360,7 @@ class P2CBalancer:
                     known += 1
                     speed += 1.0 / slot.per_place_ns
                 if not (slot.slow_start and slowly) or self._draws.next() < slot.ramp(now_ns, self._slow_start_ns):
-                    slot.share = slot.drawn(self._mean_ns)  # the mean of the choice before
+                    slot.share = slot.drawn(self._mean_ns)  # the mean at the previous choice
                 else:
                     self._left_out = True
             elif slot.state == PROBING and not slot.probe_in_flight:
@@ -372,13 +372,13 @@ class P2CBalancer:
                 others += slot.share
             else:
                 own += slot.share
-        # the mean speed: in a mean of times, what one replica took in an outage would keep its own estimate up for good
+        # the mean of speeds: in a mean of times, one replica's outage would keep its own estimate high for ever
         self._mean_ns = known / speed if known else 0.0
         self._own = own
         self._others = others
 
     def _weigh_others(self, now_ns: int) -> None:
-        """Set the shares of those that get requests where none takes part in the draws: of all, where all are out."""
+        """Set the shares of the replicas in the lowest tier, if no replica takes part in the draws."""
         lowest = _NO_TIER
         for slot in self._slots:
             lowest = min(lowest, slot.tier(now_ns))
@@ -391,7 +391,7 @@ class P2CBalancer:
                     self._own += slot.share
 
     def _cheapest(self, now_ns: int) -> int:
-        """Return the cheapest of the slots that take part, of equal ones one near by, at random; -1: there is none."""
+        """Return the cheapest slot in the draws; of equal ones, one of the nearest at random. -1: there is none."""
         best = -1
         equal = 0
         least = penalty = 0.0
@@ -401,14 +401,14 @@ class P2CBalancer:
             cost = slot.cost(now_ns, self._mean_ns, self._decay_ns)
             if best < 0 or cost < least or (cost == least and slot.penalty < penalty):
                 best, least, penalty, equal = number, cost, slot.penalty, 1
-            elif cost == least and slot.penalty == penalty:  # the first one would be that of all new processes
+            elif cost == least and slot.penalty == penalty:  # all new processes would choose the first one
                 equal += 1
                 if self._draws.next() * equal < 1.0:
                     best = number
         return best
 
     def _pick(self, own: bool, now_ns: int) -> int:
-        """Return the cheapest of the slots that are drawn at home, or elsewhere; -1: there is none."""
+        """Draw slots at home, or elsewhere, and return the cheapest one; -1: there is none."""
         total = self._own if own else self._others
         best = -1
         for _ in range(self._choices):
@@ -424,7 +424,7 @@ class P2CBalancer:
         return best
 
     def _or_slow_starter(self, best: int, excluded: int, now_ns: int) -> int:
-        """Return a replica that starts slowly if its cost, over the share of its weight that it has, is less."""
+        """Return a replica that starts slowly if its cost, over its share of its weight, is less; else ``best``."""
         slot = self._slots[best]
         least = slot.cost(now_ns, self._mean_ns, self._decay_ns)
         for number, slot in enumerate(self._slots):

@@ -1,24 +1,24 @@
 # cython: wraparound=False, cdivision=True
-"""Measurements of one replica, and how long the next request would take there: a slot of ``_p2c_cy``.
+"""Measurements of one replica, and the expected time of its next request: a slot of ``_p2c_cy``.
 
-*Design.* Replicas are compared by Prequal's pair of signals (Wydrowski et al., NSDI 2024), requests in flight and the
-latency at that number in flight. There are no probes of their own: every request that ends is one. It brings its
-latency and how many were in flight when it was sent; their averages give the time per request in flight, so that the
-latency at the present number in flight is::
+*Design.* Replicas are compared by Prequal's pair of signals (Wydrowski et al., NSDI 2024): requests in flight and the
+latency at that number in flight. There are no separate probes, because every request that ends serves as one. Its
+latency, and the number in flight when it was sent, are averaged. The averages give the time per request in flight, so
+the latency at the present number in flight is::
 
     expected = latency / in_flight_then · (in_flight_now + 1)
 
-which is right for a queue in front of one worker, and for batching and parallel replicas near their usual load. It is
+This is right for one worker with a queue, and for batching and parallel replicas near their usual load. The result is
 divided by the share of calls that succeeded (a replica that fails at once must not look fast) and by the weight, and
 multiplied by the penalty of the replica's zone.
 
-*Peaks.* As in Finagle's peak EWMA a rise counts more than a fall, and old measurements are forgotten: the estimate of a
-replica without requests returns to the mean of the fleet within some ``decay_ns``, so that it gets requests again while
-others have some in flight, and a quick response then counts more than all before. Two things differ. A single slow
-response does not become the estimate (with service times that vary, the peak of a busy good replica is as high as that
-of a slow one with few requests), it counts four times an ordinary one. And *silence* counts: a replica with requests in
-flight that has not responded for longer than expected is as slow as its silence. So a hang shows before any request
-ends.
+*Peaks.* As in Finagle's peak EWMA, a rise counts more than a fall, and old measurements are forgotten. The estimate of
+a replica without requests returns to the mean of the fleet within some ``decay_ns``. So the replica gets requests again
+while others have some in flight, and a quick response then counts more than all before. Two things differ from Finagle.
+First, a single slow response does not become the estimate but counts four times: with varying service times, the peak
+of a busy good replica is as high as the peak of a slow replica with few requests. Second, *silence* counts: a replica
+with requests in flight that has not responded for longer than expected is as slow as its silence. So a hang shows
+before any request ends.
 
 *Complexity.* O(1) per method.
 
@@ -30,7 +30,7 @@ from __future__ import annotations
 __all__ = ["ACTIVE", "DRAINING", "EJECTED", "FREE", "PROBING", "ReplicaStats"]
 
 FREE, ACTIVE, PROBING, EJECTED, DRAINING = range(5)
-"""States of a slot; ``FREE`` has no replica, one that starts slowly is ``ACTIVE``."""
+"""States of a slot; a ``FREE`` slot has no replica, and a replica that starts slowly is ``ACTIVE``."""
 
 # C variables in the compiled module, not visible from Python
 _FREE = FREE
@@ -38,11 +38,11 @@ _ACTIVE = ACTIVE
 _PROBING = PROBING
 _EJECTED = EJECTED
 _NEWEST = 0.03125  # the least weight of a new sample once there are many
-_PEAK = 4.0  # how much more a sample counts that is above the estimate
-_MOST = 0.25  # the most that one counts
+_PEAK = 4.0  # factor on the weight of a sample above the estimate
+_MOST = 0.25  # largest weight of such a sample
 _LEAST_SUCCESS = 0.02
 _LEAST_RAMP = 0.1
-_ENOUGH = 8  # samples by which a latency is judged
+_ENOUGH = 8  # samples from which on a latency counts as known
 _GENERATIONS = 2**22 - 1
 
 
@@ -51,18 +51,18 @@ class ReplicaStats:
 
     Attributes:
         state: one of the states of the module.
-        weight: as given.
-        penalty: 1.0: the own zone.
+        weight: weight of the replica.
+        penalty: penalty of its zone; 1.0: the own zone.
         zone: number of the zone.
         in_flight: requests chosen and not done.
         latency_ns: decaying mean of the latency of successful requests.
         per_place_ns: latency over the number in flight, of the same requests.
         success: decaying share of outcomes that were successes.
-        attempts: requests sent to it since it was added.
-        succeeded: how many of them it served.
-        failed: how many failed.
-        rejected: how many it rejected.
-        ejections: how often it was ejected.
+        attempts: requests sent to the replica since it was added.
+        succeeded: requests that succeeded.
+        failed: requests that failed.
+        rejected: requests that the replica rejected.
+        ejections: how often the replica was ejected.
         until_ns: end of the ejection.
     """
 
@@ -73,7 +73,7 @@ class ReplicaStats:
         self.reset(1.0, 1.0, 0, 0, 0)
 
     def reset(self, weight: float, penalty: float, zone: int, key: int, now_ns: int) -> None:
-        """Begin with another replica, of which nothing is known."""
+        """Begin with another replica, without measurements."""
         self.weight = weight
         self.penalty = penalty
         self.zone = zone
@@ -90,7 +90,7 @@ class ReplicaStats:
         self.forget(now_ns)
 
     def begin_generation(self) -> None:
-        """Let requests in flight count neither way."""
+        """Begin a generation: requests in flight will count neither way."""
         self.generation = (self.generation + 1) & _GENERATIONS
         self.probe_in_flight = False
 
@@ -109,30 +109,31 @@ class ReplicaStats:
         self.since_ns = now_ns
 
     def ramp(self, now_ns: int, slow_start_ns: int) -> float:
-        """Return the share of its weight that it has: 1.0, or less while it starts slowly."""
+        """Return the share of its weight that the replica has: 1.0, or less while it starts slowly."""
         if not self.slow_start:
             return 1.0
         elapsed_ns = now_ns - self.since_ns
         if elapsed_ns >= slow_start_ns:
             self.slow_start = False
             return 1.0
-        part = 1.0 * elapsed_ns / slow_start_ns  # of whole numbers, compiled, it would be a whole number
+        part = 1.0 * elapsed_ns / slow_start_ns  # compiled, a quotient of whole numbers would be a whole number
         return part if part > _LEAST_RAMP else _LEAST_RAMP
 
     def drawn(self, mean_ns: float) -> float:
         """Return its share in the draws; ``mean_ns``: the fleet's time per request in flight, 0.0: not known.
 
-        Half of it is the weight. The other half goes with its speed, because by Little's law requests in flight over
-        latency are its throughput. All of it would magnify itself: a replica is less fast while it has few requests.
+        Half of the share is the weight. The other half is proportional to the speed, because by Little's law requests
+        in flight over latency are the throughput. If the whole share followed the speed, differences would grow: a
+        replica is less fast while it has few requests.
         """
         if self.per_place_ns <= 0.0 or mean_ns <= 0.0:
             return self.weight
         return self.weight * (0.5 + 0.5 * mean_ns / self.per_place_ns)
 
     def tier(self, now_ns: int) -> int:
-        """Return when it gets a request, replicas of a lower number first.
+        """Return the tier of the replica; replicas of a lower tier get requests first.
 
-        0: it takes part in the draws; 1: it is probing, and its probe is in flight; 2: it is ejected; 3: never.
+        0: it takes part in the draws; 1: it is probing, and its probe is in flight; 2: it is ejected; 3: no requests.
         """
         if self.state == _ACTIVE:
             return 0
@@ -154,7 +155,7 @@ class ReplicaStats:
         return (expected if expected > 0.0 else self.in_flight + 1.0) * self.penalty / (success * self.weight)
 
     def expected(self, now_ns: int, mean_ns: float, decay_ns: int) -> float:
-        """Return the nanoseconds that the next request takes; ``mean_ns``: the fleet's time per request in flight."""
+        """Return the expected nanoseconds of the next request; ``mean_ns``: the fleet's time per request in flight."""
         per_place_ns = mean_ns
         if self.samples:
             per_place_ns = self.per_place_ns
@@ -178,7 +179,7 @@ class ReplicaStats:
         """Add a latency, with the number in flight when the request was sent."""
         self.samples += 1
         newest = 1.0 / self.samples if self.samples < 1.0 / _NEWEST else _NEWEST
-        silent_ns = max(now_ns - self.heard_ns, 0)  # a clock that jumps back stands still
+        silent_ns = max(now_ns - self.heard_ns, 0)  # a clock that jumps back counts as standing still
         by_time = silent_ns / (1.0 * decay_ns + silent_ns)
         if by_time > newest:
             newest = by_time

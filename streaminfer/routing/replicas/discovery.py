@@ -1,10 +1,10 @@
 """`DnsDiscovery`: the replicas that a name resolves to, looked up at intervals.
 
-*Design.* Each lookup compares the addresses with those of the previous one. A new address gets a replica, which gets
-its share slowly. The replica of an address that is gone ends its requests and is stopped. New replicas are added before
-old ones are removed, but at most an interval is waited for them. Starts and ends have tasks of their own, so that a
-server that hangs, or drains for long, delays no other; a start is cancelled when its address is gone. A lookup that
-fails, or finds nothing, changes nothing: a name server that is down says nothing about the servers that it knew.
+*Design.* Each lookup compares the addresses with those of the previous lookup. A new address gets a replica, which
+starts slowly. If an address is gone, its replica completes its requests and is stopped. New replicas are added before
+old ones are removed, but a lookup waits for them an interval at most. Each start and each end has its own task, so a
+server that hangs, or drains for long, does not delay the others; a start is cancelled when its address is gone. A
+lookup that fails, or finds nothing, changes nothing: a name server that is down says nothing about the servers.
 
 Lookups never block the event loop: without ``resolve`` the system's resolver runs in a thread of the loop's executor.
 """
@@ -41,15 +41,15 @@ def _is_name(host: object) -> bool:
 
 @attrs.frozen
 class DnsDiscovery:
-    """Where the replicas are found.
+    """Discovery of replicas by a name.
 
     Args:
-        host: the name that is resolved, for instance that of a headless Kubernetes service.
+        host: the name to resolve, for instance of a headless Kubernetes service.
         make: a function of an address that returns its `Replica`.
         interval_s: seconds from the end of one lookup to the next.
         timeout_s: seconds that a lookup may take.
-        resolve: an async function of the name that returns its addresses, as text; the default resolves it as the
-            system does, in a thread.
+        resolve: an async function of the name that returns its addresses, as text; the default is the system's
+            resolver, in a thread.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
@@ -65,17 +65,17 @@ class DnsDiscovery:
 
 
 class Finder:
-    """Keeps the replicas of `Replicas` as a name resolves.
+    """Keeps the replicas of `Replicas` equal to the addresses of a name.
 
     Args:
-        discovery: where they are found.
+        discovery: the name and how to look it up.
         add: adds a replica.
         remove: removes the replica of a name.
-        names: returns the names of all replicas, those that were not found here included.
+        names: returns the names of all replicas, including those that the discovery did not find.
 
     Attributes:
         lookups: how often the name was resolved.
-        failed: how often that failed, or found nothing.
+        failed: how many of these lookups failed, or found nothing.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Finder:
             strict: raise the error of a replica that cannot be added, instead of logging it.
 
         Returns:
-            Why nothing was found; ``None``: something was.
+            Why no address was found; ``None``: at least one was found.
         """
         found, failure = await self._addresses()
         if failure is not None:
@@ -142,7 +142,7 @@ class Finder:
         self._task = keep_running(self._look_up_for_ever, f"the discovery of {self._discovery.host!r}", _log.name)
 
     def cancel(self) -> list[asyncio.Future[Any]]:
-        """Stop looking the name up; return what was cancelled, also before, and the ends of the replicas that leave."""
+        """Stop the lookups; return the cancelled tasks, also earlier ones, and the ends of replicas that leave."""
         ending = [*([] if self._task is None else [self._task]), *self._starting.values(), *self._calls]
         self._task = None
         self._starting.clear()
@@ -156,7 +156,7 @@ class Finder:
             await self.look_up()
 
     async def _addresses(self) -> tuple[dict[str, None], BaseException | None]:
-        """Return the addresses, each once, in their order; or why there are none."""
+        """Return the addresses, each once, in their order, and ``None``; or nothing, and why there is no address."""
         discovery = self._discovery
         self.lookups += 1
         try:
@@ -190,7 +190,7 @@ class Finder:
         task.add_done_callback(self._leaving.discard)
 
     async def _leave(self, address: str) -> None:
-        name = self._names.pop(address)  # here: of a task that is cancelled before it begins, it stays known
+        name = self._names.pop(address)  # here: if this task is cancelled before it begins, the address stays known
         try:
             await self._remove_replica(name)
         except Exception as error:  # noqa: BLE001 - no caller waits for the end of this task

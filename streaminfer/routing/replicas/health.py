@@ -1,12 +1,13 @@
-"""`HealthCheck`: a probe of each replica, every few seconds, whether it has requests or not.
+"""`HealthCheck`: probes each replica every few seconds, with or without requests.
 
-*Design.* Ejection learns from requests, so it costs some. A probe costs none, sees a replica that has no traffic, and
-can check what requests do not show (a model that is being loaded, a full disk). ``unhealthy_after`` consecutive
-failures eject the replica, ``healthy_after`` consecutive successes put it back, probing and slowly, as after an
-ejection. When all replicas are ejected they get requests all the same: a wrong probe must not end the service.
+*Design.* Ejection learns from requests, so it costs some of them. A probe costs no request, also tests a replica
+without traffic, and can check what requests do not show (a model that is being loaded, a full disk).
+``unhealthy_after`` consecutive failures eject the replica. After ``healthy_after`` consecutive successes it returns as
+after any ejection: first probing, then starting slowly. When all replicas are ejected, they still get requests, because
+a wrong probe must not end the service.
 
-Each replica has a task of its own, which ends when the replica leaves or when `Replicas` stops. A probe that does not
-end within its time has failed; it is cancelled, and not waited for.
+Each replica has its own task, which ends when the replica leaves or when `Replicas` stops. A probe that does not end
+within its time has failed; it is cancelled, and its task does not wait for it.
 """
 
 from __future__ import annotations
@@ -45,16 +46,16 @@ def _check_probe(name: str, value: Any) -> None:
 
 @attrs.frozen
 class HealthCheck:
-    """How replicas are probed.
+    """Settings of the probes of replicas.
 
     Args:
-        probe: an async function of a `Replica`, which sends it whatever proves that it can serve. It fails when it
+        probe: an async function of a `Replica`, which tests whether the replica can serve. The probe fails if it
             raises, returns ``False`` (NumPy's too), or does not end within ``timeout_s``.
-        interval_s: seconds from one probe of a replica to the next; the first comes within that time, at an instant
-            that is drawn, so that not all replicas are probed at once.
+        interval_s: seconds from one probe of a replica to the next. The first one comes within that time, at a random
+            instant, so that replicas are not all probed at once.
         timeout_s: seconds that a probe may take.
-        unhealthy_after: so many failures in a row take a replica out.
-        healthy_after: so many successes in a row put it back.
+        unhealthy_after: failures in a row that eject a replica.
+        healthy_after: successes in a row that end this ejection.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
@@ -69,11 +70,11 @@ class HealthCheck:
 
 @attrs.define(eq=False)
 class HealthRecord:
-    """What the probes of one replica said: the state machine of a health check.
+    """Results of the probes of one replica: the state machine of a health check.
 
     Attributes:
-        healthy: what is thought of the replica.
-        in_a_row: probes in a row that said the opposite.
+        healthy: whether the replica counts as healthy.
+        in_a_row: probes in a row with the opposite result.
     """
 
     _unhealthy_after: int
@@ -82,7 +83,7 @@ class HealthRecord:
     in_a_row: int = 0
 
     def note(self, ok: bool) -> bool:
-        """Count one probe; say whether what is thought of the replica has changed with it."""
+        """Count one probe; return whether it changes ``healthy``."""
         if ok is self.healthy:
             self.in_a_row = 0
             return False
@@ -98,10 +99,10 @@ class ReplicaProbes:
     """The probes of a fleet: one task for each replica.
 
     Args:
-        check: how they are probed.
+        check: settings of the probes.
         balancer: chooses among the replicas.
         clock: returns monotonic nanoseconds.
-        seed: of the instants of the first probes.
+        seed: seed of the instants of the first probes.
 
     Attributes:
         failed: probes that failed.
@@ -121,7 +122,7 @@ class ReplicaProbes:
     def watch(self, handle: ReplicaHandle) -> None:
         """Probe a replica from now on."""
         task = self._tasks.get(handle)
-        if task is None or task.get_loop().is_closed():  # which nothing has stopped
+        if task is None or task.get_loop().is_closed():  # a task of a closed loop has ended without a stop
             delay_s = self._random.random() * self._check.interval_s
             work = functools.partial(self._probe_for_ever, handle, delay_s)
             self._tasks[handle] = keep_running(work, f"the health check of replica {handle.replica.name!r}", _log.name)
@@ -133,7 +134,7 @@ class ReplicaProbes:
             task.cancel()
 
     def cancel(self) -> list[asyncio.Future[Any]]:
-        """Probe none any more; return what was cancelled."""
+        """Stop all probes; return the cancelled tasks."""
         ending = [*self._tasks.values(), *self._calls]
         self._tasks.clear()
         for task in ending:

@@ -1,4 +1,4 @@
-"""Replicas of a set, from the moment at which one is added until a removed one has ended its last request."""
+"""Membership of replicas in a set: from the addition of a replica until a removed one has ended its last request."""
 
 import asyncio
 import math
@@ -15,21 +15,21 @@ __all__ = ["Membership"]
 
 
 class Membership:
-    """Replicas by name and by their slot of the balancer, and those that are leaving. Not thread-safe.
+    """Replicas by name and by their slot of the balancer, and replicas that are leaving. Not thread-safe.
 
     Args:
         balancer: gives each replica its slot.
         clock: returns monotonic nanoseconds.
-        zone: where this process is.
+        zone: zone of this process.
         zone_penalty: the factor by which a replica of another zone must be expected to respond sooner, or a mapping of
             zone to such factors.
 
     Raises:
-        TypeError, ValueError: a penalty that is no number above 1.
+        TypeError, ValueError: a penalty is not a number above 1.
 
     Attributes:
         by_name: handles of the replicas that get requests, in the order in which they were added.
-        by_slot: handles by slot, those that are leaving included.
+        by_slot: handles by slot, including those that are leaving.
         leaving: handles of removed replicas whose last requests have not ended.
     """
 
@@ -48,7 +48,7 @@ class Membership:
         """Check that a replica can be added.
 
         Raises:
-            TypeError, ValueError: no `Replica`, or its name is taken.
+            TypeError, ValueError: ``replica`` is not a `Replica`, or its name is taken.
         """
         check_instance("replica", replica, lambda it: isinstance(it, Replica), "a Replica")
         if replica.name in self.by_name:
@@ -59,11 +59,11 @@ class Membership:
         return ReplicaHandle(replica, self._balancer, self._clock, self._left)
 
     def put(self, handle: ReplicaHandle, *, slowly: bool) -> None:
-        """Give a replica a slot, and requests from now on.
+        """Give a replica a slot, so that it gets requests from now on.
 
         Args:
-            handle: of a replica with a new name.
-            slowly: it takes its slow start to get its full share.
+            handle: handle of a replica with a new name.
+            slowly: the replica starts slowly.
         """
         replica = handle.replica
         penalty = 1.0
@@ -75,10 +75,10 @@ class Membership:
         self.by_name[replica.name] = self.by_slot[handle.slot] = handle
 
     async def start_all(self) -> list[BaseException | None]:
-        """Start all replicas at once; return what each raised.
+        """Start all replicas at once; return the error of each, or ``None``.
 
-        One that is taken out before its turn comes, as the first lookup of a name does where its address is gone, is
-        left out.
+        A replica that is removed before its start begins is not started. The first lookup of a name removes a replica
+        in this way if its address is gone.
         """
         return await asyncio.gather(*map(self._start, self.by_name.values()), return_exceptions=True)
 
@@ -87,10 +87,10 @@ class Membership:
             await handle.start()
 
     def take_out(self, name: str) -> ReplicaHandle:
-        """Give a replica no more requests; its handle is leaving until the last one has ended.
+        """Send no more requests to a replica; its handle is leaving until its last request has ended.
 
         Raises:
-            ValueError: there is none of that name, or no other.
+            ValueError: there is no replica of this name, or no other replica.
         """
         if name not in self.by_name:
             raise ValueError(expected("name", "one of " + ", ".join(map(repr, self.by_name)), name))
@@ -104,34 +104,34 @@ class Membership:
 
     def _left(self, handle: ReplicaHandle) -> None:
         self.leaving.remove(handle)
-        del self.by_slot[handle.slot]  # it would keep the model
+        del self.by_slot[handle.slot]  # otherwise the model would stay in memory
 
     def all(self) -> list[ReplicaHandle]:
-        """Return the handles of all replicas, those that are leaving at the end."""
+        """Return the handles of all replicas; those that are leaving come last."""
         return [*self.by_name.values(), *self.leaving]
 
     def first(self) -> ReplicaHandle | None:
-        """Return the handle that was added first of those that get requests; ``None``: there is none."""
+        """Return the first added handle of the replicas that get requests; ``None``: there is none."""
         return next(iter(self.by_name.values()), None)
 
     def services(self) -> dict[str, Any]:
-        """Return the services by name; one that ends its last requests has ``(leaving)`` behind it."""
+        """Return the services by name; the name of a replica that drains has the suffix ``(leaving)``."""
         services = {name: handle.replica.service for name, handle in self.by_name.items()}
         for handle in self.leaving:
             name = f"{handle.replica.name} (leaving)"
-            while name in services:  # another one of that name, which left before
+            while name in services:  # another replica of this name is leaving too
                 name += " (leaving)"
             services[name] = handle.replica.service
         return services
 
     def fingerprint_changes(self) -> int:
-        """Return how often the models of the replicas have changed, those of removed ones until then included."""
+        """Return how often the models of the replicas have changed, including removed replicas until their removal."""
         now = (handle.changes() for handle in self.by_name.values() if handle.changes is not None)
         return self._earlier_changes + sum(now)
 
 
 def _zone_penalties(given: object) -> tuple[dict[str, float], float]:
-    """Return the penalties of single zones, and that of all others."""
+    """Return the penalties of single zones, and the penalty of all others."""
     what = "a finite number above 1, or a mapping of zone to such numbers"
     if not isinstance(given, Mapping):
         return {}, check_number("zone_penalty", given, what, _is_above_1)

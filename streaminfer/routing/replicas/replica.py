@@ -29,12 +29,12 @@ class Replica:
     """One place where the model is served.
 
     Args:
-        name: of it, unique among the replicas; where a stream goes depends on it.
+        name: name, unique among the replicas; it also decides which streams the replica gets.
         service: a `Stack`, or any other service.
-        zone: where it is; `Replicas` prefers its own zone.
-        weight: it is drawn so many times as often as one of weight 1, and called unless it is expected to take longer
-            by that factor: it gets nearly all requests while few are in flight. Speed and capacity need no weight, they
-            are measured.
+        zone: zone of the replica; `Replicas` prefers its own zone.
+        weight: factor, relative to a replica of weight 1, by which this one is drawn more often and may be expected to
+            take longer and still be called. While few requests are in flight, a large weight gets nearly all of them.
+            Speed and capacity need no weight, because they are measured.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
@@ -59,15 +59,15 @@ class ReplicaHandle:
         replica: the description.
         slot: its number in the balancer; -1: none yet.
         is_started: its service was started, and no stop of it has begun since.
-        is_removed: it is removed, and keeps its slot until its last request has ended.
+        is_removed: the replica is removed, and keeps its slot until its last request has ended.
         is_draining: each request that ends calls :meth:`check_drained`.
-        validate: checks a request's inputs; ``None``: nothing does.
-        slo: the latency objective of the service; ``None``: it has none.
-        admission: of the service; ``None``: it accepts everything.
-        call: of the service, which ends at the request's deadline.
-        is_idempotent: a request may be sent to it a second time.
-        changes: returns how often its model has changed; ``None``: it never does.
-        states: of the streams, where its model is recurrent.
+        validate: checks a request's inputs; ``None``: no check.
+        slo: the latency objective of the service; ``None``: no objective.
+        admission: ``admission`` of the service; ``None``: the service accepts everything.
+        call: ``call`` of the service, which ends at the request's deadline.
+        is_idempotent: the replica may get a request a second time.
+        changes: returns how often its model has changed; ``None``: the model never changes.
+        states: stream states of the service, if its model is recurrent.
     """
 
     def __init__(
@@ -120,18 +120,18 @@ class ReplicaHandle:
                 await stop_all(self, [self.replica.service], drain=drain)
 
     async def drained(self) -> None:
-        """Wait until no request is in flight here, or until the limit of the stop."""
+        """Wait until the replica has no request in flight, or until the limit of the stop."""
         if self._balancer.slot(self.slot).in_flight:
             self.is_draining = True
             await self._idle.wait(seconds_left())
 
     def remove(self) -> None:
-        """Keep the slot for the requests in flight only."""
+        """Send no more requests; keep the slot until the requests in flight have ended."""
         self._balancer.drain(self.slot)
         self.is_removed = self.is_draining = True
 
     def check_drained(self) -> None:
-        """Wake those who wait for the last request; a removed replica gives its slot back."""
+        """Wake the waiters if no request is in flight, and then free the slot of a removed replica."""
         if self._balancer.slot(self.slot).in_flight:
             return
         self._idle.wake()

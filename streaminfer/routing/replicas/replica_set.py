@@ -53,7 +53,7 @@ _IGNORED_ERRORS = (asyncio.CancelledError, DeadlineExceeded, InvalidInput)
 
 
 class Replicas(StackClock, Node):
-    """Several replicas of one model as one service; each request goes to the one of two that should respond sooner.
+    """Several replicas of one model as one service; of two replicas, the one expected to respond sooner gets a request.
 
     ::
 
@@ -64,33 +64,33 @@ class Replicas(StackClock, Node):
     It starts and stops its replicas. The rules are in the documentation.
 
     Args:
-        *replicas: at least one, of different names; or none, where ``discovery`` finds them.
-        zone: where this process is; ``""`` is the zone of replicas that name none.
-        zone_penalty: by which factor sooner a replica of another zone must be expected to respond, above 1: for all
-            other zones, or a mapping of zone to factor, where those it does not name have 2.0.
+        *replicas: at least one replica, with different names; or none, if ``discovery`` finds them.
+        zone: zone of this process; ``""`` is the zone of replicas without a zone.
+        zone_penalty: factor, above 1, by which a replica of another zone must be expected to respond sooner: one for
+            all other zones, or a mapping of zone to factor, with 2.0 for a zone that it does not name.
         choices: how many replicas are drawn and compared for each request. With as many as there are replicas, or
             more, all are compared: the tail is shorter, unless batching replicas of unequal speed are near saturation.
-        retry: try another replica, once, if the first failed or rejected and time remains. Not for a model that must
-            not see a request twice, and never where the service declares ``idempotent = False``, for a request with a
-            ``stream_id``, or for more than a fifth of the requests of the last ten seconds, and ten more.
-        consecutive_failures: so many in a row eject a replica; ``None``: they do not.
-        latency_factor: so many times slower than most others of its zone ejects a replica; above 1; ``None``: it does
-            not.
+        retry: try another replica once, if the first failed or rejected and time remains. Turn it off for a model that
+            must not get a request twice. Retries are never made if the service declares ``idempotent = False``, for a
+            ``stream_id``, or beyond a fifth of the requests of the last ten seconds and ten more.
+        consecutive_failures: failures in a row that eject a replica; ``None``: failures never eject.
+        latency_factor: ejects a replica that is this many times slower than most others of its zone; above 1; ``None``:
+            latency never ejects.
         eject_s: how long the first ejection lasts; the n-th lasts n times as long.
-        max_eject_s: the longest; never less than ``eject_s``.
-        max_ejected: the largest share of the replicas that requests may eject, 0 to 1; of two and more always one may,
-            unless it is 0, and never the last one.
-        slow_start_s: how long a replica that was added or came back takes to its full share; 0: no time.
-        health: a `HealthCheck`, which probes each replica; ``None``: only requests tell.
+        max_eject_s: the longest ejection; never less than ``eject_s``.
+        max_ejected: the largest share of the replicas that requests may eject, 0 to 1. Of two or more replicas, one may
+            always be ejected unless the share is 0, but never the last one.
+        slow_start_s: how long a replica that was added or returned takes to its full share; 0: no time.
+        health: a `HealthCheck`, which probes each replica; ``None``: only requests show failures.
         discovery: a `DnsDiscovery`, which adds and removes replicas as a name resolves; ``None``: none.
         decay_s: how fast the measurements of a replica without requests are forgotten.
-        seed: of the draws, for runs that replay; ``None``: from the operating system.
+        seed: seed of the draws, for runs that replay; ``None``: from the operating system.
         clock: returns monotonic nanoseconds; ``None``: the `Stack`'s clock, else ``time.monotonic_ns``.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
 
-    Threads: none; it belongs to one event loop.
+    Not thread-safe: for one event loop.
     """
 
     def __init__(
@@ -164,9 +164,9 @@ class Replicas(StackClock, Node):
         """Serve one request; ``source`` of the response begins with the name of the replica.
 
         Raises:
-            Closed: stopped.
+            Closed: the replicas do not run.
             DeadlineExceeded: the deadline passed.
-            BaseException: raised by the last replica.
+            BaseException: the error of the last replica that was tried.
         """
         if self._closed:
             raise Closed("these replicas do not run")
@@ -208,7 +208,7 @@ class Replicas(StackClock, Node):
             return Response(response.outputs, response.degraded, source, response.timings)
 
     def admission(self, request: Request, now_ns: int) -> Admission:
-        """Return the admission of the replica that should respond first, or of the next that accepts."""
+        """Return the admission of the first replica that accepts, in the order of their expected response."""
         if self._closed:
             return Admission(False, AdmissionReason.CLOSED)
         balancer = self._balancer
@@ -218,7 +218,7 @@ class Replicas(StackClock, Node):
         return first_accepting(verdicts) or Admission(False, AdmissionReason.NO_REPLICA)
 
     def validate(self, request: Request) -> None:
-        """Check a request as the first replica does: all serve the same model."""
+        """Check a request as the first replica does; all replicas serve the same model."""
         first = self._members.first()
         if first is not None and first.validate is not None:
             first.validate(request)
@@ -229,11 +229,11 @@ class Replicas(StackClock, Node):
 
     @property
     def children(self) -> Mapping[str, Any]:
-        """The services of the replicas by name; one that ends its last requests has ``(leaving)`` behind it."""
+        """The services of the replicas by name; the name of a replica that drains has the suffix ``(leaving)``."""
         return self._members.services()
 
     def capabilities(self) -> Capabilities:
-        """What the first replica offers, since all serve the same model, and what the set itself does."""
+        """Return the capabilities of the first replica (all serve the same model), and of the set itself."""
         handles = self._members.by_name.values()
         offered = [adapt(handle.replica.service).capabilities() for handle in handles]  # once: routers may nest
         return Capabilities(
@@ -260,7 +260,7 @@ class Replicas(StackClock, Node):
         return None if describe is None else describe()
 
     def new_children(self, tell: Callable[[str, Any], None]) -> None:
-        """Tell of each replica that is added from now on: its name and its service."""
+        """Call ``tell`` with the name and the service of each replica that is added from now on."""
         self._told.append(tell)
 
     @property
@@ -275,7 +275,7 @@ class Replicas(StackClock, Node):
         """Start all replicas at once; if one fails, the others are stopped again, and its error is raised.
 
         Raises:
-            BaseException: raised by a replica's start; or why no replica was found, if there is no other.
+            BaseException: the error of a replica's start; or why the discovery found no replica, if there is no other.
         """
         self._stopped = False
         failure = None if self._finder is None else await self._finder.look_up(strict=True)
@@ -283,7 +283,7 @@ class Replicas(StackClock, Node):
             return
         if failure is not None and not self._members.by_name:
             raise failure
-        self._running = True  # from here on a replica that is added is started by itself, and a removed one stopped
+        self._running = True  # from here on, `add` starts the new replica, and `remove` stops the removed one
         try:
             raise_first(await self._members.start_all())
         except BaseException:
@@ -291,7 +291,7 @@ class Replicas(StackClock, Node):
             await stop_together(it.stop(drain=False) for it in self._members.by_name.values() if it.is_started)
             raise
         if self._stopped:
-            return  # a stop meanwhile has stopped them again
+            return  # a concurrent stop has stopped them again
         self._closed = False
         if self._probes is not None:
             for handle in self._members.by_name.values():
@@ -313,14 +313,14 @@ class Replicas(StackClock, Node):
             if ending:
                 _, left = await asyncio.wait(ending, timeout=seconds_left())
                 for task in left:
-                    task.cancel()  # the end of a replica that left
+                    task.cancel()  # the end of a replica that leaves
 
     async def add(self, replica: Replica) -> None:
-        """Add a replica; if the others have been started it is started first, and gets its share slowly.
+        """Add a replica; if the others have been started, it is started first and then starts slowly.
 
         Raises:
-            TypeError, ValueError: no `Replica`, or its name is taken.
-            BaseException: it could not be started; nothing has changed.
+            TypeError, ValueError: ``replica`` is not a `Replica`, or its name is taken.
+            BaseException: the replica could not be started; nothing has changed.
         """
         self._members.check_new(replica)
         handle = self._members.handle_of(replica)
@@ -344,11 +344,11 @@ class Replicas(StackClock, Node):
         The state of its streams goes to the replicas that get their next requests.
 
         Args:
-            name: of the replica.
+            name: name of the replica.
             drain: let its requests in flight complete first; otherwise they end with `Closed`.
 
         Raises:
-            ValueError: there is none of that name, or no other.
+            ValueError: there is no replica of this name, or no other replica.
         """
         handle = self._members.take_out(name)
         if self._probes is not None:
@@ -363,7 +363,7 @@ class Replicas(StackClock, Node):
             raise
         finally:
             try:
-                # a stop of all that came after its last request has left it out
+                # a stop of all replicas after its last request does not include it
                 if self._running or handle.is_started:
                     await handle.stop(drain=drain)
             finally:
@@ -402,7 +402,7 @@ class Replicas(StackClock, Node):
             handle.bind(clock)
 
     def _choose_for_stream(self, stream_id: Hashable, now_ns: int) -> int:
-        """Choose the replica of a stream, and bring its state there."""
+        """Choose the replica of a stream, and move the state of the stream there."""
         token = self._balancer.choose_for_stream(stable_hash(stream_id), now_ns)
         try:
             self._homes.move(stream_id, self._by_slot[token & _SLOT].states)
@@ -412,7 +412,7 @@ class Replicas(StackClock, Node):
         return token
 
     def _states_for(self, stream_id: Hashable) -> StreamStates | None:
-        """Return the keeper of the replica that gets the next request of a stream; ``None``: there is none."""
+        """Return the stream states of the replica that gets the next request of a stream; ``None``: there are none."""
         slot = -1 if self._closed else self._balancer.of_stream(stable_hash(stream_id), self.clock())
         return None if slot < 0 else self._by_slot[slot].states
 
@@ -427,14 +427,14 @@ class Replicas(StackClock, Node):
         elif isinstance(error, _IGNORED_ERRORS) or not isinstance(error, Exception):
             outcome = IGNORED
             if isinstance(error, InvalidInput):
-                took_ns = 0  # however long it took to find out, it says nothing about the replica
+                took_ns = 0  # the time until this error says nothing about the replica
             elif isinstance(error, DeadlineExceeded) and deadline_ns is not None:
-                took_ns = deadline_ns - started_ns  # at least: a batcher rejects at once what it cannot do in time
+                took_ns = deadline_ns - started_ns  # at least: a batcher rejects at once a request it cannot do in time
         self._balancer.done(token, outcome, took_ns, now_ns)
         return outcome
 
     def _second(self, first: int, now_ns: int) -> int:
-        """Choose another replica for a request that failed at the first; -1: there is none, or too many are retried."""
+        """Choose another replica for a request that failed at the first one; -1: no replica, or no retry left."""
         if self._closed or self._balancer.best(first, now_ns) < 0 or not self._retries.grant(now_ns):
             return -1
         token = self._balancer.choose(first, now_ns)

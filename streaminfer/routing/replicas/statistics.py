@@ -20,26 +20,25 @@ _COUNTED = ("in_flight", "attempts", "succeeded", "failed", "rejected", "ejectio
 class ReplicaStatistics(Snapshot):
     """One replica at one moment.
 
-    Counting rule: every attempt counts in ``attempts``, and when it ends in one of ``succeeded``, ``failed`` and
-    ``rejected``, or in none if it was cancelled, missed its deadline or had invalid inputs. A retried request counts at
-    both.
+    Counting rule: every attempt counts in ``attempts``, and when it ends, in one of ``succeeded``, ``failed`` and
+    ``rejected``. It counts in none of these if it was cancelled, missed its deadline or had invalid inputs. A retried
+    request counts at both replicas.
 
     Attributes:
-        name: the replica.
-        zone: where it is.
-        weight: its share among equally fast ones.
+        name: name of the replica.
+        zone: zone of the replica.
+        weight: its share among equally fast replicas.
         state: ``"active"``, ``"slow_start"``, ``"probing"`` (back from ejection, no success yet), ``"ejected"``,
             ``"unhealthy"`` (ejected by the health check) or ``"draining"``.
         in_flight: attempts that have not ended.
         attempts: attempts since it was added.
-        succeeded: how many of them it served.
-        failed: how many failed, those that were cancelled or missed their deadline after an unusual time included.
-        rejected: how many it rejected.
+        succeeded: attempts that succeeded.
+        failed: attempts that failed, or were cancelled or missed their deadline after an unusual time.
+        rejected: attempts that the replica rejected.
         ejections: how often it was ejected.
-        returns_in_s: seconds until its ejection ends; 0.0 where it is not ejected, infinity where it is
-            unhealthy.
+        returns_in_s: seconds until its ejection ends; 0.0 if it is not ejected, infinity if it is unhealthy.
         latency_s: decaying mean of the latency of its responses; NaN: not known.
-        expected_s: what the next request would take; NaN: not known.
+        expected_s: expected time of the next request; NaN: not known.
         success: decaying share of attempts that succeeded.
     """
 
@@ -64,7 +63,7 @@ class ReplicasStatistics(Snapshot):
     """All replicas at one moment.
 
     Attributes:
-        replicas: one for each, in the order in which they were added; those that drain at the end.
+        replicas: statistics of each replica, in the order in which they were added; those that drain at the end.
         retried: requests that were sent to a second replica.
         ejected: how many replicas are ejected at present.
         panics: attempts at an ejected replica because there was no other.
@@ -84,7 +83,7 @@ class ReplicasStatistics(Snapshot):
     failed_lookups: int = 0
 
     def __getitem__(self, name: str) -> ReplicaStatistics:
-        return {replica.name: replica for replica in reversed(self.replicas)}[name]  # of one name, what stays
+        return {replica.name: replica for replica in reversed(self.replicas)}[name]  # not a draining one of this name
 
 
 def replica_statistics(handle: ReplicaHandle, balancer: P2CBalancer, now_ns: int) -> ReplicaStatistics:

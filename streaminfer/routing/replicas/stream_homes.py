@@ -1,4 +1,4 @@
-"""State of streams behind replicas: it goes with its stream from one replica to another."""
+"""State of streams at replicas; it moves with its stream from one replica to another."""
 
 import asyncio
 from collections import OrderedDict
@@ -12,31 +12,31 @@ from streaminfer.routing.stream_states import AllStreamStates
 
 __all__ = ["StreamHomes"]
 
-_MOST_HOMES = 65_536  # of callers that never end a stream; the oldest are forgotten
+_MOST_HOMES = 65_536  # bound for callers that never end a stream; the oldest are forgotten
 
 
 class StreamHomes(AllStreamStates):
-    """Keepers of the replicas, and which of them has the state of each stream.
+    """Stream states of the replicas, and the location of each stream's state.
 
     Args:
-        handles: returns those of all replicas.
+        handles: returns the handles of all replicas.
     """
 
     def __init__(self, handles: Callable[[], Iterable[ReplicaHandle]]) -> None:
         super().__init__(self.keepers)
         self._handles = handles
-        # a dict would look through all that have left it for the oldest
+        # a dict would search for the oldest entry through all removed ones
         self._homes: OrderedDict[Hashable, StreamStates] = OrderedDict()
 
     def keepers(self) -> list[StreamStates]:
-        """Return those of the replicas whose model is recurrent."""
+        """Return the stream states of the replicas with a recurrent model."""
         return [handle.states for handle in self._handles() if handle.states is not None]
 
     def move(self, stream_id: Hashable, keeper: StreamStates | None) -> None:
-        """Bring the state of a stream to the replica that gets its next request.
+        """Move the state of a stream to the replica that gets its next request.
 
-        Where that is impossible, the stream starts from its initial state there: what the replica may know of it is of
-        the past.
+        If that is impossible, the stream starts there from its initial state, because any state that this replica has
+        of the stream is outdated.
         """
         home = self._homes.get(stream_id)
         if keeper is None or home is keeper:
@@ -47,16 +47,16 @@ class StreamHomes(AllStreamStates):
         if home is not None:
             try:
                 keeper.import_state(stream_id, home.export_state(stream_id))
-            except StreamInferError:  # it has none, or there is no place for it
+            except StreamInferError:  # there is no state, or no place for it
                 keeper.end_stream(stream_id)
             home.end_stream(stream_id)
 
     async def leave(self, home: StreamStates, next_of: Callable[[Hashable], StreamStates | None]) -> None:
-        """Bring the state of the streams of a replica that is about to stop to those that get their next requests.
+        """Move the states of a replica that is about to stop to the replicas that get the streams' next requests.
 
         Args:
-            home: keeper of that replica.
-            next_of: returns that of the replica that gets the next request of a stream.
+            home: stream states of the replica that stops.
+            next_of: returns the stream states of the replica that gets the next request of a stream.
         """
         for stream_id in [stream_id for stream_id, keeper in self._homes.items() if keeper is home]:
             if self._homes.get(stream_id) is home:  # it has not moved or ended meanwhile
@@ -64,7 +64,7 @@ class StreamHomes(AllStreamStates):
                     self.move(stream_id, next_of(stream_id))
                 except Exception:  # noqa: BLE001 — its next request tries again, and gets the error
                     self._homes[stream_id] = home
-            await asyncio.sleep(0)  # requests do not wait for all of them
+            await asyncio.sleep(0)  # so that requests need not wait for all streams
 
     def end_stream(self, stream_id: Hashable) -> None:
         """End the stream at every replica."""
@@ -72,10 +72,10 @@ class StreamHomes(AllStreamStates):
         super().end_stream(stream_id)
 
     def export_state(self, stream_id: Hashable) -> Any:
-        """Return a copy of its state at the replica that served it last, else at the first that has one.
+        """Return a copy of a stream's state from the replica that served it last, else from the first that has one.
 
         Raises:
-            InvalidInput: none has.
+            InvalidInput: no replica has state of the stream.
         """
         home = self._homes.get(stream_id)
         return super().export_state(stream_id) if home is None else home.export_state(stream_id)

@@ -1,1 +1,1 @@
-"""Trying another model on live traffic: with a share of the requests, or with copies of them."""
+"""Trial of another model on live traffic: with a share of the requests, or with copies of them."""

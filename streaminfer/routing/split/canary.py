@@ -1,4 +1,4 @@
-"""`Canary`: a share of the requests goes to another service."""
+"""`Canary`: sends a share of the requests to another service."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ __all__ = ["Canary", "CanaryStatistics", "SideStatistics"]
 class SideStatistics(Snapshot):
     """Counters of one of the two services.
 
-    Counting rule: each request is in ``requests``, and when it ends in one of ``succeeded``, ``failed`` and
+    Counting rule: each request is counted in ``requests``, and when it ends, in one of ``succeeded``, ``failed`` and
     ``cancelled``.
 
     Attributes:
-        requests: requests that it was given.
+        requests: requests that the service got.
         succeeded: how many of them succeeded.
-        failed: how many ended with an error, rejections and deadlines included.
+        failed: how many ended with an error, including rejections and missed deadlines.
         cancelled: how many their callers cancelled.
     """
 
@@ -47,9 +47,9 @@ class CanaryStatistics(Snapshot):
     """Both services of a `Canary` at one moment.
 
     Attributes:
-        share: of the requests, that the canary is given.
-        stable: what the stable service did.
-        canary: what the canary did.
+        share: share of the requests that the canary gets.
+        stable: counters of the stable service.
+        canary: counters of the canary.
     """
 
     share: float
@@ -58,25 +58,24 @@ class CanaryStatistics(Snapshot):
 
 
 class Canary(Node):
-    """Two services as one, of which the second gets a fixed share of the requests.
+    """Two services as one; the second one gets a fixed share of the requests.
 
-    It is a service: the last layer of a `Stack`, or of a route, which starts and stops it, and so both services. Each
-    tenant, or stream, stays with one of them. ``source`` of a response begins with ``"stable"`` or ``"canary"``.
+    A canary is a service: use it as the last layer of a `Stack`, or of a route, which starts and stops both services.
+    Each tenant, or stream, stays with one service. ``source`` of a response begins with ``"stable"`` or ``"canary"``.
 
     Args:
-        stable: the service that most requests go to: a `Stack`, any other service, a backend, or a sequence of layers,
+        stable: the service that gets most requests: a `Stack`, any other service, a backend, or a sequence of layers,
             outermost first, that ends with one.
-        canary: likewise, the one that is tried.
-        share: of the requests, or of the tenants, that the canary gets, from 0 to 1.
-        by: returns what stays on one side: a function of the `Request`; where it returns ``None``, and for ``None``
-            itself where a request has neither tenant nor stream, requests are spread evenly. ``None``: its
-            ``tenant``, else its ``stream_id``.
+        canary: the service on trial, in the same forms.
+        share: share of the requests, or of the tenants, that the canary gets, from 0 to 1.
+        by: function of the `Request` that returns a key; requests with the same key stay with one service, and requests
+            with the key ``None`` are spread evenly. ``None``: the key is the ``tenant``, else the ``stream_id``.
         name: for reports; canaries of different names get different tenants.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
 
-    Threads: none; it belongs to one event loop.
+    Not thread-safe: for one event loop.
     """
 
     def __init__(
@@ -113,7 +112,7 @@ class Canary(Node):
         return dict(zip(("stable", "canary"), self.services, strict=True))
 
     def capabilities(self) -> Capabilities:
-        """What both services offer, and the objective and the check of the stable one."""
+        """Return the capabilities of both services, with the objective and the check of the stable one."""
         offered = [adapt(service).capabilities() for service in self.services]  # once: routers may nest
         stable = offered[0]
         return Capabilities(
@@ -139,10 +138,10 @@ class Canary(Node):
         return self._share.share
 
     def set_share(self, share: float) -> None:
-        """Change the share: a tenant of the canary stays there while it grows.
+        """Change the share; while it grows, the tenants of the canary stay there.
 
         Raises:
-            TypeError, ValueError: no number from 0 to 1.
+            TypeError, ValueError: ``share`` is not a number from 0 to 1.
         """
         self._share.share = check_share(share)
 
@@ -152,10 +151,10 @@ class Canary(Node):
         return None if self._objective is None else self._objective.slo_ns
 
     async def call(self, request: Request) -> Response:
-        """Serve the request, by the service whose share it belongs to.
+        """Send the request to the service that it belongs to.
 
         Raises:
-            BaseException: what that service raised.
+            BaseException: the error that this service raised.
         """
         key = self._by(request)
         belongs = self._share.take() if key is None else self._share.has_key(key)
@@ -169,12 +168,12 @@ class Canary(Node):
         return Admission(True) if admission is None else admission(request, now_ns)
 
     def bind_clock(self, clock: Clock) -> None:
-        """Take over the clock of a `Stack`, for both services too."""
+        """Use the clock of a `Stack`, for both services too."""
         self._clock = clock
         super().bind_clock(clock)
 
     async def start(self) -> None:
-        """Start both services; where one fails what started is stopped again."""
+        """Start both services; if one fails, the other one is stopped again."""
         await start_all(self, self.services)
 
     async def stop(self, *, drain: bool = True) -> None:
@@ -204,7 +203,7 @@ class _Side:
         self.service = service
         offered = adapt(service).capabilities()
         self.admission = offered.admission
-        # the check of the stable side is made by the stack around
+        # the surrounding stack makes the check of the stable side
         self._validate = None if offers_its_check else offered.validate
         self._requests = self._succeeded = self._failed = self._cancelled = 0
 
@@ -220,7 +219,7 @@ class _Side:
         except BaseException:
             if request.deadline_ns is None or clock() < request.deadline_ns:
                 self._cancelled += 1
-            else:  # the stack around ends what does not end in time
+            else:  # the surrounding stack cancels a request that does not end in time
                 self._failed += 1
             raise
         self._succeeded += 1

@@ -1,8 +1,9 @@
-"""`Shadow`: copies of requests go to another service, whose responses are discarded.
+"""`Shadow`: sends copies of requests to another service and discards its responses.
 
-*Design.* A copy runs in a task of its own with an empty context: nothing that the request is part of (a computation
-that callers share, the time limit of a stop, a trace) knows of it. The request itself is sent first and awaits nothing
-of the copy. So that a slow copy cannot pile up, at most ``max_in_flight`` are in flight; further ones are not sent.
+*Design.* A copy runs in its own task with an empty context, so it does not take part in anything that the request
+belongs to: a computation that callers share, the time limit of a stop, a trace. The request itself is sent first and
+does not wait for the copy. At most ``max_in_flight`` copies are in flight, so that slow copies do not pile up; further
+copies are not sent.
 """
 
 from __future__ import annotations
@@ -38,12 +39,13 @@ _MOST = 100_000
 
 @attrs.frozen(kw_only=True)
 class ShadowStatistics(Snapshot):
-    """Counters of a `Shadow`, of one moment.
+    """Counters of a `Shadow` at one moment.
 
-    Counting rule: each copy is in ``sent``, and when it ends in one of ``succeeded``, ``failed`` and ``cancelled``.
+    Counting rule: each copy is counted in ``sent``, and when it ends, in one of ``succeeded``, ``failed`` and
+    ``cancelled``.
 
     Attributes:
-        name: the shadow's.
+        name: name of the shadow.
         sent: copies that were sent.
         in_flight: how many of them have not ended.
         succeeded: how many succeeded.
@@ -65,14 +67,14 @@ class ShadowStatistics(Snapshot):
 class Shadow(StackClock):
     """Sends copies of requests to another service and discards its responses; callers notice nothing.
 
-    It is a layer around a service, and starts and stops the service that gets the copies.
+    A shadow is a layer around a service; it starts and stops the service that gets the copies.
 
     Args:
-        copy: what gets the copies: a `Stack`, any other service, a backend, or a sequence of layers, outermost first,
-            that ends with one.
-        share: of the requests that are copied, from 0 to 1, evenly spread.
-        max_in_flight: so many copies at most are in flight; further requests are not copied.
-        timeout_s: seconds after which a copy is ended, where the deadline of its request does not end it before.
+        copy: the service that gets the copies: a `Stack`, any other service, a backend, or a sequence of layers,
+            outermost first, that ends with one.
+        share: share of the requests to copy, from 0 to 1, evenly spread.
+        max_in_flight: maximum number of copies in flight; further requests are not copied.
+        timeout_s: seconds after which a copy is cancelled, unless the deadline of its request is earlier.
         name: for reports and the log.
         clock: returns monotonic nanoseconds; ``None``: the `Stack`'s clock, else ``time.monotonic_ns``.
 
@@ -80,7 +82,7 @@ class Shadow(StackClock):
         TypeError, ValueError: an argument of the wrong type or out of range, or a ``copy`` that declares
             ``idempotent = False``: it must not see a request that another service serves.
 
-    Threads: none; it belongs to one event loop.
+    Not thread-safe: for one event loop.
     """
 
     def __init__(
@@ -173,7 +175,7 @@ class Shadow(StackClock):
         try:
             await close_answers(await self._calls.end_within(timeout_s, call, name_of(self.copy)))
         except DeadlineExceeded:
-            if not call.done():  # one that cannot be cancelled at once is in flight until it ends
+            if not call.done():  # a call that does not end at once stays in flight until it ends
                 await asyncio.wait({call})
             raise
 
@@ -207,11 +209,11 @@ class _ShadowedService(SyncService):
         return self.shadow._clock
 
     def enter(self, request: Request, now_ns: int) -> None:  # noqa: ARG002 - a copy has its own instants
-        """Send a copy: a task, which begins when the request itself has been sent."""
+        """Send a copy in a task, which begins after the request itself was sent."""
         self.shadow.send(request)
 
     def exit(self, request: Request, token: None, outcome: Response | BaseException, now_ns: int) -> None:
-        """Nothing: the response does not depend on the copy."""
+        """Do nothing: the response does not depend on the copy."""
 
     @property
     def left_to_owner(self) -> Sequence[Any]:

@@ -1,8 +1,9 @@
 """Chunks of sound of the size that a model wants, cut from packets of any size.
 
-*Design.* Samples wait as they came, and become one array when a chunk is full: a long chunk of short packets is copied
-once. The next chunk starts ``hop`` samples later; what two chunks share stays. The end of the newest packet is an
-instant and a position; every other sample is placed by counting back from it, so rounding does not add up.
+*Design.* Packets wait unchanged until a chunk is full, and then become one array. So a long chunk of short packets is
+copied once. The next chunk starts ``hop`` samples later; samples that two chunks share are kept. The end of the newest
+packet has an instant and a position. Every other sample is placed by counting back from it, so rounding errors do not
+add up.
 
 *Invariants.* Between two discontinuities, sample ``i`` of chunk ``n`` is sample ``n * hop + i`` of the input. No
 sample is lost: `flush` pads the last ones with zeros. ``captured_ns`` never decreases.
@@ -29,7 +30,7 @@ class GapDetector:
     def gap_ns(self, media_ns: int, duration_ns: int) -> int:
         """Return how much is missing before the packet at this position; 0: nothing.
 
-        Packets that overlap are taken one behind the other.
+        Packets that overlap count as consecutive.
         """
         expected_ns = media_ns if self._expected_ns is None else self._expected_ns
         gap_ns = media_ns - expected_ns
@@ -41,7 +42,7 @@ class GapDetector:
 
 
 class Chunker:
-    """Cutter of one stream.
+    """Cuts the sound of one stream into chunks.
 
     Args:
         chunk: samples of a chunk.
@@ -84,7 +85,7 @@ class Chunker:
         return frames
 
     def flush(self) -> list[Frame]:
-        """Return the chunk of the remaining samples, padded with zeros, if there are any; the next one starts again."""
+        """Return the chunk of the remaining samples, if any, padded with zeros; a discontinuity follows it."""
         frames = []
         whole, rest = np.concatenate(self._parts, axis=1), self._length
         if rest > self._seen:

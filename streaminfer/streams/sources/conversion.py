@@ -1,4 +1,4 @@
-"""From decoded pictures and sound to frames with the arrays that a model wants."""
+"""Conversion of decoded pictures and sound to frames with the arrays that a model wants."""
 
 import math
 from types import ModuleType
@@ -18,28 +18,28 @@ __all__ = ["FrameMaker", "PictureConverter"]
 ROUNDING_NS = 1_000_000
 """Containers round timestamps to milliseconds."""
 BILINEAR, AREA = 2, 32
-"""FFmpeg's numbers of ways to scale."""
+"""FFmpeg's numbers of scaling methods."""
 ACCURATE = 0x40000
-"""FFmpeg's flag for its slower way, by which it fills each row."""
+"""FFmpeg's flag for a slower conversion that fills each row completely."""
 LEFT_OUT = range(1, 5)
-"""Pixels beyond the last 16 of a row, which FFmpeg leaves as they were in memory where it makes ``FOUR_BYTES``."""
+"""Numbers of pixels after the last full 16 of a row that FFmpeg does not write in ``FOUR_BYTES`` formats."""
 FOUR_BYTES = frozenset({"rgba", "bgra"})
 AT_ONCE = 16
-"""Pixels that FFmpeg writes at once in such formats: beyond the end of a row too, into the next one."""
+"""Pixels that FFmpeg writes at once in these formats, even beyond the end of a row, into the next row."""
 COLORS = frozenset({"rgb24", "bgr24", "rgba", "bgra"})
 PACKED = {"rgb24": 3, "bgr24": 3, "rgba": 4, "bgra": 4, "gray": 1}
 """Bytes per pixel of formats with one plane."""
 SHRUNK_FORMATS = {"yuv420p": "yuv422p", "yuvj420p": "yuvj422p"}
-"""Formats in which pictures shrink before they get colors: as much color as in one step of FFmpeg, in half the time."""
+"""Formats in which pictures shrink before the color conversion: as much color as in one step, in half the time."""
 
 
 class PictureConverter:
-    """Conversion of pictures; one thread at a time.
+    """Converts pictures; only one thread at a time may use it.
 
     Args:
         av: PyAV.
         wanted: what the model takes.
-        threads: of FFmpeg for each picture, where rows are its own to write; 0: as many as it likes.
+        threads: FFmpeg's threads per picture, unless it must write the rows in order; 0: FFmpeg decides.
     """
 
     def __init__(self, av: ModuleType, wanted: VideoFormat, *, threads: int = 0) -> None:
@@ -49,7 +49,7 @@ class PictureConverter:
         self._threads = threads
 
     def __call__(self, frame: Any) -> np.ndarray[Any, Any]:
-        """Return a picture as a contiguous array, upright where the file says how its camera was held."""
+        """Return a picture as a contiguous array, turned upright if the file states its rotation."""
         wanted = self._wanted
         turns = round(frame.rotation / 90) % 4  # counterclockwise
         width, height = wanted.size or (frame.width, frame.height)
@@ -57,7 +57,7 @@ class PictureConverter:
             width, height = height, width
         if wanted.pixel_format == "yuv420p":  # two pixels share a color
             width, height = width + width % 2, height + height % 2
-        # the mean of the pixels that one covers: faster than FFmpeg's other ways to shrink, and without their aliasing
+        # AREA takes the mean of the covered pixels: faster than FFmpeg's other methods to shrink, and without aliasing
         shrinks = width <= frame.width and height <= frame.height
         interpolation = AREA if shrinks else BILINEAR
         between = SHRUNK_FORMATS.get(frame.format.name) if shrinks and wanted.pixel_format in COLORS else None
@@ -68,7 +68,7 @@ class PictureConverter:
             if width % 16 in LEFT_OUT:
                 interpolation |= ACCURATE
             if width % AT_ONCE:
-                threads = 1  # what is written beyond a row must be there before the next row is, not after
+                threads = 1  # FFmpeg must write pixels beyond a row before it writes the next row, not after
         made = self._reformat(frame, width, height, wanted.pixel_format, interpolation=interpolation, threads=threads)
         if made is not frame and made.planes[0].line_size == width * PACKED.get(wanted.pixel_format, 0):
             # its only plane has no gaps and no other owner: no copy
@@ -80,12 +80,12 @@ class PictureConverter:
 
 
 class AudioAssembler:
-    """Resampling and chunking of one stream of sound.
+    """Resamples one stream of sound and cuts it into chunks.
 
-    A short gap becomes silence; behind a longer one there is a discontinuity. The end of each stretch is padded.
+    A short gap becomes silence; a longer gap becomes a discontinuity. The end of each contiguous part is padded.
 
     Attributes:
-        silence_ns: how much silence there was for lost packets.
+        silence_ns: silence that replaced lost packets, in nanoseconds.
     """
 
     def __init__(self, av: ModuleType, wanted: AudioFormat) -> None:
@@ -97,7 +97,7 @@ class AudioAssembler:
         self._gaps = GapDetector()
         self._input: tuple[str, str, int] | None = None
         self._resampler: Any = None
-        self._loudness = 1.0  # of what it mixes, where its inputs are 1
+        self._loudness = 1.0  # peak of its mix if all inputs are 1
         self._fed, self._made = 0, 0  # samples that went into the resampler, and that came out
         self._end = (0, 0)
         self.silence_ns = 0
@@ -133,7 +133,7 @@ class AudioAssembler:
         return chunks + self._chunk(self._resampler.resample(frame))
 
     def flush(self) -> list[Frame]:
-        """Return the last chunks of a stretch of sound, the last one padded with zeros."""
+        """Return the last chunks of a contiguous part, the last one padded with zeros."""
         return self._end_resampler() + self._chunker.flush()
 
     def _end_resampler(self) -> list[Frame]:
@@ -158,7 +158,7 @@ class AudioAssembler:
         return self._chunker.push(samples, captured_ns - held_ns, end_ns - held_ns)
 
     def _measure_mix(self, frame: Any) -> float:
-        """Return how loud a mix of sound like that of a frame may be: FFmpeg limits that of whole numbers only."""
+        """Return the peak of a mix of sound in the layout of a frame; FFmpeg limits this peak for integers only."""
         count = frame.layout.nb_channels
         if count <= 2:
             return 1.0
@@ -168,20 +168,20 @@ class AudioAssembler:
         return float(mix.resample(loudest)[0].to_ndarray().max())
 
     def _held_ns(self) -> int:
-        """Return how much sound the resampler has taken and not given yet."""
+        """Return how much sound the resampler has taken in and not returned yet."""
         rate = self._input[2] if self._input is not None else self._wanted.sample_rate
         return max(0, self._fed * 1_000_000_000 // rate - self._made * 1_000_000_000 // self._wanted.sample_rate)
 
 
 class FrameMaker:
-    """Stamps, selection, conversion and chunking of one stream.
+    """Stamps, selects, converts and chunks the frames of one stream.
 
     Args:
         av: PyAV.
         wanted: what the model takes.
-        counters: where what was skipped is counted.
+        counters: counts the skipped pictures.
         live: the arrivals follow the clock of the medium.
-        converts: make arrays of pictures; else they are converted when a reader takes them.
+        converts: convert pictures to arrays here; otherwise they are converted when a reader takes them.
     """
 
     def __init__(
@@ -199,11 +199,11 @@ class FrameMaker:
         self._repair.restart()
 
     def forget_delays(self) -> None:
-        """Take the next item as captured when it arrives, as the first one."""
+        """Treat the next item as captured when it arrives, like the first one."""
         self._repair.forget_delays()
 
     def stamp(self, frame: Any, pts: int | None, time_base: Rational | None, arrival_ns: int) -> Stamp | None:
-        """Return the stamp of a decoded frame; ``None``: it is beyond the rate that the model wants."""
+        """Return the stamp of a decoded frame; ``None``: the frame exceeds the rate that the model wants."""
         length_ns = _duration_ns(frame) if self._sound is not None else 0
         stamp = self._repair.stamp(pts, time_base, length_ns, arrival_ns)
         if self._selector is not None and not self._selector.takes(stamp.media_ns, begins=stamp.discontinuity):
@@ -221,7 +221,7 @@ class FrameMaker:
         return frames
 
     def flush(self) -> list[Frame]:
-        """Return what is left of the sound."""
+        """Return the last chunks of the sound."""
         return [] if self._sound is None else self._sound.flush()
 
 
@@ -236,5 +236,5 @@ def _turned(array: np.ndarray[Any, Any], turns: int, pixel_format: str) -> np.nd
 
 
 def _duration_ns(frame: Any) -> int:
-    """Return how long a decoded sound lasts."""
+    """Return the duration of a decoded frame of sound."""
     return int(frame.samples * 1_000_000_000 // frame.sample_rate)

@@ -1,4 +1,4 @@
-"""What a model wants of a source: pictures or sound of which size, rate and type."""
+"""Formats that a model wants from a source: size, rate and type of pictures or sound."""
 
 from typing import Literal, get_args
 
@@ -29,8 +29,8 @@ class VideoFormat:
     """Pictures that a model wants.
 
     Attributes:
-        rate: at most so many frames per second; ``None``: all.
-        size: width and height; ``None``: as they come, which may change.
+        rate: maximum number of frames per second; ``None``: all.
+        size: width and height; ``None``: the size of each picture, which may change.
         pixel_format: one of `PixelFormat`, as FFmpeg names it.
     """
 
@@ -71,5 +71,5 @@ class AudioFormat:
         return self.hop or self.chunk
 
     def chunks_in(self, seconds: float) -> int:
-        """Return how many chunks start in so many seconds, at least one."""
+        """Return how many chunks start in a number of seconds, at least one."""
         return max(1, round(seconds * self.sample_rate / self.hop_size))

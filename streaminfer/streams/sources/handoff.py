@@ -1,4 +1,4 @@
-"""Frames on their way from a decoder to the event loop: a bounded buffer."""
+"""Bounded buffer of frames between a decoder and the event loop."""
 
 import asyncio
 import threading
@@ -17,8 +17,8 @@ HAS_READER = "another task already waits for the next frame of this source"
 class Handoff:
     """Buffer between one producer, in any thread, and one consumer, in an event loop.
 
-    A full buffer makes the producer wait, or drops the oldest frame. If that was a discontinuity, the next frame
-    becomes one; the frame behind a dropped piece of sound always is.
+    A full buffer makes the producer wait, or drops the oldest frame. If the dropped frame was a discontinuity, the next
+    frame becomes one. The frame after a dropped chunk of sound always becomes one.
 
     Args:
         capacity: frames that may wait.
@@ -63,14 +63,14 @@ class Handoff:
             return True
 
     def finish(self, error: BaseException | None = None) -> None:
-        """End the stream behind the frames that wait, with an error if there is one."""
+        """End the stream after the frames that wait, with an error if there is one."""
         with self._changed:
             if not self._ended:
                 self._ended, self._error = True, error
             self._wake()
 
     def close(self) -> None:
-        """Drop what waits; nothing goes in or out any more."""
+        """Drop the frames that wait; accept and return no more frames."""
         with self._changed:
             self.closed.set()
             self._ended, self._error = True, None

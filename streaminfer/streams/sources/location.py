@@ -1,4 +1,4 @@
-"""Where a source reads from: a device, a file or a URL, how FFmpeg opens it, and what its errors are."""
+"""Location of a source (a device, a file or a URL), FFmpeg's options for it, and FFmpeg's errors."""
 
 import re
 import sys
@@ -17,7 +17,7 @@ DEVICES = ("alsa", "avfoundation", "dshow", "gdigrab", "lavfi", "pulse", "v4l2",
 """Formats of FFmpeg that read from devices of this machine, or make a picture or sound."""
 
 _USER = re.compile(r"//(?:[^/]*@|(?!\[)[^/]*:(?!\d*(?:[/?#]|$)).*@)")
-"""User and password, also one with a ``/`` that is not percent-encoded, which no port has."""
+"""User and password; the password may have a ``/`` that is not percent-encoded, which a port cannot have."""
 SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 OPTIONS = {
     # UDP loses packets where TCP would wait; cameras behind a router only do TCP
@@ -32,11 +32,11 @@ class Location:
     """One place to read from.
 
     Attributes:
-        url: what FFmpeg opens.
-        format: the device or container; ``None``: FFmpeg finds out.
-        live: whether it goes on without a reader.
-        local: a file, whose reads do not stall.
-        options: of FFmpeg.
+        url: URL, path or device that FFmpeg opens.
+        format: the device or container; ``None``: FFmpeg detects it.
+        live: whether the source continues without a reader.
+        local: whether it is a file; reads of a file do not stall.
+        options: options of FFmpeg.
         name: the URL without user, password and query, for messages.
     """
 
@@ -59,8 +59,8 @@ def locate(
     """Return how to open a camera by number, a device, a file or a URL.
 
     Raises:
-        TypeError: the target is none of these.
-        ValueError: a number on a system whose cameras have names.
+        TypeError: ``target`` is none of these.
+        ValueError: the number of a camera on Windows, where cameras have names.
     """
     if isinstance(target, int):
         number = check_count("url", target, at_least=0)
@@ -92,7 +92,7 @@ def locate(
 
 @contextmanager
 def ffmpeg_errors(av: ModuleType) -> Iterator[None]:
-    """Raise errors of FFmpeg as `OSError`, but for those that are one, or a `ValueError`: a status of HTTP is neither.
+    """Raise an FFmpeg error that is neither `OSError` nor `ValueError`, such as an HTTP status, as `OSError`.
 
     Args:
         av: PyAV.

@@ -1,19 +1,19 @@
 """Recovery of a WebRTC receiver from lost packets, in time.
 
-*Design.* aiortc's jitter buffer gives at most one frame per packet that arrives, and waits for a lost packet until it
-is full: 16 packets of sound, 512 of pictures. What a loss held up therefore stays late, and losses add up to seconds
-(aiortc issue 543). It also holds back four packets of sound, for an even playback. This module lets a receiver do three
-things more with each packet:
+*Design.* aiortc's jitter buffer returns at most one frame per packet that arrives, and waits for a lost packet until
+the buffer is full: 16 packets of sound, 512 of pictures. So frames that a loss delayed stay late, and losses add up to
+seconds (aiortc issue 543). The buffer also holds back four packets of sound, for an even playback. This module makes a
+receiver do three more things with each packet:
 
-* decode every frame that is complete: a picture with its last packet, which is marked, and not with the next one;
-  each packet of sound;
-* ask again for a lost packet of a picture, since the first request or its answer may be lost, too;
-* give it up after a time, with the rest of its picture, and ask for a whole one. Sound is not sent again, so its time
-  is short: that of packets which overtake each other. One that comes after that is left out: aiortc would begin again
-  with a packet that is 100 behind, as with a sender that has started again.
+* decode every complete frame: a picture at its last packet, which is marked, and not at the next one; sound at each
+  packet;
+* request a lost packet of a picture again, because the first request or the repeated packet may be lost too;
+* skip a lost packet after a time, with the rest of its picture, and request a whole picture. Sound is not sent again,
+  so its time is short: just enough for packets that overtake each other. A packet that comes later is ignored. aiortc
+  would take a packet that is 100 behind for a sender that has restarted.
 
-It reads and changes private attributes of ``RTCRtpReceiver`` and ``JitterBuffer``; `recover_losses` refuses a receiver
-without them.
+The module reads and changes private attributes of ``RTCRtpReceiver`` and ``JitterBuffer``; `recover_losses` rejects a
+receiver without them.
 """
 
 import time
@@ -28,22 +28,22 @@ __all__ = ["GapPolicy", "recover_losses"]
 MAX_WAIT_NS = {"video": 100_000_000, "audio": 40_000_000}
 ASK_EVERY_NS = 40_000_000
 LATE_TICKS = 900_000
-"""By how much the timestamp of a late packet may be behind; that of a sender which has started again is anywhere."""
+"""How far the timestamp of a late packet may be behind; after a restart of the sender it can be anywhere."""
 HALF = 0x8000
-"""Of all sequence numbers: further on is behind."""
+"""Half of all sequence numbers: a number that is further ahead counts as behind."""
 
 NAL_KIND, FIRST_BIT = 0x1F, 0x80
 AGGREGATE, FRAGMENT, SLICES = 24, 28, (1, 5)
-"""Kinds of H.264: several units in a packet, a part of one, slices of a picture."""
+"""Types of H.264 units: several units in a packet, a part of a unit, slices of a picture."""
 
 Action = Literal["wait", "ask", "skip"]
 
 
 class GapPolicy:
-    """When to ask for a missing packet again, and when to give it up.
+    """Decides when to request a missing packet again, and when to skip it.
 
     Args:
-        max_wait_ns: the longest wait for one.
+        max_wait_ns: the longest wait for a packet.
     """
 
     def __init__(self, max_wait_ns: int) -> None:
@@ -52,9 +52,9 @@ class GapPolicy:
         self._asked_ns = 0
 
     def decide(self, missing: int, shown_ns: int, now_ns: int) -> Action:
-        """Return what to do about the first missing packet, which a later one has shown at some instant."""
+        """Return the action for the first missing packet; a later packet showed at ``shown_ns`` that it is missing."""
         if missing != self._missing:
-            self._missing, self._asked_ns = missing, shown_ns  # the receiver has asked then
+            self._missing, self._asked_ns = missing, shown_ns  # the receiver sent the first request then
         if now_ns - shown_ns >= self._max_wait_ns:
             return "skip"
         if now_ns - self._asked_ns >= ASK_EVERY_NS:
@@ -72,7 +72,7 @@ def recover_losses(connection: Any, track: Any, clock: Clock = time.monotonic_ns
         clock: returns monotonic nanoseconds.
 
     Raises:
-        ValueError: the track is of another connection, or of a version of aiortc that works differently.
+        ValueError: the track belongs to another connection, or this version of aiortc works differently.
     """
     receivers = [receiver for receiver in connection.getReceivers() if receiver.track is track]
     if not receivers:
@@ -107,7 +107,7 @@ class _Recovery:
     async def _on_packet(self, packet: Any, arrival_time_ms: int) -> None:
         await self._handle(packet, arrival_time_ms)
         codec = self._codecs.get(packet.payload_type)
-        if codec is not None and codec.name.lower() != "rtx":  # packets that are sent again have a codec of their own
+        if codec is not None and codec.name.lower() != "rtx":  # packets that are sent again have a separate codec
             self._codec, self._ssrc = codec, packet.ssrc
         buffer = self._buffer
         if self._codec is None or buffer._origin is None:
@@ -127,7 +127,10 @@ class _Recovery:
             missing = self._find_missing()
 
     def _add_in_time(self, packet: Any) -> tuple[bool, Any]:
-        """Add a packet to aiortc's buffer, unless its picture was dropped: whether to ask for one, and a frame."""
+        """Add a packet to aiortc's buffer, unless its picture was dropped; return the buffer's result.
+
+        The result says whether to request a picture, and has the frame that the packet completes, or ``None``.
+        """
         origin, number, timestamp = self._buffer._origin, packet.sequence_number, packet.timestamp
         is_behind = origin is not None and 0 < (origin - number) & 0xFFFF < HALF
         if is_behind and (self._newest[1] - timestamp) & 0xFFFFFFFF < LATE_TICKS:
@@ -135,20 +138,20 @@ class _Recovery:
         if is_behind or origin is None or (number - self._newest[0]) & 0xFFFF < HALF:
             self._newest = number, timestamp
         if number == origin and not _begins_frame(self._codecs[packet.payload_type].name.lower(), packet.payload):
-            self._buffer.remove(1)  # what was in front of it was dropped
+            self._buffer.remove(1)  # the packets before it, and so its frame, were dropped
             return False, None
         added: tuple[bool, Any] = self._add(packet)
         return added
 
     async def _skip(self, ahead: int) -> None:
-        """Leave the missing packet behind that is so far ahead."""
+        """Skip the missing packet that is ``ahead`` packets after the first one."""
         buffer = self._buffer
         if not self._is_video:
             buffer.remove(1)  # it is the first one
             return
         buffer.smart_remove(ahead + 1)  # with the rest of its picture
         dropped = {number for number in self._nacks.missing if (number - buffer._origin) & 0xFFFF >= HALF}
-        self._nacks.missing -= dropped  # else each request for another one asks for them, too
+        self._nacks.missing -= dropped  # otherwise each later request includes them too
         await self._receiver._send_rtcp_pli(self._ssrc)
 
     def _drain(self) -> None:
@@ -162,7 +165,7 @@ class _Recovery:
             self._decoder.put((self._codec, frame))
 
     def _leave_headless(self) -> None:
-        """Leave packets behind that begin no frame: padding, which would end a decoder, and those behind a lost one."""
+        """Remove packets that begin no frame: padding, which would end a decoder, and packets after a lost one."""
         buffer = self._buffer
         while (packet := buffer._packets[buffer._origin % buffer.capacity]) is not None:
             if _begins_frame(self._codec.name.lower(), packet.payload):
@@ -170,7 +173,7 @@ class _Recovery:
             buffer.remove(1)
 
     def _take_marked(self) -> Any:
-        """Return the frame in front, if its last packet is there; ``None``: it is not."""
+        """Return the first frame if its last packet has arrived, else ``None``."""
         buffer = self._buffer
         packets: list[Any] = []
         while len(packets) < buffer.capacity:
@@ -184,7 +187,7 @@ class _Recovery:
         return None
 
     def _find_missing(self) -> list[int]:
-        """Return the sequence numbers that are missing in front of a packet that is there."""
+        """Return the sequence numbers that are missing before the newest packet in the buffer."""
         packets, origin, capacity = self._buffer._packets, self._buffer._origin, self._buffer.capacity
         there = [packets[(origin + ahead) % capacity] is not None for ahead in range(capacity)]
         if True not in there:
@@ -194,7 +197,7 @@ class _Recovery:
 
 
 def _begins_frame(codec: str, payload: bytes) -> bool:
-    """Return whether a packet is the first one of a frame; one of sound always is."""
+    """Return whether a packet is the first one of a frame; a packet of sound always is."""
     if codec == "vp8":
         return bool(payload) and payload[0] & 0x17 == 0x10  # start of partition 0
     if codec == "h264" and payload:

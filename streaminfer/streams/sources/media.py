@@ -23,7 +23,7 @@ FILE_BUFFER = 4  # decoded ahead of the reader
 
 
 class _MediaSource(Source):
-    """What the two have in common: where frames come from, and what happens when they are late."""
+    """Common base of both sources: the origin of the frames, and the handling of a slow reader."""
 
     def __init__(
         self,
@@ -82,23 +82,24 @@ def _check_format(av: Any, name: str) -> None:
 class VideoSource(_MediaSource):
     """Pictures of a camera, a file or a URL.
 
-    A live source keeps only the newest picture for a reader that is slow, and connects again after an error. A file
-    waits for its reader, ends, and raises its errors. Each source decodes in a thread of its own.
+    A live source keeps only the newest picture for a slow reader, and reconnects after an error. A file waits for its
+    reader, ends, and raises its errors. Each source decodes in its own thread.
 
     Args:
         url: a URL that FFmpeg opens (RTSP, HTTP, SRT, …), the path of a file, or the number of a camera.
-        rate: at most so many pictures per second; ``None``: all.
-        size: width and height; ``None``: as they come, which may change on the way.
-        pixel_format: of the arrays: ``"rgb24"``, ``"bgr24"``, ``"rgba"``, ``"bgra"``, ``"gray"`` or ``"yuv420p"``,
-            which rounds odd sizes of pictures up and takes no odd ``size``.
-        live: ``None``: devices and URLs are live and files are not. ``False`` for a recording behind a URL.
-        realtime: play a file, or with ``live=False`` a recording behind a URL, at the speed of its timestamps. With
+        rate: maximum number of pictures per second; ``None``: all.
+        size: width and height; ``None``: the size of each picture, which may change.
+        pixel_format: format of the arrays: ``"rgb24"``, ``"bgr24"``, ``"rgba"``, ``"bgra"``, ``"gray"`` or
+            ``"yuv420p"``, which rounds odd picture sizes up and accepts no odd ``size``.
+        live: whether the source is live; ``None``: devices and URLs are, files are not. Use ``False`` for a recording
+            at a URL.
+        realtime: play a file, or with ``live=False`` a recording at a URL, at the speed of its timestamps. With
             ``live=True`` a file is played like a camera: again and again, and a slow reader loses pictures.
-        when_slow: ``"drop"`` all but the newest picture, or ``"wait"``; ``None``: drop if live.
+        when_slow: for a slow reader, ``"drop"`` all but the newest picture, or ``"wait"``; ``None``: drop if live.
         reconnect: how a live source connects again; ``None``: it raises instead.
         timeout_s: seconds without a connection, or without a packet, after which a connection counts as broken; also
             the most that each step of `aclose` waits for FFmpeg.
-        format: FFmpeg's name of a device or container; ``None``: it finds out.
+        format: FFmpeg's name of a device or container; ``None``: FFmpeg detects it.
         options: for FFmpeg, as ``{"rtsp_transport": "udp"}``.
         clock: returns monotonic nanoseconds; ``None``: ``time.monotonic_ns``.
 
@@ -132,15 +133,15 @@ class AudioSource(_MediaSource):
 
     A chunk's ``captured_ns`` is the instant of its last sample. Chunks are contiguous, except at a discontinuity:
     after a reconnect, a gap of more than 0.5 s, or chunks that a slow reader lost. A shorter gap is filled with
-    silence. The last chunk before an end is padded with zeros. A live source keeps 0.25 s for a slow reader; else as
-    `VideoSource`.
+    silence. The last chunk before an end is padded with zeros. A live source keeps 0.25 s for a slow reader; otherwise
+    it behaves like `VideoSource`.
 
     Args:
         url: a URL that FFmpeg opens, the path of a file, or the name of a device of ``format``.
         sample_rate: samples per second.
         chunk: samples per chunk.
-        hop: samples from the start of a chunk to the start of the next one, at most ``chunk``: less makes chunks that
-            begin with the end of the one before. ``None``: ``chunk``.
+        hop: samples from the start of a chunk to the start of the next one, at most ``chunk``; with fewer, chunks
+            overlap. ``None``: ``chunk``.
         channels: 1 gives arrays of shape ``(chunk,)``, 2 of shape ``(2, chunk)``.
         dtype: ``"float32"`` from -1 to 1, or ``"int16"``.
         live: as for `VideoSource`.

@@ -1,4 +1,4 @@
-"""The thread that reads and decodes one medium, and connects again where it must."""
+"""Thread that reads and decodes one medium, and reconnects if necessary."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ from streaminfer.streams.sources.timestamps import Pacer
 
 __all__ = ["MediaThread"]
 
-MAX_CORRUPT_IN_A_ROW = 100  # then the connection, or the file, is of no more use
+MAX_CORRUPT_IN_A_ROW = 100  # after more of them, the connection or the file is unusable
 NO_PACKET_POLL_S = 0.004  # of a camera that does not block: an eighth of a frame
 UNTIMED_FORMATS = frozenset({"mpjpeg", "mjpeg", "h264", "hevc", "image2pipe"})
 """Containers without timestamps: FFmpeg counts 25 frames a second, whatever the camera does."""
@@ -31,7 +31,7 @@ _log = Log("streaminfer.streams")
 
 
 class MediaThread:
-    """Feeder that decodes in a thread of its own.
+    """Feeder that decodes in a separate thread.
 
     Args:
         av: PyAV.
@@ -39,7 +39,7 @@ class MediaThread:
         wanted: what the model takes.
         realtime: play a file at the speed of its timestamps.
         reconnect: how a live source connects again; ``None``: it ends.
-        timeout_s: no connection, or no packet, for so long is an error.
+        timeout_s: seconds without a connection, or without a packet, after which the thread raises.
         clock: returns monotonic nanoseconds.
     """
 
@@ -71,7 +71,7 @@ class MediaThread:
         self._thread: threading.Thread | None = None
         self._packet_ns = 0
         self._corrupt_in_a_row = 0
-        self._reported: str | None = None  # the failure that the log has since the last connection
+        self._reported: str | None = None  # the failure that was logged since the last connection
 
     def start(self, handoff: Handoff) -> None:
         """Begin to read."""
@@ -80,13 +80,13 @@ class MediaThread:
         self._closed = handoff.closed
         # a daemon: name look-ups of the system cannot be interrupted, and must not hold up the end of the process
         thread = threading.Thread(target=self._run, args=(handoff,), name=f"source {self._location.name}", daemon=True)
-        thread.start()  # which may fail, and then there is nothing to wait for
+        thread.start()  # before the assignment: if this fails, there is no thread to wait for
         self._thread = thread
 
     async def stop(self) -> None:
         """Return when the thread has ended.
 
-        FFmpeg's reads end by its time limit. Opening has two steps with a limit each.
+        FFmpeg ends each read at ``timeout_s``. Opening has two steps, each with this limit.
         """
         if self._thread is None:
             return
@@ -151,7 +151,7 @@ class MediaThread:
     def _open_and_read(self, handoff: Handoff) -> None:
         av, location, counters = self._av, self._location, self.counters
         timeout_s = None if location.local else self._timeout_s
-        # which PyAV 19 has no more
+        # PyAV 19 has no such argument
         errors = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
         with av.open(
             location.url, format=location.format, options=location.options, timeout=(timeout_s, timeout_s), **errors
@@ -192,7 +192,7 @@ class MediaThread:
                 self._check_stall(self._clock())
                 self._closed.wait(NO_PACKET_POLL_S)
             except IndexError:
-                return  # PyAV, at the end of a container whose streams became more on the way
+                return  # PyAV raises this at the end of a container if streams were added meanwhile
             else:
                 return
 
@@ -211,7 +211,7 @@ class MediaThread:
                 return
 
     def _check_stall(self, now_ns: int) -> None:
-        """Raise where FFmpeg's time limit does not: it starts over with each packet of any stream."""
+        """Raise if this stream stalls; FFmpeg's own time limit starts over with each packet of any stream."""
         if not self._location.local and now_ns - self._packet_ns > self._timeout_s * 1e9:
             raise TimeoutError(None, self._stalled)
 
@@ -228,7 +228,7 @@ class MediaThread:
                 yield frame
 
     def _send(self, handoff: Handoff, frame: Any, arrival_ns: int, *, timed: bool) -> bool:
-        """Convert a decoded frame and hand it over; ``False``: the source was closed."""
+        """Convert a decoded frame and put it into the handoff; ``False``: the source was closed."""
         maker = self._maker
         stamp = maker.stamp(frame, frame.pts if timed else None, frame.time_base, arrival_ns)
         if stamp is None:

@@ -1,4 +1,4 @@
-"""`audio_from_messages` and `video_from_messages`: what a browser sends over a WebSocket, in any framework."""
+"""`audio_from_messages` and `video_from_messages`: sources of what a browser sends over a WebSocket."""
 
 import time
 from collections.abc import AsyncGenerator, AsyncIterable
@@ -16,30 +16,31 @@ from streaminfer.streams.sources.task_feeder import Received, live_source
 
 __all__ = ["PauseDetector", "audio_from_messages", "video_from_messages"]
 
-PAUSE_NS = 1_000_000_000  # a sender that was silent for longer was muted, not slow: TCP brings what is late at once
-SHORT_PAUSE_NS = 100_000_000  # from which it may have been muted: less is jitter
-CATCH_UP_NS = 250_000_000  # in which a network brings more than half of what it held up
-MAX_PIXELS = 50_000_000  # of a picture from a stranger
+PAUSE_NS = 1_000_000_000  # a sender that is silent for longer is muted, not slow: TCP delivers late data at once
+SHORT_PAUSE_NS = 100_000_000  # shortest silence of a muted sender: less is jitter
+CATCH_UP_NS = 250_000_000  # time in which a network delivers more than half of what it held up
+MAX_PIXELS = 50_000_000  # limit for a picture, because the sender is not trusted
 Pause = Literal["long", "short"]
 CODECS = {b"\xff\xd8": "mjpeg", b"\x89P": "png", b"RI": "webp"}
 """Codec by the first bytes of a picture."""
 
 
 class PauseDetector:
-    """Tells a sender that paused from a network that stalled, where messages have no timestamps.
+    """Distinguishes a sender that paused from a network that stalled, for messages without timestamps.
 
-    What a network held up comes at once behind the stall, so that it is soon made up for. Behind a pause sound comes as
-    fast as it is spoken, and would count as old for as long as the smallest delay is remembered.
+    After a stall, the network delivers everything that it held up at once, so the delay is soon made up for. After a
+    pause, sound arrives only as fast as it is spoken, and would count as old as long as the smallest delay is
+    remembered.
     """
 
     def __init__(self) -> None:
         self._last_ns: int | None = None
-        self._since_ns: int | None = None  # the message that was late arrived then
+        self._since_ns: int | None = None  # arrival of the message that was late
         self._late_ns = 0
-        self._heard_ns = 0  # sound that has arrived behind it
+        self._heard_ns = 0  # duration of the sound that has arrived after it
 
     def arrived(self, now_ns: int, length_ns: int) -> Pause | None:
-        """Return what a message of sound ends: a pause that was ``"long"``, or one that was ``"short"``, known late."""
+        """Return the pause that a message of sound ends: ``"long"``, or ``"short"``, which is known a little later."""
         late_ns = 0 if self._last_ns is None else now_ns - self._last_ns - length_ns
         self._last_ns = now_ns
         if late_ns > PAUSE_NS:
@@ -70,7 +71,7 @@ def audio_from_messages(
 ) -> Source:
     """Return the source of sound that arrives as messages of raw samples, as over a WebSocket.
 
-    It ends with the messages; messages that are not whole samples are counted as corrupt.
+    The source ends with the messages. It counts messages that are not whole samples as corrupt.
 
     Args:
         messages: iterates over bytes: samples in little-endian order, those of the channels interleaved.
@@ -116,8 +117,8 @@ def audio_from_messages(
 def video_from_messages(messages: AsyncIterable[Any], *, clock: Clock | None = None, **wanted: Any) -> Source:
     """Return the source of pictures that arrive as messages of one JPEG, PNG or WebP each, as over a WebSocket.
 
-    Only the newest picture waits for a slow reader, and only what the reader takes is decoded, off the event loop.
-    It ends with the messages; those that cannot be decoded are counted as corrupt.
+    Only the newest picture waits for a slow reader. The source decodes only the pictures that the reader takes, off the
+    event loop. It ends with the messages, and counts messages that it cannot decode as corrupt.
 
     Args:
         messages: iterates over bytes.
@@ -144,7 +145,7 @@ def video_from_messages(messages: AsyncIterable[Any], *, clock: Clock | None = N
 
     async def receive() -> AsyncGenerator[Received]:
         async for message in messages:
-            picture = _bytes_of(message)  # a sender may write to its own memory before this is decoded
+            picture = _bytes_of(message)  # a copy: the sender may reuse its memory before this is decoded
             if picture[:2] in CODECS:
                 yield Received(picture)
             else:
@@ -159,5 +160,5 @@ def _check_messages(messages: object) -> None:
 
 
 def _bytes_of(message: object) -> bytes:
-    """Return the content of a binary message, copied unless it cannot change; of others nothing."""
+    """Return the content of a binary message, copied unless it is immutable; empty for other messages."""
     return bytes(message) if isinstance(message, bytes | bytearray | memoryview) else b""

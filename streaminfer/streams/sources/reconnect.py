@@ -1,4 +1,4 @@
-"""When to connect again: exponential backoff with jitter."""
+"""Reconnection of sources: exponential backoff with jitter."""
 
 import random
 from collections.abc import Callable
@@ -12,14 +12,14 @@ __all__ = ["Backoff", "Reconnect"]
 
 @attrs.frozen
 class Reconnect:
-    """How a live source connects again.
+    """Reconnection policy of a live source.
 
-    The delay doubles from ``first_s`` to ``max_s``; half of it is random, so that cameras do not return all at once.
+    The delay doubles from ``first_s`` to ``max_s``; half of it is random, so that cameras do not all reconnect at once.
 
     Attributes:
         first_s: delay after the first failure, in seconds.
         max_s: the longest delay.
-        attempts: failures in a row after which the source ends with the last error; ``None``: never.
+        attempts: attempts in a row to reconnect; if all fail, the source ends with the last error. ``None``: no limit.
     """
 
     first_s: float = attrs.field(default=0.25, validator=field_check(check_duration, positive=True))
@@ -30,8 +30,8 @@ class Reconnect:
 class Backoff:
     """Delays of one source.
 
-    A connection counts as a success once it held longer than the delay before it: a server that accepts and drops
-    connections at once is not asked faster than one that is away.
+    A connection counts as a success once it has lasted as long as the delay before it. So a source does not try a
+    server that accepts and drops connections at once more often than a server that is down.
     """
 
     def __init__(self, settings: Reconnect, random_: Callable[[], float] = random.random) -> None:
@@ -42,12 +42,12 @@ class Backoff:
         self._connected_ns: int | None = None
 
     def connected(self, now_ns: int) -> None:
-        """Note that a connection delivers."""
+        """Record that a connection delivers."""
         if self._connected_ns is None:
             self._connected_ns = now_ns
 
     def failed(self, now_ns: int) -> int | None:
-        """Return the delay in nanoseconds before the next attempt; ``None``: there is none."""
+        """Return the delay in nanoseconds before the next attempt; ``None``: there is no next attempt."""
         settings = self._settings
         if self._connected_ns is not None and now_ns - self._connected_ns >= self._delay_ns:
             self._failures = 0

@@ -1,4 +1,4 @@
-"""`Source`: an async iterator of frames, whatever they come from."""
+"""`Source`: an asynchronous iterator of frames of any origin."""
 
 import asyncio
 import weakref
@@ -18,7 +18,7 @@ __all__ = ["Clock", "Counters", "Feeder", "Source", "SourceStatistics"]
 
 @attrs.define(slots=True)
 class Counters:
-    """Counts of a feeder, written by it alone."""
+    """Counters of a feeder; only the feeder writes them."""
 
     skipped: int = 0
     corrupt: int = 0
@@ -32,18 +32,18 @@ class Counters:
 class SourceStatistics(Snapshot):
     """Counts of one source, since its start.
 
-    Each picture that was decoded, and each chunk, is one of delivered, dropped, skipped, waiting.
+    Each decoded picture, and each chunk of sound, counts as delivered, dropped, skipped or waiting.
 
     Attributes:
         delivered: frames that the reader got.
-        dropped: frames that waited while newer ones came, or at the close.
+        dropped: frames that waited when newer ones replaced them, or when the source was closed.
         waiting: frames in the buffer, or in conversion.
         skipped: pictures beyond ``rate``.
         corrupt: packets, pictures or messages that could not be decoded.
         reconnects: connections after the first.
-        silence_s: seconds of silence in place of packets that were lost.
+        silence_s: seconds of silence in place of lost packets.
         connected: whether there is a connection, or an open file.
-        last_error: of the last connection that ended with one.
+        last_error: error of the last connection that failed; ``None``: none has failed.
     """
 
     delivered: int
@@ -66,18 +66,19 @@ class Feeder(Protocol):
         """Begin, on the running loop."""
 
     async def stop(self) -> None:
-        """Return when nothing runs any more, also if nothing was started."""
+        """Return when nothing runs any more; also works if nothing was started."""
 
 
 class Source(AsyncClosing, AsyncIterator[Frame]):
     """Frames of one live source, or of a file.
 
-    Iteration starts it. `aclose` ends it in any state, as ``async with`` does at its end. One task iterates.
+    Iteration starts the source. `aclose` ends it in any state, as does the end of ``async with``. Only one task may
+    iterate.
 
     Args:
         feeder: produces the frames.
         handoff: the buffer between feeder and reader.
-        convert: what to do with the inputs of a frame that the reader takes; runs in the loop's executor.
+        convert: converts the inputs of a frame that the reader takes, in the executor of the loop.
     """
 
     def __init__(self, feeder: Feeder, handoff: Handoff, convert: Callable[[Any], Any] | None = None) -> None:
@@ -86,8 +87,8 @@ class Source(AsyncClosing, AsyncIterator[Frame]):
         self._convert = convert
         self._loop: asyncio.AbstractEventLoop | None = None  # on which it runs; None: it was not started
         self._delivered = 0
-        self._converting: tuple[Frame, asyncio.Future[Any]] | None = None  # a reader that is cancelled leaves it behind
-        self._discontinuity = False  # what could not be converted did
+        self._converting: tuple[Frame, asyncio.Future[Any]] | None = None  # stays if the reader is cancelled
+        self._discontinuity = False  # of a frame that could not be converted
         self._is_read = False  # a task waits for a frame to be converted
         weakref.finalize(self, handoff.close)  # a source without references lets its decoder end
 
@@ -98,9 +99,9 @@ class Source(AsyncClosing, AsyncIterator[Frame]):
         """Return the next frame.
 
         Raises:
-            StopAsyncIteration: it has ended, or was closed.
-            OSError: it cannot be opened or read any further, as FFmpeg says.
-            ValueError: FFmpeg finds invalid data, or there are no pictures, or no sound.
+            StopAsyncIteration: the source has ended, or was closed.
+            OSError: FFmpeg cannot open the source, or cannot read it any further.
+            ValueError: FFmpeg finds invalid data, or the source has no pictures or no sound.
             RuntimeError: another task waits already.
         """
         if self._loop is None and not self._handoff.closed.is_set():
@@ -138,7 +139,7 @@ class Source(AsyncClosing, AsyncIterator[Frame]):
             self._is_read = False
 
     async def aclose(self) -> None:
-        """End the source, and return when its thread or task has ended; also twice."""
+        """End the source and return when its thread or task has ended; may be called twice."""
         self._handoff.close()
         if self._loop is not None and self._loop.is_closed():
             return  # its task has ended with the loop, and its thread ends now

@@ -1,4 +1,4 @@
-"""Feeder for what arrives in the event loop: tracks and messages."""
+"""Feeder for items that arrive in the event loop: tracks and messages."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
@@ -17,7 +17,7 @@ from streaminfer.streams.sources.timestamps import Rational
 __all__ = ["Received", "TaskFeeder", "live_source"]
 
 SOUND_BUFFER_S = 0.25
-"""How much sound waits for a live stream's reader: one that is busy for a moment loses nothing."""
+"""How much sound waits for the reader of a live stream, so that a reader that is busy for a moment loses none."""
 
 
 @attrs.frozen(slots=True)
@@ -26,10 +26,10 @@ class Received:
 
     Attributes:
         frame: decoded sound, or a picture, decoded or not.
-        pts: timestamp in ticks; ``None``: without.
+        pts: timestamp in ticks; ``None``: no timestamp.
         time_base: seconds per tick.
-        continues: ``False`` where timestamps have nothing to do with those before.
-        is_fresh: it was not held up, though it comes later than its timestamp says.
+        continues: ``False`` if the timestamps are unrelated to the earlier ones.
+        is_fresh: the network did not delay the item, although it comes later than its timestamp says.
     """
 
     frame: Any
@@ -40,7 +40,7 @@ class Received:
 
 
 class TaskFeeder:
-    """Task that takes what arrives at once, so that nothing piles up in front of it."""
+    """Feeder with a task that takes each item as it arrives, so that items do not pile up."""
 
     def __init__(
         self,
@@ -76,17 +76,17 @@ class TaskFeeder:
         self.counters.connected = True
         try:
             error = await self._take(handoff)
-            for frame in self._maker.flush():  # what came before an error is in front of it
+            for frame in self._maker.flush():  # the reader gets the frames before an error first
                 handoff.put(frame)
         except Exception as raised:  # noqa: BLE001 the reader gets it
             error = error or raised
         finally:
             self.counters.connected = False
             handoff.finish(error)
-            self._end()  # at once, though the reader may never close
+            self._end()  # now, because the reader may never close the source
 
     async def _take(self, handoff: Handoff) -> Exception | None:
-        """Take what arrives, and return the error with which that ended."""
+        """Take items as they arrive; return the error that ended them, or ``None``."""
         try:
             async with aclosing(self._items) as items:
                 async for item in items:
@@ -97,14 +97,14 @@ class TaskFeeder:
                     stamp = self._maker.stamp(item.frame, item.pts, item.time_base, self._clock())
                     for frame in [] if stamp is None else self._maker.make(item.frame, stamp):
                         handoff.put(frame)
-                    if handoff.closed.is_set():  # the source has no references any more
+                    if handoff.closed.is_set():  # no reference to the source is left
                         break
         except Exception as raised:  # noqa: BLE001 the reader gets it
             return raised
         except asyncio.CancelledError as raised:
             if self._task is None or self._task.cancelling():
                 raise
-            return RuntimeError(f"the source: {raised!r}")  # which was cancelled itself
+            return RuntimeError(f"the source: {raised!r}")  # the items were cancelled, not this task
         return None
 
 
@@ -122,12 +122,12 @@ def live_source(
 
     Args:
         av: PyAV.
-        items: what arrives.
+        items: the items as they arrive.
         wanted: what the model takes.
-        counters: of the source.
+        counters: counters of the source.
         clock: returns monotonic nanoseconds.
         convert: makes an array of a picture that the reader takes.
-        end: called when nothing is taken any more, once or twice.
+        end: called once or twice, when the feeder takes no more items.
     """
     check_clock("clock", clock)
     is_sound = isinstance(wanted, AudioFormat)

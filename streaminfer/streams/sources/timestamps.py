@@ -1,15 +1,16 @@
-"""Timestamps of a medium, repaired; the instants of capture and the pace that follow from them.
+"""Repair of the timestamps of a medium, and the capture instants and the playback pace that follow from them.
 
-*Design.* A medium has a clock of its own: its timestamps count from anywhere, wrap, repeat, jump, or are missing. Each
-timestamp is put on one media timeline, which starts at 0 and never goes back: ``media = timestamp + shift``. A jump
-changes the shift, so that the timeline goes on by the time that passed. So it does where a live medium repeats one
-timestamp: a few alike are pictures of one instant, more are no timestamps.
+*Design.* A medium has its own clock: its timestamps start anywhere, wrap, repeat, jump, or are missing. `stamp` maps
+each timestamp to one media timeline, which starts at 0 and never goes back: ``media = timestamp + shift``. A jump
+changes the shift, so that the timeline continues by the time that passed. A live medium may repeat a timestamp: a few
+equal ones are pictures of one instant. More of them are no timestamps, and the timeline continues by the time that
+passed.
 
-What arrives live was captured at ``end + delay``, where the end is ``media`` and how long the item lasts, and the delay
-is the smallest ``arrival - end`` of the last two windows: packets of sound differ in length, and each is sent when it
-is full. The minimum is what the network added least to; a frame held up behind a lost packet is as old as it is. Two
-windows, since the two clocks drift apart: 100 ppm are 1 ms in 10 s. No instant is later than the arrival or earlier
-than the one before.
+A live item was captured at ``end + delay``. The end is ``media`` plus the duration of the item, because packets of
+sound differ in length and each is sent when it is full. The delay is the smallest ``arrival - end`` of the last two
+windows, to which the network added least; so a frame that waited behind a lost packet keeps its true age. Older windows
+do not count, because the two clocks drift apart: 100 ppm are 1 ms in 10 s. No capture instant is later than the arrival
+or earlier than the previous capture instant.
 
 *Invariants.* ``media_ns`` and ``captured_ns`` never decrease; ``captured_ns <= arrival_ns`` unless arrivals go back.
 
@@ -25,10 +26,10 @@ from streaminfer._internal.units import NEVER_NS
 __all__ = ["Pacer", "Rational", "Stamp", "TimestampRepair"]
 
 WINDOW_NS = 5_000_000_000
-BACKWARD_JUMP_NS = 500_000_000  # less is disorder of packets, which passes
-FORWARD_JUMP_NS = 5_000_000_000  # a burst behind a stall may run ahead of its arrival
+BACKWARD_JUMP_NS = 500_000_000  # smaller steps back are reordered packets, which pass
+FORWARD_JUMP_NS = 5_000_000_000  # a burst after a stall may run ahead of its arrival
 FILE_GAP_NS = 60_000_000_000  # files have no arrivals to compare with; slides may last a minute
-MAX_LAG_NS = 200_000_000  # a later frame was not decoded slowly: its reader waited, and playback waits with it
+MAX_LAG_NS = 200_000_000  # a frame that is later than this had a reader that waited, so playback waits too
 MAX_REPEATS = 2  # of a live timestamp: fields or slices of a picture
 WRAPS = (1 << 32, 1 << 33)
 """Ticks after which timestamps start over: RTP, MPEG transport streams."""
@@ -48,12 +49,12 @@ class Rational(Protocol):
 
 @attrs.frozen(slots=True)
 class Stamp:
-    """When an item was captured.
+    """Position and capture instant of an item.
 
     Attributes:
-        media_ns: on the timeline of the medium, from its first item.
-        captured_ns: its end, on the clock of the arrivals.
-        discontinuity: timestamps jumped, or the connection is a new one.
+        media_ns: position on the timeline of the medium, from its first item.
+        captured_ns: capture instant of the end of the item, on the clock of the arrivals.
+        discontinuity: the timestamps jumped, or the connection is new.
     """
 
     media_ns: int
@@ -83,12 +84,12 @@ class TimestampRepair:
         self._window_end_ns = 0
 
     def restart(self) -> None:
-        """Continue with a medium whose timestamps have nothing to do with those before."""
+        """Continue with a medium with timestamps that are unrelated to the earlier ones."""
         self._shift_ns = self._pts = None
         self._restarted = self._last is not None
 
     def forget_delays(self) -> None:
-        """Begin a window with the next item, and leave those before it out."""
+        """Begin a window with the next item and forget the earlier windows."""
         self._window_end_ns = -NEVER_NS
 
     def stamp(self, pts: int | None, time_base: Rational | None, duration_ns: int, arrival_ns: int) -> Stamp:
@@ -129,7 +130,7 @@ class TimestampRepair:
         return self._last
 
     def _place(self, pts: int, time_base: Rational, next_ns: int, elapsed_ns: int) -> tuple[int, bool]:
-        """Return the position of a timestamp, and whether it jumped; a jump goes on with the next position."""
+        """Return the position of a timestamp, and whether it jumped; after a jump, the next position follows."""
         seconds = 1_000_000_000 * time_base.numerator
         pts_ns = pts * seconds // time_base.denominator
         jump: int | None = 0
@@ -141,7 +142,7 @@ class TimestampRepair:
         return pts_ns + self._shift_ns, jump is None
 
     def _find_jump(self, step_ns: int, elapsed_ns: int, seconds: int, time_base: Rational) -> int | None:
-        """Return what a wrap adds to the timeline, 0 where the step is a likely one, ``None`` for a jump."""
+        """Return what a wrap adds to the timeline, 0 for a plausible step, or ``None`` for a jump."""
         limit_ns = elapsed_ns + FORWARD_JUMP_NS if self._live else FILE_GAP_NS
         if -BACKWARD_JUMP_NS <= step_ns <= limit_ns:
             return 0
@@ -173,7 +174,7 @@ class Pacer:
         self._start_ns: int | None = None
 
     def due_ns(self, media_ns: int, now_ns: int) -> int:
-        """Return when an item at this position is due; what is far behind moves the rest of the file with it."""
+        """Return when an item at this position is due; an item that is far behind delays the rest of the file too."""
         if self._start_ns is None or now_ns - self._start_ns - media_ns > MAX_LAG_NS:
             self._start_ns = now_ns - media_ns
         return self._start_ns + media_ns

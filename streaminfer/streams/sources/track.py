@@ -30,21 +30,21 @@ class Track(Protocol):
 def from_track(track: Track, *, connection: Any = None, clock: Clock | None = None, **wanted: Any) -> Source:
     """Return the source of a WebRTC track, with sound or pictures.
 
-    It takes every frame from the track at once, keeps the newest picture or the last 0.25 s of sound for a slow reader,
-    and ends with the track. Closing it stops the track; aiortc decodes for a stopped track until the connection, or
-    its transceiver, is closed. Share a track through aiortc's ``MediaRelay``.
+    The source takes every frame from the track at once, keeps the newest picture or the last 0.25 s of sound for a slow
+    reader, and ends with the track. Closing the source stops the track, but aiortc continues to decode until the
+    connection, or the transceiver of the track, is closed. To share a track, use aiortc's ``MediaRelay``.
 
     Args:
-        track: any aiortc ``MediaStreamTrack`` that gives decoded frames.
-        connection: the ``RTCPeerConnection`` that the track came from: its receiver then recovers from lost packets in
-            time, where aiortc alone lets each loss delay all that follows. ``None``: aiortc alone.
+        track: any aiortc ``MediaStreamTrack`` that returns decoded frames.
+        connection: the ``RTCPeerConnection`` of the track. With it, the receiver recovers from lost packets in time;
+            with aiortc alone, each loss delays everything after it. ``None``: aiortc alone.
         clock: returns monotonic nanoseconds; ``None``: ``time.monotonic_ns``.
         wanted: ``rate``, ``size`` and ``pixel_format`` as for `VideoSource`, or ``sample_rate``, ``chunk``, ``hop``,
             ``channels`` and ``dtype`` as for `AudioSource`.
 
     Raises:
         MissingExtra: aiortc is not installed.
-        TypeError, ValueError: an argument of the wrong type or out of range, or a track that is not of this connection.
+        TypeError, ValueError: an argument of the wrong type or out of range, or a track of another connection.
     """
     check_clock("clock", clock)
     read_clock = clock or time.monotonic_ns

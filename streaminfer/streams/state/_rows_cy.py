@@ -1,13 +1,13 @@
 # cython: embedsignature=True, boundscheck=False, wraparound=False
 """Rows of a tensor where they are in memory, and copies of them to another place.
 
-*Design.* A small copy takes less time than it takes to ask NumPy for the memory of its arrays, so a place asks once,
-and numbers of rows are plain lists. A small copy also keeps the interpreter lock: what releases it has to get it back,
-and on a core that a worker shares with its event loop it waits until the loop has run all its callbacks, 40 µs or more
-for a copy of two. Larger copies are those of the kernel, which releases it; where none was compiled ahead of time,
-NumPy copies, since serving does not import Numba.
+*Design.* A small copy takes less time than asking NumPy for the memory of its arrays. So a `Rows` object asks once, and
+row numbers are plain lists. A small copy also keeps the interpreter lock, because a thread that releases the lock must
+get it back. On a core that a worker shares with its event loop, the worker would wait until the loop has run all its
+callbacks: 40 µs or more for a copy of 2 µs. The kernel makes larger copies and releases the lock. If no kernel was
+compiled ahead of time, NumPy copies, because serving does not import Numba.
 
-One source, compiled with the C types of ``_rows_cy.pxd`` or run as it is.
+One source, compiled with the C types of ``_rows_cy.pxd`` or run uncompiled.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["Rows", "row_copies"]
 
 # C variables in the compiled module, not visible from Python
 _WORD = 8
-_SMALL = 1 << 16  # words of all rows up to which a copy keeps the lock: it takes no longer than getting that back
+_SMALL = 1 << 16  # words up to which a copy keeps the lock: the copy takes no longer than getting the lock back
 
 
 class Rows:
@@ -53,7 +53,7 @@ class Rows:
         Args:
             source: the other place.
             source_rows: numbers of the rows there.
-            rows: numbers of the rows here, as many.
+            rows: numbers of the rows here, as many as ``source_rows``.
         """
         count = len(rows)
         if self._words.itemsize != _WORD or count * self._runs * self._run > _SMALL:
@@ -84,7 +84,7 @@ class Rows:
 
 @cache
 def row_copies() -> dict[np.dtype[Any], Callable[..., None]]:
-    """Return the copies of large rows by the type of their words, with the arguments of ``kernels.copy_rows_numpy``."""
+    """Return the functions that copy large rows, by word type, with the arguments of ``kernels.copy_rows_numpy``."""
     from streaminfer import _compiled_kernels  # noqa: PLC0415 - reads files and digests: not at the package's import
 
     compiled = _compiled_kernels.load()

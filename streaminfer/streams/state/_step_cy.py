@@ -1,7 +1,7 @@
-"""Records of the table of streams: a stream, a step of some of them, and the outputs that are the next inputs.
+"""Records of the table of streams: a stream, a step of some streams, and the outputs that are the next inputs.
 
-One source, compiled with the C types of ``_step_cy.pxd`` or run as it is. Only the table writes what begins with an
-underscore.
+One source, compiled with the C types of ``_step_cy.pxd`` or run uncompiled. Only the table writes attributes that begin
+with an underscore.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ __all__ = ["Block", "Places", "Step", "Stream", "WriteBack"]
 
 
 class Stream:
-    """One stream and where its state is: in a block, in a slot of the arena, given by hand, or nowhere yet.
+    """One stream and the location of its state: in a block, in a slot of the arena, imported, or nowhere yet.
 
     Attributes:
-        stream_id: as requests name it.
-        block: the outputs of the batch of its latest step; ``None``: it is elsewhere.
-        row: of the block.
-        slot: of the arena; -1: it is elsewhere.
-        given: a state that was imported; ``None``: it is elsewhere.
-        lengths: of the parts of its state that grow; ``None``: nothing grows, or its state is given or initial.
+        stream_id: id of the stream in requests.
+        block: outputs of the batch of its latest step; ``None``: the state is elsewhere.
+        row: row of the block.
+        slot: slot of the arena; -1: the state is elsewhere.
+        given: a state that was imported; ``None``: the state is elsewhere.
+        lengths: lengths of the growing parts of its state; ``None``: nothing grows, or the state is given or initial.
         seen_ns: when its latest step was registered.
-        version: how often a step that runs lost the right to commit.
+        version: changes when the state is discarded; a step that started with another version does not commit.
     """
 
     def __init__(self, stream_id: Hashable, seen_ns: int) -> None:
@@ -48,12 +48,12 @@ class Block:
     """The outputs of one batch, as the next input.
 
     Args:
-        arrays: by name of the state, in the layout of the model.
-        size: rows of the arrays, padding included; -1: it is no input as it is.
-        lengths: by row those of the parts that grow; ``None``: nothing grows.
+        arrays: outputs by name of the state, in the layout of the model.
+        size: rows of the arrays, including padding; -1: the arrays cannot be the next input unchanged.
+        lengths: lengths of the growing parts, by row; ``None``: nothing grows.
 
     Attributes:
-        streams: by row the stream whose state this is; ``None``: of none.
+        streams: stream with its state in each row; ``None``: no stream.
         live: how many rows hold the state of a stream.
     """
 
@@ -66,15 +66,15 @@ class Block:
 
 
 class Step:
-    """One batch, or a part of it in which no stream stands twice.
+    """One batch, or a part of it in which no stream occurs twice.
 
     Attributes:
-        streams: of its rows.
-        rows: their positions in the batch.
-        pending: how many steps must end before it may run.
-        waiter: what the shell wakes when it may; ``None``: nothing waits.
-        ended: it has run, or never will.
-        abandoned: its caller has gone, and it is only there to keep the order.
+        streams: streams of its rows.
+        rows: positions of the rows in the batch.
+        pending: how many steps must end before this one may run.
+        waiter: future to wake when the step may run; ``None``: no task waits.
+        ended: the step has run, or never will.
+        abandoned: the caller no longer waits; the step only keeps the order.
     """
 
     def __init__(self, group: list[Step], wave: int) -> None:
@@ -93,12 +93,12 @@ class Step:
 
 
 class WriteBack:
-    """Rows of a block on their way to slots of the arena.
+    """Rows of a block that are written to slots of the arena.
 
     Attributes:
-        block: which one.
-        rows: of the block.
-        slots: where each goes.
+        block: the block.
+        rows: rows of the block.
+        slots: slot of each row.
     """
 
     def __init__(self, block: Block) -> None:
@@ -112,9 +112,9 @@ class Places:
     """Where the rows of a batch are gathered from.
 
     Attributes:
-        sources: a block, or ``None`` for the arena; rows of it, or slots; and the rows of the batch that these become.
-        others: rows of the batch whose state is given, or else initial; the stream's id, and what is given.
-        lengths: by row, of the states that grow; ``None``: not known.
+        sources: tuples of a block (``None``: the arena), its rows (or slots), and the rows of the batch they become.
+        others: tuples for given and initial states: row of the batch, id of the stream, and given state or ``None``.
+        lengths: lengths of the growing states, by row; ``None``: not known.
     """
 
     def __init__(self) -> None:

@@ -1,27 +1,26 @@
-"""Which streams have state, where it is, and whose turn it is.
+"""Table of streams: the location of each stream's state, and the order of the steps.
 
 *Design.* The outputs of a batch stay where the model wrote them: the batch is a `Block`, and each of its streams has
-its state in one row of it. So a step that succeeds moves nothing: :meth:`StreamTable.commit` points the streams at the
-new block. A batch of the same streams in the same order as a block reads that block as its input (*sticky rows*). For
-other batches the rows are gathered from wherever they are. Few blocks are kept: the rows that are left in an older one
-are written back to the arena, to a *slot* of their own, and the block is dropped.
+its state in one row of the block. So a step that succeeds moves nothing: :meth:`StreamTable.commit` points the streams
+at the new block. A batch of the same streams in the same order as a block reads that block as its input (*sticky
+rows*). For other batches the rows are gathered from their locations. Only a few blocks are kept: the remaining rows of
+an older block are written back to the arena, each to its own *slot*, and the block is dropped.
 
-A step that does not succeed leaves the state as it was, because nothing was written, neither to the arena nor to a
-block. A stream that was reset, ended or imported while its step ran has another ``version`` then, and the step does not
-commit to it.
+A step that does not succeed leaves the state unchanged, because it writes neither to the arena nor to a block. If a
+stream is reset, ended or imported while its step runs, its ``version`` changes, and the step does not commit to it.
 
-*Turns.* Each stream remembers the last step that was registered for it. A new step waits for those of all its streams,
-and steps are registered in one go, so that steps of one stream run in the order of their registration, one at a time,
-and no two steps wait for each other. A step that is abandoned while it waits keeps its place, so that those behind it
-do not overtake those before it.
+*Turns.* Each stream remembers the last step that was registered for it. A new step waits for the last steps of all its
+streams, and is registered for all of them at once. So the steps of one stream run one at a time, in the order of their
+registration, and no two steps wait for each other. A step that is abandoned while it waits keeps its place, so that
+later steps do not overtake earlier ones.
 
-*Slots.* A slot is given back when its stream has moved on. The slot of a stream that was reset or ended during its step
-is given back when that step ends, because the step may still read it.
+*Slots.* A slot becomes free when its stream has moved on. If the stream was reset or ended during its step, the slot
+becomes free when that step ends, because the step may still read it.
 
 *Complexity.* O(1) per row; expiry is O(1) per expired stream, in the order of use.
 
-One source, compiled with the C types of ``_stream_table_cy.pxd`` or run as it is. Synchronous, takes the time as an
-argument, not thread-safe: the caller holds a lock.
+One source, compiled with the C types of ``_stream_table_cy.pxd`` or run uncompiled. Synchronous, takes the time as an
+argument, and is not thread-safe: the caller holds a lock.
 """
 
 from __future__ import annotations
@@ -34,20 +33,20 @@ from streaminfer.streams.state._step_cy import Block, Places, Step, Stream, Writ
 
 __all__ = ["StreamTable"]
 
-_SPARE_SLOTS = 64  # of rows that are written back while the slots of streams that have left are still read
+_SPARE_SLOTS = 64  # for rows that are written back while a step still reads the slots of removed streams
 
 
 class StreamTable:
     """The streams that have state.
 
     Args:
-        max_streams: the most there can be.
+        max_streams: maximum number of streams.
 
     Attributes:
         capacity: slots of the arena.
-        expired: streams that were idle for too long, so far.
-        rejected: rows for which there was no place, so far.
-        given: streams whose state was given by hand, and has not been read by a step that succeeded.
+        expired: streams that were forgotten so far because they were idle.
+        rejected: rows and imports that were rejected so far because there was no place.
+        given: streams with an imported state that no successful step has read yet.
     """
 
     def __init__(self, max_streams: int) -> None:
@@ -79,15 +78,15 @@ class StreamTable:
         return self._streams.get(stream_id)
 
     def begin(self, requests: Sequence[Any], now_ns: int) -> list[Step]:
-        """Register the rows of a batch; opens the streams that are new.
+        """Register the rows of a batch and open its new streams.
 
         Args:
-            requests: of each row, with a ``stream_id``; ``None``: it has no stream, and so no place.
+            requests: request of each row, with a ``stream_id``; a row with the id ``None`` gets no place.
             now_ns: the present.
 
         Returns:
-            The steps, in their order: one, and another for each further row of a stream. Rows for which there is no
-            place are in none.
+            The steps, in their order: one, and another one for each repetition of a stream. Rows without a place are in
+            no step.
         """
         group: list[Step] = []
         step = Step(group, 0)
@@ -121,10 +120,10 @@ class StreamTable:
         return group
 
     def locate(self, step: Step) -> Block | None:
-        """Note the state that a step starts from, when its turn has come.
+        """Record which states a step starts from; called at the turn of the step.
 
         Returns:
-            The block whose rows are those of the step, in their order; ``None``: the rows must be gathered.
+            The block with exactly the rows of the step, in their order; ``None``: the rows must be gathered.
         """
         versions: list[int] = []
         first = step.streams[0]
@@ -138,7 +137,7 @@ class StreamTable:
         return block if same else None
 
     def places(self, streams: list[Stream]) -> Places:
-        """Return where the states of some streams are now, to be gathered as the rows of a batch."""
+        """Return the locations from which the states of some streams are gathered as rows of a batch."""
         places = Places()
         sources: dict[Block | None, tuple[Block | None, list[int], list[int]]] = {}
         for row, stream in enumerate(streams):
@@ -156,12 +155,12 @@ class StreamTable:
         return places
 
     def commit(self, step: Step, block: Block, failed: Collection[int] = ()) -> None:
-        """Let the streams of a step go on from its outputs.
+        """Make the outputs of a step the states of its streams.
 
         Args:
-            step: it was located, and has not ended.
+            step: a step that was located and has not ended.
             block: the outputs, in the order of the step's rows.
-            failed: rows of the step that keep the state that they had.
+            failed: rows of the step that keep their previous state.
         """
         holders: list[Stream | None] = []
         versions = step._versions
@@ -184,7 +183,7 @@ class StreamTable:
         """End a step, whether it ran or not.
 
         Returns:
-            The steps that may run now; their waiters are to be woken.
+            The steps that may run now; the caller wakes their waiters.
         """
         if step.ended:
             return []
@@ -200,7 +199,7 @@ class StreamTable:
                 if stream._tail is one:
                     stream._tail = None
                     if stream._alive and stream.block is None and stream.slot < 0 and stream.given is None:
-                        self._remove(stream)  # it has nothing that another stream would not start with
+                        self._remove(stream)  # it has no state but the initial one
             for slot in one._orphans:
                 self._free.append(slot)
             one._orphans = []
@@ -213,17 +212,17 @@ class StreamTable:
                         ready.append(dependent)
             one._dependents = []
             one._latest_dependent = None
-            one._group = None  # which has this step in it
+            one._group = None  # breaks a cycle: the group contains this step
         return ready
 
     def take_back(self, keep: int) -> WriteBack | None:
-        """Choose the oldest block, if there are more than a number of them, for its rows to be written to the arena.
+        """Choose the oldest block to be written back to the arena, if there are more than ``keep`` blocks.
 
         Args:
-            keep: so many blocks are kept.
+            keep: number of blocks that are kept.
 
         Returns:
-            The rows and their new slots, for :meth:`taken_back`; ``None``: there are few blocks, or no slots.
+            The rows and their new slots, for :meth:`taken_back`; ``None``: there are few blocks, or too few free slots.
         """
         if len(self._blocks) <= keep:
             return None
@@ -240,11 +239,11 @@ class StreamTable:
         return work
 
     def taken_back(self, work: WriteBack, copied: bool) -> None:
-        """Let the streams of a block go on from the arena, but for those that have moved meanwhile.
+        """Move the streams of a block to their slots in the arena, except those that have moved on meanwhile.
 
         Args:
-            work: from :meth:`take_back`.
-            copied: the rows are in their slots; else all is as it was.
+            work: result of :meth:`take_back`.
+            copied: the rows were copied to their slots; otherwise the block stays.
         """
         for stream, slot in zip(work.streams, work.slots, strict=True):
             if copied and stream.block is work.block:
@@ -274,7 +273,7 @@ class StreamTable:
             self._remove(stream)
 
     def put(self, stream_id: Hashable, given: Any, now_ns: int) -> bool:
-        """Let the next step of a stream start from a given state; false where there is no place for the stream."""
+        """Let the next step of a stream start from a given state; return false if there is no place for the stream."""
         stream = self._streams.get(stream_id)
         if stream is None:
             if len(self._streams) >= self.max_streams:
@@ -301,14 +300,14 @@ class StreamTable:
             self.reset(stream_id)
 
     def expire(self, before_ns: int, now_ns: int) -> int:
-        """Forget the streams that were last seen at an instant or earlier, and have no step.
+        """Forget the streams that were last seen at ``before_ns`` or earlier and have no step.
 
         Args:
-            before_ns: that instant.
+            before_ns: latest instant at which a forgotten stream was seen.
             now_ns: the present: streams with a step count as seen now.
 
         Returns:
-            The instant at which the one that is idle the longest was seen; -1: there is none.
+            The instant at which the longest idle of the other streams was seen; -1: no stream is left.
         """
         for _ in range(len(self._streams)):  # at most once around: each leaves, or goes to the end
             stream = next(iter(self._streams.values()))
@@ -328,12 +327,12 @@ class StreamTable:
         del self._streams[stream.stream_id]
 
     def _void(self, stream: Stream) -> None:
-        """Take its state away, also from the step that runs."""
+        """Discard the state of a stream, also for a step that runs."""
         stream.version += 1
         self._leave(stream, stream._tail)
 
     def _leave(self, stream: Stream, reader: Step | None) -> None:
-        """Leave the place of a state; ``reader`` is the last step that may still read it."""
+        """Free the location of a stream's state; ``reader`` is the last step that may still read it."""
         block = stream.block
         if block is not None:
             block.streams[stream.row] = None

@@ -1,4 +1,4 @@
-"""`StatefulBackend`: a recurrent model for many streams, whose steps share batches."""
+"""`StatefulBackend`: a recurrent model for many streams; their steps share batches."""
 
 import asyncio
 import functools
@@ -35,29 +35,29 @@ Array = NDArray[Any]
 class StatefulBackend(Wrapper):
     """Keeps the state of each stream, so that steps of many streams share the batches of a recurrent model.
 
-    A request brings the inputs that are no state, and a ``stream_id``; its response has the outputs that are no state:
-    one array where there is one, else a mapping by name. A request without a ``stream_id`` is rejected.
+    A request has a ``stream_id`` and the inputs that are not states. Its response has the outputs that are not states:
+    one array if there is only one, else a mapping by name. The backend rejects a request without a ``stream_id``.
 
-    A step that fails, is cancelled or is dropped leaves the state of its stream as it was. Steps of one stream run one
+    A step that fails, is cancelled or is dropped leaves the state of its stream unchanged. Steps of one stream run one
     at a time, in the order in which the backend got them.
 
-    Thread-safety: as the backend inside; the states are shared by all event loops and threads.
+    Thread-safety: as the inner backend; all event loops and threads share the states.
 
     Args:
-        backend: a backend whose ``infer`` takes a mapping of inputs, and returns a mapping of outputs or one for each
-            row. A state output has the layout of its input, batch axis included.
-        state: name of the input → name of the output that is its next value.
-        context: name of an input → how many samples of the step before stand in front of those of a request. They lie
-            along the last axis; for another one a pair: samples, and axis in a request.
-        initial: by name of the input what a stream starts from, without the batch axis: an array, or a function of the
-            stream's id. Zeros where it names none; needed where the backend does not know shape and type.
-        growing: by name of the input the states that grow with each step. They start empty, unless ``initial`` says
-            otherwise.
-        max_streams: the most streams with state; a further one gets `Overloaded`. Address space for their states is
-            reserved, memory is used as they come.
+        backend: a backend whose ``infer`` takes a mapping of inputs and returns a mapping of outputs, or one mapping
+            per row. A state output has the layout of its input, including the batch axis.
+        state: name of a state input → name of the output with its next value.
+        context: name of an input → number of samples of the previous step that precede the samples of a request, along
+            the last axis. For another axis, a pair: number of samples, and axis in a request.
+        initial: name of a state input → initial value of a stream, without the batch axis: an array, or a function of
+            the stream's id. The default is zeros; required if the backend does not know shape and type.
+        growing: name of a state input → how the state grows with each step. Such a state starts empty, unless
+            ``initial`` has a value for it.
+        max_streams: maximum number of streams with state; requests of a further stream get `Overloaded`. Address space
+            is reserved for all states, but memory is used only as streams arrive.
         idle_ttl_s: seconds without a request after which a stream is forgotten; ``None``: never.
-        keep_on_reload: states go on where the backend's model is replaced. Otherwise all streams start again.
-        clock: monotonic nanoseconds; ``None``: that of the `Stack`.
+        keep_on_reload: keep the states when the model of the backend is replaced; otherwise all streams start again.
+        clock: returns monotonic nanoseconds; ``None``: the clock of the `Stack`.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong type, or does not fit the backend.
@@ -100,11 +100,11 @@ class StatefulBackend(Wrapper):
         self._model = self._changes()
         self._restarts = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._timer_loop: asyncio.AbstractEventLoop  # where there is a timer
+        self._timer_loop: asyncio.AbstractEventLoop  # set if there is a timer
         _instances.add(self)
 
     def capabilities(self) -> Capabilities:
-        """What the backend offers, for requests without states; and the states of the streams."""
+        """Return the capabilities of the backend, for requests without states, and the states of the streams."""
         offered = super().capabilities()
         return offered._replace(
             validate=self._validation(offered),
@@ -118,17 +118,17 @@ class StatefulBackend(Wrapper):
     def _model_tensors(self) -> ModelTensors:
         describe = super().capabilities().model_tensors
         model = None if describe is None else describe()
-        # of inputs that are not known it is still known whether they have names
+        # even if the inputs are not known, it is known whether they have names
         return self._signature.tensors_of_requests(model or ModelTensors(()))
 
     async def infer(self, batch: Batch) -> Sequence[Any]:
         """Run a step of each row's stream.
 
         Returns:
-            One result per row; a row without a stream, or without a place for it, gets an exception.
+            One result per row; a row without a stream, or with a stream beyond ``max_streams``, gets an exception.
 
         Raises:
-            BackendError: the backend failed; all states are as they were.
+            BackendError: the backend failed; all states are unchanged.
         """
         rows = batch.rows
         now_ns = self._clock()
@@ -142,11 +142,11 @@ class StatefulBackend(Wrapper):
         return await self._run_apart(store, steps, batch)
 
     async def start(self) -> None:
-        """Start the backend inside, unless another owner has."""
+        """Start the inner backend, unless another owner has started it."""
         await start_owned(self, self.inner)
 
     async def stop(self, *, drain: bool = True) -> None:
-        """Stop the backend inside, unless it has another owner, and forget all states, which are data of persons."""
+        """Stop the inner backend, unless it has another owner, and forget all states, which are personal data."""
         try:
             await stop_all(self, [self.inner], drain=drain)
         finally:
@@ -156,13 +156,13 @@ class StatefulBackend(Wrapper):
             self._store.clear()
 
     def bind_clock(self, clock: Clock) -> None:
-        """Take over the clock of a `Stack`, unless one was given."""
+        """Use the clock of a `Stack`, unless the constructor got a clock."""
         if not self._clock_given:
             self._clock = clock
         super().bind_clock(clock)
 
     def reset_stream(self, stream_id: Hashable) -> None:
-        """Let the next step of a stream start from the initial state; one that runs does not change that."""
+        """Let the next step of a stream start from the initial state, even if a step runs now."""
         with self._store.lock:
             self._store.table.reset(stream_id)
 
@@ -190,16 +190,16 @@ class StatefulBackend(Wrapper):
         return write_record(states, fingerprint)
 
     def import_state(self, stream_id: Hashable, state: bytes) -> None:
-        """Let the next step of a stream go on from a state that :meth:`export_state` returned.
+        """Let the next step of a stream continue from a state that :meth:`export_state` returned.
 
-        It counts as a request for ``idle_ttl_s``; where no event loop runs, that ends with the next request at the
-        earliest.
+        The import counts as a request for ``idle_ttl_s``. If no event loop runs, the idle stream is forgotten at the
+        next request at the earliest.
 
         Raises:
-            InvalidInput: it is no such record, was altered, or is of another model.
-            Overloaded: there is no place for the stream.
+            InvalidInput: ``state`` is not such a record, was altered, or comes from another model.
+            Overloaded: ``max_streams`` streams have state already.
         """
-        Request(None, stream_id=stream_id)  # which checks the id
+        Request(None, stream_id=stream_id)  # checks the id
         if stream_id is None:
             raise InvalidInput(expected("stream_id", "the id of a stream", stream_id))
         states = read_record(state, self._signature.tensors, self._fingerprint())
@@ -212,7 +212,7 @@ class StatefulBackend(Wrapper):
         self._set_timer(now_ns)
 
     def statistics(self) -> StatefulStatistics:
-        """What was counted until now."""
+        """Return a snapshot of the counters."""
         store = self._store
         with store.lock:
             return StatefulStatistics(
@@ -228,7 +228,7 @@ class StatefulBackend(Wrapper):
             )
 
     def _forget(self) -> None:
-        """In a forked process, keep no state: the steps of the parent end there, and streams would wait for them."""
+        """Discard all states in a forked process: streams would wait for steps that end only in the parent."""
         self._store.forget()
         self._store = StateStore(self._signature.tensors, self._max_streams, self._keep)
         self._timer = None
@@ -245,7 +245,7 @@ class StatefulBackend(Wrapper):
                 results = await self.inner.infer(fed)
                 if self._keep_on_reload or self._changes() == model:
                     break
-                fed = fed.again()  # which of the models ran is not known: the new one runs from the initial state
+                fed = fed.again()  # it is not known which model ran: the new one runs from the initial state
             outputs = self._read(results, fed)
             assert fed.states is not None  # noqa: S101 - else it was not read
             lengths = store.grow(fed.states, outputs.states)
@@ -258,7 +258,7 @@ class StatefulBackend(Wrapper):
             _end(store, step)
 
     async def _run_apart(self, store: StateStore, steps: list[Step], batch: Batch) -> Sequence[Any]:
-        """Run the steps of a batch one after another, where a stream stands twice in it or has no place."""
+        """Run the steps of a batch one after another, if a stream occurs twice in it or a row has no place."""
         results: list[Any] = [None] * len(batch.rows)
         missing = set(range(len(results))).difference(*(step.rows for step in steps))
         for row in missing:
@@ -298,7 +298,7 @@ class StatefulBackend(Wrapper):
         return outputs
 
     def _renew(self) -> int:
-        """Let all streams start again if the model has changed; the caller holds the lock."""
+        """Restart all streams if the model has changed; the caller holds the lock."""
         model = self._changes()
         if model != self._model:
             self._model = model
@@ -364,11 +364,11 @@ class StatefulBackend(Wrapper):
         )
 
     def _forget_idle(self, now_ns: int) -> int:
-        """Forget idle streams, and return when the first of the others was seen; the caller holds the lock."""
+        """Forget idle streams; return when the longest idle of the others was seen. The caller holds the lock."""
         return -1 if self._ttl_ns is None else self._store.table.expire(now_ns - self._ttl_ns, now_ns)
 
     def _set_timer(self, seen_ns: int) -> None:
-        """See to it that a stream that was seen at an instant is forgotten though no request comes."""
+        """Set the timer that forgets a stream last seen at ``seen_ns``, even if no request comes."""
         if self._ttl_ns is None or (self._timer is not None and not self._timer_loop.is_closed()):
             return
         due_ns = seen_ns + self._ttl_ns
@@ -400,12 +400,12 @@ def _after_fork() -> None:
 at_fork(after_in_child=_after_fork)
 
 _MAX_KINDS = 64
-"""Shapes of requests that are remembered as valid: the lengths of a source, and not those of an attacker."""
+"""Shapes of requests that are remembered as valid: enough for one source, and few for an attacker."""
 _NO_STREAM = "stream_id: expected the stream of the request, got None: the model keeps state for each stream"
 
 
 def _kind_of(inputs: Any) -> Hashable:
-    """Return names, shapes and types of what a request brings; ``None`` where it is more than plain arrays."""
+    """Return names, shapes and types of the inputs of a request; ``None`` if they are not only plain arrays."""
     if type(inputs) is np.ndarray:
         return inputs.shape, inputs.dtype
     if type(inputs) is not dict or any(type(value) is not np.ndarray for value in inputs.values()):

@@ -1,4 +1,4 @@
-"""`FedBatch`: the batch that the backend inside is given, with the states and contexts in it."""
+"""`FedBatch`: the batch that the inner backend gets, with states and contexts as inputs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,12 +20,12 @@ Array = NDArray[Any]
 
 @attrs.frozen(slots=True, eq=False)
 class Context:
-    """The end of an input that the next step reads again, before its own.
+    """The last samples of an input, which the next step reads again before its own samples.
 
     Attributes:
-        name: of the input.
-        length: along the axis.
-        axis: of the input, batch axis included.
+        name: name of the input.
+        length: number of samples along the axis.
+        axis: axis of the input, counting the batch axis.
     """
 
     name: str
@@ -34,20 +34,19 @@ class Context:
 
 
 class FedBatch(Batch):
-    """A batch with the states of its streams; they are put together at the first reading, by the reader.
+    """A batch with the states of its streams; the first access to ``inputs`` gathers them.
 
     Args:
-        batch: what the requests brought.
+        batch: inputs of the requests.
         read_states: returns the states for a number of rows.
-        contexts: of the inputs.
-        only_input: the name of what the requests brought, where they brought arrays without one.
-        whole_outputs: the states.
-        lengths: the inputs that are told the lengths of states that grow, with their type; ``None``: of one that the
-            model does not ask for. In the order of those states.
+        contexts: contexts of the inputs.
+        only_input: name of the input for requests that consist of one array.
+        whole_outputs: names of the state outputs.
+        lengths: for each growing state, the input for its lengths and the type of this input; ``None``: no such input.
 
     Attributes:
-        states: what the inputs have of the streams; ``None``: not read yet.
-        ends: by name of the input, what the next step begins with.
+        states: states of the streams in the inputs; ``None``: not read yet.
+        ends: context of the next step, by name of the input.
     """
 
     __slots__ = (
@@ -84,7 +83,7 @@ class FedBatch(Batch):
 
     @property
     def inputs(self) -> Mapping[str, Any]:
-        """What the model reads."""
+        """Inputs of the model by name."""
         if self._fed is None:
             given = self._batch.inputs
             if isinstance(given, np.ndarray) and self._only_input is not None:
@@ -122,9 +121,9 @@ class PartOfBatch(Batch):
     """Some rows of a batch.
 
     Args:
-        batch: the whole.
-        positions: of the rows.
-        axes: the batch axis of each input, 0 where it names none.
+        batch: the whole batch.
+        positions: positions of the rows.
+        axes: batch axis by name of the input; 0 for an input without an entry.
     """
 
     __slots__ = ("_axes", "_batch", "_positions", "is_part")
@@ -139,7 +138,7 @@ class PartOfBatch(Batch):
 
     @property
     def inputs(self) -> Any:
-        """What these rows brought."""
+        """Inputs of these rows."""
         inputs = self._batch.inputs
         if isinstance(inputs, Mapping):
             return {name: np.take(value, self._positions, self._axes.get(name, 0)) for name, value in inputs.items()}

@@ -1,4 +1,4 @@
-"""Contexts and chunks of a batch behind each other: as NumPy joins and cuts them, without giving up the lock."""
+"""Joins and cuts the contexts and chunks of a batch as NumPy does, but keeps the interpreter lock for small ones."""
 
 import math
 from typing import Any
@@ -46,7 +46,7 @@ def end_of(array: Array, axis: int, length: int) -> Array:
 
 
 def _run_of(array: Array, shape: tuple[int, ...], axis: int, outer: int) -> int:
-    """Return the words of a run along an axis; 0: not whole ones, or other sizes along the other axes."""
+    """Return the words of a run along an axis; 0: a run is not whole words, or the array cannot be copied this way."""
     others = array.shape[:axis] == shape[:axis] and array.shape[axis + 1 :] == shape[axis + 1 :]
     if not others or not outer or not array.flags.c_contiguous or not array.flags.aligned or array.dtype.hasobject:
         return 0

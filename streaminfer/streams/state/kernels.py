@@ -1,10 +1,10 @@
 """Copies of rows between the arena, batches and the outputs of earlier batches.
 
-*Design.* A row of a tensor with a batch axis is ``outer`` runs of ``inner`` words, as far apart as the batch is wide;
-in the arena the runs of a row follow each other. Two strides describe each side, so that one kernel gathers rows into a
+*Design.* In a batch, a row consists of ``outer`` runs of ``inner`` words, with the runs of the other rows between them.
+In the arena the runs of a row are contiguous. Two strides describe each side, so that one kernel gathers rows into a
 batch, writes them back, and moves them from one batch to another. Words are as wide as the runs allow, because LLVM
-copies wide words four times as fast as bytes. ``copies`` chooses between this kernel and its plain twin; small rows are
-copied by ``_rows_cy``, which keeps the interpreter lock.
+copies wide words four times as fast as bytes. ``_rows_cy.row_copies`` chooses between this kernel and its NumPy
+version; ``_rows_cy`` copies small rows itself, which keeps the interpreter lock.
 """
 
 from typing import Any
@@ -39,10 +39,10 @@ def copy_rows_numpy(
     Args:
         source: flat words of one of the :data:`WORDS`, aligned.
         source_rows: numbers of the rows to read.
-        source_row: from the first run of a row to that of the next row.
-        source_outer: from one run of a row to its next run.
+        source_row: stride from the first run of a row to the first run of the next row.
+        source_outer: stride from one run of a row to its next run.
         target: flat words of the same type, which do not overlap with the source.
-        target_rows: numbers of the rows to write, as many.
+        target_rows: numbers of the rows to write, as many as ``source_rows``.
         target_row: as ``source_row``.
         target_outer: as ``source_outer``.
         outer: runs of a row.

@@ -22,15 +22,15 @@ Initial = Array | Callable[[Hashable], Array]
 class Growing:
     """A state that grows with each step, like the keys and values of an attention layer.
 
-    The model adds new entries behind the old ones, and leaves it to ``max_length`` to drop some. In a batch, streams of
-    differing lengths stand together: entries that are valid are at the end of the axis, behind zeros that the model
-    masks by the lengths.
+    The model appends new entries and drops none; only the newest ``max_length`` entries are kept. A batch can have
+    streams with different lengths: valid entries are at the end of the axis, after zeros that the model masks by the
+    lengths.
 
     Args:
-        axis: along which it grows, of a row, without the batch axis.
-        max_length: so many entries are kept, the newest.
-        lengths: name of the input that is told how many entries of each row are valid, int64 of shape [batch];
-            ``None``: the model does not ask.
+        axis: axis of a row along which the state grows, without the batch axis.
+        max_length: number of entries that are kept, the newest ones.
+        lengths: name of the input for the number of valid entries of each row, of shape [batch] and the type of that
+            input, int64 if the type is not known; ``None``: the model has no such input.
     """
 
     axis: int = attrs.field(validator=field_check(check_instance, lambda it: type(it) is int, "a whole number"))
@@ -45,17 +45,17 @@ class StateTensor:
     """One state of a model.
 
     Attributes:
-        name: of the input that reads it.
-        output: that writes it; empty for the context of an input.
-        shape: of one row; the most, where it grows.
-        dtype: of both.
+        name: name of the input that reads the state.
+        output: name of the output that writes it; empty for the context of an input.
+        shape: shape of one row; the largest shape, if the state grows.
+        dtype: type of the input and the output.
         axis: the batch axis in the input and in the output.
-        initial: of one row.
-        grows: the axis of a row along which it grows; ``None``: its shape is always the same.
+        initial: initial value of one row.
+        grows: axis of a row along which the state grows; ``None``: the shape is always the same.
         word: the type as which the memory is copied.
-        runs: runs of a row that lie apart in a batch.
-        run: words of such a run.
-        nbytes: of one row.
+        runs: number of contiguous runs of a row, which lie apart in a batch.
+        run: words of one run.
+        nbytes: bytes of one row.
     """
 
     name: str
@@ -82,7 +82,7 @@ class StateTensor:
         return (*self.shape[: self.axis], rows, *self.shape[self.axis :])
 
     def in_batch(self, array: Array) -> Rows:
-        """Return the rows of a batch, which is C-contiguous; a copy of one that is not aligned for its words."""
+        """Return the rows of a C-contiguous batch, or of a copy if the batch is not aligned for its words."""
         words = array.reshape(-1).view(self.word)
         if not words.flags.aligned:
             words = words.copy()
@@ -97,14 +97,14 @@ class StateTensor:
         return np.empty((rows, self.runs * self.run), self.word)
 
     def fits(self, array: Any, rows: tuple[int, ...]) -> bool:
-        """Return whether an array can be a batch of one of some numbers of rows."""
+        """Return whether an array can be a batch of this state, with one of the numbers of rows in ``rows``."""
         if array.dtype != self.dtype or len(array.shape) != len(self.shape) + 1 or array.shape[self.axis] not in rows:
             return False
         row = (*array.shape[: self.axis], *array.shape[self.axis + 1 :])
         return self.fits_row(row, limited=False)
 
     def fits_row(self, shape: tuple[int, ...], *, limited: bool = True) -> bool:
-        """Return whether a shape can be that of a row, where it grows of any length or limited to the most."""
+        """Return whether a row can have a shape; ``limited``: a growing row has at most the largest length."""
         if self.grows is None:
             return shape == self.shape
         if len(shape) != len(self.shape) or (limited and shape[self.grows] > self.shape[self.grows]):
@@ -119,7 +119,7 @@ class StateTensor:
 
     @property
     def length_axis(self) -> int:
-        """The axis of a batch along which it grows."""
+        """The axis of a batch along which the state grows."""
         assert self.grows is not None  # noqa: S101 - asked of such states only
         return self.grows + (self.grows >= self.axis)
 
@@ -137,14 +137,14 @@ class StateTensor:
 
     def row_of(self, batch: Array, row: int) -> Array:
         """Return a view of one row of a batch."""
-        view: Array = np.moveaxis(batch, self.axis, 0)[row, ...]  # also of a number, which is no view otherwise
+        view: Array = np.moveaxis(batch, self.axis, 0)[row, ...]  # "..." makes a view of a scalar too
         return view
 
     def initial_of(self, stream_id: Hashable) -> Array:
-        """Return the initial state of a stream; of none, in the batches of a start, no function is asked.
+        """Return the initial state of a stream; without a stream (batches at start), the user's function is not called.
 
         Raises:
-            ValueError: the user's function returned something that does not fit.
+            ValueError: the user's function returned an array that does not fit.
         """
         if not callable(self.initial):
             return self.initial

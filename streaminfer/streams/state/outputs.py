@@ -1,4 +1,4 @@
-"""From what a backend returned to the outputs of the rows and the states for the next step."""
+"""Splits the results of a backend into the outputs of the rows and the states for the next step."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,13 +16,13 @@ Array = NDArray[Any]
 
 
 class Outputs(NamedTuple):
-    """What a batch came to.
+    """Outputs and states of a batch.
 
     Attributes:
         rows: the result of each row, without states.
-        states: by name of the state, in the layout of the model.
+        states: states by name, in the layout of the model.
         failed: rows whose result is an exception.
-        size: rows of the states; -1: not the same in all.
+        size: rows of each state; -1: the states do not all have the rows that the model got.
     """
 
     rows: Sequence[Any]
@@ -32,18 +32,18 @@ class Outputs(NamedTuple):
 
 
 def read_outputs(results: Any, tensors: Sequence[StateTensor], rows: int, size: int, source: str) -> Outputs:
-    """Take the states out of the results of a batch.
+    """Split the results of a batch into outputs and states.
 
     Args:
         results: a mapping of output name to column: states in the layout of their inputs, all others with the batch
             axis first; or a mapping, or an exception, for each row.
         tensors: the states that the model writes.
-        rows: of the batch.
-        size: rows that the model was given.
+        rows: rows of the batch.
+        size: rows that the model got, including padding.
         source: name of the model, for messages.
 
     Raises:
-        BackendError: the results are something else.
+        BackendError: the results do not have this form.
     """
     if isinstance(results, Mapping):
         return _read_columns(results, tensors, rows, size, source)
@@ -98,7 +98,7 @@ def _read_rows(results: Sequence[Any], tensors: Sequence[StateTensor], size: int
             shown = good if isinstance(result, BaseException) else result
             value = np.zeros(tensor.shape, tensor.dtype) if shown is None else shown.get(tensor.output)
             if isinstance(value, np.generic):
-                value = np.asarray(value)  # the state of one row that is a number is no array
+                value = np.asarray(value)  # a scalar state of one row is not an array
             if not isinstance(value, np.ndarray) or not tensor.fits(np.expand_dims(value, tensor.axis), (1,)):
                 raise _misfit(tensor, tensor.shape, value, source)
             values.append(value)
@@ -118,7 +118,7 @@ def _size(states: Mapping[str, Array], tensors: Sequence[StateTensor], size: int
 
 
 def _kept(value: Array) -> Array:
-    """A view to which no later step can write: it may be the input of the next one, and that may fail."""
+    """Return a read-only view: the next step may read it as its input, and may fail."""
     if not isinstance(value, np.ndarray):
         return value  # on a device
     kept = np.ascontiguousarray(value).view()
@@ -127,7 +127,7 @@ def _kept(value: Array) -> Array:
 
 
 def _is_array(value: Any) -> bool:
-    """An array of NumPy, or one that it can copy from a device and that the backend takes as an input."""
+    """Return whether a value is a NumPy array, or a device array that NumPy can copy and the backend accepts."""
     return isinstance(value, np.ndarray) or (hasattr(value, "__array__") and hasattr(value, "shape"))
 
 

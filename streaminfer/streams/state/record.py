@@ -6,8 +6,8 @@ A record is::
     header     JSON: {"fingerprint": text or null, "states": [[name, dtype, shape], ...]}
     data       the states in that order, C-contiguous, in the byte order that the dtype says
 
-All numbers are little-endian. Reading builds nothing but arrays of the names, types and shapes that the model has, so
-a record of another program can do no harm; the checksum finds accidents and not forgeries.
+All numbers are little-endian. The reader builds only arrays with the names, types and shapes of the model, so a record
+from another program can do no harm. The checksum finds accidental changes, not forgeries.
 """
 
 import json
@@ -43,12 +43,12 @@ def read_record(record: object, tensors: Sequence[StateTensor], fingerprint: str
     """Return the states of a record.
 
     Args:
-        record: from :func:`write_record`.
+        record: result of :func:`write_record`.
         tensors: the states of the model.
-        fingerprint: of the model.
+        fingerprint: fingerprint of the model.
 
     Raises:
-        InvalidInput: it is no record, was altered, is of another version, or of another model.
+        InvalidInput: ``record`` is not a record, was altered, or comes from another version or another model.
     """
     if not isinstance(record, (bytes, bytearray, memoryview)):
         raise InvalidInput(f"state: expected the bytes that export_state returned, got {type(record).__name__}")

@@ -1,4 +1,4 @@
-"""`StateSignature`: which inputs and outputs of a model are states, and what requests bring."""
+"""`StateSignature`: separates the states of a model from the inputs and outputs of requests."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -24,22 +24,22 @@ class StateSignature:
     """States, contexts and the other inputs of a model.
 
     Args:
-        offered: what the backend offers.
-        example: what a request would bring, states included; ``None``: not known.
+        offered: capabilities of the backend.
+        example: example inputs of the model, including states; ``None``: not known.
         state: as for `StatefulBackend`.
         context: as for `StatefulBackend`.
         initial: as for `StatefulBackend`.
         growing: as for `StatefulBackend`.
 
     Attributes:
-        state: input → output.
-        tensors: all states, the contexts last, by the name of their input.
-        written: those that the model writes.
-        contexts: of the inputs.
-        state_outputs: names.
-        lengths: the input that is told the lengths of each state that grows, with its type; ``None``: there is none.
-        batch_axes: of the inputs that requests bring.
-        only_input: the name of the input, where requests bring one; ``None``: several, or not known.
+        state: name of the input → name of the output.
+        tensors: all states, with the contexts last.
+        written: states that the model writes.
+        contexts: contexts of the inputs.
+        state_outputs: names of the state outputs.
+        lengths: for each growing state, the input for its lengths and the type of this input; ``None``: no such input.
+        batch_axes: batch axes of the inputs of requests.
+        only_input: name of the only input of requests; ``None``: there are several, or they are not known.
 
     Raises:
         TypeError, ValueError: an argument does not fit.
@@ -103,11 +103,11 @@ class StateSignature:
         self._ends = {tensor.name: np.zeros(tensor.shape, tensor.dtype) for tensor in ends}
 
     def is_state(self, name: str) -> bool:
-        """Return whether the stream has an input, so that requests do not bring it."""
+        """Return whether an input comes from the stream and not from the request."""
         return name in self._own
 
     def with_states(self, inputs: Any) -> Mapping[str, Any]:
-        """Return what the model would read of one request: with zeros for states and contexts.
+        """Return the inputs of the model for one request, with zeros for states and contexts.
 
         Raises:
             InvalidInput: the inputs have no names, a state is among them, or a chunk does not fit its context.
@@ -124,16 +124,16 @@ class StateSignature:
         return shown
 
     def check_names(self, inputs: Any) -> None:
-        """Check that what a request brings has names, unless it is the only input of a model that is known.
+        """Check that the inputs of a request have names, unless requests are known to have only one input.
 
         Raises:
-            InvalidInput: it has none.
+            InvalidInput: the inputs have no names.
         """
         if self.only_input is None and not isinstance(inputs, Mapping):
             raise InvalidInput(expected("inputs", "a mapping of input name to array", inputs))
 
     def without_states(self, inputs: Mapping[str, Any]) -> Any:
-        """Return what a request would bring, of an example with all inputs."""
+        """Return the inputs of a request, from an example with all inputs of the model."""
         left = {name: value for name, value in inputs.items() if name not in self._own}
         for context in self.contexts:
             axis = self._axis_in_row(context)
@@ -144,7 +144,7 @@ class StateSignature:
         return left if self.only_input is None else left[self.only_input]
 
     def tensors_of_requests(self, model: ModelTensors) -> ModelTensors:
-        """Return what requests bring and get, of the inputs and outputs of the model."""
+        """Return the tensors of requests and responses, from those of the model."""
         inputs = [self._without_context(spec) for spec in model.inputs if spec.name not in self._own]
         outputs = [spec for spec in model.outputs if spec.name not in self.state_outputs]
         return model._replace(inputs=inputs, outputs=outputs, takes_one_array=self.only_input is not None)

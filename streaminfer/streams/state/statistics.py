@@ -12,13 +12,13 @@ class StatefulStatistics(Snapshot):
     """Counters of a `StatefulBackend` since it was made; a snapshot.
 
     Attributes:
-        streams: that have state, or a step in flight.
-        rows: of the arena, in use.
-        bytes: of all states, and of the outputs that are kept as the next inputs.
-        gathers: batches whose states were gathered.
-        sticky_batches: batches of the same streams as an earlier one, whose outputs they read.
+        streams: streams with state, or with a step in flight.
+        rows: rows of the arena in use.
+        bytes: bytes of all states, and of the outputs that are kept as the next inputs.
+        gathers: batches with states that were gathered.
+        sticky_batches: batches of the same streams as an earlier batch, which read the outputs of that batch.
         copied_rows: states that were copied, into a batch or to the arena.
-        expired: streams that were idle for ``idle_ttl_s``.
+        expired: streams that were forgotten after ``idle_ttl_s`` without a request.
         rejected: rows without a stream, and rows and imported states beyond ``max_streams``.
         restarts: how often all streams started again because the model was replaced.
     """

@@ -1,9 +1,9 @@
-"""The memory of the states: the arena, and the copies between it, batches and blocks.
+"""The memory of the states: the arena, and the copies between arena, batches and blocks.
 
-Thread-safety: worker threads gather and write back at the same time. What is where is read and changed under the
-lock of the table, in steps of microseconds; rows are copied without it, which takes milliseconds where they are large.
-That is sound because a row that is read stays as it is until the step that reads it has ended (``_stream_table_cy``),
-and a row that is written is of no stream yet.
+Thread-safety: worker threads gather and write back at the same time. They read and change the locations of states
+under the lock of the table, for microseconds. They copy rows without the lock, because large rows take milliseconds.
+This is safe because a row that is read does not change until the reading step has ended (``_stream_table_cy``), and a
+row that is written belongs to no stream yet.
 """
 
 import math
@@ -27,7 +27,7 @@ Array = NDArray[Any]
 
 _POOL_BYTES = 1 << 30
 _POOLED_FROM = 1 << 20
-"""Bytes of a gathered state from which its memory is reused: ``malloc`` gets such blocks from the system each time."""
+"""Bytes from which the memory of gathered states is reused: ``malloc`` gets such blocks from the system each time."""
 
 
 _Moves = list[tuple[Block | None, list[int], list[int]]]
@@ -38,8 +38,8 @@ class States(NamedTuple):
     """The states that a batch starts from.
 
     Attributes:
-        arrays: by name, in the layout of the model; not to be written to.
-        lengths: by row, of the states that grow in their order; ``None``: nothing grows.
+        arrays: arrays by name of the state, in the layout of the model; read-only.
+        lengths: lengths of the growing states, by row; ``None``: nothing grows.
     """
 
     arrays: Mapping[str, Array]
@@ -51,22 +51,22 @@ class StateStore:
 
     Args:
         tensors: the states of the model.
-        max_streams: the most streams.
-        keep: so many batches' outputs are kept where the model wrote them.
+        max_streams: maximum number of streams.
+        keep: number of batches with outputs that stay where the model wrote them.
 
     Raises:
-        ValueError: there is no address space for so many.
+        ValueError: there is no address space for ``max_streams`` states.
 
     Attributes:
         lock: held for each use of ``table``.
-        table: which stream's state is where.
-        gathers: batches whose rows were gathered.
+        table: location of each stream's state.
+        gathers: batches with rows that were gathered.
         copied_rows: rows that were gathered or written back.
-        sticky: batches that read the outputs of an earlier one.
+        sticky: batches that read the outputs of an earlier batch.
     """
 
     def __init__(self, tensors: Sequence[StateTensor], max_streams: int, keep: int) -> None:
-        self.lock = threading.RLock()  # the thread that holds it can collect a coroutine whose step ends with that
+        self.lock = threading.RLock()  # its holder may garbage-collect a coroutine, which ends a step under the lock
         self.table = StreamTable(max_streams)
         self.gathers = 0
         self.copied_rows = 0
@@ -80,11 +80,11 @@ class StateStore:
         self._pool = BufferPool(_POOL_BYTES)
 
     def _reserve(self) -> None:
-        """Reserve the arenas, so that a lack of address space is no failure of some later batch."""
+        """Reserve the arenas, so that a lack of address space fails here and not in a later batch."""
         try:
             for tensor in self._tensors:
                 self._arena_of(tensor)
-        except (MemoryError, ValueError) as error:  # NumPy raises the second for more than it can count
+        except (MemoryError, ValueError) as error:  # NumPy raises ValueError for a size beyond its integers
             rows, size = self.table.max_streams, sum(tensor.nbytes for tensor in self._tensors)
             raise ValueError(
                 f"max_streams: expected states that fit into memory, got {rows} of {size} bytes ({error})"
@@ -94,11 +94,11 @@ class StateStore:
         """Return the states that a step starts from; called when its turn has come.
 
         Args:
-            step: of at least one row.
-            size: rows of the batch; those behind the step's are copies of its last one.
+            step: a step of at least one row.
+            size: rows of the batch; rows after those of the step are copies of its last row.
 
         Raises:
-            Closed: nothing waits for the step any more.
+            Closed: the step was abandoned.
         """
         with self.lock:
             if step.ended:
@@ -134,7 +134,7 @@ class StateStore:
         grown = []
         for tensor in self._growing:
             length, given = _length(tensor, after[tensor.name]), _length(tensor, before.arrays[tensor.name])
-            if length < given:  # of rows that are shorter it is not known which
+            if length < given:  # it is not known which entries were dropped
                 raise BackendError(
                     f"output {tensor.output!r}: expected at least the {given} entries of {tensor.name!r}, got {length}"
                 )
@@ -145,11 +145,11 @@ class StateStore:
         ]
 
     def is_input(self, arrays: Mapping[str, Array]) -> bool:
-        """Return whether outputs can be the next input as they are: none has grown beyond what is kept."""
+        """Return whether outputs can be the next input unchanged: no state has grown beyond its ``max_length``."""
         return all(_length(tensor, arrays[tensor.name]) <= _most(tensor) for tensor in self._growing)
 
     def bytes_in_use(self) -> int:
-        """Return the bytes of all states, the kept outputs as a whole; the caller holds the lock."""
+        """Return the bytes of all states; kept outputs count as a whole. The caller holds the lock."""
         kept: int = sum(
             math.prod(block.arrays[tensor.name].shape) * tensor.dtype.itemsize
             for block in self.table.blocks
@@ -159,13 +159,13 @@ class StateStore:
         return rows * sum(tensor.nbytes for tensor in self._tensors) + kept
 
     def clear(self) -> None:
-        """Forget every stream, and give the memory back."""
+        """Forget every stream and free the memory."""
         with self.lock:
             self.table.clear()
             self._arena, self._slots = {}, {}
 
     def forget(self) -> None:
-        """In a forked process: a thread that is not there may hold the lock."""
+        """Forget every stream in a forked process, where a thread of the parent may hold the lock."""
         self.lock = threading.RLock()
         self.clear()
 
@@ -205,7 +205,7 @@ class StateStore:
     def _gather_growing(
         self, tensor: StateTensor, moves: _Moves, values: _Values, all_lengths: list[Any], size: int
     ) -> Array:
-        """Rows of differing lengths: the valid entries at the end, zeros before them."""
+        """Gather rows of different lengths: zeros first, the valid entries at the end."""
         position = self._growing.index(tensor)
         lengths = [lengths[position] for lengths in all_lengths]
         longest = max(lengths)

@@ -1,1 +1,1 @@
-"""Turns of streams: whose frame is next, and which frames have no time for the next batch."""
+"""Turns of streams: the fair order of streams, and frames that have no time for the next batch."""

@@ -1,23 +1,23 @@
-"""Whose turn it is among streams that wait: start-time fair queuing.
+"""Start-time fair queuing: chooses the next stream among those that wait.
 
-*Design.* Each request of a stream has a start tag, the later of the virtual time and the finish tag of the request
-before it; its finish tag is ``1 / weight`` behind that. The least start tag is served, and becomes the virtual time.
-Of equal ones the first is that of the stream whose finish tag is the furthest behind. A stream that was idle is
-therefore served next, whatever backlogs others have, and cannot save up turns either. A turn in which nothing was sent
-costs nothing.
+*Design.* Each request of a stream has a start tag and a finish tag. The start tag is the later of the virtual time and
+the finish tag of the stream's previous request. The finish tag is the start tag plus ``1 / weight``. The request with
+the lowest start tag is served, and this tag becomes the virtual time. Of equal start tags, the stream with the lowest
+previous finish tag is served first. So a stream that was idle is served next, whatever backlog the others have, but it
+cannot save up turns. A turn in which no frame is sent costs nothing.
 
-A stream with a frame in a batch cannot be in the next one too, unless it may have several in flight. The others move
-the virtual time meanwhile, past the finish tag of a stream of large weight, and each time it would lose what it had not
-had of its share. So a stream that was served and has its next frame already keeps its finish tag as the next start tag,
-up to eight turns behind the virtual time: one that cannot use its share has no more than these to come.
+A stream with a frame in a batch cannot join the next batch too, unless it may have several frames in flight. Meanwhile
+the other streams move the virtual time past the finish tag of a stream with a large weight, which would lose a part of
+its share each time. So if a served stream already has its next frame, its finish tag is the next start tag, but at most
+eight turns before the virtual time. A stream that cannot use its share saves up no more than these eight turns.
 
-A frame can be too old when its turn comes, or too old to be answered in time. Then the next start tag of its stream is
-earlier by one turn for each such frame in succession, though not before the last finish tag. Among cameras of one rate,
-whose frames always come in the same order, the same ones would be too late for ever otherwise.
+A frame can be too old at its turn, or too old to meet its deadline. For each such frame in succession, the next start
+tag of the stream is one turn earlier, but not earlier than the last finish tag. Otherwise, among cameras with the same
+rate, which send in the same order each time, the same cameras would always be too late.
 
 *Invariants.* Between two streams that both wait all the time, the requests served divided by the weight differ by at
 most ``1 / weight`` of the one plus ``1 / weight`` of the other. More urgent priorities are served first; tags compare
-streams of one priority, and those of equal tags are served in the order of arrival.
+streams of the same priority, and streams with equal tags are served in the order of arrival.
 
 *Complexity.* O(log streams that wait) to push and to pop, O(streams that wait) to remove; one entry per stream, not per
 request.
@@ -25,7 +25,7 @@ request.
 *Reference.* P. Goyal, H. M. Vin and H. Cheng, Start-time Fair Queueing, SIGCOMM 1996. Deficit round robin (Shreedhar
 and Varghese, 1995) has the same shares, but a stream that was idle waits for a whole round.
 
-One source, compiled with the C types of ``_fair_order_cy.pxd`` or run uncompiled. Not thread-safe: of one event loop.
+One source, compiled with the C types of ``_fair_order_cy.pxd`` or run uncompiled. Not thread-safe: for one event loop.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from typing import Any
 __all__ = ["FairOrder", "Turn"]
 
 _MOST_KEPT = 8.0
-"""Turns behind the virtual time that a stream keeps while it is served: those of a weight of 8 beside many of 1."""
+"""Most turns that a stream keeps behind the virtual time: enough for a weight of 8 beside many streams of 1."""
 
 
 class Turn:
@@ -44,7 +44,7 @@ class Turn:
 
     Args:
         owner: the stream.
-        weight: its share of the turns, against the weight of others, > 0.
+        weight: its share of the turns, relative to the weights of other streams, > 0.
         priority: a lower number is more urgent.
 
     Attributes:
@@ -59,7 +59,7 @@ class Turn:
         self._finish = 0.0
         self.denied = 0
         self._idle_from = 0.0  # the finish tag when it was queued
-        self._is_busy = False  # it was served, and had a frame ever since
+        self._is_busy = False  # it was served and has had a next frame ever since
         self._priority = priority
         self._number = 0
         self._is_queued = False
@@ -86,8 +86,8 @@ class FairOrder:
         """Queue a stream for one turn, unless it is queued.
 
         Args:
-            turn: of the stream.
-            continues: it had its frame before it could be queued.
+            turn: turn of the stream.
+            continues: the stream had its next frame before it could be queued.
         """
         if turn._is_queued:
             return
@@ -106,7 +106,7 @@ class FairOrder:
         self.count += 1
 
     def pop(self) -> Turn | None:
-        """Return the stream whose turn it is, which is queued no longer; ``None``: none waits."""
+        """Remove and return the turn of the next stream; ``None``: no stream waits."""
         if self.count == 0:
             return None
         turn: Turn = heappop(self.queued)
@@ -117,7 +117,7 @@ class FairOrder:
         return turn
 
     def charge(self, turn: Turn) -> None:
-        """Let a stream pay for its turn, before it is queued for the next one."""
+        """Charge a stream for its turn; called before the stream is queued for its next turn."""
         turn._finish = turn._start + turn._cost
         turn._is_busy = True
 

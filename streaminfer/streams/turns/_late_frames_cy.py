@@ -1,25 +1,26 @@
-"""Which frames have no time for the next batch, and give way under overload.
+"""Frames that have no time for the next batch, and give way under overload.
 
-If each frame was sent that can just be answered in time, all would be late as soon as anything takes longer than
-expected, and the planner would make small batches to save the oldest ones: it does not see the frames behind them. So
-those that have less time left than 19 of 20 batches take are only sent where the others leave room. Of a stream with a
-backlog they are dropped instead, if others fill the room or two batches wait: the frame behind it takes the turn. A
-stream whose frames always come to their turn too old would have no result at all otherwise, and each batch would be
-short of its rows.
+If the sender sent every frame that can just meet its deadline, any delay would make all frames late. The planner would
+also make small batches to save the oldest frames, because it does not see the younger ones that wait here. A frame is
+*late* if it has less time left than 19 of 20 batches take. Late frames are sent only if the other frames leave room.
+If other streams fill the room, or if two batches wait, the late frames of a stream with a backlog are dropped, and its
+next frame takes the turn. Otherwise a stream with frames that are too old at each turn would have no results, and each
+batch would have too few rows.
 
-The batch is the one that the streams can fill, which may be few beside its most rows. Where it is no full one, its
-rows are taken to be spread over the workers.
+The next batch has as many rows as the waiting streams can fill, which may be few. If it is not full, its rows are
+assumed to be spread over the workers.
 
-Where frames wait before they are read, in a queue of the user's, those that a stream has read may all be too old at
-its next turn, and at each one after it. So its source is read on until a frame has time for the batch behind the next
-one, which is the first that it may be part of.
+Frames may also wait in a queue of the user before the stream reads them. Then all frames that the stream has read may
+be too old at its next turn, and at each later turn. So the stream keeps reading its source until a frame has time for
+the batch after the next one, which is the first batch that this frame can join.
 
-A service that does not tell how long a batch takes is measured: by the mean time that it had recent frames, and no
-less than it had one that was too late.
+If the service does not report how long a batch takes, the time of recent frames at the service replaces it: their mean,
+raised to the time of any frame that was too late.
 
-*Complexity.* O(streams that wait) for a look, at most as many as there is room for, and to read on; O(1) for a frame.
+*Complexity.* `look` is O(waiting streams) but stops when the room is full, `read_on` is O(waiting streams), and the
+cost per frame is O(1).
 
-One source, compiled with the C types of ``_late_frames_cy.pxd`` or run uncompiled. Not thread-safe: of one event loop.
+One source, compiled with the C types of ``_late_frames_cy.pxd`` or run uncompiled. Not thread-safe: for one event loop.
 """
 
 from __future__ import annotations
@@ -36,47 +37,48 @@ if TYPE_CHECKING:
 __all__ = ["LateFrames"]
 
 _NEWEST = 0.1
-"""Weight of a frame in the time that the service has one."""
+"""Weight of the newest frame in the mean time of frames at the service."""
 _SLOW = 1.25
-"""Times as long as in the mean that it has one now and then."""
+"""Duration of a slow batch as a multiple of that mean."""
 
 
 class LateFrames:
     """Frames of the streams of a session that have no time for the next batch.
 
     Args:
-        settings: of the streams.
-        batch_ns: returns how long a slow batch of so many rows takes; ``None``, also of the function: not known.
+        settings: settings of the streams.
+        batch_ns: returns the duration of a slow batch for a number of rows, or ``None`` if it does not know; ``None``:
+            the service does not report it.
         workers: how many batches run at once.
 
     Attributes:
-        next_end_ns: of a slow batch behind the next one; 0: not known.
+        next_end_ns: end of a slow batch after the next one; 0: not known.
     """
 
     def __init__(self, settings: StreamSettings, batch_ns: Callable[[int], int | None] | None, workers: int) -> None:
         self._batch_ns = batch_ns
-        self._is_told = False  # how long a batch takes
+        self._is_told = False  # the service reports how long a batch takes
         self._max_in_flight = settings.max_in_flight
-        self._took_ns = 0.0  # by frames, where the service does not tell; 0: not known
+        self._took_ns = 0.0  # mean time of a frame at the service, if the service reports none; 0: not known
         self._has_limit = settings.max_age_ns > 0
         self._workers = workers
         self._now_ns = 0
-        self._ends_ns = 0  # a slow batch that begins next
+        self._ends_ns = 0  # end of a slow batch that begins next
         self._is_behind = False  # others fill the room, or two batches wait
         self.next_end_ns = 0
 
     def update(self, batch_ns: Callable[[int], int | None] | None, workers: int) -> None:
-        """Take what the service says now; what was learned stays."""
+        """Update the capabilities of the service; keep what was learned."""
         self._batch_ns, self._workers = batch_ns, workers
 
     def look(self, queued: list[Turn], room: int, now_ns: int, starts_ns: int) -> None:
-        """Foresee the next batch.
+        """Estimate when the next batch ends, and whether frames pile up.
 
         Args:
             queued: turns of the streams that wait.
             room: how many frames may be sent.
             now_ns: the present instant.
-            starts_ns: when the batch begins, as far as is known.
+            starts_ns: expected start of the batch.
         """
         self._now_ns = self._ends_ns = now_ns
         self._is_behind = False
@@ -100,14 +102,14 @@ class LateFrames:
         self.next_end_ns = self._ends_ns + takes_ns
 
     def read_on(self, queued: list[Turn], now_ns: int) -> None:
-        """Let the sources go on of streams that wait for another turn, where their frames will be too late for it."""
+        """Release the held sources of streams that wait for another turn with frames too old for it."""
         if self._has_limit:
             for turn in queued:
                 stream = turn.owner
                 stream.let_source_go_on(now_ns)
 
     def learn(self, took_ns: int, is_in_time: bool) -> None:
-        """Take how long the service had a frame, where it does not tell how long a batch takes."""
+        """Learn from the time of a frame at the service, if the service does not report how long a batch takes."""
         if self._is_told or not self._has_limit:
             return
         if not is_in_time:
@@ -118,10 +120,10 @@ class LateFrames:
             self._took_ns = took_ns
 
     def is_late(self, stream: Stream) -> bool:
-        """Return whether the next frame of a stream has less time left than the next batch takes, but some.
+        """Return whether the next frame of a stream has some time left, but less than the next batch takes.
 
-        Where others fill the room or two batches wait, those with a younger one behind them are dropped. One without
-        time left is dropped in its turn, since a source that is held, or has ended, sends no younger one.
+        If other streams fill the room, or two batches wait, late frames with a younger one behind them are dropped
+        first. A frame without time left is dropped at its turn, because a held or ended source sends no younger one.
         """
         if not self._has_limit:
             return False
