@@ -53,7 +53,7 @@ class Admission(NamedTuple):
     Attributes:
         ok: the service would accept the request and is expected to complete it by its deadline.
         reason: an `AdmissionReason`, or a word of the user's own service; empty if ``ok``.
-        retry_after_s: seconds after which a retry is expected to succeed; ``None``: unknown.
+        retry_after_s: seconds after which a retry makes sense; ``None``: unknown.
         predicted_finish_ns: instant at which the response is expected; ``None``: unknown.
     """
 
@@ -133,7 +133,7 @@ class StreamStates(Protocol):
 
 
 class Residency(NamedTuple):
-    """How a model enters and leaves the memory of its device.
+    """Loading and unloading of a model in the memory of its device.
 
     A `Device` with ``memory_bytes`` calls ``load`` before a model's first batch, even if the model is loaded already,
     and again after an ``unload``; never while a batch of the model runs. Batchers share the model if they get the same
@@ -153,7 +153,7 @@ class Residency(NamedTuple):
 
 
 class BackgroundRuns(NamedTuple):
-    """How the running batches of a model yield to those of another model.
+    """Controls with which the running batches of a model yield to those of another model.
 
     A `Device` with ``preemptive=True`` calls ``set_background`` when the model enters or leaves the background, and
     before each of its batches there. It calls ``raise_running`` if a running batch would otherwise miss its deadline,
@@ -167,7 +167,7 @@ class BackgroundRuns(NamedTuple):
         yield_running: makes the batches that run at the lowest priority yield their core once.
         running_ns: returns the CPU time, in nanoseconds, of the batch that runs at the lowest priority; of several,
             the smallest; ``None``: no such batch runs, or the time is unknown.
-        ended_ns: returns the CPU time, in nanoseconds, of the batch that ended last; ``None``: unknown.
+        ended_ns: returns the CPU time, in nanoseconds, of the last lowest-priority batch that ended; ``None``: unknown.
     """
 
     set_background: Callable[[bool], None]

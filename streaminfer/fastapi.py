@@ -193,7 +193,7 @@ class BoundService:
 
     @property
     def time_left_s(self) -> float | None:
-        """Return the seconds until the request's own deadline, negative after it; ``None``: it has no deadline."""
+        """Seconds until the request's own deadline, negative after it; ``None``: it has no deadline."""
         return time_left_s(self._deadline_ns, time.monotonic_ns())
 
     def _tightest(self, timeout_s: float | None) -> float | None:
@@ -213,7 +213,7 @@ class BoundService:
 
 
 class _Listening:
-    """ASGI middleware that notes when a request arrived, whether its body was read, and whether a response began."""
+    """ASGI middleware that notes when a request arrived, whether its body was read and its response was sent."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

@@ -159,7 +159,7 @@ class Node:
 
     @property
     def start_progress(self) -> str:
-        """What :meth:`start` is doing at this moment, for the log; empty if there is nothing to report."""
+        """Step of :meth:`start` in progress, for the log; empty if there is nothing to report."""
         return ""
 
     @property

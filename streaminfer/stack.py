@@ -113,8 +113,9 @@ class Stack(Wrapper):
             tags: labels for erasing cached responses.
             key: cache key, instead of one made from the contents.
             store: whether caches may store the response.
-            wait: if the queue is full, wait until the deadline instead of raising ``Overloaded``; requests enter the
-                queue in the order of arrival. Layers and their statistics see the request only after that wait.
+            wait: if the queue is full, wait for room, at most until the deadline, instead of raising ``Overloaded``;
+                requests enter the queue in the order of arrival. Layers and their statistics see the request only after
+                that wait.
 
         Returns:
             The model's outputs for this request.
@@ -301,7 +302,7 @@ class Stack(Wrapper):
         Args:
             drain: complete the requests in flight first; otherwise they end with ``Closed``.
             timeout_s: seconds after which the remaining requests end with ``Closed``, worker processes are killed, and
-                threads with a hanging batch left behind; it returns at most half a second later. ``None``: no limit.
+                threads with a hanging batch are abandoned; it returns half a second later at most. ``None``: no limit.
 
         Raises:
             TypeError, ValueError: ``timeout_s`` is not a duration.
@@ -396,14 +397,14 @@ class Stack(Wrapper):
 
         self._offered = adapt(self.inner).capabilities()
         self._admission = self._offered.admission
-        return join(self.inner, self._offered, self.clock, self._refuse, self._run)
+        return join(self.inner, self._offered, self.clock, self._reject, self._run)
 
     def _places(self) -> PlaceQueue:  # not a property: tools that list members, such as `create_autospec`, read those
         if self._run is None:
-            self._refuse()
+            self._reject()
         return self._run.places
 
-    def _refuse(self) -> NoReturn:
+    def _reject(self) -> NoReturn:
         if self._run is None or self._chain.loop is None:
             raise Closed(f"this stack is {self.stack_state}: use it inside `async with stack`")
         if os.getpid() != self._run.pid:

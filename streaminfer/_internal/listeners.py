@@ -108,7 +108,7 @@ class Listeners(Generic[E]):
 
         Args:
             listener: a function of an event.
-            changed: called under a lock when this listener is added or removed, with whether any are left.
+            changed: called under a lock when this listener is added or removed; true if there are any listeners then.
 
         Returns:
             A function that removes the listener.

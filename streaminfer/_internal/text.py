@@ -52,7 +52,7 @@ def as_text(array: NDArray[Any]) -> Any:
         array: an array of one of NumPy's text types, or of objects.
 
     Returns:
-        ``None`` if the array holds anything but text or anything but bytes.
+        ``None`` unless the array holds only text, or only bytes.
     """
     if array.dtype.kind in "UT":
         array = array.astype(object)

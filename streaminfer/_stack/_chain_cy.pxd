@@ -32,7 +32,7 @@ cdef class Chain:
     cdef bint _batcher_has_clock
     cdef object _submit
     cdef object _call
-    cdef object _refuse
+    cdef object _reject
     cdef object _wait
     cdef dict _tasks
     cdef public object idle

@@ -103,7 +103,7 @@ class Chain:
         objective: has ``slo_ns``, for requests without a deadline; or ``None``.
         batcher: the terminal, if it returns tickets; or ``None``.
         call: the terminal's ``call`` without a batcher.
-        refuse: raises the error for a call from another event loop.
+        reject: raises the error for a call from another event loop.
         clock: returns monotonic nanoseconds.
         wait: sends a request when the queue has room.
 
@@ -123,7 +123,7 @@ class Chain:
         objective: Any,
         batcher: Any,
         call: Callable[[Request], Awaitable[Response]],
-        refuse: Callable[[], None],
+        reject: Callable[[], None],
         clock: Clock,
         wait: Callable[[Request], Awaitable[Response]],
     ) -> None:
@@ -137,7 +137,7 @@ class Chain:
         self._batcher_has_clock = batcher is not None and batcher.clock is clock
         self._source = "" if batcher is None else batcher.source
         self._call = call
-        self._refuse = refuse
+        self._reject = reject
         self.clock: Clock = clock
         self.loop: asyncio.AbstractEventLoop | None = None
         self._wait = wait
@@ -187,7 +187,7 @@ class Chain:
             :meth:`failed` once.
         """
         if get_running_loop() is not self.loop:
-            self._refuse()
+            self._reject()
         now_ns = self.clock()
         deadline_ns = self.deadline_ns(None, timeout_s, now_ns)
         request = make_request(inputs, deadline_ns, priority, stream_id, tenant, subject, tags, key, store)
@@ -213,7 +213,7 @@ class Chain:
             receive: see :meth:`begin`.
         """
         if (get_running_loop() if loop is None else loop) is not self.loop:
-            self._refuse()
+            self._reject()
         now_ns = self.clock()
         deadline_ns = self.deadline_ns(request.deadline_ns, timeout_s, now_ns)
         if deadline_ns is not request.deadline_ns:

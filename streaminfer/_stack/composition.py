@@ -59,14 +59,14 @@ def compose(layers: tuple[Any, ...], clock: Clock) -> tuple[list[Any], BatchedSe
     return parts, single
 
 
-def join(service: Any, offered: Capabilities, clock: Clock, refuse: Callable[[], None], run: StackRun | None) -> Chain:
+def join(service: Any, offered: Capabilities, clock: Clock, reject: Callable[[], None], run: StackRun | None) -> Chain:
     """Join the synchronous layers around the first service that must be awaited.
 
     Args:
         service: the outermost layer, wrapped.
         offered: its capabilities.
         clock: of the stack.
-        refuse: raises the error for a call from another event loop.
+        reject: raises the error for a call from another event loop.
         run: ends calls at their deadline, and lets them wait; ``None``: every call is rejected.
     """
     services: list[SyncService] = []
@@ -83,7 +83,7 @@ def join(service: Any, offered: Capabilities, clock: Clock, refuse: Callable[[],
         offered.slo,
         service if type(service) is BatchedService else None,
         service.call if is_enforced or run is None else run.enforcing(service.call),
-        refuse,
+        reject,
         clock,
         service.call if run is None else run.places.call,
     )
@@ -116,16 +116,16 @@ def _needs_no_instance(layer: type, name: str) -> bool:
     return isinstance(inspect.getattr_static(layer, name, None), (classmethod, staticmethod))
 
 
-def _order(layers: tuple[Any, ...], refused: Any = None) -> str:
+def _order(layers: tuple[Any, ...], rejected: Any = None) -> str:
     """Return a hint with an order of the layers that works; empty if none is known.
 
     Args:
         layers: outermost first.
-        refused: the layer that could not wrap the next one; ``None``: the last one is neither backend nor service.
+        rejected: the layer that could not wrap the next one; ``None``: the last one is neither backend nor service.
     """
     ends = [layer for layer in layers if not is_layer(layer)]
     batchers = [layer for layer in layers if adapt(layer).needs == "backend"]
-    if refused is not None and batchers and layers.index(refused) < layers.index(batchers[0]):
+    if rejected is not None and batchers and layers.index(rejected) < layers.index(batchers[0]):
         return ""  # it is already outside the batcher: another problem
     others = [layer for layer in layers if layer not in ends and layer not in batchers]
     ordered = [*others, *batchers, *ends]

@@ -45,7 +45,7 @@ _STATES = "states of streams, since the last request"
 
 @attrs.frozen(kw_only=True)
 class ProcessingRecord(Document):
-    """Record of processing activities, as far as it is known.
+    """Record of processing activities, as far as known.
 
     Attributes:
         stated: the given facts by name: ``controller``, ``purpose``, ``legal_basis``, ``subjects``, ``recipients``,

@@ -32,7 +32,7 @@ class Job:
 
     Attributes:
         leave: called before ``done``; set by the pool.
-        replace: gives the worker of a hung call another thread; false if it could or need not. Set by the pool.
+        replace: gives the worker of a hung call another thread; false if it could not, or need not. Set by the pool.
         hang_grace_s: seconds after which a cancelled call that still runs counts as hung.
     """
 

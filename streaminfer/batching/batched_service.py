@@ -116,7 +116,7 @@ class BatchedService(Node):
 
     @property
     def max_in_flight(self) -> int:
-        """How many batches may run at once."""
+        """Number of batches that may run at once."""
         return self._dispatcher.max_in_flight
 
     async def call(self, request: Request) -> Response:
@@ -401,7 +401,7 @@ class BatchedService(Node):
         """Make a place in a full queue, or raise.
 
         If a worker is free, its dispatch, due at the end of this loop iteration, happens now. Otherwise the newest of
-        the least urgent queued requests is shed if the new request is more urgent, or if its stream is before that one.
+        the least urgent queued requests is shed if the new request is more urgent, or if its turn comes earlier.
         """
         if self._dispatcher.free:
             try:

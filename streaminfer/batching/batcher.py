@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["AdaptiveBatcher"]
 
 _LARGEST = 2**31 - 1
-_DOUBTFUL_SLO_S = 10  # a whole number from here on was probably meant as milliseconds
+_DOUBTFUL_SLO_S = 10  # a whole number from here on may have been meant as milliseconds
 _AS_BEFORE: Any = object()
 
 

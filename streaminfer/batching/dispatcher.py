@@ -320,7 +320,7 @@ class Dispatcher(DispatchState):
             del self.runner.batches[execution]
         self._free_worker(execution, inferred_ns, succeeded=error is None and not execution.abandoned)
         some_queued = in_task and self._queue.queued > 0
-        # before delivery for a task, which begins in the next iteration; after it for a thread, which begins at once
+        # a task begins in the next iteration, so send before delivery; a thread needs the interpreter lock, so after it
         first = last = some_queued and (self._queue.queued >= self.full_at or self.returning < _FEW)
         try:
             if first and not self.runner.in_threads:
@@ -417,7 +417,7 @@ class Dispatcher(DispatchState):
             self.settle()
 
     def retry_after_s(self, now_ns: int) -> float | None:
-        """Return the seconds until a place is expected, from queue and recent batches; ``None``: no batch ran yet."""
+        """Return the seconds until a place is expected, from queue and recent batches; ``None``: no batch has begun."""
         rounds = -(-self._queue.queued // self.full_at)
         return self.expectations.retry_after_s(now_ns, rounds / self.max_in_flight, self.runner.batches)
 

@@ -99,7 +99,7 @@ class Expectations:
         return self.expected_of_size_ns(len(execution.tickets), self.bucket_of(execution.tickets))
 
     def retry_after_s(self, now_ns: int, batches: float, running: Collection[Execution]) -> float | None:
-        """Return the seconds that so many batches take, by recent ones; ``None``: no batch has run."""
+        """Return the seconds that so many batches take, by recent ones; ``None``: no batch has begun."""
         batch_s = self._queue.batch_s
         if not batch_s:  # before the first batch has ended: the age of the oldest running one
             if not running:

@@ -167,12 +167,12 @@ class _Encoder:
             return {"d": (keys, items)}
         if kind is np.ndarray or (isinstance(value, np.generic) and kind is value.dtype.type):
             return {"a" if kind is np.ndarray else "g": self._array(value, where)}
-        raise TypeError(_refusal(where, value))
+        raise TypeError(_rejection(where, value))
 
     def _array(self, value: Any, where: str) -> tuple[Any, ...]:
         described = None if _says_more(value.dtype) else _described(value.dtype)
         if described is None or _would_be_cut(value):
-            raise TypeError(_refusal(where, value))
+            raise TypeError(_rejection(where, value))
         fortran = value.ndim > 1 and value.flags.f_contiguous and not value.flags.c_contiguous
         start = 0
         if value.nbytes:
@@ -247,7 +247,7 @@ def _dtype(described: str) -> np.dtype[Any]:
     return dtype
 
 
-def _refusal(where: str, value: Any) -> str:
+def _rejection(where: str, value: Any) -> str:
     kind = type(value).__qualname__
     if isinstance(value, (np.ndarray, np.generic)) and type(value).__module__ == "numpy":
         kind += f" of {value.dtype}"

@@ -58,7 +58,7 @@ _LONGEST_TEXT = 600
 
 
 class RequestRejected(StreamInferError):  # noqa: N818 - named like `InvalidInput`
-    """Raised for a request that violates the protocol, whatever the model.
+    """Raised when the protocol, or a limit of the server, rejects a request, whatever the model.
 
     Attributes:
         status: the HTTP status.

@@ -1,4 +1,4 @@
-"""A clock, an event loop and a runner for tests: time passes only where the test lets it."""
+"""A clock, an event loop and a runner for tests: time passes only when the test lets it."""
 
 import asyncio
 import math

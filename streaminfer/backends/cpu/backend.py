@@ -91,8 +91,9 @@ class CpuBackend(Node):
             do not return old ones.
         example: one request's inputs, without a batch axis. With an example, a batcher measures batches of it before it
             accepts requests; with ``None``, it measures the first live batches.
-            If the example is an array, or a mapping of arrays, it also fixes dtype and shape of every request: the
-            batcher rejects others with `InvalidInput`. Other numbers and text, bytes, lists and objects check neither.
+            If the example is an array, or a mapping of arrays, it also fixes dtype and shape of every request:
+            others are `InvalidInput` before they are queued. Other numbers and text, bytes, lists and objects check
+            neither.
             Servers take the names and types of inputs and outputs from the example and its results.
         free_axes: axes whose size may differ from the example's, such as that of length buckets: a sequence of axes
             for every input, or a mapping of input name to such sequences.

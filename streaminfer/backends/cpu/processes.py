@@ -324,7 +324,7 @@ def _on_sigterm(*_: object) -> None:
 
 
 def _serve(pipe: Connection, begun: Any) -> None:
-    """Main function of the process: receives the function, then batches until the pipe is closed."""
+    """Run the worker process: receive the function, then batches until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group: the parent decides
     signal.signal(signal.SIGTERM, _on_sigterm)  # as above
     function: Callable[[Any], Any] | None = None

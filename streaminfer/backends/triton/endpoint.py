@@ -176,7 +176,7 @@ def find_endpoint(url: str, protocol: Protocol, tls: "Tls | bool | None", insecu
     return address
 
 
-def _parse(url: str, protocol: Protocol, tls: Tls | None, refused: bool) -> Endpoint:
+def _parse(url: str, protocol: Protocol, tls: Tls | None, rejected: bool) -> Endpoint:
     scheme, separator, rest = url.partition("://")
     scheme, rest = (scheme.lower(), rest) if separator else (protocol, url)
     if scheme.rstrip("s") != protocol or scheme not in _ENCRYPTED:
@@ -198,7 +198,7 @@ def _parse(url: str, protocol: Protocol, tls: Tls | None, refused: bool) -> Endp
     if path and protocol == "grpc":
         raise ValueError(expected("url", "no path: gRPC has none", url))
     if _ENCRYPTED[scheme]:
-        if refused:
+        if rejected:
             raise ValueError(expected("tls", f"no False with {scheme}://", False))
         tls = tls or Tls()
     elif separator and tls is not None:

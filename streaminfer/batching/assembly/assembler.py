@@ -237,7 +237,7 @@ class Assembler:
         return whole
 
     def sizes_of(self, bucket: int) -> list[int]:
-        """Batch sizes of a bucket that are worth measuring: ``preferred_sizes``, else 1, 2, 4, … and the largest."""
+        """Return the batch sizes of a bucket to measure: ``preferred_sizes``, else 1, 2, 4, … and the largest."""
         cap = self._caps[bucket]
         if self._sizes:
             return [size for size in self._sizes if size <= cap]

@@ -55,7 +55,7 @@ class Device:
             batch is first. Time for loads does not count.
         memory_bytes: memory of the device, for models that do not fit together. A model whose backend has a
             `Residency` is loaded when it is its turn, and evicted if it is needed later than others. Subtract the
-            memory of all other models. ``None``: all models fit.
+            memory of models without a `Residency`. ``None``: all models fit.
         preemptive: on CPU cores, run the models with the tightest ``slo_s`` in the foreground: their batches begin at
             once, even while a batch of another model runs, which the operating system then delays. The other models
             take turns in the background, at the lowest priority of the system unless a batch would be late. Needs
@@ -248,7 +248,7 @@ class Device:
             self._promotions.begin(self._loop, execution, member, now_ns)
 
     def end(self, execution: Execution, now_ns: int, *, succeeded: bool) -> None:
-        """Note that a batch frees its slot; if others slowed it down, move its effective start by the lost time."""
+        """Note that a batch frees its slot; if others slowed it down, it counts as started later by that."""
         level = self._back if execution in self._back.running else self._front
         member = level.running.pop(execution, None)
         if member is None:

@@ -89,7 +89,7 @@ class Interference:
         return False
 
     def slowdowns(self) -> Mapping[tuple[Hashable, Hashable], float]:
-        """Return slowdowns: how many times as long a batch of the first model takes beside one of the second."""
+        """Return by pair how many times as long a batch of the first model takes beside one of the second."""
         return {pair: math.exp(log) for pair, log in self._log_slowdowns.copy().items()}
 
     def _slowdown(self, model: Hashable, other: Hashable) -> float:

@@ -115,7 +115,7 @@ class Promotions:
         used_ns = member.claim.running_ns()
         if longest_ns is None or used_ns is None:
             return None
-        return max(longest_ns - used_ns, longest_ns // 10)  # a batch that takes longer than all others may continue
+        return max(longest_ns - used_ns, longest_ns // 10)  # not 0: a batch that has exceeded the longest still runs
 
     def _promote(self, lowered: "_Lowered", had_core: bool) -> None:
         member = lowered.member

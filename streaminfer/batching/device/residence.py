@@ -163,7 +163,7 @@ def in_memory(
 
 
 async def enter_at_start(device: "Device | None", member: "DeviceMember", residence: LiveResidence | None) -> None:
-    """Enter a device, which an earlier stop has left; load a model that its backend does not know before.
+    """Enter a device, which an earlier stop has left; load a model that its backend does not know earlier.
 
     The arguments are those of :func:`in_memory`.
 

@@ -21,7 +21,7 @@ class DeviceModelStatistics(Snapshot):
         loads: how often it was loaded into the device's memory, failed loads included.
         load_s: seconds of its loads, including the evictions of other models; not part of ``busy_s``.
         promoted: background batches that continued at the usual priority, because they would be late or waited long.
-        slowdowns: by other model, the learned factor by which a batch takes longer while one of that model runs.
+        slowdowns: by other model, how many times as long a batch takes while one of that model runs, as learned.
     """
 
     batches: int
@@ -45,7 +45,7 @@ class DeviceStatistics(Snapshot):
         waiting: names of the models that wait for a turn: a request is queued, and a worker of their batcher is free.
         memory_bytes: size of its memory; ``None``: all models fit.
         loaded: names of the models in memory, of those that can leave it.
-        preemptive: models with a tighter objective are first, even while a batch of another model runs.
+        preemptive: whether models with a tighter objective take precedence, even while a batch of another model runs.
         background: names of the models whose running batches yield to others; empty if the device is not preemptive.
         models: counters of each model, by name; a second model of a name is ``name#2``.
     """

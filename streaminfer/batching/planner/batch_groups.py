@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 PATIENCE_NS = 2_000_000_000
-"""How long a request without a deadline is queued before it is guaranteed a share."""
+"""Time for which a request without a deadline is queued before it is guaranteed a share."""
 _FOR_FREE = 1.02
 """Rows that lengthen a batch by no more than this factor are added although they may be late."""
 _MAX_GROUPS = 16

@@ -51,7 +51,7 @@ _NO_BETTER = 6
 _MUCH = 0.25
 """Share of a batch by which a smaller one must serve more, so that one bad measurement does not decide."""
 _SCARCE_FROM, _SCARCE = 0.95, 1.05
-"""Load, as a share of the device's capacity, between which the price of its time rises from zero to full."""
+"""Loads, as shares of the device's capacity, between which the price of its time rises from zero to full."""
 
 _Array = NDArray[np.int64]
 

@@ -227,8 +227,8 @@ class Lookahead:
                 its predecessor.
 
         Returns:
-            A full batch and the requests rejected because they cannot follow it; or no batch, with the instant to
-            decide again if there is one. Requests of several groups are not sent early.
+            A full batch, and the requests to reject because they would be late after the running one; or no batch, with
+            the instant to decide again if there is one. Requests of several groups are not sent early.
         """
         model, table = self._model, None if self._model is None else self._model.upper_timetable
         if model is None or table is None or self._mixed_for or queue.queued < table.cap:
@@ -319,7 +319,7 @@ class Lookahead:
         return Outlook(tickets, deadlines, model.waited_for, queue.events.gaps_ns(now_ns), min(limits), is_free)
 
     def _first_to_measure(self, queue: RequestQueue, now_ns: int, most: int) -> list[Ticket]:
-        """Return the batch to send while nothing is measured: requests with more time left than the last one took."""
+        """Return a batch while nothing is measured: requests with as much time left as the last one has had so far."""
         began_ns, self._measuring_ns = self._measuring_ns, now_ns
         if began_ns is None:
             return queue.first(most)

@@ -43,7 +43,7 @@ _FIRST_SAMPLES = 3
 _FINALISTS = 6
 """Number of candidates that are also played against the other samples."""
 _MOST_EXPECTED = 256
-"""Most arrivals of a model in a play; the common horizon, the longest time limit, is cut to that many."""
+"""Most arrivals of a model in a play; the horizon of all models, the longest time limit, is cut to their mean time."""
 _PRICE = 0.35
 """Price of the device's time, as a share of what it could serve."""
 _GAPS = np.random.default_rng(0).exponential(1.0, 1024)

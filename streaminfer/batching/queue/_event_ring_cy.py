@@ -236,7 +236,7 @@ class EventRing:
         return self._gap_over(_RATE_WINDOW, now_ns)
 
     def gaps_ns(self, now_ns: int) -> tuple[float, float, float]:
-        """Return :meth:`gap_ns` over the last 256, 64 and 16 arrivals; few show a burst sooner, but also chance."""
+        """Return :meth:`gap_ns` over the last 256, 64 and 16 arrivals; fewer show a burst sooner, but are noisier."""
         return self._gap_over(_RATE_WINDOW, now_ns), self._gap_over(64, now_ns), self._gap_over(16, now_ns)
 
     def _gap_over(self, window: int, now_ns: int) -> float:

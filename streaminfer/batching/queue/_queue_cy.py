@@ -91,7 +91,7 @@ class RequestQueue:
 
     @property
     def held_back(self) -> int:
-        """How many requests are held back by an earlier one of their stream."""
+        """Number of requests that are held back by an earlier one of their stream."""
         return self._order.held_back
 
     @property

@@ -26,8 +26,8 @@ _WORTH_GROWING = WORTH_GROWING  # a C variable in the compiled module
 def fill_times(sizes: tuple[int, ...], times_s: tuple[float, ...], slope_s: float, table: NDArray[np.float64]) -> None:
     """Write the times of all sizes: straight lines between known ones, and the slope after the last.
 
-    Below the first known size its slope continues, but an item never gets cheaper than its proportional share because
-    the batch is smaller.
+    Below the first known size its slope continues, but a smaller batch takes at least its proportional share of the
+    time of that size.
 
     Args:
         sizes: sizes with known times, ascending.

@@ -339,7 +339,7 @@ class Calibration:
                 bucket.ended = size, bench.limit_ns
                 break
         for _ in range(REPEATS - 1):
-            for size in reversed(tuple(runs)):  # a small one last: its data is then in the caches for the first one
+            for size in reversed(tuple(runs)):  # small last: caches then have its data for the first request
                 if spent_ns + runs[size][0] <= budget_ns:
                     await measure(size)
         bucket.known |= {size: float(np.median(took)) / 1e9 for size, took in runs.items()}

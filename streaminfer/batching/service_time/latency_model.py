@@ -58,7 +58,7 @@ _OUTLIER = 2.5  # standard deviations
 _SMALLEST_OUTLIER = 0.02  # log-ratio
 _SLOWER_IN_A_ROW, _FASTER_IN_A_ROW = 3, 2
 _ALLOWANCE = 0.2  # log-ratio by which the costs of neighbors may be wrong
-_FILL_UP = 0.7  # power of the cost of padding; with the allowance below the effect of a device at half speed
+_FILL_UP = 0.7  # power of padding costs: twice the size, with the allowance, costs less than half the speed does
 _LITTLE_GAIN = 0.35  # set-up over cost per row: the largest batch has less than 1.35 times the throughput of one row
 _SMALL = 2
 _PRIOR_SIZES = 4096
@@ -339,7 +339,7 @@ def _power_of_two(size: int) -> int:
 
 
 def nearest_size(size: int) -> int:
-    """Return the size that represents ``size``: itself up to 4, then the nearest of two an octave, or one after one."""
+    """Return the size that represents ``size``: itself to 4, then the nearest of two an octave, or 1 above 2 ** k."""
     if size <= 4:
         return size
     nearest = round(2 ** (round(math.log2(size) * _PER_OCTAVE) / _PER_OCTAVE))

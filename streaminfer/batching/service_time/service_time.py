@@ -4,8 +4,8 @@
 them, and a slope after the last. An affine time is the case of one point at size 0.
 
 *Invariants.* Times are positive from size 1 on and never fall as the batch grows: a batch may be padded to a larger
-one, so a larger batch that seems faster was measured wrongly. Below the first size the first slope continues, but an
-item never gets cheaper than its proportional share because the batch is smaller: ``t(n) ≥ t(first)·n/first``.
+one, so a larger batch that seems faster was measured wrongly. Below the first size the first slope continues, but a
+smaller batch takes at least its proportional share of the first time: ``t(n) ≥ t(first)·n/first``.
 
 *Cost.* ``seconds`` is a bisection; ``table_ns`` is linear in the largest size.
 :mod:`streaminfer.batching.service_time.learned_service_time` learns one of these from live batches.

@@ -273,13 +273,13 @@ class MovingStreams(Wrapper):
                     records[stream_id] = self._export(stream_id)
                 elif stream.settled.is_set() and not stream.in_flight and now_ns - stream.used_ns >= IDLE_NS:
                     del self._streams[stream_id]
-            refused: list[Hashable] | None = None
+            rejected: list[Hashable] | None = None
             async with _asked("snapshots of %d streams were not stored", len(records)):
-                refused = await self._store.store(self._replica, records)
-            if refused is None:  # the call failed, so the snapshots are sent again
+                rejected = await self._store.store(self._replica, records)
+            if rejected is None:  # the call failed, so the snapshots are sent again
                 for stream_id in records.keys() & self._streams.keys():
                     self._streams[stream_id].changed = True
-            for stream_id in refused or ():  # the store took this replica for dead, and another one has the stream
+            for stream_id in rejected or ():  # the store took this replica for dead, and another one has the stream
                 had = streams.get(stream_id)
                 if had is not None and self._streams.get(stream_id) is had:  # else it was started again meanwhile
                     self._states.end_stream(stream_id)

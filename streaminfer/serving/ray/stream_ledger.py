@@ -164,14 +164,14 @@ class StreamLedger:
     def _store(self, replica: str, records: Mapping[Hashable, Any], now_ns: int) -> set[Hashable]:
         """Store states of a replica's own streams; return the streams of other owners."""
         self.hear(replica, now_ns)
-        refused = set()
+        rejected = set()
         for stream_id, record in records.items():
             stream = self._streams.setdefault(stream_id, _Stream(replica, now_ns))
             if stream.owner != replica:
-                refused.add(stream_id)
+                rejected.add(stream_id)
             else:
                 stream.record, stream.taken_ns, stream.used_ns = record, now_ns, now_ns
-        return refused
+        return rejected
 
     @staticmethod
     def _give(stream: _Stream, replica: str, now_ns: int) -> Claim:

@@ -29,7 +29,7 @@ class PauseDetector:
     """Distinguishes a sender that paused from a network that stalled, for messages without timestamps.
 
     After a stall, the network delivers everything that it held up at once, so the delay is soon made up for. After a
-    pause, sound arrives only as fast as it is spoken, and would count as old as long as the smallest delay is
+    pause, sound arrives only at the speed of speech, and would count as old as long as the smallest delay is
     remembered.
     """
 

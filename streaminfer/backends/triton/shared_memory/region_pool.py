@@ -23,7 +23,7 @@ Invariants:
   SIGBUS in the middle of a copy, here or in the server. If it is full, or ``max_bytes`` are in use, there is no region,
   and the batch is sent as the payload of its request.
 
-If a client is killed, the memory of its regions stays *in the server*; the next client frees it. Names contain the
+If a client is killed, the memory of its regions stays *in the server*; the next client frees it. Names identify the
 process that created them, and each pool holds an abstract socket of that name, which the kernel frees with the process.
 A name without a socket is removed. A pool looks only at names of its own network namespace, because it cannot see the
 sockets of another.
