@@ -41,7 +41,7 @@ _EXPLAIN_S = 60.0
 _MOST_TOLD = 20
 """Most members of a conflict in the message; `InfeasiblePlacement.conflict` has all."""
 _MOST_SITES = 5
-"""Most sites in the text of a constraint that have an unpromisable round trip."""
+"""Most sites with an unpromisable round trip that the text of a constraint names."""
 _UNLIMITED = 1e6
 _MOST_SLO = 64.0
 _STEPS = 12

@@ -1,7 +1,8 @@
 """`prices`: solves again to find what one more slot, a longer SLO or a relaxed promise would save.
 
-Each figure is the difference between two exact plans. A limit also has a *local* price: its dual value in the linear
-program with the sites of the plan. This is a rate at the margin and may differ from the worth of a whole slot.
+Each figure is the difference between two exact plans. A limit on slots or memory also has a *local* price: its dual
+value in the linear program with the sites of the plan. This is a rate at the margin and may differ from the worth of a
+whole slot.
 """
 
 import math
@@ -31,7 +32,7 @@ class Price:
         change: the change in words.
         saving: decrease of the cost, or increase of the quality if there is a budget.
         uncertainty: sum of the gaps of both plans; a smaller saving may be no saving at all.
-        local: dual value of a limit at the plan's sites; NaN for other changes.
+        local: dual value, at the plan's sites, of a limit on slots or memory; NaN for other changes.
     """
 
     change: str

@@ -1,7 +1,7 @@
 """`Problem`: users, sites, models, the network between them, and the promises, as data.
 
-Units are seconds, requests per second, bytes and bytes per second; prices are per hour, in one currency. All records
-are immutable; `attrs.evolve` makes a changed copy. A `Problem` checks that its parts fit together.
+Units: times in seconds, rates in requests/s, sizes in bytes, bandwidths in bytes/s, prices per hour in one currency.
+All records are immutable; `attrs.evolve` makes a changed copy. A `Problem` checks that its parts fit together.
 """
 
 import json

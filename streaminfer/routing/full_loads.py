@@ -28,7 +28,7 @@ def full_load_of_all(services: Iterable[Any]) -> int | None:
 
 
 def spread_load_of_all(services: Iterable[Any]) -> int:
-    """Return how many requests keep the workers busy of all services that report their load.
+    """Return how many requests keep the workers of those services busy that report their load.
 
     Args:
         services: services among which requests are spread.

@@ -36,7 +36,7 @@ class Stream:
         settings: settings of the stream.
         sender: sends its frames.
         outlet: delivers its results.
-        totals: counters of the session; they include this stream when it has ended and delivered its results.
+        totals: totals of the session; they get the counters of this stream when it has ended and delivered its results.
 
     Attributes:
         state: state of its frames.
@@ -103,7 +103,7 @@ class Stream:
         self.let_source_go_on(now_ns)
 
     def let_source_go_on(self, now_ns: int) -> None:
-        """Release a held source if there is room, or if all waiting frames are too old for a batch they can join."""
+        """Release a held source if there is room, or if all waiting frames are too old for the batch after the next."""
         room = self._room
         if room is not None and not room.done() and (self.state.has_room() or self._lags(now_ns)):
             room.set_result(None)
@@ -258,7 +258,7 @@ class Stream:
         self._settle_if_delivered()
 
     def _report(self, message: str, error: Exception) -> None:
-        """Report an error that no consumer can get to the event loop."""
+        """Report to the event loop an error that no consumer can get."""
         # without the task: this code runs in its context, and CPython 3.13 would enter that again
         context = {"message": f"stream {self.stream_id!r}: {message}", "exception": error}
         self._task.get_loop().call_exception_handler(context)

@@ -181,7 +181,7 @@ class NextResult:
         return self.__next__()
 
     def throw(self, kind: Any, value: Any = None, _: Any = None) -> NextResult:
-        """End with an error, as a coroutine does that does not catch the error."""
+        """End with an error, like a coroutine that does not catch it."""
         self.close()
         error: BaseException = kind if isinstance(kind, BaseException) else kind() if value is None else value
         try:

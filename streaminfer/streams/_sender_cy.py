@@ -18,8 +18,8 @@ policy that holds the source get places for the other routes too, and their fram
 route. Frames of other streams would only grow old in its queue.
 
 On a shared device, the turns of the models depend on their queues. So streams with a policy that holds the source send
-all frames that they may have in flight. Otherwise the device would take their backlog for one batch and give another
-model a long turn.
+all frames that they may have in flight. Otherwise the device would give another model a long turn, as if these streams
+had a backlog of only one batch.
 
 A service with ``begin_call`` calls back when a request ends, so a frame costs no task, future or turn of the loop
 between sender and stream. For any other service, one task awaits each request.

@@ -122,7 +122,7 @@ class Segments:
         return segment
 
     def find(self, probabilities: Iterable[float]) -> list[Segment]:
-        """Return the segments of a whole recording, the same that :meth:`push` and :meth:`finish` would return."""
+        """Return the complete segments of a whole recording, as :meth:`push` and :meth:`finish` would return them."""
         whole = copy(self)
         whole.finish()  # clears the state of the stream in the copy
         found = [segment for one in probabilities if (segment := whole.push(one)) and segment.end_s is not None]

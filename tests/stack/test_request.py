@@ -188,6 +188,6 @@ def test_checks_accept_numpy_numbers():
 
 def test_help_claims_no_signature_that_is_not_so():
     """Cython's own would show ``deadline_ns`` before the ``*``."""
-    assert si.Request.__doc__.startswith("One request for one answer;")
+    assert si.Request.__doc__.startswith("One request for one response;")
     with pytest.raises(TypeError, match="positional argument"):
         si.Request(1.0, 5)

@@ -86,9 +86,9 @@ def keda_scaled_objects(
 ) -> str:
     """Return a KEDA ScaledObject for each workload, from the fewest to the most replicas of the plans.
 
-    KEDA adds a replica when the requests per second of each replica exceed the lowest rate of the plans. It may scale a
-    workload to zero that does not run in each of the plans. The pods of this workload then count no requests, so
-    nothing starts them again unless ``query`` counts the requests where they arrive, such as at the gateway.
+    KEDA adds a replica when the mean requests per second per replica exceed the lowest rate of the plans. It may scale
+    a workload to zero if the workload does not run in each of the plans. Its pods then count no requests, so nothing
+    starts them again unless ``query`` counts the requests where they arrive, such as at the gateway.
 
     Args:
         *plans: at least one plan, such as those of `plan_hours`.

@@ -87,7 +87,7 @@ class AccessPromise:
 
     @property
     def is_promisable(self) -> bool:
-        """Whether the share can be promised."""
+        """True if the share can be promised."""
         return not self.reason
 
 

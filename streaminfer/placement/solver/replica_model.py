@@ -194,7 +194,7 @@ class ReplicaModel:
         self._highs.changeColsBounds(self.at_homes, np.arange(self.at_homes, dtype=np.int32), lower, upper)
 
     def opened(self, values: Floats) -> Floats:
-        """Return how far each pool can be in use: at most as its sites, and as its replicas if these are below one."""
+        """Return how far each pool can be in use: no further than its sites, or its replicas if these are below one."""
         used = np.ones(len(self.instance.site_prices))
         used[self.priced] = values[self.at_sites : self.at_homes]
         opened: Floats = np.where(self.instance.uses, used[:, None], 1.0).min(axis=0, initial=1.0)

@@ -150,7 +150,7 @@ class CircuitBreaker(StackClock, BreakerCore):
 
         Args:
             inner: a service (an object with ``call``), a backend (an object with ``infer``; a failed batch is one
-                outcome), or a sync or async function.
+                outcome), or a sync or async function, which stays sync or async.
 
         Returns:
             The same kind of object. A guarded service or backend has ``inner`` and ``admission``.

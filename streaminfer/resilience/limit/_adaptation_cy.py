@@ -22,7 +22,7 @@ time, it is ignored. A rejection by an inner layer lowers the limit by a tenth.
 *Latency without load.* The estimate is renewed after an interval in which there was no queue: the limit rejected
 nothing, or calls took hardly longer than the estimate. Otherwise a *probe* measures it again: one window at a quarter
 of the limit, once the limit has rejected more calls than a probe costs. With a target of twice the latency without
-load, nothing queues at a quarter of the load. (A half would prove nothing: each measurement would confirm any standing
+load, nothing queues at a quarter of the limit. (A half would prove nothing: each measurement would confirm any standing
 queue.) If calls then take little more than a quarter of their time before, there was a queue even at a quarter, and the
 probe continues at half of it, until calls take no less. A call that hangs ends the probe after eight times the time
 that it should take. The first estimate stays in doubt until the limit rejects a call. If calls take as long as before

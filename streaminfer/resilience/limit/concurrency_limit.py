@@ -135,7 +135,7 @@ class ConcurrencyLimit(StackClock, LimitCore):
 
         Args:
             inner: a service (an object with ``call``), a backend (an object with ``infer``; the limit counts its
-                batches), or a sync or async function.
+                batches), or a sync or async function, which stays sync or async.
 
         Returns:
             The same kind of object. A limited service or backend has ``inner`` and ``admission``.

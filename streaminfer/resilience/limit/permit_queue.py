@@ -2,9 +2,9 @@
 
 *Design.* The queue has the order in which calls get permits: the most urgent call first, equal ones in the order of
 arrival. A permit that comes back is given at once to the first call, before any later call can take it. A new call may
-not overtake a queued call, or a call that has a permit and continues in the next turn of the loop: it is queued after
-it. A less urgent call sees fewer permits (``reserve``), so if there is none for the first call, there is none for the
-others.
+not overtake a queued call, or a call that has a permit and continues in the next turn of the loop; it joins the queue
+instead. A less urgent call sees fewer permits (``reserve``), so if there is none for the first call, there is none for
+the others.
 
 *Invariants.* While calls wait, there is no permit for the first of them. Each waiting call ends with a permit, an error
 or its cancellation. If a call is cancelled at the moment when it gets a permit, the permit is given back.

@@ -1,6 +1,6 @@
 """The attempts in flight of a `FallbackRouter`, and when each is interrupted, with one timer for all of them.
 
-*Design.* A request waits for its route in its caller's task and needs no other task and no timer. An attempt holds the
+*Design.* A request waits for its route in its caller's task, without a separate task or timer. An attempt holds the
 task and the instant at which it is interrupted; one timer is set for the earliest instant. When it fires, the router
 interrupts the attempts that are due as ``asyncio.timeout`` does: by a cancellation that it takes back later. Most
 attempts end long before and leave the timer unchanged, so it fires about once per time limit and not once per request.
@@ -80,7 +80,7 @@ class Attempt:
         return self.switch_ns - self.started_ns < self.deadline_ns - self.switch_ns
 
     def was_cancelled_too(self, cancellations: int) -> bool:
-        """Return whether another caller than the router also cancelled the task since the attempt began.
+        """Return whether the task was also cancelled from outside the router since the attempt began.
 
         Args:
             cancellations: ``task.cancelling()`` after the interruption was taken back.

@@ -147,7 +147,7 @@ class RouteShare:
         return finish_ns > deadline_ns - headroom * (deadline_ns - now_ns)
 
     def is_out_of_reach(self, limit_ns: int) -> bool:
-        """Return whether a request has less time than any response took, so that its miss says nothing about load.
+        """Return whether a request has less time than any response of the route took: its miss says nothing about load.
 
         Args:
             limit_ns: the time that the request has; 0: no limit.

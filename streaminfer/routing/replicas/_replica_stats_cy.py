@@ -42,7 +42,7 @@ _PEAK = 4.0  # factor on the weight of a sample above the estimate
 _MOST = 0.25  # largest weight of such a sample
 _LEAST_SUCCESS = 0.02
 _LEAST_RAMP = 0.1
-_ENOUGH = 8  # samples from which on a latency counts as known
+_ENOUGH = 8  # number of samples after which `_PEAK` applies
 _GENERATIONS = 2**22 - 1
 
 

@@ -71,8 +71,8 @@ class Replicas(StackClock, Node):
         choices: how many replicas are drawn and compared for each request. With as many as there are replicas, or
             more, all are compared: the tail is shorter, unless batching replicas of unequal speed are near saturation.
         retry: try another replica once, if the first failed or rejected and time remains. Turn it off for a model that
-            must not get a request twice. Retries are never made if the service declares ``idempotent = False``, for a
-            ``stream_id``, or beyond a fifth of the requests of the last ten seconds and ten more.
+            must not get a request twice. A request is never retried if the service declares ``idempotent = False``, if
+            it has a ``stream_id``, or beyond a fifth of the requests of the last ten seconds and ten more.
         consecutive_failures: failures in a row that eject a replica; ``None``: failures never eject.
         latency_factor: ejects a replica that is this many times slower than most others of its zone; above 1; ``None``:
             latency never ejects.

@@ -39,7 +39,7 @@ class MediaThread:
         wanted: what the model takes.
         realtime: play a file at the speed of its timestamps.
         reconnect: how a live source connects again; ``None``: it ends.
-        timeout_s: seconds without a connection, or without a packet, after which the thread raises.
+        timeout_s: seconds without a connection, or without a packet, after which the connection has failed.
         clock: returns monotonic nanoseconds.
     """
 
@@ -86,7 +86,7 @@ class MediaThread:
     async def stop(self) -> None:
         """Return when the thread has ended.
 
-        FFmpeg ends each read at ``timeout_s``. Opening has two steps, each with this limit.
+        FFmpeg ends each read after ``timeout_s``. Opening has two steps, each with this limit.
         """
         if self._thread is None:
             return

@@ -30,8 +30,8 @@ class Reconnect:
 class Backoff:
     """Delays of one source.
 
-    A connection counts as a success once it has lasted as long as the delay before it. So a source does not try a
-    server that accepts and drops connections at once more often than a server that is down.
+    A connection counts as a success once it has lasted as long as the delay before it. So a server that drops each
+    connection immediately is not tried more often than a server that is down.
     """
 
     def __init__(self, settings: Reconnect, random_: Callable[[], float] = random.random) -> None:

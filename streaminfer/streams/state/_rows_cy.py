@@ -24,7 +24,7 @@ __all__ = ["Rows", "row_copies"]
 
 # C variables in the compiled module, not visible from Python
 _WORD = 8
-_SMALL = 1 << 16  # words up to which a copy keeps the lock: the copy takes no longer than getting the lock back
+_SMALL = 1 << 16  # words of all rows up to which a copy keeps the lock: it takes no longer than getting the lock back
 
 
 class Rows:

@@ -197,7 +197,7 @@ class StatefulBackend(Wrapper):
 
         Raises:
             InvalidInput: ``state`` is not such a record, was altered, or comes from another model.
-            Overloaded: ``max_streams`` streams have state already.
+            Overloaded: the stream is new, and ``max_streams`` others have state or a step in flight.
         """
         Request(None, stream_id=stream_id)  # checks the id
         if stream_id is None:
