@@ -1,11 +1,11 @@
 """`make bench`: every figure beside its baseline, measured in the same run.
 
 python benchmarks/run.py [NAME ...]             names as in the list below; without any, all of them
-python benchmarks/run.py NAME [ARGUMENT ...]    one, with arguments of its own; `NAME --help` lists them
+python benchmarks/run.py NAME [ARGUMENT ...]    one, with its arguments; `NAME --help` lists them
 python benchmarks/run.py --record [NAME ...]    also stores the figures, from which the tables of the docs are made
 
-A benchmark is `benchmarks/<family>/bench_<name>.py`. What several share is in `_lib`; the peers are in `peers`, and
-real servers in `servers`.
+A benchmark is `benchmarks/<family>/bench_<name>.py`. Shared code is in `_lib`, the peers are in `peers`, and real
+servers in `servers`.
 """
 
 import os

@@ -1,8 +1,8 @@
-"""Inference over HTTP whose repeats are served by nginx or a CDN; the standard library is the server.
+"""Inference over HTTP with repeats served by nginx or a CDN; the server uses only the standard library.
 
-``POST /v1/infer/1`` answers the body, a JSON array of numbers, and says under which address the answer can be had with
-GET: the one that a client can compute itself from the body. So a client asks ``GET`` first and posts only where that
-finds nothing; every repeat is the nearest cache's, and uploads nothing.
+``POST /v1/infer/1`` takes a JSON array of numbers, and its response names the address at which GET finds that response
+again. A client can compute this address from the body. So it sends ``GET`` first, and posts only if that finds nothing;
+the nearest cache serves every repeat, without an upload.
 
 python examples/cdn_edge.py     serves on port 8001; start nginx with examples/cdn_edge.conf in front, on port 8000
 """
@@ -31,7 +31,7 @@ Handler = Callable[[str, str, dict[str, str], bytes], Awaitable[Answer]]
 
 
 class Kept(NamedTuple):
-    """An answer, encoded once, with what is needed to say who may keep it."""
+    """An answer, encoded once, with the data that decides which caches may store it."""
 
     request: si.Request
     response: si.Response
@@ -41,15 +41,15 @@ class Kept(NamedTuple):
 
 
 class Edge:
-    """What is answered to a method, a path, header fields (names in lower case) and a body.
+    """Application that answers a method, a path, header fields (names in lower case) and a body.
 
     Args:
         service: answers a request.
-        cache: holds answers under tenant and path; what is erased there is not found any more.
-        policy: what caches outside may do.
+        cache: stores answers under tenant and path; an erased answer is not found again.
+        policy: rules for outside caches.
         version: of the model.
-        tenants: the ``Authorization`` fields that are known, and whose each is.
-        wall: the present, seconds since 1970.
+        tenants: tenant of each known ``Authorization`` field.
+        wall: returns the present time, in seconds since 1970.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Edge:
         self.asked = 0
 
     async def __call__(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
-        """Answers one HTTP request; every failure is an answer that no cache may store."""
+        """Answer one HTTP request; no cache may store the answer to a failure."""
         self.asked += 1
         credentials = headers.get("authorization")
         tenant = self.tenants.get(credentials) if credentials else None
@@ -91,7 +91,7 @@ class Edge:
         return answer_conditional(method, headers, self.headers(kept), kept.body)
 
     async def infer(self, headers: dict[str, str], body: bytes, tenant: str | None) -> Answer:
-        """Computes an answer; later it can be had under the digest of what was posted, which is computed here."""
+        """Compute an answer and store it under the digest of the posted body, which the server computes itself."""
         try:
             numbers = np.array(json.loads(body), np.float32)
             if numbers.ndim != 1 or not numbers.size:
@@ -104,7 +104,7 @@ class Edge:
             return 400, NOT_KEPT | {"content-type": "text/plain; charset=utf-8"}, str(error).encode()
         answer = json.dumps(response.outputs.tolist()).encode()
         kept = Kept(request.replace(inputs=None), response, answer, entity_tag(answer), self.wall())
-        fields = self.headers(kept) | NOT_KEPT  # this POST's own answer; the one to keep is at its address
+        fields = self.headers(kept) | NOT_KEPT  # no cache stores this POST's response; the GET at its address is stored
         if not response.degraded:
             path = content_path(body, version=self.version, prefix=PREFIX)
             self.cache.put((tenant, path), kept, subject=request.subject)
@@ -112,7 +112,7 @@ class Edge:
         return 200, fields, answer
 
     def headers(self, kept: Kept) -> dict[str, str]:
-        """The header of a kept answer, at present."""
+        """Return the header of a stored answer at the present time."""
         fields = edge_headers(
             self.policy,
             kept.request,
@@ -127,11 +127,11 @@ class Edge:
 
 @contextlib.asynccontextmanager
 async def serve(handler: Handler, port: int = 0) -> AsyncIterator[int]:
-    """Serves HTTP/1.1 on loopback while the block runs; only what a server behind a proxy needs.
+    """Serve HTTP/1.1 on loopback while the block runs, with only the features that a server behind a proxy needs.
 
     Args:
         handler: answers a request.
-        port: 0: any that is free.
+        port: to listen on; 0 picks a free one.
 
     Yields:
         The port.
@@ -146,7 +146,7 @@ async def serve(handler: Handler, port: int = 0) -> AsyncIterator[int]:
             while await _one(handler, reader, writer):
                 pass
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            pass  # the other side has gone, or does not speak HTTP
+            pass  # the client has gone, or does not speak HTTP
         finally:
             del open_[task]
             writer.close()
@@ -157,12 +157,12 @@ async def serve(handler: Handler, port: int = 0) -> AsyncIterator[int]:
     finally:
         server.close()
         for writer in open_.values():
-            writer.close()  # who reads from it comes to its end
+            writer.close()  # a reader of this connection sees its end
         await asyncio.gather(*open_)
 
 
 async def _one(handler: Handler, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-    """Answers one request of a connection; whether another may follow."""
+    """Answer one request of a connection; return whether another may follow."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
     method, _, rest = head[0].partition(" ")
     path, _, protocol = rest.rpartition(" ")
@@ -190,12 +190,12 @@ async def _one(handler: Handler, reader: asyncio.StreamReader, writer: asyncio.S
 
 
 def normalize(batch: np.ndarray) -> np.ndarray:
-    """The model: each row divided by its length."""
+    """Return each row divided by its length, as the model."""
     return batch / np.maximum(np.linalg.norm(batch, axis=1, keepdims=True), 1e-9)  # type: ignore[no-any-return]
 
 
 async def main() -> None:
-    """Serves until interrupted."""
+    """Serve until interrupted."""
     policy = EdgePolicy(fresh_s=60, lifetime_s=3600, stale_while_revalidate_s=30, stale_if_error_s=600)
     cache = si.EdgeCache(maxsize=100_000, ttl_s=3600)
     model = si.CpuBackend(normalize)

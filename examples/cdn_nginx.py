@@ -1,4 +1,4 @@
-"""nginx with ``cdn_edge.conf``, in a folder and on ports of its own, for as long as a block runs."""
+"""Runs nginx with ``cdn_edge.conf``, in a separate folder and on free ports, while a block runs."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,16 +13,16 @@ CONFIGURATION = Path(__file__).with_name("cdn_edge.conf")
 
 @contextlib.contextmanager
 def nginx(folder: Path, origin_port: int, *, configuration: str | None = None) -> Iterator[Nginx]:
-    """Runs it in a process group of its own, which ends with the block.
+    """Run nginx in a separate process group, which ends with the block.
 
     Args:
-        folder: empty; holds all that it writes.
-        origin_port: where the application listens, on loopback.
-        configuration: instead of ``cdn_edge.conf``, with the same two ports in it.
+        folder: an empty folder for all files that nginx writes.
+        origin_port: port of the application on loopback.
+        configuration: text to use instead of ``cdn_edge.conf``, with the same two ports in it.
 
     Raises:
-        FileNotFoundError: there is no nginx.
-        RuntimeError: it does not start; with what it says.
+        FileNotFoundError: nginx is not installed.
+        RuntimeError: nginx does not start; the message has its output.
     """
     text = CONFIGURATION.read_text() if configuration is None else configuration
     text = text.replace("127.0.0.1:8000", "127.0.0.1:{port}").replace("127.0.0.1:8001", f"127.0.0.1:{origin_port}")

@@ -1,7 +1,7 @@
-"""Two real face detectors behind one router: more frames than the better one can do, and what callers get.
+"""Two real face detectors behind one router, with more frames than the better detector can process.
 
-The full model reads 192² pixels, the front one 128²; the router makes the smaller image only for requests that go
-there. Some seconds of real time on this machine's CPU. Run it from the root of a checkout.
+The full model reads 192² pixels, the front model 128²; the router makes the smaller image only for requests that go
+to the front model. Takes some seconds of real time on this machine's CPU. Run it from the root of a checkout.
 """
 
 import asyncio
@@ -23,19 +23,19 @@ SECONDS = 2.5
 
 
 def to_128(inputs: dict[str, Any]) -> dict[str, Any]:
-    """192² pixels to 128²: each new pixel is the nearest old one."""
+    """Shrink 192² pixels to 128²: each new pixel is the nearest old one."""
     nearest = (np.arange(128) * 1.5).astype(np.intp)
     return {"input": np.ascontiguousarray(inputs["input"][nearest[:, None], nearest])}
 
 
 def detector(file: str) -> list[Any]:
-    """A model behind a batcher that plans; one thread, since both models share this machine."""
+    """Return a model behind a batcher that plans; one thread, because both models share this machine."""
     batcher = si.AdaptiveBatcher(max_batch_size=8, slo_s=LIMIT_S, policy="lookahead")
     return [batcher, si.OnnxBackend(ASSETS / file, threads=1)]
 
 
 async def offer(faces: si.Stack, rate: float) -> None:
-    """Frames at a steady rate, whether or not earlier ones were answered, and what became of them."""
+    """Send frames at a steady rate, as an open loop, and print their outcomes."""
     frame = {"input": np.random.default_rng(1).uniform(-1, 1, (192, 192, 3)).astype(np.float32)}
     ended: Counter[str] = Counter()
 
@@ -51,7 +51,7 @@ async def offer(faces: si.Stack, rate: float) -> None:
 
     calls = []
     begun_s = time.perf_counter()
-    for number in range(math.ceil(rate * SECONDS)):  # one at least, however slow the machine is
+    for number in range(math.ceil(rate * SECONDS)):  # at least one, however slow the machine is
         await asyncio.sleep(max(begun_s + number / rate - time.perf_counter(), 0))
         calls.append(asyncio.ensure_future(ask()))
     await asyncio.gather(*calls)
@@ -59,7 +59,7 @@ async def offer(faces: si.Stack, rate: float) -> None:
 
 
 async def main() -> None:
-    """Half of what the full model can do, then twice that, then half again."""
+    """Send frames at half the rate of the full model, then at twice its rate, then at half again."""
     slo = si.SLO("faces", threshold_s=LIMIT_S, signal=BurnSignal(window_s=1.0))
     router = FallbackRouter(
         Route("full", detector("blaze_full.onnx"), quality=1.0, cost=3.4),

@@ -1,7 +1,7 @@
 """The pipeline of the server examples: telemetry, a cache, and two face detectors behind a router.
 
-Each detector has a batcher and a circuit breaker. When the better one is slow, broken or crowded, the router sends
-requests to the other one, and marks the responses as degraded.
+Each detector has a batcher and a circuit breaker. When the better detector is slow, broken or overloaded, the router
+sends requests to the smaller one and marks the responses as degraded.
 """
 
 import functools
@@ -28,7 +28,7 @@ def read_picture(body: bytes) -> NDArray[np.float32]:
         body: 192 rows of 192 pixels of three bytes: ``ffmpeg -i face.jpg -s 192x192 -pix_fmt rgb24 -f rawvideo -``.
 
     Raises:
-        InvalidInput: it has another size.
+        InvalidInput: the body has another size.
     """
     if len(body) != SIZE * SIZE * 3:
         raise si.InvalidInput(f"picture: expected {SIZE * SIZE * 3} bytes of RGB pixels, got {len(body)}")
@@ -39,7 +39,7 @@ def make_faces(*, slo_s: float = 0.25) -> si.Stack:
     """Return the pipeline: ``float32[192, 192, 3]`` → ``float32[faces, 5]``, corners in pixels and a score.
 
     Args:
-        slo_s: how long a response is useful.
+        slo_s: seconds for which a response is useful.
     """
     slo = si.SLO("faces", threshold_s=slo_s)
     router = si.FallbackRouter(
@@ -58,7 +58,7 @@ def _layers(detector: Detector, slo_s: float) -> list[Any]:
 
 
 def _shrink(picture: NDArray[np.float32]) -> NDArray[np.float32]:
-    """192² pixels to 128²: each new pixel is the nearest old one."""
+    """Shrink 192² pixels to 128²: each new pixel is the nearest old one."""
     nearest = (np.arange(FRONT.size) * (SIZE / FRONT.size)).astype(np.intp)
     return np.ascontiguousarray(picture[nearest[:, None], nearest])
 

@@ -22,7 +22,7 @@ app.mount("/live", si.telemetry.dashboard(faces))
 
 
 class Found(BaseModel):
-    """Faces of a picture, each left, top, right, bottom and score; and which model found them."""
+    """Faces of a picture, each as left, top, right, bottom and score, and the model that found them."""
 
     faces: list[list[float]]
     source: str

@@ -14,7 +14,7 @@ SLO_S = 1.0
 
 
 def double(rows: Any) -> Any:
-    """Stand for a model: double each row."""
+    """Double each row, in place of a model."""
     return rows * 2
 
 
@@ -26,7 +26,7 @@ app = flask.Flask(__name__)
 
 @app.post("/double")
 def answer() -> dict[str, Any]:
-    """Double a row, by the objective or the tighter deadline of a proxy or the client."""
+    """Double a row, by the deadline of the objective, a proxy or the client, whichever is tightest."""
     row = np.array(flask.request.get_json()["x"], np.float32)
     left_s = si.serving.read_timeout_s(flask.request.headers)
     return {"y": infer(row, timeout_s=SLO_S if left_s is None else min(left_s, SLO_S)).tolist()}

@@ -1,6 +1,6 @@
-"""Fold the convolutions of a voice detector, and measure what a batch costs before and after.
+"""Fold the convolutions of a voice detector, and measure the time of a batch before and after.
 
-Run it from the root of a checkout. It needs the extra ``fold``. `assets/silero_vad_16k_folded.onnx` was made by it:
+Run it from the root of a checkout. It needs the extra ``fold``. This command made `assets/silero_vad_16k_folded.onnx`:
 
     python examples/fold_batches.py --target examples/assets/silero_vad_16k_folded.onnx
 """
@@ -18,7 +18,7 @@ from streaminfer.backends import FoldedModel, fold_batch
 
 MODEL = Path(__file__).parent / "assets" / "silero_vad_16k_op15.onnx"
 SAMPLES = 576
-"""64 samples of the chunk before, and 512 new ones."""
+"""Samples of an input: 64 of the previous chunk, and 512 new ones."""
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 ROUNDS = 30
 
@@ -42,7 +42,7 @@ def load(path: Path) -> ort.InferenceSession:
 
 
 def measure(sessions: list[ort.InferenceSession], rows: int) -> list[float]:
-    """Return the median microseconds that a row takes in a batch, of sessions that take turns."""
+    """Return the median microseconds per row in a batch for each session; the sessions take turns."""
     inputs = {
         "input": 0.1 * np.random.default_rng(rows).standard_normal((rows, SAMPLES)).astype(np.float32),
         "state": np.zeros((2, rows, 128), np.float32),
@@ -58,7 +58,7 @@ def measure(sessions: list[ort.InferenceSession], rows: int) -> list[float]:
 
 
 def main(arguments: list[str] | None = None) -> list[list[float]]:
-    """Fold the model, and print what a row takes before and after."""
+    """Fold the model, and print the time per row before and after."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--target", type=Path, help="where the folded model goes, instead of a temporary file")
     options = parser.parse_args(arguments)

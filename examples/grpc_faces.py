@@ -31,13 +31,13 @@ class Faces:
         self._service = service
 
     async def find(self, picture: bytes, context: Any) -> bytes:
-        """Answer by the objective or the call's tighter deadline; gRPC cancels this when the client cancels."""
-        now_ns = time.monotonic_ns()  # first, so that the deadline is not later than that of gRPC
+        """Find faces by the objective or the call's tighter deadline; gRPC cancels this when the client cancels."""
+        now_ns = time.monotonic_ns()  # read first, so that the deadline is not later than that of gRPC
         left_s = context.time_remaining()
         deadline_ns = now_ns + round(1e9 * (SLO_S if left_s is None else min(left_s, SLO_S)))
         try:
             response = await self._service.call(si.Request(read_picture(picture), deadline_ns=deadline_ns))
-        except Exception as error:  # a row of the model can be of any class
+        except Exception as error:  # a row of the model can be an exception of any class
             failure = si.serving.describe_failure(error)
             if failure.is_internal:
                 LOG.exception("a request failed")

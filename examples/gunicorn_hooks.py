@@ -1,4 +1,4 @@
-"""Settings of gunicorn for `flask_doubles`: a stack in each worker, started after the fork and stopped at its end."""
+"""Settings of gunicorn for `flask_doubles`: each worker starts its stack after the fork and stops it at its end."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ threads = 16  # requests of one worker that can share a batch
 
 
 def post_worker_init(_worker: Any) -> None:
-    """Start the stack; gunicorn accepts requests for this worker when it has."""
+    """Start the stack; gunicorn accepts requests for this worker afterwards."""
     from flask_doubles import infer  # noqa: PLC0415 - the worker has loaded the application
 
     infer.start()

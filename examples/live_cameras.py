@@ -1,9 +1,9 @@
-"""Cameras that deliver more frames than the face detector can take: each result is of a fresh frame all the same.
+"""Cameras that deliver more frames than the face detector can process; results are from fresh frames nevertheless.
 
     python examples/live_cameras.py [--cameras 16] [--seconds 10]
 
-Every camera plays one clip at its own rate, whatever becomes of its frames. A session sends the newest frame of each in
-turn; a frame that a newer one overtakes is dropped and counted. Needs ``av`` and ``onnxruntime``.
+Every camera plays one clip at its own rate, whether or not its frames are processed. A session sends the newest frame
+of each camera in turn; it drops and counts a frame when a newer one arrives. Needs ``av`` and ``onnxruntime``.
 """
 
 import argparse
@@ -20,13 +20,13 @@ MAX_AGE_S = 0.5
 
 
 async def camera(pictures: Sequence[Any], rate: float, frames: int, service: si.Stack) -> AsyncIterator[Frame]:
-    """Plays a clip, over and over.
+    """Play a clip in a loop.
 
     Args:
-        pictures: of the clip, as the model wants them.
-        rate: frames a second.
-        frames: how many to play.
-        service: the clock that counts is its.
+        pictures: pictures of the clip in the format of the model.
+        rate: frames per second.
+        frames: number of frames to play.
+        service: service whose clock gives the capture times.
     """
     begun_ns = service.clock()
     for number in range(frames):
@@ -38,14 +38,14 @@ async def camera(pictures: Sequence[Any], rate: float, frames: int, service: si.
 async def watch(
     service: si.Stack, pictures: Sequence[Any], rate: float, *, cameras: int, seconds: float
 ) -> StreamSessionStatistics:
-    """Sends what some cameras deliver to a service, and says what became of it.
+    """Send the frames of some cameras to a service, and print their outcomes.
 
     Args:
-        service: answers a picture.
-        pictures: that each camera plays.
-        rate: of each camera, frames a second.
-        cameras: how many.
-        seconds: how long they play.
+        service: service that takes a picture.
+        pictures: pictures that each camera plays.
+        rate: frames per second of each camera.
+        cameras: number of cameras.
+        seconds: duration.
     """
     async with StreamSession(service, policy=LatestOnly(), max_age_s=MAX_AGE_S) as session:
         for number in range(cameras):
@@ -57,7 +57,7 @@ async def watch(
 
 
 async def main(cameras: int, seconds: float) -> None:
-    """Plays the clip of the repository on some cameras."""
+    """Play the clip of the repository on some cameras."""
     from demo.faces import FULL, normalize  # noqa: PLC0415 - with the modules that only this needs
     from demo.video import load_frames  # noqa: PLC0415
 

@@ -1,16 +1,15 @@
 """Live speech and video through two real models, batched and unbatched, on this machine: ``make demo``.
 
 Microphones send a chunk of speech every 32 ms through one voice detector, each with its own recurrent state. First the
-demo calibrates what the best unbatched way, written by hand around onnxruntime, completes on this machine, now. Then it
-drives the batched and the unbatched way in turn at fixed multiples of that rate, from 0.25 to 4, several times, and
-compares the loads at which each still has 99 % of chunks on time. It says "too noisy to tell" where its repeats
-disagree.
+demo measures the rate that the best unbatched way, written by hand around onnxruntime, completes on this machine. Then
+it runs the batched and the unbatched way in turn at fixed multiples of that rate, from 0.25 to 4, several times, and
+compares the loads at which each still has 99 % of chunks on time. It says "too noisy to tell" if its repeats disagree.
 
-After that, cameras send 24 frames a second to a face detector beside the microphones. Then there are for a while twice
-as many cameras as the detector can follow: the newest frame of each counts, and the report has the ages of results, the
-drops by reason and what each camera gets. Last, visitors upload more pictures than the detector can look at, without
-and with a cache. Error budgets say what each part spent. About a minute; then one sentence, tables, and
-``report.html``.
+After that, cameras send 24 frames per second to a face detector beside the microphones. Then, for a while, there are
+twice as many cameras as the detector can process: only the newest frame of each counts, and the report has the ages of
+results, the drops by reason and the results per camera. Last, visitors upload more pictures than the detector can
+process, without and with a cache. Error budgets show how much each part spent. The demo takes about a minute, and
+prints one sentence and tables, and writes ``report.html``.
 """
 
 import argparse
@@ -38,9 +37,9 @@ from demo.video import load_frames
 from demo.visitors import visit
 
 SWEEP_END_S = 34.0
-"""No further repeat begins that would end later than this after the start; what follows takes about 15 s."""
+"""Seconds after the start by which the last repeat must end; the following parts take about 15 s."""
 COMFORT = 0.5
-"""Microphones beside the cameras, over the smallest limit of the batched way."""
+"""Number of microphones beside the cameras, over the smallest limit of the batched way."""
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -69,7 +68,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def choose_microphones(sweep: Sweep) -> int:
-    """Return a number of microphones that the batched way should hold comfortably; at least one."""
+    """Return a number of microphones well below the limit of the batched way; at least one."""
     load = min(limit.low for limit in compare(sweep).batched) or LOADS[0]
     return max(1, round(COMFORT * load * sweep.rate * CHUNK_S))
 
@@ -98,12 +97,12 @@ async def run(options: argparse.Namespace, progress: Progress) -> Outcome:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the demo, print what it found and write the report."""
+    """Run the demo, print its results and write the report."""
     options = parse(arguments)
     progress = Progress()
     outcome = asyncio.run(serve_page_during(run(options, progress), progress.tell))
     progress.say("drawing the report")
-    # matplotlib loads only now: its objects would make garbage collections longer while chunks are due
+    # import matplotlib only here: its objects would lengthen garbage collections while chunks are due
     from demo.page import make_page  # noqa: PLC0415
 
     options.report.write_text(make_page(outcome), encoding="utf-8")

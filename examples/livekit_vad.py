@@ -1,7 +1,7 @@
 """One voice detector of your own for all conversations of a LiveKit agent, instead of a thread for each.
 
-`BatchedVAD` is LiveKit's `inference.VAD`, its events, options and rules included, but for the model: a session of
-yours, whose batches all conversations of the process share.
+`BatchedVAD` is LiveKit's `inference.VAD` with the same events, options and rules, but with your model: all
+conversations of the process share the batches of one session.
 
     pip install '.[onnx]' livekit-agents
     python examples/livekit_vad.py
@@ -28,10 +28,10 @@ _conversations = itertools.count()
 
 
 class OnTheLoop(Executor):
-    """Takes the place of LiveKit's thread: what it is given to run returns an awaitable."""
+    """Executor in place of LiveKit's thread, for functions that return an awaitable."""
 
     def submit(self, fn: Callable[..., Awaitable[Any]], /, *args: Any) -> Any:  # type: ignore[override]
-        """Run it as a task, which `run_in_executor` accepts as a future."""
+        """Run the awaitable as a task, which `run_in_executor` accepts as a future."""
         return asyncio.ensure_future(fn(*args))
 
 
@@ -39,7 +39,7 @@ class Conversation:
     """The model of one stream, with the methods of LiveKit's native one.
 
     Args:
-        detector: a stack that runs.
+        detector: a running stack.
     """
 
     def __init__(self, detector: si.Stack) -> None:
@@ -56,11 +56,11 @@ class Conversation:
         return float(probability.item())
 
     def reset(self) -> None:
-        """Forget what was heard: the next window begins another segment."""
+        """Reset the state: the next window begins another segment."""
         self._states.reset_stream(self._stream_id)
 
     def close(self) -> None:
-        """End the stream: its place in the detector is free for another."""
+        """End the stream and free its place in the detector."""
         self._states.end_stream(self._stream_id)
 
 
@@ -68,8 +68,8 @@ class BatchedVAD(inference.VAD):  # type: ignore[misc] # LiveKit is not installe
     """LiveKit's voice activity detection over a detector that all conversations share.
 
     Args:
-        detector: a stack that runs, from `make_detector`.
-        options: of `inference.VAD`: how long and how sure speech must be.
+        detector: a running stack, from `make_detector`.
+        options: options of `inference.VAD`, such as minimum durations and thresholds of speech.
     """
 
     def __init__(self, detector: si.Stack, **options: Any) -> None:

@@ -1,7 +1,7 @@
 """A server with `/metrics`: a model behind a stack, scraped by Prometheus, with its alert rules and dashboard in files.
 
 Start it with any ASGI server: ``uvicorn examples.metrics_server:app``. ``python examples/metrics_server.py`` writes
-``streaminfer.rules.yml`` and ``streaminfer.dashboard.json`` to the present folder.
+``streaminfer.rules.yml`` and ``streaminfer.dashboard.json`` to the current folder.
 """
 
 import json
@@ -14,7 +14,7 @@ slo = si.SLO("doubles", threshold_s=0.050, objective=0.99)
 
 
 def double(rows: Any) -> Any:
-    """Stand for a model: double each row."""
+    """Double each row, in place of a model."""
     return rows * 2
 
 

@@ -1,7 +1,7 @@
 """One voice detector for all conversations of a Pipecat server, instead of a model and a thread for each.
 
-`BatchedVADAnalyzer` takes the place of `SileroVADAnalyzer`: the same weights and the same rules, so it finds the same
-speech, but conversations share the batches of one session. Use one event loop for all of them, as a server does.
+`BatchedVADAnalyzer` replaces `SileroVADAnalyzer`: it has the same weights and rules, so it finds the same speech, but
+conversations share the batches of one session. Use one event loop for all conversations, as a server does.
 
     pip install '.[onnx]' pipecat-ai
     python examples/pipecat_vad.py
@@ -21,17 +21,17 @@ import streaminfer as si
 
 __all__ = ["BatchedVADAnalyzer"]
 
-# Pipecat resets its model's state in clear silence, since long noise makes the model miss the speech that follows
+# Pipecat resets the state of its model in clear silence, because after long noise the model misses speech
 RESET_WINDOWS, RESET_CONFIDENCE, RESET_QUIET_WINDOWS = 2 * RATE // WINDOW, 0.1, 5
 _conversations = itertools.count()
 
 
 class BatchedVADAnalyzer(VADAnalyzer):  # type: ignore[misc] # Pipecat is not installed where mypy runs
-    """Analyzer of one conversation, over a detector that all of them share.
+    """Analyzer of one conversation, around a detector that all conversations share.
 
     Args:
-        detector: a stack that runs, from `make_detector`.
-        params: of Pipecat's own analyzer: how long, how sure and how loud speech must be.
+        detector: a running stack, from `make_detector`.
+        params: parameters of Pipecat's own analyzer: durations, confidence and loudness of speech.
     """
 
     def __init__(self, detector: si.Stack, *, params: VADParams | None = None) -> None:
@@ -43,23 +43,23 @@ class BatchedVADAnalyzer(VADAnalyzer):  # type: ignore[misc] # Pipecat is not in
         self._windows = self._quiet_windows = 0
 
     def set_sample_rate(self, sample_rate: int) -> None:
-        """Take note of the rate of the sound.
+        """Set the sample rate.
 
         Raises:
-            ValueError: it is not the model's.
+            ValueError: the model has another sample rate.
         """
         if sample_rate != RATE:
             raise ValueError(f"sample_rate: expected {RATE}, got {sample_rate} (audio_in_sample_rate of the pipeline)")
         super().set_sample_rate(sample_rate)
 
     def num_frames_required(self) -> int:
-        """Return the samples of a window."""
+        """Return the number of samples of a window."""
         return WINDOW
 
     async def analyze_audio(self, buffer: bytes) -> VADState:
         """Return the state of the conversation after some more sound; Pipecat calls it for every frame of its input."""
         audio = self._vad_buffer + buffer
-        self._confidences.clear()  # of sound whose last window failed, or was cancelled
+        self._confidences.clear()  # left from sound with a window that failed or was cancelled
         for start in range(0, len(audio) - 2 * WINDOW + 1, 2 * WINDOW):
             samples = np.frombuffer(audio, np.int16, WINDOW, start).astype(np.float32) / np.float32(32768)
             confidence = await self._detector(samples, stream_id=self._conversation)
@@ -67,7 +67,7 @@ class BatchedVADAnalyzer(VADAnalyzer):  # type: ignore[misc] # Pipecat is not in
         return self._run_analyzer(buffer)
 
     def voice_confidence(self, buffer: bytes) -> float:  # noqa: ARG002 - was computed already
-        """Return the confidence of the next window; Pipecat's rules of start and end ask for it."""
+        """Return the confidence of the next window for Pipecat's rules of start and end."""
         confidence = self._confidences.popleft()
         self._windows += 1
         self._quiet_windows = self._quiet_windows + 1 if confidence < RESET_CONFIDENCE else 0
@@ -81,7 +81,7 @@ class BatchedVADAnalyzer(VADAnalyzer):  # type: ignore[misc] # Pipecat is not in
         return confidence
 
     async def cleanup(self) -> None:
-        """End the conversation: its place in the detector is free for another."""
+        """End the conversation and free its place in the detector."""
         self._states.end_stream(self._conversation)
         await super().cleanup()
 

@@ -1,10 +1,10 @@
-"""Decides where replicas should be, from measured round-trip times, and writes the manifests.
+"""Choose the sites of replicas from measured round-trip times, and print the manifests.
 
     python examples/place_replicas.py [RTT.csv]
 
-The file has the columns cluster, site and rtt_s, in the order of measurement; without one, forty homes and ten places
-of real measurements are taken (examples/assets/ATTRIBUTION.md). Needs the extra ``placement``. Run it from the root of
-a checkout.
+The file has the columns cluster, site and rtt_s, in the order of measurement; without it, the example uses real
+measurements of forty homes and ten places (examples/assets/ATTRIBUTION.md). Needs the extra ``placement``. Run it from
+the root of a checkout.
 """
 
 import sys
@@ -37,7 +37,7 @@ SERVICE_TIME = ServiceTime.affine(0.004, 0.001)  # or what a batcher has learned
 
 
 def measured() -> RttSamples:
-    """Round-trip times between personal devices."""
+    """Return round-trip times between personal devices."""
     stored = np.load(ASSET)
     rtt_s = stored["rtt"] * (float(stored["unit_ms"]) / 1e3)
     return RttSamples.from_array(
@@ -46,7 +46,7 @@ def measured() -> RttSamples:
 
 
 def problem_of(samples: RttSamples) -> Problem:
-    """Every cluster sends 20 requests per second to one detector, and every site has four CPU slots."""
+    """Return a problem: 20 requests per second of each cluster to one detector, and four CPU slots at each site."""
     detector = Shard(service_time={"cpu": SERVICE_TIME}, memory_bytes=1e9)
     sites = sorted({site for row in samples.rtt_s.values() for site in row})
     return Problem(
@@ -65,7 +65,7 @@ def problem_of(samples: RttSamples) -> Problem:
 
 
 def manifests(answer: Plan) -> str:
-    """What Kubernetes and KEDA need."""
+    """Return the manifests for Kubernetes and KEDA."""
     return "---\n".join((
         kubernetes_manifests(answer, images={"detector": "registry.example/detector:3"}, resources={"cpu": {"cpu": 2}}),
         keda_scaled_objects(answer, prometheus="http://prometheus.monitoring:9090", spare=2),
@@ -73,7 +73,7 @@ def manifests(answer: Plan) -> str:
 
 
 def main(path: str | None = None) -> None:
-    """Prints the plan, the clusters with the least room, and the manifests."""
+    """Print the plan, the clusters with the least slack, and the manifests."""
     samples = measured() if path is None else RttSamples.from_csv(path)
     print(samples)
     try:

@@ -1,4 +1,4 @@
-"""A server of several worker processes, each with a stack, and one tail of all.
+"""A server of several worker processes, each with a stack, and one merged tail.
 
 In this folder: ``TAIL_FOLDER=$(mktemp -d) uvicorn prefork:app --workers 2``, then
 
@@ -21,7 +21,7 @@ from streaminfer.telemetry import WorkerHistograms
 
 
 def double(rows: Any) -> Any:
-    """Stand for a model: double each row."""
+    """Double each row, in place of a model."""
     return rows * 2
 
 
@@ -32,8 +32,8 @@ doubles = si.Stack(telemetry, si.AdaptiveBatcher(max_batch_size=32, slo_s=1.0), 
 
 @contextlib.asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Publish what this worker has counted, for the others."""
-    # the folder of one run of the server, empty at its start
+    """Publish the counts of this worker for the others."""
+    # a folder for one run of the server, empty at its start
     workers = WorkerHistograms(os.environ["TAIL_FOLDER"], telemetry.histograms, name="doubles")
     app.state.workers = workers
     app.state.metrics = si.telemetry.metrics_app(workers)
@@ -48,7 +48,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 async def metrics(scope: Any, receive: Any, send: Any) -> None:
-    """Serve the metrics of all workers, whichever answers."""
+    """Serve the metrics of all workers, from any worker."""
     await app.state.metrics(scope, receive, send)
 
 
@@ -72,7 +72,7 @@ async def answer(row: Row, service: Annotated[BoundService, Depends(bind(doubles
 
 @app.get("/tail")
 async def tail() -> dict[str, Any]:
-    """Say what all workers have counted: this one up to now, others up to a second ago, dead ones too."""
+    """Return the counts of all workers: this one up to now, others up to a second ago, dead ones included."""
     latency = app.state.workers.merge()["latency"]
     quantiles = {f"p{percent}_s": latency.quantile(percent / 100) for percent in (50, 99)}
     return {"count": latency.count, "worker": os.getpid(), **quantiles}

@@ -8,7 +8,7 @@ import streaminfer as si
 
 
 async def main() -> None:
-    """Two hundred callers at once, and a function that takes batches."""
+    """Send two hundred requests at once to a function that takes batches."""
     batcher = si.AdaptiveBatcher(max_batch_size=64, slo_s=0.250)
     model = si.CpuBackend(np.sqrt, example=1.0)  # any function of a whole batch
     async with si.Stack(si.Telemetry("roots"), batcher, model) as root:

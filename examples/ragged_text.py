@@ -1,10 +1,10 @@
-"""Words of up to 31 letters to the phonemes that they are spoken with: rows of about one length share a batch.
+"""Phonemes of words of up to 31 letters; words of about the same length share a batch.
 
     python examples/ragged_text.py [WORD ...]
 
 A batch is a rectangle, and the model reads it letter by letter, so a batch takes as long as its longest word.
 `Buckets` pads each word to one of a few lengths, adds the mask that the model reads, and puts only words of one bucket
-into a batch: short words do not wait for the letters of long ones. The answers are the same as one by one.
+into a batch: short words do not wait for the letters of long ones. The results are the same as one by one.
 """
 
 import asyncio
@@ -37,10 +37,10 @@ becomes a counterrevolutionary, and a queue of short words waits behind an incom
 
 
 def encode(word: str) -> NDArray[np.int64]:
-    """The letters of a word and its end, as numbers.
+    """Return the letters of a word and its end marker, as numbers.
 
     Args:
-        word: lower-case letters; others are read as unknown ones.
+        word: lower-case letters; the model reads other characters as unknown.
 
     Returns:
         Shape (len(word) + 1,), int64.
@@ -49,26 +49,26 @@ def encode(word: str) -> NDArray[np.int64]:
 
 
 def decode(phonemes: NDArray[np.int64]) -> str:
-    """What the model answered, as text: the phonemes of CMUdict, vowels with their stress."""
+    """Return the output of the model as text: the phonemes of CMUdict, vowels with their stress."""
     return " ".join(PHONEMES[number] for number in phonemes.tolist() if number)
 
 
 def buckets() -> si.batching.Buckets:
-    """Two lengths, the end of the word included: nearly all words have nine letters or fewer.
+    """Return two lengths, end marker included; nearly all words have nine letters or fewer.
 
-    More lengths would pad less, but each has to be learned: in real time the tail was no shorter with five.
+    More lengths would pad less, but the batcher must learn each: in real time the tail was no shorter with five.
     """
     return si.batching.Buckets((10, LONGEST + 1), mask="attention_mask")
 
 
 async def pronounce(words: Sequence[str], batcher: si.AdaptiveBatcher) -> list[str]:
-    """The phonemes of each word; all are asked for at once."""
+    """Return the phonemes of each word; all requests are sent at once."""
     async with si.Stack(batcher, si.OnnxBackend(MODEL)) as speak:
         return [decode(row) for row in await asyncio.gather(*(speak({"letters": encode(word)}) for word in words))]
 
 
 def main(words: Sequence[str]) -> None:
-    """Prints what each word sounds like, and the batches that they made."""
+    """Print the phonemes of each word, and the batches."""
     batcher = si.AdaptiveBatcher(max_batch_size=8, buckets=buckets())
     for word, sound in zip(words, asyncio.run(pronounce(words, batcher)), strict=True):
         print(f"{word:22}{sound}")

@@ -12,7 +12,7 @@ import streaminfer as si
 
 
 def double(rows: Any) -> Any:
-    """Stand for a model: double each row."""
+    """Double each row, in place of a model."""
     return rows * 2
 
 

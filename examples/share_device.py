@@ -1,9 +1,9 @@
-"""Runs two models on one core, so that long batches of one do not make the other late.
+"""Run two models on one core, so that long batches of one do not make the other late.
 
     python examples/share_device.py [SECONDS]
 
-Live cameras ask a small face detector and want results within 50 ms; uploads ask a large one, which takes its time.
-Both are asked for more than the core can do. Needs the extra ``onnx``. Run it from the root of a checkout.
+Live cameras use a small face detector and need results within 50 ms; uploads use a large one, which is slow. Together
+they are more load than the core can process. Needs the extra ``onnx``. Run it from the root of a checkout.
 """
 
 import asyncio
@@ -22,15 +22,15 @@ NOISE = np.random.default_rng(0)
 
 
 def stack(name: str, size: int, *, slo_s: float, device: si.Device) -> si.Stack:
-    """A service of its own, that shares the device with others."""
+    """Return a service that shares the device with others."""
     example = NOISE.uniform(-1, 1, (size, size, 3)).astype(np.float32)
     model = si.OnnxBackend(ASSETS / f"{name}.onnx", example=example)
-    model.name = name  # under which the device counts it, and weights it
+    model.name = name  # name in the device's statistics and weights
     return si.Stack(si.AdaptiveBatcher(max_batch_size=8, slo_s=slo_s, device=device), model)
 
 
 async def load(service: si.Stack, size: int, rate: float, seconds: float, seed: int) -> tuple[int, int]:
-    """Send requests at random instants; return how many were on time, and how many there were."""
+    """Send requests at random instants; return the number on time, and the number sent."""
     picture = NOISE.uniform(-1, 1, (size, size, 3)).astype(np.float32)
     start_ns = time.monotonic_ns()
     due_ns = [start_ns + round(at * 1e9) for at in arrivals.poisson(rate, round(rate * seconds), seed)]
@@ -42,7 +42,7 @@ async def load(service: si.Stack, size: int, rate: float, seconds: float, seed: 
 async def main(
     seconds: float = 5.0, *, cameras_slo_s: float = 0.05, uploads_slo_s: float = 0.5
 ) -> si.batching.DeviceStatistics:
-    """Print what each model had of the core, and how many of its requests were on time."""
+    """Print each model's share of the core, and how many of its requests were on time."""
     device = si.Device("core", weights={"blaze_front": 2})
     async with (
         stack("blaze_front", 128, slo_s=cameras_slo_s, device=device) as cameras,

@@ -1,6 +1,6 @@
 """Silero's voice detector, with the state of each stream, as one service for all streams of a process.
 
-Batches run on the model whose convolutions `fold_batches.py` folded. One window at a time is faster on the original.
+The convolutions of the model were folded by `fold_batches.py`, for batches. Single windows are faster on the original.
 """
 
 from pathlib import Path
@@ -16,14 +16,14 @@ RECORDING = ASSETS / "librivox_0870.wav"
 RATE = 16_000
 WINDOW = 512
 CONTEXT = 64
-"""Samples of the window before that the model reads again."""
+"""Samples of the previous window that the model reads again."""
 
 
 def make_detector(*, max_batch_size: int = 32, max_streams: int = 1024) -> si.Stack:
-    """Return a stack that takes ``float32[512]``, 32 ms of sound, and answers ``float32[1]``, how surely it is speech.
+    """Return a stack that takes ``float32[512]``, 32 ms of sound, and returns ``float32[1]``, a probability of speech.
 
     Args:
-        max_batch_size: most windows that one run of the model takes.
+        max_batch_size: most windows in one run of the model.
         max_streams: most streams at the same time.
     """
     model = si.OnnxBackend(

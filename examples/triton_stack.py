@@ -1,6 +1,6 @@
 """A Triton model behind a batcher and a breaker: ``python examples/triton_stack.py localhost:8001 MODEL``.
 
-The model needs one input of floats and one output. A server with one:
+The model needs one input of floats and one output. This command starts a server with such a model:
 ``python benchmarks/servers/triton_server.py mlp``.
 """
 
@@ -14,7 +14,7 @@ from streaminfer.backends.triton import TritonBackend
 
 
 async def main(url: str, model: str, protocol: str) -> None:
-    """A thousand requests, the batches that they made, and where their time went."""
+    """Send a thousand requests; print their batches and the parts of their latency."""
     backend = TritonBackend(url, model, protocol="http" if protocol == "http" else "grpc", statistics_every_s=None)
     breaker = si.CircuitBreaker(slow_call_s=0.5)
     batcher = si.AdaptiveBatcher(max_batch_size=16, slo_s=2.0)

@@ -1,12 +1,12 @@
 """The face pipeline inside a worker that consumes a Valkey stream: ``python examples/valkey_worker.py redis://…``.
 
-Start as many workers as you like: they are one consumer group, and each message goes to one of them.
+Start as many workers as you like: they form one consumer group, and each message goes to one of them.
 
-* A message is acknowledged in the same step that writes its answer, so it has one answer, or none yet.
-* Its deadline follows from its age: an answer to an old picture is worthless, and such a message costs no inference.
-* What a worker leaves pending, because it crashed or its model failed, another one claims after a while.
-* What is claimed runs one at a time. So a message that kills its worker takes few others with it, and after three
-  deliveries it goes to the stream of dead letters.
+* The step that writes an answer also acknowledges the message, so a message has one answer, or none yet.
+* The deadline of a message follows from its age: an answer to an old picture is worthless, so it costs no inference.
+* If a worker crashes or its model fails, the message stays pending, and another worker claims it after a while.
+* Claimed messages run one at a time. So a message that kills its worker delays few others, and after three deliveries
+  it goes to the stream of dead letters.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ import streaminfer as si
 
 LOG = logging.getLogger("valkey_worker")
 BLOCK_MS = 250
-"""A read returns after that long, so that the worker sees that it should stop."""
+"""Longest time of a read, so that the worker notices a stop."""
 ANSWER = """
 if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 1 then
   redis.call('XADD', KEYS[2], 'MAXLEN', '~', 10000, '*', 'id', ARGV[2], unpack(ARGV, 3))
@@ -41,14 +41,14 @@ class Settings:
     """Names and limits of a worker.
 
     Attributes:
-        stream: messages with the field ``picture``; an answered one is deleted.
+        stream: stream of messages with the field ``picture``; answered messages are deleted.
         answers: stream of answers: ``id`` of the message, and ``faces`` or ``error``.
         dead: stream of abandoned messages.
         group: consumer group, which is made if missing.
         max_age_s: an older message is answered with an error.
         attempt_s: most seconds of one attempt.
-        claim_after_s: an entry that has been pending for longer is claimed; longer than an attempt.
-        max_deliveries: of one message.
+        claim_after_s: a message that has been pending for longer is claimed; must be longer than an attempt.
+        max_deliveries: most deliveries of one message.
         max_in_flight: messages that one worker has at the same time.
     """
 
@@ -78,13 +78,13 @@ class Worker:
         self._settings = settings
         self._name = f"{socket.gethostname()}-{os.getpid()}"
         self._answer = client.register_script(ANSWER)
-        self._ahead_s = 0.0  # the server's clock, which the ids of messages have, less the monotonic one
+        self._ahead_s = 0.0  # clock of the server, as in the ids of messages, less the monotonic clock
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set, then complete the messages in flight.
 
         Raises:
-            ExceptionGroup: the server cannot be reached; what was in flight stays pending.
+            ExceptionGroup: the server cannot be reached; messages in flight stay pending.
         """
         try:
             await self._client.xgroup_create(self._settings.stream, self._settings.group, id="0", mkstream=True)
@@ -113,7 +113,7 @@ class Worker:
                     task.add_done_callback(running.discard)
 
     async def _claim(self, stop: asyncio.Event) -> None:
-        """Take over what has been pending for too long, one after the other."""
+        """Claim messages that have been pending for too long, and serve them one after the other."""
         settings = self._settings
         idle_ms = round(settings.claim_after_s * 1e3)
         while not stop.is_set():

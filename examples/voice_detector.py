@@ -1,6 +1,6 @@
 """Many microphones through one session of a recurrent voice detector. Run it from the root of a checkout.
 
-Each microphone sends the recording from another place on, in chunks of 32 ms; the detector keeps the state of each.
+Each microphone sends the recording from another start, in chunks of 32 ms; the detector keeps the state of each.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ MICROPHONES = 24
 
 
 def load_chunks() -> NDArray[np.float32]:
-    """The recording, shape (chunks, 512)."""
+    """Return the recording, shape (chunks, 512)."""
     with wave.open(str(ASSETS / "librivox_0870.wav")) as file:
         sound = np.frombuffer(file.readframes(file.getnframes()), np.int16).astype(np.float32)
     sound /= 32768
@@ -27,7 +27,7 @@ def load_chunks() -> NDArray[np.float32]:
 
 
 def make_detector() -> StatefulBackend:
-    """The detector: float32[512] of a stream → the probability of speech, float32[1]."""
+    """Return the detector: float32[512] of a stream → the probability of speech, float32[1]."""
     model = si.OnnxBackend(
         ASSETS / "silero_vad_16k_op15.onnx",
         batch_axes={"state": 1, "stateN": 1},
@@ -38,13 +38,13 @@ def make_detector() -> StatefulBackend:
 
 
 async def listen(detect: si.Stack, chunks: NDArray[np.float32], name: str) -> float:
-    """Return the seconds of speech that a microphone hears."""
+    """Return the seconds of speech in the sound of a microphone."""
     probabilities = [float((await detect(chunk, stream_id=name))[0]) for chunk in chunks]
     return sum(probability > 0.5 for probability in probabilities) * CHUNK / RATE
 
 
 async def main() -> list[float]:
-    """Print what each microphone heard, and how the model was used."""
+    """Print the speech of each microphone, and how the model was used."""
     detector, batcher = make_detector(), si.AdaptiveBatcher(max_batch_size=32)
     chunks = load_chunks()
     async with si.Stack(batcher, detector) as detect:

@@ -1,6 +1,6 @@
 """A page with the browser's microphone and camera: ``python examples/webrtc_page.py``, then http://127.0.0.1:8000.
 
-Two real models tell what they hear and see, as the page shows. Sound and pictures come over WebRTC, or, at
+Two real models detect speech and faces, and the page shows their results. Sound and pictures come over WebRTC, or, at
 http://127.0.0.1:8000/?socket, over WebSockets. It needs aiohttp and the extras ``webrtc`` and ``onnx``.
 """
 
@@ -80,7 +80,7 @@ class Page:
     """The application, and its two models.
 
     Attributes:
-        results: how many results each kind of source got.
+        results: number of results of each kind of source.
     """
 
     def __init__(self) -> None:
@@ -107,14 +107,14 @@ class Page:
             await asyncio.gather(*self._tasks)
 
     async def hear(self, source: Source, say: Say) -> None:
-        """Say how likely each chunk is speech."""
+        """Send the probability of speech in each chunk."""
         async for result in StreamSession(self._voice)(source):
             if result.error is None:
                 self.results["speech"] += 1
                 await say({"speech": round(float(result.outputs[0]), 3)})
 
     async def see(self, source: Source, say: Say) -> None:
-        """Say where the newest picture has faces."""
+        """Send the positions of faces in the newest picture."""
         async for result in StreamSession(self._faces, policy=LatestOnly())(_scaled(source)):
             if result.error is None:
                 self.results["faces"] += 1
@@ -155,7 +155,7 @@ class Page:
         return web.json_response({"sdp": peer.localDescription.sdp, "type": peer.localDescription.type})
 
     async def microphone(self, request: web.Request) -> web.WebSocketResponse:
-        """Listen to messages of raw samples."""
+        """Receive messages of raw samples."""
         socket = web.WebSocketResponse()
         await socket.prepare(request)
         source = audio_from_messages(_binary(socket), sent_rate=16_000, sent_dtype="float32", **HEAR)
@@ -163,7 +163,7 @@ class Page:
         return socket
 
     async def camera(self, request: web.Request) -> web.WebSocketResponse:
-        """Look at messages of JPEG pictures."""
+        """Receive messages of JPEG pictures."""
         socket = web.WebSocketResponse()
         await socket.prepare(request)
         await self.see(video_from_messages(_binary(socket), **SEE), socket.send_json)
@@ -171,7 +171,7 @@ class Page:
 
 
 async def _scaled(source: Source) -> AsyncIterator[Frame]:
-    """Pictures as the face detector wants them, in -1…1."""
+    """Yield pictures in the format of the face detector, in -1…1."""
     async with source:
         async for frame in source:
             yield attrs.evolve(frame, inputs=frame.inputs.astype(np.float32) / 127.5 - 1)

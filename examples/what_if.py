@@ -1,4 +1,4 @@
-"""Records traffic from a live batcher, then asks what other settings would have made of it.
+"""Record traffic from a live batcher, then replay it with other settings.
 
 Runs on a virtual clock. Run it from the root of a checkout.
 """
@@ -10,11 +10,11 @@ from streaminfer.batching import ServiceTime, what_if
 from streaminfer.simulation import arrivals
 from streaminfer.testing import ScriptedBackend, VirtualLoop, run
 
-GPU = ServiceTime.affine(0.005, 0.001)  # what a batch takes: 5 ms, and 1 ms for each request
+GPU = ServiceTime.affine(0.005, 0.001)  # a batch takes 5 ms, plus 1 ms per request
 
 
 async def record(loop: VirtualLoop) -> si.DecisionLog:
-    """Bursty requests to a batcher around a simulated GPU, and its account of them."""
+    """Send bursty requests to a batcher around a simulated GPU; return its decision log."""
     batcher = si.AdaptiveBatcher(max_batch_size=32, slo_s=0.050, policy="greedy")
     async with si.Stack(batcher, ScriptedBackend(duration_s=GPU.seconds), clock=loop.clock) as service:
         calls = []
@@ -26,7 +26,7 @@ async def record(loop: VirtualLoop) -> si.DecisionLog:
 
 
 def main() -> None:
-    """Prints why batches went, and the table of what might have been."""
+    """Print the reasons of releases, and the table of the scenarios."""
     log = run(record)
     print(log.explain(), end="\n\n")
     table = what_if(

@@ -1,8 +1,8 @@
-"""Eviction over traces of real accesses: which share of the gap between LRU and the optimum a cache closes.
+"""Eviction over traces of real accesses: the share of the gap between LRU and the optimum that a cache closes.
 
-The traces are read from the folder that ``STREAMINFER_TRACES`` names; without it, Zipf, Zipf with scans and loops take
-their place, by seed. The share is (hits - LRU's hits) / (Belady's hits - LRU's hits) in percent, for caches of 5 % and
-10 % of the distinct keys; where LRU is within 0.1 % of the requests of the optimum there is no gap, and it is left out.
+``STREAMINFER_TRACES`` names the folder of the traces; without it, seeded synthetic traces replace them: Zipf, Zipf with
+scans, and loops. The share is (hits - LRU's hits) / (Belady's hits - LRU's hits) in percent, for caches of 5 % and 10 %
+of the distinct keys. If LRU is within 0.1 % of the requests of the optimum, there is no gap, and the trace is left out.
 """
 
 import gzip
@@ -84,7 +84,7 @@ def lru_hits(trace: list[int], maxsize: int) -> int:
 
 
 def belady_hits(trace: list[int], maxsize: int) -> int:
-    """Whose next use is the furthest away goes; each key that is asked for is kept, as caches do."""
+    """Evict the key with the furthest next use; store every requested key, as caches do."""
     next_use = [NEVER] * len(trace)
     last: dict[int, int] = {}
     for place in range(len(trace) - 1, -1, -1):

@@ -1,4 +1,4 @@
-"""Saturation: the answers a second of a closed loop."""
+"""Saturation: responses per second of a closed loop."""
 
 import time
 

@@ -1,11 +1,11 @@
-"""Figures: what a benchmark prints beside its bar, and what the tables of README and docs are made of.
+"""Figures: measured values that a benchmark prints beside their bars, for the tables of README and docs.
 
 A benchmark declares its figures at the top of its module and reports what it measured::
 
     P99 = Figure("p99 of silero beside BlazeFace", over="silero alone", at_most=1.3)
     P99.report(ratios, case="60 % of the core")
 
-A bar stands in such a declaration and nowhere else. ``run.py --record NAME`` stores the reports of a run in
+Bars are in these declarations only. ``run.py --record NAME`` stores the reports of a run in
 ``benchmarks/results/NAME.json``; ``python docs/benchmark_tables.py`` makes the tables of it.
 """
 

@@ -1,6 +1,6 @@
-"""The floor that batching overhead is compared with, and how both are measured: CPU time in a closed loop of callers.
+"""Baseline of the batching overhead, and the measurement of both: CPU time in a closed loop of callers.
 
-Imports nothing but the standard library, so that the peers' environment can use it too.
+This module imports only the standard library, so that the peers' environment can use it too.
 """
 
 import asyncio

@@ -1,8 +1,8 @@
-"""Contestants that each run in a new process, as a fresh server would: what `real`, `start` and `overload` share.
+"""Contestants that each run in a new process, like a fresh server; shared by `real`, `start` and `overload`.
 
-A process serves one model at given loads and says which share of the requests was on time, window by window; see
-`fresh_process.py`. Numba caches what it compiles in a folder that is empty for some runs and filled for others;
-Python's own byte code is warm for all.
+A process serves one model at given loads and reports the share of the requests on time, window by window; see
+`fresh_process.py`. The cache folder of Numba is empty for some runs and filled for others; Python's byte code is
+cached for all.
 """
 
 import argparse

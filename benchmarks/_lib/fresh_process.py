@@ -1,14 +1,14 @@
-"""A server and its callers in one new process, as a fresh server would be: run by `fresh.py`, which says what to do.
+"""A server and its callers in one new process, like a fresh server; `fresh.py` runs it with a specification.
 
     PYTHONPATH=benchmarks python benchmarks/_lib/fresh_process.py SPECIFICATION
 
-The specification is JSON, and so is the answer, on the last line of the output. ``contestant`` is ``default`` or
-``greedy``, an `AdaptiveBatcher` of that policy and otherwise as shipped in front of an `OnnxBackend`, or ``minimal``,
-the batcher below around onnxruntime itself; a process of it imports nothing of streaminfer but
-the open loop that drives both.
+The specification is JSON, and so is the result, on the last line of the output. ``contestant`` is ``default`` or
+``greedy``, an `AdaptiveBatcher` with that policy and other settings at their defaults around an `OnnxBackend`, or
+``minimal``, the batcher below around onnxruntime alone. A ``minimal`` process imports nothing of streaminfer but the
+open loop that drives both.
 
-Callers are an open loop: a request is sent when it is due, and late by as much as the loop is held up. Instants count
-from when ``start()`` returned, and nothing is measured, imported or warmed up between the two.
+Callers are an open loop: a request is sent when it is due, or later by the time for which the loop is blocked. Instants
+count from the return of ``start()``; nothing is measured, imported or warmed up between the two.
 """
 
 import asyncio

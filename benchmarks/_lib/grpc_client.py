@@ -1,8 +1,8 @@
-"""A client of gRPC that costs little beside the server that it measures: the same unary request again and again.
+"""A gRPC client with little cost beside the server that it measures: it repeats the same unary request.
 
-It speaks the part of HTTP/2 that such a request needs, through one connection, like a channel of gRPC: its head is
-the same bytes each time, since the client announces an empty header table, and so are the status lines of responses.
-A client of ``grpc.aio`` takes as much of a core as a server in Python, and its own queue as many milliseconds.
+It speaks the part of HTTP/2 that such a request needs, through one connection, like a channel of gRPC. The client
+announces an empty header table, so the header of a request has the same bytes each time, and so have the status lines
+of responses. A client of ``grpc.aio`` takes as much of a core as a server in Python, and its queue adds milliseconds.
 """
 
 import asyncio
@@ -103,7 +103,7 @@ class _Connection(asyncio.Protocol):
         limit = self._loop.call_later(TIMEOUT_S, self._end, stream, f"no response in {TIMEOUT_S:.0f} s")
         try:
             await response
-        except BaseException:  # the server need not go on
+        except BaseException:  # tell the server to stop
             self.transport.write(frame(RST_STREAM, 0, stream, struct.pack(">I", CANCEL)))
             raise
         finally:

@@ -1,6 +1,6 @@
-"""How circuit breakers are measured, ours and the peers': what a guarded call adds to the bare one, what gets through.
+"""Measurement of circuit breakers, ours and the peers': cost of a guarded call over a bare one, and calls that pass.
 
-Imports nothing but the standard library, so that the peers' environment can use it too.
+This module imports only the standard library, so that the peers' environment can use it too.
 """
 
 import threading

@@ -1,7 +1,7 @@
-"""Malformed and hostile requests for inference, from the grammar of the protocol: for HTTP and for gRPC.
+"""Malformed and hostile inference requests from the grammar of the protocol, for HTTP and for gRPC.
 
-`rest_request` and `grpc_message` draw one from a generator of random numbers. Most are a valid request with one to
-three mutations, the rest valid ones or garbage.
+`rest_request` and `grpc_message` draw a request from a random number generator. Most are valid requests with one to
+three mutations; the others are valid or garbage.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""A client of HTTP/1.1 that costs little beside the server that it measures: the same request again and again."""
+"""An HTTP/1.1 client with little cost beside the server that it measures: it repeats the same request."""
 
 import asyncio
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Load over HTTP by ``wrk``, of Debian: one thread, many connections that each wait for the response."""
+"""HTTP load by Debian's ``wrk``: one thread, many connections that each wait for the response."""
 
 import json
 import re

@@ -1,9 +1,9 @@
-"""Live audio streams in real time: how many of them a way to detect speech serves with results that are young enough.
+"""Live audio streams in real time: the number that a speech detector serves with results that are young enough.
 
-*Design.* A stream has a chunk of 32 ms every 32 ms, whatever became of the last one (an open loop), and starts at a
-random phase. One timer serves all streams, 64 times per chunk: a timer each would be a good part of what is measured.
-Age runs from the instant at which a chunk was complete. A chunk counts as late if its result is older than 64 ms or has
-not come 64 ms after the end of the window.
+*Design.* A stream has a chunk of 32 ms every 32 ms, whether or not the last one has its result (an open loop), and
+starts at a random phase. One timer serves all streams, 64 times per chunk, because a timer per stream would take a good
+part of the measured time. Age runs from the instant at which a chunk was complete. A chunk counts as late if its result
+is older than 64 ms or has not come 64 ms after the end of the window.
 
 This module needs NumPy and the standard library only: it runs in the environments of the voice frameworks, too.
 """

@@ -1,4 +1,4 @@
-"""The real models that are measured, each with what its requests bring and how a batch of it is put together."""
+"""Real models for the measurements, each with the inputs of its requests and the assembly of its batches."""
 
 import re
 import sys

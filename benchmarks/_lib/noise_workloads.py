@@ -1,8 +1,8 @@
-"""Workloads that hurt a batcher: noise, outages, classes, shapes, time limits, real arrivals; on a virtual clock.
+"""Workloads that are hard for a batcher: noise, outages, classes, shapes, time limits, real arrivals; in virtual time.
 
-The live batcher answers them in front of a scripted device. ``bench_noise.py`` prints the default policy beside two
-simple ones that run through the same batcher: greedy, and early drop (Shen et al., SOSP 2019), which is told the true
-mean service time. With classes, early drop serves the more urgent class first.
+The live batcher serves them around a scripted device. ``bench_noise.py`` prints the default policy beside two simple
+policies in the same batcher: greedy, and early drop (Shen et al., SOSP 2019), which knows the true mean service time.
+With classes, early drop serves the more urgent class first.
 """
 
 import asyncio

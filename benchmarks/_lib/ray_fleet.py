@@ -1,8 +1,8 @@
 """A fleet of replicas behind routers, in virtual time: the router's own ranking, thousands of replicas, one process.
 
 A replica is a batch server: a batch of ``n`` takes ``slowness × (setup_s + n × row_s)``, with noise; the queue is in
-order of deadlines, and a request that cannot be on time is dropped when its turn comes. Each router knows its own
-requests at once, and each replica's report a while later.
+order of deadlines, and a request that cannot be on time is dropped at its turn. Each router knows its own requests at
+once, and the report of each replica after a delay.
 """
 
 import heapq

@@ -1,7 +1,7 @@
-"""Real round-trip times, or synthetic ones where the recorded are not there.
+"""Recorded round-trip times, or synthetic ones if there is no recording.
 
-``STREAMINFER_RTT`` names the folder of the recordings; without it ``../shared/rtt`` beside the checkout is taken, and
-without that `synthetic` makes up pairs that move and a car that loses its network.
+``STREAMINFER_RTT`` names the folder of the recordings; the default is ``../shared/rtt`` beside the checkout. Without
+either, `synthetic` generates pairs with changing times and a car that loses its network.
 """
 
 import os

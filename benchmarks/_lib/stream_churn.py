@@ -1,4 +1,4 @@
-"""Churn: viewers that open, leave and fail live streams of sources that stall, jump in time, raise or end."""
+"""Churn: viewers that open and leave live streams or fail, with sources that stall, jump in time, raise or end."""
 
 import asyncio
 import ctypes

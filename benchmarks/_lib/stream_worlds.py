@@ -1,4 +1,4 @@
-"""Worlds in which live streams are measured: virtual time, real time with a model that sleeps, and with BlazeFace."""
+"""Settings in which live streams are measured: virtual time, real time with a model that sleeps, and with BlazeFace."""
 
 import asyncio
 import time

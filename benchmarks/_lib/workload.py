@@ -1,10 +1,11 @@
-"""What batching is measured with on a virtual clock: device, arrivals, rows and driver.
+"""Workload of the batching benchmarks on a virtual clock: device, arrivals, rows and driver.
 
-The same for ours and the peers: their environment imports this too, and streaminfer from the source tree.
+Our batcher and the peers' share it: the peers' environment imports this module too, and streaminfer from the source
+tree.
 
 The device is a simulated accelerator of 4 + 0.25·n ms, at most 64 a batch, one batch at a time: capacity 3,200/s.
-Callers are an open loop: each request is sent at its instant whatever became of the others, and is on time when its
-own answer is there at its deadline.
+Callers are an open loop: each request is sent at its instant, independently of the others, and is on time if its
+response is there at its deadline.
 """
 
 import asyncio
@@ -40,11 +41,11 @@ class Contestant:
     """A batcher with its settings.
 
     Attributes:
-        start: makes it on a running loop, in front of a batch function.
-        settings: what is set, in words.
-        refusals: what it raises for requests that it will not serve; anything else fails the benchmark.
-        cancels: its callers stop waiting at the deadline. Without, they wait however late the answer is.
-        warm_up: it is given some rounds of requests before the measurement.
+        start: makes the batcher on a running loop, around a batch function.
+        settings: its settings, in words.
+        ``refusals``: exceptions that it raises for rejected requests; any other exception fails the benchmark.
+        cancels: its callers stop waiting at the deadline; otherwise they wait for late responses too.
+        warm_up: it gets some rounds of requests before the measurement.
         patches: replaces the clocks that it reads while the virtual loop runs.
     """
 

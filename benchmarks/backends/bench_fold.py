@@ -1,9 +1,9 @@
-"""Batches on models whose convolutions `fold_batch` folded, over the originals, in turn.
+"""Batches on models with convolutions folded by `fold_batch`, over the originals, in turn.
 
     python benchmarks/run.py fold [--rounds 5]
 
 First silero's voice detector, by the size of a batch. Then single convolutions of 128 channels, 32 rows, by the length
-of a row: all are folded here, also those that `fold_batch` leaves unchanged, which says whether its rule is right.
+of a row: all of these are folded, even those that `fold_batch` leaves unchanged, to check its rule.
 """
 
 import argparse

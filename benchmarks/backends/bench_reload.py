@@ -1,9 +1,9 @@
 """Hot swap under load: ``python benchmarks/run.py reload [SWAPS]``; ends with 1 if a request was lost or wrong.
 
-Clients in a closed loop send requests through a cache and a batcher while `OnnxBackend.reload` replaces the model, each
-version of which multiplies with another number. *Lost*: an error. *Wrong*: an answer of a version that did not serve
-between the call and its answer, or one that the cache has under the fingerprint of another version. Beside it the same
-load without a swap.
+Clients in a closed loop send requests through a cache and a batcher while `OnnxBackend.reload` replaces the model; each
+version multiplies by another number. *Lost*: an error. *Wrong*: a response of a version that did not serve between the
+call and its response, or a response that the cache has under the fingerprint of another version. The baseline is the
+same load without a swap.
 """
 
 import asyncio

@@ -1,11 +1,11 @@
 """Memory and throughput of sessions that share their weights: ``python benchmarks/run.py sessions``.
 
-153 MB of weights, batches of 8 from as many threads as there are sessions. Each row is a process of its own; memory is
-what loading and one run of each session added. Throughput is the best of five rounds.
+153 MB of weights, batches of 8 from as many threads as there are sessions. Each row is a separate process; memory is
+that of loading and of one run of each session. Throughput is the best of five rounds.
 
-* *one session*: what `OnnxBackend` does, several threads run the same session.
-* *a session each*: each with weights of its own.
-* *add_initializer*: a session each, of weights that lie in memory once; onnxruntime packs them for each session.
+* *one session*: as in `OnnxBackend`, several threads run the same session.
+* *a session each*: each session has its own weights.
+* *add_initializer*: a session each, with weights that are in memory once; onnxruntime packs them for each session.
 * *without packing*: the same with ``session.disable_prepacking``.
 """
 

@@ -1,7 +1,7 @@
 """TritonBackend against a real Triton on loopback: ``python benchmarks/run.py triton [SECTION ...]``.
 
-client    what one batch costs beyond the raw ``tritonclient.grpc.aio`` (InferInput, infer, as_numpy) that asks the same
-          model, in alternation, with one batch at a time and with eight in flight.
+client    cost of one batch over the raw ``tritonclient.grpc.aio`` (InferInput, infer, as_numpy) with the same model, in
+          alternation, with one batch at a time and with eight in flight.
 """
 
 import argparse

@@ -1,28 +1,27 @@
-"""Our batching in front of a real Triton, its own switched off, over Triton's dynamic batching; same model, same run.
+"""Our batcher around a real Triton without its own batching, over Triton's dynamic batching; same model, same run.
 
     python benchmarks/run.py triton_batching
 
-The model is a chain of matrix products over the batch and 10 rows more, as long as it takes for 16 rows to take about
-20 ms on Triton's one thread; one row takes about 9 ms. It is loaded several times: without dynamic batching, behind
-ours; with it, at several values of ``max_queue_delay``; and with a queue that rejects what could not be on time any
-more (``default_queue_policy``: REJECT after the SLO less a full batch), the best that Triton can do against overload.
-Triton's are asked with one raw ``tritonclient`` gRPC aio call for each request, ours through a `Stack` with a
-`TritonBackend`: as it is, and as if the batcher did not know that the server keeps a queue, so that no batch is sent
-ahead.
+The model is a chain of matrix products over the batch and 10 further rows. The chain is so long that 16 rows take about
+20 ms on Triton's one thread, and one row about 9 ms. The model is loaded several times: without dynamic batching, for
+our batcher; with it, at several values of ``max_queue_delay``; and with a queue that rejects requests that can no
+longer be on time (``default_queue_policy``: REJECT after the SLO less a full batch), Triton's best defense against
+overload. Triton's models get one raw ``tritonclient`` gRPC aio call per request. Ours gets requests through a `Stack`
+with a `TritonBackend`: with default settings, and without knowledge of the server's queue, so that no batch is sent
+early.
 
-Callers are an open loop, Poisson, and a latency counts from the instant at which the request was due. Who refuses has
-the fewer late answers, so the two figures belong together: the p99 of what was answered, and the share of all requests
-that were answered on time, in which a refusal counts as a late answer does. Beside the first stands the p99 of all,
-where a refusal is an infinite latency.
+Callers are an open loop, Poisson, and latency counts from the instant at which a request was due. A contestant that
+rejects requests has fewer late responses, so two figures belong together: the p99 of the responses, and the share of
+all requests on time, in which a rejection counts like a late response. The p99 of all requests, in which a rejection is
+an infinite latency, is printed too.
 
-Capacity is the most requests a second that 64 callers get answered who always ask again, through Triton's dynamic
-batching or through ours, greedy and with two batches in flight, whichever is more: full batches without a gap, with all
-that single requests cost. It is measured again before each load. Each round asks every contestant at every load, all on
-the same arrivals; the order turns from round to round. Printed are medians of the rounds; ratios are to Triton's best,
-which is chosen for each load and figure by its own medians.
+Capacity is the closed-loop throughput of 64 callers, through Triton's dynamic batching or through ours, greedy and with
+two batches in flight, whichever is higher: full batches without a gap, with all costs of single requests. It is
+measured again before each load. Each round measures every contestant at every load on the same arrivals; the order
+rotates from round to round. The output is the medians of the rounds; ratios are to Triton's best variant, which is
+chosen for each load and figure by its medians.
 
-Client and server share this machine's cores. A process that does nothing but sleep says how long the machine itself
-held everything up.
+Client and server share this machine's cores. A process that only sleeps measures how long the machine itself stalled.
 """
 
 import argparse
@@ -60,7 +59,7 @@ LOADS = (0.5, 0.7, 0.9, 1.2)
 OVERLOAD = 1.2
 WIDTH = 1024
 SETUP_ROWS = 10
-"""Rows that are computed whatever the batch: what a batch costs by itself."""
+"""Rows that every batch computes in addition: the set-up cost of a batch."""
 ROWS = 256
 PATIENCE_S = 10.0
 DELAYS_US = (0, 2_000)
@@ -223,7 +222,7 @@ def cpu_s(pid: int) -> float:
 
 
 async def latencies(call: Call, trace: Array, expected: list[float]) -> Array:
-    """Seconds from when each request was due to its right answer; infinite where it was refused."""
+    """Return seconds from when each request was due to its right response; infinite for a rejected request."""
     loop = asyncio.get_running_loop()
     measured = np.full(len(trace), np.inf)
     waiting: set[asyncio.Task[None]] = set()

@@ -2,9 +2,9 @@
 
 python benchmarks/run.py triton_faults [--rounds N] [--protocol grpc|http] [--shared-memory] [FAULT ...]
 
-What the machine made late (the thread was ready to run and had no core) is told apart and shown. The longest time until
-the server answers again is the breaker's longest open time, and what a silent connection and the router's next look
-take. The run ends with 1 where a bar is missed or the server crashed.
+Requests that the machine made late (the thread was ready to run and had no core) are counted separately. The longest
+time until the server responds again is the breaker's longest open time, plus the times of a silent connection and of
+the router's next check. The exit status is 1 if a bar is missed or the server crashed.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""A new version of a model rolled out under load, 50 times: how many requests were lost, and how many answers wrong.
+"""Roll-out of a new version of a model under load, 50 times: numbers of lost requests and wrong responses.
 
 python benchmarks/run.py triton_rollout [--rounds N] [--protocol grpc|http] [--shared-memory]
 
-The server is a real Triton, the stack a cache, a batcher and `TritonBackend` without a version; `servers.rollout` says
-what is done and what is wrong. The run ends with 1 where a bar is missed.
+The server is a real Triton; the stack has a cache, a batcher and `TritonBackend` without a version. `servers.rollout`
+has the steps and the definition of wrong responses. The exit status is 1 if a bar is missed.
 """
 
 import argparse

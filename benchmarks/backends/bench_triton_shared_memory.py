@@ -1,10 +1,10 @@
-"""System shared memory with a Triton on this machine, over the payload of gRPC: 32 × 600 KB a batch, same model.
+"""System shared memory with a Triton on this machine, over gRPC payloads: batches of 32 × 600 KB, same model.
 
 python benchmarks/run.py triton_shared_memory [--rounds N]
 
-The server is a real Triton (benchmarks/servers); its model hands back what it gets, so that transport is what is
-measured, both ways: through `TritonBackend` over either protocol, and through a raw ``tritonclient``. Every way is
-timed in turn in each round; the figures are medians, of the size of response for which shared memory gains less.
+The server is a real Triton (benchmarks/servers). Its model returns its inputs, so the benchmark measures the transport
+in both directions: through `TritonBackend` over either protocol, and through a raw ``tritonclient``. Every way is timed
+in turn in each round; the figures are medians, for the response size at which shared memory gains less.
 """
 
 import argparse

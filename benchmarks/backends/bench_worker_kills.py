@@ -1,4 +1,4 @@
-"""Worker processes killed at random under load: answers that are lost or wrong, with and without a `RetryBudget`.
+"""Worker processes killed at random under load: lost and wrong responses, with and without a `RetryBudget`.
 
 python benchmarks/run.py worker_kills
 """

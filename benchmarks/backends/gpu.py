@@ -5,9 +5,8 @@ python benchmarks/backends/gpu.py --triton HOST:PORT       also a model that a T
 python benchmarks/backends/gpu.py --providers CPUExecutionProvider      every measurement on the CPU: checks this
 program only
 
-Without a GPU, or where a provider does not load, it says so and ends with 2. It ends with 1 where an
-answer is wrong, with 0 where all are right. Figures are medians over batches, one at a time, from a batch to its
-rows on the host.
+The exit status is 2 without a GPU or if a provider does not load, 1 if a response is wrong, and 0 if all are right.
+Figures are medians over batches, one at a time, from a batch to its rows on the host.
 """
 
 import argparse

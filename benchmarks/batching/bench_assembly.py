@@ -1,8 +1,8 @@
-"""Putting batches together beside ``numpy.stack``: ``python benchmarks/run.py assembly``.
+"""Assembly of batches beside ``numpy.stack``: ``python benchmarks/run.py assembly``.
 
-Figures of one row stand beside their baselines and are measured in alternation in the same run. Stacking is measured as
-it happens: CPU time in a worker thread, with batches of varying size, between a model's own allocations, the batch
-before still held. Padding, choosing and checking are the least of many repetitions.
+Figures per row are beside their baselines, measured in alternation in the same run. Stacking is measured as in use: CPU
+time in a worker thread, with batches of varying size, between allocations of a model, while the previous batch is still
+in memory. Figures of padding, choosing and checking are the minimum of many repetitions.
 """
 
 import asyncio

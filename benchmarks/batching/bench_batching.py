@@ -1,7 +1,7 @@
 """CPU for each request through `AdaptiveBatcher` and a whole `Stack`, over a minimal asyncio batcher in the same run.
 
-Each round measures every variant once, in turn; ratios are taken within a round and their median is printed, so that a
-neighbor on the machine disturbs one round and not one variant.
+Each round measures every variant once, in turn. The benchmark prints the median of the ratios within rounds, so that
+another process on the machine disturbs one round and not one variant.
 
     python benchmarks/run.py batching [--rounds 9]
 """

@@ -3,21 +3,22 @@
     python benchmarks/run.py device [--seeds 12] [--rounds 5] [--seconds 5]
 
 Part 1, simulated, so deterministic: requests on time over the joint clairvoyant optimum; SLO 25 and 100 ms, half of the
-device for each model. Two independent batchers are shown on a device that runs batches one after the other, in the
-order in which they were sent, and on one whose time they share evenly.
+device for each model. Two independent batchers run on a device that executes batches one after the other, in the order
+in which they were sent, and on a device whose time they share evenly.
 
-Part 2, simulated: two models that do not fit in memory together, whose loads take longer than their time limit. Beside
-turns stands the busier model alone, which is never swapped and leaves the other one unserved.
+Part 2, simulated: two models that do not fit in memory together, with loads that take longer than their time limit. The
+baseline of turns is the busier model alone, which is never unloaded and leaves the other model unserved.
 
 Part 3, in real time, on one core: silero (SLO 25 ms) beside BlazeFace (SLO 100 ms), each with one session of one
-thread, under open load at which each, alone, takes half of a share of the core: event loop and load generator included.
-Behind a device that takes turns, one that is preemptive, and independent batchers: the p99 of silero over that alone,
-and BlazeFace's requests on time over those alone: medians of interleaved rounds, with the same arrivals. Beside them
-stands the floor: the preemptive device with a BlazeFace that returns at once, so that only its requests cost something.
-No device can do better. Over 100 % of the core no device can reach both bars with the batches that silero makes alone:
-its requests have to wait for larger ones, or BlazeFace's are late. So these rows have no bar, as have those with a
-process beside them that keeps the core busy, and cold ones: the first two seconds of a new process for each run, whose
-batchers know nothing of their models yet.
+thread. Under this open load each model, alone, takes half of a share of the core, with event loop and load generator.
+Contestants are a device that takes turns, a preemptive device, and independent batchers. Figures are the p99 of silero
+over its p99 alone, and BlazeFace's requests on time over those alone: medians of interleaved rounds, with the same
+arrivals. Beside them is the floor, which no device can beat: the preemptive device with a BlazeFace that returns at
+once, so that only its requests have a cost.
+
+Over 100 % of the core no device can reach both bars with the batches that silero makes alone: its requests must wait
+for larger batches, or BlazeFace's are late. So these rows have no bar. Neither have rows with another process that
+keeps the core busy, nor cold rows: the first two seconds of a new process, before batchers know their models.
 """
 
 import argparse

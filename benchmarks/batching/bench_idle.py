@@ -1,4 +1,4 @@
-"""Wake-ups of an idle batcher, counted at the loop's selector, beside those of peers' habit: a poll every millisecond.
+"""Wake-ups of an idle batcher, counted at the loop's selector, beside polling every millisecond, as peers do.
 
 python benchmarks/run.py idle
 """

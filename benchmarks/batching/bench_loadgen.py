@@ -1,14 +1,14 @@
-"""MLPerf LoadGen as referee: the largest valid rate of ours as shipped, of a greedy asyncio batcher, and of no batches.
+"""MLPerf LoadGen: largest valid rate of our default batcher, of a greedy asyncio batcher, and without batches.
 
     python benchmarks/run.py loadgen [--rounds 2] [--seconds 3] [--tries 2]
 
-The *Server* scenario of `mlcommons-loadgen`: Poisson arrivals from a thread of its own, valid where 99 % of the queries
-are answered within 10 ms. The model is silero, one session of one thread, 32 rows a batch. Each run is a new process:
-LoadGen begins as soon as the server says that it has started. *minimal* is a list, a future for each request and one
-thread around onnxruntime itself; *single* is the same with one row at a time.
+The *Server* scenario of `mlcommons-loadgen`: Poisson arrivals from a separate thread; a run is valid if 99 % of the
+queries complete within 10 ms. The model is silero, one session of one thread, 32 rows per batch. Each run is a new
+process: LoadGen begins as soon as the server reports its start. *minimal* is a list, a future per request and one
+thread around onnxruntime alone; *single* is the same with one row at a time.
 
-Rates are shares of what minimal answers in a closed loop, tried from the highest down, all contestants in turn; a
-rate counts where one of some tries is valid. A request that ours rejects is completed a second later, so that LoadGen
+Rates are shares of the closed-loop throughput of minimal, tried from the highest down, all contestants in turn; a rate
+counts if one of some tries is valid. A request that our batcher rejects is completed a second later, so that LoadGen
 counts it as late.
 """
 

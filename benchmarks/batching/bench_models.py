@@ -1,15 +1,16 @@
-"""Real ONNX models under open load: the planner over a minimal greedy batcher, both in front of the same backend.
+"""Real ONNX models under open load: the planner over a minimal greedy batcher, both around the same backend.
 
     python benchmarks/run.py models [silero] [blazeface] [g2p] [--rounds 5] [--seconds 3]
 
-One session of one thread, which runs in the backend's worker; one batch in flight; at most 32 rows; 50 ms for each
-request, counted from the instant at which it was due, whether or not it could be sent then. Nothing else is set, and
-the planner learns the model from the batches that it sends.
+One session of one thread runs in the backend's worker; one batch in flight; at most 32 rows; 50 ms per request, counted
+from the instant at which it was due, whether or not it could be sent then. All other settings are defaults, and the
+planner learns the model from the batches that it sends.
 
-*Capacity* is the best throughput of the minimal batcher over fixed batch sizes, with twice as many callers as rows: so
-it counts what the event loop costs, which is as much as the model where that answers a row in 40 µs. *p99* is compared
-at half and at three quarters of it, as the median of the ratios of interleaved rounds. *On time* is measured at 1.1×
-of it, where at most 1/1.1 = 0.909 can be. *The size chosen* is the best size of what was learned under full load.
+*Capacity* is the best throughput of the minimal batcher over fixed batch sizes, with twice as many callers as rows. So
+it includes the cost of the event loop, which is as much as that of a model with 40 µs per row. *p99* is compared at
+half and at three quarters of the capacity, as the median of the ratios of interleaved rounds. *On time* is measured at
+1.1× the capacity, where at most 1/1.1 = 0.909 can be on time. *The size chosen* is the best size by the durations
+learned under full load.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""The default policy on workloads that hurt, beside greedy and early drop told the true mean; in virtual time.
+"""The default policy on hard workloads, beside greedy and early drop with the true mean; in virtual time.
 
     python benchmarks/run.py noise [--seeds 1 2] [--only TEXT] [--all]
 
-Prints each row where the default is more than 0.02 behind the better of the two, or, with classes, where the most
-urgent class has less than 0.99 though it fits alone; and how many rows of each family hold.
+Prints each row in which the default is more than 0.02 behind the better of the two, or, with classes, in which the most
+urgent class has less than 0.99 although it fits alone. Also prints how many rows of each family pass.
 ``STREAMINFER_TRACES`` names a folder of recorded arrivals.
 """
 

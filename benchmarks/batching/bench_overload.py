@@ -1,19 +1,19 @@
-"""What overload costs: the CPU of a rejected request over a served one, and how soon a burst is forgotten.
+"""Cost of overload: CPU of a rejected request over a served one, and the recovery after a burst.
 
     python benchmarks/run.py overload [silero] [blazeface] [--noisy] [--rounds 2] [--seconds 4]
 
-*Cost*: waves of 64 requests through a `Stack` of an `AdaptiveBatcher` as shipped. Served ones get their rows from the
-model; rejected ones meet a backend that is held up, so that they end for one reason: the deadline had passed on
-arrival; the queue is full; a batch takes longer than there is time, as the planner is told; the deadline passes in the
-queue. CPU is that of the whole process, the caller's task included. It is compared with a served request of
-silero, the cheapest of the real models; *net* is the same without what 64 tasks cost that do nothing.
+*Cost*: waves of 64 requests through a `Stack` with a default `AdaptiveBatcher`. Served requests get their rows from the
+model; rejected ones meet a blocked backend, so that all end for one reason: the deadline had passed on arrival; the
+queue is full; by the planner's durations, a batch takes longer than the time left; the deadline passes in the queue.
+CPU is that of the whole process, including the caller's task. It is compared with a served request of silero, the
+cheapest of the real models; *net* is the same without the cost of 64 tasks that do nothing.
 
-*Under load*: the same ratio from runs in real time, at 0.8 and at 3 times capacity, in new processes: what a run at 3×
-took beyond what its answers take at 0.8×, for each request that was rejected. It includes the planner. For BlazeFace
-it can be negative, since batches are larger at 3×.
+*Under load*: the same ratio from runs in real time, at 0.8 and at 3 times capacity, in new processes: the CPU of a run
+at 3×, less that of its responses at 0.8×, per rejected request. It includes the planner. For BlazeFace it can be
+negative, because batches are larger at 3×.
 
-*Recovery*: for each model in real time, so many seconds at 0.6 of capacity, one at 3×, as many at 0.6 again. A
-half-second window from one second after the burst is *short* where less is on time than in the worst window before it.
+*Recovery*: for each model in real time, some seconds at 0.6 of capacity, one at 3×, and as many at 0.6 again. From one
+second after the burst, a half-second window is *short* if its share on time is below that of the worst window before.
 """
 
 import asyncio
@@ -145,7 +145,7 @@ async def cpu_s(send: Callable[[int], Awaitable[Any]]) -> float:
 
 
 async def nothing(_number: int) -> None:
-    """What a caller's task costs by itself."""
+    """Return the cost of a caller's task alone."""
 
 
 async def cost(case: Case) -> float:

@@ -2,10 +2,10 @@
 
     python benchmarks/run.py planner
 
-Part 1: shares of the optimum's goodput (largest rate with 99 % on time), affine 5 + 1·b ms, 32 a batch, SLO 50 ms,
-one worker.
-Part 2: a live batcher that learns an accelerator; what is measured is in workload.py, and peers/planner.py measures the
-peers on the same rows.
+Part 1: shares of the optimum's goodput (largest rate with 99 % on time), affine 5 + 1·b ms, 32 rows per batch,
+SLO 50 ms, one worker.
+Part 2: a live batcher that learns an accelerator; workload.py has the workload, and peers/planner.py measures the peers
+on the same rows.
 Part 3: the cost of a decision.
 """
 

@@ -2,14 +2,14 @@
 
     python benchmarks/run.py real [silero] [blazeface] [--loads .3 .6 .8 1.1] [--noisy] [--rounds 2] [--seconds 4]
 
-Each run is a new process, as a fresh server would be; *cold* ones find an empty Numba cache. Callers are an open loop
-of Poisson arrivals, at shares of what the minimal batcher answers in a closed loop, measured again before each round.
-*minimal* is 25 lines: a list, a future for each request and one thread around onnxruntime itself. Nothing is set but
-the SLO and the largest batch: silero has 50 ms and 32 rows; BlazeFace, which loses from batching, 100 ms and 8.
+Each run is a new process, like a fresh server; *cold* runs have an empty Numba cache. Callers are an open loop of
+Poisson arrivals, at shares of the closed-loop throughput of the minimal batcher, measured again before each round.
+*minimal* is 25 lines: a list, a future per request and one thread around onnxruntime alone. Only the SLO and the
+largest batch are set: silero has 50 ms and 32 rows; BlazeFace, which loses from batching, has 100 ms and 8 rows.
 
-Printed is the share on time, from the instant at which a request was due, of each half second since ``start()``
-returned, and of the whole run. A window is *short* where the default policy has less than the better of greedy and
-minimal in the same window of the same round, on the same arrivals, less 0.01.
+The output is the share on time, from the instant at which a request was due, of each half second since the return of
+``start()``, and of the whole run. A window is *short* if the default policy is more than 0.01 below the better of
+greedy and minimal in the same window of the same round, on the same arrivals.
 """
 
 import statistics

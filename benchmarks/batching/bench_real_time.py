@@ -1,15 +1,15 @@
-"""In real time: an ONNX model in a thread behind each batcher, SLO 50 ms; ours beside the peers, where installed.
+"""An ONNX model in a thread inside each batcher, in real time, SLO 50 ms: ours beside the installed peers.
 
     python benchmarks/run.py real_time
 
-The model is a chain of matrix products over the batch and 13 rows more, as long as it takes for 64 rows to take about
-20 ms on one thread of this machine: about 3.3 + 0.26·n ms. Callers are an open loop, and a latency counts from the
-instant at which the request was due, so that a stall is charged to all that it delayed. A refusal counts as an
+The model is a chain of matrix products over the batch and 13 further rows. The chain is so long that 64 rows take about
+20 ms on one thread of this machine: about 3.3 + 0.26·n ms. Callers are an open loop, and latency counts from the
+instant at which a request was due, so that a stall counts for all requests that it delayed. A rejection counts as an
 infinite latency.
 
-Each round measures every batcher at every load, the capacity again before each load, all on the same arrivals; the
-order turns from round to round. Printed are medians of the rounds, and of the ratios to the minimal greedy batcher
-in the same round.
+Each round measures every batcher at every load on the same arrivals, and the capacity before each load; the order
+rotates from round to round. The output is the medians over the rounds, and the medians of the ratios to the minimal
+greedy batcher in the same round.
 """
 
 import argparse
@@ -39,7 +39,7 @@ BATCH = 64
 SLO_S = 0.05
 WIDTH = 1024
 SETUP_ROWS = 13
-"""Rows that are computed whatever the batch: what a batch costs by itself."""
+"""Rows that every batch computes in addition: the set-up cost of a batch."""
 FULL_BATCH_S = 0.020
 LOADS, OVERLOAD = (0.5, 0.75), 1.1
 PATIENCE_S = 2.0
@@ -114,7 +114,7 @@ def minimal(infer: Infer) -> tuple[Call, tuple[type[Exception], ...]]:
 
 
 def contestants() -> tuple[dict[str, Make], set[str]]:
-    """All batchers, and the names of those whose callers give up at the SLO when there is too much to do."""
+    """Return all batchers, and the names of those with callers that cancel at the SLO under overload."""
     found: dict[str, Make] = {
         MINIMAL: minimal,
         OURS: ours("lookahead"),

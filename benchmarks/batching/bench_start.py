@@ -1,10 +1,10 @@
-"""The first ten seconds of a fresh server, in half-second windows, and what its process is made of by then.
+"""The first ten seconds of a fresh server, in half-second windows, and the state of its process afterwards.
 
     python benchmarks/run.py start [silero] [blazeface] [--load .6] [--noisy] [--rounds 1] [--seconds 10]
 
-As `bench_real.py`, at one load. Beside the windows: how long ``start()`` took; whether Numba was loaded; the threads;
-and what a full garbage collection takes, over a process that has imported numpy and onnxruntime only. What Numba keeps
-makes each of them 45 to 75 ms long, during which nothing else runs.
+Like `bench_real.py`, at one load. Beside the windows, the output has the time of ``start()``, whether Numba was loaded,
+the threads, and the time of a full garbage collection over that in a process with numpy and onnxruntime only. With
+Numba's objects a collection takes 45 to 75 ms, during which nothing else runs.
 """
 
 import statistics

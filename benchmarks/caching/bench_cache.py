@@ -1,15 +1,15 @@
-"""EdgeCache as a mapping beside the caches that users would pick instead: speed, memory, collector, expiry, eviction.
+"""EdgeCache as a mapping beside alternative caches: speed, memory, garbage collection, expiry, eviction.
 
     python benchmarks/run.py cache        in the peers' environment; alone, without peers, it measures ours only
 
-Speed: all caches in one process, in turn and in random order, 1,000 operations a round; the ratio of each to cachebox's
-TTL cache is taken within a round, and the median over the rounds is printed. A loop around the call is part of the
-time. Keys that are asked for are equal to those held but other objects, as keys that are made for each request
-are. "replace" stores under a key that is there, "evict" a new one in a full cache, "new" fills an empty one.
+Speed: all caches in one process, in turn and in random order, 1,000 operations per round. The benchmark prints the
+median over the rounds of each cache's ratio to cachebox's TTL cache within a round. The time includes the loop around
+the call. Looked-up keys are equal to stored keys but are other objects, like keys that are made for each request.
+"replace" stores under an existing key, "evict" stores a new key in a full cache, and "new" fills an empty cache.
 
-Memory: what the C library has handed out, before and after, where Python takes all of its memory from there
-(``PYTHONMALLOC=malloc``): neither pages nor tracing are part of it. Keys and values exist before. A peer that brings
-an allocator of its own (moka) cannot be measured so, and shows a dash.
+Memory: the growth of memory that the C library has allocated, while Python takes all of its memory from there
+(``PYTHONMALLOC=malloc``), without pages and tracing. Keys and values exist before. A peer with its own allocator (moka)
+cannot be measured like this, and shows a dash.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""EdgeCache.wrap: what a hit costs beside a bare await, and a stampede: ``python benchmarks/run.py cache_wrap``.
+"""EdgeCache.wrap: cost of a hit beside a bare await, and a stampede: ``python benchmarks/run.py cache_wrap``.
 
 The bare await and the hits run in alternation in the same run; hashing the argument is part of a hit. The stampede runs
-on a real event loop: a thousand tasks ask for one cold key whose computation takes 50 ms.
+on a real event loop: a thousand tasks request one cold key with a computation of 50 ms.
 """
 
 import asyncio

@@ -1,11 +1,11 @@
-"""The disk tier: what a get and a put take, a restart with a gigabyte, and 200 kills during a write storm.
+"""The disk tier: time of a get and a put, a restart with a gigabyte, and 200 kills during a write storm.
 
     python benchmarks/run.py disk_tier [--kills 200] [--gigabytes 1.0]
 
-Part 1: microseconds per operation for a 4 KB and a 600 KB array, in the tier's own thread and as its callers see it,
-one after another; plain and encrypted. Part 2: from making a `DiskTier` to its first hit, over a full file, in a fresh
-process after a kill. Part 3: a child writes and erases; it is killed at a random moment; all that can be read is
-checked.
+Part 1: microseconds per operation for a 4 KB and a 600 KB array, in the tier's own thread and for its callers, one
+operation after another; in the clear and encrypted. Part 2: time from the constructor of a `DiskTier` to its first hit,
+with a full file, in a new process after a kill. Part 3: a child writes and erases, and is killed at a random moment;
+the parent checks all readable data.
 """
 
 import argparse
@@ -85,7 +85,7 @@ async def operations(folder: Path) -> None:
 
 
 async def fill(folder: str, gigabytes: float) -> None:
-    """Writes until the file is full, then goes on until it is killed."""
+    """Write until the file is full, then continue until the process is killed."""
     limit = int(gigabytes * 2**30)
     async with DiskTier(folder, max_bytes=limit) as tier:
         number = 0

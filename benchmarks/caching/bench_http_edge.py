@@ -1,12 +1,12 @@
-"""HTTP edge: what the helpers cost a request, and how many repeats a second nginx answers in place of the application.
+"""HTTP edge: cost of the helpers per request, and repeats per second that nginx answers instead of the application.
 
 python benchmarks/run.py http_edge
 
-The floor is what one would write by hand for one fixed policy: a dict with two f-strings, and one comparison of a tag,
-without dates, limits, tenants or lists. Repeats are asked over one connection, one after another, of nginx and of the
-application (examples/cdn_edge.py, in a process of its own), in alternation. The client is Python and takes part of the
-time, so what the server's processor spent on a repeat is measured as well: it is what bounds many connections (Linux).
-The baseline is the POST that a repeat is without an address; its model is one division, so a real one is dearer still.
+The floor is code written by hand for one fixed policy: a dict with two f-strings, and one comparison of a tag, without
+dates, limits, tenants or lists. The client sends repeats over one connection, one after another, in alternation to
+nginx and to the application (examples/cdn_edge.py, in a separate process). The client is Python and takes part of the
+time, so the benchmark also measures the server's CPU per repeat, which is the limit with many connections (Linux). The
+baseline is a repeat as a POST without an address; its model is one division, so a real model costs even more.
 """
 
 import asyncio

@@ -1,20 +1,20 @@
 """The whole path of 16 cameras: CPU outside codec and model, age at the viewer, beside a bare loop.
 
-Each camera films 640×480 and encodes H.264; the pictures go over LTE (simulated, by seed), are decoded, scaled and
-answered by BlazeFace. CPU is that of the whole process, without what codecs and model used in their threads. "Codec" is
-encoder and decoder alone: scaling, conversion to RGB and to floats, the simulated network, threads, event loop and
+Each camera films 640×480 and encodes H.264; the pictures go over LTE (simulated, by seed), are decoded and scaled, and
+BlazeFace runs on them. CPU is that of the whole process, without the time of codecs and model in their threads. "Codec"
+is encoder and decoder alone: scaling, conversion to RGB and to floats, the simulated network, threads, event loop and
 report all count as outside.
 
-Three programs by hand stand beside it, with the same codecs and the same model:
+The baselines are three programs written by hand, with the same codecs and the same model:
 
 * the bare loop encodes, decodes, scales and infers one picture after the other, as fast as it can;
-* two threads do the same at the rate of the cameras: one sleeps until the next picture is due, the other until it
-  would have arrived; there is no event loop, and nothing is measured;
+* two threads do the same at the rate of the cameras, without event loop and measurements: one sleeps until the next
+  picture is due, the other until that picture would have arrived;
 * asyncio: a task per picture, an executor of one thread for the codecs and one for the model.
 
-The last run of a round has batches, which wait for 20 ms: what a batch costs is shared, and responses are older.
+The last run of a round has batches, which wait for 20 ms: rows share the cost of a batch, and responses are older.
 
-With nginx, a second run takes each unit through a real cache, and prints what that costs.
+With nginx, a second run sends each unit through a real cache, and prints the cost.
 """
 
 import argparse

@@ -1,10 +1,11 @@
 """Models by device class: accuracy and CPU in the report beside a direct evaluation; probe on known faults.
 
-The recordings of the examples are degraded to each device of the library, encoded, decoded and answered: pictures by
-BlazeFace, sound by silero. An answer is right where it agrees with the model on the recording itself: a face that
-overlaps, speech or none. The direct evaluation encodes, decodes and infers in a plain loop, without load test.
+The benchmark degrades the recordings of the examples to each device of the library, encodes and decodes them, and runs
+BlazeFace on pictures and silero on sound. A response is right if it agrees with the model on the original recording: an
+overlapping face, or speech or none. The direct evaluation encodes, decodes and infers in a plain loop, without load
+test.
 
-Then recordings are written with known faults, and `probe` measures them.
+Then the benchmark writes recordings with known faults, and `probe` measures them.
 """
 
 import argparse

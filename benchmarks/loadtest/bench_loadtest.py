@@ -1,13 +1,13 @@
 """Load tests: `python benchmarks/run.py loadtest [PART ...]`, parts: loop, stall, verdict, capacity.
 
 * *loop*: how late requests are sent at 20,000/s to a no-op service, in a process with one core, and their CPU beside a
-  bare loop that makes the same tasks on the same schedule and records nothing; ours is all that `run` does. Beside it,
-  how late a thread that only sleeps wakes up on the same core: on a busy machine that, not the loop, is the error.
+  bare loop that makes the same tasks on the same schedule and records nothing; ours includes all work of `run`. Beside
+  it, how late a thread that only sleeps on the same core wakes up: on a busy machine, that is the error, not the loop.
 * *stall*: a service that pauses for a second: p99.9 over the true one; a closed loop beside it. Virtual time.
-* *verdict*: 200 comparisons of runs that do not differ, and of runs of which one has a p99 that is 10 % higher; beside
-  them a fixed threshold of 5 %. Latencies of a single server at half load, correlated, and independent ones.
-* *capacity*: searches on a simulated device with noise σ .2, whose capacity is known from millions of requests; without
-  noise, through the whole open loop, beside its rate.
+* *verdict*: 200 comparisons of equal runs, and of runs in which one has a p99 that is 10 % higher; the baseline is a
+  fixed threshold of 5 %. Latencies of a single server at half load, correlated, and independent ones.
+* *capacity*: searches on a simulated device with noise σ .2 and a capacity that is known from millions of requests; and
+  without noise, through the whole open loop, beside the rate of the device.
 """
 
 import argparse

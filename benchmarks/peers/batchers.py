@@ -1,20 +1,20 @@
-"""The peers' batchers, each made in front of an async batch function; which settings are tried for each.
+"""Batchers of the peers, each around an async batch function, and the settings that are tried for each.
 
-Each maker returns ``(call, stop)``: an async callable of one item, and what ends it. What differs between them and how
-it is treated here:
+Each maker returns ``(call, stop)``: an async callable of one item, and a function that stops the batcher. The batchers
+differ as follows:
 
-* *BentoML's CorkDispatcher* is told a latency and cancels what it expects to be later; it polls once a millisecond
-  while something waits. It swallows a caller's cancellation and runs the item all the same: callers do not cancel.
-* *async-batcher* refuses what comes to a full queue, if told a size. One cancelled request leaves its whole batch
-  without an answer: callers must not cancel.
-* *batched.aio* leaves out what was cancelled when it comes to its turn; it polls at its timeout while idle.
-* *Ray's serve.batch* forms batches without looking whether one runs, and leaves out what was cancelled when it runs.
-  It asks its replica for its settings: here it is told of a replica that does not exist, and needs no cluster.
-* *smartbatch* waits up to its time for company, forms no batch while one runs, refuses what it expects to wait longer
-  than one and a half times its targets, and passes a full queue by after a second. It looks at the wall clock. It does
-  not look whether callers have gone before a batch runs: callers do not cancel.
+* *BentoML's CorkDispatcher* has a latency setting and cancels items that it expects to be later; it polls once per
+  millisecond while items are queued. It ignores a caller's cancellation and runs the item: callers do not cancel.
+* *async-batcher* rejects items when its queue is full, if a size is set. One cancelled request leaves its whole batch
+  without a response: callers must not cancel.
+* *batched.aio* leaves out cancelled items at their turn; it polls at its timeout while idle.
+* *Ray's serve.batch* forms batches without checking whether one runs, and leaves out cancelled items when it runs. It
+  reads its settings from its replica: here the replica is a stand-in, so no cluster is needed.
+* *smartbatch* waits up to its time for further items, forms no batch while one runs, rejects items that it expects to
+  wait longer than one and a half times its targets, and bypasses a full queue after a second. It uses the wall clock.
+  It does not check whether callers have left before a batch runs: callers do not cancel.
 
-None takes a deadline for each request or a priority. None uses a thread when the batch function is async.
+None of them takes a priority or a deadline per request. None uses a thread when the batch function is async.
 """
 
 import itertools

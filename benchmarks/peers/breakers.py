@@ -1,7 +1,7 @@
-"""What the peers' circuit breakers add to a call, measured as benchmarks/run.py breaker measures ours; see run.py.
+"""Cost of the peers' circuit breakers per call, measured like ours in benchmarks/run.py breaker; see run.py.
 
-Each stands at its defaults but for the thresholds and times of the half-open figure. interlock has its slow-call clock
-on; the others have none.
+Each has its default settings, except for the thresholds and times of the half-open figure. interlock has its slow-call
+clock on; the others have none.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
-"""How each cache is made and used, ours and the peers', for benchmarks/run.py cache.
+"""Construction and use of each cache, ours and the peers', for benchmarks/run.py cache.
 
-Each has a time to live where it can: the per-entry one is given with every entry, as its users do.
+Each cache has a time to live if it supports one: a time per entry is passed with every entry, as its users do.
 """
 
 import importlib.util

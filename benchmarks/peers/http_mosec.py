@@ -1,4 +1,4 @@
-"""A no-op model behind mosec, bytes in and out, its cheapest way: ``python http_mosec.py --port PORT``."""
+"""A no-op model behind mosec, bytes in and out, which is its cheapest format: ``python http_mosec.py --port PORT``."""
 
 import numpy as np
 from mosec import Server, Worker

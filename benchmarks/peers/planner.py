@@ -1,7 +1,7 @@
 """The peers on the planner's rows, on a virtual clock: deterministic; run by benchmarks/run.py after ours.
 
-For each peer and figure, the best that any settings of a small grid (peers/batchers.py) reach, chosen for that figure
-alone and knowing its load, and the figure with the shipped defaults. Ours has no settings.
+The output has, for each peer and figure, the best result over a small grid of settings (peers/batchers.py), chosen for
+that figure alone and for its load, and the result with the default settings. Ours has no settings.
 """
 
 import importlib.metadata

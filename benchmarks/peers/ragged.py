@@ -3,12 +3,12 @@
     python benchmarks/run.py ragged
 
 The model reads words letter by letter, so that a batch takes as long as its longest word. Lengths are the peer's own
-mix: uniform from the shortest to the longest. Callers are an open loop of Poisson arrivals at shares of what the
-minimal batcher answers in a closed loop; the SLO is 50 ms from the instant at which a request was due.
+mix: uniform from the shortest to the longest. Callers are an open loop of Poisson arrivals at shares of the
+closed-loop throughput of the minimal batcher; the SLO is 50 ms from the instant at which a request was due.
 
-*ours* is an `AdaptiveBatcher` with four bucket lengths and the SLO; nothing else is set. *razors-edge* runs the model
-in a process of its own, which it calibrates at its start, takes no deadlines and refuses nothing; its `async_limit` is
-set so high that it never holds a request back. *minimal* pads what waits to the longest.
+*ours* is an `AdaptiveBatcher` with four bucket lengths and the SLO; all other settings are defaults. *razors-edge* runs
+the model in a separate process, which it calibrates at its start; it takes no deadlines and rejects no request, and its
+`async_limit` is so high that it never holds a request back. *minimal* pads the queued words to the longest.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def words(count, seed):
 
 
 async def open_loop(call, inputs, trace):
-    """The share on time; a request that is refused or has no answer when patience ends is not."""
+    """Return the share on time; a rejected request, or one without a response when patience ends, is not on time."""
     on_time = 0
     clock = time.monotonic
     origin = clock() + 0.02

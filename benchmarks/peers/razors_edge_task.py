@@ -1,7 +1,7 @@
-"""The text model as a task of razors-edge-batching-scheduler, which imports this module in a process of its own.
+"""The text model as a task of razors-edge-batching-scheduler, which imports this module in a separate process.
 
-It sorts what waits by length, cuts it into batches by a dynamic program over times that it measures at its start, and
-runs the one that its strategy names.
+The scheduler sorts queued items by length, cuts them into batches by a dynamic program over times that it measures at
+its start, and runs the batch that its strategy chooses.
 """
 
 import logging

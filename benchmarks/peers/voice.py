@@ -1,4 +1,4 @@
-"""Speech detection in live streams with the voice frameworks; benchmarks/run.py voice runs it in their environments.
+"""Speech detection in live streams with voice frameworks; benchmarks/run.py voice runs it in their environments.
 
 voice.py WAY [--seconds 3] [--core 1]     prints the most streams, the CPU per chunk and the segments of speech
 """

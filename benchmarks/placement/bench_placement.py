@@ -1,7 +1,7 @@
-"""Plans: exact ones by size, the greedy choice and simple rules beside them, repair, prediction beside simulation.
+"""Placement plans: exact ones by size, beside the greedy choice and simple rules; repair; prediction and simulation.
 
-Clusters and sites lie on a map; round-trip times grow with the distance. Times are of one process: wall clock, and CPU
-in parentheses, because the two differ on a busy machine.
+Clusters and sites lie on a map; round-trip times grow with the distance. Times are those of one process: wall
+clock, and CPU in parentheses, because both differ on a busy machine.
 """
 
 import argparse

@@ -2,11 +2,11 @@
 
     python benchmarks/run.py rtt
 
-Personal devices are sites or clusters by chance. A plan sees the earlier slices; the later ones are its judge: a
-cluster keeps its promise if at least the promised share of its requests stays within the SLO. Part 1: the halves and
-other splits, beside planning on measured quantiles, on means, and the nearest site. Part 2: a car over 5G: half of the
-runs of a road predict the p99 of the other half, or refuse to. Part 3: promises that broke, and how soon the watch
-says so. ``STREAMINFER_RTT`` names the folder of the recordings; without it the data are synthetic.
+Personal devices are sites or clusters by chance. A plan uses the earlier measurements, and the later ones test it: a
+cluster keeps its promise if at least the promised share of its requests stays within the SLO. Part 1: halves and other
+splits, beside planning on measured quantiles, on means, and with the nearest site. Part 2: a car over 5G: half of the
+runs of a road predict the p99 of the other half, or make no promise. Part 3: broken promises, and how soon the watch
+reports them. ``STREAMINFER_RTT`` names the folder of the recordings; without it the data are synthetic.
 """
 
 import argparse

@@ -3,9 +3,9 @@
     PYTHONPATH=.:benchmarks python benchmarks/placement/fit_access.py
 
 5G: the runs of a car, one profile for each network and road; runs that sent much more or less often are left out,
-because the network answered them differently. ``personal`` and ``wired``: devices at homes and hosts at universities.
-Their last mile was not measured alone, so it is taken as what all round-trip times of a device have in common above the
-fastest of each pair, at both ends together: an upper bound for one of them. A run is a few devices.
+because the network treated them differently. ``personal`` and ``wired``: devices at homes and hosts at universities.
+Their last mile was not measured alone. It is estimated as the common part of all round-trip times of a device above the
+fastest of each pair, at both ends together: an upper bound for one end. A run is a few devices.
 """
 
 import json

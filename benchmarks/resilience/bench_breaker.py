@@ -1,4 +1,4 @@
-"""CircuitBreaker: what a guarded call adds to the bare one: ``python benchmarks/run.py breaker``.
+"""CircuitBreaker: cost of a guarded call over a bare one: ``python benchmarks/run.py breaker``.
 
 The bare call and the guarded ones run in alternation in the same run, with the slow-call clock on (the clock is read
 before and after each call). The peers, measured by the same code: ``benchmarks/peers/breakers.py``.

@@ -1,10 +1,9 @@
-"""ConcurrencyLimit, RetryBudget, Hedge: what each adds to a service call: ``python benchmarks/run.py limit``.
+"""ConcurrencyLimit, RetryBudget, Hedge: cost of each per service call: ``python benchmarks/run.py limit``.
 
-The bare call of a service and the calls through a layer run in alternation in the same run. The service answers at
-once, with the timings that a batcher leaves, so that the limit learns from every answer; nothing waits, so no event
-loop is involved, except for ``Hedge``, whose request runs in a task of its own.
-What an adaptive limit refuses is on a virtual clock and needs no quiet machine:
-``python benchmarks/run.py limit learning``.
+The bare call of a service and the calls through a layer run in alternation in the same run. The service responds at
+once, with the timings of a batcher, so that the limit learns from every response. No call waits, so no event loop is
+involved, except for ``Hedge``, which runs each request in a separate task. The rejections of an adaptive limit are
+measured on a virtual clock and need no quiet machine: ``python benchmarks/run.py limit learning``.
 """
 
 import asyncio
@@ -134,7 +133,7 @@ def hedging() -> None:
 
 
 def answered(limit: ConcurrencyLimit, rate: float, workers: int, draw: Callable[[], float]) -> tuple[int, int]:
-    """Poisson requests for a minute on a virtual clock to so many workers: how many were answered, and refused."""
+    """Send Poisson requests for a minute of virtual time; return the numbers of succeeded and rejected ones."""
 
     async def run_on(loop: VirtualLoop) -> tuple[int, int]:
         free = asyncio.Semaphore(workers)
@@ -160,7 +159,7 @@ def answered(limit: ConcurrencyLimit, rate: float, workers: int, draw: Callable[
 
 
 def learning() -> None:
-    """What an adaptive limit refuses where a fixed one would not, with nothing that tells waiting from service."""
+    """Measure what an adaptive limit rejects and a fixed one does not, if no timings separate queueing from service."""
     mean_s = 0.05
     kinds: dict[str, Callable[[random.Random], float]] = {
         "constant": lambda _: mean_s,

@@ -2,12 +2,12 @@
 
     python benchmarks/run.py replicas
 
-A replica is a queue in front of its workers, with exponential service times of 10 ms in the mean; Poisson arrivals;
-every policy gets the same arrivals and the same service times. The ideal is the same policy without the slow replica;
-least in flight without it, which knows all queues, is shown beside it.
+A replica is a queue and its workers, with exponential service times of 10 ms in the mean. Arrivals are Poisson, and
+every policy gets the same arrivals and service times. The ideal is the same policy without the slow replica; least in
+flight without that replica, which knows all queues, is printed too.
 
-Part 1: one of eight is five times slower. Part 2: replicas of different speeds. Part 3: one breaks and recovers.
-Part 4: the own zone is overloaded. Part 5: what a choice costs.
+Part 1: one of eight is five times slower. Part 2: replicas of different speeds. Part 3: one fails and recovers.
+Part 4: the own zone is overloaded. Part 5: the cost of a choice.
 """
 
 import asyncio

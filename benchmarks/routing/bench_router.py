@@ -1,12 +1,12 @@
-"""The fallback router, what it costs and what it keeps under overload: ``python benchmarks/run.py router``.
+"""The fallback router, its cost and its quality under overload: ``python benchmarks/run.py router``.
 
 The figures under load run on a virtual clock and repeat exactly. Simulated models, ``full`` 4 + 3·n ms and ``front``
 five times cheaper, or three with ``middle`` half as dear as ``full``, behind batchers that learn their times; Poisson
-arrivals, 100 ms for each request. *Own*: a device for each model. *One*: all on one device that takes one batch at a
-time, which is what two models on one accelerator or one CPU are. Quality 1.0, 0.9, 0.8.
+arrivals, 100 ms for each request. *Own*: a device for each model. *One*: all models on one device that takes one batch
+at a time, as on one accelerator or one CPU. Quality 1.0, 0.9, 0.8.
 
 *Capacity* is the rate at which the full model alone has 99 % on time. *Quality per request* is the sum of the qualities
-of the answers on time over all requests, so that not answering gains nothing.
+of the responses on time over all requests, so that a request without a response gains nothing.
 """
 
 import asyncio

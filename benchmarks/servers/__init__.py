@@ -1,5 +1,5 @@
 """Real servers on loopback, and ways to break them, for the tests and the benchmarks.
 
-Everything here is started on demand: the servers' packages go into environments of their own beside ``.venv``, made
-at first use (:mod:`servers.environments`).
+Servers start on demand: their packages are in separate environments beside ``.venv``, which are made at first use
+(:mod:`servers.environments`).
 """

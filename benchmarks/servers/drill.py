@@ -1,12 +1,12 @@
-"""A fault drill: requests at a steady rate while a server or the way to it breaks and is mended, round after round.
+"""A fault drill: requests at a steady rate while a server or its network breaks and is repaired, round after round.
 
-Every request goes either to a router, whose best route is the server under test and whose second one is local, or to
-the best route alone, which has nothing to fall back on. Of each is kept how and when it ended, and whether the answer
-was right. *Ended* means by itself: the drill waits for every one that it began.
+Every request goes either to a router, with the server under test as its best route and a local second route, or to the
+best route alone, which has no fallback. The drill records how and when each request ended, and whether the response was
+right. *Ended* means without intervention: the drill waits for every request that it sent.
 
-*Late* is measured by the clock that the deadline is of. A shared machine itself stalls now and then. A heartbeat on the
-same event loop keeps account of how long this thread was ready to run and had no core (the kernel's ``schedstat``), so
-that a request that was late by no more than that, and the tolerance, is told apart; both numbers are reported.
+*Late* is measured on the clock of the deadline. A shared machine itself stalls now and then. A heartbeat on the same
+event loop records how long this thread was ready to run and had no core (the kernel's ``schedstat``). The drill counts
+requests separately that were late by no more than that time plus the tolerance; it reports both numbers.
 """
 
 import asyncio

@@ -1,10 +1,10 @@
-"""Python environments of servers and frameworks, made at first use: their dependencies conflict with the package's.
+"""Python environments of servers and frameworks, whose dependencies conflict with the package's; made at first use.
 
 python benchmarks/servers/environments.py triton pipecat     makes these at the same time; without a name, all of them
 
-A folder ``.venv-NAME`` at the repository's root, under a lock that two processes share, with a stamp of what was
-installed. Nothing is looked up when the stamp fits. An environment that runs our compiled modules is one of each
-Python, ``.venv-NAME-3.x``, so `make test-all` tests the version that it says.
+Each is a folder ``.venv-NAME`` at the repository's root, made under a lock between processes, with a stamp of the
+installed packages. If the stamp matches, nothing is looked up. An environment that runs our compiled modules exists for
+each Python, ``.venv-NAME-3.x``, so that `make test-all` tests the right version.
 """
 
 import fcntl

@@ -1,4 +1,4 @@
-"""The faults of the drill: how each strikes and how it is mended; and the rig in which it does."""
+"""The faults of the drill, with the functions that inject and repair each, and their rig."""
 
 import asyncio
 import gc
@@ -93,7 +93,7 @@ class Fault:
 
 
 def _on_server(action: Callable[[TritonServer], object]) -> Callable[[Rig], Awaitable[None]]:
-    """What blocks, in a thread: the event loop goes on."""
+    """Return an action that runs in a thread, so that it does not block the event loop."""
 
     async def act(rig: Rig) -> None:
         await asyncio.to_thread(action, rig.server)

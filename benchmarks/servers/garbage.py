@@ -1,7 +1,7 @@
-"""Servers that pass everything on to a real one, and put garbage in the place of inference answers.
+"""Servers that forward all requests to a real one, and replace inference responses by garbage.
 
-``async with GrpcGarbage(server.grpc_url) as fake: ... fake.kind = "wrong_shape"``; ``HttpGarbage`` likewise. They run
-in the event loop of who uses them. What they send is valid HTTP: it is what is in it that is wrong.
+``async with GrpcGarbage(server.grpc_url) as fake: ... fake.kind = "wrong_shape"``; ``HttpGarbage`` works in
+the same way. They run in the event loop of their user. They send valid HTTP with wrong contents.
 """
 
 import json
@@ -59,7 +59,7 @@ class _Garbage(ABC):
         await self._stop()
 
     def _spoil(self, body: bytes, spoil_parts: Callable[[bytes, str], bytes]) -> bytes:
-        """The answer as it is now to be: bytes of no meaning, or a message with something wrong in it."""
+        """Return the response for the present kind: random bytes, or a message with an error in it."""
         if self.kind is None:
             return body
         self.spoilt += 1

@@ -1,7 +1,7 @@
-"""What stands before an inference service: a gateway that ends TLS, wants a token, and announces limits.
+"""Gateways in front of an inference service, which end TLS, require a token, and announce limits.
 
-``async with HttpGateway(server.http_url, token="t") as gateway: ... gateway.url``; ``GrpcGateway`` likewise. Each
-passes on to a real server what it lets through, and runs in the event loop of who uses it.
+``async with HttpGateway(server.http_url, token="t") as gateway: ... gateway.url``; ``GrpcGateway`` works in the same
+way. Each forwards the admitted requests to a real server, and runs in the event loop of its user.
 """
 
 import ssl
@@ -33,19 +33,19 @@ class Certificates:
 
 
 class _Gateway:
-    """What both protocols share.
+    """Common part of the gateways of both protocols.
 
     Args:
         target: ``host:port`` of the server.
-        token: that a client must bring; ``None``: none.
-        tls: for an encrypted gateway.
+        token: token that a client must send; ``None`` for none.
+        tls: certificates of an encrypted gateway.
 
     Attributes:
         url: ``localhost:port``.
-        refusals: how the next calls for inference are refused, one each: ``"later"`` (429 or RESOURCE_EXHAUSTED, to
-            be called again in 2.5 s), ``"down"`` (503 or UNAVAILABLE, again in 1.5 s).
-        largest: bytes of the largest message for inference; ``None``: any.
-        passed: how many calls for inference were let through.
+        ``refusals``: rejections of the next inference calls, one each: ``"later"`` (429 or RESOURCE_EXHAUSTED, retry
+            after 2.5 s) or ``"down"`` (503 or UNAVAILABLE, retry after 1.5 s).
+        largest: bytes of the largest inference message; ``None`` for no limit.
+        passed: number of forwarded inference calls.
     """
 
     def __init__(self, target: str, *, token: str | None = None, tls: Certificates | None = None) -> None:

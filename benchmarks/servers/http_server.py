@@ -1,4 +1,4 @@
-"""Servers of models over HTTP, each in a process of its own."""
+"""Servers of models over HTTP, each in a separate process."""
 
 import os
 import socket
@@ -24,20 +24,20 @@ def free_port() -> int:
 
 
 class HttpServer(ServerProcess):
-    """A server that Python runs in an environment of its own; see :class:`~servers.process.ServerProcess`.
+    """A Python server in a separate environment; see :class:`~servers.process.ServerProcess`.
 
-    A process that accepts connections before its workers answer is not ready, so it is asked.
+    A process can accept connections before its workers are ready, so a request tests readiness.
 
     Args:
-        arguments: of Python; ``{port}`` in them is the server's port.
-        path: of a request that it answers with 200 once it is ready.
-        body: of this request, a POST; empty: a GET.
-        headers: of this request.
-        variables: further ones of its process's environment.
-        installed_in: the name of the environment that has the server.
+        arguments: arguments of Python; ``{port}`` in them is the server's port.
+        path: path of a request that the server answers with 200 once it is ready.
+        body: body of this request, a POST; empty for a GET.
+        headers: headers of this request.
+        variables: further environment variables of the process.
+        installed_in: name of the environment that has the server.
 
     Attributes:
-        port: on loopback.
+        port: port on loopback.
     """
 
     def __init__(

@@ -1,9 +1,9 @@
-"""Installs what `pip install` would: with uv, which takes a tenth of the CPU time, or with pip where that cannot.
+"""Installs packages like `pip install`: with uv, which takes a tenth of the CPU time, or with pip if uv cannot.
 
 python benchmarks/servers/install.py [--python PYTHON] ARGUMENT ...     arguments of `pip install`
 
-uv does not read pip's configuration: what that says of indexes, constraints and certificates is passed on to it.
-Modules are compiled as they are imported, a small part of what is installed.
+uv does not read pip's configuration, so its indexes, constraints and certificates are passed on to uv. Modules are
+compiled to byte code when they are imported, because only a small part of the installed ones is.
 """
 
 import argparse

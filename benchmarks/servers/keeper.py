@@ -1,7 +1,7 @@
-"""Ends a server when its owner ends, however that happens: python keeper.py SHM_PREFIX FOLDER <pipe from the owner.
+"""Ends a server when its owner ends, for any reason: python keeper.py SHM_PREFIX FOLDER <pipe from the owner.
 
-Reads ``watch GROUP`` and ``forget GROUP``. At the end of the pipe: kills the watched process groups and all that their
-processes started, waits until these are gone, then removes ``/dev/shm/SHM_PREFIX*`` and the folder.
+The keeper reads ``watch GROUP`` and ``forget GROUP``. At the end of the pipe it kills the watched process groups with
+all processes that they started, waits until these are gone, then removes ``/dev/shm/SHM_PREFIX*`` and the folder.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
 """A network between two processes that loses and delays packets, for machines whose kernel has no ``tc netem``.
 
-Each process runs in a network namespace of its own, as ``unshare --net`` starts it; the namespaces end with their
+Each process runs in its own network namespace, as ``unshare --net`` starts it; the namespaces end with their
 processes. Two TUN devices join them, and this program carries the packets::
 
     python lossy_network.py PID PID --network lte
@@ -8,8 +8,8 @@ processes. Two TUN devices join them, and this program carries the packets::
 
 The process of the first PID has 10.203.8.1, the other 10.203.8.2. The network is a profile of
 `streaminfer.loadtest.path`, by its name or in a file: rate, queue, losses in runs, delays with a long tail; or it has
-independent losses and uniform jitter. Both directions are alike. Packets of IPv4 are carried; they keep
-their order, as they do through one queue. It needs root and ``/dev/net/tun``.
+independent losses and uniform jitter. Both directions are alike. The program carries IPv4 packets and keeps
+their order, like one queue. It needs root and ``/dev/net/tun``.
 """
 
 import argparse

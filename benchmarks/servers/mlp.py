@@ -1,4 +1,4 @@
-"""The model that the servers run: 8 inputs, one hidden layer, 4 outputs; the ONNX file and the expected answers."""
+"""The model that the servers run: 8 inputs, one hidden layer, 4 outputs; the ONNX file and the expected outputs."""
 
 import functools
 from pathlib import Path

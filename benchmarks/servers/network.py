@@ -1,6 +1,6 @@
-"""A TCP proxy on loopback that ends TLS, stalls, delays, cuts, or answers with noise: what networks do.
+"""A TCP proxy on loopback that ends TLS, stalls, delays, cuts, or sends noise, as networks do.
 
-It runs in the event loop of who uses it: ``async with Proxy("127.0.0.1:8001") as proxy: ... proxy.url``.
+It runs in the event loop of its user: ``async with Proxy("127.0.0.1:8001") as proxy: ... proxy.url``.
 """
 
 import asyncio
@@ -19,21 +19,21 @@ LINGER_S = 1.0  # longer than a server works on what was in flight when its clie
 
 
 class Proxy:
-    """Forwards bytes to a target, until it is told otherwise; all settings may change while connections are open.
+    """Forwards bytes to a target; all settings may change while connections are open.
 
     Thread-safety: one event loop.
 
     Args:
         target: ``host:port``.
-        tls: ends TLS towards the clients: the target is asked in plain text.
+        tls: ends TLS for the clients, so that the target gets plain text.
 
     Attributes:
         url: ``host:port`` of loopback, the same after :meth:`refuse` and :meth:`accept`.
-        delay_s: how long each chunk of up to 64 KiB waits, each way.
+        delay_s: delay of each chunk of up to 64 KiB, each way.
         bytes_per_s: the bandwidth of each connection, each way; ``None``: unlimited.
-        noise: answers are replaced by as many random bytes.
-        connections: how many clients are connected, without those that were forgotten.
-        accepted: how many have ever been.
+        noise: responses are replaced by as many random bytes.
+        connections: number of connected clients, without forgotten ones.
+        accepted: number of clients that have ever connected.
     """
 
     def __init__(self, target: str, *, tls: ssl.SSLContext | None = None) -> None:
@@ -69,10 +69,10 @@ class Proxy:
             self._answers_flow.clear()
 
     def flow(self, *, drop: bool = False) -> None:
-        """Forwards again; what was held up goes on.
+        """Forward again, including the bytes that were held up.
 
         Args:
-            drop: it is thrown away instead, and its connections end: the target sees no call whose client has gone.
+            drop: discard these bytes and end their connections, so that the target gets no call of a client that left.
         """
         self._drops = drop
         self._requests_flow.set()
@@ -97,7 +97,7 @@ class Proxy:
             client.transport.abort()
 
     async def refuse(self) -> None:
-        """Cuts, and refuses new connections."""
+        """Cut connections, and accept no new ones."""
         if self._server is not None:
             server, self._server = self._server, None
             server.close()
@@ -154,7 +154,7 @@ class Proxy:
                 to_client.close()  # what was written still goes out
                 await to_client.wait_closed()
         except OSError:
-            pass  # the target refuses, or a connection was cut: so is this one
+            pass  # the target accepts no connection, or a connection was cut, so this one is cut too
         finally:
             for writer in (to_client, to_server):
                 if writer is not None:

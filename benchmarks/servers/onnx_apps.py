@@ -1,4 +1,4 @@
-"""Real ONNX models of one input as stacks, and what serves them.
+"""Real ONNX models of one input as stacks, and their servers.
 
 uvicorn --factory onnx_apps:http_app      over HTTP
 python -m servers.onnx_apps PORT          over gRPC

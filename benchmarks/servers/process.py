@@ -1,8 +1,8 @@
-"""A server in a process group of its own, on ports of its own, that never outlives the process that started it.
+"""A server in a separate process group, on separate ports, that never outlives the process that started it.
 
-A keeper (:mod:`servers.keeper`) reads a pipe from us: when the pipe ends, because the server is stopped or because this
-process was killed, it kills the server's group with all that the group started, and removes the server's files. What
-the server prints goes to a file: no process of it holds a pipe of ours, whose reader would wait for its end.
+A keeper (:mod:`servers.keeper`) reads a pipe from this process. When the pipe ends, because the server is stopped or
+this process was killed, the keeper kills the server's group and all processes that it started, and removes the server's
+files. The server writes its output to a file: a pipe that its processes hold would keep the reader waiting.
 """
 
 import http.client
@@ -65,16 +65,16 @@ def group_members(group: int) -> dict[int, str]:
 
 
 class ServerProcess(ABC):
-    """What the servers have in common; a context manager.
+    """Common part of all servers; a context manager.
 
-    Methods block: call them in a thread where an event loop must go on.
+    Methods block: call them in a thread if an event loop must keep running.
 
     Attributes:
-        ports: its ports, the same after a restart.
-        folder: its files; removed at the end.
-        log: what it prints.
-        shm_prefix: what the names of its files in ``/dev/shm`` begin with.
-        start_s: how long the last start took.
+        ports: ports of the server, the same after a restart.
+        folder: folder of its files; removed at the end.
+        log: file with its output.
+        shm_prefix: prefix of the names of its files in ``/dev/shm``.
+        start_s: seconds that the last start took.
     """
 
     def __init__(self, ports: int) -> None:
@@ -151,7 +151,7 @@ class ServerProcess(ABC):
         os.killpg(self.pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Lets them go on (SIGCONT)."""
+        """Let the processes continue (SIGCONT)."""
         os.killpg(self.pid, signal.SIGCONT)
 
     def terminate(self) -> None:

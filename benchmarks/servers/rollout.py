@@ -1,9 +1,9 @@
-"""A roll-out under load: a new version of a model is loaded beside the old one, which is then unloaded, many times.
+"""A roll-out under load, many times: a new version of a model is loaded beside the old one, which is then unloaded.
 
-Requests go through a cache and a batcher to one backend without a pause. Some bring inputs that never came before,
-others one of a few that the cache has. An answer is *right* if it is that of its input, and of no older version than
-one whose answer was seen before the request was sent: of the server, and of the cache, which has answers of all
-versions. A request that ends with an error is *lost*.
+Requests go through a cache and a batcher to one backend without a pause. Some have new inputs, others have one of a few
+inputs that the cache knows. A response is *right* if it belongs to its input, and its version is not older than a
+version seen before the request was sent, in responses of the server and in those of the cache, which has responses of
+all versions. A request that ends with an error is *lost*.
 """
 
 import asyncio

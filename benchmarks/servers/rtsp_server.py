@@ -1,7 +1,7 @@
-"""An RTSP camera on loopback, over TCP and UDP: the package ``rtsp``, in a process of its own.
+"""An RTSP camera on loopback, over TCP and UDP: the package ``rtsp``, in a separate process.
 
-``python rtsp_server.py PORT [CLIP]`` serves some pictures of a clip in turn, or one that changes: each
-frame has one gray value, its number modulo 8 times 32.
+``python rtsp_server.py PORT [CLIP]`` serves some pictures of a clip in turn, or without a clip uniform
+gray pictures: the gray value is the number of the frame modulo 8, times 32.
 """
 
 import itertools

@@ -4,7 +4,7 @@ with TritonServer(["mlp"]) as server: ...       server.grpc_url, server.http_url
 
 python benchmarks/servers/triton_server.py [MODEL ...]     one by hand, until Ctrl-C
 
-Its model repository is written at start from :mod:`servers.models`: one ``NAME.pbtxt`` for each model, one ``.py``
+At its start it writes its model repository from :mod:`servers.models`: one ``NAME.pbtxt`` for each model, one ``.py``
 for each kind. Models load on demand, so that a server with one model starts in two seconds.
 """
 
@@ -196,7 +196,7 @@ class TritonServer(ServerProcess):
         return [pid for pid, command in group_members(self.pid).items() if mark.search(command)]
 
     def kill_model(self, model: str) -> None:
-        """Kills the process that runs a model's code: the server goes on, and says that the model is ready."""
+        """Kill the process that runs a model's code; the server continues and reports the model as ready."""
         pids = self.model_pids(model)
         if not pids:
             raise RuntimeError(f"no process runs {model}")

@@ -1,7 +1,7 @@
-"""Two aiortc peers in processes of their own, with a network between them that loses and delays packets.
+"""Two aiortc peers in separate processes, with a network between them that loses and delays packets.
 
 The sender's pictures carry their number, and its sound is a tone; both are due at known instants of the machine's
-monotonic clock, so the age of what a source delivers is measured from the capture itself.
+monotonic clock, so the age of a delivered frame is measured from its capture.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The protocol as standard clients see it, ours beside three servers: ``python benchmarks/run.py conformance``.
+"""Conformance to the protocol, ours beside three other servers: ``python benchmarks/run.py conformance``.
 
 The same checks (`servers.conformance`) against ours, Triton 2.51, MLServer 1.7 and KServe 0.21, each with the same
 model. The table goes to ``docs/reference/conformance.md``.

@@ -2,13 +2,13 @@
 
 added     p50 of a call, over a bare Serve deployment of the same model, through a handle and over HTTP
 haproxy   the same over HTTP through Serve's HAProxy data plane
-goodput   goodput of two replicas over one, of a model that waits as for a device
+goodput   goodput of two replicas over one, with a model that waits as if for a device
 unequal   one fast and one 4× slower replica at 0.8 of joint capacity: share on time with the headroom router over that
           with Serve's default router
 kill      a node killed under 0.7 of one node's load: seconds until 95 % of the requests are on time again
-fleet     a thousand replicas in virtual time, with the router's own ranking: on time, and what a choice costs
+fleet     a thousand replicas in virtual time, with the router's own ranking: on time, and the cost of a choice
 
-All in one process tree on one machine, two nodes of Ray where a section needs them. Rounds alternate.
+All sections run in one process tree on one machine, with two nodes of Ray if they need them. Rounds alternate.
 """
 
 import argparse
@@ -80,7 +80,7 @@ class Bare:
 
 
 class Device:
-    """Stands for a device: a batch takes a time, and no CPU."""
+    """Simulates a device: a batch takes time, and no CPU."""
 
     def __init__(self, batch_s: float) -> None:
         self._batch_s = batch_s
@@ -176,7 +176,7 @@ def added(planes: tuple[str, ...] = ("through a handle", "over HTTP with JSON"))
     from ray import serve
 
     with cluster(1) as (_, _, port):
-        # HAProxy routes itself, and Ray refuses another router beside it
+        # HAProxy has its own router, and Ray raises if there is another one
         ours = deploy("ours", make_mlp, headroom_router="HAProxy" not in planes[0], ray_actor_options={"num_cpus": 1})
         bare = serve.deployment(Bare, max_ongoing_requests=1024, ray_actor_options={"num_cpus": 1})
         handle = serve.run(bare.bind(), name="bare", route_prefix="/bare")

@@ -3,8 +3,8 @@
 http      requests per second of a no-op model through 64 connections of wrk, over those of a bare ASGI echo on the
           same server, uvicorn and granian in an environment of their own
 grpc      the same over one channel of grpc.aio
-copies    100 bodies of 600 KB: peak memory of reading one, in bodies; one copy is 1, and the buffer's spare room
-hostile   10,000 malformed or hostile requests, half over REST and half over gRPC: those without an allowed status
+copies    100 bodies of 600 KB: peak memory of reading one, in bodies; one copy is 1, plus unused space of the buffer
+hostile   10,000 malformed or hostile requests, half over REST and half over gRPC: number without an allowed status
 
 Server and clients share the cores. Rounds alternate.
 """

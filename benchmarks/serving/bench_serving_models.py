@@ -1,21 +1,24 @@
 """Real models behind our servers, Triton's and MLServer's: ``python benchmarks/run.py serving_models [NAME ...]``.
 
 silero (a chunk of 512 samples, from a state of zeros that is part of the graph) and BlazeFace full run in onnxruntime,
-in one thread: behind `asgi_app` under uvicorn and behind `grpc_servicer`, an `AdaptiveBatcher` and an `OnnxBackend`,
-both loops from uvloop, in Triton's python backend with its dynamic batching, and in MLServer with its adaptive
-batching, over gRPC alone, since it takes no binary tensors over HTTP. Silero's batches run on our event loop, others in
-threads, and each server has a session of its own. Each request is one row, the same bytes for all, and all servers
-share the cores with the client. The load is Poisson, of the same rate for all: 0.7 of the lower of our and Triton's
-capacity over that transport, which 32 callers find that always ask again, as the median of the rounds so far. Rounds
-take turns; a latency counts from when a request was due, and one without an answer 2 s after the last was sent counts
-as infinite. A server that leaves such requests is started again before its next turn, so that no backlog disturbs
-others. The CPU of a server, its child processes included, says what a busy machine hides, and how late the client
-itself sends what it adds to all of them; it speaks just enough HTTP/2 for these requests, as one of ``grpc.aio`` takes
-as much of a core as a server.
+in one thread, on these servers:
 
-A round is quiet if all other processes of the machine took at most half a core, in each server's turn: beside busy
-ones the kernel's scheduler decides, and it gives a server of many threads more turns than one of few. Rounds go on
-until enough of them were quiet, up to a limit, and the ratios of all rounds are printed too.
+* ours: `asgi_app` under uvicorn and `grpc_servicer`, each with an `AdaptiveBatcher` and an `OnnxBackend` on uvloop;
+* Triton's python backend with its dynamic batching;
+* MLServer with its adaptive batching, over gRPC alone, because it takes no binary tensors over HTTP.
+
+Silero's batches run on our event loop, others in threads, and each server has its own session. Each request is one row,
+the same bytes for all, and all servers share the cores with the client. The load is Poisson, with the same rate for
+all: 0.7 of the lower of our and Triton's capacity over that transport. The capacity is the median, over the rounds so
+far, of the throughput of 32 callers in a closed loop. Servers take turns. Latency counts from when a request was due; a
+request without a response 2 s after the last one was sent counts as infinite. A server that leaves such requests is
+started again before its next turn, so that no backlog disturbs others. The CPU of a server, with its child processes,
+shows costs that a busy machine hides, and the lateness of the client shows its part in all latencies. The client speaks
+just enough HTTP/2 for these requests, because a client of ``grpc.aio`` takes as much of a core as a server.
+
+A round is quiet if all other processes of the machine took at most half a core in each server's turn. Beside busy
+processes the kernel's scheduler decides the result: it gives a server of many threads more turns than one of few. The
+benchmark repeats rounds until enough of them were quiet, up to a limit, and prints the ratios of all rounds too.
 """
 
 import argparse

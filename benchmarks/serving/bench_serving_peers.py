@@ -1,9 +1,9 @@
 """A no-op model over HTTP beside BentoML, LitServe, mosec and Ray Serve: ``python benchmarks/run.py serving_peers``.
 
 Requests per second through 64 connections of wrk, which shares the cores with the server. Each server gets 16 numbers
-in the form that is cheapest for it: ours binary tensors, and JSON to compare; mosec bytes; LitServe, BentoML and Ray
-JSON. Ray Serve runs with its own proxy, and with its faster data plane, HAProxy. Rounds take turns; the figures are
-ratios of ours under granian.
+in its cheapest format: ours binary tensors, and JSON for comparison; mosec bytes; LitServe, BentoML and Ray JSON. Ray
+Serve runs with its own proxy, and with its faster data plane, HAProxy. Servers take turns in each round; the figures
+are ratios of ours under granian.
 """
 
 import contextlib

@@ -2,10 +2,9 @@
 
     python benchmarks/run.py frames [--rounds 9]
 
-Frames and tasks are counted, once, for one request alone: every coroutine that a step of Python enters, every compiled
-one that is alive while the model runs, and every task in which one of them runs. CPU is taken with 64 callers that each
-send the next request as soon as the last one has been answered, over the minimal batcher in the same round; the median
-of the rounds is printed.
+Frames and tasks are counted once, for one request alone: every coroutine that Python code enters, every compiled one
+that is alive while the model runs, and every task in which one of them runs. CPU is measured with 64 callers in a
+closed loop, over the minimal batcher in the same round; the benchmark prints the median of the rounds.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What importing streaminfer costs, over importing what any such program imports anyway, in the same run.
+"""Import time of streaminfer, over that of modules that any such program imports, in the same run.
 
 python benchmarks/run.py import [--rounds 15]
 """
@@ -24,7 +24,7 @@ print(time.perf_counter() - started, *(name for name in {heavy!r} if name in sys
 COST = Figure("importing streaminfer and touching its names", over="importing numpy, attr and asyncio", at_most=1.15)
 HEAVY_MODULES = Figure("heavy modules that this loads", form="{:.0f}", at_most=0)
 
-# bytecode is kept, as it is by any installation
+# Python may write bytecode, as in any installation
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 

@@ -2,9 +2,9 @@
 
     python benchmarks/run.py pipeline [--seeds 3] [--requests 6000]
 
-Both take batches of up to 32, full ones 42 and 21 ms in the mean, with 5 % of noise; the SLO is 0.2 s, and the load is
-over what the first can do. An entry is the share of the requests on time, beside the share that the capacity is
-enough for.
+Both models take batches of up to 32; full batches take 42 and 21 ms in the mean, with 5 % noise. The SLO is 0.2 s, and
+the load is given as a multiple of the capacity of the first model. An entry is the share of the requests on time,
+beside the largest share that the capacity allows.
 """
 
 import argparse

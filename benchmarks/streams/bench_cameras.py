@@ -1,15 +1,15 @@
-"""Random cameras and microphones in virtual time: results a second, ages and fairness, beside a loop written by hand.
+"""Random cameras and microphones in virtual time: results per second, ages and fairness, beside a loop by hand.
 
     python benchmarks/run.py cameras [--workloads 48] [--seed 0]
 
-Cameras send their newest frame; microphones all chunks in order, except those that cannot be in time any more.
+Cameras send their newest frame; microphones send all chunks in order, except those that can no longer be on time.
 
 Each workload has other cameras (4 to 96, of one rate or several, some with jitter), another device (1 to 32 rows, most
 of the time setup or none, noise), another load (half of what the device can do to four times that) and an age limit or
 none. The loop by hand is the simplest good way: whenever the device is free, it takes the newest frame of as many
-cameras as fit, of those that have waited longest first. Where there is an age limit it is told the true mean of the
-device's durations, drops what is too old, and takes the most frames that are in time. Of a microphone it takes the
-oldest chunk, one a batch.
+cameras as fit, longest waiting first. If there is an age limit, the loop knows the true mean of the device's durations,
+drops frames that are too old, and takes the most frames that are on time. From a microphone it takes the oldest chunk,
+one per batch.
 """
 
 import argparse

@@ -1,11 +1,11 @@
 """Sources: CPU per picture beside a bare PyAV loop, a minute of churn, WebRTC through a lossy network.
 
-Files and URLs that are cut, stall, jump in time, repeat timestamps, change resolution or are noise open and close at
-random; threads, descriptors and memory are counted before and after.
+The churn opens and closes files and URLs at random that are cut, stall, jump in time, repeat timestamps, change
+resolution or are noise; it counts threads, descriptors and memory before and after.
 
-The network runs without loss and with 5 % of it, in turn, each with 50 ms of jitter, and with aiortc alone beside it.
-The age of pictures counts from the instant at which the sender made them; that of sound is as the source says. It needs
-root, TUN and network namespaces; without, that part is left out and said so.
+The network runs without loss and with 5 % loss, in turn, each with 50 ms of jitter; the baseline is aiortc alone. The
+age of pictures counts from the instant at which the sender made them; the age of sound is the one that the source
+reports. This part needs root, TUN and network namespaces; without them it is left out with a message.
 """
 
 import argparse

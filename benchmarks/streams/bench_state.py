@@ -1,20 +1,20 @@
-"""Recurrent models batched across streams: live streams held on time, and what their states cost.
+"""Recurrent models batched across streams: live streams on time, and the cost of their states.
 
     python benchmarks/run.py state [--seconds 2] [--rounds 3] [--only copies | steps | cpu | live]
 
 *copies*: the states of 32 streams gathered into a batch and written back to the arena, over ``memcpy`` of as many
 bytes.
 
-*steps*: whole steps of a model that only hands memory around, 4 MB of state a stream, with the same streams again, in
-another order, and with others; the memory that Python allocates per step.
+*steps*: whole steps of a model that only moves memory, with 4 MB of state per stream: with the same streams again, in
+another order, and with other streams; and the memory that Python allocates per step.
 
-*cpu*: CPU of a chunk through silero's voice detector, of the session's thread and of the event loop, with as many
-callers as fill batches: over the bare session in a loop. It says what a core can do also where other processes use it.
+*cpu*: CPU per chunk through silero's voice detector, in the session's thread and on the event loop, with enough callers
+to fill batches, over the bare session in a loop. It measures a core even if other processes use it too.
 
-*live*: microphones that send a chunk every 32 ms to silero's voice detector, as `voice` does, but without
-`StreamSession` and without a core for all of it: the session computes on one core, the event loop runs on another.
-Beside it the same session without batches, the bare session in a loop with batches of 32 and of one, and what each
-chunk costs with no model at all: the driver, and a future.
+*live*: microphones that send a chunk every 32 ms to silero's voice detector, like `voice`, but without `StreamSession`
+and not on a single core: the session computes on one core, and the event loop runs on another. The baselines are the
+same session without batches, the bare session in a loop with batches of 32 and of one, and the cost per chunk without a
+model: the driver, and a future.
 """
 
 import argparse

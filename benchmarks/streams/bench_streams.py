@@ -1,12 +1,12 @@
-"""Live streams: what a session costs, how old results are under overload, fairness, a minute of churn.
+"""Live streams: cost of a session, age of results under overload, fairness, a minute of churn.
 
     python benchmarks/run.py streams [--rounds 7] [--seconds 10] [--churn 60]
 
-Each figure stands beside the simplest things that a user could write: a queue and a task per frame in front of the
-same stack, a loop that takes the newest frames whenever the model is free, and plain first in, first out. Scenarios run
-in virtual time with a scripted model, where they repeat exactly, in real time with a model that sleeps, and in real
-time with BlazeFace, whose capacity is measured first. How many streams are on time beside a greedy one depends on what
-is left for it: ``--rest`` is the share of the capacity that all others use.
+The baselines of each figure are the simplest programs that a user could write: a queue and a task per frame around the
+same stack, a loop that takes the newest frames whenever the model is free, and first in, first out. Scenarios run in
+virtual time with a scripted model, where they repeat exactly, in real time with a model that sleeps, and in real time
+with BlazeFace, after a measurement of its capacity. The number of streams on time beside a greedy stream depends on the
+capacity that is left for it: ``--rest`` is the share of the capacity that all other streams use.
 """
 
 import argparse

@@ -1,10 +1,10 @@
 """Live audio streams per core: one session for all of them, and the detectors of Pipecat and LiveKit.
 
-Every stream has a chunk of 32 ms every 32 ms, at a random phase; a way serves as many streams as have at least 99.9 %
-of results within 64 ms of the chunk's end. Each way runs in a process of its own, pinned to one core, in the
-environment of its framework; ways take turns for some rounds. The CPU per chunk is that of the whole process, senders
-included: where others use the core, it says more than the number of streams. What sources and consumers of this
-benchmark take by themselves, for 300 streams, is printed beside it.
+Every stream has a chunk of 32 ms every 32 ms, at a random phase. The result of a way is the largest number of streams
+with at least 99.9 % of results within 64 ms of the chunk's end. Each way runs in a separate process, pinned to one
+core, in the environment of its framework; ways take turns for some rounds. The CPU per chunk is that of the whole
+process, with senders: if other processes use the core, it says more than the number of streams. The benchmark also
+prints the CPU of its sources and consumers alone, for 300 streams.
 
     python benchmarks/run.py voice [--rounds 3] [--seconds 3] [--core 1]
 """

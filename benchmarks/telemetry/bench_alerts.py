@@ -2,11 +2,11 @@
 
     python benchmarks/run.py alerts
 
-A month has an event a second, at an objective of 99.9 %, and one trouble. While a share ``e`` of the events is bad,
-the budget burns at ``b = e / 0.001``. A pair of windows that watches for a rate ``r`` over ``w`` seconds fires
-``w · r / b`` seconds after a trouble begins that comes out of nothing, and never if the trouble is shorter, or
-``b < r``. What each month should do follows from that table alone; what ``SLO`` does is measured beside it. An
-alert may come late by two parts of the long window out of 128, which is how finely it is kept.
+A month has one event per second, at an objective of 99.9 %, and one incident. While a share ``e`` of the events is bad,
+the budget burns at ``b = e / 0.001``. A pair of windows for a rate ``r`` over ``w`` seconds fires ``w · r / b`` seconds
+after a sudden incident begins, and never if the incident is shorter than that, or ``b < r``. The expected alerts of a
+month follow from that table alone, and the benchmark compares those of ``SLO`` with them. An alert may be late by two
+of the 128 slices of the long window.
 """
 
 import sys

@@ -2,8 +2,8 @@
 
     python benchmarks/run.py cost [--seconds 2] [--rounds 3]
 
-Each model serves 32 callers that ask again as soon as they are answered, at a price of one a second, with batches of
-one (the baseline) and of up to 32; then for as long again with pauses. Requests belong to five tenants. "Sum" is the
+Each model serves 32 callers in a closed loop, at a price of one per second, with batches of one (the baseline) and of
+up to 32; then for the same time with pauses. Requests belong to five tenants. "Sum" is the
 sum of all shares less the charges of the batches, "bill" is busy + padding + idle less the bill, in nanoseconds.
 """
 

@@ -3,10 +3,10 @@
 python benchmarks/run.py dashboard                   two minutes
 python benchmarks/run.py dashboard --seconds 600     ten minutes, those of the bar
 
-Needs Debian's chromium and chromium-driver. The server has a process of its own; its CPU is that of the process less
+Needs Debian's chromium and chromium-driver. The server runs in a separate process; its CPU is that of the process, less
 that of the traffic, and less that of the same server without a browser. Growth is that of the browser's heap and nodes
-after a garbage collection, from the moment when the page's history is full until one when it is as long: it is cut
-back to 600 updates at 720.
+after a garbage collection, between two moments with equally long histories of the page: a history of 720 updates is cut
+back to 600.
 """
 
 import argparse

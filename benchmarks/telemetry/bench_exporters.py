@@ -3,7 +3,7 @@
 * CPU of a scrape of 50 services with 3 histograms of 200,000 durations each, in each format, over the exposition of
   ``prometheus_client`` with the same series, in the same run.
 * Bytes of a native series.
-* p99 as Debian's Prometheus answers it from our native histograms, over ours: one server, and two merged.
+* p99 that Debian's Prometheus computes from our native histograms, over ours: one server, and two merged.
 * CPU of a request with exporters attached, over the same stack without.
 """
 

@@ -1,6 +1,6 @@
 """LatencyHistogram against its floors and its peer: ``python benchmarks/run.py histogram``.
 
-Each figure stands beside its baseline, measured in alternation in the same run, the least of many repetitions. The
+Each figure is beside its baseline, measured in alternation in the same run, the minimum of many repetitions. The
 floor of a record is a method of a Cython class that takes one argument and does nothing, compiled here with the
 directives and flags of ``setup.py``.
 """

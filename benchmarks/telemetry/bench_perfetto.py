@@ -1,4 +1,4 @@
-"""Perfetto trace of a decision log with 100,000 requests: time, bytes, and what Perfetto's own classes read.
+"""Perfetto trace of a decision log with 100,000 requests: time, bytes, and a check by Perfetto's own classes.
 
 The baseline is the same trace made with Perfetto's generated protobuf classes.
 """

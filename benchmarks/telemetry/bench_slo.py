@@ -1,7 +1,7 @@
 """SLO and RollingHistogram beside LatencyHistogram and an empty method: ``python benchmarks/run.py slo``.
 
-Every figure is measured in alternation with its baselines in the same run, the least of many repetitions. "Net" is less
-the for loop and an empty compiled method: what the call does beyond being a call.
+Every figure is measured in alternation with its baselines in the same run, the minimum of many repetitions. "Net" is
+the time less that of the loop and of an empty compiled method.
 """
 
 import asyncio

@@ -1,11 +1,11 @@
-"""All telemetry on: what it adds to the CPU of a request, what it leaves in memory, and how true a rolling p99 is.
+"""All telemetry on: its CPU per request, its growth in memory, and the error of a rolling p99.
 
     python benchmarks/run.py telemetry [--rounds 9]
 
-The stack has a batcher of 64 rows in front of a function that costs nothing. Variants are measured in turn in each
-round; what is printed is the median over the rounds of the difference within a round. "All" is the latency and its
+The stack has a batcher of 64 rows around a no-op function. Variants are measured in turn in each round; the benchmark
+prints the median over the rounds of the difference within a round. "All" is the latency and its
 parts, an objective, a rolling histogram, and a cost meter with tenants and streams; "exporters attached" adds the
-`/metrics` app, the event log, the OpenTelemetry exporter and the live page, none of which is asked meanwhile.
+`/metrics` app, the event log, the OpenTelemetry exporter and the live page, without reading any of them.
 """
 
 import argparse

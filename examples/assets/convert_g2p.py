@@ -1,11 +1,11 @@
-"""Makes `g2p_en.onnx` of the weights in the package g2p-en 2.1.0: from the letters of words to their phonemes.
+"""Convert the weights of the package g2p-en 2.1.0 to `g2p_en.onnx`: from the letters of words to their phonemes.
 
     pip download --no-deps g2p-en==2.1.0; unzip g2p_en-2.1.0-py3-none-any.whl
     python examples/assets/convert_g2p.py g2p_en/checkpoint20.npz
 
-Weights are kept as float16, half the size, and computed with as float32. What the original says in Python becomes the
-graph: a GRU that reads each word up to its own end, and a loop that writes a phoneme a turn until every word of the
-batch has its end, at most 20. What a word is answered depends neither on its padding nor on the batch around it.
+Weights are stored as float16, half the size, and used as float32. The graph does what the original does in Python: a
+GRU reads each word up to its end, and a loop writes one phoneme per turn, at most 20, until every word of the batch has
+its end. The phonemes of a word depend neither on its padding nor on the other words of the batch.
 """
 
 import sys
@@ -22,13 +22,13 @@ Int, Float, Bool = TensorProto.INT64, TensorProto.FLOAT, TensorProto.BOOL
 
 
 def gates_for_onnx(weights: NDArray[np.float32]) -> NDArray[np.float32]:
-    """From the order reset, update, new to the order update, reset, hidden."""
+    """Reorder gates from reset, update, new to update, reset, hidden."""
     reset, update, new = np.split(weights, 3)
     return np.concatenate([update, reset, new])
 
 
 def one_phoneme() -> onnx.GraphProto:
-    """The body of the loop: the next phoneme of every word; a word that is finished writes padding."""
+    """Return the body of the loop: the next phoneme of every word, and padding for a finished word."""
     node = helper.make_node
     nodes = [
         node("Gather", ["phoneme_gates", "last"], ["from_phoneme"]),
@@ -77,7 +77,7 @@ def one_phoneme() -> onnx.GraphProto:
 
 
 def convert(weights: dict[str, NDArray[np.float32]]) -> onnx.ModelProto:
-    """The whole model."""
+    """Return the whole model."""
     node = helper.make_node
     halves = {
         "enc_emb": weights["enc_emb"],

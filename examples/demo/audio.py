@@ -22,7 +22,7 @@ class Clip:
     """A recording, cut as a live microphone would send it.
 
     Attributes:
-        name: of the file.
+        name: name of the file.
         samples: float32 in -1…1, the last chunk filled up with zeros.
         chunks: one float32[512] each, views of one array, so that sending one copies nothing.
     """
@@ -33,15 +33,15 @@ class Clip:
 
     @property
     def duration_s(self) -> float:
-        """How long it plays."""
+        """Duration in seconds."""
         return len(self.chunks) * CHUNK_S
 
 
 def load_clip(path: Path) -> Clip:
-    """Reads a WAV file, one channel of 16-bit samples at 16 kHz.
+    """Read a WAV file, one channel of 16-bit samples at 16 kHz.
 
     Raises:
-        ValueError: another format.
+        ValueError: the file has another format.
     """
     with wave.open(str(path)) as file:
         found = (file.getnchannels(), file.getsampwidth(), file.getframerate())

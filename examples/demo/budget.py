@@ -1,12 +1,12 @@
-"""An error budget, kept by the service itself while a trial runs, and what became of it.
+"""An error budget that the service counts itself while a trial runs, and its state at the end.
 
-The objective counts what `Telemetry` sees: from the call of the service to its answer, errors included. The meter
-counts from the instant a request was due, on the sender's side. Live streams have no budget here: what a session drops
-never reaches the service.
+The objective counts what `Telemetry` measures: from the call of the service to its response, errors included. The meter
+counts from the instant at which a request was due, on the sender's side. Live streams have no budget here, because the
+frames that a session drops never reach the service.
 
-A month's budget has alerts over hours and days. That of a few seconds has the same two kinds over parts of the period,
-each of which has spent a quarter of the budget when it fires: five times too fast over a twentieth of the period calls
-a person, twice too fast over an eighth of it can wait.
+A month's budget has alerts over hours and days. A budget of a few seconds has the same two kinds over parts of the
+period. Each fires when a quarter of the budget is spent: at a burn rate of 5 over a twentieth of the period it calls a
+person, and at a burn rate of 2 over an eighth of the period it can wait.
 """
 
 import asyncio
@@ -24,21 +24,21 @@ __all__ = ["Budget", "BudgetWatch", "make_objective", "watching"]
 MARGIN_S = 1.0
 """The period is longer than a trial by this: while a trial runs, no event of it leaves the period."""
 LOOK_S = 0.1
-"""Between two looks. A callback would be told at once, but then requests do the looking, and these are timed."""
+"""Time between two checks. A callback would come at once, but then timed requests would make the checks."""
 MINIMUM_EVENTS = 30
 
 
 @attrs.frozen(eq=False, kw_only=True)
 class Budget:
-    """What became of an error budget.
+    """State of an error budget after a trial.
 
     Attributes:
-        statistics: how the objective stood at the end of the trial.
-        alerts: every alert that began, with the figures of when it was seen first.
-        worst_burn_rate: the highest burn rate that was seen, over the longest window that alerts watch.
+        statistics: statistics of the objective at the end of the trial.
+        alerts: every alert that began, with its figures at the first check.
+        worst_burn_rate: the highest burn rate at any check, over the longest window of the alerts.
         window_s: seconds of that window.
-        noted: instants in nanoseconds, each with the totals of all and of bad events up to it.
-        width_ns: how far the instants are apart.
+        noted: instants in nanoseconds, each with the totals of all events and of bad events up to it.
+        width_ns: nanoseconds between two instants.
     """
 
     statistics: SloStatistics
@@ -50,16 +50,16 @@ class Budget:
 
     @property
     def overspent(self) -> bool:
-        """Whether more was bad than the objective allows."""
+        """Whether there were more bad events than the objective allows."""
         return self.statistics.budget_remaining < 0
 
 
 def make_objective(name: str, *, threshold_s: float, objective: float, seconds: float) -> si.SLO:
-    """An objective for a trial.
+    """Return an objective for a trial.
 
     Args:
-        name: for people.
-        threshold_s: an answer within it is good.
+        name: name to show.
+        threshold_s: a response within this time is good.
         objective: share of requests that must be good.
         seconds: how long the trial takes.
     """
@@ -79,10 +79,10 @@ def make_objective(name: str, *, threshold_s: float, objective: float, seconds: 
 
 
 class BudgetWatch:
-    """Looks at an objective now and then.
+    """Checks an objective at intervals.
 
     Args:
-        slo: which.
+        slo: the objective.
     """
 
     def __init__(self, slo: si.SLO) -> None:
@@ -92,13 +92,13 @@ class BudgetWatch:
         self._worst_burn_rate = 0.0
 
     def look(self) -> None:
-        """Notes what burns."""
+        """Record burn rates and alerts."""
         for alert in self._slo.alerts():
             self._alerts.setdefault((alert.pair, alert.since_ns), alert)
         self._worst_burn_rate = max(self._worst_burn_rate, self._slo.burn_rate(self._window_s))
 
     def read(self) -> Budget:
-        """What became of the budget so far."""
+        """Return the state of the budget so far."""
         self.look()
         noted, width_ns = self._slo.history()
         return Budget(
@@ -113,7 +113,7 @@ class BudgetWatch:
 
 @asynccontextmanager
 async def watching(slo: si.SLO) -> AsyncIterator[BudgetWatch]:
-    """Watches an objective for as long as the block runs."""
+    """Watch an objective while the block runs."""
     watch = BudgetWatch(slo)
 
     async def look_again_and_again() -> None:

@@ -1,4 +1,4 @@
-"""The unbatched voice detector as one writes it without this library: sessions, some threads and a dict of states."""
+"""The unbatched voice detector, written by hand without this library: sessions, some threads and a dict of states."""
 
 import asyncio
 import itertools
@@ -26,10 +26,10 @@ class DetectorByHand:
     """Silero's voice detector, one chunk a call; an asynchronous context manager.
 
     Args:
-        model: the file.
-        sessions: onnxruntime sessions, which take turns.
-        threads: that run them; 0: the event loop, which stands still for the 0.1 ms of each chunk and saves two thread
-            switches.
+        model: path of the model.
+        sessions: number of onnxruntime sessions, which take turns.
+        threads: number of threads that run them; 0 runs them on the event loop, which blocks for the 0.1 ms of each
+            chunk and saves two thread switches.
     """
 
     clock = staticmethod(time.monotonic_ns)
@@ -54,7 +54,7 @@ class DetectorByHand:
     async def detect(
         self, stream_id: Hashable, chunk: Floats, deadline_ns: int, *, discontinuity: bool = False
     ) -> float | None:
-        """Return the probability of speech; ``None``: the chunk was late before its turn came, and was skipped."""
+        """Return the probability of speech, or ``None`` if the chunk was late before its turn and was skipped."""
         context, state = START if discontinuity else self._streams.get(stream_id, START)
         samples = np.concatenate([context, chunk])[np.newaxis]
         if self._executor is None:

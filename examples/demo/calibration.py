@@ -1,4 +1,4 @@
-"""Calibration: chunks a second of each unbatched way on this machine, and which of them is the baseline."""
+"""Calibration: chunks per second of each unbatched way on this machine, and the choice of the baseline."""
 
 import contextlib
 from collections.abc import Awaitable, Mapping
@@ -12,7 +12,7 @@ from demo.trials import Stage
 __all__ = ["choose_baseline", "measure_rates"]
 
 ROUNDS = 3
-"""Each way's best round counts: whatever else runs on the machine can only lower a round."""
+"""Each way's best round counts, because other processes on the machine can only slow a round down."""
 CANDIDATES = 3
 CANDIDATE_LOADS = (0.5, 0.63, 0.8)
 """Times the rate of the fastest way: the highest rate with a full queue is not always the highest load held on time."""
@@ -25,7 +25,7 @@ async def measure_rates(stage: Stage, seconds: float) -> dict[Way, float]:
     """Return the saturated rate of each unbatched way in chunks a second, the fastest first; ways take turns.
 
     Args:
-        stage: what is sent.
+        stage: clip to send.
         seconds: length of each way's turn in a round.
     """
     rates = dict.fromkeys(UNBATCHED, 0.0)
@@ -44,12 +44,12 @@ async def measure_rates(stage: Stage, seconds: float) -> dict[Way, float]:
 
 
 async def choose_baseline(stage: Stage, rates: Mapping[Way, float], seconds: float) -> Way:
-    """Return the way, of the fastest ones, that has most live chunks on time at loads around its limit.
+    """Return the way, among the fastest ones, with the most live chunks on time at loads around its limit.
 
     Args:
-        stage: what the microphones play.
+        stage: clip that the microphones play.
         rates: saturated rates, the fastest first.
-        seconds: how long each load is measured.
+        seconds: duration of the measurement at each load.
     """
     candidates = list(rates)[:CANDIDATES]
     rate = rates[candidates[0]]

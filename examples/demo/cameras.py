@@ -1,4 +1,4 @@
-"""Live cameras: 24 frames a second each, of which the newest counts, and the faces found in them."""
+"""Live cameras of 24 frames per second each, of which only the newest frame counts, and the faces found in them."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -31,11 +31,11 @@ class Cameras:
 
     Args:
         service: answers a normalized frame with ``{"boxes": …, "scores": …}``.
-        frames: what they play.
+        frames: clip that they play.
 
     Attributes:
         live: their streams.
-        faces: the faces found in each frame of the clip that was answered, by its number.
+        faces: the faces found in each frame of the clip with a response, by the number of the frame.
         seen: every frame with a result.
     """
 
@@ -52,9 +52,9 @@ class Cameras:
         """Let a camera join.
 
         Args:
-            camera: its number.
-            place: the first frame of the clip that it shows.
-            times: it sends so many times the frames of others.
+            camera: number of the camera.
+            place: number of its first frame in the clip.
+            times: factor of its frame rate over that of others.
         """
         self.live.add(self._play(place, times), camera)
 
@@ -76,7 +76,7 @@ class Cameras:
 
 @asynccontextmanager
 async def running_cameras(frames: Frames | None, count: int) -> AsyncIterator[Cameras | None]:
-    """Run some cameras and the service that they send to; ``None`` where there are none."""
+    """Run some cameras and their service; yields ``None`` if there are no cameras."""
     if not count or frames is None:
         yield None
         return

@@ -1,16 +1,18 @@
-"""The loads at which two ways still have 99 % of chunks on time, and what their repeats allow to say about the ratio.
+"""Comparison of the loads at which two ways still have 99 % of chunks on time, as far as the repeats support it.
 
-*Design.* A way *holds* the highest load that had at least 99 % of chunks on time, if no more than `FORGIVEN` lower
-loads missed that: a short disturbance can hit a window. The limit is interpolated between it and the next load. A limit
-outside the sweep is known from one side only: it is an interval, and so is the ratio of two limits. Each repeat has a
-limit for each way, and so have the medians over the repeats, the lines of the figure.
+*Design.* A way *holds* the highest load with at least 99 % of chunks on time, if at most `FORGIVEN` lower loads missed
+that, because a short disturbance can hit a window. Its limit is interpolated between that load and the next one. A
+limit outside the measured loads is known from one side only: it is an interval, and so is the ratio of two limits. Each
+repeat has a limit for each way, and so do the medians over the repeats, which are the lines of the figure.
 
-The ratio of the medians' limits is stated only if the repeats agree: their ratios lie within a factor of `SPREAD`, on
-one side of 1, and the stated ratio lies among them. If it is 1 within `LEVEL`, or if there are ratios on both sides,
-both ways hold about the same, provided that the ratios lie within `SAME` of each other. If not, or if a limit is known
-from one side only, the statement is the bound that every repeat and the medians support, provided that it is at least
-`SAME` away from 1. Otherwise it is too noisy to tell; or, where limits of every repeat are known from one side only and
-those of each way lie within `SPREAD`, the loads do not reach far enough.
+The repeats *agree* if their ratios lie within a factor of `SPREAD`, and the ratio of the medians is exact and lies
+among them. The first rule that applies gives the verdict:
+
+1. The ratio of the medians, if the repeats agree, all on one side of 1, and that ratio is not 1 within `LEVEL`.
+2. About the same, if the repeats agree and their ratios lie within `SAME` of each other.
+3. The bound that every repeat and the medians support, if it is at least `SAME` away from 1.
+4. Otherwise too noisy to tell. If no repeat has an exact ratio and the limits of each way lie within `SPREAD`, the
+   loads do not reach far enough.
 """
 
 import enum
@@ -24,14 +26,14 @@ from demo.findings import ENOUGH, LoadPoint, Sweep
 __all__ = ["FORGIVEN", "MINIMUM_REPEATS", "Comparison", "Limit", "Verdict", "compare", "find_limit"]
 
 SPREAD = 2.0
-"""Largest ratio over the smallest, where one number is stated."""
+"""Largest ratio over the smallest for which one number is stated."""
 SAME = 1.25
-"""Within this factor there is little difference: of repeats on both sides of 1, and of a bound from 1."""
+"""Factor below which a difference is small: between repeats on both sides of 1, and between a bound and 1."""
 LEVEL = 1.05
-"""A ratio nearer to 1 would be stated as 1.0 times: it is no difference."""
+"""A ratio nearer to 1 would be shown as 1.0 times, which is no difference."""
 MINIMUM_REPEATS = 3
 FORGIVEN = 1
-"""Loads that may have missed below the one that is held."""
+"""Number of loads below the held one that may have missed."""
 
 
 class Verdict(enum.Enum):
@@ -51,8 +53,8 @@ class Limit:
     """The load at which 99 % of chunks are just on time: between `low` and `high`, times the calibrated rate.
 
     Attributes:
-        low: 0 where no load was held.
-        high: infinite where the highest load was held.
+        low: 0 if no load was held.
+        high: infinite if the highest load was held.
     """
 
     low: float
@@ -60,7 +62,7 @@ class Limit:
 
     @property
     def exact(self) -> bool:
-        """Whether the limit lies inside the sweep."""
+        """Whether the limit lies inside the measured loads."""
         return self.low == self.high
 
     def over(self, other: "Limit") -> "Limit":
@@ -77,8 +79,8 @@ class Comparison:
 
     Attributes:
         verdict: kind of the statement.
-        ratio: batched over unbatched; of the medians' limits, or the bound where the verdict is a bound; NaN otherwise.
-        ratios: for each repeat.
+        ratio: batched over unbatched, of the medians' limits, or the bound if the verdict is a bound; otherwise NaN.
+        ratios: ratio of each repeat.
         batched: limits of the batched way, for each repeat.
         unbatched: limits of the unbatched way, for each repeat.
         batched_median: limit of the batched way's medians.
@@ -95,7 +97,7 @@ class Comparison:
 
     @property
     def reaches_too_little(self) -> bool:
-        """Whether no repeat has more than a bound of the ratio, though the limits of each way agree."""
+        """Whether every repeat has only a bound of the ratio, although the limits of each way agree."""
         return not any(ratio.exact for ratio in self.ratios) and all(
             max(limit.low for limit in limits) <= SPREAD * min(limit.high for limit in limits)
             for limits in (self.batched, self.unbatched)
@@ -123,7 +125,7 @@ def find_limit(points: Sequence[LoadPoint]) -> Limit:
 
 
 def compare(sweep: Sweep) -> Comparison:
-    """Compare both ways of a sweep."""
+    """Compare both ways at the same loads."""
     batched, unbatched = (tuple(find_limit(points) for points in curve.repeats) for curve in sweep.curves)
     ratios = tuple(one.over(other) for one, other in zip(batched, unbatched, strict=True))
     middle = tuple(find_limit(curve.medians()) for curve in sweep.curves)
@@ -138,7 +140,7 @@ def compare(sweep: Sweep) -> Comparison:
 
 
 def _judge(ratios: Sequence[Limit], middle: Limit) -> tuple[Verdict, float]:
-    """Return the verdict and the ratio or bound, from the ratios of the repeats and that of the medians."""
+    """Return the verdict, and the ratio or bound, from the ratios of the repeats and the ratio of the medians."""
     if len(ratios) < MINIMUM_REPEATS:
         return Verdict.TOO_NOISY, math.nan
     lowest, highest = min(ratio.low for ratio in ratios), max(ratio.high for ratio in ratios)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 __all__ = ["BATCHED", "GOOD", "INK", "MUTED", "SHARED_COLOR", "UNBATCHED_COLOR", "Size", "draw", "legend_above", "new"]
 
-# stand-ins that no figure uses otherwise; in the page each is a CSS variable, so that one drawing serves both schemes
+# placeholder colors that no figure uses otherwise; the page replaces each by a CSS variable for both color schemes
 INK, MUTED, BATCHED, UNBATCHED_COLOR, SHARED_COLOR, GOOD = (f"#0{n}fe0{n}" for n in range(1, 7))
 VARIABLES = {
     INK: "ink",
@@ -53,7 +53,7 @@ FONTS = re.compile(r"(font: [^;\"]*?px )[^;\"]*")
 
 
 class Size(NamedTuple):
-    """Width of a figure in inches, and whether it is the form for a phone."""
+    """Width of a figure in inches, and whether it is the narrow form for a phone."""
 
     width: float
     narrow: bool
@@ -67,7 +67,7 @@ def draw(make_figure: Callable[[Size], Figure], label: str) -> str:
 
     Args:
         make_figure: makes one form.
-        label: what the figure shows, for readers that cannot see it.
+        label: description of the figure for screen readers.
     """
     with mpl.rc_context(STYLE):
         return "".join(_svg(make_figure(size), name, label) for name, size in SIZES.items())
@@ -79,12 +79,12 @@ def new(
     """Return a figure and its axes, row by row; the narrow form has one column.
 
     Args:
-        size: which form.
-        height: of a row, in inches.
-        rows: of axes.
-        columns: of axes.
-        sharex: one horizontal scale for all.
-        sharey: one vertical scale for all.
+        size: size of the form.
+        height: height of a row, in inches.
+        rows: rows of axes.
+        columns: columns of axes.
+        sharex: use one horizontal scale for all axes.
+        sharey: use one vertical scale for all axes.
     """
     if size.narrow:
         rows, columns = rows * columns, 1
@@ -109,7 +109,7 @@ def _svg(figure: Figure, name: str, label: str) -> str:
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}, dpi=110)
     drawn = text.getvalue()
-    # inside a page it needs no prologue; identifiers get a mark, since those of two figures may be the same
+    # SVG inside a page needs no prologue; identifiers get a mark, because two figures may use the same ones
     mark = f"f{abs(hash(drawn)):x}-"
     drawn = drawn[drawn.index("<svg") :].replace("<svg ", f'<svg class="{name}" role="img" aria-label="{label}" ', 1)
     drawn = re.sub(r'\bid="', f'id="{mark}', drawn)

@@ -1,9 +1,9 @@
-"""From BlazeFace's raw answer to faces: anchors, decoding, non-maximum suppression.
+"""Faces from the raw outputs of BlazeFace: anchors, decoding, non-maximum suppression.
 
-The detector says, for each of many anchors (points on one or two grids over the image), how likely a face is there, and
-where its box lies relative to the anchor. Neighboring anchors see the same face; as in MediaPipe, boxes that overlap
-the best one are not thrown away but averaged into it, weighted by their scores, which keeps the box steady from frame
-to frame.
+For each of many anchors (points on one or two grids over the image), the detector returns the probability of a face,
+and the position of its box relative to the anchor. Neighboring anchors detect the same face. As in MediaPipe, boxes
+that overlap the best one are not discarded but averaged with it, weighted by their scores, so that the box stays steady
+from frame to frame.
 """
 
 from typing import NamedTuple
@@ -20,7 +20,7 @@ class Detector(NamedTuple):
     """One of the two BlazeFace models.
 
     Attributes:
-        file: the model's file.
+        file: file name of the model.
         size: height and width of its square input.
         grids: cells along a side of each grid, and anchors in a cell.
     """
@@ -30,7 +30,7 @@ class Detector(NamedTuple):
     grids: tuple[tuple[int, int], ...]
 
     def anchors(self) -> Floats:
-        """The anchors in the order of the model's answers: (anchors, 2), x and y in input pixels."""
+        """Return the anchors in the order of the model's outputs: (anchors, 2), x and y in input pixels."""
         points = []
         for cells, repeats in self.grids:
             centers = (np.arange(cells, dtype=np.float32) + 0.5) * (self.size / cells)
@@ -43,7 +43,7 @@ FULL = Detector("blaze_full.onnx", 192, ((48, 1),))
 
 
 def normalize(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """What the detector reads: 0…255 becomes -1…1."""
+    """Return the input of the detector: 0…255 becomes -1…1."""
     values = pixels.astype(np.float32)
     values *= np.float32(1 / 127.5)
     values -= np.float32(1)
@@ -63,7 +63,7 @@ class Face(NamedTuple):
 def find_faces(
     boxes: Floats, logits: Floats, anchors: Floats, *, threshold: float = 0.5, overlap: float = 0.3
 ) -> list[Face]:
-    """The faces in one frame, the surest first.
+    """Return the faces in one frame, the most certain first.
 
     Args:
         boxes: (anchors, 16): offset of the center, width and height in pixels, and six key points, not used here.
@@ -72,7 +72,7 @@ def find_faces(
         threshold: the least score.
         overlap: boxes with at least this intersection over union show the same face.
     """
-    # comparing logits saves the sigmoid of every anchor that sees no face, which is nearly all of them
+    # comparing logits saves the sigmoid of the anchors without a face, which are nearly all of them
     seen = np.flatnonzero(logits[:, 0] >= np.log(threshold / (1 - threshold)))
     scores = 1 / (1 + np.exp(-logits[seen, 0]))
     centers = anchors[seen] + boxes[seen, :2]
@@ -81,7 +81,7 @@ def find_faces(
     faces = []
     while len(scores):
         same = _overlaps(corners[scores.argmax()], corners) >= overlap
-        same[scores.argmax()] = True  # also a degenerate box, which overlaps nothing, not even itself
+        same[scores.argmax()] = True  # a degenerate box overlaps nothing, not even itself
         left, top, right, bottom = np.average(corners[same], axis=0, weights=scores[same]).tolist()
         faces.append(Face(left, top, right, bottom, float(scores.max())))
         corners, scores = corners[~same], scores[~same]
@@ -89,7 +89,7 @@ def find_faces(
 
 
 def _overlaps(one: Floats, others: Floats) -> Floats:
-    """Intersection over union of one box with each of the others."""
+    """Return the intersection over union of one box with each of the others."""
     shared = np.clip(np.minimum(one[2:], others[:, 2:]) - np.maximum(one[:2], others[:, :2]), 0, None).prod(axis=1)
     sides = np.clip(others[:, 2:] - others[:, :2], 0, None)
     union = np.clip(one[2:] - one[:2], 0, None).prod() + sides.prod(axis=1) - shared

@@ -1,4 +1,4 @@
-"""Results of measurements: points of a load sweep, seconds of live streams, and visitors served."""
+"""Results of measurements: points at several loads, seconds of live streams, and visitors served."""
 
 import statistics
 
@@ -32,10 +32,10 @@ __all__ = [
 ]
 
 ENOUGH = 0.99
-"""The share of chunks that has to be on time."""
+"""Share of chunks that must be on time."""
 LOST, COMPUTED, SHARED, KEPT = range(4)
-"""Outcome of an upload: an error; a response that the model computed for it, one that it computed for an earlier caller
-who was still waiting, or one from the cache."""
+"""Outcome of an upload: an error, or a response that was computed for it, computed for an earlier caller that was still
+waiting, or stored in the cache."""
 
 
 @attrs.frozen
@@ -44,9 +44,9 @@ class LoadPoint:
 
     Attributes:
         load: offered load, times the calibrated rate.
-        microphones: how many made it.
-        share_on_time: share of the chunks that were due whose responses came before the next chunk was due.
-        p99_s: 99th percentile of latency over all chunks that were due; infinite where more than 1 % were lost.
+        microphones: number of microphones that produced it.
+        share_on_time: share of the chunks that were due with a response before the next chunk was due.
+        p99_s: 99th percentile of latency over all chunks that were due; infinite if more than 1 % were lost.
     """
 
     load: float
@@ -57,22 +57,22 @@ class LoadPoint:
 
 @attrs.frozen
 class Curve:
-    """One way at all offered loads.
+    """Results of one way at all offered loads.
 
     Attributes:
         way: how the voice detector was served.
-        repeats: for each repeat its points, by ascending load.
+        repeats: points of each repeat, by ascending load.
     """
 
     way: Way
     repeats: list[list[LoadPoint]]
 
     def by_load(self) -> list[tuple[LoadPoint, ...]]:
-        """Return for each load the points of all repeats."""
+        """Return the points of all repeats for each load."""
         return list(zip(*self.repeats, strict=True))
 
     def medians(self) -> list[LoadPoint]:
-        """Return for each load the medians over the repeats."""
+        """Return the medians over the repeats for each load."""
         return [
             LoadPoint(
                 points[0].load,
@@ -86,13 +86,13 @@ class Curve:
 
 @attrs.frozen
 class Sweep:
-    """Both ways at the same offered loads.
+    """Results of both ways at the same offered loads.
 
     Attributes:
-        rate: calibrated rate in chunks a second; a load of 1.
+        rate: calibrated rate in chunks per second, which is a load of 1.
         batched: curve of the batched way.
         unbatched: curve of the best unbatched way.
-        cpu: who used the processors meanwhile.
+        cpu: processor time during the measurement.
     """
 
     rate: float
@@ -102,7 +102,7 @@ class Sweep:
 
     @property
     def curves(self) -> tuple[Curve, Curve]:
-        """Batched first."""
+        """Both curves, batched first."""
         return self.batched, self.unbatched
 
 
@@ -121,18 +121,18 @@ class Counted:
 
 @attrs.frozen(eq=False, kw_only=True)
 class Hold:
-    """Some seconds with one number of microphones and all cameras, and all that is known about them.
+    """Results of some seconds with a fixed number of microphones and all cameras.
 
     Attributes:
         way: how the voice detector was served.
-        microphones: how many.
-        seconds: how long.
-        chunks: what became of them.
-        pictures: what became of the cameras' frames; ``None`` without cameras.
-        cpu: who used the processors.
-        counted: by the batched way; ``None``: by hand.
-        heard: the speech probabilities, by microphone, NaN where a chunk was lost.
-        faces: the faces found, by number of the frame.
+        microphones: number of microphones.
+        seconds: duration.
+        chunks: outcomes of the chunks.
+        pictures: outcomes of the cameras' frames; ``None`` without cameras.
+        cpu: processor time by user.
+        counted: counts of the batched way; ``None`` for the way by hand.
+        heard: speech probabilities by microphone, NaN for a lost chunk.
+        faces: faces found, by number of the frame.
     """
 
     way: Way
@@ -147,28 +147,28 @@ class Hold:
 
     @property
     def cpu_per_chunk_s(self) -> float:
-        """Processor time for one chunk, microphones and event loop included, the face detector's thread left out."""
+        """Processor time per chunk, with microphones and event loop, without the face detector's thread."""
         return (self.cpu.process_s - self.cpu.faces_s) / self.cpu.wall_s * self.seconds / max(self.chunks.ended, 1)
 
     @property
     def cpu_per_picture_s(self) -> float:
-        """Processor time of the face detector's thread for one picture; 0 without cameras."""
+        """Processor time of the face detector's thread per picture; 0 without cameras."""
         ended = 0 if self.pictures is None else self.pictures.ended
         return self.cpu.faces_s / self.cpu.wall_s * self.seconds / max(ended, 1)
 
     @property
     def fairness(self) -> float:
-        """Jain's index over the microphones, of the share of its chunks that each got an answer to."""
+        """Jain's index over the microphones, of the share of their chunks with a response."""
         shares = [1 - float(np.isnan(heard).mean()) if len(heard) else 0.0 for heard in self.heard]
         return sum(shares) ** 2 / (len(shares) * sum(share**2 for share in shares)) if any(shares) else 0.0
 
 
 @attrs.frozen(eq=False)
 class Uploads:
-    """Who comes when and brings what.
+    """Uploads of visitors, with their instants and pictures.
 
     Attributes:
-        rate: visitors a second.
+        rate: visitors per second.
         due_s: float64[uploads], seconds after the beginning, ascending.
         pictures: int64[uploads], the number of the picture.
     """
@@ -182,33 +182,33 @@ class Uploads:
 
     @property
     def seconds(self) -> float:
-        """From the beginning to the last one."""
+        """Seconds from the beginning to the last upload."""
         return float(self.due_s[-1])
 
     @property
     def different(self) -> int:
-        """How many different pictures are brought."""
+        """Number of different pictures that are uploaded."""
         return len(np.unique(self.pictures))
 
     @property
     def share_repeated(self) -> float:
-        """Share of uploads whose picture was brought before: more than these no cache can have."""
+        """Share of uploads with a picture that was uploaded before: the most that a cache can serve."""
         return 1 - self.different / len(self)
 
 
 @attrs.frozen(eq=False, kw_only=True)
 class Served:
-    """What one way of serving the visitors brought.
+    """Results of one way of serving the visitors.
 
     Attributes:
-        name: of the way.
-        seconds: until the last one was answered.
-        meter: what became of the uploads; latency from when they were due.
-        cpu: who used the processors.
-        budget: what became of the error budget.
-        became: int8[uploads], one of :data:`LOST`, :data:`COMPUTED`, :data:`SHARED` and :data:`KEPT` each.
-        cache: what the cache did; ``None`` without one.
-        flights: what single flight did; ``None`` without a cache.
+        name: name of the way.
+        seconds: seconds until the last response.
+        meter: outcomes of the uploads, with latency from when they were due.
+        cpu: processor time by user.
+        budget: state of the error budget at the end.
+        became: int8[uploads], each one of :data:`LOST`, :data:`COMPUTED`, :data:`SHARED` and :data:`KEPT`.
+        cache: counters of the cache; ``None`` without a cache.
+        flights: counters of single flight; ``None`` without a cache.
     """
 
     name: str
@@ -222,26 +222,26 @@ class Served:
 
     @property
     def cpu_per_request_s(self) -> float:
-        """Processor time for one upload, visitors and event loop included."""
+        """Processor time per upload, with visitors and event loop."""
         return self.cpu.process_s / max(self.meter.ended, 1)
 
     def share(self, what: int) -> float:
-        """Share of the uploads that became one of the four."""
+        """Return the share of the uploads with one of the four outcomes."""
         return float(np.mean(self.became == what))
 
 
 @attrs.frozen(eq=False)
 class Visited:
-    """The same visitors without and with a cache.
+    """Results for the same visitors without and with a cache.
 
     Attributes:
-        uploads: who came.
-        catalog: how many different pictures there are.
-        capacity: pictures a second that the detector answers without a cache, measured just before.
-        plain: without a cache.
-        cached: with one.
-        compared: answers from the cache or shared, held against what the model said without a cache.
-        equal: how many of these are the same to the last bit.
+        uploads: uploads of the visitors.
+        catalog: number of different pictures.
+        capacity: pictures per second that the detector completes without a cache, measured just before.
+        plain: results without a cache.
+        cached: results with a cache.
+        compared: number of cached or shared responses that were compared with responses of the model without a cache.
+        equal: number of these that are equal to the last bit.
     """
 
     uploads: Uploads

@@ -1,4 +1,4 @@
-"""Live streams, and what becomes of the frames that are captured in a window of time."""
+"""Live streams, and the outcomes of the frames that are captured in a window of time."""
 
 import asyncio
 from collections.abc import AsyncIterable, Awaitable, Callable, Hashable
@@ -15,8 +15,8 @@ class LiveStreams:
     """Live streams of one kind.
 
     Args:
-        slo_ns: a result of at most this age is on time; none is much older.
-        clock: of the event loop.
+        slo_ns: a result of at most this age is on time; no result is much older.
+        clock: clock of the event loop.
     """
 
     def __init__(self, slo_ns: int, clock: Clock) -> None:
@@ -31,7 +31,7 @@ class LiveStreams:
         raise NotImplementedError
 
     async def stop(self) -> None:
-        """End every stream, once its source has ended or at once."""
+        """End every stream, at once or when its source has ended."""
         await asyncio.gather(*self._tasks)
 
     async def measure(self, seconds: float) -> Meter:
@@ -45,7 +45,7 @@ class LiveStreams:
         return meter
 
     async def wait_until(self, instant_ns: int) -> None:
-        """Wait, and raise an error of a stream meanwhile."""
+        """Wait until an instant; raise the error of a stream that fails meanwhile."""
         left_s = max(0.0, (instant_ns - self._clock()) / 1e9)
         if not self._tasks:
             await asyncio.sleep(left_s)
@@ -68,7 +68,7 @@ class SessionStreams(LiveStreams):
     """Streams that a `StreamSession` reads.
 
     Args:
-        session: reads them; its results are older than ``slo_ns`` rarely or never.
+        session: session that reads the streams; its results are rarely or never older than ``slo_ns``.
         slo_ns: a result of at most this age is on time.
         clock: of the session.
         take: gets each result with outputs.

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class _Services(Node):
-    """The services that exist now; the demo makes one after the other."""
+    """Services of the demo that run now; the demo makes one after the other."""
 
     name = "demo"
 
@@ -27,11 +27,11 @@ class _Services(Node):
 
     @property
     def children(self) -> Mapping[str, Any]:
-        """Those that run, by the name of their telemetry."""
+        """Return the running services by the name of their telemetry."""
         return {name: stack for name, stack in self.stacks.items() if stack.ready}
 
     async def call(self, request: si.Request) -> si.Response:
-        """Answer no request: the page only looks at it."""
+        """Raise an error: the page reads the statistics and sends no requests."""
         raise NotImplementedError
 
 
@@ -56,7 +56,7 @@ async def serve_page_during(work: Coroutine[Any, Any, T], say: Callable[[str], N
 
     Args:
         work: the demo.
-        say: told the address.
+        say: called with the address of the page.
     """
     page = si.telemetry.dashboard(_services)
     config = uvicorn.Config(page, port=0, log_level="error", lifespan="off", timeout_graceful_shutdown=0)

@@ -1,12 +1,12 @@
 """Both ways at the same offered loads, in turn: share of chunks on time and p99, repeated.
 
 *Design.* The loads are fixed multiples of one calibrated rate, and both ways get the same microphones at each. A repeat
-starts one service per way and takes the loads in ascending order; at each load one way follows the other, and which
-goes first alternates from load to load and from repeat to repeat. So whatever else the machine does for a while hits
-both ways alike.
+starts one service per way and takes the loads in ascending order. At each load both ways run one after the other, and
+their order alternates from load to load and from repeat to repeat. Other activity on the machine therefore affects both
+ways alike.
 
 The first loads at which a way misses its objective decide its limit. They are measured twice, and the better window
-counts: what else runs on the machine can only take chunks away.
+counts, because other processes can only make chunks late.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ LOADS = (0.25, 0.5, 0.8, 1.0, 1.25, 1.6, 2.0, 2.8, 4.0)
 """Times the calibrated rate."""
 WINDOW_S = 0.25
 SETTLE_S = 0.1
-"""Between the start of the microphones and the window: starting hundreds of streams at once is not what is measured."""
+"""Between the start of the microphones and the window: the start of hundreds of streams is not measured."""
 MINIMUM_REPEATS = 3
 MAXIMUM_REPEATS = 7
 
@@ -39,13 +39,13 @@ MAXIMUM_REPEATS = 7
 async def measure_load(
     detector: si.Stack | DetectorByHand, clip: Clip, load: float, rate: float, seconds: float
 ) -> LoadPoint:
-    """Measure one offered load with microphones of its own.
+    """Measure one offered load with new microphones.
 
     Args:
-        detector: of voices.
-        clip: what the microphones play.
+        detector: voice detector.
+        clip: clip that the microphones play.
         load: offered load, times ``rate``.
-        rate: chunks a second.
+        rate: chunks per second.
         seconds: length of the window.
     """
     microphones = Microphones(detector, clip)
@@ -70,13 +70,13 @@ async def sweep_loads(
     """Drive both ways in turn at every load, several times.
 
     Args:
-        stage: what the microphones play.
+        stage: clip that the microphones play.
         ways: batched and unbatched.
-        rate: calibrated rate in chunks a second.
+        rate: calibrated rate in chunks per second.
         loads: offered loads, ascending, times ``rate``.
         seconds: length of a window.
-        repeats: how often; ``None``: three times, and more while another repeat is expected to finish by ``end_s``.
-        end_s: an instant of ``now_s``.
+        repeats: number of repeats; ``None`` means three, and more while another is expected to finish by ``end_s``.
+        end_s: an instant on the clock ``now_s``.
         now_s: monotonic seconds.
     """
     batched, unbatched = (Curve(way, []) for way in ways)

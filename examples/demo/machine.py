@@ -1,4 +1,4 @@
-"""The machine that everything runs on, and who used its processors meanwhile."""
+"""Description of the machine, and the processor time that was used on it."""
 
 import os
 import platform
@@ -12,12 +12,12 @@ __all__ = ["CpuClock", "CpuUse", "describe_machine", "processors"]
 
 
 def processors() -> int:
-    """Processors that this process may use."""
+    """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def describe_machine() -> str:
-    """Processors and software, on one line."""
+    """Return processors and software, on one line."""
     model = platform.processor() or platform.machine()
     information = Path("/proc/cpuinfo")
     if information.exists():
@@ -33,10 +33,10 @@ class CpuUse:
     """Processor time between two moments, in seconds.
 
     Attributes:
-        wall_s: how far apart they are.
-        process_s: used by this process.
-        faces_s: of that, by the face detector's thread.
-        others_s: used by everything else on the machine, or taken by its host; NaN where the system does not tell.
+        wall_s: time between the moments.
+        process_s: time used by this process.
+        faces_s: part of it that the face detector's thread used.
+        others_s: time used by all other processes, or taken by the host; NaN if the system does not report it.
     """
 
     wall_s: float
@@ -46,10 +46,10 @@ class CpuUse:
 
 
 class CpuClock:
-    """Reads processor time from now on.
+    """Measures processor time from its creation on.
 
     Args:
-        thread_name: a part of the name of the face detector's thread.
+        thread_name: part of the name of the face detector's thread.
     """
 
     def __init__(self, thread_name: str) -> None:
@@ -57,7 +57,7 @@ class CpuClock:
         self._began = self._read()
 
     def read(self) -> CpuUse:
-        """What was used since it was made."""
+        """Return the processor time since the creation of this object."""
         wall_s, process_s, faces_s, machine_s = (
             now - then for now, then in zip(self._read(), self._began, strict=True)
         )
@@ -73,7 +73,7 @@ class CpuClock:
 
 
 def _machine_cpu_s() -> float:
-    """Processor time that was used on the machine since it started."""
+    """Return the processor time that was used on the machine since its start."""
     statistics = Path("/proc/stat")
     if not statistics.exists():
         return float("nan")

@@ -1,4 +1,4 @@
-"""What a window of time brought: every request that was due in it and how it ended, or how many completed."""
+"""Outcomes of a window of time: those of each request that was due in it, or the number that completed."""
 
 import asyncio
 import math
@@ -13,12 +13,12 @@ __all__ = ["Meter", "measure_capacity"]
 async def measure_capacity(
     send: Callable[[int, int], Awaitable[object]], callers: int, seconds: float, clock: Clock
 ) -> float:
-    """Return the requests a second that complete for callers who send the next one after each response.
+    """Return the requests per second that complete in a closed loop of callers.
 
     Args:
-        send: sends one request; gets the number of the caller, and how many that caller has sent before.
-        callers: how many there are.
-        seconds: how long.
+        send: sends one request; gets the number of the caller, and the number of its earlier requests.
+        callers: number of callers.
+        seconds: duration.
         clock: monotonic nanoseconds.
     """
     end_ns = clock() + round(seconds * 1e9)
@@ -41,17 +41,17 @@ async def measure_capacity(
 class Meter:
     """Counts the requests of one kind that were due in a window.
 
-    Latency runs from the instant a request was *due*, not from when the sender came to sending it: a sender
-    that is held up does not hide the wait (coordinated omission).
+    Latency runs from the instant a request was *due*, not from when it was sent, so a delayed sender does not hide the
+    wait (coordinated omission).
 
     Args:
-        slo_ns: an answer within it is on time.
+        slo_ns: a response within this time is on time.
 
     Attributes:
         sent: requests that were due.
-        on_time: answered within the objective.
-        lost: how many ended without an answer, by the class name of the error.
-        latency: of the answers.
+        on_time: requests with a response within the objective.
+        lost: requests that ended without a response, by the class name of the error.
+        latency: latency of the responses.
     """
 
     def __init__(self, slo_ns: int) -> None:
@@ -68,19 +68,19 @@ class Meter:
             self.on_time += 1
 
     def failed(self, error: BaseException) -> None:
-        """Counts a request that ended without an answer."""
+        """Count a request that ended without a response."""
         name = type(error).__name__
         self.lost[name] = self.lost.get(name, 0) + 1
 
     @property
     def ended(self) -> int:
-        """Requests that were answered or lost."""
+        """Number of requests with a response or an error."""
         return self.latency.count + sum(self.lost.values())
 
     def quantile_s(self, q: float) -> float:
-        """Return a latency quantile in seconds over all requests; infinite where it falls on a lost one.
+        """Return a latency quantile in seconds over all requests; infinite if it falls on a lost request.
 
-        Leaving the lost ones out would make an overloaded service look fast.
+        Without the lost requests, an overloaded service would look fast.
         """
         responses = self.latency.count
         rank = q * self.ended

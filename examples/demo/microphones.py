@@ -1,11 +1,11 @@
-"""Hundreds of live microphones on one event loop, and a driver that is cheap enough not to be what is measured.
+"""Hundreds of live microphones on one event loop, with a driver of low cost that hardly affects the measurement.
 
 A microphone sends a chunk every 32 ms whether or not the last response has come (an *open loop*). The response must be
-there when the next chunk is due: that is the objective, and the age limit of the session. A chunk that is lost is gone,
-as in a live call: the stream goes on from the last state that it has.
+there when the next chunk is due: that is the objective, and the age limit of the session. A lost chunk is not sent
+again, as in a live call: the stream continues from its last state.
 
-A timer for each microphone would be a good part of what is measured. Instead the 32 ms are cut into 64 phases, and one
-timer wakes the microphones of one phase after the other.
+A timer for each microphone would take a good part of the measured time. Instead the 32 ms are cut into 64 phases, and
+one timer wakes the microphones of one phase after the other.
 """
 
 import asyncio
@@ -24,14 +24,14 @@ __all__ = ["Microphones"]
 
 PHASES = 64
 AGES = 2
-"""A chunk that was due so many chunks ago has a response, or will have none."""
+"""After so many chunks, a chunk has its response or will never get one."""
 
 
 class Metronome:
-    """One timer for everybody: 64 phases, each of which comes once every 32 ms.
+    """One timer for all microphones, with 64 phases that each come once every 32 ms.
 
     Args:
-        clock: monotonic nanoseconds, the same time as the event loop's.
+        clock: returns monotonic nanoseconds, the same time as the event loop.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -46,7 +46,10 @@ class Metronome:
         self._beat()
 
     async def next_beat(self, phase: int) -> None:
-        """Wait until the phase comes again. All its microphones wait for one future: stop before one is cancelled."""
+        """Wait until the phase comes again.
+
+        All microphones of a phase wait for one future, so call :meth:`stop` before you cancel one of them.
+        """
         await self._beats[phase]
 
     def stop(self) -> None:
@@ -59,7 +62,7 @@ class Metronome:
         if self.stopped:
             return
         now_ns = self._clock()
-        # after a stall of the loop more than one phase has passed; `passed_ns` tells the microphones how much they owe
+        # a stall of the loop can skip phases; from `passed_ns` the microphones see how many chunks are due
         while (due_ns := self._began_ns + self._count * CHUNK_NS // PHASES) <= now_ns:
             phase = self._count % PHASES
             self._count += 1
@@ -70,16 +73,16 @@ class Metronome:
 
 
 class Microphones:
-    """A growing crowd of microphones that all play one clip, each over and over.
+    """A growing number of microphones that all play one clip in a loop.
 
     Args:
-        detector: the voice detector, which keeps the state of each.
-        clip: what they play.
+        detector: the voice detector, which keeps the state of each microphone.
+        clip: clip that they play.
 
     Attributes:
         live: their streams.
-        heard: for each microphone the speech probabilities in the order of its chunks, NaN where the chunk was lost;
-            once stopped also of those at the end, but for the last ones, which the stop may have ended.
+        heard: for each microphone the speech probabilities in the order of its chunks, NaN for a lost chunk; complete
+            after the stop, except for the last chunks, which the stop may have ended.
     """
 
     def __init__(self, detector: si.Stack | DetectorByHand, clip: Clip) -> None:
@@ -125,7 +128,7 @@ class Microphones:
         self._first_due_ns[number] = passed_ns[phase]
         due_ns = passed_ns[phase] - CHUNK_NS
         while True:
-            # where the clip begins again, another speaker is on the line
+            # when the clip starts again, the speaker is a new one
             for place, chunk in enumerate(self._clip.chunks):
                 due_ns += CHUNK_NS
                 while passed_ns[phase] < due_ns:
@@ -140,6 +143,6 @@ class Microphones:
         self.heard[microphone].append(probability)
 
     def _note_lost(self, microphone: int, count: int) -> None:
-        """Note as lost what has no response of the first chunks of a microphone."""
+        """Record as lost those of the first chunks of a microphone that have no response."""
         heard = self.heard[microphone]
         heard.extend([math.nan] * (count - len(heard)))

@@ -1,8 +1,8 @@
-"""Cameras that are for a while too many for the face detector: ages of results, drops, and the share of each camera.
+"""Temporary overload of the face detector by cameras: ages of results, drops, and the share of each camera.
 
-Some cameras send all the time. In the middle third of the trial others join; together they send about twice what the
-detector completes on this machine, measured just before, and one of them sends five times as many frames as each
-other. The policy is latest-only: while a camera waits for its turn, a newer frame replaces the one before.
+Some cameras send all the time. In the middle third of the trial others join. Together they then send about twice
+as many frames as the detector completes on this machine, measured just before. One of them sends five times as many as
+each of the others. The policy is latest-only: while a camera waits for its turn, a newer frame replaces an older one.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ __all__ = ["GREED", "Look", "Overload", "overload"]
 
 MEASURE_S = 0.6
 CALM = 0.4
-"""Frames of the cameras that send all the time, over what the detector completes."""
+"""Frames of the cameras that send all the time, over the frames that the detector completes."""
 EXCESS = 2.0
 """Frames of all cameras, over the same."""
 GREED = 5
@@ -42,19 +42,19 @@ class Look(NamedTuple):
 
 @attrs.frozen(eq=False, kw_only=True)
 class Overload:
-    """What became of the frames of too many cameras.
+    """Outcomes of the frames of too many cameras.
 
     Attributes:
-        capacity: frames a second that the detector completes, measured just before.
-        rate: frames a second of a camera.
-        seconds: how long it took; the overload is the middle third.
-        calm: cameras before and after; their numbers are the lowest.
-        most: cameras in the overload; the last one is greedy.
+        capacity: frames per second that the detector completes, measured just before.
+        rate: frames per second of a camera.
+        seconds: duration of the trial; the overload is the middle third.
+        calm: number of cameras before and after the overload; they have the lowest numbers.
+        most: number of cameras in the overload; the last one is greedy.
         camera: int64[results], the number of the camera of each result.
-        captured_s: float64[results], when its frame was captured, in seconds after the beginning.
-        age_s: float64[results], its age at delivery.
-        looks: at the counters, in turn.
-        total: the counters when every stream had ended.
+        captured_s: float64[results], capture time of each frame, in seconds after the beginning.
+        age_s: float64[results], age of each result at delivery.
+        looks: counters at successive instants.
+        total: counters after the end of all streams.
     """
 
     capacity: float
@@ -70,12 +70,12 @@ class Overload:
 
     @property
     def load(self) -> float:
-        """Frames captured in the overload, over what the detector completes."""
+        """Frames captured in the overload, over the frames that the detector completes."""
         return (self.most - 1 + GREED) * self.rate / self.capacity
 
     @property
     def shares(self) -> NDArray[np.float64]:
-        """Results a second of each camera in the overload; the last one is the greedy camera's."""
+        """Results per second of each camera in the overload; the last camera is the greedy one."""
         return np.bincount(self.camera[self._third == 1], minlength=self.most) / (self.seconds / 3)
 
     @property
@@ -97,12 +97,12 @@ class Overload:
 async def overload(
     frames: Frames, seconds: float, say: Callable[[str], None], make_service: MakeService = face_service
 ) -> Overload:
-    """Serve cameras that are too many in the middle third of the time.
+    """Serve cameras, with an overload in the middle third of the time.
 
     Args:
-        frames: what they play.
-        seconds: how long it takes.
-        say: told what happens.
+        frames: frames that they play.
+        seconds: duration of the trial.
+        say: called with each line of progress.
         make_service: builds the face detector's stack, with a name.
     """
     say("overload: how many frames a second does the face detector complete?")

@@ -1,4 +1,4 @@
-"""The figure of the overload: ages of results, frames by what became of them, and the results of each camera."""
+"""The figure of the overload: ages of results, frames by outcome, and the results of each camera."""
 
 import itertools
 
@@ -14,7 +14,7 @@ __all__ = ["make_overload_figure"]
 
 BIN_S = 0.25
 REASONS = {"stale": UNBATCHED_COLOR, "closed": INK}
-"""Colors of some reasons; others share one."""
+"""Colors of some reasons; all other reasons share one color."""
 
 
 def make_overload_figure(found: Overload, size: Size) -> Figure:

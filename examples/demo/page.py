@@ -1,4 +1,4 @@
-"""The report as one page: HTML with its figures inside, nothing to load from elsewhere."""
+"""The report as one HTML page with its figures inside, which loads nothing else."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -29,20 +29,20 @@ from demo.sweep_plot import make_sweep_figure
 __all__ = ["make_page"]
 
 UNITS = re.compile(r"(\d) (%|ms\b|s\b|µs\b|MiB\b|times\b|microphones\b|repeats\b|chunks a second\b)")
-"""A number and its unit stay on one line."""
+"""Numbers with units, which stay on one line."""
 
 MakeFigure = Callable[[Size], Figure]
 
 
 @attrs.frozen
 class Section:
-    """A figure, one line about it, and what is folded below.
+    """A figure, one line about it, and folded details below.
 
     Attributes:
-        title: of the section.
+        title: title of the section.
         paragraph: the line, and details.
-        figure: makes it in either form.
-        folded: more figures by title.
+        figure: makes the figure in either form.
+        folded: further figures by title.
     """
 
     title: str
@@ -81,7 +81,7 @@ def make_page(outcome: Outcome) -> str:
 
 
 def make_sections(outcome: Outcome) -> list[Section]:
-    """Return all figures below the first one that there is something to draw for."""
+    """Return all figures below the first one for which there is data."""
     holds = outcome.holds
     folded: dict[str, MakeFigure] = {}
     if (counted := holds[0].counted) is not None:

@@ -44,7 +44,7 @@ OUTCOMES = {
 
 
 def make_latency_figure(holds: Sequence[Hold], size: Size) -> Figure:
-    """Latency from the instant a chunk was due, by percentile of all chunks, lost ones included."""
+    """Draw latency from the instant at which a chunk was due, by percentile of all chunks, lost ones included."""
     figure, (axes,) = new(size, 2.6)
     for hold, color in zip(holds, COLORS, strict=False):
         lost = sum(hold.chunks.lost.values()) / max(hold.chunks.ended, 1)
@@ -55,7 +55,7 @@ def make_latency_figure(holds: Sequence[Hold], size: Size) -> Figure:
 
 
 def _draw_quantiles(axes: Axes, meter: Meter, color: str, label: str) -> None:
-    """Draw latency against percentile on an axis of nines; what was late or lost is drawn above the objective."""
+    """Draw latency against percentile on an axis of nines; late and lost chunks are above the objective."""
     slo_ms = meter.slo_ns / 1e6
     quantiles_s = [meter.quantile_s(q) for q in NINES.tolist()]
     values = [1.4 * slo_ms if math.isinf(value) else min(1e3 * value, 1.4 * slo_ms) for value in quantiles_s]
@@ -71,7 +71,7 @@ def _draw_quantiles(axes: Axes, meter: Meter, color: str, label: str) -> None:
 
 
 def make_parts_figure(voice: TelemetryStatistics, size: Size) -> Figure:
-    """Percentiles of each part of the latency; on a logarithmic axis, since they differ by orders of magnitude."""
+    """Draw percentiles of each part of the latency; the axis is logarithmic, because parts differ by magnitudes."""
     figure, (axes,) = new(size, 2.4)
     parts = {part: histogram for part, histogram in voice.parts().items() if histogram.count}
     for place, (name, (q, color)) in enumerate(QUANTILES.items()):
@@ -88,7 +88,7 @@ def make_parts_figure(voice: TelemetryStatistics, size: Size) -> Figure:
 
 
 def make_batch_size_figure(voice: TelemetryStatistics, size: Size) -> Figure:
-    """Share of the chunks by size of the batch that they were in."""
+    """Draw the share of the chunks by the size of their batch."""
     figure, (axes,) = new(size, 2.0)
     sizes = voice.batch_sizes
     total = sum(sizes.values())
@@ -101,7 +101,7 @@ def make_batch_size_figure(voice: TelemetryStatistics, size: Size) -> Figure:
 
 
 def make_cache_figure(visited: Visited, size: Size) -> Figure:
-    """Latency by percentile without and with the cache, and the outcomes of the uploads over time."""
+    """Draw latency by percentile without and with the cache, and the outcomes of the uploads over time."""
     figure, (left, right) = new(size, 2.6, columns=2)
     for served, color in zip((visited.cached, visited.plain), COLORS, strict=True):
         _draw_quantiles(left, served.meter, color, served.name.removeprefix("visitors, "))
@@ -126,7 +126,7 @@ def make_cache_figure(visited: Visited, size: Size) -> Figure:
 
 
 def make_budget_figure(budgets: Sequence[Budget], size: Size) -> Figure:
-    """What was left of each error budget over time, and how fast it burned."""
+    """Draw the remaining error budgets over time, and their burn rates."""
     figure, panels = new(size, 2.1, columns=len(budgets))
     for budget, axes in zip(budgets, panels, strict=True):
         statistics = budget.statistics
@@ -144,13 +144,13 @@ def make_budget_figure(budgets: Sequence[Budget], size: Size) -> Figure:
 
 
 def make_speech_figure(clip: Clip, speech: Speech, size: Size) -> Figure:
-    """The recording, and the probability of speech as one of the microphones heard it."""
+    """Draw the recording, and the probability of speech from one of the microphones."""
     figure, (axes,) = new(size, 2.1)
     every = 80 if size.narrow else 40
     loudest = max(float(np.abs(clip.samples).max()), 1e-9)
     samples = clip.samples[: len(clip.samples) // every * every].reshape(-1, every) / loudest
     at_s = np.arange(len(samples)) * every / RATE
-    # recording around 0.5, from 0 to 1, so that both share one axis
+    # the recording is scaled to 0 to 1, around 0.5, so that both share one axis
     axes.fill_between(
         at_s, 0.5 + samples.min(axis=1) / 2, 0.5 + samples.max(axis=1) / 2, color=MUTED, alpha=0.5, linewidth=0
     )
@@ -174,7 +174,7 @@ def make_speech_figure(clip: Clip, speech: Speech, size: Size) -> Figure:
 
 
 def make_faces_figure(frames: Frames, faces: Mapping[int, Sequence[Face]], size: Size) -> Figure:
-    """Some frames with the faces found in them."""
+    """Draw some frames with the faces found in them."""
     rows, columns = (2, 3) if size.narrow else (1, 6)
     seen = [place for place, found in faces.items() if found] or list(faces)
     count = min(rows * columns, len(seen))

@@ -1,4 +1,4 @@
-"""A line that says what goes on: rewritten in place on a terminal, now and then a new one elsewhere."""
+"""Progress line: rewritten in place on a terminal, and printed at intervals elsewhere."""
 
 import sys
 import time
@@ -10,11 +10,11 @@ LONGEST = 110
 
 
 class Progress:
-    """Tells what goes on.
+    """Prints the progress of the demo.
 
     Args:
-        stream: where to; ``None``: stderr.
-        interval_s: where lines cannot be rewritten, a new one comes at most so often.
+        stream: stream to write to; ``None`` means stderr.
+        interval_s: least seconds between two lines if lines cannot be rewritten.
     """
 
     def __init__(self, stream: TextIO | None = None, *, interval_s: float = 2.0) -> None:
@@ -25,11 +25,11 @@ class Progress:
 
     @property
     def elapsed_s(self) -> float:
-        """Since it began."""
+        """Seconds since the start."""
         return time.monotonic() - self._began_s
 
     def say(self, what: str) -> None:
-        """What goes on now."""
+        """Show the present step."""
         line = f"{self.elapsed_s:5.1f} s  {what}"[:LONGEST]
         if self._stream.isatty():
             self._stream.write(f"\r{line:<{LONGEST}}")
@@ -46,7 +46,7 @@ class Progress:
         self._stream.flush()
 
     def done(self) -> None:
-        """Leaves the line to what comes next."""
+        """Erase the progress line of a terminal."""
         if self._stream.isatty():
             self._stream.write("\r" + " " * LONGEST + "\r")
             self._stream.flush()

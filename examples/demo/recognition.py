@@ -1,7 +1,7 @@
-"""What was recognized, and whether everybody heard the same.
+"""Recognized speech and faces, and a check that all microphones got the same results.
 
-All microphones play one clip, so the detector must tell them all the same, whatever batches their chunks were in. The
-reference is the clip run once by hand, chunk by chunk, before anything is measured.
+All microphones play one clip, so the detector must return the same results for all, whatever batches their chunks were
+in. The reference is one run of the clip by hand, chunk by chunk, before the measurements.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,19 +23,19 @@ NEVER_NS = 2**63 - 1
 
 @attrs.frozen(eq=False, kw_only=True)
 class Speech:
-    """What all microphones of a hold heard.
+    """Speech results of all microphones of a hold.
 
     Attributes:
-        segments: start and end in seconds of speech in the clip, as heard by the microphone that heard most of it
-            without a gap.
-        heard_s: how much of the clip that is.
-        microphones: how many there were.
-        intact: how many of them lost no chunk.
-        agreeing: how many of these gave the reference's decision on every chunk.
-        largest_difference: the largest difference of a probability from the reference, where the stream was intact.
-        after_loss: chunks answered in streams that had lost one since the clip began.
-        after_loss_agreeing: how many of these got the reference's decision nevertheless.
-        probabilities: the ones behind ``segments``.
+        segments: start and end in seconds of speech in the clip, from the microphone with the longest part without a
+            gap.
+        heard_s: seconds of the clip in that part.
+        microphones: number of microphones.
+        intact: number of microphones that lost no chunk.
+        agreeing: number of intact microphones that agree with the reference on every chunk.
+        largest_difference: largest difference of a probability from the reference in intact streams.
+        after_loss: chunks with a result in streams that had lost one since the start of the clip.
+        after_loss_agreeing: number of these chunks that agree with the reference nevertheless.
+        probabilities: probabilities from which ``segments`` were made.
     """
 
     segments: list[tuple[float, float]]
@@ -51,13 +51,13 @@ class Speech:
 
 @attrs.frozen
 class Pictures:
-    """What all cameras of a hold saw.
+    """Face results of all cameras of a hold.
 
     Attributes:
-        frames: different frames of the clip that were answered.
-        with_face: how many of them show a face.
-        mean_faces: faces in a frame that shows one, on average.
-        mean_score: their score, on average.
+        frames: number of different frames of the clip with a response.
+        with_face: number of these frames with a face.
+        mean_faces: mean number of faces in a frame with a face.
+        mean_score: mean score of these faces.
     """
 
     frames: int
@@ -67,16 +67,16 @@ class Pictures:
 
 
 async def listen_once(detector: DetectorByHand, clip: Clip) -> NDArray[np.float32]:
-    """Return the speech probability of each chunk of a clip, which is the only stream."""
+    """Return the speech probability of each chunk of a clip, with no other stream."""
     return np.array([await detector.detect("clip", chunk, NEVER_NS) for chunk in clip.chunks], np.float32)
 
 
 def compare_speech(heard: Sequence[NDArray[np.float32]], reference: NDArray[np.float32]) -> Speech:
-    """Holds what each microphone heard against the reference.
+    """Compare the results of each microphone with the reference.
 
     Args:
-        heard: probabilities in order by microphone, the clip over and over from its beginning; NaN: a lost chunk.
-        reference: the right ones, for one time through the clip.
+        heard: probabilities of each microphone, in order, for repeated plays of the clip; NaN for a lost chunk.
+        reference: the right probabilities, for one play of the clip.
     """
     length = len(reference)
     intact = agreeing = after_loss = after_loss_agreeing = 0
@@ -86,7 +86,7 @@ def compare_speech(heard: Sequence[NDArray[np.float32]], reference: NDArray[np.f
         rounds = -(-len(stream) // length)
         played = np.full((rounds, length), np.nan, np.float32)
         played.ravel()[: len(stream)] = stream
-        # the end of the recording looks like a loss, but nothing is counted behind it
+        # the end of the recording looks like a loss, but no chunk after it is counted
         answered = ~np.isnan(played)
         untouched = np.logical_and.accumulate(answered, axis=1)
         same = (played >= SPEECH) == (reference >= SPEECH)
@@ -115,7 +115,7 @@ def compare_speech(heard: Sequence[NDArray[np.float32]], reference: NDArray[np.f
 
 
 def count_faces(faces: Mapping[int, Sequence[Face]]) -> Pictures:
-    """Sums up the faces that were found, by number of the frame."""
+    """Summarize the faces that were found, given by number of the frame."""
     scores = [face.score for found in faces.values() for face in found]
     with_face = sum(bool(found) for found in faces.values())
     return Pictures(

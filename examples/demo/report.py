@@ -1,4 +1,4 @@
-"""Everything that the demo found out, and its tables."""
+"""Results of the whole demo, and their tables."""
 
 import math
 import statistics
@@ -40,16 +40,16 @@ class Outcome:
     """Results of the whole demo.
 
     Attributes:
-        machine: what it ran on.
-        clip: what the microphones played.
-        frames: what the cameras played.
-        cameras: how many.
+        machine: description of the machine.
+        clip: clip that the microphones played.
+        frames: frames that the cameras played.
+        cameras: number of cameras.
         reference: speech probabilities of the clip, run once in batches of one.
-        rates: saturated rate of each unbatched way, chunks a second, by name.
-        sweep: both ways at the same offered loads.
+        rates: saturated rate of each unbatched way, in chunks per second, by name.
+        ``sweep``: both ways at the same offered loads.
         holds: batched and unbatched with the same number of microphones, and cameras beside them.
-        overload: cameras that were too many for a while; ``None``: they were left out.
-        visited: visitors without and with a cache; ``None``: they were left out.
+        overload: results of the temporary overload; ``None`` if that part was left out.
+        visited: results for the visitors without and with a cache; ``None`` if that part was left out.
     """
 
     machine: str
@@ -65,12 +65,12 @@ class Outcome:
 
     @property
     def comparison(self) -> Comparison:
-        """What the repeats of the sweep allow to say."""
+        """Comparison of both ways, as far as the repeats support it."""
         return compare(self.sweep)
 
     @property
     def served(self) -> list[Served]:
-        """The ways in which visitors were served."""
+        """Results of each way of serving the visitors."""
         return [] if self.visited is None else [self.visited.plain, self.visited.cached]
 
     @property
@@ -80,12 +80,12 @@ class Outcome:
 
     @property
     def speech(self) -> Speech:
-        """What the microphones of the batched way heard."""
+        """Speech results of the batched way."""
         return compare_speech(self.holds[0].heard, self.reference)
 
     @property
     def pictures(self) -> Pictures:
-        """What the cameras beside the batched way saw."""
+        """Face results of the cameras beside the batched way."""
         return count_faces(self.holds[0].faces)
 
 
@@ -142,7 +142,7 @@ def make_rows(outcome: Outcome) -> list[tuple[str, ...]]:
 
 
 def render_table(head: Sequence[str], rows: Sequence[tuple[str, ...]]) -> str:
-    """Return text in columns."""
+    """Return the table as text in columns."""
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
     lines = []
     for row in (head, *rows):
@@ -153,7 +153,7 @@ def render_table(head: Sequence[str], rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def describe_left(budget: Budget) -> str:
-    """Return what is left of an error budget in percent, or how many times it was spent."""
+    """Return the remaining error budget in percent, or how many times it was spent."""
     left = budget.statistics.budget_remaining
     return f"spent {1 - left:.1f}×" if budget.overspent else f"{left:.0%}"
 
@@ -170,7 +170,7 @@ def _describe_latency(latency_s: float) -> str:
 
 
 def _figures(meter: Meter, seconds: float, slo_s: float) -> tuple[str, ...]:
-    """Return requests a second, three percentiles over all that were due, the share on time and the objective."""
+    """Return requests per second, three percentiles over all that were due, the share on time and the objective."""
     return (
         f"{meter.latency.count / seconds:,.0f}",
         *(_describe_latency(meter.quantile_s(q)) for q in (0.5, 0.99, 0.999)),

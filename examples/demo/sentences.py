@@ -1,4 +1,4 @@
-"""Findings in words: one line for each figure, and details for who wants them."""
+"""Findings in words: one line for each figure, and optional details."""
 
 import math
 from collections import Counter
@@ -129,7 +129,7 @@ def describe_holds(outcome: Outcome) -> Paragraph:
 
 
 def describe_speech(outcome: Outcome) -> Paragraph:
-    """Describe what the microphones of the batched way heard."""
+    """Describe the speech results of the batched way."""
     speech = outcome.speech
     segments = ", ".join(f"{start:.2f} to {end:.2f} s" for start, end in speech.segments) or "none"
     intact = (
@@ -149,7 +149,7 @@ def describe_speech(outcome: Outcome) -> Paragraph:
 
 
 def describe_faces(outcome: Outcome) -> Paragraph:
-    """Describe what the cameras beside the batched way saw."""
+    """Describe the face results of the cameras beside the batched way."""
     seen = outcome.pictures
     return Paragraph(
         f"{outcome.frames.name}: {seen.with_face} of the {seen.frames} different frames with a response show a face, "
@@ -159,7 +159,7 @@ def describe_faces(outcome: Outcome) -> Paragraph:
 
 
 def describe_overload(found: Overload) -> Paragraph:
-    """Describe the cameras that were too many for a while."""
+    """Describe the temporary overload by cameras."""
     before, meanwhile, after = (_say_p99(found.ages_of(third)) for third in range(3))
     fairness = (
         f"The detector completes {found.capacity:,.0f} frames a second here. In the overload the cameras take turns: "
@@ -211,7 +211,7 @@ def describe_budgets(budgets: Sequence[Budget]) -> Paragraph:
 
 
 def describe_outcome(outcome: Outcome) -> list[str]:
-    """Return what there is to say in a terminal below the headline, a line each."""
+    """Return the lines to print in a terminal below the headline."""
     paragraphs = [describe_holds(outcome), describe_speech(outcome)]
     if outcome.holds[0].faces:
         paragraphs.append(describe_faces(outcome))
@@ -223,7 +223,7 @@ def describe_outcome(outcome: Outcome) -> list[str]:
 
 
 def say_machine(outcome: Outcome) -> str:
-    """Return where it ran."""
+    """Return a sentence about the machine."""
     return f"Everything ran on one machine, senders included: {outcome.machine}."
 
 
@@ -258,7 +258,7 @@ def _say_limit(limit: Limit, sweep: Sweep) -> str:
 
 
 def _say_ratios(comparison: Comparison) -> str:
-    """Return the range of the repeats' ratios; nothing where they have no bound."""
+    """Return the range of the ratios of the repeats; an empty text if they have no bound."""
     low, high = min(ratio.low for ratio in comparison.ratios), max(ratio.high for ratio in comparison.ratios)
     if high == math.inf:
         return f"{_floor(low):.1f} times and more" if low else ""
@@ -266,7 +266,7 @@ def _say_ratios(comparison: Comparison) -> str:
 
 
 def _floor(ratio: float) -> float:
-    """Round down to tenths, so that a bound stays one; but for errors of floating point."""
+    """Round down to tenths, except for floating-point errors, so that a lower bound stays a lower bound."""
     return math.floor(10 * ratio + 1e-6) / 10
 
 

@@ -1,7 +1,7 @@
-"""The services of the demo: one voice detector for all microphones, one face detector for all cameras.
+"""Services of the demo: one voice detector for all microphones, one face detector for all cameras.
 
-The same microphones meet the voice detector in several ways: batched by this library, and unbatched as one writes it by
-hand, of which the best way on this machine becomes the baseline.
+The voice detector serves the same microphones in several ways: batched by this library, and unbatched in several ways
+by hand. The best of these on this machine is the baseline.
 """
 
 from pathlib import Path
@@ -22,10 +22,10 @@ __all__ = ["ASSETS", "UNBATCHED", "Way", "batched", "detector_by_hand", "face_se
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 VOICE_MODEL = ASSETS / "silero_vad_16k_op15.onnx"
 FOLDED_VOICE_MODEL = ASSETS / "silero_vad_16k_folded.onnx"
-"""The same model for batches; one row alone takes longer than on `VOICE_MODEL`, so the ways by hand have that."""
+"""The same model for batches; single rows are faster on `VOICE_MODEL`, so the ways by hand use that."""
 MAX_BATCH_SIZE = 64
 MAX_STREAMS = 16_384
-"""As many chunks may wait as there can be microphones: deadlines decide what is dropped, not the length of a queue."""
+"""Queue places for all possible microphones, so that deadlines decide which chunks are dropped, not the queue."""
 
 
 @attrs.frozen
@@ -33,10 +33,10 @@ class Way:
     """One way to serve the voice detector.
 
     Attributes:
-        name: for people.
-        sessions: of onnxruntime.
-        threads: that run the sessions; 0: the event loop does.
-        batched: by this library, with a thread for each session; otherwise by hand, one chunk after the other.
+        name: name to show.
+        sessions: number of onnxruntime sessions.
+        threads: number of threads that run the sessions; 0 runs them on the event loop.
+        batched: batched by this library, with a thread for each session; otherwise by hand, one chunk after the other.
     """
 
     name: str
@@ -46,10 +46,10 @@ class Way:
 
 
 def batched(sessions: int = 1) -> Way:
-    """Batches of whatever has come while the model was busy, 64 chunks at most.
+    """Return the batched way, with at most 64 chunks per batch.
 
     Args:
-        sessions: how many batches may run at the same time.
+        sessions: number of batches that may run at the same time.
     """
     name = "batched" if sessions == 1 else f"batched, {sessions} sessions"
     return Way(name, sessions, sessions, batched=True)
@@ -64,14 +64,14 @@ UNBATCHED = (
 
 
 def detector_by_hand(way: Way) -> DetectorByHand:
-    """Silero's voice detector without this library."""
+    """Return silero's voice detector without this library."""
     return DetectorByHand(VOICE_MODEL, way.sessions, way.threads)
 
 
 def voice_service(way: Way) -> si.Stack:
-    """Silero's voice detector, which keeps the state of each stream: ``float32[512]`` → ``float32[1]``.
+    """Return silero's voice detector with the state of each stream: ``float32[512]`` → ``float32[1]``.
 
-    Its convolutions were folded, so that a batch of 32 takes a quarter of the time of 32 single rows instead of half.
+    Its convolutions are folded, so a batch of 32 takes a quarter of the time of 32 single rows instead of half.
     """
     model = si.OnnxBackend(
         FOLDED_VOICE_MODEL,
@@ -93,15 +93,15 @@ def voice_service(way: Way) -> si.Stack:
 
 
 def face_service(name: str = "cameras", *, cache: si.EdgeCache | None = None, slo: si.SLO | None = None) -> si.Stack:
-    """BlazeFace: ``float32[192, 192, 3]`` → ``{"boxes": float32[2304, 16], "scores": float32[2304, 1]}``.
+    """Return BlazeFace: ``float32[192, 192, 3]`` → ``{"boxes": float32[2304, 16], "scores": float32[2304, 1]}``.
 
     Batching helps recurrent models and *hurts* these convolutions on a CPU: a frame costs 3.0 ms of CPU alone, 3.6 in a
-    batch of 4, 4.9 in one of 32. So batches of one; the batcher is here for its queue and its deadlines.
+    batch of 4, and 4.9 in a batch of 32. So batches have one row; the batcher provides the queue and the deadlines.
 
     Args:
-        name: for the telemetry.
-        cache: keeps answers; ``None``: every frame goes to the model.
-        slo: an objective to keep.
+        name: name for the telemetry.
+        cache: stores responses; ``None`` sends every frame to the model.
+        slo: objective to count.
     """
     layers: list[Any] = [si.Telemetry(name, slo=slo)]
     if cache is not None:

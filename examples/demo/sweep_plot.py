@@ -18,9 +18,9 @@ __all__ = ["make_sweep_figure"]
 LABELED_LOADS = (0.25, 0.5, 1.0, 2.0, 4.0)
 LATENCY_TICKS_MS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20)
 FLOOR_MS = 0.8
-"""The latency axis begins here, or below the lowest p99."""
+"""Start of the latency axis, unless the lowest p99 is lower."""
 LOST_MS = 46.0
-"""Where an infinite p99 is drawn: above the deadline."""
+"""Position of an infinite p99, above the deadline."""
 
 
 def make_sweep_figure(sweep: Sweep, comparison: Comparison, size: Size) -> Figure:

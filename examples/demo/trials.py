@@ -1,4 +1,4 @@
-"""Some seconds of live microphones and cameras together, with everything that can be known about them."""
+"""Some seconds of live microphones and cameras together, with all measurements."""
 
 import asyncio
 from collections.abc import Callable
@@ -21,19 +21,19 @@ from demo.video import Frames
 __all__ = ["Stage", "hold"]
 
 JOINING = (0.25, 0.5, 0.75, 1.0)
-"""Shares of the microphones that are there after each step: streams join one after the other, as in the sweep."""
+"""Share of the microphones after each step: streams join one after the other, as in `load_sweep`."""
 JOINING_S = 0.15
 
 
 @attrs.frozen(eq=False)
 class Stage:
-    """What every trial is given.
+    """Common inputs of all trials.
 
     Attributes:
-        clip: what microphones play.
-        frames: what cameras play.
-        cameras: how many there are, in every trial.
-        say: told what happens.
+        clip: clip that microphones play.
+        frames: frames that cameras play.
+        cameras: number of cameras in every trial.
+        say: called with each line of progress.
         make_service: builds the batched voice detector.
         make_by_hand: builds an unbatched one.
     """
@@ -46,7 +46,7 @@ class Stage:
     make_by_hand: Callable[[Way], DetectorByHand] = detector_by_hand
 
     def make_detector(self, way: Way) -> si.Stack | DetectorByHand:
-        """Return the voice detector, served in some way."""
+        """Return the voice detector, served in the given way."""
         return self.make_service(way) if way.batched else self.make_by_hand(way)
 
 
@@ -54,10 +54,10 @@ async def hold(stage: Stage, way: Way, count: int, seconds: float) -> Hold:
     """Serve a number of microphones, and all cameras beside them.
 
     Args:
-        stage: what to play.
-        way: how to serve it.
-        count: of microphones.
-        seconds: how long.
+        stage: clips to play.
+        way: way to serve the voice detector.
+        count: number of microphones.
+        seconds: duration.
     """
     stage.say(f"{way.name}: {count} microphones and {stage.cameras} cameras for {seconds:g} s")
     async with running_cameras(stage.frames, stage.cameras) as cameras, stage.make_detector(way) as detector:

@@ -1,4 +1,4 @@
-"""Video as a camera driver hands it over: frames in memory, scaled to what the detector reads.
+"""Video as a camera driver delivers it: frames in memory, scaled to the input of the detector.
 
 The clip is decoded once, before anything is timed: the demo measures the serving of a model, and a camera driver
 delivers pictures, not H.264.
@@ -19,9 +19,9 @@ class Frames:
     """A video clip, letterboxed.
 
     Attributes:
-        name: of the file.
+        name: name of the file.
         pixels: uint8[frames, size, size, 3], the picture in the middle, black bars around it.
-        rate: frames a second.
+        rate: frames per second.
     """
 
     name: str
@@ -33,14 +33,14 @@ class Frames:
 
 
 def load_frames(path: Path, size: int) -> Frames:
-    """Decodes a video file.
+    """Decode a video file.
 
     Args:
-        path: of the file.
-        size: height and width that the detector wants; the aspect ratio is kept.
+        path: path of the file.
+        size: height and width of the detector's input; the aspect ratio is kept.
 
     Raises:
-        ValueError: there is no video in it.
+        ValueError: the file has no video.
     """
     pictures = []
     with av.open(str(path)) as container:

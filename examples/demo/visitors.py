@@ -1,13 +1,13 @@
-"""Visitors upload pictures to the face detector, more than it can look at; many send what others have sent before.
+"""Visitors that upload more pictures than the face detector can process; many pictures were uploaded before.
 
-The pictures are real, the frames of the clip. Who sends which is made up: visitors come independently of each other
-(Poisson) and choose by Zipf's law, the n-th most popular picture 1/n times as often as the first. That is kinder to a
-cache than the exponents from 0.64 to 0.83 that Breslau et al. (1999) found at web proxies, and a catalog of 240
-pictures is small. All of it is drawn from one seed.
+The pictures are real frames of the clip. The uploads are synthetic: visitors come independently of each other (Poisson)
+and choose by Zipf's law, the n-th most popular picture 1/n times as often as the first. This favors a cache more than
+the exponents from 0.64 to 0.83 that Breslau et al. (1999) found at web proxies, and a catalog of 240 pictures is small.
+All draws use one seed.
 
-How many come is set by the machine: a little more than the detector alone answers here, measured just before. The same
-visitors, at the same instants, then meet the detector without and with a cache. The cache begins empty, and has room
-for fewer answers than there are pictures.
+The rate depends on the machine: a little more than the detector alone completes, measured just before. The same
+visitors, at the same instants, then use the detector without and with a cache. The cache starts empty, and has room for
+fewer responses than there are pictures.
 """
 
 import asyncio
@@ -32,26 +32,26 @@ __all__ = ["capacity_of", "draw_uploads", "make_cache", "receive", "visit"]
 
 SEED = 1969
 OVERLOAD = 1.15
-"""Visitors, over what the detector answers without a cache."""
+"""Rate of visitors over the rate that the detector completes without a cache."""
 PATIENCE_S = 0.05
 MEASURE_S = 0.6
 CALLERS = 2
-"""Enough that the model's thread always has a next picture."""
+"""Enough callers that the model's thread always has a next picture."""
 CACHE_BYTES = 16 * 2**20
-"""About a hundred answers of 157 KB, and the clip has 240 pictures."""
+"""About a hundred responses of 157 KB, and the clip has 240 pictures."""
 TTL_S = 60.0
 
 MakeService = Callable[..., si.Stack]
 
 
 def draw_uploads(rate: float, seconds: float, pictures: int, seed: int = SEED) -> Uploads:
-    """Who comes when and brings what.
+    """Draw the instants and pictures of the uploads.
 
     Args:
-        rate: visitors a second.
-        seconds: how long.
-        pictures: how many different ones there are.
-        seed: the same one gives the same visitors.
+        rate: visitors per second.
+        seconds: duration.
+        pictures: number of different pictures.
+        seed: the same seed gives the same visitors.
     """
     count = max(1, round(rate * seconds))
     rng = np.random.default_rng(seed)
@@ -62,12 +62,12 @@ def draw_uploads(rate: float, seconds: float, pictures: int, seed: int = SEED) -
 
 
 def make_cache() -> si.EdgeCache:
-    """The cache of the trial, empty."""
+    """Return the cache of the trial, empty."""
     return si.EdgeCache(max_bytes=CACHE_BYTES, ttl_s=TTL_S, eviction="s3fifo")
 
 
 async def capacity_of(service: si.Stack, frames: Frames, seconds: float) -> float:
-    """Return the pictures a second that a service completes."""
+    """Return the pictures per second that a service completes."""
 
     def send(caller: int, sent: int) -> Awaitable[si.Response]:
         return service.call(si.Request(normalize(frames.pixels[(caller + sent * CALLERS) % len(frames)])))
@@ -77,15 +77,15 @@ async def capacity_of(service: si.Stack, frames: Frames, seconds: float) -> floa
 
 @attrs.define(eq=False)
 class Reception:
-    """Takes what visitors bring to a service, each at the instant at which it is due (an open loop).
+    """Sends the uploads of visitors to a service, each at the instant at which it is due (an open loop).
 
     Attributes:
-        service: answers a normalized picture.
-        frames: what the visitors bring pictures of.
-        meter: of all visitors.
-        became: what became of each upload, in their order.
-        computed: for each picture the first answer that the model computed.
-        repeated: answers from the cache, or shared with who had asked already, each with its picture.
+        service: service that takes a normalized picture.
+        frames: frames that are the pictures of the uploads.
+        meter: outcomes and latency of all uploads.
+        became: outcome of each upload, in their order.
+        computed: the first response that the model computed for each picture.
+        repeated: responses from the cache, or shared with an earlier caller, each with its picture.
     """
 
     service: si.Stack
@@ -96,7 +96,7 @@ class Reception:
     repeated: list[tuple[int, Any]] = attrs.field(factory=list)
 
     async def take(self, uploads: Uploads) -> None:
-        """Lets them all come and waits until each has an answer or an error."""
+        """Send all uploads and wait until each has a response or an error."""
         clock = self.service.clock
         began_ns = clock()
         async with asyncio.TaskGroup() as group:
@@ -111,14 +111,14 @@ class Reception:
     async def _ask(self, number: int, picture: int, due_ns: int) -> None:
         self.meter.sent += 1
         try:
-            # made again each time, as an upload is: the cache knows it by its content and by nothing else
+            # a new array each time, like an upload, so the cache can find it only by its content
             response = await self.service.call(si.Request(normalize(self.frames.pixels[picture])))
         except si.StreamInferError as error:
             self.meter.failed(error)
             self.became[number] = LOST
             return
         self.meter.answered(self.service.clock() - due_ns)
-        if response.timings is not None:  # only who had it computed is told how long that took
+        if response.timings is not None:  # only the caller whose request was computed gets timings
             self.became[number] = COMPUTED
             self.computed.setdefault(picture, response.outputs)
         else:
@@ -129,13 +129,13 @@ class Reception:
 async def receive(
     name: str, uploads: Uploads, frames: Frames, cache: si.EdgeCache | None, make_service: MakeService
 ) -> tuple[Served, Reception]:
-    """Serves the visitors in one way.
+    """Serve the visitors in one way.
 
     Args:
-        name: of the way.
-        uploads: who comes.
-        frames: what the uploads are pictures of.
-        cache: in front of the batcher; ``None``: without.
+        name: name of the way.
+        uploads: uploads of the visitors.
+        frames: frames that are the pictures of the uploads.
+        cache: cache around the batcher; ``None`` for no cache.
         make_service: builds the stack.
     """
     slo = make_objective(name, threshold_s=PATIENCE_S, objective=ENOUGH, seconds=uploads.seconds)
@@ -162,12 +162,12 @@ async def receive(
 async def visit(
     frames: Frames, seconds: float, say: Callable[[str], None], make_service: MakeService = face_service
 ) -> Visited:
-    """The same visitors without and with a cache.
+    """Serve the same visitors without and with a cache.
 
     Args:
-        frames: what they bring.
-        seconds: for how long they come, each time.
-        say: told what happens.
+        frames: frames that are the pictures of the uploads.
+        seconds: duration of each run.
+        say: called with each line of progress.
         make_service: builds a stack, with a name, a cache or none, and an objective or none.
     """
     say("visitors: how many pictures a second does the face detector answer?")
@@ -187,5 +187,5 @@ async def visit(
 
 
 def _same(one: dict[str, NDArray[Any]], other: dict[str, NDArray[Any]]) -> bool:
-    """Whether two answers are the same to the last bit."""
+    """Return whether two responses are equal to the last bit."""
     return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)

@@ -29,5 +29,5 @@ def normalize(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def confidence(outputs: dict[str, NDArray[np.float32]], _position_s: float) -> float:
-    """Return how sure the detector is of a face, from 0 to 1; the clip has one all the time."""
+    """Return the detector's confidence in a face, from 0 to 1; every frame of the clip shows a face."""
     return float(1 / (1 + np.exp(-outputs["scores"].max())))

@@ -1,4 +1,4 @@
-"""y = 2x + 1; a request with a NaN is refused."""
+"""y = 2x + 1; a request with a NaN is rejected."""
 
 from typing import Any
 

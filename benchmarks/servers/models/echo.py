@@ -1,4 +1,4 @@
-"""Answers with what came, in the types that need care on the wire: each input NAME comes back as NAME_out."""
+"""Returns its inputs, in the types that need care on the wire: each input NAME comes back as NAME_out."""
 
 from typing import Any
 

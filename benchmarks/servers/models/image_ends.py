@@ -1,4 +1,4 @@
-"""A row's first and last value, of 600 KB a row: large inputs and small outputs, as image models have them."""
+"""First and last value of a row of 600 KB: large inputs and small outputs, like those of image models."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""y = x, of 600 KB a row: what transport costs, both ways."""
+"""y = x, with 600 KB per row, to measure transport in both directions."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""An ONNX model in onnxruntime: one run for all rows that the server hands over at once."""
+"""An ONNX model in onnxruntime: one run for all rows of one call from the server."""
 
 from pathlib import Path
 from typing import Any

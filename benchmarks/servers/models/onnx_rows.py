@@ -40,7 +40,7 @@ class TritonPythonModel:
         self.input, self.output, self.run = load(path)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Answer what the server hands over at once in one run."""
+        """Run the model once for all requests of a call from the server."""
         parts = [pb_utils.get_input_tensor_by_name(request, self.input).as_numpy() for request in requests]
         answers = self.run(parts[0] if len(parts) == 1 else np.concatenate(parts))
         ends = np.cumsum([len(part) for part in parts])[:-1]

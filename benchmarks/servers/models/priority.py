@@ -1,4 +1,4 @@
-"""Says in which place a request was run.
+"""Returns the position in which a request was run.
 
 A run makes the file ``begun`` in the model's folder, and waits while ``held`` is there.
 """

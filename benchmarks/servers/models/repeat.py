@@ -1,4 +1,4 @@
-"""Decoupled: answers a request with 0, 1, … n - 1, each after delay_ms; with fail_at ≥ 0 an error in that place."""
+"""Decoupled: responds with 0, 1, … n - 1, each after delay_ms; fail_at ≥ 0 ends them there with an error."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""y = x after the longest sleep_ms of the batch; the queue in front of it is short."""
+"""y = x after the longest sleep_ms of the batch; its queue is short."""
 
 import time
 from typing import Any

@@ -1,4 +1,4 @@
-"""y = x, and the version that answers."""
+"""y = x, and the version of the model that ran."""
 
 from typing import Any
 
