@@ -258,6 +258,7 @@ class Capabilities(NamedTuple):
         next_batch: returns when the next batch can begin, from the present instant on, and of how many more requests.
         slow_batch_ns: returns the nanoseconds that a slow batch of so many requests takes, at most those of a full one,
             outliers left out; ``None``, also of the function: not known.
+        expected_batch_ns: returns the nanoseconds that a batch of so many requests is expected to take; 0: not known.
         shares_device: its batches take turns with those of other models, which depend on what is queued.
         stream_states: the state of each stream, of a model that is recurrent; ``None``: requests do not depend on
             earlier ones.
@@ -293,6 +294,7 @@ class Capabilities(NamedTuple):
     spread_load: Callable[[], int] | None = None
     next_batch: Callable[[int], NextBatch] | None = None
     slow_batch_ns: Callable[[int], int | None] | None = None
+    expected_batch_ns: Callable[[int], int] | None = None
     shares_device: bool = False
     stream_states: StreamStates | None = None
     new_children: Callable[[Callable[[str, Any], None]], None] | None = None

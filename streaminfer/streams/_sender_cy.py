@@ -144,7 +144,7 @@ class Sender:
         self._full_load: Callable[[], int] | None = None
         self._spare = 0
         self._next_batch: Callable[[int], NextBatch] | None = None
-        self.late_frames = LateFrames(settings, None, 1)
+        self.late_frames = LateFrames(settings)
         self._places = 0  # taken: by frames that the service has, and by those that wait for it to accept them
         self._in_flight = 0
         self._paused: dict[Sending, None] = {}  # rejected for want of a place that is expected, in this order
@@ -165,14 +165,15 @@ class Sender:
         self._enforces_deadline = offered.enforces_deadline
         self._full_load, self._spare = offered.full_load, 0
         self._next_batch = offered.next_batch if self._settings.may_drop else None
+        expected_ns = offered.expected_batch_ns
         if self._settings.waits and self._settings.max_age_ns and offered.spare_load is not None:
             spare = offered.spare_load()
             self._full_load, self._spare = (None, 0) if spare is None else (self._full_load, spare)
-            self._next_batch = None
+            self._next_batch = expected_ns = None
         if self._settings.waits and offered.shares_device:
             self._full_load = self._next_batch = None
         self._count_places()
-        self.late_frames.update(offered.slow_batch_ns, offered.max_in_flight or 1)
+        self.late_frames.update(offered.slow_batch_ns, expected_ns, offered.max_in_flight or 1)
 
     def _count_places(self) -> None:
         """Read how much the service takes at once: its batcher can be told another size while streams are open."""
@@ -432,9 +433,9 @@ class Sender:
         if admission.ok or admission.reason == AdmissionReason.CLOSED:
             return None
         others = self._order.count + self._in_flight
-        if admission.reason == AdmissionReason.INFEASIBLE and others < self._most and not sending.stream.state.waiting:
-            return None
-        return admission
+        if admission.reason != AdmissionReason.INFEASIBLE or others >= self._most or sending.stream.state.waiting:
+            return admission
+        return admission if self.late_frames.is_denied(sending.stream, sending.result, now_ns) else None
 
     def _reason_now(self, request: Request) -> str:
         """Return why the service rejected a request a moment ago: what it says now, else that it was shed."""

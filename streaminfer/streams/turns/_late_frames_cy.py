@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from streaminfer.streams._live_stream_cy import Stream
+    from streaminfer.streams._stream_cy import StreamResult
     from streaminfer.streams.stream_settings import StreamSettings
     from streaminfer.streams.turns._fair_order_cy import Turn
 
@@ -46,28 +47,38 @@ class LateFrames:
 
     Args:
         settings: of the streams.
-        batch_ns: returns how long a slow batch of so many rows takes; ``None``, also of the function: not known.
-        workers: how many batches run at once.
 
     Attributes:
         next_end_ns: of a slow batch behind the next one; 0: not known.
     """
 
-    def __init__(self, settings: StreamSettings, batch_ns: Callable[[int], int | None] | None, workers: int) -> None:
-        self._batch_ns = batch_ns
+    def __init__(self, settings: StreamSettings) -> None:
+        self._batch_ns: Callable[[int], int | None] | None = None
+        self._expected_ns: Callable[[int], int] | None = None
+        self._workers = 1
         self._is_told = False  # how long a batch takes
         self._max_in_flight = settings.max_in_flight
         self._took_ns = 0.0  # by frames, where the service does not tell; 0: not known
         self._has_limit = settings.max_age_ns > 0
-        self._workers = workers
-        self._now_ns = 0
+        self._now_ns = self._starts_ns = 0
         self._ends_ns = 0  # a slow batch that begins next
         self._is_behind = False  # others fill the room, or two batches wait
         self.next_end_ns = 0
 
-    def update(self, batch_ns: Callable[[int], int | None] | None, workers: int) -> None:
-        """Take what the service says now; what was learned stays."""
-        self._batch_ns, self._workers = batch_ns, workers
+    def update(
+        self,
+        batch_ns: Callable[[int], int | None] | None,
+        expected_ns: Callable[[int], int] | None,
+        workers: int,
+    ) -> None:
+        """Take what the service says now; what was learned stays.
+
+        Args:
+            batch_ns: returns how long a slow batch of so many rows takes; ``None``, also of the function: not known.
+            expected_ns: returns how long one is expected to take; ``None``: not known.
+            workers: how many batches run at once.
+        """
+        self._batch_ns, self._expected_ns, self._workers = batch_ns, expected_ns, workers
 
     def look(self, queued: list[Turn], room: int, now_ns: int, starts_ns: int) -> None:
         """Foresee the next batch.
@@ -79,6 +90,7 @@ class LateFrames:
             starts_ns: when the batch begins, as far as is known.
         """
         self._now_ns = self._ends_ns = now_ns
+        self._starts_ns = starts_ns
         self._is_behind = False
         if not self._has_limit or room <= 0:
             return
@@ -128,3 +140,13 @@ class LateFrames:
         if self._is_behind:
             stream.drop_late(self._now_ns, self._ends_ns)
         return stream.state.time_left_ns(self._ends_ns) < 0 < stream.state.time_left_ns(self._now_ns)
+
+    def is_denied(self, stream: Stream, result: StreamResult, now_ns: int) -> bool:
+        """Return whether a frame is dropped for which even a batch of its own is expected to end too late.
+
+        It would have the place of its stream until its deadline. The frame behind it would be too old by then too, and
+        so on for ever. Every other one is sent all the same, since what is expected may be wrong.
+        """
+        if self._expected_ns is None or not self._has_limit or stream.turn.denied & 1:
+            return False
+        return max(now_ns, self._starts_ns) + self._expected_ns(1) > stream.state.deadline_ns(result)

@@ -30,7 +30,8 @@ class Streams:
         sender = SimpleNamespace(states=states, clock=loop.clock, leave=lambda stream: None)
         outlet = Outlet(loop.clock, WakeUps(loop, None, lambda: None))
         self.order = FairOrder()
-        self.late_frames = LateFrames(self.settings, batch_ns, workers)
+        self.late_frames = LateFrames(self.settings)
+        self.late_frames.update(batch_ns, batch_ns, workers)
         self.streams = []
         for number, frames in enumerate(ages):
             stream = Stream(number, [], self.settings, sender, outlet, SessionTotals())
@@ -75,6 +76,18 @@ async def test_rows_of_streams_are_spread_over_the_workers(loop):
     assert Streams(loop, *ages, max_in_flight=2, workers=2).look() == ([False] * 2, [{}] * 2)
 
 
+@pytest.mark.parametrize(("age", "denied"), [(169, [True, False, True]), (168, [False] * 3)])
+async def test_every_other_frame_is_dropped_that_is_too_late_by_itself(loop, age, denied):
+    """A batch of one is expected to take 32."""
+    streams = Streams(loop, [age])
+    stream = streams.streams[0]
+    result = stream.state.next(1000)
+    found = []
+    for stream.turn.denied in range(3):
+        found.append(streams.late_frames.is_denied(stream, result, 1000))
+    assert found == denied
+
+
 async def test_the_batch_begins_when_a_worker_is_free(loop):
     assert Streams(loop, [160]).look(starts_ns=1020) == ([True], [{}])
     assert Streams(loop, [160]).look(starts_ns=900) == ([False], [{}])
@@ -113,7 +126,7 @@ async def test_what_was_measured_is_kept_when_streams_join(loop):
     streams = Streams(loop, [10], batch_ns=None)
     streams.look()
     streams.late_frames.learn(40, True)
-    streams.late_frames.update(None, 1)
+    streams.late_frames.update(None, None, 1)
     streams.look()
     assert streams.late_frames.next_end_ns == 1100
 
