@@ -68,11 +68,13 @@ class NextBatch(NamedTuple):
 
     Attributes:
         at_ns: when a worker is expected to be free; not after the present instant: one is, or it is not known.
-        room: how many more requests would be in that batch, beside those queued.
+        room: how many more requests would be in that batch, beside those queued; in those of all free workers.
+        workers: how many are free at once.
     """
 
     at_ns: int
     room: int
+    workers: int = 1
 
 
 def sooner(one: float | None, other: float | None) -> float | None:

@@ -152,6 +152,7 @@ class Sender:
         self._timer: asyncio.TimerHandle | None = None  # until frames are to be sent
         self._latest_ns = 0 if is_virtual(self._loop) else _TIMER_NS  # by which it is late at most
         self._starts_ns = 0  # the next batch, as far as is known
+        self._workers = 1  # that are free then
         self._since_ns = 0  # the end of a batch; 0: its consumers have been woken
         self._lead_ns = 0.0  # from the end of a batch until they have been, a mean over recent batches
 
@@ -173,7 +174,8 @@ class Sender:
         if self._settings.waits and offered.shares_device:
             self._full_load = self._next_batch = None
         self._count_places()
-        self.late_frames.update(offered.slow_batch_ns, expected_ns, offered.max_in_flight or 1)
+        self._workers = offered.max_in_flight or 1
+        self.late_frames.update(offered.slow_batch_ns, expected_ns, self._workers)
 
     def _count_places(self) -> None:
         """Read how much the service takes at once: its batcher can be told another size while streams are open."""
@@ -250,7 +252,7 @@ class Sender:
         if self._next_batch is None or places <= 0:
             return places
         batch = self._next_batch(now_ns)
-        self._starts_ns = batch.at_ns
+        self._starts_ns, self._workers = batch.at_ns, batch.workers
         if not self._in_flight and (batch.at_ns > now_ns or not batch.room):
             return places  # the workers have requests of others: these frames take their turn in the queue
         wait_ns = batch.at_ns - now_ns - _RESERVE * self._lead_ns - self._latest_ns
@@ -286,8 +288,8 @@ class Sender:
             self._retry(self._admission, now_ns)
         self._freed = 0
         room = self._room(now_ns)
+        room = self.late_frames.look(self._order.queued, room, now_ns, self._starts_ns, self._workers)
         most = self._places + room
-        self.late_frames.look(self._order.queued, room, now_ns, self._starts_ns)
         late: list[Turn] = []
         while self._places < most:
             turn = self._order.pop()

@@ -279,6 +279,22 @@ async def test_a_frame_that_is_too_late_by_itself_holds_up_no_stream(loop, camer
     assert min(delivered) >= 0.9 * 20.0 / 0.03
 
 
+@pytest.mark.parametrize("policy", [LatestOnly(), Block()], ids=["latest", "block"])
+@pytest.mark.parametrize("cameras", [4, 7])
+async def test_a_worker_that_is_free_alone_leaves_no_stream_out(loop, cameras, policy):
+    """Of the streams that wait for it, all in one batch would be late, and the planner leaves out the same ones."""
+    model = ScriptedBackend(duration_s=lambda size: 0.02 + 0.008 * size, example=1.0)
+    rows = -(-cameras // 2)
+    takes_s = 0.02 + 0.008 * rows
+    random = Random(1)
+    phases = [random.random() for _ in range(cameras)]
+    async with stack_of(loop, model, max_batch_size=8, max_in_flight=2) as service:
+        period_s = takes_s / 1.2
+        delivered = await in_time_of_each(loop, service, period_s, phases, policy, max_age_s=1.5 * takes_s)
+
+    assert min(delivered) >= 0.8 * sum(delivered) / cameras
+
+
 @pytest.mark.parametrize("rates", [(50,), (20, 80), (10, 30, 30, 90)], ids=str)
 @pytest.mark.parametrize("max_waiting", [1, 4])
 async def test_sources_that_are_behind_are_read_on(loop, max_waiting, rates):

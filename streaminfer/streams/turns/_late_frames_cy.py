@@ -8,7 +8,9 @@ stream whose frames always come to their turn too old would have no result at al
 short of its rows.
 
 The batch is the one that the streams can fill, which may be few beside its most rows. Where it is no full one, its
-rows are taken to be spread over the workers.
+rows are taken to be spread over the free workers. Where one of several is free, no more frames are sent than are in
+time together. The planner would leave out those with most time left, mostly the same streams'; the next worker is soon
+free, and in their turn they are the first.
 
 Where frames wait before they are read, in a queue of the user's, those that a stream has read may all be too old at
 its next turn, and at each one after it. So its source is read on until a frame has time for the batch behind the next
@@ -26,11 +28,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from streaminfer._internal.units import NEVER_NS
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from streaminfer.streams._live_stream_cy import Stream
-    from streaminfer.streams._stream_cy import StreamResult
+    from streaminfer.streams._stream_cy import StreamResult, StreamState
     from streaminfer.streams.stream_settings import StreamSettings
     from streaminfer.streams.turns._fair_order_cy import Turn
 
@@ -60,7 +64,7 @@ class LateFrames:
         self._max_in_flight = settings.max_in_flight
         self._took_ns = 0.0  # by frames, where the service does not tell; 0: not known
         self._has_limit = settings.max_age_ns > 0
-        self._now_ns = self._starts_ns = 0
+        self._now_ns = 0
         self._ends_ns = 0  # a slow batch that begins next
         self._is_behind = False  # others fill the room, or two batches wait
         self.next_end_ns = 0
@@ -80,7 +84,7 @@ class LateFrames:
         """
         self._batch_ns, self._expected_ns, self._workers = batch_ns, expected_ns, workers
 
-    def look(self, queued: list[Turn], room: int, now_ns: int, starts_ns: int) -> None:
+    def look(self, queued: list[Turn], room: int, now_ns: int, starts_ns: int, workers: int) -> int:
         """Foresee the next batch.
 
         Args:
@@ -88,28 +92,59 @@ class LateFrames:
             room: how many frames may be sent.
             now_ns: the present instant.
             starts_ns: when the batch begins, as far as is known.
+            workers: how many are free then.
+
+        Returns:
+            How many frames are to be sent.
         """
         self._now_ns = self._ends_ns = now_ns
-        self._starts_ns = starts_ns
         self._is_behind = False
         if not self._has_limit or room <= 0:
-            return
+            return room
         rows = frames = 0
+        least_ns = NEVER_NS
         for turn in queued:
             stream = turn.owner
             state = stream.state
-            rows += 1 if state.one_by_one else min(state.waiting, self._max_in_flight - state.running)
+            rows += self._rows_of(state)
             frames += state.waiting
+            least_ns = min(least_ns, state.last_deadline_ns())
             if rows > room:
                 break
         self._is_behind = rows > room or frames >= 2 * rows
         takes_ns = None
         if self._batch_ns is not None:
-            takes_ns = self._batch_ns(room if rows > room else max(1, -(-rows // self._workers)))
+            takes_ns = self._batch_ns(room if rows > room else max(1, -(-rows // workers)))
         self._is_told = takes_ns is not None
         takes_ns = int(_SLOW * self._took_ns) if takes_ns is None else takes_ns
         self._ends_ns = max(now_ns, starts_ns) + takes_ns
+        if self._is_told and least_ns < self._ends_ns and workers == 1 < self._workers:
+            room = self._rows_in_time(queued, room, max(now_ns, starts_ns))
+            self._is_behind = self._is_behind or rows > room
         self.next_end_ns = self._ends_ns + takes_ns
+        return room
+
+    def _rows_of(self, state: StreamState) -> int:
+        """Return how many frames of a stream the next batch can have."""
+        return 1 if state.one_by_one else min(state.waiting, self._max_in_flight - state.running)
+
+    def _rows_in_time(self, queued: list[Turn], room: int, starts_ns: int) -> int:
+        """Return how many frames are in time in a batch together; all that there is room for where none is."""
+        deadlines_ns: list[int] = []
+        for turn in queued:
+            stream = turn.owner
+            state = stream.state
+            deadlines_ns += [state.last_deadline_ns()] * self._rows_of(state)
+        deadlines_ns.sort(reverse=True)
+        least, most = 0, min(len(deadlines_ns), room)
+        while least < most:
+            rows = (least + most + 1) // 2
+            ends_ns = starts_ns + self._batch_ns(rows)  # type: ignore[misc,operator]
+            if deadlines_ns[rows - 1] >= ends_ns:
+                least, self._ends_ns = rows, ends_ns
+            else:
+                most = rows - 1
+        return least or room
 
     def read_on(self, queued: list[Turn], now_ns: int) -> None:
         """Let the sources go on of streams that wait for another turn, where their frames will be too late for it."""
@@ -149,4 +184,4 @@ class LateFrames:
         """
         if self._expected_ns is None or not self._has_limit or stream.turn.denied & 1:
             return False
-        return max(now_ns, self._starts_ns) + self._expected_ns(1) > stream.state.deadline_ns(result)
+        return now_ns + self._expected_ns(1) > stream.state.deadline_ns(result)
