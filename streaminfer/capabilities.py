@@ -68,11 +68,13 @@ class NextBatch(NamedTuple):
 
     Attributes:
         at_ns: when a worker is expected to be free; at or before the present: a worker is free, or this is unknown.
-        room: how many more requests would be in that batch, besides those queued.
+        room: how many more requests would be in that batch, besides those queued; in those of all free workers.
+        workers: how many workers are free then.
     """
 
     at_ns: int
     room: int
+    workers: int = 1
 
 
 def sooner(one: float | None, other: float | None) -> float | None:
@@ -258,6 +260,7 @@ class Capabilities(NamedTuple):
         next_batch: returns when the next batch can begin, at the present or later, and its room for more requests.
         slow_batch_ns: returns the nanoseconds that a slow batch of so many requests takes, outliers excluded, and at
             most those of a full batch; ``None``, also as the function's result: unknown.
+        expected_batch_ns: returns the nanoseconds that a batch of so many requests is expected to take; 0: unknown.
         shares_device: its batches take turns with those of other models, depending on their queues.
         stream_states: the state of each stream of a recurrent model; ``None``: requests do not depend on
             earlier ones.
@@ -294,6 +297,7 @@ class Capabilities(NamedTuple):
     spread_load: Callable[[], int] | None = None
     next_batch: Callable[[int], NextBatch] | None = None
     slow_batch_ns: Callable[[int], int | None] | None = None
+    expected_batch_ns: Callable[[int], int] | None = None
     shares_device: bool = False
     stream_states: StreamStates | None = None
     new_children: Callable[[Callable[[str, Any], None]], None] | None = None

@@ -174,6 +174,7 @@ class BatchedService(Node):
             next_batch=self._dispatcher.next_batch,
             shares_device=self._device is not None,
             slow_batch_ns=lambda rows: self._dispatcher.expectations.upper_estimate_ns(min(rows, self._max_batch_size)),
+            expected_batch_ns=self._dispatcher.expectations.expected_of_size_ns,
             observe_batches=self.observe_batches,
         )
 
@@ -444,7 +445,5 @@ class BatchedService(Node):
         dispatcher.bind_loop(loop)
         submission.loop = loop
         self._prepare_policy()
-        if type(loop).create_future is asyncio.BaseEventLoop.create_future:  # the same future, without a Python call
-            submission.new_future = functools.partial(asyncio.Future, loop=loop)
-        else:
-            submission.new_future = loop.create_future
+        plain = type(loop).create_future is asyncio.BaseEventLoop.create_future  # the same future, one call later
+        submission.new_future = functools.partial(asyncio.Future, loop=loop) if plain else loop.create_future

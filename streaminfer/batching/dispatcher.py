@@ -175,7 +175,7 @@ class Dispatcher(DispatchState):
         """
         queued = self._queue.queued
         if self.can_start:
-            return NextBatch(now_ns, max(1, self.full_at * self.free - queued))
+            return NextBatch(now_ns, max(1, self.full_at * self.free - queued), self.free)
         at_ns = now_ns
         if not self.free:
             early = self.pipeline.batch

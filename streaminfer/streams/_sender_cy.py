@@ -147,7 +147,7 @@ class Sender:
         self._full_load: Callable[[], int] | None = None
         self._spare = 0
         self._next_batch: Callable[[int], NextBatch] | None = None
-        self.late_frames = LateFrames(settings, None, 1)
+        self.late_frames = LateFrames(settings)
         self._places = 0  # taken by frames that the service has, and by paused frames that do not give way
         self._in_flight = 0
         self._paused: dict[Sending, None] = {}  # frames with a known time to retry, in order of rejection
@@ -155,6 +155,7 @@ class Sender:
         self._timer: asyncio.TimerHandle | None = None  # until the next frames are sent
         self._latest_ns = 0 if is_virtual(self._loop) else _TIMER_NS  # largest delay of the timer
         self._starts_ns = 0  # expected start of the next batch
+        self._workers = 1  # how many workers are free then
         self._since_ns = 0  # end of a batch; 0: its consumers were woken
         self._lead_ns = 0.0  # mean time from the end of a batch until its consumers were woken
 
@@ -168,14 +169,16 @@ class Sender:
         self._enforces_deadline = offered.enforces_deadline
         self._full_load, self._spare = offered.full_load, 0
         self._next_batch = offered.next_batch if self._settings.may_drop else None
+        expected_ns = offered.expected_batch_ns
         if self._settings.waits and self._settings.max_age_ns and offered.spare_load is not None:
             spare = offered.spare_load()
             self._full_load, self._spare = (None, 0) if spare is None else (self._full_load, spare)
-            self._next_batch = None
+            self._next_batch = expected_ns = None
         if self._settings.waits and offered.shares_device:
             self._full_load = self._next_batch = None
         self._count_places()
-        self.late_frames.update(offered.slow_batch_ns, offered.max_in_flight or 1)
+        self._workers = offered.max_in_flight or 1
+        self.late_frames.update(offered.slow_batch_ns, expected_ns, self._workers)
 
     def _count_places(self) -> None:
         """Read how many requests the service takes at once; its batch size can change while streams are open."""
@@ -252,7 +255,7 @@ class Sender:
         if self._next_batch is None or places <= 0:
             return places
         batch = self._next_batch(now_ns)
-        self._starts_ns = batch.at_ns
+        self._starts_ns, self._workers = batch.at_ns, batch.workers
         if not self._in_flight and (batch.at_ns > now_ns or not batch.room):
             return places  # the workers have requests of other callers: the frames queue behind these
         wait_ns = batch.at_ns - now_ns - _RESERVE * self._lead_ns - self._latest_ns
@@ -288,8 +291,8 @@ class Sender:
             self._retry(self._admission, now_ns)
         self._freed = 0
         room = self._room(now_ns)
+        room = self.late_frames.look(self._order.queued, room, now_ns, self._starts_ns, self._workers)
         most = self._places + room
-        self.late_frames.look(self._order.queued, room, now_ns, self._starts_ns)
         late: list[Turn] = []
         while self._places < most:
             turn = self._order.pop()
@@ -435,9 +438,9 @@ class Sender:
         if admission.ok or admission.reason == AdmissionReason.CLOSED:
             return None
         others = self._order.count + self._in_flight
-        if admission.reason == AdmissionReason.INFEASIBLE and others < self._most and not sending.stream.state.waiting:
-            return None
-        return admission
+        if admission.reason != AdmissionReason.INFEASIBLE or others >= self._most or sending.stream.state.waiting:
+            return admission
+        return admission if self.late_frames.is_denied(sending.stream, sending.result, now_ns) else None
 
     def _reason_now(self, request: Request) -> str:
         """Return the reason of a rejection a moment ago: the one that the service gives now, else ``SHED``."""

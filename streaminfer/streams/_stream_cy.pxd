@@ -70,6 +70,8 @@ cdef class StreamState:
     cpdef long long deadline_ns(self, StreamResult result) except? -1
     @cython.locals(head=StreamResult)
     cpdef drop_late(self, long long now_ns, long long ends_ns)
+    @cython.locals(tail=StreamResult)
+    cpdef long long last_deadline_ns(self) except? -1
     @cython.locals(head=StreamResult)
     cpdef long long time_left_ns(self, long long now_ns) except? -1
     cpdef bint drop(self, StreamResult result, object reason) except -1

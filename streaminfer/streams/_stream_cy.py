@@ -268,6 +268,11 @@ class StreamState:
         head = self._waiting.head
         return _FARTHEST_NS if head is None else self.deadline_ns(head) - now_ns
 
+    def last_deadline_ns(self) -> int:
+        """Return the deadline of the youngest frame that waits, of a stream with an age limit where one does."""
+        tail = self._waiting.tail
+        return _FARTHEST_NS if tail is None else self.deadline_ns(tail)
+
     def drop(self, result: StreamResult, reason: str) -> bool:
         """Drop a running frame; do nothing if the stream was closed meanwhile.
 

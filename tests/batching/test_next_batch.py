@@ -31,9 +31,9 @@ async def send(service, count):
 
 async def test_a_free_worker_can_begin_at_once(loop):
     async with si.Stack(si.AdaptiveBatcher(max_batch_size=4, max_in_flight=3), model(), clock=loop.clock) as service:
-        assert ask(service, loop) == NextBatch(loop.clock(), 12)
+        assert ask(service, loop) == NextBatch(loop.clock(), 12, workers=3)
         tasks = await send(service, 1)
-        assert ask(service, loop) == NextBatch(loop.clock(), 8)
+        assert ask(service, loop) == NextBatch(loop.clock(), 8, workers=2)
         await asyncio.gather(*tasks)
 
 

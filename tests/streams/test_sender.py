@@ -272,6 +272,52 @@ async def test_few_streams_with_age_limits_fill_batches(loop, workers, max_in_fl
     assert add_up(session.statistics())
 
 
+async def in_time_of_each(loop, service, period_s, phases, policy, max_age_s):
+    """Return how many results each of some cameras has in 20 seconds."""
+
+    async def camera(phase):
+        for number in range(round(20.0 / period_s)):
+            captured_s = (number + phase) * period_s
+            await asyncio.sleep(max(0.0, captured_s - loop.time()))
+            yield Frame(1.0, captured_ns=round(captured_s * 1e9))
+
+    session = StreamSession(service, policy=policy, max_age_s=max_age_s)
+    for number, phase in enumerate(phases):
+        session.add(camera(phase), stream_id=number)
+    results = await collect(session)
+    assert add_up(session.statistics())
+    return [sum(result.stream_id == number for result in results) for number in range(len(phases))]
+
+
+@pytest.mark.parametrize("policy", [LatestOnly(), Block()], ids=["latest", "block"])
+@pytest.mark.parametrize(("cameras", "workers"), [(1, 1), (4, 4)])
+async def test_a_frame_that_is_too_late_by_itself_holds_up_no_stream(loop, cameras, workers, policy):
+    """A worker for each camera, a little too slow: one frame in 20 has no time, and the one behind it has all of it."""
+    model = ScriptedBackend(duration_s=0.03, example=1.0)
+    random = Random(1)
+    phases = [random.random() for _ in range(cameras)]
+    async with stack_of(loop, model, max_batch_size=4, max_in_flight=workers) as service:
+        delivered = await in_time_of_each(loop, service, 0.0285, phases, policy, max_age_s=0.045)
+
+    assert min(delivered) >= 0.9 * 20.0 / 0.03
+
+
+@pytest.mark.parametrize("policy", [LatestOnly(), Block()], ids=["latest", "block"])
+@pytest.mark.parametrize("cameras", [4, 7])
+async def test_a_worker_that_is_free_alone_leaves_no_stream_out(loop, cameras, policy):
+    """Of the streams that wait for it, all in one batch would be late, and the planner leaves out the same ones."""
+    model = ScriptedBackend(duration_s=lambda size: 0.02 + 0.008 * size, example=1.0)
+    rows = -(-cameras // 2)
+    takes_s = 0.02 + 0.008 * rows
+    random = Random(1)
+    phases = [random.random() for _ in range(cameras)]
+    async with stack_of(loop, model, max_batch_size=8, max_in_flight=2) as service:
+        period_s = takes_s / 1.2
+        delivered = await in_time_of_each(loop, service, period_s, phases, policy, max_age_s=1.5 * takes_s)
+
+    assert min(delivered) >= 0.8 * sum(delivered) / cameras
+
+
 @pytest.mark.parametrize("rates", [(50,), (20, 80), (10, 30, 30, 90)], ids=str)
 @pytest.mark.parametrize("max_waiting", [1, 4])
 async def test_sources_that_are_behind_are_read_on(loop, max_waiting, rates):

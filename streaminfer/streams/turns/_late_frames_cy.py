@@ -8,7 +8,9 @@ next frame takes the turn. Otherwise a stream with frames that are too old at ea
 batch would have too few rows.
 
 The next batch has as many rows as the waiting streams can fill, which may be few. If it is not full, its rows are
-assumed to be spread over the workers.
+assumed to be spread over the free workers. If only one of several workers is free, no more frames are sent than can be
+on time together: of more, the planner would leave out those with most time left, mostly of the same streams. They are
+the first at the next worker, which is free soon.
 
 Frames may also wait in a queue of the user before the stream reads them. Then all frames that the stream has read may
 be too old at its next turn, and at each later turn. So the stream keeps reading its source until a frame has time for
@@ -27,10 +29,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from streaminfer._internal.units import NEVER_NS
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from streaminfer.streams._live_stream_cy import Stream
+    from streaminfer.streams._stream_cy import StreamResult, StreamState
     from streaminfer.streams.stream_settings import StreamSettings
     from streaminfer.streams.turns._fair_order_cy import Turn
 
@@ -47,59 +52,101 @@ class LateFrames:
 
     Args:
         settings: settings of the streams.
-        batch_ns: returns the duration of a slow batch for a number of rows, or ``None`` if it does not know; ``None``:
-            the service does not report it.
-        workers: how many batches run at once.
 
     Attributes:
         next_end_ns: end of a slow batch after the next one; 0: not known.
     """
 
-    def __init__(self, settings: StreamSettings, batch_ns: Callable[[int], int | None] | None, workers: int) -> None:
-        self._batch_ns = batch_ns
+    def __init__(self, settings: StreamSettings) -> None:
+        self._batch_ns: Callable[[int], int | None] | None = None
+        self._expected_ns: Callable[[int], int] | None = None
+        self._workers = 1
         self._is_told = False  # the service reports how long a batch takes
         self._max_in_flight = settings.max_in_flight
         self._took_ns = 0.0  # mean time of a frame at the service, if the service reports none; 0: not known
         self._has_limit = settings.max_age_ns > 0
-        self._workers = workers
         self._now_ns = 0
         self._ends_ns = 0  # end of a slow batch that begins next
         self._is_behind = False  # others fill the room, or two batches wait
         self.next_end_ns = 0
 
-    def update(self, batch_ns: Callable[[int], int | None] | None, workers: int) -> None:
-        """Update the capabilities of the service; keep what was learned."""
-        self._batch_ns, self._workers = batch_ns, workers
+    def update(
+        self,
+        batch_ns: Callable[[int], int | None] | None,
+        expected_ns: Callable[[int], int] | None,
+        workers: int,
+    ) -> None:
+        """Update the capabilities of the service; keep what was learned.
 
-    def look(self, queued: list[Turn], room: int, now_ns: int, starts_ns: int) -> None:
-        """Estimate when the next batch ends, and whether frames pile up.
+        Args:
+            batch_ns: returns the duration of a slow batch for a number of rows, or ``None`` if it does not know;
+                ``None``: the service does not report it.
+            expected_ns: returns the expected duration of a batch for a number of rows; ``None``: not reported.
+            workers: how many batches run at once.
+        """
+        self._batch_ns, self._expected_ns, self._workers = batch_ns, expected_ns, workers
+
+    def look(self, queued: list[Turn], room: int, now_ns: int, starts_ns: int, workers: int) -> int:
+        """Estimate when the next batch ends, and whether frames pile up; return how many frames to send.
 
         Args:
             queued: turns of the streams that wait.
             room: how many frames may be sent.
             now_ns: the present instant.
             starts_ns: expected start of the batch.
+            workers: how many workers are free then.
+
+        Returns:
+            How many frames to send, at most ``room``.
         """
         self._now_ns = self._ends_ns = now_ns
         self._is_behind = False
         if not self._has_limit or room <= 0:
-            return
+            return room
         rows = frames = 0
+        least_ns = NEVER_NS
         for turn in queued:
             stream = turn.owner
             state = stream.state
-            rows += 1 if state.one_by_one else min(state.waiting, self._max_in_flight - state.running)
+            rows += self._rows_of(state)
             frames += state.waiting
+            least_ns = min(least_ns, state.last_deadline_ns())
             if rows > room:
                 break
         self._is_behind = rows > room or frames >= 2 * rows
         takes_ns = None
         if self._batch_ns is not None:
-            takes_ns = self._batch_ns(room if rows > room else max(1, -(-rows // self._workers)))
+            takes_ns = self._batch_ns(room if rows > room else max(1, -(-rows // workers)))
         self._is_told = takes_ns is not None
         takes_ns = int(_SLOW * self._took_ns) if takes_ns is None else takes_ns
         self._ends_ns = max(now_ns, starts_ns) + takes_ns
+        if self._is_told and least_ns < self._ends_ns and workers == 1 < self._workers:
+            room = self._rows_in_time(queued, room, max(now_ns, starts_ns))
+            self._is_behind = self._is_behind or rows > room
         self.next_end_ns = self._ends_ns + takes_ns
+        return room
+
+    def _rows_of(self, state: StreamState) -> int:
+        """Return how many frames of a stream the next batch can have."""
+        return 1 if state.one_by_one else min(state.waiting, self._max_in_flight - state.running)
+
+    def _rows_in_time(self, queued: list[Turn], room: int, starts_ns: int) -> int:
+        """Return how many frames are in time in a batch together; all that there is room for where none is."""
+        deadlines_ns: list[int] = []
+        for turn in queued:
+            stream = turn.owner
+            state = stream.state
+            deadlines_ns += [state.last_deadline_ns()] * self._rows_of(state)
+        deadlines_ns.sort(reverse=True)
+        least, most = 0, min(len(deadlines_ns), room)
+        while least < most:
+            rows = (least + most + 1) // 2
+            ends_ns = starts_ns + self._batch_ns(rows)  # type: ignore[misc,operator]
+            if deadlines_ns[rows - 1] >= ends_ns:
+                least, self._ends_ns = rows, ends_ns
+            else:
+                most = rows - 1
+        return least or room
 
     def read_on(self, queued: list[Turn], now_ns: int) -> None:
         """Release the held sources of streams that wait for another turn with frames too old for it."""
@@ -130,3 +177,13 @@ class LateFrames:
         if self._is_behind:
             stream.drop_late(self._now_ns, self._ends_ns)
         return stream.state.time_left_ns(self._ends_ns) < 0 < stream.state.time_left_ns(self._now_ns)
+
+    def is_denied(self, stream: Stream, result: StreamResult, now_ns: int) -> bool:
+        """Return whether a frame is dropped for which even a batch of its own is expected to end too late.
+
+        It would have the place of its stream until its deadline. The frame behind it would be too old by then too, and
+        so on for ever. Every other one is sent all the same, since what is expected may be wrong.
+        """
+        if self._expected_ns is None or not self._has_limit or stream.turn.denied & 1:
+            return False
+        return now_ns + self._expected_ns(1) > stream.state.deadline_ns(result)

@@ -30,7 +30,8 @@ class Streams:
         sender = SimpleNamespace(states=states, clock=loop.clock, leave=lambda stream: None)
         outlet = Outlet(loop.clock, WakeUps(loop, None, lambda: None))
         self.order = FairOrder()
-        self.late_frames = LateFrames(self.settings, batch_ns, workers)
+        self.late_frames = LateFrames(self.settings)
+        self.late_frames.update(batch_ns, batch_ns, workers)
         self.streams = []
         for number, frames in enumerate(ages):
             stream = Stream(number, [], self.settings, sender, outlet, SessionTotals())
@@ -39,9 +40,9 @@ class Streams:
             self.order.push(stream.turn)
             self.streams.append(stream)
 
-    def look(self, room=16, starts_ns=1000):
+    def look(self, room=16, starts_ns=1000, free=1):
         """Return which streams' next frames are late, and what was dropped of each."""
-        self.late_frames.look(self.order.queued, room, 1000, starts_ns)
+        self.room = self.late_frames.look(self.order.queued, room, 1000, starts_ns, free)
         late = [self.late_frames.is_late(stream) for stream in self.streams]
         return late, [stream.state.dropped for stream in self.streams]
 
@@ -70,11 +71,45 @@ async def test_a_frame_past_its_limit_is_dropped_as_such(loop):
     assert Streams(loop, [210, 20, 10]).look() == ([False], [{"deadline_exceeded": 1}])
 
 
-async def test_rows_of_streams_are_spread_over_the_workers(loop):
+async def test_rows_of_streams_are_spread_over_the_free_workers(loop):
     """Four rows of two streams take 38 together, and 34 on each of two workers."""
     ages = [163, 20, 10, 5], [50, 40, 30, 20]
     assert Streams(loop, *ages, max_in_flight=2).look() == ([False] * 2, [{"infeasible": 1}, {}])
-    assert Streams(loop, *ages, max_in_flight=2, workers=2).look() == ([False] * 2, [{}] * 2)
+    assert Streams(loop, *ages, max_in_flight=2, workers=2).look(free=2) == ([False] * 2, [{}] * 2)
+    assert Streams(loop, *ages, max_in_flight=2, workers=2).look(free=1) == ([False] * 2, [{"infeasible": 1}, {}])
+
+
+@pytest.mark.parametrize(("workers", "free", "room"), [(1, 1, 16), (2, 1, 2), (2, 2, 16)])
+async def test_a_free_worker_gets_what_is_in_time_together(loop, workers, free, room):
+    """Three rows would take 36, longer than two frames have left; the next worker is soon free for the third one."""
+    streams = Streams(loop, [165], [165], [50], workers=workers)
+    streams.look(free=free)
+    assert streams.room == room
+
+
+async def test_all_are_sent_where_none_is_in_time(loop):
+    streams = Streams(loop, [180], [190], workers=2)
+    streams.look()
+    assert streams.room == 16
+
+
+async def test_younger_frames_of_backlogs_count(loop):
+    """The older ones are dropped."""
+    streams = Streams(loop, [180, 20], [180, 20], [180, 20], workers=2)
+    assert streams.look() == ([False] * 3, [{"infeasible": 1}] * 3)
+    assert streams.room == 16
+
+
+@pytest.mark.parametrize(("age", "denied"), [(169, [True, False, True]), (168, [False] * 3)])
+async def test_every_other_frame_is_dropped_that_is_too_late_by_itself(loop, age, denied):
+    """A batch of one is expected to take 32."""
+    streams = Streams(loop, [age])
+    stream = streams.streams[0]
+    result = stream.state.next(1000)
+    found = []
+    for stream.turn.denied in range(3):
+        found.append(streams.late_frames.is_denied(stream, result, 1000))
+    assert found == denied
 
 
 async def test_the_batch_begins_when_a_worker_is_free(loop):
@@ -119,7 +154,7 @@ async def test_what_was_measured_is_kept_when_streams_join(loop):
     streams = Streams(loop, [10], batch_ns=None)
     streams.look()
     streams.late_frames.learn(40, True)
-    streams.late_frames.update(None, 1)
+    streams.late_frames.update(None, None, 1)
     streams.look()
     assert streams.late_frames.next_end_ns == 1100
 
