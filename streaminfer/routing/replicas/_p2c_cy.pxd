@@ -94,5 +94,5 @@ cdef class P2CBalancer:
     @cython.locals(number=Py_ssize_t, slot=CReplicaStats, least=double, cost=double)
     cdef Py_ssize_t _or_slow_starter(self, Py_ssize_t best, Py_ssize_t excluded, long long now_ns) noexcept
 
-    @cython.locals(one=CReplicaStats, other=CReplicaStats, mean_ns=double, decay_ns=cython.longlong)
     cdef Py_ssize_t _better(self, Py_ssize_t first, Py_ssize_t second, long long now_ns) noexcept
+    cdef double _cost(self, CReplicaStats slot, long long now_ns) noexcept

@@ -245,7 +245,7 @@ class P2CBalancer:
                     best = -1
                     lowest = tier
                 continue
-            cost = slot.cost(now_ns, self._mean_ns, self._decay_ns)
+            cost = self._cost(slot, now_ns)
             if best < 0 or tier < lowest or cost < least:
                 best = number
                 least = cost
@@ -261,7 +261,7 @@ class P2CBalancer:
         for slot in self._slots:
             lowest = min(lowest, slot.tier(now_ns))
         costs = [
-            (slot.cost(now_ns, self._mean_ns, self._decay_ns), number)
+            (self._cost(slot, now_ns), number)
             for number, slot in enumerate(self._slots)
             if slot.tier(now_ns) == lowest < _NO_TIER
         ]
@@ -296,6 +296,7 @@ class P2CBalancer:
         elif outcome == _REJECTED:
             slot.rejected += 1
             if current:
+                slot.refused = True
                 slot.success -= slot.success * _OUTCOME_WEIGHT
                 slot.heard_ns = now_ns
         elif outcome == _FAILURE or self._ejection.took_too_long(slot, duration_ns, places):
@@ -322,12 +323,14 @@ class P2CBalancer:
 
     def _succeeded(self, slot: ReplicaStats, duration_ns: int, places: int, now_ns: int) -> None:
         slot.consecutive_failures = 0
+        slot.refused = False
         slot.success += (1.0 - slot.success) * _OUTCOME_WEIGHT
         slot.learn(duration_ns, places, now_ns, self._decay_ns)
         self._ejection.succeeded(slot, duration_ns, places, now_ns)
 
     def _failed(self, slot: ReplicaStats, duration_ns: int, places: int, now_ns: int) -> None:
         slot.consecutive_failures += 1
+        slot.refused = True
         slot.success -= slot.success * _OUTCOME_WEIGHT
         self._learn_at_least(slot, duration_ns, places, now_ns)
         slot.heard_ns = now_ns
@@ -365,7 +368,7 @@ class P2CBalancer:
                     self._left_out = True
             elif slot.state == PROBING and not slot.probe_in_flight:
                 slot.share = slot.weight
-            if number == excluded:
+            if number == excluded or (excluded >= 0 and slot.is_doubtful()):
                 slot.share = 0.0
             elif slot.penalty > 1.0:
                 slot.share /= slot.penalty
@@ -398,7 +401,7 @@ class P2CBalancer:
         for number, slot in enumerate(self._slots):
             if slot.share <= 0.0:
                 continue
-            cost = slot.cost(now_ns, self._mean_ns, self._decay_ns)
+            cost = self._cost(slot, now_ns)
             if best < 0 or cost < least or (cost == least and slot.penalty < penalty):
                 best, least, penalty, equal = number, cost, slot.penalty, 1
             elif cost == least and slot.penalty == penalty:  # the first one would be that of all new processes
@@ -426,10 +429,10 @@ class P2CBalancer:
     def _or_slow_starter(self, best: int, excluded: int, now_ns: int) -> int:
         """Return a replica that starts slowly if its cost, over the share of its weight that it has, is less."""
         slot = self._slots[best]
-        least = slot.cost(now_ns, self._mean_ns, self._decay_ns)
+        least = self._cost(slot, now_ns)
         for number, slot in enumerate(self._slots):
-            if slot.state == ACTIVE and slot.slow_start and number != excluded:
-                cost = slot.cost(now_ns, self._mean_ns, self._decay_ns) / slot.ramp(now_ns, self._slow_start_ns)
+            if slot.state == ACTIVE and slot.slow_start and (excluded < 0 or not (number == excluded or slot.refused)):
+                cost = self._cost(slot, now_ns) / slot.ramp(now_ns, self._slow_start_ns)
                 if cost < least:
                     best = number
                     least = cost
@@ -440,8 +443,7 @@ class P2CBalancer:
             return first
         if first < 0:
             return second
-        one = self._slots[first]
-        other = self._slots[second]
-        mean_ns = self._mean_ns
-        decay_ns = self._decay_ns
-        return second if other.cost(now_ns, mean_ns, decay_ns) < one.cost(now_ns, mean_ns, decay_ns) else first
+        return second if self._cost(self._slots[second], now_ns) < self._cost(self._slots[first], now_ns) else first
+
+    def _cost(self, slot: ReplicaStats, now_ns: int) -> float:
+        return slot.cost(now_ns, self._mean_ns, self._decay_ns)

@@ -13,7 +13,7 @@ cdef class ReplicaStats:
     cdef unsigned long long key
     cdef double share, places
     cdef long long level, samples, consecutive_failures, generation, heard_ns, busy_ns, since_ns, probe_began_ns
-    cdef bint slow_start, probe_in_flight
+    cdef bint slow_start, probe_in_flight, refused
 
     cdef void reset(self, double weight, double penalty, int zone, unsigned long long key, long long now_ns) noexcept
     cdef void begin_generation(self) noexcept
@@ -25,6 +25,7 @@ cdef class ReplicaStats:
     cdef double drawn(self, double mean_ns) noexcept
 
     cdef int tier(self, long long now_ns) noexcept
+    cdef bint is_doubtful(self) noexcept
 
     @cython.locals(success=double, expected=double)
     cdef double cost(self, long long now_ns, double mean_ns, long long decay_ns) noexcept

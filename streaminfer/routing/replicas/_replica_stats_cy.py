@@ -103,6 +103,7 @@ class ReplicaStats:
         self.places = 0.0
         self.per_place_ns = 0.0
         self.success = 1.0
+        self.refused = False
         self.consecutive_failures = 0
         self.heard_ns = now_ns
         self.busy_ns = now_ns
@@ -141,6 +142,13 @@ class ReplicaStats:
         if self.state == _EJECTED:
             return 2 if now_ns < self.until_ns else 0
         return 3
+
+    def is_doubtful(self) -> bool:
+        """Return whether it is no place for a second attempt: its last request failed or was rejected, or it probes.
+
+        Where a whole zone is out, the next replica of it is no better than the first.
+        """
+        return self.refused or self.state == _PROBING
 
     def cost(self, now_ns: int, mean_ns: float, decay_ns: int) -> float:
         """Return the value to compare: the expected time over success and weight, times the penalty."""

@@ -497,6 +497,45 @@ def test_a_second_attempt_goes_to_no_replica_that_is_ejected():
     assert balance.panics == 1
 
 
+@pytest.mark.parametrize("choices", [2, 100])
+@pytest.mark.parametrize("outcome", [FAILURE, REJECTED])
+def test_a_second_attempt_avoids_what_failed_last(outcome, choices):
+    """Where a whole zone is out, it leaves the zone at once, before any replica is ejected."""
+    balance = zoned(choices=choices)
+    for number in range(4):
+        give(balance, number, SUCCESS, 10 * MS, 0)
+    for number in (0, 1):
+        give(balance, number, outcome, MS, 0)
+    assert {ask(balance, now, excluded=0) for now in range(50)} <= {2, 3}
+    assert ask(balance, 50) in (0, 1)  # a first attempt still goes where it is expected sooner
+    give(balance, 1, SUCCESS, 10 * MS, 60)
+    assert ask(balance, 70, excluded=0) == 1
+
+
+def test_a_second_attempt_avoids_one_that_starts_slowly_and_failed():
+    balance = made(2, latency_factor=0.0)
+    for number in range(2):
+        give(balance, number, SUCCESS, 50 * MS, 0)
+    balance.add(1.0, 1.0, 0, 3, True, 0)
+    give(balance, 2, SUCCESS, MS, 5 * S)
+    give(balance, 2, FAILURE, MS, 5 * S)
+    assert {ask(balance, 5 * S, took=50 * MS, excluded=0) for _ in range(20)} == {1}
+
+
+def test_a_second_attempt_avoids_one_that_probes():
+    """It gets its probe from a first attempt, which has a second one."""
+    balance = made(3)
+    fail(balance, 2, 0)
+    assert {ask(balance, 2 * S, excluded=0) for _ in range(20)} == {1}
+    assert balance.slot(2).state == PROBING
+
+
+def test_a_second_attempt_goes_to_what_failed_if_nothing_else_is_left():
+    balance = made(2)
+    give(balance, 1, FAILURE, MS, 0)
+    assert ask(balance, 0, excluded=0) == 1
+
+
 def test_a_second_attempt_is_no_second_request_of_a_probing_replica():
     balance = made(2)
     balance.hold_out(0)
