@@ -1,7 +1,7 @@
 cimport cython
 from streaminfer.routing.replicas._draws_cy cimport UniformDraws, unit_hash
 from streaminfer.routing.replicas._ejection_cy cimport OutlierEjection
-from streaminfer.routing.replicas._replica_stats_cy cimport ReplicaStats as CReplicaStats
+from streaminfer.routing.replicas._replica_stats_cy cimport Fleet, ReplicaStats as CReplicaStats
 
 cdef int FREE, ACTIVE, PROBING, EJECTED, DRAINING
 cdef int _SUCCESS, _FAILURE, _REJECTED
@@ -15,7 +15,8 @@ cdef class P2CBalancer:
     cdef readonly long long panics
     cdef long long _choices, _decay_ns, _slow_start_ns
     cdef bint _left_out
-    cdef double _mean_ns, _own, _others
+    cdef double _own, _others
+    cdef Fleet _fleet
     cdef UniformDraws _draws
     cdef list _slots
     cdef OutlierEjection _ejection

@@ -38,7 +38,7 @@ from math import log
 
 from streaminfer.routing.replicas._draws_cy import UniformDraws, unit_hash
 from streaminfer.routing.replicas._ejection_cy import OutlierEjection
-from streaminfer.routing.replicas._replica_stats_cy import ACTIVE, DRAINING, EJECTED, FREE, PROBING, ReplicaStats
+from streaminfer.routing.replicas._replica_stats_cy import ACTIVE, DRAINING, EJECTED, FREE, PROBING, Fleet, ReplicaStats
 
 __all__ = ["FAILURE", "IGNORED", "REJECTED", "SUCCESS", "P2CBalancer"]
 
@@ -80,7 +80,7 @@ class P2CBalancer:
         self._slow_start_ns = slow_start_ns
         self._draws = UniformDraws(seed)
         self._left_out = False
-        self._mean_ns = 0.0
+        self._fleet = Fleet(self._slots)
         self._own = 0.0
         self._others = 0.0
         self.panics = 0
@@ -270,7 +270,7 @@ class P2CBalancer:
     def expected_ns(self, number: int, now_ns: int) -> int:
         """Return the expected time of the next request there, in nanoseconds; 0: not known."""
         slot = self._slots[number]
-        return int(slot.expected(now_ns, self._mean_ns, self._decay_ns))
+        return int(slot.expected(now_ns, self._fleet, self._decay_ns))
 
     def done(self, token: int, outcome: int, duration_ns: int, now_ns: int) -> None:
         """Record the outcome of an attempt.
@@ -326,6 +326,7 @@ class P2CBalancer:
         slot.refused = False
         slot.success += (1.0 - slot.success) * _OUTCOME_WEIGHT
         slot.learn(duration_ns, places, now_ns, self._decay_ns)
+        self._fleet.learn(slot, 1.0 * duration_ns / places)
         self._ejection.succeeded(slot, duration_ns, places, now_ns)
 
     def _failed(self, slot: ReplicaStats, duration_ns: int, places: int, now_ns: int) -> None:
@@ -338,7 +339,7 @@ class P2CBalancer:
 
     def _learn_at_least(self, slot: ReplicaStats, duration_ns: int, places: int, now_ns: int) -> bool:
         """Learn from an attempt without response if it took longer than expected; return whether it did."""
-        expected_ns = (slot.per_place_ns if slot.samples else self._mean_ns) * places
+        expected_ns = (slot.per_place_ns if slot.samples else self._fleet.mean_ns) * places
         if not 0.0 < expected_ns < duration_ns:
             return False
         slot.learn(duration_ns, places, now_ns, self._decay_ns)
@@ -363,7 +364,7 @@ class P2CBalancer:
                     known += 1
                     speed += 1.0 / slot.per_place_ns
                 if not (slot.slow_start and slowly) or self._draws.next() < slot.ramp(now_ns, self._slow_start_ns):
-                    slot.share = slot.drawn(self._mean_ns)  # the mean of the choice before
+                    slot.share = slot.drawn(self._fleet.mean_ns)  # the mean of the choice before
                 else:
                     self._left_out = True
             elif slot.state == PROBING and not slot.probe_in_flight:
@@ -376,7 +377,7 @@ class P2CBalancer:
             else:
                 own += slot.share
         # the mean speed: in a mean of times, what one replica took in an outage would keep its own estimate up for good
-        self._mean_ns = known / speed if known else 0.0
+        self._fleet.mean_ns = known / speed if known else 0.0
         self._own = own
         self._others = others
 
@@ -446,4 +447,4 @@ class P2CBalancer:
         return second if self._cost(self._slots[second], now_ns) < self._cost(self._slots[first], now_ns) else first
 
     def _cost(self, slot: ReplicaStats, now_ns: int) -> float:
-        return slot.cost(now_ns, self._mean_ns, self._decay_ns)
+        return slot.cost(now_ns, self._fleet, self._decay_ns)

@@ -27,7 +27,7 @@ One source, compiled with the C types of ``_replica_stats_cy.pxd`` or run uncomp
 
 from __future__ import annotations
 
-__all__ = ["ACTIVE", "DRAINING", "EJECTED", "FREE", "PROBING", "ReplicaStats"]
+__all__ = ["ACTIVE", "DRAINING", "EJECTED", "FREE", "PROBING", "Fleet", "ReplicaStats"]
 
 FREE, ACTIVE, PROBING, EJECTED, DRAINING = range(5)
 """States of a slot; ``FREE`` has no replica, one that starts slowly is ``ACTIVE``."""
@@ -44,6 +44,9 @@ _LEAST_SUCCESS = 0.02
 _LEAST_RAMP = 0.1
 _ENOUGH = 8  # samples by which a latency is judged
 _GENERATIONS = 2**22 - 1
+_RECENT = 8  # requests whose mean is the latency of late
+_FEW = 3  # so many have a mean; the first alone may have been quick by chance
+_FARTHER = 1.5  # how much longer than at home a request may take elsewhere, for want of knowledge
 
 
 class ReplicaStats:
@@ -80,6 +83,7 @@ class ReplicaStats:
         self.key = key
         self.share = 0.0
         self.level = 0
+        self.zone_ns = 0.0
         self.ejections = 0
         self.attempts = 0
         self.succeeded = 0
@@ -150,7 +154,7 @@ class ReplicaStats:
         """
         return self.refused or self.state == _PROBING
 
-    def cost(self, now_ns: int, mean_ns: float, decay_ns: int) -> float:
+    def cost(self, now_ns: int, fleet: Fleet, decay_ns: int) -> float:
         """Return the value to compare: the expected time over success and weight, times the penalty."""
         success = self.success
         if success < 1.0:
@@ -158,16 +162,24 @@ class ReplicaStats:
             if success < _LEAST_SUCCESS:
                 success = _LEAST_SUCCESS
         # before the first measurement the replica with the fewest requests is the cheapest
-        expected = self.expected(now_ns, mean_ns, decay_ns)
+        expected = self.expected(now_ns, fleet, decay_ns)
         return (expected if expected > 0.0 else self.in_flight + 1.0) * self.penalty / (success * self.weight)
 
-    def expected(self, now_ns: int, mean_ns: float, decay_ns: int) -> float:
-        """Return the nanoseconds that the next request takes; ``mean_ns``: the fleet's time per request in flight."""
-        per_place_ns = mean_ns
+    def expected(self, now_ns: int, fleet: Fleet, decay_ns: int) -> float:
+        """Return the nanoseconds that the next request takes.
+
+        A replica elsewhere that was never called is not expected to be as busy as those that were: see `Fleet`.
+        """
+        mean_ns = per_place_ns = fleet.mean_ns
         if self.samples:
             per_place_ns = self.per_place_ns
             if per_place_ns > mean_ns:
                 per_place_ns = mean_ns + (per_place_ns - mean_ns) * self.remembered(now_ns, decay_ns)
+        elif self.penalty > 1.0:
+            if self.zone_ns > 0.0:
+                per_place_ns = self.zone_ns
+            elif 0.0 < _FARTHER * fleet.least_ns < mean_ns:
+                per_place_ns = _FARTHER * fleet.least_ns
         expected_ns = per_place_ns * (self.in_flight + 1)
         if self.in_flight:
             silent_ns = now_ns - (self.heard_ns if self.heard_ns > self.busy_ns else self.busy_ns)
@@ -199,3 +211,39 @@ class ReplicaStats:
         self.places += (places - self.places) * newest
         self.per_place_ns = self.latency_ns / self.places
         self.heard_ns = now_ns
+
+
+class Fleet:
+    """The time per request in flight of all replicas, and what it says of those that were never called.
+
+    *Design.* Where a zone fills up, the mean of its replicas says nothing of a zone that was never called: times the
+    penalty it would keep a process with few requests at home, however long they take. So a replica there is expected
+    to take little longer than a request did when there was least to do, which one request corrects. The others of its
+    zone are then expected to be like it: a process tries each zone once, not each replica.
+
+    Args:
+        slots: of all replicas.
+
+    Attributes:
+        mean_ns: at the mean speed of the replicas that are known; 0.0: none is.
+        least_ns: the least that a few successive requests took in the mean; 0.0: not known.
+    """
+
+    def __init__(self, slots: list[ReplicaStats]) -> None:
+        self.slots = slots
+        self.mean_ns = 0.0
+        self.least_ns = 0.0
+        self.lately_ns = 0.0
+        self.learned = 0
+
+    def learn(self, slot: ReplicaStats, per_place_ns: float) -> None:
+        """Add the time per request in flight of one request, which the replica has learned."""
+        if self.learned < _RECENT:
+            self.learned += 1
+        self.lately_ns += (per_place_ns - self.lately_ns) / self.learned
+        if self.learned >= _FEW and (self.least_ns <= 0.0 or self.lately_ns < self.least_ns):
+            self.least_ns = self.lately_ns
+        if slot.penalty > 1.0:
+            for other in self.slots:
+                if other.zone == slot.zone:
+                    other.zone_ns = slot.per_place_ns

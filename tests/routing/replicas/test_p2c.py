@@ -619,6 +619,44 @@ def test_home_is_preferred_until_it_is_worse_by_the_penalty():
     assert Counter(number > 1 for number in taken) == {False: 8, True: 4}  # two at home for each away
 
 
+def fill_up(balance, quick=8, slow=40):
+    """One request after the other, at home: quick ones while there is little to do, then slow ones."""
+    now = 0
+    for took in quick * [10 * MS] + slow * [200 * MS]:
+        token = balance.choose(-1, now)
+        now += took
+        if token & SLOT > 1:
+            return token, now - took
+        balance.done(token, SUCCESS, took, now)
+    return None, now
+
+
+def test_a_full_zone_is_left_for_one_that_was_never_called():
+    """Also by a process whose requests never overlap: the other zone is not expected to be as full as its own."""
+    balance = zoned(latency_factor=0.0)
+    assert fill_up(balance)[0] is not None
+
+
+def test_one_response_says_what_a_zone_takes():
+    """The other replicas of a zone that is too far are not tried."""
+    balance = zoned(latency_factor=0.0)
+    token, now = fill_up(balance)
+    balance.done(token, SUCCESS, 800 * MS, now)
+    assert {ask(balance, now, took=200 * MS) for _ in range(20)} <= {0, 1}
+    assert balance.expected_ns(5 - (token & SLOT), now) == 800 * MS
+
+
+def test_a_zone_that_is_not_full_is_not_left():
+    balance = zoned(latency_factor=0.0)
+    assert {ask(balance, now * S, took=(10 + now % 10) * MS) for now in range(200)} == {0, 1}
+
+
+def test_where_nothing_quicker_was_seen_a_zone_is_like_those_known():
+    balance = zoned(latency_factor=0.0)
+    assert fill_up(balance, quick=0)[0] is None
+    assert balance.expected_ns(2, S) == 200 * MS
+
+
 def test_the_last_replica_is_never_ejected():
     """Not even where all may be: it serves, at the price of its failures."""
     balance = made(3, max_ejected=1.0)
