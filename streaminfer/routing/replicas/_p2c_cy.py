@@ -364,7 +364,7 @@ class P2CBalancer:
                     known += 1
                     speed += 1.0 / slot.per_place_ns
                 if not (slot.slow_start and slowly) or self._draws.next() < slot.ramp(now_ns, self._slow_start_ns):
-                    slot.share = slot.drawn(self._fleet.mean_ns)  # the mean of the choice before
+                    slot.share = slot.drawn(now_ns, self._fleet.mean_ns, self._decay_ns)  # the mean of the last choice
                 else:
                     self._left_out = True
             elif slot.state == PROBING and not slot.probe_in_flight:

@@ -24,13 +24,17 @@ cdef class ReplicaStats:
     @cython.locals(elapsed_ns=cython.longlong, part=double)
     cdef double ramp(self, long long now_ns, long long slow_start_ns) noexcept
 
-    cdef double drawn(self, double mean_ns) noexcept
+    @cython.locals(weight=double)
+    cdef double drawn(self, long long now_ns, double mean_ns, long long decay_ns) noexcept
 
     cdef int tier(self, long long now_ns) noexcept
     cdef bint is_doubtful(self) noexcept
 
-    @cython.locals(success=double, expected=double)
+    @cython.locals(expected=double, served=double)
     cdef double cost(self, long long now_ns, Fleet fleet, long long decay_ns) noexcept
+
+    @cython.locals(success=double)
+    cdef double served(self, long long now_ns, long long decay_ns) noexcept
 
     @cython.locals(per_place_ns=double, mean_ns=double, expected_ns=double, silent_ns=cython.longlong)
     cdef double expected(self, long long now_ns, Fleet fleet, long long decay_ns) noexcept

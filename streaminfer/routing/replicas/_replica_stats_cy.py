@@ -124,15 +124,18 @@ class ReplicaStats:
         part = 1.0 * elapsed_ns / slow_start_ns  # of whole numbers, compiled, it would be a whole number
         return part if part > _LEAST_RAMP else _LEAST_RAMP
 
-    def drawn(self, mean_ns: float) -> float:
+    def drawn(self, now_ns: int, mean_ns: float, decay_ns: int) -> float:
         """Return its share in the draws; ``mean_ns``: the fleet's time per request in flight, 0.0: not known.
 
-        Half of it is the weight. The other half goes with its speed, because by Little's law requests in flight over
-        latency are its throughput. All of it would magnify itself: a replica is less fast while it has few requests.
+        It goes with the share of its requests that it serves: where most replicas fail, both of two draws would often
+        be such. Half of the rest is the weight. The other half goes with its speed, because by Little's law requests in
+        flight over latency are its throughput. All of it would magnify itself: a replica is less fast while it has few
+        requests.
         """
+        weight = self.weight * self.served(now_ns, decay_ns)
         if self.per_place_ns <= 0.0 or mean_ns <= 0.0:
-            return self.weight
-        return self.weight * (0.5 + 0.5 * mean_ns / self.per_place_ns)
+            return weight
+        return weight * (0.5 + 0.5 * mean_ns / self.per_place_ns)
 
     def tier(self, now_ns: int) -> int:
         """Return when it gets a request, replicas of a lower number first.
@@ -156,14 +159,17 @@ class ReplicaStats:
 
     def cost(self, now_ns: int, fleet: Fleet, decay_ns: int) -> float:
         """Return the value to compare: the expected time over success and weight, times the penalty."""
-        success = self.success
-        if success < 1.0:
-            success = 1.0 - (1.0 - success) * self.remembered(now_ns, decay_ns)
-            if success < _LEAST_SUCCESS:
-                success = _LEAST_SUCCESS
         # before the first measurement the replica with the fewest requests is the cheapest
         expected = self.expected(now_ns, fleet, decay_ns)
-        return (expected if expected > 0.0 else self.in_flight + 1.0) * self.penalty / (success * self.weight)
+        served = self.served(now_ns, decay_ns)
+        return (expected if expected > 0.0 else self.in_flight + 1.0) * self.penalty / (served * self.weight)
+
+    def served(self, now_ns: int, decay_ns: int) -> float:
+        """Return the share of its requests that it should serve; failures are forgotten as latencies are."""
+        if self.success >= 1.0:
+            return 1.0
+        success = 1.0 - (1.0 - self.success) * self.remembered(now_ns, decay_ns)
+        return success if success > _LEAST_SUCCESS else _LEAST_SUCCESS
 
     def expected(self, now_ns: int, fleet: Fleet, decay_ns: int) -> float:
         """Return the nanoseconds that the next request takes.

@@ -68,6 +68,19 @@ def fail(balance, number, now, times=5, took=MS):
     return balance.slot(number).state
 
 
+@pytest.mark.parametrize("outcome", [FAILURE, REJECTED])
+def test_replicas_that_serve_nothing_are_seldom_drawn(outcome):
+    """Also where they are most, and none is ejected: they would often be both of the two that are drawn."""
+    balance = made(8, consecutive_failures=0)
+    chosen = []
+    for now in range(4_000):
+        token = balance.choose(-1, now * 10 * MS)
+        chosen.append(token & SLOT)
+        served = chosen[-1] < 2
+        balance.done(token, SUCCESS if served else outcome, 10 * MS if served else 0, (now + 1) * 10 * MS)
+    assert sum(number >= 2 for number in chosen[2_000:]) < 300
+
+
 def test_two_replicas_get_the_one_with_less_to_do():
     balance = made(2)
     first = balance.choose(-1, 0) & SLOT
