@@ -1,7 +1,7 @@
 cimport cython
 from streaminfer.routing.replicas._draws_cy cimport UniformDraws, unit_hash
 from streaminfer.routing.replicas._ejection_cy cimport OutlierEjection
-from streaminfer.routing.replicas._replica_stats_cy cimport ReplicaStats as CReplicaStats
+from streaminfer.routing.replicas._replica_stats_cy cimport Fleet, ReplicaStats as CReplicaStats
 
 cdef int FREE, ACTIVE, PROBING, EJECTED, DRAINING
 cdef int _SUCCESS, _FAILURE, _REJECTED
@@ -15,7 +15,8 @@ cdef class P2CBalancer:
     cdef readonly long long panics
     cdef long long _choices, _decay_ns, _slow_start_ns
     cdef bint _left_out
-    cdef double _mean_ns, _own, _others
+    cdef double _own, _others
+    cdef Fleet _fleet
     cdef UniformDraws _draws
     cdef list _slots
     cdef OutlierEjection _ejection
@@ -94,5 +95,5 @@ cdef class P2CBalancer:
     @cython.locals(number=Py_ssize_t, slot=CReplicaStats, least=double, cost=double)
     cdef Py_ssize_t _or_slow_starter(self, Py_ssize_t best, Py_ssize_t excluded, long long now_ns) noexcept
 
-    @cython.locals(one=CReplicaStats, other=CReplicaStats, mean_ns=double, decay_ns=cython.longlong)
     cdef Py_ssize_t _better(self, Py_ssize_t first, Py_ssize_t second, long long now_ns) noexcept
+    cdef double _cost(self, CReplicaStats slot, long long now_ns) noexcept

@@ -38,7 +38,7 @@ from math import log
 
 from streaminfer.routing.replicas._draws_cy import UniformDraws, unit_hash
 from streaminfer.routing.replicas._ejection_cy import OutlierEjection
-from streaminfer.routing.replicas._replica_stats_cy import ACTIVE, DRAINING, EJECTED, FREE, PROBING, ReplicaStats
+from streaminfer.routing.replicas._replica_stats_cy import ACTIVE, DRAINING, EJECTED, FREE, PROBING, Fleet, ReplicaStats
 
 __all__ = ["FAILURE", "IGNORED", "REJECTED", "SUCCESS", "P2CBalancer"]
 
@@ -80,7 +80,7 @@ class P2CBalancer:
         self._slow_start_ns = slow_start_ns
         self._draws = UniformDraws(seed)
         self._left_out = False
-        self._mean_ns = 0.0
+        self._fleet = Fleet(self._slots)
         self._own = 0.0
         self._others = 0.0
         self.panics = 0
@@ -245,7 +245,7 @@ class P2CBalancer:
                     best = -1
                     lowest = tier
                 continue
-            cost = slot.cost(now_ns, self._mean_ns, self._decay_ns)
+            cost = self._cost(slot, now_ns)
             if best < 0 or tier < lowest or cost < least:
                 best = number
                 least = cost
@@ -261,7 +261,7 @@ class P2CBalancer:
         for slot in self._slots:
             lowest = min(lowest, slot.tier(now_ns))
         costs = [
-            (slot.cost(now_ns, self._mean_ns, self._decay_ns), number)
+            (self._cost(slot, now_ns), number)
             for number, slot in enumerate(self._slots)
             if slot.tier(now_ns) == lowest < _NO_TIER
         ]
@@ -270,7 +270,7 @@ class P2CBalancer:
     def expected_ns(self, number: int, now_ns: int) -> int:
         """Return the expected time of the next request there, in nanoseconds; 0: not known."""
         slot = self._slots[number]
-        return int(slot.expected(now_ns, self._mean_ns, self._decay_ns))
+        return int(slot.expected(now_ns, self._fleet, self._decay_ns))
 
     def done(self, token: int, outcome: int, duration_ns: int, now_ns: int) -> None:
         """Record the outcome of an attempt.
@@ -296,6 +296,7 @@ class P2CBalancer:
         elif outcome == _REJECTED:
             slot.rejected += 1
             if current:
+                slot.failed_last = True
                 slot.success -= slot.success * _OUTCOME_WEIGHT
                 slot.heard_ns = now_ns
         elif outcome == _FAILURE or self._ejection.took_too_long(slot, duration_ns, places):
@@ -322,12 +323,15 @@ class P2CBalancer:
 
     def _succeeded(self, slot: ReplicaStats, duration_ns: int, places: int, now_ns: int) -> None:
         slot.consecutive_failures = 0
+        slot.failed_last = False
         slot.success += (1.0 - slot.success) * _OUTCOME_WEIGHT
         slot.learn(duration_ns, places, now_ns, self._decay_ns)
+        self._fleet.learn(slot, 1.0 * duration_ns / places)
         self._ejection.succeeded(slot, duration_ns, places, now_ns)
 
     def _failed(self, slot: ReplicaStats, duration_ns: int, places: int, now_ns: int) -> None:
         slot.consecutive_failures += 1
+        slot.failed_last = True
         slot.success -= slot.success * _OUTCOME_WEIGHT
         self._learn_at_least(slot, duration_ns, places, now_ns)
         slot.heard_ns = now_ns
@@ -335,7 +339,7 @@ class P2CBalancer:
 
     def _learn_at_least(self, slot: ReplicaStats, duration_ns: int, places: int, now_ns: int) -> bool:
         """Learn from an attempt without response if it took longer than expected; return whether it did."""
-        expected_ns = (slot.per_place_ns if slot.samples else self._mean_ns) * places
+        expected_ns = (slot.per_place_ns if slot.samples else self._fleet.mean_ns) * places
         if not 0.0 < expected_ns < duration_ns:
             return False
         slot.learn(duration_ns, places, now_ns, self._decay_ns)
@@ -360,12 +364,14 @@ class P2CBalancer:
                     known += 1
                     speed += 1.0 / slot.per_place_ns
                 if not (slot.slow_start and slowly) or self._draws.next() < slot.ramp(now_ns, self._slow_start_ns):
-                    slot.share = slot.drawn(self._mean_ns)  # the mean at the previous choice
+                    slot.share = slot.drawn(
+                        now_ns, self._fleet.mean_ns, self._decay_ns
+                    )  # the mean at the previous choice
                 else:
                     self._left_out = True
             elif slot.state == PROBING and not slot.probe_in_flight:
                 slot.share = slot.weight
-            if number == excluded:
+            if number == excluded or (excluded >= 0 and slot.is_doubtful()):
                 slot.share = 0.0
             elif slot.penalty > 1.0:
                 slot.share /= slot.penalty
@@ -373,7 +379,7 @@ class P2CBalancer:
             else:
                 own += slot.share
         # the mean of speeds: in a mean of times, one replica's outage would keep its own estimate high for ever
-        self._mean_ns = known / speed if known else 0.0
+        self._fleet.mean_ns = known / speed if known else 0.0
         self._own = own
         self._others = others
 
@@ -398,7 +404,7 @@ class P2CBalancer:
         for number, slot in enumerate(self._slots):
             if slot.share <= 0.0:
                 continue
-            cost = slot.cost(now_ns, self._mean_ns, self._decay_ns)
+            cost = self._cost(slot, now_ns)
             if best < 0 or cost < least or (cost == least and slot.penalty < penalty):
                 best, least, penalty, equal = number, cost, slot.penalty, 1
             elif cost == least and slot.penalty == penalty:  # all new processes would choose the first one
@@ -426,10 +432,14 @@ class P2CBalancer:
     def _or_slow_starter(self, best: int, excluded: int, now_ns: int) -> int:
         """Return a replica that starts slowly if its cost, over its share of its weight, is less; else ``best``."""
         slot = self._slots[best]
-        least = slot.cost(now_ns, self._mean_ns, self._decay_ns)
+        least = self._cost(slot, now_ns)
         for number, slot in enumerate(self._slots):
-            if slot.state == ACTIVE and slot.slow_start and number != excluded:
-                cost = slot.cost(now_ns, self._mean_ns, self._decay_ns) / slot.ramp(now_ns, self._slow_start_ns)
+            if (
+                slot.state == ACTIVE
+                and slot.slow_start
+                and (excluded < 0 or not (number == excluded or slot.failed_last))
+            ):
+                cost = self._cost(slot, now_ns) / slot.ramp(now_ns, self._slow_start_ns)
                 if cost < least:
                     best = number
                     least = cost
@@ -440,8 +450,7 @@ class P2CBalancer:
             return first
         if first < 0:
             return second
-        one = self._slots[first]
-        other = self._slots[second]
-        mean_ns = self._mean_ns
-        decay_ns = self._decay_ns
-        return second if other.cost(now_ns, mean_ns, decay_ns) < one.cost(now_ns, mean_ns, decay_ns) else first
+        return second if self._cost(self._slots[second], now_ns) < self._cost(self._slots[first], now_ns) else first
+
+    def _cost(self, slot: ReplicaStats, now_ns: int) -> float:
+        return slot.cost(now_ns, self._fleet, self._decay_ns)

@@ -1,8 +1,10 @@
 cimport cython
 
 cdef int _FREE, _ACTIVE, _PROBING, _EJECTED
-cdef double _NEWEST, _PEAK, _MOST, _LEAST_SUCCESS, _LEAST_RAMP
-cdef long long _ENOUGH, _GENERATIONS
+cdef double _NEWEST, _PEAK, _MOST, _LEAST_SUCCESS, _LEAST_RAMP, _FARTHER
+cdef long long _ENOUGH, _GENERATIONS, _RECENT, _FEW
+
+cdef class Fleet
 
 @cython.final
 cdef class ReplicaStats:
@@ -11,9 +13,9 @@ cdef class ReplicaStats:
     cdef readonly long long in_flight, attempts, succeeded, failed, rejected, ejections, until_ns
     cdef readonly int zone
     cdef unsigned long long key
-    cdef double share, places
+    cdef double share, places, zone_ns
     cdef long long level, samples, consecutive_failures, generation, heard_ns, busy_ns, since_ns, probe_began_ns
-    cdef bint slow_start, probe_in_flight
+    cdef bint slow_start, probe_in_flight, failed_last
 
     cdef void reset(self, double weight, double penalty, int zone, unsigned long long key, long long now_ns) noexcept
     cdef void begin_generation(self) noexcept
@@ -22,18 +24,32 @@ cdef class ReplicaStats:
     @cython.locals(elapsed_ns=cython.longlong, part=double)
     cdef double ramp(self, long long now_ns, long long slow_start_ns) noexcept
 
-    cdef double drawn(self, double mean_ns) noexcept
+    @cython.locals(weight=double)
+    cdef double drawn(self, long long now_ns, double mean_ns, long long decay_ns) noexcept
 
     cdef int tier(self, long long now_ns) noexcept
+    cdef bint is_doubtful(self) noexcept
 
-    @cython.locals(success=double, expected=double)
-    cdef double cost(self, long long now_ns, double mean_ns, long long decay_ns) noexcept
+    @cython.locals(expected=double, served=double)
+    cdef double cost(self, long long now_ns, Fleet fleet, long long decay_ns) noexcept
 
-    @cython.locals(per_place_ns=double, expected_ns=double, silent_ns=cython.longlong)
-    cdef double expected(self, long long now_ns, double mean_ns, long long decay_ns) noexcept
+    @cython.locals(success=double)
+    cdef double served(self, long long now_ns, long long decay_ns) noexcept
+
+    @cython.locals(per_place_ns=double, mean_ns=double, expected_ns=double, silent_ns=cython.longlong)
+    cdef double expected(self, long long now_ns, Fleet fleet, long long decay_ns) noexcept
 
     @cython.locals(decays=double)
     cdef double remembered(self, long long now_ns, long long decay_ns) noexcept
 
     @cython.locals(newest=double, by_time=double, silent_ns=cython.longlong)
     cdef void learn(self, double duration_ns, double places, long long now_ns, long long decay_ns) noexcept
+
+@cython.final
+cdef class Fleet:
+    cdef double mean_ns, least_ns, lately_ns
+    cdef long long learned
+    cdef list slots
+
+    @cython.locals(other=ReplicaStats)
+    cdef void learn(self, ReplicaStats slot, double per_place_ns) noexcept

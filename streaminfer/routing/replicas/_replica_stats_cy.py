@@ -27,7 +27,7 @@ One source, compiled with the C types of ``_replica_stats_cy.pxd`` or run uncomp
 
 from __future__ import annotations
 
-__all__ = ["ACTIVE", "DRAINING", "EJECTED", "FREE", "PROBING", "ReplicaStats"]
+__all__ = ["ACTIVE", "DRAINING", "EJECTED", "FREE", "PROBING", "Fleet", "ReplicaStats"]
 
 FREE, ACTIVE, PROBING, EJECTED, DRAINING = range(5)
 """States of a slot; a ``FREE`` slot has no replica, and a replica that starts slowly is ``ACTIVE``."""
@@ -44,6 +44,9 @@ _LEAST_SUCCESS = 0.02
 _LEAST_RAMP = 0.1
 _ENOUGH = 8  # number of samples after which `_PEAK` applies
 _GENERATIONS = 2**22 - 1
+_RECENT = 8  # number of requests in the recent mean
+_FEW = 3  # least number of requests in it; one may be quick by chance
+_FARTHER = 1.5  # expected time in an unknown zone, as a multiple of the least recent mean
 
 
 class ReplicaStats:
@@ -80,6 +83,7 @@ class ReplicaStats:
         self.key = key
         self.share = 0.0
         self.level = 0
+        self.zone_ns = 0.0
         self.ejections = 0
         self.attempts = 0
         self.succeeded = 0
@@ -103,6 +107,7 @@ class ReplicaStats:
         self.places = 0.0
         self.per_place_ns = 0.0
         self.success = 1.0
+        self.failed_last = False
         self.consecutive_failures = 0
         self.heard_ns = now_ns
         self.busy_ns = now_ns
@@ -119,16 +124,18 @@ class ReplicaStats:
         part = 1.0 * elapsed_ns / slow_start_ns  # compiled, a quotient of whole numbers would be a whole number
         return part if part > _LEAST_RAMP else _LEAST_RAMP
 
-    def drawn(self, mean_ns: float) -> float:
+    def drawn(self, now_ns: int, mean_ns: float, decay_ns: int) -> float:
         """Return its share in the draws; ``mean_ns``: the fleet's time per request in flight, 0.0: not known.
 
-        Half of the share is the weight. The other half is proportional to the speed, because by Little's law requests
-        in flight over latency are the throughput. If the whole share followed the speed, differences would grow: a
-        replica is less fast while it has few requests.
+        The share is proportional to the share of its requests that it serves: where most replicas fail, both of two
+        draws would often be such replicas. Half of the rest is the weight. The other half is proportional to the speed,
+        because by Little's law requests in flight over latency are the throughput. If the whole share followed the
+        speed, differences would grow: a replica is less fast while it has few requests.
         """
+        weight = self.weight * self.served(now_ns, decay_ns)
         if self.per_place_ns <= 0.0 or mean_ns <= 0.0:
-            return self.weight
-        return self.weight * (0.5 + 0.5 * mean_ns / self.per_place_ns)
+            return weight
+        return weight * (0.5 + 0.5 * mean_ns / self.per_place_ns)
 
     def tier(self, now_ns: int) -> int:
         """Return the tier of the replica; replicas of a lower tier get requests first.
@@ -143,24 +150,42 @@ class ReplicaStats:
             return 2 if now_ns < self.until_ns else 0
         return 3
 
-    def cost(self, now_ns: int, mean_ns: float, decay_ns: int) -> float:
-        """Return the value to compare: the expected time over success and weight, times the penalty."""
-        success = self.success
-        if success < 1.0:
-            success = 1.0 - (1.0 - success) * self.remembered(now_ns, decay_ns)
-            if success < _LEAST_SUCCESS:
-                success = _LEAST_SUCCESS
-        # before the first measurement the replica with the fewest requests is the cheapest
-        expected = self.expected(now_ns, mean_ns, decay_ns)
-        return (expected if expected > 0.0 else self.in_flight + 1.0) * self.penalty / (success * self.weight)
+    def is_doubtful(self) -> bool:
+        """Return whether a second attempt should avoid it: it is probing, or its last request failed or was rejected.
 
-    def expected(self, now_ns: int, mean_ns: float, decay_ns: int) -> float:
-        """Return the expected nanoseconds of the next request; ``mean_ns``: the fleet's time per request in flight."""
-        per_place_ns = mean_ns
+        If a whole zone is out, its next replica is no better than the first.
+        """
+        return self.failed_last or self.state == _PROBING
+
+    def cost(self, now_ns: int, fleet: Fleet, decay_ns: int) -> float:
+        """Return the value to compare: the expected time over success and weight, times the penalty."""
+        # before the first measurement the replica with the fewest requests is the cheapest
+        expected = self.expected(now_ns, fleet, decay_ns)
+        served = self.served(now_ns, decay_ns)
+        return (expected if expected > 0.0 else self.in_flight + 1.0) * self.penalty / (served * self.weight)
+
+    def served(self, now_ns: int, decay_ns: int) -> float:
+        """Return the share of its requests that it is expected to serve; failures fade like latencies."""
+        if self.success >= 1.0:
+            return 1.0
+        success = 1.0 - (1.0 - self.success) * self.remembered(now_ns, decay_ns)
+        return success if success > _LEAST_SUCCESS else _LEAST_SUCCESS
+
+    def expected(self, now_ns: int, fleet: Fleet, decay_ns: int) -> float:
+        """Return the expected nanoseconds of the next request.
+
+        A replica of another zone that was never called is not expected to be as busy as the known ones, see `Fleet`.
+        """
+        mean_ns = per_place_ns = fleet.mean_ns
         if self.samples:
             per_place_ns = self.per_place_ns
             if per_place_ns > mean_ns:
                 per_place_ns = mean_ns + (per_place_ns - mean_ns) * self.remembered(now_ns, decay_ns)
+        elif self.penalty > 1.0:
+            if self.zone_ns > 0.0:
+                per_place_ns = self.zone_ns
+            elif 0.0 < _FARTHER * fleet.least_ns < mean_ns:
+                per_place_ns = _FARTHER * fleet.least_ns
         expected_ns = per_place_ns * (self.in_flight + 1)
         if self.in_flight:
             silent_ns = now_ns - (self.heard_ns if self.heard_ns > self.busy_ns else self.busy_ns)
@@ -192,3 +217,39 @@ class ReplicaStats:
         self.places += (places - self.places) * newest
         self.per_place_ns = self.latency_ns / self.places
         self.heard_ns = now_ns
+
+
+class Fleet:
+    """Time per request in flight over all replicas, and the expectation for zones that were never called.
+
+    *Design.* While the own zone fills up, the mean of its replicas says nothing about an unknown zone. That mean times
+    the penalty would keep a process with few requests at home, however long they take. So an unknown zone is expected
+    to take little longer than the quickest few requests of this process. Its first response replaces that guess for all
+    replicas of the zone: a process tries each zone once, not each replica.
+
+    Args:
+        slots: the slots of all replicas.
+
+    Attributes:
+        mean_ns: time per request in flight at the mean speed of the known replicas; 0.0: none is known.
+        least_ns: least mean of a few successive requests; 0.0: not known.
+    """
+
+    def __init__(self, slots: list[ReplicaStats]) -> None:
+        self.slots = slots
+        self.mean_ns = 0.0
+        self.least_ns = 0.0
+        self.lately_ns = 0.0
+        self.learned = 0
+
+    def learn(self, slot: ReplicaStats, per_place_ns: float) -> None:
+        """Learn from the time per request in flight of one request; the replica has learned from it already."""
+        if self.learned < _RECENT:
+            self.learned += 1
+        self.lately_ns += (per_place_ns - self.lately_ns) / self.learned
+        if self.learned >= _FEW and (self.least_ns <= 0.0 or self.lately_ns < self.least_ns):
+            self.least_ns = self.lately_ns
+        if slot.penalty > 1.0:
+            for other in self.slots:
+                if other.zone == slot.zone:
+                    other.zone_ns = slot.per_place_ns

@@ -131,7 +131,7 @@ class LateFrames:
         return 1 if state.one_by_one else min(state.waiting, self._max_in_flight - state.running)
 
     def _rows_in_time(self, queued: list[Turn], room: int, starts_ns: int) -> int:
-        """Return how many frames are in time in a batch together; all that there is room for where none is."""
+        """Return how many frames can be on time in one batch; ``room`` if none can."""
         deadlines_ns: list[int] = []
         for turn in queued:
             stream = turn.owner
@@ -179,10 +179,10 @@ class LateFrames:
         return stream.state.time_left_ns(self._ends_ns) < 0 < stream.state.time_left_ns(self._now_ns)
 
     def is_denied(self, stream: Stream, result: StreamResult, now_ns: int) -> bool:
-        """Return whether a frame is dropped for which even a batch of its own is expected to end too late.
+        """Return whether to drop a frame that would be late even in a batch alone.
 
-        It would have the place of its stream until its deadline. The frame behind it would be too old by then too, and
-        so on for ever. Every other one is sent all the same, since what is expected may be wrong.
+        It would occupy the place of its stream until its deadline. By then the next frame would be as old, and so would
+        every later one. Every second such frame is sent all the same, because the expectation may be wrong.
         """
         if self._expected_ns is None or not self._has_limit or stream.turn.denied & 1:
             return False

@@ -68,6 +68,19 @@ def fail(balance, number, now, times=5, took=MS):
     return balance.slot(number).state
 
 
+@pytest.mark.parametrize("outcome", [FAILURE, REJECTED])
+def test_replicas_that_serve_nothing_are_seldom_drawn(outcome):
+    """Also where they are most, and none is ejected: they would often be both of the two that are drawn."""
+    balance = made(8, consecutive_failures=0)
+    chosen = []
+    for now in range(4_000):
+        token = balance.choose(-1, now * 10 * MS)
+        chosen.append(token & SLOT)
+        served = chosen[-1] < 2
+        balance.done(token, SUCCESS if served else outcome, 10 * MS if served else 0, (now + 1) * 10 * MS)
+    assert sum(number >= 2 for number in chosen[2_000:]) < 300
+
+
 def test_two_replicas_get_the_one_with_less_to_do():
     balance = made(2)
     first = balance.choose(-1, 0) & SLOT
@@ -501,6 +514,47 @@ def test_second_attempt_avoids_ejected_replicas():
     assert balance.panics == 1
 
 
+@pytest.mark.parametrize("choices", [2, 100])
+@pytest.mark.parametrize("outcome", [FAILURE, REJECTED])
+def test_second_attempt_avoids_last_failures(outcome, choices):
+    """If a whole zone is out, a second attempt leaves the zone at once, before any replica is ejected."""
+    balance = zoned(choices=choices)
+    for number in range(4):
+        give(balance, number, SUCCESS, 10 * MS, 0)
+    for number in (0, 1):
+        give(balance, number, outcome, MS, 0)
+    assert {ask(balance, now, excluded=0) for now in range(50)} <= {2, 3}
+    assert ask(balance, 50) in (0, 1)  # a first attempt still goes where it is expected sooner
+    give(balance, 1, SUCCESS, 10 * MS, 60)
+    assert ask(balance, 70, excluded=0) == 1
+
+
+def test_second_attempt_avoids_failed_slow_starter():
+    """A second attempt avoids a replica that starts slowly and failed last."""
+    balance = made(2, latency_factor=0.0)
+    for number in range(2):
+        give(balance, number, SUCCESS, 50 * MS, 0)
+    balance.add(1.0, 1.0, 0, 3, True, 0)
+    give(balance, 2, SUCCESS, MS, 5 * S)
+    give(balance, 2, FAILURE, MS, 5 * S)
+    assert {ask(balance, 5 * S, took=50 * MS, excluded=0) for _ in range(20)} == {1}
+
+
+def test_second_attempt_is_no_probe():
+    """A replica gets its probe from a first attempt, which has a second one."""
+    balance = made(3)
+    fail(balance, 2, 0)
+    assert {ask(balance, 2 * S, excluded=0) for _ in range(20)} == {1}
+    assert balance.slot(2).state == PROBING
+
+
+def test_second_attempt_goes_to_the_only_one_left():
+    """A second attempt goes to a replica whose last request failed if there is no other."""
+    balance = made(2)
+    give(balance, 1, FAILURE, MS, 0)
+    assert ask(balance, 0, excluded=0) == 1
+
+
 def test_second_attempt_skips_replica_with_probe():
     """A second attempt is not sent to a probing replica that already has a request in flight."""
     balance = made(2)
@@ -585,6 +639,44 @@ def test_home_zone_is_preferred_up_to_penalty():
     taken = [balance.choose(-1, 0) & SLOT for _ in range(12)]
     assert set(taken[:2]) == {0, 1}
     assert Counter(number > 1 for number in taken) == {False: 8, True: 4}  # two at home for each away
+
+
+def fill_up(balance, quick=8, slow=40):
+    """One request after the other, at home: quick ones while there is little to do, then slow ones."""
+    now = 0
+    for took in quick * [10 * MS] + slow * [200 * MS]:
+        token = balance.choose(-1, now)
+        now += took
+        if token & SLOT > 1:
+            return token, now - took
+        balance.done(token, SUCCESS, took, now)
+    return None, now
+
+
+def test_a_full_zone_is_left_for_one_that_was_never_called():
+    """Also by a process whose requests never overlap: the other zone is not expected to be as full as its own."""
+    balance = zoned(latency_factor=0.0)
+    assert fill_up(balance)[0] is not None
+
+
+def test_one_response_says_what_a_zone_takes():
+    """The other replicas of a zone that is too far are not tried."""
+    balance = zoned(latency_factor=0.0)
+    token, now = fill_up(balance)
+    balance.done(token, SUCCESS, 800 * MS, now)
+    assert {ask(balance, now, took=200 * MS) for _ in range(20)} <= {0, 1}
+    assert balance.expected_ns(5 - (token & SLOT), now) == 800 * MS
+
+
+def test_a_zone_that_is_not_full_is_not_left():
+    balance = zoned(latency_factor=0.0)
+    assert {ask(balance, now * S, took=(10 + now % 10) * MS) for now in range(200)} == {0, 1}
+
+
+def test_where_nothing_quicker_was_seen_a_zone_is_like_those_known():
+    balance = zoned(latency_factor=0.0)
+    assert fill_up(balance, quick=0)[0] is None
+    assert balance.expected_ns(2, S) == 200 * MS
 
 
 def test_the_last_replica_is_never_ejected():

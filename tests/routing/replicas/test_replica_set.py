@@ -168,6 +168,26 @@ def test_request_gets_at_most_two_attempts():
     run(main)
 
 
+def test_a_zone_that_is_out_costs_few_requests():
+    """Each replica at home fails once without another response; then second attempts go elsewhere."""
+
+    async def main(loop):
+        plan = FaultPlan(error(ConnectionError("gone")))
+        home = [Replica(f"h{n}", si.Stack(Faulty(ScriptedBackend(), plan)), zone="h") for n in range(4)]
+        away = [Replica(f"a{n}", si.Stack(ScriptedBackend()), zone="a") for n in range(4)]
+        failed = 0
+        async with si.Stack(Replicas(*home, *away, zone="h", seed=1), clock=loop.clock) as service:
+            for _ in range(60):
+                try:
+                    await service(1.0)
+                except si.BackendError:
+                    failed += 1
+                await asyncio.sleep(1.0)
+        return failed
+
+    assert run(main) == 2
+
+
 def test_where_all_fail_second_attempts_are_a_fifth():
     """They are a fifth of the requests of the last ten seconds, and ten more."""
 
