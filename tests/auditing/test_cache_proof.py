@@ -294,7 +294,7 @@ def test_redis_key_of_any_type_is_found(server, keys, tmp_path, plant):
     assert destroyed.counts["redis"] == 0
 
 
-def test_what_a_hold_preserves_is_held_and_no_remain(tmp_path, keys):
+def test_held_data_counts_as_held_not_as_remaining(tmp_path, keys):
     """In memory, of which custody has it, and on the disk, where nothing held is purged; until the release."""
     site = Site(tmp_path / "cache", keys, ttl_s=60.0)
 
@@ -345,7 +345,7 @@ def test_entry_within_minimum_age_is_held():
     assert si.prove(stack).ok
 
 
-def test_erasures_that_wait_to_be_written_count(tmp_path, keys, monkeypatch):
+def test_proof_waits_for_pending_log_writes(tmp_path, keys, monkeypatch):
     """A thread writes a log in a file; the proof waits for it."""
     site = Site(tmp_path / "cache", keys)
     log = RetentionLog(tmp_path / "log.jsonl", secret=b"s" * 16, wall_clock=site.wall)
@@ -367,7 +367,7 @@ def test_erasures_that_wait_to_be_written_count(tmp_path, keys, monkeypatch):
     assert proof.counts["objects"] == 1
 
 
-def test_server_that_is_gone_proves_nothing(keys, tmp_path):
+def test_unreachable_redis_server_is_an_error(keys, tmp_path):
     site = Site(tmp_path / "cache", keys, tiers=[RedisTier("redis://127.0.0.1:1", keys=keys)])
 
     with pytest.raises(si.BackendError, match="the Redis tier 'streaminfer' failed"):
@@ -427,7 +427,8 @@ def test_expired_records_leave_no_readable_byte(tmp_path, keys):
     assert asyncio.run(main()) == 0
 
 
-def test_subject_without_keys_reaches_no_medium(tmp_path, caplog):
+def test_subject_data_without_keys_is_not_stored(tmp_path, caplog):
+    """Without keys a tier stores only responses that have no subject."""
     site = Site(tmp_path / "cache", None)
 
     async def main():
@@ -471,7 +472,8 @@ def _nginx_file(folder, name, fields, body=b"body"):
     (folder / name).write_bytes(head + fields + b"\r\n\r\n" + body)
 
 
-def test_nginx_folder_is_looked_into(site, tmp_path):
+def test_nginx_folder_is_searched(site, tmp_path):
+    """The proof counts expired and private files in the cache folder of nginx."""
     folder = tmp_path / "nginx"
     now = time.time()
 
@@ -489,7 +491,7 @@ def test_nginx_folder_is_looked_into(site, tmp_path):
     assert sorted(it.where for it in found.remains) == ["old", "private"]
 
 
-def test_http_folder_that_is_missing_proves_nothing(site, tmp_path):
+def test_missing_http_folder_is_an_error(site, tmp_path):
     """A path that was misspelled is an error, and not a clean folder."""
     with pytest.raises(si.BackendError, match=r"the HTTP cache in .*nginks cannot be read"):
         site.prove(http_caches=[NginxFolder(tmp_path / "nginks")])
@@ -497,7 +499,7 @@ def test_http_folder_that_is_missing_proves_nothing(site, tmp_path):
 
 @pytest.mark.parametrize("below", ["", "a/bc"], ids=["itself", "inner"])
 @pytest.mark.parametrize("place", ["nginx", "cache"])
-def test_folder_that_cannot_be_read_proves_nothing(site, tmp_path, monkeypatch, place, below):
+def test_unreadable_http_folder_is_an_error(site, tmp_path, monkeypatch, place, below):
     """A folder of another user, as nginx makes its own, is an error, and not a clean one."""
     forbidden, scandir = tmp_path / place / below, os.scandir
     for name in ("nginx", "cache"):
@@ -513,7 +515,7 @@ def test_folder_that_cannot_be_read_proves_nothing(site, tmp_path, monkeypatch, 
         site.prove(http_caches=[NginxFolder(tmp_path / "nginx")])
 
 
-def test_http_file_is_as_old_as_its_date(site, tmp_path):
+def test_http_file_age_comes_from_its_date_field(site, tmp_path):
     """``Date`` may be the last field of a file; if it is no date, the modification time of the file gives its age."""
     folder = tmp_path / "nginx"
     long_ago = time.time() - 640
@@ -529,7 +531,7 @@ def test_http_file_is_as_old_as_its_date(site, tmp_path):
 
 @pytest.mark.parametrize("send_age", [False, True])
 @pytest.mark.parametrize(("computed_ago_s", "remains"), [(640, ["late"]), (620, [])])
-def test_http_file_is_as_old_as_its_answer(site, tmp_path, computed_ago_s, remains, send_age):
+def test_http_file_age_includes_age_of_response(site, tmp_path, computed_ago_s, remains, send_age):
     """An answer that nginx got long after its computation is as old as the answer: the retention counts from there."""
     now = time.time()
     fields = edge_headers(
@@ -596,7 +598,7 @@ def test_cache_without_log_uses_its_own_erasures(keys, tmp_path):
     assert found.counts["disk"] == 1
 
 
-def test_only_a_stack_is_proven():
+def test_prove_accepts_only_a_stack():
     with pytest.raises(TypeError, match="stack: expected a Stack"):
         si.prove(si.EdgeCache())
 
@@ -626,6 +628,6 @@ def test_the_path_of_an_http_cache_is_checked_by_name():
 @pytest.mark.parametrize(
     ("folders", "message"), [(5, "folders of HTTP caches, got 5"), (["x"], "an NginxFolder, got 'x'")]
 )
-def test_what_are_no_http_caches_is_named(folders, message):
+def test_invalid_http_caches_argument_is_named(folders, message):
     with pytest.raises(TypeError, match=f"http_caches: expected {message}"):
         prove_caches([], http_caches=folders)

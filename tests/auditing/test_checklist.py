@@ -34,7 +34,7 @@ def found(stack, check):
 # -- what the audit finds ----------------------------------------------------------------------------------------------
 
 
-def test_a_residual_copy_without_a_bound_is_warned_of():
+def test_residual_copy_without_a_bound_needs_attention():
     residual = [Residual("nightly backup", within_s=7200.0), Residual("traces")]
     bounded, unbounded = found(stack_of(si.EdgeCache(retention=Retention(9.0, residual=residual))), "residual")
     assert (bounded.severity, unbounded.severity) == ("ok", "attention")
@@ -186,7 +186,7 @@ def test_states_of_streams_are_a_category_of_data(idle_ttl_s):
     assert made.places == ((where, "memory", False, False, False),)
 
 
-def test_a_complete_record_misses_nothing():
+def test_complete_record_has_no_missing_fields():
     names = ("controller", "purpose", "legal_basis", "subjects", "recipients", "transfers")
     made = record_of_processing(si.Stack(ScriptedBackend()), **dict.fromkeys(names, "said"))
     assert made.missing == []

@@ -80,7 +80,7 @@ def test_ttl_plus_stale_time_is_a_maximum_age():
     assert checked(with_cache(si.EdgeCache(ttl_s=60.0)), "ttl") == []
 
 
-def test_a_policy_is_a_maximum_age():
+def test_retention_policy_sets_the_maximum_age():
     policy = Retention(3600.0, classes={"face": Retention(60.0), "a": Retention(7200.0)})
     found = only(with_cache(si.EdgeCache(retention=policy)), "max-age")
     assert found.severity == "ok"
@@ -113,7 +113,7 @@ def test_keys_without_a_secret_are_found():
     assert only(with_cache(si.EdgeCache(ttl_s=1.0, secret=b"s" * 32)), "keys").severity == "ok"
 
 
-def test_tiers_without_a_log_owe_in_vain(tmp_path):
+def test_tiers_without_a_log_lose_failed_erasures(tmp_path):
     """Without a log nothing keeps the erasures that a tier could not make."""
     cache = si.EdgeCache(ttl_s=1.0, tiers=[DiskTier(tmp_path, max_bytes=MIB)])
     found = only(with_cache(cache), "log")
@@ -126,7 +126,7 @@ def test_a_stack_without_a_cache_keeps_nothing():
     assert (found.severity, found.where) == ("ok", "stack")
 
 
-def test_a_cache_that_a_function_calls_is_not_denied():
+def test_a_cache_inside_user_code_is_not_ruled_out():
     """It is not in the stack, so nothing is known of what it keeps."""
     cached = si.EdgeCache(maxsize=10).wrap(lambda rows: rows)
 
@@ -171,7 +171,7 @@ def test_stale_and_failed_entries_are_counted():
     assert "1 of 2 entries" in only(with_cache(cache), "subjects").what
 
 
-def test_what_a_stack_served_is_seen():
+def test_responses_of_a_running_stack_are_audited():
     async def main():
         stack = si.Stack(si.EdgeCache(ttl_s=60.0), ScriptedBackend())
         async with stack:
@@ -199,7 +199,7 @@ def disk(tmp_path, keys=None):
     return DiskTier(tmp_path / "cache", max_bytes=4 * MIB, keys=keys)
 
 
-def test_a_tier_with_keys_is_right(tmp_path, keys):
+def test_a_tier_with_keys_passes(tmp_path, keys):
     stack = with_cache(si.EdgeCache(ttl_s=60.0, tiers=[disk(tmp_path, keys)]))
     assert only(stack, "tier") == Finding(
         severity="ok", check="tier", where="stack → EdgeCache → DiskTier", what="what lies there is encrypted"
@@ -243,7 +243,8 @@ def test_tier_that_policy_never_uses_is_ok(tmp_path):
     )  # fmt: skip
 
 
-def test_a_shared_tier_is_judged_by_what_may_be_shared():
+def test_a_shared_tier_passes_if_sharing_is_disallowed():
+    """A Redis tier without keys is no finding if the policy allows no data in shared storage."""
     pytest.importorskip("redis")
     policy = Retention(60.0, allow_shared=False)
     cache = si.EdgeCache(retention=policy, tiers=[RedisTier("redis://localhost")])
@@ -277,7 +278,7 @@ class QuietTier:
         ({"encrypted": False, "address": ""}, "attention", "ok"),
     ],
 )
-def test_a_tier_of_somebody_elses_says_what_it_is(tmp_path, says, severity, hop):
+def test_a_custom_tier_is_judged_by_its_attributes(tmp_path, says, severity, hop):
     stack = with_cache(si.EdgeCache(ttl_s=60.0, tiers=[QuietTier(disk(tmp_path), **says)]))
     assert only(stack, "tier").severity == severity
     (found,) = [it for it in checked(stack, "hop") if "QuietTier" in it.where]
@@ -340,14 +341,14 @@ def test_redis_tier_that_seals_values_still_needs_tls(keys):
         (8001, True, "attention", "it does not declare the address"),
     ],
 )
-def test_a_backend_says_where_it_sends_requests(address, encrypted, severity, what):
+def test_a_remote_backend_needs_encryption_in_transit(address, encrypted, severity, what):
     found = only(si.Stack(Remote(address, encrypted)), "hop")
     assert (found.severity, found.where) == (severity, "stack → Remote")
     assert found.what.startswith(what)
     assert bool(found.remedy) == (severity != "ok")
 
 
-def test_encrypted_in_transit_goes_before_encrypted():
+def test_encrypted_in_transit_overrides_encrypted():
     assert only(si.Stack(Remote("a.site:1", encrypted=True, encrypted_in_transit=False)), "hop").severity == "fail"
     assert only(si.Stack(Remote("a.site:1", encrypted=False, encrypted_in_transit=True)), "hop").severity == "ok"
 
@@ -376,7 +377,7 @@ def policed(log):
     return with_cache(si.EdgeCache(retention=Retention(60.0, log=log)))
 
 
-def test_a_policy_without_a_log_can_show_nothing(tmp_path):
+def test_a_policy_without_a_log_needs_attention(tmp_path):
     found = only(policed(None), "log")
     assert found.severity == "attention"
     assert "RetentionLog(path" in found.remedy
@@ -386,7 +387,7 @@ def test_a_policy_without_a_log_can_show_nothing(tmp_path):
     assert checked(with_cache(si.EdgeCache(ttl_s=60.0)), "log") == []
 
 
-def test_an_erasure_that_is_owed_fails(tmp_path):
+def test_an_owed_erasure_fails_the_audit(tmp_path):
     log = RetentionLog(tmp_path / "log", secret=MASTER)
     log.record("erase_failed", where="redis", data_class="", count=0, reason="down", subject="anna")
     log.record("erase_failed", where="disk", data_class="", count=0, reason="down", subject="anna")
@@ -403,7 +404,7 @@ class OtherLog(RetentionLog):
         self.recorded = (*self.recorded, action)
 
 
-def test_a_log_of_somebody_elses_is_not_called():
+def test_a_custom_log_is_not_called():
     log = OtherLog()
     stack = policed(log)
     assert only(stack, "log").severity == "attention"
@@ -462,7 +463,7 @@ def test_states_of_streams_are_kept_data(idle_ttl_s, severity, words):
     assert "end_stream" in found.what + found.remedy
 
 
-def test_it_sees_through_every_layer_of_ours():
+def test_audit_traverses_every_built_in_layer():
     stack = si.Stack(
         si.Telemetry("t"),
         si.EdgeCache(maxsize=1),
@@ -533,7 +534,8 @@ def test_repeated_part_is_audited_once():
     assert len(checked(stack, "max-age")) == 1
 
 
-def test_it_runs_nothing_of_anybodys(tmp_path):
+def test_audit_runs_no_user_code(tmp_path):
+    """The audit reads no property and calls no special method of a user's class."""
     ran = []
 
     class Trap:
@@ -605,13 +607,13 @@ def test_it_runs_nothing_of_anybodys(tmp_path):
 # -- what comes back -------------------------------------------------------------------------------------------------
 
 
-def test_it_wants_a_stack():
+def test_audit_accepts_only_a_stack():
     for thing in (None, ScriptedBackend(), si.EdgeCache()):
         with pytest.raises(TypeError, match=r"^stack: expected a Stack"):
             audit(thing)
 
 
-def test_an_audit_is_a_checklist_worst_first():
+def test_audit_lists_findings_worst_first():
     made = audit(si.Stack(si.EdgeCache(maxsize=1), Silent()))
     assert isinstance(made, Audit)
     assert not made.ok
@@ -629,7 +631,7 @@ def test_an_audit_is_a_checklist_worst_first():
         made.findings = ()
 
 
-def test_as_html_it_is_escaped():
+def test_audit_html_is_escaped():
     made = Audit((Finding(severity="fail", check="hop", where="<b>", what="<script>", remedy='"&'),))
     html = made._repr_html_()
     assert "<b>" not in html
@@ -638,7 +640,7 @@ def test_as_html_it_is_escaped():
     assert 'class="bad">fail' in html
 
 
-def test_it_can_be_called_while_the_stack_runs():
+def test_audit_of_a_running_stack():
     async def main():
         async with si.Stack(si.EdgeCache(ttl_s=60.0), ScriptedBackend()) as stack:
             before = time.monotonic_ns()

@@ -81,7 +81,7 @@ def test_fingerprint_depends_on_content_not_on_path(tmp_path, external):
     assert OnnxBackend(changed).fingerprint != mark
 
 
-def test_bytes_are_the_file_that_holds_them(tmp_path):
+def test_bytes_and_file_have_the_same_fingerprint(tmp_path):
     path = save(scaling(2.0), tmp_path / "a")
     assert OnnxBackend(path.read_bytes()).fingerprint == OnnxBackend(path).fingerprint
 
@@ -94,7 +94,8 @@ def test_bytes_with_external_weights_lack_fingerprint(tmp_path, monkeypatch):
     assert OnnxBackend(path.read_bytes()).fingerprint is None
 
 
-def test_how_a_model_is_asked_is_part_of_it():
+def test_fingerprint_includes_shared_inputs():
+    """Shared inputs change the fingerprint; threads, sessions and warm-up do not."""
     model = scaling(2.0, inputs=("x", "shift")).SerializeToString()
 
     def mark(shift, **how):
@@ -107,7 +108,7 @@ def test_how_a_model_is_asked_is_part_of_it():
     assert OnnxBackend(plain).fingerprint != mark(ones)
 
 
-def test_each_part_counts():
+def test_each_part_changes_the_fingerprint():
     base = {"axes": [("x", 0)], "shared": {}, "providers": [("CPUExecutionProvider", {})]}
 
     def mark(digest="d", **changes):
@@ -139,7 +140,7 @@ def test_each_part_counts():
     assert mark(shared=both) != mark(shared={"a": np.ones(2), "b": np.zeros(2)})
 
 
-def test_files_that_change_later_are_not_the_models(tmp_path):
+def test_later_file_changes_keep_the_fingerprint(tmp_path):
     """A fingerprint is of what was loaded, whenever it is looked at."""
     path = save(scaling(2.0), tmp_path / "a", external=True)
     mark = OnnxBackend(path).fingerprint
@@ -230,7 +231,7 @@ def test_own_session_options_hold_no_weights(tmp_path):
     assert first.fingerprint == OnnxBackend(path).fingerprint != second.fingerprint
 
 
-def test_the_numbers_are_those_of_the_schema():
+def test_field_numbers_match_the_onnx_schema():
     messages = {
         "model": onnx.ModelProto,
         "graph": onnx.GraphProto,
@@ -288,7 +289,7 @@ def test_model_in_ort_format_has_no_external_files():
 
 @given(st.binary(max_size=60))
 @settings(max_examples=200)
-def test_what_is_no_model_is_an_error_and_nothing_else(data):
+def test_arbitrary_bytes_raise_only_value_error(data):
     try:
         names = external_files(data)
     except ValueError:
@@ -297,7 +298,7 @@ def test_what_is_no_model_is_an_error_and_nothing_else(data):
 
 
 @pytest.mark.parametrize("damage", [b"\x3a\xff", b"\x3a\x05ab", b"\x0b", b"\x80", b"\x09abc"])
-def test_a_model_that_is_cut_off_or_damaged(damage):
+def test_a_truncated_or_corrupt_model_is_an_error(damage):
     with pytest.raises(ValueError, match="an ONNX model"):
         external_files(damage)
 
@@ -336,7 +337,7 @@ def wrapped(batch):
     return batch
 
 
-def test_functions_go_by_their_names():
+def test_function_fingerprint_has_name_and_digest():
     backend = CpuBackend(twice, executor="inline")
     name, digest = backend.fingerprint.split()
     assert (name, len(digest)) == (f"{__name__}:twice", 32)
@@ -347,7 +348,7 @@ def test_functions_go_by_their_names():
 @pytest.mark.parametrize(
     "function", [lambda batch: batch, *make(), wrapped, Holder().method, functools.partial(twice), len, Holder]
 )
-def test_what_a_name_does_not_name_has_none(function):
+def test_function_without_a_unique_name_has_none(function):
     assert CpuBackend(function, executor="inline").fingerprint is None
     assert fingerprint_of_function(function, "1") is None
 
@@ -362,7 +363,7 @@ def test_script_function_fingerprint_has_script_path(monkeypatch):
     assert fingerprint_of_function(twice, "2") is None
 
 
-def test_what_numba_compiled_goes_by_its_source():
+def test_numba_function_has_the_source_fingerprint():
     assert fingerprint_of_function(numba.njit(twice), None) == fingerprint_of_function(twice, None)
 
 
@@ -386,7 +387,7 @@ def key_through_a_stack(path):
     return stack.inner.key_of(Request(np.arange(64, dtype=np.float32), tenant="t"))
 
 
-def test_a_stacks_keys_are_those_of_another_process(tmp_path):
+def test_stack_keys_are_equal_across_processes(tmp_path):
     path = save(scaling(2.0), tmp_path / "a", external=True)
     elsewhere = tmp_path / "b"
     shutil.copytree(path.parent, elsewhere)

@@ -98,7 +98,7 @@ def test_stop_with_a_hung_thread_keeps_its_limit(hanging, drain, batched, took_s
 
 
 @pytest.mark.parametrize("drain", [True, False])
-def test_stop_with_a_hung_process_leaves_none_running(drain, tmp_path, took_s):
+def test_stop_with_a_hung_process_kills_the_process(drain, tmp_path, took_s):
     async def main():
         before = set(multiprocessing.active_children())
         stack = si.Stack(CpuBackend(say_so_and_hang, executor="process"))
@@ -168,7 +168,7 @@ def test_the_limit_reaches_nested_services(hanging, what, took_s):
     run(main())
 
 
-def test_a_part_that_ignores_the_limit_is_left_behind(caplog, took_s):
+def test_a_layer_that_ignores_the_limit_is_abandoned(caplog, took_s):
     class Part:
         async def infer(self, batch):
             return batch.inputs
@@ -399,7 +399,7 @@ def test_a_hung_process_is_killed_and_replaced(caplog, tmp_path):
     assert caplog.text.count("its worker process was killed") == 2
 
 
-def test_a_late_answer_keeps_nothing_alive():
+def test_a_late_response_keeps_no_inputs_alive():
     hangs = Hanging()
 
     async def main():

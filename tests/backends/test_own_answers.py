@@ -119,7 +119,9 @@ def served(backend, rows, *, max_batch_size):
     fails=st.booleans(),
     start=st.integers(-5, 5),
 )
-def test_functions(form, rows, max_batch_size, layout, executor, reuses, mutates, fails, start):
+def test_batched_functions_match_single_calls(
+    form, rows, max_batch_size, layout, executor, reuses, mutates, fails, start
+):
     """Threads and the event loop, whatever the function returns and does to its memory."""
     # of many bad rows some good ones may fail with them, so there is at most one in a batch
     fails = fails and max_batch_size <= 4
@@ -177,7 +179,7 @@ def models(build_model):
     layout=st.sampled_from(["plain", "strided", "read-only", "reversed"]),
     binding=st.sampled_from(["off", "pageable"]),
 )
-def test_onnx(models, names, rows, max_batch_size, layout, binding):
+def test_batched_onnx_models_match_single_calls(models, names, rows, max_batch_size, layout, binding):
     """Declared shapes with the batch axis first, second or nowhere, at every batch size, with and without bindings."""
     inputs = values(rows, 0)
     shared = [name for name in names if name in SHARED]
@@ -241,7 +243,7 @@ def text_as(text, form):
     forms=st.lists(st.sampled_from(["str", "numpy", "array", "objects"]), min_size=9, max_size=9),
     data=st.data(),
 )
-def test_onnx_kinds(kinds, kind, texts, max_batch_size, forms, data):
+def test_batched_onnx_kinds_match_single_calls(kinds, kind, texts, max_batch_size, forms, data):
     """A fixed batch size, strings of any length in any type, bfloat16, and inputs that some requests leave out."""
     model, whole = kinds[kind]
     rows = len(texts)

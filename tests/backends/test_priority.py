@@ -83,7 +83,7 @@ def test_background_thread_stays_nice_between_calls():
 
 
 @can_lower
-def test_a_call_that_is_raised_is_nice_no_longer():
+def test_a_raised_call_has_the_normal_nice_value():
     calls, before, seen = BatchPriority(), nice(), []
     calls.set_background(True)
 
@@ -149,7 +149,7 @@ def test_cpu_time_is_known_during_and_after_a_call():
 
 
 @can_lower
-def test_the_cpu_time_of_several_calls_is_the_least():
+def test_cpu_time_of_several_calls_is_the_minimum():
     calls, is_used, ends = BatchPriority(), threading.Event(), threading.Event()
 
     def long_call():
@@ -267,7 +267,7 @@ def test_a_call_that_was_raised_keeps_its_core(yielded):
 
 
 @can_lower
-def test_a_call_that_ends_meanwhile_is_left_alone(monkeypatch):
+def test_a_call_that_just_ended_is_not_signalled(monkeypatch):
     calls, seen = BatchPriority(), []
     calls._lowered = {1: priority._Call(10, 0), 2: priority._Call(20, 0)}
 
@@ -332,7 +332,7 @@ def test_python_does_not_see_the_yield_signal(fresh):
 
 
 @can_lower
-def test_a_handler_of_the_application_is_left_alone(fresh):
+def test_an_application_signal_handler_stays_installed(fresh):
     seen, calls = [], BatchPriority()
     signal.signal(signal.SIGURG, lambda *_arguments: seen.append("urgent"))
     try:
@@ -418,7 +418,7 @@ class Held:
 
 @can_lower
 @pytest.mark.parametrize("how", ["cancel", "stop"])
-def test_a_function_that_no_caller_waits_for_is_raised(how):
+def test_an_abandoned_function_is_raised(how):
     call = Held()
 
     asyncio.run(call.end_early(si.CpuBackend(call), 1.0, how))
@@ -473,12 +473,12 @@ def test_function_outside_threads_cannot_be_lowered(options, obstacle):
     ],
     ids=["inline", "threads", "binding"],
 )
-def test_an_onnx_model_says_why_it_cannot_be_lowered(doubling, options, obstacle):
+def test_onnx_backend_names_the_obstacle_to_lowering(doubling, options, obstacle):
 
     assert obstacle in background_runs(si.OnnxBackend(doubling, **options)).obstacle()
 
 
-def test_a_system_without_the_policy_says_so(fresh):
+def test_missing_scheduler_policy_is_an_obstacle(fresh):
     fresh.delattr(os, "sched_getscheduler", raising=False)
 
     assert low_priority_obstacle() == "only Linux lowers and raises the priority of one thread"
@@ -502,7 +502,7 @@ def test_missing_right_to_raise_names_rlimit_nice(fresh):
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setscheduler"), reason="needs Linux")
-def test_a_process_at_the_lowest_priority_says_so(fresh):
+def test_lowest_process_priority_is_an_obstacle(fresh):
     fresh.setattr(os, "sched_getscheduler", lambda _pid: os.SCHED_IDLE)
 
     assert low_priority_obstacle() == "the whole process has the lowest priority"

@@ -266,13 +266,13 @@ def test_restart_reuses_ports_and_leaves_nothing(fragile_triton):
     asyncio.run(infer(fragile_triton.grpc_url, ask("mlp", rows())))
 
 
-def test_it_ends_by_itself_when_asked_to(fragile_triton):
+def test_terminated_server_exits_cleanly(fragile_triton):
     fragile_triton.terminate()
     assert fragile_triton.wait(LONG_S) == 0
     assert not fragile_triton.running
 
 
-def test_it_is_restarted_after_a_start_that_failed(fragile_triton, monkeypatch):
+def test_server_restarts_after_a_failed_start(fragile_triton, monkeypatch):
     monkeypatch.setattr(fragile_triton, "_command", ["false"])
     with pytest.raises(RuntimeError, match="not ready after"):
         fragile_triton.restart()
@@ -320,7 +320,7 @@ def test_load_is_repeated_if_model_process_crashes(fragile_triton, monkeypatch, 
 
 
 @pytest.mark.usefixtures("_servers")
-def test_nothing_outlives_an_owner_that_is_killed():
+def test_server_and_files_end_with_a_killed_owner():
     script = """
         import os, signal, sys
         sys.path.insert(0, sys.argv[1])
@@ -368,7 +368,7 @@ def test_shared_memory_is_held_while_named_or_mapped():
             path.unlink(missing_ok=True)
 
 
-def test_unknown_models_are_refused():
+def test_unknown_models_are_rejected():
     with pytest.raises(ValueError, match=r"models must be of mlp, .* got tpu"):
         TritonServer(["tpu"])
 
@@ -444,7 +444,7 @@ def test_a_proxy_forwards_and_counts():
 
 
 @pytest.mark.parametrize("direction", [{}, {"answers": False}, {"requests": False}])
-def test_a_stalled_proxy_goes_on_where_it_was(direction):
+def test_a_stalled_proxy_continues_without_loss(direction):
     async def use(proxy):
         old = await connect(proxy)
         assert await exchange(old) == b"hello"
@@ -547,7 +547,7 @@ def test_proxy_ends_connection_if_target_refuses():
     asyncio.run(main())
 
 
-def test_noise_delay_and_bandwidth():
+def test_proxy_adds_noise_delay_and_bandwidth_limit():
     async def use(proxy):
         one = await connect(proxy)
         proxy.noise = True
@@ -609,7 +609,7 @@ def is_sound(shape, datatype, name, size):
 
 
 @pytest.mark.parametrize("kind", [None, *KINDS])
-def test_garbage_over_grpc_is_what_it_says(triton, kind):
+def test_grpc_garbage_has_the_configured_kind(triton, kind):
     async def main():
         async with GrpcGarbage(triton.grpc_url) as fake:
             fake.kind = kind
@@ -629,7 +629,7 @@ def test_garbage_over_grpc_is_what_it_says(triton, kind):
 
 
 @pytest.mark.parametrize("kind", [None, *KINDS])
-def test_garbage_over_http_is_what_it_says(triton, kind):
+def test_http_garbage_has_the_configured_kind(triton, kind):
     question = {
         "inputs": [{"name": "x", "datatype": "FP32", "shape": [2, 8], "data": rows().reshape(-1).tolist()}],
         "outputs": [{"name": "y", "parameters": {"binary_data": True}}],

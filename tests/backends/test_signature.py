@@ -138,7 +138,7 @@ def test_the_fast_pass_agrees_with_the_definition(shape, value, order, non_finit
         assert right
 
 
-def test_what_a_signature_tells_the_batcher():
+def test_signature_attributes_for_the_batcher():
     assert dict(two().batch_axes) == {"input": 0, "state": 1}
     assert two().only_input is None
     assert one().only_input == "x"
@@ -160,7 +160,7 @@ SPEC = TensorSpec("sr", np.dtype(np.int64), (2, "n"), None)
         (np.zeros((3, 3), np.int64), ValueError, ["shared_inputs['sr']", "int64[2, n]", "int64[3, 3]"]),
     ],
 )
-def test_a_shared_input_that_does_not_fit(value, error, parts):
+def test_a_shared_input_that_does_not_fit_is_rejected(value, error, parts):
     with pytest.raises(error) as caught:
         check_value(SPEC, value)
     for part in parts:

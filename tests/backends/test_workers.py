@@ -87,7 +87,7 @@ def test_call_runs_in_a_thread_with_its_worker():
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), SystemExit(3), StopIteration(4)])
-def test_what_a_call_raises_arrives(error):
+def test_exception_of_a_call_reaches_the_caller(error):
     async def main():
         pool = WorkerThreads([Bench()], "pool")
 
@@ -187,7 +187,7 @@ def test_failure_after_cancellation_is_not_reported():
     assert complaints == []
 
 
-def test_stop_with_drain_answers_what_waits():
+def test_stop_with_drain_completes_queued_calls():
     async def main():
         worker = Bench()
         pool = WorkerThreads([worker], "pool")
@@ -268,7 +268,7 @@ def test_start_warms_each_worker_once():
     run(main())
 
 
-def test_start_waits_for_a_stop_that_is_under_way():
+def test_start_waits_for_a_stop_in_flight():
     async def main():
         pool = WorkerThreads([Bench()], "pool")
         gate = Gate()
@@ -358,7 +358,7 @@ def test_several_loops_share_the_workers():
     assert sorted(answers) == sorted([0, 1, 2, 3] * 50)
 
 
-def test_a_loop_that_is_gone_does_not_hurt_the_worker():
+def test_a_closed_event_loop_does_not_break_the_worker():
     pool = WorkerThreads([Bench()], "pool")
     gate = Gate()
 
@@ -467,7 +467,7 @@ print(asyncio.run(thread.infer(Batch(-4, [Request(None)]))))
     cancelled=st.sets(st.integers(0, 7)),
     stop=st.sampled_from(["drain", "now"]),
 )
-def test_every_call_ends_once_for_the_right_reason(seed, jobs, cancelled, stop):
+def test_every_call_ends_once_with_the_right_outcome(seed, jobs, cancelled, stop):
     """Random order of cancelling, letting go and stopping; whatever was begun is awaited, whatever was not never runs."""
 
     async def main():

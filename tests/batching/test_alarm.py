@@ -54,7 +54,7 @@ def in_real_time(scene):
 
 
 @pytest.mark.parametrize("is_exact", [False, True])
-def test_it_rings_once_and_not_before_its_instant(is_exact):
+def test_timer_fires_once_and_not_early(is_exact):
     async def scene(rings):
         at_ns = rings.set(2 * MS, is_exact=is_exact)
         await rings.ringing.wait()
@@ -72,7 +72,7 @@ def test_it_rings_once_and_not_before_its_instant(is_exact):
 
 @pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize("second", [False, True])
-def test_setting_it_again_replaces_the_instant(first, second):
+def test_setting_the_timer_again_replaces_the_instant(first, second):
     async def scene(rings):
         rings.set(10_000 * MS, is_exact=first)
         rings.set(MS, is_exact=second)
@@ -83,7 +83,7 @@ def test_setting_it_again_replaces_the_instant(first, second):
 
 
 @pytest.mark.parametrize("is_exact", [False, True])
-def test_it_does_not_ring_after_it_was_cancelled(is_exact):
+def test_a_cancelled_timer_does_not_fire(is_exact):
     async def scene(rings):
         rings.set(0, is_exact=is_exact)
         rings.alarm.cancel()
@@ -131,7 +131,7 @@ def test_alarm_rings_in_its_own_context(is_exact):
 
 
 @linux
-def test_it_may_be_set_from_its_own_context():
+def test_timer_can_be_set_from_its_own_context():
     async def scene(rings):
         asyncio.get_running_loop().call_soon(rings.set, MS, context=rings.alarm._context)
         await rings.ringing.wait()
@@ -162,7 +162,7 @@ def test_loop_timer_is_used_without_an_exact_timer(monkeypatch, error):
     assert len(tried) == 1
 
 
-async def test_a_virtual_loop_rings_at_the_instant(loop):
+async def test_timer_fires_exactly_on_a_virtual_loop(loop):
     rings = Rings(loop)
 
     at_ns = rings.set(250_000, clock=loop.clock)

@@ -79,7 +79,7 @@ def test_a_breaker_counts_the_batches():
     assert (counted.batches, counted.errors) == (0, 2)
 
 
-def test_a_predicate_that_fails_is_what_callers_get():
+def test_a_predicate_error_reaches_the_callers():
     def is_bad(_):
         raise LookupError("no such row")
 
@@ -89,7 +89,7 @@ def test_a_predicate_that_fails_is_what_callers_get():
     assert breaker.state == "closed"
 
 
-def test_an_infer_that_a_subclass_replaced_is_called():
+def test_an_overridden_infer_is_called():
     class Tripled(si.CpuBackend):
         async def infer(self, batch):
             return [3 * value for value in batch.inputs]
@@ -231,7 +231,7 @@ def test_a_stop_without_a_drain_waits_for_the_thread():
 
 
 @pytest.mark.parametrize("executor", ["thread", "process"])
-def test_a_backend_that_is_dropped_is_freed_at_once(executor):
+def test_an_unreferenced_backend_is_freed_at_once(executor):
     """Its threads end with it, and not when the collector runs."""
     backend = si.CpuBackend(double, executor=executor)
     dropped = weakref.ref(backend)

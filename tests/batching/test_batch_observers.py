@@ -58,7 +58,7 @@ async def many(stack):
     await asyncio.gather(*(stack(np.float32(n), tenant=str(n)) for n in range(12)), return_exceptions=True)
 
 
-def test_each_batch_is_told_once():
+def test_each_batch_is_observed_once():
     heard = hear(si.AdaptiveBatcher(max_batch_size=4, policy="greedy"), ScriptedBackend(duration_s=0.1), many)
     assert heard.model == "ScriptedBackend"
     assert [tenants for tenants, _, _ in heard.batches] == [list("0123"), list("4567"), ["8", "9", "10", "11"]]
@@ -95,7 +95,7 @@ def test_pipelined_batch_begins_when_previous_one_ends():
 
 
 @pytest.mark.parametrize("step", [ValueError("down"), [1.0]], ids=["failed", "succeeded"])
-def test_a_failed_batch_is_told_too(step):
+def test_a_failed_batch_is_observed_too(step):
     heard = hear(si.AdaptiveBatcher(max_batch_size=1), ScriptedBackend(step), many)
     assert len(heard.batches) == 12
 
@@ -169,13 +169,13 @@ def test_policy_that_fails_to_predict_harms_no_request(caplog):
     ("sizes", "size", "share"),
     [(None, 1, 0.75), (None, 4, 3 / 7), ([1, 8], 1, 0.75), ([1, 8], 3, 3 / 11), ([8], 3, 0.0)],
 )
-def test_set_up_is_what_a_line_leaves_for_no_rows(sizes, size, share):
+def test_setup_share_is_intercept_of_the_duration_line(sizes, size, share):
     assembler = Assembler(stack=True, batch_axes={}, max_batch_size=8, preferred_sizes=sizes)
     expected = setup_share(size, assembler, lambda rows, bucket: 3 + assembler.padded_size(rows), 0)
     assert expected == pytest.approx(share)
 
 
-def test_nothing_is_known_before_the_first_measurement():
+def test_setup_share_is_zero_before_first_measurement():
     assembler = Assembler(stack=True, batch_axes={}, max_batch_size=8)
     assert setup_share(4, assembler, lambda rows, bucket: 0, 0) == 0.0
 

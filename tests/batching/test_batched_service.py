@@ -24,7 +24,8 @@ async def settle(*awaitables):
 # -- test_queue.py (replaces the two tests of the same name, which pass without any clean-up) ------------------------
 
 
-def test_husks_of_ended_requests_do_not_pile_up():
+def test_completed_tickets_do_not_accumulate():
+    """Tickets of completed requests leave the queue although their deadlines are far away."""
     queue = RequestQueue(4)
     kept = weakref.WeakSet()
     for number in range(1000):
@@ -58,7 +59,7 @@ def test_clearing_husks_restores_order_from_the_top(seed):
     assert queue.next_deadline_ns == tickets[201].deadline_ns
 
 
-def test_empty_levels_are_dropped():
+def test_empty_priority_levels_are_freed():
     def levels():
         return sum(type(thing) is _queue_cy._Level for thing in gc.get_objects())
 
@@ -97,7 +98,7 @@ async def test_drain_ends_when_last_queued_caller_leaves(loop):
     assert batcher.statistics().cancelled == 1
 
 
-async def test_admission_refuses_what_is_late_and_says_so(loop):
+async def test_admission_rejects_late_requests_with_reason(loop):
     service = si.AdaptiveBatcher(max_batch_size=1, clock=loop.clock).wrap(ScriptedBackend())
     late = service.admission(si.Request(1.0, deadline_ns=5), 5)
     assert (late.ok, late.reason) == (False, "deadline_exceeded")
@@ -106,7 +107,8 @@ async def test_admission_refuses_what_is_late_and_says_so(loop):
     assert service.admission(si.Request(1.0), 5) == (False, "closed", None, None)
 
 
-async def test_a_restart_brings_the_policy_back(loop):
+async def test_restart_restores_policy_and_delay(loop):
+    """After a stop and a start the batcher uses its policy and queue delay as before."""
     batcher = si.AdaptiveBatcher(max_batch_size=9, policy="greedy", max_queue_delay_s=0.05, clock=loop.clock)
     service = batcher.wrap(ScriptedBackend())
     await service.call(si.Request(1.0))
@@ -249,7 +251,9 @@ def test_batcher_survives_loop_closed_with_requests(turns):
     left._log_destroy_pending = False
 
 
-def test_futures_come_from_a_loop_that_has_its_own():
+def test_futures_are_created_by_a_custom_loop():
+    """A loop that overrides `create_future` creates the futures of requests."""
+
     class Own(VirtualLoop):
         made = 0
 

@@ -46,7 +46,7 @@ async def test_callers_of_one_turn_share_a_batch(loop):
     assert (s.batches, s.batch_sizes, s.released, s.mean_batch_size) == (1, {3: 1}, {"idle_worker": 1}, 3.0)
 
 
-async def test_batches_never_pass_the_cap(loop):
+async def test_batches_never_exceed_max_batch_size(loop):
     batcher = si.AdaptiveBatcher(max_batch_size=4, policy="greedy")
     predict = batcher.wrap(double)
     assert await settle(*map(predict, range(10))) == [2 * i for i in range(10)]
@@ -129,7 +129,9 @@ async def test_failing_function_fails_only_its_batch(loop):
     assert counted(batcher).failed == 2
 
 
-async def test_own_errors_pass_through_as_copies(loop):
+async def test_library_errors_of_a_model_are_copied(loop):
+    """If a model raises an error of this library, each caller gets a copy of it."""
+
     def reject(x):
         raise si.Overloaded("the model says so", retry_after_s=3.0)
 
@@ -271,7 +273,8 @@ async def test_one_timer_serves_all_deadlines(loop):
     assert [handle for handle in loop._scheduled if not handle.cancelled()] == []
 
 
-async def test_deadline_bounds_what_the_backend_is_told(loop):
+async def test_batch_deadline_is_the_latest_of_its_requests(loop):
+    """The deadline of a batch is the latest of its requests, or none if a request has none."""
     backend = ScriptedBackend()
     service = si.AdaptiveBatcher(max_batch_size=4, clock=loop.clock).wrap(backend)
     await settle(*(service.call(si.Request(1.0, deadline_ns=t)) for t in (1000, 3000, 2000)))
@@ -447,7 +450,8 @@ async def test_cancelling_all_callers_frees_the_worker(loop, turns):
     assert (await service.call(si.Request(4.0))).outputs == 4.0
 
 
-async def test_cancelled_in_the_turn_of_the_delivery(loop):
+async def test_caller_cancelled_in_the_turn_of_delivery(loop):
+    """A caller that is cancelled in the turn of the delivery does not affect the other responses."""
     gate = loop.create_future()
 
     async def held(x):
@@ -480,7 +484,7 @@ async def test_backend_cancelling_itself_is_backend_error(loop):
     assert counted(batcher).running_batches == 0
 
 
-async def test_inputs_are_let_go_when_a_request_ends(loop):
+async def test_inputs_are_freed_when_a_request_completes(loop):
     class Image(np.ndarray):
         pass
 
@@ -530,7 +534,7 @@ async def test_stop_drains_or_closes(loop, drain):
     assert (await service.call(si.Request(7.0))).outputs == 7.0
 
 
-async def test_a_drain_does_not_wait_for_company(loop):
+async def test_drain_does_not_wait_for_max_queue_delay(loop):
     batcher = si.AdaptiveBatcher(max_batch_size=9, policy="greedy", max_queue_delay_s=50.0, clock=loop.clock)
     service = batcher.wrap(ScriptedBackend())
     call = asyncio.ensure_future(service.call(si.Request(1.0)))
@@ -540,7 +544,7 @@ async def test_a_drain_does_not_wait_for_company(loop):
     assert loop.now_ns == 10_000_000
 
 
-async def test_a_cancelled_drain_closes_what_is_left(loop):
+async def test_cancelled_drain_closes_remaining_requests(loop):
     batcher = si.AdaptiveBatcher(max_batch_size=1, clock=loop.clock)
     service = batcher.wrap(ScriptedBackend(HANG))
     calls = [asyncio.ensure_future(service.call(si.Request(1.0))) for _ in range(2)]
@@ -551,7 +555,7 @@ async def test_a_cancelled_drain_closes_what_is_left(loop):
     assert [type(result) for result in await settle(*calls)] == [si.Closed] * 2
 
 
-async def test_a_drain_ends_when_the_last_caller_leaves(loop):
+async def test_drain_ends_when_the_last_caller_is_cancelled(loop):
     batcher = si.AdaptiveBatcher(max_batch_size=1, clock=loop.clock)
     service = batcher.wrap(ScriptedBackend(HANG))
     call = asyncio.ensure_future(service.call(si.Request(1.0)))
@@ -629,7 +633,7 @@ def test_a_batcher_wraps_once():
         batcher.wrap(double)
 
 
-def test_statistics_before_wrapping_says_so():
+def test_statistics_before_wrapping_is_an_error():
     with pytest.raises(RuntimeError, match="wraps nothing yet"):
         si.AdaptiveBatcher(max_batch_size=2).statistics()
 

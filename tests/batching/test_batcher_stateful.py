@@ -259,7 +259,7 @@ def test_every_call_ends_once_for_the_right_reason(life):
 
 @settings(max_examples=30)
 @given(life=lives)
-def test_a_life_replays_exactly(life):
+def test_random_scenario_replays_exactly(life):
     def summary(ends, s, *_):
         return {number: (repr(end.outcome), end.at_ns) for number, end in ends.items()}, s
 

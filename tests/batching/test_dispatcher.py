@@ -184,7 +184,7 @@ async def test_clock_is_read_again_for_each_batch(loop):
     assert second.timings.queued_s == 0.01
 
 
-async def test_assembled_is_when_the_backend_read_the_inputs(loop):
+async def test_assembly_ends_when_the_backend_reads_inputs(loop):
     class Late(ScriptedBackend):
         async def infer(self, batch):
             await asyncio.sleep(0.004)
@@ -243,7 +243,7 @@ async def test_timer_that_fires_early_counts_as_due(loop):
     assert loop.now_ns == 50_000_000
 
 
-async def test_the_policy_hears_of_no_batch_that_it_absorbs(loop, monkeypatch):
+async def test_policy_observes_means_of_short_batches(loop, monkeypatch):
     """Of short batches that alternately seem long and short the policy hears twice a mean, which is of both."""
     told = []
     observe = Lookahead.observe
@@ -316,7 +316,7 @@ def test_caller_without_stack_delays_no_others(monkeypatch):
     assert run(main) == 2.0
 
 
-def test_a_caller_without_stack_keeps_no_deadline(monkeypatch):
+def test_deadline_timer_is_set_after_recursion_error(monkeypatch):
     """A timer that it could not set is set by the next request, for its own deadline."""
 
     async def main(loop):

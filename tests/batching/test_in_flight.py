@@ -42,7 +42,7 @@ def in_flight(backend, **options):
     return batcher.max_in_flight
 
 
-def test_a_backend_says_how_many_workers_it_has():
+def test_max_in_flight_is_the_backends_worker_count():
     assert in_flight(si.CpuBackend(np.negative, workers=3)) == 3
     assert in_flight(si.CpuBackend(np.negative, executor="inline")) == 1
     assert in_flight(ScriptedBackend()) == 1
@@ -50,14 +50,14 @@ def test_a_backend_says_how_many_workers_it_has():
     assert in_flight(si.CpuBackend(np.negative, workers=3), policy="greedy") == 3
 
 
-def test_a_session_per_batch():
+def test_each_onnx_session_runs_one_batch():
     pytest.importorskip("onnxruntime")
     model = si.OnnxBackend(ASSETS / "blaze_front.onnx", sessions=2)
     assert in_flight(model) == 2
 
 
 @pytest.mark.parametrize("policy", ["lookahead", "greedy"])
-def test_workers_that_are_known_from_the_start_on(policy):
+def test_worker_count_is_read_at_each_start(policy):
     """A server that says at each start how many instances it has gets as many batches at once."""
 
     async def main(loop):
@@ -77,7 +77,7 @@ def test_workers_that_are_known_from_the_start_on(policy):
     assert statistics.succeeded == 60
 
 
-def test_a_given_number_is_kept():
+def test_given_max_in_flight_overrides_the_backend():
     async def main(loop):
         backend = Server(5, duration_s=0.01)
         stack = si.Stack(si.AdaptiveBatcher(max_batch_size=1, max_in_flight=2), backend, clock=loop.clock)
@@ -88,7 +88,9 @@ def test_a_given_number_is_kept():
     assert run(main) == 2
 
 
-def test_what_was_learned_is_kept_with_another_number():
+def test_service_time_survives_a_new_worker_count():
+    """The learned service time is still used when the backend restarts with another number of workers."""
+
     async def main(loop):
         backend = Server(1, 2, duration_s=0.01)
         batcher = si.AdaptiveBatcher(max_batch_size=1)
@@ -105,7 +107,7 @@ def test_what_was_learned_is_kept_with_another_number():
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, True, "2"])
-def test_a_wrong_number_is_named(wrong):
+def test_invalid_max_in_flight_is_named(wrong):
     with pytest.raises((TypeError, ValueError), match="max_in_flight: expected a whole number ≥ 1"):
         si.AdaptiveBatcher(max_batch_size=1, max_in_flight=wrong)
 

@@ -29,7 +29,7 @@ def send(service, x, stream, **settings):
     return asyncio.ensure_future(service(x, stream_id=stream, **settings))
 
 
-async def test_one_of_a_stream_at_a_time(loop):
+async def test_requests_of_a_stream_run_one_after_another(loop):
     """Further requests of a stream are in later batches, though workers are free and priorities say otherwise."""
     model = Recurrent(duration_s=1.0)
     async with stack(loop, model, max_in_flight=3) as service:
@@ -41,7 +41,7 @@ async def test_one_of_a_stream_at_a_time(loop):
     assert model.served == [[1.0, 10.0, 100.0], [2.0, 20.0], [3.0]]
 
 
-async def test_one_that_is_cancelled_lets_the_next_one_go(loop):
+async def test_cancelled_request_releases_next_of_its_stream(loop):
     """Where a queued request is cancelled, or one that is held back, those behind it are served."""
     model = Recurrent(duration_s=1.0)
     async with stack(loop, model, max_in_flight=1) as service:
@@ -56,7 +56,7 @@ async def test_one_that_is_cancelled_lets_the_next_one_go(loop):
     assert model.served == [[0.0], [2.0], [4.0]]
 
 
-async def test_running_one_that_is_cancelled(loop):
+async def test_abandoned_batch_releases_held_back_request(loop):
     """A request that is held back runs when the batch of the one before it was abandoned."""
     model = Recurrent(HANG, duration_s=1.0)
     async with stack(loop, model, max_in_flight=2) as service:
@@ -67,7 +67,7 @@ async def test_running_one_that_is_cancelled(loop):
         assert await second == 2.0
 
 
-async def test_deadline_of_one_that_is_held_back(loop):
+async def test_held_back_request_ends_at_its_deadline(loop):
     """A request that is held back ends at its deadline, and the one behind it is served."""
     model = Recurrent(duration_s=1.0)
     async with stack(loop, model) as service:
@@ -82,7 +82,7 @@ async def test_deadline_of_one_that_is_held_back(loop):
     assert model.served == [[1.0], [3.0]]
 
 
-async def test_held_back_ones_count_as_queued(loop):
+async def test_held_back_requests_count_as_queued(loop):
     """Requests that are held back take places in the queue, and are counted there."""
     batcher = si.AdaptiveBatcher(max_batch_size=4, policy="greedy", max_queue_size=3)
     async with si.Stack(batcher, Recurrent(duration_s=1.0), clock=loop.clock) as service:
@@ -150,7 +150,7 @@ async def test_greedy_stream_leaves_others_a_place(loop):
 
 
 @pytest.mark.parametrize("drain", [True, False])
-async def test_stop(loop, drain):
+async def test_stop_serves_or_closes_held_back_requests(loop, drain):
     """A stop serves those that are held back, or ends them with ``Closed``."""
     model = Recurrent(duration_s=1.0)
     service = stack(loop, model)
@@ -167,7 +167,7 @@ async def test_stop(loop, drain):
         assert [type(result) for result in results] == [Closed] * 3
 
 
-async def test_failed_one_is_tried_before_the_next(loop):
+async def test_failed_batch_is_retried_before_next_request(loop):
     """The parts of a failed batch run before the next request of a stream."""
 
     def fail_on_two(batch):
@@ -186,7 +186,7 @@ async def test_failed_one_is_tried_before_the_next(loop):
     assert flat.index(20.0) > max(at for at, x in enumerate(flat) if x == 2.0)
 
 
-async def test_other_models_are_served_as_before(loop):
+async def test_stateless_models_batch_streams_together(loop):
     """Streams of a model without state share batches."""
     model = ScriptedBackend(duration_s=1.0)
     async with stack(loop, model) as service:

@@ -29,7 +29,8 @@ async def send(service, count):
     return tasks
 
 
-async def test_a_free_worker_can_begin_at_once(loop):
+async def test_next_batch_starts_now_with_a_free_worker(loop):
+    """With free workers the next batch starts now, and has room for all of their rows."""
     async with si.Stack(si.AdaptiveBatcher(max_batch_size=4, max_in_flight=3), model(), clock=loop.clock) as service:
         assert ask(service, loop) == NextBatch(loop.clock(), 12, workers=3)
         tasks = await send(service, 1)
@@ -37,7 +38,7 @@ async def test_a_free_worker_can_begin_at_once(loop):
         await asyncio.gather(*tasks)
 
 
-async def test_there_is_no_room_for_more_than_may_be_queued(loop):
+async def test_next_batch_is_limited_by_max_queue_size(loop):
     """A batch that is larger than the queue never forms: a stream that counted on it would be rejected."""
     batcher = si.AdaptiveBatcher(max_batch_size=8, max_queue_size=3)
     async with si.Stack(batcher, model(), clock=loop.clock) as service:
@@ -60,7 +61,8 @@ async def test_busy_worker_is_free_at_expected_batch_end(loop):
         await asyncio.gather(*tasks)
 
 
-async def test_the_first_of_several_workers_counts(loop):
+async def test_next_batch_starts_at_the_first_free_worker(loop):
+    """The next batch starts when the first of several busy workers is free."""
     async with si.Stack(si.AdaptiveBatcher(max_batch_size=2, max_in_flight=2), model(), clock=loop.clock) as service:
         started_ns = loop.clock()
         tasks = await send(service, 1)
@@ -82,7 +84,8 @@ async def test_batch_slower_than_expected_can_end_any_time(loop):
         await asyncio.gather(*tasks)
 
 
-async def test_what_no_batch_has_shown_is_not_waited_for(loop):
+async def test_next_batch_is_immediate_before_measurements(loop):
+    """Before any batch has completed, the next batch is predicted for now."""
     backend = ScriptedBackend(duration_s=0.1)
     async with si.Stack(si.AdaptiveBatcher(max_batch_size=2, policy="greedy"), backend, clock=loop.clock) as service:
         tasks = await send(service, 2)
@@ -116,7 +119,7 @@ async def test_worker_waiting_for_its_device_counts_as_free(loop):
         await asyncio.gather(*tasks)
 
 
-async def test_a_batch_that_was_sent_early_comes_first(loop):
+async def test_next_batch_follows_a_batch_sent_early(loop):
     """The model of one worker keeps a queue: the next batch is there before the worker is free."""
     backend = model()
     backend.queued_workers = 1
@@ -140,7 +143,7 @@ async def test_a_batch_that_was_sent_early_comes_first(loop):
         await asyncio.gather(*tasks)
 
 
-async def test_a_router_tells_of_its_best_route(loop):
+async def test_router_reports_next_batch_of_its_best_route(loop):
     best = si.Stack(si.AdaptiveBatcher(max_batch_size=4), model(), clock=loop.clock)
     spare = si.Stack(si.AdaptiveBatcher(max_batch_size=8), model(), clock=loop.clock)
     router = si.FallbackRouter(si.Route("best", best), si.Route("spare", spare))

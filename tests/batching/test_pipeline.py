@@ -19,7 +19,7 @@ def test_a_pipeline_without_a_policy_is_closed():
     assert not Pipeline().is_open
 
 
-def test_a_pipeline_takes_one_batch():
+def test_pipeline_holds_one_early_batch():
     """A second batch is not sent early before the first one has started."""
     pipeline = Pipeline()
     pipeline.choose = lambda *_: None
@@ -52,7 +52,7 @@ def test_early_batch_ending_first_teaches_nothing():
     assert pipeline.batch is None
 
 
-def test_the_end_before_it_sets_the_effective_start():
+def test_early_batch_starts_when_its_predecessor_ends():
     """The policy says from when on an early batch counts as running."""
     pipeline = Pipeline()
     pipeline.effective_start_ns = lambda sent_ns, ended_ns: ended_ns - 3
@@ -65,7 +65,7 @@ def test_the_end_before_it_sets_the_effective_start():
     assert (early.effective_start_ns, early.predecessor_end_ns) == (97, 100)
 
 
-def test_behind_a_failed_batch_it_teaches_nothing():
+def test_batch_behind_a_failed_batch_is_not_observed():
     """Behind a batch that failed it is unknown when the model is free."""
     pipeline = Pipeline()
     pipeline.effective_start_ns = lambda sent_ns, ended_ns: ended_ns - 3
@@ -82,7 +82,7 @@ def test_behind_a_failed_batch_it_teaches_nothing():
     assert learned == []
 
 
-def test_observe_tells_what_an_early_batch_took():
+def test_observe_gets_the_duration_of_an_early_batch():
     """The policy learns from the end of the batch before to the end of this one."""
     pipeline = Pipeline()
     learned = []

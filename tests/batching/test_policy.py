@@ -22,7 +22,7 @@ def numbers(decision):
     return [ticket.inputs for ticket in decision.batch]
 
 
-def test_greedy_sends_all_that_wait():
+def test_greedy_releases_all_queued_requests():
     decision = Greedy(4).decide(queue_of(0, 1, 2), 5, 1)
     assert numbers(decision) == [0, 1, 2]
     assert (decision.reason, decision.reject, decision.recheck_ns) == ("idle_worker", (), None)
@@ -35,7 +35,7 @@ def test_greedy_sends_the_most_urgent_first():
     assert decision.reason == "full"
 
 
-def test_a_delay_counts_from_the_oldest():
+def test_queue_delay_counts_from_the_oldest_request():
     decision = Greedy(4, 5 * MS).decide(queue_of(10 * MS, 12 * MS), 13 * MS, 1)
     assert numbers(decision) == []
     assert decision.recheck_ns == 15 * MS
@@ -68,7 +68,7 @@ def test_a_full_batch_is_not_held_back():
 
 
 @pytest.mark.parametrize("policy", [Greedy(2), Greedy(2, MS)])
-def test_a_decision_changes_nothing(policy):
+def test_decide_does_not_change_the_queue(policy):
     queue = queue_of(0, 0, 0)
     policy.decide(queue, 10 * MS, 1)
     assert len(queue) == 3

@@ -17,7 +17,7 @@ def batcher_of(loop, **options):
     return si.AdaptiveBatcher(**{"max_batch_size": 4, "clock": loop.clock, **options})
 
 
-def test_requests_from_now_on_get_the_new_slo():
+def test_new_slo_applies_to_later_requests_only():
     async def main(loop):
         batcher = batcher_of(loop, slo_s=0.05)
         async with si.Stack(batcher, ScriptedBackend(duration_s=0.08), clock=loop.clock) as service:
@@ -37,7 +37,7 @@ def test_requests_from_now_on_get_the_new_slo():
     run(main)
 
 
-def test_the_next_batch_obeys_the_new_cap_and_policy():
+def test_next_batch_uses_new_max_batch_size_and_policy():
     async def main(loop):
         batcher = batcher_of(loop, policy="greedy")
         backend = ScriptedBackend(duration_s=0.01)
@@ -55,7 +55,9 @@ def test_the_next_batch_obeys_the_new_cap_and_policy():
     run(main)
 
 
-def test_a_timer_that_is_given_up_holds_nothing_back():
+def test_policy_change_releases_a_delayed_batch():
+    """A batch that waits for the delay of the old policy is released when the new policy has no delay."""
+
     async def main(loop):
         batcher = batcher_of(loop, policy="greedy", max_queue_delay_s=60.0)
         service = batcher.wrap(ScriptedBackend(duration_s=0.01))
@@ -70,7 +72,7 @@ def test_a_timer_that_is_given_up_holds_nothing_back():
     run(main)
 
 
-def test_what_was_learned_is_kept():
+def test_learned_service_time_survives_reconfigure():
     async def main(loop):
         batcher = batcher_of(loop)
         service = batcher.wrap(ScriptedBackend(duration_s=0.01))
@@ -105,7 +107,7 @@ def test_bad_settings_change_nothing():
     run(main)
 
 
-def test_before_it_wraps_anything():
+def test_reconfigure_before_wrapping():
     batcher = si.AdaptiveBatcher(max_batch_size=4)
     batcher.reconfigure(max_batch_size=2, slo_s=0.1)
     predict = batcher.wrap(lambda x: x)
@@ -117,7 +119,9 @@ def test_before_it_wraps_anything():
     assert batcher.statistics().batch_sizes == {2: 2}
 
 
-def test_while_it_stops_it_goes_on_stopping():
+def test_reconfigure_does_not_interrupt_a_stop():
+    """A policy with a long delay that is set during a stop applies only after the next start."""
+
     async def main(loop):
         batcher = batcher_of(loop)
         service = batcher.wrap(ScriptedBackend(duration_s=0.01))
@@ -251,7 +255,7 @@ def compiling(monkeypatch):
     return compiled
 
 
-def test_kernels_are_not_compiled_while_it_serves(compiling):
+def test_reconfigure_rejects_a_planner_without_kernels(compiling):
     """A planner whose kernels are not loaded is rejected with what to await, and nothing changes."""
 
     async def main():

@@ -80,7 +80,7 @@ async def test_each_caller_gets_its_own_error(loop, way):
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_the_message_names_the_facts(loop, way):
+async def test_error_message_gives_the_reason_and_values(loop, way):
     async with Rejections(loop, way) as rejections:
         errors = await rejections.wave()
 

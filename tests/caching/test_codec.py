@@ -84,7 +84,7 @@ def test_a_flipped_bit_is_never_a_value(value, data):
         decode(bytes(record))
 
 
-def test_every_bit_of_one_record():
+def test_each_flipped_bit_of_a_record_is_detected():
     record = encode({"a": np.arange(3, dtype="<f4"), "b": [1, "x", None]})
     for at in range(len(record) * 8):
         altered = bytearray(record)
@@ -110,7 +110,8 @@ def with_checksum(body, head_size=None):
 
 @settings(max_examples=500)
 @given(st.data())
-def test_what_somebody_made_up_is_a_value_or_damaged(data):
+def test_altered_body_decodes_or_is_corrupt(data):
+    """A record with an altered body and a valid checksum gives a value or raises `CorruptRecord`."""
     record = encode(data.draw(values))
     (head_size,) = struct.unpack_from("<Q", record, 24)
     body = bytearray(record[HEADER:])
@@ -142,7 +143,7 @@ def test_what_somebody_made_up_is_a_value_or_damaged(data):
         b"[" * 100_000,
     ],
 )
-def test_a_forged_body_is_refused(body):
+def test_forged_body_is_rejected(body):
     with pytest.raises(CorruptRecord):
         decode(with_checksum(body))
 
@@ -226,7 +227,8 @@ def test_nesting_is_bounded():
         encode(itself)
 
 
-def test_the_format_stays():
+def test_encoded_bytes_are_stable():
+    """A changed format needs a new version number, and a change of this test."""
     record = encode(["label"], (True, b"x"))
     assert record[:16] == bytes.fromhex("73692d73657202004800000000000000")
     assert record[24:HEADER] == struct.pack("<Q", 34)
@@ -234,7 +236,7 @@ def test_the_format_stays():
     assert decode_all(record) == [["label"], (True, b"x")]
 
 
-def test_the_first_value_needs_only_the_beginning():
+def test_first_value_is_read_from_a_partial_record():
     record = encode(["label", 1], "x" * 5000)
     assert first_value(record[: HEADER + 12]) == ["label", 1]
     assert first_value(record[: HEADER + 11]) is None
@@ -242,7 +244,7 @@ def test_the_first_value_needs_only_the_beginning():
     assert first_value(b"x" + record[1:]) is None
 
 
-def test_another_version_is_named():
+def test_error_names_another_format_version():
     record = bytearray(encode(1))
     record[6] = 9
     with pytest.raises(CorruptRecord, match="version 9"):

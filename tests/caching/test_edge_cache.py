@@ -50,7 +50,7 @@ def test_a_bad_argument_is_named(arguments, error, name):
         EdgeCache(**arguments)
 
 
-def test_put_and_erase_check_theirs():
+def test_put_and_erase_check_their_arguments():
     cache = EdgeCache()
     for bad in ({"ttl_s": -1}, {"size": -1}):
         with pytest.raises(ValueError):
@@ -83,7 +83,7 @@ def test_expired_means_now_at_or_past_expiry(clock):
     assert list(cache) == []
 
 
-def test_an_expired_entry_gives_way_before_a_fresh_one(clock):
+def test_expired_entry_is_removed_before_a_fresh_one(clock):
     cache = EdgeCache(maxsize=3, clock=clock)
     cache.put("old", 1)
     cache.put("short", 2, ttl_s=1.0)
@@ -94,7 +94,7 @@ def test_an_expired_entry_gives_way_before_a_fresh_one(clock):
     assert cache.statistics().evicted == 0
 
 
-def test_states(clock):
+def test_entry_is_fresh_then_stale_then_gone(clock):
     cache = EdgeCache(ttl_s=1.0, stale_s=2.0, negative_ttl_s=0.5, clock=clock)
     cache["k"] = "v"
     assert cache._memory.lookup("k", clock()) == (1, "v")
@@ -120,7 +120,8 @@ def test_states(clock):
     assert (seen.hits, seen.stale_hits, seen.negative_hits, seen.misses) == (2, 3, 1, 2)
 
 
-def test_arrays_weigh_what_they_keep():
+def test_array_size_is_that_of_its_base_buffer():
+    """A view counts with the whole buffer that it keeps alive."""
     whole = np.zeros((1000, 10))
     assert payload_bytes(whole[:1]) == payload_bytes(whole) == 80_000
     assert payload_bytes(np.frombuffer(b"12345678")) == 8
@@ -155,7 +156,7 @@ class Meddler:
 
 @pytest.mark.parametrize("action", ["put many", "delete it", "clear", "get"])
 @pytest.mark.parametrize("use", ["get", "set", "delete"])
-def test_an_eq_may_use_the_cache(action, use):
+def test_key_comparison_may_use_the_cache(action, use):
     cache = EdgeCache(maxsize=50)
     held = Meddler(None)
     cache[held] = "held"
@@ -214,7 +215,7 @@ def test_a_failing_eq_changes_nothing():
     assert list(cache.values()) == [1]
 
 
-def test_listeners_cannot_break_it(caplog):
+def test_failing_listener_does_not_break_the_cache(caplog):
     cache = EdgeCache(maxsize=2)
     told = []
 
@@ -238,7 +239,7 @@ def test_listeners_cannot_break_it(caplog):
         cache.listen(1)
 
 
-def test_threads_lose_nothing():
+def test_concurrent_threads_keep_the_table_consistent():
     cache = EdgeCache(maxsize=64, eviction="s3fifo")
     rounds = 20_000 if ATOMIC else 500
     errors = []
@@ -341,7 +342,7 @@ def test_the_thread_frees_entries_of_an_idle_cache():
     assert cache.statistics().expired == 1
 
 
-def test_the_thread_that_cannot_start_is_started_later(monkeypatch):
+def test_expiry_thread_that_cannot_start_starts_later(monkeypatch):
     """A process without a thread to spare stores values all the same, and frees them once it has one."""
     gone = threading.Event()
 
@@ -364,7 +365,7 @@ def test_the_thread_that_cannot_start_is_started_later(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_process_frees_what_it_inherited():
+def test_forked_process_frees_inherited_entries():
     """It has the entries of its parent, and a thread of its own that frees them."""
     gone = threading.Event()
 
@@ -394,7 +395,7 @@ def test_the_thread_keeps_no_cache_alive():
     assert reference() is None
 
 
-def test_entries_are_not_walked_by_the_collector():
+def test_entries_are_not_traversed_by_the_collector():
     cache = EdgeCache()
     marker = ["held"]
     cache["k"] = marker

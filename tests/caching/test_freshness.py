@@ -56,7 +56,7 @@ class Counting:
     [(30.0, (), 30), (30.0, (5.0,), 5), (30.0, (7.0, 5.0, 9.0), 5), (30.0, (60.0,), 30), (None, (5.0,), 5)],
     ids=["nothing", "less", "shortest of several", "more than ttl_s", "no ttl_s"],
 )
-def test_fresh_for_bounds_an_answer(ttl_s, said, lasts_s):
+def test_fresh_for_bounds_a_response(ttl_s, said, lasts_s):
     """An answer is fresh as long as its computation says, and at most ``ttl_s``."""
 
     async def main(loop):
@@ -118,7 +118,7 @@ def test_fresh_for_within_the_policy():
     run(main)
 
 
-def test_fresh_for_refuses_what_is_no_time():
+def test_fresh_for_rejects_an_invalid_duration():
     """Its argument is checked inside and outside of a computation."""
     with pytest.raises(ValueError, match="seconds: expected a finite number of seconds ≥ 0, got -1"):
         fresh_for(-1.0)
@@ -135,7 +135,7 @@ def spread(seed, share=0.5, **settings):
     return run(main)
 
 
-def test_jitter_spreads_the_ends():
+def test_jitter_spreads_expiry_times():
     """Answers of one moment end at different times, none later than ``ttl_s`` or earlier than its share less."""
     lasted_s = spread(seed=1)
 
@@ -215,7 +215,7 @@ def test_windows_default_to_stale_s():
     assert (other._memory.freshness.revalidate_ns, other._memory.freshness.stale_s) == (5 * 10**9, 60.0)
 
 
-def test_stale_is_given_and_outdated_is_computed():
+def test_stale_is_served_and_outdated_is_recomputed():
     """Within the first window the old answer comes at once; beyond it, the caller waits for a new one."""
 
     async def main(loop):
@@ -273,7 +273,7 @@ def test_outdated_in_an_expired_table():
     run(main)
 
 
-def test_outdated_is_given_at_a_deadline():
+def test_outdated_is_served_at_a_deadline():
     """A model that hangs costs its caller the deadline once, and then nothing for a second."""
 
     async def main(loop):

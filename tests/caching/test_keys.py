@@ -80,7 +80,7 @@ def layouts(array):
 
 
 @given(arrays)
-def test_the_layout_does_not_count(array):
+def test_memory_layout_does_not_change_the_key(array):
     for secret in (None, SECRET):
         assert {content_key(other, secret=secret) for other in layouts(array)} == {content_key(array, secret=secret)}
         assert {content_key((other,), secret=secret) for other in layouts(array)} == {
@@ -89,12 +89,12 @@ def test_the_layout_does_not_count(array):
 
 
 @given(values, values)
-def test_the_same_key_means_the_same_contents(one, other):
+def test_keys_are_equal_only_for_equal_contents(one, other):
     assert (content_key(one) == content_key(other)) == (canonical(one) == canonical(other))
 
 
 @given(st.lists(values, min_size=2, max_size=5))
-def test_what_stands_side_by_side_is_not_run_together(many):
+def test_adjacent_items_are_not_concatenated(many):
     """All ways to cut one list in two differ."""
     keys = {content_key([many[:place], many[place:]]) for place in range(len(many) + 1)}
     assert len(keys) == len(many) + 1
@@ -110,7 +110,8 @@ def test_model_and_tenant_are_part_of_the_key(one, other):
     assert (key(one) == key(other)) == (one == other)
 
 
-def test_the_parts_of_the_name_cannot_be_shifted():
+def test_name_parts_are_not_concatenated():
+    """Model, version, preprocessing and tenant enter the key as separate parts."""
     keys = [
         content_key(1, model="ab", version="c"),
         content_key(1, model="a", version="bc"),
@@ -155,7 +156,7 @@ def test_the_parts_of_the_name_cannot_be_shifted():
         ([b"x" * 1025], xxhash.xxh3_128_digest(b"x" * 1025)),
     ],
 )
-def test_different(one, other):
+def test_different_inputs_have_different_keys(one, other):
     assert content_key(one) != content_key(other)
     assert content_key((one,)) != content_key((other,))
     assert content_key(one, secret=SECRET) != content_key(other, secret=SECRET)
@@ -182,7 +183,7 @@ Point = namedtuple("Point", "x y")  # noqa: PYI024
         ("\ud800", "\ud800"),
     ],
 )
-def test_alike(one, other):
+def test_equal_inputs_have_one_key(one, other):
     assert content_key(one) == content_key(other)
     assert content_key((one,), secret=SECRET) == content_key((other,), secret=SECRET)
 
@@ -237,7 +238,7 @@ def test_the_tenant_may_be_a_string_of_another_class():
     assert content_key(1, tenant=Loud("a")) == content_key(1, tenant="a")
 
 
-def test_what_pads_a_structure_does_not_count():
+def test_structure_padding_does_not_change_the_key():
     dtype = np.dtype([("a", "u1"), ("b", "f8")], align=True)
     one, other = np.zeros(3, dtype), np.frombuffer(bytearray(b"\xff" * 3 * dtype.itemsize), dtype)
     other["a"], other["b"] = 0, 0.0
@@ -248,7 +249,7 @@ def test_what_pads_a_structure_does_not_count():
     assert content_key(one) != content_key(one.astype([("c", "u1"), ("b", "f8")]))
 
 
-def test_what_a_mask_hides_does_not_count():
+def test_masked_values_do_not_change_the_key():
     one = np.ma.array([1, 2, 3], mask=[0, 1, 0])
     other = np.ma.array([1, 9, 3], mask=[0, 1, 0])
     assert content_key(one) == content_key(other)
@@ -256,7 +257,7 @@ def test_what_a_mask_hides_does_not_count():
     assert content_key(one) != content_key(np.array([1, 2, 3]))
 
 
-def test_arrays_of_objects_count_by_what_they_hold():
+def test_arrays_of_objects_are_keyed_by_their_contents():
     assert content_key(np.array(["a", None], object)) == content_key(np.array(["a", None], object))
     assert content_key(np.array(["a", None], object)) != content_key(np.array(["a", 0], object))
     assert content_key(np.array(["a", "b"], object)) != content_key(np.array([["a"], ["b"]], object))
@@ -267,7 +268,7 @@ class Scaled:
         self.fingerprint = fingerprint
 
 
-def test_an_object_counts_by_class_and_fingerprint():
+def test_object_is_keyed_by_class_and_fingerprint():
     class Other(Scaled):
         pass
 
@@ -295,7 +296,7 @@ def test_types_of_other_packages_differ():
     assert content_key(zeros[0]) == content_key(zeros[0].copy())
 
 
-def test_the_class_of_a_numpy_scalar_counts():
+def test_class_of_a_numpy_scalar_is_part_of_the_key():
     assert len({content_key(each) for each in (Seconds(1), Seconds(2), np.float64(1), 1.0)}) == 4
 
 
@@ -310,13 +311,13 @@ def test_the_class_of_a_numpy_scalar_counts():
         (np.array([object()]), "got builtins.object"),
     ],
 )
-def test_what_cannot_be_keyed_is_refused(inputs, words):
+def test_inputs_without_a_key_are_rejected(inputs, words):
     with pytest.raises(InvalidInput, match=words):
         content_key(inputs)
 
 
 @pytest.mark.parametrize("holder", [list, dict, lambda: np.empty(1, object)])
-def test_what_contains_itself_is_refused(holder):
+def test_recursive_inputs_are_rejected(holder):
     inputs = holder()
     if isinstance(inputs, dict):
         inputs["a"] = inputs
@@ -328,7 +329,7 @@ def test_what_contains_itself_is_refused(holder):
         content_key(inputs)
 
 
-def test_a_secret_makes_the_key_its_own():
+def test_secret_changes_the_key_and_is_checked():
     key = content_key(np.zeros(3), secret=SECRET)
     assert len(key) == 32
     assert len(content_key(np.zeros(3))) == 16
@@ -342,7 +343,7 @@ def test_a_secret_makes_the_key_its_own():
 @pytest.mark.parametrize(
     "wrong", [{"model": 3}, {"model": ["a"]}, {"version": None}, {"preprocessing": b""}, {"tenant": 3}]
 )
-def test_wrong_arguments(wrong):
+def test_wrong_arguments_are_rejected(wrong):
     (name,) = wrong
     with pytest.raises(TypeError, match=f"{name}: expected a string"):
         content_key(1, **wrong)
@@ -350,7 +351,7 @@ def test_wrong_arguments(wrong):
         content_key(1, secret=bytearray(SECRET))
 
 
-def test_the_encoding_stays_as_it_is():
+def test_key_encoding_is_stable():
     """Kept answers outlive a process: a changed encoding has to change its name, and this test."""
     inputs = {"image": np.arange(6, dtype="<f4").reshape(2, 3), "k": [1, -2.5, "é", b"b", None, True, 2**80, 1j]}
     assert content_key(inputs, model="m", version="1", preprocessing="p", tenant="t").hex() == GOLDEN
@@ -375,7 +376,7 @@ def test_another_process_makes_the_same_key():
 
 
 @given(st.lists(values, min_size=1, max_size=3), st.none() | st.text(max_size=3))
-def test_compiled_and_plain_agree(plain, several, tenant):
+def test_compiled_and_plain_code_make_equal_keys(plain, several, tenant):
     twin = plain("caching._keys_cy").KeyMaker(xxhash.xxh3_128_digest, b"prefix")
     maker = KeyMaker(xxhash.xxh3_128_digest, b"prefix")
     for inputs in several:
@@ -383,14 +384,14 @@ def test_compiled_and_plain_agree(plain, several, tenant):
 
 
 @given(st.lists(arrays, min_size=1, max_size=6))
-def test_what_a_maker_remembers_changes_no_key(several):
+def test_memory_of_a_key_maker_changes_no_key(several):
     warm = KeyMaker(xxhash.xxh3_128_digest, b"")
     for array in [*several, *several]:
         assert warm.key((array,)) == KeyMaker(xxhash.xxh3_128_digest, b"").key((array,))
         assert warm.key((array,), "t") == KeyMaker(xxhash.xxh3_128_digest, b"").key((array,), "t")
 
 
-def test_many_shapes_are_forgotten_again():
+def test_key_maker_handles_thousands_of_shapes():
     maker = KeyMaker(xxhash.xxh3_128_digest, b"")
     first = maker.key((np.zeros(1, "u1"),))
     for size in range(5000):

@@ -92,7 +92,7 @@ class TestChecked:
         ],
         ids=["strided", "int32", "other byte order", "list", "float64", "2-D", "None"],
     )
-    def test_what_does_not_fit_is_a_type_error(self, variant, deadlines):
+    def test_array_of_wrong_type_or_shape_is_a_type_error(self, variant, deadlines):
         with pytest.raises(TypeError, match="choose: argument 1: expected a C-contiguous array of int64 with 1 dim"):
             self.choose(variant, deadlines)
 
@@ -101,7 +101,7 @@ class TestChecked:
         variant.checked("copy_rows_int64")(np.ones(1, np.int64), rows, 1, 1, target, rows, 1, 1, 1, 1)
 
     @pytest.mark.parametrize("target", [np.zeros(128, np.int64)[::2], np.zeros(64, np.int32)], ids=["strided", "int32"])
-    def test_what_is_written_must_fit(self, variant, target):
+    def test_wrong_output_array_is_rejected(self, variant, target):
         with pytest.raises(TypeError, match="copy_rows_int64: argument 4: expected a writable, C-contiguous array of"):
             self.copy(variant, target)
         assert not target.any()

@@ -40,7 +40,7 @@ def test_the_strictest_of_several_classes_holds():
         ({"encrypt": True}, {"on_disk": True, "encrypted": True}, True),
     ],
 )
-def test_where_an_entry_may_lie(rule, place, permitted):
+def test_rule_permits_or_forbids_a_place(rule, place, permitted):
     assert Retention(1.0, **rule).rule(()).permits(Place(**place)) is permitted
 
 
@@ -59,7 +59,7 @@ def test_where_an_entry_may_lie(rule, place, permitted):
         (lambda: si.EdgeCache(retention=Retention(5.0, classes={"a": Retention(2.0)}), stale_s=2.0), ValueError, "2 s"),
     ],
 )
-def test_bad_policies_are_refused(make, error, match):
+def test_invalid_policies_are_rejected(make, error, match):
     with pytest.raises(error, match=match):
         make()
 
@@ -114,7 +114,7 @@ def test_report_needs_policy_and_knows_ages_in_memory():
     run(main)
 
 
-def test_what_setdefault_stores_has_a_class_and_an_age():
+def test_setdefault_entry_has_a_class_and_an_age():
     clock = FakeClock(1000 * S)
 
     async def main(loop):

@@ -112,7 +112,7 @@ def test_new_log_reads_and_continues_existing_file(path):
     assert str(whole(path)) == f"8 records, whole; head {again.head}"
 
 
-def test_a_log_in_memory_can_do_the_same():
+def test_log_in_memory_has_the_same_interface():
     log = fill(RetentionLog(wall_clock=Wall()), 6)
     assert log.path is None
     assert log.verify() == attrs.evolve(log.verify(), ok=True, records=6, head=log.head, first_bad=None, problem="")
@@ -131,7 +131,7 @@ def test_a_log_in_memory_can_do_the_same():
         ({"wall_clock": 3}, "wall_clock"),
     ],
 )
-def test_bad_arguments_are_refused_by_name(wrong, named, monkeypatch, tmp_path):
+def test_rejected_arguments_are_named(wrong, named, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises((TypeError, ValueError), match=f"^{named}: ") as raised:
         RetentionLog(**wrong)
@@ -190,14 +190,14 @@ def test_names_are_hashed_with_the_secret(path, tmp_path):
     assert SECRET not in repr(opened(path)).encode()
 
 
-def test_an_empty_name_is_a_name_of_its_own():
+def test_empty_subject_is_a_valid_name():
     log = RetentionLog()
     log.record("erased", where="m", data_class="", count=1, reason="why", subject="")
     assert log.events[0].reason == "why"
     assert log.events_about("") == log.events
 
 
-def test_pseudonym_wants_a_string():
+def test_pseudonym_requires_a_string():
     with pytest.raises(TypeError, match=r"^subject: "):
         RetentionLog().events_about(None)
 
@@ -353,7 +353,7 @@ def test_single_line_of_another_file_is_no_torn_record(path, content):
     assert whole(path).problem == "it is no record"
 
 
-def test_another_secret_does_not_open_it(path):
+def test_another_secret_does_not_open_the_log(path):
     fill(opened(path))
     with pytest.raises(ValueError, match="at record 0: it was changed, or written with another secret"):
         opened(path, secret=OTHER)
@@ -444,7 +444,7 @@ def test_erasures_are_synced_before_the_call_returns(path, monkeypatch):
         assert not durable or synced[-1] == path.stat().st_size
 
 
-def test_a_new_file_has_its_name_on_the_disk(tmp_path, monkeypatch):
+def test_new_file_syncs_its_folder_entry(tmp_path, monkeypatch):
     synced = []
     monkeypatch.setattr(os, "fsync", lambda number: synced.append(os.path.realpath(f"/proc/self/fd/{number}")))
     opened(tmp_path / "new" / "log")
@@ -521,7 +521,7 @@ def test_wait_for_lock_of_stopped_process_is_bounded(path, monkeypatch):
     log.record("erased", where="m", data_class="", count=1, reason="")
 
 
-def test_who_waits_for_the_lock_gets_it(path, monkeypatch):
+def test_writer_that_waits_for_the_lock_gets_it(path, monkeypatch):
     log = fill(opened(path))
     other = path.open("rb")
     fcntl.flock(other, fcntl.LOCK_EX)
@@ -670,7 +670,7 @@ def test_threads_that_write_at_once_make_one_chain(path, in_file):
     ),
     st.integers(1, 8),
 )
-def test_the_log_stays_whole_whatever_memory_lets_go(given_events, keep):
+def test_log_stays_valid_after_memory_discards_records(given_events, keep):
     with mock.patch.object(retention_log, "_MOST_KEPT", keep):
         check_bounds(RetentionLog(wall_clock=Wall()), given_events, keep)
 

@@ -72,7 +72,7 @@ def test_holding_is_judged_by_its_class_and_place(where, data_class, oldest_s, s
     assert bool(made.violations) == (state == "over")
 
 
-def test_a_violation_says_where_what_and_by_how_much():
+def test_violation_names_place_class_and_excess():
     made = report(holding("disk", "face", oldest_age_s=300.0))
     assert made.violations == [
         "disk holds data of class 'face' that is 5 min old: 60 s are allowed, and 30 s to remove it"
@@ -90,12 +90,12 @@ def test_a_violation_says_where_what_and_by_how_much():
     )
 
 
-def test_bounds_can_be_said():
+def test_purge_bounds_can_be_given():
     assert report(holding("disk", "face", oldest_age_s=100.0), purge_bounds_s={"disk": 50.0}).violations == []
     assert report(holding("memory", "face", oldest_age_s=60.1), purge_bounds_s={}).violations != []
 
 
-def test_what_cannot_be_known_is_not_called_good():
+def test_unknown_holdings_have_the_state_unknown():
     made = report(holding("redis", entries=None, oldest_age_s=None, size_bytes=None))
     assert made.holdings[0].state == "unknown"
     assert made.violations == []
@@ -125,7 +125,7 @@ def test_holdings_are_sorted_and_rules_are_the_policys():
     ]
 
 
-def test_without_an_instant_it_is_now(monkeypatch):
+def test_report_time_defaults_to_now(monkeypatch):
     monkeypatch.setattr("time.time_ns", lambda: 7)
     assert build_report(POLICY, []).at_ns == 7
 
@@ -139,7 +139,7 @@ def test_without_an_instant_it_is_now(monkeypatch):
         ({"at_ns": "now"}, "at_ns"),
     ],
 )
-def test_bad_arguments_are_refused_by_name(wrong, named):
+def test_rejected_arguments_are_named(wrong, named):
     with pytest.raises((TypeError, ValueError), match=f"^{named}: "):
         build_report(**{"policy": POLICY, "inventory": [], **wrong})
 
@@ -147,7 +147,7 @@ def test_bad_arguments_are_refused_by_name(wrong, named):
 # -- what went -------------------------------------------------------------------------------------------------------
 
 
-def test_erasures_are_listed_and_the_rest_is_not(log):
+def test_report_lists_erasures_only(log):
     note(log, subject="anna")
     note(log, "expired", count=5)
     note(log, "expired", count=6)
@@ -164,7 +164,7 @@ def test_erasures_are_listed_and_the_rest_is_not(log):
     assert (without.erasures, without.log) == ((), None)
 
 
-def test_a_failed_erasure_is_owed_until_it_is_made(log):
+def test_failed_erasure_is_owed_until_it_succeeds(log):
     def made():
         return report(log=log)
 
@@ -180,7 +180,7 @@ def test_a_failed_erasure_is_owed_until_it_is_made(log):
     assert [event.tag for event in made().pending] == ["t"]
 
 
-def test_what_memory_let_go_of_is_owed(monkeypatch):
+def test_failed_erasure_is_owed_after_record_is_gone(monkeypatch):
     monkeypatch.setattr(retention_log, "_MOST_KEPT", 1)
     log = RetentionLog()
     note(log, "erase_failed", where="redis", subject="anna", count=0)
@@ -216,7 +216,7 @@ def test_a_log_that_was_cut_is_a_violation(tmp_path):
     assert "1 records that this process has seen were cut off" in said
 
 
-def test_what_is_over_while_a_hold_lasts_is_held():
+def test_overdue_entries_under_a_hold_are_no_violation():
     """A place cannot say which of its entries a hold is about, so none is called a violation."""
     log = RetentionLog()
     note(log, "held", where="all", subject="anna", count=0)
@@ -279,7 +279,7 @@ def made_holdings(made):
     return [Holding(it.where, it.data_class, it.entries, it.oldest_age_s, it.size_bytes) for it in made.holdings]
 
 
-def test_as_text_it_is_a_table(log):
+def test_text_form_is_a_table(log):
     note(log, subject="anna", reason="asked\x1b[2J")
     text = str(report(holding(), holding("disk", "face", oldest_age_s=300.0, size_bytes=5_000_000), log=log))
     lines = text.splitlines()
@@ -312,7 +312,7 @@ class Page(HTMLParser):
         self.text.append(data)
 
 
-def test_as_a_page_it_stands_alone_and_has_it_all(log, tmp_path):
+def test_html_page_is_self_contained_and_complete(log, tmp_path):
     note(log, subject="anna", reason="asked by letter")
     note(log, "erase_failed", where="redis", subject="anna", count=0)
     made = report(holding(), holding("disk", "face", oldest_age_s=300.0), log=log)
@@ -351,7 +351,7 @@ def test_page_shows_latest_erasures_and_counts_earlier(log):
     assert len(report(log=log).to_dict()["erasures"]) == 502
 
 
-def test_a_class_is_never_taken_for_a_state():
+def test_class_named_like_a_state_is_no_state():
     policy = Retention(1.0, classes={"over": Retention(1.0)})
     made = build_report(policy, [holding(data_class="over", oldest_age_s=0.5)], at_ns=NOW)
     assert 'class="bad"' not in made.to_html()
@@ -390,7 +390,7 @@ def test_no_text_can_become_markup(tmp_path_factory, where, data_class, reason, 
 
 
 @given(st.text(min_size=1), st.sampled_from(list(ACTIONS)))
-def test_whose_it_was_is_never_in_a_report(name, action):
+def test_subject_names_are_never_in_a_report(name, action):
     name = f"~{name}~"
     log = RetentionLog()
     note(log, action, subject=name, reason=f"for {name}", tag=f"{name} of camera 3")

@@ -39,7 +39,7 @@ def test_pages_are_current():
     assert TABLES.README.read_text(encoding="utf-8") == TABLES.draw_readme()
 
 
-def test_no_page_is_left_over():
+def test_no_obsolete_page_exists():
     pages = {page.name for page in TABLES.draw_pages()}
 
     assert {page.name for page in TABLES.REFERENCE.glob("figures-*.md")} == pages

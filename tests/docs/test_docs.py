@@ -82,7 +82,7 @@ def page_namespace(request, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("path", PAGES, ids=_name)
-def test_code_of_the_page_runs_and_prints_what_it_says(path, page_namespace, capsys, tmp_path):
+def test_code_of_the_page_runs_with_the_printed_output(path, page_namespace, capsys, tmp_path):
     printed = None
     for block in _blocks(path):
         if block.info == "python":

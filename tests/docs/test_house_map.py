@@ -23,7 +23,7 @@ def test_map_names_every_folder_and_layer():
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda it: it.name)
-def test_a_folder_is_read_in_one_sitting(folder):
+def test_folders_and_modules_are_small(folder):
     """At most 15 modules in each, and none of them longer than 450 lines."""
     modules = list(folder.glob("*.py"))
 

@@ -25,7 +25,7 @@ def test_every_field_is_named(settings):
 
 
 @pytest.mark.parametrize("kind", ARRIVALS)
-def test_every_kind_of_arrivals_is_in_its_row(kind):
+def test_row_of_each_arrival_kind_names_its_fields(kind):
     """With all fields, and with the defaults that they have."""
     [row] = [line for line in PAGE.splitlines() if line.startswith("|") and f'`"{kind}"`' in line]
     make = {"replay": Replay.load, "rates": Rates.load}.get(kind, ARRIVALS[kind])

@@ -10,7 +10,7 @@ def example(_examples_can_be_imported):
     return importlib.import_module("compliant_cache")
 
 
-def test_what_is_shown_is_so(example, tmp_path, capsys):
+def test_printed_output_matches_report_and_log(example, tmp_path, capsys):
     example.main(str(tmp_path))
     text = capsys.readouterr().out
     assert "erased of one person: {'memory': 1, 'disk': 1}, complete: True" in text
@@ -26,7 +26,7 @@ def test_what_is_shown_is_so(example, tmp_path, capsys):
     assert not any(name in text + page for name in example.PEOPLE)
 
 
-def test_a_person_who_is_named_would_be_found(example, tmp_path):
+def test_mentions_finds_a_name_in_a_file(example, tmp_path):
     for number, written in enumerate([example.PEOPLE[0], json.dumps(example.PEOPLE[0])]):
         (tmp_path / f"{number}.txt").write_text(written, encoding="utf-8")
         assert example.mentions(tmp_path / f"{number}.txt", example.PEOPLE)
@@ -39,6 +39,6 @@ def test_a_log_that_was_altered_is_found(example, tmp_path):
     assert "it was changed" in example.check_files(tmp_path)[1]
 
 
-def test_it_runs_without_a_folder(example, capsys):
+def test_example_runs_without_a_folder(example, capsys):
     example.main()
     assert "complete: True" in capsys.readouterr().out

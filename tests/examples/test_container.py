@@ -146,7 +146,8 @@ pytestmark = pytest.mark.needs("network namespaces")
 POST = "Request('http://127.0.0.1:8000/double', b'{\"x\": [1, 2, 3, 4]}', {'content-type': 'application/json'})"
 
 
-def test_the_container_answers_and_has_one_tail(container):
+def test_container_responds_and_merges_tail_of_workers(container):
+    """A worker reports the tail latency of all workers of the container."""
     answer = container.python(f"print(urlopen({POST}).read().decode())")
     counts = [0]
     while counts[-1] == 0:  # the other worker learns it within a second
@@ -171,7 +172,7 @@ def test_container_has_compiled_modules_and_kernels(container):
         assert container.run("sh", "-c", "command -v gcc cc g++", user=instruction("USER")).returncode != 0
 
 
-def test_the_container_has_no_rights(container):
+def test_container_has_no_privileges(container):
     """Its processes are a user's without capabilities, and only /tmp can be written."""
     status = Path(f"/proc/{container.first}/status").read_text()
     user = instruction("USER")

@@ -35,12 +35,12 @@ def test_a_recording_is_cut_into_whole_chunks(audio, tmp_path):
     assert not heard[1300:].any()
 
 
-def test_other_formats_are_refused(audio, tmp_path):
+def test_other_audio_formats_are_rejected(audio, tmp_path):
     with pytest.raises(ValueError, match=r"a\.wav: expected one channel of 16-bit samples at 16000 Hz"):
         audio.load_clip(write(tmp_path / "a.wav", [0] * 100, rate=8_000))
 
 
-def test_everybody_is_held_against_the_reference(recognition):
+def test_microphones_are_compared_with_the_reference(recognition):
     reference = np.array([0.1, 0.9, 0.9, 0.2], np.float32)
     nan = np.nan
     heard = [
@@ -56,7 +56,7 @@ def test_everybody_is_held_against_the_reference(recognition):
     assert speech.heard_s == pytest.approx(0.128)
 
 
-def test_nobody_heard_anything(recognition):
+def test_comparison_without_any_response(recognition):
     reference = np.array([0.1, 0.9], np.float32)
     speech = recognition.compare_speech([np.empty(0, np.float32), np.array([np.nan], np.float32)], reference)
     assert (speech.segments, speech.heard_s, speech.largest_difference) == ([], 0.0, 0.0)

@@ -70,7 +70,7 @@ def test_a_greedy_camera_gets_no_more_than_the_others(overload):
     assert overload.shares[-1] <= 1.3 * overload.shares[:-1].mean()
 
 
-def test_the_overload_is_told_in_words(demo, overload):
+def test_overload_is_described_in_words(demo, overload):
     said = demo("demo.sentences").describe_overload(overload)
     assert said.line.startswith(
         "2 cameras, and for a while 6, which send 1.9 times what the face detector completes: 99% of"

@@ -61,7 +61,7 @@ def points(demo, shares):
     ],
     ids=["interpolated", "just held", "disturbed", "disturbed twice", "never crossed", "never held"],
 )
-def test_the_limit_of_one_repeat(demo, comparison, shares, low, high):
+def test_find_limit_of_one_repeat(demo, comparison, shares, low, high):
     limit = comparison.find_limit(points(demo, shares))
     assert (limit.low, limit.high) == pytest.approx((low, high))
 
@@ -120,7 +120,7 @@ def test_the_stated_limits_are_where_the_medians_cross(demo, comparison):
     assert "32 instead of 16 (" in said
 
 
-def test_a_hair_more_is_no_ratio(demo, comparison):
+def test_ratio_close_to_one_is_not_stated(demo, comparison):
     """Ratios of 1.01 to 1.04 lie on one side of 1, but "1.0 times as many" would say nothing."""
     limits = [comparison.Limit(ratio, ratio) for ratio in (1.01, 1.02, 1.04)]
     assert comparison._judge(limits, limits[1]) == (comparison.Verdict.SAME, 1.02)
@@ -161,13 +161,13 @@ def test_two_repeats_are_too_few(demo, comparison):
     assert said == "Too few repeats to tell how many more live microphones batching allows: 2, of at least 3."
 
 
-def test_little_difference_is_said_so(demo, comparison):
+def test_equal_limits_give_the_verdict_same(demo, comparison):
     found, said = say(demo, [1.0, 1.0, 1.0], [1.0, 1.0, 1.0])
     assert found.verdict is comparison.Verdict.SAME
     assert said.startswith("Batched or not, about as many live microphones with 99% of chunks on time: 32 and 32 (1.0")
 
 
-def test_batched_beyond_the_sweep_is_a_lower_bound(demo, comparison):
+def test_batched_above_all_loads_is_a_lower_bound(demo, comparison):
     """The bound is the smallest of the repeats, rounded down."""
     found, said = say(demo, [4.0, 4.0, 4.0], [1.0, 1.0, 0.5])
     assert found.verdict is comparison.Verdict.AT_LEAST
@@ -176,7 +176,7 @@ def test_batched_beyond_the_sweep_is_a_lower_bound(demo, comparison):
     assert "more than 128 instead of 32 " in said
 
 
-def test_unbatched_below_the_sweep_is_a_lower_bound(demo, comparison):
+def test_unbatched_below_all_loads_is_a_lower_bound(demo, comparison):
     """Only one way crosses 99 %: the other is below the lowest load, which is all that is known of it."""
     found, said = say(demo, [1.0, 1.0, 2.0], [0, 0, 0])
     assert found.verdict is comparison.Verdict.AT_LEAST
@@ -184,14 +184,14 @@ def test_unbatched_below_the_sweep_is_a_lower_bound(demo, comparison):
     assert "instead of fewer than 8 (" in said
 
 
-def test_batched_below_the_sweep_is_an_upper_bound(demo, comparison):
+def test_batched_below_all_loads_is_an_upper_bound(demo, comparison):
     found, said = say(demo, [0, 0, 0], [1.0, 1.0, 1.0])
     assert found.verdict is comparison.Verdict.AT_MOST
     assert found.ratio == pytest.approx(0.25, rel=0.02)
     assert said.startswith("Batched, at most 0.3 times as many")
 
 
-def test_nothing_held_is_nothing_compared(demo, comparison):
+def test_no_load_held_gives_no_comparison(demo, comparison):
     found, said = say(demo, [0, 0, 0], [0, 0, 0])
     assert found.verdict is comparison.Verdict.NEITHER
     assert said == "Nothing to compare: no load had 99% of chunks on time, batched or not (3 repeats)."

@@ -55,12 +55,12 @@ def test_boxes_of_one_face_are_averaged_by_score(faces):
     assert second.score == pytest.approx(0.75)
 
 
-def test_a_degenerate_box_ends_the_search_all_the_same(faces):
+def test_search_ends_with_degenerate_boxes(faces):
     boxes, logits = answer([[0, 0, 0, 0], [0, 0, -5, 3]], [1.0, 2.0])
     assert len(faces.find_faces(boxes, logits, np.zeros((2, 2), np.float32))) == 2
 
 
-def test_no_face(faces):
+def test_picture_without_a_face_has_no_result(faces):
     boxes, logits = answer([[0, 0, 10, 10]], [-0.1])
     assert faces.find_faces(boxes, logits, np.zeros((1, 2), np.float32)) == []
 
@@ -103,6 +103,6 @@ def test_the_real_detector_finds_the_astronaut(faces, video, examples):
     assert face[:4] == pytest.approx((120, 83, 166, 129), abs=4)
 
 
-def test_a_file_without_pictures_is_refused(video, examples):
+def test_file_without_pictures_is_rejected(video, examples):
     with pytest.raises(ValueError, match=r"librivox_0870\.wav: expected a video"):
         video.load_frames(examples / "assets" / "librivox_0870.wav", 192)

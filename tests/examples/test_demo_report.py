@@ -109,7 +109,7 @@ def test_report_omits_figures_of_what_did_not_run(live_demo, tmp_path, capsys):
     [["--seconds", "0"], ["--window", "0"], ["--repeats", "0"], ["--sessions", "0"], ["--cameras", "-1"]],
     ids=lambda options: options[0],
 )
-def test_impossible_options_are_refused(live_demo, options, capsys):
+def test_impossible_options_are_rejected(live_demo, options, capsys):
     with pytest.raises(SystemExit) as refused:
         live_demo.parse(options)
     assert refused.value.code == 2
@@ -207,7 +207,7 @@ def test_the_tables_show_medians_ranges_and_losses(live_demo):
     assert second[4:10] == ("lost", "lost", "98.00%", "32 ms", "", "1.0")
 
 
-def test_each_figure_has_one_line_and_details(sentences):
+def test_each_figure_has_a_summary_line_and_details(sentences):
     _, outcome = make_outcome(on_time=(99, 98))
     assert sentences.describe_holds(outcome) == sentences.Paragraph(
         "300 microphones: batched, 99.0% of chunks on time; unbatched, 98.0%.",
@@ -249,7 +249,7 @@ def test_microphone_without_response_affects_fairness(live_demo):
 
 
 @pytest.mark.parametrize("shares", [(1.0, 1.0), (1.0, 0.0), (0.0, 0.0)], ids=["both", "one", "neither"])
-def test_a_run_that_held_nothing_can_be_drawn(live_demo, shares):
+def test_page_can_be_drawn_without_any_response(live_demo, shares):
     """The page is complete without one response, and wherever the limits are."""
     _, outcome = make_outcome(on_time=(0, 0), shares=shares)
     page = Page(importlib.import_module("demo.page").make_page(outcome))

@@ -86,7 +86,7 @@ async def test_a_window_that_was_disturbed_is_measured_again(demo, make_stage, l
     assert [asked.count(load) for load in (1, 2, 3, 4, 5)] == [2, 3, 3, 3, 2]
 
 
-def test_the_sweep_finds_the_limits_of_the_machine(demo, make_stage):
+def test_study_finds_the_limits_of_the_machine(demo, make_stage):
     """Two batches of 24 fill 32 ms, or seven single chunks: the batched limit is several times the other."""
     found = sweep(demo, make_stage, loads=(0.25, 0.5, 1.0, 2.0, 4.0, 8.0), repeats=3)
     comparison = demo("demo.comparison").compare(found)

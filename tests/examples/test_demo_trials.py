@@ -99,7 +99,7 @@ def test_a_late_chunk_does_not_move_the_next_ones(play):
     assert abs(meter.sent - 10) <= 1
 
 
-def test_a_stall_of_the_loop_is_paid_for(play):
+def test_chunks_due_during_a_loop_stall_count_as_lost(play):
     """Every chunk that was due while the loop stood still counts, as lost."""
 
     def stall(loop):
@@ -124,7 +124,7 @@ def hold(demo, make_stage, count):
     return run(main)
 
 
-def test_a_hold_within_the_limit(demo, make_stage):
+def test_trial_within_the_limit_is_consistent(demo, make_stage):
     """All that is known about some seconds of microphones agrees."""
     found = hold(demo, make_stage, 30)
     assert found.chunks.share_on_time >= 0.99
@@ -135,7 +135,7 @@ def test_a_hold_within_the_limit(demo, make_stage):
     assert found.pictures is None
 
 
-def test_a_hold_beyond_the_limit_drops_chunks(demo, make_stage):
+def test_trial_beyond_the_limit_drops_chunks(demo, make_stage):
     found = hold(demo, make_stage, 100)
     assert found.chunks.share_on_time < 0.99
     assert sum(found.counted.total.dropped.values()) > 0

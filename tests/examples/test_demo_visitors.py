@@ -95,7 +95,7 @@ def test_cache_sustains_load_that_overloads_detector(visitors, findings, frames)
     assert [line.split(":")[0] for line in said] == ["visitors", "visitors, no cache", "visitors, cached"]
 
 
-def test_wrong_answers_from_the_cache_are_found(visitors, frames):
+def test_wrong_responses_from_the_cache_are_found(visitors, frames):
     """A model that never repeats its outputs plays a cache that mixes up its responses."""
     calls = iter(range(10**6))
 
@@ -122,7 +122,7 @@ def test_latency_counts_from_when_an_upload_was_due(visitors, findings, frames):
     assert set(reception.computed) == {0, 1, 2, 3}
 
 
-def test_what_is_lost_is_counted_and_not_compared(visitors, findings, frames):
+def test_lost_uploads_are_counted_and_not_compared(visitors, findings, frames):
     def refuse_odd_ones(batch):
         if batch.inputs[0, 0, 0, 0] > -1 and round((batch.inputs[0, 0, 0, 0] + 1) * 127.5) % 2:
             raise ValueError("no")
@@ -154,7 +154,7 @@ def spend(budgets, latencies_s, seconds):
     return run(main)
 
 
-def test_a_budget_that_nobody_touched(budgets):
+def test_error_budget_without_errors_is_unspent(budgets):
     budget = spend(budgets, [0.01] * 400, 4.0)
     assert budget.statistics.budget_remaining == 1.0
     assert not budget.overspent
@@ -162,7 +162,7 @@ def test_a_budget_that_nobody_touched(budgets):
     assert budget.noted[-1][1:] == (400, 0)
 
 
-def test_an_alert_that_has_ended_is_still_told(budgets):
+def test_ended_alert_is_still_reported(budgets):
     """Half a second of late answers in the middle."""
     budget = spend(budgets, [0.01] * 150 + [0.06] * 50 + [0.01] * 200, 4.0)
     assert budget.statistics.alerts == ()
@@ -175,7 +175,7 @@ def test_an_alert_that_has_ended_is_still_told(budgets):
     assert budget.noted[-1][1:] == (400, 50)
 
 
-def test_a_failure_of_the_watch_is_not_swallowed(budgets, monkeypatch):
+def test_failure_of_the_budget_watch_is_raised(budgets, monkeypatch):
     def fail(_):
         raise RuntimeError("broken")
 

@@ -27,7 +27,7 @@ async def test_cameras_beyond_capacity_get_fresh_results(example, loop):
     assert statistics.ages.quantile(0.99) <= 0.04 + 2 * 0.01
 
 
-async def test_errors_are_told_and_cameras_continue(example, loop, capsys):
+async def test_errors_are_reported_and_cameras_continue(example, loop, capsys):
     model = ScriptedBackend(ValueError("broken"))
     async with si.Stack(si.AdaptiveBatcher(max_batch_size=1), model, clock=loop.clock) as service:
         statistics = await example.watch(service, [np.zeros(4)], 10.0, cameras=1, seconds=1.0)

@@ -25,7 +25,7 @@ def test_example_plans_on_real_measurements(place_replicas, capsys):
             kubernetes_validate.validate(document, "1.35", strict=True)
 
 
-def test_example_says_who_cannot_be_served(place_replicas, tmp_path):
+def test_example_names_clients_that_cannot_be_served(place_replicas, tmp_path):
     """Round trips of three seconds keep no promise of two."""
     file = tmp_path / "rtt.csv"
     file.write_text("cluster,site,rtt_s\n" + "far,away,3.0\n" * 100)

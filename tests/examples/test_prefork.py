@@ -60,7 +60,8 @@ class Server:
         return httpx.get(f"{self.url}/tail", timeout=60.0).json()
 
 
-def test_workers_have_one_tail_and_a_dead_one_counts(tmp_path):
+def test_workers_share_one_tail_including_dead_workers(tmp_path):
+    """Each worker reports the tail latency of all workers, with the requests of a killed one."""
     command = ["uvicorn", "prefork:app", "--port", "{port}", "--workers", "2", "--log-level", "warning"]
     with Server(*command, TAIL_FOLDER=str(tmp_path)) as server:
         workers, sent = set(), 0

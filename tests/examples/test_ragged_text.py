@@ -55,7 +55,7 @@ def padded(rows, length, garbage=0):
         ("counterrevolutionary", "K AW2 N T ER0 AH0 V ER1 AH0 SH AH0 L EH2 R IY0"),  # as the original gets it wrong
     ],
 )
-def test_words_sound_as_they_should(text, session, word, sound):
+def test_words_have_the_expected_phonemes(text, session, word, sound):
     (row,) = session.run(None, padded([text.encode(word)], len(word) + 1))[0]
     assert text.decode(row) == sound
 
@@ -68,7 +68,7 @@ def test_response_is_independent_of_padding_and_batch(text, session, words):
     np.testing.assert_array_equal(session.run(None, padded(rows, 40, garbage=5))[0], alone)
 
 
-def test_it_is_the_mask_that_hides_the_padding(text, session):
+def test_padding_changes_the_result_without_the_mask(text, session):
     inputs = padded([text.encode("cat")], 8, garbage=5)
     inputs["attention_mask"][:] = 1
     assert text.decode(session.run(None, inputs)[0][0]) != "K AE1 T"
@@ -96,7 +96,7 @@ def test_every_word_of_the_model_has_a_bucket(text):
     assert text.buckets().lengths[-1] == text.LONGEST + 1
 
 
-def test_the_script_prints_a_line_a_word(text, capsys):
+def test_script_prints_one_line_per_word(text, capsys):
     text.main(["long", "short", "incomprehensibly"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["long", "L", "AO1", "NG"]

@@ -8,7 +8,7 @@ import urllib.request
 from web_server import WebServer
 
 
-def test_serve_answers_the_request_of_its_docstring(examples):
+def test_serve_responds_to_the_documented_request(examples):
     example = runpy.run_path(str(examples / "serve.py"))
     command = shlex.split(example["__doc__"].partition("curl ")[2])
     body = command[command.index("-d") + 1].encode()

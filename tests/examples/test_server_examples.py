@@ -37,7 +37,7 @@ def make_faces(demo):
     return functools.partial(demo("face_pipeline").make_faces, slo_s=60.0)
 
 
-def test_pipeline_needs_what_its_pages_name(examples):
+def test_pipeline_imports_no_video_or_server_package(examples):
     """A server has no use for FFmpeg, or for the demo's page."""
     code = "import sys; sys.modules |= {'av': None, 'uvicorn': None}; import face_pipeline"
     subprocess.run([sys.executable, "-c", code], cwd=examples, env=os.environ | {"PYTHONPATH": PATH}, check=True)
@@ -124,7 +124,7 @@ def test_grpc_example_finds_a_face_by_its_deadline(demo, make_faces, picture, ca
     assert health == b"\x08\x01"
 
 
-def test_grpc_example_does_not_tell_how_a_row_failed(demo, capsys, caplog):
+def test_grpc_example_hides_the_error_of_a_row(demo, capsys, caplog):
     """The text of an exception that the model returned as a row is in the log, and not at the client."""
     backend = si.testing.ScriptedBackend([ValueError("what a request brought")])
     stack = si.Stack(si.AdaptiveBatcher(max_batch_size=2), backend)
@@ -149,7 +149,7 @@ def test_grpc_example_does_not_tell_how_a_row_failed(demo, capsys, caplog):
     assert "what a request brought" in caplog.text
 
 
-def test_grpc_example_ends_a_call_in_its_batch(demo, capsys):
+def test_grpc_example_ends_a_running_request(demo, capsys):
     """The deadline of the call, and a client that cancels, end the request that runs."""
     backend = si.testing.ScriptedBackend(si.testing.HANG, si.testing.HANG)
     stack = si.Stack(si.AdaptiveBatcher(max_batch_size=2), backend)

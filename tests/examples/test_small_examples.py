@@ -21,7 +21,7 @@ def test_router_with_time_uses_only_the_better_model(monkeypatch, capsys):
     assert summary == "mean quality 1.00; why not the full model: {}"
 
 
-def test_folding_prints_what_a_row_takes(monkeypatch, capsys):
+def test_folding_prints_the_duration_per_row(monkeypatch, capsys):
     """Each size of a batch has a line, before and after."""
     example = importlib.import_module("fold_batches")
     monkeypatch.setattr(example, "ROUNDS", 1)

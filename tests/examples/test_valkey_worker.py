@@ -83,7 +83,7 @@ def test_messages_share_batches_and_are_acknowledged(database, example):
     assert left_over(database) == (0, 0)
 
 
-def test_an_old_message_costs_no_inference(database, example):
+def test_old_message_is_rejected_without_inference(database, example):
     backend = ScriptedBackend()
 
     async def scenario(client):
@@ -97,7 +97,7 @@ def test_an_old_message_costs_no_inference(database, example):
     assert left_over(database) == (0, 0)
 
 
-def test_a_message_that_ages_ends_inside_its_batch(database, example):
+def test_message_that_gets_too_old_ends_in_its_batch(database, example):
     backend = ScriptedBackend(HANG)
 
     async def scenario(client):
@@ -111,7 +111,8 @@ def test_a_message_that_ages_ends_inside_its_batch(database, example):
     assert backend.running == 0
 
 
-def test_a_failure_is_tried_again_and_then_given_up(database, example):
+def test_message_is_abandoned_after_three_failures(database, example):
+    """A message whose inference fails three times gets an error and goes to the dead-letter stream."""
     backend = ScriptedBackend(*[OSError("no device")] * 3)
 
     async def scenario(client):
@@ -161,7 +162,7 @@ def test_message_of_two_workers_gets_one_response(database, example):
     assert asyncio.run(main()) == [b"one"]
 
 
-def test_a_server_that_goes_away_ends_the_worker(database, example):
+def test_lost_server_ends_the_worker(database, example):
     async def scenario(_client):
         database.stop()
 
@@ -206,7 +207,7 @@ def _environment():
     return {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'examples'}"}
 
 
-def test_a_message_that_kills_its_worker_is_given_up(database):
+def test_message_that_kills_its_worker_is_abandoned(database):
     """Workers die at it three times, are started again, and answer everything else."""
     with database.client() as client:
         deadly = client.xadd("in", {"picture": b"\xff" * PIXELS})
@@ -225,7 +226,7 @@ def test_a_message_that_kills_its_worker_is_given_up(database):
     assert left_over(database) == (0, 0)
 
 
-def test_the_command_answers_and_stops(database):
+def test_worker_command_answers_and_stops_on_sigterm(database):
     """SIGTERM ends it after what is in flight; the pictures are the real pipeline's."""
     command = [sys.executable, ROOT / "examples" / "valkey_worker.py", database.url]
     with (

@@ -12,7 +12,7 @@ def example(_examples_can_be_imported):
     return importlib.import_module("voice_detector")
 
 
-def test_each_microphone_hears_the_speech(example, capsys):
+def test_each_microphone_detects_the_speech(example, capsys):
     """All play the same recording, so they hear about the same, and one that begins at its start what it hears alone."""
     heard = asyncio.run(example.main())
 

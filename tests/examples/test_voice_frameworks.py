@@ -39,7 +39,7 @@ def test_segments_equal_those_of_framework_detector(framework):
     assert any(len(own) > 2 for own, *_ in found.values())
 
 
-def test_a_window_that_fails_leaves_nothing_behind():
+def test_failed_window_does_not_affect_later_windows():
     """The sound that was given with it is lost; each later window has its own confidence. Another rate is named."""
     found = json.loads(run("pipecat", Path(__file__).with_name("voice_frameworks.py"), "pipecat-fails"))
     whole, with_failure, error = found

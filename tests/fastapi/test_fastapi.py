@@ -120,7 +120,7 @@ async def test_a_stack_that_cannot_start_stops_the_others(loop):
     assert good.stack_state == "stopped"
 
 
-async def test_a_stack_that_runs_is_left_running(loop):
+async def test_lifespan_leaves_a_running_stack_running(loop):
     _, stack = make_stack(loop)
     app = FastAPI()
     add_stacks(app, stack)
@@ -153,7 +153,7 @@ async def test_stack_started_by_lifespan_of_app_is_bound(loop):
         assert late.status_code == 504
 
 
-def test_a_stack_that_a_closed_loop_left_is_started():
+def test_stack_of_a_closed_loop_is_started_again():
     _, stack = make_stack(None)
     asyncio.run(stack.start())
     app = FastAPI()
@@ -228,7 +228,7 @@ async def test_errors_become_responses(loop, error, status, retry_after):
     assert reply.json() == {"detail": str(error)}
 
 
-async def test_a_failure_of_the_model_is_logged_and_not_told(loop, caplog):
+async def test_model_failure_is_logged_and_not_disclosed(loop, caplog):
     _, stack = make_stack(loop, OSError("secret"))
     app, _ = serve(stack)
 
@@ -252,7 +252,7 @@ async def test_a_handler_of_the_app_comes_first(loop):
         assert (await client.post("/", json={"x": 1})).status_code == 418
 
 
-async def test_a_handler_that_the_app_had_before_comes_first(loop):
+async def test_earlier_handler_of_the_app_comes_first(loop):
     """Also one for all of our errors, which the application was made with."""
 
     async def own(_request, _error):
@@ -324,7 +324,7 @@ async def test_handler_timeout_replaces_only_the_objective(loop):
 
 
 @pytest.mark.parametrize("headers", [{}, {"x-request-timeout-seconds": "15"}], ids=["none", "deadline"])
-async def test_a_request_without_a_deadline_keeps_that(loop, headers):
+async def test_request_without_a_deadline_gets_none(loop, headers):
     """The objective is no limit of it, whatever the client says, whose header only tightens a limit."""
     _, stack = make_stack(loop, slo_s=0.01, duration_s=1.0)
     app = FastAPI()
@@ -402,7 +402,7 @@ async def test_a_deadline_that_has_passed_ends_the_call(loop, slo_s):
     assert backend.batches == []
 
 
-async def test_a_deadline_that_cannot_be_read_is_a_mistake(loop):
+async def test_invalid_deadline_header_gets_status_400(loop):
     _, stack = make_stack(loop)
     app, _ = serve(stack)
 
@@ -413,7 +413,7 @@ async def test_a_deadline_that_cannot_be_read_is_a_mistake(loop):
     assert "grpc-timeout" in reply.json()["detail"]
 
 
-async def test_rows_and_whole_responses_are_bound_too(loop):
+async def test_bound_service_limits_rows_and_calls(loop):
     _, stack = make_stack(loop, slo_s=1.0)
     app = FastAPI()
     add_stacks(app, stack)
@@ -430,7 +430,7 @@ async def test_rows_and_whole_responses_are_bound_too(loop):
         assert (await client.get("/")).json() == [1.0, 2.0, 3.0]
 
 
-async def test_an_app_without_stacks_is_a_mistake(loop):
+async def test_app_without_stacks_is_an_error(loop):
     _, stack = make_stack(loop)
     app = FastAPI()
     asked = []
@@ -636,7 +636,7 @@ async def test_errors_of_a_task_group_have_their_status(loop):
     assert (reply.status_code, reply.headers["retry-after"]) == (429, "5")
 
 
-async def test_a_group_with_a_bug_of_the_handler_is_raised(loop):
+async def test_exception_group_with_a_handler_bug_is_raised(loop):
     _, stack = make_stack(loop, HANG)
     app = serve_pairs(stack)
 
@@ -648,7 +648,7 @@ async def test_a_group_with_a_bug_of_the_handler_is_raised(loop):
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_a_client_is_heard_where_no_body_is_read(loop, method):
+async def test_disconnect_is_noticed_if_no_body_is_read(loop, method):
     """A handler that reads no body of a request that has none leaves it to us to find the end."""
     backend, stack = make_stack(loop, HANG)
     app = FastAPI()
@@ -705,7 +705,7 @@ async def test_disconnect_during_stream_is_no_error(loop):
     ],
     ids=["disconnect", "group", "other group", "no cause"],
 )
-async def test_only_an_error_of_a_client_that_left_is_none(loop, cause, raised):
+async def test_only_errors_after_a_disconnect_are_ignored(loop, cause, raised):
     async def app(scope, receive, send):
         raise RuntimeError("Caught handled exception, but response already started.") from cause
 
@@ -713,7 +713,7 @@ async def test_only_an_error_of_a_client_that_left_is_none(loop, cause, raised):
         await _Listening(app)({"type": "lifespan"}, None, None)
 
 
-async def test_all_calls_of_a_client_that_goes_away_end(loop):
+async def test_all_calls_of_a_disconnected_client_end(loop):
     backend, stack = make_stack(loop, HANG, HANG)
     app = FastAPI()
     add_stacks(app, stack)
@@ -828,7 +828,7 @@ async def test_cancelled_handler_cancels_its_call(loop):
     assert isinstance(seen[0], asyncio.CancelledError)
 
 
-async def test_a_cancellation_is_none_of_the_client(loop):
+async def test_cancellation_by_the_server_is_passed_on(loop):
     """A server that cancels the handler as the client goes away gets its cancellation back."""
     backend, stack = make_stack(loop, HANG)
     app, seen = serve(stack)
@@ -1000,7 +1000,7 @@ def test_background_task_calls_service_after_response():
     assert results == [1.0, 2.0]
 
 
-async def test_a_websocket_handler_is_told_to_call_the_stack(loop):
+async def test_websocket_handler_cannot_bind_a_stack(loop):
     _, stack = make_stack(loop)
     app = FastAPI()
     add_stacks(app, stack)

@@ -131,7 +131,7 @@ def test_if_unmodified_since(date, got, method):
         ({"if-range": '"a"', "range": "bytes=0-0"}, 200),
     ],
 )
-def test_which_condition_comes_first(fields, got):
+def test_precedence_of_conditions(fields, got):
     assert status(fields) == got
 
 
@@ -141,7 +141,7 @@ def test_methods_without_selection_ignore_conditions(method):
     assert status({"if-match": '"b"', "if-none-match": "*"}, method) == 200
 
 
-def test_what_is_sent():
+def test_status_headers_and_body_of_each_outcome():
     assert answer_conditional("GET", {}, FULL, b"hi") == (200, FULL, b"hi")
     assert answer_conditional("HEAD", {}, FULL, b"hi") == (200, FULL, b"")
     kept = {name: FULL[name] for name in ("cache-control", "date", "vary", "etag", "content-location", "x-else")}
@@ -158,7 +158,7 @@ def test_what_is_sent():
     assert headers == FULL  # the caller's own is another
 
 
-def test_the_length_of_a_head_is_that_of_its_get():
+def test_head_has_the_content_length_of_get():
     """A framework gives an empty body the length 0, which a HEAD must not say of a longer one (RFC 9110 §8.6)."""
     assert answer_conditional("HEAD", {}, {"etag": '"a"'}, b"hi") == (200, {"etag": '"a"', "content-length": "2"}, b"")
     assert answer_conditional("HEAD", {}, {"etag": '"a"'}) == (200, {"etag": '"a"'}, b"")
@@ -167,7 +167,7 @@ def test_the_length_of_a_head_is_that_of_its_get():
     assert answer_conditional("HEAD", {"if-none-match": "*"}, {}, b"hi") == (304, {}, b"")
 
 
-def test_headers_as_asgi_has_them_and_in_any_case():
+def test_headers_of_asgi_and_of_any_case_are_read():
     assert status([(b"host", b"x"), (b"IF-none-match", b'"b"'), (b"if-none-match", b'W/"a"')]) == 304
     assert status([("If-None-Match", '"b"'), ("If-None-Match", '"c"')]) == 200
     assert status([(b"if-none-match", b'"\xe9"')], headers={"etag": '"é"'}) == 304
@@ -176,7 +176,7 @@ def test_headers_as_asgi_has_them_and_in_any_case():
 
 
 @pytest.mark.parametrize("conditions", [{"if-none-match": "*"}, {}])
-def test_the_method_is_text(conditions):
+def test_method_must_be_text(conditions):
     with pytest.raises(TypeError, match=r"^method: expected"):
         answer_conditional(b"HEAD", conditions, FULL, b"hi")
 
@@ -217,7 +217,7 @@ FIELDS = st.lists(st.sampled_from(['"a"', 'W/"a"', '"b"', '"', "a", "W/", ",", "
 
 @given(FIELDS, st.sampled_from(["a", "b", "ab", ""]), st.booleans())
 @example('"a" , ,, W/"b"', "b", False)
-def test_lists_are_read_as_by_hand(field, opaque, weak):
+def test_tag_lists_match_a_reference_parser(field, opaque, weak):
     tags = tags_by_hand(field) or []
     ours = f'W/"{opaque}"' if weak else f'"{opaque}"'
     assert compares_weakly(field, ours) == any(each == opaque for _, each in tags)
@@ -231,7 +231,7 @@ def test_lists_are_read_as_by_hand(field, opaque, weak):
     ),
     st.sampled_from(["GET", "HEAD", "POST", "", "get"]),
 )
-def test_whatever_comes_is_answered(fields, method):
+def test_any_header_fields_get_a_valid_response(fields, method):
     got, headers, body = answer_conditional(method, fields, FULL, b"hi")
     none_match = fields.get("if-none-match")
     if got == 304:
@@ -246,7 +246,7 @@ def test_whatever_comes_is_answered(fields, method):
         assert got in {200, 412}
 
 
-def test_a_long_field():
+def test_long_header_fields_are_parsed():
     for field in (", " * 30_000 + "x", '"b",' * 30_000 + "x", " " * 60_000 + "x", '"' + "b" * 60_000, "W/" * 30_000):
         assert status({"if-none-match": field}) == 200
     assert status({"if-none-match": '"b", ,' * 30_000 + 'W/"a"' + " ," * 30_000}) == 304
@@ -299,7 +299,7 @@ def test_dates_are_written_and_read(second):
         ),
     ],
 )
-def test_dates(text, second):
+def test_date_formats_are_parsed(text, second):
     assert parse_http_date(text, 1_800_000_000) == second
 
 

@@ -33,7 +33,7 @@ def directives(headers):
     return found
 
 
-def test_a_plain_answer():
+def test_headers_of_a_plain_response():
     assert said(etag='"a"') == {
         "cache-control": "max-age=60, must-revalidate",
         "date": DATE,
@@ -60,7 +60,7 @@ def test_a_plain_answer():
         ({"stale_if_error_s": 0.9}, "max-age=60, must-revalidate"),
     ],
 )
-def test_how_long(settings, text):
+def test_cache_control_of_each_setting(settings, text):
     assert said(EdgePolicy(fresh_s=60, **settings))["cache-control"] == text
 
 
@@ -75,13 +75,13 @@ def test_how_long(settings, text):
     ],
 )
 @pytest.mark.parametrize("share_tenants", [False, True])
-def test_what_nobody_may_keep(request_, response, more, share_tenants):
+def test_responses_that_must_not_be_stored(request_, response, more, share_tenants):
     policy = EdgePolicy(fresh_s=60, share_tenants=share_tenants, send_age=True, immutable=True, stale_if_error_s=9)
     got = said(policy, request_, response, etag='"a"', computed_s=NOW_S - 5, **more)
     assert got == {"cache-control": "no-store", "date": DATE, "vary": "authorization"}
 
 
-def test_an_answer_past_its_lifetime_is_kept_by_nobody():
+def test_response_past_its_lifetime_is_not_stored():
     policy = EdgePolicy(fresh_s=60, lifetime_s=100, stale_if_error_s=60)
     assert said(policy, computed_s=NOW_S - 99)["cache-control"] == "max-age=1, must-revalidate"
     assert said(policy, computed_s=NOW_S - 99.1)["cache-control"] == "no-store"
@@ -96,7 +96,7 @@ def test_response_from_the_future_has_age_zero():
 
 
 @pytest.mark.parametrize(("request_", "more"), [(si.Request("x", tenant="t"), {}), (REQUEST, {"authorized": True})])
-def test_an_answer_to_a_tenant_is_private_or_apart(request_, more):
+def test_response_to_a_tenant_is_private_or_varies(request_, more):
     policy = EdgePolicy(fresh_s=60, client_s=5)
     assert said(policy, request_, **more)["cache-control"] == "private, max-age=5, must-revalidate"
     shared = EdgePolicy(fresh_s=60, client_s=5, share_tenants=True, credentials="Cookie", vary=["Accept"])
@@ -131,7 +131,7 @@ def test_last_modified_is_sent_once_its_second_is_over():
     assert said(policy, computed_s=NOW_S - 0.3)["last-modified"] == "Sun, 06 Nov 1994 08:49:36 GMT"
 
 
-def test_age_where_caches_count_it():
+def test_age_header_is_sent_if_enabled():
     policy = EdgePolicy(fresh_s=60, lifetime_s=100, send_age=True, client_s=10)
     got = said(policy, computed_s=NOW_S - 29.5)
     assert (got["age"], got["cache-control"]) == ("30", "max-age=40, s-maxage=90, must-revalidate")
@@ -218,7 +218,7 @@ def test_no_copy_is_used_past_its_limits(
         ({"send_age": None}, TypeError, "send_age"),
     ],
 )
-def test_a_wrong_policy_is_refused(settings, error, named):
+def test_wrong_policy_is_rejected(settings, error, named):
     with pytest.raises(error, match=f"^{named}: expected"):
         EdgePolicy(**{"fresh_s": 60, **settings})
 
@@ -240,12 +240,12 @@ def test_a_wrong_policy_is_refused(settings, error, named):
         ({"response": [1.0]}, TypeError, "response"),
     ],
 )
-def test_wrong_arguments_are_refused(more, error, named):
+def test_wrong_arguments_are_rejected(more, error, named):
     with pytest.raises(error, match=f"^{named}: expected"):
         said(**more)
 
 
-def test_tags_are_made_of_what_is_sent():
+def test_entity_tag_is_the_hash_of_the_body():
     assert entity_tag(b"a") == f'"{xxhash.xxh3_128_hexdigest(b"a")}"' == entity_tag(bytearray(b"a"))
     assert entity_tag(b"a", weak=True) == "W/" + entity_tag(memoryview(b"a"))
     assert entity_tag(b"b") != entity_tag(b"a")
@@ -253,13 +253,13 @@ def test_tags_are_made_of_what_is_sent():
         entity_tag("a")
 
 
-def test_a_view_with_gaps_is_its_bytes():
+def test_view_with_gaps_is_hashed_as_its_bytes():
     gaps = memoryview(b"a-b-c-")[::2]
     assert entity_tag(gaps) == entity_tag(b"abc")
     assert content_path(gaps, version="1") == content_path(b"abc", version="1")
 
 
-def test_the_address_is_the_digest_of_the_body():
+def test_content_path_has_the_digest_of_the_body():
     digest = hashlib.sha256(b"[1]").hexdigest()
     assert content_path(b"[1]", version="m-1.2_3~") == f"/v1/infer/m-1.2_3~/{digest}"
     assert content_path(memoryview(b"[1]"), version="1", prefix="/a/b") == f"/a/b/1/{digest}"
@@ -280,7 +280,7 @@ def test_content_path_rejects_ambiguous_parts(text):
         content_path("", version="1")
 
 
-def test_nothing_else_loads_it():
+def test_caching_does_not_import_http_edge():
     code = (
         "import sys, streaminfer.caching as c; c.EdgeCache; c.content_key; "
         "print([m for m in sys.modules if m.startswith('streaminfer.http_edge')])"

@@ -157,7 +157,7 @@ def kept(nginx):
     return b"|".join(file.read_bytes() for file in nginx.cache.rglob("*") if file.is_file())
 
 
-def test_repeats_of_a_real_service_do_not_reach_it(examples, tmp_path):
+def test_repeated_requests_are_served_by_nginx(examples, tmp_path):
     cdn_edge, cdn_nginx = examples
     rows = []
 
@@ -236,7 +236,7 @@ def test_repeats_of_a_real_service_do_not_reach_it(examples, tmp_path):
 
 
 @pytest.mark.parametrize("reason", ["degraded", "store", "request", "subject", "stream", "tenant", "authorized"])
-def test_what_may_not_be_kept_is_not(reason, origin, nginx, ask, path):
+def test_responses_that_must_not_be_stored_are_not(reason, origin, nginx, ask, path):
     secret = f"secret of {reason}".encode()
     origin.answers[path] = answer = Scripted(secret, stale_if_error_s=60, stale_while_revalidate_s=60)
     match reason:
@@ -262,7 +262,7 @@ def test_what_may_not_be_kept_is_not(reason, origin, nginx, ask, path):
     assert secret in kept(nginx)
 
 
-def test_variants_are_apart(origin, ask, path):
+def test_variants_are_cached_separately(origin, ask, path):
     def answer(method, headers):
         return Scripted(headers["accept"].encode(), vary=["Accept"])(method, headers)
 
@@ -274,7 +274,7 @@ def test_variants_are_apart(origin, ask, path):
     assert len(origin.of(path)) == 2
 
 
-def test_tenants_that_share_a_cache_are_apart(origin, ask, path):
+def test_tenants_of_a_shared_cache_are_separate(origin, ask, path):
     def answer(method, headers):
         scripted = Scripted(f"for {headers.get('authorization')}".encode(), share_tenants=True)
         scripted.request = si.Request("x", tenant=headers.get("authorization"))
@@ -287,7 +287,7 @@ def test_tenants_that_share_a_cache_are_apart(origin, ask, path):
             assert (got.body, got.cache) == (f"for {who.get('authorization')}".encode(), state)
 
 
-def test_an_answer_to_anybody_is_not_given_to_a_tenant(origin, ask, path):
+def test_public_response_is_not_served_to_a_tenant(origin, ask, path):
     def answer(method, headers):
         scripted = Scripted(f"for {headers.get('authorization')}".encode())
         scripted.request = si.Request("x", tenant=headers.get("authorization"))
@@ -417,7 +417,7 @@ def test_a_copy_is_purged_at_once_by_removing_its_file(origin, nginx, ask, path)
     assert ask(path + "-2").cache == "HIT"
 
 
-def test_clients_tell_the_age_by_the_date(origin, ask, path):
+def test_clients_compute_the_age_from_the_date(origin, ask, path):
     origin.answers[path] = Scripted()
     date = ask(path).headers["date"]
 
@@ -440,7 +440,7 @@ def test_nginx_does_not_count_the_age(origin, ask, path):
     assert (again.cache, again.headers["age"]) == ("HIT", first.headers["age"])
 
 
-def test_it_ends_with_all_that_it_started(examples, tmp_path, monkeypatch):
+def test_nginx_stops_with_all_its_processes(examples, tmp_path, monkeypatch):
     started = []
     popen = subprocess.Popen
     monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])

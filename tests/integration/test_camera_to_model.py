@@ -39,7 +39,7 @@ async def scaled(source):
         yield attrs.evolve(frame, inputs=frame.inputs.astype(np.float32) / 127.5 - 1)
 
 
-def test_results_go_on_after_the_camera_was_killed(server, detector):
+def test_results_continue_after_the_camera_was_killed(server, detector):
     """Faces are found before and behind it, no backlog builds up, and each picture is counted once."""
     size, model, find_faces = detector
 

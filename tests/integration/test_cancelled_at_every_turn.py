@@ -76,7 +76,8 @@ async def cancelled(loop, layers, turns, place, cut):
 
 @pytest.mark.parametrize("cut", [cancel, cancel_twice, cancel_every_task])
 @pytest.mark.parametrize("layers", LAYERS)
-def test_calls(layers, cut):
+def test_calls_cancelled_at_every_turn(layers, cut):
+    """A call that is cancelled at any turn of the loop ends, and the stack continues to serve."""
     at_every_turn(cancelled, layers, cut)
 
 
@@ -97,7 +98,8 @@ async def started(loop, layers, turns, place):
 
 
 @pytest.mark.parametrize("layers", ["batcher", "routes", "replicas", "everything"])
-def test_starts(layers):
+def test_starts_cancelled_at_every_turn(layers):
+    """After a start that is cancelled at any turn of the loop, a second one succeeds."""
     at_every_turn(started, layers)
 
 
@@ -126,5 +128,6 @@ async def stopped(loop, layers, turns, place, drain):
 
 @pytest.mark.parametrize("drain", [True, False])
 @pytest.mark.parametrize("layers", LAYERS)
-def test_stops(layers, drain):
+def test_stops_cancelled_at_every_turn(layers, drain):
+    """Each call ends although the stop is cancelled, and the stack can start again."""
     at_every_turn(stopped, layers, drain)

@@ -82,7 +82,7 @@ def test_callers_that_share_flights_refill_the_cache():
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_a_planner_fills_it_from_far_below(shared):
+def test_planner_fills_a_cold_cache_under_overload(shared):
     """More answers than sharing alone can bring back: served until late they would all be late, and so not kept."""
     assert max(goodput(800, shared=True, policy="greedy")[4:]) < 0.4
     shares = goodput(800, shared=shared, policy="lookahead")

@@ -85,7 +85,7 @@ def test_service_with_retry_budget_recovers():
 
 
 @pytest.mark.parametrize("how", ["planner", "limit"])
-def test_refusing_early_ends_the_storm_too(how):
+def test_early_rejection_ends_a_retry_storm(how):
     """Callers that are rejected at once cost the device nothing: it continues with those that can be on time."""
     if how == "planner":
         shares, _ = goodput(policy="lookahead", retries="naive")
@@ -138,7 +138,7 @@ def on_time_after_an_outage(setup_s, per_item_s, max_batch_size, slo_s, load, la
     [(0.004, 0.00004, 64, 0.010, 0.5, 20), (0.008, 0.00024, 32, 0.025, 0.5, 10), (0.008, 0.00048, 16, 0.025, 0.7, 20)],
     ids=["batches are nearly free", "half busy", "busy"],
 )
-def test_an_outage_leaves_nothing_behind(service, factor, seed):
+def test_outage_does_not_bias_learned_durations(service, factor, seed):
     """In it there is time for small batches only: they must not seem cheap, nor large ones slow, when it is over."""
     without = on_time_after_an_outage(*service, factor=1.0, seed=seed)
     assert on_time_after_an_outage(*service, factor=factor, seed=seed) >= without - 0.03

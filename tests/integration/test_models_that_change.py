@@ -48,7 +48,7 @@ def replicas(one, other):
 
 @pytest.mark.parametrize("join", [routes, replicas])
 @pytest.mark.parametrize("kind", [Plain, Scaling])
-def test_a_cache_follows_the_models_of_several(join, kind):
+def test_cache_follows_changes_of_several_models(join, kind):
     async def main(loop):
         model, other = Scaling(2.0), kind(2.0)
         async with si.Stack(si.EdgeCache(maxsize=8), join(model, other), clock=loop.clock) as service:
@@ -63,7 +63,7 @@ def test_a_cache_follows_the_models_of_several(join, kind):
 
 
 @pytest.mark.parametrize("join", [routes, replicas])
-def test_an_answer_across_a_change_is_not_stored(join):
+def test_response_across_a_model_change_is_not_stored(join):
     async def main(loop):
         model, other = Scaling(2.0), Scaling(2.0)
         async with si.Stack(si.EdgeCache(maxsize=8), join(model, other), clock=loop.clock) as service:

@@ -138,7 +138,7 @@ async def left(loop, kind, turns, place, leave):
 
 @pytest.mark.parametrize("leave", [goes, goes_while_cancelled, cannot_be_sent_to, is_cancelled])
 @pytest.mark.parametrize("kind", REQUESTS)
-def test_clients_of_asgi_app(kind, leave):
+def test_asgi_clients_leave_at_every_turn(kind, leave):
     at_every_turn(left, kind, leave)
 
 
@@ -178,7 +178,7 @@ async def moved(loop, act, turns, place):
 
 
 @pytest.mark.parametrize("act", ["cancel", "drain", "stop"])
-def test_moving_streams(act):
+def test_stream_moves_cancelled_at_every_turn(act):
     at_every_turn(moved, act)
 
 
@@ -236,5 +236,5 @@ async def shared(loop, cut, turns, place):
 
 
 @pytest.mark.parametrize("cut", [cancel, cancel_twice])
-def test_leases(cut):
+def test_leases_cancelled_at_every_turn(cut):
     at_every_turn(shared, cut)

@@ -98,7 +98,7 @@ def test_state_rejected_by_stage_leaves_none_elsewhere():
     assert run(main) == 2.0  # the first stage continues from one, the second begins again
 
 
-def test_stages_without_state_offer_none():
+def test_pipeline_of_stateless_stages_has_no_state():
     class Pipeline(Twice):
         def __init__(self):
             self.children = {"double": si.Stack(si.CpuBackend(lambda x: x * 2, executor="inline"))}

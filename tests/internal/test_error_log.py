@@ -106,7 +106,7 @@ def test_records_are_those_of_their_callers(caplog):
     assert caplog.records[1].event == {"event": "changed"}
 
 
-def test_listeners_behind_one_that_fails_are_told(logger):
+def test_failing_listener_does_not_stop_later_ones(logger):
     told = []
     listeners = Listeners(logger.name, "breaker", "a function")
     listeners.add(fail)

@@ -145,7 +145,7 @@ def test_fork_under_reentrant_lock_keeps_the_lock():
         assert status_of_child(is_mine) == 0
 
 
-def test_a_fork_waits_for_a_lock_that_is_awaited():
+def test_fork_waits_for_a_held_awaited_lock():
     """What it guards is never half changed in the child."""
     lock, is_held, is_forking, done = forking.new_awaited_lock(), threading.Event(), threading.Event(), []
     os.register_at_fork(before=is_forking.set)  # the last one that is registered runs first

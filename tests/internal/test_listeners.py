@@ -49,7 +49,7 @@ ERRORS = pytest.mark.parametrize("error", [ValueError("mine"), asyncio.Cancelled
 @ERRORS
 @pytest.mark.parametrize("method", ["begin", "answer", "fail"])
 @pytest.mark.parametrize("outermost", [True, False], ids=["outermost", "behind another layer"])
-def test_a_broken_observer_costs_no_answer(method, error, outermost, caplog):
+def test_failing_observer_does_not_affect_responses(method, error, outermost, caplog):
     async def main(loop):
         telemetry = BrokenTelemetry(method, error)
         front = [telemetry] if outermost else [si.ConcurrencyLimit(), telemetry]
@@ -89,7 +89,7 @@ def test_broken_telemetry_of_function_loses_no_result(method, error, caplog):
 
 
 @ERRORS
-def test_the_listeners_of_a_breaker_fail_alone(error, caplog):
+def test_failing_breaker_listener_affects_no_other(error, caplog):
     breaker = si.CircuitBreaker(minimum_calls=1, name="faces", clock=FakeClock())
     broken, heard = Fails(error), []
     breaker.listen(broken)
@@ -102,7 +102,7 @@ def test_the_listeners_of_a_breaker_fail_alone(error, caplog):
 
 
 @ERRORS
-def test_the_listeners_of_a_cache_fail_alone(error, caplog):
+def test_failing_cache_listener_affects_no_other(error, caplog):
     cache = si.EdgeCache(maxsize=1)
     broken, heard = Fails(error), []
     cache.listen(broken)
@@ -199,7 +199,7 @@ class TestListeners:
         assert told == [2]
         assert listeners.errors == 0
 
-    def test_changed_is_told_whether_there_are_any(self, listeners):
+    def test_changed_callback_gets_whether_listeners_exist(self, listeners):
         """The owner knows when to note events."""
         seen = []
         remove = listeners.add(print, seen.append)

@@ -67,7 +67,7 @@ def test_after_runs_unlocked_after_outermost_operation():
     assert counter.seen == [(3, 0)]
 
 
-def test_after_follows_an_operation_that_fails():
+def test_after_runs_when_an_operation_fails():
     counter = locked_subclass(Counter, ("add",), after=lambda it: it.seen.append("after"))(0)
 
     with pytest.raises(TypeError):

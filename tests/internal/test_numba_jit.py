@@ -47,7 +47,7 @@ def test_kernel_is_loaded_from_its_folder(folder):
     assert kernel.stats.cache_path.startswith(str(folder))
 
 
-def test_kernel_is_loaded_from_a_folder_to_read(folder, unwritable):
+def test_kernel_is_loaded_from_a_read_only_folder(folder, unwritable):
     """What an image's build has compiled serves a process that must not write, and nothing is compiled again."""
     with must_keep():
         kernel, loaded, missed = compiled(OF_FLOATS)
@@ -55,7 +55,7 @@ def test_kernel_is_loaded_from_a_folder_to_read(folder, unwritable):
     assert (loaded, missed, kernel(2.5)) == (1, 0, 5.0)
 
 
-def test_kernel_that_cannot_be_kept_serves_its_process(folder, unwritable):
+def test_unsaved_kernel_serves_its_process(folder, unwritable):
     kernel, loaded, missed = compiled(OF_INTEGERS)
 
     assert (loaded, missed, kernel(np.int64(2))) == (0, 1, 4)

@@ -74,7 +74,7 @@ def test_every_statistics_class_has_to_dict(cls):
         assert is_plain(kind) or (cls.__name__, name) in OF_ANY_LAYER, (cls, name, kind)
 
 
-def test_the_walk_finds_them():
+def test_search_finds_the_statistics_classes():
     assert len(statistics_classes()) >= 18
 
 
@@ -174,7 +174,7 @@ def test_statistics_of_parts_that_have_not_started():
     assert strict(backend.statistics())["batches"] == 0
 
 
-def test_numbers_keys_and_foreign_objects():
+def test_to_dict_converts_numbers_keys_and_objects():
     @attrs.frozen
     class Odd(Snapshot):
         value: object

@@ -46,13 +46,13 @@ def test_a_wrong_value_is_named_with_its_path():
 
 
 @pytest.mark.parametrize("value", [True, 1.0, "1", np.arange(2), int], ids=str)
-def test_what_is_no_whole_number_is_named(value):
+def test_value_that_is_no_whole_number_is_named(value):
     """Also an array and a class, whose `__index__` fails in its own words."""
     with pytest.raises(TypeError, match=r"^size: expected a whole number ≥ 1, got "):
         check_count("size", value)
 
 
-def test_a_clock_in_seconds_is_refused():
+def test_clock_in_seconds_is_rejected():
     """Its instants would pass for nanoseconds."""
     check_clock("clock", lambda: np.int64(1))
     with pytest.raises(TypeError, match=r"clock\(\): expected a whole number of nanoseconds, .* got 2\.5 \(float\)"):

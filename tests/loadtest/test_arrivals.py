@@ -120,7 +120,7 @@ class TestRecordedCounts:
         assert rates.window_s == 0.5
 
     @pytest.mark.parametrize("counts", [[0, 0], [], [np.nan]], ids=str)
-    def test_no_counts(self, tmp_path, counts):
+    def test_counts_without_any_request(self, tmp_path, counts):
         """Nothing can be scaled to a rate."""
         np.savez(tmp_path / "counts.npz", per_minute=counts)
 
@@ -143,7 +143,7 @@ class TestReplay:
         """A trace without requests has none at any rate; the run then says that nothing is due."""
         assert Replay([], rate=3.0).schedule(1.0, 0).size == 0
 
-    def test_load_reads_a_run_of_several(self, tmp_path):
+    def test_load_selects_one_of_several_runs(self, tmp_path):
         """Offsets delimit runs; a unit scales them."""
         path = tmp_path / "trace.npz"
         np.savez(path, send_ms=[0.0, 55.0, 0.0, 16.0, 32.0], offsets=[0, 2, 5])
@@ -152,7 +152,7 @@ class TestReplay:
 
         np.testing.assert_allclose(replay.schedule(1.0, 0), [0.0, 0.016, 0.032])
 
-    def test_load_reads_the_one_run(self, tmp_path):
+    def test_load_file_with_a_single_run(self, tmp_path):
         """A file without offsets has one run, and no second one."""
         path = tmp_path / "trace.npz"
         np.savez(path, t=[0.0, 0.5])
@@ -179,7 +179,7 @@ class TestReplay:
             Replay.load(path, unit_s=unit_s)
 
     @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 nothing", b"t,1.0"], ids=["empty", "zip", "text"])
-    def test_load_something_else(self, tmp_path, content):
+    def test_load_file_of_another_format(self, tmp_path, content):
         """The message names the file, whatever it holds."""
         path = tmp_path / "trace.npz"
         path.write_bytes(content)
@@ -207,13 +207,13 @@ class TestRefused:
             (lambda: as_arrivals([1.0, 0.5]), "ascending seconds"),
         ],
     )
-    def test_value(self, make, message):
+    def test_invalid_field_is_named(self, make, message):
         """The message names the field."""
         with pytest.raises(ValueError, match=message):
             make()
 
     @pytest.mark.parametrize("given", ["often", Poisson, 100, np.float64(100)], ids=repr)
-    def test_no_arrivals(self, given):
+    def test_other_types_are_not_arrivals(self, given):
         """Only processes and instants are arrivals: a class has no rate, and a rate is not a process."""
         with pytest.raises(TypeError, match="arrivals: expected arrivals such as"):
             as_arrivals(given)
@@ -237,12 +237,12 @@ def test_instants_are_kept():
     ],
     ids=["trace", "rates"],
 )
-def test_tables_are_counted(process, said):
+def test_repr_counts_tables(process, said):
     """A report says which schedule it is of, in one line."""
     assert repr(process) == said
 
 
-def test_processes_are_data():
+def test_processes_compare_by_fields():
     """Equal fields make equal processes."""
     assert Poisson(5.0) == Poisson(5.0)
     assert attrs.asdict(Gamma(5.0)) == {"rate": 5.0, "cv": 4.0}

@@ -69,7 +69,7 @@ def test_fast_service_is_measured():
     assert "Scenario : Server" in result.summary
 
 
-def test_stack_needs_no_task():
+def test_stack_creates_no_task_per_query():
     """Its batcher tells the ends of requests: no task is made for a query."""
 
     async def main():
@@ -103,7 +103,7 @@ def test_failures_are_late(service, caplog):
     ]
 
 
-def test_told_at_once():
+def test_response_before_begin_returns():
     """A response that comes before the call returns completes its query, and nothing is cancelled at the end."""
     service = Told(answer)
 
@@ -111,7 +111,7 @@ def test_told_at_once():
     assert not service.cancelled
 
 
-def test_never_told(monkeypatch):
+def test_request_that_never_completes_is_late(monkeypatch):
     """A request whose end is never told is cancelled, and late."""
     monkeypatch.setattr("streaminfer.loadtest.mlperf.DRAIN_S", 0.3)
     service = Told(lambda _request, _receive: None)
@@ -131,7 +131,7 @@ def test_begin_that_raises(caplog):
 
 
 @pytest.mark.parametrize("way", ["awaited", "told"])
-def test_samples(way):
+def test_sample_inputs_and_settings_are_sent(way):
     """The service gets the inputs of a `Sample` with its settings, however many requests there are."""
     heard = []
 
@@ -157,7 +157,7 @@ def test_samples(way):
 
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError, None], ids=["cancels itself", "hangs"])
-def test_no_response(error, monkeypatch):
+def test_call_without_response_is_late(error, monkeypatch):
     """A call that is cancelled by its service or never ends is late, and the test ends."""
     monkeypatch.setattr("streaminfer.loadtest.mlperf.DRAIN_S", 0.3)
 
@@ -182,13 +182,13 @@ def tell_stop(_request, receive):
 
 
 @pytest.mark.parametrize("service", [stop, Told(tell_stop)], ids=["awaited", "told"])
-def test_error_that_ends_the_run(service):
+def test_base_exception_ends_the_run(service):
     """What is no `Exception` is raised."""
     with pytest.raises(Stop):
         asyncio.run(run_mlperf(service, slo_s=0.01, **SETTINGS))
 
 
-def test_cancelled():
+def test_cancelled_run_cancels_requests_in_flight():
     """A cancelled run ends with LoadGen's schedule, and cancels what is in flight."""
     sent = []
 
@@ -208,7 +208,7 @@ def test_cancelled():
     assert asyncio.run(main()) == (True, True)
 
 
-def test_cancelled_run_calls_the_service_no_more():
+def test_cancelled_run_sends_no_further_requests():
     """The rest of LoadGen's schedule is completed without it, also where it tells the ends of requests."""
     sent = []
     service = Told(lambda request, _receive: sent.append(request))

@@ -86,7 +86,7 @@ def test_saved_run_is_compared(run_tests, pytester):
     slower.stdout.fnmatch_lines(["*p99 regressed*"])
 
 
-def test_new_test_has_nothing_to_compare_with(run_tests):
+def test_run_without_saved_baseline_passes(run_tests):
     """A run that was not saved is named, and passes."""
     result = run_tests(TAIL.format(seconds=0.001), "--loadtest-compare=nowhere")
 
@@ -120,7 +120,7 @@ def test_tail(loadtest, times):
     assert len(list((pytester.path / "saved").glob("test_load.py.test_tail-p99-1-*.json"))) == 2
 
 
-def test_service_in_place_of_a_function_is_refused(run_tests):
+def test_service_in_place_of_a_function_is_an_error(run_tests):
     """A stack would take the clock for a request, and leave a coroutine that nothing awaits."""
     result = run_tests(
         """
@@ -151,7 +151,7 @@ def test_twice(loadtest):
     result.stdout.fnmatch_lines(["*test_twice:*", "*test_twice-2:*"])
 
 
-def test_async_test_is_told_what_to_do(run_tests):
+def test_async_test_gets_an_error_with_advice(run_tests):
     """It has an event loop already; nothing is left that was never awaited."""
     result = run_tests(
         """
@@ -168,7 +168,7 @@ def test_it(loadtest):
     result.assert_outcomes(passed=1)
 
 
-def test_benchmark_gets_the_tails(run_tests, pytester):
+def test_benchmark_extra_info_has_the_tails(run_tests, pytester):
     """Where a test uses the fixture of pytest-benchmark, the tails are in its extra_info, and in its JSON."""
     result = run_tests(
         """
@@ -217,7 +217,7 @@ def test_both(benchmark, loadtest):
     result.assert_outcomes(**({"passed": 1} if option == "--benchmark-disable" else {"skipped": 1}))
 
 
-def test_workers_of_xdist(run_tests):
+def test_xdist_workers_report_to_the_main_process(run_tests):
     """Lines of load tests in worker processes are printed by the main one."""
     result = run_tests(TAIL.format(seconds=0.001), "-n1", xdist=True)
 
@@ -231,7 +231,7 @@ def test_plugin_loads_in_an_older_pytest():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_plugin_costs_next_to_nothing():
+def test_plugin_imports_no_further_modules():
     """A run of pytest without load tests imports nothing but the plugin's own module and the empty packages around it."""
     code = "import sys, pytest; before = set(sys.modules); import streaminfer.loadtest.pytest_plugin; "
     code += "print(*sorted(set(sys.modules) - before))"

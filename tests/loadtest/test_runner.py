@@ -65,7 +65,7 @@ class TestLatency:
         assert math.isinf(report.quantile(0.8))
         assert report.passed is False
 
-    def test_stack_tells_its_stages(self, virtually):
+    def test_stack_latency_parts_become_stages(self, virtually):
         """The parts of a response's latency become stages."""
         backend = ScriptedBackend(duration_s=0.02)
 
@@ -169,7 +169,7 @@ class TestInputs:
         ],
         ids=["sequence", "array", "function", "mapping"],
     )
-    def test_kinds(self, virtually, inputs, seen):
+    def test_kinds_of_inputs(self, virtually, inputs, seen):
         """Inputs are a sequence, an array of rows, a function of the number or one mapping."""
         got = []
 
@@ -180,7 +180,7 @@ class TestInputs:
 
         assert got == seen
 
-    def test_samples_and_measured(self, virtually):
+    def test_sample_and_measured_fields_are_reported(self, virtually):
         """Labels, stages and values reach the report."""
         inputs = [
             Sample(1.0, labels={"device": "phone"}, stages_s={"encode": 0.03}),
@@ -263,7 +263,7 @@ class TestRefused:
             ({"name": 1}, TypeError, "name: expected a string"),
         ],
     )
-    def test_argument(self, virtually, changes, error, message):
+    def test_wrong_argument_is_named(self, virtually, changes, error, message):
         """The message names the argument."""
         arguments = {"service": echo, "arrivals": Constant(5.0), "inputs": [1], "duration_s": 1.0, "slo_s": 0.1}
 
@@ -299,7 +299,7 @@ class OwnArrivals:
         return self.due_s
 
 
-def test_arrivals_of_the_callers_own(virtually):
+def test_custom_arrivals_class(virtually):
     """A list will do, and what is due behind the end is not sent."""
     report = virtually(lambda: run(echo, arrivals=OwnArrivals([0.1, 5.0]), inputs=[1], duration_s=1.0, slo_s=0.1))
 

@@ -84,7 +84,7 @@ def test_examples_load(path, monkeypatch, tmp_path):
     assert loaded.arrivals.schedule(1.0, 0).size > 0
 
 
-def test_fields(scenario):
+def test_tables_become_objects(scenario):
     """Tables become objects."""
     text = SMALL.replace('kind = "constant"', 'kind = "poisson"') + "[capacity]\nlow = 20\nhigh = 40\n"
 
@@ -95,7 +95,7 @@ def test_fields(scenario):
     assert loaded.objective == 0.99
 
 
-def test_random_inputs_are_by_seed(scenario):
+def test_random_inputs_depend_on_the_seed(scenario):
     """The same seed draws the same inputs, of the shape and type that were given."""
     text = SMALL.replace('make = "services_of_a_test:frames"', "").replace(
         "[inputs]", '[inputs.random.x]\nshape = [2, 3]\n[inputs.random.n]\nshape = [1]\ndtype = "int64"'
@@ -328,7 +328,7 @@ class TestCommand:
         assert main(["loadtest", str(scenario()), f"--html={tmp_path / 'run.html'}"]) == 2
         assert "which could not be loaded: [Errno 24] Too many open files" in capsys.readouterr().err
 
-    def test_terminal_without_the_letters(self, scenario, tmp_path, capsys, monkeypatch):
+    def test_terminal_with_ascii_only(self, scenario, tmp_path, capsys, monkeypatch):
         """One of ASCII cannot show "µs", which is no missed objective either, and costs no file."""
         monkeypatch.setattr(Report, "schedule_error_s", lambda _: 1e-6)
         monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))

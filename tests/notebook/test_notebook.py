@@ -14,7 +14,8 @@ def stack(loop):
     return si.Stack(si.AdaptiveBatcher(max_batch_size=2), ScriptedBackend(), clock=loop.clock)
 
 
-async def test_serve_starts_and_a_name_serves_one(loop):
+async def test_serve_replaces_the_stack_of_the_same_name(loop):
+    """Serving a stack stops the one with the same name, and `stop_serving` stops all of them."""
     first, second, other = stack(loop), stack(loop), stack(loop)
     assert await notebook.serve(first) is first
     await notebook.serve(other, "other")
@@ -29,7 +30,7 @@ async def test_serve_starts_and_a_name_serves_one(loop):
     assert len(asyncio.all_tasks()) == 1
 
 
-async def test_of_two_that_start_together_one_is_served(loop):
+async def test_concurrent_serve_calls_leave_one_stack(loop):
     """The latest to start replaces the other, and nothing runs after the stop."""
     stacks = [stack(loop) for _ in range(4)]
     await asyncio.gather(*map(notebook.serve, stacks))
@@ -41,7 +42,8 @@ async def test_of_two_that_start_together_one_is_served(loop):
     assert len(asyncio.all_tasks()) == 1
 
 
-async def test_what_does_not_start_keeps_no_name(loop):
+async def test_failed_start_does_not_register_a_stack(loop):
+    """A stack that fails to start is not registered under its name."""
     failing = si.Stack(si.AdaptiveBatcher(max_batch_size=2), FailingBackend(), clock=loop.clock)
     with pytest.raises(ZeroDivisionError):
         await notebook.serve(failing)
@@ -75,7 +77,7 @@ class Stubborn:
         raise OSError("lost device")
 
 
-async def test_every_stack_stops_where_one_fails_to(loop):
+async def test_all_stacks_stop_if_one_stop_fails(loop):
     good = stack(loop)
     await notebook.serve(good, "good")
     await notebook.serve(Stubborn(), "bad")
@@ -128,7 +130,7 @@ def test_other_lines_stay(line):
     assert notebook._expand([line]) == [line]
 
 
-def test_a_line_that_names_no_stack_is_told_the_form():
+def test_magic_without_a_stack_shows_its_syntax():
     """Lines that stay reach IPython's own magic, which would be said to be missing."""
     shell = make_shell()
     si.load_ipython_extension(shell)

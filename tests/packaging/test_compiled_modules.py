@@ -36,7 +36,8 @@ def plain_tree(tmp_path_factory):
     return root
 
 
-def test_this_process_uses_what_was_built():
+def test_this_process_uses_the_built_modules():
+    """The process uses the compiled modules if they were built, and `compiled` says so."""
     from streaminfer.batching.queue import _queue_cy
 
     assert si.compiled is compiled_modules.are_used()
@@ -44,7 +45,7 @@ def test_this_process_uses_what_was_built():
 
 
 @pytest.mark.parametrize("root", [True, False], ids=["in its root", "elsewhere, disabled"])
-def test_serving_uncompiled_is_said_once(root, plain_tree, tmp_path, clean_environment):
+def test_serving_uncompiled_warns_once(root, plain_tree, tmp_path, clean_environment):
     variables = {} if root else {"STREAMINFER_DISABLE_COMPILED": "1", "PYTHONPATH": str(plain_tree)}
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", SERVE_TWICE],
@@ -74,7 +75,8 @@ def test_failing_log_handler_stops_no_uncompiled_start(monkeypatch, capsys):
     assert "ConnectionError: the log server is away" in capsys.readouterr().err
 
 
-def test_a_mixture_is_no_import(plain_tree, tmp_path, run_python):
+def test_partly_compiled_package_is_not_imported(plain_tree, tmp_path, run_python):
+    """A package of which only some modules are compiled is an import error, unless compiling is disabled."""
     shutil.copytree(plain_tree, tmp_path, dirs_exist_ok=True)
     extension = tmp_path / "streaminfer" / "telemetry" / "histograms" / f"_histogram_cy{SUFFIX}"
     extension.touch()

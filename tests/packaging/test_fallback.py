@@ -59,15 +59,16 @@ def test_build_without_a_compiler_is_plain_python(plain_wheel, run_python, compi
     assert [message.partition(",")[0] for message in smoke["warnings"]] == ["streaminfer serves uncompiled"]
 
 
-def test_build_with_compiling_disabled_is_the_same(plain_wheel, build_wheel):
+def test_build_with_compiling_disabled_is_plain(plain_wheel, build_wheel):
     done, wheel = build_wheel(STREAMINFER_DISABLE_COMPILED="1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert contents(wheel) == contents(plain_wheel)
 
 
-def test_build_of_which_one_module_fails_is_the_same(
+def test_build_is_plain_if_one_module_fails(
     plain_wheel, build_wheel, compiled_names, compiler_that_fails_once, tmp_path
 ):
+    """If one module fails to compile, the wheel equals the plain Python wheel."""
     done, wheel = build_wheel(**compiler_that_fails_once, TMPDIR=str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     called = Path(f"{compiler_that_fails_once['CC']}.log").read_text()

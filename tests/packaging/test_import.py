@@ -78,7 +78,7 @@ def test_touching_every_name_loads_nothing_heavy(run_python):
     assert seen["before"] == sorted(seen["names"]), "dir() tells the names before they are loaded"
 
 
-def test_no_counter_is_older_than_exports_say(run_python):
+def test_exporters_report_the_import_time(run_python):
     """The exporters are loaded at the first scrape, and state when the package was imported."""
     assert run_python(sys.executable, "-c", SCRAPE, PYTHONPATH=str(ROOT)) == "{True}\n"
 
@@ -109,7 +109,7 @@ def test_public_name_is_the_object_at_its_home(name):
         assert value.__name__ == name
 
 
-def test_dir_names_what_is_public_and_nothing_else():
+def test_dir_lists_public_names_only():
     assert dir(streaminfer) == sorted([*streaminfer.__all__, "__version__", "compiled"])
     for name in ("backends", "batching", "caching", "caching.tiers", "resilience", "routing", "telemetry"):
         package = importlib.import_module(f"streaminfer.{name}")
@@ -131,7 +131,7 @@ def test_the_package_is_among_the_lazy_modules():
 
 
 @pytest.mark.parametrize("source", _lazy_modules(), ids=str)
-def test_type_checkers_refuse_names_that_are_not_there(source):
+def test_type_checkers_reject_unknown_names(source):
     """A module's ``__getattr__`` would have them take any name for an ``Any``."""
     for statement in ast.parse(source.read_text(encoding="utf-8")).body:
         parts = [] if isinstance(statement, ast.ClassDef) else ast.walk(statement)
@@ -151,7 +151,7 @@ print(imported is found, si.what_if, si.DecisionLog)
     assert run_python(sys.executable, "-c", code, PYTHONPATH=str(ROOT)).startswith("True <function what_if")
 
 
-def test_components_of_the_readme_are_where_it_says(run_python):
+def test_readme_components_exist(run_python):
     """A name of the table is one of the package, as ``si.NAME``; one with ``streaminfer.`` is a module."""
     table = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Components")[2].partition("\n## ")[0]
     cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]

@@ -35,7 +35,7 @@ def run(monkeypatch):
     return made
 
 
-def test_uv_takes_what_pip_would(run, monkeypatch):
+def test_uv_uses_the_indexes_of_pip(run, monkeypatch):
     """The packages of the same indexes; what is said of uv itself is stronger."""
     monkeypatch.setenv("PIP_INDEX_URL", "https://mirror.test/simple")
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "https://other.test/simple")
@@ -81,7 +81,7 @@ def test_pip_installs_where_uv_does_not(run, capsys, codes):
     assert ("pip takes its place" in capsys.readouterr().err) == ("uv" in codes)
 
 
-def test_the_script_says_what_failed(tmp_path):
+def test_script_reports_the_failed_install(tmp_path):
     """And ends with an error."""
     missing = tmp_path / "missing.txt"
     done = subprocess.run(

@@ -41,7 +41,7 @@ def test_a_name_may_be_an_interpreter_of_pyenv(clean_environment, tmp_path, monk
     assert done.stdout.splitlines()[-1] == f"passed: {VERSION}; failed: none; not here: none"
 
 
-def test_the_others_run_when_one_fails(clean_environment, tmp_path):
+def test_other_interpreters_run_if_one_fails(clean_environment, tmp_path):
     """Everything is made already, and the suite is a line of Python; the broken interpreter only says its version."""
     broken = interpreter(tmp_path / "broken" / "python", 'case "$2" in *print*) echo 9.9;; *) exit 1;; esac')
     stamps = tmp_path / "stamps"

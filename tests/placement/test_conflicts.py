@@ -62,7 +62,7 @@ def test_budget_or_migration_conflict_is_irreducible(kind, options):
 
 
 @pytest.mark.parametrize("kind", ["failures", "classes"])
-def test_conflict_is_one_whenever_the_time_is_up(kind):
+def test_conflict_is_valid_after_any_number_of_tests(kind):
     """After any number of tests brute force finds no counts for it, and it gets no larger with more time."""
     problem = small_problem(11, kind)
     crowded = attrs.evolve(
@@ -108,7 +108,7 @@ def test_explanation_without_time_has_everything():
     assert not pickle.loads(pickle.dumps(error)).is_irreducible
 
 
-def test_plan_hands_its_time_on(monkeypatch):
+def test_plan_passes_its_time_limit_on(monkeypatch):
     """The explanation takes no longer than the plan may."""
     problem = small_problem(0, "plain")
     alone = [attrs.evolve(problem.clusters[0], rates=[1e5])]
@@ -127,7 +127,7 @@ def test_plan_hands_its_time_on(monkeypatch):
     assert seen == [None, 30.0]
 
 
-def test_unpromisable_round_trips_are_told():
+def test_unpromisable_round_trips_are_named():
     """A link of too few measurements says so, as no longer SLO and no slots would help; others are not named."""
     problem = small_problem(0, "plain")
     cluster, (near, far) = problem.clusters[0], [it.name for it in problem.sites[:2]]

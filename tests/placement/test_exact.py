@@ -42,7 +42,7 @@ def test_most_quality_equals_brute_force():
 
 
 @pytest.mark.parametrize("gap", [0.001, 0.01, 0.05, 0.1])
-def test_the_gap_of_a_plan_is_at_most_the_one_given(gap):
+def test_gap_of_a_plan_is_at_most_the_given_gap(gap):
     """What was left out for being within the gap of the plan does not put its bound beyond it."""
     gaps = []
     for seed in range(ROUNDS):
@@ -53,7 +53,7 @@ def test_the_gap_of_a_plan_is_at_most_the_one_given(gap):
     assert max(gaps) <= gap
 
 
-def test_sites_without_end_have_their_price():
+def test_unlimited_sites_keep_their_price():
     """Ten million slots are as good as fifty, and no site is used for nothing within the solver's tolerance."""
     for seed in range(ROUNDS):
         costs = []

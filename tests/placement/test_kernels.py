@@ -53,7 +53,7 @@ def test_flow_equals_the_least_cut(form, seed):
     assert (flow.sum(axis=1) == demand)[~inside].all()
 
 
-def test_flow_extends_what_is_there():
+def test_flow_extends_an_existing_flow():
     """A second call continues from the first flow and moves parts of it where that makes room."""
     limits = np.array([[5, 5], [5, 0]])
     flow = np.array([[5, 0], [0, 0]])

@@ -34,7 +34,7 @@ def planned(kind, **options):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_plan_serves_everybody_as_promised(kind):
+def test_plan_serves_all_clusters_as_promised(kind):
     """Shares of each cluster add to 1, groups stay below their rate, and predictions within the SLO."""
     problem, found = planned(kind)
 
@@ -77,7 +77,7 @@ def test_simulation_agrees_with_prediction(kind):
     assert all(it.on_time >= it.prediction.share - 0.005 for it in check.clusters.values())
 
 
-def test_simulation_knows_what_is_unserved():
+def test_simulation_counts_unserved_clusters():
     """The promise to a cluster without capacity is not kept."""
     problem, found = planned("plain")
 
@@ -119,7 +119,7 @@ def test_round_trip_beyond_all_slos_is_late():
     assert found.predictions
 
 
-def test_repair_serves_everybody_without_lost_sites():
+def test_repair_serves_all_clusters_without_lost_sites():
     """A plan that survives a loss is repaired at once, and nothing runs at the lost site."""
     _, found = planned("failures")
     lost = found.sites[0]
@@ -130,7 +130,7 @@ def test_repair_serves_everybody_without_lost_sites():
     assert repaired.unserved == {}
 
 
-def test_repair_starts_nothing_that_is_not_needed():
+def test_repair_starts_no_unneeded_replica():
     """A replica for those who are cheap to serve is not started where one for all others has room for them."""
     (problem, _), near = planned("plain"), Link(rtt=Distribution.of(0.002))
     few, many = (
@@ -202,7 +202,7 @@ def test_greedy_is_between_bound_and_limit(kind):
     assert greedy.cost <= 1.5 * exact.cost
 
 
-def test_completion_keeps_what_runs():
+def test_completion_keeps_running_replicas():
     """Completing adds replicas and takes none."""
     _, found = planned("plain")
 
@@ -226,7 +226,7 @@ def test_migrations_are_limited():
         )
 
 
-def test_what_runs_is_found_by_the_names_of_sites():
+def test_running_replicas_are_matched_by_site_name():
     """A problem with its sites in another order, and one more of them, knows what runs."""
     problem, running = planned("plain")
     new = attrs.evolve(problem.sites[0], name="new")
@@ -245,7 +245,7 @@ def test_plan_hours_follows_the_demand():
     assert all(it.cost <= whole.cost * 1.001 for it in plans)
 
 
-def test_prices_pass_gap_and_time_on(monkeypatch):
+def test_prices_use_gap_and_time_limit(monkeypatch):
     """Each solution of a table has the same limits."""
     _, found = planned("plain")
     seen = []
@@ -296,7 +296,7 @@ def test_prices_are_savings():
     assert "<table>" in table._repr_html_()
 
 
-def test_prices_of_a_repair_count_on_no_lost_site():
+def test_prices_after_repair_ignore_lost_sites():
     """They are those of the problem without the site, which no longer has to survive its loss."""
     problem, found = planned("failures")
     lost = found.sites[0]
@@ -441,7 +441,7 @@ def test_a_slot_at_a_site_without_any_has_its_price():
     assert greedy.bound == plan(problem, method="greedy").bound
 
 
-def test_repair_wants_names():
+def test_repair_rejects_a_text_as_names():
     """A text is no list of names."""
     _, found = planned("plain")
 

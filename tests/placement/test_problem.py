@@ -14,7 +14,7 @@ from streaminfer.placement import DeviceGroup, Distribution, Link, Problem, Scen
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_json_gives_the_problem_back(kind, tmp_path):
+def test_json_round_trip(kind, tmp_path):
     """A problem is read back equal, from a text, a file or what json.loads made."""
     problem = small_problem(3, kind)
     text = problem.to_json()
@@ -57,7 +57,7 @@ def test_json_gives_the_problem_back(kind, tmp_path):
         (("models",), {}, "models: expected a list"),
     ],
 )
-def test_errors_lead_to_the_place(path, value, message):
+def test_errors_name_the_path(path, value, message):
     """The message has the path, what was expected and what came."""
     stored = json.loads(small_problem(1, "plain").to_json())
     at = stored
@@ -78,7 +78,7 @@ def test_rates_are_of_the_same_hours():
         attrs.evolve(small_problem(1, "plain"), clusters=clusters)
 
 
-def test_what_is_no_json_object_is_named(tmp_path):
+def test_input_that_is_not_a_json_object_is_named(tmp_path):
     with pytest.raises(TypeError, match=r"^problem: expected an object, got "):
         Problem.from_json("[]")
     with pytest.raises(ValueError, match=r"^source: expected JSON, got a mistake in it: Expecting"):
@@ -147,14 +147,14 @@ def test_distribution_describes_itself():
         ([1.0, 2.0], [2.0, -1.0], ValueError, "shares: expected 2 numbers > 0 with the sum 1"),
     ],
 )
-def test_wrong_distributions_are_refused(values, shares, error, message):
+def test_wrong_distributions_are_rejected(values, shares, error, message):
     """Values are seconds, shares add to 1."""
     with pytest.raises(error, match=message):
         Distribution.of(values, shares)
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
-def test_a_quantile_is_of_a_share(share):
+def test_quantile_rejects_a_wrong_share(share):
     with pytest.raises(ValueError, match="share: expected a share from 0 to 1"):
         Distribution.of(0.1).quantile(share)
 

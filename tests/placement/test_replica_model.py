@@ -90,7 +90,8 @@ def test_bounds_hold_for_all_plans_of_a_quality():
             assert fewest <= best.counts[list(members)].sum() <= most, seed
 
 
-def test_objective_and_rows_are_as_before():
+def test_objective_and_rows_survive_narrow():
+    """After a narrowing, the model optimizes to the same objective and has the same rows."""
     search = relaxed(Instance(find_candidates(small_problem(0, "plain"))))
     model = search.model
     before, rows = model.objective, model._highs.getNumRow()
@@ -118,7 +119,8 @@ def test_totals_are_bounded_after_a_search_too():
     assert (sites, replicas) == ((11, 12), (41, 41))
 
 
-def test_nothing_is_bounded_when_the_time_is_over():
+def test_no_totals_are_bounded_without_time():
+    """Once the time limit has passed, the bounds of all totals are 0 and infinity."""
     search = relaxed(Instance(find_candidates(small_problem(0, "plain"))))
 
     assert search.model.narrow(1.01 * search.model.objective, time.monotonic() - 1)

@@ -20,7 +20,7 @@ GUARDS = [CircuitBreaker, ConcurrencyLimit, RetryBudget, Hedge, functools.partia
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps], ids=["copy", "deepcopy", "pickle"])
 @pytest.mark.parametrize("guard", GUARDS)
-def test_a_guard_refuses_to_be_copied(guard, copied):
+def test_guard_cannot_be_copied(guard, copied):
     """A copy would share the state machine and count everything twice."""
     with pytest.raises(TypeError, match="cannot be copied; make another one"):
         copied(guard(name="faces"))
@@ -44,7 +44,7 @@ def test_function_that_returns_awaitable_is_rejected(guard):
 
 
 @pytest.mark.parametrize("guard", [CircuitBreaker, ConcurrencyLimit, RetryBudget])
-def test_a_partial_of_an_async_function_is_one(guard):
+def test_partial_of_an_async_function_stays_async(guard):
     """``functools.partial`` of an async function is guarded as an async function."""
 
     async def answer(x, y):
@@ -72,7 +72,7 @@ def test_object_marked_as_async_function_is_one(guard):
     assert asyncio.run(guard().wrap(marked)(3.0)) == 3.0
 
 
-def test_the_error_of_a_breaker_names_it():
+def test_breaker_error_names_the_breaker():
     """CircuitOpen says which breaker is open, and when to retry."""
     breaker = CircuitBreaker(name="faces")
     breaker.force_open()
@@ -81,7 +81,7 @@ def test_the_error_of_a_breaker_names_it():
         breaker.wrap(lambda: 1)()
 
 
-def test_the_error_of_a_limit_names_it():
+def test_limit_error_names_the_limit():
     """Overloaded says which limit is reached, by how many calls."""
     limit = ConcurrencyLimit(limit=1, name="faces")
     limit.try_acquire()

@@ -31,7 +31,7 @@ def test_service_of_unknown_load_takes_any_number():
     assert full_load_of_all([service(4), Remote()]) is None
 
 
-def test_routes_behind_the_best_one_of_a_router_count():
+def test_fallback_routes_count_toward_full_load():
     """Also those of a router that is a route itself."""
     inner = si.FallbackRouter(si.Route("a", service(1)), si.Route("b", service(2)))
     assert full_load_of_all([inner]) == 6

@@ -45,7 +45,7 @@ ROUTERS = {
 
 
 @pytest.mark.parametrize("kind", ROUTERS)
-def test_a_router_passes_on_to_each_keeper(kind):
+def test_router_passes_stream_calls_to_each_service(kind):
     """Reset and end reach every service; a state comes from the one that has it and goes to those of its model."""
     one, other = Keeper("m", a=1), Keeper("m", b=2)
     states = adapt(ROUTERS[kind](stack_of(one), stack_of(other))).capabilities().stream_states
@@ -78,7 +78,7 @@ async def test_a_session_ends_its_streams_at_every_replica(loop):
 
 
 @pytest.mark.parametrize("kind", ROUTERS)
-def test_a_router_asks_each_service_once(kind):
+def test_router_reads_each_service_once(kind):
     """Else each level of routers in routers would multiply the time of a construction and of a start."""
     asked = []
 

@@ -70,7 +70,7 @@ def test_a_shared_backend_stops_with_the_last_stack(kind):
 @pytest.mark.parametrize(
     "wrap", [si.Stack, lambda s: si.FallbackRouter(si.Route("a", s)), lambda s: si.Replicas(si.Replica("a", s))]
 )
-def test_one_inner_stack_under_two_outer_ones(wrap):
+def test_inner_stack_shared_by_two_outer_stacks(wrap):
     backend = Counted()
 
     async def main(_loop):
@@ -85,7 +85,7 @@ def test_one_inner_stack_under_two_outer_ones(wrap):
     assert backend.log == ["start", "stop True"]
 
 
-def test_stacks_that_start_together_start_it_once():
+def test_concurrent_starts_start_a_shared_backend_once():
     backend = Counted(starts_in_s=1.0)
 
     async def main(_loop):
@@ -112,7 +112,7 @@ def test_a_failed_start_leaves_no_owner():
     assert backend.log == ["start", "start", "stop True"]
 
 
-def test_it_starts_again_after_the_last_stopped():
+def test_shared_backend_restarts_after_the_last_stop():
     backend = Counted()
 
     async def main(_loop):
@@ -258,7 +258,7 @@ BY_HAND = ["batcher", "breaker", "hedge", "cache", "meter", "shadow", "own", "ro
 
 
 @pytest.mark.parametrize("kind", BY_HAND)
-def test_what_was_wrapped_by_hand_starts_and_stops(kind):
+def test_manually_wrapped_backend_starts_and_stops(kind):
     """A stack starts the backend inside what it is given, and stops it once."""
     backend = Counted()
 
@@ -272,7 +272,7 @@ def test_what_was_wrapped_by_hand_starts_and_stops(kind):
     assert backend.log == ["start", "stop True"] * 2
 
 
-def test_a_failed_start_stops_what_is_inside():
+def test_failed_start_stops_inner_backends():
     """Where a batcher cannot start, the backend that started before it is stopped again."""
     backend = Counted()
     backend.max_batch_size = 4
@@ -315,7 +315,7 @@ def test_a_backend_inside_gets_the_clock_of_the_stack():
     run(main)
 
 
-def test_the_report_of_a_start_names_what_is_inside():
+def test_start_report_names_inner_parts():
     """A part without a layer has the name of its class."""
 
     async def main(loop):
@@ -347,7 +347,7 @@ def test_inner_object_of_other_kind_is_left_alone():
     assert run(main) == 1.0
 
 
-def test_methods_of_what_is_inside_are_checked():
+def test_methods_of_inner_parts_are_checked():
     """As those of a layer are, when the stack is made."""
 
     class Backend(ScriptedBackend):

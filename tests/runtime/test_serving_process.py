@@ -64,7 +64,7 @@ def test_heap_stays_frozen_until_last_unfreeze(loop):
 
 
 @pytest.mark.parametrize(("before", "during"), [(700, 2_000), (50_000, 50_000), (0, 0)])
-def test_the_youngest_are_collected_less_often(loop, thresholds, before, during):
+def test_youngest_generation_is_collected_less_often(loop, thresholds, before, during):
     """Requests in flight are not visited again and again; a higher threshold, or none at all, is left alone."""
     gc.set_threshold(before, *thresholds[1:])
 
@@ -97,7 +97,7 @@ def test_objects_frozen_by_interpreter_do_not_count():
     assert done.stdout == "[1]\n"
 
 
-def test_what_comes_later_is_collected(loop):
+def test_objects_created_later_are_collected(loop):
     """Only what existed at the start is left out."""
     hold = serving_process.enter(loop)
     later = cycle()
@@ -133,7 +133,7 @@ def test_a_process_that_froze_objects_is_left_alone(loop):
 
 
 @pytest.mark.usefixtures("loop")
-def test_what_the_start_opens_is_not_frozen():
+def test_objects_created_by_the_start_are_not_frozen():
     """Connections of a backend can be collected while the stack runs."""
 
     class Connected(ScriptedBackend):
@@ -150,7 +150,7 @@ def test_what_the_start_opens_is_not_frozen():
 
 
 @pytest.mark.parametrize("ends", ["enters", "leaves"])
-def test_a_closed_loop_holds_nothing(loop, ends):
+def test_closed_loop_does_not_count_as_running(loop, ends):
     """A stack whose loop was closed without a stop does not count once another one starts or stops."""
     lost = asyncio.new_event_loop()
     other = serving_process.enter(loop) if ends == "leaves" else None

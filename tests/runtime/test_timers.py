@@ -64,7 +64,7 @@ def test_forked_process_leaves_timer_to_parent():
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="timers as files are Linux's")
-def test_an_instant_set_in_the_turn_of_an_earlier_one():
+def test_instant_set_while_the_timer_fires_is_not_lost():
     """It is not lost where it comes while the loop deals with the earlier one, which it has replaced."""
     calls = []
 

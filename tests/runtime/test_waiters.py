@@ -5,7 +5,7 @@ import asyncio
 from streaminfer._runtime.waiters import IdleWaiters
 
 
-async def test_all_who_wait_are_woken(loop):
+async def test_all_waiters_are_woken(loop):
     waiters = IdleWaiters()
     assert waiters.future is None
     waiting = [asyncio.create_task(waiters.wait(None)) for _ in range(3)]
@@ -31,7 +31,7 @@ async def test_the_wait_ends_with_its_time(loop):
     assert waiters.future is None
 
 
-async def test_who_waited_on_another_loop_is_forgotten(loop):
+async def test_waiters_of_another_loop_are_forgotten(loop):
     waiters = IdleWaiters()
     waiting = asyncio.create_task(waiters.wait(1.0))
     await asyncio.sleep(0)

@@ -66,7 +66,7 @@ def totals(ask_app):
     return run
 
 
-def test_a_sequence_ends_behind_the_last_answer(totals):
+def test_sequence_ends_after_the_last_response(totals):
     """It ended before the first one: the last request started again, and left its state behind."""
     found = totals(([1.0, 2.0], {"sequence_start": True}, None), ([3.0, 4.0], {"sequence_end": True}, None))
 

@@ -63,7 +63,7 @@ def test_rows_are_requests_of_their_own(scripted, ask_app, body_of):
         ("POST", INFER, 400),
     ],
 )
-def test_no_cache_stores_what_changes_or_failed(scripted, ask_app, method, path, status):
+def test_changing_or_failed_responses_are_not_cached(scripted, ask_app, method, path, status):
     """A cache may store a 200, 404 or 405 that says nothing for as long as it likes (RFC 9110 §15.1)."""
     _, _, app = scripted()
 
@@ -157,7 +157,7 @@ def test_edge_deadline_ends_request_in_its_batch(scripted, ask_app, body_of):
     assert 0 < float(timely.headers["x-streaminfer-time-left-s"]) < 9
 
 
-def test_the_time_left_of_an_objective_is_said_too(scripted, ask_app, body_of):
+def test_time_left_of_the_objective_is_a_header(scripted, ask_app, body_of):
     _, _, app = scripted(batcher=si.AdaptiveBatcher(max_batch_size=8, slo_s=30.0))
 
     async def scenario():
@@ -616,7 +616,7 @@ def test_requests_in_flight_have_time_at_the_end(scripted, ask_app, body_of, sto
     assert took_s == pytest.approx(3.0 if stop_timeout_s is None else stop_timeout_s, abs=0.6)
 
 
-def test_every_stack_stops_where_one_fails_to(doubling_stack):
+def test_all_stacks_stop_if_one_stop_fails(doubling_stack):
     class Broken:
         async def stop(self, *, drain):
             raise OSError("lost device")

@@ -166,7 +166,8 @@ def test_a_head_is_read_again_when_the_model_changes(ask_app):
         ({"id": "Ada"}, 0),
     ],
 )
-def test_what_may_name_a_person_is_not_kept(scripted, ask_app, more, kept):
+def test_heads_with_personal_data_are_not_stored(scripted, ask_app, more, kept):
+    """A request head with an id or other parameters that can name a person is not stored."""
     _, _, app = scripted()
     body, headers = binary(X)
     head = json.loads(body[: int(headers["Inference-Header-Content-Length"])])
@@ -182,7 +183,7 @@ def test_what_may_name_a_person_is_not_kept(scripted, ask_app, more, kept):
     assert app._models["m"].requests.kept_heads == kept
 
 
-def test_few_descriptions_are_kept(scripted, ask_app):
+def test_stored_heads_are_limited(scripted, ask_app):
     _, _, app = scripted()
 
     async def scenario():
@@ -331,7 +332,7 @@ def test_answers_are_sent_as_they_come(counting, ask_app, options, events):
     assert (counts["success"]["count"], counts["fail"]["count"]) == ((0, 1) if "error" in events else (1, 0))
 
 
-def test_answers_that_are_no_tensors_end_the_others(counting, ask_app):
+def test_response_that_is_no_tensor_ends_the_stream(counting, ask_app):
     """The model's generator is closed at once, not when the collector finds it."""
 
     class Ragged(counting):
@@ -443,7 +444,7 @@ def test_a_server_that_cannot_send_ends_the_answers(counting, caplog, sends):
     assert not caplog.records
 
 
-def test_a_model_with_many_answers_says_so(counting, ask_app):
+def test_model_with_many_responses_is_decoupled(counting, ask_app):
     app = si.serving.asgi_app({"m": si.Stack(counting())})
 
     async def scenario():

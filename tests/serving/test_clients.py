@@ -130,7 +130,7 @@ def test_our_own_client_gets_the_bits_of_a_local_run(ask_remotely, affine_stack)
         assert all(np.array_equal(row[name], expected[name]) for name in row)
 
 
-def test_our_own_client_reads_a_function(ask_remotely):
+def test_own_client_accepts_a_cpu_backend(ask_remotely):
     """What `CpuBackend` learns from its example is announced, so that our own client accepts the model."""
     stack = runpy.run_path(str(EXAMPLES / "serve.py"))["stack"]
 

@@ -22,7 +22,7 @@ def ours():
 
 
 @pytest.mark.parametrize("name", CHECKS)
-def test_ours_conforms(ours, name):
+def test_own_server_conforms(ours, name):
     CHECKS[name](ours)
 
 

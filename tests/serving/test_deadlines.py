@@ -58,7 +58,7 @@ def test_the_tightest_timeout_wins(headers, parameters, timeout_s):
         ({"x-streaminfer-tenant": "x" * 257}, {}),
     ],
 )
-def test_what_cannot_be_read_is_rejected(headers, parameters):
+def test_unreadable_settings_are_rejected(headers, parameters):
     with pytest.raises(InvalidInput, match="expected"):
         read_settings(headers, parameters)
 
@@ -72,5 +72,5 @@ def test_headers_come_before_parameters():
 
 
 @pytest.mark.parametrize("none", [0, ""])
-def test_triton_clients_say_no_sequence_with_nothing(none):
+def test_empty_sequence_id_means_no_stream(none):
     assert read_settings({}, {"sequence_id": none}).stream_id is None

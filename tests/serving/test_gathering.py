@@ -51,7 +51,7 @@ def test_rare_requests_are_not_held():
     assert held == [None] * 100
 
 
-def test_held_request_goes_on_after_its_turns():
+def test_held_request_is_released_after_its_turns():
     """A request behind which none comes is held for so many turns of the loop, and no timer."""
 
     async def scenario(gatherer, clock, loop):
@@ -79,7 +79,7 @@ def test_later_request_begins_the_count_again():
     assert in_loop(scenario) == ((False, False), (True, True))
 
 
-def test_accepted_call_is_waited_for():
+def test_hold_waits_for_accepted_calls():
     """A call that is accepted ends no hold before its message has come."""
 
     async def scenario(gatherer, clock, loop):
@@ -109,7 +109,7 @@ def test_message_that_never_comes_is_forgotten():
     assert in_loop(scenario) == (pytest.approx(MAX_HOLD_S), pytest.approx(MAX_HOLD_S))
 
 
-def test_cancelled_request_holds_nobody():
+def test_cancelled_request_holds_back_no_others():
     """A held request that is cancelled does not hold back the others."""
 
     async def scenario(gatherer, clock, loop):

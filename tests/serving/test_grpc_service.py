@@ -227,7 +227,7 @@ def test_health_follows_the_stack(scripted, serve_grpc):
     assert found == (b"\x08\x02", b"\x08\x01", ["NOT_FOUND", "INVALID_ARGUMENT", "INVALID_ARGUMENT"])
 
 
-def test_what_is_not_offered_is_unimplemented(scripted, serve_grpc):
+def test_unsupported_methods_are_unimplemented(scripted, serve_grpc):
     async def scenario(channel):
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -292,7 +292,7 @@ def test_an_error_in_a_stream_names_its_request(scripted, serve_grpc):
     assert [answer.infer_response.id for answer in answers] == ["", "missing", "short", "whole"]
 
 
-def test_a_stream_is_one_stream_of_the_model(serve_grpc):
+def test_grpc_stream_is_one_stream_of_the_model(serve_grpc):
     stack = running_total()
     one = np.ones((1, 1), np.float32)
 

@@ -35,7 +35,7 @@ def test_many_requests_with_many_answers_all_end():
     assert sorted(found) == [bytes([number, part]) for number in range(200) for part in range(2)]
 
 
-def test_a_request_without_responses_holds_up_no_other():
+def test_request_without_responses_delays_no_others():
     """Whatever it takes to find out that there are none, the order of the others stays."""
     late = asyncio.Event()
 
@@ -57,7 +57,8 @@ async def settle():
         await asyncio.sleep(0)
 
 
-def test_a_client_that_sends_faster_is_held_up():
+def test_fast_client_is_throttled():
+    """A client that sends faster than responses are made is read no further than the limit."""
     read = []
 
     async def messages():

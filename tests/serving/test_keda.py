@@ -17,7 +17,7 @@ assert ScaledObject.model_validate(given).model_dump(by_alias=True, exclude_none
 """
 
 
-def test_a_scaled_object_is_what_keda_defines():
+def test_scaled_object_conforms_to_keda():
     """Every field is known to KEDA, and has its type."""
     made = yaml.safe_load(keda_scaled_object("faces", **VALID))
 

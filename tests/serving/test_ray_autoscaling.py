@@ -84,7 +84,7 @@ def test_policy_reads_newest_values_of_replicas():
         ({"max_replicas": 2, "burn_rate": 0}, "burn_rate: expected a number > 0"),
     ],
 )
-def test_autoscaling_names_what_is_wrong(options, message):
+def test_wrong_autoscaling_options_are_named(options, message):
     with pytest.raises((TypeError, ValueError), match=message):
         Autoscaling(**options)
 

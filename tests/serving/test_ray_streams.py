@@ -18,7 +18,8 @@ from streaminfer.serving.ray.stream_store import StreamStore
 MS = 1_000_000
 
 
-def test_a_stream_is_handed_over_before_it_is_given():
+def test_stream_moves_only_after_its_state_is_sent():
+    """A claim is granted once the previous owner has sent the state, and later states of it are stale."""
     ledger = StreamLedger()
     assert ledger.claim("s", "a", 0) == Claim()
     assert ledger.claim("s", "b", 1) == Claim(owner="a")
@@ -129,7 +130,7 @@ def test_a_stream_has_at_most_one_owner(calls):
                 owners[stream] = replica if what == "s" else ""
 
 
-async def test_a_stream_that_changes_its_replica_stays_equal(loop):
+async def test_moved_stream_gives_equal_results(loop):
     """Also where the step before still runs, and with steps of several streams at once."""
     reference = Reference()
     async with Fleet(loop, duration_s=0.02) as fleet:
@@ -144,7 +145,8 @@ async def test_a_stream_that_changes_its_replica_stays_equal(loop):
     assert (moves.streams, dict(moves.owners)) == (1, {"b": 1})
 
 
-async def test_a_stop_hands_streams_over(loop):
+async def test_stop_sends_stream_states_to_the_store(loop):
+    """After its replica has stopped, a stream continues on another replica."""
     reference = Reference()
     async with Fleet(loop) as fleet:
         assert await fleet.step("a", 3) == reference(3)
@@ -172,7 +174,7 @@ async def test_a_stop_completes_the_move_that_has_begun(loop):
 
 
 @pytest.mark.parametrize("turns", range(6))
-async def test_a_start_claims_what_a_stop_has_cut_short(loop, turns):
+async def test_start_repeats_claims_cancelled_by_the_stop(loop, turns):
     """The stop cancels a claim that the store has not answered, and one that has not taken its first step."""
     reference = Reference()
 
@@ -206,7 +208,7 @@ async def test_cancelled_stop_stops_inner_stack(loop):
             await fleet.stacks["a"].start()
 
 
-async def test_an_owner_that_lives_has_time_to_hand_over(loop):
+async def test_busy_owner_has_time_to_send_its_state(loop):
     """Its machine is busy: it answers late, and is heard of all the while."""
     reference = Reference()
 
@@ -328,7 +330,7 @@ async def test_replica_taken_for_dead_drops_its_streams(loop):
             fleet.stacks["a"].layers[0].export_state("s")
 
 
-async def test_reset_and_end_hold_wherever_the_stream_was(loop):
+async def test_reset_and_end_apply_at_any_replica(loop):
     async with Fleet(loop) as fleet:
         await fleet.step("a", 1)
         there = adapt(fleet.stacks["b"]).capabilities().stream_states
@@ -354,7 +356,7 @@ async def test_a_stream_that_has_ended_begins_again(loop):
     assert (moves.moved, moves.resumed, moves.restarted) == (3, 0, 0)
 
 
-async def test_an_end_answers_who_waits_for_the_stream(loop):
+async def test_stream_end_releases_waiting_requests(loop):
     """Its owner has no state of it to send any more."""
 
     class Slow(StreamStore):
@@ -425,7 +427,7 @@ async def test_hanging_store_costs_state_but_no_request(loop, caplog):
     assert "anna" not in "".join(lines), "they have nothing that a request brought"
 
 
-async def test_requests_without_a_stream_pass(loop):
+async def test_requests_without_a_stream_reach_the_model(loop):
     async with Fleet(loop, "a") as fleet:
         with pytest.raises(si.InvalidInput, match="stream"):
             await fleet.stacks["a"]({"x": EXAMPLE["x"]})

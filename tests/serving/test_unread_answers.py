@@ -78,14 +78,14 @@ def ask_all(layers, service, *, requests=1, timeout_s=None):
     return run(main)
 
 
-def test_a_cache_closes_what_it_rejects():
+def test_cache_closes_rejected_responses():
     service = Service()
 
     assert ask_all([si.EdgeCache(maxsize=10, ttl_s=60.0)], service) == 0
     assert (len(service.opened), service.left_open) == (1, 0)
 
 
-def test_a_hedge_closes_the_answers_that_lost():
+def test_hedge_closes_the_losing_responses():
     """Also those that come in the very turn of the ones that won."""
     service = Service(*[0.010] * 30, 0.500, 0.100, 0.200, 0.200 - 0.0101)
 
@@ -156,7 +156,7 @@ def test_a_router_closes_the_answers_to_its_probes():
     assert (slow.left_open, fast.left_open) == (0, 0)
 
 
-def test_rows_of_which_one_fails_leave_no_answers_open(ask_app):
+def test_failing_row_leaves_no_responses_open(ask_app):
     service = Service(fails_at=2)
     app = si.serving.asgi_app({"m": si.Stack(service)})
     tensor = {"name": "x", "datatype": "INT64", "shape": [3, 1], "data": [1, 2, 3]}

@@ -45,7 +45,8 @@ def test_random_streams_match_published_figures(seed):
 
 
 @pytest.mark.parametrize("process", PROCESSES)
-def test_ascending_repeatable_and_at_the_mean_rate(process):
+def test_arrivals_ascend_and_have_the_mean_rate(process):
+    """Arrivals ascend from 0, depend only on the seed and have the requested mean rate."""
     made = process(200.0, 20_000, 5)
     assert made.shape == (20_000,)
     assert made.dtype == np.float64
@@ -165,6 +166,6 @@ def test_arrivals_round_to_the_nearest_nanosecond():
         (lambda: arrivals.arrivals_in_ns(3.0), ValueError, "arrivals_s: expected one dimension"),
     ],
 )
-def test_what_is_refused(call, error, message):
+def test_wrong_arguments_are_rejected(call, error, message):
     with pytest.raises(error, match=message):
         call()

@@ -69,7 +69,7 @@ def test_only_full_queue_counts_as_drop():
     assert (log.dropped, log.drop_reasons) == ({"queue_full": 1}, ("queue_full",))
 
 
-def test_it_is_a_copy(events):
+def test_decision_log_is_a_copy(events):
     log = DecisionLog.of(events)
     events.arrived(2**62, 0, 0)
     assert log.arrivals_ns.size == 5
@@ -82,12 +82,13 @@ def test_it_is_a_copy(events):
         log.reasons = ()
 
 
-def test_only_a_journal_makes_one():
+def test_decision_log_needs_an_event_ring():
     with pytest.raises(TypeError, match="events: expected an EventRing"):
         DecisionLog.of(3)
 
 
-def test_it_explains_in_words(events):
+def test_explain_lists_batches_and_drops(events):
+    """`explain` lists counts and a line for each batch and drop, with the reason in words."""
     text = DecisionLog.of(events).explain()
     assert text.splitlines() == [
         "3 batches: exploration 1, planned 1, idle_worker 1",
@@ -103,7 +104,8 @@ def test_it_explains_in_words(events):
     ]
 
 
-def test_it_explains_as_many_as_asked(events):
+def test_explain_is_limited_to_the_latest(events):
+    """`explain(n)` lists the latest n batches and drops only."""
     lines = DecisionLog.of(events).explain(1).splitlines()
     assert len(lines) == 4
     assert "idle_worker:" in lines[1]
@@ -112,7 +114,7 @@ def test_it_explains_as_many_as_asked(events):
         DecisionLog.of(events).explain(0)
 
 
-def test_an_empty_log_says_so():
+def test_empty_log_explains_zero_batches_and_drops():
     log = DecisionLog.of(EventRing())
     assert log.explain() == "0 batches: none\n0 requests dropped: none"
     assert log.latest_ns == 0
@@ -155,7 +157,7 @@ def bars(axes):
     }
 
 
-def test_the_timeline(events, axes):
+def test_plot_draws_batches_arrivals_and_drops(events, axes):
     assert DecisionLog.of(events).plot(axes) is axes
     drawn = bars(axes)
     assert list(drawn) == ["exploration", "planned", "idle_worker", "failed", "still running"]
@@ -174,7 +176,7 @@ def test_the_timeline(events, axes):
     assert top >= 1.4
 
 
-def test_the_timeline_of_the_last_moments(events, axes):
+def test_plot_of_the_last_seconds_only(events, axes):
     DecisionLog.of(events).plot(axes, last_s=0.018)
     assert list(bars(axes)) == ["planned", "idle_worker", "failed", "still running"]
     assert bars(axes)["planned"] == [pytest.approx((0, 0.020, 1))]
@@ -223,7 +225,7 @@ def test_plot_without_matplotlib_names_extra(events, monkeypatch):
         DecisionLog.of(events).plot()
 
 
-def test_it_becomes_a_trace(events):
+def test_log_converts_to_a_trace(events):
     trace = DecisionLog.of(events).to_trace()
     assert trace.arrivals_s.tolist() == [0, 0.001, 0.004, 0.03, 0.04]
     assert trace.limits_s.tolist() == [0.05, np.inf, 0.02, 0.05, np.inf]
@@ -277,7 +279,7 @@ def test_a_busy_batcher_has_a_row_for_each_worker(workers):
     assert log.batch_ok.all()
 
 
-def test_the_page_explains_every_reason():
+def test_docs_page_explains_every_reason():
     page = (Path(__file__).parents[2] / "docs" / "how-to" / "explaining.md").read_text(encoding="utf-8")
     for reason, words in (RELEASE_REASONS | DROP_REASONS).items():
         assert f"| `{reason}` | {words} |" in page

@@ -67,7 +67,7 @@ def optimum_ms(arrivals_ms, slo_ms, durations_ms, max_batch_size):
 
 @settings(max_examples=300)
 @given(small_instances())
-def test_it_is_the_best_of_all_schedules(instance):
+def test_optimum_equals_brute_force(instance):
     assert optimum_ms(*instance) == best_of_all_schedules(*instance)
 
 
@@ -97,7 +97,7 @@ def test_waiting_can_beat_immediate_release():
     assert optimum_ms([0, 1, 1], 11, [10, 10, 10], 3) == 3
 
 
-def test_a_head_is_dropped_for_those_behind_it():
+def test_head_is_dropped_to_save_later_requests():
     # a schedule that serves the first, alone or with the second, is too late for the others
     assert optimum_ms([0, 2, 3], 11, [8, 10, 11], 3) == 2
     greedy = simulate(
@@ -146,7 +146,7 @@ def most_on_time_plain(arrivals_ns, deadlines_ns, durations_ns, max_batch_size):
 
 
 @given(traces())
-def test_it_is_that_of_its_plain_twin(trace):
+def test_optimum_equals_its_plain_twin(trace):
     """Pruning loses nothing."""
     arrivals_ns, slo_ns, durations_ns, cap = trace
     best = clairvoyant_optimum(
@@ -166,7 +166,7 @@ def test_it_is_that_of_its_plain_twin(trace):
         (arrivals.on_off, 1297.0, 1358),
     ],
 )
-def test_traces_of_the_published_figures(process, rate, most):
+def test_optimum_of_the_published_traces(process, rate, most):
     made = process(rate, 2500, 1)
     assert (
         clairvoyant_optimum(made, slo_s=0.05, service_time=ServiceTime.affine(0.005, 0.001), max_batch_size=32) == most
@@ -196,7 +196,7 @@ class Largest:
 
 
 @given(traces(), st.integers(0, 60))
-def test_no_policy_beats_it(trace, delay_ns):
+def test_no_policy_beats_the_optimum(trace, delay_ns):
     arrivals_ns, slo_ns, durations_ns, cap = trace
 
     common = {"slo_s": slo_ns / 1e9, "service_time": in_nanoseconds(durations_ns), "max_batch_size": cap}
@@ -209,7 +209,7 @@ def test_no_policy_beats_it(trace, delay_ns):
 
 @pytest.mark.parametrize("process", [arrivals.poisson, arrivals.gamma, arrivals.on_off, arrivals.bursts])
 @pytest.mark.parametrize("load", [0.3, 0.8, 1.5, 5.0])
-def test_no_policy_beats_it_on_long_traces(process, load):
+def test_no_policy_beats_the_optimum_on_long_traces(process, load):
     service_time = ServiceTime.affine(0.005, 0.001)
     common = {"slo_s": 0.05, "service_time": service_time, "max_batch_size": 32}
     made = process(load * 32 / 0.037, 1500, 4)
@@ -244,7 +244,7 @@ def test_more_time_and_larger_batches_never_hurt(trace):
         ({"service_time": 0.005}, TypeError, "service_time: expected a ServiceTime"),
     ],
 )
-def test_what_is_refused(arguments, error, message):
+def test_invalid_arguments_raise(arguments, error, message):
     call = {"arrivals_s": [0.0, 1.0], "slo_s": 0.05, "service_time": table_ms(5), "max_batch_size": 4} | arguments
     with pytest.raises(error, match=message):
         clairvoyant_optimum(call.pop("arrivals_s"), **call)

@@ -29,7 +29,7 @@ def profiled(backend, examples=(1.0,), **options):
     return run(main)
 
 
-def test_a_clean_device_is_found_exactly():
+def test_noiseless_device_is_measured_exactly():
     backend = ScriptedBackend(duration_s=line_s)
     found, _ = profiled(backend, budget_s=5.0)
     assert sorted(set(backend.batch_sizes)) == [1, 2, 4, 8, 16, 32, 64]
@@ -45,7 +45,7 @@ def test_largest_size_is_measured():
     assert sorted(set(backend.batch_sizes)) == [1, 2, 4, 8, 16, 32, 48]
 
 
-def test_of_size_one_alone():
+def test_profile_of_batch_size_one_only():
     backend = ScriptedBackend(duration_s=line_s)
     found, _ = profiled(backend, max_batch_size=1)
     assert set(backend.batch_sizes) == {1}
@@ -82,7 +82,7 @@ def test_faster_larger_batch_keeps_curve_monotone():
     assert found.seconds(4) == pytest.approx(0.012)
 
 
-def test_a_device_that_loses_from_batching_is_told_so():
+def test_best_batch_size_is_1_if_batching_is_slower():
     """BlazeFace's times on a CPU, a row: 3.04 to 4.93 ms."""
     a_row_s = {1: 0.00304, 2: 0.0033, 4: 0.00356, 8: 0.00378, 16: 0.00414, 32: 0.00493}
     found, took_s = profiled(ScriptedBackend(duration_s=lambda size: size * a_row_s[size]), max_batch_size=32)
@@ -92,7 +92,9 @@ def test_a_device_that_loses_from_batching_is_told_so():
 
 @given(st.floats(1e-4, 0.2), st.floats(1e-5, 0.05), st.floats(0.05, 5.0), st.integers(1, 100))
 @settings(max_examples=40, deadline=None)
-def test_the_budget_is_kept_by_all_batches_that_count(setup_s, per_item_s, budget_s, largest):
+def test_budget_covers_all_timed_batches(setup_s, per_item_s, budget_s, largest):
+    """All timed batches fit into the budget; the first batch of each size comes on top."""
+
     def duration_s(size):
         return setup_s + per_item_s * size
 
@@ -116,7 +118,7 @@ def test_small_sizes_run_often_and_none_is_forgotten():
     assert counts[0] == 26
 
 
-def test_what_is_too_slow_is_left_out():
+def test_sizes_too_slow_for_the_budget_are_skipped():
     backend = ScriptedBackend(duration_s=lambda size: 0.1 * size)
     found, took_s = profiled(backend, max_batch_size=64, budget_s=2.0)
     assert max(backend.batch_sizes) == 4
@@ -226,7 +228,9 @@ def test_instant_function_has_positive_time():
     assert found.seconds(1) == pytest.approx(1e-9)
 
 
-def test_the_result_is_where_learning_goes_on():
+def test_learning_starts_from_the_profile():
+    """An adaptive batcher that starts from a profile plans its first live batch."""
+
     async def main(loop):
         backend = ScriptedBackend(duration_s=line_s)
         found = await profile(backend, [1.0], max_batch_size=32, clock=loop.clock)
@@ -252,7 +256,7 @@ def test_the_result_is_where_learning_goes_on():
         (None, si.BackendError),
     ],
 )
-def test_what_the_model_raises_is_raised(step, error):
+def test_model_errors_are_raised(step, error):
     with pytest.raises(error):
         profiled(ScriptedBackend(step), max_batch_size=4)
 

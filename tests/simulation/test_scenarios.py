@@ -34,7 +34,7 @@ def rows(table, *names):
 
 
 @pytest.mark.parametrize("policy", ["greedy", "lookahead"])
-def test_a_row_is_what_simulate_says(policy):
+def test_scenario_row_equals_simulate(policy):
     (outcome,) = asked(policy=policy, workers=2)
     result = simulate(
         TRACE.arrivals_s, slo_s=1, service_time=DEVICE, max_batch_size=16, policy=policy, workers=2,
@@ -66,7 +66,7 @@ def test_a_slo_replaces_the_recorded_limits():
     assert table[1].on_time == asked()[0].on_time != table[0].on_time
 
 
-def test_noise_is_that_of_simulate():
+def test_noise_gives_the_result_of_simulate():
     (outcome,) = asked(noise=0.6, seed=4)
     result = simulate(
         TRACE.arrivals_s, slo_s=1, service_time=DEVICE, max_batch_size=16, policy="greedy", noise=0.6, seed=4,
@@ -106,7 +106,8 @@ def test_devices_have_names(given, names):
     assert list(table.devices) == names
 
 
-def test_the_best_is_on_time_then_cheap_then_quick():
+def test_best_row_is_by_on_time_workers_then_p99():
+    """The best row has the most requests on time, then the fewest workers, then the lowest p99."""
     table = asked(slo_s=[0.02, 0.05], service_time={"slow": DEVICE, "fast": FAST}, workers=[2, 1, 9, 8])
     best = table.best()
     assert best.on_time == max(outcome.on_time for outcome in table) == 400
@@ -158,13 +159,14 @@ def test_an_empty_trace():
         ({"progress": 3}, TypeError, "progress: expected a function of two numbers or None, got 3"),
     ],
 )
-def test_what_cannot_be_asked(changes, error, message):
+def test_invalid_arguments_raise(changes, error, message):
     arguments = {"trace": TRACE, "service_time": DEVICE, "max_batch_size": 4, "policy": "greedy"} | changes
     with pytest.raises(error, match=message):
         what_if(arguments.pop("trace"), **arguments)
 
 
-def test_the_table_shows_what_differs():
+def test_repr_has_columns_for_what_varies():
+    """The printed table has a column for each setting that varies; the title names the others."""
     table = asked(slo_s=[None, 0.05], workers=[1, 2])
     title, head, *lines = repr(table).splitlines()
     assert title.startswith(f"400 requests in {TRACE.duration_s:.4g} s, {TRACE.rate:.4g} a second; service_time=")
@@ -291,7 +293,7 @@ def test_plot_without_matplotlib_names_extra(monkeypatch):
 # -- progress -------------------------------------------------------------------------------------------------------
 
 
-def test_a_callback_is_told_of_each():
+def test_progress_callback_is_called_per_scenario():
     told = []
     asked(workers=[1, 2, 3], progress=lambda done, total: told.append((done, total)))
     assert told == [(0, 3), (1, 3), (2, 3), (3, 3)]
@@ -316,13 +318,13 @@ def test_terminal_is_told_after_one_second(monkeypatch, clock):
     assert sys.stderr.getvalue() == "\rwhat_if: 2 of 4\rwhat_if: 3 of 4\rwhat_if: 4 of 4\n"
 
 
-def test_a_terminal_is_not_told_what_is_quick(monkeypatch, clock):
+def test_quick_run_shows_no_progress_on_a_terminal(monkeypatch, clock):
     monkeypatch.setattr(sys, "stderr", Terminal())
     asked()
     assert sys.stderr.getvalue() == ""
 
 
-def test_a_notebook_is_told_and_a_log_file_is_not(monkeypatch, clock):
+def test_progress_is_shown_in_notebooks_not_log_files(monkeypatch, clock):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
     asked(workers=[1, 2, 3, 4])

@@ -110,12 +110,13 @@ def test_several_workers_take_turns_the_lowest_first():
     assert result.workers == 2
 
 
-def test_the_more_urgent_go_first():
+def test_more_urgent_requests_are_served_first():
     result = simulate_ms([0, 1, 2, 3], slo_ms=100, max_batch_size=1, priorities=[0, 5, 5, -1])
     assert in_ms(result.latencies_s) == pytest.approx([6, 17, 22, 9])
 
 
-def test_deadlines_of_their_own():
+def test_per_request_deadlines_replace_the_slo():
+    """A request with a deadline of its own is on time by that deadline, not by the objective."""
     result = simulate_ms([0, 1, 2, 3], slo_ms=1, max_batch_size=1, deadlines_ms=[6, 5, np.inf, 3])
     assert result.is_on_time.tolist() == [True, False, True, False]
     assert counts(result) == (2, 2, 0)
@@ -123,7 +124,7 @@ def test_deadlines_of_their_own():
     np.testing.assert_allclose(result.latencies_s, [0.006, np.nan, 0.010, np.nan])
 
 
-def test_no_arrivals():
+def test_simulation_without_arrivals():
     result = simulate_ms([], slo_ms=50, priorities=[], deadlines_ms=[])
     assert counts(result) == (0, 0, 0)
     assert result.share_on_time == 1.0
@@ -196,7 +197,7 @@ def test_noise_is_lognormal_and_seeded():
     assert not np.array_equal(durations(1), durations(2))
 
 
-def test_shown_in_one_line():
+def test_result_repr_is_one_line():
     result = simulate_ms([0, 1, 2, 3], slo_ms=13)
     assert repr(result) == (
         "SimulationResult(on_time=4, dropped=0, late=0, share_on_time=1.0000, batches=2, 2 a batch)"
@@ -233,7 +234,7 @@ def test_policy_is_told_batch_duration_at_its_end():
     assert policy.asked == [(1, 0, 1), (2, 6 * MS, 1)]
 
 
-def test_a_policy_is_asked_until_no_worker_is_free():
+def test_policy_is_consulted_until_no_worker_is_free():
     policy = Scripted(Greedy(1).decide)
     simulate_ms([0, 0, 0], slo_ms=50, workers=2, max_batch_size=1, policy=policy)
     assert policy.asked == [(3, 0, 2), (2, 0, 1), (1, 6 * MS, 2)]
@@ -263,7 +264,7 @@ def test_the_queue_a_policy_sees_is_the_real_one():
     assert seen == [(0.0, 50 * MS, 0, 0), (0.006, 51 * MS, 0, 1)]
 
 
-def test_requests_that_wait_for_a_shy_policy_expire():
+def test_queued_requests_expire_without_a_release():
     policy = Scripted(lambda queue, now_ns, free_workers: Decision())
     result = simulate_ms([0, 1, 2], slo_ms=50, policy=policy)
     assert counts(result) == (0, 3, 0)
@@ -318,7 +319,8 @@ def test_planner_has_kernels_from_first_decision():
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.004])
 @pytest.mark.parametrize(("process", "load"), [(arrivals.poisson, 0.7), (arrivals.gamma, 0.4), (arrivals.poisson, 1.3)])
-def test_the_live_batcher_does_the_same(delay_s, process, load):
+def test_live_batcher_behaves_like_the_simulator(delay_s, process, load):
+    """The live batcher forms the same batches, for the same reasons, as the simulator."""
     setup_ms, per_item_ms, cap, slo_s = 5, 1, 16, 0.25
     # a microsecond apart at least: an event loop swaps timers of one instant
     made = process(load * cap / 0.021, 600, 3) + np.arange(600) * 1e-6
@@ -375,7 +377,7 @@ def axes():
     plt.close("all")
 
 
-def test_the_timeline(axes):
+def test_plot_draws_batches_arrivals_and_drops(axes):
     result = simulate_ms([0, 1, 1, 2, 3, 4], slo_ms=4, max_batch_size=2, workers=2)
     assert result.dropped == 1
     assert result.plot(axes) is axes
@@ -433,7 +435,7 @@ def test_empty_timeline_makes_its_own_figure(axes):
         ),
     ],
 )
-def test_what_is_refused(arguments, error, message):
+def test_invalid_arguments_raise(arguments, error, message):
     call = {
         "arrivals_s": [0.0, 1.0],
         "slo_s": 0.05,

@@ -22,7 +22,7 @@ def same(a, b):
     )
 
 
-def test_it_starts_at_zero_and_has_defaults():
+def test_arrivals_start_at_zero_and_fields_default():
     trace = Trace([100.0, 100.5, 100.5, 102.0])
     assert trace.arrivals_s.tolist() == [0.0, 0.5, 0.5, 2.0]
     assert trace.limits_s.tolist() == trace.deadlines_s.tolist() == [INF] * 4
@@ -38,12 +38,13 @@ def test_deadlines_are_arrival_and_limit():
 
 
 @pytest.mark.parametrize(("arrivals_s", "duration_s", "rate"), [([], 0.0, 0.0), ([7], 0.0, 0.0), ([7, 7], 0.0, INF)])
-def test_rates_at_the_edge(arrivals_s, duration_s, rate):
+def test_rates_of_degenerate_traces(arrivals_s, duration_s, rate):
+    """Duration and rate of a trace are defined even without distinct arrivals."""
     trace = Trace(np.array(arrivals_s, float))
     assert (len(trace), trace.duration_s, trace.rate) == (len(arrivals_s), duration_s, rate)
 
 
-def test_its_arrays_are_its_own_and_constant():
+def test_arrays_are_read_only_copies():
     arrivals, limits = np.array([0.0, 1.0]), np.array([1.0, 1.0])
     trace = Trace(arrivals, limits)
     arrivals[1] = limits[0] = 9.0
@@ -82,7 +83,7 @@ def test_the_arrays_of_a_copy_are_constant_too(copied):
         (([0.0], None, [2**31]), ValueError, "priorities: expected whole numbers of 32 bits"),
     ],
 )
-def test_what_is_no_trace(arguments, error, message):
+def test_invalid_trace_arguments_raise(arguments, error, message):
     with pytest.raises(error, match=message):
         Trace(*arguments)
 
@@ -93,7 +94,7 @@ def test_what_is_no_trace(arguments, error, message):
         max_size=20,
     )
 )
-def test_a_file_keeps_everything(tmp_path_factory, requests):
+def test_saved_trace_round_trips(tmp_path_factory, requests):
     requests.sort()
     trace = Trace(*(np.array([request[i] for request in requests], kind) for i, kind in enumerate((float, float, int))))
     path = tmp_path_factory.mktemp("traces") / "trace.of.monday"
@@ -103,7 +104,7 @@ def test_a_file_keeps_everything(tmp_path_factory, requests):
     assert same(Trace.load(str(path)), trace)
 
 
-def test_saving_replaces(tmp_path):
+def test_save_replaces_an_existing_file(tmp_path):
     path = tmp_path / "trace.npz"
     Trace(np.arange(1000.0)).save(path)
     Trace([0.0]).save(path)
@@ -128,7 +129,7 @@ def stored(**changes):
         (stored(arrivals_s=np.array([object()])), "pickle"),
     ],
 )
-def test_another_archive_is_refused(tmp_path, arrays, message):
+def test_archive_of_another_kind_is_an_error(tmp_path, arrays, message):
     path = tmp_path / "other.npz"
     np.savez(path, **arrays)
     with pytest.raises(ValueError, match=rf"other\.npz: not a saved Trace: .*{message}"):
@@ -136,14 +137,15 @@ def test_another_archive_is_refused(tmp_path, arrays, message):
 
 
 @pytest.mark.parametrize("content", [b"", b"not an archive", b"PK\x03\x04 cut short"])
-def test_another_file_is_refused(tmp_path, content):
+def test_file_of_another_kind_is_an_error(tmp_path, content):
     path = tmp_path / "other.npz"
     path.write_bytes(content)
     with pytest.raises(ValueError, match="not a saved Trace"):
         Trace.load(path)
 
 
-def test_a_file_damaged_anywhere_is_refused_or_whole(tmp_path):
+def test_damaged_file_is_an_error_or_loads_unchanged(tmp_path):
+    """A trace file with any byte changed either loads unchanged or raises a `ValueError`."""
     path = tmp_path / "damaged.npz"
     trace = Trace(np.random.default_rng(0).random(200).cumsum())
     trace.save(path)
@@ -161,19 +163,19 @@ def test_a_file_damaged_anywhere_is_refused_or_whole(tmp_path):
     assert refused > 50
 
 
-def test_one_array_is_refused_and_closed(tmp_path):
+def test_npy_file_of_one_array_is_an_error(tmp_path):
     path = tmp_path / "one.npy"
     np.save(path, np.zeros(3))
     with pytest.raises(ValueError, match="it is one array"):
         Trace.load(path)
 
 
-def test_a_file_that_is_not_there(tmp_path):
+def test_load_of_a_missing_file_raises(tmp_path):
     with pytest.raises(FileNotFoundError):
         Trace.load(tmp_path / "none.npz")
 
 
-def test_it_says_what_it_holds():
+def test_repr_shows_arrivals_rate_and_limits():
     assert repr(Trace([0.0, 0.5])) == "<Trace of 2 arrivals in 0.5 s, 2 a second, no time limits>"
     assert repr(Trace([0.0, 0.5], [0.1, 0.1])) == "<Trace of 2 arrivals in 0.5 s, 2 a second, time limits 0.1 s>"
     assert "time limits 0.1 to 0.3 s for 2 of them" in repr(Trace([0.0, 0.5, 1], [0.1, NAN, 0.3]))

@@ -29,7 +29,7 @@ def stack_of(loop, model, *around, **settings):
     return si.Stack(*around, si.AdaptiveBatcher(**{"max_batch_size": 4} | settings), model, clock=loop.clock)
 
 
-async def test_the_batch_that_ends_tells_the_response(loop):
+async def test_receiver_gets_the_response_as_the_batch_ends(loop):
     """There is no task but the caller's and the batch's, and nothing is told before the batch has ended."""
     told = Told()
     async with stack_of(loop, ScriptedBackend(duration_s=0.01)) as stack:
@@ -44,7 +44,7 @@ async def test_the_batch_that_ends_tells_the_response(loop):
     assert told.ends == [1.0, 2.0]
 
 
-async def test_an_error_is_told(loop):
+async def test_receiver_gets_the_error(loop):
     told = Told()
     async with stack_of(loop, ScriptedBackend(ValueError("broken"), HANG)) as stack:
         stack.begin_call(si.Request(1.0), told)
@@ -55,7 +55,7 @@ async def test_an_error_is_told(loop):
     assert [type(end) for end in told.ends] == [si.BackendError, si.DeadlineExceeded]
 
 
-async def test_what_cannot_be_sent_is_raised(loop):
+async def test_begin_call_raises_if_rejected(loop):
     """And not told."""
     told = Told()
     stack = stack_of(loop, ScriptedBackend(HANG), max_queue_size=1)
@@ -90,7 +90,7 @@ async def test_a_cancelled_request_leaves_its_place(loop, pause_s):
     assert len(told.ends) == 1
 
 
-async def test_layers_see_a_request_that_was_begun(loop):
+async def test_layers_see_begun_calls(loop):
     """Each that was entered is left once, with the outcome."""
     telemetry, told = si.Telemetry("told"), Told()
     async with stack_of(loop, ScriptedBackend([1.0], ValueError("broken")), telemetry) as stack:
@@ -103,7 +103,7 @@ async def test_layers_see_a_request_that_was_begun(loop):
     assert sum(outcomes.values()) == 2
 
 
-async def test_only_a_batcher_tells(loop):
+async def test_only_a_batcher_offers_begin_call(loop):
     """What has to be awaited, or what a subclass has replaced, is not begun."""
 
     class Counted(si.Stack):
@@ -121,7 +121,7 @@ async def test_only_a_batcher_tells(loop):
     assert Counted(si.AdaptiveBatcher(max_batch_size=4), ScriptedBackend()).begin_call is None
 
 
-async def test_nothing_of_a_request_is_left_to_the_collector(loop):
+async def test_ended_request_is_freed_without_the_collector(loop):
     """A passage that referred to itself would be: some thousand objects a second."""
     told = Told()
     gc.collect()
@@ -161,7 +161,7 @@ async def test_a_receiver_that_fails_harms_no_other_request(loop, failure):
     assert [str(error) for error in reported] == ["of the receiver"] * 2
 
 
-async def test_a_batch_that_never_ran_teaches_nothing(loop):
+async def test_batch_that_never_ran_is_not_learned_from(loop):
     """Its callers have left before its first step: that took no time, and says nothing of the model."""
     batcher = si.AdaptiveBatcher(max_batch_size=1)
     async with si.Stack(batcher, ScriptedBackend(duration_s=0.1), clock=loop.clock) as stack:

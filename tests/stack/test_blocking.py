@@ -56,7 +56,8 @@ def test_inside_a_running_loop_as_in_a_notebook():
     assert asyncio.run(cell()) == 2.0
 
 
-def test_errors_arrive_as_they_are():
+def test_blocking_calls_raise_the_original_errors():
+    """A blocking call raises the same errors as an asynchronous call."""
     with stack_of(ScriptedBackend(HANG)).blocking() as infer:
         with pytest.raises(si.DeadlineExceeded):
             infer(1.0, timeout_s=0.01)
@@ -81,7 +82,7 @@ def test_blocking_stack_is_closed_outside_its_block():
         assert infer(2.0) == 2.0
 
 
-def test_leaving_answers_what_is_in_hand():
+def test_exit_of_the_block_completes_calls_in_flight():
     release, entered = threading.Event(), threading.Event()
 
     def held(x):
@@ -97,7 +98,8 @@ def test_leaving_answers_what_is_in_hand():
         assert call.result(60) == 5.0
 
 
-def test_leaving_by_an_exception_ends_what_is_in_hand():
+def test_exception_in_the_block_ends_calls_in_flight():
+    """An exception that leaves the block ends the calls in flight with `Closed`."""
     backend = ScriptedBackend(HANG)
     with ThreadPoolExecutor(1) as threads:
         with pytest.raises(ZeroDivisionError), stack_of(backend).blocking() as infer:
@@ -269,7 +271,7 @@ def test_stop_from_its_own_loop_is_error():
         assert infer(2.0) == 2.0
 
 
-def test_stop_without_drain_ends_what_is_in_hand():
+def test_stop_without_drain_ends_calls_in_flight():
     infer = stack_of(ScriptedBackend(HANG)).blocking()
     infer.start()
     with ThreadPoolExecutor(1) as threads:
@@ -377,7 +379,7 @@ def test_an_interrupted_start_is_cancelled(monkeypatch):
     assert infer.statistics().state == "stopped"
 
 
-def test_a_stop_cancels_a_start_that_goes_on():
+def test_stop_cancels_a_start_in_progress():
     """The thread that starts it gets Closed."""
     backend = SlowToStart()
     infer = stack_of(backend).blocking()
@@ -415,7 +417,7 @@ def test_a_start_that_failed_does_not_stop_a_later_one(monkeypatch):
     infer.stop()
 
 
-def test_a_stop_waits_where_a_join_does_not():
+def test_stop_waits_even_if_join_returns_early():
     """A join that was interrupted has marked the thread as ended, and returns at once."""
     infer = stack_of(ScriptedBackend()).blocking()
     infer.start()

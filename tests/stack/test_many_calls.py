@@ -36,7 +36,7 @@ def test_ten_thousand_inputs_are_answered_in_order(concurrency):
     [(4, 8, 4), (None, 8, 64), (None, 64, 128)],
     ids=["given", "the least", "a batch runs and one waits"],
 )
-def test_as_many_as_the_concurrency_are_in_hand(concurrency, max_batch_size, in_hand):
+def test_map_keeps_concurrency_inputs_in_flight(concurrency, max_batch_size, in_hand):
     """The input that is drawn last counts too, and places do not stay empty."""
     most = 0
 
@@ -229,7 +229,7 @@ def test_place_freed_earlier_than_predicted_is_taken():
     assert run(main) == pytest.approx(10.0, abs=0.1)
 
 
-def test_map_of_a_blocking_stack_and_without_a_batcher():
+def test_map_of_a_blocking_stack_without_a_batcher():
     with si.Stack(si.CpuBackend(np.negative)).blocking() as infer:
         assert [float(one) for one in infer.map([1.0, 2.0], concurrency=1)] == [-1.0, -2.0]
         assert float(infer(1.0, wait=True)) == -1.0
@@ -249,7 +249,7 @@ def test_a_wrong_concurrency_is_named(concurrency):
 
 
 @pytest.mark.parametrize("drain", [True, False])
-def test_a_stop_ends_what_waits_for_a_place(drain):
+def test_stop_ends_calls_that_wait_for_a_place(drain):
     """At once, however long it takes until a place is expected."""
 
     async def main(loop):
@@ -326,7 +326,7 @@ def test_waiting_call_ends_at_deadline_if_always_full():
     assert sent <= 6
 
 
-def test_a_request_that_waits_asks_less_and_less_often():
+def test_waiting_call_retries_with_growing_pauses():
     """A rejection that does not say when to ask again doubles the pause, up to 50 ms."""
     asked_s = []
 

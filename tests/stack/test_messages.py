@@ -72,7 +72,7 @@ class PlainByName(Plain):
 @pytest.mark.parametrize(
     "layers", [(), (si.Telemetry(),), (si.CircuitBreaker(),)], ids=["bare", "telemetry", "breaker"]
 )
-def test_an_infer_that_is_not_async(backend, layers):
+def test_sync_infer_is_rejected_at_construction(backend, layers):
     """A backend without an async ``infer`` is rejected when the stack or batcher is made, not at the first request."""
     says = r"a backend with an `async def infer` \(CpuBackend runs a plain function .* whose infer is not async"
     with pytest.raises(TypeError, match=f"^layers: expected {says}"):
@@ -81,7 +81,7 @@ def test_an_infer_that_is_not_async(backend, layers):
         si.AdaptiveBatcher(max_batch_size=1).wrap(backend)
 
 
-def test_an_infer_that_returns_awaitables():
+def test_infer_may_return_an_awaitable():
     """A plain function is taken where it is annotated so, and an async one behind a decorator as well."""
 
     async def answer(_self, batch):
@@ -191,7 +191,9 @@ def test_with_instead_of_async_with():
 
 
 @pytest.mark.parametrize("layers", [(), (si.AdaptiveBatcher(max_batch_size=1),)])
-def test_a_relative_deadline(layers):
+def test_relative_deadline_is_explained_in_the_error(layers):
+    """A deadline that looks relative raises an error that says which clock deadlines refer to."""
+
     async def main(loop):
         async with si.Stack(*layers, ScriptedBackend(), clock=loop.clock) as stack:
             with pytest.raises(si.DeadlineExceeded, match=r"deadline_ns is an instant of the stack's clock"):
@@ -205,14 +207,14 @@ def test_a_relative_deadline(layers):
 
 
 @pytest.mark.parametrize(("slo_s", "warned"), [(50, True), (50.0, False), (1, False), (0.05, False)])
-def test_an_objective_in_milliseconds(slo_s, warned):
+def test_slo_in_milliseconds_is_warned_of(slo_s, warned):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         si.AdaptiveBatcher(max_batch_size=1, slo_s=slo_s)
     assert [str(one.message).startswith("slo_s=50 is 50 seconds: write 0.05") for one in caught] == [True] * warned
 
 
-def test_statistics_of_a_layer_that_is_not_there():
+def test_statistics_of_an_unknown_layer_raise():
     stack = si.Stack(si.Telemetry(), si.AdaptiveBatcher(max_batch_size=1), ScriptedBackend())
     with pytest.raises(KeyError, match=r"no layer of this stack is 'Batcher'.*'Telemetry', 'AdaptiveBatcher'"):
         stack.statistics()["Batcher"]
@@ -246,7 +248,7 @@ def test_statistics_to_dict_before_and_after_start():
     ],
     ids=["str", "bytes", "bytearray", "list", "nested", "dict", "array"],
 )
-def test_a_message_is_not_as_large_as_a_wrong_input(value):
+def test_message_shortens_a_large_wrong_input(value):
     with pytest.raises(TypeError) as caught:
         si.AdaptiveBatcher(max_batch_size=value)
     assert len(str(caught.value)) < 1000
@@ -256,7 +258,7 @@ def test_a_message_is_not_as_large_as_a_wrong_input(value):
 
 
 @pytest.mark.parametrize("value", [1, "short", [1, 2], {"b": 1, "a": 2}, (1,), None, b"x", {"a": [1]}])
-def test_what_is_short_is_shown_whole(value):
+def test_short_values_are_shown_whole(value):
     assert brief(value) == repr(value)
 
 
@@ -323,7 +325,7 @@ def test_no_order_suggested_for_layer_that_never_fits():
     ],
     ids=["batcher", "telemetry", "backend", "stack", "retention log", "tier", "keys"],
 )
-def test_a_clock_of_seconds_is_told_at_once(make):
+def test_clock_in_seconds_is_rejected_at_construction(make):
     """Otherwise every latency is some nanoseconds, and every deadline an error of its caller."""
     with pytest.raises(TypeError, match=r"clock\(\): expected a whole number of nanoseconds"):
         make(time.monotonic)
@@ -344,7 +346,7 @@ async def yields_later(batch):
     [si.CpuBackend, lambda fn: si.AdaptiveBatcher(max_batch_size=2).wrap(fn)],
     ids=["backend", "batcher"],
 )
-def test_a_generator_is_no_batch_function(make, function):
+def test_generator_is_rejected_as_batch_function(make, function):
     """Its call ends before it has computed a row, so every batch of it would fail."""
     with pytest.raises(
         TypeError, match="a function that ends when its work does, not a generator, got <function yield"
@@ -354,7 +356,7 @@ def test_a_generator_is_no_batch_function(make, function):
 
 @pytest.mark.parametrize("send", [pickle.dumps, copy.deepcopy])
 @pytest.mark.parametrize("of", [lambda stack: stack, si.Stack.blocking], ids=["stack", "blocking"])
-def test_a_stack_that_is_sent_to_a_process_is_told(send, of):
+def test_pickled_stack_error_names_the_stack(send, of):
     """The error named a lock or a module inside it."""
     with pytest.raises(TypeError, match="a Stack cannot be copied or pickled: make one where it is used"):
         send(of(si.Stack(si.AdaptiveBatcher(max_batch_size=2), si.CpuBackend(np.negative))))

@@ -52,7 +52,7 @@ STACKS = {
 
 
 @pytest.mark.parametrize("layers", STACKS.values(), ids=STACKS)
-def test_infinity_is_no_deadline_behind_every_layer(layers):
+def test_infinite_timeout_is_no_deadline_in_any_layer(layers):
     """With `timeout_s=math.inf` a request outlives the `slo_s` of whatever batcher it meets."""
 
     async def main(loop):
@@ -66,7 +66,9 @@ def test_infinity_is_no_deadline_behind_every_layer(layers):
     run(main)
 
 
-def test_the_default_still_ends_the_others():
+def test_default_deadline_still_applies_to_other_calls():
+    """A request without a deadline leaves the default deadline of other requests in force."""
+
     async def main(loop):
         async with si.Stack(batcher(), ScriptedBackend(duration_s=SLOW_S), clock=loop.clock) as stack:
             patient = asyncio.ensure_future(stack(1.0, timeout_s=math.inf))
@@ -77,7 +79,7 @@ def test_the_default_still_ends_the_others():
     run(main)
 
 
-def test_the_backend_is_told_of_no_deadline():
+def test_infinite_timeout_reaches_the_backend_as_none():
     async def main(loop):
         backend = ScriptedBackend()
         async with si.Stack(batcher(), backend, clock=loop.clock) as stack:
@@ -87,7 +89,9 @@ def test_the_backend_is_told_of_no_deadline():
     run(main)
 
 
-def test_a_function_of_a_batcher_and_of_a_cache():
+def test_infinite_timeout_of_wrapped_functions():
+    """A function wrapped by a batcher or a cache accepts an infinite timeout."""
+
     async def main(loop):
         async def slow(x):
             await asyncio.sleep(SLOW_S)
@@ -104,7 +108,7 @@ def test_a_function_of_a_batcher_and_of_a_cache():
     run(main)
 
 
-def test_a_time_limit_of_a_request():
+def test_timeout_of_call_overrides_request_deadline():
     """`call(request, timeout_s=)` takes the place of the request's own deadline."""
 
     async def main(loop):
@@ -143,7 +147,7 @@ def test_blocking_calls_end_at_their_time_limit():
                 call(infer, timeout_s=0)
 
 
-def test_many_requests_have_no_common_key():
+def test_map_accepts_no_common_cache_key():
     """One cache key for all inputs of a `map` would give all of them one answer."""
 
     async def main(loop):
@@ -185,7 +189,7 @@ def test_limit_treats_none_and_never_ns_alike():
     assert learned(None).windows > 1
 
 
-def test_instants_and_what_is_left():
+def test_deadline_and_time_left_conversions():
     assert deadline_after(5, math.inf) == deadline_after(5, np.float64("inf")) == NEVER_NS
     assert deadline_after(5, 1) == 1_000_000_005
     assert time_left_s(None, 5) is time_left_s(NEVER_NS, 5) is None

@@ -69,7 +69,7 @@ def all_probes():
             yield file, name, around
 
 
-def test_no_capability_is_probed_for():
+def test_no_capability_is_probed_outside_adapters():
     probed = [
         f"{file}: {'.'.join(around)} looks for {name!r}"
         for file, name, around in all_probes()
@@ -78,19 +78,19 @@ def test_no_capability_is_probed_for():
     assert probed == [], "say it in Node.capabilities(), or read it in adapt()"
 
 
-def test_no_capability_is_excused():
+def test_foreign_names_include_no_capability():
     capabilities = {*Capabilities._fields, *PolicyCapabilities._fields}
     assert not capabilities & set(FOREIGN)
 
 
-def test_excuses_are_needed():
+def test_foreign_names_and_adapters_are_all_used():
     found = list(all_probes())
     assert set(FOREIGN) <= {name for _, name, _ in found}
     adapted = {(file, part) for file, _, around in found for part in around}
     assert {(file, part) for file, parts in ADAPTERS.items() for part in parts} <= adapted
 
 
-def test_a_probe_is_found(tmp_path):
+def test_getattr_with_a_literal_is_found(tmp_path):
     file = tmp_path / "module.py"
     file.write_text("class A:\n    def b(self, inner):\n        return getattr(inner, 'idempotent', None)\n")
     assert list(probes(file)) == [("idempotent", ("A", "b"))]

@@ -47,7 +47,7 @@ def test_uncallable_layer_methods_raise():
         si.Stack(layer, ScriptedBackend())
 
 
-def test_a_stack_that_is_refused_has_changed_nothing():
+def test_rejected_stack_leaves_its_layers_unchanged():
     """A class among the layers is named with a clock too, and the others are not bound to it, nor wrapped."""
     batcher = si.AdaptiveBatcher(max_batch_size=1)
     for wrong, says in ((si.Telemetry, "got the class Telemetry"), (3, "expected layers")):

@@ -126,7 +126,7 @@ def test_a_real_loop_answers_every_request(new_loop):
         assert numbers_of_numpy(runner.run(main())) == []
 
 
-def test_simulations_tell_plain_numbers():
+def test_simulation_results_have_python_numbers():
     trace = si.batching.arrivals.poisson(500.0, 200, seed=1)
     given = {"slo_s": 0.02, "service_time": si.batching.ServiceTime.affine(0.002, 0.0005), "max_batch_size": SIZE}
     results = [si.batching.simulate(trace, **given, policy=policy) for policy in ("greedy", "lookahead")]
@@ -135,7 +135,7 @@ def test_simulations_tell_plain_numbers():
 
 
 @pytest.mark.parametrize("padding", [{}, {"pad_batch": True}], ids=["plain", "padded"])
-def test_what_was_learned_has_plain_numbers(padding):
+def test_learned_values_have_python_numbers(padding):
     learned = si.batching.LearnedServiceTime()
     policy = si.batching.Lookahead(SIZE, learned, padded=(lambda size: 8) if padding else None)
     for number in range(200):

@@ -32,12 +32,12 @@ def test_capabilities_are_frozen():
         Capabilities().max_batch_size = 3
 
 
-def test_a_node_is_itself():
+def test_adapt_returns_a_node_unchanged():
     model = Model()
     assert adapt(model) is model
 
 
-def test_a_node_offers_nothing_by_itself():
+def test_bare_node_has_no_capabilities():
     node = Node()
     assert node.capabilities() == Capabilities()
     assert (node.children, node.statistics(), node.starts, node.stops) == ({}, None, False, False)
@@ -45,32 +45,33 @@ def test_a_node_offers_nothing_by_itself():
     run(node.stop(drain=False))
 
 
-def test_a_wrapper_offers_what_it_wraps():
+def test_wrapper_has_capabilities_of_the_inner_object():
     assert Wrapper(Model()).capabilities() == Model().capabilities()
     assert Wrapper(Foreign(Model())).capabilities() == Model().capabilities()
 
 
-def test_a_wrapper_has_the_name_of_what_it_wraps():
+def test_wrapper_has_the_name_of_the_inner_object():
     assert Wrapper(Wrapper(Foreign(name="faces"))).name == "faces"
     assert Wrapper(Model()).name == "Model"
     assert name_of(run) == "run"
 
 
 class TestAdapt:
-    def test_reads_each_name(self):
+    def test_adapt_reads_each_capability(self):
         names = set(Capabilities._fields) - {"slo"}
         said = {name: object() for name in names}
         offered = adapt(Foreign(**said)).capabilities()
         assert {name: getattr(offered, name) for name in names} == said
 
-    def test_the_nearest_says_it(self):
+    def test_capability_of_the_outermost_object_wins(self):
+        """A capability is that of the outermost object that declares it."""
         offered = adapt(Foreign(Foreign(Model(), max_batch_size=4), batch_axes={"y": 0})).capabilities()
         assert (offered.max_batch_size, offered.batch_axes, offered.enforces_deadline) == (4, {"y": 0}, True)
 
-    def test_none_says_nothing(self):
+    def test_none_leaves_the_inner_capability(self):
         assert adapt(Foreign(Model(), max_batch_size=None)).capabilities().max_batch_size == 8
 
-    def test_false_is_said(self):
+    def test_false_overrides_the_inner_capability(self):
         assert adapt(Foreign(Model(), enforces_deadline=False)).capabilities().enforces_deadline is False
 
     def test_objective_in_seconds_is_fixed(self):
@@ -111,7 +112,8 @@ class TestAdapt:
         node.bind_clock("clock")
         assert calls == ["start", "stop False", "clock"]
 
-    def test_lacks_what_the_object_lacks(self):
+    def test_bare_object_adapts_to_an_empty_node(self):
+        """An object without optional methods becomes a node without them, whose start and stop do nothing."""
         node = adapt(object())
         assert (node.starts, node.stops, node.statistics(), node.name, node.children) == (False, False, None, "", {})
         assert node.capabilities() == Capabilities()
@@ -119,7 +121,7 @@ class TestAdapt:
         run(node.stop())
         node.bind_clock(lambda: 0)
 
-    def test_a_mock_has_no_inner_one(self):
+    def test_mock_has_no_inner_service(self):
         mock = MagicMock()
         assert adapt(mock).capabilities().max_batch_size is mock.max_batch_size
         assert adapt(mock).children == {}

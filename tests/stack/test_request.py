@@ -43,7 +43,7 @@ def test_copy_with_another_deadline(module):
     assert request.deadline_ns == 5
 
 
-def test_a_request_carries_its_fields(module):
+def test_request_has_fields_and_replace_keeps_them(module):
     request = module.Request(
         1.0, deadline_ns=5, priority=-2, stream_id="s", tenant="t", subject="u", tags=["a", "b"], key="k", store=False
     )
@@ -122,13 +122,13 @@ def test_pickles_of_one_build_are_read_by_the_other():
         assert response.timings.enqueued_ns == 1000
 
 
-def test_a_batch_is_what_it_was_given():
+def test_batch_has_its_given_fields():
     batch = si.Batch(np.zeros((2, 3)), [si.Request(1), si.Request(2)], 77)
     assert (len(batch), batch.deadline_ns, batch.inputs.shape) == (2, 77, (2, 3))
     assert repr(batch) == "Batch(2 rows, deadline_ns=77)"
 
 
-def test_the_exception_tree_is_the_one_that_is_drawn():
+def test_exceptions_match_the_documented_tree():
     for name in errors.__all__:
         thing = getattr(errors, name)
         if isinstance(thing, type):
@@ -157,7 +157,7 @@ def test_for_caller_keeps_the_cause():
     assert errors.for_caller(error, "y").__cause__ is cause
 
 
-def test_a_missing_extra_says_the_command():
+def test_missing_extra_names_the_pip_command():
     from streaminfer._internal.loading.extras import require
 
     with pytest.raises(
@@ -186,7 +186,7 @@ def test_checks_accept_numpy_numbers():
             check_duration("x", bad)
 
 
-def test_help_claims_no_signature_that_is_not_so():
+def test_request_help_has_no_false_signature():
     """Cython's own would show ``deadline_ns`` before the ``*``."""
     assert si.Request.__doc__.startswith("One request for one response;")
     with pytest.raises(TypeError, match="positional argument"):

@@ -254,7 +254,7 @@ def test_stack_of_closed_loop_can_start_again():
 
 
 @pytest.mark.parametrize("late", [True, False])
-def test_eager_tasks(late):
+def test_deadlines_hold_with_eager_tasks(late):
     async def main(loop):
         if hasattr(asyncio, "eager_task_factory"):  # from Python 3.12 on; before, the same must hold all the more
             loop.set_task_factory(asyncio.eager_task_factory)
@@ -341,7 +341,7 @@ def test_unreadable_inputs_are_invalid_and_counted():
     run(main)
 
 
-def test_an_answer_depends_on_nobody_else_in_the_batch():
+def test_response_is_independent_of_the_batch():
     async def main(loop):
         predict = si.AdaptiveBatcher(max_batch_size=4, clock=loop.clock).wrap(list)
         small, large = await asyncio.gather(predict(1), predict(2**63), return_exceptions=True)
@@ -353,7 +353,7 @@ def test_an_answer_depends_on_nobody_else_in_the_batch():
     run(main)
 
 
-def test_names_that_are_enumerations():
+def test_name_may_be_an_enumeration():
     class Name(enum.StrEnum):
         FACES = "faces"
 
@@ -367,7 +367,7 @@ def test_names_that_are_enumerations():
     run(main)
 
 
-def test_sizes_beyond_c_are_refused_when_made():
+def test_sizes_beyond_c_integers_are_rejected():
     with pytest.raises(ValueError, match="max_batch_size"):
         si.AdaptiveBatcher(max_batch_size=2**63)
 
@@ -395,7 +395,7 @@ def test_notes_of_one_caller_are_not_seen_by_another():
     assert two.__notes__ == ["from the model"]
 
 
-def test_a_set_is_no_sequence_of_rows():
+def test_set_is_rejected_as_a_sequence_of_rows():
     async def main(loop):
         predict = si.AdaptiveBatcher(max_batch_size=4, clock=loop.clock).wrap(lambda x: {"b", "a"})
         assert isinstance(

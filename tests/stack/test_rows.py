@@ -28,7 +28,7 @@ def answer(then, inputs, **options):
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8, 20, 2000])
-def test_the_answer_keeps_its_rows(rows):
+def test_rows_returns_all_rows_in_order(rows):
     """More rows than a batch, or than places in the queue, are split over batches and put together in order."""
     inputs = np.arange(rows * 6, dtype=np.float32).reshape(rows, 2, 3)
     answers = answer(lambda batch: batch.inputs * 2, inputs)
@@ -61,7 +61,7 @@ def test_mappings_and_tuples_of_arrays():
     assert isinstance(answers["pair"], tuple)
 
 
-def test_answers_that_are_no_arrays_are_a_list():
+def test_rows_returns_a_list_if_outputs_are_no_arrays():
     assert answer(lambda batch: ["low" if one < 1 else "high" for one in batch.inputs], np.arange(2.0)) == [
         "low",
         "high",
@@ -87,7 +87,7 @@ def test_text_of_several_lengths_is_one_array(kind):
     ],
     ids=["shapes", "dtypes", "names", "lengths"],
 )
-def test_answers_that_cannot_form_one_are_refused(outputs, says):
+def test_outputs_that_cannot_form_an_array_raise(outputs, says):
     """Outputs of different shapes raise an error instead of changing the kind of the answer with the data."""
     with pytest.raises(si.BackendError, match=f"cannot form one: .*{says}.*map"):
         answer(lambda batch: outputs, np.arange(2.0))
@@ -120,7 +120,7 @@ class Unreadable:
         *("mask", "mask in a mapping", "unreadable"),
     ],
 )
-def test_what_has_no_rows_is_refused(inputs, says):
+def test_inputs_without_rows_are_rejected(inputs, says):
     with pytest.raises(si.InvalidInput, match=says):
         answer(None, inputs)
 
@@ -180,7 +180,7 @@ def test_rows_share_batches_with_other_callers():
     run(main)
 
 
-def test_settings_reach_every_row_and_a_key_is_refused():
+def test_settings_reach_every_row_and_key_is_an_error():
     async def main(loop):
         backend = ScriptedBackend()
         async with stack_of(backend, loop) as stack:
@@ -213,7 +213,7 @@ def test_tags_of_an_iterator_reach_every_row():
     assert [row.tags for batch in backend.batches for row in batch.rows] == [("a", "b")] * 3
 
 
-def test_rows_that_give_way_do_not_grow_in_number():
+def test_shed_rows_do_not_add_to_the_rows_in_flight():
     """A row that was shed for a more urgent request is sent again in place of the next one, not beside it."""
 
     async def main(loop):

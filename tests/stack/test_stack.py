@@ -355,7 +355,7 @@ def test_outer_stack_runs_nested_stack_on_its_clock():
     assert log == ["start model", "stop model True"]
 
 
-def test_a_clock_of_its_own_is_kept():
+def test_own_clock_of_a_layer_is_kept():
     clock, other = FakeClock(5), FakeClock(7)
     batcher, telemetry = si.AdaptiveBatcher(max_batch_size=1, clock=clock), si.Telemetry(clock=clock)
     si.Stack(telemetry, batcher, ScriptedBackend(), clock=other)
@@ -366,7 +366,7 @@ def test_a_clock_of_its_own_is_kept():
     assert free._service.clock is other
 
 
-def test_a_start_outside_asyncio_is_told_what_works():
+def test_start_outside_asyncio_names_the_remedy():
     """Such as in trio, whose tasks no event loop of asyncio runs."""
     stack = si.Stack(ScriptedBackend())
 
@@ -460,12 +460,12 @@ def test_a_forked_process_gets_a_clear_error():
         ((si.AdaptiveBatcher(max_batch_size=1), si.Telemetry(), ScriptedBackend()), "outside the batcher"),
     ],
 )
-def test_impossible_stacks_are_refused(layers, says):
+def test_impossible_stacks_are_an_error(layers, says):
     with pytest.raises(TypeError, match=says):
         si.Stack(*layers)
 
 
-def test_not_started_and_not_a_clock():
+def test_call_before_start_and_wrong_clock_raise():
     async def main(loop):
         with pytest.raises(si.Closed, match="new: use it inside"):
             await si.Stack(ScriptedBackend())(1.0)
@@ -475,7 +475,7 @@ def test_not_started_and_not_a_clock():
         si.Stack(ScriptedBackend(), clock=3)
 
 
-def test_members_of_a_stack_that_does_not_run():
+def test_members_of_a_new_stack_can_be_inspected():
     """`inspect.getmembers` and `create_autospec` read every property."""
     stack = si.Stack(ScriptedBackend())
 

@@ -99,7 +99,7 @@ def test_long_start_says_how_far_it_is(caplog):
     assert "ready after 11.400 s" in ready
 
 
-def test_a_wait_for_kernels_is_told(caplog):
+def test_start_reports_the_wait_for_kernels(caplog):
     """A start that compiles kernels says so meanwhile, and how long that took in its report."""
     caplog.set_level(logging.INFO, "streaminfer")
 
@@ -271,7 +271,7 @@ def test_threads_and_functions_are_warm():
     asyncio.run(scenario())
 
 
-async def test_a_failed_start_stops_from_the_outermost(loop):
+async def test_failed_start_stops_parts_outermost_first(loop):
     """The layers that started are stopped in the order of every stop: no layer outlives what it sends requests to."""
     log = []
 
@@ -328,7 +328,7 @@ async def test_no_start_begins_before_a_failed_one_has_ended(loop):
         await failing
 
 
-def test_a_layer_whose_statistics_fail_serves(caplog):
+def test_layer_with_failing_statistics_still_serves(caplog):
     """A start reads statistics to have them loaded; a layer of a user's that has none yet is logged and serves."""
 
     class Untold(ScriptedBackend):

@@ -46,7 +46,7 @@ def test_requests_in_a_shared_stack_end(drain):
     run(main)
 
 
-def test_requests_of_the_other_stack_go_on():
+def test_requests_of_the_other_stack_continue():
     """They get their responses after the first stack has stopped."""
 
     async def main(loop):
@@ -83,7 +83,7 @@ def test_stop_ends_calls_queued_for_shared_limit():
     assert run(main) == ((True, 0), [asyncio.CancelledError, si.Closed])
 
 
-def test_callers_of_a_flight_of_a_shared_cache_end():
+def test_shared_cache_waiters_end_with_their_stack():
     """The flight that they wait for is computed for a caller of another stack."""
 
     async def main(loop):

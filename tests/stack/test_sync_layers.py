@@ -167,7 +167,7 @@ def test_a_layer_can_replace_an_error_by_a_response():
 
 
 @pytest.mark.parametrize("alone", [True, False], ids=["alone", "in a stack"])
-def test_a_layer_of_ones_own_changes_the_response(alone):
+def test_custom_layer_changes_the_response(alone):
     async def main(loop):
         if alone:
             return (await Signature().wrap(Model()).call(si.Request(1.0))).outputs
@@ -197,7 +197,7 @@ def test_invalid_request_skips_ordinary_layers():
     assert run(main) == ({"InvalidInput": 1}, [])
 
 
-def test_a_layer_with_a_clock_of_its_own_reads_that():
+def test_layer_with_its_own_clock_reads_that_clock():
     clock, seen = FakeClock(), []
 
     class Reads(SyncLayer):
@@ -219,7 +219,7 @@ def test_a_layer_with_a_clock_of_its_own_reads_that():
     assert seen == [clock(), clock()]
 
 
-def test_the_stack_joins_what_awaits_nothing():
+def test_layers_that_await_nothing_are_joined():
     """A limit with a queue awaits its permits, so it is no such layer."""
     model = Model()
     for layer in (si.Telemetry(), si.ConcurrencyLimit(), si.CircuitBreaker(), si.RateLimit(1.0), Signature()):

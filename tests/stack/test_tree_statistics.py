@@ -34,7 +34,7 @@ def statistics_after_a_request(*layers):
     return run(main)
 
 
-def test_routes():
+def test_statistics_of_routes():
     router = si.FallbackRouter(si.Route("full", batched()), si.Route("small", Counting(3), quality=0.5))
     statistics = statistics_after_a_request(si.Telemetry("front"), router)
     inside = statistics.children["FallbackRouter"]
@@ -44,7 +44,7 @@ def test_routes():
     assert list(statistics.children) == ["FallbackRouter"]
 
 
-def test_replicas_canary_shadow_and_hedge():
+def test_statistics_of_replicas_canary_shadow_hedge():
     replicas = si.routing.Replicas(si.routing.Replica("east", Counting(1)), si.routing.Replica("west", Counting(2)))
     canary = si.routing.Canary(replicas, Counting(3), share=0.0)
     statistics = statistics_after_a_request(si.routing.Shadow(Counting(4), share=0.0), si.Hedge(to=Counting(5)), canary)
@@ -55,7 +55,7 @@ def test_replicas_canary_shadow_and_hedge():
     assert sides["stable"].children == {"east": 1, "west": 2}
 
 
-def test_wrappers_show_their_layer():
+def test_statistics_of_wrapped_services_have_the_layer():
     guarded = si.CircuitBreaker().wrap(Counting(7))
     statistics = statistics_after_a_request(si.FallbackRouter(si.Route("only", guarded)))
     inside = statistics.children["FallbackRouter"]["only"]
@@ -64,7 +64,7 @@ def test_wrappers_show_their_layer():
     assert inside.children["inner"] == 7
 
 
-def test_plain_and_drawn():
+def test_statistics_tree_as_dict_and_html():
     statistics = statistics_after_a_request(si.FallbackRouter(si.Route("a<b", batched())))
     plain = json.loads(json.dumps(statistics.to_dict()))
     assert plain["children"]["FallbackRouter"]["a<b"]["layers"]["AdaptiveBatcher"]["succeeded"] == 1

@@ -114,7 +114,7 @@ def test_a_child_that_fails_may_print_any_bytes(monkeypatch, caplog, tmp_path):
     assert "did not compile the kernels, so this one does: no compiler in /caf" in caplog.text
 
 
-def test_stacks_that_start_at_once_wait_for_one_child(monkeypatch):
+def test_concurrent_starts_share_one_warmup_child(monkeypatch):
     """Compiling takes a core for seconds, so the stacks of a process do it once."""
     children = []
     loaded = threading.Event()
@@ -136,7 +136,7 @@ def test_stacks_that_start_at_once_wait_for_one_child(monkeypatch):
     assert children == ["child"]
 
 
-def test_without_kernels_and_numba_the_start_fails():
+def test_start_without_kernels_or_numba_fails():
     """One clear error, before any request: no threads, no tracebacks for each decision."""
     code = SERVING + (
         "sys.modules['numba'] = None\n"
@@ -171,7 +171,7 @@ def test_the_warmup_command_says_what_is_missing(monkeypatch, capsys):
     assert "pip install numba" in capsys.readouterr().err
 
 
-def test_the_warmup_command_fails_if_nothing_is_kept(monkeypatch, capsys):
+def test_warmup_command_fails_without_a_kernel_cache(monkeypatch, capsys):
     """An image whose build could not keep the kernels is not built, and does not compile at each start."""
     monkeypatch.setattr(kernel_loader, "is_compiled_ahead", lambda: False)
     monkeypatch.setattr(kernel_loader, "load", lambda: compile_exports({"twice": (jit(twice), "int64(int64)")}))
@@ -182,7 +182,7 @@ def test_the_warmup_command_fails_if_nothing_is_kept(monkeypatch, capsys):
     assert "set NUMBA_CACHE_DIR" in capsys.readouterr().err
 
 
-def test_a_start_says_that_nothing_is_kept(tmp_path):
+def test_start_logs_a_missing_kernel_cache(tmp_path):
     """The child process stops at the first kernel that it cannot store, and the log says what to set."""
     code = SERVING + (
         "logging.basicConfig(stream=sys.stdout, level=logging.WARNING, format='%(message)s')\nasyncio.run(main())\n"

@@ -156,7 +156,7 @@ def test_results_can_be_closed_after_stack_restart():
 
 
 @pytest.mark.parametrize("is_added", [False, True], ids=["called", "added"])
-def test_a_loop_ends_where_its_stack_was_started_again(is_added):
+def test_restart_of_the_stack_ends_the_loop(is_added):
     """Results that were not taken count as closed, and the consumer learns that more of them were to come."""
     second = threading.Event()
 

@@ -102,7 +102,7 @@ async def test_a_result_is_awaited_once(loop, results):
         await awaited
 
 
-async def test_asyncio_puts_what_is_awaited_into_a_task(loop, results):
+async def test_asyncio_functions_accept_the_awaitable(loop, results):
     """As it does with a coroutine: `create_task`, `wait_for` and `gather` take it."""
     stream = Stream(Outlet(loop.clock, make_wake_ups(loop)))
     task = asyncio.create_task(stream.outlet.get(None, False))

@@ -30,7 +30,8 @@ def taken(policy, captures_ns):
         (TargetRate(5), 1, False),
     ],
 )
-def test_a_policy_says_what_waits(policy, max_waiting, waits):
+def test_policy_declares_its_queue_size_and_wait(policy, max_waiting, waits):
+    """A policy declares how many frames may wait and whether it holds the source."""
     assert (policy.max_waiting, policy.waits) == (max_waiting, waits)
 
 

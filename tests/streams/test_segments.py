@@ -39,7 +39,7 @@ settings = {"threshold": 0.5, "exit_threshold": 0.35, "min_speech_s": 0.25, "min
 
 
 @given(probabilities, st.sampled_from([0.0, 0.064, 0.25]), st.sampled_from([0.0, 0.1, 0.2]))
-def test_segments_are_those_of_silero(frames, min_speech_s, min_silence_s):
+def test_segments_equal_those_of_silero(frames, min_speech_s, min_silence_s):
     options = settings | {
         "min_speech_s": min_speech_s,
         "min_silence_s": min_silence_s,
@@ -87,7 +87,7 @@ def test_segment_is_reported_at_start_and_end():
     assert segments.finish() is None
 
 
-def test_a_dropped_frame_leaves_everything_as_it_is():
+def test_nan_of_a_dropped_frame_changes_no_segment():
     """NaN, for a frame without a result, neither begins nor ends a segment, and time continues."""
     segments = Segments(frame_s=0.1, min_speech_s=0.1, min_silence_s=0.2, pad_s=0.0)
 

@@ -53,7 +53,7 @@ async def test_each_batch_has_newest_frames_of_its_streams(loop):
 
 
 @pytest.mark.parametrize("each", [False, True], ids=["one consumer", "a consumer each"])
-async def test_streams_that_fit_into_a_batch_are_all_in_it(loop, each):
+async def test_batch_takes_all_streams_that_fit(loop, each):
     """Those that were just answered do not wait for a batch of the others: two halves would take turns for good."""
     model = ScriptedBackend(duration_s=0.05, example=1.0)
     async with stack_of(loop, model, max_batch_size=8) as service:
@@ -320,7 +320,7 @@ async def test_a_worker_that_is_free_alone_leaves_no_stream_out(loop, cameras, p
 
 @pytest.mark.parametrize("rates", [(50,), (20, 80), (10, 30, 30, 90)], ids=str)
 @pytest.mark.parametrize("max_waiting", [1, 4])
-async def test_sources_that_are_behind_are_read_on(loop, max_waiting, rates):
+async def test_late_sources_are_read_ahead(loop, max_waiting, rates):
     """Chunks wait in a queue of the user's: the session reads those of which it can make results in time."""
     takes_s, seconds = 0.08, 20.0
     model = ScriptedBackend(duration_s=takes_s, example=1.0)
@@ -343,7 +343,7 @@ async def test_sources_that_are_behind_are_read_on(loop, max_waiting, rates):
 
 
 @pytest.mark.parametrize("tells", [True, False], ids=["batcher", "other service"])
-async def test_a_lone_source_that_is_behind_is_read_on(loop, tells):
+async def test_single_late_source_is_read_ahead(loop, tells):
     """Where the service does not tell how long a frame takes, the session measures it."""
 
     async def answer(request):
@@ -387,7 +387,7 @@ async def test_source_of_old_frames_does_not_block_loop(loop):
     assert session.statistics().dropped == {"deadline_exceeded": 1000}
 
 
-async def test_a_list_is_not_read_on_behind_a_slow_model(loop):
+async def test_list_is_not_read_ahead_for_a_slow_model(loop):
     """Its items count as captured when they are read: later ones are no younger."""
     async with stack_of(loop, ScriptedBackend(duration_s=0.1, example=1.0)) as service:
         session = StreamSession(service, policy=Block(2), max_age_s=0.25)
@@ -437,7 +437,7 @@ async def test_a_stream_ends_with_its_source_under_overload(loop):
 
 @pytest.mark.parametrize("max_waiting", [1, 8])
 @pytest.mark.parametrize("kind", ["limit", "queue"])
-async def test_a_full_limit_or_queue_keeps_no_stream_out(loop, kind, max_waiting):
+async def test_full_limit_or_queue_starves_no_stream(loop, kind, max_waiting):
     """A frame that was rejected is sent when another one has ended, before those that come to the free place later."""
     model = ScriptedBackend(duration_s=0.03, example=1.0)
     batcher = si.AdaptiveBatcher(max_batch_size=4, max_queue_size=2 if kind == "queue" else 100)

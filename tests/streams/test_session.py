@@ -302,7 +302,7 @@ async def test_block_waits_for_a_place_where_others_drop(loop, max_age_s):
         await asyncio.gather(*others_calls)
 
 
-async def test_rejections_that_nothing_announced(loop):
+async def test_unannounced_rejections_are_dropped_or_retried(loop):
     """`Overloaded` out of the call itself: dropped as shed, or sent again."""
     refusals = [si.Overloaded("full", retry_after_s=0.2)] * 2
 
@@ -321,7 +321,7 @@ async def test_rejections_that_nothing_announced(loop):
     assert loop.time() - begun_s == pytest.approx(0.4)
 
 
-async def test_an_open_breaker_drops_frames_by_its_reason(loop):
+async def test_open_breaker_drops_frames_as_circuit_open(loop):
     breaker = si.CircuitBreaker(minimum_calls=1, open_s=0.055)
     model = ScriptedBackend(ValueError("broken"))
     async with si.Stack(si.AdaptiveBatcher(max_batch_size=2), breaker, model, clock=loop.clock) as service:
@@ -583,7 +583,7 @@ def test_wrong_arguments_are_named(options, error, message):
         StreamSession(Service(echo), **options)
 
 
-async def test_wrong_use_is_refused(loop):
+async def test_wrong_use_of_a_session_raises(loop):
     with pytest.raises(TypeError, match="service: expected a service"):
         StreamSession(len)
     stack = si.Stack(si.AdaptiveBatcher(max_batch_size=4), ScriptedBackend(duration_s=0.1), clock=loop.clock)

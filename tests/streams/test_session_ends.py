@@ -163,7 +163,7 @@ async def waiting(goodbye):
 
 
 @pytest.mark.parametrize("make", [lambda it: it, waiting], ids=["ended", "closed twice"])
-async def test_the_end_of_a_source_is_not_cut_short(loop, make):
+async def test_ending_source_is_not_cancelled_by_a_close(loop, make):
     """A stream that is closed while its source ends waits for that, and does not cancel it."""
     steps = []
 
@@ -199,7 +199,7 @@ async def test_a_generator_is_closed_with_its_stream(loop):
     assert closed
 
 
-async def test_a_source_that_hangs_is_left(loop):
+async def test_close_cancels_a_source_that_hangs(loop):
     async with stack_of(loop, ScriptedBackend()) as service:
         camera = Camera(loop, period_s=1e9)
         async with StreamSession(service) as session:
@@ -210,7 +210,8 @@ async def test_a_source_that_hangs_is_left(loop):
         assert camera.closed == 1
 
 
-async def test_a_service_that_hangs_is_left(loop):
+async def test_remove_abandons_a_call_that_hangs(loop):
+    """Removing a stream frees its id, even if the service never responds to its frame."""
     async with stack_of(loop, ScriptedBackend(HANG, duration_s=0.01)) as service:
         async with StreamSession(service) as session:
             session.add(Camera(loop), stream_id="a")
@@ -332,7 +333,7 @@ async def test_a_hard_stop_of_the_service_ends_the_streams(loop):
     assert isinstance(result.error, si.Closed)
 
 
-async def test_a_stack_that_does_not_run_says_so(loop):
+async def test_session_on_a_new_stack_ends_with_closed(loop):
     stack = si.Stack(si.AdaptiveBatcher(max_batch_size=4), ScriptedBackend(), clock=loop.clock)
     (result,) = await collect(StreamSession(stack)(Camera(loop)))
     assert isinstance(result.error, si.Closed)
@@ -591,7 +592,7 @@ async def test_a_reset_survives_the_drop_of_its_frame(loop):
     assert states.calls == [0.0, ("reset", 1), 3.0, 5.0, ("end", 1)]
 
 
-async def test_a_frame_that_was_sent_resets_once(loop):
+async def test_sent_frame_resets_the_state_once(loop):
     """Its outcome changes nothing: the frames behind it continue from the frame that ran beside it."""
     states = States()
 
@@ -610,7 +611,7 @@ async def test_a_frame_that_was_sent_resets_once(loop):
 
 
 @pytest.mark.parametrize(("resets", "expected"), [(False, 0), (True, 4)])
-async def test_a_gap_resets_only_where_it_is_wanted(loop, resets, expected):
+async def test_gap_resets_only_with_resets_after_gap(loop, resets, expected):
     """Frames dropped as stale, and one that failed."""
     states = States()
 
@@ -644,7 +645,7 @@ async def test_recurrent_model_gets_resent_frame_in_order(loop):
     assert states.calls == [0.0, 1.0, 2.0, ("end", "mic")]
 
 
-async def test_a_stream_without_a_place_keeps_none_waiting(loop):
+async def test_stream_without_a_place_delays_no_other(loop):
     """It is tried less and less often while the others have all places of the service, and runs when one has ended."""
     model = si.streams.StatefulBackend(recurrent(duration_s=0.01), state={"h": "h2"}, max_streams=1)
     batcher = si.AdaptiveBatcher(max_batch_size=1, max_in_flight=1)

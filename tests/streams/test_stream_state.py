@@ -217,7 +217,7 @@ TestLatest, TestBlocks = Latest.TestCase, Blocks.TestCase
 TestResets, TestAlone, TestSelects = Resets.TestCase, Alone.TestCase, Selects.TestCase
 
 
-def test_a_source_is_held_until_a_quarter_is_left():
+def test_held_source_continues_at_a_quarter_full():
     """A held source continues when at most a quarter of the places is taken."""
     state = state_of(4, True, None, 1)
     for number in range(4):

@@ -72,7 +72,7 @@ def test_every_outcome_is_counted_by_its_name():
     assert math.isnan(si.Telemetry().statistics().share_on_time(1.0))
 
 
-def test_degraded_answers_are_told_apart():
+def test_degraded_responses_are_counted_separately():
     class Fallback:
         async def call(self, request):
             return si.Response(request.inputs, request.inputs > 1, "fallback")
@@ -176,7 +176,7 @@ def test_a_snapshot_is_of_one_moment(labels, monkeypatch):
 
 
 @pytest.mark.parametrize("inner", [ScriptedBackend(), 3])
-def test_what_cannot_be_recorded_is_refused(inner):
+def test_wrap_of_an_unsupported_object_is_an_error(inner):
     with pytest.raises(TypeError, match="inner: expected a service"):
         si.Telemetry().wrap(inner)
 
@@ -190,7 +190,7 @@ async def _async_generator():
 
 
 @pytest.mark.parametrize("inner", [_generator, _async_generator], ids=["sync", "async"])
-def test_generator_functions_are_refused(inner):
+def test_generator_functions_are_rejected(inner):
     """The call of one ends before its work begins, so there is nothing to measure."""
     with pytest.raises(TypeError, match="inner: expected a function that ends when its work does"):
         si.Telemetry().wrap(inner)
@@ -243,7 +243,7 @@ class Adapter:
         self.count_ns = histogram.record_ns
 
 
-def test_a_server_behind_says_its_own_parts():
+def test_server_parts_of_a_remote_backend_are_reported():
     class Remote(ScriptedBackend):
         said = {}  # noqa: RUF012 - read and replaced below
 
@@ -285,7 +285,7 @@ class TestIntervals:
 
         return telemetry, telemetry.wrap(take)
 
-    def test_an_interval_has_what_came_since_the_last(self):
+    def test_interval_has_the_records_since_the_last_one(self):
         telemetry, call = self.make()
         call(0.1)
         assert telemetry.interval().latency.count == 1
@@ -301,7 +301,7 @@ class TestIntervals:
         assert telemetry.interval().requests == 0
         assert telemetry.statistics().requests == 3
 
-    def test_reset_counts_from_now_on(self):
+    def test_reset_starts_counting_from_zero(self):
         telemetry, call = self.make()
         call(0.5)
         telemetry.begin()  # in flight
@@ -312,7 +312,7 @@ class TestIntervals:
         assert telemetry.interval().requests == 1
         assert telemetry.histograms["latency"].count == 2
 
-    def test_only_an_earlier_copy_can_be_taken_away(self):
+    def test_since_requires_an_earlier_copy(self):
         histogram, other = LatencyHistogram(), LatencyHistogram()
         other.record(1.0)
         for earlier in (other, LatencyHistogram(significant_digits=2)):
@@ -321,7 +321,7 @@ class TestIntervals:
         with pytest.raises(TypeError, match="earlier: expected a LatencyHistogram"):
             histogram.since(3)
 
-    def test_what_was_clamped_since(self):
+    def test_since_counts_the_clamped_durations(self):
         histogram = LatencyHistogram(highest_s=1.0)
         histogram.record(5.0)
         before = histogram.copy()
@@ -331,7 +331,7 @@ class TestIntervals:
 
 class TestRecent:
     @pytest.mark.parametrize("slo", [False, True])
-    def test_the_latency_of_the_last_minute(self, slo):
+    def test_recent_latency_of_the_last_minute(self, slo):
         clock = FakeClock()
         objective = si.SLO("t", threshold_s=0.15) if slo else None
         telemetry = si.Telemetry("t", slo=objective, recent=si.RollingHistogram(window_s=60.0), clock=clock)
@@ -345,7 +345,7 @@ class TestRecent:
         assert (statistics.recent.count, statistics.recent.max, statistics.latency.count) == (1, 0.2, 2)
         assert slo == (objective is not None and objective.statistics().bad == 1)
 
-    def test_something_else_is_refused(self):
+    def test_recent_of_another_type_is_an_error(self):
         with pytest.raises(TypeError, match="recent: expected a RollingHistogram or None"):
             si.Telemetry(recent=LatencyHistogram())
 

@@ -69,7 +69,7 @@ def times(plan, count, **options):
 # -- what strikes -----------------------------------------------------------------------------------------------
 
 
-def test_without_faults_nothing_happens():
+def test_empty_plan_injects_nothing():
     plan = FaultPlan()
     assert outcomes(plan, 3) == [([1.0], 0.0)] * 3
     assert plan.calls == 3
@@ -95,7 +95,7 @@ def test_lognormal_delays():
     assert 0.010 * math.exp(0.5 * 2.326) == pytest.approx(np.quantile(took, 0.99), rel=0.15)
 
 
-def test_a_distribution_may_look_at_its_plan():
+def test_distribution_may_read_its_plan():
     waits = []
     plan = FaultPlan(delay(lambda _: float(plan.injected["delay"])), sleep=waits.append)
     function = plan.wrap(lambda: 1)
@@ -127,12 +127,12 @@ class Unlike(Exception):
         self.code = code
 
 
-def test_an_error_that_cannot_be_copied():
+def test_uncopyable_error_is_raised():
     ends = [end for end, _ in outcomes(FaultPlan(error(Unlike(7, "gone"))), 2)]
     assert [(type(end), end.code) for end in ends] == [(Unlike, 7)] * 2
 
 
-def test_an_error_class_and_the_first_of_two():
+def test_error_class_is_raised_and_first_fault_wins():
     plan = FaultPlan(error(si.Overloaded), error(OSError))
     ((end, _),) = outcomes(plan, 1)
     assert type(end) is si.Overloaded
@@ -276,7 +276,7 @@ def test_windows_are_of_the_plan_s_time():
     assert run(main, now_ns=77_000_000_000) == expected  # it begins with the first call
 
 
-def test_a_stack_begins_its_time():
+def test_stack_start_begins_the_time_of_the_plan():
     async def main(loop):
         plan = FaultPlan(error(OSError).between(2.0, 4.0))
         async with si.Stack(Faulty(ScriptedBackend(), plan), clock=loop.clock) as service:
@@ -287,12 +287,12 @@ def test_a_stack_begins_its_time():
     run(main)
 
 
-def test_certain_calls():
+def test_faults_on_given_calls():
     ends = [type(end) for end, _ in outcomes(FaultPlan(error(OSError).on(0, 2)), 4)]
     assert ends == [OSError, list, OSError, list]
 
 
-def test_replay():
+def test_restarted_plan_replays_its_faults():
     def made(seed):
         return FaultPlan(
             delay(lognormal(0.010, 1.0)),
@@ -314,7 +314,7 @@ def test_replay():
     assert plan.injected == counted
 
 
-def test_a_fault_more_changes_none_of_the_others():
+def test_additional_fault_changes_no_other():
     plan = [error(OSError, rate=0.3), delay(lognormal(0.01, 0.3))]
     first = [type(end) for end, _ in outcomes(FaultPlan(*plan), 200)]
     assert first == [type(end) for end, _ in outcomes(FaultPlan(*plan, delay(0.5, rate=0.5)), 200)]
@@ -334,7 +334,7 @@ def test_the_order_in_which_calls_end_changes_nothing(seed, order):
     assert run(main) == [isinstance(end, OSError) for end, _ in outcomes(plan, 8)]
 
 
-def test_two_things_share_a_plan():
+def test_two_backends_share_a_plan():
     async def main(loop):
         plan = FaultPlan(error(OSError).on(1))
         one, other = Faulty(ScriptedBackend(), plan), Faulty(ScriptedBackend(), plan)
@@ -346,7 +346,7 @@ def test_two_things_share_a_plan():
 # -- in front of what -------------------------------------------------------------------------------------------
 
 
-def test_a_service():
+def test_faults_of_a_service():
     class Service:
         async def call(self, request):
             return si.Response(np.ones(3), degraded=True, source="inside")
@@ -368,7 +368,7 @@ def test_a_service():
     run(main)
 
 
-def test_it_starts_stops_and_is_looked_through():
+def test_faulty_starts_and_stops_its_backend():
     class Backend(ScriptedBackend):
         started = stopped = 0
 
@@ -395,7 +395,7 @@ def test_it_starts_stops_and_is_looked_through():
     run(main)
 
 
-def test_an_async_function():
+def test_faults_of_an_async_function():
     async def main(loop):
         class Model:
             @FaultPlan(delay(0.5), wrong_shape().on(1)).wrap
@@ -412,7 +412,7 @@ def test_an_async_function():
     run(main)
 
 
-def test_a_sync_function():
+def test_faults_of_a_sync_function():
     clock = FakeClock()
     plan = FaultPlan(
         delay(0.5),
@@ -432,7 +432,7 @@ def test_a_sync_function():
     assert plan.injected == {"delay": 3, "partial": 1, "slowdown": 1, "error": 1}
 
 
-def test_a_function_without_rows():
+def test_function_without_rows_is_unchanged():
     assert Faulty(lambda: 5, FaultPlan(partial(), row_errors(OSError, rate=1.0)))() == 5
 
 
@@ -470,7 +470,7 @@ def test_killed_process_fails_only_its_batch():
     asyncio.run(main())
 
 
-def test_workers_are_killed_by_hand():
+def test_kill_workers_kills_the_processes():
     async def main():
         backend = si.CpuBackend(slow_double, executor="process", workers=2)
         assert kill_workers(backend) == 0  # none has been started
@@ -490,7 +490,7 @@ def test_workers_are_killed_by_hand():
     asyncio.run(main())
 
 
-def test_a_batch_that_ends_before_kills_nobody():
+def test_no_worker_is_killed_after_the_batch_has_ended():
     async def main():
         plan = FaultPlan(kill(after_s=30.0))
         faulty = Faulty(si.CpuBackend(slow_double, executor="process"), plan)
@@ -545,6 +545,6 @@ def test_arguments_are_checked(make, message):
         make()
 
 
-def test_what_is_exported_is_documented():
+def test_exported_names_are_documented():
     for name in faults.__all__:
         assert getattr(faults, name).__doc__

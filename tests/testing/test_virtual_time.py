@@ -10,7 +10,7 @@ import streaminfer as si
 from streaminfer.testing import HANG, FakeClock, ScriptedBackend, VirtualLoop, run
 
 
-def test_fake_clock_stands_still_until_moved():
+def test_fake_clock_moves_only_when_advanced():
     clock = FakeClock(100)
     assert clock() == clock() == 100
     clock.advance(0.25)
@@ -60,14 +60,14 @@ def test_an_endless_sleep_is_no_timer():
 
 
 @pytest.mark.parametrize("make", [FakeClock, VirtualLoop, lambda now_ns: run(asyncio.sleep, now_ns=now_ns)])
-def test_the_first_instant_is_checked(make):
+def test_first_instant_is_validated(make):
     with pytest.raises(ValueError, match=r"now_ns: expected a whole number ≥ 0, got -1"):
         make(-1)
     with pytest.raises(TypeError, match=r"now_ns: expected a whole number ≥ 0, got 1\.5"):
         make(1.5)
 
 
-def test_executors_are_refused():
+def test_executors_are_an_error():
     async def main(loop):
         await loop.run_in_executor(None, print)
 
@@ -152,7 +152,7 @@ def test_mappings_are_echoed_row_by_row():
     assert [answer["a"].tolist() for answer in answers] == [[0, 0], [1, 1], [2, 2]]
 
 
-def test_the_loop_is_an_ordinary_one():
+def test_virtual_loop_runs_without_a_test_runner():
     loop = VirtualLoop()
     assert loop.run_until_complete(asyncio.sleep(2.5, "done")) == "done"
     assert loop.time() == 2.5

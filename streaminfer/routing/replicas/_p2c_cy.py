@@ -25,9 +25,7 @@ drawn replica; a result is one pass at most.
 
 *Invariants.* A request is in flight from its choice until it is done; a free slot has none in flight; a probing replica
 has at most one request of its generation, unless there is no other replica; the same seed and the same calls give the
-same choices. When all replicas are ejected, an ejected one gets the request (Envoy's panic). A choice of -1 means that
-there is no replica, or none for a second attempt: it never goes to a replica that gets no requests while the replica of
-the first attempt is available.
+same choices. When all replicas are ejected, an ejected one gets the request (Envoy's panic).
 
 One source, compiled with the C types of ``_p2c_cy.pxd`` or run uncompiled. Not thread-safe: for one event loop.
 """
@@ -94,8 +92,6 @@ class P2CBalancer:
     def ejected(self) -> int:
         """How many replicas are ejected."""
         return self._ejection.ejected
-
-    # -- the fleet ----------------------------------------------------------------------------------------------
 
     def add(self, weight: float, penalty: float, zone: int, key: int, slowly: bool, now_ns: int) -> int:
         """Add a replica.
@@ -171,8 +167,6 @@ class P2CBalancer:
         """End the ejections whose time has passed."""
         for slot in self._slots:
             self._ejection.settle(slot, now_ns)
-
-    # -- requests -----------------------------------------------------------------------------------------------
 
     def choose(self, excluded: int, now_ns: int) -> int:
         """Choose the replica for one request, which is in flight there until :meth:`done`.
@@ -305,8 +299,6 @@ class P2CBalancer:
                 self._failed(slot, duration_ns, places, now_ns)
         elif current and self._learn_at_least(slot, duration_ns, places, now_ns):
             slot.success -= slot.success * _OUTCOME_WEIGHT
-
-    # -- inside -------------------------------------------------------------------------------------------------
 
     def _take(self, number: int, now_ns: int) -> int:
         slot = self._slots[number]

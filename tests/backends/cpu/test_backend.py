@@ -59,7 +59,7 @@ BAD_ARGUMENTS = [
 
 
 @pytest.mark.parametrize(("arguments", "options", "error", "parts"), BAD_ARGUMENTS)
-def test_an_argument_that_does_not_fit(arguments, options, error, parts):
+def test_invalid_arguments_are_rejected(arguments, options, error, parts):
     with pytest.raises(error) as caught:
         CpuBackend(*arguments, **options)
     for part in parts:
@@ -142,7 +142,8 @@ def fail_later(error):
 
 @pytest.mark.parametrize("make", [fail, fail_later])
 @pytest.mark.parametrize("executor", ["thread", "inline"])
-def test_what_the_function_raises(batch, executor, make):
+def test_function_errors_become_backend_errors(batch, executor, make):
+    """An exception of the function is the cause of a `BackendError`; `InvalidInput` is raised unchanged."""
     if make is fail_later and executor == "thread":
         executor = "inline"
 

@@ -23,7 +23,7 @@ F32 = np.float32
     ],
 )
 @pytest.mark.parametrize("outer", [True, False])
-def test_a_wrong_shape_is_the_callers_fault(example, good, wrong, words, outer):
+def test_a_wrong_shape_is_invalid_input(example, good, wrong, words, outer):
     """It is `InvalidInput`, reaches neither queue nor model, and opens no circuit."""
     seen = []
 
@@ -69,13 +69,13 @@ def test_free_axes():
         si.CpuBackend(len, free_axes=[0])
 
 
-def test_a_clock_that_is_none():
+def test_an_invalid_clock_is_rejected():
     with pytest.raises(TypeError, match="clock: expected a callable or None, got 5"):
         si.CpuBackend(len, clock=5)
 
 
 @pytest.mark.parametrize("example", [None, np.array([{}], dtype=object), {"a": 1.0}], ids=repr)
-def test_examples_that_check_nothing(example):
+def test_examples_without_arrays_check_nothing(example):
     """Objects say nothing of what every request brings, and numbers in a mapping only their names."""
     assert si.CpuBackend(len, example=example).validate is None
 
@@ -113,7 +113,7 @@ def test_inputs_of_a_mapping_are_announced_by_name():
     assert si.CpuBackend(len, example={"image": np.zeros(3), "settings": object()}).model_tensors() is None
 
 
-def test_an_invalid_batch_is_no_outcome():
+def test_invalid_input_does_not_count_in_the_breaker():
     """A model that finds the caller's mistake itself raises `InvalidInput`, which no breaker counts."""
 
     def refuse(_inputs):

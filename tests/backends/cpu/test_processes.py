@@ -197,7 +197,7 @@ def infer(function, *batches, workers=1):
     return run(main())
 
 
-def test_arrays_and_mappings_travel_there_and_back(functions, batch, ramp):
+def test_arrays_and_mappings_round_trip(functions, batch, ramp):
     (rows,) = infer(functions.square_in_place, batch(ramp(3, 4)))
     assert np.array_equal(rows, ramp(3, 4) ** 2)
     rows[0, 0] = 5  # the caller's own, to write to as well
@@ -235,7 +235,7 @@ def test_work_runs_in_processes_that_end_with_stop(functions, batch):
     run(main())
 
 
-def test_a_process_is_let_go_not_killed(functions, batch, monkeypatch):
+def test_stop_ends_an_idle_process_without_a_kill(functions, batch, monkeypatch):
     killed = []
 
     def kill(child):
@@ -266,7 +266,7 @@ def test_killed_process_fails_batch_and_is_replaced(functions, batch, tmp_path):
     run(main())
 
 
-def test_another_batch_that_runs_survives_the_kill(functions, batch, tmp_path):
+def test_killing_one_process_spares_other_batches(functions, batch, tmp_path):
     paths = [tmp_path / "first", tmp_path / "second"]
     for path in paths:
         os.mkfifo(path)
@@ -501,7 +501,7 @@ def test_exceptions_of_single_rows_arrive(functions, batch):
     assert "Stubborn: 6 and 6" in str(rows[3])
 
 
-def test_what_cannot_travel_fails_its_batch_only(functions, batch):
+def test_unpicklable_values_fail_only_their_batch(functions, batch):
     async def main():
         backend = CpuBackend(functions.return_a_lambda, executor="process")
         for inputs in ([1], [lambda: None], [functions.Unreadable()], [1]):
@@ -545,7 +545,7 @@ def test_function_that_cannot_be_imported_fails_start(monkeypatch):
         infer(module.function)
 
 
-def test_a_script_without_its_main_guard_is_told(tmp_path):
+def test_a_script_without_a_main_guard_is_an_error(tmp_path):
     """Each process imports the script, and may start none of its own meanwhile."""
     script = tmp_path / "unguarded.py"
     script.write_text(UNGUARDED)

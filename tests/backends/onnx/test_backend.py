@@ -69,7 +69,7 @@ def test_requests_are_checked_against_the_model(doubling):
         (Tensor.BOOL, np.bool_),
     ],
 )
-def test_every_dtype_there_and_back(identity, batch, element_type, dtype):
+def test_every_dtype_round_trips(identity, batch, element_type, dtype):
     backend = OnnxBackend(identity(element_type, ["batch"]))
     rows = [dtype(0), dtype(1), dtype(1)]
     for row in rows:
@@ -79,7 +79,7 @@ def test_every_dtype_there_and_back(identity, batch, element_type, dtype):
     assert answers == rows
 
 
-def test_arrays_of_any_layout_answer_the_same(doubling, batch, ramp):
+def test_array_layout_does_not_change_the_result(doubling, batch, ramp):
     wanted = ramp(3, 4) * 2
     read_only = ramp(3, 4)
     read_only.flags.writeable = False
@@ -106,7 +106,7 @@ def test_rows_are_views_on_the_batch_axis(build_model, batch, ramp):
     assert rows[0]["t"].base is rows[1]["t"].base is not None
 
 
-def test_outputs_that_are_lists_are_handed_out_by_row(build_model, batch):
+def test_list_outputs_are_split_by_row(build_model, batch):
     model = build_model(
         [helper.make_node("ZipMap", ["x"], ["z"], domain="ai.onnx.ml", classlabels_strings=["no", "yes"])],
         [("x", Tensor.FLOAT, ["batch", 2])],
@@ -168,7 +168,7 @@ def test_fixed_batch_of_one_runs_once_per_row(build_model, batch):
     assert backend.statistics().rows == 3
 
 
-def test_what_onnxruntime_raises_names_the_model(build_model, batch, capfd):
+def test_onnxruntime_error_names_the_model(build_model, batch, capfd):
     model = build_model(
         [helper.make_node("Gather", ["table", "i"], ["y"])],
         [("i", Tensor.INT64, ["batch"])],
@@ -241,7 +241,9 @@ def test_warm_up_rejected_by_model_fails_start(assets):
     assert infer(OnnxBackend(model, **arguments, example={"input": np.zeros(576, F32), "state": state})) == []
 
 
-def test_without_start_the_first_batch_starts_it(doubling, batch, ramp):
+def test_the_first_batch_starts_the_backend(doubling, batch, ramp):
+    """The first batch starts a backend that never ran; a stopped backend is closed until its next start."""
+
     async def main():
         backend = OnnxBackend(doubling)
         assert np.array_equal(await backend.infer(batch(ramp(1, 2))), ramp(1, 2) * 2)
@@ -258,7 +260,7 @@ def test_without_start_the_first_batch_starts_it(doubling, batch, ramp):
     run(main())
 
 
-def test_statistics_count_batches_by_how_they_ended(doubling, batch, ramp):
+def test_statistics_count_batches_by_outcome(doubling, batch, ramp):
     ticks = iter(range(0, 10**12, 10**9))
 
     async def main():
@@ -435,7 +437,7 @@ def test_cancel_before_first_step_leaves_no_coroutine(doubling, batch):
     gc.collect()  # a coroutine that was never awaited warns when it is freed, which is an error here
 
 
-def test_example_that_does_not_fit_is_named_at_once(doubling):
+def test_invalid_example_is_rejected_at_construction(doubling):
     """Also without a warm-up, which would run it."""
     with pytest.raises(ValueError, match=r"^example: input 'x': expected float32\[n\], got float32\[2, 3\]"):
         OnnxBackend(doubling, example=np.zeros((2, 3), F32))

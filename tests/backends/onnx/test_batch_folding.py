@@ -91,7 +91,8 @@ def convolutions(draw):
 
 @settings(deadline=None, max_examples=80)
 @given(given=convolutions(), rows=st.integers(1, 7))
-def test_computes_the_same(given, rows, tmp_path_factory):
+def test_folded_model_computes_the_same(given, rows, tmp_path_factory):
+    """Folding convolutions changes no output beyond rounding."""
     model, shape, count = given
     path = tmp_path_factory.mktemp("folded") / "folded.onnx"
     if not count:
@@ -110,7 +111,7 @@ def test_computes_the_same(given, rows, tmp_path_factory):
     np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-4)
 
 
-def test_the_voice_detector(assets, tmp_path):
+def test_folded_voice_detector_computes_the_same(assets, tmp_path):
     """All its convolutions; probabilities over the whole recording, states carried on, are those of the model."""
     model = assets / "silero_vad_16k_op15.onnx"
 
@@ -136,7 +137,7 @@ def test_the_voice_detector(assets, tmp_path):
     np.testing.assert_allclose(heard[1], heard[0], atol=1e-4)
 
 
-def test_the_asset_is_what_fold_batch_writes(assets, tmp_path):
+def test_folded_asset_is_up_to_date(assets, tmp_path):
     """`examples/assets/silero_vad_16k_folded.onnx` is up to date."""
     path = fold_batch(assets / "silero_vad_16k_op15.onnx", tmp_path / "folded.onnx", **VOICE).path
 
@@ -147,7 +148,7 @@ def test_the_asset_is_what_fold_batch_writes(assets, tmp_path):
     assert list(made.input) == list(kept.input)
 
 
-def test_a_backend_takes_it_as_any_model(tmp_path):
+def test_backend_loads_a_folded_model(tmp_path):
     fold_batch(convolution(pads=[1, 1]), tmp_path / "folded.onnx", example=np.zeros((2, 4), np.float32))
 
     backend = OnnxBackend(tmp_path / "folded.onnx")
@@ -164,7 +165,7 @@ def test_other_lengths_are_rejected(tmp_path):
         run(str(path), x=np.zeros((3, 2, 8), np.float32))
 
 
-def test_a_group_for_each_channel_pays_longer(tmp_path):
+def test_depthwise_convolutions_fold_at_longer_lengths(tmp_path):
     """Each group of each row is a product of its own, whose call takes longer than what it computes."""
     shape = ("batch", 64, "length")
     model = convolution(filters=64, channels=1, group=64, pads=[1, 1], shape=shape)
@@ -192,7 +193,7 @@ def test_one_window_a_row_needs_no_padding(tmp_path):
     assert not any(one.name == "w" for one in onnx.load(path).graph.initializer)
 
 
-def test_weights_that_others_read_stay(tmp_path):
+def test_shared_weights_stay_unchanged(tmp_path):
     """Two convolutions share weights; one is cut to the taps that read the row, the other needs them all."""
     weights = np.random.default_rng(1).standard_normal((2, 2, 3)).astype(np.float32)
     nodes = [
@@ -236,7 +237,7 @@ def test_weights_that_a_branch_reads_stay(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["shared", "optional"])
-def test_a_convolution_of_what_no_row_brings_stays(kind, tmp_path):
+def test_convolution_of_shared_or_optional_input_stays(kind, tmp_path):
     """It reads an input that the batch shares, or one that requests may leave out."""
     weights = {"w": np.ones((2, 2, 3), np.float32)}
     nodes = [
@@ -280,7 +281,7 @@ def test_other_lengths_inside_the_model_are_rejected(tmp_path):
         run(str(path), x=np.ones((3, 2, 8), np.float32), until=np.array([8]))
 
 
-def test_weights_in_a_node(tmp_path):
+def test_convolution_with_constant_node_weights_folds(tmp_path):
     """Exporters also write weights as nodes."""
     weights = numpy_helper.from_array(np.ones((3, 2, 3), np.float32))
     nodes = [
@@ -295,7 +296,7 @@ def test_weights_in_a_node(tmp_path):
     assert len(folded.folded) == 1
 
 
-def test_what_is_not_a_row_stays(tmp_path):
+def test_convolution_not_over_rows_stays(tmp_path):
     """A convolution over something else than the rows of the batch: here of all rows together, and of a constant."""
     weights = {
         "w": np.ones((1, 1, 3), np.float32),
@@ -342,7 +343,7 @@ def test_a_convolution_whose_input_is_an_output(tmp_path):
         (convolution(pads=[4, 0], strides=[9], taps=2, dilations=[3]), 2),
     ],
 )
-def test_windows_over_nothing_but_padding(model, length, tmp_path):
+def test_windows_that_read_only_padding(model, length, tmp_path):
     path = fold_batch(model, tmp_path / "folded.onnx", example=np.zeros((2, length), np.float32)).path
 
     x = np.ones((3, 2, length), np.float32)
@@ -377,7 +378,7 @@ def test_strides_that_leap_over_positions(kind, stride, length, tmp_path):
         (build([helper.make_node("Relu", ["x"], ["y"])], {}, ["batch", 2, 4]), 4, "none of 0"),
     ],
 )
-def test_nothing_to_fold(model, length, found, tmp_path):
+def test_model_with_nothing_to_fold_is_rejected(model, length, found, tmp_path):
     with pytest.raises(
         ValueError, match=f"few positions, for which folding pays, got .*bytes, where it pays for {found}"
     ):
@@ -391,7 +392,7 @@ def test_convolutions_over_pictures_stay(assets, tmp_path):
         fold_batch(assets / "blaze_front.onnx", tmp_path / "f.onnx", example=np.zeros((128, 128, 3), np.float32))
 
 
-def test_a_model_that_changes_is_rejected(tmp_path, monkeypatch):
+def test_a_fold_that_changes_outputs_is_rejected(tmp_path, monkeypatch):
     """The outputs are compared before the file is written: here the layout is wrong on purpose."""
     lay_out = batch_folding.lay_out
 
@@ -424,7 +425,7 @@ def test_a_model_that_changes_is_rejected(tmp_path, monkeypatch):
         ),
     ],
 )
-def test_bad_arguments(arguments, error, message, tmp_path):
+def test_invalid_arguments_are_rejected(arguments, error, message, tmp_path):
     usual = {
         "path_or_bytes": convolution(pads=[1, 1]),
         "target": tmp_path / "f.onnx",
@@ -438,7 +439,7 @@ def test_bad_arguments(arguments, error, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_without_onnx(monkeypatch, tmp_path):
+def test_missing_onnx_names_the_extra(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "onnx", None)
 
     with pytest.raises(MissingExtra, match=r"fold_batch needs onnx.*streaminfer\[fold\]"):

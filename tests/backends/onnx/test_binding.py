@@ -75,7 +75,7 @@ def test_memory_is_kept_for_a_shape_and_bound_once(doubling, batch, ramp, monkey
     assert list(bound(backend)._slots) == [((2, 3),), ((1, 5),)]  # the one used longest ago went
 
 
-def test_outputs_of_an_unstated_size_are_made_anew(build_model):
+def test_outputs_of_undeclared_size_get_new_memory(build_model):
     """As many as there are values that are not zero: never the same twice."""
     model = build_model(
         [
@@ -114,7 +114,7 @@ def test_a_recurrent_model_with_a_shared_input(assets, batch):
             assert np.array_equal(one["stateN"], other["stateN"])
 
 
-def test_a_model_of_one_row_a_run(identity, batch, ramp):
+def test_a_model_of_one_row_per_run(identity, batch, ramp):
     backend = OnnxBackend(identity(Tensor.FLOAT, [1, "n"]), binding="pageable", warmup=(4,))
     (rows,) = infer(backend, batch(ramp(3, 2)))
     assert np.array_equal(np.stack(rows), ramp(3, 2))
@@ -334,7 +334,7 @@ def test_gpu_inputs_use_pinned_memory_and_release_it(known):
         runs.run({"x": np.ones((2, 3), F32)}, "options")
 
 
-def test_the_cuda_runtime_is_looked_for_by_its_names(monkeypatch, doubling):
+def test_cuda_runtime_is_searched_by_library_name(monkeypatch, doubling):
     asked = []
 
     def missing(name):

@@ -80,7 +80,7 @@ BAD_SOURCES = [
 
 
 @pytest.mark.parametrize(("source", "error", "parts"), BAD_SOURCES)
-def test_a_source_that_is_no_model(source, error, parts):
+def test_an_invalid_model_source_is_rejected(source, error, parts):
     with pytest.raises(error) as caught:
         OnnxBackend(source)
     for part in parts:
@@ -121,14 +121,14 @@ BAD_ARGUMENTS = [
 
 
 @pytest.mark.parametrize(("arguments", "error", "parts"), BAD_ARGUMENTS)
-def test_an_argument_that_does_not_fit(doubling, arguments, error, parts):
+def test_invalid_arguments_are_rejected(doubling, arguments, error, parts):
     with pytest.raises(error) as caught:
         OnnxBackend(doubling, **arguments)
     for part in parts:
         assert part in str(caught.value)
 
 
-def test_inputs_that_cannot_be_batched_are_refused(identity, build_model):
+def test_inputs_that_cannot_be_batched_are_rejected(identity, build_model):
     assert OnnxBackend(identity(Tensor.FLOAT, [4, "n"]), batch_axes={"x": -1}).batch_axes == {"x": 1}
     for shape in ([], None):
         with pytest.raises(ValueError, match="shared_inputs: expected a value for input 'x', got none"):
@@ -175,7 +175,7 @@ def test_silent_provider_fallback_is_an_error(monkeypatch, doubling):
         OnnxBackend(doubling, providers=["AzureExecutionProvider", "CPUExecutionProvider"])
 
 
-def test_what_a_notebook_shows(identity):
+def test_notebook_html_lists_inputs_and_outputs(identity):
     html = OnnxBackend(identity(Tensor.FLOAT, ["<b>", 3]))._repr_html_()
     assert "<td>input</td><td>x</td><td>float32[&lt;b&gt;, 3]</td><td>0</td>" in html
     assert "<td>output</td><td>y</td>" in html
@@ -196,7 +196,7 @@ def test_failing_provider_is_an_error_without_output(monkeypatch, doubling, caps
     assert capsys.readouterr().out == ""
 
 
-def test_no_run_replaces_the_provider(monkeypatch, doubling):
+def test_cpu_fallback_at_run_time_is_prevented(monkeypatch, doubling):
     """Before 1.23 onnxruntime ignores ``enable_fallback``; the backend still prevents a second run on the CPU."""
     real = onnxruntime.InferenceSession
     made = []
@@ -246,7 +246,7 @@ def test_a_provider_of_a_plugin_is_used_by_its_name(monkeypatch, doubling):
         OnnxBackend(doubling, providers=["CPUExecutionProvider"], session_options=onnxruntime.SessionOptions())
 
 
-def test_a_plugin_without_a_device_says_what_was_found(doubling):
+def test_a_plugin_without_a_device_lists_the_devices(doubling):
     with pytest.raises(ValueError, match=r"'OpenVINOExecutionProvider'.*no device for it here.*CPUExecutionProvider"):
         OnnxBackend(doubling, providers=["OpenVINOExecutionProvider"])
 

@@ -135,7 +135,7 @@ def test_memory_of_graphs_is_kept(graphs, doubling, batch, ramp, monkeypatch):
     run(main)
 
 
-def test_no_graphs_after_a_hang(graphs, doubling, ramp):
+def test_replaced_worker_uses_no_graphs_after_a_hang(graphs, doubling, ramp):
     """A renewed worker has other memory, and a run that hangs may still be in its thread's graph."""
     backend = OnnxBackend(doubling, binding="pageable", warmup=[1], example=ramp(3))
     worker = backend._serving.model.workers[0]
@@ -146,7 +146,7 @@ def test_no_graphs_after_a_hang(graphs, doubling, ramp):
     assert session_of(backend).log == [("recorded", 1), ("replayed", 1), ("plain", 1)]
 
 
-def test_several_runs_of_one_batch(graphs, identity, batch, ramp, capfd):
+def test_all_runs_of_a_batch_use_one_graph(graphs, identity, batch, ramp, capfd):
     """A model for one row uses one graph for all of a batch, and onnxruntime has nothing to warn of."""
     backend = OnnxBackend(identity(Tensor.FLOAT, [1, 3]), binding="pageable", warmup=[4])
 
@@ -169,7 +169,7 @@ def test_several_runs_of_one_batch(graphs, identity, batch, ramp, capfd):
     ],
     ids=["binding", "sessions"],
 )
-def test_what_graphs_need(graphs, doubling, settings, words):
+def test_settings_that_graphs_cannot_use_are_rejected(graphs, doubling, settings, words):
     """The constructor rejects settings in which a graph would write to memory that is used elsewhere."""
     with pytest.raises(ValueError, match=words):
         OnnxBackend(doubling, **settings)

@@ -48,7 +48,7 @@ def test_live_and_measured_batches_run_on_the_loop(doubling, threads):
     assert backend.statistics().rows == 8
 
 
-def test_infer_awaits_nothing_else(doubling, threads, batch):
+def test_infer_runs_on_the_event_loop_thread(doubling, threads, batch):
     backend = OnnxBackend(doubling, executor="inline")
 
     async def main():

@@ -73,7 +73,7 @@ def test_text_reaches_its_caller(upper):
     assert served(backend, texts) == [text.upper() for text in texts]
 
 
-def test_arrays_of_text(echo):
+def test_text_arrays_of_any_type_share_a_batch(echo):
     """Arrays of NumPy's text types and of strings may stand in one batch, whatever their widths."""
     rows = [np.array(["a", "bb"]), np.array(["long\0" * 9, "c"], object), np.array(["ünï", "d" * 99])]
     for row, answer in zip(rows, served(OnnxBackend(echo(["batch", 2])), rows), strict=True):
@@ -96,7 +96,7 @@ def test_arrays_of_text(echo):
     ],
     ids=ascii,
 )
-def test_what_is_no_text_is_refused(echo, wrong, words):
+def test_non_text_inputs_are_rejected(echo, wrong, words):
     """onnxruntime would make text of bytes and numbers: ``b'a'``. Half a surrogate pair, as JSON can have it, is none."""
     right, refused = served(OnnxBackend(echo(["batch"])), ["right", wrong])
     assert right == "right"
@@ -130,7 +130,7 @@ def test_text_has_no_kept_memory(echo):
         OnnxBackend(echo(["batch"]), binding="pageable")
 
 
-def test_functions_of_text():
+def test_functions_get_arrays_of_strings():
     """A function gets an array of strings; with an example of text, text may have any length."""
     backend = si.CpuBackend(lambda x: [(x.dtype == object, *row[::-1]) for row in x], example=np.array(["a", "b"]))
     rows = [np.array(["long", ""]), np.array(["c", "longer"], object), np.array([1, 2])]
@@ -142,7 +142,7 @@ def test_functions_of_text():
 # ---------------------------------------------------------------------------------------------- bfloat16
 
 
-def test_bfloat16_is_rounded_as_everywhere():
+def test_bfloat16_is_rounded_to_nearest_even():
     """Every bfloat16 survives a round trip, and any float32 is rounded to the nearest, ties to even."""
     bits = np.arange(2**16, dtype=np.uint16)
     same = to_bfloat16(from_bfloat16(bits))
@@ -202,7 +202,7 @@ def test_bfloat16_of_the_whole_batch(build_model):
     assert [(answer["y"], answer["given"]) for answer in served(backend, rows)] == [(3 * row, 3) for row in rows]
 
 
-def test_bfloat16_limits(build_model, identity, tmp_path):
+def test_bfloat16_with_binding_or_strings_is_rejected(build_model, identity, tmp_path):
     """A bfloat16 model takes no ``binding`` and no strings; its repository for Triton has the type BF16."""
     model = identity(Tensor.BFLOAT16, ["batch", 2])
     with pytest.raises(ValueError, match="binding: expected 'off', since 'x'"):
@@ -320,7 +320,7 @@ def four(build_model):
 
 @pytest.mark.parametrize("binding", ["off", "pageable"])
 @pytest.mark.parametrize("rows", [1, 3, 4, 6])
-def test_a_fixed_batch_size(four, ramp, rows, binding):
+def test_a_fixed_batch_size_is_filled_with_copies(four, ramp, rows, binding):
     """Copies fill up each batch, and their answers reach no caller."""
     backend = OnnxBackend(four, outputs=["y", "columns"], binding=binding, warmup=[1])
     assert backend.max_batch_size == 4
@@ -345,7 +345,7 @@ def test_a_fixed_batch_size_bounds_the_batcher(four):
         served(OnnxBackend(four, outputs=["y"]), [np.zeros(3, F32)], max_batch_size=8)
 
 
-def test_outputs_of_a_whole_fixed_batch_are_refused(four):
+def test_outputs_of_a_whole_fixed_batch_are_rejected(four):
     """They would have copies of a row in them."""
     with pytest.raises(ValueError, match="shared_outputs: expected none with a batch axis fixed at 4"):
         OnnxBackend(four, outputs=["y", "total"], shared_outputs=["total"])
@@ -353,7 +353,7 @@ def test_outputs_of_a_whole_fixed_batch_are_refused(four):
         OnnxBackend(four)
 
 
-def test_inputs_of_several_fixed_sizes_are_refused(build_model):
+def test_inputs_of_several_fixed_sizes_are_rejected(build_model):
     """One size is the batch's only where all inputs have it."""
     for other in ([2, 3], ["batch", 3]):
         model = build_model(
@@ -375,7 +375,7 @@ def test_square_output_of_fixed_batch_needs_batch_axis(identity):
     assert [answer.tolist() for answer in served(backend, rows)] == [row.tolist() for row in rows]
 
 
-def test_a_failure_of_a_fixed_batch_is_its_rows_own(build_model):
+def test_a_bad_row_of_a_fixed_batch_fails_alone(build_model):
     """The batcher sends a failed batch again in parts, so that a bad row fails alone."""
     model = build_model(
         [helper.make_node("Gather", ["table", "i"], ["y"])],
@@ -388,7 +388,7 @@ def test_a_failure_of_a_fixed_batch_is_its_rows_own(build_model):
     assert [results[place] for place in (0, 2, 3)] == [10, 30, 20]
 
 
-def test_a_repository_with_a_fixed_batch_size(identity, tmp_path):
+def test_a_repository_with_a_fixed_batch_is_rejected(identity, tmp_path):
     """Triton's batch dimension must be free."""
     (tmp_path / "model.onnx").write_bytes(identity(Tensor.FLOAT, [4, 3]))
     with pytest.raises(ValueError, match=r"max_batch_size: expected 0, since .* has a batch axis fixed at 4"):

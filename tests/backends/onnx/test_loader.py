@@ -45,7 +45,7 @@ def scaled(build_model):
     )
 
 
-def test_sessions_on_the_cpu_share_one_session(doubling, monkeypatch):
+def test_cpu_workers_share_one_session(doubling, monkeypatch):
     """onnxruntime allows several runs of a session at once; each session would have weights of its own."""
     made, load = [], module.load
     monkeypatch.setattr(module, "load", lambda *arguments: made.append(load(*arguments)) or made[-1])
@@ -57,7 +57,7 @@ def test_sessions_on_the_cpu_share_one_session(doubling, monkeypatch):
     assert len(made) == 1
 
 
-def test_sessions_elsewhere_are_their_own(doubling, monkeypatch):
+def test_sessions_off_the_cpu_are_not_shared(doubling, monkeypatch):
     """Each worker has a session if the model does not run on the CPU alone."""
 
     def load_on_the_cpu(runtime, source, name, options, providers):

@@ -74,7 +74,7 @@ async def test_file_replaced_while_unloaded_counts_as_reload(assets, tmp_path):
 
 
 @on_a_loop
-async def test_a_reload_leaves_a_model_out_of_memory(assets):
+async def test_a_reload_keeps_an_unloaded_model_unloaded(assets):
     """A device that has evicted the model has given its memory to another one."""
     backend = si.OnnxBackend(assets / "blaze_front.onnx")
     await backend.unload()
@@ -93,7 +93,7 @@ async def test_a_reload_leaves_a_model_out_of_memory(assets):
 
 
 @on_a_loop
-async def test_a_model_that_is_gone_stays_out(assets, tmp_path):
+async def test_a_model_whose_file_is_gone_stays_unloaded(assets, tmp_path):
     path = tmp_path / "model.onnx"
     shutil.copy(assets / "blaze_front.onnx", path)
     backend = si.OnnxBackend(path, memory_bytes=1 << 20)
@@ -108,7 +108,7 @@ async def test_a_model_that_is_gone_stays_out(assets, tmp_path):
 
 
 @on_a_loop
-async def test_two_models_share_memory_for_one(assets):
+async def test_two_models_take_turns_in_memory_for_one(assets):
     """Two models called in turn return the same outputs as alone, and only one has a session at a time."""
     names = {"blaze_front": 128, "blaze_full": 192}
     rng = np.random.default_rng(1)

@@ -98,7 +98,7 @@ def test_batched_streams_equal_single_streams(silero, speech):
     assert silero.statistics().rows == CHUNKS * STREAMS * 2
 
 
-def test_what_silero_reads_and_answers(silero):
+def test_silero_inputs_and_outputs(silero):
     assert dict(silero.batch_axes) == {"input": 0, "state": 1}
     assert [(spec.name, spec.batch_axis) for spec in silero.inputs] == [("input", 0), ("state", 1), ("sr", None)]
     assert [(spec.name, spec.batch_axis) for spec in silero.outputs] == [("output", 0), ("stateN", 1)]
@@ -121,7 +121,7 @@ def test_what_silero_reads_and_answers(silero):
         ),
     ],
 )
-def test_a_request_that_silero_cannot_read(silero, inputs, parts):
+def test_a_request_that_silero_cannot_read_is_rejected(silero, inputs, parts):
     with pytest.raises(errors.InvalidInput) as caught:
         silero.validate(Request(inputs))
     for part in parts:
@@ -163,7 +163,7 @@ def test_faces_batched_equal_faces_alone(front):
             np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-4, atol=1e-3)
 
 
-def test_a_frame_of_the_wrong_size_is_told_so(front):
+def test_a_frame_of_the_wrong_size_is_rejected(front):
     with pytest.raises(
         errors.InvalidInput, match=r"'input': expected float32\[128, 128, 3\], got float32\[192, 192, 3\]"
     ):

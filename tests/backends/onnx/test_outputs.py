@@ -89,7 +89,7 @@ def test_a_shared_output_is_read_only(detector, batch, ramp):
     assert second[0].tolist() == [0, 1]
 
 
-def test_a_shared_sequence_is_each_caller_s_own(build_model, batch, ramp):
+def test_each_caller_gets_a_copy_of_a_shared_sequence(build_model, batch, ramp):
     """What one caller does to the list reaches no other, and its arrays are read-only."""
     rows = helper.make_tensor_sequence_value_info("rows", Tensor.FLOAT, None)
     split = helper.make_node("SplitToSequence", ["x"], ["rows"], axis=0, keepdims=0)
@@ -162,13 +162,13 @@ def test_fingerprint_tells_outputs_apart(detector):
         ({"outputs": ["doubled"], "batch_axes": {"doubled": 2}}, ValueError, "an axis of 2 dimensions"),
     ],
 )
-def test_wrong_arguments(detector, settings, error, words):
+def test_invalid_output_arguments_are_rejected(detector, settings, error, words):
     """Arguments about outputs are checked by the constructor."""
     with pytest.raises(error, match=words):
         OnnxBackend(detector, **settings)
 
 
-def test_the_batch_symbol_on_two_axes(build_model, batch, ramp):
+def test_user_names_the_axis_if_two_have_the_symbol(build_model, batch, ramp):
     """A matrix of each row with each other has its rows where the user says."""
     model = build_model(
         [helper.make_node("Transpose", ["x"], ["t"], perm=[1, 0]), helper.make_node("MatMul", ["x", "t"], ["y"])],
@@ -181,7 +181,7 @@ def test_the_batch_symbol_on_two_axes(build_model, batch, ramp):
     assert [row.tolist() for row in rows] == (ramp(2, 3) @ ramp(2, 3).T).T.tolist()
 
 
-def test_free_sizes_without_names(identity, batch, ramp):
+def test_free_sizes_without_names_need_a_batch_axis(identity, batch, ramp):
     """A size without a name is equal to no other; the user names the axis."""
     model = identity(Tensor.FLOAT, [None, 3])
     with pytest.raises(ValueError, match=r"no axis has the batch size \? of the inputs"):
@@ -189,7 +189,7 @@ def test_free_sizes_without_names(identity, batch, ramp):
     assert np.array_equal(answers(OnnxBackend(model, batch_axes={"y": 0}), batch(ramp(2, 3))), ramp(2, 3))
 
 
-def test_one_row_a_run(build_model, batch, ramp):
+def test_batch_axis_fixed_at_one(build_model, batch, ramp):
     """If the inputs' batch axis is fixed at 1, an output's is 1 too; another first axis is rejected."""
     outputs = [("y", Tensor.FLOAT, [1, 3]), ("found", Tensor.INT64, [2, "K"])]
     nodes = [helper.make_node("Identity", ["x"], ["y"]), helper.make_node("NonZero", ["x"], ["found"])]
@@ -202,7 +202,7 @@ def test_one_row_a_run(build_model, batch, ramp):
         assert np.array_equal(result["found"][1], np.flatnonzero(row))
 
 
-def test_a_run_that_breaks_the_declared_shape(build_model, batch, ramp):
+def test_a_result_of_undeclared_shape_fails_the_batch(build_model, batch, ramp):
     """A model that returns another number of rows than it declares fails the batch."""
     model = build_model(
         [helper.make_node("Compress", ["x", "which"], ["y"], axis=0)],

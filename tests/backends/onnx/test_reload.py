@@ -200,7 +200,7 @@ DIFFERENT = [
 
 
 @pytest.mark.parametrize(("source", "what"), DIFFERENT, ids=["inputs", "outputs", "no model"])
-def test_what_does_not_fit_leaves_the_old_model(source, what):
+def test_a_failed_reload_keeps_the_old_model(source, what):
     async def main():
         backend = OnnxBackend(scaling(2.0))
         before = backend.fingerprint
@@ -394,7 +394,7 @@ def test_reload_cancelled_while_loading_has_no_effect(monkeypatch):
     [["session"], ["session", "warm-up"], ["session", "warm-up", "warm-up", "shape"]],
     ids=["session", "warm-up", "shape"],
 )
-def test_a_cancelled_reload_goes_no_step_further(monkeypatch, expected):
+def test_a_cancelled_reload_stops_after_its_step(monkeypatch, expected):
     """Its thread makes no other session, and runs no other batch, than the one at which it was cancelled."""
     began, goes_on, thread = threading.Event(), threading.Event(), []
     steps = []

@@ -53,7 +53,7 @@ def floats(*shape):
     return np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
 
 
-def test_what_the_model_is_is_known_at_start(connect):
+def test_start_reads_the_model_metadata(connect):
     async def scenario():
         async with running(connect("mlp")) as backend:
             assert [str(spec) for spec in (*backend.inputs, *backend.outputs)] == [
@@ -122,7 +122,7 @@ def test_missing_model_is_an_error_at_start(connect, arguments, error, message):
             asyncio.run(backend.start())
 
 
-def test_nobody_at_the_address_is_an_error_at_start(protocol, triton):
+def test_unreachable_server_is_an_error_at_start(protocol, triton):
     from servers.process import free_ports
 
     (port,) = free_ports(1)
@@ -151,7 +151,7 @@ def test_rows_are_answered_in_order(connect, shared_memory):
 
 
 @pytest.mark.parametrize("shared_memory", [False, True])
-def test_types_that_need_care_come_back_as_they_went(connect, shared_memory):
+def test_text_float16_int64_and_bool_round_trip(connect, shared_memory):
     async def scenario():
         sent = {
             "text": np.array([["é", ""], ["longer", "a"]]),
@@ -187,7 +187,7 @@ def test_batch_larger_than_model_takes_is_not_sent(connect):
 
 
 @pytest.mark.parametrize("shared_memory", [False, True])
-def test_one_row_that_the_model_refuses_fails_alone(connect, shared_memory):
+def test_one_row_that_the_model_rejects_fails_alone(connect, shared_memory):
     async def scenario():
         async with running(connect("affine", shared_memory=shared_memory)) as backend:
             x = floats(9, 2)
@@ -266,7 +266,7 @@ def test_stop_drains_or_ends_calls_and_can_restart(connect):
     asyncio.run(scenario())
 
 
-def test_another_loop_is_refused(connect):
+def test_use_from_another_event_loop_is_rejected(connect):
     backend = connect("affine")
 
     async def elsewhere():
@@ -303,7 +303,7 @@ def test_stream_steps_are_a_sequence_of_the_server(connect):
     asyncio.run(scenario())
 
 
-def test_the_server_is_told_to_forget_a_lost_sequence(connect):
+def test_a_lost_sequence_is_ended_at_the_server(connect):
     """It would keep its place there for five seconds after its last step."""
 
     async def scenario():
@@ -392,7 +392,7 @@ def test_priority_is_passed_on(connect, triton):
         held.unlink(missing_ok=True)
 
 
-def test_the_servers_times_are_read(connect):
+def test_server_statistics_are_read(connect):
     async def scenario():
         async with running(connect("slow_echo")) as backend:
             assert backend.statistics().parts() == {}
@@ -416,7 +416,7 @@ def test_the_servers_times_are_read(connect):
     asyncio.run(scenario())
 
 
-def test_they_are_read_again_and_again_while_it_runs(connect):
+def test_server_statistics_are_polled_while_running(connect):
     async def scenario():
         async with asyncio.timeout(20), running(connect("affine", statistics_every_s=0.01)) as backend:
             while backend.statistics().recent is None:
@@ -456,7 +456,7 @@ async def _collect(answers):
     return [int(one[0]) async for one in answers]
 
 
-def test_a_stream_that_fails_or_is_late_or_left_ends(repeating):
+def test_a_failed_late_or_abandoned_stream_ends(repeating):
     async def scenario():
         async with running(repeating) as backend:
             got = []
@@ -615,7 +615,7 @@ def test_a_connection_that_fell_silent_is_replaced(triton, protocol):
     asyncio.run(scenario())
 
 
-def test_a_broken_connection_is_made_anew(triton, protocol):
+def test_a_broken_connection_is_reopened(triton, protocol):
     from servers.network import Proxy
 
     async def scenario():

@@ -119,7 +119,7 @@ def test_a_stream_of_responses_is_a_step_of_a_sequence(running):
     running(scenario)
 
 
-def test_a_batch_has_the_only_response_of_each_step(running):
+def test_a_batch_step_must_have_one_response(running):
     """The second step of this model has two, which is an error that loses the sequence."""
 
     async def scenario(backend):

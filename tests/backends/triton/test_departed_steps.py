@@ -77,7 +77,7 @@ def scripted():
     return run
 
 
-def test_step_whose_caller_left_loses_its_sequence(scripted):
+def test_step_with_cancelled_caller_loses_its_sequence(scripted):
     """If the caller of a step leaves but the step succeeds, its stream begins again; the other streams continue."""
 
     async def scenario(splitter, server):
@@ -94,7 +94,7 @@ def test_step_whose_caller_left_loses_its_sequence(scripted):
     scripted(scenario)
 
 
-def test_steps_behind_one_whose_caller_left_are_lost(scripted):
+def test_steps_queued_behind_a_lost_step_are_lost(scripted):
     """They wait in the backend for their turn, and the model never sees them."""
 
     async def scenario(splitter, server):

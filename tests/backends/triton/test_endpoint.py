@@ -34,7 +34,8 @@ def test_local_address_needs_no_encryption(url, target):
     ["127.0.0.1.evil.com:8001", "localhost.evil.com", "10.0.0.1", "triton", "[::ffff:10.0.0.1]", "[fe80::1]:5", "127.1",
      "0.0.0.0:8001", "2130706433"],
 )  # fmt: skip
-def test_everything_else_does(url):
+def test_other_hosts_need_tls_or_insecure(url):
+    """A host that is not local needs TLS, or `insecure=True`."""
     with pytest.raises(ValueError, match=r"tls: expected a Tls or True.*insecure=True"):
         find_endpoint(url, "grpc", None, False)
     assert find_endpoint(url, "grpc", None, True).tls is None
@@ -127,7 +128,7 @@ def test_unsendable_headers_are_rejected_and_not_shown(given):
     assert "hunter2" not in "".join(traceback.format_exception(caught.value))
 
 
-def test_headers_are_made_anew_for_each_call():
+def test_headers_function_is_called_for_each_request():
     tokens = iter(["Bearer first", "Bearer second"])
     headers = Headers(lambda: {"Authorization": next(tokens)})
     assert headers.now() == (("authorization", "Bearer first"),)
@@ -155,7 +156,7 @@ def test_header_values_are_scrubbed_from_server_text(sent, text, shown):
     assert scrub(text, sent) == shown
 
 
-def test_what_it_is_can_be_read_before_it_starts():
+def test_address_and_fingerprint_before_start():
     plain = TritonBackend("localhost:9", "m", headers={"authorization": "hunter2"})
     assert (plain.address, plain.encrypted, plain.missing_extensions) == ("localhost:9", False, ())
     assert TritonBackend("triton:9", "m", tls=True).encrypted

@@ -20,7 +20,7 @@ from streaminfer.errors import Overloaded
     ],
     ids=str,
 )
-def test_retry_after(said, after_s):
+def test_retry_after_is_seconds_or_a_date(said, after_s):
     """It is a number of seconds or a date; what is neither says nothing."""
     assert retry_after(said) == after_s
 
@@ -47,6 +47,6 @@ def test_full_queue_passes_on_retry_after(status, text, after_s):
     ],
     ids=["triton", "fastapi", "html", "deep"],
 )
-def test_the_text_of_an_error(body, text):
+def test_unparsable_error_body_is_quoted(body, text):
     """A body that is no JSON, or is nested too deep for a parser, is quoted."""
     assert _error_text(body) == text

@@ -106,7 +106,7 @@ def test_every_request_ends_and_server_recovers(fragile_triton, name):
 
 
 @pytest.mark.parametrize("name", ON_HTTP)
-def test_so_it_is_over_http(fragile_triton, name):
+def test_faults_over_http(fragile_triton, name):
     report = strike(name, fragile_triton, "http")
     assert report.count("fault", routed=True)["local"] > 0
 

@@ -84,7 +84,7 @@ def test_a_service_behind_tls_and_a_token_answers(target, protocol, tls, ca):
     asyncio.run(main())
 
 
-def test_a_wrong_token_is_said_and_not_shown(target, protocol, tls, ca):
+def test_a_wrong_token_is_reported_but_not_shown(target, protocol, tls, ca):
     async def main():
         async with GATEWAYS[protocol](target, token=TOKEN[::-1], tls=tls) as gateway:
             with pytest.raises(BackendError, match=r"UNAUTHENTICATED.*a token, please") as caught:
@@ -201,7 +201,7 @@ def test_mutual_tls_rejects_client_without_certificate(target, protocol, mutual,
 
 
 @pytest.mark.parametrize(("refusal", "after_s"), [("later", 2.5), ("down", 1.5)])
-def test_when_to_come_again_reaches_the_caller(target, protocol, refusal, after_s):
+def test_retry_after_reaches_the_caller(target, protocol, refusal, after_s):
     async def main():
         async with GATEWAYS[protocol](target) as gateway, si.Stack(backend(gateway, protocol)) as service:
             gateway.refusals.append(refusal)

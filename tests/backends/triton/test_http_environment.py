@@ -68,7 +68,7 @@ async def name_of(url, tls, headers=None):
 
 
 @pytest.mark.parametrize(("headers", "got"), [({"authorization": "Bearer mine"}, "Bearer mine"), (None, "none")])
-def test_a_netrc_file_has_no_part_in_it(tls, headers, got, tmp_path, monkeypatch):
+def test_netrc_file_is_ignored(tls, headers, got, tmp_path, monkeypatch):
     """Who calls is said by `headers`, and by no file that other programs use."""
     (tmp_path / "netrc").write_text(f"machine {HOST} login someone password hunter2\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))

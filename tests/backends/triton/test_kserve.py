@@ -47,7 +47,7 @@ def test_fingerprint_without_version_is_unique(connect):
     asyncio.run(main())
 
 
-def test_what_it_lacks_is_an_error_at_the_start(connect):
+def test_missing_features_are_an_error_at_start(connect):
     async def main():
         with pytest.raises(ValueError, match="shared_memory"):
             await connect(shared_memory=True).start()

@@ -62,7 +62,7 @@ def test_missing_extensions_are_found_at_start(url, protocol):
     asyncio.run(main())
 
 
-def test_shared_memory_is_refused_at_the_start(url, protocol):
+def test_shared_memory_is_rejected_at_start(url, protocol):
     async def main():
         with pytest.raises(ValueError, match=r"shared_memory.*mlserver"):
             await TritonBackend(url, "mlp", protocol=protocol, shared_memory=True).start()

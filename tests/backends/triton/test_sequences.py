@@ -204,7 +204,7 @@ def test_models_with_ids_of_text_get_text():
     assert asyncio.run(step(sequences("TYPE_STRING"), "a"))["sequence_id"].startswith("streaminfer-")
 
 
-def test_lost_sequences_are_told():
+def test_lost_sequence_ids_are_reported_once():
     """Of each sequence that the server may know still the id is told once; of others none is."""
 
     async def scenario():
@@ -227,7 +227,7 @@ def test_lost_sequences_are_told():
     asyncio.run(scenario())
 
 
-def test_lost_sequences_are_ended():
+def test_lost_sequences_are_ended_at_the_server():
     """At the same time; those that are lost meanwhile come after them, and a stop waits for none."""
 
     async def scenario():

@@ -79,7 +79,7 @@ def test_stream_without_reader_does_not_delay_stop(connect):
     asyncio.run(scenario())
 
 
-def test_a_stream_that_says_it_has_no_deadline(connect):
+def test_a_stream_with_an_infinite_deadline(connect):
     """Each answer has `timeout_s`, as where the request names no deadline."""
 
     async def scenario():
@@ -93,7 +93,7 @@ def test_a_stream_that_says_it_has_no_deadline(connect):
     asyncio.run(scenario())
 
 
-def test_a_batch_that_says_it_has_no_deadline(connect, protocol):
+def test_a_batch_with_an_infinite_deadline(connect, protocol):
     async def scenario():
         async with running(connect("affine", protocol)) as backend:
             assert len(await backend.infer(batch(floats(2, 4), deadline_ns=NEVER_NS))) == 2
@@ -397,7 +397,7 @@ def test_http_unix_socket_is_not_called_encrypted():
     assert find_endpoint("unix:/tmp/x.sock", "grpc", True, False).tls == Tls()
 
 
-def test_a_query_is_refused_and_not_shown():
+def test_a_query_in_the_url_is_rejected_and_not_shown():
     for url in ("https://triton/?token=hunter2", "https://triton/#hunter2"):
         with pytest.raises(ValueError, match="url: expected") as caught:
             find_endpoint(url, "http", None, False)

@@ -46,7 +46,7 @@ def test_each_start_has_a_connection_of_its_own(protocol):
 
 
 @pytest.mark.parametrize(("keepalive_s", "ping_ms"), [(None, None), (400.0, 400_000)])
-def test_pings_are_sent_only_if_asked_for(keepalive_s, ping_ms):
+def test_keepalive_pings_are_sent_only_if_configured(keepalive_s, ping_ms):
     """The options of a gRPC connection have the time between pings."""
     (transport,) = connected(made_with("grpc", keepalive_s=keepalive_s))
 

@@ -87,7 +87,7 @@ def test_error_of_a_stream_after_its_deadline(now_ns, deadline_ns, expected):
     ],
     ids=["model lost", "queue full", "queue timeout", "model"],
 )
-def test_text_of_an_error_says_what_a_status_would(text, expected, lost):
+def test_stream_error_text_maps_to_the_error_type(text, expected, lost):
     """A model that its server has lost is loaded again, and what its queue rejects is no failure of the model."""
     losses = []
 

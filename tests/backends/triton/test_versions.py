@@ -162,7 +162,7 @@ def test_late_response_of_old_version_is_ignored(follow):
     assert follow(transport, None, 0, None) == [((3,), "2"), ((1,), "2"), ((3,), "2")]
 
 
-def test_a_server_that_goes_back_is_followed_too(follow):
+def test_a_version_rollback_is_noticed(follow):
     transport = Versions(("2", 3), ("1", 1), columns=[3, 1])
     assert follow(transport, None, None) == [((3,), "2"), ((1,), "1")]
 
@@ -251,7 +251,7 @@ def test_streamed_response_described_too_late_is_late(deadline_s):
     run(main)
 
 
-def test_a_close_ends_a_description_that_is_read():
+def test_a_close_cancels_a_metadata_read():
     """Its callers hear why, and no task is left."""
 
     async def main(loop):

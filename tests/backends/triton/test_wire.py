@@ -31,7 +31,7 @@ OUTPUT = tag_of(messages.ModelInferResponse, "raw_output_contents")
 
 
 @given(st.lists(st.binary(max_size=300), max_size=4), st.text(max_size=20))
-def test_a_request_is_what_protobuf_would_have_written(contents, name):
+def test_request_encoding_matches_protobuf(contents, name):
     head = messages.ModelInferRequest(model_name=name)
     head.inputs.add().name = "x"
     written = append_contents(head.SerializeToString(), INPUT, contents)
@@ -40,7 +40,7 @@ def test_a_request_is_what_protobuf_would_have_written(contents, name):
 
 
 @given(st.lists(st.binary(max_size=300), max_size=4), st.integers(-(2**63), 2**63 - 1))
-def test_an_answer_is_read_as_protobuf_would(contents, number):
+def test_response_decoding_matches_protobuf(contents, number):
     response = messages.ModelInferResponse(model_name="m", raw_output_contents=contents)
     response.outputs.add().shape.append(number)
     rest, found = split_contents(response.SerializeToString(), OUTPUT)
@@ -68,7 +68,7 @@ def test_fields_of_a_later_protocol_are_passed_over():
 
 
 @given(st.lists(st.binary(max_size=9), max_size=6))
-def test_text_is_written_and_read_as_tritonclient_does(elements):
+def test_text_encoding_matches_tritonclient(elements):
     array = np.empty(len(elements), object)
     array[:] = elements
     encoded = encode_text(array)
@@ -102,7 +102,7 @@ def described(inputs=None, outputs=None):
     return {"name": "m", "inputs": tensors(inputs), "outputs": tensors(outputs)}
 
 
-def test_what_a_server_says_becomes_a_description():
+def test_metadata_and_config_become_a_description():
     model = read_model(
         "m",
         "3",
@@ -122,7 +122,7 @@ def test_what_a_server_says_becomes_a_description():
     assert (model.priority_levels, model.default_priority, model.takes_timeout) == (5, 2, True)
 
 
-def test_sequences_say_what_their_ids_are():
+def test_sequence_config_sets_the_id_type():
     control = {"kind": "CONTROL_SEQUENCE_CORRID", "data_type": "TYPE_STRING"}
     sequence = {"max_sequence_idle_microseconds": "2000000", "control_input": [{"name": "ID", "control": [control]}]}
     model = read_model("m", "1", described(), config(sequence_batching=sequence))
@@ -413,7 +413,7 @@ def test_error_without_input_never_blames_the_caller():
     assert type(without_input(ServerError("DEADLINE_EXCEEDED", ""), "registering")) is DeadlineExceeded
 
 
-def test_each_version_of_a_model_counts_for_itself():
+def test_counters_survive_the_unload_of_a_version():
     """An unloaded version takes its counters along; the sum continues from their last known values."""
 
     def of(version, requests):

@@ -37,7 +37,7 @@ KINDS = [
 
 @pytest.mark.parametrize("first", range(len(KINDS)))
 @pytest.mark.parametrize("second", range(len(KINDS)))
-def test_kinds_are_told_apart(first, second, plain):
+def test_rows_of_different_kinds_are_not_stacked(first, second, plain):
     twin = plain("batching.assembly._compatibility_cy")
     for kind in (kind_of, twin.kind_of):
         assert (kind(KINDS[first]) == kind(KINDS[second])) == (first == second)
@@ -57,7 +57,7 @@ shapes = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)
 
 
 @given(st.data(), hnp.scalar_dtypes(), shapes, st.integers(1, 5))
-def test_stacking_is_numpys(data, dtype, shape, count):
+def test_stacking_matches_numpy(data, dtype, shape, count):
     rows = [data.draw(hnp.arrays(dtype, shape)) for _ in range(count)]
     for axis in range(len(shape) + 1):
         stacked = stack_rows([{"x": row} for row in rows], {"x": axis})["x"]
@@ -89,7 +89,7 @@ def test_read_only_and_non_contiguous_rows_are_copied(inputs):
 @pytest.mark.parametrize("axis", [0, 1, 2], ids=str)
 @pytest.mark.parametrize("dtype", ["f4", "f2", "i8", "?", "c8", "u1", ">f4", "M8[s]", "S3"], ids=str)
 @pytest.mark.parametrize("shape", [(2, 3), (9, 2), (1, 1), (3, 0)], ids=str)
-def test_joined_rows_are_numpys(shape, dtype, axis):
+def test_joined_rows_match_numpy(shape, dtype, axis):
     """Whichever way rows are put together, the batch is what NumPy stacks, writable and contiguous."""
     values = np.arange(4 * shape[0] * shape[1]).reshape(4, *shape)
     rows = list(values.astype("i8").astype(dtype))
@@ -102,7 +102,7 @@ def test_joined_rows_are_numpys(shape, dtype, axis):
     assert stacked.flags.c_contiguous
 
 
-def test_prepare_keeps_what_can_be_stacked():
+def test_prepare_keeps_scalars_and_converts_lists():
     for inputs in (1, 2.5, "a", A):
         assert prepare(inputs) is inputs
     assert prepare([1, 2]).dtype == np.int64
@@ -111,7 +111,7 @@ def test_prepare_keeps_what_can_be_stacked():
 
 
 @pytest.mark.parametrize("row", [A.astype(">f4"), np.zeros(2, [("a", ">i4")])])
-def test_one_row_and_many_have_one_byte_order(row):
+def test_stacked_rows_have_native_byte_order(row):
     for count in (1, 2):
         for stacked in (stack_rows([row] * count, {}), stack_rows([{"x": row}] * count, {"x": 1})["x"]):
             assert stacked.dtype.isnative
@@ -119,7 +119,7 @@ def test_one_row_and_many_have_one_byte_order(row):
 
 
 @pytest.mark.parametrize("inputs", [object(), [[1], [1, 2]], np.array([None]), {"x": object()}, None])
-def test_what_cannot_be_stacked_is_refused(inputs):
+def test_prepare_rejects_inputs_that_cannot_be_stacked(inputs):
     with pytest.raises(InvalidInput, match=r"inputs(\['x'\])?: expected a number, an array.*stack=False"):
         prepare(inputs)
 
@@ -289,7 +289,7 @@ def test_threads_assemble_at_the_same_time():
     assert not wrong
 
 
-def test_rows_whose_callers_have_gone_are_left_out():
+def test_rows_of_cancelled_callers_are_left_out():
     made = assembler(buckets=Buckets((4, 8)), preferred_sizes=(4, 8))
     chosen = made.select(tickets_of([np.full(n, n) for n in (1, 2, 6, 3, 4)]))
     assert [ticket.inputs.size for ticket in chosen] == [1, 2, 3, 4]
@@ -306,7 +306,7 @@ def test_as_padded_shows_what_the_model_will_see():
     assert assembler(max_batch_bytes=100).as_padded(A) is A
 
 
-def test_without_limits_it_is_plain():
+def test_assembler_without_limits_is_plain():
     made = assembler()
     assert made.plain
     assert (made.bucket_of(A), made.cap_of(0), made.padded_size(5)) == (0, 8, 5)
@@ -316,7 +316,7 @@ def test_without_limits_it_is_plain():
         assert not assembler(**setting).plain
 
 
-def test_a_list_is_passed_on_where_nothing_is_stacked():
+def test_rows_are_passed_as_a_list_without_stacking():
     made = assembler(stack=False)
     thing = object()
     assert made.prepare(thing) is thing
@@ -397,7 +397,7 @@ def test_bytes_count_padding_and_mask():
         assembler(max_batch_bytes=255, buckets=Buckets((16,), mask="m")).prepare(rows[0])
 
 
-def test_refusals_of_buckets_reach_the_caller():
+def test_bucket_errors_reach_the_caller():
     made = assembler(buckets=Buckets((4,)))
     with pytest.raises(InvalidInput, match="at most 4"):
         made.prepare([1, 2, 3, 4, 5])

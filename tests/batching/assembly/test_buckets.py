@@ -94,7 +94,7 @@ def test_lengths_alone_are_shorthand():
         (Buckets((8,), pad_value={"a": 300}), {"a": IDS.astype(np.uint8)}, "input 'a': .* holds the pad value 300"),
     ],
 )
-def test_what_cannot_be_padded_is_refused(buckets, inputs, message):
+def test_inputs_that_cannot_be_padded_are_rejected(buckets, inputs, message):
     with pytest.raises(InvalidInput, match=message):
         buckets.check(inputs)
 
@@ -116,7 +116,7 @@ def test_what_cannot_be_padded_is_refused(buckets, inputs, message):
         (Buckets((8,), pad_value=1), IDS.astype(bool)),
     ],
 )
-def test_what_can_be_padded_is_not(buckets, inputs):
+def test_inputs_that_can_be_padded_are_accepted(buckets, inputs):
     buckets.check(inputs)
 
 

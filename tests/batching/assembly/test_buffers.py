@@ -21,7 +21,7 @@ def address(array):
     return array.__array_interface__["data"][0]
 
 
-def test_memory_is_used_again_when_the_array_has_gone():
+def test_memory_is_reused_after_the_array_is_freed():
     pool = BufferPool(PLENTY)
     array = pool.take((3, 100), F4)
     assert array.shape == (3, 100)
@@ -59,7 +59,7 @@ HOLDERS = {
 
 
 @pytest.mark.parametrize("holder", HOLDERS)
-def test_whoever_refers_to_it_keeps_it(holder):
+def test_memory_is_not_reused_while_referenced(holder):
     pool = BufferPool(PLENTY)
     array = pool.take((10, 100), F4)
     array[...] = 1.0
@@ -163,7 +163,7 @@ def test_smaller_arrays_reuse_memory_of_larger_ones():
     assert address(pool.take((1025,), F4)) != where
 
 
-def test_a_pool_that_has_gone_leaves_its_arrays_alone():
+def test_arrays_outlive_a_freed_pool():
     pool = BufferPool(PLENTY)
     array = pool.take((1000,), F4)
     array[...] = 3.0
@@ -173,14 +173,14 @@ def test_a_pool_that_has_gone_leaves_its_arrays_alone():
     assert (row == 3.0).all()
 
 
-def test_a_pool_in_use_is_not_waited_for():
+def test_take_allocates_if_the_pool_is_locked():
     pool = BufferPool(PLENTY)
     with pool._lock:
         assert pool.take((1000,), F4).flags.owndata
     assert not pool.take((1000,), F4).flags.owndata
 
 
-def test_no_memory_is_counted_that_could_not_be_had():
+def test_a_failed_allocation_is_not_counted():
     pool = BufferPool(1 << 62)
     with pytest.raises(MemoryError):
         pool.take((1 << 55,), np.dtype(np.uint8))
@@ -195,7 +195,7 @@ def test_any_dtype_without_objects(dtype):
     assert array.shape == (4, 3)
 
 
-def test_threads_never_share_what_they_hold():
+def test_threads_never_share_a_buffer():
     pool = BufferPool(1 << 16)
     wrong = []
 
@@ -261,7 +261,7 @@ TestHolding.settings = settings(max_examples=40, stateful_step_count=40, deadlin
 
 
 @given(st.integers(0, 5000))
-def test_sizes_are_powers_of_two_that_hold_the_array(length):
+def test_buffer_sizes_are_powers_of_two(length):
     pool = BufferPool(PLENTY)
     pool.take((length,), np.dtype(np.uint8))
     assert pool.held_bytes >= max(length, 1)

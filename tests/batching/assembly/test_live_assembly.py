@@ -58,7 +58,7 @@ def test_rows_are_padded_to_their_bucket_and_masked():
     run(main)
 
 
-def test_the_backend_validates_what_it_will_see():
+def test_backend_validates_the_padded_inputs():
     seen = []
 
     def validate(request):
@@ -207,7 +207,7 @@ def test_bucket_with_most_requests_on_time_goes_first():
     assert (sorted(batch), reason) == ([2, 3, 4], "planned")
 
 
-def test_what_is_infeasible_in_its_bucket_is_rejected():
+def test_requests_infeasible_in_a_bucket_are_rejected():
     batch, reason, refused = decide(between(), queue_of((1, 29), (0, 29), (0, 4)))
     assert (batch, reason, refused) == ([1], "planned", [0, 2])
     batch, reason, refused = decide(between(), queue_of((1, 29), (0, 4)))
@@ -259,7 +259,7 @@ def mixed_load(policy, rate, n=3000, seed=1):
     return on_time.mean()
 
 
-def test_an_overload_of_ragged_texts_is_planned_for():
+def test_lookahead_beats_greedy_for_ragged_overload():
     # 0.8 · 0.2 + 0.2 · 1.6 ms of marginal work each: 1,400 a second are well past what the device can do
     assert mixed_load("lookahead", 1000) >= 0.99
     lookahead, greedy = mixed_load("lookahead", 2600), mixed_load("greedy", 2600)

@@ -107,7 +107,7 @@ def check(form, answers):
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-async def test_a_function_that_reuses_its_memory(loop, form):
+async def test_outputs_of_a_memory_reusing_function(loop, form):
     """A function on the event loop, sync or async, may overwrite its outputs in the next batch."""
     model = Reusing(form)
 
@@ -121,7 +121,7 @@ async def test_a_function_that_reuses_its_memory(loop, form):
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 @pytest.mark.parametrize("executor", ["thread", "inline"])
-def test_a_backend_that_reuses_its_memory(form, executor):
+def test_outputs_of_a_memory_reusing_backend(form, executor):
     """A worker thread that gets the next batch at once overwrites no caller's outputs."""
 
     async def main():
@@ -132,7 +132,7 @@ def test_a_backend_that_reuses_its_memory(form, executor):
     check(form, asyncio.run(main()))
 
 
-async def test_an_async_backend_that_reuses_its_memory(loop):
+async def test_outputs_of_a_memory_reusing_async_backend(loop):
     """A user's backend that declares nothing has its outputs copied, and no batch is sent to it early."""
 
     class Backend(Reusing):
@@ -168,7 +168,7 @@ async def test_begin_infer_backend_that_reuses_its_memory(loop):
         check(FORMS["array"], await waves(stack))
 
 
-async def test_a_backend_that_declares_new_arrays(loop):
+async def test_outputs_declared_new_are_not_copied(loop):
     """Nothing is copied for a backend whose outputs are its callers' to keep."""
     kept = []
 
@@ -185,7 +185,7 @@ async def test_a_backend_that_declares_new_arrays(loop):
 
 
 @pytest.mark.parametrize("executor", ["thread", "inline"])
-def test_copy_outputs_false(executor):
+def test_copy_outputs_false_disables_copying(executor):
     """A function that returns new arrays can say so."""
     kept = []
 

@@ -16,7 +16,7 @@ rows_of = st.lists(st.lists(st.integers(0, 100), max_size=12), min_size=1, max_s
 
 
 @given(rows_of, st.integers(12, 20), st.integers(0, 9), st.sampled_from([np.int32, np.int64, np.float32]))
-def test_padding_and_mask_agree_with_their_definition(rows, length, pad, dtype):
+def test_padding_and_mask_match_a_plain_reference(rows, length, pad, dtype):
     lengths = [len(row) for row in rows]
     padded = np.full((len(rows), length), 77, dtype)
     pad_rows([np.array(row, dtype) for row in rows], lengths, 0, pad, padded)

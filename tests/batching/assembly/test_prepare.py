@@ -22,7 +22,7 @@ def prepare(request, plain):
 
 
 @pytest.mark.parametrize("inputs", KEPT, ids=lambda it: type(it).__name__)
-def test_what_can_be_stacked_is_kept(prepare, inputs):
+def test_stackable_inputs_are_unchanged(prepare, inputs):
     assert prepare(inputs) is inputs
 
 
@@ -39,7 +39,7 @@ def test_a_mapping_is_copied_and_its_values_prepared(prepare, kind):
 
 
 @pytest.mark.parametrize("inputs", REFUSED, ids=lambda it: type(it).__name__)
-def test_what_cannot_be_stacked_is_refused(prepare, inputs):
+def test_unstackable_inputs_are_rejected(prepare, inputs):
     with pytest.raises(InvalidInput, match=r"inputs(\['b'\])?: expected"):
         prepare(inputs)
 
@@ -62,12 +62,12 @@ class FailingMapping(UserDict):
 
 
 @pytest.mark.parametrize("inputs", [FailingArray(), FailingMapping(a=1)], ids=["array", "mapping"])
-def test_an_input_that_fails_in_its_own_way_is_refused(prepare, inputs):
+def test_inputs_that_raise_when_read_are_rejected(prepare, inputs):
     with pytest.raises(InvalidInput, match=r"inputs: expected .*Unreadable"):
         prepare(inputs)
 
 
-def test_a_mask_is_not_lost(prepare):
+def test_a_masked_array_is_rejected(prepare):
     """A masked array is rejected by its name, because the model would read the values under the mask."""
     masked = np.ma.MaskedArray([1.0, 2.0], [False, True])
 
@@ -81,7 +81,7 @@ def test_a_mask_is_not_lost(prepare):
 
 
 @pytest.mark.parametrize("kind", [dict, UserDict])
-def test_a_mapping_that_has_no_end_is_refused(prepare, kind):
+def test_a_self_referencing_mapping_is_rejected(prepare, kind):
     """Compiled code would follow it until the process ends."""
     endless = kind()
     endless["inner"] = endless

@@ -46,7 +46,7 @@ def test_copies_that_fill_up_a_batch_cost_too():
     run(main)
 
 
-def test_cost_beside_buckets_and_bytes():
+def test_cost_limit_holds_beside_buckets_and_bytes():
     """Each limit holds; the function gets what the request brought, unpadded."""
     seen = []
 
@@ -109,7 +109,7 @@ def boom_without_a_word(_):
     ],
     ids=["dear", "negative", "nan", "text", "fails", "fails without a message"],
 )
-def test_a_request_without_a_cost_is_refused_alone(row_cost, says):
+def test_a_request_without_a_valid_cost_fails_alone(row_cost, says):
     async def main(loop):
         def cost(row):
             return row_cost(row) if row == 1.0 else 1
@@ -136,7 +136,7 @@ def test_a_request_without_a_cost_is_refused_alone(row_cost, says):
         ({"row_cost": len, "max_batch_cost": math.inf}, ValueError, "max_batch_cost: expected a finite number"),
     ],
 )
-def test_arguments_that_do_not_fit(arguments, error, says):
+def test_invalid_cost_arguments_are_rejected(arguments, error, says):
     with pytest.raises(error, match=says):
         si.AdaptiveBatcher(max_batch_size=4, **arguments)
 
@@ -160,7 +160,7 @@ def test_cancelled_error_in_row_cost_counts_as_failed():
     run(main)
 
 
-def test_planner_is_not_told_of_mixed_shapes():
+def test_rows_left_out_by_cost_are_not_mixed_shapes():
     """A batch that costs leave rows out of says nothing about their shapes."""
 
     async def main(loop):

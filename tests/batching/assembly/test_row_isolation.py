@@ -68,7 +68,7 @@ async def test_one_bad_row_fails_alone(loop, size, place):
 
 
 @pytest.mark.parametrize("kind", ["sync", "async", "list"])
-async def test_functions(loop, kind):
+async def test_failed_function_batches_are_split(loop, kind):
     """Batch functions on the event loop are called again in parts, as backends are."""
 
     def sync(x):
@@ -88,7 +88,7 @@ async def test_functions(loop, kind):
     assert isinstance(answers[1], si.BackendError)
 
 
-async def test_a_function_may_write_to_its_list(loop):
+async def test_parts_are_built_from_the_original_inputs(loop):
     """The parts of a batch that failed are made of what the requests brought."""
 
     def predict(rows):
@@ -105,7 +105,7 @@ async def test_a_function_may_write_to_its_list(loop):
     assert [answer for answer in answers if not isinstance(answer, Exception)] == [2.0, 6.0, 8.0]
 
 
-async def test_preferred_sizes(loop):
+async def test_parts_are_padded_to_preferred_sizes(loop):
     """Parts are filled up to the sizes that the model takes."""
 
     class Fixed(Picky):
@@ -196,7 +196,7 @@ async def test_parts_end_with_the_deadline(loop):
     "error",
     [si.CircuitOpen, si.Closed, si.Overloaded, si.DeadlineExceeded, ConnectionResetError, TimeoutError],
 )
-async def test_errors_of_no_row(loop, error):
+async def test_errors_not_caused_by_a_row_are_not_split(loop, error):
     """An open circuit, a stop or a lost connection is no row's fault."""
     backend = Picky(error=error)
     answers, statistics = await ask(loop, backend, [1.0, BAD])
@@ -251,7 +251,7 @@ async def test_breaker_around_the_batcher_counts_requests(loop):
     assert (breaker.statistics().failed, breaker.statistics().succeeded) == (1, 31)
 
 
-async def test_a_backend_that_isolates_rows(loop):
+async def test_a_backend_that_isolates_rows_gets_no_parts(loop):
     """A backend that tries parts itself is not sent any."""
     backend = Picky()
     backend.isolates_rows = True
@@ -259,7 +259,7 @@ async def test_a_backend_that_isolates_rows(loop):
     assert (backend.sizes, statistics.split_batches) == ([2], 0)
 
 
-async def test_a_caller_that_leaves_while_parts_run(loop):
+async def test_a_request_cancelled_while_parts_run(loop):
     """A cancelled request is in no later part, and the others get their results."""
     backend = Picky(duration_s=0.010)
     service = si.AdaptiveBatcher(max_batch_size=8, policy="greedy", clock=loop.clock).wrap(backend)
@@ -365,7 +365,7 @@ def test_is_out_of_memory(error, is_one):
 
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.010])
-async def test_a_memory_limit_is_that_of_its_bucket(loop, delay_s):
+async def test_a_memory_limit_applies_to_its_bucket_only(loop, delay_s):
     """Shorter rows have batches as large as before, also where longer ones are queued between them."""
 
     def fits(batch):

@@ -47,12 +47,12 @@ def test_text_is_stacked_as_objects(texts):
 
 
 @pytest.mark.parametrize("text", ["a", np.str_("a"), np.array("a"), np.array("a", object)], ids=repr)
-def test_text_without_axes_is_a_string(text):
+def test_scalar_text_becomes_a_string(text):
     """However one string comes, it can stand in a batch with others."""
     assert type(prepare(text)) is str
 
 
-def test_arrays_of_bytes_are_stacked_as_they_are():
+def test_arrays_of_bytes_are_stacked_unchanged():
     """As a server reads them for a model that takes bytes; NumPy's own type drops the zeros at their end."""
     rows = [prepare(np.array([b"\xff", b"long\0"], object)), prepare(np.array([b"", b"\0"], object))]
 
@@ -74,7 +74,7 @@ def test_strings_and_bytes_share_no_batch():
 
 
 @pytest.mark.parametrize("inputs", [["a", 1], np.array(["a", None]), np.array(["a", b"b"], object)], ids=repr)
-def test_text_beside_something_else_is_refused(inputs):
+def test_text_mixed_with_other_types_is_rejected(inputs):
     """NumPy would make text of numbers."""
     with pytest.raises(InvalidInput, match="inputs: expected"):
         prepare(inputs)
@@ -99,7 +99,7 @@ def test_one_long_text_does_not_widen_the_others(kind):
     assert nested is None or nested.shape == (2, 64)
 
 
-def test_many_texts_are_no_reused_memory():
+def test_text_arrays_use_no_pooled_memory():
     """Reused buffers are for plain memory; arrays of strings get their own, however large."""
     row = np.full(POOLED_FROM // 8, "text", object)
     (only,) = assembler().assemble([row])

@@ -99,7 +99,7 @@ def test_split_rows_error_in_column():
         ({"x": "abc"}, ["output ['x']", "got str"]),
     ],
 )
-def test_split_rows_refuses_the_ambiguous(results, words):
+def test_split_rows_rejects_ambiguous_results(results, words):
     """What could be read in two ways is an error that names what to return."""
     error = split_rows(results, 3, "model")
     assert isinstance(error, si.BackendError)
@@ -108,14 +108,14 @@ def test_split_rows_refuses_the_ambiguous(results, words):
         assert word in str(error)
 
 
-def test_split_rows_refuses_a_table():
+def test_split_rows_rejects_a_table():
     """A table is rejected, because iterating over it gives the names of its columns, not its rows."""
     assert isinstance(split_rows(Frame(), 2, "f"), si.BackendError)
     assert isinstance(split_rows({"x": Frame()}, 2, "f"), si.BackendError)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5])
-async def test_a_function_of_several_outputs(loop, rows):
+async def test_dispatcher_and_split_rows_agree(loop, rows):
     """The dispatcher and `split_rows` give the same rows."""
     predict = si.AdaptiveBatcher(max_batch_size=8).wrap(lambda x: (x[:, None] * np.arange(4), x + 1))
 
@@ -152,7 +152,7 @@ def test_a_breaker_judges_rows(errors, counts):
     assert (seen.succeeded, seen.failed) == counts
 
 
-def test_injected_row_errors_strike_rows():
+def test_injected_row_errors_hit_rows_not_outputs():
     """Faults of single rows strike rows of several outputs, not outputs."""
     plan = FaultPlan(row_errors(OSError, rate=1.0))
     rows = asyncio.run(Faulty(Columns(1, 2, 3), plan).infer(Batch(None, [si.Request(None)] * 3)))
@@ -179,7 +179,7 @@ class Failing:
 
 
 @pytest.mark.parametrize("results", [Failing(), Failing(None), {"x": Failing(None)}], ids=["row", "length", "column"])
-def test_results_that_fail_are_an_error_of_their_batch(results):
+def test_unreadable_results_fail_their_batch(results):
     """A caller gets an error whatever results do, and does not wait for ever."""
     failure = split_rows(results, 1, "f")
 

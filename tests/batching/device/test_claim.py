@@ -39,7 +39,7 @@ def test_batcher_without_objective_is_least_urgent():
     assert patient.slo_ns == NEVER
 
 
-def test_a_full_batch_is_seen():
+def test_is_full_once_a_full_batch_is_queued():
     queue = RequestQueue(10)
     full = claim(queue=queue)
     seen = []
@@ -50,7 +50,7 @@ def test_a_full_batch_is_seen():
     assert (seen, full.is_full) == ([False] * 4, True)
 
 
-def test_the_device_is_told_of_another_objective():
+def test_a_changed_objective_is_reported_to_the_device():
     told, watched = [], claim()
     watched.changed = lambda: told.append(watched.slo_ns)
 
@@ -59,7 +59,7 @@ def test_the_device_is_told_of_another_objective():
     assert told == [50]
 
 
-def test_a_backend_that_offers_nothing_is_told_nothing():
+def test_backend_without_background_runs_is_not_called():
     silent = claim()
 
     silent.set_background(True)
@@ -70,7 +70,7 @@ def test_a_backend_that_offers_nothing_is_told_nothing():
     assert silent.obstacle == "its backend offers no BackgroundRuns"
 
 
-def test_a_backend_without_obstacle_can_always():
+def test_a_backend_without_obstacle_runs_in_background():
     told = []
     willing = claim(runs=BackgroundRuns(told.append, lambda: told.append("raised")))
 
@@ -82,7 +82,7 @@ def test_a_backend_without_obstacle_can_always():
     assert (willing.running_ns(), willing.ended_ns()) == (None, None)
 
 
-def test_batches_that_run_yield():
+def test_yield_running_reaches_the_backend():
     told = []
     runs = BackgroundRuns(told.append, list, yield_running=lambda: told.append("yielded"))
 

@@ -63,7 +63,7 @@ async def test_model_waits_for_turn_only_with_free_worker(loop):
 @pytest.mark.parametrize("concurrency", [1, 2])
 @pytest.mark.parametrize("policy", ["lookahead", "greedy"])
 @pytest.mark.parametrize("seed", range(3))
-async def test_no_more_batches_run_than_may_whatever_happens(loop, concurrency, policy, seed):
+async def test_running_batches_never_exceed_concurrency(loop, concurrency, policy, seed):
     rng = random.Random(seed)
     device = si.Device("gpu:0", concurrency=concurrency)
     step = failing_at_random(rng)
@@ -180,7 +180,7 @@ async def test_admission_counts_what_runs_on_the_device(loop):
     await running
 
 
-def test_a_batcher_of_another_loop_is_refused():
+def test_a_batcher_of_another_event_loop_is_rejected():
     device = si.Device("gpu:0")
     first = si.AdaptiveBatcher(max_batch_size=1, device=device).wrap(lambda batch: batch)
     second = si.AdaptiveBatcher(max_batch_size=1, device=device).wrap(lambda batch: batch)
@@ -219,7 +219,7 @@ def test_slots_of_a_closed_loop_are_forgotten():
     assert run(main) == 1.0
 
 
-async def test_statistics_say_what_each_model_had(loop):
+async def test_statistics_count_device_time_by_model(loop):
     device = si.Device("gpu:0")
     services = [batcher(loop, device, Model(name, duration_s=seconds)) for name, seconds in (("a", 0.01), ("b", 0.02))]
     calls = [ask(services[0])]
@@ -261,7 +261,7 @@ async def test_statistics_from_another_thread_change_nothing(loop, monkeypatch):
     await settle(calls)
 
 
-async def test_models_of_one_name_are_told_apart(loop):
+async def test_models_with_the_same_name_are_numbered(loop):
     device = si.Device("gpu:0", weights={"same#2": 2})
     options = {"max_batch_size": 1, "slo_s": None}
     services = [batcher(loop, device, Model("same", duration_s=seconds), **options) for seconds in (0.01, 0.02)]
@@ -371,7 +371,7 @@ async def test_cost_meter_splits_device_time_over_models(loop):
         await stack.stop()
 
 
-def test_a_device_shows_what_it_does():
+def test_repr_shows_running_and_waiting():
     assert repr(si.Device("gpu:0", concurrency=2)) == "Device('gpu:0', running=0/2, waiting=0)"
 
 
@@ -470,7 +470,7 @@ def test_weights_are_any_numbers(weight):
     assert sum(on_time) > 0.9 * sum(sent)
 
 
-def test_outliers_do_not_decide_on_turns():
+def test_outliers_do_not_affect_turns():
     """One batch in twenty takes six times as long: planned with that, the urgent model would often be passed over."""
 
     async def main(loop, seed):

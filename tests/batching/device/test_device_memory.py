@@ -104,7 +104,7 @@ async def test_loaded_models_never_exceed_the_memory(loop, concurrency, policy, 
         await service.stop()
 
 
-async def test_a_model_is_loaded_once_for_all_that_waits(loop):
+async def test_a_model_is_loaded_once_for_queued_requests(loop):
     device = si.Device("gpu:0", memory_bytes=9)
     models = [Model(name, duration_s=0.01) for name in "ab"]
     services = [batcher(loop, device, model, slo_s=None) for model in models]
@@ -166,7 +166,7 @@ async def test_failed_load_fails_its_batch_but_not_the_next(loop):
     assert device.statistics().models["a"].loads == 2  # the one that failed counts
 
 
-async def test_a_load_that_fails_fails_no_other_batch(loop):
+async def test_a_failed_load_fails_only_its_batch(loop):
     """Rows that cannot share the batch that it was for are in the next one, which tries again."""
     device = si.Device("gpu:0", memory_bytes=9)
     model = Model("a", then=lambda batch: [len(row.inputs) for row in batch.rows])
@@ -187,7 +187,7 @@ async def test_a_load_that_fails_fails_no_other_batch(loop):
     assert (second.outputs, fourth.outputs) == (2, 2)
 
 
-async def test_a_load_goes_on_when_all_callers_have_left(loop):
+async def test_a_load_continues_after_all_callers_cancel(loop):
     device = si.Device("gpu:0", memory_bytes=5)
     models = [Model(name, duration_s=0.01) for name in "ab"]
     services = [batcher(loop, device, model) for model in models]
@@ -213,7 +213,7 @@ async def test_a_request_expires_during_a_load(loop):
     assert device.is_free
 
 
-async def test_a_model_that_does_not_fit_alone_is_refused(loop):
+async def test_a_model_larger_than_the_device_is_rejected(loop):
     service = batcher(loop, si.Device("gpu:0", memory_bytes=4), Model("large"))
 
     with pytest.raises(ValueError, match="memory_bytes: expected at least 5, for large, got 4"):
@@ -354,7 +354,7 @@ async def test_start_continues_if_model_was_not_evicted(loop):
     assert [str(end) for end in await settle([call])] == ["b could not be loaded: OSError: busy"]
 
 
-async def test_the_cost_of_loads_is_that_of_their_models(loop):
+async def test_load_time_is_charged_to_the_loaded_model(loop):
     device, meter = si.Device("gpu:0", memory_bytes=5), si.CostMeter(per_second=1.0)
     stacks = [
         si.Stack(
@@ -406,7 +406,7 @@ async def test_a_residency_is_checked(loop, residency, message):
 
 
 @pytest.mark.parametrize("part", ["load", "unload"])
-async def test_a_load_that_cannot_be_awaited_is_named(loop, part):
+async def test_a_non_async_residency_function_is_named(loop, part):
     device = si.Device("gpu:0", memory_bytes=6)
     models = [ScriptedBackend(), ScriptedBackend()]
     for model in models:

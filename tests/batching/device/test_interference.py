@@ -12,7 +12,7 @@ def together(interference, start_ns, took_ns=150, expected_ns=100):
     return [interference.end(token, expected_ns, start_ns + took_ns) for token in "12"]
 
 
-def test_a_batch_alone_takes_what_it_took():
+def test_a_batch_alone_shows_no_slowdown():
     interference = Interference()
     interference.begin("1", "a", 100)
 
@@ -47,7 +47,7 @@ def test_a_failed_batch_teaches_nothing():
     assert interference.slowdowns() == {}
 
 
-def test_slowdown_applies_while_the_other_runs():
+def test_slowdown_applies_while_the_other_model_runs():
     interference = Interference()
     together(interference, 0)
     assert interference.slowdown("a") == 1.0

@@ -135,7 +135,7 @@ class TestLevels:
         [("it runs on the event loop", "it runs on the event loop"), ("none", "its backend offers no BackgroundRuns")],
         ids=["obstacle", "no capability"],
     )
-    def test_a_model_that_cannot_be_lowered_is_refused(self, obstacle, text):
+    def test_a_model_that_cannot_be_lowered_is_rejected(self, obstacle, text):
         tight, loose = member(25 * MS), member(100 * MS, name="faces", obstacle=obstacle)
         preemption = enter(tight)
 
@@ -190,12 +190,12 @@ class TestPauses:
         for _ in range(times):
             end_background(preemption, ended_ns=100 * MS, limit_ns=100 * MS, is_promoted=True)
 
-    def test_there_is_none_before_a_batch(self):
+    def test_no_pause_before_the_first_batch(self):
         tight = member(25 * MS)
 
         assert enter(tight, member(100 * MS)).pause_ends_ns(tight) == 0
 
-    def test_a_late_background_sets_the_pace(self):
+    def test_a_late_background_lengthens_the_pause(self):
         tight = member(25 * MS, durations=lambda size: MS)  # a full batch of 4 saves three quarters
         preemption = enter(tight, member(100 * MS))
         self.late(preemption)
@@ -215,7 +215,7 @@ class TestPauses:
 
         assert preemption.pause_ends_ns(tight) == 10 * MS
 
-    def test_there_is_none_while_the_background_has_time(self):
+    def test_no_pause_while_the_background_is_on_time(self):
         tight = member(25 * MS)
         preemption = enter(tight, member(100 * MS))
         for _ in range(10):
@@ -262,7 +262,7 @@ class TestPauses:
 
         assert preemption.pressure == pytest.approx(0.5 - fallen)
 
-    def test_the_background_is_idle_once(self):
+    def test_idle_time_of_the_background_counts_once(self):
         preemption = Preemption()
         self.late(preemption, times=5)
 
@@ -271,7 +271,7 @@ class TestPauses:
 
         assert preemption.pressure == pytest.approx(0.5 - 0.022)
 
-    def test_requests_without_deadline_are_in_good_time(self):
+    def test_requests_without_deadline_lower_the_pressure(self):
         preemption = Preemption()
         self.late(preemption, times=5)
 
@@ -289,7 +289,7 @@ class TestPauses:
 
         assert preemption.pause_ends_ns(tight) == 0
 
-    def test_a_request_without_time_ends_the_pause(self):
+    def test_a_request_near_its_deadline_ends_the_pause(self):
         tight = member(25 * MS)
         preemption = enter(tight, member(100 * MS))
         self.late(preemption)
@@ -299,7 +299,7 @@ class TestPauses:
 
         assert preemption.pause_ends_ns(tight) == 10 * MS  # two batches of a millisecond before the deadline
 
-    def test_a_closed_loop_leaves_nothing(self):
+    def test_a_closed_loop_resets_the_preemption(self):
         tight, loose = member(25 * MS), member(100 * MS)
         preemption = enter(tight, loose)
         self.late(preemption)

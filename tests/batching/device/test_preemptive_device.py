@@ -153,7 +153,7 @@ async def test_model_that_cannot_yield_is_rejected_at_start(loop, device):
         await stuck.start()
 
 
-async def test_a_model_whose_start_failed_has_no_part_in_it(loop, device):
+async def test_a_model_whose_start_failed_is_not_foreground(loop, device):
     """The foreground is that of the models that serve; one that failed to start enters when it does."""
     urgent = Model("urgent", ValueError("no such kernel"), loop=loop, example=1.0)
     urgent.example_inputs = lambda: ExampleInputs(1.0, urgent.infer)
@@ -173,7 +173,7 @@ async def test_a_model_whose_start_failed_has_no_part_in_it(loop, device):
     assert (await ask(see)).outputs == 1.0
 
 
-async def test_the_foreground_acts_alone_as_without_a_device(loop, device):
+async def test_a_lone_foreground_acts_as_without_a_device(loop, device):
     rng = random.Random(1)
     models = [Model("model", loop=loop, duration_s=lambda rows: 0.001 + 0.0005 * rows) for _ in range(3)]
     services = [
@@ -296,7 +296,7 @@ async def test_the_foreground_is_never_promoted(loop, device):
 
 @pytest.mark.parametrize("policy", ["lookahead", "greedy"])
 @pytest.mark.parametrize("seed", range(3))
-async def test_each_request_ends_once_whatever_happens(loop, device, policy, seed):
+async def test_each_request_ends_once_under_random_failures(loop, device, policy, seed):
     rng = random.Random(seed)
     step = failing_at_random(rng)
     models = [
@@ -354,7 +354,7 @@ def test_another_loop_takes_over_an_idle_device():
     assert device.statistics().running == 0
 
 
-def test_memory_and_preemption_do_not_go_together():
+def test_preemption_with_memory_bytes_is_rejected():
     with pytest.raises(ValueError, match="memory_bytes"):
         si.Device("core", preemptive=True, memory_bytes=1)
 

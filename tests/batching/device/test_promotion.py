@@ -121,7 +121,7 @@ async def test_batch_held_up_by_other_processes_is_promoted(loop):
     assert background.member.raised_at_ms == [pytest.approx(began_ms + 100, abs=1)]
 
 
-async def test_what_a_batch_needs_is_known_of_its_size(loop):
+async def test_cpu_need_of_a_batch_depends_on_its_size(loop):
     background = Background(loop)
     await background.learn(20, size=1)
     background.member.running = 10 * MS
@@ -201,7 +201,7 @@ async def test_batches_held_up_by_others_are_lowered_rarely(loop):
 
 
 @pytest.mark.parametrize(("took_s", "share"), [(0.04, 0.5), (0.12, 1.0)], ids=["ends soon", "foreground has the core"])
-async def test_the_other_processes_are_forgotten(loop, took_s, share):
+async def test_load_of_other_processes_is_forgotten(loop, took_s, share):
     background = Background(loop)
 
     await background.run(6, took_s=0.12, share=0.5)  # lowered: 0, 2, 5

@@ -78,7 +78,7 @@ def resident(memory=10, **sizes):
     return one
 
 
-def test_what_fits_in_the_end_stays():
+def test_a_model_that_fits_after_evictions_stays():
     """The small one is needed last, but the large one has to leave anyway."""
     one = resident(a=2, b=8)
 
@@ -114,7 +114,7 @@ def test_model_that_failed_to_unload_keeps_its_memory():
     assert one.bytes_of == {"b": 3}
 
 
-def test_what_a_load_takes_is_learned():
+def test_load_duration_is_learned():
     one = resident(a=5)
     assert one.load_ns("a") == 5
 

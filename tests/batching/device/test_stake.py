@@ -56,7 +56,7 @@ def stake(*, deadlines=(), gap_ns=100.0, limit_ns=100, load_ns=500, weight=1.0):
         "no outlook",
     ],
 )
-def test_a_load_in_vain_saves_nothing_and_loses_more(arriving, leaving, in_vain):
+def test_a_load_that_saves_nothing_is_in_vain(arriving, leaving, in_vain):
     """It is too late for all that is queued, and those that leave lose at least as much as it brings."""
     assert is_in_vain(arriving, leaving) is in_vain
 

@@ -52,12 +52,12 @@ class TestRules:
 
         assert Turns(100).choose(bids, 0)[0] == 1
 
-    def test_weight_counts(self):
+    def test_a_higher_weight_wins_the_turn(self):
         bids = [bid("a", [12], [10], weight=5.0), bid("b", [12, 12, 12], [8, 9, 10])]
 
         assert Turns(100).choose(bids, 0)[0] == 0
 
-    def test_requests_that_would_be_late_are_passed_over(self):
+    def test_late_requests_are_left_out_of_a_granted_batch(self):
         bids = [bid("a", [5, 40], [10, 11]), bid("b", [90], [10])]
 
         assert deadlines_of(Turns(100).choose(bids, 0)) == (0, [40])
@@ -67,7 +67,7 @@ class TestRules:
 
         assert deadlines_of(Turns(100).choose(bids, 0)) == (0, [11, 40])
 
-    def test_slowdown_counts(self):
+    def test_slowdown_counts_in_choosing_requests(self):
         bids = [bid("a", [30, 40], [20, 20], slowdown=2.0), bid("b", [60], [10])]
 
         assert deadlines_of(Turns(100).choose(bids, 0))[1] in ([40], [60])
@@ -98,7 +98,7 @@ class TestRules:
 
         assert Turns(100).choose(bids, 0)[0] == 2
 
-    def test_a_load_is_set_up_of_the_next_batch(self):
+    def test_load_time_counts_in_the_next_batch(self):
         bids = [bid("a", [35], [10], needs=5, load_ns=20, is_loaded=False), bid("b", [39], [10], needs=5, load_ns=1)]
 
         assert Turns(100).choose(bids, 0)[0] == 1
@@ -110,14 +110,14 @@ class TestRules:
 
         assert Turns(100).choose(bids, 0)[0] == 1
 
-    def test_a_model_that_sends_nothing_now_is_not_granted(self):
+    def test_a_model_without_a_batch_is_not_granted(self):
         """It runs a batch, say, while more of its requests are queued."""
         bids = [bid("a", [9], [20]), bid("b", [8], [20])]
         running = bid("c", [1000, 1000, 1000], [10, 11, 12], needs=5, load_ns=1)._replace(batch=())
 
         assert deadlines_of(Turns(100).choose(bids, 0, [running], 5)) == (1, [8])
 
-    def test_nothing_on_time_is_served_by_deadline(self):
+    def test_earliest_deadline_wins_if_all_are_late(self):
         bids = [bid("a", [9], [20]), bid("b", [8], [20])]
 
         assert Turns(100).choose(bids, 0)[0] == 1
@@ -157,7 +157,7 @@ class TestStarvation:
         assert turns.choose([first._replace(is_loaded=True), urgent], 101)[0] == 0
         assert not turns.is_overdue("a", 102)
 
-    def test_the_time_of_a_load_does_not_count(self):
+    def test_load_time_does_not_count_as_waiting(self):
         """A model that was passed over for 50 of 100 waits as long again after a load."""
         turns = Turns(100)
         first = bid("a", [10**6], [10])
@@ -178,7 +178,7 @@ class TestStarvation:
         assert not turns.is_overdue("a", 1149)
         assert turns.is_overdue("a", 1150)
 
-    def test_a_model_that_stopped_starts_to_wait_again(self):
+    def test_waiting_time_restarts_after_a_stop(self):
         turns = Turns(100)
         first = bid("a", [10**6], [10])
         assert turns.choose([first, bid("b", [11], [10])], 0)[0] == 1
@@ -262,7 +262,7 @@ def test_the_best_candidates_stay(plain_kernels, values, most, kept):
     assert np.flatnonzero(is_in).tolist() == kept
 
 
-def test_a_candidate_that_is_out_does_not_come_back(plain_kernels):
+def test_an_excluded_candidate_stays_excluded(plain_kernels):
     is_in = np.array([False, True])
 
     plain_kernels._keep_best(np.array([[9.0, 9.0], [1.0, 1.0]]), is_in, 1)

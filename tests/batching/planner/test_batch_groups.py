@@ -64,7 +64,7 @@ def test_only_full_batch_is_compared_with_known_size():
     [(51, 500, 0), (60, 65, 0), (60, 90, 8)],
     ids=["itself is late", "what it leaves is late", "in time"],
 )
-def test_there_must_be_time_for_twice_the_full_batch(first_ms, last_ms, rows):
+def test_comparison_needs_time_for_two_full_batches(first_ms, last_ms, rows):
     assert compared(group_of(known_model(), *[first_ms] * 8, *[last_ms] * 8)) == rows
 
 

@@ -34,7 +34,7 @@ def test_overdue_requests_keep_their_share():
     assert overdue == pytest.approx(rows * 5 / 40, abs=1)
 
 
-def test_a_size_is_compared_once_its_batch_is_sent():
+def test_a_size_is_proposed_until_its_batch_is_sent():
     """Until then the size is proposed again, in a batch that a device may not replace by another."""
     policy, queue = Lookahead(32, LearnedServiceTime()), RequestQueue(200)
     for number in range(200):

@@ -44,7 +44,7 @@ def test_a_given_service_time_is_exact():
     assert model.sure_ns == model.durations[1]
 
 
-def test_nothing_is_planned_before_anything_is_known():
+def test_no_timetable_before_the_first_batch():
     """Without a first batch there is no timetable."""
     model = bucket()
 
@@ -54,7 +54,7 @@ def test_nothing_is_planned_before_anything_is_known():
     assert model.learns
 
 
-def test_outliers_do_not_decide_what_is_predicted():
+def test_outliers_do_not_move_the_slow_timetable():
     """What 19 of 20 batches do not exceed is an outlier where four of 64 are, and not where three are."""
 
     def seen(outliers):
@@ -94,7 +94,7 @@ def test_tables_follow_the_service_time():
 
 
 @pytest.mark.parametrize("state", ["given", "learned", "padded", "borrowed"])
-def test_no_more_rows_than_the_memory_holds(state):
+def test_memory_limit_ends_the_tables(state):
     """A limit ends the tables there, once and for all; a larger one changes nothing."""
     sizes = {"padded": lambda size: 1 << (size - 1).bit_length()}
     model = bucket(service_time=LINE if state == "given" else None, padded=sizes.get(state))
@@ -134,7 +134,7 @@ def test_limit_below_the_padded_size(service_time):
     assert model.expected_ns(8) == 0
 
 
-def test_a_limit_before_anything_is_known():
+def test_memory_limit_before_the_first_batch():
     """The tables of the first batch end at the limit."""
     model = bucket()
 
@@ -185,7 +185,7 @@ def test_outliers_make_no_slow_batch(every, slow):
 
 
 @pytest.mark.parametrize(("sigma", "sure"), [(0.0, 0.7), (0.5, 0.4)], ids=["exact", "noisy"])
-def test_what_one_request_surely_takes(sigma, sure):
+def test_minimum_duration_of_a_single_request(sigma, sure):
     """A request is surely late with less than 0.7 of the mean left, or less where durations scatter more."""
     model, source = bucket(), np.random.default_rng(0)
     for at in range(200):
@@ -198,7 +198,7 @@ def test_what_one_request_surely_takes(sigma, sure):
 
 
 @pytest.mark.parametrize("size", [1, 3, 8, 9, 16])
-def test_a_padded_batch_takes_what_its_padding_takes(size):
+def test_a_padded_batch_lasts_as_its_padded_size(size):
     """Where the model gets more rows than the batch has, the batch takes as long as all of them."""
 
     def padded(rows):
@@ -419,7 +419,7 @@ def test_batches_are_learned_one_by_one_in_doubt():
 # ---- exploration and comparison
 
 
-def test_unknown_sizes_are_explored_by_fours():
+def test_exploration_quadruples_the_size():
     """While batches have not grown slower, up to four times as many rows as the largest trusted size are tried."""
     model = bucket()
     run(model, 1, 1, seconds=lambda size: 0.005)
@@ -457,7 +457,7 @@ def settled(model, *sizes, rounds=20):
     return model
 
 
-def test_a_size_next_to_the_best_is_compared():
+def test_half_the_best_is_compared():
     """When half of the best size has not run for 128 batches, the model proposes it."""
     model = settled(bucket(), 4, 32, 64)
     assert model.size_to_compare(64) == 0
@@ -548,7 +548,7 @@ def test_middle_best_size_is_padded_to_a_better_one():
     assert len(model.durations) - 1 == 32
 
 
-def test_comparisons_come_closer_once_one_is_sent():
+def test_comparisons_speed_up_after_one_is_sent():
     """The next comparison is due eight batches after a proposal, or one batch after the proposed size is sent."""
     model = settled(bucket(), 64, rounds=8)
     assert model.compares
@@ -615,7 +615,7 @@ def test_larger_size_that_never_ran_is_not_retried():
     assert model.size_to_try_again(8, 64) == 0
 
 
-def test_nothing_larger_is_tried_of_an_unknown_bucket():
+def test_an_unknown_bucket_retries_no_larger_size():
     """On a shared device another model may have had the turn of its first batch."""
     known, unknown = bucket(16), bucket(8)
     run(known, *[1, 4, 16] * 10)
@@ -638,7 +638,7 @@ def test_a_larger_padded_size_is_tried_again():
 
 
 @pytest.mark.parametrize("full", [16, 20, 24, 48])
-def test_a_size_costs_requests_only_before_it_ran(full):
+def test_a_size_is_worth_losses_only_before_it_ran(full):
     """Also one that is no power of two, which is learned as the nearest size."""
     half = full // 2
     model = bucket(full)
@@ -666,7 +666,7 @@ def test_retrying_a_larger_size_in_vain_costs_little():
     assert model.size_to_try_again(8, 64) == 16
 
 
-def test_one_that_was_not_sent_is_tried_at_once():
+def test_a_proposed_size_not_sent_is_retried_at_once():
     """A larger size that was proposed while another model had the turn is proposed again."""
     model = settled(bucket(), 4, 8, 16)
     run(model, *[8] * 128)
@@ -696,7 +696,7 @@ def test_no_more_rows_are_tried_than_a_batch_may_have():
     assert model.size_to_try_again(16, 64) == 0
 
 
-def test_comparison_is_rare():
+def test_comparisons_are_eight_batches_apart():
     """After a size was asked for, eight batches pass until the next comparison."""
     model = settled(bucket(), 4, 64)
     assert model.compares

@@ -35,40 +35,40 @@ def test_the_batch_is_filled_to_the_cap():
     assert fill([FAR] * 20) == [0, 1, 2, 3, 4, 5]
 
 
-def test_all_go_where_there_are_few():
+def test_all_are_taken_if_fewer_than_fit():
     """Fewer than fit are all taken."""
     assert fill([FAR] * 3) == [0, 1, 2]
     assert fill([]) == []
 
 
 @pytest.mark.parametrize(("deadline", "count"), [(17, 6), (16, 5), (13, 2), (11, 0)])
-def test_the_first_urgent_deadline_bounds_it(deadline, count):
+def test_the_first_urgent_deadline_bounds_the_batch(deadline, count):
     """The urgent requests of the batch stay on time."""
     assert len(fill([FAR] * 20, deadline=deadline)) == count
     assert len(fill([FAR] * 20, now_ns=100, deadline=100 + deadline)) == count
 
 
 @pytest.mark.parametrize(("deadline", "count"), [(30, 4), (22, 0), (21, 6), (18, 6), (14, 3)])
-def test_a_mean_batch_counts_where_a_slow_one_is_late(deadline, count):
+def test_mean_duration_decides_if_a_slow_batch_is_late(deadline, count):
     """An urgent request that a slow batch makes late in any company is on time in a mean one."""
     slow = DURATIONS * 2
     assert len(fill([FAR] * 20, deadline=deadline, durations=slow, means=DURATIONS)) == count
 
 
-def test_the_next_worker_serves_the_next_urgent_one():
+def test_next_worker_serves_the_next_urgent_request():
     """With three workers it waits for a third of a batch only."""
     rates = [(0.0, 21)]  # a batch of one takes 10, and of eight 17
     assert fill([FAR] * 20, rates=rates) == []
     assert len(fill([FAR] * 20, rates=rates, steps=DURATIONS // 3)) == 6
 
 
-def test_nothing_is_added_while_urgent_ones_stay():
+def test_no_filling_while_urgent_requests_stay_queued():
     """Each row more would delay the urgent requests that stay queued."""
     assert fill([FAR] * 20, left=1) == []
 
 
 @pytest.mark.parametrize(("most", "count"), [(8, 6), (4, 2), (2, 0), (1, 0)])
-def test_what_other_groups_leave_bounds_it(most, count):
+def test_urgent_requests_elsewhere_bound_the_batch(most, count):
     """Urgent requests that cannot share the batch are not delayed by it; where they are late anyway, nothing is added."""
     assert len(fill([FAR] * 20, most=most)) == count
     assert len(fill([FAR] * 20, most=most, rates=[(1.0, 1)])) == count
@@ -79,7 +79,7 @@ def test_what_other_groups_leave_bounds_it(most, count):
     [(27, 6), (26, 5), (24, 3), (21, 0)],
     ids=["all-fit", "one-row-less", "three-rows-less", "none-fits"],
 )
-def test_time_is_left_for_the_next_urgent_one(limit, count):
+def test_time_is_left_for_the_next_urgent_request(limit, count):
     """An urgent request that arrives just after the batch was sent can be served in a batch of one after it."""
     assert len(fill([FAR] * 20, rates=[(0.0, limit)])) == count
 
@@ -97,22 +97,22 @@ def test_the_next_batch_is_at_most_the_cap():
     assert len(fill([FAR] * 20, rates=[(100.0, 33)])) == 5
 
 
-def test_every_class_must_be_left_time():
+def test_the_class_with_the_least_time_decides():
     """The class with the least time decides."""
     assert len(fill([FAR] * 20, rates=[(0.0, FAR), (0.0, 25)])) == 4
 
 
-def test_a_limit_that_no_size_meets_holds_nothing_back():
+def test_a_limit_that_no_size_meets_is_ignored():
     """Where even the smallest batch leaves no time, smaller batches would only cost throughput."""
     assert len(fill([FAR] * 20, rates=[(0.0, 5)])) == 6
 
 
-def test_late_ones_are_passed_over():
+def test_requests_that_would_be_late_are_left_out():
     """A less urgent request that would be late in the batch is left out, and those behind it move up."""
     assert fill([14, FAR, FAR, 14, FAR], size=4) == [1, 2, 4]
 
 
-def test_the_batch_shrinks_for_those_on_time():
+def test_the_batch_shrinks_to_keep_more_on_time():
     """With many close deadlines, a smaller batch in which they are on time serves more of them."""
     assert fill([13] * 5) == [0, 1]
     assert fill([14] * 2 + [13] * 5) == [0, 1]

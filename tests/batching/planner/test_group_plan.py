@@ -66,7 +66,8 @@ def test_a_smaller_size_runs_once_under_overload(setup_ms, expected):
     assert (len(batch), reason) == expected
 
 
-def test_a_smaller_size_costs_other_groups_nothing():
+def test_no_smaller_size_is_tried_beside_other_groups():
+    """A smaller size is not tried where a request of another group would be late for it."""
     model = BucketModel(16, LearnedServiceTime(), workers=1, padded=None)
     for size in [16] * 24 + [8] * 4 + [16] * 4:
         model.observe(size, (2 + size) * MS, 0, cancelled=False)
@@ -120,7 +121,7 @@ def test_the_most_urgent_class_chooses_the_group():
     assert choose_group(groups, 0, by_class=True) == (groups[0], [])
 
 
-def test_a_deadline_chooses_the_group_before_none():
+def test_a_group_with_a_deadline_goes_first():
     groups = [group_of(DEVICE, queue_of([None, None, None])), group_of(DEVICE, queue_of([5000], [1]))]
 
     assert choose_group(groups, 0, by_class=True)[0] is groups[1]
@@ -171,7 +172,7 @@ def test_less_urgent_requests_do_not_delay_others():
     assert [rows_beside(limit) for limit in (26, 24.1, 23.1, 22.1)] == [4, 3, 2, 1]
 
 
-def test_what_is_late_anyway_holds_nothing_back():
+def test_late_requests_of_other_groups_are_ignored():
     """A request of another group that is late behind any batch leaves all rows to those that are not urgent."""
     assert rows_beside(15) == 4
 
@@ -189,7 +190,7 @@ def test_heads_are_passed_over():
     assert plan(queue_of([11.5, 23.5, 23.5, 23.5])) == ([1, 2, 3], "planned")
 
 
-def test_beside_other_groups_the_largest_batch_goes():
+def test_the_largest_batch_goes_beside_other_groups():
     """Alone, a group saves its first request by a small batch and catches up later; others need that time."""
     queue = queue_of([13, 40, 40, 40, 40])
     group = group_of(DEVICE, queue)
@@ -225,7 +226,7 @@ def test_a_size_that_was_hardly_measured_is_explored():
     assert plan_batch(patient, in_deadline_order(model, patient.first(4)), 0, [])[1] == "planned"
 
 
-def test_what_is_explored_has_the_most_time_left():
+def test_exploration_uses_requests_with_most_time_left():
     """The first requests would be late in it: a batch whose requests have all expired measures nothing."""
     model = BucketModel(16, LearnedServiceTime(), workers=1, padded=None)
     for size, duration_ms in ((1, 5), (1, 5), (16, 20)):

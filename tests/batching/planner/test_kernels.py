@@ -113,7 +113,8 @@ def test_first_batch_of_queued_belongs_to_a_best_plan(problem):
     assert size + after == most
 
 
-def test_time_that_is_scarce_has_its_price(plain_kernels):
+def test_scarce_time_can_cost_a_request(plain_kernels):
+    """With a price of time, a request is dropped whose batch costs more time than the request is worth."""
     # all three on time: the first alone until 10, the others until 22; without the first the others end at 12
     deadlines, durations = np.array([10, 30, 30], np.int64), np.array([0, 10, 12], np.int64)
     for module in (kernels, plain_kernels):
@@ -135,7 +136,7 @@ def test_time_has_one_price_if_time_limits_differ(plain_kernels):
             assert module.choose(0, deadlines, durations, durations, limits, gap_ns, False, 3) == first
 
 
-def test_beyond_max_drops_there_is_no_plan():
+def test_no_plan_beyond_max_drops():
     deadlines = np.array([5, 5, 5, 100], np.int64)
     durations = np.array([0, 10], np.int64)
     arguments = (0, deadlines, np.zeros(4, np.int64), 4, durations, durations)
@@ -152,7 +153,7 @@ def test_drop_heads_passes_over_late_requests():
     assert kernels.drop_heads(0, np.array([9, 9], np.int64), 2, durations) == (2, 0)
 
 
-def test_a_smaller_batch_that_is_worth_its_time():
+def test_a_smaller_batch_must_be_worth_its_time():
     """Batches are filled up to four rows: five take as long as eight."""
     durations = np.array([0, 10, 10, 10, 10, 20, 20, 20, 20], np.int64)
     deadlines = np.array([12, 15, 20, 22, 22, 22, 22, 25], np.int64)
@@ -184,7 +185,7 @@ def test_the_largest_batch_for_a_deadline(deadline, available, size):
     assert kernels.largest_for(0, deadline, np.array([0, 10, 12, 14], np.int64), available) == size
 
 
-def test_roll_counts_what_is_on_time():
+def test_roll_counts_requests_on_time():
     durations = np.array([0, 10, 12, 14], np.int64)
     deadlines = np.array([12, 12, 30, 45], np.int64)
     releases = np.array([0, 0, 0, 20], np.int64)
@@ -228,7 +229,7 @@ def test_compiled_and_plain_choose_alike(choice, plain_kernels):
     assert 1 <= size <= min(len(durations) - 1, len(deadlines) - head)
 
 
-def test_thousands_are_not_planned_for():
+def test_long_queues_use_drop_heads_not_a_plan():
     deadlines = np.sort(np.random.default_rng(0).integers(30, 10**6, 10_000))
     durations = np.array([0, 10, 25], np.int64)
     limits = np.array([10**6], np.int64)

@@ -43,7 +43,7 @@ def test_full_batches_on_time_are_released_in_order():
     assert decide(policy, queue_of(50, 50, 50, 50, 50)) == ([0, 1, 2, 3], "full", [])
 
 
-def test_deadline_order_and_not_arrival_decides():
+def test_batches_are_in_deadline_order():
     assert decide(Lookahead(2, DEVICE), queue_of(90, 25, 40)) == ([1, 2], "full", [])
 
 
@@ -54,12 +54,12 @@ def test_head_that_would_cut_the_batch_is_passed_over():
     assert (batch, reason, refused) == ([1, 2, 3], "planned", [])
 
 
-def test_what_no_plan_can_save_is_refused_at_once():
+def test_infeasible_requests_are_rejected_at_once():
     batch, reason, refused = decide(Lookahead(4, DEVICE), queue_of(5, 10.9, 50, 50))
     assert (batch, reason, refused) == ([2, 3], "planned", [0, 1])
 
 
-def test_an_idle_worker_never_refuses_everything():
+def test_an_idle_worker_probes_if_all_are_infeasible():
     queue = queue_of(5, 6, 7)
     queue.admit(None, "newest", None, 1 * MS, 3 * MS, 0)
     decision = Lookahead(4, DEVICE).decide(queue, 0, 1)
@@ -78,7 +78,7 @@ def test_nothing_is_sent_if_only_later_requests_fit():
     assert decide(Lookahead(4, DEVICE), queue) == ([], "", ["late"])
 
 
-def test_a_request_of_long_ago_rejects_nothing():
+def test_an_old_request_does_not_cause_rejections():
     """Where few requests come, the last 64 tell of minutes: a model that has recovered would get none for as long."""
     queue = queue_of(50)
     queue.end(queue.first(1)[0])
@@ -143,7 +143,7 @@ def test_overdue_requests_without_deadline_get_a_share():
     assert overdue == pytest.approx(rows * 10 / 40, abs=1)
 
 
-def test_overdue_requests_stand_in_a_batch_once():
+def test_overdue_requests_are_in_a_batch_once():
     """Those that it takes anyway, since they make it no slower, are not added as what they are owed."""
     arrivals_s = [0.0] + [1.0] * 4 + [1.1] * 45
     deadlines_s = [np.inf] * 9 + [100.0] + [5.0] * 40  # of the last, those that come too late even alone
@@ -178,7 +178,7 @@ def test_the_batch_is_small_enough_for_the_most_urgent():
     assert len(batch) <= 2
 
 
-def test_batches_are_not_larger_than_pays():
+def test_batches_end_at_the_best_size():
     # from 5 on a batch only gets slower in proportion: nothing is gained by larger ones
     device = ServiceTime.table({1: 0.010, 4: 0.012, 64: 0.300})
     policy = Lookahead(64, device)
@@ -198,7 +198,7 @@ def test_unmeasured_batch_gives_least_time_of_next():
     assert decide(policy, queue_of(14, 15, 16), now_ms=13)[0] == [0, 1]  # it failed at once
 
 
-def test_nothing_known_sends_what_waits():
+def test_unknown_model_gets_an_exploration_batch():
     policy = Lookahead(4, LearnedServiceTime())
     assert decide(policy, queue_of(*[0.001] * 6)) == ([0, 1, 2, 3], "exploration", [])
     policy.observe(4, 14 * MS, 14 * MS)
@@ -262,7 +262,7 @@ def test_outlook_leaves_outliers_out():
     assert (outlook.durations[1:] <= 1.3 * mean).all()
 
 
-def test_ten_thousand_waiting_are_decided_too():
+def test_ten_thousand_queued_requests_are_planned():
     queue = queue_of(*np.random.default_rng(0).integers(20, 2000, 10_000).tolist())
     batch, reason, _ = decide(Lookahead(32, DEVICE), queue)
     assert len(batch) == 32
@@ -470,7 +470,7 @@ def test_batching_loss_is_found_despite_noise(slo_s, deviation, seed):
     ],
     ids=["few", "many", "classes", "shapes", "classes of shapes", "buckets", "padded"],
 )
-def test_a_model_that_loses_from_batching_is_found_out(options):
+def test_a_model_that_loses_from_batching_is_detected(options):
     """With any number of callers, and whatever tells their requests apart."""
     rng = np.random.default_rng(1)
     _, throughput = closed_loop(lambda size: blaze_full(size) * rng.lognormal(0.0, 0.08), **{"rounds": 100} | options)

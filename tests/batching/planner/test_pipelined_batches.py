@@ -141,7 +141,7 @@ def test_a_rejection_does_not_contradict_itself():
 
 
 @pytest.mark.parametrize("load", [0.5, 0.7, 0.9])
-def test_below_capacity_nothing_is_lost_by_it(load):
+def test_pipelining_costs_no_deadlines_below_capacity(load):
     plain, _ = open_loop(Server(queued_workers=None, noise=0.02), load=load)
     ahead, _ = open_loop(Server(noise=0.02), load=load)
     assert ahead >= plain
@@ -158,7 +158,7 @@ def test_overhead_is_learned_apart_from_service_time():
     assert server.waited > 0.8 * batcher.statistics().pipelined > 0
 
 
-def test_two_workers_get_a_third_batch_ahead():
+def test_two_workers_get_a_third_batch_pipelined():
     shares = {}
     for known in (None, 2):
         server = Server(workers=2, queued_workers=known, noise=0.02)
@@ -174,7 +174,7 @@ def test_no_pipelining_if_worker_counts_differ(known, in_flight):
     assert batcher.statistics().pipelined == 0
 
 
-def test_only_full_batches_go_ahead():
+def test_only_full_batches_are_pipelined():
     server = Server()
     _, batcher = open_loop(server, load=0.9)
     ahead = batcher.statistics().pipelined
@@ -317,7 +317,7 @@ def test_occasional_slow_batches_do_not_mislead():
     assert shares[1] > shares[None]
 
 
-def test_a_coarse_clock_strands_nobody():
+def test_every_request_completes_under_a_coarse_clock():
     async def main(loop):
         server, batcher = Server(), batcher_of(slo_s=None, clock=lambda: loop.now_ns // 15_600_000 * 15_600_000)
         async with si.Stack(batcher, server) as service:
@@ -419,7 +419,7 @@ def test_failed_batch_harms_only_its_own_callers(failing):
     scene(server, scenario)
 
 
-def test_callers_of_a_batch_sent_ahead_may_go():
+def test_callers_of_a_pipelined_batch_can_cancel():
     server = Server()
 
     async def scenario(loop, service, batcher):
@@ -456,7 +456,7 @@ def test_settings_may_change_while_batch_is_pipelined():
 
 
 @pytest.mark.parametrize("drain", [True, False])
-def test_a_stop_ends_both(drain):
+def test_a_stop_ends_the_running_and_pipelined_batch(drain):
     server = Server()
 
     async def main(loop):
@@ -523,7 +523,8 @@ def test_closed_loop_leaves_no_pipelined_batch():
 
 
 @pytest.mark.parametrize("layer", ["limit", "breaker"])
-def test_what_stands_before_the_model_is_asked_first(layer):
+def test_no_pipelining_past_a_limit_or_breaker(layer):
+    """A full limit or a half-open breaker in front of the model keeps a second batch from being pipelined."""
     # a limit of one batch, and a breaker that lets one probe through, would reject a second
     server = Server(script={0: {"fails_after_s": 0.001, "took_s": 0.001}} if layer == "breaker" else {})
     if layer == "limit":
@@ -560,7 +561,7 @@ async def test_predicted_finish_counts_the_pipelined_batch(loop):
         await asyncio.gather(*calls)
 
 
-async def test_urgent_requests_go_first_in_it(loop):
+async def test_urgent_requests_join_the_pipelined_batch(loop):
     server, batcher = Server(), batcher_of()
     async with si.Stack(batcher, server, clock=loop.clock) as service:
         await warmed(service)
@@ -642,7 +643,7 @@ def test_pipelined_duration_counts_from_previous_end():
     assert second == ("ahead", FULL, pytest.approx(20 * MS, abs=10), pytest.approx(21 * MS, abs=10))
 
 
-def test_nothing_is_learned_behind_a_batch_that_failed():
+def test_a_batch_behind_a_failed_batch_teaches_nothing():
     async def scenario(loop, service):
         await asyncio.gather(*await filled(service, 2 * FULL))
 

@@ -27,13 +27,13 @@ def learned(takes_ns, *, batches=400, noise=0.0, seed=0, spare_ns=MS):
 
 
 @given(takes_us=st.integers(0, 10_000))
-def test_it_is_learned_whatever_it_is(takes_us):
+def test_any_overhead_is_learned(takes_us):
     takes_ns = takes_us * 1000
     assert learned(takes_ns, batches=3000).overhead_ns == pytest.approx(takes_ns, abs=1000)
 
 
 @given(seed=st.integers(0, 2**32 - 1))
-def test_noise_moves_it_little(seed):
+def test_noise_moves_the_overhead_little(seed):
     # 2 % of 20 ms is 0.4 ms for each of the two that are compared
     assert learned(2 * MS, noise=0.02, batches=2000, seed=seed, spare_ns=3 * MS).overhead_ns == pytest.approx(
         2 * MS, abs=MS
@@ -49,7 +49,7 @@ def test_batch_sent_alone_takes_the_overhead_longer():
     )  # it gained no more
 
 
-def test_no_batch_teaches_more_than_it_was_early():
+def test_learned_overhead_is_at_most_the_lead():
     overhead = PipelineOverhead()
     for _ in range(1000):
         overhead.observe_alone(SIZE, 500 * MS)
@@ -66,7 +66,7 @@ def test_batch_sent_too_late_to_queue_keeps_overhead():
     assert overhead.overhead_ns == before_ns
 
 
-def test_a_stall_takes_little_of_it():
+def test_a_stall_reduces_the_overhead_little():
     overhead = learned(2 * MS, batches=3000)
     before_ns = overhead.overhead_ns
     overhead.observe_alone(SIZE, ALONE_NS)
@@ -89,7 +89,7 @@ def test_stall_of_a_batch_sent_alone_teaches_nothing():
 
 
 @given(seed=st.integers(0, 2**32 - 1), noise=st.sampled_from([0.05, 0.1, 0.2]))
-def test_noise_alone_teaches_little(seed, noise):
+def test_noise_without_overhead_teaches_little(seed, noise):
     # it comes in the size of the noise: so early a batch is sent
     found = learned(0, noise=noise, batches=3000, seed=seed, spare_ns=round(MS + 4 * noise * ALONE_NS))
     assert found.overhead_ns <= noise * ALONE_NS
@@ -119,7 +119,7 @@ def test_only_first_8_of_one_size_are_compared():
     assert taught == 5  # three were of other sizes
 
 
-def test_one_that_goes_by_itself_is_due_after_32_ahead():
+def test_unpipelined_batch_is_due_after_32_pipelined():
     overhead = PipelineOverhead()
     for _ in range(32):
         from_ns, until_ns = overhead.window_ns(100 * MS, MS)

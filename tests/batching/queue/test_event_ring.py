@@ -215,7 +215,7 @@ def test_rate_is_of_last_256_and_falls_with_silence():
     assert events.recent_limits_ns() == []
 
 
-def test_arrivals_of_one_instant_have_no_rate_yet():
+def test_simultaneous_arrivals_have_no_rate():
     events = EventRing()
     events.arrived(7, 0, 0)
     events.arrived(7, 0, 0)
@@ -260,7 +260,7 @@ def test_classes_count_those_without_a_deadline():
     assert events.recent_classes() == {-2: (0.25, 50)}
 
 
-def test_a_snapshot_does_not_change_with_the_journal():
+def test_a_snapshot_does_not_change_with_the_ring():
     events = EventRing(2, 2)
     record = events.released(5, 1, "full", 0)
     events.arrived(5, 0, 0)
@@ -277,7 +277,7 @@ def test_a_snapshot_does_not_change_with_the_journal():
     }
 
 
-def test_records_cost_the_garbage_collector_nothing():
+def test_compiled_records_are_not_tracked_by_gc():
     """The ring keeps thousands of batches; a full collection looks at none of them in the compiled form."""
     module = importlib.import_module("streaminfer.batching.queue._event_ring_cy")
     record = module.EventRing().released(0, 1, "full", 0)
@@ -299,7 +299,7 @@ def test_sizes_are_powers_of_two(arguments, error):
         EventRing(**arguments)
 
 
-def test_it_says_what_it_saw():
+def test_repr_counts_arrivals_batches_and_drops():
     events = EventRing()
     events.arrived(0, 0, 0)
     events.dropped(0, "overloaded", 3)

@@ -49,7 +49,7 @@ def model_order(queue_weights, arrivals):
     st.lists(st.sampled_from(["a", "b", "c", None]), max_size=40),
     st.sampled_from([{}, {"a": 2.0}, {"a": 0.5, "b": 4.0}]),
 )
-def test_tickets_stand_in_the_order_of_their_turns(arrivals, weights):
+def test_tickets_are_in_fair_order(arrivals, weights):
     queue = FairQueue(100, weights)
     admit(queue, *arrivals)
 
@@ -57,7 +57,7 @@ def test_tickets_stand_in_the_order_of_their_turns(arrivals, weights):
 
 
 @given(st.lists(st.tuples(st.sampled_from(["admit", "take", "end"]), st.integers(0, 5)), max_size=60))
-def test_nothing_is_lost_whatever_happens(steps):
+def test_no_ticket_is_lost_in_random_operations(steps):
     """The tickets in service order are those that were admitted and neither taken nor ended, tags ascending."""
     queue, waiting = FairQueue(100, {}), []
     for step, number in steps:
@@ -105,7 +105,7 @@ def test_unserved_request_costs_its_stream_nothing(leave):
     assert order_of(queue).index("a") <= 3
 
 
-def test_turns_do_not_overtake_priorities():
+def test_priority_goes_before_fair_order():
     queue = FairQueue(100, {})
     admit(queue, "a", "a", priority=0)
     admit(queue, "b", priority=1)
@@ -127,7 +127,7 @@ class StreamId:
     """An id of which is known whether anything holds it."""
 
 
-def test_streams_of_the_past_are_forgotten():
+def test_idle_streams_are_forgotten():
     """Memory is for the streams that are about to wait for their turn."""
     queue = FairQueue(1000, {})
     backlog = admit(queue, *["greedy"] * 10)
@@ -204,7 +204,7 @@ async def test_no_stream_waits_behind_the_backlog_of_another(loop, policy, slo_s
     assert np.mean(model.batch_sizes[:8]) == 8
 
 
-async def test_callers_of_a_batch_function_take_turns(loop):
+async def test_streams_of_a_batch_function_share_fairly(loop):
     """What `wrap` makes of a function names streams as a stack does; the backlog of one keeps no other waiting."""
     served = []
 
@@ -234,7 +234,7 @@ async def test_weights_are_shares_of_a_backlog(loop):
     assert done[0] == pytest.approx(3 * done[1], abs=3)
 
 
-async def test_a_prediction_counts_what_is_served_before(loop):
+async def test_prediction_counts_only_requests_served_before(loop):
     """A router that asks for a stream without a backlog is not told of the backlog of another."""
     model = ScriptedBackend(duration_s=0.02, example=1.0)
     async with si.Stack(si.AdaptiveBatcher(max_batch_size=2, fair=True), model, clock=loop.clock) as service:

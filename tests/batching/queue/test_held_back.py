@@ -29,7 +29,7 @@ def queued(queue):
     return [ticket.request for ticket in queue]
 
 
-def test_one_of_each_stream_is_queued():
+def test_one_request_of_each_stream_is_queued():
     """Later requests of a stream are in no list of the policies until the earlier one has ended."""
     queue = RequestQueue(5)
     first, _, third = (admit(queue, name, "a") for name in ("a1", "a2", "a3"))
@@ -48,7 +48,7 @@ def test_one_of_each_stream_is_queued():
 
 
 @pytest.mark.parametrize("at", [0, 1, 2])
-def test_one_that_leaves(at):
+def test_cancelled_request_keeps_the_order_of_the_rest(at):
     """Whichever request of a stream leaves, the others keep their order."""
     queue = RequestQueue(9)
     tickets = [admit(queue, number, "a") for number in range(3)]
@@ -90,7 +90,7 @@ def test_all_expire_at_once():
     assert (queue.queued, queue.held_back, queue.next_deadline_ns) == (0, 0, NEVER)
 
 
-def test_one_that_is_held_back_gives_way_first():
+def test_held_back_requests_are_shed_first():
     """The least urgent of all that wait is shed, and among those the newest, held back before queued."""
     queue = RequestQueue(9)
     admit(queue, "a1", "a", priority=1)

@@ -180,7 +180,7 @@ class QueueMachine(RuleBasedStateMachine):
 TestQueue = QueueMachine.TestCase
 
 
-def test_husks_of_ended_requests_do_not_pile_up():
+def test_ended_requests_do_not_accumulate():
     queue = RequestQueue(4)
     for number in range(10_000):
         ticket = queue.admit(None, number, Future(), number, number + 10**12, 0)

@@ -48,7 +48,7 @@ COMPLETIONS = {
 variants = pytest.mark.parametrize(("complete", "counter", "kind"), COMPLETIONS.values(), ids=list(COMPLETIONS))
 
 
-def test_error_of_a_batch_says_when_it_ran(queue, outcomes):
+def test_error_of_a_batch_has_its_timings(queue, outcomes):
     """Each caller's own error has the timings of its request; that of a batch that never began has none."""
     tickets = [admit(queue, Future()) for _ in range(2)]
     futures = [ticket.future for ticket in tickets]
@@ -81,7 +81,7 @@ def test_a_request_completes_with_its_error(queue, outcomes, complete, counter, 
 
 
 @pytest.mark.parametrize("name", COMPLETIONS)
-def test_a_cancelled_request_is_counted_as_such(queue, outcomes, name):
+def test_a_cancelled_request_is_counted_as_cancelled(queue, outcomes, name):
     """A future that its caller cancelled is not settled a second time."""
     complete, _, _ = COMPLETIONS[name]
     future = Future(cancelled=True)

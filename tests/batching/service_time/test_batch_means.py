@@ -68,7 +68,7 @@ def test_batch_that_completes_the_work_is_not_absorbed(means):
     assert means.mean_ns(2, 1) == 200
 
 
-def test_a_batch_counts_as_work_for_what_was_expected(means):
+def test_a_batch_counts_as_its_expected_duration(means):
     """Ten batches that were expected to take a tenth each are a mean, however short they are."""
     absorbed = [means.absorb(2, 1, opens=True) for _ in range(10)]
 
@@ -111,7 +111,7 @@ def test_a_run_counts_from_its_turn(means, twin):
     [{"predecessor_end_ns": 5}, {"predecessor_end_ns": -1}, {"abandoned": True}],
     ids=["ahead", "unknown", "abandoned"],
 )
-def test_other_runs_are_not_absorbed(means, twin, how):
+def test_pipelined_or_cancelled_runs_are_not_absorbed(means, twin, how):
     """A pipelined or cancelled batch does not count as one that was sent alone."""
     means.absorb(2, 100, opens=True)
 

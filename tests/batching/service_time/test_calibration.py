@@ -107,7 +107,7 @@ async def test_first_burst_is_planned(loop):
 
 
 @pytest.mark.parametrize("load", [0.6, 1.3], ids=["under", "over"])
-async def test_first_half_second_is_like_later_ones(loop, load):
+async def test_first_half_second_is_as_punctual_as_later(loop, load):
     """Of Poisson arrivals as many are on time in the first half second as in the fourth."""
     rng = np.random.default_rng(7)
     rate = load * 16 / affine(16)
@@ -135,7 +135,7 @@ async def test_first_half_second_is_like_later_ones(loop, load):
     assert shares[0] >= min(shares[1:]) - 0.02
 
 
-async def test_batches_are_counted_nowhere(loop):
+async def test_calibration_batches_are_not_counted(loop):
     """Neither the batcher, nor the decision log, nor a breaker in front of the backend sees them."""
     backend = ScriptedBackend(duration_s=affine, example=1.0)
     breaker = si.CircuitBreaker()
@@ -159,7 +159,7 @@ async def test_no_step_of_a_script_is_used_up(loop):
         assert await stack(1.0) == 41.0
 
 
-async def test_sizes_end_where_they_take_too_long(loop):
+async def test_sizes_end_at_twice_the_objective(loop):
     """A size that takes more than twice the objective is the last; it is known, and larger ones are not tried."""
     backend = ScriptedBackend(duration_s=lambda size: 0.010 * size, example=1.0)
     stack, batcher = stack_of(loop, backend, max_batch_size=64, slo_s=0.030)
@@ -184,7 +184,7 @@ async def test_time_of_measured_batches_is_bounded(loop):
     assert calibration.skipped == {0: (16, 32, 64)}
 
 
-async def test_preferred_sizes_are_the_only_ones(loop):
+async def test_only_preferred_sizes_are_measured(loop):
     backend = ScriptedBackend(duration_s=affine, example=1.0)
     stack, batcher = stack_of(loop, backend, preferred_sizes=[4, 16])
 
@@ -256,7 +256,7 @@ async def test_restart_measures_nothing_again(loop):
         assert batcher.statistics().calibration.durations_s == before.durations_s
 
 
-async def test_restart_does_not_try_what_took_too_long(loop):
+async def test_restart_skips_sizes_that_took_too_long(loop):
     backend = ScriptedBackend(duration_s=lambda size: 0.010 * size, example=1.0)
     stack, batcher = stack_of(loop, backend, max_batch_size=64, slo_s=0.030)
     async with stack:
@@ -295,7 +295,7 @@ async def test_restart_measures_sizes_that_are_new(loop):
         assert list(batcher.statistics().calibration.durations_s[0]) == [1, 2, 4, 8, 16]
 
 
-async def test_policy_that_learns_nothing_is_warmed(loop):
+async def test_non_learning_policy_is_warmed(loop):
     """A greedy batcher runs each size once, and after a restart one."""
     backend = ScriptedBackend(duration_s=affine, example=1.0)
     stack, batcher = stack_of(loop, backend, policy="greedy")
@@ -331,7 +331,7 @@ async def test_given_example_that_fails_ends_the_start(loop):
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_row_that_fails_is_a_failure(loop):
+async def test_failed_row_fails_the_calibration(loop):
     backend = ScriptedBackend(then=lambda batch: [ValueError("negative")] * len(batch), example=1.0)
     stack, _ = stack_of(loop, backend)
 
@@ -370,7 +370,7 @@ async def test_size_that_fails_ends_the_sizes(loop, policy, caplog):
 
 
 @pytest.mark.parametrize("policy", ["lookahead", "greedy"])
-async def test_memory_that_is_not_enough_limits_live_batches(loop, policy, caplog):
+async def test_out_of_memory_limits_live_batches(loop, policy, caplog):
     """The start ends the sizes there and succeeds; no live batch fails for it, also after a restart."""
     backend = ScriptedBackend(then=failing_from(8, MemoryError("arena")), duration_s=affine, example=1.0)
     stack, batcher = stack_of(loop, backend, policy=policy)
@@ -392,7 +392,7 @@ async def test_memory_that_is_not_enough_limits_live_batches(loop, policy, caplo
 
 
 @pytest.mark.parametrize("failing", [2, 5], ids=["first repeat", "last repeat"])
-async def test_memory_that_ends_later_limits_too(loop, failing):
+async def test_out_of_memory_on_a_repeat_limits_too(loop, failing):
     """Another process may take the memory between two batches of a size."""
     left = [failing]
 
@@ -453,7 +453,7 @@ async def test_guess_without_open_sizes_is_measured(loop):
         assert batcher.service_time.known
 
 
-async def test_guess_that_fails_is_one_warning(loop, caplog):
+async def test_failed_guess_logs_one_warning(loop, caplog):
     """The start continues, and the policy learns from live batches."""
     backend = Guessing(duration_s=affine)
     backend.shortest = 2
@@ -509,7 +509,7 @@ async def test_example_is_checked_as_requests_are(loop):
         await stack.start()
 
 
-async def test_cancelled_start_leaves_nothing_running(loop):
+async def test_cancelled_start_ends_its_batch(loop):
     """A cancelled start ends the batch that it runs, and can be repeated."""
     backend = ScriptedBackend(then=lambda batch: [1.0] * len(batch), duration_s=0.010, example=1.0)
     stack, _ = stack_of(loop, backend)
@@ -545,7 +545,7 @@ async def test_start_cancelled_as_its_batch_ends(loop, turns):
         assert await stack(1.0) == 1.0
 
 
-async def test_hanging_backend_can_be_given_up(loop):
+async def test_start_of_a_hanging_backend_can_time_out(loop):
     backend = ScriptedBackend(example=1.0)
 
     async def hang(batch):

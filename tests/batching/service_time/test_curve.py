@@ -39,7 +39,7 @@ def test_times_lie_on_straight_lines(form, drawn, slope_s, largest):
     np.testing.assert_allclose(table[below], np.maximum(going_on, times_s[0] * wanted[below] / sizes[0]), rtol=1e-9)
 
 
-def test_the_set_up_of_an_affine_time_is_no_size(form):
+def test_size_zero_of_an_affine_time_takes_no_time(form):
     table = np.empty(4)
     form.fill_times((0,), (2.0,), 0.5, table)
     assert table.tolist() == [0.0, 2.5, 3.0, 3.5]

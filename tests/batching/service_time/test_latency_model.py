@@ -59,7 +59,7 @@ def test_nothing_is_known_at_first():
 
 
 @pytest.mark.parametrize("size", [1, 4, 64])
-def test_one_size_says_nothing_of_larger_ones(size):
+def test_one_size_predicts_larger_sizes_equal(size):
     """After a single size, larger batches are expected to take as long, so that they are tried."""
     model = Device(size).model
     seen_ns = LINE.seconds(size) * 1e9
@@ -142,7 +142,7 @@ def test_sizes_share_estimates_two_an_octave():
 
 @pytest.mark.parametrize("tile", [8, 16, 32])
 @pytest.mark.parametrize("sigma", [0.0, 0.1])
-def test_models_that_fill_batches_up_are_learned(tile, sigma):
+def test_models_that_pad_batches_are_learned(tile, sigma):
     """A batch of one row more than a captured graph or a tile holds takes as long as the next one; so it is learned."""
     device = Device(seconds=lambda size: 0.001 + 0.004 * math.ceil(size / tile), sigma=sigma, seed=3)
     device.run(*random.Random(4).choices(range(1, 3 * tile), k=600))
@@ -151,7 +151,7 @@ def test_models_that_fill_batches_up_are_learned(tile, sigma):
         assert device.ratio(size) == pytest.approx(1.0, rel=0.05 + sigma)
 
 
-def test_a_new_size_is_held_by_its_neighbors():
+def test_a_new_size_is_drawn_to_its_neighbors():
     """A size first seen in a slow moment is believed in part only."""
     device = Device(*[8, 32] * 10).run(16, factor=1.15)
 
@@ -171,7 +171,7 @@ def test_noise_makes_the_line_count_more():
 
 
 @pytest.mark.parametrize(("size", "factor"), [(16, 10.0), (64, 10.0), (2, 3.0)], ids=["between", "steep", "falling"])
-def test_an_implausible_cost_is_the_speeds(size, factor):
+def test_an_implausible_cost_is_an_outlier(size, factor):
     """A new size that takes more than its neighbors allow is treated as an outlier."""
     device = Device(*[8, 32] * 10).run(size, factor=factor)
 
@@ -180,14 +180,14 @@ def test_an_implausible_cost_is_the_speeds(size, factor):
     assert device.ratio(32) == pytest.approx(1.0, rel=0.05)
 
 
-def test_only_settled_neighbors_make_it_implausible():
+def test_only_settled_neighbors_make_costs_implausible():
     """A neighbor that was seen once, in a slow moment, does not make a new size implausible."""
     device = Device(*[8, 64] * 10).run(23, factor=1.6).run(32)
 
     assert not device.model.in_doubt
 
 
-def test_a_plausible_cost_is_the_sizes():
+def test_a_plausible_cost_is_learned_at_once():
     """A new size that its neighbors allow is learned at once, and says nothing of the speed."""
     device = Device(*[8, 32] * 10)
     before_ns = device.model.predict_ns(8)
@@ -216,7 +216,7 @@ def test_costs_never_fall():
 
 
 @pytest.mark.parametrize("factor", [0.01, 0.1, 3.0, 100.0])
-def test_an_outlier_counts_for_its_limit(factor):
+def test_an_outlier_is_clipped_to_its_limit(factor):
     """One batch moves no prediction by more than a few deviations of the noise, however far off it is."""
     device = Device(*SETTLED).run(8, factor=factor)
 
@@ -299,7 +299,7 @@ def test_only_settled_sizes_teach_the_noise():
     assert device.model.residuals.mean_factor == before
 
 
-def test_a_hardly_known_cost_falls_at_once():
+def test_a_cost_seen_once_falls_at_once():
     """The cost of a size whose first batch was slow falls at the first faster one."""
     device = Device(*[8, 64] * 10).run(23, 23, factor=1.6)
     assert device.ratio(23) > 1.2
@@ -311,14 +311,14 @@ def test_a_hardly_known_cost_falls_at_once():
     assert device.ratio(8) == pytest.approx(1.0, rel=0.02)
 
 
-def test_a_hardly_known_cost_falls_plausibly():
+def test_an_implausible_fall_of_a_cost_is_an_outlier():
     """A faster batch that the neighbors do not allow is an outlier, also of a size that is hardly known."""
     device = Device(*[8, 64] * 10).run(23, 23).run(23, factor=0.2)
 
     assert device.model.in_doubt
 
 
-def test_the_only_size_does_not_fall_at_once():
+def test_cost_of_the_only_size_does_not_fall_at_once():
     """A single faster batch of the only size could be an outlier: there are no neighbors to judge by."""
     device = Device(8, 8).run(8, factor=0.1)
 
@@ -360,7 +360,7 @@ def test_an_outage_may_end_in_steps():
     assert device.ratio(32) == pytest.approx(1.0, rel=0.05)
 
 
-def test_no_more_is_taken_back_than_the_outage_took():
+def test_recovery_does_not_exceed_the_outage():
     """A size that is cheaper than before the outage is cheap: the device is not faster than it was."""
     cheap = Device(*[16, 23, 32] * 20, seconds=lambda size: LINE.seconds(size) * (0.5 if size == 8 else 1.0))
 
@@ -382,7 +382,7 @@ def test_cheap_size_in_outage_misleads_three_batches():
 
 
 @pytest.mark.parametrize("factors", [(), (4.0, 1.0)], ids=["never", "over"])
-def test_without_an_outage_a_cheap_size_is_the_sizes(factors):
+def test_a_fast_batch_without_outage_is_a_cheap_size(factors):
     """A hardly known size is cheap where the device never became slower, and where it is as fast as before again."""
     device = Device(*[16, 23, 32] * 20, seconds=lambda size: LINE.seconds(size) * (0.5 if size == 8 else 1.0))
     for factor in factors:
@@ -393,7 +393,7 @@ def test_without_an_outage_a_cheap_size_is_the_sizes(factors):
     assert device.ratio(32) == pytest.approx(1.0, rel=0.05)
 
 
-def test_a_confirmed_speed_is_not_taken_back():
+def test_a_confirmed_speed_is_not_reverted():
     """After sixteen batches at the slower speed it is the usual one: a cheap size is cheap."""
     device = Device(*[16, 23, 32] * 20, seconds=lambda size: LINE.seconds(size) * (0.5 if size == 8 else 1.0))
     device.run(16, 23, 32, *[16, 23] * 8, factor=4.0)
@@ -420,7 +420,7 @@ def test_size_not_run_for_long_is_hardly_known():
     assert device.ratio(8) == pytest.approx(1.0, rel=0.05)
 
 
-def test_few_batches_say_less_of_the_slope():
+def test_few_batches_give_a_flatter_slope():
     """The line is drawn towards a constant cost, the more the fewer batches there were."""
     slopes = []
     for visits in (1, 20):
@@ -430,7 +430,7 @@ def test_few_batches_say_less_of_the_slope():
     assert slopes[0] < 0.97 * slopes[1]
 
 
-def test_a_streak_of_a_hardly_known_size_is_its_cost():
+def test_a_streak_at_a_new_size_moves_its_cost():
     """Where a streak ends at a size that is hardly known, its cost jumps, and the others stay."""
     device = Device(*[8, 64] * 10).run(23)
     before_ns = device.model.predict_ns(8)
@@ -459,7 +459,7 @@ def test_small_drifts_of_steady_devices_are_followed():
 # ---- publication, prior, reading
 
 
-def test_the_version_rests_on_a_steady_device():
+def test_the_version_is_stable_on_a_steady_device():
     """Once the sizes have settled, batches as expected publish nothing, and those that move predictions do."""
     device = Device(*SETTLED * 3)
     version, curve = device.model.version, device.model.curve()
@@ -530,7 +530,7 @@ def test_larger_size_refutes_what_was_learned_long_ago():
     assert device.ratio(16) == pytest.approx(1.0, abs=0.05)
 
 
-def test_noise_refutes_nothing():
+def test_noise_does_not_refute_a_prior():
     """A size of a prior stays while a larger one seems faster by no more than durations scatter."""
     device = Device(*[2] * 140, prior=ServiceTime.affine(0.004, 0.00001))
 
@@ -552,7 +552,7 @@ def test_batches_since_counts_all_sizes():
     assert device.model.batches_since(16) == math.inf
 
 
-def test_seen_tells_each_sizes_own_batches():
+def test_seen_lists_estimate_and_visits_by_size():
     """The estimate and the visits of each size are there to be drawn."""
     seen = Device(*[4, 8] * 3).model.seen()
 
@@ -638,7 +638,7 @@ def test_a_bad_prior_is_named():
         LatencyModel(prior=0.1)
 
 
-def test_whole_numbers_of_numpy_are_taken():
+def test_numpy_integers_are_accepted():
     """Sizes and durations can be NumPy's."""
     plain, numpy = LatencyModel(), LatencyModel()
 
@@ -648,7 +648,7 @@ def test_whole_numbers_of_numpy_are_taken():
     assert plain.seen() == numpy.seen()
 
 
-def test_size_steps_are_of_nearest_sizes():
+def test_sizes_with_one_nearest_size_share_a_step():
     """Two sizes have the same step if they have the same nearest size; an octave has three steps."""
     steps = size_steps(5000).tolist()
     nearest = [nearest_size(size) for size in range(1, 5001)]

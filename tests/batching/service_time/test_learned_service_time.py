@@ -174,7 +174,7 @@ def test_the_upper_table_covers_19_of_20(device, mix, sigma):
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.4])
-def test_the_mean_is_that_of_the_noise(sigma):
+def test_the_mean_matches_lognormal_noise(sigma):
     """Under lognormal noise the mean is above the median, as much as the noise says."""
     above, ratios = [], []
     for seed in range(10):
@@ -228,7 +228,7 @@ def test_alike_sizes_are_equally_good(sigma, best):
         assert live.learned.best_batch_size(LARGEST) <= best
 
 
-def test_many_batches_tell_more_than_one():
+def test_many_batches_separate_similar_sizes():
     """Durations scatter by a fifth, but of two sizes that ran often the means are known well enough to differ."""
     live = Live()
     live.seconds = ServiceTime.table({1: 0.004, 8: 0.008, 64: 0.075}).seconds  # 15 % worse at 64
@@ -245,7 +245,7 @@ def test_many_batches_tell_more_than_one():
 
 
 @pytest.mark.parametrize("sigma", [0.0, 0.2, 0.4])
-def test_a_model_that_gains_nothing_has_small_batches(sigma):
+def test_a_model_without_gain_has_small_batches(sigma):
     """However much durations scatter: a batch of all that is queued would only make its first rows wait."""
     live = Live(sigma=sigma)
     live.seconds = ServiceTime.table({1: 0.005, 2: 0.010, 8: 0.044, 64: 0.420}).seconds
@@ -312,7 +312,7 @@ def test_sizes_past_64_keep_the_slope():
     np.testing.assert_allclose(expected, [live.seconds(size) for size in range(1, 1025)], rtol=0.02)
 
 
-def test_fitted_goes_on_beyond_what_was_seen():
+def test_fitted_extends_beyond_measured_sizes():
     """The fixed service time has the slope past the largest size."""
     live = Live().run(*[8, 64] * 10)
 
@@ -445,7 +445,7 @@ def test_a_prior_needs_three_batches_for_the_speed(factor):
         assert live.ratio(size, factor) == pytest.approx(1.0, rel=0.05)
 
 
-def test_what_was_learned_goes_on_in_the_next_process(tmp_path):
+def test_learned_times_can_be_saved_and_reused(tmp_path):
     """What was learned can be saved, and is the prior of the next process."""
     live = Live("silero").run(*sizes_under_load(200, seed=1))
 
@@ -504,7 +504,7 @@ def test_reading_changes_nothing(observed, prior):
     np.testing.assert_array_equal(read.upper_ns(300), silent.upper_ns(300))
 
 
-def test_the_version_rests_when_there_is_nothing_new():
+def test_the_version_changes_only_with_the_tables():
     """The version and the tables stay until something moves, and then both change."""
     live = Live().run(*[4, 8] * 60)
     version, upper = live.learned.version, live.learned.upper_ns(LARGEST)
@@ -535,14 +535,14 @@ def test_bad_arguments_are_named(make, error, says):
         make()
 
 
-def test_repr_tells_what_is_known():
+def test_repr_shows_batches_sizes_and_p95():
     """The text has the batches, the sizes and the width up to the 95 % quantile."""
     assert repr(LearnedServiceTime()) == "LearnedServiceTime(observations=0)"
     assert repr(Live().run(*[4, 8] * 20).learned) == "LearnedServiceTime(observations=40, sizes=2, p95=+0.1%)"
 
 
 @pytest.mark.parametrize("prior", [None, ServiceTime.affine(0.004, 0.00025)], ids=["learned", "prior"])
-def test_plot(prior):
+def test_plot_draws_mean_band_and_points(prior):
     """The drawing has the mean, the band up to the 95 % quantile, and a point for each size."""
     mpl.use("Agg")
     from matplotlib import pyplot as plt

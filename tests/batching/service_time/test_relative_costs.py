@@ -47,7 +47,7 @@ def test_noise_draws_costs_to_the_line(held_costs):
     assert apart[0] > apart[1] > apart[2]
 
 
-def test_neither_part_of_the_line_is_negative(held_costs):
+def test_setup_and_slope_are_never_negative(held_costs):
     """Costs that fall give a flat line, and costs that grow faster than the size one through the origin."""
     _, setup, per_row = held_costs([1, 2, 4], [math.log(cost) for cost in (4.0, 2.0, 1.0)], [9] * 3, 0.05)
     assert per_row == 0.0

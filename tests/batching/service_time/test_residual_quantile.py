@@ -69,7 +69,7 @@ def test_normal_ratios_give_their_quantiles(sigma):
     assert np.mean(covered) == pytest.approx(0.95, abs=0.02)
 
 
-def test_three_outliers_of_64_move_neither():
+def test_three_outliers_of_64_do_not_move_the_margin():
     """Three outliers of 64 move neither the deviation nor the margin; a fourth moves the margin."""
     source = random.Random(2)
     window = filled([source.uniform(-0.01, 0.01) for _ in range(61)] + [3.0, 3.0, 3.0])

@@ -41,7 +41,7 @@ def test_affine():
         ({8: 0.005, 64: 0.005}, {1: 0.005, 30: 0.005, 100: 0.005}),
     ],
 )
-def test_table_between_below_and_beyond(table, expected):
+def test_table_interpolates_and_extrapolates(table, expected):
     service_time = ServiceTime.table(table)
     for size, wanted in expected.items():
         assert service_time.seconds(size) == pytest.approx(wanted, rel=1e-12)
@@ -150,7 +150,7 @@ def test_bad_files_are_named(tmp_path, change, says):
 
 
 @pytest.mark.parametrize("content", [b"", b"[1, 2]", b"{", b"\xff\xfe"])
-def test_files_that_hold_something_else(tmp_path, content):
+def test_files_of_another_format_are_rejected(tmp_path, content):
     path = tmp_path / "bad.json"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"bad\.json: not a saved ServiceTime"):

@@ -83,7 +83,7 @@ def test_nothing_is_erased_under_hold(cache, tiers):
     assert len(cache) == 1
 
 
-def test_a_release_frees_what_was_preserved(cache, tiers, clock):
+def test_release_of_a_hold_frees_preserved_entries(cache, tiers, clock):
     """What a hold preserved beyond its time goes with the release, and the tiers learn of that."""
     cache.put("k", 1, subject="anna")
     asyncio.run(cache.hold(subject="anna", reason="case 17"))
@@ -129,7 +129,7 @@ def test_result_erased_while_stored_is_not_stored(what):
     assert cache.flights.not_stored == (what == "value")
 
 
-def test_what_lives_on_is_counted_while_more_goes(clock):
+def test_survivors_are_counted_during_another_expiry(clock):
     """An entry that expires in another thread at that moment does not disturb the count of what outlives its entry."""
     cache = EdgeCache(ttl_s=1.0, retention=Retention(10.0), clock=clock)
     kept = [freeze(np.zeros(1)) for _ in range(3)]

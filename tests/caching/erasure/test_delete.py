@@ -177,7 +177,7 @@ def test_late_write_does_not_undo_a_deletion():
     run(main)
 
 
-def test_a_read_that_a_deletion_overtakes_is_not_used():
+def test_tier_read_overtaken_by_a_deletion_is_not_used():
     """What a tier had before it deleted a key is not used, also where the read began after `delete` was called."""
 
     async def main(loop):
@@ -195,7 +195,7 @@ def test_a_read_that_a_deletion_overtakes_is_not_used():
     run(main)
 
 
-def test_delete_that_a_tier_fails_is_not_used():
+def test_failed_delete_of_a_tier_hides_its_old_entry():
     """A tier that did not delete is said so, and its old entry is used no more; a newer one is."""
 
     async def main(loop):
@@ -213,7 +213,7 @@ def test_delete_that_a_tier_fails_is_not_used():
     run(main)
 
 
-def test_delete_before_a_put_that_waits():
+def test_delete_removes_a_queued_write():
     """A deletion takes a write of the same key that still waits along; the later write wins."""
 
     async def main(loop):
@@ -276,7 +276,7 @@ def test_delete_is_recorded(tmp_path):
     assert sorted(asyncio.run(main())) == [("disk", 1), ("memory", 2)]
 
 
-def test_delete_on_a_server_that_is_gone():
+def test_delete_fails_without_the_server():
     """A server that does not answer has not deleted."""
 
     async def main():

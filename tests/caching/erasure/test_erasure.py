@@ -22,7 +22,7 @@ from streaminfer.testing import FakeClock, VirtualLoop, run
 pytestmark = pytest.mark.uncompiled
 
 
-def test_erase_is_a_count():
+def test_erase_returns_the_number_of_entries():
     """`erase` returns a plain number: the entries that memory had."""
     cache = si.EdgeCache()
     cache.put("k", 1, tags=["x"])
@@ -53,12 +53,13 @@ def test_erase_everywhere_without_tiers():
 
 
 @pytest.mark.parametrize(("subject", "tag"), [(None, None), ("a", "b"), (3, None), (None, 3)])
-def test_one_selection(subject, tag):
+def test_invalid_selection_is_rejected(subject, tag):
+    """An erasure selects by a subject or by a tag; any other selection is rejected."""
     with pytest.raises(TypeError):
         check_selection(subject, tag)
 
 
-def test_who_stops_waiting_takes_nothing_away():
+def test_cancelled_waiter_does_not_affect_an_erasure():
     async def main(loop):
         erasing = PendingErasure("anna", None, ["disk"])
         erasing.arm(1)
@@ -183,7 +184,9 @@ def test_running_write_is_erased_and_queued_dropped():
     run(main)
 
 
-def test_a_stop_ends_who_waits_for_an_erasure():
+def test_stop_ends_waiters_of_an_erasure():
+    """A stop of the cache ends the wait for an erasure, which is completed after the next start."""
+
     async def main(loop):
         disk = ScriptedTier(loop.clock)
         disk.erase_s = 3600.0
@@ -481,7 +484,7 @@ def test_erase_does_not_wait_for_a_stopped_event_loop():
 
 
 @pytest.mark.parametrize("selection", [{"subject": "ben"}, {"tag": "night"}], ids=["subject", "tag"])
-def test_an_erasure_of_others_lets_computations_be(selection):
+def test_erasure_of_other_data_keeps_computations(selection):
     """Callers join a computation, or a read of a tier, that an erasure of other data overtook, and it is stored."""
 
     async def main(loop):

@@ -44,7 +44,7 @@ async def until(condition):
             await asyncio.sleep(0)
 
 
-def test_a_deletion_reaches_the_memory_of_others(server):
+def test_deletion_reaches_the_memory_of_other_caches(server):
     """The other cache computes again what it had in memory, and keeps what was not deleted."""
 
     async def main():
@@ -105,7 +105,7 @@ def test_result_overtaken_by_erasure_is_not_stored(server):
     asyncio.run(main())
 
 
-def test_a_cache_does_not_hear_itself(server):
+def test_cache_ignores_its_own_notices(server):
     """A notice of its own changes nothing: what it stored after the deletion stays."""
 
     async def main():
@@ -120,7 +120,7 @@ def test_a_cache_does_not_hear_itself(server):
     asyncio.run(main())
 
 
-def test_notices_are_sealed(server, tmp_path):
+def test_notices_are_encrypted(server, tmp_path):
     """With keys, a listener on the server reads no subject; a process with the keys does."""
 
     async def main():
@@ -138,7 +138,7 @@ def test_notices_are_sealed(server, tmp_path):
     assert b"anna" not in asyncio.run(main())
 
 
-def test_a_notice_that_cannot_be_read_is_passed_over(server, caplog):
+def test_unreadable_notice_is_ignored(server, caplog):
     """What others publish there ends nothing."""
 
     async def main():
@@ -154,7 +154,7 @@ def test_a_notice_that_cannot_be_read_is_passed_over(server, caplog):
     assert "a notice could not be read" in caplog.text
 
 
-def test_a_lost_connection_is_made_again(server, caplog):
+def test_lost_listener_connection_is_restored(server, caplog):
     """After a restart of the server others are heard again; the loss is counted and logged once."""
 
     async def main():
@@ -206,7 +206,7 @@ def test_a_server_that_was_never_there_is_logged_once(server, caplog):
     assert caplog.text.count("notices of others may be missed") == 1
 
 
-def test_a_silent_server_is_lost(server, monkeypatch):
+def test_server_without_ping_reply_counts_as_lost(server, monkeypatch):
     """A server that does not reply to a ping is lost, and heard again when it replies."""
     monkeypatch.setattr("streaminfer.caching.tiers.redis.redis_notices._QUIET_S", 0.2)
 
@@ -237,7 +237,7 @@ def test_without_a_server_the_cache_serves():
     asyncio.run(main())
 
 
-def test_only_those_who_say_so_are_told(server):
+def test_tiers_without_invalidate_get_no_notices(server):
     """A tier without ``invalidate`` neither tells nor hears."""
 
     async def main():
@@ -274,7 +274,7 @@ asyncio.run(main())
 """
 
 
-def test_another_process(server):
+def test_deletion_reaches_another_process(server):
     """It is the same between processes."""
 
     async def main():
@@ -322,7 +322,7 @@ if child:
 """
 
 
-def test_workers_that_were_forked_hear_each_other(server):
+def test_forked_workers_get_notices_of_each_other(server):
     """A cache that was made before the fork is another one in each process."""
     ended = subprocess.run([sys.executable, "-c", FORKED, server.url], stdout=subprocess.PIPE, timeout=60.0, check=True)
 

@@ -92,7 +92,8 @@ def test_a_hold_in_a_log_in_memory_needs_no_thread(log):
         ({"data_class": "face"}, {"subject": "ben"}, True),  # what is his may be of the class
     ],
 )
-def test_an_erasure_under_hold_says_so(cache, log, hold, asked, refused):
+def test_erasure_under_hold_raises_and_is_recorded(cache, log, hold, asked, refused):
+    """An erasure that a hold forbids raises `ErasureHeld`, erases nothing and is recorded."""
     cache.put(1, 1, subject="anna", tags=["x"])
     cache.put(2, 2, subject="ben", tags=["face"])
     asyncio.run(cache.hold(**hold, reason="case 17"))
@@ -153,7 +154,7 @@ def test_hold_outlives_the_process_with_its_log(tmp_path):
         ({"subject": 3}, TypeError, "subject"),
     ],
 )
-def test_bad_holds_are_refused(cache, log, arguments, error, match):
+def test_invalid_holds_are_rejected(cache, log, arguments, error, match):
     with pytest.raises(error, match=match):
         asyncio.run(cache.hold(**arguments, reason="case 17"))
     assert log.holds == ()
@@ -211,7 +212,7 @@ def aged(clock, log):
     return si.EdgeCache(maxsize=2, ttl_s=5.0, retention=policy, clock=clock)
 
 
-def test_below_its_minimum_age_nothing_is_erased(aged, clock, log):
+def test_entries_below_minimum_age_are_not_erased(aged, clock, log):
     aged.put(1, 1, subject="anna", tags=["invoice"])
     aged.put(2, 2, subject="ben")
     assert aged.erase(subject="ben") == 1
@@ -265,7 +266,7 @@ def test_an_entry_past_its_minimum_age_is_released(aged, clock):
     assert aged.preserved == ()
 
 
-def test_the_thread_frees_what_has_its_minimum_age():
+def test_thread_frees_entries_at_their_minimum_age():
     class Value:
         pass
 
@@ -326,7 +327,7 @@ def test_longest_minimum_and_shortest_maximum_win():
         (lambda: Residual("backups", within_s=0), ValueError, "within_s"),
     ],
 )
-def test_bad_rules_are_refused(make, error, match):
+def test_invalid_rules_are_rejected(make, error, match):
     with pytest.raises(error, match=match):
         make()
 
@@ -364,7 +365,7 @@ def test_disk_purges_nothing_held_after_restart(tmp_path, hold):
     asyncio.run(main())
 
 
-def test_what_is_held_makes_no_room_on_the_disk(tmp_path):
+def test_held_entries_are_not_evicted_from_the_disk(tmp_path):
     async def main():
         async with DiskTier(tmp_path, max_bytes=2**20, wall_clock=Wall()) as tier:
             await tier.put("held", entry(b"x" * 100_000, subject="anna"))
@@ -486,7 +487,7 @@ def test_erasure_by_another_process_obeys_a_hold(cache, log):
     assert [event.action for event in log.pending] == ["erase_held"]
 
 
-def test_a_refusal_is_recorded_before_the_release(tmp_path, monkeypatch):
+def test_rejected_erasure_is_recorded_before_release(tmp_path, monkeypatch):
     """A release waits for what the thread of a log in a file has still to write."""
     go, catch_up = threading.Event(), RetentionCounts.catch_up
 

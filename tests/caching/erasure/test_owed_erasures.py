@@ -12,7 +12,7 @@ def owed(tmp_path):
     return OwedErasures(tmp_path / "retention.log")
 
 
-def test_a_write_that_failed_leaves_no_names(owed, tmp_path):
+def test_failed_write_leaves_no_names(owed, tmp_path):
     """A full disk is an error, and the part that it took of the file is removed."""
     owed.note("disk", "bert", None, is_owed=True)
 
@@ -24,7 +24,7 @@ def test_a_write_that_failed_leaves_no_names(owed, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_names_of_a_process_that_died_go(owed, tmp_path):
+def test_names_left_by_a_killed_process_are_removed(owed, tmp_path):
     """A process that was killed in a write leaves names beside the file; the next erasure that is made removes them."""
     (tmp_path / "retention.log.owed.new").write_text('["disk", "anna", null]')
 

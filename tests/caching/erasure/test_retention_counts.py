@@ -46,7 +46,7 @@ class Locked:
         self.file.close()
 
 
-def test_a_record_bears_the_time_of_its_event(tmp_path):
+def test_record_has_the_time_of_its_event(tmp_path):
     """However late the disk takes the record of an erasure, it says when the erasure was."""
     now = [5_000_000_000]
     log = RetentionLog(tmp_path / "log", secret=SECRET, wall_clock=lambda: now[0])
@@ -154,7 +154,7 @@ def test_failed_disk_writes_are_retried_in_order(caplog):
     assert "is tried again: the disk is full" in caplog.text
 
 
-def test_what_is_lost_is_an_error(caplog):
+def test_lost_records_are_an_error(caplog):
     """Errors name a record that the log rejects, and all records that a drain could not write."""
     log = Failing(ValueError("it was altered"), BackendError("the disk is full"))
     ledger = RetentionCounts(log, time.monotonic_ns)
@@ -200,7 +200,7 @@ def test_a_report_while_the_disk_fails_loses_nothing():
 
 
 @pytest.mark.parametrize("settled", [True, False], ids=["settled", "drained"])
-def test_no_thread_and_no_disk_hold_up_no_caller(monkeypatch, settled):
+def test_caller_does_not_wait_without_thread_and_disk(monkeypatch, settled):
     """Where no thread can be started while the disk fails, records wait, and the caller does not."""
 
     def no_more(_):
@@ -245,7 +245,7 @@ def test_report_waits_only_for_earlier_records():
     assert log.events == [("erased", 0), ("erased", 1)]
 
 
-def test_a_queue_that_is_full_is_an_error(caplog):
+def test_full_record_queue_is_an_error(caplog):
     """At most 10,000 records wait."""
     log = Failing()
     ledger = RetentionCounts(log, time.monotonic_ns)
@@ -259,7 +259,7 @@ def test_a_queue_that_is_full_is_an_error(caplog):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_process_writes_its_own_records_alone():
+def test_forked_process_writes_only_its_own_records():
     """What waits in the parent is written by the parent."""
     log = Failing()
     ledger = RetentionCounts(log, time.monotonic_ns)
@@ -346,7 +346,7 @@ def test_next_process_carries_out_a_failed_erasure(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_process_that_is_killed_leaves_what_it_owes(tmp_path):
+def test_owed_erasure_survives_a_killed_process(tmp_path):
     """A kill after an erasure has failed does not lose it."""
     child = os.fork()
     if child == 0:

@@ -145,7 +145,7 @@ SingleFlight.TestCase.settings = settings(max_examples=150, stateful_step_count=
 TestFlights = SingleFlight.TestCase
 
 
-def test_a_computation_may_not_wait_for_itself():
+def test_computation_that_waits_for_itself_is_an_error():
     table = FlightTable(FlightCounts(), lambda _: True)
     flight = table.join("a", "first", None)
     assert flight.leader == "first"
@@ -154,7 +154,8 @@ def test_a_computation_may_not_wait_for_itself():
     assert list(flight.waiting) == ["first"]
 
 
-def test_nor_for_one_that_waits_for_it():
+def test_cycle_of_waiting_computations_is_an_error():
+    """A computation must not wait for one that waits for it, directly or through others."""
     table = FlightTable(FlightCounts(), lambda _: True)
     a = table.join("a", 1, None)
     b = table.join("b", 2, a)
@@ -173,7 +174,8 @@ def test_nor_for_one_that_waits_for_it():
         table.join("c", 7, b)
 
 
-def test_two_waits_for_one_key_are_two():
+def test_two_waits_for_one_key_are_counted_separately():
+    """The end of one of two waits of a computation for one key leaves the other one in the graph."""
     table = FlightTable(FlightCounts(), lambda _: True)
     a = table.join("a", 1, None)
     b = table.join("b", 2, a)
@@ -212,7 +214,7 @@ def test_long_refresh_is_followed_by_another_at_once():
     assert table.refresh("a", PAUSE_NS, refreshes) is not None
 
 
-def test_forgotten_flights_are_over():
+def test_flights_end_when_the_table_forgets_them():
     table = FlightTable(FlightCounts(), lambda _: True)
     flight = table.join("a", 1, None)
     table.forget()
@@ -234,7 +236,8 @@ def test_caller_that_is_leaving_does_not_lead():
     assert flight.waiting == {}
 
 
-def test_only_a_refresh_that_nobody_led_pauses():
+def test_failure_with_a_leader_pauses_no_refresh():
+    """The failure of a flight that a caller led does not delay the next refresh of its key."""
     table = FlightTable(FlightCounts(), lambda _: True)
     plain = table.join("a", 1, None)
     table.join("a", 2, None)

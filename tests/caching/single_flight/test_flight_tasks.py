@@ -123,7 +123,7 @@ def test_cancelled_at_every_turn(script, turns):
     quiet(play, (None, 3, None))  # and collects what all these left, whose loops would complain then
 
 
-def test_a_cancelled_leader_harms_nobody():
+def test_cancelled_leader_does_not_affect_waiters():
     async def play(flights, loop):
         work = Work("ok", after_s=1.0)
         leader, *rest = [ask(flights, loop, work) for _ in range(3)]
@@ -195,7 +195,7 @@ def test_errors_end_after_three_attempts():
     assert statistics.failures == 3
 
 
-def test_input_at_fault_is_not_tried_again():
+def test_invalid_input_is_not_retried():
     async def play(flights, loop):
         work = Work(InvalidInput("no"), "ok")
         return [await outcome(task) for task in [ask(flights, loop, work) for _ in range(3)]], work.begun
@@ -226,7 +226,7 @@ def test_self_cancelled_computation_cancels_its_leader():
     assert outcomes == ["cancelled", "ok", "ok"]
 
 
-def test_a_followers_own_deadline_holds():
+def test_waiter_ends_at_its_own_deadline():
     async def play(flights, loop):
         work = Work("ok", after_s=1.0)
         tasks = [ask(flights, loop, work, timeout_s=limit) for limit in (None, 0.25, 2.0)]
@@ -327,7 +327,7 @@ def test_re_entrant_wait_cannot_be_awaited_again():
     assert end == "ok"
 
 
-def test_cancelled_at_the_turn_of_its_deadline():
+def test_cancellation_at_the_deadline_wins():
     async def play(flights, loop):
         tasks = []
 
@@ -367,7 +367,7 @@ def test_failure_with_a_leader_is_no_refresh_failure(refreshed, caplog):
     assert outcomes[-1] == "ok"
 
 
-def test_a_computation_may_ask_for_other_keys():
+def test_computation_can_wait_for_other_keys():
     async def play(flights, loop):
         here = flights.here()
 
@@ -413,7 +413,7 @@ def test_each_attempt_runs_in_its_leaders_context():
     assert seen == ["a", "b"]
 
 
-def test_a_refresh_is_one_and_reports_its_failure(caplog):
+def test_refresh_runs_once_and_logs_its_failure(caplog):
     refreshes = Refreshes()
 
     async def play(flights, loop):
@@ -485,7 +485,7 @@ def test_attempt_after_failed_refresh_is_abandoned(first, takes_s):
 
 
 @pytest.mark.parametrize("drain", [True, False])
-def test_stopping_ends_what_runs_of_one_owner(drain):
+def test_stop_ends_the_flights_of_one_owner_only(drain):
     async def play(flights, loop):
         here = flights.here()
         tasks = [ask(flights, loop, Work("ok", after_s=1.0), owner="mine") for _ in range(3)]
@@ -505,7 +505,7 @@ def test_stopping_ends_what_runs_of_one_owner(drain):
         assert ended == 0.5
 
 
-def test_a_loop_that_ends_takes_its_flights_along():
+def test_flights_end_with_their_loop():
     """As ``asyncio.run`` does: everything is cancelled at once, and nothing new may begin."""
     complaints = []
     work = Work(after_s=10.0)
@@ -658,7 +658,7 @@ def test_interrupt_in_woken_waiter_spares_the_others(interruption):
 
 
 @pytest.mark.parametrize("around", [asyncio.gather, lambda it: asyncio.wait_for(it, 5.0), asyncio.shield])
-def test_what_share_returns_is_a_coroutine_to_asyncio(around):
+def test_share_returns_a_coroutine_for_asyncio(around):
     async def play(flights, loop):
         return await around(flights.here().share("key", (Work("ok", after_s=1.0),)))
 
@@ -742,7 +742,7 @@ def test_leader_enforcing_its_deadline_has_no_timer():
     assert "1.000000 s" in str(follower)
 
 
-def test_what_cannot_begin_leaves_no_flight():
+def test_computation_that_fails_to_start_has_no_flight():
     async def play(flights, loop):
         def broken():
             raise TypeError("no coroutine")

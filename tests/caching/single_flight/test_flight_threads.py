@@ -94,14 +94,14 @@ def test_statistics_while_another_loop_begins():
     assert len(flights._loops) == len(loops) == 2
 
 
-def test_one_computes_for_all():
+def test_one_thread_computes_for_all_callers():
     outcomes, work, statistics = play(16)
     assert outcomes == ["ok"] * 16
     assert work.begun == 1
     assert (statistics.computations, statistics.collapsed) == (1, 15)
 
 
-def test_a_leader_that_fails_hands_over(caplog):
+def test_failed_leader_is_replaced_by_a_waiter(caplog):
     outcomes, work, statistics = play(8, ValueError("1"), ValueError("2"))
     assert (statistics.refresh_failures, caplog.records) == (0, [])
     assert sorted(map(str, outcomes)) == ["1", "2"] + ["ok"] * 6
@@ -109,7 +109,7 @@ def test_a_leader_that_fails_hands_over(caplog):
     assert (statistics.failures, statistics.leader_changes) == (2, 2)
 
 
-def test_after_three_failures_all_have_the_error():
+def test_all_waiters_get_an_error_after_three_failures():
     outcomes, work, _ = play(8, *(KeyError(number) for number in range(9)))
     assert work.begun == 3
     assert sorted(end.args[0] for end in outcomes) == [0, 1, 2, 2, 2, 2, 2, 2]
@@ -127,14 +127,14 @@ def test_invalid_input_is_final_and_deadlines_are_not():
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit, GeneratorExit])
-def test_an_interrupted_leader_hands_over(interruption):
+def test_interrupted_leader_is_replaced_by_a_waiter(interruption):
     outcomes, work, _ = play(4, interruption(), interruption(), interruption())
     assert sum(isinstance(end, interruption) for end in outcomes) == 3
     assert outcomes.count("ok") == 1
     assert work.begun == 4
 
 
-def test_a_follower_that_is_interrupted_leaves(request):
+def test_interrupted_waiter_leaves_the_flight(request):
     """A signal interrupts the main thread while it waits for a key; the other threads continue."""
     interrupted = threading.Event()
 
@@ -195,7 +195,7 @@ def test_re_entrancy_is_an_error_and_not_a_deadlock(through):
     assert flights.statistics().in_flight == 0
 
 
-def test_two_threads_that_would_wait_for_each_other():
+def test_threads_waiting_for_each_other_get_an_error():
     flights = SingleFlight(time.monotonic_ns)
     both = threading.Barrier(2)
 
@@ -264,7 +264,7 @@ def test_refreshing_threads_are_bounded():
         os.sched_yield()
 
 
-def test_no_store_is_seen_by_its_own_computation_alone():
+def test_no_store_affects_only_its_own_computation():
     flights = SingleFlight(time.monotonic_ns)
 
     def storable():
@@ -343,7 +343,7 @@ def test_a_key_whose_refresh_hangs_is_refreshed_again(caplog):
     assert "a refresh in a thread is late" in caplog.text
 
 
-def test_who_waits_for_a_refresh_that_hangs_computes(caplog):
+def test_waiter_of_hanging_refresh_leads_a_new_flight(caplog):
     """A caller that joined a late refresh leads a new flight, which the thread of the refresh does not complete."""
     flights = SingleFlight(time.monotonic_ns)
     release = threading.Event()

@@ -26,7 +26,8 @@ def hits(trace, eviction="s3fifo", **limits):
 
 
 @pytest.mark.parametrize("limits", LIMITS.values(), ids=LIMITS)
-def test_a_loop_over_more_than_it_holds_keeps_its_part(limits):
+def test_s3fifo_keeps_hits_in_a_loop_beyond_capacity(limits):
+    """A loop over more keys than fit has no hits with LRU, and keeps part of them with S3-FIFO."""
     loop = [number % 1_000 for number in range(5_000)]
     assert hits(loop, "lru", **limits) == 0
     assert hits(loop, **limits) >= 4 * 85
@@ -59,7 +60,7 @@ def test_small_queue_shrinks_for_one_time_keys():
     ],
     ids=["entries", "bytes", "both, entries count", "both, bytes count"],
 )
-def test_a_scan_passes_through(limits):
+def test_scan_does_not_evict_frequent_entries(limits):
     cache = EdgeCache(**limits, eviction="s3fifo")
     for _ in range(3):
         for key in range(80):
@@ -70,7 +71,7 @@ def test_a_scan_passes_through(limits):
     assert sum(key in cache for key in range(80)) == 80
 
 
-def test_main_is_filled_again_when_it_was_emptied():
+def test_main_queue_refills_after_it_was_emptied():
     cache = EdgeCache(maxsize=100, eviction="s3fifo")
     for key in range(200):
         cache[key] = key
@@ -84,7 +85,7 @@ def test_main_is_filled_again_when_it_was_emptied():
     assert found >= 2 * 85
 
 
-def test_failures_do_not_keep_main_from_being_full():
+def test_stored_failures_take_no_room_from_main():
     cache = EdgeCache(maxsize=100, eviction="s3fifo", negative_ttl_s=60.0)
     for key in range(3):
         cache.put_negative(("failure", key), OSError())
@@ -102,7 +103,7 @@ def test_failures_do_not_keep_main_from_being_full():
 
 @pytest.mark.parametrize("eviction", get_args(Eviction))
 @given(steps=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 4)), max_size=60), room=st.integers(1, 3))
-def test_a_newcomer_does_not_go_for_itself(eviction, steps, room):
+def test_new_entry_is_not_evicted_to_make_its_own_room(eviction, steps, room):
     cache = EdgeCache(maxsize=room, max_bytes=8, eviction=eviction)
     for key, size in steps:
         cache.get(key)
@@ -159,7 +160,7 @@ def test_stale_entries_do_not_keep_main_from_filling():
     assert sum(key in cache for key in range(78)) >= 77
 
 
-def test_what_is_held_has_labels_and_queues():
+def test_held_entries_have_labels_and_queues():
     clock = FakeClock(10**9)
     cache = EdgeCache(ttl_s=1.0, stale_s=5.0, negative_ttl_s=100.0, clock=clock)
     told = []
@@ -188,7 +189,7 @@ def test_what_is_held_has_labels_and_queues():
     ]
 
 
-def test_evicted_entries_are_told_with_their_labels():
+def test_eviction_events_have_the_labels():
     cache = EdgeCache(max_bytes=10)
     told = []
     cache.listen(told.append)

@@ -14,7 +14,7 @@ class Fifo(EvictionOrder):
     """First in, first out: the queues themselves, and a hit that changes nothing."""
 
 
-def test_policy_of_one_class_evicts_in_its_order():
+def test_policy_class_decides_the_eviction_order():
     order = Fifo(Slots(FIRST + 3), 2, 2**63 - 1)
     for slot in (FIRST, FIRST + 1, FIRST + 2):
         order.add(slot, 1)
@@ -35,6 +35,6 @@ def test_lru_hit_saves_an_entry():
 
 
 @pytest.mark.parametrize(("name", "error"), [("fifo", ValueError), (None, TypeError), ("../lru", ValueError)])
-def test_unknown_policies_are_refused(name, error):
+def test_unknown_policies_are_rejected(name, error):
     with pytest.raises(error, match="eviction: expected one of 'lru', 's3fifo'"):
         EdgeCache(eviction=name)

@@ -29,7 +29,7 @@ STEPS = st.lists(
 
 @pytest.mark.parametrize("which", ["as imported", "plain"])
 @given(steps=STEPS)
-def test_the_heap_gives_out_exactly_what_is_due(plain, which, steps):
+def test_expiry_heap_pops_exactly_the_due_entries(plain, which, steps):
     if which == "plain":
         slots = plain("caching.table._slots_cy").Slots(21)
         heap = plain("caching.table._expiry_heap_cy").ExpiryHeap(slots)
@@ -61,7 +61,7 @@ def test_the_heap_gives_out_exactly_what_is_due(plain, which, steps):
     assert left == set(model)
 
 
-def test_the_heap_keeps_what_it_has_when_it_grows():
+def test_expiry_heap_keeps_entries_when_it_grows():
     heap = ExpiryHeap(Slots(10))
     heap.set(1, 5)
     heap.grow(20)
@@ -114,7 +114,7 @@ def test_s3fifo_evicts_newcomer_without_hits_first():
     assert slots.queue_of(FIRST) == 0, "asked for: it moved on to main"
 
 
-def test_s3fifo_who_comes_back_goes_to_main_at_once():
+def test_s3fifo_returning_key_enters_main_at_once():
     order, slots = s3fifo(10)
     for slot in range(FIRST, FIRST + 11):
         order.add(slot, 1)
@@ -207,7 +207,7 @@ def test_emptied_cache_waits_for_no_expiry():
 
 
 @pytest.mark.skipif(not is_atomic(EdgeTable, "peek"), reason="plain Python's lists are the collector's")
-def test_the_collector_does_not_walk_the_entries():
+def test_garbage_collector_does_not_traverse_entries():
     cache = EdgeCache(eviction="s3fifo")
     gc.collect()
     known = {id(it) for it in gc.get_objects()}

@@ -59,7 +59,7 @@ def on_disk(folder):
     return b"".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
 
 
-def test_it_is_a_tier(tier):
+def test_disk_tier_satisfies_the_tier_protocol(tier):
     assert isinstance(tier, Tier)
 
 
@@ -150,7 +150,7 @@ def test_purge_removes_expired_entries_from_the_medium(tmp_path, tier):
     assert (seen.purged, seen.entries) == (2, 1)
 
 
-def test_it_purges_by_itself(tmp_path, wall):
+def test_expired_entries_are_purged_periodically(tmp_path, wall):
     async def main():
         async with DiskTier(tmp_path, max_bytes=MIB, purge_every_s=0.001, wall_clock=wall) as tier:
             await tier.put("k", entry(1, ttl_s=1.0))
@@ -199,7 +199,7 @@ def test_replaced_entry_has_only_its_new_labels(tier):
     assert asyncio.run(main()) == 1
 
 
-def test_encrypted_nothing_is_readable_names_included(tmp_path, wall):
+def test_encrypted_file_has_no_readable_value_or_name(tmp_path, wall):
     async def main():
         keys = StoredKeys(tmp_path / "keys.db", master=b"m" * 32)
         folder = tmp_path / "cache"
@@ -250,7 +250,7 @@ def test_file_stays_within_bound_evicting_the_oldest(tmp_path, tier):
     assert seen.errors == 0
 
 
-def test_what_has_expired_gives_way_first(tier, wall):
+def test_expired_entries_are_removed_before_evictions(tier, wall):
     async def main():
         async with tier:
             await tier.put("first", entry(np.zeros(50_000)))
@@ -411,7 +411,7 @@ def test_flipped_bytes_are_never_a_wrong_value(tmp_path, wall, seed):
     assert seen.unreadable + seen.errors + seen.rebuilds > 0
 
 
-def test_a_record_in_anothers_place_is_found_out(tmp_path, wall):
+def test_record_under_a_wrong_key_is_detected(tmp_path, wall):
     file = filled(tmp_path, wall, 2)
     db = sqlite3.connect(file)
     db.execute(
@@ -460,7 +460,7 @@ def test_corrupt_key_file_does_not_rebuild_the_tier(tmp_path, wall):
     keys.close()
 
 
-def test_a_purge_that_keys_hold_up_is_made_again(tmp_path, wall):
+def test_purge_that_fails_for_its_keys_is_retried(tmp_path, wall):
     """Copies of what was deleted are read with the keys, whose service may fail in its own words."""
 
     class Unavailable(Exception):
@@ -744,7 +744,7 @@ def test_concurrent_starts_replace_a_corrupt_file(tmp_path, wall, monkeypatch):
     assert asyncio.run(main()) == 1
 
 
-def test_a_replacement_that_fails_is_made_again(tmp_path, wall, monkeypatch):
+def test_failed_replacement_of_the_file_is_retried(tmp_path, wall, monkeypatch):
     """A disk that has no room for a new file keeps no other process waiting, and the tier serves again later."""
     connect, failures = DiskStore._connect, [sqlite3.OperationalError("database or disk is full")]
 
@@ -889,7 +889,7 @@ def test_folder_that_cannot_be_made_fails_the_start(tmp_path):
         asyncio.run(tier.start())
 
 
-def test_folder_and_files_are_the_owners_alone(tmp_path, wall):
+def test_only_the_owner_can_access_folder_and_files(tmp_path, wall):
     filled(tmp_path / "cache", wall, 1)
     assert stat.S_IMODE((tmp_path / "cache").stat().st_mode) == 0o700
     assert stat.S_IMODE((tmp_path / "cache" / "cache.db").stat().st_mode) == 0o600

@@ -44,7 +44,7 @@ def test_round_trip(data, name, subject):
     memory.close()
 
 
-def test_every_bit_counts(cipher):
+def test_altered_or_cut_ciphertext_is_rejected(cipher):
     sealed = cipher.seal(b"data", name=b"n")
     for at in range(len(sealed) * 8):
         altered = bytearray(sealed)
@@ -107,7 +107,7 @@ class Wall:
         self.now_ns += round(seconds * 1e9)
 
 
-def test_keys_go_when_all_that_they_sealed_has_expired():
+def test_keys_are_destroyed_after_their_data_expired():
     """A thousand subjects a day: the file holds the keys of two days, and none that can be recovered."""
     wall = Wall()
     with closing(StoredKeys(":memory:", master=MASTER, wall_clock=wall)) as keys:
@@ -182,7 +182,7 @@ def test_a_hold_keeps_keys_beyond_their_time(tmp_path):
         assert keys.find(key.id) is None
 
 
-def test_keys_of_a_file_from_before_have_no_end(tmp_path):
+def test_keys_of_an_earlier_file_format_never_expire(tmp_path):
     wall = Wall()
     path = tmp_path / "keys.db"
     with closing(StoredKeys(path, master=MASTER, wall_clock=wall)) as keys:
@@ -305,7 +305,7 @@ def test_keys_are_checked_and_not_shown():
             memory.close()
 
 
-def test_it_is_a_provider(keys):
+def test_stored_keys_satisfy_the_provider_protocol(keys):
     assert isinstance(keys, KeyProvider)
     assert keys.find(b"?" * 16) is None
 
@@ -361,7 +361,7 @@ def test_a_key_service_sees_no_names():
     assert "secret" not in repr(keys)
 
 
-def test_a_key_service_hears_how_long_a_key_must_last():
+def test_key_service_gets_the_lifetime_of_a_key():
     service = Service()
     cipher = Cipher(ServiceKeys(service))
     cipher.seal(SECRET, name=b"n", subject="anna", lasts_s=60.0)
@@ -391,7 +391,7 @@ def test_key_of_wrong_size_from_service_is_an_error(secret):
         ServiceKeys(object())
 
 
-def test_keys_that_are_dropped_close_their_file(tmp_path):
+def test_unreferenced_keys_close_their_file(tmp_path):
     stored = StoredKeys(tmp_path / "keys.db", master=MASTER)
     db = stored._db
 

@@ -28,7 +28,7 @@ async def interrupt(stopping, *steps):
 
 @pytest.mark.parametrize("drain", [True, False])
 @pytest.mark.parametrize("put_s", [0.0, 100.0])
-def test_a_cache_stops_its_tiers(drain, put_s):
+def test_interrupted_stop_of_a_cache_stops_its_tiers(drain, put_s):
     """Whatever the writer of the tier does at that moment."""
 
     async def play(loop):
@@ -49,7 +49,7 @@ def test_a_cache_stops_its_tiers(drain, put_s):
     run(play)
 
 
-def test_a_disk_tier_closes_its_file(tmp_path):
+def test_interrupted_stop_of_disk_tier_closes_its_file(tmp_path):
     """Else no other process could replace the file where it is damaged."""
 
     async def main():
@@ -65,7 +65,7 @@ def test_a_disk_tier_closes_its_file(tmp_path):
     asyncio.run(main())
 
 
-def test_a_redis_tier_closes_its_connections(server):
+def test_interrupted_stop_of_redis_closes_connections(server):
     """Those of its operations, and the one that hears notices."""
 
     async def main():

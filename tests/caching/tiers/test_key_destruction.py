@@ -61,7 +61,7 @@ def test_a_provider_that_hangs_is_called_once(erasing):
     keys.may_return.set()
 
 
-def test_a_call_that_came_too_late_is_not_made_again():
+def test_late_call_that_succeeded_is_not_repeated():
     """A provider that always takes longer than an attempt may would otherwise never be done."""
     keys = Keys()
     destruction = hung(keys)
@@ -74,7 +74,7 @@ def test_a_call_that_came_too_late_is_not_made_again():
     assert keys.asked == ["anna", "ben"]
 
 
-def test_a_failure_that_came_too_late_is_tried_again():
+def test_late_call_that_failed_is_retried():
     keys = Keys(ConnectionError("gone"))
     destruction = hung(keys)
     keys.may_return.set()

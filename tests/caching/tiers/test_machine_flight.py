@@ -148,7 +148,7 @@ def test_a_deadline_leaves_time_to_compute(server):
 
 
 @pytest.mark.parametrize("way", ["error", "no_store", "rejected"])
-def test_a_leader_with_nothing_to_share(server, way):
+def test_waiters_compute_if_the_leader_stores_nothing(server, way):
     """Where nothing comes of the computation, the others compute at once, not one after another."""
 
     async def main():
@@ -170,7 +170,7 @@ def test_a_leader_with_nothing_to_share(server, way):
     asyncio.run(main())
 
 
-def test_a_server_that_is_gone_is_not_waited_for():
+def test_unreachable_server_is_not_waited_for():
     """Without a server each machine computes at once."""
 
     async def main():
@@ -183,7 +183,7 @@ def test_a_server_that_is_gone_is_not_waited_for():
     assert asyncio.run(main()) == "model"
 
 
-def test_a_function_waits_too(server):
+def test_wrapped_functions_share_a_computation(server):
     """Wrapped async functions share a computation as services do."""
 
     async def main():
@@ -270,7 +270,7 @@ asyncio.run(main())
 """
 
 
-def test_two_processes(server):
+def test_two_processes_compute_once(server):
     """Two processes that begin together compute once."""
 
     async def main():

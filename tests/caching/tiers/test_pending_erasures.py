@@ -30,7 +30,7 @@ def erasure(selection, *, armed=True):
 
 
 @given(st.lists(st.tuples(st.sampled_from(["add", "fail", "end"]), st.integers(0, 9)), max_size=40))
-def test_order_and_matches_are_those_of_a_plain_list(steps):
+def test_order_and_matches_equal_a_plain_list_model(steps):
     pending, untried, failed, made = PendingErasures(), [], [], []
     for what, number in steps:
         if what == "add" or not made:
@@ -59,7 +59,7 @@ def test_order_and_matches_are_those_of_a_plain_list(steps):
         assert [pending.matches(it) for it in ENTRIES] == [is_erased(it, pending.pending) for it in ENTRIES]
 
 
-def test_one_that_is_not_armed_holds_up_no_other():
+def test_unarmed_erasure_does_not_delay_others():
     pending, unarmed, armed = PendingErasures(), erasure(SELECTIONS[0], armed=False), erasure(SELECTIONS[1])
     pending.add(unarmed)
     pending.add(armed)

@@ -34,7 +34,7 @@ def disk(folder, **more):
     return DiskTier(folder, max_bytes=2**22, **more)
 
 
-def test_a_restart_keeps_the_answers(tmp_path):
+def test_responses_survive_a_restart(tmp_path):
     model = Model()
 
     async def main():
@@ -119,7 +119,7 @@ def test_keys_are_destroyed_with_a_stopped_tier(tmp_path):
     asyncio.run(main())
 
 
-def test_what_may_not_lie_on_a_disk_does_not(tmp_path):
+def test_class_without_disk_permission_is_not_stored(tmp_path):
     async def main():
         policy = Retention(600.0, classes={"face": Retention(60.0, allow_disk=False)})
         cache = si.EdgeCache(retention=policy, tiers=[disk(tmp_path)])

@@ -43,7 +43,7 @@ def everything(server):
     return b"|".join(found)
 
 
-def test_it_is_a_tier(server):
+def test_redis_tier_satisfies_the_tier_protocol(server):
     assert isinstance(RedisTier(server.url), Tier)
 
 
@@ -83,7 +83,7 @@ def test_an_entry_comes_back_whole_to_another_process(server):
     assert (seen.hits, seen.misses) == (1, 1)
 
 
-def test_namespaces_are_apart(server):
+def test_namespaces_are_separate(server):
     async def main():
         async with (
             RedisTier(server.url, namespace="a", **PATIENT) as first,
@@ -115,7 +115,7 @@ def test_the_server_expires_entries(server):
     assert len(left) == 5  # nothing beside them but the token
 
 
-def test_its_own_clock_decides_too(server):
+def test_expiry_also_follows_the_clock_of_the_tier(server):
     now_ns = time.time_ns()
 
     async def main():
@@ -174,7 +174,7 @@ def test_replaced_entry_has_only_its_new_labels(server):
     assert asyncio.run(main()) == 2
 
 
-def test_an_erasure_erases_in_its_own_namespace_alone(server):
+def test_erasure_is_limited_to_its_own_namespace(server):
     """Names are taken literally, and a key that is no entry is left alone."""
 
     async def main():
@@ -229,7 +229,7 @@ def test_erasure_is_complete_on_a_full_server(tmp_path, policy):
         server.stop()
 
 
-def test_encrypted_nothing_is_readable_names_included(server):
+def test_encrypted_server_has_no_readable_content(server):
     keys = StoredKeys(":memory:", master=b"m" * 32)
     stranger = StoredKeys(":memory:", master=b"n" * 32)
 
@@ -375,7 +375,7 @@ garbage = st.one_of(
 
 @settings(max_examples=40)
 @given(garbage)
-def test_a_server_that_answers_garbage_costs_misses(answer):
+def test_invalid_server_replies_count_as_misses(answer):
     async def main():
         async def handle(reader, writer):
             while await reader.read(65536):
@@ -617,7 +617,7 @@ def test_inventory_of_a_very_large_server_is_unknown(server, monkeypatch):
     assert (few[0].entries, many) == (1, None)
 
 
-def test_it_starts_and_stops_in_order(server):
+def test_tier_requires_start_and_can_restart(server):
     async def main():
         tier = RedisTier(server.url, **PATIENT)
         assert await tier.get("k") is None
@@ -715,7 +715,7 @@ def test_calls_are_checked(server):
 
 
 @pytest.mark.parametrize("option", ["ssl_cert_reqs=none", "ssl_check_hostname=False", "max_connections=1", "timeout="])
-def test_a_url_cannot_switch_off_what_the_tier_sets(option):
+def test_url_options_cannot_override_tier_settings(option):
     """An option after `?` that would win over the tier's own settings is an error, which does not show the url."""
     with pytest.raises(ValueError, match=f"url: expected no options but .*, got {option.split('=')[0]}") as caught:
         RedisTier(f"rediss://:word@localhost?{option}")
@@ -736,7 +736,7 @@ def test_a_url_cannot_switch_off_what_the_tier_sets(option):
     ],
     ids=["slash", "fragment", "query", "digits", "digits of a fragment", "port", "normalized", "no host"],
 )
-def test_a_url_that_cannot_be_read_is_not_shown(url):
+def test_invalid_url_is_not_shown(url):
     """A password with special characters that are not percent-encoded is no port in the text of an error."""
     with pytest.raises(ValueError, match=r"^url: .* percent-encoded, got something else \(not shown\)$") as caught:
         RedisTier(url)
@@ -748,7 +748,7 @@ def test_a_socket_may_have_an_at_sign(tmp_path):
     assert "me@here" in RedisTier(f"unix://{tmp_path}/me@here").place
 
 
-def test_a_key_of_a_wrong_type_harms_no_other(server):
+def test_key_of_a_wrong_type_costs_one_miss(server):
     """A foreign value under one entry's key costs that entry one miss; the breaker does not count it."""
 
     async def main():
@@ -835,7 +835,7 @@ def test_a_replica_is_read(server):
     asyncio.run(main())
 
 
-def test_a_server_that_is_far_away_is_connected_to(server):
+def test_distant_server_gets_connected(server):
     """A handshake of several round trips may take longer than one operation: a later operation has its connection."""
 
     async def pump(reader, writer):

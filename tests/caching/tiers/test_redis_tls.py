@@ -132,7 +132,7 @@ def test_replaced_files_apply_to_next_connection(server, authorities, tmp_path):
     assert asyncio.run(main()) == [True, False, True, True, True, False]
 
 
-def test_an_encrypted_key_is_an_error_and_no_question(server, authorities, tmp_path, monkeypatch):
+def test_encrypted_private_key_is_rejected_unprompted(server, authorities, tmp_path, monkeypatch):
     """OpenSSL would ask the terminal for its password, and the event loop would wait for the answer."""
     passwords, load = [], ssl.SSLContext.load_cert_chain
 

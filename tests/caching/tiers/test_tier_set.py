@@ -121,7 +121,7 @@ def test_slower_computation_costs_one_late_request():
     run(main)
 
 
-def test_the_allowance_of_reads():
+def test_read_budget_leaves_time_to_compute():
     reads = ReadBudget()
     assert reads.grant_ns(None) == S
     assert reads.grant_ns(10 * S) == S
@@ -437,7 +437,7 @@ def test_erasure_during_read_or_store_is_obeyed():
     run(main)
 
 
-def test_a_stale_answer_to_a_function_begins_a_refresh():
+def test_stale_response_to_a_function_starts_a_refresh():
     calls = []
 
     async def double(x):
@@ -460,7 +460,7 @@ def test_a_stale_answer_to_a_function_begins_a_refresh():
     run(main)
 
 
-def test_a_cache_may_be_used_on_one_loop_after_another():
+def test_cache_with_tiers_runs_on_successive_loops():
     class Fixed:
         now_ns = 5
 
@@ -480,7 +480,7 @@ def test_a_cache_may_be_used_on_one_loop_after_another():
     assert (disk.started, disk.stopped) == (2, 2)
 
 
-def test_evictions_are_recorded_together():
+def test_evictions_are_recorded_as_one_event():
     async def main(loop):
         log = RetentionLog()
         cache = si.EdgeCache(clock=loop.clock, maxsize=10, retention=Retention(1000.0, log=log))
@@ -582,7 +582,7 @@ def test_stale_response_expires_during_slower_reads():
 
 
 @pytest.mark.parametrize("why", ["rejected", "slow", "disallowed"])
-def test_a_value_that_was_replaced_does_not_come_back(why):
+def test_replaced_value_does_not_come_back(why):
     """Where a tier does not take a second value, the first is not used again; a third that it takes is."""
 
     async def play(loop):
@@ -685,7 +685,7 @@ def test_stall_during_lease_wait_makes_no_request_late():
 
 
 @pytest.mark.parametrize("end", ["found", "cancelled"])
-def test_a_lease_ends_that_was_taken_for_nothing(end):
+def test_unneeded_lease_is_released(end):
     """Others need not wait for one that found the entry after all, or whose callers left while it looked."""
 
     async def play(loop):
@@ -736,7 +736,7 @@ def test_lease_ends_when_its_value_is_never_stored(end):
     run(play)
 
 
-def test_a_lease_ends_where_a_deletion_waits():
+def test_lease_is_released_where_a_deletion_waits():
     """A deletion takes no lease with it, as an entry does."""
 
     async def play(loop):
@@ -778,7 +778,7 @@ def test_a_lease_that_stalls_makes_no_request_late(stalls):
     run(play)
 
 
-def test_the_end_of_a_lease_that_fails_is_logged_once(caplog):
+def test_failed_release_of_a_lease_is_logged_once(caplog):
     """A tier that raises where it is not to raise costs its callers nothing."""
 
     class Broken(LeasedTier):

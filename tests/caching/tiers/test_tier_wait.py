@@ -26,7 +26,7 @@ class Stalled(ScriptedTier):
 
 @pytest.mark.parametrize("stalls", ["get", "lease"])
 @pytest.mark.parametrize(("timeout_s", "joined_at_s"), [(0.1, 0.0925 - 0.06), (0.5, 0.25)])
-def test_a_stalled_tier_makes_no_caller_late_who_joins(stalls, timeout_s, joined_at_s):
+def test_stalled_tier_does_not_delay_a_joining_caller(stalls, timeout_s, joined_at_s):
     """The wait for tiers ends when the caller with the least time has none to spare."""
 
     async def main(loop):

@@ -21,7 +21,7 @@ async def embed_later(image, patient=None, *, site="north", words=()):
     return image * 2
 
 
-def test_labels_erase_what_came_of_a_subject():
+def test_labels_erase_responses_of_a_subject():
     """An erasure by subject takes the answers of a sync function that were made for it, and no others."""
     cache = si.EdgeCache()
     wrapped = cache.wrap(embed, subject="patient")
@@ -82,7 +82,7 @@ def test_labels_choose_the_class():
     assert run(main) == 1
 
 
-def test_labels_set_entries_apart():
+def test_other_labels_have_separate_entries():
     """The same function wrapped with other names shares no entry: what one wrote could not be erased for the other."""
     cache = si.EdgeCache()
     plain, labeled = cache.wrap(embed), cache.wrap(embed, subject="patient")
@@ -110,7 +110,7 @@ def test_labels_of_a_method_and_collected_arguments():
 
 
 @pytest.mark.parametrize("value", [7, b"anna", ["anna"]], ids=repr)
-def test_subject_that_is_no_string(value):
+def test_subject_that_is_no_string_is_rejected(value):
     """A subject that no erasure can name is rejected before anything is computed."""
     calls = []
 
@@ -122,13 +122,13 @@ def test_subject_that_is_no_string(value):
     assert calls == []
 
 
-def test_tags_that_are_no_strings():
+def test_tags_that_are_no_strings_are_rejected():
     """So are tags."""
     with pytest.raises(InvalidInput, match="words: expected a string, several, or None"):
         si.EdgeCache().wrap(embed, tags=("words",))(1, words=[1])
 
 
-def test_names_that_are_no_parameters():
+def test_names_that_are_no_parameters_are_rejected():
     """A misspelt name is rejected when the function is wrapped."""
     with pytest.raises(ValueError, match="subject: expected a parameter's name, of image, patient, site, words"):
         si.EdgeCache().wrap(embed, subject="pateint")
@@ -136,7 +136,7 @@ def test_names_that_are_no_parameters():
         si.EdgeCache().wrap(embed, tags="site")
 
 
-def test_names_for_a_service_are_refused():
+def test_names_for_a_service_are_rejected():
     """Requests have a subject and tags of their own."""
     with pytest.raises(TypeError, match="subject, tags: expected no names of parameters"):
         si.EdgeCache().wrap(Model(), subject="patient")

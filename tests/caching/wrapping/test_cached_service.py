@@ -77,7 +77,7 @@ def on_loop(scenario, **settings):
     return result
 
 
-def test_a_hit_says_so():
+def test_hit_has_source_cache():
     async def play(cache, loop):
         model = Model()
         service = cache.wrap(model)
@@ -129,7 +129,7 @@ def test_responses_are_read_only_and_hold_no_batch(how):
     assert left() is None
 
 
-def test_requests_that_are_not_to_be_kept():
+def test_no_store_and_stream_requests_are_not_stored():
     async def play(cache, loop):
         model = Model()
         service = cache.wrap(model)
@@ -144,7 +144,7 @@ def test_requests_that_are_not_to_be_kept():
     on_loop(play)
 
 
-def test_degraded_answers_are_shared_but_not_kept():
+def test_degraded_responses_are_shared_but_not_stored():
     async def play(cache, loop):
         model = Model(Response(1, True, "small"), Response(2, False, "large"), after_s=1.0)
         service = cache.wrap(model)
@@ -156,7 +156,7 @@ def test_degraded_answers_are_shared_but_not_kept():
     on_loop(play)
 
 
-def test_what_is_part_of_the_key():
+def test_key_depends_on_request_fields_and_fingerprint():
     async def play(cache, loop):
         service = cache.wrap(Model())
         other = Model()
@@ -184,7 +184,7 @@ def test_what_is_part_of_the_key():
     on_loop(play)
 
 
-def test_a_secret_makes_keys_that_others_cannot_make():
+def test_keys_of_a_service_depend_on_the_secret():
     keys = {Cache(secret=secret).wrap(Model()).key_of(Request(1)) for secret in (None, b"a" * 16, b"b" * 16)}
     assert {len(key) for key in keys} == {16, 32}
     assert len(keys) == 3
@@ -218,7 +218,7 @@ def test_result_computed_during_erasure_is_not_stored():
     on_loop(play)
 
 
-def test_an_answer_that_the_cache_refuses_is_an_answer(caplog):
+def test_response_too_large_to_store_is_returned(caplog):
     async def play(cache, loop):
         service = cache.wrap(Model())
         assert (await service.call(Request(np.zeros(1000)))).outputs.shape == (1000,)
@@ -228,7 +228,9 @@ def test_an_answer_that_the_cache_refuses_is_an_answer(caplog):
     on_loop(play, max_bytes=100)
 
 
-def test_deadlines():
+def test_deadline_of_cached_and_computed_requests():
+    """A caller ends at its own deadline; a response in the cache is returned even after it."""
+
     async def play(cache, loop):
         model = Model(after_s=1.0)
         service = cache.wrap(model)
@@ -314,7 +316,7 @@ def test_stored_errors_are_copied_for_each_caller():
     on_loop(play, negative_ttl_s=5.0)
 
 
-def test_a_kept_error_holds_no_frame():
+def test_stored_error_holds_no_frame():
     class Big:
         pass
 
@@ -408,7 +410,7 @@ def counted(calls):
     return double
 
 
-def test_an_async_function_stays_one():
+def test_wrapped_async_function_keeps_its_signature():
     async def play(cache, loop):
         calls = []
         double = counted(calls)
@@ -465,7 +467,7 @@ class Scaler:
         return f"scaler {self.by}"
 
 
-def test_methods_go_by_the_fingerprint_of_their_object():
+def test_methods_are_keyed_by_fingerprint_of_object():
     cache = Cache()
 
     class Doubler(Scaler):
@@ -490,7 +492,7 @@ def module_level(x):
     return x
 
 
-def test_what_was_wrapped_is_part_of_the_key():
+def test_wrapped_function_is_part_of_the_key():
     cache = Cache()
 
     def make(by):
@@ -532,7 +534,7 @@ class Callable:
         return x
 
 
-def test_what_is_typed_in_again_is_another_function(monkeypatch):
+def test_redefined_notebook_function_has_its_own_key(monkeypatch):
     monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)
     session = {"__name__": "__main__"}
     cache = Cache()
@@ -543,7 +545,7 @@ def test_what_is_typed_in_again_is_another_function(monkeypatch):
     assert answers == [2, 3]
 
 
-def test_tokens_go_with_their_objects():
+def test_identity_tokens_are_freed_with_their_objects():
     from streaminfer.caching.wrapping import wrapped_identity as identity
 
     before = len(identity._TOKENS)
@@ -554,12 +556,12 @@ def test_tokens_go_with_their_objects():
 
 
 @pytest.mark.parametrize("wrong", [3, None, int, ScriptedBackend()])
-def test_what_cannot_be_cached(wrong):
+def test_wrapping_a_non_service_is_rejected(wrong):
     with pytest.raises(TypeError, match="inner: expected a service"):
         Cache().wrap(wrong)
 
 
-def test_answers_that_can_be_used_once_are_refused():
+def test_iterators_and_generators_are_rejected():
     cache = Cache()
     with pytest.raises(TypeError, match="more than once"):
         cache.wrap(lambda x: iter((x,)))(1)
@@ -591,7 +593,7 @@ def test_no_store_prevents_storing_a_response():
     on_loop(play)
 
 
-def test_none_is_an_answer():
+def test_none_is_stored_as_a_response():
     cache = Cache()
     calls = []
     f = cache.wrap(calls.append)
@@ -649,7 +651,7 @@ def test_sync_function_refreshes_behind_stale_result(caplog):
     assert answers == []
 
 
-def test_a_sync_functions_errors_are_kept():
+def test_errors_of_a_sync_function_are_stored():
     clock = FakeClock()
     cache = Cache(clock, negative_ttl_s=1.0)
     calls = []
@@ -690,7 +692,9 @@ def test_re_entrant_functions_raise():
     on_loop(play)
 
 
-def test_a_batched_function_is_asked_as_a_service_is():
+def test_batched_function_takes_options_of_a_service():
+    """A cached batched function takes a time limit, a priority and a tenant, as a service does."""
+
     async def main(loop):
         cache = Cache(loop.clock)
         batches = []
@@ -720,7 +724,7 @@ def test_a_batched_function_is_asked_as_a_service_is():
     run(main)
 
 
-def test_flights_count_what_they_did():
+def test_flight_statistics_of_a_sync_function():
     cache = Cache()
     f = cache.wrap(module_level)
     f(1)
@@ -730,7 +734,7 @@ def test_flights_count_what_they_did():
     assert cache.table.statistics().hits == 1
 
 
-def test_what_an_error_kept_for_others_may_be():
+def test_uncopyable_error_is_stored_as_runtime_error():
     """An error that cannot be copied is raised unchanged; the cache stores a `RuntimeError` that describes it."""
 
     class Stubborn(Exception):
@@ -765,7 +769,7 @@ class Versioned(Model):
         return self.changes
 
 
-def test_answers_of_another_version_have_other_keys():
+def test_other_versions_have_other_keys():
     async def scenario(cache, loop):
         model = Versioned()
         cached = cache.wrap(model)
@@ -913,7 +917,7 @@ def test_a_tuple_without_arrays_keeps_its_class():
 
 
 @pytest.mark.parametrize("kind", [np.ndarray, np.recarray])
-def test_a_record_is_the_cache_s_own(kind):
+def test_record_of_an_array_is_copied(kind):
     """A row of an array of records, which is a view of it, is copied, and no caller can change it."""
     rows = np.zeros(2, [("a", "i4"), ("b", "f8")]).view(kind)
     cached = EdgeCache().wrap(lambda: {"row": rows[0]})
@@ -960,7 +964,7 @@ class Hanging:
 
 
 @pytest.mark.parametrize(("after_s", "limit_s"), [(0.1, 1.0), (2.0, 8.0)])
-def test_a_refresh_that_hangs_ends(after_s, limit_s, caplog):
+def test_hanging_refresh_of_a_service_is_cancelled(after_s, limit_s, caplog):
     """A late refresh is in no other's way, and the service is told when it is cancelled at the latest."""
 
     async def play(cache, loop):
@@ -983,7 +987,7 @@ def test_a_refresh_that_hangs_ends(after_s, limit_s, caplog):
     assert f"a refresh took longer than {limit_s:g} s" in caplog.text
 
 
-def test_a_functions_refresh_that_hangs_ends(caplog):
+def test_hanging_refresh_of_a_function_is_cancelled(caplog):
     """So has the refresh of an async function."""
 
     async def play(cache, loop):

@@ -93,14 +93,14 @@ def responses(first, second, model=None):
 
 
 @pytest.mark.parametrize("layer", CHANGING, ids=IDS)
-def test_a_layer_that_changes_responses_shares_none(layer):
+def test_layer_that_changes_responses_splits_entries(layer):
     """A stack without the layer and one with it have entries of their own in one cache."""
     assert responses([], [layer()]) == [(2.0, "model"), (-2.0, "model")]
     assert responses([layer()], []) == [(-2.0, "model"), (2.0, "model")]
 
 
 @pytest.mark.parametrize("layer", [Watching, Counting])
-def test_a_layer_that_changes_none_shares_all(layer):
+def test_layer_that_changes_no_response_shares_entries(layer):
     """What says that it changes no response, or has no exit, adds nothing to the keys."""
     assert responses([], [layer()]) == [(2.0, "model"), (2.0, "cache")]
 
@@ -134,7 +134,7 @@ def test_tiers_need_the_fingerprint_of_a_layer():
     run(main)
 
 
-def test_tiers_around_several_models_belong_to_each():
+def test_cache_with_tiers_must_be_inside_the_routes():
     """A router has no fingerprint: the message says where the cache goes, and there it works."""
 
     async def main(loop):
@@ -148,7 +148,7 @@ def test_tiers_around_several_models_belong_to_each():
     run(main)
 
 
-def test_fingerprints_of_two_are_told_apart():
+def test_joined_fingerprints_differ_if_one_part_does():
     """Joined ones differ where either does; what is unknown or wrong stays so."""
     assert join_fingerprints("a", "b") != join_fingerprints("b", "a")
     assert join_fingerprints("a around", "b") != join_fingerprints("a", "around b")

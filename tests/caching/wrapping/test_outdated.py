@@ -49,7 +49,7 @@ FORGET = {
 
 @pytest.mark.parametrize("forget", FORGET.values(), ids=FORGET)
 @pytest.mark.parametrize("where", ["memory", "tier"])
-def test_erased_is_not_given_in_place_of_an_error(forget, where):
+def test_erased_value_does_not_replace_an_error(forget, where):
     """What was erased while its caller waited for a new value is not the response when computing that fails."""
 
     async def main(loop):
@@ -72,7 +72,7 @@ def test_erased_is_not_given_in_place_of_an_error(forget, where):
 
 
 @pytest.mark.parametrize("where", ["memory", "tier"])
-def test_outdated_is_not_given_beyond_its_time(where):
+def test_outdated_is_not_served_beyond_its_window(where):
     """A computation that fails after the window has closed, and after the maximum age, has an error as its end."""
 
     async def main(loop):
@@ -93,7 +93,7 @@ def test_outdated_is_not_given_beyond_its_time(where):
 
 
 @pytest.mark.parametrize("forgotten", [True, False], ids=["erased", "not"])
-def test_erased_of_an_async_function(forgotten):
+def test_erased_value_of_async_function_is_not_served(forgotten):
     """Functions do as services do."""
 
     async def main(loop):
@@ -118,7 +118,7 @@ def test_erased_of_an_async_function(forgotten):
     run(main)
 
 
-def test_erased_of_a_sync_function():
+def test_erased_value_of_a_sync_function_is_not_served():
     """So do functions in threads, here with an erasure from inside the computation."""
     clock = FakeClock()
     cache = si.EdgeCache(ttl_s=10.0, stale_while_revalidate_s=0.0, stale_if_error_s=20.0, clock=clock)
@@ -165,7 +165,7 @@ def test_one_refresh_of_a_key_for_all_priorities():
 
 
 @pytest.mark.parametrize("priority", [1, 2, 3])
-def test_a_priority_is_no_number_of_an_erasure(priority):
+def test_caller_after_an_erasure_joins_no_older_flight(priority):
     """Who calls after an erasure joins no computation of another priority that began before it."""
 
     async def main(loop):

@@ -56,7 +56,7 @@ def test_the_thread_frees_entries_of_an_idle_stack():
     asyncio.run(main())
 
 
-def test_the_clock_of_a_stack_is_not_the_threads():
+def test_thread_does_not_expire_by_a_stacks_clock():
     """Only storing a value, and ``expire``, free what is due by a clock that the thread cannot read."""
 
     async def main(loop):
@@ -147,17 +147,17 @@ def test_functions_share_the_cache_but_no_results():
         ({"retention": 3}, "retention: expected a Retention"),
     ],
 )
-def test_what_is_no_tier_and_no_policy_is_refused(arguments, match):
+def test_invalid_tiers_and_retention_are_rejected(arguments, match):
     with pytest.raises(TypeError, match=match):
         si.EdgeCache(**arguments)
 
 
-def test_backends_are_refused():
+def test_backends_are_rejected():
     with pytest.raises(TypeError, match="before the batcher"):
         si.EdgeCache().wrap(ScriptedBackend())
 
 
-def test_a_caches_secret_makes_its_keys():
+def test_keys_depend_on_the_secret_of_the_cache():
     def key(secret):
         return si.EdgeCache(secret=secret).wrap(_doubled).key_of(1)
 
@@ -198,7 +198,7 @@ def failing_at_once(x):
 
 
 @pytest.mark.parametrize("what", [Failing(), failing, failing_at_once])
-def test_a_failure_keeps_no_inputs_alive(what):
+def test_failed_request_frees_its_inputs(what):
     """What a request brought is freed with its error, and does not wait for the garbage collector."""
 
     async def main(loop):
@@ -225,7 +225,7 @@ def test_a_failure_keeps_no_inputs_alive(what):
         gc.enable()
 
 
-def test_a_stampede_recovers_from_one_slow_computation():
+def test_stampede_recovers_from_a_slow_computation():
     """A waiter with enough time left leads, so a key of many callers with short deadlines is computed again."""
 
     async def main(loop):

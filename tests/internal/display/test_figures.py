@@ -152,7 +152,7 @@ def paid(responses, on_time):
 
 
 @pytest.mark.parametrize(("models", "last"), [(3, "10 EUR"), (40, "2,000 EUR")])
-def test_money_has_no_kilo(models, last):
+def test_money_axis_has_no_kilo_prefix(models, last):
     axes = new_axes()
     cost(models, 7).plot(axes)
     axes.figure.canvas.draw()
@@ -287,7 +287,7 @@ def test_picture_could_be_printed(picture):
         (0.0, 6, ["0", "1", "2", "3", "4", "5", "6"], "time, hours"),
     ],
 )
-def test_heat_map_tells_time_in_units_that_can_be_read(start_s, hours, ticks, label):
+def test_heat_map_time_has_readable_units(start_s, hours, ticks, label):
     """Seconds since the epoch count from the first one, which the label names."""
     axes = new_axes()
     LatencyHeatMap.of_requests(start_s + np.linspace(0.0, 3600.0 * hours, 200), latencies(200)).plot(axes)
@@ -307,7 +307,7 @@ def test_running_batch_reaches_the_end_of_the_picture():
     assert (bar.x0, bar.x1) == axes.get_xlim()
 
 
-def test_an_empty_picture_says_so():
+def test_empty_picture_has_an_explanation():
     """A reader can tell nothing recorded from nothing wrong."""
     for name in PICTURES:
         if name.endswith((", empty", ", 0", ", without responses", ", no interval")):
@@ -352,7 +352,7 @@ def test_html_without_matplotlib_has_the_figures(picture, monkeypatch):
     assert drawn_from(picture)._repr_html_().startswith("<table>")
 
 
-def test_nothing_learned_has_its_text():
+def test_empty_service_time_is_shown_as_text():
     assert LearnedServiceTime()._repr_html_() == "<p>LearnedServiceTime(observations=0)</p>"
 
 

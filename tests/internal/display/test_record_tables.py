@@ -87,7 +87,7 @@ class OneSideStatistics(Snapshot):
         ("sizes", tuple(range(20)), ["sizes", ", ".join([*map(str, range(16)), "4 more"])]),
     ],
 )
-def test_a_field_is_words_and_a_value_in_its_unit(name, value, row):
+def test_field_name_is_words_and_value_has_its_unit(name, value, row):
     shown = attrs.make_class("Odd", [name], bases=(Snapshot,), frozen=True)(value)
 
     assert page_of(shown).rows == [row]
@@ -135,7 +135,7 @@ def test_nested_records_of_one_class_share_a_table():
     assert alike.rows == [["name", "value"], ["stable", "2"], ["canary", "3"]]
 
 
-def test_what_draws_itself_is_drawn_by_itself():
+def test_value_with_html_repr_draws_itself():
     class Picture:
         def _repr_html_(self):
             return "<svg></svg>"

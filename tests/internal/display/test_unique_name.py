@@ -3,7 +3,7 @@
 from streaminfer._internal.display.unique_name import unique_name
 
 
-def test_a_name_that_is_free_stays():
+def test_unused_name_is_unchanged():
     assert unique_name("a", {"b"}) == "a"
 
 

@@ -22,7 +22,7 @@ SAVES = {
 
 
 @pytest.mark.parametrize("kind", SAVES)
-def test_a_full_disk_leaves_what_was_there(kind, tmp_path):
+def test_full_disk_leaves_the_old_content(kind, tmp_path):
     path = tmp_path / "saved"
     path.write_bytes(b"old")
 
@@ -77,7 +77,7 @@ def test_every_name_of_a_file_has_the_new_content(tmp_path):
     assert (tmp_path / "other").read_bytes() == b"new"
 
 
-def test_a_pipe_stays_one(tmp_path):
+def test_pipe_is_written_in_place(tmp_path):
     path = tmp_path / "pipe"
     os.mkfifo(path)
     read = []
@@ -91,7 +91,7 @@ def test_a_pipe_stays_one(tmp_path):
     assert path.is_fifo()
 
 
-def test_what_the_process_has_open_is_written_in_place(tmp_path):
+def test_file_open_in_the_process_is_written_in_place(tmp_path):
     """As by ``--json /dev/stdout``."""
     with (tmp_path / "saved").open("w+b") as file:
         write_whole(f"/dev/fd/{file.fileno()}", b"new")
@@ -158,6 +158,6 @@ def test_an_interrupted_write_leaves_no_file(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_no_folder_is_said(tmp_path):
+def test_missing_folder_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         write_whole(tmp_path / "none" / "saved", b"new")

@@ -240,7 +240,7 @@ class TestSearch:
         assert found.interval == (0.0, 10.0)
         assert "missed at 10/s, the lowest rate" in found.reason
 
-    def test_used_up(self):
+    def test_search_ends_when_its_steps_are_used_up(self):
         """A search that ends before its tolerance says so."""
         rng = np.random.default_rng(1)
         search = CapacitySearch(50.0, 400.0, tolerance=1e-4, most_steps=5)

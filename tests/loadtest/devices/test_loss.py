@@ -9,7 +9,7 @@ from streaminfer.loadtest.devices.loss import GilbertElliott
 
 
 @pytest.mark.parametrize(("loss", "run"), [(0.01, 1.0), (0.05, 4.0), (0.3, 2.0)])
-def test_share_and_run_are_those_given(loss, run):
+def test_loss_share_and_run_length_match_the_settings(loss, run):
     process = GilbertElliott(loss, run, random.Random(1))
     lost = [process.loses() for _ in range(400_000)]
     runs = [len(list(group)) for value, group in itertools.groupby(lost) if value]

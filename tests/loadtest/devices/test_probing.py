@@ -89,7 +89,7 @@ def test_noise_is_within_ten_percent(clip, noise):
     ],
     ids=["blur", "FFmpeg's blur", "noise", "exposure", "detail"],
 )
-def test_measure_of_pictures_follows_the_strength(recorded, fault, strengths, ours, sign):
+def test_picture_measures_increase_with_the_fault(recorded, fault, strengths, ours, sign):
     measured = [sign * ours(recorded(attrs.evolve(CAMERA, **{fault: it}), seconds=0.5)) for it in strengths]
 
     assert measured == sorted(measured)
@@ -182,7 +182,7 @@ def test_pictures_that_are_too_small_are_named(tmp_path):
         probe(tmp_path / "small.mkv")
 
 
-def test_kind_that_is_missing_is_named(speech):
+def test_missing_media_kind_is_named(speech):
     with pytest.raises(ValueError, match="expected a recording with pictures"):
         probe(speech, kind="camera")
 
@@ -248,7 +248,7 @@ def test_sound_that_changes_is_named(tmp_path):
         probe(path, kind="microphone")
 
 
-def test_packets_that_a_decoder_refuses_are_counted(tmp_path):
+def test_packets_that_a_decoder_rejects_are_counted(tmp_path):
     """Decoders have several errors for data that they cannot read."""
     path = tmp_path / "sound.mkv"
     with av.open(str(path), "w") as container:

@@ -43,7 +43,7 @@ def test_wrong_value_is_named(wrong, argument):
         profile_from_dict(wrong)
 
 
-def test_aac_has_frames_of_its_own():
+def test_aac_sets_its_own_frame_length():
     profile = MicrophoneProfile(name="x", codec="aac", sample_rate=48_000)
 
     assert profile.frame_samples == 1_024
@@ -71,7 +71,7 @@ def test_unknown_name_lists_the_library():
         device_profile("fax")
 
 
-def test_profile_is_taken_unchanged():
+def test_device_profile_returns_a_profile_unchanged():
     profile = CameraProfile(name="x")
 
     assert device_profile(profile) is profile

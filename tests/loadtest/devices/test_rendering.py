@@ -71,7 +71,7 @@ def test_noise_has_its_level(bursts):
 
 
 @pytest.mark.parametrize("band", [{"low_hz": 4_000.0}, {"high_hz": 150.0}], ids=["low end", "high end"])
-def test_band_takes_the_tone_outside_it_away(bursts, band):
+def test_band_removes_a_tone_outside_it(bursts, band):
     """The bursts are a tone between these ends."""
     whole, cut = (samples(bursts, attrs.evolve(MICROPHONE, **limits))[1_600:14_400] for limits in ({}, band))
 

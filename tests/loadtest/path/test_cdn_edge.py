@@ -117,7 +117,7 @@ def test_path_through_the_edge_decodes(camera_scene):
     assert asyncio.run(main()) == ([None] * 3, [True] * 3)
 
 
-def test_nothing_of_the_edge_is_left():
+def test_closed_edge_leaves_no_process_or_task():
     async def main():
         async with CdnEdge() as edge:
             await edge.carry("camera", 0, b"unit")
@@ -181,7 +181,7 @@ def test_edge_end_fails_units_and_closes_connections():
     assert asyncio.run(main()) == 0
 
 
-def test_nginx_that_is_gone_is_an_error():
+def test_stopped_nginx_is_an_error():
     async def main():
         async with CdnEdge() as edge:
             with socket.create_server(("127.0.0.1", 0)) as free:
@@ -201,6 +201,6 @@ def test_unit_that_the_origin_lacks_is_an_error():
     asyncio.run(main())
 
 
-def test_edge_that_does_not_run_says_so():
+def test_carry_before_start_is_an_error():
     with pytest.raises(RuntimeError, match="async with"):
         asyncio.run(CdnEdge().carry("camera", 0, b""))

@@ -86,7 +86,7 @@ def test_no_verdict_where_the_encoders_are_behind():
 
 
 @pytest.mark.parametrize("groups", [[], [3], "phone", 3], ids=repr)
-def test_groups_are_groups(groups):
+def test_groups_of_another_type_are_rejected(groups):
     """Anything else is named before something starts."""
     with pytest.raises(TypeError, match="groups: expected a sequence of DeviceGroup, at least one, got"):
         run(lambda _loop: run_devices(Size(), groups, duration_s=1.0, slo_s=0.5))
@@ -177,6 +177,6 @@ def test_devices_of_all_groups_have_seeds_of_their_own(monkeypatch):
 
 
 @pytest.mark.parametrize("devices", [3, [3], {"source": "x"}], ids=str)
-def test_devices_are_tables(devices):
+def test_devices_must_be_a_list_of_tables(devices):
     with pytest.raises(TypeError, match="devices: expected a list of tables"):
         Scenario.from_dict({"name": "n", "duration_s": 1, "slo_s": 1, "devices": devices})

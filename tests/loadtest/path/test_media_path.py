@@ -82,7 +82,7 @@ def test_runs_repeat_by_seed(camera_scene):
 
 
 @pytest.mark.parametrize("codec", ["h264", "vp8", "vp9", "mjpeg"])
-def test_encoder_repeats_whatever_the_load(codec):
+def test_encoder_output_does_not_depend_on_load(codec):
     """An encoder that chooses its effort by the clock would give other pictures, and other accuracies, each time."""
     camera = CameraProfile(name="c", width=640, height=480, rate=24.0, codec=codec, bitrate=500_000)
     scene = Scene(ASSETS / "astronaut_pan.mp4", camera, seconds=1.0)
@@ -120,7 +120,7 @@ def test_key_frame_request_takes_the_delay_of_a_trace(camera_scene):
     assert lost(trace=steady) == lost(delay_s=0.05)
 
 
-def test_a_loss_behind_a_queue_shows_behind_it(camera_scene):
+def test_loss_behind_a_queue_is_noticed_behind_it(camera_scene):
     """The receiver requests no key frame before the first one has left the queue: the lost unit waits behind it."""
     network = NetworkProfile(name="bad", rate=100_000, delay_s=0.05, loss=0.1, queue_s=60.0, retransmits=0)
     scene = camera_scene(key_interval_s=60.0)
@@ -134,7 +134,7 @@ def test_a_loss_behind_a_queue_shows_behind_it(camera_scene):
     assert again * scene.profile.period_s > transfers[0].size * 8 / network.rate + 2 * network.delay_s
 
 
-def test_pictures_that_stand_alone_survive_a_loss(camera_scene):
+def test_intra_only_pictures_survive_a_loss(camera_scene):
     network = NetworkProfile(name="bad", loss=0.1, retransmits=0)
     lost = Counter(it.lost for it in play(camera_scene(codec="mjpeg"), network, frames=100))
 
@@ -166,7 +166,7 @@ class Held:
         job(argument)
 
 
-def test_encoder_that_is_behind_drops(camera_scene):
+def test_encoder_that_is_behind_drops_frames(camera_scene):
     """One frame is in the encoder, and four wait."""
 
     async def main(loop):
@@ -336,7 +336,7 @@ def test_error_of_prepare_fails_one_frame(camera_scene):
     assert [type(it) for it in run(main)] == [ZeroDivisionError] * 2
 
 
-def test_close_fails_what_is_on_its_way(camera_scene):
+def test_close_fails_frames_on_their_way(camera_scene):
     async def main(loop):
         path = MediaPath(camera_scene(), PERFECT, wanted=PICTURES, clock=loop.clock)
         sent = [path.send(loop.clock()) for _ in range(3)]

@@ -18,7 +18,7 @@ def test_profile_of_the_library_has_its_name(name):
     assert network_profile(name).name == name
 
 
-def test_delay_and_jitter_are_those_given():
+def test_delay_and_jitter_match_the_profile():
     profile = NetworkProfile(name="n", delay_s=0.03, jitter_s=0.002)
     delays = np.array(arrivals(profile)) / 1e9 - np.arange(20_000) * 0.01
 
@@ -26,7 +26,7 @@ def test_delay_and_jitter_are_those_given():
     assert delays.std() == pytest.approx(0.002, rel=0.05)
 
 
-def test_rate_spreads_what_is_sent_at_once():
+def test_rate_limit_spreads_a_burst():
     link = Link(NetworkProfile(name="n", rate=1_000_000, queue_s=1.0))
 
     assert [link.send(1_250, 0) for _ in range(3)] == [10 * MS, 20 * MS, 30 * MS]
@@ -46,7 +46,7 @@ def test_packets_keep_their_order():
     assert came == sorted(came)
 
 
-def test_loss_is_the_share_given():
+def test_loss_matches_the_profile():
     lost = [it is None for it in arrivals(NetworkProfile(name="n", loss=0.05, loss_run=3.0), 200_000)]
 
     assert np.mean(lost) == pytest.approx(0.05, rel=0.05)

@@ -89,7 +89,7 @@ def test_report_has_accuracy_of_direct_evaluation(camera_scene):
     assert report.means("device")["camera"]["accuracy"] == np.mean(list(direct.values()))
 
 
-def test_what_a_service_measured_is_in_the_report(camera_scene):
+def test_measurements_of_a_service_are_in_the_report(camera_scene):
     """Its stages, values and labels stand beside those of the path; the score gets the outputs alone."""
 
     async def service(picture):
@@ -114,7 +114,7 @@ def test_streams_have_their_path_as_id(camera_scene):
     assert len(service.streams) == 2
 
 
-def test_stack_answers_within_the_path(camera_scene):
+def test_stack_responds_within_the_path(camera_scene):
     """A stack batches frames of several devices."""
 
     async def main(loop):
@@ -168,7 +168,7 @@ async def frame_call(loop, scene, service, **settings):
     return over, asyncio.create_task(over.call(si.Request(over.samples[0].inputs)))
 
 
-def test_call_is_awaited(camera_scene):
+def test_awaited_call_returns_one_frame(camera_scene):
     """One frame, with its outputs, stages and values."""
 
     async def main(loop):
@@ -188,7 +188,7 @@ def test_call_is_awaited(camera_scene):
     [(ValueError("no such position"), ValueError), (StopIteration("no such position"), RuntimeError)],
     ids=["error", "iterator that is over"],
 )
-def test_error_of_the_score(camera_scene, error, raised):
+def test_error_of_the_score_fails_the_frame(camera_scene, error, raised):
     """It is that of the frame."""
 
     def score(_answer, _position_s):
@@ -204,7 +204,7 @@ def test_error_of_the_score(camera_scene, error, raised):
 
 
 @pytest.mark.parametrize("said", [None, "good", np.ones(1)], ids=["nothing", "text", "array"])
-def test_score_that_is_no_number(camera_scene, said):
+def test_score_that_is_no_number_fails_the_frame(camera_scene, said):
     """It is the error of the frame, which ends at once."""
 
     async def main(loop):
@@ -217,7 +217,7 @@ def test_score_that_is_no_number(camera_scene, said):
 
 
 @pytest.mark.parametrize("error", [ValueError("broken"), asyncio.CancelledError()], ids=["error", "cancels itself"])
-def test_error_of_the_service(camera_scene, error):
+def test_error_of_the_service_fails_the_frame(camera_scene, error):
     async def broken(_picture):
         raise error
 
@@ -231,7 +231,7 @@ def test_error_of_the_service(camera_scene, error):
 
 
 @pytest.mark.parametrize("after_s", [0.005, 0.015], ids=["on its way", "at the service"])
-def test_cancelled_frame(camera_scene, after_s):
+def test_cancelled_frame_cancels_the_service_call(camera_scene, after_s):
     """The caller goes at once, the service is cancelled, and the next frame is answered."""
     events = []
 
@@ -266,7 +266,7 @@ def test_runs_repeat_by_seed(camera_scene):
     assert first.shape != other.shape or not np.array_equal(first, other)
 
 
-def test_order_of_a_path_is_that_of_capture(camera_scene):
+def test_frames_arrive_in_capture_order(camera_scene):
     class Order:
         def __init__(self):
             self.seen = []
@@ -314,6 +314,6 @@ def test_service_that_cannot_be_called_is_rejected(camera_scene):
         PathService(object(), [])
 
 
-def test_path_is_needed():
+def test_at_least_one_path_is_required():
     with pytest.raises(ValueError, match="paths: expected"):
         PathService(Brightness(), [])

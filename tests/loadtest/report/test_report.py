@@ -68,7 +68,7 @@ class TestFigures:
         np.testing.assert_allclose(quantiles_of(latencies, shares), histogram.quantiles(shares), rtol=2e-3)
 
     @pytest.mark.parametrize("q", [99, -0.1, np.nan, "0.5"])
-    def test_quantile_is_of_a_share(self, report, q):
+    def test_quantile_takes_a_share_not_a_percentage(self, report, q):
         """A percentage, such as 99, is no share."""
         with pytest.raises((TypeError, ValueError), match="q: expected"):
             report.quantile(q)
@@ -159,7 +159,7 @@ class TestFiles:
         np.testing.assert_array_equal(loaded.record.labels["device"], report.record.labels["device"])
 
     @pytest.mark.parametrize("write", [Report.save, Report.to_junit, Report.to_html])
-    def test_a_failed_write_leaves_what_was_there(self, report, tmp_path, write):
+    def test_failed_write_leaves_the_old_file(self, report, tmp_path, write):
         (tmp_path / "run").write_text("old")
 
         with files_limited_to(10), pytest.raises(OSError, match="too large"):
@@ -210,7 +210,7 @@ class TestFiles:
         assert found["means"]["device"]["studio"]["accuracy"] is None
 
     @pytest.mark.parametrize("content", [b"", b"{}", b'{"format": "other", "version": 1}', b"\x89PNG"])
-    def test_load_something_else(self, tmp_path, content):
+    def test_loading_another_file_is_an_error(self, tmp_path, content):
         """The message names the file."""
         (tmp_path / "x.json").write_bytes(content)
 
@@ -260,7 +260,7 @@ class Page(html.parser.HTMLParser):
 
 
 class TestPage:
-    def test_loads_nothing(self, report, tmp_path):
+    def test_html_loads_no_external_resource(self, report, tmp_path):
         """Every link is to the page itself, and names are escaped."""
         report.to_html(tmp_path / "report.html")
 
@@ -298,7 +298,7 @@ class TestPage:
         assert "By lens" not in make_page(attrs.evolve(report, record=record))
 
     @pytest.mark.parametrize("name", ["$5 or $6", r"a $\frac$", "東京"])
-    def test_label_of_any_letters(self, report, name):
+    def test_label_with_special_characters(self, report, name):
         """A chart shows the label unchanged: as text and not as a formula, in the reader's font."""
         record = attrs.evolve(report.record, labels={"device": np.where(report.record.due_s < 5, name, "studio")})
 
@@ -306,7 +306,7 @@ class TestPage:
 
         assert re.findall(r"<text[^>]*>([^<]*)</text>", text).count(name) == 2  # wide and narrow
 
-    def test_names_that_are_no_text(self, report, tmp_path):
+    def test_file_names_that_are_not_utf8(self, report, tmp_path):
         """The name of a file that is not UTF-8, as Python reads it from a folder, is on the page as an escape."""
         labels = {"file": np.where(report.record.due_s < 5, "caf\udce9.wav", "b.wav")}
         named = attrs.evolve(report, record=attrs.evolve(report.record, labels=labels), name="caf\udce9")

@@ -28,7 +28,7 @@ async def answer(_number):
 
 
 class TestOpenLoop:
-    def test_sends_when_due(self):
+    def test_requests_are_sent_when_due(self):
         """Requests are sent at their instants, although none is answered yet."""
         due_ns = [10 * MS, 10 * MS, 11 * MS, 40 * MS]
 
@@ -49,7 +49,7 @@ class TestOpenLoop:
 
         assert all(sent >= 1_000 * MS for sent in run(main))
 
-    def test_error_that_may_happen(self):
+    def test_expected_error_is_recorded(self):
         """It is kept with the number of its request."""
 
         async def fail(number):
@@ -114,7 +114,7 @@ class TestOpenLoop:
         assert list(sending.completed_ns) == [0, 0]
         assert [type(error) for error in sending.failures.values()] == [asyncio.CancelledError] * 2
 
-    def test_end_of_the_drain(self):
+    def test_requests_in_flight_after_drain_are_cancelled(self):
         """What is in flight then is cancelled, and neither answered nor failed."""
 
         async def hang(_number):
@@ -124,7 +124,7 @@ class TestOpenLoop:
 
         assert (list(sending.completed_ns), sending.failures, sending.in_flight) == ([0, 0], {}, 0)
 
-    def test_error_of_the_caller(self):
+    def test_error_in_on_result_ends_the_run(self):
         """What ``on_result`` raises ends the run."""
 
         def refuse(number, _result):
@@ -133,7 +133,7 @@ class TestOpenLoop:
         with pytest.raises(LookupError, match="0"):
             virtually(answer, [1], on_result=refuse)
 
-    def test_iterator_of_the_caller_that_is_over(self):
+    def test_stop_iteration_in_on_result_ends_the_run(self):
         """What no future takes ends the run too."""
 
         def refuse(_number, _result):
@@ -194,7 +194,7 @@ class TestOpenLoop:
         assert ended == [pytest.approx(11.0, abs=0.1)]
         assert [completed > 0 for completed in sending.completed_ns] == [True, False]
 
-    def test_nothing_is_due(self):
+    def test_empty_schedule_ends_immediately(self):
         """An empty schedule ends at once."""
         assert virtually(answer, []).sent == 0
 
@@ -239,7 +239,8 @@ class _Call:
 class TestOpenLoopOfToldEnds:
     """With ``begin``, a request needs no task."""
 
-    def test_no_task_is_made(self):
+    def test_begin_creates_no_task(self):
+        """Requests that are sent through `begin` need no task."""
         results = {}
 
         async def main(loop):
@@ -285,7 +286,7 @@ class TestOpenLoopOfToldEnds:
             virtually(None, [1, 2, 10**12], begin=begun, errors=(ValueError,))
         assert begun.cancelled == [0]
 
-    def test_end_of_the_drain(self):
+    def test_requests_in_flight_after_drain_are_cancelled(self):
         """What is in flight then is cancelled, and neither answered nor failed."""
         begun = Begun(None, None)
 

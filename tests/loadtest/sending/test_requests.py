@@ -16,7 +16,7 @@ async def echo(inputs):
 
 
 @pytest.mark.parametrize("count", [1, 255, 256, 257, 600])
-def test_every_note_reaches_its_request(count):
+def test_every_note_is_stored_for_its_request(count):
     """However many there are, each column has the number of its own request."""
     sample = Sample(1.0, labels={"device": "phone"}, stages_s={"encode": 0.5})
     requests = Requests(echo, lambda _number: sample, count)
@@ -37,7 +37,7 @@ def test_every_note_reaches_its_request(count):
     assert requests.labels == {"device": ["phone"] * count, "zone": [str(number) for number in range(count)]}
 
 
-def test_ends_are_told_where_the_service_tells():
+def test_begin_call_is_used_if_the_service_has_it():
     """A stack gets the request of a sample, and an async function or another service is awaited."""
 
     class Told(Node):
@@ -74,7 +74,7 @@ def test_stages_of_the_same_name_add_up():
     assert list(requests.stages["network"]) == [0.75, 0.25]
 
 
-def test_request_without_a_note_has_none():
+def test_requests_without_notes_get_empty_values():
     """What was not measured is NaN or empty."""
     requests = Requests(echo, lambda number: number, 3)
 

@@ -80,7 +80,7 @@ class TestError:
         ],
         ids=["equal", "nearly", "longer after", "longer before"],
     )
-    def test_short_run_varies_as_a_long_one(self, durations_s, error):
+    def test_error_of_short_run_is_scaled_from_long_run(self, durations_s, error):
         """What hits a long run now and then, a short one may not have met: its error is scaled from the long one's."""
         before, after = (0.03, 0.04)
 
@@ -148,14 +148,14 @@ class TestUndecided:
         """The tail needs 30 requests."""
         assert "p99 needs at least 3,000" in compare(independent(2_000, 1), independent(2_000, 2)).reason
 
-    def test_one_incident(self):
+    def test_tail_from_one_incident_is_undecided(self):
         """A tail from one incident is one observation."""
         stalled = independent(20_000, 2)
         stalled[5_000:5_300] += 1.0
 
         assert "incidents" in compare(independent(20_000, 1), stalled).reason
 
-    def test_slow_change(self):
+    def test_slow_drift_is_undecided(self):
         """A run on a machine that becomes slower meanwhile does not tell what its tail is."""
         warming = independent(20_000, 2) * np.linspace(1.0, 1.6, 20_000)
 
@@ -169,7 +169,7 @@ class TestUndecided:
         assert "the runs cannot exclude +10%; they need about" in verdict.reason
 
     @pytest.mark.parametrize("change", [-0.05, 0.0, 0.045, 0.09])
-    def test_interval_that_is_nearly_narrow(self, change):
+    def test_undecided_interval_needs_more_requests(self, change):
         """An undecided verdict needs more requests, wherever its interval lies."""
         error = 1.01 * max(abs(math.log1p(change)), math.log1p(0.1) - math.log1p(change)) / 2.3264
 
@@ -191,7 +191,7 @@ class TestExtremes:
         assert verdict.after_s == math.inf
         assert "→ no response, +" in str(verdict)
 
-    def test_no_time(self):
+    def test_zero_latencies(self):
         """Latencies of 0, as in virtual time, are compared like others."""
         assert compare(np.zeros(6_000), np.zeros(6_000)).result == "unchanged"
 
@@ -209,7 +209,7 @@ class TestPairs:
             is False
         )
 
-    def test_too_few(self):
+    def test_fewer_than_six_pairs(self):
         """Six pairs are the least."""
         runs = [report(independent(2_000, seed)) for seed in range(5)]
 

@@ -62,7 +62,7 @@ def problem():
     )
 
 
-async def test_meter_leaves_out_what_the_site_took(loop):
+async def test_meter_subtracts_the_service_time(loop):
     """A response after 70 ms, of which the model took 40, was 30 ms on its way; its error was not measured."""
     batcher = si.AdaptiveBatcher(max_batch_size=4, policy="greedy")
     site = si.Stack(batcher, ScriptedBackend(ValueError("bad"), duration_s=0.04))
@@ -80,7 +80,9 @@ async def test_meter_leaves_out_what_the_site_took(loop):
 
 
 @pytest.mark.parametrize(("served_s", "expected"), [(lambda _: 0.01, [0.02]), (None, [])], ids=["header", "unknown"])
-async def test_meter_reads_the_time_that_a_site_tells(loop, served_s, expected):
+async def test_meter_reads_the_service_time_of_the_site(loop, served_s, expected):
+    """`served_s` returns the time that the site took, which the meter subtracts."""
+
     class Bare:
         async def call(self, request):
             await asyncio.sleep(0.03)
@@ -94,7 +96,7 @@ async def test_meter_reads_the_time_that_a_site_tells(loop, served_s, expected):
 
 
 @pytest.mark.parametrize("served_s", [lambda response: response.outputs["served"], lambda _: math.nan])
-async def test_meter_costs_no_response(loop, caplog, served_s):
+async def test_meter_error_does_not_fail_the_response(loop, caplog, served_s):
     """A response whose header is missing reaches its caller, and is not measured."""
     meter = RttMeter("Lyon", "Paris", served_s=served_s)
 
@@ -134,7 +136,8 @@ def test_problem_gets_links_times_and_rates(problem):
     assert attrs.evolve(measured, links=problem.links, clusters=problem.clusters, models=problem.models) == problem
 
 
-async def test_batcher_tells_what_it_has_learned(loop, problem):
+async def test_measurements_include_learned_service_times(loop, problem):
+    """A batcher in `service_times` is replaced by the service time that it has learned."""
     batcher = si.AdaptiveBatcher(max_batch_size=4, slo_s=1.0)
     model = ScriptedBackend(duration_s=lambda size: 0.02 + 0.005 * size, example=1.0)
     async with si.Stack(batcher, model, clock=loop.clock) as service:
@@ -153,7 +156,7 @@ async def test_batcher_tells_what_it_has_learned(loop, problem):
     ids=["affine", "table"],
 )
 @pytest.mark.parametrize("count", [1, 20])
-async def test_sizes_that_did_not_run_are_no_faster(loop, problem, before, at_32, count):
+async def test_unmeasured_batch_sizes_keep_their_proportions(loop, problem, before, at_32, count):
     """A quiet server runs single requests only, so larger batches keep the proportions of the problem before."""
     shards = (Shard(service_time={"cpu": before}),)
     problem = attrs.evolve(
@@ -207,7 +210,7 @@ def test_each_shard_gets_its_own_time(sharded):
         ([ServiceTime.affine(1, 1)] * 3, r"\[1\]: expected None, since it does not run there"),
     ],
 )
-def test_times_that_fit_no_shard_are_refused(sharded, given, message):
+def test_service_times_of_other_shards_are_rejected(sharded, given, message):
     with pytest.raises(ValueError, match=message):
         with_measurements(sharded, service_times={("faces", "fp32", "cpu"): given})
 
@@ -227,7 +230,7 @@ def test_times_that_fit_no_shard_are_refused(sharded, given, message):
     ],
     ids=["shards", "rates", "variant", "kind", "greedy", "cluster"],
 )
-def test_unknown_names_are_refused(problem, changes, message):
+def test_unknown_names_are_rejected(problem, changes, message):
     with pytest.raises((TypeError, ValueError), match=message):
         with_measurements(problem, **changes)
 

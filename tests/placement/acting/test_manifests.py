@@ -104,7 +104,7 @@ def test_shards_send_to_the_next_one_of_their_variant():
     assert reached == {platform_name(f"Detector-{it}-1"): [(it, "1")] for it in ("int8", "fp16")}
 
 
-def test_part_of_a_gpu_is_refused():
+def test_part_of_a_gpu_is_rejected():
     with pytest.raises(
         ValueError, match=r"whole numbers of nvidia.com/gpu, which Kubernetes does not divide, got 0\.5"
     ):
@@ -183,7 +183,7 @@ def test_platform_names_are_valid_and_differ():
     assert all(len(name) <= 63 and name[0].isalpha() and name.strip("-") == name for name in made)
 
 
-def test_services_of_one_name_are_refused():
+def test_services_with_the_same_name_are_rejected():
     """Shard 1 of one model and another model would share a Service."""
     other = attrs.evolve(PARIS, model="detector-int8-1", variant="x")
     workloads = [attrs.evolve(PARIS, model="detector", shard=1), other]

@@ -24,7 +24,7 @@ from streaminfer.placement import (
 from streaminfer.testing import ScriptedBackend
 
 
-def test_workloads_are_the_replicas(answer):
+def test_workloads_cover_all_replicas(answer):
     found = plan_workloads(answer)
 
     assert sum(it.replicas for it in found) == sum(group.replicas for group in answer.replicas)
@@ -33,7 +33,7 @@ def test_workloads_are_the_replicas(answer):
         assert it.rate > 0
 
 
-def test_levels_of_one_home_are_one_workload(answer):
+def test_load_levels_share_one_workload(answer):
     """Replicas that are planned for different loads are the same Deployment."""
     first = answer.replicas[0]
     split = attrs.evolve(answer, replicas=(*answer.replicas, attrs.evolve(first, replicas=1, max_rate=1.0)))
@@ -81,7 +81,7 @@ def test_policies_of_all_clusters(answer):
     assert zones == [[{"zone": "zone-a", "weight": 1000}], [{"zone": "west", "weight": 1000}]]
 
 
-def test_cluster_of_the_night_has_a_route(problem):
+def test_cluster_idle_in_the_busiest_hour_has_a_route(problem):
     """A cluster that sends nothing in the busiest hour is served as in the busiest of its own."""
     lyon, paris = problem.clusters
     answer = plan(attrs.evolve(problem, clusters=[lyon, attrs.evolve(paris, rates=(150.0, 0.0))]))
@@ -160,12 +160,12 @@ def test_scaling_counts_on_the_least_rate(hourly, hours):
 
 
 @pytest.mark.parametrize("make", [plan_workloads, site_shares, envoy_policies])
-def test_what_is_no_plan_is_named(hourly, make):
+def test_value_that_is_not_a_plan_is_named(hourly, make):
     with pytest.raises(TypeError, match="plan: expected a Plan, got"):
         make(hourly)
 
 
-def test_scaling_has_no_fewer_replicas_than_planned(answer):
+def test_negative_spare_is_rejected(answer):
     with pytest.raises(ValueError, match="spare: expected a whole number ≥ 0, got -1"):
         keda_scaled_objects(answer, prometheus="http://p:9090", spare=-1)
 
@@ -182,7 +182,7 @@ def test_scaling_needs_a_plan():
         keda_scaled_objects(prometheus="http://p:9090")
 
 
-def test_workload_of_busy_hours_starts_from_none(hourly):
+def test_workload_of_busy_hours_scales_to_zero(hourly):
     """What does not run in each hour may be scaled to nothing."""
     without = attrs.evolve(hourly[0], replicas=tuple(it for it in hourly[0].replicas if it.sites != ("west",)))
     found = list(yaml.safe_load_all(keda_scaled_objects(without, hourly[1], prometheus="http://p:9090")))
@@ -216,7 +216,7 @@ def test_unknown_cluster_is_named(answer):
         plan_replicas(answer, "nice", {})
 
 
-def test_workloads_of_one_name_are_refused(problem):
+def test_workloads_with_the_same_name_are_rejected(problem):
     """A platform would keep one of two that it cannot tell apart."""
     shards = problem.models[0].variants[0].shards
     models = [

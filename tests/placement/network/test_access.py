@@ -28,7 +28,7 @@ def test_runs_that_are_alike_are_promised(car):
     assert profile.rtt.quantile(0.99) == pytest.approx(measured, rel=0.15)
 
 
-def test_runs_with_outages_are_refused(car):
+def test_runs_with_outages_are_rejected(car):
     """The tail of runs with outages is rejected; the error has the profile, a range and a promisable share."""
     with pytest.raises(
         Unpromisable, match=r"access profile .car.: p99 of .* in other runs; a share of 0\.9 can"
@@ -104,7 +104,7 @@ def test_back_to_back_outages_are_two():
 
 
 @pytest.mark.parametrize("rtt_s", [np.full(50, 0.02), np.full(50, 2.0)], ids=["calm", "only outage"])
-def test_runs_of_one_kind_have_no_outages(rtt_s):
+def test_uniform_runs_have_no_outages(rtt_s):
     assert Outages.fit([(np.arange(50) * 0.05, rtt_s)]) is None
 
 

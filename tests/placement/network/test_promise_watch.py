@@ -51,7 +51,7 @@ def test_alarm_is_raised_once_until_reset():
     assert sum(watch.observe("a", 1.0) for _ in range(100)) == 1
 
 
-def test_block_forgives_what_is_late_together():
+def test_late_requests_of_one_block_count_once():
     """One outage of ten requests is one observation."""
     alone, blocks = PromiseWatch({"a": PROMISE}), PromiseWatch({"a": PROMISE}, block=100)
     outage = [0.1] * 45 + [1.0] * 10 + [0.1] * 45
@@ -71,7 +71,7 @@ def test_missing_response_is_late():
     assert state.to_dict()["promise"] == {"latency_s": 0.2, "share": 0.99}
 
 
-def test_watch_shows_itself():
+def test_repr_and_html():
     watch = PromiseWatch({"Lyon": PROMISE})
 
     assert repr(watch) == "<PromiseWatch: 1 promises, 0 untenable>"

@@ -142,7 +142,8 @@ def test_pairs_without_measurements_have_no_link():
     assert {cluster: set(row) for cluster, row in samples.rtt_s.items()} == {"a": {"x"}, "b": {"x"}}
 
 
-def test_summary_says_what_measurements_are_worth():
+def test_summary_rates_the_measurements():
+    """A summary tells how many independent samples the measurements of a link are worth."""
     column = np.concatenate([np.full(50, 0.1), np.full(50, 0.16)])
     summary = RttSamples({"a": {"x": column}}).summary(0.9)["a", "x"]
 

@@ -36,7 +36,7 @@ def counted(breaker):
 # -- functions --------------------------------------------------------------------------------------------------
 
 
-def test_a_function_stays_what_it_was(breaker):
+def test_wrapped_function_keeps_its_signature(breaker):
     def function(x, *, y=2):
         """Says so."""
         return x, y
@@ -66,7 +66,7 @@ class AsyncCallable:
 
 
 @pytest.mark.parametrize("function", [plain, without_stars, functools.partial(plain), AsyncCallable()])
-def test_an_async_function_stays_one(breaker, function):
+def test_wrapped_async_function_stays_async(breaker, function):
     guarded = breaker.wrap(function)
     assert inspect.iscoroutinefunction(guarded)
     assert inspect.signature(guarded) == inspect.signature(function)
@@ -162,7 +162,7 @@ OUTCOMES = [
 
 
 @pytest.mark.parametrize(("error", "outcome"), OUTCOMES, ids=lambda value: type(value).__name__)
-def test_what_an_exception_means(clock, error, outcome):
+def test_exception_outcomes(clock, error, outcome):
     function, async_function = failing(error)
 
     async def use_guard(breaker):
@@ -194,7 +194,7 @@ def test_what_an_exception_means(clock, error, outcome):
         assert counted(breaker) == outcome
 
 
-def test_what_is_to_be_ignored(clock):
+def test_ignored_exceptions(clock):
     for ignore in (Broken, [Broken], (OSError, Broken), lambda error: "broken" in str(error)):
         breaker = CircuitBreaker(clock=clock, ignore=ignore)
         for error in (Broken("broken"), ValueError("other")):
@@ -203,7 +203,8 @@ def test_what_is_to_be_ignored(clock):
         assert counted(breaker) == (0, 1, 1)
 
 
-def test_which_results_are_failures_or_nothing(clock):
+def test_failure_and_ignored_results(clock):
+    """`failure_result` counts a result as a failure, and `ignore_result` counts it as no outcome."""
     breaker = CircuitBreaker(clock=clock, failure_result=lambda x: x >= 500, ignore_result=lambda x: x == 404)
 
     async def status(x):
@@ -216,7 +217,8 @@ def test_which_results_are_failures_or_nothing(clock):
 
 
 @pytest.mark.parametrize("which", ["failure_result", "ignore_result", "ignore"])
-def test_a_predicate_that_fails_costs_no_permit(clock, which):
+def test_predicate_that_raises_costs_no_permit(clock, which):
+    """A predicate that raises counts as no outcome, and its call returns the permit."""
     breaker = CircuitBreaker(clock=clock, minimum_calls=1, half_open_calls=1, **{which: lambda x: 1 / 0})
     breaker.record(False, 0.0)
     clock.advance(5.0)
@@ -246,7 +248,7 @@ def test_slow_calls_by_the_clock(breaker, clock):
     assert 4.5 <= refused.value.retry_after_s <= 5.0
 
 
-def test_what_cannot_be_wrapped(breaker):
+def test_wrap_rejects_other_objects(breaker):
     def generator():
         yield
 
@@ -274,7 +276,9 @@ def test_a_guard_is_for_one_call(breaker):
     assert counted(breaker) == (1, 0, 0)
 
 
-def test_a_block_says_that_it_failed_or_is_no_outcome(breaker):
+def test_block_can_fail_or_ignore_its_call(breaker):
+    """`fail()` and `ignore()` set the outcome of a guarded block."""
+
     async def in_async():
         async with breaker.guard() as call:
             call.fail()
@@ -291,7 +295,7 @@ def test_a_block_says_that_it_failed_or_is_no_outcome(breaker):
     assert counted(breaker) == (0, 2, 2)
 
 
-def test_what_a_block_said_goes_before_what_it_raises(breaker):
+def test_outcome_set_by_block_overrides_its_exception(breaker):
     with pytest.raises(si.InvalidInput), breaker.guard() as call:
         call.fail()
         raise si.InvalidInput
@@ -302,7 +306,7 @@ def test_what_a_block_said_goes_before_what_it_raises(breaker):
     assert counted(breaker) == (0, 1, 1)
 
 
-def test_guards_refuse(breaker):
+def test_guards_reject_while_open(breaker):
     breaker.force_open()
 
     async def in_async():
@@ -394,7 +398,7 @@ def test_rows_may_be_failures_by_their_result(clock):
     assert counted(breaker) == (1, 1, 0)
 
 
-def test_a_backend_is_found_through_its_guard(breaker):
+def test_guarded_backend_exposes_its_inner_backend(breaker):
     backend = ScriptedBackend(batch_axes={"x": 1})
     guarded = breaker.wrap(backend)
     assert guarded.inner is backend
@@ -417,7 +421,8 @@ class Service:
         return Admission(True, predicted_finish_ns=now_ns + 5)
 
 
-def test_a_service_answers_admission_by_its_state(breaker, clock):
+def test_service_admission_depends_on_breaker_state(breaker, clock):
+    """A closed breaker returns the admission of its service; an open one rejects without calling it."""
     service = Service()
     guarded = breaker.wrap(service)
     request = si.Request(1.0)

@@ -22,7 +22,8 @@ def seen(window):
 
 
 @given(outcomes, st.integers(1, 9), st.integers(0, 60))
-def test_of_the_last_calls(recorded, size, clear_at):
+def test_window_of_calls(recorded, size, clear_at):
+    """The window contains the last `size` outcomes, however old they are."""
     window = OutcomeWindow(size, 0)
     kept = []
     for position, (failed, slow, _) in enumerate(recorded):
@@ -37,7 +38,7 @@ def test_of_the_last_calls(recorded, size, clear_at):
 
 
 @given(outcomes, st.integers(1, 9), st.integers(1, 12), st.integers(0, 60))
-def test_of_the_last_slices(recorded, size, slice_ns, clear_at):
+def test_window_of_time_slices(recorded, size, slice_ns, clear_at):
     """Slices begin where the first outcome after nothing came; the present one and those before it are kept."""
     window = OutcomeWindow(size, slice_ns)
     now, end, kept = 0, 0, []
@@ -55,7 +56,7 @@ def test_of_the_last_slices(recorded, size, slice_ns, clear_at):
         assert seen(window) == sums(kept)
 
 
-def test_what_is_too_old_leaves_when_somebody_looks():
+def test_old_outcomes_expire_on_advance():
     window = OutcomeWindow(10, 100)
     window.add(True, True, 5)
     window.add(False, False, 950)
@@ -65,7 +66,8 @@ def test_what_is_too_old_leaves_when_somebody_looks():
     assert seen(window) == (0, 0, 0)
 
 
-def test_a_clock_that_steps_back_adds_to_the_present():
+def test_backward_clock_step_counts_in_current_slice():
+    """An outcome from before the current slice counts in the current slice."""
     window = OutcomeWindow(3, 10)
     window.add(True, False, 100)
     window.add(True, False, 4)

@@ -54,7 +54,7 @@ def test_without_ramp_up_all_pass_at_once(clock):
     assert passed(closed_by_its_probe(clock)) == 100
 
 
-def test_a_refusal_names_the_share_and_the_time(clock):
+def test_rejection_names_share_and_time(clock):
     """The error says that the breaker has closed, which share passes, and when all do."""
     breaker = closed_by_its_probe(clock, ramp_up_s=10.0, name="faces")
     guarded = breaker.wrap(lambda: 1)
@@ -72,7 +72,7 @@ def test_a_refusal_names_the_share_and_the_time(clock):
     assert breaker.state == "closed"
 
 
-def test_a_failure_while_it_ramps_up_opens_as_ever(breaker, clock):
+def test_failures_during_ramp_up_open_the_breaker(breaker, clock):
     """Outcomes are judged as always; when it opens the ramp is over, and starts from a tenth the next time."""
     clock.advance(5.0)
     failed = 0
@@ -89,7 +89,7 @@ def test_a_failure_while_it_ramps_up_opens_as_ever(breaker, clock):
 
 
 @pytest.mark.parametrize("by_hand", ["reset", "disable", "metrics_only"])
-def test_by_hand_all_pass_at_once(breaker, by_hand):
+def test_manual_close_skips_the_ramp(breaker, by_hand):
     """A breaker that is closed by hand lets all calls pass: there is no ramp."""
     getattr(breaker, by_hand)()
     assert passed(breaker) == 100
@@ -113,7 +113,7 @@ def test_the_ramp_begins_while_a_listener_runs(clock):
     assert shares == [("closed", 0.1, 1)]
 
 
-def test_the_clock_alone_closes_into_a_ramp(clock):
+def test_half_open_time_limit_starts_the_ramp(clock):
     """Half-open that ends by its time limit closes into a ramp at the instant of that limit."""
     made = CircuitBreaker(
         minimum_calls=2, open_s=1.0, half_open_calls=2, half_open_s=3.0, ramp_up_s=10.0, clock=clock, seed=1
@@ -127,7 +127,7 @@ def test_the_clock_alone_closes_into_a_ramp(clock):
     assert made.statistics().share == pytest.approx(0.1 + 0.9 * 0.5)
 
 
-def test_a_router_that_looks_first_gets_its_share(breaker, clock):
+def test_admission_and_permits_pass_the_share(breaker, clock):
     """``admission`` and ``permits`` say no to the others, and the share of those that are told yes passes."""
     guarded = breaker.wrap(_Answers())
     clock.advance(4.0)

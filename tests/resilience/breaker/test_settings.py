@@ -75,7 +75,7 @@ def test_a_wrong_duration_is_not_recorded(duration_s):
     assert (seen.succeeded, seen.failed) == (1, 1)
 
 
-def test_a_window_of_time_forgets():
+def test_window_of_time_expires_outcomes():
     clock = FakeClock()
     breaker = CircuitBreaker(clock=clock, window="10s", minimum_calls=4)
     for _ in range(3):
@@ -150,7 +150,7 @@ def test_statistics_show_themselves():
         breaker.statistics().calls = 5
 
 
-def test_events_carry_what_was_judged():
+def test_events_contain_the_counts():
     clock = FakeClock(7)
     breaker = CircuitBreaker(name="faces", clock=clock, minimum_calls=2, slow_call_s=1.0)
     heard = []
@@ -250,7 +250,7 @@ def test_event_added_after_last_check_is_delivered():
     assert [event.at_ns for event in heard] == [1, 3]
 
 
-def test_nothing_is_kept_for_nobody():
+def test_events_without_listeners_are_not_stored():
     breaker = CircuitBreaker(minimum_calls=1)
     for _ in range(100):
         breaker.record(False, 0.0)
@@ -262,7 +262,7 @@ def test_nothing_is_kept_for_nobody():
     assert breaker.statistics().events_lost == 0
 
 
-def test_a_breaker_and_what_it_guards_are_freed():
+def test_breaker_and_guarded_object_are_freed():
     class Thing:
         def __call__(self):
             return 1

@@ -117,7 +117,7 @@ def test_3_closed_opens_at_the_slow_rate():
 
 
 @row(4)
-def test_4_open_refuses():
+def test_4_open_rejects():
     breaker = opened()
     assert breaker.try_acquire() == 0
     assert not breaker.permits()
@@ -185,7 +185,7 @@ def test_7_half_open_lets_probes_through(breaker):
 
 
 @row(8)
-def test_8_half_open_refuses_what_is_more():
+def test_8_half_open_rejects_calls_beyond_the_probes():
     breaker, _ = half_opened(half_open_calls=1)
     assert not breaker.permits()
     assert breaker.try_acquire() == 0
@@ -200,14 +200,15 @@ def test_8_retry_time_never_exceeds_an_open_time():
     assert breaker.retry_after_s == 1.0
 
 
-def test_8_a_judged_probe_makes_no_place_for_another():
+def test_8_completed_probe_frees_no_permit():
+    """A probe that has been recorded does not make room for another one."""
     breaker, permit = half_opened(half_open_calls=2)
     breaker.record(True, 0.0, permit)
     assert [breaker.try_acquire() > 0 for _ in range(3)] == [True, False, False]
 
 
 @row(9)
-def test_9_half_open_a_probe_given_back_makes_place():
+def test_9_half_open_released_probe_frees_its_permit():
     breaker, permit = half_opened(half_open_calls=1)
     for _ in range(50):
         assert breaker.try_acquire() == 0
@@ -283,7 +284,7 @@ def test_13_half_open_opens_when_a_probe_never_returns():
     assert breaker.state == "closed"
 
 
-def test_13_a_later_probe_does_not_put_the_end_off():
+def test_13_later_probe_does_not_extend_the_time_limit():
     breaker, _ = half_opened()
     breaker._clock.advance(9.0)
     assert breaker.try_acquire()
@@ -300,7 +301,8 @@ def test_13_retry_time_counts_from_end_of_half_open():
     assert 0.3 <= breaker.retry_after_s <= 0.5
 
 
-def test_13_both_times_may_pass_unseen():
+def test_13_both_time_limits_can_pass_between_calls():
+    """If both time limits pass between two calls, the breaker is half-open and reports both changes."""
     breaker, _ = half_opened()
     breaker._clock.advance(12.0)
     assert (breaker.state, breaker.permits(), breaker.retry_after_s) == ("half_open", True, 0.0)
@@ -347,7 +349,7 @@ def test_15_half_open_without_outcomes_starts_over():
 
 
 @row(16)
-def test_16_half_open_ignores_late_and_double_returns():
+def test_16_half_open_ignores_stale_permits():
     breaker, permit = half_opened(half_open_calls=2)
     other = breaker.try_acquire()
     breaker.release(permit)
@@ -364,7 +366,7 @@ def test_16_half_open_ignores_late_and_double_returns():
 
 @row(17)
 @pytest.mark.parametrize("start", [made, opened, lambda: half_opened()[0]])
-def test_17_forced_open_refuses_until_reset(start):
+def test_17_forced_open_rejects_until_reset(start):
     breaker = start()
     before = breaker.try_acquire()
     breaker.force_open()
@@ -420,6 +422,7 @@ def test_20_reset_closes_with_nothing_remembered(start):
     assert 0.9 <= breaker.retry_after_s <= 1.0
 
 
-def test_the_table_has_the_rows_that_are_walked_here():
+def test_table_of_states_matches_the_tests():
+    """The documented table of transitions has one row for each number that a test here covers."""
     rows = [int(number) for number in re.findall(r"^\| (\d+) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)]
     assert rows == sorted(TESTS) == list(range(1, 21))

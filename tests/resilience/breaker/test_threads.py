@@ -195,7 +195,8 @@ def test_every_nonatomic_operation_holds_the_lock(operation):
     assert machine._lock.held >= 1
 
 
-def test_which_builds_take_a_lock(monkeypatch, plain):
+def test_lock_exists_in_plain_and_free_threaded_builds(monkeypatch, plain):
+    """Plain Python builds, and compiled ones without a GIL, lock the state machine."""
     assert hasattr(CircuitBreaker()._machine, "_lock") is not ATOMIC
     assert not is_atomic(plain("resilience.breaker._state_machine_cy").BreakerMachine, "record")
     monkeypatch.setattr(sys, "_is_gil_enabled", lambda: False, raising=False)

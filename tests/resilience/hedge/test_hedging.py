@@ -94,7 +94,7 @@ def test_first_response_of_hedged_request_wins():
     scenario(test, service=Service((0.5, "first"), (0.010, "second")))
 
 
-def test_the_first_may_win_all_the_same():
+def test_first_attempt_may_win_after_hedge():
     async def test(loop, hedge, service, hedged):
         assert (await hedged.call(Request(0.0))).outputs == "first"
         assert service.cancelled == 1
@@ -103,7 +103,7 @@ def test_the_first_may_win_all_the_same():
     scenario(test, service=Service((0.015, "first"), (0.010, "second")))
 
 
-def test_a_request_that_is_not_late_is_alone():
+def test_fast_request_is_not_hedged():
     async def test(loop, hedge, service, hedged):
         assert (await hedged.call(Request(0.0))).outputs == "first"
         assert len(service.asked_at) == 1
@@ -111,7 +111,9 @@ def test_a_request_that_is_not_late_is_alone():
     scenario(test, service=Service((0.009, "first")))
 
 
-def test_too_little_is_known_at_first():
+def test_no_hedge_before_enough_samples():
+    """Until twenty durations are known, there is no delay and no hedge."""
+
     async def test(loop, hedge, service, hedged):
         assert hedge.delay_s is None
         assert (await hedged.call(Request(0.0))).outputs == "slow"
@@ -145,7 +147,7 @@ def test_losing_first_attempts_count_with_their_time():
     scenario(test, max_extra=1.0)
 
 
-def test_never_sooner_than_the_least_delay():
+def test_delay_is_at_least_min_delay_s():
     async def test(loop, hedge, service, hedged):
         assert hedge.delay_s == 0.1
         await hedged.call(Request(0.0))
@@ -185,7 +187,9 @@ def test_infeasible_second_attempt_is_not_sent(deadline_ms, hedges):
     scenario(test, service=Service((0.05, 1.0)))
 
 
-def test_whoever_would_refuse_it_is_not_asked():
+def test_hedge_skips_service_that_would_reject():
+    """No hedge is sent if the admission of the service rejects it, and the hedge counts as rejected."""
+
     async def test(loop, hedge, service, hedged):
         await hedged.call(Request(0.0))
         assert seen(hedge, "hedges", "rejected") == (0, 1)
@@ -236,7 +240,7 @@ class Blocking(Service):
 
 
 @pytest.mark.parametrize("end", ["first", si.BackendError("first")], ids=["response", "failure"])
-def test_a_first_that_ends_as_the_delay_does_is_alone(end):
+def test_first_attempt_ending_at_the_delay_is_alone(end):
     """Its end and the timer are due in one turn of the loop; the end comes first."""
 
     async def test(loop, hedge, service, hedged):
@@ -248,7 +252,7 @@ def test_a_first_that_ends_as_the_delay_does_is_alone(end):
     scenario(test, service=Blocking((0.012, end)))
 
 
-def test_cancelling_the_caller_cancels_both():
+def test_cancelled_caller_cancels_both_attempts():
     async def test(loop, hedge, service, hedged):
         task = asyncio.ensure_future(hedged.call(Request(0.0)))
         await asyncio.sleep(0.02)
@@ -321,7 +325,7 @@ def test_slow_cancellation_delays_only_the_stop():
     run(main)
 
 
-def test_the_deadline_ends_both():
+def test_deadline_ends_both_attempts():
     async def main(loop):
         hedge = Hedge(max_extra=1.0)
         script = [lambda batch: list(batch.inputs)] * 40 + [HANG, HANG]
@@ -513,7 +517,7 @@ def test_settings_are_checked(settings, error, message):
         Hedge(**settings)
 
 
-def test_what_it_shows():
+def test_repr_and_html():
     hedge = Hedge(name="<x>")
     assert "&lt;x&gt;" in hedge._repr_html_()
     assert "<tr><th>delay</th><td>not known</td></tr>" in hedge._repr_html_()
@@ -652,7 +656,7 @@ def test_stop_timeout_still_stops_the_replica():
     assert (round(took_s, 3), stopped) == (0.2, 1)
 
 
-def test_its_own_clock_is_that_of_the_replica_too():
+def test_given_clock_is_bound_to_the_replica():
     class Bound(Service):
         clock = None
 

@@ -65,7 +65,7 @@ def counted(limit):
     ],
     ids=str,
 )
-def test_a_place_comes_back_however_a_request_ends(limit, clock, ending, expected):
+def test_permit_is_released_however_a_request_ends(limit, clock, ending, expected):
     service = Service()
 
     async def main(_):
@@ -129,7 +129,8 @@ def test_excess_call_is_rejected_with_a_retry_time(limit, clock):
     assert len(service.asked) == 8
 
 
-def test_what_stands_behind_answers_for_itself(limit, clock):
+def test_limit_returns_inner_admission(limit, clock):
+    """With a free permit, admission and name are those of the wrapped service."""
     service = Service()
     limited = limit.wrap(service)
     service.says = Admission(False, "circuit_open", 3.0)
@@ -241,7 +242,8 @@ def test_a_response_of_another_class_has_no_timings(limit, clock):
     assert counted(limit) == (0, 1, 0, 0, 0)
 
 
-def test_in_a_stack_it_takes_over_clock_and_objective():
+def test_stack_binds_clock_and_objective():
+    """In a stack, the limit uses its clock and derives the target from its objective."""
     limit = ConcurrencyLimit()
 
     async def main(loop):
@@ -270,7 +272,7 @@ def test_a_clock_that_was_given_stays(clock, limit):
     assert free.now() == 5
 
 
-def test_what_is_shared_shares_the_places(limit):
+def test_services_of_one_limit_share_permits(limit):
     one, two = limit.wrap(Service()), limit.wrap(Service())
 
     async def main(_):
@@ -286,7 +288,7 @@ def test_what_is_shared_shares_the_places(limit):
     run(main)
 
 
-def test_more_urgent_requests_have_places_of_their_own(clock):
+def test_urgent_requests_have_reserved_permits(clock):
     limit = ConcurrencyLimit(limit=4, reserve=0.5, clock=clock)
     limited = limit.wrap(Service())
 
@@ -333,12 +335,13 @@ def test_a_backend_is_limited_by_batches():
     assert counted(limit) == (0, 1, 2, 0, 0)
 
 
-def test_an_adaptive_limit_does_not_judge_batches():
+def test_adaptive_limit_rejects_a_backend():
+    """An adaptive limit cannot wrap a backend."""
     with pytest.raises(TypeError, match=r"inner: expected a service or a function .*wraps the batcher"):
         ConcurrencyLimit().wrap(ScriptedBackend())
 
 
-def test_functions_stay_what_they_are(limit, clock):
+def test_limited_functions_keep_their_kind(limit, clock):
     @limit
     def double(x, *, times=2):
         """Says so."""
@@ -383,7 +386,7 @@ def test_functions_stay_what_they_are(limit, clock):
     assert counted(limit) == (0, 4, 1, 1, 0)
 
 
-def test_what_cannot_be_limited_is_refused(limit):
+def test_wrap_rejects_other_objects(limit):
     def generator():
         yield 1
 
@@ -395,7 +398,7 @@ def test_what_cannot_be_limited_is_refused(limit):
 # -- blocks, and by hand ----------------------------------------------------------------------------------------
 
 
-def test_a_block_is_a_call(limit, clock):
+def test_guarded_block_counts_as_a_call(limit, clock):
     with limit.guard() as guard:
         assert limit.in_flight == 1
         clock.advance(0.01)
@@ -425,7 +428,7 @@ def test_a_block_is_a_call(limit, clock):
     assert counted(limit) == (0, 3, 2, 1, 0)
 
 
-def test_by_hand(limit, clock):
+def test_manual_acquire_record_and_release(limit, clock):
     permits = [limit.try_acquire(), limit.try_acquire(priority=-1)]
     assert all(permits)
     assert limit.try_acquire() == 0
@@ -446,7 +449,7 @@ def test_by_hand(limit, clock):
 
 @pytest.mark.parametrize("second", ["record", "release"])
 @pytest.mark.parametrize("first", ["record", "release"])
-def test_a_permit_given_back_twice_frees_one_place(first, second):
+def test_permit_returned_twice_frees_one_permit(first, second):
     """A permit that was returned before counts as stale and changes nothing else, even with other calls in flight."""
     limit = ConcurrencyLimit(limit=2)
     permit, other = limit.try_acquire(), limit.try_acquire()
@@ -459,7 +462,7 @@ def test_a_permit_given_back_twice_frees_one_place(first, second):
     assert limit.statistics().stale_permits == 1
 
 
-def test_threads_never_exceed_it():
+def test_threads_never_exceed_the_limit():
     limit = ConcurrencyLimit(limit=3)
     most, lock = [0], threading.Lock()
     inside = [0]
@@ -521,7 +524,8 @@ def test_learning_starts_within_the_limits(settings, initial):
     assert ConcurrencyLimit(**settings).statistics().limit == initial
 
 
-def test_a_long_delay_of_its_own(clock):
+def test_explicit_queue_delay_sets_the_target(clock):
+    """`queue_delay_s` sets the target, so that a longer delay lets the limit grow."""
     limit = ConcurrencyLimit(initial=4, queue_delay_s=0.5, clock=clock)
     for _ in range(2):
         permits = [limit.try_acquire() for _ in range(4)]
@@ -532,7 +536,7 @@ def test_a_long_delay_of_its_own(clock):
     assert limit.statistics().limit == 6.0
 
 
-def test_what_it_shows(limit):
+def test_repr_and_html(limit):
     limit.name = "<model>"
     shown = limit._repr_html_()
     assert "&lt;model&gt;" in shown

@@ -130,7 +130,7 @@ def test_limit_is_bounded_at_load_that_needs_none():
     assert load.count(1.0)["Overloaded"] == 0
 
 
-def test_it_recovers_from_a_brown_out_within_seconds():
+def test_limit_recovers_from_brown_out_within_seconds():
     limit = ConcurrencyLimit()
     load, _, trace = scenario(limit, (0.8 * CAPACITY, 20.0), slower=lambda now: 6.0 if 5 <= now < 12 else 1.0)
     assert max(between(trace, 7.0, 12.0)) < 60  # from 70 and more
@@ -273,7 +273,7 @@ def test_calls_that_hang_in_a_probe_block_no_others():
     assert load.count(6.0, 28.0)["answered"] > 0.4 * 2200  # two workers are left, and a probe waits now and then
 
 
-def test_durations_that_vary_do_not_throttle_it():
+def test_varying_durations_do_not_lower_the_limit():
     draw = random.Random(5)
     load, trace = served(ConcurrencyLimit(), 800.0, 20.0, lambda _: draw.expovariate(50.0))
     assert min(between(trace, 2.0, 20.0)) > 7
@@ -289,7 +289,7 @@ def drawn(kind, mean_s, seed=5):
 
 
 @pytest.mark.parametrize("kind", ["exponential", "lognormal"])
-def test_without_a_queue_it_refuses_nothing(kind):
+def test_limit_without_congestion_rejects_nothing(kind):
     """A limit without congestion rejects no call, however service times vary."""
     limit = ConcurrencyLimit()
 
@@ -322,20 +322,20 @@ def test_slower_plain_service_is_not_throttled():
     assert load.count(9.0, 14.0)["answered"] / 5.0 > 0.93 * 100
 
 
-def test_a_start_far_too_high_is_found_out():
+def test_initial_limit_far_too_high_is_lowered():
     load, trace = served(ConcurrencyLimit(initial=100), 100.0, 30.0, lambda _: 0.02, count=1)
     assert max(between(trace, 14.5, 30.0)) < 10
     assert load.count(20.0, 29.0)["answered"] / 9.0 > 0.9 * 50
 
 
-def test_calls_that_only_time_out_bring_it_down():
+def test_timeouts_alone_lower_the_limit():
     load, _ = served(ConcurrencyLimit(initial=300), 800.0, 8.0, lambda _: 0.02, timeout_s=0.1)
     outcomes = load.count(3.0, 7.5)
     assert outcomes["answered"] / 4.5 > 0.93 * 400
     assert outcomes["DeadlineExceeded"] / sum(outcomes.values()) < 0.02
 
 
-def test_what_is_not_used_does_not_grow():
+def test_unused_limit_does_not_grow():
     _, trace = served(ConcurrencyLimit(initial=100), 100.0, 10.0, lambda _: 0.02)
     assert {limit for _, limit in trace} == {100.0}
 

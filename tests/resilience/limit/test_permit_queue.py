@@ -23,7 +23,7 @@ async def settle():
         await asyncio.sleep(0)
 
 
-def test_a_call_gets_the_place_that_comes_back():
+def test_waiting_call_gets_the_released_permit():
     """A call waits until a place is free, and its permit counts from then on."""
 
     async def main(loop):
@@ -41,7 +41,7 @@ def test_a_call_gets_the_place_that_comes_back():
     run(main)
 
 
-def test_a_call_waits_so_long_and_no_longer():
+def test_call_waits_at_most_max_wait_s():
     """After ``max_wait_s`` a call is rejected with the error of a limit without a queue."""
 
     async def main(loop):
@@ -213,7 +213,7 @@ def test_a_cancelled_call_leaves_the_queue(gives_back_first):
     run(main)
 
 
-def test_too_many_that_wait_are_refused_at_once():
+def test_calls_beyond_max_waiting_are_rejected():
     """Beyond ``max_waiting`` a call is rejected without a wait."""
 
     async def main(loop):
@@ -230,7 +230,7 @@ def test_too_many_that_wait_are_refused_at_once():
     run(main)
 
 
-def test_a_stack_waits_instead_of_refusing():
+def test_stack_waits_instead_of_rejecting():
     """Ten requests at once with two places: all are answered, two at a time, however a call ends."""
 
     async def main(loop):
@@ -291,7 +291,7 @@ def test_guard_of_rejected_call_can_be_entered_again():
     run(main)
 
 
-def test_admission_counts_the_places_to_wait_in():
+def test_admission_counts_free_queue_places():
     """A full limit with a place to wait says yes, unless the deadline is before a place is expected."""
 
     async def main(loop):
@@ -361,7 +361,7 @@ def test_a_permit_from_another_thread_wakes_the_loop():
     asyncio.run(main())
 
 
-def test_another_loop_is_refused_while_calls_wait():
+def test_another_loop_is_rejected_while_calls_wait():
     """Calls wait on one event loop at a time; what a closed loop left behind is no hindrance."""
     limit = ConcurrencyLimit(limit=1, max_wait_s=30.0)
     loop = asyncio.new_event_loop()

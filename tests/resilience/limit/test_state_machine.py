@@ -55,7 +55,7 @@ def test_long_queue_delay_lowers_limit_by_littles_law():
     assert machine.adaptation.limit == pytest.approx(10 * 30 / 60)
 
 
-def test_it_never_falls_by_more_than_half_in_a_round():
+def test_limit_at_most_halves_in_one_window():
     machine = make(limit=10, delay_ms=10)
     round_of(machine, S, 1000, 10)
     assert machine.adaptation.limit == 5.0
@@ -80,13 +80,14 @@ def test_slower_batches_alone_change_nothing():
         assert machine.adaptation.limit == before
 
 
-def test_to_wait_for_one_batch_is_never_congestion():
+def test_wait_for_one_batch_is_never_congestion():
     machine = make(limit=10, delay_ms=0)
     round_of(machine, S, 30, 30)
     assert machine.adaptation.limit == 10
 
 
-def test_what_is_not_used_does_not_grow_but_falls():
+def test_unused_limit_falls_but_does_not_grow():
+    """A limit that is not reached does not grow, but congestion lowers it."""
     machine = make(limit=80, delay_ms=1000)
     now = round_of(machine, S, 1, 10, count=10)
     assert machine.adaptation.limit == 80
@@ -177,7 +178,7 @@ def test_a_reserve_is_exact(reserve, permits):
     assert sum(machine.try_acquire(1, NEVER_NS, S) > 0 for _ in range(100)) == permits
 
 
-def test_without_reserve_all_are_alike():
+def test_without_reserve_priorities_are_equal():
     machine = make(limit=3, adaptive=False, reserve=0.0)
     assert [machine.try_acquire(2**31 - 1, NEVER_NS, S) > 0 for _ in range(4)] == [True, True, True, False]
 
@@ -227,7 +228,7 @@ def test_late_untimed_calls_keep_the_no_load_latency():
     assert machine.adaptation.target_ns == 20 * MS
 
 
-def test_before_the_first_answer_late_calls_halve_it():
+def test_late_calls_before_first_response_halve_limit():
     machine = make(limit=16)
     permits = [machine.try_acquire(0, NEVER_NS, S) for _ in range(16)]
     for permit in permits:
@@ -235,7 +236,7 @@ def test_before_the_first_answer_late_calls_halve_it():
     assert machine.adaptation.limit == 8
 
 
-def test_refusals_further_in_lower_it_by_a_tenth():
+def test_inner_rejections_lower_the_limit_by_a_tenth():
     machine = make(limit=20)
     permits = [machine.try_acquire(0, NEVER_NS, S) for _ in range(20)]
     for permit in permits[:10]:

@@ -35,7 +35,7 @@ def test_a_burst_then_the_rate(limit, clock):
     assert [limit.try_acquire("a") for _ in range(4)] == [True, True, True, False]
 
 
-def test_retry_after_is_when_the_next_one_passes(limit, clock):
+def test_retry_after_s_is_exact(limit, clock):
     """``retry_after_s`` is exact: one nanosecond earlier a request is rejected, at that instant it is admitted."""
     for _ in range(3):
         limit.acquire("a")
@@ -52,7 +52,7 @@ def test_retry_after_is_when_the_next_one_passes(limit, clock):
     assert limit.try_acquire("a")
 
 
-def test_a_refused_request_draws_nothing(limit, clock):
+def test_rejected_request_draws_nothing(limit, clock):
     """However often a tenant is rejected, its next request passes at the same instant."""
     for _ in range(100):
         limit.try_acquire("a")
@@ -93,7 +93,7 @@ def test_any_span_admits_at_most_burst_and_rate(burst, gaps):
     calls=st.lists(st.tuples(st.integers(0, 2 * S), st.integers(0, 5)), min_size=1, max_size=60),
 )
 @example(max_tenants=1, calls=[(0, 0), (S // 2, 0), (0, 1), (0, 1), (0, 1), (S // 2, 1)])
-def test_a_wait_is_foretold_where_tenants_share(max_tenants, calls):
+def test_retry_after_s_holds_for_shared_buckets(max_tenants, calls):
     """With more tenants than the table has places a call that waits as told is admitted, and no other."""
     buckets = TenantBuckets(Bucket(S, 2 * S), {}, max_tenants)
     now = 0
@@ -263,7 +263,7 @@ class _Answers:
 
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
-def test_a_function_stays_what_it_is(clock, is_async):
+def test_limited_function_stays_sync_or_async(clock, is_async):
     """A function is limited as one bucket, or by ``by`` of its arguments, and stays sync or async."""
 
     def plain(user, x):

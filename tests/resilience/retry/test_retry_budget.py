@@ -116,7 +116,8 @@ def test_which_errors_are_retried(error, settings, retried):
     assert budget.statistics().succeeded_after_retry == retried
 
 
-def test_what_ends_a_task_is_never_retried():
+def test_cancellation_is_never_retried():
+    """Errors that end a task, such as `CancelledError`, are never retried, whatever `retryable` says."""
     budget = RetryBudget(retryable=BaseException)
     assert not budget.is_retryable(asyncio.CancelledError())
     assert not budget.is_retryable(KeyboardInterrupt())
@@ -154,7 +155,7 @@ def test_which_requests_are_repeated(declared, behind, stream_id, retried):
     assert not_retried(budget) == ({} if retried else {"repeatable": 1})
 
 
-def test_so_many_attempts_and_then_the_last_error():
+def test_last_error_is_raised_after_max_attempts():
     service = Service(si.BackendError("a"), si.BackendError("b"), si.Overloaded("c"), 4.0)
     budget = RetryBudget(max_attempts=3)
     assert asked(service, budget) is si.Overloaded
@@ -181,7 +182,7 @@ def test_wait_is_retry_after_plus_doubling_backoff():
     assert 0.05 <= expected[1] <= 0.1
 
 
-def test_without_a_back_off_it_asks_again_at_once():
+def test_retry_without_backoff_is_immediate():
     service = Service(si.BackendError())
     asked(service, RetryBudget())
     assert service.asked_at == [0.0, 0.0]
@@ -199,21 +200,22 @@ def test_no_retry_if_attempt_outlasts_time_left(left_ms, retried):
 
 
 @pytest.mark.parametrize(("deadline_ms", "retried"), [(None, True), (301, True), (300, False)])
-def test_a_wait_that_leaves_no_time_is_not_waited(deadline_ms, retried):
+def test_no_retry_if_the_wait_exceeds_the_deadline(deadline_ms, retried):
     budget = RetryBudget()
     deadline_ns = None if deadline_ms is None else deadline_ms * MS
     service = Service(si.Overloaded(retry_after_s=0.3))
     assert asked(service, budget, Request(1.0, deadline_ns=deadline_ns)) == (1.0 if retried else si.Overloaded)
 
 
-def test_nobody_waits_for_ever():
+def test_wait_is_limited_by_max_wait_s():
+    """A request is not retried if the wait before the next attempt would exceed `max_wait_s`."""
     budget = RetryBudget(max_wait_s=2.0)
     assert asked(Service(si.Overloaded(retry_after_s=2.5)), budget) is si.Overloaded
     assert not_retried(budget) == {"time": 1}
     assert asked(Service(si.Overloaded(retry_after_s=2.0)), RetryBudget(max_wait_s=2.0)) == 1.0
 
 
-def test_the_back_off_is_part_of_the_longest_wait():
+def test_backoff_counts_toward_max_wait_s():
     outcomes = [
         asked(Service(si.BackendError("gone")), RetryBudget(backoff_s=4.0, max_wait_s=longest_s, seed=1))
         for longest_s in (1.9, 4.0)
@@ -221,7 +223,7 @@ def test_the_back_off_is_part_of_the_longest_wait():
     assert outcomes == [si.BackendError, 1.0]
 
 
-def test_an_error_of_another_library_is_heard():
+def test_retry_attributes_of_foreign_errors_are_used():
     """Its attributes say whether a retry can help, and after how many seconds."""
     refusal = ConnectionError("busy")
     refusal.retryable, refusal.retry_after_s = True, 0.3
@@ -230,7 +232,7 @@ def test_an_error_of_another_library_is_heard():
     assert service.asked_at == [0.0, 0.3]
 
 
-def test_a_wait_that_is_no_number_of_seconds_is_none():
+def test_retry_after_s_that_is_not_a_number_is_ignored():
     """What another library calls by the same name does not replace its error."""
     refusal = ConnectionError("busy")
     refusal.retryable, refusal.retry_after_s = True, "Wed, 21 Oct 2026 07:28:00 GMT"
@@ -261,7 +263,8 @@ def test_a_quiet_service_may_retry_now_and_then():
     assert budget.statistics().retries == 2
 
 
-def test_a_quiet_night_does_not_pay_for_a_storm(clock):
+def test_budget_of_old_requests_expires(clock):
+    """Requests of more than ten seconds ago earn no retries."""
     budget = RetryBudget(min_per_s=0.0, clock=clock)
     for _ in range(1000):
         budget.count()
@@ -276,7 +279,7 @@ def test_a_quiet_night_does_not_pay_for_a_storm(clock):
     assert budget.statistics().left == pytest.approx(0.1)
 
 
-def test_what_is_shared_shares_the_budget():
+def test_services_of_one_budget_share_it():
     budget = RetryBudget(ratio=0.0, min_per_s=0.1)
     one, two = Service(si.BackendError()), Service(si.BackendError())
     assert asked(one, budget) == 1.0
@@ -317,7 +320,7 @@ def test_extra_calls_stay_within_share_of_any_window(plain, events, ratio, per_s
         assert (twin.requests, twin.granted, twin.throttled) == (len(requests), len(extra), refused)
 
 
-def test_a_clock_that_jumps_back_stands_still(plain):
+def test_backward_clock_step_is_ignored(plain):
     for kind in (compiled, plain("resilience._call_budget_cy")):
         share = kind.CallBudget(1.0, 0.0)
         share.count(100 * S)
@@ -349,7 +352,7 @@ def test_batch_is_retried_but_not_its_failed_rows():
     assert not_retried(budget) == {"repeatable": 1}
 
 
-def test_functions_stay_what_they_are(monkeypatch, clock):
+def test_retried_functions_keep_their_kind(monkeypatch, clock):
     slept = []
     monkeypatch.setattr(retry.time, "sleep", slept.append)
     budget = RetryBudget(retryable=ConnectionError, backoff_s=0.5, seed=1, clock=clock)
@@ -455,7 +458,7 @@ def test_settings_are_checked(settings, error, message):
         RetryBudget(**settings)
 
 
-def test_what_it_shows():
+def test_repr_and_html():
     budget = RetryBudget(name="<b>")
     assert "&lt;b&gt;" in budget._repr_html_()
     assert "throttled: 0</td>" in budget._repr_html_()

@@ -153,7 +153,7 @@ def test_rows_that_fail_alone_are_failures_each():
 
 
 @pytest.mark.parametrize("requests", [50, 100, 250, 1000])
-def test_rare_misses_by_chance_move_nothing(requests):
+def test_rare_misses_do_not_change_shares(requests):
     """With one request in 200 late or missed at random, the best route keeps its traffic and needs no headroom."""
     degradation, draw = make(), random.Random(1)
     fractions = []
@@ -377,7 +377,8 @@ def test_routes_on_separate_devices_do_not_give_way():
     assert degradation.shares[0].fraction == 1.0
 
 
-def test_between_calm_and_crowded_nothing_moves():
+def test_share_is_stable_between_calm_and_crowded():
+    """With as many misses as lie between the calm and the crowded limit, the share stays."""
     degradation = make()
     serve(degradation, 0, [GOOD] * 10 + [BAD] * 10)
     degradation.step(STEP, False)
@@ -421,14 +422,15 @@ def test_share_doubles_after_burning():
     assert shares[-1] == 1.0
 
 
-def test_easy_answers_let_it_return_faster():
+def test_fast_responses_restore_a_share_faster():
     easy, hard = make(), make()
     for degradation in (easy, hard):
         steps(degradation, 1, [BAD] * 20)
     assert steps(easy, 4, [GOOD] * 100, start=2, duration_ns=50) > steps(hard, 4, [GOOD] * 100, start=2)
 
 
-def test_a_step_with_few_requests_goes_on():
+def test_step_with_few_requests_is_extended():
+    """A step lasts until enough requests have come to judge the route."""
     degradation = make()
     for number in range(1, 7):
         serve(degradation, 0, [BAD] if number < 3 else [])

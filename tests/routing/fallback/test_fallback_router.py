@@ -86,7 +86,7 @@ def test_the_best_route_answers():
 
 
 @pytest.mark.parametrize("reason", ["infeasible", "queue_full", "limit", "circuit_open", "closed", "anything"])
-def test_a_refusal_of_admission_skips_a_route(reason):
+def test_admission_rejection_skips_a_route(reason):
     async def main(loop, best, second, router):
         best.verdict = Admission(False, reason, 1.5)
         response = await ask(router, stream_id="no copies of it")
@@ -100,7 +100,7 @@ def test_a_refusal_of_admission_skips_a_route(reason):
 
 
 @pytest.mark.parametrize("timeout_s", [None, 0.1], ids=["no deadline", "deadline"])
-def test_each_route_is_asked_once_for_a_request(timeout_s):
+def test_each_admission_is_called_once_per_request(timeout_s):
     """A route whose ``admission`` rejects a request is not asked again for the same choice."""
 
     async def main(loop, best, second, router):
@@ -136,7 +136,9 @@ def test_statistics_have_reasons_as_plain_words():
         (asyncio.CancelledError(), "failed"),
     ],
 )
-def test_an_error_falls_through_while_time_remains(error, reason):
+def test_error_moves_the_request_to_the_next_route(error, reason):
+    """While time remains, a request whose route fails is sent to the next route."""
+
     async def main(loop, best, second, router):
         best.error = error
         for _ in range(3):
@@ -196,7 +198,9 @@ def test_attempt_is_not_interrupted_before_prediction():
     play(main)
 
 
-def test_with_slack_left_it_goes_up_again():
+def test_better_route_is_tried_again_with_time_left():
+    """If a worse route fails while time remains, a better one that accepts by then gets the request."""
+
     async def main(loop, best, second, router):
         best.verdict = Admission(False, "queue_full")
         second.error, second.takes_s = si.BackendError("broken"), 0.01
@@ -227,7 +231,9 @@ def test_route_is_chosen_by_time_of_each_request():
     play(main)
 
 
-def test_every_route_refuses():
+def test_every_route_rejects():
+    """If every route rejects, the error has their common reason and the shortest time to retry."""
+
     async def main(loop, best, second, router):
         for reasons, error in (
             (("infeasible", "queue_full"), si.Overloaded),
@@ -682,7 +688,7 @@ def test_inside_a_stack_with_real_batchers():
     run(main)
 
 
-def test_two_loops_at_once_are_refused():
+def test_two_concurrent_loops_are_rejected():
     router = pair()[2]
 
     async def hold():
@@ -720,12 +726,12 @@ def test_two_loops_at_once_are_refused():
         (lambda: Route("a", Scripted("x"), device=[]), "device"),
     ],
 )
-def test_wrong_settings_are_refused(make, message):
+def test_wrong_settings_are_rejected(make, message):
     with pytest.raises((TypeError, ValueError), match=message):
         make()
 
 
-def test_an_async_default_is_refused():
+def test_async_default_is_rejected():
     """A default has no time to wait: neither a coroutine function nor what returns an awaitable is one."""
 
     async def default(request):

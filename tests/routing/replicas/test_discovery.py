@@ -94,7 +94,7 @@ def test_replicas_stay_when_the_name_is_not_resolved(says, caplog):
     assert caplog.records[0].exc_info
 
 
-def test_a_resolver_that_ends_its_task_is_asked_again(caplog):
+def test_resolver_that_ends_its_task_is_called_again(caplog):
     """Whatever it raises: a discovery that ended in silence would keep servers that are gone."""
 
     async def main(loop):
@@ -110,7 +110,7 @@ def test_a_resolver_that_ends_its_task_is_asked_again(caplog):
     run(main)
 
 
-def test_the_first_look_comes_with_the_start():
+def test_start_waits_for_the_first_lookup():
     """Without another replica a start needs an address, and says why there is none; a later start finds it."""
 
     async def main(loop):
@@ -129,7 +129,7 @@ def test_the_first_look_comes_with_the_start():
     run(main)
 
 
-def test_a_restart_does_not_start_what_is_gone():
+def test_restart_skips_vanished_addresses():
     """A replica whose address has gone between a stop and the next start is neither started nor left running."""
 
     async def main(loop):
@@ -223,7 +223,7 @@ class Hanging:
         return si.Response(request.inputs)
 
 
-def test_a_start_that_hangs_holds_up_no_other():
+def test_hanging_start_does_not_delay_other_replicas():
     """Other addresses come and go meanwhile; the start is cancelled when its address is gone, or with the stop."""
 
     async def main(loop):
@@ -255,7 +255,7 @@ def test_a_start_that_hangs_holds_up_no_other():
     run(main)
 
 
-def test_a_replica_that_drains_holds_up_no_look():
+def test_draining_replica_does_not_delay_lookups():
     """Its request is answered, while later looks add others; at a stop it is waited for like the others."""
 
     async def main(loop):

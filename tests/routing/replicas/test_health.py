@@ -103,7 +103,7 @@ def test_an_unhealthy_replica_gets_no_second_attempts():
     run(main)
 
 
-def test_requests_go_on_where_all_are_unhealthy():
+def test_requests_continue_if_all_are_unhealthy():
     """A wrong probe does not end the service: if all replicas are unhealthy, all of them get requests."""
 
     async def main(loop):

@@ -42,7 +42,7 @@ def put(members, name, service=None, *, zone="home"):
     return handle
 
 
-def test_a_name_is_taken_until_it_is_taken_out(members):
+def test_name_is_free_once_its_replica_is_removed(members):
     """A replica that is leaving leaves its name to a new one."""
     put(members, "a")
     put(members, "b")

@@ -112,7 +112,7 @@ def test_a_weight_counts_in_the_comparison_too():
 
 
 @pytest.mark.parametrize("choices", [8, 100])
-def test_all_are_compared(choices):
+def test_equal_replicas_take_turns(choices):
     """Each of equal replicas gets its request, and processes that know nothing do not all begin with the same."""
     firsts = set()
     for seed in range(100):
@@ -131,7 +131,7 @@ def test_equal_costs_stay_in_the_zone():
         assert [balance.choose(-1, 0) & SLOT for _ in range(3)] == [home, home, away]
 
 
-def test_all_are_compared_without_a_draw(plain):
+def test_comparison_of_all_needs_no_draw(plain):
     """To draw each of them would be a pass over all for each."""
     uncompiled = plain("routing.replicas._p2c_cy")
     balance = made(8, (uncompiled.OutlierEjection, uncompiled.P2CBalancer), choices=8)
@@ -143,7 +143,7 @@ def test_all_are_compared_without_a_draw(plain):
     assert [ask(balance, S) for _ in range(4)] == [0] * 4
 
 
-def test_each_is_drawn_once_for_a_choice():
+def test_one_choice_draws_each_replica_at_most_once():
     balance = made(8, choices=8)
     balance.add(1.0, 9.0, 0, 0, False, 0)  # one more than are drawn, else all would be compared without a draw
     for _ in range(3):
@@ -176,7 +176,8 @@ def test_a_slow_replica_is_still_drawn():
     assert 0.05 < shares[0] < 0.08
 
 
-def test_the_faster_is_asked():
+def test_faster_replica_is_chosen():
+    """The replica with the lower expected time is chosen, and its requests in flight count."""
     balance = made(2)
     now = teach(balance, 0, 10 * MS, 0)
     now = teach(balance, 1, 25 * MS, now)
@@ -188,7 +189,7 @@ def test_the_faster_is_asked():
     assert balance.choose(-1, now) & SLOT == 1
 
 
-def test_latency_is_learned_for_a_place_in_flight():
+def test_latency_is_learned_per_request_in_flight():
     balance = made(1)
     for start in range(100):
         tokens = [balance.choose(-1, start * S) for _ in range(4)]
@@ -208,7 +209,8 @@ def test_a_rise_counts_more_than_a_fall():
     assert risen.slot(0).latency_ns < 14 * MS  # and yet one slow answer is not the estimate
 
 
-def test_silence_is_slowness():
+def test_missing_response_raises_expected_latency():
+    """A response that is still missing raises the expected latency of its replica."""
     balance = made(2)
     now = teach(balance, 1, 10 * MS, teach(balance, 0, 10 * MS, 0))
     owing = balance.choose(-1, now)
@@ -218,7 +220,8 @@ def test_silence_is_slowness():
     assert {balance.choose(-1, now + S) & SLOT for _ in range(10)} == {1 - (owing & SLOT)}
 
 
-def test_what_is_not_asked_is_forgotten():
+def test_unused_estimate_decays_to_the_mean():
+    """The estimate of a replica without requests decays toward the mean, so that it is tried again."""
     balance = made(2, latency_factor=0.0)
     now = teach(balance, 1, 100 * MS, teach(balance, 0, 10 * MS, 0))
     assert ask(balance, now) == 0
@@ -250,7 +253,7 @@ def test_failing_fast_does_not_look_fast():
     assert counts[1] < 40
 
 
-def test_refusals_steer_away_but_do_not_eject():
+def test_rejections_steer_away_but_do_not_eject():
     balance = made(2)
     for now in range(200):
         token = balance.choose(-1, now * MS)
@@ -270,14 +273,15 @@ def test_consecutive_failures_eject():
     assert 2 not in {ask(balance, 10 * MS) for _ in range(200)}
 
 
-def test_a_success_in_between_begins_anew():
+def test_success_resets_consecutive_failures():
     balance = made()
     fail(balance, 2, 0, times=4)
     teach(balance, 2, MS, 0, times=1)
     assert fail(balance, 2, 0, times=4) == ACTIVE
 
 
-def test_no_failures_eject_where_none_may():
+def test_failures_eject_nothing_if_ejection_is_off():
+    """No failures eject a replica if `consecutive_failures` or `max_ejected` is 0."""
     assert fail(made(consecutive_failures=0), 2, 0, times=50) == ACTIVE
     assert fail(made(max_ejected=0.0), 2, 0, times=50) == ACTIVE
 
@@ -285,7 +289,8 @@ def test_no_failures_eject_where_none_may():
 @pytest.mark.parametrize(
     ("count", "share", "most"), [(1, 1.0, 0), (2, 0.1, 1), (4, 0.5, 2), (4, 1.0, 3), (10, 0.35, 3)]
 )
-def test_the_cap(count, share, most):
+def test_ejected_replicas_are_capped(count, share, most):
+    """At most the share `max_ejected` of the replicas is ejected."""
     balance = made(count, max_ejected=share, eject_ns=1000 * S, max_eject_ns=1000 * S)
     now = 0
     for _ in range(400):
@@ -294,7 +299,8 @@ def test_the_cap(count, share, most):
     assert balance.ejected == most
 
 
-def test_back_on_trial_then_slowly():
+def test_ejected_replica_is_probed_then_ramps_up():
+    """After its ejection a replica gets one probe at a time, and then a slow start."""
     balance = made()
     fail(balance, 2, 0)
     assert balance.slot(2).until_ns == S
@@ -335,7 +341,7 @@ def test_time_in_service_shortens_the_next_ejection():
     assert balance.slot(2).until_ns == 61 * S  # the first again
 
 
-def test_a_trial_without_an_end_is_a_failure():
+def test_probe_without_a_response_is_a_failure():
     balance = made()
     fail(balance, 2, 0)
     balance.settle(S)
@@ -348,7 +354,7 @@ def test_a_trial_without_an_end_is_a_failure():
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_trial_is_better_than_an_ejected_one(stream):
+def test_probing_replica_is_preferred_to_ejected_ones(stream):
     """While the only replica that may serve is on trial, none that is out gets its further requests."""
     balance = made(3)
     for number in range(3):
@@ -382,7 +388,7 @@ def test_requests_sent_before_ejection_do_not_count():
     assert balance.slot(2).in_flight == len(old)
 
 
-def test_a_slow_one_is_an_outlier():
+def test_slow_replica_is_ejected_as_an_outlier():
     balance = made()
     now = 0
     for number, took in enumerate((10, 11, 12)):
@@ -425,7 +431,7 @@ def test_few_samples_make_no_outlier():
     assert balance.slot(3).state == EJECTED
 
 
-def test_another_zone_makes_no_outlier():
+def test_replica_of_another_zone_is_no_outlier():
     balance = made(3)
     balance.add(1.0, 2.0, 1, 5, False, 0)
     now = 0
@@ -440,7 +446,8 @@ def test_another_zone_makes_no_outlier():
     assert balance.slot(3).state == ACTIVE
 
 
-def test_what_was_cut_off_late_is_a_failure():
+def test_late_cancelled_request_is_a_failure():
+    """A request that is cancelled after three times the usual latency counts as a failure."""
     balance = made(2)
     now = teach(balance, 1, 10 * MS, teach(balance, 0, 10 * MS, 0))
     give(balance, 0, IGNORED, 29 * MS, now)
@@ -449,7 +456,7 @@ def test_what_was_cut_off_late_is_a_failure():
     assert balance.slot(0).failed == 1
 
 
-def test_what_was_cut_off_in_a_queue_is_no_failure():
+def test_queued_cancelled_request_is_no_failure():
     """With four in flight a request takes four times as long."""
     balance = made(2)
     now = teach(balance, 1, 10 * MS, teach(balance, 0, 10 * MS, 0))
@@ -459,7 +466,7 @@ def test_what_was_cut_off_in_a_queue_is_no_failure():
     assert balance.slot(0).failed == 0
 
 
-def test_own_late_ends_hide_no_later_one():
+def test_own_late_requests_do_not_hide_a_hang():
     """Others say what is late: one of two replicas that hangs is ejected, however slow it has become."""
     balance = made(2)
     now = teach(balance, 1, 10 * MS, teach(balance, 0, 10 * MS, 0))
@@ -468,7 +475,7 @@ def test_own_late_ends_hide_no_later_one():
     assert balance.slot(0).state == EJECTED
 
 
-def test_what_is_cut_off_steers_away():
+def test_cancelled_requests_steer_away():
     """Requests that end at their deadline, no later than is usual, are no failures; still the other gets more."""
     balance = made(2)
     now = teach(balance, 1, 10 * MS, teach(balance, 0, 10 * MS, 0))
@@ -567,7 +574,8 @@ def test_second_attempt_skips_replica_with_probe():
     assert balance.choose(1, 0) & SLOT == 0
 
 
-def test_nobody_left():
+def test_no_replica_left():
+    """Without a replica to choose, every choice returns -1."""
     balance = made(1)
     assert balance.choose(0, 0) == -1
     balance.drain(0)
@@ -577,7 +585,7 @@ def test_nobody_left():
 # -- the fleet --------------------------------------------------------------------------------------------------
 
 
-def test_a_new_one_starts_slowly():
+def test_added_replica_starts_slowly():
     balance = made(3, latency_factor=0.0)
     for now in range(100):
         ask(balance, now * MS)
@@ -688,7 +696,8 @@ def test_the_last_replica_is_never_ejected():
     assert balance.panics == 0
 
 
-def test_all_leave_where_nothing_is_left_at_home():
+def test_requests_leave_a_zone_without_replicas():
+    """If all replicas of the own zone are ejected, the other zone gets the requests without a panic."""
     balance = zoned(max_ejected=1.0)
     fail(balance, 0, 0)
     fail(balance, 1, 0)
@@ -712,7 +721,7 @@ def keys(count=2_000):
     return [random.Random(number).getrandbits(64) for number in range(count)]
 
 
-def test_streams_stay_and_are_spread():
+def test_streams_are_sticky_and_spread_evenly():
     balance = made(4)
     places = {key: balance.of_stream(key, 0) for key in keys()}
     counts = Counter(places.values())
@@ -745,7 +754,7 @@ def test_only_streams_of_ejected_replica_move():
     assert {key: balance.of_stream(key, 2 * S) for key in before} == before  # though it starts slowly
 
 
-def test_streams_stay_while_all_are_out():
+def test_streams_stay_while_all_replicas_are_unhealthy():
     """A health check that is wrong about all replicas moves no stream, however busy they are."""
     balance = made(4)
     before = {key: balance.of_stream(key, 0) for key in keys(200)}
@@ -775,7 +784,8 @@ def test_streams_stay_in_the_zone():
 # -- looking, and retries ---------------------------------------------------------------------------------------
 
 
-def test_best_looks_only():
+def test_best_and_ranked_send_nothing():
+    """`best` and `ranked` order replicas by cost, and count no request in flight."""
     balance = made(3)
     now = 0
     for number, took in enumerate((30, 10, 20)):
@@ -786,7 +796,7 @@ def test_best_looks_only():
     assert all(not balance.slot(number).in_flight for number in range(3))
 
 
-def test_best_is_not_an_ejected_one():
+def test_best_is_never_an_ejected_replica():
     balance = made(2, latency_factor=0.0)
     teach(balance, 1, 100 * MS, teach(balance, 0, 10 * MS, 0))
     fail(balance, 0, S)
@@ -794,7 +804,7 @@ def test_best_is_not_an_ejected_one():
     assert balance.best(1, S) == -1
 
 
-def test_ranked_has_those_that_get_requests():
+def test_ranked_contains_selectable_replicas():
     """An ejected replica, and one whose probe is in flight, are ranked only if there is no other."""
     balance = made(3)
     fail(balance, 0, 0)

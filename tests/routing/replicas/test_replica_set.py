@@ -94,7 +94,7 @@ def test_in_a_stack_with_batchers():
     assert run(main) == [30, 30, 30]
 
 
-def test_a_failed_request_is_asked_elsewhere():
+def test_failed_request_is_retried_elsewhere():
     async def main(loop):
         replicas = pair(Faulty(Echo(), FaultPlan(delay(0.010), error(OSError))), Echo(0.010), loop)
         for n in range(10):
@@ -123,7 +123,7 @@ def test_non_idempotent_service_gets_one_attempt():
 
 
 @pytest.mark.parametrize("refusal", [si.Overloaded("full"), si.CircuitOpen("open"), si.Closed("stopped")])
-def test_a_refusal_is_asked_elsewhere(refusal):
+def test_rejected_request_is_retried_elsewhere(refusal):
     async def main(loop):
         replicas = pair(failing(refusal), Echo(), loop)
         return [(await replicas.call(si.Request(n))).outputs for n in range(20)]
@@ -131,7 +131,9 @@ def test_a_refusal_is_asked_elsewhere(refusal):
     assert run(main) == list(range(20))
 
 
-def test_what_is_not_asked_elsewhere():
+def test_requests_not_retried_elsewhere():
+    """A request is not retried with `retry=False`, for a stream, without time or with invalid input."""
+
     async def main(loop):
         for options, request in (
             ({"retry": False}, si.Request(0)),
@@ -291,7 +293,7 @@ def test_cancelling_a_caller_cancels_its_attempt():
     run(main)
 
 
-def test_one_that_hangs_is_ejected_by_its_deadlines():
+def test_hanging_replica_is_ejected_by_its_deadlines():
     async def main(loop):
         plan = FaultPlan(hang().between(1.0, 99.0))
         replicas = pair(Faulty(Echo(0.010), plan), Echo(0.010), loop)
@@ -329,7 +331,7 @@ def test_replica_that_rejects_at_once_gets_less():
     assert others == 0
 
 
-def test_one_that_was_slow_gets_its_share_again():
+def test_recovered_replica_gets_its_share_again():
     """A slow time is forgotten within a minute, also where nothing ejects the replica."""
 
     async def main(loop):
@@ -347,7 +349,7 @@ def test_one_that_was_slow_gets_its_share_again():
     assert again > 0.8 * others > 500
 
 
-def test_new_replicas_take_what_the_others_cannot():
+def test_new_replicas_take_load_beyond_the_others():
     """Two of three are replaced at once, at 0.8 of the capacity: a slow start must not overload the third."""
 
     async def main(loop):
@@ -397,7 +399,9 @@ def test_wrong_inputs_eject_no_replica():
     assert [(replica.state, replica.failed) for replica in seen.replicas] == [("active", 0)] * 2
 
 
-def test_after_one_that_hung_the_other_is_asked():
+def test_request_after_a_hang_goes_elsewhere():
+    """Only the first request to a hanging replica misses its deadline."""
+
     async def main(loop):
         replicas = pair(Faulty(Echo(0.010), FaultPlan(hang().between(1.0, 99.0))), Echo(0.010), loop)
         missed = 0
@@ -455,7 +459,7 @@ def test_a_stream_has_the_same_place_in_every_process():
 # -- life -------------------------------------------------------------------------------------------------------
 
 
-def test_it_starts_and_stops_its_replicas():
+def test_replicas_start_and_stop_with_the_stack():
     async def main(loop):
         log = []
         replicas = pair(Echo(log=log, name="a"), Echo(log=log, name="b"), loop)
@@ -469,7 +473,7 @@ def test_it_starts_and_stops_its_replicas():
     assert run(main) == ["start a", "start b", "stop a True", "stop b True"]
 
 
-def test_its_instants_are_of_the_stack_s_clock():
+def test_replicas_use_the_clock_of_the_stack():
     async def main(loop):
         bad = Faulty(Echo(0.010), FaultPlan(error(OSError).between(1.0, 2.0)))
         replicas = Replicas(Replica("a", bad), Replica("b", Echo(0.010)), seed=1)
@@ -484,7 +488,7 @@ def test_its_instants_are_of_the_stack_s_clock():
     run(main)
 
 
-def test_where_one_cannot_start_the_others_are_stopped():
+def test_failed_start_stops_the_other_replicas():
     class Broken(Echo):
         async def start(self):
             raise OSError("no device")
@@ -498,7 +502,7 @@ def test_where_one_cannot_start_the_others_are_stopped():
     assert run(main) == ["start a", "stop a False"]
 
 
-def test_a_draining_stop_answers_what_is_in_hand():
+def test_draining_stop_completes_requests_in_flight():
     async def main(loop):
         replicas = pair(Echo(1.0), Echo(1.0), loop)
         await replicas.start()
@@ -511,7 +515,7 @@ def test_a_draining_stop_answers_what_is_in_hand():
     run(main)
 
 
-def test_a_hard_stop_ends_what_is_in_hand():
+def test_hard_stop_closes_requests_in_flight():
     async def main(loop):
         replicas = pair(Echo(1.0), Echo(1.0), loop)
         await replicas.start()
@@ -700,7 +704,9 @@ def test_a_removed_replica_is_freed():
     assert run(main) is None
 
 
-def test_removing_at_once_ends_what_it_had():
+def test_hard_removal_ends_requests_in_flight():
+    """`remove(drain=False)` ends the requests in flight at the replica at once."""
+
     async def main(loop):
         replicas = pair(Echo(9.0), Echo(9.0), loop, retry=False)
         await replicas.start()
@@ -750,7 +756,8 @@ class Asked(Echo):
         return self.answer
 
 
-def test_admission_is_the_best_that_accepts():
+def test_admission_is_of_the_best_accepting_replica():
+    """Admission is that of the best replica that accepts, else the rejection with the shortest wait."""
     full = Admission(False, "queue_full", 2.0)
     fuller = Admission(False, "queue_full", 3.0)
     taken = Admission(True, predicted_finish_ns=77)
@@ -790,7 +797,7 @@ def test_admission_ignores_an_ejected_replica():
     assert run(main) == Admission(False, "limit", 2.0)
 
 
-def test_admission_predicts_from_what_was_learned():
+def test_admission_predicts_from_learned_latency():
     async def main(loop):
         replicas = pair(Echo(0.020), Echo(0.020), loop)
         assert replicas.admission(si.Request(0), loop.now_ns) == Admission(True)
@@ -834,7 +841,7 @@ def test_names_are_escaped():
     assert "&lt;b&gt;" in replicas._repr_html_()
 
 
-def test_validation_is_the_replicas():
+def test_replicas_validate_requests():
     class Picky(Echo):
         def validate(self, request):
             if request.inputs < 0:
@@ -964,7 +971,9 @@ def test_admission_considers_more_than_64_replicas():
 
 
 @pytest.mark.parametrize("around", ["replicas", "router", "canary"])
-def test_what_must_not_be_sent_twice_is_not(around):
+def test_retry_does_not_repeat_non_idempotent_calls(around):
+    """A retry budget around a router, canary or replica set respects `idempotent = False` within it."""
+
     class Once(Echo):
         idempotent = False
 

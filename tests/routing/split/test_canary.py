@@ -73,7 +73,7 @@ def test_another_key_than_the_tenant():
 
 
 @pytest.mark.parametrize(("share", "side"), [(0.0, "stable"), (1.0, "canary")])
-def test_none_and_all(share, side):
+def test_share_of_zero_and_of_one(share, side):
     requests = [si.Request(1.0, tenant=str(number) if number % 2 else None) for number in range(50)]
     assert set(sides(Canary(model(), model(), share=share), requests)) == {side}
 
@@ -183,7 +183,7 @@ def test_both_sides_start_and_stop():
     run(main)
 
 
-def test_what_both_sides_say_of_themselves():
+def test_capabilities_combine_both_sides():
     """Deadlines are enforced where both enforce them; one that is not idempotent makes the whole so."""
 
     class Once:
@@ -223,7 +223,9 @@ def test_wrong_arguments_are_named(make, message):
         make()
 
 
-def test_a_cache_around_it_notices_a_changed_model():
+def test_cache_around_a_canary_sees_model_changes():
+    """The `fingerprint_changes` of a canary is the sum of both sides."""
+
     class Changing(ScriptedBackend):
         changes = 0
 

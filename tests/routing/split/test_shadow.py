@@ -155,7 +155,7 @@ def test_a_share_of_the_requests_is_copied():
     run(main)
 
 
-def test_what_must_not_be_repeated_is_not_copied():
+def test_non_idempotent_requests_are_not_copied():
     """The constructor rejects a copy that is not idempotent; only an idempotent one gets a stream's requests."""
 
     class Once(Copies):
@@ -196,7 +196,7 @@ def test_a_copy_ends_at_the_deadline_or_its_own_time():
     run(main)
 
 
-def test_a_copy_goes_on_where_the_request_fails():
+def test_copy_continues_after_the_request_fails():
     """What becomes of the request itself is nothing to its copy."""
 
     async def main(loop):

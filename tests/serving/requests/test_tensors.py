@@ -100,7 +100,7 @@ def test_bfloat16_is_float32_for_callers():
     assert (datatype, bytes(raw)) == ("BF16", content)
 
 
-def test_bfloat16_stays_so_for_a_model_that_has_it():
+def test_bfloat16_is_kept_for_models_that_declare_it():
     import ml_dtypes
 
     spec = TensorSpec("x", np.dtype(ml_dtypes.bfloat16), (None, 2))
@@ -196,7 +196,7 @@ def test_no_elements_are_fine():
     assert decode_list(tensor("INT8", [1, 0], 0, data=[[]]), keeps_bytes=True).shape == (1, 0)
 
 
-def test_outputs_without_a_type_are_the_models_fault():
+def test_outputs_of_unknown_type_are_backend_errors():
     for array in (np.array(["2020-01-01"], "M8[s]"), np.array([object()], object)):
         with pytest.raises(BackendError, match="'y'"):
             encode("y", array, None)
@@ -216,6 +216,7 @@ def test_json_has_text_of_any_class():
 
 
 @pytest.mark.parametrize("array", [np.array([np.nan]), np.array([np.inf]), np.array([b"\xff"], object)])
-def test_json_says_what_it_cannot_hold(array):
+def test_values_without_json_form_need_binary_data(array):
+    """Numbers that JSON cannot represent are rejected with a reference to `binary_data`."""
     with pytest.raises(InvalidInput, match="binary_data"):
         encode_list("y", array)

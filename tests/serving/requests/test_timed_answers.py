@@ -79,7 +79,7 @@ def test_service_ends_at_deadline_and_counts_as_failed(counting, ask_app, kind):
     assert (counts["success"]["count"], counts["fail"]["count"]) == (0, 1)
 
 
-def test_a_cancellation_at_the_deadline_remains_one(counting):
+def test_cancellation_at_the_deadline_stays_one(counting):
     """Who is cancelled in the turn in which the deadline passes is not told of the deadline."""
 
     async def main(loop):

@@ -69,7 +69,7 @@ def small_models(draw):
 @given(models=small_models(), loads=st.tuples(st.integers(0, 9), st.integers(0, 9)))
 @example(models=[([1, 13, 13], 2, [0, 1]), ([11], 8, [0, 3])], loads=(0, 2))  # one model takes no time to load
 @settings(max_examples=200, deadline=None)
-def test_no_schedule_serves_more_and_one_as_many(models, loads):
+def test_optimum_equals_brute_force(models, loads):
     arguments = []
     for arrivals_ns, slo_ns, durations in models:
         times = np.array(arrivals_ns, np.int64)
@@ -106,7 +106,7 @@ def test_idle_model_leaves_optimum_of_other():
     assert device_optimum({"a": load, "b": idle}) == device_optimum({"b": idle, "a": load}) == alone
 
 
-def test_no_policy_serves_more():
+def test_no_policy_exceeds_the_optimum():
     loads = {"a": load_of(500, 1, slo_s=0.025), "b": load_of(500, 2, slo_s=0.1)}
 
     best = device_optimum(loads)
@@ -116,6 +116,6 @@ def test_no_policy_serves_more():
 
 
 @pytest.mark.parametrize("loads", [{}, {"a": load_of(1, 1, n=1)}, {"a": 1, "b": 2}, 3], ids=repr)
-def test_anything_but_two_models_is_refused(loads):
+def test_loads_other_than_two_models_are_rejected(loads):
     with pytest.raises((TypeError, ValueError), match=r"loads: expected a mapping of two names to ModelLoad"):
         device_optimum(loads)

@@ -220,7 +220,7 @@ def test_long_loads_do_not_take_over_device(rates, load_s, bar):
     assert result.device.models["seldom"].batches >= 10
 
 
-def test_a_model_that_was_loaded_for_its_turn_has_it():
+def test_loaded_model_runs_before_its_eviction():
     """Also beside a model that it is kept apart from: it was evicted again, without a batch, again and again."""
     models = {
         "urgent": (ServiceTime.affine(0.0026, 0.0012), 124, 200, 0.05, 1, 3),
@@ -253,7 +253,7 @@ def test_a_model_that_was_loaded_for_its_turn_has_it():
     assert had.longest_wait_s < 0.3
 
 
-def test_a_weight_of_no_load_is_refused():
+def test_weight_of_an_unknown_model_is_rejected():
     """A misspelled name would count as nothing."""
     with pytest.raises(ValueError, match="weights: expected names of loads, got 'face'"):
         simulate_device(two_models(), weights={"face": 2.0})

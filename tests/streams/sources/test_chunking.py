@@ -77,7 +77,7 @@ def test_flush_discontinuity():
     assert [frame.discontinuity for frame in first + rest + then] == [False, False, True, False]
 
 
-def test_flush_of_what_was_sent_is_nothing():
+def test_flush_does_not_repeat_sent_samples():
     """Samples that only wait as the context of the next chunk are not sent again."""
     chunker = Chunker(4, 2, RATE, np.empty((1, 0)))
     assert len(chunker.push(np.ones((1, 4)), 0, 0)) == 1
@@ -85,7 +85,7 @@ def test_flush_of_what_was_sent_is_nothing():
     assert Chunker(4, 2, RATE, np.empty((1, 0))).flush() == []
 
 
-def test_gap_is_what_is_missing():
+def test_gap_is_the_length_of_lost_packets():
     """Rounded timestamps and overlaps are no gaps, lost packets are."""
     gaps = GapDetector()
     starts_ms = [0, 21, 39, 60, 100, 120, 115, 140]

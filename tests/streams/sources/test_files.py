@@ -41,7 +41,7 @@ def test_file_gives_each_picture_once(video):
     assert not statistics.connected
 
 
-def test_a_source_that_gets_no_thread_starts_later(video, monkeypatch):
+def test_source_without_a_thread_can_be_read_again(video, monkeypatch):
     """In a process that is full of threads the reader gets the error, and may read again."""
     start, failures = threading.Thread.start, [RuntimeError("can't start new thread")]
 
@@ -64,7 +64,7 @@ def test_a_source_that_gets_no_thread_starts_later(video, monkeypatch):
     ("pixel_format", "shape"),
     [("rgb24", (16, 32, 3)), ("bgra", (16, 32, 4)), ("gray", (16, 32)), ("yuv420p", (24, 32))],
 )
-def test_size_and_format_are_the_models(video, pixel_format, shape):
+def test_frames_have_the_requested_size_and_format(video, pixel_format, shape):
     frames = asyncio.run(read(VideoSource(video([0, 9]), size=(32, 16), pixel_format=pixel_format)))
     assert [frame.inputs.shape for frame in frames] == [shape] * 2
 
@@ -94,7 +94,7 @@ def test_rate_skips_before_conversion(video):
 
 
 @pytest.mark.parametrize("size", [None, (20, 10)])
-def test_resolution_may_change_on_the_way(video, tmp_path, size):
+def test_resolution_change_within_a_file(video, tmp_path, size):
     """The arrays follow, or keep the size that the model wants."""
     parts = [video([9] * 3, name=f"{w}.mjpeg", codec="mjpeg", size=(w, 48), container="mjpeg") for w in (64, 128)]
     both = tmp_path / "both.mjpeg"
@@ -105,7 +105,7 @@ def test_resolution_may_change_on_the_way(video, tmp_path, size):
     assert not any(frame.discontinuity for frame in frames)
 
 
-def test_end_in_the_middle_of_a_packet_is_an_end(video, tmp_path):
+def test_truncated_packet_ends_the_file(video, tmp_path):
     """What is whole is delivered."""
     whole = video(VALUES, name="whole.ts").read_bytes()
     cut = tmp_path / "cut.ts"
@@ -156,7 +156,7 @@ def test_noise_in_a_file_never_hangs_or_leaks(make_video, tmp_path_factory, seed
 
 
 @pytest.mark.parametrize(("content", "error"), [(b"noise" * 99, ValueError), (None, OSError)])
-def test_what_cannot_be_opened_is_named(tmp_path, content, error):
+def test_open_error_names_the_file(tmp_path, content, error):
     """Invalid data are a ``ValueError``, what the system says is an ``OSError``."""
     path = tmp_path / "clip.mp4"
     if content is not None:
@@ -259,7 +259,7 @@ def test_slow_reader_gets_the_newest_picture(video):
     assert statistics.delivered + statistics.dropped == 40
 
 
-def test_sound_behind_dropped_chunks_discontinuity(audio):
+def test_sound_after_dropped_chunks_is_a_discontinuity(audio):
     """Chunks are contiguous unless one says that it is not."""
     source = AudioSource(audio(np.arange(16_000, dtype=np.int16)[np.newaxis]), dtype="int16", when_slow="drop")
 
@@ -336,7 +336,7 @@ async def silent():
 
 
 @pytest.mark.parametrize("kind", ["file", "messages"])
-def test_a_source_can_be_closed_behind_its_loop(video, caplog, kind):
+def test_source_is_closed_after_its_loop_has_ended(video, caplog, kind):
     """The end of the loop has ended its task; its thread ends now, and nothing waits for what cannot come."""
     source = VideoSource(video(VALUES)) if kind == "file" else audio_from_messages(silent(), sent_rate=16_000)
     before = set(threading.enumerate())
@@ -367,7 +367,7 @@ def test_cancelled_read_loses_no_picture(video):
     assert len(asyncio.run(main())) == 40
 
 
-def test_errors_say_what_is_wrong(audio, tmp_path):
+def test_read_error_names_the_cause(audio, tmp_path):
     """A file that is none, or has no pictures, and then the iteration is over."""
     noise = tmp_path / "noise.mp4"
     noise.write_bytes(bytes(1_000))
@@ -431,7 +431,7 @@ def test_wrong_arguments_are_named(source, argument, options):
     ],
 )
 @pytest.mark.parametrize("source", [VideoSource, AudioSource])
-def test_what_ffmpeg_does_not_take_is_named_at_once(source, wrong, error, message):
+def test_invalid_ffmpeg_arguments_raise_at_once(source, wrong, error, message):
     with pytest.raises(error, match=message):
         source("x", **wrong)
 

@@ -19,7 +19,7 @@ async def rest(handoff):
 
 
 @given(st.integers(1, 5), st.booleans(), st.lists(st.booleans()))
-def test_what_is_dropped_is_the_oldest_and_counted(capacity, contiguous, flags):
+def test_oldest_frames_are_dropped_and_counted(capacity, contiguous, flags):
     """The newest stay in order, and a start that was dropped is that of the next frame; so is a gap in sound."""
     handoff = Handoff(capacity, drops=True, contiguous=contiguous)
     for number, flag in enumerate(flags):
@@ -58,7 +58,7 @@ def test_producer_waits_and_loses_nothing():
     assert handoff.dropped == 0
 
 
-def test_close_frees_a_producer_and_drops_what_waits():
+def test_close_frees_the_producer_and_drops_frames():
     """Whatever waited is counted as dropped, also that of the producer."""
     handoff = Handoff(1, drops=False, contiguous=False)
     handoff.put(Frame(0, 0))
@@ -89,7 +89,7 @@ def test_end_and_error_come_behind_the_frames():
     asyncio.run(read())
 
 
-async def test_an_error_does_not_outlive_the_close(loop):
+async def test_close_discards_the_producer_error(loop):
     """What was closed has ended, though its producer had failed before."""
     handoff = Handoff(3, drops=True, contiguous=False)
     handoff.finish(OSError("gone"))
@@ -110,7 +110,7 @@ async def test_cancelled_reader_loses_nothing(loop):
     assert (await handoff.get()).inputs == 0
 
 
-async def test_second_reader_is_refused(loop):
+async def test_second_reader_is_an_error(loop):
     handoff = Handoff(3, drops=True, contiguous=False)
     reader = asyncio.ensure_future(handoff.get())
     await asyncio.sleep(0)

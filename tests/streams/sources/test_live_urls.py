@@ -166,7 +166,7 @@ def test_attempts_end_with_the_last_error(attempts, caplog):
     ]
 
 
-def test_without_reconnect_an_error_ends_it():
+def test_without_reconnect_an_error_ends_the_stream():
     """The pictures before it are delivered; FFmpeg takes the end of a multipart stream for an error."""
 
     async def main():
@@ -290,7 +290,7 @@ def test_recording_behind_a_url_ends(options):
     assert len(asyncio.run(main())) == 2
 
 
-def test_live_sound_discontinuity_after_a_reconnect():
+def test_sound_after_a_reconnect_is_a_discontinuity():
     """The rest of what was heard before is padded with silence, and nothing of it is in the chunks behind."""
 
     async def main():

@@ -22,12 +22,12 @@ from streaminfer.streams.sources.location import locate
         ("https://cam/live.m3u8", "linux", "https://cam/live.m3u8", None, True, False),
     ],
 )
-def test_place_tells_whether_it_is_live(target, platform, url, form, live, local):
+def test_locate_says_whether_a_source_is_live(target, platform, url, form, live, local):
     place = locate(target, platform=platform)
     assert (place.url, place.format, place.live, place.local) == (url, form, live, local)
 
 
-def test_caller_knows_better():
+def test_live_and_format_arguments_override_the_guess():
     """A recording behind a URL, a live pipe, a device of any name."""
     assert not locate("https://host/clip.mp4", live=False).live
     assert locate("pipe.ts", live=True).live
@@ -62,11 +62,11 @@ def test_name_has_no_password_that_is_not_encoded(url, name):
 
 
 @pytest.mark.parametrize("target", [-1, None, 1.5, b"x", ""])
-def test_other_targets_are_refused(target):
+def test_other_targets_are_an_error(target):
     with pytest.raises((TypeError, ValueError), match="url: expected"):
         locate(target, platform="linux")
 
 
-def test_windows_cameras_have_names():
+def test_windows_camera_number_is_an_error():
     with pytest.raises(ValueError, match="the name of a camera"):
         locate(0, platform="win32")

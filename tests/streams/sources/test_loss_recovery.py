@@ -198,7 +198,7 @@ def test_skipped_packet_is_not_requested_again():
 
 
 @pytest.mark.parametrize("kind", ["audio", "video"])
-def test_sender_that_begins_anew_is_heard(kind):
+def test_restarted_sender_is_decoded(kind):
     """Its numbers and timestamps are anywhere, also behind those before."""
     before = [(n, n * PERIOD[kind]) for n in range(2_000, 2_020)]
     again = [(n, (n + 2_020) * PERIOD[kind], n + 3_000_000_000, b"new") for n in range(20)]
@@ -223,7 +223,8 @@ def test_first_packets_of_pictures_are_known(codec):
     assert not _begins_frame(codec, b"")
 
 
-def test_policy_waits_asks_and_gives_up():
+def test_gap_policy_waits_then_requests_then_skips():
+    """The policy waits for a lost packet, requests it again every 40 ms and skips it after its limit."""
     policy = GapPolicy(100 * MS)
     steps = [(5, 10, 10), (5, 10, 30), (5, 10, 50), (5, 10, 60), (5, 10, 95), (5, 10, 110), (6, 20, 110), (7, 9, 110)]
     actions = [policy.decide(missing, shown_ms * MS, now_ms * MS) for missing, shown_ms, now_ms in steps]
@@ -231,7 +232,7 @@ def test_policy_waits_asks_and_gives_up():
     assert actions == ["wait", "wait", "ask", "wait", "ask", "skip", "ask", "skip"]
 
 
-def test_track_of_another_connection_is_refused():
+def test_track_of_another_connection_is_an_error():
     async def main():
         connection = RTCPeerConnection()
         track = SimpleNamespace(kind="video")
@@ -242,7 +243,7 @@ def test_track_of_another_connection_is_refused():
     asyncio.run(main())
 
 
-def test_unknown_version_of_aiortc_is_refused():
+def test_unknown_version_of_aiortc_is_an_error():
     receiver = SimpleNamespace(track=SimpleNamespace(kind="video"))
     with pytest.raises(ValueError, match="connection: this version of aiortc is not known"):
         recover_losses(SimpleNamespace(getReceivers=lambda: [receiver]), receiver.track)

@@ -93,7 +93,7 @@ def test_chunk_is_as_old_as_its_last_sample():
     assert set(arrivals) <= set(captured_ms)
 
 
-def test_pause_of_the_sender_discontinuity():
+def test_sound_after_a_sender_pause_is_a_discontinuity():
     """A muted microphone sends nothing, and its sound is fresh when it is back."""
     clock = FakeClock(0)
 
@@ -141,7 +141,7 @@ def test_sound_after_short_pause_is_soon_fresh(pause_ms):
 
 
 @pytest.mark.parametrize("burst_ms", [0, 2, 6])
-def test_sound_that_a_network_held_up_is_old(burst_ms):
+def test_sound_delayed_by_a_stall_has_its_true_age(burst_ms):
     """What was spoken in a stall of 0.8 s comes at once, or within a third of that, and counts from when it was spoken."""
     spoken = [20 * (number + 1) for number in range(120)]
     arrivals = []
@@ -162,7 +162,7 @@ def test_pictures_are_decoded(codec):
     np.testing.assert_allclose(frame.inputs.astype(int), picture.astype(int), atol=8)
 
 
-def test_a_picture_is_what_arrived():
+def test_picture_is_copied_on_arrival():
     """A sender may write the next message to the same memory."""
     memory = bytearray(encode(np.full((8, 8, 3), 7, np.uint8), "png"))
 
@@ -223,7 +223,7 @@ def test_only_the_newest_picture_waits():
     assert (source.statistics().delivered, source.statistics().dropped) == (1, 2)
 
 
-def test_pictures_of_strangers_do_no_harm():
+def test_invalid_pictures_are_counted_and_skipped():
     """Noise, half a picture, a picture of 4 gigapixels: counted, and the next one arrives."""
     good = encode(np.full((8, 8, 3), 7, np.uint8), "png")
     huge = bytearray(good)
@@ -249,7 +249,7 @@ def test_pictures_of_strangers_do_no_harm():
     assert asyncio.run(main()).delivered == 6
 
 
-def test_error_of_the_messages_is_the_readers():
+def test_iterable_error_reaches_the_reader():
     """A connection that breaks ends the source with its error, behind what arrived."""
 
     async def breaks():
@@ -298,7 +298,7 @@ def test_cancelled_error_from_messages_is_a_failure():
     asyncio.run(main())
 
 
-def test_close_cancels_what_waits_for_a_message():
+def test_close_cancels_the_wait_for_a_message():
     """The iterable is closed, and no task is left."""
     waits, closed = [], []
 
@@ -332,7 +332,7 @@ def test_wrong_arguments_are_named(options):
 
 
 @pytest.mark.parametrize("error", ["ExternalError", "PatchWelcomeError", "InvalidDataError"])
-def test_whatever_a_decoder_says_a_picture_is_corrupt(error, monkeypatch):
+def test_any_decoder_error_counts_as_a_corrupt_picture(error, monkeypatch):
     """The next picture is delivered."""
     good = encode(np.zeros((8, 16, 3), np.uint8), "png")
     context = av.CodecContext

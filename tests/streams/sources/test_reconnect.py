@@ -22,7 +22,7 @@ def test_delay_doubles_up_to_the_longest(first_s, max_s, chances):
         assert whole / 2 - 1e-9 <= backoff.failed(0) / S <= whole + 1e-9
 
 
-def test_success_starts_over_and_a_short_one_does_not():
+def test_only_a_lasting_connection_resets_the_delay():
     """A connection that breaks before it held for as long as the last delay is one more failure."""
     backoff = Backoff(Reconnect(first_s=1.0, max_s=100.0), lambda: 1.0)
     assert [backoff.failed(0) for _ in range(3)] == [1 * S, 2 * S, 4 * S]
@@ -39,7 +39,7 @@ def test_delay_is_one_that_a_thread_can_wait():
     assert backoff.failed(0) / S <= threading.TIMEOUT_MAX
 
 
-def test_attempts_end():
+def test_reconnects_end_after_max_attempts():
     backoff = Backoff(Reconnect(attempts=2))
     assert backoff.failed(0) is not None
     assert backoff.failed(0) is not None

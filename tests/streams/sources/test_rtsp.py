@@ -56,7 +56,7 @@ def test_camera_delivers_in_order(server, transport):
 
 
 @pytest.mark.parametrize(("transport", "end"), [("udp", "kill"), ("tcp", "freeze")])
-def test_source_survives_its_camera(server, transport, end):
+def test_source_reconnects_after_a_camera_failure(server, transport, end):
     """If its camera is killed or frozen, the source connects again and reports a discontinuity; nothing is left."""
 
     async def main():

@@ -79,7 +79,7 @@ def test_wrap_continues_the_timeline(bits):
 
 
 @pytest.mark.parametrize("jump", [-600, -10_000_000, 6_000, 10_000_000])
-def test_jump_discontinuity_and_time_goes_on(jump):
+def test_timestamp_jump_keeps_capture_times(jump):
     """A jump of the timestamps changes nothing about when items were captured."""
     stamps = live([(40 * n + (jump if n >= 5 else 0), 40 * n * MS) for n in range(10)])
     assert [stamp.captured_ns for stamp in stamps] == [40 * n * MS for n in range(10)]
@@ -93,7 +93,7 @@ def test_small_step_back_is_disorder():
     assert not any(stamp.discontinuity for stamp in stamps)
 
 
-def test_a_timestamp_that_stays_is_none():
+def test_constant_timestamps_count_as_missing():
     """Live items that all have one timestamp were captured when they arrived, and the timeline continues."""
     arrivals_ms = [0, 40, 80, 120, 170, 200, 6_000]
     stamps = live([(7, ms * MS) for ms in arrivals_ms])
@@ -103,13 +103,13 @@ def test_a_timestamp_that_stays_is_none():
 
 
 @pytest.mark.parametrize("after", [8, 10_000])
-def test_timestamps_that_move_again_go_on(after):
+def test_timestamps_count_again_when_they_move(after):
     """Behind some that stayed, timestamps count again."""
     items = [(7, 40 * n * MS) for n in range(30)] + [(after + 40 * n, 40 * (30 + n) * MS) for n in range(30)]
     assert [stamp.media_ns // MS for stamp in live(items)[-29:]] == [40 * n for n in range(31, 60)]
 
 
-def test_timestamp_of_two_items_is_one_position():
+def test_equal_timestamps_are_one_position():
     """A picture that is sent twice, the second time late, is as old as the first one."""
     stamps = live([(0, 0), (40, 40 * MS), (40, 900 * MS), (80, 901 * MS)])
     assert [stamp.media_ns // MS for stamp in stamps] == [0, 40, 40, 80]
@@ -128,7 +128,7 @@ def test_first_timestamp_after_missing_ones_is_no_jump():
     assert not any(stamp.discontinuity for stamp in stamps)
 
 
-def test_restart_goes_on_by_the_time_that_passed():
+def test_restart_continues_the_timeline():
     """A new connection starts again on the same timeline."""
     repair = TimestampRepair(live=True)
     repair.stamp(5_000, BASE, 0, 0)

@@ -65,7 +65,7 @@ def test_pictures_of_a_slow_reader_are_the_newest():
     assert (statistics.delivered, statistics.dropped) == (1, 19)
 
 
-def test_size_rate_and_format_are_the_models():
+def test_frames_have_the_requested_size_and_rate():
     track = Scripted("video", [picture(n, 3_600 * n) for n in range(20)])
     frames, statistics = collect(track, size=(4, 2), pixel_format="gray", rate=5)
     assert frames[-1].inputs.shape == (2, 4)
@@ -116,7 +116,7 @@ def test_silence_is_as_old_as_the_packet_behind_it():
 
 
 @pytest.mark.parametrize("error", [OSError("device gone"), ValueError("bad")])
-def test_error_of_the_track_is_the_readers(error):
+def test_track_error_reaches_the_reader(error):
     async def main():
         async with from_track(Scripted("video", [picture(0, 0), error])) as source:
             await anext(source)
@@ -128,7 +128,7 @@ def test_error_of_the_track_is_the_readers(error):
     asyncio.run(main())
 
 
-def test_close_while_it_waits_ends_track_and_task():
+def test_close_of_a_waiting_reader_ends_track_and_task():
     async def main():
         track = Scripted("audio", [], then=None)
         source = from_track(track)
@@ -322,7 +322,7 @@ def test_real_connection_from_offer_to_close():
     ],
     ids=["track", "clock"],
 )
-def test_what_is_no_track_or_clock_is_told_at_once(track, clock, message):
+def test_invalid_track_or_clock_raises_at_once(track, clock, message):
     """The one lacked an attribute, and the ages of frames were wrong by the other."""
     with pytest.raises(TypeError, match=message):
         from_track(track, clock=clock)

@@ -69,7 +69,7 @@ print("parent", ask(16.0), flush=True)
 """
 
 
-def test_child_discontinuity():
+def test_forked_child_begins_at_the_initial_state():
     """A child forked with a held lock and a running step begins at the initial state; the parent continues."""
     command = [sys.executable, "-W", "ignore:This process:DeprecationWarning", "-c", PROGRAM]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)

@@ -128,7 +128,7 @@ def test_wrong_arguments_are_named():
             Growing(**{"axis": 0, "max_length": 4} | options)
 
 
-async def test_model_that_drops_entries(loop):
+async def test_model_that_drops_entries_is_an_error(loop):
     """It would be unknown which entries of shorter rows are left."""
 
     class Forgets:

@@ -42,7 +42,7 @@ def stack(loop, model):
     return si.Stack(si.AdaptiveBatcher(max_batch_size=8), model, clock=loop.clock)
 
 
-async def test_it_starts_and_stops_with_the_stack(loop):
+async def test_backend_starts_and_stops_with_the_stack(loop):
     """Each start of the stack starts the backend inside, and each stop stops it, drained or not."""
     inner = Living()
     service = stack(loop, stateful(inner))
@@ -54,7 +54,7 @@ async def test_it_starts_and_stops_with_the_stack(loop):
     assert inner.events == ["start", "stop drain=True", "start", "stop drain=False"]
 
 
-async def test_a_start_that_fails_is_that_of_the_stack(loop):
+async def test_failed_backend_start_fails_the_stack_start(loop):
     """The stack does not start around a backend that cannot, and starts when it can."""
     inner = Living()
     inner.failure["start"] = OSError("no device")
@@ -68,7 +68,7 @@ async def test_a_start_that_fails_is_that_of_the_stack(loop):
     assert inner.events == ["start", "start", "stop drain=True"]
 
 
-async def test_a_backend_of_two_stops_with_the_last(loop):
+async def test_shared_backend_stops_with_its_last_user(loop):
     """Two that keep states for one model share it: it starts once, and stops with the last of them."""
     inner = Living()
     first, second = stack(loop, stateful(inner)), stack(loop, stateful(inner))

@@ -49,7 +49,7 @@ def test_rows_arrive_as_numpy_indexes_them(shape, dtype, data):
     inner=st.integers(1, 4),
     word=st.sampled_from(["i8", "i4", "u1"]),
 )
-def test_kernels_equal_their_twin(seed, outer, inner, word):
+def test_kernels_equal_their_plain_twin(seed, outer, inner, word):
     """The copy of small rows and the kernel of large ones write what the plain one writes, and nothing else."""
     rng = np.random.default_rng(seed)
     count = 6
@@ -102,7 +102,7 @@ def test_rows_are_copied_from_read_only_outputs():
     dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, 100),
 )
-def test_context_and_chunk_stand_behind_each_other(before, length, others, axis, dtype, seed):
+def test_context_and_chunk_are_joined_and_cut(before, length, others, axis, dtype, seed):
     """Joined and cut as NumPy does it, for any axis, type and size."""
     axis = min(axis, len(others))
     rng = np.random.default_rng(seed)

@@ -60,7 +60,7 @@ def detector(**settings):
 
 
 @pytest.mark.parametrize("settings", [{}, {"binding": "pageable"}, {"sessions": 2}], ids=["plain", "bound", "two"])
-def test_equal_to_the_bit(chunks, alone, settings):
+def test_batched_streams_equal_single_ones_bit_by_bit(chunks, alone, settings):
     """Streams of differing pace share batches, on plain and bound memory and on two workers."""
     backend = detector(**settings)
 
@@ -84,7 +84,7 @@ def test_equal_to_the_bit(chunks, alone, settings):
     assert statistics.gathers > 0
 
 
-def test_the_same_streams_stay_on_the_device(chunks, alone):
+def test_state_of_same_streams_stays_on_the_device(chunks, alone):
     """With bound memory the output of one run is the input of the next, never seen by NumPy."""
     backend = detector(binding="pageable")
     rolled = [np.roll(chunks, -first, axis=0) for first in (0, 9)]
@@ -127,7 +127,7 @@ asyncio.run(main())
 """
 
 
-def test_moves_to_another_process(chunks, alone, tmp_path):
+def test_exported_stream_continues_in_another_process(chunks, alone, tmp_path):
     """An exported stream continues in another process as if nothing had happened."""
     backend = detector()
 
@@ -156,7 +156,7 @@ def test_moves_to_another_process(chunks, alone, tmp_path):
     assert [float(line) for line in run.stdout.split()] == alone(0)[20:30]
 
 
-def test_records_that_do_not_fit(chunks):
+def test_records_that_do_not_fit_are_rejected(chunks):
     """A record that was cut, altered, of another version or another model is rejected."""
     backend = detector()
 
@@ -229,7 +229,7 @@ def test_values_are_checked_each_time(chunks):
     asyncio.run(main())
 
 
-def test_chunk_of_another_length(chunks):
+def test_chunk_of_another_length_is_rejected(chunks):
     """A chunk that does not fit behind its context is rejected before it is queued."""
     backend = detector()
 
@@ -253,7 +253,7 @@ def test_chunk_of_another_length(chunks):
     ],
     ids=["input", "output"],
 )
-def test_a_misspelt_state_is_told_with_the_names(state, message):
+def test_misspelt_state_error_lists_the_names(state, message):
     """The one was said to lack an initial value, and the other failed the start of its stack."""
     model = si.OnnxBackend(MODEL, batch_axes={"state": 1, "stateN": 1}, shared_inputs={"sr": RATE})
 

@@ -50,7 +50,7 @@ async def test_streams_share_batches(loop):
     assert model.statistics().streams == model.statistics().rows == model.statistics().bytes == 0
 
 
-async def test_same_streams_move_nothing(loop):
+async def test_same_streams_copy_no_state(loop):
     """A batch of the same streams in the same order reads the outputs of the last one, in the same memory."""
     inner = recurrent()
     model = stateful(inner)
@@ -295,7 +295,7 @@ async def test_no_stream_is_rejected(loop):
     assert model.statistics().rejected == 1
 
 
-async def test_cap(loop):
+async def test_streams_beyond_max_streams_are_rejected(loop):
     """A stream beyond max_streams is rejected until another one ends."""
     model = stateful(recurrent(), max_streams=2)
     await model.infer(batch(("a", 1), ("b", 1)))
@@ -320,7 +320,7 @@ async def test_first_steps_that_fail_take_no_place(loop):
     assert model.statistics().streams == 0
 
 
-async def test_idle_streams_are_forgotten(loop):
+async def test_idle_streams_expire(loop):
     """A stream without a request for idle_ttl_s starts again, also where no request comes to notice."""
     model = stateful(recurrent(), idle_ttl_s=10.0)
     async with stack(loop, model) as service:
@@ -336,7 +336,7 @@ async def test_idle_streams_are_forgotten(loop):
         assert model.statistics().streams == 0
 
 
-async def test_a_stream_that_was_imported_is_forgotten_too(loop):
+async def test_imported_streams_expire(loop):
     """An imported stream is forgotten even if no request comes, as when a call ends with a restart."""
     model = stateful(recurrent(), idle_ttl_s=10.0)
     async with stack(loop, model):
@@ -368,7 +368,7 @@ async def exported(model):
 
 
 @pytest.mark.parametrize("idle_ttl_s", [1e10, 1e300])
-async def test_a_time_beyond_all_clocks_is_never(loop, idle_ttl_s):
+async def test_huge_idle_ttl_never_expires(loop, idle_ttl_s):
     model = stateful(recurrent(), idle_ttl_s=idle_ttl_s)
     async with stack(loop, model) as service:
         assert int(await service(np.int64(5), stream_id="a")) == Reference()(5)
@@ -376,7 +376,7 @@ async def test_a_time_beyond_all_clocks_is_never(loop, idle_ttl_s):
     assert model.statistics().expired == 0
 
 
-async def test_given_clock_expires(loop):
+async def test_given_clock_decides_expiry(loop):
     """``clock=`` decides which stream is idle."""
     clock = FakeClock(5)
     model = stateful(recurrent(), idle_ttl_s=10.0, clock=clock)
@@ -404,7 +404,7 @@ async def test_reset_and_end(loop):
     assert model.statistics().streams == 0
 
 
-async def test_a_state_that_was_imported_counts_as_memory(loop):
+async def test_imported_state_counts_as_memory(loop):
     """Before its first step, as behind it; not when its stream was reset."""
     model = stateful(recurrent())
     await model.infer(batch(("a", 1)))
@@ -421,7 +421,7 @@ async def test_a_state_that_was_imported_counts_as_memory(loop):
     assert model.statistics().bytes == 0
 
 
-async def test_stop_forgets(loop):
+async def test_stop_clears_all_states(loop):
     """A stop clears all states; a step that still runs does not bring one back."""
     model = stateful(recurrent(step, HANG))
     await model.infer(batch(("a", 1)))
@@ -562,7 +562,7 @@ async def test_model_that_reuses_its_outputs(loop):
     ],
     ids=["shape", "dtype", "missing", "rows", "no axis", "no mapping", "row", "array"],
 )
-async def test_wrong_results(loop, results, words):
+async def test_results_without_a_fitting_state_are_an_error(loop, results, words):
     """Results without a state that fits are an error, and the state stays."""
     model = stateful(recurrent(step, results, step))
     reference = Reference()
@@ -573,7 +573,7 @@ async def test_wrong_results(loop, results, words):
     assert int((await model.infer(batch(("a", 3))))[0]) == reference(3)
 
 
-async def test_backend_that_reads_nothing(loop):
+async def test_backend_that_ignores_its_inputs_is_an_error(loop):
     """A backend that responds without reading its inputs has no state to continue from."""
 
     class Deaf:
@@ -588,7 +588,7 @@ async def test_backend_that_reads_nothing(loop):
         await model.infer(batch(("a", 1)))
 
 
-async def test_input_that_is_a_state(loop):
+async def test_input_named_like_a_state_is_rejected(loop):
     """A request that brings a state is rejected."""
     inner = recurrent()
     inner.validate = lambda request: None
@@ -600,7 +600,7 @@ async def test_input_that_is_a_state(loop):
             await service(np.int64(1))
 
 
-async def test_requests_without_names(loop):
+async def test_bare_array_without_an_input_name_is_an_error(loop):
     """A bare array is that caller's mistake, where the backend does not say what its only input is called."""
 
     class Sums:
@@ -621,7 +621,7 @@ async def test_requests_without_names(loop):
     assert batcher.statistics().submitted == 1
 
 
-async def test_reset_of_a_model(loop):
+async def test_model_reload_resets_states(loop):
     """A new model starts all streams again, also under a batch that ran while it changed; ``keep_on_reload`` does not."""
     changes = 0
 
@@ -643,7 +643,7 @@ async def test_reset_of_a_model(loop):
         assert model.statistics().restarts == (0 if keep else 1)
 
 
-async def test_closed_inside(loop):
+async def test_backend_error_passes_and_the_stream_continues(loop):
     """Errors of the backend pass, and the turns of the streams with them."""
     model = stateful(recurrent(Closed("over"), step))
     with pytest.raises(Closed, match="over"):
@@ -678,7 +678,7 @@ async def test_a_thousand_streams_leave_nothing(loop):
     assert (statistics.streams, statistics.rows, statistics.bytes) == (0, 0, 0)
 
 
-def test_arguments():
+def test_invalid_arguments_are_named():
     """Arguments that do not fit are named."""
     inner = recurrent()
     for error, words, settings in [

@@ -23,7 +23,7 @@ class Owner:
 
 
 @given(st.lists(st.sampled_from([0.25, 0.5, 1.0, 2.0, 3.0]), min_size=2, max_size=6), st.integers(1, 200))
-def test_streams_that_always_wait_share_by_weight(weights, turns):
+def test_busy_streams_share_turns_by_weight(weights, turns):
     """At any moment two of them differ by no more than a turn of each, for their weight."""
     order, served = FairOrder(), {}
     for number, weight in enumerate(weights):
@@ -226,7 +226,7 @@ def test_a_removed_stream_has_no_turn():
     assert order.pop() is None
 
 
-def test_a_turn_that_was_removed_is_not_kept():
+def test_removed_turns_are_freed():
     """While a service hangs, streams come and go, and one that waits keeps the order from running empty."""
     order, owners = FairOrder(), weakref.WeakSet()
     order.push(Turn(Owner(), 1.0, 0))

@@ -47,7 +47,7 @@ class Streams:
         return late, [stream.state.dropped for stream in self.streams]
 
 
-async def test_the_batch_is_the_one_that_the_streams_fill(loop):
+async def test_expected_batch_has_one_row_per_stream(loop):
     """Three rows take 36, sixteen would take 62: a frame with 40 left has time."""
     assert Streams(loop, [160], [160], [160]).look() == ([False] * 3, [{}] * 3)
     assert Streams(loop, [165], [160], [160]).look() == ([True, False, False], [{}] * 3)
@@ -63,11 +63,12 @@ async def test_no_frame_yields_if_next_batch_takes_all(loop):
     assert Streams(loop, [170, 20], [50], [40]).look() == ([True, False, False], [{}] * 3)
 
 
-async def test_a_frame_gives_way_where_others_fill_the_room(loop):
+async def test_old_frame_gives_way_in_a_full_batch(loop):
+    """If other streams fill the batch, a frame that would be too old is dropped as infeasible."""
     assert Streams(loop, [170, 20], [50], [40]).look(room=2) == ([False] * 3, [{"infeasible": 1}, {}, {}])
 
 
-async def test_a_frame_past_its_limit_is_dropped_as_such(loop):
+async def test_frame_past_its_limit_is_deadline_exceeded(loop):
     assert Streams(loop, [210, 20, 10]).look() == ([False], [{"deadline_exceeded": 1}])
 
 
@@ -142,7 +143,8 @@ async def test_frames_are_timed_if_service_reports_none(loop):
     assert ends_ns == [1124, 1124, 1150, 1144]
 
 
-async def test_no_frame_is_timed_where_the_service_tells(loop):
+async def test_given_batch_time_replaces_measured_times(loop):
+    """If the service tells its batch duration, the session does not learn from measured frames."""
     streams = Streams(loop, [10])
     streams.look()
     streams.late_frames.learn(500, True)
@@ -150,7 +152,7 @@ async def test_no_frame_is_timed_where_the_service_tells(loop):
     assert streams.late_frames.next_end_ns == 1064
 
 
-async def test_what_was_measured_is_kept_when_streams_join(loop):
+async def test_measured_time_is_kept_when_streams_join(loop):
     streams = Streams(loop, [10], batch_ns=None)
     streams.look()
     streams.late_frames.learn(40, True)

@@ -98,7 +98,8 @@ def test_equal_rows_differ_by_a_nanosecond_at_most():
     assert split_ns(11, 4, BatchWork())[0] == [3, 3, 3, 2]
 
 
-def test_batches_share_the_time_that_they_run_together():
+def test_concurrent_batches_split_the_time():
+    """While two batches run, each is charged half of the time."""
     bill = DeviceBill(1)
     bill.open(0)
     first = bill.begin(0)
@@ -116,7 +117,7 @@ def test_a_free_worker_is_idle():
     assert (bill.bill_ns, bill.idle_ns) == (100, 75)
 
 
-def test_batches_that_a_stop_drains_are_paid_for():
+def test_batches_drained_by_a_stop_are_charged():
     bill = DeviceBill(1)
     bill.open(0)
     first = bill.begin(10)
@@ -127,7 +128,7 @@ def test_batches_that_a_stop_drains_are_paid_for():
     assert (bill.bill_ns, bill.idle_ns) == (50, 10)
 
 
-def test_nothing_is_paid_while_it_is_closed():
+def test_nothing_is_charged_while_the_bill_is_closed():
     bill = DeviceBill(1)
     bill.open(0)
     bill.close(10)

@@ -56,7 +56,7 @@ class TestShares:
         assert statistics.per_1000_on_time == pytest.approx(0.8 / 3 * 1000)
         assert statistics.models["ScriptedBackend"].per_1000_on_time != statistics.per_1000_on_time
 
-    def test_filling_rows_are_padding(self):
+    def test_filling_rows_are_charged_as_padding(self):
         async def main(loop):
             meter = CostMeter(per_second=1.0)
             batcher = si.AdaptiveBatcher(
@@ -150,7 +150,7 @@ class TestOutcomes:
         assert [row.cost for row in statistics.tenants.values()] == pytest.approx([0.05, 0.05])
         assert (statistics.failed, statistics.total.responses) == (1, 1)
 
-    def test_an_abandoned_batch_ends(self):
+    def test_abandoned_batch_is_charged_until_it_ends(self):
         async def main(loop):
             meter = CostMeter(per_second=1.0)
             async with si.Stack(
@@ -181,7 +181,7 @@ class TestOutcomes:
         assert (small.cost, large.cost) == pytest.approx((0.01, 0.4))
         assert statistics.devices["small"].idle_ns == pytest.approx(0.4e9)
 
-    def test_what_the_cache_saved(self):
+    def test_savings_of_the_cache(self):
         async def main(loop):
             meter = CostMeter(per_second=1.0)
             backend = ScriptedBackend(duration_s=0.1)
@@ -214,7 +214,7 @@ class TestPlaces:
         costs = {name: row.cost for name, row in check(run(main)).models.items()}
         assert costs == pytest.approx({"faces": 0.2, "words": 0.1})
 
-    def test_responses_of_models(self):
+    def test_responses_are_counted_per_model(self):
         """A model has the responses that name it or a route of its own; those of several on one route are not told."""
 
         def named(name, *script):
@@ -249,7 +249,7 @@ class TestPlaces:
         assert sum(shared[name][0] for name in ("new", "old")) == 2
         assert [shared[name][1] for name in ("new", "old")] == [0, 0]
 
-    def test_replicas_that_are_paid_together(self):
+    def test_replicas_on_one_bill(self):
         async def main(loop):
             meter = CostMeter(per_second=1.0, workers=2)
             replicas = si.Replicas(
@@ -286,7 +286,7 @@ class TestPlaces:
         assert statistics.total.cached == 0
         assert repr(statistics).startswith("<CostStatistics 'own': 0.1 USD, of which busy 0.1, padding 0, idle 0;")
 
-    def test_replicas_that_are_added_while_it_runs(self):
+    def test_replicas_added_at_run_time_share_a_row(self):
         models = []
 
         def replica(name):
@@ -377,7 +377,7 @@ class TestPlaces:
         assert check(run(main)).total.responses == 9
         assert "the new replica 'b'" in caplog.text
 
-    def test_streams_of_a_session(self):
+    def test_streams_of_a_session_are_charged(self):
         async def camera(frames, gap_s):
             for number in range(frames):
                 await asyncio.sleep(gap_s)
@@ -456,7 +456,7 @@ class TestPlaces:
         statistics = check(run(main))
         assert (statistics.total.cached, statistics.total.rows) == (0, 2)
 
-    def test_a_backend_without_a_batcher(self):
+    def test_backend_without_a_batcher_is_charged(self):
         async def main(loop):
             meter = CostMeter(per_second=1.0)
             async with si.Stack(meter, ScriptedBackend(duration_s=0.1), clock=loop.clock) as stack:
@@ -611,15 +611,15 @@ class TestArguments:
             ({"per_second": 1, "clock": 3}, TypeError, "clock: expected a callable or None"),
         ],
     )
-    def test_bad_ones(self, arguments, error, text):
+    def test_invalid_prices_raise(self, arguments, error, text):
         with pytest.raises(error, match=text):
             CostMeter(**arguments)
 
-    def test_a_model_without_a_price(self):
+    def test_model_without_a_price_is_an_error(self):
         meter = CostMeter(per_second={"large": 1.0})
         with pytest.raises(ValueError, match="a price for the model 'ScriptedBackend' or its route ''"):
             meter.wrap(si.Stack(ScriptedBackend()))
 
-    def test_a_backend_is_refused(self):
+    def test_backend_cannot_be_wrapped(self):
         with pytest.raises(TypeError, match="inner: expected a service"):
             CostMeter(per_second=1.0).wrap(ScriptedBackend())

@@ -14,7 +14,7 @@ from streaminfer.testing import ScriptedBackend, run
 pytestmark = pytest.mark.uncompiled
 
 
-def test_what_is_settled_never_falls():
+def test_settled_amounts_never_fall():
     """Padding was a part of what the running batch was charged: an exported counter would seem to start again."""
 
     async def main(loop):

@@ -169,7 +169,7 @@ def test_stack_is_collected_with_what_is_inside():
     assert [dict(labels)["layer"] for labels in breakers] == ["FallbackRouter/full/CircuitBreaker"]
 
 
-def test_layers_at_one_place_have_labels_of_their_own():
+def test_layers_around_one_service_have_own_labels():
     """Two breakers around one function do not share a series."""
     inner = si.CircuitBreaker(name="inner").wrap(ScriptedBackend())
     outer = si.CircuitBreaker(name="outer").wrap(inner)
@@ -296,7 +296,7 @@ def test_session_is_collected_with_its_stack():
         assert {dict(labels)["service"] for _, labels in found} == {"cameras"}
 
 
-def test_part_that_fails_costs_no_other_its_metrics(tmp_path, caplog):
+def test_failing_part_hides_no_other_metrics(tmp_path, caplog):
     """What raises in place of statistics is left out of each scrape, and logged once."""
     telemetry = si.Telemetry("left in the lurch")
     workers = si.telemetry.WorkerHistograms(tmp_path, telemetry.histograms, name="closed workers")
@@ -327,14 +327,14 @@ def test_cancelled_future_costs_no_other_metrics(caplog):
     assert len(caplog.records) == 1
 
 
-def test_services_with_one_name_are_told_apart():
+def test_services_with_equal_names_are_numbered():
     """The second of a name has a number; without a telemetry the class is the name."""
     stacks = [si.Telemetry("a"), si.Telemetry("a"), si.Telemetry(), si.CircuitBreaker(name="b")]
 
     assert [name for name, _ in name_services(stacks)] == ["a", "a#2", "Telemetry", "b"]
 
 
-def test_words_of_the_program_are_bounded():
+def test_error_label_values_are_bounded():
     """Beyond 64 values of a label, further ones share a series, and the sum stays."""
     telemetry = si.Telemetry("many")
     for number in range(MAX_LABEL_VALUES + 10):
@@ -356,7 +356,7 @@ def test_words_of_the_program_are_bounded():
     [("\ud800", "\udfff", "\\ud800", "\\ud800?"), ("x" * 128 + "a", "x" * 128 + "b", "x" * 128)],
     ids=["surrogates", "long"],
 )
-def test_label_is_text_of_its_own(tenants):
+def test_client_label_is_short_unique_utf_8(tenants):
     """Whatever a client calls itself, UTF-8 has its label, which is short and no other client's."""
     telemetry = si.Telemetry("faces", labels=("tenant",))
 
@@ -412,14 +412,14 @@ def test_unknown_values_are_left_out():
 @pytest.mark.parametrize(
     "of", [lambda stack: [stack], lambda stack: stack.statistics(), lambda _: si.Telemetry, lambda _: 3]
 )
-def test_what_can_have_no_statistics_is_refused(export, of):
+def test_objects_without_statistics_are_an_error(export, of):
     """Its page would have no metric at all."""
     with pytest.raises(TypeError, match="stacks: expected Stacks"):
         export(of(si.Stack(ScriptedBackend())))
 
 
 @pytest.mark.parametrize("export", [metrics_app, StackCollector, EventLog, dashboard])
-def test_no_stack_at_all_is_refused(export):
+def test_export_without_a_stack_is_an_error(export):
     """Its page would have no metric at all."""
     with pytest.raises(TypeError, match="stacks: expected at least one Stack, got none"):
         export()

@@ -77,7 +77,7 @@ def test_alerts_begin_and_end(lines):
     assert ("page", "INFO", False) in found
 
 
-def test_what_is_normally_there_is_missed(lines):
+def test_lost_source_or_route_traffic_is_a_warning(lines):
     """A source that loses its connection and a route that loses its traffic are warnings, their return information."""
 
     @attrs.define
@@ -108,7 +108,7 @@ def test_what_is_normally_there_is_missed(lines):
     ]
 
 
-def test_no_line_holds_what_a_request_brought(lines):
+def test_log_lines_hold_no_request_data(lines):
     """Inputs, outputs, keys, subjects, tenants and texts of errors stay out of every record."""
 
     def refuse(batch):
@@ -148,7 +148,7 @@ def test_no_line_holds_what_a_request_brought(lines):
     assert PRIVATE not in json.dumps(lines())
 
 
-def test_other_records_keep_their_template_only(lines):
+def test_other_records_log_their_template_only(lines):
     """The arguments and the text of an error of another record are left out."""
     logging.getLogger("streaminfer").error("could not %s", PRIVATE, exc_info=ValueError(PRIVATE))
 

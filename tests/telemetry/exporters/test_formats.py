@@ -120,12 +120,12 @@ def parsed(metrics):
     }
 
 
-def test_plain_text_is_what_was_collected(families):
+def test_plain_text_round_trips(families):
     """The parser of prometheus_client reads each value and label back."""
     assert parsed(parse_text("".join(write_text(families)))) == flat(families)
 
 
-def test_openmetrics_is_what_was_collected(families):
+def test_openmetrics_text_round_trips(families):
     """OpenMetrics' strict parser reads each value, with units, help and creation times."""
     metrics = list(parse_openmetrics("".join(write_openmetrics(families))))
 
@@ -137,7 +137,7 @@ def test_openmetrics_is_what_was_collected(families):
     assert created[0].value > 1.7e9
 
 
-def test_protobuf_is_what_was_collected(families, metric_family):
+def test_protobuf_round_trips(families, metric_family):
     """Generated classes read each value, the classic buckets and the native ones."""
     decoded = decode(families, metric_family)
 
@@ -171,7 +171,7 @@ def native_buckets(histogram):
     return found
 
 
-def test_empty_histogram_is_native_too(metric_family):
+def test_empty_histogram_is_marked_native(metric_family):
     """A span without buckets says that a histogram is native before anything was recorded."""
     collection = Collection(HistogramReader())
     collection.add("s", [si.Telemetry("s")])
@@ -219,7 +219,7 @@ def test_infinity_is_written_as_prometheus_reads_it():
     assert next(write_text(families)).endswith('streaminfer_x_value{service="s"} +Inf\n')
 
 
-def test_collector_gives_a_registry_the_same():
+def test_registry_collector_yields_the_same_values():
     """A registry of prometheus_client has every value, and merges with the application's own metrics."""
     found = telemetry("faces", DURATIONS_S["narrow"][:1000])
     registry = CollectorRegistry()

@@ -83,7 +83,7 @@ def test_bucket_holds_the_duration_to_half_a_part(seconds, layout):
 
 
 @given(DURATIONS, LAYOUTS)
-def test_sum_is_that_of_each_duration_alone(seconds, layout):
+def test_sum_equals_the_sum_of_single_durations(seconds, layout):
     """Octaves that hold something, the first and the last part among them, add up."""
     reader = HistogramReader()
     alone = [reader.read(histogram_of(np.array([duration]), **layout)).sum_s for duration in seconds]
@@ -116,7 +116,7 @@ def test_schema_falls_until_the_limit_holds():
 
 
 @given(st.lists(DURATIONS, min_size=2, max_size=5), LAYOUTS, st.integers(20, 60))
-def test_schema_is_never_finer_than_it_was(seconds, layout, limit):
+def test_schema_never_becomes_finer(seconds, layout, limit):
     """To Prometheus, a finer schema is a server that started again, and all of its counts new."""
     histogram, reader = LatencyHistogram(**layout), HistogramReader(limit)
     schemas = []
@@ -143,7 +143,7 @@ def test_empty_histogram_has_no_buckets():
     assert math.isnan(point.min_s)
 
 
-def test_reader_leaves_nothing_for_the_next_histogram():
+def test_reader_keeps_no_state_between_histograms():
     """One reader reads many histograms of one layout."""
     reader = HistogramReader()
     reader.read(histogram_of(DURATIONS_S["narrow"][:100]))

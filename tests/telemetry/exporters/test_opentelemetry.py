@@ -126,7 +126,7 @@ def test_dense_buckets_are_bounded():
     assert base ** (offset + len(counts)) >= 3600.0
 
 
-def test_metrics_stand_beside_the_applications_own():
+def test_metrics_coexist_with_application_metrics():
     """Other instruments are untouched; counters are monotonic sums, and names and units are OpenTelemetry's."""
     capture = Capture()
 
@@ -143,7 +143,7 @@ def test_metrics_stand_beside_the_applications_own():
     assert capture.closed
 
 
-def test_nothing_goes_through_the_sdk_per_request(monkeypatch):
+def test_sdk_is_not_called_per_request(monkeypatch):
     """The SDK gets no measurement while requests are served, and every request when it collects."""
     capture, measured = Capture(), []
     consume = SynchronousMeasurementConsumer.consume_measurement
@@ -173,7 +173,7 @@ def test_nothing_goes_through_the_sdk_per_request(monkeypatch):
     assert point.count == 10
 
 
-def test_every_name_and_unit_is_that_of_opentelemetry():
+def test_names_and_units_follow_opentelemetry():
     """Names are lower-case words under ``streaminfer.``, and units are of UCUM, which the name does not repeat."""
     for metric in (STACK_STATE, *(metric for listed in METRICS.values() for metric in listed)):
         assert re.fullmatch(r"streaminfer(\.[a-z0-9]+(_[a-z0-9]+)*)+", metric.opentelemetry), metric.name
@@ -340,7 +340,7 @@ def test_caller_decides_about_its_requests(provider, spans):
     assert (statistics.requests, spans.get_finished_spans()) == (0, ())
 
 
-def test_request_that_is_not_sampled_makes_nothing(provider, spans):
+def test_unsampled_request_creates_no_span(provider, spans):
     """Without a sample there is no token, no span and no exemplar."""
     tracing = Tracing(provider.get_tracer("test"), ratio=0.0)
 

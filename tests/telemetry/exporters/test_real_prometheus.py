@@ -66,7 +66,7 @@ def test_every_scrape_is_accepted(prometheus):
 
 @pytest.mark.parametrize("shape", DURATIONS_S)
 @pytest.mark.parametrize("q", [0.5, 0.9, 0.99, 0.999])
-def test_quantile_is_ours(prometheus, services, shape, q):
+def test_prometheus_quantile_agrees_with_ours(prometheus, services, shape, q):
     """The quantile of one server is within 0.5 % of ours."""
     series = f'{FAMILY}{{instance="{prometheus.servers[0].address}", service="{shape}"}}'
 
@@ -88,7 +88,7 @@ def test_merged_quantile_is_that_of_merged_histogram(prometheus, services, shape
     assert found[shape] == pytest.approx(merged.quantile(0.99), rel=0.005)
 
 
-def test_classic_buckets_are_there_too(prometheus, services):
+def test_classic_buckets_are_scraped_too(prometheus, services):
     """A Prometheus that keeps classic histograms has them from the same scrape."""
     found = prometheus.query(
         f'sum by (service) ({FAMILY}_bucket{{le="0.05", instance="{prometheus.servers[0].address}"}})'
@@ -98,7 +98,7 @@ def test_classic_buckets_are_there_too(prometheus, services):
     assert found["lognormal"] == round(histogram.share_within(0.05) * histogram.count)
 
 
-def test_streams_are_there_by_reason(prometheus, session):
+def test_session_drops_are_scraped_by_reason(prometheus, session):
     """Drops of a session by reason, and the ages of its results, belong to the service behind it."""
     instance = f'instance="{prometheus.servers[0].address}"'
     statistics = session.statistics()

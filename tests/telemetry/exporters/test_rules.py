@@ -151,7 +151,7 @@ def test_rules_watch_the_pairs_of_the_objective():
 
 
 @pytest.mark.parametrize("version", ["openslo/v1", "openslo/v1alpha", "pyrra.dev/v1alpha1"])
-def test_slo_documents_say_what_the_objectives_say(version):
+def test_slo_documents_match_the_objectives(version):
     """Each version has the target, the period and queries for good or bad events, and names that it allows."""
     documents = list(yaml.safe_load_all(slo_documents(*SLOS, version=version)))
 
@@ -233,7 +233,7 @@ def test_slug_is_a_label_of_kubernetes(name, text):
     assert slug(name) == text
 
 
-def test_wrong_objectives_are_refused():
+def test_objectives_with_equal_names_are_an_error():
     """Names must differ, since rules tell objectives apart by them."""
     with pytest.raises(ValueError, match="different names"):
         alert_rules(SLOS[0], si.SLO("faces", threshold_s=1.0))
@@ -254,7 +254,7 @@ def test_a_dashboard_rejects_a_title_of_no_string():
         grafana_dashboard(3)
 
 
-def test_dashboard_is_one_of_grafana():
+def test_grafana_model_reads_the_dashboard():
     """Grafana's own model reads it and writes the same again."""
     text = grafana_dashboard("mine")
 
@@ -268,7 +268,7 @@ def test_dashboard_is_one_of_grafana():
         assert ours["gridPos"].items() <= theirs["gridPos"].items()
 
 
-def test_dashboards_of_other_titles_are_others():
+def test_each_dashboard_title_has_its_own_uid():
     """Grafana replaces a dashboard by one with the same uid, which has at most 40 letters."""
     titles = ("streaminfer", "Faces of Berlin", "x" * 80)
 
@@ -279,7 +279,7 @@ def test_dashboards_of_other_titles_are_others():
     ]
 
 
-def test_dashboard_asks_for_metrics_that_exist():
+def test_dashboard_queries_only_exported_metrics():
     """Each name in a query is one that we export."""
     names = {
         metric.prometheus for metric in (STACK_STATE, *(metric for listed in METRICS.values() for metric in listed))

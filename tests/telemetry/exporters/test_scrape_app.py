@@ -55,7 +55,7 @@ def test_gzip_is_used_where_it_is_accepted(header, allowed):
     assert accepts_gzip(header) is allowed
 
 
-async def test_scrape_answers_in_the_format_and_compressed(loop):
+async def test_scrape_body_has_the_format_and_is_compressed(loop):
     """The body is that of the format; its length and its encoding are said."""
     app = si.telemetry.metrics_app(telemetry("faces", [0.01]))
 
@@ -70,7 +70,7 @@ async def test_scrape_answers_in_the_format_and_compressed(loop):
     assert b'streaminfer_request_duration_seconds_count{service="faces",layer="Telemetry"} 1\n' in plain[2]
 
 
-async def test_protobuf_is_sent_as_it_is(loop):
+async def test_protobuf_is_not_compressed(loop):
     """It is small already, and compression would be a fifth of the scrape."""
     app = si.telemetry.metrics_app(telemetry("faces", [0.01]))
     protobuf = ("Accept", "application/vnd.google.protobuf")
@@ -90,7 +90,7 @@ async def test_head_has_the_headers_only(loop):
     assert head == (200, got[1], b"")
 
 
-async def test_other_methods_and_types_are_refused(loop):
+async def test_other_methods_and_types_are_rejected(loop):
     """A method that is not offered gets 405, a type 406 with the offers."""
     app = si.telemetry.metrics_app(telemetry("faces", [0.01]))
 
@@ -101,7 +101,7 @@ async def test_other_methods_and_types_are_refused(loop):
     assert body.decode().splitlines() == [offer.content_type for offer in FORMATS]
 
 
-async def test_scrape_gives_way_to_requests(loop, monkeypatch):
+async def test_scrape_yields_to_other_tasks(loop, monkeypatch):
     """Other tasks run between two stacks."""
     from streaminfer.telemetry.exporters.prometheus import scrape_app
 

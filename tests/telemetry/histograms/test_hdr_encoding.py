@@ -61,7 +61,8 @@ def test_decode_accepts_text_bytes_and_whitespace():
         assert LatencyHistogram.decode(given) == histogram
 
 
-def test_decode_gives_the_bounds_of_the_outer_parts():
+def test_decode_sets_minimum_and_maximum_to_bounds():
+    """A decoded histogram has the bounds of its outer buckets as minimum and maximum."""
     histogram = LatencyHistogram.decode(filled().encode())
     theirs = HdrHistogram(1000, 3600 * 10**9, 3)
     assert histogram.minimum_ns == theirs.get_lowest_equivalent_value(1_000_000)
@@ -117,7 +118,7 @@ OLD = {
 
 
 @pytest.mark.parametrize("text", OLD.values(), ids=OLD)
-def test_impossible_older_texts_are_refused(text):
+def test_malformed_older_texts_are_an_error(text):
     with pytest.raises(ValueError, match=r"^text: "):
         LatencyHistogram.decode(text)
 
@@ -136,7 +137,7 @@ def test_offset_and_ratio_are_ignored():
     assert histogram.count == 1
 
 
-def test_a_ninth_byte_holds_eight_bits():
+def test_ninth_varint_byte_holds_eight_bits():
     payload = b"\xfe" + b"\xff" * 8  # 2^64 - 2, ZigZag for 2^63 - 1
     histogram = LatencyHistogram.decode(sealed(header(payload) + payload))
     assert histogram.count == 2**63 - 1
@@ -149,7 +150,7 @@ def test_ninth_byte_with_high_bit_ends_its_number():
     assert histogram.snapshot()[0][:3].tolist() == [2**62, 1, 0]
 
 
-def test_hostile_texts_are_refused_before_they_inflate():
+def test_zip_bombs_are_rejected_before_inflation():
     bomb = header(b"", length=0) + bytes(100_000_000)
     with pytest.raises(ValueError, match="expected a payload of 0 bytes"):
         LatencyHistogram.decode(sealed(bomb))
@@ -166,12 +167,12 @@ PAYLOADS = {
 
 
 @pytest.mark.parametrize("payload", PAYLOADS.values(), ids=PAYLOADS)
-def test_impossible_payloads_are_refused(payload):
+def test_malformed_payloads_are_an_error(payload):
     with pytest.raises(ValueError, match=r"^text: "):
         LatencyHistogram.decode(sealed(header(payload) + payload))
 
 
-def test_exactly_all_parts_fit():
+def test_payload_may_fill_every_bucket():
     payload = b"\x02" * 24_576
     assert LatencyHistogram.decode(sealed(header(payload) + payload)).count == 24_576
     payload = b"\xff\xff\x02"  # 24,576 zeros
@@ -199,12 +200,12 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
-def test_other_texts_are_refused(text):
+def test_malformed_texts_are_an_error(text):
     with pytest.raises(ValueError, match=r"^(text|layout): "):
         LatencyHistogram.decode(text)
 
 
-def test_a_truncated_text_is_refused_wherever_it_ends():
+def test_truncated_text_is_an_error():
     text = filled().encode()
     for end in range(0, len(text), 4):
         with pytest.raises(ValueError, match=r"^text: "):
@@ -212,6 +213,6 @@ def test_a_truncated_text_is_refused_wherever_it_ends():
 
 
 @pytest.mark.parametrize("text", [None, 3, np.zeros(3), bytearray(b"x")], ids=repr)
-def test_other_types_are_refused(text):
+def test_text_of_another_type_is_an_error(text):
     with pytest.raises(TypeError, match=r"^text: expected str or bytes"):
         LatencyHistogram.decode(text)

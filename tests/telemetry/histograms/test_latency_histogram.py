@@ -55,7 +55,7 @@ def test_default_layout(histogram_class):
         ({"lowest_s": 2.0**55 / 1e9, "highest_s": 2.0**60 / 1e9, "significant_digits": 5}, ValueError, "layout"),
     ],
 )
-def test_impossible_layouts_are_refused_by_name(histogram_class, layout, error, name):
+def test_impossible_layouts_raise_and_are_named(histogram_class, layout, error, name):
     with pytest.raises(error, match=rf"^{name}: "):
         histogram_class(**layout)
 
@@ -114,7 +114,7 @@ def test_seconds_round_to_the_nearest_nanosecond(histogram_class):
     + [(value, TypeError) for value in (True, np.True_, "1", b"1", None, 1j, Decimal(1))],
     ids=repr,
 )
-def test_unsound_durations_raise_and_record_nothing(histogram_class, value, error):
+def test_invalid_seconds_raise_and_record_nothing(histogram_class, value, error):
     histogram = histogram_class()
     for call in (
         histogram.record,
@@ -133,14 +133,14 @@ def test_unsound_durations_raise_and_record_nothing(histogram_class, value, erro
     [(-1, ValueError), (-(10**30), ValueError)] + [(value, TypeError) for value in (True, 1.0, "1", None, NAN)],
     ids=repr,
 )
-def test_unsound_nanoseconds_raise_and_record_nothing(histogram_class, value, error):
+def test_invalid_nanoseconds_raise_and_record_nothing(histogram_class, value, error):
     histogram = histogram_class()
     with pytest.raises(error, match=r"^nanoseconds: "):
         histogram.record_ns(value)
     assert histogram.count == 0
 
 
-def test_an_error_names_the_argument_and_what_came(histogram_class):
+def test_error_names_the_argument_and_its_value(histogram_class):
     with pytest.raises(ValueError, match=r"^seconds: expected a number of seconds ≥ 0, got -0.5 \(float\)$"):
         histogram_class().record(-0.5)
     with pytest.raises(ValueError, match=r"^expected_interval_s: .* got -1.0 \(float\)$"):
@@ -151,7 +151,8 @@ def test_an_error_names_the_argument_and_what_came(histogram_class):
         histogram_class().quantile("0.5")
 
 
-def test_what_is_too_long_clamps_and_is_counted(histogram_class):
+def test_durations_beyond_the_range_are_clamped(histogram_class):
+    """A duration beyond the range is recorded as the longest and counted as clamped."""
     histogram = histogram_class(highest_s=10.0)
     histogram.record(10.0)
     assert histogram.clamped == 0
@@ -215,7 +216,7 @@ def test_quantile_does_not_round_up_to_next_rank(histogram_class):
 
 
 @pytest.mark.parametrize("q", [-0.001, 1.001, NAN, 50, 99.9])
-def test_shares_outside_zero_to_one_are_refused(histogram_class, q):
+def test_shares_outside_zero_to_one_are_an_error(histogram_class, q):
     histogram = recorded(histogram_class, [1])
     with pytest.raises(ValueError, match=r"^q: "):
         histogram.quantile(q)
@@ -223,7 +224,7 @@ def test_shares_outside_zero_to_one_are_refused(histogram_class, q):
         histogram.quantiles([0.5, q])
 
 
-def test_shares_of_a_wrong_type_are_refused(histogram_class):
+def test_shares_of_a_wrong_type_are_an_error(histogram_class):
     histogram = recorded(histogram_class, [1])
     for q in (True, "0.5", None):
         with pytest.raises(TypeError):
@@ -266,7 +267,7 @@ def test_one_duration_is_its_own_mean(histogram_class):
     assert histogram.stddev == 0.0
 
 
-def test_many_of_an_array(histogram_class):
+def test_record_many_accepts_arrays_and_lists(histogram_class):
     values = np.random.default_rng(1).lognormal(-5, 1, (40, 50))
     single = histogram_class()
     for value in values.ravel().tolist():
@@ -278,7 +279,7 @@ def test_many_of_an_array(histogram_class):
 
 
 @pytest.mark.parametrize("size", [0, 1, 4096, 4097, 20_000])
-def test_many_equals_one_by_one_at_every_size(histogram_class, size):
+def test_record_many_equals_record_at_every_size(histogram_class, size):
     values = np.random.default_rng(2).lognormal(-5, 2, size)
     values.setflags(write=False)
     single, many = histogram_class(highest_s=0.1), histogram_class(highest_s=0.1)
@@ -288,7 +289,7 @@ def test_many_equals_one_by_one_at_every_size(histogram_class, size):
     assert everything(many) == everything(single)
 
 
-def test_many_of_other_dtypes(histogram_class):
+def test_record_many_accepts_other_dtypes(histogram_class):
     histogram = histogram_class()
     for given in (np.arange(3), np.array([1, 2], np.uint8), np.array([0.5], np.float32), 0.25, [], range(2)):
         histogram.record_many(given)
@@ -297,7 +298,7 @@ def test_many_of_other_dtypes(histogram_class):
 
 @pytest.mark.parametrize(("size", "place"), [(10, 7), (10_000, 7), (10_000, 9_000)])
 @pytest.mark.parametrize("bad", [NAN, -1.0, -math.inf])
-def test_many_records_all_or_nothing(histogram_class, size, place, bad):
+def test_record_many_records_all_or_nothing(histogram_class, size, place, bad):
     values = np.full(size, 0.001)
     values[place] = bad
     histogram = recorded(histogram_class, [5])
@@ -308,12 +309,13 @@ def test_many_records_all_or_nothing(histogram_class, size, place, bad):
 
 
 @pytest.mark.parametrize("bad", [[True], ["1"], [None], [1j], np.array(["2020"], "M8[D]"), [[1], [1, 2]]], ids=repr)
-def test_many_refuses_what_are_no_real_numbers(histogram_class, bad):
+def test_record_many_rejects_what_is_not_a_number(histogram_class, bad):
     with pytest.raises((TypeError, ValueError)):
         histogram_class().record_many(bad)
 
 
-def test_corrected_adds_what_the_stall_hid(histogram_class):
+def test_record_corrected_adds_the_omitted_durations(histogram_class):
+    """After a stall, `record_corrected` adds the durations that a steady caller would have seen."""
     histogram = histogram_class()
     histogram.record_corrected(0.025, 0.010)
     expected = recorded(histogram_class, [25, 15])
@@ -325,7 +327,7 @@ def test_corrected_adds_what_the_stall_hid(histogram_class):
     assert everything(histogram) == everything(expected)
 
 
-def test_corrected_counts_down_from_what_it_clamps_to(histogram_class):
+def test_record_corrected_starts_at_the_clamped_value(histogram_class):
     histogram = histogram_class(highest_s=1.0)
     histogram.record_corrected(math.inf, 0.25)
     assert (histogram.count, histogram.clamped) == (4, 1)
@@ -341,7 +343,7 @@ def test_corrected_takes_long_stall_at_short_interval(histogram_class):
     assert histogram.quantile(0.5) == pytest.approx(1800.0, rel=1e-3)
 
 
-def test_merge_adds_and_leaves_the_other_alone(histogram_class):
+def test_merge_leaves_the_other_unchanged(histogram_class):
     one, other = recorded(histogram_class, [1, 2, 9_000_000]), recorded(histogram_class, [0.5, 3])
     before = everything(other)
     assert one.merge(other) is None
@@ -356,7 +358,7 @@ def test_merge_with_itself_doubles(histogram_class):
     assert everything(histogram) == everything(recorded(histogram_class, [1, 2, 9_000_000] * 2))
 
 
-def test_merge_beyond_the_largest_count_is_refused(histogram_class):
+def test_merge_beyond_the_largest_count_is_an_error(histogram_class):
     histogram = histogram_class()
     histogram.record(0.05)
     for _ in range(62):
@@ -370,7 +372,7 @@ def test_merge_beyond_the_largest_count_is_refused(histogram_class):
     assert (histogram.count, histogram.quantile(0.5)) == (2**62, 0.05)
 
 
-def test_merge_of_the_empty_changes_nothing(histogram_class):
+def test_merge_of_an_empty_histogram_changes_nothing(histogram_class):
     histogram, empty = recorded(histogram_class, [1]), histogram_class()
     before = everything(histogram)
     histogram.merge(empty)
@@ -391,7 +393,7 @@ def test_merge_into_finer_layout_keeps_quantiles(histogram_class):
     assert (fine.count, fine.min, fine.max) == (coarse.count, coarse.min, coarse.max)
 
 
-def test_merge_clamps_what_passes_the_range_once(histogram_class):
+def test_merge_counts_clamped_durations_once(histogram_class):
     wide = recorded(histogram_class, [1, 20_000, 30_000, 10**10])
     assert wide.clamped == 1
     narrow = recorded(histogram_class, [99_000], highest_s=10.0)
@@ -410,7 +412,7 @@ def test_merge_does_not_clamp_part_at_limit(histogram_class):
     assert (narrow.clamped, narrow.max) == (0, 10.0)
 
 
-def test_merge_refuses_other_types(histogram_class):
+def test_merge_of_other_types_is_an_error(histogram_class):
     with pytest.raises(TypeError, match=r"^other: expected a LatencyHistogram, got 3"):
         histogram_class().merge(3)
 
@@ -430,7 +432,7 @@ def test_duplicates_are_equal_exact_and_independent(histogram_class, duplicate, 
     assert (twin.count, histogram.count) == (len(values) + 1, len(values))
 
 
-def test_reset_forgets_everything_but_the_layout(histogram_class):
+def test_reset_clears_everything_but_the_layout(histogram_class):
     histogram = recorded(histogram_class, [1, 2, 10**10], significant_digits=2)
     histogram.reset()
     assert everything(histogram) == everything(histogram_class(significant_digits=2))
@@ -449,7 +451,7 @@ def test_equality_is_of_layout_and_counts(histogram_class):
     assert histogram_class.__eq__(histogram, 1) is NotImplemented
 
 
-def test_it_cannot_be_hashed(histogram_class):
+def test_histogram_is_unhashable(histogram_class):
     with pytest.raises(TypeError, match="unhashable"):
         hash(histogram_class())
 

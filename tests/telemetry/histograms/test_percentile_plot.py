@@ -32,7 +32,7 @@ def test_repr_tells_what_was_clamped():
     assert repr(recorded([1, 3000], highest_s=2.0)).endswith("max=2 s, clamped=1)")
 
 
-def test_repr_of_the_empty_and_of_a_subclass():
+def test_repr_of_an_empty_histogram_and_a_subclass():
     class Mine(LatencyHistogram):
         pass
 
@@ -85,7 +85,7 @@ def test_html_is_self_contained_picture_and_table():
     assert cells.attributes <= {"style"}
 
 
-def test_html_of_the_empty():
+def test_html_of_an_empty_histogram():
     assert Cells(LatencyHistogram()._repr_html_()).rows == [["count", "0"], ["clamped", "0"]]
 
 
@@ -132,7 +132,7 @@ def test_plot_of_two_on_given_axes_shows_both_in_full(pyplot):
     assert len({line.get_color() for line in ax.lines}) == 2
 
 
-def test_plot_of_one_duration_and_of_none(pyplot):
+def test_plot_of_one_duration_and_of_no_durations(pyplot):
     (line,) = recorded([5]).plot().lines
     assert (line.get_xdata().tolist(), line.get_ydata().tolist()) == ([1.0, 1.0], [0.005, 0.005])
     ax = LatencyHistogram().plot()

@@ -44,7 +44,7 @@ def hdr_of_ns(values_ns, layout=(1000, HOUR_NS, 3)):
 
 
 @given(layouts)
-def test_layout_is_that_of_hdrhistogram(histogram_class, layout):
+def test_layout_equals_that_of_hdrhistogram(histogram_class, layout):
     ours, theirs = histogram_class._of_layout(*layout), HdrHistogram(*layout)
     assert ours.counts_length == theirs.counts_len
     assert ours.unit_magnitude == theirs.unit_magnitude
@@ -105,7 +105,7 @@ def test_share_within_counts_whole_parts(histogram_class, values, threshold_ns):
 
 
 @given(samples_ns, samples_ns, st.sampled_from([HOUR_NS, 10**6]))
-def test_merge_is_recording_together(histogram_class, one, other, highest_ns):
+def test_merge_equals_recording_together(histogram_class, one, other, highest_ns):
     layout = (1000, highest_ns, 3)
     merged = of_ns(histogram_class, one, layout)
     merged.merge(of_ns(histogram_class, other, layout))
@@ -125,7 +125,7 @@ def test_merge_into_coarser_layout_equals_recording(histogram_class, values, dig
 
 
 @given(samples_ns, layouts)
-def test_merge_loses_nothing_whatever_the_layouts(histogram_class, values, layout):
+def test_merge_of_any_layouts_keeps_all_counts(histogram_class, values, layout):
     merged, other = histogram_class._of_layout(*layout), of_ns(histogram_class, values)
     merged.merge(other)
     assert merged.count == sum(merged.snapshot()[0]) == len(values)
@@ -143,7 +143,7 @@ def test_encoding_equals_hdrhistogram_byte_for_byte(histogram_class, values):
 
 
 @given(layouts, st.data())
-def test_hdrhistogram_reads_ours_and_we_read_its(histogram_class, layout, data):
+def test_encodings_are_exchangeable_with_hdrhistogram(histogram_class, layout, data):
     values = data.draw(st.lists(st.integers(0, layout[1]), max_size=50))
     ours, theirs = of_ns(histogram_class, values, layout), hdr_of_ns(values, layout)
     read_there, read_here = HdrHistogram.decode(ours.encode()), histogram_class.decode(theirs.encode())
@@ -180,7 +180,7 @@ def test_moments_equal_hdrhistogram_within_extremes(histogram_class, values):
 
 
 @given(st.integers(0, 10**9), st.integers(1, 400))
-def test_corrected_is_the_series_one_by_one(histogram_class, value, parts):
+def test_record_corrected_equals_the_explicit_series(histogram_class, value, parts):
     interval = max(1, value // parts)
     corrected = histogram_class()
     corrected.record_corrected(value / 1e9, interval / 1e9)
@@ -213,7 +213,7 @@ operations = st.lists(
 
 @given(operations, st.lists(st.floats(0, 1), max_size=5), st.floats(0, 8e3))
 @settings(max_examples=60)
-def test_compiled_and_plain_agree_on_everything(builds, calls, shares, threshold):
+def test_compiled_and_plain_histograms_agree(builds, calls, shares, threshold):
     built, plain = (module.LatencyHistogram() for module in builds.values())
     for name, *arguments in calls:
         getattr(built, name)(*arguments)
@@ -235,7 +235,7 @@ def test_compiled_and_plain_agree_on_everything(builds, calls, shares, threshold
     ),
     st.sampled_from([None, float("nan"), -1.0]),
 )
-def test_many_and_one_by_one_agree(histogram_class, layout, seconds, unsound):
+def test_record_many_equals_single_records(histogram_class, layout, seconds, unsound):
     one_by_one = histogram_class._of_layout(*layout)
     for value in seconds:
         one_by_one.record(value)

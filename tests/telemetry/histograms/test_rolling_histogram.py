@@ -19,7 +19,7 @@ pytestmark = pytest.mark.uncompiled
 COARSE = {"lowest_s": 1e-3, "highest_s": 10.0, "significant_digits": 1}
 
 
-def test_each_slice_is_forgotten_at_its_time():
+def test_each_slice_expires_after_its_window():
     clock = FakeClock(7)
     histogram = RollingHistogram(window_s=6.0, slices=3, clock=clock, **COARSE)
     for second in range(12):
@@ -56,7 +56,7 @@ def test_only_new_records_count_after_idle_or_jump(idle_s):
     assert histogram.snapshot().count == 1
 
 
-def test_a_clock_that_goes_back_stands_still():
+def test_backward_clock_keeps_the_current_slice():
     clock = FakeClock(10**12)
     histogram = RollingHistogram(window_s=6.0, slices=3, clock=clock, **COARSE)
     clock.advance(4.0)
@@ -69,7 +69,7 @@ def test_a_clock_that_goes_back_stands_still():
     assert histogram.count == 0
 
 
-def test_figures_are_those_of_a_histogram():
+def test_figures_equal_those_of_a_plain_histogram():
     rolling, plain = RollingHistogram(clock=FakeClock()), LatencyHistogram()
     values = np.random.default_rng(1).lognormal(-4, 1, 6000)
     for histogram in (rolling, plain):
@@ -103,7 +103,7 @@ def test_a_snapshot_is_independent():
     assert (histogram.count, histogram.min) == (1, 2.0)
 
 
-def test_it_is_drawn():
+def test_rolling_histogram_can_be_plotted():
     from matplotlib.figure import Figure
 
     histogram = RollingHistogram(clock=FakeClock())
@@ -114,7 +114,7 @@ def test_it_is_drawn():
 
 
 @pytest.mark.parametrize("bad", [-1.0, math.nan, "1", True, None])
-def test_what_is_no_duration_is_refused(bad):
+def test_invalid_durations_raise(bad):
     histogram = RollingHistogram(clock=FakeClock())
     with pytest.raises((TypeError, ValueError), match="seconds: expected"):
         histogram.record(bad)
@@ -159,7 +159,7 @@ def test_stack_clock_is_bound_once_and_time_goes_on():
     assert histogram.count == 1
 
 
-def test_the_default_clock_is_the_systems():
+def test_default_clock_is_monotonic():
     import time
 
     before = time.monotonic_ns()
@@ -173,7 +173,7 @@ STEPS = st.lists(st.tuples(st.integers(0, 45), st.integers(1, 9)), max_size=60)
 
 
 @given(STEPS, st.integers(1, 6))
-def test_against_a_list_of_records(steps, slices):
+def test_rolling_histogram_equals_a_list_of_records(steps, slices):
     """Whole deciseconds: a slice lasts one second."""
     clock = FakeClock(5)
     histogram = RollingHistogram(window_s=float(slices), slices=slices, clock=clock, **COARSE)
@@ -196,7 +196,7 @@ def test_against_a_list_of_records(steps, slices):
 
 
 @pytest.mark.usefixtures("switch_often")
-def test_no_record_is_lost_among_threads():
+def test_no_record_is_lost_between_threads():
     histogram = RollingHistogram(window_s=3600.0, **COARSE)
     moments = []
 
@@ -220,7 +220,7 @@ def test_no_record_is_lost_among_threads():
 
 
 @pytest.mark.usefixtures("switch_often")
-def test_a_turning_ring_loses_nothing_among_threads():
+def test_no_record_is_lost_while_the_ring_turns():
     """Time moves while others record: every record is in the ring of its moment, the total of all moments is exact."""
     clock = FakeClock()
     histogram = RollingHistogram(window_s=100.0, slices=100, clock=clock, **COARSE)
@@ -243,7 +243,7 @@ def test_a_turning_ring_loses_nothing_among_threads():
 
 
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
-def test_it_cannot_be_copied(duplicate):
+def test_rolling_histogram_cannot_be_copied(duplicate):
     histogram = RollingHistogram(**COARSE)
     with pytest.raises(TypeError, match=r"^RollingHistogram\(.* cannot be copied; make another one"):
         duplicate(histogram)

@@ -193,7 +193,7 @@ def test_uncompiled_count_ns_holds_the_lock(builds):
     assert histogram._lock.held == 1
 
 
-def test_an_error_gives_the_lock_back(builds):
+def test_error_releases_the_lock(builds):
     histogram = builds["plain"].LatencyHistogram()
     for _ in range(2):
         with pytest.raises(ValueError, match="seconds"):
@@ -202,7 +202,7 @@ def test_an_error_gives_the_lock_back(builds):
     assert histogram.count == 1
 
 
-def test_which_builds_take_a_lock(builds, monkeypatch):
+def test_only_nonatomic_builds_take_a_lock(builds, monkeypatch):
     plain, built = builds["plain"], builds["built"]
     assert not is_atomic(plain.HistogramState, "record")
     assert hasattr(plain.LatencyHistogram, "_lock")

@@ -34,7 +34,7 @@ def path(tmp_path):
     return tmp_path / "log.hlog"
 
 
-def test_what_is_written_is_read(path):
+def test_log_round_trips(path):
     first, second = filled(1), filled(2)
     with IntervalLog(path, comment="streaminfer\nfaces") as log:
         log.write(first, start_s=START_S, end_s=START_S + 1)
@@ -54,7 +54,7 @@ def test_what_is_written_is_read(path):
     assert float(lines[6].split(",")[2]) == pytest.approx(first.max * 1e3, abs=1e-3)  # in milliseconds
 
 
-def test_the_hdrhistogram_package_reads_ours(path):
+def test_hdrhistogram_package_reads_our_log(path):
     first, second = filled(3), filled(4)
     with IntervalLog(path) as log:
         log.write(first, start_s=START_S, end_s=START_S + 1)
@@ -73,7 +73,7 @@ def test_the_hdrhistogram_package_reads_ours(path):
         reader.close()
 
 
-def test_we_read_the_hdrhistogram_package(path):
+def test_log_of_the_hdrhistogram_package_is_read(path):
     theirs = HdrHistogram(*LAYOUT)
     for value in range(1000, 10**7, 9999):
         theirs.record_value(value)
@@ -93,7 +93,7 @@ def test_we_read_the_hdrhistogram_package(path):
 
 
 @pytest.mark.parametrize("start_s", [0.0, START_S, 4e9, 1e15], ids=["zero", "past", "future", "no date"])
-def test_the_hdrhistogram_package_skips_nothing(path, start_s):
+def test_hdrhistogram_package_skips_no_interval(path, start_s):
     """By default its reader leaves out what began before the log, so the log begins with its first interval."""
     with IntervalLog(path) as log:
         for second in range(3):
@@ -108,7 +108,7 @@ def test_the_hdrhistogram_package_skips_nothing(path, start_s):
         reader.close()
 
 
-def test_a_log_without_intervals_has_a_head(path):
+def test_log_without_intervals_has_a_header(path):
     IntervalLog(path, comment="nothing yet").close()
 
     assert path.read_text(encoding="utf-8").startswith(
@@ -131,7 +131,7 @@ JAVA_FIGURES = [  # of HistogramLogReaderWriterTest.java: seconds, histograms, v
 
 
 @pytest.mark.parametrize(("name", "start_s", "seconds", "histograms", "values", "p999_ns", "max_ns"), JAVA_FIGURES)
-def test_files_of_the_java_project(name, start_s, seconds, histograms, values, p999_ns, max_ns):
+def test_logs_of_the_java_project_give_its_figures(name, start_s, seconds, histograms, values, p999_ns, max_ns):
     """Logs of every version give the figures that the tests of the Java project expect of them."""
     low, high = (0, 1e9) if seconds is None else seconds
     path = JAVA_LOGS / f"{name}.hlog"
@@ -193,21 +193,21 @@ def java(path, *head):
     ],
     ids=["without a start", "relative to the start", "relative to a base"],
 )
-def test_instants_of_java(path, head, origin_s):
+def test_base_times_of_java_logs(path, head, origin_s):
     assert java(path, *head) == [(pytest.approx(origin_s + 0.127), ""), (pytest.approx(origin_s + 1.134), "A")]
 
 
 @pytest.mark.parametrize(
     ("line", "start_s"), [("-2.5,1.0,2.7,", 7.5), ("1.5E0,1.0E0,2.7E-3,", 11.5), ("Tag=a b,0,1,2,", 10.0)]
 )
-def test_numbers_and_tags_of_other_writers(path, line, start_s):
+def test_numbers_and_tags_of_other_writers_are_read(path, line, start_s):
     encoded = LatencyHistogram().encode()
     path.write_bytes(f"#[BaseTime: 10.0 (seconds since epoch)]\r\n{line}{encoded}\r\n".encode())
     (interval,) = read_interval_log(path)
     assert (interval.start_s, interval.end_s) == (start_s, start_s + 1.0)
 
 
-def test_only_a_range_and_a_tag(path):
+def test_reading_and_merging_by_range_and_tag(path):
     with IntervalLog(path) as log:
         for second in range(5):
             log.write(filled(second, 9), start_s=START_S + second, end_s=START_S + second + 1, tag="ab"[second % 2])
@@ -219,7 +219,8 @@ def test_only_a_range_and_a_tag(path):
     }
 
 
-def test_a_line_that_its_writer_was_stopped_in(path):
+def test_truncated_last_line_is_dropped(path):
+    """A last line that its writer did not finish is left out, and the next writer continues the log."""
     with IntervalLog(path) as log:
         log.write(filled(1), start_s=START_S, end_s=START_S + 1)
         log.write(filled(2), start_s=START_S + 1, end_s=START_S + 2)
@@ -232,7 +233,7 @@ def test_a_line_that_its_writer_was_stopped_in(path):
 
 
 @pytest.mark.parametrize("line", ["nonsense", "1.0,2.0,3.0,HISTxx", "1.0;2.0;3.0;HISTFAAA"])
-def test_a_wrong_line_is_named(path, line):
+def test_malformed_line_is_named(path, line):
     path.write_text(f"#x\n{line}\n")
     with pytest.raises(ValueError, match=r"log\.hlog, line 2: "):
         list(read_interval_log(path))
@@ -254,7 +255,7 @@ def test_bad_arguments(path, arguments, error, text):
 
 
 @pytest.mark.parametrize("content", ["a key", "first\nsecond"])
-def test_a_file_that_is_no_log_stays_as_it_is(path, content):
+def test_file_that_is_no_log_is_not_changed(path, content):
     """A wrong path is an error, and its last line is not taken for a torn one."""
     path.write_text(content)
 
@@ -265,7 +266,7 @@ def test_a_file_that_is_no_log_stays_as_it_is(path, content):
 
 
 @pytest.mark.parametrize("beginning", ["", '"StartTimestamp","Interval_Length"\n', "#[Histogram log for"])
-def test_a_log_of_any_beginning_is_continued(path, beginning):
+def test_log_with_any_header_is_continued(path, beginning):
     """Of another library, or of a process that was stopped in its first write."""
     path.write_text(beginning)
 
@@ -276,7 +277,7 @@ def test_a_log_of_any_beginning_is_continued(path, beginning):
 
 
 @pytest.mark.parametrize("before", [0, 1], ids=["new", "continued"])
-def test_a_write_that_failed_leaves_the_file_as_it_was(path, before):
+def test_failed_write_leaves_the_file_unchanged(path, before):
     """What raised is in no later write: a caller that writes it again has it once."""
     with IntervalLog(path) as log:
         for second in range(before):

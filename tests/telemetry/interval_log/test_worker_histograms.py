@@ -83,13 +83,13 @@ def make(folder, **options):
     return histogram, WorkerHistograms(folder, {"latency": histogram}, **options)
 
 
-def test_every_worker_sees_one_tail(start):
+def test_all_workers_see_the_merged_tail(start):
     fast, slow = start(), start()
     assert fast.ask("record 0.01") == slow.ask("record 0.5") == "ok"
     assert fast.ask("merge").split() == slow.ask("merge").split() == ["200", "0.5"]
 
 
-def test_a_killed_worker_stays_counted_once(start, tmp_path):
+def test_killed_worker_is_counted_once(start, tmp_path):
     processes = [start() for _ in range(4)]
     for process in processes:
         process.ask("record 0.01")
@@ -202,7 +202,7 @@ def test_workers_of_other_hosts_are_merged_and_kept(tmp_path, monkeypatch):
     near.close()
 
 
-def test_a_worker_that_closes_is_a_dead_one(start, tmp_path):
+def test_closed_worker_stays_counted(start, tmp_path):
     process = start()
     process.ask("record 0.01")
     process.ask("close")
@@ -216,7 +216,7 @@ def test_a_worker_that_closes_is_a_dead_one(start, tmp_path):
             call()
 
 
-def test_its_own_counts_are_those_of_now(tmp_path):
+def test_merge_includes_own_unpublished_counts(tmp_path):
     histogram, workers = make(tmp_path)
     histogram.record(0.1)
     assert workers.merge()["latency"].count == 1
@@ -226,7 +226,7 @@ def test_its_own_counts_are_those_of_now(tmp_path):
     workers.close()
 
 
-def test_a_window_of_time_is_over_for_the_dead_too(tmp_path):
+def test_rolling_window_of_a_dead_worker_expires(tmp_path):
     now = [1_700_000_000.0]
     clock = FakeClock()
 
@@ -251,7 +251,7 @@ def test_a_window_of_time_is_over_for_the_dead_too(tmp_path):
     second[2].close()
 
 
-def test_after_a_fork_a_worker_makes_its_own(tmp_path):
+def test_forked_worker_must_make_its_own_histograms(tmp_path):
     _, workers = make(tmp_path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "getpid", lambda: -1)
@@ -289,7 +289,7 @@ def test_fork_during_merge_leaves_folder_to_others(tmp_path, monkeypatch):
     workers.close()
 
 
-def test_it_is_kept_published_until_cancelled(tmp_path):
+def test_keep_published_runs_until_cancelled(tmp_path):
     histogram, workers = make(tmp_path)
     _, other = make(tmp_path)
 
@@ -391,7 +391,7 @@ def test_exporters_read_what_all_workers_counted(tmp_path):
     assert sample.value.sum_s == pytest.approx(14.0, rel=0.01)
 
 
-def test_every_worker_says_when_the_first_began(tmp_path):
+def test_all_workers_report_the_first_start_time(tmp_path):
     """Another time at each scrape would be another server, whose counts begin again."""
     (histogram, early), (_, late) = (make(tmp_path, clock=lambda at_s=at_s: at_s) for at_s in (1000.25, 2000.0))
     histogram.record(0.1)
@@ -431,7 +431,7 @@ def test_no_scrape_sees_less_than_at_another_worker(tmp_path):
 
 
 @pytest.mark.usefixtures("switch_often")
-def test_threads_may_publish_and_close_at_once(tmp_path):
+def test_threads_may_publish_and_close_concurrently(tmp_path):
     """An exporter's thread publishes beside the task that does: both write one file, and none after the last time."""
     histogram, workers = make(tmp_path)
     histogram.record(0.1)
@@ -459,7 +459,7 @@ def test_threads_may_publish_and_close_at_once(tmp_path):
     other.close()
 
 
-def test_callers_may_close_at_once(tmp_path):
+def test_callers_may_close_concurrently(tmp_path):
     """One that waits for the lock while another closes finds that it is done."""
     histogram, workers = make(tmp_path)
     histogram.record(0.1)
@@ -484,7 +484,7 @@ def test_callers_may_close_at_once(tmp_path):
     other.close()
 
 
-def test_name_is_a_text_and_the_clock_can_be_called(tmp_path):
+def test_wrong_name_or_clock_is_an_error(tmp_path):
     for argument, what in (("name", "a string"), ("clock", "a callable")):
         with pytest.raises(TypeError, match=f"{argument}: expected {what}"):
             WorkerHistograms(tmp_path, {"latency": LatencyHistogram()}, **{argument: 3})

@@ -100,7 +100,7 @@ async def test_other_paths_are_not_found(app, loop, path):
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])
-async def test_it_only_reads(app, loop, method):
+async def test_only_get_and_head_are_allowed(app, loop, method):
     answer = await Client(app, "/events", method).finish()
     assert (answer.status, answer.headers[b"allow"]) == (405, b"GET, HEAD")
 
@@ -119,7 +119,7 @@ async def test_poll_gets_one_update(app, loop):
     assert answer.sent[-1] == {"type": "http.response.body", "body": b""}
 
 
-async def test_stream_goes_on_until_the_client_leaves(loop):
+async def test_stream_continues_until_the_client_leaves(loop):
     client = Client(Dashboard(Feed([stack()], 0.5, loop.clock)), "/events")
     stream = asyncio.ensure_future(client.finish())
     await asyncio.sleep(2.1)
@@ -130,7 +130,7 @@ async def test_stream_goes_on_until_the_client_leaves(loop):
     assert len(asyncio.all_tasks()) == 1
 
 
-async def test_stream_ends_in_time(loop):
+async def test_stream_ends_at_its_time_limit(loop):
     app = Dashboard(Feed([stack()], 0.5, loop.clock), stream_s=3.0)
     client = await Client(app, "/events").finish()
     assert loop.time() <= 3.5
@@ -145,7 +145,7 @@ async def test_stream_ends_in_time(loop):
     await stream
 
 
-async def test_a_stream_lasts_also_where_updates_are_rare(loop):
+async def test_stream_with_rare_updates_lasts_as_long(loop):
     """Else a browser would open the next one four times a second, for nothing."""
     began_s = loop.time()
     client = await Client(Dashboard(Feed([stack()], 60.0, loop.clock)), "/events").finish()

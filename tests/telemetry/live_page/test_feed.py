@@ -50,7 +50,7 @@ def test_new_client_gets_schema_and_latest_update(feed, clock):
     assert number == last
 
 
-def test_numbers_of_a_layer_that_are_none_are_null(clock):
+def test_nan_and_infinity_become_null(clock):
     """A mean of nothing, as NumPy returns it, in the statistics of a user's layer leaves the page whole."""
 
     @attrs.frozen
@@ -90,7 +90,7 @@ def test_an_interval_below_a_nanosecond_is_one(clock):
     assert feed.refresh() == pytest.approx(1e-9)
 
 
-def test_a_client_that_was_away_gets_what_it_missed(feed, clock):
+def test_returning_client_gets_the_missed_updates(feed, clock):
     feed.refresh()
     _, last = feed.after("")
     for _ in range(20):
@@ -102,7 +102,7 @@ def test_a_client_that_was_away_gets_what_it_missed(feed, clock):
 
 
 @pytest.mark.parametrize("last", ["", "x", "other-3", "-", "{}-99", "{}-x", "{}--1", "{}-" + "9" * 30])
-def test_ids_of_others_get_the_whole(feed, last):
+def test_unknown_event_id_gets_schema_and_values(feed, last):
     feed.refresh()
     _, own = feed.after("")
     sent, _ = feed.after(last.format(own.partition("-")[0]))

@@ -92,7 +92,7 @@ def test_session_and_its_stack_are_one_service(page):
     assert [row[0] for row in rows(browser, "#panel-frames tbody tr")] == ["delivered", "failed"]
 
 
-def test_overspent_budget_is_told_in_words(page):
+def test_overspent_budget_is_described_in_words(page):
     """A budget of which 10 parts of 1 are used: no percentage below zero in the tables."""
     slo = si.SLO("fast", threshold_s=0.05, objective=0.9)
     slo.record(RuntimeError("a bad event, and no other"))
@@ -199,7 +199,7 @@ def test_no_update_is_missed_over_many_streams(page):
     assert browser.run("return document.body.dataset.restarts") == "0"
 
 
-def test_page_comes_back_after_a_restart(page):
+def test_page_recovers_after_a_restart(page):
     browser, server = page(make_app("faces"))
     server.stop()
     browser.until("return fetch('events').then(() => false, () => true)")

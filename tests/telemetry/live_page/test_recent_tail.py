@@ -16,7 +16,7 @@ SHARES = (1.0, 0.99, 0.5, 0.0)
 
 
 @given(st.lists(st.lists(st.floats(1e-6, 10.0), max_size=20), min_size=1, max_size=12))
-def test_tail_is_that_of_the_recorded_in_the_window(turns):
+def test_tail_equals_that_of_the_window(turns):
     """Whatever was recorded in which turn, the tail is the quantile of the last three turns."""
     histogram = LatencyHistogram()
     tail = RecentTail(histogram, 3.0)
@@ -50,7 +50,7 @@ def test_tail_survives_a_reset():
     assert math.isnan(tail.quantiles([1.0], 11 * SECOND)[0])
 
 
-def test_what_may_be_older_than_the_window_is_left_out():
+def test_records_maybe_before_the_window_are_ignored():
     """An operator who opens the page in an incident sees the present, and not the mean of a good day before it."""
     histogram = LatencyHistogram()
     tail = RecentTail(histogram, 10.0)

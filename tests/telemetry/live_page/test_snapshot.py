@@ -80,7 +80,7 @@ async def test_a_shared_device_has_panels(loop):
     assert read["device"] == pytest.approx({"gpu:0, faces": 0.01, "gpu:0, speech": 0.01})
 
 
-async def test_nothing_of_requests_is_shown(loop):
+async def test_panels_show_no_request_data(loop):
     """Tenants, subjects, streams and keys of requests are in no label and no number."""
     limit = si.RateLimit(100.0)
     stack = si.Stack(si.Telemetry("t"), si.EdgeCache(), limit, si.AdaptiveBatcher(max_batch_size=4), model())
@@ -159,7 +159,7 @@ async def test_streams_and_cost_have_panels(loop):
     assert "secret" not in json.dumps(read)
 
 
-def test_an_object_that_is_no_service_shows_its_own():
+def test_non_service_object_shows_its_own_statistics():
     assert list(ServiceReader([UserLayer(Unknown)]).read(0)["other"]) == [
         "mine: count",
         "mine: mean age s",
@@ -168,7 +168,7 @@ def test_an_object_that_is_no_service_shows_its_own():
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, asyncio.CancelledError])
-def test_a_layer_that_fails_blanks_nothing(caplog, error):
+def test_failing_layer_blanks_no_panel(caplog, error):
     def fail():
         raise error
 

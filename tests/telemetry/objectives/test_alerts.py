@@ -38,7 +38,7 @@ def traffic(slo, clock, seconds, bad_share, per_second=2):
         clock.advance(1 / per_second)
 
 
-def test_the_pairs_are_the_workbooks():
+def test_default_pairs_are_those_of_the_sre_workbook():
     assert workbook_pairs() == (
         AlertPair(14.4, HOUR_S, 300.0, "page"),
         AlertPair(6.0, 6 * HOUR_S, 1800.0, "page"),
@@ -152,7 +152,7 @@ def test_without_pairs_nothing_fires(clock):
     assert (slo.alerts(), told, slo.statistics().burn_rates) == ((), [], {})
 
 
-def test_at_the_threshold_an_alert_does_not_flap():
+def test_alert_at_the_threshold_does_not_flap():
     """The rates cross the limit back and forth by 5 %: one beginning, no end."""
     states = AlertStates("x", (AlertPair(10.0, 100.0, 10.0),), 1)
     changes = [
@@ -181,7 +181,7 @@ def test_every_beginning_has_one_end(readings):
 
 
 @pytest.mark.parametrize("error", [ValueError("mine"), asyncio.CancelledError()])
-def test_a_callback_that_raises_harms_nobody(clock, caplog, error):
+def test_failing_callback_harms_no_other_callback(clock, caplog, error):
     slo = SLO("faces", threshold_s=0.05, clock=clock)
     told = []
 
@@ -244,7 +244,7 @@ def test_a_callback_may_use_the_objective(clock):
     assert seen == [(True, 1, True)]
 
 
-def test_what_cannot_be_called_is_refused(clock):
+def test_uncallable_callback_is_an_error(clock):
     with pytest.raises(TypeError, match="callback: expected a callable"):
         SLO("x", threshold_s=0.05, clock=clock).on_alert(3)
 

@@ -96,7 +96,7 @@ def test_budget_and_burn_rate(slo, clock):
     assert (slo.budget_remaining(), slo.burn_rate(slo.period_s)) == (1.0, 0.0)
 
 
-def test_a_window_is_not_a_nanosecond_too_short(clock):
+def test_window_is_not_rounded_down(clock):
     """1.001 s are not 1,000,999,999.9999999 ns rounded down."""
     slo = SLO("faces", threshold_s=0.050, objective=0.99, period_s=1.001, clock=clock)
     clock.now_ns += 5 * slo.width_ns * 4 ** (slo.levels - 1) - 1  # the last instant of a bucket
@@ -108,7 +108,7 @@ def test_a_window_is_not_a_nanosecond_too_short(clock):
 
 
 @pytest.mark.parametrize("window_s", [0.0, -1.0, math.nan, math.inf, 30 * 86400.1, "60", None])
-def test_an_impossible_window_is_refused(slo, window_s):
+def test_impossible_window_is_an_error(slo, window_s):
     with pytest.raises((TypeError, ValueError), match="window_s: expected"):
         slo.burn_rate(window_s)
 
@@ -239,7 +239,7 @@ def test_totals_are_of_one_moment(clock):
         assert (s.totals["good"], s.totals["late"]) == (0, number)
 
 
-def test_statistics_and_how_it_shows_itself(slo, clock):
+def test_statistics_repr_and_html(slo, clock):
     for _ in range(98):
         slo.record(0.01)
     slo.record(0.06)
@@ -263,7 +263,7 @@ def test_statistics_and_how_it_shows_itself(slo, clock):
     assert "&lt;b&gt;" in fresh._repr_html_()
 
 
-def test_an_alert_stands_in_the_snapshot(slo, clock):
+def test_snapshot_has_the_active_alerts(slo, clock):
     clock.advance(400.0)
     for _ in range(200):
         slo.record(si.Closed())
@@ -273,7 +273,7 @@ def test_an_alert_stands_in_the_snapshot(slo, clock):
     assert "page: &#x27;faces&#x27; burns at 100" in s._repr_html_()
 
 
-def test_plot_ends_at_the_budget_that_is_left(slo, clock):
+def test_plot_ends_at_the_remaining_budget(slo, clock):
     from matplotlib.figure import Figure
 
     axes = Figure().add_subplot()

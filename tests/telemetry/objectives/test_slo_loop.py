@@ -61,7 +61,7 @@ class Plant:
 
 
 @pytest.mark.parametrize("load", [0.8, 0.9, 0.95, 1.0, 1.05, 1.3, 2.0])
-def test_it_starts_at_most_once_in_a_window(load):
+def test_burning_starts_at_most_once_per_window(load):
     plant = Plant(sheds=0.6)
     plant.run(180.0, load)
     assert all(gap >= WINDOW_S for gap in plant.gaps())
@@ -73,7 +73,7 @@ def test_it_starts_at_most_once_in_a_window(load):
 
 
 @pytest.mark.parametrize("share", [0.05, 0.058, 0.06, 0.062, 0.07])
-def test_at_the_threshold_noise_does_not_make_it_flap(share):
+def test_noise_at_the_threshold_does_not_flap(share):
     """Bad events at random around the share at which it starts (6 × 1 %), whatever it does."""
     clock = FakeClock()
     slo = make(clock)
@@ -112,7 +112,7 @@ def burst(slo, good, bad):
         slo.record(1.0)
 
 
-def test_few_events_do_not_start_it():
+def test_few_events_do_not_start_burning():
     clock = FakeClock()
     slo = make(clock, minimum_events=30)
     burst(slo, 0, 29)
@@ -121,7 +121,7 @@ def test_few_events_do_not_start_it():
     assert slo.burning()
 
 
-def test_one_bad_event_alone_does_not_start_it():
+def test_one_bad_event_alone_does_not_start_burning():
     """At a strict objective one failure of a hundred requests burns at ten, and closes no route for a minute."""
     clock = FakeClock()
     slo = SLO("strict", threshold_s=THRESHOLD_S, objective=0.999, clock=clock)
@@ -164,7 +164,7 @@ def test_cold_start_burns_only_without_grace(grace_s):
     assert slo.budget_remaining() < 0.0
 
 
-def test_events_after_the_grace_start_it():
+def test_events_after_the_grace_start_burning():
     """Only events after the grace time count, at least ``minimum_events`` of them."""
     clock = FakeClock()
     slo = make(clock, grace_s=2.0, minimum_events=30)
@@ -204,7 +204,7 @@ def test_grace_leaves_later_windows_alone(window_s):
     assert any(one for one, _ in seen)
 
 
-def test_old_news_does_not_start_it():
+def test_old_bad_events_do_not_start_burning():
     """The long window still holds the bad events, the short one no longer."""
     clock = FakeClock()
     slo = make(clock)
@@ -227,7 +227,7 @@ def test_short_window_spike_does_not_start_it():
     assert not slo.burning()
 
 
-def test_it_lasts_a_window_and_until_the_lower_limit():
+def test_burning_lasts_a_window_and_to_the_lower_limit():
     clock = FakeClock()
     slo = make(clock)
     burst(slo, 0, 100)

@@ -75,7 +75,7 @@ def test_an_objective_that_raises_does_not_burn():
     assert not SloReader(None, "a test").burning(1)
 
 
-def test_an_interrupt_goes_on():
+def test_keyboard_interrupt_is_raised():
     """KeyboardInterrupt is no failure of the objective."""
     budget = Budget()
     budget.failure = KeyboardInterrupt()

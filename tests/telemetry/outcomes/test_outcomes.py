@@ -60,7 +60,7 @@ def test_request_counts_after_time_for_reports(outcomes, clock):
     assert outcomes.table().unknown == 1
 
 
-def test_what_the_small_model_cost(outcomes, clock):
+def test_cost_of_the_small_model(outcomes, clock):
     rng = random.Random(1)
     for number in range(2000):
         degraded = number % 2 == 0
@@ -84,7 +84,7 @@ def test_what_the_small_model_cost(outcomes, clock):
     assert math.isnan(table.difference("nothing").value)
 
 
-def test_a_failed_request_and_slow_ones(outcomes, clock):
+def test_failed_and_slow_requests(outcomes, clock):
     with pytest.raises(si.Overloaded):
         serve(outcomes, 1, clock, source=None)
     serve(outcomes, 2, clock, seconds=3.0)
@@ -147,7 +147,7 @@ def test_replaced_request_is_counted_as_evicted(outcomes, clock):
     assert (outcomes.table().evicted, outcomes.table().pending) == (2, 1)
 
 
-def test_an_id_is_for_its_own_outcomes(outcomes, clock):
+def test_equal_ids_of_nested_outcomes_are_separate(outcomes, clock):
     inner = Outcomes(clock=clock)
 
     class Service:
@@ -162,7 +162,7 @@ def test_an_id_is_for_its_own_outcomes(outcomes, clock):
     assert (outcomes.table().pending, inner.table().pending) == (1, 0)
 
 
-def test_latencies_are_in_order(outcomes, clock):
+def test_latency_rows_are_sorted(outcomes, clock):
     for number, seconds in enumerate((2.0, 0.08, 0.2, 0.005, 0.9)):
         serve(outcomes, number, clock, seconds=seconds)
         outcomes.report(number, "x")
@@ -181,7 +181,7 @@ def test_cells_beyond_bound_are_other(outcomes, clock):
     assert "other  other  other  x  1 of 76" in repr(table)
 
 
-def test_names_of_outcomes_beyond_the_bound_are_one(outcomes, clock):
+def test_outcome_names_beyond_the_bound_are_other(outcomes, clock):
     for number in range(300):
         serve(outcomes, number, clock)
         outcomes.report(number, f"made up {number}")
@@ -192,7 +192,7 @@ def test_names_of_outcomes_beyond_the_bound_are_one(outcomes, clock):
     assert (rows["made up 0"], rows["made up 255"], rows["other"]) == (300, 1, 44)
 
 
-def test_an_interval_of_large_values(outcomes, clock):
+def test_confidence_interval_of_large_values(outcomes, clock):
     for number in range(100):
         serve(outcomes, number, clock)
         outcomes.report(number, "at_s", 1.7e9 + number % 2)
@@ -201,7 +201,7 @@ def test_an_interval_of_large_values(outcomes, clock):
     assert row.mean.high - row.mean.value == pytest.approx(1.984 * 0.05025, rel=1e-3)
 
 
-def test_an_interval_of_few_values():
+def test_confidence_interval_of_few_values():
     """It covers the true mean as often as it says, which needs Student's distribution."""
     rng, covered = np.random.default_rng(0), {2: 0, 3: 0, 8: 0}
     for values in covered:
@@ -215,7 +215,7 @@ def test_an_interval_of_few_values():
     assert all(930 <= count <= 970 for count in covered.values())
 
 
-def test_in_a_stack_with_ids_of_its_own():
+def test_custom_ids_in_a_stack():
     async def main(loop):
         outcomes = Outcomes(expires_s=10.0, id_of=lambda request: request.stream_id)
         layers = (outcomes, si.AdaptiveBatcher(max_batch_size=4), ScriptedBackend(duration_s=0.2))

@@ -161,7 +161,7 @@ async def test_load_of_an_unknown_model_lists_the_others(rig, loop):
 
 
 @scenario(m=None)
-async def test_a_load_that_fails_leaves_nothing(rig, loop):
+async def test_a_failed_load_sends_no_unload(rig, loop):
     """A model that the server could not load is not unloaded, because it is not in memory."""
 
     async def load(model, timeout_s):
@@ -211,7 +211,7 @@ async def test_a_model_that_cannot_be_described_is_unloaded(rig, loop):
 
 
 @scenario(m="READY")
-async def test_a_model_that_was_there_before_stays(rig, loop):
+async def test_a_failed_load_keeps_an_already_loaded_model(rig, loop):
     """A failed load undoes only what it did."""
     rig.describing = BackendError("no")
     with pytest.raises(BackendError, match="no"):
@@ -221,7 +221,7 @@ async def test_a_model_that_was_there_before_stays(rig, loop):
 
 
 @scenario(m=None)
-async def test_a_load_that_cannot_be_undone_says_so(rig, loop):
+async def test_a_load_that_cannot_be_undone_adds_a_note(rig, loop):
     """The error has a note that the model may still take memory."""
     rig.server.failing["load"] = ServerError("UNAVAILABLE", "the connection broke")
     rig.server.failing["unload"] = ServerError("UNAVAILABLE", "refused")
@@ -258,7 +258,7 @@ async def test_unload_waits_for_that_of_another_client(rig, loop):
 
 
 @scenario(m="READY", part="READY", other="UNLOADING")
-async def test_unload_waits_for_what_leaves_with_the_model(rig, loop):
+async def test_unload_waits_for_the_parts_of_an_ensemble(rig, loop):
     """The parts of an ensemble take memory too; a model that was leaving before is not waited for."""
     loop.call_later(0.5, rig.server.states.__setitem__, "part", "UNLOADING")
     rig.server.later(3.0, "part", "UNAVAILABLE")
@@ -290,7 +290,7 @@ async def test_unload_of_an_unknown_model_does_nothing(rig, loop):
 
 
 @pytest.mark.parametrize(("call", "state"), [("load", None), ("unload", "READY")])
-def test_a_server_that_does_not_let_clients_says_how(call, state):
+def test_missing_model_control_mode_names_the_flag(call, state):
     """The error names the flag, and a retry is in vain."""
 
     @scenario(m=state)
@@ -334,7 +334,7 @@ def test_an_index_that_cannot_be_read_is_an_error(call, failure, expected):
 
 
 @scenario(m=None)
-async def test_one_call_acts_at_a_time(rig, loop):
+async def test_loads_and_unloads_run_one_at_a_time(rig, loop):
     """An unload that comes during a load begins after it."""
     loading = asyncio.create_task(rig.control.load())
     await asyncio.sleep(0.5)
@@ -346,7 +346,7 @@ async def test_one_call_acts_at_a_time(rig, loop):
 
 
 @scenario(m=None)
-async def test_a_cancelled_load_goes_on_at_the_server(rig, loop):
+async def test_a_cancelled_load_continues_at_the_server(rig, loop):
     """The next load waits for it, and does not send another."""
     loading = asyncio.create_task(rig.control.load())
     await asyncio.sleep(0.5)
@@ -358,7 +358,7 @@ async def test_a_cancelled_load_goes_on_at_the_server(rig, loop):
     assert (rig.sent, rig.loaded) == (["load"], [False])
 
 
-def test_another_event_loop_may_go_on():
+def test_control_works_on_a_later_event_loop():
     """What waited on a loop that has ended holds nothing up."""
 
     async def main(loop):
@@ -401,7 +401,7 @@ async def test_an_unload_outruns_a_restore(rig, loop):
 
 
 @pytest.mark.parametrize("before", [[], ["load", "unload"]], ids=["never", "unloaded"])
-def test_a_model_that_was_not_loaded_stays_away(before):
+def test_only_loaded_models_are_restored(before):
     """Only what a load has brought is restored, and not after an unload."""
 
     @scenario(m=None)
@@ -462,7 +462,7 @@ def test_a_restore_without_its_certificates_is_logged(caplog):
 
 
 @scenario(m=None)
-async def test_a_stop_ends_what_runs_in_the_background(rig, loop):
+async def test_a_stop_ends_background_tasks(rig, loop):
     """No task is left."""
     await rig.control.load()
     rig.server.states["m"] = None

@@ -59,7 +59,7 @@ def images(build_model):
 # ---------------------------------------------------------------------------------------------- what is written
 
 
-def test_an_onnx_model_runs_requests_as_they_are(write, images, tmp_path):
+def test_onnx_config_declares_the_shapes_of_requests(write, images, tmp_path):
     config = write(images, instances=2, warmup=(1, 8))
     assert (config.name, config.backend, config.platform, config.max_batch_size) == ("m", "onnxruntime", "", 8)
     assert [(one.name, one.data_type, list(one.dims)) for one in config.input] == [
@@ -182,13 +182,13 @@ def test_recurrent_model_has_no_batch_axis_for_triton(write, assets):
     }
 
 
-def test_priorities_are_of_a_queue_that_does_not_wait(write, doubling):
+def test_priority_queue_has_no_delay(write, doubling):
     batching = write(doubling, priority_levels=3).dynamic_batching
     assert (batching.priority_levels, batching.default_priority_level) == (3, 2)
     assert (batching.max_queue_delay_microseconds, batching.preserve_ordering) == (0, False)
 
 
-def test_weights_in_other_files_come_along(write, build_model, tmp_path):
+def test_external_weight_files_are_copied(write, build_model, tmp_path):
     import onnx
 
     source = tmp_path / "weights"
@@ -213,7 +213,7 @@ def test_weights_in_other_files_come_along(write, build_model, tmp_path):
 
 
 @given(st.text())
-def test_strings_are_read_back_as_they_were(text):
+def test_quoted_strings_round_trip(text):
     line = f"name: {module._quote(text)}"
     if "\x00" in text:
         assert r"\000" in line
@@ -240,7 +240,7 @@ def test_version_is_added_only_with_the_same_config(write, doubling, identity, t
     assert stat.S_IMODE(folder.stat().st_mode) == stat.S_IMODE((tmp_path / "volume").stat().st_mode)
 
 
-def test_files_are_on_the_disk_before_they_are_seen(write, doubling, tmp_path, monkeypatch):
+def test_files_are_synced_before_they_become_visible(write, doubling, tmp_path, monkeypatch):
     on_disk = []
 
     def record(descriptor):
@@ -253,7 +253,7 @@ def test_files_are_on_the_disk_before_they_are_seen(write, doubling, tmp_path, m
 
 
 @pytest.mark.parametrize("volume", [False, True])
-def test_a_server_that_polls_sees_all_of_it_or_nothing(write, doubling, tmp_path, monkeypatch, volume):
+def test_a_polling_server_sees_a_whole_model_or_none(write, doubling, tmp_path, monkeypatch, volume):
     """At every step that could fail or be looked at; also where nothing can be written beside the repository."""
     repository = tmp_path / "volume" / "models"
     seen = []
@@ -315,7 +315,7 @@ def test_arguments_are_checked_and_nothing_is_written(doubling, tmp_path, option
     assert tree(tmp_path) in ([], ["r"])
 
 
-def test_models_that_triton_cannot_batch_are_refused(write, identity, build_model, assets, tmp_path):
+def test_models_that_triton_cannot_batch_are_rejected(write, identity, build_model, assets, tmp_path):
     with pytest.raises(ValueError, match="expected 0, since input 'x' has a batch axis fixed at 1"):
         write(identity(Tensor.FLOAT, [1, 4]))
     scaled = build_model(

@@ -90,7 +90,7 @@ def count(server, what):
     return server.log.read_text(errors="replace").count(what)
 
 
-def test_two_models_share_memory_that_holds_one(empty_triton, connect):
+def test_two_models_swap_in_memory_for_one(empty_triton, connect):
     """Requests to both complete, each load counts, and the server never has both in memory."""
 
     async def main():
@@ -153,7 +153,7 @@ def test_a_model_is_loaded_and_unloaded_by_hand(connect, empty_triton):
     asyncio.run(main())
 
 
-def test_the_parts_of_an_ensemble_leave_with_it(connect, empty_triton):
+def test_ensemble_parts_are_unloaded_with_the_ensemble(connect, empty_triton):
     """An unload returns when the parts have left too, except for one that was loaded by name."""
 
     async def main():
@@ -211,7 +211,7 @@ def test_a_model_that_the_server_lacks_is_named(connect):
     asyncio.run(main())
 
 
-def test_a_model_that_cannot_be_loaded_says_why(connect, empty_triton):
+def test_a_failed_load_reports_the_server_reason(connect, empty_triton):
     """The server's reason is in the error, and the model is not in memory."""
 
     async def main():

@@ -22,7 +22,7 @@ F32 = np.float32
         max_size=5,
     )
 )
-def test_arrays_come_back_as_they_went_in(wanted):
+def test_arrays_round_trip_through_a_region(wanted):
     rng = np.random.default_rng(0)
     arrays = {}
     for number, (kind, shape, reverse) in enumerate(wanted):

@@ -127,7 +127,7 @@ def test_results_survive_reuse_of_their_region(server):
     run(main())
 
 
-def test_regions_are_reused_the_smallest_that_fits(server):
+def test_smallest_region_that_fits_is_reused(server):
     async def main():
         pool = make(server)
         small, large = [await pool.acquire(size) for size in (5_000, 100_000)]
@@ -173,7 +173,7 @@ def test_few_idle_regions_are_kept_the_largest(server):
     run(main())
 
 
-def test_where_memory_is_short_there_is_no_region(server, monkeypatch):
+def test_no_region_is_given_beyond_the_memory_limit(server, monkeypatch):
     async def main():
         pool = make(server, max_bytes=4096 * 4)
         first = await pool.acquire(4096 * 3)
@@ -200,7 +200,7 @@ def test_where_memory_is_short_there_is_no_region(server, monkeypatch):
     run(main())
 
 
-def test_memory_is_there_before_it_is_used(server):
+def test_region_memory_is_allocated_up_front(server):
     """A sparse file would be SIGBUS in the middle of a copy."""
     blocks = []
 
@@ -369,7 +369,7 @@ def fail_once(server):
     return fail
 
 
-def test_close_ends_everything_and_a_late_acquire_too(server):
+def test_close_ends_all_regions_and_a_late_acquire(server):
     async def main():
         pool = make(server)
         held = await pool.acquire(4096)
@@ -449,7 +449,7 @@ def test_close_waits_for_regions_of_cancelled_requests(server):
     run(main())
 
 
-def test_close_asks_a_silent_server_once(server):
+def test_close_calls_a_silent_server_once(server):
     """One time limit for all regions, however many calls ran out of time before."""
 
     async def main():
@@ -588,7 +588,7 @@ def test_forgotten_pool_frees_memory_and_socket(server):
     assert region.read(0, F32, [1]) == 0
 
 
-def test_another_system_is_told_so(server, monkeypatch):
+def test_unsupported_system_is_an_error(server, monkeypatch):
     monkeypatch.setattr(module.sys, "platform", "darwin")
     with pytest.raises(OSError, match="needs Linux, this is darwin"):
         make(server)

@@ -228,7 +228,7 @@ def test_cancelled_connection_opening_leaves_nothing():
 
 
 @pytest.mark.parametrize("opened", [0, 1])
-def test_path_that_cannot_begin_leaves_nothing(camera_scene, monkeypatch, opened):
+def test_failed_start_of_a_path_leaves_nothing_open(camera_scene, monkeypatch, opened):
     open_connection, calls = asyncio.open_connection, []
 
     async def fail_later(*, sock):

@@ -42,7 +42,7 @@ async def exchange(network):
             peer.transport.close()
 
 
-def test_each_peer_sees_the_relay_as_the_other():
+def test_peers_exchange_packets_through_the_relay():
     peers, known, relay = asyncio.run(exchange(NetworkProfile(name="n")))
 
     assert [len(it.received) for it in peers] == [COUNT, COUNT]

@@ -77,7 +77,7 @@ def test_pictures_are_as_old_as_the_network_is_long(camera_scene):
     assert tasks == 1
 
 
-def test_pictures_that_are_long_on_their_way_come(camera_scene):
+def test_pictures_arrive_over_a_slow_network(camera_scene):
     """The stream ends behind the last one, also where that comes long after the device has ended."""
 
     async def main():
@@ -117,7 +117,7 @@ def test_seconds_of_a_leg_are_checked(camera_scene, seconds):
         WebRtcLeg(camera_scene(codec="vp8"), "wifi", seconds=seconds)
 
 
-def test_a_leg_may_take_as_long_as_one_likes(camera_scene):
+def test_leg_of_any_duration_is_accepted(camera_scene):
     WebRtcLeg(camera_scene(codec="vp8"), "wifi", seconds=1e300)
 
 
@@ -204,7 +204,7 @@ def test_sound_that_arrives_is_not_lost(device, chunk):
     assert served == [(chunk,)] * ((9_600 - 32) // chunk)  # the resampler holds back a few samples
 
 
-def test_a_late_first_frame_of_sound_moves_none(microphone_scene):
+def test_late_first_frame_of_sound_shifts_no_other(microphone_scene):
     """A busy loop sends it late; RTP counts samples all the same, so each frame has its own packet."""
 
     async def main():
