@@ -291,7 +291,7 @@ async def in_time_of_each(loop, service, period_s, phases, policy, max_age_s):
 
 @pytest.mark.parametrize("policy", [LatestOnly(), Block()], ids=["latest", "block"])
 @pytest.mark.parametrize(("cameras", "workers"), [(1, 1), (4, 4)])
-async def test_a_frame_that_is_too_late_by_itself_holds_up_no_stream(loop, cameras, workers, policy):
+async def test_frame_late_even_alone_holds_up_no_stream(loop, cameras, workers, policy):
     """A worker for each camera, a little too slow: one frame in 20 has no time, and the one behind it has all of it."""
     model = ScriptedBackend(duration_s=0.03, example=1.0)
     random = Random(1)
@@ -304,7 +304,7 @@ async def test_a_frame_that_is_too_late_by_itself_holds_up_no_stream(loop, camer
 
 @pytest.mark.parametrize("policy", [LatestOnly(), Block()], ids=["latest", "block"])
 @pytest.mark.parametrize("cameras", [4, 7])
-async def test_a_worker_that_is_free_alone_leaves_no_stream_out(loop, cameras, policy):
+async def test_lone_free_worker_leaves_no_stream_out(loop, cameras, policy):
     """Of the streams that wait for it, all in one batch would be late, and the planner leaves out the same ones."""
     model = ScriptedBackend(duration_s=lambda size: 0.02 + 0.008 * size, example=1.0)
     rows = -(-cameras // 2)

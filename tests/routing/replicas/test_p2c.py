@@ -661,7 +661,7 @@ def fill_up(balance, quick=8, slow=40):
     return None, now
 
 
-def test_a_full_zone_is_left_for_one_that_was_never_called():
+def test_full_zone_is_left_for_an_unknown_one():
     """Also by a process whose requests never overlap: the other zone is not expected to be as full as its own."""
     balance = zoned(latency_factor=0.0)
     assert fill_up(balance)[0] is not None
@@ -681,7 +681,8 @@ def test_a_zone_that_is_not_full_is_not_left():
     assert {ask(balance, now * S, took=(10 + now % 10) * MS) for now in range(200)} == {0, 1}
 
 
-def test_where_nothing_quicker_was_seen_a_zone_is_like_those_known():
+def test_unknown_zone_takes_at_most_the_mean():
+    """Without quicker moments, an unknown zone is expected to be like the known replicas."""
     balance = zoned(latency_factor=0.0)
     assert fill_up(balance, quick=0)[0] is None
     assert balance.expected_ns(2, S) == 200 * MS

@@ -72,7 +72,7 @@ async def test_frame_past_its_limit_is_deadline_exceeded(loop):
     assert Streams(loop, [210, 20, 10]).look() == ([False], [{"deadline_exceeded": 1}])
 
 
-async def test_rows_of_streams_are_spread_over_the_free_workers(loop):
+async def test_rows_are_spread_over_the_free_workers(loop):
     """Four rows of two streams take 38 together, and 34 on each of two workers."""
     ages = [163, 20, 10, 5], [50, 40, 30, 20]
     assert Streams(loop, *ages, max_in_flight=2).look() == ([False] * 2, [{"infeasible": 1}, {}])
@@ -102,7 +102,7 @@ async def test_younger_frames_of_backlogs_count(loop):
 
 
 @pytest.mark.parametrize(("age", "denied"), [(169, [True, False, True]), (168, [False] * 3)])
-async def test_every_other_frame_is_dropped_that_is_too_late_by_itself(loop, age, denied):
+async def test_every_other_frame_late_alone_is_dropped(loop, age, denied):
     """A batch of one is expected to take 32."""
     streams = Streams(loop, [age])
     stream = streams.streams[0]
