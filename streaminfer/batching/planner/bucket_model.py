@@ -21,9 +21,9 @@ rows of one batch; the next one only if this one was about as good, 16 batches l
 *Means.* A fast model responds faster than it could be learned. Once it is known and nothing about it is in doubt, what
 is learned is the mean of the batches of about the same size within four milliseconds of work. A busy event loop notices
 the ends of two short batches almost at once, so that the first seems to take long and the second nothing: a sample
-would be one or the other, and their mean is neither. Longer batches, and a size that has not run for long, are learned
-one by one. `BatchMeans`, which is compiled, counts what is not learned yet, so that of each size of a mean the
-dispatcher tells the policy the first batch only, and the one that completes the work.
+would be one or the other, and their mean is neither. Longer batches are learned one by one, as are those of a size that
+ran less than four times, or not for long. `BatchMeans`, which is compiled, counts what is not learned yet, so that of
+each size of a mean the dispatcher tells the policy the first batch only, and the one that completes the work.
 """
 
 import math
@@ -138,7 +138,7 @@ class BucketModel:
                 return
             if mean_ns > _ABOUT * duration_ns:
                 duration_ns = int(_CENSORED * mean_ns)
-        elif model.observations > _ONE_BY_ONE and not model.in_doubt and model.batches_since(rows) < _COMPARE_AFTER:
+        elif model.observations > _ONE_BY_ONE and not model.in_doubt and self._is_known(rows):
             if self.recent.absorb(size, duration_ns, opens=True):
                 return
             duration_ns = self.recent.mean_ns(size, duration_ns)
@@ -311,6 +311,11 @@ class BucketModel:
         self._compare_from = model.observations + _COMPARE_EVERY
         stale = (size for size in sizes if model.batches_since(size) >= _COMPARE_AFTER)
         return next((size for size in stale if self._is_reached(size)), 0)
+
+    def _is_known(self, rows: int) -> bool:
+        """Return whether batches of a size may count towards a mean, which a longer batch of another size ends."""
+        model = self.service_time
+        return not model.until_settled(rows) and bool(model.batches_since(rows) < _COMPARE_AFTER)
 
     def _is_reached(self, size: int) -> bool:
         """Return whether batches of a size have so many rows when they run, as far as is known."""

@@ -476,6 +476,19 @@ def test_smaller_powers_of_two_run_four_times_at_first():
     assert settled(bucket(16), 16).size_to_learn(7) == 4
 
 
+def test_short_batches_between_full_ones_count_as_tried():
+    """Smaller sizes run four times each, also where a full batch ends the mean that a short one would be part of."""
+    model = settled(bucket(16), 16, rounds=8)
+    asked = []
+    for _ in range(40):
+        if size := model.size_to_learn(15):
+            asked.append(size)
+            run(model, size, seconds=lambda size: 0.003)
+        run(model, 16, seconds=lambda size: 0.005)
+
+    assert sorted(asked) == [2] * 4 + [4] * 4 + [8] * 4
+
+
 def test_sizes_that_a_prior_gives_are_not_tried_at_first():
     assert settled(bucket(16, LearnedServiceTime(prior=LINE)), 16).size_to_learn(16) == 0
 
