@@ -5,9 +5,10 @@ longer than one of short rows.
 
 *Comparison.* Under full load every batch has the size of best throughput, and nothing would tell that half or twice of
 it has become better, or was learned in a bad moment. So one of these runs when it has not for 128 batches, which costs
-less than a hundredth of the throughput. Likewise, where there seems to be no time for larger batches and requests are
-lost, up to twice the size runs if one as large did once, but has not for 128 batches. One that is cancelled may tell
-nothing, so none of about the size is sent again until others ran for 128 times as long as it takes.
+less than a hundredth of the throughput. So does half of a batch that is not full, because fewer callers wait than the
+best size holds, where that makes nothing late. Likewise, where there seems to be no time for larger batches and
+requests are lost, up to twice the size runs if one as large did once, but has not for 128 batches. One that is
+cancelled may tell nothing, so none of about the size is sent again until others ran for 128 times as long as it takes.
 
 Where durations scatter, half of a size may look as good though an eighth is much better, as for convolutions on a CPU.
 So each power of two below a batch runs four times at first, where that makes nothing late: also below one that is not
@@ -145,6 +146,8 @@ class BucketModel:
         self.recent.clear()
         model.observe(rows, duration_ns, now_ns)
         self.refresh()
+        if rows < self.compared_from and self.compares and self._half_to_compare(min(size, self.cap)):
+            self.compared_from = max(size, 2)
 
     def refresh(self) -> None:
         """Make the tables again if the service time has learned since."""
@@ -215,8 +218,11 @@ class BucketModel:
         """
         if planned < self.compared_from or not self.compares:
             return 0
-        is_full = planned >= len(self.durations) - 1
-        return self.size_to_learn(planned - 1) or (self.size_to_compare(available) if is_full else 0)
+        if learned := self.size_to_learn(planned - 1):
+            return learned
+        if planned >= len(self.durations) - 1:
+            return self.size_to_compare(available)
+        return self._not_run_for_long([self._half_to_compare(planned)])
 
     def size_to_compare(self, available: int) -> int:
         """Return a size next to the best that has not run for long, and note that it was asked for; 0: none.
@@ -309,13 +315,20 @@ class BucketModel:
     def _not_run_for_long(self, sizes: Sequence[int]) -> int:
         model = self.service_time
         self._compare_from = model.observations + _COMPARE_EVERY
-        stale = (size for size in sizes if model.batches_since(size) >= _COMPARE_AFTER)
-        return next((size for size in stale if self._is_reached(size)), 0)
+        return next((size for size in sizes if self._is_stale(size) and self._is_reached(size)), 0)
+
+    def _is_stale(self, size: int) -> bool:
+        return size > 0 and bool(self.service_time.batches_since(size) >= _COMPARE_AFTER)
+
+    def _half_to_compare(self, planned: int) -> int:
+        """Return half of a batch that is not full, where none is, if it has not run for long; 0: none."""
+        half = self._next_to(planned)[0]
+        return half if self._is_stale(half) and self._is_stale(len(self.durations) - 1) else 0
 
     def _is_known(self, rows: int) -> bool:
         """Return whether batches of a size may count towards a mean, which a longer batch of another size ends."""
         model = self.service_time
-        return not model.until_settled(rows) and bool(model.batches_since(rows) < _COMPARE_AFTER)
+        return not model.until_settled(rows) and not self._is_stale(rows)
 
     def _is_reached(self, size: int) -> bool:
         """Return whether batches of a size have so many rows when they run, as far as is known."""

@@ -489,6 +489,21 @@ def test_short_batches_between_full_ones_count_as_tried():
     assert sorted(asked) == [2] * 4 + [4] * 4 + [8] * 4
 
 
+def test_half_of_a_batch_that_is_never_full_is_compared():
+    """Where fewer callers wait than the best size holds, half of their batch runs when it has not for 128 batches."""
+    model = settled(bucket(16), 2, 4, 8, rounds=8)
+    asked = []
+    for at in range(300):
+        if model.compared_from <= 8 and (size := model.size_instead_of(8, 8)):
+            asked.append((at, size))
+            run(model, size)
+        run(model, 8)
+
+    assert [size for _, size in asked] == [4, 4]
+    assert asked[1][0] - asked[0][0] >= 128
+    assert len(model.durations) - 1 > 8
+
+
 def test_sizes_that_a_prior_gives_are_not_tried_at_first():
     assert settled(bucket(16, LearnedServiceTime(prior=LINE)), 16).size_to_learn(16) == 0
 
