@@ -5,10 +5,11 @@ longer than one of short rows.
 
 *Comparison.* Under full load every batch has the size of best throughput. Nothing would then show that half or twice
 that size has become better, or was measured at a bad moment. Each of these two sizes therefore runs if it has not run
-for 128 batches, which costs less than a hundredth of the throughput. Sometimes requests are lost because larger batches
-seem to take too long. In that case up to twice the size runs, if a batch that large has run before, but not for 128
-batches. Such a batch may be cancelled and teach nothing, so the next one of about that size is sent only after others
-have run for 128 times its duration.
+for 128 batches, which costs less than a hundredth of the throughput. If fewer callers wait than the best size holds, no
+batch is full; half of their batch then runs as often, if that makes no request late. Sometimes requests are lost
+because larger batches seem to take too long. In that case up to twice the size runs, if a batch that large has run
+before, but not for 128 batches. Such a batch may be cancelled and teach nothing, so the next one of about that size is
+sent only after others have run for 128 times its duration.
 
 If durations scatter, half of a size may look as good although an eighth is much better, as for convolutions on a CPU.
 At first, each power of two below a batch therefore runs four times, if that makes no request late. This applies also to
@@ -23,9 +24,10 @@ at most as many as the rows of one batch. The next size runs 16 batches later, a
 *Means.* A fast model responds faster than the policy could learn. Once it is known and nothing about it is in doubt,
 the policy learns the mean of the batches of about the same size within four milliseconds of work. A busy event loop
 notices the ends of two short batches almost at once, so the first seems to take long and the second no time. A sample
-would be one or the other; their mean is correct. Longer batches, and a size that has not run for long, are learned one
-by one. `BatchMeans`, which is compiled, counts the batches that are not learned yet. For each size of a mean, the
-dispatcher therefore reports only the first batch to the policy, and the one that completes the work.
+would be one or the other; their mean is correct. Batches are learned one by one if they are longer, or of a size that
+ran less than four times, or not for long. `BatchMeans`, which is compiled, counts the batches that are not learned yet.
+For each size of a mean, the dispatcher therefore reports only the first batch to the policy, and the one that completes
+the work.
 """
 
 import math
@@ -140,13 +142,15 @@ class BucketModel:
                 return
             if mean_ns > _ABOUT * duration_ns:
                 duration_ns = int(_CENSORED * mean_ns)
-        elif model.observations > _ONE_BY_ONE and not model.in_doubt and model.batches_since(rows) < _COMPARE_AFTER:
+        elif model.observations > _ONE_BY_ONE and not model.in_doubt and self._is_known(rows):
             if self.recent.absorb(size, duration_ns, opens=True):
                 return
             duration_ns = self.recent.mean_ns(size, duration_ns)
         self.recent.clear()
         model.observe(rows, duration_ns, now_ns)
         self.refresh()
+        if rows < self.compared_from and self.compares and self._half_to_compare(min(size, self.cap)):
+            self.compared_from = max(size, 2)
 
     def refresh(self) -> None:
         """Rebuild the tables if the service time has learned since."""
@@ -217,8 +221,11 @@ class BucketModel:
         """
         if planned < self.compared_from or not self.compares:
             return 0
-        is_full = planned >= len(self.durations) - 1
-        return self.size_to_learn(planned - 1) or (self.size_to_compare(available) if is_full else 0)
+        if learned := self.size_to_learn(planned - 1):
+            return learned
+        if planned >= len(self.durations) - 1:
+            return self.size_to_compare(available)
+        return self._not_run_for_long([self._half_to_compare(planned)])
 
     def size_to_compare(self, available: int) -> int:
         """Return a size next to the best one that has not run for long, and note the request; 0: none.
@@ -311,8 +318,20 @@ class BucketModel:
     def _not_run_for_long(self, sizes: Sequence[int]) -> int:
         model = self.service_time
         self._compare_from = model.observations + _COMPARE_EVERY
-        stale = (size for size in sizes if model.batches_since(size) >= _COMPARE_AFTER)
-        return next((size for size in stale if self._is_reached(size)), 0)
+        return next((size for size in sizes if self._is_stale(size) and self._is_reached(size)), 0)
+
+    def _is_stale(self, size: int) -> bool:
+        return size > 0 and bool(self.service_time.batches_since(size) >= _COMPARE_AFTER)
+
+    def _half_to_compare(self, planned: int) -> int:
+        """Return half of a batch that is not full, where none is, if it has not run for long; 0: none."""
+        half = self._next_to(planned)[0]
+        return half if self._is_stale(half) and self._is_stale(len(self.durations) - 1) else 0
+
+    def _is_known(self, rows: int) -> bool:
+        """Return whether batches of a size may count towards a mean, which a longer batch of another size ends."""
+        model = self.service_time
+        return not model.until_settled(rows) and not self._is_stale(rows)
 
     def _is_reached(self, size: int) -> bool:
         """Return whether batches of a size really run with that many rows, as far as is known."""

@@ -482,6 +482,34 @@ def test_smaller_powers_of_two_run_four_times_at_first():
     assert settled(bucket(16), 16).size_to_learn(7) == 4
 
 
+def test_short_batches_between_full_ones_count_as_tried():
+    """Smaller sizes run four times each, even if a full batch ends the mean that a short batch would be part of."""
+    model = settled(bucket(16), 16, rounds=8)
+    asked = []
+    for _ in range(40):
+        if size := model.size_to_learn(15):
+            asked.append(size)
+            run(model, size, seconds=lambda size: 0.003)
+        run(model, 16, seconds=lambda size: 0.005)
+
+    assert sorted(asked) == [2] * 4 + [4] * 4 + [8] * 4
+
+
+def test_half_of_a_batch_that_is_never_full_is_compared():
+    """If fewer callers wait than the best size holds, half of their batch runs if it has not for 128 batches."""
+    model = settled(bucket(16), 2, 4, 8, rounds=8)
+    asked = []
+    for at in range(300):
+        if model.compared_from <= 8 and (size := model.size_instead_of(8, 8)):
+            asked.append((at, size))
+            run(model, size)
+        run(model, 8)
+
+    assert [size for _, size in asked] == [4, 4]
+    assert asked[1][0] - asked[0][0] >= 128
+    assert len(model.durations) - 1 > 8
+
+
 def test_sizes_of_a_prior_are_not_tried_at_first():
     """Sizes whose durations a prior gives are not tried at first."""
     assert settled(bucket(16, LearnedServiceTime(prior=LINE)), 16).size_to_learn(16) == 0
