@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 __all__ = ["DROP_REASONS", "RELEASE_REASONS", "DecisionLog"]
 
 RELEASE_REASONS = {
-    "full": "as many requests were queued as a batch may have, or as the queue has places",
+    "full": "the queue held a full batch, or was itself full",
     "idle_worker": "a worker was free, so everything queued was released",
     "max_queue_delay": "the oldest request had been queued for the delay that was set",
     "planned": "not everything queued could be on time, and the plan that saves most begins with this batch",
     "probe": "no request was predicted to meet its deadline, so the queue was sent to measure the model again",
-    "exploration": "the duration of a batch of this size was not known, or not measured for long",
+    "exploration": "the duration of a batch of this size was unknown, or its last measurement was long ago",
 }
 """Reasons of released batches, in words."""
 
 DROP_REASONS = {
-    "infeasible": "it would have missed its deadline even in a batch of its own",
+    "infeasible": "it would have missed its deadline even in a batch of one",
     "deadline_exceeded_on_arrival": "the deadline had passed when it came",
     "deadline_exceeded_queued": "the deadline passed while it was queued",
     "deadline_exceeded_running": "the deadline passed while its batch ran",

@@ -99,7 +99,7 @@ def test_explain_lists_batches_and_drops(events):
         "      -10.0 ms worker 0: 1 request, 0 left queued, still running. idle_worker: "
         + RELEASE_REASONS["idle_worker"],
         "3 requests dropped: infeasible 2, mine<b> 1",
-        "      -35.0 ms 2 requests dropped. infeasible: it would have missed its deadline even in a batch of its own",
+        "      -35.0 ms 2 requests dropped. infeasible: " + DROP_REASONS["infeasible"],
         "      -20.0 ms 1 request dropped. mine<b>: a reason that the policy gave",
     ]
 

@@ -482,7 +482,7 @@ def test_smaller_powers_of_two_run_four_times_at_first():
     assert settled(bucket(16), 16).size_to_learn(7) == 4
 
 
-def test_short_batches_between_full_ones_count_as_tried():
+def test_short_batches_between_full_ones_count():
     """Smaller sizes run four times each, even if a full batch ends the mean that a short batch would be part of."""
     model = settled(bucket(16), 16, rounds=8)
     asked = []
@@ -495,7 +495,7 @@ def test_short_batches_between_full_ones_count_as_tried():
     assert sorted(asked) == [2] * 4 + [4] * 4 + [8] * 4
 
 
-def test_half_of_a_batch_that_is_never_full_is_compared():
+def test_half_of_a_never_full_batch_is_compared():
     """If fewer callers wait than the best size holds, half of their batch runs if it has not for 128 batches."""
     model = settled(bucket(16), 2, 4, 8, rounds=8)
     asked = []
