@@ -53,7 +53,7 @@ cdef class Sender:
     cdef object _timer
     cdef long long _since_ns
     cdef long long _starts_ns
-    cdef Py_ssize_t _workers
+    cdef Py_ssize_t _workers, _max_workers
     cdef long long _latest_ns
     cdef double _lead_ns
     cdef readonly LateFrames late_frames

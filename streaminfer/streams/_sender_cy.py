@@ -155,7 +155,7 @@ class Sender:
         self._timer: asyncio.TimerHandle | None = None  # until the next frames are sent
         self._latest_ns = 0 if is_virtual(self._loop) else _TIMER_NS  # largest delay of the timer
         self._starts_ns = 0  # expected start of the next batch
-        self._workers = 1  # how many workers are free then
+        self._workers = self._max_workers = 1  # how many workers are free then, and in all
         self._since_ns = 0  # end of a batch; 0: its consumers were woken
         self._lead_ns = 0.0  # mean time from the end of a batch until its consumers were woken
 
@@ -169,16 +169,15 @@ class Sender:
         self._enforces_deadline = offered.enforces_deadline
         self._full_load, self._spare = offered.full_load, 0
         self._next_batch = offered.next_batch if self._settings.may_drop else None
-        expected_ns = offered.expected_batch_ns
         if self._settings.waits and self._settings.max_age_ns and offered.spare_load is not None:
             spare = offered.spare_load()
             self._full_load, self._spare = (None, 0) if spare is None else (self._full_load, spare)
-            self._next_batch = expected_ns = None
+            self._next_batch = None
         if self._settings.waits and offered.shares_device:
             self._full_load = self._next_batch = None
         self._count_places()
-        self._workers = offered.max_in_flight or 1
-        self.late_frames.update(offered.slow_batch_ns, expected_ns, self._workers)
+        self._workers = self._max_workers = offered.max_in_flight or 1
+        self.late_frames.update(offered.slow_batch_ns, offered.expected_batch_ns, self._workers)
 
     def _count_places(self) -> None:
         """Read how many requests the service takes at once; its batch size can change while streams are open."""
@@ -255,7 +254,9 @@ class Sender:
         if self._next_batch is None or places <= 0:
             return places
         batch = self._next_batch(now_ns)
-        self._starts_ns, self._workers = batch.at_ns, batch.workers
+        self._starts_ns = batch.at_ns
+        # without frames in flight, no end of one would bring those for the next worker
+        self._workers = batch.workers if self._in_flight else self._max_workers
         if not self._in_flight and (batch.at_ns > now_ns or not batch.room):
             return places  # the workers have requests of other callers: the frames queue behind these
         wait_ns = batch.at_ns - now_ns - _RESERVE * self._lead_ns - self._latest_ns

@@ -318,6 +318,27 @@ async def test_lone_free_worker_leaves_no_stream_out(loop, cameras, policy):
     assert min(delivered) >= 0.8 * sum(delivered) / cameras
 
 
+async def test_other_callers_worker_holds_no_frames_back(loop):
+    """Frames are held back for the next worker only if a frame of the session is in flight, and will wake it."""
+    model = ScriptedBackend(duration_s=lambda size: 0.02 + 0.008 * size, example=1.0)
+    async with stack_of(loop, model, max_batch_size=8, max_in_flight=2) as service:
+        for size in [1, 2, 3, 4, 5, 6, 7, 8] * 8:
+            await asyncio.gather(*(service(1.0) for _ in range(size)))
+        other = asyncio.ensure_future(service(1.0))
+        await asyncio.sleep(0.02)
+        session = StreamSession(service, policy=LatestOnly(), max_age_s=0.06, clock=loop.clock)
+
+        async def camera():
+            await asyncio.sleep(0.001)
+            yield Frame(1.0, loop.clock())
+            await asyncio.sleep(1.0)
+
+        for _ in range(6):
+            session.add(camera())
+        assert len(await collect(session)) == 6
+        await other
+
+
 @pytest.mark.parametrize("rates", [(50,), (20, 80), (10, 30, 30, 90)], ids=str)
 @pytest.mark.parametrize("max_waiting", [1, 4])
 async def test_late_sources_are_read_ahead(loop, max_waiting, rates):
@@ -587,7 +608,7 @@ async def test_urgent_chunks_take_all_remaining_room(loop):
     service = Service(answer)
     service.max_in_flight, service.full_load, service.slow_batch_ns = 8, lambda: 8, lambda rows: 10**9
     service.admission = lambda request, now_ns: Admission(True)
-    service.next_batch = lambda now_ns: sizes.append(len(sent)) or NextBatch(now_ns, 8)
+    service.next_batch = lambda now_ns: sizes.append(len(sent)) or NextBatch(now_ns, 8, workers=8)
     session = StreamSession(service, policy=Block(8), max_age_s=0.1, max_in_flight=4, clock=loop.clock)
 
     async def source():

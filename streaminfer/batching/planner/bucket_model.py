@@ -325,8 +325,9 @@ class BucketModel:
 
     def _half_to_compare(self, planned: int) -> int:
         """Return half of a batch that is not full, where none is, if it has not run for long; 0: none."""
-        half = self._next_to(planned)[0]
-        return half if self._is_stale(half) and self._is_stale(len(self.durations) - 1) else 0
+        half, best = self._next_to(planned)[0], len(self.durations) - 1
+        full = best if self._padded is None else int(self._padded[best])
+        return half if self._is_stale(half) and self._is_stale(full) else 0
 
     def _is_known(self, rows: int) -> bool:
         """Return whether batches of a size may count towards a mean, which a longer batch of another size ends."""

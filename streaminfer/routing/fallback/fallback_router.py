@@ -164,7 +164,6 @@ class FallbackRouter(StackClock, Node):
             spread_load=best.spread_load,
             next_batch=best.next_batch,
             slow_batch_ns=best.slow_batch_ns,
-            expected_batch_ns=best.expected_batch_ns,
             shares_device=best.shares_device,
             stream_states=states_of_all(self._services, offered),
             many_answers=best.many_answers,

@@ -21,7 +21,7 @@ Schindelhauer and Schomaker 2005). When a replica is ejected, only its streams m
 replicas are ejected, streams go where they would go if none were ejected.
 
 *Complexity.* A choice is two passes over the replicas if all are compared, otherwise one pass and one more for each
-drawn replica; a result is one pass at most.
+drawn replica; a result is two passes at most.
 
 *Invariants.* A request is in flight from its choice until it is done; a free slot has none in flight; a probing replica
 has at most one request of its generation, unless there is no other replica; the same seed and the same calls give the
@@ -42,7 +42,6 @@ __all__ = ["FAILURE", "IGNORED", "REJECTED", "SUCCESS", "P2CBalancer"]
 
 SUCCESS, FAILURE, REJECTED, IGNORED = range(4)
 """Outcomes of an attempt; an ``IGNORED`` attempt was interrupted, or says nothing about the replica."""
-
 
 # C variables in the compiled module, not visible from Python
 _SUCCESS = SUCCESS
@@ -116,6 +115,7 @@ class P2CBalancer:
             self._slots.append(ReplicaStats())
         slot = self._slots[number]
         slot.reset(weight, penalty, zone, key, now_ns)
+        self._fleet.join(slot)
         slot.slow_start = slowly and self._slow_start_ns > 0
         slot.state = ACTIVE
         self._ejection.replicas += 1
@@ -304,6 +304,8 @@ class P2CBalancer:
         slot = self._slots[number]
         if not slot.in_flight:
             slot.busy_ns = now_ns
+        if not slot.zone_tried:
+            self._fleet.tried(slot)
         slot.in_flight += 1
         slot.attempts += 1
         if slot.state == EJECTED:

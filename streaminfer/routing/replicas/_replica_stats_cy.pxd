@@ -15,7 +15,7 @@ cdef class ReplicaStats:
     cdef unsigned long long key
     cdef double share, places, zone_ns
     cdef long long level, samples, consecutive_failures, generation, heard_ns, busy_ns, since_ns, probe_began_ns
-    cdef bint slow_start, probe_in_flight, failed_last
+    cdef bint slow_start, probe_in_flight, failed_last, zone_tried
 
     cdef void reset(self, double weight, double penalty, int zone, unsigned long long key, long long now_ns) noexcept
     cdef void begin_generation(self) noexcept
@@ -53,3 +53,9 @@ cdef class Fleet:
 
     @cython.locals(other=ReplicaStats)
     cdef void learn(self, ReplicaStats slot, double per_place_ns) noexcept
+
+    @cython.locals(other=ReplicaStats)
+    cdef void tried(self, ReplicaStats slot) noexcept
+
+    @cython.locals(other=ReplicaStats)
+    cdef void join(self, ReplicaStats slot) noexcept

@@ -20,7 +20,7 @@ of a busy good replica is as high as the peak of a slow replica with few request
 with requests in flight that has not responded for longer than expected is as slow as its silence. So a hang shows
 before any request ends.
 
-*Complexity.* O(1) per method.
+*Complexity.* O(1) per method, but for the methods of `Fleet`, which are one pass over the replicas.
 
 One source, compiled with the C types of ``_replica_stats_cy.pxd`` or run uncompiled. Not thread-safe.
 """
@@ -84,6 +84,7 @@ class ReplicaStats:
         self.share = 0.0
         self.level = 0
         self.zone_ns = 0.0
+        self.zone_tried = False
         self.ejections = 0
         self.attempts = 0
         self.succeeded = 0
@@ -177,15 +178,12 @@ class ReplicaStats:
         A replica of another zone that was never called is not expected to be as busy as the known ones, see `Fleet`.
         """
         mean_ns = per_place_ns = fleet.mean_ns
-        if self.samples:
-            per_place_ns = self.per_place_ns
+        if self.samples or (self.zone_ns > 0.0 and mean_ns > 0.0):
+            per_place_ns = self.per_place_ns if self.samples else self.zone_ns
             if per_place_ns > mean_ns:
                 per_place_ns = mean_ns + (per_place_ns - mean_ns) * self.remembered(now_ns, decay_ns)
-        elif self.penalty > 1.0:
-            if self.zone_ns > 0.0:
-                per_place_ns = self.zone_ns
-            elif 0.0 < _FARTHER * fleet.least_ns < mean_ns:
-                per_place_ns = _FARTHER * fleet.least_ns
+        elif self.penalty > 1.0 and not self.zone_tried and 0.0 < _FARTHER * fleet.least_ns < mean_ns:
+            per_place_ns = _FARTHER * fleet.least_ns
         expected_ns = per_place_ns * (self.in_flight + 1)
         if self.in_flight:
             silent_ns = now_ns - (self.heard_ns if self.heard_ns > self.busy_ns else self.busy_ns)
@@ -224,8 +222,8 @@ class Fleet:
 
     *Design.* While the own zone fills up, the mean of its replicas says nothing about an unknown zone. That mean times
     the penalty would keep a process with few requests at home, however long they take. So an unknown zone is expected
-    to take little longer than the quickest few requests of this process. Its first response replaces that guess for all
-    replicas of the zone: a process tries each zone once, not each replica.
+    to take little longer than the quickest few requests of this process, until one request is sent there. Its response
+    sets the expectation for all replicas of the zone: a process tries each zone once, not each replica.
 
     Args:
         slots: the slots of all replicas.
@@ -253,3 +251,18 @@ class Fleet:
             for other in self.slots:
                 if other.zone == slot.zone:
                     other.zone_ns = slot.per_place_ns
+                    if not (other.samples or other.in_flight):
+                        other.heard_ns = slot.heard_ns
+
+    def tried(self, slot: ReplicaStats) -> None:
+        """Note that a request is sent to a zone; nothing more is guessed of it."""
+        for other in self.slots:
+            if other.zone == slot.zone:
+                other.zone_tried = True
+
+    def join(self, slot: ReplicaStats) -> None:
+        """Give a new replica what is known of its zone."""
+        for other in self.slots:
+            if other.zone == slot.zone and other is not slot and other.state != _FREE:
+                slot.zone_ns = other.zone_ns
+                slot.zone_tried = other.zone_tried

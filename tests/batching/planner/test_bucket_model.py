@@ -510,6 +510,24 @@ def test_half_of_a_never_full_batch_is_compared():
     assert len(model.durations) - 1 > 8
 
 
+def test_half_is_not_compared_if_padded_batches_fill():
+    """Batches are full also if the best size is padded to a larger one, under which they are learned."""
+
+    def pad(size):
+        return next(preferred for preferred in (2, 4, 8, 16) if size <= preferred)
+
+    model = settled(bucket(12, padded=pad), 2, 4, 6, 8, 12, rounds=10)
+    run(model, *[12] * 140)
+    asked = []
+    for _ in range(150):
+        if model.compared_from <= 7 and (size := model.size_instead_of(7, 7)):
+            asked.append(size)
+            run(model, size)
+        run(model, 7, 12)  # every other batch is full
+
+    assert not asked
+
+
 def test_sizes_of_a_prior_are_not_tried_at_first():
     """Sizes whose durations a prior gives are not tried at first."""
     assert settled(bucket(16, LearnedServiceTime(prior=LINE)), 16).size_to_learn(16) == 0

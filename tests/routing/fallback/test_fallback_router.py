@@ -826,3 +826,13 @@ def test_cancelled_stop_still_stops_services(drain):
             await request
 
     run(main)
+
+
+def test_expected_batch_time_is_not_that_of_one_route():
+    """A frame that is late even alone at the best route may be in time at the next one, so it is not dropped."""
+    best, second = (si.AdaptiveBatcher(max_batch_size=4).wrap(ScriptedBackend()) for _ in range(2))
+    offered = FallbackRouter(Route("best", best), Route("second", second, quality=0.5)).capabilities()
+
+    assert best.capabilities().expected_batch_ns is not None
+    assert offered.slow_batch_ns is not None
+    assert offered.expected_batch_ns is None

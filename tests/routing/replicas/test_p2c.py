@@ -676,6 +676,37 @@ def test_one_response_says_what_a_zone_takes():
     assert balance.expected_ns(5 - (token & SLOT), now) == 800 * MS
 
 
+def test_unknown_zone_gets_one_request_at_first():
+    """A request without response, or that failed, makes a zone no better than the mean: a dead zone gets one."""
+    balance = zoned(latency_factor=0.0)
+    token, now = fill_up(balance)
+    assert {ask(balance, now, took=200 * MS) for _ in range(20)} == {0, 1}
+    balance.done(token, FAILURE, MS, now)
+    assert {ask(balance, now, took=200 * MS) for _ in range(20)} == {0, 1}
+
+
+def test_new_replica_inherits_its_zones_latency():
+    """A replica added to a zone is expected to take what the others there do."""
+    balance = zoned(latency_factor=0.0)
+    token, now = fill_up(balance)
+    balance.done(token, SUCCESS, 800 * MS, now)
+    number = balance.add(1.0, 2.0, 1, 77, False, now)
+    assert balance.expected_ns(number, now) == 800 * MS
+
+
+def test_knowledge_of_a_zone_fades():
+    """A zone that was slow long ago is expected to be like the known replicas, even if the one that responded left."""
+    balance = zoned(latency_factor=0.0)
+    token, now = fill_up(balance)
+    balance.done(token, SUCCESS, 8 * S, now)
+    other = 5 - (token & SLOT)
+    balance.drain(token & SLOT)
+    balance.remove(token & SLOT)
+    assert balance.expected_ns(other, now) == 8 * S
+    assert {ask(balance, now + 3600 * S, took=200 * MS) for _ in range(5)} == {0, 1}
+    assert balance.expected_ns(other, now + 3600 * S) < 210 * MS
+
+
 def test_a_zone_that_is_not_full_is_not_left():
     balance = zoned(latency_factor=0.0)
     assert {ask(balance, now * S, took=(10 + now % 10) * MS) for now in range(200)} == {0, 1}
