@@ -43,7 +43,7 @@ class Contestant:
     Attributes:
         start: makes the batcher on a running loop, around a batch function.
         settings: its settings, in words.
-        ``refusals``: exceptions that it raises for rejected requests; any other exception fails the benchmark.
+        ``rejections``: exceptions that it raises for rejected requests; any other exception fails the benchmark.
         cancels: its callers stop waiting at the deadline; otherwise they wait for late responses too.
         warm_up: it gets some rounds of requests before the measurement.
         patches: replaces the clocks that it reads while the virtual loop runs.
@@ -51,7 +51,7 @@ class Contestant:
 
     start: Callable[[VirtualLoop, Infer], Ask]
     settings: str = ""
-    refusals: tuple[type[Exception], ...] = ()
+    rejections: tuple[type[Exception], ...] = ()
     cancels: bool = False
     warm_up: bool = False
     patches: Callable[[VirtualLoop], AbstractContextManager[Any]] = lambda _loop: nullcontext()
@@ -109,7 +109,7 @@ def on_time(
         async def request(number: int, deadline_ns: int) -> None:
             try:
                 answer = await ask(number, deadline_ns, 0 if priorities is None else int(priorities[number]))
-            except contestant.refusals:
+            except contestant.rejections:
                 return
             answered[number] = answer == number and loop.now_ns <= deadline_ns
 

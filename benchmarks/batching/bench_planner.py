@@ -163,7 +163,7 @@ def ours(policy: PolicyName) -> Contestant:
 
         return ask
 
-    return Contestant(start, refusals=(si.DeadlineExceeded,))
+    return Contestant(start, rejections=(si.DeadlineExceeded,))
 
 
 def urgency(policy: PolicyName) -> tuple[float, float, float]:

@@ -130,7 +130,7 @@ def contestants() -> tuple[dict[str, Make], set[str]]:
         def make(
             infer: Infer, maker: Any = maker, settings: Any = settings
         ) -> tuple[Call, tuple[type[Exception], ...]]:
-            return maker(infer, **settings)[0], batchers.refusals(maker)
+            return maker(infer, **settings)[0], batchers.rejections(maker)
 
         words = ", ".join(
             f"{key}={value}" for key, value in settings.items() if value != BATCH or key == "max_queue_size"
@@ -159,7 +159,7 @@ async def latencies(
             await loop.run_in_executor(worker, run, items)
             return list(items)
 
-        call, refusals = make(infer)
+        call, rejections = make(infer)
         for _ in range(30):
             await asyncio.gather(*(call(number) for number in range(8)), return_exceptions=True)
         failures: list[BaseException] = []
@@ -168,7 +168,7 @@ async def latencies(
         async def request(number: int, due: float) -> None:
             try:
                 answer = await call(number)
-            except refusals:
+            except rejections:
                 return
             if answer == number:
                 measured[number] = loop.time() - due

@@ -132,14 +132,14 @@ def contestant(make, *, cancels=False, **settings):
     return Contestant(
         start,
         settings=words + (", callers cancel" if cancels else ""),
-        refusals=refusals(make),
+        rejections=rejections(make),
         cancels=cancels,
         warm_up=True,
         patches=virtual_clocks,
     )
 
 
-def refusals(make):
+def rejections(make):
     """What it raises for requests that it will not serve."""
     if make is async_batcher:
         from async_batcher.exceptions import QueueFullException

@@ -166,7 +166,7 @@ def promises(rtt_s: Floats, seeds: int) -> None:
 
 def cars(seeds: int) -> None:
     print(f"\n{'road':<34}{'runs':>5}{'p99 promised':>14}{'refused':>9}{'predicted/measured':>22}")
-    outside, fits, refusals = 0, [], 0
+    outside, fits, rejections = 0, [], 0
     for name, runs in sorted(car().items()):
         ratios: list[float] = []
         refused = 0
@@ -181,12 +181,12 @@ def cars(seeds: int) -> None:
             measured_s = float(np.quantile(np.concatenate([runs[k].rtt_s for k in future]), 0.99))
             ratios.append(profile.rtt.quantile(0.99) / measured_s)
         fits += ratios
-        refusals += refused
+        rejections += refused
         outside += sum(not 1 / (1 + ACCURACY) <= ratio <= 1 + ACCURACY for ratio in ratios)
         spread = f"{min(ratios):.2f} – {max(ratios):.2f}" if ratios else "–"
         print(f"{name:<34}{len(runs):>5}{len(ratios):>11}/{seeds:<2}{refused:>9}{spread:>22}")
     spread = f"{min(fits):.2f}× to {max(fits):.2f}×, " if fits else ""
-    OUTSIDE.report(outside, note=f"{spread}{len(fits)} fits; {refusals} fits unpromisable")
+    OUTSIDE.report(outside, note=f"{spread}{len(fits)} fits; {rejections} fits unpromisable")
 
 
 def watch(rtt_s: Floats, seeds: int) -> None:

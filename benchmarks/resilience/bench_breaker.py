@@ -88,7 +88,7 @@ def main() -> None:
             figure.report(best[name] - best[bases[name]], case=case)
     breaker = CircuitBreaker()
     breaker.force_open()
-    best = least_ns({"permits": looks(breaker), "refused": refusals(breaker)})
+    best = least_ns({"permits": looks(breaker), "refused": rejections(breaker)})
     print(f"open: permits() {best['permits']:.0f} ns, a rejected call {best['refused']:.0f} ns")
     print(f"half open: {let_through(tripped(), 20)} of 20 threads let through (half_open_calls=3)")
     print(f"8 threads, calls of 200 ms: {eight_threads_s(CircuitBreaker()):.2f} s")
@@ -102,7 +102,7 @@ def looks(breaker: CircuitBreaker) -> Callable[[], None]:
     return run
 
 
-def refusals(breaker: CircuitBreaker) -> Callable[[], None]:
+def rejections(breaker: CircuitBreaker) -> Callable[[], None]:
     wrapped = breaker.wrap(bare)
 
     def run() -> None:

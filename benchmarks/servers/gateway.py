@@ -42,7 +42,7 @@ class _Gateway:
 
     Attributes:
         url: ``localhost:port``.
-        ``refusals``: rejections of the next inference calls, one each: ``"later"`` (429 or RESOURCE_EXHAUSTED, retry
+        ``rejections``: rejections of the next inference calls, one each: ``"later"`` (429 or RESOURCE_EXHAUSTED, retry
             after 2.5 s) or ``"down"`` (503 or UNAVAILABLE, retry after 1.5 s).
         largest: bytes of the largest inference message; ``None`` for no limit.
         passed: number of forwarded inference calls.
@@ -54,18 +54,18 @@ class _Gateway:
         self._tls = tls
         (self._port,) = free_ports(1)
         self.url = f"localhost:{self._port}"
-        self.refusals: list[str] = []
+        self.rejections: list[str] = []
         self.largest: int | None = None
         self.passed = 0
 
-    def refusal(self, headers: Any, body: bytes, *, inference: bool) -> str | None:
+    def rejection(self, headers: Any, body: bytes, *, inference: bool) -> str | None:
         """Why a call is not let through; ``None``: it is."""
         if self._token is not None and headers.get("authorization") != f"Bearer {self._token}":
             return "token"
         if not inference:
             return None
-        if self.refusals:
-            return self.refusals.pop(0)
+        if self.rejections:
+            return self.rejections.pop(0)
         if self.largest is not None and len(body) > self.largest:
             return "size"
         self.passed += 1
@@ -97,7 +97,7 @@ class HttpGateway(_Gateway):
 
     async def _answer(self, request: web.BaseRequest) -> web.Response:
         body = await request.read()
-        match self.refusal(request.headers, body, inference=request.path.endswith("/infer")):
+        match self.rejection(request.headers, body, inference=request.path.endswith("/infer")):
             case "token":
                 return web.Response(status=401, text="a token, please")
             case "later":
@@ -141,10 +141,12 @@ class GrpcGateway(_Gateway):
 
     async def forward(self, method: str, request: bytes, context: Any) -> bytes:
         """The server's answer to a call that is let through."""
-        refusal = self.refusal(dict(context.invocation_metadata()), request, inference=method.endswith("/ModelInfer"))
+        rejection = self.rejection(
+            dict(context.invocation_metadata()), request, inference=method.endswith("/ModelInfer")
+        )
         status = grpc.StatusCode
         announced: Sequence[tuple[str, str]] = ()
-        match refusal:
+        match rejection:
             case None:
                 try:
                     answer: bytes = await self._channel.unary_unary(method)(request, timeout=context.time_remaining())

@@ -4,10 +4,10 @@ import numpy as np
 
 from streaminfer.errors import InvalidInput
 
-__all__ = ["refuse_mask"]
+__all__ = ["reject_mask"]
 
 
-def refuse_mask(inputs: object, where: str) -> None:
+def reject_mask(inputs: object, where: str) -> None:
     """Reject a masked array as input, because no model would see its mask.
 
     Raises:

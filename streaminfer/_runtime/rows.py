@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from streaminfer._internal.masked import refuse_mask
+from streaminfer._internal.masked import reject_mask
 from streaminfer._internal.validation import expected
 from streaminfer.errors import BackendError, InvalidInput
 
@@ -64,7 +64,7 @@ def join_rows(responses: Sequence[Any]) -> Any:
 def _as_arrays(inputs: Any, name: str, counts: dict[str, int]) -> Any:
     if isinstance(inputs, Mapping) and inputs:
         return {key: _as_arrays(value, f"{name}[{key!r}]", counts) for key, value in inputs.items()}
-    refuse_mask(inputs, name)
+    reject_mask(inputs, name)
     what = "an array whose first axis holds the rows, or a mapping of such arrays"
     try:
         array = np.asarray(inputs) if hasattr(inputs, "__array__") else None

@@ -90,7 +90,7 @@ class Dispatcher(DispatchState):
         self._queue = queue
         self._events = queue.events
         self._outcomes = outcomes
-        self.runner = BatchRunner(calls, queue=queue, outcomes=outcomes, finish=self._finish, settle=self._go_on)
+        self.runner = BatchRunner(calls, queue=queue, outcomes=outcomes, finish=self._finish, settle=self._release_next)
         self.pipeline = Pipeline()
         self.expectations = Expectations(queue, self.pipeline)
         offered = adapt(calls.inner).capabilities()
@@ -263,7 +263,7 @@ class Dispatcher(DispatchState):
         """Continue after the model was loaded; after a failed load, the next batch fails with ``failure``."""
         if failure is not None and (decision := self.propose(self._calls.clock())) is not None:
             self._outcomes.fail(self.runner.select(list(decision.batch), decision.shorter_too, None), failure)
-        self._go_on()
+        self._release_next()
 
     def _send_early(self, now_ns: int) -> None:
         """Send the next batch although no worker is free, if the policy wants that now."""
@@ -380,7 +380,7 @@ class Dispatcher(DispatchState):
     def _may_release(self) -> bool:
         return self._queue.queued > 0 and (self.free > 0 or self.pipeline.is_open)
 
-    def _go_on(self) -> None:
+    def _release_next(self) -> None:
         self.schedule()
         self.settle()
 

@@ -18,8 +18,8 @@ __all__ = [
     "exception_classes",
     "may_repeat",
     "public_methods",
-    "refuse_awaitable",
-    "refuse_copy",
+    "reject_awaitable",
+    "reject_copy",
     "repeats",
     "wrap_by_kind",
 ]
@@ -61,7 +61,7 @@ def public_methods(state: type[Any]) -> list[str]:
     return [name for name, it in vars(state).items() if callable(it) and not name.startswith("_")]
 
 
-def refuse_awaitable(
+def reject_awaitable(
     function: Any, result: Any, argument: str = "inner", what: str = "an async function where it returns an awaitable"
 ) -> None:
     """Raise ``TypeError`` if a function that looks synchronous has returned an awaitable.
@@ -81,7 +81,7 @@ def refuse_awaitable(
     raise TypeError(expected(argument, what, function))
 
 
-def refuse_copy(guard: Any) -> Any:
+def reject_copy(guard: Any) -> Any:
     """Raise an error, because a copy would share only a part of the state.
 
     This is the ``__reduce__`` of the guards, which ``copy``, ``deepcopy`` and ``pickle`` call.

@@ -35,13 +35,13 @@ class AllStreamStates:
         Raises:
             InvalidInput: no service has state of the stream.
         """
-        refusal = InvalidInput(f"stream_id: no service keeps state of {stream_id!r}")
+        rejection = InvalidInput(f"stream_id: no service keeps state of {stream_id!r}")
         for keeper in self._keepers():
             try:
                 return keeper.export_state(stream_id)
             except InvalidInput as error:
-                refusal = error
-        raise refusal
+                rejection = error
+        raise rejection
 
     def import_state(self, stream_id: Hashable, state: Any) -> None:
         """Let the stream continue from ``state`` at every service with the model of this state.
@@ -49,16 +49,16 @@ class AllStreamStates:
         Raises:
             InvalidInput: no service has the model of this state.
         """
-        taken, refusal = 0, InvalidInput(f"stream_id: no service keeps state of {stream_id!r}")
+        taken, rejection = 0, InvalidInput(f"stream_id: no service keeps state of {stream_id!r}")
         for keeper in self._keepers():
             try:
                 keeper.import_state(stream_id, state)
             except InvalidInput as error:
-                refusal = error
+                rejection = error
             else:
                 taken += 1
         if not taken:
-            raise refusal
+            raise rejection
 
 
 def states_of_all(services: Callable[[], Iterable[object]], offered: Iterable[Capabilities]) -> AllStreamStates | None:

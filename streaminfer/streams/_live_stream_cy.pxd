@@ -18,7 +18,7 @@ cdef class Stream:
     cdef Outlet _outlet
     cdef object _totals
     cdef object _error
-    cdef bint _is_refused
+    cdef bint _is_rejected
     cdef bint _is_stopped
     cdef bint _is_closing
     cdef bint _has_ended
@@ -30,7 +30,7 @@ cdef class Stream:
     @cython.locals(result=StreamResult)
     cpdef StreamResult next(self, long long now_ns)
     cpdef drop_late(self, long long now_ns, long long ends_ns)
-    cpdef let_source_go_on(self, long long now_ns)
+    cpdef release_source(self, long long now_ns)
     cpdef complete(self, StreamResult result, object outputs, bint degraded, long long now_ns)
     cpdef fail(self, StreamResult result, object error, long long now_ns)
     cpdef drop(self, StreamResult result, object reason)

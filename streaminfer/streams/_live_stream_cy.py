@@ -78,7 +78,7 @@ class Stream:
         self._outlet = outlet
         self._totals = totals
         self._error: BaseException | None = None  # of the source, not yet delivered
-        self._is_refused = False  # the service has stopped: the stream ends after the frames that still run
+        self._is_rejected = False  # the service has stopped: the stream ends after the frames that still run
         self._is_stopped = False
         self._is_closing = False  # the source is being closed, which must not be interrupted
         self._has_ended = False
@@ -94,15 +94,15 @@ class Stream:
     def next(self, now_ns: int) -> StreamResult | None:
         """Return the next frame to send; ``None``: no frame that waits is young enough."""
         result = self.state.next(now_ns)
-        self.let_source_go_on(now_ns)
+        self.release_source(now_ns)
         return result
 
     def drop_late(self, now_ns: int, ends_ns: int) -> None:
         """Drop waiting frames that are too old at ``ends_ns``, if a younger one waits."""
         self.state.drop_late(now_ns, ends_ns)
-        self.let_source_go_on(now_ns)
+        self.release_source(now_ns)
 
-    def let_source_go_on(self, now_ns: int) -> None:
+    def release_source(self, now_ns: int) -> None:
         """Release a held source if there is room, or if all waiting frames are too old for the batch after the next."""
         room = self._room
         if room is not None and not room.done() and (self.state.has_room() or self._lags(now_ns)):
@@ -117,7 +117,7 @@ class Stream:
     def fail(self, result: StreamResult, error: BaseException, now_ns: int) -> None:
         """Store the error of a frame."""
         if isinstance(error, Closed):
-            self._is_refused = True
+            self._is_rejected = True
         self._announce(self.state.fail(result, error, now_ns))
 
     def drop(self, result: StreamResult, reason: str) -> None:
@@ -233,7 +233,7 @@ class Stream:
         """Announce a result to the outlet; if the service has stopped, stop after the last running frame."""
         if has_ready:
             self._outlet.announce(self)
-        if self._is_refused and not self.state.running:
+        if self._is_rejected and not self.state.running:
             self.stop()
 
     async def _end_requests(self) -> None:

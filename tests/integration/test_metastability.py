@@ -36,23 +36,23 @@ def goodput(policy="greedy", retries="naive", limit=None):
                 asked[0] += 1
                 return await service(1.0, timeout_s=0.2)
 
-            refusals = (si.DeadlineExceeded, si.Overloaded)
+            rejections = (si.DeadlineExceeded, si.Overloaded)
             if retries == "budget":
-                ask = RetryBudget(max_attempts=5, ratio=0.1, retryable=refusals, clock=loop.clock).wrap(one_try)
+                ask = RetryBudget(max_attempts=5, ratio=0.1, retryable=rejections, clock=loop.clock).wrap(one_try)
             else:
 
                 async def ask():
                     for _ in range(4):
                         try:
                             return await one_try()
-                        except refusals:
+                        except rejections:
                             pass
                     return await one_try()
 
             async def caller(number):
                 try:
                     await ask()
-                except refusals:
+                except rejections:
                     return
                 answered[number] = True
 

@@ -147,9 +147,9 @@ class SlowStore(StreamStore):
         await asyncio.sleep(0.003)
         return await super().claim(*arguments)
 
-    async def hand_over(self, *arguments):
+    async def pass_on(self, *arguments):
         await asyncio.sleep(0.003)
-        await super().hand_over(*arguments)
+        await super().pass_on(*arguments)
 
 
 async def moved(loop, act, turns, place):

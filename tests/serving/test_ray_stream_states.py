@@ -45,9 +45,9 @@ async def test_reset_holds_while_rejected_state_goes_back(loop):
     """A reset holds while the state of a rejected stream goes back to the store."""
 
     class Slow(StreamStore):
-        async def hand_over(self, replica, records):
+        async def pass_on(self, replica, records):
             await asyncio.sleep(0.1)
-            await super().hand_over(replica, records)
+            await super().pass_on(replica, records)
 
     async with Fleet(loop, store=Slow) as fleet:
         await fleet.step("a", 1)
@@ -89,9 +89,9 @@ async def test_state_is_set_while_its_stream_moves(loop):
     """It is set before the step of the other replica or after it, and neither is lost."""
 
     class Slow(StreamStore):
-        async def hand_over(self, replica, records):
+        async def pass_on(self, replica, records):
             await asyncio.sleep(0.1)
-            await super().hand_over(replica, records)
+            await super().pass_on(replica, records)
 
     def follow(*steps):
         reference = Reference()
@@ -184,9 +184,9 @@ async def test_stop_moves_all_idle_streams_in_one_call(loop):
     calls = []
 
     class Counting(StreamStore):
-        async def hand_over(self, replica, records):
+        async def pass_on(self, replica, records):
             calls.append(sorted(records))
-            await super().hand_over(replica, records)
+            await super().pass_on(replica, records)
 
     takes_s = [0.0]
     async with Fleet(loop, store=Counting, duration_s=lambda _size: takes_s[0]) as fleet:

@@ -24,7 +24,7 @@ def test_stream_moves_only_after_its_state_is_sent():
     assert ledger.claim("s", "a", 0) == Claim()
     assert ledger.claim("s", "b", 1) == Claim(owner="a")
 
-    ledger.hand_over("a", {"s": b"state"}, 2)
+    ledger.pass_on("a", {"s": b"state"}, 2)
     assert ledger.claim("s", "b", 3) == Claim(b"state", is_other=True)
     assert ledger.claim("s", "b", 3) == Claim(b"state")
     assert ledger.store("a", {"s": b"old"}, 4) == ["s"]
@@ -125,7 +125,7 @@ def test_a_stream_has_at_most_one_owner(calls):
                 assert {*refused} == untold[replica] | (set() if is_own else {stream})
                 untold[replica] = set()
             else:
-                ledger.hand_over(replica, {stream: b"x"}, now_ns)
+                ledger.pass_on(replica, {stream: b"x"}, now_ns)
             if is_own:
                 owners[stream] = replica if what == "s" else ""
 
@@ -159,9 +159,9 @@ async def test_a_stop_completes_the_move_that_has_begun(loop):
     reference = Reference()
 
     class Slow(StreamStore):
-        async def hand_over(self, replica, records):
+        async def pass_on(self, replica, records):
             await asyncio.sleep(0.1)
-            await super().hand_over(replica, records)
+            await super().pass_on(replica, records)
 
     async with Fleet(loop, store=Slow) as fleet:
         assert await fleet.step("a", 3) == reference(3)
@@ -213,9 +213,9 @@ async def test_busy_owner_has_time_to_send_its_state(loop):
     reference = Reference()
 
     class Busy(StreamStore):
-        async def hand_over(self, replica, records):
+        async def pass_on(self, replica, records):
             await asyncio.sleep(1.2)
-            await super().hand_over(replica, records)
+            await super().pass_on(replica, records)
 
     async with Fleet(loop, store=Busy) as fleet:
         for x in (1, 2, 3):
@@ -242,7 +242,7 @@ async def test_waiting_replicas_get_stream_in_turn(loop):
 
     assert (await first).record == b"snapshot"
     assert await store.wanted("a") == ["s"]
-    await store.hand_over("a", {"s": b"one step later"})
+    await store.pass_on("a", {"s": b"one step later"})
 
     assert (await second).record == b"one step later"
     moves = await store.statistics()
@@ -279,12 +279,12 @@ async def test_failed_move_during_stop_leaves_snapshot(loop, caplog):
     class FailsOnce(StreamStore):
         failures = 0
 
-        async def hand_over(self, replica, records):
+        async def pass_on(self, replica, records):
             await asyncio.sleep(0.1)
             if not self.failures:
                 self.failures += 1
                 raise OSError("the node of the store is gone for a moment")
-            await super().hand_over(replica, records)
+            await super().pass_on(replica, records)
 
     async with Fleet(loop, store=FailsOnce) as fleet:
         assert await fleet.step("a", 1) == reference(1)

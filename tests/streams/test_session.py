@@ -304,18 +304,18 @@ async def test_block_waits_for_a_place_where_others_drop(loop, max_age_s):
 
 async def test_unannounced_rejections_are_dropped_or_retried(loop):
     """`Overloaded` out of the call itself: dropped as shed, or sent again."""
-    refusals = [si.Overloaded("full", retry_after_s=0.2)] * 2
+    rejections = [si.Overloaded("full", retry_after_s=0.2)] * 2
 
     async def answer(request):
-        if refusals:
-            raise refusals.pop()
+        if rejections:
+            raise rejections.pop()
         return request.inputs
 
     dropping = StreamSession(Service(answer), policy=LatestOnly(), clock=loop.clock)
     assert [result.number for result in await collect(dropping(Camera(loop, 3)))] == [2]
     assert dropping.statistics().dropped == {"shed": 2}
 
-    refusals += [si.Overloaded("full", retry_after_s=0.2)] * 2
+    rejections += [si.Overloaded("full", retry_after_s=0.2)] * 2
     begun_s = loop.time()
     assert len(await collect(StreamSession(Service(answer), clock=loop.clock)([1.0]))) == 1
     assert loop.time() - begun_s == pytest.approx(0.4)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from streaminfer._internal.masked import refuse_mask
+from streaminfer._internal.masked import reject_mask
 from streaminfer._internal.text import as_text, begins_with_text
 from streaminfer.errors import InvalidInput, text_of_error
 
@@ -76,7 +76,7 @@ def _place(where: str, name: Any, depth: int) -> str:
 def _converted(inputs: Any, where: str, name: Any, depth: int) -> Any:
     """Return a value that is neither an array nor a number in a form that can be stacked."""
     place = _place(where, name, depth)
-    refuse_mask(inputs, place)
+    reject_mask(inputs, place)
     try:
         if isinstance(inputs, Mapping):
             array: Any = dict(inputs)

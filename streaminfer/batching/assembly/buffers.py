@@ -80,14 +80,14 @@ class BufferPool:
         size = 1 << max(math.prod(shape) * dtype.itemsize - 1, 0).bit_length()
         if not self._lock.acquire(blocking=False):
             return np.empty(shape, dtype)
-        given_up: list[bytearray] = []
+        freed: list[bytearray] = []
         try:
             self._collect()
             memory = self._find(size)
             if memory is None:
-                if not self._make_room(size, given_up):
+                if not self._make_room(size, freed):
                     return np.empty(shape, dtype)
-                given_up.clear()  # free this memory before as much is allocated
+                freed.clear()  # free this memory before as much is allocated
                 memory = bytearray(size)
                 self._held_bytes += size
             array: NDArray[Any] = np.ndarray(shape, dtype, buffer=memory)
@@ -112,7 +112,7 @@ class BufferPool:
                 return self._idle.pop(position)
         return None
 
-    def _make_room(self, size: int, given_up: list[bytearray]) -> bool:
+    def _make_room(self, size: int, freed: list[bytearray]) -> bool:
         """Release idle memory if ``size`` bytes more would exceed the limit; return false if that is not enough."""
         if self._held_bytes - self._idle_bytes + size > self._max_bytes:
             return False
@@ -120,5 +120,5 @@ class BufferPool:
             memory = self._idle.pop(0)
             self._idle_bytes -= len(memory)
             self._held_bytes -= len(memory)
-            given_up.append(memory)
+            freed.append(memory)
         return True

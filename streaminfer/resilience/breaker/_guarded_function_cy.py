@@ -11,7 +11,7 @@ from functools import update_wrapper
 from types import MethodType
 from typing import Any
 
-from streaminfer.resilience._targets import PLAIN, refuse_awaitable
+from streaminfer.resilience._targets import PLAIN, reject_awaitable
 from streaminfer.resilience.breaker._guard_cy import BreakerCore
 
 __all__ = ["GuardedFunction"]
@@ -41,7 +41,7 @@ class GuardedFunction:
             raise
         if type(result) not in PLAIN and hasattr(type(result), "__await__"):
             core._end(permit, started_ns, None)
-            refuse_awaitable(self._function, result)
+            reject_awaitable(self._function, result)
         core._return(permit, started_ns, result)
         return result
 

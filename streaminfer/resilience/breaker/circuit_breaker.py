@@ -14,7 +14,7 @@ from streaminfer._internal.validation import check_count, check_duration_ns, che
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer.errors import CircuitOpen, Closed, InvalidInput, Overloaded
 from streaminfer.protocols import Backend, Clock, P, R, Service
-from streaminfer.resilience._targets import exception_classes, public_methods, refuse_copy, wrap_by_kind
+from streaminfer.resilience._targets import exception_classes, public_methods, reject_copy, wrap_by_kind
 from streaminfer.resilience.breaker._guard_cy import BreakerCore
 from streaminfer.resilience.breaker._guarded_function_cy import GuardedFunction
 from streaminfer.resilience.breaker._outcome_window_cy import OutcomeWindow
@@ -232,7 +232,7 @@ class CircuitBreaker(StackClock, BreakerCore):
         self._machine.set_mode(MODES.index(mode), self.now())
         self._events.deliver()
 
-    __reduce__ = refuse_copy
+    __reduce__ = reject_copy
 
     def __repr__(self) -> str:
         name = f"{self.name!r}, " if self.name else ""

@@ -41,7 +41,7 @@ from streaminfer._runtime.wrapped_kind import kind_of
 from streaminfer.protocols import Admission, Backend, Capabilities, Clock, P, R, Service, Wrapper, adapt
 from streaminfer.request import Batch, Request, Response
 from streaminfer.resilience._call_budget_cy import CallBudget
-from streaminfer.resilience._targets import may_repeat, public_methods, refuse_copy, repeats
+from streaminfer.resilience._targets import may_repeat, public_methods, reject_copy, repeats
 from streaminfer.telemetry.histograms.rolling_histogram import RollingHistogram
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ class Hedge(StackClock):
         while self._cancelling:
             await asyncio.wait(self._cancelling)
 
-    __reduce__ = refuse_copy
+    __reduce__ = reject_copy
 
     def __repr__(self) -> str:
         name = f"{self.name!r}, " if self.name else ""

@@ -16,7 +16,7 @@ from streaminfer._runtime.objective import is_slo_or_none
 from streaminfer._runtime.stack_clock import StackClock
 from streaminfer.protocols import Backend, Clock, P, R, Service, adapt, is_backend, is_service
 from streaminfer.request import check_priority
-from streaminfer.resilience._targets import public_methods, refuse_copy, wrap_by_kind
+from streaminfer.resilience._targets import public_methods, reject_copy, wrap_by_kind
 from streaminfer.resilience.limit._adaptation_cy import LimitAdaptation
 from streaminfer.resilience.limit._guard_cy import LimitCore
 from streaminfer.resilience.limit._state_machine_cy import UNKNOWN, LimitMachine
@@ -284,7 +284,7 @@ class ConcurrencyLimit(StackClock, LimitCore):
             **{name: getattr(machine, name) for name in COUNTED},
         )
 
-    __reduce__ = refuse_copy
+    __reduce__ = reject_copy
 
     def __repr__(self) -> str:
         name = f"{self.name!r}, " if self.name else ""

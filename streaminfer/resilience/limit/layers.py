@@ -10,7 +10,7 @@ from typing import Any
 from streaminfer._internal.units import NEVER_NS
 from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, Wrapper, adapt
 from streaminfer.request import Batch, Request, Response
-from streaminfer.resilience._targets import refuse_awaitable
+from streaminfer.resilience._targets import reject_awaitable
 from streaminfer.resilience.limit._guard_cy import LimitCore
 from streaminfer.resilience.limit._state_machine_cy import FULL, INFEASIBLE
 from streaminfer.sync_layer import SyncService
@@ -186,7 +186,7 @@ def limit_sync(limit: LimitCore, function: Callable[..., Any]) -> Callable[..., 
         permit = limit.enter(0, None, None, None)
         try:
             result = function(*args, **kwargs)
-            refuse_awaitable(function, result)
+            reject_awaitable(function, result)
         except BaseException as error:
             limit.fail(permit, error, None)
             raise

@@ -18,7 +18,7 @@ from streaminfer._runtime.wrapped_kind import kind_of
 from streaminfer.errors import Overloaded
 from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, P, R, Service, adapt
 from streaminfer.request import Request, Response
-from streaminfer.resilience._targets import public_methods, refuse_copy
+from streaminfer.resilience._targets import public_methods, reject_copy
 from streaminfer.resilience.rate.buckets import Bucket, TenantBuckets
 from streaminfer.sync_layer import SyncService
 
@@ -205,7 +205,7 @@ class RateLimit(StackClock):
         """Return a frozen snapshot."""
         return RateLimitStatistics(name=self.name, **{name: getattr(self._buckets, name) for name in _COUNTED})
 
-    __reduce__ = refuse_copy
+    __reduce__ = reject_copy
 
     def __repr__(self) -> str:
         name = f"{self.name!r}, " if self.name else ""

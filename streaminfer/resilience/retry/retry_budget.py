@@ -43,8 +43,8 @@ from streaminfer.resilience._targets import (
     exception_classes,
     may_repeat,
     public_methods,
-    refuse_awaitable,
-    refuse_copy,
+    reject_awaitable,
+    reject_copy,
     repeats,
     wrap_by_kind,
 )
@@ -260,7 +260,7 @@ class RetryBudget(StackClock):
         self._not_retried[why] += 1
         return None
 
-    __reduce__ = refuse_copy
+    __reduce__ = reject_copy
 
     def __repr__(self) -> str:
         name = f"{self.name!r}, " if self.name else ""
@@ -313,7 +313,7 @@ def _retry_sync(budget: RetryBudget, function: Callable[..., Any]) -> Callable[.
                 if wait_s is None:
                     raise
             else:
-                refuse_awaitable(function, result)
+                reject_awaitable(function, result)
                 budget._succeeded(started_ns, attempt)
                 return result
             if wait_s:

@@ -10,7 +10,7 @@ import attrs
 from streaminfer._internal.validation import check_instance, check_number, expected
 from streaminfer.protocols import ModelTensors, adapt, is_backend, is_service
 from streaminfer.request import Request
-from streaminfer.resilience._targets import refuse_awaitable
+from streaminfer.resilience._targets import reject_awaitable
 from streaminfer.stack import Stack
 
 __all__ = ["Route", "announced_tensors", "as_service", "check_default", "check_routes", "default_outputs"]
@@ -147,5 +147,5 @@ def default_outputs(default: Any, request: Request) -> Any:
     if not callable(default):
         return default
     outputs = default(request)
-    refuse_awaitable(default, outputs, "default", _DEFAULT)
+    reject_awaitable(default, outputs, "default", _DEFAULT)
     return outputs

@@ -176,7 +176,7 @@ class MovingStreams(Wrapper):
                     stream.rejection = self._take_over(stream_id, claim)
             if stream.rejection is not None:  # the state goes back to the store, for the next claim
                 async with _asked("stream %r was not moved", stream_id):
-                    await self._store.hand_over(self._replica, {stream_id: claim.record})
+                    await self._store.pass_on(self._replica, {stream_id: claim.record})
                 self._drop(stream_id, stream)
         finally:
             stream.settled.set()
@@ -226,7 +226,7 @@ class MovingStreams(Wrapper):
             else:
                 stream.settled.clear()
                 idle[stream_id] = stream
-        await stop_together([self._hand_over(idle), *map(self._release, others)])
+        await stop_together([self._pass_on(idle), *map(self._release, others)])
 
     async def _release(self, stream_id: Hashable) -> None:
         """Give the state of a stream to the store, after the requests in flight."""
@@ -239,11 +239,11 @@ class MovingStreams(Wrapper):
             if stream.in_flight:
                 stream.idle = asyncio.Event()
                 await stream.idle.wait()
-            await self._hand_over({stream_id: stream})
+            await self._pass_on({stream_id: stream})
         finally:
             stream.settled.set()
 
-    async def _hand_over(self, streams: Mapping[Hashable, _Stream]) -> None:
+    async def _pass_on(self, streams: Mapping[Hashable, _Stream]) -> None:
         """Give the states of unsettled streams without requests in flight to the store."""
         records = {}
         try:
@@ -253,7 +253,7 @@ class MovingStreams(Wrapper):
                 stream.is_set_here = False  # the exported record includes that state
             if records:
                 async with _asked("%d streams were not moved", len(records)):
-                    await self._store.hand_over(self._replica, records)
+                    await self._store.pass_on(self._replica, records)
         finally:
             for stream_id, stream in streams.items():
                 self._drop(stream_id, stream)

@@ -131,7 +131,7 @@ class StreamLedger:
         own = {stream_id: record for stream_id, record in records.items() if stream_id not in taken}
         return list(taken | self._store(replica, own, now_ns))
 
-    def hand_over(self, replica: str, records: Mapping[Hashable, Any], now_ns: int) -> None:
+    def pass_on(self, replica: str, records: Mapping[Hashable, Any], now_ns: int) -> None:
         """Store final states of a replica's streams (``None``: no state), which then have no owner."""
         for stream_id in {*records}.difference(self._store(replica, records, now_ns)):
             self._streams[stream_id].owner = ""

@@ -95,9 +95,9 @@ class StreamStore:
         self._ledger.expire(now_ns)
         return self._ledger.store(replica, records, now_ns)
 
-    async def hand_over(self, replica: str, records: Mapping[Hashable, Any]) -> None:
+    async def pass_on(self, replica: str, records: Mapping[Hashable, Any]) -> None:
         """Store final states, and wake the claims that wait for them."""
-        self._ledger.hand_over(replica, records, self._clock())
+        self._ledger.pass_on(replica, records, self._clock())
         self._end_waiting(records)
 
     async def forget(self, stream_ids: list[Hashable]) -> None:
@@ -155,7 +155,7 @@ class RemoteStreamStore:
     def _use(self, actor: Any) -> None:
         self._actor = actor  # a reference, because the actor's methods hold it weakly
         self.claim, self.forget, self.statistics = actor.claim.remote, actor.forget.remote, actor.statistics.remote
-        self.store, self.hand_over = actor.store.remote, actor.hand_over.remote
+        self.store, self.pass_on = actor.store.remote, actor.pass_on.remote
 
 
 def store_actor(ray: Any, deployment: str) -> RemoteStreamStore:

@@ -78,12 +78,12 @@ def locate(
     form = format or device
     scheme = match[1].lower() if (match := SCHEME.match(url)) else "file"
     is_device = form in DEVICES
-    goes_on = live if live is not None else is_device or scheme != "file"
+    is_endless = live if live is not None else is_device or scheme != "file"
     defaults = OPTIONS.get(form or scheme.removesuffix("s"), {})
     return Location(
         url=url,
         format=form,
-        live=goes_on,
+        live=is_endless,
         local=scheme == "file" and not is_device,
         options=defaults | (options or {}),
         name=url if scheme == "file" else _USER.sub("//", url, count=1).partition("?")[0],

@@ -153,7 +153,7 @@ class LateFrames:
         if self._has_limit:
             for turn in queued:
                 stream = turn.owner
-                stream.let_source_go_on(now_ns)
+                stream.release_source(now_ns)
 
     def learn(self, took_ns: int, is_in_time: bool) -> None:
         """Learn from the time of a frame at the service, if the service does not report how long a batch takes."""

@@ -200,11 +200,11 @@ def test_mutual_tls_rejects_client_without_certificate(target, protocol, mutual,
     asyncio.run(main())
 
 
-@pytest.mark.parametrize(("refusal", "after_s"), [("later", 2.5), ("down", 1.5)])
-def test_retry_after_reaches_the_caller(target, protocol, refusal, after_s):
+@pytest.mark.parametrize(("rejection", "after_s"), [("later", 2.5), ("down", 1.5)])
+def test_retry_after_reaches_the_caller(target, protocol, rejection, after_s):
     async def main():
         async with GATEWAYS[protocol](target) as gateway, si.Stack(backend(gateway, protocol)) as service:
-            gateway.refusals.append(refusal)
+            gateway.rejections.append(rejection)
             with pytest.raises(Overloaded) as caught:
                 await service(rows(1)[0])
             assert caught.value.retry_after_s == after_s

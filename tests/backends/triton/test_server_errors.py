@@ -296,7 +296,7 @@ def test_a_start_that_fails_leaves_nothing(connect, monkeypatch):
         with pytest.raises(BackendError, match="scripted"):
             await backend.start()
         (pool,) = held
-        assert not pool._give_up.alive  # what says to others that it lives
+        assert not pool._release_owner.alive  # what says to others that it lives
         monkeypatch.undo()
         async with running(backend):
             assert len(await backend.infer(batch(floats(2, 3)))) == 2

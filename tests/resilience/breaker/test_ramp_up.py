@@ -64,11 +64,11 @@ def test_rejection_names_share_and_time(clock):
         si.CircuitOpen, match=r"^circuit breaker 'faces' has just closed and lets 46% of the calls pass"
     ):
         guarded()
-    with pytest.raises(si.CircuitOpen) as refusal:
+    with pytest.raises(si.CircuitOpen) as rejection:
         for _ in range(3):
             with breaker.guard():
                 pass
-    assert refusal.value.retry_after_s == breaker.retry_after_s == 6.0
+    assert rejection.value.retry_after_s == breaker.retry_after_s == 6.0
     assert breaker.state == "closed"
 
 

@@ -41,10 +41,10 @@ def test_retry_after_s_is_exact(limit, clock):
         limit.acquire("a")
     clock.advance(0.03)
 
-    with pytest.raises(si.Overloaded) as refusal:
+    with pytest.raises(si.Overloaded) as rejection:
         limit.acquire("a")
 
-    assert refusal.value.retry_after_s == limit.retry_after_s("a") == 0.07
+    assert rejection.value.retry_after_s == limit.retry_after_s("a") == 0.07
     clock.now_ns += 70_000_000 - 1
     assert not limit.try_acquire("a")
     clock.now_ns += 1

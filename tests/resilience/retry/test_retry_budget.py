@@ -225,18 +225,18 @@ def test_backoff_counts_toward_max_wait_s():
 
 def test_retry_attributes_of_foreign_errors_are_used():
     """Its attributes say whether a retry can help, and after how many seconds."""
-    refusal = ConnectionError("busy")
-    refusal.retryable, refusal.retry_after_s = True, 0.3
-    service = Service(refusal)
+    rejection = ConnectionError("busy")
+    rejection.retryable, rejection.retry_after_s = True, 0.3
+    service = Service(rejection)
     assert asked(service, RetryBudget()) == 1.0
     assert service.asked_at == [0.0, 0.3]
 
 
 def test_retry_after_s_that_is_not_a_number_is_ignored():
     """What another library calls by the same name does not replace its error."""
-    refusal = ConnectionError("busy")
-    refusal.retryable, refusal.retry_after_s = True, "Wed, 21 Oct 2026 07:28:00 GMT"
-    service = Service(refusal)
+    rejection = ConnectionError("busy")
+    rejection.retryable, rejection.retry_after_s = True, "Wed, 21 Oct 2026 07:28:00 GMT"
+    service = Service(rejection)
     assert asked(service, RetryBudget()) == 1.0
     assert service.asked_at == [0.0, 0.0]
 

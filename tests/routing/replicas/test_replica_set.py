@@ -122,10 +122,10 @@ def test_non_idempotent_service_gets_one_attempt():
     run(main)
 
 
-@pytest.mark.parametrize("refusal", [si.Overloaded("full"), si.CircuitOpen("open"), si.Closed("stopped")])
-def test_rejected_request_is_retried_elsewhere(refusal):
+@pytest.mark.parametrize("rejection", [si.Overloaded("full"), si.CircuitOpen("open"), si.Closed("stopped")])
+def test_rejected_request_is_retried_elsewhere(rejection):
     async def main(loop):
-        replicas = pair(failing(refusal), Echo(), loop)
+        replicas = pair(failing(rejection), Echo(), loop)
         return [(await replicas.call(si.Request(n))).outputs for n in range(20)]
 
     assert run(main) == list(range(20))

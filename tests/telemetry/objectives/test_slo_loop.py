@@ -102,7 +102,7 @@ def test_it_ends_after_overload_despite_shedding(sheds):
     plant.run(120.0, 0.5)
     assert len(plant.starts) == episodes
     assert plant.slo.rejected > 0
-    assert plant.slo.burn_rate(3600.0) > 1.0, "the refusals are in the budget all the same"
+    assert plant.slo.burn_rate(3600.0) > 1.0, "the rejections are in the budget all the same"
 
 
 def burst(slo, good, bad):

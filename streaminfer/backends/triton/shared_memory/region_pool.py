@@ -95,13 +95,13 @@ class RegionPool:
         self._max_bytes = max_bytes
         self._family = f"{prefix}-{_network_namespace()}-"
         self._owner = f"{self._family}{os.getpid()}.{secrets.token_hex(8)}"
-        self._give_up = weakref.finalize(self, os.close, _hold(self._owner))
+        self._release_owner = weakref.finalize(self, os.close, _hold(self._owner))
         self._numbers = itertools.count(1)
         self._idle: list[Region] = []  # the most recently used region is last
         self._held: set[Region] = set()
         self._retired: deque[tuple[str, int]] = deque()
-        self._sweep: asyncio.Task[None] | None = None
-        self._next_sweep_s = 0.0
+        self._cleanup: asyncio.Task[None] | None = None
+        self._next_cleanup_s = 0.0
         self._started = False
         self._closed = False
         self._bytes = 0
@@ -138,7 +138,7 @@ class RegionPool:
         if self._closed:
             raise Closed("RegionPool is closed")
         await self.start()
-        self._sweep_soon()
+        self._clean_up_soon()
         fitting = [region for region in self._idle if region.byte_size >= byte_size]
         if not fitting:
             return await self._make(byte_size)
@@ -200,23 +200,23 @@ class RegionPool:
         """
         self._closed = True
         try:
-            if self._sweep is not None:
-                self._sweep.cancel()
-                await asyncio.wait([self._sweep])
+            if self._cleanup is not None:
+                self._cleanup.cancel()
+                await asyncio.wait([self._cleanup])
             for region in (*self._idle, *self._held):
                 self._retire(region)
             self._idle.clear()
             self._held.clear()
-            await self._sweep_once()
+            await self._clean_up_once()
             # a server responds shortly before it frees the memory, and continues requests that were cancelled; a
             # server that does not respond must not delay the close again
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LET_GO_S):
                     while self._retired:
                         await asyncio.sleep(0.01)
-                        await self._sweep_once()
+                        await self._clean_up_once()
         finally:
-            self._give_up()
+            self._release_owner()
 
     async def _make(self, byte_size: int) -> Region | None:
         size = _size_class(byte_size)
@@ -276,20 +276,20 @@ class RegionPool:
     def _retire(self, region: Region) -> None:
         self._retired.append((region.name, region.byte_size))
 
-    def _sweep_soon(self) -> None:
-        if not self._retired or self._sweep is not None:
+    def _clean_up_soon(self) -> None:
+        if not self._retired or self._cleanup is not None:
             return
         loop = asyncio.get_running_loop()
-        if loop.time() < self._next_sweep_s:
+        if loop.time() < self._next_cleanup_s:
             return
-        self._sweep = loop.create_task(self._sweep_once())
-        self._sweep.add_done_callback(self._swept)
+        self._cleanup = loop.create_task(self._clean_up_once())
+        self._cleanup.add_done_callback(self._cleaned_up)
 
-    def _swept(self, task: asyncio.Task[None]) -> None:
-        self._sweep = None
-        self._next_sweep_s = task.get_loop().time() + _REST_S
+    def _cleaned_up(self, task: asyncio.Task[None]) -> None:
+        self._cleanup = None
+        self._next_cleanup_s = task.get_loop().time() + _REST_S
 
-    async def _sweep_once(self) -> None:
+    async def _clean_up_once(self) -> None:
         """Ask the server once to forget each retired region; stop when it does not respond."""
         for _ in range(len(self._retired)):
             name, size = self._retired[0]

@@ -97,7 +97,7 @@ def run(main):
 
 
 async def settle(pool):
-    while pool._sweep is not None:
+    while pool._cleanup is not None:
         await asyncio.sleep(0)
 
 
@@ -181,7 +181,7 @@ def test_no_region_is_given_beyond_the_memory_limit(server, monkeypatch):
         pool.release(first, completed=True)
         assert await pool.acquire(4096 * 4) is None  # the idle one is too small, and goes first
         await asyncio.sleep(0)
-        pool._next_sweep_s = 0.0
+        pool._next_cleanup_s = 0.0
         assert await pool.acquire(4096 * 4) is None
         await settle(pool)
         assert (await pool.acquire(4096 * 4)).byte_size == 4096 * 4
@@ -240,12 +240,12 @@ def test_region_without_response_is_never_reused(server):
         server.used.clear()
         asked = len(server.calls)
         pool.release(other, completed=True)
-        pool._next_sweep_s = asyncio.get_running_loop().time() + 1000
+        pool._next_cleanup_s = asyncio.get_running_loop().time() + 1000
         assert await pool.acquire(4096) is other
         await settle(pool)
         assert len(server.calls) == asked  # not at every batch
         pool.release(other, completed=True)
-        pool._next_sweep_s = 0.0
+        pool._next_cleanup_s = 0.0
         assert await pool.acquire(4096) is other
         await settle(pool)
         assert set(server.known) == {other.name}
@@ -267,7 +267,7 @@ def test_region_in_use_does_not_block_unregistering(server):
         other = await pool.acquire(4096)
         await settle(pool)
         assert set(server.known) == {used.name, other.name}
-        assert pool._next_sweep_s > asyncio.get_running_loop().time()
+        assert pool._next_cleanup_s > asyncio.get_running_loop().time()
         server.used.clear()
         await pool.close()
 
@@ -284,7 +284,7 @@ def test_retired_region_counts_until_unregistered(server):
             pool.release(await pool.acquire(4096), completed=False)
         assert await pool.acquire(4096) is None
         server.gone = False
-        pool._next_sweep_s = 0.0
+        pool._next_cleanup_s = 0.0
         assert await pool.acquire(4096) is None
         await settle(pool)
         assert await pool.acquire(4096) is not None
@@ -463,8 +463,8 @@ def test_close_calls_a_silent_server_once(server):
             raise errors.DeadlineExceeded("nothing came")
 
         pool._unregister = silent
-        pool._next_sweep_s = 0.0
-        pool._sweep_soon()
+        pool._next_cleanup_s = 0.0
+        pool._clean_up_soon()
         await settle(pool)
         assert len(asked) == 1
         await pool.close()
@@ -700,7 +700,7 @@ def test_real_triton_holds_region_until_request_ends(triton, grpc):
             await settle(client.pool)
             assert region.name in await client.registered()  # the server rejected its removal
             while region.name in await client.registered():
-                client.pool._next_sweep_s = 0.0
+                client.pool._next_cleanup_s = 0.0
                 client.pool.release(other, completed=True)
                 other = await client.pool.acquire(4096)
             assert region.read(128, F32, [1]) == 7  # written after the caller was cancelled
