@@ -570,7 +570,7 @@ async def test_state_is_reset_at_discontinuity_and_ended(loop):
         return request.inputs
 
     session = StreamSession(Service(answer, states), max_in_flight=2, stream_id="mic", clock=loop.clock)
-    await collect(session(Camera(loop, 5, anew=(0, 3))))
+    await collect(session(Camera(loop, 5, discontinuities=(0, 3))))
 
     assert states.calls == [
         *[("reset", "mic"), 0.0, 1.0, 2.0],
@@ -587,7 +587,7 @@ async def test_a_reset_survives_the_drop_of_its_frame(loop):
         return request.inputs
 
     session = StreamSession(Service(answer, states), policy=LatestOnly(), stream_id=1, clock=loop.clock)
-    await collect(session(Camera(loop, 6, anew=(2,))))  # 0 is sent, then 3 instead of 2
+    await collect(session(Camera(loop, 6, discontinuities=(2,))))  # 0 is sent, then 3 instead of 2
 
     assert states.calls == [0.0, ("reset", 1), 3.0, 5.0, ("end", 1)]
 
@@ -604,7 +604,7 @@ async def test_sent_frame_resets_the_state_once(loop):
 
     service = Service(answer, states)
     session = StreamSession(service, policy=LatestOnly(), max_in_flight=2, stream_id="mic", clock=loop.clock)
-    results = await collect(session(Camera(loop, 5, 0.004, anew=(0,))))
+    results = await collect(session(Camera(loop, 5, 0.004, discontinuities=(0,))))
 
     assert [result.number for result in results if result.error is not None] == [0]
     assert states.calls == [("reset", "mic"), ("end", "mic")]

@@ -103,9 +103,12 @@ class SessionMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.open_streams())
     @rule(
-        data=st.data(), count=st.integers(1, 3), anew=st.booleans(), back_s=st.sampled_from([0.0, 0.0, 0.05, -1.0, 9.0])
+        data=st.data(),
+        count=st.integers(1, 3),
+        discontinuities=st.booleans(),
+        back_s=st.sampled_from([0.0, 0.0, 0.05, -1.0, 9.0]),
     )
-    def frames_arrive(self, data, count, anew, back_s):
+    def frames_arrive(self, data, count, discontinuities, back_s):
         stream_id = data.draw(st.sampled_from(self.open_streams()))
         model = self.streams[stream_id]
         if model.ends is not None:
@@ -114,7 +117,7 @@ class SessionMachine(RuleBasedStateMachine):
         async def feed():
             for _ in range(count):
                 captured_ns = self.loop.clock() - round(back_s * 1e9)
-                model.feed.items.put_nowait(Frame((stream_id, model.offered), captured_ns, None, anew))
+                model.feed.items.put_nowait(Frame((stream_id, model.offered), captured_ns, None, discontinuities))
                 model.offered += 1
             await self.settle()
 

@@ -40,7 +40,7 @@ class StreamMachine(RuleBasedStateMachine):
         self.now_ns = 10
         self.frames = []  # all that arrived, in order
         self.dropped = {}
-        self.anew = False
+        self.discontinuities = False
         self.delivered = []
 
     def of(self, *statuses):
@@ -51,37 +51,41 @@ class StreamMachine(RuleBasedStateMachine):
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
 
     def pass_on(self, frame, was_sent=False):
-        if self.resets or (frame["anew"] and not was_sent):  # what was sent has reset the state
+        if self.resets or (frame["discontinuities"] and not was_sent):  # what was sent has reset the state
             waiting = self.of("waiting")
             if waiting:
-                waiting[0]["anew"] = True
+                waiting[0]["discontinuities"] = True
             else:
-                self.anew = True
+                self.discontinuities = True
 
     @rule(ns=st.integers(0, 20))
     def time_passes(self, ns):
         self.now_ns += ns
 
     @precondition(lambda self: not self.state.is_full())
-    @rule(back_ns=st.integers(-5, 30), anew=st.booleans())
-    def frame_arrives(self, back_ns, anew):
+    @rule(back_ns=st.integers(-5, 30), discontinuities=st.booleans())
+    def frame_arrives(self, back_ns, discontinuities):
         captured_ns = self.now_ns - back_ns
-        frame = {"number": len(self.frames), "captured": min(captured_ns, self.now_ns), "anew": anew or self.anew}
+        frame = {
+            "number": len(self.frames),
+            "captured": min(captured_ns, self.now_ns),
+            "discontinuities": discontinuities or self.discontinuities,
+        }
         self.frames.append(frame)
         if self.selector is not None and captured_ns % 2:
             self.drop(frame, "skipped")
-            self.anew = frame["anew"]
+            self.discontinuities = frame["discontinuities"]
             expected = False
         else:
             frame["status"] = "new"
-            self.anew = False
+            self.discontinuities = False
             waiting = self.of("waiting")
             frame["status"] = "waiting"
             if not self.waits and len(waiting) >= self.max_waiting:
                 self.drop(waiting[0], "stale")
                 self.pass_on(waiting[0])
             expected = True
-        assert self.state.offer(frame["number"], captured_ns, None, anew, self.now_ns) is expected
+        assert self.state.offer(frame["number"], captured_ns, None, discontinuities, self.now_ns) is expected
 
     @rule()
     def frame_is_sent(self):
@@ -99,7 +103,7 @@ class StreamMachine(RuleBasedStateMachine):
             assert (result.number, result._inputs, result._discontinuity) == (
                 expected["number"],
                 expected["number"],
-                expected["anew"],
+                expected["discontinuities"],
             )
             assert self.state.deadline_ns(result) == expected["captured"] + self.max_age_ns
             expected.update(status="running", result=result)
@@ -123,7 +127,7 @@ class StreamMachine(RuleBasedStateMachine):
             bool(waiting)
             and len(running) < self.max_in_flight
             and len(running) + len(self.of("ready", "error")) < places
-            and not (running and (waiting[0]["anew"] or self.resets or self.alone))
+            and not (running and (waiting[0]["discontinuities"] or self.resets or self.alone))
         )
 
     @precondition(lambda self: self.of("running"))

@@ -10,7 +10,7 @@ from streaminfer.streams import Frame
 class Camera:
     """Source of numbered frames at a fixed rate, which counts its reads.
 
-    The numbers in ``anew`` are of frames with a discontinuity.
+    The numbers in ``discontinuities`` are of frames with a discontinuity.
 
     Args:
         loop: the event loop that gives the time.
@@ -19,8 +19,14 @@ class Camera:
         error: raised after the last frame.
     """
 
-    def __init__(self, loop, frames=None, period_s=0.01, *, error=None, anew=()):
-        self.loop, self.frames, self.period_s, self.error, self.anew = loop, frames, period_s, error, anew
+    def __init__(self, loop, frames=None, period_s=0.01, *, error=None, discontinuities=()):
+        self.loop, self.frames, self.period_s, self.error, self.discontinuities = (
+            loop,
+            frames,
+            period_s,
+            error,
+            discontinuities,
+        )
         self.read = 0
         self.closed = 0
 
@@ -31,7 +37,7 @@ class Camera:
                     await asyncio.sleep(self.period_s)
                 number = self.read
                 self.read += 1
-                yield Frame(float(number), self.loop.clock(), number * self.period_s, number in self.anew)
+                yield Frame(float(number), self.loop.clock(), number * self.period_s, number in self.discontinuities)
             if self.error is not None:
                 raise self.error
         finally:

@@ -106,9 +106,9 @@ def test_end_stall_and_error_end_in_a_reconnect(caplog):
 
     with caplog.at_level(logging.WARNING, "streaminfer.streams"):
         frames, statistics = asyncio.run(main())
-    anew = [number for number, frame in enumerate(frames) if frame.discontinuity]
-    assert [gray(frame) for frame in frames[: anew[0]]] == list(range(12))
-    second = [gray(frame) for frame in frames[anew[0] : anew[1]]]
+    discontinuities = [number for number, frame in enumerate(frames) if frame.discontinuity]
+    assert [gray(frame) for frame in frames[: discontinuities[0]]] == list(range(12))
+    second = [gray(frame) for frame in frames[discontinuities[0] : discontinuities[1]]]
     assert second == list(range(len(second)))
     assert len(second) >= 11  # the last one is whole when the next begins
     assert gray(frames[-1]) == 0
