@@ -314,6 +314,6 @@ class Capabilities(NamedTuple):
             TypeError: ``example_inputs`` returned something else.
         """
         example = None if self.example_inputs is None else self.example_inputs()
-        what = "None, or streaminfer.protocols.ExampleInputs(inputs, infer)"
-        check_instance("example_inputs", example, lambda it: isinstance(it, ExampleInputs | None), what)
+        expectation = "None, or streaminfer.protocols.ExampleInputs(inputs, infer)"
+        check_instance("example_inputs", example, lambda it: isinstance(it, ExampleInputs | None), expectation)
         return example

@@ -110,14 +110,14 @@ class MissingExtra(StreamInferError, ImportError):  # noqa: N818
 
 def says_retryable(error: BaseException | None) -> bool | None:
     """Return whether an error of any library says that a retry can help; ``None`` if it does not say."""
-    said = getattr(error, "retryable", None)
-    return said if isinstance(said, bool) else None
+    value = getattr(error, "retryable", None)
+    return value if isinstance(value, bool) else None
 
 
 def says_retry_after_s(error: BaseException) -> float:
     """Return the seconds, ≥ 0, that an error of any library asks callers to wait before a retry; 0.0 if none."""
-    said = getattr(error, "retry_after_s", None)
-    return float(said) if isinstance(said, (int, float)) and said > 0.0 else 0.0
+    value = getattr(error, "retry_after_s", None)
+    return float(value) if isinstance(value, (int, float)) and value > 0.0 else 0.0
 
 
 def copy_error(error: E) -> E:

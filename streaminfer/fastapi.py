@@ -73,7 +73,7 @@ def add_stacks(app: "fastapi.FastAPI", *stacks: Stack, health: str | None = "/he
     check_instance("health", health, lambda it: it is None or isinstance(it, str), "a path, or None")
     if health is not None and not health.startswith("/"):  # no request has such a path
         raise ValueError(expected("health", "a path that begins with '/'", health))
-    if any(isinstance(it.cls, type) and issubclass(it.cls, _Listening) for it in app.user_middleware):
+    if any(isinstance(it.cls, type) and issubclass(it.cls, _ExchangeMiddleware) for it in app.user_middleware):
         raise RuntimeError("add_stacks was called for this application before: give it all stacks at once")
     inner = app.router.lifespan_context
 
@@ -87,7 +87,7 @@ def add_stacks(app: "fastapi.FastAPI", *stacks: Stack, health: str | None = "/he
                 yield state
 
     app.router.lifespan_context = lifespan
-    app.add_middleware(_Listening)
+    app.add_middleware(_ExchangeMiddleware)
     handlers: dict[Any, Any] = {StreamInferError: _respond, ClientDisconnect: _close, ExceptionGroup: _respond_to_group}
     app.exception_handlers = handlers | app.exception_handlers  # handlers of the application take precedence
     if health is not None:
@@ -212,7 +212,7 @@ class BoundService:
         return f"BoundService({self.stack!r})"
 
 
-class _Listening:
+class _ExchangeMiddleware:
     """ASGI middleware that notes when a request arrived, whether its body was read and its response was sent."""
 
     def __init__(self, app: ASGIApp) -> None:

@@ -270,9 +270,9 @@ def join_fingerprints(own: Any, inner: Any) -> Any:
     return f"{own!r} around {inner!r}"
 
 
-def adapt(thing: Any) -> Node:
-    """Return ``thing`` if it is a `Node`, else a node that finds the capabilities of ``thing`` by name."""
-    return thing if isinstance(thing, Node) else _Adapted(thing)
+def adapt(obj: Any) -> Node:
+    """Return ``obj`` if it is a `Node`, else a node that finds the capabilities of ``obj`` by name."""
+    return obj if isinstance(obj, Node) else _Adapted(obj)
 
 
 class _ChildStates:
@@ -284,37 +284,37 @@ class _ChildStates:
     def __init__(self, node: Node) -> None:
         self._node = node
 
-    def keepers(self) -> dict[str, StreamStates]:
+    def states_by_label(self) -> dict[str, StreamStates]:
         offered = {label: adapt(child).capabilities().stream_states for label, child in self._node.children.items()}
-        return {label: states for label, states in offered.items() if states is not None}
+        return {label: stream_states for label, stream_states in offered.items() if stream_states is not None}
 
     def reset_stream(self, stream_id: Hashable) -> None:
-        for keeper in self.keepers().values():
-            keeper.reset_stream(stream_id)
+        for states in self.states_by_label().values():
+            states.reset_stream(stream_id)
 
     def end_stream(self, stream_id: Hashable) -> None:
-        for keeper in self.keepers().values():
-            keeper.end_stream(stream_id)
+        for states in self.states_by_label().values():
+            states.end_stream(stream_id)
 
     def export_state(self, stream_id: Hashable) -> dict[str, Any]:
         exported = {}
-        for label, keeper in self.keepers().items():
+        for label, states in self.states_by_label().items():
             with suppress(InvalidInput):  # this child has no state of the stream
-                exported[label] = keeper.export_state(stream_id)
+                exported[label] = states.export_state(stream_id)
         if not exported:
             raise InvalidInput(expected("stream_id", "a stream that has state", stream_id))
         return exported
 
     def import_state(self, stream_id: Hashable, state: Any) -> None:
-        keepers = self.keepers()
-        if not isinstance(state, Mapping) or not state.keys() <= keepers.keys():
-            raise InvalidInput(f"state: expected a mapping with some of {sorted(keepers)}, got {type(state).__name__}")
+        by_label = self.states_by_label()
+        if not isinstance(state, Mapping) or not state.keys() <= by_label.keys():
+            raise InvalidInput(f"state: expected a mapping with some of {sorted(by_label)}, got {type(state).__name__}")
         try:
-            for label, keeper in keepers.items():
+            for label, states in by_label.items():
                 if label in state:
-                    keeper.import_state(stream_id, state[label])
+                    states.import_state(stream_id, state[label])
                 else:
-                    keeper.end_stream(stream_id)
+                    states.end_stream(stream_id)
         except BaseException:
             self.end_stream(stream_id)  # no state at all is better than a mix of states from two instants
             raise
@@ -323,27 +323,27 @@ class _ChildStates:
 class _Adapted(Node):
     """A user's object as a node; the node reads most attributes each time they are needed."""
 
-    def __init__(self, thing: Any) -> None:
-        self._thing = thing
-        self.name = str(getattr(thing, "name", None) or getattr(thing, "__name__", None) or "")
-        self.needs = getattr(thing, "needs", None) or ""
+    def __init__(self, obj: Any) -> None:
+        self._object = obj
+        self.name = str(getattr(obj, "name", None) or getattr(obj, "__name__", None) or "")
+        self.needs = getattr(obj, "needs", None) or ""
 
     @property
     def start_progress(self) -> str:
-        return getattr(self._thing, "start_progress", None) or ""
+        return getattr(self._object, "start_progress", None) or ""
 
     @property
     def children(self) -> Mapping[str, Any]:
-        given = getattr(self._thing, "children", None)
-        if isinstance(given, Mapping):
-            return given
+        children = getattr(self._object, "children", None)
+        if isinstance(children, Mapping):
+            return children
         return {} if self._inner is None else {"inner": self._inner}
 
     @property
     def _inner(self) -> Any:
-        if hasattr(self._thing, "no object has this attribute"):
+        if hasattr(self._object, "no object has this attribute"):
             return None  # a mock has every attribute, so `inner` would lead to an endless chain
-        return getattr(self._thing, "inner", None)
+        return getattr(self._object, "inner", None)
 
     @property
     def left_to_owner(self) -> Sequence[Any]:
@@ -353,25 +353,25 @@ class _Adapted(Node):
 
     @property
     def starts(self) -> bool:
-        return callable(getattr(self._thing, "start", None))
+        return callable(getattr(self._object, "start", None))
 
     @property
     def stops(self) -> bool:
-        return callable(getattr(self._thing, "stop", None))
+        return callable(getattr(self._object, "stop", None))
 
     def capabilities(self) -> Capabilities:
-        thing = self._thing
-        own = {name: value for name in _NAMES if (value := getattr(thing, name, None)) is not None}
-        if hasattr(thing, "slo_ns"):
-            own["slo"] = thing
-        elif (slo_s := getattr(thing, "slo_s", None)) is not None:
+        obj = self._object
+        own = {name: value for name in _NAMES if (value := getattr(obj, name, None)) is not None}
+        if hasattr(obj, "slo_ns"):
+            own["slo"] = obj
+        elif (slo_s := getattr(obj, "slo_s", None)) is not None:
             own["slo"] = _FixedObjective(timeout_ns(check_duration("slo_s", slo_s, positive=True)))
         inner = self._inner
         offered = _NONE if inner is None else adapt(inner).capabilities()
-        if offered.stream_states is None and isinstance(getattr(thing, "children", None), Mapping):
+        if offered.stream_states is None and isinstance(getattr(obj, "children", None), Mapping):
             states = _ChildStates(self)
-            offered = offered._replace(stream_states=states if states.keepers() else None)
-        if is_service(thing):  # its call may also await work that `inner` does not end at the deadline
+            offered = offered._replace(stream_states=states if states.states_by_label() else None)
+        if is_service(obj):  # its call may also await work that `inner` does not end at the deadline
             offered = offered._replace(enforces_deadline=False)
         if inner is not None:
             own["fingerprint"] = join_fingerprints(own.get("fingerprint"), offered.fingerprint)
@@ -379,57 +379,57 @@ class _Adapted(Node):
 
     async def start(self) -> None:
         if self.starts:
-            await self._awaitable("start", self._thing.start())
+            await self._awaitable("start", self._object.start())
 
     async def stop(self, *, drain: bool = True) -> None:
         if self.stops:
-            await self._awaitable("stop", self._thing.stop(drain=drain))
+            await self._awaitable("stop", self._object.stop(drain=drain))
 
     def _awaitable(self, method: str, returned: Any) -> Any:
-        what = "an `async def`, whose call is awaited"
-        check_instance(f"{type(self._thing).__name__}.{method}", returned, inspect.isawaitable, what)
+        expectation = "an `async def`, whose call is awaited"
+        check_instance(f"{type(self._object).__name__}.{method}", returned, inspect.isawaitable, expectation)
         return returned
 
     def bind_clock(self, clock: Clock) -> None:
-        bind = getattr(self._thing, "bind_clock", None)
+        bind = getattr(self._object, "bind_clock", None)
         if bind is None:
             super().bind_clock(clock)
         else:
             bind(clock)
 
     def statistics(self) -> Any:
-        return self._thing.statistics() if has_statistics(self._thing) else None
+        return self._object.statistics() if has_statistics(self._object) else None
 
 
-def name_of(thing: Any) -> str:
+def name_of(obj: Any) -> str:
     """Return the name for responses, errors and reports: that of the object, or else of its class."""
-    return adapt(thing).name or type(thing).__name__
+    return adapt(obj).name or type(obj).__name__
 
 
 def are_idempotent(offered: Iterable[Capabilities]) -> bool | None:
     """Return whether requests may be sent twice: ``False`` if any entry says so, ``None`` if any does not say."""
-    said = {each.idempotent for each in offered}
-    return False if False in said else None if None in said or not said else True
+    values = {each.idempotent for each in offered}
+    return False if False in values else None if None in values or not values else True
 
 
-def is_service(thing: object) -> bool:
+def is_service(obj: object) -> bool:
     """Return whether an object is a service: it has a ``call`` method."""
-    return callable(getattr(thing, "call", None))
+    return callable(getattr(obj, "call", None))
 
 
-def is_layer(thing: object) -> bool:
+def is_layer(obj: object) -> bool:
     """Return whether an object is a layer: it has a ``wrap`` method."""
-    return callable(getattr(thing, "wrap", None))
+    return callable(getattr(obj, "wrap", None))
 
 
-def is_backend(thing: object) -> bool:
+def is_backend(obj: object) -> bool:
     """Return whether an object is a backend: it has an ``infer`` method."""
-    return callable(getattr(thing, "infer", None))
+    return callable(getattr(obj, "infer", None))
 
 
-def has_statistics(thing: object) -> bool:
+def has_statistics(obj: object) -> bool:
     """Return whether an object has a ``statistics`` method."""
-    return callable(getattr(thing, "statistics", None))
+    return callable(getattr(obj, "statistics", None))
 
 
 def check_infer(argument: str, backend: Any) -> None:
@@ -443,8 +443,8 @@ def check_infer(argument: str, backend: Any) -> None:
         return
     returns = str(signature_of(infer).return_annotation)
     if not any(kind in returns for kind in ("Awaitable", "Coroutine", "Future", "Task")):
-        what = (
+        expectation = (
             "a backend with an `async def infer` (CpuBackend runs a plain function in a thread; a plain infer that "
             "returns an awaitable is annotated so)"
         )
-        raise TypeError(f"{expected(argument, what, backend)}, whose infer is not async")
+        raise TypeError(f"{expected(argument, expectation, backend)}, whose infer is not async")

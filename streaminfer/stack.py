@@ -207,10 +207,10 @@ class Stack(Wrapper):
         check_instance("inputs", inputs, lambda value: isinstance(value, Iterable), "an iterable of what each brings")
         settings["tags"] = many_calls.check_settings("map", settings).tags  # they may be an iterator
 
-        def ask(one: Any) -> Any:
-            return self(one, wait=True, **settings)
+        def send(item: Any) -> Any:
+            return self(item, wait=True, **settings)
 
-        return await many_calls.answer_all(inputs, ask, concurrency, return_exceptions)
+        return await many_calls.answer_all(inputs, send, concurrency, return_exceptions)
 
     async def rows(self, inputs: Any, **settings: Unpack[MapSettings]) -> Any:
         """Send a request of several rows; either all of them succeed by one deadline, or the call fails.

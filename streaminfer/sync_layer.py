@@ -121,8 +121,8 @@ class SyncLayer(Node):
         super().__init_subclass__(**options)
         for name, method in {"enter": cls.enter, "exit": cls.exit}.items():
             if inspect.iscoroutinefunction(method):
-                what = "a plain function (a layer that awaits has wrap(inner), which returns a service)"
-                raise TypeError(expected(f"{cls.__name__}.{name}", what, method))
+                expectation = "a plain function (a layer that awaits has wrap(inner), which returns a service)"
+                raise TypeError(expected(f"{cls.__name__}.{name}", expectation, method))
 
     def wrap(self, inner: Service) -> SyncService:
         """Put the layer around a service.

@@ -28,10 +28,10 @@ cdef class _FieldReader:
     @cython.locals(value=cython.ulonglong, shift=int, byte=cython.ulonglong)
     cdef unsigned long long varint(self) except? 0
 
-    @cython.locals(value=cython.ulonglong, left=cython.ulonglong)
+    @cython.locals(value=cython.ulonglong, remaining=cython.ulonglong)
     cdef unsigned long long length(self, int kind, Py_ssize_t begin) except? 0
 
 @cython.locals(
     pieces=list, contents=list, reader=_FieldReader, piece=Py_ssize_t, fields=Py_ssize_t, size=Py_ssize_t,
-    begin=Py_ssize_t, found=cython.ulonglong, length=Py_ssize_t, end=Py_ssize_t)
+    begin=Py_ssize_t, field_tag=cython.ulonglong, length=Py_ssize_t, end=Py_ssize_t)
 cpdef tuple split_fields(view, unsigned long long tag, Py_ssize_t max_fields)

@@ -108,8 +108,8 @@ class _FieldReader:
             value = 4
         else:
             raise ValueError(f"byte {begin} is no field of a protobuf message")
-        left = self._size - self.position
-        if value > left:
+        remaining = self._size - self.position
+        if value > remaining:
             raise ValueError(f"cut short: the field at byte {begin} ends past the end")
         return value
 
@@ -140,10 +140,10 @@ def split_fields(
             raise ValueError(f"it has more than {max_fields} fields")
         fields += 1
         begin = reader.position
-        found = reader.varint()
-        length = reader.length(found & 7, begin)
+        field_tag = reader.varint()
+        length = reader.length(field_tag & 7, begin)
         end = reader.position + length
-        if found == tag:
+        if field_tag == tag:
             if piece < begin:
                 pieces.append((piece, begin))
             contents.append((reader.position, end))

@@ -44,12 +44,12 @@ class ListenerFailures:
         self._source = source
         self._failed: dict[int, Any] = {}  # holds the listener, so that no later object gets the same id
 
-    def report(self, listener: Any, told: object, failure: BaseException) -> None:
+    def report(self, listener: Any, description: object, failure: BaseException) -> None:
         """Log a failure, unless this listener failed before.
 
         Args:
             listener: an observer or a callable.
-            told: the event.
+            description: the event.
             failure: the exception that the listener raised.
         """
         if id(listener) in self._failed:
@@ -59,7 +59,7 @@ class ListenerFailures:
 
         name = getattr(listener, "__qualname__", None) or brief(listener)
         message = "%s: the listener %s failed on: %s (its later failures are not logged)"
-        Log(self._logger).error(message, self._source, name, told, exc_info=failure)
+        Log(self._logger).error(message, self._source, name, description, exc_info=failure)
 
 
 class Listeners(Generic[E]):
@@ -72,19 +72,30 @@ class Listeners(Generic[E]):
     Args:
         logger: name of the log.
         source: description of the object, for the log.
-        what: description of a valid listener, for the error about a wrong one.
+        expectation: description of a valid listener, for the error about a wrong one.
         describe: returns the text of an event for the log; ``None``: the log has the event itself.
 
     Attributes:
         errors: number of exceptions that listeners raised.
     """
 
-    __slots__ = ("__weakref__", "_changing", "_delivering", "_describe", "_failures", "_functions", "_what", "errors")
+    __slots__ = (
+        "__weakref__",
+        "_changing",
+        "_delivering",
+        "_describe",
+        "_expectation",
+        "_failures",
+        "_functions",
+        "errors",
+    )
 
-    def __init__(self, logger: str, source: str, what: str, describe: Callable[[E], object] | None = None) -> None:
+    def __init__(
+        self, logger: str, source: str, expectation: str, describe: Callable[[E], object] | None = None
+    ) -> None:
         self.errors = 0
         self._failures = ListenerFailures(logger, source)
-        self._what = what
+        self._expectation = expectation
         self._describe = describe
         self._functions: tuple[Callable[[E], object], ...] = ()
         self.begin_again()
@@ -116,7 +127,7 @@ class Listeners(Generic[E]):
         Raises:
             TypeError: ``listener`` is not callable.
         """
-        check_instance("listener", listener, callable, self._what)
+        check_instance("listener", listener, callable, self._expectation)
 
         def change(functions: tuple[Callable[[E], object], ...]) -> None:
             self._functions = functions
@@ -155,17 +166,17 @@ class Listeners(Generic[E]):
             return False
         try:
             for _ in range(MAX_ROUNDS):
-                found = False
+                had_events = False
                 for event in take(*arguments):
-                    found = True
+                    had_events = True
                     for listener in self._functions:
                         try:
                             listener(event)
                         except LISTENER_ERRORS as failure:
                             self.errors += 1
-                            told = self._describe(event) if self._describe else event
-                            self._failures.report(listener, told, failure)
-                if not found:
+                            description = self._describe(event) if self._describe else event
+                            self._failures.report(listener, description, failure)
+                if not had_events:
                     return True
         finally:
             delivering.release()

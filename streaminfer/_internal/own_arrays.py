@@ -29,7 +29,7 @@ def own_arrays(results: Any) -> Any:  # noqa: PLR0911 - one for each kind
     kind = type(results)
     if kind is ndarray:
         if results.dtype.hasobject:
-            return _own_objects(results)
+            return _copy_objects(results)
         return results.copy()
     if kind in _PLAIN:
         return results
@@ -45,10 +45,10 @@ def own_arrays(results: Any) -> Any:  # noqa: PLR0911 - one for each kind
         return results
     if isinstance(results, np.ndarray):
         return results.copy()
-    return _own_foreign(results)
+    return _copy_foreign(results)
 
 
-def _own_objects(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _copy_objects(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     copied = array.copy()
     flat = copied.reshape(-1)  # a view: the copy is contiguous
     for position in range(flat.size):
@@ -56,7 +56,7 @@ def _own_objects(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return copied
 
 
-def _own_foreign(value: Any) -> Any:
+def _copy_foreign(value: Any) -> Any:
     """Return a copy of another library's array: PyTorch calls the method ``clone``, the others ``copy``."""
     if not hasattr(value, "shape") or not hasattr(value, "__getitem__"):
         return value

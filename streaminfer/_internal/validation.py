@@ -89,8 +89,8 @@ def check_duration(name: str, value: object, *, positive: bool = False) -> float
         TypeError: not a real number.
         ValueError: NaN, infinite, negative, or zero where it must be positive.
     """
-    what = "a finite number of seconds " + ("> 0" if positive else "≥ 0")
-    return check_number(name, value, what, lambda it: 0.0 < it < math.inf or (it == 0.0 and not positive))
+    expectation = "a finite number of seconds " + ("> 0" if positive else "≥ 0")
+    return check_number(name, value, expectation, lambda it: 0.0 < it < math.inf or (it == 0.0 and not positive))
 
 
 def check_duration_ns(name: str, value: object, *, positive: bool = False) -> int:
@@ -98,26 +98,26 @@ def check_duration_ns(name: str, value: object, *, positive: bool = False) -> in
     return max(round(min(check_duration(name, value, positive=positive), LONGEST_S) * 1e9), int(positive))
 
 
-def check_number(name: str, value: object, what: str, fits: Callable[[float], bool]) -> float:
-    """Return a real number for which ``fits`` is true; ``what`` describes such numbers.
+def check_number(name: str, value: object, expectation: str, fits: Callable[[float], bool]) -> float:
+    """Return a real number for which ``fits`` is true; ``expectation`` describes such numbers.
 
     Raises:
         TypeError: not a real number (a bool is not one).
         ValueError: ``fits`` is false.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(expected(name, what, value))
+        raise TypeError(expected(name, expectation, value))
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
     if not fits(number):
-        raise ValueError(expected(name, what, value))
+        raise ValueError(expected(name, expectation, value))
     return number
 
 
-def check_whole(name: str, value: Any, what: str) -> int:
-    """Return any whole number; ``what`` describes the accepted numbers.
+def check_whole(name: str, value: Any, expectation: str) -> int:
+    """Return any whole number; ``expectation`` describes the accepted numbers.
 
     Raises:
         TypeError: not a whole number (a bool or a float is not one).
@@ -125,7 +125,7 @@ def check_whole(name: str, value: Any, what: str) -> int:
     with contextlib.suppress(TypeError):  # raised for arrays, classes and others without an index
         if not isinstance(value, bool):
             return operator.index(value)
-    raise TypeError(expected(name, what, value))
+    raise TypeError(expected(name, expectation, value))
 
 
 def check_clock(name: str, clock: Any) -> None:
@@ -153,26 +153,26 @@ def check_count(name: str, value: object, *, at_least: int = 1, at_most: int | N
         TypeError: not a whole number (a bool or a float is not one).
         ValueError: too small or too large.
     """
-    what = f"a whole number ≥ {at_least}"
-    number = check_whole(name, value, what)
+    expectation = f"a whole number ≥ {at_least}"
+    number = check_whole(name, value, expectation)
     if number < at_least:
-        raise ValueError(expected(name, what, value))
+        raise ValueError(expected(name, expectation, value))
     if at_most is not None and number > at_most:
-        raise ValueError(expected(name, f"{what} and ≤ {at_most}", value))
+        raise ValueError(expected(name, f"{expectation} and ≤ {at_most}", value))
     return number
 
 
-def check_ascending(name: str, value: Any, what: str, *, at_most: int | None = None) -> tuple[int, ...]:
-    """Return one or more ascending whole numbers from 1 as a tuple; ``what`` describes them.
+def check_ascending(name: str, value: Any, expectation: str, *, at_most: int | None = None) -> tuple[int, ...]:
+    """Return one or more ascending whole numbers from 1 as a tuple; ``expectation`` describes them.
 
     Raises:
         TypeError: not a sequence of whole numbers.
         ValueError: none, too small or too large, or not ascending.
     """
-    check_instance(name, value, lambda it: isinstance(it, Sequence) and not isinstance(it, (str, bytes)), what)
+    check_instance(name, value, lambda it: isinstance(it, Sequence) and not isinstance(it, (str, bytes)), expectation)
     numbers = tuple(check_count(name, number, at_most=at_most) for number in value)
     if not numbers or any(a >= b for a, b in pairwise(numbers)):
-        raise ValueError(expected(name, what, value))
+        raise ValueError(expected(name, expectation, value))
     return numbers
 
 
@@ -183,13 +183,13 @@ def check_choice(name: str, value: object, choices: tuple[C, ...]) -> C:
         TypeError: not a string.
         ValueError: another string.
     """
-    what = "one of " + ", ".join(map(repr, choices))
+    expectation = "one of " + ", ".join(map(repr, choices))
     if not isinstance(value, str):
-        raise TypeError(expected(name, what, value))
+        raise TypeError(expected(name, expectation, value))
     for choice in choices:
         if choice == value:
             return choice
-    raise ValueError(expected(name, what, value))
+    raise ValueError(expected(name, expectation, value))
 
 
 def check_instance(name: str, value: Any, test: Callable[[Any], bool], expectation: str) -> None:
@@ -209,11 +209,11 @@ def check_secret(name: str, value: object, *, at_least: int = MIN_SECRET_BYTES, 
         TypeError: not bytes.
         ValueError: too few or too many.
     """
-    what = f"{'' if at_least == at_most else 'at least '}{at_least} bytes"
+    expectation = f"{'' if at_least == at_most else 'at least '}{at_least} bytes"
     if not isinstance(value, bytes):
-        raise TypeError(f"{name}: expected {what}, got {type(value).__name__}")
+        raise TypeError(f"{name}: expected {expectation}, got {type(value).__name__}")
     if len(value) < at_least or (at_most is not None and len(value) > at_most):
-        raise ValueError(f"{name}: expected {what}, got {len(value)}")
+        raise ValueError(f"{name}: expected {expectation}, got {len(value)}")
     return value
 
 
@@ -234,19 +234,19 @@ def field_check(check: Callable[..., object], *args: Any, optional: bool = False
     return validate
 
 
-def make_from_table(make: Callable[..., T], table: Mapping[str, Any], path: str, whole: str = "") -> T:
+def make_from_table(make: Callable[..., T], table: Mapping[str, Any], path: str, description: str = "") -> T:
     """Call a constructor with a table from a file; errors about a key name its path.
 
     Args:
         make: takes the keys of the table as keyword arguments.
         table: the table.
         path: path of the table in its file; empty: it is the whole file.
-        whole: description of the whole file, for messages.
+        description: of the whole file, for messages.
 
     Raises:
         TypeError, ValueError: the table does not fit.
     """
-    where = path or whole
+    where = path or description
     check_instance(where, table, lambda it: isinstance(it, Mapping), "a table")
     parameters = signature_of(make).parameters
     for key in table:

@@ -87,18 +87,20 @@ async def end_tasks(tasks: Iterable[asyncio.Future[Any]]) -> None:
         await asyncio.wait(ending, timeout=seconds_left())
 
 
-def keep_running(work: Callable[[], Coroutine[Any, Any, None]], what: str, logger: str) -> "asyncio.Task[None]":
+def keep_running(work: Callable[[], Coroutine[Any, Any, None]], task_name: str, logger: str) -> "asyncio.Task[None]":
     """Run work in a separate task, and restart it if it ends with an error, which is logged.
 
     Args:
         work: returns the coroutine, which handles the usual errors itself.
-        what: subject of the log message.
+        task_name: name of the task, and subject of the log message.
         logger: name of the log.
     """
-    return asyncio.get_running_loop().create_task(_keep_running(work, what, logger), name=f"streaminfer {what}")
+    return asyncio.get_running_loop().create_task(
+        _keep_running(work, task_name, logger), name=f"streaminfer {task_name}"
+    )
 
 
-async def _keep_running(work: Callable[[], Coroutine[Any, Any, None]], what: str, logger: str) -> None:
+async def _keep_running(work: Callable[[], Coroutine[Any, Any, None]], task_name: str, logger: str) -> None:
     failures = ErrorLog(logger)
     while True:
         try:
@@ -109,7 +111,7 @@ async def _keep_running(work: Callable[[], Coroutine[Any, Any, None]], what: str
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            failures.report(what, error)
+            failures.report(task_name, error)
         else:
             return
         await asyncio.sleep(RESTART_S)

@@ -45,18 +45,18 @@ def join_rows(responses: Sequence[Any]) -> Any:
     first = responses[0]
     if isinstance(first, Mapping):
         if not all(isinstance(one, Mapping) and one.keys() == first.keys() for one in responses):
-            raise _not_alike("other outputs than the first")
+            raise _mismatch("other outputs than the first")
         return {name: join_rows([one[name] for one in responses]) for name in first}
     if isinstance(first, tuple):
         if not all(isinstance(one, tuple) and len(one) == len(first) for one in responses):
-            raise _not_alike("other outputs than the first")
+            raise _mismatch("other outputs than the first")
         return tuple(join_rows(column) for column in zip(*responses, strict=True))
     if isinstance(first, (np.ndarray, np.generic, *_NUMBERS)):
         arrays = [np.asarray(one) for one in responses]
         # dtypes of text include a width; the widest one can hold all
         kinds = {(array.shape, array.dtype.kind if array.dtype.kind in "SU" else array.dtype) for array in arrays}
         if len(kinds) > 1:
-            raise _not_alike(" and ".join(sorted(f"{dtype}{list(shape)}" for shape, dtype in kinds)))
+            raise _mismatch(" and ".join(sorted(f"{dtype}{list(shape)}" for shape, dtype in kinds)))
         return np.stack(arrays)
     return list(responses)
 
@@ -65,13 +65,13 @@ def _as_arrays(inputs: Any, name: str, counts: dict[str, int]) -> Any:
     if isinstance(inputs, Mapping) and inputs:
         return {key: _as_arrays(value, f"{name}[{key!r}]", counts) for key, value in inputs.items()}
     reject_mask(inputs, name)
-    what = "an array whose first axis holds the rows, or a mapping of such arrays"
+    expectation = "an array whose first axis holds the rows, or a mapping of such arrays"
     try:
         array = np.asarray(inputs) if hasattr(inputs, "__array__") else None
     except Exception as error:  # the conversion of a user's object can raise any error
-        raise InvalidInput(expected(name, what, inputs)) from error
+        raise InvalidInput(expected(name, expectation, inputs)) from error
     if array is None or not array.ndim:
-        raise InvalidInput(expected(name, what, inputs))
+        raise InvalidInput(expected(name, expectation, inputs))
     counts[name] = len(array)
     return array
 
@@ -82,5 +82,7 @@ def _row_of(arrays: Any, number: int) -> Any:
     return arrays[number]
 
 
-def _not_alike(found: str) -> BackendError:
-    return BackendError(f"the responses to the rows cannot form one: {found}; map() returns a list with one for each")
+def _mismatch(difference: str) -> BackendError:
+    return BackendError(
+        f"the responses to the rows cannot form one: {difference}; map() returns a list with one for each"
+    )

@@ -35,7 +35,7 @@ connections over HTTP, 1 collection remains of the 595 at a threshold of 700; wi
 
 _lock = threading.Lock()
 _holds: dict[object, asyncio.AbstractEventLoop] = {}  # by stack: its loop; the hold ends when the loop is closed
-_froze = False
+_is_frozen = False
 _thresholds = (0, 0, 0)  # thresholds before `enter`
 
 
@@ -45,7 +45,7 @@ def enter(loop: asyncio.AbstractEventLoop) -> object:
     Returns:
         The argument for :func:`leave`; ``None`` in virtual time, where this does nothing because speed is irrelevant.
     """
-    global _froze, _thresholds  # noqa: PLW0603 - one heap per process
+    global _is_frozen, _thresholds  # noqa: PLW0603 - one heap per process
     if is_virtual(loop):
         return None
     hold = object()
@@ -54,8 +54,8 @@ def enter(loop: asyncio.AbstractEventLoop) -> object:
         _holds[hold] = loop
         if len(_holds) > 1:
             return hold  # a second stack may have added connections, so nothing more is frozen
-        _froze = gc.get_freeze_count() < _FROZEN_BY_APPLICATIONS
-        if _froze:
+        _is_frozen = gc.get_freeze_count() < _FROZEN_BY_APPLICATIONS
+        if _is_frozen:
             gc.collect()
             gc.freeze()
             _thresholds = gc.get_threshold()
@@ -75,7 +75,7 @@ def _drop(holds: set[object]) -> None:
         del _holds[hold]
     if _holds or not holds:
         return
-    if _froze:
+    if _is_frozen:
         gc.unfreeze()
         if gc.get_threshold()[0] == _YOUNG_OBJECTS:  # the application has not set another one
             gc.set_threshold(*_thresholds)

@@ -58,6 +58,6 @@ cdef class Chain:
     cdef Passage _enter(self, CRequest request, object now_ns, object receive)
     cdef bint _is_late(self, CRequest request) except -1
     cdef bint _leave(self, Passage passage) except -1
-    cdef object _give(self, Passage passage, object response)
+    cdef object _respond(self, Passage passage, object response)
     @cython.locals(position=Py_ssize_t)
     cdef object _exit(self, object request, list tokens, object outcome)

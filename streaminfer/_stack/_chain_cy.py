@@ -89,7 +89,7 @@ class Passage:
             response = chain.response(self, outputs) if error is None else chain.failed(self, error)
         except BaseException as raised:  # noqa: BLE001 - of a layer: it is the outcome
             error = raised
-        _tell(receive, response, error if response is None else None)
+        _notify(receive, response, error if response is None else None)
 
 
 class Chain:
@@ -351,7 +351,7 @@ class Chain:
             response = self.failed(passage, error)
             if response is None:
                 raise
-            self._give(passage, response)
+            self._respond(passage, response)
         return passage
 
     def _is_late(self, request: Request) -> bool:
@@ -366,12 +366,12 @@ class Chain:
             self.idle.set_result(None)
         return passage._cancelled is not None and not passage._cancelled.uncancel()
 
-    def _give(self, passage: Passage, response: Response) -> None:
+    def _respond(self, passage: Passage, response: Response) -> None:
         """End a passage with the response that a layer made of an error, before the passage reached the terminal."""
         receive = passage._receive
         passage.ticket = passage._tokens = passage._receive = None
         if receive is None:
-            passage.awaited = _given(response)
+            passage.awaited = _return_response(response)
         else:
             receive(response, None)
 
@@ -403,7 +403,7 @@ def _outputs_of(response: Any) -> Any:
         ) from None
 
 
-def _tell(receive: Any, response: Any, error: Any) -> None:
+def _notify(receive: Any, response: Any, error: Any) -> None:
     """Report the end of a request; an exception of its receiver does not affect other requests of its batch."""
     try:
         receive(response, error)
@@ -420,6 +420,6 @@ def _close_unread(passage: Any) -> None:
         close_unread(passage.awaited)
 
 
-async def _given(response: Any) -> Any:
+async def _return_response(response: Any) -> Any:
     """Return the response that a layer made of the error of an inner one."""
     return response

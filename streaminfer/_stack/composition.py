@@ -100,8 +100,8 @@ def check_layers(layers: tuple[Any, ...]) -> None:
             name = layer.__name__
             raise TypeError(f"layers: expected instances, got the class {name}: {name}(...) makes an instance")
     if not is_service(layers[-1]) and not is_backend(layers[-1]):
-        what = "a backend or a service as the last one (CpuBackend makes a function one)"
-        raise TypeError(expected("layers", what, layers[-1]) + _order(layers))
+        expectation = "a backend or a service as the last one (CpuBackend makes a function one)"
+        raise TypeError(expected("layers", expectation, layers[-1]) + _order(layers))
     if not is_service(layers[-1]):
         check_infer("layers", layers[-1])
     for part in parts_of(layers[-1]):

@@ -138,9 +138,9 @@ def check_settings(method: str, settings: MapSettings) -> Request:
     """
     for name in settings:
         if name not in MapSettings.__optional_keys__:
-            known = ", ".join(sorted(MapSettings.__optional_keys__))
+            names = ", ".join(sorted(MapSettings.__optional_keys__))
             raise TypeError(
-                f"{method}() got an unexpected keyword argument {name!r}; those of its requests are {known}"
+                f"{method}() got an unexpected keyword argument {name!r}; those of its requests are {names}"
             )
     fields: dict[str, Any] = {**settings}
     timeout_s = fields.pop("timeout_s", None)
@@ -150,13 +150,13 @@ def check_settings(method: str, settings: MapSettings) -> Request:
 
 
 async def answer_all(
-    inputs: Iterable[Any], ask: Callable[[Any], Awaitable[Any]], concurrency: int, return_exceptions: bool
+    inputs: Iterable[Any], send: Callable[[Any], Awaitable[Any]], concurrency: int, return_exceptions: bool
 ) -> list[Any]:
     """Send a request for each of the inputs, at most ``concurrency`` at a time.
 
     Args:
         inputs: read one by one as requests are sent.
-        ask: sends the request for one input and returns its response.
+        send: sends the request for one input and returns its response.
         concurrency: most requests at the same time.
         return_exceptions: put errors into the result; otherwise the first error cancels the rest and is raised.
 
@@ -166,10 +166,10 @@ async def answer_all(
     answers: dict[int, Any] = {}
     numbered: Iterator[tuple[int, Any]] = enumerate(inputs)
 
-    async def work(some: Iterable[tuple[int, Any]]) -> None:
-        for number, one in some:
+    async def work(numbered_inputs: Iterable[tuple[int, Any]]) -> None:
+        for number, item in numbered_inputs:
             try:
-                answers[number] = await ask(one)
+                answers[number] = await send(item)
             except Exception as error:
                 if not return_exceptions:
                     raise
@@ -177,8 +177,8 @@ async def answer_all(
 
     workers: list[asyncio.Task[None]] = []
     try:
-        firsts = itertools.islice(numbered, concurrency)  # no more workers than there are inputs
-        workers.extend(asyncio.create_task(work(itertools.chain([first], numbered))) for first in firsts)
+        first_inputs = itertools.islice(numbered, concurrency)  # no more workers than there are inputs
+        workers.extend(asyncio.create_task(work(itertools.chain([first], numbered))) for first in first_inputs)
         await asyncio.gather(*workers)
     except BaseException:
         _cancel(workers)

@@ -39,13 +39,13 @@ def check_part_methods(part: Any) -> None:
         _check(part, name)
 
 
-def _check(thing: Any, name: str) -> None:
-    method = None if isinstance(thing, Node) else getattr(thing, name, None)
+def _check(part: Any, name: str) -> None:
+    method = None if isinstance(part, Node) else getattr(part, name, None)
     if not callable(method):
         return
-    what = f"{type(thing).__name__}.{name}"
+    method_name = f"{type(part).__name__}.{name}"
     if name in _PLAIN and inspect.iscoroutinefunction(method):
-        raise TypeError(expected(what, "a plain function, because its call is not awaited", method))
+        raise TypeError(expected(method_name, "a plain function, because its call is not awaited", method))
     try:
         signature = signature_of(method)
     except (TypeError, ValueError):  # of compiled code
@@ -58,5 +58,5 @@ def _check(thing: Any, name: str) -> None:
     except TypeError:
         arguments = [f"{it}=" for it in _AWAITED[name]] if name in _AWAITED else _PLAIN[name]
         raise TypeError(
-            f"{what}: expected a method to call as {name}({', '.join(arguments)}), got {name}{signature}"
+            f"{method_name}: expected a method to call as {name}({', '.join(arguments)}), got {name}{signature}"
         ) from None

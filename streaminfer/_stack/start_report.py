@@ -74,11 +74,11 @@ class StartTimer:
     Belongs to one event loop.
 
     Args:
-        what: name of the stack in the log.
+        stack_name: name of the stack in the log.
     """
 
-    def __init__(self, what: str) -> None:
-        self._what = what
+    def __init__(self, stack_name: str) -> None:
+        self._stack_name = stack_name
         self._loop = asyncio.get_running_loop()
         self._parts: list[PartStart] = []
         self._part: Any = None
@@ -120,7 +120,7 @@ class StartTimer:
         """Return the report of all parts, innermost first, and log it in one line."""
         report = StartReport(self._now_s() - self._began_s, tuple(self._parts))
         # a log that stores only the message template still shows the event
-        _LOGGER.info("%s ready after %.3f s%s", self._what, report.seconds, report.list_parts())
+        _LOGGER.info("%s ready after %.3f s%s", self._stack_name, report.seconds, report.list_parts())
         return report
 
     def _now_s(self) -> float:
@@ -132,7 +132,7 @@ class StartTimer:
     def _log_progress(self) -> None:
         progress = "" if self._part is None else adapt(self._part).start_progress
         doing = f"{self._name}{f', {progress}' if progress else ''}"
-        _LOGGER.info("%s starts, for %.0f s now: %s", self._what, self._now_s() - self._began_s, doing)
+        _LOGGER.info("%s starts, for %.0f s now: %s", self._stack_name, self._now_s() - self._began_s, doing)
         self._schedule()
 
 

@@ -68,17 +68,17 @@ class PartStatistics(Snapshot):
         return ("" if self.statistics is None else _drawn(self.statistics)) + _drawn_inside(self.children)
 
 
-def statistics_inside(thing: Any) -> dict[str, Any]:
+def statistics_inside(part: Any) -> dict[str, Any]:
     """Return the statistics of the objects inside a layer or service, by label; skip objects without statistics."""
-    found = {label: _statistics_of(child) for label, child in adapt(thing).children.items()}
-    return {label: statistics for label, statistics in found.items() if statistics is not None}
+    by_label = {label: _statistics_of(child) for label, child in adapt(part).children.items()}
+    return {label: statistics for label, statistics in by_label.items() if statistics is not None}
 
 
-def _statistics_of(thing: Any) -> Any:
-    own = adapt(thing).statistics()
+def _statistics_of(part: Any) -> Any:
+    own = adapt(part).statistics()
     if isinstance(own, StackStatistics):
         return own
-    inside = statistics_inside(thing)
+    inside = statistics_inside(part)
     return PartStatistics(own, inside) if inside else own
 
 

@@ -208,8 +208,8 @@ class BatchedService(Node):
         """
         limit = adapt(self.inner).capabilities().max_batch_size
         if limit is not None and max_batch_size > limit:
-            what = f"at most {limit}, the most rows that the model takes"
-            raise ValueError(expected("max_batch_size", what, max_batch_size))
+            expectation = f"at most {limit}, the most rows that the model takes"
+            raise ValueError(expected("max_batch_size", expectation, max_batch_size))
 
     def change(self, slo_s: float | None, max_batch_size: int, policy: Policy, assembler: Assembler) -> None:
         """Change the settings; requests in flight keep their deadline and their place."""

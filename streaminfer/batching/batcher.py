@@ -190,14 +190,14 @@ class AdaptiveBatcher(Node):
         if is_backend(inner):
             check_infer("inner", inner)
         elif is_service(inner) or not callable(inner):
-            what = "a backend (an object with infer) or a batch function, which take batches"
-            raise TypeError(expected("inner", what, inner))
+            expectation = "a backend (an object with infer) or a batch function, which take batches"
+            raise TypeError(expected("inner", expectation, inner))
         else:
             check_no_generator("inner", inner)
         offered = adapt(inner).capabilities()
         if self.preferred_sizes is not None and offered.shared_outputs:
-            what = "None for a model with outputs of the whole batch, since copies of a row fill up a batch"
-            raise ValueError(expected("preferred_sizes", what, self.preferred_sizes))
+            expectation = "None for a model with outputs of the whole batch, since copies of a row fill up a batch"
+            raise ValueError(expected("preferred_sizes", expectation, self.preferred_sizes))
         if not self._in_flight_given:
             self.max_in_flight = offered.queued_workers or 1
         from streaminfer.batching.batched_function import as_function  # noqa: PLC0415 - not at the package's import
@@ -366,13 +366,13 @@ class AdaptiveBatcher(Node):
             check_instance("service_time", known, lambda it: it is None or isinstance(it, ServiceTime), "a ServiceTime")
             return LearnedServiceTime(prior=known)
         lengths = self.buckets.lengths
-        what = f"a mapping of bucket lengths, of {lengths}, to ServiceTime"
-        check_instance("service_time", known, lambda it: it is None or isinstance(it, Mapping), what)
+        expectation = f"a mapping of bucket lengths, of {lengths}, to ServiceTime"
+        check_instance("service_time", known, lambda it: it is None or isinstance(it, Mapping), expectation)
         known = known or {}
         if not set(known) <= set(lengths):
-            raise ValueError(expected("service_time", what, known))
+            raise ValueError(expected("service_time", expectation, known))
         for prior in known.values():
-            check_instance("service_time", prior, lambda it: isinstance(it, ServiceTime), what)
+            check_instance("service_time", prior, lambda it: isinstance(it, ServiceTime), expectation)
         return {length: LearnedServiceTime(prior=known.get(length)) for length in lengths}
 
     def _policy_for(self, workers: int) -> Policy:
@@ -429,12 +429,12 @@ def _check_policy(policy: PolicyName) -> PolicyName:
 
 def _as_weights(fair: Any) -> Mapping[Hashable, float] | None:
     """Return the weights of streams that take turns; ``None`` if they do not."""
-    what = "True, False or a mapping of stream id to weight, from 0.001 to 1000"
+    expectation = "True, False or a mapping of stream id to weight, from 0.001 to 1000"
     if isinstance(fair, bool):
         return {} if fair else None
-    check_instance("fair", fair, lambda value: isinstance(value, Mapping), what)
+    check_instance("fair", fair, lambda value: isinstance(value, Mapping), expectation)
     for weight in fair.values():
-        check_number("fair", weight, what, lambda number: 0.001 <= number <= 1000)
+        check_number("fair", weight, expectation, lambda number: 0.001 <= number <= 1000)
     return dict(fair)
 
 

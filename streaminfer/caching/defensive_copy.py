@@ -30,8 +30,8 @@ def freeze(value: Any) -> Any:
         TypeError: the value can be used only once: an iterator, a generator or an awaitable.
     """
     if isinstance(value, (Iterator, AsyncIterator, Awaitable)):
-        what = "a value that can be used more than once, not an iterator or awaitable (make a list of it)"
-        raise TypeError(expected("value", what, value))
+        expectation = "a value that can be used more than once, not an iterator or awaitable (make a list of it)"
+        raise TypeError(expected("value", expectation, value))
     return _freeze(value)
 
 

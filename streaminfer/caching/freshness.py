@@ -146,5 +146,7 @@ def _check_policy(retention: Any, window: str, stale_s: float) -> None:
     if not isinstance(retention, Retention):
         raise TypeError(expected("retention", "a Retention or None", retention))
     if stale_s >= retention.shortest_s:
-        what = f"less than the shortest maximum age of the policy, {retention.shortest_s:g} s: stale values age as well"
-        raise ValueError(expected(window, what, stale_s))
+        expectation = (
+            f"less than the shortest maximum age of the policy, {retention.shortest_s:g} s: stale values age as well"
+        )
+        raise ValueError(expected(window, expectation, stale_s))

@@ -169,10 +169,10 @@ def verified(chain: Chain, events: Iterable[RetentionEvent], known: tuple[int, s
         TypeError, ValueError: ``head`` is not a digest; this says nothing about the events.
     """
     if head is not None:
-        what = "64 hexadecimal digits, as RetentionLog.head gives, or None"
-        check_instance("head", head, lambda it: isinstance(it, str), what)
+        expectation = "64 hexadecimal digits, as RetentionLog.head gives, or None"
+        check_instance("head", head, lambda it: isinstance(it, str), expectation)
         if not _DIGEST.fullmatch(head):
-            raise ValueError(expected("head", what, head))
+            raise ValueError(expected("head", expectation, head))
     first = chain.number
 
     def bad(problem: str, at: int | None = None, before: str = "") -> Verification:

@@ -54,7 +54,7 @@ def content_path(body: bytes | bytearray | memoryview, *, version: str, prefix: 
     return f"{prefix}/{version}/{hashlib.sha256(body).hexdigest()}"
 
 
-def _check(name: str, value: Any, pattern: re.Pattern[str], what: str) -> None:
-    check_instance(name, value, lambda it: isinstance(it, str), f"a string of {what}")
+def _check(name: str, value: Any, pattern: re.Pattern[str], expectation: str) -> None:
+    check_instance(name, value, lambda it: isinstance(it, str), f"a string of {expectation}")
     if not pattern.fullmatch(value):
-        raise ValueError(expected(name, what, value))
+        raise ValueError(expected(name, expectation, value))

@@ -90,8 +90,8 @@ class EdgePolicy:
 
     def __attrs_post_init__(self) -> None:
         if self.client_s is not None and (self.stale_while_revalidate_s or self.stale_if_error_s):
-            what = "None where there is a stale window, since s-maxage forbids one"
-            raise ValueError(expected("client_s", what, self.client_s))
+            expectation = "None where there is a stale window, since s-maxage forbids one"
+            raise ValueError(expected("client_s", expectation, self.client_s))
         check_instance("vary", self.vary, lambda it: isinstance(it, tuple), "names of request headers")
         for name, value in (*(("vary", each) for each in self.vary), ("credentials", self.credentials)):
             check_instance(name, value, lambda it: isinstance(it, str), "the name of a request header")

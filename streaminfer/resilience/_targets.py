@@ -42,17 +42,17 @@ def exception_classes(
     Raises:
         TypeError: ``given`` is none of these.
     """
-    what = "classes of exceptions, or a function of an exception"
+    expectation = "classes of exceptions, or a function of an exception"
     if isinstance(given, type):
         given = (given,)
     elif callable(given):
         return (), given
     if not isinstance(given, Iterable):
-        raise TypeError(expected(argument, what, given))
+        raise TypeError(expected(argument, expectation, given))
     classes = tuple(given)
     for each in classes:
         if not (isinstance(each, type) and issubclass(each, BaseException)):
-            raise TypeError(expected(argument, what, each))
+            raise TypeError(expected(argument, expectation, each))
     return classes, None
 
 
@@ -62,7 +62,10 @@ def public_methods(state: type[Any]) -> list[str]:
 
 
 def reject_awaitable(
-    function: Any, result: Any, argument: str = "inner", what: str = "an async function where it returns an awaitable"
+    function: Any,
+    result: Any,
+    argument: str = "inner",
+    expectation: str = "an async function where it returns an awaitable",
 ) -> None:
     """Raise ``TypeError`` if a function that looks synchronous has returned an awaitable.
 
@@ -72,13 +75,13 @@ def reject_awaitable(
         function: the called function.
         result: its result.
         argument: name of the argument with the function.
-        what: what was expected instead.
+        expectation: what was expected instead.
     """
     if type(result) in PLAIN or not hasattr(type(result), "__await__"):
         return
     if inspect.iscoroutine(result):
         result.close()
-    raise TypeError(expected(argument, what, function))
+    raise TypeError(expected(argument, expectation, function))
 
 
 def reject_copy(guard: Any) -> Any:

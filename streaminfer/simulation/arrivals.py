@@ -182,8 +182,8 @@ def ascending(arrivals_s: ArrayLike) -> NDArray[np.float64]:
     back = instants[1:] < instants[:-1]
     if back.any():
         at = int(back.argmax()) + 1
-        what = f"ascending seconds; element {at} lies before the one it follows"
-        raise ValueError(expected("arrivals_s", what, float(instants[at])))
+        expectation = f"ascending seconds; element {at} lies before the one it follows"
+        raise ValueError(expected("arrivals_s", expectation, float(instants[at])))
     return instants
 
 

@@ -112,8 +112,8 @@ async def profile(
     check_duration("budget_s", budget_s, positive=True)
     check_instance("stack", stack, lambda value: isinstance(value, bool), "True or False")
     check_clock("clock", clock)
-    what = "a backend (an object with infer) or a batch function"
-    check_instance("inner", inner, lambda it: is_backend(it) or callable(it), what)
+    expectation = "a backend (an object with infer) or a batch function"
+    check_instance("inner", inner, lambda it: is_backend(it) or callable(it), expectation)
     given = as_buckets(buckets)
     assembler = Assembler(
         stack=stack,
@@ -183,10 +183,10 @@ async def _run(inner: Any, rows: list[Any], assembler: Assembler, clock: Clock, 
 
 def _rows(examples: Sequence[Any], inner: Any, assembler: Assembler, stack: bool) -> dict[int, list[Any]]:
     """Return the example inputs by bucket, checked against the model and each other."""
-    what = "a list or tuple of what requests bring, at least one"
-    check_instance("examples", examples, lambda it: isinstance(it, (list, tuple)), what)
+    expectation = "a list or tuple of what requests bring, at least one"
+    check_instance("examples", examples, lambda it: isinstance(it, (list, tuple)), expectation)
     if not examples:
-        raise ValueError(expected("examples", what, examples))
+        raise ValueError(expected("examples", expectation, examples))
     validate = adapt(inner).capabilities().validate
     rows: dict[int, list[Any]] = {}
     for number, example in enumerate(examples):

@@ -17,7 +17,7 @@ from typing import Any
 import attrs
 import numpy as np
 
-from streaminfer._internal.display.figures import inline_svg, say_nothing_yet, shown_name
+from streaminfer._internal.display.figures import draw_placeholder, inline_svg, shown_name
 from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.validation import check_choice, check_duration, check_instance, expected
 from streaminfer.batching.policy import POLICY_NAMES, PolicyName
@@ -160,7 +160,7 @@ class ScenarioTable(Sequence[Scenario]):
         """
         axes = self._drawn(ax)
         if not len(self.trace):
-            say_nothing_yet(axes, "no requests in the trace")
+            draw_placeholder(axes, "no requests in the trace")
         return axes
 
     def _drawn(self, ax: Any) -> Any:
@@ -358,15 +358,15 @@ def _alternatives(name: str, value: Any) -> list[Any]:
 def _devices(service_time: Any) -> dict[str, ServiceTime]:
     """Return service times by name; one without a name is named by its ``repr``."""
     given = service_time.items() if isinstance(service_time, Mapping) else service_time
-    what = "a ServiceTime, several, or (name, ServiceTime); fitted() gives that of a learned one"
+    expectation = "a ServiceTime, several, or (name, ServiceTime); fitted() gives that of a learned one"
     if isinstance(given, ServiceTime):
         given = [given]
-    check_instance("service_time", given, lambda it: isinstance(it, Iterable) and not isinstance(it, str), what)
+    check_instance("service_time", given, lambda it: isinstance(it, Iterable) and not isinstance(it, str), expectation)
     devices: dict[str, ServiceTime] = {}
     for entry in given:
         name, device = entry if isinstance(entry, tuple) and len(entry) == 2 else (repr(entry), entry)
         if not (isinstance(name, str) and isinstance(device, ServiceTime)):
-            raise TypeError(expected("service_time", what, entry))
+            raise TypeError(expected("service_time", expectation, entry))
         if devices.setdefault(name, device) != device:
             raise ValueError(expected("service_time", "a name of its own for each", name))
     if not devices:

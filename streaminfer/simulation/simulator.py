@@ -131,8 +131,8 @@ def durations_in_ns(service_time: ServiceTime, max_batch_size: int) -> NDArray[n
     Raises:
         TypeError: ``service_time`` is not a `ServiceTime`.
     """
-    what = "a ServiceTime; fitted() gives that of a learned one"
-    check_instance("service_time", service_time, lambda value: isinstance(value, ServiceTime), what)
+    expectation = "a ServiceTime; fitted() gives that of a learned one"
+    check_instance("service_time", service_time, lambda value: isinstance(value, ServiceTime), expectation)
     return service_time.table_ns(max_batch_size)
 
 

@@ -11,7 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streaminfer._internal.display.figures import BAD, COLORS, GREY, in_seconds, legend_above, new_axes, say_nothing_yet
+from streaminfer._internal.display.figures import (
+    BAD,
+    COLORS,
+    GREY,
+    draw_placeholder,
+    in_seconds,
+    legend_above,
+    new_axes,
+)
 from streaminfer._internal.loading.extras import require
 
 __all__ = ["draw_timeline"]
@@ -129,7 +137,7 @@ def draw_timeline(
     in_seconds(ax.xaxis)
     ax.set_xlabel("time")
     if not instants.size:
-        say_nothing_yet(ax, "no requests yet")
+        draw_placeholder(ax, "no requests yet")
     legend_above(ax)
     return ax
 

@@ -6,7 +6,15 @@ The percentiles of the parts do not add up to the percentile of the whole, so th
 from collections.abc import Mapping
 from typing import Any
 
-from streaminfer._internal.display.figures import BAD, COLORS, GOOD, in_decades, legend_above, new_axes, say_nothing_yet
+from streaminfer._internal.display.figures import (
+    BAD,
+    COLORS,
+    GOOD,
+    draw_placeholder,
+    in_decades,
+    legend_above,
+    new_axes,
+)
 from streaminfer._internal.units import format_duration
 from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
 
@@ -32,7 +40,7 @@ def plot_parts(ax: Any, parts: Mapping[str, LatencyHistogram]) -> Any:
     ax = new_axes(ax, "TelemetryStatistics.plot", height_in=2.8)
     recorded = {name: histogram for name, histogram in parts.items() if histogram.count}
     if not recorded:
-        say_nothing_yet(ax, "no response yet")
+        draw_placeholder(ax, "no response yet")
         ax.set(xticks=[], yticks=[])
         return ax
     rows = range(len(recorded))

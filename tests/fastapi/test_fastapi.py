@@ -21,7 +21,7 @@ from starlette.responses import StreamingResponse
 from web_server import WebServer
 
 import streaminfer as si
-from streaminfer.fastapi import BoundService, _Listening, add_stacks, bind
+from streaminfer.fastapi import BoundService, _ExchangeMiddleware, add_stacks, bind
 from streaminfer.request import NEVER_NS
 from streaminfer.testing import HANG, FakeClock, ScriptedBackend, VirtualLoop
 
@@ -710,7 +710,7 @@ async def test_only_errors_after_a_disconnect_are_ignored(loop, cause, raised):
         raise RuntimeError("Caught handled exception, but response already started.") from cause
 
     with pytest.raises(RuntimeError) if raised else contextlib.nullcontext():
-        await _Listening(app)({"type": "lifespan"}, None, None)
+        await _ExchangeMiddleware(app)({"type": "lifespan"}, None, None)
 
 
 async def test_all_calls_of_a_disconnected_client_end(loop):

@@ -15,12 +15,12 @@ __all__ = [
     "COLORS",
     "GOOD",
     "GREY",
+    "draw_placeholder",
     "in_decades",
     "in_seconds",
     "inline_svg",
     "legend_above",
     "new_axes",
-    "say_nothing_yet",
     "shown_name",
     "time_unit",
 ]
@@ -71,7 +71,7 @@ def legend_above(ax: Any) -> None:
     )  # fmt: skip
 
 
-def say_nothing_yet(ax: Any, text: str) -> None:
+def draw_placeholder(ax: Any, text: str) -> None:
     """Write the reason why the axes are empty into them."""
     ax.text(0.5, 0.5, text, ha="center", va="center", transform=ax.transAxes, color=GREY)
 

@@ -77,12 +77,12 @@ def _records(values: Any) -> list[dict[str, Any]]:
 
 def _table(records: Sequence[Mapping[str, Any]], caption: str) -> str:
     """Return a table with a row for each record; a column is left out if all its values are empty, zero or unknown."""
-    columns = [name for name in records[0] if any(_says_something(record[name]) for record in records)]
+    columns = [name for name in records[0] if any(_has_value(record[name]) for record in records)]
     rows = [[_text(name, record[name]) for name in columns] for record in records]
     return html_table(rows, head=[*map(_label, columns)], caption=caption)
 
 
-def _says_something(value: Any) -> bool:
+def _has_value(value: Any) -> bool:
     if isinstance(value, Mapping):
         return any(value.values())
     return bool(value) and value == value and not attrs.has(type(value))  # noqa: PLR0124 - NaN is unknown

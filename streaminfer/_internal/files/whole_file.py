@@ -35,16 +35,16 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
     if not _is_replaceable(path, target, before):
         Path(path).write_bytes(content)
         return
-    fresh = target.with_name(f".{os.urandom(8).hex()}.new")
+    temporary = target.with_name(f".{os.urandom(8).hex()}.new")
     try:
-        _write(fresh, content, before)
-        fresh.replace(target)
+        _write(temporary, content, before)
+        temporary.replace(target)
     except OSError as error:
         if error.errno not in _ONLY_IN_PLACE:
             raise
         Path(path).write_bytes(content)
     finally:
-        fresh.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def _is_replaceable(path: str | os.PathLike[str], target: Path, before: os.stat_result | None) -> bool:
@@ -56,9 +56,9 @@ def _is_replaceable(path: str | os.PathLike[str], target: Path, before: os.stat_
     return is_plain and before.st_nlink == 1 and before.st_uid == os.geteuid() and os.access(path, os.W_OK)
 
 
-def _write(fresh: Path, content: bytes, before: os.stat_result | None) -> None:
+def _write(temporary: Path, content: bytes, before: os.stat_result | None) -> None:
     mode = 0o666 if before is None else stat.S_IMODE(before.st_mode)
-    number = os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, mode)
+    number = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, mode)
     with os.fdopen(number, "wb") as file:
         if before is not None:
             os.fchown(number, -1, before.st_gid)

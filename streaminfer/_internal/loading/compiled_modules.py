@@ -86,15 +86,15 @@ def warn_if_unused() -> None:
     if are_used():
         return
     if _are_disabled():
-        why = "STREAMINFER_DISABLE_COMPILED=1 is set"
+        reason = "STREAMINFER_DISABLE_COMPILED=1 is set"
     else:
-        why = (
+        reason = (
             f"{_PACKAGE} holds no modules compiled for this Python; where a compiled streaminfer is installed, start "
             "from another folder than the checkout's"
         )
     from streaminfer._internal.error_log import Log  # noqa: PLC0415 - a compiled package does without
 
-    Log("streaminfer").warning("streaminfer serves uncompiled, which costs more CPU per request: %s", why)
+    Log("streaminfer").warning("streaminfer serves uncompiled, which costs more CPU per request: %s", reason)
 
 
 def _are_disabled() -> bool:

@@ -71,34 +71,34 @@ class _KernelCache:
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self._own: Any = None
+        self._writable: Any = None
         with contextlib.suppress(RuntimeError):  # no writable folder
-            self._own = FunctionCache(function)  # type: ignore[no-untyped-call]
+            self._writable = FunctionCache(function)  # type: ignore[no-untyped-call]
         self._others = [other for other in _readable(function) if other.cache_path != self.cache_path]
 
     @property
     def cache_path(self) -> str | None:
         """Folder where compiled code is stored; ``None``: no folder is writable."""
-        return None if self._own is None else self._own.cache_path
+        return None if self._writable is None else self._writable.cache_path
 
     def load_overload(self, signature: Any, target: Any) -> Any:
         """Return the code for a signature, or ``None`` if no folder has it."""
-        for kept in [self._own, *self._others] if self._own else self._others:
+        for function_cache in [self._writable, *self._others] if self._writable else self._others:
             with contextlib.suppress(OSError):  # the folder of another user may be unreadable
-                found = kept.load_overload(signature, target)
-                if found is not None:
-                    return found
+                code = function_cache.load_overload(signature, target)
+                if code is not None:
+                    return code
         return None
 
     def save_overload(self, signature: Any, compiled: Any) -> None:
         """Store the code for a signature; if that fails, for example on a full disk, the kernel still works."""
         try:
-            if self._own is None:
+            if self._writable is None:
                 raise PermissionError(
                     "Numba finds no folder in which to keep what it compiles: set NUMBA_CACHE_DIR to one that this "
                     "user can write to"
                 )
-            self._own.save_overload(signature, compiled)
+            self._writable.save_overload(signature, compiled)
         except OSError:
             if _must_keep:
                 raise

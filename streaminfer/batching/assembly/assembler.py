@@ -129,8 +129,8 @@ class Assembler:
     ) -> None:
         self._sizes: tuple[int, ...] = ()
         if preferred_sizes is not None:
-            what = f"ascending whole numbers from 1 to max_batch_size={max_batch_size}"
-            self._sizes = check_ascending("preferred_sizes", preferred_sizes, what, at_most=max_batch_size)
+            expectation = f"ascending whole numbers from 1 to max_batch_size={max_batch_size}"
+            self._sizes = check_ascending("preferred_sizes", preferred_sizes, expectation, at_most=max_batch_size)
         if max_batch_bytes is not None:
             check_count("max_batch_bytes", max_batch_bytes)
         given = {"buckets": buckets, "max_batch_bytes": max_batch_bytes, "preferred_sizes": preferred_sizes}

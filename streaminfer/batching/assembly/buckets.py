@@ -48,25 +48,25 @@ def _axis(value: Any) -> int:
 
 
 def _mask_dtype(value: Any) -> np.dtype[Any]:
-    what = "a dtype of numbers or bool"
+    expectation = "a dtype of numbers or bool"
     try:
         dtype: np.dtype[Any] = np.dtype(value)
     except (TypeError, ValueError):
-        raise TypeError(expected("mask_dtype", what, value)) from None
+        raise TypeError(expected("mask_dtype", expectation, value)) from None
     if dtype.kind not in _NUMBERS:
-        raise ValueError(expected("mask_dtype", what, value))
+        raise ValueError(expected("mask_dtype", expectation, value))
     return dtype
 
 
 def _inputs(value: Any) -> frozenset[str] | None:
     if value is None:
         return None
-    what = "names of inputs, or None"
+    expectation = "names of inputs, or None"
     if isinstance(value, str) or not hasattr(value, "__iter__"):
-        raise TypeError(expected("inputs", what, value))
+        raise TypeError(expected("inputs", expectation, value))
     names = frozenset(value)
     if not names or not all(isinstance(name, str) for name in names):
-        raise ValueError(expected("inputs", what, value))
+        raise ValueError(expected("inputs", expectation, value))
     return names
 
 

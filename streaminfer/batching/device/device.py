@@ -84,11 +84,11 @@ class Device:
         check_instance("name", name, lambda it: isinstance(it, str) and bool(it), "a name")
         self.name = name
         self.concurrency = check_count("concurrency", concurrency)
-        what = "a mapping of name to weight"
-        check_instance("weights", weights, lambda it: it is None or isinstance(it, Mapping), what)
+        expectation = "a mapping of name to weight"
+        check_instance("weights", weights, lambda it: it is None or isinstance(it, Mapping), expectation)
         self.weights = dict(weights or {})
         for model, weight in self.weights.items():
-            check_instance("weights", model, lambda it: isinstance(it, str), what)
+            check_instance("weights", model, lambda it: isinstance(it, str), expectation)
             check_number("weights", weight, "numbers from 0.001 to 1000", lambda it: 0.001 <= it <= 1000)
         self.max_wait_s = check_duration("max_wait_s", max_wait_s, positive=True)
         self._turns = Turns(timeout_ns(self.max_wait_s))

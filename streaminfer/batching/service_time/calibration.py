@@ -380,8 +380,8 @@ def _fit(inputs: Any, buckets: "Buckets", bucket: int) -> Any:
         if not buckets.is_ragged(name, value):
             return value
         if not value.shape[buckets.axis]:
-            what = f"one that is not empty along axis {buckets.axis}, the length of the buckets"
-            raise ValueError(expected("example", what, value.shape))
+            expectation = f"one that is not empty along axis {buckets.axis}, the length of the buckets"
+            raise ValueError(expected("example", expectation, value.shape))
         return np.take(value, np.arange(length) % value.shape[buckets.axis], axis=buckets.axis)
 
     if isinstance(inputs, Mapping):

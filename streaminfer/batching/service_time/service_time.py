@@ -81,11 +81,11 @@ class ServiceTime:
         Raises:
             TypeError, ValueError: the mapping is empty, a size or time is wrong, or a larger batch takes less time.
         """
-        what = "seconds by batch size, at least one"
+        expectation = "seconds by batch size, at least one"
         if not isinstance(times_s, Mapping):
-            raise TypeError(expected("times_s", what, times_s))
+            raise TypeError(expected("times_s", expectation, times_s))
         if not times_s:
-            raise ValueError(expected("times_s", what, times_s))
+            raise ValueError(expected("times_s", expectation, times_s))
         points = sorted(
             (check_count("times_s: a size", size), check_duration(f"times_s[{size!r}]", seconds, positive=True))
             for size, seconds in times_s.items()
@@ -273,8 +273,8 @@ def service_time_html(it: object, draw: Callable[[Any], Any] | None) -> str:
 def _check_rising(name: str, sizes: Sequence[int], times_s: Sequence[float]) -> None:
     for at in range(1, len(sizes)):
         if times_s[at] < times_s[at - 1]:
-            what = f"a time of size {sizes[at]} of at least {times_s[at - 1]!r}, that of size {sizes[at - 1]}"
-            raise ValueError(expected(name, what, times_s[at]))
+            expectation = f"a time of size {sizes[at]} of at least {times_s[at - 1]!r}, that of size {sizes[at - 1]}"
+            raise ValueError(expected(name, expectation, times_s[at]))
 
 
 def _read(stored: Any) -> tuple[tuple[int, ...], tuple[float, ...], float]:

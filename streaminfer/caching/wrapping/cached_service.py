@@ -86,8 +86,8 @@ def wrap_inner(cache: EdgeCache, inner: Any, subject: str | None, tags: Iterable
 
     kind = kind_of(inner)
     if kind == "backend":
-        what = "a service or a function; a backend takes whole batches: put the cache before the batcher"
-        raise TypeError(expected("inner", what, inner))
+        expectation = "a service or a function; a backend takes whole batches: put the cache before the batcher"
+        raise TypeError(expected("inner", expectation, inner))
     identity, lasting = identity_of(inner)
     if cache.tiers is not None:
         _check_for_tiers(inner, kind, lasting)
@@ -96,8 +96,8 @@ def wrap_inner(cache: EdgeCache, inner: Any, subject: str | None, tags: Iterable
         layer = CachedCalls(cache, hit_path_of(identity + labels.identity), labels)
         return cached_function(inner, layer, is_async=kind != "function")
     if subject is not None or tuple(tags):
-        what = "no names of parameters for a service, whose requests have a subject and tags of their own"
-        raise TypeError(expected("subject, tags", what, (subject, tags)))
+        expectation = "no names of parameters for a service, whose requests have a subject and tags of their own"
+        raise TypeError(expected("subject, tags", expectation, (subject, tags)))
     if kind == "service":
         return CachedService(cache, inner, lambda: hit_path_of(identity_of(inner)[0]))
     hit_path = hit_path_of(identity)
@@ -106,15 +106,17 @@ def wrap_inner(cache: EdgeCache, inner: Any, subject: str | None, tags: Iterable
 
 def _check_for_tiers(inner: Any, kind: str, lasting: bool) -> None:
     if kind == "function":
-        what = "a service or an async function: tiers are read on an event loop, which a sync function has none of"
-        raise TypeError(expected("inner", what, inner))
+        expectation = (
+            "a service or an async function: tiers are read on an event loop, which a sync function has none of"
+        )
+        raise TypeError(expected("inner", expectation, inner))
     if not lasting:
-        what = (
+        expectation = (
             "something that another process would find again, for a cache with tiers: give the model or backend a "
             "`fingerprint` attribute that changes whenever its responses do, and layers of yours in between one too; "
             "around several models put the cache into the stack of each"
         )
-        raise TypeError(expected("inner", what, inner))
+        raise TypeError(expected("inner", expectation, inner))
 
 
 def _shared_response(response: Response, led: bool) -> Response:

@@ -28,8 +28,8 @@ def identity_of(inner: Any) -> tuple[str, bool]:
     if isinstance(mark, bytes):
         mark = mark.hex()
     if mark is not None:
-        what = "str or bytes, or a function that returns these"
-        check_instance("fingerprint", mark, lambda it: isinstance(it, str), what)
+        expectation = "str or bytes, or a function that returns these"
+        check_instance("fingerprint", mark, lambda it: isinstance(it, str), expectation)
         return f"fingerprint {mark}", True
     name = name_of_function(inner)
     if name is not None:

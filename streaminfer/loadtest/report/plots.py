@@ -11,10 +11,10 @@ from streaminfer._internal.display.figures import (
     COLORS,
     GOOD,
     GREY,
+    draw_placeholder,
     in_decades,
     legend_above,
     new_axes,
-    say_nothing_yet,
     shown_name,
 )
 from streaminfer.loadtest.capacity.search import Capacity
@@ -37,7 +37,7 @@ def plot_percentiles(ax: Any, report: Report) -> Any:
     values = np.maximum(report.quantiles(shares), _LOWEST_S)
     answered = np.isfinite(values)
     if not answered.any():
-        say_nothing_yet(ax, "no response")
+        draw_placeholder(ax, "no response")
         return ax
     ax.plot(1 / (1 - shares[answered]), values[answered], color=COLORS[0], label="latency")
     ax.axhline(report.slo_s, color=BAD, linewidth=1, linestyle="--", label="SLO")

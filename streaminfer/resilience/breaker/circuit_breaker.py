@@ -245,17 +245,19 @@ def _share(name: str, value: object) -> float:
 
 
 def _window(window: object) -> OutcomeWindow:
-    what = f'a number of calls from 1 to {_MAX_CALLS:,}, or seconds as text, as in "10s", up to {_MAX_WINDOW_S:.0f}'
+    expectation = (
+        f'a number of calls from 1 to {_MAX_CALLS:,}, or seconds as text, as in "10s", up to {_MAX_WINDOW_S:.0f}'
+    )
     if isinstance(window, str):
         match = _SECONDS.fullmatch(window)
         seconds = float(match[1]) if match else 0.0
         if not 0.0 < seconds <= _MAX_WINDOW_S:
-            raise ValueError(expected("window", what, window))
+            raise ValueError(expected("window", expectation, window))
         slices = max(_MIN_SLICES, math.ceil(seconds))
         return OutcomeWindow(slices, max(round(seconds * 1e9) // slices, 1))
     if isinstance(window, bool) or not hasattr(window, "__index__"):
-        raise TypeError(expected("window", what, window))
+        raise TypeError(expected("window", expectation, window))
     calls = int(window.__index__())
     if not 1 <= calls <= _MAX_CALLS:
-        raise ValueError(expected("window", what, window))
+        raise ValueError(expected("window", expectation, window))
     return OutcomeWindow(calls, 0)

@@ -153,8 +153,10 @@ class RateLimit(StackClock):
         if kind == "service":
             return RateLimitedService(self, inner, by)
         if kind == "backend":
-            what = "a service or a function (a batch has rows of several tenants: the limit is around the batcher)"
-            raise TypeError(expected("inner", what, inner))
+            expectation = (
+                "a service or a function (a batch has rows of several tenants: the limit is around the batcher)"
+            )
+            raise TypeError(expected("inner", expectation, inner))
         return (_limit_async if kind == "async function" else _limit_sync)(self, inner, by or _no_tenant)
 
     __call__ = wrap

@@ -127,10 +127,10 @@ class RetryBudget(StackClock):
         if seed is not None:
             check_count("seed", seed, at_least=0)
         self._classes, self._predicate = exception_classes("retryable", retryable)
-        what = "a finite number ≥ 0"
+        expectation = "a finite number ≥ 0"
         self._budget = _Budget(
-            check_number("ratio", ratio, what, lambda it: 0.0 <= it < math.inf),
-            check_number("min_per_s", min_per_s, what, lambda it: 0.0 <= it < math.inf),
+            check_number("ratio", ratio, expectation, lambda it: 0.0 <= it < math.inf),
+            check_number("min_per_s", min_per_s, expectation, lambda it: 0.0 <= it < math.inf),
         )
         self.idempotent = idempotent
         self.name = name

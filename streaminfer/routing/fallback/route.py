@@ -98,8 +98,8 @@ class Route:
 
 
 def _number(name: str, value: object, *, positive: bool) -> float:
-    what = "a finite number " + ("> 0" if positive else "≥ 0")
-    return check_number(name, value, what, lambda it: 0.0 < it < math.inf or (it == 0.0 and not positive))
+    expectation = "a finite number " + ("> 0" if positive else "≥ 0")
+    return check_number(name, value, expectation, lambda it: 0.0 < it < math.inf or (it == 0.0 and not positive))
 
 
 def check_routes(routes: Sequence[Route]) -> None:

@@ -37,11 +37,11 @@ _log = Log("streaminfer.routing")
 
 
 def _check_probe(name: str, value: Any) -> None:
-    what = "an async function of a Replica"
-    check_instance(name, value, callable, what)
+    expectation = "an async function of a Replica"
+    check_instance(name, value, callable, expectation)
     called = value.func if isinstance(value, functools.partial) else value
     if not inspect.iscoroutinefunction(called) and not inspect.iscoroutinefunction(type(called).__call__):
-        raise TypeError(expected(name, what, value))
+        raise TypeError(expected(name, expectation, value))
 
 
 @attrs.frozen

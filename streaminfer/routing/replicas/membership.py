@@ -132,10 +132,10 @@ class Membership:
 
 def _zone_penalties(given: object) -> tuple[dict[str, float], float]:
     """Return the penalties of single zones, and the penalty of all others."""
-    what = "a finite number above 1, or a mapping of zone to such numbers"
+    expectation = "a finite number above 1, or a mapping of zone to such numbers"
     if not isinstance(given, Mapping):
-        return {}, check_number("zone_penalty", given, what, _is_above_1)
-    return {zone: check_number("zone_penalty", value, what, _is_above_1) for zone, value in given.items()}, 2.0
+        return {}, check_number("zone_penalty", given, expectation, _is_above_1)
+    return {zone: check_number("zone_penalty", value, expectation, _is_above_1) for zone, value in given.items()}, 2.0
 
 
 def _is_above_1(number: float) -> bool:

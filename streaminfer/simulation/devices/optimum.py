@@ -56,12 +56,12 @@ def device_optimum(loads: Mapping[str, ModelLoad], *, memory_bytes: int | None =
     Raises:
         TypeError, ValueError: there are not two models, or one alone does not fit.
     """
-    what = "a mapping of two names to ModelLoad"
-    check_instance("loads", loads, lambda it: isinstance(it, Mapping), what)
+    expectation = "a mapping of two names to ModelLoad"
+    check_instance("loads", loads, lambda it: isinstance(it, Mapping), expectation)
     for load in loads.values():
-        check_instance("loads", load, lambda it: isinstance(it, ModelLoad), what)
+        check_instance("loads", load, lambda it: isinstance(it, ModelLoad), expectation)
     if len(loads) != _MODELS:
-        raise ValueError(expected("loads", what, sorted(loads)))
+        raise ValueError(expected("loads", expectation, sorted(loads)))
     first, second = loads.values()
     if memory_bytes is not None and check_count("memory_bytes", memory_bytes, at_least=0) < max(
         first.memory_bytes, second.memory_bytes

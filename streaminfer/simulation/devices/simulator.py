@@ -93,10 +93,10 @@ def simulate_device(
     Raises:
         TypeError, ValueError: an argument has the wrong type or is out of range.
     """
-    what = "a mapping of name to ModelLoad"
-    check_instance("loads", loads, lambda it: isinstance(it, Mapping), what)
+    expectation = "a mapping of name to ModelLoad"
+    check_instance("loads", loads, lambda it: isinstance(it, Mapping), expectation)
     for load in loads.values():
-        check_instance("loads", load, lambda it: isinstance(it, ModelLoad), what)
+        check_instance("loads", load, lambda it: isinstance(it, ModelLoad), expectation)
     if slowdown is not None:
         check_number("slowdown", slowdown, "a finite number ≥ 1", lambda it: 1.0 <= it < float("inf"))
     if memory_bytes is not None and not shared:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from streaminfer._internal.display.figures import COLORS, GREY, legend_above, new_axes, say_nothing_yet, shown_name
+from streaminfer._internal.display.figures import COLORS, GREY, draw_placeholder, legend_above, new_axes, shown_name
 from streaminfer._internal.loading.extras import require
 
 if TYPE_CHECKING:
@@ -57,6 +57,6 @@ def plot_cost(ax: Any, models: Mapping[str, "CostRow"], idle: float, currency: s
     longest = max([idle, *left])  # 0.0 while the very first batch runs
     ax.set_xlim(0.0, 1.05 * longest or 1.0)
     if not longest:
-        say_nothing_yet(ax, "nothing to pay yet")
+        draw_placeholder(ax, "nothing to pay yet")
     legend_above(ax)
     return ax

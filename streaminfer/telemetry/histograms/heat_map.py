@@ -17,11 +17,11 @@ from numpy.typing import ArrayLike, NDArray
 from streaminfer._internal.display.figures import (
     BAD,
     COLORS,
+    draw_placeholder,
     in_decades,
     inline_svg,
     legend_above,
     new_axes,
-    say_nothing_yet,
     time_unit,
 )
 from streaminfer._internal.display.html_table import html_table
@@ -139,7 +139,7 @@ class LatencyHeatMap:
         _label_time(ax.xaxis, self.edges_s[0], self.edges_s[-1])
         ax.set_ylabel("latency")
         if not self.counts.any():
-            say_nothing_yet(ax, "no responses yet")
+            draw_placeholder(ax, "no responses yet")
             return ax
         shown = np.ma.masked_equal(self.counts, 0)
         most = int(self.counts.max())

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streaminfer._internal.display.figures import COLORS, in_seconds, legend_above, new_axes, say_nothing_yet
+from streaminfer._internal.display.figures import COLORS, draw_placeholder, in_seconds, legend_above, new_axes
 from streaminfer._internal.loading.extras import require
 
 __all__ = ["plot_percentiles"]
@@ -53,7 +53,7 @@ def plot_percentiles(ax: Any, values_s: NDArray[np.float64], counts: NDArray[np.
     ax.set_xlabel("percentile")
     ax.set_ylabel("latency")
     if not counts.size and len(ax.lines) == 1:
-        say_nothing_yet(ax, "no latency recorded yet")
+        draw_placeholder(ax, "no latency recorded yet")
     legend_above(ax)
     return ax
 

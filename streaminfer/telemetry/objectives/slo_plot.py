@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from streaminfer._internal.display.figures import BAD, COLORS, new_axes, say_nothing_yet, shown_name, time_unit
+from streaminfer._internal.display.figures import BAD, COLORS, draw_placeholder, new_axes, shown_name, time_unit
 from streaminfer._internal.loading.extras import require
 from streaminfer._internal.units import format_duration
 
@@ -61,7 +61,7 @@ def plot_budget(ax: Any, name: str, noted: list[tuple[int, int, int]], width_ns:
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0},
         )  # fmt: skip
     if seen[-1] == seen[0]:
-        say_nothing_yet(ax, "no events yet")
+        draw_placeholder(ax, "no events yet")
     ax.set_xlim(ago_s[0] / size_s if ago_s[0] < 0 else -1.0, 0.0)
     ax.yaxis.set_major_formatter(ticker.PercentFormatter(1.0, decimals=0))
     ax.set_xlabel(f"{unit} from now")
