@@ -16,18 +16,18 @@ class AllStreamStates:
         keepers: returns the stream states of the services.
     """
 
-    def __init__(self, keepers: Callable[[], list[StreamStates]]) -> None:
-        self._keepers = keepers
+    def __init__(self, get_states: Callable[[], list[StreamStates]]) -> None:
+        self._get_states = get_states
 
     def reset_stream(self, stream_id: Hashable) -> None:
         """Reset the stream at every service."""
-        for keeper in self._keepers():
-            keeper.reset_stream(stream_id)
+        for states in self._get_states():
+            states.reset_stream(stream_id)
 
     def end_stream(self, stream_id: Hashable) -> None:
         """End the stream at every service."""
-        for keeper in self._keepers():
-            keeper.end_stream(stream_id)
+        for states in self._get_states():
+            states.end_stream(stream_id)
 
     def export_state(self, stream_id: Hashable) -> Any:
         """Return a copy of the state of a stream from the first service that has one.
@@ -36,9 +36,9 @@ class AllStreamStates:
             InvalidInput: no service has state of the stream.
         """
         rejection = InvalidInput(f"stream_id: no service keeps state of {stream_id!r}")
-        for keeper in self._keepers():
+        for states in self._get_states():
             try:
-                return keeper.export_state(stream_id)
+                return states.export_state(stream_id)
             except InvalidInput as error:
                 rejection = error
         raise rejection
@@ -49,15 +49,15 @@ class AllStreamStates:
         Raises:
             InvalidInput: no service has the model of this state.
         """
-        taken, rejection = 0, InvalidInput(f"stream_id: no service keeps state of {stream_id!r}")
-        for keeper in self._keepers():
+        imported, rejection = 0, InvalidInput(f"stream_id: no service keeps state of {stream_id!r}")
+        for states in self._get_states():
             try:
-                keeper.import_state(stream_id, state)
+                states.import_state(stream_id, state)
             except InvalidInput as error:
                 rejection = error
             else:
-                taken += 1
-        if not taken:
+                imported += 1
+        if not imported:
             raise rejection
 
 
@@ -69,8 +69,8 @@ def states_of_all(services: Callable[[], Iterable[object]], offered: Iterable[Ca
         offered: capabilities of each service at this moment.
     """
 
-    def keepers() -> list[StreamStates]:
-        found = [adapt(service).capabilities().stream_states for service in services()]
-        return [keeper for keeper in found if keeper is not None]
+    def get_states() -> list[StreamStates]:
+        states_or_none = [adapt(service).capabilities().stream_states for service in services()]
+        return [states for states in states_or_none if states is not None]
 
-    return None if all(each.stream_states is None for each in offered) else AllStreamStates(keepers)
+    return None if all(each.stream_states is None for each in offered) else AllStreamStates(get_states)

@@ -2,7 +2,7 @@ cimport cython
 
 cdef long long NEVER_NS
 
-@cython.locals(last_ns=cython.longlong, wanted_ns=cython.longlong, overrun_ns=cython.longlong)
+@cython.locals(last_ns=cython.longlong, switch_ns=cython.longlong, overrun_ns=cython.longlong)
 cpdef long long switch_at(
     long long now_ns, long long deadline_ns, long long finish_ns, long long reserve_ns, long long default_ns) noexcept
 

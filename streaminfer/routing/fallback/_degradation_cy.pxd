@@ -8,7 +8,7 @@ cdef class DegradationController:
     cdef readonly list shares
     cdef readonly long long step_ns, next_step_ns
     cdef long long _requests, _missed, _steps, _burning_steps
-    cdef list _missed_there
+    cdef list _missed_by_device
     cdef bint _burning
 
     cpdef bint arrive(self, long long now_ns) except -1

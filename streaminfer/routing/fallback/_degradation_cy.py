@@ -83,7 +83,7 @@ class DegradationController:
         self.next_step_ns = 0
         self._requests = 0
         self._missed = 0
-        self._missed_there = [0] * (max(share.device for share in self.shares) + 1)
+        self._missed_by_device = [0] * (max(share.device for share in self.shares) + 1)
         self._steps = 0
         self._burning = False
         self._burning_steps = 0
@@ -101,9 +101,9 @@ class DegradationController:
             limit_ns: the time that the request had; 0: no limit.
         """
         self._missed += 1
-        for device in range(len(self._missed_there)):
+        for device in range(len(self._missed_by_device)):
             if devices >> device & 1 and not self._is_out_of_reach(device, limit_ns):
-                self._missed_there[device] += 1
+                self._missed_by_device[device] += 1
 
     def step(self, now_ns: int, burning: bool) -> None:
         """Adjust the shares, if it is time.
@@ -136,27 +136,27 @@ class DegradationController:
             self._reopen_all()
         for share in self.shares:
             share._begin_step()
-        for device in range(len(self._missed_there)):
-            self._missed_there[device] = 0
+        for device in range(len(self._missed_by_device)):
+            self._missed_by_device[device] = 0
         self._requests = 0
         self._missed = 0
         self._steps = 0
 
     def _adjust(self) -> None:
         for share in self.shares:
-            missed = self._missed_there[share.device]
+            missed = self._missed_by_device[share.device]
             share._age(missed if exceeds(missed, self._requests, _CROWDED_MISS_RATE, 1.0) else 0, self._steps)
             share._adjust_headroom(self._is_lightly_used(share.device), self._steps)
             if not share.fixed and not share.closed and share._is_failing():
                 share._cut(0.5)
-        for device, missed in enumerate(self._missed_there):
+        for device, missed in enumerate(self._missed_by_device):
             if exceeds(missed, self._requests, _CROWDED_MISS_RATE, 1.0):
                 self._relieve(device, max(0.5, 0.95 - 2.0 * missed / self._requests))
         for position, share in enumerate(self.shares):
             if share.fraction < 1.0 and not share.closed and not share._was_cut:
                 steps = self._steps
-                if share._rests:
-                    share._rests = False
+                if share._in_cooldown:
+                    share._in_cooldown = False
                     steps -= 1
                 if share._good and self._may_grow(position):
                     share._grow(self._is_lightly_used(share.device), steps)
@@ -166,7 +166,7 @@ class DegradationController:
         costliest = -1
         for position, share in enumerate(self.shares):
             if share.device == device:
-                if share._was_cut or (share._rests and factor > _HEAVY_MISS_FACTOR):
+                if share._was_cut or (share._in_cooldown and factor > _HEAVY_MISS_FACTOR):
                     return
                 if costliest < 0 and share.costlier_on_device and share._taken and share.fraction > _MIN_SHARE_TO_CUT:
                     costliest = position
@@ -194,7 +194,7 @@ class DegradationController:
             return False
         if self._is_alone(position, share.device):
             return True
-        if self._missed_there[share.device] > _CALM_MISS_RATE * self._requests:
+        if self._missed_by_device[share.device] > _CALM_MISS_RATE * self._requests:
             return False
         for other in range(position + 1, len(self.shares)):
             cheaper = self.shares[other]

@@ -4,8 +4,8 @@ from streaminfer.routing.fallback._attempts_cy cimport Attempt, Attempts, switch
 from streaminfer.routing.fallback._degradation_cy cimport DegradationController
 from streaminfer.routing.fallback._route_share_cy cimport RouteShare
 
-cdef long long NEVER_NS, _TRUSTED_NS, _MIN_DEFAULT_RESERVE_NS
-cdef int _GOOD, _TRUSTED
+cdef long long NEVER_NS, _REUSE_NS, _MIN_DEFAULT_RESERVE_NS
+cdef int _GOOD, _MAX_REUSES
 
 @cython.locals(reserve_ns=cython.longlong)
 cpdef long long default_reserve_ns(long long left_ns) noexcept
@@ -15,11 +15,11 @@ cdef class FastPath:
     cdef RouteShare _share
     cdef object _name, _admission
     cdef bint _enforces, _has_default
-    cdef int _trusted
-    cdef long long _trusted_until_ns, _trusted_finish_ns
+    cdef int _reuses_left
+    cdef long long _reuse_until_ns, _reused_finish_ns
     cdef public bint is_open
     cdef public Attempts attempts
-    cdef readonly long long taken
+    cdef readonly long long requests
     cdef readonly object verdict
 
     @cython.locals(
@@ -34,4 +34,4 @@ cdef class FastPath:
     @cython.locals(limit_ns=cython.longlong)
     cpdef Response respond(self, Attempt attempt, object response, long long now_ns)
 
-    cpdef object distrust(self)
+    cpdef object discard_verdict(self)

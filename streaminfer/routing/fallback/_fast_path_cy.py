@@ -26,8 +26,8 @@ from streaminfer.routing.fallback._route_share_cy import RouteShare
 __all__ = ["FastPath", "default_reserve_ns"]
 
 _GOOD = 0
-_TRUSTED = 7  # requests
-_TRUSTED_NS = 1_000_000
+_MAX_REUSES = 7  # requests
+_REUSE_NS = 1_000_000
 _MIN_DEFAULT_RESERVE_NS = 1_000_000
 
 
@@ -51,7 +51,7 @@ class FastPath:
     Attributes:
         is_open: requests are accepted.
         attempts: attempts in flight, of all routes.
-        taken: requests that took the fast path.
+        requests: requests that took the fast path.
         verdict: the route's ``admission`` of the request of the last :meth:`take`; ``None``: it was not called.
     """
 
@@ -70,12 +70,12 @@ class FastPath:
         self._admission = admission
         self._enforces = enforces
         self._has_default = has_default
-        self._trusted = 0
-        self._trusted_finish_ns = 0
-        self._trusted_until_ns = 0
+        self._reuses_left = 0
+        self._reused_finish_ns = 0
+        self._reuse_until_ns = 0
         self.is_open = True
         self.attempts = Attempts()
-        self.taken = 0
+        self.requests = 0
         self.verdict: Any = None
 
     def take(self, request: Any, now_ns: int, task: Any) -> Attempt | None:  # noqa: C901 - a call more costs more
@@ -93,9 +93,9 @@ class FastPath:
             return None
         finish_ns = 0
         if self._admission is not None:
-            if self._trusted > 0 and now_ns < self._trusted_until_ns:
-                self._trusted -= 1
-                finish_ns = self._trusted_finish_ns
+            if self._reuses_left > 0 and now_ns < self._reuse_until_ns:
+                self._reuses_left -= 1
+                finish_ns = self._reused_finish_ns
             else:
                 try:
                     verdict = self.verdict = self._admission(request, now_ns)
@@ -108,18 +108,18 @@ class FastPath:
                     if share.risks(now_ns, deadline_ns, finish_ns):
                         return None
                 if finish_ns - now_ns <= (deadline_ns - now_ns) >> 2:
-                    self._trusted = _TRUSTED
-                    self._trusted_until_ns = now_ns + _TRUSTED_NS
-                    self._trusted_finish_ns = finish_ns
+                    self._reuses_left = _MAX_REUSES
+                    self._reuse_until_ns = now_ns + _REUSE_NS
+                    self._reused_finish_ns = finish_ns
                 else:
-                    self._trusted = 0
+                    self._reuses_left = 0
         switch_ns = self.switch_ns(now_ns, deadline_ns, finish_ns, share.reserve_ns, self._enforces)
         if switch_ns < self.attempts.timer_ns:
             return None
-        self.taken += 1
+        self.requests += 1
         self._degradation._requests += 1
         share._offered += 1
-        share._taken += 1
+        share._sent += 1
         share.in_flight += 1
         return self.attempts.enter(task, task.cancelling(), now_ns, switch_ns, deadline_ns)
 
@@ -169,6 +169,6 @@ class FastPath:
             self._share.degraded += 1
         return Response(response.outputs, response.degraded, self._name, response.timings)
 
-    def distrust(self) -> None:
+    def discard_verdict(self) -> None:
         """Call ``admission`` for the next request."""
-        self._trusted = 0
+        self._reuses_left = 0

@@ -2,8 +2,9 @@ cimport cython
 
 cdef int _GOOD, _BAD, _LATE
 cdef double _MIN_SHARE, _REOPEN_SHARE, _MAX_FAILURE_RATE, _CHANCE, _MAX_LATE_RATE, _MIN_GAIN, _MAX_GAIN, _MAX_GROWTH, _HEAVY_CUT
-cdef double _TROUBLE_WIDTH, _MAX_HEADROOM, _SUSPECT_HEADROOM, _MIN_RISE, _MAX_RISE, _HEADROOM_FALL, _LIGHT_USE_DECAY
-cdef long long _MAX_STEPS, _TROUBLE_STEPS, _SILENT_STEPS, _SILENCE_STEPS, _MISSED_PER_RESPONSE
+cdef double _CUT_FRACTION_WIDTH, _MAX_HEADROOM, _SUSPECT_HEADROOM, _MIN_RISE, _MAX_RISE
+cdef double _HEADROOM_FALL, _LIGHT_USE_DECAY
+cdef long long _MAX_STEPS, _CUT_FRACTION_STEPS, _SILENT_STEPS, _SILENCE_STEPS, _MISSED_PER_RESPONSE
 
 @cython.locals(excess=double)
 cpdef bint exceeds(long long count, long long requests, double rate, double together) noexcept
@@ -16,9 +17,9 @@ cdef class RouteShare:
     cdef public long long in_flight, succeeded, degraded, reserve_ns, reserve_until_ns
     cdef readonly long long idle_since_ns, latency_ns, quickest_ns, cuts, flaps
     cdef readonly double headroom
-    cdef double _credit, _gain, _trouble, _used
-    cdef bint _rests, _was_cut, _settles
-    cdef long long _calm, _offered, _taken, _good, _bad, _late, _silent, _run, _runs, _squares, _batch_ns
+    cdef double _credit, _gain, _cut_fraction, _used
+    cdef bint _in_cooldown, _was_cut, _is_settling
+    cdef long long _steps_since_cut, _offered, _sent, _good, _bad, _late, _silent, _run, _runs, _squares, _batch_ns
 
     cpdef bint offers(self) except -1
     cpdef object take(self)
@@ -32,7 +33,7 @@ cdef class RouteShare:
     cdef void _age(self, long long missed, long long steps) noexcept
     cdef bint _is_silent(self) noexcept
 
-    @cython.locals(taken=double)
+    @cython.locals(sent_fraction=double)
     cdef object _cut(self, double factor)
 
     cdef void _close(self) noexcept
@@ -45,5 +46,5 @@ cdef class RouteShare:
     @cython.locals(bad=cython.longlong, good=cython.longlong, runs=cython.longlong, squares=cython.double)
     cdef bint _is_failing(self) noexcept
 
-    @cython.locals(rise=double, left=double, attempts=cython.longlong)
+    @cython.locals(rise=double, headroom=double, attempts=cython.longlong)
     cdef object _adjust_headroom(self, bint lightly_used, long long steps)

@@ -33,8 +33,8 @@ _MIN_GAIN = 1.05
 _MAX_GAIN = 2.0
 _MAX_GROWTH = 0.1
 _HEAVY_CUT = 0.5
-_TROUBLE_WIDTH = 0.15  # around the share where it last went wrong
-_TROUBLE_STEPS = 16  # steps for which that share is remembered
+_CUT_FRACTION_WIDTH = 0.15  # around the share that the last cut found
+_CUT_FRACTION_STEPS = 16  # steps for which that share counts
 _MAX_HEADROOM = 0.5
 _SUSPECT_HEADROOM = 0.25
 _MIN_RISE = 0.02
@@ -107,13 +107,13 @@ class RouteShare:
         self.reserve_ns = 0
         self.reserve_until_ns = -(2**62)
         self._gain = _MIN_GAIN
-        self._trouble = 0.0
-        self._calm = 0
+        self._cut_fraction = 0.0
+        self._steps_since_cut = 0
         self.headroom = 0.0
         self.suspect = False
         self.stalled = False
-        self._settles = False
-        self._rests = False
+        self._is_settling = False
+        self._in_cooldown = False
         self._was_cut = False
         self._silent = 0
         self._begin_step()
@@ -128,7 +128,7 @@ class RouteShare:
 
     def take(self) -> None:
         """Count a request that is sent to the route."""
-        self._taken += 1
+        self._sent += 1
         self.in_flight += 1
         if self.fraction < 1.0:
             self._credit = max(self._credit - 1.0, 0.0)
@@ -200,7 +200,7 @@ class RouteShare:
 
     def _begin_step(self) -> None:
         self._offered = 0
-        self._taken = 0
+        self._sent = 0
         self._good = 0
         self._bad = 0
         self._late = 0
@@ -226,9 +226,9 @@ class RouteShare:
                 self._silent = _SILENT_STEPS + _SILENCE_STEPS
         else:
             self._silent = 0 if self._good else max(self._silent - steps, 0)
-        self._calm += steps
-        if self._calm >= _TROUBLE_STEPS:
-            self._trouble = 0.0
+        self._steps_since_cut += steps
+        if self._steps_since_cut >= _CUT_FRACTION_STEPS:
+            self._cut_fraction = 0.0
 
     def _is_silent(self) -> bool:
         """Return whether the route does not respond, although it has requests or others miss their deadline."""
@@ -239,14 +239,14 @@ class RouteShare:
         self.cuts += 1
         if self.fraction >= 1.0:
             self.flaps += 1
-        taken = min(self.fraction, self._taken / self._offered) if self._offered else self.fraction
+        sent_fraction = min(self.fraction, self._sent / self._offered) if self._offered else self.fraction
         if self.fraction < 1.0 and factor > _HEAVY_CUT:  # in a bad moment the route also takes little
-            taken = max(taken, 0.75 * self.fraction)
-        self._trouble = taken
-        self._calm = 0
-        self.fraction = max(_MIN_SHARE, taken * factor)
+            sent_fraction = max(sent_fraction, 0.75 * self.fraction)
+        self._cut_fraction = sent_fraction
+        self._steps_since_cut = 0
+        self.fraction = max(_MIN_SHARE, sent_fraction * factor)
         self._gain = _MIN_GAIN
-        self._rests = True
+        self._in_cooldown = True
         self._was_cut = True
 
     def _close(self) -> None:
@@ -261,8 +261,8 @@ class RouteShare:
         self.closed = False
         self.fraction = _REOPEN_SHARE
         self._gain = _MAX_GAIN
-        self._trouble = 0.0
-        self._rests = False
+        self._cut_fraction = 0.0
+        self._in_cooldown = False
 
     def _grow(self, lightly_used: bool, steps: int) -> None:
         for _ in range(min(steps, _MAX_STEPS)):
@@ -273,13 +273,17 @@ class RouteShare:
         if lightly_used:
             self.fraction = min(1.0, fraction * _MAX_GAIN, fraction + 2.0 * _MAX_GROWTH)
             return
-        if (1.0 - _TROUBLE_WIDTH) * self._trouble < fraction < (1.0 + _TROUBLE_WIDTH) * self._trouble:
+        if (
+            (1.0 - _CUT_FRACTION_WIDTH) * self._cut_fraction
+            < fraction
+            < (1.0 + _CUT_FRACTION_WIDTH) * self._cut_fraction
+        ):
             self._gain = _MIN_GAIN
             self.fraction = min(1.0, fraction * _MIN_GAIN)
             return
         grown = min(fraction * self._gain, fraction + _MAX_GROWTH)
-        if fraction <= (1.0 - _TROUBLE_WIDTH) * self._trouble < grown:
-            grown = (1.0 - _TROUBLE_WIDTH) * self._trouble * 1.0001
+        if fraction <= (1.0 - _CUT_FRACTION_WIDTH) * self._cut_fraction < grown:
+            grown = (1.0 - _CUT_FRACTION_WIDTH) * self._cut_fraction * 1.0001
         self.fraction = min(1.0, grown)
         self._gain = min(_MAX_GAIN, 1.0 + 2.0 * (self._gain - 1.0))
 
@@ -301,16 +305,16 @@ class RouteShare:
     def _adjust_headroom(self, lightly_used: bool, steps: int) -> None:
         attempts = self._good + self._bad + self._late
         if exceeds(self._late, attempts, _MAX_LATE_RATE, 1.0):
-            if self._settles:
-                self._settles = False
+            if self._is_settling:
+                self._is_settling = False
             else:
                 rise = self._late / attempts
                 self.headroom = min(_MAX_HEADROOM, self.headroom + min(_MAX_RISE, max(_MIN_RISE, rise)))
-                self._settles = True  # requests that were taken before can still be late
+                self._is_settling = True  # requests that were taken before can still be late
         else:
-            self._settles = False
+            self._is_settling = False
             if self._good and not self._late:
-                left = self.headroom
+                headroom = self.headroom
                 if lightly_used and self.fraction >= 1.0:
-                    left *= _LIGHT_USE_DECAY**steps
-                self.headroom = max(0.0, left - _HEADROOM_FALL * steps)
+                    headroom *= _LIGHT_USE_DECAY**steps
+                self.headroom = max(0.0, headroom - _HEADROOM_FALL * steps)

@@ -73,13 +73,13 @@ class AttemptHistory:
 
     def take_error(self, states: Sequence[RouteState], now_ns: int, deadline_ns: int) -> BaseException:
         """Return the error that ends the request, and forget it, so that no cycle keeps the inputs alive."""
-        story = ", ".join(f"{state.route.name}: {self.reasons.get(state.position, 'not tried')}" for state in states)
+        summary = ", ".join(f"{state.route.name}: {self.reasons.get(state.position, 'not tried')}" for state in states)
         error, self.error = self.error, None
         if error is not None:
             passed_s = (now_ns - self.began_ns) / 1e9
-            error.add_note(f"no other route responded in the {passed_s:.6f} s since the request came ({story})")
+            error.add_note(f"no other route responded in the {passed_s:.6f} s since the request came ({summary})")
             return error
-        return self._rejection(f"no route could respond ({story})", now_ns >= deadline_ns)
+        return self._rejection(f"no route could respond ({summary})", now_ns >= deadline_ns)
 
     def _rejection(self, message: str, deadline_passed: bool) -> StreamInferError:
         if deadline_passed:

@@ -51,16 +51,16 @@ def classify(
         stopping: the router stops and has interrupted all attempts.
     """
     cancelled = isinstance(error, asyncio.CancelledError)
-    left = task.uncancel() if attempt.interrupted else task.cancelling()
-    if attempt.was_cancelled_too(left):
+    cancellations = task.uncancel() if attempt.interrupted else task.cancelling()
+    if attempt.was_cancelled_too(cancellations):
         return AttemptOutcome("cancelled", IGNORED, error, final=True)
     if attempt.interrupted and cancelled:
         if stopping:
             closed = Closed("the router stopped before the response")
             return AttemptOutcome(AdmissionReason.CLOSED, IGNORED, closed, final=True)
-        took_s = (now_ns - attempt.started_ns) / 1e9
+        elapsed_s = (now_ns - attempt.started_ns) / 1e9
         return AttemptOutcome(
-            "attempt_timeout", LATE, DeadlineExceeded(f"route {name!r} had not responded after {took_s:.6f} s")
+            "attempt_timeout", LATE, DeadlineExceeded(f"route {name!r} had not responded after {elapsed_s:.6f} s")
         )
     if cancelled:  # by the route itself
         failure = BackendError(f"route {name!r} was cancelled from inside")

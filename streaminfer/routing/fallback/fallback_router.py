@@ -125,8 +125,8 @@ class FallbackRouter(StackClock, Node):
         offered = [adapt(route.service).capabilities() for route in routes]
         self._objective = next((each.slo for each in offered if each.slo is not None), None)
         self.validate = offered[0].validate if routes[0].prepare is None else None
-        found = (adapt(service).capabilities().fingerprint_changes for service in self._services())
-        self._changes: list[Callable[[], int]] = [changes for changes in found if changes is not None]
+        counters = (adapt(service).capabilities().fingerprint_changes for service in self._services())
+        self._changes: list[Callable[[], int]] = [changes for changes in counters if changes is not None]
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = False
         self._cutting = False
@@ -315,7 +315,7 @@ class FallbackRouter(StackClock, Node):
         counts = self._counts
         counts.requests += 1
         if self._degradation.arrive(now_ns):
-            self._degradation.step(now_ns, self._budget.burning(counts.requests + self._fast_path.taken))
+            self._degradation.step(now_ns, self._budget.burning(counts.requests + self._fast_path.requests))
         deadline_ns = deadline_of(request)
         if self._stopping:
             counts.failed += 1
@@ -344,7 +344,7 @@ class FallbackRouter(StackClock, Node):
         state.share.settle(LATE if is_late else GOOD, now_ns - attempt.started_ns, limit_ns, now_ns)
         if is_late:
             state.deadline_misses += 1
-            self._fast_path.distrust()
+            self._fast_path.discard_verdict()
             self._miss(history.busy | 1 << state.share.device, attempt.deadline_ns - history.began_ns)
         source = state.route.name
         if state.position:
@@ -366,7 +366,7 @@ class FallbackRouter(StackClock, Node):
     ) -> None:
         """Count an attempt without response; raise the error if the request ends with it."""
         self._leave(attempt)
-        self._fast_path.distrust()
+        self._fast_path.discard_verdict()
         outcome = classify(state.route.name, attempt, error, task, now_ns, stopping=self._cutting)
         limit_ns = attempt.deadline_ns - attempt.started_ns
         timings = error.timings if isinstance(error, StreamInferError) else None

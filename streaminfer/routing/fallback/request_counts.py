@@ -28,7 +28,7 @@ class RequestCounts:
 
     def snapshot(self, states: Sequence[RouteState], fast_path: FastPath) -> RouterStatistics:
         """Return the counters of requests and of routes at this moment."""
-        requests = self.requests + fast_path.taken
+        requests = self.requests + fast_path.requests
         succeeded = sum(state.share.succeeded for state in states)
         quality = sum(state.share.succeeded * state.route.quality for state in states)
         responses = succeeded + self.defaulted

@@ -14,7 +14,7 @@ from streaminfer.routing.fallback.route_state import RouteState
 
 __all__ = ["RouteProbes"]
 
-_PATIENCE = 10  # time of a probe, as a multiple of the time of its request
+_TIMEOUT_FACTOR = 10  # time of a probe, as a multiple of the time of its request
 _REJECTIONS = (CircuitOpen, Closed, Overloaded, TimeoutError)
 
 
@@ -53,10 +53,10 @@ class RouteProbes:
 
     def _send(self, state: RouteState, request: Request, now_ns: int) -> None:
         left_ns = max((request.deadline_ns or now_ns) - now_ns, 1)
-        copy = request.replace(deadline_ns=now_ns + _PATIENCE * left_ns, store=False)
+        copy = request.replace(deadline_ns=now_ns + _TIMEOUT_FACTOR * left_ns, store=False)
         state.share.take()
         state.probes += 1
-        task = asyncio.get_running_loop().create_task(self._probe(state, copy, _PATIENCE * left_ns / 1e9))
+        task = asyncio.get_running_loop().create_task(self._probe(state, copy, _TIMEOUT_FACTOR * left_ns / 1e9))
         self._tasks[task] = None
         task.add_done_callback(functools.partial(self._end, state))
 

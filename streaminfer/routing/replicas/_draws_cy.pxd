@@ -10,7 +10,7 @@ cdef class UniformDraws:
 
     cpdef double next(self) noexcept
 
-    @cython.locals(slot=CReplicaStats, left=double, last=Py_ssize_t, number=Py_ssize_t)
+    @cython.locals(slot=CReplicaStats, remaining=double, last=Py_ssize_t, number=Py_ssize_t)
     cpdef Py_ssize_t slot(self, list slots, double total, bint own) noexcept
 
 cpdef double unit_hash(unsigned long long value) noexcept

@@ -37,14 +37,14 @@ class UniformDraws:
 
     def slot(self, slots: list[ReplicaStats], total: float, own: bool) -> int:
         """Draw a replica by its share, at home or elsewhere; ``total`` is the sum of the shares there. -1: none."""
-        left = self.next() * total
+        remaining = self.next() * total
         last = -1
         for number, slot in enumerate(slots):
             if slot.share <= 0.0 or (slot.penalty <= 1.0) != own:
                 continue
             last = number
-            left -= slot.share
-            if left < 0.0:
+            remaining -= slot.share
+            if remaining < 0.0:
                 break
         return last
 

@@ -12,14 +12,14 @@ cdef class OutlierEjection:
     cdef double _latency_factor, _max_ejected
     cdef list slots
 
-    cdef void hold_out(self, CReplicaStats slot) noexcept
-    cdef void let_back(self, CReplicaStats slot, long long now_ns) noexcept
+    cdef void force_eject(self, CReplicaStats slot) noexcept
+    cdef void end_forced_ejection(self, CReplicaStats slot, long long now_ns) noexcept
     cdef void settle(self, CReplicaStats slot, long long now_ns) noexcept
     cdef void succeeded(self, CReplicaStats slot, double duration_ns, double places, long long now_ns) noexcept
     cdef void failed(self, CReplicaStats slot, long long now_ns) noexcept
 
     @cython.locals(factor=double)
-    cdef bint took_too_long(self, CReplicaStats slot, double duration_ns, double places) noexcept
+    cdef bint is_overlong(self, CReplicaStats slot, double duration_ns, double places) noexcept
 
     @cython.locals(factor=double)
     cdef bint _is_outlier(self, CReplicaStats slot, double duration_ns, double places) noexcept
@@ -27,6 +27,6 @@ cdef class OutlierEjection:
     @cython.locals(others=cython.longlong, slower=cython.longlong, other=CReplicaStats)
     cdef bint _exceeds_most(self, CReplicaStats slot, double latency_ns, double per_place_ns) noexcept
 
-    @cython.locals(most=cython.longlong, in_service=cython.longlong, lasts_ns=cython.longlong)
+    @cython.locals(limit=cython.longlong, in_service=cython.longlong, lasts_ns=cython.longlong)
     cdef void _eject(self, CReplicaStats slot, long long now_ns) noexcept
     cdef void _take_out(self, CReplicaStats slot, long long until_ns) noexcept

@@ -65,15 +65,15 @@ class OutlierEjection:
         self.replicas = 0
         self.ejected = 0
 
-    def hold_out(self, slot: ReplicaStats) -> None:
-        """Eject a replica until :meth:`let_back`, whatever share is ejected already."""
+    def force_eject(self, slot: ReplicaStats) -> None:
+        """Eject a replica until :meth:`end_forced_ejection`, whatever share is ejected already."""
         if slot.state in (ACTIVE, PROBING):
             self._take_out(slot, NEVER_NS)
         elif slot.state == EJECTED:
             slot.until_ns = NEVER_NS
 
-    def let_back(self, slot: ReplicaStats, now_ns: int) -> None:
-        """End the ejection of :meth:`hold_out`; the replica is probing then."""
+    def end_forced_ejection(self, slot: ReplicaStats, now_ns: int) -> None:
+        """End the ejection of :meth:`force_eject`; the replica is probing then."""
         if slot.until_ns == NEVER_NS:
             slot.until_ns = now_ns
 
@@ -111,7 +111,7 @@ class OutlierEjection:
         ):
             self._eject(slot, now_ns)
 
-    def took_too_long(self, slot: ReplicaStats, duration_ns: float, places: float) -> bool:
+    def is_overlong(self, slot: ReplicaStats, duration_ns: float, places: float) -> bool:
         """Return whether an interrupted request ran far longer than requests of most other replicas in the zone.
 
         Args:
@@ -148,10 +148,10 @@ class OutlierEjection:
         return slower > 0 and 2 * slower > others
 
     def _eject(self, slot: ReplicaStats, now_ns: int) -> None:
-        most = int(self._max_ejected * self.replicas)
-        if most < 1 and self._max_ejected > 0.0:
-            most = 1
-        if self.ejected >= most or self.ejected + 1 >= self.replicas:
+        limit = int(self._max_ejected * self.replicas)
+        if limit < 1 and self._max_ejected > 0.0:
+            limit = 1
+        if self.ejected >= limit or self.ejected + 1 >= self.replicas:
             if slot.state == PROBING:
                 slot.state = ACTIVE  # no more replicas may be ejected, so it serves in spite of its failures
                 slot.since_ns = now_ns

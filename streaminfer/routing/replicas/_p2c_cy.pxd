@@ -14,8 +14,8 @@ cdef int _SLOT_BITS, _GENERATION_BITS
 cdef class P2CBalancer:
     cdef readonly long long panics
     cdef long long _choices, _decay_ns, _slow_start_ns
-    cdef bint _left_out
-    cdef double _own, _others
+    cdef bint _skipped_slow_starter
+    cdef double _own_zone_share, _other_zones_share
     cdef Fleet _fleet
     cdef UniformDraws _draws
     cdef list _slots
@@ -32,8 +32,8 @@ cdef class P2CBalancer:
     @cython.locals(slot=CReplicaStats)
     cpdef object remove(self, Py_ssize_t number)
 
-    cpdef object hold_out(self, Py_ssize_t number)
-    cpdef object let_back(self, Py_ssize_t number, long long now_ns)
+    cpdef object force_eject(self, Py_ssize_t number)
+    cpdef object end_forced_ejection(self, Py_ssize_t number, long long now_ns)
 
     @cython.locals(slot=CReplicaStats)
     cpdef double ramp(self, Py_ssize_t number, long long now_ns) except -1.0
@@ -50,7 +50,7 @@ cdef class P2CBalancer:
     @cython.locals(best=Py_ssize_t)
     cpdef long long choose_for_stream(self, unsigned long long key, long long now_ns) except *
 
-    @cython.locals(number=Py_ssize_t, best=Py_ssize_t, most=double, score=double, slot=CReplicaStats)
+    @cython.locals(number=Py_ssize_t, best=Py_ssize_t, highest=double, score=double, slot=CReplicaStats)
     cpdef Py_ssize_t of_stream(self, unsigned long long key, long long now_ns) except -2
 
     @cython.locals(
@@ -78,7 +78,7 @@ cdef class P2CBalancer:
     ) noexcept
 
     @cython.locals(
-        own=double, others=double, known=cython.longlong, speed=double, number=Py_ssize_t, slot=CReplicaStats)
+        own=double, others=double, measured=cython.longlong, speed=double, number=Py_ssize_t, slot=CReplicaStats)
     cdef void _weigh(self, Py_ssize_t excluded, bint slowly, long long now_ns) noexcept
 
     @cython.locals(lowest=int, slot=CReplicaStats)

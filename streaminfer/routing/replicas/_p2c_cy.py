@@ -76,10 +76,10 @@ class P2CBalancer:
         self._slots = self._ejection.slots
         self._slow_start_ns = slow_start_ns
         self._draws = UniformDraws(seed)
-        self._left_out = False
+        self._skipped_slow_starter = False
         self._fleet = Fleet(self._slots)
-        self._own = 0.0
-        self._others = 0.0
+        self._own_zone_share = 0.0
+        self._other_zones_share = 0.0
         self.panics = 0
 
     @property
@@ -141,13 +141,13 @@ class P2CBalancer:
             raise RuntimeError("a replica is removed once it has drained")
         slot.state = FREE
 
-    def hold_out(self, number: int) -> None:
-        """Eject a replica until :meth:`let_back`, whatever share is ejected already."""
-        self._ejection.hold_out(self._slots[number])
+    def force_eject(self, number: int) -> None:
+        """Eject a replica until :meth:`end_forced_ejection`, whatever share is ejected already."""
+        self._ejection.force_eject(self._slots[number])
 
-    def let_back(self, number: int, now_ns: int) -> None:
-        """End the ejection of :meth:`hold_out`; the replica is probing then."""
-        self._ejection.let_back(self._slots[number], now_ns)
+    def end_forced_ejection(self, number: int, now_ns: int) -> None:
+        """End the ejection of :meth:`force_eject`; the replica is probing then."""
+        self._ejection.end_forced_ejection(self._slots[number], now_ns)
 
     def slot(self, number: int) -> ReplicaStats:
         """Return the measurements of a replica; read-only."""
@@ -189,7 +189,7 @@ class P2CBalancer:
             best = self.best(excluded, now_ns)
             if best < 0:
                 return -1
-        elif self._left_out:
+        elif self._skipped_slow_starter:
             best = self._or_slow_starter(best, excluded, now_ns)
         return self._take(best, now_ns)
 
@@ -201,17 +201,17 @@ class P2CBalancer:
     def of_stream(self, key: int, now_ns: int) -> int:
         """Return the slot of a stream; changes no count. -1: there is no replica."""
         self._weigh(-1, False, now_ns)
-        if self._own + self._others <= 0.0:
+        if self._own_zone_share + self._other_zones_share <= 0.0:
             self._weigh_others(now_ns)
         best = -1
-        most = 0.0
+        highest = 0.0
         for number, slot in enumerate(self._slots):
-            if slot.share <= 0.0 or (self._own > 0.0 and slot.penalty > 1.0):
+            if slot.share <= 0.0 or (self._own_zone_share > 0.0 and slot.penalty > 1.0):
                 continue
             score = -slot.weight / slot.penalty / log(unit_hash(slot.key ^ key))
-            if best < 0 or score > most:
+            if best < 0 or score > highest:
                 best = number
-                most = score
+                highest = score
         return best
 
     def best(self, excluded: int, now_ns: int) -> int:
@@ -292,8 +292,8 @@ class P2CBalancer:
             if current:
                 slot.failed_last = True
                 slot.success -= slot.success * _OUTCOME_WEIGHT
-                slot.heard_ns = now_ns
-        elif outcome == _FAILURE or self._ejection.took_too_long(slot, duration_ns, places):
+                slot.updated_ns = now_ns
+        elif outcome == _FAILURE or self._ejection.is_overlong(slot, duration_ns, places):
             slot.failed += 1
             if current:
                 self._failed(slot, duration_ns, places, now_ns)
@@ -328,7 +328,7 @@ class P2CBalancer:
         slot.failed_last = True
         slot.success -= slot.success * _OUTCOME_WEIGHT
         self._learn_at_least(slot, duration_ns, places, now_ns)
-        slot.heard_ns = now_ns
+        slot.updated_ns = now_ns
         self._ejection.failed(slot, now_ns)
 
     def _learn_at_least(self, slot: ReplicaStats, duration_ns: int, places: int, now_ns: int) -> bool:
@@ -346,23 +346,23 @@ class P2CBalancer:
         """
         own = 0.0
         others = 0.0
-        known = 0
+        measured = 0
         speed = 0.0
-        self._left_out = False
+        self._skipped_slow_starter = False
         for number, slot in enumerate(self._slots):
             slot.share = 0.0
             if slot.state in (EJECTED, PROBING):
                 self._ejection.settle(slot, now_ns)
             if slot.state == ACTIVE:
                 if slot.per_place_ns > 0.0:
-                    known += 1
+                    measured += 1
                     speed += 1.0 / slot.per_place_ns
                 if not (slot.slow_start and slowly) or self._draws.next() < slot.ramp(now_ns, self._slow_start_ns):
-                    slot.share = slot.drawn(
+                    slot.share = slot.draw_share(
                         now_ns, self._fleet.mean_ns, self._decay_ns
                     )  # the mean at the previous choice
                 else:
-                    self._left_out = True
+                    self._skipped_slow_starter = True
             elif slot.state == PROBING and not slot.probe_in_flight:
                 slot.share = slot.weight
             if number == excluded or (excluded >= 0 and slot.is_doubtful()):
@@ -373,9 +373,9 @@ class P2CBalancer:
             else:
                 own += slot.share
         # the mean of speeds: in a mean of times, one replica's outage would keep its own estimate high for ever
-        self._fleet.mean_ns = known / speed if known else 0.0
-        self._own = own
-        self._others = others
+        self._fleet.mean_ns = measured / speed if measured else 0.0
+        self._own_zone_share = own
+        self._other_zones_share = others
 
     def _weigh_others(self, now_ns: int) -> None:
         """Set the shares of the replicas in the lowest tier, if no replica takes part in the draws."""
@@ -386,9 +386,9 @@ class P2CBalancer:
             if lowest < _NO_TIER and slot.tier(now_ns) == lowest:
                 slot.share = slot.weight / slot.penalty
                 if slot.penalty > 1.0:
-                    self._others += slot.share
+                    self._other_zones_share += slot.share
                 else:
-                    self._own += slot.share
+                    self._own_zone_share += slot.share
 
     def _cheapest(self, now_ns: int) -> int:
         """Return the cheapest slot in the draws; of equal ones, one of the nearest at random. -1: there is none."""
@@ -409,7 +409,7 @@ class P2CBalancer:
 
     def _pick(self, own: bool, now_ns: int) -> int:
         """Draw slots at home, or elsewhere, and return the cheapest one; -1: there is none."""
-        total = self._own if own else self._others
+        total = self._own_zone_share if own else self._other_zones_share
         best = -1
         for _ in range(self._choices):
             if total <= 0.0:

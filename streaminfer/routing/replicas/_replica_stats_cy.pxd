@@ -1,8 +1,8 @@
 cimport cython
 
 cdef int _FREE, _ACTIVE, _PROBING, _EJECTED
-cdef double _NEWEST, _PEAK, _MOST, _LEAST_SUCCESS, _LEAST_RAMP, _FARTHER
-cdef long long _ENOUGH, _GENERATIONS, _RECENT, _FEW
+cdef double _MIN_SAMPLE_WEIGHT, _PEAK_FACTOR, _MAX_PEAK_WEIGHT, _LEAST_SUCCESS, _LEAST_RAMP, _UNKNOWN_ZONE_FACTOR
+cdef long long _PEAK_MIN_SAMPLES, _GENERATIONS, _RECENT, _MIN_RECENT
 
 cdef class Fleet
 
@@ -14,7 +14,7 @@ cdef class ReplicaStats:
     cdef readonly int zone
     cdef unsigned long long key
     cdef double share, places, zone_ns
-    cdef long long level, samples, consecutive_failures, generation, heard_ns, busy_ns, since_ns, probe_began_ns
+    cdef long long level, samples, consecutive_failures, generation, updated_ns, busy_ns, since_ns, probe_began_ns
     cdef bint slow_start, probe_in_flight, failed_last, zone_tried
 
     cdef void reset(self, double weight, double penalty, int zone, unsigned long long key, long long now_ns) noexcept
@@ -25,7 +25,7 @@ cdef class ReplicaStats:
     cdef double ramp(self, long long now_ns, long long slow_start_ns) noexcept
 
     @cython.locals(weight=double)
-    cdef double drawn(self, long long now_ns, double mean_ns, long long decay_ns) noexcept
+    cdef double draw_share(self, long long now_ns, double mean_ns, long long decay_ns) noexcept
 
     cdef int tier(self, long long now_ns) noexcept
     cdef bint is_doubtful(self) noexcept
@@ -40,14 +40,14 @@ cdef class ReplicaStats:
     cdef double expected(self, long long now_ns, Fleet fleet, long long decay_ns) noexcept
 
     @cython.locals(decays=double)
-    cdef double remembered(self, long long now_ns, long long decay_ns) noexcept
+    cdef double measurement_weight(self, long long now_ns, long long decay_ns) noexcept
 
-    @cython.locals(newest=double, by_time=double, silent_ns=cython.longlong)
+    @cython.locals(weight=double, by_time=double, silent_ns=cython.longlong)
     cdef void learn(self, double duration_ns, double places, long long now_ns, long long decay_ns) noexcept
 
 @cython.final
 cdef class Fleet:
-    cdef double mean_ns, least_ns, lately_ns
+    cdef double mean_ns, least_ns, recent_ns
     cdef long long learned
     cdef list slots
 

@@ -37,16 +37,16 @@ _FREE = FREE
 _ACTIVE = ACTIVE
 _PROBING = PROBING
 _EJECTED = EJECTED
-_NEWEST = 0.03125  # the least weight of a new sample once there are many
-_PEAK = 4.0  # factor on the weight of a sample above the estimate
-_MOST = 0.25  # largest weight of such a sample
+_MIN_SAMPLE_WEIGHT = 0.03125  # the least weight of a new sample once there are many
+_PEAK_FACTOR = 4.0  # factor on the weight of a sample above the estimate
+_MAX_PEAK_WEIGHT = 0.25  # largest weight of such a sample
 _LEAST_SUCCESS = 0.02
 _LEAST_RAMP = 0.1
-_ENOUGH = 8  # number of samples after which `_PEAK` applies
+_PEAK_MIN_SAMPLES = 8  # number of samples after which `_PEAK_FACTOR` applies
 _GENERATIONS = 2**22 - 1
 _RECENT = 8  # number of requests in the recent mean
-_FEW = 3  # least number of requests in it; one may be quick by chance
-_FARTHER = 1.5  # expected time in an unknown zone, as a multiple of the least recent mean
+_MIN_RECENT = 3  # least number of requests in it; one may be quick by chance
+_UNKNOWN_ZONE_FACTOR = 1.5  # expected time in an unknown zone, as a multiple of the least recent mean
 
 
 class ReplicaStats:
@@ -110,7 +110,7 @@ class ReplicaStats:
         self.success = 1.0
         self.failed_last = False
         self.consecutive_failures = 0
-        self.heard_ns = now_ns
+        self.updated_ns = now_ns
         self.busy_ns = now_ns
         self.since_ns = now_ns
 
@@ -125,7 +125,7 @@ class ReplicaStats:
         part = 1.0 * elapsed_ns / slow_start_ns  # compiled, a quotient of whole numbers would be a whole number
         return part if part > _LEAST_RAMP else _LEAST_RAMP
 
-    def drawn(self, now_ns: int, mean_ns: float, decay_ns: int) -> float:
+    def draw_share(self, now_ns: int, mean_ns: float, decay_ns: int) -> float:
         """Return its share in the draws; ``mean_ns``: the fleet's time per request in flight, 0.0: not known.
 
         The share is proportional to the share of its requests that it serves: where most replicas fail, both of two
@@ -169,7 +169,7 @@ class ReplicaStats:
         """Return the share of its requests that it is expected to serve; failures fade like latencies."""
         if self.success >= 1.0:
             return 1.0
-        success = 1.0 - (1.0 - self.success) * self.remembered(now_ns, decay_ns)
+        success = 1.0 - (1.0 - self.success) * self.measurement_weight(now_ns, decay_ns)
         return success if success > _LEAST_SUCCESS else _LEAST_SUCCESS
 
     def expected(self, now_ns: int, fleet: Fleet, decay_ns: int) -> float:
@@ -181,19 +181,19 @@ class ReplicaStats:
         if self.samples or (self.zone_ns > 0.0 and mean_ns > 0.0):
             per_place_ns = self.per_place_ns if self.samples else self.zone_ns
             if per_place_ns > mean_ns:
-                per_place_ns = mean_ns + (per_place_ns - mean_ns) * self.remembered(now_ns, decay_ns)
-        elif self.penalty > 1.0 and not self.zone_tried and 0.0 < _FARTHER * fleet.least_ns < mean_ns:
-            per_place_ns = _FARTHER * fleet.least_ns
+                per_place_ns = mean_ns + (per_place_ns - mean_ns) * self.measurement_weight(now_ns, decay_ns)
+        elif self.penalty > 1.0 and not self.zone_tried and 0.0 < _UNKNOWN_ZONE_FACTOR * fleet.least_ns < mean_ns:
+            per_place_ns = _UNKNOWN_ZONE_FACTOR * fleet.least_ns
         expected_ns = per_place_ns * (self.in_flight + 1)
         if self.in_flight:
-            silent_ns = now_ns - (self.heard_ns if self.heard_ns > self.busy_ns else self.busy_ns)
+            silent_ns = now_ns - (self.updated_ns if self.updated_ns > self.busy_ns else self.busy_ns)
             if silent_ns > expected_ns > 0.0:
                 expected_ns = silent_ns
         return expected_ns
 
-    def remembered(self, now_ns: int, decay_ns: int) -> float:
+    def measurement_weight(self, now_ns: int, decay_ns: int) -> float:
         """Return the weight of the measurements: 1.0 if the replica responded just now."""
-        decays = 1.0 * (now_ns - self.heard_ns) / decay_ns
+        decays = 1.0 * (now_ns - self.updated_ns) / decay_ns
         if decays <= 0.0:
             return 1.0
         return 1.0 / ((1.0 + decays) * (1.0 + decays))
@@ -201,20 +201,20 @@ class ReplicaStats:
     def learn(self, duration_ns: float, places: float, now_ns: int, decay_ns: int) -> None:
         """Add a latency, with the number in flight when the request was sent."""
         self.samples += 1
-        newest = 1.0 / self.samples if self.samples < 1.0 / _NEWEST else _NEWEST
-        silent_ns = max(now_ns - self.heard_ns, 0)  # a clock that jumps back counts as standing still
+        weight = 1.0 / self.samples if self.samples < 1.0 / _MIN_SAMPLE_WEIGHT else _MIN_SAMPLE_WEIGHT
+        silent_ns = max(now_ns - self.updated_ns, 0)  # a clock that jumps back counts as standing still
         by_time = silent_ns / (1.0 * decay_ns + silent_ns)
-        if by_time > newest:
-            newest = by_time
+        if by_time > weight:
+            weight = by_time
         if duration_ns > self.per_place_ns * places:
-            if self.samples > _ENOUGH:
-                newest *= _PEAK
-            if newest > _MOST and self.samples > 4:
-                newest = _MOST
-        self.latency_ns += (duration_ns - self.latency_ns) * newest
-        self.places += (places - self.places) * newest
+            if self.samples > _PEAK_MIN_SAMPLES:
+                weight *= _PEAK_FACTOR
+            if weight > _MAX_PEAK_WEIGHT and self.samples > 4:
+                weight = _MAX_PEAK_WEIGHT
+        self.latency_ns += (duration_ns - self.latency_ns) * weight
+        self.places += (places - self.places) * weight
         self.per_place_ns = self.latency_ns / self.places
-        self.heard_ns = now_ns
+        self.updated_ns = now_ns
 
 
 class Fleet:
@@ -237,22 +237,22 @@ class Fleet:
         self.slots = slots
         self.mean_ns = 0.0
         self.least_ns = 0.0
-        self.lately_ns = 0.0
+        self.recent_ns = 0.0
         self.learned = 0
 
     def learn(self, slot: ReplicaStats, per_place_ns: float) -> None:
         """Learn from the time per request in flight of one request; the replica has learned from it already."""
         if self.learned < _RECENT:
             self.learned += 1
-        self.lately_ns += (per_place_ns - self.lately_ns) / self.learned
-        if self.learned >= _FEW and (self.least_ns <= 0.0 or self.lately_ns < self.least_ns):
-            self.least_ns = self.lately_ns
+        self.recent_ns += (per_place_ns - self.recent_ns) / self.learned
+        if self.learned >= _MIN_RECENT and (self.least_ns <= 0.0 or self.recent_ns < self.least_ns):
+            self.least_ns = self.recent_ns
         if slot.penalty > 1.0:
             for other in self.slots:
                 if other.zone == slot.zone:
                     other.zone_ns = slot.per_place_ns
                     if not (other.samples or other.in_flight):
-                        other.heard_ns = slot.heard_ns
+                        other.updated_ns = slot.updated_ns
 
     def tried(self, slot: ReplicaStats) -> None:
         """Note that a request is sent to a zone; nothing more is guessed of it."""

@@ -31,8 +31,8 @@ _log = Log("streaminfer.routing")
 
 async def _resolve(host: str) -> list[str]:
     """Return the addresses of a name, as the system resolves it."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    return [str(address[4][0]) for address in found]
+    addresses = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return [str(address[4][0]) for address in addresses]
 
 
 def _is_name(host: object) -> bool:
@@ -108,7 +108,7 @@ class Finder:
         Returns:
             Why no address was found; ``None``: at least one was found.
         """
-        found, failure = await self._addresses()
+        addresses, failure = await self._addresses()
         if failure is not None:
             self.failed += 1
             if not self._is_failing:
@@ -117,11 +117,11 @@ class Finder:
             self._is_failing = True
             return failure
         self._is_failing = False
-        for address in [address for address in self._starting if address not in found]:
+        for address in [address for address in self._starting if address not in addresses]:
             start = self._starting.pop(address)
             start.cancel()
             self._track(start)
-        for address in found:
+        for address in addresses:
             if address not in self._names and address not in self._starting:
                 if strict:
                     await self._add(address)
@@ -130,16 +130,18 @@ class Finder:
         if self._starting:
             await asyncio.wait(self._starting.values(), timeout=self._discovery.interval_s)
         present = self._all_names()
-        for address in [address for address, name in self._names.items() if not (address in found or name in present)]:
+        for address in [
+            address for address, name in self._names.items() if not (address in addresses or name in present)
+        ]:
             del self._names[address]  # its replica was removed by other means
         removable = max(len(present) - 1, 0)  # if no new replica could be added, one of the old ones stays
-        for address in [address for address in self._names if address not in found][:removable]:
+        for address in [address for address in self._names if address not in addresses][:removable]:
             self._track(asyncio.get_running_loop().create_task(self._leave(address)))
         return None
 
     def begin(self) -> None:
         """Look the name up every ``interval_s`` from now on."""
-        self._task = keep_running(self._look_up_for_ever, f"the discovery of {self._discovery.host!r}", _log.name)
+        self._task = keep_running(self._look_up_regularly, f"the discovery of {self._discovery.host!r}", _log.name)
 
     def cancel(self) -> list[asyncio.Future[Any]]:
         """Stop the lookups; return the cancelled tasks, also earlier ones, and the ends of replicas that leave."""
@@ -150,7 +152,7 @@ class Finder:
             task.cancel()
         return [*ending, *self._leaving]
 
-    async def _look_up_for_ever(self) -> None:
+    async def _look_up_regularly(self) -> None:
         while True:
             await asyncio.sleep(self._discovery.interval_s)
             await self.look_up()
@@ -160,11 +162,13 @@ class Finder:
         discovery = self._discovery
         self.lookups += 1
         try:
-            found: Any = await self._calls.end_within(
+            resolved: Any = await self._calls.end_within(
                 discovery.timeout_s, discovery.resolve(discovery.host), f"the resolver of {discovery.host!r}"
             )
-            check_instance("resolve", found, lambda it: not isinstance(it, (str, bytes)), "a list of addresses from it")
-            addresses = dict.fromkeys(found)
+            check_instance(
+                "resolve", resolved, lambda it: not isinstance(it, (str, bytes)), "a list of addresses from it"
+            )
+            addresses = dict.fromkeys(resolved)
         except Exception as error:  # noqa: BLE001 - whatever a resolver raises, the replicas stay
             return {}, error
         return addresses, None if addresses else LookupError(f"{discovery.host!r} has no address")

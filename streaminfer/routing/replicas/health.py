@@ -124,7 +124,7 @@ class ReplicaProbes:
         task = self._tasks.get(handle)
         if task is None or task.get_loop().is_closed():  # a task of a closed loop has ended without a stop
             delay_s = self._random.random() * self._check.interval_s
-            work = functools.partial(self._probe_for_ever, handle, delay_s)
+            work = functools.partial(self._probe_regularly, handle, delay_s)
             self._tasks[handle] = keep_running(work, f"the health check of replica {handle.replica.name!r}", _log.name)
 
     def forget(self, handle: ReplicaHandle) -> None:
@@ -141,7 +141,7 @@ class ReplicaProbes:
             task.cancel()
         return ending
 
-    async def _probe_for_ever(self, handle: ReplicaHandle, delay_s: float) -> None:
+    async def _probe_regularly(self, handle: ReplicaHandle, delay_s: float) -> None:
         is_out = self._balancer.slot(handle.slot).until_ns == NEVER_NS  # since before an earlier stop
         record = HealthRecord(self._check.unhealthy_after, self._check.healthy_after, healthy=not is_out)
         loop = asyncio.get_running_loop()
@@ -150,31 +150,31 @@ class ReplicaProbes:
             await asyncio.sleep(due_s - loop.time())
             failure = await self._failure_of(handle.replica)
             if record.note(failure is None):
-                self._tell(handle, record.healthy, failure)
+                self._apply_health(handle, record.healthy, failure)
             due_s = max(due_s + self._check.interval_s, loop.time())
 
     async def _failure_of(self, replica: Replica) -> BaseException | None:
         """Return why the probe of a replica failed; ``None``: it did not."""
         self.sent += 1
         try:
-            said: Any = await self._calls.end_within(
+            result: Any = await self._calls.end_within(
                 self._check.timeout_s, self._check.probe(replica), f"the probe of replica {replica.name!r}"
             )
         except Exception as error:  # noqa: BLE001 - what it raised is the outcome of the probe
             failure: Exception | None = error
         else:
             failure = (
-                ValueError("the probe returned False") if isinstance(said, (bool, np.bool_)) and not said else None
+                ValueError("the probe returned False") if isinstance(result, (bool, np.bool_)) and not result else None
             )
         self.failed += failure is not None
         return failure
 
-    def _tell(self, handle: ReplicaHandle, healthy: bool, failure: BaseException | None) -> None:
+    def _apply_health(self, handle: ReplicaHandle, healthy: bool, failure: BaseException | None) -> None:
         name = handle.replica.name
         if healthy:
-            self._balancer.let_back(handle.slot, self._clock())
+            self._balancer.end_forced_ejection(handle.slot, self._clock())
             _log.info("replica %r is healthy again", name)
         else:
-            self._balancer.hold_out(handle.slot)
+            self._balancer.force_eject(handle.slot)
             text = "replica %r is unhealthy and ejected: its last probe failed with %r"
             _log.warning(text, name, failure, exc_info=failure)

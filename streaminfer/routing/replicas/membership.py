@@ -56,7 +56,7 @@ class Membership:
 
     def handle_of(self, replica: Replica) -> ReplicaHandle:
         """Return a new handle, which gets no requests before :meth:`put`."""
-        return ReplicaHandle(replica, self._balancer, self._clock, self._left)
+        return ReplicaHandle(replica, self._balancer, self._clock, self._on_removed)
 
     def put(self, handle: ReplicaHandle, *, slowly: bool) -> None:
         """Give a replica a slot, so that it gets requests from now on.
@@ -102,7 +102,7 @@ class Membership:
         self.leaving.append(handle)
         return handle
 
-    def _left(self, handle: ReplicaHandle) -> None:
+    def _on_removed(self, handle: ReplicaHandle) -> None:
         self.leaving.remove(handle)
         del self.by_slot[handle.slot]  # otherwise the model would stay in memory
 
@@ -130,12 +130,14 @@ class Membership:
         return self._earlier_changes + sum(now)
 
 
-def _zone_penalties(given: object) -> tuple[dict[str, float], float]:
+def _zone_penalties(zone_penalty: object) -> tuple[dict[str, float], float]:
     """Return the penalties of single zones, and the penalty of all others."""
     expectation = "a finite number above 1, or a mapping of zone to such numbers"
-    if not isinstance(given, Mapping):
-        return {}, check_number("zone_penalty", given, expectation, _is_above_1)
-    return {zone: check_number("zone_penalty", value, expectation, _is_above_1) for zone, value in given.items()}, 2.0
+    if not isinstance(zone_penalty, Mapping):
+        return {}, check_number("zone_penalty", zone_penalty, expectation, _is_above_1)
+    return {
+        zone: check_number("zone_penalty", value, expectation, _is_above_1) for zone, value in zone_penalty.items()
+    }, 2.0
 
 
 def _is_above_1(number: float) -> bool:

@@ -151,7 +151,7 @@ class Replicas(StackClock, Node):
         self._running = self._stopped = False
         self._closed = not replicas
         self._retried = 0
-        self._told: list[Callable[[str, Any], None]] = []
+        self._child_listeners: list[Callable[[str, Any], None]] = []
         for replica in replicas:
             self._members.check_new(replica)
             self._members.put(self._members.handle_of(replica), slowly=False)
@@ -259,9 +259,9 @@ class Replicas(StackClock, Node):
         describe = self._offered().model_tensors
         return None if describe is None else describe()
 
-    def new_children(self, tell: Callable[[str, Any], None]) -> None:
-        """Call ``tell`` with the name and the service of each replica that is added from now on."""
-        self._told.append(tell)
+    def new_children(self, listener: Callable[[str, Any], None]) -> None:
+        """Call ``listener`` with the name and the service of each replica that is added from now on."""
+        self._child_listeners.append(listener)
 
     @property
     def slo_ns(self) -> int | None:
@@ -311,8 +311,8 @@ class Replicas(StackClock, Node):
             await stop_together(handle.stop(drain=drain) for handle in self._members.all())
         finally:
             if ending:
-                _, left = await asyncio.wait(ending, timeout=seconds_left())
-                for task in left:
+                _, pending = await asyncio.wait(ending, timeout=seconds_left())
+                for task in pending:
                     task.cancel()  # the end of a replica that leaves
 
     async def add(self, replica: Replica) -> None:
@@ -332,8 +332,8 @@ class Replicas(StackClock, Node):
                 await handle.stop(drain=False)
                 self._members.check_new(replica)
                 raise Closed("these replicas were stopped while one was added")
-        for tell in self._told:
-            tell(replica.name, replica.service)
+        for listener in self._child_listeners:
+            listener(replica.name, replica.service)
         self._members.put(handle, slowly=self._running)
         if self._running and self._probes is not None:
             self._probes.watch(handle)

@@ -23,32 +23,32 @@ class StreamHomes(AllStreamStates):
     """
 
     def __init__(self, handles: Callable[[], Iterable[ReplicaHandle]]) -> None:
-        super().__init__(self.keepers)
+        super().__init__(self.get_states)
         self._handles = handles
         # a dict would search for the oldest entry through all removed ones
         self._homes: OrderedDict[Hashable, StreamStates] = OrderedDict()
 
-    def keepers(self) -> list[StreamStates]:
+    def get_states(self) -> list[StreamStates]:
         """Return the stream states of the replicas with a recurrent model."""
         return [handle.states for handle in self._handles() if handle.states is not None]
 
-    def move(self, stream_id: Hashable, keeper: StreamStates | None) -> None:
+    def move(self, stream_id: Hashable, states: StreamStates | None) -> None:
         """Move the state of a stream to the replica that gets its next request.
 
         If that is impossible, the stream starts there from its initial state, because any state that this replica has
         of the stream is outdated.
         """
         home = self._homes.get(stream_id)
-        if keeper is None or home is keeper:
+        if states is None or home is states:
             return
         if home is None and len(self._homes) >= _MOST_HOMES:
             self._homes.popitem(last=False)
-        self._homes[stream_id] = keeper
+        self._homes[stream_id] = states
         if home is not None:
             try:
-                keeper.import_state(stream_id, home.export_state(stream_id))
+                states.import_state(stream_id, home.export_state(stream_id))
             except StreamInferError:  # there is no state, or no place for it
-                keeper.end_stream(stream_id)
+                states.end_stream(stream_id)
             home.end_stream(stream_id)
 
     async def leave(self, home: StreamStates, next_of: Callable[[Hashable], StreamStates | None]) -> None:
@@ -58,7 +58,7 @@ class StreamHomes(AllStreamStates):
             home: stream states of the replica that stops.
             next_of: returns the stream states of the replica that gets the next request of a stream.
         """
-        for stream_id in [stream_id for stream_id, keeper in self._homes.items() if keeper is home]:
+        for stream_id in [stream_id for stream_id, states in self._homes.items() if states is home]:
             if self._homes.get(stream_id) is home:  # it has not moved or ended meanwhile
                 try:
                     self.move(stream_id, next_of(stream_id))

@@ -98,8 +98,8 @@ class Canary(Node):
         offered = adapt(self._stable.service).capabilities()
         self._objective = offered.slo
         self.validate = offered.validate
-        found = (adapt(service).capabilities().fingerprint_changes for service in self.services)
-        self._changes = [changes for changes in found if changes is not None]
+        counters = (adapt(service).capabilities().fingerprint_changes for service in self.services)
+        self._changes = [changes for changes in counters if changes is not None]
 
     @property
     def services(self) -> tuple[Any, Any]:

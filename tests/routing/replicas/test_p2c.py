@@ -358,8 +358,8 @@ def test_probing_replica_is_preferred_to_ejected_ones(stream):
     """While the only replica that may serve is on trial, none that is out gets its further requests."""
     balance = made(3)
     for number in range(3):
-        balance.hold_out(number)
-    balance.let_back(1, 0)
+        balance.force_eject(number)
+    balance.end_forced_ejection(1, 0)
     choose = (lambda: balance.choose_for_stream(7, 0)) if stream else (lambda: balance.choose(-1, 0))
     assert {choose() & SLOT for _ in range(10)} == {1}
     assert balance.panics == 0
@@ -513,10 +513,10 @@ def test_second_attempt_avoids_ejected_replicas():
     """What the first attempt's replica keeps from requests is kept from the second attempt too."""
     balance = made(3)
     for number in range(2):
-        balance.hold_out(number)
+        balance.force_eject(number)
     assert balance.choose(2, 0) == balance.best(2, 0) == -1
     assert balance.panics == 0
-    balance.hold_out(2)  # now all are out, and requests go to them all the same
+    balance.force_eject(2)  # now all are out, and requests go to them all the same
     assert balance.choose(2, 0) & SLOT in {0, 1}
     assert balance.panics == 1
 
@@ -565,8 +565,8 @@ def test_second_attempt_goes_to_the_only_one_left():
 def test_second_attempt_skips_replica_with_probe():
     """A second attempt is not sent to a probing replica that already has a request in flight."""
     balance = made(2)
-    balance.hold_out(0)
-    balance.let_back(0, 0)
+    balance.force_eject(0)
+    balance.end_forced_ejection(0, 0)
     probe = balance.choose(1, 0)
     assert probe & SLOT == 0
     assert balance.choose(1, 0) == -1
@@ -791,7 +791,7 @@ def test_streams_stay_while_all_replicas_are_unhealthy():
     balance = made(4)
     before = {key: balance.of_stream(key, 0) for key in keys(200)}
     for number in range(4):
-        balance.hold_out(number)
+        balance.force_eject(number)
     assert {key: balance.choose_for_stream(key, 0) & SLOT for key in before} == before
     assert balance.panics == len(before)
     balance.drain(0)  # what leaves has none
@@ -847,9 +847,9 @@ def test_ranked_contains_selectable_replicas():
         pass
     assert sorted(balance.ranked(2 * S)) == [1, 2]
     for number in (1, 2):
-        balance.hold_out(number)
+        balance.force_eject(number)
     assert balance.ranked(2 * S) == [0]
-    balance.hold_out(0)
+    balance.force_eject(0)
     assert sorted(balance.ranked(2 * S)) == [0, 1, 2]
     for number in range(3):
         balance.drain(number)
