@@ -6,13 +6,13 @@ cdef double _TINY
 cdef class CallBudget:
     cdef readonly long long requests, granted, throttled
     cdef double _ratio, _per_window
-    cdef long long[::1] _seen
-    cdef long long[::1] _extra
-    cdef long long _seen_live, _extra_live, _number
+    cdef long long[::1] _requests_by_slice
+    cdef long long[::1] _extra_by_slice
+    cdef long long _requests_in_window, _extra_in_window, _number
 
     cpdef object count(self, long long now_ns)
     cpdef bint grant(self, long long now_ns) except -1
     cpdef double left(self, long long now_ns) except? -1
 
     @cython.locals(number=cython.longlong, passed=cython.longlong, slot=cython.longlong)
-    cdef void _turn(self, long long now_ns) noexcept
+    cdef void _advance(self, long long now_ns) noexcept

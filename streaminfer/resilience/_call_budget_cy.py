@@ -45,16 +45,16 @@ class CallBudget:
         throttled: extra calls that were not granted.
     """
 
-    _seen: MutableSequence[int]
-    _extra: MutableSequence[int]
+    _requests_by_slice: MutableSequence[int]
+    _extra_by_slice: MutableSequence[int]
 
     def __init__(self, ratio: float, per_s: float) -> None:
         self._ratio = ratio
         self._per_window = per_s * (_SLICES * (_SLICE_NS / 1e9))
-        self._seen = array("q", [0]) * _SLICES
-        self._extra = array("q", [0]) * _SLICES
-        self._seen_live = 0
-        self._extra_live = 0
+        self._requests_by_slice = array("q", [0]) * _SLICES
+        self._extra_by_slice = array("q", [0]) * _SLICES
+        self._requests_in_window = 0
+        self._extra_in_window = 0
         self._number = 0
         self.requests = 0
         self.granted = 0
@@ -62,9 +62,9 @@ class CallBudget:
 
     def count(self, now_ns: int) -> None:
         """Count a request."""
-        self._turn(now_ns)
-        self._seen[self._number % _SLICES] += 1
-        self._seen_live += 1
+        self._advance(now_ns)
+        self._requests_by_slice[self._number % _SLICES] += 1
+        self._requests_in_window += 1
         self.requests += 1
 
     def grant(self, now_ns: int) -> bool:
@@ -72,17 +72,17 @@ class CallBudget:
         if self.left(now_ns) + _TINY < 1.0:
             self.throttled += 1
             return False
-        self._extra[self._number % _SLICES] += 1
-        self._extra_live += 1
+        self._extra_by_slice[self._number % _SLICES] += 1
+        self._extra_in_window += 1
         self.granted += 1
         return True
 
     def left(self, now_ns: int) -> float:
         """Return how many extra calls may be made now: a fraction, negative if requests left the window first."""
-        self._turn(now_ns)
-        return self._ratio * self._seen_live + self._per_window - self._extra_live
+        self._advance(now_ns)
+        return self._ratio * self._requests_in_window + self._per_window - self._extra_in_window
 
-    def _turn(self, now_ns: int) -> None:
+    def _advance(self, now_ns: int) -> None:
         number = now_ns // _SLICE_NS if now_ns > 0 else 0
         if number <= self._number:
             return  # the same slice, or a clock that jumped back
@@ -90,8 +90,8 @@ class CallBudget:
         if passed > _SLICES:
             passed = _SLICES
         for slot in range(number - passed + 1, number + 1):
-            self._seen_live -= self._seen[slot % _SLICES]
-            self._extra_live -= self._extra[slot % _SLICES]
-            self._seen[slot % _SLICES] = 0
-            self._extra[slot % _SLICES] = 0
+            self._requests_in_window -= self._requests_by_slice[slot % _SLICES]
+            self._extra_in_window -= self._extra_by_slice[slot % _SLICES]
+            self._requests_by_slice[slot % _SLICES] = 0
+            self._extra_by_slice[slot % _SLICES] = 0
         self._number = number

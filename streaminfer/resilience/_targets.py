@@ -31,25 +31,25 @@ PLAIN = frozenset({type(None), bool, int, float, str, bytes, tuple, list, dict, 
 
 
 def exception_classes(
-    argument: str, given: Any
+    argument: str, selection: Any
 ) -> tuple[tuple[type[BaseException], ...], Callable[[BaseException], Any] | None]:
     """Return classes of exceptions and a predicate; one of them is empty.
 
     Args:
         argument: name of the argument.
-        given: a class, an iterable of classes, or a function of an exception.
+        selection: a class, an iterable of classes, or a function of an exception.
 
     Raises:
-        TypeError: ``given`` is none of these.
+        TypeError: ``selection`` is none of these.
     """
     expectation = "classes of exceptions, or a function of an exception"
-    if isinstance(given, type):
-        given = (given,)
-    elif callable(given):
-        return (), given
-    if not isinstance(given, Iterable):
-        raise TypeError(expected(argument, expectation, given))
-    classes = tuple(given)
+    if isinstance(selection, type):
+        selection = (selection,)
+    elif callable(selection):
+        return (), selection
+    if not isinstance(selection, Iterable):
+        raise TypeError(expected(argument, expectation, selection))
+    classes = tuple(selection)
     for each in classes:
         if not (isinstance(each, type) and issubclass(each, BaseException)):
             raise TypeError(expected(argument, expectation, each))

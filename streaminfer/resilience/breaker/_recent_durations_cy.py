@@ -38,16 +38,16 @@ class RecentDurations:
 
     def median_ns(self) -> int:
         """Return the upper median; 0: there are too few durations."""
-        known = self._count if self._count < _CAPACITY else _CAPACITY
-        if known < _MIN_COUNT:
+        count = self._count if self._count < _CAPACITY else _CAPACITY
+        if count < _MIN_COUNT:
             return 0
-        for place in range(known):
+        for place in range(count):
             below = 0
-            for other in range(known):
+            for other in range(count):
                 if self._durations_ns[other] < self._durations_ns[place] or (
                     self._durations_ns[other] == self._durations_ns[place] and other < place
                 ):
                     below += 1
-            if below == known >> 1:
+            if below == count >> 1:
                 break
         return self._durations_ns[place]

@@ -102,7 +102,7 @@ class Hedge(StackClock):
         self.idempotent = idempotent
         self.name = name
         self._budget = _Budget(extra, 0.0)
-        self._took = RollingHistogram(clock=clock, significant_digits=_DIGITS)
+        self._durations = RollingHistogram(clock=clock, significant_digits=_DIGITS)
         self._least_count = math.ceil(round(1.0 / (1.0 - self.quantile), 6))
         self._clock: Clock = clock or time.monotonic_ns
         if clock is not None and to is not None:
@@ -153,7 +153,7 @@ class Hedge(StackClock):
 
     def _use_clock(self, clock: Clock) -> None:
         self._clock = clock
-        self._took.bind_clock(clock)
+        self._durations.bind_clock(clock)
         self._measure_ns = 0
         adapt(self.to).bind_clock(clock)
 
@@ -190,11 +190,11 @@ class Hedge(StackClock):
         """Update the delay and the usual duration from the histogram, at intervals."""
         if now_ns < self._measure_ns:
             return
-        if self._took.count < self._least_count:
+        if self._durations.count < self._least_count:
             self._delay_s = None
             return  # the next request tries again: few durations are cheap to count
         self._measure_ns = now_ns + _REFRESH_NS
-        usual_s, delay_s = self._took.quantiles([0.5, self.quantile])
+        usual_s, delay_s = self._durations.quantiles([0.5, self.quantile])
         self._usual_ns = float(usual_s) * 1e9
         self._delay_s = max(float(delay_s) * _LONGER, self._min_delay_s)
 
@@ -219,7 +219,7 @@ class Hedge(StackClock):
         delay_s = self._delay_s
         if delay_s is None or send_again is None:
             response = await send()
-            self._took.record_ns(max(self._clock() - now_ns, 0))
+            self._durations.record_ns(max(self._clock() - now_ns, 0))
             return response
         race = _Race(send_again, functools.partial(self._grants, deadline_ns, admits), delay_s)
         first = race.send(send)
@@ -238,7 +238,7 @@ class Hedge(StackClock):
         if winner is None:
             return race.failed[0].result()  # raises the earliest error
         if first not in race.failed:
-            self._took.record_ns(max(self._clock() - now_ns, 0))
+            self._durations.record_ns(max(self._clock() - now_ns, 0))
         self._won += winner is not first
         return winner.result()
 
@@ -275,11 +275,11 @@ class _Race:
         failed: requests that failed before, in order.
     """
 
-    __slots__ = ("_again", "_grants", "_running", "_timer", "failed", "over", "winner")
+    __slots__ = ("_grants", "_running", "_send_again", "_timer", "failed", "over", "winner")
 
-    def __init__(self, again: Callable[[], Awaitable[Any]], grants: Callable[[], bool], delay_s: float) -> None:
+    def __init__(self, send_again: Callable[[], Awaitable[Any]], grants: Callable[[], bool], delay_s: float) -> None:
         loop = asyncio.get_running_loop()
-        self._again = again
+        self._send_again = send_again
         self._grants = grants
         self._running: dict[asyncio.Task[Any], None] = {}  # in order, so that a run in virtual time repeats
         self._timer = loop.call_later(delay_s, self._on_delay)
@@ -301,7 +301,7 @@ class _Race:
 
     def _on_delay(self) -> None:
         if self._grants():
-            self.send(self._again)
+            self.send(self._send_again)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._running.pop(task, None)
@@ -328,7 +328,7 @@ class _Hedged(Wrapper):
     def __init__(self, hedge: Hedge, inner: Any) -> None:
         super().__init__(inner, hedge)
         self.hedge = hedge
-        self._again = inner if hedge.to is None else hedge.to
+        self._hedge_target = inner if hedge.to is None else hedge.to
         self._repeats = repeats(inner, hedge.idempotent)
 
     @property
@@ -351,9 +351,9 @@ class _Hedged(Wrapper):
 class _HedgedService(_Hedged):
     def __init__(self, hedge: Hedge, inner: Any) -> None:
         super().__init__(hedge, inner)
-        again = adapt(self._again).capabilities()
-        self._admission = again.admission
-        self._enforces = again.enforces_deadline
+        offered = adapt(self._hedge_target).capabilities()
+        self._admission = offered.admission
+        self._enforces = offered.enforces_deadline
 
     def capabilities(self) -> Capabilities:
         """Return the capabilities of the inner service; deadlines are enforced only if both services do so."""
@@ -362,20 +362,20 @@ class _HedgedService(_Hedged):
 
     async def call(self, request: Request) -> Response:
         """Return the first response to the request, or raise the first error when all fail."""
-        again = admits = None
+        send_again = admits = None
         if may_repeat(request, self._repeats):
-            again = functools.partial(self._again.call, request)
+            send_again = functools.partial(self._hedge_target.call, request)
             if self._admission is not None:
                 admits = functools.partial(self._admission, request)
         send = functools.partial(self.inner.call, request)
-        response: Response = await self.hedge._run(send, again, request.deadline_ns, admits)
+        response: Response = await self.hedge._run(send, send_again, request.deadline_ns, admits)
         return response
 
 
 class _HedgedBackend(_Hedged):
     def __init__(self, hedge: Hedge, inner: Any) -> None:
         super().__init__(hedge, inner)
-        self._infer, self._infer_again = _copying(inner), _copying(self._again)
+        self._infer, self._infer_again = _copying(inner), _copying(self._hedge_target)
 
     def capabilities(self) -> Capabilities:
         """Return the capabilities of the inner backend; outputs are new arrays."""
@@ -383,9 +383,9 @@ class _HedgedBackend(_Hedged):
 
     async def infer(self, batch: Batch) -> Sequence[Any]:
         """Return the first response to the batch, or raise the first error when all fail."""
-        again = (lambda: self._infer_again(batch.again())) if may_repeat(batch, self._repeats) else None
+        send_again = (lambda: self._infer_again(batch.again())) if may_repeat(batch, self._repeats) else None
         send = functools.partial(self._infer, batch)
-        results: Sequence[Any] = await self.hedge._run(send, again, batch.deadline_ns)
+        results: Sequence[Any] = await self.hedge._run(send, send_again, batch.deadline_ns)
         return results
 
 
@@ -410,11 +410,11 @@ def _kind_of(argument: str, value: Any) -> str:
 
 def _hedge_function(hedge: Hedge, function: Callable[..., Any]) -> Callable[..., Any]:
     repeatable = repeats(function, hedge.idempotent) is not False
-    again = function if hedge.to is None else hedge.to
+    hedge_target = function if hedge.to is None else hedge.to
 
     @functools.wraps(function)
     async def hedged(*args: Any, **kwargs: Any) -> Any:
-        send_again = functools.partial(again, *args, **kwargs) if repeatable else None
+        send_again = functools.partial(hedge_target, *args, **kwargs) if repeatable else None
         return await hedge._run(functools.partial(function, *args, **kwargs), send_again)
 
     return hedged

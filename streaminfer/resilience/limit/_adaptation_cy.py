@@ -63,13 +63,13 @@ _STILL_QUEUED = 0.375
 _STILL_FALLING = 0.75
 _LATE_FACTOR = 2.0
 _PROBE_SHARE = 0.25
-_LOWERED = 0.75
-_AS_BEFORE = 0.9
+_LOWERED_RATIO = 0.75
+_UNCHANGED_RATIO = 0.9
 _PROBE_PATIENCE = 8.0  # times the expected time of its calls: less would end probes of a service that became slower
 _PROBE_INTERVAL_NS = 5e9
 _PROBE_INTERVAL_CALLS = 100.0  # an interval is at least this many latencies, so that probes cost little
 _REJECTED_FOR_PROBE = 100  # a probe rejects some 50 calls
-_DOUBT = 2.0  # standard errors that are added to a mean before it is compared with the least mean
+_STANDARD_ERRORS = 2.0  # standard errors that are added to a mean before it is compared with the least mean
 _TARGET_RETURN_NS = 30e9
 
 
@@ -123,7 +123,7 @@ class LimitAdaptation:
         self._tighten = tighten
         self._max_queue_delay_ns = queue_delay_ns
         self._objective_ns = 0.0
-        self._tight = 1.0
+        self._target_factor = 1.0
         self._probing = False
         self._probe_due_ns = 0.0
         self._lowest_ns = 0.0
@@ -131,7 +131,7 @@ class LimitAdaptation:
         self.mean_ns = 0.0
         self._lowered_at_ns = 0.0
         self._full_ns = 0.0
-        self._settled = False
+        self._has_probe_result = False
         self._probed = False
         self._probe_ends_ns = 0.0
         self._probe_share = _PROBE_SHARE
@@ -150,12 +150,12 @@ class LimitAdaptation:
         """Begin the first window, at the first call."""
         self._window_began_ns = now_ns
 
-    def aim(self, objective_ns: float, burning: bool) -> None:
+    def set_objective(self, objective_ns: float, burning: bool) -> None:
         """Set the latency objective, 0.0 for none, and whether its budget burns."""
         self._objective_ns = objective_ns
         self.burning = burning
         if burning:
-            self._tight = self._tighten
+            self._target_factor = self._tighten
         self._apply()
 
     def resume(self, in_flight: int, now_ns: int) -> None:
@@ -173,13 +173,13 @@ class LimitAdaptation:
             self._begin_window(in_flight, now_ns)
 
     def add(
-        self, permit: int, took_ns: int, queued_ns: int, batch_ns: int, in_flight: int, rejected: int, now_ns: int
+        self, permit: int, duration_ns: int, queued_ns: int, batch_ns: int, in_flight: int, rejected: int, now_ns: int
     ) -> bool:
         """Count a call that succeeded.
 
         Args:
             permit: when the call began.
-            took_ns: how long it took.
+            duration_ns: how long it took.
             queued_ns: how long it was queued; negative: not known.
             batch_ns: when its batch began.
             in_flight: calls in flight now.
@@ -189,24 +189,24 @@ class LimitAdaptation:
         Returns:
             Whether a window ended.
         """
-        if took_ns < self._fastest_ns:
-            self._fastest_ns = took_ns
-            if took_ns < self.fastest_ns:
-                self.fastest_ns = took_ns
+        if duration_ns < self._fastest_ns:
+            self._fastest_ns = duration_ns
+            if duration_ns < self.fastest_ns:
+                self.fastest_ns = duration_ns
         if permit < self._began_ns:
             return False
         if queued_ns < 0:
-            self._untimed_ns += took_ns
-            self._untimed_squares += took_ns * 1.0 * took_ns
+            self._untimed_ns += duration_ns
+            self._untimed_squares += duration_ns * 1.0 * duration_ns
             self._untimed_calls += 1
-            return self._end_if_enough(in_flight, rejected, now_ns)
-        if batch_ns != self._batch_ns and self._end_if_enough(in_flight, rejected, now_ns):
+            return self._end_window_if_full(in_flight, rejected, now_ns)
+        if batch_ns != self._batch_ns and self._end_window_if_full(in_flight, rejected, now_ns):
             return True
         self._batch_ns = batch_ns
-        if queued_ns > took_ns:
-            queued_ns = took_ns
+        if queued_ns > duration_ns:
+            queued_ns = duration_ns
         self._queued_ns += queued_ns
-        self._served_ns += took_ns - queued_ns
+        self._served_ns += duration_ns - queued_ns
         self._queued_calls += 1
         return False
 
@@ -221,7 +221,7 @@ class LimitAdaptation:
         least_ns = _LATE_FACTOR * self.target_ns
         self._late_ns += allowed_ns if allowed_ns > least_ns else least_ns
         self._late_calls += 1
-        return self._end_if_enough(in_flight, rejected, now_ns)
+        return self._end_window_if_full(in_flight, rejected, now_ns)
 
     def add_drop(self, permit: int, in_flight: int, rejected: int, now_ns: int) -> bool:
         """Count a call that an inner layer rejected.
@@ -232,11 +232,11 @@ class LimitAdaptation:
         if permit < self._began_ns:
             return False
         self._drops += 1
-        return self._end_if_enough(in_flight, rejected, now_ns)
+        return self._end_window_if_full(in_flight, rejected, now_ns)
 
     # -- inside -------------------------------------------------------------------------------------------------
 
-    def _end_if_enough(self, in_flight: int, rejected: int, now_ns: int) -> bool:
+    def _end_window_if_full(self, in_flight: int, rejected: int, now_ns: int) -> bool:
         needed = self._needed_untimed if self._untimed_calls > 0 else self._needed
         if self._queued_calls + self._untimed_calls + self._late_calls + self._drops < needed:
             return False
@@ -257,7 +257,7 @@ class LimitAdaptation:
                 in_use = self.limit if self.limit < self._peak else self._peak
                 self._step(self.target_ns / least_ns)  # 0 before the first success: all calls were late
                 # right after a probe the queue is not yet filled up to the limit: that window cannot be compared
-                lowered = self.limit <= _LOWERED * in_use and not self._probed
+                lowered = self.limit <= _LOWERED_RATIO * in_use and not self._probed
                 self._lowered_at_ns = mean_ns if lowered else 0.0
             self._probed = probed
         elif self._adaptive:
@@ -275,10 +275,10 @@ class LimitAdaptation:
         return (variance / self._untimed_calls) ** 0.5 if variance > 0.0 else 0.0
 
     def _return_target(self, now_ns: int) -> None:
-        if not self.burning and self._tight < 1.0:
-            self._tight += (now_ns - self._window_began_ns) / _TARGET_RETURN_NS * (1.0 - self._tighten)
-            if self._tight > 1.0:
-                self._tight = 1.0
+        if not self.burning and self._target_factor < 1.0:
+            self._target_factor += (now_ns - self._window_began_ns) / _TARGET_RETURN_NS * (1.0 - self._tighten)
+            if self._target_factor > 1.0:
+                self._target_factor = 1.0
 
     def _measure(self, least_ns: float, rejected: int, now_ns: int) -> None:
         """Learn service time and time queued, and set the target."""
@@ -299,17 +299,18 @@ class LimitAdaptation:
             delay_ns = self._max_queue_delay_ns
         elif self._objective_ns > 0.0:
             delay_ns = self._objective_ns * _TARGET_OF_OBJECTIVE - self.service_ns
-        target_ns = (self.service_ns + delay_ns) * self._tight
+        target_ns = (self.service_ns + delay_ns) * self._target_factor
         floor_ns = self.service_ns * (1.0 + least)
         self.target_ns = target_ns if target_ns > floor_ns else floor_ns
 
     def _watch_unloaded(self, mean_ns: float, least_ns: float, rejected: int, now_ns: int) -> None:
         """Update the least mean latency of a window; begin and end probes."""
-        most_ns = mean_ns + _DOUBT * self._untimed_error_ns()  # least_ns counts late calls too: it may exceed the mean
+        # least_ns counts late calls too: it may exceed the mean
+        upper_ns = mean_ns + _STANDARD_ERRORS * self._untimed_error_ns()
         if self._probing:
             first = self._probe_share == _PROBE_SHARE
-            deeper = most_ns < (_STILL_QUEUED if first else _STILL_FALLING) * self._full_ns
-            self._settled = True
+            deeper = upper_ns < (_STILL_QUEUED if first else _STILL_FALLING) * self._full_ns
+            self._has_probe_result = True
             self._unloaded_ns = mean_ns
             if deeper and self.allowed > self._min_limit:
                 self._probe_share *= 0.5
@@ -317,14 +318,16 @@ class LimitAdaptation:
             else:
                 self._probing = False
                 self._schedule_probe(rejected, now_ns, False)
-        elif self._unloaded_ns == 0.0 or (self._lowered_at_ns > 0.0 and least_ns >= _AS_BEFORE * self._lowered_at_ns):
+        elif self._unloaded_ns == 0.0 or (
+            self._lowered_at_ns > 0.0 and least_ns >= _UNCHANGED_RATIO * self._lowered_at_ns
+        ):
             self._unloaded_ns = mean_ns
             self._schedule_probe(rejected, now_ns, True)
         else:
-            if most_ns < self._lowest_ns or self._lowest_ns == 0.0:
-                self._lowest_ns = most_ns
-            if most_ns < self._unloaded_ns:
-                self._unloaded_ns = most_ns
+            if upper_ns < self._lowest_ns or self._lowest_ns == 0.0:
+                self._lowest_ns = upper_ns
+            if upper_ns < self._unloaded_ns:
+                self._unloaded_ns = upper_ns
             if now_ns >= self._probe_due_ns:
                 if self._is_probe_worth_it(mean_ns, rejected):
                     self._probing = True
@@ -345,16 +348,16 @@ class LimitAdaptation:
 
     def _is_without_queue(self, mean_ns: float, rejected: int) -> bool:
         """Return whether the least mean since the last probe can replace the latency without load."""
-        if not self._settled or self._probe_due_ns == 0.0:
+        if not self._has_probe_result or self._probe_due_ns == 0.0:
             return False
         return rejected == self._rejected_before or mean_ns <= _UNLOADED * self._unloaded_ns
 
-    def _schedule_probe(self, rejected: int, now_ns: int, doubtful: bool) -> None:
+    def _schedule_probe(self, rejected: int, now_ns: int, immediately: bool) -> None:
         """Set when a probe is due; 0.0: as soon as the limit rejects a call, whatever the windows show."""
         interval_ns = _PROBE_INTERVAL_CALLS * self._unloaded_ns
         if interval_ns < _PROBE_INTERVAL_NS:
             interval_ns = _PROBE_INTERVAL_NS
-        self._probe_due_ns = 0.0 if doubtful else now_ns + interval_ns
+        self._probe_due_ns = 0.0 if immediately else now_ns + interval_ns
         self._lowest_ns = 0.0
         self._rejected_before = rejected
 
@@ -367,10 +370,10 @@ class LimitAdaptation:
                 limit = 2.0 * self._peak
             limit *= gradient if gradient > _MIN_STEP else _MIN_STEP
         elif 2.0 * self._peak >= limit:
-            most = limit + limit**0.5
+            highest = limit + limit**0.5
             limit *= gradient
-            if limit > most:
-                limit = most
+            if limit > highest:
+                limit = highest
         if limit < self._min_limit:
             limit = self._min_limit
         if limit > self._max_limit:
@@ -380,7 +383,7 @@ class LimitAdaptation:
     def _apply(self) -> None:
         limit = self.limit
         if not self._adaptive:
-            limit *= self._tight
+            limit *= self._target_factor
         elif self._probing:
             limit *= self._probe_share
         if limit < self._min_limit:

@@ -69,7 +69,7 @@ class LimitCore:
         self._budget = SloReader(slo, "a concurrency limit")
         self._objective: Any = None
         self._queue: Any = None
-        self._aim()
+        self._read_objective()
 
     def enter(self, priority: int, deadline_ns: int | None, request: Any, admission: Any) -> int:
         """Return a permit, for a wrapper.
@@ -149,9 +149,9 @@ class LimitCore:
         """Give a permit that came back to a queued call; if a window has ended, read the objective first."""
         self._freed(ended)
 
-    def aim(self) -> None:
+    def read_objective(self) -> None:
         """Read the objective and the state of its budget, as happens after each window."""
-        self._aim()
+        self._read_objective()
 
     def now(self) -> int:
         """Return the present instant on its clock, monotonic nanoseconds."""
@@ -164,11 +164,11 @@ class LimitCore:
 
     def _freed(self, ended: bool) -> None:
         if ended:
-            self._aim()
+            self._read_objective()
         if self._queue is not None:
             self._queue.freed()
 
-    def _aim(self) -> None:
+    def _read_objective(self) -> None:
         """Read the objective, which may change, and whether its budget burns."""
         objective_ns = 0.0
         burning = False
@@ -177,7 +177,7 @@ class LimitCore:
             burning = self._budget.burning(self._machine.succeeded)
         elif self._objective is not None:
             objective_ns = self._objective() or 0.0
-        self._machine.aim(objective_ns, burning)
+        self._machine.set_objective(objective_ns, burning)
 
     def _check_inner(self, admission: Callable[..., Any], request: Any, deadline_ns: int, now_ns: int) -> None:
         verdict = admission(request, now_ns)

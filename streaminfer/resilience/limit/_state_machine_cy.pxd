@@ -21,7 +21,7 @@ cdef class LimitMachine:
     cpdef int check(self, long long priority, long long deadline_ns, long long now_ns) except -2
     cpdef bint is_tight(self, long long deadline_ns, long long now_ns) except -1
 
-    @cython.locals(took_ns=cython.longlong, ended=bint)
+    @cython.locals(duration_ns=cython.longlong, ended=bint)
     cpdef bint succeed(self, long long permit, long long queued_ns, long long batch_ns, long long now_ns) except -1
 
     @cython.locals(ended=bint)
@@ -31,7 +31,7 @@ cdef class LimitMachine:
     cpdef object release(self, long long now_ns)
     cpdef object reject_infeasible(self)
     cpdef object discard(self)
-    cpdef object aim(self, double objective_ns, bint burning)
+    cpdef object set_objective(self, double objective_ns, bint burning)
 
     @cython.locals(drain_ns=double, lull_ns=double)
     cpdef long long drain_ns(self, long long now_ns) except -1

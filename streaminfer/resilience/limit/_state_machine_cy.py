@@ -143,10 +143,10 @@ class LimitMachine:
         """
         self._take_back(now_ns)
         self.succeeded += 1
-        took_ns = now_ns - permit
-        if took_ns < 0:
-            took_ns = 0
-        ended = self.adaptation.add(permit, took_ns, queued_ns, batch_ns, self.in_flight, self.rejected, now_ns)
+        duration_ns = now_ns - permit
+        if duration_ns < 0:
+            duration_ns = 0
+        ended = self.adaptation.add(permit, duration_ns, queued_ns, batch_ns, self.in_flight, self.rejected, now_ns)
         return self._follow(ended, now_ns)
 
     def exceed_deadline(self, permit: int, allowed_ns: int, now_ns: int) -> bool:
@@ -182,9 +182,9 @@ class LimitMachine:
 
     # -- targets ------------------------------------------------------------------------------------------------
 
-    def aim(self, objective_ns: float, burning: bool) -> None:
+    def set_objective(self, objective_ns: float, burning: bool) -> None:
         """Set the latency objective, 0.0 for none, and whether its budget burns."""
-        self.adaptation.aim(objective_ns, burning)
+        self.adaptation.set_objective(objective_ns, burning)
 
     def drain_ns(self, now_ns: int) -> int:
         """Return the nanoseconds in which the calls in flight should complete; 0: none in flight, or unknown."""

@@ -149,7 +149,7 @@ class ConcurrencyLimit(StackClock, LimitCore):
             raise TypeError(expected("inner", "a service or a function (an adaptive limit wraps the batcher)", inner))
         if self._objective is None:
             self._objective = _objective_of(inner)
-            self.aim()
+            self.read_objective()
         service = LimitedService if self._queue is None else QueuedService
         return wrap_by_kind(self, inner, service, LimitedBackend, limit_async, limit_sync)
 

@@ -59,7 +59,7 @@ class LimitedService(_Limited, SyncService):
 
     def __init__(self, limit: LimitCore, inner: Any) -> None:
         super().__init__(limit, inner)
-        self._waits = _tells_queueing(inner)
+        self._waits = _separates_queueing(inner)
 
     async def call(self, request: Request) -> Response:
         """Serve the request without a `Stack`; as the inherited one does, in fewer calls.
@@ -105,7 +105,7 @@ class QueuedService(_Limited):
     def __init__(self, limit: LimitCore, inner: Any) -> None:
         super().__init__(limit, inner)
         self._call: Callable[[Request], Any] = inner.call
-        self._waits = _tells_queueing(inner)
+        self._waits = _separates_queueing(inner)
 
     async def call(self, request: Request) -> Response:
         """Serve the request when there is a permit for it.
@@ -124,7 +124,7 @@ class QueuedService(_Limited):
         return response
 
 
-def _tells_queueing(inner: Any) -> bool:
+def _separates_queueing(inner: Any) -> bool:
     """Return whether the timings of a response separate queueing from service.
 
     A batcher with workers for all requests never queues them, so its timings show nothing.

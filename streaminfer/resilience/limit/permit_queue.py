@@ -90,7 +90,7 @@ class PermitQueue:
         timer = loop.call_later(max(min(left_ns, self._max_wait_ns), 0) / 1e9, self._expire, waiter)
         entry = (priority, next(self._serial), waiter)
         bisect.insort(self._waiting, entry)
-        self._give()  # another thread may have given a permit back before this call was in the queue
+        self._grant_permits()  # another thread may have given a permit back before this call was in the queue
         try:
             if waiter.future.done():  # at once: calls that waited before it have not continued yet
                 await asyncio.sleep(0)
@@ -120,11 +120,11 @@ class PermitQueue:
         if not self._waiting or loop is None or loop.is_closed():
             return
         if asyncio._get_running_loop() is loop:
-            self._give()
+            self._grant_permits()
         else:
-            loop.call_soon_threadsafe(self._give)
+            loop.call_soon_threadsafe(self._grant_permits)
 
-    def _give(self) -> None:
+    def _grant_permits(self) -> None:
         while self._waiting:
             priority, _, waiter = self._waiting[0]
             deadline_ns = NEVER_NS if waiter.deadline_ns is None else waiter.deadline_ns

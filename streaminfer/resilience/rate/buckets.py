@@ -10,7 +10,7 @@ When all are in use, further tenants share one more bucket of the common rate. A
 forgotten; otherwise a caller could empty it, name enough other tenants, and get a full bucket again.
 
 *Complexity.* O(1) for a known tenant, O(log n) for a new one. A heap orders the buckets by an instant that is no later
-than the real one, and a request looks at no more than ``_LOOKS`` of its entries, so no request pays for all others.
+than the real one, and a request looks at no more than ``_MAX_EXPIRIES`` of its entries: no request pays for all others.
 
 *Invariants.* In any span of time ``t`` a bucket admits at most ``burst + t · per_s`` requests. A tenant's own bucket is
 full at first, even if the tenant drew from the shared bucket. Each tenant of the table has one entry in the heap.
@@ -29,7 +29,7 @@ import attrs
 
 __all__ = ["Bucket", "TenantBuckets"]
 
-_LOOKS = 16
+_MAX_EXPIRIES = 16
 _SHARED = object()
 
 
@@ -60,11 +60,11 @@ class TenantBuckets:
         shared: requests that drew from the shared bucket, because the table was full.
     """
 
-    def __init__(self, common: Bucket, own: Mapping[Hashable, Bucket | None], max_tenants: int) -> None:
+    def __init__(self, common: Bucket, individual: Mapping[Hashable, Bucket | None], max_tenants: int) -> None:
         self._common = common
-        self._own = dict(own)
+        self._individual = dict(individual)
         self._max_tenants = max_tenants
-        self._own_full_ns: dict[Hashable, int] = {}  # includes the shared bucket
+        self._individual_full_ns: dict[Hashable, int] = {}  # includes the shared bucket
         self._full_ns: dict[Hashable, int] = {}
         self._heap: list[tuple[int, int, Hashable]] = []
         self._serial = 0  # tenants themselves may have no order
@@ -80,15 +80,15 @@ class TenantBuckets:
     def set_bucket(self, tenant: Hashable, bucket: Bucket | None, now_ns: int) -> None:
         """Give a tenant an individual rate; requests that it has drawn remain drawn, at most the whole new bucket."""
         before = self.bucket_of(tenant)
-        drawn_ns = max(self._full_ns.pop(tenant, 0), self._own_full_ns.pop(tenant, 0)) - now_ns
-        self._own[tenant] = bucket
+        drawn_ns = max(self._full_ns.pop(tenant, 0), self._individual_full_ns.pop(tenant, 0)) - now_ns
+        self._individual[tenant] = bucket
         if before is not None and bucket is not None and drawn_ns > 0:
             drawn_ns = drawn_ns * bucket.interval_ns // before.interval_ns
-            self._own_full_ns[tenant] = now_ns + min(drawn_ns, bucket.ahead_ns + bucket.interval_ns)
+            self._individual_full_ns[tenant] = now_ns + min(drawn_ns, bucket.ahead_ns + bucket.interval_ns)
 
     def bucket_of(self, tenant: Hashable) -> Bucket | None:
         """Return the bucket of a tenant; ``None``: the tenant is not limited."""
-        return self._own.get(tenant, self._common)
+        return self._individual.get(tenant, self._common)
 
     def take(self, tenant: Hashable, now_ns: int) -> int:
         """Admit one request, or return how long it would have to wait.
@@ -125,15 +125,15 @@ class TenantBuckets:
 
     def _place(self, tenant: Hashable, now_ns: int) -> tuple[dict[Hashable, int], Hashable]:
         """Return the table with the instant of a tenant's bucket, and the key in this table."""
-        if tenant in self._own:
-            return self._own_full_ns, tenant
+        if tenant in self._individual:
+            return self._individual_full_ns, tenant
         if tenant in self._full_ns or self._has_place(now_ns):
             return self._full_ns, tenant
-        return self._own_full_ns, _SHARED
+        return self._individual_full_ns, _SHARED
 
     def _has_place(self, now_ns: int) -> bool:
         """Forget some full buckets; return whether the table has a place for one more tenant."""
-        for _ in range(_LOOKS):
+        for _ in range(_MAX_EXPIRIES):
             if not self._heap or self._heap[0][0] > now_ns:
                 break
             _, serial, tenant = self._heap[0]

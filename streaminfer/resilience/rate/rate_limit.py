@@ -178,10 +178,10 @@ class RateLimit(StackClock):
         wait_ns = self._buckets.take(tenant, now_ns)
         if wait_ns:
             name = f"rate limit {self.name!r}" if self.name else "the rate limit"
-            whose = "requests without a tenant" if tenant is None else f"tenant {tenant!r}"
+            owner = "requests without a tenant" if tenant is None else f"tenant {tenant!r}"
             retry_after_s = wait_ns / 1e9
             raise Overloaded(
-                f"{name} of {whose} is reached; retry after {retry_after_s:.3f} s", retry_after_s=retry_after_s
+                f"{name} of {owner} is reached; retry after {retry_after_s:.3f} s", retry_after_s=retry_after_s
             )
 
     def retry_after_s(self, tenant: Hashable = None) -> float:

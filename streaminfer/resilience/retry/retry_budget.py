@@ -233,31 +233,31 @@ class RetryBudget(StackClock):
         return now_ns
 
     def _succeeded(self, started_ns: int, attempt: int) -> None:
-        took_ns = max(self._clock() - started_ns, 0)
-        self._usual_ns += (took_ns - self._usual_ns) * (_NEWEST_WEIGHT if self._usual_ns else 1.0)
+        duration_ns = max(self._clock() - started_ns, 0)
+        self._usual_ns += (duration_ns - self._usual_ns) * (_NEWEST_WEIGHT if self._usual_ns else 1.0)
         if attempt > 1:
             self._succeeded_after_retry += 1
 
     def _wait_s(self, error: Exception, attempt: int, sent: Request | Batch | None, rule: bool | None) -> float | None:
         """Return the seconds to wait before the next attempt; ``None``: there is no next attempt."""
-        why = "attempts"
+        reason = "attempts"
         if attempt < self.max_attempts:
             repeatable = rule is not False if sent is None else may_repeat(sent, rule)
-            why = "repeatable" if not repeatable else "retryable" if not self.is_retryable(error) else ""
-        if not why:
-            asked_ns = says_retry_after_s(error) * 1e9
+            reason = "repeatable" if not repeatable else "retryable" if not self.is_retryable(error) else ""
+        if not reason:
+            retry_after_ns = says_retry_after_s(error) * 1e9
             backoff_ns = self._backoff_ns * 2.0 ** (attempt - 1)
-            wait_ns = asked_ns + (backoff_ns * (0.5 + 0.5 * self._random.random()) if backoff_ns else 0.0)
+            wait_ns = retry_after_ns + (backoff_ns * (0.5 + 0.5 * self._random.random()) if backoff_ns else 0.0)
             now_ns = self._clock()
             deadline_ns = None if sent is None else sent.deadline_ns
             late = deadline_ns is not None and now_ns + wait_ns + self._usual_ns >= deadline_ns
             if late or wait_ns > self._max_wait_ns:
-                why = "time"
+                reason = "time"
             elif self._budget.grant(now_ns):
                 return wait_ns / 1e9
             else:
-                why = "throttled"
-        self._not_retried[why] += 1
+                reason = "throttled"
+        self._not_retried[reason] += 1
         return None
 
     __reduce__ = reject_copy

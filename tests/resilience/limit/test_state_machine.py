@@ -125,7 +125,7 @@ def test_latency_is_judged_by_mean_less_standard_error():
 def test_objective_is_target_for_queueing_and_service():
     """The objective sets the target for queue delay and service time together."""
     machine = make(limit=10)
-    machine.aim(100.0 * MS, False)
+    machine.set_objective(100.0 * MS, False)
     round_of(machine, S, 50, 10)
     assert machine.adaptation.target_ns == pytest.approx(70 * MS)
     assert machine.adaptation.limit == pytest.approx(10 * 70 / 60)
@@ -134,18 +134,18 @@ def test_objective_is_target_for_queueing_and_service():
 def test_burning_slo_lowers_target_once():
     """A burning SLO lowers the target once, and the target returns in half a minute."""
     machine = make(limit=10)
-    machine.aim(1000.0 * MS, True)
+    machine.set_objective(1000.0 * MS, True)
     now = round_of(machine, S, 300, 50)
     now = round_of(machine, now, 300, 50)
     assert machine.adaptation.target_ns == pytest.approx(350 * MS)
     assert machine.adaptation.limit == pytest.approx(10)
-    machine.aim(1000.0 * MS, False)
+    machine.set_objective(1000.0 * MS, False)
     goals = []
     start = now
     while now < start + 29 * S:
         now = round_of(machine, now, 300, 50, count=5)
         goals.append(machine.adaptation.target_ns)
-        machine.aim(1000.0 * MS, False)
+        machine.set_objective(1000.0 * MS, False)
     assert goals == sorted(goals)
     assert goals[len(goals) // 2] == pytest.approx(0.75 * 700 * MS, rel=0.05)
     while now < start + 32 * S:
@@ -155,7 +155,7 @@ def test_burning_slo_lowers_target_once():
 
 def test_a_burning_slo_tightens_a_fixed_limit():
     machine = make(limit=10, adaptive=False, tighten=0.4)
-    machine.aim(0.0, True)
+    machine.set_objective(0.0, True)
     assert machine.adaptation.allowed == 4
     assert machine.adaptation.limit == 10
 
@@ -371,8 +371,8 @@ class Twins(RuleBasedStateMachine):
                 self.each("release", self.now)
 
     @rule(objective=st.sampled_from([0.0, 50.0, 1000.0]), burning=st.booleans())
-    def aim(self, objective, burning):
-        self.each("aim", objective * MS, burning)
+    def set_objective(self, objective, burning):
+        self.each("set_objective", objective * MS, burning)
 
     @invariant()
     def counts_and_bounds(self):
