@@ -43,26 +43,26 @@ class BatchObservers:
         requests: list[Any] = []
         for ticket in execution.tickets:
             requests.append(ticket.request)  # noqa: PERF401 - a comprehension has types of its own
-        execution.observed = self._tell_begin(requests, now_ns)
+        execution.observed = self._notify_begin(requests, now_ns)
 
     def begin_load(self, now_ns: int) -> list[Any]:
         """Report the begin of a model's load, as a batch without rows; pass the returned list to :meth:`end_load`."""
-        return self._tell_begin([], now_ns)
+        return self._notify_begin([], now_ns)
 
-    def end_load(self, told: list[Any], now_ns: int) -> None:
+    def end_load(self, tokens: list[Any], now_ns: int) -> None:
         """Report that the load has ended."""
-        self._tell_end(told, _LOAD, now_ns)
+        self._notify_end(tokens, _LOAD, now_ns)
 
-    def _tell_begin(self, requests: list[Any], now_ns: int) -> list[Any]:
-        told: list[Any] = []
+    def _notify_begin(self, requests: list[Any], now_ns: int) -> list[Any]:
+        tokens: list[Any] = []
         for observer in self._observers:
             try:
-                told.append((observer, observer.begin(requests, now_ns)))
+                tokens.append((observer, observer.begin(requests, now_ns)))
             except LISTENER_ERRORS as failure:
                 self._failures.report(observer, "the begin of a batch", failure)
             except BaseException as interrupt:  # noqa: BLE001 - raised when the batch has begun
                 raise_in_loop(interrupt)
-        return told
+        return tokens
 
     def end(
         self,
@@ -73,8 +73,8 @@ class BatchObservers:
         bucket: int,
     ) -> None:
         """Report that a batch ended, unless its begin was not reported."""
-        told = execution.observed
-        if not told:
+        tokens = execution.observed
+        if not tokens:
             return
         execution.observed = None
         try:
@@ -82,10 +82,10 @@ class BatchObservers:
         except LISTENER_ERRORS as failure:  # from a user's policy, or because settings changed while the batch ran
             self._failures.report(self, "how the work of a batch divides", failure)
             work = BatchWork()
-        self._tell_end(told, work, now_ns)
+        self._notify_end(tokens, work, now_ns)
 
-    def _tell_end(self, told: list[Any], work: BatchWork, now_ns: int) -> None:
-        for observer, token in told:
+    def _notify_end(self, tokens: list[Any], work: BatchWork, now_ns: int) -> None:
+        for observer, token in tokens:
             try:
                 observer.end(token, work, now_ns)
             except LISTENER_ERRORS as failure:
@@ -127,8 +127,8 @@ def setup_share(size: int, assembler: Assembler, expected_ns: Callable[[int, int
     """Return the share of a batch's duration for zero rows, extrapolated by a line through two batch sizes."""
     other = 1 if assembler.padded_size(size) > assembler.padded_size(1) else assembler.cap_of(bucket)
     rows, other_rows = assembler.padded_size(size), assembler.padded_size(other)
-    took_ns, other_ns = expected_ns(size, bucket), expected_ns(other, bucket)
-    if rows == other_rows or not took_ns or not other_ns:
+    own_ns, other_ns = expected_ns(size, bucket), expected_ns(other, bucket)
+    if rows == other_rows or not own_ns or not other_ns:
         return 0.0
-    per_row_ns = (took_ns - other_ns) / (rows - other_rows)
-    return min(max(1.0 - per_row_ns * rows / took_ns, 0.0), 1.0)
+    per_row_ns = (own_ns - other_ns) / (rows - other_rows)
+    return min(max(1.0 - per_row_ns * rows / own_ns, 0.0), 1.0)

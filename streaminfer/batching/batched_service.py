@@ -91,7 +91,7 @@ class BatchedService(Node):
         )
         self._device = device
         offered = adapt(inner).capabilities()
-        self._ask_inward = offered.admission
+        self._inner_admission = offered.admission
         self._in_order = offered.stream_states is not None
         self._policy_for = policy_for
         self._submission = Submission(
@@ -186,10 +186,10 @@ class BatchedService(Node):
             return Admission(False, AdmissionReason.DEADLINE_EXCEEDED)
         if self._queue.full and not (self._queue.queued and self._dispatcher.can_start):
             last = self._queue.least_urgent()
-            if last is None or not self._gives_way(last, request.stream_id, request.priority):
+            if last is None or not self._is_shed_for(last, request.stream_id, request.priority):
                 return Admission(False, AdmissionReason.QUEUE_FULL, self._dispatcher.retry_after_s(now_ns))
-        if self._ask_inward is not None:
-            behind: Admission = self._ask_inward(request, now_ns)
+        if self._inner_admission is not None:
+            behind: Admission = self._inner_admission(request, now_ns)
             if not behind.ok:
                 return behind
         assembler = self._calls.assembler
@@ -392,7 +392,7 @@ class BatchedService(Node):
         shown = assembler.as_padded(assembler.prepare(request.inputs))
         validate(request.replace(inputs=shown))
 
-    def _gives_way(self, ticket: Ticket, stream_id: Hashable, priority: int) -> bool:
+    def _is_shed_for(self, ticket: Ticket, stream_id: Hashable, priority: int) -> bool:
         """Return whether a queued request is shed for a new one when the queue is full."""
         if ticket.priority != priority or self._fair_queue is None:
             return ticket.priority > priority
@@ -420,7 +420,7 @@ class BatchedService(Node):
         retry_after_s = self._dispatcher.retry_after_s(now_ns)
         waiting = self._queue.queued + self._queue.held_back
         message = f"{waiting} requests are queued already (max_queue_size={self._queue.max_size})"
-        if last is not None and self._gives_way(last, stream_id, priority):
+        if last is not None and self._is_shed_for(last, stream_id, priority):
             newcomer = "a more urgent request" if last.priority > priority else "a stream with a shorter backlog"
             self._outcomes.shed(last, now_ns, f"shed for {newcomer}; {message}", retry_after_s)
             return

@@ -68,7 +68,7 @@ class Dispatcher(DispatchState):
 
     # without slots, CPython 3.11 would look each method up again at each call, because the base is compiled
     __slots__ = (
-        *("__weakref__", "_ask_inward", "_bucket_models", "_calls", "_device", "_events", "_idle"),
+        *("__weakref__", "_inner_admission", "_bucket_models", "_calls", "_device", "_events", "_idle"),
         *("_alarm", "_loop", "_outcomes", "_queue", "_recheck_ns", "batch_sizes", "claim"),
         *("expectations", "full_at", "max_in_flight", "observers", "pipeline", "policy", "residence"),
         *("returning", "runner", "source"),
@@ -94,7 +94,7 @@ class Dispatcher(DispatchState):
         self.pipeline = Pipeline()
         self.expectations = Expectations(queue, self.pipeline)
         offered = adapt(calls.inner).capabilities()
-        self._ask_inward = offered.admission
+        self._inner_admission = offered.admission
         self.max_in_flight = self.free = max_in_flight
         self.full_at = NEVER
         self.returning = 1.0
@@ -132,7 +132,7 @@ class Dispatcher(DispatchState):
         self.expectations.set_policy(policy, keeps_queue=keeps_queue)
         offered = self.expectations.offered
         self._bucket_models = offered.bucket_models
-        self.runner.isolator.tell_limit = offered.limit_rows
+        self.runner.isolator.on_limit = offered.limit_rows
         self.pipelines = self.pipeline.choose is not None
 
     def bind_loop(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -146,7 +146,7 @@ class Dispatcher(DispatchState):
             self._device.enter(loop, self)
         if self.observers is not None:
             for execution in self.runner.batches:
-                self._tell_end(self.observers, execution, self._calls.clock())
+                self._notify_end(self.observers, execution, self._calls.clock())
         self.runner.bind_loop(loop, self._calls.clock())
         self.free = self.max_in_flight
         self.pipeline.batch = None
@@ -276,7 +276,7 @@ class Dispatcher(DispatchState):
             self._recheck_ns = decision.recheck_ns
         batch = decision.batch
         # a breaker or a limit around the model may reject one more batch
-        if not batch or (self._ask_inward is not None and not self._ask_inward(batch[0].request, now_ns).ok):
+        if not batch or (self._inner_admission is not None and not self._inner_admission(batch[0].request, now_ns).ok):
             return
         if decision.reject:
             self._outcomes.reject(decision.reject, decision.rejection, now_ns)
@@ -342,7 +342,7 @@ class Dispatcher(DispatchState):
         if self._device is not None:
             self._device.end(execution, now_ns, succeeded=succeeded)
         if self.observers is not None:
-            self._tell_end(self.observers, execution, now_ns)
+            self._notify_end(self.observers, execution, now_ns)
         self._events.ended(execution.record, now_ns)
         early = self.pipeline.batch
         if early is None:
@@ -354,12 +354,12 @@ class Dispatcher(DispatchState):
 
     def _after_waking(self, execution: Execution, ended_ns: int, learns: bool, arrivals: int) -> None:
         """Continue after the callers of a batch have woken."""
-        came = (self._events.arrivals - arrivals) / len(execution.tickets)
-        self.returning += _NEWEST * (min(came, 1.0) - self.returning)
+        arrived_share = (self._events.arrivals - arrivals) / len(execution.tickets)
+        self.returning += _NEWEST * (min(arrived_share, 1.0) - self.returning)
         if learns:
             self.expectations.learn_from(execution, ended_ns)
 
-    def _tell_end(self, observers: BatchObservers, execution: Execution, now_ns: int) -> None:
+    def _notify_end(self, observers: BatchObservers, execution: Execution, now_ns: int) -> None:
         bucket = self.expectations.bucket_of(execution.tickets)
         observers.end(execution, now_ns, self._calls.assembler, self.expectations.offered.expected_ns, bucket)
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["Expectations"]
 
 
-class _Ahead(NamedTuple):
+class _QueueLength(NamedTuple):
     """The one attribute of a queue that a prediction reads: the number of requests that are served first."""
 
     queued: int
@@ -71,9 +71,9 @@ class Expectations:
         """
         if self.offered.predicted_finish_ns is None:
             return None
-        queue: RequestQueue | _Ahead = self._queue
+        queue: RequestQueue | _QueueLength = self._queue
         if isinstance(queue, FairQueue):
-            queue = _Ahead(queue.ahead_of(stream_id))
+            queue = _QueueLength(queue.ahead_of(stream_id))
         started = self._pipeline.started(running)
         early = self._pipeline.batch
         if early is None:
@@ -84,7 +84,7 @@ class Expectations:
         """Return the nanoseconds that a slow batch of so many of the longest requests takes; ``None``: unknown."""
         if self.offered.predicted_finish_ns is None:
             return None
-        return self.offered.predicted_finish_ns(_Ahead(size - 1), 0, (), -1)
+        return self.offered.predicted_finish_ns(_QueueLength(size - 1), 0, (), -1)
 
     def outlook(self, now_ns: int, batch: Sequence[Ticket]) -> "Outlook | None":
         """Return the policy's knowledge of queue and model; ``None``: it has none."""

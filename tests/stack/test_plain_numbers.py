@@ -143,5 +143,5 @@ def test_learned_values_have_python_numbers(padding):
     fitted = learned.fitted()
     assert numbers_of_numpy(fitted) == []
     found = [learned.best_batch_size(SIZE), learned.trusted, learned.batches_since(2), learned.deviation]
-    found += [policy._model.sure_ns, policy._model.size_to_explore(SIZE), policy._model.expected_ns(2)]
+    found += [policy._model.min_duration_ns, policy._model.size_to_explore(SIZE), policy._model.expected_ns(2)]
     assert numbers_of_numpy(found) == []

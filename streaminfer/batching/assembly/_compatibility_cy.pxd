@@ -1,6 +1,6 @@
 cimport cython
 
-@cython.locals(taken=list)
+@cython.locals(stackable=list)
 cpdef list take_stackable(list tickets, Py_ssize_t limit)
 
 cpdef object kind_of(object row)
@@ -13,7 +13,7 @@ cdef class RaggedCompatibility:
     @cython.locals(bucket=Py_ssize_t, ndim=Py_ssize_t, shape=tuple)
     cpdef Py_ssize_t bucket_of(self, object inputs)
 
-    @cython.locals(taken=list, bucket=Py_ssize_t, own=Py_ssize_t)
+    @cython.locals(chosen=list, bucket=Py_ssize_t, own=Py_ssize_t)
     cpdef list choose(self, list tickets, Py_ssize_t limit, bint shorter_too)
 
     cpdef object kind_of(self, object row)

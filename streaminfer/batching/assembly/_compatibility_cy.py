@@ -39,14 +39,14 @@ def take_stackable(tickets: list[Any], limit: int) -> list[Any]:
     """
     first = tickets[0].inputs
     kind = kind_of(first)
-    taken = []
+    stackable = []
     for ticket in tickets:
         row = ticket.inputs
         if row is first or kind_of(row) == kind:
-            taken.append(ticket)
-            if len(taken) == limit:
+            stackable.append(ticket)
+            if len(stackable) == limit:
                 break
-    return taken
+    return stackable
 
 
 class RaggedCompatibility:
@@ -94,17 +94,17 @@ class RaggedCompatibility:
         first = tickets[0].inputs
         bucket = self.bucket_of(first)
         kinds = self._kinds_of(first)
-        taken = []
+        chosen = []
         for ticket in tickets:
             row = ticket.inputs
             own = self.bucket_of(row)
             if own != bucket and not (shorter_too and 0 <= own < bucket):
                 continue
             if row is first or self._kinds_of(row) == kinds:
-                taken.append(ticket)
-                if len(taken) == limit:
+                chosen.append(ticket)
+                if len(chosen) == limit:
                     break
-        return taken
+        return chosen
 
     def kind_of(self, row: Any) -> Any:
         """Return a hashable key that is equal for two rows of one bucket exactly if they can be stacked."""

@@ -30,7 +30,7 @@ from streaminfer.batching.assembly.buffers import BufferPool
 from streaminfer.batching.assembly.padding import make_mask, pad_rows
 from streaminfer.batching.assembly.row_costs import CostLimit, first_within
 from streaminfer.batching.assembly.stacking import only_axis, stack_column
-from streaminfer.batching.queue._ticket_cy import Ticket, departed
+from streaminfer.batching.queue._ticket_cy import Ticket, abandoned_rows
 from streaminfer.errors import InvalidInput
 from streaminfer.request import Batch, Request
 
@@ -84,7 +84,7 @@ class AssembledBatch(Batch):
 
     def left(self, now_ns: int) -> Sequence[int]:
         """Return the rows without a caller that waits."""
-        return departed(self._tickets, now_ns)
+        return abandoned_rows(self._tickets, now_ns)
 
     def again(self) -> "AssembledBatch":
         """Return the same rows, to be assembled again."""
@@ -133,14 +133,14 @@ class Assembler:
             self._sizes = check_ascending("preferred_sizes", preferred_sizes, expectation, at_most=max_batch_size)
         if max_batch_bytes is not None:
             check_count("max_batch_bytes", max_batch_bytes)
-        given = {"buckets": buckets, "max_batch_bytes": max_batch_bytes, "preferred_sizes": preferred_sizes}
+        settings = {"buckets": buckets, "max_batch_bytes": max_batch_bytes, "preferred_sizes": preferred_sizes}
         if not stack:
-            for name, value in given.items():
+            for name, value in settings.items():
                 if value is not None:
                     raise ValueError(
                         expected(name, "None with stack=False, which passes on what requests bring", value)
                     )
-        self.plain = cost_limit is None and all(value is None for value in given.values())
+        self.plain = cost_limit is None and all(value is None for value in settings.values())
         self._cost_limit = cost_limit
         self._stack = stack
         self._axes = batch_axes
@@ -233,8 +233,8 @@ class Assembler:
         real = row.shape[buckets.axis]
         if real == length:
             return row
-        whole: NDArray[Any] = self._pad(name, [row], ([real], length), 0, buckets)[0]
-        return whole
+        padded: NDArray[Any] = self._pad(name, [row], ([real], length), 0, buckets)[0]
+        return padded
 
     def sizes_of(self, bucket: int) -> list[int]:
         """Return the batch sizes of a bucket to measure: ``preferred_sizes``, else 1, 2, 4, … and the largest."""
@@ -358,9 +358,9 @@ class Assembler:
         if not dtype.isnative:
             dtype = dtype.newbyteorder("=")
         batch_axis %= len(shape) + 1
-        whole = (*shape[:batch_axis], count, *shape[batch_axis:])
+        full_shape = (*shape[:batch_axis], count, *shape[batch_axis:])
         large = count * math.prod(shape) * dtype.itemsize >= POOLED_FROM
-        array = self._pool.take(whole, dtype) if large else np.empty(whole, dtype)
+        array = self._pool.take(full_shape, dtype) if large else np.empty(full_shape, dtype)
         return array, np.moveaxis(array, batch_axis, 0) if batch_axis else array
 
     def _bytes(self, prepared: Any) -> int:

@@ -159,19 +159,21 @@ class Buckets:
             ragged = {name: value for name, value in inputs.items() if self.is_ragged(name, value)}
             if self.inputs is not None:
                 for name in self.inputs.intersection(inputs).difference(ragged):
-                    raise InvalidInput(f"input {name!r}: expected an array with axis {self.axis}, {_got(inputs[name])}")
+                    raise InvalidInput(
+                        f"input {name!r}: expected an array with axis {self.axis}, {_actual(inputs[name])}"
+                    )
         elif self.mask is not None:
-            what = "a mapping of input name to array, since the buckets add a mask beside it"
-            raise InvalidInput(f"inputs: expected {what}, {_got(inputs)}")
+            expectation = "a mapping of input name to array, since the buckets add a mask beside it"
+            raise InvalidInput(f"inputs: expected {expectation}, {_actual(inputs)}")
         else:
             ragged = {None: inputs} if self.is_ragged(None, inputs) else {}
         if not ragged:
             raise InvalidInput(f"inputs: expected an array with axis {self.axis}, along which lengths differ")
         lengths = {value.shape[self.axis] for value in ragged.values()}
         if len(lengths) > 1:
-            found = ", ".join(f"{name}: {value.shape[self.axis]}" for name, value in ragged.items())
+            sizes = ", ".join(f"{name}: {value.shape[self.axis]}" for name, value in ragged.items())
             raise InvalidInput(
-                f"inputs: expected one length along axis {self.axis}, got {found}; inputs= names those that are ragged"
+                f"inputs: expected one length along axis {self.axis}, got {sizes}; inputs= names those that are ragged"
             )
         (length,) = lengths
         if length > self.lengths[-1]:
@@ -242,6 +244,6 @@ def _named(name: str | None) -> str:
     return "inputs" if name is None else f"input {name!r}"
 
 
-def _got(value: Any) -> str:
+def _actual(value: Any) -> str:
     shape = f" of shape {value.shape}" if isinstance(value, np.ndarray) else ""
     return f"got {type(value).__name__}{shape}"

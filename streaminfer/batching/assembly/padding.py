@@ -26,9 +26,9 @@ def pad_rows(rows: list[NDArray[Any]], lengths: list[int], axis: int, pad_value:
             view with any strides.
     """
     before = (slice(None),) * axis
-    for whole, row, length in zip(padded, rows, lengths, strict=True):
-        whole[(*before, slice(length))] = row
-        whole[(*before, slice(length, None))] = pad_value
+    for padded_row, row, length in zip(padded, rows, lengths, strict=True):
+        padded_row[(*before, slice(length))] = row
+        padded_row[(*before, slice(length, None))] = pad_value
 
 
 def make_mask(lengths: list[int], length: int, dtype: np.dtype[Any]) -> NDArray[Any]:

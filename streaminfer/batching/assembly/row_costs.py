@@ -63,19 +63,19 @@ def make_cost_limit(row_cost: Any, max_batch_cost: Any) -> CostLimit | None:
     if max_batch_cost is None:
         raise ValueError(expected("max_batch_cost", "a number beside row_cost", max_batch_cost))
     check_instance("row_cost", row_cost, callable, "a function of what a request brings, beside max_batch_cost")
-    most = check_number("max_batch_cost", max_batch_cost, "a finite number above 0", lambda it: 0.0 < it < math.inf)
-    return CostLimit(row_cost, most)
+    limit = check_number("max_batch_cost", max_batch_cost, "a finite number above 0", lambda it: 0.0 < it < math.inf)
+    return CostLimit(row_cost, limit)
 
 
 def first_within(
-    tickets: list[Any], size_of: Callable[[Any], float], most: float, padded_size: Callable[[int], int]
+    tickets: list[Any], size_of: Callable[[Any], float], limit: float, padded_size: Callable[[int], int]
 ) -> list[Any]:
     """Return the first ticket and those that fit into a limit with it, in their order.
 
     Args:
         tickets: at least one.
         size_of: returns how much of the limit a ticket takes.
-        most: the limit.
+        limit: the limit.
         padded_size: returns the rows of a batch of a size after padding with copies of its last row.
     """
     total = 0.0
@@ -83,7 +83,7 @@ def first_within(
     for ticket in tickets:
         own = size_of(ticket)
         copies = padded_size(len(chosen) + 1) - len(chosen)
-        if chosen and total + copies * own > most:
+        if chosen and total + copies * own > limit:
             continue  # a smaller row after a large one may still fit
         total += own
         chosen.append(ticket)

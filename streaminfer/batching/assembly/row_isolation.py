@@ -31,7 +31,7 @@ __all__ = ["RowIsolator", "is_out_of_memory"]
 _NOT_OF_A_ROW = (CircuitOpen, Closed, DeadlineExceeded, MissingExtra, Overloaded, ConnectionError, TimeoutError)
 """Errors that are not caused by a row."""
 
-_VAIN_PARTS = 6  # the halves and quarters of a batch
+_MAX_FAILED_PARTS = 6  # the halves and quarters of a batch
 _MAX_UNSPLIT = 16
 _MEMORY_TEXTS = ("out of memory", "failed to allocate memory", "bad_alloc", "cannot allocate memory", "outofmemory")
 _MAX_CAUSES = 8
@@ -49,7 +49,7 @@ class RowIsolator:
     Attributes:
         split_batches: batches that were sent again in parts.
         unsplit: failed batches that are not split after the latest vain attempt; 0: the latest attempt was not vain.
-        tell_limit: called with a length bucket and its new limit.
+        on_limit: called with a length bucket and its new limit.
         memory_limits: by length bucket, the most rows that fit into memory, as far as failures have shown.
     """
 
@@ -67,7 +67,7 @@ class RowIsolator:
         self._fail = fail
         self.unsplit = 0
         self._unsplit_left = 0
-        self.tell_limit: Callable[[int, int], None] | None = None
+        self.on_limit: Callable[[int, int], None] | None = None
         self.split_batches = 0
         self.memory_limits: dict[int, int] = {}
 
@@ -98,11 +98,11 @@ class RowIsolator:
         self.split_batches += 1
         size = len(execution.tickets)
         parts: deque[tuple[list[int], Exception]] = deque((half, error) for half in _halves(list(range(size))))
-        most = 2 * size if is_out_of_memory(error) else 4 * (size - 1).bit_length()
+        max_sent = 2 * size if is_out_of_memory(error) else 4 * (size - 1).bit_length()
         sent = succeeded = 0
         while parts:
             rows, failure = parts.popleft()
-            if sent >= most or (sent >= _VAIN_PARTS and not succeeded):
+            if sent >= max_sent or (sent >= _MAX_FAILED_PARTS and not succeeded):
                 self._fail([execution.tickets[row] for row in rows], failure, self._calls.clock())
                 continue
             now_ns = self._calls.clock()
@@ -110,24 +110,24 @@ class RowIsolator:
             if not rows:
                 continue
             if not self._fits([execution.tickets[row] for row in rows]):
-                most += 1
+                max_sent += 1
                 parts.extendleft((half, failure) for half in reversed(_halves(rows)))
                 continue
             sent += 1
-            raised = await self._try(execution, rows, now_ns)
-            if raised is None:
+            part_error = await self._try(execution, rows, now_ns)
+            if part_error is None:
                 succeeded += 1
-            elif len(rows) > 1 and is_out_of_memory(raised):
+            elif len(rows) > 1 and is_out_of_memory(part_error):
                 sent -= 1  # at most log2(n) such parts, then n parts that fit
-                most = 2 * size
-                parts.extendleft((half, raised) for half in reversed(_halves(rows)))
-            elif isinstance(raised, _NOT_OF_A_ROW):  # for example an open breaker: all parts would fail
-                self._fail([execution.tickets[row] for row in rows], raised, self._calls.clock())
-                sent = most
+                max_sent = 2 * size
+                parts.extendleft((half, part_error) for half in reversed(_halves(rows)))
+            elif isinstance(part_error, _NOT_OF_A_ROW):  # for example an open breaker: all parts would fail
+                self._fail([execution.tickets[row] for row in rows], part_error, self._calls.clock())
+                sent = max_sent
             elif len(rows) > 1:
-                parts.extend((half, raised) for half in _halves(rows))
+                parts.extend((half, part_error) for half in _halves(rows))
             else:
-                self._fail([execution.tickets[rows[0]]], raised, self._calls.clock())
+                self._fail([execution.tickets[rows[0]]], part_error, self._calls.clock())
         if succeeded:
             self.succeeded()
         elif sent:
@@ -178,17 +178,17 @@ class RowIsolator:
         bucket = max(ticket.bucket for ticket in tickets)
         self.set_limit(bucket, max(len(tickets) // 2, 1))
 
-    def set_limit(self, bucket: int, most: int) -> None:
+    def set_limit(self, bucket: int, max_rows: int) -> None:
         """Limit later batches of a length bucket to so many rows; a smaller earlier limit stays."""
-        most = self.memory_limits[bucket] = min(self.memory_limits.get(bucket, most), most)
-        if self.tell_limit is not None:
-            self.tell_limit(bucket, most)
+        max_rows = self.memory_limits[bucket] = min(self.memory_limits.get(bucket, max_rows), max_rows)
+        if self.on_limit is not None:
+            self.on_limit(bucket, max_rows)
 
     def limit(self, chosen: list[Ticket]) -> list[Ticket]:
         """Return the first tickets, as many as fit into memory."""
-        for bucket, most in self.memory_limits.items():
-            if len(chosen) > most and any(ticket.bucket == bucket for ticket in chosen):
-                chosen = chosen[:most]
+        for bucket, max_rows in self.memory_limits.items():
+            if len(chosen) > max_rows and any(ticket.bucket == bucket for ticket in chosen):
+                chosen = chosen[:max_rows]
         return chosen
 
 

@@ -50,20 +50,20 @@ def split_rows(results: Any, count: int, source: str, padded: int = 0) -> list[A
     except _Unreadable as reason:
         return BackendError(f"{source}: {reason}")
     except Exception as error:  # noqa: BLE001 - an array without axes, or results that fail in their own way
-        text = f"{_wanted(count)}, but the rows of what came cannot be read: {text_of_error(error)}"
+        text = f"{_expectation(count)}, but the rows of what came cannot be read: {text_of_error(error)}"
         failure = BackendError(f"{source}: {text}")
         failure.__cause__ = error
         return failure
 
 
-def _wanted(count: int) -> str:
+def _expectation(count: int) -> str:
     return f"expected an array, a mapping or tuple of arrays, or a list with one result per row ({count} rows)"
 
 
 def _read_sequence(results: Any, count: int, padded: int) -> list[Any]:
     kind = type(results)
     if kind is not list and (isinstance(results, (str, bytes)) or not _is_sequence(results) or _is_frame(results)):
-        raise _Unreadable(f"{_wanted(count)}, got {kind.__name__}")
+        raise _Unreadable(f"{_expectation(count)}, got {kind.__name__}")
     # iterating over an array of one row costs more than indexing that row
     rows = results if kind is list else [results[0]] if count == len(results) == 1 else list(results)
     if padded and len(rows) == padded:
@@ -106,12 +106,12 @@ def _column(value: Any, count: int, padded: int, where: str, kind: str) -> Any:
         return value
     if padded and length == padded:
         return value[:count]
-    came = f"shape {tuple(value.shape)}" if _is_array(value) else type(value).__name__
+    actual = f"shape {tuple(value.shape)}" if _is_array(value) else type(value).__name__
     if length is not None and not _is_array(value):
-        came = f"a list of {length}"
+        actual = f"a list of {length}"
     raise _Unreadable(
         f"a {kind} is cut row by row, so output {where} must be an array with the batch axis ({count} rows), "
-        f"got {came}; for one result per row return a list of {count}"
+        f"got {actual}; for one result per row return a list of {count}"
     )
 
 

@@ -195,12 +195,12 @@ class Device:
             load_ns *= self._memory.loading != member.residence
         return max(now_ns, min(ends_ns)) + load_ns
 
-    def hold(self, member: DeviceMember, tell_loaded: Callable[[], None]) -> bool:
+    def hold(self, member: DeviceMember, on_loaded: Callable[[], None]) -> bool:
         """Keep a model in memory until :meth:`release`; return whether it is there.
 
-        Otherwise the next dispatch begins to load it, and each dispatch after the load calls ``tell_loaded``.
+        Otherwise the next dispatch begins to load it, and each dispatch after the load calls ``on_loaded``.
         """
-        self._held[member] = tell_loaded
+        self._held[member] = on_loaded
         self._name(member)
         return self._is_loaded(member)
 
@@ -217,11 +217,11 @@ class Device:
         members = list(self._waiting)
         again = False
         try:
-            for held, tell_loaded in self._held.items():
-                if self._is_loaded(held):
-                    tell_loaded()  # e.g. after another load that would have evicted it has failed
+            for pinned, on_loaded in self._held.items():
+                if self._is_loaded(pinned):
+                    on_loaded()  # e.g. after another load that would have evicted it has failed
                 elif self.is_free:
-                    self._load(held, now_ns)
+                    self._load(pinned, now_ns)
             for level in self._levels:
                 again = self._grant_turns(level, now_ns) or again
         finally:  # set the timers of all batchers, even if one of them raised
@@ -405,8 +405,8 @@ class Device:
         def needed_ns(residence: Residence) -> float:
             return min((stake.needed_ns for stake in self._stakes(residence, now_ns)), default=math.inf)
 
-        staying = {it.residence for it in busy if it.residence is not None}
-        return self._memory.victims(member.residence, self._needs(member), staying, needed_ns)
+        pinned = {it.residence for it in busy if it.residence is not None}
+        return self._memory.victims(member.residence, self._needs(member), pinned, needed_ns)
 
     def _stake(self, member: DeviceMember, now_ns: int, batch: Sequence[Ticket] = ()) -> Stake:
         load_ns = self._memory.load_ns(member.residence)
@@ -421,11 +421,11 @@ class Device:
         member.residence.load(leaving, functools.partial(self._loaded, member))
         return True
 
-    def _loaded(self, member: DeviceMember, now_ns: int, succeeded: bool, stayed: int) -> None:
+    def _loaded(self, member: DeviceMember, now_ns: int, succeeded: bool, retained: int) -> None:
         if self._memory.loading is not member.residence:
             return  # a load of a closed loop
         account = self._account(member)
-        load_ns = self._memory.end(now_ns, succeeded=succeeded, stayed=stayed)
+        load_ns = self._memory.end(now_ns, succeeded=succeeded, retained=retained)
         account.load_s += load_ns / 1e9
         account.loads += 1
         self._turns.leave_out(load_ns, now_ns)

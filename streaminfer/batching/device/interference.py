@@ -63,13 +63,13 @@ class Interference:
         """
         self._pass_time(now_ns)
         batch = self._running.pop(token)
-        took_ns = max(now_ns - batch.started_ns, 1)
-        shares = {other: beside_ns / took_ns for other, beside_ns in batch.beside_ns.items()}
+        duration_ns = max(now_ns - batch.started_ns, 1)
+        shares = {other: beside_ns / duration_ns for other, beside_ns in batch.beside_ns.items()}
         if expected_ns > 0:
-            self._learn(batch.model, shares, took_ns / expected_ns)
+            self._learn(batch.model, shares, duration_ns / expected_ns)
         # learn the slowdown first, so that a first slowdown does not look like a slower model
         slower = sum(share * (self._slowdown(batch.model, other) - 1.0) for other, share in shares.items())
-        return max(round(took_ns / (1.0 + slower)), 1)
+        return max(round(duration_ns / (1.0 + slower)), 1)
 
     def forget(self) -> None:
         """Forget the running batches, because their loop was closed."""

@@ -80,7 +80,7 @@ class Preemption:
     def leave(self, member: DeviceMember) -> None:
         """Remove a model."""
         if self._is_background.pop(member, False):
-            _bring_forward(member)
+            _move_to_foreground(member)
         member.claim.changed = None
         self._pauses.pop(member, None)
         self.update()
@@ -103,7 +103,7 @@ class Preemption:
                 if now:
                     member.claim.set_background(True)
                 else:
-                    _bring_forward(member)
+                    _move_to_foreground(member)
 
     def is_background(self, member: DeviceMember) -> bool:
         """Return whether a model is in the background."""
@@ -122,10 +122,10 @@ class Preemption:
     def end_background(self, execution: Execution, now_ns: int, *, is_promoted: bool) -> None:
         """Note that a background batch ended, and whether it was promoted before its deadline."""
         tickets = execution.tickets
-        taken = max((now_ns - it.enqueued_ns) / max(it.deadline_ns - it.enqueued_ns, 1) for it in tickets)
-        well_until_ns = now_ns if taken <= _GOOD_TIME else execution.started_ns
-        pressure = max(self.pressure - _RELEASE * max(well_until_ns - self._ended_ns, 0), 0.0)
-        self.pressure = min(pressure + _STEP * (is_promoted or taken > _LATE), 1.0)
+        used_share = max((now_ns - it.enqueued_ns) / max(it.deadline_ns - it.enqueued_ns, 1) for it in tickets)
+        relaxed_until_ns = now_ns if used_share <= _GOOD_TIME else execution.started_ns
+        pressure = max(self.pressure - _RELEASE * max(relaxed_until_ns - self._ended_ns, 0), 0.0)
+        self.pressure = min(pressure + _STEP * (is_promoted or used_share > _LATE), 1.0)
         self._ended_ns = now_ns
 
     def pause_ends_ns(self, member: DeviceMember) -> int:
@@ -136,7 +136,7 @@ class Preemption:
         return min(pause.ends_ns, member.claim.next_deadline_ns - pause.needs_ns)
 
 
-def _bring_forward(member: DeviceMember) -> None:
+def _move_to_foreground(member: DeviceMember) -> None:
     """Return the batches of a model, including running ones, to the usual priority."""
     member.claim.set_background(False)
     member.claim.raise_running()

@@ -19,7 +19,7 @@ _SHARE = 4
 _FORGET = 0.1
 """Share by which the longest CPU time of a batch size decays with each further batch."""
 
-_NEXT_LOOK_NS = 1_000_000
+_MIN_CHECK_NS = 1_000_000
 
 _WHOLE_CORE = 0.9
 """Cores that this process uses at least while a background batch runs, unless other processes want them too."""
@@ -64,16 +64,16 @@ class Promotions:
     def begin(self, loop: asyncio.AbstractEventLoop, execution: Execution, member: DeviceMember, now_ns: int) -> None:
         """Note that a background batch begins, and tell its backend whether it is lowered."""
         backoff = self._backoffs.get(member)
-        is_lowered = backoff is None or not backoff.left
+        is_lowered = backoff is None or not backoff.remaining
         member.claim.set_background(is_lowered)
         if backoff is not None and not is_lowered:
-            backoff.left -= 1
+            backoff.remaining -= 1
             return
         deadline_ns = min(ticket.deadline_ns for ticket in execution.tickets)
         time_ns = None if deadline_ns == NEVER else max(deadline_ns - now_ns, 0)
         lowered = _Lowered(loop, member, time_ns, self._process_time_ns())
         self._lowered[execution] = lowered
-        self._look_in(self._max_wait_ns if time_ns is None else time_ns // 2, execution, lowered)
+        self._check_after(self._max_wait_ns if time_ns is None else time_ns // 2, execution, lowered)
 
     def end(self, execution: Execution, member: DeviceMember) -> bool:
         """Note that a batch ended; return whether it was promoted because it would have been late."""
@@ -94,20 +94,20 @@ class Promotions:
         """Forget the running batches, because their loop was closed."""
         self._lowered.clear()
 
-    def _look_in(self, wait_ns: int, execution: Execution, lowered: "_Lowered") -> None:
-        lowered.timer = lowered.loop.call_later(wait_ns / 1e9, self._look, execution, lowered, context=Context())
+    def _check_after(self, wait_ns: int, execution: Execution, lowered: "_Lowered") -> None:
+        lowered.timer = lowered.loop.call_later(wait_ns / 1e9, self._check, execution, lowered, context=Context())
 
-    def _look(self, execution: Execution, lowered: "_Lowered") -> None:
+    def _check(self, execution: Execution, lowered: "_Lowered") -> None:
         elapsed_ns = lowered.elapsed_ns()
-        had_core = self._process_time_ns() - lowered.process_time_ns >= _WHOLE_CORE * elapsed_ns
-        if had_core and lowered.time_ns is not None:
+        used_full_core = self._process_time_ns() - lowered.process_time_ns >= _WHOLE_CORE * elapsed_ns
+        if used_full_core and lowered.time_ns is not None:
             needed_ns = self._needed_ns(execution, lowered.member)
             spare_ns = 0 if needed_ns is None else lowered.time_ns - elapsed_ns - _SHARE * needed_ns
             if spare_ns > 0:
-                self._look_in(max(spare_ns, _NEXT_LOOK_NS), execution, lowered)
+                self._check_after(max(spare_ns, _MIN_CHECK_NS), execution, lowered)
                 return
         lowered.timer = None
-        self._promote(lowered, had_core)
+        self._promote(lowered, used_full_core)
 
     def _needed_ns(self, execution: Execution, member: DeviceMember) -> int | None:
         """Return the CPU time that a batch still needs; ``None``: unknown."""
@@ -117,11 +117,11 @@ class Promotions:
             return None
         return max(longest_ns - used_ns, longest_ns // 10)  # not 0: a batch that has exceeded the longest still runs
 
-    def _promote(self, lowered: "_Lowered", had_core: bool) -> None:
+    def _promote(self, lowered: "_Lowered", used_full_core: bool) -> None:
         member = lowered.member
         self._count(member)
         member.claim.raise_running()
-        if had_core:  # so the foreground delayed it, not other processes
+        if used_full_core:  # so the foreground delayed it, not other processes
             self._backoffs.pop(member, None)
         else:
             self._backoffs.setdefault(member, _Backoff()).grow()
@@ -147,10 +147,10 @@ class _Lowered:
 
 @attrs.define
 class _Backoff:
-    """Number of batches of a model that begin at the usual priority, and how many of them are left."""
+    """Number of batches of a model that begin at the usual priority, and how many of them remain."""
 
     batches: int = 0
-    left: int = 0
+    remaining: int = 0
 
     def grow(self) -> None:
-        self.batches = self.left = min(max(2 * self.batches, 1), _MOST_BACKOFF)
+        self.batches = self.remaining = min(max(2 * self.batches, 1), _MOST_BACKOFF)

@@ -89,7 +89,7 @@ class LiveResidence:
         Raises:
             BackendError: the load failed.
         """
-        is_there = device.hold(member, self._tell_loaded)
+        is_there = device.hold(member, self._on_loaded)
         try:
             if not is_there:
                 self._awaited = asyncio.get_running_loop().create_future()
@@ -105,19 +105,19 @@ class LiveResidence:
         """Load the model after others have left."""
         self.task = BegunTask(self._load(leaving, done))
 
-    def _tell_loaded(self) -> None:
+    def _on_loaded(self) -> None:
         if self._awaited is not None and not self._awaited.done():
             self._awaited.set_result(None)
 
     async def _load(self, leaving: Sequence["LiveResidence"], done: Callable[[int, bool, int], None]) -> None:
         observers = self._listener.observers
-        told = [] if observers is None else observers.begin_load(self._now_ns())
+        tokens = [] if observers is None else observers.begin_load(self._now_ns())
         error: BaseException | None = None
-        stayed = len(leaving)
+        retained = len(leaving)
         try:
             for other in leaving:
                 await _awaitable("residency.unload", other._residency.unload())
-                stayed -= 1
+                retained -= 1
             await _awaitable("residency.load", self._residency.load())
         except BaseException as raised:
             error = raised
@@ -125,9 +125,9 @@ class LiveResidence:
                 raise
         finally:
             self.task = None
-            done(self._now_ns(), error is None, stayed)
+            done(self._now_ns(), error is None, retained)
             if observers is not None:
-                observers.end_load(told, self._now_ns())
+                observers.end_load(tokens, self._now_ns())
             self._end(error)
 
     def _end(self, error: BaseException | None) -> None:

@@ -87,24 +87,24 @@ class ResidentSet(Generic[K]):
         self.loading = key
         self._began_ns = now_ns
 
-    def end(self, now_ns: int, *, succeeded: bool, stayed: int = 0) -> int:
+    def end(self, now_ns: int, *, succeeded: bool, retained: int = 0) -> int:
         """Note that the load ended.
 
         Args:
             now_ns: when it ended.
             succeeded: the model can run.
-            stayed: how many of those that were to leave, the last ones, have stayed.
+            retained: how many of those that were to leave, the last ones, have stayed.
 
         Returns:
             The nanoseconds that the load took.
         """
         key, self.loading = self.loading, None
-        took_ns = now_ns - self._began_ns
+        duration_ns = now_ns - self._began_ns
         if key is not None and succeeded:
-            before = self._load_ns.get(key, float(took_ns))
-            self._load_ns[key] = before + _NEWEST * (took_ns - before)
+            before = self._load_ns.get(key, float(duration_ns))
+            self._load_ns[key] = before + _NEWEST * (duration_ns - before)
         elif key is not None:
             del self.bytes_of[key]
-        self.bytes_of |= dict(list(self._leaving.items())[len(self._leaving) - stayed :])
+        self.bytes_of |= dict(list(self._leaving.items())[len(self._leaving) - retained :])
         self._leaving = {}
-        return took_ns
+        return duration_ns

@@ -112,10 +112,10 @@ class Turns:
         if overdue:
             longest = min(overdue, key=lambda at: self._since_ns[bids[at].key])
             return longest, bids[longest].batch
-        played = [*bids, *idle]
-        outlooks = [bid.outlook for bid in played if bid.outlook is not None]
-        if len(outlooks) == len(played):
-            model, head, size = _ask_kernel(played, outlooks, now_ns, free)
+        candidates = [*bids, *idle]
+        outlooks = [bid.outlook for bid in candidates if bid.outlook is not None]
+        if len(outlooks) == len(candidates):
+            model, head, size = _run_kernel(candidates, outlooks, now_ns, free)
             if model >= 0:
                 outlook = outlooks[model]
                 return model, outlook.tickets[head : head + size] if outlook.is_free else bids[model].batch
@@ -125,22 +125,22 @@ class Turns:
         return earliest, bids[earliest].batch
 
 
-def _ask_kernel(bids: Sequence[Bid], outlooks: Sequence[Outlook], now_ns: int, free: int) -> tuple[int, int, int]:
-    kept = [outlook.deadlines[:_MOST_QUEUED] for outlook in outlooks]
+def _run_kernel(bids: Sequence[Bid], outlooks: Sequence[Outlook], now_ns: int, free: int) -> tuple[int, int, int]:
+    queued_deadlines = [outlook.deadlines[:_MOST_QUEUED] for outlook in outlooks]
     caps = np.array([outlook.durations.size - 1 for outlook in outlooks])
     sizes = [
         (0 if one.is_free else len(bid.batch)) if bid.batch else -1 for bid, one in zip(bids, outlooks, strict=True)
     ]
     durations = np.ones((len(bids), int(caps.max()) + 1), np.int64)
     for row, bid, outlook in zip(durations, bids, outlooks, strict=True):
-        taken = outlook.durations
+        slowed_durations = outlook.durations
         if bid.slowdown != 1.0:
-            taken = whole_ns(taken.astype(np.float64), bid.slowdown)
-        row[: taken.size] = taken
+            slowed_durations = whole_ns(slowed_durations.astype(np.float64), bid.slowdown)
+        row[: slowed_durations.size] = slowed_durations
     model, head, size = kernel_loader.load().choose_turn(
         now_ns,
-        np.concatenate(kept),
-        np.cumsum([0, *(deadlines.size for deadlines in kept)]),
+        np.concatenate(queued_deadlines),
+        np.cumsum([0, *(deadlines.size for deadlines in queued_deadlines)]),
         np.minimum(sizes, caps),
         durations,
         caps,

@@ -149,37 +149,37 @@ def without_late(groups: list[Group], now_ns: int) -> tuple[list[Group], list[Gr
         The groups without their late requests; the whole groups that had late ones; the requests without a deadline
         that have been queued for too long, the most urgent first; the requests that surely miss their deadline.
     """
-    left: list[Group] = []
+    remaining: list[Group] = []
     late: list[Group] = []
     overdue: list[Ticket] = []
     rejected: list[Ticket] = []
     for group in groups:
         passed = int(np.searchsorted(group.deadlines, now_ns + group.model.durations[1]))
         crowded = len(group.tickets) > len(group.model.durations) - 1
-        certain_ns = now_ns + (int(group.model.durations[1]) if crowded else group.model.sure_ns)
+        earliest_end_ns = now_ns + (int(group.model.durations[1]) if crowded else group.model.min_duration_ns)
         for ticket in group.tickets[:passed]:
             if ticket.deadline_ns == NEVER:
                 overdue.append(ticket)
-            elif ticket.deadline_ns < certain_ns:
+            elif ticket.deadline_ns < earliest_end_ns:
                 rejected.append(ticket)
         if passed < len(group.tickets):
-            left.append(Group(group.model, group.tickets[passed:], group.deadlines[passed:], group.untimed))
+            remaining.append(Group(group.model, group.tickets[passed:], group.deadlines[passed:], group.untimed))
         if passed:
             late.append(group)
     overdue.sort(key=lambda ticket: (ticket.priority, ticket.enqueued_ns))
-    return left, late, overdue, rejected
+    return remaining, late, overdue, rejected
 
 
 def with_rows_for_free(batch: list[Ticket], group: Group, rejected: list[Ticket], now_ns: int) -> list[Ticket]:
     """Return the batch, filled with likely late requests as far as they do not slow it down."""
     durations = group.model.durations
     longest_ns = min(int(durations[len(batch)] * _FOR_FREE), min(ticket.deadline_ns for ticket in batch) - now_ns)
-    most = int(np.searchsorted(durations, longest_ns, side="right")) - 1
-    if most <= len(batch) or len(batch) == len(group.tickets):
+    max_size = int(np.searchsorted(durations, longest_ns, side="right")) - 1
+    if max_size <= len(batch) or len(batch) == len(group.tickets):
         return batch
-    taken = {id(ticket) for ticket in batch}.union(map(id, rejected))
-    others = [ticket for ticket in group.tickets if id(ticket) not in taken]
-    return batch + others[::-1][: most - len(batch)]
+    excluded = {id(ticket) for ticket in batch}.union(map(id, rejected))
+    others = [ticket for ticket in group.tickets if id(ticket) not in excluded]
+    return batch + others[::-1][: max_size - len(batch)]
 
 
 def batch_to_compare(group: Group, batch: list[Ticket], size: int, others: list[Group], now_ns: int) -> list[Ticket]:
@@ -211,9 +211,11 @@ def _leaves_time_for(group: Group, batch: list[Ticket], others: list[Group], now
     if min(ticket.deadline_ns for ticket in batch) < ends_ns:
         return False
     sent = set(map(id, batch))
-    left: list[Group] = []
+    remaining: list[Group] = []
     for one in (group, *others):
-        behind = [at for at, it in enumerate(one.tickets) if it.deadline_ns != NEVER and id(it) not in sent]
-        if behind:
-            left.append(Group(one.model, [one.tickets[at] for at in behind], one.deadlines[behind], untimed=False))
-    return not left or first_if_all_on_time(left, ends_ns, surely=False) is not None
+        positions = [at for at, it in enumerate(one.tickets) if it.deadline_ns != NEVER and id(it) not in sent]
+        if positions:
+            remaining.append(
+                Group(one.model, [one.tickets[at] for at in positions], one.deadlines[positions], untimed=False)
+            )
+    return not remaining or first_if_all_on_time(remaining, ends_ns, surely=False) is not None

@@ -48,18 +48,18 @@ __all__ = ["BucketModel", "lend_durations"]
 
 _MEAN_OVER_NS = 4_000_000
 _ONE_BY_ONE = 16  # batches
-_SURE = 0.7  # of the mean: shortest possible duration, if it is learned and scatters no more than that
-_SURE_DEVIATIONS = 2.0
+_MIN_DURATION_RATIO = 0.7  # of the mean: shortest possible duration, if it is learned and scatters no more than that
+_MIN_DURATION_DEVIATIONS = 2.0
 _SLOW_DEVIATIONS = 2.0
 _LARGEST_SAFETY = 0.01  # added because plans end exactly at deadlines, and half of all batches exceed the mean
 _CENSORED = 1.5  # assumed duration of a cancelled batch, relative to the expected one
-_ABOUT = 0.8
-_MOST_WAITED_FOR = 1.25  # times the mean
+_CENSORED_FROM = 0.8
+_MAX_BLOCKING_RATIO = 1.25  # times the mean
 _EXPLORE_TIMES = 4
 _AS_GOOD = 1.25  # times the duration per row: up to this, a still smaller size may be better
 _COSTLY_EVERY = 16  # batches between two that may cost requests
 _COMPARE_AFTER, _COMPARE_EVERY, _COMPARE_SOON = 128, 8, 1  # batches
-_MOST_CUT = 8  # batches of a size that limits of cost or bytes made smaller, after which the size is not tried
+_MAX_CUTS = 8  # batches of a size that limits of cost or bytes made smaller, after which the size is not tried
 
 
 class BucketModel:
@@ -84,7 +84,7 @@ class BucketModel:
             avoid; at most ``upper``, and at most two standard deviations above the mean.
         slow_steps: as ``steps``, for ``slow``.
         spread: duration of a batch that is slower than five of six, relative to the mean.
-        sure_ns: shortest possible duration of a batch of one: with less time left, a request cannot be on time.
+        min_duration_ns: shortest possible duration of a batch of one: with less time left, a request cannot be on time.
         learns: whether the service time learns.
         compared_from: number of rows from which a batch may be replaced by one that compares a smaller size.
     """
@@ -99,15 +99,15 @@ class BucketModel:
         self.upper_timetable: DurationTable | None = None
         self.durations: NDArray[np.int64] = np.zeros(1, np.int64)
         self.steps = self.upper = self.slow = self.slow_steps = self.durations
-        self.sure_ns = 0
+        self.min_duration_ns = 0
         self.spread = 1.0
         self.compared_from = 2
-        self._tried = 0  # size of the last batch that was sent to learn or compare a size
+        self._trial_size = 0  # size of the last batch that was sent to learn or compare a size
         self._cut: dict[int, int] = {}  # by size: how often such a batch had fewer rows when it ran
         self._costly_from = _COSTLY_EVERY  # number of observations from which a size may cost requests again
-        self._tried_again = (0, 0)  # the larger size requested last, and the observations at that time
-        self._waited_for: NDArray[np.int64] | None = None
-        self._borrowed: NDArray[np.int64] | None = None
+        self._last_retrial = (0, 0)  # the larger size requested last, and the observations at that time
+        self._blocking_ns: NDArray[np.int64] | None = None
+        self._borrowed_durations: NDArray[np.int64] | None = None
         self._slow_timetable: DurationTable | None = None
         self.recent = BatchMeans(_MEAN_OVER_NS)
         self._workers = workers
@@ -128,9 +128,9 @@ class BucketModel:
         if not self.learns:
             return
         self._cut.pop(size, None)
-        if size < self._tried:  # unless it is another worker's batch, and the tried one ends later
-            self._cut[self._tried] = self._cut.get(self._tried, 0) + 1
-        self._tried = 0
+        if size < self._trial_size:  # unless it is another worker's batch, and the tried one ends later
+            self._cut[self._trial_size] = self._cut.get(self._trial_size, 0) + 1
+        self._trial_size = 0
         if not cancelled and self.recent.absorb(size, duration_ns):
             return
         rows = size if self._padded is None or size > self.cap else int(self._padded[size])
@@ -140,9 +140,9 @@ class BucketModel:
             mean_ns = int(model.expected_ns(largest)[rows])
             if mean_ns > duration_ns:
                 return
-            if mean_ns > _ABOUT * duration_ns:
+            if mean_ns > _CENSORED_FROM * duration_ns:
                 duration_ns = int(_CENSORED * mean_ns)
-        elif model.observations > _ONE_BY_ONE and not model.in_doubt and self._is_known(rows):
+        elif model.observations > _ONE_BY_ONE and not model.in_doubt and self._is_settled(rows):
             if self.recent.absorb(size, duration_ns, opens=True):
                 return
             duration_ns = self.recent.mean_ns(size, duration_ns)
@@ -251,10 +251,10 @@ class BucketModel:
             sizes = [int(self._padded[size]) for size in sizes]
         sizes = [size for size in sizes if size < best and self._is_reached(size)]
         times = [(self.service_time.until_settled(size), size) for size in sizes]
-        needed = [(most, size) for most, size in times if most]
+        needed = [(missing, size) for missing, size in times if missing]
         self.compared_from = min([size + 1 for _, size in needed], default=best)
         self._compare_from = self.service_time.observations + _COMPARE_EVERY
-        return max([(most, size) for most, size in needed if size <= available], default=(0, 0))[1]
+        return max([(missing, size) for missing, size in needed if size <= available], default=(0, 0))[1]
 
     def size_to_try_again(self, size: int, available: int) -> int:
         """Return up to twice a size if one that large has run, but not for long, and note the request; 0: none.
@@ -267,14 +267,14 @@ class BucketModel:
         larger = min(2 * size, self.cap, max(model.seen(), default=0))
         if larger <= size:
             return 0
-        tried, at = self._tried_again
+        last_size, observations = self._last_retrial
         pause = _COMPARE_AFTER * self.expected_ns(larger) / self.expected_ns(size)
-        was_tried = tried < 2 * larger < 4 * tried and model.observations - at < pause
+        was_tried = last_size < 2 * larger < 4 * last_size and model.observations - observations < pause
         as_run = larger if self._padded is None else int(self._padded[larger])
-        found = self._not_run_for_long([as_run] if larger <= available and not was_tried else [])
-        if not found:
+        due_size = self._not_run_for_long([as_run] if larger <= available and not was_tried else [])
+        if not due_size:
             return 0
-        self._tried_again = larger, model.observations
+        self._last_retrial = larger, model.observations
         return larger
 
     def size_at_a_loss(self, planned: int, is_alone: bool) -> int:
@@ -307,12 +307,12 @@ class BucketModel:
 
     def compare_soon(self, size: int) -> None:
         """Compare again at the next batch, because a batch of the requested size is sent."""
-        self._tried = size
+        self._trial_size = size
         self._compare_from = self.service_time.observations + _COMPARE_SOON
 
-    def ask_again(self) -> None:
+    def compare_next(self) -> None:
         """Compare at the next decision, because the batch of the requested size was not sent."""
-        self._tried, self._tried_again = 0, (0, 0)
+        self._trial_size, self._last_retrial = 0, (0, 0)
         self._compare_from = min(self._compare_from, self.service_time.observations)
 
     def _not_run_for_long(self, sizes: Sequence[int]) -> int:
@@ -329,14 +329,14 @@ class BucketModel:
         full = best if self._padded is None else int(self._padded[best])
         return half if self._is_stale(half) and self._is_stale(full) else 0
 
-    def _is_known(self, rows: int) -> bool:
+    def _is_settled(self, rows: int) -> bool:
         """Return whether batches of a size may count towards a mean, which a longer batch of another size ends."""
         model = self.service_time
         return not model.until_settled(rows) and not self._is_stale(rows)
 
     def _is_reached(self, size: int) -> bool:
         """Return whether batches of a size really run with that many rows, as far as is known."""
-        return self._cut.get(size, 0) < _MOST_CUT
+        return self._cut.get(size, 0) < _MAX_CUTS
 
     def expected_ns(self, size: int) -> int:
         """Return the mean duration of a batch, even above the best size; 0 above the largest size."""
@@ -353,16 +353,16 @@ class BucketModel:
         return self._slow_timetable
 
     @property
-    def waited_for(self) -> NDArray[np.int64]:
+    def blocking_ns(self) -> NDArray[np.int64]:
         """Nanoseconds that a batch makes another model wait, by size like ``durations``.
 
         This is the duration that 19 of 20 batches do not exceed; with the mean, a waiting request would be late
         whenever a batch takes longer than planned. It is at most a quarter above the mean. Higher values come from
         outliers or too few batches, and a model that seems so slow would get no turn to correct them.
         """
-        if self._waited_for is None:
-            self._waited_for = np.minimum(self.upper, (_MOST_WAITED_FOR * self.durations).astype(np.int64))
-        return self._waited_for
+        if self._blocking_ns is None:
+            self._blocking_ns = np.minimum(self.upper, (_MAX_BLOCKING_RATIO * self.durations).astype(np.int64))
+        return self._blocking_ns
 
     def _next_to(self, best: int) -> tuple[int, int]:
         if self._padded is None:
@@ -373,9 +373,9 @@ class BucketModel:
 
     def borrow(self, other: "BucketModel", ratio: float) -> None:
         """Use the durations of another bucket, times a ratio, until those of this one are known."""
-        if self._borrowed is other.durations:
+        if self._borrowed_durations is other.durations:
             return  # the other bucket has learned nothing since
-        self._borrowed = other.durations
+        self._borrowed_durations = other.durations
         scaled = np.maximum((other.durations * ratio).astype(np.int64), 1)[: self.cap + 1]
         scaled[0] = 0
         self._set(scaled, scaled, len(scaled) - 1)
@@ -384,10 +384,10 @@ class BucketModel:
     def _set(self, mean: NDArray[np.int64], upper: NDArray[np.int64], largest: int, *, safety: float = 0.0) -> None:
         # separate arrays, which DurationTable reads without calls of NumPy
         self.durations, self.upper, self.slow = np.empty((3, largest + 1), np.int64)
-        self.spread, sure = 1.0, 1.0
+        self.spread, shortest_ratio = 1.0, 1.0
         if self.learns:
             self.spread = math.exp(self.service_time.deviation)
-            sure = min(_SURE, self.spread**-_SURE_DEVIATIONS)
+            shortest_ratio = min(_MIN_DURATION_RATIO, self.spread**-_MIN_DURATION_DEVIATIONS)
         stretch = self.spread**_SLOW_DEVIATIONS if self.learns else math.inf
         fill_planned(mean, upper, safety, stretch, self.durations, self.upper, self.slow)
         self.steps, self.slow_steps = self._steps_of(self.durations), self._steps_of(self.slow)
@@ -395,8 +395,8 @@ class BucketModel:
         self.upper_timetable = DurationTable(self.upper, self._steps_of(self.upper))
         self._slow_timetable = None
         self.compared_from = min(self.compared_from, largest) if self.learns else largest
-        self.sure_ns = int(self.durations[1] * sure)
-        self._waited_for = None
+        self.min_duration_ns = int(self.durations[1] * shortest_ratio)
+        self._blocking_ns = None
 
     def _steps_of(self, durations: NDArray[np.int64]) -> NDArray[np.int64]:
         return durations if self._workers == 1 else np.maximum(durations // self._workers, 1)
@@ -412,12 +412,12 @@ def lend_durations(models: Sequence[BucketModel], lengths: Sequence[int] | None)
     Returns:
         Whether the durations of any bucket are known.
     """
-    known = [bucket for bucket, model in enumerate(models) if not model.learns or model.service_time.known]
-    if not known:
+    learned = [bucket for bucket, model in enumerate(models) if not model.learns or model.service_time.known]
+    if not learned:
         return False
     lengths = lengths or range(1, len(models) + 1)
     for bucket, model in enumerate(models):
-        if bucket not in known:
-            nearest = min(known, key=lambda other, bucket=bucket: abs(other - bucket))  # type: ignore[misc]
+        if bucket not in learned:
+            nearest = min(learned, key=lambda other, bucket=bucket: abs(other - bucket))  # type: ignore[misc]
             model.borrow(models[nearest], max(1.0, lengths[bucket] / lengths[nearest]))
     return True

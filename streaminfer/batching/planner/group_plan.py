@@ -60,16 +60,16 @@ def choose_group(groups: list[Group], now_ns: int, *, by_class: bool) -> tuple[G
         at = _first_of(groups, now_ns)
         return groups[at], groups[:at] + groups[at + 1 :]
     urgent = _most_urgent(ticket for group in groups for ticket in group.tickets)
-    whole, parts = [], []
+    urgent_groups, parts = [], []
     for group in groups:
         positions = _of_class(group.tickets, urgent)
         if positions:
-            whole.append(group)
+            urgent_groups.append(group)
             tickets = [group.tickets[at] for at in positions]
             parts.append(Group(group.model, tickets, group.deadlines[positions], group.untimed))
-    found = first_if_all_on_time(parts, now_ns, surely=False)
-    at = _first_of(parts, now_ns) if found is None else [part is found[0] for part in parts].index(True)
-    return whole[at], parts[:at] + parts[at + 1 :]
+    first_batch = first_if_all_on_time(parts, now_ns, surely=False)
+    at = _first_of(parts, now_ns) if first_batch is None else [part is first_batch[0] for part in parts].index(True)
+    return urgent_groups[at], parts[:at] + parts[at + 1 :]
 
 
 def _first_of(groups: list[Group], now_ns: int) -> int:
@@ -122,9 +122,9 @@ def plan_batch(queue: RequestQueue, group: Group, now_ns: int, beside: list[Grou
     share = classes.get(urgent[1], (1.0, 0))[0]
     head, size = _choose(queue, model, own, now_ns, share, is_alone)
     chosen = [tickets[at] for at in of_class[head : head + size]]
-    kept = set(of_class)
+    class_positions = set(of_class)
     others = sorted(
-        (at for at in range(len(tickets)) if at not in kept),
+        (at for at in range(len(tickets)) if at not in class_positions),
         key=lambda at: (tickets[at].deadline_ns == NEVER, tickets[at].priority, at),
     )
     added = fill_with_less_urgent(
@@ -133,7 +133,7 @@ def plan_batch(queue: RequestQueue, group: Group, now_ns: int, beside: list[Grou
         urgent_deadline_ns=int(own[head]),
         urgent_size=len(chosen),
         urgent_left=max(len(of_class) - head - size, 0),
-        most=_most_beside(model, len(chosen), now_ns, beside, share / queue.events.gap_ns(now_ns)),
+        most=_largest_beside(model, len(chosen), now_ns, beside, share / queue.events.gap_ns(now_ns)),
         others=deadlines[others],
         rates=[
             (part / queue.events.gap_ns(now_ns), limit_ns)
@@ -153,9 +153,9 @@ def _most_urgent(tickets: Iterable[Ticket]) -> tuple[bool, int]:
     return min((ticket.deadline_ns == NEVER, ticket.priority) for ticket in tickets)
 
 
-def _of_class(tickets: Sequence[Ticket], wanted: tuple[bool, int]) -> list[int]:
+def _of_class(tickets: Sequence[Ticket], class_key: tuple[bool, int]) -> list[int]:
     """Return the positions of the tickets of a class."""
-    untimed, priority = wanted
+    untimed, priority = class_key
     return [
         at
         for at, ticket in enumerate(tickets)
@@ -163,7 +163,7 @@ def _of_class(tickets: Sequence[Ticket], wanted: tuple[bool, int]) -> list[int]:
     ]
 
 
-def _most_beside(model: BucketModel, size: int, now_ns: int, beside: list[Group], rate: float) -> int:
+def _largest_beside(model: BucketModel, size: int, now_ns: int, beside: list[Group], rate: float) -> int:
     """Return the largest batch that makes no more urgent requests of other groups late than the smallest does.
 
     More requests of their class will join the other groups before their turn, so the time that such rows take is kept
@@ -181,16 +181,16 @@ def _most_beside(model: BucketModel, size: int, now_ns: int, beside: list[Group]
         return high
     row_ns = float(model.steps[high] - model.steps[1]) / max(high - 1, 1)
     free = max(1.0 - rate * row_ns, _LEAST_FREE)
-    hurried = [one._replace(deadlines=now_ns + ((one.deadlines - now_ns) * free).astype(np.int64)) for one in beside]
-    behind_ns, all_of_them = now_ns + int(model.steps[size]), sum(len(one.tickets) for one in beside)
-    on_time = count_on_time(hurried, behind_ns)
-    if on_time < all_of_them:
-        hurried, on_time = beside, count_on_time(beside, behind_ns)
-        if on_time == all_of_them:
+    tightened = [one._replace(deadlines=now_ns + ((one.deadlines - now_ns) * free).astype(np.int64)) for one in beside]
+    end_ns, total = now_ns + int(model.steps[size]), sum(len(one.tickets) for one in beside)
+    on_time = count_on_time(tightened, end_ns)
+    if on_time < total:
+        tightened, on_time = beside, count_on_time(beside, end_ns)
+        if on_time == total:
             return size
     while low < high:
         middle = (low + high + 1) // 2
-        if count_on_time(hurried, now_ns + int(model.steps[middle])) < on_time:
+        if count_on_time(tightened, now_ns + int(model.steps[middle])) < on_time:
             high = middle - 1
         else:
             low = middle
@@ -223,11 +223,11 @@ def _choose(
     # if limits differ, the first request is not the oldest, and after a short surge there may be time for the others
     if is_uniform or steps[-1] > gap_ns * (len(steps) - 1):
         slow_end_ns = now_ns + int(durations[size] * model.spread)
-        head += _unsure(deadlines[head : deadlines.size - size], slow_end_ns, steps[size] / gap_ns - size)
+        head += _unlikely_on_time(deadlines[head : deadlines.size - size], slow_end_ns, steps[size] / gap_ns - size)
     return int(head), int(size)
 
 
-def _unsure(deadlines: _Array, slow_end_ns: int, surplus: float) -> int:
+def _unlikely_on_time(deadlines: _Array, slow_end_ns: int, surplus: float) -> int:
     """Return how many more requests to pass over, so that the batch gets requests that are more likely on time.
 
     Args:

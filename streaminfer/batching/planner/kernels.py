@@ -87,8 +87,8 @@ def plan(
     """
     n = deadlines.size
     cap = durations.size - 1
-    falling = steps[::-1].copy()
-    falling_rest = (durations - steps)[::-1].copy()
+    reversed_steps = steps[::-1].copy()
+    reversed_rests = (durations - steps)[::-1].copy()
     chosen = -1
     best_cost = 0.0
     for m in range(min(max_drops, n) + 1):
@@ -106,10 +106,10 @@ def plan(
                     best = start + steps[size]
             low = max(i - cap, m + 1)
             first = cap - i + low
-            found = _earliest(
-                row[low:i], deadlines[low:i], falling[first:cap], falling_rest[first:cap], releases[i - 1]
+            earliest = _earliest(
+                row[low:i], deadlines[low:i], reversed_steps[first:cap], reversed_rests[first:cap], releases[i - 1]
             )
-            row[i] = min(best, found)
+            row[i] = min(best, earliest)
         if row[n] < FAR_NS:
             cost = m + price * (row[n] - now_ns)
             if chosen < 0 or cost < best_cost:
@@ -207,11 +207,11 @@ def worth_its_time(
         How many requests to pass over and how many to send: the first ones that are on time in the batch.
     """
     best = size
-    most = size - price * steps[size] + _MUCH * size
+    threshold = size - price * steps[size] + _MUCH * size
     for fewer in range(size - 1, 0, -1):
         value = fewer - price * steps[fewer]
-        if value > most:
-            best, most = fewer, value
+        if value > threshold:
+            best, threshold = fewer, value
     if best < size:
         while head > 0 and now_ns + durations[best] <= deadlines[head - 1]:
             head -= 1

@@ -127,7 +127,7 @@ class Lookahead:
         self._probe_size = max_batch_size  # halved after each cancelled batch, so that one of them ends in time
         self._measuring_ns: int | None = None  # when a batch was last sent before anything was measured
         self._exploring: tuple[BucketModel, Ticket] | None = None  # model and first ticket of the last such batch
-        self._owed = self._owed_before = 0.0  # rows that requests without a deadline have not received yet
+        self._overdue_credit = self._previous_credit = 0.0  # rows due to requests without a deadline
         self._proposed: Ticket | None = None  # first ticket of the batch for which these rows were last counted
 
     def prepare(self, *, wait: bool) -> bool:
@@ -212,9 +212,9 @@ class Lookahead:
     def _take_back(self) -> None:
         """Undo the counts of the last decision if its batch was not sent, because another model had the device."""
         if self._exploring is not None and self._exploring[1].state == "queued":
-            self._exploring[0].ask_again()
+            self._exploring[0].compare_next()
         if self._proposed is not None and self._proposed.state == "queued":
-            self._owed = self._owed_before
+            self._overdue_credit = self._previous_credit
         self._exploring = self._proposed = None
 
     def choose_pipelined(self, queue: RequestQueue, now_ns: int, running: Sequence[tuple[int, int]]) -> Decision:
@@ -316,7 +316,7 @@ class Lookahead:
         limits = queue.events.recent_limits_ns() or [PATIENCE_NS]
         is_fixed = self._mixed_for or untimed or queue.several_priorities or self._exploring is not None
         is_free = self._model is not None and not is_fixed
-        return Outlook(tickets, deadlines, model.waited_for, queue.events.gaps_ns(now_ns), min(limits), is_free)
+        return Outlook(tickets, deadlines, model.blocking_ns, queue.events.gaps_ns(now_ns), min(limits), is_free)
 
     def _first_to_measure(self, queue: RequestQueue, now_ns: int, most: int) -> list[Ticket]:
         """Return a batch while nothing is measured: requests with as much time left as the last one has had so far."""
@@ -340,19 +340,19 @@ class Lookahead:
             together = in_one_batch(groups, now_ns)
             if together:
                 return Decision(together, "idle_worker", shorter_too=True)
-        found = first_if_all_on_time(groups, now_ns, surely=queue.several_priorities)
-        if found is not None:
-            group, size = found
-            instead = group.model.size_instead_of(size, len(group.tickets))
-            return self._send_on_time(group, group.tickets[:size], instead, groups, now_ns)
-        left, late, overdue, rejected = without_late(groups, now_ns)
+        first_batch = first_if_all_on_time(groups, now_ns, surely=queue.several_priorities)
+        if first_batch is not None:
+            group, size = first_batch
+            other_size = group.model.size_instead_of(size, len(group.tickets))
+            return self._send_on_time(group, group.tickets[:size], other_size, groups, now_ns)
+        remaining, late, overdue, rejected = without_late(groups, now_ns)
         rejection = _too_late(late[-1].model) if rejected else ""
-        if not left:
+        if not remaining:
             if overdue:
                 return Decision(self._of_one_group(overdue), "planned", rejected, rejection=rejection)
             return self._probe(queue, late, rejected, rejection, now_ns)
-        by_class = queue.several_priorities or any(group.untimed for group in left)
-        group, beside = choose_group(left, now_ns, by_class=by_class)
+        by_class = queue.several_priorities or any(group.untimed for group in remaining)
+        group, beside = choose_group(remaining, now_ns, by_class=by_class)
         batch, reason = plan_batch(queue, group, now_ns, beside)
         if reason == "exploration":
             self._exploring = group.model, batch[0]
@@ -364,11 +364,11 @@ class Lookahead:
         return Decision(batch, reason, rejected, rejection=rejection)
 
     def _send_on_time(
-        self, group: Group, batch: list[Ticket], instead: int, groups: list[Group], now_ns: int
+        self, group: Group, batch: list[Ticket], other_size: int, groups: list[Group], now_ns: int
     ) -> Decision:
         """Send the first batch, because all are on time, or one of another size if there is time to compare it."""
         others = [other for other in groups if other is not group]
-        if compared := batch_to_compare(group, batch, instead, others, now_ns):
+        if compared := batch_to_compare(group, batch, other_size, others, now_ns):
             self._exploring = group.model, compared[0]
             return Decision(compared, "exploration")
         return Decision(batch, "full" if len(batch) >= len(group.model.durations) - 1 else "idle_worker")
@@ -378,23 +378,23 @@ class Lookahead:
         model = self._model
         if model is not None and not (self._mixed_for and self._kind_of):
             return [in_deadline_order(model, tickets)]
-        apart: dict[Hashable, list[Ticket]] = {}
+        by_kind: dict[Hashable, list[Ticket]] = {}
         kind_of = self._kind_of if self._mixed_for else None
         for ticket in tickets:
             kind = ticket.bucket if kind_of is None else (ticket.bucket, kind_of(ticket.inputs))
-            apart.setdefault(kind, []).append(ticket)
+            by_kind.setdefault(kind, []).append(ticket)
         if self._mixed_for:
-            self._mixed_for = _UNMIXED_AFTER if len(apart) > 1 else self._mixed_for - 1
-        groups = [in_deadline_order(self.bucket_models[some[0].bucket], some) for some in apart.values()]
+            self._mixed_for = _UNMIXED_AFTER if len(by_kind) > 1 else self._mixed_for - 1
+        groups = [in_deadline_order(self.bucket_models[some[0].bucket], some) for some in by_kind.values()]
         groups.sort(key=lambda group: int(group.deadlines[0]))
         return first_groups(groups, now_ns)
 
     def _with_overdue(
         self, batch: list[Ticket], group: Group, overdue: list[Ticket], late: list[Group], queued: int
     ) -> list[Ticket]:
-        """Return the batch, with its last rows replaced by rows owed to requests without a deadline.
+        """Return the batch, with its last rows replaced by rows due to requests without a deadline.
 
-        If the first of these requests is of another group, return a batch of that group once all of it is owed.
+        If the first of these requests is of another group, return a batch of that group once all of it is due.
 
         Args:
             batch: requests of ``group``.
@@ -403,22 +403,23 @@ class Lookahead:
             late: whole groups, among them those of ``overdue``.
             queued: the number of queued requests.
         """
-        self._owed_before = self._owed
-        self._owed = min(self._owed + len(batch) * len(overdue) / queued, float(len(overdue)))
+        self._previous_credit = self._overdue_credit
+        self._overdue_credit = min(self._overdue_credit + len(batch) * len(overdue) / queued, float(len(overdue)))
         own = next(one for one in late if overdue[0] in one.tickets)
         members = set(map(id, own.tickets))
         overdue = [ticket for ticket in overdue if id(ticket) in members]
         if own.tickets[-1] is not group.tickets[-1]:
             overdue = overdue[: own.model.durations.size - 1]
-            if self._owed < len(overdue):
+            if self._overdue_credit < len(overdue):
                 return batch
-            self._owed -= len(overdue)
+            self._overdue_credit -= len(overdue)
             return overdue
-        owed = min(int(self._owed), len(batch), len(overdue))
-        self._owed -= owed
-        given = set(map(id, overdue[:owed]))
-        others = [ticket for ticket in batch if id(ticket) not in given]  # may include rows that were added for free
-        return overdue[:owed] + others[: len(batch) - owed]  # owed rows first, because limits of cost or bytes cut last
+        credit = min(int(self._overdue_credit), len(batch), len(overdue))
+        self._overdue_credit -= credit
+        served = set(map(id, overdue[:credit]))
+        others = [ticket for ticket in batch if id(ticket) not in served]  # may include rows that were added for free
+        # these rows come first, because limits of cost or bytes cut the last ones
+        return overdue[:credit] + others[: len(batch) - credit]
 
     def _of_one_group(self, tickets: list[Ticket]) -> list[Ticket]:
         model = self.bucket_models[tickets[0].bucket]

@@ -108,7 +108,7 @@ def _play(
     """
     models = caps.size
     heads = np.zeros(models, np.int64)
-    there = np.zeros(models, np.int64)
+    arrived = np.zeros(models, np.int64)
     setups_ns = setups_ns.copy()
     heads[first] = head + size
     busy_ns = setups_ns[first] + durations[first, size]
@@ -120,12 +120,12 @@ def _play(
         urgent, urgent_size, urgent_start_ns, next_ns = -1, 0, FAR_NS, FAR_NS
         dense, dense_size, dense_start_ns, density = -1, 0, FAR_NS, 0.0
         for model in range(models):
-            while there[model] < counts[model] and releases[model, there[model]] <= time_ns:
-                there[model] += 1
-            if there[model] < counts[model]:
-                next_ns = min(next_ns, releases[model, there[model]])
-            while heads[model] < there[model]:
-                rows = min(there[model] - heads[model], caps[model])
+            while arrived[model] < counts[model] and releases[model, arrived[model]] <= time_ns:
+                arrived[model] += 1
+            if arrived[model] < counts[model]:
+                next_ns = min(next_ns, releases[model, arrived[model]])
+            while heads[model] < arrived[model]:
+                rows = min(arrived[model] - heads[model], caps[model])
                 takes_ns = setups_ns[model] + durations[model, rows]
                 start_ns = ends[model, heads[model]] - takes_ns
                 if time_ns <= start_ns:
@@ -164,7 +164,7 @@ def _first_batches(
     setups_ns: _Array,
 ) -> _Array:
     """Return the candidates, shape (k, 3): the model, how many of its requests to pass over, how many to send."""
-    found = np.empty((deadlines.size, 3), np.int64)
+    candidates = np.empty((deadlines.size, 3), np.int64)
     count = 0
     for model in range(caps.size):
         queued = offsets[model + 1] - offsets[model]
@@ -179,11 +179,11 @@ def _first_batches(
                 continue
             largest = max(largest, size)
             if size > 0:
-                found[count, 0], found[count, 1], found[count, 2] = model, head, size
+                candidates[count, 0], candidates[count, 1], candidates[count, 2] = model, head, size
                 count += 1
             if size == full:
                 break
-    return found[:count]
+    return candidates[:count]
 
 
 @jit
@@ -279,10 +279,10 @@ def choose_turn(
     price = _PRICE * (min(best_rate, offered_rate) if sizes.max() > 0 else best_rate)
     ends, releases, counts = _draw(now_ns, horizon_ns, deadlines, offsets, gaps_ns, limits_ns)
     values = np.zeros((len(batches), 2))  # by candidate and rule
-    is_in = np.ones(len(batches), np.bool_)
+    is_candidate = np.ones(len(batches), np.bool_)
     for since, until in ((0, _FIRST_SAMPLES), (_FIRST_SAMPLES, _SAMPLES)):
         for at in range(len(batches)):
-            for rule in range(2 if is_in[at] else 0):
+            for rule in range(2 if is_candidate[at] else 0):
                 for sample in range(since, until):
                     values[at, rule] += _play(
                         now_ns,
@@ -302,24 +302,24 @@ def choose_turn(
                         loads_ns,
                         rule == 1,
                     )
-        _keep_best(values, is_in, _FINALISTS if until < _SAMPLES else 1)
-    chosen = np.argmax(is_in)
+        _select_best(values, is_candidate, _FINALISTS if until < _SAMPLES else 1)
+    chosen = np.argmax(is_candidate)
     return batches[chosen, 0], batches[chosen, 1], batches[chosen, 2]
 
 
 @jit
-def _keep_best(values: _Floats, is_in: NDArray[np.bool_], most: int) -> None:
-    """Select the ``most`` candidates with the highest value by their better rule; among equal ones, the first."""
-    left = is_in.copy()
-    is_in[:] = False
-    for _ in range(most):
+def _select_best(values: _Floats, is_candidate: NDArray[np.bool_], count: int) -> None:
+    """Select the ``count`` candidates with the highest value by their better rule; among equal ones, the first."""
+    remaining = is_candidate.copy()
+    is_candidate[:] = False
+    for _ in range(count):
         best = -1
-        for at in range(left.size):
-            if left[at] and (best < 0 or values[at].max() > values[best].max()):
+        for at in range(remaining.size):
+            if remaining[at] and (best < 0 or values[at].max() > values[best].max()):
                 best = at
         if best < 0:
             return
-        left[best], is_in[best] = False, True
+        remaining[best], is_candidate[best] = False, True
 
 
 _READ = "Array(int64, 1, 'C', readonly=True)"

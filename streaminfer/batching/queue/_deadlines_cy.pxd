@@ -2,11 +2,11 @@ cimport cython
 from streaminfer.batching.queue._ticket_cy cimport Ticket
 
 cdef long long _NEVER
-cdef Py_ssize_t _HUSKS_KEPT
+cdef Py_ssize_t _MAX_DEAD_ENTRIES
 
 cdef class DeadlineHeap:
     cdef list _heap
-    cdef Py_ssize_t _husks
+    cdef Py_ssize_t _dead_entries
 
     @cython.locals(ticket=Ticket)
     cpdef Ticket earliest(self)

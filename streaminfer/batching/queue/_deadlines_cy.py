@@ -17,7 +17,7 @@ __all__ = ["DeadlineHeap"]
 
 # C variables in the compiled module, not visible from Python
 _NEVER = NEVER
-_HUSKS_KEPT = 64
+_MAX_DEAD_ENTRIES = 64
 
 
 class DeadlineHeap:
@@ -25,7 +25,7 @@ class DeadlineHeap:
 
     def __init__(self) -> None:
         self._heap: list[Ticket] = []
-        self._husks = 0
+        self._dead_entries = 0
 
     def earliest(self) -> Ticket | None:
         """Return the live ticket that expires next; ``None`` if there is none."""
@@ -34,7 +34,7 @@ class DeadlineHeap:
             if ticket._live:
                 return ticket
             self._pop()
-            self._husks -= 1
+            self._dead_entries -= 1
         return None
 
     def next_ns(self) -> int:
@@ -44,8 +44,8 @@ class DeadlineHeap:
 
     def ended(self) -> None:
         """Count one ticket that was pushed and has ended."""
-        self._husks += 1
-        if self._husks > _HUSKS_KEPT and self._husks * 2 > len(self._heap):
+        self._dead_entries += 1
+        if self._dead_entries > _MAX_DEAD_ENTRIES and self._dead_entries * 2 > len(self._heap):
             self._rebuild()
 
     def _rebuild(self) -> None:
@@ -54,7 +54,7 @@ class DeadlineHeap:
             if ticket._live:
                 live.append(ticket)  # noqa: PERF401 - a comprehension has a scope, and types, of its own
         self._heap = live
-        self._husks = 0
+        self._dead_entries = 0
         for position in range(len(self._heap) // 2 - 1, -1, -1):
             self._sift_down(position)
 

@@ -1,6 +1,6 @@
 cimport cython
 
-cdef long long _RATE_WINDOW, _LIMITS_KEPT, _RUNNING, _NO_BATCH
+cdef long long _RATE_WINDOW, _MAX_LIMITS, _RUNNING, _NO_BATCH
 cdef double _INFINITE
 
 # it holds no object but a text, so the garbage collector does not look at it
@@ -21,7 +21,7 @@ cdef class EventRing:
     cdef readonly long long arrivals, releases, drops, last_end_ns
     cdef long long[::1] _arrival_ns, _limit_ns, _limits, _arrival_batch
     cdef int[::1] _priority
-    cdef long long _limits_seen
+    cdef long long _limit_count
     cdef object _records
     cdef readonly dict released_by_reason, dropped_by_reason
     cdef long long _rows
@@ -51,7 +51,7 @@ cdef class EventRing:
 
     cpdef tuple gaps_ns(self, long long now_ns)
 
-    @cython.locals(kept=cython.longlong, passed=cython.longlong)
+    @cython.locals(count=cython.longlong, passed=cython.longlong)
     cdef double _gap_over(self, long long window, long long now_ns) noexcept
 
     @cython.locals(slot=cython.longlong, limits=list)
@@ -60,7 +60,7 @@ cdef class EventRing:
     @cython.locals(longest_ns=cython.longlong, back=cython.longlong, slot=cython.longlong)
     cpdef long long longest_limit_ns(self, long long since_ns) noexcept
 
-    @cython.locals(kept=cython.longlong, back=cython.longlong, slot=cython.longlong, classes=dict)
+    @cython.locals(count=cython.longlong, back=cython.longlong, slot=cython.longlong, classes=dict)
     cpdef dict recent_classes(self)
 
     cdef int _take_row(self) except -1

@@ -38,7 +38,7 @@ __all__ = ["BatchRecord", "EventRing"]
 
 # C variables in the compiled module, not visible from Python
 _RATE_WINDOW = 256
-_LIMITS_KEPT = 64  # a power of two
+_MAX_LIMITS = 64  # a power of two
 _RUNNING = -1
 _NO_BATCH = -1
 _INFINITE = float("inf")
@@ -102,8 +102,8 @@ class EventRing:
         self._limit_ns: MutableSequence[int] = array("q", [0]) * requests
         self._priority: MutableSequence[int] = array("i", [0]) * requests
         self._arrival_batch: MutableSequence[int] = array("q", [0]) * requests
-        self._limits: MutableSequence[int] = array("q", [0]) * _LIMITS_KEPT
-        self._limits_seen = 0
+        self._limits: MutableSequence[int] = array("q", [0]) * _MAX_LIMITS
+        self._limit_count = 0
         self._records: deque[BatchRecord] = deque(maxlen=batches)
         self.released_by_reason: dict[str, int] = {}
         self._rows = 0
@@ -129,8 +129,8 @@ class EventRing:
         self._arrival_batch[slot] = _NO_BATCH
         self.arrivals += 1
         if limit_ns > 0:
-            self._limits[self._limits_seen & (_LIMITS_KEPT - 1)] = limit_ns
-            self._limits_seen += 1
+            self._limits[self._limit_count & (_MAX_LIMITS - 1)] = limit_ns
+            self._limit_count += 1
 
     def released(self, now_ns: int, size: int, reason: str, queued: int) -> BatchRecord:
         """Note a batch that is sent to a worker.
@@ -240,27 +240,27 @@ class EventRing:
         return self._gap_over(_RATE_WINDOW, now_ns), self._gap_over(64, now_ns), self._gap_over(16, now_ns)
 
     def _gap_over(self, window: int, now_ns: int) -> float:
-        kept = self.arrivals
-        if kept > window:
-            kept = window
-        if kept > self.requests:
-            kept = self.requests
-        if kept < 2:
+        count = self.arrivals
+        if count > window:
+            count = window
+        if count > self.requests:
+            count = self.requests
+        if count < 2:
             return _INFINITE
-        passed = now_ns - self._arrival_ns[(self.arrivals - kept) & (self.requests - 1)]
-        return passed / (kept - 1) if passed > 0 else _INFINITE
+        passed = now_ns - self._arrival_ns[(self.arrivals - count) & (self.requests - 1)]
+        return passed / (count - 1) if passed > 0 else _INFINITE
 
     def recent_limits_ns(self) -> list[int]:
         """Return the time limits of the last 64 requests that had one, in no particular order."""
         limits: list[int] = []
-        for slot in range(self._limits_seen if self._limits_seen < _LIMITS_KEPT else _LIMITS_KEPT):
+        for slot in range(self._limit_count if self._limit_count < _MAX_LIMITS else _MAX_LIMITS):
             limits.append(self._limits[slot])  # noqa: PERF401 - a comprehension has a scope, and types, of its own
         return limits
 
     def longest_limit_ns(self, since_ns: int) -> int:
         """Return the longest time limit of the arrivals since an instant, of at most the last 64; 0: none had one."""
         longest_ns = 0
-        for back in range(1, _LIMITS_KEPT + 1):
+        for back in range(1, _MAX_LIMITS + 1):
             slot = (self.arrivals - back) & (self.requests - 1)
             if back > self.arrivals or back > self.requests or self._arrival_ns[slot] < since_ns:
                 break
@@ -273,19 +273,19 @@ class EventRing:
 
         Arrivals without a deadline count only in the total.
         """
-        kept = self.arrivals
-        if kept > _RATE_WINDOW:
-            kept = _RATE_WINDOW
-        if kept > self.requests:
-            kept = self.requests
+        count = self.arrivals
+        if count > _RATE_WINDOW:
+            count = _RATE_WINDOW
+        if count > self.requests:
+            count = self.requests
         classes: dict[int, tuple[float, int]] = {}
-        for back in range(1, kept + 1):
+        for back in range(1, count + 1):
             slot = (self.arrivals - back) & (self.requests - 1)
             limit_ns = self._limit_ns[slot]
             if limit_ns > 0:
                 priority = self._priority[slot]
                 share, shortest_ns = classes.get(priority, (0.0, limit_ns))
-                classes[priority] = (share + 1.0 / kept, min(shortest_ns, limit_ns))
+                classes[priority] = (share + 1.0 / count, min(shortest_ns, limit_ns))
         return classes
 
     def snapshot(self) -> dict[str, Any]:

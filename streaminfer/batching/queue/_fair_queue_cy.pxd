@@ -5,13 +5,13 @@ from streaminfer.batching.queue._stream_order_cy cimport StreamOrder
 from streaminfer.batching.queue._ticket_cy cimport Execution, Ticket
 
 cdef double _ALLOWANCE
-cdef Py_ssize_t _FEW
+cdef Py_ssize_t _MIN_TAGS
 
 cdef class FairQueue(RequestQueue):
     cdef public Py_ssize_t horizon
     cdef dict _weights
     cdef dict _finish_tags
-    cdef Py_ssize_t _many
+    cdef Py_ssize_t _cleanup_size
     cdef double _virtual
 
     cpdef list first(self, Py_ssize_t count)
@@ -29,7 +29,7 @@ cdef class FairQueue(RequestQueue):
 
     cpdef bint precedes(self, object stream_id, Ticket ticket) except -1
 
-    @cython.locals(found=Ticket, ticket=Ticket, tag=double, other=double, level=_Level)
+    @cython.locals(last=Ticket, ticket=Ticket, tag=double, other=double, level=_Level)
     cpdef Ticket least_urgent(self)
 
     @cython.locals(tag=double)
@@ -41,5 +41,5 @@ cdef class FairQueue(RequestQueue):
     @cython.locals(before=Ticket, after=Ticket, level=_Level, start=double)
     cdef _link(self, Ticket ticket)
 
-    @cython.locals(kept=dict, finish=double)
+    @cython.locals(retained=dict, finish=double)
     cdef _forget_some(self)

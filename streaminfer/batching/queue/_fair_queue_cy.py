@@ -40,7 +40,7 @@ from streaminfer.batching.queue._ticket_cy import Execution, Ticket
 __all__ = ["FairQueue"]
 
 _ALLOWANCE = 2.0  # turns of a stream of weight 1
-_FEW = 64  # tags of streams that are stored before the first clean-up
+_MIN_TAGS = 64  # tags of streams that are stored before the first clean-up
 
 
 class FairQueue(RequestQueue):
@@ -59,7 +59,7 @@ class FairQueue(RequestQueue):
         self.horizon = max_size
         self._weights = dict(weights)
         self._finish_tags: dict[Hashable, float] = {}
-        self._many = _FEW
+        self._cleanup_size = _MIN_TAGS
         self._virtual = 0.0
 
     def __iter__(self) -> Iterator[Ticket]:
@@ -115,19 +115,19 @@ class FairQueue(RequestQueue):
 
     def least_urgent(self) -> Ticket | None:
         """Return the ticket to be served last; one that is held back comes after all queued ones of its stream."""
-        found = RequestQueue.least_urgent(self)
-        if found is None or not found._held:
-            return found
-        tag = self._tag_of_held(found)
-        for ticket in self._order.last_held(found.priority):
+        last = RequestQueue.least_urgent(self)
+        if last is None or not last._held:
+            return last
+        tag = self._tag_of_held(last)
+        for ticket in self._order.last_held(last.priority):
             other = self._tag_of_held(ticket)
             if other > tag:
-                found = ticket
+                last = ticket
                 tag = other
         for level in self._levels:
-            if level.tail is not None and level.priority == found.priority and level.tail.tag > tag:
+            if level.tail is not None and level.priority == last.priority and level.tail.tag > tag:
                 return level.tail
-        return found
+        return last
 
     def _tag_of(self, stream_id: Hashable) -> float:
         tag = self._finish_tags.get(stream_id, 0.0) - _ALLOWANCE
@@ -154,7 +154,7 @@ class FairQueue(RequestQueue):
         if start < self._virtual:
             start = self._virtual
         self._finish_tags[stream_id] = start + 1.0 / self._weights.get(stream_id, 1.0)
-        if len(self._finish_tags) > self._many:
+        if len(self._finish_tags) > self._cleanup_size:
             self._forget_some()
         RequestQueue._link(self, ticket)
         level = self._recent  # the level to which it was added
@@ -177,9 +177,9 @@ class FairQueue(RequestQueue):
 
     def _forget_some(self) -> None:
         """Forget the streams that would not wait for a turn, because they have their whole allowance again."""
-        kept: dict[Hashable, float] = {}
+        retained: dict[Hashable, float] = {}
         for stream_id, finish in self._finish_tags.items():
             if finish > self._virtual + _ALLOWANCE:
-                kept[stream_id] = finish  # noqa: PERF403 - a comprehension has a scope, and types, of its own
-        self._finish_tags = kept
-        self._many = 2 * len(kept) + _FEW
+                retained[stream_id] = finish  # noqa: PERF403 - a comprehension has a scope, and types, of its own
+        self._finish_tags = retained
+        self._cleanup_size = 2 * len(retained) + _MIN_TAGS

@@ -7,7 +7,7 @@ from streaminfer.batching.queue._stream_order_cy cimport StreamOrder
 from streaminfer.batching.queue._ticket_cy cimport Execution, Ticket
 
 cdef long long _NEVER
-cdef Py_ssize_t _EMPTY_LEVELS_KEPT
+cdef Py_ssize_t _MAX_EMPTY_LEVELS
 cdef int _LEAST
 cdef double _NEWEST
 
@@ -33,18 +33,19 @@ cdef class RequestQueue:
     @cython.locals(ticket=Ticket)
     cpdef Ticket admit(self, object request, object inputs, object future, long long now_ns, long long deadline_ns, int priority, int bucket=*, object stream_id=*)
 
-    @cython.locals(ticket=Ticket, level=_Level, left=Py_ssize_t)
+    @cython.locals(ticket=Ticket, level=_Level, remaining=Py_ssize_t)
     cpdef list first(self, Py_ssize_t count)
 
     @cython.locals(
-        batch=list, cap=Py_ssize_t, ahead=Py_ssize_t, left=Py_ssize_t, first=bint, time_ns=cython.longlong,
+        batch=list, cap=Py_ssize_t, ahead=Py_ssize_t, remaining=Py_ssize_t, first=bint, time_ns=cython.longlong,
         latest_ns=cython.longlong, level=_Level, ticket=Ticket)
     cpdef list batch_if_all_on_time(self, DurationTable table, long long now_ns)
 
-    @cython.locals(level=_Level, found=Ticket, ticket=Ticket, held=list)
+    @cython.locals(level=_Level, last=Ticket, ticket=Ticket, held=list)
     cpdef Ticket least_urgent(self)
 
-    @cython.locals(ticket=Ticket, execution=Execution, taken=list, inputs=list, latest_ns=cython.longlong, record=BatchRecord)
+    @cython.locals(
+        ticket=Ticket, execution=Execution, batch=list, inputs=list, latest_ns=cython.longlong, record=BatchRecord)
     cpdef Execution take(self, object tickets, long long now_ns, object reason, DurationTable table=*)
 
     cpdef bint end(self, Ticket ticket)
@@ -57,13 +58,13 @@ cdef class RequestQueue:
         duration_s=double)
     cpdef deliver(self, Execution execution, list rows, long long assembled_ns, long long inferred_ns)
 
-    @cython.locals(level=_Level, found=Py_ssize_t)
+    @cython.locals(level=_Level, count=Py_ssize_t)
     cdef bint _several_priorities(self) except -1
 
     @cython.locals(level=_Level, ticket=Ticket, oldest=cython.longlong)
     cdef long long _oldest(self) except -1
 
-    @cython.locals(level=_Level, fresh=_Level, position=Py_ssize_t)
+    @cython.locals(level=_Level, new_level=_Level, position=Py_ssize_t)
     cdef _Level _level_of(self, int priority)
 
     cpdef list held(self)

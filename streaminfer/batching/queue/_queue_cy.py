@@ -35,7 +35,7 @@ __all__ = ["RequestQueue"]
 
 # C variables in the compiled module, not visible from Python
 _NEVER = NEVER
-_EMPTY_LEVELS_KEPT = 16
+_MAX_EMPTY_LEVELS = 16
 _LEAST = -(2**31)  # the most urgent priority
 _NEWEST = 0.2  # weight of the newest batch in the recent mean
 
@@ -158,13 +158,13 @@ class RequestQueue:
     def first(self, count: int) -> list[Ticket]:
         """Return the next ``count`` queued tickets in service order: by priority, then by arrival."""
         tickets: list[Ticket] = []
-        left = count
+        remaining = count
         for level in self._levels:
             ticket = level.head
             while ticket is not None:
-                if left <= 0:
+                if remaining <= 0:
                     return tickets
-                left -= 1
+                remaining -= 1
                 tickets.append(ticket)
                 ticket = ticket._next
         return tickets
@@ -183,7 +183,7 @@ class RequestQueue:
         batch: list[Ticket] = []
         cap = table.cap
         ahead = self.queued
-        left = 0
+        remaining = 0
         first = True
         time_ns = now_ns
         latest_ns = 0
@@ -193,14 +193,14 @@ class RequestQueue:
                 if ticket.deadline_ns < latest_ns:
                     return None
                 latest_ns = ticket.deadline_ns
-                if left == 0:
+                if remaining == 0:
                     first = ahead == self.queued
-                    left = cap if ahead > cap else ahead
-                    if time_ns + table.durations[left] > latest_ns:
+                    remaining = cap if ahead > cap else ahead
+                    if time_ns + table.durations[remaining] > latest_ns:
                         return None
-                    time_ns += table.steps[left]
-                    ahead -= left
-                left -= 1
+                    time_ns += table.steps[remaining]
+                    ahead -= remaining
+                remaining -= 1
                 if first:
                     batch.append(ticket)
                 ticket = ticket._next
@@ -211,17 +211,17 @@ class RequestQueue:
 
         A ticket that is held back comes first, because its turn is after all queued ones.
         """
-        found = None
+        last = None
         for level in self._levels:
             if level.tail is not None:
-                found = level.tail
-        held = self._order.last_held(_LEAST if found is None else found.priority)
+                last = level.tail
+        held = self._order.last_held(_LEAST if last is None else last.priority)
         if held:
-            found = held[0]
+            last = held[0]
             for ticket in held:
-                if ticket._arrival > found._arrival:
-                    found = ticket
-        return found
+                if ticket._arrival > last._arrival:
+                    last = ticket
+        return last
 
     def take(
         self, tickets: Sequence[Ticket], now_ns: int, reason: str, table: DurationTable | None = None
@@ -240,7 +240,7 @@ class RequestQueue:
         execution = Execution()
         execution.started_ns = now_ns
         execution.effective_start_ns = now_ns
-        taken = execution.tickets
+        batch = execution.tickets
         inputs = execution.inputs
         latest_ns = 0
         for ticket in tickets:
@@ -254,15 +254,15 @@ class RequestQueue:
             ticket.timings.started_ns = now_ns
             if ticket.deadline_ns > latest_ns:
                 latest_ns = ticket.deadline_ns
-            taken.append(ticket)
+            batch.append(ticket)
             inputs.append(ticket.inputs)
         execution.deadline_ns = latest_ns
-        execution.live = len(taken)
+        execution.live = len(batch)
         if execution.live:
             self.running += execution.live
             record = self.events.released(now_ns, execution.live, reason, self.queued)
             execution.record = record
-            for ticket in taken:
+            for ticket in batch:
                 self.events.joined(ticket._arrival, record)
             if table is not None and execution.live <= table.cap:
                 record.expected_ns = table.durations[execution.live]
@@ -350,11 +350,11 @@ class RequestQueue:
                 future.set_result(row)
 
     def _several_priorities(self) -> bool:
-        found = 0
+        count = 0
         for level in self._levels:
             if level.count:
-                found += 1
-        return found > 1
+                count += 1
+        return count > 1
 
     def _oldest(self) -> int:
         oldest = _NEVER
@@ -365,7 +365,7 @@ class RequestQueue:
         return oldest
 
     def _level_of(self, priority: int) -> _Level:
-        if len(self._levels) > _EMPTY_LEVELS_KEPT:
+        if len(self._levels) > _MAX_EMPTY_LEVELS:
             self._levels = [level for level in self._levels if level.count]
         position = 0
         for level in self._levels:
@@ -374,9 +374,9 @@ class RequestQueue:
             if level.priority > priority:
                 break
             position += 1
-        fresh = _Level(priority)
-        self._levels.insert(position, fresh)
-        return fresh
+        new_level = _Level(priority)
+        self._levels.insert(position, new_level)
+        return new_level
 
     def _link(self, ticket: Ticket) -> None:
         level = self._recent

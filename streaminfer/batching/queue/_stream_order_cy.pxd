@@ -15,8 +15,8 @@ cdef class StreamOrder:
     @cython.locals(after=Ticket)
     cpdef Ticket pass_turn(self, Ticket ticket)
 
-    @cython.locals(tail=Ticket, ticket=Ticket, found=list)
+    @cython.locals(tail=Ticket, ticket=Ticket, tickets=list)
     cpdef list held(self)
 
-    @cython.locals(ticket=Ticket, found=list, least=int)
+    @cython.locals(ticket=Ticket, tickets=list, least=int)
     cpdef list last_held(self, int priority)

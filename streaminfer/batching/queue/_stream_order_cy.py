@@ -69,23 +69,23 @@ class StreamOrder:
 
     def held(self) -> list[Ticket]:
         """Return the requests that are held back, the last one of each stream first."""
-        found: list[Ticket] = []
+        tickets: list[Ticket] = []
         for tail in self._tails.values():
             ticket: Ticket | None = tail
             while ticket is not None and ticket._held:
-                found.append(ticket)
+                tickets.append(ticket)
                 ticket = ticket._previous
-        return found
+        return tickets
 
     def last_held(self, priority: int) -> list[Ticket]:
         """Return the last held request of each stream, of the least urgent priority that is at least ``priority``."""
-        found: list[Ticket] = []
+        tickets: list[Ticket] = []
         least = priority
         if self.held_back:
             for ticket in self._tails.values():
                 if ticket._held and ticket.priority >= least:
                     if ticket.priority > least:
                         least = ticket.priority
-                        found = []
-                    found.append(ticket)
-        return found
+                        tickets = []
+                    tickets.append(ticket)
+        return tickets

@@ -41,5 +41,5 @@ cdef class Ticket:
     cdef Ticket _previous
     cdef Ticket _next
 
-@cython.locals(found=list, position=Py_ssize_t, ticket=Ticket)
-cpdef list departed(object tickets, long long now_ns)
+@cython.locals(positions=list, position=Py_ssize_t, ticket=Ticket)
+cpdef list abandoned_rows(object tickets, long long now_ns)

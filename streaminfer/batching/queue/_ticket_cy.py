@@ -12,7 +12,7 @@ from typing import Any
 from streaminfer._request_cy import Timings
 from streaminfer.batching.queue._event_ring_cy import BatchRecord
 
-__all__ = ["NEVER", "UNKNOWN", "Execution", "Ticket", "departed"]
+__all__ = ["NEVER", "UNKNOWN", "Execution", "Ticket", "abandoned_rows"]
 
 NEVER = 2**63 - 1
 """The deadline of a request without one."""
@@ -103,17 +103,17 @@ class Execution:
         self.observed: Any = None
 
 
-def departed(tickets: Sequence[Ticket], now_ns: int) -> list[int]:
+def abandoned_rows(tickets: Sequence[Ticket], now_ns: int) -> list[int]:
     """Return the positions of tickets without a caller that waits: it cancelled, or the deadline has passed.
 
     Their batch ends at this instant: a deadline that passes between then and the delivery counts as met.
     """
-    found: list[int] = []
+    positions: list[int] = []
     position = 0
     for ticket in tickets:
         if ticket.execution is not None:
             ticket.execution.settled_ns = now_ns
         if ticket.future is None or ticket.deadline_ns <= now_ns or ticket.future.done():
-            found.append(position)
+            positions.append(position)
         position += 1
-    return found
+    return positions

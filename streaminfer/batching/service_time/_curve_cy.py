@@ -42,9 +42,9 @@ def fill_times(sizes: tuple[int, ...], times_s: tuple[float, ...], slope_s: floa
     rise_s = slope_s if count == 1 else (times_s[1] - above_s) / (sizes[1] - above)
     size = 1
     while size < above and size < length:
-        going_on_s = above_s - rise_s * (above - size)
+        on_line_s = above_s - rise_s * (above - size)
         share_s = above_s * size / above
-        table[size] = going_on_s if going_on_s > share_s else share_s
+        table[size] = on_line_s if on_line_s > share_s else share_s
         size += 1
     for at in range(1, count):
         below = above
@@ -61,21 +61,21 @@ def fill_times(sizes: tuple[int, ...], times_s: tuple[float, ...], slope_s: floa
     table[0] = 0.0
 
 
-def fill_whole_ns(table: NDArray[np.float64], unit_ns: float, whole: NDArray[np.int64]) -> None:
+def fill_whole_ns(table: NDArray[np.float64], unit_ns: float, rounded: NDArray[np.int64]) -> None:
     """Write times as whole nanoseconds that a planner can add up.
 
     Args:
         table: shape (n + 1,), float64, nondecreasing; entry 0 is not read.
         unit_ns: nanoseconds of the table's unit.
-        whole: the same shape, int64, written to: entry 0 is 0, the others are within 1 … 10**17.
+        rounded: the same shape, int64, written to: entry 0 is 0, the others are within 1 … 10**17.
     """
     longest = _LONGEST_NS / unit_ns
     for size in range(len(table)):
         time = table[size]
         time_ns = _LONGEST_NS if time > longest else time * unit_ns
-        whole_ns = int(time_ns + 0.5)
-        whole[size] = whole_ns if whole_ns > 0 else 1
-    whole[0] = 0
+        rounded_ns = int(time_ns + 0.5)
+        rounded[size] = rounded_ns if rounded_ns > 0 else 1
+    rounded[0] = 0
 
 
 def fill_planned(
@@ -117,20 +117,20 @@ def best_size(table: NDArray[np.float64]) -> int:
     Args:
         table: shape (n + 1,), float64, times by size in any unit; entry 0 is not read, the others are positive.
     """
-    most = 0.0
+    highest = 0.0
     for size in range(1, len(table)):
         throughput = size / table[size]
-        if throughput > most:
-            most = throughput
+        if throughput > highest:
+            highest = throughput
     best = 1
-    most_worth = -1.0
+    best_worth = -1.0
     for size in range(1, len(table)):
         throughput = size / table[size]
-        if throughput >= _NEAR_BEST * most:
+        if throughput >= _NEAR_BEST * highest:
             worth = throughput * power(size, _WORTH_GROWING - 1.0)
-            if worth > most_worth:
+            if worth > best_worth:
                 best = size
-                most_worth = worth
+                best_worth = worth
     return best
 
 

@@ -9,9 +9,10 @@ cdef extern from "<math.h>":
 cdef double _OFF_LINE, _LINE_VISITS, _PRIOR_WEIGHT, _STEEPEST, _SINGULAR
 
 @cython.locals(
-    own=list, costs=list, line=tuple, setup=double, per_row=double, held=double, count=Py_ssize_t, at=Py_ssize_t,
-    cost=double, size=double, below=double, seen=double, on_line=double, full=double, most=double, logarithm=double)
-cpdef tuple held_costs(list sizes, list logarithms, list visits, double deviation)
+    own=list, costs=list, line=tuple, setup=double, per_row=double, prior_visits=double, count=Py_ssize_t,
+    at=Py_ssize_t, cost=double, size=double, below=double, own_visits=double, on_line=double, full=double,
+    max_cost=double, logarithm=double)
+cpdef tuple smoothed_costs(list sizes, list logarithms, list visits, double deviation)
 
 @cython.locals(
     at=Py_ssize_t, size=double, cost=double, weight=double, mean_size=double, mean_cost=double, x=double, y=double,

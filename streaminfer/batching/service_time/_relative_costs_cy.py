@@ -17,7 +17,7 @@ import math
 
 from streaminfer.batching.service_time._isotonic_cy import isotonic_curve
 
-__all__ = ["STEEPEST", "held_costs"]
+__all__ = ["STEEPEST", "smoothed_costs"]
 
 exp = math.exp
 power = math.pow
@@ -31,7 +31,7 @@ _STEEPEST = STEEPEST  # a C variable in the compiled module
 _SINGULAR = 1e-12
 
 
-def held_costs(
+def smoothed_costs(
     sizes: list[int], logarithms: list[float], visits: list[int], deviation: float
 ) -> tuple[list[float], float, float]:
     """Return regularized costs of some sizes, and the line to which they are drawn.
@@ -51,18 +51,18 @@ def held_costs(
     line = _line(sizes, own, visits)
     setup = line[0]
     per_row = line[1]
-    held = deviation / _OFF_LINE
-    held *= held
-    if held < _LINE_VISITS:
-        held = _LINE_VISITS
+    prior_visits = deviation / _OFF_LINE
+    prior_visits *= prior_visits
+    if prior_visits < _LINE_VISITS:
+        prior_visits = _LINE_VISITS
     costs = []
     count = len(sizes)
     for at in range(count):
         cost = own[at]
         size = sizes[at]
-        seen = visits[at]
+        own_visits = visits[at]
         on_line = setup + per_row * size
-        costs.append(on_line * power(cost / on_line, seen / (seen + held)))
+        costs.append(on_line * power(cost / on_line, own_visits / (own_visits + prior_visits)))
     costs = isotonic_curve(costs, visits)
     for at in range(1, count):
         size = sizes[at]
@@ -70,11 +70,11 @@ def held_costs(
         full = 1.0  # a power of two to which a model may pad the batch
         while full < size:
             full *= 2.0
-        most = costs[at - 1]
-        most *= power(full / below, _STEEPEST)
+        max_cost = costs[at - 1]
+        max_cost *= power(full / below, _STEEPEST)
         cost = costs[at]
-        if cost > most:
-            costs[at] = most
+        if cost > max_cost:
+            costs[at] = max_cost
     return costs, setup, per_row
 
 

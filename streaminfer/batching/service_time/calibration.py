@@ -208,11 +208,11 @@ class Calibration:
                 return CalibrationStatistics(note=_OPEN)
             self._buckets = self._buckets or [_Bucket(number, length) for number, length in enumerate(lengths)]
             for bucket in self._buckets:
-                left, is_guess = await self._run_bucket(bench, bucket)
+                remaining, is_guess = await self._run_bucket(bench, bucket)
                 if is_guess:
                     note = _OPEN
                 failed, how = bucket.failed or (math.inf, "")
-                skipped[bucket.length] = tuple(size for size in left if size < failed)
+                skipped[bucket.length] = tuple(size for size in remaining if size < failed)
                 if how == _NO_MEMORY:
                     limit(bucket.number, max(size for size in assembler.sizes_of(bucket.number) if size < failed))
         except (BackendError, InvalidInput) as error:
@@ -292,11 +292,11 @@ class Calibration:
         """Run each size once, up to one that takes too long."""
         for size in sizes:
             self.progress = f"warming up with a batch of {size}"
-            seen = await self._try(bench, bench.run_on_each, row, bucket, size)
-            if not seen:
+            observations = await self._try(bench, bench.run_on_each, row, bucket, size)
+            if not observations:
                 return
             bucket.warmed.add(size)
-            if max(one.duration_ns for one in seen) > bench.limit_ns:
+            if max(one.duration_ns for one in observations) > bench.limit_ns:
                 bucket.ended = size, bench.limit_ns
                 return
 
@@ -323,10 +323,10 @@ class Calibration:
 
         async def measure(size: int) -> None:
             nonlocal spent_ns
-            for seen in await self._try(bench, bench.run, row, bucket, size):
-                learn(seen.size, seen.duration_ns, seen.now_ns, False, bucket.number)
-                runs.setdefault(seen.size, []).append(seen.duration_ns)
-                spent_ns += seen.duration_ns
+            for observation in await self._try(bench, bench.run, row, bucket, size):
+                learn(observation.size, observation.duration_ns, observation.now_ns, False, bucket.number)
+                runs.setdefault(observation.size, []).append(observation.duration_ns)
+                spent_ns += observation.duration_ns
 
         for size in sizes:
             self.progress = f"measuring batches of {size}"
@@ -342,7 +342,7 @@ class Calibration:
             for size in reversed(tuple(runs)):  # small last: caches then have its data for the first request
                 if spent_ns + runs[size][0] <= budget_ns:
                     await measure(size)
-        bucket.known |= {size: float(np.median(took)) / 1e9 for size, took in runs.items()}
+        bucket.known |= {size: float(np.median(durations_ns)) / 1e9 for size, durations_ns in runs.items()}
 
 
 # a lock that was waited for refers to its loop, so only the calibrations that use it store it
@@ -358,7 +358,7 @@ def _open_axes(example: ExampleInputs, buckets: "Buckets | None") -> dict[str, t
     """Return the axes of guessed inputs whose size is unknown."""
     if buckets is None:
         return dict(example.free_axes)
-    left: dict[str, tuple[int, ...]] = {}
+    open_axes: dict[str, tuple[int, ...]] = {}
     for name, axes in example.free_axes.items():
         if name == buckets.mask:
             continue
@@ -366,8 +366,8 @@ def _open_axes(example: ExampleInputs, buckets: "Buckets | None") -> dict[str, t
         if buckets.is_ragged(name, value):
             axes = tuple(axis for axis in axes if axis != buckets.axis % value.ndim)  # noqa: PLW2901
         if axes:
-            left[name] = axes
-    return left
+            open_axes[name] = axes
+    return open_axes
 
 
 def _fit(inputs: Any, buckets: "Buckets", bucket: int) -> Any:

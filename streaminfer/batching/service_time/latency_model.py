@@ -43,7 +43,7 @@ from numpy.typing import NDArray
 
 from streaminfer._internal.validation import check_count, check_instance, check_whole
 from streaminfer.batching.service_time._curve_cy import WORTH_GROWING
-from streaminfer.batching.service_time._relative_costs_cy import STEEPEST, held_costs
+from streaminfer.batching.service_time._relative_costs_cy import STEEPEST, smoothed_costs
 from streaminfer.batching.service_time.residual_quantile import ResidualQuantile
 from streaminfer.batching.service_time.service_time import ServiceTime
 
@@ -57,7 +57,7 @@ _CONFIRMED_BY = 16  # batches
 _OUTLIER = 2.5  # standard deviations
 _SMALLEST_OUTLIER = 0.02  # log-ratio
 _SLOWER_IN_A_ROW, _FASTER_IN_A_ROW = 3, 2
-_ALLOWANCE = 0.2  # log-ratio by which the costs of neighbors may be wrong
+_COST_TOLERANCE = 0.2  # log-ratio by which the costs of neighbors may be wrong
 _FILL_UP = 0.7  # power of padding costs: twice the size, with the allowance, costs less than half the speed does
 _LITTLE_GAIN = 0.35  # set-up over cost per row: the largest batch has less than 1.35 times the throughput of one row
 _SMALL = 2
@@ -99,7 +99,7 @@ class LatencyModel:
         self._speed = 0.0  # logarithm of nanoseconds
         self._speed_before = math.inf  # speed before jumps to a slower one that are not confirmed yet
         self._confirmed = 0  # number of batches as expected since the last such jump
-        self._seen_at: dict[int, int] = {}  # number of observations at a size's last batch
+        self._last_observed: dict[int, int] = {}  # number of observations at a size's last batch
         self._streak: list[float] = []  # residuals of the last batches, all outliers to the same side
         self._published_speed = 0.0
         self._costs_moved = 0.0  # sum of changes since the curve was published
@@ -144,7 +144,7 @@ class LatencyModel:
         near = nearest_size(size)
         if self._is_stale(near):
             self._visits[near] = min(self._visits[near], _SETTLED - 1)
-        self._seen_at[near] = self.observations
+        self._last_observed[near] = self.observations
         log_ns = math.log(max(duration_ns, 1))
         if not self._sizes:
             self._speed = log_ns
@@ -173,7 +173,7 @@ class LatencyModel:
     def batches_since(self, size: int) -> float:
         """Return how many batches were observed since one of about this size; infinite if there were not two."""
         near = nearest_size(size)
-        return math.inf if self._visits.get(near, 0) < 2 else self.observations - self._seen_at.get(near, 0)
+        return math.inf if self._visits.get(near, 0) < 2 else self.observations - self._last_observed.get(near, 0)
 
     def until_settled(self, size: int) -> int:
         """Return how many batches of about a size are needed until the last four or more determine its cost."""
@@ -235,8 +235,8 @@ class LatencyModel:
         self._streak.append(own_residual)
         if len(self._streak) < (_SLOWER_IN_A_ROW if own_residual > 0 else _FASTER_IN_A_ROW):
             bounded = math.copysign(limit, own_residual)
-            hardly_known = self._visits[near] < _SETTLED and self._is_plausible(near, self._costs[near] + own_residual)
-            self._correct(near, bounded, own_residual if hardly_known else bounded)
+            is_unsettled = self._visits[near] < _SETTLED and self._is_plausible(near, self._costs[near] + own_residual)
+            self._correct(near, bounded, own_residual if is_unsettled else bounded)
             return
         jump = min(self._streak, key=abs)
         self._streak.clear()
@@ -249,7 +249,7 @@ class LatencyModel:
 
     def _is_stale(self, size: int) -> bool:
         """Return whether a size has not run for so long that its cost may be out of date."""
-        return size in self._costs and self.observations - self._seen_at.get(size, 0) > _STALE_AFTER
+        return size in self._costs and self.observations - self._last_observed.get(size, 0) > _STALE_AFTER
 
     def _recover(self, residual: float) -> float:
         """Revert jumps to a slower speed if a hardly known size is faster; return the change of the speed."""
@@ -277,8 +277,8 @@ class LatencyModel:
             sign = 1.0 if other > size else -1.0
             rise = sign * (self._costs[other] - cost)
             below, above = sorted((size, other))
-            most = max(STEEPEST * math.log(above / below), _FILL_UP * math.log(_power_of_two(above) / below))
-            if not -_ALLOWANCE <= rise <= most + _ALLOWANCE:
+            max_rise = max(STEEPEST * math.log(above / below), _FILL_UP * math.log(_power_of_two(above) / below))
+            if not -_COST_TOLERANCE <= rise <= max_rise + _COST_TOLERANCE:
                 return False
         return True
 
@@ -302,7 +302,7 @@ class LatencyModel:
         least = math.inf
         for size in self._sizes[::-1]:
             cost = self._costs[size]
-            if size in self._seen_at and not self._is_stale(size):
+            if size in self._last_observed and not self._is_stale(size):
                 least = min(least, cost)
             elif cost > least + self._limit:
                 self._sizes.remove(size)
@@ -313,11 +313,11 @@ class LatencyModel:
         sizes = self._sizes
         visits = [max(self._visits[size], 1) for size in sizes]
         logarithms = [self._costs[size] for size in sizes]
-        costs, setup, per_row = held_costs(sizes, logarithms, visits, self.residuals.deviation)
+        costs, setup, per_row = smoothed_costs(sizes, logarithms, visits, self.residuals.deviation)
         settled = [size for size, count in zip(sizes, visits, strict=True) if count >= _SETTLED]
         # without a small size the set-up of the line would be a guess
-        unclear = len(settled) < 2 or settled[0] > _SMALL
-        gains = unclear or setup > _LITTLE_GAIN * per_row
+        is_guess = len(settled) < 2 or settled[0] > _SMALL
+        gains = is_guess or setup > _LITTLE_GAIN * per_row
         # the size at which size ** 0.95 / (setup + per_row * size) is largest
         self.gains_up_to = math.inf if gains else setup / per_row * WORTH_GROWING / (1.0 - WORTH_GROWING)
         if len(sizes) == 1 and sizes[0] > 1:

@@ -15,7 +15,7 @@ __all__ = ["LearnedServiceTime"]
 
 _NOISE_WIDTHS = 2.0  # standard deviations by which two durations may differ through noise
 _MEAN_WIDTHS = 1.5  # the same for two means: of several sizes, the luckiest looks better than it is
-_ALIKE = 0.25  # largest difference of throughput up to which sizes can count as equally good because of noise
+_MAX_NOISE_DIFFERENCE = 0.25  # largest difference of throughput of sizes that count as equally good through noise
 
 
 class LearnedServiceTime(LatencyModel):
@@ -81,8 +81,8 @@ class LearnedServiceTime(LatencyModel):
         self._refresh(max_batch_size)
         best = best_size(self._relative)
         limit = int(max(best, min(self.gains_up_to, max_batch_size)))
-        seen = [size for size in self._sizes if best < size < limit]
-        for above, below in zip([limit, *seen[::-1]], [*seen[::-1], best], strict=True):
+        larger = [size for size in self._sizes if best < size < limit]
+        for above, below in zip([limit, *larger[::-1]], [*larger[::-1], best], strict=True):
             size = largest_as_good(self._relative, best, below, above, self._unknown_share(best, above))
             if size > below:
                 return size
@@ -92,7 +92,7 @@ class LearnedServiceTime(LatencyModel):
         """Return by how much the means of two sizes may differ unnoticed, given the number of their batches."""
         batches, of_other = (max(self._visits.get(nearest_size(it), 0), 1) for it in (size, other))
         share = self.deviation * min(_MEAN_WIDTHS * math.sqrt(1.0 / batches + 1.0 / of_other), 1.0)
-        return min(share, _ALIKE)
+        return min(share, _MAX_NOISE_DIFFERENCE)
 
     def fitted(self) -> ServiceTime:
         """Return the median durations as a fixed service time: to save, to compare, or to start the next process with.
@@ -116,14 +116,14 @@ class LearnedServiceTime(LatencyModel):
             MissingExtra: matplotlib is not installed.
             RuntimeError: no duration is known yet.
         """
-        seen = self.seen()
+        observed = self.seen()
         largest = max(2 * self.trusted, 32) if self.trusted < 4096 else 64
         mean, upper = self.expected_ns(largest)[1:] / 1e9, self.upper_ns(largest)[1:] / 1e9
         ax = service_time_axes(ax, "LearnedServiceTime.plot")
         sizes = np.arange(1, largest + 1)
         line = ax.plot(sizes, mean, color=COLORS[0], label="mean")[0]
         ax.fill_between(sizes, mean, upper, color=line.get_color(), alpha=0.25, linewidth=0, label="95 %")
-        shown = [(size, ns / 1e9, visits) for size, (ns, visits) in seen.items() if size <= largest]
+        shown = [(size, ns / 1e9, visits) for size, (ns, visits) in observed.items() if size <= largest]
         ax.scatter(
             [size for size, _, _ in shown],
             [seconds for _, seconds, _ in shown],

@@ -237,10 +237,10 @@ def whole_ns(table: NDArray[np.float64], unit_ns: float) -> NDArray[np.int64]:
     Returns:
         The same shape, int64, read-only: entry 0 is 0, the others are within 1 … 10**17.
     """
-    whole = np.empty(len(table), np.int64)
-    fill_whole_ns(table, unit_ns, whole)
-    whole.flags.writeable = False
-    return whole
+    rounded = np.empty(len(table), np.int64)
+    fill_whole_ns(table, unit_ns, rounded)
+    rounded.flags.writeable = False
+    return rounded
 
 
 def service_time_axes(ax: Any, purpose: str) -> Any:

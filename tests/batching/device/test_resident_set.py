@@ -109,7 +109,7 @@ def test_model_that_failed_to_unload_keeps_its_memory():
     one = resident(a=4, b=3)
     one.begin("c", 9, ["a", "b"], 0)
 
-    one.end(1, succeeded=False, stayed=1)
+    one.end(1, succeeded=False, retained=1)
 
     assert one.bytes_of == {"b": 3}
 

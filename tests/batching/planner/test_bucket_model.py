@@ -41,7 +41,7 @@ def test_a_given_service_time_is_exact():
     np.testing.assert_array_equal(model.durations, LINE.table_ns(64))
     np.testing.assert_array_equal(model.upper, model.durations)
     assert (model.learns, model.compares, model.size_to_explore(64)) == (False, False, 0)
-    assert model.sure_ns == model.durations[1]
+    assert model.min_duration_ns == model.durations[1]
 
 
 def test_no_timetable_before_the_first_batch():
@@ -191,7 +191,7 @@ def test_minimum_duration_of_a_single_request(sigma, sure):
     for at in range(200):
         run(model, (1, 8, 64)[at % 3], factor=8.0 * math.exp(sigma * source.standard_normal()))
 
-    share = model.sure_ns / model.durations[1]
+    share = model.min_duration_ns / model.durations[1]
     assert share == pytest.approx(0.7, abs=0.01) if sigma == 0.0 else share <= sure
     if sigma:
         assert share == pytest.approx(math.exp(-2.0 * model.service_time.deviation), abs=0.02)
@@ -667,7 +667,7 @@ def test_an_unknown_bucket_retries_no_larger_size():
     run(known, *[1, 4, 16] * 10)
     unknown.borrow(known, 3.0)
 
-    unknown.ask_again()
+    unknown.compare_next()
 
     assert unknown.size_to_try_again(2, 8) == 0
 
@@ -718,7 +718,7 @@ def test_a_proposed_size_not_sent_is_retried_at_once():
     run(model, *[8] * 128)
 
     assert model.size_to_try_again(8, 64) == 16
-    model.ask_again()
+    model.compare_next()
 
     assert model.size_to_try_again(8, 64) == 16
 
