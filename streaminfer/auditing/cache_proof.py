@@ -9,8 +9,8 @@ file therefore counts too.
 **Held entries** are no remains and are counted separately: a legal hold, or a minimum age, preserves them.
 
 **Places.** Every slot of each cache's table, due or not; every `Entry` that the garbage collector knows; responses that
-left a cache and still live (``departed``); the results of each tier's ``scan`` of its medium; key files; the folders of
-HTTP caches. Nothing is freed, purged or repaired first.
+left a cache and still live (``outliving_arrays``); the results of each tier's ``scan`` of its medium; key files; the
+folders of HTTP caches. Nothing is freed, purged or repaired first.
 
 **Ages** are compared, not instants: each clock is read once, at the start, and the ages of erasures and entries follow
 from their own clocks.
@@ -274,7 +274,7 @@ def _look_into_memory(cache: EdgeCache, judge: _Judge, remains: _Remains) -> Non
         else:
             remains.add("memory", "preserved", _RELEASED)
     if retention is not None:
-        remains.add("objects", "", _HELD, retention.departed())
+        remains.add("objects", "", _HELD, retention.outliving_arrays())
 
 
 def _look_at_objects(judges: list[_Judge], remains: _Remains) -> None:

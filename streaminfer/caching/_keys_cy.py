@@ -42,7 +42,7 @@ _PLAIN_KINDS = "biufcSUVMm"
 _PADDED = (np.longdouble, np.clongdouble)
 _BY_OTHERS = 2  # `dtype.isbuiltin` of a type that another package defines, such as bfloat16 of ml_dtypes
 _BUILTIN = (complex, bytes, bytearray, memoryview, set, frozenset)
-_ALSO_PLAIN = (bytes, bytearray, complex, set, frozenset, MappingProxyType, np.memmap)
+_OTHER_PLAIN_KINDS = (bytes, bytearray, complex, set, frozenset, MappingProxyType, np.memmap)
 _ARRAYS_OF_A_SHAPE = (np.matrix, np.recarray)
 
 _length = struct.Struct("<Q").pack
@@ -128,7 +128,7 @@ class KeyMaker:
         elif isinstance(value, memoryview):
             self._encode_view(value, parts, depth)
         else:
-            if kind not in _ALSO_PLAIN:
+            if kind not in _OTHER_PLAIN_KINDS:
                 parts.append(b"y" + _text(_named(value)))
             self._encode_subclass_of_plain(value, parts, depth)
 
@@ -183,8 +183,8 @@ class KeyMaker:
             try:
                 array = np.asarray(value)
             except (TypeError, ValueError, NotImplementedError) as error:
-                what = f"inputs: a memoryview of format {value.format!r} cannot be keyed: {error}"
-                raise InvalidInput(what) from None
+                message = f"inputs: a memoryview of format {value.format!r} cannot be keyed: {error}"
+                raise InvalidInput(message) from None
             self._encode_array(array, parts, depth)
 
     def _encode_object(self, value: Any, parts: list[bytes], depth: int) -> None:

@@ -13,20 +13,20 @@ from streaminfer._internal.locking import locked_subclass, under_lock
 __all__ = ["guarded", "guarded_mapping"]
 
 _MAPPING_PROTOCOL = ("__contains__", "__delitem__", "__getitem__", "__len__", "__setitem__")
-_tell = methodcaller("tell")
+_deliver_events = methodcaller("deliver_events")
 
 
 def guarded(table: type[Any]) -> type[Any]:
-    """Return a subclass of a table: each operation holds a lock, releases it and then calls ``tell``."""
-    return locked_subclass(table, _public_methods(table), after=_tell, not_after=("drain",))
+    """Return a subclass of a table: each operation holds a lock, releases it and then calls ``deliver_events``."""
+    return locked_subclass(table, _public_methods(table), after=_deliver_events, not_after=("drain",))
 
 
 def guarded_mapping(mapping: type[Any]) -> type[Any]:
     """Return a subclass of a mapping: each method holds the lock of its guarded table."""
     names, memory_of = (*_public_methods(mapping), *_MAPPING_PROTOCOL), attrgetter("_memory")
-    operations = {name: under_lock(getattr(mapping, name), owner=memory_of, after=_tell) for name in names}
-    made: type[Any] = type("GuardedTableMapping", (mapping,), {"__slots__": (), **operations})
-    return made
+    operations = {name: under_lock(getattr(mapping, name), owner=memory_of, after=_deliver_events) for name in names}
+    subclass: type[Any] = type("GuardedTableMapping", (mapping,), {"__slots__": (), **operations})
+    return subclass
 
 
 def _public_methods(of: type[Any]) -> list[str]:

@@ -170,8 +170,8 @@ class _Encoder:
         raise TypeError(_rejection(where, value))
 
     def _array(self, value: Any, where: str) -> tuple[Any, ...]:
-        described = None if _says_more(value.dtype) else _described(value.dtype)
-        if described is None or _would_be_cut(value):
+        described = None if _has_metadata(value.dtype) else _described(value.dtype)
+        if described is None or _has_trailing_zeros(value):
             raise TypeError(_rejection(where, value))
         fortran = value.ndim > 1 and value.flags.f_contiguous and not value.flags.c_contiguous
         start = 0
@@ -223,15 +223,15 @@ def _described(dtype: np.dtype[Any]) -> str | None:
             return None
 
 
-def _says_more(dtype: np.dtype[Any]) -> bool:
+def _has_metadata(dtype: np.dtype[Any]) -> bool:
     """Return whether a data type has more than its name tells: metadata, or ``np.record`` attributes."""
     inner = [field[0] for field in (dtype.fields or {}).values()]
     if dtype.subdtype is not None:
         inner.append(dtype.base)
-    return bool(dtype.metadata) or dtype.type is np.record or any(map(_says_more, inner))
+    return bool(dtype.metadata) or dtype.type is np.record or any(map(_has_metadata, inner))
 
 
-def _would_be_cut(value: Any) -> bool:
+def _has_trailing_zeros(value: Any) -> bool:
     """Return whether this is a text scalar with trailing zeros, which an array would drop."""
     is_cut: bool = isinstance(value, np.bytes_) and value.endswith(b"\0")
     return is_cut or (isinstance(value, np.str_) and value.endswith("\0"))

@@ -317,7 +317,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self.tiers is not None:
-            await self.tiers.let_go(self._entered.pop(), drain=kind is None)
+            await self.tiers.release(self._entered.pop(), drain=kind is None)
 
     async def fetch(self, key: str | bytes, default: Any = None, *, timeout_s: float = 1.0) -> Any:
         """Return the fresh value of a key from memory, else from the fastest tier that has it; then store it in memory.
@@ -333,8 +333,8 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         if value is not _ABSENT or self.tiers is None:
             return default if value is _ABSENT else value
         with self.tiers.underway(key):
-            found = await self.tiers.read(key, granted_ns=granted_ns, only_fresh=True)
-        return default if found is None else found.value
+            hit = await self.tiers.read(key, granted_ns=granted_ns, only_fresh=True)
+        return default if hit is None else hit.value
 
     async def put_through(
         self,

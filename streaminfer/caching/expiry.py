@@ -42,14 +42,14 @@ class ExpiryThread:
 
     def __init__(self) -> None:
         self._memories: set[weakref.ref[Memory]] = set()
-        self._told: SimpleQueue[None] = SimpleQueue()
+        self._wakeups: SimpleQueue[None] = SimpleQueue()
         self._starting = threading.RLock()
         self._running = False
 
     def wake(self, memory: Memory) -> None:
         """Schedule a look at a memory at its ``wake_ns``; start the thread if it does not run."""
         self._memories.add(weakref.ref(memory))
-        self._told.put(None)
+        self._wakeups.put(None)
         if not self._running:
             with self._starting:
                 if not self._running:
@@ -62,21 +62,21 @@ class ExpiryThread:
 
     def _run(self) -> None:
         while True:
-            due_ns = min(map(self._look, list(self._memories)), default=NEVER)
+            due_ns = min(map(self._expire_due, list(self._memories)), default=NEVER)
             if due_ns == NEVER:
                 with self._starting:
                     self._running = False  # before the check: a `wake` after this line starts another thread
-                    if self._told.empty():
+                    if self._wakeups.empty():
                         return
                     self._running = True
             with suppress(Empty):  # wait until the next entry is due, or `wake` reports an earlier one
                 left_s = max((due_ns - time.monotonic_ns()) / 1e9, 0.0)
-                self._told.get(timeout=min(left_s, threading.TIMEOUT_MAX))
+                self._wakeups.get(timeout=min(left_s, threading.TIMEOUT_MAX))
                 while True:
-                    self._told.get_nowait()
+                    self._wakeups.get_nowait()
             time.sleep(GRAIN_S)
 
-    def _look(self, reference: weakref.ref[Memory]) -> int:
+    def _expire_due(self, reference: weakref.ref[Memory]) -> int:
         """Free the due entries of one memory; return the instant of the next look."""
         memory = reference()
         if memory is None:

@@ -84,8 +84,8 @@ class Freshness:
             import random  # noqa: PLC0415 - most caches draw nothing
 
             # system draws differ between forked workers; a seeded generator would repeat the same draws in each
-            made = random.SystemRandom() if own is None else random.Random(own)  # noqa: S311 - spreads load, keeps no secret
-            self._draw = made.random
+            generator = random.SystemRandom() if own is None else random.Random(own)  # noqa: S311 - spreads load, keeps no secret
+            self._draw = generator.random
 
         if policy is not None:
             window, own_s = "stale_if_error_s", stale_if_error_s
@@ -101,16 +101,16 @@ class Freshness:
             return ttl_ns
         return min(ttl_ns, _max_age_ns(self.policy.rule(tags)) - self.stale_ns)
 
-    def response_ttl_s(self, said_s: float | None, tags: Iterable[str]) -> float | None:
+    def response_ttl_s(self, fresh_for_s: float | None, tags: Iterable[str]) -> float | None:
         """Return how long a response is fresh, minus its random share (``ttl_jitter``), in seconds; ``None``: for good.
 
         Args:
-            said_s: seconds that its computation set with ``fresh_for``; ``None``: not set.
+            fresh_for_s: seconds that its computation set with ``fresh_for``; ``None``: not set.
             tags: of the response.
         """
         ttl_ns = self.lasts_ns(None, tags)
-        if said_s is not None:
-            ttl_ns = min(ttl_ns, duration_ns("fresh_for", said_s))
+        if fresh_for_s is not None:
+            ttl_ns = min(ttl_ns, duration_ns("fresh_for", fresh_for_s))
         if ttl_ns == NEVER:
             return None
         return ttl_ns / 1e9 if self._draw is None else ttl_ns / 1e9 * (1.0 - self.jitter * self._draw())

@@ -158,8 +158,8 @@ class Memory(StackClock, _Table):
         self, maxsize: int, max_bytes: int, freshness: Freshness, policy: type[EvictionOrder], clock: Clock | None
     ) -> None:
         # the log shows only the kind: keys and values can be personal data
-        what, about = "a function of a CacheEvent", "an entry that was {0.kind}".format
-        self.events = Listeners[CacheEvent]("streaminfer.caching", "cache", what, about)
+        expectation, describe = "a function of a CacheEvent", "an entry that was {0.kind}".format
+        self.events = Listeners[CacheEvent]("streaminfer.caching", "cache", expectation, describe)
         self.freshness = freshness
         self.retention: MemoryRetention | None = None
         self._own_log: RetentionLog | None = None
@@ -301,14 +301,14 @@ class Memory(StackClock, _Table):
         counted: dict[str, Any] = dict(zip(_COUNTERS, (*self.counters(), self.events.errors), strict=True))
         return CacheStatistics(**counted, flights=flights, tiers=tiers)
 
-    def tell(self) -> None:
+    def deliver_events(self) -> None:
         """Deliver the noted events to listeners and free the noted values; operations do so themselves."""
         self.events.deliver(self._take_events)
 
     def _take_events(self) -> Sequence[CacheEvent]:
         """Return the noted events; entries noted with kind ``None`` are only freed."""
-        noted = iter(self.drain())
-        return [CacheEvent(*event) for event in zip(noted, noted, noted, noted, strict=True) if event[0] is not None]
+        items = iter(self.drain())
+        return [CacheEvent(*event) for event in zip(items, items, items, items, strict=True) if event[0] is not None]
 
     if IS_ATOMIC:
-        _tell = tell
+        _deliver_events = deliver_events

@@ -355,7 +355,7 @@ def test_proof_waits_for_pending_log_writes(tmp_path, keys, monkeypatch):
 
     def record(*args, **options):
         with writer._changed:
-            writer._changed.wait_for(lambda: writer._is_asked)
+            writer._changed.wait_for(lambda: writer._retry_requested)
         write(*args, **options)
 
     monkeypatch.setattr(log, "record", record)

@@ -61,7 +61,7 @@ class MemoryRetention:
         self.log = policy.log
         self.counts = RetentionCounts(policy.log, table.now)
         # living arrays of entries that expired or were erased
-        self._departed: weakref.WeakValueDictionary[int, np.ndarray[Any, Any]] = weakref.WeakValueDictionary()
+        self._outliving: weakref.WeakValueDictionary[int, np.ndarray[Any, Any]] = weakref.WeakValueDictionary()
         self._table = table
         self._pid = os.getpid()
         self._lock = threading.RLock()  # a finalizer that the garbage collector runs may use the cache
@@ -83,7 +83,7 @@ class MemoryRetention:
             labels: Any = event.labels
             self.counts.count(event.kind, "memory", "" if labels is None else labels[2], REASONS[event.kind])
         if event.kind != "evicted":  # an evicted value is not past its time, so callers may still use it
-            self._departed.update((id(array), array) for array in _copies(event.value, _DEEPEST))
+            self._outliving.update((id(array), array) for array in _copies(event.value, _DEEPEST))
         if event.kind == "erased" or self.until_ns(event.labels) <= self._table.now():
             return
         with self._locked():
@@ -95,12 +95,12 @@ class MemoryRetention:
             self._table.wake_ns = until_ns
             self._table.wake()
 
-    def departed(self) -> int:
+    def outliving_arrays(self) -> int:
         """Return the number of arrays that outlived their expired or erased entries, without preserved ones."""
-        known = {id(array) for event in self.preserved for array in _copies(event.value, _DEEPEST)}
+        preserved = {id(array) for event in self.preserved for array in _copies(event.value, _DEEPEST)}
         # `valuerefs` lists all in one step, also while other entries leave the cache
-        living = [array for reference in self._departed.valuerefs() if (array := reference()) is not None]
-        return sum(id(array) not in known for array in living)
+        living = [array for reference in self._outliving.valuerefs() if (array := reference()) is not None]
+        return sum(id(array) not in preserved for array in living)
 
     def expire_due(self, now_ns: int) -> int:
         """Free entries whose preservation has ended, write counts to the log, and return when to look again."""
@@ -135,12 +135,12 @@ class MemoryRetention:
 
     def erase(self, subject: str | None, tag: str | None, in_table: int) -> int:
         """Erase preserved entries of a subject or with a tag, record the whole erasure, and return their number."""
-        gone: list[CacheEvent | None] = []  # freed after the lock, because a finalizer may use the cache
+        erased: list[CacheEvent | None] = []  # freed after the lock, because a finalizer may use the cache
         with self._locked():
             for number, event in self._preserved.copy().items():
                 if _matches(event.labels, subject, tag):
-                    gone.append(self._preserved.pop(number, None))
-        count = len(gone) - gone.count(None)
+                    erased.append(self._preserved.pop(number, None))
+        count = len(erased) - erased.count(None)
         self.counts.record(
             "erased", where="memory", count=in_table + count, reason="asked for", subject=subject, tag=tag
         )
@@ -152,16 +152,16 @@ class MemoryRetention:
 
     def check_erasure(self, subject: str | None, tag: str | None) -> None:
         """Raise and record `ErasureHeld` if a legal hold or a minimum age forbids the erasure."""
-        objections = self._objections(subject, tag)
-        if objections:
-            why = "; ".join(objections)
-            self.counts.record("erase_held", where="memory", count=0, reason=why, subject=subject, tag=tag)
-            raise ErasureHeld(objections)
+        reasons = self._reasons_against(subject, tag)
+        if reasons:
+            reason = "; ".join(reasons)
+            self.counts.record("erase_held", where="memory", count=0, reason=reason, subject=subject, tag=tag)
+            raise ErasureHeld(reasons)
 
-    def _objections(self, subject: str | None, tag: str | None) -> tuple[str, ...]:
+    def _reasons_against(self, subject: str | None, tag: str | None) -> tuple[str, ...]:
         """Return the reasons that forbid an erasure; they name no person."""
         holds = () if self.log is None else self.log.holds_against(subject, tag)
-        found = [
+        reasons = [
             f"a legal hold on {f'the class {it.data_class!r}' if it.data_class else 'a subject'}: {it.reason}"
             for it in holds
         ]
@@ -170,8 +170,8 @@ class MemoryRetention:
             until_ns = max((self._aged_ns(it) for it in labels if _matches(it, subject, tag)), default=0)
             left_s = (until_ns - self._table.now()) / 1e9
             if left_s > 0:
-                found.append(f"entries are below the minimum age of their class, for {left_s:.3g} s more")
-        return tuple(found)
+                reasons.append(f"entries are below the minimum age of their class, for {left_s:.3g} s more")
+        return tuple(reasons)
 
     def until_ns(self, labels: Any) -> int:
         """Return the instant until which an entry that leaves memory must be preserved; ``NEVER``: no end is known."""
@@ -195,15 +195,15 @@ class MemoryRetention:
             stored.setdefault(data_class, []).append(stored_ns)
         now_ns = self._table.now()
         size = self._table.counters()[4] if len(stored) == 1 else None  # bytes are not counted by class
-        found = []
+        holdings = []
         for data_class, instants in stored.items():
-            known = [it for it in instants if it is not None]
-            age_s = max(now_ns - min(known), 0) / 1e9 if len(known) == len(instants) else None
-            found.append(Holding("memory", data_class, len(instants), age_s, size))
+            known_instants = [it for it in instants if it is not None]
+            age_s = max(now_ns - min(known_instants), 0) / 1e9 if len(known_instants) == len(instants) else None
+            holdings.append(Holding("memory", data_class, len(instants), age_s, size))
         for event in self.preserved:
-            held: Any = event.labels
-            found.append(Holding(PRESERVED, held[2], 1, max(now_ns - held[3], 0) / 1e9, None))
-        return found or [Holding("memory", "", 0, None, 0)]
+            preserved: Any = event.labels
+            holdings.append(Holding(PRESERVED, preserved[2], 1, max(now_ns - preserved[3], 0) / 1e9, None))
+        return holdings or [Holding("memory", "", 0, None, 0)]
 
     async def set_hold(
         self, tiers: TierSet | None, subject: str | None, data_class: str | None, reason: str, *, on: bool
@@ -227,9 +227,9 @@ class MemoryRetention:
             record(data_class=data_class or "")
         else:
             await asyncio.to_thread(record, data_class=data_class or "")
-        unable = () if tiers is None else await tiers.legal_hold(subject, data_class, on=on)
+        unsupported = () if tiers is None else await tiers.legal_hold(subject, data_class, on=on)
         self._table.expire_due(self._table.now(), 0)  # free what only the ended hold preserved
-        return tuple(unable)
+        return tuple(unsupported)
 
     async def report(self, tiers: TierSet | None) -> RetentionReport:
         """Return the report of the cache; see `EdgeCache.retention_report`."""
@@ -238,7 +238,7 @@ class MemoryRetention:
         holdings = self.holdings()
         bounds = {"memory": _MEMORY_BOUND_S}
         if tiers is not None:
-            tiers.tell_what_went()
+            tiers.count_removals()
             holdings += await tiers.inventory()
             stated_s = {worker.name: worker.tier.purge_bound_s for worker in tiers.workers}
             bounds |= {name: bound_s for name, bound_s in stated_s.items() if bound_s is not None}

@@ -39,10 +39,10 @@ class OwedErasures:
         Raises:
             BackendError: the disk failed.
         """
-        fresh = self.path.with_name(self.path.name + ".new")
-        if not is_owed and not self.path.exists() and not fresh.exists():
+        temporary = self.path.with_name(self.path.name + ".new")
+        if not is_owed and not self.path.exists() and not temporary.exists():
             return
-        with self._failures(), folder_locked(self.path.parent), self._removed_after(fresh):
+        with self._failures(), folder_locked(self.path.parent), self._removed_after(temporary):
             owed = dict.fromkeys(self._read())
             if is_owed:
                 owed[place, subject, tag] = None
@@ -51,17 +51,17 @@ class OwedErasures:
             if not owed:
                 self.path.unlink(missing_ok=True)
                 return
-            number = os.open(fresh, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            number = os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             with os.fdopen(number, "w", encoding="ascii") as file:
                 file.writelines(json.dumps(it) + "\n" for it in owed)
                 file.flush()
                 os.fsync(number)
-            fresh.replace(self.path)
+            temporary.replace(self.path)
 
     def of(self, place: str) -> list[tuple[str | None, str | None]]:
         """Return subject and tag of the owed erasures of one tier. Raises as :meth:`note` does."""
         with self._failures():
-            return [(subject, tag) for whose, subject, tag in self._read() if whose == place]
+            return [(subject, tag) for owner, subject, tag in self._read() if owner == place]
 
     def _read(self) -> list[tuple[str, str | None, str | None]]:
         try:
@@ -72,17 +72,17 @@ class OwedErasures:
 
     @staticmethod
     @contextmanager
-    def _removed_after(fresh: Path) -> Iterator[None]:
+    def _removed_after(temporary: Path) -> Iterator[None]:
         """Delete the temporary file, also if the write failed or a process died, because it contains names."""
         try:
             yield
         finally:
-            fresh.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
     @contextmanager
     def _failures(self) -> Iterator[None]:
         try:
             yield
         except (OSError, ValueError, TypeError) as error:
-            what = f"{self.path}, which holds erasures that are owed, failed: {type(error).__name__}: {error}"
-            raise BackendError(what) from error
+            message = f"{self.path}, which holds erasures that are owed, failed: {type(error).__name__}: {error}"
+            raise BackendError(message) from error

@@ -100,8 +100,8 @@ class RetentionCounts:
     def owe(self, place: str, *, is_owed: bool, **selection: str | None) -> None:
         """Note in a file beside the log that a tier owes an erasure, or made it; do nothing without a log file."""
         if self._owed is not None:
-            what = f"an erasure that {place} {'owes' if is_owed else 'no longer owes'}"
-            self._put(partial(self._owed.note, place, is_owed=is_owed, **selection), what)
+            label = f"an erasure that {place} {'owes' if is_owed else 'no longer owes'}"
+            self._put(partial(self._owed.note, place, is_owed=is_owed, **selection), label)
 
     def owed_by(self, place: str) -> list[tuple[str | None, str | None]]:
         """Return subject and tag of the erasures that a tier owes from earlier processes.
@@ -111,14 +111,14 @@ class RetentionCounts:
         """
         return [] if self._owed is None else self._owed.of(place)
 
-    def _put(self, write: Callable[[], None], what: str) -> None:
+    def _put(self, write: Callable[[], None], label: str) -> None:
         if self._writer is not None:
-            self._writer.put(write, what)
+            self._writer.put(write, label)
             return
         try:
             write()
         except Exception:
-            _LOGGER.exception(_LOST, what)
+            _LOGGER.exception(_LOST, label)
 
     def drain(self) -> None:
         """Wait until all records are written, or lost because the disk fails; blocks, for use at the end."""
@@ -167,7 +167,7 @@ class _Writer:
         self._failures: list[BackendError] = []  # the latest, while the disk fails
         self._attempts = 0  # failed ones
         self._accepted = self._ended = 0  # writes
-        self._is_asked = False  # for another attempt at once
+        self._retry_requested = False  # for another attempt at once
 
     @property
     def runs(self) -> bool:
@@ -178,13 +178,13 @@ class _Writer:
         """Return whether a thread is writing, or records wait because no thread could start."""
         return (self._thread is not None or bool(self._waiting)) and self._pid == os.getpid()
 
-    def put(self, write: Callable[[], None], what: str) -> None:
+    def put(self, write: Callable[[], None], label: str) -> None:
         if self._pid != os.getpid():  # forked: the parent writes the waiting records
             self._begin()
         with self._changed:
             is_full = len(self._waiting) >= _MAX_WAITING
             if not is_full:
-                self._waiting.append((write, what))
+                self._waiting.append((write, label))
                 self._accepted += 1
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="streaminfer-retention-log", daemon=False)
@@ -193,17 +193,17 @@ class _Writer:
                 except RuntimeError:  # no more threads, or the interpreter ends
                     self._run(waits=False)
         if is_full:
-            _LOGGER.error("the retention log is %d records behind; not recorded: %s", _MAX_WAITING, what)
+            _LOGGER.error("the retention log is %d records behind; not recorded: %s", _MAX_WAITING, label)
 
     def catch_up(self) -> None:
         with self._changed:
-            last, failed, self._is_asked = self._accepted, self._attempts, True
+            last, failed, self._retry_requested = self._accepted, self._attempts, True
             self._write_without_thread()
             self._changed.notify_all()
             self._changed.wait_for(lambda: not self.runs or self._ended >= last or self._attempts != failed)
             if self.is_behind and self._ended < last:
-                what = "the retention log fails, and records wait until it no longer does"
-                raise BackendError(f"{what}: {self._failures[-1]}") from self._failures[-1]
+                message = "the retention log fails, and records wait until it no longer does"
+                raise BackendError(f"{message}: {self._failures[-1]}") from self._failures[-1]
 
     def drain(self) -> None:
         with self._changed:
@@ -229,7 +229,7 @@ class _Writer:
                     self._failures.clear()
                     self._changed.notify_all()
                     return
-                write, what = self._waiting[0]
+                write, label = self._waiting[0]
             try:
                 write()
             except BackendError as error:
@@ -242,16 +242,16 @@ class _Writer:
                         if not waits:
                             self._thread = None
                             return
-                        self._is_asked = False
-                        self._changed.wait_for(lambda: self._is_asked or self._is_last(), _RETRY_S)
+                        self._retry_requested = False
+                        self._changed.wait_for(lambda: self._retry_requested or self._is_last(), _RETRY_S)
                         continue
-                    for _, what in self._waiting:  # trying each could take as long as this failure
-                        _LOGGER.exception(_LOST, what)
+                    for _, label in self._waiting:  # trying each could take as long as this failure
+                        _LOGGER.exception(_LOST, label)
                     self._ended += len(self._waiting)
                     self._waiting.clear()
                     continue
             except Exception:
-                _LOGGER.exception(_LOST, what)
+                _LOGGER.exception(_LOST, label)
             with self._changed:
                 self._waiting.popleft()
                 self._ended += 1

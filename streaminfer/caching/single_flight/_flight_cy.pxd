@@ -49,7 +49,7 @@ cdef class FlightTable:
 
     @cython.locals(flight=Flight)
     cpdef Flight join(self, object key, object caller, Flight inside)
-    @cython.locals(left=cython.int)
+    @cython.locals(remaining=cython.int)
     cpdef bint leave(self, Flight flight, object caller, Flight inside) except *
     @cython.locals(flight=Flight)
     cpdef Flight refresh(self, object key, long long now_ns, Refreshes refreshes, object entry=*)
@@ -59,4 +59,4 @@ cdef class FlightTable:
     cdef _end_refresh(self, Flight flight)
 
 @cython.locals(seen=set, ahead=list, flight=Flight)
-cdef bint _reaches(Flight start, Flight goal) except *
+cdef bint _reaches(Flight start, Flight target) except *

@@ -186,9 +186,9 @@ class FlightTable:
             Whether this abandons the flight, so that its computation must be cancelled.
         """
         if inside is not None:
-            left = inside.waits_for[flight] - 1
-            if left:
-                inside.waits_for[flight] = left
+            remaining = inside.waits_for[flight] - 1
+            if remaining:
+                inside.waits_for[flight] = remaining
             else:
                 del inside.waits_for[flight]
         if flight.over:
@@ -239,9 +239,9 @@ class FlightTable:
         if flight.refreshes is not None:
             flight.refreshes.ended(flight, None)
         self._end(flight)
-        told = list(flight.waiting)
+        callers = list(flight.waiting)
         flight.waiting.clear()
-        return told
+        return callers
 
     def fail(
         self, flight: Flight, error: BaseException, *, final: bool = False, as_refresh: bool = False
@@ -267,9 +267,9 @@ class FlightTable:
             is_news = not flight.refreshes.failing
             flight.refreshes.ended(flight, error)
             self._end_refresh(flight)
-        told = []
+        callers = []
         if flight.leader is not None:
-            told.append(flight.leader)
+            callers.append(flight.leader)
             del flight.waiting[flight.leader]
             flight.leader = None
         flight.failures += isinstance(error, Exception) and not isinstance(error, (DeadlineExceeded, Closed))
@@ -280,11 +280,11 @@ class FlightTable:
                     flight.leader = caller
                     self._counts.leader_changes += 1
                     self._counts.computations += 1
-                    return told, caller, is_news
+                    return callers, caller, is_news
         self._end(flight)
-        told += flight.waiting
+        callers += flight.waiting
         flight.waiting.clear()
-        return told, None, is_news
+        return callers, None, is_news
 
     def forget(self) -> None:
         """End all flights without notifying callers, because the threads that computed them are gone."""
@@ -305,15 +305,15 @@ class FlightTable:
             self._refreshed.discard(flight.entry)
 
 
-def _reaches(start: Flight, goal: Flight) -> bool:
-    """Return whether ``start`` is ``goal``, or waits for it through others."""
+def _reaches(start: Flight, target: Flight) -> bool:
+    """Return whether ``start`` is ``target``, or waits for it through others."""
     seen = {start}
     ahead = [start]
     while ahead:
         flight = ahead.pop()
-        if flight is goal:
+        if flight is target:
             return True
-        fresh = flight.waits_for.keys() - seen
-        seen |= fresh
-        ahead += fresh
+        unseen = flight.waits_for.keys() - seen
+        seen |= unseen
+        ahead += unseen
     return False

@@ -31,9 +31,9 @@ cdef class Caller:
     cpdef bint cancel(self, msg=*) except *
     @cython.locals(flights=LoopFlights, around=CFlight, flight=CFlight, leads=bint)
     cdef _join(self)
-    @cython.locals(flight=CFlight, told=bint, abandoned=bint)
+    @cython.locals(flight=CFlight, has_value=bint, abandoned=bint)
     cdef _leave_flight(self)
-    cdef void _tell(self, int state, object result) noexcept
+    cdef void _set_outcome(self, int state, object result) noexcept
     cdef _wake(self, bint soon)
 
 @cython.final

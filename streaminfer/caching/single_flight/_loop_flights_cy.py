@@ -126,14 +126,14 @@ class Caller:
 
     def _leave_flight(self) -> None:
         """Leave the flight, notified or not."""
-        told = self._state == _VALUE
+        has_value = self._state == _VALUE
         flight = self._flight
         self._state = _OVER
         if self._timer is not None:
             self._timer.cancel()
         if flight is not None:
             self._flight = None
-            if not told or self._around is not None:  # otherwise the flight is over, and there is nothing to leave
+            if not has_value or self._around is not None:  # otherwise the flight is over, and there is nothing to leave
                 with FLIGHTS_LOCK:
                     abandoned = self._flights.table.leave(flight, self, self._around)
                 if abandoned and flight.computing is not None:
@@ -160,7 +160,7 @@ class Caller:
         """Cancel its task at the loop's next turn; return false if the task was already notified."""
         if self._state != _WAITS:
             return False
-        self._tell(_ERROR, asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg))
+        self._set_outcome(_ERROR, asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg))
         self._wake(True)
         return True
 
@@ -172,10 +172,10 @@ class Caller:
 
     def _expire(self) -> None:
         if self._state == _WAITS:
-            self._tell(_ERROR, DeadlineExceeded(f"the deadline passed after {self._timeout_s:.6f} s"))
+            self._set_outcome(_ERROR, DeadlineExceeded(f"the deadline passed after {self._timeout_s:.6f} s"))
             self._wake(False)
 
-    def _tell(self, state: int, result: Any) -> None:
+    def _set_outcome(self, state: int, result: Any) -> None:
         self._state = state
         self._result = result
 
@@ -265,8 +265,8 @@ class LoopFlights:
         task = flight.computing
         if task is None:
             return  # it ignored the cancellation of a stop, and has no flight left
-        whose = self._owners[task][0]
-        another = any(self._is_late(late) for late, asked in self._owners.items() if asked[0] is whose)
+        owner = self._owners[task][0]
+        another = any(self._is_late(late) for late, entry in self._owners.items() if entry[0] is owner)
         flight.computing = None
         if another:
             task.cancel()
@@ -290,7 +290,7 @@ class LoopFlights:
             owner: of the computations.
             drain: true waits for them, except for late refreshes; false cancels them, and their waiters get ``Closed``.
         """
-        while tasks := [task for task, asked in self._owners.items() if asked[0] is owner]:
+        while tasks := [task for task, entry in self._owners.items() if entry[0] is owner]:
             awaited = [task for task in tasks if drain and not self._is_late(task)]
             if awaited:
                 await asyncio.wait(awaited)  # their done callbacks have run and may have begun others
@@ -298,8 +298,8 @@ class LoopFlights:
             for task in tasks:
                 task.cancel()
                 get_running_loop().call_soon(self._fail_stopped, self._owners[task][1], task)  # not inside this task
-            _, left = await asyncio.wait(tasks, timeout=_GRACE_S)
-            for task in left:
+            _, pending = await asyncio.wait(tasks, timeout=_GRACE_S)
+            for task in pending:
                 LOG.warning("a computation runs %g s after it was cancelled: %r", _GRACE_S, task)
                 del self._owners[task]
 
@@ -328,28 +328,28 @@ class LoopFlights:
         leader = flight.leader
         leaders, others = (value, True), (value, False)
         with FLIGHTS_LOCK:
-            told = self.table.succeed(flight)
-        for caller in told:
+            callers = self.table.succeed(flight)
+        for caller in callers:
             if _waits(caller):
-                caller._tell(_VALUE, leaders if caller is leader else others)
-        _wake(told)
+                caller._set_outcome(_VALUE, leaders if caller is leader else others)
+        _wake(callers)
 
     def _fail(self, flight: Flight, error: BaseException, final: bool = False) -> None:
         original = flight.leader
-        told, leader = end_attempt(self.table, flight, error, final=final)
-        for caller in told:
+        callers, leader = end_attempt(self.table, flight, error, final=final)
+        for caller in callers:
             if _waits(caller):
-                caller._tell(_ERROR, error if caller is original else copy_error(error))
+                caller._set_outcome(_ERROR, error if caller is original else copy_error(error))
         if leader is not None:
             self._begin(flight, leader.work, leader.owner, leader._context.copy())
-        _wake(told)
+        _wake(callers)
 
 
 async def _computation(flight: Flight, work: Work) -> Any:
     enter(flight)
     value = await work[0](*work[1:])
-    said: Any = CURRENT_FLIGHT.get()
-    flight.discards = not said.store
+    context: Any = CURRENT_FLIGHT.get()
+    flight.discards = not context.store
     return value
 
 

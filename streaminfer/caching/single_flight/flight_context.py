@@ -54,11 +54,11 @@ def end_attempt(table: FlightTable, flight: Flight, error: BaseException, **opti
         The callers to notify, and the next leader or ``None``.
     """
     with FLIGHTS_LOCK:
-        told, leader, is_news = table.fail(flight, error, **options)
+        callers, leader, is_news = table.fail(flight, error, **options)
     if is_news:
         text = "a refresh behind a stale value failed; others are only counted until one succeeds: %s: %s"
         LOG.warning(text, type(error).__name__, error, exc_info=error)
-    return told, leader
+    return callers, leader
 
 
 def no_store() -> None:

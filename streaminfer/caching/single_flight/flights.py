@@ -82,13 +82,13 @@ class SingleFlight:
         latest = self._latest  # fast path: a dictionary lookup costs as much as joining a flight
         if latest is not None and latest.loop() is loop:
             return latest
-        found = self._loops.get(loop)
-        if found is None:
-            found = LoopFlights(loop, self.counts, self._now)
+        flights = self._loops.get(loop)
+        if flights is None:
+            flights = LoopFlights(loop, self.counts, self._now)
             with FLIGHTS_LOCK:  # another thread may be iterating over the loops in `statistics`
-                self._loops[loop] = found
-        self._latest = found
-        return found
+                self._loops[loop] = flights
+        self._latest = flights
+        return flights
 
     def not_stored(self, error: Exception | None = None) -> None:
         """Count a result that was not stored; log the error of the cache, once for each class of errors."""
@@ -223,15 +223,15 @@ class ThreadFlights:
 
     def _succeed(self, flight: Flight, value: Any) -> None:
         with FLIGHTS_LOCK:
-            told = self.table.succeed(flight)
-        for waiter in told:
+            waiters = self.table.succeed(flight)
+        for waiter in waiters:
             waiter.value = value
             waiter.event.set()
 
     def _fail(self, flight: Flight, error: BaseException, *, as_refresh: bool = False) -> None:
         original = flight.leader
-        told, leader = end_attempt(self.table, flight, error, as_refresh=as_refresh)
-        for waiter in told:
+        waiters, leader = end_attempt(self.table, flight, error, as_refresh=as_refresh)
+        for waiter in waiters:
             if waiter is not original:
                 waiter.error = copy_error(error)
                 waiter.event.set()
@@ -259,8 +259,8 @@ def _compute_in(flight: Flight, work: Work) -> Any:
     token = enter(flight)
     try:
         value = work[0](*work[1:])
-        said: Any = CURRENT_FLIGHT.get()
-        flight.discards = not said.store
+        context: Any = CURRENT_FLIGHT.get()
+        flight.discards = not context.store
         return value
     finally:
         CURRENT_FLIGHT.reset(token)

@@ -38,10 +38,10 @@ cdef extern from *:
     cpdef long long monotonic_ns "streaminfer_cache_monotonic_ns"() noexcept
     cpdef long long coarse_ns "streaminfer_cache_coarse_ns"() noexcept
 
-cdef long long NEVER, _NO_LIMIT, _AT_ONCE, _STEPS, _NEAR_NS, _LONG_NS, _EVENTS_KEPT, _DELETIONS_KEPT
+cdef long long NEVER, _NO_LIMIT, _AT_ONCE, _STEPS, _NEAR_NS, _LONG_NS, _MAX_EVENTS, _MAX_DELETIONS
 cdef int FIRST, SMALL, STALE, NEGATIVE, _SMALLEST, _FEW, _MANY, _LARGE
 
-# Methods with a leading underscore are C methods, except `_tell`, which a subclass overrides like `wake`.
+# Methods with a leading underscore are C methods, except `_deliver_events`, which a subclass overrides like `wake`.
 # no_gc: cycles through cached objects are not collected, see _index_cy
 @cython.no_gc
 cdef class Entries:
@@ -60,7 +60,7 @@ cdef class Entries:
     cdef long long _all_erased
     cdef dict _deletions
 
-    cpdef object _tell(self)
+    cpdef object _deliver_events(self)
     cpdef object wake(self)
 
     @cython.final
@@ -95,18 +95,18 @@ cdef class Entries:
     cdef int _drop(self, Py_ssize_t slot) except -1
 
     @cython.final
-    cdef int _expel(self, Py_ssize_t slot, object kind, list gone) except -1
+    cdef int _remove(self, Py_ssize_t slot, object kind, list freed) except -1
     cdef object _take(self, Py_ssize_t slot)
 
     @cython.final
-    cdef int _deleted(self, object what) except -1
+    cdef int _deleted(self, object target) except -1
 
     @cython.final
     @cython.locals(latest=cython.longlong, tags=tuple)
     cdef long long _edition(self, object hashed, tuple labels) except -1
 
     @cython.final
-    @cython.locals(slot=Py_ssize_t, gone=list, several=bint)
+    @cython.locals(slot=Py_ssize_t, freed=list, several=bint)
     cdef int _make_room(self, long long now_ns) except -1
 
     @cython.final
@@ -120,5 +120,5 @@ cdef class Entries:
     cdef int _note(self, object kind, object key, object value, object labels) except -1
 
     @cython.final
-    @cython.locals(held=Py_ssize_t, capacity=Py_ssize_t, expiries=CHeap, order=COrder, version=cython.longlong)
+    @cython.locals(previous=Py_ssize_t, capacity=Py_ssize_t, expiries=CHeap, order=COrder, version=cython.longlong)
     cdef object _grow(self)

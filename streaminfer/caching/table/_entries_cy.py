@@ -51,8 +51,8 @@ _STEPS = 8  # how much of a limit a step without a due entry uses
 _FEW = 256
 _MANY = 1024
 _LARGE = 8192  # from here on memory latency dominates
-_EVENTS_KEPT = 40_000  # four list items each
-_DELETIONS_KEPT = 4096
+_MAX_EVENTS = 40_000  # four list items each
+_MAX_DELETIONS = 4096
 
 
 class Entries:
@@ -68,7 +68,7 @@ class Entries:
 
     Attributes:
         erasures: number of erasures, deletions and clearings so far; for ``erased_since``.
-        listening: whether the table notes entries that leave, and calls ``_tell`` to deliver them.
+        listening: whether the table notes entries that leave, and calls ``_deliver_events`` to deliver them.
         keeping: whether it also notes replaced and removed values, so that they are freed without a lock.
         revalidate_ns: part of the stale time for which a value is used while it is refreshed; by default all of it.
         wake_ns: instant at which due entries will be freed; a store of an entry that is due earlier calls ``wake``.
@@ -121,7 +121,7 @@ class Entries:
 
     # -- for a subclass ------------------------------------------------------------------------------------------
 
-    def _tell(self) -> None:
+    def _deliver_events(self) -> None:
         """Deliver the noted events; called when the table is consistent."""
 
     def wake(self) -> None:
@@ -134,12 +134,12 @@ class Entries:
         slots = Slots(_SMALLEST)
         expiries = ExpiryHeap(slots)
         order = self._policy(slots, self._maxsize, self._max_bytes)
-        held = self._index.begin(slots)
+        old_objects = self._index.begin(slots)
         self.removed += self._order.count
         self._slots = slots
         self._expiries = expiries
         self._order = order
-        return held
+        return old_objects
 
     def _find_fresh(self, key: Any) -> int:
         """Return the slot of the fresh entry of a key; -1 if there is none."""
@@ -174,7 +174,7 @@ class Entries:
         self, key: Any, value: Any, ttl_ns: int, size: int, labels: Any, negative: bool, erasures: int
     ) -> bool:
         if self._slots.capacity >= _LARGE and self._order.count >= self._maxsize:
-            self._index.foresee_key(self._order.likely_victim())
+            self._index.prefetch_key(self._order.predicted_victim())
         hashed = hash(key)
         now_ns = 0
         at_ns = NEVER
@@ -226,7 +226,7 @@ class Entries:
             self.wake_ns = at_ns
             self.wake()
         if self._events:
-            self._tell()
+            self._deliver_events()
         return True
 
     def _is_value(self, slot: int, now_ns: int) -> bool:
@@ -255,14 +255,14 @@ class Entries:
         self._expiries.set(slot, NEVER)
         self._index.vacate(slot)
 
-    def _expel(self, slot: int, kind: str, gone: list[Any]) -> None:
-        """Remove an entry and note the reason; append its objects to ``gone``, so that they are freed last."""
+    def _remove(self, slot: int, kind: str, freed: list[Any]) -> None:
+        """Remove an entry and note the reason; append its objects to ``freed``, so that they are freed last."""
         key = self._index.objects[3 * slot]
         value = self._index.objects[3 * slot + 1]
         labels = self._index.objects[3 * slot + 2]
-        gone.append(key)
-        gone.append(value)
-        gone.append(labels)
+        freed.append(key)
+        freed.append(value)
+        freed.append(labels)
         self._note(kind, key, value, labels)
         self._drop(slot)
 
@@ -276,16 +276,16 @@ class Entries:
         self._note(None, key, value, labels)
         return value
 
-    def _deleted(self, what: Any) -> None:
+    def _deleted(self, target: Any) -> None:
         """Forbid storing a computation in flight for a key (by its hash), a subject or a tag.
 
         When there are too many deletions, they become one deletion of all keys.
         """
         self.erasures += 1
-        if len(self._deletions) >= _DELETIONS_KEPT:
+        if len(self._deletions) >= _MAX_DELETIONS:
             self._all_erased = self.erasures
             self._deletions = {}
-        self._deletions[what] = self.erasures
+        self._deletions[target] = self.erasures
 
     def _edition(self, hashed: int, labels: Any) -> int:
         """Return what ``erasures`` became when a key with labels was last erased or deleted; 0 if it never was."""
@@ -305,22 +305,22 @@ class Entries:
         key = None
         value = None
         labels = None
-        gone: list[Any] | None = None
+        freed: list[Any] | None = None
         several = False
         while self._order.count > self._maxsize or self._order.bytes > self._max_bytes:
             if now_ns >= self._expiries.due_ns:
                 self._expire(now_ns, _AT_ONCE)
                 continue
-            if several and gone is None:
-                gone = []
+            if several and freed is None:
+                freed = []
                 continue  # allocating the list may have run the collector: check again
             slot = self._order.victim(False)
             if slot < 0:
                 break
-            if gone is not None:
-                gone.append(key)
-                gone.append(value)
-                gone.append(labels)
+            if freed is not None:
+                freed.append(key)
+                freed.append(value)
+                freed.append(labels)
             several = True
             key = self._index.objects[3 * slot]
             value = self._index.objects[3 * slot + 1]
@@ -331,15 +331,15 @@ class Entries:
             self._drop(slot)
             self.evicted += 1
         if self._slots.capacity >= _LARGE:
-            slot = self._order.likely_victim()
-            self._index.foresee(slot)
-            self._order.foresee(slot)
+            slot = self._order.predicted_victim()
+            self._index.prefetch(slot)
+            self._order.prefetch(slot)
 
     def _expire(self, now_ns: int, limit: int) -> int:
         """Make at most ``limit`` due entries stale or remove them; return how many were removed."""
         if now_ns < self._expiries.due_ns:
             return 0
-        gone: list[Any] = []
+        freed: list[Any] = []
         count = 0
         while limit > 0:
             slot = self._expiries.pop_due(now_ns)
@@ -353,7 +353,7 @@ class Entries:
                 self._order.move(slot, STALE)
                 self._expiries.set(slot, self._expiries.popped_ns + self._stale_ns)
                 continue
-            self._expel(slot, EXPIRED, gone)
+            self._remove(slot, EXPIRED, freed)
             self.expired += 1
             count += 1
         return count
@@ -362,13 +362,13 @@ class Entries:
         """Make all due entries stale or remove them, and deliver events; return how many were removed."""
         count = self._expire(self._read(), _NO_LIMIT)
         if self._events:
-            self._tell()
+            self._deliver_events()
         return count
 
     def _note(self, kind: str | None, key: Any, value: Any, labels: Any) -> None:
-        """Note an entry that left, for ``_tell``; a kind of ``None`` is only freed."""
+        """Note an entry that left, for ``_deliver_events``; a kind of ``None`` is only freed."""
         if self.keeping or (self.listening and kind is not None):
-            if len(self._events) < _EVENTS_KEPT or self.keeping:
+            if len(self._events) < _MAX_EVENTS or self.keeping:
                 self._events.append(kind)
                 self._events.append(key)
                 self._events.append(value)
@@ -378,9 +378,9 @@ class Entries:
 
     def _grow(self) -> None:
         """Make room for a quarter more slots, or two to four times as many in a small table, up to the limit."""
-        held = self._slots.capacity
-        capacity = 4 * held if held < _FEW else 2 * held if held < _MANY else held + held // 4
-        if self._maxsize < capacity - FIRST - 1 and self._maxsize + FIRST + 1 > held:
+        previous = self._slots.capacity
+        capacity = 4 * previous if previous < _FEW else 2 * previous if previous < _MANY else previous + previous // 4
+        if self._maxsize < capacity - FIRST - 1 and self._maxsize + FIRST + 1 > previous:
             capacity = self._maxsize + FIRST + 1
         version = self._index.version
         # local names, because Python code that runs during allocation may replace these attributes

@@ -16,9 +16,9 @@ cdef class EvictionOrder:
 
     cpdef void add(self, Py_ssize_t slot, long long size) noexcept
     cpdef void touch(self, Py_ssize_t slot) noexcept
-    cpdef int likely_victim(self) noexcept
+    cpdef int predicted_victim(self) noexcept
     cdef int _next(self) noexcept
-    cpdef void foresee(self, Py_ssize_t slot) noexcept
+    cpdef void prefetch(self, Py_ssize_t slot) noexcept
     cpdef void evicted(self, Py_ssize_t slot) noexcept
     cpdef object grow(self, Py_ssize_t capacity)
 
@@ -34,7 +34,7 @@ cdef class EvictionOrder:
     cpdef void move(self, Py_ssize_t slot, Py_ssize_t queue) noexcept
 
     cpdef int victim(self, bint alive) noexcept
-    cpdef long long held(self, Py_ssize_t queue) noexcept
+    cpdef long long count_in(self, Py_ssize_t queue) noexcept
     cpdef long long bytes_in(self, Py_ssize_t queue) noexcept
     cpdef int newer_than(self, Py_ssize_t slot) noexcept
 

@@ -72,7 +72,7 @@ class EvictionOrder:
     def touch(self, slot: int) -> None:
         """Note a hit."""
 
-    def likely_victim(self) -> int:
+    def predicted_victim(self) -> int:
         """Guess the next victim; a slot below ``FIRST`` means none."""
         return self._slots._ints[7]
 
@@ -80,7 +80,7 @@ class EvictionOrder:
         """Return the next victim among the fresh entries, or -1; move the entries that the policy spares."""
         return self._slots._ints[7] if self._counts[MAIN] else -1
 
-    def foresee(self, slot: int) -> None:
+    def prefetch(self, slot: int) -> None:
         """Start to load the memory that ``evicted`` will read for a slot, without waiting."""
 
     def evicted(self, slot: int) -> None:
@@ -142,7 +142,7 @@ class EvictionOrder:
                 return self._slots._ints[8 * NEGATIVE + 7]
         return self._next()
 
-    def held(self, queue: int) -> int:
+    def count_in(self, queue: int) -> int:
         """Return the number of entries of a queue."""
         return self._counts[queue]
 

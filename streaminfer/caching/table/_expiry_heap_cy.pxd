@@ -18,7 +18,7 @@ cdef class ExpiryHeap:
 
     cpdef object grow(self, Py_ssize_t capacity)
 
-    @cython.locals(held=Py_ssize_t)
+    @cython.locals(length=Py_ssize_t)
     cdef void _move(self, long long[::1] filed, int[::1] heap, int[::1] places)
 
     cpdef long long at(self, Py_ssize_t slot) noexcept

@@ -60,12 +60,12 @@ class ExpiryHeap:
 
     def _move(self, filed: MutableSequence[int], heap: MutableSequence[int], places: MutableSequence[int]) -> None:
         # typed arguments: the compiled views of the new arrays exist before this reads the old ones
-        held = len(self._filed)
-        if len(filed) <= held:
+        length = len(self._filed)
+        if len(filed) <= length:
             return
-        filed[:held] = self._filed
-        heap[:held] = self._heap
-        places[:held] = self._places
+        filed[:length] = self._filed
+        heap[:length] = self._heap
+        places[:length] = self._places
         self._filed = filed
         self._heap = heap
         self._places = places

@@ -49,14 +49,14 @@ cdef class KeyIndex:
         mixed=cython.longlong)
     cdef int find(self, object key, Py_ssize_t hashed) except -2
 
-    cdef void foresee(self, Py_ssize_t slot) noexcept
-    cdef void foresee_key(self, Py_ssize_t slot) noexcept
+    cdef void prefetch(self, Py_ssize_t slot) noexcept
+    cdef void prefetch_key(self, Py_ssize_t slot) noexcept
     cdef bint is_full(self) noexcept
 
     @cython.locals(slot=Py_ssize_t, position=cython.longlong, mixed=cython.longlong)
     cdef int insert(self, object key, object value, object labels, Py_ssize_t hashed) except -1
 
-    @cython.locals(position=cython.longlong, hole=cython.longlong, word=cython.longlong)
+    @cython.locals(position=cython.longlong, gap=cython.longlong, word=cython.longlong)
     cdef void detach(self, int slot) noexcept
 
     @cython.locals(place=Py_ssize_t)

@@ -72,18 +72,18 @@ class KeyIndex:
         numbers = _numbers(1 << bits)
         address = numbers.buffer_info()[0]
         words: MutableSequence[int] = numbers
-        fresh: list[Any] = [None] * (3 * slots.capacity)
-        untrack(fresh)
-        held = self.objects
+        objects: list[Any] = [None] * (3 * slots.capacity)
+        untrack(objects)
+        old_objects = self.objects
         self.version += 1
         self.slots = slots
-        self.objects = fresh
+        self.objects = objects
         self._words = words
         self._address = address
         self._free = -1
         self._settle(bits)
         self.top = FIRST
-        return held
+        return old_objects
 
     def _settle(self, bits: int) -> None:
         self._bits = bits
@@ -99,7 +99,7 @@ class KeyIndex:
         """
         mixed = _mixed(hashed)
         while True:
-            held = None  # may drop the last reference to a key, so it comes before the search
+            candidate = None  # may drop the last reference to a key, so it comes before the search
             version = self.version
             position = mixed >> self._shift
             while True:
@@ -108,24 +108,24 @@ class KeyIndex:
                     return -1
                 if word >> 32 == mixed >> 32:
                     slot = word & _LOW32
-                    held = self.objects[3 * slot]
-                    if held is key:
+                    candidate = self.objects[3 * slot]
+                    if candidate is key:
                         return slot
                     if (self.slots._words[4 * slot] ^ mixed) & _HIGH48 == 0:
-                        same = held == key  # may call Python code that uses this table
+                        same = candidate == key  # may call Python code that uses this table
                         if version != self.version:
                             break
                         if same:
                             return slot
                 position = (position + 1) & self._mask
 
-    def foresee(self, slot: int) -> None:
+    def prefetch(self, slot: int) -> None:
         """Start to load the memory that ``detach`` and ``vacate`` will read for a slot, without waiting."""
         fetch(self._address + 8 * (self.slots._words[4 * slot] >> self._shift))
         fetch_item(self.objects, 3 * slot)
 
-    def foresee_key(self, slot: int) -> None:
-        """Start to load the key of a slot after ``foresee``."""
+    def prefetch_key(self, slot: int) -> None:
+        """Start to load the key of a slot after ``prefetch``."""
         fetch_object(self.objects, 3 * slot)
 
     def is_full(self) -> bool:
@@ -158,16 +158,16 @@ class KeyIndex:
         position = self.slots._words[4 * slot] >> self._shift
         while self._words[position] & _LOW32 != slot:
             position = (position + 1) & self._mask
-        hole = position
+        gap = position
         while True:
             position = (position + 1) & self._mask
             word = self._words[position]
             if word == 0:
                 break
-            if (position - (word >> self._shift)) & self._mask >= (position - hole) & self._mask:
-                self._words[hole] = word
-                hole = position
-        self._words[hole] = 0
+            if (position - (word >> self._shift)) & self._mask >= (position - gap) & self._mask:
+                self._words[gap] = word
+                gap = position
+        self._words[gap] = 0
 
     def vacate(self, slot: int) -> None:
         """Free a detached slot; the caller must hold references to its objects."""

@@ -14,7 +14,7 @@ cdef class Slots:
     @cython.locals(slot=Py_ssize_t, head=Py_ssize_t)
     cdef void _begin(self) noexcept
 
-    @cython.locals(held=Py_ssize_t)
+    @cython.locals(length=Py_ssize_t)
     cdef void _take_over(self, Slots other) noexcept
 
     cpdef void name(self, Py_ssize_t slot, long long mixed) noexcept

@@ -64,8 +64,8 @@ class Slots:
 
     def _take_over(self, other: Slots) -> None:
         """Copy these slots into a larger `Slots` and use its memory. Calls no Python and allocates nothing."""
-        held = 4 * self.capacity
-        other._words[:held] = self._words
+        length = 4 * self.capacity
+        other._words[:length] = self._words
         self._words = other._words
         self._ints = other._ints
         self.capacity = other.capacity

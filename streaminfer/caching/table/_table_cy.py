@@ -88,7 +88,7 @@ class EdgeTable(Entries):
     def count_fresh(self) -> int:
         """Return the number of fresh entries."""
         self._settle()
-        return self._order.held(MAIN) + self._order.held(SMALL)
+        return self._order.count_in(MAIN) + self._order.held(SMALL)
 
     def popitem(self) -> tuple[Any, Any]:
         """Remove and return the fresh entry that would be evicted next."""
@@ -201,7 +201,7 @@ class EdgeTable(Entries):
         """
         self._expire(now_ns, limit)
         if self._events:
-            self._tell()
+            self._deliver_events()
         if self._order.count == 0:
             return NEVER
         due_ns = self._expiries.due_ns
@@ -211,16 +211,16 @@ class EdgeTable(Entries):
         """Remove every entry of a subject or with a tag: fresh, stale or negative; return how many were removed."""
         self._settle()
         self._deleted(subject if tag is None else tag)
-        gone: list[Any] = []
+        freed: list[Any] = []
         count = 0
         for slot in range(FIRST, self._index.top):
             labels = self._index.objects[3 * slot + 2]
             if labels is not None and _matches(labels, subject, tag):
-                self._expel(slot, ERASED, gone)
+                self._remove(slot, ERASED, freed)
                 self.erased += 1
                 count += 1
         if self._events:
-            self._tell()
+            self._deliver_events()
         return count
 
     def erased_since(self, key: Any, labels: Labels, erasures: int) -> bool:
@@ -250,25 +250,25 @@ class EdgeTable(Entries):
 
         Due entries are not freed first, so that a proof sees entries that should have been removed.
         """
-        found: list[Any] = []
+        items: list[Any] = []
         for slot in range(FIRST, self._index.top):
             labels = self._index.objects[3 * slot + 2]
             if labels is not None or self._index.objects[3 * slot] is not None:
-                found.append(labels)
-                found.append(self._index.objects[3 * slot + 1])
-                found.append(self._slots._words[4 * slot + 1])
-                found.append(self._slots._words[4 * slot] & 3)
-        return found
+                items.append(labels)
+                items.append(self._index.objects[3 * slot + 1])
+                items.append(self._slots._words[4 * slot + 1])
+                items.append(self._slots._words[4 * slot] & 3)
+        return items
 
     def counters(self) -> tuple[int, ...]:
         """Return the counters of `CacheStatistics`, in its order, at one moment."""
         self._settle()
         order = self._order
         return (
-            order.held(MAIN) + order.held(SMALL),
+            order.count_in(MAIN) + order.held(SMALL),
             order.bytes_in(MAIN) + order.bytes_in(SMALL),
-            order.held(STALE),
-            order.held(NEGATIVE),
+            order.count_in(STALE),
+            order.count_in(NEGATIVE),
             order.bytes,
             self.hits,
             self.misses,
@@ -286,9 +286,9 @@ class EdgeTable(Entries):
 
     def drain(self) -> list[Any]:
         """Return the events noted since the last call; each is four items: kind, key, value and labels."""
-        fresh: list[Any] = []
+        empty: list[Any] = []
         events = self._events
-        self._events = fresh
+        self._events = empty
         return events
 
 

@@ -20,15 +20,15 @@ from streaminfer.caching.tiers.protocol import Entry, RecordCopy, Tier, TierStat
 from streaminfer.errors import text_of_error
 from streaminfer.protocols import Clock
 
-__all__ = ["GLIMPSED", "Counters", "MediumTier", "Records", "selection"]
+__all__ = ["PREFIX_BYTES", "Counters", "MediumTier", "Records", "selection"]
 
-GLIMPSED = 2000
+PREFIX_BYTES = 2000
 """Bytes that are read from the beginning of a record; SQLite stores at least these in one piece."""
 
 T = TypeVar("T")
 
 _FIELDS = ("stored_ns", "ttl_s", "stale_s", "tags", "subject", "data_class")
-_LABEL_END = GLIMPSED - SEALED_HEAD
+_LABEL_END = PREFIX_BYTES - SEALED_HEAD
 _LONGEST_NAME = 64  # bytes
 
 
@@ -87,25 +87,25 @@ class Records:
             raise CorruptRecord("the record of another entry")
         return entry
 
-    def copies(self, raw: bytes, place: str, known: Container[bytes] = ()) -> Iterator[RecordCopy]:
+    def copies(self, raw: bytes, place: str, skipped: Container[bytes] = ()) -> Iterator[RecordCopy]:
         """Yield every record whose beginning lies in the given bytes and can be read with the available keys.
 
         Args:
             raw: bytes of a medium.
             place: name of the place where they lie.
-            known: identities of records to skip. Their keys are not requested, which could be slow or fail.
+            skipped: identities of records to skip. Their keys are not requested, which could be slow or fail.
         """
         mark = RECORD_MARK if self._cipher is None else SEALED_MARK
         start = raw.find(mark)
         while start >= 0:
-            begun = raw[start : start + GLIMPSED]
+            prefix = raw[start : start + PREFIX_BYTES]
             label = None
-            if begun[:SEALED_HEAD] not in known:
-                plain = begun if self._cipher is None else self._cipher.glimpse(begun)
+            if prefix[:SEALED_HEAD] not in skipped:
+                plain = prefix if self._cipher is None else self._cipher.decrypt_prefix(prefix)
                 label = None if plain is None else first_value(plain)
             if isinstance(label, list):
                 with suppress(TypeError, ValueError):  # the beginning of a record, followed by other bytes
-                    yield RecordCopy(place, begun[:SEALED_HEAD], _entry(label[1:], None))
+                    yield RecordCopy(place, prefix[:SEALED_HEAD], _entry(label[1:], None))
             start = raw.find(mark, start + 1)
 
 

@@ -59,7 +59,7 @@ _KEY_SIZE = 32
 _BUSY_S = 5.0
 _WRAPPED_SIZE = 12 + _KEY_SIZE + _TAG
 _RETIRE_EVERY = 256
-_MOST_SOUGHT = 16
+_MAX_SEARCHED_KEYS = 16
 """Most destroyed keys whose copies are searched for in the file; for more, rewriting the file is faster."""
 _SPARE_NS = 86_400 * 10**9  # spare time, so that not every later record of a subject costs a flush of the disk
 _FOR_GOOD = 2**63 - 1
@@ -153,7 +153,7 @@ class Cipher:
         Returns:
             The sealed record, 52 bytes longer.
         """
-        key: Key = self._ask(self._keys.current, subject, lasts_s)
+        key: Key = self._call_provider(self._keys.current, subject, lasts_s)
         nonce = os.urandom(12)
         header = _HEADER.pack(_MAGIC, _VERSION, key.id, nonce)
         sealed: bytes = self._aes(key.secret).encrypt(nonce, data, header + name)
@@ -181,7 +181,7 @@ class Cipher:
         _, _, key_id, nonce = _HEADER.unpack_from(sealed)
         if not sealed.startswith(SEALED_MARK):
             raise CorruptRecord(f"not a sealed record of version {_VERSION}")
-        key: Key | None = self._ask(self._keys.find, key_id)
+        key: Key | None = self._call_provider(self._keys.find, key_id)
         if key is None:
             raise KeyUnknown("its key was destroyed, or is not the provider's")
         header = bytes(sealed[: _HEADER.size])
@@ -191,7 +191,7 @@ class Cipher:
             raise CorruptRecord("altered, or sealed for another entry") from error
         return data
 
-    def glimpse(self, sealed: bytes) -> bytes | None:
+    def decrypt_prefix(self, sealed: bytes) -> bytes | None:
         """Decrypt the beginning of a record whose end may be missing, without proof that it was not altered.
 
         Args:
@@ -206,14 +206,14 @@ class Cipher:
         if len(sealed) < _HEADER.size or not sealed.startswith(SEALED_MARK):
             return None
         _, _, key_id, nonce = _HEADER.unpack_from(sealed)
-        key: Key | None = self._ask(self._keys.find, key_id)
+        key: Key | None = self._call_provider(self._keys.find, key_id)
         if key is None:
             return None
-        begun: bytes = Stream(algorithms.AES(key.secret), modes.GCM(nonce)).decryptor().update(sealed[_HEADER.size :])
-        return begun
+        prefix: bytes = Stream(algorithms.AES(key.secret), modes.GCM(nonce)).decryptor().update(sealed[_HEADER.size :])
+        return prefix
 
     @staticmethod
-    def _ask(method: Callable[..., Any], *args: Any) -> Any:
+    def _call_provider(method: Callable[..., Any], *args: Any) -> Any:
         """Call the provider; report its exceptions as failures of the keys, not of the tier's medium."""
         try:
             return method(*args)
@@ -250,7 +250,7 @@ class StoredKeys:
         check_clock("wall_clock", wall_clock)
         self._aes = _aes_gcm()
         self._now = wall_clock or time.time_ns
-        self._made = 0
+        self._new_keys = 0
         self._master = check_secret("master", master, at_least=_KEY_SIZE, at_most=_KEY_SIZE)
         self._lock = new_awaited_lock()  # held at a fork: a child must not continue a transaction
         self._path = Path(path)
@@ -300,11 +300,11 @@ class StoredKeys:
                     key_id = secrets.token_bytes(_ID_SIZE)
                     row = (key_id, self._wrap(secrets.token_bytes(_KEY_SIZE), key_id), 0)
                     self._db.execute("INSERT INTO keys SELECT ?, ?, generation, ? FROM ring", (key_id, owner, row[1]))
-                    self._made += 1
+                    self._new_keys += 1
                 until_ns = min(now_ns + lasts_ns + max(lasts_ns, _SPARE_NS), _FOR_GOOD)
                 self._db.execute("INSERT OR REPLACE INTO expiries VALUES (?, ?)", (row[0], max(row[2], until_ns)))
-            if self._made >= _RETIRE_EVERY:
-                self._made = 0
+            if self._new_keys >= _RETIRE_EVERY:
+                self._new_keys = 0
                 self._destroy(_EXPIRED, self._now())
         return Key(row[0], self._unwrap(row[1], row[0], master))
 
@@ -352,17 +352,17 @@ class StoredKeys:
         Reads every byte, freed pages and the journal included, with the master key; about 0.5 s for 100,000 keys.
         """
         with self._lock:
-            known = {key_id for (key_id,) in self._db.execute("SELECT id FROM keys")}
+            live = {key_id for (key_id,) in self._db.execute("SELECT id FROM keys")}
             raw = self._raw()
-        found = set()
+        recovered = set()
         for row in _ROW.finditer(raw):
             key_id = raw[row.end() : row.end() + _ID_SIZE]
             start = row.end() + _ID_SIZE + 32 + _NUMBER_SIZES[row[1][0]]
-            if key_id not in known:
+            if key_id not in live:
                 with suppress(ValueError):  # other bytes, or a part of a key
                     self._unwrap(raw[start : start + _WRAPPED_SIZE], key_id)
-                    found.add(key_id)
-        return len(found)
+                    recovered.add(key_id)
+        return len(recovered)
 
     def _raw(self) -> bytes:
         """Return the bytes of the file, through SQLite, and of its journal; opening the file would lose its locks."""
@@ -375,7 +375,7 @@ class StoredKeys:
             wrapped = [row[0] for row in self._db.execute(f"SELECT wrapped FROM keys WHERE {where}", values)]  # noqa: S608 - literals
             destroyed = self._db.execute(f"DELETE FROM keys WHERE {where}", values).rowcount  # noqa: S608 - the same
         with self._lock:
-            if len(wrapped) > _MOST_SOUGHT:
+            if len(wrapped) > _MAX_SEARCHED_KEYS:
                 self._unscrubbed = True
             elif wrapped and not self._unscrubbed:
                 raw = self._raw()

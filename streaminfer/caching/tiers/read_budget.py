@@ -25,14 +25,14 @@ class ReadBudget:
 
     def __init__(self) -> None:
         self._slowest_ns = 0
-        self._pass_over = False
+        self._skips_next = False
 
     def grant_ns(self, left_ns: int | None) -> int:
         """Return the nanoseconds that the tiers may take; 0: skip the tiers."""
         if left_ns is None:
             return LONGEST_READ_NS
-        if self._pass_over:
-            self._pass_over = False
+        if self._skips_next:
+            self._skips_next = False
             return 0
         half_ns = left_ns // 2  # used if it is too late to compute, because only a tier can help then
         return min(LONGEST_READ_NS, self.spare_ns(left_ns) or half_ns)
@@ -51,10 +51,10 @@ class ReadBudget:
         """Return the seconds that a refresh may take."""
         return max(_REFRESH_FACTOR * self._slowest_ns, _MIN_REFRESH_S) if self._slowest_ns else _REFRESH_S
 
-    def computed(self, took_ns: int) -> None:
+    def computed(self, duration_ns: int) -> None:
         """Note the duration of a successful computation."""
-        self._slowest_ns = max(took_ns, self._slowest_ns - (self._slowest_ns >> 4))
+        self._slowest_ns = max(duration_ns, self._slowest_ns - (self._slowest_ns >> 4))
 
     def was_late(self, granted_ns: int, read_ns: int) -> None:
         """Note that a computation missed its deadline after the tiers took ``read_ns`` of ``granted_ns``."""
-        self._pass_over = read_ns >= granted_ns > 0
+        self._skips_next = read_ns >= granted_ns > 0

@@ -106,13 +106,13 @@ class TierSet:
             self._home, self._pid = asyncio.get_running_loop(), os.getpid()
         if self._home is not asyncio.get_running_loop():
             lost = "were not stopped before their event loop was closed: make a new cache, with new tiers"
-            why = lost if self._home.is_closed() else "run on another event loop"
+            reason = lost if self._home.is_closed() else "run on another event loop"
             if self._pid != os.getpid():
-                why = "were started before a fork, in another process: make a new cache, with new tiers, in this one"
-            raise RuntimeError(f"the tiers of this cache {why}")
+                reason = "were started before a fork, in another process: make a new cache, with new tiers, in this one"
+            raise RuntimeError(f"the tiers of this cache {reason}")
         await start_owned(owner, self)
 
-    async def let_go(self, owner: object, *, drain: bool) -> None:
+    async def release(self, owner: object, *, drain: bool) -> None:
         """Stop the tiers, unless another owner holds them.
 
         Args:
@@ -139,7 +139,7 @@ class TierSet:
             self._log_regularly()
 
     async def stop(self, *, drain: bool = True) -> None:
-        """Stop the tiers; called by `let_go`."""
+        """Stop the tiers; called by `release`."""
         if self._log_timer is not None:
             self._log_timer.cancel()
             self._log_timer = None
@@ -152,7 +152,7 @@ class TierSet:
 
     def _log_regularly(self) -> None:
         """Write counts to the log every 5 s, so that the log of an idle cache is up to date."""
-        self.tell_what_went()
+        self.count_removals()
         self._counts.flush()
         self._log_timer = asyncio.get_running_loop().call_later(LOG_INTERVAL_S, self._log_regularly)
 
@@ -238,25 +238,25 @@ class TierSet:
             return None
         return stale if self._memory.now() < stale.until_ns else None  # it may expire during slower reads
 
-    def promote(self, key: Any, found: TierHit, erasures: int) -> None:
+    def promote(self, key: Any, hit: TierHit, erasures: int) -> None:
         """Store a value from a tier in memory and on faster tiers, with its age.
 
         Args:
             key: of the entry.
-            found: a fresh value.
+            hit: a fresh value.
             erasures: ``erasures`` of the memory before the read; nothing is stored if the key was erased since.
         """
         memory = self._memory
         if memory.peek(key, _ABSENT) is not _ABSENT:
             return  # a value that was put while the tier was read is newer
-        age_ns = memory.now() - found.computed_ns
-        if age_ns >= found.fresh_ns:
+        age_ns = memory.now() - hit.computed_ns
+        if age_ns >= hit.fresh_ns:
             return
-        left_ns = NEVER if found.fresh_ns == NEVER else found.fresh_ns - age_ns
-        memory.put_aged(key, found.value, left_ns, age_ns, found.about, erasures)
-        if memory.erased_since(key, found.about, erasures):  # also true if the value was too large
+        left_ns = NEVER if hit.fresh_ns == NEVER else hit.fresh_ns - age_ns
+        memory.put_aged(key, hit.value, left_ns, age_ns, hit.about, erasures)
+        if memory.erased_since(key, hit.about, erasures):  # also true if the value was too large
             return
-        self.write(key, found.value, found.fresh_ns, found.about, age_ns=age_ns, before=found.position)
+        self.write(key, hit.value, hit.fresh_ns, hit.about, age_ns=age_ns, before=hit.position)
 
     # -- writing ------------------------------------------------------------------------------------------------
 
@@ -282,19 +282,19 @@ class TierSet:
         waiting: list[asyncio.Future[bool]] = []
         rule = None if self._policy is None else self._policy.rule(tags)
         for worker in self.workers[:before]:
-            why = self._objection(worker, rule, subject)
-            if why:
+            reason = self._disallowed_reason(worker, rule, subject)
+            if reason:
                 worker.disallowed += 1
-                self._counts.count("disallowed", worker.name, "" if rule is None else rule.data_class, why)
+                self._counts.count("disallowed", worker.name, "" if rule is None else rule.data_class, reason)
                 continue
-            kept_ns = ttl_ns if ttl_ns == NEVER else ttl_ns + self._memory.freshness.stale_ns
-            if rule is not None and kept_ns != NEVER:  # stored longer, but not used after its own time
-                kept_ns = max(kept_ns, in_ns(rule.min_age_s))
+            retention_ns = ttl_ns if ttl_ns == NEVER else ttl_ns + self._memory.freshness.stale_ns
+            if rule is not None and retention_ns != NEVER:  # stored longer, but not used after its own time
+                retention_ns = max(retention_ns, in_ns(rule.min_age_s))
             entry = Entry(
                 value=value,
                 stored_ns=worker.stored_ns(key, age_ns),
-                ttl_s=None if kept_ns == NEVER else kept_ns / 1e9,
-                stale_s=0.0 if kept_ns == NEVER else (kept_ns - ttl_ns) / 1e9,
+                ttl_s=None if retention_ns == NEVER else retention_ns / 1e9,
+                stale_s=0.0 if retention_ns == NEVER else (retention_ns - ttl_ns) / 1e9,
                 tags=frozenset(tags),
                 subject=subject,
                 data_class="" if rule is None else rule.data_class,
@@ -318,7 +318,7 @@ class TierSet:
         writes = self.write(key, value, memory.freshness.lasts_ns(ttl_s, about[1]), about)
         return self.run_here and all(await asyncio.gather(*writes)) and stored
 
-    def _objection(self, worker: TierWriter, rule: Rule | None, subject: str | None) -> str:
+    def _disallowed_reason(self, worker: TierWriter, rule: Rule | None, subject: str | None) -> str:
         """Return the reason why a tier may not store a value; ``""`` if it may."""
         if subject is None or worker.tier.encrypted:
             return "" if rule is None or rule.permits(worker.tier) else "the policy does not allow it there"
@@ -404,22 +404,22 @@ class TierSet:
     async def inventory(self) -> list[Holding]:
         """Return each tier's entries by data class; without numbers if a tier cannot count them or does not run."""
         classes = () if self._policy is None else tuple(self._policy.classes)
-        return [held for worker in self.workers for held in await worker.inventory(classes)]
+        return [holding for worker in self.workers for holding in await worker.inventory(classes)]
 
-    def tell_what_went(self) -> None:
+    def count_removals(self) -> None:
         """Count the entries that the tiers purged and evicted, for the log."""
         for worker in self.workers:
-            worker.tell_what_went()
+            worker.count_removals()
 
     def restate_failures(self, log: RetentionLog) -> None:
         """Record failed erasures again if the log shows them as made by another cache's tier of the same name."""
-        known = {(event.where, event.subject, event.tag) for event in log.pending}
+        recorded = {(event.where, event.subject, event.tag) for event in log.pending}
         for worker in self.workers:
             for it in worker.pending:
                 name = None if it.subject is None else log.pseudonym(it.subject)
-                if it.armed and not it.is_untried(worker.name) and (worker.name, name, it.tag) not in known:
-                    why = "it is still to be made; another tier of this name made it"
-                    self._counts.record("erase_failed", where=worker.name, count=0, reason=why, **it.selection)
+                if it.armed and not it.is_untried(worker.name) and (worker.name, name, it.tag) not in recorded:
+                    reason = "it is still to be made; another tier of this name made it"
+                    self._counts.record("erase_failed", where=worker.name, count=0, reason=reason, **it.selection)
 
     def statistics(self) -> tuple[TierUsage, ...]:
         """Return a frozen snapshot for each tier."""

@@ -8,7 +8,7 @@ __all__ = ["error_of_limit", "within"]
 
 T = TypeVar("T")
 
-_PASSED_ON = (Exception, KeyboardInterrupt, SystemExit, GeneratorExit)
+_PROPAGATED = (Exception, KeyboardInterrupt, SystemExit, GeneratorExit)
 
 
 async def within(limit_s: float, operation: Awaitable[T]) -> T:
@@ -27,7 +27,7 @@ async def within(limit_s: float, operation: Awaitable[T]) -> T:
         if limit.expired() and isinstance(error, TimeoutError):
             raise error_of_limit(error, limit, limit_s) from error
         task = asyncio.current_task()
-        if isinstance(error, _PASSED_ON) or task is None or task.cancelling():
+        if isinstance(error, _PROPAGATED) or task is None or task.cancelling():
             raise
         raise RuntimeError(f"the tier: {error!r}") from error
 

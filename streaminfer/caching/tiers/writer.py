@@ -130,7 +130,7 @@ class TierWriter:
         self._closing = False
         self._pause_s = FIRST_RETRY_S
         self._retry_at = -math.inf  # on the loop's clock: when failed erasures are tried again
-        self._told = tier.statistics()  # counts at the last `tell_what_went`
+        self._counted = tier.statistics()  # counts at the last `count_removals`
         self._failures = ErrorLog("streaminfer.caching")
 
     # -- from any thread ----------------------------------------------------------------------------------------
@@ -175,16 +175,16 @@ class TierWriter:
 
     async def start(self) -> None:
         """Start the tier, and begin its pending erasures, including those that an earlier process left."""
-        known = {(it.subject, it.tag) for it in self.pending}
+        selections = {(it.subject, it.tag) for it in self.pending}
         for subject, tag in self._counts.owed_by(self._place):
-            if (subject, tag) not in known:
+            if (subject, tag) not in selections:
                 erasing = PendingErasure(subject, tag, [self.name])
                 self.register(erasing)
                 erasing.arm(0)
         await self.tier.start()
         self._closing = False
         self._wake, self._pid = asyncio.Event(), os.getpid()  # belong to this event loop and process
-        self._told = self.tier.statistics()
+        self._counted = self.tier.statistics()
         self._retry_at = -math.inf
         self._erasures.end_holds()
         self._task = asyncio.get_running_loop().create_task(self._work(), name=f"streaminfer cache to {self.name}")
@@ -213,7 +213,7 @@ class TierWriter:
                 for erasing in self.pending:
                     if erasing.armed and erasing.is_untried(self.name):
                         self._failed(erasing, "the tier was stopped; erased when it starts again")
-                self.tell_what_went()
+                self.count_removals()
                 await self.tier.stop()
 
     @property
@@ -258,18 +258,18 @@ class TierWriter:
         Args:
             classes: names of data classes.
         """
-        held = None
+        inventory = None
         if self._task is not None and self._task.get_loop() is asyncio.get_running_loop() and self.runs:
             try:
-                held = await self.tier.inventory(classes)
+                inventory = await self.tier.inventory(classes)
             except Exception as error:
                 _LOGGER.warning("the tier %s cannot say what it holds: %s", self.name, error, exc_info=error)
-        if held is None:
+        if inventory is None:
             return [Holding(self.name, "", None, None, None)]
         now_ns = self.tier.wall_clock()
         return [
             Holding(self.name, data_class, entries, max(now_ns - oldest_ns, 0) / 1e9, size)
-            for data_class, entries, oldest_ns, size in held
+            for data_class, entries, oldest_ns, size in inventory
         ]
 
     def judge(
@@ -317,11 +317,11 @@ class TierWriter:
             self._leases.append((key, token))
             self._wake.set()
 
-    def tell_what_went(self) -> None:
+    def count_removals(self) -> None:
         """Count the entries that the tier purged and evicted since the last call, for the log."""
-        before, self._told = self._told, self.tier.statistics()
-        self._counts.count("purged", self.name, "", REASONS["expired"], self._told.purged - before.purged)
-        self._counts.count("evicted", self.name, "", REASONS["evicted"], self._told.evicted - before.evicted)
+        before, self._counted = self._counted, self.tier.statistics()
+        self._counts.count("purged", self.name, "", REASONS["expired"], self._counted.purged - before.purged)
+        self._counts.count("evicted", self.name, "", REASONS["evicted"], self._counted.evicted - before.evicted)
 
     async def _work(self) -> None:
         wake, loop = self._wake, asyncio.get_running_loop()

@@ -14,11 +14,11 @@ cdef class Miss:
 @cython.final
 cdef class HitPath:
     cdef CTable _table
-    cdef CKeyMaker _maker
+    cdef CKeyMaker _key_maker
 
     cpdef object key(self, object inputs, object tenant=*)
-    cpdef object look(self, object inputs, object tenant=*)
-    @cython.locals(now_ns=cython.longlong, found=tuple)
+    cpdef object lookup(self, object inputs, object tenant=*)
+    @cython.locals(now_ns=cython.longlong, entry=tuple)
     cpdef object find(self, object key)
 
 cpdef object copy_out(object value)

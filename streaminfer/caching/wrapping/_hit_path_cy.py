@@ -50,17 +50,17 @@ class HitPath:
         maker: makes the keys.
     """
 
-    def __init__(self, table: EdgeTable, maker: KeyMaker) -> None:
+    def __init__(self, table: EdgeTable, key_maker: KeyMaker) -> None:
         self._table = table
-        self._maker = maker
+        self._key_maker = key_maker
 
-    def look(self, inputs: Any, tenant: str | None = None) -> Any:
+    def lookup(self, inputs: Any, tenant: str | None = None) -> Any:
         """Return a caller's copy of the fresh value for these inputs; or a :class:`Miss`.
 
         Raises:
             InvalidInput: something among the inputs cannot be keyed.
         """
-        return self.find(self._maker.key(inputs, tenant))
+        return self.find(self._key_maker.key(inputs, tenant))
 
     def key(self, inputs: Any, tenant: str | None = None) -> bytes:
         """Return the key of these inputs.
@@ -68,15 +68,15 @@ class HitPath:
         Raises:
             InvalidInput: something among the inputs cannot be keyed.
         """
-        return self._maker.key(inputs, tenant)
+        return self._key_maker.key(inputs, tenant)
 
     def find(self, key: Any) -> Any:
         """Return a caller's copy of the fresh value of this key; or a :class:`Miss`."""
         now_ns = self._table._read()
-        found = self._table.lookup(key, now_ns)
-        if found[0] == _FRESH:
-            return copy_out(found[1])
-        return Miss(key, found[0], found[1], now_ns)
+        entry = self._table.lookup(key, now_ns)
+        if entry[0] == _FRESH:
+            return copy_out(entry[1])
+        return Miss(key, entry[0], entry[1], now_ns)
 
 
 def copy_out(value: Any) -> Any:

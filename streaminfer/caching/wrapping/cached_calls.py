@@ -122,8 +122,8 @@ class CachedCalls(Layer):
         self._labels = labels
         self._thread_refreshes = Refreshes(_MAX_THREADS)
 
-    def _about(self, asked: Callable[[], Any]) -> About:
-        return self._labels.of(asked)
+    def _about(self, call: Callable[[], Any]) -> About:
+        return self._labels.of(call)
 
     async def resolve(self, missed: Miss, call: Callable[[], Any]) -> Any:
         """Return the result of an async function after a miss."""
@@ -161,11 +161,11 @@ class CachedCalls(Layer):
             return copy_out(missed.value)
         return copy_out(value)
 
-    async def _compute(self, key: Any, asked: Any, stores_errors: bool, erasures: int | None = None) -> Any:
-        about, begun_ns = self._about(asked), self.now()
+    async def _compute(self, key: Any, call: Any, stores_errors: bool, erasures: int | None = None) -> Any:
+        about, begun_ns = self._about(call), self.now()
         erasures = self.memory.erasures if erasures is None else erasures
         try:
-            value = freeze(await asked())
+            value = freeze(await call())
         except Exception as error:
             self.store_error(key, about, erasures, error, stores_errors)
             raise
@@ -173,10 +173,10 @@ class CachedCalls(Layer):
         self.store(key, about, erasures, value)
         return value
 
-    def _compute_sync(self, key: Any, asked: Callable[[], Any], stores_errors: bool) -> Any:
-        about, erasures, begun_ns = self._about(asked), self.memory.erasures, self.now()
+    def _compute_sync(self, key: Any, call: Callable[[], Any], stores_errors: bool) -> Any:
+        about, erasures, begun_ns = self._about(call), self.memory.erasures, self.now()
         try:
-            value = freeze(asked())
+            value = freeze(call())
         except Exception as error:
             self.store_error(key, about, erasures, error, stores_errors)
             raise
@@ -209,7 +209,7 @@ def cached_function(function: Any, layer: CachedCalls, *, is_async: bool) -> Any
     define, awaited = ("async def", "await ") if is_async else ("def", "")
     source = _SHELL.format(define=define, awaited=awaited, parameters=parameters, values=values, call=call)
     namespace: dict[str, Any] = {
-        "__look": layer.hit_path.look,
+        "__look": layer.hit_path.lookup,
         "__key": layer.hit_path.key,
         "__Missed": Miss,
         "__on_miss": layer.resolve if is_async else layer.resolve_sync,
@@ -219,9 +219,9 @@ def cached_function(function: Any, layer: CachedCalls, *, is_async: bool) -> Any
     exec(source, namespace)  # noqa: S102 - made of the names of parameters alone, which are identifiers
     cached, key_of = namespace["cached"], namespace["key_of"]
     if plain:
-        for made in (cached, key_of):
-            made.__defaults__ = function.__defaults__
-            made.__kwdefaults__ = function.__kwdefaults__ and dict(function.__kwdefaults__)
+        for wrapper in (cached, key_of):
+            wrapper.__defaults__ = function.__defaults__
+            wrapper.__kwdefaults__ = function.__kwdefaults__ and dict(function.__kwdefaults__)
     wraps(function)(cached)
     cached.key_of = key_of
     return cached

@@ -88,9 +88,9 @@ def wrap_inner(cache: EdgeCache, inner: Any, subject: str | None, tags: Iterable
     if kind == "backend":
         expectation = "a service or a function; a backend takes whole batches: put the cache before the batcher"
         raise TypeError(expected("inner", expectation, inner))
-    identity, lasting = identity_of(inner)
+    identity, is_persistent = identity_of(inner)
     if cache.tiers is not None:
-        _check_for_tiers(inner, kind, lasting)
+        _check_for_tiers(inner, kind, is_persistent)
     if kind != "service" and not is_batched(inner):
         labels = ArgumentLabels(inner, subject, tags)
         layer = CachedCalls(cache, hit_path_of(identity + labels.identity), labels)
@@ -104,13 +104,13 @@ def wrap_inner(cache: EdgeCache, inner: Any, subject: str | None, tags: Iterable
     return as_function(CachedService(cache, FunctionAsService(inner, cache._memory.now), lambda: hit_path), inner)
 
 
-def _check_for_tiers(inner: Any, kind: str, lasting: bool) -> None:
+def _check_for_tiers(inner: Any, kind: str, is_persistent: bool) -> None:
     if kind == "function":
         expectation = (
             "a service or an async function: tiers are read on an event loop, which a sync function has none of"
         )
         raise TypeError(expected("inner", expectation, inner))
-    if not lasting:
+    if not is_persistent:
         expectation = (
             "something that another process would find again, for a cache with tiers: give the model or backend a "
             "`fingerprint` attribute that changes whenever its responses do, and layers of yours in between one too; "
@@ -202,33 +202,33 @@ class CachedService(Layer, Wrapper):
             return await self._uncached(request, self.now())
         version = 0 if self._changes is None else self._follow(self._changes)
         key = self._key_of(request)
-        found = self.hit_path.find(key)
-        if found.__class__ is not Miss:
-            return Response(found, False, "cache")
-        if not request.store and found.state != NEGATIVE:
-            return await self._uncached(request, found.now_ns)
-        asked = (request, version)
-        if self.gives_stale(found):
-            self.refresh(key, asked)
-            return Response(copy_out(found.value), True, "cache")
-        fallback = self.fallback(found) if found.state == OUTDATED else None
-        work = (self._computing, key, asked, fallback is None)
+        cached = self.hit_path.find(key)
+        if cached.__class__ is not Miss:
+            return Response(cached, False, "cache")
+        if not request.store and cached.state != NEGATIVE:
+            return await self._uncached(request, cached.now_ns)
+        call = (request, version)
+        if self.gives_stale(cached):
+            self.refresh(key, call)
+            return Response(copy_out(cached.value), True, "cache")
+        fallback = self.fallback(cached) if cached.state == OUTDATED else None
+        work = (self._computing, key, call, fallback is None)
         try:
-            response, led = await self._share(self.flight_key(key, asked), work, request, found.now_ns)
+            response, led = await self._share(self.flight_key(key, call), work, request, cached.now_ns)
         except Exception as error:
-            if fallback is None or not self.replaces(error, key, asked, fallback):
+            if fallback is None or not self.replaces(error, key, call, fallback):
                 raise
-            return Response(copy_out(found.value), True, "cache")
+            return Response(copy_out(cached.value), True, "cache")
         if response.__class__ is TierHit:
-            self.follow_up(response, led, key, asked)
+            self.follow_up(response, led, key, call)
             response = Response(response.value, response.is_stale, response.source)
         return _shared_response(response, led)
 
-    def refresh(self, key: Any, asked: tuple[Request, int]) -> None:
+    def refresh(self, key: Any, call: tuple[Request, int]) -> None:
         """Refresh a key; the request gets the deadline of the refresh."""
         longest_s = self.budget.refresh_s() + LATE_S
-        request = asked[0].replace(deadline_ns=self.now() + round(longest_s * 1e9))
-        super().refresh(key, (request, asked[1]))
+        request = call[0].replace(deadline_ns=self.now() + round(longest_s * 1e9))
+        super().refresh(key, (request, call[1]))
 
     def _share(self, key: Any, work: Work, request: Request, now_ns: int) -> Caller:
         timeout_s = time_left_s(request.deadline_ns, now_ns)
@@ -244,22 +244,22 @@ class CachedService(Layer, Wrapper):
         # a separate computation, which ends at the deadline and at the limit of a stop
         return _shared_response(*await self._share(object(), (self._call, request), request, now_ns))
 
-    def _about(self, asked: Any) -> About:
-        request: Request = asked[0]
+    def _about(self, call: Any) -> About:
+        request: Request = call[0]
         return request.subject, request.tags
 
-    def flight_key(self, key: Any, asked: Any) -> Any:
+    def flight_key(self, key: Any, call: Any) -> Any:
         """Return the key of a flight, separate for each priority, so that no caller waits for a less urgent request."""
-        edition, priority = self._edition_of(key, asked), asked[0].priority
+        edition, priority = self._edition_of(key, call), call[0].priority
         return (priority, edition) if priority else edition  # in this order, because `(key, number)` is an edition
 
-    def _deadline_ns(self, asked: Any) -> int | None:
-        request: Request = asked[0]
+    def _deadline_ns(self, call: Any) -> int | None:
+        request: Request = call[0]
         return request.deadline_ns
 
-    async def _compute(self, key: Any, asked: Any, stores_errors: bool, erasures: int | None = None) -> Response:
-        request, version = asked
-        about, begun_ns = self._about(asked), self.now()
+    async def _compute(self, key: Any, call: Any, stores_errors: bool, erasures: int | None = None) -> Response:
+        request, version = call
+        about, begun_ns = self._about(call), self.now()
         erasures = self.memory.erasures if erasures is None else erasures
         try:
             response = await self._call(request)
@@ -298,4 +298,4 @@ class CachedService(Layer, Wrapper):
             raise
         finally:
             if self.tiers is not None:
-                await self.tiers.let_go(self, drain=drain)
+                await self.tiers.release(self, drain=drain)

@@ -68,27 +68,27 @@ class Layer(ABC):
         self._computing = self._compute if self.tiers is None else self._use_tiers
 
     @abstractmethod
-    async def _compute(self, key: Any, asked: Any, stores_errors: bool, erasures: int | None = None) -> Any:
+    async def _compute(self, key: Any, call: Any, stores_errors: bool, erasures: int | None = None) -> Any:
         """Compute and store a value.
 
         Args:
             key: of the value.
-            asked: the request or call that computes it.
+            call: the request or call that computes it.
             stores_errors: whether to store an error; a refresh stores none.
             erasures: ``erasures`` of the memory before the tiers were read; ``None``: they were not read.
         """
 
     @abstractmethod
-    def _about(self, asked: Any) -> About:
+    def _about(self, call: Any) -> About:
         """Return subject and tags of a request or call."""
 
-    def _deadline_ns(self, asked: Any) -> int | None:  # noqa: ARG002 - functions have none
+    def _deadline_ns(self, call: Any) -> int | None:  # noqa: ARG002 - functions have none
         """Return the deadline of the first caller."""
         return None
 
     # -- tiers --------------------------------------------------------------------------------------------------
 
-    async def _use_tiers(self, key: Any, asked: Any, stores_errors: bool) -> Any:
+    async def _use_tiers(self, key: Any, call: Any, stores_errors: bool) -> Any:
         """Return the entry of a key from the tiers, a `TierHit`, else the result of ``_compute``."""
         tiers: Any = self.tiers
         inside: Any = CURRENT_FLIGHT.get()  # a computation always runs in a flight
@@ -99,7 +99,7 @@ class Layer(ABC):
                 self._shorten(wait, round((caller.expires_s - asyncio.get_running_loop().time()) * 1e9))
         try:
             with tiers.underway(key):
-                return await self._read_or_compute(key, asked, stores_errors, wait)
+                return await self._read_or_compute(key, call, stores_errors, wait)
         finally:
             if waits.get(flight_key) is wait:  # otherwise this one was late, and another has begun
                 del waits[flight_key]
@@ -115,41 +115,41 @@ class Layer(ABC):
         if spare_ns > 0:
             wait.shorten(asyncio.get_running_loop().time() + spare_ns / 1e9)
 
-    async def _read_or_compute(self, key: Any, asked: Any, stores_errors: bool, wait: TierWait) -> Any:
+    async def _read_or_compute(self, key: Any, call: Any, stores_errors: bool, wait: TierWait) -> Any:
         tiers: Any = self.tiers
         now, budget = self.now, self.budget
         erasures = self.memory.erasures
-        deadline_ns = self._deadline_ns(asked)
-        found: TierHit | None = None
+        deadline_ns = self._deadline_ns(call)
+        hit: TierHit | None = None
         token: bytes | None = None  # identifies its request for a lease
         begun_ns = now()
         granted_ns = self._granted_ns(deadline_ns)
         read_ns = wait_ns = 0
         if granted_ns > 0:
             longest_ns = self.memory.freshness.ttl_ns
-            found = await tiers.read(
+            hit = await tiers.read(
                 key, granted_ns=granted_ns, longest_ns=longest_ns, only_fresh=not stores_errors, wait=wait
             )
             read_ns = now() - begun_ns
             granted_ns = read_ns if wait.is_over else granted_ns
-            if found is None and tiers.leasing is not None and tiers.run_here:
+            if hit is None and tiers.leasing is not None and tiers.run_here:
                 wait_ns = budget.wait_ns(None if deadline_ns is None else deadline_ns - now())
         try:
             if wait_ns > 0:
                 token = os.urandom(16)
-                found, leads = await self._lead_or_wait(key, token, wait_ns, deadline_ns, wait)
+                hit, leads = await self._lead_or_wait(key, token, wait_ns, deadline_ns, wait)
                 token = token if leads else None
-            if found is not None:
-                past_ns = now() - found.computed_ns - found.fresh_ns
-                if not found.is_stale or past_ns < self.memory.revalidate_ns or self.fails_now():
-                    return found  # if it is stale, `follow_up` refreshes it
-            return await self._compute(key, asked, stores_errors and found is None, erasures)
+            if hit is not None:
+                past_ns = now() - hit.computed_ns - hit.fresh_ns
+                if not hit.is_stale or past_ns < self.memory.revalidate_ns or self.fails_now():
+                    return hit  # if it is stale, `follow_up` refreshes it
+            return await self._compute(key, call, stores_errors and hit is None, erasures)
         except BaseException as error:
             if deadline_ns is not None and now() >= deadline_ns:
                 budget.was_late(granted_ns, read_ns)
-            if found is None or not self.replaces(error, key, asked, (erasures, found.until_ns)):
+            if hit is None or not self.replaces(error, key, call, (erasures, hit.until_ns)):
                 raise
-            return found
+            return hit
         finally:
             if token is not None:
                 tiers.leasing.open_lease(key, token)
@@ -168,7 +168,7 @@ class Layer(ABC):
         """
         tiers: Any = self.tiers
         tier: Tier = tiers.leasing.tier
-        look = partial(tiers.read, key, longest_ns=self.memory.freshness.ttl_ns, only_fresh=True, wait=wait)
+        read = partial(tiers.read, key, longest_ns=self.memory.freshness.ttl_ns, only_fresh=True, wait=wait)
         loop = asyncio.get_running_loop()
         until = loop.time() + min(wait_ns / 1e9, tier.lease_s)
         pause_s = _FIRST_PAUSE_S
@@ -177,19 +177,19 @@ class Layer(ABC):
                 while not await tier.take_lease(key, token):
                     await asyncio.sleep(pause_s)
                     pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-                    found = await look(granted_ns=self._granted_ns(deadline_ns))
-                    if found is not None:
-                        return found, False
+                    hit = await read(granted_ns=self._granted_ns(deadline_ns))
+                    if hit is not None:
+                        return hit, False
         # another holder may have written the entry since the last look
-        return await look(granted_ns=self._granted_ns(deadline_ns)), True
+        return await read(granted_ns=self._granted_ns(deadline_ns)), True
 
-    def flight_key(self, key: Any, asked: Any) -> Any:
+    def flight_key(self, key: Any, call: Any) -> Any:
         """Return the key of a flight; callers after a deletion or erasure do not join a flight from before it."""
-        return self._edition_of(key, asked)
+        return self._edition_of(key, call)
 
-    def _edition_of(self, key: Any, asked: Any) -> Any:
+    def _edition_of(self, key: Any, call: Any) -> Any:
         """Return a key, with the number of its latest deletion or erasure."""
-        edition = self.memory.edition(key, self._about(asked))
+        edition = self.memory.edition(key, self._about(call))
         return (key, edition) if edition else key
 
     # -- stale values and errors ----------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ class Layer(ABC):
         """Return the ``fallback`` argument of :meth:`replaces` for an outdated value."""
         return self.memory.erasures, self.memory.usable_until(outdated.key)
 
-    def replaces(self, error: BaseException, key: Any, asked: Any, fallback: tuple[int, int]) -> bool:
+    def replaces(self, error: BaseException, key: Any, call: Any, fallback: tuple[int, int]) -> bool:
         """Return whether a stale value replaces an error: it was not erased meanwhile, and its time has not passed.
 
         It replaces any error except `InvalidInput`. The first replacement in a second is logged.
@@ -210,13 +210,13 @@ class Layer(ABC):
         Args:
             error: of the computation.
             key: of the value.
-            asked: the request or call that should have computed it.
+            call: the request or call that should have computed it.
             fallback: ``erasures`` of the memory when the value was found, and the instant until which it can be used.
         """
         erasures, until_ns = fallback
         if isinstance(error, InvalidInput) or not isinstance(error, Exception) or self.now() >= until_ns:
             return False
-        if self.memory.erased_since(key, self._about(asked), erasures):
+        if self.memory.erased_since(key, self._about(call), erasures):
             return False
         if not self.fails_now():
             text = "an outdated value was used in place of an error: %s: %s"
@@ -230,28 +230,28 @@ class Layer(ABC):
             raise copy_error(missed.value)
         return missed.state == STALE or (missed.state == OUTDATED and self.fails_now())
 
-    def refresh(self, key: Any, asked: Any) -> None:
+    def refresh(self, key: Any, call: Any) -> None:
         """Refresh a key in the background, unless it is in flight or too many keys are."""
-        work, limit_s = (self._computing, key, asked, False), self.budget.refresh_s()
-        flight_key, entry, flights = self.flight_key(key, asked), self._edition_of(key, asked), self.flights.here()
+        work, limit_s = (self._computing, key, call, False), self.budget.refresh_s()
+        flight_key, entry, flights = self.flight_key(key, call), self._edition_of(key, call), self.flights.here()
         flights.refresh(flight_key, work, refreshes=self._refreshes, limit_s=limit_s, owner=self, entry=entry)
 
-    def follow_up(self, found: TierHit, led: bool, key: Any, asked: Any) -> None:
+    def follow_up(self, hit: TierHit, led: bool, key: Any, call: Any) -> None:
         """Refresh a key whose stale value came from a tier, once for all callers."""
-        if found.is_stale and led and not self.fails_now():
-            self.refresh(key, asked)
+        if hit.is_stale and led and not self.fails_now():
+            self.refresh(key, call)
 
     def store(self, key: Any, about: About, erasures: int, value: Any) -> None:
         """Store a value, unless `no_store`, a newer value or an erasure forbids it; callers get it in any case."""
-        said: Any = CURRENT_FLIGHT.get()  # a computation always runs in a flight
-        if not said.store:
+        context: Any = CURRENT_FLIGHT.get()  # a computation always runs in a flight
+        if not context.store:
             return
         memory = self.memory
         if memory.peek(key, _ABSENT) is not _ABSENT:  # a value that was put during the computation is newer
             self.flights.not_stored()
             return
         try:
-            ttl_s = memory.freshness.response_ttl_s(said.fresh_s, about[1])
+            ttl_s = memory.freshness.response_ttl_s(context.fresh_s, about[1])
             stored = memory.put(key, value, ttl_s, about, erasures=erasures)
         except Exception as error:  # noqa: BLE001 - counted and logged; the caller has the value
             self.flights.not_stored(error)
@@ -271,8 +271,8 @@ class Layer(ABC):
             error: the error of the computation.
             is_first: whether there is no stale value, which an error must not replace.
         """
-        said: Any = CURRENT_FLIGHT.get()
-        if not is_first or self.memory.freshness.negative_ttl_s <= 0.0 or not said.store:
+        context: Any = CURRENT_FLIGHT.get()
+        if not is_first or self.memory.freshness.negative_ttl_s <= 0.0 or not context.store:
             return
         if isinstance(error, _TRANSIENT):
             return

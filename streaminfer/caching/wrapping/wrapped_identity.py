@@ -42,17 +42,17 @@ def identity_of(inner: Any) -> tuple[str, bool]:
 _TOKENS: dict[int, tuple[weakref.ref[Any], str]] = {}
 
 
-def _token_of(thing: Any) -> str:
+def _token_of(obj: Any) -> str:
     """Return a random number that an object has for its lifetime, in this process.
 
     Each access to a method creates another object, so a method has the numbers of its object and its function.
     """
-    if isinstance(thing, types.MethodType):
-        return f"{_token_of(thing.__self__)} {_token_of(thing.__func__)}"
-    number = id(thing)
-    known = _TOKENS.get(number)
-    if known is not None and known[0]() is thing:
-        return known[1]
+    if isinstance(obj, types.MethodType):
+        return f"{_token_of(obj.__self__)} {_token_of(obj.__func__)}"
+    number = id(obj)
+    entry = _TOKENS.get(number)
+    if entry is not None and entry[0]() is obj:
+        return entry[1]
     token = secrets.token_hex(16)
 
     def forget(reference: weakref.ref[Any]) -> None:
@@ -60,5 +60,5 @@ def _token_of(thing: Any) -> str:
             del _TOKENS[number]
 
     with contextlib.suppress(TypeError):  # an object without weak references gets another identity at each wrap
-        _TOKENS[number] = weakref.ref(thing, forget), token
+        _TOKENS[number] = weakref.ref(obj, forget), token
     return token

@@ -151,4 +151,4 @@ def test_survivors_are_counted_during_another_expiry(clock):
     let_one_go(0)
     let_one_go(1)
 
-    assert retention.departed() == 2
+    assert retention.outliving_arrays() == 2

@@ -228,7 +228,7 @@ def test_report_waits_only_for_earlier_records():
         def record(self, action, *, count, **_):
             if count == 0:
                 with writer._changed:
-                    writer._changed.wait_for(lambda: writer._is_asked)
+                    writer._changed.wait_for(lambda: writer._retry_requested)
                 record(ledger, 1)
             else:
                 assert reported.wait(PATIENCE_S)

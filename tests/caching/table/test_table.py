@@ -146,7 +146,7 @@ def test_s3fifo_one_hit_moves_entry_to_full_main():
     for slot in range(FIRST, FIRST + 11):
         order.add(slot, 1)
     order.remove(order.victim(False))
-    assert order.held(0) == 9, "filled"
+    assert order.count_in(0) == 9, "filled"
     asked = FIRST + 10
     assert slots.queue_of(asked) == 1
     order.touch(asked)

@@ -39,11 +39,11 @@ def test_interrupted_stop_of_a_cache_stops_its_tiers(drain, put_s):
             await cache.tiers.hold(owner)
             putting = asyncio.ensure_future(cache.put_through("k", 1))
             await asyncio.sleep(0.01)
-            await interrupt(cache.tiers.let_go(owner, drain=drain), turns, 1)
+            await interrupt(cache.tiers.release(owner, drain=drain), turns, 1)
             await asyncio.sleep(0.01)  # who is cancelled twice does not wait for it
             assert not tier.running, turns
             await cache.tiers.hold(owner)
-            await cache.tiers.let_go(owner, drain=False)
+            await cache.tiers.release(owner, drain=False)
             await asyncio.wait([putting])
 
     run(play)

@@ -75,7 +75,7 @@ def test_thread_leaves_out_a_cache_with_a_clock():
     cache = si.EdgeCache(ttl_s=3600.0)
     cache["x"] = 1
     cache.bind_clock(FakeClock(10**18))
-    assert THREAD._look(weakref.ref(cache._memory)) == 2**63 - 1
+    assert THREAD._expire_due(weakref.ref(cache._memory)) == 2**63 - 1
     assert cache._memory.wake_ns == -1
     assert cache.statistics().expired == 1
 
@@ -95,7 +95,7 @@ def test_thread_sees_entries_stored_while_it_looks(monkeypatch):
     cache.put("due", 1, ttl_s=0.0)
     soon_ns = memory.now() + 10**9
 
-    expiry.ExpiryThread()._look(weakref.ref(memory))
+    expiry.ExpiryThread()._expire_due(weakref.ref(memory))
     if "soon" not in cache:
         interrupted(0, 0)
 

@@ -15,7 +15,7 @@ cdef extern from *:
     cpdef void fetch "streaminfer_s3fifo_fetch"(long long address) noexcept
 
 cdef int MAIN, SMALL, STALE, NEGATIVE
-cdef long long _HIT, _HITS, _MAX_HITS, _HITS_TO_STAY
+cdef long long _HIT, _HITS, _MAX_HITS, _PROMOTION_HITS
 cdef int _SMALL_SHARE, _SMALL_LEAST, _SMALL_MOST, _YOUNG_SHARE, _REFILL_BITS, _WAYS
 cdef unsigned long long _FROM_MAIN, _LOW31
 cdef long long _NO_LIMIT
@@ -36,13 +36,13 @@ cdef class Policy(EvictionOrder):
 
     cpdef void add(self, Py_ssize_t slot, long long size) noexcept
     cpdef void touch(self, Py_ssize_t slot) noexcept
-    cpdef int likely_victim(self) noexcept
-    cpdef void foresee(self, Py_ssize_t slot) noexcept
+    cpdef int predicted_victim(self) noexcept
+    cpdef void prefetch(self, Py_ssize_t slot) noexcept
 
-    @cython.locals(slot=Py_ssize_t, oldest=Py_ssize_t, over=bint, asked=cython.longlong)
+    @cython.locals(slot=Py_ssize_t, oldest=Py_ssize_t, over=bint, hits=cython.longlong)
     cdef int _next(self) noexcept
 
-    @cython.locals(full=bint, hollow=bint, room=cython.longlong)
+    @cython.locals(full=bint, is_depleted=bint, room=cython.longlong)
     cdef bint _fills_main(self) noexcept
 
     @cython.locals(ghost=cython.ulonglong, queue=int)
@@ -50,7 +50,7 @@ cdef class Policy(EvictionOrder):
 
     @cython.locals(
         fingerprint=cython.ulonglong, row=Py_ssize_t, place=Py_ssize_t, ghost=cython.ulonglong, age=cython.longlong)
-    cdef bint _remembers(self, unsigned long long mixed) noexcept
+    cdef bint _pop_ghost(self, unsigned long long mixed) noexcept
 
     @cython.locals(evicted=cython.ulonglong)
     cdef long long _age(self, unsigned long long ghost) noexcept
@@ -58,9 +58,9 @@ cdef class Policy(EvictionOrder):
     cdef void _move_border(self, int entries) noexcept
 
     @cython.locals(
-        row=Py_ssize_t, place=Py_ssize_t, chosen=Py_ssize_t, held=cython.ulonglong, left=cython.longlong,
+        row=Py_ssize_t, place=Py_ssize_t, chosen=Py_ssize_t, existing=cython.ulonglong, remaining=cython.longlong,
         least=cython.longlong, young=cython.longlong)
-    cdef void _haunt(self, unsigned long long ghost) noexcept
+    cdef void _add_ghost(self, unsigned long long ghost) noexcept
 
 cdef long long _between(long long least, long long number, long long most) noexcept
 cdef Py_ssize_t _ghost_rows(Py_ssize_t capacity) noexcept

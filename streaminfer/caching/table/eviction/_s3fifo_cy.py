@@ -45,7 +45,7 @@ fetch = hash  # starts to load the cache line at an address; does so only in the
 _HIT = 4  # in a slot's marks
 _HITS = 12
 _MAX_HITS = 12  # three hits, the most that S3-FIFO counts
-_HITS_TO_STAY = 4
+_PROMOTION_HITS = 4
 _SMALL_SHARE = 10  # a tenth of the capacity at first
 _SMALL_LEAST = 100
 _SMALL_MOST = 2
@@ -89,12 +89,12 @@ class Policy(EvictionOrder):
         self._rows = len(ghosts) // _WAYS
         for place in range(len(old)):
             if old[place]:
-                self._haunt(old[place])
+                self._add_ghost(old[place])
 
     def add(self, slot: int, size: int) -> None:
         """Add an entry: to main if it was stale or its ghost shows that the key returns, else to small."""
         mixed = self._slots._words[4 * slot]
-        self._enter(slot, size, MAIN if mixed & 3 == STALE or self._remembers(mixed) else SMALL)
+        self._enter(slot, size, MAIN if mixed & 3 == STALE or self._pop_ghost(mixed) else SMALL)
         self._newest = slot
 
     def touch(self, slot: int) -> None:
@@ -102,11 +102,11 @@ class Policy(EvictionOrder):
         if self._slots._words[4 * slot] & _HITS < _MAX_HITS:
             self._slots._words[4 * slot] += _HIT
 
-    def likely_victim(self) -> int:
+    def predicted_victim(self) -> int:
         """Guess the next victim: the oldest of small."""
         return self._slots._ints[8 * SMALL + 7]
 
-    def foresee(self, slot: int) -> None:
+    def prefetch(self, slot: int) -> None:
         """Start to load the row of a slot's ghost."""
         fetch(self._address + 32 * (((self._slots._words[4 * slot] >> 31) * self._rows) >> 32))
 
@@ -120,16 +120,16 @@ class Policy(EvictionOrder):
                 slot = self._slots._ints[8 * SMALL + 7]
                 if self._counts[SMALL] == 0:
                     return oldest  # there is no other
-                if self._slots._words[4 * slot] & _HITS < _HITS_TO_STAY and not (over and self._fills_main()):
+                if self._slots._words[4 * slot] & _HITS < _PROMOTION_HITS and not (over and self._fills_main()):
                     return slot
                 if self._counts[SMALL] + self._counts[MAIN] == 1:
                     return slot
                 self.move(slot, MAIN)
             else:
-                asked = self._slots._words[4 * oldest] & _HITS
-                if asked == 0 and oldest != self._newest:
+                hits = self._slots._words[4 * oldest] & _HITS
+                if hits == 0 and oldest != self._newest:
                     return oldest
-                if asked:
+                if hits:
                     self._slots._words[4 * oldest] -= _HIT
                 self._unlink(oldest)
                 self._link(oldest, MAIN)
@@ -138,18 +138,18 @@ class Policy(EvictionOrder):
     def _fills_main(self) -> bool:
         """Return whether main is not full; its capacity is what small, failures and stale entries leave."""
         full = False
-        hollow = True
+        is_depleted = True
         if self._maxsize != _NO_LIMIT:
             room = self._maxsize - self._small_count - self._counts[NEGATIVE] - self._counts[STALE]
             full = self._counts[MAIN] >= room
-            hollow = self._counts[MAIN] < room - (room >> _REFILL_BITS)
+            is_depleted = self._counts[MAIN] < room - (room >> _REFILL_BITS)
         if self._max_bytes != _NO_LIMIT:
             room = self._max_bytes - self._small_bytes - self._bytes[NEGATIVE] - self._bytes[STALE]
             full = full or self._bytes[MAIN] >= room
-            hollow = hollow and self._bytes[MAIN] < room - (room >> _REFILL_BITS)
+            is_depleted = is_depleted and self._bytes[MAIN] < room - (room >> _REFILL_BITS)
         if full:
             self._full = True
-        elif hollow:
+        elif is_depleted:
             self._full = False
         return not self._full
 
@@ -159,12 +159,12 @@ class Policy(EvictionOrder):
         queue = self._slots._words[4 * slot] & 3
         if queue == SMALL:
             self._evicted_from_small += 1
-            self._haunt(ghost | (self._evicted_from_small & _LOW31))
+            self._add_ghost(ghost | (self._evicted_from_small & _LOW31))
         elif queue == MAIN:
             self._evicted_from_main += 1
-            self._haunt(ghost | _FROM_MAIN | (self._evicted_from_main & _LOW31))
+            self._add_ghost(ghost | _FROM_MAIN | (self._evicted_from_main & _LOW31))
 
-    def _remembers(self, mixed: int) -> bool:
+    def _pop_ghost(self, mixed: int) -> bool:
         """Return whether a returning key goes to main at once; its ghost votes, if it is young, and is removed."""
         fingerprint = mixed >> 31
         row = _WAYS * ((fingerprint * self._rows) >> 32)
@@ -198,20 +198,20 @@ class Policy(EvictionOrder):
                 self._share_of(self._max_bytes, _SMALL_MOST),
             )
 
-    def _haunt(self, ghost: int) -> None:
+    def _add_ghost(self, ghost: int) -> None:
         """Write a ghost over the oldest one of its row, or into an empty place."""
         row = _WAYS * (((ghost >> 32) * self._rows) >> 32)
         chosen = row
         least = _NO_LIMIT
         young = self.count // _YOUNG_SHARE
         for place in range(row, row + _WAYS):
-            held = self._ghosts[place]
-            if held == 0:
+            existing = self._ghosts[place]
+            if existing == 0:
                 chosen = place
                 break
-            left = (young if held & _FROM_MAIN else self.count) - self._age(held)
-            if left < least:
-                least = left
+            remaining = (young if existing & _FROM_MAIN else self.count) - self._age(existing)
+            if remaining < least:
+                least = remaining
                 chosen = place
         self._ghosts[chosen] = ghost
 

@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 
 from streaminfer._internal.forking import at_fork, unlock_and_close
 from streaminfer.caching.codec import CorruptRecord
-from streaminfer.caching.tiers._records import GLIMPSED, Counters, Records
+from streaminfer.caching.tiers._records import PREFIX_BYTES, Counters, Records
 from streaminfer.caching.tiers._sqlite import HOLDS, make_file, set_hold, transaction
 from streaminfer.caching.tiers.disk.raw_files import read_raw
 from streaminfer.caching.tiers.encryption import SEALED_HEAD, StoredKeys
@@ -47,7 +47,7 @@ _PAGE = 16384  # the best size from 4 to 32 KiB for arrays of 600 KB that wastes
 _LOG_PAGES = 4 * 2**20 // _PAGE
 _SPARE_PAGES = 16  # for splits of the indices
 _BUSY_MS = 2000
-_LOOK_EVERY_S = 0.001
+_POLL_INTERVAL_S = 0.001
 _FORMAT = 2
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (id INTEGER PRIMARY KEY AUTOINCREMENT, key BLOB NOT NULL UNIQUE, subject BLOB,
@@ -93,9 +93,9 @@ class DiskStore:
         self._db: sqlite3.Connection | None = None
         self._lock = -1
         self._identity = (0, 0)  # of the file that is open
-        self._leftovers = True  # assumed until a search finds none
+        self._may_have_leftovers = True  # assumed until a search finds none
         self._outdated: set[int] = set()  # entries that a failed put would have replaced
-        self._sought_at = -1  # the version of the file when leftovers were last looked for
+        self._searched_version = -1  # the version of the file when leftovers were last looked for
         _stores.add(self)
 
     def open(self) -> None:
@@ -160,17 +160,17 @@ class DiskStore:
 
     def inventory(self, classes: tuple[str, ...]) -> list[Held]:
         """Return the entries of each data class, from an index alone. Raises on failure."""
-        known = {self._records.name(b"c", name): name for name in ("", *classes)}
+        class_names = {self._records.name(b"c", name): name for name in ("", *classes)}
         grouped = "SELECT data_class, count(*), min(stored_ns), sum(size) FROM entries GROUP BY data_class"
         rows = self._opened().execute(grouped)
-        return [Held(known.get(name, "?"), *numbers) for name, *numbers in rows]
+        return [Held(class_names.get(name, "?"), *numbers) for name, *numbers in rows]
 
     def scan(self) -> Iterator[RecordCopy]:
         """Yield every copy of a record in any file of the folder that can be read with the available keys."""
         files: list[Path] = []
         with suppress(FileNotFoundError):  # the tier was never started
             files = every_file(self._folder)
-        for path, raw in read_raw(files, GLIMPSED):
+        for path, raw in read_raw(files, PREFIX_BYTES):
             yield from self._records.copies(raw, path.name)
 
     def flush(self, erased: bool) -> None:
@@ -185,9 +185,9 @@ class DiskStore:
         self._count()
         self._empty_log()
         version = self._pragma("data_version")  # changes with each change by another process or tier
-        if not self._leftovers and not (erased and version != self._sought_at):
+        if not self._may_have_leftovers and not (erased and version != self._searched_version):
             return
-        self._sought_at = version
+        self._searched_version = version
         if self._has_leftovers(erased):
             db = self._opened()
             db.execute("PRAGMA temp_store = FILE")  # the temporary copy is as large as the file
@@ -195,19 +195,19 @@ class DiskStore:
                 db.execute("VACUUM")
             finally:
                 db.execute("PRAGMA temp_store = MEMORY")
-            self._leftovers = False
+            self._may_have_leftovers = False
             self._empty_log()
             self._count()
 
     def _has_leftovers(self, erased: bool) -> bool:
         """Return whether the file has copies of deleted records that must not be there."""
         size = SEALED_HEAD
-        held = {row[0] for row in self._opened().execute(f"SELECT substr(record, 1, {size}) FROM entries")}  # noqa: S608 - a number
-        self._leftovers = False
+        live = {row[0] for row in self._opened().execute(f"SELECT substr(record, 1, {size}) FROM entries")}  # noqa: S608 - a number
+        self._may_have_leftovers = False
         now_ns = self._now()
-        for _, raw in read_raw([self._file], GLIMPSED):
-            for copy in self._records.copies(raw, "", held):
-                self._leftovers = True
+        for _, raw in read_raw([self._file], PREFIX_BYTES):
+            for copy in self._records.copies(raw, "", live):
+                self._may_have_leftovers = True
                 if erased or copy.entry.is_expired(now_ns):
                     return True
         return False
@@ -218,7 +218,7 @@ class DiskStore:
         while self._opened().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
             if time.monotonic() >= ends_s:
                 raise sqlite3.OperationalError("deleted, but copies stay in the log until other processes release it")
-            time.sleep(_LOOK_EVERY_S)
+            time.sleep(_POLL_INTERVAL_S)
 
     def _connect_or_rebuild(self) -> None:
         with self._alone():
@@ -265,15 +265,15 @@ class DiskStore:
         db.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
         db.execute(f"PRAGMA journal_size_limit = {_LOG_PAGES * _PAGE}")
         version = self._pragma("user_version")
-        made_otherwise = version not in {0, _FORMAT} or self._pragma("page_size") != _PAGE
-        if made_otherwise or self._pragma("page_count") > self._max_pages:
+        is_incompatible = version not in {0, _FORMAT} or self._pragma("page_size") != _PAGE
+        if is_incompatible or self._pragma("page_count") > self._max_pages:
             self._rebuild()
             return
         db.execute(f"PRAGMA max_page_count = {self._max_pages}")
         if version == 0:
             db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_FORMAT}; COMMIT;")
         db.execute(HOLDS)  # older files lack this table
-        self._leftovers, self._sought_at = True, -1  # others may have deleted entries since this process had it open
+        self._may_have_leftovers, self._searched_version = True, -1  # others may have deleted entries
         self._count()
 
     def _rebuild(self) -> None:
@@ -366,7 +366,7 @@ class DiskStore:
         self._counters.stored += 1
         self._counters.purged += purged  # only now: a failed put rolls back its deletions
         self._counters.evicted += evicted
-        self._leftovers = self._leftovers or deleted > 0
+        self._may_have_leftovers = self._may_have_leftovers or deleted > 0
         self._count(1 - deleted)
         return True
 
@@ -391,7 +391,7 @@ class DiskStore:
         with transaction(self._opened()) as db:
             deleted = db.execute(chosen, (value,)).rowcount
         if deleted:
-            self._leftovers = True
+            self._may_have_leftovers = True
             self._count(-deleted)
         return deleted
 

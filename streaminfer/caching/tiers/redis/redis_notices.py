@@ -37,17 +37,17 @@ class RedisNotices:
 
     Attributes:
         listening: event that is set while the tier receives notices.
-        heard: number of received notices of others.
+        received: number of received notices of others.
         missed: number of lost connections, during which notices may have been missed.
     """
 
     def __init__(self, channel: bytes, records: Records, blocking: Callable[..., Awaitable[Any]]) -> None:
         self.channel = channel
         self.listening = asyncio.Event()
-        self.heard = self.missed = 0
+        self.received = self.missed = 0
         self._records = records
         self._blocking = blocking
-        self._own = b""
+        self._sender_id = b""
         self._listeners: list[Callable[[Notice], object]] = []
         self._client: Any = None
         self._task: asyncio.Task[None] | None = None
@@ -63,7 +63,7 @@ class RedisNotices:
             client: a client with at least one connection for the listener alone.
         """
         self._client = client
-        self._own = os.urandom(16)  # after any fork, so that forked processes differ
+        self._sender_id = os.urandom(16)  # after any fork, so that forked processes differ
         self.listening = asyncio.Event()  # belongs to this event loop
         self._task = keep_running(self._listen, "the listener to notices of a Redis tier", _LOGGER.name)
 
@@ -80,7 +80,7 @@ class RedisNotices:
 
     async def record(self, notice: Notice) -> bytes:
         """Return the record of a notice to publish."""
-        value = (self._own, notice.key, notice.subject, notice.tag)
+        value = (self._sender_id, notice.key, notice.subject, notice.tag)
         record: bytes = await self._blocking(self._records.pack, _NAME, Entry(value=value, stored_ns=time.time_ns()))
         return record
 
@@ -117,20 +117,20 @@ class RedisNotices:
                 elif message["type"] == "subscribe":
                     self.listening.set()
                 elif message["type"] == "message":
-                    await self._hear(message["data"])
+                    await self._receive(message["data"])
         finally:
             await pubsub.aclose()
 
-    async def _hear(self, record: Any) -> None:
+    async def _receive(self, record: Any) -> None:
         try:
             entry = await self._blocking(self._records.unpack, _NAME, record)
-            own, key, subject, tag = entry.value
+            sender_id, key, subject, tag = entry.value
         except (CorruptRecord, TypeError, ValueError) as error:
             _LOGGER.warning("a notice could not be read: %s: %s", type(error).__name__, error)
             return
-        if own == self._own:
+        if sender_id == self._sender_id:
             return
-        self.heard += 1
+        self.received += 1
         for listener in self._listeners:
             try:
                 listener(Notice(key=key, subject=subject, tag=tag))

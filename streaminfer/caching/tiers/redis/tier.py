@@ -187,16 +187,16 @@ class RedisTier(MediumTier):
         """
         if await self._demand(self._call, "dbsize") > MAX_COUNTED_KEYS:
             return None
-        known = {self._records.name(b"c", name): name for name in ("", *classes)}
+        class_names = {self._records.name(b"c", name): name for name in ("", *classes)}
         seen: set[bytes] = set()
-        held: dict[str, list[tuple[int, int]]] = {}
+        by_class: dict[str, list[tuple[int, int]]] = {}
         async for keys in self._entries(SCAN_CHUNK):
-            fresh = set(keys) - seen  # a scan may name a key twice
-            seen |= fresh
-            for name, stored_ns, size in await self._demand(self._script, LOOK, *fresh):
-                data_class = known.get(name, "?" if self.encrypted else str(name[2:], "utf-8", "replace"))
-                held.setdefault(data_class, []).append((int(stored_ns), size))
-        return [Held(name, len(rows), min(rows)[0], sum(size for _, size in rows)) for name, rows in held.items()]
+            unseen = set(keys) - seen  # a scan may name a key twice
+            seen |= unseen
+            for name, stored_ns, size in await self._demand(self._script, LOOK, *unseen):
+                data_class = class_names.get(name, "?" if self.encrypted else str(name[2:], "utf-8", "replace"))
+                by_class.setdefault(data_class, []).append((int(stored_ns), size))
+        return [Held(name, len(rows), min(rows)[0], sum(size for _, size in rows)) for name, rows in by_class.items()]
 
     async def take_lease(self, key: str | bytes, token: bytes) -> bool:
         """Take the lease of a key; return whether to compute."""
@@ -280,15 +280,15 @@ class RedisTier(MediumTier):
             self._counters.rejected += 1
             await self._drop(name)  # the old entry is not the latest value any more
             return False
-        left_ms = -1
+        ttl_ms = -1
         if entry.expires_ns is not None:
-            left_ms = min((entry.expires_ns - now_ns) // 10**6 + 1, MAX_TTL_MS)
+            ttl_ms = min((entry.expires_ns - now_ns) // 10**6 + 1, MAX_TTL_MS)
         places = [(b"t", tag) for tag in sorted(entry.tags)]
         if entry.subject is not None:
             places.append((b"s", entry.subject))
         labels = [kind + self._records.name(kind, text) for kind, text in places]
         about = self._records.name(b"c", entry.data_class), entry.stored_ns
-        stored = await self._script(PUT, self._prefix, name, record, left_ms, *about, token, *labels)
+        stored = await self._script(PUT, self._prefix, name, record, ttl_ms, *about, token, *labels)
         if stored != 1:
             self._counters.rejected += 1
             self._counters.last_error = "not put: something was erased meanwhile"
@@ -350,8 +350,10 @@ class RedisTier(MediumTier):
             raise Closed("the Redis tier does not run")
         return self._client
 
-    def _connect(self, most: int) -> Any:
-        return client_of(self._redis, self._url, max_connections=most, wait_s=self._erase_timeout_s, tls=self._tls)
+    def _connect(self, max_connections: int) -> Any:
+        return client_of(
+            self._redis, self._url, max_connections=max_connections, wait_s=self._erase_timeout_s, tls=self._tls
+        )
 
     async def _call(self, name: str, *args: Any) -> Any:
         return await getattr(self._server(), name)(*args)
