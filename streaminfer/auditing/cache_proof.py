@@ -45,7 +45,7 @@ _SERVER_BOUND_S = 1.0
 _ERASED = "it belongs to a subject or tag that was erased after it was computed"
 _EXPIRED = "it has expired, and the time to remove it has passed"
 _RELEASED = "the hold or minimum age for which it was preserved has ended"
-_HELD = "an answer that left the cache is still held by an object"
+_REFERENCED = "an answer that left the cache is still held by an object"
 _KEY = "a destroyed key can be read from the bytes of the key file"
 
 
@@ -116,7 +116,7 @@ def prove(stack: Stack, *, http_caches: Iterable[NginxFolder] = ()) -> Proof:
         BackendError: a medium or the retention log cannot be read, so nothing is proven.
     """
     check_instance("stack", stack, lambda it: is_a(it, Stack), "a Stack")
-    caches = [found.thing for found in walk(stack) if is_a(found.thing, EdgeCache)]
+    caches = [part.obj for part in walk(stack) if is_a(part.obj, EdgeCache)]
     return prove_caches(caches, http_caches=http_caches)
 
 
@@ -136,14 +136,14 @@ def prove_caches(caches: Iterable[EdgeCache], *, http_caches: Iterable[NginxFold
     folders = list(http_caches)
     for folder in folders:
         check_instance("http_caches", folder, lambda it: isinstance(it, NginxFolder), "an NginxFolder")
-    remains = _Remains()
+    remains = _RemainCounts()
     judges = [_Judge(cache) for cache in several]
     gc.collect()  # frees objects that only a cycle holds
     for cache, judge in zip(several, judges, strict=True):
-        _look_into_memory(cache, judge, remains)
+        _check_memory(cache, judge, remains)
         for worker in () if cache.tiers is None else cache.tiers.workers:
             _scan(worker.name, worker.tier, judge, remains)
-    _look_at_objects(judges, remains)
+    _check_objects(judges, remains)
     workers = [worker for cache in several if cache.tiers is not None for worker in cache.tiers.workers]
     for keys in {id(worker.tier.keys): worker.tier.keys for worker in workers}.values():
         if isinstance(keys, StoredKeys):  # the operator of another key service must prove what it keeps
@@ -156,18 +156,18 @@ def prove_caches(caches: Iterable[EdgeCache], *, http_caches: Iterable[NginxFold
     return remains.proof()
 
 
-class _Remains:
+class _RemainCounts:
     """Counts by place and reason."""
 
     def __init__(self) -> None:
         self._places: Counter[str] = Counter()
-        self._found: Counter[tuple[str, str, str]] = Counter()
+        self._counts: Counter[tuple[str, str, str]] = Counter()
         self._held: Counter[str] = Counter()
 
     def add(self, place: str, where: str, why: str, count: int = 1) -> None:
         self._places[place] += count
         if count:
-            self._found[place, where, why] += count
+            self._counts[place, where, why] += count
 
     def hold(self, place: str) -> None:
         self._held[place] += 1
@@ -180,10 +180,11 @@ class _Remains:
             self.add(place, where, why)
 
     def proof(self) -> Proof:
-        found = tuple(
-            Remain(place=place, where=where, why=why, count=count) for (place, where, why), count in self._found.items()
+        remains = tuple(
+            Remain(place=place, where=where, why=why, count=count)
+            for (place, where, why), count in self._counts.items()
         )
-        return Proof(dict(self._places), found, dict(self._held))
+        return Proof(dict(self._places), remains, dict(self._held))
 
 
 class _Judge:
@@ -235,7 +236,7 @@ class _Judge:
         """Return whether a legal hold applies to an entry."""
         return self._log is not None and self._log.is_held(subject, tags)
 
-    def objection(
+    def reason_against(
         self, subject: str | None, tags: Iterable[str], age_ns: int | None, bound_ns: int, is_past: bool
     ) -> str:
         """Return the reason why an entry must not be there; ``""`` if it may be.
@@ -254,17 +255,17 @@ class _Judge:
         return _EXPIRED if is_past else ""
 
 
-def _look_into_memory(cache: EdgeCache, judge: _Judge, remains: _Remains) -> None:
-    held = cache._memory.held()
+def _check_memory(cache: EdgeCache, judge: _Judge, remains: _RemainCounts) -> None:
+    slots = cache._memory.held()
     stale_ns = cache.freshness.stale_ns
     remains.add("memory", "", "", 0)
-    for labels, until_ns, queue in zip(held[::4], held[2::4], held[3::4], strict=True):
+    for labels, until_ns, queue in zip(slots[::4], slots[2::4], slots[3::4], strict=True):
         subject, tags = (None, ()) if labels is None else labels[:2]
         stored_ns = labels[3] if labels is not None and len(labels) > 2 else None
         age_ns = None if stored_ns is None else judge.now_ns - stored_ns
-        gone_ns = until_ns + stale_ns if queue <= SMALL else until_ns  # stale and negative: the instant of removal
-        is_past = until_ns != NEVER and judge.now_ns > gone_ns + _EXPIRY_NS
-        why = judge.objection(subject, tags, age_ns, _EXPIRY_NS, is_past)
+        removal_ns = until_ns + stale_ns if queue <= SMALL else until_ns  # stale and negative: the instant of removal
+        is_past = until_ns != NEVER and judge.now_ns > removal_ns + _EXPIRY_NS
+        why = judge.reason_against(subject, tags, age_ns, _EXPIRY_NS, is_past)
         remains.count(judge, subject, tags, "memory", "", why)
     retention = cache._memory.retention
     preserved = cache.preserved
@@ -274,22 +275,22 @@ def _look_into_memory(cache: EdgeCache, judge: _Judge, remains: _Remains) -> Non
         else:
             remains.add("memory", "preserved", _RELEASED)
     if retention is not None:
-        remains.add("objects", "", _HELD, retention.outliving_arrays())
+        remains.add("objects", "", _REFERENCED, retention.outliving_arrays())
 
 
-def _look_at_objects(judges: list[_Judge], remains: _Remains) -> None:
+def _check_objects(judges: list[_Judge], remains: _RemainCounts) -> None:
     """Check entries that are on their way to or from tiers: in queues, in threads, or held by any object."""
     remains.add("objects", "", "", 0)
-    for thing in gc.get_objects():
-        if type(thing) is Entry:
+    for obj in gc.get_objects():
+        if type(obj) is Entry:
             for judge in judges:
                 now_ns = next(iter(judge.tier_now_ns.values()), judge.wall_ns)
-                if judge.is_erased(thing.subject, thing.tags, now_ns - thing.stored_ns):
-                    remains.count(judge, thing.subject, thing.tags, "objects", "", _ERASED)
+                if judge.is_erased(obj.subject, obj.tags, now_ns - obj.stored_ns):
+                    remains.count(judge, obj.subject, obj.tags, "objects", "", _ERASED)
                     break
 
 
-def _scan(place: str, tier: Tier, judge: _Judge, remains: _Remains) -> None:
+def _scan(place: str, tier: Tier, judge: _Judge, remains: _RemainCounts) -> None:
     remains.add(place, "", "", 0)
     now_ns = judge.tier_now_ns[id(tier)]
     bound_ns = in_ns(_SERVER_BOUND_S if tier.purge_bound_s is None else tier.purge_bound_s)
@@ -297,5 +298,5 @@ def _scan(place: str, tier: Tier, judge: _Judge, remains: _Remains) -> None:
         entry = copy.entry
         age_ns = now_ns - entry.stored_ns
         is_past = entry.expires_ns is not None and now_ns > entry.expires_ns + bound_ns
-        why = judge.objection(entry.subject, entry.tags, age_ns, bound_ns, is_past)
+        why = judge.reason_against(entry.subject, entry.tags, age_ns, bound_ns, is_past)
         remains.count(judge, entry.subject, entry.tags, place, copy.place, why)

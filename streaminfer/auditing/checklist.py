@@ -79,9 +79,9 @@ def privacy_checklist(audit: Audit) -> PrivacyChecklist:
     check_instance("audit", audit, lambda it: isinstance(it, Audit), "an Audit, which audit(stack) returns")
     answers = []
     for question, checks in _QUESTIONS:
-        found = [it for it in audit.findings if it.check in checks]
-        severities = {it.severity for it in found}
+        findings = [it for it in audit.findings if it.check in checks]
+        severities = {it.severity for it in findings}
         worst = next((answer for severity, answer in _ANSWERS.items() if severity in severities), _NOT_SEEN)
-        lines = tuple(f"{it.where}: {it.what}" + (f" → {it.remedy}" if it.remedy else "") for it in found)
+        lines = tuple(f"{it.where}: {it.what}" + (f" → {it.remedy}" if it.remedy else "") for it in findings)
         answers.append(ChecklistAnswer(question=question, answer=worst, evidence=lines))
     return PrivacyChecklist(tuple(answers))

@@ -70,7 +70,7 @@ class ProcessingRecord(Document):
     @property
     def missing(self) -> list[str]:
         """Names of the facts that a complete record still needs."""
-        return [name for name, said in self.stated.items() if not said]
+        return [name for name, text in self.stated.items() if not text]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as plain values, in the layout that ``schema`` and ``version`` name."""
@@ -82,7 +82,7 @@ class ProcessingRecord(Document):
         return {**first, **tables}
 
     def _repr_html_(self) -> str:
-        rows = [(_STATED[name], said or _NOT_GIVEN) for name, said in self.stated.items()]
+        rows = [(_STATED[name], text or _NOT_GIVEN) for name, text in self.stated.items()]
         parts = [list_of((f"missing: {_STATED[name]}" for name in self.missing), "bad") if self.missing else ""]
         parts.append(html_table(rows))
         for name, (title, head) in _TABLES.items():
@@ -115,14 +115,14 @@ def record_of_processing(
     Raises:
         TypeError: ``stack`` is not a `Stack`, or another argument is not a string.
     """
-    said = (controller, purpose, legal_basis, subjects, recipients, transfers)
-    stated = dict(zip(_STATED, said, strict=True))
+    texts = (controller, purpose, legal_basis, subjects, recipients, transfers)
+    stated = dict(zip(_STATED, texts, strict=True))
     for name, text in stated.items():
         check_instance(name, text, lambda it: isinstance(it, str), "a string")
     findings = audit(stack).findings
-    things = [(found.where, found.thing) for found in walk(stack)]
-    caches = [(where, thing) for where, thing in things if is_a(thing, EdgeCache)]
-    models = [(where, thing) for where, thing in things if is_a(thing, StatefulBackend)]
+    parts = [(part.where, part.obj) for part in walk(stack)]
+    caches = [(where, obj) for where, obj in parts if is_a(obj, EdgeCache)]
+    models = [(where, obj) for where, obj in parts if is_a(obj, StatefulBackend)]
     return ProcessingRecord(
         stated=stated,
         categories=(
@@ -151,8 +151,8 @@ def _categories(where: str, cache: EdgeCache) -> Iterable[tuple[str, str, float 
     policy = cache.freshness.policy
     if policy is None:
         freshness = cache.freshness
-        kept_s = None if freshness.ttl_s is None else freshness.ttl_s + freshness.stale_s
-        return [(where, "all answers", kept_s, 0.0)]
+        retention_s = None if freshness.ttl_s is None else freshness.ttl_s + freshness.stale_s
+        return [(where, "all answers", retention_s, 0.0)]
     return [(where, it.data_class or "all others", it.max_age_s, it.min_age_s) for it in policy.rules]
 
 

@@ -49,7 +49,7 @@ from streaminfer._internal.display.html_table import html_table
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import check_instance
-from streaminfer.auditing.traversal import NOTHING, Found, inner_of, is_a, is_ours, read, walk
+from streaminfer.auditing.traversal import NOTHING, StackPart, inner_of, is_a, is_own_code, read, walk
 from streaminfer.caching.edge_cache import EdgeCache
 from streaminfer.caching.tiers.disk.tier import DiskTier
 from streaminfer.caching.tiers.encryption import StoredKeys
@@ -144,14 +144,14 @@ def audit(stack: Stack) -> Audit:
     check_instance("stack", stack, lambda it: is_a(it, Stack), "a Stack")
     findings: list[Finding] = []
     caches = 0
-    for found in walk(stack):
-        if is_a(found.thing, EdgeCache):
+    for part in walk(stack):
+        if is_a(part.obj, EdgeCache):
             caches += 1
-            findings += _check_cache(found.thing, found.where)
+            findings += _check_cache(part.obj, part.where)
         else:
-            if is_a(found.thing, StatefulBackend):
-                findings.append(_check_states(found.thing, found.where))
-            findings += _check_hop(found)
+            if is_a(part.obj, StatefulBackend):
+                findings.append(_check_states(part.obj, part.where))
+            findings += _check_hop(part)
     if not caches:
         findings.insert(
             0, _ok("max-age", "stack", "none of its layers is a cache; one that your own code calls is not seen")
@@ -243,7 +243,7 @@ def _count_subjects(cache: EdgeCache, policy: Retention | None) -> tuple[int, in
     """
     memory = _of(cache, "_memory")
     called = (memory.clock, *memory.events, None if policy is None else policy.log)
-    if not all(map(is_ours, called)):
+    if not all(map(is_own_code, called)):
         return None
     memory.expire()
     labels = memory.held()[::4]
@@ -350,27 +350,27 @@ def _check_tier(tier: Any, policy: Retention | None, where: str) -> Finding:
 
 def _check_tier_hop(tier: Any, where: str) -> Iterator[Finding]:
     if not is_a(tier, RedisTier):
-        yield from _judge_hop(read(tier, "address"), read(tier, "encrypted_in_transit"), where, known=is_ours(tier))
+        yield from _judge_hop(read(tier, "address"), read(tier, "encrypted_in_transit"), where, known=is_own_code(tier))
         return
     url = read(tier, "_url")
     address, tls = url if _host_of(url) else "localhost", url.startswith("rediss:")
-    if tier.encrypted and not tls and not _stays_here(address):
+    if tier.encrypted and not tls and not _is_local(address):
         what = f"{_host_of(url)}, without TLS: values and names are sealed; the password and request times are not"
         yield _attention("hop", where, what, "a server with TLS, and rediss://…")
     else:
         yield from _judge_hop(address, tls, where, known=True)
 
 
-def _check_hop(found: Found) -> Iterator[Finding]:
-    thing = found.thing
-    address = read(thing, "address")
-    encrypted = read(thing, "encrypted_in_transit")
+def _check_hop(part: StackPart) -> Iterator[Finding]:
+    obj = part.obj
+    address = read(obj, "address")
+    encrypted = read(obj, "encrypted_in_transit")
     if encrypted is NOTHING:
-        encrypted = read(thing, "encrypted")
-    if found.answers and inner_of(thing) is None and not any(is_a(thing, kind) for kind in (FallbackRouter, Replicas)):
-        yield from _judge_hop(address, encrypted, found.where, known=is_ours(thing))
+        encrypted = read(obj, "encrypted")
+    if part.answers and inner_of(obj) is None and not any(is_a(obj, kind) for kind in (FallbackRouter, Replicas)):
+        yield from _judge_hop(address, encrypted, part.where, known=is_own_code(obj))
     elif is_a(address, str):
-        yield from _judge_hop(address, encrypted, found.where, known=True)
+        yield from _judge_hop(address, encrypted, part.where, known=True)
 
 
 def _judge_hop(address: Any, encrypted: Any, where: str, *, known: bool) -> Iterator[Finding]:
@@ -383,7 +383,7 @@ def _judge_hop(address: Any, encrypted: Any, where: str, *, known: bool) -> Iter
         yield _attention("hop", where, "it does not declare the address to which it sends requests", declare)
     elif not address:
         yield _ok("hop", where, "requests stay in this process")
-    elif _stays_here(address):
+    elif _is_local(address):
         yield _ok("hop", where, f"{_host_of(address) or 'a socket'}: does not leave this machine")
     elif encrypted is True:
         yield _ok("hop", where, f"{host}: encrypted")
@@ -404,7 +404,7 @@ def _host_of(address: str) -> str:
         return ""
 
 
-def _stays_here(address: str) -> bool:
+def _is_local(address: str) -> bool:
     """Return whether an address is on this machine: a Unix socket, ``localhost`` or a loopback address."""
     if address.startswith(("unix:", "/")):
         return True

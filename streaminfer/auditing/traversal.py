@@ -16,7 +16,7 @@ from streaminfer.routing.fallback.fallback_router import FallbackRouter
 from streaminfer.routing.replicas.replica_set import Replicas
 from streaminfer.stack import Stack
 
-__all__ = ["NOTHING", "UNREAD", "Found", "inner_of", "is_a", "is_ours", "read", "walk"]
+__all__ = ["NOTHING", "UNREAD", "StackPart", "inner_of", "is_a", "is_own_code", "read", "walk"]
 
 NOTHING: Any = type("_Nothing", (), {"__repr__": lambda _: "nothing"})()
 """Result of :func:`read`: there is no such attribute."""
@@ -26,54 +26,54 @@ UNREAD: Any = type("_Unread", (), {"__repr__": lambda _: "unread"})()
 _PACKAGE = "streaminfer."
 
 
-class Found(NamedTuple):
+class StackPart(NamedTuple):
     """Object in a stack.
 
     Attributes:
-        thing: the object.
+        obj: the object.
         where: the path to it, in words.
         answers: whether it responds to requests itself: the last layer, a route, a replica.
     """
 
-    thing: Any
+    obj: Any
     where: str
     answers: bool
 
 
-def is_a(thing: object, kind: type) -> bool:
+def is_a(obj: object, kind: type) -> bool:
     """Return whether an object is of a class, by its type alone, because ``isinstance`` may call the object."""
-    return kind in type(thing).__mro__
+    return kind in type(obj).__mro__
 
 
-def is_ours(thing: object) -> bool:
+def is_own_code(obj: object) -> bool:
     """Return whether an object, function or method belongs to this package or the interpreter; true for ``None``."""
-    if thing is None or is_a(thing, types.BuiltinFunctionType):
+    if obj is None or is_a(obj, types.BuiltinFunctionType):
         return True
-    function: Any = read(thing, "__func__") if is_a(thing, types.MethodType) else thing
+    function: Any = read(obj, "__func__") if is_a(obj, types.MethodType) else obj
     module = read(function, "__module__")
     return is_a(module, str) and module.startswith(_PACKAGE)
 
 
-def read(thing: object, name: str) -> Any:
+def read(obj: object, name: str) -> Any:
     """Return an attribute without running users' code: `NOTHING` if there is none, `UNREAD` if only code returns it."""
-    found = inspect.getattr_static(thing, name, NOTHING)
-    if is_a(found, property):
-        return found.fget(thing) if is_ours(found.fget) else UNREAD
-    if is_a(found, types.MemberDescriptorType) or is_a(found, types.GetSetDescriptorType):
+    value = inspect.getattr_static(obj, name, NOTHING)
+    if is_a(value, property):
+        return value.fget(obj) if is_own_code(value.fget) else UNREAD
+    if is_a(value, types.MemberDescriptorType) or is_a(value, types.GetSetDescriptorType):
         try:
-            return found.__get__(thing, type(thing))
+            return value.__get__(obj, type(obj))
         except AttributeError:  # an empty slot
             return NOTHING
-    return found
+    return value
 
 
-def inner_of(thing: object) -> Any:
-    """Return the object that ``thing`` wraps; ``None`` if it wraps none that can be read."""
-    inner = read(thing, "inner")
+def inner_of(obj: object) -> Any:
+    """Return the object that ``obj`` wraps; ``None`` if it wraps none that can be read."""
+    inner = read(obj, "inner")
     return None if inner is NOTHING or inner is UNREAD else inner
 
 
-def walk(stack: Stack) -> Iterator[Found]:
+def walk(stack: Stack) -> Iterator[StackPart]:
     """Yield every object in a stack once, outermost first.
 
     These are the layers, the objects that they wrap (``inner``), nested stacks, and the ``children`` of objects of this
@@ -81,41 +81,41 @@ def walk(stack: Stack) -> Iterator[Found]:
     `Hedge`'s extra requests.
     """
     seen: set[int] = set()
-    waiting: list[Found] = [Found(stack, "stack", False)]
+    waiting: list[StackPart] = [StackPart(stack, "stack", False)]
     while waiting:
-        found = waiting.pop()
-        if id(found.thing) in seen:
+        part = waiting.pop()
+        if id(part.obj) in seen:
             continue
-        seen.add(id(found.thing))
-        yield found
-        waiting += reversed(list(_inside(found)))
+        seen.add(id(part.obj))
+        yield part
+        waiting += reversed(list(_inside(part)))
 
 
-def _inside(found: Found) -> Iterator[Found]:
-    thing, where = found.thing, found.where
-    children = read(thing, "children")
+def _inside(part: StackPart) -> Iterator[StackPart]:
+    obj, where = part.obj, part.where
+    children = read(obj, "children")
     for label, child in children.items() if is_a(children, dict) else ():
-        if is_a(thing, Stack):
-            yield Found(child, f"{where} → {_name(child)}", child is thing.layers[-1])
+        if is_a(obj, Stack):
+            yield StackPart(child, f"{where} → {_name(child)}", child is obj.layers[-1])
         elif label == "layer":
-            yield Found(child, f"{where} → {_name(child)}", False)
+            yield StackPart(child, f"{where} → {_name(child)}", False)
         elif label != "inner":
-            yield Found(child, f"{where} → {_label(thing, label)}{_inner_name(child)}", True)
-    inner = inner_of(thing)
+            yield StackPart(child, f"{where} → {_label(obj, label)}{_inner_name(child)}", True)
+    inner = inner_of(obj)
     if inner is not None:
-        yield Found(inner, f"{where} → {_name(inner)}", found.answers and not is_a(thing, Stack))
+        yield StackPart(inner, f"{where} → {_name(inner)}", part.answers and not is_a(obj, Stack))
 
 
-def _label(thing: Any, label: str) -> str:
-    if is_a(thing, FallbackRouter):
+def _label(obj: Any, label: str) -> str:
+    if is_a(obj, FallbackRouter):
         return f"route {label!r}"
-    return f"replica {label!r}" if is_a(thing, Replicas) else label
+    return f"replica {label!r}" if is_a(obj, Replicas) else label
 
 
-def _name(thing: object) -> str:
-    if is_a(thing, EdgeCache) and is_ours(thing):  # the exact class of this package does not help a reader
+def _name(obj: object) -> str:
+    if is_a(obj, EdgeCache) and is_own_code(obj):  # the exact class of this package does not help a reader
         return "EdgeCache"
-    return type(thing).__name__
+    return type(obj).__name__
 
 
 def _inner_name(service: object) -> str:
