@@ -17,5 +17,5 @@ def every_file(folder: Path) -> list[Path]:
         if not isinstance(error, FileNotFoundError) or Path(error.filename) == folder:
             raise error  # otherwise a subfolder was removed meanwhile
 
-    found = (Path(place, name) for place, _, names in os.walk(folder, onerror=fail) for name in names)
-    return sorted(path for path in found if path.is_file())
+    paths = (Path(place, name) for place, _, names in os.walk(folder, onerror=fail) for name in names)
+    return sorted(path for path in paths if path.is_file())

@@ -156,13 +156,15 @@ class Chain:
         return hmac.digest(self._key, body, hashlib.sha256).hex()
 
 
-def verified(chain: Chain, events: Iterable[RetentionEvent], known: tuple[int, str], head: str | None) -> Verification:
+def verified(
+    chain: Chain, events: Iterable[RetentionEvent], expected_end: tuple[int, str], head: str | None
+) -> Verification:
     """Check events, and return the outcome.
 
     Args:
         chain: the chain before the first event; the check advances it.
         events: the events; the iterator raises `Altered` at an altered one.
-        known: number of records that must be there, and the digest of the last of them.
+        expected_end: number of records that must be there, and the digest of the last of them.
         head: a digest that the chain must reach; ``None``: none.
 
     Raises:
@@ -183,12 +185,12 @@ def verified(chain: Chain, events: Iterable[RetentionEvent], known: tuple[int, s
     try:
         for event in events:
             reached = reached or event.digest == head
-            if event.number + 1 == known[0] and event.digest != known[1]:
+            if event.number + 1 == expected_end[0] and event.digest != expected_end[1]:
                 return bad("it is not the record that this process has seen there", event.number, event.previous)
     except Altered as error:
         return bad(str(error))
-    if chain.number < known[0]:
-        return bad(f"{known[0] - chain.number} records that this process has seen were cut off")
+    if chain.number < expected_end[0]:
+        return bad(f"{expected_end[0] - chain.number} records that this process has seen were cut off")
     if not reached and first:
         return bad(
             f"the head that was kept is none of the latest {chain.number - first} records, and memory has no others"

@@ -23,7 +23,7 @@ from streaminfer.errors import BackendError
 __all__ = ["RetentionFile", "folder_locked", "read_events"]
 
 _WAIT_S = 5.0
-_LOOK_EVERY_S = 0.001
+_POLL_INTERVAL_S = 0.001
 
 
 class RetentionFile:
@@ -44,7 +44,7 @@ class RetentionFile:
         self._chain = chain
         self._absorb = absorb
         self._end = 0
-        self._taking = new_awaited_lock()  # held at a fork, so that a child has a whole record or none of it
+        self._append_lock = new_awaited_lock()  # held at a fork, so that a child has a whole record or none of it
         try:
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -73,7 +73,7 @@ class RetentionFile:
             except BaseException:
                 os.ftruncate(number, self._end)
                 raise
-            self._take(line)
+            self._process(line)
 
     def refresh(self) -> None:
         """Read the records that other processes have added. Raises as :meth:`append` does."""
@@ -87,24 +87,25 @@ class RetentionFile:
 
     def _catch_up(self, number: int) -> None:
         """Read and check new records, and complete or remove an unfinished write."""
-        seen = f'{self._chain.head}"}}\n'.encode() if self._end else b""  # this digest covers all earlier records
-        os.lseek(number, self._end - len(seen), os.SEEK_SET)
+        # this digest covers all earlier records
+        last_digest = f'{self._chain.head}"}}\n'.encode() if self._end else b""
+        os.lseek(number, self._end - len(last_digest), os.SEEK_SET)
         with open(number, "rb", closefd=False) as file:
-            if file.read(len(seen)) != seen:
+            if file.read(len(last_digest)) != last_digest:
                 raise ValueError(f"{self.path}: expected the log that was read before, but its end was cut or changed")
             for line in file:
                 if line.endswith(b"\n") or not is_torn(line):
-                    self._take(line)
+                    self._process(line)
                     continue
                 if is_whole(line):  # only the end of line is missing: add it
-                    self._take(line + b"\n")
+                    self._process(line + b"\n")
                     os.write(number, b"\n")
                 else:
                     os.ftruncate(number, self._end)
                 break
 
-    def _take(self, line: bytes) -> None:
-        with self._taking:
+    def _process(self, line: bytes) -> None:
+        with self._append_lock:
             try:
                 event = self._chain.open(line)
             except Altered as error:
@@ -145,12 +146,12 @@ def read_events(path: Path, chain: Chain, size: int | None = None) -> Iterator[R
         OSError: the file cannot be read.
     """
     with path.open("rb") as file:
-        left = os.fstat(file.fileno()).st_size if size is None else size
-        while left > 0:
-            line = file.readline(left)
+        remaining = os.fstat(file.fileno()).st_size if size is None else size
+        while remaining > 0:
+            line = file.readline(remaining)
             if not line:
                 raise Altered("the file was cut")
-            left -= len(line)
+            remaining -= len(line)
             if not line.endswith(b"\n") and is_torn(line):
                 raise Altered("the last line is cut short; a log that is opened to write removes it")
             yield chain.open(line)
@@ -165,15 +166,15 @@ def _lock(number: int) -> None:
         except BlockingIOError:
             if time.monotonic() > until:
                 raise
-            time.sleep(_LOOK_EVERY_S)
+            time.sleep(_POLL_INTERVAL_S)
         else:
             return
 
 
 def _write(number: int, line: bytes, *, durable: bool) -> None:
-    left = memoryview(line)
-    while left:  # a full disk may write a part; the next write then raises its error
-        left = left[os.write(number, left) :]
+    remaining = memoryview(line)
+    while remaining:  # a full disk may write a part; the next write then raises its error
+        remaining = remaining[os.write(number, remaining) :]
     if durable:
         os.fsync(number)
 

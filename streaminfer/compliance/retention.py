@@ -22,7 +22,7 @@ from streaminfer.compliance.retention_log import RetentionLog
 
 __all__ = ["PRESERVED", "Holding", "Residual", "Retention", "Rule", "StorageTraits"]
 
-_MOST_REMEMBERED = 1024
+_MAX_CACHED_RULES = 1024
 
 PRESERVED = "preserved"
 """Place name, in records and reports, of entries that a legal hold or minimum age preserves after their time."""
@@ -179,12 +179,12 @@ class Retention:
     def rule(self, tags: Iterable[str]) -> Rule:
         """Return the rule for an entry with these tags."""
         named = frozenset(tag for tag in tags if tag in self.classes)
-        found = self._rules.get(named)
-        if found is None:
-            found = self._strictest(named)
-            if len(self._rules) < _MOST_REMEMBERED:
-                self._rules[named] = found
-        return found
+        rule = self._rules.get(named)
+        if rule is None:
+            rule = self._strictest(named)
+            if len(self._rules) < _MAX_CACHED_RULES:
+                self._rules[named] = rule
+        return rule
 
     def _strictest(self, named: frozenset[str]) -> Rule:
         parts = sorted(((name, self.classes[name]) for name in named), key=lambda it: (it[1].max_age_s, it[0]))

@@ -38,7 +38,7 @@ Action = Literal[
 ACTIONS: tuple[Action, ...] = get_args(Action)
 
 _DURABLE = frozenset({"erased", "erase_failed", "held", "released", "erase_held"})
-_MOST_KEPT = 10_000
+_MAX_RECENT = 10_000
 _HIDDEN = "[the subject]"
 
 
@@ -82,10 +82,10 @@ class RetentionLog:
         self._secret = check_secret("secret", secret)
         self._now = wall_clock or time.time_ns
         self._lock = new_lock()
-        self._taking = new_awaited_lock()  # held at a fork, so that a child has a whole record or none
+        self._append_lock = new_awaited_lock()  # held at a fork, so that a child has a whole record or none
         self._chain = Chain(self._secret)
         self._before = Chain(self._secret)  # the chain before the first event in memory
-        self._kept: deque[RetentionEvent] = deque()
+        self._recent: deque[RetentionEvent] = deque()
         self._pending: dict[tuple[str, str | None, str | None], RetentionEvent] = {}
         self._holds: dict[tuple[str | None, str], RetentionEvent] = {}
         self._file = None if path is None else RetentionFile(Path(path), self._chain, self._absorb)
@@ -149,7 +149,7 @@ class RetentionLog:
             if self._file is not None:
                 self._file.append(make, durable=action in _DURABLE)
             else:
-                with self._taking:
+                with self._append_lock:
                     self._absorb(self._chain.open(make()))
 
     @property
@@ -173,7 +173,7 @@ class RetentionLog:
     def events(self) -> tuple[RetentionEvent, ...]:
         """The latest events, at most 10,000, oldest first."""
         with self._lock:
-            return tuple(self._kept)
+            return tuple(self._recent)
 
     @property
     def pending(self) -> tuple[RetentionEvent, ...]:
@@ -232,12 +232,12 @@ class RetentionLog:
             BackendError: the file cannot be read.
         """
         with self._lock:
-            known = (self._chain.number, self._chain.head)
+            expected_end = (self._chain.number, self._chain.head)
             if self._file is None:
                 chain = copy.copy(self._before)
-                return verified(chain, map(chain.check, tuple(self._kept)), known, head)
+                return verified(chain, map(chain.check, tuple(self._recent)), expected_end, head)
             size = self._file.size()
-        return _verify(self._file.path, self._secret, size, known, head)
+        return _verify(self._file.path, self._secret, size, expected_end, head)
 
     def refresh(self) -> None:
         """Read the records of other processes; :meth:`record` does so too.
@@ -263,19 +263,19 @@ class RetentionLog:
 
     def _absorb(self, event: RetentionEvent) -> None:
         """Process a new event of the log, from this process or another one."""
-        asked = (event.where, event.subject, event.tag)
+        selection = (event.where, event.subject, event.tag)
         if event.action in {"erase_failed", "erase_held"}:
-            self._pending[asked] = event
+            self._pending[selection] = event
         elif event.action == "erased":
-            self._pending.pop(asked, None)
+            self._pending.pop(selection, None)
         elif event.action == "held":
             self._holds = {**self._holds, (event.subject, event.data_class): event}
         elif event.action == "released":
             ended = (event.subject, event.data_class)
-            self._holds = {about: hold for about, hold in self._holds.items() if about != ended}
-        self._kept.append(event)
-        if len(self._kept) > _MOST_KEPT:
-            self._before.advance(self._kept.popleft())
+            self._holds = {key: hold for key, hold in self._holds.items() if key != ended}
+        self._recent.append(event)
+        if len(self._recent) > _MAX_RECENT:
+            self._before.advance(self._recent.popleft())
 
     def __repr__(self) -> str:
         where = "in memory" if self._file is None else repr(str(self._file.path))
@@ -297,6 +297,8 @@ def verify_file(path: str | os.PathLike[str], *, secret: bytes, head: str | None
     return _verify(Path(path), check_secret("secret", secret), None, (0, ""), head)
 
 
-def _verify(path: Path, secret: bytes, size: int | None, known: tuple[int, str], head: str | None) -> Verification:
+def _verify(
+    path: Path, secret: bytes, size: int | None, expected_end: tuple[int, str], head: str | None
+) -> Verification:
     chain = Chain(secret)
-    return verified(chain, read_events(path, chain, size), known, head)
+    return verified(chain, read_events(path, chain, size), expected_end, head)

@@ -98,27 +98,29 @@ class RetentionReport(Document):
     @property
     def violations(self) -> list[str]:
         """Descriptions of the violations; empty if none is known."""
-        found = []
+        violations = []
         for it in self.holdings:
             if it.state == "over":
-                found.append(
+                violations.append(
                     f"{it.where} holds {_class(it.data_class)} that is {format_duration(it.oldest_age_s)} old: "
                     f"{format_duration(it.max_age_s)} are allowed, and {format_duration(it.purge_bound_s)} to remove it"
                 )
             elif it.max_age_s is None and it.entries:
-                found.append(f"{it.where} holds {it.entries} entries of {_class(it.data_class)}: the policy has none")
+                violations.append(
+                    f"{it.where} holds {it.entries} entries of {_class(it.data_class)}: the policy has none"
+                )
         for event in self.pending:
             if event.action == "erase_held" and self.holds:
                 continue
-            asked = f"subject {event.subject}" if event.tag is None else f"tag {event.tag!r}"
-            what = "was held" if event.action == "erase_held" else "failed"
-            found.append(
-                f"an erasure in {event.where} ({asked}) {what} on {instant(event.at_ns)} and is still to be made: "
+            target = f"subject {event.subject}" if event.tag is None else f"tag {event.tag!r}"
+            outcome = "was held" if event.action == "erase_held" else "failed"
+            violations.append(
+                f"an erasure in {event.where} ({target}) {outcome} on {instant(event.at_ns)} and is still to be made: "
                 f"{event.reason}"
             )
         if self.log is not None and not self.log.ok:
-            found.append(f"the log is not whole: {self.log}")
-        return found
+            violations.append(f"the log is not whole: {self.log}")
+        return violations
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain values, in the layout that ``schema`` and ``version`` name."""
@@ -126,9 +128,9 @@ class RetentionReport(Document):
         return {**first, **super().to_dict()}
 
     def _repr_html_(self) -> str:
-        found = self.violations
+        violations = self.violations
         parts = [f"<p>{instant(self.at_ns)}</p>"]
-        parts.append(list_of(found, "bad") if found else '<p class="good">No violation is known.</p>')
+        parts.append(list_of(violations, "bad") if violations else '<p class="good">No violation is known.</p>')
         sections: list[tuple[str, _Columns, Sequence[Any]]] = [
             ("What is kept", _HOLDINGS, self.holdings),
             ("The policy", _RULES, self.rules),
@@ -153,8 +155,8 @@ class RetentionReport(Document):
             entries = sum(event.count for event in self.erasures)
             lines += ["", f"{len(self.erasures)} erasures of {entries} entries, the latest:"]
             lines.append(_text_of(_EVENTS, self.erasures[-5:]))
-        found = self.violations
-        lines += ["", *(f"VIOLATION: {text}" for text in found)] if found else ["", "no violation is known"]
+        violations = self.violations
+        lines += ["", *(f"VIOLATION: {text}" for text in violations)] if violations else ["", "no violation is known"]
         return "\n".join(lines)
 
 
@@ -200,7 +202,7 @@ def build_report(
     )
 
 
-def _judged(policy: Retention, holding: Holding, bounds: Mapping[str, float], held: bool) -> ReportedHolding:
+def _judged(policy: Retention, holding: Holding, bounds: Mapping[str, float], has_holds: bool) -> ReportedHolding:
     max_age_s = None
     if holding.data_class == "" or holding.data_class in policy.classes:
         max_age_s = policy.rule((holding.data_class,)).max_age_s
@@ -214,7 +216,7 @@ def _judged(policy: Retention, holding: Holding, bounds: Mapping[str, float], he
     elif holding.oldest_age_s < max_age_s:  # expired means now ≥ expiry
         state = "within"
     else:
-        state = "due" if holding.oldest_age_s <= max_age_s + bound_s else "held" if held else "over"
+        state = "due" if holding.oldest_age_s <= max_age_s + bound_s else "held" if has_holds else "over"
     return ReportedHolding(**holding._asdict(), max_age_s=max_age_s, purge_bound_s=bound_s, state=state)
 
 

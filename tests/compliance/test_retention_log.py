@@ -286,7 +286,7 @@ def test_cut_tail_is_found_by_stored_head_or_reader(path):
 
 def test_discarded_records_in_memory_are_no_alteration(monkeypatch):
     """A log in memory does not report an alteration for the records that it has discarded."""
-    monkeypatch.setattr(retention_log, "_MOST_KEPT", 2)
+    monkeypatch.setattr(retention_log, "_MAX_RECENT", 2)
     log = fill(RetentionLog(wall_clock=Wall()), 1)
     heads = [log.head]
     for _ in range(4):
@@ -671,7 +671,7 @@ def test_threads_that_write_at_once_make_one_chain(path, in_file):
     st.integers(1, 8),
 )
 def test_log_stays_valid_after_memory_discards_records(given_events, keep):
-    with mock.patch.object(retention_log, "_MOST_KEPT", keep):
+    with mock.patch.object(retention_log, "_MAX_RECENT", keep):
         check_bounds(RetentionLog(wall_clock=Wall()), given_events, keep)
 
 
@@ -689,7 +689,7 @@ def check_bounds(log, given_events, keep):
 
 def test_whole_file_is_searched_beyond_memory(path, monkeypatch):
     """The whole file is searched, although memory holds only the latest records."""
-    monkeypatch.setattr(retention_log, "_MOST_KEPT", 2)
+    monkeypatch.setattr(retention_log, "_MAX_RECENT", 2)
     log = fill(opened(path), 9)
     assert [event.number for event in log.events] == [7, 8]
     assert [event.number for event in log.events_about("anna 0")] == [0, 3, 6]
@@ -700,7 +700,7 @@ def test_whole_file_is_searched_beyond_memory(path, monkeypatch):
 
 def test_failed_erasure_is_pending_until_it_succeeds(monkeypatch):
     """A failed erasure is pending until the same erasure succeeds at the same place."""
-    monkeypatch.setattr(retention_log, "_MOST_KEPT", 1)
+    monkeypatch.setattr(retention_log, "_MAX_RECENT", 1)
     log = RetentionLog()
     asked = {"data_class": "", "reason": "down", "count": 0}
     log.record("erase_failed", where="redis", subject="anna", **asked)

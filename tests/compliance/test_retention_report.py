@@ -181,7 +181,7 @@ def test_failed_erasure_is_owed_until_it_succeeds(log):
 
 
 def test_failed_erasure_is_owed_after_record_is_gone(monkeypatch):
-    monkeypatch.setattr(retention_log, "_MOST_KEPT", 1)
+    monkeypatch.setattr(retention_log, "_MAX_RECENT", 1)
     log = RetentionLog()
     note(log, "erase_failed", where="redis", subject="anna", count=0)
     note(log, "expired", count=3)
