@@ -71,39 +71,39 @@ def answer_conditional(
         return 200, headers, b""
     if status == 412:
         return 412, {"cache-control": "no-store"}, b""
-    left_out = _OF_THE_BODY | {"last-modified"} if "etag" in response_headers else _OF_THE_BODY
-    return 304, {name: value for name, value in response_headers.items() if name not in left_out}, b""
+    omitted = _OF_THE_BODY | {"last-modified"} if "etag" in response_headers else _OF_THE_BODY
+    return 304, {name: value for name, value in response_headers.items() if name not in omitted}, b""
 
 
 def _conditions(headers: Mapping[str, str] | Pairs) -> dict[str, str]:
     """Return the conditional fields by lower-case name; fields of one name form one list (RFC 9110 §5.3)."""
     pairs = headers.items() if isinstance(headers, Mapping) else headers
-    found: dict[str, str] = {}
+    conditions: dict[str, str] = {}
     for name, value in pairs:
         if len(name) not in _LENGTHS:
             continue
         text = name.lower() if isinstance(name, str) else str(name, "latin-1").lower()
         if text in _CONDITIONS:
-            held = value if isinstance(value, str) else str(value, "latin-1")
-            held = held.strip(" \t")
-            found[text] = f"{found[text]}, {held}" if text in found else held
-    return found
+            field = value if isinstance(value, str) else str(value, "latin-1")
+            field = field.strip(" \t")
+            conditions[text] = f"{conditions[text]}, {field}" if text in conditions else field
+    return conditions
 
 
 def _status(method: str, conditions: dict[str, str], headers: Mapping[str, str]) -> int:
     if method in _WITHOUT_CONDITIONS:
         return 200
     etag = headers.get("etag")
-    listed = conditions.get("if-match")
-    if listed is not None:
-        if listed != "*" and (etag is None or not compares_strongly(listed, etag)):
+    tags = conditions.get("if-match")
+    if tags is not None:
+        if tags != "*" and (etag is None or not compares_strongly(tags, etag)):
             return 412
     elif _changed_since(conditions.get("if-unmodified-since"), headers) is True:
         return 412
     reading = method in {"GET", "HEAD"}
-    listed = conditions.get("if-none-match")
-    if listed is not None:
-        if listed == "*" or (etag is not None and compares_weakly(listed, etag)):
+    tags = conditions.get("if-none-match")
+    if tags is not None:
+        if tags == "*" or (etag is not None and compares_weakly(tags, etag)):
             return 304 if reading else 412
     elif reading and _changed_since(conditions.get("if-modified-since"), headers) is False:
         return 304

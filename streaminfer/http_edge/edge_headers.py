@@ -152,26 +152,26 @@ def edge_headers(
         check_instance("policy", policy, lambda it: isinstance(it, EdgePolicy), "an EdgePolicy")
         check_instance("request", request, lambda it: isinstance(it, Request), "a Request")  # not a framework's
         check_instance("response", response, lambda it: isinstance(it, Response), "a Response")
-    now = _whole("now_s", now_s)
+    now = _whole_second("now_s", now_s)
     headers = {"cache-control": "no-store", "date": http_date(now), "vary": policy.vary_field}
     if etag is not None:
         if type(etag) is not str:
             check_instance("etag", etag, lambda it: isinstance(it, str), _A_TAG)
         if not is_entity_tag(etag):
             raise ValueError(expected("etag", _A_TAG, etag))
-    computed = now if computed_s is None else _whole("computed_s", computed_s)
+    computed = now if computed_s is None else _whole_second("computed_s", computed_s)
     age_s = 0.0 if computed_s is None else max(now_s - computed_s, 0.0)
     may_store = store and request.store and not response.degraded
     if not may_store or request.subject is not None or request.stream_id is not None:
         return headers
     left_s = policy._lifetime - age_s
-    fresh = int(min(policy.fresh_s, left_s))
-    if fresh < 1:  # less than a second of freshness remains
+    fresh_s = int(min(policy.fresh_s, left_s))
+    if fresh_s < 1:  # less than a second of freshness remains
         return headers
     age = math.ceil(age_s) if policy.send_age else 0
     tenant = request.tenant is not None
-    who = ("public, " if tenant and policy.share_tenants else "private, ") if tenant or authorized else ""
-    headers["cache-control"] = _cache_control(policy, fresh, age, left_s - fresh, who)
+    audience = ("public, " if tenant and policy.share_tenants else "private, ") if tenant or authorized else ""
+    headers["cache-control"] = _cache_control(policy, fresh_s, age, left_s - fresh_s, audience)
     if policy.send_age:
         headers["age"] = str(age)
     if etag is not None:
@@ -181,14 +181,14 @@ def edge_headers(
     return headers
 
 
-def _cache_control(policy: EdgePolicy, fresh: int, age: int, beyond_s: float, who: str) -> str:
+def _cache_control(policy: EdgePolicy, fresh_s: int, age: int, beyond_s: float, audience: str) -> str:
     """Return the field; the windows begin when freshness ends, and end ``beyond_s`` later at the latest."""
     if policy.client_s is None:
-        text = f"{who}max-age={age + fresh}"
+        text = f"{audience}max-age={age + fresh_s}"
     else:
-        text = f"{who}max-age={age + min(fresh, int(policy.client_s))}"
-        if who != "private, ":
-            text = f"{text}, s-maxage={age + fresh}"
+        text = f"{audience}max-age={age + min(fresh_s, int(policy.client_s))}"
+        if audience != "private, ":
+            text = f"{text}, s-maxage={age + fresh_s}"
     return text + (policy._ending if beyond_s >= policy._window_s else _ending(policy, beyond_s))
 
 
@@ -203,7 +203,7 @@ def _ending(policy: EdgePolicy, beyond_s: float) -> str:
     return f"{text}, immutable" if policy.immutable else text
 
 
-def _whole(name: str, seconds: Any) -> int:
+def _whole_second(name: str, seconds: Any) -> int:
     """Return the whole second of an instant."""
     if type(seconds) is not float and (isinstance(seconds, bool) or not isinstance(seconds, int | float)):
         raise TypeError(expected(name, "seconds since 1970", seconds))
