@@ -193,26 +193,26 @@ def numbers(name: str, values: ArrayLike) -> NDArray[np.float64]:
     Raises:
         TypeError: it does not hold real numbers.
     """
-    given = np.asarray(values)
-    if given.dtype.kind not in "iuf":
+    array = np.asarray(values)
+    if array.dtype.kind not in "iuf":
         raise TypeError(expected(name, "an array of real numbers", values))
-    return given.astype(np.float64)
+    return array.astype(np.float64)
 
 
-def priorities_of(given: ArrayLike | None, n: int) -> NDArray[np.int32]:
+def priorities_of(values: ArrayLike | None, n: int) -> NDArray[np.int32]:
     """Return the priorities of n arrivals; with ``None``, all are the same.
 
     Raises:
-        TypeError: ``given`` does not hold whole numbers.
+        TypeError: ``values`` does not hold whole numbers.
         ValueError: it does not hold n numbers of at most 32 bits.
     """
-    priorities = np.zeros(n, np.int32) if given is None else np.asarray(given)
+    priorities = np.zeros(n, np.int32) if values is None else np.asarray(values)
     if priorities.dtype.kind not in "iu" and priorities.size:
-        raise TypeError(expected("priorities", "whole numbers", given))
+        raise TypeError(expected("priorities", "whole numbers", values))
     if priorities.shape != (n,):
         raise ValueError(expected("priorities", f"one for each of {n} arrivals", priorities.shape))
     if priorities.size and not (_PRIORITIES.min <= priorities.min() and priorities.max() <= _PRIORITIES.max):
-        raise ValueError(expected("priorities", "whole numbers of 32 bits", given))
+        raise ValueError(expected("priorities", "whole numbers of 32 bits", values))
     return priorities.astype(np.int32)
 
 

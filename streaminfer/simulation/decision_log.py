@@ -168,7 +168,7 @@ class DecisionLog:
             ends_s=(ends_ns - zero_ns) / 1e9,
             workers=self.batch_workers[drawn],
             sizes=self.batch_sizes[drawn],
-            reasons=tuple(reason for reason, kept in zip(self.reasons, drawn.tolist(), strict=True) if kept),
+            reasons=tuple(reason for reason, is_drawn in zip(self.reasons, drawn.tolist(), strict=True) if is_drawn),
             rows=int(self.batch_workers.max(initial=-1)) + 1,
             arrivals_s=(arrivals_ns - zero_ns) / 1e9,
             drops_s=(drops_ns - zero_ns) / 1e9,
@@ -215,16 +215,16 @@ class DecisionLog:
         else:
             outcome = f"{'took' if self.batch_ok[at] else 'no answers after'} {(end_ns - start_ns) / 1e6:.1f} ms"
         return (
-            f"{self._ago(start_ns)} worker {self.batch_workers[at]}: {_requests(self.batch_sizes[at])}, "
+            f"{self._relative_time(start_ns)} worker {self.batch_workers[at]}: {_requests(self.batch_sizes[at])}, "
             f"{self.batch_queued[at]} left queued, {outcome}. {reason}: {RELEASE_REASONS.get(reason, _NO_WORDS)}"
         )
 
     def _drop_in_words(self, at: int) -> str:
         reason = self.drop_reasons[at]
         words = DROP_REASONS.get(reason, _NO_WORDS)
-        return f"{self._ago(self.drops_ns[at])} {_requests(self.drop_counts[at])} dropped. {reason}: {words}"
+        return f"{self._relative_time(self.drops_ns[at])} {_requests(self.drop_counts[at])} dropped. {reason}: {words}"
 
-    def _ago(self, instant_ns: Any) -> str:
+    def _relative_time(self, instant_ns: Any) -> str:
         return f"  {(int(instant_ns) - self.latest_ns) / 1e6:9.1f} ms"
 
     def __repr__(self) -> str:
@@ -234,13 +234,13 @@ class DecisionLog:
         )
 
     def _repr_html_(self) -> str:
-        sizes, given = self.batch_sizes, np.array(self.reasons, dtype=object)
+        sizes, reasons = self.batch_sizes, np.array(self.reasons, dtype=object)
         rows = [
             (
                 "batches",
                 reason,
                 count,
-                f"{sizes[given == reason].mean():.1f}" if (given == reason).any() else "",
+                f"{sizes[reasons == reason].mean():.1f}" if (reasons == reason).any() else "",
                 RELEASE_REASONS.get(reason, _NO_WORDS),
             )
             for reason, count in _most_first(self.released)

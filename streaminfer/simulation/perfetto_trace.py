@@ -37,9 +37,9 @@ def perfetto_trace(log: "DecisionLog", slo: "SLO | None" = None) -> bytes:
     trace.add_instants(trace.add_track("dropped"), log.drop_reasons, log.drops_ns)
     _add_batches(trace, log, numbers[in_batch], log.arrival_batches[in_batch])
     # queue length before and after each release
-    starts_ns, left = log.batch_starts_ns.repeat(2), log.batch_queued.repeat(2)
-    left[::2] += log.batch_sizes
-    trace.add_counts(trace.add_track("queued requests", is_counter=True), starts_ns, left)
+    starts_ns, queued = log.batch_starts_ns.repeat(2), log.batch_queued.repeat(2)
+    queued[::2] += log.batch_sizes
+    trace.add_counts(trace.add_track("queued requests", is_counter=True), starts_ns, queued)
     if slo is None:
         name, (at_ns, rates) = f"burn rate of deadlines at {_OBJECTIVE:.0%}", _deadline_burn(log)
     else:

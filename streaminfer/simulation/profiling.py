@@ -114,21 +114,25 @@ async def profile(
     check_clock("clock", clock)
     expectation = "a backend (an object with infer) or a batch function"
     check_instance("inner", inner, lambda it: is_backend(it) or callable(it), expectation)
-    given = as_buckets(buckets)
+    checked_buckets = as_buckets(buckets)
     assembler = Assembler(
         stack=stack,
         batch_axes=adapt(inner).capabilities().batch_axes,
         max_batch_size=max_batch_size,
-        buckets=given,
+        buckets=checked_buckets,
         preferred_sizes=preferred_sizes,
     )
     rows = _rows(examples, inner, assembler, stack)
     budget_ns = budget_s * 1e9 / len(rows)
-    found: dict[int, ServiceTime] = {}
+    by_bucket: dict[int, ServiceTime] = {}
     for bucket, alike_rows in sorted(rows.items()):
         run = functools.partial(_run, inner, alike_rows, assembler, clock or time.monotonic_ns)
-        found[bucket] = await _measure(run, assembler.sizes_of(bucket), budget_ns)
-    return found[0] if given is None else {given.lengths[bucket]: times for bucket, times in found.items()}
+        by_bucket[bucket] = await _measure(run, assembler.sizes_of(bucket), budget_ns)
+    return (
+        by_bucket[0]
+        if checked_buckets is None
+        else {checked_buckets.lengths[bucket]: times for bucket, times in by_bucket.items()}
+    )
 
 
 async def _measure(run: Callable[[int], Awaitable[int]], sizes: list[int], budget_ns: float) -> ServiceTime:
@@ -146,15 +150,15 @@ async def _measure(run: Callable[[int], Awaitable[int]], sizes: list[int], budge
     while True:
         fits = [
             size
-            for size, took in runs.items()
-            if len(took) < _MOST_RUNS and spent_ns + statistics.median_low(took) <= budget_ns
+            for size, durations_ns in runs.items()
+            if len(durations_ns) < _MOST_RUNS and spent_ns + statistics.median_low(durations_ns) <= budget_ns
         ]
         if not fits:
             return _curve(runs)
         size = min(fits, key=lambda one: sum(runs[one]))
-        took_ns = await run(size)
-        runs[size].append(took_ns)
-        spent_ns += took_ns
+        duration_ns = await run(size)
+        runs[size].append(duration_ns)
+        spent_ns += duration_ns
 
 
 async def _run(inner: Any, rows: list[Any], assembler: Assembler, clock: Clock, size: int) -> int:
@@ -170,7 +174,7 @@ async def _run(inner: Any, rows: list[Any], assembler: Assembler, clock: Clock, 
         if inspect.isawaitable(results):
             results = await results
     outputs = split_rows(results, size, type(inner).__name__)
-    took_ns = clock() - started_ns
+    duration_ns = clock() - started_ns
     if isinstance(outputs, BackendError):
         raise outputs
     for row in outputs:
@@ -178,7 +182,7 @@ async def _run(inner: Any, rows: list[Any], assembler: Assembler, clock: Clock, 
             raise row
     if not is_backend(inner):
         await asyncio.sleep(0)
-    return max(took_ns, _SHORTEST_NS)
+    return max(duration_ns, _SHORTEST_NS)
 
 
 def _rows(examples: Sequence[Any], inner: Any, assembler: Assembler, stack: bool) -> dict[int, list[Any]]:
@@ -191,11 +195,11 @@ def _rows(examples: Sequence[Any], inner: Any, assembler: Assembler, stack: bool
     rows: dict[int, list[Any]] = {}
     for number, example in enumerate(examples):
         row = assembler.prepare(example)
-        seen = assembler.as_padded(row)
+        padded = assembler.as_padded(row)
         if validate is not None:
-            validate(Request(seen))
+            validate(Request(padded))
         alike_rows = rows.setdefault(assembler.bucket_of(row), [])
-        if alike_rows and stack and kind_of(assembler.as_padded(alike_rows[0])) != kind_of(seen):
+        if alike_rows and stack and kind_of(assembler.as_padded(alike_rows[0])) != kind_of(padded):
             raise ValueError(expected(f"examples[{number}]", "one that can be stacked with the others", example))
         alike_rows.append(row)
     return rows

@@ -205,8 +205,10 @@ class ScenarioTable(Sequence[Scenario]):
         """Return a line with the common settings, and rows of cells with the varied ones, the first row the head."""
         varied = self._varied()
         first = self.outcomes[0]
-        told = [name for name in _SETTINGS if name not in varied and (name != _SETTINGS[-1] or first.max_queue_delay_s)]
-        common = _label(first, told)
+        common_names = [
+            name for name in _SETTINGS if name not in varied and (name != _SETTINGS[-1] or first.max_queue_delay_s)
+        ]
+        common = _label(first, common_names)
         title = f"{len(self.trace)} requests in {self.trace.duration_s:.4g} s, {self.trace.rate:.4g} a second; {common}"
         rows = [[*varied, "on time", "dropped", "late", "p50", "p99", "mean batch", "busy"]]
         rows += [
@@ -357,13 +359,15 @@ def _alternatives(name: str, value: Any) -> list[Any]:
 
 def _devices(service_time: Any) -> dict[str, ServiceTime]:
     """Return service times by name; one without a name is named by its ``repr``."""
-    given = service_time.items() if isinstance(service_time, Mapping) else service_time
+    entries = service_time.items() if isinstance(service_time, Mapping) else service_time
     expectation = "a ServiceTime, several, or (name, ServiceTime); fitted() gives that of a learned one"
-    if isinstance(given, ServiceTime):
-        given = [given]
-    check_instance("service_time", given, lambda it: isinstance(it, Iterable) and not isinstance(it, str), expectation)
+    if isinstance(entries, ServiceTime):
+        entries = [entries]
+    check_instance(
+        "service_time", entries, lambda it: isinstance(it, Iterable) and not isinstance(it, str), expectation
+    )
     devices: dict[str, ServiceTime] = {}
-    for entry in given:
+    for entry in entries:
         name, device = entry if isinstance(entry, tuple) and len(entry) == 2 else (repr(entry), entry)
         if not (isinstance(name, str) and isinstance(device, ServiceTime)):
             raise TypeError(expected("service_time", expectation, entry))

@@ -53,7 +53,7 @@ from streaminfer.simulation.simulation_result import SimulationResult
 
 __all__ = ["durations_in_ns", "simulate"]
 
-_FURTHEST_S = 4e9
+_MAX_INSTANT_S = 4e9
 
 
 def simulate(
@@ -106,13 +106,13 @@ def simulate(
     workers = check_count("workers", workers)
     deadlines_ns = arrivals_ns + slo_ns if deadlines_s is None else _deadlines_in_ns(deadlines_s, n)
     durations_ns = durations_in_ns(service_time, max_batch_size)
-    made = _policy(
+    resolved = _policy(
         policy, max_batch_size, service_time, workers, check_duration("max_queue_delay_s", max_queue_delay_s)
     )
     simulation = _Simulation(
-        model=ModelRun(made, arrivals_ns, deadlines_ns, priorities_of(priorities, n)),
-        policy=made,
-        observe=adapt_policy(made).observe,
+        model=ModelRun(resolved, arrivals_ns, deadlines_ns, priorities_of(priorities, n)),
+        policy=resolved,
+        observe=adapt_policy(resolved).observe,
         durations_ns=durations_ns.tolist(),
         free=list(range(workers)),
         noise=check_number("noise", noise, "a finite number ≥ 0", lambda it: 0 <= it < math.inf),
@@ -189,14 +189,14 @@ def _policy(
         raise ValueError(expected("max_queue_delay_s", f"0 with policy={policy!r}", delay_s))
     if not isinstance(policy, str):
         check_instance("policy", policy, is_policy, "a policy's name or an object with decide")
-        made = policy
+        resolved = policy
     elif check_choice("policy", policy, POLICY_NAMES) == "greedy":
-        made = Greedy(max_batch_size, timeout_ns(delay_s))
+        resolved = Greedy(max_batch_size, timeout_ns(delay_s))
     else:
-        made = Lookahead(max_batch_size, service_time, workers=workers)
-    if isinstance(made, Lookahead):
+        resolved = Lookahead(max_batch_size, service_time, workers=workers)
+    if isinstance(resolved, Lookahead):
         kernel_loader.load()  # before the run, so that it does not include the seconds of a compilation
-    return made
+    return resolved
 
 
 def _deadlines_in_ns(deadlines_s: ArrayLike, n: int) -> NDArray[np.int64]:
@@ -205,5 +205,5 @@ def _deadlines_in_ns(deadlines_s: ArrayLike, n: int) -> NDArray[np.int64]:
         raise ValueError(expected("deadlines_s", f"one for each of {n} arrivals", deadlines.shape))
     if np.isnan(deadlines).any():
         raise ValueError(expected("deadlines_s", "seconds, or inf for none", float("nan")))
-    in_ns = np.rint(np.clip(deadlines, -_FURTHEST_S, _FURTHEST_S) * 1e9).astype(np.int64)
+    in_ns = np.rint(np.clip(deadlines, -_MAX_INSTANT_S, _MAX_INSTANT_S) * 1e9).astype(np.int64)
     return np.where(deadlines == np.inf, NEVER, in_ns)

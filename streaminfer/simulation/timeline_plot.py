@@ -29,7 +29,7 @@ _COLORS = (*COLORS[:-1], "#f0e442", "C5", "C8", "C6", "C9")  # without the last 
 _HALF = 0.4
 _WIDE_ENOUGH = 1 / 60
 """Smallest share of the width at which a bar has room for its size."""
-_APART: dict[str, Any] = {"edgecolor": "white", "linewidth": 0.6}
+_BAR_EDGE: dict[str, Any] = {"edgecolor": "white", "linewidth": 0.6}
 _BARS_IN_VECTORS = 1000
 """Number of bars above which they are drawn as pixels, which take less of a file."""
 _BATCHES_APART = 250
@@ -91,12 +91,12 @@ def draw_timeline(
     edges_s = np.linspace(begin_s, end_s if end_s > begin_s else begin_s + 1.0, bins + 1)
     if running is not None:
         ends_s = np.where(running, edges_s[-1], ends_s)
-    given = np.array(reasons, dtype=object)
+    reason_of = np.array(reasons, dtype=object)
     below = np.zeros((rows, bins))
     dense = starts_s.size > min(_BATCHES_APART * max(rows, 1), _BATCHES_IN_ALL)
     is_large = dense or starts_s.size > _BARS_IN_VECTORS
     for reason, color in _colors(reasons).items():
-        chosen = given == reason
+        chosen = reason_of == reason
         if dense:
             shares = _busy_shares(starts_s[chosen], ends_s[chosen], workers[chosen], edges_s, rows)
             busy = np.nonzero(shares)
@@ -105,7 +105,7 @@ def draw_timeline(
             below += shares
         else:
             corners = _corners(starts_s[chosen], ends_s[chosen], workers[chosen] - _HALF, workers[chosen] + _HALF)
-        edges: dict[str, Any] = {"linewidth": 0.0} if dense else _APART
+        edges: dict[str, Any] = {"linewidth": 0.0} if dense else _BAR_EDGE
         ax.add_collection(
             collections.PolyCollection(corners, label=reason, facecolor=color, rasterized=is_large, **edges)
         )
@@ -173,8 +173,8 @@ def _busy_shares(
     """
     shares = np.zeros((rows, edges_s.size - 1))
     for row in np.unique(workers).tolist():
-        mine = workers == row
-        points_s = np.stack((starts_s[mine], ends_s[mine]), axis=-1)
+        is_own = workers == row
+        points_s = np.stack((starts_s[is_own], ends_s[is_own]), axis=-1)
         busy_s = np.cumsum(points_s[:, 1] - points_s[:, 0])
         reached_s = np.stack((np.append(0.0, busy_s[:-1]), busy_s), axis=-1)
         shares[row] = np.diff(np.interp(edges_s, points_s.ravel(), reached_s.ravel())) / np.diff(edges_s)
@@ -185,8 +185,10 @@ def _colors(reasons: tuple[str, ...]) -> dict[str, str]:
     """Return each reason's color, in order of appearance; reasons of other policies share the rest of the cycle."""
     different = list(dict.fromkeys(reasons))
     others = [reason for reason in different if reason not in _REASONS]
-    left = len(_COLORS) - len(_REASONS)
+    free_count = len(_COLORS) - len(_REASONS)
     return {
-        reason: _COLORS[_REASONS.index(reason) if reason in _REASONS else len(_REASONS) + others.index(reason) % left]
+        reason: _COLORS[
+            _REASONS.index(reason) if reason in _REASONS else len(_REASONS) + others.index(reason) % free_count
+        ]
         for reason in different
     }

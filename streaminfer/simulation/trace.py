@@ -154,7 +154,7 @@ def _archive(file: IO[bytes]) -> Any:
 
 
 def _read(stored: Any) -> list[NDArray[Any]]:
-    found = f"{stored['format']} {stored['version']}"
-    if found != f"{_FORMAT} {_VERSION}":
-        raise ValueError(expected("format", f"{_FORMAT} {_VERSION}", found))
+    stored_format = f"{stored['format']} {stored['version']}"
+    if stored_format != f"{_FORMAT} {_VERSION}":
+        raise ValueError(expected("format", f"{_FORMAT} {_VERSION}", stored_format))
     return [stored[name] for name in _FIELDS]

@@ -206,8 +206,8 @@ class _Model(ModelRun):
     residence: Residence | None = None
 
     def __init__(self, name: str, load: ModelLoad, simulation: _Simulation, learns: bool) -> None:
-        known = LearnedServiceTime(prior=load.service_time) if learns else load.service_time
-        self._lookahead = Lookahead(load.max_batch_size, known)
+        service_time = LearnedServiceTime(prior=load.service_time) if learns else load.service_time
+        self._lookahead = Lookahead(load.max_batch_size, service_time)
         super().__init__(self._lookahead, load.arrivals_ns, load.arrivals_ns + load.slo_ns)
         self.source = name
         self.load = load
