@@ -1,6 +1,6 @@
 cimport cython
 
-cdef unsigned long long _MOST
+cdef unsigned long long _MAX_VARINT
 
 cdef class ProtobufWriter:
     cdef bytearray _buffer

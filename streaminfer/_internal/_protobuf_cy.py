@@ -11,7 +11,7 @@ import struct
 __all__ = ["ProtobufWriter", "split_fields"]
 
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
-_MOST = 2**64 - 1  # a variable, because C has no literal of this size and would compute with Python integers
+_MAX_VARINT = 2**64 - 1  # a variable, because C has no literal of this size and would compute with Python integers
 
 
 class ProtobufWriter:
@@ -155,7 +155,7 @@ def split_fields(
 
 
 def _append_varint(buffer: bytearray, value: int) -> None:
-    if not 0 <= value <= _MOST:
+    if not 0 <= value <= _MAX_VARINT:
         raise OverflowError(f"value: expected an integer from 0 to 2^64 - 1, got {value!r}")
     while value > 0x7F:  # seven bits a byte
         buffer.append(value & 0x7F | 0x80)

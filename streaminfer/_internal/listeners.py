@@ -99,7 +99,7 @@ class Listeners(Generic[E]):
         self._describe = describe
         self._functions: tuple[Callable[[E], object], ...] = ()
         self.begin_again()
-        _OF_ALL.add(self)
+        _all_listeners.add(self)
 
     def begin_again(self) -> None:
         """Replace the locks: in a forked process, the threads that held them no longer exist."""
@@ -183,11 +183,11 @@ class Listeners(Generic[E]):
         return False
 
 
-_OF_ALL: weakref.WeakSet[Listeners[Any]] = weakref.WeakSet()
+_all_listeners: weakref.WeakSet[Listeners[Any]] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
-    for listeners in list(_OF_ALL):
+    for listeners in list(_all_listeners):
         listeners.begin_again()
 
 

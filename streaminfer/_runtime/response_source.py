@@ -8,7 +8,7 @@ import functools
 
 __all__ = ["RoutedSource", "fallback_source", "nested_source"]
 
-_MOST = 1024
+_CACHE_SIZE = 1024
 
 
 class RoutedSource(str):
@@ -23,13 +23,13 @@ class RoutedSource(str):
     route: str
 
 
-@functools.lru_cache(maxsize=_MOST)
+@functools.lru_cache(maxsize=_CACHE_SIZE)
 def nested_source(route: str, inner: str) -> str:
     """Return the source of a response from a part of a route; with an empty ``inner``, the route's name."""
     return _routed(route, f"{route}/{inner}") if inner else route
 
 
-@functools.lru_cache(maxsize=_MOST)
+@functools.lru_cache(maxsize=_CACHE_SIZE)
 def fallback_source(route: str, better: str, reason: str) -> str:
     """Return the source of a response from a fallback route, with the better route and why that gave no response."""
     return _routed(route, f"{route} ({better}: {reason})")

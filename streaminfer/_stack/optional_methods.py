@@ -16,7 +16,7 @@ _PLAIN: dict[str, tuple[str, ...]] = {
     "validate": ("request",),
     "admission": ("request", "now_ns"),
 }
-_OF_LAYERS = ("bind_clock", "statistics")
+_LAYER_METHODS = ("bind_clock", "statistics")
 
 
 def check_layer_methods(layer: Any) -> None:
@@ -25,7 +25,7 @@ def check_layer_methods(layer: Any) -> None:
     Raises:
         TypeError: a method cannot be called in this way, or is async but would not be awaited.
     """
-    for name in _OF_LAYERS:
+    for name in _LAYER_METHODS:
         _check(layer, name)
 
 

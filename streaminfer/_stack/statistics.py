@@ -46,9 +46,9 @@ class StackStatistics(Snapshot):
 
         parts = [] if self.start is None else [self.start._repr_html_()]
         for name, statistics in self.layers.items():
-            parts.append(f"<h4>{html.escape(name)}</h4>{_drawn(statistics)}")
-            parts.append(_drawn_inside(self.children.get(name, {})))
-        parts += [_drawn_inside(inside) for name, inside in self.children.items() if name not in self.layers]
+            parts.append(f"<h4>{html.escape(name)}</h4>{_html(statistics)}")
+            parts.append(_children_html(self.children.get(name, {})))
+        parts += [_children_html(inside) for name, inside in self.children.items() if name not in self.layers]
         return f"<div><p>Stack, {self.state}</p>{''.join(parts)}</div>"
 
 
@@ -65,7 +65,7 @@ class PartStatistics(Snapshot):
     children: Mapping[str, Any]
 
     def _repr_html_(self) -> str:
-        return ("" if self.statistics is None else _drawn(self.statistics)) + _drawn_inside(self.children)
+        return ("" if self.statistics is None else _html(self.statistics)) + _children_html(self.children)
 
 
 def statistics_inside(part: Any) -> dict[str, Any]:
@@ -82,17 +82,17 @@ def _statistics_of(part: Any) -> Any:
     return PartStatistics(own, inside) if inside else own
 
 
-def _drawn(statistics: Any) -> str:
+def _html(statistics: Any) -> str:
     import html  # noqa: PLC0415 - a notebook's need, not every import's
 
     draw = getattr(statistics, "_repr_html_", None)
     return str(draw()) if draw else f"<pre>{html.escape(repr(statistics))}</pre>"
 
 
-def _drawn_inside(children: Mapping[str, Any]) -> str:
+def _children_html(children: Mapping[str, Any]) -> str:
     import html  # noqa: PLC0415 - the same
 
     return "".join(
-        f"<details><summary>{html.escape(label)}</summary>{_drawn(statistics)}</details>"
+        f"<details><summary>{html.escape(label)}</summary>{_html(statistics)}</details>"
         for label, statistics in children.items()
     )

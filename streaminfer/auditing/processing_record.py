@@ -86,7 +86,7 @@ class ProcessingRecord(Document):
         parts = [list_of((f"missing: {_STATED[name]}" for name in self.missing), "bad") if self.missing else ""]
         parts.append(html_table(rows))
         for name, (title, head) in _TABLES.items():
-            cells = [tuple(map(_in_words, row)) for row in getattr(self, name)]
+            cells = [tuple(map(_cell_text, row)) for row in getattr(self, name)]
             parts.append(f"<h2>{title}</h2>{html_table(cells, head=head.split())}" if cells else "")
         return "\n".join(parts)
 
@@ -165,7 +165,7 @@ def _places(where: str, cache: EdgeCache) -> Sequence[tuple[str, str, bool, bool
     return rows
 
 
-def _in_words(cell: Any) -> str:
+def _cell_text(cell: Any) -> str:
     if cell is None:
         return "no limit known"
     if isinstance(cell, bool):

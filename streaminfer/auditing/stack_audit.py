@@ -179,7 +179,7 @@ def _check_states(backend: StatefulBackend, where: str) -> Finding:
 
 
 def _check_cache(cache: EdgeCache, where: str) -> Iterator[Finding]:
-    policy, tiers = _of(cache, "freshness").policy, _of(cache, "tiers")
+    policy, tiers = _attribute(cache, "freshness").policy, _attribute(cache, "tiers")
     yield from _check_age(cache, policy, where)
     yield _check_subjects(_count_subjects(cache, policy), where)
     if policy is not None or tiers is not None:
@@ -187,7 +187,7 @@ def _check_cache(cache: EdgeCache, where: str) -> Iterator[Finding]:
     if policy is not None:
         yield from _check_residual(policy, where)
         yield from _check_min_age(policy, [] if tiers is None else [worker.tier for worker in tiers.workers], where)
-    yield _check_keys(_of(cache, "_secret"), where)
+    yield _check_keys(_attribute(cache, "_secret"), where)
     for tier in () if tiers is None else [worker.tier for worker in tiers.workers]:
         tier_where = f"{where} → {type(tier).__name__}"
         yield _check_tier(tier, policy, tier_where)
@@ -198,13 +198,13 @@ def _check_cache(cache: EdgeCache, where: str) -> Iterator[Finding]:
         yield from _check_tier_hop(tier, tier_where)
 
 
-def _of(cache: EdgeCache, name: str) -> Any:
+def _attribute(cache: EdgeCache, name: str) -> Any:
     """Return an attribute of a cache as this package defines it, even if a subclass overrides it."""
     return getattr(EdgeCache, name).__get__(cache, EdgeCache)
 
 
 def _check_age(cache: EdgeCache, policy: Retention | None, where: str) -> Iterator[Finding]:
-    freshness = _of(cache, "freshness")
+    freshness = _attribute(cache, "freshness")
     ttl_s, stale_s = freshness.ttl_s, freshness.stale_s
     kept_s = None if ttl_s is None else ttl_s + stale_s
     if policy is not None:
@@ -241,7 +241,7 @@ def _count_subjects(cache: EdgeCache, policy: Retention | None) -> tuple[int, in
 
     Counting frees expired entries, which reads the clock and calls listeners.
     """
-    memory = _of(cache, "_memory")
+    memory = _attribute(cache, "_memory")
     called = (memory.clock, *memory.events, None if policy is None else policy.log)
     if not all(map(is_own_code, called)):
         return None

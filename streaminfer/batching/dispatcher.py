@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Dispatcher"]
 
-_FEW = 0.25
-_NEWEST = 0.1  # weight of the newest batch in the mean of callers that return
+_FEW_RETURN_SHARE = 0.25
+_NEWEST_WEIGHT = 0.1  # weight of the newest batch in the mean of callers that return
 
 
 class Dispatcher(DispatchState):
@@ -69,7 +69,7 @@ class Dispatcher(DispatchState):
     # without slots, CPython 3.11 would look each method up again at each call, because the base is compiled
     __slots__ = (
         *("__weakref__", "_inner_admission", "_bucket_models", "_calls", "_device", "_events", "_idle"),
-        *("_alarm", "_loop", "_outcomes", "_queue", "_recheck_ns", "batch_sizes", "claim"),
+        *("_loop_timer", "_loop", "_outcomes", "_queue", "_recheck_ns", "batch_sizes", "claim"),
         *("expectations", "full_at", "max_in_flight", "observers", "pipeline", "policy", "residence"),
         *("returning", "runner", "source"),
     )
@@ -101,7 +101,7 @@ class Dispatcher(DispatchState):
         self.set_policy(policy)
         self._loop: asyncio.AbstractEventLoop  # set by the first request
         self.is_scheduled = False
-        self._alarm = Alarm(self._on_alarm)
+        self._loop_timer = Alarm(self._on_timer)
         self.timer_ns = NEVER
         self._recheck_ns = NEVER
         self._idle = IdleWaiters()
@@ -151,7 +151,7 @@ class Dispatcher(DispatchState):
         self.free = self.max_in_flight
         self.pipeline.batch = None
         self.is_scheduled = False
-        self._alarm.bind_loop(loop, self.runner.context)
+        self._loop_timer.bind_loop(loop, self.runner.context)
         self.timer_ns = self._recheck_ns = NEVER
         self._idle.forget()
         self._loop = loop
@@ -321,7 +321,7 @@ class Dispatcher(DispatchState):
         self._free_worker(execution, inferred_ns, succeeded=error is None and not execution.abandoned)
         some_queued = in_task and self._queue.queued > 0
         # a task begins in the next iteration, so send before delivery; a thread needs the interpreter lock, so after it
-        first = last = some_queued and (self._queue.queued >= self.full_at or self.returning < _FEW)
+        first = last = some_queued and (self._queue.queued >= self.full_at or self.returning < _FEW_RETURN_SHARE)
         try:
             if first and not self.runner.in_threads:
                 last = False
@@ -355,7 +355,7 @@ class Dispatcher(DispatchState):
     def _after_waking(self, execution: Execution, ended_ns: int, learns: bool, arrivals: int) -> None:
         """Continue after the callers of a batch have woken."""
         arrived_share = (self._events.arrivals - arrivals) / len(execution.tickets)
-        self.returning += _NEWEST * (min(arrived_share, 1.0) - self.returning)
+        self.returning += _NEWEST_WEIGHT * (min(arrived_share, 1.0) - self.returning)
         if learns:
             self.expectations.learn_from(execution, ended_ns)
 
@@ -390,7 +390,7 @@ class Dispatcher(DispatchState):
             self._recheck_ns = min(self._recheck_ns, self._device.join(self, self._calls.clock()))
         if self._queue.queued == 0 and self._queue.running == 0:
             if self.timer_ns < NEVER:
-                self._alarm.cancel()
+                self._loop_timer.cancel()
                 self.timer_ns = NEVER
             if self._idle.future is not None and not self.runner.batches:
                 self._idle.wake()
@@ -403,10 +403,10 @@ class Dispatcher(DispatchState):
         if wanted_ns < self.timer_ns:
             self.timer_ns = NEVER  # stays if setting the timer raises, when a caller's stack is exhausted
             is_exact = self._device is not None and self._recheck_ns == wanted_ns  # without a device, no gain measured
-            self._alarm.set(wanted_ns, self._calls.clock, is_exact=is_exact)
+            self._loop_timer.set(wanted_ns, self._calls.clock, is_exact=is_exact)
             self.timer_ns = wanted_ns
 
-    def _on_alarm(self) -> None:
+    def _on_timer(self) -> None:
         # event loops fire early by their resolution: when the timer fires, its instant counts as reached
         now_ns = max(self._calls.clock(), self.timer_ns)
         self.timer_ns = self._recheck_ns = NEVER
@@ -440,7 +440,7 @@ class Dispatcher(DispatchState):
             if self.residence is not None and self.residence.task is not None:
                 await asyncio.wait({self.residence.task}, timeout=seconds_left())
         finally:
-            self._alarm.close()
+            self._loop_timer.close()
             self.timer_ns = NEVER
             if self._device is not None:
                 self._device.leave(self)

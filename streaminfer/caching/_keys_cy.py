@@ -35,15 +35,15 @@ from streaminfer.errors import InvalidInput
 
 __all__ = ["KeyMaker"]
 
-_DEEPEST = 64
+_MAX_DEPTH = 64
 _LONG = 1024  # bytes; longer contents are replaced by their digest
 _MAX_HEADERS = 4096
 _PLAIN_KINDS = "biufcSUVMm"
 _PADDED = (np.longdouble, np.clongdouble)
-_BY_OTHERS = 2  # `dtype.isbuiltin` of a type that another package defines, such as bfloat16 of ml_dtypes
+_FOREIGN_DTYPE = 2  # `dtype.isbuiltin` of a type that another package defines, such as bfloat16 of ml_dtypes
 _BUILTIN = (complex, bytes, bytearray, memoryview, set, frozenset)
 _OTHER_PLAIN_KINDS = (bytes, bytearray, complex, set, frozenset, MappingProxyType, np.memmap)
-_ARRAYS_OF_A_SHAPE = (np.matrix, np.recarray)
+_FIXED_SHAPE_ARRAYS = (np.matrix, np.recarray)
 
 _length = struct.Struct("<Q").pack
 _signed = struct.Struct("<q").pack
@@ -110,8 +110,8 @@ class KeyMaker:
             parts.append(_number(value))
         elif value is None:
             parts.append(b"n")
-        elif depth >= _DEEPEST:
-            raise InvalidInput(f"inputs: nested deeper than {_DEEPEST} levels, or a list that contains itself")
+        elif depth >= _MAX_DEPTH:
+            raise InvalidInput(f"inputs: nested deeper than {_MAX_DEPTH} levels, or a list that contains itself")
         elif kind is tuple or kind is list or kind is dict:
             self._encode_container(value, parts, depth)
         else:
@@ -221,7 +221,7 @@ class KeyMaker:
         if dtype.kind not in _PLAIN_KINDS or dtype.names is not None or dtype.type in _PADDED:
             return None
         name = dtype.str
-        if dtype.isbuiltin == _BY_OTHERS:  # several of these have the same ``dtype.str``
+        if dtype.isbuiltin == _FOREIGN_DTYPE:  # several of these have the same ``dtype.str``
             name = f"{name} {dtype.type.__module__}.{dtype.name}"
         header = b"a" + _text(name) + _length(array.ndim) + b"".join(map(_length, array.shape))
         if len(self._headers) >= _MAX_HEADERS:
@@ -233,8 +233,8 @@ class KeyMaker:
         """Encode field by field, so that padding does not count, or object by object."""
         dtype = array.dtype
         shape = _length(array.ndim) + b"".join(map(_length, array.shape))
-        if depth >= _DEEPEST:
-            raise InvalidInput(f"inputs: nested deeper than {_DEEPEST} levels, or an array that contains itself")
+        if depth >= _MAX_DEPTH:
+            raise InvalidInput(f"inputs: nested deeper than {_MAX_DEPTH} levels, or an array that contains itself")
         if dtype.names is not None:
             parts.append(b"r" + _length(len(dtype.names)) + shape)
             for name in dtype.names:
@@ -257,7 +257,7 @@ class KeyMaker:
             parts.append(b"k")
             self._encode_array(plain, parts, depth)
             self._encode_array(np.asarray(mask), parts, depth)
-        elif type(array) in _ARRAYS_OF_A_SHAPE or type(array) is np.memmap:
+        elif type(array) in _FIXED_SHAPE_ARRAYS or type(array) is np.memmap:
             self._encode_array(array.view(ndarray), parts, depth)
         else:
             raise InvalidInput(

@@ -44,7 +44,7 @@ RECORD_MARK = _HEADER.pack(_MAGIC, _VERSION, 0, 0)[:8]
 HEAD_AT = _HEADER.size + _LENGTH.size
 """Offset of the head of a record; the first line of the head has the first value."""
 _ALIGNED = 16
-_DEEPEST = 64
+_MAX_DEPTH = 64
 _PLAIN_INTS = 2**63  # JSON reads larger ones slowly, or not at all
 _FLOAT = struct.Struct("<d")
 _to_json = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":")).encode
@@ -145,8 +145,8 @@ class _Encoder:
 
     def plain(self, value: Any, where: str, depth: int) -> Any:  # noqa: PLR0911 - one for each kind
         """Return the JSON form of a value; bytes and arrays go to the buffers."""
-        if depth > _DEEPEST:
-            raise ValueError(f"{where[:200]}: nested deeper than {_DEEPEST}, or within itself")
+        if depth > _MAX_DEPTH:
+            raise ValueError(f"{where[:200]}: nested deeper than {_MAX_DEPTH}, or within itself")
         kind = type(value)
         if value is None or kind is bool or kind is str:
             return value

@@ -27,7 +27,7 @@ def payload_bytes(value: Any) -> int:
         A number ≥ 0.
     """
     if not isinstance(value, _CONTAINERS):
-        return _of_one(value, _owner(value))
+        return _bytes_of_one(value, _owner(value))
     total = 0
     seen: set[int] = set()
     pending = [value]
@@ -38,7 +38,7 @@ def payload_bytes(value: Any) -> int:
             continue
         seen.add(id(owner))
         if not isinstance(part, _CONTAINERS):
-            total += _of_one(part, owner)
+            total += _bytes_of_one(part, owner)
             continue
         total += sys.getsizeof(part)
         pending.extend(part)
@@ -47,7 +47,7 @@ def payload_bytes(value: Any) -> int:
     return total
 
 
-def _of_one(value: Any, owner: Any) -> int:
+def _bytes_of_one(value: Any, owner: Any) -> int:
     if isinstance(owner, _PLAIN):
         return len(owner)
     size = _nbytes(owner)

@@ -39,7 +39,7 @@ ACTIONS: tuple[Action, ...] = get_args(Action)
 
 _DURABLE = frozenset({"erased", "erase_failed", "held", "released", "erase_held"})
 _MAX_RECENT = 10_000
-_HIDDEN = "[the subject]"
+_REDACTED = "[the subject]"
 
 
 class RetentionLog:
@@ -132,8 +132,8 @@ class RetentionLog:
         check_instance("at_ns", at_ns, lambda it: it is None or isinstance(it, int), "an integer or None")
         if subject:
             for written in dict.fromkeys((subject, repr(subject)[1:-1], ascii(subject)[1:-1])):  # as messages quote it
-                reason = reason.replace(written, _HIDDEN)
-                tag = tag and tag.replace(written, _HIDDEN)
+                reason = reason.replace(written, _REDACTED)
+                tag = tag and tag.replace(written, _REDACTED)
         with self._lock:
             make = partial(
                 self._chain.seal,

@@ -29,7 +29,7 @@ PURGE_BOUNDS_S: Mapping[str, float] = {"memory": 0.25, "disk": 30.0}
 """Default time for which a place may hold expired entries: an `EdgeCache` without a clock, and a running `DiskTier`
 with its default ``purge_every_s``."""
 
-_ON_A_PAGE = 500
+_MAX_LISTED = 500
 _MARKS = {"within": "good", "empty": "good", "due": "so", "held": "so", "unknown": "so", "over": "bad"}
 _HOLDINGS = (
     ("state", "where", "data_class", "entries", "size_bytes", "oldest_age_s", "max_age_s", "purge_bound_s"),
@@ -136,15 +136,15 @@ class RetentionReport(Document):
             ("The policy", _RULES, self.rules),
             ("Legal holds", _EVENTS, self.holds),
             ("Erasures still to be made", _EVENTS, self.pending),
-            ("Erasures", _EVENTS, self.erasures[-_ON_A_PAGE:]),
+            ("Erasures", _EVENTS, self.erasures[-_MAX_LISTED:]),
         ]
         for name, (fields, head), records in sections:
             if records:
                 marks = _MARKS if records is self.holdings else {}
                 table = html_table((cells(it, fields) for it in records), head=head, marks=marks)
                 parts.append(f"<h2>{name}</h2>{table}")
-        if len(self.erasures) > _ON_A_PAGE:
-            parts.append(f"<p>{len(self.erasures) - _ON_A_PAGE} earlier erasures are in the JSON.</p>")
+        if len(self.erasures) > _MAX_LISTED:
+            parts.append(f"<p>{len(self.erasures) - _MAX_LISTED} earlier erasures are in the JSON.</p>")
         if self.log is not None:
             parts.append(f"<h2>The log</h2>{list_of([str(self.log)], 'good' if self.log.ok else 'bad')}")
         return "\n".join(parts)

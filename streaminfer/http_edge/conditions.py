@@ -21,9 +21,9 @@ Pairs = Iterable[tuple[str, str]] | Iterable[tuple[bytes, bytes]]
 
 _CONDITIONS = frozenset(("if-match", "if-none-match", "if-modified-since", "if-unmodified-since"))
 _LENGTHS = frozenset(map(len, _CONDITIONS))
-_WITHOUT_CONDITIONS = frozenset(("CONNECT", "OPTIONS", "TRACE"))
+_UNCONDITIONAL_METHODS = frozenset(("CONNECT", "OPTIONS", "TRACE"))
 _LENGTH_FIELDS = frozenset(("content-length", "transfer-encoding"))
-_OF_THE_BODY = frozenset(
+_BODY_FIELDS = frozenset(
     ("content-encoding", "content-language", "content-length", "content-range", "content-type", "transfer-encoding")
 )
 
@@ -71,7 +71,7 @@ def answer_conditional(
         return 200, headers, b""
     if status == 412:
         return 412, {"cache-control": "no-store"}, b""
-    omitted = _OF_THE_BODY | {"last-modified"} if "etag" in response_headers else _OF_THE_BODY
+    omitted = _BODY_FIELDS | {"last-modified"} if "etag" in response_headers else _BODY_FIELDS
     return 304, {name: value for name, value in response_headers.items() if name not in omitted}, b""
 
 
@@ -91,7 +91,7 @@ def _conditions(headers: Mapping[str, str] | Pairs) -> dict[str, str]:
 
 
 def _status(method: str, conditions: dict[str, str], headers: Mapping[str, str]) -> int:
-    if method in _WITHOUT_CONDITIONS:
+    if method in _UNCONDITIONAL_METHODS:
         return 200
     etag = headers.get("etag")
     tags = conditions.get("if-match")

@@ -47,7 +47,7 @@ DROP_REASONS = {
 }
 """Reasons of dropped requests, in words."""
 
-_NO_WORDS = "a reason that the policy gave"
+_OTHER_REASON = "a reason that the policy gave"
 
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
@@ -125,11 +125,11 @@ class DecisionLog:
             TypeError, ValueError: ``latest`` is not a whole number ≥ 1.
         """
         latest = check_count("latest", latest)
-        lines = [f"{_many(sum(self.released.values()), 'batch', 'batches')}: {_counted(self.released)}"]
-        lines += [self._batch_in_words(at) for at in range(max(0, len(self.reasons) - latest), len(self.reasons))]
+        lines = [f"{_plural(sum(self.released.values()), 'batch', 'batches')}: {_counted(self.released)}"]
+        lines += [self._describe_batch(at) for at in range(max(0, len(self.reasons) - latest), len(self.reasons))]
         lines.append(f"{_requests(sum(self.dropped.values()))} dropped: {_counted(self.dropped)}")
         entries = len(self.drop_reasons)
-        lines += [self._drop_in_words(at) for at in range(max(0, entries - latest), entries)]
+        lines += [self._describe_drop(at) for at in range(max(0, entries - latest), entries)]
         return "\n".join(lines)
 
     def plot(self, ax: Any = None, *, last_s: float | None = None) -> Any:
@@ -208,7 +208,7 @@ class DecisionLog:
             self.priorities[order],
         )
 
-    def _batch_in_words(self, at: int) -> str:
+    def _describe_batch(self, at: int) -> str:
         reason, start_ns, end_ns = self.reasons[at], self.batch_starts_ns[at], self.batch_ends_ns[at]
         if end_ns < 0:
             outcome = "still running"
@@ -216,12 +216,12 @@ class DecisionLog:
             outcome = f"{'took' if self.batch_ok[at] else 'no answers after'} {(end_ns - start_ns) / 1e6:.1f} ms"
         return (
             f"{self._relative_time(start_ns)} worker {self.batch_workers[at]}: {_requests(self.batch_sizes[at])}, "
-            f"{self.batch_queued[at]} left queued, {outcome}. {reason}: {RELEASE_REASONS.get(reason, _NO_WORDS)}"
+            f"{self.batch_queued[at]} left queued, {outcome}. {reason}: {RELEASE_REASONS.get(reason, _OTHER_REASON)}"
         )
 
-    def _drop_in_words(self, at: int) -> str:
+    def _describe_drop(self, at: int) -> str:
         reason = self.drop_reasons[at]
-        words = DROP_REASONS.get(reason, _NO_WORDS)
+        words = DROP_REASONS.get(reason, _OTHER_REASON)
         return f"{self._relative_time(self.drops_ns[at])} {_requests(self.drop_counts[at])} dropped. {reason}: {words}"
 
     def _relative_time(self, instant_ns: Any) -> str:
@@ -241,12 +241,12 @@ class DecisionLog:
                 reason,
                 count,
                 f"{sizes[reasons == reason].mean():.1f}" if (reasons == reason).any() else "",
-                RELEASE_REASONS.get(reason, _NO_WORDS),
+                RELEASE_REASONS.get(reason, _OTHER_REASON),
             )
             for reason, count in _most_first(self.released)
         ]
         rows += [
-            ("drops", reason, count, "", DROP_REASONS.get(reason, _NO_WORDS))
+            ("drops", reason, count, "", DROP_REASONS.get(reason, _OTHER_REASON))
             for reason, count in _most_first(self.dropped)
         ]
         head = ("", "reason", "since the start", "recent mean size", "because")
@@ -254,10 +254,10 @@ class DecisionLog:
 
 
 def _requests(count: Any) -> str:
-    return _many(count, "request", "requests")
+    return _plural(count, "request", "requests")
 
 
-def _many(count: Any, one: str, more: str) -> str:
+def _plural(count: Any, one: str, more: str) -> str:
     return f"{count} {one if count == 1 else more}"
 
 

@@ -38,7 +38,7 @@ from streaminfer.request import Request
 __all__ = ["profile"]
 
 _MOST_RUNS = 25
-_FOR_FIRST_RUNS = 0.5
+_FIRST_RUNS_SHARE = 0.5
 _SHORTEST_NS = 1
 
 
@@ -142,7 +142,7 @@ async def _measure(run: Callable[[int], Awaitable[int]], sizes: list[int], budge
     for size in sizes:
         if runs:
             last = max(runs)
-            if spent_ns + runs[last][0] * size / last > _FOR_FIRST_RUNS * budget_ns:
+            if spent_ns + runs[last][0] * size / last > _FIRST_RUNS_SHARE * budget_ns:
                 break
         await run(size)
         runs[size] = [await run(size)]

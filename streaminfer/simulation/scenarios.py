@@ -158,12 +158,12 @@ class ScenarioTable(Sequence[Scenario]):
         Raises:
             MissingExtra: matplotlib is not installed (``pip install 'streaminfer[plot]'``).
         """
-        axes = self._drawn(ax)
+        axes = self._draw(ax)
         if not len(self.trace):
             draw_placeholder(axes, "no requests in the trace")
         return axes
 
-    def _drawn(self, ax: Any) -> Any:
+    def _draw(self, ax: Any) -> Any:
         from streaminfer.simulation.scenario_plot import plot_bars, plot_lines  # noqa: PLC0415 - a simulation draws none
 
         varied = self._varied()

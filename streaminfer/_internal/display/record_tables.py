@@ -37,7 +37,7 @@ def record_tables(record: Any, kind: str) -> str:
     values = _values(record)
     caption = ": ".join(filter(None, (kind, values.pop("name", ""))))
     for name, value in values.items():
-        if _draws_itself(value):
+        if _has_own_html(value):
             heading = (
                 "" if isinstance(value, Snapshot) else f"<h4>{_label(name)}</h4>"
             )  # a snapshot's table has a caption
@@ -56,7 +56,7 @@ def record_tables(record: Any, kind: str) -> str:
     return html_table(rows, caption=caption) + "".join(below)
 
 
-def _draws_itself(value: Any) -> bool:
+def _has_own_html(value: Any) -> bool:
     """Return whether a value has a picture, or a table of another shape."""
     return getattr(type(value), "_repr_html_", Snapshot._repr_html_) is not Snapshot._repr_html_
 

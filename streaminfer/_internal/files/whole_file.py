@@ -9,7 +9,7 @@ __all__ = ["write_whole"]
 
 _OPEN_FILES = ("/dev/fd/", "/dev/std", "/proc/")
 """Paths of files that the process has open; after a replacement it would still have the old file."""
-_ONLY_IN_PLACE = (errno.EBUSY, errno.EPERM)
+_IN_PLACE_ERRNOS = (errno.EBUSY, errno.EPERM)
 """Errors for a file that is itself a mount point, as in containers, or whose group this process does not belong to."""
 
 
@@ -40,7 +40,7 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
         _write(temporary, content, before)
         temporary.replace(target)
     except OSError as error:
-        if error.errno not in _ONLY_IN_PLACE:
+        if error.errno not in _IN_PLACE_ERRNOS:
             raise
         Path(path).write_bytes(content)
     finally:

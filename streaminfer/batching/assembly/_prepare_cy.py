@@ -23,7 +23,7 @@ SCALARS = frozenset((float, bool, complex))
 # C variables in the compiled module, not visible from Python
 _SCALARS = SCALARS
 _NUMBERS = frozenset("biufc")  # kinds of dtypes
-_DEEPEST = 64  # nested mappings: without a limit, recursion in compiled code would crash the process
+_MAX_DEPTH = 64  # nested mappings: without a limit, recursion in compiled code would crash the process
 
 
 def prepare(inputs: Any, where: str = "inputs", name: Any = None, depth: int = 0) -> Any:
@@ -47,8 +47,8 @@ def prepare(inputs: Any, where: str = "inputs", name: Any = None, depth: int = 0
     if kind is ndarray:
         return inputs if inputs.dtype.kind in _NUMBERS else _prepare_array(inputs, inputs, _place(where, name, depth))
     if kind is dict:
-        if depth == _DEEPEST:
-            raise InvalidInput(f"inputs: nested deeper than {_DEEPEST} levels, or a mapping that contains itself")
+        if depth == _MAX_DEPTH:
+            raise InvalidInput(f"inputs: nested deeper than {_MAX_DEPTH} levels, or a mapping that contains itself")
         if depth:
             where = _place(where, name, depth)
         prepared = {}

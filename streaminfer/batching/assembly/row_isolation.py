@@ -28,7 +28,7 @@ from streaminfer.errors import BackendError, CircuitOpen, Closed, DeadlineExceed
 
 __all__ = ["RowIsolator", "is_out_of_memory"]
 
-_NOT_OF_A_ROW = (CircuitOpen, Closed, DeadlineExceeded, MissingExtra, Overloaded, ConnectionError, TimeoutError)
+_BATCH_ERRORS = (CircuitOpen, Closed, DeadlineExceeded, MissingExtra, Overloaded, ConnectionError, TimeoutError)
 """Errors that are not caused by a row."""
 
 _MAX_FAILED_PARTS = 6  # the halves and quarters of a batch
@@ -77,11 +77,11 @@ class RowIsolator:
 
     def may_split(self, execution: Execution, error: BaseException) -> bool:
         """Return whether a part of a failed batch may succeed; sets a limit if the memory was not enough."""
-        if not isinstance(error, Exception) or isinstance(error, _NOT_OF_A_ROW):
+        if not isinstance(error, Exception) or isinstance(error, _BATCH_ERRORS):
             return False
         if is_out_of_memory(error):
             self._learn_limit(execution.tickets)
-        elif isinstance(error, BackendError) and isinstance(error.__cause__, _NOT_OF_A_ROW):
+        elif isinstance(error, BackendError) and isinstance(error.__cause__, _BATCH_ERRORS):
             return False
         elif self._unsplit_left:
             self._unsplit_left -= 1
@@ -106,7 +106,7 @@ class RowIsolator:
                 self._fail([execution.tickets[row] for row in rows], failure, self._calls.clock())
                 continue
             now_ns = self._calls.clock()
-            rows = self._awaited(execution, rows, now_ns)
+            rows = self._awaited_rows(execution, rows, now_ns)
             if not rows:
                 continue
             if not self._fits([execution.tickets[row] for row in rows]):
@@ -121,7 +121,7 @@ class RowIsolator:
                 sent -= 1  # at most log2(n) such parts, then n parts that fit
                 max_sent = 2 * size
                 parts.extendleft((half, part_error) for half in reversed(_halves(rows)))
-            elif isinstance(part_error, _NOT_OF_A_ROW):  # for example an open breaker: all parts would fail
+            elif isinstance(part_error, _BATCH_ERRORS):  # for example an open breaker: all parts would fail
                 self._fail([execution.tickets[row] for row in rows], part_error, self._calls.clock())
                 sent = max_sent
             elif len(rows) > 1:
@@ -134,7 +134,7 @@ class RowIsolator:
             self.unsplit = min(max(2 * self.unsplit, 1), _MAX_UNSPLIT)
             self._unsplit_left = self.unsplit
 
-    def _awaited(self, execution: Execution, rows: list[int], now_ns: int) -> list[int]:
+    def _awaited_rows(self, execution: Execution, rows: list[int], now_ns: int) -> list[int]:
         """Return the rows whose callers still wait."""
         if self._queue.next_deadline_ns <= now_ns:
             self._expire(now_ns)

@@ -20,8 +20,8 @@ import attrs
 
 __all__ = ["Interference"]
 
-_NEWEST = 0.1
-_MOSTLY = 0.5  # of a batch's time
+_NEWEST_WEIGHT = 0.1
+_MIN_OVERLAP = 0.5  # of a batch's time
 _RETRY_AFTER = 128  # batches
 
 
@@ -107,7 +107,7 @@ class Interference:
 
     def _learn(self, model: Hashable, shares: Mapping[Hashable, float], ratio: float) -> None:
         beside = max(shares, key=shares.__getitem__, default=None)
-        if beside is not None and shares[beside] >= _MOSTLY:
+        if beside is not None and shares[beside] >= _MIN_OVERLAP:
             log = math.log(max(1.0 + (ratio - 1.0) / shares[beside], 1.0))
             before = self._log_slowdowns.get((model, beside), log)
-            self._log_slowdowns[model, beside] = before + _NEWEST * (log - before)
+            self._log_slowdowns[model, beside] = before + _NEWEST_WEIGHT * (log - before)

@@ -70,7 +70,7 @@ class LiveResidence:
         self._residency = residency
         self._listener = listener
         self._now_ns = now_ns
-        self._awaited: asyncio.Future[None] | None = None
+        self._load_waiter: asyncio.Future[None] | None = None
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, LiveResidence):
@@ -92,12 +92,12 @@ class LiveResidence:
         is_there = device.hold(member, self._on_loaded)
         try:
             if not is_there:
-                self._awaited = asyncio.get_running_loop().create_future()
+                self._load_waiter = asyncio.get_running_loop().create_future()
                 self._listener.schedule()
-                await self._awaited
+                await self._load_waiter
             yield
         finally:
-            self._awaited = None
+            self._load_waiter = None
             device.release(member)
             self._listener.schedule()  # other models may wait for the memory
 
@@ -106,8 +106,8 @@ class LiveResidence:
         self.task = BegunTask(self._load(leaving, done))
 
     def _on_loaded(self) -> None:
-        if self._awaited is not None and not self._awaited.done():
-            self._awaited.set_result(None)
+        if self._load_waiter is not None and not self._load_waiter.done():
+            self._load_waiter.set_result(None)
 
     async def _load(self, leaving: Sequence["LiveResidence"], done: Callable[[int, bool, int], None]) -> None:
         observers = self._listener.observers
@@ -135,8 +135,8 @@ class LiveResidence:
         if error is not None:
             failure = BackendError(f"{self._listener.source} could not be loaded: {text_of_error(error)}")
             failure.__cause__ = error
-            if self._awaited is not None and not self._awaited.done():
-                self._awaited.set_exception(failure)
+            if self._load_waiter is not None and not self._load_waiter.done():
+                self._load_waiter.set_exception(failure)
                 failure = None  # the code that awaits the load gets it
         self._listener.after_load(failure)
 

@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 
 __all__ = ["ResidentSet"]
 
-_NEWEST = 0.3
+_NEWEST_WEIGHT = 0.3
 
 K = TypeVar("K", bound=Hashable)
 
@@ -102,7 +102,7 @@ class ResidentSet(Generic[K]):
         duration_ns = now_ns - self._began_ns
         if key is not None and succeeded:
             before = self._load_ns.get(key, float(duration_ns))
-            self._load_ns[key] = before + _NEWEST * (duration_ns - before)
+            self._load_ns[key] = before + _NEWEST_WEIGHT * (duration_ns - before)
         elif key is not None:
             del self.bytes_of[key]
         self.bytes_of |= dict(list(self._leaving.items())[len(self._leaving) - retained :])

@@ -28,7 +28,7 @@ __all__ = [
 
 PATIENCE_NS = 2_000_000_000
 """Time for which a request without a deadline is queued before it is guaranteed a share."""
-_FOR_FREE = 1.02
+_FREE_DURATION_RATIO = 1.02
 """Rows that lengthen a batch by no more than this factor are added although they may be late."""
 _MAX_GROUPS = 16
 """Most groups that a decision considers."""
@@ -173,7 +173,9 @@ def without_late(groups: list[Group], now_ns: int) -> tuple[list[Group], list[Gr
 def with_rows_for_free(batch: list[Ticket], group: Group, rejected: list[Ticket], now_ns: int) -> list[Ticket]:
     """Return the batch, filled with likely late requests as far as they do not slow it down."""
     durations = group.model.durations
-    longest_ns = min(int(durations[len(batch)] * _FOR_FREE), min(ticket.deadline_ns for ticket in batch) - now_ns)
+    longest_ns = min(
+        int(durations[len(batch)] * _FREE_DURATION_RATIO), min(ticket.deadline_ns for ticket in batch) - now_ns
+    )
     max_size = int(np.searchsorted(durations, longest_ns, side="right")) - 1
     if max_size <= len(batch) or len(batch) == len(group.tickets):
         return batch

@@ -47,7 +47,7 @@ from streaminfer.batching.service_time.service_time import ServiceTime
 __all__ = ["BucketModel", "lend_durations"]
 
 _MEAN_OVER_NS = 4_000_000
-_ONE_BY_ONE = 16  # batches
+_UNAVERAGED_BATCHES = 16  # batches
 _MIN_DURATION_RATIO = 0.7  # of the mean: shortest possible duration, if it is learned and scatters no more than that
 _MIN_DURATION_DEVIATIONS = 2.0
 _SLOW_DEVIATIONS = 2.0
@@ -56,7 +56,7 @@ _CENSORED = 1.5  # assumed duration of a cancelled batch, relative to the expect
 _CENSORED_FROM = 0.8
 _MAX_BLOCKING_RATIO = 1.25  # times the mean
 _EXPLORE_TIMES = 4
-_AS_GOOD = 1.25  # times the duration per row: up to this, a still smaller size may be better
+_MAX_COST_RATIO = 1.25  # times the duration per row: up to this, a still smaller size may be better
 _COSTLY_EVERY = 16  # batches between two that may cost requests
 _COMPARE_AFTER, _COMPARE_EVERY, _COMPARE_SOON = 128, 8, 1  # batches
 _MAX_CUTS = 8  # batches of a size that limits of cost or bytes made smaller, after which the size is not tried
@@ -142,7 +142,7 @@ class BucketModel:
                 return
             if mean_ns > _CENSORED_FROM * duration_ns:
                 duration_ns = int(_CENSORED * mean_ns)
-        elif model.observations > _ONE_BY_ONE and not model.in_doubt and self._is_settled(rows):
+        elif model.observations > _UNAVERAGED_BATCHES and not model.in_doubt and self._is_settled(rows):
             if self.recent.absorb(size, duration_ns, opens=True):
                 return
             duration_ns = self.recent.mean_ns(size, duration_ns)
@@ -234,7 +234,9 @@ class BucketModel:
             available: the most rows that there are for it.
         """
         best = len(self.durations) - 1
-        return self._not_run_for_long([size for size in self._next_to(best) if 0 < size <= available and size != best])
+        return self._not_run_for_long(
+            [size for size in self._neighbors(best) if 0 < size <= available and size != best]
+        )
 
     def size_to_learn(self, available: int) -> int:
         """Return a power of two below the best size that ran less than four times, and note the request.
@@ -300,7 +302,7 @@ class BucketModel:
         if model.observations < self._costly_from or planned < len(self.durations) - 1 or model.knows(size):
             return False
         larger = min(2 * size, planned)
-        if self.expected_ns(larger) * planned > _AS_GOOD * larger * self.expected_ns(planned):
+        if self.expected_ns(larger) * planned > _MAX_COST_RATIO * larger * self.expected_ns(planned):
             return False
         self._costly_from = model.observations + _COSTLY_EVERY
         return True
@@ -325,7 +327,7 @@ class BucketModel:
 
     def _half_to_compare(self, planned: int) -> int:
         """Return half of a batch that is not full, where none is, if it has not run for long; 0: none."""
-        half, best = self._next_to(planned)[0], len(self.durations) - 1
+        half, best = self._neighbors(planned)[0], len(self.durations) - 1
         full = best if self._padded is None else int(self._padded[best])
         return half if self._is_stale(half) and self._is_stale(full) else 0
 
@@ -364,7 +366,7 @@ class BucketModel:
             self._blocking_ns = np.minimum(self.upper, (_MAX_BLOCKING_RATIO * self.durations).astype(np.int64))
         return self._blocking_ns
 
-    def _next_to(self, best: int) -> tuple[int, int]:
+    def _neighbors(self, best: int) -> tuple[int, int]:
         if self._padded is None:
             return best // 2, min(2 * best, self.cap)
         sizes = self._padded[1:]

@@ -46,11 +46,11 @@ __all__ = ["EXPORTS", "MAX_PLANNED", "choose", "drop_heads", "plan", "roll", "wo
 FAR_NS = 2**62
 MAX_PLANNED = 512
 """With more requests than this, queued and expected, there is no plan: heads are dropped instead."""
-_NO_BETTER = 6
+_MAX_WORSE_PLANS = 6
 """Number of further drops without a better plan that ends the search for an earlier finish."""
-_MUCH = 0.25
+_MIN_ADVANTAGE = 0.25
 """Share of a batch by which a smaller one must serve more, so that one bad measurement does not decide."""
-_SCARCE_FROM, _SCARCE = 0.95, 1.05
+_ZERO_PRICE_LOAD, _FULL_PRICE_LOAD = 0.95, 1.05
 """Loads, as shares of the device's capacity, between which the price of its time rises from zero to full."""
 
 _Array = NDArray[np.int64]
@@ -114,7 +114,7 @@ def plan(
             cost = m + price * (row[n] - now_ns)
             if chosen < 0 or cost < best_cost:
                 chosen, best_cost = m, cost
-            elif price == 0.0 or m >= chosen + _NO_BETTER:
+            elif price == 0.0 or m >= chosen + _MAX_WORSE_PLANS:
                 break
     if chosen < 0:
         return -1, 0
@@ -207,7 +207,7 @@ def worth_its_time(
         How many requests to pass over and how many to send: the first ones that are on time in the batch.
     """
     best = size
-    threshold = size - price * steps[size] + _MUCH * size
+    threshold = size - price * steps[size] + _MIN_ADVANTAGE * size
     for fewer in range(size - 1, 0, -1):
         value = fewer - price * steps[fewer]
         if value > threshold:
@@ -334,7 +334,7 @@ def choose(
     queued = deadlines.size
     cap = durations.size - 1
     load = steps[cap] / (gap_ns * cap)
-    price = min(max((load - _SCARCE_FROM) / (_SCARCE - _SCARCE_FROM), 0.0), 1.0) * cap / steps[cap]
+    price = min(max((load - _ZERO_PRICE_LOAD) / (_FULL_PRICE_LOAD - _ZERO_PRICE_LOAD), 0.0), 1.0) * cap / steps[cap]
     drop_head, drop_size = drop_heads(now_ns, deadlines, queued, durations)
     drop_head, drop_size = worth_its_time(now_ns, deadlines, drop_head, drop_size, durations, steps, price)
     if queued > MAX_PLANNED // 2:

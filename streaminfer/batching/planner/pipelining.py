@@ -26,7 +26,7 @@ from collections import deque
 
 __all__ = ["PipelineOverhead"]
 
-_NEWEST, _NEWEST_AT_BOUND = 1 / 64, 1 / 8
+_NEWEST_WEIGHT, _NEWEST_WEIGHT_AT_BOUND = 1 / 64, 1 / 8
 _ALONE_AFTER = 32
 _COMPARED = 8
 _REFERENCES = 5
@@ -96,9 +96,9 @@ class PipelineOverhead:
             gained_ns = alone_ns - busy_ns
             if gained_ns < early_ns:
                 self._compared += 1
-                weight = max(_NEWEST, 1 / (2 + self._compared))
+                weight = max(_NEWEST_WEIGHT, 1 / (2 + self._compared))
                 self.overhead_ns += round(weight * (max(gained_ns, -early_ns) - self.overhead_ns))
             elif early_ns > self.overhead_ns:
-                self.overhead_ns += round(_NEWEST_AT_BOUND * (early_ns - self.overhead_ns))
+                self.overhead_ns += round(_NEWEST_WEIGHT_AT_BOUND * (early_ns - self.overhead_ns))
             self.overhead_ns = max(min(self.overhead_ns, alone_ns // 2), 0)
         return busy_ns + min(self.overhead_ns, early_ns)

@@ -8,8 +8,8 @@ from streaminfer.batching.queue._ticket_cy cimport Execution, Ticket
 
 cdef long long _NEVER
 cdef Py_ssize_t _MAX_EMPTY_LEVELS
-cdef int _LEAST
-cdef double _NEWEST
+cdef int _MOST_URGENT_PRIORITY
+cdef double _NEWEST_WEIGHT
 
 cdef class _Level:
     cdef int priority

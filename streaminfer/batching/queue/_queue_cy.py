@@ -36,8 +36,8 @@ __all__ = ["RequestQueue"]
 # C variables in the compiled module, not visible from Python
 _NEVER = NEVER
 _MAX_EMPTY_LEVELS = 16
-_LEAST = -(2**31)  # the most urgent priority
-_NEWEST = 0.2  # weight of the newest batch in the recent mean
+_MOST_URGENT_PRIORITY = -(2**31)  # the most urgent priority
+_NEWEST_WEIGHT = 0.2  # weight of the newest batch in the recent mean
 
 
 class _Level:
@@ -215,7 +215,7 @@ class RequestQueue:
         for level in self._levels:
             if level.tail is not None:
                 last = level.tail
-        held = self._order.last_held(_LEAST if last is None else last.priority)
+        held = self._order.last_held(_MOST_URGENT_PRIORITY if last is None else last.priority)
         if held:
             last = held[0]
             for ticket in held:
@@ -319,7 +319,7 @@ class RequestQueue:
         """
         self.events.finished(execution.record, inferred_ns, True)
         duration_s = (inferred_ns - execution.effective_start_ns) / 1e9
-        self.batch_s = self.batch_s + _NEWEST * (duration_s - self.batch_s) if self.batch_s else duration_s
+        self.batch_s = self.batch_s + _NEWEST_WEIGHT * (duration_s - self.batch_s) if self.batch_s else duration_s
         tickets = execution.tickets
         size = len(tickets)
         for index in range(size):

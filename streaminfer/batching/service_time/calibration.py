@@ -190,7 +190,7 @@ class Calibration:
         limit_ns = LIMIT_NS if slo_ns is None else LIMIT_IN_SLOS * slo_ns
         bench = CalibrationBench(service, policy, example, assembler, limit_ns, learn, validate)
         try:
-            async with _alone_on_this_loop() if example.exclusive else contextlib.nullcontext():
+            async with _calibration_lock() if example.exclusive else contextlib.nullcontext():
                 return await self._run(bench, limit)
         finally:
             self.progress = ""
@@ -349,7 +349,7 @@ class Calibration:
 _LOCKS: "weakref.WeakValueDictionary[asyncio.AbstractEventLoop, asyncio.Lock]" = weakref.WeakValueDictionary()
 
 
-def _alone_on_this_loop() -> asyncio.Lock:
+def _calibration_lock() -> asyncio.Lock:
     """Return the lock of the one calibration that may run: models measured at the same time slow each other down."""
     return _LOCKS.setdefault(asyncio.get_running_loop(), asyncio.Lock())
 

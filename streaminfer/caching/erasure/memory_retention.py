@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MemoryRetention"]
 
-_DEEPEST = 16
+_MAX_DEPTH = 16
 _MEMORY_BOUND_S = 0.25  # the bound that `EdgeCache` states for expired entries
 
 
@@ -83,7 +83,7 @@ class MemoryRetention:
             labels: Any = event.labels
             self.counts.count(event.kind, "memory", "" if labels is None else labels[2], REASONS[event.kind])
         if event.kind != "evicted":  # an evicted value is not past its time, so callers may still use it
-            self._outliving.update((id(array), array) for array in _copies(event.value, _DEEPEST))
+            self._outliving.update((id(array), array) for array in _copies(event.value, _MAX_DEPTH))
         if event.kind == "erased" or self.until_ns(event.labels) <= self._table.now():
             return
         with self._locked():
@@ -97,7 +97,7 @@ class MemoryRetention:
 
     def outliving_arrays(self) -> int:
         """Return the number of arrays that outlived their expired or erased entries, without preserved ones."""
-        preserved = {id(array) for event in self.preserved for array in _copies(event.value, _DEEPEST)}
+        preserved = {id(array) for event in self.preserved for array in _copies(event.value, _MAX_DEPTH)}
         # `valuerefs` lists all in one step, also while other entries leave the cache
         living = [array for reference in self._outliving.valuerefs() if (array := reference()) is not None]
         return sum(id(array) not in preserved for array in living)

@@ -34,7 +34,7 @@ REASONS = {"expired": "its time had passed", "evicted": "no room"}
 _MAX_WAITING = 10_000
 _RETRY_S = 1.0
 DELETED = "deleted by its key"
-_LOST = "the retention log failed; not recorded: %s"
+_NOT_RECORDED = "the retention log failed; not recorded: %s"
 
 
 class RetentionCounts:
@@ -93,7 +93,7 @@ class RetentionCounts:
         try:
             at_ns = self._log.now_ns()  # the instant of the event; the write may come much later
         except Exception:  # the user's clock failed; the erasure continues without its record
-            _LOGGER.exception(_LOST, label)
+            _LOGGER.exception(_NOT_RECORDED, label)
             return
         self._put(partial(self._log.record, action, count=count, where=where, at_ns=at_ns, **about), label)
 
@@ -118,7 +118,7 @@ class RetentionCounts:
         try:
             write()
         except Exception:
-            _LOGGER.exception(_LOST, label)
+            _LOGGER.exception(_NOT_RECORDED, label)
 
     def drain(self) -> None:
         """Wait until all records are written, or lost because the disk fails; blocks, for use at the end."""
@@ -246,12 +246,12 @@ class _Writer:
                         self._changed.wait_for(lambda: self._retry_requested or self._is_last(), _RETRY_S)
                         continue
                     for _, label in self._waiting:  # trying each could take as long as this failure
-                        _LOGGER.exception(_LOST, label)
+                        _LOGGER.exception(_NOT_RECORDED, label)
                     self._ended += len(self._waiting)
                     self._waiting.clear()
                     continue
             except Exception:
-                _LOGGER.exception(_LOST, label)
+                _LOGGER.exception(_NOT_RECORDED, label)
             with self._changed:
                 self._waiting.popleft()
                 self._ended += 1

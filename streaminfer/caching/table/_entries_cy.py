@@ -43,14 +43,14 @@ coarse_ns = time.monotonic_ns  # compiled: the kernel's last tick, a few ms ago,
 
 # C variables in the compiled module, not visible from Python
 _NO_LIMIT = NO_LIMIT
-_AT_ONCE = 4  # due entries that one store frees: more than it adds, few enough to cause no pause
+_EXPIRIES_PER_STORE = 4  # due entries that one store frees: more than it adds, few enough to cause no pause
 _NEAR_NS = 1_000_000_000  # more than the coarse clock is ever late by; entries with less left need the exact clock
 _LONG_NS = 60_000_000_000
 _SMALLEST = 12
 _STEPS = 8  # how much of a limit a step without a due entry uses
-_FEW = 256
-_MANY = 1024
-_LARGE = 8192  # from here on memory latency dominates
+_SMALL_TABLE = 256
+_MEDIUM_TABLE = 1024
+_LARGE_TABLE = 8192  # from here on memory latency dominates
 _MAX_EVENTS = 40_000  # four list items each
 _MAX_DELETIONS = 4096
 
@@ -173,7 +173,7 @@ class Entries:
     def _store(  # noqa: C901, PLR0912 - the steps of one change of the table, between which nothing else may come
         self, key: Any, value: Any, ttl_ns: int, size: int, labels: Any, negative: bool, erasures: int
     ) -> bool:
-        if self._slots.capacity >= _LARGE and self._order.count >= self._maxsize:
+        if self._slots.capacity >= _LARGE_TABLE and self._order.count >= self._maxsize:
             self._index.prefetch_key(self._order.predicted_victim())
         hashed = hash(key)
         now_ns = 0
@@ -219,7 +219,7 @@ class Entries:
                 self._note(None, key, before, labels_before)
         # consistent again
         if now_ns >= self._expiries.due_ns:
-            self._expire(now_ns, _AT_ONCE)
+            self._expire(now_ns, _EXPIRIES_PER_STORE)
         if self._order.count > self._maxsize or self._order.bytes > self._max_bytes:
             self._make_room(now_ns)
         if at_ns < self.wake_ns:
@@ -309,7 +309,7 @@ class Entries:
         several = False
         while self._order.count > self._maxsize or self._order.bytes > self._max_bytes:
             if now_ns >= self._expiries.due_ns:
-                self._expire(now_ns, _AT_ONCE)
+                self._expire(now_ns, _EXPIRIES_PER_STORE)
                 continue
             if several and freed is None:
                 freed = []
@@ -330,7 +330,7 @@ class Entries:
             self._order.evicted(slot)
             self._drop(slot)
             self.evicted += 1
-        if self._slots.capacity >= _LARGE:
+        if self._slots.capacity >= _LARGE_TABLE:
             slot = self._order.predicted_victim()
             self._index.prefetch(slot)
             self._order.prefetch(slot)
@@ -379,7 +379,13 @@ class Entries:
     def _grow(self) -> None:
         """Make room for a quarter more slots, or two to four times as many in a small table, up to the limit."""
         previous = self._slots.capacity
-        capacity = 4 * previous if previous < _FEW else 2 * previous if previous < _MANY else previous + previous // 4
+        capacity = (
+            4 * previous
+            if previous < _SMALL_TABLE
+            else 2 * previous
+            if previous < _MEDIUM_TABLE
+            else previous + previous // 4
+        )
         if self._maxsize < capacity - FIRST - 1 and self._maxsize + FIRST + 1 > previous:
             capacity = self._maxsize + FIRST + 1
         version = self._index.version

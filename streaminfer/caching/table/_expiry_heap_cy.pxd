@@ -1,7 +1,7 @@
 cimport cython
 from streaminfer.caching.table._slots_cy cimport Slots as CSlots
 
-cdef long long NEVER, _FILED
+cdef long long NEVER, _IN_HEAP
 cdef int _STEPS
 
 # no_gc: numbers only
@@ -10,7 +10,7 @@ cdef int _STEPS
 cdef class ExpiryHeap:
     cdef readonly long long due_ns, popped_ns
     cdef CSlots _slots
-    cdef long long[::1] _filed
+    cdef long long[::1] _instants
     cdef int[::1] _heap
     cdef int[::1] _places
     cdef Py_ssize_t _count

@@ -25,7 +25,7 @@ from streaminfer.caching.table._slots_cy import NEVER, Slots
 __all__ = ["ExpiryHeap"]
 
 # C variables in the compiled module, not visible from Python
-_FILED = 16
+_IN_HEAP = 16
 _STEPS = 64
 
 
@@ -40,13 +40,13 @@ class ExpiryHeap:
         popped_ns: the instant of the slot that was popped last.
     """
 
-    _filed: MutableSequence[int]
+    _instants: MutableSequence[int]
     _heap: MutableSequence[int]
     _places: MutableSequence[int]
 
     def __init__(self, slots: Slots) -> None:
         self._slots = slots
-        self._filed = array("q", [0]) * slots.capacity  # by position in the heap: the filed instant
+        self._instants = array("q", [0]) * slots.capacity  # by position in the heap: the filed instant
         self._heap = array("i", [0]) * slots.capacity  # by position: the slot
         self._places = array("i", [0]) * slots.capacity  # by slot: its position
         self._count = 0
@@ -60,13 +60,13 @@ class ExpiryHeap:
 
     def _move(self, filed: MutableSequence[int], heap: MutableSequence[int], places: MutableSequence[int]) -> None:
         # typed arguments: the compiled views of the new arrays exist before this reads the old ones
-        length = len(self._filed)
+        length = len(self._instants)
         if len(filed) <= length:
             return
-        filed[:length] = self._filed
+        filed[:length] = self._instants
         heap[:length] = self._heap
         places[:length] = self._places
-        self._filed = filed
+        self._instants = filed
         self._heap = heap
         self._places = places
 
@@ -80,17 +80,17 @@ class ExpiryHeap:
         if at_ns == NEVER:
             return
         place = self._count
-        if self._slots._words[4 * slot] & _FILED:
-            if at_ns >= self._latest_ns or at_ns >= self._filed[self._places[slot]]:
+        if self._slots._words[4 * slot] & _IN_HEAP:
+            if at_ns >= self._latest_ns or at_ns >= self._instants[self._places[slot]]:
                 return
             place = self._places[slot]
         else:
-            self._slots._words[4 * slot] |= _FILED
+            self._slots._words[4 * slot] |= _IN_HEAP
             self._count += 1
         if at_ns > self._latest_ns:
             self._latest_ns = at_ns
-        while place > 0 and self._filed[(place - 1) >> 1] > at_ns:
-            self._put(place, self._heap[(place - 1) >> 1], self._filed[(place - 1) >> 1])
+        while place > 0 and self._instants[(place - 1) >> 1] > at_ns:
+            self._put(place, self._heap[(place - 1) >> 1], self._instants[(place - 1) >> 1])
             place = (place - 1) >> 1
         self._put(place, slot, at_ns)
         if at_ns < self.due_ns:
@@ -103,7 +103,7 @@ class ExpiryHeap:
             The slot; -1 if none is due (then none is before ``due_ns``); -2 if the search stopped early: call again.
         """
         for _ in range(_STEPS):
-            self.due_ns = self._filed[0] if self._count else NEVER
+            self.due_ns = self._instants[0] if self._count else NEVER
             if now_ns < self.due_ns or self._count == 0:
                 return -1
             slot = self._heap[0]
@@ -113,10 +113,10 @@ class ExpiryHeap:
                     self._latest_ns = at_ns
                 self._sink(slot, at_ns)
                 continue
-            self._slots._words[4 * slot] &= ~_FILED
+            self._slots._words[4 * slot] &= ~_IN_HEAP
             self._count -= 1
             if self._count:
-                self._sink(self._heap[self._count], self._filed[self._count])
+                self._sink(self._heap[self._count], self._instants[self._count])
             if at_ns != NEVER:
                 self._slots._words[4 * slot + 1] = NEVER
                 self.popped_ns = at_ns
@@ -128,16 +128,16 @@ class ExpiryHeap:
         place = 0
         below = 1
         while below < self._count:
-            if below + 1 < self._count and self._filed[below + 1] < self._filed[below]:
+            if below + 1 < self._count and self._instants[below + 1] < self._instants[below]:
                 below += 1
-            if self._filed[below] >= at_ns:
+            if self._instants[below] >= at_ns:
                 break
-            self._put(place, self._heap[below], self._filed[below])
+            self._put(place, self._heap[below], self._instants[below])
             place = below
             below = 2 * place + 1
         self._put(place, slot, at_ns)
 
     def _put(self, place: int, slot: int, at_ns: int) -> None:
         self._heap[place] = slot
-        self._filed[place] = at_ns
+        self._instants[place] = at_ns
         self._places[slot] = place

@@ -27,7 +27,7 @@ cdef extern from *:
 
 cdef int FIRST, _MAX_BITS
 cdef unsigned long long _MASK64, _MULTIPLIER
-cdef long long _LOW32, _HIGH48, _HIGH31, _FILED
+cdef long long _LOW32, _HIGH48, _HIGH31, _IN_HEAP
 
 # no_gc: cycles through cached objects are not collected, see the source
 @cython.final

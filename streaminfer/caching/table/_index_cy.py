@@ -40,7 +40,7 @@ _MULTIPLIER = 0x9E3779B97F4A7C15
 _LOW32 = 2**32 - 1
 _HIGH31 = 0x7FFFFFFF00000000
 _HIGH48 = 0x7FFFFFFFFFFF8000
-_FILED = 16
+_IN_HEAP = 16
 _MAX_BITS = 31  # the hash bits in a word
 
 
@@ -145,7 +145,7 @@ class KeyIndex:
         self.objects[3 * slot] = key
         self.objects[3 * slot + 1] = value
         self.objects[3 * slot + 2] = labels
-        self.slots._words[4 * slot] = (mixed & _HIGH48) | (self.slots._words[4 * slot] & _FILED)
+        self.slots._words[4 * slot] = (mixed & _HIGH48) | (self.slots._words[4 * slot] & _IN_HEAP)
         position = mixed >> self._shift
         while self._words[position]:
             position = (position + 1) & self._mask

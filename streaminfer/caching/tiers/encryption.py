@@ -62,7 +62,7 @@ _RETIRE_EVERY = 256
 _MAX_SEARCHED_KEYS = 16
 """Most destroyed keys whose copies are searched for in the file; for more, rewriting the file is faster."""
 _SPARE_NS = 86_400 * 10**9  # spare time, so that not every later record of a subject costs a flush of the disk
-_FOR_GOOD = 2**63 - 1
+_NO_EXPIRY_NS = 2**63 - 1
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS keys (
     id BLOB PRIMARY KEY, owner BLOB NOT NULL, generation INTEGER NOT NULL, wrapped BLOB NOT NULL);
@@ -73,7 +73,7 @@ CREATE TABLE IF NOT EXISTS expiries (
     id BLOB PRIMARY KEY REFERENCES keys (id) ON DELETE CASCADE, until_ns INTEGER NOT NULL);
 {HOLDS}"""
 _CURRENT = f"""
-SELECT keys.id, wrapped, coalesce(until_ns, {_FOR_GOOD}) FROM keys LEFT JOIN expiries USING (id)
+SELECT keys.id, wrapped, coalesce(until_ns, {_NO_EXPIRY_NS}) FROM keys LEFT JOIN expiries USING (id)
 WHERE owner = ? AND generation = (SELECT generation FROM ring)
 """  # noqa: S608 - a number
 _EXPIRED = "id IN (SELECT id FROM expiries WHERE until_ns < ?) AND NOT EXISTS (SELECT 1 FROM holds)"
@@ -254,7 +254,7 @@ class StoredKeys:
         self._master = check_secret("master", master, at_least=_KEY_SIZE, at_most=_KEY_SIZE)
         self._lock = new_awaited_lock()  # held at a fork: a child must not continue a transaction
         self._path = Path(path)
-        self._unscrubbed = False
+        self._needs_scrub = False
         if str(path) != ":memory:":
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             make_file(path)
@@ -288,10 +288,10 @@ class StoredKeys:
         """Return a subject's key of the current generation; see `KeyProvider.current`."""
         owner = hashed_subject(self._secret, subject)
         now_ns = self._now()
-        lasts_ns = _FOR_GOOD if lasts_s is None else round(min(lasts_s, LONGEST_S) * 1e9)
+        lasts_ns = _NO_EXPIRY_NS if lasts_s is None else round(min(lasts_s, LONGEST_S) * 1e9)
         with self._lock:
             row, master = self._db.execute(_CURRENT, (owner,)).fetchone(), self._master
-        if row is None or row[2] < min(now_ns + lasts_ns, _FOR_GOOD):
+        if row is None or row[2] < min(now_ns + lasts_ns, _NO_EXPIRY_NS):
             with self._writing():
                 # another process or thread may have made the key first
                 row, master = self._db.execute(_CURRENT, (owner,)).fetchone(), self._master
@@ -301,7 +301,7 @@ class StoredKeys:
                     row = (key_id, self._wrap(secrets.token_bytes(_KEY_SIZE), key_id), 0)
                     self._db.execute("INSERT INTO keys SELECT ?, ?, generation, ? FROM ring", (key_id, owner, row[1]))
                     self._new_keys += 1
-                until_ns = min(now_ns + lasts_ns + max(lasts_ns, _SPARE_NS), _FOR_GOOD)
+                until_ns = min(now_ns + lasts_ns + max(lasts_ns, _SPARE_NS), _NO_EXPIRY_NS)
                 self._db.execute("INSERT OR REPLACE INTO expiries VALUES (?, ?)", (row[0], max(row[2], until_ns)))
             if self._new_keys >= _RETIRE_EVERY:
                 self._new_keys = 0
@@ -376,13 +376,13 @@ class StoredKeys:
             destroyed = self._db.execute(f"DELETE FROM keys WHERE {where}", values).rowcount  # noqa: S608 - the same
         with self._lock:
             if len(wrapped) > _MAX_SEARCHED_KEYS:
-                self._unscrubbed = True
-            elif wrapped and not self._unscrubbed:
+                self._needs_scrub = True
+            elif wrapped and not self._needs_scrub:
                 raw = self._raw()
-                self._unscrubbed = any(part in raw for row in wrapped for part in (row[12:28], row[28:44]))
-            if self._unscrubbed:
+                self._needs_scrub = any(part in raw for row in wrapped for part in (row[12:28], row[28:44]))
+            if self._needs_scrub:
                 self._db.execute("VACUUM")
-                self._unscrubbed = False
+                self._needs_scrub = False
         return destroyed
 
     def rewrap(self, master: bytes) -> None:

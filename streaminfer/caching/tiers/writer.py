@@ -124,7 +124,7 @@ class TierWriter:
         self._queue: dict[str | bytes, PendingWrite] = {}
         self._leases: list[tuple[str | bytes, bytes]] = []  # leases to end without an entry
         self._bytes = 0
-        self._at_work = 0
+        self._writes_in_progress = 0
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._closing = False
@@ -168,7 +168,7 @@ class TierWriter:
     def statistics(self) -> TierUsage:
         """Return a frozen snapshot."""
         counted = {name: getattr(self, name) for name in _COUNTED}
-        waits = {"queued": len(self._queue) + self._at_work, "pending": len(self.pending)}
+        waits = {"queued": len(self._queue) + self._writes_in_progress, "pending": len(self.pending)}
         return TierUsage(name=self.name, **counted, **waits, tier=self.tier.statistics())
 
     # -- on the loop --------------------------------------------------------------------------------------------
@@ -362,7 +362,7 @@ class TierWriter:
             self._reject(write)
             return
         stored = False
-        self._at_work = 1
+        self._writes_in_progress = 1
         try:
             making = self._delete(write.key) if write.entry is None else self.tier.put(write.key, write.entry)
             stored = await within(PUT_TIMEOUT_S, making)
@@ -373,7 +373,7 @@ class TierWriter:
         except Exception as error:  # noqa: BLE001 - of a tier that is not to raise: it costs one write, counted
             self._failures.report(f"a write to the tier {self.name}", error)
         finally:
-            self._at_work = 0
+            self._writes_in_progress = 0
             if stored and not (write.entry and self._is_excluded(write.key, write.entry)):
                 self._newer.settle(write.key)  # otherwise a newer value or a deletion is queued
             self.stored += stored

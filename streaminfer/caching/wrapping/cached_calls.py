@@ -30,7 +30,7 @@ __all__ = ["ArgumentLabels", "CachedCalls", "CachedFunction", "cached_function"]
 _MAX_THREADS = 8
 _STARRED = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
 
-_SHELL = """
+_WRAPPER_SOURCE = """
 {define} cached({parameters}):
     __found = __look({values})
     if __found.__class__ is not __Missed:
@@ -207,7 +207,7 @@ def cached_function(function: Any, layer: CachedCalls, *, is_async: bool) -> Any
             positional.insert(code.co_posonlyargcount, "/")
         parameters = ", ".join([*positional, "*", *by_name] if by_name else positional)
     define, awaited = ("async def", "await ") if is_async else ("def", "")
-    source = _SHELL.format(define=define, awaited=awaited, parameters=parameters, values=values, call=call)
+    source = _WRAPPER_SOURCE.format(define=define, awaited=awaited, parameters=parameters, values=values, call=call)
     namespace: dict[str, Any] = {
         "__look": layer.hit_path.lookup,
         "__key": layer.hit_path.key,

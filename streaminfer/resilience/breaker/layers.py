@@ -202,7 +202,7 @@ def _outcome_of_rows(breaker: BreakerCore, results: Any, batch: Batch) -> bool |
     return outcome
 
 
-_SHELL = """
+_WRAPPER_SOURCE = """
 async def guarded({parameters}):
     __guard = __enter()
     try:
@@ -249,7 +249,7 @@ def _with_the_same_parameters(breaker: BreakerCore, function: types.FunctionType
     if by_name:
         parameters += ["*", *by_name]
     arguments = [*positional, *(f"{name}={name}" for name in by_name)]
-    source = _SHELL.format(parameters=", ".join(parameters), arguments=", ".join(arguments))
+    source = _WRAPPER_SOURCE.format(parameters=", ".join(parameters), arguments=", ".join(arguments))
     namespace: dict[str, Any] = {"__enter": breaker.enter, "__function": function}
     exec(source, namespace)  # noqa: S102 - made of the names of parameters alone, which are identifiers
     guarded = namespace["guarded"]

@@ -52,7 +52,7 @@ __all__ = ["Hedge"]
 _Budget: type[CallBudget] = thread_safe(CallBudget, public_methods(CallBudget))
 _REFRESH_NS = 50_000_000
 _DIGITS = 2
-_LONGER = 1.0 + 10.0**-_DIGITS  # the delay exceeds the quantile by the resolution of the histogram
+_RESOLUTION_FACTOR = 1.0 + 10.0**-_DIGITS  # the delay exceeds the quantile by the resolution of the histogram
 
 
 class Hedge(StackClock):
@@ -196,7 +196,7 @@ class Hedge(StackClock):
         self._measure_ns = now_ns + _REFRESH_NS
         usual_s, delay_s = self._durations.quantiles([0.5, self.quantile])
         self._usual_ns = float(usual_s) * 1e9
-        self._delay_s = max(float(delay_s) * _LONGER, self._min_delay_s)
+        self._delay_s = max(float(delay_s) * _RESOLUTION_FACTOR, self._min_delay_s)
 
     async def _run(
         self,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ConcurrencyLimit"]
 
-_MOST = 1_000_000
+_MAX_CALLS = 1_000_000
 _INITIAL = 20
 _Machine: type[LimitMachine] = thread_safe(LimitMachine, public_methods(LimitMachine))
 
@@ -93,13 +93,13 @@ class ConcurrencyLimit(StackClock, LimitCore):
         name: str = "",
         clock: Clock | None = None,
     ) -> None:
-        check_count("max_limit", max_limit, at_most=_MOST)
+        check_count("max_limit", max_limit, at_most=_MAX_CALLS)
         check_count("min_limit", min_limit, at_most=max_limit)
         if initial is None:
             initial = min(max(_INITIAL, min_limit), max_limit)
         check_count("initial", initial, at_least=min_limit, at_most=max_limit)
         if limit is not None:
-            check_count("limit", limit, at_most=_MOST)
+            check_count("limit", limit, at_most=_MAX_CALLS)
         delay_ns = -1 if queue_delay_s is None else check_duration_ns("queue_delay_s", queue_delay_s)
         reserve = check_number("reserve", reserve, "a share of at least 0 and below 1", lambda it: 0.0 <= it < 1.0)
         tighten = check_number("tighten", tighten, "a share above 0 and at most 1", lambda it: 0.0 < it <= 1.0)
@@ -107,12 +107,12 @@ class ConcurrencyLimit(StackClock, LimitCore):
         check_instance("name", name, lambda it: isinstance(it, str), "a string")
         self._accept_clock(clock)
         wait_ns = check_duration_ns("max_wait_s", max_wait_s)
-        check_count("max_waiting", max_waiting, at_most=_MOST)
+        check_count("max_waiting", max_waiting, at_most=_MAX_CALLS)
         fixed = limit is not None
         adaptation = LimitAdaptation(
             float(initial if limit is None else limit),
             1 if fixed else min_limit,
-            _MOST if fixed else max_limit,
+            _MAX_CALLS if fixed else max_limit,
             not fixed,
             tighten,
             float(delay_ns),

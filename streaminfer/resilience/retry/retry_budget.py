@@ -57,7 +57,7 @@ __all__ = ["RetryBudget"]
 _Budget: type[CallBudget] = thread_safe(CallBudget, public_methods(CallBudget))
 _RETRIED_IF_NAMED = (CircuitOpen, Closed, DeadlineExceeded, InvalidInput)
 _DEFAULT = (BackendError, Overloaded)
-_MOST = 100
+_MAX_ATTEMPTS = 100
 _NEWEST_WEIGHT = 1 / 16  # weight of the newest attempt in the usual duration
 
 Retryable = type[BaseException] | Iterable[type[BaseException]] | Callable[[Exception], Any]
@@ -118,7 +118,7 @@ class RetryBudget(StackClock):
         seed: int | None = None,
         clock: Clock | None = None,
     ) -> None:
-        self.max_attempts = check_count("max_attempts", max_attempts, at_most=_MOST)
+        self.max_attempts = check_count("max_attempts", max_attempts, at_most=_MAX_ATTEMPTS)
         self._backoff_ns = check_duration("backoff_s", backoff_s) * 1e9
         self._max_wait_ns = check_duration("max_wait_s", max_wait_s) * 1e9
         check_instance("idempotent", idempotent, lambda it: it is None or isinstance(it, bool), "True, False or None")

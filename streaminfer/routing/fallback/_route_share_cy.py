@@ -23,7 +23,7 @@ _LATE = 2
 _MIN_SHARE = 0.01
 _REOPEN_SHARE = 0.05
 _MAX_FAILURE_RATE = 0.1
-_CHANCE = 2.8  # square of the standard deviations that chance exceeds once in twenty steps
+_SIGNIFICANCE = 2.8  # square of the standard deviations that chance exceeds once in twenty steps
 _MAX_LATE_RATE = 0.01
 _MAX_STEPS = 8  # most steps that count after a time without requests
 _SILENT_STEPS = 3  # a cut relieves the device in the next step: by then a route that can respond has responded
@@ -53,7 +53,7 @@ def exceeds(count: int, requests: int, rate: float, together: float) -> bool:
         together: how many bad requests had one common reason, such as a batch that failed.
     """
     excess = count - rate * requests
-    return count >= 2 and excess > 0.0 and excess * excess > _CHANCE * rate * (1.0 - rate) * requests * together
+    return count >= 2 and excess > 0.0 and excess * excess > _SIGNIFICANCE * rate * (1.0 - rate) * requests * together
 
 
 class RouteShare:

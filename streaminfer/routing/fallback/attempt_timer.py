@@ -28,21 +28,21 @@ class AttemptTimer:
     def __init__(self, fast_path: FastPath, clock: Clock) -> None:
         self.clock = clock
         self._fast_path = fast_path
-        self._alarm = Alarm(self._fire)
+        self._loop_timer = Alarm(self._fire)
 
     def bind_loop(self, loop: asyncio.AbstractEventLoop) -> None:
         """Use another event loop and forget an earlier setting of the timer."""
-        self._alarm.bind_loop(loop, Context())
+        self._loop_timer.bind_loop(loop, Context())
         self._fast_path.attempts.timer_ns = NEVER_NS
 
     def set(self, at_ns: int) -> None:
         """Set the timer, in place of an earlier setting."""
         self._fast_path.attempts.timer_ns = at_ns
-        self._alarm.set(at_ns, self.clock, is_exact=True)
+        self._loop_timer.set(at_ns, self.clock, is_exact=True)
 
     def close(self) -> None:
         """Cancel the timer and free its system resources; it may be set again."""
-        self._alarm.close()
+        self._loop_timer.close()
         self._fast_path.attempts.timer_ns = NEVER_NS
 
     def _fire(self) -> None:

@@ -129,7 +129,7 @@ class FallbackRouter(StackClock, Node):
         self._changes: list[Callable[[], int]] = [changes for changes in counters if changes is not None]
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = False
-        self._cutting = False
+        self._interrupting = False
         self._idle = IdleWaiters()
         self._budget = SloReader(slo, "a fallback router")
         self._counts = RequestCounts()
@@ -212,7 +212,7 @@ class FallbackRouter(StackClock, Node):
                 history = AttemptHistory(attempt.started_ns)
                 return self._respond(self._states[0], history, attempt, response, task, now_ns)
             if self._stopping:
-                self._look_whether_drained()
+                self._check_drained()
             return marked
         return await self._try_routes(request, history, task, now_ns)
 
@@ -255,7 +255,7 @@ class FallbackRouter(StackClock, Node):
         """Start the routes' services, each once; if one fails, the started ones are stopped again."""
         self._enter(asyncio.get_running_loop())
         await start_all(self, self._services())
-        self._stopping = self._cutting = False
+        self._stopping = self._interrupting = False
         self._fast_path.is_open = True
 
     async def stop(self, *, drain: bool = True) -> None:
@@ -279,7 +279,7 @@ class FallbackRouter(StackClock, Node):
 
     async def _end(self, drain: bool) -> None:
         """End the attempts in flight and stop the services, even if this call is cancelled meanwhile."""
-        self._cutting = True
+        self._interrupting = True
         self._fast_path.attempts.interrupt_due(NEVER_NS)
         try:
             if self._probes is not None:
@@ -367,7 +367,7 @@ class FallbackRouter(StackClock, Node):
         """Count an attempt without response; raise the error if the request ends with it."""
         self._leave(attempt)
         self._fast_path.discard_verdict()
-        outcome = classify(state.route.name, attempt, error, task, now_ns, stopping=self._cutting)
+        outcome = classify(state.route.name, attempt, error, task, now_ns, stopping=self._interrupting)
         limit_ns = attempt.deadline_ns - attempt.started_ns
         timings = error.timings if isinstance(error, StreamInferError) else None
         batch_ns = 0 if timings is None else timings.started_ns
@@ -411,7 +411,7 @@ class FallbackRouter(StackClock, Node):
     def _leave(self, attempt: Attempt) -> None:
         self._fast_path.attempts.leave(attempt)
         if self._stopping:
-            self._look_whether_drained()
+            self._check_drained()
 
     def _miss(self, devices: int, limit_ns: int) -> None:
         self._counts.deadline_misses += 1
@@ -444,6 +444,6 @@ class FallbackRouter(StackClock, Node):
         while self._fast_path.attempts.count and seconds_left() != 0.0:  # after one, a request may try another route
             await self._idle.wait(seconds_left())
 
-    def _look_whether_drained(self) -> None:
+    def _check_drained(self) -> None:
         if not self._fast_path.attempts.count:
             self._idle.wake()

@@ -17,7 +17,7 @@ from streaminfer.routing.fallback.statistics import RouteStatistics
 __all__ = ["RouteState", "make_route_states"]
 
 # fields of `RouteStatistics`
-_OF_THE_SHARE = ("closed", "succeeded", "in_flight", "cuts", "flaps")
+_SHARE_COUNTERS = ("closed", "succeeded", "in_flight", "cuts", "flaps")
 _COUNTED = ("deadline_misses", "failed", "attempt_timeouts", "rejected", "cancelled", "probes")
 
 
@@ -90,7 +90,7 @@ class RouteState:
             share=share.fraction,
             skipped={str(reason): count for reason, count in sorted(self.skipped.items())},
             latency_s=share.latency_ns / 1e9,
-            **{name: getattr(share, name) for name in _OF_THE_SHARE},
+            **{name: getattr(share, name) for name in _SHARE_COUNTERS},
             **{name: getattr(self, name) for name in _COUNTED},
         )
 

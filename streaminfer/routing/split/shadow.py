@@ -34,7 +34,7 @@ from streaminfer.sync_layer import SyncService
 __all__ = ["Shadow", "ShadowStatistics"]
 
 _log = Log("streaminfer.routing")
-_MOST = 100_000
+_MAX_COPIES = 100_000
 
 
 @attrs.frozen(kw_only=True)
@@ -101,7 +101,7 @@ class Shadow(StackClock):
             raise ValueError(expected("copy", "a service that may see copies (not idempotent = False)", copy))
         check_instance("name", name, lambda it: isinstance(it, str), "a string")
         self._share = RequestShare(check_share(share), name)
-        self._max_in_flight = check_count("max_in_flight", max_in_flight, at_most=_MOST)
+        self._max_in_flight = check_count("max_in_flight", max_in_flight, at_most=_MAX_COPIES)
         self._timeout_s = check_duration("timeout_s", timeout_s, positive=True)
         self._accept_clock(clock)
         self.name = name

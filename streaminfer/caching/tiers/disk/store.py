@@ -123,7 +123,7 @@ class DiskStore:
         """Release the file in a forked process without closing it; SQLite allows only the parent to close it."""
         db, self._db = self._db, None
         if db is not None:
-            _of_parents.setdefault(self._identity, []).append(db)
+            _inherited.setdefault(self._identity, []).append(db)
         lock, self._lock = self._lock, -1
         if lock >= 0:
             os.close(lock)
@@ -249,7 +249,7 @@ class DiskStore:
 
     def _connect(self) -> None:
         self._identity = make_file(self._file)
-        if self._identity in _of_parents:
+        if self._identity in _inherited:
             raise sqlite3.OperationalError(
                 "the file was open in the process that forked this one, so its locks do not hold here: "
                 "fork before a tier opens it, or start this process by spawn"
@@ -418,7 +418,7 @@ class DiskStore:
 
 
 _stores: weakref.WeakSet[DiskStore] = weakref.WeakSet()
-_of_parents: dict[tuple[int, int], list[sqlite3.Connection]] = {}
+_inherited: dict[tuple[int, int], list[sqlite3.Connection]] = {}
 
 
 def _after_fork() -> None:
