@@ -88,7 +88,7 @@ class EdgeTable(Entries):
     def count_fresh(self) -> int:
         """Return the number of fresh entries."""
         self._settle()
-        return self._order.count_in(MAIN) + self._order.held(SMALL)
+        return self._order.count_in(MAIN) + self._order.count_in(SMALL)
 
     def popitem(self) -> tuple[Any, Any]:
         """Remove and return the fresh entry that would be evicted next."""
@@ -265,7 +265,7 @@ class EdgeTable(Entries):
         self._settle()
         order = self._order
         return (
-            order.count_in(MAIN) + order.held(SMALL),
+            order.count_in(MAIN) + order.count_in(SMALL),
             order.bytes_in(MAIN) + order.bytes_in(SMALL),
             order.count_in(STALE),
             order.count_in(NEGATIVE),

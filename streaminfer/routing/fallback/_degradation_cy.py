@@ -168,7 +168,7 @@ class DegradationController:
             if share.device == device:
                 if share._was_cut or (share._in_cooldown and factor > _HEAVY_MISS_FACTOR):
                     return
-                if costliest < 0 and share.costlier_on_device and share._taken and share.fraction > _MIN_SHARE_TO_CUT:
+                if costliest < 0 and share.costlier_on_device and share._sent and share.fraction > _MIN_SHARE_TO_CUT:
                     costliest = position
         if costliest >= 0 and not self._is_alone(costliest, device):
             share = self.shares[costliest]

@@ -245,7 +245,7 @@ class Replicas(StackClock, Node):
             new_children=self.new_children,
             enforces_deadline=True,
             idempotent=are_idempotent(offered),
-            stream_states=self._homes if self._homes.keepers() else None,
+            stream_states=self._homes if self._homes.get_states() else None,
             many_answers=bool(offered) and offered[0].many_answers,
             model_tensors=self._model_tensors,
         )

@@ -257,7 +257,7 @@ def problems(draw):
 def test_the_best_candidates_stay(plain_kernels, values, most, kept):
     is_in = np.ones(len(values), np.bool_)
 
-    plain_kernels._keep_best(np.array(values, np.float64), is_in, most)
+    plain_kernels._select_best(np.array(values, np.float64), is_in, most)
 
     assert np.flatnonzero(is_in).tolist() == kept
 
@@ -265,7 +265,7 @@ def test_the_best_candidates_stay(plain_kernels, values, most, kept):
 def test_an_excluded_candidate_stays_excluded(plain_kernels):
     is_in = np.array([False, True])
 
-    plain_kernels._keep_best(np.array([[9.0, 9.0], [1.0, 1.0]]), is_in, 1)
+    plain_kernels._select_best(np.array([[9.0, 9.0], [1.0, 1.0]]), is_in, 1)
 
     assert is_in.tolist() == [False, True]
 

@@ -147,7 +147,7 @@ def test_survivors_are_counted_during_another_expiry(clock):
                 yield number
 
     retention = cache._memory.retention
-    retention._departed = Departed()
+    retention._outliving = Departed()
     let_one_go(0)
     let_one_go(1)
 
