@@ -55,10 +55,10 @@ def locked_subclass(
         state.__init__(self, *arguments, **options)
 
     body: dict[str, Any] = {"__slots__": ("_depth", "_lock"), "__init__": prepare}
-    quiet = frozenset(not_after)
+    excluded = frozenset(not_after)
     for name in operations:
         if hasattr(state, name):
-            body[name] = under_lock(getattr(state, name), after=None if name in quiet else after)
+            body[name] = under_lock(getattr(state, name), after=None if name in excluded else after)
     return type(f"Locked{state.__name__}", (state,), body)
 
 

@@ -335,16 +335,16 @@ def _check_tier(tier: Any, policy: Retention | None, where: str) -> Finding:
         return _ok("tier", where, "what lies there is encrypted")
     if encrypted is not False:
         return _attention("tier", where, "it does not say whether it encrypts", "set encrypted on it, True or False")
-    barred: list[str] = []
+    disallowed: list[str] = []
     if policy is not None:
         on_disk, shared = read(tier, "on_disk") is True, read(tier, "shared") is True
         plain = _PlainTier(on_disk, shared)
-        barred = [rule.data_class for rule in policy.rules if not rule.permits(plain)]
-        if len(barred) == len(policy.rules):
+        disallowed = [rule.data_class for rule in policy.rules if not rule.permits(plain)]
+        if len(disallowed) == len(policy.rules):
             return _ok("tier", where, "not encrypted, and the policy keeps nothing there")
     what = "not encrypted, so answers with a subject are not kept there"
-    if barred:
-        what += f", nor what is of {', '.join(repr(name) if name else 'the default class' for name in barred)}"
+    if disallowed:
+        what += f", nor what is of {', '.join(repr(name) if name else 'the default class' for name in disallowed)}"
     return _attention("tier", where, what, remedy + ". Not needed where nothing there is about a person")
 
 

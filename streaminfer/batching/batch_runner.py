@@ -97,10 +97,10 @@ class BatchRunner:
             mixed: called if not all of them can be stacked.
         """
         assembler = self._calls.assembler
-        together = assembler.select(chosen, shorter_too) if self._calls.stack else chosen
-        if len(together) < len(chosen) and mixed is not None:
+        selected = assembler.select(chosen, shorter_too) if self._calls.stack else chosen
+        if len(selected) < len(chosen) and mixed is not None:
             mixed()
-        return assembler.within_cost(self.isolator.limit(together))  # the limit of the batch's bucket, known only now
+        return assembler.within_cost(self.isolator.limit(selected))  # the limit of the batch's bucket, known only now
 
     def expire(self, now_ns: int) -> None:
         """Complete the requests whose deadline has passed."""

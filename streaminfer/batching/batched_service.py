@@ -189,9 +189,9 @@ class BatchedService(Node):
             if last is None or not self._is_shed_for(last, request.stream_id, request.priority):
                 return Admission(False, AdmissionReason.QUEUE_FULL, self._dispatcher.retry_after_s(now_ns))
         if self._inner_admission is not None:
-            behind: Admission = self._inner_admission(request, now_ns)
-            if not behind.ok:
-                return behind
+            verdict: Admission = self._inner_admission(request, now_ns)
+            if not verdict.ok:
+                return verdict
         assembler = self._calls.assembler
         bucket = 0 if assembler.plain else assembler.bucket_of(request.inputs)
         finish_ns = self._dispatcher.predicted_finish_ns(now_ns, bucket, request.stream_id)
@@ -389,8 +389,8 @@ class BatchedService(Node):
     def _validate_padded(self, validate: Callable[[Request], None], request: Request) -> None:
         """Validate the inputs that the model will get: padded, and with the mask."""
         assembler = self._calls.assembler
-        shown = assembler.as_padded(assembler.prepare(request.inputs))
-        validate(request.replace(inputs=shown))
+        padded = assembler.as_padded(assembler.prepare(request.inputs))
+        validate(request.replace(inputs=padded))
 
     def _is_shed_for(self, ticket: Ticket, stream_id: Hashable, priority: int) -> bool:
         """Return whether a queued request is shed for a new one when the queue is full."""
@@ -421,8 +421,8 @@ class BatchedService(Node):
         waiting = self._queue.queued + self._queue.held_back
         message = f"{waiting} requests are queued already (max_queue_size={self._queue.max_size})"
         if last is not None and self._is_shed_for(last, stream_id, priority):
-            newcomer = "a more urgent request" if last.priority > priority else "a stream with a shorter backlog"
-            self._outcomes.shed(last, now_ns, f"shed for {newcomer}; {message}", retry_after_s)
+            reason = "a more urgent request" if last.priority > priority else "a stream with a shorter backlog"
+            self._outcomes.shed(last, now_ns, f"shed for {reason}; {message}", retry_after_s)
             return
         self.events.arrived(now_ns, 0 if deadline_ns == NEVER else deadline_ns - now_ns, priority)
         self._outcomes.count_rejected("queue_full", now_ns)

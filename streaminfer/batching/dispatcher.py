@@ -56,7 +56,7 @@ class Dispatcher(DispatchState):
     Attributes:
         source: name of the model, for messages.
         full_at: number of queued requests that make a full batch.
-        returning: share of a batch's callers that send another request at once; a mean over recent batches.
+        return_share: share of a batch's callers that send another request at once; a mean over recent batches.
         expectations: predictions of the policy about queue and model, and its learning.
         pipeline: the batch that was sent before a worker was free.
         runner: runs the batches.
@@ -71,7 +71,7 @@ class Dispatcher(DispatchState):
         *("__weakref__", "_inner_admission", "_bucket_models", "_calls", "_device", "_events", "_idle"),
         *("_loop_timer", "_loop", "_outcomes", "_queue", "_recheck_ns", "batch_sizes", "claim"),
         *("expectations", "full_at", "max_in_flight", "observers", "pipeline", "policy", "residence"),
-        *("returning", "runner", "source"),
+        *("return_share", "runner", "source"),
     )
 
     def __init__(
@@ -97,7 +97,7 @@ class Dispatcher(DispatchState):
         self._inner_admission = offered.admission
         self.max_in_flight = self.free = max_in_flight
         self.full_at = NEVER
-        self.returning = 1.0
+        self.return_share = 1.0
         self.set_policy(policy)
         self._loop: asyncio.AbstractEventLoop  # set by the first request
         self.is_scheduled = False
@@ -321,7 +321,7 @@ class Dispatcher(DispatchState):
         self._free_worker(execution, inferred_ns, succeeded=error is None and not execution.abandoned)
         some_queued = in_task and self._queue.queued > 0
         # a task begins in the next iteration, so send before delivery; a thread needs the interpreter lock, so after it
-        first = last = some_queued and (self._queue.queued >= self.full_at or self.returning < _FEW_RETURN_SHARE)
+        first = last = some_queued and (self._queue.queued >= self.full_at or self.return_share < _FEW_RETURN_SHARE)
         try:
             if first and not self.runner.in_threads:
                 last = False
@@ -355,7 +355,7 @@ class Dispatcher(DispatchState):
     def _after_waking(self, execution: Execution, ended_ns: int, learns: bool, arrivals: int) -> None:
         """Continue after the callers of a batch have woken."""
         arrived_share = (self._events.arrivals - arrivals) / len(execution.tickets)
-        self.returning += _NEWEST_WEIGHT * (min(arrived_share, 1.0) - self.returning)
+        self.return_share += _NEWEST_WEIGHT * (min(arrived_share, 1.0) - self.return_share)
         if learns:
             self.expectations.learn_from(execution, ended_ns)
 

@@ -14,5 +14,5 @@ cdef class CallBudget:
     cpdef bint grant(self, long long now_ns) except -1
     cpdef double left(self, long long now_ns) except? -1
 
-    @cython.locals(number=cython.longlong, passed=cython.longlong, slot=cython.longlong)
+    @cython.locals(number=cython.longlong, slices=cython.longlong, slot=cython.longlong)
     cdef void _advance(self, long long now_ns) noexcept

@@ -13,7 +13,7 @@ class AllStreamStates:
     """Stream states of the services of a router; a stream may have state at any of them.
 
     Args:
-        keepers: returns the stream states of the services.
+        get_states: returns the stream states of the services.
     """
 
     def __init__(self, get_states: Callable[[], list[StreamStates]]) -> None:

@@ -110,8 +110,8 @@ def bursts(
         Shape (n,), seconds, ascending.
     """
     on_s, off_s = check_duration("on_s", on_s, positive=True), check_duration("off_s", off_s, positive=True)
-    quiet = _positive("rate", rate) / ((on_s * _positive("times", times) + off_s) / (on_s + off_s))
-    return _switching(n, seed, quiet, off_s, quiet * times, on_s)
+    quiet_rate = _positive("rate", rate) / ((on_s * _positive("times", times) + off_s) / (on_s + off_s))
+    return _switching(n, seed, quiet_rate, off_s, quiet_rate * times, on_s)
 
 
 def cameras(fps: float, cameras: int, duration_s: float, seed: int, *, jitter_s: float) -> NDArray[np.float64]:

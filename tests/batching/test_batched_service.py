@@ -36,8 +36,8 @@ def test_completed_tickets_do_not_accumulate():
     assert queue.next_deadline_ns == NEVER
 
 
-def test_earliest_deadline_is_known_without_husks():
-    """The earliest deadline is still known after the husks of ended requests were cleared."""
+def test_earliest_deadline_is_known_after_clearing():
+    """The earliest deadline is still known after the dead entries of ended requests were cleared."""
     queue = RequestQueue(1000)
     rng = random.Random(5)
     tickets = [queue.admit(None, n, None, 0, rng.randrange(10**9), 0) for n in range(400)]
@@ -48,13 +48,13 @@ def test_earliest_deadline_is_known_without_husks():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_clearing_husks_restores_order_from_the_top(seed):
-    """Clearing husks restores the order of the heap from its top."""
+def test_clearing_restores_order_from_the_top(seed):
+    """Clearing dead entries restores the order of the heap from its top."""
     queue = RequestQueue(1000)
     rng = random.Random(seed)
     tickets = [queue.admit(None, n, None, 0, rng.randrange(10**9), 0) for n in range(400)]
     tickets.sort(key=lambda ticket: ticket.deadline_ns)
-    for ticket in tickets[:201]:  # no read in between, so all become husks, one more than half
+    for ticket in tickets[:201]:  # no read in between, so all become dead entries, one more than half
         queue.end(ticket)
     assert queue.next_deadline_ns == tickets[201].deadline_ns
 

@@ -218,16 +218,16 @@ class Assembler:
         bucket = self.bucket_of(prepared)
         if type(prepared) is not dict:
             return self._as_padded(None, prepared, buckets.lengths[bucket], buckets)
-        shown: dict[str, Any] = {}
+        padded: dict[str, Any] = {}
         real = 0
         for name, value in prepared.items():
-            shown[name] = value
+            padded[name] = value
             if buckets.is_ragged(name, value):
                 real = value.shape[buckets.axis]
-                shown[name] = self._as_padded(name, value, buckets.lengths[bucket], buckets)
+                padded[name] = self._as_padded(name, value, buckets.lengths[bucket], buckets)
         if buckets.mask is not None:
-            shown[buckets.mask] = make_mask([real], buckets.lengths[bucket], buckets.mask_dtype)[0]
-        return shown
+            padded[buckets.mask] = make_mask([real], buckets.lengths[bucket], buckets.mask_dtype)[0]
+        return padded
 
     def _as_padded(self, name: str | None, row: NDArray[Any], length: int, buckets: Buckets) -> NDArray[Any]:
         real = row.shape[buckets.axis]

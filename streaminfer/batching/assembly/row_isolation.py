@@ -147,8 +147,8 @@ class RowIsolator:
     def _fits(self, tickets: list[Ticket]) -> bool:
         """Return whether some requests of a batch may form a separate batch within the limits."""
         calls = self._calls
-        together = calls.assembler.select(tickets, shorter_too=True) if calls.stack else tickets
-        return len(calls.assembler.within_cost(self.limit(together))) == len(tickets)
+        selected = calls.assembler.select(tickets, shorter_too=True) if calls.stack else tickets
+        return len(calls.assembler.within_cost(self.limit(selected))) == len(tickets)
 
     async def _try(self, execution: Execution, rows: list[int], now_ns: int) -> Exception | None:
         """Run some rows as a separate batch and deliver their results; return an error of the whole part."""

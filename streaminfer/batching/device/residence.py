@@ -75,8 +75,8 @@ class LiveResidence:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, LiveResidence):
             return NotImplemented
-        own, its = self._residency, other._residency
-        return own is its or (isinstance(own.load, MethodType) and own.load == its.load)
+        own, other_residency = self._residency, other._residency
+        return own is other_residency or (isinstance(own.load, MethodType) and own.load == other_residency.load)
 
     def __hash__(self) -> int:
         load = self._residency.load

@@ -154,17 +154,19 @@ def without_late(groups: list[Group], now_ns: int) -> tuple[list[Group], list[Gr
     overdue: list[Ticket] = []
     rejected: list[Ticket] = []
     for group in groups:
-        passed = int(np.searchsorted(group.deadlines, now_ns + group.model.durations[1]))
+        late_count = int(np.searchsorted(group.deadlines, now_ns + group.model.durations[1]))
         crowded = len(group.tickets) > len(group.model.durations) - 1
         earliest_end_ns = now_ns + (int(group.model.durations[1]) if crowded else group.model.min_duration_ns)
-        for ticket in group.tickets[:passed]:
+        for ticket in group.tickets[:late_count]:
             if ticket.deadline_ns == NEVER:
                 overdue.append(ticket)
             elif ticket.deadline_ns < earliest_end_ns:
                 rejected.append(ticket)
-        if passed < len(group.tickets):
-            remaining.append(Group(group.model, group.tickets[passed:], group.deadlines[passed:], group.untimed))
-        if passed:
+        if late_count < len(group.tickets):
+            remaining.append(
+                Group(group.model, group.tickets[late_count:], group.deadlines[late_count:], group.untimed)
+            )
+        if late_count:
             late.append(group)
     overdue.sort(key=lambda ticket: (ticket.priority, ticket.enqueued_ns))
     return remaining, late, overdue, rejected

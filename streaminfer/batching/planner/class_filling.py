@@ -25,8 +25,8 @@ def fill_with_less_urgent(
     *,
     urgent_deadline_ns: int,
     urgent_size: int,
-    urgent_left: int,
-    most: int,
+    urgent_remaining: int,
+    max_size: int,
     others: _Array,
     rates: Sequence[tuple[float, int]],
     means: _Array,
@@ -39,8 +39,8 @@ def fill_with_less_urgent(
         durations: shape (cap + 1,), nanoseconds of a slow batch by size, nondecreasing.
         urgent_deadline_ns: the earliest deadline of the urgent requests in the batch.
         urgent_size: number of urgent requests in the batch.
-        urgent_left: number of requests of their class that stay queued.
-        most: the largest batch that does not delay urgent requests which cannot share it.
+        urgent_remaining: number of requests of their class that stay queued.
+        max_size: the largest batch that does not delay urgent requests which cannot share it.
         others: shape (n,), deadlines of the less urgent requests, in the order in which they are served.
         rates: arrivals per nanosecond and time limit in nanoseconds of each class that must not be delayed.
         means: shape (cap + 1,), mean nanoseconds of a batch, for urgent requests that are late in a slow one anyway.
@@ -49,18 +49,18 @@ def fill_with_less_urgent(
     Returns:
         Positions in ``others``, ascending.
     """
-    if urgent_left:
+    if urgent_remaining:
         return []  # each further row delays the urgent requests that stay queued
     cap = durations.size - 1
     on_time = int(np.searchsorted(durations, urgent_deadline_ns - now_ns, side="right")) - 1
     if on_time < urgent_size:
         on_time = int(np.searchsorted(means, urgent_deadline_ns - now_ns, side="right")) - 1
-    most = room = min(cap, urgent_size + others.size, on_time, most)
+    max_size = room = min(cap, urgent_size + others.size, on_time, max_size)
     while room > urgent_size and not _leaves_time(durations, steps, room, rates):
         room -= 1
     if room <= urgent_size and not _leaves_time(durations, steps, urgent_size, rates):
         # no size leaves enough time for the next urgent request: a smaller batch would only cost throughput
-        room = most
+        room = max_size
     low, high = urgent_size, max(room, urgent_size)
     while low < high:
         size = (low + high + 1) // 2

@@ -132,8 +132,8 @@ def plan_batch(queue: RequestQueue, group: Group, now_ns: int, beside: list[Grou
         model.slow,
         urgent_deadline_ns=int(own[head]),
         urgent_size=len(chosen),
-        urgent_left=max(len(of_class) - head - size, 0),
-        most=_largest_beside(model, len(chosen), now_ns, beside, share / queue.events.gap_ns(now_ns)),
+        urgent_remaining=max(len(of_class) - head - size, 0),
+        max_size=_largest_beside(model, len(chosen), now_ns, beside, share / queue.events.gap_ns(now_ns)),
         others=deadlines[others],
         rates=[
             (part / queue.events.gap_ns(now_ns), limit_ns)

@@ -337,9 +337,9 @@ class Lookahead:
             )
         groups = self._groups(tickets, now_ns)
         if self._masked and len(groups) > 1:
-            together = in_one_batch(groups, now_ns)
-            if together:
-                return Decision(together, "idle_worker", shorter_too=True)
+            combined = in_one_batch(groups, now_ns)
+            if combined:
+                return Decision(combined, "idle_worker", shorter_too=True)
         first_batch = first_if_all_on_time(groups, now_ns, surely=queue.several_priorities)
         if first_batch is not None:
             group, size = first_batch

@@ -1,8 +1,8 @@
 """Order of expiry: a binary heap by deadline over the live tickets that have one.
 
-A ticket that ends stays in the heap as a husk, without its request, inputs and future, until it reaches the top or
-until husks outnumber live tickets; then the heap is rebuilt: O(1) amortized. With equal time limits, deadlines arrive
-in ascending order and a push costs one comparison.
+A ticket that ends stays in the heap as a dead entry, without its request, inputs and future, until it reaches the top
+or until dead entries outnumber live tickets; then the heap is rebuilt: O(1) amortized. With equal time limits,
+deadlines arrive in ascending order and a push costs one comparison.
 
 Invariant: every live ticket that was pushed is in the heap, and no parent has a later deadline than its child
 (J. W. J. Williams, Algorithm 232: Heapsort, 1964). One source, compiled with the C types of ``_deadlines_cy.pxd`` or

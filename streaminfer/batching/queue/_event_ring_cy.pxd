@@ -51,7 +51,7 @@ cdef class EventRing:
 
     cpdef tuple gaps_ns(self, long long now_ns)
 
-    @cython.locals(count=cython.longlong, passed=cython.longlong)
+    @cython.locals(count=cython.longlong, elapsed_ns=cython.longlong)
     cdef double _gap_over(self, long long window, long long now_ns) noexcept
 
     @cython.locals(slot=cython.longlong, limits=list)

@@ -247,8 +247,8 @@ class EventRing:
             count = self.requests
         if count < 2:
             return _INFINITE
-        passed = now_ns - self._arrival_ns[(self.arrivals - count) & (self.requests - 1)]
-        return passed / (count - 1) if passed > 0 else _INFINITE
+        elapsed_ns = now_ns - self._arrival_ns[(self.arrivals - count) & (self.requests - 1)]
+        return elapsed_ns / (count - 1) if elapsed_ns > 0 else _INFINITE
 
     def recent_limits_ns(self) -> list[int]:
         """Return the time limits of the last 64 requests that had one, in no particular order."""

@@ -110,29 +110,29 @@ class _Bucket:
     Attributes:
         number: number of the bucket.
         length: length of the bucket; 0 without buckets.
-        known: seconds by size.
+        times_s: seconds by size.
         warmed: sizes that ran.
         ended: the last size, and the limit that it exceeded; ``None``: none has.
         failed: the first size that failed, and its error; ``None``: none has.
-        most: the largest batch within the limits of bytes and costs; ``None``: no size has exceeded them so far.
+        max_size: the largest batch within the limits of bytes and costs; ``None``: no size has exceeded them so far.
     """
 
     number: int
     length: int
-    known: dict[int, float] = attrs.field(factory=dict)
+    times_s: dict[int, float] = attrs.field(factory=dict)
     warmed: set[int] = attrs.field(factory=set)
     ended: tuple[int, int] | None = None
     failed: tuple[int, str] | None = None
-    most: int | None = None
+    max_size: int | None = None
 
     def learn_limit(self) -> None:
         """Note the largest batch, if the batcher split the last size into several batches."""
-        if self.ended is not None and self.failed is None and self.ended[0] not in self.known:
-            self.most = max(self.known)
+        if self.ended is not None and self.failed is None and self.ended[0] not in self.times_s:
+            self.max_size = max(self.times_s)
 
     def within_limits(self, sizes: Sequence[int]) -> list[int]:
         """Return the sizes that are within the limits of bytes and costs."""
-        return [size for size in sizes if self.most is None or size <= self.most]
+        return [size for size in sizes if self.max_size is None or size <= self.max_size]
 
 
 class Calibration:
@@ -235,7 +235,7 @@ class Calibration:
             _LOGGER.warning("backend %r: %s; live batches %s", self._name, failure, then)
         return CalibrationStatistics(
             (clock() - started_ns) / 1e9,
-            {it.length: dict(it.known) for it in self._buckets if it.known},
+            {it.length: dict(it.times_s) for it in self._buckets if it.times_s},
             {length: sizes for length, sizes in skipped.items() if sizes},
             note,
         )
@@ -249,12 +249,12 @@ class Calibration:
         if limit_ns < bench.limit_ns:
             last = sizes[-1]
         tried = [size for size in sizes if size <= last]
-        done: Collection[int] = bucket.known
+        done: Collection[int] = bucket.times_s
         if bench.learn is None or is_guess:
             cold = [size for size in tried if size not in bucket.warmed]
             await self._warm(bench, row, bucket, cold or sizes[:1])
             done = bucket.warmed
-        elif missing := [size for size in tried if size not in bucket.known]:
+        elif missing := [size for size in tried if size not in bucket.times_s]:
             await self._measure(bench, row, bucket, missing, bench.learn)
             bucket.learn_limit()
         else:  # the workers may be new
@@ -342,7 +342,7 @@ class Calibration:
             for size in reversed(tuple(runs)):  # small last: caches then have its data for the first request
                 if spent_ns + runs[size][0] <= budget_ns:
                     await measure(size)
-        bucket.known |= {size: float(np.median(durations_ns)) / 1e9 for size, durations_ns in runs.items()}
+        bucket.times_s |= {size: float(np.median(durations_ns)) / 1e9 for size, durations_ns in runs.items()}
 
 
 # a lock that was waited for refers to its loop, so only the calibrations that use it store it

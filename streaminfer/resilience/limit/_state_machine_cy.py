@@ -193,8 +193,8 @@ class LimitMachine:
         drain_ns = self.interval_ns * self.in_flight
         if self.interval_ns == 0.0 and self._freed > 0:  # the first window
             drain_ns = (self._freed_ns - self._window_began_ns - self._idle_ns) * 1.0 / self._freed * self.in_flight
-        lull_ns = now_ns - self._freed_ns
-        return int(lull_ns) if lull_ns > drain_ns else int(drain_ns)
+        since_freed_ns = now_ns - self._freed_ns
+        return int(since_freed_ns) if since_freed_ns > drain_ns else int(drain_ns)
 
     def wait_ns(self, priority: int, ahead: int, now_ns: int) -> int:
         """Return the nanoseconds in which a waiting call should get a permit; 0 if unknown.

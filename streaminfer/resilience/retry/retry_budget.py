@@ -177,10 +177,10 @@ class RetryBudget(StackClock):
             return False
         if self._predicate is not None:
             return bool(self._predicate(error))
-        for marked in (error, error.__cause__):
-            mark = says_retryable(marked)
-            if mark is not None:
-                return mark
+        for source in (error, error.__cause__):
+            retryable = says_retryable(source)
+            if retryable is not None:
+                return retryable
         if isinstance(error, _RETRIED_IF_NAMED):  # a base class does not include these: they must be named
             return any(isinstance(error, each) and issubclass(each, _RETRIED_IF_NAMED) for each in self._classes)
         return isinstance(error, self._classes)

@@ -8,7 +8,7 @@ cdef double _HEADROOM_FALL, _LIGHT_USE_DECAY
 cdef long long _MAX_STEPS, _CUT_FRACTION_STEPS, _SILENT_STEPS, _SILENCE_STEPS, _MISSED_PER_RESPONSE
 
 @cython.locals(excess=double)
-cpdef bint exceeds(long long count, long long requests, double rate, double together) noexcept
+cpdef bint exceeds(long long count, long long requests, double rate, double cluster_size) noexcept
 
 cdef class RouteShare:
     cdef readonly int device

@@ -43,17 +43,19 @@ _HEADROOM_FALL = 0.0025
 _LIGHT_USE_DECAY = 0.5  # of the headroom, in a step
 
 
-def exceeds(count: int, requests: int, rate: float, together: float) -> bool:
+def exceeds(count: int, requests: int, rate: float, cluster_size: float) -> bool:
     """Return whether the part of bad requests of a step exceeds a rate by more than chance explains.
 
     Args:
         count: bad requests.
         requests: all requests.
         rate: allowed part of bad requests.
-        together: how many bad requests had one common reason, such as a batch that failed.
+        cluster_size: how many bad requests had one common reason, such as a batch that failed.
     """
     excess = count - rate * requests
-    return count >= 2 and excess > 0.0 and excess * excess > _SIGNIFICANCE * rate * (1.0 - rate) * requests * together
+    return (
+        count >= 2 and excess > 0.0 and excess * excess > _SIGNIFICANCE * rate * (1.0 - rate) * requests * cluster_size
+    )
 
 
 class RouteShare:

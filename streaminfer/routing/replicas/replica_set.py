@@ -306,7 +306,7 @@ class Replicas(StackClock, Node):
             drain: let the requests in flight complete first; otherwise they end with `Closed`.
         """
         self._closed, self._running, self._stopped = True, False, True
-        ending = [task for upkeep in (self._finder, self._probes) if upkeep is not None for task in upkeep.cancel()]
+        ending = [task for part in (self._finder, self._probes) if part is not None for task in part.cancel()]
         try:
             await stop_together(handle.stop(drain=drain) for handle in self._members.all())
         finally:
