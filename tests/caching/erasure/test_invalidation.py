@@ -98,7 +98,7 @@ def test_result_overtaken_by_erasure_is_not_stored(server):
             asked = asyncio.create_task(other.wrap(model, subject="patient")(1, "anna"))
             await begun.wait()
             await one.erase_everywhere(subject="anna")
-            await until(lambda: other.tiers.workers[0].tier.notices.received)
+            await until(lambda: other.tiers.workers[0].tier.notices.heard)
             ends.set()
             assert (await asked, len(other)) == (1, 0)
 
@@ -114,8 +114,8 @@ def test_cache_ignores_its_own_notices(server):
             await one.delete("k")
             await one.put_through("k", 2)
             await other.delete("last")
-            await until(lambda: tier.notices.received)
-            assert (one.get("k"), tier.notices.received) == (2, 1)
+            await until(lambda: tier.notices.heard)
+            assert (one.get("k"), tier.notices.heard) == (2, 1)
 
     asyncio.run(main())
 
@@ -253,7 +253,7 @@ def test_tiers_without_invalidate_get_no_notices(server):
     async def _round_trip(one, server):
         async with cache_of(tier_of(server)) as third:
             await third.delete("marker")
-            await until(lambda: one.tiers.workers[0].tier.notices.received)
+            await until(lambda: one.tiers.workers[0].tier.notices.heard)
 
     asyncio.run(main())
 

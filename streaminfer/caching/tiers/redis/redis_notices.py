@@ -37,14 +37,14 @@ class RedisNotices:
 
     Attributes:
         listening: event that is set while the tier receives notices.
-        received: number of received notices of others.
+        heard: number of received notices of others.
         missed: number of lost connections, during which notices may have been missed.
     """
 
     def __init__(self, channel: bytes, records: Records, blocking: Callable[..., Awaitable[Any]]) -> None:
         self.channel = channel
         self.listening = asyncio.Event()
-        self.received = self.missed = 0
+        self.heard = self.missed = 0
         self._records = records
         self._blocking = blocking
         self._sender_id = b""
@@ -130,7 +130,7 @@ class RedisNotices:
             return
         if sender_id == self._sender_id:
             return
-        self.received += 1
+        self.heard += 1
         for listener in self._listeners:
             try:
                 listener(Notice(key=key, subject=subject, tag=tag))
