@@ -112,8 +112,8 @@ class StartTimer:
         yield
         self._part = None
         if adapt(part).starts:
-            given = adapt(part).calibration
-            calibration = given if isinstance(given, CalibrationStatistics) else None
+            reported = adapt(part).calibration
+            calibration = reported if isinstance(reported, CalibrationStatistics) else None
             self._parts.append(PartStart(name, self._now_s() - began_s, calibration))
 
     def report(self) -> StartReport:

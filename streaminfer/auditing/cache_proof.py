@@ -256,7 +256,7 @@ class _Judge:
 
 
 def _check_memory(cache: EdgeCache, judge: _Judge, remains: _RemainCounts) -> None:
-    slots = cache._memory.held()
+    slots = cache._memory.contents()
     stale_ns = cache.freshness.stale_ns
     remains.add("memory", "", "", 0)
     for labels, until_ns, queue in zip(slots[::4], slots[2::4], slots[3::4], strict=True):

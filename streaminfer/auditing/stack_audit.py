@@ -246,7 +246,7 @@ def _count_subjects(cache: EdgeCache, policy: Retention | None) -> tuple[int, in
     if not all(map(is_own_code, called)):
         return None
     memory.expire()
-    labels = memory.held()[::4]
+    labels = memory.contents()[::4]
     owned = sum(label is not None and label[0] is not None for label in labels)
     return owned, len(labels) - owned
 

@@ -358,22 +358,24 @@ class AdaptiveBatcher(Node):
             preferred_sizes=self.preferred_sizes,
         )
 
-    def _start_learning(self, known: Any) -> LearnedServiceTime | dict[int, LearnedServiceTime]:
+    def _start_learning(self, priors: Any) -> LearnedServiceTime | dict[int, LearnedServiceTime]:
         from streaminfer.batching.service_time.learned_service_time import LearnedServiceTime  # noqa: PLC0415 - only who plans loads them
         from streaminfer.batching.service_time.service_time import ServiceTime  # noqa: PLC0415
 
         if self.buckets is None:
-            check_instance("service_time", known, lambda it: it is None or isinstance(it, ServiceTime), "a ServiceTime")
-            return LearnedServiceTime(prior=known)
+            check_instance(
+                "service_time", priors, lambda it: it is None or isinstance(it, ServiceTime), "a ServiceTime"
+            )
+            return LearnedServiceTime(prior=priors)
         lengths = self.buckets.lengths
         expectation = f"a mapping of bucket lengths, of {lengths}, to ServiceTime"
-        check_instance("service_time", known, lambda it: it is None or isinstance(it, Mapping), expectation)
-        known = known or {}
-        if not set(known) <= set(lengths):
-            raise ValueError(expected("service_time", expectation, known))
-        for prior in known.values():
+        check_instance("service_time", priors, lambda it: it is None or isinstance(it, Mapping), expectation)
+        priors = priors or {}
+        if not set(priors) <= set(lengths):
+            raise ValueError(expected("service_time", expectation, priors))
+        for prior in priors.values():
             check_instance("service_time", prior, lambda it: isinstance(it, ServiceTime), expectation)
-        return {length: LearnedServiceTime(prior=known.get(length)) for length in lengths}
+        return {length: LearnedServiceTime(prior=priors.get(length)) for length in lengths}
 
     def _policy_for(self, workers: int) -> Policy:
         self.max_in_flight = workers

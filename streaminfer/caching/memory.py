@@ -128,8 +128,8 @@ class CacheStatistics(Snapshot):
     @property
     def hit_rate(self) -> float:
         """Share of lookups that found a fresh value, a stale one or a failure; NaN before the first."""
-        found = self.hits + self.stale_hits + self.negative_hits
-        return found / (found + self.misses) if found + self.misses else float("nan")
+        all_hits = self.hits + self.stale_hits + self.negative_hits
+        return all_hits / (all_hits + self.misses) if all_hits + self.misses else float("nan")
 
 
 _COUNTERS = tuple(field.name for field in attrs.fields(CacheStatistics) if field.default is attrs.NOTHING)

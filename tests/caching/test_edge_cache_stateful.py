@@ -74,7 +74,7 @@ class Machine(RuleBasedStateMachine):
     def held(self):
         """Keys and states, by the labels that name each key."""
         self.cache.expire()
-        held = self.cache._memory.held()
+        held = self.cache._memory.contents()
         states = {0: FRESH, 1: FRESH, 2: STALE, 3: FAILURE}  # by queue
         return {int(labels[1][1]): (labels, states[queue]) for labels, queue in zip(held[::4], held[3::4], strict=True)}
 

@@ -105,7 +105,7 @@ class Device:
         if preemptive and memory_bytes is not None:
             raise ValueError(expected("memory_bytes", "None with preemptive=True", memory_bytes))
         self._memory: ResidentSet[Residence] = ResidentSet(memory_bytes or 0)
-        self._held: dict[DeviceMember, Callable[[], None]] = {}
+        self._pinned: dict[DeviceMember, Callable[[], None]] = {}
         self._loaded_for: DeviceMember | None = None  # a model that was loaded for a turn, and has not had it yet
 
     @property
@@ -148,7 +148,7 @@ class Device:
             self._preemption.forget()
             self._promotions.forget()
         self._memory.end(0, succeeded=False)
-        self._held.clear()
+        self._pinned.clear()
         self._admit(member)
 
     def check_fits(self, member: DeviceMember) -> None:
@@ -200,13 +200,13 @@ class Device:
 
         Otherwise the next dispatch begins to load it, and each dispatch after the load calls ``on_loaded``.
         """
-        self._held[member] = on_loaded
+        self._pinned[member] = on_loaded
         self._name(member)
         return self._is_loaded(member)
 
     def release(self, member: DeviceMember) -> None:
         """Undo :meth:`hold`."""
-        self._held.pop(member, None)
+        self._pinned.pop(member, None)
 
     def dispatch(self, now_ns: int) -> bool:
         """Grant turns until no slot is free or no batcher has a batch to send.
@@ -217,7 +217,7 @@ class Device:
         members = list(self._waiting)
         again = False
         try:
-            for pinned, on_loaded in self._held.items():
+            for pinned, on_loaded in self._pinned.items():
                 if self._is_loaded(pinned):
                     on_loaded()  # e.g. after another load that would have evicted it has failed
                 elif self.is_free:
@@ -232,7 +232,7 @@ class Device:
     def may_dispatch(self, now_ns: int) -> bool:
         """Return whether a batcher has queued requests, or waits for a load, while a slot is free."""
         if self._preemption is None:
-            return self.is_free and (bool(self._held) or any(member.is_waiting for member in self._waiting))
+            return self.is_free and (bool(self._pinned) or any(member.is_waiting for member in self._waiting))
         return any(it.is_waiting and self.is_free_for(it) and self._pause_ends_ns(it) <= now_ns for it in self._waiting)
 
     def begin(self, execution: Execution, member: DeviceMember, now_ns: int) -> None:
@@ -347,7 +347,7 @@ class Device:
             if self.concurrency > 1 and not is_overdue and level.interference.keeps_apart(name):
                 continue
             if not self._is_loaded(member):
-                leaving = self._leaving(member, now_ns, self._held)
+                leaving = self._leaving(member, now_ns, self._pinned)
                 own = self._stake(member, now_ns, decision.batch)
                 others = (stake for it in leaving or () for stake in self._stakes(it, now_ns))
                 if leaving is None or (not is_overdue and is_in_vain(own, others)):
@@ -414,7 +414,7 @@ class Device:
 
     def _load(self, member: DeviceMember, now_ns: int) -> bool:
         """Begin to load a model; return whether there is room for it."""
-        leaving = self._leaving(member, now_ns, {*self._front.running.values(), *self._held})
+        leaving = self._leaving(member, now_ns, {*self._front.running.values(), *self._pinned})
         if leaving is None or member.residence is None:
             return False
         self._memory.begin(member.residence, member.residence.memory_bytes, leaving, now_ns)

@@ -166,7 +166,7 @@ class MemoryRetention:
             for it in holds
         ]
         if self._has_min_age:
-            labels = (*self._table.held()[::4], *(event.labels for event in self.preserved))
+            labels = (*self._table.contents()[::4], *(event.labels for event in self.preserved))
             until_ns = max((self._aged_ns(it) for it in labels if _matches(it, subject, tag)), default=0)
             left_s = (until_ns - self._table.now()) / 1e9
             if left_s > 0:
@@ -190,7 +190,7 @@ class MemoryRetention:
         """Return the entries in memory by class, with the age of the oldest; stale ones and failures count."""
         stored: dict[str, list[int | None]] = {}
         self._table.expire()
-        for labels in self._table.held()[::4]:
+        for labels in self._table.contents()[::4]:
             data_class, stored_ns = ("", None) if labels is None else labels[2:]
             stored.setdefault(data_class, []).append(stored_ns)
         now_ns = self._table.now()

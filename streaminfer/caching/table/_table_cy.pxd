@@ -73,7 +73,7 @@ cdef class EdgeTable(Entries):
     cpdef tuple snapshot(self, bint with_values)
 
     @cython.locals(slot=Py_ssize_t)
-    cpdef list held(self)
+    cpdef list contents(self)
 
     @cython.locals(order=COrder)
     cpdef object counters(self)

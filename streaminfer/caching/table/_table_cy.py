@@ -245,7 +245,7 @@ class EdgeTable(Entries):
                 slot = self._order.newer_than(slot)
         return keys, values
 
-    def held(self) -> list[Any]:
+    def contents(self) -> list[Any]:
         """Return labels, value, instant and queue (``_slots_cy``) of every slot, one after another.
 
         Due entries are not freed first, so that a proof sees entries that should have been removed.

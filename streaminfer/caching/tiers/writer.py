@@ -419,12 +419,12 @@ class TierWriter:
         self._try_again(max(says_retry_after_s(error) for error in failures))
         self._failed(erasing, "; ".join(text_of_error(error) for error in failures))
 
-    def _failed(self, erasing: PendingErasure, why: str) -> None:
+    def _failed(self, erasing: PendingErasure, reason: str) -> None:
         if erasing.is_untried(self.name):  # only the first failure, not every attempt
             # the file for the next process first: if this one died with only the record, that would stay pending
             self._counts.owe(self._place, is_owed=True, **erasing.selection)
-            self._counts.record("erase_failed", where=self.name, count=0, reason=why, **erasing.selection)
-        erasing.note(self.name, why)
+            self._counts.record("erase_failed", where=self.name, count=0, reason=reason, **erasing.selection)
+        erasing.note(self.name, reason)
         self._erasures.fail(erasing)
 
     def _try_again(self, after_s: float) -> None:

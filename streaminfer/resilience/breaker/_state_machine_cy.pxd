@@ -69,13 +69,13 @@ cdef class BreakerMachine:
 
     cdef int _verdict_at_limit(self) noexcept
 
-    @cython.locals(probed=COutcomeWindow, why=cython.int)
+    @cython.locals(probed=COutcomeWindow, cause=cython.int)
     cdef int _verdict_of_probes(self) noexcept
 
     @cython.locals(probed=COutcomeWindow, calls=cython.longlong, failures=cython.longlong, slow=cython.longlong)
     cdef void _conclude(self, int reason, long long at_ns) noexcept
 
-    @cython.locals(window=COutcomeWindow, why=cython.int)
+    @cython.locals(window=COutcomeWindow, cause=cython.int)
     cdef void _judge_window(self, long long now_ns) noexcept
 
     cdef int _exceeds(self, double calls, double failures, double slow) noexcept

@@ -378,8 +378,8 @@ class BreakerMachine:
 
     def _verdict_of_probes(self) -> int:
         probed = self._probes.outcomes
-        why = self._exceeds(probed.calls, probed.failures, probed.slow)
-        return _PROBES_SUCCEEDED if why == _NOTHING else _PROBES_FAILED + why
+        cause = self._exceeds(probed.calls, probed.failures, probed.slow)
+        return _PROBES_SUCCEEDED if cause == _NOTHING else _PROBES_FAILED + cause
 
     def _conclude(self, reason: int, at_ns: int) -> None:
         probed = self._probes.outcomes
@@ -395,13 +395,13 @@ class BreakerMachine:
         window = self._window
         if window.calls < self._minimum_calls:
             return
-        why = self._exceeds(window.calls, window.failures, window.slow)
+        cause = self._exceeds(window.calls, window.failures, window.slow)
         if self.mode == _METRICS_ONLY:
-            if why != _NOTHING and not self._exceeded:
-                self._note(_CLOSED, _CLOSED, why, now_ns, window.calls, window.failures, window.slow)
-            self._exceeded = why != _NOTHING
-        elif why != _NOTHING:
-            self._open(why, now_ns, window.calls, window.failures, window.slow)
+            if cause != _NOTHING and not self._exceeded:
+                self._note(_CLOSED, _CLOSED, cause, now_ns, window.calls, window.failures, window.slow)
+            self._exceeded = cause != _NOTHING
+        elif cause != _NOTHING:
+            self._open(cause, now_ns, window.calls, window.failures, window.slow)
 
     def _exceeds(self, calls: int, failures: int, slow: int) -> int:
         # divide, do not multiply: 7 / 100 equals the 0.07 that a user writes, but 0.07 * 100 is more than 7

@@ -85,8 +85,8 @@ class RouteSelector:
         if now_ns >= share.reserve_until_ns:
             share.reserve_until_ns = now_ns + _RESERVE_INTERVAL_NS
             share.reserve_ns = self._reserve_ns(state, request, now_ns)
-        left = len(self._states) - len(history.tried) - 1
-        reserve_ns = share.reserve_ns if left else 0
+        remaining = len(self._states) - len(history.tried) - 1
+        reserve_ns = share.reserve_ns if remaining else 0
         return self._fast_path.switch_ns(now_ns, deadline_ns, history.finish_ns, reserve_ns, state.enforces)
 
     def _accepts(self, state: RouteState, request: Request, history: AttemptHistory, now_ns: int) -> bool:

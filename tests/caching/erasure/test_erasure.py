@@ -351,7 +351,7 @@ class Interleavings(RuleBasedStateMachine):
 
     def values_of(self, subject, where):
         if where == "memory":
-            labels = self.cache._memory.held()[::4]
+            labels = self.cache._memory.contents()[::4]
             assert all(label is not None for label in labels)
             return [v for k, v in self.cache.items() if isinstance(v, int) and self.whose(k) == subject]
         return [it.value for it in where.held.values() if it.subject == subject]

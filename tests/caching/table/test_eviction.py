@@ -140,7 +140,7 @@ def test_a_stale_entry_that_is_stored_again_is_in_main():
     cache.expire()
     cache["a"] = cache["b"] = 2
 
-    assert cache._memory.held()[3::4] == [MAIN, SMALL]
+    assert cache._memory.contents()[3::4] == [MAIN, SMALL]
 
 
 def test_stale_entries_do_not_keep_main_from_filling():
@@ -171,7 +171,7 @@ def test_held_entries_have_labels_and_queues():
     cache.put("c", 3, tags=("y",))
     cache.put_negative("d", "error", subject="z")
     cache.expire()
-    held = cache._memory.held()
+    held = cache._memory.contents()
     assert sorted(zip(held[::4], held[3::4], strict=True), key=repr) == [
         (("s", ("x",)), 2),
         (("z", ()), 3),
