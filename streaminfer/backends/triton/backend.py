@@ -141,7 +141,7 @@ class TritonBackend(StackClock, Node):
             protocol=protocol,
             headers=Headers(headers),
             keepalive_s=keepalive_s,
-            what=f"TritonBackend({model!r} on {address})",
+            name=f"TritonBackend({model!r} on {address})",
             model=model,
             version=version,
             clock=clock or time.monotonic_ns,
@@ -236,7 +236,7 @@ class TritonBackend(StackClock, Node):
             BackendError: the model was not loaded since the start, so that its inputs are not known.
             Closed: not started, or stopped.
         """
-        self._lifecycle.known().validate(request)
+        self._lifecycle.described_splitter().validate(request)
 
     def example_inputs(self) -> ExampleInputs | None:
         """Return ``example`` or zeros; ``None`` before the start, or if batches change a state."""
