@@ -33,7 +33,7 @@ __all__ = [
     "free_axes",
     "guess_inputs",
     "inputs_of_example",
-    "outputs_of_result",
+    "outputs_of_answer",
     "signature_of_example",
     "zeros",
 ]
@@ -387,7 +387,7 @@ def inputs_of_example(example: Any) -> tuple[TensorSpec, ...]:
     return tuple(specs)
 
 
-def outputs_of_result(result: Any, rows: int, *, sizes_vary: bool) -> tuple[TensorSpec, ...]:
+def outputs_of_answer(result: Any, rows: int, *, sizes_vary: bool) -> tuple[TensorSpec, ...]:
     """Return the specs of a function's outputs, from its result for one batch of the example.
 
     Outputs without names are called ``output``, or ``output_0``, ``output_1`` and so on. Outputs that are not tensors

@@ -28,7 +28,7 @@ from streaminfer.backends.job import Done, Job, JobFuture
 from streaminfer.backends.worker_pool import Worker, WorkerPool
 from streaminfer.errors import Closed
 
-__all__ = ["MAX_WORKERS", "Abandonment", "WorkerThreads", "call_in_thread"]
+__all__ = ["MAX_WORKERS", "Abandonment", "WorkerThreads", "call_apart"]
 
 MAX_WORKERS = 10_000
 """Limit of workers, far above any use: a mistyped number raises an error instead of filling the memory."""
@@ -246,7 +246,7 @@ class Abandonment:
             raise asyncio.CancelledError
 
 
-async def call_in_thread(name: str, function: Callable[..., T], *arguments: Any) -> T:
+async def call_apart(name: str, function: Callable[..., T], *arguments: Any) -> T:
     """Call a function in a separate thread; in the loop's executor, a program could not end before the call.
 
     A cancelled caller does not wait either. At exit, the interpreter waits for ``EXIT_LIMIT_S`` at most.

@@ -24,7 +24,7 @@ from streaminfer.backends.cpu.worker_error import text_of_failure
 from streaminfer.backends.fingerprint import fingerprint_of_function
 from streaminfer.backends.job import Done, Job
 from streaminfer.backends.priority import BatchPriority
-from streaminfer.backends.signature import Signature, inputs_of_example, outputs_of_result, signature_of_example
+from streaminfer.backends.signature import Signature, inputs_of_example, outputs_of_answer, signature_of_example
 from streaminfer.backends.statistics import BackendRecorder, BackendStatistics
 from streaminfer.backends.worker_pool import Worker
 from streaminfer.backends.workers import HANG_GRACE_S, MAX_WORKERS, WorkerThreads
@@ -295,7 +295,7 @@ class CpuBackend(Node):
     def _learn_outputs(self, batch: Batch, answer: Any) -> Any:
         if self._tensors is not None and not self._tensors.outputs:
             sizes_vary = any(None in spec.row_shape for spec in self._tensors.inputs)
-            self._tensors = self._tensors._replace(outputs=outputs_of_result(answer, batch.size, sizes_vary=sizes_vary))
+            self._tensors = self._tensors._replace(outputs=outputs_of_answer(answer, batch.size, sizes_vary=sizes_vary))
         return answer
 
     def _answer(

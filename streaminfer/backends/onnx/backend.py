@@ -36,7 +36,7 @@ from streaminfer.backends.onnx.serving import LoadedModel, ReloadableWorker, Ser
 from streaminfer.backends.priority import BatchPriority
 from streaminfer.backends.signature import NonFinite, describe_shape, free_axes, guess_inputs
 from streaminfer.backends.statistics import BackendRecorder, BackendStatistics
-from streaminfer.backends.workers import HANG_GRACE_S, MAX_WORKERS, Abandonment, WorkerThreads, call_in_thread
+from streaminfer.backends.workers import HANG_GRACE_S, MAX_WORKERS, Abandonment, WorkerThreads, call_apart
 from streaminfer.protocols import Capabilities, Clock, ExampleInputs, ModelTensors, Node, Residency
 from streaminfer.request import Batch, Request
 
@@ -225,7 +225,7 @@ class OnnxBackend(Node):
         async with self._serving.turn():
             current = self._serving.model
             name = f"reload of OnnxBackend({current.name})"
-            self._serving.replace(await call_in_thread(name, self._prepare, path_or_bytes))
+            self._serving.replace(await call_apart(name, self._prepare, path_or_bytes))
             self._source = path_or_bytes
             if not current.is_loaded:  # its device has given the memory to other models
                 self._serving.unload()
@@ -241,7 +241,7 @@ class OnnxBackend(Node):
         async with self._serving.turn():
             current = self._serving.model
             if not current.is_loaded:
-                model = await call_in_thread(f"load of OnnxBackend({current.name})", self._prepare, self._source)
+                model = await call_apart(f"load of OnnxBackend({current.name})", self._prepare, self._source)
                 self._serving.replace(model, is_same=model.is_same_as(current))
 
     async def unload(self) -> None:

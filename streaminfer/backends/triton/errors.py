@@ -35,10 +35,10 @@ __all__ = [
     "explained",
     "from_status",
     "is_not_loaded",
-    "output_too_large",
+    "of_http_status",
+    "of_text",
+    "outgrown",
     "retry_after",
-    "status_of_http",
-    "status_of_text",
     "too_large",
     "without_input",
 ]
@@ -120,7 +120,7 @@ def too_large(failure: ServerError) -> bool:
     return failure.status == "RESOURCE_EXHAUSTED" and any(words in failure.text.lower() for words in _TOO_LARGE)
 
 
-def output_too_large(failure: ServerError) -> bool:
+def outgrown(failure: ServerError) -> bool:
     """Return whether an output does not fit into its shared memory, because it differs from the model's description."""
     return failure.status == "INTERNAL" and any(words in failure.text.lower() for words in _OUTPUT_TOO_LARGE)
 
@@ -130,13 +130,13 @@ def is_not_loaded(failure: ServerError) -> bool:
     return failure.status == "NOT_FOUND" and "unknown model" in failure.text.lower()
 
 
-def status_of_http(status: int, text: str) -> str:
+def of_http_status(status: int, text: str) -> str:
     """Return the canonical name for an HTTP status other than 200."""
     name = _HTTP.get(status, "INTERNAL" if status >= 500 else "UNKNOWN")
-    return status_of_text(text, name) if name == "INVALID_ARGUMENT" else name
+    return of_text(text, name) if name == "INVALID_ARGUMENT" else name
 
 
-def status_of_text(text: str, default: str) -> str:
+def of_text(text: str, default: str) -> str:
     """Return the canonical name for a failure that is known only by its text; ``default`` if the text is unknown."""
     lower = text.lower()
     return next((name for words, name in _STATUS_BY_TEXT.items() if words in lower), default)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from streaminfer.backends.signature import zeros
-from streaminfer.backends.triton.errors import ServerError, from_status, is_not_loaded, output_too_large, too_large
+from streaminfer.backends.triton.errors import ServerError, from_status, is_not_loaded, outgrown, too_large
 from streaminfer.backends.triton.sequences import NotSent, SequenceLost, Sequences
 from streaminfer.backends.triton.session import Parameters, Session
 from streaminfer.backends.triton.settings import Settings
@@ -279,7 +279,7 @@ class RequestSplitter:
         if is_not_loaded(failure):
             self._model_lost()
         error = from_status(failure, request)
-        if output_too_large(failure):
+        if outgrown(failure):
             await self.session.refresh_model(changes)
         is_of_input = isinstance(error, InvalidInput) or failure.status == "UNKNOWN"  # the status of errors on streams
         if not is_of_input or not any(words in failure.text.lower() for words in _MODEL_REPLACED):

@@ -6,7 +6,7 @@ import pytest
 
 from streaminfer.backends.triton import TritonBackend
 from streaminfer.backends.triton.endpoint import Tls, find_endpoint
-from streaminfer.backends.triton.transport.headers import Headers, redact
+from streaminfer.backends.triton.transport.headers import Headers, scrub
 from streaminfer.errors import BackendError
 
 
@@ -153,7 +153,7 @@ def test_header_values_are_scrubbed_from_server_text(sent, text, shown):
 
     The whole value goes first, and what is too short to be a secret stays.
     """
-    assert redact(text, sent) == shown
+    assert scrub(text, sent) == shown
 
 
 def test_address_and_fingerprint_before_start():

@@ -15,7 +15,7 @@ from streaminfer.backends.signature import guess_inputs
 from streaminfer.backends.triton import model as model_module
 from streaminfer.backends.triton.decode import decode_rows
 from streaminfer.backends.triton.dtypes import dtype_of, encode_text, split_text, strings, texts
-from streaminfer.backends.triton.errors import ServerError, from_status, status_of_http, without_input
+from streaminfer.backends.triton.errors import ServerError, from_status, of_http_status, without_input
 from streaminfer.backends.triton.messages import InferResponse, Tensor
 from streaminfer.backends.triton.model import latest, read_model
 from streaminfer.backends.triton.request_splitter import RequestSplitter
@@ -365,12 +365,12 @@ def test_server_errors_are_mapped_and_keep_their_cause(status, text, kind, retry
 
 
 def test_http_statuses_are_read_with_their_text():
-    assert [status_of_http(status, "") for status in (400, 401, 404, 418, 429, 500, 503, 504)] == [
+    assert [of_http_status(status, "") for status in (400, 401, 404, 418, 429, 500, 503, 504)] == [
         "INVALID_ARGUMENT", "UNAUTHENTICATED", "NOT_FOUND", "UNKNOWN", "RESOURCE_EXHAUSTED", "INTERNAL", "UNAVAILABLE",
         "UNAVAILABLE",
     ]  # fmt: skip
-    assert status_of_http(400, "Request for unknown model: 'm'") == "NOT_FOUND"
-    assert status_of_http(400, "Stub process is not healthy") == "INTERNAL"
+    assert of_http_status(400, "Request for unknown model: 'm'") == "NOT_FOUND"
+    assert of_http_status(400, "Stub process is not healthy") == "INTERNAL"
 
 
 def counters(requests, queue_ns, infer_ns):

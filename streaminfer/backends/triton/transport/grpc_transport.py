@@ -22,9 +22,9 @@ from typing import Any, NoReturn
 from streaminfer._internal.loading.extras import require
 from streaminfer.backends.triton.dtypes import CONTENTS, raw
 from streaminfer.backends.triton.endpoint import Endpoint
-from streaminfer.backends.triton.errors import ServerError, retry_after, status_of_text
+from streaminfer.backends.triton.errors import ServerError, of_text, retry_after
 from streaminfer.backends.triton.messages import InferRequest, InferResponse, SharedMemoryRef, Tensor
-from streaminfer.backends.triton.transport.headers import CallHeaders, Headers, redact, redacted_failure
+from streaminfer.backends.triton.transport.headers import Headers, Sent, scrub, scrubbed_failure
 from streaminfer.backends.triton.transport.wire import append_contents, split_contents, tag_of
 from streaminfer.errors import BackendError, Closed
 
@@ -248,13 +248,13 @@ class GrpcTransport:
         if self._unanswered_ns is None:
             self._unanswered_ns = self._clock()
 
-    def _server_error(self, error: Any, headers: CallHeaders) -> ServerError:
+    def _server_error(self, error: Any, headers: Sent) -> ServerError:
         status, text = error.code().name, str(error.details() or "")
         if status not in _NO_RESPONSE:
             self._unanswered_ns = None
         elif status == "DEADLINE_EXCEEDED":
             self._replace_if_silent()
-        return redacted_failure(headers, status, text, error, _retry_after(error.trailing_metadata()))
+        return scrubbed_failure(headers, status, text, error, _retry_after(error.trailing_metadata()))
 
     def _explain_cancellation(self) -> None:
         task = asyncio.current_task()
@@ -333,10 +333,10 @@ class GrpcTransport:
         head: bytes = request.SerializeToString()
         return head
 
-    def _read_part(self, message: bytes, headers: CallHeaders) -> InferResponse:
+    def _read_part(self, message: bytes, headers: Sent) -> InferResponse:
         response, parts = _split(self._messages.ModelStreamInferResponse, message, self._response_tag)
         if text := response.error_message:
-            raise ServerError(status_of_text(text, "UNKNOWN"), redact(text, headers))
+            raise ServerError(of_text(text, "UNKNOWN"), scrub(text, headers))
         return self._read(parts[-1] if parts else b"")
 
     def _read(self, message: bytes | memoryview) -> InferResponse:

@@ -12,10 +12,10 @@ from streaminfer._internal.validation import check_instance
 from streaminfer.backends.triton.errors import ServerError
 from streaminfer.errors import BackendError
 
-__all__ = ["CallHeaders", "Headers", "HeadersLike", "redact", "redacted_failure"]
+__all__ = ["Headers", "HeadersLike", "Sent", "scrub", "scrubbed_failure"]
 
 HeadersLike = Mapping[str, str] | Callable[[], Mapping[str, str]]
-CallHeaders = tuple[tuple[str, str], ...]
+Sent = tuple[tuple[str, str], ...]
 """The headers of one call: names in lower case, with their values."""
 
 _NAME = re.compile(r"[a-z0-9_.-]+")
@@ -47,7 +47,7 @@ class Headers:
         self._make = None if source is None or isinstance(source, Mapping) else source
         self._fixed = _checked(source) if isinstance(source, Mapping) else ()
 
-    def now(self) -> CallHeaders:
+    def now(self) -> Sent:
         """Return the headers for a call.
 
         Raises:
@@ -68,7 +68,7 @@ class Headers:
         return "Headers(not shown)"
 
 
-def redact(text: str, headers: CallHeaders) -> str:
+def scrub(text: str, headers: Sent) -> str:
     """Remove the values of a call's headers from a text."""
     secrets = {
         part for _, value in headers for part in (value, value.rpartition(" ")[2])
@@ -79,17 +79,17 @@ def redact(text: str, headers: CallHeaders) -> str:
     return text
 
 
-def redacted_failure(
-    headers: CallHeaders, status: str, text: str, error: Exception, retry_after_s: float | None = None
+def scrubbed_failure(
+    headers: Sent, status: str, text: str, error: Exception, retry_after_s: float | None = None
 ) -> ServerError:
     """Return a failure without header values; an error with one is not its cause: tracebacks would show the value."""
-    redacted = redact(text, headers)
+    redacted = scrub(text, headers)
     failure = ServerError(status, redacted, retry_after_s)
     failure.__cause__ = error if redacted == text else None
     return failure
 
 
-def _checked(unchecked: Mapping[str, str]) -> CallHeaders:
+def _checked(unchecked: Mapping[str, str]) -> Sent:
     headers = []
     for name, value in unchecked.items():
         kinds = type(name), type(value)

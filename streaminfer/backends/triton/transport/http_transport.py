@@ -17,9 +17,9 @@ from urllib.request import getproxies, proxy_bypass
 from streaminfer._internal.loading.extras import require
 from streaminfer.backends.triton.dtypes import raw, strings
 from streaminfer.backends.triton.endpoint import Endpoint
-from streaminfer.backends.triton.errors import ServerError, retry_after, status_of_http
+from streaminfer.backends.triton.errors import ServerError, of_http_status, retry_after
 from streaminfer.backends.triton.messages import InferRequest, InferResponse, SharedMemoryRef, Tensor
-from streaminfer.backends.triton.transport.headers import Headers, redact, redacted_failure
+from streaminfer.backends.triton.transport.headers import Headers, scrub, scrubbed_failure
 from streaminfer.errors import BackendError, Closed
 
 __all__ = ["HttpTransport"]
@@ -196,14 +196,14 @@ class HttpTransport:
             if self._closed:
                 raise Closed("the connection to the server was closed") from error
             text = str(error) or type(error).__name__
-            failure = redacted_failure(headers, "UNAVAILABLE", text, error)
+            failure = scrubbed_failure(headers, "UNAVAILABLE", text, error)
         else:
             if status == 200:
                 return content, head_length
-            text = redact(_error_text(content), headers) or f"HTTP status {status}"
+            text = scrub(_error_text(content), headers) or f"HTTP status {status}"
             if status == 413:
                 text = f"too large: {text}"  # front ends word this differently
-            failure = ServerError(status_of_http(status, text), text, retry_after(retry_header))
+            failure = ServerError(of_http_status(status, text), text, retry_after(retry_header))
         raise failure
 
     def _head(self, call: InferRequest, contents: list[Any]) -> dict[str, Any]:
