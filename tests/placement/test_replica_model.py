@@ -59,7 +59,9 @@ def test_bounds_hold_for_all_plans_within_the_cutoff(kind):
         counts = counts[brute.feasible(counts) & (brute.costs(counts) <= cutoff)]
         columns = np.zeros((len(counts), len(candidates.pools)))
         columns[:, brute.columns] = counts
-        columns = columns[columns[:, instance.kept].sum(axis=1) == columns.sum(axis=1)][:, instance.kept]
+        columns = columns[columns[:, instance.pool_indexes].sum(axis=1) == columns.sum(axis=1)][
+            :, instance.pool_indexes
+        ]
         model = relaxed(instance).model
         used = np.array([(instance.uses & (row > 0)).any(axis=1)[model.priced] for row in columns])
         whole = np.concatenate([columns, used], axis=1)
@@ -110,7 +112,7 @@ def test_totals_are_bounded_after_a_search_too():
     instance.site_prices = 0.01 * instance.site_prices
     model = relaxed(instance).model
     assert model.narrow(1.1 * model.objective, np.inf)
-    model.declare(whole=True)
+    model.declare(is_integer=True)
     model.optimize(10.0)
 
     assert model.narrow(1.02 * model.objective, np.inf)
