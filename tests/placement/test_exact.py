@@ -86,7 +86,7 @@ def test_search_that_runs_out_of_time_is_repeated(monkeypatch):
 
     def cut_short(self, limit_s, *, target):
         values = optimize(self, limit_s, target=target)
-        if self._is_whole and limit_s < 3 * program._SEARCH_S:
+        if self._is_integer and limit_s < 3 * program._SEARCH_S:
             limits.append(limit_s)
             self.is_finished, self.bound = False, -np.inf
             return None

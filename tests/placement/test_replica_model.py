@@ -163,7 +163,7 @@ def many_sites(load):
 def test_plan_is_proven_best_by_its_number_of_replicas(monkeypatch):
     """40.4 replicas are 41; where they are is no reason to search."""
     searches = []
-    monkeypatch.setattr(program._Search, "_optimize_whole", lambda *args: searches.append(args))
+    monkeypatch.setattr(program._Search, "_optimize_integer", lambda *args: searches.append(args))
 
     solution = solve(many_sites(40.4), gap=0.001)
 
