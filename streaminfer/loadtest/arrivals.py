@@ -106,8 +106,8 @@ class Gamma:
     def schedule(self, duration_s: float, seed: int) -> Floats:
         """Return the instants from 0 until ``duration_s``, seconds, ascending."""
         # a run begins at a random point of a gap: starting with a clump would add (cv² - 1) / 2 requests on average
-        variance, chance = self.cv**2, np.random.default_rng([seed, 1])
-        first_s = chance.random() * chance.gamma(1 + 1 / variance, variance / self.rate)
+        variance, rng = self.cv**2, np.random.default_rng([seed, 1])
+        first_s = rng.random() * rng.gamma(1 + 1 / variance, variance / self.rate)
 
         def draw(count: int) -> Floats:
             drawn: Floats = processes.gamma(self.rate, count, seed, cv=self.cv)

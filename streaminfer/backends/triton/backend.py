@@ -124,8 +124,8 @@ class TritonBackend(StackClock, Node):
         check_instance("model", model, lambda it: isinstance(it, str), "the model's name")
         if not model:
             raise ValueError(expected("model", "the model's name", model))
-        what = "a version as digits, or an empty string"
-        check_instance("version", version, lambda it: isinstance(it, str), what)
+        expectation = "a version as digits, or an empty string"
+        check_instance("version", version, lambda it: isinstance(it, str), expectation)
         check_instance("shared_memory", shared_memory, lambda it: isinstance(it, bool), "True or False")
         check_choice("non_finite", non_finite, ("allow", "reject"))
         self._accept_clock(clock)

@@ -14,7 +14,7 @@ from streaminfer.loadtest.path.nginx import Nginx, run_nginx
 
 __all__ = ["CdnEdge"]
 
-FRESH_S = 10
+CACHE_MAX_AGE_S = 10
 CONFIGURATION = """
 pid nginx.pid;
 worker_processes 1;
@@ -188,7 +188,7 @@ class CdnEdge:
                 head = await reader.readuntil(b"\r\n\r\n")
                 data = self._units.get(head.split(b" ", 2)[1].decode("latin-1"))
                 status = "404 Not Found" if data is None else "200 OK"
-                fields = f"content-length: {len(data or b'')}\r\ncache-control: max-age={FRESH_S}\r\n\r\n"
+                fields = f"content-length: {len(data or b'')}\r\ncache-control: max-age={CACHE_MAX_AGE_S}\r\n\r\n"
                 writer.write(f"HTTP/1.1 {status}\r\n{fields}".encode() + (data or b""))
                 await writer.drain()
         except (OSError, EOFError):
