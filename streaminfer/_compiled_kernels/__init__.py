@@ -82,20 +82,20 @@ class CompiledKernels:
         """
         function = self.unchecked(name)
         expected = [
-            (position, np.dtype(dtype), dimensions, written)
-            for position, dtype, dimensions, written in self._arrays[name]
+            (position, np.dtype(dtype), dimensions, is_writable)
+            for position, dtype, dimensions, is_writable in self._arrays[name]
         ]
 
         def checked(*arguments: Any) -> Any:
-            for position, dtype, dimensions, written in expected:
+            for position, dtype, dimensions, is_writable in expected:
                 array = arguments[position]
                 if not (
                     type(array) is np.ndarray
                     and array.dtype == dtype
                     and array.ndim == dimensions
-                    and (array.flags.carray if written else array.flags.c_contiguous and array.flags.aligned)
+                    and (array.flags.carray if is_writable else array.flags.c_contiguous and array.flags.aligned)
                 ):
-                    raise _misfit(name, position, array, dtype, dimensions, written)
+                    raise _argument_error(name, position, array, dtype, dimensions, is_writable)
             return function(*arguments)
 
         return checked
@@ -172,9 +172,11 @@ def _processor_flags() -> list[str]:
         return []
 
 
-def _misfit(name: str, position: int, given: Any, dtype: np.dtype[Any], dimensions: int, written: bool) -> TypeError:
-    shown = f"{given.dtype} of shape {given.shape}" if isinstance(given, np.ndarray) else repr(given)
-    kind = "a writable, C-contiguous array" if written else "a C-contiguous array"
+def _argument_error(
+    name: str, position: int, argument: Any, dtype: np.dtype[Any], dimensions: int, is_writable: bool
+) -> TypeError:
+    found = f"{argument.dtype} of shape {argument.shape}" if isinstance(argument, np.ndarray) else repr(argument)
+    kind = "a writable, C-contiguous array" if is_writable else "a C-contiguous array"
     return TypeError(
-        f"{name}: argument {position}: expected {kind} of {dtype} with {dimensions} dimension(s), got {shown}"
+        f"{name}: argument {position}: expected {kind} of {dtype} with {dimensions} dimension(s), got {found}"
     )

@@ -42,10 +42,10 @@ def main(arguments: list[str]) -> None:
             # without SSE 4.2 no vector compares 64-bit integers: scalar code takes a third of the time
             os.environ["NUMBA_LOOP_VECTORIZE"] = os.environ["NUMBA_SLP_VECTORIZE"] = "0"
         built = compile_variant(variant, Path(folder))
-        whole = target.with_name(f".{target.name}.{os.getpid()}")
-        whole.write_bytes(built.read_bytes())
-        whole.chmod(0o755)
-        whole.replace(target)
+        complete_file = target.with_name(f".{target.name}.{os.getpid()}")
+        complete_file.write_bytes(built.read_bytes())
+        complete_file.chmod(0o755)
+        complete_file.replace(target)
 
 
 def compile_variant(variant: str, folder: Path) -> Path:

@@ -40,7 +40,7 @@ __all__ = ["ModelFiles", "digest_of_bytes", "external_files", "fingerprint_of_fu
 
 _DIGEST_BYTES = 16
 _ORT_FORMAT = b"ORTM"  # bytes 4 to 8 of onnxruntime's own format, which has no external files
-_ELSEWHERE = frozenset(
+_EXECUTION_OPTIONS = frozenset(
     {
         "arena_extend_strategy",
         "device_id",
@@ -101,9 +101,9 @@ class ModelFiles:
             contents = path.read_bytes()
             digest.update(contents)
             for name in _names(path, contents):
-                place = _place(path, name)
-                marks[place] = _mark(place)
-                weights[name] = place.read_bytes()
+                external_path = _external_path(path, name)
+                marks[external_path] = _mark(external_path)
+                weights[name] = external_path.read_bytes()
                 digest.update(hashlib.blake2b(weights[name], digest_size=_DIGEST_BYTES).digest())
         except OSError as error:
             raise ValueError(f"path_or_bytes: expected to read {str(path)!r} and its weights: {error}") from error
@@ -153,7 +153,7 @@ def fingerprint_of_model(
     """
     settings = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     chosen = [
-        (name, sorted((key, str(value)) for key, value in options.items() if key not in _ELSEWHERE))
+        (name, sorted((key, str(value)) for key, value in options.items() if key not in _EXECUTION_OPTIONS))
         for name, options in providers
     ]
     settings.update(repr((digest, tuple(axes), chosen)).encode())
@@ -208,15 +208,15 @@ def _names(path: Path, contents: bytes) -> list[str]:
         ) from error
 
 
-def _place(model: Path, name: str) -> Path:
+def _external_path(model: Path, name: str) -> Path:
     """Return the path of an external file; it must lie in the model's folder, or any file could be read."""
     folder = os.path.normpath(model.parent)
-    place = Path(os.path.normpath(model.parent / name))
-    if PurePath(name).is_absolute() or not place.is_relative_to(folder):
+    path = Path(os.path.normpath(model.parent / name))
+    if PurePath(name).is_absolute() or not path.is_relative_to(folder):
         raise ValueError(expected("path_or_bytes", "a model whose external files are in its folder, or below", name))
-    return place
+    return path
 
 
 def _mark(path: Path) -> _Mark:
-    found = path.stat()
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

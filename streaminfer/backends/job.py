@@ -70,13 +70,13 @@ class Job:
             self._value = self._function(worker, *self._arguments)
         except BaseException as error:  # noqa: BLE001 - raised on the event loop
             self._error = error
-        self._tell()
+        self._schedule_finish()
 
     def abort(self, error: Closed) -> None:
         """End the call with ``error`` if no thread has begun it, else interrupt it; from any thread."""
         if self._claim.acquire(blocking=False):
             self._error = error
-            self._tell()
+            self._schedule_finish()
         elif self._interrupt is not None:
             self._interrupted = error
             self._interrupt()
@@ -84,7 +84,7 @@ class Job:
     def abandon(self, error: Closed) -> None:
         """End the wait with ``error`` while a thread still runs the call; drops its result. From any thread."""
         self._abandoned = error
-        self._tell()
+        self._schedule_finish()
 
     def cancel(self) -> None:
         """End the call with ``CancelledError``, when its thread is free or replaced; only on its loop."""
@@ -106,7 +106,7 @@ class Job:
         if self.replace(self):
             self._finish()
 
-    def _tell(self) -> None:
+    def _schedule_finish(self) -> None:
         try:  # noqa: SIM105 - `suppress` costs three more calls per batch
             self._loop.call_soon_threadsafe(self._finish, context=self._context)
         except RuntimeError:

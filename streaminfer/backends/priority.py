@@ -180,13 +180,13 @@ def _lowering() -> _Lowering:
         if system.sched_setscheduler(0, os.SCHED_IDLE, no_parameters):
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
-    def usual(thread: int) -> None:
+    def restore(thread: int) -> None:
         os.sched_setscheduler(thread, policy, parameters)
 
     def set_nice(thread: int, is_nice: bool) -> None:
         os.setpriority(os.PRIO_PROCESS, thread, min(nice + NICE, 19) if is_nice else nice)
 
-    lowering = functools.partial(_Lowering, lower, usual, set_nice, system.sched_yield, _yield_signal(system))
+    lowering = functools.partial(_Lowering, lower, restore, set_nice, system.sched_yield, _yield_signal(system))
     if policy == os.SCHED_IDLE:
         return lowering("the whole process has the lowest priority")
     errors: list[OSError] = []
@@ -195,7 +195,7 @@ def _lowering() -> _Lowering:
         try:
             set_nice(0, True)
             lower()
-            usual(0)
+            restore(0)
             set_nice(0, False)
         except OSError as error:
             errors.append(error)
@@ -214,9 +214,9 @@ def _lowering() -> _Lowering:
 def _yield_signal(system: ctypes.CDLL) -> int:
     """Return the signal that makes the receiving thread yield its core; 0 if the process has another handler for it."""
     handler = ctypes.cast(system.sched_yield, ctypes.c_void_p)
-    known = (ctypes.c_void_p * 64)()  # larger than a struct sigaction, which begins with the handler
-    system.sigaction(signal.SIGURG, None, known)
-    if known[0] not in (None, handler.value):
+    action = (ctypes.c_void_p * 64)()  # larger than a struct sigaction, which begins with the handler
+    system.sigaction(signal.SIGURG, None, action)
+    if action[0] not in (None, handler.value):
         return 0
     system.signal(signal.SIGURG, handler)
     return signal.SIGURG

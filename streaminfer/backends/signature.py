@@ -94,7 +94,7 @@ def describe(value: object) -> str:
     return f"{type(value).__name__} {text if len(text) <= 40 else text[:37] + '...'}"
 
 
-def _how_to_send(value: object, dtype: str) -> str:
+def _conversion_hint(value: object, dtype: str) -> str:
     if isinstance(value, Request):
         return "stack.call takes a Request, and the stack itself takes inputs"
     return "nothing was loaded" if value is None else f"make an array of it: np.asarray(x, dtype={dtype!r})"
@@ -118,13 +118,13 @@ class _Check:
         if self.text_fits is not None:
             value = self._as_text(value, self.text_fits)
         if not isinstance(value, (np.ndarray, np.generic)):
-            self._reject(value, _how_to_send(value, str(self.dtype)))
+            self._reject(value, _conversion_hint(value, str(self.dtype)))
         if value.dtype != self.dtype:
             self._reject(value, f"convert it: x.astype({str(self.dtype)!r})")
         rank = len(self.shape)
         if value.ndim != rank:
-            more = "a request carries no batch axis" if value.ndim == rank + 1 else ""
-            self._reject(value, more or f"{value.ndim} dimensions instead of {rank}")
+            hint = "a request carries no batch axis" if value.ndim == rank + 1 else ""
+            self._reject(value, hint or f"{value.ndim} dimensions instead of {rank}")
         for axis, size in enumerate(self.shape):
             if isinstance(size, int) and value.shape[axis] != size:
                 self._reject(value, f"axis {axis} has {value.shape[axis]} instead of {size}")
@@ -135,9 +135,9 @@ class _Check:
 
     def _explain_values(self, value: Any) -> None:
         if not np.isfinite(value).all():
-            wrong = ~np.isfinite(value)
-            count = int(np.count_nonzero(wrong))
-            first = tuple(int(index[0]) for index in np.nonzero(np.atleast_1d(wrong)))
+            invalid = ~np.isfinite(value)
+            count = int(np.count_nonzero(invalid))
+            first = tuple(int(index[0]) for index in np.nonzero(np.atleast_1d(invalid)))
             raise InvalidInput(
                 f"input {self.name!r}: expected finite values (non_finite='reject'), "
                 f"got {count} NaN or infinite, the first at {first}"
@@ -150,8 +150,8 @@ class _Check:
         if isinstance(value, bytes) or (isinstance(value, np.ndarray) and value.dtype.kind == "S"):
             self._reject(value, "bytes are no text: decode them")
         if isinstance(value, np.ndarray) and value.dtype == TEXT and not text_fits(value):
-            what = "has half a surrogate pair, which UTF-8 cannot encode" if is_all_text(value) else "is no str"
-            self._reject(value, f"an element {what}")
+            problem = "has half a surrogate pair, which UTF-8 cannot encode" if is_all_text(value) else "is no str"
+            self._reject(value, f"an element {problem}")
         return value
 
     def _reject(self, value: Any, reason: str) -> NoReturn:
@@ -173,7 +173,7 @@ class Signature:
         batch_axes: the axis on which each input of a request is stacked, by name.
         only_input: the name of the input, if a request has just one.
         checks_kinds: whether a check depends only on names, types and shapes.
-        rows_a_run: the size at which the model fixes its batch axis; ``None`` if the axis is free.
+        rows_per_run: the size at which the model fixes its batch axis; ``None`` if the axis is free.
     """
 
     def __init__(
@@ -189,7 +189,7 @@ class Signature:
         per_request = [spec for spec in self.inputs if spec.batch_axis is not None]
         self._shared = frozenset(spec.name for spec in self.inputs if spec.batch_axis is None)
         sizes = (spec.shape[spec.batch_axis or 0] for spec in per_request)
-        self.rows_a_run = next((size for size in sizes if isinstance(size, int)), None)
+        self.rows_per_run = next((size for size in sizes if isinstance(size, int)), None)
         finite = non_finite == "reject"
         self.checks_kinds = not finite and all(spec.dtype != TEXT for spec in self.inputs)
         checks = {spec.name: _Check(spec, finite=finite, text_fits=text_fits) for spec in per_request}
@@ -247,12 +247,12 @@ class Signature:
             if name in inputs:
                 check.explain(inputs[name])
 
-    def batch_by_name(self, inputs: Any, what: str) -> Mapping[str, Any]:
+    def batch_by_name(self, inputs: Any, backend: str) -> Mapping[str, Any]:
         """Return the arrays of a batch by name.
 
         Args:
             inputs: the inputs of the batch.
-            what: the backend that runs the batch, for the error.
+            backend: the backend that runs the batch, for the error.
 
         Raises:
             BackendError: the inputs are not stacked.
@@ -262,7 +262,7 @@ class Signature:
         if isinstance(inputs, np.ndarray) and self.only_input is not None:
             return {self.only_input: inputs}
         raise BackendError(
-            f"{what}: expected a batch of stacked arrays for {self._names()}, got {describe(inputs)}; "
+            f"{backend}: expected a batch of stacked arrays for {self._names()}, got {describe(inputs)}; "
             "a batcher in front of it needs stack=True"
         )
 
@@ -352,11 +352,11 @@ def signature_of_example(example: Any, free: Sequence[int] | Mapping[str, Sequen
             raise ValueError(expected("free_axes", f"inputs of the example ({', '.join(map(repr, arrays))})", name))
     for name, value in arrays.items():
         shape: list[int | None] = list(value.shape)
-        for given in by_name.get(name, ()):
-            what = f"axes of {value.ndim} dimensions, without the batch axis"
-            axis = check_whole("free_axes", given, what)
+        for free_axis in by_name.get(name, ()):
+            expectation = f"axes of {value.ndim} dimensions, without the batch axis"
+            axis = check_whole("free_axes", free_axis, expectation)
             if not -value.ndim <= axis < value.ndim:
-                raise ValueError(expected("free_axes", what, axis))
+                raise ValueError(expected("free_axes", expectation, axis))
             shape[axis] = None
         dtype = TEXT if value.dtype.kind == "U" else value.dtype
         specs.append(TensorSpec(name, dtype, (None, *shape), 0))
@@ -387,19 +387,19 @@ def inputs_of_example(example: Any) -> tuple[TensorSpec, ...]:
     return tuple(specs)
 
 
-def outputs_of_answer(answer: Any, rows: int, *, sizes_vary: bool) -> tuple[TensorSpec, ...]:
+def outputs_of_answer(result: Any, rows: int, *, sizes_vary: bool) -> tuple[TensorSpec, ...]:
     """Return the specs of a function's outputs, from its result for one batch of the example.
 
     Outputs without names are called ``output``, or ``output_0``, ``output_1`` and so on. Outputs that are not tensors
     are left out.
 
     Args:
-        answer: the result of the function; in a list with one result per row, sizes may differ between rows.
+        result: the result of the function; in a list with one result per row, sizes may differ between rows.
         rows: the batch size.
         sizes_vary: whether the sizes depend on those of the inputs, and so stay open.
     """
-    listed = isinstance(answer, list)
-    value = answer[0] if listed and answer else answer
+    is_list = isinstance(result, list)
+    value = result[0] if is_list and result else result
     if isinstance(value, Mapping):
         named = {str(name): one for name, one in value.items()}
     elif isinstance(value, tuple):
@@ -409,11 +409,11 @@ def outputs_of_answer(answer: Any, rows: int, *, sizes_vary: bool) -> tuple[Tens
     specs = []
     for name, one in named.items():
         tensor = _tensor_of(one)
-        if tensor is None or not (listed or tensor[1][:1] == (rows,)):
+        if tensor is None or not (is_list or tensor[1][:1] == (rows,)):
             continue
         dtype, shape = tensor
-        sizes = shape if listed else shape[1:]
-        specs.append(TensorSpec(name, dtype, (None, *(None if listed or sizes_vary else size for size in sizes))))
+        sizes = shape if is_list else shape[1:]
+        specs.append(TensorSpec(name, dtype, (None, *(None if is_list or sizes_vary else size for size in sizes))))
     return tuple(specs)
 
 
@@ -437,14 +437,14 @@ def check_value(spec: TensorSpec, value: object) -> npt.NDArray[Any]:
         TypeError: the value is not an array.
     """
     name = f"shared_inputs[{spec.name!r}]"
-    what = describe_shape(spec.dtype, spec.shape)
+    expectation = describe_shape(spec.dtype, spec.shape)
     if not isinstance(value, (np.ndarray, np.generic)):
-        raise TypeError(expected(name, f"an array {what}", value))
+        raise TypeError(expected(name, f"an array {expectation}", value))
     fits = (
         value.dtype == spec.dtype
         and value.ndim == len(spec.shape)
         and all(not isinstance(size, int) or size == value.shape[axis] for axis, size in enumerate(spec.shape))
     )
     if not fits:
-        raise ValueError(f"{name}: expected {what}, got {describe(value)}")
+        raise ValueError(f"{name}: expected {expectation}, got {describe(value)}")
     return np.array(value, order="C")

@@ -159,16 +159,16 @@ class WorkerPool:
     def abandon(self, error: Closed) -> None:
         """End the calls that still run with ``error``; their threads end when the calls do, and are not joined."""
         with self._lock:
-            left = [(entry, entry.job) for entry in self._threads if entry.job is not None and not entry.abandoned]
-            for entry, _ in left:
+            hung = [(entry, entry.job) for entry in self._threads if entry.job is not None and not entry.abandoned]
+            for entry, _ in hung:
                 entry.abandoned = True
                 self._hung += 1
-            self._working -= len(left)
-            last = bool(left) and not self._working
-        for _, job in left:
+            self._working -= len(hung)
+            last = bool(hung) and not self._working
+        for _, job in hung:
             job.abandon(error)
-        if left:
-            names = ", ".join(entry.thread.name for entry, _ in left)
+        if hung:
+            names = ", ".join(entry.thread.name for entry, _ in hung)
             _log.warning("%s: stopped while a batch hangs: abandoned %s", self._name, names)
         _live_pools.discard(self)
         if last:

@@ -87,7 +87,7 @@ class Poisson:
 
     def schedule(self, duration_s: float, seed: int) -> Floats:
         """Return the instants from 0 until ``duration_s``, seconds, ascending."""
-        return _until(duration_s, self.rate, lambda n: processes.poisson(self.rate, n, seed))
+        return _draw_until(duration_s, self.rate, lambda n: processes.poisson(self.rate, n, seed))
 
 
 @attrs.frozen
@@ -106,15 +106,15 @@ class Gamma:
     def schedule(self, duration_s: float, seed: int) -> Floats:
         """Return the instants from 0 until ``duration_s``, seconds, ascending."""
         # a run begins at a random point of a gap: starting with a clump would add (cv² - 1) / 2 requests on average
-        variance, chance = self.cv**2, np.random.default_rng([seed, 1])
-        first_s = chance.random() * chance.gamma(1 + 1 / variance, variance / self.rate)
+        variance, rng = self.cv**2, np.random.default_rng([seed, 1])
+        first_s = rng.random() * rng.gamma(1 + 1 / variance, variance / self.rate)
 
         def draw(count: int) -> Floats:
             drawn: Floats = processes.gamma(self.rate, count, seed, cv=self.cv)
             drawn += first_s - drawn[0]
             return drawn
 
-        return _until(duration_s, self.rate, draw)
+        return _draw_until(duration_s, self.rate, draw)
 
 
 @attrs.frozen
@@ -139,9 +139,9 @@ class OnOff:
     def schedule(self, duration_s: float, seed: int) -> Floats:
         """Return the instants from 0 until ``duration_s``, seconds, ascending."""
         levels = {"on_s": self.on_s, "off_s": self.off_s, "on_times": self.on_times, "off_times": self.off_times}
-        if _begins_on(self.on_s, self.off_s, seed):  # `on_off` always begins at its low level: swap the levels
+        if _starts_high(self.on_s, self.off_s, seed):  # `on_off` always begins at its low level: swap the levels
             levels = {"on_s": self.off_s, "off_s": self.on_s, "on_times": self.off_times, "off_times": self.on_times}
-        return _until(duration_s, self.rate, lambda n: processes.on_off(self.rate, n, seed, **levels))
+        return _draw_until(duration_s, self.rate, lambda n: processes.on_off(self.rate, n, seed, **levels))
 
 
 @attrs.frozen
@@ -164,9 +164,9 @@ class Bursts:
     def schedule(self, duration_s: float, seed: int) -> Floats:
         """Return the instants from 0 until ``duration_s``, seconds, ascending."""
         levels = {"on_s": self.on_s, "off_s": self.off_s, "times": self.times}
-        if _begins_on(self.on_s, self.off_s, seed):  # `bursts` begins at its low level too
+        if _starts_high(self.on_s, self.off_s, seed):  # `bursts` begins at its low level too
             levels = {"on_s": self.off_s, "off_s": self.on_s, "times": 1 / self.times}
-        return _until(duration_s, self.rate, lambda n: processes.bursts(self.rate, n, seed, **levels))
+        return _draw_until(duration_s, self.rate, lambda n: processes.bursts(self.rate, n, seed, **levels))
 
 
 @attrs.frozen
@@ -211,10 +211,10 @@ class Diurnal:
 
     def schedule(self, duration_s: float, seed: int) -> Floats:
         """Return the instants from 0 until ``duration_s``, seconds, ascending."""
-        turn = 2 * np.pi / (self.period_s or duration_s)
+        angular_rate = 2 * np.pi / (self.period_s or duration_s)
         count = 2 + int(1000 * duration_s / (self.period_s or duration_s))
         at_s = np.linspace(0.0, duration_s, count)
-        return _changing(at_s, self.rate * (1 - (self.peak - 1) * np.cos(turn * at_s)), seed)
+        return _changing(at_s, self.rate * (1 - (self.peak - 1) * np.cos(angular_rate * at_s)), seed)
 
 
 @attrs.frozen
@@ -264,8 +264,8 @@ class Rates:
             ValueError: the file has no such array, or its values cannot be counts.
         """
         check_number("rate", rate, "a finite number > 0", _is_positive)
-        (counted,) = load_arrays(path, key)
-        recorded = np.asarray(counted, np.float64)
+        (column,) = load_arrays(path, key)
+        recorded = np.asarray(column, np.float64)
         counts = np.atleast_1d(recorded.sum(axis=tuple(range(recorded.ndim - 1))))
         if not 0 < counts.sum() < np.inf:
             raise ValueError(expected("counts", "counts of which some are above 0", counts))
@@ -279,7 +279,7 @@ class Rates:
     def schedule(self, duration_s: float, seed: int) -> Floats:
         """Return the instants from 0 until ``duration_s``, or the end of the table, seconds, ascending."""
         edges: Floats = np.arange(self.rates.size + 1, dtype=np.float64) * self.window_s
-        return _through(edges, np.concatenate([[0.0], np.cumsum(self.rates * self.window_s)]), duration_s, seed)
+        return _poisson_through(edges, np.concatenate([[0.0], np.cumsum(self.rates * self.window_s)]), duration_s, seed)
 
 
 @attrs.frozen(eq=False)
@@ -345,15 +345,15 @@ def as_arrivals(value: Arrivals | ArrayLike) -> Arrivals:
     Raises:
         TypeError: ``value`` is neither.
     """
-    what = "arrivals such as si.loadtest.Poisson(100), or instants in seconds"
+    expectation = "arrivals such as si.loadtest.Poisson(100), or instants in seconds"
     if np.isscalar(value) or isinstance(value, type):  # a rate, a class
-        raise TypeError(expected("arrivals", what, value))
+        raise TypeError(expected("arrivals", expectation, value))
     if isinstance(value, Arrivals):
         return value
     try:
         return Instants(value)
     except TypeError:
-        raise TypeError(expected("arrivals", what, value)) from None
+        raise TypeError(expected("arrivals", expectation, value)) from None
 
 
 @attrs.frozen(eq=False)
@@ -375,7 +375,7 @@ class Instants:
         return self.arrivals_s[self.arrivals_s < duration_s]
 
 
-def _begins_on(on_s: float, off_s: float, seed: int) -> bool:
+def _starts_high(on_s: float, off_s: float, seed: int) -> bool:
     """Return whether a run begins at the high level, at random by the share of time spent there.
 
     If every run began at the low level, short runs would have too few requests.
@@ -383,7 +383,7 @@ def _begins_on(on_s: float, off_s: float, seed: int) -> bool:
     return bool(np.random.default_rng([seed, 1]).random() * (on_s + off_s) < on_s)
 
 
-def _until(duration_s: float, rate: float, draw: Callable[[int], Floats]) -> Floats:
+def _draw_until(duration_s: float, rate: float, draw: Callable[[int], Floats]) -> Floats:
     """Return the arrivals before ``duration_s``; ``draw(n)`` must begin with the same arrivals for every ``n``."""
     count = int(duration_s * rate * 1.1) + 100
     while (drawn := draw(count))[-1] < duration_s:
@@ -394,14 +394,14 @@ def _until(duration_s: float, rate: float, draw: Callable[[int], Floats]) -> Flo
 def _changing(at_s: Floats, rates: Floats, seed: int) -> Floats:
     """Return a Poisson process with a rate that is linear between the given instants."""
     steps = np.diff(at_s) * (rates[1:] + rates[:-1]) / 2
-    return _through(at_s, np.concatenate([[0.0], np.cumsum(steps)]), float(at_s[-1]), seed)
+    return _poisson_through(at_s, np.concatenate([[0.0], np.cumsum(steps)]), float(at_s[-1]), seed)
 
 
-def _through(at_s: Floats, expected_counts: Floats, duration_s: float, seed: int) -> Floats:
+def _poisson_through(at_s: Floats, expected_counts: Floats, duration_s: float, seed: int) -> Floats:
     """Return a Poisson process from the expected number of arrivals up to each given instant."""
     total = float(expected_counts[-1])
     if not total:
         return np.empty(0)
-    drawn = _until(total, 1.0, lambda n: processes.poisson(1.0, n, seed))
+    drawn = _draw_until(total, 1.0, lambda n: processes.poisson(1.0, n, seed))
     arrivals = np.interp(drawn, expected_counts, at_s)
     return arrivals[arrivals < duration_s]

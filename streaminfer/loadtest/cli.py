@@ -58,7 +58,7 @@ def execute(options: argparse.Namespace) -> int:
         scenario = Scenario.load(options.scenario)
         if options.seed is not None:
             scenario = attrs.evolve(scenario, seed=options.seed)
-        before = None if options.compare is None else Report.load(options.compare)
+        baseline = None if options.compare is None else Report.load(options.compare)
         _check_targets(options)
         running = f"{options.scenario}: "  # prefix of errors of the run; the errors above name the file already
         report = _run(scenario)
@@ -71,7 +71,7 @@ def execute(options: argparse.Namespace) -> int:
     except (Exception, SystemExit) as error:  # noqa: BLE001 - of the scenario's code: its author needs the traceback
         traceback.print_exc()
         return _end(f"service or inputs of the scenario failed: {error!r}")
-    verdict = None if before is None else compare(before, report)
+    verdict = None if baseline is None else compare(baseline, report)
     try:
         _write(options, report, verdict)
     except (OSError, UnicodeError, StreamInferError) as error:  # a full disk, a terminal without "µ", no matplotlib
@@ -95,26 +95,28 @@ def _check_targets(options: argparse.Namespace) -> None:
 
 def _run(scenario: Scenario) -> Report:
     service, settings = scenario.service.maker(), scenario.run_settings()
-    given = service if scenario.senders else service()
+    target = service if scenario.senders else service()
     if scenario.devices:
         settings = {name: value for name, value in settings.items() if name not in {"arrivals", "senders"}}
-        return asyncio.run(_run_devices(scenario, given, settings))
+        return asyncio.run(_run_devices(scenario, target, settings))
     inputs = scenario.make_inputs()
-    report = asyncio.run(run(given, inputs=inputs, progress=_tell, **settings))
+    report = asyncio.run(run(target, inputs=inputs, progress=_print_progress, **settings))
     if scenario.capacity is not None:
-        report = attrs.evolve(report, capacity=_find(scenario, scenario.capacity, given, inputs))
+        report = attrs.evolve(report, capacity=_find(scenario, scenario.capacity, target, inputs))
     return report
 
 
 async def _run_devices(scenario: Scenario, service: object, settings: dict[str, Any]) -> Report:
-    async with contextlib.AsyncExitStack() as around:
+    async with contextlib.AsyncExitStack() as stack:
         edge = None
         if scenario.edge is not None:
-            edge = await around.enter_async_context(CdnEdge(consumers=scenario.edge.consumers))
-        return await run_devices(service, scenario.devices, score=scenario.score, edge=edge, progress=_tell, **settings)
+            edge = await stack.enter_async_context(CdnEdge(consumers=scenario.edge.consumers))
+        return await run_devices(
+            service, scenario.devices, score=scenario.score, edge=edge, progress=_print_progress, **settings
+        )
 
 
-def _find(scenario: Scenario, asked: CapacitySettings, service: object, inputs: object) -> Capacity:
+def _find(scenario: Scenario, settings: CapacitySettings, service: object, inputs: object) -> Capacity:
     return asyncio.run(
         find_capacity(
             service,
@@ -124,7 +126,7 @@ def _find(scenario: Scenario, asked: CapacitySettings, service: object, inputs: 
             seed=scenario.seed,
             senders=scenario.senders,
             on_step=lambda step: print(f"  {step.rate:,.0f}/s: {step.on_time:.2%} on time", file=sys.stderr),
-            **attrs.asdict(asked),
+            **attrs.asdict(settings),
         )
     )
 
@@ -153,7 +155,7 @@ def _status(report: Report, verdict: Verdict | None) -> int:
     return PASSED
 
 
-def _tell(progress: Progress) -> None:
+def _print_progress(progress: Progress) -> None:
     print(
         f"  {progress.elapsed_s:4.0f} of {progress.duration_s:g} s: {progress.sent:,} of {progress.requests:,} sent, "
         f"{progress.in_flight:,} in flight",

@@ -140,14 +140,14 @@ class _Driver:
         self._queries.extend((sample.id, sample.index) for sample in samples)
         if not self._scheduled:
             self._scheduled = True
-            self._loop.call_soon_threadsafe(self._take)
+            self._loop.call_soon_threadsafe(self._begin_queries)
 
     def _flush(self) -> None:
         """Schedule the end of the run; LoadGen calls this in its own thread, after the last query."""
         drain_s = max(DRAIN_S, DRAIN_SLOS * self._slo_s)
         self._loop.call_soon_threadsafe(self._loop.call_later, drain_s, self._close)
 
-    def _take(self) -> None:
+    def _begin_queries(self) -> None:
         self._scheduled = False
         while self._queries:
             query, index = self._queries.popleft()
@@ -207,10 +207,11 @@ class _Driver:
 
 def _read(path: Path) -> MlperfResult:
     summary = path.read_text(encoding="utf-8")
-    said = {
-        name.strip(): value.strip() for name, colon, value in (line.partition(":") for line in summary.splitlines())
+    entries = {
+        name.strip(): value.strip()
+        for name, _separator, value in (line.partition(":") for line in summary.splitlines())
     }
-    result = said.get("Result is", "")
+    result = entries.get("Result is", "")
     if result not in {"VALID", "INVALID"}:
         raise RuntimeError(expected("mlperf_log_summary.txt", "a result VALID or INVALID", result))
-    return MlperfResult(result == "VALID", float(said["99.00 percentile latency (ns)"]) / 1e9, summary)
+    return MlperfResult(result == "VALID", float(entries["99.00 percentile latency (ns)"]) / 1e9, summary)

@@ -168,16 +168,16 @@ class LoadTester:
         name, config = self._name, self._request.config
         self._runs += 1
 
-        def tell(text: object) -> None:
+        def add_property(text: object) -> None:
             self._request.node.user_properties.append((_PROPERTY, f"{name}: {text}"))
 
-        tell(say_headline(report))
-        before = config.getoption(_OPTIONS[1])
+        add_property(say_headline(report))
+        baseline = config.getoption(_OPTIONS[1])
         verdict = None
-        if before is not None:
-            saved = before / f"{name}.json"
-            verdict = compare(Report.load(saved), report) if saved.exists() else None
-            tell(verdict or f"{saved} is missing, so there is nothing to compare with")
+        if baseline is not None:
+            baseline_file = baseline / f"{name}.json"
+            verdict = compare(Report.load(baseline_file), report) if baseline_file.exists() else None
+            add_property(verdict or f"{baseline_file} is missing, so there is nothing to compare with")
         folder = config.getoption(_OPTIONS[0])
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)

@@ -25,8 +25,8 @@ def quantiles_of(values: Floats, qs: ArrayLike) -> Floats:
         raise ValueError(expected("q", "a share from 0 to 1", qs))
     exact = np.nextafter(shares * values.size, 0)  # 0.07 · 100 must not round up to rank 8
     ranks = np.clip(np.ceil(exact).astype(int), 1, values.size)
-    found: Floats = np.partition(values, np.unique(ranks) - 1)[ranks - 1]
-    return found
+    result: Floats = np.partition(values, np.unique(ranks) - 1)[ranks - 1]
+    return result
 
 
 def quantile_of(values: Floats, q: float) -> float:

@@ -190,8 +190,8 @@ class Scenario:
 
     def __attrs_post_init__(self) -> None:
         if self.devices and (self.inputs or self.arrivals is not None or self.senders or self.capacity is not None):
-            what = "no inputs, arrivals, senders and capacity beside it"
-            raise ValueError(expected("devices", what, f"{len(self.devices)} of them"))
+            expectation = "no inputs, arrivals, senders and capacity beside it"
+            raise ValueError(expected("devices", expectation, f"{len(self.devices)} of them"))
         if not self.devices and (not self.inputs or self.arrivals is None):
             missing = "arrivals" if self.inputs else "inputs"
             raise ValueError(expected(missing, "inputs and arrivals, or devices", None))
@@ -251,7 +251,7 @@ class Scenario:
         if isinstance(self.inputs, str):
             return load_function("inputs.make", self.inputs)()
         rng = np.random.default_rng(self.seed)
-        rows = [{name: given.draw(rng) for name, given in self.inputs.items()} for _ in range(_RANDOM_ROWS)]
+        rows = [{name: generator.draw(rng) for name, generator in self.inputs.items()} for _ in range(_RANDOM_ROWS)]
         return [row[""] for row in rows] if list(self.inputs) == [""] else rows
 
     def run_settings(self) -> dict[str, Any]:
@@ -266,16 +266,16 @@ def load_function(argument: str, target: str) -> Any:
     Raises:
         ValueError: the function cannot be imported.
     """
-    what = '"module:function" that can be imported'
-    check_instance(argument, target, lambda it: isinstance(it, str), what)
-    module, colon, name = target.partition(":")
-    if not (colon and module and name):
-        raise ValueError(expected(argument, what, target))
+    expectation = '"module:function" that can be imported'
+    check_instance(argument, target, lambda it: isinstance(it, str), expectation)
+    module, separator, name = target.partition(":")
+    if not (separator and module and name):
+        raise ValueError(expected(argument, expectation, target))
     try:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"{expected(argument, what, target)}: {error}") from error
-    check_instance(argument, function, callable, what)
+        raise ValueError(f"{expected(argument, expectation, target)}: {error}") from error
+    check_instance(argument, function, callable, expectation)
     return function
 
 
@@ -296,9 +296,9 @@ def _make_from_files(make: Callable[..., Any], table: Mapping[str, Any], path: s
         raise ValueError(f"{path}: {error}") from error
 
 
-def _path_in(folder: Path, argument: str, given: Any) -> Path:
-    check_instance(argument, given, lambda it: isinstance(it, str), "a path")
-    return Path(folder, os.path.expandvars(given))
+def _path_in(folder: Path, argument: str, path: Any) -> Path:
+    check_instance(argument, path, lambda it: isinstance(it, str), "a path")
+    return Path(folder, os.path.expandvars(path))
 
 
 def _build_devices(folder: Path, table: Mapping[str, Any]) -> DeviceGroup:
@@ -309,8 +309,8 @@ def _build_devices(folder: Path, table: Mapping[str, Any]) -> DeviceGroup:
             fields[name] = _path_in(folder, f"devices.{name}", fields[name])
     if "prepare" in fields:
         fields["prepare"] = load_function("devices.prepare", fields["prepare"])
-    made: DeviceGroup = _make_from_files(DeviceGroup, fields, "devices")
-    return made
+    group: DeviceGroup = _make_from_files(DeviceGroup, fields, "devices")
+    return group
 
 
 def _build_inputs(table: Mapping[str, Any]) -> str | dict[str, RandomInput]:

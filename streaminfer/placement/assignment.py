@@ -27,13 +27,13 @@ def make_plan(instance: Instance, counts: Floats, *, bound: float) -> Plan:
     flows = {state: _flow(instance, state, counts) for state in instance.normal()}
     value = instance.cost(counts)
     quality = instance.quality(counts)
-    reached = quality if instance.settings.budget is not None else value
+    objective = quality if instance.settings.budget is not None else value
     unserved: dict[str, float] = {}
     for state, flow in flows.items():
-        left = instance.flows.unserved(state, flow)
-        for c in np.flatnonzero(left):
+        unserved_flow = instance.flows.unserved(state, flow)
+        for c in np.flatnonzero(unserved_flow):
             name = problem.clusters[int(c)].name
-            unserved[name] = max(unserved.get(name, 0.0), float(left[c]) / instance.flows.unit)
+            unserved[name] = max(unserved.get(name, 0.0), float(unserved_flow[c]) / instance.flows.unit)
     return Plan(
         problem=problem,
         replicas=tuple(_group(instance, int(p), int(counts[p])) for p in used),
@@ -41,7 +41,7 @@ def make_plan(instance: Instance, counts: Floats, *, bound: float) -> Plan:
         cost=value,
         quality=quality,
         bound=bound,
-        gap=abs(reached - bound) / max(abs(reached), 1e-12),
+        gap=abs(objective - bound) / max(abs(objective), 1e-12),
         binding=tuple(_binding(instance, counts, value)),
         unserved=unserved,
         instance=instance,
@@ -64,18 +64,18 @@ def _group(instance: Instance, p: int, count: int) -> ReplicaGroup:
 
 
 def _key(instance: Instance, state: int) -> tuple[int, str]:
-    it = instance.candidates.states[state]
-    return it.hour, instance.candidates.problem.scenarios[it.scenario].name
+    entry = instance.candidates.states[state]
+    return entry.hour, instance.candidates.problem.scenarios[entry.scenario].name
 
 
 def _shares(instance: Instance, flow: Ints, used: NDArray[np.intp]) -> Assignment:
     index = {int(p): at for at, p in enumerate(used)}
     clusters = instance.candidates.problem.clusters
     totals = flow.sum(axis=1)
-    found: dict[str, dict[int, float]] = {}
+    assignment: dict[str, dict[int, float]] = {}
     for c, p in np.argwhere(flow).tolist():
-        found.setdefault(clusters[c].name, {})[index[p]] = float(flow[c, p] / totals[c])
-    return found
+        assignment.setdefault(clusters[c].name, {})[index[p]] = float(flow[c, p] / totals[c])
+    return assignment
 
 
 def _flow(instance: Instance, state: int, counts: Floats) -> Ints:
@@ -90,14 +90,14 @@ def _flow(instance: Instance, state: int, counts: Floats) -> Ints:
     limits = instance.flows.limits(state)
     distance = instance.distances
     for c in np.argsort(allowed.sum(axis=1), kind="stable"):
-        left = int(limits[c].max(initial=0))
+        remaining = int(limits[c].max(initial=0))
         choices = np.flatnonzero(allowed[c] & (spare > 0))
         for p in choices[np.argsort(distance[c, choices], kind="stable")]:
-            amount = min(left, int(spare[p]))
+            amount = min(remaining, int(spare[p]))
             flow[c, p] += amount
             spare[p] -= amount
-            left -= amount
-            if not left:
+            remaining -= amount
+            if not remaining:
                 break
     instance.flows.extend(state, counts, flow)
     return flow

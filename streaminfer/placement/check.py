@@ -75,14 +75,14 @@ class PlanCheck:
     def kept(self) -> float:
         """Share of the clusters whose promise was kept."""
         count = len({*self.clusters, *self.unserved})
-        kept = [name for name, it in self.clusters.items() if it.is_kept and name not in self.unserved]
-        return len(kept) / count if count else 1.0
+        names = [name for name, it in self.clusters.items() if it.is_kept and name not in self.unserved]
+        return len(names) / count if count else 1.0
 
     @property
     def within(self) -> float:
         """Share of the clusters whose latency was predicted within 10 %."""
-        good = [abs(it.ratio - 1) <= _TOLERANCE for it in self.clusters.values()]
-        return float(np.mean(good)) if good else 1.0
+        is_close = [abs(it.ratio - 1) <= _TOLERANCE for it in self.clusters.values()]
+        return float(np.mean(is_close)) if is_close else 1.0
 
     @property
     def weak_spots(self) -> tuple[ClusterCheck, ...]:
@@ -136,7 +136,7 @@ def replay(plan: Plan, *, requests: int = 20_000, seed: int = 0) -> PlanCheck:
     scenarios = {it.name: at for at, it in enumerate(problem.scenarios)}
     pools = [pool for pool, count in zip(plan.instance.pools, plan.counts, strict=True) if count > 0]
     delays: dict[tuple[int, int, str], Floats] = {}
-    found = {}
+    checks = {}
     for cluster in problem.clusters:
         if (prediction := plan.predictions.get(cluster.name)) is None:
             continue
@@ -145,19 +145,19 @@ def replay(plan: Plan, *, requests: int = 20_000, seed: int = 0) -> PlanCheck:
         groups = rng.choice(list(shares), size=requests, p=np.array(list(shares.values())) / sum(shares.values()))
         latencies_s = np.empty(requests)
         for group in shares:
-            mine = groups == group
+            is_member = groups == group
             if (group, hour, scenario) not in delays:
                 rate = plan.group_rates(hour, scenario)[group] / plan.replicas[group].replicas
                 count = _ARRIVALS_PER_REQUEST * requests
                 delays[group, hour, scenario] = _delays(pools[group], rate, count, rng)
-            network_s = sample_network(problem, cluster, pools[group], scenarios[scenario], int(mine.sum()), rng)
-            latencies_s[mine] = network_s + rng.choice(delays[group, hour, scenario], size=int(mine.sum()))
-        found[cluster.name] = ClusterCheck(
+            network_s = sample_network(problem, cluster, pools[group], scenarios[scenario], int(is_member.sum()), rng)
+            latencies_s[is_member] = network_s + rng.choice(delays[group, hour, scenario], size=int(is_member.sum()))
+        checks[cluster.name] = ClusterCheck(
             prediction=prediction,
             simulated_s=float(np.quantile(latencies_s, prediction.share, method="inverted_cdf")),
             on_time=float(np.mean(latencies_s <= prediction.slo_s)),
         )
-    return PlanCheck(clusters=found, requests=requests, unserved=tuple(plan.unserved))
+    return PlanCheck(clusters=checks, requests=requests, unserved=tuple(plan.unserved))
 
 
 def _delays(pool: Pool, rate: float, count: int, rng: np.random.Generator) -> Floats:

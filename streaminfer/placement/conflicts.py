@@ -38,18 +38,18 @@ __all__ = [
 
 _EXPLAIN_S = 60.0
 """Longest search for the reasons if the caller sets no limit; half of it is for the conflict."""
-_MOST_TOLD = 20
+_MAX_LISTED = 20
 """Most members of a conflict in the message; `InfeasiblePlacement.conflict` has all."""
-_MOST_SITES = 5
+_MAX_SITES = 5
 """Most sites with an unpromisable round trip that the text of a constraint names."""
 _UNLIMITED = 1e6
-_MOST_SLO = 64.0
+_MAX_SLO_FACTOR = 64.0
 _STEPS = 12
 _BUDGET_GAP = 0.001
 """Relative distance of the suggested budget from the least one that suffices."""
-_TOLD_SHARES = 1000
+_SHARE_STEPS = 1000
 """Steps of the suggested share of a demand, which the text gives in tenths of a percent."""
-_ROUNDED = 5e-6
+_ROUNDING_ERROR = 5e-6
 """Largest relative error of a number that is rounded to six digits."""
 
 
@@ -103,11 +103,11 @@ class InfeasiblePlacement(StreamInferError, ValueError):  # noqa: N818 - the fie
     def __init__(
         self, conflict: tuple[Constraint, ...], relaxations: tuple[Relaxation, ...], is_irreducible: bool = True
     ) -> None:
-        asked = "; ".join(map(str, conflict[:_MOST_TOLD]))
-        if len(conflict) > _MOST_TOLD:
-            asked += f"; and {len(conflict) - _MOST_TOLD} more"
+        listed = "; ".join(map(str, conflict[:_MAX_LISTED]))
+        if len(conflict) > _MAX_LISTED:
+            listed += f"; and {len(conflict) - _MAX_LISTED} more"
         help_text = f"; it would help to {' or to '.join(map(str, relaxations))}" if relaxations else ""
-        super().__init__(f"no placement satisfies all of: {asked}{help_text}")
+        super().__init__(f"no placement satisfies all of: {listed}{help_text}")
         self.conflict = conflict
         self.relaxations = relaxations
         self.is_irreducible = is_irreducible
@@ -126,11 +126,11 @@ def infeasible_placement(
         settings: settings of the caller of `plan`.
         time_limit_s: seconds after which to return what is known; ``None``: a minute.
     """
-    everything = list(constraints(candidates, settings))
+    members = list(constraints(candidates, settings))
     half_s = (_EXPLAIN_S if time_limit_s is None else time_limit_s) / 2
     end_s = time.monotonic() + half_s
-    conflict, is_irreducible = quick_explain(lambda kept: is_feasible(candidates, settings, kept, end_s), everything)
-    relaxer = _Relaxer(candidates, settings, everything, time.monotonic() + half_s)
+    conflict, is_irreducible = quick_explain(lambda subset: is_feasible(candidates, settings, subset, end_s), members)
+    relaxer = _Relaxer(candidates, settings, members, time.monotonic() + half_s)
     return InfeasiblePlacement(tuple(conflict), tuple(relaxer.relaxations(conflict)), is_irreducible)
 
 
@@ -149,15 +149,15 @@ def constraints(candidates: Candidates, settings: Settings) -> Iterator[Constrai
         text = f"{resource.limit:.6g} {unit} of {resource.kind!r} at site {site!r}"
         yield Constraint(resource.what, (site, resource.kind), text)
     for c, cluster in enumerate(problem.clusters):
-        promise, subject, named = problem.promise_of(cluster), (cluster.name,), f"cluster {cluster.name!r}"
-        most, slo = candidates.rates[:, c].max(), format_duration(promise.slo_s)
-        yield Constraint("demand", subject, f"{named} is served, up to {most:.6g} requests per second")
-        within = f"p{100 * promise.share:.6g} of {named} within {slo}"
-        yield Constraint("slo", subject, f"{within}{_unpromised(problem, cluster)}")
+        promise, subject, description = problem.promise_of(cluster), (cluster.name,), f"cluster {cluster.name!r}"
+        max_rate, slo = candidates.rates[:, c].max(), format_duration(promise.slo_s)
+        yield Constraint("demand", subject, f"{description} is served, up to {max_rate:.6g} requests per second")
+        promised = f"p{100 * promise.share:.6g} of {description} within {slo}"
+        yield Constraint("slo", subject, f"{promised}{_unpromised(problem, cluster)}")
         if cluster.residency is not None:
-            yield Constraint("residency", subject, f"data of {named} stay in {cluster.residency!r}")
+            yield Constraint("residency", subject, f"data of {description} stay in {cluster.residency!r}")
         if np.isfinite(promise.min_quality):
-            yield Constraint("quality", subject, f"quality of at least {promise.min_quality:.6g} for {named}")
+            yield Constraint("quality", subject, f"quality of at least {promise.min_quality:.6g} for {description}")
 
 
 def _unpromised(problem: Problem, cluster: UserCluster) -> str:
@@ -168,12 +168,12 @@ def _unpromised(problem: Problem, cluster: UserCluster) -> str:
     sites = [repr(name) for name, link in links.items() if max(access_s, link.rtt.quantile(share)) >= UNPROMISABLE_S]
     if not sites:
         return ""
-    more = f" and {len(sites) - _MOST_SITES} more" if len(sites) > _MOST_SITES else ""
-    return f" (the round trip to {', '.join(sites[:_MOST_SITES])}{more} is unpromisable)"
+    more = f" and {len(sites) - _MAX_SITES} more" if len(sites) > _MAX_SITES else ""
+    return f" (the round trip to {', '.join(sites[:_MAX_SITES])}{more} is unpromisable)"
 
 
 def is_feasible(
-    candidates: Candidates, settings: Settings, kept: Sequence[Constraint], end_s: float = math.inf
+    candidates: Candidates, settings: Settings, subset: Sequence[Constraint], end_s: float = math.inf
 ) -> bool:
     """Return whether a plan satisfies these constraints.
 
@@ -181,31 +181,31 @@ def is_feasible(
         TimeoutError: it is not known by ``end_s``, an instant of `time.monotonic`.
     """
     _left_s(end_s)  # raises if no time is left
-    asked = {(it.kind, it.subject) for it in kept}
+    required = {(it.kind, it.subject) for it in subset}
     problem = candidates.problem
     names = [cluster.name for cluster in problem.clusters]
 
-    def dropped(kind: str) -> Any:
-        return np.array([(kind, (name,)) not in asked for name in names])
+    def is_relaxed(kind: str) -> Any:
+        return np.array([(kind, (name,)) not in required for name in names])
 
-    allowed = candidates.in_time | dropped("slo")[None, :, None]
-    allowed = allowed & candidates.serves & (candidates.stays | dropped("residency")[:, None])
-    allowed &= candidates.suffices | dropped("quality")[:, None]
-    survived = {_lost(candidates, group) for group in problem.failure_groups if ("failure", group) in asked}
+    allowed = candidates.in_time | is_relaxed("slo")[None, :, None]
+    allowed = allowed & candidates.serves & (candidates.meets_residency | is_relaxed("residency")[:, None])
+    allowed &= candidates.meets_quality | is_relaxed("quality")[:, None]
+    survived = {_lost(candidates, group) for group in problem.failure_groups if ("failure", group) in required}
     states = [at for at, state in enumerate(candidates.states) if not state.lost or state.lost in survived]
-    rates = np.where(dropped("demand"), 0.0, candidates.rates[states])
+    rates = np.where(is_relaxed("demand"), 0.0, candidates.rates[states])
     extra = dict(settings.extra)
     for row, resource in enumerate(candidates.resources):
-        if (resource.what, (problem.sites[resource.site].name, resource.kind)) not in asked:
+        if (resource.what, (problem.sites[resource.site].name, resource.kind)) not in required:
             extra[row] = _UNLIMITED * max(1.0, float(candidates.needs[row].max(initial=1.0)))
-    changed = attrs.evolve(
+    relaxed_settings = attrs.evolve(
         settings,
         extra=extra,
-        budget=settings.budget if ("budget", ()) in asked else None,
-        migrations=settings.migrations if ("migrations", ()) in asked else None,
+        budget=settings.budget if ("budget", ()) in required else None,
+        migrations=settings.migrations if ("migrations", ()) in required else None,
     )
     smaller = attrs.evolve(candidates, states=tuple(candidates.states[at] for at in states), rates=rates)
-    return _has_plan(Instance(smaller, allowed, changed), end_s)
+    return _has_plan(Instance(smaller, allowed, relaxed_settings), end_s)
 
 
 def _has_plan(instance: Instance, end_s: float) -> bool:
@@ -254,13 +254,13 @@ def quick_explain(
             is_over = True
             return False
 
-    def explain(background: list[Constraint], added: bool, rest: list[Constraint]) -> list[Constraint]:
+    def explain(background: list[Constraint], added: bool, members: list[Constraint]) -> list[Constraint]:
         if added and suffices(background):
             return []
-        if len(rest) == 1 or is_over:
-            return rest
-        half = len(rest) // 2
-        left, right = rest[:half], rest[half:]
+        if len(members) == 1 or is_over:
+            return members
+        half = len(members) // 2
+        left, right = members[:half], members[half:]
         from_right = explain([*background, *left], True, right)
         from_left = explain([*background, *from_right], bool(from_right), left)
         return [*from_left, *from_right]
@@ -274,22 +274,22 @@ class _Relaxer:
 
     candidates: Candidates
     settings: Settings
-    everything: list[Constraint]
+    all_constraints: list[Constraint]
     end_s: float
 
     def relaxations(self, conflict: Sequence[Constraint]) -> Iterator[Relaxation]:
         """Yield, while there is time, the smallest change of each member that suffices alone."""
         for constraint in conflict:
-            others = [it for it in self.everything if it != constraint]
+            others = [it for it in self.all_constraints if it != constraint]
             try:
                 is_needed = is_feasible(self.candidates, self.settings, others, self.end_s)
-                found = self._least_change(constraint) if is_needed else None
+                change = self._smallest_change(constraint) if is_needed else None
             except TimeoutError:
                 return
-            if found is not None:
-                yield Relaxation(constraint, *found)
+            if change is not None:
+                yield Relaxation(constraint, *change)
 
-    def _least_change(self, constraint: Constraint) -> tuple[str, float] | None:  # noqa: PLR0911 - one for each kind
+    def _smallest_change(self, constraint: Constraint) -> tuple[str, float] | None:  # noqa: PLR0911 - one for each kind
         """Return the change in words and its amount; ``None`` if no change suffices."""
         match constraint.kind:
             case "slots" | "memory":
@@ -307,68 +307,68 @@ class _Relaxer:
             case _:
                 return f"drop the constraint: {constraint.text}", float("nan")
 
-    def _is_enough(self, **changes: Any) -> bool:
+    def _suffices(self, **changes: Any) -> bool:
         """Return whether all constraints can hold with other candidates or settings."""
         candidates, settings = changes.get("candidates", self.candidates), changes.get("settings", self.settings)
-        return is_feasible(candidates, settings, self.everything, self.end_s)
+        return is_feasible(candidates, settings, self.all_constraints, self.end_s)
 
-    def _more_of_a_resource(self, what: str, site: str, kind: str) -> tuple[str, float]:
+    def _more_of_a_resource(self, quantity: str, site: str, kind: str) -> tuple[str, float]:
         sites = self.candidates.problem.sites
         row = next(
             r
             for r, it in enumerate(self.candidates.resources)
-            if (it.what, sites[it.site].name, it.kind) == (what, site, kind)
+            if (it.what, sites[it.site].name, it.kind) == (quantity, site, kind)
         )
-        unit = 1.0 if what == "slots" else float(self.candidates.needs[row].max()) / 64
-        more = unit * _least_count(
-            lambda count: self._is_enough(settings=attrs.evolve(self.settings, extra={row: count * unit}))
+        unit = 1.0 if quantity == "slots" else float(self.candidates.needs[row].max()) / 64
+        amount = unit * _smallest_count(
+            lambda count: self._suffices(settings=attrs.evolve(self.settings, extra={row: count * unit}))
         )
-        return f"add {more:.6g} {what} of {kind!r} at site {site!r}", more
+        return f"add {amount:.6g} {quantity} of {kind!r} at site {site!r}", amount
 
     def _longer_slo(self, name: str) -> tuple[str, float] | None:
         problem = self.candidates.problem
         slo_s = problem.promise_of(problem.clusters[self._index(name)]).slo_s
 
         def with_slo(factor: float) -> bool:
-            return self._is_enough(candidates=_with_slo(self.candidates, name, slo_s * factor))
+            return self._suffices(candidates=_with_slo(self.candidates, name, slo_s * factor))
 
-        if not with_slo(_MOST_SLO):
+        if not with_slo(_MAX_SLO_FACTOR):
             return None
-        longer_s = slo_s * _bisected(with_slo, _MOST_SLO, 1.0)
+        longer_s = slo_s * _bisect(with_slo, _MAX_SLO_FACTOR, 1.0)
         return f"allow cluster {name!r} {format_duration(longer_s)}", longer_s
 
     def _less_demand(self, name: str) -> tuple[str, float] | None:
         def with_demand(share: float) -> bool:
             rates = self.candidates.rates.copy()
             rates[:, self._index(name)] *= share
-            return self._is_enough(candidates=attrs.evolve(self.candidates, rates=rates))
+            return self._suffices(candidates=attrs.evolve(self.candidates, rates=rates))
 
-        share = math.floor(_bisected(with_demand, 0.0, 1.0) * _TOLD_SHARES) / _TOLD_SHARES  # what is said is enough too
+        share = math.floor(_bisect(with_demand, 0.0, 1.0) * _SHARE_STEPS) / _SHARE_STEPS  # what is said is enough too
         return (f"serve {share:.1%} of cluster {name!r}", share) if share > 0 else None
 
     def _less_quality(self, name: str) -> tuple[str, float] | None:
         at, candidates = self._index(name), self.candidates
         qualities = np.array([pool.variant.quality for pool in candidates.pools])
-        lower = np.unique(qualities[candidates.serves[at] & ~candidates.suffices[at]])[::-1]
+        lower = np.unique(qualities[candidates.serves[at] & ~candidates.meets_quality[at]])[::-1]
         for quality in lower.tolist():
-            suffices = candidates.suffices.copy()
-            suffices[at] = qualities >= quality
-            if self._is_enough(candidates=attrs.evolve(candidates, suffices=suffices)):
+            meets_quality = candidates.meets_quality.copy()
+            meets_quality[at] = qualities >= quality
+            if self._suffices(candidates=attrs.evolve(candidates, meets_quality=meets_quality)):
                 return f"accept a quality of {quality:.6g} for cluster {name!r}", quality
         return None
 
     def _larger_budget(self) -> tuple[str, float] | None:
         instance = Instance(self.candidates, settings=attrs.evolve(self.settings, budget=None))
-        least = solve(instance, gap=_BUDGET_GAP, time_limit_s=_left_s(self.end_s))
-        if least is None:
+        solution = solve(instance, gap=_BUDGET_GAP, time_limit_s=_left_s(self.end_s))
+        if solution is None:
             return None
-        text = f"{least.value * (1 + _ROUNDED):.6g}"  # the rounded budget suffices too
+        text = f"{solution.value * (1 + _ROUNDING_ERROR):.6g}"  # the rounded budget suffices too
         return f"spend {text}", float(text)
 
     def _more_migrations(self) -> tuple[str, float]:
         allowed = self.settings.migrations or 0
-        count = allowed + _least_count(
-            lambda more: self._is_enough(settings=attrs.evolve(self.settings, migrations=allowed + more))
+        count = allowed + _smallest_count(
+            lambda added: self._suffices(settings=attrs.evolve(self.settings, migrations=allowed + added))
         )
         return f"start {count} replica{'s' * (count > 1)}", float(count)
 
@@ -380,11 +380,11 @@ def _with_slo(candidates: Candidates, name: str, slo_s: float) -> Candidates:
     """Return the candidates with another SLO for one cluster."""
     problem = candidates.problem
     at = next(c for c, it in enumerate(problem.clusters) if it.name == name)
-    own = attrs.evolve(problem.promise_of(problem.clusters[at]), name="its own", slo_s=slo_s)
-    alone = attrs.evolve(
+    service_class = attrs.evolve(problem.promise_of(problem.clusters[at]), name="its own", slo_s=slo_s)
+    reduced = attrs.evolve(
         problem,
         clusters=(attrs.evolve(problem.clusters[at], service_class="its own"),),
-        service_classes=(own,),
+        service_classes=(service_class,),
         links={name: problem.links.get(name, {})},
         scenarios=tuple(
             attrs.evolve(it, access={key: value for key, value in it.access.items() if key == name})
@@ -392,11 +392,11 @@ def _with_slo(candidates: Candidates, name: str, slo_s: float) -> Candidates:
         ),
     )
     in_time = candidates.in_time.copy()
-    in_time[:, at] = find_candidates(alone).in_time[:, 0]
+    in_time[:, at] = find_candidates(reduced).in_time[:, 0]
     return attrs.evolve(candidates, in_time=in_time)
 
 
-def _least_count(feasible: Callable[[int], bool]) -> int:
+def _smallest_count(feasible: Callable[[int], bool]) -> int:
     """Return the least whole number that suffices; a large enough number must suffice."""
     high = 1
     while not feasible(high):
@@ -408,7 +408,7 @@ def _least_count(feasible: Callable[[int], bool]) -> int:
     return high
 
 
-def _bisected(feasible: Callable[[float], bool], good: float, bad: float) -> float:
+def _bisect(feasible: Callable[[float], bool], good: float, bad: float) -> float:
     """Return the value nearest to ``bad`` that suffices, to a part in 4096."""
     for _ in range(_STEPS):
         middle = (good + bad) / 2

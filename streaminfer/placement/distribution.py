@@ -75,10 +75,10 @@ class Distribution:
         if shares is None:
             weights = np.full(values.size, 1.0 / values.size)
         else:
-            what = f"{values.size} numbers > 0 with the sum 1"
-            weights = _numbers("shares", shares, what)
+            expectation = f"{values.size} numbers > 0 with the sum 1"
+            weights = _numbers("shares", shares, expectation)
             if weights.shape != values.shape or not (weights > 0).all() or abs(weights.sum() - 1) > _SUM_TOLERANCE:
-                raise ValueError(expected("shares", what, shares))
+                raise ValueError(expected("shares", expectation, shares))
         values.flags.writeable = weights.flags.writeable = False
         return cls(values, weights)
 
@@ -137,15 +137,15 @@ class Distribution:
         return f"<Distribution of {self.values_s.size} values, p50 {p50}, p99 {p99}>"
 
 
-def _numbers(name: str, values: ArrayLike, what: str = "finite numbers of seconds ≥ 0, at least one") -> Floats:
+def _numbers(name: str, values: ArrayLike, expectation: str = "finite numbers of seconds ≥ 0, at least one") -> Floats:
     """Return a one-dimensional copy of finite numbers ≥ 0, at least one."""
     try:
-        given = np.atleast_1d(np.asarray(values))
+        array = np.atleast_1d(np.asarray(values))
     except ValueError:  # lists of several lengths
-        raise TypeError(expected(name, what, values)) from None
-    if given.dtype.kind not in "fiu" or given.ndim != 1:
-        raise TypeError(expected(name, what, values))
-    numbers = given.astype(np.float64)
+        raise TypeError(expected(name, expectation, values)) from None
+    if array.dtype.kind not in "fiu" or array.ndim != 1:
+        raise TypeError(expected(name, expectation, values))
+    numbers = array.astype(np.float64)
     if not numbers.size or not np.isfinite(numbers).all() or numbers.min() < 0:
-        raise ValueError(expected(name, what, values))
+        raise ValueError(expected(name, expectation, values))
     return numbers

@@ -48,17 +48,17 @@ def plot_matrix(
     """
     tightness = {cluster: _tightness(row, shares.get(cluster, {})) for cluster, row in rtt_share.items()}
     clusters = sorted(tightness, key=lambda cluster: -tightness[cluster])[:_ROWS]
-    used = {site: sum(row.get(site, 0.0) for row in shares.values()) for site in sites}
-    columns = sorted(sites, key=lambda site: -used[site])[:_COLUMNS]
+    totals = {site: sum(row.get(site, 0.0) for row in shares.values()) for site in sites}
+    columns = sorted(sites, key=lambda site: -totals[site])[:_COLUMNS]
     ax = new_axes(ax, _PURPOSE, height_in=plot_height_in(len(clusters), len(columns)))
     cells = np.array([[rtt_share[cluster].get(site, np.nan) for site in columns] for cluster in clusters])
     colors = require("matplotlib", extra="plot", purpose=_PURPOSE).colormaps["Blues"].with_extremes(over="#d9d9d9")
     image = ax.imshow(np.ma.masked_invalid(cells), cmap=colors, vmin=0.0, vmax=1.0, aspect="auto")
     _mark_shares(ax, cells, [[shares.get(cluster, {}).get(site, 0.0) for site in columns] for cluster in clusters])
-    lost = [at for at, cluster in enumerate(clusters) if not sum(shares.get(cluster, {}).values())]
-    ax.plot([-0.5] * len(lost), lost, ">", color=BAD, clip_on=False, markersize=5)
-    more = len(rtt_share) - len(clusters)
-    ax.set_ylabel(f"and {more} clusters with more room" if more else "")
+    unserved = [at for at, cluster in enumerate(clusters) if not sum(shares.get(cluster, {}).values())]
+    ax.plot([-0.5] * len(unserved), unserved, ">", color=BAD, clip_on=False, markersize=5)
+    hidden = len(rtt_share) - len(clusters)
+    ax.set_ylabel(f"and {hidden} clusters with more room" if hidden else "")
     ax.set_yticks(range(len(clusters)), [shown_name(name, _LONGEST_NAME) for name in clusters], fontsize="small")
     is_tall = len(columns) > _UPRIGHT_COLUMNS
     below = [sites[name].replace("\n", ", ") if is_tall else sites[name] for name in columns]

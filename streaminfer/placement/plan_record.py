@@ -123,10 +123,10 @@ class Plan:
             raise ValueError(expected("hour, scenario", f"one of {list(self.assignments)[:10]}", (hour, scenario)))
         flows, candidates = self.instance.flows, self.instance.candidates
         names = [it.name for it in candidates.problem.scenarios]
-        found = (
+        indexes = (
             at for at in self.flows if (it := candidates.states[at]).hour == hour and names[it.scenario] == scenario
         )
-        state = next(found)
+        state = next(indexes)
         demand = np.maximum(flows.rates[state] * flows.unit, 1.0)  # without what is not served
         shares = self.flows[state][:, self.counts > 0] / demand[:, None]
         return np.asarray(self._rates(hour, scenario) @ shares)
@@ -183,9 +183,9 @@ class Plan:
         parts = {}
         for cluster in problem.clusters:
             promise = problem.promise_of(cluster)
-            own_s = access[cluster.access].quantile(promise.share)
+            access_s = access[cluster.access].quantile(promise.share)
             parts[cluster.name] = {
-                site: (link.rtt.quantile(promise.share) + own_s) / promise.slo_s
+                site: (link.rtt.quantile(promise.share) + access_s) / promise.slo_s
                 for site, link in problem.links.get(cluster.name, {}).items()
             }
         return plot_matrix(ax, parts, self.shares_by_site(self.assignment), self._site_labels())
@@ -195,23 +195,27 @@ class Plan:
         labels = {}
         rates = self.group_rates(*self.busiest)
         for site in self.problem.sites:
-            here = [(group, rate) for group, rate in zip(self.replicas, rates, strict=True) if site.name in group.sites]
-            if not here:
+            groups_at_site = [
+                (group, rate) for group, rate in zip(self.replicas, rates, strict=True) if site.name in group.sites
+            ]
+            if not groups_at_site:
                 labels[site.name] = "unused"
                 continue
-            load = sum(rate for _, rate in here) / sum(group.replicas * group.max_rate for group, _ in here)
-            shares = (group.price * group.sites.count(site.name) / len(group.sites) for group, _ in here)
-            count = sum(group.replicas for group, _ in here)
+            load = sum(rate for _, rate in groups_at_site) / sum(
+                group.replicas * group.max_rate for group, _ in groups_at_site
+            )
+            shares = (group.price * group.sites.count(site.name) / len(group.sites) for group, _ in groups_at_site)
+            count = sum(group.replicas for group, _ in groups_at_site)
             labels[site.name] = f"{count} repl.\n{load:.0%} load\n{site.price + sum(shares):.3g}/h"
         return labels
 
     def _title(self) -> str:
-        replicas = _counted(sum(group.replicas for group in self.replicas), "replica")
-        sites = _counted(len(self.sites), "site")
+        replicas = _count_text(sum(group.replicas for group in self.replicas), "replica")
+        sites = _count_text(len(self.sites), "site")
         title = f"{replicas} at {sites}, {self.cost:.4g} per hour"
         if math.isfinite(self.gap):  # else no plan serves everybody
             title += f", gap {self.gap:.2%}"
-        return f"{title}; {_counted(len(self.unserved), 'cluster')} unserved" if self.unserved else title
+        return f"{title}; {_count_text(len(self.unserved), 'cluster')} unserved" if self.unserved else title
 
     def _slowest(self) -> list[Prediction]:
         return sorted(self.predictions.values(), key=lambda it: it.slo_s - it.latency_s)
@@ -261,5 +265,5 @@ class Plan:
         return "".join(tables)
 
 
-def _counted(number: int, noun: str) -> str:
+def _count_text(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -157,26 +157,28 @@ def repair(running: Plan, lost: Iterable[str]) -> Plan:
         raise TypeError(expected("lost", "names of sites", lost))
     problem = running.problem
     index = {site.name: at for at, site in enumerate(problem.sites)}
-    gone = {index[check_choice("lost", name, tuple(index))] for name in lost}
-    instance = running.instance.without(gone)
-    kept = np.where(instance.uses[list(gone)].any(axis=0), 0.0, running.counts)
-    counts = trimmed(instance, kept, kept=kept)
+    lost_sites = {index[check_choice("lost", name, tuple(index))] for name in lost}
+    instance = running.instance.without(lost_sites)
+    remaining = np.where(instance.uses[list(lost_sites)].any(axis=0), 0.0, running.counts)
+    counts = trimmed(instance, remaining, retained=remaining)
     if counts is None:
         solution = solve(instance, gap=1e9)
-        counts = _serve_most(instance, kept) if solution is None else solution.counts
+        counts = _serve_most(instance, remaining) if solution is None else solution.counts
     return make_plan(instance, counts, bound=lower_bound(instance))
 
 
-def _serve_most(instance: Instance, kept: NDArray[np.float64]) -> NDArray[np.float64]:
+def _serve_most(instance: Instance, remaining: NDArray[np.float64]) -> NDArray[np.float64]:
     """Serve as many requests as possible, with the kept replicas if this is possible."""
     flows = instance.flows
-    most = solve(instance.serving(flows.rates, Settings(is_partial=True)), gap=_SERVED_GAP, time_limit_s=_SERVED_S)
-    assert most is not None  # noqa: S101 - nothing that is served is a solution
+    most_served = solve(
+        instance.serving(flows.rates, Settings(is_partial=True)), gap=_SERVED_GAP, time_limit_s=_SERVED_S
+    )
+    assert most_served is not None  # noqa: S101 - nothing that is served is a solution
     served = [flows.empty() for _ in flows.rates]
     for state, flow in enumerate(served):
-        flows.extend(state, most.counts, flow)
-    less = instance.serving(np.array([flow.sum(axis=1) for flow in served]) / flows.unit, Settings())
-    counts = trimmed(less, kept, kept=kept)
+        flows.extend(state, most_served.counts, flow)
+    reduced = instance.serving(np.array([flow.sum(axis=1) for flow in served]) / flows.unit, Settings())
+    counts = trimmed(reduced, remaining, retained=remaining)
     if counts is None:
-        counts = trimmed(less, most.counts)
-    return most.counts if counts is None else counts
+        counts = trimmed(reduced, most_served.counts)
+    return most_served.counts if counts is None else counts

@@ -56,32 +56,32 @@ def predict(instance: Instance, counts: Floats, flows: Mapping[int, Ints]) -> di
         flows: flows of demand to pools, by state.
     """
     problem = instance.candidates.problem
-    most = instance.pool_rates / [pool.level for pool in instance.pools]
+    max_rates = instance.pool_rates / [pool.level for pool in instance.pools]
     with np.errstate(divide="ignore", invalid="ignore"):
         loads = {
-            s: np.nan_to_num(flow.sum(axis=0) / instance.flows.unit / (counts * most)) for s, flow in flows.items()
+            s: np.nan_to_num(flow.sum(axis=0) / instance.flows.unit / (counts * max_rates)) for s, flow in flows.items()
         }
-    found = {}
+    predictions = {}
     for c, cluster in enumerate(problem.clusters):
         serving = {s: float(loads[s][flow[c] > 0].max()) for s, flow in flows.items() if flow[c].any()}
         promise = problem.promise_of(cluster)
         candidates = []
         for state in _busiest(instance, serving):
-            it = instance.candidates.states[state]
+            entry = instance.candidates.states[state]
             latency_s = _latency_s(instance, c, state, flows[state][c], loads[state], promise)
             candidates.append(
                 Prediction(
                     cluster=cluster.name,
-                    hour=it.hour,
-                    scenario=problem.scenarios[it.scenario].name,
+                    hour=entry.hour,
+                    scenario=problem.scenarios[entry.scenario].name,
                     latency_s=latency_s,
                     slo_s=promise.slo_s,
                     share=promise.share,
                 )
             )
         if candidates:
-            found[cluster.name] = max(candidates, key=lambda it: it.latency_s)
-    return found
+            predictions[cluster.name] = max(candidates, key=lambda entry: entry.latency_s)
+    return predictions
 
 
 def _latency_s(instance: Instance, c: int, state: int, flow: Ints, loads: Floats, promise: ServiceClass) -> float:
@@ -106,10 +106,10 @@ def _latency_s(instance: Instance, c: int, state: int, flow: Ints, loads: Floats
             )
             for p in np.flatnonzero(flow)
         ]
-        found_s = sum_quantile(parts, promise.share, step_s)
-        if not 0 < found_s < latency_s:
-            return found_s
-        latency_s = found_s
+        quantile_s = sum_quantile(parts, promise.share, step_s)
+        if not 0 < quantile_s < latency_s:
+            return quantile_s
+        latency_s = quantile_s
     return latency_s
 
 

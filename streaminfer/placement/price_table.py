@@ -94,14 +94,14 @@ def prices(
     base = solve(instance, gap=gap, time_limit_s=time_limit_s)
     if base is None:
         raise ValueError("plan: expected one whose problem has an exact plan, got one with unserved clusters")
-    found: list[Price] = []
+    prices_found: list[Price] = []
 
     def offer(change: str, changed: Instance, local: float = math.nan) -> None:
         other = solve(changed.without(instance.lost) if instance.lost else changed, gap=gap, time_limit_s=time_limit_s)
         if other is not None and base is not None:
             saving = max(0.0, sign * (base.value - other.value))
             error = abs(base.value - base.bound) + abs(other.value - other.bound)
-            found.append(Price(change=change, saving=saving, uncertainty=error, local=local))
+            prices_found.append(Price(change=change, saving=saving, uncertainty=error, local=local))
 
     duals = local_prices(instance, base.counts)
     spare = instance.limits - instance.needs @ base.counts
@@ -109,20 +109,20 @@ def prices(
         needs = instance.needs[row]
         if resource.site in instance.lost or not needs.any() or spare[row] >= needs[needs > 0].min():
             continue
-        more = 1.0 if resource.what == "slots" else float(needs.max())
+        amount = 1.0 if resource.what == "slots" else float(needs.max())
         name = problem.sites[resource.site].name
-        change = f"{more:.6g} more {resource.what} of {resource.kind!r} at site {name!r}"
-        extra = {**settings.extra, row: settings.extra.get(row, 0.0) + more}
-        offer(change, Instance(candidates, settings=attrs.evolve(settings, extra=extra)), duals[row] * more)
+        change = f"{amount:.6g} more {resource.what} of {resource.kind!r} at site {name!r}"
+        extra = {**settings.extra, row: settings.extra.get(row, 0.0) + amount}
+        offer(change, Instance(candidates, settings=attrs.evolve(settings, extra=extra)), duals[row] * amount)
     if settings.migrations is not None:
         more_started = attrs.evolve(settings, migrations=settings.migrations + 1)
         offer("one more started replica", Instance(candidates, settings=more_started))
     if settings.budget is not None:
-        larger = attrs.evolve(settings, budget=settings.budget * (1 + _BUDGET_STEP))
-        offer(f"{_BUDGET_STEP:.0%} more budget", Instance(candidates, settings=larger))
+        larger_settings = attrs.evolve(settings, budget=settings.budget * (1 + _BUDGET_STEP))
+        offer(f"{_BUDGET_STEP:.0%} more budget", Instance(candidates, settings=larger_settings))
     for change, other_problem in _changed(problem, slo_step_s):
         offer(change, Instance(find_candidates(other_problem, hours), settings=settings))
-    return PriceTable(tuple(sorted(found, key=lambda it: -it.saving)))
+    return PriceTable(tuple(sorted(prices_found, key=lambda it: -it.saving)))
 
 
 def _changed(problem: Problem, slo_step_s: float) -> list[tuple[str, Problem]]:

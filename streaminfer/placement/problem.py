@@ -47,12 +47,12 @@ __all__ = [
 ANY_SITE = "any site"
 """Value of `Problem.failures`: the plan must survive the loss of each one of the sites."""
 
-_NOTHING: Mapping[str, Any] = {}
+_NO_ENTRIES: Mapping[str, Any] = {}
 _DISTRIBUTION = field_check(check_instance, lambda it: isinstance(it, Distribution), "a Distribution")
 
 
-def _number(what: str, fits: Callable[[float], bool], **options: Any) -> Any:
-    return field_check(check_number, what, fits, **options)
+def _number(expectation: str, fits: Callable[[float], bool], **options: Any) -> Any:
+    return field_check(check_number, expectation, fits, **options)
 
 
 def _text(**options: Any) -> Any:
@@ -235,10 +235,10 @@ class Shard:
 
     @service_time.validator
     def _check_times(self, _attribute: object, value: Mapping[str, ServiceTime]) -> None:
-        what = "a mapping of device kinds to ServiceTimes, at least one"
-        check_instance("service_time", value, _are_service_times, what)
+        expectation = "a mapping of device kinds to ServiceTimes, at least one"
+        check_instance("service_time", value, _are_service_times, expectation)
         if not value:
-            raise ValueError(expected("service_time", what, value))
+            raise ValueError(expected("service_time", expectation, value))
 
 
 @attrs.frozen(kw_only=True)
@@ -287,7 +287,7 @@ class Scenario:
 
     name: str = _text()
     access: Mapping[str, str] = attrs.field(
-        default=_NOTHING,
+        default=_NO_ENTRIES,
         validator=field_check(check_instance, lambda it: isinstance(it, Mapping), "a mapping of clusters to profiles"),
     )
     rate_factor: float = attrs.field(
@@ -317,7 +317,7 @@ class Problem:
     access: Sequence[AccessProfile] = _records(AccessProfile)
     service_classes: Sequence[ServiceClass] = _records(ServiceClass)
     links: Mapping[str, Mapping[str, Link]]
-    site_links: Mapping[str, Mapping[str, Link]] = _NOTHING
+    site_links: Mapping[str, Mapping[str, Link]] = _NO_ENTRIES
     scenarios: Sequence[Scenario] = _records(Scenario, default=(Scenario(name="normal"),))
     failures: str | tuple[tuple[str, ...], ...] = attrs.field(default=(), converter=_as_failures)
 
@@ -402,8 +402,8 @@ def _check_clusters(problem: Problem) -> None:
         if cluster.residency is not None:
             _check_known(f"clusters[{at}].residency", cluster.residency, regions, "region of a site")
         if len(cluster.rates) not in {1, problem.hours}:
-            what = f"1 or {problem.hours} rates, as other clusters have"
-            raise ValueError(expected(f"clusters[{at}].rates", what, cluster.rates))
+            expectation = f"1 or {problem.hours} rates, as other clusters have"
+            raise ValueError(expected(f"clusters[{at}].rates", expectation, cluster.rates))
 
 
 def _check_scenarios(problem: Problem) -> None:

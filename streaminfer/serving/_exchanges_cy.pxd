@@ -3,7 +3,7 @@ cimport cython
 @cython.final
 @cython.freelist(64)
 cdef class Exchange:
-    cdef object _ahead
+    cdef object _buffered
     cdef object _listening
     cdef object _reason
     cdef object _receive
@@ -13,7 +13,7 @@ cdef class Exchange:
     cdef public object body_is_read
     cdef public bint has_begun
     cdef public bint is_answered
-    cdef public Py_ssize_t looks
+    cdef public Py_ssize_t ticks
     cdef readonly object loop
 
     cpdef cancel(self, object reason)

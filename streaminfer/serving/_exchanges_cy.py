@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CLIENT_CLOSED_REQUEST", "ClientGone", "Exchange", "ExchangeWatch", "has_no_body"]
 
-_EVERY_S = 0.02
+_TICK_S = 0.02
 """Seconds between two ticks of the timer."""
 
 
@@ -57,7 +57,7 @@ class Exchange:
         has_begun: whether a part of the response was sent.
         is_answered: whether the whole response was sent; a later disconnect ends no work.
         loop: the event loop of the tasks; ``None`` before the first.
-        looks: number of the watch's ticks in the current phase of the exchange (body or response).
+        ticks: number of the watch's ticks in the current phase of the exchange (body or response).
     """
 
     def __init__(self, watch: ExchangeWatch, scope: Message, receive: Receive) -> None:
@@ -67,10 +67,10 @@ class Exchange:
         self._tasks: list[asyncio.Task[Any]] = []
         self._reason: Exception | None = None
         self._listening: asyncio.Task[None] | None = None
-        self._ahead: Message | None = None
+        self._buffered: Message | None = None
         self.body_is_read: bool | None = None
         self.has_begun = self.is_answered = False
-        self.looks = 0
+        self.ticks = 0
         self.loop: asyncio.AbstractEventLoop | None = None
 
     @property
@@ -104,9 +104,9 @@ class Exchange:
 
     async def receive(self) -> Message:
         """Receive the next message; the framework calls this in place of the server's ``receive``."""
-        if self._ahead is None:
+        if self._buffered is None:
             return self._note(await self._receive())
-        message, self._ahead = self._ahead, None
+        message, self._buffered = self._buffered, None
         return message
 
     def cancel(self, reason: Exception) -> None:
@@ -139,7 +139,7 @@ class Exchange:
             message = self._note(await self._receive())
             if self._reason is not None:
                 return
-            self._ahead = message
+            self._buffered = message
             if not self.body_is_read:  # there is a body after all, and the framework reads the rest
                 return
 
@@ -158,32 +158,32 @@ class ExchangeWatch:
 
     def add(self, exchange: Exchange, loop: asyncio.AbstractEventLoop) -> None:
         """Watch an exchange on the running loop."""
-        exchange.looks = 0
+        exchange.ticks = 0
         self._open[exchange] = None
         if self._loop is not loop:  # an app can outlive a loop
             self._loop = loop
-            loop.call_later(_EVERY_S, self._look, loop)
+            loop.call_later(_TICK_S, self._tick, loop)
 
     def discard(self, exchange: Exchange) -> None:
         """Stop watching an exchange."""
         self._open.pop(exchange, None)
 
-    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._loop is not loop:
             return
         for exchange in list(self._open):
-            exchange.looks += 1
+            exchange.ticks += 1
             if exchange.is_read():
-                if exchange.looks > 1:
+                if exchange.ticks > 1:
                     del self._open[exchange]
                     exchange.listen()
-            elif self._body_timeout_s is not None and exchange.looks * _EVERY_S > self._body_timeout_s:
+            elif self._body_timeout_s is not None and exchange.ticks * _TICK_S > self._body_timeout_s:
                 del self._open[exchange]
                 exchange.cancel(
                     RequestRejected(408, f"body: expected within {self._body_timeout_s} s", closes_connection=True)
                 )
         if self._open:
-            loop.call_later(_EVERY_S, self._look, loop)
+            loop.call_later(_TICK_S, self._tick, loop)
         else:
             self._loop = None
 
@@ -192,7 +192,7 @@ def has_no_body(scope: Message) -> bool:
     """Return whether the headers of a request say that it has no body."""
     if scope["method"] in {"GET", "HEAD"}:
         return True
-    said = {name: value for name, value in scope["headers"] if name in {b"content-length", b"transfer-encoding"}}
-    if not said:
+    values = {name: value for name, value in scope["headers"] if name in {b"content-length", b"transfer-encoding"}}
+    if not values:
         return str(scope.get("http_version")).startswith("1")  # from HTTP/2 on a body needs neither header
-    return said == {b"content-length": b"0"}
+    return values == {b"content-length": b"0"}

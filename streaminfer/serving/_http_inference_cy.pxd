@@ -16,7 +16,7 @@ cdef class HttpInference:
 
     @cython.locals(size=Py_ssize_t, start=Py_ssize_t, shared=Py_ssize_t, head=InferHead, rows=list)
     cdef ModelCall _begin(self, Exchange exchange, ModelRequests model, object kind, object body, object head_length, dict headers, long long arrived_ns)
-    @cython.locals(head=InferHead, model=ModelRequests, left=list, known=RowReply)
+    @cython.locals(head=InferHead, model=ModelRequests, time_left=list, row_reply=RowReply)
     cdef list _reply(self, ModelCall call, object kind)
     cdef object _check_headers(self, dict headers)
     cdef object _too_large(self)

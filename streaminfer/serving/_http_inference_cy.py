@@ -32,7 +32,7 @@ __all__ = ["HttpInference"]
 
 _ALIGNMENT = 64
 _LONGEST_LENGTH = 15
-_FORMS = (b"application/x-www-form-urlencoded", b"multipart/form-data", b"text/plain")
+_FORM_TYPES = (b"application/x-www-form-urlencoded", b"multipart/form-data", b"text/plain")
 """Types of content that a browser sends to another site without a preflight request."""
 _HEAD_LENGTH, _TIME_LEFT = HEAD_LENGTH.encode(), TIME_LEFT.encode()
 _SETTING_HEADERS = frozenset([name.encode() for name in SETTING_HEADERS])
@@ -78,16 +78,16 @@ class HttpInference:
             message = await receive()
             body: Any = message.get("body", b"")
             if message["type"] != "http.request" or message.get("more_body", False):
-                body = await self._read_on(message, head_length, receive)
+                body = await self._read_rest(message, head_length, receive)
             elif len(body) > self._max_body_bytes:
                 raise self._too_large()
-            exchange.body_is_read, exchange.looks = True, 0  # from now on, only a disconnect ends the work
+            exchange.body_is_read, exchange.ticks = True, 0  # from now on, only a disconnect ends the work
             call = self._begin(exchange, model, kind, body, head_length, headers, arrived_ns)
             await call.complete(kind == "generate_stream")
             if kind != "generate_stream":
                 return self._reply(call, kind)
-            answers = _only(call.arrays or {}) if call.stream is None else call.stream
-            await send_events(call, answers, _time_left(call), exchange, send)
+            responses = _single_response(call.arrays or {}) if call.stream is None else call.stream
+            await send_events(call, responses, _time_left(call), exchange, send)
             return []
 
     def _begin(
@@ -110,7 +110,7 @@ class HttpInference:
             head = model.head(body, shared, arrived_ns)
             if head is None:
                 head = parse_head(memoryview(body)[:start], model.tensors, self._limits)
-                model.keep_head(body, shared, head)
+                model.store_head(body, shared, head)
             if size - start != head.content_size:
                 raise InvalidInput(
                     f"body: expected {head.content_size} bytes behind its JSON, as the inputs state, got {size - start}"
@@ -123,15 +123,15 @@ class HttpInference:
         return model.begin(head, rows, _settings(headers, head), arrived_ns, exchange.loop)
 
     def _reply(self, call: ModelCall, kind: str) -> list[Message]:
-        head, model, left = call.head, call.model, _time_left(call)
-        known = head.row_reply
-        if call.parts is not None and known is not None:
-            return make_messages(join_parts(call.parts, known.size), [*known.headers, *left], 200)
+        head, model, time_left = call.head, call.model, _time_left(call)
+        row_reply = head.row_reply
+        if call.parts is not None and row_reply is not None:
+            return make_messages(join_parts(call.parts, row_reply.size), [*row_reply.headers, *time_left], 200)
         arrays = call.arrays or {}
         if kind == "generate":
-            return reply([render_generated(model.name, model.version, head, arrays)], (JSON_TYPE, *left))
+            return reply([render_generated(model.name, model.version, head, arrays)], (JSON_TYPE, *time_left))
         parts, kinds = render_response(model.name, model.version, head, arrays, call.row, model.announced)
-        return make_messages(parts, [*kinds, *left], 200)
+        return make_messages(parts, [*kinds, *time_left], 200)
 
     def _check_headers(self, headers: dict[bytes, bytes]) -> int | None:
         """Check the headers, and return the length of the body's JSON.
@@ -143,20 +143,22 @@ class HttpInference:
         if headers.get(b"content-encoding", b"identity") != b"identity":
             raise RequestRejected(415, "content-encoding: expected identity", closes_connection=True)
         content_type = headers.get(b"content-type")
-        if content_type is not None and content_type.partition(b";")[0].strip().lower() in _FORMS:
+        if content_type is not None and content_type.partition(b";")[0].strip().lower() in _FORM_TYPES:
             raise RequestRejected(
                 415, "content-type: expected application/json or application/octet-stream", closes_connection=True
             )
-        stated = headers.get(b"content-length", b"")
-        if stated.isdigit() and (len(stated) > _LONGEST_LENGTH or int(stated) > self._max_body_bytes):
+        content_length = headers.get(b"content-length", b"")
+        if content_length.isdigit() and (
+            len(content_length) > _LONGEST_LENGTH or int(content_length) > self._max_body_bytes
+        ):
             raise self._too_large()
-        said = headers.get(_HEAD_LENGTH)
+        head_length = headers.get(_HEAD_LENGTH)
         try:
-            return None if said is None else parse_head_length(said)
+            return None if head_length is None else parse_head_length(head_length)
         except InvalidInput as error:
             raise RequestRejected(400, str(error), closes_connection=True) from error
 
-    async def _read_on(self, message: Message, head_length: int | None, receive: Receive) -> memoryview:
+    async def _read_rest(self, message: Message, head_length: int | None, receive: Receive) -> memoryview:
         """Read and return the whole body, after its first message.
 
         Raises:
@@ -188,13 +190,13 @@ def _known_headers(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]
 def _settings(headers: dict[bytes, bytes], head: InferHead) -> RequestSettings:
     if _SETTING_HEADERS.isdisjoint(headers):
         return head.settings
-    said = {name.decode(): headers[name].decode("latin-1") for name in _SETTING_HEADERS & headers.keys()}
-    return read_settings(said, head.parameters)
+    values = {name.decode(): headers[name].decode("latin-1") for name in _SETTING_HEADERS & headers.keys()}
+    return read_settings(values, head.parameters)
 
 
 def _time_left(call: ModelCall) -> list[tuple[bytes, bytes]]:
     return [] if call.time_left_s is None else [(_TIME_LEFT, b"%.6f" % call.time_left_s)]
 
 
-async def _only(arrays: Outputs) -> AsyncGenerator[Outputs, None]:
+async def _single_response(arrays: Outputs) -> AsyncGenerator[Outputs, None]:
     yield arrays

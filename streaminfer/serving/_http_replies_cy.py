@@ -34,10 +34,10 @@ def make_messages(parts: list[Any], headers: list[tuple[bytes, bytes]], status: 
         status: the HTTP status.
     """
     messages: list[Message] = [{"type": "http.response.start", "status": status, "headers": headers}]
-    left = len(parts)
+    remaining = len(parts)
     for part in parts:
-        left -= 1
-        messages.append({"type": "http.response.body", "body": part, "more_body": left > 0})
+        remaining -= 1
+        messages.append({"type": "http.response.body", "body": part, "more_body": remaining > 0})
     return messages
 
 
@@ -70,13 +70,13 @@ def _describe(error: Exception) -> tuple[bytes, int, Headers]:
 
 
 async def send_events(
-    call: ModelCall, answers: AsyncGenerator[Outputs, None], headers: Headers, exchange: Exchange, send: Send
+    call: ModelCall, responses: AsyncGenerator[Outputs, None], headers: Headers, exchange: Exchange, send: Send
 ) -> None:
     """Send an event per response of the model; an error before the first one becomes a status, later ones an event.
 
     Args:
         call: the call of the model.
-        answers: the responses of the model.
+        responses: the responses of the model.
         headers: headers in addition to those of an event stream.
         exchange: records how much of the response was sent.
         send: from the ASGI server.
@@ -85,29 +85,29 @@ async def send_events(
         ClientGone: the server reports a disconnect.
     """
 
-    async def say(kind: str, **content: Any) -> None:
+    async def send_part(kind: str, **content: Any) -> None:
         try:
             await send({"type": f"http.response.{kind}", **content})
         except OSError as error:
             raise ClientGone(has_begun=True) from error
 
-    async with contextlib.aclosing(answers):
-        event: bytes | None = await _next_event(call, answers)
+    async with contextlib.aclosing(responses):
+        event: bytes | None = await _next_event(call, responses)
         exchange.has_begun = True
-        await say("start", status=200, headers=[*_EVENTS, *headers])
+        await send_part("start", status=200, headers=[*_EVENTS, *headers])
         while event is not None:
-            await say("body", body=event, more_body=True)
+            await send_part("body", body=event, more_body=True)
             try:
-                event = await _next_event(call, answers)
+                event = await _next_event(call, responses)
             except Exception as error:  # noqa: BLE001 - the status is sent already
-                await say("body", body=b"data: " + _describe(error)[0] + b"\n\n", more_body=True)
+                await send_part("body", body=b"data: " + _describe(error)[0] + b"\n\n", more_body=True)
                 break
     exchange.is_answered = True
-    await say("body", body=b"", more_body=False)
+    await send_part("body", body=b"", more_body=False)
 
 
-async def _next_event(call: ModelCall, answers: AsyncGenerator[Outputs, None]) -> bytes | None:
-    arrays, model = await anext(answers, None), call.model
+async def _next_event(call: ModelCall, responses: AsyncGenerator[Outputs, None]) -> bytes | None:
+    arrays, model = await anext(responses, None), call.model
     if arrays is None:
         return None
     return b"data: " + render_generated(model.name, model.version, call.head, arrays) + b"\n\n"

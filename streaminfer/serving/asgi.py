@@ -20,8 +20,8 @@ from streaminfer.telemetry.asgi_app import Message, Receive, Send
 __all__ = ["ServingApp", "asgi_app"]
 
 _LOG = Log("streaminfer")
-_READING, _POSTING = ("GET", "HEAD"), ("POST",)
-_BEFORE_A_BODY = (404, 405)
+_READ_METHODS, _INFER_METHODS = ("GET", "HEAD"), ("POST",)
+_BODY_UNREAD_STATUSES = (404, 405)
 """Statuses of responses that are sent before the body of the request, if any, is read."""
 
 
@@ -84,17 +84,17 @@ class ServingApp:
         if (root := scope.get("root_path", "").rstrip("/")) and path.startswith(f"{root}/"):
             path = path.removeprefix(root)
         try:
-            asked = self._addresses.get(path) or self._addresses.get(path.rstrip("/"))
-            if asked is None:
+            target = self._addresses.get(path) or self._addresses.get(path.rstrip("/"))
+            if target is None:
                 messages = self._describe(path)
-                _check_method(method, _READING)
+                _check_method(method, _READ_METHODS)
             else:
-                _check_method(method, _POSTING)
-                messages = await self._inference.answer(scope, receive, send, *asked)
+                _check_method(method, _INFER_METHODS)
+                messages = await self._inference.answer(scope, receive, send, *target)
         except ClientGone as gone:  # a framework's layers around the app still expect a response
             messages = [] if gone.has_begun else reply([], (NO_STORE,), CLIENT_CLOSED_REQUEST)
         except RequestRejected as error:
-            error.closes_connection |= error.status in _BEFORE_A_BODY and not has_no_body(scope)
+            error.closes_connection |= error.status in _BODY_UNREAD_STATUSES and not has_no_body(scope)
             messages = describe_error(error)
         except Exception as error:  # noqa: BLE001 - each becomes a status; cancellations are not caught
             messages = describe_error(error)
@@ -105,7 +105,7 @@ class ServingApp:
 
     async def _serve_other(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await self._live(receive, send)
+            await self._serve_lifespan(receive, send)
         else:
             await send({"type": "websocket.close", "code": 1000})
 
@@ -127,7 +127,7 @@ class ServingApp:
         started, self._started = self._started, []
         await stop_together(stack.stop(timeout_s=self._stop_timeout_s) for stack in started)
 
-    async def _live(self, receive: Receive, send: Send) -> None:
+    async def _serve_lifespan(self, receive: Receive, send: Send) -> None:
         try:
             for step, change in (("startup", self.__aenter__), ("shutdown", self._stop)):
                 await receive()

@@ -87,25 +87,25 @@ def read_settings(headers: Headers, parameters: Mapping[str, Any]) -> RequestSet
         InvalidInput: a header or parameter cannot be read.
     """
     priority = parameters.get("priority", 0)
-    if (said := headers.get("x-streaminfer-priority")) is not None:
-        if not _WHOLE_NUMBER.fullmatch(said):
-            raise _wrong("x-streaminfer-priority", "a whole number of 32 bits", said)
-        priority = int(said)
+    if (text := headers.get("x-streaminfer-priority")) is not None:
+        if not _WHOLE_NUMBER.fullmatch(text):
+            raise _invalid("x-streaminfer-priority", "a whole number of 32 bits", text)
+        priority = int(text)
     check_priority(priority)
     stream_id: Any = headers.get("x-streaminfer-stream-id") or parameters.get("sequence_id")
     if stream_id is not None and type(stream_id) not in {int, str}:
-        raise _wrong("sequence_id", "a number or a text", stream_id)
+        raise _invalid("sequence_id", "a number or a text", stream_id)
     if isinstance(stream_id, str) and len(stream_id) > _LONGEST_NAME:
-        raise _wrong("sequence_id", f"at most {_LONGEST_NAME} characters", stream_id)
+        raise _invalid("sequence_id", f"at most {_LONGEST_NAME} characters", stream_id)
     stream_id = stream_id or None  # Triton's clients send 0 or "" for no stream
     starts: Any
     ends: Any
     starts, ends = (parameters.get(name, False) for name in ("sequence_start", "sequence_end"))
     if not isinstance(starts, bool) or not isinstance(ends, bool):
-        raise _wrong("sequence_start, sequence_end", "true or false", (starts, ends))
+        raise _invalid("sequence_start, sequence_end", "true or false", (starts, ends))
     tenant = headers.get("x-streaminfer-tenant")
     if tenant is not None and len(tenant) > _LONGEST_NAME:
-        raise _wrong("x-streaminfer-tenant", f"at most {_LONGEST_NAME} characters", tenant)
+        raise _invalid("x-streaminfer-tenant", f"at most {_LONGEST_NAME} characters", tenant)
     return RequestSettings(read_timeout_s(headers, parameters), priority, tenant, stream_id, starts, ends)
 
 
@@ -122,27 +122,27 @@ def read_timeout_s(headers: Headers, parameters: Mapping[str, Any] = _NONE) -> f
     tightest = math.inf
     if timeout_us := parameters.get("timeout", 0):
         if isinstance(timeout_us, bool) or not isinstance(timeout_us, int) or timeout_us < 0:
-            raise _wrong("timeout", "whole microseconds ≥ 0", timeout_us)
+            raise _invalid("timeout", "whole microseconds ≥ 0", timeout_us)
         tightest = min(timeout_us, 10**18) / 1e6
-    if (said := headers.get("grpc-timeout")) is not None:
-        parts = _GRPC_TIMEOUT.fullmatch(said)
+    if (text := headers.get("grpc-timeout")) is not None:
+        parts = _GRPC_TIMEOUT.fullmatch(text)
         if parts is None:
-            raise _wrong("grpc-timeout", "up to 8 digits and one of H, M, S, m, u, n", said)
+            raise _invalid("grpc-timeout", "up to 8 digits and one of H, M, S, m, u, n", text)
         tightest = min(tightest, int(parts[1]) * _GRPC_UNITS_S[parts[2]])
-    if (said := headers.get("x-envoy-expected-rq-timeout-ms")) is not None:
-        tightest = min(tightest, _number("x-envoy-expected-rq-timeout-ms", said) / 1e3 or math.inf)
-    if (said := headers.get("x-request-timeout-seconds")) is not None:
-        tightest = min(tightest, _number("x-request-timeout-seconds", said) or math.inf)
-    if (said := headers.get("x-streaminfer-timeout-s")) is not None:
-        tightest = min(tightest, _number("x-streaminfer-timeout-s", said))
+    if (text := headers.get("x-envoy-expected-rq-timeout-ms")) is not None:
+        tightest = min(tightest, _number("x-envoy-expected-rq-timeout-ms", text) / 1e3 or math.inf)
+    if (text := headers.get("x-request-timeout-seconds")) is not None:
+        tightest = min(tightest, _number("x-request-timeout-seconds", text) or math.inf)
+    if (text := headers.get("x-streaminfer-timeout-s")) is not None:
+        tightest = min(tightest, _number("x-streaminfer-timeout-s", text))
     return None if tightest == math.inf else tightest
 
 
-def _number(name: str, said: str) -> float:
-    if not _NUMBER.fullmatch(said):
-        raise _wrong(name, "a number ≥ 0", said)
-    return float(said)
+def _number(name: str, text: str) -> float:
+    if not _NUMBER.fullmatch(text):
+        raise _invalid(name, "a number ≥ 0", text)
+    return float(text)
 
 
-def _wrong(name: str, expectation: str, came: object) -> InvalidInput:
-    return InvalidInput(f"{name}: expected {expectation}, got {brief(came)}")
+def _invalid(name: str, expectation: str, received: object) -> InvalidInput:
+    return InvalidInput(f"{name}: expected {expectation}, got {brief(received)}")

@@ -86,7 +86,7 @@ class GrpcService(GenericRpcHandler):  # type: ignore[misc] # without stubs of g
         purpose = "grpc_servicer"
         self._grpc = require("grpc", extra="grpc", purpose=purpose)
         self._pb = require("tritonclient.grpc.service_pb2", extra="grpc", purpose=purpose)
-        self._fill = require("google.protobuf.json_format", extra="grpc", purpose=purpose).ParseDict
+        self._parse_dict = require("google.protobuf.json_format", extra="grpc", purpose=purpose).ParseDict
         self._unreadable = require("google.protobuf.message", extra="grpc", purpose=purpose).DecodeError
         self._models = models
         self._names = {name.encode(): model.requests for name, model in models.items()}
@@ -103,7 +103,7 @@ class GrpcService(GenericRpcHandler):  # type: ignore[misc] # without stubs of g
             f"{_SERVICE}ModelStreamInfer": self._grpc.stream_stream_rpc_method_handler(self._stream),
             _HEALTH: unary(self._check_health),
         }
-        for name, answer in (
+        for name, describe in (
             ("ServerLive", lambda _: {"live": True}),
             ("ServerReady", lambda _: {"ready": self._ready}),
             ("ServerMetadata", self._server_metadata),
@@ -112,7 +112,7 @@ class GrpcService(GenericRpcHandler):  # type: ignore[misc] # without stubs of g
             ("ModelConfig", lambda call: {"config": self._model(call).config()}),
             ("ModelStatistics", self._statistics),
         ):
-            self._handlers[_SERVICE + name] = self._describing(name, answer)
+            self._handlers[_SERVICE + name] = self._describing(name, describe)
 
     def service(self, handler_call_details: Any) -> Any:
         """Return the handler of a call; ``None`` for an unknown method."""
@@ -123,7 +123,7 @@ class GrpcService(GenericRpcHandler):  # type: ignore[misc] # without stubs of g
 
     # -- description --------------------------------------------------------------------------------------------
 
-    def _describing(self, name: str, answer: Callable[[Any], dict[str, Any]]) -> Any:
+    def _describing(self, name: str, make_fields: Callable[[Any], dict[str, Any]]) -> Any:
         """Return a handler that responds with a message made of a mapping."""
         service = self._pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
         method = service.methods_by_name[name]
@@ -131,7 +131,7 @@ class GrpcService(GenericRpcHandler):  # type: ignore[misc] # without stubs of g
 
         async def describe(message: Any, context: Any) -> Any:
             try:
-                return self._fill(answer(message), response())
+                return self._parse_dict(make_fields(message), response())
             except Exception as error:  # noqa: BLE001 - each becomes a status
                 await self._abort(context, error)
 
@@ -165,10 +165,10 @@ class GrpcService(GenericRpcHandler):  # type: ignore[misc] # without stubs of g
     # -- inference ----------------------------------------------------------------------------------------------
 
     async def _infer(self, message: bytes, context: Any) -> bytes:
-        others = self._gatherer.arrive()
+        gathered = self._gatherer.arrive()
         try:
             model, head, rows = self._read(message)
-            call = await self._answer(model, head, rows, context, None, others)
+            call = await self._call_model(model, head, rows, context, None, gathered)
             response = self._render(call, final=None)
         except Exception as error:  # noqa: BLE001 - each becomes a status; cancellations are not caught
             await self._abort(context, error)
@@ -178,40 +178,40 @@ class GrpcService(GenericRpcHandler):  # type: ignore[misc] # without stubs of g
 
     async def _stream(self, messages: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         stream_id = f"grpc-stream-{next(_calls)}"
-        used: set[str] = set()
-        call = StreamCall(functools.partial(self._answer_streamed, context, stream_id, used))
+        model_names: set[str] = set()
+        call = StreamCall(functools.partial(self._infer_streamed, context, stream_id, model_names))
         try:
             async with contextlib.aclosing(call.responses(messages)) as responses:
                 async for response in responses:
                     yield response
         finally:
-            for name in used:
+            for name in model_names:
                 if (states := adapt(self._models[name].stack).capabilities().stream_states) is not None:
                     states.end_stream(stream_id)
 
-    async def _answer_streamed(
-        self, context: Any, stream_id: str, used: set[str], message: bytes
+    async def _infer_streamed(
+        self, context: Any, stream_id: str, model_names: set[str], message: bytes
     ) -> AsyncGenerator[bytes, None]:
         """Yield the response to a request, or all responses of the model, and an empty last one if requested."""
-        identity, last = "", b""
+        identity, final_response = "", b""
         try:
             model, head, rows = self._read(message)
             identity = head.id
-            used.add(model.name)
-            call = await self._answer(model, head, rows, context, stream_id)
+            model_names.add(model.name)
+            call = await self._call_model(model, head, rows, context, stream_id)
             wants_final = head.parameters.get(_WANTS_FINAL) is True
             if call.stream is None:
                 yield self._streamed(self._render(call, final=True if wants_final else None))
             else:
                 if wants_final:
-                    last = self._streamed(self._render_head(call, (), final=True))
-                async with contextlib.aclosing(call.stream) as answers:
-                    async for arrays in answers:
+                    final_response = self._streamed(self._render_head(call, (), final=True))
+                async with contextlib.aclosing(call.stream) as responses:
+                    async for arrays in responses:
                         yield self._streamed(self._render_arrays(call, arrays, final=False))
         except Exception as error:  # noqa: BLE001 - the stream continues
             yield self._error(identity or self._identity(message), error)
-        if last:
-            yield last
+        if final_response:
+            yield final_response
 
     def _streamed(self, response: bytes) -> bytes:
         return append_contents(b"", self._response_tag, [response])
@@ -219,16 +219,16 @@ class GrpcService(GenericRpcHandler):  # type: ignore[misc] # without stubs of g
     def _identity(self, message: bytes) -> str:
         """Return the id of a request that could not be read, so that the client can identify it."""
         try:
-            found = split_fields(message, self._id_tag, self._max_fields)[1]
-            return message[slice(*found[-1])].decode() if found else ""
+            fields = split_fields(message, self._id_tag, self._max_fields)[1]
+            return message[slice(*fields[-1])].decode() if fields else ""
         except ValueError:
             return ""
 
     def _error(self, identity: str, error: Exception) -> bytes:
         response = self._pb.ModelStreamInferResponse(error_message=logged_failure(error).text)
         response.infer_response.id = identity
-        failed: bytes = response.SerializeToString()
-        return failed
+        message: bytes = response.SerializeToString()
+        return message
 
     # -- messages -----------------------------------------------------------------------------------------------
 
@@ -252,7 +252,7 @@ class GrpcService(GenericRpcHandler):  # type: ignore[misc] # without stubs of g
         head = model.head(rest, len(rest), model.now_ns())
         if head is None:
             head = self._parse_head(model, rest, len(spans))
-            model.keep_head(rest, len(rest), head)
+            model.store_head(rest, len(rest), head)
         return model, head, head.read(message, 0, spans)
 
     def _first_model(self, rest: bytes) -> ModelRequests | None:
@@ -279,35 +279,35 @@ class GrpcService(GenericRpcHandler):  # type: ignore[misc] # without stubs of g
         if not message.inputs or (raw and raw != len(message.inputs)):
             raise InvalidInput(f"inputs: expected at least one, each with raw contents or none, got {raw} raw")
         reader = HeadReader(model.tensors, limits)
-        for described in message.inputs:
-            self._check_offered(described.parameters)
+        for tensor in message.inputs:
+            self._check_supported(tensor.parameters)
             data = None
             if not raw:
-                if (field := CONTENTS.get(described.datatype)) is None:
-                    raise InvalidInput(f"input {described.name!r}: expected raw contents for {described.datatype!r}")
-                data = list(getattr(described.contents, field))
-            reader.add(described.name, described.datatype, list(described.shape[: limits.max_rank + 1]), data=data)
-        for described in message.outputs:
-            self._check_offered(described.parameters)
-        outputs = {described.name: True for described in message.outputs}
+                if (field := CONTENTS.get(tensor.datatype)) is None:
+                    raise InvalidInput(f"input {tensor.name!r}: expected raw contents for {tensor.datatype!r}")
+                data = list(getattr(tensor.contents, field))
+            reader.add(tensor.name, tensor.datatype, list(tensor.shape[: limits.max_rank + 1]), data=data)
+        for tensor in message.outputs:
+            self._check_supported(tensor.parameters)
+        outputs = {tensor.name: True for tensor in message.outputs}
         parameters = {name: _value(value) for name, value in message.parameters.items()}
         return InferHead(message.id, reader, parameters, outputs, binary=True)
 
     @staticmethod
-    def _check_offered(parameters: Any) -> None:
+    def _check_supported(parameters: Any) -> None:
         if "shared_memory_region" in parameters or "classification" in parameters:
             raise RequestRejected(501, "parameters: shared memory and classification are not offered")
 
-    async def _answer(
+    async def _call_model(
         self,
         model: ModelRequests,
         head: InferHead,
         rows: list[Any],
         context: Any,
         stream_id: str | None,
-        others: Awaitable[None] | None = None,
+        gathered: Awaitable[None] | None = None,
     ) -> ModelCall:
-        """Call the stack and await its response; first await ``others``, if given, so that close requests arrive."""
+        """Call the stack and await its response; first await ``gathered``, if given, so that close requests arrive."""
         arrived_ns = model.now_ns()
         settings = _settings(context, head)
         left_s = context.time_remaining()
@@ -315,8 +315,8 @@ class GrpcService(GenericRpcHandler):  # type: ignore[misc] # without stubs of g
             settings = settings._replace(timeout_s=max(left_s, 0.0))
         if settings.stream_id is None and stream_id is not None:
             settings = settings._replace(stream_id=stream_id)
-        if others is not None:
-            await others
+        if gathered is not None:
+            await gathered
         call = model.begin(head, rows, settings, arrived_ns)
         await call.complete(stream_id is not None)
         return call
@@ -347,8 +347,8 @@ class GrpcService(GenericRpcHandler):  # type: ignore[misc] # without stubs of g
             response.outputs.add(name=name, datatype=datatype, shape=shape)
         if final is not None:
             response.parameters["triton_final_response"].bool_param = final
-        written: bytes = response.SerializeToString()
-        return written
+        message: bytes = response.SerializeToString()
+        return message
 
     async def _abort(self, context: Any, error: Exception) -> NoReturn:
         failure = logged_failure(error)
@@ -367,8 +367,8 @@ def _value(parameter: Any) -> Any:
 
 
 def _settings(context: Any, head: InferHead) -> RequestSettings:
-    said = {key: value for key, value in context.invocation_metadata() if key in _SETTING_HEADERS}
-    return read_settings(said, head.parameters) if said else head.settings
+    headers = {key: value for key, value in context.invocation_metadata() if key in _SETTING_HEADERS}
+    return read_settings(headers, head.parameters) if headers else head.settings
 
 
 def _no_message(error: Exception) -> InvalidInput:

@@ -21,8 +21,8 @@ class StreamCall:
         answer: yields the responses to one request, possibly none, and never raises.
     """
 
-    def __init__(self, answer: Callable[[bytes], AsyncGenerator[bytes, None]]) -> None:
-        self._answer = answer
+    def __init__(self, infer: Callable[[bytes], AsyncGenerator[bytes, None]]) -> None:
+        self._infer = infer
         self._requests = asyncio.Semaphore(_MAX_STREAMED)
         self._unsent = asyncio.Semaphore(_MAX_STREAMED)
         self._sending: asyncio.Queue[bytes | None] = asyncio.Queue()
@@ -46,13 +46,13 @@ class StreamCall:
             async with asyncio.TaskGroup() as group:
                 async for message in messages:
                     await self._requests.acquire()
-                    before, turn = turn, asyncio.Event()
-                    group.create_task(self._respond(message, before, turn))
+                    previous, turn = turn, asyncio.Event()
+                    group.create_task(self._respond(message, previous, turn))
         finally:
             self._sending.put_nowait(None)
 
     async def _respond(self, message: bytes, turn: asyncio.Event, next_turn: asyncio.Event) -> None:
-        async with contextlib.aclosing(self._answer(message)) as responses:
+        async with contextlib.aclosing(self._infer(message)) as responses:
             async for response in responses:
                 await turn.wait()
                 await self._unsent.acquire()

@@ -57,8 +57,8 @@ class ServedModel:
 
     def config(self) -> dict[str, Any]:
         """Return the model's configuration in Triton's terms; shapes are without the batch axis."""
-        offered = adapt(self.stack).capabilities()
-        inputs, outputs = _tensors_of(offered)
+        capabilities = adapt(self.stack).capabilities()
+        inputs, outputs = _tensors_of(capabilities)
         config: dict[str, Any] = {
             "name": self.name,
             "platform": "streaminfer",
@@ -67,9 +67,9 @@ class ServedModel:
             "max_batch_size": self._limits.max_rows,
             "input": [{**_configured(spec), "optional": spec.is_optional} for spec in inputs],
             "output": list(map(_configured, outputs)),
-            "model_transaction_policy": {"decoupled": offered.many_answers},
+            "model_transaction_policy": {"decoupled": capabilities.many_answers},
         }
-        if offered.stream_states is not None:
+        if capabilities.stream_states is not None:
             control = {"kind": "CONTROL_SEQUENCE_CORRID", "data_type": "TYPE_UINT64"}
             config["sequence_batching"] = {"control_input": [{"name": "sequence_id", "control": [control]}]}
         return config
@@ -99,15 +99,17 @@ def served_models(stacks: Mapping[str, Stack], limits: Limits) -> dict[str, Serv
     return {name: ServedModel(name, stack, limits) for name, stack in stacks.items()}
 
 
-def find_model(models: Mapping[str, ServedModel], name: str, wanted: str) -> ServedModel:
+def find_model(models: Mapping[str, ServedModel], name: str, requested_version: str) -> ServedModel:
     """Return a model by name.
 
     Raises:
         RequestRejected: there is no such model, or not in this version.
     """
     model = models.get(name)
-    if model is None or wanted not in {"", VERSION}:
-        raise RequestRejected(404, f"model {name!r}{f' version {wanted!r}' if wanted else ''} is not found")
+    if model is None or requested_version not in {"", VERSION}:
+        raise RequestRejected(
+            404, f"model {name!r}{f' version {requested_version!r}' if requested_version else ''} is not found"
+        )
     return model
 
 
@@ -119,10 +121,10 @@ def server_version() -> str:
         return "unknown"
 
 
-def _tensors_of(offered: Capabilities) -> list[list[ModelTensor]]:
+def _tensors_of(capabilities: Capabilities) -> list[list[ModelTensor]]:
     """Return the inputs and outputs for which the protocol has types; empty if they are not known."""
-    described = None if offered.model_tensors is None else offered.model_tensors()
-    model = described or ModelTensors(())
+    tensors = None if capabilities.model_tensors is None else capabilities.model_tensors()
+    model = tensors or ModelTensors(())
     return [[spec for spec in specs if datatype_of_spec(spec)] for specs in (model.inputs, model.outputs)]
 
 

@@ -22,9 +22,9 @@ cdef class Stream:
     cdef bint _is_stopped
     cdef bint _is_closing
     cdef bint _has_ended
-    cdef object _room
+    cdef object _room_waiter
     cdef object _drained
-    cdef object _is_left
+    cdef object _requests_ended
     cdef object _task
 
     @cython.locals(result=StreamResult)
@@ -46,5 +46,5 @@ cdef class Stream:
     cpdef _end(self, object _)
     cdef _report(self, message, error)
     cdef _settle_if_delivered(self)
-    @cython.locals(now_ns=cython.longlong, state=StreamState, waits=bint, is_full=bint)
-    cdef bint _take_in_now(self, object item) except -1
+    @cython.locals(now_ns=cython.longlong, state=StreamState, is_queued=bint, is_full=bint)
+    cdef bint _accept(self, object item) except -1

@@ -82,9 +82,9 @@ class Stream:
         self._is_stopped = False
         self._is_closing = False  # the source is being closed, which must not be interrupted
         self._has_ended = False
-        self._room: asyncio.Future[None] | None = None  # the task waits for room for another frame
+        self._room_waiter: asyncio.Future[None] | None = None  # the task waits for room for another frame
         self._drained: asyncio.Future[None] | None = None  # the task waits until no frame waits or runs
-        self._is_left: asyncio.Future[None] | None = None  # the task waits until cancelled requests have ended
+        self._requests_ended: asyncio.Future[None] | None = None  # the task waits until cancelled requests have ended
         outlet.streams[self] = None
         self._task = asyncio.get_running_loop().create_task(self._run(), name="streaminfer-stream")
         self._task.add_done_callback(self._end)  # also runs if the task is cancelled before its first step
@@ -104,7 +104,7 @@ class Stream:
 
     def release_source(self, now_ns: int) -> None:
         """Release a held source if there is room, or if all waiting frames are too old for the batch after the next."""
-        room = self._room
+        room = self._room_waiter
         if room is not None and not room.done() and (self.state.has_room() or self._lags(now_ns)):
             room.set_result(None)
 
@@ -127,9 +127,9 @@ class Stream:
     def remove(self, sending: Sending) -> None:
         """Forget a frame that has an outcome."""
         del self.sending[sending]
-        is_left = self._is_left
-        if is_left is not None and not self.sending and not is_left.done():
-            is_left.set_result(None)
+        requests_ended = self._requests_ended
+        if requests_ended is not None and not self.sending and not requests_ended.done():
+            requests_ended.set_result(None)
 
     def end_if_drained(self) -> None:
         """Let the stream end if its source has ended and no frame waits or runs."""
@@ -161,7 +161,7 @@ class Stream:
     def stop(self) -> None:
         """Stop reading and sending; results that are ready can still be delivered."""
         self._is_stopped = True
-        self.state.close(ready_too=False)
+        self.state.close(drop_ready=False)
         if self._is_closing:
             self.end_if_drained()
         elif not self._has_ended:
@@ -171,7 +171,7 @@ class Stream:
 
     def abandon(self) -> None:
         """Stop, and deliver nothing more."""
-        for result in self.state.close(ready_too=True):
+        for result in self.state.close(drop_ready=True):
             close_dropped(result.outputs)
         self._error = None
         if self._has_ended:
@@ -180,7 +180,7 @@ class Stream:
 
     def forget(self) -> None:
         """Count all open frames as closed, because the event loop of the stream was closed."""
-        self.state.close(ready_too=True)
+        self.state.close(drop_ready=True)
         self._outlet.streams.pop(self, None)
         self._totals.settle(self)
 
@@ -222,7 +222,7 @@ class Stream:
         except asyncio.CancelledError:
             pass  # the stream ends as usual, with fewer results; no caller awaits a result of this task
         finally:
-            self.state.close(ready_too=False)
+            self.state.close(drop_ready=False)
             self._sender.leave(self)
             await self._end_requests()
 
@@ -242,9 +242,9 @@ class Stream:
             for sending in list(self.sending):
                 sending.cancel()
             if self.sending:
-                self._is_left = asyncio.get_running_loop().create_future()
+                self._requests_ended = asyncio.get_running_loop().create_future()
                 with contextlib.suppress(asyncio.CancelledError):  # a second one, from a loop that shuts down
-                    await self._is_left
+                    await self._requests_ended
 
     def _end(self, _: object) -> None:
         self._has_ended = True
@@ -274,7 +274,7 @@ class Stream:
         source, self._source = self._source, None  # a plain generator is closed when nothing holds it
         if not isinstance(source, AsyncIterable):
             for item in () if self._is_stopped else source:
-                if self._take_in_now(item):
+                if self._accept(item):
                     await self._wait_for_room()
                 else:
                     await asyncio.sleep(0)
@@ -286,28 +286,28 @@ class Stream:
             async for item in iterator:
                 if self._is_stopped:  # the source has swallowed the cancellation
                     return
-                if self._take_in_now(item):
+                if self._accept(item):
                     await self._wait_for_room()
         finally:
             self._is_closing = True
             if isinstance(iterator, AsyncClosable):
                 await iterator.aclose()
 
-    def _take_in_now(self, item: Any) -> bool:
+    def _accept(self, item: Any) -> bool:
         """Accept a frame and return whether the source must be held."""
         now_ns = self._sender.clock()
         state = self.state
         if isinstance(item, Frame):
-            what = "whole nanoseconds on the clock of the Stack"
+            expectation = "whole nanoseconds on the clock of the Stack"
             if not isinstance(item.captured_ns, (int, SupportsIndex)):
-                raise TypeError(expected("captured_ns", what, item.captured_ns))
+                raise TypeError(expected("captured_ns", expectation, item.captured_ns))
             try:
-                waits = state.offer(item.inputs, item.captured_ns, item.position_s, item.discontinuity, now_ns)
+                is_queued = state.offer(item.inputs, item.captured_ns, item.position_s, item.discontinuity, now_ns)
             except OverflowError:
-                raise ValueError(expected("captured_ns", what, item.captured_ns)) from None
+                raise ValueError(expected("captured_ns", expectation, item.captured_ns)) from None
         else:
-            waits = state.offer(item, now_ns, None, False, now_ns)
-        if waits and state.can_send():
+            is_queued = state.offer(item, now_ns, None, False, now_ns)
+        if is_queued and state.can_send():
             self._sender.queue(self, False)
         is_full = state.is_full()
         if is_full and self._lags(now_ns):
@@ -318,8 +318,8 @@ class Stream:
         if not self.state.is_full() or self._lags(self._sender.clock()):
             await asyncio.sleep(0)  # the source lags, so reading continues
             return
-        self._room = asyncio.get_running_loop().create_future()
+        self._room_waiter = asyncio.get_running_loop().create_future()
         try:
-            await self._room
+            await self._room_waiter
         finally:
-            self._room = None
+            self._room_waiter = None

@@ -9,7 +9,7 @@ cdef class WakeUps:
     cdef object _context
     cdef object _waiters
     cdef bint _is_scheduled
-    cdef object _then
+    cdef object _after_waking
 
     cpdef add(self, NextResult waiter)
     cdef _schedule(self)
@@ -38,7 +38,7 @@ cdef class NextResult:
     cdef Outlet _outlet
     cdef object _reader
     cdef bint _raises
-    cdef bint _is_told
+    cdef bint _is_notified
     cdef object _error
     cdef object _wakeup
     cdef object _context

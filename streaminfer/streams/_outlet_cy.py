@@ -28,14 +28,14 @@ class WakeUps:
 
     Args:
         loop: event loop of the consumers.
-        context: context of ``then``; each consumer continues in its own context.
-        then: called after the consumers were woken.
+        context: context of ``after_waking``; each consumer continues in its own context.
+        after_waking: called after the consumers were woken.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, context: Context, then: Callable[[], None]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, context: Context, after_waking: Callable[[], None]) -> None:
         self.loop = loop
         self._context = context
-        self._then = then
+        self._after_waking = after_waking
         self._waiters: deque[NextResult] = deque()
         self._is_scheduled = False
 
@@ -58,7 +58,7 @@ class WakeUps:
                 waiter = self._waiters.popleft()
                 waiter._wake()
         finally:
-            self._then()
+            self._after_waking()
             if self._waiters:  # a task has raised an interrupt, or a consumer must be woken again
                 self._schedule()
 
@@ -88,8 +88,8 @@ class Outlet:
     def wake(self) -> None:
         """Wake the consumer, so that it looks for a result again."""
         waiter = self._waiter
-        if waiter is not None and not waiter._is_told:
-            waiter._is_told = True
+        if waiter is not None and not waiter._is_notified:
+            waiter._is_notified = True
             self._wake_ups.add(waiter)
 
     def abandon(self) -> None:
@@ -142,7 +142,7 @@ class NextResult:
         self._outlet: Outlet | None = outlet
         self._reader: object = reader
         self._raises = raises
-        self._is_told = False
+        self._is_notified = False
         self._error: BaseException | None = None
         self._wakeup: Callable[[Any], object] | None = None
         self._context: Context | None = None
@@ -172,7 +172,7 @@ class NextResult:
         if result is not None:
             self.close()
             raise StopIteration(result)
-        self._is_told = False
+        self._is_notified = False
         self._asyncio_future_blocking = True
         return self
 
@@ -193,7 +193,7 @@ class NextResult:
         """End, as a coroutine does."""
         outlet = self._outlet
         self._outlet = self._reader = None
-        self._is_told = True
+        self._is_notified = True
         if outlet is not None and outlet._waiter is self:
             outlet._waiter = None
 
@@ -221,9 +221,9 @@ class NextResult:
     def cancel(self, msg: Any = None) -> bool:
         """Cancel the task at the next turn of the loop; return false if the task is about to continue."""
         outlet = self._outlet
-        if self._is_told or outlet is None:
+        if self._is_notified or outlet is None:
             return False
-        self._is_told = True
+        self._is_notified = True
         self._error = asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg)
         outlet._wake_ups.add(self)
         return True

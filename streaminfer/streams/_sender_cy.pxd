@@ -26,7 +26,7 @@ cdef class Sending:
     cdef object call
     cdef object pause
     cdef int rejections
-    cdef bint gives_way
+    cdef bint is_yielding
     cdef long long sent_ns
 
     cpdef cancel(self)
@@ -45,22 +45,22 @@ cdef class Sender:
     cdef object _context
     cdef FairOrder _order
     cdef bint _is_scheduled
-    cdef Py_ssize_t _most
+    cdef Py_ssize_t _capacity
     cdef object _full_load
-    cdef object _spare
+    cdef object _spare_load
     cdef object _settings
     cdef object _next_batch
     cdef object _timer
-    cdef long long _since_ns
+    cdef long long _batch_end_ns
     cdef long long _starts_ns
     cdef Py_ssize_t _workers, _max_workers
-    cdef long long _latest_ns
+    cdef long long _timer_delay_ns
     cdef double _lead_ns
     cdef readonly LateFrames late_frames
-    cdef Py_ssize_t _places
+    cdef Py_ssize_t _places_taken
     cdef Py_ssize_t _in_flight
     cdef dict _paused
-    cdef Py_ssize_t _freed
+    cdef Py_ssize_t _freed_places
 
     cpdef join(self)
     cdef _count_places(self)
@@ -68,16 +68,16 @@ cdef class Sender:
     cpdef queue(self, Stream stream, bint continues)
     cpdef receive(self, Sending sending, object response, object error)
     @cython.locals(stream=Stream, result=StreamResult, now_ns=cython.longlong)
-    cdef _take(self, Sending sending, object response, object error)
+    cdef _handle_outcome(self, Sending sending, object response, object error)
     @cython.locals(stream=Stream)
     cpdef end(self, Sending sending)
     cdef _schedule(self)
     @cython.locals(places=Py_ssize_t, wait_ns=double)
-    cdef Py_ssize_t _room(self, long long now_ns) except? -1
+    cdef Py_ssize_t _available_places(self, long long now_ns) except? -1
     cdef _cancel_timer(self)
     cpdef _after_waking(self)
     cpdef _on_timer(self)
-    @cython.locals(room=Py_ssize_t, most=Py_ssize_t, turn=Turn, late=list, now_ns=cython.longlong)
+    @cython.locals(room=Py_ssize_t, limit=Py_ssize_t, turn=Turn, late=list, now_ns=cython.longlong)
     cpdef _send_waiting(self)
     @cython.locals(sending=Sending, result=StreamResult, request=CRequest)
     cdef _send_next(self, Stream stream)
@@ -93,4 +93,4 @@ cdef class Sender:
     @cython.locals(stream=Stream, result=StreamResult, now_ns=cython.longlong)
     cdef _fail(self, Sending sending, object error)
     cdef _rejection(self, Sending sending)
-    cdef _reason_now(self, CRequest request)
+    cdef _current_reason(self, CRequest request)

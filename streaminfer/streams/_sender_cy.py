@@ -54,7 +54,7 @@ from streaminfer.streams.turns._late_frames_cy import LateFrames
 
 __all__ = ["Sender"]
 
-_PASSING = {AdmissionReason.QUEUE_FULL, AdmissionReason.LIMIT, AdmissionReason.RATE_LIMIT}
+_TRANSIENT_REASONS = {AdmissionReason.QUEUE_FULL, AdmissionReason.LIMIT, AdmissionReason.RATE_LIMIT}
 """Reasons of rejections that can pass when other requests complete."""
 _NEWEST = 0.1
 """Weight of the newest batch in the mean time that the event loop takes to deliver the results of a batch."""
@@ -82,7 +82,7 @@ class Sending:
         call: cancels the request while the service has it.
         pause: timer until the next attempt to send the frame; ``None``: no pause.
         rejections: number of rejections that did not say when to retry.
-        gives_way: the frame has no place during its pause.
+        is_yielding: the frame has no place during its pause.
         sent_ns: instant of the last attempt, if the stream has an age limit.
     """
 
@@ -95,7 +95,7 @@ class Sending:
         self.call: Any = None
         self.pause: asyncio.TimerHandle | None = None
         self.rejections = 0
-        self.gives_way = False
+        self.is_yielding = False
         self.sent_ns = 0
 
     def cancel(self) -> None:
@@ -143,45 +143,45 @@ class Sender:
         self.wake_ups = WakeUps(self._loop, self._context, self._after_waking)
         self._order = FairOrder()
         self._is_scheduled = False
-        self._most = 1
+        self._capacity = 1
         self._full_load: Callable[[], int] | None = None
-        self._spare = 0
+        self._spare_load = 0
         self._next_batch: Callable[[int], NextBatch] | None = None
         self.late_frames = LateFrames(settings)
-        self._places = 0  # taken by frames that the service has, and by paused frames that do not give way
+        self._places_taken = 0  # taken by frames that the service has, and by paused frames that do not give way
         self._in_flight = 0
         self._paused: dict[Sending, None] = {}  # frames with a known time to retry, in order of rejection
-        self._freed = 0  # places that the service freed in this turn
+        self._freed_places = 0  # places that the service freed in this turn
         self._timer: asyncio.TimerHandle | None = None  # until the next frames are sent
-        self._latest_ns = 0 if is_virtual(self._loop) else _TIMER_NS  # largest delay of the timer
+        self._timer_delay_ns = 0 if is_virtual(self._loop) else _TIMER_NS  # largest delay of the timer
         self._starts_ns = 0  # expected start of the next batch
         self._workers = self._max_workers = 1  # how many workers are free then, and in all
-        self._since_ns = 0  # end of a batch; 0: its consumers were woken
+        self._batch_end_ns = 0  # end of a batch; 0: its consumers were woken
         self._lead_ns = 0.0  # mean time from the end of a batch until its consumers were woken
 
     def join(self) -> None:
         """Prepare for another stream: read the capabilities of the service, which may have changed."""
         service = adapt(self._service)
-        offered = service.capabilities()
+        capabilities = service.capabilities()
         self._begin_call = service.begin_call
-        self.states = offered.stream_states
-        self._admission = offered.admission
-        self._enforces_deadline = offered.enforces_deadline
-        self._full_load, self._spare = offered.full_load, 0
-        self._next_batch = offered.next_batch if self._settings.may_drop else None
-        if self._settings.waits and self._settings.max_age_ns and offered.spare_load is not None:
-            spare = offered.spare_load()
-            self._full_load, self._spare = (None, 0) if spare is None else (self._full_load, spare)
+        self.states = capabilities.stream_states
+        self._admission = capabilities.admission
+        self._enforces_deadline = capabilities.enforces_deadline
+        self._full_load, self._spare_load = capabilities.full_load, 0
+        self._next_batch = capabilities.next_batch if self._settings.may_drop else None
+        if self._settings.waits and self._settings.max_age_ns and capabilities.spare_load is not None:
+            spare = capabilities.spare_load()
+            self._full_load, self._spare_load = (None, 0) if spare is None else (self._full_load, spare)
             self._next_batch = None
-        if self._settings.waits and offered.shares_device:
+        if self._settings.waits and capabilities.shares_device:
             self._full_load = self._next_batch = None
         self._count_places()
-        self._workers = self._max_workers = offered.max_in_flight or 1
-        self.late_frames.update(offered.slow_batch_ns, offered.expected_batch_ns, self._workers)
+        self._workers = self._max_workers = capabilities.max_in_flight or 1
+        self.late_frames.update(capabilities.slow_batch_ns, capabilities.expected_batch_ns, self._workers)
 
     def _count_places(self) -> None:
         """Read how many requests the service takes at once; its batch size can change while streams are open."""
-        self._most = NEVER_NS if self._full_load is None else self._full_load() + self._spare
+        self._capacity = NEVER_NS if self._full_load is None else self._full_load() + self._spare_load
 
     def leave(self, stream: Stream) -> None:
         """Forget a stream."""
@@ -198,13 +198,13 @@ class Sender:
         """Receive the outcome of a frame; an exception from user code ends the stream and does not reach the batch."""
         self._in_flight -= 1
         try:
-            self._take(sending, response, error)
+            self._handle_outcome(sending, response, error)
         except BaseException as failure:  # for example from a user's admission check
             self._crash(sending, failure)
             if not isinstance(failure, Exception):
                 raise
 
-    def _take(self, sending: Sending, response: Any, error: BaseException | None) -> None:
+    def _handle_outcome(self, sending: Sending, response: Any, error: BaseException | None) -> None:
         stream, result = sending.stream, sending.result
         if error is None:
             stream.turn.denied = 0
@@ -217,7 +217,7 @@ class Sender:
             self._pause(sending, error.retry_after_s)
             return
         elif isinstance(error, Overloaded):
-            stream.drop(result, self._reason_now(sending.request))
+            stream.drop(result, self._current_reason(sending.request))
         elif isinstance(error, (Exception, asyncio.CancelledError)):  # the service itself raised the second
             self._fail(sending, error)
         else:
@@ -227,9 +227,9 @@ class Sender:
 
     def end(self, sending: Sending) -> None:
         """Free the place of a frame that has an outcome, for the next frame."""
-        if not sending.gives_way:
-            self._places -= 1
-        self._freed += 1
+        if not sending.is_yielding:
+            self._places_taken -= 1
+        self._freed_places += 1
         stream = sending.stream
         stream.remove(sending)
         if stream.state.can_send():
@@ -237,20 +237,20 @@ class Sender:
         else:
             stream.end_if_drained()
         if not self._is_scheduled:
-            self._since_ns = self.clock()
+            self._batch_end_ns = self.clock()
             self._cancel_timer()
             if self._order.count or self._paused:
                 self._schedule()
 
     def _schedule(self) -> None:
         """Send at the end of this turn of the loop, so that the frames of one turn are sent in fair order."""
-        if not self._is_scheduled and self._timer is None and self._places < self._most:
+        if not self._is_scheduled and self._timer is None and self._places_taken < self._capacity:
             self._is_scheduled = True
             self._loop.call_soon(self._send_waiting, context=self._context)
 
-    def _room(self, now_ns: int) -> int:
+    def _available_places(self, now_ns: int) -> int:
         """Return how many frames may be sent now; if none because no worker is free, set the timer."""
-        places = self._most - self._places
+        places = self._capacity - self._places_taken
         if self._next_batch is None or places <= 0:
             return places
         batch = self._next_batch(now_ns)
@@ -259,8 +259,8 @@ class Sender:
         self._workers = batch.workers if self._in_flight else self._max_workers
         if not self._in_flight and (batch.at_ns > now_ns or not batch.room):
             return places  # the workers have requests of other callers: the frames queue behind these
-        wait_ns = batch.at_ns - now_ns - _RESERVE * self._lead_ns - self._latest_ns
-        if wait_ns <= max(_LEAST_TIMERS * self._latest_ns, _SHORTEST_TIMER_NS):
+        wait_ns = batch.at_ns - now_ns - _RESERVE * self._lead_ns - self._timer_delay_ns
+        if wait_ns <= max(_LEAST_TIMERS * self._timer_delay_ns, _SHORTEST_TIMER_NS):
             return min(batch.room, places)
         self._timer = self._loop.call_later(wait_ns / 1e9, self._on_timer, context=self._context)
         return 0
@@ -273,9 +273,9 @@ class Sender:
     def _after_waking(self) -> None:
         """Send at once the frames for which the woken consumers made room."""
         self._send_waiting()
-        if self._since_ns:
-            self._lead_ns += _NEWEST * (self.clock() - self._since_ns - self._lead_ns)
-            self._since_ns = 0
+        if self._batch_end_ns:
+            self._lead_ns += _NEWEST * (self.clock() - self._batch_end_ns - self._lead_ns)
+            self._batch_end_ns = 0
 
     def _on_timer(self) -> None:
         self._timer = None
@@ -290,12 +290,12 @@ class Sender:
         now_ns = self.clock()
         if self._paused and self._admission is not None:
             self._retry(self._admission, now_ns)
-        self._freed = 0
-        room = self._room(now_ns)
-        room = self.late_frames.look(self._order.queued, room, now_ns, self._starts_ns, self._workers)
-        most = self._places + room
+        self._freed_places = 0
+        room = self._available_places(now_ns)
+        room = self.late_frames.estimate(self._order.queued, room, now_ns, self._starts_ns, self._workers)
+        limit = self._places_taken + room
         late: list[Turn] = []
-        while self._places < most:
+        while self._places_taken < limit:
             turn = self._order.pop()
             if turn is None:
                 if not late:
@@ -307,7 +307,7 @@ class Sender:
             self._send_next(turn.owner)
         for turn in late:
             self._order.push(turn, True)
-        self.late_frames.read_on(self._order.queued, now_ns)
+        self.late_frames.release_sources(self._order.queued, now_ns)
 
     def _send_next(self, stream: Stream) -> None:
         """Send the next frame of a stream, if it has one that is young enough."""
@@ -323,7 +323,7 @@ class Sender:
         )
         sending = Sending(self, stream, result, request)
         stream.sending[sending] = None
-        self._places += 1
+        self._places_taken += 1
         self._try(sending, result._discontinuity)
         if stream.state.can_send():  # another one, at the same time
             self._order.push(stream.turn, True)
@@ -351,7 +351,7 @@ class Sender:
                 return
         rejection = self._rejection(sending) if settings.may_drop else None
         if rejection is not None:
-            if not settings.waits or rejection.reason not in _PASSING:
+            if not settings.waits or rejection.reason not in _TRANSIENT_REASONS:
                 stream.turn.denied += 1
                 stream.drop(result, rejection.reason)
                 self.end(sending)
@@ -383,8 +383,8 @@ class Sender:
         else:
             pause_s *= 2.0 ** min(sending.rejections, _LONGEST_PAUSE)
             sending.rejections += 1
-            sending.gives_way = True
-            self._places -= 1
+            sending.is_yielding = True
+            self._places_taken -= 1
             if self._order.count:
                 self._schedule()
         left_s = time_left_s(sending.request.deadline_ns, self.clock())
@@ -393,7 +393,7 @@ class Sender:
 
     def _retry(self, admission: Callable[[Request, int], Admission], now_ns: int) -> None:
         """Send paused frames into the freed places before new frames, which would always be first otherwise."""
-        for sending in list(self._paused)[: self._freed]:
+        for sending in list(self._paused)[: self._freed_places]:
             with suppress(Exception):  # a failing user's admission check ends the stream when the frame is sent again
                 if sending.pause and sending in self._paused and admission(sending.request, now_ns).ok:
                     sending.pause.cancel()
@@ -402,9 +402,9 @@ class Sender:
     def _send_again(self, sending: Sending) -> None:
         sending.pause = None
         self._paused.pop(sending, None)
-        if sending.gives_way:
-            sending.gives_way = False
-            self._places += 1
+        if sending.is_yielding:
+            sending.is_yielding = False
+            self._places_taken += 1
         self._try(sending, False)
 
     def _crash(self, sending: Sending, error: BaseException) -> None:
@@ -439,11 +439,11 @@ class Sender:
         if admission.ok or admission.reason == AdmissionReason.CLOSED:
             return None
         others = self._order.count + self._in_flight
-        if admission.reason != AdmissionReason.INFEASIBLE or others >= self._most or sending.stream.state.waiting:
+        if admission.reason != AdmissionReason.INFEASIBLE or others >= self._capacity or sending.stream.state.waiting:
             return admission
         return admission if self.late_frames.is_denied(sending.stream, sending.result, now_ns) else None
 
-    def _reason_now(self, request: Request) -> str:
+    def _current_reason(self, request: Request) -> str:
         """Return the reason of a rejection a moment ago: the one that the service gives now, else ``SHED``."""
         if self._admission is None:
             return AdmissionReason.SHED

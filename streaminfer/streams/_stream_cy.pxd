@@ -3,8 +3,8 @@ cimport cython
 cdef int _WAITING
 cdef int _RUNNING
 cdef int _READY
-cdef int _GONE
-cdef long long _FARTHEST_NS
+cdef int _DROPPED
+cdef long long _MAX_CAPTURE_NS
 
 @cython.freelist(128)
 cdef class StreamResult:
@@ -22,7 +22,7 @@ cdef class StreamResult:
     cdef readonly bint source_failed
     cdef public object _inputs
     cdef public bint _discontinuity
-    cdef StreamResult _following
+    cdef StreamResult _next_result
     cdef int _status
 
     cpdef long long _since_ns(self) except? -1
@@ -81,14 +81,14 @@ cdef class StreamState:
     cpdef bint has_ready(self) except -1
     @cython.locals(result=StreamResult)
     cpdef StreamResult take(self, long long now_ns)
-    @cython.locals(result=StreamResult, kept=ResultQueue)
-    cpdef list close(self, bint ready_too)
+    @cython.locals(result=StreamResult, ready=ResultQueue)
+    cpdef list close(self, bint drop_ready)
     cdef bint _end(self, StreamResult result, int status) except -1
     @cython.locals(head=StreamResult)
-    cdef _skip_gone(self)
+    cdef _skip_dropped(self)
     cdef _forget(self, StreamResult result, object reason)
     @cython.locals(head=StreamResult)
-    cdef _pass_on(self, bint discontinuity)
+    cdef _pass_on_discontinuity(self, bint discontinuity)
     cdef _count(self, object reason)
 
 @cython.locals(result=StreamResult)

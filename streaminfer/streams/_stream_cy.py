@@ -37,8 +37,8 @@ __all__ = ["StreamResult", "StreamState", "make_source_failure"]
 _WAITING = 0
 _RUNNING = 1
 _READY = 2
-_GONE = 3
-_FARTHEST_NS = 1 << 62
+_DROPPED = 3
+_MAX_CAPTURE_NS = 1 << 62
 """Bound of capture instants, positive or negative; twice this value overflows C integers."""
 
 
@@ -72,7 +72,7 @@ class StreamResult:
     source_failed: bool
     _inputs: Any
     _discontinuity: bool
-    _following: StreamResult | None  # in its queue
+    _next_result: StreamResult | None  # in its queue
     _status: int
 
     @property
@@ -87,8 +87,8 @@ class StreamResult:
         return self.captured_ns
 
     def __repr__(self) -> str:
-        what = f"error={self.error!r}" if self.error is not None else f"outputs={type(self.outputs).__name__}"
-        return f"StreamResult(stream_id={self.stream_id!r}, number={self.number}, {what}, age_s={self.age_s:.6f})"
+        outcome = f"error={self.error!r}" if self.error is not None else f"outputs={type(self.outputs).__name__}"
+        return f"StreamResult(stream_id={self.stream_id!r}, number={self.number}, {outcome}, age_s={self.age_s:.6f})"
 
 
 class ResultQueue:
@@ -109,7 +109,7 @@ class ResultQueue:
         if self.tail is None:
             self.head = result
         else:
-            self.tail._following = result
+            self.tail._next_result = result
         self.tail = result
         self.count += 1
 
@@ -117,8 +117,8 @@ class ResultQueue:
         """Remove and return the first frame; the queue must not be empty."""
         result = self.head
         assert result is not None  # noqa: S101 - for the type checker
-        self.head = result._following
-        result._following = None
+        self.head = result._next_result
+        result._next_result = None
         if self.head is None:
             self.tail = None
         self.count -= 1
@@ -208,7 +208,7 @@ class StreamState:
         Raises:
             OverflowError: the capture is more than a century away.
         """
-        if not -_FARTHEST_NS < captured_ns < _FARTHEST_NS:
+        if not -_MAX_CAPTURE_NS < captured_ns < _MAX_CAPTURE_NS:
             raise OverflowError
         result = _new_result(self.stream_id, self.received, captured_ns, position_s, now_ns)
         result._inputs = inputs
@@ -266,12 +266,12 @@ class StreamState:
     def time_left_ns(self, now_ns: int) -> int:
         """Return the time until the next frame is too old, or a century if none waits; needs an age limit."""
         head = self._waiting.head
-        return _FARTHEST_NS if head is None else self.deadline_ns(head) - now_ns
+        return _MAX_CAPTURE_NS if head is None else self.deadline_ns(head) - now_ns
 
     def last_deadline_ns(self) -> int:
         """Return the deadline of the youngest frame that waits, of a stream with an age limit where one does."""
         tail = self._waiting.tail
-        return _FARTHEST_NS if tail is None else self.deadline_ns(tail)
+        return _MAX_CAPTURE_NS if tail is None else self.deadline_ns(tail)
 
     def drop(self, result: StreamResult, reason: str) -> bool:
         """Drop a running frame; do nothing if the stream was closed meanwhile.
@@ -279,11 +279,11 @@ class StreamState:
         Returns:
             Whether a later result can be delivered now.
         """
-        if not self._end(result, _GONE):
+        if not self._end(result, _DROPPED):
             return False
         self.in_flight -= 1
         self._count(reason)
-        self._pass_on(self._resets_after_gap)
+        self._pass_on_discontinuity(self._resets_after_gap)
         return self.has_ready()
 
     def complete(self, result: StreamResult, outputs: Any, degraded: bool, now_ns: int) -> bool:
@@ -305,7 +305,7 @@ class StreamState:
             return False
         result.error = error
         result.completed_ns = now_ns
-        self._pass_on(self._resets_after_gap)
+        self._pass_on_discontinuity(self._resets_after_gap)
         return self.has_ready()
 
     def has_ready(self) -> bool:
@@ -318,7 +318,7 @@ class StreamState:
         if not self.has_ready():
             return None
         result = self._sent.pop()
-        self._skip_gone()
+        self._skip_dropped()
         self.in_flight -= 1
         result.delivered_ns = now_ns
         if result.error is None:
@@ -328,33 +328,33 @@ class StreamState:
             self.failed += 1
         return result
 
-    def close(self, ready_too: bool) -> list[StreamResult]:
+    def close(self, drop_ready: bool) -> list[StreamResult]:
         """Drop the waiting and the running frames as ``closed``.
 
         Args:
-            ready_too: also drop the results that were not delivered.
+            drop_ready: also drop the results that were not delivered.
 
         Returns:
-            The results that ``ready_too`` dropped.
+            The results that ``drop_ready`` dropped.
         """
         undelivered: list[StreamResult] = []
         while self._waiting.count:
             self._waiting.pop()
             self._count("closed")
-        kept = ResultQueue()
+        ready = ResultQueue()
         while self._sent.count:
             result = self._sent.pop()
-            if result._status == _READY and not ready_too:
-                kept.append(result)
-            elif result._status != _GONE:
+            if result._status == _READY and not drop_ready:
+                ready.append(result)
+            elif result._status != _DROPPED:
                 if result._status == _RUNNING:
                     self.running -= 1
                 else:
                     undelivered.append(result)
-                result._status = _GONE
+                result._status = _DROPPED
                 self.in_flight -= 1
                 self._count("closed")
-        self._sent = kept
+        self._sent = ready
         return undelivered
 
     def _end(self, result: StreamResult, status: int) -> bool:
@@ -363,22 +363,22 @@ class StreamState:
         result._status = status
         result._inputs = None
         self.running -= 1
-        if status == _GONE:
-            self._skip_gone()
+        if status == _DROPPED:
+            self._skip_dropped()
         return True
 
-    def _skip_gone(self) -> None:
+    def _skip_dropped(self) -> None:
         head = self._sent.head
-        while head is not None and head._status == _GONE:
+        while head is not None and head._status == _DROPPED:
             self._sent.pop()
             head = self._sent.head
 
     def _forget(self, result: StreamResult, reason: str) -> None:
         """Count a frame that was not sent; the next one resets the state if this one would have, or if gaps do."""
         self._count(reason)
-        self._pass_on(result._discontinuity or self._resets_after_gap)
+        self._pass_on_discontinuity(result._discontinuity or self._resets_after_gap)
 
-    def _pass_on(self, discontinuity: bool) -> None:
+    def _pass_on_discontinuity(self, discontinuity: bool) -> None:
         if not discontinuity:
             return
         head = self._waiting.head
@@ -420,6 +420,6 @@ def _new_result(
     result.source_failed = False
     result._inputs = None
     result._discontinuity = False
-    result._following = None
+    result._next_result = None
     result._status = _WAITING
     return result

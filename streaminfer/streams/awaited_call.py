@@ -22,7 +22,7 @@ class AwaitedCall:
         clock: returns monotonic nanoseconds.
     """
 
-    __slots__ = ("_is_begun", "_receive", "_task")
+    __slots__ = ("_has_begun", "_receive", "_task")
 
     def __init__(
         self,
@@ -33,19 +33,19 @@ class AwaitedCall:
         clock: Clock,
     ) -> None:
         self._receive = receive
-        self._is_begun = False
+        self._has_begun = False
         running = self._run(service, request, deadline_ns, clock)
         self._task = asyncio.get_running_loop().create_task(running, name="streaminfer-frame")
 
     def cancel(self) -> None:
         """Cancel the task; ``receive`` is called when the service has ended the request."""
         self._task.cancel()
-        if not self._is_begun:  # then the task never runs
-            self._is_begun = True
+        if not self._has_begun:  # then the task never runs
+            self._has_begun = True
             self._receive(None, asyncio.CancelledError())
 
     async def _run(self, service: Any, request: Request, deadline_ns: int | None, clock: Clock) -> None:
-        self._is_begun = True
+        self._has_begun = True
         try:
             if deadline_ns is None:
                 response = await service.call(request)

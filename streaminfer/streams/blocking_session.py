@@ -144,7 +144,7 @@ class _ThreadedSource:
 
     def __init__(self, source: Iterable[Any]) -> None:
         self._source = source
-        self._wanted: queue.SimpleQueue[asyncio.Future[Any] | None] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[asyncio.Future[Any] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def __aiter__(self) -> AsyncIterator[Any]:
@@ -155,7 +155,7 @@ class _ThreadedSource:
             self._thread = threading.Thread(target=self._read, name="streaminfer-source", daemon=True)
             self._thread.start()
         item = asyncio.get_running_loop().create_future()
-        self._wanted.put(item)
+        self._requests.put(item)
         result = await item
         if result is _END:
             raise StopAsyncIteration
@@ -163,20 +163,20 @@ class _ThreadedSource:
 
     async def aclose(self) -> None:
         """Let the thread end."""
-        self._wanted.put(None)
+        self._requests.put(None)
 
     def _read(self) -> None:
         iterator: Iterator[Any] | None = None
-        while (future := self._wanted.get()) is not None:
+        while (future := self._requests.get()) is not None:
             try:
                 if iterator is None:
                     iterator = iter(self._source)
                 item, error = next(iterator, _END), None
             except BaseException as raised:  # noqa: BLE001 - it belongs to the consumer
-                may_cross = isinstance(raised, Exception) and not isinstance(
+                is_deliverable = isinstance(raised, Exception) and not isinstance(
                     raised, (StopIteration, StopAsyncIteration)
                 )
-                item, error = None, raised if may_cross else RuntimeError(f"the source: {raised!r}")
+                item, error = None, raised if is_deliverable else RuntimeError(f"the source: {raised!r}")
             try:
                 future.get_loop().call_soon_threadsafe(_settle, future, item, error)
             except RuntimeError:  # the loop was closed meanwhile

@@ -74,8 +74,8 @@ class Segments:
         self._frame_s = check_duration("frame_s", frame_s, positive=True)
         self._enter = check_number("threshold", threshold, "a number above 0 and at most 1", lambda it: 0 < it <= 1)
         exit_at = min(max(self._enter - 0.15, 0.01), self._enter) if exit_threshold is None else exit_threshold
-        what = "a number from 0 to threshold, or None"
-        self._exit = check_number("exit_threshold", exit_at, what, lambda it: 0 <= it <= self._enter)
+        expectation = "a number from 0 to threshold, or None"
+        self._exit = check_number("exit_threshold", exit_at, expectation, lambda it: 0 <= it <= self._enter)
         self._min_speech = self._frames(check_duration("min_speech_s", min_speech_s))
         self._min_silence = self._frames(check_duration("min_silence_s", min_silence_s))
         if check_duration("pad_s", pad_s) > min_silence_s:
@@ -97,18 +97,18 @@ class Segments:
         Returns:
             A segment without an end when one begins, the complete segment when it ends, else ``None``.
         """
-        at = self._position
+        position = self._position
         self._position += 1
         if probability >= self._enter:
             self._silence = -1
             if self._onset < 0:
-                self._onset = at
+                self._onset = position
         elif self._onset < 0:
             return None
         elif probability < self._exit:
             if self._silence < 0:
-                self._silence = at
-            if at - self._silence >= self._min_silence:
+                self._silence = position
+            if position - self._silence >= self._min_silence:
                 return self._end(self._end_s())
         if self._start_s < 0 and self._silence < 0 and self._position - self._onset >= self._min_speech:
             self._start_s = max(round(self._onset * self._frame_s - self._pad_s, 9), self._last_end_s)
@@ -123,11 +123,11 @@ class Segments:
 
     def find(self, probabilities: Iterable[float]) -> list[Segment]:
         """Return the complete segments of a whole recording, as :meth:`push` and :meth:`finish` would return them."""
-        whole = copy(self)
-        whole.finish()  # clears the state of the stream in the copy
-        found = [segment for one in probabilities if (segment := whole.push(one)) and segment.end_s is not None]
-        last = whole.finish()
-        return found if last is None else [*found, last]
+        detector = copy(self)
+        detector.finish()  # clears the state of the stream in the copy
+        segments = [segment for one in probabilities if (segment := detector.push(one)) and segment.end_s is not None]
+        last = detector.finish()
+        return segments if last is None else [*segments, last]
 
     def _end_s(self) -> float:
         """Return the end of the current segment, to the nanosecond."""

@@ -162,8 +162,8 @@ class StreamSession(AsyncClosing):
         """
         sender = self._prepare(source, weight)
         outlet = Outlet(sender.clock, sender.wake_ups)
-        wanted = self._stream_id if stream_id is None else stream_id
-        return StreamResults(self._open(source, wanted, weight, sender, outlet), outlet)
+        chosen_id = self._stream_id if stream_id is None else stream_id
+        return StreamResults(self._open(source, chosen_id, weight, sender, outlet), outlet)
 
     # -- many sources -------------------------------------------------------------------------------------------
 

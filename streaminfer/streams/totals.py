@@ -46,9 +46,9 @@ class SessionTotals:
         with self._lock:
             streams = {stream_id: stream.statistics() for stream_id, stream in self.open.copy().items()}
             ended, ended_streams = self._ended, self._ended_streams
-        most_first = sorted(streams, key=lambda it: -sum(streams[it].dropped.values()))[:STREAMS_SHOWN]
+        by_dropped = sorted(streams, key=lambda it: -sum(streams[it].dropped.values()))[:STREAMS_SHOWN]
         names: dict[str, Hashable] = {}
-        for stream_id in filter(set(most_first).__contains__, streams):
+        for stream_id in filter(set(by_dropped).__contains__, streams):
             # in the order of opening: a name that moved to another stream as drops change would make counters fall
             names[unique_name(str(stream_id), names)] = stream_id
         name_of = {stream_id: name for name, stream_id in names.items()}
@@ -57,7 +57,7 @@ class SessionTotals:
             open_streams=len(streams),
             ended_streams=ended_streams,
             ages=self.ages.copy(),
-            streams={name_of[stream_id]: streams[stream_id] for stream_id in most_first},
+            streams={name_of[stream_id]: streams[stream_id] for stream_id in by_dropped},
         )
 
 

@@ -14,7 +14,7 @@ from streaminfer.telemetry.telemetry import Telemetry
 
 __all__ = ["Found", "name_services", "walk"]
 
-_INSIDE = frozenset({"layer", "inner"})
+_STRUCTURAL_LABELS = frozenset({"layer", "inner"})
 
 
 class Found(NamedTuple):
@@ -52,11 +52,11 @@ def walk(part: Any, visited: set[int], place: str = "", path: str = "", route: s
     yield Found(part, node, place, path, route)
     for label, child in node.children.items():
         step = label
-        if label in _INSIDE:
+        if label in _STRUCTURAL_LABELS:
             # the layers of a stack keep their names when a session is around the stack
             step = "" if adapt(child).stack_state else type(child).__name__
         # the label of a layer is its position in the stack, not a router's name for it
-        name = "" if label in _INSIDE or node.stack_state else label
+        name = "" if label in _STRUCTURAL_LABELS or node.stack_state else label
         yield from walk(child, visited, _join(place, step), _join(path, name), route or name)
 
 
@@ -82,10 +82,10 @@ def name_services(parts: Sequence[Any]) -> list[tuple[str, list[Any]]]:
     return [(name, parts) for name, (_, parts) in named.items()]
 
 
-def _is_part(thing: object) -> bool:
-    if isinstance(thing, type):
+def _is_part(part: object) -> bool:
+    if isinstance(part, type):
         return False
-    return is_service(thing) or is_backend(thing) or is_layer(thing) or has_statistics(thing)
+    return is_service(part) or is_backend(part) or is_layer(part) or has_statistics(part)
 
 
 def _join(one: str, other: str) -> str:

@@ -288,5 +288,5 @@ def read_responses(
 
 
 def _differences(now: Mapping[K, int], before: Mapping[K, int]) -> dict[K, int]:
-    left = {key: count - before.get(key, 0) for key, count in now.items()}
-    return {key: count for key, count in left.items() if count}
+    differences = {key: count - before.get(key, 0) for key, count in now.items()}
+    return {key: count for key, count in differences.items() if count}

@@ -170,12 +170,12 @@ class Telemetry(StackClock):
         return self._recorder.started - sum(outcomes.values()), outcomes
 
     def _server_parts(self) -> Mapping[str, float]:
-        found: dict[str, float] = {}
+        parts: dict[str, float] = {}
         for service in tuple(self._services):
-            ask = adapt(service.inner).capabilities().server_parts
-            if ask is not None:
-                found.update(ask())
-        return found
+            read_parts = adapt(service.inner).capabilities().server_parts
+            if read_parts is not None:
+                parts.update(read_parts())
+        return parts
 
     @staticmethod
     def reason_of(error: BaseException) -> str:
@@ -249,8 +249,8 @@ def _recorder_with(
     from streaminfer.telemetry.objectives.slo import SLO  # noqa: PLC0415
 
     check_instance("slo", slo, lambda value: isinstance(value, SLO | None), "an SLO or None")
-    what = "a RollingHistogram or None"
-    check_instance("recent", recent, lambda value: isinstance(value, RollingHistogram | None), what)
+    expectation = "a RollingHistogram or None"
+    check_instance("recent", recent, lambda value: isinstance(value, RollingHistogram | None), expectation)
     return BudgetRecorder(slo, recent, *histograms)
 
 

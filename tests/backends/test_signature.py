@@ -142,7 +142,7 @@ def test_signature_attributes_for_the_batcher():
     assert dict(two().batch_axes) == {"input": 0, "state": 1}
     assert two().only_input is None
     assert one().only_input == "x"
-    assert [one(shape=(size, 4)).rows_a_run for size in ("batch", 1, 8)] == [None, 1, 8]
+    assert [one(shape=(size, 4)).rows_per_run for size in ("batch", 1, 8)] == [None, 1, 8]
     assert str(two().inputs[1]) == "state float32[2, batch, 128]"
     assert two().inputs[1].row_shape == (2, 128)
     assert two().inputs[2].row_shape == ()

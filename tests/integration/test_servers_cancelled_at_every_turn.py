@@ -172,8 +172,8 @@ async def moved(loop, act, turns, place):
         is_over = await loop.acted_too_late()
         for name in "bab":
             await fleet.step(name, 4)
-    assert not fleet.store._handed
-    assert not fleet.store._wakes
+    assert not fleet.store._releases
+    assert not fleet.store._wake_ups
     return is_over
 
 

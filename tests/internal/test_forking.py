@@ -51,7 +51,7 @@ def outcomes():
 
 def slo():
     part = si.SLO("faces", threshold_s=0.1)
-    return part._looking, lambda: part.alerts() == ()
+    return part._alert_lock, lambda: part.alerts() == ()
 
 
 def recorder():

@@ -86,7 +86,7 @@ def test_search_that_runs_out_of_time_is_repeated(monkeypatch):
 
     def cut_short(self, limit_s, *, target):
         values = optimize(self, limit_s, target=target)
-        if self._is_whole and limit_s < 3 * program._SEARCH_S:
+        if self._is_integer and limit_s < 3 * program._SEARCH_S:
             limits.append(limit_s)
             self.is_finished, self.bound = False, -np.inf
             return None
@@ -104,7 +104,7 @@ def test_each_search_has_its_own_time():
     """HiGHS counts the time of earlier runs for a linear program, and not for a search."""
     model = ReplicaModel(Instance(find_candidates(small_problem(0, "plain"))), gap=0.0)
     for whole in (False, True, False, True):
-        model.declare(whole=whole)
+        model.declare(is_integer=whole)
         before_s = model._highs.getRunTime()
         model.optimize(3.0)
         assert model._highs.getOptionValue("time_limit")[1] == 3.0 + (0.0 if whole else before_s)

@@ -59,7 +59,9 @@ def test_bounds_hold_for_all_plans_within_the_cutoff(kind):
         counts = counts[brute.feasible(counts) & (brute.costs(counts) <= cutoff)]
         columns = np.zeros((len(counts), len(candidates.pools)))
         columns[:, brute.columns] = counts
-        columns = columns[columns[:, instance.kept].sum(axis=1) == columns.sum(axis=1)][:, instance.kept]
+        columns = columns[columns[:, instance.pool_indexes].sum(axis=1) == columns.sum(axis=1)][
+            :, instance.pool_indexes
+        ]
         model = relaxed(instance).model
         used = np.array([(instance.uses & (row > 0)).any(axis=1)[model.priced] for row in columns])
         whole = np.concatenate([columns, used], axis=1)
@@ -110,7 +112,7 @@ def test_totals_are_bounded_after_a_search_too():
     instance.site_prices = 0.01 * instance.site_prices
     model = relaxed(instance).model
     assert model.narrow(1.1 * model.objective, np.inf)
-    model.declare(whole=True)
+    model.declare(is_integer=True)
     model.optimize(10.0)
 
     assert model.narrow(1.02 * model.objective, np.inf)
@@ -161,7 +163,7 @@ def many_sites(load):
 def test_plan_is_proven_best_by_its_number_of_replicas(monkeypatch):
     """40.4 replicas are 41; where they are is no reason to search."""
     searches = []
-    monkeypatch.setattr(program._Search, "_optimize_whole", lambda *args: searches.append(args))
+    monkeypatch.setattr(program._Search, "_optimize_integer", lambda *args: searches.append(args))
 
     solution = solve(many_sites(40.4), gap=0.001)
 

@@ -72,7 +72,7 @@ def test_store_leaves_after_two_minutes_without_calls(sends_snapshot, leaves_s):
 
     async def main(loop):
         left = []
-        store = StreamStore(loop.clock, leave=lambda: left.append(loop.time()))
+        store = StreamStore(loop.clock, on_idle=lambda: left.append(loop.time()))
         assert await store.wanted("a") == []
         await asyncio.sleep(119.0 - loop.time())
         if sends_snapshot:
@@ -223,7 +223,7 @@ async def test_busy_owner_has_time_to_send_its_state(loop):
         assert await fleet.step("b", 4, timeout_s=3.0) == reference(4)
         moves = await fleet.store.statistics()
         assert not fleet.store._wanted.get("a")
-        assert not fleet.store._handed
+        assert not fleet.store._releases
     assert (moves.moved, moves.resumed, moves.restarted) == (1, 0, 0)
 
 

@@ -170,10 +170,10 @@ class StreamMachine(RuleBasedStateMachine):
     def has_ready_before(self):
         return self.has_ready()
 
-    @rule(ready_too=st.booleans())
-    def stream_is_closed(self, ready_too):
-        self.state.close(ready_too)
-        for frame in self.of("waiting", "running", *(("ready", "error") if ready_too else ())):
+    @rule(drop_ready=st.booleans())
+    def stream_is_closed(self, drop_ready):
+        self.state.close(drop_ready)
+        for frame in self.of("waiting", "running", *(("ready", "error") if drop_ready else ())):
             self.drop(frame, "closed")
 
     @invariant()

@@ -135,9 +135,9 @@ def satisfiable(candidates, kept, settings=None):
         if ("slo", subject) in asked:
             mask &= candidates.in_time[:, c]
         if ("residency", subject) in asked:
-            mask &= candidates.stays[c]
+            mask &= candidates.meets_residency[c]
         if ("quality", subject) in asked:
-            mask &= candidates.suffices[c]
+            mask &= candidates.meets_quality[c]
         if ("demand", subject) not in asked:
             rates[:, c] = 0.0
         allowed[:, c] = mask

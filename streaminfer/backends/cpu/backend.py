@@ -152,8 +152,8 @@ class CpuBackend(Node):
         self._name = _name(fn)
         check_instance("copy_outputs", copy_outputs, lambda it: isinstance(it, bool), "True or False")
         self._example = example
-        what = "a sequence of axes, or a mapping of input name to such"
-        check_instance("free_axes", free_axes, lambda it: isinstance(it, (Sequence, Mapping)), what)
+        expectation = "a sequence of axes, or a mapping of input name to such"
+        check_instance("free_axes", free_axes, lambda it: isinstance(it, (Sequence, Mapping)), expectation)
         if example is None and free_axes:
             raise ValueError(expected("free_axes", "none without an example, whose axes they are", free_axes))
         signature = signature_of_example(example, free_axes)
@@ -173,7 +173,7 @@ class CpuBackend(Node):
         self.queued_workers = None if executor == "inline" else workers
         self._priority = BatchPriority()
         # a cancelled function still blocks its worker, so it gets a higher priority; a process has a separate one
-        self._hasten = self._priority.raise_running if executor == "thread" else None
+        self._raise_priority = self._priority.raise_running if executor == "thread" else None
         self._threads: WorkerThreads[_FunctionWorker] | WorkerThreads[ProcessWorker] | None = None
         self._closed = False
         self._awaited: set[Future[None]] = set()  # inline and async: one per batch, done when the batch ends
@@ -248,16 +248,16 @@ class CpuBackend(Node):
     def _begin_infer(self, batch: Batch, done: Done) -> Job:
         threads: Any = self._threads
         recorder = self._recorder
-        begin = functools.partial(threads.begin, interrupt=self._hasten)
+        begin = functools.partial(threads.begin, interrupt=self._raise_priority)
         return recorder.begin(len(batch.rows), done, begin, self._call, (batch, recorder.busy))  # type: ignore[no-any-return]
 
     def example_inputs(self) -> ExampleInputs | None:
         """Return the constructor's ``example``, with the function that measures it."""
         if self._example is None:
             return None
-        on_each = self._infer_on_each if self.queued_workers is not None and self.queued_workers > 1 else None
+        infer_on_each = self._infer_on_each if self.queued_workers is not None and self.queued_workers > 1 else None
         now = None if self.infer_now is None else self._infer_now_uncounted
-        return ExampleInputs(self._example, self._infer_uncounted, infer_on_each=on_each, infer_now=now)
+        return ExampleInputs(self._example, self._infer_uncounted, infer_on_each=infer_on_each, infer_now=now)
 
     async def stop(self, *, drain: bool = True) -> None:
         """Stop the workers and wait for them; :meth:`start` starts new ones.
@@ -302,10 +302,10 @@ class CpuBackend(Node):
         self, batch: Batch, call: Callable[..., Any], call_async: Callable[..., Any]
     ) -> Coroutine[Any, Any, Sequence[Any]]:
         if self._threads is not None:
-            return self._threads.run(self._call, batch, call, interrupt=self._hasten)
-        return self._await_inline(batch, call_async) if self._asynchronous else self._answer_inline(batch, call)
+            return self._threads.run(self._call, batch, call, interrupt=self._raise_priority)
+        return self._await_inline(batch, call_async) if self._asynchronous else self._infer_inline(batch, call)
 
-    async def _answer_inline(self, batch: Batch, call: Callable[..., Any]) -> Any:
+    async def _infer_inline(self, batch: Batch, call: Callable[..., Any]) -> Any:
         return self._call_inline(batch, call)
 
     async def _infer_on_each(self, batch: Batch) -> None:
@@ -397,6 +397,6 @@ def _process_workers(function: Callable[[Any], Any], name: str, count: int) -> l
     try:
         pickled = pickle.dumps(function)
     except Exception as error:
-        what = "a function that a worker process can import by name (defined at the top level of a module)"
-        raise TypeError(f"{expected('fn', what, function)}: {error}") from error
+        expectation = "a function that a worker process can import by name (defined at the top level of a module)"
+        raise TypeError(f"{expected('fn', expectation, function)}: {error}") from error
     return [ProcessWorker(pickled, name) for _ in range(count)]

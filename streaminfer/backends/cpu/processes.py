@@ -95,7 +95,7 @@ class ProcessWorker(Worker):
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
         self._has_function = False  # whether the process has imported the function
-        self._begun: Any = None  # shared memory: whether the process has read the latest batch
+        self._batch_read: Any = None  # shared memory: whether the process has read the latest batch
         self._killed = False
         self._lock = threading.Lock()
 
@@ -140,7 +140,7 @@ class ProcessWorker(Worker):
     def forget(self) -> None:
         """Drop the parent's worker process after a fork; the next call starts another one."""
         pipe, process = self._pipe, self._process
-        self._pipe = self._process = self._begun = None
+        self._pipe = self._process = self._batch_read = None
         self._lock = threading.Lock()
         if process is not None:  # else this interpreter, when it ends, would terminate it as its child
             multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]
@@ -158,22 +158,22 @@ class ProcessWorker(Worker):
         """
         with self._lock:
             self._killed = False
-            died_before = 0
+            deaths = 0
             while True:
-                begun = False
+                batch_read = False
                 try:
                     pipe = self._ready()
                     if message is None:
                         return []
-                    self._begun.value = False
+                    self._batch_read.value = False
                     try:
                         return _exchange(pipe, message)
                     finally:
-                        begun = self._begun.value
+                        batch_read = self._batch_read.value
                 except (EOFError, OSError) as error:
                     died = self._died(error)
-                    died_before += 1
-                    if begun or self._killed or died_before == _MAX_PROCESSES:
+                    deaths += 1
+                    if batch_read or self._killed or deaths == _MAX_PROCESSES:
                         raise died from error
                 except BaseException:  # such as a MemoryError: part of a message may be left in the pipe
                     self._end()
@@ -183,11 +183,11 @@ class ProcessWorker(Worker):
         if self._pipe is not None:
             return self._pipe
         context = _context()
-        if self._begun is None:
-            self._begun = context.RawValue(ctypes.c_bool, False)
-        ours, theirs = context.Pipe()
+        if self._batch_read is None:
+            self._batch_read = context.RawValue(ctypes.c_bool, False)
+        parent_end, child_end = context.Pipe()
         process = context.Process(
-            target=_serve, args=(theirs, self._begun), name=f"CpuBackend({self._name})", daemon=True
+            target=_serve, args=(child_end, self._batch_read), name=f"CpuBackend({self._name})", daemon=True
         )
         with _lifecycle:
             try:
@@ -200,18 +200,18 @@ class ProcessWorker(Worker):
         popen = vars(process)["_popen"]
         popen.terminate = popen.kill  # multiprocessing terminates and joins its daemons when the interpreter ends
         self._has_function = False
-        self._process, self._pipe = process, ours  # from here on `kill` finds the process
-        theirs.close()  # otherwise the pipe would stay open after the process has ended
+        self._process, self._pipe = process, parent_end  # from here on `kill` finds the process
+        child_end.close()  # otherwise the pipe would stay open after the process has ended
         if self._killed:
             process.kill()
-        ok, value = _unpack(_exchange(ours, [self._function]))
+        ok, value = _unpack(_exchange(parent_end, [self._function]))
         if not ok:
             self._end()
             raise BackendError(
                 f"{self._name}: the worker process cannot import it: {text_of_failure(value)}"
             ) from value
         self._has_function = True
-        return ours
+        return parent_end
 
     def _died(self, error: BaseException) -> BackendError:
         if self._process is None:
@@ -323,7 +323,7 @@ def _on_sigterm(*_: object) -> None:
         os._exit(128 + signal.SIGTERM)
 
 
-def _serve(pipe: Connection, begun: Any) -> None:
+def _serve(pipe: Connection, batch_read: Any) -> None:
     """Run the worker process: receive the function, then batches until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group: the parent decides
     signal.signal(signal.SIGTERM, _on_sigterm)  # as above
@@ -333,7 +333,7 @@ def _serve(pipe: Connection, begun: Any) -> None:
             message = _receive(pipe)
         except (EOFError, OSError):
             return
-        begun.value = True
+        batch_read.value = True
         try:
             if function is None:
                 function = _unpack(message)

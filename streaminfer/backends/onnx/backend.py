@@ -174,7 +174,7 @@ class OnnxBackend(Node):
         self.inputs = self._signature.inputs
         self.outputs = self._signature.outputs
         self.batch_axes = self._signature.batch_axes
-        fixed = self._signature.rows_a_run
+        fixed = self._signature.rows_per_run
         self.max_batch_size = None if fixed == 1 else fixed
         self.queued_workers = sessions if executor == "thread" else None
         self._recorder = BackendRecorder(sessions, clock)
@@ -223,11 +223,11 @@ class OnnxBackend(Node):
             BackendError: the new model failed on a batch of the warm-up.
         """
         async with self._serving.turn():
-            before = self._serving.model
-            name = f"reload of OnnxBackend({before.name})"
+            current = self._serving.model
+            name = f"reload of OnnxBackend({current.name})"
             self._serving.replace(await call_apart(name, self._prepare, path_or_bytes))
             self._source = path_or_bytes
-            if not before.is_loaded:  # its device has given the memory to other models
+            if not current.is_loaded:  # its device has given the memory to other models
                 self._serving.unload()
 
     async def load(self) -> None:
@@ -239,10 +239,10 @@ class OnnxBackend(Node):
             FileNotFoundError, ValueError, BackendError: as :meth:`reload`.
         """
         async with self._serving.turn():
-            before = self._serving.model
-            if not before.is_loaded:
-                model = await call_apart(f"load of OnnxBackend({before.name})", self._prepare, self._source)
-                self._serving.replace(model, is_same=model.is_same_as(before))
+            current = self._serving.model
+            if not current.is_loaded:
+                model = await call_apart(f"load of OnnxBackend({current.name})", self._prepare, self._source)
+                self._serving.replace(model, is_same=model.is_same_as(current))
 
     async def unload(self) -> None:
         """Free the sessions, and with them the model's memory; batches fail until :meth:`load`.
@@ -301,15 +301,17 @@ class OnnxBackend(Node):
 
     def example_inputs(self) -> ExampleInputs | None:
         """Return ``example``, else zeros; ``None`` if the model reads anything but arrays."""
-        on_each = self._infer_on_each if self._recorder.snapshot().workers > 1 else None
-        now = None if self.infer_now is None else self._infer_now_uncounted
+        infer_on_each = self._infer_on_each if self._recorder.snapshot().workers > 1 else None
+        infer_now = None if self.infer_now is None else self._infer_now_uncounted
         if self._example is not None:
-            return ExampleInputs(self._example, self._infer_uncounted, infer_on_each=on_each, infer_now=now)
-        guess = self._guess_inputs(1)
-        if guess is None:
+            return ExampleInputs(self._example, self._infer_uncounted, infer_on_each=infer_on_each, infer_now=infer_now)
+        guessed = self._guess_inputs(1)
+        if guessed is None:
             return None
         axes = free_axes(self.inputs)
-        return ExampleInputs(guess, self._infer_uncounted, False, axes, self._guess_inputs, on_each, infer_now=now)
+        return ExampleInputs(
+            guessed, self._infer_uncounted, False, axes, self._guess_inputs, infer_on_each, infer_now=infer_now
+        )
 
     async def start(self) -> None:
         """Start the worker threads (one if batches run on the event loop), and run the warm-up on every session.
@@ -357,9 +359,9 @@ class OnnxBackend(Node):
         return self._recorder.snapshot()
 
     def _guess_inputs(self, free_size: int) -> Any:
-        guess = guess_inputs(self.inputs, free_size)
-        only = self._signature.only_input
-        return guess if guess is None or only is None else guess[only]
+        guessed = guess_inputs(self.inputs, free_size)
+        only_input = self._signature.only_input
+        return guessed if guessed is None or only_input is None else guessed[only_input]
 
     async def _infer_on_each(self, batch: Batch) -> None:
         await self._threads.run_for_each(ReloadableWorker.record, batch, self._new_options())
@@ -374,12 +376,12 @@ class OnnxBackend(Node):
         self._threads.check_open()
         return run(self._inline, batch, self._new_options())
 
-    async def _answer_inline(self, batch: Batch, run: Callable[..., Sequence[Any]]) -> Sequence[Any]:
+    async def _infer_inline(self, batch: Batch, run: Callable[..., Sequence[Any]]) -> Sequence[Any]:
         return self._run_inline(batch, run)
 
     def _infer(self, batch: Batch, run: Callable[..., Sequence[Any]]) -> Coroutine[Any, Any, Sequence[Any]]:
         if self._inline is not None:
-            return self._answer_inline(batch, run)
+            return self._infer_inline(batch, run)
         options = self._new_options()
         end_early = functools.partial(_end_early, options, self._loader.priority)
         return self._threads.run(run, batch, options, interrupt=end_early)
@@ -395,7 +397,7 @@ class OnnxBackend(Node):
     def __repr__(self) -> str:
         inputs = ", ".join(map(str, self.inputs))
         outputs = ", ".join(map(str, self.outputs))
-        return f"OnnxBackend({self._serving.model.name}: {inputs} → {outputs}; {self._manner()})"
+        return f"OnnxBackend({self._serving.model.name}: {inputs} → {outputs}; {self._describe_execution()})"
 
     def _repr_html_(self) -> str:
         rows = [
@@ -408,17 +410,17 @@ class OnnxBackend(Node):
             for kind, specs in (("input", self.inputs), ("output", self.outputs))
             for spec in specs
         ]
-        caption = f"OnnxBackend({self._serving.model.name}): {self._manner()}"
+        caption = f"OnnxBackend({self._serving.model.name}): {self._describe_execution()}"
         return html_table(rows, head=("", "name", "type", "batch axis"), caption=caption)
 
-    def _manner(self) -> str:
+    def _describe_execution(self) -> str:
         sessions, model = self._loader.sessions, self._serving.model
         names = [name for name, _ in model.providers]
-        fixed = self._signature.rows_a_run
+        fixed = self._signature.rows_per_run
         rows = "" if fixed is None else f", {'one row' if fixed == 1 else f'{fixed} rows'} a run"
         bound = "" if model.binding == "off" else f", {model.binding} memory bound"
-        where = "" if self._inline is None else ", inline"
-        return f"{sessions} session{'s' if sessions > 1 else ''} on {', '.join(names)}{rows}{bound}{where}"
+        inline = "" if self._inline is None else ", inline"
+        return f"{sessions} session{'s' if sessions > 1 else ''} on {', '.join(names)}{rows}{bound}{inline}"
 
 
 def _by_name(argument: str, value: Any) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def fold_batch(
     layouts = {
         output: layout
         for output, length in lengths.items()
-        if (layout := lay_out(candidates[output], length)) is not None and layout.pays(candidates[output])
+        if (layout := lay_out(candidates[output], length)) is not None and layout.is_faster(candidates[output])
     }
     if not layouts:
         raise ValueError(
@@ -162,7 +162,7 @@ class _Trial:
         self._session = self._load(source)
         inputs, outputs = read_specs(self._session, batch_axes, shared)
         self.signature = Signature(inputs, outputs)
-        if (rows := self.signature.rows_a_run) is not None:
+        if (rows := self.signature.rows_per_run) is not None:
             raise ValueError(
                 f"path_or_bytes: expected a model with a free batch axis, got {name}, fixed at {rows} rows"
             )
@@ -188,8 +188,8 @@ class _Trial:
         """
         probe = onnx.ModelProto()
         probe.CopyFrom(model)
-        known = {one.name for one in (*model.graph.input, *model.graph.output)}
-        reads = sorted({one.node.input[0] for one in candidates.values()} - known)
+        declared = {one.name for one in (*model.graph.input, *model.graph.output)}
+        reads = sorted({one.node.input[0] for one in candidates.values()} - declared)
         probe.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in reads)
         session = self._load(probe.SerializeToString())
         shapes: list[dict[str, tuple[int, ...]]] = []
@@ -200,9 +200,11 @@ class _Trial:
             shapes.append({name: np.shape(value) for name, value in values.items()})
         lengths = {}
         for output, one in candidates.items():
-            two, three = (shape.get(one.node.input[0], (0,)) for shape in shapes)  # not known for a shared input
-            if (two[0], three[0]) == (2, 3) and two[1:] == three[1:]:
-                lengths[output] = two[2]
+            two_rows, three_rows = (
+                shape.get(one.node.input[0], (0,)) for shape in shapes
+            )  # not known for a shared input
+            if (two_rows[0], three_rows[0]) == (2, 3) and two_rows[1:] == three_rows[1:]:
+                lengths[output] = two_rows[2]
         return lengths
 
     def compare(self, folded: bytes) -> float:
@@ -214,8 +216,8 @@ class _Trial:
         session, largest = self._load(folded), 0.0
         for rows in (1, 2, 5):
             inputs = {**self.make_rows(rows), **self._shared}
-            before, after = self._session.run(None, inputs), session.run(None, inputs)
-            for spec, old, new in zip(self._session.get_outputs(), before, after, strict=True):
+            original_outputs, folded_outputs = self._session.run(None, inputs), session.run(None, inputs)
+            for spec, old, new in zip(self._session.get_outputs(), original_outputs, folded_outputs, strict=True):
                 difference = _difference(np.asarray(old), np.asarray(new))
                 largest = max(largest, difference)
                 if difference > TOLERANCE.get(str(np.asarray(old).dtype), 0.0):
@@ -242,8 +244,8 @@ def _difference(old: npt.NDArray[Any], new: npt.NDArray[Any]) -> float:
         return np.inf
     finite = np.isfinite(old)
     scale = float(np.max(np.abs(old), where=finite, initial=0.0))
-    apart = float(np.max(np.abs(np.where(finite, old, 0) - np.where(finite, new, 0)), initial=0.0))
-    return apart / scale if scale else apart
+    difference = float(np.max(np.abs(np.where(finite, old, 0) - np.where(finite, new, 0)), initial=0.0))
+    return difference / scale if scale else difference
 
 
 def _count(graph: Any) -> int:
@@ -252,32 +254,32 @@ def _count(graph: Any) -> int:
 
 def _find_convolutions(onnx: ModuleType, graph: Any) -> dict[str, Convolution]:
     """Return the convolutions over one axis with known weights, by the name of their output."""
-    known = {one.name: one for one in graph.initializer}
+    constants = {one.name: one for one in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
-            known[node.output[0]] = node.attribute[0].t
-    known = {name: value for name, value in known.items() if name not in {one.name for one in graph.input}}
-    found = {}
+            constants[node.output[0]] = node.attribute[0].t
+    constants = {name: value for name, value in constants.items() if name not in {one.name for one in graph.input}}
+    convolutions = {}
     for node in graph.node:
-        if node.op_type != "Conv" or node.domain not in {"", "ai.onnx"} or node.input[1] not in known:
+        if node.op_type != "Conv" or node.domain not in {"", "ai.onnx"} or node.input[1] not in constants:
             continue
-        weights = onnx.numpy_helper.to_array(known[node.input[1]])
+        weights = onnx.numpy_helper.to_array(constants[node.input[1]])
         if weights.ndim != 3:
             continue
-        given = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
-        kind = given.get("auto_pad", b"NOTSET").decode()
-        before, behind = given.get("pads", (0, 0))
+        attributes = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
+        kind = attributes.get("auto_pad", b"NOTSET").decode()
+        before, after = attributes.get("pads", (0, 0))
         one = Convolution(
             node=node,
             weights=weights,
-            group=given.get("group", 1),
-            dilation=given.get("dilations", (1,))[0],
-            stride=given.get("strides", (1,))[0],
-            padding=(before, behind) if kind == "NOTSET" else kind,
+            group=attributes.get("group", 1),
+            dilation=attributes.get("dilations", (1,))[0],
+            stride=attributes.get("strides", (1,))[0],
+            padding=(before, after) if kind == "NOTSET" else kind,
         )
         if not kind.startswith("SAME") or one.stride <= one.span + SKIPPED:
-            found[node.output[0]] = one
-    return found
+            convolutions[node.output[0]] = one
+    return convolutions
 
 
 def _rewrite(onnx: ModuleType, model: Any, candidates: dict[str, Convolution], layouts: dict[str, Layout]) -> None:
@@ -292,21 +294,21 @@ def _rewrite(onnx: ModuleType, model: Any, candidates: dict[str, Convolution], l
     del graph.node[:]
     graph.node.extend(nodes)
     replaced = {candidates[output].node.input[1] for output in layouts} - _read_by(nodes)
-    used = [one for one in graph.initializer if one.name not in replaced]
+    retained = [one for one in graph.initializer if one.name not in replaced]
     del graph.initializer[:]
-    graph.initializer.extend(used)
+    graph.initializer.extend(retained)
 
 
 def _read_by(nodes: Sequence[Any]) -> set[str]:
     """Return all names that the nodes read, also in their branches and loops."""
-    inner = [one for node in nodes for given in node.attribute for one in (given.g, *given.graphs)]
+    inner = [one for node in nodes for attribute in node.attribute for one in (attribute.g, *attribute.graphs)]
     return {name for node in nodes for name in node.input}.union(*(_read_by(graph.node) for graph in inner))
 
 
-def _fold(onnx: ModuleType, graph: Any, one: Convolution, layout: Layout) -> list[Any]:
+def _fold(onnx: ModuleType, graph: Any, convolution: Convolution, layout: Layout) -> list[Any]:
     """Return the nodes that replace a convolution, and add the constants that they read to the graph."""
-    node, make, output = one.node, onnx.helper.make_node, one.node.output[0]
-    filters, channels = layout.weights.shape[0], layout.weights.shape[1] * one.group
+    node, make, output = convolution.node, onnx.helper.make_node, convolution.node.output[0]
+    filters, channels = layout.weights.shape[0], layout.weights.shape[1] * convolution.group
 
     def constant(name: str, value: Any) -> str:
         graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value), f"{output}/fold/{name}"))
@@ -317,14 +319,14 @@ def _fold(onnx: ModuleType, graph: Any, one: Convolution, layout: Layout) -> lis
         return name
 
     nodes: list[Any] = []
-    behind = layout.block - layout.before - layout.length
-    weights = node.input[1] if layout.weights is one.weights else constant("weights", layout.weights)
-    span = (layout.weights.shape[2] - 1) * one.dilation + 1
+    after = layout.block - layout.before - layout.length
+    weights = node.input[1] if layout.weights is convolution.weights else constant("weights", layout.weights)
+    span = (layout.weights.shape[2] - 1) * convolution.dilation + 1
     value = step("Transpose", [node.input[0]], f"{output}/fold/channels_first", perm=[1, 0, 2])
     # after the Transpose, so that onnxruntime can cancel it against the Transpose that ends the previous convolution
     value = step("Reshape", [value, constant("row", [channels, 0, layout.length])], f"{output}/fold/checked")
-    if layout.before or behind:
-        pads = constant("pads", [0, 0, layout.before, 0, 0, behind])
+    if layout.before or after:
+        pads = constant("pads", [0, 0, layout.before, 0, 0, after])
         value = step("Pad", [value, pads], f"{output}/fold/padded")
     value = step("Reshape", [value, constant("one_row", [1, channels, -1])], f"{output}/fold/end_to_end")
     value = step(
@@ -332,15 +334,15 @@ def _fold(onnx: ModuleType, graph: Any, one: Convolution, layout: Layout) -> lis
         [value, weights, *node.input[2:]],
         f"{output}/fold/convolved",
         kernel_shape=[layout.weights.shape[2]],
-        dilations=[one.dilation],
+        dilations=[convolution.dilation],
         strides=[layout.stride],
-        group=one.group,
+        group=convolution.group,
         pads=[0, max(0, span - layout.stride)],
     )
     value = step("Reshape", [value, constant("rows", [filters, -1, layout.computed])], f"{output}/fold/apart")
     if layout.computed > layout.windows:
-        cut = [constant("from", [0]), constant("to", [layout.windows]), constant("axis", [2])]
-        value = step("Slice", [value, *cut], f"{output}/fold/cut")
+        bounds = [constant("from", [0]), constant("to", [layout.windows]), constant("axis", [2])]
+        value = step("Slice", [value, *bounds], f"{output}/fold/cut")
     step("Transpose", [value], output, perm=[1, 0, 2])
     return nodes
 

@@ -16,8 +16,8 @@ from streaminfer.backends.signature import Signature
 __all__ = ["from_bfloat16", "has_bfloat16", "run_with_bfloat16", "to_bfloat16"]
 
 _ELEMENT_TYPE = 16  # onnx.TensorProto.BFLOAT16
-_HALF = np.uint32(0x7FFF)
-_QUIET = np.uint16(0x40)
+_ROUNDING = np.uint32(0x7FFF)
+_QUIET_NAN = np.uint16(0x40)
 
 
 def has_bfloat16(signature: Signature) -> bool:
@@ -29,8 +29,8 @@ def to_bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
     """Return the bits of float32 values, rounded to bfloat16; NaN stays NaN."""
     bits = np.ascontiguousarray(values).view(np.uint32)
     with np.errstate(over="ignore"):  # overflows for NaN only
-        rounded = ((bits + _HALF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-    return np.where(np.isnan(values), (bits >> 16).astype(np.uint16) | _QUIET, rounded)
+        rounded = ((bits + _ROUNDING + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return np.where(np.isnan(values), (bits >> 16).astype(np.uint16) | _QUIET_NAN, rounded)
 
 
 def from_bfloat16(bits: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
@@ -51,10 +51,10 @@ def run_with_bfloat16(
     """
     from onnxruntime import OrtValue  # noqa: PLC0415 - an extra, loaded by the backend's constructor
 
-    halves = {spec.name for spec in signature.inputs if spec.is_bfloat16}
+    bfloat16_inputs = {spec.name for spec in signature.inputs if spec.is_bfloat16}
     values = {
         name: OrtValue.ortvalue_from_numpy_with_onnx_type(to_bfloat16(array), _ELEMENT_TYPE)
-        if name in halves
+        if name in bfloat16_inputs
         else OrtValue.ortvalue_from_numpy(array)
         for name, array in feed.items()
     }

@@ -79,14 +79,16 @@ def choose_binding(setting: object, providers: Sequence[Provider], signature: Si
     """
     name, options = providers[0]
     device = ("cuda", int(options.get("device_id", 0))) if name in _GPU_PROVIDERS else ("cpu", 0)
-    odd = next((spec for spec in (*signature.inputs, *signature.outputs) if not _is_bindable(spec)), None)
+    unbindable = next((spec for spec in (*signature.inputs, *signature.outputs) if not _is_bindable(spec)), None)
     if setting is None:
-        return ("pinned" if device[0] == "cuda" and odd is None else "off"), device
+        return ("pinned" if device[0] == "cuda" and unbindable is None else "off"), device
     binding: Binding = check_choice("binding", setting, get_args(Binding))
     if binding == "pinned" and device[0] != "cuda":
         raise ValueError(expected("binding", f"'off' or 'pageable' on {name}, which has no device memory", setting))
-    if binding != "off" and odd is not None:
-        raise ValueError(expected("binding", f"'off', since {odd.name!r} is no tensor of NumPy's numbers", setting))
+    if binding != "off" and unbindable is not None:
+        raise ValueError(
+            expected("binding", f"'off', since {unbindable.name!r} is no tensor of NumPy's numbers", setting)
+        )
     return binding, device
 
 
@@ -108,8 +110,8 @@ def check_cuda_graphs(session: Any, binding: Binding, signature: Signature, sess
         raise ValueError(expected("sessions", "1 with enable_cuda_graph: one thread may run the graphs", sessions))
     shapes = [tuple(size if isinstance(size, int) else 1 for size in spec.shape) for spec in signature.inputs]
     if _output_shapes(signature, shapes) is None:
-        known = ", ".join(map(str, signature.outputs))
-        raise ValueError(f"outputs: expected those whose sizes the model states, with enable_cuda_graph, got {known}")
+        outputs = ", ".join(map(str, signature.outputs))
+        raise ValueError(f"outputs: expected those whose sizes the model states, with enable_cuda_graph, got {outputs}")
 
 
 def records_graphs(session: Any) -> bool:
@@ -161,7 +163,12 @@ class BoundRuns:
         self._lock = threading.Lock()  # a warm-up may run in any thread during a batch
 
     def run(
-        self, feed: Mapping[str, Any], options: Any, *, record: bool = False, whole: frozenset[str] = frozenset()
+        self,
+        feed: Mapping[str, Any],
+        options: Any,
+        *,
+        record: bool = False,
+        device_outputs: frozenset[str] = frozenset(),
     ) -> list[Any]:
         """Run the model and return its outputs, in the model's order; the caller owns them.
 
@@ -169,7 +176,8 @@ class BoundRuns:
             feed: the inputs of the model, by name; optional ones may be left out.
             options: the ``RunOptions``.
             record: whether this is a warm-up run, which records a CUDA graph for this shape, if the session has graphs.
-            whole: names of outputs that stay on the device, each as a :class:`DeviceArray` that can be fed again.
+            device_outputs: names of outputs that stay on the device, each as a :class:`DeviceArray` that can be fed
+                again.
 
         Raises:
             BackendError: memory cannot be pinned.
@@ -182,7 +190,7 @@ class BoundRuns:
                 slot = self._slots[shapes] = _Slot(self, shapes)
             self._slots.move_to_end(shapes)
             if self._graph_ids is None:
-                return slot.run(feed, options, whole)
+                return slot.run(feed, options, device_outputs)
             if record and slot.graph_id == _NO_GRAPH:
                 slot.graph_id = next(self._graph_ids)
             self._set_graph(options, slot.graph_id)
@@ -206,8 +214,8 @@ class BoundRuns:
 
     def _make_room(self) -> None:
         """Drop the least recently used memory; slots with graphs stay, because graphs remember their addresses."""
-        without = [shapes for shapes, slot in self._slots.items() if slot.graph_id == _NO_GRAPH]
-        for shapes in without[: max(len(without) - _MAX_SLOTS + 1, 0)]:
+        without_graph = [shapes for shapes, slot in self._slots.items() if slot.graph_id == _NO_GRAPH]
+        for shapes in without_graph[: max(len(without_graph) - _MAX_SLOTS + 1, 0)]:
             del self._slots[shapes]
 
     def _set_graph(self, options: Any, graph_id: int) -> None:
@@ -255,7 +263,7 @@ class _Slot:
         self._names = [spec.name for spec in signature.outputs]
         self._hosts: dict[str, Array] = {}
         self._inputs: dict[str, Any] = {}
-        self._foreign: set[str] = set()  # inputs that are bound to an output of an earlier run
+        self._bound_to_outputs: set[str] = set()  # inputs that are bound to an output of an earlier run
         for spec, shape in zip(signature.inputs, shapes, strict=True):
             assert spec.dtype is not None  # noqa: S101 - read_specs rejects other inputs
             if shape is None:
@@ -264,20 +272,20 @@ class _Slot:
             self._hosts[spec.name] = host
             value = self._inputs[spec.name] = _value_of(runs, host)
             self._binding.bind_ortvalue_input(spec.name, value)
-        known = _output_shapes(signature, shapes)
-        self._outputs: list[tuple[Any, Array | None]] | None = None if known is None else []
-        for spec, shape in zip(signature.outputs, known or (), strict=known is not None):
+        output_shapes = _output_shapes(signature, shapes)
+        self._outputs: list[tuple[Any, Array | None]] | None = None if output_shapes is None else []
+        for spec, shape in zip(signature.outputs, output_shapes or (), strict=output_shapes is not None):
             assert self._outputs is not None  # noqa: S101
             assert spec.dtype is not None  # noqa: S101 - see choose_binding
             memory = np.empty(shape, spec.dtype)
             self._outputs.append((_value_of(runs, memory), memory if self._device[0] == "cpu" else None))
         self._bind_outputs()
 
-    def run(self, feed: Mapping[str, Any], options: Any, whole: frozenset[str] = frozenset()) -> list[Any]:
+    def run(self, feed: Mapping[str, Any], options: Any, device_outputs: frozenset[str] = frozenset()) -> list[Any]:
         for name, host in self._hosts.items():
-            self._feed(name, host, feed[name], reuses=not whole)
-        if whole:
-            return self._run_whole(options, whole)
+            self._feed(name, host, feed[name], reuses=not device_outputs)
+        if device_outputs:
+            return self._run_on_device(options, device_outputs)
         if self._outputs is None:
             self._bind_new_outputs()
         self.run_bound(options)
@@ -287,27 +295,27 @@ class _Slot:
         # numpy() copies values from a device to the host
         return [value.numpy() if memory is None else memory.copy() for value, memory in self._outputs]
 
-    def _run_whole(self, options: Any, whole: frozenset[str]) -> list[Any]:
+    def _run_on_device(self, options: Any, device_outputs: frozenset[str]) -> list[Any]:
         self._bind_new_outputs()
         try:
             self.run_bound(options)
-            made = zip(self._names, self._binding.get_outputs(), strict=True)
-            return [DeviceArray(value) if name in whole else value.numpy() for name, value in made]
+            outputs = zip(self._names, self._binding.get_outputs(), strict=True)
+            return [DeviceArray(value) if name in device_outputs else value.numpy() for name, value in outputs]
         finally:  # also after a failure: the next run reads its outputs from the slot's memory
             self._bind_outputs()
 
     def _feed(self, name: str, host: Array, value: Any, *, reuses: bool) -> None:
-        own = self._inputs[name]
+        bound_value = self._inputs[name]
         if isinstance(value, DeviceArray) and not reuses and value.device == self._device[0]:
             self._binding.bind_ortvalue_input(name, value.value)
-            self._foreign.add(name)
+            self._bound_to_outputs.add(name)
             return
         np.copyto(host, value)
         if self._device[0] != "cpu":
-            own.update_inplace(host)
-        if name in self._foreign:
-            self._binding.bind_ortvalue_input(name, own)
-            self._foreign.discard(name)
+            bound_value.update_inplace(host)
+        if name in self._bound_to_outputs:
+            self._binding.bind_ortvalue_input(name, bound_value)
+            self._bound_to_outputs.discard(name)
 
     def _bind_new_outputs(self) -> None:
         for name in self._names:
@@ -332,8 +340,8 @@ def _output_shapes(signature: Signature, shapes: Sequence[tuple[int, ...] | None
         sizes.update((name, size) for name, size in zip(spec.shape, shape, strict=True) if isinstance(name, str))
         if spec.batch_axis is not None:
             rows = shape[spec.batch_axis]
-    known = [_output_shape(spec, sizes, rows) for spec in signature.outputs]
-    return None if None in known else [shape for shape in known if shape is not None]
+    output_shapes = [_output_shape(spec, sizes, rows) for spec in signature.outputs]
+    return None if None in output_shapes else [shape for shape in output_shapes if shape is not None]
 
 
 def _output_shape(spec: TensorSpec, sizes: Mapping[object, int], rows: int) -> tuple[int, ...] | None:

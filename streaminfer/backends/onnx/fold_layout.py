@@ -56,8 +56,8 @@ class Convolution:
         if self.padding == "VALID":
             return 0, 0
         total = max(0, (-(-length // self.stride) - 1) * self.stride + self.span - length)
-        less, more = total // 2, total - total // 2
-        return (less, more) if self.padding == "SAME_UPPER" else (more, less)
+        smaller, larger = total // 2, total - total // 2
+        return (smaller, larger) if self.padding == "SAME_UPPER" else (larger, smaller)
 
 
 @attrs.frozen
@@ -85,27 +85,36 @@ class Layout:
         """Number of windows that are computed per row, those across its end included."""
         return self.block // self.stride
 
-    def pays(self, one: Convolution) -> bool:
+    def is_faster(self, convolution: Convolution) -> bool:
         """Return whether a batch takes less time folded than row by row."""
-        filters, channels, taps = one.weights.shape
-        filled_up = COLUMNS * -(-self.windows // COLUMNS)
-        saved = filters * channels * (taps * filled_up - self.weights.shape[2] * self.computed) + CALL * one.group
-        copied = channels * one.group * self.block + filters * (self.computed + self.windows)
-        return bool(saved > COPYING * copied)
+        filters, channels, taps = convolution.weights.shape
+        padded_windows = COLUMNS * -(-self.windows // COLUMNS)
+        saved_work = (
+            filters * channels * (taps * padded_windows - self.weights.shape[2] * self.computed)
+            + CALL * convolution.group
+        )
+        copied = channels * convolution.group * self.block + filters * (self.computed + self.windows)
+        return bool(saved_work > COPYING * copied)
 
 
-def lay_out(one: Convolution, length: int) -> Layout | None:
+def lay_out(convolution: Convolution, length: int) -> Layout | None:
     """Return the layout of rows end to end; ``None`` if a row has no output."""
-    before, behind = one.padded(length)
-    windows = (length + before + behind - one.span) // one.stride + 1
+    before, after = convolution.padded(length)
+    windows = (length + before + after - convolution.span) // convolution.stride + 1
     if windows < 1:
         return None
     if windows > 1:
-        needed = max(before + length, (windows - 1) * one.stride + one.span - before, windows * one.stride)
-        block = -(-needed // one.stride) * one.stride
-        return Layout(block, before, length, windows, one.stride, one.weights)
-    if one.dilation > 1 or before >= one.span:  # the row may lie between the taps, or after the last one
-        block = max(before + length, one.span)
-        return Layout(block, before, length, 1, block, one.weights)
+        needed = max(
+            before + length,
+            (windows - 1) * convolution.stride + convolution.span - before,
+            windows * convolution.stride,
+        )
+        block = -(-needed // convolution.stride) * convolution.stride
+        return Layout(block, before, length, windows, convolution.stride, convolution.weights)
+    if (
+        convolution.dilation > 1 or before >= convolution.span
+    ):  # the row may lie between the taps, or after the last one
+        block = max(before + length, convolution.span)
+        return Layout(block, before, length, 1, block, convolution.weights)
     # the one window of a row begins at the row's start; taps that read only padding are cut off
-    return Layout(length, 0, length, 1, length, one.weights[:, :, before : before + length])
+    return Layout(length, 0, length, 1, length, convolution.weights[:, :, before : before + length])

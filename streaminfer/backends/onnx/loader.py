@@ -82,13 +82,15 @@ class ModelLoader:
         runtime = self.runtime
         options = make_options(runtime, self.threads, self.session_options)
         name, source = find_source(path_or_bytes)
-        is_given = self.session_options is not None
-        chosen = choose_providers(runtime, self.providers, options, given=is_given)
+        has_user_options = self.session_options is not None
+        chosen = choose_providers(runtime, self.providers, options, are_user_options=has_user_options)
         sharing = {name for name, _ in chosen} == {"CPUExecutionProvider"}
-        if sharing and not is_given:  # one pool of threads for all running batches
+        if sharing and not has_user_options:  # one pool of threads for all running batches
             options.intra_op_num_threads = self.sessions * (options.intra_op_num_threads - 1) + 1
         files = None if isinstance(source, bytes) else ModelFiles.read(Path(source))
-        if files is not None and not is_given:  # the user may reuse options for other sessions, so they get no weights
+        if (
+            files is not None and not has_user_options
+        ):  # the user may reuse options for other sessions, so they get no weights
             give_weights(options, files.weights)
         count = 1 if sharing else self.sessions
         loaded = []
@@ -99,16 +101,18 @@ class ModelLoader:
             files.check_unchanged()
         check_loaded(loaded[0], self.providers or ())
         providers: list[Provider] = chosen or [(one, {}) for one in loaded[0].get_providers()]
-        inputs, given = read_specs(loaded[0], self.batch_axes, self.shared_inputs, self.shared_outputs, self.outputs)
-        signature = Signature(inputs, given, non_finite=self.non_finite, text_fits=is_all_unicode)
+        inputs, outputs = read_specs(loaded[0], self.batch_axes, self.shared_inputs, self.shared_outputs, self.outputs)
+        signature = Signature(inputs, outputs, non_finite=self.non_finite, text_fits=is_all_unicode)
         binding, device = choose_binding(self.binding, providers, signature)
         check_cuda_graphs(loaded[0], binding, signature, self.sessions)
         cuda = load_cuda_runtime() if binding == "pinned" else None
         sizes = self.warmup_sizes
-        if signature.rows_a_run is not None:
-            sizes = [signature.rows_a_run] if sizes else []
-        given_values = self.shared_inputs
-        values = {spec.name: check_value(spec, given_values[spec.name]) for spec in inputs if spec.name in given_values}
+        if signature.rows_per_run is not None:
+            sizes = [signature.rows_per_run] if sizes else []
+        shared_inputs = self.shared_inputs
+        values = {
+            spec.name: check_value(spec, shared_inputs[spec.name]) for spec in inputs if spec.name in shared_inputs
+        }
         signature.example_by_name(self.example)  # raises if the example does not fit, even without a warm-up
         batches = [stack_example(signature, self.example, size) for size in sizes]
         workers = [

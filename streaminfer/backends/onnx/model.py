@@ -55,18 +55,18 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 
 
-def make_options(runtime: ModuleType, threads: int | None, given: Any) -> Any:
+def make_options(runtime: ModuleType, threads: int | None, session_options: Any) -> Any:
     """Return the given session options, else new ones with ``threads`` threads, none of which spins."""
-    if given is not None:
+    if session_options is not None:
         check_instance(
             "session_options",
-            given,
+            session_options,
             lambda one: isinstance(one, runtime.SessionOptions),
             "an onnxruntime.SessionOptions",
         )
         if threads is not None:
             raise ValueError(expected("threads", "None beside session_options, which say the threads", threads))
-        return given
+        return session_options
     options = runtime.SessionOptions()
     options.intra_op_num_threads = 1 if threads is None else check_count("threads", threads)
     options.inter_op_num_threads = 1
@@ -90,7 +90,11 @@ def find_source(path_or_bytes: object) -> tuple[str, str | bytes]:
 
 
 def choose_providers(
-    runtime: ModuleType, providers: Sequence[str | tuple[str, Mapping[str, Any]]] | None, options: Any, *, given: bool
+    runtime: ModuleType,
+    providers: Sequence[str | tuple[str, Mapping[str, Any]]] | None,
+    options: Any,
+    *,
+    are_user_options: bool,
 ) -> list[Provider]:
     """Return the requested providers, else those of the session options, else the CPU's.
 
@@ -98,7 +102,7 @@ def choose_providers(
         runtime: the module ``onnxruntime``.
         providers: the requested providers; ``None``: none are requested.
         options: the session options. If they are not the user's, a provider from a plugin is added to them.
-        given: whether the options are the user's.
+        are_user_options: whether the options are the user's.
 
     Returns:
         The ``providers`` of the session; empty if ``options`` have the providers.
@@ -107,35 +111,38 @@ def choose_providers(
         TypeError: not a sequence of names, or of names and options.
         ValueError: a provider is not available, or both arguments name providers.
     """
-    in_options = given and getattr(options, "has_providers", bool)()
+    in_options = are_user_options and getattr(options, "has_providers", bool)()
     if providers is None:
         return [] if in_options else CPU
     if in_options:
         raise ValueError(expected("providers", "None beside session_options that have providers", providers))
     available = runtime.get_available_providers()
-    what = f"a sequence of some of {', '.join(available)}"
+    expectation = f"a sequence of some of {', '.join(available)}"
     check_instance(
-        "providers", providers, lambda it: not isinstance(it, str) and isinstance(it, Sequence) and len(it) > 0, what
+        "providers",
+        providers,
+        lambda it: not isinstance(it, str) and isinstance(it, Sequence) and len(it) > 0,
+        expectation,
     )
     chosen: list[Provider] = []
-    plugged: dict[str, list[Any]] = {}
+    plugin_devices: dict[str, list[Any]] = {}
     for provider in providers:
         check_instance("providers", provider, _is_provider, "a name, or a pair of a name and a mapping of options")
         name, settings = (provider, {}) if isinstance(provider, str) else provider
         if devices := _plugin_devices(runtime, name, available):
-            plugged[name] = devices
+            plugin_devices[name] = devices
         chosen.append((name, dict(settings)))
-    if not plugged:
+    if not plugin_devices:
         return chosen
-    if given:
+    if are_user_options:
         raise ValueError(
             expected("session_options", "None beside a provider of a plugin, or options that have it", options)
             + ": session_options.add_provider_for_devices adds it"
         )
     for name, settings in chosen:
         texts = {key: str(value) for key, value in settings.items()}
-        if name in plugged:
-            options.add_provider_for_devices(plugged[name], texts)
+        if name in plugin_devices:
+            options.add_provider_for_devices(plugin_devices[name], texts)
         else:
             options.add_provider(name, texts)
     return []
@@ -157,16 +164,16 @@ def _plugin_devices(runtime: ModuleType, name: str, available: Sequence[str]) ->
         ValueError: the provider is not available.
     """
     devices: list[Any] = list(getattr(runtime, "get_ep_devices", list)())
-    own = [device for device in devices if device.ep_name == name]
+    matches = [device for device in devices if device.ep_name == name]
     if name in available:
-        return own if any("library_path" in device.ep_metadata for device in own) else []
-    if not own:
-        found = ", ".join(sorted({device.ep_name for device in devices})) or "none"
+        return matches if any("library_path" in device.ep_metadata for device in matches) else []
+    if not matches:
+        present = ", ".join(sorted({device.ep_name for device in devices})) or "none"
         raise ValueError(
             expected("providers", f"some of {', '.join(available)}", name)
-            + _INSTALL.get(name, f": no device for it here; the providers that have one: {found}")
+            + _INSTALL.get(name, f": no device for it here; the providers that have one: {present}")
         )
-    return own
+    return matches
 
 
 def give_weights(options: Any, weights: Mapping[str, bytes]) -> None:
@@ -177,9 +184,11 @@ def give_weights(options: Any, weights: Mapping[str, bytes]) -> None:
         weights: contents of each file, by the model's name for the file. They must stay alive until the session is
             created, because onnxruntime copies them then.
     """
-    give = getattr(options, "add_external_initializers_from_files_in_memory", None)  # an old onnxruntime has none
-    if weights and give is not None:
-        give(list(weights), list(weights.values()), [len(contents) for contents in weights.values()])
+    add_initializers = getattr(
+        options, "add_external_initializers_from_files_in_memory", None
+    )  # an old onnxruntime has none
+    if weights and add_initializers is not None:
+        add_initializers(list(weights), list(weights.values()), [len(contents) for contents in weights.values()])
 
 
 def load(runtime: ModuleType, source: str | bytes, name: str, options: Any, providers: list[Provider]) -> Any:
@@ -205,11 +214,11 @@ def check_loaded(session: Any, providers: Sequence[str | tuple[str, Mapping[str,
     Raises:
         ValueError: the session runs on others.
     """
-    got = session.get_providers()
+    loaded = session.get_providers()
     for provider in providers:
-        wanted = provider if isinstance(provider, str) else provider[0]
-        if wanted not in got:
-            raise ValueError(f"providers: expected {wanted} to load, got a session on {', '.join(got)} only")
+        name = provider if isinstance(provider, str) else provider[0]
+        if name not in loaded:
+            raise ValueError(f"providers: expected {name} to load, got a session on {', '.join(loaded)} only")
 
 
 def read_specs(
@@ -232,8 +241,8 @@ def read_specs(
         TypeError: an argument is not a sequence of names, or an axis is not a whole number.
         ValueError: an argument does not fit the model, or the model does not declare the batch axis of an output.
     """
-    read, given = session.get_inputs(), session.get_outputs()
-    required = [node.name for node in read]
+    input_nodes, output_nodes = session.get_inputs(), session.get_outputs()
+    required = [node.name for node in input_nodes]
     defaults = session.get_overridable_initializers()
     names = [*required, *(node.name for node in defaults)]
     for name in shared:
@@ -241,42 +250,42 @@ def read_specs(
             raise ValueError(expected("shared_inputs", f"inputs of the model ({', '.join(map(repr, names))})", name))
         if name in axes:
             raise ValueError(expected("batch_axes", f"no axis for {name!r}, which shared_inputs names", axes[name]))
-    known = [*names, *(node.name for node in given)]
+    node_names = [*names, *(node.name for node in output_nodes)]
     for name in axes:
-        if name not in known:
+        if name not in node_names:
             raise ValueError(
-                expected("batch_axes", f"inputs and outputs of the model ({', '.join(map(repr, known))})", name)
+                expected("batch_axes", f"inputs and outputs of the model ({', '.join(map(repr, node_names))})", name)
             )
     if not set(required) - set(shared):
         raise ValueError(f"shared_inputs: expected at least one input left for requests, got all of {required}")
-    given = _choose_outputs(given, chosen)
-    _check_names("shared_outputs", shared_outputs, [node.name for node in given])
+    output_nodes = _choose_outputs(output_nodes, chosen)
+    _check_names("shared_outputs", shared_outputs, [node.name for node in output_nodes])
     for name in shared_outputs:
         if name in axes:
             raise ValueError(expected("batch_axes", f"no axis for {name!r}, which shared_outputs names", axes[name]))
-    inputs = [_input_spec(node, axes, shared) for node in read]
+    inputs = [_input_spec(node, axes, shared) for node in input_nodes]
     symbols = {spec.shape[spec.batch_axis] for spec in inputs if spec.batch_axis is not None}
     inputs += [spec for node in defaults if (spec := _optional_spec(node, axes, shared, symbols)) is not None]
     _check_together(inputs, shared_outputs)
     sizes = [spec.shape[spec.batch_axis] for spec in inputs if spec.batch_axis is not None]
     return inputs, [
-        _spec(node, None) if node.name in shared_outputs else _output_spec(node, axes, sizes) for node in given
+        _spec(node, None) if node.name in shared_outputs else _output_spec(node, axes, sizes) for node in output_nodes
     ]
 
 
-def _check_names(argument: str, value: object, known: Sequence[str]) -> None:
-    what = f"a sequence of names of outputs ({', '.join(map(repr, known))})"
+def _check_names(argument: str, value: object, output_names: Sequence[str]) -> None:
+    expectation = f"a sequence of names of outputs ({', '.join(map(repr, output_names))})"
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
-        raise TypeError(expected(argument, what, value))
+        raise TypeError(expected(argument, expectation, value))
     for name in value:
-        if name not in known:
-            raise ValueError(expected(argument, what, name))
+        if name not in output_names:
+            raise ValueError(expected(argument, expectation, name))
 
 
-def _choose_outputs(given: Sequence[Any], chosen: Sequence[str] | None) -> Sequence[Any]:
+def _choose_outputs(available: Sequence[Any], chosen: Sequence[str] | None) -> Sequence[Any]:
     if chosen is None:
-        return given
-    nodes = {node.name: node for node in given}
+        return available
+    nodes = {node.name: node for node in available}
     _check_names("outputs", chosen, list(nodes))
     if not chosen or len(set(chosen)) < len(chosen):
         raise ValueError(expected("outputs", "at least one name, each once", chosen))
@@ -291,8 +300,8 @@ def _check_together(inputs: Sequence[TensorSpec], shared_outputs: Sequence[str])
     """
     fixed = _check_batch_axes(inputs)
     if fixed > 1 and shared_outputs:
-        what = f"none with a batch axis fixed at {fixed}, since copies of a row fill up a batch"
-        raise ValueError(expected("shared_outputs", what, shared_outputs))
+        expectation = f"none with a batch axis fixed at {fixed}, since copies of a row fill up a batch"
+        raise ValueError(expected("shared_outputs", expectation, shared_outputs))
     texts = [spec.name for spec in inputs if spec.dtype == TEXT]
     if texts and any(spec.is_bfloat16 for spec in inputs):
         raise ValueError(
@@ -354,8 +363,8 @@ def _optional_spec(
     if node.name in shared or node.name in axes:
         spec = _input_spec(node, axes, shared)
         return attrs.evolve(spec, is_optional=spec.batch_axis is not None)
-    found = [axis for axis, size in enumerate(node.shape) if isinstance(size, str) and size in symbols]
-    return _spec(node, found[0], is_optional=True) if len(found) == 1 and node.type in DTYPES else None
+    batch_axes = [axis for axis, size in enumerate(node.shape) if isinstance(size, str) and size in symbols]
+    return _spec(node, batch_axes[0], is_optional=True) if len(batch_axes) == 1 and node.type in DTYPES else None
 
 
 def _input_spec(node: Any, axes: Mapping[str, int], shared: Mapping[str, object]) -> TensorSpec:
@@ -398,16 +407,16 @@ def _output_spec(node: Any, axes: Mapping[str, int], batch_sizes: Sequence[int |
     if node.type.startswith("seq(map("):
         return _spec(node, 0)  # only ZipMap makes these: one map per row
     symbols = {size for size in batch_sizes if size is not None}
-    found = [axis for axis, size in enumerate(shape) if size in symbols]
+    candidates = [axis for axis, size in enumerate(shape) if size in symbols]
     if 1 in symbols:
-        found = [0] if shape and shape[0] == 1 else []  # each run has one row
-    if len(found) == 1:
-        return _spec(node, found[0])
+        candidates = [0] if shape and shape[0] == 1 else []  # each run has one row
+    if len(candidates) == 1:
+        return _spec(node, candidates[0])
     sizes = ", ".join("?" if size is None else str(size) for size in dict.fromkeys(batch_sizes))
-    which = "several axes have" if found else "no axis has"
+    mismatch = "several axes have" if candidates else "no axis has"
     raise ValueError(
         f"batch_axes: expected the batch axis of output {node.name!r}, got none: of {describe_shape(dtype, shape)} "
-        f"{which} the batch size {sizes} of the inputs. Name it in batch_axes={{{node.name!r}: axis}}; in "
+        f"{mismatch} the batch size {sizes} of the inputs. Name it in batch_axes={{{node.name!r}: axis}}; in "
         f"shared_outputs=({node.name!r},) if the output belongs to the whole batch, and each caller gets it whole; or "
         "leave it out of outputs="
     )
@@ -415,8 +424,8 @@ def _output_spec(node: Any, axes: Mapping[str, int], batch_sizes: Sequence[int |
 
 def _axis(name: str, axis: object, rank: int) -> int:
     argument = f"batch_axes[{name!r}]"
-    what = f"an axis of {rank} dimensions, {-rank} to {rank - 1}"
-    number = check_whole(argument, axis, what)
+    expectation = f"an axis of {rank} dimensions, {-rank} to {rank - 1}"
+    number = check_whole(argument, axis, expectation)
     if not -rank <= number < rank:
-        raise ValueError(expected(argument, what, axis))
+        raise ValueError(expected(argument, expectation, axis))
     return number % rank

@@ -118,7 +118,7 @@ def profile_shapes(rows: Mapping[str, Shape], batch_sizes: Sequence[int], axes: 
     """
     sizes = sorted(check_count("batch_sizes", size) for size in batch_sizes)
     profile = {}
-    for which, size in (("min", sizes[0]), ("opt", sizes[-1]), ("max", sizes[-1])):
+    for kind, size in (("min", sizes[0]), ("opt", sizes[-1]), ("max", sizes[-1])):
         parts = []
         for name, row in rows.items():
             if not name or set(name) & set(",:"):
@@ -128,5 +128,5 @@ def profile_shapes(rows: Mapping[str, Shape], batch_sizes: Sequence[int], axes: 
                 raise ValueError(expected(f"batch_axes[{name!r}]", f"an axis from 0 to {len(shape)}", axis))
             shape.insert(axis, size)
             parts.append(f"{name}:{'x'.join(map(str, shape))}")
-        profile[f"trt_profile_{which}_shapes"] = ",".join(parts)
+        profile[f"trt_profile_{kind}_shapes"] = ",".join(parts)
     return profile

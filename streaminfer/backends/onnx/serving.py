@@ -137,11 +137,11 @@ class Serving:
 
     def _is_fault_of(self, model: LoadedModel, inputs: Mapping[str, npt.NDArray[Any]]) -> bool:
         """Return whether the current model can run zeros on which another one failed; some models cannot."""
-        present = self.model
-        if not present.is_loaded:  # the current model has run these shapes, so only the same model may fail on them
-            return not model.is_same_as(present)
+        current = self.model
+        if not current.is_loaded:  # the current model has run these shapes, so only the same model may fail on them
+            return not model.is_same_as(current)
         try:
-            present.workers[0].renew().try_out(inputs)
+            current.workers[0].renew().try_out(inputs)
         except BackendError:
             return False
         return True
@@ -163,19 +163,19 @@ class Serving:
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
         """Wait until all earlier turns have ended, on whichever event loops they are; then take the turn."""
-        mine: Future[None] = Future()
-        mine.set_running_or_notify_cancel()  # so that no waiter can cancel it
+        own: Future[None] = Future()
+        own.set_running_or_notify_cancel()  # so that no waiter can cancel it
         with self._lock:
-            before, self._last = self._last, mine
+            previous, self._last = self._last, own
         try:
-            if before is not None:
-                await asyncio.wrap_future(before)
+            if previous is not None:
+                await asyncio.wrap_future(previous)
             yield
         finally:
-            if before is None or before.done():
-                mine.set_result(None)
+            if previous is None or previous.done():
+                own.set_result(None)
             else:  # cancelled during the wait
-                before.add_done_callback(lambda _: mine.set_result(None))
+                previous.add_done_callback(lambda _: own.set_result(None))
 
 
 class ReloadableWorker(Worker):

@@ -53,7 +53,7 @@ class SessionWorker:
     _bound: BoundRuns | None
     _priority: BatchPriority
     shapes: dict[Shapes, None] = attrs.field(factory=dict)
-    _lost: bool = attrs.field(default=False, init=False)
+    _is_forked: bool = attrs.field(default=False, init=False)
     _bfloat16: bool = attrs.field(init=False)
     _output_names: list[str] = attrs.field(init=False)
 
@@ -107,10 +107,10 @@ class SessionWorker:
 
     def forget(self) -> None:
         """Make all later runs raise: after a fork, onnxruntime's threads and GPU belong to the parent."""
-        self._lost = True
+        self._is_forked = True
 
     def _check_process(self) -> None:
-        if self._lost:
+        if self._is_forked:
             raise BackendError(
                 f"{self._name}: its session was made before this process was forked, and onnxruntime does not outlive "
                 "a fork: make the backend in the forked process"
@@ -145,9 +145,9 @@ class SessionWorker:
         rows = len(batch.rows)
         try:
             inputs = self._signature.batch_by_name(batch.inputs, self._name)
-            if self._signature.rows_a_run is not None:
-                return self._answer_in_runs(inputs, rows, self._signature.rows_a_run, options, record=record)
-            outputs = self._run(inputs, options, record=record, whole=batch.whole_outputs)
+            if self._signature.rows_per_run is not None:
+                return self._infer_in_runs(inputs, rows, self._signature.rows_per_run, options, record=record)
+            outputs = self._run(inputs, options, record=record, device_outputs=batch.whole_outputs)
             if batch.whole_outputs:
                 return self._columns(outputs, batch.size, rows, batch.whole_outputs)
             return self._cut(outputs, batch.size)[:rows]
@@ -156,10 +156,14 @@ class SessionWorker:
         except Exception as error:
             raise self._failure(rows, error) from error
 
-    def _run(self, inputs: Arrays, options: Any, *, record: bool, whole: frozenset[str] = frozenset()) -> list[Any]:
+    def _run(
+        self, inputs: Arrays, options: Any, *, record: bool, device_outputs: frozenset[str] = frozenset()
+    ) -> list[Any]:
         self._check_process()
         if self._bound is not None:
-            outputs: list[Any] = self._bound.run({**self._shared, **inputs}, options, record=record, whole=whole)
+            outputs: list[Any] = self._bound.run(
+                {**self._shared, **inputs}, options, record=record, device_outputs=device_outputs
+            )
         else:
             feed = self._shared.copy()
             for name, value in inputs.items():
@@ -187,10 +191,10 @@ class SessionWorker:
             return columns[0]
         return named_rows(self._output_names, columns, rows)
 
-    def _columns(self, outputs: list[Any], size: int, rows: int, whole: frozenset[str]) -> Mapping[str, Any]:
+    def _columns(self, outputs: list[Any], size: int, rows: int, whole_outputs: frozenset[str]) -> Mapping[str, Any]:
         """Return the outputs by name: some whole, the others split into rows."""
         return {
-            spec.name: value if spec.name in whole else self._column(spec, value, size)[:rows]
+            spec.name: value if spec.name in whole_outputs else self._column(spec, value, size)[:rows]
             for spec, value in zip(self._signature.outputs, outputs, strict=True)
         }
 
@@ -200,7 +204,7 @@ class SessionWorker:
             return [_protected(value) for _ in range(rows)]  # several callers get the same value
         if isinstance(value, np.ndarray):
             if -value.ndim <= axis < value.ndim and value.shape[axis] == rows:
-                return list(value if axis == 0 else value.transpose(_first(axis % value.ndim, value.ndim)))
+                return list(value if axis == 0 else value.transpose(_axis_first(axis % value.ndim, value.ndim)))
         elif isinstance(value, list) and axis == 0 and len(value) == rows:
             return value
         raise BackendError(
@@ -208,17 +212,19 @@ class SessionWorker:
             "batch_axes= names the batch axis of an output, shared_outputs= an output of the whole batch"
         )
 
-    def _answer_in_runs(self, inputs: Arrays, rows: int, rows_a_run: int, options: Any, *, record: bool) -> list[Any]:
+    def _infer_in_runs(self, inputs: Arrays, rows: int, rows_per_run: int, options: Any, *, record: bool) -> list[Any]:
         """Run a model of a fixed batch size as often as needed; copies of the last row fill up the last run."""
         axes = self._signature.batch_axes
         results: list[Any] = []
-        for start in range(0, rows, rows_a_run):
-            places = np.minimum(np.arange(start, start + rows_a_run), rows - 1)
-            part = {name: np.take(value, places, axis=axes[name]) for name, value in inputs.items()}
+        for start in range(0, rows, rows_per_run):
+            indexes = np.minimum(np.arange(start, start + rows_per_run), rows - 1)
+            inputs_of_run = {name: np.take(value, indexes, axis=axes[name]) for name, value in inputs.items()}
             try:
-                results.extend(self._cut(self._run(part, options, record=record), rows_a_run)[: rows - start])
+                results.extend(
+                    self._cut(self._run(inputs_of_run, options, record=record), rows_per_run)[: rows - start]
+                )
             except Exception as error:
-                if rows_a_run > 1 or options.terminate:  # the remaining rows would end the same way
+                if rows_per_run > 1 or options.terminate:  # the remaining rows would end the same way
                     raise
                 results.append(self._row_failure(error))
         return results
@@ -246,9 +252,9 @@ def _protected(value: Any) -> Any:
 
 
 @functools.cache
-def _first(axis: int, axes: int) -> tuple[int, ...]:
+def _axis_first(first: int, axes: int) -> tuple[int, ...]:
     """Return the order of axes that puts one axis first; ``numpy.moveaxis`` takes ten times as long to find it."""
-    return axis, *(other for other in range(axes) if other != axis)
+    return first, *(other for other in range(axes) if other != first)
 
 
 def stack_example(signature: Signature, example: Any, rows: int) -> Arrays:

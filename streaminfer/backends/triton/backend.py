@@ -124,8 +124,8 @@ class TritonBackend(StackClock, Node):
         check_instance("model", model, lambda it: isinstance(it, str), "the model's name")
         if not model:
             raise ValueError(expected("model", "the model's name", model))
-        what = "a version as digits, or an empty string"
-        check_instance("version", version, lambda it: isinstance(it, str), what)
+        expectation = "a version as digits, or an empty string"
+        check_instance("version", version, lambda it: isinstance(it, str), expectation)
         check_instance("shared_memory", shared_memory, lambda it: isinstance(it, bool), "True or False")
         check_choice("non_finite", non_finite, ("allow", "reject"))
         self._accept_clock(clock)
@@ -141,7 +141,7 @@ class TritonBackend(StackClock, Node):
             protocol=protocol,
             headers=Headers(headers),
             keepalive_s=keepalive_s,
-            what=f"TritonBackend({model!r} on {address})",
+            name=f"TritonBackend({model!r} on {address})",
             model=model,
             version=version,
             clock=clock or time.monotonic_ns,
@@ -236,7 +236,7 @@ class TritonBackend(StackClock, Node):
             BackendError: the model was not loaded since the start, so that its inputs are not known.
             Closed: not started, or stopped.
         """
-        self._lifecycle.known().validate(request)
+        self._lifecycle.described_splitter().validate(request)
 
     def example_inputs(self) -> ExampleInputs | None:
         """Return ``example`` or zeros; ``None`` before the start, or if batches change a state."""
@@ -400,7 +400,7 @@ class TritonBackend(StackClock, Node):
         description = self.description = session.model
         self._set_version(description.version)
         self.inputs, self.outputs = description.inputs, description.outputs
-        self.batch_axes = session.validator.whole.batch_axes
+        self.batch_axes = session.validator.signature.batch_axes
         self.max_batch_size = None if description.by_row else description.max_batch_size
 
     def _set_version(self, version: str) -> None:

@@ -38,8 +38,8 @@ def decode_rows(model: ModelDescription, response: InferResponse, rows: int, *, 
     for spec in model.outputs:
         tensor = response.outputs.get(spec.name)
         if tensor is None:
-            came = ", ".join(map(repr, response.outputs)) or "none"
-            raise BackendError(f"model {model.name!r}: response has no output {spec.name!r}, got {came}")
+            received = ", ".join(map(repr, response.outputs)) or "none"
+            raise BackendError(f"model {model.name!r}: response has no output {spec.name!r}, got {received}")
         array = _array(model, spec, tensor)
         _check_shape(model, spec, array, rows if batched else None)
         columns.append(list(array) if batched else [array])
@@ -52,29 +52,31 @@ def _array(model: ModelDescription, spec: TensorSpec, tensor: Tensor) -> npt.NDA
     content, shape = tensor.content, tensor.shape
     expected = model.datatypes[spec.name]
     if tensor.datatype != expected:
-        raise _wrong(model, spec, f"type {expected}", tensor.datatype)
+        raise _unexpected_output(model, spec, f"type {expected}", tensor.datatype)
     if isinstance(content, np.ndarray):
         return content
     if any(size < 0 for size in shape):
-        raise _wrong(model, spec, "sizes ≥ 0", list(shape))
+        raise _unexpected_output(model, spec, "sizes ≥ 0", list(shape))
     count = math.prod(shape)
     try:
         if isinstance(content, list):
-            return _listed(spec, content, shape)
+            return _array_of_list(spec, content, shape)
         if spec.dtype == TEXT:
             return texts(split_text(content, count), shape)
         if len(content) != count * _dtype(spec).itemsize:
-            raise _wrong(model, spec, f"{count * _dtype(spec).itemsize} bytes for {list(shape)}", len(content))
+            raise _unexpected_output(
+                model, spec, f"{count * _dtype(spec).itemsize} bytes for {list(shape)}", len(content)
+            )
         array = np.frombuffer(content, _dtype(spec)).reshape(shape)
     except (TypeError, ValueError, ArithmeticError) as error:
-        raise _wrong(model, spec, f"a content of {list(shape)}", error) from error
+        raise _unexpected_output(model, spec, f"a content of {list(shape)}", error) from error
     if not array.flags.aligned:
         array = array.copy()
         array.flags.writeable = False  # like arrays that are views
     return array
 
 
-def _listed(spec: TensorSpec, content: list[Any], shape: Sequence[int]) -> npt.NDArray[Any]:
+def _array_of_list(spec: TensorSpec, content: list[Any], shape: Sequence[int]) -> npt.NDArray[Any]:
     if spec.dtype != TEXT:
         with np.errstate(over="raise"):
             array = np.array(content, _dtype(spec))
@@ -90,13 +92,15 @@ def _dtype(spec: TensorSpec) -> np.dtype[Any]:
 
 
 def _check_shape(model: ModelDescription, spec: TensorSpec, array: npt.NDArray[Any], rows: int | None) -> None:
-    wanted: tuple[Any, ...] = spec.row_shape if rows is None else (rows, *spec.shape[1:])
-    fits = array.ndim == len(wanted) and all(
-        not isinstance(size, int) or size == array.shape[axis] for axis, size in enumerate(wanted)
+    expected_shape: tuple[Any, ...] = spec.row_shape if rows is None else (rows, *spec.shape[1:])
+    fits = array.ndim == len(expected_shape) and all(
+        not isinstance(size, int) or size == array.shape[axis] for axis, size in enumerate(expected_shape)
     )
     if not fits:
-        raise _wrong(model, spec, describe_shape(spec.dtype, wanted), describe_shape(array.dtype, array.shape))
+        raise _unexpected_output(
+            model, spec, describe_shape(spec.dtype, expected_shape), describe_shape(array.dtype, array.shape)
+        )
 
 
-def _wrong(model: ModelDescription, spec: TensorSpec, wanted: str, came: object) -> BackendError:
-    return BackendError(f"model {model.name!r}: output {spec.name!r}: expected {wanted}, got {came}")
+def _unexpected_output(model: ModelDescription, spec: TensorSpec, expectation: str, received: object) -> BackendError:
+    return BackendError(f"model {model.name!r}: output {spec.name!r}: expected {expectation}, got {received}")

@@ -29,8 +29,10 @@ _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?")
 
 
 def _check_pem(_: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
-    what = "a path, PEM bytes, or None"
-    check_instance(attribute.name, value, lambda it: it is None or isinstance(it, str | os.PathLike | bytes), what)
+    expectation = "a path, PEM bytes, or None"
+    check_instance(
+        attribute.name, value, lambda it: it is None or isinstance(it, str | os.PathLike | bytes), expectation
+    )
 
 
 @attrs.frozen
@@ -56,13 +58,13 @@ class Tls:
     server_name: str | None = None
 
     def __attrs_post_init__(self) -> None:
-        what = "a name, or None"
+        expectation = "a name, or None"
         check_instance(
-            "server_name", self.server_name, lambda it: it is None or (isinstance(it, str) and it != ""), what
+            "server_name", self.server_name, lambda it: it is None or (isinstance(it, str) and it != ""), expectation
         )
         if (self.certificate is None) != (self.key is None):
-            given, missing = ("key", "certificate") if self.certificate is None else ("certificate", "key")
-            raise ValueError(f"{missing}: expected one, since there is a {given}, got None")
+            present, missing = ("key", "certificate") if self.certificate is None else ("certificate", "key")
+            raise ValueError(f"{missing}: expected one, since there is a {present}, got None")
 
     def read(self, field: str) -> bytes | None:
         """Return the PEM bytes of ``"ca"``, ``"certificate"`` or ``"key"``; ``None`` if the field is empty.
@@ -155,15 +157,15 @@ def find_endpoint(url: str, protocol: Protocol, tls: "Tls | bool | None", insecu
     check_instance("url", url, lambda it: isinstance(it, str), "an address")
     check_instance("tls", tls, lambda it: it is None or isinstance(it, bool | Tls), "a Tls, True, False or None")
     check_instance("insecure", insecure, lambda it: isinstance(it, bool), "True or False")
-    wanted = Tls() if tls is True else tls or None
+    requested_tls = Tls() if tls is True else tls or None
     if url.startswith("unix:"):
         path = url.removeprefix("unix:")
         path = path.removeprefix("//") if path.startswith("///") else path
         if not path:
             raise ValueError(expected("url", "a path after unix:", url))
-        address = Endpoint("", 0, path, wanted)
+        address = Endpoint("", 0, path, requested_tls)
     else:
-        address = _parse(url, protocol, wanted, tls is False)
+        address = _parse(url, protocol, requested_tls, tls is False)
     if protocol == "http" and not address.host and address.tls is not None:
         raise ValueError("tls: expected None, since HTTP through a Unix socket cannot be encrypted here, got one")
     if address.tls is not None and insecure:
@@ -176,7 +178,7 @@ def find_endpoint(url: str, protocol: Protocol, tls: "Tls | bool | None", insecu
     return address
 
 
-def _parse(url: str, protocol: Protocol, tls: Tls | None, rejected: bool) -> Endpoint:
+def _parse(url: str, protocol: Protocol, tls: Tls | None, is_tls_disabled: bool) -> Endpoint:
     scheme, separator, rest = url.partition("://")
     scheme, rest = (scheme.lower(), rest) if separator else (protocol, url)
     if scheme.rstrip("s") != protocol or scheme not in _ENCRYPTED:
@@ -184,21 +186,21 @@ def _parse(url: str, protocol: Protocol, tls: Tls | None, rejected: bool) -> End
                          f"{scheme}://")  # fmt: skip
     if "@" in rest:
         raise ValueError("url: expected no user name or password in it, got one (not shown): headers= carries them")
-    what = "host:port, perhaps with a scheme, or unix: and a path"
+    expectation = "host:port, perhaps with a scheme, or unix: and a path"
     if "?" in rest or "#" in rest:  # the rest may contain a token
         raise ValueError("url: expected nothing behind the path, got a query or a fragment (not shown)")
     try:
         parts = urlsplit(f"//{rest}")
         port = parts.port if parts.port is not None else _PORTS[protocol]
     except ValueError as error:
-        raise ValueError(f"{expected('url', what, url)}: {error}") from None
+        raise ValueError(f"{expected('url', expectation, url)}: {error}") from None
     host, path = parts.hostname or "", parts.path.rstrip("/")
     if not _is_host(host) or port == 0:
-        raise ValueError(expected("url", what, url))
+        raise ValueError(expected("url", expectation, url))
     if path and protocol == "grpc":
         raise ValueError(expected("url", "no path: gRPC has none", url))
     if _ENCRYPTED[scheme]:
-        if rejected:
+        if is_tls_disabled:
             raise ValueError(expected("tls", f"no False with {scheme}://", False))
         tls = tls or Tls()
     elif separator and tls is not None:

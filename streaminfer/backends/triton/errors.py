@@ -45,7 +45,7 @@ __all__ = [
 
 _FULL = ("exceeds maximum queue size", "queue full", "too many pending requests")
 _TOO_LARGE = ("larger than max", "too large")
-_OUTGROWN = ("shared memory size specified with the request for output", "bytes of shared memory, got")
+_OUTPUT_TOO_LARGE = ("shared memory size specified with the request for output", "bytes of shared memory, got")
 _EXPIRED = ("request timeout expired", "timeout expired")
 _PERMANENT = frozenset(("UNIMPLEMENTED", "UNAUTHENTICATED", "PERMISSION_DENIED"))
 _HTTP = {
@@ -66,7 +66,7 @@ _HTTP = {
 }
 # in many versions, Triton's HTTP front end said 400 for every failure, and gRPC errors on a stream have no status:
 # these texts tell which of these errors are not caused by the input
-_NOT_THE_INPUT = {
+_STATUS_BY_TEXT = {
     "unknown model": "NOT_FOUND",
     "is not found": "NOT_FOUND",
     "is not ready": "UNAVAILABLE",
@@ -96,20 +96,20 @@ class ServerError(Exception):
         self.retry_after_s = retry_after_s
 
 
-def retry_after(said: str | None, *, seconds: float = 1.0) -> float | None:
+def retry_after(value: str | None, *, seconds: float = 1.0) -> float | None:
     """Return the seconds after which to retry; ``None`` if the value cannot be read.
 
     Args:
-        said: a number, or an HTTP date.
+        value: a number, or an HTTP date.
         seconds: the unit of the number, in seconds.
     """
-    if said is None:
+    if value is None:
         return None
     try:
-        after_s = float(said) * seconds
+        after_s = float(value) * seconds
     except ValueError:
         try:
-            after_s = parsedate_to_datetime(said).timestamp() - time.time()
+            after_s = parsedate_to_datetime(value).timestamp() - time.time()
         except (ValueError, OverflowError):
             return None
     return max(after_s, 0.0) if math.isfinite(after_s) else None
@@ -122,7 +122,7 @@ def too_large(failure: ServerError) -> bool:
 
 def outgrown(failure: ServerError) -> bool:
     """Return whether an output does not fit into its shared memory, because it differs from the model's description."""
-    return failure.status == "INTERNAL" and any(words in failure.text.lower() for words in _OUTGROWN)
+    return failure.status == "INTERNAL" and any(words in failure.text.lower() for words in _OUTPUT_TOO_LARGE)
 
 
 def is_not_loaded(failure: ServerError) -> bool:
@@ -136,58 +136,58 @@ def of_http_status(status: int, text: str) -> str:
     return of_text(text, name) if name == "INVALID_ARGUMENT" else name
 
 
-def of_text(text: str, otherwise: str) -> str:
-    """Return the canonical name for a failure that is known only by its text; ``otherwise`` if the text is unknown."""
+def of_text(text: str, default: str) -> str:
+    """Return the canonical name for a failure that is known only by its text; ``default`` if the text is unknown."""
     lower = text.lower()
-    return next((name for words, name in _NOT_THE_INPUT.items() if words in lower), otherwise)
+    return next((name for words, name in _STATUS_BY_TEXT.items() if words in lower), default)
 
 
-def from_status(failure: ServerError, what: str) -> StreamInferError:
+def from_status(failure: ServerError, description: str) -> StreamInferError:
     """Return the error for callers; its ``__cause__`` is the transport's error.
 
     Args:
         failure: the failure of the server or its connection.
-        what: the backend and the request, for the message.
+        description: the backend and the request, for the message.
     """
     status, text = failure.status, failure.text
     lower = text.lower()
     error: StreamInferError
     if status == "DEADLINE_EXCEEDED" or (status == "UNAVAILABLE" and any(words in lower for words in _EXPIRED)):
-        error = DeadlineExceeded(f"{what}: the deadline passed before the server responded ({text})")
+        error = DeadlineExceeded(f"{description}: the deadline passed before the server responded ({text})")
     elif too_large(failure):
-        error = BackendError(f"{what}: the message is larger than the server takes: {text}")
+        error = BackendError(f"{description}: the message is larger than the server takes: {text}")
         error.retryable = False  # type: ignore[attr-defined]
     elif status == "RESOURCE_EXHAUSTED" or (
         status == "UNAVAILABLE" and (failure.retry_after_s is not None or any(words in lower for words in _FULL))
     ):
-        error = Overloaded(f"{what}: the server's queue is full: {text}", retry_after_s=failure.retry_after_s)
+        error = Overloaded(f"{description}: the server's queue is full: {text}", retry_after_s=failure.retry_after_s)
     elif status == "INVALID_ARGUMENT":
-        error = InvalidInput(f"{what}: the server rejected it: {text}")
+        error = InvalidInput(f"{description}: the server rejected it: {text}")
     else:
-        error = BackendError(f"{what} failed with {status}: {text}")
+        error = BackendError(f"{description} failed with {status}: {text}")
         if status in _PERMANENT:
             error.retryable = False  # type: ignore[attr-defined]
     error.__cause__ = failure.__cause__ or failure
     return error
 
 
-def without_input(failure: ServerError, what: str) -> StreamInferError:
+def without_input(failure: ServerError, description: str) -> StreamInferError:
     """Return the error of a call without inputs, whose cause is the server or the configuration."""
-    error = from_status(failure, what)
+    error = from_status(failure, description)
     if isinstance(error, InvalidInput):
-        cause, error = error.__cause__, BackendError(f"{what} failed with {failure.status}: {failure.text}")
+        cause, error = error.__cause__, BackendError(f"{description} failed with {failure.status}: {failure.text}")
         error.__cause__ = cause
     return error
 
 
 @contextlib.contextmanager
-def explained(what: str) -> Iterator[None]:
+def explained(action: str) -> Iterator[None]:
     """Raise the error for callers in place of a server's error; for calls without inputs.
 
     Args:
-        what: the action, for the message.
+        action: the action, for the message.
     """
     try:
         yield
     except ServerError as failure:
-        raise without_input(failure, what) from failure.__cause__
+        raise without_input(failure, action) from failure.__cause__

@@ -33,11 +33,11 @@ class SessionLifecycle:
         self._changed = changed
         self._is_opening = self._is_started = False
         self.splitter: RequestSplitter | None = None
-        self.reader = StatisticsReader(settings.what)
+        self.reader = StatisticsReader(settings.name)
         self._control = ModelControl(settings, self._describe)
 
     async def start(self) -> None:
-        """Open a session unless there is one; if the model is not in memory, :meth:`known` raises until it is loaded.
+        """Open a session unless there is one; :meth:`described_splitter` raises until the model is in memory.
 
         Raises:
             ModelNotReady: the model is not in memory, although the settings require it.
@@ -78,12 +78,12 @@ class SessionLifecycle:
                 with contextlib.suppress(TimeoutError):
                     left_s = seconds_left(self._settings.timeout_s)
                     async with asyncio.timeout(min(self._settings.timeout_s, left_s or 0.0)):
-                        await session.streams.until_none()
-                await until_limit(session.calls.until_none())
+                        await session.streams.wait_idle()
+                await until_limit(session.calls.wait_idle())
         finally:
             await session.close()
-            await session.stream_reads.until_none()
-            await session.calls.until_none()  # so that their callers get the errors before this returns
+            await session.stream_reads.wait_idle()
+            await session.calls.wait_idle()  # so that their callers get the errors before this returns
 
     async def load(self) -> None:
         """Load the model unless the server has it in memory, and read its description.
@@ -105,14 +105,14 @@ class SessionLifecycle:
         """Return the splitter, for requests from this event loop.
 
         Raises:
-            ModelNotReady, Closed: like :meth:`known`.
+            ModelNotReady, Closed: like :meth:`described_splitter`.
             RuntimeError: another loop started it.
         """
-        splitter = self.known()
+        splitter = self.described_splitter()
         self._check_loop(splitter)
         return splitter
 
-    def known(self) -> RequestSplitter:
+    def described_splitter(self) -> RequestSplitter:
         """Return the splitter, which knows the model's description.
 
         Raises:
@@ -122,12 +122,12 @@ class SessionLifecycle:
         if self.splitter is not None:
             return self.splitter
         if self._is_started:
-            raise ModelNotReady(f"{self._settings.what} is not loaded; await its load(), or let a Device load it")
-        raise Closed(f"{self._settings.what} is not started, or stopped")
+            raise ModelNotReady(f"{self._settings.name} is not loaded; await its load(), or let a Device load it")
+        raise Closed(f"{self._settings.name} is not started, or stopped")
 
     async def _open(self) -> None:
         if self._is_opening:
-            raise RuntimeError(f"{self._settings.what} is starting already")
+            raise RuntimeError(f"{self._settings.name} is starting already")
         self._is_opening = True
         try:
             session = await Session.open(self._settings, self._changed, self.reader.counts)
@@ -159,4 +159,4 @@ class SessionLifecycle:
 
     def _check_loop(self, splitter: RequestSplitter) -> None:
         if asyncio.get_running_loop() is not splitter.session.loop:
-            raise RuntimeError(f"{self._settings.what} belongs to the event loop that started it")
+            raise RuntimeError(f"{self._settings.name} belongs to the event loop that started it")

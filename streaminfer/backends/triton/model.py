@@ -84,8 +84,8 @@ class ModelDescription:
 
 def latest(versions: Iterable[str]) -> str:
     """Return the version that a server chooses by default: the highest number; empty if the server names none."""
-    named = sorted(versions, key=lambda one: (one.isdigit(), int(one) if one.isdigit() else 0, one))
-    return named[-1] if named else ""
+    ordered = sorted(versions, key=lambda one: (one.isdigit(), int(one) if one.isdigit() else 0, one))
+    return ordered[-1] if ordered else ""
 
 
 def read_model(
@@ -102,13 +102,13 @@ def read_model(
     Raises:
         BackendError: the model cannot be used: no inputs, unknown types, or invalid metadata.
     """
-    what = f"model {name!r}"
+    subject = f"model {name!r}"
     try:
         batch = None if config is None else int(config.get("max_batch_size", 0))
         inputs, outputs = metadata.get("inputs") or (), metadata.get("outputs") or ()
         if not inputs or not outputs:
             raise BackendError(
-                f"{what}: expected a server that names inputs and outputs, got {len(inputs)} and {len(outputs)}: "
+                f"{subject}: expected a server that names inputs and outputs, got {len(inputs)} and {len(outputs)}: "
                 "requests could not be checked"
             )
         if batch is None and any(_sizes(one)[:1] != [-1] for one in inputs):
@@ -118,32 +118,32 @@ def read_model(
             name=name,
             version=version,
             platform=str(metadata.get("platform") or ""),
-            inputs=tuple(_spec(what, one, batch, is_optional=one["name"] in optional) for one in inputs),
-            outputs=tuple(_spec(what, one, batch) for one in outputs),
+            inputs=tuple(_spec(subject, one, batch, is_optional=one["name"] in optional) for one in inputs),
+            outputs=tuple(_spec(subject, one, batch) for one in outputs),
             datatypes={one["name"]: one["datatype"] for one in (*inputs, *outputs)},
             max_batch_size=batch,
             **_settings(config or {}),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise BackendError(f"{what}: the server describes it in a way that cannot be read: {error!r}") from error
+        raise BackendError(f"{subject}: the server describes it in a way that cannot be read: {error!r}") from error
 
 
 def _sizes(described: Mapping[str, Any]) -> list[int]:
     return [int(size) for size in described.get("shape") or ()]
 
 
-def _spec(what: str, described: Mapping[str, Any], batch: int | None, *, is_optional: bool = False) -> TensorSpec:
+def _spec(subject: str, described: Mapping[str, Any], batch: int | None, *, is_optional: bool = False) -> TensorSpec:
     name, datatype = described["name"], described["datatype"]
     dtype = dtype_of(datatype)
     if dtype is None:
-        raise BackendError(f"{what}: expected types that NumPy has, got {datatype} for {name!r}")
+        raise BackendError(f"{subject}: expected types that NumPy has, got {datatype} for {name!r}")
     shape: list[int | str | None] = [None if size < 0 else size for size in _sizes(described)]
     if batch == 0:
         shape.insert(0, 1)  # no batch axis: one row per request
     elif shape:
         shape[0] = "batch"
     else:
-        raise BackendError(f"{what}: expected a batch axis, got a scalar {name!r}")
+        raise BackendError(f"{subject}: expected a batch axis, got a scalar {name!r}")
     return TensorSpec(name, dtype, tuple(shape), 0, is_optional)
 
 
@@ -226,11 +226,11 @@ async def describe_server(transport: Transport, settings: Settings) -> tuple[Ser
         DeadlineExceeded, BackendError: the server does not respond, or the model cannot be used.
     """
     model, version, timeout_s = settings.model, settings.version, settings.timeout_s
-    what = f"model {model!r}" + (f" version {version!r}" if version else "")
-    with explained(f"describing {what}"):
-        said = await transport.server(timeout_s)
-        extensions = frozenset(said.get("extensions") or ())  # some servers send null for an empty list
-        server = Server(str(said.get("name", "")), str(said.get("version", "")), extensions)
+    subject = f"model {model!r}" + (f" version {version!r}" if version else "")
+    with explained(f"describing {subject}"):
+        described = await transport.server(timeout_s)
+        extensions = frozenset(described.get("extensions") or ())  # some servers send null for an empty list
+        server = Server(str(described.get("name", "")), str(described.get("version", "")), extensions)
         try:
             metadata = await transport.metadata(model, version, timeout_s)
         except ServerError as failure:
@@ -238,7 +238,7 @@ async def describe_server(transport: Transport, settings: Settings) -> tuple[Ser
                 raise await _unknown(transport, server, settings, failure) from failure
             raise
         if not await transport.ready(model, version, timeout_s):
-            raise ModelNotReady(f"{what} is not ready: the server loads it, or could not")
+            raise ModelNotReady(f"{subject} is not ready: the server loads it, or could not")
         return server, await _read(transport, server, settings, metadata)
 
 
@@ -282,9 +282,9 @@ async def _config(transport: Transport, model: str, version: str, timeout_s: flo
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BackendError(f"model {model!r}: the parts of the ensemble cannot be read: {error!r}") from error
     for part, number in parts:
-        of_part = await _config(transport, part, str(number) if number > 0 else "", timeout_s)
-        if of_part.get("sequence_batching") is not None:
-            return {**config, "sequence_batching": of_part["sequence_batching"]}
+        part_config = await _config(transport, part, str(number) if number > 0 else "", timeout_s)
+        if part_config.get("sequence_batching") is not None:
+            return {**config, "sequence_batching": part_config["sequence_batching"]}
     return config
 
 
@@ -293,26 +293,26 @@ async def _unknown(
 ) -> ValueError | BackendError:
     """Return the error for an unknown model or version, with those that exist."""
     model, version = settings.model, settings.version
-    known: list[str] = []
+    ready_models: list[str] = []
     if "model_repository" in server.extensions:
         try:
-            for one in await transport.index(settings.timeout_s):
-                state = str(one.get("state", ""))
-                number = str(one.get("version", ""))
-                if one.get("name") == model and (not version or number in {version, ""}):
-                    said = f"{state} {one.get('reason', '')}".rstrip() if state else "the server has not loaded it"
+            for entry in await transport.index(settings.timeout_s):
+                state = str(entry.get("state", ""))
+                number = str(entry.get("version", ""))
+                if entry.get("name") == model and (not version or number in {version, ""}):
+                    reason = f"{state} {entry.get('reason', '')}".rstrip() if state else "the server has not loaded it"
                     if state == "READY":
-                        said = f"it was loaded only after this: {failure.text}"
-                    return ModelNotReady(f"model {model!r} is not ready: {said}")
+                        reason = f"it was loaded only after this: {failure.text}"
+                    return ModelNotReady(f"model {model!r} is not ready: {reason}")
                 if state == "READY":
-                    known.append(f"{one.get('name')!r} {number}")
-        except ServerError as without:
-            known = [f"(its list cannot be read: {without.text})"]
+                    ready_models.append(f"{entry.get('name')!r} {number}")
+        except ServerError as unreadable:
+            ready_models = [f"(its list cannot be read: {unreadable.text})"]
     if "no available versions" in failure.text.lower():
         return ModelNotReady(f"model {model!r} is not ready: {failure.text}")
     argument, value = ("version", version) if version else ("model", model)
-    there = f"; it has {', '.join(known)}" if known else ""
+    hint = f"; it has {', '.join(ready_models)}" if ready_models else ""
     return ValueError(
         f"{argument}: expected {f'a version of model {model!r}' if version else 'a model'} of the server, got {value!r}"
-        f"{there} ({failure.text})"
+        f"{hint} ({failure.text})"
     )

@@ -42,7 +42,7 @@ class RequestSplitter:
     def __init__(self, session: Session, settings: Settings, model_lost: Callable[[], None]) -> None:
         self.session = session
         self._settings = settings
-        self._what = settings.what
+        self._name = settings.name
         self._model_lost = model_lost
 
     @property
@@ -69,13 +69,13 @@ class RequestSplitter:
         Raises:
             StreamInferError: the whole batch failed.
         """
-        inputs = self.session.validator.whole.batch_by_name(batch.inputs, self._what)
+        inputs = self.session.validator.signature.batch_by_name(batch.inputs, self._name)
         limit = self.session.model.max_batch_size
         model = self.session.model
         if not model.by_row:
             if limit and batch.size > limit:
                 raise BackendError(
-                    f"{self._what}: expected at most {limit} rows in a batch, the model's max_batch_size, got "
+                    f"{self._name}: expected at most {limit} rows in a batch, the model's max_batch_size, got "
                     f"{batch.size}: give the batcher max_batch_size={limit}"
                 )
             return await self._infer_rows(inputs, batch.size, batch.rows, batch.deadline_ns)
@@ -97,29 +97,29 @@ class RequestSplitter:
         deadlines_ns: Sequence[int | None],
     ) -> list[Any]:
         """Run a step for each row; lose a sequence whose caller left before it got the response to its step."""
-        taken: dict[int, int | str] = {}
+        correlations: dict[int, int | str] = {}
 
         async def run(number: int) -> Any:
             row = batch.rows[number]
-            result, taken[number] = await self.step(row, singles[number], deadlines_ns[number], end=False)
+            result, correlations[number] = await self.step(row, singles[number], deadlines_ns[number], end=False)
             if number in batch.left(self._settings.clock()):  # before the stream's next step begins
-                sequences.lose(row.stream_id, taken[number])
+                sequences.lose(row.stream_id, correlations[number])
             return result
 
-        everything = range(len(batch.rows))
+        numbers = range(len(batch.rows))
         try:
-            results = await asyncio.gather(*map(run, everything), return_exceptions=True)
+            results = await asyncio.gather(*map(run, numbers), return_exceptions=True)
         except asyncio.CancelledError:
-            for number, correlation in taken.items():
+            for number, correlation in correlations.items():
                 sequences.lose(batch.rows[number].stream_id, correlation)
             raise
-        for left in batch.left(self._settings.clock()):  # callers that left after their step, while the batch ran
-            lost = taken.get(left)
-            if lost is None or not sequences.lose(batch.rows[left].stream_id, lost):
+        for abandoned in batch.left(self._settings.clock()):  # callers that left after their step, while the batch ran
+            lost_correlation = correlations.get(abandoned)
+            if lost_correlation is None or not sequences.lose(batch.rows[abandoned].stream_id, lost_correlation):
                 continue
-            for later in everything[left + 1 :]:
-                if taken.get(later) == lost:
-                    results[later] = SequenceLost.after_another(batch.rows[later].stream_id)
+            for later in numbers[abandoned + 1 :]:
+                if correlations.get(later) == lost_correlation:
+                    results[later] = SequenceLost.after_lost_step(batch.rows[later].stream_id)
         return results
 
     async def _infer_rows(
@@ -131,21 +131,21 @@ class RequestSplitter:
     ) -> list[Any]:
         parameters = self.parameters(rows)
         changes = self.session.changes
-        timeout_s = self.left(deadline_ns)
+        timeout_s = self.left_s(deadline_ns)
         if self.session.model.takes_timeout:
             parameters["timeout"] = max(round(timeout_s * 1e6), 1)
         error: StreamInferError
-        fewer = False
+        is_too_large = False
         try:
             results = await self.session.infer(inputs, size, parameters, timeout_s, batched=True)
         except ServerError as failure:
-            fewer = too_large(failure)
-            error = await self._error(failure, f"{self._what}, a batch of {len(rows)}", inputs, changes)
+            is_too_large = too_large(failure)
+            error = await self._error(failure, f"{self._name}, a batch of {len(rows)}", inputs, changes)
         except InvalidInput as unsendable:  # text of one row cannot be encoded, so halves may succeed
             error = unsendable
         else:
             return results[: len(rows)]
-        if not (fewer or isinstance(error, InvalidInput)) or len(rows) == 1:
+        if not (is_too_large or isinstance(error, InvalidInput)) or len(rows) == 1:
             raise error
         self.session.counts.split += 1
         middle = (len(rows) + 1) // 2
@@ -169,12 +169,14 @@ class RequestSplitter:
 
     async def _infer_row(self, row: Request, arrays: Mapping[str, Any], deadline_ns: int | None) -> Any:
         """Run one row of a model without a batch axis."""
-        alone = without_axis(arrays)
+        inputs = without_axis(arrays)
         changes = self.session.changes
         try:
-            results = await self.session.infer(alone, 1, self.parameters((row,)), self.left(deadline_ns), batched=False)
+            results = await self.session.infer(
+                inputs, 1, self.parameters((row,)), self.left_s(deadline_ns), batched=False
+            )
         except ServerError as failure:
-            error = await self._error(failure, self._what, arrays, changes)
+            error = await self._error(failure, self._name, arrays, changes)
         else:
             return results[0]
         raise error
@@ -197,19 +199,19 @@ class RequestSplitter:
             StreamInferError: the step failed, or its outcome is not known.
         """
         if row.stream_id is None:
-            raise InvalidInput(f"stream_id: expected one, since {self._what} keeps state for each stream, got None")
+            raise InvalidInput(f"stream_id: expected one, since {self._name} keeps state for each stream, got None")
         batched = self.has_batch_axis
-        sent = arrays if batched else without_axis(arrays)
+        call_arrays = arrays if batched else without_axis(arrays)
         async with self._turn(row, deadline_ns, end=end) as (correlation, parameters, timeout_s):
             changes = self.session.changes
             try:
                 if self.session.model.decoupled:
                     results = [await self._only_response(row, arrays, deadline_ns, parameters)]
                 else:
-                    results = await self.session.infer(sent, 1, parameters, timeout_s, batched=batched)
+                    results = await self.session.infer(call_arrays, 1, parameters, timeout_s, batched=batched)
             except ServerError as failure:
-                what = f"{self._what}, a step of stream {row.stream_id!r}"
-                error = await self._error(failure, what, arrays, changes, row.stream_id)
+                call = f"{self._name}, a step of stream {row.stream_id!r}"
+                error = await self._error(failure, call, arrays, changes, row.stream_id)
                 raise error from error.__cause__
             except InvalidInput as unsendable:
                 raise NotSent(unsendable) from unsendable.__cause__
@@ -236,24 +238,24 @@ class RequestSplitter:
         """
         assert self.session.sequences is not None  # noqa: S101 - all callers check this
         now_ns = self._settings.clock
-        async with contextlib.AsyncExitStack() as turn:
+        async with contextlib.AsyncExitStack() as stack:
             try:
-                async with asyncio.timeout(self.left(deadline_ns) + 0.001):
+                async with asyncio.timeout(self.left_s(deadline_ns) + 0.001):
                     step = self.session.sequences.step(row.stream_id, now_ns(), end=end)
-                    stream = await turn.enter_async_context(step)
+                    stream = await stack.enter_async_context(step)
             except TimeoutError as error:
                 if isinstance(error, DeadlineExceeded):
                     raise
-                raise DeadlineExceeded(f"{self._what}: the deadline passed before the step's turn") from error
+                raise DeadlineExceeded(f"{self._name}: the deadline passed before the step's turn") from error
             try:
-                timeout_s = self.left(deadline_ns)
+                timeout_s = self.left_s(deadline_ns)
             except DeadlineExceeded as late:
                 raise NotSent(late) from None
             yield stream.correlation, {**self.parameters((row,)), **stream.parameters(end=end)}, timeout_s
             stream.seen_ns = now_ns()
 
     async def _error(
-        self, failure: ServerError, what: str, arrays: Mapping[str, Any], changes: int, stream_id: Hashable = None
+        self, failure: ServerError, request: str, arrays: Mapping[str, Any], changes: int, stream_id: Hashable = None
     ) -> StreamInferError:
         """Return the error for callers; not an `InvalidInput` if the server rejected valid inputs of a replaced model.
 
@@ -262,21 +264,21 @@ class RequestSplitter:
 
         Args:
             failure: the server's failure.
-            what: the backend and the request, for the message.
+            request: the backend and the request, for the message.
             arrays: the inputs, with a batch axis.
             changes: the session's ``changes`` when the request was sent.
             stream_id: the request's, if it was a step of a sequence.
         """
         if _SEQUENCE_UNKNOWN in failure.text.lower():
             lost = SequenceLost(
-                f"{self._what}: the server has forgotten the state of stream {stream_id!r}: it was idle too long, or "
+                f"{self._name}: the server has forgotten the state of stream {stream_id!r}: it was idle too long, or "
                 f"the model was restarted ({failure.text})"
             )
             lost.__cause__ = failure.__cause__ or failure
             return lost
         if is_not_loaded(failure):
             self._model_lost()
-        error = from_status(failure, what)
+        error = from_status(failure, request)
         if outgrown(failure):
             await self.session.refresh_model(changes)
         is_of_input = isinstance(error, InvalidInput) or failure.status == "UNKNOWN"  # the status of errors on streams
@@ -287,7 +289,7 @@ class RequestSplitter:
         except InvalidInput:
             return error
         replaced = BackendError(
-            f"{what}: the server rejected inputs that match the model's description: the model was replaced "
+            f"{request}: the server rejected inputs that match the model's description: the model was replaced "
             f"({failure.text})"
         )
         replaced.retryable = False  # type: ignore[attr-defined]
@@ -308,19 +310,19 @@ class RequestSplitter:
             deadline_ns = started_ns + round(self._settings.timeout_s * 1e9)
         if parameters is None:
             parameters = self.parameters((row,))
-        found = []
+        results = []
         async with contextlib.aclosing(self.responses(arrays, parameters, deadline_ns, row.stream_id)) as responses:
             async for response in responses:
-                found.append(response)
-                if len(found) > 1:
+                results.append(response)
+                if len(results) > 1:
                     break
-        if len(found) != 1:
+        if len(results) != 1:
             raise BackendError(
-                f"{self._what}: expected one response to a request, got {'more' if found else 'none'}: the model is "
+                f"{self._name}: expected one response to a request, got {'more' if results else 'none'}: the model is "
                 "decoupled; TritonBackend.stream(request) yields all responses"
             )
         self.session.counts.add_round_trip(self._settings.clock() - started_ns)
-        return found[0]
+        return results[0]
 
     async def stream(self, request: Request) -> AsyncGenerator[Any, None]:
         """Validate a request and yield its responses as they come; see ``TritonBackend.stream``."""
@@ -378,16 +380,16 @@ class RequestSplitter:
             StreamInferError: the stream failed before its end.
         """
         batched = self.has_batch_axis
-        sent = arrays if batched else without_axis(arrays)
+        call_arrays = arrays if batched else without_axis(arrays)
         changes = self.session.changes
         parameters = {**parameters, "triton_enable_empty_final_response": True}
-        timeout_s = None if deadline_ns is None else self.left(deadline_ns)
+        timeout_s = None if deadline_ns is None else self.left_s(deadline_ns)
         silence_s = self._settings.timeout_s if deadline_ns is None else None
         end_s = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
         error: StreamInferError | None = None
         try:
             async with contextlib.aclosing(
-                self.session.transport.stream(self.session.call(sent, parameters), timeout_s)
+                self.session.transport.stream(self.session.call(call_arrays, parameters), timeout_s)
             ) as responses:
                 while True:
                     async with asyncio.timeout(silence_s) as limit:
@@ -403,21 +405,21 @@ class RequestSplitter:
         except ServerError as failure:
             if failure.status == "UNKNOWN" and deadline_ns is not None and self._settings.clock() >= deadline_ns:
                 # an error on a stream has a text but no status, even if the server noticed the deadline first
-                error = DeadlineExceeded(f"{self._what}, a stream of responses: the deadline passed ({failure.text})")
+                error = DeadlineExceeded(f"{self._name}, a stream of responses: the deadline passed ({failure.text})")
                 error.__cause__ = failure
             else:
-                what = f"{self._what}, a stream of responses"
-                error = await self._error(failure, what, arrays, changes, stream_id)
+                call = f"{self._name}, a stream of responses"
+                error = await self._error(failure, call, arrays, changes, stream_id)
         except TimeoutError as silent:
-            error = DeadlineExceeded(f"{self._what}, a stream of responses: nothing came for {silence_s} s")
+            error = DeadlineExceeded(f"{self._name}, a stream of responses: nothing came for {silence_s} s")
             error.__cause__ = silent
-        raise error or BackendError(f"{self._what}: the stream of responses ended without a final one")
+        raise error or BackendError(f"{self._name}: the stream of responses ended without a final one")
 
     def batch_of_one(self, request: Request) -> dict[str, Any]:
         """Return the inputs of a valid request by name, with a batch axis."""
         inputs = request.inputs
         if not isinstance(inputs, Mapping):
-            inputs = {self.session.validator.whole.only_input: inputs}
+            inputs = {self.session.validator.signature.only_input: inputs}
         return {name: np.asarray(value)[np.newaxis] for name, value in inputs.items()}
 
     def parameters(self, rows: Sequence[Request]) -> dict[str, int | bool | str]:
@@ -428,7 +430,7 @@ class RequestSplitter:
         urgent = min(row.priority for row in rows)
         return {"priority": min(max(model.default_priority + urgent, 1), model.priority_levels)} if urgent else {}
 
-    def left(self, deadline_ns: int | None) -> float:
+    def left_s(self, deadline_ns: int | None) -> float:
         """Return the seconds until a deadline.
 
         Raises:
@@ -438,7 +440,7 @@ class RequestSplitter:
             return self._settings.timeout_s
         left_s = (deadline_ns - self._settings.clock()) / 1e9
         if left_s <= 0:
-            raise DeadlineExceeded(f"{self._what}: the deadline had passed {-left_s:.6f} s before the request was sent")
+            raise DeadlineExceeded(f"{self._name}: the deadline had passed {-left_s:.6f} s before the request was sent")
         return left_s
 
 

@@ -27,14 +27,14 @@ class RequestValidator:
         non_finite: ``"reject"`` rejects requests with a float that is NaN or infinite.
 
     Attributes:
-        whole: the signature with every input.
+        signature: the signature with every input.
     """
 
     def __init__(self, model: ModelDescription, non_finite: NonFinite) -> None:
         inputs = model.inputs
         if len(inputs) == 1:  # a request must have an input, so a single one is not optional
             inputs = (attrs.evolve(inputs[0], is_optional=False),)
-        self.whole = Signature(inputs, model.outputs, non_finite=non_finite)
+        self.signature = Signature(inputs, model.outputs, non_finite=non_finite)
         self._model = model
         self._text = frozenset(spec.name for spec in inputs if spec.dtype == TEXT)
 
@@ -46,7 +46,7 @@ class RequestValidator:
         """
         if self._text:
             inputs = self._without_text(inputs)
-        self.whole.check(inputs)
+        self.signature.check(inputs)
         if isinstance(inputs, Mapping) and not inputs:
             raise InvalidInput(f"inputs: expected at least one input of model {self._model.name!r}, got none")
 

@@ -40,7 +40,7 @@ class SequenceLost(BackendError):  # noqa: N818 - as the others of the tree
     retryable = False
 
     @classmethod
-    def after_another(cls, stream_id: Hashable) -> Self:
+    def after_lost_step(cls, stream_id: Hashable) -> Self:
         """Return the error for a step that follows a step whose sequence was lost."""
         return cls(f"stream {stream_id!r}: a step before this one failed, and the state with it")
 
@@ -85,24 +85,24 @@ class Sequences:
         idle_s: idle seconds after which the server forgets a sequence; 0: the server does not say.
         max_streams: the most streams to remember. If there are more, streams are forgotten whose sequences the server
             has forgotten too; if there are none, a new stream is rejected.
-        tell_lost: called with the id of each lost sequence that the server may still know.
+        on_lost: called with the id of each lost sequence that the server may still know.
     """
 
     def __init__(
-        self, kind: str, idle_s: float, max_streams: int, tell_lost: Callable[[int | str], None] = lambda _: None
+        self, kind: str, idle_s: float, max_streams: int, on_lost: Callable[[int | str], None] = lambda _: None
     ) -> None:
         self._kind = ""
         self._bits = self._next = self._idle_ns = 0
-        self.follow(kind, idle_s)
+        self.update(kind, idle_s)
         self._max = max_streams
-        self._tell_lost = tell_lost
+        self._on_lost = on_lost
         self._streams: dict[Hashable, Stream] = {}
         self._idle_from_ns = 0  # no stream can have been idle long enough before this instant
 
     def __len__(self) -> int:
         return len(self._streams)
 
-    def follow(self, kind: str, idle_s: float) -> None:
+    def update(self, kind: str, idle_s: float) -> None:
         """Apply a new description of the model; the arguments are those of the constructor.
 
         Streams keep their ids; for those that the server has forgotten, its response says so.
@@ -138,7 +138,7 @@ class Sequences:
         try:
             async with stream.turn:
                 if stream.losses != losses:
-                    raise SequenceLost.after_another(stream_id)
+                    raise SequenceLost.after_lost_step(stream_id)
                 try:
                     yield stream
                 except NotSent as wrapped:
@@ -198,7 +198,7 @@ class Sequences:
 
     def _lose(self, stream: Stream, *, is_known: bool = True) -> None:
         if is_known:
-            self._tell_lost(stream.correlation)
+            self._on_lost(stream.correlation)
         stream.losses += 1
         stream.started = False
         stream.correlation = self._new_id()
@@ -220,14 +220,14 @@ class LostSequences:
     def __init__(self, end: Callable[[int | str], Awaitable[None]]) -> None:
         self._end = end
         self._lost: list[int | str] = []
-        self._some = asyncio.Event()
+        self._has_lost = asyncio.Event()
         # started now: if a loop cancels all tasks at its end and so loses sequences, a task started then would be left
         self._task = asyncio.get_running_loop().create_task(self._end_all(), context=Context())
 
     def add(self, correlation: int | str) -> None:
         """End a sequence soon."""
         self._lost.append(correlation)
-        self._some.set()
+        self._has_lost.set()
 
     async def stop(self) -> None:
         """Stop; the server forgets the remaining sequences when they were idle for long enough."""
@@ -235,7 +235,7 @@ class LostSequences:
 
     async def _end_all(self) -> None:
         while True:
-            await self._some.wait()
-            self._some.clear()
+            await self._has_lost.wait()
+            self._has_lost.clear()
             lost, self._lost = self._lost, []
             await asyncio.gather(*map(self._end, lost))

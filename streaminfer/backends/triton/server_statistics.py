@@ -113,13 +113,13 @@ class CounterReader:
         """
         readings = {str(model.get("version", "")): _reading(model) for model in models}
         if self._last is not None:
-            grown: Counter[str] = Counter()
+            increments: Counter[str] = Counter()
             for version, reading in readings.items():
-                since = reading.copy()
-                since.subtract(self._last.get(version, {}))
-                grown.update(reading if min(since.values()) < 0 else since)
-            self._sum.update(grown)
-            self.recent = _means_of(grown)
+                increment = reading.copy()
+                increment.subtract(self._last.get(version, {}))
+                increments.update(reading if min(increment.values()) < 0 else increment)
+            self._sum.update(increments)
+            self.recent = _means_of(increments)
         self._last = {**(self._last or {}), **readings}
         self.total = _means_of(self._sum)
 
@@ -136,18 +136,18 @@ class StatisticsReader:
         error: why the last reading failed; empty if it succeeded.
     """
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, name: str) -> None:
         self.counts = CallCounts()
         self.counters = CounterReader()
         self.error = ""
-        self._what = what
+        self._name = name
         self._reading: asyncio.Task[None] | None = None
 
     def start(self, splitter: RequestSplitter, every_s: float | None) -> None:
         """Read the statistics every ``every_s`` seconds, if the server has them."""
         if every_s is not None and "statistics" in splitter.session.server.extensions:
             work = functools.partial(self._read_periodically, splitter, every_s)
-            self._reading = keep_running(work, f"reading the statistics of {self._what}", "streaminfer")
+            self._reading = keep_running(work, f"reading the statistics of {self._name}", "streaminfer")
 
     async def stop(self) -> None:
         """Stop reading."""
@@ -168,15 +168,15 @@ class StatisticsReader:
         """
         session = splitter.session
         if "statistics" not in session.server.extensions:
-            raise RuntimeError(f"{self._what}: the server has no statistics")
+            raise RuntimeError(f"{self._name}: the server has no statistics")
         with session.calls:
             try:
-                said = await session.statistics()
-                self.counters.read(said)
+                models = await session.statistics()
+                self.counters.read(models)
             except ServerError as failure:
-                error: StreamInferError = without_input(failure, f"reading the statistics of {self._what}")
+                error: StreamInferError = without_input(failure, f"reading the statistics of {self._name}")
             except (AttributeError, KeyError, TypeError, ValueError) as unreadable:
-                error = BackendError(f"the statistics of {self._what} cannot be read: {unreadable!r}")
+                error = BackendError(f"the statistics of {self._name} cannot be read: {unreadable!r}")
                 error.__cause__ = unreadable
             else:
                 self.error = ""

@@ -64,22 +64,22 @@ class InFlightCounter:
 
     def __init__(self) -> None:
         self._count = 0
-        self._none = asyncio.Event()
-        self._none.set()
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     def __enter__(self) -> None:
         self._count += 1
-        self._none.clear()
+        self._idle.clear()
 
     def __exit__(self, *_: object) -> None:
         self._count -= 1
         if not self._count:
-            self._none.set()
+            self._idle.set()
 
-    async def until_none(self) -> None:
+    async def wait_idle(self) -> None:
         """Wait until no call is in flight."""
         while self._count:
-            await self._none.wait()
+            await self._idle.wait()
 
 
 class Session:
@@ -119,9 +119,9 @@ class Session:
         self._version = settings.version
         self._changed = changed
         self._describing: asyncio.Task[None] | None = None
-        self._earlier: dict[str, ModelDescription] = {}
+        self._descriptions: dict[str, ModelDescription] = {}
         self.sequences: Sequences | None = None
-        self._lost: LostSequences | None = None
+        self._lost_sequences: LostSequences | None = None
         self.changes = 0
         self.pool: RegionPool | None = None
         if settings.shared_memory:
@@ -206,10 +206,10 @@ class Session:
         """
         model = self.model
         if not self._version and response.version not in {"", model.version}:
-            if changes == self.changes or response.version not in self._earlier:
-                async with _done_by(end_s, "describe its new version"):
+            if changes == self.changes or response.version not in self._descriptions:
+                async with _time_limit(end_s, "describe its new version"):
                     await self.refresh_model(self.changes, response.version)
-            model = self._earlier.get(response.version, self.model)
+            model = self._descriptions.get(response.version, self.model)
         return decode_rows(model, response, rows, batched=batched)
 
     async def refresh_model(self, changes: int, version: str = "") -> None:
@@ -235,8 +235,8 @@ class Session:
         model = await describe_model(self.transport, self.server, self._settings)
         if version:  # the server may have a newer version already; the first response of that version will show it
             model = attrs.evolve(model, version=version)
-        self._earlier[self.model.version] = self.model
-        self._earlier.pop(model.version, None)
+        self._descriptions[self.model.version] = self.model
+        self._descriptions.pop(model.version, None)
         self._set_model(model)
         self.changes += 1
         self._changed(self)
@@ -269,12 +269,12 @@ class Session:
         if not model.sequence:
             self.sequences = None
         elif self.sequences is not None:
-            self.sequences.follow(model.correlation, model.sequence_idle_s)
+            self.sequences.update(model.correlation, model.sequence_idle_s)
         else:
-            if self._lost is None:
-                self._lost = LostSequences(self._end_sequence)
+            if self._lost_sequences is None:
+                self._lost_sequences = LostSequences(self._end_sequence)
             self.sequences = Sequences(
-                model.correlation, model.sequence_idle_s, self._settings.max_streams, self._lost.add
+                model.correlation, model.sequence_idle_s, self._settings.max_streams, self._lost_sequences.add
             )
 
     def call(self, arrays: Arrays, parameters: Parameters) -> InferRequest:
@@ -323,8 +323,8 @@ class Session:
     async def close(self) -> None:
         """Free the shared memory and end the connections, even if one of the steps fails."""
         try:
-            if self._lost is not None:
-                await self._lost.stop()
+            if self._lost_sequences is not None:
+                await self._lost_sequences.stop()
             if self.pool is not None:
                 await self.pool.close()
         finally:
@@ -334,13 +334,13 @@ class Session:
 
     def _tensor(self, name: str, array: npt.NDArray[Any]) -> Tensor:
         spec = self._inputs.get(name)
-        came = array.dtype if array.dtype.isnative else array.dtype.newbyteorder("=")
-        if spec is None or not (is_text(array) if spec.dtype == TEXT else came == spec.dtype):
+        dtype = array.dtype if array.dtype.isnative else array.dtype.newbyteorder("=")
+        if spec is None or not (is_text(array) if spec.dtype == TEXT else dtype == spec.dtype):
             # the description has changed since the validation; sent as another type, the bytes would be misread
-            what = "none" if spec is None else f"type {spec.dtype}"
-            raise InvalidInput(f"model {self.model.name!r}: input {name!r}: expected {what}, got {array.dtype}")
+            expectation = "none" if spec is None else f"type {spec.dtype}"
+            raise InvalidInput(f"model {self.model.name!r}: input {name!r}: expected {expectation}, got {array.dtype}")
         if not array.flags.c_contiguous or not array.dtype.isnative:
-            array = np.ascontiguousarray(array, came)
+            array = np.ascontiguousarray(array, dtype)
         return Tensor(name, self.model.datatypes[name], array.shape, array)
 
     # -- shared memory ------------------------------------------------------------------------------------------
@@ -362,19 +362,19 @@ class Session:
         needed = required_bytes([*(array.nbytes for array in arrays.values()), *sizes.values()])
         region = None
         if needed:
-            async with _done_by(end_s, "map shared memory"):
+            async with _time_limit(end_s, "map shared memory"):
                 region = await pool.acquire(needed)
         if region is None:
             return await self.transport.infer(call, end_s - self.loop.time())
         completed = False
         try:
-            places = region.write(arrays)
-            room = region.reserve(sizes)
-            refs = {name: SharedMemoryRef(region.name, *place) for name, place in places.items()}
+            written = region.write(arrays)
+            reserved = region.reserve(sizes)
+            refs = {name: SharedMemoryRef(region.name, *place) for name, place in written.items()}
             call = call._replace(
                 inputs=[tensor._replace(content=refs.get(tensor.name, tensor.content)) for tensor in call.inputs],
                 outputs={
-                    spec.name: SharedMemoryRef(region.name, *room[spec.name]) if spec.name in room else None
+                    spec.name: SharedMemoryRef(region.name, *reserved[spec.name]) if spec.name in reserved else None
                     for spec in model.outputs
                 },
             )
@@ -385,12 +385,12 @@ class Session:
                 if not any(words in failure.text.lower() for words in _UNKNOWN_REGION):
                     raise
                 completed = False
-                async with _done_by(end_s, "map shared memory"):
+                async with _time_limit(end_s, "map shared memory"):
                     await pool.reregister(region)
                 response = await self.transport.infer(call, end_s - self.loop.time())
             completed = True
             outputs = {
-                name: _read_shared(region, room[name], tensor) if name in room else tensor
+                name: _read_shared(region, reserved[name], tensor) if name in reserved else tensor
                 for name, tensor in response.outputs.items()
             }
         finally:
@@ -411,7 +411,7 @@ class Session:
 
 
 @contextlib.asynccontextmanager
-async def _done_by(end_s: float | None, what: str) -> AsyncIterator[None]:
+async def _time_limit(end_s: float | None, action: str) -> AsyncIterator[None]:
     """Limit the time in which the server does something.
 
     Raises:
@@ -421,7 +421,7 @@ async def _done_by(end_s: float | None, what: str) -> AsyncIterator[None]:
         async with asyncio.timeout_at(end_s):
             yield
     except TimeoutError as error:
-        raise ServerError("DEADLINE_EXCEEDED", f"the server did not {what} in time") from error
+        raise ServerError("DEADLINE_EXCEEDED", f"the server did not {action} in time") from error
 
 
 def _read_shared(region: Region, place: tuple[int, int], tensor: Tensor) -> Tensor:

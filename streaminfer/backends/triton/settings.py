@@ -22,7 +22,7 @@ class Settings:
         protocol: the protocol of the server.
         headers: headers of every call.
         keepalive_s: seconds between pings of a quiet gRPC connection; ``None``: no pings.
-        what: the backend, for messages.
+        name: the backend, for messages.
         model: the name of the model.
         version: the model's version in calls; empty: the server chooses.
         clock: monotonic nanoseconds; may be replaced before a start.
@@ -39,7 +39,7 @@ class Settings:
     protocol: Protocol
     headers: Headers
     keepalive_s: float | None
-    what: str
+    name: str
     model: str
     version: str
     clock: Clock

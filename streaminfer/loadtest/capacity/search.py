@@ -48,30 +48,30 @@ CLIMB = 1.25
 """Ratio between the rates of successive steps of the ramp."""
 BLOCKS = 20
 DRAWS = 400
-_NEAR = 0.12
+_FIT_DISTANCE = 0.12
 """Steps take part in the fit if the logarithm of their rate is within this distance of the estimate's."""
-_SOME = (0.1, 8.0)
+_SLOPE_SHARES = (0.1, 8.0)
 """Range of late shares, as multiples of the allowed share, from which a slope can be learned; a larger share is not by
 chance. If the objective is low, the upper end is halfway between the allowed share and 1."""
-_STEEP = 2.0
+_MAX_LOG_SPAN = 2.0
 """Largest difference of the logarithm of the late share across the rates around the estimate."""
-_SURELY = 3.0
+_SURE_ERRORS = 3.0
 """Standard errors by which the late share of a surely missed step exceeds what a few incidents explain."""
 _LEAST_STEPS = 3
-_LEAST_BESIDE = 4
+_MIN_STEPS_PER_SIDE = 4
 """Fewest steps on each side of the estimate; fewer do not show how much steps vary."""
 _STOPPING = 1.35
 """Factor that widens the interval, because a search ends sooner when it happens to underestimate its error."""
 _NEWTON_STEPS = 12
 _FIRST_SLOPE = 15.0
-_ONE_DEVIATION = (0.1587, 0.8413)
+_DEVIATION_QUANTILES = (0.1587, 0.8413)
 """Quantiles one standard deviation below and above the median; the few draws without a slope do not affect them."""
 _LEAST_SLOPE = 2.0
 _MOST_SLOPE = 1000.0
-_FARTHEST = 0.06
+_MAX_EXTRAPOLATION = 0.06
 """Largest distance of the estimate from the middle of the steps, in the logarithm of the rate; the interval still
 includes the crossing of the fit."""
-_NOWHERE = math.log(2.0)
+_MAX_CROSSING = math.log(2.0)
 """Largest distance of the crossing from the middle of the steps, in the logarithm of the rate. A line that hardly rises
 reaches it, or one through steps without late requests."""
 _SPREAD = 0.12
@@ -142,8 +142,8 @@ class Capacity:
 
     def __str__(self) -> str:
         low, high = self.interval
-        said = f"capacity {self.rate:,.4g}/s ({low:,.4g} to {high:,.4g}, {self.confidence:.0%} interval)"
-        return f"{said}: {self.reason}" if self.reason else said
+        text = f"capacity {self.rate:,.4g}/s ({low:,.4g} to {high:,.4g}, {self.confidence:.0%} interval)"
+        return f"{text}: {self.reason}" if self.reason else text
 
     def to_dict(self) -> dict[str, Any]:
         """Return the capacity as JSON values; an unknown upper end of the interval is ``None``."""
@@ -203,13 +203,16 @@ class CapacitySearch:
         self.low, self.high = low, high
         self.objective, self.tolerance, self.confidence = objective, tolerance, confidence
         allowed = self._allowed = 1 - objective
-        self._few, self._many = _SOME[0] * allowed, min(_SOME[1] * allowed, (1 + allowed) / 2)
+        self._low_share, self._high_share = (
+            _SLOPE_SHARES[0] * allowed,
+            min(_SLOPE_SHARES[1] * allowed, (1 + allowed) / 2),
+        )
         self.steps: list[Step] = []
-        self._counted: list[Step] = []  # steps since the service changed
+        self._valid_steps: list[Step] = []  # steps since the service changed
         self._most_steps = most_steps
         self._rng = np.random.default_rng(seed)
         self._after_ramp = 0
-        self._found: tuple[float, float, float] | None = None
+        self._estimated: tuple[float, float, float] | None = None
         self._slope = _FIRST_SLOPE
         self._reason = self._note = ""
 
@@ -218,66 +221,66 @@ class CapacitySearch:
         """The rate of the next step; ``None``: the search has ended."""
         if not self.steps:
             return self.low
-        if self._found is None:
+        if self._estimated is None:
             last = self.steps[-1].rate
             return None if self._reason else min(last * CLIMB, self.high)
-        return self._next_near(*self._found) if self._after_ramp < self._most_steps else None
+        return self._next_around(*self._estimated) if self._after_ramp < self._most_steps else None
 
-    def _next_near(self, rate: float, low: float, high: float) -> float | None:
+    def _next_around(self, rate: float, low: float, high: float) -> float | None:
         """Return the next rate around an estimate and its interval."""
-        narrow = (high - low) / 2 <= self.tolerance * rate
-        if self._jumps():
-            if narrow:
+        is_narrow = (high - low) / 2 <= self.tolerance * rate
+        if self._is_jump():
+            if is_narrow:
                 return self._next_beside(min(rate, self.high), low, high)
             if not self._between():
                 return min(rate, self.high)  # the middle of the interval, or beside a doubtful step
             low, high = max(low, rate * (1 - _SPREAD / 2)), min(high, rate * (1 + _SPREAD / 2))
             return min(low + (high - low) * (0.5, 0.25, 0.75)[self._after_ramp % 3], self.high)
-        if narrow and self._is_settled(min(rate, self.high)):
+        if is_narrow and self._is_settled(min(rate, self.high)):
             return None
-        spread = min(_SPREAD, _STEEP / self._slope) * (-0.5, 0.5, -0.25, 0.25)[self._after_ramp % 4]
-        return min(rate * (1 + spread), self.high)
+        offset = min(_SPREAD, _MAX_LOG_SPAN / self._slope) * (-0.5, 0.5, -0.25, 0.25)[self._after_ramp % 4]
+        return min(rate * (1 + offset), self.high)
 
     def _next_beside(self, rate: float, low: float, high: float) -> float | None:
         """Return a rate on the side of a jump that has too few steps; ``None``: both sides have enough."""
-        farthest = max(_NEAR, math.log(rate / low), math.log(high / rate))
-        near = [step.rate for step in self._counted if abs(math.log(step.rate / rate)) <= farthest]
-        below = sum(each < rate for each in near)
-        if below < _LEAST_BESIDE or not self._is_confirmed(low):
+        distance = max(_FIT_DISTANCE, math.log(rate / low), math.log(high / rate))
+        rates = [step.rate for step in self._valid_steps if abs(math.log(step.rate / rate)) <= distance]
+        below = sum(other < rate for other in rates)
+        if below < _MIN_STEPS_PER_SIDE or not self._is_confirmed(low):
             return low
-        return min(high, self.high) if len(near) - below < _LEAST_BESIDE else None
+        return min(high, self.high) if len(rates) - below < _MIN_STEPS_PER_SIDE else None
 
     def add(self, step: Step) -> None:
         """Add the step that was measured at :attr:`next_rate`."""
-        if self._found is not None:
+        if self._estimated is not None:
             self._after_ramp += 1
             self._look_for_change(step)
         self.steps.append(step)
-        self._counted.append(step)
+        self._valid_steps.append(step)
         # clearly missed: near the crossing half of the steps miss by chance
-        if step.late_share >= self._many and step.rate <= self.low:
-            self._found = None
+        if step.late_share >= self._high_share and step.rate <= self.low:
+            self._estimated = None
             self._reason = f"the objective is missed at {self.low:,.4g}/s, the lowest rate"
-        elif self._found is None and step.late_share <= self._allowed:
+        elif self._estimated is None and step.late_share <= self._allowed:
             if step.rate >= self.high:
                 self._reason = f"the objective is kept at {self.high:,.4g}/s, the highest rate that was to be tried"
         else:
-            self._found = self._estimate()
+            self._estimated = self._estimate()
 
     def _is_missed(self, step: Step) -> bool:
         """Return whether a step was late throughout, and not only in a few incidents."""
-        return step.late_share - _SURELY * step.late_error > self._many
+        return step.late_share - _SURE_ERRORS * step.late_error > self._high_share
 
     def _look_for_change(self, step: Step) -> None:
         """Forget the steps from before an overload, once kept rates have surely been missed twice."""
         highest, missed = 0.0, []
-        for each in (*self._counted, step):
+        for each in (*self._valid_steps, step):
             if each.late_share <= self._allowed:
                 highest = max(highest, each.rate)
             elif each.rate <= highest and self._is_missed(each):
                 missed.append(each)
         if len(missed) > 1:
-            self._counted = missed[:-1]
+            self._valid_steps = missed[:-1]
             self._note = f"{highest:,.4g}/s kept the objective before overload, and {step.rate:,.4g}/s misses it after"
 
     def stop(self, reason: str) -> None:
@@ -286,37 +289,39 @@ class CapacitySearch:
 
     def result(self) -> Capacity:
         """Return the capacity that the steps so far give."""
-        if self._found is None:
-            last = self.steps[-1].rate if self.steps else self.low
+        if self._estimated is None:
+            last_rate = self.steps[-1].rate if self.steps else self.low
             if self.steps and self.steps[-1].late_share > self._allowed:
-                interval = (0.0, last)
+                interval = (0.0, last_rate)
             else:
-                kept = max((step.rate for step in self.steps if step.late_share <= self._few), default=0.0)
-                interval = (kept, math.inf)
+                on_time_rate = max(
+                    (step.rate for step in self.steps if step.late_share <= self._low_share), default=0.0
+                )
+                interval = (on_time_rate, math.inf)
             return Capacity(
-                last, interval, self.confidence, self.objective, tuple(self.steps), self._reason or "no step"
+                last_rate, interval, self.confidence, self.objective, tuple(self.steps), self._reason or "no step"
             )
-        rate, low, high = self._found
-        wide = (high - low) / 2 > 1.001 * self.tolerance * rate
-        reason = "; ".join(filter(None, (self._note, self._reason or ("the steps were used up" if wide else ""))))
+        rate, low, high = self._estimated
+        is_wide = (high - low) / 2 > 1.001 * self.tolerance * rate
+        reason = "; ".join(filter(None, (self._note, self._reason or ("the steps were used up" if is_wide else ""))))
         return Capacity(rate, (low, high), self.confidence, self.objective, tuple(self.steps), reason)
 
     # -- estimation ---------------------------------------------------------------------------------------------
 
-    def _halved(self) -> tuple[float, float, float]:
+    def _bisect(self) -> tuple[float, float, float]:
         """Return the crossing by halving, and the rates below and above it that leave no doubt."""
-        late = [step for step in self._counted if step.late_share > self._few]
-        surely = [step.rate for step in late if self._is_missed(step)]
-        doubtful = [step.rate for step in late if not self._is_missed(step)]
-        crossing = min(surely + doubtful)
-        kept = max(
-            (step.rate for step in self._counted if step.late_share <= self._few and step.rate < crossing),
+        late = [step for step in self._valid_steps if step.late_share > self._low_share]
+        surely_missed = [step.rate for step in late if self._is_missed(step)]
+        unsure_rates = [step.rate for step in late if not self._is_missed(step)]
+        crossing = min(surely_missed + unsure_rates)
+        on_time_rate = max(
+            (step.rate for step in self._valid_steps if step.late_share <= self._low_share and step.rate < crossing),
             default=self.low if self.low < crossing else crossing / CLIMB,
         )
-        highest = max(doubtful, default=kept)
-        missed = min((rate for rate in surely if rate > highest), default=highest * CLIMB)
-        ends = self._pooled() if doubtful else (kept, missed)
-        return math.sqrt(ends[0] * ends[1]), kept, missed
+        highest = max(unsure_rates, default=on_time_rate)
+        missed = min((rate for rate in surely_missed if rate > highest), default=highest * CLIMB)
+        interval = self._pooled() if unsure_rates else (on_time_rate, missed)
+        return math.sqrt(interval[0] * interval[1]), on_time_rate, missed
 
     def _pooled(self) -> tuple[float, float]:
         """Return the rates on both sides of the crossing, if the late share never falls as the rate rises.
@@ -325,67 +330,75 @@ class CapacitySearch:
         counts less, the more requests were on time at higher rates.
         """
         pools: list[list[float]] = []  # late, sent, lowest and highest rate
-        for step in sorted(self._counted, key=lambda step: step.rate):
+        for step in sorted(self._valid_steps, key=lambda step: step.rate):
             pools.append([float(step.late.sum()), float(step.sent.sum()), step.rate, step.rate])
             while len(pools) > 1 and pools[-2][0] * pools[-1][1] >= pools[-1][0] * pools[-2][1]:
                 late, sent, _, highest = pools.pop()
                 pools[-1][0] += late
                 pools[-1][1] += sent
                 pools[-1][3] = highest
-        kept = [highest for late, sent, _, highest in pools if late <= self._allowed * sent]
+        on_time_rates = [highest for late, sent, _, highest in pools if late <= self._allowed * sent]
         missed = [lowest for late, sent, lowest, _ in pools if late > self._allowed * sent]
-        above = missed[0] if missed else kept[-1] * CLIMB
-        return (kept[-1] if kept else above / CLIMB), above
+        first_missed = missed[0] if missed else on_time_rates[-1] * CLIMB
+        return (on_time_rates[-1] if on_time_rates else first_missed / CLIMB), first_missed
 
-    def _near(self) -> list[Step]:
+    def _steps_nearby(self) -> list[Step]:
         """Return the steps close enough to the crossing for a line, without those that surely missed.
 
         They are chosen by rate, because the late share varies by chance. Where steps surely miss, the line has ended.
         """
-        middle = self._halved()[0] if self._found is None else self._found[0]
+        middle = self._bisect()[0] if self._estimated is None else self._estimated[0]
         return [
-            step for step in self._counted if abs(math.log(step.rate / middle)) <= _NEAR and not self._is_missed(step)
+            step
+            for step in self._valid_steps
+            if abs(math.log(step.rate / middle)) <= _FIT_DISTANCE and not self._is_missed(step)
         ]
 
     def _is_confirmed(self, rate: float) -> bool:
         """Return whether a step at this rate or above kept the objective after the first step that missed it."""
-        first = next(number for number, step in enumerate(self._counted) if step.late_share > self._allowed)
-        return any(step.rate >= rate and step.late_share <= self._allowed for step in self._counted[first:])
+        first = next(number for number, step in enumerate(self._valid_steps) if step.late_share > self._allowed)
+        return any(step.rate >= rate and step.late_share <= self._allowed for step in self._valid_steps[first:])
 
     def _is_settled(self, rate: float) -> bool:
         """Return whether enough steps lie on both sides of a rate: a line is not extrapolated beyond the steps."""
-        near = self._near()
-        below = sum(step.rate < rate for step in near)
-        return min(below, len(near) - below) >= _LEAST_BESIDE
+        steps = self._steps_nearby()
+        below = sum(step.rate < rate for step in steps)
+        return min(below, len(steps) - below) >= _MIN_STEPS_PER_SIDE
 
-    def _jumps(self) -> bool:
+    def _is_jump(self) -> bool:
         """Return whether no line can be fitted yet."""
         between = self._between()
         return len(between) < _LEAST_STEPS or max(between) < 1.005 * min(between)
 
     def _between(self) -> list[float]:
         """Return the rates near the estimate at which some requests were late and most were not."""
-        return [step.rate for step in self._near() if step.late_share > self._few]
+        return [step.rate for step in self._steps_nearby() if step.late_share > self._low_share]
 
     def _estimate(self) -> tuple[float, float, float]:
-        if self._jumps():
-            return self._halved()
-        near = self._near()
-        x = np.log([step.rate for step in near])
-        sums = np.array([[step.late.sum(), step.sent.sum()] for step in near], np.float64).T
-        blocks = np.array([step.draw(self._rng) for step in near], np.float64).transpose(1, 2, 0)  # late, sent × draws
-        steps = sums[:, np.newaxis] * self._rng.multinomial(len(near), np.full(len(near), 1 / len(near)), DRAWS)
-        found, slope = map(float, self._crossing(x, *sums))
+        if self._is_jump():
+            return self._bisect()
+        nearby = self._steps_nearby()
+        x = np.log([step.rate for step in nearby])
+        sums = np.array([[step.late.sum(), step.sent.sum()] for step in nearby], np.float64).T
+        blocks = np.array([step.draw(self._rng) for step in nearby], np.float64).transpose(
+            1, 2, 0
+        )  # late, sent × draws
+        steps = sums[:, np.newaxis] * self._rng.multinomial(len(nearby), np.full(len(nearby), 1 / len(nearby)), DRAWS)
+        log_crossing, slope = map(float, self._crossing(x, *sums))
         drawn = [self._crossing(x, *counts) for counts in (blocks, steps)]
-        ends = [np.quantile(crossings, _ONE_DEVIATION) for crossings, _ in drawn]
-        error = float(max(high - low for low, high in ends)) / 2
+        deviations = [np.quantile(crossings, _DEVIATION_QUANTILES) for crossings, _ in drawn]
+        error = float(max(high - low for low, high in deviations)) / 2
         middle = float(x.mean())
         late = sums[0] / (sums[1] * np.exp(slope * (x - middle)))  # late requests if all steps had the same rate
         spread_over = float(late.sum() ** 2 / (late @ late))  # Kish's effective number of steps
         half = student_quantile(0.5 + self.confidence / 2, max(2.0, spread_over - 2)) * error * _STOPPING
-        self._slope = min(float(np.quantile(slopes, _ONE_DEVIATION[0])) for _, slopes in drawn)
-        log_rate = min(max(found, middle - _FARTHEST), middle + _FARTHEST)
-        return math.exp(log_rate), math.exp(min(found, log_rate) - half), math.exp(max(found, log_rate) + half)
+        self._slope = min(float(np.quantile(slopes, _DEVIATION_QUANTILES[0])) for _, slopes in drawn)
+        log_rate = min(max(log_crossing, middle - _MAX_EXTRAPOLATION), middle + _MAX_EXTRAPOLATION)
+        return (
+            math.exp(log_rate),
+            math.exp(min(log_crossing, log_rate) - half),
+            math.exp(max(log_crossing, log_rate) + half),
+        )
 
     def _crossing(self, x: Floats, late: Floats, sent: Floats) -> Any:
         """Return the logarithm of the rate at which the expected late share is the allowed one, and the slope.
@@ -404,11 +417,11 @@ class CapacitySearch:
         slope = np.full_like(level, _FIRST_SLOPE)
         for _ in range(_NEWTON_STEPS):
             fitted = sent * np.exp(np.minimum(level[..., np.newaxis] + slope[..., np.newaxis] * distance, 0.0))
-            off = late - fitted
-            first, second = off.sum(axis=-1), (off * distance).sum(axis=-1)
+            residuals = late - fitted
+            first, second = residuals.sum(axis=-1), (residuals * distance).sum(axis=-1)
             a, b, c = fitted.sum(axis=-1), (fitted * distance).sum(axis=-1), (fitted * distance**2).sum(axis=-1)
             determinant = np.maximum(a * c - b * b, 1e-12)
             level = level + np.clip((c * first - b * second) / determinant, -1.0, 1.0)
             slope = np.clip(slope + (a * second - b * first) / determinant, _LEAST_SLOPE, _MOST_SLOPE)
-        moved = (math.log(self._allowed) - level) / slope
-        return middle + np.clip(moved, -_NOWHERE, _NOWHERE), slope
+        offset = (math.log(self._allowed) - level) / slope
+        return middle + np.clip(offset, -_MAX_CROSSING, _MAX_CROSSING), slope

@@ -53,9 +53,9 @@ class Capture:
     delivered_ns: int | None
 
 
-def draw_jitter_ns(jitter_s: float, chance: random.Random) -> int:
+def draw_jitter_ns(jitter_s: float, rng: random.Random) -> int:
     """Return a random delay with a standard deviation of ``jitter_s``."""
-    delay_s = chance.gammavariate(JITTER_SHAPE, jitter_s / JITTER_SHAPE**0.5) if jitter_s else 0.0
+    delay_s = rng.gammavariate(JITTER_SHAPE, jitter_s / JITTER_SHAPE**0.5) if jitter_s else 0.0
     return round(min(delay_s, LONGEST_S) * 1e9)
 
 
@@ -67,15 +67,15 @@ def captures(delivery: Delivery, period_s: float, seed: int) -> Iterator[Capture
         period_s: seconds from a frame to the next, on the clock of the device.
         seed: seed of jitter and loss.
     """
-    chance = random.Random(f"device {seed}")  # noqa: S311 - repeatable, not secret; differs from the seed of a `Link`
-    losses = GilbertElliott(delivery.loss, delivery.loss_run, chance)
+    rng = random.Random(f"device {seed}")  # noqa: S311 - repeatable, not secret; differs from the seed of a `Link`
+    losses = GilbertElliott(delivery.loss, delivery.loss_run, rng)
     period_ns = period_s * 1e9 / (1.0 + delivery.skew_ppm / 1e6)
     last_ns = number = 0
     while True:
         captured_ns = round(number * period_ns)
-        delivered_ns = captured_ns + draw_jitter_ns(delivery.jitter_s, chance)
-        lost = losses.loses()
-        if not lost:
+        delivered_ns = captured_ns + draw_jitter_ns(delivery.jitter_s, rng)
+        is_lost = losses.loses()
+        if not is_lost:
             last_ns = delivered_ns = max(delivered_ns, last_ns)
-        yield Capture(number, captured_ns, None if lost else delivered_ns)
+        yield Capture(number, captured_ns, None if is_lost else delivered_ns)
         number += 1

@@ -20,9 +20,9 @@ class FilterGraph:
     """
 
     def __init__(self, av: ModuleType, steps: Iterable[FilterStep], first: Any) -> None:
-        self._again, self._end = av.error.BlockingIOError, av.error.EOFError
+        self._would_block, self._end = av.error.BlockingIOError, av.error.EOFError
         self._is_sound = not isinstance(first, av.VideoFrame)
-        self._form = _form_of(first, is_sound=self._is_sound)
+        self._format = _format_of(first, is_sound=self._is_sound)
         graph = self._graph = av.filter.Graph()
         if not self._is_sound:
             last = graph.add_buffer(
@@ -45,7 +45,7 @@ class FilterGraph:
 
     def is_for(self, frame: Any) -> bool:
         """Return whether the chain accepts the format of a frame."""
-        return _form_of(frame, is_sound=self._is_sound) == self._form
+        return _format_of(frame, is_sound=self._is_sound) == self._format
 
     def push(self, frame: Any) -> Iterator[Any]:
         """Push a frame and yield the filtered frames that are ready; ``None`` flushes the chain.
@@ -54,17 +54,17 @@ class FilterGraph:
             InvalidInput: the frame is sound in another format than the first one.
         """
         if self._is_sound and frame is not None and not self.is_for(frame):
-            got = _form_of(frame, is_sound=True)
-            raise InvalidInput(f"source: expected sound of one kind, got {got} behind {self._form}")
+            format_found = _format_of(frame, is_sound=True)
+            raise InvalidInput(f"source: expected sound of one kind, got {format_found} behind {self._format}")
         self._graph.push(frame)
         while True:
             try:
                 yield self._graph.pull()
-            except (self._again, self._end):
+            except (self._would_block, self._end):
                 return
 
 
-def _form_of(frame: Any, *, is_sound: bool) -> tuple[Any, ...]:
+def _format_of(frame: Any, *, is_sound: bool) -> tuple[Any, ...]:
     """Return the format of a frame, as far as filters depend on it."""
     if is_sound:
         return frame.sample_rate, frame.format.name, frame.layout.name

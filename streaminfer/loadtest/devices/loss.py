@@ -28,14 +28,14 @@ class GilbertElliott:
         chance: source of randomness.
     """
 
-    def __init__(self, loss: float, run: float, chance: random.Random) -> None:
+    def __init__(self, loss: float, run: float, rng: random.Random) -> None:
         run = max(run, 1.0 / (1.0 - loss))
-        self._chance = chance
+        self._rng = rng
         self._lossless = loss == 0.0
         # probability per item to leave each state: passing, losing
-        self._leave = (loss / (run * (1.0 - loss)), 1.0 / run)
-        self._losing = not self._lossless and chance.random() < loss
-        self._left = 0 if self._lossless else self._stay()
+        self._exit_probabilities = (loss / (run * (1.0 - loss)), 1.0 / run)
+        self._is_losing = not self._lossless and rng.random() < loss
+        self._remaining = 0 if self._lossless else self._draw_sojourn()
 
     def loses(self) -> bool:
         """Return whether the next item is lost."""
@@ -47,19 +47,19 @@ class GilbertElliott:
             return 0
         lost = 0
         while items:
-            taken = min(items, self._left)
-            if self._losing:
-                lost += taken
-            items -= taken
-            self._left -= taken
-            if not self._left:
-                self._losing = not self._losing
-                self._left = self._stay()
+            count = min(items, self._remaining)
+            if self._is_losing:
+                lost += count
+            items -= count
+            self._remaining -= count
+            if not self._remaining:
+                self._is_losing = not self._is_losing
+                self._remaining = self._draw_sojourn()
         return lost
 
-    def _stay(self) -> int:
+    def _draw_sojourn(self) -> int:
         """Return the number of items until the state changes, from a geometric distribution."""
-        leave = self._leave[self._losing]
-        if leave >= 1.0:
+        probability = self._exit_probabilities[self._is_losing]
+        if probability >= 1.0:
             return 1
-        return 1 + int(min(math.log(1.0 - self._chance.random()) / math.log1p(-leave), LONGEST))
+        return 1 + int(min(math.log(1.0 - self._rng.random()) / math.log1p(-probability), LONGEST))

@@ -31,15 +31,17 @@ Gray = NDArray[Any]
 
 def measure_noise(gray: Gray) -> float:
     """Return the standard deviation of the noise of a picture, in gray levels."""
-    it = gray.astype(np.float32)
-    rows = it[:-2] - 2 * it[1:-1] + it[2:]
+    picture = gray.astype(np.float32)
+    rows = picture[:-2] - 2 * picture[1:-1] + picture[2:]
     response = np.abs(rows[:, :-2] - 2 * rows[:, 1:-1] + rows[:, 2:])
     height, width = (side // BLOCK * BLOCK for side in response.shape)
     if not height or not width:
         return 0.0
     blocks = response[:height, :width].reshape(height // BLOCK, BLOCK, width // BLOCK, BLOCK).mean(axis=(1, 3))
     # clipping hides the noise of black and white areas
-    level = it[1 : height + 1, 1 : width + 1].reshape(height // BLOCK, BLOCK, width // BLOCK, BLOCK).mean(axis=(1, 3))
+    level = (
+        picture[1 : height + 1, 1 : width + 1].reshape(height // BLOCK, BLOCK, width // BLOCK, BLOCK).mean(axis=(1, 3))
+    )
     visible = blocks[(level > 24) & (level < 232)]
     return float(np.quantile(visible if visible.size else blocks, CALM)) * math.sqrt(math.pi / 2) / 6
 
@@ -49,20 +51,20 @@ def measure_blur(gray: Gray) -> float:
 
     Noise makes a picture look sharper than it is.
     """
-    sharp = gray.astype(np.float32)
-    slopes, softened = _slopes(sharp), _slopes(_blur(sharp, REBLUR))
-    steep = slopes >= max(float(np.quantile(slopes, 1 - STEEP)), MIN_SLOPE)
-    if not steep.any():
+    picture = gray.astype(np.float32)
+    slopes, blurred_slopes = _slopes(picture), _slopes(_blur(picture, REBLUR))
+    is_edge = slopes >= max(float(np.quantile(slopes, 1 - STEEP)), MIN_SLOPE)
+    if not is_edge.any():
         return 0.0
-    ratio = float(np.median(slopes[steep] / np.maximum(softened[steep], 1e-6)))
+    ratio = float(np.median(slopes[is_edge] / np.maximum(blurred_slopes[is_edge], 1e-6)))
     return min(MAX_BLUR, REBLUR / math.sqrt(ratio * ratio - 1)) if ratio > 1 else MAX_BLUR
 
 
 def _blur(gray: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
-    reach = math.ceil(3 * sigma)
-    weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2).astype(np.float32)
+    radius = math.ceil(3 * sigma)
+    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2).astype(np.float32)
     weights /= weights.sum()
-    padded = np.pad(gray, reach, mode="edge")
+    padded = np.pad(gray, radius, mode="edge")
     height, width = gray.shape
     rows = sum(weight * padded[:, number : number + width] for number, weight in enumerate(weights))
     return np.asarray(sum(weight * rows[number : number + height] for number, weight in enumerate(weights)))

@@ -115,8 +115,8 @@ def probe(source: str | Path, *, kind: str = "camera", seconds: float | None = N
         container, stream = open_recording(av, source, video=camera)
         with container:
             if camera and 0 < min(stream.width, stream.height) < BLOCK:
-                got = f"{stream.width} × {stream.height}"
-                raise InvalidInput(f"source: expected pictures of at least {BLOCK} × {BLOCK} pixels, got {got}")
+                found = f"{stream.width} × {stream.height}"
+                raise InvalidInput(f"source: expected pictures of at least {BLOCK} × {BLOCK} pixels, got {found}")
             reading = _Reading(av, stream, PICTURE_FILTERS if camera else SOUND_FILTERS)
             for packet in container.demux(stream):
                 if not reading.read(packet, seconds):
@@ -240,8 +240,8 @@ def _camera(name: str, stream: Any, reading: _Reading) -> DeviceMeasurement:
     timing = measure_timing(reading.stamps_s)
     measured = 1.0 / timing.period_s if timing.period_s else float(stream.average_rate or 25)
     nearest = min(STANDARD_RATES, key=lambda rate: abs(rate - measured))
-    unsure = SURE * timing.period_error_s * measured
-    rate = nearest if abs(nearest / measured - 1) <= max(MAX_SKEW, unsure) else measured
+    uncertainty = SURE * timing.period_error_s * measured
+    rate = nearest if abs(nearest / measured - 1) <= max(MAX_SKEW, uncertainty) else measured
     intervals = np.diff(reading.key_s)
     context = stream.codec_context
     profile = CameraProfile(
@@ -256,17 +256,17 @@ def _camera(name: str, stream: Any, reading: _Reading) -> DeviceMeasurement:
         key_interval_s=float(np.mean(intervals)) if len(intervals) else max(timing.duration_s, 1.0),
         delivery=_delivery(timing, 1.0 / rate),
     )
-    measures = {ours: reading.mean(key) for key, ours in PICTURE_MEASURES.items()}
+    measures = {measure: reading.mean(key) for key, measure in PICTURE_MEASURES.items()}
     return DeviceMeasurement(profile, timing, measures, reading.corrupt)
 
 
 def _microphone(name: str, stream: Any, reading: _Reading) -> DeviceMeasurement:
-    measures = {ours: reading.last(key) for key, ours in SOUND_MEASURES.items()}
+    measures = {measure: reading.last(key) for key, measure in SOUND_MEASURES.items()}
     # FFmpeg's own RMS_trough is 2 dB too low, because it starts before its window is full
     measures["noise_db"] = float(np.quantile(reading.window_db, QUIET)) if reading.window_db else SILENCE_DB
     # the measured power of the sound includes the noise
-    noise, sound = (10 ** (measures[level] / 10) for level in ("noise_db", "rms_db"))
-    measures["snr_db"] = 10 * math.log10(max(sound - noise, 1e-12) / max(noise, 1e-12))
+    noise, signal = (10 ** (measures[level] / 10) for level in ("noise_db", "rms_db"))
+    measures["snr_db"] = 10 * math.log10(max(signal - noise, 1e-12) / max(noise, 1e-12))
     peaks, samples = (max(0.0, measures.pop(name)) for name in ("peak_count", "samples"))
     measures["clipped"] = min(1.0, peaks / max(1.0, samples))  # in silence each sample counts as both peaks
     clips = measures["clipped"] > CLIPPED and measures["flat_factor"] > FLAT_DB

@@ -28,9 +28,11 @@ AAC_FRAME = 1_024
 _RATES = {"opus": OPUS_RATES, "aac": AAC_RATES}
 
 
-def _number(what: str, least: float, most: float, default: Any = attrs.NOTHING, *, optional: bool = False) -> Any:
+def _number(
+    expectation: str, least: float, most: float, default: Any = attrs.NOTHING, *, optional: bool = False
+) -> Any:
     def check(name: str, value: object) -> None:
-        check_number(name, value, f"{what} from {least:g} to {most:g}", lambda it: least <= it <= most)
+        check_number(name, value, f"{expectation} from {least:g} to {most:g}", lambda it: least <= it <= most)
 
     return attrs.field(default=default, validator=field_check(check, optional=optional))
 

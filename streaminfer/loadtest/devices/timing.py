@@ -31,9 +31,9 @@ SEARCH = np.linspace(0.58, 1.03, 4_001)
 equally well, so the range excludes it."""
 AGREEMENT = 0.25
 """Agreement below which jitter hides the period."""
-CHANCE = 3.3
+CHANCE_AGREEMENT = 3.3
 """Agreement that chance alone reaches, times the root of the number of instants, for 20 to 256 instants."""
-APART = 0.25
+MIN_BUNCH_GAP = 0.25
 """Frames closer than this many mean intervals count as together: strong jitter delivers them in bunches."""
 CLEAR = 0.5
 """Agreement below which the nominal period is used, if it is known."""
@@ -101,19 +101,19 @@ def measure_timing(timestamps_s: Sequence[float], *, nominal_period_s: float = 0
     if by_earliest:
         period = nominal_period_s
         start = _find_earliest(stamps[:length], period, numbers[:length])
-    elif agreement < max(AGREEMENT, CHANCE / math.sqrt(_count_instants(stamps[:FIRST_FRAMES]))):
+    elif agreement < max(AGREEMENT, CHANCE_AGREEMENT / math.sqrt(_count_instants(stamps[:FIRST_FRAMES]))):
         length = 0
     while length:
-        part, order = stamps[:length], np.arange(length)
+        known_stamps, indexes = stamps[:length], np.arange(length)
         # number minus index never decreases; because a frame is late, never early, later frames bound its number
-        steps = np.round((part - start) / period) - order
+        steps = np.round((known_stamps - start) / period) - indexes
         if by_earliest:
             steps[-LAST:] = steps[-LAST:].min()
-        numbers = np.minimum.accumulate(steps[::-1])[::-1] + order
+        numbers = np.minimum.accumulate(steps[::-1])[::-1] + indexes
         if length == len(stamps):
             break
-        period, start = (float(it) for it in np.polyfit(numbers, part, 1))
-        earliest = _find_earliest(part, period, numbers)
+        period, start = (float(it) for it in np.polyfit(numbers, known_stamps, 1))
+        earliest = _find_earliest(known_stamps, period, numbers)
         start = earliest if by_earliest else min(start, earliest + BEHIND * period)
         length = min(2 * length, len(stamps))
     period, start = (float(it) for it in np.polyfit(numbers, stamps, 1))
@@ -140,9 +140,9 @@ def _find_earliest(stamps: NDArray[np.float64], period: float, numbers: NDArray[
 def _count_instants(stamps: NDArray[np.float64]) -> float:
     """Return the effective number of instants: timestamps that come together count as about one."""
     intervals = np.diff(stamps)
-    firsts = np.flatnonzero(intervals >= APART * intervals.mean()) + 1
-    together = np.diff(np.concatenate(([0], firsts, [len(stamps)])))
-    return len(stamps) ** 2 / float((together**2).sum())
+    starts = np.flatnonzero(intervals >= MIN_BUNCH_GAP * intervals.mean()) + 1
+    bunch_sizes = np.diff(np.concatenate(([0], starts, [len(stamps)])))
+    return len(stamps) ** 2 / float((bunch_sizes**2).sum())
 
 
 def _find_period(stamps: NDArray[np.float64]) -> tuple[float, float, float]:

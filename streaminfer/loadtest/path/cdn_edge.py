@@ -14,7 +14,7 @@ from streaminfer.loadtest.path.nginx import Nginx, run_nginx
 
 __all__ = ["CdnEdge"]
 
-FRESH_S = 10
+CACHE_MAX_AGE_S = 10
 CONFIGURATION = """
 pid nginx.pid;
 worker_processes 1;
@@ -66,10 +66,10 @@ class CdnEdge:
         self._consumers = check_count("consumers", consumers)
         self.hits = self.misses = 0
         self._units: dict[str, bytes] = {}
-        self._carried = itertools.count()
+        self._unit_numbers = itertools.count()
         self._idle: list[Connection] = []
         self._serving: set[asyncio.Task[None]] = set()
-        self._ends = contextlib.AsyncExitStack()
+        self._exit_stack = contextlib.AsyncExitStack()
         self._nginx: Nginx | None = None
 
     async def carry(self, path: str, number: int, data: bytes) -> bytes:
@@ -87,7 +87,7 @@ class CdnEdge:
         if self._nginx is None:
             raise RuntimeError("the edge does not run; use `async with CdnEdge() as edge`")
         # unique per call: for a repeated address nginx would return the unit, or the 404, that it has stored
-        address = f"/{quote(path)}/{number}/{next(self._carried)}"
+        address = f"/{quote(path)}/{number}/{next(self._unit_numbers)}"
         self._units[address] = data
         received = b""
         try:
@@ -114,16 +114,16 @@ class CdnEdge:
 
     async def __aenter__(self) -> Self:
         origin = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self._ends.callback(origin.close)
-        folder = Path(self._ends.enter_context(tempfile.TemporaryDirectory(prefix="streaminfer-edge-")))
+        self._exit_stack.callback(origin.close)
+        folder = Path(self._exit_stack.enter_context(tempfile.TemporaryDirectory(prefix="streaminfer-edge-")))
         text = CONFIGURATION.replace("{origin}", str(origin.sockets[0].getsockname()[1]))
         running = run_nginx(folder, text)
         starting = asyncio.ensure_future(asyncio.to_thread(running.__enter__))
-        self._ends.push_async_callback(_stop_behind, starting, running)
+        self._exit_stack.push_async_callback(_stop_after_start, starting, running)
         try:
             self._nginx = await asyncio.shield(starting)
         except BaseException:
-            await self._ends.aclose()
+            await self._exit_stack.aclose()
             raise
         return self
 
@@ -132,7 +132,7 @@ class CdnEdge:
         for _reader, writer in self._idle:
             writer.close()
         self._idle.clear()
-        await self._ends.aclose()
+        await self._exit_stack.aclose()
         if self._serving:
             await asyncio.wait(self._serving)  # each ends when nginx closes its connection
 
@@ -188,7 +188,7 @@ class CdnEdge:
                 head = await reader.readuntil(b"\r\n\r\n")
                 data = self._units.get(head.split(b" ", 2)[1].decode("latin-1"))
                 status = "404 Not Found" if data is None else "200 OK"
-                fields = f"content-length: {len(data or b'')}\r\ncache-control: max-age={FRESH_S}\r\n\r\n"
+                fields = f"content-length: {len(data or b'')}\r\ncache-control: max-age={CACHE_MAX_AGE_S}\r\n\r\n"
                 writer.write(f"HTTP/1.1 {status}\r\n{fields}".encode() + (data or b""))
                 await writer.drain()
         except (OSError, EOFError):
@@ -197,7 +197,7 @@ class CdnEdge:
             writer.close()
 
 
-async def _stop_behind(starting: asyncio.Future[Nginx], running: contextlib.AbstractContextManager[Nginx]) -> None:
+async def _stop_after_start(starting: asyncio.Future[Nginx], running: contextlib.AbstractContextManager[Nginx]) -> None:
     """Stop nginx once it has started: after a cancelled start, the thread still starts nginx in the folder."""
     await asyncio.wait([starting])
     if not starting.cancelled() and starting.exception() is None:

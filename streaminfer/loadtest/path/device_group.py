@@ -42,9 +42,9 @@ __all__ = ["DeviceGroup", "Transport", "as_tuple", "run_devices"]
 Transport = Literal["simulated", "webrtc", "packets"]
 
 
-def as_tuple(given: Any) -> Any:
+def as_tuple(value: Any) -> Any:
     """Return a list as a tuple, because TOML has lists only; return other values unchanged."""
-    return tuple(given) if isinstance(given, list) else given
+    return tuple(value) if isinstance(value, list) else value
 
 
 @attrs.frozen(kw_only=True)
@@ -131,17 +131,19 @@ class DeviceGroup:
         ]
 
     def _make_path(
-        self, scene: Scene, thread: CodecThread | None, edge: Edge | None, clock: Clock | None, **place: int
+        self, scene: Scene, thread: CodecThread | None, edge: Edge | None, clock: Clock | None, **options: int
     ) -> DevicePath:
         network, wanted, prepare = self.network, self.wanted, self.prepare
         if self.transport == "webrtc":
             names = ("size", "pixel_format") if isinstance(wanted, VideoFormat) else ("sample_rate", "chunk")
             return WebRtcPath(
-                scene, network, prepare=prepare, **{name: getattr(wanted, name) for name in names}, **place
+                scene, network, prepare=prepare, **{name: getattr(wanted, name) for name in names}, **options
             )
         if self.transport == "packets" and thread is not None:
-            return PacketPath(scene, network, wanted=wanted, prepare=prepare, thread=thread, **place)
-        return MediaPath(scene, network, wanted=wanted, prepare=prepare, edge=edge, thread=thread, clock=clock, **place)
+            return PacketPath(scene, network, wanted=wanted, prepare=prepare, thread=thread, **options)
+        return MediaPath(
+            scene, network, wanted=wanted, prepare=prepare, edge=edge, thread=thread, clock=clock, **options
+        )
 
 
 async def run_devices(
@@ -179,26 +181,26 @@ async def run_devices(
     Raises:
         TypeError: ``groups`` is empty, or not a sequence of `DeviceGroup`.
     """
-    what = "a sequence of DeviceGroup, at least one"
-    check_instance("groups", groups, lambda it: isinstance(it, Sequence) and len(it) > 0, what)
+    expectation = "a sequence of DeviceGroup, at least one"
+    check_instance("groups", groups, lambda it: isinstance(it, Sequence) and len(it) > 0, expectation)
     for group in groups:
-        check_instance("groups", group, lambda it: isinstance(it, DeviceGroup), what)
+        check_instance("groups", group, lambda it: isinstance(it, DeviceGroup), expectation)
     loop = asyncio.get_running_loop()
     check_count("workers", workers)
-    async with AsyncExitStack() as around:
+    async with AsyncExitStack() as stack:
         count = 0 if isinstance(loop, VirtualLoop) else workers
-        threads = [around.enter_context(CodecThread(f"codec-{number}")) for number in range(count)]
+        threads = [stack.enter_context(CodecThread(f"codec-{number}")) for number in range(count)]
         paths: list[DevicePath] = []
         for group in groups:  # a seed for each device
             paths += group.make_paths(seed=seed + len(paths), edge=edge, threads=threads, clock=clock_of(loop))
         for path in paths:
-            await around.enter_async_context(path)
-        async with running(service) as started, PathService(started, paths, score=score, seed=seed) as over:
-            due_s = over.schedule(duration_s)
+            await stack.enter_async_context(path)
+        async with running(service) as started, PathService(started, paths, score=score, seed=seed) as path_service:
+            due_s = path_service.schedule(duration_s)
             report = await run(
-                over,
+                path_service,
                 arrivals=due_s,
-                inputs=over.samples,
+                inputs=path_service.samples,
                 duration_s=duration_s,
                 slo_s=slo_s,
                 objective=objective,

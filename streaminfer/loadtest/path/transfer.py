@@ -89,12 +89,12 @@ class DevicePath(AsyncClosing):
         self.labels: Mapping[str, str] = {"device": scene.profile.name, "network": network.name}
         self.clock: Clock = clock or time.monotonic_ns
         self._start = check_count("start", start, at_least=0)
-        self._numbered = 0
+        self._next_frame = 0
 
     def _next_number(self, skipped: int) -> int:
         """Return the number of the next frame, after the frames that the device lost."""
-        number = self._numbered + skipped
-        self._numbered = number + 1
+        number = self._next_frame + skipped
+        self._next_frame = number + 1
         return number
 
     def send(self, captured_ns: int, handed_ns: int | None = None, *, skipped: int = 0) -> asyncio.Future[Transfer]:

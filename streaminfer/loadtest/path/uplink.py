@@ -55,10 +55,10 @@ class Uplink:
         """
         packets = max(1, -(-size // PACKET_BYTES))
         at_ns, lost = self._link.send_burst(size + packets * HEADER_BYTES, packets, now_ns)
-        left_ns = max(now_ns, self._link.free_ns)
+        sent_ns = max(now_ns, self._link.free_ns)
         complete, resent = True, 0
         for _ in range(lost):
-            arrived_ns, times = self._send_again(left_ns)
+            arrived_ns, times = self._retransmit(sent_ns)
             resent += times
             if arrived_ns is None:
                 complete = False
@@ -74,10 +74,10 @@ class Uplink:
 
     def due_ns(self, now_ns: int) -> int:
         """Return when the last unit, sent at an instant, should arrive without jitter."""
-        left_ns = max(now_ns, self._link.free_ns)
-        return left_ns + self._link.delay_ns(left_ns)
+        sent_ns = max(now_ns, self._link.free_ns)
+        return sent_ns + self._link.delay_ns(sent_ns)
 
-    def _send_again(self, sent_ns: int) -> tuple[int | None, int]:
+    def _retransmit(self, sent_ns: int) -> tuple[int | None, int]:
         link, at_ns = self._link, sent_ns
         for times in range(1, self._retransmits + 1):
             for _ in ("the gap is seen", "a repeat is requested"):

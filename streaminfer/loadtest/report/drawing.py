@@ -68,11 +68,11 @@ def draw(plot: Callable[[Any], Any], label: str, *, height_in: float = 3.2) -> s
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
         # the SVG contains text, not outlines: a glyph that matplotlib's font lacks is in one of the reader's fonts
         warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
-        forms = [
-            inline_svg(plot, label, width_in=width_in, height_in=height_in, attributes=f'class="{form}"')
-            for form, width_in in _WIDTHS_IN.items()
+        pictures = [
+            inline_svg(plot, label, width_in=width_in, height_in=height_in, attributes=f'class="{layout}"')
+            for layout, width_in in _WIDTHS_IN.items()
         ]
-    return "".join(map(_in_page_colors, forms))
+    return "".join(map(_in_page_colors, pictures))
 
 
 def _in_page_colors(drawn: str) -> str:

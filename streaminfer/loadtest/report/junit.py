@@ -22,7 +22,7 @@ def make_junit(report: Report, verdict: Verdict | None = None) -> str:
     if verdict is not None:
         kind = "failure" if verdict.regressed else "skipped" if verdict.undecided else ""
         cases.append(("comparison", kind, str(verdict)))
-    counts = {kind: str(sum(given == kind for _, given, _ in cases)) for kind in ("failure", "skipped")}
+    counts = {kind: str(sum(outcome == kind for _, outcome, _ in cases)) for kind in ("failure", "skipped")}
     suite = ET.Element(
         "testsuite",
         name=report.name or "loadtest",

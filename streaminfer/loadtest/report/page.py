@@ -37,8 +37,8 @@ def make_page(report: Report, verdict: Verdict | None = None, path: str | os.Pat
         OSError: the file cannot be written.
     """
     title = f"Load test{f' {report.name}' if report.name else ''}"
-    compared = () if verdict is None else (str(verdict),)
-    said = "".join(f"<p>{escape(sentence)}</p>" for sentence in (*compared, *describe(report)[1:]))
+    comparison = () if verdict is None else (str(verdict),)
+    paragraphs = "".join(f"<p>{escape(sentence)}</p>" for sentence in (*comparison, *describe(report)[1:]))
     sections = [
         _section(
             "Latency by percentile", draw(partial(plots.plot_percentiles, report=report), "latency by percentile")
@@ -57,7 +57,7 @@ def make_page(report: Report, verdict: Verdict | None = None, path: str | os.Pat
     sections.append(_section("Outcomes", html_table(((name, f"{count:,}") for name, count in report.outcomes.items()))))
     began = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(report.began))
     body = (
-        f'<h1>{escape(title)}</h1><p class="headline">{escape(say_headline(report))}</p>{said}'
+        f'<h1>{escape(title)}</h1><p class="headline">{escape(say_headline(report))}</p>{paragraphs}'
         f"{_table([report.total])}{''.join(sections)}"
         f"<footer><p>{escape(report.arrivals)}, {report.duration_s:g} s, seed {report.seed}; {escape(report.machine)}; "
         f"{began}</p></footer>"
@@ -67,9 +67,9 @@ def make_page(report: Report, verdict: Verdict | None = None, path: str | os.Pat
 
 def make_summary(report: Report) -> str:
     """Return headline, sentences and table, for a notebook."""
-    said = "".join(f"<p>{escape(sentence)}</p>" for sentence in describe(report))
+    paragraphs = "".join(f"<p>{escape(sentence)}</p>" for sentence in describe(report))
     tails = [tail for label in report.record.labels for tail in report.by_label(label)]
-    return f"<div>{said}{_table([report.total, *tails])}</div>"
+    return f"<div>{paragraphs}{_table([report.total, *tails])}</div>"
 
 
 def _section(title: str, content: str) -> str:
@@ -110,8 +110,7 @@ def _means(report: Report, label: str) -> str:
     means = report.means(label)
     names = list(report.record.values)
     rows = [
-        (value, *(_say_mean(name, found[name]) if name in found else "" for name in names))
-        for value, found in means.items()
+        (value, *(_say_mean(name, row[name]) if name in row else "" for name in names)) for value, row in means.items()
     ]
     head = (label, *(f"CPU of {name.removesuffix(CPU)}" if name.endswith(CPU) else name for name in names))
     return _section(f"Measured by {label}", f'<div class="scroll">{html_table(rows, head=head)}</div>')

@@ -55,18 +55,18 @@ def plot_percentiles(ax: Any, report: Report) -> Any:
 def plot_over_time(ax: Any, report: Report) -> Any:
     """Draw median, p99 and maximum latency in 60 windows by due time; a cross marks windows with lost requests."""
     ax = new_axes(ax, _PURPOSE)
-    found = [(begin_s, latencies) for begin_s, latencies in report.windows(_WINDOWS) if latencies.size]
-    times = np.array([begin_s for begin_s, _ in found])
+    windows = [(begin_s, latencies) for begin_s, latencies in report.windows(_WINDOWS) if latencies.size]
+    times = np.array([begin_s for begin_s, _ in windows])
     highest = _LOWEST_S
     for label, q, color in (("p50", 0.5, GOOD), ("p99", 0.99, COLORS[0]), ("max", 1.0, GREY)):
-        values = np.array([quantile_of(latencies, q) for _, latencies in found])
+        values = np.array([quantile_of(latencies, q) for _, latencies in windows])
         values = np.maximum(values, _LOWEST_S)
         values[np.isinf(values)] = np.nan
         ax.plot(times, values, color=color, label=label, linewidth=1.4)
         highest = max(highest, float(np.nanmax(values, initial=_LOWEST_S)))
-    lost = [begin_s for begin_s, latencies in found if np.isinf(latencies).any()]
-    if lost:
-        ax.plot(lost, [highest] * len(lost), "x", color=BAD, label="requests without a response")
+    incomplete = [begin_s for begin_s, latencies in windows if np.isinf(latencies).any()]
+    if incomplete:
+        ax.plot(incomplete, [highest] * len(incomplete), "x", color=BAD, label="requests without a response")
     ax.axhline(report.slo_s, color=BAD, linewidth=1, linestyle="--", label="SLO")
     finite = report.latencies_s[np.isfinite(report.latencies_s)]
     lowest = max(float(finite.min(initial=report.slo_s)), _LOWEST_S)

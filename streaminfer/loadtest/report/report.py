@@ -184,13 +184,13 @@ class Report:
             ValueError: no request has that label.
         """
         column = self._labels(label)
-        found: dict[str, dict[str, float]] = {}
+        means: dict[str, dict[str, float]] = {}
         for value in sorted(set(column.tolist()) - {""}):
             chosen = {
                 name: numbers[(column == value) & ~np.isnan(numbers)] for name, numbers in self.record.values.items()
             }
-            found[value] = {name: float(numbers.mean()) for name, numbers in chosen.items() if numbers.size}
-        return found
+            means[value] = {name: float(numbers.mean()) for name, numbers in chosen.items() if numbers.size}
+        return means
 
     def windows(self, count: int) -> Iterator[tuple[float, Floats]]:
         """Yield equal windows of the run: the start of each, and the latencies of the requests due in it."""
@@ -260,11 +260,11 @@ class Report:
         try:
             stored = json.loads(text)
             _check_format(stored)
-            said, record = stored["report"], Record.decode(stored["record"])
-            found = said.get("capacity")  # reports of earlier builds have no capacity
-            capacity = None if found is None else Capacity.from_dict(found)
-            fields = {name: said[name] for name in _FIELDS}
-            return cls(record, began=said["began_s"], capacity=capacity, **fields)
+            fields_stored, record = stored["report"], Record.decode(stored["record"])
+            capacity_stored = fields_stored.get("capacity")  # reports of earlier builds have no capacity
+            capacity = None if capacity_stored is None else Capacity.from_dict(capacity_stored)
+            fields = {name: fields_stored[name] for name in _FIELDS}
+            return cls(record, began=fields_stored["began_s"], capacity=capacity, **fields)
         except Exception as error:  # a corrupt file can raise a dozen types, all with this cause
             raise ValueError(f"{os.fspath(path)}: not a saved report: {error}") from error
 
@@ -324,9 +324,9 @@ def describe_machine() -> str:
 
 
 def _check_format(stored: Any) -> None:
-    found = stored.get("format"), stored.get("version")
-    if found != (_FORMAT, _VERSION):
-        raise ValueError(expected("format", f"{_FORMAT}, version {_VERSION}", found))
+    actual = stored.get("format"), stored.get("version")
+    if actual != (_FORMAT, _VERSION):
+        raise ValueError(expected("format", f"{_FORMAT}, version {_VERSION}", actual))
 
 
 def _by_name(seconds: Floats) -> dict[str, float]:

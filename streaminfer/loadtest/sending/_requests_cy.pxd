@@ -12,7 +12,7 @@ cdef class DueRequests:
     cdef object _call
     cdef object _begin
     cdef tuple _errors
-    cdef dict _firsts
+    cdef dict _first_errors
     cdef object _on_result
     cdef public object clock
     cdef object _end

@@ -54,7 +54,7 @@ class DueRequests:
         self._due, self._sent_at, self._completed_at = array("q", due_ns), self.sent_ns, self.completed_ns
         self._count = len(due_ns)
         self.failures: dict[int, BaseException] = {}
-        self._firsts: dict[type[BaseException], BaseException] = {}
+        self._first_errors: dict[type[BaseException], BaseException] = {}
         self.pending: dict[int, Any] = {}
         self.sent = 0
         self.cancelling = False
@@ -123,4 +123,4 @@ class DueRequests:
             self._end(None)
 
     def _fail(self, number: int, error: BaseException) -> None:
-        self.failures[number] = self._firsts.setdefault(type(error), error).with_traceback(None)
+        self.failures[number] = self._first_errors.setdefault(type(error), error).with_traceback(None)

@@ -113,9 +113,9 @@ class OpenLoop(DueRequests):
                 limit.cancel()
             if self.pending:  # this run was cancelled, or ended by an error
                 self._cancel()
-                left = [call for call in self.pending.values() if isinstance(call, asyncio.Task)]
-                if left:
-                    await asyncio.wait(left, timeout=_CANCELLING_S)
+                tasks = [call for call in self.pending.values() if isinstance(call, asyncio.Task)]
+                if tasks:
+                    await asyncio.wait(tasks, timeout=_CANCELLING_S)
 
     def _cancel(self) -> None:
         self.cancelling = True
@@ -128,14 +128,14 @@ class OpenLoop(DueRequests):
             complete(self._ended, None, error, "open loop")
 
 
-def complete(done: Any, result: Any, error: BaseException | None, what: str) -> None:
+def complete(done: Any, result: Any, error: BaseException | None, operation: str) -> None:
     """Set the result or the error of a future, or of a similar object; do nothing if it is done already.
 
     Args:
         done: the future.
         result: the result, if there is no error.
         error: the error; ``None``: there is a result.
-        what: name of the operation, for messages.
+        operation: name of the operation, for messages.
     """
     if done.done():
         return
@@ -143,7 +143,7 @@ def complete(done: Any, result: Any, error: BaseException | None, what: str) -> 
         done.set_result(result)
         return
     if isinstance(error, StopIteration):  # a future rejects it
-        error = RuntimeError(f"{what}: {error!r}")
+        error = RuntimeError(f"{operation}: {error!r}")
     done.set_exception(error)
     if isinstance(done, asyncio.Future):
         done.exception()  # marks the error as read, in case the caller has gone

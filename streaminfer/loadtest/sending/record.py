@@ -94,25 +94,25 @@ class Record:
             return np.concatenate(parts)[order]
 
         fields: dict[str, Any] = {name: joined([getattr(record, name) for record in records]) for name in _COLUMNS}
-        for group, nothing in _GROUPS.items():
-            named = [getattr(record, group) for record in records]
-            absent = [np.full(len(record), nothing) for record in records]
+        for group, missing_value in _GROUPS.items():
+            columns = [getattr(record, group) for record in records]
+            absent = [np.full(len(record), missing_value) for record in records]
             fields[group] = {
-                name: joined([each.get(name, none) for each, none in zip(named, absent, strict=True)])
-                for name in dict.fromkeys(name for each in named for name in each)
+                name: joined([column_set.get(name, filler) for column_set, filler in zip(columns, absent, strict=True)])
+                for name in dict.fromkeys(name for column_set in columns for name in column_set)
             }
-        messages = {name: said for record in reversed(records) for name, said in record.messages.items()}
+        messages = {name: message for record in reversed(records) for name, message in record.messages.items()}
         return cls(**fields, messages=messages)
 
-    def where(self, chosen: NDArray[np.bool_]) -> "Record":
+    def where(self, selected: NDArray[np.bool_]) -> "Record":
         """Return the record of the chosen requests.
 
         Args:
-            chosen: shape (requests,), bool.
+            selected: shape (requests,), bool.
         """
-        fields: dict[str, Any] = {name: getattr(self, name)[chosen] for name in _COLUMNS}
+        fields: dict[str, Any] = {name: getattr(self, name)[selected] for name in _COLUMNS}
         for group in _GROUPS:
-            fields[group] = {name: column[chosen] for name, column in getattr(self, group).items()}
+            fields[group] = {name: column[selected] for name, column in getattr(self, group).items()}
         return Record(**fields, messages=self.messages)
 
     def __len__(self) -> int:
@@ -145,8 +145,8 @@ def _encode(column: NDArray[Any]) -> Any:
     if column.dtype.kind == "U":
         words, indexes = np.unique(column, return_inverse=True)
         return {"words": words.tolist(), "indexes": _encode(indexes.astype(np.int32))}
-    little = column.astype(column.dtype.newbyteorder("<"))
-    return base64.b64encode(zlib.compress(little.tobytes())).decode()
+    little_endian = column.astype(column.dtype.newbyteorder("<"))
+    return base64.b64encode(zlib.compress(little_endian.tobytes())).decode()
 
 
 def _decode(stored: Any, kind: str = "<f8") -> Any:

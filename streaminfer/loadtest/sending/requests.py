@@ -17,7 +17,7 @@ from streaminfer.request import Request, Response, Timings
 
 __all__ = ["Requests", "check_inputs", "check_service"]
 
-_NOTES = 256
+_MAX_NOTES = 256
 
 Service = Any
 """An object with ``async call(request)``, or an async function of the inputs."""
@@ -42,20 +42,20 @@ def check_inputs(inputs: Inputs) -> Callable[[int], Any]:
         TypeError: ``inputs`` has the wrong type.
         ValueError: ``inputs`` is empty.
     """
-    what = "a sequence of inputs, a mapping of input name to array, or a function of the request's number"
+    expectation = "a sequence of inputs, a mapping of input name to array, or a function of the request's number"
     if isinstance(inputs, (Mapping, Sample)):
         return lambda _number: inputs
     if callable(inputs):
-        _check_takes_a_number(inputs, what)
+        _check_takes_a_number(inputs, expectation)
         return inputs  # type: ignore[no-any-return]
     if not isinstance(inputs, (Sequence, np.ndarray)) or isinstance(inputs, (str, bytes)) or np.ndim(inputs) == 0:
-        raise TypeError(expected("inputs", what, inputs))
+        raise TypeError(expected("inputs", expectation, inputs))
     if not (count := len(inputs)):
         raise ValueError(expected("inputs", "at least one", inputs))
     return lambda number: inputs[number % count]
 
 
-def _check_takes_a_number(function: Any, what: str) -> None:
+def _check_takes_a_number(function: Any, expectation: str) -> None:
     # without this check, the TypeError of every request would count as an error of the service
     try:
         signature = inspect.signature(function, follow_wrapped=False)  # a decorator may add the number
@@ -64,11 +64,11 @@ def _check_takes_a_number(function: Any, what: str) -> None:
     try:
         signature.bind(0)
     except TypeError as error:
-        raise TypeError(f"{expected('inputs', what, function)}: {error}") from error
+        raise TypeError(f"{expected('inputs', expectation, function)}: {error}") from error
 
 
-def _request_of(given: Any, **settings: Any) -> Request:
-    return given if type(given) is Request else Request(given, **settings)
+def _request_of(inputs: Any, **settings: Any) -> Request:
+    return inputs if type(inputs) is Request else Request(inputs, **settings)
 
 
 class Requests:
@@ -89,9 +89,9 @@ class Requests:
     """
 
     def __init__(self, service: Service, inputs: Callable[[int], Any], count: int) -> None:
-        nothing = array("d", [math.nan]) * count
-        self.stages: defaultdict[str, array[float]] = defaultdict(lambda: nothing[:])
-        self.values: defaultdict[str, array[float]] = defaultdict(lambda: nothing[:])
+        no_numbers = array("d", [math.nan]) * count
+        self.stages: defaultdict[str, array[float]] = defaultdict(lambda: no_numbers[:])
+        self.values: defaultdict[str, array[float]] = defaultdict(lambda: no_numbers[:])
         self.labels: defaultdict[str, list[str]] = defaultdict(lambda: [""] * count)
         self._samples: list[tuple[int, dict[str, str], dict[str, float]]] = []
         self._timings: list[tuple[int, Timings]] = []
@@ -99,7 +99,7 @@ class Requests:
         self._inputs = inputs
         self._begin_call = adapt(service).begin_call if is_service(service) else None
         self._send: Callable[..., Awaitable[Any]] = (
-            (lambda given, **settings: service.call(_request_of(given, **settings))) if is_service(service) else service
+            (lambda item, **settings: service.call(_request_of(item, **settings))) if is_service(service) else service
         )
 
     @property
@@ -108,11 +108,11 @@ class Requests:
         inputs, send = self._inputs, self._send
 
         def call(number: int) -> Awaitable[Any]:
-            given = inputs(number)
-            if type(given) is Sample:
-                self._note(number, given)
-                return send(given.inputs, **given.settings)
-            return send(given)
+            item = inputs(number)
+            if type(item) is Sample:
+                self._note(number, item)
+                return send(item.inputs, **item.settings)
+            return send(item)
 
         return call
 
@@ -124,17 +124,17 @@ class Requests:
             return None
 
         def begin(number: int, receive: Receive) -> Any:
-            given = inputs(number)
-            if type(given) is Sample:
-                self._note(number, given)
-                return begin_call(_request_of(given.inputs, **given.settings), receive)
-            return begin_call(_request_of(given), receive)
+            item = inputs(number)
+            if type(item) is Sample:
+                self._note(number, item)
+                return begin_call(_request_of(item.inputs, **item.settings), receive)
+            return begin_call(_request_of(item), receive)
 
         return begin
 
     def _note(self, number: int, sample: Sample) -> None:
         self._samples.append((number, dict(sample.labels), dict(sample.stages_s)))
-        if len(self._samples) == _NOTES:
+        if len(self._samples) == _MAX_NOTES:
             self.sort_notes()
 
     def on_result(self, number: int, result: Any) -> None:
@@ -146,14 +146,14 @@ class Requests:
                 self._timings.append((number, result.timings))
         if type(measured) is Measured:  # no outputs, which may be large; copies, because a service may change them
             self._measured.append((number, dict(measured.stages_s), dict(measured.values), dict(measured.labels)))
-        if len(self._timings) == _NOTES or len(self._measured) == _NOTES:
+        if len(self._timings) == _MAX_NOTES or len(self._measured) == _MAX_NOTES:
             self.sort_notes()
 
     def sort_notes(self) -> None:
         """Move the collected notes into the columns; also called at the end of the run."""
         stages, labels = self.stages, self.labels
-        for number, its_labels, stages_s in self._samples:
-            for name, label in its_labels.items():
+        for number, request_labels, stages_s in self._samples:
+            for name, label in request_labels.items():
                 labels[name][number] = label
             for name, seconds in stages_s.items():
                 stages[name][number] = seconds
@@ -163,13 +163,13 @@ class Requests:
             stages["queue"][number] = timings.queued_s
             stages["assembly"][number] = timings.assembled_s
             stages["inference"][number] = timings.inferred_s
-        for number, stages_s, values, its_labels in self._measured:
+        for number, stages_s, values, request_labels in self._measured:
             for name, seconds in stages_s.items():
-                before = stages[name][number]
-                stages[name][number] = seconds if math.isnan(before) else before + seconds
+                previous = stages[name][number]
+                stages[name][number] = seconds if math.isnan(previous) else previous + seconds
             for name, value in values.items():
                 self.values[name][number] = value
-            for name, label in its_labels.items():
+            for name, label in request_labels.items():
                 labels[name][number] = label
         self._samples.clear()
         self._timings.clear()

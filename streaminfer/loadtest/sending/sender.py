@@ -87,19 +87,19 @@ async def send(
     start_ns = clock() + round(_LEAD_S * 1e9) if start_ns is None else start_ns
     due_ns = (start_ns + np.rint(due_s * 1e9).astype(np.int64)).tolist()
     sending = OpenLoop(requests.call, due_ns, on_result=requests.on_result, begin=requests.begin)
-    telling = loop.create_task(_tell(sending, progress, start_ns, clock, duration_s)) if progress else None
+    reporting = loop.create_task(_report_progress(sending, progress, start_ns, clock, duration_s)) if progress else None
     try:
         await sending.run(drain_s=drain_s)
     finally:
-        if telling is not None:
-            telling.cancel()
-            await asyncio.wait([telling])
-    if telling is not None and not telling.cancelled():
-        telling.result()
+        if reporting is not None:
+            reporting.cancel()
+            await asyncio.wait([reporting])
+    if reporting is not None and not reporting.cancelled():
+        reporting.result()
     return Record.of(sending, due_s, requests)
 
 
-async def _tell(
+async def _report_progress(
     sending: OpenLoop, progress: OnProgress, start_ns: int, clock: Callable[[], int], duration_s: float
 ) -> None:
     while True:

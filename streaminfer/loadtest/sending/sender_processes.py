@@ -57,7 +57,7 @@ async def send_from_processes(
     """
     _check_portable("service", make_service)
     _check_portable("inputs", inputs)
-    _check_maker(make_service)
+    _check_factory(make_service)
     context = multiprocessing.get_context("spawn")
     loop = asyncio.get_running_loop()
     pipes: list[Connection] = []
@@ -65,28 +65,28 @@ async def send_from_processes(
 
     failures: list[Exception] = []
 
-    def tell(told: Progress) -> None:
-        loop.call_soon_threadsafe(tell_here, told)
+    def report(state: Progress) -> None:
+        loop.call_soon_threadsafe(report_in_loop, state)
 
-    def tell_here(told: Progress) -> None:
+    def report_in_loop(state: Progress) -> None:
         try:
             if progress is not None and not failures:
-                progress(told)
+                progress(state)
         except Exception as error:  # noqa: BLE001 - raised at the end, as in a run without processes
             failures.append(error)
 
-    sends = partial(send, inputs=inputs, drain_s=drain_s, duration_s=duration_s, step=senders)
+    send_part = partial(send, inputs=inputs, drain_s=drain_s, duration_s=duration_s, step=senders)
     collecting: asyncio.Future[list[Record]] | None = None
     try:
         for first in range(senders):
-            ours, theirs = context.Pipe()
-            pipes.append(ours)
-            share = partial(sends, due_s=due_s[first::senders], first=first)
-            child = context.Process(target=_send_share, args=(theirs, make_service, share), daemon=True)
-            with contextlib.closing(theirs):
+            parent_end, child_end = context.Pipe()
+            pipes.append(parent_end)
+            share = partial(send_part, due_s=due_s[first::senders], first=first)
+            child = context.Process(target=_send_share, args=(child_end, make_service, share), daemon=True)
+            with contextlib.closing(child_end):
                 child.start()
             children.append(child)
-        collecting = loop.run_in_executor(None, _collect, pipes, tell, progress is not None)
+        collecting = loop.run_in_executor(None, _collect, pipes, report, progress is not None)
         record = Record.merge(await asyncio.shield(collecting))
         if failures:
             raise failures[0]
@@ -114,29 +114,29 @@ def _check_portable(argument: str, value: Any) -> None:
     try:
         pickle.dumps(value)
     except Exception as error:
-        what = "something importable from its module, because sender processes load it"
-        raise TypeError(expected(argument, what, value)) from error
+        expectation = "something importable from its module, because sender processes load it"
+        raise TypeError(expected(argument, expectation, value)) from error
 
 
-def _check_maker(make_service: Any) -> None:
+def _check_factory(make_service: Any) -> None:
     try:
         with contextlib.suppress(ValueError):  # the function has no signature
             inspect.signature(make_service).bind()
     except TypeError as error:
-        what = "a function without arguments that returns the service, because sender processes call it"
-        raise TypeError(expected("service", what, make_service)) from error
+        expectation = "a function without arguments that returns the service, because sender processes call it"
+        raise TypeError(expected("service", expectation, make_service)) from error
 
 
-def _collect(pipes: list[Connection], tell: OnProgress, tells: bool) -> list[Record]:
+def _collect(pipes: list[Connection], report: OnProgress, has_progress: bool) -> list[Record]:
     for pipe in pipes:
         _receive(pipe)
     start_ns = time.monotonic_ns() + round(_LEAD_S * 1e9)
     for pipe in pipes:
         with contextlib.suppress(OSError):  # the process has ended: receiving raises
-            pipe.send((start_ns, tells))
+            pipe.send((start_ns, has_progress))
     records: dict[int, Record] = {}
     latest: dict[int, Progress] = {}
-    told: set[int] = set()
+    reported: set[int] = set()
     while len(records) < len(pipes):
         for ready in wait([pipe for number, pipe in enumerate(pipes) if number not in records]):
             number = pipes.index(ready)  # type: ignore[arg-type]  # on this system a pipe is a Connection
@@ -145,10 +145,10 @@ def _collect(pipes: list[Connection], tell: OnProgress, tells: bool) -> list[Rec
                 records[number] = message
             else:
                 latest[number] = message
-                told.add(number)
-                if len(told | records.keys()) == len(pipes):  # all running processes have reported since
-                    tell(_total(message, [latest[it] for it in told - records.keys()], list(records.values())))
-                    told.clear()
+                reported.add(number)
+                if len(reported | records.keys()) == len(pipes):  # all running processes have reported since
+                    report(_total(message, [latest[it] for it in reported - records.keys()], list(records.values())))
+                    reported.clear()
     return [records[number] for number in range(len(pipes))]
 
 
@@ -188,13 +188,13 @@ def _send_share(pipe: Connection, make_service: Callable[[], Any], share: _Share
 async def _send(pipe: Connection, make_service: Callable[[], Any], share: _Share) -> Record:
     async with running(make_service()) as service:
         pipe.send("ready")
-        start_ns, tells = await asyncio.to_thread(pipe.recv)
-        with _ending_with_parent(pipe):
-            return await share(service, progress=pipe.send if tells else None, start_ns=start_ns)
+        start_ns, has_progress = await asyncio.to_thread(pipe.recv)
+        with _cancelled_with_parent(pipe):
+            return await share(service, progress=pipe.send if has_progress else None, start_ns=start_ns)
 
 
 @contextlib.contextmanager
-def _ending_with_parent(pipe: Connection) -> Iterator[None]:
+def _cancelled_with_parent(pipe: Connection) -> Iterator[None]:
     """Cancel this task when the parent ends, for example by a signal; otherwise it would continue to send."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None  # noqa: S101 - `asyncio.run` made one

@@ -86,31 +86,31 @@ class Blocks:
     def log_error(self, q: float, seed: int) -> float:
         """Return the standard error of the logarithm of a quantile."""
         sizes = np.array([part.size for part in self.values])
-        everything = np.concatenate(self.values)
-        tail = min(everything.size, math.ceil(_TAIL * (1 - q) * everything.size) + 1)
-        order = np.argsort(everything, kind="stable")[::-1][:tail]
+        latencies = np.concatenate(self.values)
+        tail = min(latencies.size, math.ceil(_TAIL * (1 - q) * latencies.size) + 1)
+        order = np.argsort(latencies, kind="stable")[::-1][:tail]
         step = -(-tail // _BINS)
         counts = np.zeros((sizes.size, -(-tail // step)))
         np.add.at(counts, (np.repeat(np.arange(sizes.size), sizes)[order], np.arange(tail) // step), 1.0)
         rng = np.random.default_rng(seed)
         drawn = rng.multinomial(sizes.size, np.full(sizes.size, 1 / sizes.size), size=DRAWS).astype(np.float64)
         above = np.cumsum(drawn @ counts, axis=1)
-        wanted = (1 - q) * (drawn @ sizes)
-        bins = np.minimum((above < wanted[:, np.newaxis]).sum(axis=1), counts.shape[1] - 1)
-        return float(np.std(np.log(everything[order][np.minimum(bins * step, tail - 1)])))
+        tail_counts = (1 - q) * (drawn @ sizes)
+        bins = np.minimum((above < tail_counts[:, np.newaxis]).sum(axis=1), counts.shape[1] - 1)
+        return float(np.std(np.log(latencies[order][np.minimum(bins * step, tail - 1)])))
 
 
-def differ(one: Blocks, other: Blocks, q: float, false_alarm: float) -> bool:
+def differ(first: Blocks, second: Blocks, q: float, false_alarm: float) -> bool:
     """Return whether two runs differ in their share of requests above their common quantile.
 
     Args:
-        one: a run.
-        other: another run.
+        first: a run.
+        second: another run.
         q: the quantile.
         false_alarm: probability of a difference found by chance.
     """
-    threshold = quantile_of(np.concatenate([*one.values, *other.values]), q)
-    return _means_differ(_shares_above(one.values, threshold), _shares_above(other.values, threshold), false_alarm)
+    threshold = quantile_of(np.concatenate([*first.values, *second.values]), q)
+    return _means_differ(_shares_above(first.values, threshold), _shares_above(second.values, threshold), false_alarm)
 
 
 def _shares_above(blocks: Sequence[Floats], threshold: float) -> Floats:
@@ -123,7 +123,7 @@ def _are_independent(shares: Floats) -> bool:
     return float(deviations[1:] @ deviations[:-1]) <= _CORRELATED / math.sqrt(shares.size) * power
 
 
-def _means_differ(one: Floats, other: Floats, false_alarm: float) -> bool:
-    error = math.sqrt(one.var(ddof=1) / one.size + other.var(ddof=1) / other.size)
-    limit = student_quantile(1 - false_alarm / 2, min(one.size, other.size) - 1)
-    return abs(float(one.mean() - other.mean())) > limit * error
+def _means_differ(first: Floats, second: Floats, false_alarm: float) -> bool:
+    error = math.sqrt(first.var(ddof=1) / first.size + second.var(ddof=1) / second.size)
+    limit = student_quantile(1 - false_alarm / 2, min(first.size, second.size) - 1)
+    return abs(float(first.mean() - second.mean())) > limit * error

@@ -35,9 +35,9 @@ async def interleave(
     check_count("pairs", pairs)
     reports: tuple[list[Report], list[Report]] = ([], [])
     for number in range(pairs):
-        turns = ((before, reports[0]), (after, reports[1]))
-        for service, found in turns if number % 2 == 0 else reversed(turns):
-            found.append(await run(service, seed=seed + number, **settings))
+        order = ((before, reports[0]), (after, reports[1]))
+        for service, service_reports in order if number % 2 == 0 else reversed(order):
+            service_reports.append(await run(service, seed=seed + number, **settings))
         if on_pair is not None:
             on_pair(number)
     return reports

@@ -35,13 +35,13 @@ LEAST_TAIL_BLOCKS = 6.0
 LEAST_TAIL_REQUESTS = 30
 """Fewest requests above the quantile in each run."""
 LEAST_TAIL_PER_PAIR = 3
-_LONGER = 1.5
+_MAX_DURATION_RATIO = 1.5
 """Ratio of the durations of two runs above which the longer run bounds the error of the shorter one from below."""
 _POWER = 1.7
 """Margin in half-widths of the interval: with it, the interval ends below the least change in 95 of 100 runs."""
 _LEAST_S = 1e-9
 """Shortest latency that clocks resolve."""
-_LOST_TIMES = 10.0
+_LOST_FACTOR = 10.0
 """Latency of a request without a response, as a multiple of the slowest response of both runs."""
 
 
@@ -94,11 +94,11 @@ class Verdict:
         if math.isnan(self.change):
             return f"{name} undecided: {self.reason}"
         low, high = self.interval
-        said = (
+        text = (
             f"{name} {self.result}: {say_latency(self.before_s)} → {say_latency(self.after_s)}, "
             f"{self.change:+.1%} ({low:+.1%} to {high:+.1%}; false alarms {self.false_alarm:.1%})"
         )
-        return f"{said}: {self.reason}" if self.reason else said
+        return f"{text}: {self.reason}" if self.reason else text
 
 
 def compare(
@@ -160,8 +160,8 @@ class _Settings:
         )
 
     def judge(self, log_change: float, error: float, degrees: float, levels_s: tuple[float, float]) -> Verdict:
-        half = student_quantile(1 - self.false_alarm / 2, degrees) * error
-        interval = math.expm1(log_change - half), math.expm1(log_change + half)
+        half_width = student_quantile(1 - self.false_alarm / 2, degrees) * error
+        interval = math.expm1(log_change - half_width), math.expm1(log_change + half_width)
         reason = ""
         result: Result
         if interval[0] > 0:
@@ -172,8 +172,10 @@ class _Settings:
             result = "unchanged"
         else:
             result = "undecided"
-            least = math.log1p(self.least_change)
-            times = (_POWER * half / max(abs(log_change), least - log_change)) ** 2  # to exclude one of both
+            min_log_change = math.log1p(self.least_change)
+            times = (
+                _POWER * half_width / max(abs(log_change), min_log_change - log_change)
+            ) ** 2  # to exclude one of both
             reason = f"the runs cannot exclude {self.least_change:+.0%}; they need about {times:.1f}× the requests"
         return Verdict(
             result, math.expm1(log_change), interval, self.quantile, *levels_s, self.false_alarm, self.least_change,
@@ -186,13 +188,13 @@ def _runs(argument: str, value: Any) -> list[_Run]:
         return [_Run(value.latencies_s, value.record.due_s, value)]
     if isinstance(value, Sequence) and value and all(isinstance(each, Report) for each in value):
         return [run for each in value for run in _runs(argument, each)]
-    what = "a Report, a sequence of them, or latencies in seconds"
+    expectation = "a Report, a sequence of them, or latencies in seconds"
     try:
         latencies = np.asarray(value, np.float64)
     except (TypeError, ValueError):
-        raise TypeError(expected(argument, what, value)) from None
+        raise TypeError(expected(argument, expectation, value)) from None
     if latencies.ndim != 1 or not latencies.size or np.isnan(latencies).any() or latencies.min() < 0:
-        raise ValueError(expected(argument, what, value))
+        raise ValueError(expected(argument, expectation, value))
     return [_Run(latencies, np.arange(latencies.size, dtype=np.float64))]
 
 
@@ -207,7 +209,7 @@ def _bottleneck(*sides: list[_Run]) -> str:
 def _capped(first: Any, second: Any) -> tuple[Any, Any]:
     """Clip the latencies of both sides so that each has a logarithm: no latency is infinite or 0."""
     slowest = max((float(side[np.isfinite(side)].max(initial=0.0)) for side in (first, second)), default=0.0) or 1.0
-    return np.clip(first, _LEAST_S, _LOST_TIMES * slowest), np.clip(second, _LEAST_S, _LOST_TIMES * slowest)
+    return np.clip(first, _LEAST_S, _LOST_FACTOR * slowest), np.clip(second, _LEAST_S, _LOST_FACTOR * slowest)
 
 
 def _compare_two(before: _Run, after: _Run, settings: _Settings) -> Verdict:
@@ -218,20 +220,25 @@ def _compare_two(before: _Run, after: _Run, settings: _Settings) -> Verdict:
         return settings.no_verdict(f"a run has {fewest:,} requests, and p{100 * q:g} needs at least {needed:,}")
     first, second = _capped(before.latencies_s, after.latencies_s)
     levels_s = quantile_of(before.latencies_s, q), quantile_of(after.latencies_s, q)
-    one, other = Blocks.of(first, before.due_s, q), Blocks.of(second, after.due_s, q)
-    effective = min(one.effective, other.effective)
-    error = _error(one.log_error(q, 1), other.log_error(q, 2), float(np.ptp(before.due_s)), float(np.ptp(after.due_s)))
+    first_blocks, second_blocks = Blocks.of(first, before.due_s, q), Blocks.of(second, after.due_s, q)
+    effective = min(first_blocks.effective, second_blocks.effective)
+    error = _error(
+        first_blocks.log_error(q, 1),
+        second_blocks.log_error(q, 2),
+        float(np.ptp(before.due_s)),
+        float(np.ptp(after.due_s)),
+    )
     if effective < LEAST_TAIL_BLOCKS:
         return settings.no_verdict(
             f"the slowest requests of a run come from about {effective:.1f} incidents, and a verdict needs at least "
             f"{LEAST_TAIL_BLOCKS:.0f}: run longer, or compare runs in turn"
         )
-    if not (one.are_steady and other.are_steady):
+    if not (first_blocks.are_steady and second_blocks.are_steady):
         return settings.no_verdict(
             "the tail of a run changes slowly while it lasts: compare runs in turn, or longer ones"
         )
     verdict = settings.judge(_log_change(first, second, q), error, effective - 1, levels_s)
-    if (verdict.regressed or verdict.improved) and not differ(one, other, q, settings.false_alarm):
+    if (verdict.regressed or verdict.improved) and not differ(first_blocks, second_blocks, q, settings.false_alarm):
         reason = "few latencies are close to the quantile, and the share of requests above it did not change"
         return attrs.evolve(verdict, result="undecided", reason=reason)
     return verdict
@@ -243,9 +250,9 @@ def _error(before: float, after: float, before_s: float, after_s: float) -> floa
     A short run can miss incidents that hit a long run now and then. Its error is therefore at least that of the long
     run, scaled to the shorter duration.
     """
-    if after_s > _LONGER * before_s:
+    if after_s > _MAX_DURATION_RATIO * before_s:
         before = max(before, after * math.sqrt(after_s / before_s))
-    elif before_s > _LONGER * after_s:
+    elif before_s > _MAX_DURATION_RATIO * after_s:
         after = max(after, before * math.sqrt(before_s / after_s))
     return math.hypot(before, after)
 

@@ -48,8 +48,8 @@ def plan_replicas(
         raise ValueError(expected("services", f"a service at {missing[0]!r}, which the plan uses", list(services)))
     home = max(planned, key=planned.__getitem__)
     members = []
-    for site, given in services.items():
-        at_site = _services(given)
+    for site, entry in services.items():
+        at_site = _services(entry)
         # if the planned sites are slow, another site gets as many requests as an average one of them
         weight = planned.get(site, 1.0 / len(planned)) / max(len(at_site), 1)
         for number, service in enumerate(at_site, 1):
@@ -58,5 +58,5 @@ def plan_replicas(
     return Replicas(*members, zone=home, zone_penalty=penalties or spill_penalty, **options)
 
 
-def _services(given: Any) -> Sequence[Any]:
-    return given if isinstance(given, (list, tuple)) else (given,)
+def _services(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, (list, tuple)) else (value,)

@@ -124,9 +124,9 @@ def with_measurements(
     if rtt is not None:
         links = {cluster: dict(row) for cluster, row in problem.links.items()}
         for cluster, row in rtt.links(confidence=confidence).items():
-            known = links.setdefault(cluster, {})
+            cluster_links = links.setdefault(cluster, {})
             for site, link in row.items():
-                known[site] = attrs.evolve(known[site], rtt=link.rtt) if site in known else link
+                cluster_links[site] = attrs.evolve(cluster_links[site], rtt=link.rtt) if site in cluster_links else link
         changes["links"] = links
     if service_times is not None:
         keys = {
@@ -139,7 +139,7 @@ def with_measurements(
         for key in service_times:
             if key not in keys:
                 raise ValueError(expected("service_times", "model, variant and device of the problem", key))
-        changes["models"] = tuple(_learned(model, service_times) for model in problem.models)
+        changes["models"] = tuple(_with_learned_times(model, service_times) for model in problem.models)
     if rates is not None:
         names = {cluster.name for cluster in problem.clusters}
         for name in rates:
@@ -152,57 +152,61 @@ def with_measurements(
 _Key = tuple[str, str, str]  # model, variant and kind of device
 
 
-def _learned(model: Model, service_times: Mapping[_Key, Any]) -> Model:
+def _with_learned_times(model: Model, service_times: Mapping[_Key, Any]) -> Model:
     variants = {variant.name: variant for variant in model.variants}
-    for key, given in service_times.items():
+    for key, service_time in service_times.items():
         if key[0] == model.name:
-            variants[key[1]] = _learned_variant(variants[key[1]], key, given)
+            variants[key[1]] = _with_learned_variant(variants[key[1]], key, service_time)
     return attrs.evolve(model, variants=tuple(variants.values()))
 
 
-def _learned_variant(variant: Variant, key: _Key, given: Any) -> Variant:
-    each = given if isinstance(given, list | tuple) else [given]
+def _with_learned_variant(variant: Variant, key: _Key, service_times: Any) -> Variant:
+    by_shard = service_times if isinstance(service_times, list | tuple) else [service_times]
     shards = list(variant.shards)
-    if len(each) != len(shards):
-        what = f"a list with one for each of the {len(shards)} shards" if len(shards) > 1 else "one, for the only shard"
-        raise ValueError(expected(f"service_times[{key}]", what, given))
-    for number, (it, shard) in enumerate(zip(each, variant.shards, strict=True)):
-        if it is None:
+    if len(by_shard) != len(shards):
+        expectation = (
+            f"a list with one for each of the {len(shards)} shards" if len(shards) > 1 else "one, for the only shard"
+        )
+        raise ValueError(expected(f"service_times[{key}]", expectation, service_times))
+    for number, (service_time, shard) in enumerate(zip(by_shard, variant.shards, strict=True)):
+        if service_time is None:
             continue
-        known = shard.service_time.get(key[2])
-        if known is None:
-            raise ValueError(expected(f"service_times[{key}][{number}]", "None, since it does not run there", it))
-        times = {**shard.service_time, key[2]: _service_time(key, it, known, variant.max_batch_size)}
+        previous = shard.service_time.get(key[2])
+        if previous is None:
+            raise ValueError(
+                expected(f"service_times[{key}][{number}]", "None, since it does not run there", service_time)
+            )
+        times = {**shard.service_time, key[2]: _service_time(key, service_time, previous, variant.max_batch_size)}
         shards[number] = attrs.evolve(shard, service_time=times)
     return attrs.evolve(variant, shards=tuple(shards))
 
 
-def _service_time(key: _Key, given: Any, known: ServiceTime, max_batch_size: int) -> ServiceTime:
+def _service_time(key: _Key, source: Any, previous: ServiceTime, max_batch_size: int) -> ServiceTime:
     from streaminfer.batching.batcher import AdaptiveBatcher  # noqa: PLC0415 - loads the event loop, which plans need not
 
-    if isinstance(given, ServiceTime):
-        return given
-    check_instance(f"service_times[{key}]", given, lambda it: isinstance(it, AdaptiveBatcher), "an AdaptiveBatcher")
-    learned = given.service_time
+    if isinstance(source, ServiceTime):
+        return source
+    check_instance(f"service_times[{key}]", source, lambda it: isinstance(it, AdaptiveBatcher), "an AdaptiveBatcher")
+    learned = source.service_time
     if learned is None or isinstance(learned, Mapping):
-        raise ValueError(expected(f"service_times[{key}]", "a batcher that learns one service time", given))
+        raise ValueError(expected(f"service_times[{key}]", "a batcher that learns one service time", source))
     if not learned.known:
         raise RuntimeError(f"service_times[{key}]: the batcher has observed no batch yet; send it requests first")
-    return _continued(learned.fitted(), learned.trusted or max(learned.seen()), known, max_batch_size)
+    return _extended(learned.fitted(), learned.trusted or max(learned.seen()), previous, max_batch_size)
 
 
-def _continued(fitted: ServiceTime, last: int, known: ServiceTime, max_batch_size: int) -> ServiceTime:
+def _extended(fitted: ServiceTime, last_size: int, previous: ServiceTime, max_batch_size: int) -> ServiceTime:
     """Return the learned times up to the last size that ran, and beyond it the known times, scaled to meet them.
 
     A batcher assumes that larger batches are as fast and tries them. It corrects itself, but a plan must hold.
     """
-    if last >= max_batch_size:
+    if last_size >= max_batch_size:
         return fitted
-    scale = fitted.seconds(last) / known.seconds(last)
-    times = {size: fitted.seconds(size) for size in fitted.sizes if 0 < size < last}
-    times[last] = fitted.seconds(last)
-    times |= {size: scale * known.seconds(size) for size in known.sizes if size > last}
-    return ServiceTime(tuple(times), tuple(times.values()), scale * known.per_item_s)
+    scale = fitted.seconds(last_size) / previous.seconds(last_size)
+    times = {size: fitted.seconds(size) for size in fitted.sizes if 0 < size < last_size}
+    times[last_size] = fitted.seconds(last_size)
+    times |= {size: scale * previous.seconds(size) for size in previous.sizes if size > last_size}
+    return ServiceTime(tuple(times), tuple(times.values()), scale * previous.per_item_s)
 
 
 def _measured(cluster: UserCluster, rates: Mapping[str, Any]) -> UserCluster:

@@ -8,7 +8,7 @@ from streaminfer.placement.plan_record import Plan
 
 __all__ = ["ray_options"]
 
-_A_LITTLE = 0.001
+_SITE_RESOURCE_AMOUNT = 0.001
 """Amount of the site's custom resource per replica; the resource only has to exist."""
 
 
@@ -29,6 +29,6 @@ def ray_options(plan: Plan, *, resources: Mapping[str, Mapping[str, float]]) -> 
         actor: dict[str, Any] = dict(occupied(workload, resources))
         if workload.memory_bytes and "num_gpus" not in actor:  # else it is the accelerator's memory
             actor["memory"] = workload.memory_bytes
-        actor["resources"] = {f"site:{workload.site}": _A_LITTLE}
+        actor["resources"] = {f"site:{workload.site}": _SITE_RESOURCE_AMOUNT}
         options[workload.name] = {"num_replicas": workload.replicas, "ray_actor_options": actor}
     return options

@@ -102,8 +102,8 @@ def keda_scaled_objects(
         TypeError, ValueError: not plans, or another argument is of the wrong type or out of range.
     """
     check_instance("plans", plans, bool, "at least one Plan")
-    for what, text in (("prometheus", prometheus), ("query", query)):
-        check_instance(what, text, lambda it: isinstance(it, str) and bool(it), "a text that is not empty")
+    for argument, text in (("prometheus", prometheus), ("query", query)):
+        check_instance(argument, text, lambda it: isinstance(it, str) and bool(it), "a text that is not empty")
     check_count("spare", spare, at_least=0)
     by_name: dict[str, list[Workload]] = {}
     for workload in itertools.chain.from_iterable(map(plan_workloads, plans)):
@@ -112,16 +112,16 @@ def keda_scaled_objects(
         scaled_object(
             name,
             replicas=(
-                min(it.replicas for it in found) if len(found) == len(plans) else 0,
-                max(it.replicas for it in found) + spare,
+                min(it.replicas for it in group) if len(group) == len(plans) else 0,
+                max(it.replicas for it in group) + spare,
             ),
             prometheus_url=prometheus,
             query=query.replace("{workload}", name).replace("{namespace}", namespace),
-            threshold=f"{min(it.rate for it in found):.6g}",
+            threshold=f"{min(it.rate for it in group):.6g}",
             metric_type="AverageValue",
             namespace=namespace,
         )
-        for name, found in by_name.items()
+        for name, group in by_name.items()
     )
 
 

@@ -77,9 +77,9 @@ def plan_workloads(plan: Plan) -> tuple[Workload, ...]:
             )  # fmt: skip
             counts[one] += group.replicas
             rates[one] += group.replicas * group.max_rate
-    found = tuple(attrs.evolve(one, replicas=count, rate=rates[one] / count) for one, count in counts.items())
-    check_unique("plan", [workload.name for workload in found])
-    return found
+    workloads = tuple(attrs.evolve(one, replicas=count, rate=rates[one] / count) for one, count in counts.items())
+    check_unique("plan", [workload.name for workload in workloads])
+    return workloads
 
 
 def platform_name(text: str) -> str:
@@ -99,24 +99,24 @@ def zone_of(site: str, zones: Mapping[str, str] | None) -> str:
     """
     check_instance("zones", zones, lambda it: it is None or isinstance(it, Mapping), "a mapping or None")
     zone = (zones or {}).get(site, site)
-    what = "a value of a Kubernetes label, of up to 63 letters, digits, '-', '_' and '.'"
-    check_instance(f"zones[{site!r}]", zone, lambda it: isinstance(it, str), what)
+    expectation = "a value of a Kubernetes label, of up to 63 letters, digits, '-', '_' and '.'"
+    check_instance(f"zones[{site!r}]", zone, lambda it: isinstance(it, str), expectation)
     if not _LABEL_VALUE.fullmatch(zone):
-        raise ValueError(expected(f"zones[{site!r}]", what, zone))
+        raise ValueError(expected(f"zones[{site!r}]", expectation, zone))
     return zone
 
 
-def of_model(name: str, given: Mapping[str, Any], key: str) -> Any:
+def of_model(name: str, mapping: Mapping[str, Any], key: str) -> Any:
     """Return the value of an argument for a model or a kind of device.
 
     Raises:
         TypeError: the argument is not a mapping.
         ValueError: the argument has no value for ``key``.
     """
-    check_instance(name, given, lambda it: isinstance(it, Mapping), "a mapping")
-    if key not in given:
-        raise ValueError(expected(name, f"a value for {key!r}", given))
-    return given[key]
+    check_instance(name, mapping, lambda it: isinstance(it, Mapping), "a mapping")
+    if key not in mapping:
+        raise ValueError(expected(name, f"a value for {key!r}", mapping))
+    return mapping[key]
 
 
 def occupied(workload: Workload, resources: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
@@ -138,6 +138,6 @@ def documents(records: Iterable[Mapping[str, Any]]) -> str:
     Raises:
         ValueError: two records of a kind have the same name, so a platform would keep only one of them.
     """
-    every = list(records)
-    check_unique("plan", [f"{record['kind']} {record['metadata']['name']}" for record in every])
-    return "---\n".join(map(to_yaml, every))
+    record_list = list(records)
+    check_unique("plan", [f"{record['kind']} {record['metadata']['name']}" for record in record_list])
+    return "---\n".join(map(to_yaml, record_list))

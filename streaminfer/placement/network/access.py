@@ -54,15 +54,13 @@ class Unpromisable(StreamInferError, ValueError):  # noqa: N818 - it names what 
     """
 
     def __init__(self, name: str, promise: "AccessPromise", best: float | None) -> None:
-        instead = (
-            "no share of the requests can be promised" if best is None else f"a share of {best:.4g} can be promised"
-        )
-        super().__init__(f"access profile {name!r}: {promise.reason}; {instead}")
+        hint = "no share of the requests can be promised" if best is None else f"a share of {best:.4g} can be promised"
+        super().__init__(f"access profile {name!r}: {promise.reason}; {hint}")
         self.promise = promise
-        self._given = name, promise, best
+        self._arguments = name, promise, best
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), self._given
+        return type(self), self._arguments
 
 
 @attrs.frozen(kw_only=True)
@@ -165,15 +163,15 @@ class FittedAccess:
         rng = np.random.default_rng(0)  # a fixed seed: equal measurements give equal promises
         draws = [rng.multinomial(count, np.full(count, 1 / count), _DRAWS) for _ in range(2)]
         estimate = float(self._quantiles(np.ones((1, count)), [share])[0, 0])
-        past, future = (self._quantiles(drawn, [share])[:, 0] for drawn in draws)
+        past, future = (self._quantiles(counts, [share])[:, 0] for counts in draws)
         tail = (1 - _CERTAINTY) / 2
-        low, high = np.quantile((future + 1e-9) / (past + 1e-9), [tail, 1 - tail]) ** _widening(count)
+        low, high = np.quantile((future + 1e-9) / (past + 1e-9), [tail, 1 - tail]) ** _widening_factor(count)
         reason = ""
         if count < MIN_RUNS:
             reason = f"{count} runs are fewer than {MIN_RUNS}"
         elif min(low - 1 / (1 + within), 1 + within - high) < 0 and estimate * max(high - 1, 1 - low) > _NEGLIGIBLE_S:
-            between = f"{format_duration(estimate * low)} and {format_duration(estimate * high)}"
-            reason = f"p{share * 100:g} of {format_duration(estimate)} may be anything between {between} in other runs"
+            interval = f"{format_duration(estimate * low)} and {format_duration(estimate * high)}"
+            reason = f"p{share * 100:g} of {format_duration(estimate)} may be anything between {interval} in other runs"
         return AccessPromise(
             share=share, rtt_s=estimate, low_s=estimate * low, high_s=estimate * high, runs=count, reason=reason
         )
@@ -204,11 +202,11 @@ class FittedAccess:
         values = self._quantiles(np.ones((1, len(self.runs))), _GRID)[0]
         return Distribution.of(values.tolist(), np.diff([0.0, *_GRID]).tolist())
 
-    def _quantiles(self, drawn: NDArray[Any], shares: Sequence[float]) -> Floats:
+    def _quantiles(self, counts: NDArray[Any], shares: Sequence[float]) -> Floats:
         """Return quantiles of the messages of some runs.
 
         Args:
-            drawn: shape (draws, runs), how often each run is taken.
+            counts: shape (draws, runs), how often each run is taken.
             shares: shares of the messages.
 
         Returns:
@@ -219,7 +217,7 @@ class FittedAccess:
         weights = np.concatenate([run.shares * count for run, count in zip(self.runs, self.messages, strict=True)])
         order = np.argsort(values, kind="stable")
         values, owner, weights = values[order], owner[order], weights[order]
-        sums = np.cumsum(drawn[:, owner] * weights, axis=1)
+        sums = np.cumsum(counts[:, owner] * weights, axis=1)
         at = [np.searchsorted(row, np.asarray(shares) * row[-1] * (1 - 1e-12)) for row in sums]
         return values[np.minimum(at, values.size - 1)]
 
@@ -247,7 +245,7 @@ class FittedAccess:
         return f"<FittedAccess {self.name!r}: {len(self.runs)} runs, p50 {p50}, p99 {p99}>"
 
 
-def _widening(count: int) -> float:
+def _widening_factor(count: int) -> float:
     """Return the factor that widens the drawn interval for few runs.
 
     It is the width of Student's 95 % interval over the normal one, times the deviation of a sample over the deviation

@@ -102,8 +102,8 @@ class Outages:
         at_s = float(rng.exponential(3600.0 / self.per_hour))
         while at_s < sent_s[-1]:
             ends_s = at_s + float(self.length_s.sample(1, rng)[0])
-            during = slice(int(np.searchsorted(sent_s, at_s)), int(np.searchsorted(sent_s, ends_s)))
-            rtt_s[during] += ends_s - sent_s[during]
+            affected = slice(int(np.searchsorted(sent_s, at_s)), int(np.searchsorted(sent_s, ends_s)))
+            rtt_s[affected] += ends_s - sent_s[affected]
             at_s = ends_s + float(rng.exponential(3600.0 / self.per_hour))
         return rtt_s
 

@@ -70,8 +70,8 @@ class _Bet:
     def __init__(self, promise: LatencyPromise) -> None:
         self.promise = promise
         allowed = 1.0 - promise.share
-        more = min(_ALTERNATIVE * allowed, (1.0 + allowed) / 2.0)
-        self.factor = (more - allowed) / (allowed * promise.share)
+        alternative = min(_ALTERNATIVE * allowed, (1.0 + allowed) / 2.0)
+        self.factor = (alternative - allowed) / (allowed * promise.share)
         self.requests = self.late = self.in_block = self.late_in_block = 0
         self.log_wealth = self.peak = 0.0
 

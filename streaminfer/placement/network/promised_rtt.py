@@ -108,13 +108,13 @@ class Backtest:
             TypeError, ValueError: ``confidence`` is not such a number.
         """
         check_number("confidence", confidence, "a number between 0 and 1", lambda it: 0 < it < 1)
-        enough = [column for column in columns if column.size >= _MIN_SAMPLES]
-        pairs = len(enough)
+        usable = [column for column in columns if column.size >= _MIN_SAMPLES]
+        pairs = len(usable)
         if pairs < MIN_PAIRS or _rank(pairs, confidence) > pairs:
-            nothing = np.empty((len(LEVELS), 0))
-            return cls(confidence, nothing, nothing, np.empty(len(LEVELS)))
-        past = _logs(np.array([_quantiles(column[: column.size // 2]) for column in enough]).T)
-        future = _logs(np.array([_quantiles(column[column.size // 2 :]) for column in enough]).T)
+            empty = np.empty((len(LEVELS), 0))
+            return cls(confidence, empty, empty, np.empty(len(LEVELS)))
+        past = _logs(np.array([_quantiles(column[: column.size // 2]) for column in usable]).T)
+        future = _logs(np.array([_quantiles(column[column.size // 2 :]) for column in usable]).T)
         slope = _slopes(past, future)
         order = np.argsort(past, axis=1, kind="stable")
         past, future = np.take_along_axis(past, order, 1), np.take_along_axis(future, order, 1)

@@ -71,8 +71,8 @@ class RttSamples:
         check_unique("sites", sites)
         table = np.asarray(rtt_s, np.float64)
         if table.shape[1:] != (len(clusters), len(sites)):
-            what = f"shape (instants, {len(clusters)}, {len(sites)}), for the names of clusters and sites"
-            raise ValueError(f"rtt_s: expected {what}, got shape {table.shape}")
+            expectation = f"shape (instants, {len(clusters)}, {len(sites)}), for the names of clusters and sites"
+            raise ValueError(f"rtt_s: expected {expectation}, got shape {table.shape}")
         return cls._of(
             (cluster, site, column[~np.isnan(column)])
             for c, cluster in enumerate(clusters)
@@ -87,14 +87,14 @@ class RttSamples:
         Raises:
             TypeError, ValueError: ``rows`` are not such rows.
         """
-        found: dict[tuple[str, str], list[float]] = defaultdict(list)
+        columns: dict[tuple[str, str], list[float]] = defaultdict(list)
         for row in rows:
             try:
                 cluster, site, rtt_s = row
             except (TypeError, ValueError):
                 raise ValueError(expected("rows", "rows of cluster, site and seconds", row)) from None
-            found[cluster, site].append(check_number("rtt_s", rtt_s, "finite seconds ≥ 0", _is_duration))
-        return cls._of((cluster, site, np.array(column)) for (cluster, site), column in found.items())
+            columns[cluster, site].append(check_number("rtt_s", rtt_s, "finite seconds ≥ 0", _is_duration))
+        return cls._of((cluster, site, np.array(column)) for (cluster, site), column in columns.items())
 
     @classmethod
     def from_csv(cls, path: str | os.PathLike[str]) -> Self:
@@ -115,15 +115,15 @@ class RttSamples:
 
     @classmethod
     def _of(cls, pairs: Iterable[tuple[str, str, Floats]]) -> Self:
-        found: dict[str, dict[str, Floats]] = {}
+        by_cluster: dict[str, dict[str, Floats]] = {}
         for cluster, site, column in pairs:
             if not (np.isfinite(column) & (column >= 0)).all():
                 raise ValueError(expected(f"rtt_s of {cluster!r} to {site!r}", "finite seconds ≥ 0", column))
             if column.size >= 2:
-                found.setdefault(cluster, {})[site] = column
-        if not found:
+                by_cluster.setdefault(cluster, {})[site] = column
+        if not by_cluster:
             raise ValueError("rtt_s: expected at least two measurements of one cluster and site, got none")
-        return cls(found)
+        return cls(by_cluster)
 
     def links(
         self, *, confidence: float = CONFIDENCE, bandwidth_bytes_s: float | None = None

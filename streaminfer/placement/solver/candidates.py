@@ -89,8 +89,8 @@ class Candidates:
         needs: shape (r, p), what a replica occupies of a resource.
         uses: shape (s, p), whether a pool uses a site.
         serves: shape (c, p), whether a pool has the cluster's model and the cluster can reach it.
-        stays: shape (c, p), whether data stay in the region that the cluster requires.
-        suffices: shape (c, p), whether the quality is enough.
+        meets_residency: shape (c, p), whether data stay in the region that the cluster requires.
+        meets_quality: shape (c, p), whether the quality is enough.
         in_time: shape (scenarios, c, p), whether the promise holds.
         states: states of the plan, first the states without losses.
         rates: shape (states, c), requests per second.
@@ -102,8 +102,8 @@ class Candidates:
     needs: Floats
     uses: Bools
     serves: Bools
-    stays: Bools
-    suffices: Bools
+    meets_residency: Bools
+    meets_quality: Bools
     in_time: Bools
     states: tuple[State, ...]
     rates: Floats
@@ -111,7 +111,7 @@ class Candidates:
     @property
     def allowed(self) -> Bools:
         """Shape (scenarios, c, p): whether a pool can serve a cluster as promised."""
-        return self.in_time & (self.serves & self.stays & self.suffices)
+        return self.in_time & (self.serves & self.meets_residency & self.meets_quality)
 
 
 def find_candidates(problem: Problem, hours: tuple[int, ...] | None = None) -> Candidates:
@@ -140,13 +140,13 @@ def find_candidates(problem: Problem, hours: tuple[int, ...] | None = None) -> C
         ],
         bool,
     )
-    reached = np.array(
+    reachable = np.array(
         [[site.name in problem.links.get(c.name, ()) for site in problem.sites] for c in problem.clusters]
     )
     entries = np.array([pool.sites[0] for pool in pools], int)
     same_model = np.array([[c.model == pool.model.name for pool in pools] for c in problem.clusters], bool)
     quality = np.array([pool.variant.quality for pool in pools])
-    least = np.array([problem.promise_of(c).min_quality for c in problem.clusters])
+    min_quality = np.array([problem.promise_of(c).min_quality for c in problem.clusters])
     shape = len(problem.clusters), len(pools)
     return Candidates(
         problem=problem,
@@ -154,9 +154,9 @@ def find_candidates(problem: Problem, hours: tuple[int, ...] | None = None) -> C
         resources=resources,
         needs=needs,
         uses=uses,
-        serves=(same_model & reached[:, entries]).reshape(shape),
-        stays=regions.reshape(shape),
-        suffices=quality[None, :] >= least[:, None],
+        serves=(same_model & reachable[:, entries]).reshape(shape),
+        meets_residency=regions.reshape(shape),
+        meets_quality=quality[None, :] >= min_quality[:, None],
         in_time=np.array([_in_time(problem, pools, scenario) for scenario in range(len(problem.scenarios))]),
         states=states,
         rates=np.array([_rates(problem, state) for state in states]),
@@ -195,9 +195,9 @@ def _resources(problem: Problem) -> Iterator[Resource]:
 def _states(problem: Problem, hours: Any) -> tuple[State, ...]:
     """Return every hour of every scenario, first without losses, then after each loss."""
     index = {site.name: s for s, site in enumerate(problem.sites)}
-    lost = [(), *(tuple(sorted(index[name] for name in group)) for group in problem.failure_groups)]
+    losses = [(), *(tuple(sorted(index[name] for name in group)) for group in problem.failure_groups)]
     normal = [State(hour, scenario) for hour in hours for scenario in range(len(problem.scenarios))]
-    return tuple(attrs.evolve(state, lost=group) for group in lost for state in normal)
+    return tuple(attrs.evolve(state, lost=group) for group in losses for state in normal)
 
 
 def _rates(problem: Problem, state: State) -> Floats:
@@ -226,10 +226,10 @@ def _payload(model: Model) -> float:
 
 def _transfers(problem: Problem, pool: Pool, step_s: float, bins: int) -> list[Floats]:
     """Return the histograms of the transfers between shards."""
-    return [histograms([rtt], [transfer_s], step_s, bins)[0] for rtt, transfer_s in _ways(problem, pool)]
+    return [histograms([rtt], [transfer_s], step_s, bins)[0] for rtt, transfer_s in _site_transfers(problem, pool)]
 
 
-def _ways(problem: Problem, pool: Pool) -> Iterator[tuple[Distribution, float]]:
+def _site_transfers(problem: Problem, pool: Pool) -> Iterator[tuple[Distribution, float]]:
     """Round-trip time and seconds of transfer between shards at different sites."""
     for shard, start, end in zip(pool.variant.shards, pool.sites, pool.sites[1:], strict=False):
         link = _site_link(problem, start, end)
@@ -244,37 +244,39 @@ def _in_time(problem: Problem, pools: tuple[Pool, ...], scenario: int) -> Bools:
     for c, cluster in enumerate(problem.clusters):
         key = promises[c].slo_s, problem.access_of(cluster, scenario), cluster.model
         groups.setdefault(key, []).append(c)
-    kept = np.zeros((len(problem.clusters), len(pools)), bool)
+    in_time = np.zeros((len(problem.clusters), len(pools)), bool)
     for (slo_s, access, model), members in groups.items():
         columns = [column for column, pool in enumerate(pools) if pool.model.name == model]
-        rest = _rest(problem, [pools[column] for column in columns], access, slo_s)
+        remaining = _remaining_shares(problem, [pools[column] for column in columns], access, slo_s)
         promised = np.array([promises[c].share for c in members])[:, None]
         entries = np.array([pools[column].sites[0] for column in columns], int)
         for s in np.unique(entries):
-            here = np.flatnonzero(entries == s)
+            at_site = np.flatnonzero(entries == s)
             backhaul = _backhaul(problem, [problem.clusters[c] for c in members], problem.sites[s], slo_s / BINS, BINS)
-            unique, inverse = np.unique([rest[at][0] for at in here], return_inverse=True)
-            first = [next(at for at in here if rest[at][0] == number) for number in unique]
-            within = backhaul @ np.array([rest[at][1] for at in first]).T
-            kept[np.ix_(np.array(members), np.array(columns)[here])] = within[:, inverse] >= promised - 1e-9
-    return kept
+            keys, inverse = np.unique([remaining[at][0] for at in at_site], return_inverse=True)
+            first = [next(at for at in at_site if remaining[at][0] == number) for number in keys]
+            shares = backhaul @ np.array([remaining[at][1] for at in first]).T
+            in_time[np.ix_(np.array(members), np.array(columns)[at_site])] = shares[:, inverse] >= promised - 1e-9
+    return in_time
 
 
-def _rest(problem: Problem, pools: list[Pool], profile: AccessProfile, slo_s: float) -> list[tuple[int, Floats]]:
+def _remaining_shares(
+    problem: Problem, pools: list[Pool], profile: AccessProfile, slo_s: float
+) -> list[tuple[int, Floats]]:
     """Return, for each pool, a number that equal pools share, and the share in time by the time of the backhaul."""
     step_s = slo_s / BINS
-    known: dict[Any, tuple[int, Floats]] = {}
-    found = []
+    cache: dict[Any, tuple[int, Floats]] = {}
+    entries = []
     for pool in pools:
         remote = pool.sites if len(set(pool.sites)) > 1 else ()
         key = pool.variant.name, pool.kinds, pool.level, remote
-        if key not in known:
+        if key not in cache:
             offset_s = _transfer_s(_payload(pool.model), profile.bandwidth_bytes_s)
             first = histograms([profile.rtt], [offset_s], step_s)[0]
             parts = [first, *_transfers(problem, pool, step_s, BINS)]
-            known[key] = len(known), rest_within(parts, _delay_shares(pool, pool.level, step_s, BINS))
-        found.append(known[key])
-    return found
+            cache[key] = len(cache), rest_within(parts, _delay_shares(pool, pool.level, step_s, BINS))
+        entries.append(cache[key])
+    return entries
 
 
 def _delay_shares(pool: Pool, load: float, step_s: float, bins: int) -> Floats:
@@ -329,6 +331,6 @@ def sample_network(
     payload = _payload(pool.model)
     total = profile.rtt.sample(count, rng) + _transfer_s(payload, profile.bandwidth_bytes_s)
     total += link.rtt.sample(count, rng) + _transfer_s(payload, link.bandwidth_bytes_s)
-    for rtt, transfer_s in _ways(problem, pool):
+    for rtt, transfer_s in _site_transfers(problem, pool):
         total += rtt.sample(count, rng) + transfer_s
     return total

@@ -90,14 +90,14 @@ class Flows:
         if pools is not None:
             limits = np.where(pools, limits, flow)
         capacity = self.capacity(counts)
-        usable = np.flatnonzero(capacity)  # few, and only these take part
-        inside = flow.take(usable, axis=1)
+        nonempty = np.flatnonzero(capacity)  # few, and only these take part
+        partial_flow = flow.take(nonempty, axis=1)
         clusters, reached = kernels.extend_flow(
-            limits.take(usable, axis=1), self._demand[state], capacity[usable], inside
+            limits.take(nonempty, axis=1), self._demand[state], capacity[nonempty], partial_flow
         )
-        flow[:, usable] = inside
+        flow[:, nonempty] = partial_flow
         reaches: Bools = np.asarray((limits[clusters] > 0).any(axis=0))
-        reaches[usable] = reached
+        reaches[nonempty] = reached
         return clusters, reaches
 
     def unserved(self, state: int, flow: Ints) -> Ints:

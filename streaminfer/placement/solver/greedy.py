@@ -30,7 +30,7 @@ __all__ = ["complete", "greedy_counts", "lower_bound", "serve_most", "trimmed"]
 _EXCHANGE_WORK = 3e7
 """Limit of states × clusters × (groups of replicas)² × exchanges: about five seconds of work."""
 
-_CHEAPER = 1 - 1e-9
+_MIN_IMPROVEMENT = 1 - 1e-9
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -48,30 +48,30 @@ def greedy_counts(instance: Instance) -> Floats | None:
 
 
 def trimmed(
-    instance: Instance, start: Floats, seen: list[Cut] | None = None, *, kept: Floats | None = None
+    instance: Instance, start: Floats, violated: list[Cut] | None = None, *, retained: Floats | None = None
 ) -> Floats | None:
     """Add replicas until all demand is served, then drop unneeded ones.
 
     Args:
         instance: pools to choose from.
         start: replicas to begin with.
-        seen: list that collects the violated cuts.
-        kept: replicas that stay, needed or not; ``None``: none.
+        violated: list that collects the violated cuts.
+        retained: replicas that stay, needed or not; ``None``: none.
 
     Returns:
         Replicas of each pool; ``None`` if a limit prevents this.
     """
-    counts = complete(instance, start, seen)
-    return None if counts is None else _drop(instance, counts, kept)
+    counts = complete(instance, start, violated)
+    return None if counts is None else _drop_unneeded(instance, counts, retained)
 
 
 def complete(
-    instance: Instance, counts: Floats, seen: list[Cut] | None = None, banned: Bools | None = None
+    instance: Instance, counts: Floats, violated: list[Cut] | None = None, banned: Bools | None = None
 ) -> Floats | None:
     """Add replicas until all demand is served in every state; ``None`` if a limit prevents this."""
     counts = counts.copy()
     states = range(len(instance.flows.rates))
-    return counts if all(_serve(instance, state, counts, seen, banned) for state in states) else None
+    return counts if all(_serve(instance, state, counts, violated, banned) for state in states) else None
 
 
 def serve_most(instance: Instance) -> Floats:
@@ -84,7 +84,7 @@ def serve_most(instance: Instance) -> Floats:
 
 def lower_bound(instance: Instance) -> float:
     """Return a lower bound on the cost of any plan: each demand at the least price of a request per second."""
-    unit = np.where(instance.most > 0, instance.prices / instance.pool_rates, np.inf)
+    unit = np.where(instance.max_counts > 0, instance.prices / instance.pool_rates, np.inf)
     bounds = [0.0]
     for allowed, rates in zip(instance.flows.allowed, instance.flows.rates, strict=True):
         cheapest = np.where(allowed, unit, np.inf).min(axis=1, initial=np.inf)
@@ -93,28 +93,28 @@ def lower_bound(instance: Instance) -> float:
 
 
 def _serve(
-    instance: Instance, state: int, counts: Floats, seen: list[Cut] | None = None, banned: Bools | None = None
+    instance: Instance, state: int, counts: Floats, violated: list[Cut] | None = None, banned: Bools | None = None
 ) -> bool:
     """Add replicas until all demand is served in one state."""
     flows = instance.flows
     flow = flows.empty()
     clusters, pools = flows.extend(state, counts, flow)
     lost = instance.candidates.states[state].lost
-    alive = np.ones(len(counts), bool) if banned is None else ~banned
-    alive &= ~instance.uses[list(lost)].any(axis=0)
+    available = np.ones(len(counts), bool) if banned is None else ~banned
+    available &= ~instance.uses[list(lost)].any(axis=0)
     while (unserved := flows.unserved(state, flow)).any():
-        if seen is not None:
-            seen.append(Cut(state, clusters, pools))
-        waiting = np.flatnonzero(unserved)
-        wanted = unserved[waiting] @ flows.allowed[state][waiting] / flows.unit
-        if (pool := _cheapest(instance, counts, wanted, alive)) < 0:
+        if violated is not None:
+            violated.append(Cut(state, clusters, pools))
+        unserved_clusters = np.flatnonzero(unserved)
+        demand = unserved[unserved_clusters] @ flows.allowed[state][unserved_clusters] / flows.unit
+        if (pool := _cheapest(instance, counts, demand, available)) < 0:
             # no pool for the unserved clusters: look for a pool that lets other clusters make room for them
-            wanted = np.where(flows.allowed[state][clusters].any(axis=0), unserved.sum() / flows.unit, 0.0)
-            if (pool := _cheapest(instance, counts, wanted, alive)) < 0:
+            demand = np.where(flows.allowed[state][clusters].any(axis=0), unserved.sum() / flows.unit, 0.0)
+            if (pool := _cheapest(instance, counts, demand, available)) < 0:
                 return False
         needs = instance.needs[:, pool] > 0
         room = ((instance.limits - instance.needs @ counts)[needs] / instance.needs[needs, pool]).min(initial=np.inf)
-        counts[pool] += max(1.0, min(np.floor(room), wanted[pool] / instance.pool_rates[pool] // 2))
+        counts[pool] += max(1.0, min(np.floor(room), demand[pool] / instance.pool_rates[pool] // 2))
         clusters, pools = flows.extend(state, counts, flow)
     return True
 
@@ -126,66 +126,70 @@ def _exchange(instance: Instance, counts: Floats) -> Floats:
     is_better = True
     while is_better:
         is_better = False
-        for start, kept, banned in itertools.islice(_neighbors(instance, counts), tries):
+        for start, retained, banned in itertools.islice(_neighbors(instance, counts), tries):
             tries -= 1
             other = complete(instance, start, banned=banned)
-            if other is not None and (less := instance.cost(other := _drop(instance, other, kept))) < cost * _CHEAPER:
-                counts, cost, is_better = other, less, True
+            if (
+                other is not None
+                and (new_cost := instance.cost(other := _drop_unneeded(instance, other, retained)))
+                < cost * _MIN_IMPROVEMENT
+            ):
+                counts, cost, is_better = other, new_cost, True
                 break
     return counts
 
 
 def _neighbors(instance: Instance, counts: Floats) -> Iterator[tuple[Floats, Floats, Bools]]:
     """Yield replicas to start from, replicas to keep, and banned pools, the most expensive first."""
-    nothing, none = np.zeros(len(counts)), np.zeros(len(counts), bool)
+    no_replicas, no_pools = np.zeros(len(counts)), np.zeros(len(counts), bool)
     for site in np.argsort(-instance.site_prices, kind="stable"):
-        if counts[gone := instance.uses[site]].any():
-            yield np.where(gone, 0.0, counts), nothing, gone
-    dearest = np.argsort(-instance.prices, kind="stable")
-    for pool in dearest[counts[dearest] > 0]:
-        gone = np.arange(len(counts)) == pool
-        yield counts - gone, nothing, gone
+        if counts[removed := instance.uses[site]].any():
+            yield np.where(removed, 0.0, counts), no_replicas, removed
+    most_expensive = np.argsort(-instance.prices, kind="stable")
+    for pool in most_expensive[counts[most_expensive] > 0]:
+        removed = np.arange(len(counts)) == pool
+        yield counts - removed, no_replicas, removed
     spare = instance.limits - instance.needs @ counts
     unused = ~(instance.uses & (counts > 0)).any(axis=1)
     fits: Bools = np.asarray((instance.needs <= spare[:, None] + 1e-9).all(axis=0) & ~instance.uses[unused].any(axis=0))
-    for pool in dearest[fits[dearest]]:
-        more = (np.arange(len(counts)) == pool).astype(np.float64)
-        yield counts + more, more, none
+    for pool in most_expensive[fits[most_expensive]]:
+        added = (np.arange(len(counts)) == pool).astype(np.float64)
+        yield counts + added, added, no_pools
 
 
-def _cheapest(instance: Instance, counts: Floats, wanted: Floats, alive: Bools) -> int:
+def _cheapest(instance: Instance, counts: Floats, demand: Floats, available: Bools) -> int:
     """Return the pool with the next replica that serves demand at the least price; -1 if none fits."""
     spare = instance.limits - instance.needs @ counts
     fits = (instance.needs <= spare[:, None] + 1e-9).all(axis=0)
-    gain = np.minimum(instance.pool_rates, wanted)
-    usable = fits & alive & (gain > 0)
+    gain = np.minimum(instance.pool_rates, demand)
+    usable = fits & available & (gain > 0)
     if not usable.any():
         return -1
     unused = ~(instance.uses & (counts > 0)).any(axis=1)
-    opening = instance.site_prices * unused @ instance.uses
-    fully = np.ceil(np.minimum(wanted / instance.pool_rates, instance.most))
+    opening_price = instance.site_prices * unused @ instance.uses
+    full_count = np.ceil(np.minimum(demand / instance.pool_rates, instance.max_counts))
     with np.errstate(divide="ignore", invalid="ignore"):
-        price = (instance.prices + opening / np.maximum(fully, 1.0)) / gain
+        price = (instance.prices + opening_price / np.maximum(full_count, 1.0)) / gain
     return int(np.where(usable, price, np.inf).argmin())
 
 
-def _drop(instance: Instance, counts: Floats, kept: Floats | None = None) -> Floats:
-    """Remove unneeded sites, then unneeded replicas, except the ones in ``kept``."""
-    least = np.zeros_like(counts) if kept is None else kept
-    held = _Held(instance, counts)
-    used = [site for site in np.flatnonzero(instance.site_prices) if (instance.uses[site] & (counts > least)).any()]
+def _drop_unneeded(instance: Instance, counts: Floats, retained: Floats | None = None) -> Floats:
+    """Remove unneeded sites, then unneeded replicas, except the ones in ``retained``."""
+    minimum = np.zeros_like(counts) if retained is None else retained
+    incumbent = _Incumbent(instance, counts)
+    used = [site for site in np.flatnonzero(instance.site_prices) if (instance.uses[site] & (counts > minimum)).any()]
     for site in sorted(used, key=lambda site: -instance.site_prices[site]):
-        held.try_counts(np.where(instance.uses[site], least, held.counts))
+        incumbent.try_counts(np.where(instance.uses[site], minimum, incumbent.counts))
     for pool in np.argsort(-instance.prices, kind="stable"):
-        while held.counts[pool] > least[pool]:
-            fewer = held.counts.copy()
-            fewer[pool] -= 1
-            if not held.try_counts(fewer):
+        while incumbent.counts[pool] > minimum[pool]:
+            reduced = incumbent.counts.copy()
+            reduced[pool] -= 1
+            if not incumbent.try_counts(reduced):
                 break
-    return held.counts
+    return incumbent.counts
 
 
-class _Held:
+class _Incumbent:
     """Replicas with a flow for each state, which is updated while replicas are removed."""
 
     def __init__(self, instance: Instance, counts: Floats) -> None:
@@ -197,20 +201,20 @@ class _Held:
 
     def try_counts(self, counts: Floats) -> bool:
         """Accept these replicas if they serve all demand too."""
-        changed = []
+        flows = []
         for state, flow in enumerate(self.flows):
-            less = flow.copy()
-            _shrink(less, self.instance.flows.capacity(counts))
-            self.instance.flows.extend(state, counts, less)
-            if self.instance.flows.unserved(state, less).any():
+            reduced = flow.copy()
+            _reduce_flow(reduced, self.instance.flows.capacity(counts))
+            self.instance.flows.extend(state, counts, reduced)
+            if self.instance.flows.unserved(state, reduced).any():
                 return False
-            changed.append(less)
-        self.counts, self.flows = counts, changed
+            flows.append(reduced)
+        self.counts, self.flows = counts, flows
         return True
 
 
-def _shrink(flow: Ints, capacity: Ints) -> None:
+def _reduce_flow(flow: Ints, capacity: Ints) -> None:
     """Reduce the flow of each pool to its capacity, from the last clusters first."""
     for pool in np.flatnonzero(flow.sum(axis=0) > capacity):
-        kept = np.minimum(np.cumsum(flow[:, pool]), capacity[pool])
-        flow[:, pool] = np.diff(kept, prepend=0)
+        cumulative = np.minimum(np.cumsum(flow[:, pool]), capacity[pool])
+        flow[:, pool] = np.diff(cumulative, prepend=0)

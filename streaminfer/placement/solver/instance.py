@@ -50,35 +50,37 @@ class Instance:
         self.candidates = candidates
         self.lost: frozenset[int] = frozenset()  # sites, of a repair
         self.settings = settings = Settings() if settings is None else settings
-        every = candidates.allowed if allowed is None else allowed
-        self.kept = _undominated(candidates, every, settings)
-        pools = [candidates.pools[p] for p in self.kept]
+        allowed_pools = candidates.allowed if allowed is None else allowed
+        self.pool_indexes = _undominated(candidates, allowed_pools, settings)
+        pools = [candidates.pools[p] for p in self.pool_indexes]
         self.pools = pools
         self.prices = np.array([pool.price for pool in pools])
         self.pool_rates = np.array([pool.rate for pool in pools])
         self.qualities = np.array([pool.variant.quality for pool in pools])
-        self.needs = candidates.needs[:, self.kept]
+        self.needs = candidates.needs[:, self.pool_indexes]
         self.limits = np.array([it.limit for it in candidates.resources])
-        for row, more in settings.extra.items():
-            self.limits[row] += more
-        self.uses = candidates.uses[:, self.kept]
+        for row, added in settings.extra.items():
+            self.limits[row] += added
+        self.uses = candidates.uses[:, self.pool_indexes]
         self.site_prices = np.array([site.price for site in candidates.problem.sites])
-        masks = [np.ascontiguousarray(every[state.scenario][:, self.kept]) for state in candidates.states]
+        masks = [
+            np.ascontiguousarray(allowed_pools[state.scenario][:, self.pool_indexes]) for state in candidates.states
+        ]
         for at, state in enumerate(candidates.states):
             if state.lost:
                 masks[at] = masks[at] & ~self.uses[list(state.lost)].any(axis=0)
         self.flows = Flows(candidates.rates, masks, self.pool_rates)
-        self.most = self._most()
+        self.max_counts = self._max_counts()
 
-    def _most(self) -> Floats:
+    def _max_counts(self) -> Floats:
         """Return upper bounds on the replicas of each pool."""
         with np.errstate(divide="ignore", invalid="ignore"):
             by_resource: Floats = np.where(
                 self.needs > 0, np.floor(self.limits[:, None] / self.needs + 1e-9), np.inf
             ).min(axis=0)
         demand: Floats = np.max([self.flows.rates[s] @ mask for s, mask in enumerate(self.flows.allowed)], axis=0)
-        most: Floats = np.minimum(by_resource, np.maximum(np.ceil(demand / self.pool_rates - 1e-9), demand > 0))
-        return most
+        bounds: Floats = np.minimum(by_resource, np.maximum(np.ceil(demand / self.pool_rates - 1e-9), demand > 0))
+        return bounds
 
     @cached_property
     def distances(self) -> Floats:
@@ -117,24 +119,26 @@ class Instance:
 
     def started(self, counts: Floats) -> int:
         """Return how many replicas do not run already."""
-        wanted: dict[tuple[Any, ...], float] = {}
+        counts_by_home: dict[tuple[Any, ...], float] = {}
         for pool, count in zip(self.pools, counts, strict=True):
-            wanted[pool.home] = wanted.get(pool.home, 0.0) + count
-        return int(sum(max(0.0, count - self.settings.running.get(home, 0)) for home, count in wanted.items()))
+            counts_by_home[pool.home] = counts_by_home.get(pool.home, 0.0) + count
+        return int(sum(max(0.0, count - self.settings.running.get(home, 0)) for home, count in counts_by_home.items()))
 
     def without(self, lost: Collection[int]) -> Self:
         """Return the instance without the lost sites; it need not survive a further loss."""
         normal = self.normal()
-        gone = np.array([resource.site in lost for resource in self.candidates.resources])
-        alive = ~self.uses[list(lost)].any(axis=0)
-        left = copy.copy(self)
-        left.lost = self.lost.union(lost)
-        left.limits = np.where(gone, 0.0, self.limits)
-        left.candidates = attrs.evolve(self.candidates, states=tuple(self.candidates.states[state] for state in normal))
-        left.flows = Flows(
-            self.candidates.rates[normal], [self.flows.allowed[state] & alive for state in normal], self.pool_rates
+        is_lost = np.array([resource.site in lost for resource in self.candidates.resources])
+        available = ~self.uses[list(lost)].any(axis=0)
+        reduced = copy.copy(self)
+        reduced.lost = self.lost.union(lost)
+        reduced.limits = np.where(is_lost, 0.0, self.limits)
+        reduced.candidates = attrs.evolve(
+            self.candidates, states=tuple(self.candidates.states[state] for state in normal)
         )
-        return left.serving(left.flows.rates, Settings())
+        reduced.flows = Flows(
+            self.candidates.rates[normal], [self.flows.allowed[state] & available for state in normal], self.pool_rates
+        )
+        return reduced.serving(reduced.flows.rates, Settings())
 
     def serving(self, rates: Floats, settings: Settings) -> Self:
         """Return the instance with other requests per second, shape (states, c), and settings."""
@@ -144,34 +148,34 @@ class Instance:
         changed.flows = Flows(rates, self.flows.allowed, self.pool_rates)
         if settings.is_partial:
             changed.qualities = np.ones(len(self.pools))  # then the quality is the served share
-        changed.most = changed._most()
+        changed.max_counts = changed._max_counts()
         return changed
 
 
 def _undominated(candidates: Candidates, allowed: Bools, settings: Settings) -> NDArray[np.int64]:
     """Return the pools that serve a cluster and that no pool at the same place dominates; of equal ones the best."""
     pools = candidates.pools
-    places: dict[tuple[Any, ...], list[int]] = {}
+    by_location: dict[tuple[Any, ...], list[int]] = {}
     for p in sorted(np.flatnonzero(allowed.any(axis=(0, 1))).tolist(), key=lambda p: -pools[p].variant.quality):
-        places.setdefault((pools[p].sites, pools[p].kinds), []).append(p)
+        by_location.setdefault((pools[p].sites, pools[p].kinds), []).append(p)
 
     as_good = partial(_is_as_good, candidates, allowed, settings)
-    kept = [
+    undominated = [
         p
-        for members in places.values()
+        for members in by_location.values()
         for at, p in enumerate(members)
         if not any(as_good(q, p) for q in members[:at])
         and not any(as_good(q, p) and not as_good(p, q) for q in members[at + 1 :])
     ]
-    return np.array(sorted(kept), int)
+    return np.array(sorted(undominated), int)
 
 
-def _is_as_good(candidates: Candidates, allowed: Bools, settings: Settings, one: int, other: int) -> bool:
-    a, b = candidates.pools[one], candidates.pools[other]
-    if a.rate < b.rate or a.price > b.price or (candidates.needs[:, one] > candidates.needs[:, other]).any():
+def _is_as_good(candidates: Candidates, allowed: Bools, settings: Settings, first: int, second: int) -> bool:
+    a, b = candidates.pools[first], candidates.pools[second]
+    if a.rate < b.rate or a.price > b.price or (candidates.needs[:, first] > candidates.needs[:, second]).any():
         return False
     if settings.budget is not None and a.variant.quality < b.variant.quality:
         return False
     if settings.migrations is not None and a.home != b.home:
         return False
-    return not (allowed[:, :, other] & ~allowed[:, :, one]).any()
+    return not (allowed[:, :, second] & ~allowed[:, :, first]).any()

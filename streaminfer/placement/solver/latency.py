@@ -35,19 +35,19 @@ def histograms(
     Returns:
         Shape (len(distributions), bins + 1), float64.
     """
-    there = [row for row, one in enumerate(distributions) if one is not None]
+    row_numbers = [row for row, one in enumerate(distributions) if one is not None]
     parts = [one for one in distributions if one is not None]
     if not parts:
         return np.zeros((len(distributions), bins + 1))
-    rows = np.repeat(there, [part.values_s.size for part in parts])
+    rows = np.repeat(row_numbers, [part.values_s.size for part in parts])
     values_s = np.concatenate([part.values_s for part in parts]) + np.asarray(offsets_s)[rows]
     at = np.ceil(values_s / step_s - _ROUNDING)
-    inside = at <= bins
-    shares = np.concatenate([part.shares for part in parts])[inside]
-    counted = np.bincount(
-        rows[inside] * (bins + 1) + at[inside].astype(np.int64), shares, len(distributions) * (bins + 1)
+    in_range = at <= bins
+    shares = np.concatenate([part.shares for part in parts])[in_range]
+    sums = np.bincount(
+        rows[in_range] * (bins + 1) + at[in_range].astype(np.int64), shares, len(distributions) * (bins + 1)
     )
-    return counted.astype(np.float64).reshape(len(distributions), bins + 1)
+    return sums.astype(np.float64).reshape(len(distributions), bins + 1)
 
 
 def rest_within(parts: Sequence[Floats], delay_shares: Floats) -> Floats:
@@ -60,10 +60,10 @@ def rest_within(parts: Sequence[Floats], delay_shares: Floats) -> Floats:
     Returns:
         Shape of ``delay_shares``: entry k is for a backhaul of k steps.
     """
-    within = delay_shares
+    shares = delay_shares
     for part in parts:
-        within = np.convolve(part, within)[: within.size]
-    return within[::-1]
+        shares = np.convolve(part, shares)[: shares.size]
+    return shares[::-1]
 
 
 def sum_quantile(parts: Sequence[tuple[float, Floats]], share: float, step_s: float) -> float:
@@ -75,6 +75,6 @@ def sum_quantile(parts: Sequence[tuple[float, Floats]], share: float, step_s: fl
         step_s: step of the bins.
     """
     weights = np.array([weight for weight, _ in parts])
-    within = weights @ np.array([shares for _, shares in parts]) / weights.sum()
-    at = int(np.searchsorted(within, share - _ROUNDING))
-    return at * step_s if at < len(within) else float("inf")
+    mean_shares = weights @ np.array([shares for _, shares in parts]) / weights.sum()
+    at = int(np.searchsorted(mean_shares, share - _ROUNDING))
+    return at * step_s if at < len(mean_shares) else float("inf")

@@ -36,7 +36,7 @@ from streaminfer.placement.solver.replica_model import ReplicaModel
 
 __all__ = ["Solution", "solve"]
 
-_STALLED = 3
+_MAX_STALLED_ROUNDS = 3
 """Rounds of cuts without progress after which the search for whole solutions begins."""
 
 _PROGRESS = 2e-5
@@ -48,11 +48,11 @@ _POLISH_ROUNDS = 10
 _POLISH_SHARE = 0.5
 """Time limit of a polishing round, as a share of the search before it."""
 
-_CLOSE = 0.03
+_MAX_NARROWED_GAP = 0.03
 """Gap below which bounds of totals exclude plans; with a larger gap they only slow a search down."""
 
 _NEVER_S = 1e9
-_WITHIN = 1 - 1e-9
+_GAP_FACTOR = 1 - 1e-9
 """Factor of the gap, so that rounding does not make it larger than requested."""
 
 _TOLERANCE = 2e-6
@@ -148,7 +148,7 @@ class _Search:
             began_s = time.monotonic()
             if not self._narrow():
                 break
-            values = self._optimize_whole(limit_s)
+            values = self._optimize_integer(limit_s)
             is_finished = self.model.is_finished
             self._prove(self.cutoff if self.model.is_infeasible else self.model.bound)
             if self.is_out_of_time or (values is None and is_finished):
@@ -157,9 +157,9 @@ class _Search:
                 limit_s *= 2.0
             if values is None:
                 continue
-            found = self._separate(values, lazy=True)
-            self._offer(values, complete_first=found)
-            if self._is_close() or (is_finished and not found):
+            is_cut = self._separate(values, lazy=True)
+            self._offer(values, complete_first=is_cut)
+            if self._is_close() or (is_finished and not is_cut):
                 break
             self._polish(values, _POLISH_SHARE * (time.monotonic() - began_s))
         return self._result()
@@ -178,15 +178,15 @@ class _Search:
 
     def _cut_relaxation(self) -> bool:
         """Add cuts that the linear relaxation violates; return whether it has a solution."""
-        self.model.declare(whole=False)
-        before, stalled = 0.0, 0
-        while stalled < _STALLED:
+        self.model.declare(is_integer=False)
+        previous, stalled = 0.0, 0
+        while stalled < _MAX_STALLED_ROUNDS:
             values = self._optimize()
             if values is None:
                 return False
             objective = self.model.objective
-            stalled = stalled + 1 if abs(objective - before) <= _PROGRESS * abs(objective) else 0
-            before = objective
+            stalled = stalled + 1 if abs(objective - previous) <= _PROGRESS * abs(objective) else 0
+            previous = objective
             if not self._separate(values, lazy=False):
                 break
         return True
@@ -195,8 +195,8 @@ class _Search:
         """Exclude plans that are not better than the best plan by the gap; return whether any plan may be left."""
         if self.best is None:
             return True
-        cutoff = self.best.value - _WITHIN * self.gap * abs(self.best.value)
-        if cutoff == self.cutoff or self.best.gap > _CLOSE:
+        cutoff = self.best.value - _GAP_FACTOR * self.gap * abs(self.best.value)
+        if cutoff == self.cutoff or self.best.gap > _MAX_NARROWED_GAP:
             return True
         self.cutoff = cutoff
         if self.model.narrow(cutoff, self.end_s):
@@ -208,26 +208,26 @@ class _Search:
         """Keep the bound of a search; plans that the search excluded can be as good as the cutoff."""
         self.bound = max(self.bound, min(bound, self.cutoff))
 
-    def _optimize_whole(self, limit_s: float = _NEVER_S, *, target: float | None = None) -> Floats | None:
+    def _optimize_integer(self, limit_s: float = _NEVER_S, *, target: float | None = None) -> Floats | None:
         """Return values with whole replicas; cuts are added for the solutions on the way to them."""
-        self.model.declare(whole=True)
+        self.model.declare(is_integer=True)
         values = self._optimize(limit_s, target=target)
-        for seen in self.model.improving[:-1]:
-            self._separate(_rounded(seen, self.model.at_homes), lazy=True)
+        for improving in self.model.improving[:-1]:
+            self._separate(_rounded(improving, self.model.at_homes), lazy=True)
         return None if values is None else _rounded(values, self.model.at_homes)
 
     def _polish(self, values: Floats, limit_s: float) -> None:
         """Look for an equally good plan at the sites of a solution, which is faster; keep its cuts."""
-        hoped = self.model.objective
-        as_good = hoped + self.gap * abs(hoped)
+        objective = self.model.objective
+        target = objective + self.gap * abs(objective)
         self.model.allow_sites(values[: self.model.at_sites])
         for _ in range(_POLISH_ROUNDS):
-            if not self._cut_relaxation() or (inside := self._optimize_whole(limit_s, target=as_good)) is None:
+            if not self._cut_relaxation() or (polished := self._optimize_integer(limit_s, target=target)) is None:
                 break
-            is_worse = abs(self.model.objective - hoped) > self.gap * abs(hoped)
-            found = self._separate(inside, lazy=True)
-            self._offer(inside, complete_first=found)
-            if not found or is_worse:
+            is_worse = abs(self.model.objective - objective) > self.gap * abs(objective)
+            is_cut = self._separate(polished, lazy=True)
+            self._offer(polished, complete_first=is_cut)
+            if not is_cut or is_worse:
                 break
         self.model.allow_sites()
 
@@ -260,9 +260,9 @@ class _Search:
         if complete_first and not self.is_partial:
             if self.model.is_quality or instance.settings.migrations is not None:
                 return  # completing may break the budget; the next round has more cuts
-            seen: list[Cut] = []
-            completed = trimmed(instance, counts, seen)
-            for cut in seen:
+            violated: list[Cut] = []
+            completed = trimmed(instance, counts, violated)
+            for cut in violated:
                 self._add(cut, values)
                 self._add(cut, values, by_sites=True)
                 self._add_parts(cut, values)
@@ -286,10 +286,10 @@ class _Search:
                 continue
             served = flows.rates[state] > 0
             patterns = np.unique(flows.allowed[state][served], axis=0)
-            everyone = np.ones((1, patterns.shape[1]), bool)
-            for pools in np.concatenate([patterns, everyone]):
-                inside = served & ~(flows.allowed[state] & ~pools).any(axis=1)
-                self._add(Cut(state, inside, pools), None)
+            all_pools = np.ones((1, patterns.shape[1]), bool)
+            for pools in np.concatenate([patterns, all_pools]):
+                clusters = served & ~(flows.allowed[state] & ~pools).any(axis=1)
+                self._add(Cut(state, clusters, pools), None)
             if len(self.model.priced):
                 for pools in patterns:
                     cluster = (flows.allowed[state] == pools).all(axis=1) & served
@@ -297,10 +297,10 @@ class _Search:
 
     def _separate_clusters(self, values: Floats) -> bool:
         """Add cuts: each cluster needs one of its sites in use, or with a replica for it, whichever is less."""
-        instance, found = self.instance, False
+        instance, is_cut = self.instance, False
         counts = values[: self.model.at_sites]
-        used = np.ones(len(instance.site_prices))
-        used[self.model.priced] = values[self.model.at_sites : self.model.at_homes]
+        site_use = np.ones(len(instance.site_prices))
+        site_use[self.model.priced] = values[self.model.at_sites : self.model.at_homes]
         for state in range(len(instance.flows.rates)):
             if instance.candidates.states[state].lost:
                 continue
@@ -308,46 +308,46 @@ class _Search:
             with np.errstate(divide="ignore", invalid="ignore"):
                 parts = np.minimum(1.0, instance.pool_rates / rates[:, None]) * counts * allowed
             by_site = parts @ self.at_site
-            short = np.minimum(by_site, used).sum(axis=1) < 1 - _TOLERANCE
-            for c in np.flatnonzero(short & (rates > 0)):
-                pools = allowed[c] & (by_site[c] < used)[self.first]
-                found = self._add(Cut(state, np.arange(len(rates)) == c, pools), values) or found
-        return found
+            is_short = np.minimum(by_site, site_use).sum(axis=1) < 1 - _TOLERANCE
+            for c in np.flatnonzero(is_short & (rates > 0)):
+                pools = allowed[c] & (by_site[c] < site_use)[self.first]
+                is_cut = self._add(Cut(state, np.arange(len(rates)) == c, pools), values) or is_cut
+        return is_cut
 
     def _separate(self, values: Floats, *, lazy: bool) -> bool:
         """Add cuts that the values violate; return whether there are any."""
         counts = values[: self.model.at_sites]
-        opened = None if lazy else self.model.opened(values)
+        pool_use = None if lazy else self.model.opened(values)
         served = range(0 if self.is_partial else len(self.instance.flows.rates))
-        found = bool(served) and not lazy and len(self.model.priced) > 0 and self._separate_clusters(values)
+        is_cut = bool(served) and not lazy and len(self.model.priced) > 0 and self._separate_clusters(values)
         for state in served:
-            cut = self.instance.flows.violated(state, counts, opened)
+            cut = self.instance.flows.violated(state, counts, pool_use)
             if cut is not None:
-                found = self._add(cut, values) or found
+                is_cut = self._add(cut, values) or is_cut
                 self._add_parts(cut, values)
         for number, quality in enumerate(self.model.steps):
             for at, state in enumerate(self.model.normal):
-                found = self._separate_quality(values, number, quality, at, state, opened) or found
-        return found
+                is_cut = self._separate_quality(values, number, quality, at, state, pool_use) or is_cut
+        return is_cut
 
     def _add_parts(self, cut: Cut, values: Floats) -> None:
         """Add the cuts of clusters that have no pool in common."""
         flows = self.instance.flows
         allowed = flows.allowed[cut.state]
-        left = cut.clusters.copy()
+        remaining = cut.clusters.copy()
         parts = 0
-        while left.any():
-            part = np.zeros_like(left)
-            part[np.argmax(left)] = True
+        while remaining.any():
+            part = np.zeros_like(remaining)
+            part[np.argmax(remaining)] = True
             while True:
                 pools = allowed[part].any(axis=0) & cut.pools
-                wider = left & allowed[:, pools].any(axis=1) | part
-                if (wider == part).all():
+                extended = remaining & allowed[:, pools].any(axis=1) | part
+                if (extended == part).all():
                     break
-                part = wider
-            left &= ~part
+                part = extended
+            remaining &= ~part
             parts += 1
-            if parts > 1 or left.any():
+            if parts > 1 or remaining.any():
                 self._add(Cut(cut.state, part, pools), values)
 
     def _separate_quality(
@@ -376,31 +376,35 @@ class _Search:
         """Add a cut; return whether the values violate it."""
         flows, model = self.instance.flows, self.model
         rates = flows.rates[cut.state][cut.clusters]
-        inside = (flows.allowed[cut.state] if usable is None else usable)[cut.clusters]
+        usable_pools = (flows.allowed[cut.state] if usable is None else usable)[cut.clusters]
         row = np.zeros(model.columns)
-        capacity = np.minimum(self.instance.pool_rates, rates @ inside)
-        used = np.ones(len(self.instance.site_prices))
-        elsewhere = inside & ~cut.pools
-        rest = rates @ ((elsewhere @ self.at_site) > 0) if elsewhere.any() else np.zeros(len(used))
-        choice = np.ones(len(used), int)
+        capacity = np.minimum(self.instance.pool_rates, rates @ usable_pools)
+        site_use = np.ones(len(self.instance.site_prices))
+        other_pools = usable_pools & ~cut.pools
+        rest = rates @ ((other_pools @ self.at_site) > 0) if other_pools.any() else np.zeros(len(site_use))
+        choice = np.ones(len(site_use), int)
         reach = rest
         if values is not None:
             counts = capacity * values[: model.at_sites]
-            used[model.priced] = values[model.at_sites : model.at_homes]
-            reach = rates @ ((inside @ self.at_site) > 0)
+            site_use[model.priced] = values[model.at_sites : model.at_homes]
+            reach = rates @ ((usable_pools @ self.at_site) > 0)
             costs = np.array(
-                [counts @ self.at_site, np.where(cut.pools, counts, 0.0) @ self.at_site + rest * used, reach * used]
+                [
+                    counts @ self.at_site,
+                    np.where(cut.pools, counts, 0.0) @ self.at_site + rest * site_use,
+                    reach * site_use,
+                ]
             )
             choice = 2 - costs[::-1].argmin(axis=0) if by_sites else costs.argmin(axis=0)
         with_pools = np.where(choice[self.first] == 0, True, (choice[self.first] == 1) & cut.pools)
         row[: model.at_sites] = np.where(with_pools, capacity, 0.0)
-        through = np.where(choice == 0, 0.0, np.where(choice == 1, rest, reach))
-        row[model.at_sites : model.at_homes] = through[model.priced]
+        coefficients = np.where(choice == 0, 0.0, np.where(choice == 1, rest, reach))
+        row[model.at_sites : model.at_homes] = coefficients[model.priced]
         free = self.instance.site_prices == 0
         constant = 0.0
         if free.any():
             pools = ~with_pools & free[self.first]
-            constant = rates @ inside[:, pools].any(axis=1)
+            constant = rates @ usable_pools[:, pools].any(axis=1)
         right = rates.sum() - constant
         if column is None:
             row[: model.at_homes] = np.minimum(row[: model.at_homes], max(right, 0.0))

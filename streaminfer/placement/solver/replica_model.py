@@ -81,8 +81,8 @@ class ReplicaModel:
         self.is_finished = False
         self.is_infeasible = False
         self._cutoff = self.infinity
-        self._is_whole = False
-        self._highs = _silent(self._highspy)
+        self._is_integer = False
+        self._highs = _make_silent_solver(self._highspy)
         options = {"output_flag": False, "threads": 1, "mip_rel_gap": 0.95 * gap, "mip_abs_gap": 1e-9, **_NO_HEURISTICS}
         for option, value in options.items():
             self._highs.setOptionValue(option, value)
@@ -105,10 +105,10 @@ class ReplicaModel:
         duals = self._highs.getSolution().row_dual
         return {resource: duals[row] / self._units[resource] for resource, row in self.resource_rows.items()}
 
-    def declare(self, *, whole: bool) -> None:
+    def declare(self, *, is_integer: bool) -> None:
         """Make replicas and sites whole, or not."""
-        self._is_whole = whole
-        kind = self._highspy.HighsVarType.kInteger if whole else self._highspy.HighsVarType.kContinuous
+        self._is_integer = is_integer
+        kind = self._highspy.HighsVarType.kInteger if is_integer else self._highspy.HighsVarType.kContinuous
         columns = np.r_[: self.at_homes, self.at_totals : self.columns].astype(np.int32)
         self._highs.changeColsIntegrality(len(columns), columns, np.array([kind] * len(columns)))
 
@@ -121,12 +121,12 @@ class ReplicaModel:
         """
         self.improving.clear()
         before_s = self._highs.getRunTime()  # a linear program counts the time of earlier runs, a search does not
-        if self._is_whole:
+        if self._is_integer:
             self._highs.clearSolver()  # HiGHS 1.16 ends with a wrong optimum for some starting solutions
             before_s = 0.0
         self._highs.setOptionValue("time_limit", before_s + limit_s)
         self._highs.setOptionValue("objective_target", -self.infinity if target is None else target)
-        self._highs.setOptionValue("objective_bound", self._cutoff if self._is_whole else self.infinity)
+        self._highs.setOptionValue("objective_bound", self._cutoff if self._is_integer else self.infinity)
         self._highs.run()
         info = self._highs.getInfo()  # adding a row resets it
         self.objective, self.bound = info.objective_function_value, info.mip_dual_bound
@@ -147,35 +147,35 @@ class ReplicaModel:
             end_s: instant of `time.monotonic` at which to stop; what is bounded by then is valid.
         """
         highs = self._highs
-        self.declare(whole=False)
+        self.declare(is_integer=False)
         self._cutoff = cutoff
         highs.setOptionValue("objective_bound", self.infinity)  # the objective is now a total
         scale = max(float(np.abs(self._costs).max(initial=0.0)), 1e-12)
-        everything = np.arange(self.columns, dtype=np.int32)
-        self.add_row(everything, self._costs / scale, -self.infinity, cutoff / scale)
-        highs.changeColsCost(self.columns, everything, np.zeros(self.columns))
+        all_columns = np.arange(self.columns, dtype=np.int32)
+        self.add_row(all_columns, self._costs / scale, -self.infinity, cutoff / scale)
+        highs.changeColsCost(self.columns, all_columns, np.zeros(self.columns))
         is_possible = True
         for total in range(self.at_totals, self.columns):
-            least, most = (sign * self._least(total, sign, end_s) for sign in (1.0, -1.0))
-            least, most = np.ceil(least - _ROUNDING), np.floor(most + _ROUNDING)
-            if least > most:
+            minimum, maximum = (sign * self._minimum(total, sign, end_s) for sign in (1.0, -1.0))
+            minimum, maximum = np.ceil(minimum - _ROUNDING), np.floor(maximum + _ROUNDING)
+            if minimum > maximum:
                 is_possible = False
                 break
-            highs.changeColBounds(total, max(least, 0.0), most)
+            highs.changeColBounds(total, max(minimum, 0.0), maximum)
         highs.deleteRows(1, np.array([highs.getNumRow() - 1], np.int32))
-        highs.changeColsCost(self.columns, everything, self._costs)
+        highs.changeColsCost(self.columns, all_columns, self._costs)
         return is_possible
 
-    def _least(self, total: int, sign: float, end_s: float) -> float:
+    def _minimum(self, total: int, sign: float, end_s: float) -> float:
         """Return the minimum of ``sign`` times a total; infinity without solutions, minus infinity if unknown."""
         highs, statuses = self._highs, self._highspy.HighsModelStatus
         highs.changeColCost(total, sign)
         highs.setOptionValue("time_limit", highs.getRunTime() + max(0.0, end_s - time.monotonic()))
         highs.run()
-        status, least = highs.getModelStatus(), highs.getInfo().objective_function_value
+        status, minimum = highs.getModelStatus(), highs.getInfo().objective_function_value
         highs.changeColCost(total, 0.0)  # which resets both
-        unless_optimal = self.infinity if status == statuses.kInfeasible else -self.infinity
-        return float(least if status == statuses.kOptimal else unless_optimal)
+        fallback = self.infinity if status == statuses.kInfeasible else -self.infinity
+        return float(minimum if status == statuses.kOptimal else fallback)
 
     def drop_slack(self) -> None:
         """Drop the cuts that the last linear program does not need: each node of a search pays for them."""
@@ -186,25 +186,25 @@ class ReplicaModel:
     def allow_sites(self, counts: Floats | None = None) -> None:
         """Use exactly the sites that counts use; ``None``: any."""
         lower, upper = np.zeros(self.at_homes), np.ones(self.at_homes)
-        upper[: self.at_sites] = self.instance.most
+        upper[: self.at_sites] = self.instance.max_counts
         if counts is not None:
-            used: Bools = np.asarray((self.instance.uses & (counts > 0)).any(axis=1))
-            upper[: self.at_sites][self.instance.uses[~used].any(axis=0)] = 0.0
-            lower[self.at_sites :] = upper[self.at_sites :] = used[self.priced]
+            is_used: Bools = np.asarray((self.instance.uses & (counts > 0)).any(axis=1))
+            upper[: self.at_sites][self.instance.uses[~is_used].any(axis=0)] = 0.0
+            lower[self.at_sites :] = upper[self.at_sites :] = is_used[self.priced]
         self._highs.changeColsBounds(self.at_homes, np.arange(self.at_homes, dtype=np.int32), lower, upper)
 
     def opened(self, values: Floats) -> Floats:
         """Return how far each pool can be in use: no further than its sites, or its replicas if these are below one."""
-        used = np.ones(len(self.instance.site_prices))
-        used[self.priced] = values[self.at_sites : self.at_homes]
-        opened: Floats = np.where(self.instance.uses, used[:, None], 1.0).min(axis=0, initial=1.0)
-        return np.minimum(opened, values[: self.at_sites])
+        site_use = np.ones(len(self.instance.site_prices))
+        site_use[self.priced] = values[self.at_sites : self.at_homes]
+        pool_use: Floats = np.where(self.instance.uses, site_use[:, None], 1.0).min(axis=0, initial=1.0)
+        return np.minimum(pool_use, values[: self.at_sites])
 
     def add_row(self, columns: Any, values: Any, lower: float, upper: float) -> None:
         """Add a row; zeros are left out."""
-        kept = np.flatnonzero(values)
+        nonzero = np.flatnonzero(values)
         self._highs.addRow(
-            lower, upper, len(kept), np.asarray(columns, np.int32)[kept], np.asarray(values, np.float64)[kept]
+            lower, upper, len(nonzero), np.asarray(columns, np.int32)[nonzero], np.asarray(values, np.float64)[nonzero]
         )
 
     def _groups(self) -> list[tuple[int, ...]]:
@@ -220,15 +220,15 @@ class ReplicaModel:
         instance, highs = self.instance, self._highs
         lower = np.zeros(self.columns)
         upper = np.concatenate(
-            [instance.most, np.ones(len(self.priced)), np.full(self.columns - self.at_homes, self.infinity)]
+            [instance.max_counts, np.ones(len(self.priced)), np.full(self.columns - self.at_homes, self.infinity)]
         )
         cost = np.zeros(self.columns)
         if self.is_quality:
             demand = sum(instance.flows.rates[state].sum() for state in self.normal)
-            for number, worth in enumerate(-np.diff(self.steps, append=0.0)):
+            for number, gain in enumerate(-np.diff(self.steps, append=0.0)):
                 for at, state in enumerate(self.normal):
                     column = self.at_flows + number * len(self.normal) + at
-                    cost[column] = -worth / max(demand, 1e-12)
+                    cost[column] = -gain / max(demand, 1e-12)
                     upper[column] = instance.flows.rates[state].sum()
                     if number + 1 == len(self.steps) and not instance.settings.is_partial:
                         lower[column] = upper[column]  # everybody is served
@@ -247,7 +247,7 @@ class ReplicaModel:
                 continue
             self.resource_rows[row] = self._highs.getNumRow()
             # more than all that could run limits nothing, and a site would be "used" within the solver's tolerance
-            limit = min(float(instance.limits[row]), float(instance.needs[row] @ (instance.most + 1)))
+            limit = min(float(instance.limits[row]), float(instance.needs[row] @ (instance.max_counts + 1)))
             # scaled: amounts in bytes would leave no digits for the solver's tolerances, which are absolute
             unit = self._units[row] = max(float(instance.needs[row].max()), limit)
             needs, limit = instance.needs[row] / unit, limit / unit
@@ -256,16 +256,16 @@ class ReplicaModel:
             else:
                 self.add_row(np.append(pools, self.at_sites + at), np.append(needs, -limit), -self.infinity, 0.0)
 
-    def _limit_migrations(self, most: int) -> None:
+    def _limit_migrations(self, limit: int) -> None:
         for at, home in enumerate(self.homes):
-            here = [p for p, pool in enumerate(self.instance.pools) if pool.home == home]
-            values = [*np.ones(len(here)), -1.0]
+            pools = [p for p, pool in enumerate(self.instance.pools) if pool.home == home]
+            values = [*np.ones(len(pools)), -1.0]
             running = self.instance.settings.running.get(home, 0)
-            self.add_row([*here, self.at_homes + at], values, -self.infinity, running)
-        self.add_row(self.at_homes + np.arange(len(self.homes)), np.ones(len(self.homes)), -self.infinity, most)
+            self.add_row([*pools, self.at_homes + at], values, -self.infinity, running)
+        self.add_row(self.at_homes + np.arange(len(self.homes)), np.ones(len(self.homes)), -self.infinity, limit)
 
 
-def _silent(highspy: Any) -> Any:
+def _make_silent_solver(highspy: Any) -> Any:
     """Return a solver that prints nothing; the constructor of `Highs` alone prints a banner."""
 
     class SilentHighs(highspy.Highs):  # type: ignore[misc] # loaded at first use

@@ -20,10 +20,10 @@ from streaminfer._internal.validation import check_count, check_duration, check_
 
 __all__ = ["Autoscaling", "QueueDelayPolicy", "ReplicaState", "wanted_replicas"]
 
-_MOST_GROWTH = 2.0
+_MAX_GROWTH = 2.0
 _BURNING_GROWTH = 1.5
-_CALM = 0.5
-_BUSY_AFTER_REMOVAL = 0.6
+_LOW_PRESSURE = 0.5
+_UTILIZATION_AFTER_REMOVAL = 0.6
 
 
 class ReplicaState(NamedTuple):
@@ -78,19 +78,19 @@ def wanted_replicas(current: int, states: Iterable[ReplicaState], *, queue_delay
         queue_delay_s: the target.
         burn_limit: burn rate at which replicas are added.
     """
-    known = list(states)
-    if not known:
+    reported = list(states)
+    if not reported:
         return current
-    pressure = sum(state.queue_delay_s for state in known) / len(known) / queue_delay_s
-    burning = max(state.burn_rate for state in known) >= burn_limit
+    pressure = sum(state.queue_delay_s for state in reported) / len(reported) / queue_delay_s
+    burning = max(state.burn_rate for state in reported) >= burn_limit
     # starting replicas have not reported, and the delay of the running ones does not include them
-    running = min(len(known), current)
-    growth = min(max(pressure, _BURNING_GROWTH if burning else 1.0), _MOST_GROWTH)
+    running = min(len(reported), current)
+    growth = min(max(pressure, _BURNING_GROWTH if burning else 1.0), _MAX_GROWTH)
     if growth > 1.0:
         return max(math.ceil(running * growth), current)
-    if pressure >= _CALM:
+    if pressure >= _LOW_PRESSURE:
         return current
-    needed = math.ceil(sum(state.utilization for state in known) / _BUSY_AFTER_REMOVAL)
+    needed = math.ceil(sum(state.utilization for state in reported) / _UTILIZATION_AFTER_REMOVAL)
     return min(max(needed, 1), current)
 
 
@@ -115,10 +115,10 @@ class QueueDelayPolicy:
             for replica in context.running_replicas
             if all(replica in values for values in newest)
         ]
-        wanted = wanted_replicas(
+        replicas = wanted_replicas(
             context.target_num_replicas, states, queue_delay_s=self._queue_delay_s, burn_limit=self._burn_limit
         )
-        return wanted, {}
+        return replicas, {}
 
 
 def _newest(series: Mapping[Any, Any]) -> dict[Any, float]:

@@ -84,14 +84,14 @@ class ReplicaLoad:
     """Load of a replica, as far as the router knows it.
 
     Attributes:
-        heard_ns: instant of the latest report; before the first, the instant at which the replica appeared.
+        reported_ns: instant of the latest report; before the first, the instant at which the replica appeared.
         report: the latest report; ``None``: there was none.
         chosen: requests for which this router has chosen the replica, but which are not sent yet.
         own: requests of this router in flight.
         others: estimate of the requests of other routers in flight.
     """
 
-    heard_ns: int = 0
+    reported_ns: int = 0
     report: LoadReport | None = None
     chosen: int = 0
     own: int = 0
@@ -132,20 +132,20 @@ class HeadroomRanking(Generic[K]):
             load = self.loads[replica]
             load.chosen = 0  # the request may have gone elsewhere or been cancelled, and no callback tells
             if report is not None and report != load.report:
-                load.report, load.heard_ns = report, now_ns
+                load.report, load.reported_ns = report, now_ns
                 load.others = max(report.in_flight - load.own, 0)
-        known = [load.report for load in self.loads.values() if load.report is not None and load.report.is_learned]
-        if known:  # the mean is used for replicas that have not responded yet, so that they get some requests
-            service_s = sum(report.service_s for report in known) / len(known)
-            self._mean = LoadReport(0, service_s, sum(report.per_request_s for report in known) / len(known), 0)
-        latest_ns = max((load.heard_ns for load in self.loads.values()), default=now_ns)
-        self._choose_from([name for name, load in self.loads.items() if latest_ns - load.heard_ns < SILENT_NS])
+        learned = [load.report for load in self.loads.values() if load.report is not None and load.report.is_learned]
+        if learned:  # the mean is used for replicas that have not responded yet, so that they get some requests
+            service_s = sum(report.service_s for report in learned) / len(learned)
+            self._mean = LoadReport(0, service_s, sum(report.per_request_s for report in learned) / len(learned), 0)
+        latest_ns = max((load.reported_ns for load in self.loads.values()), default=now_ns)
+        self._choose_from([name for name, load in self.loads.items() if latest_ns - load.reported_ns < SILENT_NS])
 
     def remove(self, replica: K) -> None:
         """Send no more requests to a replica until it has reported again, as seen by :meth:`update`."""
         load = self.loads.get(replica)
         if load is not None:
-            load.heard_ns = -SILENT_NS
+            load.reported_ns = -SILENT_NS
             self._choose_from([name for name in self.candidates if name != replica])
 
     def observe(self, replica: K, in_flight: int) -> None:
@@ -173,9 +173,9 @@ class HeadroomRanking(Generic[K]):
     def predicted_s(self, replica: K) -> float:
         """Return the seconds after which a request that is sent now is predicted to have a response."""
         load = self.loads[replica]
-        said = load.report or self._mean
-        costs = said if said.is_learned else self._mean
-        return (costs.service_s + costs.per_request_s * load.in_flight) / max(said.success, _LEAST_SUCCESS)
+        report = load.report or self._mean
+        costs = report if report.is_learned else self._mean
+        return (costs.service_s + costs.per_request_s * load.in_flight) / max(report.success, _LEAST_SUCCESS)
 
     def rank(self) -> list[K]:
         """Return a sample of the replicas, the best first; empty if there are no candidates."""

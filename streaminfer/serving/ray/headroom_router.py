@@ -46,7 +46,7 @@ def make_headroom_router() -> Any:
         def update_replicas(self, replicas: list[Any]) -> None:
             """Set the replicas and their latest reports."""
             stats = {one.replica_id: one.routing_stats for one in replicas}
-            reports = {name: LoadReport(**said) if said else None for name, said in stats.items()}
+            reports = {name: LoadReport(**fields) if fields else None for name, fields in stats.items()}
             self._ranking.update(reports, time.monotonic_ns())
             super().update_replicas(replicas)
 

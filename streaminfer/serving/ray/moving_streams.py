@@ -35,8 +35,8 @@ class _Stream:
         changed: whether the state has changed since the latest snapshot.
         used_ns: instant of the latest request.
         idle: set when no request runs; exists while a release waits for that.
-        is_set_here: whether the state was reset or imported here while the stream was not settled, so that the state in
-            the store is older.
+        has_local_state: whether the state was reset or imported here while the stream was not settled, so that the
+            state in the store is older.
         rejection: why the claim failed: the replica has no room for the state.
     """
 
@@ -45,7 +45,7 @@ class _Stream:
     changed: bool = False
     used_ns: int = 0
     idle: asyncio.Event | None = None
-    is_set_here: bool = False
+    has_local_state: bool = False
     rejection: Overloaded | None = None
 
 
@@ -118,15 +118,15 @@ class MovingStreams(Wrapper):
     def reset_stream(self, stream_id: Hashable) -> None:
         """Make the next step start from the initial state."""
         self._states.reset_stream(stream_id)
-        self._keep_here(stream_id)
+        self._prefer_local_state(stream_id)
 
     def end_stream(self, stream_id: Hashable) -> None:
         """Forget a stream, also in the store; later requests start the stream again."""
         self._states.end_stream(stream_id)
-        before = self._streams.get(stream_id)
-        is_own = before is not None and before.settled.is_set()
+        previous = self._streams.get(stream_id)
+        is_own = previous is not None and previous.settled.is_set()
         stream = self._streams[stream_id] = _Stream()
-        self._spawn(self._end(stream_id, stream, before, is_own))
+        self._spawn(self._end(stream_id, stream, previous, is_own))
 
     def export_state(self, stream_id: Hashable) -> Any:
         """Return a copy of the state of a stream."""
@@ -135,7 +135,7 @@ class MovingStreams(Wrapper):
     def import_state(self, stream_id: Hashable, state: Any) -> None:
         """Make the next step continue from ``state``."""
         self._states.import_state(stream_id, state)
-        self._keep_here(stream_id)
+        self._prefer_local_state(stream_id)
 
     async def settle(self, stream_id: Hashable) -> _Stream | None:
         """Wait until the stream is settled, and return it; ``None`` if it does not belong to this replica."""
@@ -145,13 +145,13 @@ class MovingStreams(Wrapper):
 
     # -- inside -------------------------------------------------------------------------------------------------
 
-    def _keep_here(self, stream_id: Hashable) -> None:
+    def _prefer_local_state(self, stream_id: Hashable) -> None:
         """Make the state that a stream has here replace the state in other replicas and the store."""
         stream = self._streams.get(stream_id)
         if stream is None:
             stream = self._begin_claim(stream_id)
         stream.changed = True
-        stream.is_set_here = not stream.settled.is_set()
+        stream.has_local_state = not stream.settled.is_set()
 
     async def _own(self, stream_id: Hashable) -> _Stream:
         """Wait until a stream belongs to this replica, and return it."""
@@ -170,18 +170,18 @@ class MovingStreams(Wrapper):
     async def _claim(self, stream_id: Hashable, stream: _Stream) -> None:
         stream.used_ns = self.inner.clock()
         try:
-            async with _asked("stream %r starts without the state that the store may have", stream_id):
+            async with _store_call("stream %r starts without the state that the store may have", stream_id):
                 claim = await self._store.claim(stream_id, self._replica)
-                if not stream.is_set_here:
+                if not stream.has_local_state:
                     stream.rejection = self._take_over(stream_id, claim)
             if stream.rejection is not None:  # the state goes back to the store, for the next claim
-                async with _asked("stream %r was not moved", stream_id):
+                async with _store_call("stream %r was not moved", stream_id):
                     await self._store.pass_on(self._replica, {stream_id: claim.record})
                 self._drop(stream_id, stream)
         finally:
             stream.settled.set()
-        if stream.rejection is not None and stream.is_set_here:  # set while the state went back to the store
-            self._keep_here(stream_id)
+        if stream.rejection is not None and stream.has_local_state:  # set while the state went back to the store
+            self._prefer_local_state(stream_id)
 
     def _take_over(self, stream_id: Hashable, claim: Claim) -> Overloaded | None:
         """Import the state that a claim returned, unless this replica's own is as new; return why it cannot."""
@@ -206,27 +206,27 @@ class MovingStreams(Wrapper):
     async def _serve_claims(self) -> None:
         """Release the streams that other replicas claim, until the task is cancelled."""
         while True:
-            wanted: list[Hashable] | None = None
-            async with _asked("the store of streams does not answer", limit_s=None):
-                wanted = await self._store.wanted(self._replica)
-            if wanted is None:  # the store may have been restarted without its data, so all states are sent again
+            claimed: list[Hashable] | None = None
+            async with _store_call("the store of streams does not answer", limit_s=None):
+                claimed = await self._store.wanted(self._replica)
+            if claimed is None:  # the store may have been restarted without its data, so all states are sent again
                 for stream in self._streams.values():
                     stream.changed = True
                 await asyncio.sleep(SNAPSHOT_S)
-            if wanted:
-                self._spawn(self._release_all(wanted))  # in a task, so that a long step delays no other stream
+            if claimed:
+                self._spawn(self._release_all(claimed))  # in a task, so that a long step delays no other stream
 
     async def _release_all(self, stream_ids: Iterable[Hashable]) -> None:
         """Give states to the store: those of idle streams in one call, the others after their requests."""
-        idle, others = {}, []
+        idle, busy = {}, []
         for stream_id in stream_ids:
             stream = self._streams.get(stream_id)
             if stream is None or stream.in_flight or not stream.settled.is_set():
-                others.append(stream_id)
+                busy.append(stream_id)
             else:
                 stream.settled.clear()
                 idle[stream_id] = stream
-        await stop_together([self._pass_on(idle), *map(self._release, others)])
+        await stop_together([self._pass_on(idle), *map(self._release, busy)])
 
     async def _release(self, stream_id: Hashable) -> None:
         """Give the state of a stream to the store, after the requests in flight."""
@@ -250,17 +250,17 @@ class MovingStreams(Wrapper):
             for stream_id, stream in streams.items():
                 records[stream_id] = self._export(stream_id)
                 self._states.end_stream(stream_id)
-                stream.is_set_here = False  # the exported record includes that state
+                stream.has_local_state = False  # the exported record includes that state
             if records:
-                async with _asked("%d streams were not moved", len(records)):
+                async with _store_call("%d streams were not moved", len(records)):
                     await self._store.pass_on(self._replica, records)
         finally:
             for stream_id, stream in streams.items():
                 self._drop(stream_id, stream)
                 stream.settled.set()
         for stream_id, stream in streams.items():
-            if stream.is_set_here:
-                self._keep_here(stream_id)
+            if stream.has_local_state:
+                self._prefer_local_state(stream_id)
 
     async def _send_snapshots(self) -> None:
         while True:
@@ -274,22 +274,24 @@ class MovingStreams(Wrapper):
                 elif stream.settled.is_set() and not stream.in_flight and now_ns - stream.used_ns >= IDLE_NS:
                     del self._streams[stream_id]
             rejected: list[Hashable] | None = None
-            async with _asked("snapshots of %d streams were not stored", len(records)):
+            async with _store_call("snapshots of %d streams were not stored", len(records)):
                 rejected = await self._store.store(self._replica, records)
             if rejected is None:  # the call failed, so the snapshots are sent again
                 for stream_id in records.keys() & self._streams.keys():
                     self._streams[stream_id].changed = True
             for stream_id in rejected or ():  # the store took this replica for dead, and another one has the stream
-                had = streams.get(stream_id)
-                if had is not None and self._streams.get(stream_id) is had:  # else it was started again meanwhile
+                previous = streams.get(stream_id)
+                if (
+                    previous is not None and self._streams.get(stream_id) is previous
+                ):  # else it was started again meanwhile
                     self._states.end_stream(stream_id)
                     del self._streams[stream_id]
 
-    async def _end(self, stream_id: Hashable, stream: _Stream, before: _Stream | None, is_own: bool) -> None:
+    async def _end(self, stream_id: Hashable, stream: _Stream, previous: _Stream | None, is_own: bool) -> None:
         try:
-            if before is not None:
-                await before.settled.wait()
-            async with _asked("stream %r was not forgotten in the store", stream_id):
+            if previous is not None:
+                await previous.settled.wait()
+            async with _store_call("stream %r was not forgotten in the store", stream_id):
                 if not is_own:
                     await self._store.claim(stream_id, self._replica)  # makes its owner release the stream
                     self._states.end_stream(stream_id)
@@ -306,10 +308,10 @@ class MovingStreams(Wrapper):
 
 
 @contextlib.asynccontextmanager
-async def _asked(failure: str, *about: object, limit_s: float | None = _STORE_S) -> AsyncIterator[None]:
+async def _store_call(failure: str, *args: object, limit_s: float | None = _STORE_S) -> AsyncIterator[None]:
     """Limit the time of a call of the store, and log its error: streams are served without the store."""
     try:
         async with asyncio.timeout(limit_s):
             yield
     except Exception:  # noqa: BLE001 - the store's actor may fail in any way
-        _LOG.exception(failure, *about)
+        _LOG.exception(failure, *args)

@@ -44,7 +44,7 @@ class ReplicaMeter(SyncLayer):
         self._service_s = 0.0
         self._per_request_s = 0.0
         self._waited_s = 0.0
-        self._waited = 0.0
+        self._request_weight = 0.0
         self._failed = 0.0
         self._busy_s = 0.0
         self._decayed_ns = 0
@@ -79,7 +79,7 @@ class ReplicaMeter(SyncLayer):
         """Return the report for the routers."""
         self._reports += 1
         self._decay(now_ns)
-        succeeded = self._waited + _PRIOR
+        succeeded = self._request_weight + _PRIOR
         success = succeeded / (succeeded + self._failed)
         return LoadReport(self._reports, self._service_s, self._per_request_s, self._in_flight, success)
 
@@ -87,7 +87,7 @@ class ReplicaMeter(SyncLayer):
         """Return the report for the autoscaler."""
         self._decay(now_ns)
         utilization = self._busy_s / (_DECAY_NS / 1e9) / self.workers
-        return ReplicaState(self._waited_s / max(self._waited, 1.0), burn_rate, utilization)
+        return ReplicaState(self._waited_s / max(self._request_weight, 1.0), burn_rate, utilization)
 
     def _learn(self, service_s: float, per_request_s: float) -> None:
         weight = _NEWEST if self._service_s else 1.0
@@ -97,15 +97,15 @@ class ReplicaMeter(SyncLayer):
     def _wait(self, seconds: float, now_ns: int) -> None:
         self._decay(now_ns)
         self._waited_s += seconds
-        self._waited += 1.0
+        self._request_weight += 1.0
 
     def _decay(self, now_ns: int) -> None:
-        left = math.exp((self._decayed_ns - now_ns) / _DECAY_NS) if now_ns > self._decayed_ns else 1.0
+        factor = math.exp((self._decayed_ns - now_ns) / _DECAY_NS) if now_ns > self._decayed_ns else 1.0
         self._decayed_ns = max(now_ns, self._decayed_ns)
-        self._waited_s *= left
-        self._waited *= left
-        self._failed *= left
-        self._busy_s *= left
+        self._waited_s *= factor
+        self._request_weight *= factor
+        self._failed *= factor
+        self._busy_s *= factor
 
 
 def burn_rate(stack: Stack) -> float:

@@ -72,7 +72,7 @@ class _Stream:
     owner: str
     used_ns: int
     record: Any = None
-    taken_ns: int = 0
+    stored_ns: int = 0
 
 
 class StreamLedger:
@@ -80,24 +80,24 @@ class StreamLedger:
 
     def __init__(self) -> None:
         self._streams: dict[Hashable, _Stream] = {}
-        self._heard_ns: dict[str, int] = {}
-        self._taken: dict[str, set[Hashable]] = {}  # streams taken from a replica, until the replica is notified
+        self._last_seen_ns: dict[str, int] = {}
+        self._unnotified: dict[str, set[Hashable]] = {}  # streams taken from a replica, until the replica is notified
         self._moved = self._resumed = self._restarted = 0
         self._oldest_ns = 0
         self._expires_ns = 0
 
-    def hear(self, replica: str, now_ns: int) -> None:
+    def mark_alive(self, replica: str, now_ns: int) -> None:
         """Note that a replica is alive."""
-        self._heard_ns[replica] = now_ns
+        self._last_seen_ns[replica] = now_ns
 
     def silent_from_ns(self, replica: str) -> int:
         """Return the instant at which a replica counts as dead, unless it reports before."""
-        return self._heard_ns.get(replica, -SILENT_NS) + SILENT_NS
+        return self._last_seen_ns.get(replica, -SILENT_NS) + SILENT_NS
 
     def claim(self, stream_id: Hashable, replica: str, now_ns: int) -> Claim:
         """Give a stream to a replica, or return the owner that must release it first."""
-        self.hear(replica, now_ns)
-        self._taken.get(replica, set()).discard(stream_id)  # by claiming it, the replica shows that it has lost it
+        self.mark_alive(replica, now_ns)
+        self._unnotified.get(replica, set()).discard(stream_id)  # by claiming it, the replica shows that it has lost it
         stream = self._streams.get(stream_id)
         if stream is None:
             self._streams[stream_id] = _Stream(replica, now_ns)
@@ -107,7 +107,7 @@ class StreamLedger:
             return Claim(stream.record)
         if not stream.owner:
             self._moved += 1
-            return self._give(stream, replica, now_ns)
+            return self._assign(stream, replica, now_ns)
         if now_ns >= self.silent_from_ns(stream.owner):
             return self.take(stream_id, replica, stream.owner, now_ns)
         return Claim(owner=stream.owner)
@@ -121,15 +121,15 @@ class StreamLedger:
             self._restarted += 1
         else:
             self._resumed += 1
-            self._oldest_ns = max(self._oldest_ns, now_ns - stream.taken_ns)
-        self._taken.setdefault(owner, set()).add(stream_id)
-        return self._give(stream, replica, now_ns)
+            self._oldest_ns = max(self._oldest_ns, now_ns - stream.stored_ns)
+        self._unnotified.setdefault(owner, set()).add(stream_id)
+        return self._assign(stream, replica, now_ns)
 
     def store(self, replica: str, records: Mapping[Hashable, Any], now_ns: int) -> list[Hashable]:
         """Store snapshots of a replica; return the streams, of these and of its earlier ones, that are not its own."""
-        taken = self._taken.pop(replica, set())
-        own = {stream_id: record for stream_id, record in records.items() if stream_id not in taken}
-        return list(taken | self._store(replica, own, now_ns))
+        reassigned = self._unnotified.pop(replica, set())
+        own = {stream_id: record for stream_id, record in records.items() if stream_id not in reassigned}
+        return list(reassigned | self._store(replica, own, now_ns))
 
     def pass_on(self, replica: str, records: Mapping[Hashable, Any], now_ns: int) -> None:
         """Store final states of a replica's streams (``None``: no state), which then have no owner."""
@@ -147,8 +147,10 @@ class StreamLedger:
             return
         self._expires_ns = now_ns + _EXPIRY_NS
         self.forget([key for key, stream in self._streams.items() if now_ns - stream.used_ns >= IDLE_NS])
-        self._heard_ns = {name: at_ns for name, at_ns in self._heard_ns.items() if now_ns - at_ns < IDLE_NS}
-        self._taken = {name: taken for name, taken in self._taken.items() if name in self._heard_ns}
+        self._last_seen_ns = {name: at_ns for name, at_ns in self._last_seen_ns.items() if now_ns - at_ns < IDLE_NS}
+        self._unnotified = {
+            name: reassigned for name, reassigned in self._unnotified.items() if name in self._last_seen_ns
+        }
 
     def statistics(self) -> StreamMoves:
         """Return the current counts."""
@@ -163,17 +165,17 @@ class StreamLedger:
 
     def _store(self, replica: str, records: Mapping[Hashable, Any], now_ns: int) -> set[Hashable]:
         """Store states of a replica's own streams; return the streams of other owners."""
-        self.hear(replica, now_ns)
+        self.mark_alive(replica, now_ns)
         rejected = set()
         for stream_id, record in records.items():
             stream = self._streams.setdefault(stream_id, _Stream(replica, now_ns))
             if stream.owner != replica:
                 rejected.add(stream_id)
             else:
-                stream.record, stream.taken_ns, stream.used_ns = record, now_ns, now_ns
+                stream.record, stream.stored_ns, stream.used_ns = record, now_ns, now_ns
         return rejected
 
     @staticmethod
-    def _give(stream: _Stream, replica: str, now_ns: int) -> Claim:
+    def _assign(stream: _Stream, replica: str, now_ns: int) -> Claim:
         stream.owner, stream.used_ns = replica, now_ns
         return Claim(stream.record, is_other=True)

@@ -11,12 +11,12 @@ from streaminfer.serving.ray.stream_ledger import Claim, StreamLedger, StreamMov
 
 __all__ = ["RemoteStreamStore", "StreamStore", "store_actor"]
 
-ANSWER_NS = 1_500_000_000
+RELEASE_LIMIT_NS = 1_500_000_000
 """Time that a living owner has to release a stream: a step may run, or its machine may be busy."""
 POLL_S = 10.0
 """Seconds for which a replica's call for wanted streams stays open."""
 _NAMESPACE = "streaminfer"
-_ALONE_S = 120.0
+_IDLE_LIMIT_S = 120.0
 
 
 class StreamStore:
@@ -24,74 +24,74 @@ class StreamStore:
 
     Args:
         clock: monotonic nanoseconds.
-        leave: called when no replica has called for two minutes.
+        on_idle: called when no replica has called for two minutes.
     """
 
-    def __init__(self, clock: Clock = time.monotonic_ns, leave: Callable[[], None] | None = None) -> None:
+    def __init__(self, clock: Clock = time.monotonic_ns, on_idle: Callable[[], None] | None = None) -> None:
         self._clock = clock
-        self._leave = leave
+        self._on_idle = on_idle
         self._ledger = StreamLedger()
         self._wanted: dict[str, set[Hashable]] = {}
-        self._wakes: dict[str, asyncio.Future[None]] = {}
-        self._handed: dict[Hashable, set[asyncio.Future[None]]] = {}
-        self._alone: asyncio.TimerHandle | None = None
+        self._wake_ups: dict[str, asyncio.Future[None]] = {}
+        self._releases: dict[Hashable, set[asyncio.Future[None]]] = {}
+        self._idle_timer: asyncio.TimerHandle | None = None
 
     async def claim(self, stream_id: Hashable, replica: str) -> Claim:
         """Make a stream the replica's, and return its state; a living owner gets 1.5 seconds to release it."""
         claim = self._ledger.claim(stream_id, replica, self._clock())
         while claim.owner:
-            if await self._ask(stream_id, claim.owner):
+            if await self._wait_for_release(stream_id, claim.owner):
                 claim = self._ledger.claim(stream_id, replica, self._clock())  # another replica may have been faster
             else:
                 claim = self._ledger.take(stream_id, replica, claim.owner, self._clock())
         return claim
 
-    async def _ask(self, stream_id: Hashable, owner: str) -> bool:
+    async def _wait_for_release(self, stream_id: Hashable, owner: str) -> bool:
         """Wait for an owner to release a stream; return whether it did."""
-        handed = asyncio.get_running_loop().create_future()
-        waiting = self._handed.setdefault(stream_id, set())
-        waiting.add(handed)
-        wanted = self._wanted.setdefault(owner, set())
-        wanted.add(stream_id)
-        wake = self._wakes.get(owner)
-        if wake is not None and not wake.done():
-            wake.set_result(None)
-        ends_ns = self._clock() + ANSWER_NS
+        released = asyncio.get_running_loop().create_future()
+        waiting = self._releases.setdefault(stream_id, set())
+        waiting.add(released)
+        claimed = self._wanted.setdefault(owner, set())
+        claimed.add(stream_id)
+        wake_up = self._wake_ups.get(owner)
+        if wake_up is not None and not wake_up.done():
+            wake_up.set_result(None)
+        ends_ns = self._clock() + RELEASE_LIMIT_NS
         try:
-            while not handed.done():
+            while not released.done():
                 left_ns = min(ends_ns, self._ledger.silent_from_ns(owner)) - self._clock()
                 if left_ns <= 0:
                     break
-                await asyncio.wait([handed], timeout=left_ns / 1e9)
-            return handed.done()
+                await asyncio.wait([released], timeout=left_ns / 1e9)
+            return released.done()
         finally:
-            waiting.discard(handed)
-            if not waiting and self._handed.get(stream_id) is waiting:
-                del self._handed[stream_id]
-                wanted.discard(stream_id)  # no other claim waits for it
-            if not wanted and self._wanted.get(owner) is wanted:
+            waiting.discard(released)
+            if not waiting and self._releases.get(stream_id) is waiting:
+                del self._releases[stream_id]
+                claimed.discard(stream_id)  # no other claim waits for it
+            if not claimed and self._wanted.get(owner) is claimed:
                 del self._wanted[owner]
 
     async def wanted(self, replica: str) -> list[Hashable]:
         """Wait until other replicas claim streams of this replica, at most ten seconds, and return these streams."""
-        self._leave_later()  # this is a replica's first call, and the replica may end before its first snapshot
-        self._ledger.hear(replica, self._clock())
+        self._restart_idle_timer()  # this is a replica's first call, and the replica may end before its first snapshot
+        self._ledger.mark_alive(replica, self._clock())
         if not self._wanted.get(replica):
-            wake = self._wakes[replica] = asyncio.get_running_loop().create_future()
+            wake_up = self._wake_ups[replica] = asyncio.get_running_loop().create_future()
             try:
                 async with asyncio.timeout(POLL_S):
-                    await wake
+                    await wake_up
             except TimeoutError:
                 pass  # no stream is wanted
             finally:
-                if self._wakes.get(replica) is wake:
-                    del self._wakes[replica]
+                if self._wake_ups.get(replica) is wake_up:
+                    del self._wake_ups[replica]
         return list(self._wanted.pop(replica, ()))
 
     async def store(self, replica: str, records: Mapping[Hashable, Any]) -> list[Hashable]:
         """Store snapshots of a replica, note that it is alive, and return the streams that belong to others."""
         now_ns = self._clock()
-        self._leave_later()
+        self._restart_idle_timer()
         self._ledger.expire(now_ns)
         return self._ledger.store(replica, records, now_ns)
 
@@ -111,16 +111,16 @@ class StreamStore:
 
     def _end_waiting(self, stream_ids: Iterable[Hashable]) -> None:
         for stream_id in stream_ids:
-            for handed in self._handed.get(stream_id, ()):
-                if not handed.done():
-                    handed.set_result(None)
+            for released in self._releases.get(stream_id, ()):
+                if not released.done():
+                    released.set_result(None)
 
-    def _leave_later(self) -> None:
+    def _restart_idle_timer(self) -> None:
         """Restart the timer that fires when no replica calls."""
-        if self._leave is not None:
-            if self._alone is not None:
-                self._alone.cancel()
-            self._alone = asyncio.get_running_loop().call_later(_ALONE_S, self._leave)
+        if self._on_idle is not None:
+            if self._idle_timer is not None:
+                self._idle_timer.cancel()
+            self._idle_timer = asyncio.get_running_loop().call_later(_IDLE_LIMIT_S, self._on_idle)
 
 
 class StoreActor(StreamStore):
@@ -128,7 +128,7 @@ class StoreActor(StreamStore):
 
     def __init__(self) -> None:
         ray = require("ray", extra="ray", purpose="ray_deployment")
-        super().__init__(leave=lambda: ray.kill(ray.get_runtime_context().current_actor))
+        super().__init__(on_idle=lambda: ray.kill(ray.get_runtime_context().current_actor))
 
 
 class RemoteStreamStore:
@@ -139,20 +139,20 @@ class RemoteStreamStore:
         died: the error of calls to an actor that was killed for good and is not restarted.
     """
 
-    def __init__(self, connect: Callable[[], Any], died: type[Exception]) -> None:
-        self._connect, self._died = connect, died
-        self._use(connect())
+    def __init__(self, connect: Callable[[], Any], actor_died: type[Exception]) -> None:
+        self._connect, self._actor_died = connect, actor_died
+        self._bind(connect())
 
     async def wanted(self, replica: str) -> list[Hashable]:
         """Wait for claims of a replica's streams; if the actor has died, raise, and send later calls to a new one."""
         try:
             streams: list[Hashable] = await self._actor.wanted.remote(replica)
-        except self._died:
-            self._use(self._connect())
+        except self._actor_died:
+            self._bind(self._connect())
             raise
         return streams
 
-    def _use(self, actor: Any) -> None:
+    def _bind(self, actor: Any) -> None:
         self._actor = actor  # a reference, because the actor's methods hold it weakly
         self.claim, self.forget, self.statistics = actor.claim.remote, actor.forget.remote, actor.statistics.remote
         self.store, self.pass_on = actor.store.remote, actor.pass_on.remote

@@ -115,5 +115,5 @@ class InferHead:
                 arrays[tensor.name] = decode_list(tensor, keeps_bytes=self._keeps_bytes)
         if not self.takes_one:
             return [{name: array[row, ...] for name, array in arrays.items()} for row in range(self.rows)]
-        only = arrays[self.tensors[0].name]
-        return [only[row, ...] for row in range(self.rows)]  # arrays, even if a row has no axes
+        only_input = arrays[self.tensors[0].name]
+        return [only_input[row, ...] for row in range(self.rows)]  # arrays, even if a row has no axes

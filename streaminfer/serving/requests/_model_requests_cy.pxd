@@ -6,12 +6,12 @@ from streaminfer.serving.requests._model_counters_cy cimport ModelCounters
 
 cdef Py_ssize_t _MAX_HEAD_BYTES
 cdef Py_ssize_t _MAX_HEADS
-cdef long long _READ_EVERY_NS
+cdef long long _RENEW_INTERVAL_NS
 
 @cython.final
 cdef class ModelRequests:
     cdef dict _heads
-    cdef object _offered
+    cdef object _capabilities
     cdef object _output_names
     cdef long long _renew_ns
     cdef readonly object announced
@@ -23,7 +23,7 @@ cdef class ModelRequests:
 
     cpdef long long now_ns(self)
     cpdef InferHead head(self, object message, Py_ssize_t length, long long now_ns)
-    cpdef keep_head(self, object message, Py_ssize_t length, InferHead head)
+    cpdef store_head(self, object message, Py_ssize_t length, InferHead head)
     @cython.locals(call=ModelCall)
     cpdef ModelCall begin(self, InferHead head, list rows, object settings, long long arrived_ns, object loop=*)
     cdef _begin_in_stream(self, ModelCall call, object settings)

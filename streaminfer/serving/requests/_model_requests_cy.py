@@ -39,7 +39,7 @@ __all__ = ["ModelCall", "ModelRequests"]
 
 _REJECTIONS = (CircuitOpen, Closed, Overloaded)
 """Errors after which a client is told to send the request again."""
-_READ_EVERY_NS = 1_000_000_000
+_RENEW_INTERVAL_NS = 1_000_000_000
 _MAX_HEADS = 64
 _MAX_HEAD_BYTES = 1024
 """Limits of stored heads and their size: most clients send few kinds of requests, each many times."""
@@ -69,7 +69,7 @@ class ModelRequests:
         self.counters = ModelCounters()
         self.tensors: ModelTensors | None = None
         self.announced: Mapping[str, str | None] = {}
-        self._offered = Capabilities()
+        self._capabilities = Capabilities()
         self._output_names: tuple[str, ...] = ()
         self._renew_ns = 0  # instant at which the capabilities are read again; 0: at the next request
         self._heads: dict[bytes, InferHead] = {}
@@ -94,7 +94,7 @@ class ModelRequests:
             return None
         return self._heads.get(message[:length] if type(message) is bytes else bytes(message[:length]))
 
-    def keep_head(self, message: Any, length: int, head: InferHead) -> None:
+    def store_head(self, message: Any, length: int, head: InferHead) -> None:
         """Store a head for later requests, if they can share it.
 
         Args:
@@ -108,7 +108,7 @@ class ModelRequests:
             self._heads[bytes(message[:length])] = head
 
     @property
-    def kept_heads(self) -> int:
+    def stored_heads(self) -> int:
         """Number of heads that later requests can share."""
         return len(self._heads)
 
@@ -162,7 +162,7 @@ class ModelRequests:
 
     def _begin_in_stream(self, call: ModelCall, settings: RequestSettings) -> None:
         """Start or end the model's state of the stream, as the request demands."""
-        states = self._offered.stream_states
+        states = self._capabilities.stream_states
         if states is None:
             return
         if call.head.rows != 1:
@@ -174,12 +174,12 @@ class ModelRequests:
 
     def _deadline_ns_of(self, timeout_s: float | None, arrived_ns: int) -> int | None:
         """Return the earlier of the objective's and the client's deadline; ``None`` without either."""
-        objective = self._offered.slo
+        objective = self._capabilities.slo
         slo_ns = None if objective is None else objective.slo_ns
         deadline_ns = None if slo_ns is None else arrived_ns + slo_ns
         if timeout_s is not None:
-            own_ns = deadline_after(arrived_ns, timeout_s)
-            deadline_ns = own_ns if deadline_ns is None else min(deadline_ns, own_ns)
+            client_deadline_ns = deadline_after(arrived_ns, timeout_s)
+            deadline_ns = client_deadline_ns if deadline_ns is None else min(deadline_ns, client_deadline_ns)
         return deadline_ns
 
     async def _call_each(self, requests: list[Request], now_ns: int) -> list[Response]:
@@ -188,9 +188,9 @@ class ModelRequests:
         try:
             if not self.stack.admission(requests[0], now_ns).ok:
                 first.append(await self.stack.call(requests[0]))  # raises the reason of the rejection
-            left = requests[len(first) :]
-            most = min(len(left), default_concurrency(self._offered))
-            return first + await answer_all(left, self.stack._places().call, most, return_exceptions=False)
+            remaining = requests[len(first) :]
+            concurrency = min(len(remaining), default_concurrency(self._capabilities))
+            return first + await answer_all(remaining, self.stack._places().call, concurrency, return_exceptions=False)
         except BaseException:
             for response in first:
                 await close_answers(response)
@@ -198,19 +198,19 @@ class ModelRequests:
 
     def _renew(self, now_ns: int) -> None:
         """Read the stack's capabilities."""
-        self._offered = adapt(self.stack).capabilities()
-        describe = self._offered.model_tensors
+        self._capabilities = adapt(self.stack).capabilities()
+        describe = self._capabilities.model_tensors
         tensors = None if describe is None else describe()
         if tensors != self.tensors:
             self._heads.clear()
         self.tensors = tensors
         self.announced = announced_datatypes(tensors)
         self._output_names = () if tensors is None else tuple([spec.name for spec in tensors.outputs])
-        self._renew_ns = now_ns + _READ_EVERY_NS if self.stack.ready else 0
+        self._renew_ns = now_ns + _RENEW_INTERVAL_NS if self.stack.ready else 0
 
     def _joined(self, outputs: list[Any]) -> dict[str, npt.NDArray[Any]]:
         """Return the outputs of all rows by name, with the rows on the first axis."""
-        rows = [_named(one, self._output_names) for one in outputs]
+        rows = [_outputs_by_name(one, self._output_names) for one in outputs]
         if len(rows) == 1:
             return {name: array[np.newaxis] for name, array in rows[0].items()}
         joined: dict[str, npt.NDArray[Any]] = join_rows(rows)
@@ -328,9 +328,9 @@ class ModelCall:
     async def _answers(self, response: Response) -> AsyncGenerator[dict[str, npt.NDArray[Any]], None]:
         """Yield the responses of a model that has many, until the deadline; then end the stream, if it is to end."""
         model, has_begun = self.model, False
-        answers = TimedAnswers(response, self._deadline_ns, model.stack.clock)
+        timed_answers = TimedAnswers(response, self._deadline_ns, model.stack.clock)
         try:
-            async for outputs in answers:
+            async for outputs in timed_answers:
                 joined = model._joined([outputs])
                 has_begun = True
                 yield joined
@@ -346,7 +346,7 @@ class ModelCall:
             model.counters.succeed([response], self._arrived_ns, model.now_ns())
         finally:
             try:
-                await answers.aclose()
+                await timed_answers.aclose()
             finally:
                 if self._ended_stream is not None:
                     self._end_stream()
@@ -362,22 +362,22 @@ class ModelCall:
             self._end_stream()
 
     def _end_stream(self) -> None:
-        states, ended, self._ended_stream = self.model._offered.stream_states, self._ended_stream, None
+        states, stream_id, self._ended_stream = self.model._capabilities.stream_states, self._ended_stream, None
         if states is not None:
-            states.end_stream(ended)
+            states.end_stream(stream_id)
 
 
-def _named(outputs: Any, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+def _outputs_by_name(outputs: Any, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
     """Return the outputs of one row by name, as arrays."""
     if isinstance(outputs, Mapping):
-        named = dict(outputs)
+        by_name = dict(outputs)
     elif isinstance(outputs, tuple):
-        found = names if len(names) == len(outputs) else [f"output_{number}" for number in range(len(outputs))]
-        named = dict(zip(found, outputs, strict=True))
+        output_names = names if len(names) == len(outputs) else [f"output_{number}" for number in range(len(outputs))]
+        by_name = dict(zip(output_names, outputs, strict=True))
     else:
-        named = {names[0] if len(names) == 1 else "output": outputs}
+        by_name = {names[0] if len(names) == 1 else "output": outputs}
     try:
-        return {str(name): _as_array(value) for name, value in named.items()}
+        return {str(name): _as_array(value) for name, value in by_name.items()}
     except ValueError as error:
         raise BackendError(f"the outputs are no tensors: {error}") from error
 

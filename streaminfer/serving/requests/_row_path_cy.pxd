@@ -1,7 +1,7 @@
 cimport cython
 
-cdef Py_ssize_t _SMALL_BYTES
-cdef Py_ssize_t _WHOLE_BYTES
+cdef Py_ssize_t _MAX_COPIED_BYTES
+cdef Py_ssize_t _MAX_JOINED_BYTES
 
 @cython.final
 cdef class RowReader:
@@ -11,7 +11,7 @@ cdef class RowReader:
     cdef list _sizes
     cdef bint _takes_one
 
-    @cython.locals(count=Py_ssize_t, position=Py_ssize_t, first=Py_ssize_t, end=Py_ssize_t, named=dict)
+    @cython.locals(count=Py_ssize_t, position=Py_ssize_t, first=Py_ssize_t, end=Py_ssize_t, by_name=dict)
     cpdef object read(self, object content, Py_ssize_t start, list spans)
 
 @cython.final

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["RowReader", "RowReply", "join_parts"]
 
-_SMALL_BYTES = 1 << 10
+_MAX_COPIED_BYTES = 1 << 10
 """Contents up to this size, in bytes, are copied, which is faster than a check whether a view is aligned."""
-_WHOLE_BYTES = 1 << 16
+_MAX_JOINED_BYTES = 1 << 16
 """Responses up to this size, in bytes, are sent in one piece."""
 
 
@@ -53,13 +53,13 @@ class RowReader:
         count = len(self._names)
         if len(spans) != count:
             return None
-        named: dict[str, Any] = {}
+        by_name: dict[str, Any] = {}
         position = 0
         while position < count:
             first, end = spans[position]
             if end - first != self._sizes[position]:
                 return None
-            if end - first <= _SMALL_BYTES:
+            if end - first <= _MAX_COPIED_BYTES:
                 part = content[start + first : start + end]
                 array = ndarray(
                     self._shapes[position], self._dtypes[position], part if type(part) is bytes else bytes(part)
@@ -70,9 +70,9 @@ class RowReader:
                     array = array.copy()  # some libraries cannot read unaligned arrays
             if self._takes_one:
                 return array
-            named[self._names[position]] = array
+            by_name[self._names[position]] = array
             position += 1
-        return named
+        return by_name
 
 
 class RowReply:
@@ -132,6 +132,6 @@ def join_parts(parts: list[Any], size: int) -> list[Any]:
         parts: parts of the body.
         size: size of all parts, in bytes.
     """
-    if size <= _WHOLE_BYTES:
+    if size <= _MAX_JOINED_BYTES:
         return [b"".join(parts)]
     return [part.reshape(-1).view(uint8).data if isinstance(part, ndarray) else part for part in parts]

@@ -75,17 +75,17 @@ class HeadReader:
         )
 
 
-def parse_head_length(said: bytes) -> int:
+def parse_head_length(value: bytes) -> int:
     """Return the length of the JSON before the bytes.
 
     Raises:
         InvalidInput: the header is not a length.
     """
-    if not said.isdigit() or len(said) > _LONGEST_LENGTH:
+    if not value.isdigit() or len(value) > _LONGEST_LENGTH:
         raise InvalidInput(
-            f"Inference-Header-Content-Length: expected a number of bytes, got {brief(said.decode('latin-1'))}"
+            f"Inference-Header-Content-Length: expected a number of bytes, got {brief(value.decode('latin-1'))}"
         )
-    return int(said)
+    return int(value)
 
 
 def parse_head(text: memoryview, model: ModelTensors | None, limits: Limits) -> InferHead:
@@ -135,8 +135,8 @@ def parse_generate(body: memoryview, model: ModelTensors | None, limits: Limits)
     if model is None or not model.inputs:
         raise InvalidInput("generate: expected a model whose inputs are known; use infer")
     head = _parse_json(body, limits)
-    given = _parameters(head, "request")
-    others: dict[str, Any] = {}
+    explicit = _parameters(head, "request")
+    extra: dict[str, Any] = {}
     reader = HeadReader(model, limits)
     specs = {spec.name: spec for spec in model.inputs}
     for name, value in head.items():
@@ -144,15 +144,15 @@ def parse_generate(body: memoryview, model: ModelTensors | None, limits: Limits)
             continue
         if (spec := specs.get(name)) is None:
             if not isinstance(value, (bool, int, float, str)):
-                what = f"an input ({_names(specs)}), or a parameter: a number, a boolean or text"
-                raise InvalidInput(f"{name!r}: expected {what}, got {brief(value)}")
-            others[name] = value
+                expectation = f"an input ({_names(specs)}), or a parameter: a number, a boolean or text"
+                raise InvalidInput(f"{name!r}: expected {expectation}, got {brief(value)}")
+            extra[name] = value
             continue
         data = value if isinstance(value, list) else [value]
         reader.add(name, datatype_of_spec(spec), [1, *_shape_of(name, data, spec, limits)], data=[data])
     if not reader.tensors:
         raise InvalidInput(f"inputs: expected {_names(specs)}, got none of them")
-    parameters = _parameters({"parameters": {**others, **given}}, "request") if others else given
+    parameters = _parameters({"parameters": {**extra, **explicit}}, "request") if extra else explicit
     return InferHead(_identity(head), reader, parameters, None, binary=False)
 
 
@@ -180,12 +180,12 @@ def _objects(value: Any, name: str, limits: Limits) -> Sequence[dict[str, Any]]:
     return value
 
 
-def _parameters(described: Mapping[str, Any], what: str) -> Mapping[str, Any]:
+def _parameters(described: Mapping[str, Any], owner: str) -> Mapping[str, Any]:
     parameters = described.get("parameters", {})
     if not isinstance(parameters, dict):
-        raise InvalidInput(f"parameters of the {what}: expected an object, got {brief(parameters)}")
+        raise InvalidInput(f"parameters of the {owner}: expected an object, got {brief(parameters)}")
     if "shared_memory_region" in parameters or parameters.get("classification"):
-        raise RequestRejected(501, f"parameters of the {what}: shared memory and classification are not offered")
+        raise RequestRejected(501, f"parameters of the {owner}: shared memory and classification are not offered")
     return parameters
 
 
@@ -208,9 +208,9 @@ def _identity(head: Mapping[str, Any]) -> str:
 
 def _shape_of(name: str, data: list[Any], spec: ModelTensor, limits: Limits) -> Sequence[int]:
     """Return the shape of one row: that of the nested lists, or the model's if it is fixed and the list is flat."""
-    wanted = [size for size in spec.row_shape if isinstance(size, int)]
-    if len(wanted) == len(spec.row_shape) and not any(isinstance(one, list) for one in data):
-        return wanted
+    fixed_sizes = [size for size in spec.row_shape if isinstance(size, int)]
+    if len(fixed_sizes) == len(spec.row_shape) and not any(isinstance(one, list) for one in data):
+        return fixed_sizes
     shape: list[int] = []
     level: Any = data
     while isinstance(level, list):

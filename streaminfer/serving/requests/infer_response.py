@@ -96,26 +96,26 @@ def render_response(
     """
     contents: list[bytes | memoryview] = []
     kinds: list[tuple[str, str, tuple[int, ...], int]] = []
-    listed: dict[str, list[Any]] = {}
+    json_elements: dict[str, list[Any]] = {}
     for output, array in select_outputs(head, arrays).items():
         if head.binary if head.outputs is None else head.outputs[output]:
             datatype, content = encode(output, array, announced.get(output))
             contents.append(content)
             kinds.append((output, datatype, array.shape, len(content)))
         else:
-            datatype, listed[output] = encode_list(output, array)
+            datatype, json_elements[output] = encode_list(output, array)
             kinds.append((output, datatype, array.shape, 0))
-    if not listed and head.rendered is not None and head.rendered[0] == kinds:
+    if not json_elements and head.rendered is not None and head.rendered[0] == kinds:
         text = head.rendered[1]
     else:
-        text = _render_head(name, version, head.id, kinds, listed)
-        head.rendered = None if listed else (kinds, text)
+        text = _render_head(name, version, head.id, kinds, json_elements)
+        head.rendered = None if json_elements else (kinds, text)
     size = len(text) + sum(map(len, contents))
     length = (b"content-length", b"%d" % size)
     if not contents:
         return [text], (JSON_TYPE, length)
     headers = (_BINARY_TYPE, (_HEAD_LENGTH, b"%d" % len(text)), length)
-    if not listed:
+    if not json_elements:
         keep_reply(head, row, kinds, [text, *[b""] * (len(kinds) - 1)], headers)
     return join_parts([text, *contents], size), headers
 
@@ -125,13 +125,15 @@ def _render_head(
     version: str,
     identity: str,
     kinds: list[tuple[str, str, tuple[int, ...], int]],
-    listed: Mapping[str, list[Any]],
+    json_elements: Mapping[str, list[Any]],
 ) -> bytes:
     described: list[dict[str, Any]] = []
     for output, datatype, shape, size in kinds:
-        one: dict[str, Any] = {"name": output, "datatype": datatype, "shape": shape}
-        one |= {"data": listed[output]} if output in listed else {"parameters": {"binary_data_size": size}}
-        described.append(one)
+        entry: dict[str, Any] = {"name": output, "datatype": datatype, "shape": shape}
+        entry |= (
+            {"data": json_elements[output]} if output in json_elements else {"parameters": {"binary_data_size": size}}
+        )
+        described.append(entry)
     response: dict[str, Any] = {"model_name": name, "model_version": version, "outputs": described}
     if identity:
         response["id"] = identity

@@ -90,11 +90,11 @@ def check_shape(name: str, datatype: Any, shape: Any, limits: Limits) -> int:
         raise InvalidInput(f"input {name!r}: expected rows on the first axis, got the shape {brief(shape)}")
     if len(shape) > limits.max_rank:  # first, because the product of many sizes takes long
         raise RequestRejected(413, f"input {name!r}: expected at most {limits.max_rank} axes, got {len(shape)}")
-    most = limits.max_strings if datatype == "BYTES" else limits.max_elements
+    max_elements = limits.max_strings if datatype == "BYTES" else limits.max_elements
     elements = math.prod(filter(None, shape))  # NumPy checks the product without zeros, even if an axis is empty
-    for what, size, limit in (("rows", shape[0], limits.max_rows), ("elements", elements, most)):
+    for unit, size, limit in (("rows", shape[0], limits.max_rows), ("elements", elements, max_elements)):
         if size > limit:
-            raise RequestRejected(413, f"input {name!r}: expected at most {limit} {what}, got more")
+            raise RequestRejected(413, f"input {name!r}: expected at most {limit} {unit}, got more")
     return elements if all(shape) else 0
 
 
@@ -124,7 +124,7 @@ def decode(tensor: Tensor, content: memoryview, *, keeps_bytes: bool) -> npt.NDA
         )
     array = np.frombuffer(content, dtype).reshape(shape)
     if datatype == "BF16":
-        return _widened(array, spec)
+        return _from_bfloat16(array, spec)
     if datatype == "BOOL" and not (array.view(np.uint8) <= 1).all():
         raise InvalidInput(f"input {name!r}: expected 0 or 1 in each byte of a BOOL tensor")
     return array if array.flags.aligned else array.copy()  # some libraries cannot read unaligned arrays
@@ -147,7 +147,7 @@ def decode_list(tensor: Tensor, *, keeps_bytes: bool) -> npt.NDArray[Any]:
     kinds = set(map(type, flat))
     if datatype == "BYTES":
         if not kinds <= {str, bytes}:
-            raise InvalidInput(f"input {name!r}: expected text in a BYTES tensor, got {_shown(kinds)}")
+            raise InvalidInput(f"input {name!r}: expected text in a BYTES tensor, got {_names_of(kinds)}")
         try:
             elements = [one.encode() if isinstance(one, str) else one for one in flat]
         except UnicodeEncodeError as error:
@@ -156,7 +156,7 @@ def decode_list(tensor: Tensor, *, keeps_bytes: bool) -> npt.NDArray[Any]:
     dtype = np.dtype(np.float32) if datatype == "BF16" else dtype_of(datatype)
     assert dtype is not None  # noqa: S101 - `check_shape` knows every type
     if not kinds <= _JSON_KINDS[dtype.kind]:
-        raise InvalidInput(f"input {name!r}: expected elements of {datatype}, got {_shown(kinds)}")
+        raise InvalidInput(f"input {name!r}: expected elements of {datatype}, got {_names_of(kinds)}")
     if dtype.kind in "iu" and flat:
         bounds: np.iinfo[Any] = np.iinfo(dtype)
         if min(flat) < bounds.min or max(flat) > bounds.max:
@@ -180,18 +180,18 @@ def encode(name: str, array: npt.NDArray[Any], datatype: str | None) -> tuple[st
     Raises:
         BackendError: the protocol has no type for the output.
     """
-    found = datatype_of(array.dtype)
-    if found == "BYTES":
+    actual = datatype_of(array.dtype)
+    if actual == "BYTES":
         try:
-            return found, encode_text(array)
+            return actual, encode_text(array)
         except InvalidInput as error:
             raise BackendError(f"output {name!r}: {error}") from error
-    if found is None:
+    if actual is None:
         raise BackendError(f"output {name!r}: the protocol has no type for {array.dtype}")
-    if datatype == "BF16" and found == "FP32":  # the lower half of each float is zero
-        array, found = (np.ascontiguousarray(array).view(np.uint32) >> 16).astype(np.uint16), "BF16"
+    if datatype == "BF16" and actual == "FP32":  # the lower half of each float is zero
+        array, actual = (np.ascontiguousarray(array).view(np.uint32) >> 16).astype(np.uint16), "BF16"
     array = np.ascontiguousarray(array)
-    return found, array.reshape(-1).view(np.uint8).data
+    return actual, array.reshape(-1).view(np.uint8).data
 
 
 def encode_list(name: str, array: npt.NDArray[Any]) -> tuple[str, list[Any]]:
@@ -211,15 +211,17 @@ def encode_list(name: str, array: npt.NDArray[Any]) -> tuple[str, list[Any]]:
         try:
             elements = [one.decode() if isinstance(one, bytes) else one for one in elements]
         except UnicodeDecodeError:
-            raise InvalidInput(f"output {name!r}: JSON cannot hold bytes that are no text; {_ASK}") from None
+            raise InvalidInput(
+                f"output {name!r}: JSON cannot hold bytes that are no text; {_USE_BINARY_DATA}"
+            ) from None
         if not all(isinstance(one, str) for one in elements):
             raise BackendError(f"output {name!r}: the protocol has no type for its elements")
     elif array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise InvalidInput(f"output {name!r}: JSON cannot hold NaN and infinity; {_ASK}")
+        raise InvalidInput(f"output {name!r}: JSON cannot hold NaN and infinity; {_USE_BINARY_DATA}")
     return datatype, elements
 
 
-_ASK = "ask for it with binary_data"
+_USE_BINARY_DATA = "ask for it with binary_data"
 
 
 def _as_text(name: str, elements: list[bytes], shape: Sequence[int], *, keeps_bytes: bool) -> npt.NDArray[Any]:
@@ -234,7 +236,7 @@ def _has_bfloat16(spec: ModelTensor | None) -> TypeGuard[ModelTensor]:
     return spec is not None and spec.dtype is not None and spec.dtype.name == "bfloat16"
 
 
-def _widened(bits: npt.NDArray[Any], spec: ModelTensor | None) -> npt.NDArray[Any]:
+def _from_bfloat16(bits: npt.NDArray[Any], spec: ModelTensor | None) -> npt.NDArray[Any]:
     if _has_bfloat16(spec):
         return bits.view(spec.dtype)
     return (bits.astype(np.uint32) << 16).view(np.float32)
@@ -254,5 +256,5 @@ def _flattened(name: str, nested: Any, rank: int) -> list[Any]:
     return data
 
 
-def _shown(kinds: set[type]) -> str:
+def _names_of(kinds: set[type]) -> str:
     return ", ".join(sorted(kind.__name__ for kind in kinds))

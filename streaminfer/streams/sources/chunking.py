@@ -57,7 +57,7 @@ class Chunker:
         self._rate = sample_rate
         self._parts = [empty]
         self._length = 0  # samples that wait
-        self._seen = 0  # samples at the front that an earlier chunk had, too
+        self._overlap = 0  # samples at the front that an earlier chunk had, too
         self._end = (0, 0)  # instant and position behind the newest sample
         self._last_captured_ns: int | None = None
         self._discontinuity = False
@@ -76,30 +76,30 @@ class Chunker:
         frames: list[Frame] = []
         if self._length < self._chunk:
             return frames
-        whole, start = np.concatenate(self._parts, axis=1), 0
+        joined, start = np.concatenate(self._parts, axis=1), 0
         while start + self._chunk <= self._length:
-            frames.append(self._cut(whole[:, start : start + self._chunk], self._length - start))
+            frames.append(self._make_chunk(joined[:, start : start + self._chunk], self._length - start))
             start += self._hop
-            self._seen = self._chunk - self._hop
-        self._keep(whole[:, start:])
+            self._overlap = self._chunk - self._hop
+        self._retain(joined[:, start:])
         return frames
 
     def flush(self) -> list[Frame]:
         """Return the chunk of the remaining samples, if any, padded with zeros; a discontinuity follows it."""
         frames = []
-        whole, rest = np.concatenate(self._parts, axis=1), self._length
-        if rest > self._seen:
-            padded = np.pad(whole, ((0, 0), (0, self._chunk - rest)))
-            frames.append(self._cut(padded, rest))
-        self._keep(whole[:, :0].copy())
-        self._seen = 0
+        joined, length = np.concatenate(self._parts, axis=1), self._length
+        if length > self._overlap:
+            padded = np.pad(joined, ((0, 0), (0, self._chunk - length)))
+            frames.append(self._make_chunk(padded, length))
+        self._retain(joined[:, :0].copy())
+        self._overlap = 0
         self._discontinuity = self._last_captured_ns is not None
         return frames
 
-    def _keep(self, samples: np.ndarray[Any, Any]) -> None:
+    def _retain(self, samples: np.ndarray[Any, Any]) -> None:
         self._parts, self._length = [samples], samples.shape[1]
 
-    def _cut(self, samples: np.ndarray[Any, Any], before_end: int) -> Frame:
+    def _make_chunk(self, samples: np.ndarray[Any, Any], before_end: int) -> Frame:
         captured_ns, media_ns = self._end
         captured_ns -= self._length_ns(max(0, before_end - self._chunk))
         if self._last_captured_ns is not None:

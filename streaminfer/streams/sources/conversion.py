@@ -21,10 +21,10 @@ BILINEAR, AREA = 2, 32
 """FFmpeg's numbers of scaling methods."""
 ACCURATE = 0x40000
 """FFmpeg's flag for a slower conversion that fills each row completely."""
-LEFT_OUT = range(1, 5)
+UNWRITTEN_PIXELS = range(1, 5)
 """Numbers of pixels after the last full 16 of a row that FFmpeg does not write in ``FOUR_BYTES`` formats."""
 FOUR_BYTES = frozenset({"rgba", "bgra"})
-AT_ONCE = 16
+PIXELS_AT_ONCE = 16
 """Pixels that FFmpeg writes at once in these formats, even beyond the end of a row, into the next row."""
 COLORS = frozenset({"rgb24", "bgr24", "rgba", "bgra"})
 PACKED = {"rgb24": 3, "bgr24": 3, "rgba": 4, "bgra": 4, "gray": 1}
@@ -38,45 +38,47 @@ class PictureConverter:
 
     Args:
         av: PyAV.
-        wanted: what the model takes.
+        target: what the model takes.
         threads: FFmpeg's threads per picture, unless it must write the rows in order; 0: FFmpeg decides.
     """
 
-    def __init__(self, av: ModuleType, wanted: VideoFormat, *, threads: int = 0) -> None:
+    def __init__(self, av: ModuleType, target: VideoFormat, *, threads: int = 0) -> None:
         make = av.video.reformatter.VideoReformatter  # which keeps its tables between frames
         self._reformat, self._shrink = make().reformat, make().reformat
-        self._wanted = wanted
+        self._target = target
         self._threads = threads
 
     def __call__(self, frame: Any) -> np.ndarray[Any, Any]:
         """Return a picture as a contiguous array, turned upright if the file states its rotation."""
-        wanted = self._wanted
-        turns = round(frame.rotation / 90) % 4  # counterclockwise
-        width, height = wanted.size or (frame.width, frame.height)
-        if wanted.size is not None and turns % 2:
+        target = self._target
+        quarter_turns = round(frame.rotation / 90) % 4  # counterclockwise
+        width, height = target.size or (frame.width, frame.height)
+        if target.size is not None and quarter_turns % 2:
             width, height = height, width
-        if wanted.pixel_format == "yuv420p":  # two pixels share a color
+        if target.pixel_format == "yuv420p":  # two pixels share a color
             width, height = width + width % 2, height + height % 2
         # AREA takes the mean of the covered pixels: faster than FFmpeg's other methods to shrink, and without aliasing
         shrinks = width <= frame.width and height <= frame.height
         interpolation = AREA if shrinks else BILINEAR
-        between = SHRUNK_FORMATS.get(frame.format.name) if shrinks and wanted.pixel_format in COLORS else None
-        if between is not None and (width, height) != (frame.width, frame.height):
-            frame = self._shrink(frame, width, height, between, interpolation=interpolation, threads=self._threads)
+        intermediate = SHRUNK_FORMATS.get(frame.format.name) if shrinks and target.pixel_format in COLORS else None
+        if intermediate is not None and (width, height) != (frame.width, frame.height):
+            frame = self._shrink(frame, width, height, intermediate, interpolation=interpolation, threads=self._threads)
         threads = self._threads
-        if wanted.pixel_format in FOUR_BYTES:
-            if width % 16 in LEFT_OUT:
+        if target.pixel_format in FOUR_BYTES:
+            if width % 16 in UNWRITTEN_PIXELS:
                 interpolation |= ACCURATE
-            if width % AT_ONCE:
+            if width % PIXELS_AT_ONCE:
                 threads = 1  # FFmpeg must write pixels beyond a row before it writes the next row, not after
-        made = self._reformat(frame, width, height, wanted.pixel_format, interpolation=interpolation, threads=threads)
-        if made is not frame and made.planes[0].line_size == width * PACKED.get(wanted.pixel_format, 0):
+        converted = self._reformat(
+            frame, width, height, target.pixel_format, interpolation=interpolation, threads=threads
+        )
+        if converted is not frame and converted.planes[0].line_size == width * PACKED.get(target.pixel_format, 0):
             # its only plane has no gaps and no other owner: no copy
-            shape = (height, width) if wanted.pixel_format == "gray" else (height, width, PACKED[wanted.pixel_format])
-            array: np.ndarray[Any, Any] = np.frombuffer(made.planes[0], np.uint8, math.prod(shape)).reshape(shape)
+            shape = (height, width) if target.pixel_format == "gray" else (height, width, PACKED[target.pixel_format])
+            array: np.ndarray[Any, Any] = np.frombuffer(converted.planes[0], np.uint8, math.prod(shape)).reshape(shape)
         else:
-            array = np.ascontiguousarray(made.to_ndarray())
-        return _turned(array, turns, wanted.pixel_format) if turns else array
+            array = np.ascontiguousarray(converted.to_ndarray())
+        return _rotated(array, quarter_turns, target.pixel_format) if quarter_turns else array
 
 
 class AudioAssembler:
@@ -88,17 +90,17 @@ class AudioAssembler:
         silence_ns: silence that replaced lost packets, in nanoseconds.
     """
 
-    def __init__(self, av: ModuleType, wanted: AudioFormat) -> None:
+    def __init__(self, av: ModuleType, target: AudioFormat) -> None:
         self._av = av
-        self._wanted = wanted
-        self._sample_format = {"float32": "fltp", "int16": "s16p"}[wanted.dtype]
-        self._empty = np.empty((wanted.channels, 0), wanted.dtype)
-        self._chunker = Chunker(wanted.chunk, wanted.hop_size, wanted.sample_rate, self._empty)
+        self._target = target
+        self._sample_format = {"float32": "fltp", "int16": "s16p"}[target.dtype]
+        self._empty = np.empty((target.channels, 0), target.dtype)
+        self._chunker = Chunker(target.chunk, target.hop_size, target.sample_rate, self._empty)
         self._gaps = GapDetector()
         self._input: tuple[str, str, int] | None = None
         self._resampler: Any = None
-        self._loudness = 1.0  # peak of its mix if all inputs are 1
-        self._fed, self._made = 0, 0  # samples that went into the resampler, and that came out
+        self._mix_peak = 1.0  # peak of its mix if all inputs are 1
+        self._samples_in, self._samples_out = 0, 0  # samples that went into the resampler, and that came out
         self._end = (0, 0)
         self.silence_ns = 0
 
@@ -112,23 +114,23 @@ class AudioAssembler:
         elif gap_ns:
             chunks += self._end_resampler()
             silence = np.zeros(
-                (len(self._empty), gap_ns * self._wanted.sample_rate // 1_000_000_000), self._empty.dtype
+                (len(self._empty), gap_ns * self._target.sample_rate // 1_000_000_000), self._empty.dtype
             )
             chunks += self._chunker.push(silence, stamp.captured_ns - length_ns, stamp.media_ns)
             self.silence_ns += gap_ns
-        form = (frame.format.name, frame.layout.name, frame.sample_rate)
-        if form != self._input:
+        input_format = (frame.format.name, frame.layout.name, frame.sample_rate)
+        if input_format != self._input:
             chunks += self._end_resampler()
-            self._input = form
+            self._input = input_format
         if self._resampler is None:
             self._resampler = self._av.AudioResampler(
                 format=self._sample_format,
                 layout="mono" if frame.layout.nb_channels == 1 else "stereo",
-                rate=self._wanted.sample_rate,
+                rate=self._target.sample_rate,
             )
-            self._loudness = self._measure_mix(frame) if self._wanted.dtype == "float32" else 1.0
-            self._fed = self._made = 0
-        self._fed += frame.samples
+            self._mix_peak = self._measure_mix(frame) if self._target.dtype == "float32" else 1.0
+            self._samples_in = self._samples_out = 0
+        self._samples_in += frame.samples
         self._end = stamp.captured_ns, stamp.media_ns + length_ns
         return chunks + self._chunk(self._resampler.resample(frame))
 
@@ -145,32 +147,34 @@ class AudioAssembler:
         if not arrays:
             return []
         samples = np.concatenate(arrays, axis=1)
-        if self._loudness > 1.0:
-            samples /= self._loudness
-        channels = self._wanted.channels
+        if self._mix_peak > 1.0:
+            samples /= self._mix_peak
+        channels = self._target.channels
         if len(samples) < channels:
             samples = np.repeat(samples, channels, axis=0)
         elif len(samples) > channels:  # FFmpeg's mix of floats is 3 dB louder
             samples = samples.mean(axis=0, keepdims=True).astype(samples.dtype)
-        self._made += samples.shape[1]
+        self._samples_out += samples.shape[1]
         captured_ns, end_ns = self._end
-        held_ns = self._held_ns()
-        return self._chunker.push(samples, captured_ns - held_ns, end_ns - held_ns)
+        buffered_ns = self._buffered_ns()
+        return self._chunker.push(samples, captured_ns - buffered_ns, end_ns - buffered_ns)
 
     def _measure_mix(self, frame: Any) -> float:
         """Return the peak of a mix of sound in the layout of a frame; FFmpeg limits this peak for integers only."""
         count = frame.layout.nb_channels
         if count <= 2:
             return 1.0
-        loudest = self._av.AudioFrame.from_ndarray(np.ones((1, count), np.float32), "flt", frame.layout.name)
-        loudest.sample_rate = frame.sample_rate
-        mix = self._av.AudioResampler(format="fltp", layout="stereo", rate=frame.sample_rate)
-        return float(mix.resample(loudest)[0].to_ndarray().max())
+        full_scale = self._av.AudioFrame.from_ndarray(np.ones((1, count), np.float32), "flt", frame.layout.name)
+        full_scale.sample_rate = frame.sample_rate
+        resampler = self._av.AudioResampler(format="fltp", layout="stereo", rate=frame.sample_rate)
+        return float(resampler.resample(full_scale)[0].to_ndarray().max())
 
-    def _held_ns(self) -> int:
+    def _buffered_ns(self) -> int:
         """Return how much sound the resampler has taken in and not returned yet."""
-        rate = self._input[2] if self._input is not None else self._wanted.sample_rate
-        return max(0, self._fed * 1_000_000_000 // rate - self._made * 1_000_000_000 // self._wanted.sample_rate)
+        rate = self._input[2] if self._input is not None else self._target.sample_rate
+        return max(
+            0, self._samples_in * 1_000_000_000 // rate - self._samples_out * 1_000_000_000 // self._target.sample_rate
+        )
 
 
 class FrameMaker:
@@ -178,21 +182,21 @@ class FrameMaker:
 
     Args:
         av: PyAV.
-        wanted: what the model takes.
+        target: what the model takes.
         counters: counts the skipped pictures.
         live: the arrivals follow the clock of the medium.
         converts: convert pictures to arrays here; otherwise they are converted when a reader takes them.
     """
 
     def __init__(
-        self, av: ModuleType, wanted: VideoFormat | AudioFormat, counters: Counters, *, live: bool, converts: bool
+        self, av: ModuleType, target: VideoFormat | AudioFormat, counters: Counters, *, live: bool, converts: bool
     ) -> None:
         self._counters = counters
         self._repair = TimestampRepair(live=live)
-        rate = wanted.rate if isinstance(wanted, VideoFormat) else None
+        rate = target.rate if isinstance(target, VideoFormat) else None
         self._selector = None if rate is None else RateSelector(rate, ROUNDING_NS)
-        self._sound = AudioAssembler(av, wanted) if isinstance(wanted, AudioFormat) else None
-        self._picture = PictureConverter(av, wanted) if isinstance(wanted, VideoFormat) and converts else None
+        self._sound = AudioAssembler(av, target) if isinstance(target, AudioFormat) else None
+        self._picture = PictureConverter(av, target) if isinstance(target, VideoFormat) and converts else None
 
     def restart(self) -> None:
         """Continue with another connection."""
@@ -225,13 +229,13 @@ class FrameMaker:
         return [] if self._sound is None else self._sound.flush()
 
 
-def _turned(array: np.ndarray[Any, Any], turns: int, pixel_format: str) -> np.ndarray[Any, Any]:
+def _rotated(array: np.ndarray[Any, Any], quarter_turns: int, pixel_format: str) -> np.ndarray[Any, Any]:
     """Return a picture after quarter turns counterclockwise."""
     if pixel_format != "yuv420p":
-        return np.ascontiguousarray(np.rot90(array, turns))
+        return np.ascontiguousarray(np.rot90(array, quarter_turns))
     height, width = len(array) * 2 // 3, array.shape[1]
-    light, colors = array[:height], array[height:].reshape(2, height // 2, width // 2)
-    planes = [np.rot90(plane, turns) for plane in (light, *colors)]
+    luma, chroma = array[:height], array[height:].reshape(2, height // 2, width // 2)
+    planes = [np.rot90(plane, quarter_turns) for plane in (luma, *chroma)]
     return np.concatenate([plane.ravel() for plane in planes]).reshape(-1, planes[0].shape[1])
 
 

@@ -17,9 +17,9 @@ def _check_rate(name: str, value: object) -> None:
 
 
 def _check_size(name: str, value: object) -> None:
-    what = "a tuple of width and height in pixels"
+    expectation = "a tuple of width and height in pixels"
     if not (isinstance(value, tuple) and len(value) == 2):
-        raise TypeError(expected(name, what, value))
+        raise TypeError(expected(name, expectation, value))
     for side in value:
         check_count(name, side, at_most=65_535)
 

@@ -75,14 +75,14 @@ def locate(
             device = "dshow"
     else:
         raise TypeError(expected("url", "a URL, the path of a file, or the number of a camera", target))
-    form = format or device
+    input_format = format or device
     scheme = match[1].lower() if (match := SCHEME.match(url)) else "file"
-    is_device = form in DEVICES
+    is_device = input_format in DEVICES
     is_endless = live if live is not None else is_device or scheme != "file"
-    defaults = OPTIONS.get(form or scheme.removesuffix("s"), {})
+    defaults = OPTIONS.get(input_format or scheme.removesuffix("s"), {})
     return Location(
         url=url,
-        format=form,
+        format=input_format,
         live=is_endless,
         local=scheme == "file" and not is_device,
         options=defaults | (options or {}),

@@ -26,10 +26,10 @@ from streaminfer.streams.sources.source import Clock
 __all__ = ["GapPolicy", "recover_losses"]
 
 MAX_WAIT_NS = {"video": 100_000_000, "audio": 40_000_000}
-ASK_EVERY_NS = 40_000_000
+NACK_INTERVAL_NS = 40_000_000
 LATE_TICKS = 900_000
 """How far the timestamp of a late packet may be behind; after a restart of the sender it can be anywhere."""
-HALF = 0x8000
+HALF_RANGE = 0x8000
 """Half of all sequence numbers: a number that is further ahead counts as behind."""
 
 NAL_KIND, FIRST_BIT = 0x1F, 0x80
@@ -49,16 +49,16 @@ class GapPolicy:
     def __init__(self, max_wait_ns: int) -> None:
         self._max_wait_ns = max_wait_ns
         self._missing = -1
-        self._asked_ns = 0
+        self._last_nack_ns = 0
 
-    def decide(self, missing: int, shown_ns: int, now_ns: int) -> Action:
-        """Return the action for the first missing packet; a later packet showed at ``shown_ns`` that it is missing."""
+    def decide(self, missing: int, detected_ns: int, now_ns: int) -> Action:
+        """Return the action for the first missing packet; a later packet revealed it at ``detected_ns``."""
         if missing != self._missing:
-            self._missing, self._asked_ns = missing, shown_ns  # the receiver sent the first request then
-        if now_ns - shown_ns >= self._max_wait_ns:
+            self._missing, self._last_nack_ns = missing, detected_ns  # the receiver sent the first request then
+        if now_ns - detected_ns >= self._max_wait_ns:
             return "skip"
-        if now_ns - self._asked_ns >= ASK_EVERY_NS:
-            self._asked_ns = now_ns
+        if now_ns - self._last_nack_ns >= NACK_INTERVAL_NS:
+            self._last_nack_ns = now_ns
             return "ask"
         return "wait"
 
@@ -98,7 +98,7 @@ class _Recovery:
         self._make_frame = require("aiortc.jitterbuffer", extra="webrtc", purpose="from_track").JitterFrame
         self._codec: Any = None
         self._ssrc = 0
-        self._shown_ns: dict[int, int] = {}  # when a later packet showed that one is missing
+        self._detected_ns: dict[int, int] = {}  # when a later packet showed that one is missing
         self._newest = (0, 0)  # number and timestamp
         self._add, self._buffer.add = self._buffer.add, self._add_in_time
         self._handle = receiver._handle_rtp_packet
@@ -115,9 +115,9 @@ class _Recovery:
         now_ns = self._clock()
         self._drain()
         missing = self._find_missing()
-        self._shown_ns = {number: self._shown_ns.get(number, now_ns) for number in missing}
+        self._detected_ns = {number: self._detected_ns.get(number, now_ns) for number in missing}
         while missing:
-            action = self._policy.decide(missing[0], self._shown_ns[missing[0]], now_ns)
+            action = self._policy.decide(missing[0], self._detected_ns[missing[0]], now_ns)
             if action != "skip":
                 if action == "ask" and self._nacks is not None and self._nacks.missing:
                     await self._receiver._send_rtcp_nack(self._ssrc, sorted(self._nacks.missing))
@@ -132,10 +132,10 @@ class _Recovery:
         The result says whether to request a picture, and has the frame that the packet completes, or ``None``.
         """
         origin, number, timestamp = self._buffer._origin, packet.sequence_number, packet.timestamp
-        is_behind = origin is not None and 0 < (origin - number) & 0xFFFF < HALF
+        is_behind = origin is not None and 0 < (origin - number) & 0xFFFF < HALF_RANGE
         if is_behind and (self._newest[1] - timestamp) & 0xFFFFFFFF < LATE_TICKS:
             return False, None
-        if is_behind or origin is None or (number - self._newest[0]) & 0xFFFF < HALF:
+        if is_behind or origin is None or (number - self._newest[0]) & 0xFFFF < HALF_RANGE:
             self._newest = number, timestamp
         if number == origin and not _begins_frame(self._codecs[packet.payload_type].name.lower(), packet.payload):
             self._buffer.remove(1)  # the packets before it, and so its frame, were dropped
@@ -150,21 +150,21 @@ class _Recovery:
             buffer.remove(1)  # it is the first one
             return
         buffer.smart_remove(ahead + 1)  # with the rest of its picture
-        dropped = {number for number in self._nacks.missing if (number - buffer._origin) & 0xFFFF >= HALF}
+        dropped = {number for number in self._nacks.missing if (number - buffer._origin) & 0xFFFF >= HALF_RANGE}
         self._nacks.missing -= dropped  # otherwise each later request includes them too
         await self._receiver._send_rtcp_pli(self._ssrc)
 
     def _drain(self) -> None:
         """Decode every frame that is complete."""
         while True:
-            self._leave_headless()
-            frame = self._buffer._remove_frame(0) or self._take_marked()
+            self._remove_headless()
+            frame = self._buffer._remove_frame(0) or self._pop_marked()
             if frame is None:
                 return
             frame.timestamp = self._timestamps.map(frame.timestamp)
             self._decoder.put((self._codec, frame))
 
-    def _leave_headless(self) -> None:
+    def _remove_headless(self) -> None:
         """Remove packets that begin no frame: padding, which would end a decoder, and packets after a lost one."""
         buffer = self._buffer
         while (packet := buffer._packets[buffer._origin % buffer.capacity]) is not None:
@@ -172,7 +172,7 @@ class _Recovery:
                 return
             buffer.remove(1)
 
-    def _take_marked(self) -> Any:
+    def _pop_marked(self) -> Any:
         """Return the first frame if its last packet has arrived, else ``None``."""
         buffer = self._buffer
         packets: list[Any] = []
@@ -189,11 +189,11 @@ class _Recovery:
     def _find_missing(self) -> list[int]:
         """Return the sequence numbers that are missing before the newest packet in the buffer."""
         packets, origin, capacity = self._buffer._packets, self._buffer._origin, self._buffer.capacity
-        there = [packets[(origin + ahead) % capacity] is not None for ahead in range(capacity)]
-        if True not in there:
+        is_present = [packets[(origin + ahead) % capacity] is not None for ahead in range(capacity)]
+        if True not in is_present:
             return []
-        newest = capacity - 1 - there[::-1].index(True)
-        return [(origin + ahead) & 0xFFFF for ahead in range(newest) if not there[ahead]]
+        newest = capacity - 1 - is_present[::-1].index(True)
+        return [(origin + ahead) & 0xFFFF for ahead in range(newest) if not is_present[ahead]]
 
 
 def _begins_frame(codec: str, payload: bytes) -> bool:
@@ -202,8 +202,8 @@ def _begins_frame(codec: str, payload: bytes) -> bool:
         return bool(payload) and payload[0] & 0x17 == 0x10  # start of partition 0
     if codec == "h264" and payload:
         kind = payload[0] & NAL_KIND
-        place = {FRAGMENT: 1, AGGREGATE: 3}.get(kind, 0)  # of the first unit, behind which a slice has its position
-        unit = payload[place : place + 2]
+        offset = {FRAGMENT: 1, AGGREGATE: 3}.get(kind, 0)  # of the first unit, behind which a slice has its position
+        unit = payload[offset : offset + 2]
         if len(unit) < 2 or (kind == FRAGMENT and not unit[0] & FIRST_BIT):
             return False
         return unit[0] & NAL_KIND not in SLICES or bool(unit[1] & FIRST_BIT)

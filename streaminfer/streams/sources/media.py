@@ -28,7 +28,7 @@ class _MediaSource(Source):
     def __init__(
         self,
         url: str | Path | int,
-        wanted: VideoFormat | AudioFormat,
+        target: VideoFormat | AudioFormat,
         live: bool | None,
         realtime: bool,
         when_slow: WhenSlow | None,
@@ -54,13 +54,13 @@ class _MediaSource(Source):
         if when_slow is None:
             when_slow = "drop" if location.live else "wait"
         drops = check_choice("when_slow", when_slow, ("drop", "wait")) == "drop"
-        live_buffer = wanted.chunks_in(SOUND_BUFFER_S) if isinstance(wanted, AudioFormat) else 1
+        live_buffer = target.chunks_in(SOUND_BUFFER_S) if isinstance(target, AudioFormat) else 1
         paced, clock = realtime and (location.local or not location.live), clock or time.monotonic_ns
         feeder = MediaThread(
-            av, location, wanted, realtime=paced, reconnect=reconnect, timeout_s=timeout_s, clock=clock
+            av, location, target, realtime=paced, reconnect=reconnect, timeout_s=timeout_s, clock=clock
         )
         handoff = Handoff(
-            live_buffer if drops else FILE_BUFFER, drops=drops, contiguous=isinstance(wanted, AudioFormat)
+            live_buffer if drops else FILE_BUFFER, drops=drops, contiguous=isinstance(target, AudioFormat)
         )
         super().__init__(feeder, handoff)
 
@@ -75,8 +75,8 @@ def _check_format(av: Any, name: str) -> None:
     try:
         av.format.ContainerFormat(name, "r")
     except ValueError as error:
-        what = "a device or container that this build of FFmpeg reads"
-        raise ValueError(expected("format", what, name)) from error
+        expectation = "a device or container that this build of FFmpeg reads"
+        raise ValueError(expected("format", expectation, name)) from error
 
 
 class VideoSource(_MediaSource):
@@ -124,8 +124,8 @@ class VideoSource(_MediaSource):
         options: Mapping[str, str] | None = None,
         clock: Clock | None = None,
     ) -> None:
-        wanted = VideoFormat(rate=rate, size=size, pixel_format=pixel_format)
-        super().__init__(url, wanted, live, realtime, when_slow, reconnect, timeout_s, format, options, clock)
+        target = VideoFormat(rate=rate, size=size, pixel_format=pixel_format)
+        super().__init__(url, target, live, realtime, when_slow, reconnect, timeout_s, format, options, clock)
 
 
 class AudioSource(_MediaSource):
@@ -176,5 +176,5 @@ class AudioSource(_MediaSource):
         options: Mapping[str, str] | None = None,
         clock: Clock | None = None,
     ) -> None:
-        wanted = AudioFormat(sample_rate=sample_rate, chunk=chunk, hop=hop, channels=channels, dtype=dtype)
-        super().__init__(url, wanted, live, realtime, when_slow, reconnect, timeout_s, format, options, clock)
+        target = AudioFormat(sample_rate=sample_rate, chunk=chunk, hop=hop, channels=channels, dtype=dtype)
+        super().__init__(url, target, live, realtime, when_slow, reconnect, timeout_s, format, options, clock)

@@ -36,7 +36,7 @@ class MediaThread:
     Args:
         av: PyAV.
         location: what to open.
-        wanted: what the model takes.
+        target: what the model takes.
         realtime: play a file at the speed of its timestamps.
         reconnect: how a live source connects again; ``None``: it ends.
         timeout_s: seconds without a connection, or without a packet, after which the connection has failed.
@@ -47,7 +47,7 @@ class MediaThread:
         self,
         av: ModuleType,
         location: Location,
-        wanted: VideoFormat | AudioFormat,
+        target: VideoFormat | AudioFormat,
         *,
         realtime: bool,
         reconnect: Reconnect | None,
@@ -59,11 +59,11 @@ class MediaThread:
         self._location = location
         self._timeout_s = timeout_s
         self._clock = clock
-        self._kind = "video" if isinstance(wanted, VideoFormat) else "audio"
-        self._stalled = f"no {self._kind} for {timeout_s:g} s"
-        self._maker = FrameMaker(av, wanted, self.counters, live=location.live, converts=True)
+        self._kind = "video" if isinstance(target, VideoFormat) else "audio"
+        self._stall_message = f"no {self._kind} for {timeout_s:g} s"
+        self._maker = FrameMaker(av, target, self.counters, live=location.live, converts=True)
         self._pacer = Pacer() if realtime else None
-        self._chunk_ns = wanted.chunk * 1_000_000_000 // wanted.sample_rate if isinstance(wanted, AudioFormat) else 0
+        self._chunk_ns = target.chunk * 1_000_000_000 // target.sample_rate if isinstance(target, AudioFormat) else 0
         self._backoff = Backoff(reconnect) if reconnect is not None and location.live else None
         attempts = None if reconnect is None else reconnect.attempts
         self._attempts = "until it succeeds" if attempts is None else f"up to {attempts} times in a row"
@@ -71,7 +71,7 @@ class MediaThread:
         self._thread: threading.Thread | None = None
         self._packet_ns = 0
         self._corrupt_in_a_row = 0
-        self._reported: str | None = None  # the failure that was logged since the last connection
+        self._logged_reason: str | None = None  # the failure that was logged since the last connection
 
     def start(self, handoff: Handoff) -> None:
         """Begin to read."""
@@ -134,8 +134,8 @@ class MediaThread:
             counters.connected = False
         if delay_ns is None or self._closed.is_set():
             return None
-        if reason != self._reported:
-            self._reported = reason
+        if reason != self._logged_reason:
+            self._logged_reason = reason
             _log.warning("source %s: %s; connects again %s", self._location.name, reason, self._attempts)
         return delay_ns / 1e9
 
@@ -143,7 +143,7 @@ class MediaThread:
         try:
             self._open_and_read(handoff)
         except self._av.error.ExitError:
-            raise TimeoutError(None, self._stalled) from None
+            raise TimeoutError(None, self._stall_message) from None
         except self._av.FFmpegError as error:
             error.args = (*error.args[:2], self._location.name)  # not the URL, which has the password
             raise
@@ -162,7 +162,7 @@ class MediaThread:
             if location.live:
                 streams[0].codec_context.thread_count = 1  # threads of a decoder hold back a frame each
             counters.connected = True
-            self._reported = None
+            self._logged_reason = None
             counters.reconnects += self._connections > 0
             self._connections += 1
             self._maker.restart()
@@ -213,7 +213,7 @@ class MediaThread:
     def _check_stall(self, now_ns: int) -> None:
         """Raise if this stream stalls; FFmpeg's own time limit starts over with each packet of any stream."""
         if not self._location.local and now_ns - self._packet_ns > self._timeout_s * 1e9:
-            raise TimeoutError(None, self._stalled)
+            raise TimeoutError(None, self._stall_message)
 
     def _decode(self, packet: Any) -> Iterator[Any]:
         try:
@@ -233,7 +233,7 @@ class MediaThread:
         stamp = maker.stamp(frame, frame.pts if timed else None, frame.time_base, arrival_ns)
         if stamp is None:
             return True
-        return False not in [self._put(handoff, made) for made in maker.make(frame, stamp)]  # each is counted
+        return False not in [self._put(handoff, converted) for converted in maker.make(frame, stamp)]  # each is counted
 
     def _put(self, handoff: Handoff, frame: Frame) -> bool:
         if self._pacer is not None and frame.position_s is not None:

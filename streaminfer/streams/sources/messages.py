@@ -37,7 +37,7 @@ class PauseDetector:
         self._last_ns: int | None = None
         self._since_ns: int | None = None  # arrival of the message that was late
         self._late_ns = 0
-        self._heard_ns = 0  # duration of the sound that has arrived after it
+        self._received_ns = 0  # duration of the sound that has arrived after it
 
     def arrived(self, now_ns: int, length_ns: int) -> Pause | None:
         """Return the pause that a message of sound ends: ``"long"``, or ``"short"``, which is known a little later."""
@@ -48,11 +48,11 @@ class PauseDetector:
             return "long"
         if self._since_ns is None:
             if late_ns > SHORT_PAUSE_NS:
-                self._since_ns, self._late_ns, self._heard_ns = now_ns, late_ns, 0
+                self._since_ns, self._late_ns, self._received_ns = now_ns, late_ns, 0
             return None
-        self._heard_ns += length_ns
-        made_up_ns = self._heard_ns - (now_ns - self._since_ns)
-        if 2 * made_up_ns > self._late_ns:
+        self._received_ns += length_ns
+        caught_up_ns = self._received_ns - (now_ns - self._since_ns)
+        if 2 * caught_up_ns > self._late_ns:
             self._since_ns = None
         elif now_ns - self._since_ns >= CATCH_UP_NS:
             self._since_ns = None
@@ -91,27 +91,27 @@ def audio_from_messages(
     check_count("sent_channels", sent_channels, at_most=2)
     dtype = np.dtype(check_choice("sent_dtype", sent_dtype, ("int16", "float32"))).newbyteorder("<")
     sample_format = "s16" if sent_dtype == "int16" else "flt"
-    form = AudioFormat(**wanted)
+    target = AudioFormat(**wanted)
     counters, time_base = Counters(), Fraction(1, sent_rate)
     read_clock = clock or time.monotonic_ns
 
     async def receive() -> AsyncGenerator[Received]:
-        sent, pauses = 0, PauseDetector()
+        position, pauses = 0, PauseDetector()
         async for message in messages:
-            sound = _bytes_of(message)
-            if not sound or len(sound) % (dtype.itemsize * sent_channels):
+            content = _bytes_of(message)
+            if not content or len(content) % (dtype.itemsize * sent_channels):
                 counters.corrupt += 1
                 continue
-            samples = np.frombuffer(sound, dtype).astype(sent_dtype, copy=False)
+            samples = np.frombuffer(content, dtype).astype(sent_dtype, copy=False)
             frame = av.AudioFrame.from_ndarray(
                 samples[np.newaxis], sample_format, "mono" if sent_channels == 1 else "stereo"
             )
             frame.sample_rate = sent_rate
             pause = pauses.arrived(read_clock(), frame.samples * 1_000_000_000 // sent_rate)
-            yield Received(frame, sent, time_base, continues=pause != "long", is_fresh=pause == "short")
-            sent += frame.samples
+            yield Received(frame, position, time_base, continues=pause != "long", forgets_delays=pause == "short")
+            position += frame.samples
 
-    return live_source(av, receive(), form, counters, read_clock, convert=None)
+    return live_source(av, receive(), target, counters, read_clock, convert=None)
 
 
 def video_from_messages(messages: AsyncIterable[Any], *, clock: Clock | None = None, **wanted: Any) -> Source:
@@ -131,9 +131,9 @@ def video_from_messages(messages: AsyncIterable[Any], *, clock: Clock | None = N
     """
     av = require("av", extra="media", purpose="video_from_messages")
     _check_messages(messages)
-    form = VideoFormat(**wanted)
+    target = VideoFormat(**wanted)
     counters = Counters()
-    convert = PictureConverter(av, form)
+    convert = PictureConverter(av, target)
 
     def decode(message: bytes) -> np.ndarray[Any, Any]:
         codec = av.CodecContext.create(CODECS[message[:2]], "r")
@@ -151,12 +151,12 @@ def video_from_messages(messages: AsyncIterable[Any], *, clock: Clock | None = N
             else:
                 counters.corrupt += 1
 
-    return live_source(av, receive(), form, counters, clock or time.monotonic_ns, convert=decode)
+    return live_source(av, receive(), target, counters, clock or time.monotonic_ns, convert=decode)
 
 
 def _check_messages(messages: object) -> None:
-    what = "an asynchronous iterable of bytes"
-    check_instance("messages", messages, lambda it: isinstance(it, AsyncIterable), what)
+    expectation = "an asynchronous iterable of bytes"
+    check_instance("messages", messages, lambda it: isinstance(it, AsyncIterable), expectation)
 
 
 def _bytes_of(message: object) -> bytes:

@@ -29,14 +29,14 @@ class Received:
         pts: timestamp in ticks; ``None``: no timestamp.
         time_base: seconds per tick.
         continues: ``False`` if the timestamps are unrelated to the earlier ones.
-        is_fresh: the network did not delay the item, although it comes later than its timestamp says.
+        forgets_delays: the network did not delay the item, although it comes later than its timestamp says.
     """
 
     frame: Any
     pts: int | None = None
     time_base: Rational | None = None
     continues: bool = True
-    is_fresh: bool = False
+    forgets_delays: bool = False
 
 
 class TaskFeeder:
@@ -75,7 +75,7 @@ class TaskFeeder:
         error: Exception | None = None
         self.counters.connected = True
         try:
-            error = await self._take(handoff)
+            error = await self._receive_items(handoff)
             for frame in self._maker.flush():  # the reader gets the frames before an error first
                 handoff.put(frame)
         except Exception as raised:  # noqa: BLE001 the reader gets it
@@ -85,14 +85,14 @@ class TaskFeeder:
             handoff.finish(error)
             self._end()  # now, because the reader may never close the source
 
-    async def _take(self, handoff: Handoff) -> Exception | None:
+    async def _receive_items(self, handoff: Handoff) -> Exception | None:
         """Take items as they arrive; return the error that ended them, or ``None``."""
         try:
             async with aclosing(self._items) as items:
                 async for item in items:
                     if not item.continues:
                         self._maker.restart()
-                    if item.is_fresh:
+                    if item.forgets_delays:
                         self._maker.forget_delays()
                     stamp = self._maker.stamp(item.frame, item.pts, item.time_base, self._clock())
                     for frame in [] if stamp is None else self._maker.make(item.frame, stamp):
@@ -111,7 +111,7 @@ class TaskFeeder:
 def live_source(
     av: Any,
     items: AsyncGenerator[Received],
-    wanted: VideoFormat | AudioFormat,
+    target: VideoFormat | AudioFormat,
     counters: Counters,
     clock: Clock,
     *,
@@ -123,16 +123,16 @@ def live_source(
     Args:
         av: PyAV.
         items: the items as they arrive.
-        wanted: what the model takes.
+        target: what the model takes.
         counters: counters of the source.
         clock: returns monotonic nanoseconds.
         convert: makes an array of a picture that the reader takes.
         end: called once or twice, when the feeder takes no more items.
     """
     check_clock("clock", clock)
-    is_sound = isinstance(wanted, AudioFormat)
-    capacity = wanted.chunks_in(SOUND_BUFFER_S) if isinstance(wanted, AudioFormat) else 1
-    maker = FrameMaker(av, wanted, counters, live=True, converts=False)
+    is_sound = isinstance(target, AudioFormat)
+    capacity = target.chunks_in(SOUND_BUFFER_S) if isinstance(target, AudioFormat) else 1
+    maker = FrameMaker(av, target, counters, live=True, converts=False)
     return Source(
         TaskFeeder(items, maker, counters, clock, end), Handoff(capacity, drops=True, contiguous=is_sound), convert
     )

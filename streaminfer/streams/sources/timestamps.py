@@ -79,7 +79,7 @@ class TimestampRepair:
         self._step_ns = 0
         self._pts: int | None = None
         self._repeats = 0  # of this timestamp
-        self._since_ns = (0, 0)  # position and arrival of the first item that had it
+        self._first_repeat = (0, 0)  # position and arrival of the first item that had it
         self._delays: tuple[int | None, int] = (None, 0)
         self._window_end_ns = 0
 
@@ -110,11 +110,11 @@ class TimestampRepair:
         if pts is None or time_base is None:
             media_ns = next_ns
         elif self._live and self._repeats > MAX_REPEATS:
-            position_ns, since_ns = self._since_ns
-            media_ns = position_ns + arrival_ns - since_ns
+            position_ns, first_arrival_ns = self._first_repeat
+            media_ns = position_ns + arrival_ns - first_arrival_ns
         else:
-            media_ns, jumped = self._place(pts, time_base, next_ns, elapsed_ns)
-            discontinuity |= jumped
+            media_ns, has_jumped = self._find_position(pts, time_base, next_ns, elapsed_ns)
+            discontinuity |= has_jumped
         if last is not None:
             media_ns = max(media_ns, last.media_ns)
             self._step_ns = (media_ns - last.media_ns) or self._step_ns
@@ -123,13 +123,13 @@ class TimestampRepair:
         if last is not None:
             captured_ns = max(captured_ns, last.captured_ns)
         if not self._repeats:
-            self._pts, self._since_ns = pts, (media_ns, arrival_ns)
+            self._pts, self._first_repeat = pts, (media_ns, arrival_ns)
         self._last = Stamp(media_ns, captured_ns, discontinuity)
         self._last_arrival_ns = arrival_ns
         self._length_ns = duration_ns
         return self._last
 
-    def _place(self, pts: int, time_base: Rational, next_ns: int, elapsed_ns: int) -> tuple[int, bool]:
+    def _find_position(self, pts: int, time_base: Rational, next_ns: int, elapsed_ns: int) -> tuple[int, bool]:
         """Return the position of a timestamp, and whether it jumped; after a jump, the next position follows."""
         seconds = 1_000_000_000 * time_base.numerator
         pts_ns = pts * seconds // time_base.denominator
@@ -154,7 +154,7 @@ class TimestampRepair:
 
     def _capture(self, end_ns: int, arrival_ns: int, *, discontinuity: bool) -> int:
         delay_ns = arrival_ns - end_ns
-        before, smallest = self._delays
+        previous, smallest = self._delays
         if discontinuity or self._last is None:
             self._delays = (None, delay_ns)
             self._window_end_ns = arrival_ns + WINDOW_NS
@@ -162,9 +162,9 @@ class TimestampRepair:
             self._delays = (smallest if arrival_ns < self._window_end_ns + WINDOW_NS else None, delay_ns)
             self._window_end_ns = arrival_ns + WINDOW_NS
         else:
-            self._delays = (before, min(smallest, delay_ns))
-        before, smallest = self._delays
-        return end_ns + (smallest if before is None else min(before, smallest))
+            self._delays = (previous, min(smallest, delay_ns))
+        previous, smallest = self._delays
+        return end_ns + (smallest if previous is None else min(previous, smallest))
 
 
 class Pacer:

@@ -57,10 +57,10 @@ def from_track(track: Track, *, connection: Any = None, clock: Clock | None = No
         raise TypeError(expected("track", "a track of aiortc", track)) from None
     if kind not in kinds:
         raise ValueError(expected("track", "a track of kind 'video' or 'audio'", kind))
-    form = kinds[kind](**wanted)
+    target = kinds[kind](**wanted)
     if connection is not None:
         recover_losses(connection, track, read_clock)
-    convert = PictureConverter(av, form) if isinstance(form, VideoFormat) else None
+    convert = PictureConverter(av, target) if isinstance(target, VideoFormat) else None
 
     async def receive() -> AsyncGenerator[Received]:
         try:
@@ -70,4 +70,4 @@ def from_track(track: Track, *, connection: Any = None, clock: Clock | None = No
         except ended:
             return  # the other side, or the connection, has ended
 
-    return live_source(av, receive(), form, Counters(), read_clock, convert=convert, end=track.stop)
+    return live_source(av, receive(), target, Counters(), read_clock, convert=convert, end=track.stop)

@@ -1,7 +1,7 @@
 cimport cython
 
 cdef Py_ssize_t _WORD
-cdef Py_ssize_t _SMALL
+cdef Py_ssize_t _MAX_LOCKED_WORDS
 
 @cython.final
 cdef class Rows:
@@ -14,6 +14,6 @@ cdef class Rows:
     cdef long long[::1] _written
 
     @cython.locals(
-        count=Py_ssize_t, position=Py_ssize_t, here=Py_ssize_t, there=Py_ssize_t, _=Py_ssize_t, word=Py_ssize_t,
+        count=Py_ssize_t, position=Py_ssize_t, source_word=Py_ssize_t, target_word=Py_ssize_t, _=Py_ssize_t, word=Py_ssize_t,
         read="const long long[::1]", written="long long[::1]")
     cpdef object copy_from(self, Rows source, list source_rows, list rows)

@@ -24,7 +24,9 @@ __all__ = ["Rows", "row_copies"]
 
 # C variables in the compiled module, not visible from Python
 _WORD = 8
-_SMALL = 1 << 16  # words of all rows up to which a copy keeps the lock: it takes no longer than getting the lock back
+_MAX_LOCKED_WORDS = (
+    1 << 16
+)  # words of all rows up to which a copy keeps the lock: it takes no longer than getting the lock back
 
 
 class Rows:
@@ -56,7 +58,7 @@ class Rows:
             rows: numbers of the rows here, as many as ``source_rows``.
         """
         count = len(rows)
-        if self._words.itemsize != _WORD or count * self._runs * self._run > _SMALL:
+        if self._words.itemsize != _WORD or count * self._runs * self._run > _MAX_LOCKED_WORDS:
             copy = row_copies()[self._words.dtype]
             copy(
                 *(source._words, np.array(source_rows, np.int64), source._row, source._outer),
@@ -71,15 +73,15 @@ class Rows:
         read = source._read
         written = self._written
         for position in range(count):
-            here = source_rows[position]  # multiplied as a C number, and not as the object in the list
-            here *= source._row
-            there = rows[position]
-            there *= self._row
+            source_word = source_rows[position]  # multiplied as a C number, and not as the object in the list
+            source_word *= source._row
+            target_word = rows[position]
+            target_word *= self._row
             for _ in range(self._runs):
                 for word in range(self._run):
-                    written[there + word] = read[here + word]
-                here += source._outer
-                there += self._outer
+                    written[target_word + word] = read[source_word + word]
+                source_word += source._outer
+                target_word += self._outer
 
 
 @cache

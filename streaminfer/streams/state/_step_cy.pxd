@@ -12,7 +12,7 @@ cdef class Stream:
     cdef readonly Block block
     cdef readonly Py_ssize_t row
     cdef readonly Py_ssize_t slot
-    cdef readonly object given
+    cdef readonly object imported
     cdef readonly object lengths
     cdef readonly long long seen_ns
     cdef readonly long long version
@@ -27,10 +27,10 @@ cdef class Step:
     cdef readonly bint ended
     cdef readonly bint abandoned
     cdef list _group
-    cdef Py_ssize_t _wave
+    cdef Py_ssize_t _repetition
     cdef list _dependents
     cdef Step _latest_dependent
-    cdef list _orphans
+    cdef list _slots_to_free
     cdef list _versions
 
 cdef class WriteBack:

@@ -20,8 +20,8 @@ class Stream:
         block: outputs of the batch of its latest step; ``None``: the state is elsewhere.
         row: row of the block.
         slot: slot of the arena; -1: the state is elsewhere.
-        given: a state that was imported; ``None``: the state is elsewhere.
-        lengths: lengths of the growing parts of its state; ``None``: nothing grows, or the state is given or initial.
+        imported: a state that was imported; ``None``: the state is elsewhere.
+        lengths: lengths of the growing parts of its state; ``None``: nothing grows, or it is imported or initial.
         seen_ns: when its latest step was registered.
         version: changes when the state is discarded; a step that started with another version does not commit.
     """
@@ -31,7 +31,7 @@ class Stream:
         self.block: Block | None = None
         self.row = 0
         self.slot = -1
-        self.given: Any = None
+        self.imported: Any = None
         self.lengths: Any = None
         self.seen_ns = seen_ns
         self.version = 0
@@ -41,7 +41,7 @@ class Stream:
     @property
     def is_initial(self) -> bool:
         """Whether its next step starts from the initial state."""
-        return self.block is None and self.slot < 0 and self.given is None
+        return self.block is None and self.slot < 0 and self.imported is None
 
 
 class Block:
@@ -85,10 +85,10 @@ class Step:
         self.ended = False
         self.abandoned = False
         self._group: list[Step] | None = group
-        self._wave = wave
+        self._repetition = wave
         self._dependents: list[Step] = []
         self._latest_dependent: Step | None = None
-        self._orphans: list[int] = []
+        self._slots_to_free: list[int] = []
         self._versions: list[int] = []
 
 
@@ -113,7 +113,7 @@ class Places:
 
     Attributes:
         sources: tuples of a block (``None``: the arena), its rows (or slots), and the rows of the batch they become.
-        others: tuples for given and initial states: row of the batch, id of the stream, and given state or ``None``.
+        others: tuples for imported and initial states: row of the batch, id of the stream, imported state or ``None``.
         lengths: lengths of the growing states, by row; ``None``: not known.
     """
 

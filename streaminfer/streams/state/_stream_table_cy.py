@@ -46,7 +46,7 @@ class StreamTable:
         capacity: slots of the arena.
         expired: streams that were forgotten so far because they were idle.
         rejected: rows and imports that were rejected so far because there was no place.
-        given: streams with an imported state that no successful step has read yet.
+        imported: streams with an imported state that no successful step has read yet.
     """
 
     def __init__(self, max_streams: int) -> None:
@@ -54,7 +54,7 @@ class StreamTable:
         self.capacity = max_streams + _SPARE_SLOTS
         self.expired = 0
         self.rejected = 0
-        self.given = 0
+        self.imported = 0
         self._streams: OrderedDict[Hashable, Stream] = OrderedDict()  # in the order of use
         self._blocks: list[Block] = []
         self._free: list[int] = []
@@ -103,20 +103,20 @@ class StreamTable:
             else:
                 self._streams.move_to_end(stream_id)
             stream.seen_ns = now_ns
-            chosen = step
-            before = stream._tail
-            if before is not None:
-                if before._group is group:
-                    if before._wave + 1 == len(group):
-                        group.append(Step(group, before._wave + 1))
-                    chosen = group[before._wave + 1]
-                if before._latest_dependent is not chosen:
-                    before._latest_dependent = chosen
-                    before._dependents.append(chosen)
-                    chosen.pending += 1
-            stream._tail = chosen
-            chosen.streams.append(stream)
-            chosen.rows.append(position)
+            target = step
+            previous = stream._tail
+            if previous is not None:
+                if previous._group is group:
+                    if previous._repetition + 1 == len(group):
+                        group.append(Step(group, previous._repetition + 1))
+                    target = group[previous._repetition + 1]
+                if previous._latest_dependent is not target:
+                    previous._latest_dependent = target
+                    previous._dependents.append(target)
+                    target.pending += 1
+            stream._tail = target
+            target.streams.append(stream)
+            target.rows.append(position)
         return group
 
     def locate(self, step: Step) -> Block | None:
@@ -128,13 +128,13 @@ class StreamTable:
         versions: list[int] = []
         first = step.streams[0]
         block = first.block
-        same = block is not None and len(block.streams) == len(step.streams)
+        is_same = block is not None and len(block.streams) == len(step.streams)
         for row, stream in enumerate(step.streams):
             versions.append(stream.version)
             if stream.block is not block or stream.row != row:
-                same = False
+                is_same = False
         step._versions = versions
-        return block if same else None
+        return block if is_same else None
 
     def places(self, streams: list[Stream]) -> Places:
         """Return the locations from which the states of some streams are gathered as rows of a batch."""
@@ -144,7 +144,7 @@ class StreamTable:
             places.lengths.append(stream.lengths)
             block = stream.block
             if block is None and stream.slot < 0:
-                places.others.append((row, stream.stream_id, stream.given))
+                places.others.append((row, stream.stream_id, stream.imported))
                 continue
             source = sources.get(block)
             if source is None:
@@ -162,20 +162,20 @@ class StreamTable:
             block: the outputs, in the order of the step's rows.
             failed: rows of the step that keep their previous state.
         """
-        holders: list[Stream | None] = []
+        owners: list[Stream | None] = []
         versions = step._versions
         for row, stream in enumerate(step.streams):
             if stream._alive and stream.version == versions[row] and not (failed and row in failed):
-                self._leave(stream, None)
+                self._free_location(stream, None)
                 stream.block = block
                 stream.row = row
                 if block.lengths is not None:
                     stream.lengths = block.lengths[row]
-                holders.append(stream)
+                owners.append(stream)
                 block.live += 1
             else:
-                holders.append(None)
-        block.streams = holders
+                owners.append(None)
+        block.streams = owners
         if block.live:
             self._blocks.append(block)
 
@@ -193,36 +193,36 @@ class StreamTable:
         ready: list[Step] = []
         ending = [step]
         while ending:
-            one = ending.pop()
-            one.ended = True
-            for stream in one.streams:
-                if stream._tail is one:
+            current = ending.pop()
+            current.ended = True
+            for stream in current.streams:
+                if stream._tail is current:
                     stream._tail = None
-                    if stream._alive and stream.block is None and stream.slot < 0 and stream.given is None:
+                    if stream._alive and stream.block is None and stream.slot < 0 and stream.imported is None:
                         self._remove(stream)  # it has no state but the initial one
-            for slot in one._orphans:
+            for slot in current._slots_to_free:
                 self._free.append(slot)
-            one._orphans = []
-            for dependent in one._dependents:
+            current._slots_to_free = []
+            for dependent in current._dependents:
                 dependent.pending -= 1
                 if dependent.pending == 0:
                     if dependent.abandoned:
                         ending.append(dependent)
                     else:
                         ready.append(dependent)
-            one._dependents = []
-            one._latest_dependent = None
-            one._group = None  # breaks a cycle: the group contains this step
+            current._dependents = []
+            current._latest_dependent = None
+            current._group = None  # breaks a cycle: the group contains this step
         return ready
 
-    def take_back(self, keep: int) -> WriteBack | None:
+    def begin_write_back(self, keep: int) -> WriteBack | None:
         """Choose the oldest block to be written back to the arena, if there are more than ``keep`` blocks.
 
         Args:
             keep: number of blocks that are kept.
 
         Returns:
-            The rows and their new slots, for :meth:`taken_back`; ``None``: there are few blocks, or too few free slots.
+            The rows and their new slots, for :meth:`end_write_back`; ``None``: few blocks, or too few free slots.
         """
         if len(self._blocks) <= keep:
             return None
@@ -238,17 +238,17 @@ class StreamTable:
                 work.slots.append(self._take_slot())
         return work
 
-    def taken_back(self, work: WriteBack, copied: bool) -> None:
+    def end_write_back(self, work: WriteBack, copied: bool) -> None:
         """Move the streams of a block to their slots in the arena, except those that have moved on meanwhile.
 
         Args:
-            work: result of :meth:`take_back`.
+            work: result of :meth:`begin_write_back`.
             copied: the rows were copied to their slots; otherwise the block stays.
         """
         for stream, slot in zip(work.streams, work.slots, strict=True):
             if copied and stream.block is work.block:
                 lengths = stream.lengths
-                self._leave(stream, None)
+                self._free_location(stream, None)
                 stream.lengths = lengths
                 stream.slot = slot
             else:
@@ -261,7 +261,7 @@ class StreamTable:
         stream = self._streams.get(stream_id)
         if stream is None:
             return
-        self._void(stream)
+        self._discard_state(stream)
         if stream._tail is None:
             self._remove(stream)
 
@@ -269,10 +269,10 @@ class StreamTable:
         """Forget a stream."""
         stream = self._streams.get(stream_id)
         if stream is not None:
-            self._void(stream)
+            self._discard_state(stream)
             self._remove(stream)
 
-    def put(self, stream_id: Hashable, given: Any, now_ns: int) -> bool:
+    def put(self, stream_id: Hashable, state: Any, now_ns: int) -> bool:
         """Let the next step of a stream start from a given state; return false if there is no place for the stream."""
         stream = self._streams.get(stream_id)
         if stream is None:
@@ -282,11 +282,11 @@ class StreamTable:
             stream = Stream(stream_id, now_ns)
             self._streams[stream_id] = stream
         else:
-            self._void(stream)
+            self._discard_state(stream)
             self._streams.move_to_end(stream_id)
             stream.seen_ns = now_ns
-        stream.given = given
-        self.given += 1
+        stream.imported = state
+        self.imported += 1
         return True
 
     def clear(self) -> None:
@@ -317,7 +317,7 @@ class StreamTable:
                 stream.seen_ns = now_ns
                 self._streams.move_to_end(stream.stream_id)
                 continue
-            self._void(stream)
+            self._discard_state(stream)
             self._remove(stream)
             self.expired += 1
         return now_ns if self._streams else -1
@@ -326,12 +326,12 @@ class StreamTable:
         stream._alive = False
         del self._streams[stream.stream_id]
 
-    def _void(self, stream: Stream) -> None:
+    def _discard_state(self, stream: Stream) -> None:
         """Discard the state of a stream, also for a step that runs."""
         stream.version += 1
-        self._leave(stream, stream._tail)
+        self._free_location(stream, stream._tail)
 
-    def _leave(self, stream: Stream, reader: Step | None) -> None:
+    def _free_location(self, stream: Stream, reader: Step | None) -> None:
         """Free the location of a stream's state; ``reader`` is the last step that may still read it."""
         block = stream.block
         if block is not None:
@@ -344,11 +344,11 @@ class StreamTable:
             if reader is None:
                 self._free.append(stream.slot)
             else:
-                reader._orphans.append(stream.slot)
+                reader._slots_to_free.append(stream.slot)
             stream.slot = -1
-        elif stream.given is not None:
-            stream.given = None
-            self.given -= 1
+        elif stream.imported is not None:
+            stream.imported = None
+            self.imported -= 1
         stream.lengths = None
 
     def _take_slot(self) -> int:

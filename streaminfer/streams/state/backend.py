@@ -79,10 +79,10 @@ class StatefulBackend(Wrapper):
         check_instance("backend", backend, is_backend, "a backend, with `async def infer`")
         check_infer("backend", backend)
         super().__init__(backend)
-        offered = super().capabilities()
-        example = offered.example()
+        capabilities = super().capabilities()
+        example = capabilities.example()
         self._signature = StateSignature(
-            offered, example, state=state, context=context, initial=initial, growing=growing
+            capabilities, example, state=state, context=context, initial=initial, growing=growing
         )
         self._max_streams = check_count("max_streams", max_streams, at_most=1 << 62)
         self._ttl_ns = None if idle_ttl_s is None else check_duration_ns("idle_ttl_s", idle_ttl_s, positive=True)
@@ -91,12 +91,12 @@ class StatefulBackend(Wrapper):
         check_clock("clock", clock)
         self._clock: Clock = time.monotonic_ns if clock is None else clock
         self._clock_given = clock is not None
-        self._owns = not offered.returns_new_arrays
-        self._validates_kinds = offered.validates_kinds
+        self._copies_outputs = not capabilities.returns_new_arrays
+        self._validates_kinds = capabilities.validates_kinds
         self._valid_kinds: set[Hashable] = set()
-        self._changes = offered.fingerprint_changes or _never
-        self._keep = (offered.queued_workers or 1) + 1
-        self._store = StateStore(self._signature.tensors, max_streams, self._keep)
+        self._changes = capabilities.fingerprint_changes or _no_changes
+        self._max_blocks = (capabilities.queued_workers or 1) + 1
+        self._store = StateStore(self._signature.tensors, max_streams, self._max_blocks)
         self._model = self._changes()
         self._restarts = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -139,7 +139,7 @@ class StatefulBackend(Wrapper):
         self._set_timer(now_ns)
         if len(steps) == 1 and len(steps[0].rows) == len(rows):
             return await self._run(store, steps[0], batch)
-        return await self._run_apart(store, steps, batch)
+        return await self._run_in_sequence(store, steps, batch)
 
     async def start(self) -> None:
         """Start the inner backend, unless another owner has started it."""
@@ -181,7 +181,7 @@ class StatefulBackend(Wrapper):
             InvalidInput: the stream has no state.
         """
         with self._store.lock:
-            self._renew()
+            self._restart_if_replaced()
             stream = self._store.table.find(stream_id)
             if stream is None or stream.is_initial:
                 raise InvalidInput(f"stream_id: expected a stream that has state, got {stream_id!r}")
@@ -205,10 +205,10 @@ class StatefulBackend(Wrapper):
         states = read_record(state, self._signature.tensors, self._fingerprint())
         now_ns = self._clock()
         with self._store.lock:
-            self._renew()
+            self._restart_if_replaced()
             self._forget_idle(now_ns)
             if not self._store.table.put(stream_id, states, now_ns):
-                raise self._no_place(stream_id)
+                raise self._too_many_streams(stream_id)
         self._set_timer(now_ns)
 
     def statistics(self) -> StatefulStatistics:
@@ -230,40 +230,42 @@ class StatefulBackend(Wrapper):
     def _forget(self) -> None:
         """Discard all states in a forked process: streams would wait for steps that end only in the parent."""
         self._store.forget()
-        self._store = StateStore(self._signature.tensors, self._max_streams, self._keep)
+        self._store = StateStore(self._signature.tensors, self._max_streams, self._max_blocks)
         self._timer = None
 
     async def _run(self, store: StateStore, step: Step, batch: Batch) -> Sequence[Any]:
         """Run one step when its turn has come."""
         try:
             if step.pending:
-                await _turn(store, step)
-            fed = self._feed(batch, functools.partial(store.read, step))
+                await _wait_for_turn(store, step)
+            fed_batch = self._make_fed_batch(batch, functools.partial(store.read, step))
             while True:
                 with store.lock:
-                    model = self._renew()
-                results = await self.inner.infer(fed)
+                    model = self._restart_if_replaced()
+                results = await self.inner.infer(fed_batch)
                 if self._keep_on_reload or self._changes() == model:
                     break
-                fed = fed.again()  # it is not known which model ran: the new one runs from the initial state
-            outputs = self._read(results, fed)
-            assert fed.states is not None  # noqa: S101 - else it was not read
-            lengths = store.grow(fed.states, outputs.states)
+                fed_batch = (
+                    fed_batch.again()
+                )  # it is not known which model ran: the new one runs from the initial state
+            outputs = self._read(results, fed_batch)
+            assert fed_batch.states is not None  # noqa: S101 - else it was not read
+            lengths = store.grow(fed_batch.states, outputs.states)
             block = Block(outputs.states, outputs.size if store.is_input(outputs.states) else -1, lengths)
-            left = fed.left(self._clock())  # a caller that gets no response can send its step again
+            abandoned = fed_batch.left(self._clock())  # a caller that gets no response can send its step again
             with store.lock:
-                store.table.commit(step, block, {*outputs.failed, *left})
+                store.table.commit(step, block, {*outputs.failed, *abandoned})
             return outputs.rows
         finally:
             _end(store, step)
 
-    async def _run_apart(self, store: StateStore, steps: list[Step], batch: Batch) -> Sequence[Any]:
+    async def _run_in_sequence(self, store: StateStore, steps: list[Step], batch: Batch) -> Sequence[Any]:
         """Run the steps of a batch one after another, if a stream occurs twice in it or a row has no place."""
         results: list[Any] = [None] * len(batch.rows)
         missing = set(range(len(results))).difference(*(step.rows for step in steps))
         for row in missing:
             stream_id = batch.rows[row].stream_id
-            results[row] = self._no_place(stream_id) if stream_id is not None else InvalidInput(_NO_STREAM)
+            results[row] = self._too_many_streams(stream_id) if stream_id is not None else InvalidInput(_NO_STREAM)
         try:
             for step in steps:
                 if not step.rows:
@@ -282,22 +284,22 @@ class StatefulBackend(Wrapper):
                 _end(store, step)
         return results
 
-    def _feed(self, batch: Batch, read_states: Callable[[int], States]) -> FedBatch:
+    def _make_fed_batch(self, batch: Batch, read_states: Callable[[int], States]) -> FedBatch:
         signature = self._signature
         return FedBatch(
             batch, read_states, signature.contexts, signature.only_input, signature.state_outputs, signature.lengths
         )
 
-    def _read(self, results: Any, fed: FedBatch) -> Outputs:
-        if self._owns:
+    def _read(self, results: Any, fed_batch: FedBatch) -> Outputs:
+        if self._copies_outputs:
             results = own_arrays(results)
-        outputs = read_outputs(results, self._signature.written, len(fed.rows), fed.size, self.name)
-        if fed.states is None:
+        outputs = read_outputs(results, self._signature.written, len(fed_batch.rows), fed_batch.size, self.name)
+        if fed_batch.states is None:
             raise BackendError(f"{self.name}: expected a backend that reads batch.inputs, got one that does not")
-        outputs.states.update(fed.ends)
+        outputs.states.update(fed_batch.ends)
         return outputs
 
-    def _renew(self) -> int:
+    def _restart_if_replaced(self) -> int:
         """Restart all streams if the model has changed; the caller holds the lock."""
         model = self._changes()
         if model != self._model:
@@ -309,17 +311,17 @@ class StatefulBackend(Wrapper):
 
     def _fingerprint(self) -> str | None:
         fingerprint = super().capabilities().fingerprint
-        given = fingerprint() if callable(fingerprint) else fingerprint
-        return given.hex() if isinstance(given, bytes) else given
+        value = fingerprint() if callable(fingerprint) else fingerprint
+        return value.hex() if isinstance(value, bytes) else value
 
-    def _no_place(self, stream_id: Hashable) -> Overloaded:
+    def _too_many_streams(self, stream_id: Hashable) -> Overloaded:
         return Overloaded(
             f"stream {stream_id!r}: {self._max_streams} streams have state already (max_streams={self._max_streams}); "
             "end_stream frees a place, and idle_ttl_s those of streams that are idle"
         )
 
-    def _validation(self, offered: Capabilities) -> Callable[[Request], None] | None:
-        if offered.validate is not None:
+    def _validation(self, capabilities: Capabilities) -> Callable[[Request], None] | None:
+        if capabilities.validate is not None:
             return self._validate
         return self._validate_names if self._signature.only_input is None else None
 
@@ -343,15 +345,15 @@ class StatefulBackend(Wrapper):
         example = None if make is None else make()
         if example is None:
             return None
-        signature, resize, on_each = self._signature, example.resize, example.infer_on_each
+        signature, resize, inner_infer_on_each = self._signature, example.resize, example.infer_on_each
 
         async def infer(batch: Batch) -> Sequence[Any]:
-            fed = self._feed(batch, self._store.read_initial)
-            return self._read(await example.infer(fed), fed).rows
+            fed_batch = self._make_fed_batch(batch, self._store.read_initial)
+            return self._read(await example.infer(fed_batch), fed_batch).rows
 
         async def infer_on_each(batch: Batch) -> None:
-            assert on_each is not None  # noqa: S101 - offered only where there is one
-            await on_each(self._feed(batch, self._store.read_initial))
+            assert inner_infer_on_each is not None  # noqa: S101 - offered only where there is one
+            await inner_infer_on_each(self._make_fed_batch(batch, self._store.read_initial))
 
         return ExampleInputs(
             signature.without_states(example.inputs),
@@ -359,7 +361,7 @@ class StatefulBackend(Wrapper):
             example.is_given,
             {name: axes for name, axes in example.free_axes.items() if not signature.is_state(name)},
             None if resize is None else lambda size: signature.without_states(resize(size)),
-            None if on_each is None else infer_on_each,
+            None if inner_infer_on_each is None else infer_on_each,
             example.exclusive,
         )
 
@@ -413,17 +415,17 @@ def _kind_of(inputs: Any) -> Hashable:
     return tuple((name, value.shape, value.dtype) for name, value in inputs.items())
 
 
-def _never() -> int:
+def _no_changes() -> int:
     return 0
 
 
-async def _turn(store: StateStore, step: Step) -> None:
-    woken = asyncio.get_running_loop().create_future()
+async def _wait_for_turn(store: StateStore, step: Step) -> None:
+    waiter = asyncio.get_running_loop().create_future()
     with store.lock:
         if not step.pending:
             return
-        step.waiter = woken
-    await woken
+        step.waiter = waiter
+    await waiter
 
 
 def _end(store: StateStore, step: Step) -> None:

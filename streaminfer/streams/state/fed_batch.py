@@ -50,7 +50,7 @@ class FedBatch(Batch):
     """
 
     __slots__ = (
-        *("_batch", "_contexts", "_fed", "_lengths", "_only_input", "_read_states"),
+        *("_batch", "_contexts", "_inputs", "_lengths", "_only_input", "_read_states"),
         *("ends", "is_part", "states", "whole_outputs"),
     )
 
@@ -69,7 +69,7 @@ class FedBatch(Batch):
         self._read_states = read_states
         self._contexts = contexts
         self._only_input = only_input
-        self._fed: dict[str, Any] | None = None
+        self._inputs: dict[str, Any] | None = None
         self.ends: dict[str, Array] = {}
         self.whole_outputs = whole_outputs
         self.is_part = batch.is_part  # type: ignore[misc] # a constant of each other class of batches
@@ -84,27 +84,29 @@ class FedBatch(Batch):
     @property
     def inputs(self) -> Mapping[str, Any]:
         """Inputs of the model by name."""
-        if self._fed is None:
-            given = self._batch.inputs
-            if isinstance(given, np.ndarray) and self._only_input is not None:
-                given = {self._only_input: given}
-            elif not isinstance(given, Mapping):
+        if self._inputs is None:
+            arrays = self._batch.inputs
+            if isinstance(arrays, np.ndarray) and self._only_input is not None:
+                arrays = {self._only_input: arrays}
+            elif not isinstance(arrays, Mapping):
                 raise BackendError(
-                    f"expected a batch of stacked arrays by name of the input, got {type(given).__name__}; a batcher "
+                    f"expected a batch of stacked arrays by name of the input, got {type(arrays).__name__}; a batcher "
                     "in front of a StatefulBackend needs stack=True"
                 )
             size = self._batch.size
             self.states = states = self._read_states(size)
-            fed = {**given, **states.arrays}
-            for position, told in enumerate(self._lengths):
-                if told is not None and states.lengths is not None:
-                    known = [lengths[position] for lengths in states.lengths]
-                    fed[told[0]] = np.array(known + known[-1:] * (size - len(known)), told[1])
+            inputs = {**arrays, **states.arrays}
+            for position, lengths_input in enumerate(self._lengths):
+                if lengths_input is not None and states.lengths is not None:
+                    row_lengths = [lengths[position] for lengths in states.lengths]
+                    inputs[lengths_input[0]] = np.array(
+                        row_lengths + row_lengths[-1:] * (size - len(row_lengths)), lengths_input[1]
+                    )
             for context in self._contexts:
-                joined = join(fed[context.name], given[context.name], context.axis)
-                fed[context.name], self.ends[context.name] = joined, end_of(joined, context.axis, context.length)
-            self._fed = fed
-        return self._fed
+                joined = join(inputs[context.name], arrays[context.name], context.axis)
+                inputs[context.name], self.ends[context.name] = joined, end_of(joined, context.axis, context.length)
+            self._inputs = inputs
+        return self._inputs
 
     def left(self, now_ns: int) -> Sequence[int]:
         """Return the rows whose callers wait no longer."""
@@ -148,8 +150,8 @@ class PartOfBatch(Batch):
 
     def left(self, now_ns: int) -> Sequence[int]:
         """Return the rows whose callers wait no longer."""
-        gone = set(self._batch.left(now_ns))
-        return [row for row, position in enumerate(self._positions) if position in gone]
+        abandoned = set(self._batch.left(now_ns))
+        return [row for row, position in enumerate(self._positions) if position in abandoned]
 
     def again(self) -> "PartOfBatch":
         """Return the same rows of the batch for another attempt."""

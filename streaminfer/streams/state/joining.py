@@ -36,19 +36,19 @@ def end_of(array: Array, axis: int, length: int) -> Array:
     """Return a copy of the last entries along an axis."""
     end: Array = array[(*(slice(None),) * axis, slice(array.shape[axis] - length, None))]
     copied, outer = np.empty(end.shape, array.dtype), math.prod(array.shape[:axis])
-    run, kept = (_run_of(one, array.shape, axis, outer) for one in (array, copied))
-    if not run or not kept:
+    run, end_run = (_run_of(one, array.shape, axis, outer) for one in (array, copied))
+    if not run or not end_run:
         return end.copy()
     numbers, words = list(range(outer)), array.reshape(-1).view(_WORD)
-    source = Rows(words[run - kept :], run, 0, 1, kept)
-    Rows(copied.reshape(-1).view(_WORD), kept, 0, 1, kept).copy_from(source, numbers, numbers)
+    source = Rows(words[run - end_run :], run, 0, 1, end_run)
+    Rows(copied.reshape(-1).view(_WORD), end_run, 0, 1, end_run).copy_from(source, numbers, numbers)
     return copied
 
 
 def _run_of(array: Array, shape: tuple[int, ...], axis: int, outer: int) -> int:
     """Return the words of a run along an axis; 0: a run is not whole words, or the array cannot be copied this way."""
-    others = array.shape[:axis] == shape[:axis] and array.shape[axis + 1 :] == shape[axis + 1 :]
-    if not others or not outer or not array.flags.c_contiguous or not array.flags.aligned or array.dtype.hasobject:
+    is_aligned = array.shape[:axis] == shape[:axis] and array.shape[axis + 1 :] == shape[axis + 1 :]
+    if not is_aligned or not outer or not array.flags.c_contiguous or not array.flags.aligned or array.dtype.hasobject:
         return 0
     words, rest = divmod(array.nbytes // outer, _WORD.itemsize)
     return 0 if rest else words

@@ -150,10 +150,10 @@ class StateTensor:
             return self.initial
         if stream_id is None:
             return np.zeros(self.with_length(self.shape, 0), self.dtype)
-        given = np.asarray(self.initial(stream_id))
-        if given.dtype != self.dtype or not self.fits_row(given.shape):
+        initial_value = np.asarray(self.initial(stream_id))
+        if initial_value.dtype != self.dtype or not self.fits_row(initial_value.shape):
             raise ValueError(
                 f"initial[{self.name!r}]: expected {self.dtype}{list(self.shape)} for stream {stream_id!r}, "
-                f"got {given.dtype}{list(given.shape)}"
+                f"got {initial_value.dtype}{list(initial_value.shape)}"
             )
-        return given
+        return initial_value

@@ -63,9 +63,9 @@ def _read_columns(
         value: Any = results.get(tensor.output)
         if not _is_array(value) or not tensor.fits(value, (rows, size)):
             raise _misfit(tensor, tensor.batch_shape(size), value, source)
-        states[tensor.name] = _kept(value)
-    written = {tensor.output for tensor in tensors}
-    columns = {name: value for name, value in results.items() if name not in written}
+        states[tensor.name] = _read_only(value)
+    state_outputs = {tensor.output for tensor in tensors}
+    columns = {name: value for name, value in results.items() if name not in state_outputs}
     for name, column in columns.items():
         is_column = isinstance(column, list) or (isinstance(column, np.ndarray) and column.ndim > 0)
         length = len(column) if is_column else -1
@@ -77,15 +77,15 @@ def _read_columns(
     if len(columns) == 1:
         only = next(iter(columns.values()))
         return Outputs(list(only[:rows]), states, (), _size(states, tensors, size))
-    named = named_rows(list(columns), [column[:rows] for column in columns.values()], rows)
-    return Outputs(named, states, (), _size(states, tensors, size))
+    row_results = named_rows(list(columns), [column[:rows] for column in columns.values()], rows)
+    return Outputs(row_results, states, (), _size(states, tensors, size))
 
 
 def _read_rows(results: Sequence[Any], tensors: Sequence[StateTensor], size: int, source: str) -> Outputs:
     failed = [row for row, result in enumerate(results) if isinstance(result, BaseException)]
-    good = next((result for result in results if not isinstance(result, BaseException)), None)
+    succeeded = next((result for result in results if not isinstance(result, BaseException)), None)
     states: dict[str, Array] = {}
-    written = {tensor.output for tensor in tensors}
+    state_outputs = {tensor.output for tensor in tensors}
     for result in results:
         if not isinstance(result, (Mapping, BaseException)):
             raise BackendError(
@@ -95,21 +95,21 @@ def _read_rows(results: Sequence[Any], tensors: Sequence[StateTensor], size: int
     for tensor in tensors:
         values = []
         for result in results:
-            shown = good if isinstance(result, BaseException) else result
-            value = np.zeros(tensor.shape, tensor.dtype) if shown is None else shown.get(tensor.output)
+            substitute = succeeded if isinstance(result, BaseException) else result
+            value = np.zeros(tensor.shape, tensor.dtype) if substitute is None else substitute.get(tensor.output)
             if isinstance(value, np.generic):
                 value = np.asarray(value)  # a scalar state of one row is not an array
             if not isinstance(value, np.ndarray) or not tensor.fits(np.expand_dims(value, tensor.axis), (1,)):
                 raise _misfit(tensor, tensor.shape, value, source)
             values.append(value)
-        states[tensor.name] = _kept(np.stack(values, axis=tensor.axis))
-    kept = [
+        states[tensor.name] = _read_only(np.stack(values, axis=tensor.axis))
+    without_states = [
         result
         if isinstance(result, BaseException)
-        else {name: value for name, value in result.items() if name not in written}
+        else {name: value for name, value in result.items() if name not in state_outputs}
         for result in results
     ]
-    rows = [next(iter(row.values())) if isinstance(row, dict) and len(row) == 1 else row for row in kept]
+    rows = [next(iter(row.values())) if isinstance(row, dict) and len(row) == 1 else row for row in without_states]
     return Outputs(rows, states, failed, _size(states, tensors, size))
 
 
@@ -117,13 +117,13 @@ def _size(states: Mapping[str, Array], tensors: Sequence[StateTensor], size: int
     return size if all(states[tensor.name].shape[tensor.axis] == size for tensor in tensors) else -1
 
 
-def _kept(value: Array) -> Array:
+def _read_only(value: Array) -> Array:
     """Return a read-only view: the next step may read it as its input, and may fail."""
     if not isinstance(value, np.ndarray):
         return value  # on a device
-    kept = np.ascontiguousarray(value).view()
-    kept.flags.writeable = False
-    return kept
+    view = np.ascontiguousarray(value).view()
+    view.flags.writeable = False
+    return view
 
 
 def _is_array(value: Any) -> bool:
@@ -132,8 +132,8 @@ def _is_array(value: Any) -> bool:
 
 
 def _misfit(tensor: StateTensor, shape: tuple[int, ...], value: Any, source: str) -> BackendError:
-    came = f"{value.dtype}{list(value.shape)}" if _is_array(value) else type(value).__name__
+    received = f"{value.dtype}{list(value.shape)}" if _is_array(value) else type(value).__name__
     return BackendError(
         f"{source}: output {tensor.output!r}: expected {tensor.dtype}{list(shape)}, as input {tensor.name!r} reads it, "
-        f"got {came}"
+        f"got {received}"
     )

@@ -33,8 +33,8 @@ _HEAD = struct.Struct("<8sHII")
 
 def write_record(states: Mapping[str, Array], fingerprint: str | None) -> bytes:
     """Return states by name as a record."""
-    named = [[name, array.dtype.str, array.shape] for name, array in states.items()]
-    header = json.dumps({"fingerprint": fingerprint, "states": named}).encode()
+    entries = [[name, array.dtype.str, array.shape] for name, array in states.items()]
+    header = json.dumps({"fingerprint": fingerprint, "states": entries}).encode()
     body = b"".join((header, *(array.tobytes() for array in states.values())))
     return _HEAD.pack(_MAGIC, _VERSION, zlib.crc32(body), len(header)) + body
 
@@ -63,27 +63,27 @@ def read_record(record: object, tensors: Sequence[StateTensor], fingerprint: str
         raise InvalidInput("state: the checksum differs: the record was cut short or altered")
     try:
         header = json.loads(body[:size])
-        written_by = header["fingerprint"]
-        named = [(name, dtype, tuple(map(_as_size, shape))) for name, dtype, shape in header["states"]]
+        recorded = header["fingerprint"]
+        entries = [(name, dtype, tuple(map(_as_size, shape))) for name, dtype, shape in header["states"]]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise InvalidInput(f"state: the header of the record is malformed ({error!r})") from error
-    if written_by != fingerprint:
+    if recorded != fingerprint:
         raise InvalidInput(
-            f"state: expected one of this model (fingerprint {fingerprint}), got one of another ({written_by}): "
+            f"state: expected one of this model (fingerprint {fingerprint}), got one of another ({recorded}): "
             "a state means nothing to another model"
         )
     expected = [(tensor.name, tensor.dtype.str, tensor.shape) for tensor in tensors]
-    if [entry[:2] for entry in named] != [entry[:2] for entry in expected] or not all(
-        tensor.fits_row(shape) for tensor, (_, _, shape) in zip(tensors, named, strict=True)
+    if [entry[:2] for entry in entries] != [entry[:2] for entry in expected] or not all(
+        tensor.fits_row(shape) for tensor, (_, _, shape) in zip(tensors, entries, strict=True)
     ):
-        raise InvalidInput(f"state: expected the states {expected}, got {named}")
-    counts = [int(np.prod(shape, dtype=int)) for _, _, shape in named]
+        raise InvalidInput(f"state: expected the states {expected}, got {entries}")
+    counts = [int(np.prod(shape, dtype=int)) for _, _, shape in entries]
     needed = sum(count * tensor.dtype.itemsize for tensor, count in zip(tensors, counts, strict=True))
     if len(body) != size + needed:
         raise InvalidInput(f"state: expected {needed} bytes, got {len(body) - size}")
     states: dict[str, Array] = {}
     offset = size
-    for tensor, count, (_, _, shape) in zip(tensors, counts, named, strict=True):
+    for tensor, count, (_, _, shape) in zip(tensors, counts, entries, strict=True):
         states[tensor.name] = np.frombuffer(body, tensor.dtype, count, offset).reshape(shape)
         offset += count * tensor.dtype.itemsize
     return states

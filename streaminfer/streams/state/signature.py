@@ -47,7 +47,7 @@ class StateSignature:
 
     def __init__(
         self,
-        offered: Capabilities,
+        capabilities: Capabilities,
         example: ExampleInputs | None,
         *,
         state: Mapping[str, str],
@@ -61,13 +61,13 @@ class StateSignature:
         if not state or len(set(state.values())) < len(state):
             raise ValueError(expected("state", f"{names}, each once", state))
         self.state = dict(state)
-        if offered.model_tensors is not None and (model := offered.model_tensors()) is not None:
+        if capabilities.model_tensors is not None and (model := capabilities.model_tensors()) is not None:
             _check_known("inputs", model.inputs, state)
             _check_known("outputs", model.outputs, state.values())
-        self._axes = offered.batch_axes
+        self._axes = capabilities.batch_axes
         self._initial: Mapping[str, Any] = _mapping("initial", initial)
-        self._known: Mapping[str, Any] = (
-            example.inputs if example is not None and isinstance(example.inputs, Mapping) else _NOTHING
+        self._example: Mapping[str, Any] = (
+            example.inputs if example is not None and isinstance(example.inputs, Mapping) else _EMPTY
         )
         self._free = {} if example is None else example.free_axes
         context = _mapping("context", context)
@@ -75,36 +75,38 @@ class StateSignature:
             if name not in state and name not in context:
                 raise ValueError(expected("initial", f"states ({', '.join(map(repr, (*state, *context)))})", name))
         self._growing: Mapping[str, Growing] = _mapping("growing", growing)
-        for name, grown in self._growing.items():
+        for name, growth in self._growing.items():
             if name not in state:
                 raise ValueError(expected("growing", f"states ({', '.join(map(repr, state))})", name))
-            check_instance(f"growing[{name!r}]", grown, lambda it: isinstance(it, Growing), "a Growing")
+            check_instance(f"growing[{name!r}]", growth, lambda it: isinstance(it, Growing), "a Growing")
         self.written = [self._tensor(name, output) for name, output in state.items()]
         self.contexts: list[Context] = []
-        ends = [self._add_context(name, given) for name, given in context.items()]
+        ends = [self._add_context(name, extent) for name, extent in context.items()]
         self.tensors = [*self.written, *ends]
         self.state_outputs = frozenset(state.values())
         self.lengths = [
-            None if (told := self._growing[tensor.name].lengths) is None else (told, self._lengths_dtype(told))
+            None
+            if (lengths_input := self._growing[tensor.name].lengths) is None
+            else (lengths_input, self._lengths_dtype(lengths_input))
             for tensor in self.written
             if tensor.grows is not None
         ]
-        told_lengths = [told for told in self.lengths if told is not None]
-        self._own = frozenset((*state, *(name for name, _ in told_lengths)))
-        brought = [name for name in {**self._known, **self._axes} if name not in self._own]
-        self.only_input = brought[0] if len(brought) == 1 else None
+        lengths_inputs = [lengths_input for lengths_input in self.lengths if lengths_input is not None]
+        self._state_inputs = frozenset((*state, *(name for name, _ in lengths_inputs)))
+        request_inputs = [name for name in {**self._example, **self._axes} if name not in self._state_inputs]
+        self.only_input = request_inputs[0] if len(request_inputs) == 1 else None
         self.batch_axes: Mapping[str, int] = MappingProxyType(
-            {name: axis for name, axis in self._axes.items() if name not in self._own}
+            {name: axis for name, axis in self._axes.items() if name not in self._state_inputs}
         )
         self._templates = {
             **{tensor.name: np.zeros(tensor.with_length(tensor.shape, 1), tensor.dtype) for tensor in self.written},
-            **{name: np.zeros((), dtype) for name, dtype in told_lengths},
+            **{name: np.zeros((), dtype) for name, dtype in lengths_inputs},
         }
         self._ends = {tensor.name: np.zeros(tensor.shape, tensor.dtype) for tensor in ends}
 
     def is_state(self, name: str) -> bool:
         """Return whether an input comes from the stream and not from the request."""
-        return name in self._own
+        return name in self._state_inputs
 
     def with_states(self, inputs: Any) -> Mapping[str, Any]:
         """Return the inputs of the model for one request, with zeros for states and contexts.
@@ -116,12 +118,12 @@ class StateSignature:
         if not isinstance(inputs, Mapping):
             inputs = {self.only_input: inputs}
         for name in inputs:
-            if name in self._own:
+            if name in self._state_inputs:
                 raise InvalidInput(f"input {name!r}: expected no state, which the stream has; leave it out")
-        shown = {**inputs, **self._templates}
+        model_inputs = {**inputs, **self._templates}
         for context in self.contexts:
-            shown[context.name] = self._joined(context, inputs.get(context.name))
-        return shown
+            model_inputs[context.name] = self._joined(context, inputs.get(context.name))
+        return model_inputs
 
     def check_names(self, inputs: Any) -> None:
         """Check that the inputs of a request have names, unless requests are known to have only one input.
@@ -134,18 +136,18 @@ class StateSignature:
 
     def without_states(self, inputs: Mapping[str, Any]) -> Any:
         """Return the inputs of a request, from an example with all inputs of the model."""
-        left = {name: value for name, value in inputs.items() if name not in self._own}
+        request_inputs = {name: value for name, value in inputs.items() if name not in self._state_inputs}
         for context in self.contexts:
             axis = self._axis_in_row(context)
-            value = np.asarray(left[context.name])
+            value = np.asarray(request_inputs[context.name])
             if axis not in self._free.get(context.name, ()):
                 value = value[(*(slice(None),) * axis, slice(context.length, None))]
-            left[context.name] = value
-        return left if self.only_input is None else left[self.only_input]
+            request_inputs[context.name] = value
+        return request_inputs if self.only_input is None else request_inputs[self.only_input]
 
     def tensors_of_requests(self, model: ModelTensors) -> ModelTensors:
         """Return the tensors of requests and responses, from those of the model."""
-        inputs = [self._without_context(spec) for spec in model.inputs if spec.name not in self._own]
+        inputs = [self._without_context(spec) for spec in model.inputs if spec.name not in self._state_inputs]
         outputs = [spec for spec in model.outputs if spec.name not in self.state_outputs]
         return model._replace(inputs=inputs, outputs=outputs, takes_one_array=self.only_input is not None)
 
@@ -159,14 +161,20 @@ class StateSignature:
     def _joined(self, context: Context, chunk: Any) -> Array:
         before = self._ends[context.name]
         axis = self._axis_in_row(context)
-        whole = None if axis in self._free.get(context.name, ()) else np.shape(self._known[context.name])
-        size = "?" if not whole else whole[axis] - context.length
-        if not isinstance(chunk, np.ndarray) or chunk.ndim != before.ndim or (whole and chunk.shape[axis] != size):
+        example_shape = None if axis in self._free.get(context.name, ()) else np.shape(self._example[context.name])
+        size = "?" if not example_shape else example_shape[axis] - context.length
+        if (
+            not isinstance(chunk, np.ndarray)
+            or chunk.ndim != before.ndim
+            or (example_shape and chunk.shape[axis] != size)
+        ):
             shape = list(before.shape)
-            came = f"{chunk.dtype}{list(chunk.shape)}" if isinstance(chunk, np.ndarray) else repr(type(chunk).__name__)
+            received = (
+                f"{chunk.dtype}{list(chunk.shape)}" if isinstance(chunk, np.ndarray) else repr(type(chunk).__name__)
+            )
             raise InvalidInput(
                 f"input {context.name!r}: expected {before.dtype}{[*shape[:axis], size, *shape[axis + 1 :]]} (the "
-                f"{context.length} before are the stream's), got {came}"
+                f"{context.length} before are the stream's), got {received}"
             )
         try:
             return np.concatenate((before.astype(chunk.dtype, copy=False), chunk), axis=axis)
@@ -177,52 +185,52 @@ class StateSignature:
         return context.axis - (context.axis > self._axes.get(context.name, 0))
 
     def _tensor(self, name: str, output: str) -> StateTensor:
-        grown = self._growing.get(name)
+        growth = self._growing.get(name)
         free = self._free.get(name, ())
-        known = self._known.get(name)
+        example = self._example.get(name)
         initial = self._initial.get(name)
-        if known is None or (free and (grown is None or len(free) > 1)):
-            known = initial
-        if known is None or callable(known):
+        if example is None or (free and (growth is None or len(free) > 1)):
+            example = initial
+        if example is None or callable(example):
             raise ValueError(
-                f"initial: expected an array for state {name!r}, got {'none' if known is None else 'a function'}: "
+                f"initial: expected an array for state {name!r}, got {'none' if example is None else 'a function'}: "
                 "the backend does not know shape and type of this state"
             )
-        like = np.asarray(known)
-        if grown is None:
-            return self._make(name, output, like.shape, like.dtype, initial)
-        if not -like.ndim <= grown.axis < like.ndim:
-            raise ValueError(expected(f"growing[{name!r}]", f"an axis of {like.ndim} dimensions", grown.axis))
-        axis = grown.axis % like.ndim
-        shape = (*like.shape[:axis], grown.max_length, *like.shape[axis + 1 :])
-        return self._make(name, output, shape, like.dtype, initial, axis)
+        template = np.asarray(example)
+        if growth is None:
+            return self._make(name, output, template.shape, template.dtype, initial)
+        if not -template.ndim <= growth.axis < template.ndim:
+            raise ValueError(expected(f"growing[{name!r}]", f"an axis of {template.ndim} dimensions", growth.axis))
+        axis = growth.axis % template.ndim
+        shape = (*template.shape[:axis], growth.max_length, *template.shape[axis + 1 :])
+        return self._make(name, output, shape, template.dtype, initial, axis)
 
     def _lengths_dtype(self, name: str) -> np.dtype[Any]:
-        known = self._known.get(name)
-        return np.dtype(np.int64) if known is None else np.asarray(known).dtype
+        example = self._example.get(name)
+        return np.dtype(np.int64) if example is None else np.asarray(example).dtype
 
-    def _add_context(self, name: str, given: Any) -> StateTensor:
+    def _add_context(self, name: str, extent: Any) -> StateTensor:
         argument = f"context[{name!r}]"
         if name in self.state:
             raise ValueError(expected("context", "inputs that are no state", name))
-        known = self._known.get(name)
-        if known is None:
+        example = self._example.get(name)
+        if example is None:
             raise ValueError(f"{argument}: expected an input whose shape the backend knows, got none of it")
-        like = np.asarray(known)
-        length, axis = given if isinstance(given, tuple) and len(given) == 2 else (given, -1)
+        template = np.asarray(example)
+        length, axis = extent if isinstance(extent, tuple) and len(extent) == 2 else (extent, -1)
         check_count(argument, length)
-        if not isinstance(axis, int) or not -like.ndim <= axis < like.ndim:
-            raise ValueError(expected(argument, f"an axis of {like.ndim} dimensions", axis))
-        axis %= like.ndim
+        if not isinstance(axis, int) or not -template.ndim <= axis < template.ndim:
+            raise ValueError(expected(argument, f"an axis of {template.ndim} dimensions", axis))
+        axis %= template.ndim
         free = self._free.get(name, ())
         if any(other != axis for other in free):
             raise ValueError(expected(argument, "an input whose other sizes the model states", free))
-        if axis not in free and like.shape[axis] <= length:
-            raise ValueError(expected(argument, f"less than the {like.shape[axis]} that the model reads", length))
+        if axis not in free and template.shape[axis] <= length:
+            raise ValueError(expected(argument, f"less than the {template.shape[axis]} that the model reads", length))
         batch_axis = self._axes.get(name, 0)
         self.contexts.append(Context(name, length, axis + (axis >= batch_axis)))
-        shape = (*like.shape[:axis], length, *like.shape[axis + 1 :])
-        return self._make(name, "", shape, like.dtype, self._initial.get(name))
+        shape = (*template.shape[:axis], length, *template.shape[axis + 1 :])
+        return self._make(name, "", shape, template.dtype, self._initial.get(name))
 
     def _make(
         self,
@@ -248,7 +256,7 @@ class StateSignature:
         return attrs.evolve(tensor, initial=initial)
 
 
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
+_EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
 def _mapping(argument: str, value: Any) -> Mapping[str, Any]:

@@ -26,11 +26,11 @@ __all__ = ["StateStore", "States"]
 Array = NDArray[Any]
 
 _POOL_BYTES = 1 << 30
-_POOLED_FROM = 1 << 20
+_MIN_POOLED_BYTES = 1 << 20
 """Bytes from which the memory of gathered states is reused: ``malloc`` gets such blocks from the system each time."""
 
 
-_Moves = list[tuple[Block | None, list[int], list[int]]]
+_Sources = list[tuple[Block | None, list[int], list[int]]]
 _Values = list[tuple[int, Mapping[str, Array]]]
 
 
@@ -65,7 +65,7 @@ class StateStore:
         sticky: batches that read the outputs of an earlier batch.
     """
 
-    def __init__(self, tensors: Sequence[StateTensor], max_streams: int, keep: int) -> None:
+    def __init__(self, tensors: Sequence[StateTensor], max_streams: int, max_blocks: int) -> None:
         self.lock = threading.RLock()  # its holder may garbage-collect a coroutine, which ends a step under the lock
         self.table = StreamTable(max_streams)
         self.gathers = 0
@@ -73,7 +73,7 @@ class StateStore:
         self.sticky = 0
         self._tensors = tensors
         self._growing = [tensor for tensor in tensors if tensor.grows is not None]
-        self._keep = keep
+        self._max_blocks = max_blocks
         self._arena: dict[str, Array] = {}
         self._slots: dict[str, Rows] = {}  # of the arena
         self._reserve()
@@ -131,32 +131,32 @@ class StateStore:
         """
         if before.lengths is None:
             return None
-        grown = []
+        growth = []
         for tensor in self._growing:
-            length, given = _length(tensor, after[tensor.name]), _length(tensor, before.arrays[tensor.name])
-            if length < given:  # it is not known which entries were dropped
+            length, prior = _length(tensor, after[tensor.name]), _length(tensor, before.arrays[tensor.name])
+            if length < prior:  # it is not known which entries were dropped
                 raise BackendError(
-                    f"output {tensor.output!r}: expected at least the {given} entries of {tensor.name!r}, got {length}"
+                    f"output {tensor.output!r}: expected at least the {prior} entries of {tensor.name!r}, got {length}"
                 )
-            grown.append((length - given, _most(tensor)))
+            growth.append((length - prior, _max_length(tensor)))
         return [
-            tuple(min(length + more, most) for length, (more, most) in zip(lengths, grown, strict=True))
+            tuple(min(length + added, limit) for length, (added, limit) in zip(lengths, growth, strict=True))
             for lengths in before.lengths
         ]
 
     def is_input(self, arrays: Mapping[str, Array]) -> bool:
         """Return whether outputs can be the next input unchanged: no state has grown beyond its ``max_length``."""
-        return all(_length(tensor, arrays[tensor.name]) <= _most(tensor) for tensor in self._growing)
+        return all(_length(tensor, arrays[tensor.name]) <= _max_length(tensor) for tensor in self._growing)
 
     def bytes_in_use(self) -> int:
         """Return the bytes of all states; kept outputs count as a whole. The caller holds the lock."""
-        kept: int = sum(
+        block_bytes: int = sum(
             math.prod(block.arrays[tensor.name].shape) * tensor.dtype.itemsize
             for block in self.table.blocks
             for tensor in self._tensors
         )
-        rows = self.table.slots_in_use + self.table.given
-        return rows * sum(tensor.nbytes for tensor in self._tensors) + kept
+        rows = self.table.slots_in_use + self.table.imported
+        return rows * sum(tensor.nbytes for tensor in self._tensors) + block_bytes
 
     def clear(self) -> None:
         """Forget every stream and free the memory."""
@@ -172,10 +172,10 @@ class StateStore:
     def _gather(self, places: Places, size: int) -> States:
         lengths = places.lengths
         values: list[tuple[int, Mapping[str, Array]]] = []
-        for row, stream_id, given in places.others:
-            known = given or {tensor.name: tensor.initial_of(stream_id) for tensor in self._tensors}
-            values.append((row, known))
-            lengths[row] = tuple(_length_of_row(tensor, known[tensor.name]) for tensor in self._growing)
+        for row, stream_id, imported in places.others:
+            state = imported or {tensor.name: tensor.initial_of(stream_id) for tensor in self._tensors}
+            values.append((row, state))
+            lengths[row] = tuple(_length_of_row(tensor, state[tensor.name]) for tensor in self._growing)
         sizes = len(lengths), size
         arrays = {
             tensor.name: self._gather_one(tensor, places.sources, values, sizes)
@@ -185,14 +185,14 @@ class StateStore:
         }
         return States(arrays, lengths if self._growing else None)
 
-    def _gather_one(self, tensor: StateTensor, moves: _Moves, values: _Values, sizes: tuple[int, int]) -> Array:
+    def _gather_one(self, tensor: StateTensor, sources: _Sources, values: _Values, sizes: tuple[int, int]) -> Array:
         rows, size = sizes
-        batch = self._new(tensor, tensor.batch_shape(size))
+        batch = self._allocate(tensor, tensor.batch_shape(size))
         target = tensor.in_batch(batch)
-        for block, here, there in moves:
-            target.copy_from(self._source(tensor, block), here, there)
-        for row, known in values:
-            tensor.row_of(batch, row)[...] = known[tensor.name]
+        for block, source_rows, rows_of_batch in sources:
+            target.copy_from(self._source(tensor, block), source_rows, rows_of_batch)
+        for row, state in values:
+            tensor.row_of(batch, row)[...] = state[tensor.name]
         for row in range(rows, size):
             tensor.row_of(batch, row)[...] = tensor.row_of(batch, rows - 1)
         return batch
@@ -203,19 +203,19 @@ class StateStore:
         return tensor.in_batch(np.ascontiguousarray(block.arrays[tensor.name]))
 
     def _gather_growing(
-        self, tensor: StateTensor, moves: _Moves, values: _Values, all_lengths: list[Any], size: int
+        self, tensor: StateTensor, locations: _Sources, values: _Values, all_lengths: list[Any], size: int
     ) -> Array:
         """Gather rows of different lengths: zeros first, the valid entries at the end."""
         position = self._growing.index(tensor)
         lengths = [lengths[position] for lengths in all_lengths]
         longest = max(lengths)
         shape = tensor.with_length(tensor.shape, longest)
-        batch = self._new(tensor, (*shape[: tensor.axis], size, *shape[tensor.axis :]))
+        batch = self._allocate(tensor, (*shape[: tensor.axis], size, *shape[tensor.axis :]))
         sources: dict[int, Array] = {row: known[tensor.name] for row, known in values}
-        for block, here, there in moves:
-            kept = self._arena_of(tensor) if block is None else np.asarray(block.arrays[tensor.name])
+        for block, source_rows, rows_of_batch in locations:
+            array = self._arena_of(tensor) if block is None else np.asarray(block.arrays[tensor.name])
             view = tensor.row_in_arena if block is None else tensor.row_of
-            sources.update((row, view(kept, source)) for source, row in zip(here, there, strict=True))
+            sources.update((row, view(array, source)) for source, row in zip(source_rows, rows_of_batch, strict=True))
         for row in range(size):
             known = min(row, len(lengths) - 1)
             length, target = lengths[known], tensor.row_of(batch, row)
@@ -228,7 +228,7 @@ class StateStore:
         """Move the states of the oldest blocks to the arena."""
         while True:
             with self.lock:
-                work = self.table.take_back(self._keep)
+                work = self.table.begin_write_back(self._max_blocks)
             if work is None:
                 return
             copied = False
@@ -239,23 +239,23 @@ class StateStore:
             finally:
                 with self.lock:
                     self.copied_rows += len(work.rows)
-                    self.table.taken_back(work, copied)
+                    self.table.end_write_back(work, copied)
 
     def _write_back_one(self, tensor: StateTensor, work: WriteBack) -> None:
-        kept = np.ascontiguousarray(work.block.arrays[tensor.name])
+        array = np.ascontiguousarray(work.block.arrays[tensor.name])
         if tensor.grows is None:
-            self._slots_of(tensor).copy_from(tensor.in_batch(kept), work.rows, work.slots)
+            self._slots_of(tensor).copy_from(tensor.in_batch(array), work.rows, work.slots)
             return
         arena = self._arena_of(tensor)
         position = self._growing.index(tensor)
         for row, slot in zip(work.rows, work.slots, strict=True):
             length = work.block.lengths[row][position]
             target = tensor.newest(tensor.row_in_arena(arena, slot), length)
-            target[...] = tensor.newest(tensor.row_of(kept, row), length)
+            target[...] = tensor.newest(tensor.row_of(array, row), length)
 
-    def _new(self, tensor: StateTensor, shape: tuple[int, ...]) -> Array:
-        large = math.prod(shape) * tensor.dtype.itemsize >= _POOLED_FROM
-        return self._pool.take(shape, tensor.dtype) if large else np.empty(shape, tensor.dtype)
+    def _allocate(self, tensor: StateTensor, shape: tuple[int, ...]) -> Array:
+        is_pooled = math.prod(shape) * tensor.dtype.itemsize >= _MIN_POOLED_BYTES
+        return self._pool.take(shape, tensor.dtype) if is_pooled else np.empty(shape, tensor.dtype)
 
     def _slots_of(self, tensor: StateTensor) -> Rows:
         slots = self._slots.get(tensor.name)
@@ -278,5 +278,5 @@ def _length_of_row(tensor: StateTensor, row: Array) -> int:
     return int(row.shape[tensor.grows or 0])
 
 
-def _most(tensor: StateTensor) -> int:
+def _max_length(tensor: StateTensor) -> int:
     return tensor.shape[tensor.grows or 0]

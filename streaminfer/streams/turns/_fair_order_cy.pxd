@@ -1,6 +1,6 @@
 cimport cython
 
-cdef double _MOST_KEPT
+cdef double _MAX_CREDIT
 
 @cython.final
 cdef class Turn:
@@ -8,7 +8,7 @@ cdef class Turn:
     cdef double _cost
     cdef double _start
     cdef double _finish
-    cdef double _idle_from
+    cdef double _queued_finish
     cdef bint _is_busy
     cdef public long denied
     cdef int _priority
@@ -17,7 +17,7 @@ cdef class Turn:
 
 cdef class FairOrder:
     cdef readonly list queued
-    cdef double _virtual
+    cdef double _virtual_time
     cdef long long _number
     cdef readonly Py_ssize_t count
 

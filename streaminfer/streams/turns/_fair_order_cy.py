@@ -35,7 +35,7 @@ from typing import Any
 
 __all__ = ["FairOrder", "Turn"]
 
-_MOST_KEPT = 8.0
+_MAX_CREDIT = 8.0
 """Most turns that a stream keeps behind the virtual time: enough for a weight of 8 beside many streams of 1."""
 
 
@@ -58,7 +58,7 @@ class Turn:
         self._start = 0.0
         self._finish = 0.0
         self.denied = 0
-        self._idle_from = 0.0  # the finish tag when it was queued
+        self._queued_finish = 0.0  # the finish tag when it was queued
         self._is_busy = False  # it was served and has had a next frame ever since
         self._priority = priority
         self._number = 0
@@ -78,7 +78,7 @@ class FairOrder:
 
     def __init__(self) -> None:
         self.queued: list[Turn] = []
-        self._virtual = 0.0
+        self._virtual_time = 0.0
         self._number = 0
         self.count = 0
 
@@ -94,14 +94,14 @@ class FairOrder:
         turn._is_queued = True
         self._number += 1
         turn._number = self._number
-        turn._start = self._virtual - turn._cost * turn.denied
+        turn._start = self._virtual_time - turn._cost * turn.denied
         if not continues:
             turn._is_busy = False
         elif turn._is_busy:
-            turn._start -= turn._cost * _MOST_KEPT
+            turn._start -= turn._cost * _MAX_CREDIT
         if turn._finish > turn._start:
             turn._start = turn._finish
-        turn._idle_from = turn._finish
+        turn._queued_finish = turn._finish
         heappush(self.queued, turn)
         self.count += 1
 
@@ -112,8 +112,8 @@ class FairOrder:
         turn: Turn = heappop(self.queued)
         turn._is_queued = False
         self.count -= 1
-        if turn._start > self._virtual:
-            self._virtual = turn._start
+        if turn._start > self._virtual_time:
+            self._virtual_time = turn._start
         return turn
 
     def charge(self, turn: Turn) -> None:
@@ -135,6 +135,6 @@ def _is_before(one: Turn, other: Turn) -> bool:
         return one._priority < other._priority
     if one._start != other._start:
         return one._start < other._start
-    if one._idle_from != other._idle_from:
-        return one._idle_from < other._idle_from
+    if one._queued_finish != other._queued_finish:
+        return one._queued_finish < other._queued_finish
     return one._number < other._number

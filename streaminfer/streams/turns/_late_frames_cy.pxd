@@ -4,32 +4,32 @@ from streaminfer.streams._live_stream_cy cimport Stream
 from streaminfer.streams._stream_cy cimport StreamResult, StreamState
 
 cdef double _NEWEST
-cdef double _SLOW
+cdef double _SLOW_FACTOR
 
 @cython.final
 cdef class LateFrames:
     cdef object _batch_ns
     cdef object _expected_ns
-    cdef bint _is_told
+    cdef bint _reports_batch_time
     cdef Py_ssize_t _max_in_flight
     cdef Py_ssize_t _workers
     cdef bint _has_limit
-    cdef double _took_ns
+    cdef double _mean_service_ns
     cdef long long _now_ns
     cdef long long _ends_ns
     cdef bint _is_behind
     cdef readonly long long next_end_ns
 
-    @cython.locals(rows=Py_ssize_t, frames=Py_ssize_t, turn=Turn, stream=Stream, state=StreamState, least_ns=cython.longlong)
-    cpdef Py_ssize_t look(self, list queued, Py_ssize_t room, long long now_ns, long long starts_ns, Py_ssize_t workers) except? -1
+    @cython.locals(rows=Py_ssize_t, frames=Py_ssize_t, turn=Turn, stream=Stream, state=StreamState, earliest_ns=cython.longlong)
+    cpdef Py_ssize_t estimate(self, list queued, Py_ssize_t room, long long now_ns, long long starts_ns, Py_ssize_t workers) except? -1
     cdef Py_ssize_t _rows_of(self, StreamState state) except? -1
     @cython.locals(
-        turn=Turn, stream=Stream, state=StreamState, rows=Py_ssize_t, least=Py_ssize_t, most=Py_ssize_t, ends_ns=cython.longlong
+        turn=Turn, stream=Stream, state=StreamState, rows=Py_ssize_t, low=Py_ssize_t, high=Py_ssize_t, ends_ns=cython.longlong
     )
     cdef Py_ssize_t _rows_in_time(self, list queued, Py_ssize_t room, long long starts_ns) except? -1
     @cython.locals(turn=Turn, stream=Stream)
-    cpdef read_on(self, list queued, long long now_ns)
+    cpdef release_sources(self, list queued, long long now_ns)
     cpdef update(self, object batch_ns, object expected_ns, Py_ssize_t workers)
-    cpdef learn(self, long long took_ns, bint is_in_time)
+    cpdef learn(self, long long service_ns, bint is_in_time)
     cpdef bint is_late(self, Stream stream) except -1
     cpdef bint is_denied(self, Stream stream, StreamResult result, long long now_ns) except -1

@@ -19,8 +19,8 @@ the batch after the next one, which is the first batch that this frame can join.
 If the service does not report how long a batch takes, the time of recent frames at the service replaces it: their mean,
 raised to the time of any frame that was too late.
 
-*Complexity.* `look` is O(waiting streams) but stops when the room is full; for one free worker of several it is
-O(n log n). `read_on` is O(waiting streams), and the cost per frame is O(1).
+*Complexity.* `estimate` is O(waiting streams) but stops when the room is full; for one free worker of several it is
+O(n log n). `release_sources` is O(waiting streams), and the cost per frame is O(1).
 
 One source, compiled with the C types of ``_late_frames_cy.pxd`` or run uncompiled. Not thread-safe: for one event loop.
 """
@@ -43,7 +43,7 @@ __all__ = ["LateFrames"]
 
 _NEWEST = 0.1
 """Weight of the newest frame in the mean time of frames at the service."""
-_SLOW = 1.25
+_SLOW_FACTOR = 1.25
 """Duration of a slow batch as a multiple of that mean."""
 
 
@@ -61,9 +61,9 @@ class LateFrames:
         self._batch_ns: Callable[[int], int | None] | None = None
         self._expected_ns: Callable[[int], int] | None = None
         self._workers = 1
-        self._is_told = False  # the service reports how long a batch takes
+        self._reports_batch_time = False  # the service reports how long a batch takes
         self._max_in_flight = settings.max_in_flight
-        self._took_ns = 0.0  # mean time of a frame at the service, if the service reports none; 0: not known
+        self._mean_service_ns = 0.0  # mean time of a frame at the service, if the service reports none; 0: not known
         self._has_limit = settings.max_age_ns > 0
         self._now_ns = 0
         self._ends_ns = 0  # end of a slow batch that begins next
@@ -86,7 +86,7 @@ class LateFrames:
         """
         self._batch_ns, self._expected_ns, self._workers = batch_ns, expected_ns, workers
 
-    def look(self, queued: list[Turn], room: int, now_ns: int, starts_ns: int, workers: int) -> int:
+    def estimate(self, queued: list[Turn], room: int, now_ns: int, starts_ns: int, workers: int) -> int:
         """Estimate when the next batch ends, and whether frames pile up; return how many frames to send.
 
         Args:
@@ -104,26 +104,26 @@ class LateFrames:
         if not self._has_limit or room <= 0:
             return room
         rows = frames = 0
-        least_ns = NEVER_NS
+        earliest_ns = NEVER_NS
         for turn in queued:
             stream = turn.owner
             state = stream.state
             rows += self._rows_of(state)
             frames += state.waiting
-            least_ns = min(least_ns, state.last_deadline_ns())
+            earliest_ns = min(earliest_ns, state.last_deadline_ns())
             if rows > room:
                 break
         self._is_behind = rows > room or frames >= 2 * rows
-        takes_ns = None
+        batch_ns = None
         if self._batch_ns is not None:
-            takes_ns = self._batch_ns(room if rows > room else max(1, -(-rows // workers)))
-        self._is_told = takes_ns is not None
-        takes_ns = int(_SLOW * self._took_ns) if takes_ns is None else takes_ns
-        self._ends_ns = max(now_ns, starts_ns) + takes_ns
-        if self._is_told and least_ns < self._ends_ns and workers == 1 < self._workers:
+            batch_ns = self._batch_ns(room if rows > room else max(1, -(-rows // workers)))
+        self._reports_batch_time = batch_ns is not None
+        batch_ns = int(_SLOW_FACTOR * self._mean_service_ns) if batch_ns is None else batch_ns
+        self._ends_ns = max(now_ns, starts_ns) + batch_ns
+        if self._reports_batch_time and earliest_ns < self._ends_ns and workers == 1 < self._workers:
             room = self._rows_in_time(queued, room, max(now_ns, starts_ns))
             self._is_behind = self._is_behind or rows > room
-        self.next_end_ns = self._ends_ns + takes_ns
+        self.next_end_ns = self._ends_ns + batch_ns
         return room
 
     def _rows_of(self, state: StreamState) -> int:
@@ -138,33 +138,33 @@ class LateFrames:
             state = stream.state
             deadlines_ns += [state.last_deadline_ns()] * self._rows_of(state)
         deadlines_ns.sort(reverse=True)
-        least, most = 0, min(len(deadlines_ns), room)
-        while least < most:
-            rows = (least + most + 1) // 2
+        low, high = 0, min(len(deadlines_ns), room)
+        while low < high:
+            rows = (low + high + 1) // 2
             ends_ns = starts_ns + self._batch_ns(rows)  # type: ignore[misc,operator]
             if deadlines_ns[rows - 1] >= ends_ns:
-                least, self._ends_ns = rows, ends_ns
+                low, self._ends_ns = rows, ends_ns
             else:
-                most = rows - 1
-        return least or room
+                high = rows - 1
+        return low or room
 
-    def read_on(self, queued: list[Turn], now_ns: int) -> None:
+    def release_sources(self, queued: list[Turn], now_ns: int) -> None:
         """Release the held sources of streams that wait for another turn with frames too old for it."""
         if self._has_limit:
             for turn in queued:
                 stream = turn.owner
                 stream.release_source(now_ns)
 
-    def learn(self, took_ns: int, is_in_time: bool) -> None:
+    def learn(self, service_ns: int, is_in_time: bool) -> None:
         """Learn from the time of a frame at the service, if the service does not report how long a batch takes."""
-        if self._is_told or not self._has_limit:
+        if self._reports_batch_time or not self._has_limit:
             return
         if not is_in_time:
-            self._took_ns = max(self._took_ns, took_ns)
-        elif self._took_ns:
-            self._took_ns += _NEWEST * (took_ns - self._took_ns)
+            self._mean_service_ns = max(self._mean_service_ns, service_ns)
+        elif self._mean_service_ns:
+            self._mean_service_ns += _NEWEST * (service_ns - self._mean_service_ns)
         else:
-            self._took_ns = took_ns
+            self._mean_service_ns = service_ns
 
     def is_late(self, stream: Stream) -> bool:
         """Return whether the next frame of a stream has some time left, but less than the next batch takes.

@@ -10,18 +10,18 @@ cdef class CostAccount:
 
 cdef class DeviceBill:
     cdef readonly long long bill_ns, finished_ns, padding_ns, idle_ns, in_flight, workers
-    cdef long long _openings, _now_ns, _total, _begun, _rest_ns
+    cdef long long _openings, _now_ns, _total, _start_totals, _remainder_ns
 
     cpdef open(self, long long now_ns)
     cpdef close(self, long long now_ns)
 
-    @cython.locals(passed_ns=cython.longlong, places=cython.longlong, each_ns=cython.longlong, rest_ns=cython.longlong)
+    @cython.locals(passed_ns=cython.longlong, slots=cython.longlong, each_ns=cython.longlong, remainder_ns=cython.longlong)
     cpdef advance(self, long long now_ns)
 
     cpdef long long begin(self, long long now_ns) except? -1
 
     @cython.locals(charge_ns=cython.longlong)
-    cpdef long long end(self, long long begun, long long now_ns) except? -1
+    cpdef long long end(self, long long start_total, long long now_ns) except? -1
 
     cpdef pad(self, long long padding_ns)
 
@@ -34,7 +34,7 @@ cdef tuple _common_parts(long long charge_ns, Py_ssize_t rows, object work)
 @cython.locals(
     setup_ns=cython.longlong, marginal_ns=cython.longlong,
     padding_ns=cython.longlong, total=double, shares=list, left_ns=cython.longlong, each_ns=cython.longlong,
-    more=cython.longlong, done=double, given_ns=cython.longlong, share_ns=cython.longlong, row=Py_ssize_t,
+    leftover_ns=cython.longlong, done=double, assigned_ns=cython.longlong, share_ns=cython.longlong, row=Py_ssize_t,
     upto_ns=cython.longlong)
 cpdef tuple split_ns(long long charge_ns, Py_ssize_t rows, object work)
 
@@ -43,13 +43,13 @@ cdef class BatchMeter:
     cdef CostAccount _account
     cdef CLabelFamilyState _tenants
     cdef CLabelFamilyState _streams
-    cdef Py_ssize_t _place
+    cdef Py_ssize_t _device_index
     cdef object _clock
 
     cpdef begin(self, list requests, long long now_ns)
 
     @cython.locals(
-        begun=cython.longlong, requests=list, rows=Py_ssize_t, charge_ns=cython.longlong,
+        start_total=cython.longlong, requests=list, rows=Py_ssize_t, charge_ns=cython.longlong,
         shares=list, padding_ns=cython.longlong, setup_ns=cython.longlong, row=Py_ssize_t, request=CRequest)
     cpdef end(self, tuple token, object work, long long now_ns)
 

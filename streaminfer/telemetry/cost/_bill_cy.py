@@ -97,8 +97,8 @@ class DeviceBill:
         self._openings = 0
         self._now_ns = 0
         self._total = 0  # charge of a batch that had run from the start
-        self._begun = 0  # sum over running batches of the total at their start
-        self._rest_ns = 0  # for the batch that ends next
+        self._start_totals = 0  # sum over running batches of the total at their start
+        self._remainder_ns = 0  # for the batch that ends next
 
     def open(self, now_ns: int) -> None:
         """Open the bill, if it is not open; it stays open until :meth:`close` has been called as often."""
@@ -121,14 +121,14 @@ class DeviceBill:
             return
         self._now_ns = now_ns
         self.bill_ns += passed_ns
-        places = self.workers if self.workers > self.in_flight else self.in_flight
-        each_ns = passed_ns // places
+        slots = self.workers if self.workers > self.in_flight else self.in_flight
+        each_ns = passed_ns // slots
         self._total += each_ns
-        rest_ns = passed_ns - each_ns * self.in_flight
-        if places > self.in_flight:
-            self.idle_ns += rest_ns
+        remainder_ns = passed_ns - each_ns * self.in_flight
+        if slots > self.in_flight:
+            self.idle_ns += remainder_ns
         else:
-            self._rest_ns += rest_ns
+            self._remainder_ns += remainder_ns
 
     def begin(self, now_ns: int) -> int:
         """Record the start of a batch.
@@ -138,16 +138,16 @@ class DeviceBill:
         """
         self.advance(now_ns)
         self.in_flight += 1
-        self._begun += self._total
+        self._start_totals += self._total
         return self._total
 
-    def end(self, begun: int, now_ns: int) -> int:
+    def end(self, start_total: int, now_ns: int) -> int:
         """Record the end of a batch, and return its charge."""
         self.advance(now_ns)
         self.in_flight -= 1
-        self._begun -= begun
-        charge_ns = self._total - begun + self._rest_ns
-        self._rest_ns = 0
+        self._start_totals -= start_total
+        charge_ns = self._total - start_total + self._remainder_ns
+        self._remainder_ns = 0
         self.finished_ns += charge_ns
         return charge_ns
 
@@ -163,7 +163,7 @@ class DeviceBill:
             The bill; the charges of finished and of running batches, padding, and idle time, which add up to the bill.
         """
         self.advance(now_ns)
-        running_ns = self.in_flight * self._total - self._begun + self._rest_ns
+        running_ns = self.in_flight * self._total - self._start_totals + self._remainder_ns
         return self.bill_ns, self.finished_ns, running_ns, self.padding_ns, self.idle_ns
 
 
@@ -188,16 +188,16 @@ def split_ns(charge_ns: int, rows: int, work: BatchWork) -> tuple[list[int], int
         left_ns += marginal_ns
         marginal_ns = 0
     each_ns = left_ns // rows
-    more = left_ns - each_ns * rows
+    leftover_ns = left_ns - each_ns * rows
     done = 0.0
-    given_ns = 0
+    assigned_ns = 0
     for row in range(rows):
-        share_ns = each_ns + (1 if row < more else 0)
+        share_ns = each_ns + (1 if row < leftover_ns else 0)
         if marginal_ns:
             done += weights[row]  # type: ignore[index]  # only where there are some
             upto_ns = int(marginal_ns * (done / total)) if row < rows - 1 else marginal_ns
-            share_ns += upto_ns - given_ns
-            given_ns = upto_ns
+            share_ns += upto_ns - assigned_ns
+            assigned_ns = upto_ns
         shares.append(share_ns)
     return shares, padding_ns, setup_ns
 
@@ -235,14 +235,14 @@ class BatchMeter:
         account: CostAccount,
         tenants: LabelFamilyState,
         streams: LabelFamilyState,
-        place: int = 0,
+        device_index: int = 0,
         clock: Callable[[], int] | None = None,
     ) -> None:
         self._bill = bill
         self._account = account
         self._tenants = tenants
         self._streams = streams
-        self._place = place
+        self._device_index = device_index
         self._clock = clock
 
     def begin(self, requests: list[Any], now_ns: int) -> tuple[int, list[Any]]:
@@ -253,11 +253,11 @@ class BatchMeter:
 
     def end(self, token: tuple[int, list[Any]], work: BatchWork, now_ns: int) -> None:
         """Charge the rows of a batch that ended."""
-        begun, requests = token
+        start_total, requests = token
         rows = len(requests)
         if self._clock is not None:
             now_ns = self._clock()
-        charge_ns = self._bill.end(begun, now_ns)
+        charge_ns = self._bill.end(start_total, now_ns)
         padding_ns, setup_ns, _ = _common_parts(charge_ns, rows, work)
         if padding_ns:
             self._bill.pad(padding_ns)
@@ -274,11 +274,11 @@ class BatchMeter:
     def _charge_callers(self, tenant: Any, stream_id: Any, share_ns: int) -> None:
         if tenant is not None:
             accounts = self._tenants.child(tenant)
-            account = accounts[self._place]
+            account = accounts[self._device_index]
             account.charge(1, share_ns, 0, 0)
         if stream_id is not None:
             accounts = self._streams.child(stream_id)
-            account = accounts[self._place]
+            account = accounts[self._device_index]
             account.charge(1, share_ns, 0, 0)
 
 

@@ -33,10 +33,10 @@ class MeteredService(SyncService):
 
     sees_invalid = True
 
-    def __init__(self, meter: Any, inner: Any, own: Any) -> None:
+    def __init__(self, meter: Any, inner: Any, observer: Any) -> None:
         super().__init__(inner, meter)
         self._meter = meter
-        self._own = own
+        self._observer = observer
         self._fail = meter.ledger.fail
         self._respond = meter.ledger.respond
 
@@ -62,16 +62,16 @@ class MeteredService(SyncService):
 
     def enter(self, request: Request, now_ns: int) -> Any:
         """Begin a batch of one, if no batcher is inside."""
-        return None if self._own is None else self._own.begin([request], now_ns)
+        return None if self._observer is None else self._observer.begin([request], now_ns)
 
     def exit(self, request: Request, token: Any, outcome: Response | BaseException, now_ns: int) -> None:
         """Count the response, or the failure."""
         try:
             if token is not None:
-                self._own.end(token, _ONE_ROW, now_ns)
+                self._observer.end(token, _ONE_ROW, now_ns)
             if isinstance(outcome, BaseException):
                 self._fail()
             else:
-                self._respond(request, outcome, now_ns, self._own is None)
+                self._respond(request, outcome, now_ns, self._observer is None)
         except LISTENER_ERRORS as failure:
             self._meter.failures.report(self._meter, "a response", failure)

@@ -40,10 +40,10 @@ class Device:
         place: index of its account in the accounts of a tenant or stream.
     """
 
-    def __init__(self, per_second: float, bill: DeviceBill, place: int) -> None:
+    def __init__(self, per_second: float, bill: DeviceBill, index: int) -> None:
         self.per_second = per_second
         self.bill = bill
-        self.place = place
+        self.index = index
         self.models: dict[tuple[str, str], CostAccount] = {}  # by route and model
 
 
@@ -94,16 +94,16 @@ class CostMeter(StackClock, Node):
         prices = per_second if isinstance(per_second, Mapping) else {_ALL: per_second}
         if not prices:
             raise ValueError(expected("per_second", "the price of at least one model or route", per_second))
-        what = "a finite price > 0"
+        expectation = "a finite price > 0"
         for price in prices.values():
-            check_number("per_second", price, what, lambda it: 0.0 < it < float("inf"))
+            check_number("per_second", price, expectation, lambda it: 0.0 < it < float("inf"))
         self.name = name
         self.currency = currency
         self.clock: Clock = clock or time.monotonic_ns  # clock of the bill
         self.request_clock = self.clock  # clock of deadlines: the stack's
         self._is_one = not isinstance(per_second, Mapping)
         self.devices = {
-            name: Device(float(price), _Bill(workers), place) for place, (name, price) in enumerate(prices.items())
+            name: Device(float(price), _Bill(workers), index) for index, (name, price) in enumerate(prices.items())
         }
         self._bill_clock = clock
         self.models: set[str] = set()  # models with their own row
@@ -145,27 +145,27 @@ class CostMeter(StackClock, Node):
         """
         return self._watch(thing, "")
 
-    def _watch(self, thing: Any, route: str) -> int:
-        found: dict[Any, str] = {}
-        grows: dict[Any, str] = {}
-        for part, node, _, _, label in walk(thing, set(), route=route):
-            offered = node.capabilities()
-            if offered.observe_batches is not None:
-                found[offered.observe_batches] = label
+    def _watch(self, root: Any, route: str) -> int:
+        observers: dict[Any, str] = {}
+        subscriptions: dict[Any, str] = {}
+        for part, node, _, _, label in walk(root, set(), route=route):
+            capabilities = node.capabilities()
+            if capabilities.observe_batches is not None:
+                observers[capabilities.observe_batches] = label
             elif label and is_service(part) and not node.children:
                 self._note_uncharged(label, name_of(part))
-            if offered.new_children is not None:
-                grows[offered.new_children] = label
-        for observe, label in self._not_yet(found):
+            if capabilities.new_children is not None:
+                subscriptions[capabilities.new_children] = label
+        for observe, label in self._unwatched(observers):
             observe(lambda model, label=label: self._batch_meter(label, model))
-        for tell, label in self._not_yet(grows):
-            tell(lambda name, child, label=label: self._join(child, label or name))
-        return len(found)
+        for subscribe, label in self._unwatched(subscriptions):
+            subscribe(lambda name, child, label=label: self._join(child, label or name))
+        return len(observers)
 
-    def _not_yet(self, found: dict[Any, str]) -> Iterator[tuple[Any, str]]:
+    def _unwatched(self, methods: dict[Any, str]) -> Iterator[tuple[Any, str]]:
         """Yield the methods that were not yielded before, with their routes."""
-        self._watched = {known for known in self._watched if known() is not None}
-        for method, label in found.items():
+        self._watched = {reference for reference in self._watched if reference() is not None}
+        for method, label in methods.items():
             if weakref.WeakMethod(method) not in self._watched:
                 yield method, label
                 self._watched.add(weakref.WeakMethod(method))
@@ -210,17 +210,17 @@ class CostMeter(StackClock, Node):
     def _batch_meter(self, route: str, model: str) -> BatchMeter:
         """Return an observer of the batches of a model, and reserve a row for its route and one for the model."""
         device = self._device(route, model)
-        row, known, most = route or model, self.routes.children()[0], self.routes.max_sets
-        if row in known or len(known) < most:
+        row, known_rows, max_sets = route or model, self.routes.children()[0], self.routes.max_sets
+        if row in known_rows or len(known_rows) < max_sets:
             self.routes.child(row)
         else:
             row = route = OTHER  # bounded: replicas may come and go under new names
-        if model in self.models or len(self.models) < most:
+        if model in self.models or len(self.models) < max_sets:
             self.models.add(model)
         else:
             route, model = row, OTHER  # bounded: so may their models
         account = device.models.setdefault((route, model), _Account())
-        return BatchMeter(device.bill, account, self.tenants, self.streams, device.place, self._bill_clock)
+        return BatchMeter(device.bill, account, self.tenants, self.streams, device.index, self._bill_clock)
 
     def _device(self, route: str, model: str) -> Device:
         if self._is_one:

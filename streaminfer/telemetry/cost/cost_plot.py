@@ -50,9 +50,9 @@ def plot_cost(ax: Any, models: Mapping[str, "CostRow"], idle: float, currency: s
     ax.set_ylim(len(rows) + 0.6, -0.6)
     ax.grid(visible=False, axis="y")
     ax.xaxis.set_major_locator(ticker.MaxNLocator(5))
-    small = ticker.EngFormatter(unit=currency)
+    formatter = ticker.EngFormatter(unit=currency)
     ax.xaxis.set_major_formatter(
-        ticker.FuncFormatter(lambda amount, _: f"{amount:,.0f} {currency}" if amount >= 1000.0 else small(amount))
+        ticker.FuncFormatter(lambda amount, _: f"{amount:,.0f} {currency}" if amount >= 1000.0 else formatter(amount))
     )
     longest = max([idle, *left])  # 0.0 while the very first batch runs
     ax.set_xlim(0.0, 1.05 * longest or 1.0)

@@ -29,7 +29,7 @@ def cost_statistics(meter: "CostMeter") -> CostStatistics:
             idle_ns=idle_ns,
             running_ns=running_ns,
         )
-    every = list(_models(devices, lambda route, model: "total"))  # noqa: ARG005 - they are one
+    totals = list(_models(devices, lambda route, model: "total"))  # noqa: ARG005 - they are one
     return CostStatistics(
         name=meter.name,
         currency=meter.currency,
@@ -38,17 +38,17 @@ def cost_statistics(meter: "CostMeter") -> CostStatistics:
         routes=_rows(devices, _models(devices, lambda route, model: route or model), _children(meter.routes)),
         tenants=_callers(devices, meter.tenants),
         streams=_callers(devices, meter.streams),
-        total=_rows(devices, every, [("total", meter.ledger.total)])["total"],
+        total=_rows(devices, totals, [("total", meter.ledger.total)])["total"],
         failed=meter.ledger.failed,
         overflowed=sum(family.overflowed for family in (meter.routes, meter.tenants, meter.streams))
         + _charges_beyond_bound(meter),
     )
 
 
-_Charged = Iterator[tuple[str, str, CostAccount]]  # name, device, account
+_Charges = Iterator[tuple[str, str, CostAccount]]  # name, device, account
 
 
-def _models(devices: "dict[str, Device]", name_of: Callable[[str, str], str]) -> _Charged:
+def _models(devices: "dict[str, Device]", name_of: Callable[[str, str], str]) -> _Charges:
     for label, device in devices.items():
         for (route, model), account in device.models.copy().items():
             yield name_of(route, model), label, account
@@ -56,19 +56,21 @@ def _models(devices: "dict[str, Device]", name_of: Callable[[str, str], str]) ->
 
 def _callers(devices: "dict[str, Device]", family: Any) -> dict[str, CostRow]:
     """Return the rows of tenants or streams."""
-    found = list(_children(family))
-    charged = (
-        (name, label, accounts[device.place])
+    children = list(_children(family))
+    charges = (
+        (name, label, accounts[device.index])
         for label, device in devices.items()
-        for name, accounts in found
-        if accounts[device.place].rows
+        for name, accounts in children
+        if accounts[device.index].rows
     )
-    return _rows(devices, charged, ((name, accounts[0]) for name, accounts in found))
+    return _rows(devices, charges, ((name, accounts[0]) for name, accounts in children))
 
 
 def _charges_beyond_bound(meter: "CostMeter") -> int:
     """Count the batch rows charged to ``"other"``, for the lack of a row for their route or their model."""
-    bounded = [OTHER not in own for own in (meter.routes.children()[0], meter.models)]  # "other" may be a user's name
+    bounded = [
+        OTHER not in row_names for row_names in (meter.routes.children()[0], meter.models)
+    ]  # "other" may be a user's name
     return sum(
         account.rows
         for device in meter.devices.values()
@@ -93,24 +95,24 @@ def _responses_of_models(meter: "CostMeter") -> Iterator[tuple[str, CostAccount]
         for route, model in device.models.copy():
             models_of.setdefault(route, set()).add(model)
     models = set().union(*models_of.values())
-    unclear = models_of.get(OTHER, set()).union(
-        *(several for route, several in models_of.items() if route and len(several) > 1)
+    ambiguous = models_of.get(OTHER, set()).union(
+        *(route_models for route, route_models in models_of.items() if route and len(route_models) > 1)
     )
     if not meter.routes.overflowed:
         for route, account in _children(meter.routes):
-            found = models_of.get(route, models & {route}) if route else set()
-            for model in found - unclear:
+            candidates = models_of.get(route, models & {route}) if route else set()
+            for model in candidates - ambiguous:
                 yield model, account
 
 
 def _rows(
     devices: "dict[str, Device]",
-    charged: Iterable[tuple[str, str, CostAccount]],
+    charges: Iterable[tuple[str, str, CostAccount]],
     responded: Iterable[tuple[str, CostAccount]] = (),
 ) -> dict[str, CostRow]:
     rows: dict[str, Any] = defaultdict(Counter)
     costs_ns: dict[str, Counter[str]] = defaultdict(Counter)
-    for name, label, account in charged:
+    for name, label, account in charges:
         row, per_ns = rows[name], devices[label].per_second / 1e9
         costs_ns[name][label] += account.cost_ns
         row["setup"] += account.setup_ns * per_ns

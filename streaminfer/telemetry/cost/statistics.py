@@ -179,10 +179,10 @@ class CostStatistics(Snapshot):
         caption = f"{self.name or 'cost'} in {self.currency}; {self.failed:,} requests without a response"
         tables = [html_table(((name, f"{amount:.4g}") for name, amount in parts.items()), caption=caption)]
         head = ("cost", "per 1,000 on time", "rows", "responses", "on time", "degraded", "cached")
-        for what in ("models", "routes", "tenants", "streams"):
-            found: Mapping[str, CostRow] = getattr(self, what)
-            if found:
-                tables.append(html_table((_cells(name, row) for name, row in found.items()), head=(what, *head)))
+        for dimension in ("models", "routes", "tenants", "streams"):
+            rows: Mapping[str, CostRow] = getattr(self, dimension)
+            if rows:
+                tables.append(html_table((_cells(name, row) for name, row in rows.items()), head=(dimension, *head)))
         if not self.bill:
             return "".join(tables)
         from streaminfer._internal.display.figures import inline_svg  # noqa: PLC0415 - serving does not need it

@@ -76,7 +76,7 @@ class Collection:
             parts: the parts of the service, from `name_services`.
         """
         service = label_value(service)
-        places: set[str] = set()
+        layers: set[str] = set()
         stacks: set[str] = set()
         exemplars: tuple[Exemplar, ...] = ()
         for part, node, place, _, _ in itertools.chain.from_iterable(walk(part, self._visited) for part in parts):
@@ -93,8 +93,8 @@ class Collection:
             if isinstance(snapshot, TracingStatistics):
                 exemplars += snapshot.exemplars
             if isinstance(snapshot, Snapshot):
-                unique = unique_name(label_value(place or type(part).__name__), places)
-                places.add(unique)
+                unique = unique_name(label_value(place or type(part).__name__), layers)
+                layers.add(unique)
                 self._add_statistics(snapshot, (("service", service), ("layer", unique)))
         if exemplars:
             self._attach(service, exemplars)
@@ -143,11 +143,11 @@ class Collection:
         if self._reader is not None:
             # all histograms first: each one evicts everything else from the processor's cache
             points = [
-                (metric, key, self._reader.read(each, created_ns))
+                (metric, key, self._reader.read(histogram, created_ns))
                 for metric in metrics
                 if metric.kind == "histogram"
                 for field in metric.fields
-                for key, each in _histograms(field, getattr(snapshot, field))
+                for key, histogram in _histograms(field, getattr(snapshot, field))
             ]
         for metric, key, point in points:
             labeled = (*labels, (metric.label, key)) if metric.label else labels
@@ -190,9 +190,9 @@ def _bounded(values: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
 
 def label_value(name: object, encoding: str = "utf-8") -> str:
     """Return a name as a label value: encodable text of bounded length, different for different names."""
-    given = str(name)
-    text = given.encode(encoding, "backslashreplace").decode(encoding)
-    if text == given and len(text) <= _MAX_LABEL_LENGTH:
+    original = str(name)
+    text = original.encode(encoding, "backslashreplace").decode(encoding)
+    if text == original and len(text) <= _MAX_LABEL_LENGTH:
         return text
-    digest = f"~{zlib.crc32(given.encode('utf-8', 'surrogatepass')):08x}"  # the changed text may equal another name
+    digest = f"~{zlib.crc32(original.encode('utf-8', 'surrogatepass')):08x}"  # the changed text may equal another name
     return text[: _MAX_LABEL_LENGTH - len(digest)] + digest

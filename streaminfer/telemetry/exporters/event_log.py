@@ -34,13 +34,13 @@ class EventLog:
 
     def __init__(self, *stacks: Any) -> None:
         self._services = name_services(stacks)
-        self._seen = self._read()
+        self._previous = self._read()
 
     def look(self) -> None:
         """Log what changed since the last look. Call it on the event loop of the stacks."""
         now = self._read()
         for (metric, labels), value in now.items():
-            before = self._seen.get((metric, labels), 0)
+            before = self._previous.get((metric, labels), 0)
             if value == before or (metric.states and not value):
                 continue  # the record of the new state is enough
             fields = {"event": metric.name, **dict(labels), "before": before, "value": value}
@@ -48,7 +48,7 @@ class EventLog:
                 del fields["before"], fields["value"]
             text = " ".join(f"{name}={field}" for name, field in fields.items() if name != "event" and field != "")
             _LOGGER.log(_level(metric, labels, value), "%s %s", metric.name, text, extra={"event": fields})
-        self._seen = now
+        self._previous = now
 
     async def watch(self, every_s: float = 1.0) -> None:
         """Call :meth:`look` periodically, until the task is cancelled.

@@ -7,12 +7,12 @@ cdef class LabelFamilyState:
     cdef readonly Py_ssize_t max_sets
     cdef readonly long long overflowed
 
-    @cython.locals(found=object)
+    @cython.locals(child=object)
     cpdef object child(self, object values)
 
     cpdef tuple children(self)
 
     cpdef clear(self)
 
-    @cython.locals(made=object, found=object)
+    @cython.locals(child=object, existing=object)
     cdef object _added(self, object values)

@@ -34,8 +34,8 @@ class LabelFamilyState:
 
     def child(self, values: Any) -> Any:
         """Return the child of a set of label values: an existing or a new one, or the shared child beyond the bound."""
-        found = self._children.get(values)
-        return self._added(values) if found is None else found
+        child = self._children.get(values)
+        return self._added(values) if child is None else child
 
     def children(self) -> tuple[dict[Any, Any], Any]:
         """Return a copy of the children by their values, and the shared child, or ``None`` if it does not exist."""
@@ -49,16 +49,16 @@ class LabelFamilyState:
 
     def _added(self, values: Any) -> Any:
         if len(self._children) < self.max_sets:
-            made = self._make()
-            found = self._children.get(values)  # another thread may have come first
-            if found is not None:
-                return found
+            child = self._make()
+            existing = self._children.get(values)  # another thread may have come first
+            if existing is not None:
+                return existing
             if len(self._children) < self.max_sets:
-                self._children[values] = made
-                return made
+                self._children[values] = child
+                return child
         if self._other is None:
-            made = self._make()
+            child = self._make()
             if self._other is None:
-                self._other = made
+                self._other = child
         self.overflowed += 1
         return self._other

@@ -66,8 +66,8 @@ class LabelFamily(_State, Generic[T]):
         """
         if len(values) != len(self.labels):
             raise TypeError(expected("values", f"one for each label of {self.labels}", values))
-        found: T = self.child(values)
-        return found
+        child: T = self.child(values)
+        return child
 
     def items(self) -> Iterator[tuple[tuple[Any, ...], T]]:
         """Iterate over the sets of values and their children at one moment; the shared child is last.

@@ -32,10 +32,10 @@ class LabeledLatency:
     """
 
     def __init__(self, labels: Sequence[str], max_sets: int) -> None:
-        what = f"names of {LABELS}"
-        check_instance("labels", labels, _are_names, f"a tuple of {what}")
+        expectation = f"names of {LABELS}"
+        check_instance("labels", labels, _are_names, f"a tuple of {expectation}")
         if len(set(labels)) < len(labels) or not set(labels) <= set(LABELS):
-            raise ValueError(expected("labels", f"{what}, each at most once", labels))
+            raise ValueError(expected("labels", f"{expectation}, each at most once", labels))
         self._labels = tuple(labels)
         sets = check_count("max_label_sets", max_sets, at_most=sys.maxsize)
         self._family = LabelFamily(_counts, *labels, max_sets=sets)
@@ -47,12 +47,12 @@ class LabeledLatency:
         Args:
             live: whether the snapshots share the live histograms instead of copies.
         """
-        found: dict[tuple[tuple[str, str], ...], LabeledStatistics] = {}
+        merged: dict[tuple[tuple[str, str], ...], LabeledStatistics] = {}
         for values, counts in self._family.items():
             read = self._read(values, counts, live=live)
-            before = found.get(read.labels)  # a tenant may have the name "other"
-            found[read.labels] = read if before is None else _together(before, read)
-        return tuple(found.values())
+            before = merged.get(read.labels)  # a tenant may have the name "other"
+            merged[read.labels] = read if before is None else _merge(before, read)
+        return tuple(merged.values())
 
     def _read(self, values: tuple[Any, ...], counts: LabeledCounts, *, live: bool) -> LabeledStatistics:
         latency, degraded, responses = read_responses(counts, cast("LatencyHistogram", counts.latency), live=live)
@@ -68,12 +68,12 @@ def _counts() -> LabeledCounts:
     return LabeledCounts(LatencyHistogram(significant_digits=_DIGITS))
 
 
-def _together(one: LabeledStatistics, other: LabeledStatistics) -> LabeledStatistics:
+def _merge(one: LabeledStatistics, other: LabeledStatistics) -> LabeledStatistics:
     latency = one.latency.copy()
     latency.merge(other.latency)
     outcomes = Counter(one.outcomes) + Counter(other.outcomes)
     return LabeledStatistics(labels=one.labels, outcomes=outcomes, latency=latency)
 
 
-def _are_names(given: Any) -> bool:
-    return isinstance(given, tuple | list) and all(isinstance(label, str) for label in given)
+def _are_names(labels: Any) -> bool:
+    return isinstance(labels, tuple | list) and all(isinstance(label, str) for label in labels)

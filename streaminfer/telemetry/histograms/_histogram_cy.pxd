@@ -67,7 +67,7 @@ cdef class HistogramState:
 
     @cython.locals(
         counts=cython.longlong[::1], group=cython.Py_ssize_t, index=cython.Py_ssize_t, count=cython.longlong)
-    cpdef list take_changes(self, long long[::1] known, int shift)
+    cpdef list take_changes(self, long long[::1] previous, int shift)
 
     @cython.locals(
         copied=cython.longlong[::1], index=cython.Py_ssize_t, minimum_ns=cython.longlong, maximum_ns=cython.longlong,
@@ -96,8 +96,8 @@ cdef Py_ssize_t _index(HistogramState state, long long nanoseconds) noexcept
 cdef long long _lowest_at(HistogramState state, Py_ssize_t index) noexcept
 
 @cython.locals(
-    index=cython.Py_ssize_t, rank=cython.longlong, seen=cython.longlong, above=cython.longlong, exact=cython.double)
+    index=cython.Py_ssize_t, rank=cython.longlong, cumulative=cython.longlong, above=cython.longlong, exact=cython.double)
 cdef double _quantile(HistogramState state, double share) noexcept
 
-@cython.locals(index=cython.Py_ssize_t, seen=cython.longlong)
+@cython.locals(index=cython.Py_ssize_t, cumulative=cython.longlong)
 cdef double _share_within(HistogramState state, long long nanoseconds) noexcept

@@ -249,18 +249,18 @@ class HistogramState:
         """
         return _share_within(self, _nanoseconds(_duration("seconds", seconds)))
 
-    def take_changes(self, known: Any, shift: int) -> list[tuple[int, int]]:
-        """Return the increases since the counts in ``known``, at one moment, and update ``known``.
+    def take_changes(self, previous: Any, shift: int) -> list[tuple[int, int]]:
+        """Return the increases since the counts in ``previous``, at one moment, and update ``previous``.
 
         For callers that look often: it takes a few microseconds, and memory only for the changes.
 
         Args:
-            known: shape (counts_length >> shift,), int64, zero at first: counts of groups of parts. After a reset of
-                the histogram, higher counts in ``known`` stay.
+            previous: shape (counts_length >> shift,), int64, zero at first: counts of groups of parts. After a reset of
+                the histogram, higher counts in ``previous`` stay.
             shift: a group has ``2**shift`` neighboring parts; at most ``half_magnitude``.
 
         Returns:
-            Index and increase of each group whose count is higher than in ``known``.
+            Index and increase of each group whose count is higher than in ``previous``.
         """
         counts = self._counts
         changes = []
@@ -269,9 +269,9 @@ class HistogramState:
                 count = 0
                 for index in range(group << shift, (group + 1) << shift):
                     count += counts[index]
-                if count > known[group]:
-                    changes.append((group, count - known[group]))
-                    known[group] = count
+                if count > previous[group]:
+                    changes.append((group, count - previous[group]))
+                    previous[group] = count
         return changes
 
     def snapshot(self) -> tuple[Any, int, int, int]:
@@ -392,16 +392,16 @@ def _quantile(state: HistogramState, share: float) -> float:
     if rank > state.count // 2:
         above = state.count - rank
         index = _index(state, state.maximum_ns)
-        seen = state._counts[index]
-        while seen <= above:
+        cumulative = state._counts[index]
+        while cumulative <= above:
             index -= 1
-            seen += state._counts[index]
+            cumulative += state._counts[index]
     else:
         index = _index(state, state.minimum_ns)
-        seen = state._counts[index]
-        while seen < rank:
+        cumulative = state._counts[index]
+        while cumulative < rank:
             index += 1
-            seen += state._counts[index]
+            cumulative += state._counts[index]
     return min(_lowest_at(state, index + 1) - 1, state.maximum_ns) / 1e9
 
 
@@ -412,10 +412,10 @@ def _share_within(state: HistogramState, nanoseconds: int) -> float:
         return 1.0
     if nanoseconds < state.minimum_ns:
         return 0.0
-    seen = 0
+    cumulative = 0
     for index in range(_index(state, state.minimum_ns), _index(state, nanoseconds) + 1):
-        seen += state._counts[index]
-    return seen / state.count
+        cumulative += state._counts[index]
+    return cumulative / state.count
 
 
 def _nanoseconds(seconds: float) -> int:

@@ -9,5 +9,5 @@ cpdef bytes write_counts(const long long[::1] gaps, const long long[::1] counts)
 cdef Py_ssize_t _put(unsigned char[::1] out, Py_ssize_t size, unsigned long long coded) except -1
 
 @cython.locals(
-    out="long long[::1]", count=Py_ssize_t, coded=cython.ulonglong, place=cython.int, byte=cython.ulonglong)
+    out="long long[::1]", count=Py_ssize_t, coded=cython.ulonglong, position=cython.int, byte=cython.ulonglong)
 cpdef object read_numbers(bytes payload)

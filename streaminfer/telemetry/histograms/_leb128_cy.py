@@ -49,16 +49,16 @@ def read_numbers(payload: bytes) -> array[int]:
     """
     numbers = array("q", bytes(8 * len(payload)))
     out = numbers
-    count = coded = place = 0
+    count = coded = position = 0
     for byte in payload:
-        if byte & 0x80 and place < _LONGEST - 1:
-            coded |= (byte & 0x7F) << 7 * place
-            place += 1
+        if byte & 0x80 and position < _LONGEST - 1:
+            coded |= (byte & 0x7F) << 7 * position
+            position += 1
         else:
-            coded |= byte << 7 * place
+            coded |= byte << 7 * position
             out[count] = (coded >> 1) ^ -(coded & 1)
             count += 1
-            coded = place = 0
-    if place:
+            coded = position = 0
+    if position:
         raise ValueError("text: its last number is cut off")
     return numbers[:count]

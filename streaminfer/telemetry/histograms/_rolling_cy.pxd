@@ -13,7 +13,7 @@ cdef class RollingState(_monotonic_cy.MonotonicClock):
     cdef CHistogramState _open
     cdef CHistogramState _merged
     cdef long long _number
-    cdef long long _closes_ns
+    cdef long long _slice_end_ns
 
     # For compiled callers, which have checked the duration
     @cython.final
@@ -26,7 +26,7 @@ cdef class RollingState(_monotonic_cy.MonotonicClock):
     cpdef object reset(self)
 
 @cython.locals(position=Py_ssize_t)
-cdef int _turn(RollingState state) except -1
+cdef int _rotate(RollingState state) except -1
 
 @cython.locals(position=Py_ssize_t, part=CHistogramState, merged=CHistogramState)
 cdef int _merge(RollingState state) except -1

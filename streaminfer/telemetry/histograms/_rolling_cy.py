@@ -10,8 +10,8 @@ and if the clock jumps ahead.
 With slices of length ``s``, a reader at elapsed time ``t`` sees the slices ``⌊t/s⌋ - slices + 1`` to ``⌊t/s⌋``. A
 duration counted up to ``(slices - 1) · s`` ago is always included, and one counted ``slices · s`` or more ago never.
 
-Invariants: ``_open`` is the histogram of slice ``_number``, which ends at ``_closes_ns``. ``_numbers[n mod slices]`` is
-the number of the slice that was counted at that position last. Elapsed time never goes back, so numbers only grow.
+Invariants: ``_open`` is the histogram of slice ``_number``, which ends at ``_slice_end_ns``. ``_numbers[n mod slices]``
+is the number of the slice that was counted at that position last. Elapsed time never goes back, so numbers only grow.
 
 Cost: a record costs a reading of the clock and one comparison more than in a single histogram. The first record of a
 slice also clears the counts of the old slice, between their extremes. A read adds up the live slices in a reserved
@@ -65,7 +65,7 @@ class RollingState(_monotonic_cy.MonotonicClock):
         self._numbers = array("q", range(slices))  # live or not: the histograms are empty
         self._open = self._ring[0]
         self._number = 0
-        self._closes_ns = slice_ns
+        self._slice_end_ns = slice_ns
 
     def record(self, seconds: float, /) -> None:
         """Count one duration in the present slice; see :meth:`LatencyHistogram.record`."""
@@ -73,27 +73,27 @@ class RollingState(_monotonic_cy.MonotonicClock):
 
     def record_ns(self, nanoseconds: int, /) -> None:
         """Count one duration in whole nanoseconds; see :meth:`LatencyHistogram.record_ns`."""
-        _turn(self)
+        _rotate(self)
         self._open.record_ns(nanoseconds)
 
     def count_ns(self, nanoseconds: int) -> None:
         """Count one duration without checks, for compiled callers."""
-        _turn(self)
+        _rotate(self)
         self._open.count_ns(nanoseconds)
 
     def record_each(self, seconds: Any) -> None:
         """Count every duration of a contiguous float64 array, or none on an error."""
-        _turn(self)
+        _rotate(self)
         self._open.record_each(seconds)
 
     def add_counts(self, counts: Any, minimum_ns: int, maximum_ns: int, clamped: int) -> None:
         """Add counts of another histogram with the same layout to the present slice."""
-        _turn(self)
+        _rotate(self)
         self._open.add_counts(counts, minimum_ns, maximum_ns, clamped)
 
     def live_count(self) -> int:
         """Return the number of durations in the live slices."""
-        _turn(self)
+        _rotate(self)
         total = 0
         for position in range(self.slices):
             if _is_live(self, position):
@@ -122,11 +122,11 @@ class RollingState(_monotonic_cy.MonotonicClock):
             part.reset()
 
 
-def _turn(state: RollingState) -> int:
+def _rotate(state: RollingState) -> int:
     """Make ``_open`` the histogram of the present slice."""
-    if state._tick() >= state._closes_ns:
+    if state._tick() >= state._slice_end_ns:
         state._number = state._elapsed_ns // state.slice_ns
-        state._closes_ns = (state._number + 1) * state.slice_ns
+        state._slice_end_ns = (state._number + 1) * state.slice_ns
         position = state._number % state.slices
         state._open = state._ring[position]
         if state._numbers[position] != state._number:
@@ -140,7 +140,7 @@ def _is_live(state: RollingState, position: int) -> bool:
 
 
 def _merge(state: RollingState) -> int:
-    _turn(state)
+    _rotate(state)
     merged = state._merged
     merged.reset()
     for position in range(state.slices):

@@ -43,7 +43,7 @@ _HEADER = struct.Struct(">IIIIqqd")
 _V0_HEADER = struct.Struct(">IIqqq")
 _LONGEST_NUMBER = 9
 _WORD_SIZES = (2, 4, 8)
-_TOO_MANY = 2**63
+_COUNT_LIMIT = 2**63
 
 
 @attrs.frozen
@@ -78,9 +78,9 @@ def encode(lowest_ns: int, highest_ns: int, significant_digits: int, counts: NDA
         significant_digits: decimal digits of a duration.
         counts: shape (n,), int64, none negative.
     """
-    filled = np.flatnonzero(counts)
-    gaps = np.diff(filled, prepend=-1) - 1
-    payload = write_counts(gaps.data, counts[filled].data)  # elements of a memoryview are Python integers
+    nonzero = np.flatnonzero(counts)
+    gaps = np.diff(nonzero, prepend=-1) - 1
+    payload = write_counts(gaps.data, counts[nonzero].data)  # elements of a memoryview are Python integers
     header = _HEADER.pack(_HEADER_COOKIE, len(payload), 0, significant_digits, lowest_ns, highest_ns, 1.0)
     compressed = zlib.compress(header + payload)
     return b64encode(_ENVELOPE.pack(_COMPRESSED_COOKIE, len(compressed)) + compressed).decode("ascii")
@@ -141,11 +141,15 @@ def decode_counts(header: Header, counts_length: int) -> NDArray[np.int64]:
         ValueError: the payload is truncated or too long.
     """
     # inflate no more than the layout can need, as protection against hostile streams
-    longest = header.word_size or _LONGEST_NUMBER
-    payload = _decompressed(header.compressed, header.size + longest * counts_length + 1)[header.size :]
+    bytes_per_count = header.word_size or _LONGEST_NUMBER
+    payload = _decompressed(header.compressed, header.size + bytes_per_count * counts_length + 1)[header.size :]
     if header.payload_length not in {None, len(payload)}:
         raise ValueError(f"text: expected a payload of {header.payload_length} bytes, got {len(payload)}")
-    numbers = _words(payload, header.word_size) if header.word_size else np.frombuffer(read_numbers(payload), np.int64)
+    numbers = (
+        _fixed_width_counts(payload, header.word_size)
+        if header.word_size
+        else np.frombuffer(read_numbers(payload), np.int64)
+    )
     overlong = numbers < -counts_length  # checked first, because the sum of such runs could overflow
     index_after = np.cumsum(np.where(numbers < 0, -numbers, 1))
     if overlong.any() or (index_after.size and index_after[-1] > counts_length):
@@ -153,12 +157,12 @@ def decode_counts(header: Header, counts_length: int) -> NDArray[np.int64]:
     positive = numbers > 0
     counts = np.zeros(counts_length, np.int64)
     counts[index_after[positive] - 1] = numbers[positive]
-    if (int((counts >> 32).sum()) << 32) + int((counts & 0xFFFFFFFF).sum()) >= _TOO_MANY:
+    if (int((counts >> 32).sum()) << 32) + int((counts & 0xFFFFFFFF).sum()) >= _COUNT_LIMIT:
         raise ValueError("text: its counts pass 2^63")
     return counts
 
 
-def _words(payload: bytes, size: int) -> NDArray[np.int64]:
+def _fixed_width_counts(payload: bytes, size: int) -> NDArray[np.int64]:
     """Return the counts of an older format."""
     if len(payload) % size:
         raise ValueError("text: its last number is cut off")

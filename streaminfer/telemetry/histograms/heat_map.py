@@ -71,8 +71,8 @@ class LatencyHeatMap:
         at, latencies = np.asarray(at_s, np.float64), np.asarray(latencies_s, np.float64)
         if at.ndim != 1 or at.shape != latencies.shape:
             raise ValueError(expected("latencies_s", f"an array of the shape of at_s, {at.shape}", latencies.shape))
-        answered = np.isfinite(at) & np.isfinite(latencies)
-        at, latencies = at[answered], np.maximum(latencies[answered], _LOWEST_S)
+        finite = np.isfinite(at) & np.isfinite(latencies)
+        at, latencies = at[finite], np.maximum(latencies[finite], _LOWEST_S)
         first_s, last_s = (at.min(), at.max()) if at.size else (0.5, 0.5)
         around_s = 0.0 if last_s > first_s else 0.5
         edges_s = np.linspace(first_s - around_s, last_s + around_s, _COLUMNS + 1)
@@ -97,17 +97,17 @@ class LatencyHeatMap:
         Raises:
             ValueError: the ends of the intervals do not ascend.
         """
-        given = list(intervals)
-        ends_s = [interval.end_s for interval in given]
+        ordered = list(intervals)
+        ends_s = [interval.end_s for interval in ordered]
         if (np.diff(ends_s) <= 0).any():
             raise ValueError(expected("intervals", "intervals in order of time", ends_s))
-        merged = -(-len(given) // _COLUMNS) or 1  # neighbors share a column if there are too many
-        groups = [given[at : at + merged] for at in range(0, len(given), merged)]
+        merged = -(-len(ordered) // _COLUMNS) or 1  # neighbors share a column if there are too many
+        groups = [ordered[at : at + merged] for at in range(0, len(ordered), merged)]
         histograms = [
             functools.reduce(merge_widened, [it.histogram for it in rest], first.histogram.copy())
             for first, *rest in groups
         ]
-        edges_s = np.array([given[0].start_s, *(group[-1].end_s for group in groups)] if given else [0.0, 1.0])
+        edges_s = np.array([ordered[0].start_s, *(group[-1].end_s for group in groups)] if ordered else [0.0, 1.0])
         recorded = [histogram for histogram in histograms if histogram.count]
         latency_edges_s = _bands(np.array([bound for it in recorded for bound in (it.min, it.max)]))
         counts = np.zeros((latency_edges_s.size - 1, edges_s.size - 1), np.int64)
@@ -141,14 +141,14 @@ class LatencyHeatMap:
         if not self.counts.any():
             draw_placeholder(ax, "no responses yet")
             return ax
-        shown = np.ma.masked_equal(self.counts, 0)
-        most = int(self.counts.max())
-        scale = colors.LogNorm(1, max(2, most))
+        masked = np.ma.masked_equal(self.counts, 0)
+        max_count = int(self.counts.max())
+        scale = colors.LogNorm(1, max(2, max_count))
         shades = colors.LinearSegmentedColormap.from_list("responses", _SHADES)
         drawn = ax.pcolormesh(
-            self.edges_s, self.latency_edges_s, shown, norm=scale, cmap=shades, rasterized=True, shading="flat"
+            self.edges_s, self.latency_edges_s, masked, norm=scale, cmap=shades, rasterized=True, shading="flat"
         )
-        ticks = [*(10**n for n in range(12) if 2 * 10**n <= most), most]
+        ticks = [*(10**n for n in range(12) if 2 * 10**n <= max_count), max_count]
         bar = ax.figure.colorbar(drawn, ax=ax, label="responses per cell", pad=0.02, ticks=ticks, format="{x:,.0f}")
         bar.minorticks_off()
         bar.outline.set_visible(False)

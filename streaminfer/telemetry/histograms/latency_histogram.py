@@ -21,8 +21,8 @@ __all__ = ["FAR_NS", "LONGEST_UNDER_LOCK", "LatencyHistogram", "lowest_at", "rea
 
 LONGEST_UNDER_LOCK = 4096  # durations per step: about 12 µs in compiled code; other threads can run between steps
 FAR_NS = 2**62
-_MOST_DIGITS = 5
-_TOO_MANY = 2**63  # limit of the C integers of the counts
+_MAX_DIGITS = 5
+_COUNT_LIMIT = 2**63  # limit of the C integers of the counts
 # each public method is atomic for other threads
 _OPERATIONS = [name for name, method in vars(HistogramState).items() if callable(method) and not name.startswith("_")]
 
@@ -80,9 +80,9 @@ class LatencyHistogram(_State):
             raise ValueError(expected("lowest_s", "at least one nanosecond (1e-9)", lowest_s))
         if not 2 * lowest_ns <= highest_ns < FAR_NS:
             raise ValueError(expected("highest_s", "at least twice lowest_s, and below 2^62 nanoseconds", highest_s))
-        if digits > _MOST_DIGITS:
+        if digits > _MAX_DIGITS:
             raise ValueError(
-                expected("significant_digits", f"a whole number from 1 to {_MOST_DIGITS}", significant_digits)
+                expected("significant_digits", f"a whole number from 1 to {_MAX_DIGITS}", significant_digits)
             )
         super().__init__(lowest_ns, highest_ns, digits)
 
@@ -116,8 +116,8 @@ class LatencyHistogram(_State):
             self.record_each(values)
             return
         if not values.min() >= 0.0:
-            wrong = int(np.argmin(values >= 0.0))
-            raise ValueError(expected(f"seconds[{wrong}]", "a number of seconds ≥ 0", float(values[wrong])))
+            invalid = int(np.argmin(values >= 0.0))
+            raise ValueError(expected(f"seconds[{invalid}]", "a number of seconds ≥ 0", float(values[invalid])))
         counted = self._of_layout(*self._layout())
         for start in range(0, values.size, LONGEST_UNDER_LOCK):
             counted.record_each(values[start : start + LONGEST_UNDER_LOCK])
@@ -180,7 +180,7 @@ class LatencyHistogram(_State):
             ValueError: both together have 2^63 durations or more.
         """
         check_instance("other", other, lambda value: isinstance(value, LatencyHistogram), "a LatencyHistogram")
-        if self.count + other.count >= _TOO_MANY:
+        if self.count + other.count >= _COUNT_LIMIT:
             raise ValueError(expected("other", f"less than 2^63 durations with the {self.count} here", other.count))
         counts, minimum_ns, maximum_ns, clamped = other.snapshot()
         if maximum_ns < 0:
@@ -188,19 +188,19 @@ class LatencyHistogram(_State):
         if self._layout() == other._layout():
             self.add_counts(counts, minimum_ns, maximum_ns, clamped)
             return
-        index, there = _filled(counts)
-        clamped = max(clamped, int(there[other._lowest_at(index) > self.highest_ns].sum()))
+        index, other_counts = _nonzero(counts)
+        clamped = max(clamped, int(other_counts[other._lowest_at(index) > self.highest_ns].sum()))
         nanoseconds = np.minimum(other._lowest_at(index + 1) - 1, min(maximum_ns, self.highest_ns))
-        here = np.zeros(self.counts_length, np.int64)
+        own_counts = np.zeros(self.counts_length, np.int64)
         parts = np.searchsorted(self._lowest_at(np.arange(self.counts_length)), nanoseconds, side="right") - 1
-        np.add.at(here, parts, there)
-        self.add_counts(here, min(minimum_ns, self.highest_ns), min(maximum_ns, self.highest_ns), clamped)
+        np.add.at(own_counts, parts, other_counts)
+        self.add_counts(own_counts, min(minimum_ns, self.highest_ns), min(maximum_ns, self.highest_ns), clamped)
 
     def copy(self) -> LatencyHistogram:
         """Return an independent histogram with the same layout and counts."""
-        twin = self._of_layout(*self._layout())
-        twin.add_counts(*self.snapshot())
-        return twin
+        duplicate = self._of_layout(*self._layout())
+        duplicate.add_counts(*self.snapshot())
+        return duplicate
 
     def since(self, earlier: LatencyHistogram) -> LatencyHistogram:
         """Return a histogram of what was counted after ``earlier``, a copy of this histogram.
@@ -274,9 +274,9 @@ class LatencyHistogram(_State):
         from streaminfer.telemetry.histograms import percentile_plot as plot  # noqa: PLC0415 - only drawing needs it
 
         counts, _, maximum_ns, _ = self.snapshot()
-        index, there = _filled(counts)
+        index, nonzero = _nonzero(counts)
         values_s = np.minimum(self._lowest_at(index + 1) - 1, maximum_ns) / 1e9
-        return plot.plot_percentiles(ax, values_s, there, label)
+        return plot.plot_percentiles(ax, values_s, nonzero, label)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, LatencyHistogram):
@@ -342,9 +342,9 @@ class LatencyHistogram(_State):
     ) -> LatencyHistogram:
         """Return a histogram of counts; its extremes are the bounds of its parts, and at most ``at_most_ns``."""
         histogram = cls._of_layout(*layout)
-        filled = np.flatnonzero(counts)
-        if filled.size:
-            lowest, above = histogram._lowest_at(filled[[0, -1]] + np.array([0, 1])).tolist()
+        nonzero = np.flatnonzero(counts)
+        if nonzero.size:
+            lowest, above = histogram._lowest_at(nonzero[[0, -1]] + np.array([0, 1])).tolist()
             histogram.add_counts(counts, lowest, min(above - 1, at_most_ns), clamped)
         return histogram
 
@@ -356,8 +356,8 @@ class LatencyHistogram(_State):
         counts, minimum_ns, maximum_ns, _ = self.snapshot()
         if maximum_ns < 0:
             return math.nan, math.nan
-        index, there = _filled(counts)
-        weights = there / there.sum()
+        index, nonzero = _nonzero(counts)
+        weights = nonzero / nonzero.sum()
         lowest = self._lowest_at(index)
         middle = (lowest + ((self._lowest_at(index + 1) - lowest) >> 1)).astype(np.float64)
         mean = float(weights @ middle)
@@ -365,11 +365,11 @@ class LatencyHistogram(_State):
         return min(max(mean, minimum_ns), maximum_ns) / 1e9, deviation / 1e9
 
 
-def _filled(counts: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _nonzero(counts: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the indexes of the parts that are not empty, and their counts."""
-    dense = np.frombuffer(counts, np.int64)
-    index = np.flatnonzero(dense)
-    return index, dense[index]
+    values = np.frombuffer(counts, np.int64)
+    index = np.flatnonzero(values)
+    return index, values[index]
 
 
 def lowest_at(index: NDArray[np.int64], unit_magnitude: int, half_magnitude: int) -> NDArray[np.int64]:

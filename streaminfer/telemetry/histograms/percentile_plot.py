@@ -35,8 +35,8 @@ def plot_percentiles(ax: Any, values_s: NDArray[np.float64], counts: NDArray[np.
     ax = new_axes(ax, "LatencyHistogram.plot")
     # each step goes from the share of durations below a part to the share below the next part
     at_or_above = counts[::-1].cumsum()[::-1]
-    everything = at_or_above[:1]
-    x = np.append(everything / at_or_above, everything)
+    total = at_or_above[:1]
+    x = np.append(total / at_or_above, total)
     y = np.append(values_s, values_s[-1:])
     color = COLORS[len(ax.lines) % len(COLORS)]
     mark = {"marker": ".", "markevery": [-1] if y.size else []}

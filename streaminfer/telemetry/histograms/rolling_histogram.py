@@ -152,8 +152,8 @@ class RollingHistogram(StackClock, _State):
         return self.snapshot().plot(ax)
 
     def __repr__(self) -> str:
-        inside = repr(self.snapshot()).partition("(")[2]
-        return f"{type(self).__name__}(last {format_duration(self.window_s)}, {inside}"
+        details = repr(self.snapshot()).partition("(")[2]
+        return f"{type(self).__name__}(last {format_duration(self.window_s)}, {details}"
 
     def _repr_html_(self) -> str:
         return self.snapshot()._repr_html_()

@@ -33,7 +33,7 @@ _HEAD = "#[Histogram log format version 1.3]\n"
 _ABSOLUTE = "#[BaseTime: 0.000 (seconds since epoch)]\n"
 _LEGEND = '"StartTimestamp","Interval_Length","Interval_Max","Interval_Compressed_Histogram"\n'
 _NUMBER = "([-+0-9.eE]+)"
-_SINCE = re.compile(rf"#\[(StartTime|BaseTime): *{_NUMBER}")
+_ORIGIN = re.compile(rf"#\[(StartTime|BaseTime): *{_NUMBER}")
 _LINE = re.compile(rf"(?:Tag=([^,]*),)?{_NUMBER},{_NUMBER},{_NUMBER},(HIST\S+)$")
 _YEAR_S = 365 * 86400.0
 _LONGEST_LINE = 1 << 22
@@ -84,7 +84,7 @@ class IntervalLog:
         self._file = Path(path).open("ab+", buffering=0)  # noqa: SIM115 - closed by close()
         try:
             _check_first_line(self._file, path)
-            _cut_torn_line(self._file)
+            _truncate_torn_line(self._file)
         except BaseException:
             self._file.close()
             raise
@@ -114,10 +114,10 @@ class IntervalLog:
     def _append(self, line: str, first_s: float) -> None:
         """Write a line, after the head if the file is new; write all or nothing."""
         end = self._file.seek(0, os.SEEK_END)
-        left = memoryview((line if end else self._head(first_s) + line).encode())
+        remaining = memoryview((line if end else self._head(first_s) + line).encode())
         try:
-            while left:
-                left = left[self._file.write(left) :]
+            while remaining:
+                remaining = remaining[self._file.write(remaining) :]
         except BaseException:
             self._file.truncate(end)
             raise
@@ -137,8 +137,8 @@ class IntervalLog:
 
 def format_interval(histogram: LatencyHistogram, start_s: float, end_s: float, tag: str = "") -> str:
     """Return the line of an interval; see :meth:`IntervalLog.write`."""
-    what = "a LatencyHistogram"
-    check_instance("histogram", histogram, lambda value: isinstance(value, LatencyHistogram), what)
+    expectation = "a LatencyHistogram"
+    check_instance("histogram", histogram, lambda value: isinstance(value, LatencyHistogram), expectation)
     start_s = check_number("start_s", start_s, "seconds since the epoch ≥ 0", lambda it: 0.0 <= it < float("inf"))
     end_s = check_number("end_s", end_s, f"seconds ≥ start_s={start_s!r}", lambda it: start_s <= it < float("inf"))
     check_instance("tag", tag, lambda value: isinstance(value, str), "a string")
@@ -174,9 +174,9 @@ def read_interval_log(
                 parts = _parts(line, origin)
                 if parts is None:
                     continue
-                start_s, its_tag = origin.absolute_s(float(parts[2])), parts[1] or ""
-                if since_s <= start_s < until_s and tag in {None, its_tag}:
-                    yield Interval(start_s, start_s + float(parts[3]), its_tag, LatencyHistogram.decode(parts[5]))
+                start_s, interval_tag = origin.absolute_s(float(parts[2])), parts[1] or ""
+                if since_s <= start_s < until_s and tag in {None, interval_tag}:
+                    yield Interval(start_s, start_s + float(parts[3]), interval_tag, LatencyHistogram.decode(parts[5]))
             except ValueError as error:
                 if line.endswith("\n"):
                     raise ValueError(f"{os.fspath(path)}, line {number}: {error}") from error
@@ -199,12 +199,12 @@ class _Origin:
 def _parts(line: str, origin: _Origin) -> re.Match[str] | None:
     """Return the fields of an interval, or ``None`` for any other line; times in comments go to ``origin``."""
     text = line.strip()
-    since = _SINCE.match(text)
-    if since is not None:
-        if since[1] == "StartTime":
-            origin.start_time_s = float(since[2])
+    match = _ORIGIN.match(text)
+    if match is not None:
+        if match[1] == "StartTime":
+            origin.start_time_s = float(match[2])
         else:
-            origin.base_s = float(since[2])
+            origin.base_s = float(match[2])
     if not text or text[0] in '#"':
         return None
     parts = _LINE.match(text)
@@ -223,14 +223,14 @@ def _check_first_line(file: Any, path: str | os.PathLike[str]) -> None:
         raise ValueError(f"{os.fspath(path)}, line 1: expected an interval, got {first[:60]!r}")
 
 
-def _cut_torn_line(file: Any) -> None:
+def _truncate_torn_line(file: Any) -> None:
     """Remove an incomplete last line that an earlier process left."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(size - _LONGEST_LINE, 0))
     tail = file.read()
-    torn = len(tail) - tail.rfind(b"\n") - 1
-    if torn:
-        file.truncate(size - torn)
+    torn_bytes = len(tail) - tail.rfind(b"\n") - 1
+    if torn_bytes:
+        file.truncate(size - torn_bytes)
 
 
 def merge_interval_logs(

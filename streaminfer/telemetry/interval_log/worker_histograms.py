@@ -43,11 +43,11 @@ from streaminfer.telemetry.interval_log.interval_log import Interval, format_int
 
 __all__ = ["WorkerHistograms", "WorkerStatistics"]
 
-_DEAD = "dead.hlog"
-_FOLDED = "#[Folded: "
+_DEAD_FILE = "dead.hlog"
+_FOLDED_PREFIX = "#[Folded: "
 _NAME = re.compile(r"[A-Za-z0-9_.:/-]+")
-_live: set[str] = set()  # names of this process: it could take their locks a second time
-_What = "a mapping of names to LatencyHistogram or RollingHistogram objects"
+_own_files: set[str] = set()  # names of this process: it could take their locks a second time
+_EXPECTATION = "a mapping of names to LatencyHistogram or RollingHistogram objects"
 
 
 @attrs.frozen(kw_only=True)
@@ -102,15 +102,15 @@ class WorkerHistograms:
     ) -> None:
         check_instance("name", name, lambda value: isinstance(value, str), "a string")
         check_instance("clock", clock, callable, "a callable")
-        check_instance("histograms", histograms, lambda value: isinstance(value, Mapping) and bool(value), _What)
+        check_instance("histograms", histograms, lambda value: isinstance(value, Mapping) and bool(value), _EXPECTATION)
         for key, histogram in histograms.items():
             check_instance(
-                "histograms", histogram, lambda it: isinstance(it, LatencyHistogram | RollingHistogram), _What
+                "histograms", histogram, lambda it: isinstance(it, LatencyHistogram | RollingHistogram), _EXPECTATION
             )
-            what = "names of letters, digits and _.:/-"
-            check_instance("histograms", key, lambda it: isinstance(it, str), what)
+            expectation = "names of letters, digits and _.:/-"
+            check_instance("histograms", key, lambda it: isinstance(it, str), expectation)
             if not _NAME.fullmatch(key):
-                raise ValueError(expected("histograms", what, key))
+                raise ValueError(expected("histograms", expectation, key))
         self.name = name
         self.folder = Path(folder)
         self._histograms = dict(histograms)
@@ -123,7 +123,7 @@ class WorkerHistograms:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._host = re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname())
         self._file = f"{self._host}.{self._pid}.{secrets.token_hex(4)}"
-        _live.add(self._file)
+        _own_files.add(self._file)
         lock = self.folder / f"{self._file}.lock"
         unlocked = lock.with_suffix(".unlocked")  # other workers must not see the file before it is locked
         self._lock = os.open(unlocked, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
@@ -200,9 +200,11 @@ class WorkerHistograms:
         It also publishes the counts of this worker: the next scrape may reach another worker, and must not see less.
         """
         merged, started_s = self._merge()
-        kept = {name: it for name, it in merged.items() if not isinstance(self._histograms[name], RollingHistogram)}
+        durations = {
+            name: it for name, it in merged.items() if not isinstance(self._histograms[name], RollingHistogram)
+        }
         self.publish()
-        return WorkerStatistics(name=self.name, durations=kept, created_ns=round(started_s * 1e3) * 10**6)
+        return WorkerStatistics(name=self.name, durations=durations, created_ns=round(started_s * 1e3) * 10**6)
 
     def close(self) -> None:
         """Publish a last time and release the lock; the worker then counts as dead. A second call does nothing."""
@@ -214,7 +216,7 @@ class WorkerHistograms:
             self.publish()
             os.close(self._lock)
             self._lock = -1
-            _live.discard(self._file)
+            _own_files.discard(self._file)
 
     def _check(self) -> None:
         if self._lock < 0:
@@ -227,29 +229,29 @@ class WorkerHistograms:
         return format_interval(_copy(histogram), max(min(start_s, now_s), 0.0), now_s, name)
 
     def _is_over(self, interval: Interval, now_s: float) -> bool:
-        own = self._histograms.get(interval.tag)
-        return isinstance(own, RollingHistogram) and interval.end_s <= now_s - own.window_s
+        histogram = self._histograms.get(interval.tag)
+        return isinstance(histogram, RollingHistogram) and interval.end_s <= now_s - histogram.window_s
 
     def _others(self) -> list[Interval]:
         """Return the intervals in the files of other workers, dead ones included, at one moment."""
-        dead = self.folder / _DEAD
+        dead_file = self.folder / _DEAD_FILE
         while True:
-            version, known = _version(dead), {self._file, *_folded(dead)}
-            paths = [path for path in self.folder.glob("*.hlog") if path.stem not in known]
+            version, excluded = _version(dead_file), {self._file, *_folded(dead_file)}
+            paths = [path for path in self.folder.glob("*.hlog") if path.stem not in excluded]
             intervals = [interval for path in paths for interval in _intervals(path)]
-            if _version(dead) == version:
+            if _version(dead_file) == version:
                 return intervals
 
     def _fold_dead(self, now_s: float) -> None:
         """Add the counts of dead workers to ``dead.hlog``, and delete their files."""
-        folded = _folded(self.folder / _DEAD)
+        folded = _folded(self.folder / _DEAD_FILE)
         for name in folded:
             self._delete(name)
         dead = [path for path in self.folder.glob(f"{self._host}.*.lock") if self._is_dead(path)]
-        dead = [path for path in dead if not self._still_counts(path.with_suffix(".hlog"), now_s)]
+        dead = [path for path in dead if not self._is_in_window(path.with_suffix(".hlog"), now_s)]
         if not dead:
             return
-        totals = {interval.tag: interval for interval in _intervals(self.folder / _DEAD)}
+        totals = {interval.tag: interval for interval in _intervals(self.folder / _DEAD_FILE)}
         for path in dead:
             for interval in _intervals(path.with_suffix(".hlog")):
                 if isinstance(self._histograms.get(interval.tag), RollingHistogram):
@@ -263,12 +265,12 @@ class WorkerHistograms:
                     totals[interval.tag] = Interval(start_s, end_s, interval.tag, before.histogram)
         names = " ".join(path.stem for path in dead)
         lines = [format_interval(it.histogram, it.start_s, it.end_s, it.tag) for it in totals.values()]
-        self._replace(_DEAD, [f"{_FOLDED}{names}]\n", *lines])
+        self._replace(_DEAD_FILE, [f"{_FOLDED_PREFIX}{names}]\n", *lines])
         for path in dead:
             self._delete(path.stem)
 
     def _is_dead(self, path: Path) -> bool:
-        if path.stem in _live:
+        if path.stem in _own_files:
             return False
         try:
             number = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -282,7 +284,7 @@ class WorkerHistograms:
             os.close(number)
         return True
 
-    def _still_counts(self, path: Path, now_s: float) -> bool:
+    def _is_in_window(self, path: Path, now_s: float) -> bool:
         """Return whether rolling histograms of a dead worker are still within their window."""
         return any(
             isinstance(self._histograms.get(interval.tag), RollingHistogram) and not self._is_over(interval, now_s)
@@ -343,6 +345,6 @@ def _version(path: Path) -> tuple[int, int] | None:
 def _folded(path: Path) -> list[str]:
     """Return the names of the workers in ``dead.hlog``, from its first line."""
     with suppress(FileNotFoundError), path.open(encoding="utf-8") as file:
-        first = file.readline().rstrip("]\n")
-        return first.removeprefix(_FOLDED).split() if first.startswith(_FOLDED) else []
+        first_line = file.readline().rstrip("]\n")
+        return first_line.removeprefix(_FOLDED_PREFIX).split() if first_line.startswith(_FOLDED_PREFIX) else []
     return []

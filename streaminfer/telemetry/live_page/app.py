@@ -90,7 +90,7 @@ class Dashboard(AsgiApp):
             await _respond(scope, send, 404, "text/plain", b"not found\n")
 
     async def _stream(self, scope: Message, receive: Receive, send: Send) -> None:
-        polls = scope.get("query_string", b"") == b"poll"
+        is_poll = scope.get("query_string", b"") == b"poll"
         headers = ((b"content-type", b"text/event-stream"), (b"x-accel-buffering", b"no"), *_HEADERS[:-1])
         no_store = (b"cache-control", b"no-store")
         await send({"type": "http.response.start", "status": 200, "headers": [*headers, no_store]})
@@ -98,31 +98,33 @@ class Dashboard(AsgiApp):
             await send({"type": "http.response.body", "body": b""})
             return
         last_id = next((value for name, value in scope["headers"] if name == b"last-event-id"), b"").decode("latin-1")
-        retry = f"retry: {_POLL_MS if polls else _RETRY_MS}\n\n".encode()
+        retry = f"retry: {_POLL_MS if is_poll else _RETRY_MS}\n\n".encode()
         loop = asyncio.get_running_loop()
         ends_s = loop.time() + self._stream_s
-        gone = asyncio.ensure_future(_wait_until_gone(receive))
+        disconnected = asyncio.ensure_future(_wait_for_disconnect(receive))
         try:
-            while not gone.done():
+            while not disconnected.done():
                 wait_s = self._feed.refresh()
                 events, last_id = self._feed.after(last_id)
                 if retry + events:
                     await send({"type": "http.response.body", "body": retry + events, "more_body": True})
                 retry = b""
                 left_s = ends_s - loop.time()
-                if polls or left_s <= 0.0:
+                if is_poll or left_s <= 0.0:
                     break
-                await asyncio.wait({gone}, timeout=min(wait_s, left_s))
-            if not gone.done():
+                await asyncio.wait({disconnected}, timeout=min(wait_s, left_s))
+            if not disconnected.done():
                 await send({"type": "http.response.body", "body": b""})
         finally:
-            gone.cancel()
+            disconnected.cancel()
 
 
-async def _wait_until_gone(receive: Receive) -> None:
+async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-async def _respond(scope: Message, send: Send, status: int, kind: str, body: bytes, more: Headers = ()) -> None:
-    await respond(scope, send, status, body, (*_HEADERS, *more), content_type=kind.encode())
+async def _respond(
+    scope: Message, send: Send, status: int, kind: str, body: bytes, extra_headers: Headers = ()
+) -> None:
+    await respond(scope, send, status, body, (*_HEADERS, *extra_headers), content_type=kind.encode())

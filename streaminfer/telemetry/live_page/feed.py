@@ -26,7 +26,7 @@ from streaminfer.telemetry.services import name_services
 
 __all__ = ["Feed"]
 
-_KEPT = 100
+_MAX_UPDATES = 100
 
 
 class Feed:
@@ -48,7 +48,7 @@ class Feed:
         self._readers = [ServiceReader(parts) for _, parts in named]
         self._id = secrets.token_hex(4)
         self._number = 0
-        self._ring: deque[tuple[int, bytes, bytes]] = deque(maxlen=_KEPT)
+        self._ring: deque[tuple[int, bytes, bytes]] = deque(maxlen=_MAX_UPDATES)
         self._encoded: list[dict[str, _Encoded]] = [{} for _ in named]
         self._due_ns = 0
         self._lock = new_lock()
@@ -98,11 +98,11 @@ class Feed:
         self._ring.append((self._number, schema, update))
 
     def _schema_event(self) -> bytes:
-        known = {panel.id: panel for panel in PANELS}
+        panels_by_id = {panel.id: panel for panel in PANELS}
         services = [
             {
                 "name": name,
-                "panels": [{**known[panel]._asdict(), "labels": it.labels} for panel, it in panels.items()],
+                "panels": [{**panels_by_id[panel]._asdict(), "labels": it.labels} for panel, it in panels.items()],
             }
             for name, panels in zip(self._names, self._encoded, strict=True)
         ]

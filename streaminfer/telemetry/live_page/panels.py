@@ -71,12 +71,12 @@ def table(name: str, statistics: Any) -> dict[str, Any]:
         name: name of the node.
         statistics: a snapshot of any class.
     """
-    shown: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for field, text, is_shown in _fields(statistics.__class__):
         value = getattr(statistics, field)
         if is_shown or isinstance(value, (bool, int, float)):
-            shown[f"{name}: {text}"] = value
-    return shown
+            values[f"{name}: {text}"] = value
+    return values
 
 
 @functools.cache
@@ -99,10 +99,10 @@ def _batcher(it: Any) -> Iterator[Numbers]:
     yield "queue", {"queued": it.queued, "running": it.running}
     yield "batches", dict(it.released)
     yield "batch_size", {"mean": (sum(size * count for size, count in it.batch_sizes.items()), it.batches)}
-    lost = {"deadline_exceeded": it.deadline_exceeded, "failed": it.failed, "cancelled": it.cancelled}
-    yield from _drops({**it.rejected, **lost})
+    incomplete = {"deadline_exceeded": it.deadline_exceeded, "failed": it.failed, "cancelled": it.cancelled}
+    yield from _drops({**it.rejected, **incomplete})
     if it.device is not None:
-        yield "device", {f"{it.device.name}, {model}": had.busy_s for model, had in it.device.models.items()}
+        yield "device", {f"{it.device.name}, {model}": usage.busy_s for model, usage in it.device.models.items()}
 
 
 def _limit(it: Any) -> Iterator[Numbers]:

@@ -32,11 +32,11 @@ class RecentTail:
     def __init__(self, histogram: LatencyHistogram, window_s: float) -> None:
         self._histogram = histogram
         self._window_ns = round(window_s * 1e9)
-        self._seen = 0
-        self._looked_ns: float = -math.inf
+        self._last_count = 0
+        self._last_read_ns: float = -math.inf
         self._shift = max(0, histogram.half_magnitude - _MAGNITUDE)
         self._groups = histogram.counts_length >> self._shift
-        self._known = array("q", [0]) * self._groups
+        self._last_counts = array("q", [0]) * self._groups
         self._counts = array("q", [0]) * self._groups  # of the window
         self._view = np.frombuffer(self._counts, np.int64)
         self._changes: deque[tuple[int, list[tuple[int, int]]]] = deque()
@@ -52,23 +52,23 @@ class RecentTail:
         """
         counts = self._counts
         count = self._histogram.count
-        if count < self._seen:  # the histogram was reset
-            self._known = array("q", [0]) * self._groups
-        if count != self._seen:
-            self._seen = count
-            changes = self._histogram.take_changes(self._known, self._shift)
-            if now_ns - self._looked_ns <= self._window_ns:
+        if count < self._last_count:  # the histogram was reset
+            self._last_counts = array("q", [0]) * self._groups
+        if count != self._last_count:
+            self._last_count = count
+            changes = self._histogram.take_changes(self._last_counts, self._shift)
+            if now_ns - self._last_read_ns <= self._window_ns:
                 self._changes.append((now_ns, changes))
                 for group, added in changes:
                     counts[group] += added
-        self._looked_ns = now_ns
+        self._last_read_ns = now_ns
         while self._changes and self._changes[0][0] <= now_ns - self._window_ns:
             for group, added in self._changes.popleft()[1]:
                 counts[group] -= added
-        upto = self._view.cumsum()
-        total = upto.item(-1)
+        cumulative = self._view.cumsum()
+        total = cumulative.item(-1)
         if not total:
             return [float("nan")] * len(shares)
         ranks = [max(1, math.ceil(share * total)) for share in shares]
-        seconds: list[float] = self._highest_s[upto.searchsorted(ranks)].tolist()
+        seconds: list[float] = self._highest_s[cumulative.searchsorted(ranks)].tolist()
         return seconds

@@ -20,11 +20,11 @@ _LABELS_PER_PANEL = 12
 _LABELS_OF_TABLE = 200
 _SHARES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
 _WINDOW_S = 10.0
-_WHOLE_NS = 2_000_000_000
+_FULL_READ_NS = 2_000_000_000
 """Interval at which the reader searches for layers, and reads figures that change slowly or are in no chart."""
-_MOST_NS = 500_000_000
+_CHART_READ_NS = 500_000_000
 """Interval at which charts other than `LIVE` are read: statistics of layers take most of the CPU of an update."""
-_ORDER = tuple(panel.id for panel in PANELS)
+_PANEL_ORDER = tuple(panel.id for panel in PANELS)
 
 
 class ServiceReader:
@@ -38,11 +38,11 @@ class ServiceReader:
 
     def __init__(self, parts: Sequence[Any]) -> None:
         self._parts = parts
-        self._found: list[Found] = []
-        self._live: list[Found] = []
-        self._whole_ns: int | None = None
-        self._most_ns = 0
-        self._kept: dict[str, dict[str, Any]] = {}
+        self._entries: list[Found] = []
+        self._live_entries: list[Found] = []
+        self._last_full_read_ns: int | None = None
+        self._last_chart_read_ns = 0
+        self._last_panels: dict[str, dict[str, Any]] = {}
         self._tails: WeakKeyDictionary[Telemetry, list[RecentTail]] = WeakKeyDictionary()
         self._failures = ErrorLog("streaminfer.live_page")
 
@@ -52,55 +52,59 @@ class ServiceReader:
         Args:
             now_ns: monotonic nanoseconds, never less than in the last call.
         """
-        whole = self._whole_ns is None or now_ns - self._whole_ns >= _WHOLE_NS
-        if whole:
-            self._whole_ns = now_ns
+        is_full = self._last_full_read_ns is None or now_ns - self._last_full_read_ns >= _FULL_READ_NS
+        if is_full:
+            self._last_full_read_ns = now_ns
             visited: set[int] = set()
-            inside = itertools.chain.from_iterable(walk(part, visited) for part in self._parts)
-            self._found = [it for it in inside if not it.node.stack_state]  # a stack's statistics are its layers'
-            self._kept.clear()
-        most = whole or now_ns - self._most_ns >= _MOST_NS
+            entries = itertools.chain.from_iterable(walk(part, visited) for part in self._parts)
+            self._entries = [it for it in entries if not it.node.stack_state]  # a stack's statistics are its layers'
+            self._last_panels.clear()
+        with_charts = is_full or now_ns - self._last_chart_read_ns >= _CHART_READ_NS
         panels: dict[str, dict[str, Any]] = {}
-        reading = self._found if most else self._live
-        shown = [self._read_part(found, panels, now_ns, whole=whole, most=most) for found in reading]
-        if most:
-            self._most_ns = now_ns
+        reading = self._entries if with_charts else self._live_entries
+        panel_names = [
+            self._read_part(entry, panels, now_ns, is_full=is_full, with_charts=with_charts) for entry in reading
+        ]
+        if with_charts:
+            self._last_chart_read_ns = now_ns
             # parts without a chart are read again only after the next search for layers
-            self._found = [found for found, names in zip(reading, shown, strict=True) if names - {"other"}]
-            self._live = [found for found, names in zip(reading, shown, strict=True) if names & LIVE]
-        self._kept |= {panel: _bounded(panel, numbers) for panel, numbers in panels.items()}
-        return {panel: self._kept[panel] for panel in _ORDER if panel in self._kept}
+            self._entries = [entry for entry, names in zip(reading, panel_names, strict=True) if names - {"other"}]
+            self._live_entries = [entry for entry, names in zip(reading, panel_names, strict=True) if names & LIVE]
+        self._last_panels |= {panel: _bounded(panel, numbers) for panel, numbers in panels.items()}
+        return {panel: self._last_panels[panel] for panel in _PANEL_ORDER if panel in self._last_panels}
 
     def _read_part(
-        self, found: Found, panels: dict[str, dict[str, Any]], now_ns: int, *, whole: bool, most: bool
+        self, entry: Found, panels: dict[str, dict[str, Any]], now_ns: int, *, is_full: bool, with_charts: bool
     ) -> set[str]:
         """Add the numbers of a part to the panels, and return the ids of these panels."""
         names = set()
         try:
-            for panel, numbers in self._numbers(found, now_ns, whole=whole, most=most):
-                if most or panel in LIVE:
+            for panel, numbers in self._numbers(entry, now_ns, is_full=is_full, with_charts=with_charts):
+                if with_charts or panel in LIVE:
                     names.add(panel)
-                    _add(panels, panel, numbers, found.path)
+                    _add(panels, panel, numbers, entry.path)
         except LISTENER_ERRORS as error:  # a broken layer of a user must not blank the page
-            name = name_of(found.part)
+            name = name_of(entry.part)
             self._failures.report(f"the live page: statistics() of {name}", error)
-            if whole:
+            if is_full:
                 _add(panels, "other", {f"{name}: statistics": "not readable"}, "")
             names.clear()
         return names
 
-    def _numbers(self, found: Found, now_ns: int, *, whole: bool, most: bool) -> Iterator[Numbers]:
-        if isinstance(found.part, Telemetry):
-            yield from self._telemetry_numbers(found.part, now_ns, whole=whole, most=most)
+    def _numbers(self, entry: Found, now_ns: int, *, is_full: bool, with_charts: bool) -> Iterator[Numbers]:
+        if isinstance(entry.part, Telemetry):
+            yield from self._telemetry_numbers(entry.part, now_ns, is_full=is_full, with_charts=with_charts)
             return
-        statistics = found.node.statistics()
+        statistics = entry.node.statistics()
         read = READERS.get(type(statistics).__name__)
         if read is not None:
             yield from read(statistics)
-        if whole:
-            yield "other", table(name_of(found.part), statistics)
+        if is_full:
+            yield "other", table(name_of(entry.part), statistics)
 
-    def _telemetry_numbers(self, telemetry: Telemetry, now_ns: int, *, whole: bool, most: bool) -> Iterator[Numbers]:
+    def _telemetry_numbers(
+        self, telemetry: Telemetry, now_ns: int, *, is_full: bool, with_charts: bool
+    ) -> Iterator[Numbers]:
         """Yield the numbers of a telemetry, without the five histogram copies of its statistics."""
         histograms = telemetry._histograms
         recent = self._tails.get(telemetry)
@@ -109,13 +113,13 @@ class ServiceReader:
         in_flight, outcomes = telemetry._counts(*telemetry._recorder.responses())
         yield "queue", {"in flight": in_flight}
         yield "requests", outcomes
-        if most:
+        if with_charts:
             seconds = recent[0].quantiles([*_SHARES.values()], now_ns)
             yield "tail", dict(zip(_SHARES, seconds, strict=True))
-        if whole:
+        if is_full:
             seconds = [tail.quantiles([0.99], now_ns)[0] for tail in recent[1:]]
             parts = zip(PARTS, seconds, histograms[1:], strict=True)
-            yield "parts", {part: p99 for part, p99, of in parts if of.count}
+            yield "parts", {part: p99 for part, p99, histogram in parts if histogram.count}
             if telemetry.slo is not None:
                 yield from slo_numbers(telemetry.slo.statistics())
 
@@ -126,10 +130,10 @@ def _add(panels: dict[str, dict[str, Any]], panel: str, numbers: dict[str, Any],
         numbers = {f"{path}: {label}": value for label, value in numbers.items()}
     if not numbers:
         return
-    known = panels.setdefault(panel, numbers)
-    if known is not numbers:
+    existing = panels.setdefault(panel, numbers)
+    if existing is not numbers:
         for label, value in numbers.items():
-            known[label] = _sum(known[label], value) if label in known else value
+            existing[label] = _sum(existing[label], value) if label in existing else value
 
 
 def _sum(one: Any, other: Any) -> Any:
@@ -138,5 +142,5 @@ def _sum(one: Any, other: Any) -> Any:
 
 
 def _bounded(panel: str, numbers: dict[str, Any]) -> dict[str, Any]:
-    most = _LABELS_OF_TABLE if panel == "other" else _LABELS_PER_PANEL
-    return numbers if len(numbers) <= most else dict(itertools.islice(numbers.items(), most))
+    max_labels = _LABELS_OF_TABLE if panel == "other" else _LABELS_PER_PANEL
+    return numbers if len(numbers) <= max_labels else dict(itertools.islice(numbers.items(), max_labels))

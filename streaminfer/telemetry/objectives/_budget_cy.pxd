@@ -18,7 +18,7 @@ cdef class BudgetState(_monotonic_cy.MonotonicClock):
     cdef readonly long long burn_window_ns, burn_short_ns
     cdef readonly double burn_starts_at, burn_ends_at
     cdef readonly long long burn_minimum, burn_grace_ns
-    cdef long long _grace_ends_ns, _grace_seen, _grace_bad
+    cdef long long _grace_ends_ns, _grace_events, _grace_bad
     cdef bint _burning
     cdef long long _burning_since_ns
     cdef long long _check_every_ns, _next_check_ns
@@ -56,5 +56,5 @@ cdef void _advance(BudgetState state, long long elapsed_ns) noexcept
 cdef int _slot_before(BudgetState state, long long window_ns) noexcept
 
 @cython.locals(
-    slot=cython.int, seen_before=cython.longlong, bad_before=cython.longlong, seen=cython.double, bad=cython.double)
+    slot=cython.int, events_before=cython.longlong, bad_before=cython.longlong, events=cython.double, bad=cython.double)
 cdef double _admitted_burn(BudgetState state, long long window_ns, long long minimum) noexcept

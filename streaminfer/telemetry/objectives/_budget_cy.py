@@ -121,7 +121,7 @@ class BudgetState(_monotonic_cy.MonotonicClock):
         self._burning = False
         self._burning_since_ns = 0
         self._grace_ends_ns = _FAR_NS if self.burn_grace_ns > 0 else 0
-        self._grace_seen = 0
+        self._grace_events = 0
         self._grace_bad = 0
         self._check_every_ns = check_every_ns
         self._next_check_ns = _FAR_NS
@@ -164,8 +164,8 @@ class BudgetState(_monotonic_cy.MonotonicClock):
 
     def burn_over(self, window_ns: int) -> float:
         """Return the share of bad events in a window, divided by the allowed share; 0.0 without events."""
-        seen, bad, _ = _window(self, window_ns)
-        return bad / seen / self.allowed if seen else 0.0
+        events, bad, _ = _window(self, window_ns)
+        return bad / events / self.allowed if events else 0.0
 
     def window(self, window_ns: int) -> tuple[int, int, int]:
         """Return the numbers of all events, bad events and rejections in the last ``window_ns``, at most the period."""
@@ -190,12 +190,12 @@ class BudgetState(_monotonic_cy.MonotonicClock):
         while span_ns > (_SLOTS - 1) * width_ns:
             width_ns *= 4
             level += 1
-        noted = []
+        points = []
         for index in range((self._elapsed_ns - span_ns) // width_ns, self._elapsed_ns // width_ns + 1):
             slot = (level << _LEVEL_BITS) + (index & (_SLOTS - 1))
-            noted.append((index * width_ns, self._all[slot], self._bad[slot]))
-        noted.append((self._elapsed_ns, self.total, self.bad))
-        return noted, width_ns
+            points.append((index * width_ns, self._all[slot], self._bad[slot]))
+        points.append((self._elapsed_ns, self.total, self.bad))
+        return points, width_ns
 
     def _watch(self) -> None:
         """Let records call ``_check`` from now on."""
@@ -249,7 +249,7 @@ def _count(state: BudgetState, kind: int) -> int:
     if elapsed_ns < state._grace_ends_ns:
         if state._grace_ends_ns == _FAR_NS:
             state._grace_ends_ns = elapsed_ns + state.burn_grace_ns
-        state._grace_seen = state.total - state.rejected
+        state._grace_events = state.total - state.rejected
         state._grace_bad = state.bad - state.rejected
     if elapsed_ns >= state._next_check_ns:
         state._next_check_ns = elapsed_ns + state._check_every_ns
@@ -300,13 +300,13 @@ def _admitted_burn(state: BudgetState, window_ns: int, minimum: int) -> float:
     It is 0.0 with fewer than ``minimum`` events (≥ 1), or with only one bad event, unless ``minimum`` is 1.
     """
     slot = _slot_before(state, window_ns)
-    seen_before = state._grace_seen
+    events_before = state._grace_events
     bad_before = state._grace_bad
-    if slot >= 0 and state._all[slot] - state._rejected[slot] > seen_before:
-        seen_before = state._all[slot] - state._rejected[slot]
+    if slot >= 0 and state._all[slot] - state._rejected[slot] > events_before:
+        events_before = state._all[slot] - state._rejected[slot]
         bad_before = state._bad[slot] - state._rejected[slot]
-    seen = state.total - state.rejected - seen_before
+    events = state.total - state.rejected - events_before
     bad = state.bad - state.rejected - bad_before
-    if seen < minimum or (bad < 2 and minimum > 1):
+    if events < minimum or (bad < 2 and minimum > 1):
         return 0.0
-    return bad / seen / state.allowed
+    return bad / events / state.allowed

@@ -103,9 +103,9 @@ class Alert:
     at_ns: int
 
     def __str__(self) -> str:
-        what = f"{self.severity}: {self.slo!r}" if self.firing else f"resolved {self.severity}: {self.slo!r}"
+        state = f"{self.severity}: {self.slo!r}" if self.firing else f"resolved {self.severity}: {self.slo!r}"
         return (
-            f"{what} burns at {self.long_burn_rate:.3g} over {self.pair.long_s:g} s and {self.short_burn_rate:.3g} "
+            f"{state} burns at {self.long_burn_rate:.3g} over {self.pair.long_s:g} s and {self.short_burn_rate:.3g} "
             f"over {self.pair.short_s:g} s (limit {self.pair.burn_rate:.3g})"
         )
 
@@ -162,11 +162,11 @@ class AlertStates:
         changes: list[Alert] = []
         for position, pair in enumerate(self.pairs):
             before = self._firing[position]
-            seen, long_rate = read(pair.long_s)
+            events, long_rate = read(pair.long_s)
             _, short_rate = read(pair.short_s)
             lower = min(long_rate, short_rate)
             if before is None:
-                firing = lower >= pair.burn_rate and seen >= self.minimum_events and age_s >= pair.short_s
+                firing = lower >= pair.burn_rate and events >= self.minimum_events and age_s >= pair.short_s
             else:
                 firing = lower >= _ENDS_AT * pair.burn_rate
             if before is None and not firing:

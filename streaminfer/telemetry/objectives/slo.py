@@ -34,7 +34,7 @@ else:
 __all__ = ["SLO", "BurnSignal"]
 
 _REACHABLE = 0.8
-_FAR = 2**62  # fits a C integer, even if as much is added
+_MAX_INTEGER = 2**62  # fits a C integer, even if as much is added
 _CALLBACK = "a callable that takes an Alert"
 _LONGEST_S = 100 * 365 * 86400.0
 _FINEST_SHARE = 64  # a bucket is at most the shortest window of an alert or signal divided by this
@@ -75,7 +75,7 @@ class BurnSignal:
             check_rate(name, getattr(self, name))
         if self.ends_at > self.starts_at:
             raise ValueError(expected("ends_at", f"at most starts_at={self.starts_at!r}", self.ends_at))
-        check_count("minimum_events", self.minimum_events, at_most=_FAR)
+        check_count("minimum_events", self.minimum_events, at_most=_MAX_INTEGER)
         check_duration("grace_s", self.grace_s)
 
 
@@ -125,10 +125,10 @@ class SLO(StackClock, _State):
 
     # no instance dictionary: without it, the look-up of `record` is a third faster
     __slots__ = (
+        "_alert_lock",
         "_changes",
         "_clock_given",
         "_listeners",
-        "_looking",
         "_states",
         "alert_pairs",
         "name",
@@ -177,7 +177,7 @@ class SLO(StackClock, _State):
         width_ns, levels = _levels(period_s, min([short_s, *(pair.short_s for pair in self.alert_pairs)]))
         super().__init__(
             clock,
-            min(threshold_ns, _FAR),
+            min(threshold_ns, _MAX_INTEGER),
             allowed,
             round(period_s * 1e9),
             width_ns,
@@ -185,10 +185,10 @@ class SLO(StackClock, _State):
             (Overloaded, CircuitOpen),
             ignoring,
             self.signal,
-            _every(self.alert_pairs),
+            _check_interval_ns(self.alert_pairs),
         )
         self._states = AlertStates(name, self.alert_pairs, minimum_events)
-        self._looking = new_lock()
+        self._alert_lock = new_lock()
         self._changes: deque[Alert] = deque()
         self._listeners: Listeners[Alert] = Listeners("streaminfer.slo", f"SLO {name!r}", _CALLBACK)
 
@@ -239,8 +239,8 @@ class SLO(StackClock, _State):
         While there are callbacks, records check the pairs too, at most once per 64th of the shortest window. There is
         no background work: call this method periodically if requests may stop altogether.
         """
-        with self._looking:
-            self._look()
+        with self._alert_lock:
+            self._update_alerts()
             firing = self._states.firing()
         self._deliver()
         return firing
@@ -281,18 +281,18 @@ class SLO(StackClock, _State):
 
         alerts = self.alerts()
         windows_s = sorted({seconds for pair in self.alert_pairs for seconds in (pair.short_s, pair.long_s)})
-        seen, bad, rejected = self.window(self.period_ns)
+        events, bad, rejected = self.window(self.period_ns)
         total, late, failed, rejected_ever = self.totals()
         return SloStatistics(
             name=self.name,
             threshold_s=self.threshold_s,
             objective=self.objective,
             period_s=self.period_s,
-            good=seen - bad,
+            good=events - bad,
             bad=bad,
             rejected=rejected,
             ignored=self.ignored,
-            budget_remaining=1.0 - bad / seen / self.allowed if seen else 1.0,
+            budget_remaining=1.0 - bad / events / self.allowed if events else 1.0,
             burn_rates={seconds: self.burn_rate(seconds) for seconds in windows_s},
             burning=self.burning(),
             alerts=alerts,
@@ -338,11 +338,11 @@ class SLO(StackClock, _State):
         Returns:
             Instants on the objective's clock, ascending, each with the burn rate since the instant before.
         """
-        noted, _ = self.history()
+        points, _ = self.history()
         elapsed_ns, now_ns = self._ages()
         rates = []
-        for (_, seen, bad), (at_ns, seen_after, bad_after) in pairwise(noted):
-            events = seen_after - seen
+        for (_, total, bad), (at_ns, total_after, bad_after) in pairwise(points):
+            events = total_after - total
             rates.append((at_ns - elapsed_ns + now_ns, (bad_after - bad) / events / self.allowed if events else 0.0))
         return rates
 
@@ -350,21 +350,21 @@ class SLO(StackClock, _State):
 
     def _check(self) -> None:
         """Check the alert pairs from a record, unless another thread is checking them."""
-        if not self._listeners or not self._looking.acquire(blocking=False):
+        if not self._listeners or not self._alert_lock.acquire(blocking=False):
             return
         try:
-            self._look()
+            self._update_alerts()
         finally:
-            self._looking.release()
+            self._alert_lock.release()
         self._deliver()
 
-    def _look(self) -> None:
+    def _update_alerts(self) -> None:
         elapsed_ns, now_ns = self._ages()
         self._changes.extend(self._states.update(now_ns, elapsed_ns / 1e9, self._events_and_rate))
 
     def _events_and_rate(self, window_s: float) -> tuple[int, float]:
-        seen, bad, _ = self.window(max(round(window_s * 1e9), 1))
-        return seen, bad / seen / self.allowed if seen else 0.0
+        events, bad, _ = self.window(max(round(window_s * 1e9), 1))
+        return events, bad / events / self.allowed if events else 0.0
 
     def _deliver(self) -> None:
         while self._changes and self._listeners.deliver(self._take_changes):
@@ -378,19 +378,19 @@ class SLO(StackClock, _State):
 def _allowed(objective: object) -> float:
     """Return the share of events that may be bad."""
 
-    def bad(share: float) -> float:
+    def bad_share(share: float) -> float:
         return round(1.0 - share, 12)  # rounded to twelve places, so that 1 - 0.99 is 0.01
 
-    what = "a share above 0 and below 1"
-    return bad(check_number("objective", objective, what, lambda it: 0.0 < bad(it) < 1.0))
+    expectation = "a share above 0 and below 1"
+    return bad_share(check_number("objective", objective, expectation, lambda it: 0.0 < bad_share(it) < 1.0))
 
 
-def _checked(argument: str, values: Any, fits: Callable[[Any], bool], what: str) -> tuple[Any, ...]:
+def _checked(argument: str, values: Any, fits: Callable[[Any], bool], expectation: str) -> tuple[Any, ...]:
     """Return the values as a tuple, after checking each."""
-    check_instance(argument, values, lambda value: isinstance(value, Iterable), what)
+    check_instance(argument, values, lambda value: isinstance(value, Iterable), expectation)
     checked = tuple(values)
     for each in checked:
-        check_instance(argument, each, fits, what)
+        check_instance(argument, each, fits, expectation)
     return checked
 
 
@@ -428,6 +428,6 @@ def _levels(period_s: float, shortest_s: float) -> tuple[int, int]:
         levels += 1
 
 
-def _every(pairs: tuple[AlertPair, ...]) -> int:
+def _check_interval_ns(pairs: tuple[AlertPair, ...]) -> int:
     """Return the nanoseconds between two checks from records."""
     return round(min((pair.short_s for pair in pairs), default=3600.0) / _FINEST_SHARE * 1e9)

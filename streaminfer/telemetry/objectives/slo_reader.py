@@ -29,7 +29,7 @@ class SloReader:
     def __init__(self, slo: Any, reader: str) -> None:
         self._slo = slo
         self._reader = reader
-        self._may_be_unfed = isinstance(slo, CountsEvents)
+        self._may_lack_events = isinstance(slo, CountsEvents)
         self._failures = ListenerFailures(_LOG_NAME, reader)
         self._threshold_ns = 0.0
 
@@ -41,8 +41,8 @@ class SloReader:
         """
         if self._slo is None:
             return False
-        if self._may_be_unfed and requests >= _REQUESTS:
-            self._check_feeding(requests)
+        if self._may_lack_events and requests >= _REQUESTS:
+            self._check_events(requests)
         try:
             return bool(self._slo.burning())
         except LISTENER_ERRORS as failure:
@@ -57,8 +57,8 @@ class SloReader:
             self._failures.report(self._slo, "threshold_s", failure)
         return self._threshold_ns
 
-    def _check_feeding(self, requests: int) -> None:
-        self._may_be_unfed = False
+    def _check_events(self, requests: int) -> None:
+        self._may_lack_events = False
         if self._slo.total == 0:
             text = "%s reads SLO %r, which has had no event in %d requests; give the same SLO to a Telemetry in front"
             _LOGGER.warning(text, self._reader, self._slo.name, requests)

@@ -43,7 +43,7 @@ class Estimate(NamedTuple):
     high: float
 
 
-_NOT_KNOWN = Estimate(math.nan, math.nan, math.nan)
+_UNKNOWN = Estimate(math.nan, math.nan, math.nan)
 
 
 @attrs.define
@@ -144,8 +144,8 @@ class OutcomeTable(Snapshot):
         cls, cells: Iterable[tuple[tuple[Any, ...], OutcomeCell]], latencies: tuple[str, ...], **counters: int
     ) -> "OutcomeTable":
         """Return the table of cells by route, latency and quality, with the latencies in the given order."""
-        kept = tuple(cells)
-        return cls(rows=_rows(kept, latencies, _FIELDS), cells=kept, latencies=latencies, **counters)
+        ordered = tuple(cells)
+        return cls(rows=_rows(ordered, latencies, _FIELDS), cells=ordered, latencies=latencies, **counters)
 
     def by(self, *fields: Field) -> tuple[OutcomeRow, ...]:
         """Return the rows by some fields only; ``table.by("degraded")`` shows the effect of degraded responses.
@@ -176,18 +176,18 @@ class OutcomeTable(Snapshot):
         Raises:
             ValueError: the field is unknown.
         """
-        found = {row.of[field]: row for row in self.by(field) if row.outcome == outcome}
-        ours, theirs = ((found[group].rate if group in found else _NOT_KNOWN) for group in (of, to))
-        value = ours.value - theirs.value
-        low = value - math.hypot(ours.value - ours.low, theirs.high - theirs.value)
-        high = value + math.hypot(ours.high - ours.value, theirs.value - theirs.low)
+        rows = {row.of[field]: row for row in self.by(field) if row.outcome == outcome}
+        first, second = ((rows[group].rate if group in rows else _UNKNOWN) for group in (of, to))
+        value = first.value - second.value
+        low = value - math.hypot(first.value - first.low, second.high - second.value)
+        high = value + math.hypot(first.high - first.value, second.value - second.low)
         return Estimate(value, low, high)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the rows and the counters as JSON values."""
-        plain = super().to_dict()
-        del plain["_cells"], plain["_latencies"]
-        return plain
+        values = super().to_dict()
+        del values["_cells"], values["_latencies"]
+        return values
 
     def __repr__(self) -> str:
         lines = [f"<OutcomeTable: {self.pending} pending, {self.unknown} unknown, {self.evicted} evicted>"]
@@ -210,12 +210,12 @@ def _rows(
         merged.setdefault(tuple(named[field] for field in fields), OutcomeCell()).add(cell)
     outcomes = sorted({name for cell in merged.values() for name in cell.outcomes})
 
-    def place(item: tuple[tuple[Any, ...], OutcomeCell]) -> list[tuple[int, str]]:
+    def sort_key(item: tuple[tuple[Any, ...], OutcomeCell]) -> list[tuple[int, str]]:
         return [(rank.get(value, len(rank)), str(value)) for value in item[0]]
 
     return tuple(
         _row(dict(zip(fields, values, strict=True)), outcome, cell)
-        for values, cell in sorted(merged.items(), key=place)
+        for values, cell in sorted(merged.items(), key=sort_key)
         if cell.requests
         for outcome in outcomes
     )
@@ -236,18 +236,18 @@ def _row(of: dict[str, Any], outcome: str, cell: OutcomeCell) -> OutcomeRow:
 def _wilson(successes: int, trials: int) -> Estimate:
     share, factor = successes / trials, _Z * _Z / trials
     middle = (share + factor / 2) / (1 + factor)
-    half = _Z * math.sqrt(share * (1 - share) / trials + factor / (4 * trials)) / (1 + factor)
-    return Estimate(share, max(middle - half, 0.0), min(middle + half, 1.0))
+    half_width = _Z * math.sqrt(share * (1 - share) / trials + factor / (4 * trials)) / (1 + factor)
+    return Estimate(share, max(middle - half_width, 0.0), min(middle + half_width, 1.0))
 
 
 def _mean(sums: Sums) -> Estimate:
     if not sums.valued:
-        return _NOT_KNOWN
+        return _UNKNOWN
     if sums.valued == 1:
         return Estimate(sums.mean, math.nan, math.nan)
     degrees = sums.valued - 1
-    half = student_quantile(_UPPER, degrees) * math.sqrt(sums.squares / degrees / sums.valued)
-    return Estimate(sums.mean, sums.mean - half, sums.mean + half)
+    half_width = student_quantile(_UPPER, degrees) * math.sqrt(sums.squares / degrees / sums.valued)
+    return Estimate(sums.mean, sums.mean - half_width, sums.mean + half_width)
 
 
 def _texts(row: OutcomeRow) -> tuple[str, ...]:

@@ -87,11 +87,11 @@ class Outcomes(StackClock, SyncLayer):
     ) -> None:
         self._expires_ns = round(check_duration("expires_s", expires_s, positive=True) * 1e9)
         self.max_pending = check_count("max_pending", max_pending)
-        what = "ascending bounds, at least one"
-        check_instance("latency_buckets_s", latency_buckets_s, lambda value: isinstance(value, Iterable), what)
+        expectation = "ascending bounds, at least one"
+        check_instance("latency_buckets_s", latency_buckets_s, lambda value: isinstance(value, Iterable), expectation)
         bounds = [check_duration("latency_buckets_s", bound, positive=True) for bound in latency_buckets_s]
         if not bounds or any(low >= high for low, high in pairwise(bounds)):
-            raise ValueError(expected("latency_buckets_s", what, latency_buckets_s))
+            raise ValueError(expected("latency_buckets_s", expectation, latency_buckets_s))
         check_instance("id_of", id_of, lambda value: value is None or callable(value), "a function or None")
         self._accept_clock(clock)
         self.clock = clock or time.monotonic_ns

@@ -136,11 +136,11 @@ class TraceBuilder:
 
     def add_counts(self, track: int, at_ns: ArrayLike, values: ArrayLike) -> None:
         """Set a counter at instants, shape (n,), to integers ≥ 0 or to floating-point numbers, shape (n,)."""
-        given = np.asarray(values)
-        if given.dtype.kind == "f":
-            tail = [_varint(_Packet.DOUBLE_COUNTER_VALUE << 3 | 1), _fixed(given.astype("<f8"))]
+        numbers = np.asarray(values)
+        if numbers.dtype.kind == "f":
+            tail = [_varint(_Packet.DOUBLE_COUNTER_VALUE << 3 | 1), _fixed(numbers.astype("<f8"))]
         else:
-            tail = [_varint(_Packet.COUNTER_VALUE << 3), _varints(given)]
+            tail = [_varint(_Packet.COUNTER_VALUE << 3), _varints(numbers)]
         self._add_events(np.asarray(at_ns), self._event(_COUNTER, track), tail)
 
     def __bytes__(self) -> bytes:
@@ -148,12 +148,12 @@ class TraceBuilder:
         return b"".join(self._parts)
 
     def _describe(self, process: str) -> None:
-        about = ProtobufWriter()
-        about.varint(_Packet.PID, 1)
-        about.text(_Packet.PROCESS_NAME, process)
+        process_descriptor = ProtobufWriter()
+        process_descriptor.varint(_Packet.PID, 1)
+        process_descriptor.text(_Packet.PROCESS_NAME, process)
         descriptor = ProtobufWriter()
         descriptor.varint(_Packet.UUID, 1)
-        descriptor.message(_Packet.PROCESS, about)
+        descriptor.message(_Packet.PROCESS, process_descriptor)
         descriptor.varint(_Packet.ORDERING, 3)  # order children by rank
         interned = ProtobufWriter()
         for field, names in ((_Packet.EVENT_NAMES, self._names), (_Packet.ANNOTATION_NAMES, self._annotations)):
@@ -192,13 +192,13 @@ class TraceBuilder:
 
     def _add_events(self, at_ns: NDArray[Any], event: ProtobufWriter, tail: Sequence[_Bytes]) -> None:
         """Write events that differ only in their instants and in the fields at their end."""
-        around = ProtobufWriter()
-        around.varint(_Packet.SEQUENCE_ID, _SEQUENCE)
-        around.varint(_Packet.SEQUENCE_FLAGS, 2)
-        written = _message(_Packet.TRACK_EVENT, [_constant(event), *tail])
-        stamped = [_varint(_Packet.TIMESTAMP << 3), _varints(at_ns), _constant(around), *written]
-        alike = itertools.groupby(_message(_Packet.PACKET, stamped), len)  # parts with equal row counts
-        joined = [np.hstack(list(pieces)) for _, pieces in alike]
+        sequence = ProtobufWriter()
+        sequence.varint(_Packet.SEQUENCE_ID, _SEQUENCE)
+        sequence.varint(_Packet.SEQUENCE_FLAGS, 2)
+        message = _message(_Packet.TRACK_EVENT, [_constant(event), *tail])
+        packet = [_varint(_Packet.TIMESTAMP << 3), _varints(at_ns), _constant(sequence), *message]
+        groups = itertools.groupby(_message(_Packet.PACKET, packet), len)  # parts with equal row counts
+        joined = [np.hstack(list(pieces)) for _, pieces in groups]
         rows = [np.broadcast_to(it, (at_ns.size, it.shape[1])) for it in joined]
         self._flush()
         self._parts.append(np.concatenate(rows, axis=1).tobytes())
@@ -209,8 +209,8 @@ def _message(field: int, content: Sequence[_Bytes]) -> list[_Bytes]:
     return [_varint(field << 3 | 2), _varint(sum(it.shape[1] for it in content)), *content]
 
 
-def _constant(written: ProtobufWriter) -> _Bytes:
-    return np.frombuffer(bytes(written), np.uint8)[np.newaxis]
+def _constant(writer: ProtobufWriter) -> _Bytes:
+    return np.frombuffer(bytes(writer), np.uint8)[np.newaxis]
 
 
 def _varint(number: int) -> _Bytes:

@@ -79,34 +79,34 @@ class InjectedFaults:
         elif kind == "error":
             self.error = self.error or fault.value
         else:
-            left = max(1.0 - (since_s - fault.start_s) / fault.over_s, 0.0)
-            if not left:
+            remaining = max(1.0 - (since_s - fault.start_s) / fault.over_s, 0.0)
+            if not remaining:
                 return
-            self.factor *= 1.0 + (fault.value - 1.0) * left
+            self.factor *= 1.0 + (fault.value - 1.0) * remaining
         self.kinds.append(kind)
 
     def raise_error(self) -> None:
         """Raise the injected error, if there is one."""
         if self.error is not None:
-            raise _own_exception(self.error)
+            raise _new_exception(self.error)
 
     def corrupt_results(self, results: Any) -> Any:
         """Return the results of a batch with the faults of its rows."""
         if not self._corruptions:
             return results
-        given, results = results, list(results)
+        original, results = results, list(results)
         for position, fault in self._corruptions:
             if fault.kind == "partial":
                 results = results[: max(len(results) - fault.value, 0)]
             elif fault.kind == "row_errors":
                 failed = [row for row in range(len(results)) if self._uniform(position, row) < fault.rate]
                 for row in failed:
-                    results[row] = _own_exception(fault.value)
+                    results[row] = _new_exception(fault.value)
                 self._count("row_errors", len(failed))
             else:
                 results = [self._corrupt(position, fault, row, result) for row, result in enumerate(results)]
-        self._count_corruptions(except_of=("row_errors",))
-        is_array = isinstance(given, np.ndarray) and not given.dtype.hasobject
+        self._count_corruptions(excluded=("row_errors",))
+        is_array = isinstance(original, np.ndarray) and not original.dtype.hasobject
         if is_array and results and not any(isinstance(row, BaseException) for row in results):
             return np.stack(results)  # an array stays an array
         return results
@@ -116,13 +116,13 @@ class InjectedFaults:
         for position, fault in self._corruptions:
             if fault.kind not in BATCH_FAULTS:
                 outputs = self._corrupt(position, fault, 0, outputs)
-        self._count_corruptions(except_of=BATCH_FAULTS)
+        self._count_corruptions(excluded=BATCH_FAULTS)
         return outputs
 
-    def _count_corruptions(self, except_of: Sequence[str]) -> None:
+    def _count_corruptions(self, excluded: Sequence[str]) -> None:
         """Count the call once for each kind of fault in its response."""
         for kind in dict.fromkeys(fault.kind for _, fault in self._corruptions):
-            if kind not in except_of:
+            if kind not in excluded:
                 self._count(kind, 1)
 
     def _corrupt(self, position: int, fault: Fault, row: int, outputs: Any) -> Any:
@@ -174,15 +174,15 @@ def process_workers(backend: Any) -> Sequence[Any]:
     from streaminfer.backends.cpu.backend import CpuBackend  # noqa: PLC0415 - only where a fault kills workers
     from streaminfer.backends.cpu.processes import ProcessWorker  # noqa: PLC0415 - the same
 
-    found = backend
-    while found is not None and not isinstance(found, CpuBackend):
-        found = adapt(found).children.get("inner")
-    workers: Sequence[Any] = () if found is None or found._threads is None else found._threads._workers
+    inner = backend
+    while inner is not None and not isinstance(inner, CpuBackend):
+        inner = adapt(inner).children.get("inner")
+    workers: Sequence[Any] = () if inner is None or inner._threads is None else inner._threads._workers
     if not workers or not isinstance(workers[0], ProcessWorker):
         raise TypeError(expected("inner", "a CpuBackend with executor='process', whose workers can be killed", backend))
     return workers
 
 
-def _own_exception(error: BaseException | type[BaseException]) -> BaseException:
+def _new_exception(error: BaseException | type[BaseException]) -> BaseException:
     """Return a separate exception for each call, because raising adds to the exception's traceback."""
     return error("injected") if isinstance(error, type) else copy_error(error).with_traceback(None)

@@ -134,7 +134,7 @@ class FaultPlan:
             number = self._calls
             self._calls += 1
             since_s = now_s - (self._began_s or 0.0)
-            injected = InjectedFaults(lambda position, which: self._uniform(position, number, which), self.count)
+            injected = InjectedFaults(lambda position, counter: self._uniform(position, number, counter), self.count)
             for position, fault in enumerate(self.faults):
                 if fault.start_s <= since_s < fault.end_s and (fault.calls is None or number in fault.calls):
                     injected.add(position, fault, since_s)
@@ -146,9 +146,9 @@ class FaultPlan:
         with self._lock:
             self._injected[kind] += times
 
-    def _uniform(self, position: int, number: int, which: int) -> float:
+    def _uniform(self, position: int, number: int, counter: int) -> float:
         """Return a number in (0, 1), the same for the same seed and arguments."""
-        text = f"{self.seed}/{position}/{number}/{which}".encode()
+        text = f"{self.seed}/{position}/{number}/{counter}".encode()
         return (int.from_bytes(hashlib.blake2b(text, digest_size=6).digest(), "big") + 0.5) / 2**48
 
     def __repr__(self) -> str:

@@ -149,7 +149,7 @@ def test_memory_is_bound_again_after_a_failed_run(table):
     runs, options = bound(OnnxBackend(table, binding="pageable")), onnxruntime.RunOptions()
     assert runs.run({"i": np.array([0, 1])}, options)[0].tolist() == [10, 20]
     with pytest.raises(Exception, match="bounds"):
-        runs.run({"i": np.array([0, 3])}, options, whole=frozenset({"y"}))
+        runs.run({"i": np.array([0, 3])}, options, device_outputs=frozenset({"y"}))
     assert runs.run({"i": np.array([2, 2])}, options)[0].tolist() == [30, 30]
 
 

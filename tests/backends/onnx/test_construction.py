@@ -260,7 +260,7 @@ def test_a_plugin_that_is_listed_as_available_is_added():
     added = []
     options = SimpleNamespace(add_provider_for_devices=lambda devices, settings: added.append((devices, settings)))
 
-    assert choose_providers(runtime, [("Plugin", {"level": 2})], options, given=False) == []
+    assert choose_providers(runtime, [("Plugin", {"level": 2})], options, are_user_options=False) == []
     assert added == [([device], {"level": "2"})]
 
 
@@ -305,4 +305,4 @@ def test_one_row_input_beside_batched_ones_is_rejected(build_model):
         OnnxBackend(model)
     rate = np.ones(1, np.float32)
     backend = OnnxBackend(model, shared_inputs={"rate": rate})
-    assert (backend._signature.rows_a_run, backend.max_batch_size) == (None, None)
+    assert (backend._signature.rows_per_run, backend.max_batch_size) == (None, None)

@@ -66,9 +66,9 @@ def test_streams_keep_ids_when_description_changes():
     async def scenario():
         all_ = sequences()
         before = await step(all_, "a")
-        all_.follow("TYPE_UINT64", 6.0)
+        all_.update("TYPE_UINT64", 6.0)
         assert await step(all_, "a") == {**before, "sequence_start": False}
-        all_.follow("TYPE_STRING", 6.0)
+        all_.update("TYPE_STRING", 6.0)
         assert await step(all_, "a") == {**before, "sequence_start": False}
         assert (await step(all_, "b"))["sequence_id"].startswith("streaminfer-")
 

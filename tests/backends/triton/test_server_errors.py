@@ -140,7 +140,7 @@ def test_abandoned_stream_is_collected(connect, ending):
             with contextlib.suppress(KeyError):
                 await leave()
             async with asyncio.timeout(20):
-                await backend._lifecycle.splitter.session.streams.until_none()
+                await backend._lifecycle.splitter.session.streams.wait_idle()
 
     asyncio.run(scenario())
 

@@ -229,7 +229,7 @@ def test_a_request_has_at_least_one_input():
 
     only = RequestValidator(read_model("m", "1", described({"x": inputs["x"]}), config(input=optional[:1])), "allow")
     only.validate(x)
-    assert only.whole.batch_by_name(x, "m") == {"x": x}
+    assert only.signature.batch_by_name(x, "m") == {"x": x}
 
 
 def test_a_plain_number_is_the_required_input():

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from streaminfer.streams import from_track
 from streaminfer.streams.sources.loss_recovery import (
-    ASK_EVERY_NS,
     MAX_WAIT_NS,
+    NACK_INTERVAL_NS,
     GapPolicy,
     _begins_frame,
     recover_losses,
@@ -228,7 +228,7 @@ def test_gap_policy_waits_then_requests_then_skips():
     policy = GapPolicy(100 * MS)
     steps = [(5, 10, 10), (5, 10, 30), (5, 10, 50), (5, 10, 60), (5, 10, 95), (5, 10, 110), (6, 20, 110), (7, 9, 110)]
     actions = [policy.decide(missing, shown_ms * MS, now_ms * MS) for missing, shown_ms, now_ms in steps]
-    assert ASK_EVERY_NS == 40 * MS
+    assert NACK_INTERVAL_NS == 40 * MS
     assert actions == ["wait", "wait", "ask", "wait", "ask", "skip", "ask", "skip"]
 
 

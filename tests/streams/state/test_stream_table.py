@@ -39,8 +39,8 @@ class TableMachine(RuleBasedStateMachine):
     def read(self, stream):
         if stream is None or stream.is_initial:
             return 0
-        if stream.given is not None:
-            return stream.given
+        if stream.imported is not None:
+            return stream.imported
         return stream.block.arrays[stream.row] if stream.block is not None else self.arena[stream.slot]
 
     @rule(ids=st.lists(st.one_of(STREAMS, st.none()), min_size=1, max_size=5), target=waiting)
@@ -158,7 +158,7 @@ class TableMachine(RuleBasedStateMachine):
 
     @rule(keep=st.integers(0, 3), target=moving)
     def take_back(self, keep):
-        work = self.table.take_back(keep)
+        work = self.table.begin_write_back(keep)
         if work is not None:
             for row, slot in zip(work.rows, work.slots, strict=True):
                 self.arena[slot] = work.block.arrays[row]
@@ -167,7 +167,7 @@ class TableMachine(RuleBasedStateMachine):
     @rule(work=consumes(moving), copied=st.booleans())
     def taken_back(self, work, copied):
         if work is not None:
-            self.table.taken_back(work, copied)
+            self.table.end_write_back(work, copied)
 
     @rule()
     def restart(self):
@@ -194,7 +194,7 @@ class TableMachine(RuleBasedStateMachine):
             assert self.read(self.table.find(stream_id)) == self.states.get(stream_id, 0), stream_id
         slots = [s.slot for each in self.known if (s := self.table.find(each)).slot >= 0]
         assert len(slots) == len(set(slots)) <= self.table.slots_in_use
-        assert self.table.given == sum(self.table.find(each).given is not None for each in self.known)
+        assert self.table.imported == sum(self.table.find(each).imported is not None for each in self.known)
         for block in self.table.blocks:
             assert block.live == sum(stream is not None for stream in block.streams) > 0
 
@@ -233,7 +233,7 @@ def test_slots_are_freed_when_their_reader_ends():
     table.locate(step)
     table.commit(step, Block(["state"], 1))
     table.end(step)
-    table.taken_back(table.take_back(0), True)
+    table.end_write_back(table.begin_write_back(0), True)
     assert table.slots_in_use == 1
     (step,) = table.begin(rows("a"), 2)
     table.locate(step)

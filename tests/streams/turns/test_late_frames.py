@@ -42,7 +42,7 @@ class Streams:
 
     def look(self, room=16, starts_ns=1000, free=1):
         """Return which streams' next frames are late, and what was dropped of each."""
-        self.room = self.late_frames.look(self.order.queued, room, 1000, starts_ns, free)
+        self.room = self.late_frames.estimate(self.order.queued, room, 1000, starts_ns, free)
         late = [self.late_frames.is_late(stream) for stream in self.streams]
         return late, [stream.state.dropped for stream in self.streams]
 

@@ -41,11 +41,11 @@ class ModelControl:
 
     def __init__(self, settings: Settings, loaded: Callable[[bool], Awaitable[None]]) -> None:
         self._settings = settings
-        self._model, self._what = settings.model, settings.what
+        self._model, self._name = settings.model, settings.name
         self._loaded = loaded
-        self._is_wanted = False
+        self._should_be_loaded = False
         self._restoring: asyncio.Task[None] | None = None
-        self._turn: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
+        self._loop_lock: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
 
     async def load(self) -> None:
         """Load the model if it is not in memory; return when it is ready.
@@ -59,7 +59,7 @@ class ModelControl:
         """
         async with self._connection() as transport:
             await self._add(transport)
-            self._is_wanted = True
+            self._should_be_loaded = True
 
     async def unload(self) -> None:
         """Unload the model if it is in memory; return when it has left memory.
@@ -69,13 +69,13 @@ class ModelControl:
             BackendError, DeadlineExceeded: the model cannot be unloaded, or the server does not respond in time.
         """
         async with self._connection() as transport:
-            self._is_wanted = False
+            self._should_be_loaded = False
             await self._remove(transport)
 
     def restore(self) -> None:
         """Load the model again in the background, if it was loaded and a restarted server has lost it."""
         restoring = self._restoring
-        if self._is_wanted and (restoring is None or restoring.done() or restoring.get_loop().is_closed()):
+        if self._should_be_loaded and (restoring is None or restoring.done() or restoring.get_loop().is_closed()):
             self._restoring = asyncio.get_running_loop().create_task(self._restore())
 
     async def stop(self) -> None:
@@ -87,17 +87,17 @@ class ModelControl:
     async def _restore(self) -> None:
         try:
             async with self._connection() as transport:
-                if self._is_wanted:  # no unload came first
+                if self._should_be_loaded:  # no unload came first
                     await self._add(transport)
         except (StreamInferError, ValueError, OSError) as error:  # batches fail and report their own error
-            _log.warning("%s was lost by its server and could not be loaded again: %s", self._what, error)
+            _log.warning("%s was lost by its server and could not be loaded again: %s", self._name, error)
 
     async def _add(self, transport: Transport) -> None:
         rows = await self._until(transport, lambda rows: _state(rows, self._model) not in _IN_MEMORY[1:], "loading")
         state = _state(rows, self._model)
         if state is None:
-            known = ", ".join(sorted({repr(str(row.get("name"))) for row in rows})) or "none"
-            raise ValueError(expected("model", f"a model of the server's repository ({known})", self._model))
+            names = ", ".join(sorted({repr(str(row.get("name"))) for row in rows})) or "none"
+            raise ValueError(expected("model", f"a model of the server's repository ({names})", self._model))
         try:
             if state != "READY":
                 await self._send(transport.load, "loading")
@@ -110,57 +110,57 @@ class ModelControl:
     async def _undo(self, transport: Transport, error: Exception) -> None:
         try:
             await self._remove(transport)
-        except StreamInferError as stays:
-            error.add_note(f"the model may still take memory: {stays}")
+        except StreamInferError as failure:
+            error.add_note(f"the model may still take memory: {failure}")
 
     async def _remove(self, transport: Transport) -> None:
         rows = await self._index(transport, "unloading")
         state = _state(rows, self._model)
-        others = _unloading(rows)
+        unloading = _unloading(rows)
         if state not in _IN_MEMORY:
             return
         if state != "UNLOADING":
             await self._send(transport.unload, "unloading")
 
-        def has_left(rows: _Index) -> bool:  # models that only it needed leave too: the parts of an ensemble
-            return _state(rows, self._model) not in _IN_MEMORY and _unloading(rows) <= others
+        def is_unloaded(rows: _Index) -> bool:  # models that only it needed leave too: the parts of an ensemble
+            return _state(rows, self._model) not in _IN_MEMORY and _unloading(rows) <= unloading
 
-        await self._until(transport, has_left, "unloading")
+        await self._until(transport, is_unloaded, "unloading")
 
-    async def _until(self, transport: Transport, is_done: Callable[["_Index"], bool], doing: str) -> "_Index":
+    async def _until(self, transport: Transport, is_done: Callable[["_Index"], bool], action: str) -> "_Index":
         """Poll the index until it fulfills a condition, and return it."""
         loop = asyncio.get_running_loop()
         end_s = loop.time() + self._settings.load_timeout_s
         pause_s = _MIN_POLL_S
-        while not is_done(rows := await self._index(transport, doing)):
+        while not is_done(rows := await self._index(transport, action)):
             if loop.time() >= end_s:
                 state = _state(rows, self._model)
                 raise DeadlineExceeded(
-                    f"{doing} {self._what}: not done after {self._settings.load_timeout_s} s; it is {state}"
+                    f"{action} {self._name}: not done after {self._settings.load_timeout_s} s; it is {state}"
                 )
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _MAX_POLL_S)
         return rows
 
-    async def _index(self, transport: Transport, doing: str) -> "_Index":
+    async def _index(self, transport: Transport, action: str) -> "_Index":
         try:
             return list(await transport.index(self._settings.timeout_s))
         except ServerError as failure:
             if failure.status not in {"NOT_FOUND", "UNIMPLEMENTED"}:
-                raise without_input(failure, f"{doing} {self._what}") from failure.__cause__
-            raise self._impossible(failure, doing, "it has no extension for that") from failure
+                raise without_input(failure, f"{action} {self._name}") from failure.__cause__
+            raise self._unsupported(failure, action, "it has no extension for that") from failure
 
-    async def _send(self, call: Callable[[str, float], Awaitable[None]], doing: str) -> None:
+    async def _send(self, call: Callable[[str, float], Awaitable[None]], action: str) -> None:
         try:
             await call(self._model, self._settings.load_timeout_s)
         except ServerError as failure:
             if _NOT_ALLOWED not in failure.text.lower():
-                raise without_input(failure, f"{doing} {self._what}") from failure.__cause__
-            raise self._impossible(failure, doing, "start it with --model-control-mode=explicit") from failure
+                raise without_input(failure, f"{action} {self._name}") from failure.__cause__
+            raise self._unsupported(failure, action, "start it with --model-control-mode=explicit") from failure
 
-    def _impossible(self, failure: ServerError, doing: str, why: str) -> BackendError:
+    def _unsupported(self, failure: ServerError, action: str, hint: str) -> BackendError:
         error = BackendError(
-            f"{doing} {self._what}: the server does not let its clients do that; {why} ({failure.text})"
+            f"{action} {self._name}: the server does not let its clients do that; {hint} ({failure.text})"
         )
         error.retryable = False  # type: ignore[attr-defined]
         return error
@@ -169,9 +169,9 @@ class ModelControl:
     async def _connection(self) -> AsyncIterator[Transport]:
         """Wait until earlier calls have ended, and connect."""
         loop = asyncio.get_running_loop()
-        if self._turn is None or self._turn[0] is not loop:
-            self._turn = loop, asyncio.Lock()
-        async with self._turn[1]:
+        if self._loop_lock is None or self._loop_lock[0] is not loop:
+            self._loop_lock = loop, asyncio.Lock()
+        async with self._loop_lock[1]:
             transport = self._settings.connect()
             try:
                 yield transport

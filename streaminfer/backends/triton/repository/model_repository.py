@@ -225,9 +225,9 @@ def _tensor(spec: TensorSpec, kind: str, *, batching: bool) -> str:
     if dtype is None:
         raise ValueError(f"source: expected tensors of numbers or booleans, got {kind} {spec}")
     if batching and spec.batch_axis != 0:
-        which = "shared by the whole batch" if spec.batch_axis is None else f"stacked on axis {spec.batch_axis}"
+        layout = "shared by the whole batch" if spec.batch_axis is None else f"stacked on axis {spec.batch_axis}"
         raise ValueError(
-            f"max_batch_size: expected 0, since {kind} {spec.name!r} is {which}: Triton stacks on the first axis only"
+            f"max_batch_size: expected 0, since {kind} {spec.name!r} is {layout}: Triton stacks on the first axis only"
         )
     if batching and spec.shape and isinstance(spec.shape[0], int):
         raise ValueError(
@@ -284,8 +284,10 @@ def _rows(model: _Model) -> dict[str, tuple[int, ...]]:
 
 def _quote(text: str) -> str:
     """Return a string in protobuf's text format: UTF-8 bytes, with non-ASCII bytes in octal."""
-    plain = (chr(byte) if 32 <= byte < 127 and chr(byte) not in '"\\' else f"\\{byte:03o}" for byte in text.encode())
-    return f'"{"".join(plain)}"'
+    characters = (
+        chr(byte) if 32 <= byte < 127 and chr(byte) not in '"\\' else f"\\{byte:03o}" for byte in text.encode()
+    )
+    return f'"{"".join(characters)}"'
 
 
 @contextmanager
@@ -310,10 +312,10 @@ def _store(source: Source, folder: Path, name: str) -> Path:
     """Copy the model to ``folder/name``."""
     folder.mkdir()
     stored = folder / name
-    given: Any = source
+    path_or_bytes: Any = source
     if isinstance(source, bytes):
         stored.write_bytes(source)
-    elif name == "model.onnx" and isinstance(given, (str, os.PathLike)) and Path(given).is_dir():
+    elif name == "model.onnx" and isinstance(path_or_bytes, (str, os.PathLike)) and Path(path_or_bytes).is_dir():
         if not (Path(source) / name).is_file():
             raise FileNotFoundError(expected("source", f"a folder with {name} in it", source))
         shutil.copytree(source, stored)

@@ -53,8 +53,8 @@ OLDEST_SERVER = (2, 50)
 """The first Triton that does not crash when a region is unregistered while a request uses it."""
 
 _FOLDER = Path("/dev/shm")  # noqa: S108 - the folder of POSIX shared memory on Linux; names are exclusive and random
-_REST_S = 0.1  # between two rounds of calls that make the server forget regions
-_LET_GO_S = 0.1  # time that `close` gives the server to free memory that requests still use
+_CLEANUP_PAUSE_S = 0.1  # between two rounds of calls that make the server forget regions
+_RELEASE_LIMIT_S = 0.1  # time that `close` gives the server to free memory that requests still use
 
 Register = Callable[[str, str, int], Awaitable[None]]
 """Registers a region with the server by its name, key and size in bytes; returns when the server has mapped it."""
@@ -95,10 +95,10 @@ class RegionPool:
         self._max_bytes = max_bytes
         self._family = f"{prefix}-{_network_namespace()}-"
         self._owner = f"{self._family}{os.getpid()}.{secrets.token_hex(8)}"
-        self._release_owner = weakref.finalize(self, os.close, _hold(self._owner))
+        self._release_owner = weakref.finalize(self, os.close, _bind_owner_socket(self._owner))
         self._numbers = itertools.count(1)
         self._idle: list[Region] = []  # the most recently used region is last
-        self._held: set[Region] = set()
+        self._in_use: set[Region] = set()
         self._retired: deque[tuple[str, int]] = deque()
         self._cleanup: asyncio.Task[None] | None = None
         self._next_cleanup_s = 0.0
@@ -144,7 +144,7 @@ class RegionPool:
             return await self._make(byte_size)
         region = min(reversed(fitting), key=lambda one: one.byte_size)
         self._idle.remove(region)
-        self._held.add(region)
+        self._in_use.add(region)
         if region.is_stale:
             await self.reregister(region)
         return region
@@ -158,9 +158,9 @@ class RegionPool:
                 false for a request that was cancelled or ran out of time, and for an error that may come from the
                 connection: the server may still use the region.
         """
-        if region not in self._held:
+        if region not in self._in_use:
             return  # retired because `reregister` failed, or the pool was closed meanwhile
-        self._held.remove(region)
+        self._in_use.remove(region)
         if not completed:
             self._retire(region)
             return
@@ -178,7 +178,7 @@ class RegionPool:
         Raises:
             BaseException: the exception of ``register`` or ``unregister``; the region is retired.
         """
-        for other in (*self._idle, *self._held):
+        for other in (*self._idle, *self._in_use):
             other.is_stale = True
         try:
             # if the server was not restarted after all, it must forget the old memory first
@@ -186,7 +186,7 @@ class RegionPool:
             memory = await self._map(region.name, region.byte_size)
             await self._check_open(region.name)
         except BaseException:
-            self._held.discard(region)
+            self._in_use.discard(region)
             self._retire(region)
             raise
         region.move_to(memory)
@@ -203,15 +203,15 @@ class RegionPool:
             if self._cleanup is not None:
                 self._cleanup.cancel()
                 await asyncio.wait([self._cleanup])
-            for region in (*self._idle, *self._held):
+            for region in (*self._idle, *self._in_use):
                 self._retire(region)
             self._idle.clear()
-            self._held.clear()
+            self._in_use.clear()
             await self._clean_up_once()
             # a server responds shortly before it frees the memory, and continues requests that were cancelled; a
             # server that does not respond must not delay the close again
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_LET_GO_S):
+                async with asyncio.timeout(_RELEASE_LIMIT_S):
                     while self._retired:
                         await asyncio.sleep(0.01)
                         await self._clean_up_once()
@@ -236,7 +236,7 @@ class RegionPool:
             raise
         await self._check_open(name)
         region = Region(name, memory)
-        self._held.add(region)
+        self._in_use.add(region)
         return region
 
     async def _map(self, name: str, size: int) -> mmap.mmap:
@@ -287,7 +287,7 @@ class RegionPool:
 
     def _cleaned_up(self, task: asyncio.Task[None]) -> None:
         self._cleanup = None
-        self._next_cleanup_s = task.get_loop().time() + _REST_S
+        self._next_cleanup_s = task.get_loop().time() + _CLEANUP_PAUSE_S
 
     async def _clean_up_once(self) -> None:
         """Ask the server once to forget each retired region; stop when it does not respond."""
@@ -325,14 +325,14 @@ class RegionPool:
         if not owner.startswith(self._family) or not number.isdigit():
             return False
         try:
-            os.close(_hold(owner))
+            os.close(_bind_owner_socket(owner))
         except OSError:
             return False
         return True
 
     def __repr__(self) -> str:
         return (
-            f"RegionPool({self._owner}: {len(self._held)} in use, {len(self._idle)} idle, "
+            f"RegionPool({self._owner}: {len(self._in_use)} in use, {len(self._idle)} idle, "
             f"{len(self._retired)} retired, {self._bytes} bytes)"
         )
 
@@ -347,12 +347,12 @@ def _network_namespace() -> int:
     return Path("/proc/self/ns/net").stat().st_ino
 
 
-def _hold(owner: str) -> int:
+def _bind_owner_socket(owner: str) -> int:
     """Bind the abstract socket of a name and return its descriptor; the kernel frees it with the process.
 
     Raises:
         OSError: another process holds the socket, so it is alive.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as held:
-        held.bind(f"\0{owner}")
-        return held.detach()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as owner_socket:
+        owner_socket.bind(f"\0{owner}")
+        return owner_socket.detach()

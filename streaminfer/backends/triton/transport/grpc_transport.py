@@ -32,8 +32,8 @@ __all__ = ["GrpcTransport"]
 
 _SERVICE = "/inference.GRPCInferenceService/"
 _SILENT_NS = 2_000_000_000
-_HEADS = 256
-_HEARD_NOTHING = ("DEADLINE_EXCEEDED", "UNAVAILABLE", "CANCELLED")
+_MAX_HEADS = 256
+_NO_RESPONSE = ("DEADLINE_EXCEEDED", "UNAVAILABLE", "CANCELLED")
 
 
 def _options(address: Endpoint, keepalive_s: float | None) -> list[tuple[str, Any]]:
@@ -177,8 +177,8 @@ class GrpcTransport:
         link = self._open_link()
         # errors come as text without a status; the header that requests one, triton_grpc_error, makes Triton 2.51 crash
         # if the model continues after its error
-        sent = self._headers.now()
-        rpc = link.stream(message, timeout=timeout_s, metadata=sent)
+        headers = self._headers.now()
+        rpc = link.stream(message, timeout=timeout_s, metadata=headers)
         link.calls.add(rpc)
         failure: ServerError | None = None
         try:
@@ -188,7 +188,7 @@ class GrpcTransport:
                 self._unanswered_ns = None
                 if part is self._grpc.EOF:
                     break
-                response = self._read_part(part, sent)
+                response = self._read_part(part, headers)
                 yield response
                 if response.final:
                     return
@@ -197,7 +197,7 @@ class GrpcTransport:
             self._replace_if_silent()
             raise
         except self._grpc.AioRpcError as error:
-            failure = self._server_error(error, sent)
+            failure = self._server_error(error, headers)
         finally:
             rpc.cancel()
             self._forget(link, rpc)
@@ -224,8 +224,8 @@ class GrpcTransport:
         return described
 
     async def _call(self, link: _Link, method: Any, message: Any, timeout_s: float) -> Any:
-        sent = self._headers.now()
-        rpc = method(message, timeout=timeout_s, metadata=sent)
+        headers = self._headers.now()
+        rpc = method(message, timeout=timeout_s, metadata=headers)
         link.calls.add(rpc)
         self._expect_response()
         try:
@@ -236,7 +236,7 @@ class GrpcTransport:
             self._replace_if_silent()
             raise
         except self._grpc.AioRpcError as error:
-            failure = self._server_error(error, sent)
+            failure = self._server_error(error, headers)
         else:
             self._unanswered_ns = None
             return response
@@ -248,13 +248,13 @@ class GrpcTransport:
         if self._unanswered_ns is None:
             self._unanswered_ns = self._clock()
 
-    def _server_error(self, error: Any, sent: Sent) -> ServerError:
+    def _server_error(self, error: Any, headers: Sent) -> ServerError:
         status, text = error.code().name, str(error.details() or "")
-        if status not in _HEARD_NOTHING:
+        if status not in _NO_RESPONSE:
             self._unanswered_ns = None
         elif status == "DEADLINE_EXCEEDED":
             self._replace_if_silent()
-        return scrubbed_failure(sent, status, text, error, _retry_after(error.trailing_metadata()))
+        return scrubbed_failure(headers, status, text, error, _retry_after(error.trailing_metadata()))
 
     def _explain_cancellation(self) -> None:
         task = asyncio.current_task()
@@ -309,7 +309,7 @@ class GrpcTransport:
         key = (call.model, call.version, *(tensor[:3] for tensor in call.inputs))
         head = self._heads.get(key)
         if head is None:
-            if len(self._heads) >= _HEADS:
+            if len(self._heads) >= _MAX_HEADS:
                 self._heads.clear()
             head = self._heads[key] = self._head(call)
         return append_contents(head, self._input_tag, contents)
@@ -324,19 +324,19 @@ class GrpcTransport:
             described.datatype = tensor.datatype
             described.shape.extend(tensor.shape)
             if isinstance(tensor.content, SharedMemoryRef):
-                _share(described.parameters, tensor.content)
-        for name, place in (call.outputs or {}).items():
-            wanted = request.outputs.add()
-            wanted.name = name
-            if place is not None:
-                _share(wanted.parameters, place)
+                _set_shared_memory(described.parameters, tensor.content)
+        for name, ref in (call.outputs or {}).items():
+            output = request.outputs.add()
+            output.name = name
+            if ref is not None:
+                _set_shared_memory(output.parameters, ref)
         head: bytes = request.SerializeToString()
         return head
 
-    def _read_part(self, message: bytes, sent: Sent) -> InferResponse:
+    def _read_part(self, message: bytes, headers: Sent) -> InferResponse:
         response, parts = _split(self._messages.ModelStreamInferResponse, message, self._response_tag)
-        if said := response.error_message:
-            raise ServerError(of_text(said, "UNKNOWN"), scrub(said, sent))
+        if text := response.error_message:
+            raise ServerError(of_text(text, "UNKNOWN"), scrub(text, headers))
         return self._read(parts[-1] if parts else b"")
 
     def _read(self, message: bytes | memoryview) -> InferResponse:
@@ -347,8 +347,13 @@ class GrpcTransport:
         if contents and len(contents) != len(described):  # an output in shared memory has an empty entry
             raise BackendError(f"the server's response has {len(contents)} contents for {len(described)} outputs")
         outputs = {
-            one.name: Tensor(one.name, one.datatype, tuple(one.shape), contents[place] if contents else _listed(one))
-            for place, one in enumerate(described)
+            output.name: Tensor(
+                output.name,
+                output.datatype,
+                tuple(output.shape),
+                contents[position] if contents else _contents_of(output),
+            )
+            for position, output in enumerate(described)
         }
         return InferResponse(outputs, final, response.model_version)
 
@@ -364,9 +369,9 @@ def _split(kind: Any, message: bytes | memoryview, tag: int) -> tuple[Any, list[
 
 def _retry_after(metadata: Any) -> float | None:
     """Return the seconds after which to retry, from either of the two headers that front ends use."""
-    said = {name: value for name, value in metadata or () if isinstance(value, str)}
-    pushback = said.get("grpc-retry-pushback-ms")
-    return retry_after(said.get("retry-after")) if pushback is None else retry_after(pushback, seconds=1e-3)
+    values = {name: value for name, value in metadata or () if isinstance(value, str)}
+    pushback = values.get("grpc-retry-pushback-ms")
+    return retry_after(values.get("retry-after")) if pushback is None else retry_after(pushback, seconds=1e-3)
 
 
 def _set(parameter: Any, value: int | bool | str) -> None:
@@ -378,12 +383,12 @@ def _set(parameter: Any, value: int | bool | str) -> None:
         parameter.string_param = value
 
 
-def _share(parameters: Any, place: SharedMemoryRef) -> None:
-    parameters["shared_memory_region"].string_param = place.region
-    parameters["shared_memory_byte_size"].int64_param = place.byte_size
-    parameters["shared_memory_offset"].int64_param = place.offset
+def _set_shared_memory(parameters: Any, ref: SharedMemoryRef) -> None:
+    parameters["shared_memory_region"].string_param = ref.region
+    parameters["shared_memory_byte_size"].int64_param = ref.byte_size
+    parameters["shared_memory_offset"].int64_param = ref.offset
 
 
-def _listed(described: Any) -> list[Any]:
+def _contents_of(described: Any) -> list[Any]:
     field = CONTENTS.get(described.datatype)
     return [] if field is None else list(getattr(described.contents, field))

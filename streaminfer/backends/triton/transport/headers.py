@@ -20,7 +20,7 @@ Sent = tuple[tuple[str, str], ...]
 
 _NAME = re.compile(r"[a-z0-9_.-]+")
 _VALUE = re.compile(r"[\x20-\x7e]*")
-_OURS = frozenset(
+_RESERVED = frozenset(
     ("content-length", "content-type", "host", "inference-header-content-length", "te", "transfer-encoding")
 )
 _SHORTEST_SECRET = 4  # characters; shorter values are words that any text may contain
@@ -38,12 +38,14 @@ class Headers:
         ValueError: a header cannot have this name or value; the message has the name, never the value.
     """
 
-    def __init__(self, given: HeadersLike | None) -> None:
-        what = "a mapping of names to values, a function that returns one, or None"
-        if given is not None and not isinstance(given, Mapping) and not callable(given):
-            raise TypeError(f"headers: expected {what}, got {type(given).__name__}")  # no repr: it may contain a token
-        self._make = None if given is None or isinstance(given, Mapping) else given
-        self._fixed = _checked(given) if isinstance(given, Mapping) else ()
+    def __init__(self, source: HeadersLike | None) -> None:
+        expectation = "a mapping of names to values, a function that returns one, or None"
+        if source is not None and not isinstance(source, Mapping) and not callable(source):
+            raise TypeError(
+                f"headers: expected {expectation}, got {type(source).__name__}"
+            )  # no repr: it may contain a token
+        self._make = None if source is None or isinstance(source, Mapping) else source
+        self._fixed = _checked(source) if isinstance(source, Mapping) else ()
 
     def now(self) -> Sent:
         """Return the headers for a call.
@@ -54,11 +56,11 @@ class Headers:
         if self._make is None:
             return self._fixed
         try:
-            given = self._make()
+            headers = self._make()
             check_instance(
-                "headers", type(given), lambda kind: issubclass(kind, Mapping), "a mapping from the function"
+                "headers", type(headers), lambda kind: issubclass(kind, Mapping), "a mapping from the function"
             )
-            return _checked(given)
+            return _checked(headers)
         except Exception as error:
             raise BackendError(f"headers: the function failed with {type(error).__name__}") from error
 
@@ -66,9 +68,11 @@ class Headers:
         return "Headers(not shown)"
 
 
-def scrub(text: str, sent: Sent) -> str:
+def scrub(text: str, headers: Sent) -> str:
     """Remove the values of a call's headers from a text."""
-    secrets = {part for _, value in sent for part in (value, value.rpartition(" ")[2])}  # the token of "Bearer token"
+    secrets = {
+        part for _, value in headers for part in (value, value.rpartition(" ")[2])
+    }  # the token of "Bearer token"
     for secret in sorted(secrets, key=len, reverse=True):  # longest first: a value may contain another one
         if len(secret) >= _SHORTEST_SECRET:
             text = text.replace(secret, "***")
@@ -76,18 +80,18 @@ def scrub(text: str, sent: Sent) -> str:
 
 
 def scrubbed_failure(
-    sent: Sent, status: str, text: str, error: Exception, retry_after_s: float | None = None
+    headers: Sent, status: str, text: str, error: Exception, retry_after_s: float | None = None
 ) -> ServerError:
     """Return a failure without header values; an error with one is not its cause: tracebacks would show the value."""
-    shown = scrub(text, sent)
-    failure = ServerError(status, shown, retry_after_s)
-    failure.__cause__ = error if shown == text else None
+    redacted = scrub(text, headers)
+    failure = ServerError(status, redacted, retry_after_s)
+    failure.__cause__ = error if redacted == text else None
     return failure
 
 
-def _checked(given: Mapping[str, str]) -> Sent:
+def _checked(unchecked: Mapping[str, str]) -> Sent:
     headers = []
-    for name, value in given.items():
+    for name, value in unchecked.items():
         kinds = type(name), type(value)
         if not all(issubclass(kind, str) for kind in kinds):
             raise TypeError(f"headers: expected names and values that are strings, got {type(name).__name__} and "
@@ -95,7 +99,7 @@ def _checked(given: Mapping[str, str]) -> Sent:
         lower = name.lower()
         if not _NAME.fullmatch(lower) or lower.endswith("-bin") or lower.startswith("grpc-"):
             raise ValueError(f"headers: expected names of letters, digits and -_., not reserved by gRPC, got {name!r}")
-        if lower in _OURS:
+        if lower in _RESERVED:
             raise ValueError(f"headers: expected none that says how the message is sent, got {name!r}")
         if not _VALUE.fullmatch(value):
             raise ValueError(

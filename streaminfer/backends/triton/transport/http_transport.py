@@ -25,7 +25,7 @@ from streaminfer.errors import BackendError, Closed
 __all__ = ["HttpTransport"]
 
 _HEAD_LENGTH = "Inference-Header-Content-Length"
-_WHOLE = 1 << 16  # bytes; smaller bodies are sent in one piece
+_MAX_SINGLE_PIECE = 1 << 16  # bytes; smaller bodies are sent in one piece
 
 
 class HttpTransport:
@@ -129,7 +129,7 @@ class HttpTransport:
             headers = {"Content-Type": "application/octet-stream", _HEAD_LENGTH: str(len(head))}
         body: Any
         size = len(head) + sum(memoryview(content).nbytes for content in contents)
-        if size <= _WHOLE or not contents:
+        if size <= _MAX_SINGLE_PIECE or not contents:
             body = b"".join((head, *contents))
         else:
             headers["Content-Length"] = str(size)
@@ -171,7 +171,7 @@ class HttpTransport:
         """Send a request; return the body of the response, and the header with the length of its JSON part."""
         if self._closed:
             raise Closed("the connection to the server was closed")
-        sent = self._headers.now()
+        headers = self._headers.now()
         try:
             async with (
                 asyncio.timeout(timeout_s),
@@ -179,7 +179,7 @@ class HttpTransport:
                     method,
                     self._root + path,
                     data=body,
-                    headers={**dict(sent), **(extra or {})},
+                    headers={**dict(headers), **(extra or {})},
                     server_hostname=self._server_name,
                     **self._proxy,
                     allow_redirects=False,  # a redirect would send the token to another server
@@ -196,11 +196,11 @@ class HttpTransport:
             if self._closed:
                 raise Closed("the connection to the server was closed") from error
             text = str(error) or type(error).__name__
-            failure = scrubbed_failure(sent, "UNAVAILABLE", text, error)
+            failure = scrubbed_failure(headers, "UNAVAILABLE", text, error)
         else:
             if status == 200:
                 return content, head_length
-            text = scrub(_error_text(content), sent) or f"HTTP status {status}"
+            text = scrub(_error_text(content), headers) or f"HTTP status {status}"
             if status == 413:
                 text = f"too large: {text}"  # front ends word this differently
             failure = ServerError(of_http_status(status, text), text, retry_after(retry_header))
@@ -211,8 +211,11 @@ class HttpTransport:
         head: dict[str, Any] = {"inputs": [self._described(tensor, contents) for tensor in call.inputs]}
         if call.outputs is not None:
             head["outputs"] = [
-                {"name": name, "parameters": {"binary_data": self.binary} if place is None else _share(place)}
-                for name, place in call.outputs.items()
+                {
+                    "name": name,
+                    "parameters": {"binary_data": self.binary} if ref is None else _shared_memory_parameters(ref),
+                }
+                for name, ref in call.outputs.items()
             ]
         elif self.binary:
             parameters["binary_data_output"] = True
@@ -223,7 +226,7 @@ class HttpTransport:
     def _described(self, tensor: Tensor, contents: list[Any]) -> dict[str, Any]:
         described: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
         if isinstance(tensor.content, SharedMemoryRef):
-            described["parameters"] = _share(tensor.content)
+            described["parameters"] = _shared_memory_parameters(tensor.content)
         elif self.binary:
             content = raw(tensor.content)
             described["parameters"] = {"binary_data_size": memoryview(content).nbytes}
@@ -243,8 +246,8 @@ def _proxy_of(host: str) -> dict[str, Any]:
     parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     options: dict[str, Any] = {"proxy": f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"}
     if parts.username is not None:  # passed separately, because errors show the address
-        said = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
-        options["proxy_headers"] = {"Proxy-Authorization": f"Basic {base64.b64encode(said).decode()}"}
+        credentials = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
+        options["proxy_headers"] = {"Proxy-Authorization": f"Basic {base64.b64encode(credentials).decode()}"}
     return options
 
 
@@ -253,11 +256,11 @@ def _path(model: str, version: str) -> str:
     return f"{path}/versions/{quote(version, safe='')}" if version else path
 
 
-def _share(place: SharedMemoryRef) -> dict[str, Any]:
+def _shared_memory_parameters(ref: SharedMemoryRef) -> dict[str, Any]:
     return {
-        "shared_memory_region": place.region,
-        "shared_memory_offset": place.offset,
-        "shared_memory_byte_size": place.byte_size,
+        "shared_memory_region": ref.region,
+        "shared_memory_offset": ref.offset,
+        "shared_memory_byte_size": ref.byte_size,
     }
 
 
@@ -271,8 +274,8 @@ async def _in_parts(head: bytes, contents: Sequence[Any]) -> AsyncGenerator[Any,
 
 def _error_text(body: bytes) -> str:
     try:
-        said = json.loads(body)
-        return str(said.get("error") or said.get("detail") or said)
+        content = json.loads(body)
+        return str(content.get("error") or content.get("detail") or content)
     except (ValueError, AttributeError, RecursionError):
         return body[:500].decode(errors="replace").strip()
 
@@ -294,8 +297,8 @@ def _read(body: bytes, head_length: str | None) -> InferResponse:
     try:
         end = len(body) if head_length is None else int(head_length)
         outputs = {}
-        said = _parsed(_part(view, 0, end), dict)
-        for described in said["outputs"]:
+        head = _parsed(_part(view, 0, end), dict)
+        for described in head["outputs"]:
             parameters = described.get("parameters") or {}
             content: Any = described.get("data")
             if "binary_data_size" in parameters:
@@ -307,7 +310,7 @@ def _read(body: bytes, head_length: str | None) -> InferResponse:
         raise
     except Exception as error:
         raise BackendError(f"the server's response cannot be read: {type(error).__name__}: {error}") from error
-    return InferResponse(outputs, version=str(said.get("model_version") or ""))
+    return InferResponse(outputs, version=str(head.get("model_version") or ""))
 
 
 def _part(view: memoryview, start: int, end: int) -> memoryview:

@@ -85,7 +85,7 @@ def carry(tuns: Sequence[int], links: Sequence[Way], ended: int | None = None) -
     poll = select.poll()
     for file in (*tuns, *([] if ended is None else [ended])):
         poll.register(file, select.POLLIN)
-    way = {tuns[0]: (links[0], tuns[1]), tuns[1]: (links[1], tuns[0])}
+    routes = {tuns[0]: (links[0], tuns[1]), tuns[1]: (links[1], tuns[0])}
     queue: list[tuple[int, int, int, bytes]] = []
     number = 0
     while True:
@@ -94,7 +94,7 @@ def carry(tuns: Sequence[int], links: Sequence[Way], ended: int | None = None) -
             if file == ended:
                 return
             packet = os.read(file, PACKET)
-            link, target = way[file]
+            link, target = routes[file]
             if packet[0] >> 4 != IPV4:  # packets of the kernel itself, at instants that no seed repeats
                 continue
             arrives_ns = link.send(len(packet), time.monotonic_ns())

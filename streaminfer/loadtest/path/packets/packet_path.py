@@ -77,10 +77,10 @@ class PacketPath(DevicePath):
         self._connection = PacketConnection(profile, seed=check_count("seed", seed, at_least=0))
         self._queue_ns = round((profile.queue_s + profile.delay_s) * 1e9)
         self._frames: set[asyncio.Task[None]] = set()
-        self._travelling: dict[int, tuple[int, asyncio.Future[tuple[bytes, int]]]] = {}  # by number, the oldest first
-        self._handing = asyncio.Lock()
-        self._coding = 0
-        self._key_wanted = self._gap = False
+        self._in_flight: dict[int, tuple[int, asyncio.Future[tuple[bytes, int]]]] = {}  # by number, the oldest first
+        self._send_order = asyncio.Lock()
+        self._encoding = 0
+        self._needs_key_frame = self._gap = False
         self._error: BaseException | None = Closed(f"media path {self.name!r} does not run")
         self._streams: tuple[Any, ...] = ()  # asyncio closes streams that are not referenced
         self._reading: asyncio.Task[None] | None = None
@@ -90,8 +90,8 @@ class PacketPath(DevicePath):
         if self._error is not None:
             raise Closed(f"media path {self.name!r} does not run") from self._error
         transfer = Transfer(captured_ns)
-        carrying = self._carry(self._next_number(skipped), transfer, handed_ns or captured_ns)
-        frame = asyncio.get_running_loop().create_task(carrying)
+        coroutine = self._carry(self._next_number(skipped), transfer, handed_ns or captured_ns)
+        frame = asyncio.get_running_loop().create_task(coroutine)
         self._frames.add(frame)
         frame.add_done_callback(functools.partial(self._end, transfer, done))
 
@@ -132,29 +132,29 @@ class PacketPath(DevicePath):
 
     async def _carry(self, number: int, transfer: Transfer, handed_ns: int) -> None:
         """Take one frame from the device to the model."""
-        async with self._handing:  # keeps the order: timers with equal instants do not
+        async with self._send_order:  # keeps the order: timers with equal instants do not
             await asyncio.sleep(max(0, handed_ns - self.clock()) / 1e9)
-        if self._coding > MAX_WAITING:
+        if self._encoding > MAX_WAITING:
             transfer.lost = "encoder"
             return
-        oldest_ns = next((sent_ns for sent_ns, _ in self._travelling.values()), self.clock())
+        oldest_ns = next((sent_ns for sent_ns, _ in self._in_flight.values()), self.clock())
         if self.clock() - oldest_ns > self._queue_ns:
             transfer.lost = "network"
-            self._key_wanted = self._gap = self._codecs.is_inter_coded
+            self._needs_key_frame = self._gap = self._codecs.is_inter_coded
             return
-        key, self._key_wanted = self._key_wanted, False
-        self._coding += 1
+        key, self._needs_key_frame = self._needs_key_frame, False
+        self._encoding += 1
         try:
             unit = await self._in_thread(functools.partial(self._encode, transfer, number, key=key))
         finally:
-            self._coding -= 1
+            self._encoding -= 1
         if unit is None:
             return
         sent_ns, transfer.size = self.clock(), len(unit.data)
-        arriving: asyncio.Future[tuple[bytes, int]] = asyncio.get_running_loop().create_future()
-        self._travelling[number] = sent_ns, arriving
+        arrival: asyncio.Future[tuple[bytes, int]] = asyncio.get_running_loop().create_future()
+        self._in_flight[number] = sent_ns, arrival
         self._streams[1].write(HEADER.pack(len(unit.data), number) + unit.data)
-        data, arrived_ns = await arriving
+        data, arrived_ns = await arrival
         transfer.stages_s["uplink"] = (arrived_ns - sent_ns) / 1e9
         gap, self._gap = self._gap and unit.key, self._gap and not unit.key
         await self._in_thread(functools.partial(self._codecs.decode, transfer, data, unit.pts, discontinuity=gap))
@@ -188,9 +188,9 @@ class PacketPath(DevicePath):
             while True:
                 size, number = HEADER.unpack(await reader.readexactly(HEADER.size))
                 data = await reader.readexactly(size)
-                _, arriving = self._travelling.pop(number)
-                if not arriving.done():
-                    arriving.set_result((data, self.clock()))
+                _, arrival = self._in_flight.pop(number)
+                if not arrival.done():
+                    arrival.set_result((data, self.clock()))
         except (OSError, EOFError) as error:
             self._stop(error)
 

@@ -34,7 +34,7 @@ class UdpRelay:
     def __init__(self, network: NetworkProfile, *, seed: int = 0, on_packet: Callable[..., None] | None = None) -> None:
         self.lost = self.forwarded = 0
         self._links = (Link(network, seed), Link(network, seed + 1))
-        self._on_their_way: tuple[deque[bytes], deque[bytes]] = (deque(), deque())
+        self._in_flight: tuple[deque[bytes], deque[bytes]] = (deque(), deque())
         self._on_packet = on_packet
         self._last_ns = 0  # when the last packet arrives at the second peer
         self._sockets: list[asyncio.DatagramTransport] = []
@@ -60,8 +60,8 @@ class UdpRelay:
             for side in (0, 1):
                 # packets to the socket of a side are for its peer; peers may use any address of this machine
                 protocol = functools.partial(_Side, self._receive, side)
-                anywhere = ("0.0.0.0", 0)  # noqa: S104 - of this machine
-                transport, _ = await loop.create_datagram_endpoint(protocol, local_addr=anywhere)
+                any_address = ("0.0.0.0", 0)  # noqa: S104 - of this machine
+                transport, _ = await loop.create_datagram_endpoint(protocol, local_addr=any_address)
                 self._sockets.append(transport)
         except BaseException:
             self._abort()
@@ -86,11 +86,11 @@ class UdpRelay:
             return
         if side == 1:
             self._last_ns = arrives_ns
-        self._on_their_way[side].append(data)
+        self._in_flight[side].append(data)
         asyncio.get_running_loop().call_later((arrives_ns - now_ns) / 1e9, self._forward, side)
 
     def _forward(self, side: int) -> None:
-        data = self._on_their_way[side].popleft()  # keeps the order: timers with equal instants do not
+        data = self._in_flight[side].popleft()  # keeps the order: timers with equal instants do not
         peer, socket = self._peers[side], self._sockets[1 - side]
         if peer is not None and not socket.is_closing():
             self.forwarded += 1

@@ -95,24 +95,24 @@ class WebRtcLeg:
         self.clock_rate = CLOCK_RATES["video" if self._camera else "audio"]
         self._seed = check_count("seed", seed, at_least=0)
         self._start_ns = 0
-        self._moments: asyncio.Queue[tuple[int, int, int]] = asyncio.Queue()  # of the frames given to `send`
-        self._planned: Iterator[Capture] | None = None
+        self._frame_times: asyncio.Queue[tuple[int, int, int]] = asyncio.Queue()  # of the frames given to `send`
+        self._captures: Iterator[Capture] | None = None
         if seconds is not None:
             period_s = scene.profile.period_s
             all_frames = captures(scene.profile.delivery, period_s, self._seed)
             duration_s = check_duration_ns("seconds", seconds, positive=True) / 1e9
-            self._planned = itertools.islice(all_frames, max(1, round(duration_s / period_s)))
+            self._captures = itertools.islice(all_frames, max(1, round(duration_s / period_s)))
         self._on_packet = on_packet
         self.network = network_profile(network)
-        self.relay = UdpRelay(self.network, seed=seed, on_packet=self._look)
+        self.relay = UdpRelay(self.network, seed=seed, on_packet=self._read_packet)
         self._first_timestamp: int | None = None
         self._sender: Any = None
         self._receiver: Any = None
-        self._remote: Any = None
+        self._remote_track: Any = None
         self._track: Any = None
-        self._ending: asyncio.Task[None] | None = None
-        self._closing: asyncio.Task[None] | None = None  # of the receiver
-        self._closing_all: asyncio.Task[None] | None = None
+        self._end_task: asyncio.Task[None] | None = None
+        self._receiver_close_task: asyncio.Task[None] | None = None  # of the receiver
+        self._close_task: asyncio.Task[None] | None = None
         self._connecting: list[asyncio.Task[None]] = []
 
     async def frames(self, **wanted: Any) -> AsyncIterator[Frame]:
@@ -121,9 +121,9 @@ class WebRtcLeg:
         Args:
             wanted: format of the frames, as for `from_track`.
         """
-        track = _Noted(self._remote)
+        track = _FirstPtsTrack(self._remote_track)
         source = from_track(track, connection=None, **wanted)
-        recover_losses(self._receiver, self._remote)
+        recover_losses(self._receiver, self._remote_track)
         async with source:
             async for frame in source:
                 after_s = 0.0
@@ -134,10 +134,10 @@ class WebRtcLeg:
 
     async def sound(self) -> AsyncIterator[tuple[int, Any]]:
         """Yield the ticks of each packet of sound, counted from the first packet sent, and the decoded frame."""
-        recover_losses(self._receiver, self._remote)
+        recover_losses(self._receiver, self._remote_track)
         while True:
             try:
-                frame = await self._remote.recv()
+                frame = await self._remote_track.recv()
             except self._aiortc.mediastreams.MediaStreamError:
                 return
             yield self._ticks(frame.pts) % RTP_WRAP, frame
@@ -151,7 +151,7 @@ class WebRtcLeg:
             handed_ns: instant at which the encoder gets the frame.
         """
         start_ns = self._start_ns = self._start_ns or captured_ns
-        self._moments.put_nowait((number, captured_ns - start_ns, handed_ns - start_ns))
+        self._frame_times.put_nowait((number, captured_ns - start_ns, handed_ns - start_ns))
         return round((captured_ns - start_ns) * self.clock_rate / 1e9) % RTP_WRAP
 
     async def __aenter__(self) -> Self:
@@ -159,21 +159,21 @@ class WebRtcLeg:
         settings = self._aiortc.RTCConfiguration(iceServers=[])
         self._sender, self._receiver = make(settings), make(settings)
         for peer in (self._sender, self._receiver):
-            self._know_connecting(peer)
+            self._record_connecting(peer)
         tracks: asyncio.Queue[Any] = asyncio.Queue()
         self._receiver.add_listener("track", tracks.put_nowait)
         await self.relay.__aenter__()
         try:
             self._track = self._scene_track()
             transceiver = self._sender.addTransceiver(self._track, direction="sendonly")
-            self._prefer(transceiver)
+            self._prefer_codec(transceiver)
             await self._sender.setLocalDescription(await self._sender.createOffer())
             await self._receiver.setRemoteDescription(self._through_relay(0, self._sender.localDescription))
             await self._receiver.setLocalDescription(await self._receiver.createAnswer())
             await self._sender.setRemoteDescription(self._through_relay(1, self._receiver.localDescription))
-            self._remote = await tracks.get()
+            self._remote_track = await tracks.get()
             await asyncio.gather(_connected(self._sender), _connected(self._receiver))
-            self._ending = asyncio.get_running_loop().create_task(self._end())
+            self._end_task = asyncio.get_running_loop().create_task(self._end())
         except BaseException:
             await self._close()
             raise
@@ -194,11 +194,11 @@ class WebRtcLeg:
 
     def _close_receiver(self) -> asyncio.Task[None]:
         """Return the only task that closes the receiver: aiortc cannot close again after a cancelled close."""
-        if self._closing is None:
-            self._closing = asyncio.get_running_loop().create_task(self._receiver.close())
-        return self._closing
+        if self._receiver_close_task is None:
+            self._receiver_close_task = asyncio.get_running_loop().create_task(self._receiver.close())
+        return self._receiver_close_task
 
-    def _know_connecting(self, peer: Any) -> None:
+    def _record_connecting(self, peer: Any) -> None:
         """Record the tasks in which a peer connects: aiortc leaves them running when the peer is closed."""
         connect = peer._RTCPeerConnection__connect
 
@@ -212,17 +212,17 @@ class WebRtcLeg:
         """Close in one task that ends even if the caller is cancelled: peers that stay open run forever."""
         if self._sender is None:
             return  # never entered
-        if self._closing_all is None:
-            self._closing_all = asyncio.get_running_loop().create_task(self._close_all())
+        if self._close_task is None:
+            self._close_task = asyncio.get_running_loop().create_task(self._close_all())
         try:
-            await asyncio.shield(self._closing_all)
+            await asyncio.shield(self._close_task)
         finally:
-            await asyncio.wait([self._closing_all])
+            await asyncio.wait([self._close_task])
 
     async def _close_all(self) -> None:
-        if self._ending is not None:
-            self._ending.cancel()
-            await asyncio.wait([self._ending])
+        if self._end_task is not None:
+            self._end_task.cancel()
+            await asyncio.wait([self._end_task])
         for connecting in self._connecting:
             connecting.cancel()
         if self._connecting:
@@ -230,25 +230,25 @@ class WebRtcLeg:
         await asyncio.gather(self._sender.close(), self._close_receiver())
         await self.relay.__aexit__(None, None, None)
 
-    def _prefer(self, transceiver: Any) -> None:
+    def _prefer_codec(self, transceiver: Any) -> None:
         kind = "video" if self._camera else "audio"
-        known = self._aiortc.RTCRtpSender.getCapabilities(kind).codecs
-        wanted = MIME_TYPES[self._scene.profile.codec].lower()
-        transceiver.setCodecPreferences([codec for codec in known if codec.mimeType.lower() == wanted])
+        codecs = self._aiortc.RTCRtpSender.getCapabilities(kind).codecs
+        mime_type = MIME_TYPES[self._scene.profile.codec].lower()
+        transceiver.setCodecPreferences([codec for codec in codecs if codec.mimeType.lower() == mime_type])
 
     def _through_relay(self, side: int, description: Any) -> Any:
         """Return a description with an address of the relay as its only candidate."""
-        found = CANDIDATE.search(description.sdp)
-        if found is None:
+        candidate = CANDIDATE.search(description.sdp)
+        if candidate is None:
             raise OSError("WebRTC: this machine has no IPv4 address other than loopback")
-        host, port = self.relay.connect(side, (found[3], int(found[4])))
-        line = f"a=candidate:{found[1]} 1 udp {found[2]} {host} {port} typ host"
+        host, port = self.relay.connect(side, (candidate[3], int(candidate[4])))
+        line = f"a=candidate:{candidate[1]} 1 udp {candidate[2]} {host} {port} typ host"
         lines = [it for it in description.sdp.split("\r\n") if not it.startswith("a=candidate:")]
-        place = next(number for number, it in enumerate(lines) if it.startswith("m=")) + 1
-        sdp = "\r\n".join([*lines[:place], *lines[place:-1], line, *lines[-1:]])
+        position = next(number for number, it in enumerate(lines) if it.startswith("m=")) + 1
+        sdp = "\r\n".join([*lines[:position], *lines[position:-1], line, *lines[-1:]])
         return self._aiortc.RTCSessionDescription(sdp, description.type)
 
-    def _look(self, packet: bytes, *, arrived: bool) -> None:
+    def _read_packet(self, packet: bytes, *, arrived: bool) -> None:
         """Read the timestamp of an RTP packet, and report the packet to ``on_packet``."""
         is_rtp = len(packet) >= 12 and packet[0] >> 6 == 2 and packet[1] not in RTCP_TYPES
         if not is_rtp:
@@ -268,26 +268,26 @@ class WebRtcLeg:
         origin: int = receiver._RTCRtpReceiver__timestamp_mapper._origin
         return (origin - (self._first_timestamp or 0)) % RTP_WRAP + pts
 
-    async def _next_moment(self) -> tuple[int, int, int] | None:
+    async def _next_frame_time(self) -> tuple[int, int, int] | None:
         """Return number, capture and delivery of the next frame, counted from the start; ``None`` after the last."""
-        if self._planned is None:
-            return await self._moments.get()
-        for capture in self._planned:
+        if self._captures is None:
+            return await self._frame_times.get()
+        for capture in self._captures:
             if capture.delivered_ns is not None:
                 return capture.number, capture.captured_ns, capture.delivered_ns
         return None
 
     def _parts_of(self, number: int) -> list[Any]:
         """Return a picture, or the sound of each packet: aiortc gives all packets of one frame the same timestamp."""
-        whole = self._scene.frame(number)
+        frame = self._scene.frame(number)
         step = CLOCK_RATES["audio"] // PACKET_SAMPLES
-        if self._camera or whole.samples * step <= whole.sample_rate:
-            return [whole]
-        samples, parts = whole.to_ndarray(), []
-        for start in range(0, whole.samples, whole.sample_rate // step):
-            part = np.ascontiguousarray(samples[:, start : start + whole.sample_rate // step])
-            parts.append(type(whole).from_ndarray(part, whole.format.name, whole.layout.name))
-            parts[-1].sample_rate = whole.sample_rate
+        if self._camera or frame.samples * step <= frame.sample_rate:
+            return [frame]
+        samples, parts = frame.to_ndarray(), []
+        for start in range(0, frame.samples, frame.sample_rate // step):
+            part = np.ascontiguousarray(samples[:, start : start + frame.sample_rate // step])
+            parts.append(type(frame).from_ndarray(part, frame.format.name, frame.layout.name))
+            parts[-1].sample_rate = frame.sample_rate
         return parts
 
     def _scene_track(self) -> Any:
@@ -308,11 +308,11 @@ class WebRtcLeg:
             async def recv(self) -> Any:
                 if self._parts:
                     return self._parts.popleft()
-                moment = await leg._next_moment()
-                if moment is None:
+                frame_time = await leg._next_frame_time()
+                if frame_time is None:
                     self.stop()
                     raise leg._aiortc.mediastreams.MediaStreamError
-                number, captured_ns, handed_ns = moment
+                number, captured_ns, handed_ns = frame_time
                 leg._start_ns = leg._start_ns or time.monotonic_ns()
                 await asyncio.sleep(max(0, leg._start_ns + handed_ns - time.monotonic_ns()) / 1e9)
                 self._parts.extend(leg._parts_of(number))
@@ -325,7 +325,7 @@ class WebRtcLeg:
         return SceneTrack()
 
 
-class _Noted:
+class _FirstPtsTrack:
     """Wrapper of a track that records the timestamp of its first frame."""
 
     def __init__(self, track: Any) -> None:
@@ -343,10 +343,10 @@ class _Noted:
 
 async def _connected(peer: Any) -> None:
     """Wait until a peer is connected, so that no frame waits for the set-up."""
-    changed = asyncio.Event()
-    peer.add_listener("connectionstatechange", changed.set)
+    state_changed = asyncio.Event()
+    peer.add_listener("connectionstatechange", state_changed.set)
     while peer.connectionState != "connected":
         if peer.connectionState in {"failed", "closed"}:
             raise OSError(f"WebRTC: expected a connection, got one that is {peer.connectionState}")
-        await changed.wait()
-        changed.clear()
+        await state_changed.wait()
+        state_changed.clear()

@@ -89,14 +89,14 @@ class WebRtcPath(DevicePath):
         self._leg = WebRtcLeg(scene, network, seconds=None, seed=seed, on_packet=self._note_packet)
         super().__init__(scene, self._leg.network, kind="-webrtc", start=start)
         self._camera = isinstance(scene.profile, CameraProfile)
-        self._wanted = VideoFormat(**wanted) if self._camera else AudioFormat(**wanted)
+        self._format = VideoFormat(**wanted) if self._camera else AudioFormat(**wanted)
         self._prepare = prepare
         skew = scene.profile.delivery.skew_ppm / 1e6
         self._period_ns = round(scene.profile.period_s * 1e9 / (1.0 + skew))
         self._nominal_ns = round(scene.profile.period_s * 1e9)  # on the clock of the device
         self._sent: dict[int, _Sent] = {}
         self._last_ns = 0
-        self._begun_ns: int | None = None
+        self._pace_start_ns: int | None = None
         self._first_ns = 0  # of sound: start of the device, computed from its first frame
         self._samples = self._next_packet = 0  # of sound, so far
         self._packets: dict[int, int] = {}  # of sound: ticks of a packet to its number, after the last decoded one
@@ -110,7 +110,7 @@ class WebRtcPath(DevicePath):
         loop = asyncio.get_running_loop()
         number = self._next_number(skipped)
         handed_ns = handed_ns or captured_ns
-        captured_ns = self._regular(number, captured_ns)
+        captured_ns = self._paced_ns(number, captured_ns)
         sent = _Sent(Transfer(captured_ns), handed_ns, done, number)
         if not self._camera:
             self._first_ns = self._first_ns or captured_ns - number * self._nominal_ns
@@ -120,7 +120,7 @@ class WebRtcPath(DevicePath):
             sent.packets = range(sent.first_sample // PACKET_SAMPLES, -(-self._samples // PACKET_SAMPLES))
         ticks = self._leg.send(self._start + number, captured_ns, handed_ns)
         self._sent[ticks] = sent
-        loop.call_later(LOST_S, self._lose, ticks)
+        loop.call_later(LOST_S, self._mark_lost, ticks)
 
     async def aclose(self) -> None:
         """End the path; the calls of frames in flight raise `Closed`."""
@@ -140,31 +140,31 @@ class WebRtcPath(DevicePath):
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
-    def _regular(self, number: int, captured_ns: int) -> int:
+    def _paced_ns(self, number: int, captured_ns: int) -> int:
         """Return the instant of capture at the pace of the device, because a busy loop sends several frames at once.
 
         A frame that is early, or `LOST_S` or more late, starts the pace again, for example after a pause between runs.
         """
-        begun_ns = captured_ns - number * self._period_ns
-        if self._begun_ns is None or not 0 < begun_ns - self._begun_ns < LOST_S * 1e9:
-            self._begun_ns = begun_ns
-        self._last_ns = max(self._begun_ns + number * self._period_ns, self._last_ns + LEAST_STEP_NS)
+        pace_start_ns = captured_ns - number * self._period_ns
+        if self._pace_start_ns is None or not 0 < pace_start_ns - self._pace_start_ns < LOST_S * 1e9:
+            self._pace_start_ns = pace_start_ns
+        self._last_ns = max(self._pace_start_ns + number * self._period_ns, self._last_ns + LEAST_STEP_NS)
         return self._last_ns
 
     async def _read(self) -> None:
         try:
-            wanted = self._wanted
-            await (self._read_pictures(wanted) if isinstance(wanted, VideoFormat) else self._read_sound(wanted))
+            target = self._format
+            await (self._read_pictures(target) if isinstance(target, VideoFormat) else self._read_sound(target))
         except Exception as error:  # noqa: BLE001 - the callers get the receiver's error, later ones as a cause
             self._failure = error
             self._end_all(error)
 
-    async def _read_pictures(self, wanted: VideoFormat) -> None:
-        async for frame in self._leg.frames(size=wanted.size, pixel_format=wanted.pixel_format):
+    async def _read_pictures(self, target: VideoFormat) -> None:
+        async for frame in self._leg.frames(size=target.size, pixel_format=target.pixel_format):
             self._take_picture(frame.captured_ns, [await self._prepared(frame)])
 
-    async def _read_sound(self, wanted: AudioFormat) -> None:
-        assembler = AudioAssembler(require("av", extra="webrtc", purpose="WebRtcPath"), wanted)
+    async def _read_sound(self, target: AudioFormat) -> None:
+        assembler = AudioAssembler(require("av", extra="webrtc", purpose="WebRtcPath"), target)
         chunks: list[Frame | Exception] = []  # they come with the next frame
         async for ticks, sound in self._leg.sound():
             packet = self._packets[ticks]
@@ -172,10 +172,10 @@ class WebRtcPath(DevicePath):
             sent = next((it for it in self._sent.values() if packet in it.packets), None)
             if sent is None:
                 continue  # its frame counts as lost already
-            before_ns = (packet * PACKET_SAMPLES - sent.first_sample) * 1_000_000_000 // self._leg.clock_rate
-            position_ns = sent.number * self._nominal_ns + max(0, before_ns)
-            made = assembler.push(sound, Stamp(position_ns, sent.transfer.captured_ns, discontinuity=False))
-            chunks += [await self._prepared(frame) for frame in made]
+            offset_ns = (packet * PACKET_SAMPLES - sent.first_sample) * 1_000_000_000 // self._leg.clock_rate
+            position_ns = sent.number * self._nominal_ns + max(0, offset_ns)
+            frames = assembler.push(sound, Stamp(position_ns, sent.transfer.captured_ns, discontinuity=False))
+            chunks += [await self._prepared(frame) for frame in frames]
             chunks = self._take_sound(packet, chunks)
 
     async def _prepared(self, frame: Frame) -> Frame | Exception:
@@ -189,16 +189,16 @@ class WebRtcPath(DevicePath):
 
     def _take_picture(self, captured_ns: int, frames: list[Frame | Exception]) -> None:
         """Complete the transfer of the picture captured at an instant; earlier pictures count as lost."""
-        least_ns = captured_ns - self._period_ns // 2
-        most_ns = least_ns + self._period_ns
+        earliest_ns = captured_ns - self._period_ns // 2
+        latest_ns = earliest_ns + self._period_ns
         for ticks, sent in list(self._sent.items()):
             sent_ns = sent.transfer.captured_ns
-            if sent_ns > most_ns:
+            if sent_ns > latest_ns:
                 return
-            if sent_ns >= least_ns:
+            if sent_ns >= earliest_ns:
                 self._complete(ticks, sent, frames)
                 return
-            self._lose(ticks)  # a later one came
+            self._mark_lost(ticks)  # a later one came
 
     def _take_sound(self, packet: int, chunks: list[Frame | Exception]) -> list[Frame | Exception]:
         """Complete the transfer with its last sound in this packet; earlier ones count as lost.
@@ -211,7 +211,7 @@ class WebRtcPath(DevicePath):
             if last > packet:
                 break
             if last < packet:
-                self._lose(ticks)  # a later one came
+                self._mark_lost(ticks)  # a later one came
             else:
                 self._complete(ticks, sent, chunks)
                 chunks = []
@@ -230,7 +230,7 @@ class WebRtcPath(DevicePath):
             transfer.stages_s[stage] = max(0, end_ns - start_ns) / 1e9
         self._end(ticks)
 
-    def _lose(self, ticks: int) -> None:
+    def _mark_lost(self, ticks: int) -> None:
         if ticks in self._sent:
             self._sent[ticks].transfer.lost = "network"
             self._end(ticks)
@@ -246,14 +246,14 @@ class WebRtcPath(DevicePath):
     def _note_packet(self, ticks: int, *, arrived: bool) -> None:
         if self._camera:
             sent = self._sent.get(ticks)
-            carried = [] if sent is None else [sent]
+            frames = [] if sent is None else [sent]
         else:
             if not arrived:
                 self._packets[ticks] = self._next_packet
                 self._next_packet += 1
             packet = self._packets.get(ticks)  # None: its frame counts as lost already
-            carried = [it for it in self._sent.values() if packet in it.packets]
-        for sent in carried:
+            frames = [it for it in self._sent.values() if packet in it.packets]
+        for sent in frames:
             if arrived:
                 sent.last_ns = self.clock()
             elif not sent.first_ns:

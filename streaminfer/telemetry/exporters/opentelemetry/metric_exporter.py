@@ -76,9 +76,9 @@ class StackMetricExporter(sdk.MetricExporter):
     ) -> sdk.MetricExportResult:
         """Add the current metrics of the stacks, and export everything."""
         first, *others = metrics_data.resource_metrics
-        ours = sdk.ScopeMetrics(instrumentation.InstrumentationScope(_SCOPE), self._metrics(), "")
-        joined = sdk.ResourceMetrics(first.resource, [*first.scope_metrics, ours], first.schema_url)
-        return self._exporter.export(sdk.MetricsData([joined, *others]), timeout_millis, **kwargs)
+        own_metrics = sdk.ScopeMetrics(instrumentation.InstrumentationScope(_SCOPE), self._metrics(), "")
+        merged = sdk.ResourceMetrics(first.resource, [*first.scope_metrics, own_metrics], first.schema_url)
+        return self._exporter.export(sdk.MetricsData([merged, *others]), timeout_millis, **kwargs)
 
     def force_flush(self, timeout_millis: float = 10_000) -> bool:
         """Flush the inner exporter."""

@@ -50,11 +50,11 @@ _IGNORED = {"q", "escaping"}  # "escaping" is for names with non-ASCII letters, 
 
 def choose_format(accept: str) -> Format | None:
     """Return the format that an ``Accept`` header prefers; ``None`` if it accepts none. An empty header accepts any."""
-    wanted = list(_elements(accept or "*/*"))
+    accepted = list(_elements(accept or "*/*"))
     best: Format | None = None
     best_quality = 0.0
     for offer in FORMATS:
-        quality = _quality(offer, wanted)
+        quality = _quality(offer, accepted)
         if quality > best_quality:
             best, best_quality = offer, quality
     return best
@@ -66,20 +66,20 @@ def accepts_gzip(accept_encoding: str) -> bool:
     return qualities.get("gzip", qualities.get("*", 0.0)) > 0.0
 
 
-def _quality(offer: Format, wanted: list[tuple[str, dict[str, str], float]]) -> float:
+def _quality(offer: Format, accepted: list[tuple[str, dict[str, str], float]]) -> float:
     """Return the quality of the most specific media range that matches a format; 0 if none does."""
-    found = (-1, 0.0)
+    best = (-1, 0.0)
     kind = offer.media_type.partition("/")[0]
-    for media_range, parameters, quality in wanted:
+    for media_range, parameters, quality in accepted:
         if media_range == offer.media_type:
             if any(offer.parameters.get(name, value) != value for name, value in parameters.items()):
                 continue
-            found = max(found, (2 + len(parameters), quality))
+            best = max(best, (2 + len(parameters), quality))
         elif media_range == f"{kind}/*":
-            found = max(found, (1, quality))
+            best = max(best, (1, quality))
         elif media_range == "*/*":
-            found = max(found, (0, quality))
-    return found[1]
+            best = max(best, (0, quality))
+    return best[1]
 
 
 def _elements(header: str) -> Iterator[tuple[str, dict[str, str], float]]:

@@ -33,14 +33,14 @@ def write_protobuf(families: Mapping[Metric, Sequence[Sample]]) -> Iterator[byte
         family.text(2, metric.help)
         family.varint(3, _KINDS[metric.kind])
         field, created = _VALUES[metric.kind], b"" if metric.kind == "gauge" else _created(metric.kind, IMPORTED_NS)
-        head = bytes((field << 3 | 2, 9 + len(created), 0x09))  # a nested message with a double in field 1
+        prefix = bytes((field << 3 | 2, 9 + len(created), 0x09))  # a nested message with a double in field 1
         for labels, value in samples:
             if isinstance(value, HistogramPoint):
                 exemplars = {exemplar.bucket: _exemplar(exemplar) for exemplar in value.exemplars}
-                born = _created("histogram", value.created_ns)
-                write_histogram(family, _labels(labels), field, value, _bounds(), exemplars, born, scratch)
+                created_field = _created("histogram", value.created_ns)
+                write_histogram(family, _labels(labels), field, value, _bounds(), exemplars, created_field, scratch)
             else:
-                family.data(4, _labels(labels) + head + struct.pack("<d", value) + created)
+                family.data(4, _labels(labels) + prefix + struct.pack("<d", value) + created)
         framed = ProtobufWriter()
         framed.delimited(family)
         yield bytes(framed)

@@ -49,29 +49,29 @@ class MetricsApp(AsgiApp):
             return
         compress = chosen.is_compressed and accepts_gzip(headers.get("accept-encoding", ""))
         body = await self._render(chosen, compress)
-        more = [(b"vary", b"Accept, Accept-Encoding")]
+        extra_headers = [(b"vary", b"Accept, Accept-Encoding")]
         if compress:
-            more.append((b"content-encoding", b"gzip"))
-        await respond(scope, send, 200, body, more, content_type=chosen.content_type.encode())
+            extra_headers.append((b"content-encoding", b"gzip"))
+        await respond(scope, send, 200, body, extra_headers, content_type=chosen.content_type.encode())
 
     async def _render(self, chosen: Format, compress: bool) -> bytes:
         began_s = time.perf_counter()
         collection = Collection(self._reader)
         for service, parts in self._services:
             collection.add(service, parts)
-            began_s = await _give_way(began_s)
+            began_s = await _yield_to_requests(began_s)
         compressor = zlib.compressobj(_GZIP_LEVEL, wbits=_GZIP_WINDOW) if compress else None
         pieces: list[bytes] = []
-        for written in chosen.write(collection.families):
-            piece = written.encode() if isinstance(written, str) else written
+        for chunk in chosen.write(collection.families):
+            piece = chunk.encode() if isinstance(chunk, str) else chunk
             pieces.append(piece if compressor is None else compressor.compress(piece))
-            began_s = await _give_way(began_s)
+            began_s = await _yield_to_requests(began_s)
         if compressor is not None:
             pieces.append(compressor.flush())
         return b"".join(pieces)
 
 
-async def _give_way(began_s: float) -> float:
+async def _yield_to_requests(began_s: float) -> float:
     """Let requests run if the current turn has taken too long; return the start of the current turn."""
     if time.perf_counter() - began_s <= _TURN_S:
         return began_s

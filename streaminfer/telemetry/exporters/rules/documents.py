@@ -57,7 +57,7 @@ def _openslo(slo: SLO, text: str) -> dict[str, Any]:
         slo,
         text,
         indicator={"metadata": {"name": f"{slug(slo.name)[:54]}-latency"}, "spec": indicator},
-        timeWindow=[{"duration": _whole(slo.period_s), "isRolling": True}],
+        timeWindow=[{"duration": _whole_units(slo.period_s), "isRolling": True}],
         objectives=[{"displayName": text, "target": slo.objective}],
     )
 
@@ -100,7 +100,7 @@ def _pyrra(slo: SLO, text: str) -> dict[str, Any]:
     }
 
 
-def _whole(seconds: float) -> str:
+def _whole_units(seconds: float) -> str:
     """Return a duration in OpenSLO's form: a whole number of one unit, at least a minute."""
     minutes = max(round(seconds / _MINUTE_S), 1)
     size, unit = next((size, unit) for size, unit in ((1440, "d"), (60, "h"), (1, "m")) if minutes % size == 0)

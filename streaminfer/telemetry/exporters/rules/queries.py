@@ -55,11 +55,11 @@ def bad_events(slo: SLO) -> str:
 
 def duration(seconds: float) -> str:
     """Return a duration in Prometheus' notation, rounded to milliseconds: ``"5m"``, ``"1d12h"``."""
-    rest = max(round(seconds * 1000), 1)
+    remaining_ms = max(round(seconds * 1000), 1)
     text = ""
     for unit, milliseconds in _UNITS:
-        whole, rest = divmod(rest, milliseconds)
-        text += f"{whole}{unit}" if whole else ""
+        count, remaining_ms = divmod(remaining_ms, milliseconds)
+        text += f"{count}{unit}" if count else ""
     return text
 
 

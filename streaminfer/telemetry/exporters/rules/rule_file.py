@@ -46,12 +46,12 @@ def _alert(slo: SLO, pair: AlertPair) -> dict[str, Any]:
     long, short = duration(pair.long_s), duration(pair.short_s)
     limit = f"{number(pair.burn_rate)} * {number(slo.allowed)}"
     name = label_value(slo.name).replace("{{", '{{"{{"}}')  # annotations and labels are templates
-    named = events(slo).partition("{")[2]
-    burns = " and ".join(f"{_RATIO}{window}{{{named} >= {limit}" for window in (long, short))
-    enough = f"sum(increase({events(slo)}[{long}])) >= {slo.minimum_events}"
+    selector = events(slo).partition("{")[2]
+    burns = " and ".join(f"{_RATIO}{window}{{{selector} >= {limit}" for window in (long, short))
+    has_minimum = f"sum(increase({events(slo)}[{long}])) >= {slo.minimum_events}"
     return {
         "alert": "StreaminferBudgetBurn",
-        "expr": f"{burns} and on() {enough}",
+        "expr": f"{burns} and on() {has_minimum}",
         "labels": {"slo": name, "severity": pair.severity, "window": long},
         "annotations": {
             "summary": f"The error budget of {name} burns at {number(pair.burn_rate)} times its rate",

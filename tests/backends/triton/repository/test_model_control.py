@@ -69,7 +69,7 @@ class Rig:
         self.loaded = []
         self.describing = None
         settings = SimpleNamespace(
-            connect=self.server.connect, model="m", what="the backend", timeout_s=1.0, load_timeout_s=TIMEOUT_S
+            connect=self.server.connect, model="m", name="the backend", timeout_s=1.0, load_timeout_s=TIMEOUT_S
         )
         self.control = ModelControl(settings, self._describe)
 

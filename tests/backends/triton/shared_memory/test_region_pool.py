@@ -389,7 +389,7 @@ def test_close_ends_all_regions_and_a_late_acquire(server):
         with pytest.raises(errors.Closed):
             await late
         assert server.known == {}
-        os.close(module._hold(pool._owner))  # its socket is free
+        os.close(module._bind_owner_socket(pool._owner))  # its socket is free
         with pytest.raises(errors.Closed):
             await pool.acquire(1)
         pool.release(held, completed=True)
@@ -584,7 +584,7 @@ def test_forgotten_pool_frees_memory_and_socket(server):
 
     owner, region = run(main())
     gc.collect()
-    os.close(module._hold(owner))
+    os.close(module._bind_owner_socket(owner))
     assert region.read(0, F32, [1]) == 0
 
 

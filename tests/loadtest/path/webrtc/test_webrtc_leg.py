@@ -136,7 +136,7 @@ def test_frames_are_planned_as_they_are_played(camera_scene, monkeypatch):
         scene = camera_scene(codec="vp8")
         leg = WebRtcLeg(scene, "wifi", seconds=3 * scene.profile.period_s)
         assert planned == []
-        return [await asyncio.wait_for(leg._next_moment(), 1.0) for _ in range(4)]
+        return [await asyncio.wait_for(leg._next_frame_time(), 1.0) for _ in range(4)]
 
     assert asyncio.run(main()) == [(1, 1, 1), (2, 2, 2), None, None]
 
@@ -228,7 +228,7 @@ def test_instants_of_capture_follow_the_device(microphone_scene, skew_ppm, pause
     period_s = scene.profile.period_s / (1 + skew_ppm / 1e6)
     given_ns = [round((1 + number * period_s + (pause_s if number >= 50 else 0)) * 1e9) for number in range(100)]
 
-    captured_ns = [path._regular(number, at_ns) for number, at_ns in enumerate(given_ns)]
+    captured_ns = [path._paced_ns(number, at_ns) for number, at_ns in enumerate(given_ns)]
 
     assert captured_ns == pytest.approx(given_ns, abs=1_000)
 
