@@ -14,7 +14,7 @@ def make_settings(protocol="http", url="localhost:9", **given):
         "protocol": protocol,
         "headers": Headers(None),
         "keepalive_s": None,
-        "what": "the backend",
+        "name": "the backend",
         "model": "m",
         "version": "",
         "clock": time.monotonic_ns,
