@@ -3,29 +3,26 @@
 The sender sends frames at the end of a turn of the loop, in fair order. When a place is free, it chooses the next
 stream, and only then the frame of that stream, so the freshest frame is sent. The capabilities of the service give the
 number of places: the requests of all batches that it runs at once, and of one batch more. With that batch the model
-need not wait for the event loop; further frames would only grow old in the queue of the service.
+need not wait for the event loop; more would only grow old in its queue.
 
 If streams may drop frames, even the frames of that batch would grow old there. So the sender keeps the frames until
-shortly before it expects a free worker, and newer frames replace them if the policy says so. How much earlier it sends
-depends on the time that the event loop takes from the end of a batch to the sending of the next frames, so that the
-model need not wait for the loop. The sender wakes the consumers first, so that the streams that just received results
-can join the next batch; with fewer streams than rows, two halves of them would alternate otherwise. It sets no timer
-that would be due within five milliseconds: timers are late on a busy machine, and with short batches the model would
-wait longer than the frames gain.
+shortly before it expects a free worker, and newer frames replace them if the policy says so. It sends earlier by the
+time that the event loop takes from the end of a batch to the sending of the next frames. The sender wakes the consumers
+first, so that the streams that just received results can join the next batch; with fewer streams than rows, two halves
+of them would alternate otherwise. It sets no timer for less than five milliseconds: timers are late on a busy machine,
+and the model would wait longer than the frames gain.
 
 A router sends a request that would be late at its best route to the next route. So streams with an age limit and a
 policy that holds the source get places for the other routes too, and their frames do not wait for a worker of the best
 route. Frames of other streams would only grow old in its queue.
 
-On a shared device, the turns of the models depend on their queues. So streams with a policy that holds the source send
-all frames that they may have in flight. Otherwise the device would give another model a long turn, as if these streams
-had a backlog of only one batch.
+On a shared device, the turns of the models depend on their queues. Streams with a policy that holds the source send all
+frames that they may have in flight, or the device would give another model a turn for a backlog of one batch.
 
 A service with ``begin_call`` calls back when a request ends, so a frame costs no task, future or turn of the loop
 between sender and stream. For any other service, one task awaits each request.
 
-Under overload, frames without time for the next batch give way: see ``turns/_late_frames_cy``. So does a frame that
-the service expects to be late, if a younger frame of its stream waits.
+Which frames give way under overload, and how several free workers share them: see ``turns/_late_frames_cy``.
 
 One source, compiled with the C types of ``_sender_cy.pxd`` or run uncompiled. Not thread-safe: one event loop uses it.
 """
@@ -152,7 +149,7 @@ class Sender:
         self._in_flight = 0
         self._paused: dict[Sending, None] = {}  # frames with a known time to retry, in order of rejection
         self._freed_places = 0  # places that the service freed in this turn
-        self._timer: asyncio.TimerHandle | None = None  # until the next frames are sent
+        self._timer: asyncio.Handle | None = None  # until the next frames are sent
         self._timer_delay_ns = 0 if is_virtual(self._loop) else _TIMER_NS  # largest delay of the timer
         self._starts_ns = 0  # expected start of the next batch
         self._workers = self._max_workers = 1  # how many workers are free then, and in all
@@ -293,7 +290,8 @@ class Sender:
         self._freed_places = 0
         room = self._available_places(now_ns)
         room = self.late_frames.estimate(self._order.queued, room, now_ns, self._starts_ns, self._workers)
-        limit = self._places_taken + room
+        share = self.late_frames.share_of_worker(self._order.queued, room, self._workers) if self._next_batch else room
+        limit = self._places_taken + share
         late: list[Turn] = []
         while self._places_taken < limit:
             turn = self._order.pop()
@@ -308,6 +306,8 @@ class Sender:
         for turn in late:
             self._order.push(turn, True)
         self.late_frames.release_sources(self._order.queued, now_ns)
+        if share < room and self._order.count:  # for the next worker, after the service has begun this batch
+            self._timer = self._loop.call_soon(self._on_timer, context=self._context)
 
     def _send_next(self, stream: Stream) -> None:
         """Send the next frame of a stream, if it has one that is young enough."""

@@ -339,6 +339,24 @@ async def test_other_callers_worker_holds_no_frames_back(loop):
         await other
 
 
+@pytest.mark.parametrize("max_age_s", [None, 0.2])
+@pytest.mark.parametrize(("setup_s", "row_s", "rows"), [(0.005, 0.01, 1), (0.02, 0.002, 1), (0.04, 0.0001, 4)], ids=str)
+async def test_free_workers_share_frames_of_one_instant(loop, setup_s, row_s, rows, max_age_s):
+    """Four cameras that capture at the same instants, a little faster than each of four workers responds.
+
+    In one batch they would all end at once and be in one batch again, with three workers idle. That is only right
+    where one batch of four takes about as long as one of one.
+    """
+    model = ScriptedBackend(duration_s=lambda size: setup_s + row_s * size, example=1.0)
+    takes_s = setup_s + row_s * rows
+    async with stack_of(loop, model, max_batch_size=4, max_in_flight=4) as service:
+        delivered = await in_time_of_each(loop, service, takes_s / 1.1, [0.0] * 4, LatestOnly(), max_age_s)
+
+    sizes = [len(batch) for batch in model.batches[8:]]
+    assert sum(sizes) / len(sizes) == pytest.approx(rows, rel=0.05)
+    assert min(delivered) >= 0.95 * 20.0 / takes_s
+
+
 @pytest.mark.parametrize("rates", [(50,), (20, 80), (10, 30, 30, 90)], ids=str)
 @pytest.mark.parametrize("max_waiting", [1, 4])
 async def test_late_sources_are_read_ahead(loop, max_waiting, rates):

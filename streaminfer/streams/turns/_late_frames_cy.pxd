@@ -5,6 +5,7 @@ from streaminfer.streams._stream_cy cimport StreamResult, StreamState
 
 cdef double _NEWEST
 cdef double _SLOW_FACTOR
+cdef double _SHARE_LIMIT
 
 @cython.final
 cdef class LateFrames:
@@ -22,6 +23,8 @@ cdef class LateFrames:
 
     @cython.locals(rows=Py_ssize_t, frames=Py_ssize_t, turn=Turn, stream=Stream, state=StreamState, earliest_ns=cython.longlong)
     cpdef Py_ssize_t estimate(self, list queued, Py_ssize_t room, long long now_ns, long long starts_ns, Py_ssize_t workers) except? -1
+    @cython.locals(turn=Turn, stream=Stream, rows=Py_ssize_t, share=Py_ssize_t)
+    cpdef Py_ssize_t share_of_worker(self, list queued, Py_ssize_t room, Py_ssize_t workers) except? -1
     cdef Py_ssize_t _rows_of(self, StreamState state) except? -1
     @cython.locals(
         turn=Turn, stream=Stream, state=StreamState, rows=Py_ssize_t, low=Py_ssize_t, high=Py_ssize_t, ends_ns=cython.longlong

@@ -7,10 +7,11 @@ If other streams fill the room, or if two batches wait, the late frames of a str
 next frame takes the turn. Otherwise a stream with frames that are too old at each turn would have no results, and each
 batch would have too few rows.
 
-The next batch has as many rows as the waiting streams can fill, which may be few. If it is not full, its rows are
-assumed to be spread over the free workers. If only one of several workers is free, no more frames are sent than can be
-on time together: of more, the planner would leave out those with most time left, mostly of the same streams. They are
-the first at the next worker, which is free soon.
+The next batch has as many rows as the waiting streams can fill, which may be few. If several workers are free, each
+gets its share of them: streams whose frames were in one batch would all wait for its end and meet in the next one
+again, beside idle workers. One batch is sent where the shares would take about as long as it. If only one of several
+workers is free, no more frames are sent than can be on time together: of more, the planner would leave out those with
+most time left, mostly of the same streams. They are the first at the next worker, which is free soon.
 
 Frames may also wait in a queue of the user before the stream reads them. Then all frames that the stream has read may
 be too old at its next turn, and at each later turn. So the stream keeps reading its source until a frame has time for
@@ -45,6 +46,8 @@ _NEWEST = 0.1
 """Weight of the newest frame in the mean time of frames at the service."""
 _SLOW_FACTOR = 1.25
 """Duration of a slow batch as a multiple of that mean."""
+_SHARE_LIMIT = 0.95
+"""Longest duration of a share of the rows, relative to one batch of all, for which they are split."""
 
 
 class LateFrames:
@@ -125,6 +128,24 @@ class LateFrames:
             self._is_behind = self._is_behind or rows > room
         self.next_end_ns = self._ends_ns + batch_ns
         return room
+
+    def share_of_worker(self, queued: list[Turn], room: int, workers: int) -> int:
+        """Return how many frames the first of some free workers gets; ``room`` if it gets all.
+
+        Args:
+            queued: turns of the streams that wait.
+            room: how many frames may be sent.
+            workers: how many workers are free.
+        """
+        if workers == 1 or self._expected_ns is None:
+            return room
+        rows = 0
+        for turn in queued:
+            stream = turn.owner
+            rows += self._rows_of(stream.state)
+        rows = min(rows, room)
+        share = -(-rows // workers)
+        return share if self._expected_ns(share) < _SHARE_LIMIT * self._expected_ns(rows) else room
 
     def _rows_of(self, state: StreamState) -> int:
         """Return how many frames of a stream the next batch can have."""

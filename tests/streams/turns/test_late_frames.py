@@ -101,6 +101,36 @@ async def test_younger_frames_of_backlogs_count(loop):
     assert streams.room == 16
 
 
+def linear_ns(rows):
+    """Return how long a batch takes: 10 a row."""
+    return 10 * rows
+
+
+@pytest.mark.parametrize(
+    ("free", "room", "share"),
+    [(1, 16, 16), (2, 16, 3), (3, 16, 2), (4, 16, 2), (5, 16, 1), (8, 16, 1), (2, 2, 1), (4, 1, 1), (2, 0, 0)],
+)
+async def test_free_workers_share_the_rows(loop, free, room, share):
+    """Five streams: each of two free workers gets at most three of the rows, as long as there is room."""
+    streams = Streams(loop, *[[10]] * 5, workers=8, batch_ns=linear_ns)
+    assert streams.late_frames.share_of_worker(streams.order.queued, room, free) == share
+
+
+async def test_share_counts_all_rows_of_a_stream(loop):
+    """Two streams with three rows each: six rows for two workers."""
+    streams = Streams(loop, [30, 20, 10, 5], [30, 20, 10], max_in_flight=3, workers=2, batch_ns=linear_ns)
+    assert streams.late_frames.share_of_worker(streams.order.queued, 16, 2) == 3
+
+
+@pytest.mark.parametrize(
+    "batch_ns", [None, lambda _rows: 0, lambda _rows: 50, lambda rows: 1000 + 10 * rows], ids=["none", "0", "flat", "5%"]
+)
+async def test_one_batch_where_shares_take_as_long(loop, batch_ns):
+    """The rows stay together if that is not known to take longer, or by less than a twentieth."""
+    streams = Streams(loop, *[[10]] * 5, workers=2, batch_ns=batch_ns)
+    assert streams.late_frames.share_of_worker(streams.order.queued, 16, 2) == 16
+
+
 @pytest.mark.parametrize(("age", "denied"), [(169, [True, False, True]), (168, [False] * 3)])
 async def test_every_other_frame_late_alone_is_dropped(loop, age, denied):
     """A batch of one is expected to take 32."""
