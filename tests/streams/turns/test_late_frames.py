@@ -123,7 +123,9 @@ async def test_share_counts_all_rows_of_a_stream(loop):
 
 
 @pytest.mark.parametrize(
-    "batch_ns", [None, lambda _rows: 0, lambda _rows: 50, lambda rows: 1000 + 10 * rows], ids=["none", "0", "flat", "5%"]
+    "batch_ns",
+    [None, lambda _rows: 0, lambda _rows: 50, lambda rows: 1000 + 10 * rows],
+    ids=["none", "0", "flat", "5%"],
 )
 async def test_one_batch_where_shares_take_as_long(loop, batch_ns):
     """The rows stay together if that is not known to take longer, or by less than a twentieth."""
