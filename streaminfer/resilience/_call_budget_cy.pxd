@@ -12,6 +12,8 @@ cdef class CallBudget:
 
     cpdef object count(self, long long now_ns)
     cpdef bint grant(self, long long now_ns) except -1
+    @cython.locals(slot=cython.longlong, ago=cython.longlong)
+    cpdef object refund(self, long long now_ns)
     cpdef double left(self, long long now_ns) except? -1
 
     @cython.locals(number=cython.longlong, slices=cython.longlong, slot=cython.longlong)

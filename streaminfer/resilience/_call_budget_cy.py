@@ -5,10 +5,10 @@
 share of an extra call. Shares expire, because a bucket that never empties would let a quiet night pay for a storm: only
 the last ten seconds count, in ten slices, and the oldest slice expires as a whole.
 
-*Invariant.* At each grant, extra calls in the window, itself included, ≤ ``ratio`` · requests in the window +
-``per_s`` · window. An extra call leaves the window no earlier than the requests that came before it.
+*Invariant.* At each grant, extra calls in the window that were not refunded, itself included, ≤ ``ratio`` · requests in
+the window + ``per_s`` · window. An extra call leaves the window no earlier than the requests that came before it.
 
-*Complexity.* O(1); when a slice ends, O(slices passed), at most ten.
+*Complexity.* O(1); when a slice ends, O(slices passed), at most ten; a refund O(slices).
 
 Sources: Finagle's RetryBudget, in which deposits expire too, and the retry throttling of gRPC (proposal A6).
 
@@ -76,6 +76,16 @@ class CallBudget:
         self._extra_in_window += 1
         self.granted += 1
         return True
+
+    def refund(self, now_ns: int) -> None:
+        """Return one granted call to the budget, because it brought what it was made for."""
+        self._advance(now_ns)
+        for ago in range(_SLICES):
+            slot = (self._number + _SLICES - ago) % _SLICES
+            if self._extra_by_slice[slot] > 0:
+                self._extra_by_slice[slot] -= 1
+                self._extra_in_window -= 1
+                return
 
     def left(self, now_ns: int) -> float:
         """Return how many extra calls may be made now: a fraction, negative if requests left the window first."""

@@ -47,8 +47,7 @@ from streaminfer.routing.verdicts import first_accepting
 __all__ = ["Replica", "Replicas"]
 
 _SLOT = 2**16 - 1
-_RETRY_SHARE = 0.2  # of the requests: if all replicas fail, retries only add to the load
-_RETRIES_PER_S = 1.0  # of a service with few requests
+_RETRY_SHARE, _RETRIES_PER_S = 0.2, 1.0  # second attempts that fail: if all replicas fail, they only add to the load
 _IGNORED_ERRORS = (asyncio.CancelledError, DeadlineExceeded, InvalidInput)
 
 
@@ -170,18 +169,18 @@ class Replicas(StackClock, Node):
         """
         if self._closed:
             raise Closed("these replicas do not run")
-        balancer = self._balancer
         now_ns = self.clock()
         deadline_ns = request.deadline_ns
         if deadline_ns is not None and now_ns >= deadline_ns:
             raise DeadlineExceeded(passed_on_arrival(now_ns, deadline_ns))
         self._retries.count(now_ns)
         if request.stream_id is None:
-            token = balancer.choose(-1, now_ns)
+            token = self._balancer.choose(-1, now_ns)
             may_retry = self._retry
         else:
             token = self._choose_for_stream(request.stream_id, now_ns)
             may_retry = False
+        is_second = False
         while True:
             handle = self._by_slot[token & _SLOT]
             started_ns = now_ns
@@ -190,18 +189,19 @@ class Replicas(StackClock, Node):
             except BaseException as error:
                 now_ns = self.clock()
                 outcome = self._record_error(token, error, started_ns, deadline_ns, now_ns)
-                if handle.is_draining:
-                    handle.check_drained()
+                handle.check_drained()
                 may_retry = may_retry and handle.is_idempotent and outcome != IGNORED
                 if not may_retry or (deadline_ns is not None and now_ns >= deadline_ns):
                     raise
                 token = self._second(token & _SLOT, now_ns)
                 if token < 0:
                     raise
-                may_retry = False
+                may_retry, is_second = False, True
                 continue
             now_ns = self.clock()
-            balancer.done(token, SUCCESS, max(now_ns - started_ns, 0), now_ns)
+            if is_second:
+                self._retries.refund(now_ns)
+            self._balancer.done(token, SUCCESS, max(now_ns - started_ns, 0), now_ns)
             if handle.is_draining:
                 handle.check_drained()
             source = nested_source(handle.replica.name, response.source)
@@ -211,10 +211,9 @@ class Replicas(StackClock, Node):
         """Return the admission of the first replica that accepts, in the order of their expected response."""
         if self._closed:
             return Admission(False, AdmissionReason.CLOSED)
-        balancer = self._balancer
         if request.stream_id is not None:
-            return self._admission_at(balancer.of_stream(stable_hash(request.stream_id), now_ns), request, now_ns)
-        verdicts = (self._admission_at(slot, request, now_ns) for slot in balancer.ranked(now_ns))
+            return self._admission_at(self._balancer.of_stream(stable_hash(request.stream_id), now_ns), request, now_ns)
+        verdicts = (self._admission_at(slot, request, now_ns) for slot in self._balancer.ranked(now_ns))
         return first_accepting(verdicts) or Admission(False, AdmissionReason.NO_REPLICA)
 
     def validate(self, request: Request) -> None:

@@ -286,21 +286,27 @@ def test_services_of_one_budget_share_it():
     assert asked(two, budget) is si.BackendError
 
 
-# the instants, in milliseconds since the last event, at which requests come (True) and retries are wanted
-events = st.lists(st.tuples(st.integers(0, 4000), st.booleans()), max_size=150)
+# the instants, in milliseconds since the last event, at which requests come, and retries are wanted or refunded
+events = st.lists(st.tuples(st.integers(0, 4000), st.sampled_from(["request", "extra", "refund"])), max_size=150)
 
 
 @given(events, st.sampled_from([0.0, 0.05, 0.1, 0.5, 1.0]), st.sampled_from([0.0, 0.1, 1.0]))
 def test_extra_calls_stay_within_share_of_any_window(plain, events, ratio, per_s):
     """Extra calls in any window stay within their ratio of its requests plus the minimum rate."""
     twins = [kind.CallBudget(ratio, per_s) for kind in (compiled, plain("resilience._call_budget_cy"))]
-    now, requests, extra, refused = 5 * S, [], [], 0
-    for gap, is_request in events:
+    now, requests, extra, throttled = 5 * S, [], [], 0
+    granted = 0
+    for gap, event in events:
         now += gap * MS
-        if is_request:
+        if event == "request":
             requests.append(now)
             for twin in twins:
                 twin.count(now)
+        elif event == "refund":
+            for twin in twins:
+                twin.refund(now)
+            if extra and now // S - extra[-1] // S < 10:
+                extra.pop()
         else:
             first, second = (twin.grant(now) for twin in twins)
             assert first == second
@@ -311,13 +317,23 @@ def test_extra_calls_stay_within_share_of_any_window(plain, events, ratio, per_s
 
             allowed = ratio * live(requests) + per_s * 10
             assert first == (live(extra) + 1 <= allowed + 1e-9)
+            granted += first
             if first:
                 extra.append(now)
             else:
-                refused += 1
+                throttled += 1
         assert twins[0].left(now) == twins[1].left(now)
     for twin in twins:
-        assert (twin.requests, twin.granted, twin.throttled) == (len(requests), len(extra), refused)
+        assert (twin.requests, twin.granted, twin.throttled) == (len(requests), granted, throttled)
+
+
+def test_refund_lets_another_extra_call_through(plain):
+    for kind in (compiled, plain("resilience._call_budget_cy")):
+        share = kind.CallBudget(0.0, 0.1)
+        assert [share.grant(0), share.grant(5 * S)] == [True, False]
+        share.refund(6 * S)
+        share.refund(6 * S)
+        assert [share.grant(7 * S), share.grant(7 * S)] == [True, False]
 
 
 def test_backward_clock_step_is_ignored(plain):

@@ -190,6 +190,29 @@ def test_a_zone_that_is_out_costs_few_requests():
     assert run(main) == 2
 
 
+@pytest.mark.parametrize("what", [ConnectionError("gone"), si.Overloaded("full")], ids=["error", "full"])
+def test_second_attempts_that_succeed_cost_no_budget(what):
+    """The own zone fails or rejects for good: at four requests a second, each needs a second attempt for a while."""
+
+    async def main(loop):
+        plan = FaultPlan(error(what))
+        home = [Replica(f"h{n}", Faulty(Echo(), plan), zone="h") for n in range(4)]
+        away = [Replica(f"a{n}", Echo(0.04), zone="a") for n in range(4)]
+        replicas = Replicas(*home, *away, zone="h", seed=1, clock=loop.clock)
+        failed = 0
+        for n in range(120):
+            try:
+                await replicas.call(si.Request(n))
+            except (ConnectionError, si.Overloaded):
+                failed += 1
+            await asyncio.sleep(0.25)
+        return failed, replicas.statistics().retried
+
+    failed, retried = run(main)
+    assert failed == 2
+    assert retried > 20
+
+
 def test_where_all_fail_second_attempts_are_a_fifth():
     """They are a fifth of the requests of the last ten seconds, and ten more."""
 
