@@ -49,20 +49,20 @@ class BatchObservers:
         """Report the begin of a model's load, as a batch without rows; pass the returned list to :meth:`end_load`."""
         return self._notify_begin([], now_ns)
 
-    def end_load(self, tokens: list[Any], now_ns: int) -> None:
+    def end_load(self, begun: list[Any], now_ns: int) -> None:
         """Report that the load has ended."""
-        self._notify_end(tokens, _LOAD, now_ns)
+        self._notify_end(begun, _LOAD, now_ns)
 
     def _notify_begin(self, requests: list[Any], now_ns: int) -> list[Any]:
-        tokens: list[Any] = []
+        begun: list[Any] = []
         for observer in self._observers:
             try:
-                tokens.append((observer, observer.begin(requests, now_ns)))
+                begun.append((observer, observer.begin(requests, now_ns)))
             except LISTENER_ERRORS as failure:
                 self._failures.report(observer, "the begin of a batch", failure)
             except BaseException as interrupt:  # noqa: BLE001 - raised when the batch has begun
                 raise_in_loop(interrupt)
-        return tokens
+        return begun
 
     def end(
         self,
@@ -73,8 +73,8 @@ class BatchObservers:
         bucket: int,
     ) -> None:
         """Report that a batch ended, unless its begin was not reported."""
-        tokens = execution.observed
-        if not tokens:
+        begun = execution.observed
+        if not begun:
             return
         execution.observed = None
         try:
@@ -82,10 +82,10 @@ class BatchObservers:
         except LISTENER_ERRORS as failure:  # from a user's policy, or because settings changed while the batch ran
             self._failures.report(self, "how the work of a batch divides", failure)
             work = BatchWork()
-        self._notify_end(tokens, work, now_ns)
+        self._notify_end(begun, work, now_ns)
 
-    def _notify_end(self, tokens: list[Any], work: BatchWork, now_ns: int) -> None:
-        for observer, token in tokens:
+    def _notify_end(self, begun: list[Any], work: BatchWork, now_ns: int) -> None:
+        for observer, token in begun:
             try:
                 observer.end(token, work, now_ns)
             except LISTENER_ERRORS as failure:

@@ -421,8 +421,8 @@ class BatchedService(Node):
         waiting = self._queue.queued + self._queue.held_back
         message = f"{waiting} requests are queued already (max_queue_size={self._queue.max_size})"
         if last is not None and self._is_shed_for(last, stream_id, priority):
-            reason = "a more urgent request" if last.priority > priority else "a stream with a shorter backlog"
-            self._outcomes.shed(last, now_ns, f"shed for {reason}; {message}", retry_after_s)
+            displacer = "a more urgent request" if last.priority > priority else "a stream with a shorter backlog"
+            self._outcomes.shed(last, now_ns, f"shed for {displacer}; {message}", retry_after_s)
             return
         self.events.arrived(now_ns, 0 if deadline_ns == NEVER else deadline_ns - now_ns, priority)
         self._outcomes.count_rejected("queue_full", now_ns)

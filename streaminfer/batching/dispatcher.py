@@ -158,8 +158,7 @@ class Dispatcher(DispatchState):
 
     def tickets(self) -> list[Ticket]:
         """Return the tickets that are queued, held back, or in running batches."""
-        running = (ticket for execution in self.runner.batches for ticket in execution.tickets)
-        return [*self._queue, *self._queue.held(), *running]
+        return [*self._queue, *self._queue.held(), *(it for batch in self.runner.batches for it in batch.tickets)]
 
     def predicted_finish_ns(self, now_ns: int, bucket: int, stream_id: Hashable) -> int | None:
         """Return when the policy expects a request that arrives now to complete; ``None``: unknown."""
@@ -175,7 +174,8 @@ class Dispatcher(DispatchState):
         """
         queued = self._queue.queued
         if self.can_start:
-            return NextBatch(now_ns, max(1, self.full_at * self.free - queued), self.free)
+            workers = self.free if self._device is None else min(self.free, self._device.concurrency)
+            return NextBatch(now_ns, max(1, self.full_at * self.free - queued), workers)
         at_ns = now_ns
         if not self.free:
             early = self.pipeline.batch

@@ -59,6 +59,7 @@ cdef class Sender:
     cdef readonly LateFrames late_frames
     cdef Py_ssize_t _places_taken
     cdef Py_ssize_t _in_flight
+    cdef Py_ssize_t _free_workers
     cdef dict _paused
     cdef Py_ssize_t _freed_places
 

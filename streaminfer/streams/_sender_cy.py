@@ -3,7 +3,7 @@
 The sender sends frames at the end of a turn of the loop, in fair order. When a place is free, it chooses the next
 stream, and only then the frame of that stream, so the freshest frame is sent. The capabilities of the service give the
 number of places: the requests of all batches that it runs at once, and of one batch more. With that batch the model
-need not wait for the event loop; more would only grow old in its queue.
+need not wait for the event loop; more frames would only grow old in the queue of the service.
 
 If streams may drop frames, even the frames of that batch would grow old there. So the sender keeps the frames until
 shortly before it expects a free worker, and newer frames replace them if the policy says so. It sends earlier by the
@@ -13,8 +13,7 @@ of them would alternate otherwise. It sets no timer for less than five milliseco
 and the model would wait longer than the frames gain.
 
 A router sends a request that would be late at its best route to the next route. So streams with an age limit and a
-policy that holds the source get places for the other routes too, and their frames do not wait for a worker of the best
-route. Frames of other streams would only grow old in its queue.
+policy that holds the source get places for the other routes too; their frames do not wait for the best route.
 
 On a shared device, the turns of the models depend on their queues. Streams with a policy that holds the source send all
 frames that they may have in flight, or the device would give another model a turn for a backlog of one batch.
@@ -152,7 +151,7 @@ class Sender:
         self._timer: asyncio.Handle | None = None  # until the next frames are sent
         self._timer_delay_ns = 0 if is_virtual(self._loop) else _TIMER_NS  # largest delay of the timer
         self._starts_ns = 0  # expected start of the next batch
-        self._workers = self._max_workers = 1  # how many workers are free then, and in all
+        self._workers = self._max_workers = self._free_workers = 1  # assumed free then; in all; free as reported
         self._batch_end_ns = 0  # end of a batch; 0: its consumers were woken
         self._lead_ns = 0.0  # mean time from the end of a batch until its consumers were woken
 
@@ -174,6 +173,7 @@ class Sender:
             self._full_load = self._next_batch = None
         self._count_places()
         self._workers = self._max_workers = capabilities.max_in_flight or 1
+        self._free_workers = 1  # until the next batch is known
         self.late_frames.update(capabilities.slow_batch_ns, capabilities.expected_batch_ns, self._workers)
 
     def _count_places(self) -> None:
@@ -251,7 +251,7 @@ class Sender:
         if self._next_batch is None or places <= 0:
             return places
         batch = self._next_batch(now_ns)
-        self._starts_ns = batch.at_ns
+        self._starts_ns, self._free_workers = batch.at_ns, batch.workers
         # without frames in flight, no end of one would bring those for the next worker
         self._workers = batch.workers if self._in_flight else self._max_workers
         if not self._in_flight and (batch.at_ns > now_ns or not batch.room):
@@ -290,7 +290,7 @@ class Sender:
         self._freed_places = 0
         room = self._available_places(now_ns)
         room = self.late_frames.estimate(self._order.queued, room, now_ns, self._starts_ns, self._workers)
-        share = self.late_frames.share_of_worker(self._order.queued, room, self._workers) if self._next_batch else room
+        share = self.late_frames.share_of_worker(self._order.queued, room, self._free_workers)
         limit = self._places_taken + share
         late: list[Turn] = []
         while self._places_taken < limit:
@@ -306,7 +306,9 @@ class Sender:
         for turn in late:
             self._order.push(turn, True)
         self.late_frames.release_sources(self._order.queued, now_ns)
-        if share < room and self._order.count:  # for the next worker, after the service has begun this batch
+        if (
+            share < room and self._order.count and not self._is_scheduled
+        ):  # for the next worker, after the service has begun this batch
             self._timer = self._loop.call_soon(self._on_timer, context=self._context)
 
     def _send_next(self, stream: Stream) -> None:

@@ -4,7 +4,7 @@ cdef int _WAITING
 cdef int _RUNNING
 cdef int _READY
 cdef int _DROPPED
-cdef long long _MAX_CAPTURE_NS
+cdef long long _MAX_INSTANT_NS
 
 @cython.freelist(128)
 cdef class StreamResult:

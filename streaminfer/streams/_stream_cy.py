@@ -38,7 +38,7 @@ _WAITING = 0
 _RUNNING = 1
 _READY = 2
 _DROPPED = 3
-_MAX_CAPTURE_NS = 1 << 62
+_MAX_INSTANT_NS = 1 << 62
 """Bound of capture instants, positive or negative; twice this value overflows C integers."""
 
 
@@ -208,7 +208,7 @@ class StreamState:
         Raises:
             OverflowError: the capture is more than a century away.
         """
-        if not -_MAX_CAPTURE_NS < captured_ns < _MAX_CAPTURE_NS:
+        if not -_MAX_INSTANT_NS < captured_ns < _MAX_INSTANT_NS:
             raise OverflowError
         result = _new_result(self.stream_id, self.received, captured_ns, position_s, now_ns)
         result._inputs = inputs
@@ -266,12 +266,12 @@ class StreamState:
     def time_left_ns(self, now_ns: int) -> int:
         """Return the time until the next frame is too old, or a century if none waits; needs an age limit."""
         head = self._waiting.head
-        return _MAX_CAPTURE_NS if head is None else self.deadline_ns(head) - now_ns
+        return _MAX_INSTANT_NS if head is None else self.deadline_ns(head) - now_ns
 
     def last_deadline_ns(self) -> int:
         """Return the deadline of the youngest frame that waits, of a stream with an age limit where one does."""
         tail = self._waiting.tail
-        return _MAX_CAPTURE_NS if tail is None else self.deadline_ns(tail)
+        return _MAX_INSTANT_NS if tail is None else self.deadline_ns(tail)
 
     def drop(self, result: StreamResult, reason: str) -> bool:
         """Drop a running frame; do nothing if the stream was closed meanwhile.

@@ -144,7 +144,7 @@ class _ThreadedSource:
 
     def __init__(self, source: Iterable[Any]) -> None:
         self._source = source
-        self._requests: queue.SimpleQueue[asyncio.Future[Any] | None] = queue.SimpleQueue()
+        self._item_futures: queue.SimpleQueue[asyncio.Future[Any] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def __aiter__(self) -> AsyncIterator[Any]:
@@ -155,7 +155,7 @@ class _ThreadedSource:
             self._thread = threading.Thread(target=self._read, name="streaminfer-source", daemon=True)
             self._thread.start()
         item = asyncio.get_running_loop().create_future()
-        self._requests.put(item)
+        self._item_futures.put(item)
         result = await item
         if result is _END:
             raise StopAsyncIteration
@@ -163,11 +163,11 @@ class _ThreadedSource:
 
     async def aclose(self) -> None:
         """Let the thread end."""
-        self._requests.put(None)
+        self._item_futures.put(None)
 
     def _read(self) -> None:
         iterator: Iterator[Any] | None = None
-        while (future := self._requests.get()) is not None:
+        while (future := self._item_futures.get()) is not None:
             try:
                 if iterator is None:
                     iterator = iter(self._source)

@@ -38,6 +38,13 @@ async def test_next_batch_starts_now_with_a_free_worker(loop):
         await asyncio.gather(*tasks)
 
 
+@pytest.mark.parametrize("concurrency", [1, 2])
+async def test_free_workers_are_no_more_than_the_device_runs(loop, concurrency):
+    batcher = si.AdaptiveBatcher(max_batch_size=4, max_in_flight=3, device=si.Device("gpu", concurrency=concurrency))
+    async with si.Stack(batcher, model(), clock=loop.clock) as service:
+        assert ask(service, loop) == NextBatch(loop.clock(), 12, workers=concurrency)
+
+
 async def test_next_batch_is_limited_by_max_queue_size(loop):
     """A batch that is larger than the queue never forms: a stream that counted on it would be rejected."""
     batcher = si.AdaptiveBatcher(max_batch_size=8, max_queue_size=3)

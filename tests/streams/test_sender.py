@@ -11,7 +11,7 @@ import streaminfer as si
 from streaminfer.protocols import Admission, NextBatch
 from streaminfer.routing import Replica, Replicas
 from streaminfer.streams import Block, Frame, LatestOnly, StreamSession
-from streaminfer.testing import ScriptedBackend
+from streaminfer.testing import HANG, ScriptedBackend
 
 pytestmark = pytest.mark.uncompiled
 
@@ -340,21 +340,45 @@ async def test_other_callers_worker_holds_no_frames_back(loop):
 
 
 @pytest.mark.parametrize("max_age_s", [None, 0.2])
-@pytest.mark.parametrize(("setup_s", "row_s", "rows"), [(0.005, 0.01, 1), (0.02, 0.002, 1), (0.04, 0.0001, 4)], ids=str)
-async def test_free_workers_share_frames_of_one_instant(loop, setup_s, row_s, rows, max_age_s):
-    """Four cameras that capture at the same instants, a little faster than each of four workers responds.
+@pytest.mark.parametrize(
+    ("cameras", "workers", "setup_s", "row_s", "rows"),
+    [
+        (4, 4, 0.005, 0.01, 1),
+        (8, 8, 0.005, 0.01, 1),
+        (4, 4, 0.02, 0.002, 4),
+        (4, 4, 0.04, 0, 4),
+    ],
+)
+async def test_free_workers_share_frames_of_one_instant(loop, cameras, workers, setup_s, row_s, rows, max_age_s):
+    """Cameras that capture at the same instants, a little faster than their share of the workers responds.
 
-    In one batch they would all end at once and be in one batch again, with three workers idle. That is only right
-    where one batch of four takes about as long as one of one.
+    In one batch they would all end at once and be in one batch again, beside idle workers. That is only right where the
+    shares would be hardly shorter, or would use much more of the workers' time.
     """
     model = ScriptedBackend(duration_s=lambda size: setup_s + row_s * size, example=1.0)
     takes_s = setup_s + row_s * rows
-    async with stack_of(loop, model, max_batch_size=4, max_in_flight=4) as service:
-        delivered = await in_time_of_each(loop, service, takes_s / 1.1, [0.0] * 4, LatestOnly(), max_age_s)
+    async with stack_of(loop, model, max_batch_size=4, max_in_flight=workers) as service:
+        delivered = await in_time_of_each(loop, service, takes_s / 1.1, [0.0] * cameras, LatestOnly(), max_age_s)
 
     sizes = [len(batch) for batch in model.batches[8:]]
     assert sum(sizes) / len(sizes) == pytest.approx(rows, rel=0.05)
     assert min(delivered) >= 0.95 * 20.0 / takes_s
+
+
+async def test_only_the_free_workers_share_frames(loop):
+    """Others hold three of four workers: eight cameras fill batches of the fourth, although none of theirs runs."""
+    model = ScriptedBackend(*[HANG] * 3, duration_s=lambda size: 0.005 + 0.01 * size)
+    async with stack_of(loop, model, max_batch_size=8, max_in_flight=4) as service:
+        others = []
+        for _ in range(3):
+            others.append(asyncio.ensure_future(service(1.0)))
+            await asyncio.sleep(0.001)
+        delivered = await in_time_of_each(loop, service, 0.03, [0.0] * 8, LatestOnly(), None)
+        for other in others:
+            other.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+    assert min(delivered) >= 0.95 * 20.0 / 0.09
 
 
 @pytest.mark.parametrize("rates", [(50,), (20, 80), (10, 30, 30, 90)], ids=str)

@@ -405,8 +405,8 @@ class Device:
         def needed_ns(residence: Residence) -> float:
             return min((stake.needed_ns for stake in self._stakes(residence, now_ns)), default=math.inf)
 
-        pinned = {it.residence for it in busy if it.residence is not None}
-        return self._memory.victims(member.residence, self._needs(member), pinned, needed_ns)
+        busy_residences = {it.residence for it in busy if it.residence is not None}
+        return self._memory.victims(member.residence, self._needs(member), busy_residences, needed_ns)
 
     def _stake(self, member: DeviceMember, now_ns: int, batch: Sequence[Ticket] = ()) -> Stake:
         load_ns = self._memory.load_ns(member.residence)

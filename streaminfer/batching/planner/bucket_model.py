@@ -102,10 +102,10 @@ class BucketModel:
         self.min_duration_ns = 0
         self.spread = 1.0
         self.compared_from = 2
-        self._trial_size = 0  # size of the last batch that was sent to learn or compare a size
+        self._compared_size = 0  # size of the last batch that was sent to learn or compare a size
         self._cut: dict[int, int] = {}  # by size: how often such a batch had fewer rows when it ran
         self._costly_from = _COSTLY_EVERY  # number of observations from which a size may cost requests again
-        self._last_retrial = (0, 0)  # the larger size requested last, and the observations at that time
+        self._last_recheck = (0, 0)  # the larger size requested last, and the observations at that time
         self._blocking_ns: NDArray[np.int64] | None = None
         self._borrowed_durations: NDArray[np.int64] | None = None
         self._slow_timetable: DurationTable | None = None
@@ -128,9 +128,9 @@ class BucketModel:
         if not self.learns:
             return
         self._cut.pop(size, None)
-        if size < self._trial_size:  # unless it is another worker's batch, and the tried one ends later
-            self._cut[self._trial_size] = self._cut.get(self._trial_size, 0) + 1
-        self._trial_size = 0
+        if size < self._compared_size:  # unless it is another worker's batch, and the tried one ends later
+            self._cut[self._compared_size] = self._cut.get(self._compared_size, 0) + 1
+        self._compared_size = 0
         if not cancelled and self.recent.absorb(size, duration_ns):
             return
         rows = size if self._padded is None or size > self.cap else int(self._padded[size])
@@ -269,14 +269,14 @@ class BucketModel:
         larger = min(2 * size, self.cap, max(model.seen(), default=0))
         if larger <= size:
             return 0
-        last_size, observations = self._last_retrial
+        last_size, observations = self._last_recheck
         pause = _COMPARE_AFTER * self.expected_ns(larger) / self.expected_ns(size)
         was_tried = last_size < 2 * larger < 4 * last_size and model.observations - observations < pause
         as_run = larger if self._padded is None else int(self._padded[larger])
         due_size = self._not_run_for_long([as_run] if larger <= available and not was_tried else [])
         if not due_size:
             return 0
-        self._last_retrial = larger, model.observations
+        self._last_recheck = larger, model.observations
         return larger
 
     def size_at_a_loss(self, planned: int, is_alone: bool) -> int:
@@ -309,12 +309,12 @@ class BucketModel:
 
     def compare_soon(self, size: int) -> None:
         """Compare again at the next batch, because a batch of the requested size is sent."""
-        self._trial_size = size
+        self._compared_size = size
         self._compare_from = self.service_time.observations + _COMPARE_SOON
 
     def compare_next(self) -> None:
         """Compare at the next decision, because the batch of the requested size was not sent."""
-        self._trial_size, self._last_retrial = 0, (0, 0)
+        self._compared_size, self._last_recheck = 0, (0, 0)
         self._compare_from = min(self._compare_from, self.service_time.observations)
 
     def _not_run_for_long(self, sizes: Sequence[int]) -> int:

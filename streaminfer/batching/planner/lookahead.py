@@ -127,7 +127,7 @@ class Lookahead:
         self._probe_size = max_batch_size  # halved after each cancelled batch, so that one of them ends in time
         self._measuring_ns: int | None = None  # when a batch was last sent before anything was measured
         self._exploring: tuple[BucketModel, Ticket] | None = None  # model and first ticket of the last such batch
-        self._overdue_credit = self._previous_credit = 0.0  # rows due to requests without a deadline
+        self._row_credit = self._previous_credit = 0.0  # rows due to requests without a deadline
         self._proposed: Ticket | None = None  # first ticket of the batch for which these rows were last counted
 
     def prepare(self, *, wait: bool) -> bool:
@@ -214,7 +214,7 @@ class Lookahead:
         if self._exploring is not None and self._exploring[1].state == "queued":
             self._exploring[0].compare_next()
         if self._proposed is not None and self._proposed.state == "queued":
-            self._overdue_credit = self._previous_credit
+            self._row_credit = self._previous_credit
         self._exploring = self._proposed = None
 
     def choose_pipelined(self, queue: RequestQueue, now_ns: int, running: Sequence[tuple[int, int]]) -> Decision:
@@ -403,19 +403,19 @@ class Lookahead:
             late: whole groups, among them those of ``overdue``.
             queued: the number of queued requests.
         """
-        self._previous_credit = self._overdue_credit
-        self._overdue_credit = min(self._overdue_credit + len(batch) * len(overdue) / queued, float(len(overdue)))
+        self._previous_credit = self._row_credit
+        self._row_credit = min(self._row_credit + len(batch) * len(overdue) / queued, float(len(overdue)))
         own = next(one for one in late if overdue[0] in one.tickets)
         members = set(map(id, own.tickets))
         overdue = [ticket for ticket in overdue if id(ticket) in members]
         if own.tickets[-1] is not group.tickets[-1]:
             overdue = overdue[: own.model.durations.size - 1]
-            if self._overdue_credit < len(overdue):
+            if self._row_credit < len(overdue):
                 return batch
-            self._overdue_credit -= len(overdue)
+            self._row_credit -= len(overdue)
             return overdue
-        credit = min(int(self._overdue_credit), len(batch), len(overdue))
-        self._overdue_credit -= credit
+        credit = min(int(self._row_credit), len(batch), len(overdue))
+        self._row_credit -= credit
         served = set(map(id, overdue[:credit]))
         others = [ticket for ticket in batch if id(ticket) not in served]  # may include rows that were added for free
         # these rows come first, because limits of cost or bytes cut the last ones

@@ -9,9 +9,10 @@ batch would have too few rows.
 
 The next batch has as many rows as the waiting streams can fill, which may be few. If several workers are free, each
 gets its share of them: streams whose frames were in one batch would all wait for its end and meet in the next one
-again, beside idle workers. One batch is sent where the shares would take about as long as it. If only one of several
-workers is free, no more frames are sent than can be on time together: of more, the planner would leave out those with
-most time left, mostly of the same streams. They are the first at the next worker, which is free soon.
+again, beside idle workers. One batch is sent where shares would be hardly shorter, or would take half as long again per
+row: the workers would then be missing for the next frames and other callers. If only one of several workers is free, no
+more frames are sent than can be on time together: of more, the planner would leave out those with most time left,
+mostly of the same streams. They are the first at the next worker, which is free soon.
 
 Frames may also wait in a queue of the user before the stream reads them. Then all frames that the stream has read may
 be too old at its next turn, and at each later turn. So the stream keeps reading its source until a frame has time for
@@ -47,7 +48,9 @@ _NEWEST = 0.1
 _SLOW_FACTOR = 1.25
 """Duration of a slow batch as a multiple of that mean."""
 _SHARE_LIMIT = 0.95
-"""Longest duration of a share of the rows, relative to one batch of all, for which they are split."""
+"""Longest duration of a share of the rows, relative to one batch of all, for which they are shared."""
+_COST_LIMIT = 1.5
+"""Longest duration per row of a share, relative to that of one batch, for which the rows are shared."""
 
 
 class LateFrames:
@@ -137,7 +140,7 @@ class LateFrames:
             room: how many frames may be sent.
             workers: how many workers are free.
         """
-        if workers == 1 or self._expected_ns is None:
+        if room < 2 or workers < 2 or self._expected_ns is None:
             return room
         rows = 0
         for turn in queued:
@@ -145,7 +148,10 @@ class LateFrames:
             rows += self._rows_of(stream.state)
         rows = min(rows, room)
         share = -(-rows // workers)
-        return share if self._expected_ns(share) < _SHARE_LIMIT * self._expected_ns(rows) else room
+        whole = min(rows, -(-room // workers))  # rows of one batch, without sharing
+        share_ns, whole_ns = self._expected_ns(share), self._expected_ns(whole)
+        is_quicker = share_ns < _SHARE_LIMIT * whole_ns
+        return share if is_quicker and share_ns * whole <= _COST_LIMIT * whole_ns * share else room
 
     def _rows_of(self, state: StreamState) -> int:
         """Return how many frames of a stream the next batch can have."""

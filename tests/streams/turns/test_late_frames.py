@@ -108,10 +108,22 @@ def linear_ns(rows):
 
 @pytest.mark.parametrize(
     ("free", "room", "share"),
-    [(1, 16, 16), (2, 16, 3), (3, 16, 2), (4, 16, 2), (5, 16, 1), (8, 16, 1), (2, 2, 1), (4, 1, 1), (2, 0, 0)],
+    [
+        (1, 16, 16),
+        (2, 16, 3),
+        (3, 16, 2),
+        (4, 16, 2),
+        (5, 16, 1),
+        (8, 16, 1),
+        (2, 2, 2),
+        (4, 1, 1),
+        (2, 0, 0),
+        (4, -3, -3),
+        (0, 16, 16),
+    ],
 )
 async def test_free_workers_share_the_rows(loop, free, room, share):
-    """Five streams: each of two free workers gets at most three of the rows, as long as there is room."""
+    """Five streams: each of two free workers gets at most three of the rows, if it has room for more."""
     streams = Streams(loop, *[[10]] * 5, workers=8, batch_ns=linear_ns)
     assert streams.late_frames.share_of_worker(streams.order.queued, room, free) == share
 
@@ -124,11 +136,11 @@ async def test_share_counts_all_rows_of_a_stream(loop):
 
 @pytest.mark.parametrize(
     "batch_ns",
-    [None, lambda _rows: 0, lambda _rows: 50, lambda rows: 1000 + 10 * rows],
-    ids=["none", "0", "flat", "5%"],
+    [None, lambda _rows: 0, lambda _rows: 50, lambda rows: 1000 + 10 * rows, lambda rows: 40 + 2 * rows],
+    ids=range(5),
 )
-async def test_one_batch_where_shares_take_as_long(loop, batch_ns):
-    """The rows stay together if that is not known to take longer, or by less than a twentieth."""
+async def test_one_batch_where_sharing_gains_little(loop, batch_ns):
+    """The rows stay together if shares are not known to be shorter by a twentieth, or take half as long again a row."""
     streams = Streams(loop, *[[10]] * 5, workers=2, batch_ns=batch_ns)
     assert streams.late_frames.share_of_worker(streams.order.queued, 16, 2) == 16
 
