@@ -306,9 +306,7 @@ class Sender:
         for turn in late:
             self._order.push(turn, True)
         self.late_frames.release_sources(self._order.queued, now_ns)
-        if (
-            share < room and self._order.count and not self._is_scheduled
-        ):  # for the next worker, after the service has begun this batch
+        if share < room and self._order.count and not self._is_scheduled:  # for the next worker, after this batch
             self._timer = self._loop.call_soon(self._on_timer, context=self._context)
 
     def _send_next(self, stream: Stream) -> None:
