@@ -21,8 +21,9 @@ the batch after the next one, which is the first batch that this frame can join.
 If the service does not report how long a batch takes, the time of recent frames at the service replaces it: their mean,
 raised to the time of any frame that was too late.
 
-*Complexity.* `estimate` is O(waiting streams) but stops when the room is full; for one free worker of several it is
-O(n log n). `release_sources` is O(waiting streams), and the cost per frame is O(1).
+*Complexity.* `estimate` is O(waiting streams) but stops when the room is full; for one free worker of several it is O(n
+log n). `share_of_worker`, for several free workers, and `release_sources` are O(waiting streams), and the cost per
+frame is O(1).
 
 One source, compiled with the C types of ``_late_frames_cy.pxd`` or run uncompiled. Not thread-safe: for one event loop.
 """
