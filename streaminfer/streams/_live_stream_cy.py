@@ -310,7 +310,7 @@ class Stream:
         if is_queued and state.can_send():
             self._sender.queue(self, False)
         is_full = state.is_full()
-        if is_full and self._lags(now_ns):
+        if is_full and (state.has_too_many() or self._lags(now_ns)):
             state.drop_late(now_ns, self._sender.late_frames.next_end_ns)
         return is_full
 

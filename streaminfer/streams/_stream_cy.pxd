@@ -58,6 +58,7 @@ cdef class StreamState:
     cdef bint _discontinuity
 
     cpdef bint is_full(self) except -1
+    cpdef bint has_too_many(self) except -1
     @cython.locals(tail=StreamResult)
     cpdef bint lags(self, long long now_ns, long long ends_ns)
     cpdef bint has_room(self) except -1

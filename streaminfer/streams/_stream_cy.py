@@ -188,6 +188,10 @@ class StreamState:
         """Return whether the source must be held."""
         return self._waits and self._waiting.count >= self._max_waiting
 
+    def has_too_many(self) -> bool:
+        """Return whether more frames wait than the policy allows, because the stream read on beyond old ones."""
+        return self._waits and self._waiting.count > self._max_waiting
+
     def lags(self, now_ns: int, ends_ns: int) -> bool:
         """Return whether every waiting frame, but not one that is captured now, is too old at ``ends_ns``."""
         tail = self._waiting.tail
@@ -252,9 +256,11 @@ class StreamState:
         return None
 
     def drop_late(self, now_ns: int, ends_ns: int) -> None:
-        """Drop waiting frames, from the oldest, that are too old at ``ends_ns``; keep the last one."""
+        """Drop waiting frames, from the oldest, that are too old at ``ends_ns`` or too many; keep the last one."""
         head = self._waiting.head
-        while self._waiting.count > 1 and head is not None and self.deadline_ns(head) < ends_ns:
+        while head is not None and self._waiting.count > 1:
+            if self._waiting.count <= self._max_waiting and self.deadline_ns(head) >= ends_ns:
+                return
             is_too_old = self.deadline_ns(head) <= now_ns
             self._forget(self._waiting.pop(), "deadline_exceeded" if is_too_old else "infeasible")
             head = self._waiting.head

@@ -288,3 +288,24 @@ def test_stream_lags_if_new_frame_would_be_in_time(max_age_ns, ages_ns, ends_ns,
     for age_ns in ages_ns:
         state.offer(None, 1000 - age_ns, None, False, 1000)
     assert state.lags(1000, ends_ns) is lags
+
+
+@pytest.mark.parametrize(
+    ("ages_ns", "ends_ns", "left"),
+    [
+        ([90, 5], 1031, 1),  # as many as may wait: only those that are too old are dropped
+        ([10, 5], 1031, 2),
+        ([90, 80, 5], 1031, 1),
+        ([50, 40, 5], 1031, 2),  # one too many, none of them too old: the oldest one is dropped
+    ],
+)
+def test_no_more_frames_wait_than_the_policy_allows(ages_ns, ends_ns, left):
+    """A stream that read on beyond old frames drops the oldest when a young one arrives."""
+    state = StreamState("a", 2, True, None, 1, 100, False, False, None)
+    for age_ns in ages_ns:
+        state.offer(None, 1000 - age_ns, None, False, 1000)
+
+    assert state.has_too_many() is (len(ages_ns) > 2)
+    state.drop_late(1000, ends_ns)
+    assert state.waiting == left
+    assert not state.has_too_many()
