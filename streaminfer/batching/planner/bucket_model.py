@@ -15,11 +15,12 @@ If durations scatter, half of a size may look as good although an eighth is much
 At first, each power of two below a batch therefore runs four times, if that makes no request late. This applies also to
 batches that are not full, because with fewer callers than a full batch holds there would be no full ones. The four
 batches run one after another: a small batch after a large one seems slow, because the event loop is busy with the
-callers of the large one.
+callers of the large one. A size does not run if the next larger one costs a quarter more per row than the batch:
+smaller ones would then cost even more, and a queue would build up while they run.
 
 *Losses.* A model that loses from batching is known only by small batches. If large batches leave no time for the sizes
-between, these would never run. So each smaller size runs once in place of a full batch although it makes requests late,
-at most as many as the rows of one batch. The next size runs 16 batches later, and only if this one was about as good.
+between, these would never run. So each of these sizes runs once in place of a full batch although it makes requests
+late, at most as many as the rows of one batch. The next size runs 16 batches later.
 
 *Means.* A fast model responds faster than the policy could learn. Once it is known and nothing about it is in doubt,
 the policy learns the mean of the batches of about the same size within four milliseconds of work. A busy event loop
@@ -56,7 +57,7 @@ _CENSORED = 1.5  # assumed duration of a cancelled batch, relative to the expect
 _CENSORED_FROM = 0.8
 _MAX_BLOCKING_RATIO = 1.25  # times the mean
 _EXPLORE_TIMES = 4
-_MAX_COST_RATIO = 1.25  # times the duration per row: up to this, a still smaller size may be better
+_MAX_COST_RATIO = 1.25  # of the duration per row: up to this, a still smaller size may be better
 _COSTLY_EVERY = 16  # batches between two that may cost requests
 _COMPARE_AFTER, _COMPARE_EVERY, _COMPARE_SOON = 128, 8, 1  # batches
 _MAX_CUTS = 8  # batches of a size that limits of cost or bytes made smaller, after which the size is not tried
@@ -221,7 +222,7 @@ class BucketModel:
         """
         if planned < self.compared_from or not self.compares:
             return 0
-        if learned := self.size_to_learn(planned - 1):
+        if learned := self.size_to_learn(planned):
             return learned
         if planned >= len(self.durations) - 1:
             return self.size_to_compare(available)
@@ -238,25 +239,34 @@ class BucketModel:
             [size for size in self._neighbors(best) if 0 < size <= available and size != best]
         )
 
-    def size_to_learn(self, available: int) -> int:
-        """Return a power of two below the best size that ran less than four times, and note the request.
+    def size_to_learn(self, planned: int) -> int:
+        """Return a smaller power of two that ran less than four times, and note the request.
+
+        A size is left out if the next larger known one costs much more per row than the batch.
 
         Args:
-            available: the most rows that there are for it.
+            planned: the rows of the batch that it would replace.
 
         Returns:
             The size that ran least, the largest of several; 0: none.
         """
-        best = len(self.durations) - 1
-        sizes = [1 << power for power in range(1, best.bit_length())]
+        model, best = self.service_time, len(self.durations) - 1
+        sizes = [1 << power for power in reversed(range(1, best.bit_length()))]
         if self._padded is not None:
             sizes = [int(self._padded[size]) for size in sizes]
-        sizes = [size for size in sizes if size < best and self._is_reached(size)]
-        times = [(self.service_time.until_settled(size), size) for size in sizes]
-        needed = [(missing, size) for missing, size in times if missing]
+        needed: list[tuple[int, int]] = []
+        larger = planned
+        for size in sizes:
+            if self.expected_ns(larger) * planned > _MAX_COST_RATIO * larger * self.expected_ns(planned):
+                break
+            if size < best and self._is_reached(size):
+                if missing := model.until_settled(size):
+                    needed.append((missing, size))
+                if size < planned and model.knows(size):
+                    larger = size
         self.compared_from = min([size + 1 for _, size in needed], default=best)
-        self._compare_from = self.service_time.observations + _COMPARE_EVERY
-        return max([(missing, size) for missing, size in needed if size <= available], default=(0, 0))[1]
+        self._compare_from = model.observations + _COMPARE_EVERY
+        return max([(missing, size) for missing, size in needed if size < planned], default=(0, 0))[1]
 
     def size_to_try_again(self, size: int, available: int) -> int:
         """Return up to twice a size if one that large has run, but not for long, and note the request; 0: none.
@@ -288,7 +298,7 @@ class BucketModel:
         """
         if planned < len(self.durations) - 1:
             return 0
-        size = self.size_to_learn(planned - 1) if is_alone else 0
+        size = self.size_to_learn(planned) if is_alone else 0
         return size if size and self.is_worth_losses(size, planned) else self.size_to_compare(planned - 1)
 
     def is_worth_losses(self, size: int, planned: int) -> bool:
@@ -300,9 +310,6 @@ class BucketModel:
         """
         model = self.service_time
         if model.observations < self._costly_from or planned < len(self.durations) - 1 or model.knows(size):
-            return False
-        larger = min(2 * size, planned)
-        if self.expected_ns(larger) * planned > _MAX_COST_RATIO * larger * self.expected_ns(planned):
             return False
         self._costly_from = model.observations + _COSTLY_EVERY
         return True

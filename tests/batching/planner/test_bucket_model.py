@@ -470,16 +470,42 @@ def test_half_the_best_is_compared():
 
 
 def test_smaller_powers_of_two_run_four_times_at_first():
-    """In turn, from the largest to the smallest, as far as there are so many rows."""
+    """In turn, from the largest to the smallest, below the batch that they replace."""
     model = settled(bucket(16), 16, rounds=8)
     asked = []
     while size := model.size_to_learn(16):
         asked.append(size)
-        run(model, size)
+        run(model, size, seconds=lambda size: 0.0005 * size)
 
     assert asked == [8, 4, 2] * 4
-    assert not settled(bucket(16), 16).size_to_learn(1)
-    assert settled(bucket(16), 16).size_to_learn(7) == 4
+    assert not settled(bucket(16), 16).size_to_learn(2)
+    assert settled(bucket(16), 16).size_to_learn(8) == 4
+
+
+@pytest.mark.parametrize("full", [16, 12])
+def test_sizes_below_a_costly_one_are_not_tried(full):
+    """If a smaller batch costs much more per row, still smaller ones would cost even more, and a queue would build up."""
+    model, sizes = bucket(16), []
+
+    def seconds(size):
+        return 0.016 + 0.00025 * size
+
+    run(model, *[full] * 8, seconds=seconds)
+    while size := model.size_to_learn(full):
+        sizes.append(size)
+        run(model, size, seconds=seconds)
+
+    assert sizes == [8] * 4
+
+
+def test_smaller_sizes_run_after_a_slow_start():
+    """A larger size that was slow at first, as in a stall, does not keep smaller ones from running."""
+    model = settled(bucket(16), 16, rounds=8)
+    run(model, 8, seconds=lambda size: 0.016)
+    assert model.size_to_learn(16) == 8
+
+    run(model, 8, 8, seconds=lambda size: 0.004)
+    assert model.size_to_learn(16) == 4
 
 
 def test_short_batches_between_full_ones_count():
@@ -489,7 +515,7 @@ def test_short_batches_between_full_ones_count():
     for _ in range(40):
         if size := model.size_to_learn(15):
             asked.append(size)
-            run(model, size, seconds=lambda size: 0.003)
+            run(model, size, seconds=lambda size: 0.0003 + 0.00029375 * size)
         run(model, 16, seconds=lambda size: 0.005)
 
     assert sorted(asked) == [2] * 4 + [4] * 4 + [8] * 4
