@@ -140,21 +140,24 @@ def test_the_cause_of_a_failure_is_logged(scripted, ask_app, body_of, caplog):
     assert "secret" in caplog.text
 
 
-def test_edge_deadline_ends_request_in_its_batch(scripted, ask_app, body_of):
+def test_edge_deadline_ends_request_in_its_batch(ask_app, body_of):
     """A deadline that the edge sets ends the request in its batch."""
-    _, _, app = scripted(HANG)
+    backend = ScriptedBackend(HANG)
 
-    async def scenario():
-        async with app:
+    async def scenario(loop):
+        stack = si.Stack(si.AdaptiveBatcher(max_batch_size=8), backend, clock=loop.clock)
+        async with si.serving.asgi_app({"m": stack}) as app:
             headers = {"x-envoy-expected-rq-timeout-ms": "20"}
             late = await ask_app(app, "POST", INFER, body_of(X[:1]), headers)
-            return late, await ask_app(app, "POST", INFER, body_of(X[:1]), {"grpc-timeout": "9S"})
+            hung = len(backend.batches)
+            return late, hung, await ask_app(app, "POST", INFER, body_of(X[:1]), {"grpc-timeout": "9S"})
 
-    late, timely = asyncio.run(scenario())
+    late, hung, timely = run(scenario)
 
     assert late.status == 504
     assert "error" in late.json
-    assert 0 < float(timely.headers["x-streaminfer-time-left-s"]) < 9
+    assert hung == 1
+    assert 0 < float(timely.headers["x-streaminfer-time-left-s"]) <= 9
 
 
 def test_time_left_of_the_objective_is_a_header(scripted, ask_app, body_of):
