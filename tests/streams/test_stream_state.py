@@ -278,6 +278,7 @@ def test_source_failure_is_a_result_without_frame():
         (100, [90, 70], 1031, True),
         (100, [90, 70], 1030, False),  # the youngest has time
         (100, [90, 70], 1101, False),  # so late is what was captured now
+        (100, [50, 90], 1031, False),  # captured in reverse order: the first one has time
         (100, [], 1031, False),
         (0, [90, 70], 1031, False),
     ],
