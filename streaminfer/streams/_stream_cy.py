@@ -204,6 +204,8 @@ class StreamState:
 
     def has_room(self) -> bool:
         """Return whether a held source may continue: at most a quarter waits, or fewer than can be sent at once."""
+        if self.is_full():
+            return False
         return self._waiting.count <= self._max_waiting >> 2 or self._waiting.count < self._max_in_flight
 
     def offer(self, inputs: Any, captured_ns: int, position_s: float | None, discontinuity: bool, now_ns: int) -> bool:

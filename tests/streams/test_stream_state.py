@@ -250,6 +250,17 @@ def test_source_resumes_below_max_in_flight():
     assert state.has_room()
 
 
+def test_full_queue_has_no_room():
+    """A held source stays held while as many frames wait as may, even if more than these may be in flight."""
+    state = state_of(1, True, None, 4)
+    state.offer(0, 0, None, False, 0)
+
+    assert state.is_full()
+    assert not state.has_room()
+    state.next(0)
+    assert state.has_room()
+
+
 def test_capture_after_arrival_counts_as_arrival():
     """A frame that claims to be of the future has the age of its arrival."""
     state = state_of(max_age_ns=10)
