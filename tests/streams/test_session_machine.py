@@ -292,7 +292,7 @@ TestBlocks, TestBlocksWithAge = Blocks.TestCase, BlocksWithAge.TestCase
 
 
 def test_deadlines_at_the_end_of_a_time_step():
-    """Deadlines of waiting frames that end together with a time step let the held source go on in the same step."""
+    """Deadlines of waiting frames that end together with a time step let the held source continue in that step."""
     first = SimpleNamespace(draw=lambda _: 1)
     machine = BlocksWithAge()
     try:
