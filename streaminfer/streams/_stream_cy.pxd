@@ -59,7 +59,7 @@ cdef class StreamState:
 
     cpdef bint is_full(self) except -1
     cpdef bint has_too_many(self) except -1
-    @cython.locals(tail=StreamResult)
+    @cython.locals(head=StreamResult, tail=StreamResult)
     cpdef bint lags(self, long long now_ns, long long ends_ns)
     cpdef bint has_room(self) except -1
     @cython.locals(result=StreamResult, stale=StreamResult)

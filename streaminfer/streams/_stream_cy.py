@@ -193,14 +193,19 @@ class StreamState:
         return self._waits and self._waiting.count > self._max_waiting
 
     def lags(self, now_ns: int, ends_ns: int) -> bool:
-        """Return whether every waiting frame, but not one that is captured now, is too old at ``ends_ns``."""
-        tail = self._waiting.tail
-        if tail is None or not self._max_age_ns:
+        """Return whether the waiting frames, but not one that is captured now, are too old at ``ends_ns``.
+
+        Captures can go back, so the last frame can be older than the first one. A stream that reads on drops the first.
+        """
+        head, tail = self._waiting.head, self._waiting.tail
+        if head is None or tail is None or not self._max_age_ns or self.deadline_ns(head) >= ends_ns:
             return False
         return self.deadline_ns(tail) < ends_ns <= now_ns + self._max_age_ns
 
     def has_room(self) -> bool:
         """Return whether a held source may continue: at most a quarter waits, or fewer than can be sent at once."""
+        if self.is_full():
+            return False
         return self._waiting.count <= self._max_waiting >> 2 or self._waiting.count < self._max_in_flight
 
     def offer(self, inputs: Any, captured_ns: int, position_s: float | None, discontinuity: bool, now_ns: int) -> bool:

@@ -450,6 +450,32 @@ async def test_source_of_old_frames_does_not_block_loop(loop):
     assert session.statistics().dropped == {"deadline_exceeded": 1000}
 
 
+async def test_frame_of_wrong_time_costs_no_other_frame(loop):
+    """A frame captured long ago is dropped alone: earlier frames of its stream that are in time have results."""
+    model = ScriptedBackend(duration_s=0.1)
+    async with stack_of(loop, model, max_batch_size=1) as service:
+        session = StreamSession(service, policy=Block(4), max_age_s=2.0)
+
+        async def frames():
+            for number in range(20):
+                back_s = 9 if number % 5 == 4 else 0
+                yield Frame(float(number), loop.clock() - back_s * 1_000_000_000)
+
+        numbers = [result.number async for result in session(frames())]
+    assert numbers == [number for number in range(20) if number % 5 != 4]
+    assert session.statistics().dropped == {"deadline_exceeded": 4}
+
+
+async def test_short_queue_of_many_in_flight_loses_nothing(loop):
+    """Where more frames may be in flight than may wait, those that wait for a place are not dropped."""
+    model = ScriptedBackend(duration_s=0.1)
+    async with stack_of(loop, model, max_batch_size=1) as service:
+        session = StreamSession(service, policy=Block(1), max_in_flight=4, max_age_s=4.0)
+        for _ in range(3):
+            session.add(Camera(loop, 20, period_s=0.025))
+        assert len(await collect(session)) == 60
+
+
 async def test_list_is_not_read_ahead_for_a_slow_model(loop):
     """Its items count as captured when they are read: later ones are no younger."""
     async with stack_of(loop, ScriptedBackend(duration_s=0.1, example=1.0)) as service:

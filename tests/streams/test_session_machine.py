@@ -5,6 +5,7 @@ consumer may get. After each step the loop runs until nothing is ready; then not
 """
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import settings
@@ -143,6 +144,7 @@ class SessionMachine(RuleBasedStateMachine):
                 future.set_exception(outcome)
             await self.settle()
             await asyncio.sleep(0.02)  # those that are sent again are
+            await self.settle()
 
         self.run(end())
 
@@ -217,7 +219,11 @@ class SessionMachine(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([0.001, 0.03, 1.0]))
     def time_passes(self, seconds):
-        self.run(asyncio.sleep(seconds))
+        async def wait():
+            await asyncio.sleep(seconds)
+            await self.settle()  # requests end at this instant too
+
+        self.run(wait())
 
     @invariant()
     def each_frame_is_counted_once(self):
@@ -283,3 +289,18 @@ for machine in (Latest, LatestWithAge, Blocks, BlocksWithAge):
     machine.TestCase.settings = settings(max_examples=25, stateful_step_count=30)
 TestLatest, TestLatestWithAge = Latest.TestCase, LatestWithAge.TestCase
 TestBlocks, TestBlocksWithAge = Blocks.TestCase, BlocksWithAge.TestCase
+
+
+def test_deadlines_at_the_end_of_a_time_step():
+    """Deadlines of waiting frames that end together with a time step let the held source continue in that step."""
+    first = SimpleNamespace(draw=lambda _: 1)
+    machine = BlocksWithAge()
+    try:
+        machine.stream_opens()
+        machine.frames_arrive(first, 2, False, 0.0)  # one runs, and one waits
+        machine.frames_arrive(first, 3, False, -1.0)  # the age of these counts from their arrival, at 0.5 s
+        machine.time_passes(1.0)
+        machine.what_can_go_on_has_gone_on()
+        assert machine.session.statistics().dropped == {"deadline_exceeded": 4}
+    finally:
+        machine.teardown()

@@ -250,6 +250,17 @@ def test_source_resumes_below_max_in_flight():
     assert state.has_room()
 
 
+def test_full_queue_has_no_room():
+    """A held source stays held while as many frames wait as may, even if more than these may be in flight."""
+    state = state_of(1, True, None, 4)
+    state.offer(0, 0, None, False, 0)
+
+    assert state.is_full()
+    assert not state.has_room()
+    state.next(0)
+    assert state.has_room()
+
+
 def test_capture_after_arrival_counts_as_arrival():
     """A frame that claims to be of the future has the age of its arrival."""
     state = state_of(max_age_ns=10)
@@ -278,6 +289,7 @@ def test_source_failure_is_a_result_without_frame():
         (100, [90, 70], 1031, True),
         (100, [90, 70], 1030, False),  # the youngest has time
         (100, [90, 70], 1101, False),  # so late is what was captured now
+        (100, [50, 90], 1031, False),  # captured in reverse order: the first one has time
         (100, [], 1031, False),
         (0, [90, 70], 1031, False),
     ],
