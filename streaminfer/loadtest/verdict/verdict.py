@@ -222,12 +222,6 @@ def _compare_two(before: _Run, after: _Run, settings: _Settings) -> Verdict:
     levels_s = quantile_of(before.latencies_s, q), quantile_of(after.latencies_s, q)
     first_blocks, second_blocks = Blocks.of(first, before.due_s, q), Blocks.of(second, after.due_s, q)
     effective = min(first_blocks.effective, second_blocks.effective)
-    error = _error(
-        first_blocks.log_error(q, 1),
-        second_blocks.log_error(q, 2),
-        float(np.ptp(before.due_s)),
-        float(np.ptp(after.due_s)),
-    )
     if effective < LEAST_TAIL_BLOCKS:
         return settings.no_verdict(
             f"the slowest requests of a run come from about {effective:.1f} incidents, and a verdict needs at least "
@@ -237,6 +231,12 @@ def _compare_two(before: _Run, after: _Run, settings: _Settings) -> Verdict:
         return settings.no_verdict(
             "the tail of a run changes slowly while it lasts: compare runs in turn, or longer ones"
         )
+    error = _error(
+        first_blocks.log_error(q, 1),
+        second_blocks.log_error(q, 2),
+        float(np.ptp(before.due_s)),
+        float(np.ptp(after.due_s)),
+    )
     verdict = settings.judge(_log_change(first, second, q), error, effective - 1, levels_s)
     if (verdict.regressed or verdict.improved) and not differ(first_blocks, second_blocks, q, settings.false_alarm):
         reason = "few latencies are close to the quantile, and the share of requests above it did not change"

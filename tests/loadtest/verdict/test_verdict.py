@@ -3,6 +3,7 @@
 import math
 import re
 
+import attrs
 import numpy as np
 import pytest
 
@@ -154,6 +155,16 @@ class TestUndecided:
         stalled[5_000:5_300] += 1.0
 
         assert "incidents" in compare(independent(20_000, 1), stalled).reason
+
+    @pytest.mark.parametrize("burst_first", [True, False], ids=["before", "after"])
+    def test_burst_against_a_run(self, burst_first):
+        """A burst, whose requests are all due at once, is one incident, and has no duration to scale errors by."""
+        run = report(independent(20_000, 1))
+        burst = attrs.evolve(run, record=attrs.evolve(run.record, due_s=np.zeros(20_000)))
+
+        verdict = compare(*((burst, run) if burst_first else (run, burst)))
+
+        assert "come from about 1.0 incidents" in verdict.reason
 
     def test_slow_drift_is_undecided(self):
         """A run on a machine that becomes slower meanwhile does not tell what its tail is."""
