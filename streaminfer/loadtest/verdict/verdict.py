@@ -159,6 +159,11 @@ class _Settings:
             "undecided", nan, (nan, nan), self.quantile, nan, nan, self.false_alarm, self.least_change, reason
         )
 
+    def lost_in_both(self, levels_s: tuple[float, float]) -> str:
+        """Return why runs with these quantiles cannot be compared; empty if a response reached one of them."""
+        name = f"p{100 * self.quantile:g}"
+        return "" if math.isfinite(min(levels_s)) else f"too many requests of both sides got no response for a {name}"
+
     def judge(self, log_change: float, error: float, degrees: float, levels_s: tuple[float, float]) -> Verdict:
         half_width = student_quantile(1 - self.false_alarm / 2, degrees) * error
         interval = math.expm1(log_change - half_width), math.expm1(log_change + half_width)
@@ -220,6 +225,8 @@ def _compare_two(before: _Run, after: _Run, settings: _Settings) -> Verdict:
         return settings.no_verdict(f"a run has {fewest:,} requests, and p{100 * q:g} needs at least {needed:,}")
     first, second = _capped(before.latencies_s, after.latencies_s)
     levels_s = quantile_of(before.latencies_s, q), quantile_of(after.latencies_s, q)
+    if reason := settings.lost_in_both(levels_s):
+        return settings.no_verdict(reason)
     first_blocks, second_blocks = Blocks.of(first, before.due_s, q), Blocks.of(second, after.due_s, q)
     effective = min(first_blocks.effective, second_blocks.effective)
     if effective < LEAST_TAIL_BLOCKS:
@@ -271,6 +278,8 @@ def _compare_pairs(before: list[_Run], after: list[_Run], settings: _Settings) -
     first_s, second_s = (
         statistics.median([quantile_of(run.latencies_s, q) for run in side]) for side in (before, after)
     )
+    if reason := settings.lost_in_both((first_s, second_s)):
+        return settings.no_verdict(reason)
     return settings.judge(statistics.fmean(changes), error, len(changes) - 1, (first_s, second_s))
 
 

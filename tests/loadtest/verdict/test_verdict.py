@@ -202,6 +202,19 @@ class TestExtremes:
         assert verdict.after_s == math.inf
         assert "→ no response, +" in str(verdict)
 
+    def test_lost_in_both_runs(self):
+        """Without a response at the quantile on either side, more lost requests are not "unchanged"."""
+        before, after = independent(6_000, 1), independent(6_000, 2)
+        before[::50], after[::2] = math.inf, math.inf
+        pairs = [report(before)] * 6, [report(after)] * 6
+
+        verdicts = [compare(before, after), compare(*pairs)]
+
+        assert [verdict.result for verdict in verdicts] == ["undecided"] * 2
+        assert {verdict.reason for verdict in verdicts} == {
+            "too many requests of both sides got no response for a p99"
+        }
+
     def test_zero_latencies(self):
         """Latencies of 0, as in virtual time, are compared like others."""
         assert compare(np.zeros(6_000), np.zeros(6_000)).result == "unchanged"
