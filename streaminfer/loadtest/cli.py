@@ -74,7 +74,7 @@ def execute(options: argparse.Namespace) -> int:
     verdict = None if baseline is None else compare(baseline, report)
     try:
         _write(options, report, verdict)
-    except (OSError, UnicodeError, StreamInferError) as error:  # a full disk, a terminal without "µ", no matplotlib
+    except (OSError, StreamInferError) as error:  # a full disk, no matplotlib
         return _end(error)
     return _status(report, verdict)
 
@@ -134,8 +134,10 @@ def _find(scenario: Scenario, settings: CapacitySettings, service: object, input
 def _write(options: argparse.Namespace, report: Report, verdict: Verdict | None) -> None:
     try:
         _write_files(options, report, verdict)
-    finally:  # print the result even if the disk is full, and write the files even if the terminal cannot print it
-        print(*describe(report), *(() if verdict is None else (verdict,)), sep="\n")
+    finally:  # print the result even if the disk is full, and write the files even if it cannot be printed
+        encoding = sys.stdout.encoding or "utf-8"
+        for line in (*describe(report), *(() if verdict is None else (str(verdict),))):
+            print(line.encode(encoding, "backslashreplace").decode(encoding))  # a terminal may lack "µ" and "→"
 
 
 def _write_files(options: argparse.Namespace, report: Report, verdict: Verdict | None) -> None:
