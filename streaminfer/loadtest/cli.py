@@ -17,6 +17,7 @@ from streaminfer.loadtest.capacity.find import find_capacity
 from streaminfer.loadtest.capacity.search import Capacity
 from streaminfer.loadtest.path.cdn_edge import CdnEdge
 from streaminfer.loadtest.path.device_group import run_devices
+from streaminfer.loadtest.quantiles import say_share
 from streaminfer.loadtest.report.junit import make_junit
 from streaminfer.loadtest.report.page import make_page
 from streaminfer.loadtest.report.report import Report
@@ -125,7 +126,7 @@ def _find(scenario: Scenario, settings: CapacitySettings, service: object, input
             objective=scenario.objective,
             seed=scenario.seed,
             senders=scenario.senders,
-            on_step=lambda step: print(f"  {step.rate:,.0f}/s: {step.on_time:.2%} on time", file=sys.stderr),
+            on_step=lambda step: print(f"  {step.rate:,.0f}/s: {say_share(step.on_time)} on time", file=sys.stderr),
             **attrs.asdict(settings),
         )
     )
