@@ -203,11 +203,11 @@ def _runs(argument: str, value: Any) -> list[_Run]:
     return [_Run(latencies, np.arange(latencies.size, dtype=np.float64))]
 
 
-def _bottleneck(*sides: list[_Run]) -> str:
-    for side in sides:
-        for run in side:
+def _bottleneck(before: list[_Run], after: list[_Run]) -> str:
+    for side, runs in (("before", before), ("after", after)):
+        for run in runs:
             if run.report is not None and not run.report.kept_schedule:
-                return f"{describe_lateness(run.report)}: the sender was the bottleneck"
+                return f"{side}, {describe_lateness(run.report)}: the sender was the bottleneck"
     return ""
 
 

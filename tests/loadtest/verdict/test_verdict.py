@@ -136,13 +136,17 @@ class TestUndecided:
         ],
         ids=["late", "not sent"],
     )
-    def test_generator_was_the_bottleneck(self, late_s, said):
-        """Requests that were sent late, or not at all, allow no verdict."""
-        verdict = compare(report(independent(20_000, 1)), report(9 * independent(20_000, 2), late_s=late_s))
+    @pytest.mark.parametrize("side", ["before", "after"])
+    def test_generator_was_the_bottleneck(self, side, late_s, said):
+        """Requests that were sent late, or not at all, allow no verdict; the reason names the side."""
+        runs = {"before": report(independent(20_000, 1)), "after": report(9 * independent(20_000, 2))}
+        runs[side] = report(runs[side].latencies_s, late_s=late_s)
+
+        verdict = compare(runs["before"], runs["after"])
 
         assert verdict.undecided
         assert not verdict.regressed
-        assert verdict.reason == f"{said}: the sender was the bottleneck"
+        assert verdict.reason == f"{side}, {said}: the sender was the bottleneck"
         assert math.isnan(verdict.change)
 
     def test_too_few_requests(self):
