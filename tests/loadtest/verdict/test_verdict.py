@@ -215,9 +215,7 @@ class TestExtremes:
         verdicts = [compare(before, after), compare(*pairs)]
 
         assert [verdict.result for verdict in verdicts] == ["undecided"] * 2
-        assert {verdict.reason for verdict in verdicts} == {
-            "too many requests of both sides got no response for a p99"
-        }
+        assert {verdict.reason for verdict in verdicts} == {"too many requests of both sides got no response for a p99"}
 
     def test_zero_latencies(self):
         """Latencies of 0, as in virtual time, are compared like others."""
