@@ -58,7 +58,7 @@ class PrometheusServer:
                 "--enable-feature=native-histograms,exemplar-storage",
             ],
             stderr=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",  # durations in the log have "µs", whatever the locale
         )
         assert self._process.stderr is not None
         for line in self._process.stderr:

@@ -97,7 +97,7 @@ def main() -> int:
             if found[check]:
                 print(f"{name}: {check}: {found[check]}")
     counts = {name: sum(map(bool, found.values())) for name, found in tables.items()}
-    PAGE.write_text(HEADER + "\n".join(lines) + "\n")
+    PAGE.write_text(HEADER + "\n".join(lines) + "\n", encoding="utf-8")
     failed = counts.pop("streaminfer")
     others = ", ".join(f"{name} {count}" for name, count in counts.items())
     return 0 if FAILED.report(failed, of=len(CHECKS), note=others) else 1

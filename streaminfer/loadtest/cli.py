@@ -17,6 +17,7 @@ from streaminfer.loadtest.capacity.find import find_capacity
 from streaminfer.loadtest.capacity.search import Capacity
 from streaminfer.loadtest.path.cdn_edge import CdnEdge
 from streaminfer.loadtest.path.device_group import run_devices
+from streaminfer.loadtest.quantiles import say_share
 from streaminfer.loadtest.report.junit import make_junit
 from streaminfer.loadtest.report.page import make_page
 from streaminfer.loadtest.report.report import Report
@@ -74,7 +75,7 @@ def execute(options: argparse.Namespace) -> int:
     verdict = None if baseline is None else compare(baseline, report)
     try:
         _write(options, report, verdict)
-    except (OSError, UnicodeError, StreamInferError) as error:  # a full disk, a terminal without "µ", no matplotlib
+    except (OSError, StreamInferError) as error:  # a full disk, no matplotlib
         return _end(error)
     return _status(report, verdict)
 
@@ -125,7 +126,7 @@ def _find(scenario: Scenario, settings: CapacitySettings, service: object, input
             objective=scenario.objective,
             seed=scenario.seed,
             senders=scenario.senders,
-            on_step=lambda step: print(f"  {step.rate:,.0f}/s: {step.on_time:.2%} on time", file=sys.stderr),
+            on_step=lambda step: print(f"  {step.rate:,.0f}/s: {say_share(step.on_time)} on time", file=sys.stderr),
             **attrs.asdict(settings),
         )
     )
@@ -134,8 +135,10 @@ def _find(scenario: Scenario, settings: CapacitySettings, service: object, input
 def _write(options: argparse.Namespace, report: Report, verdict: Verdict | None) -> None:
     try:
         _write_files(options, report, verdict)
-    finally:  # print the result even if the disk is full, and write the files even if the terminal cannot print it
-        print(*describe(report), *(() if verdict is None else (verdict,)), sep="\n")
+    finally:  # print the result even if the disk is full, and write the files even if it cannot be printed
+        encoding = sys.stdout.encoding or "utf-8"
+        for line in (*describe(report), *(() if verdict is None else (str(verdict),))):
+            print(line.encode(encoding, "backslashreplace").decode(encoding))  # a terminal may lack "µ" and "→"
 
 
 def _write_files(options: argparse.Namespace, report: Report, verdict: Verdict | None) -> None:

@@ -1,6 +1,7 @@
 """Percentiles of latencies: the latency of rank ⌈q · count⌉, as in `LatencyHistogram`, without interpolation."""
 
 import math
+from decimal import ROUND_DOWN, Decimal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -9,7 +10,7 @@ from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import expected
 from streaminfer.simulation.arrivals import numbers
 
-__all__ = ["quantile_of", "quantiles_of", "say_latency"]
+__all__ = ["quantile_of", "quantiles_of", "say_latency", "say_share"]
 
 Floats = NDArray[np.float64]
 
@@ -37,3 +38,8 @@ def quantile_of(values: Floats, q: float) -> float:
 def say_latency(seconds: float) -> str:
     """Return a latency as text in a suitable unit; an infinite latency is "no response"."""
     return "no response" if math.isinf(seconds) else format_duration(seconds)
+
+
+def say_share(share: float, decimals: int = 2) -> str:
+    """Return a share as a percentage, rounded down: only all is 100.00%, and a missed objective does not look kept."""
+    return f"{(100 * Decimal(repr(share))).quantize(Decimal(10) ** -decimals, ROUND_DOWN)}%"

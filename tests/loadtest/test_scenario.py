@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from streaminfer.__main__ import main
-from streaminfer.loadtest import Poisson, Replay, Report, Scenario, compare
+from streaminfer.loadtest import Poisson, Replay, Report, Scenario, Verdict, cli, compare
 from streaminfer.loadtest.capacity.search import CapacitySearch, Step
 from streaminfer.loadtest.cli import FAILED, PASSED, UNDECIDED
 
@@ -328,14 +328,21 @@ class TestCommand:
         assert main(["loadtest", str(scenario()), f"--html={tmp_path / 'run.html'}"]) == 2
         assert "which could not be loaded: [Errno 24] Too many open files" in capsys.readouterr().err
 
-    def test_terminal_with_ascii_only(self, scenario, tmp_path, capsys, monkeypatch):
-        """One of ASCII cannot show "µs", which is no missed objective either, and costs no file."""
+    def test_terminal_with_ascii_only(self, scenario, tmp_path, monkeypatch):
+        """One of ASCII shows "µs" and the arrow of a verdict as escapes; the exit status is that of the verdict."""
+        scenario, saved = str(scenario()), str(tmp_path / "run.json")
+        assert main(["loadtest", scenario, f"--json={saved}"]) == 0
+        verdict = Verdict("regressed", 1.0, (0.9, 1.1), 0.99, 0.01, 0.02, 0.02, 0.1)
+        monkeypatch.setattr(cli, "compare", lambda _before, _after: verdict)
         monkeypatch.setattr(Report, "schedule_error_s", lambda _: 1e-6)
-        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+        stdout = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(stdout, encoding="ascii", write_through=True))
 
-        assert main(["loadtest", str(scenario()), f"--json={tmp_path / 'run.json'}"]) == 2
-        assert "streaminfer loadtest: 'ascii' codec can't encode" in capsys.readouterr().err
-        assert Report.load(tmp_path / "run.json").requests == 15
+        assert main(["loadtest", scenario, f"--compare={saved}"]) == 1
+
+        said = stdout.getvalue().decode("ascii")
+        assert "99 % of the requests were sent within 1 \\xb5s" in said
+        assert "p99 regressed: 10 ms \\u2192 20 ms" in said
 
     def test_service_that_does_not_start(self, scenario, capsys):
         """A server that is not there is named, without a traceback."""

@@ -62,6 +62,7 @@ async def find_capacity(
         TypeError, ValueError: an argument is wrong.
     """
     check_rates(low, high, step_s)
+    check_number("objective", objective, "a share between 0 and 1", lambda share: 0 < share < 1)
     check_number("tolerance", tolerance, "a number > 0", lambda number: number > 0)
     check_number("confidence", confidence, "a share between 0 and 1", lambda share: 0 < share < 1)
     check_count("most_steps", most_steps)

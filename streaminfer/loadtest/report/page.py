@@ -10,7 +10,7 @@ import attrs
 
 from streaminfer._internal.display.html_report import write_page
 from streaminfer._internal.display.html_table import html_table
-from streaminfer.loadtest.quantiles import say_latency
+from streaminfer.loadtest.quantiles import say_latency, say_share
 from streaminfer.loadtest.report import plots
 from streaminfer.loadtest.report.drawing import STYLE_SHEET, draw
 from streaminfer.loadtest.report.report import TAILS, Report, Tail
@@ -97,7 +97,7 @@ def _table(tails: Sequence[Tail]) -> str:
         (
             tail.name,
             f"{tail.count:,}",
-            *(("" if tail.on_time is None else f"{tail.on_time:.2%}",) if timed else ()),
+            *(("" if tail.on_time is None else say_share(tail.on_time),) if timed else ()),
             *(say_latency(seconds) for seconds in tail.quantiles_s.values()),
         )
         for tail in tails

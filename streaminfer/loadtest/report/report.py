@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from streaminfer._internal.files.whole_file import write_whole
 from streaminfer._internal.validation import expected
 from streaminfer.loadtest.capacity.search import Capacity
-from streaminfer.loadtest.quantiles import quantile_of, quantiles_of, say_latency
+from streaminfer.loadtest.quantiles import quantile_of, quantiles_of, say_latency, say_share
 from streaminfer.loadtest.sending.record import ANSWERED, Floats, Record
 from streaminfer.loadtest.sending.requests import BEFORE
 
@@ -304,7 +304,7 @@ class Report:
     def __repr__(self) -> str:
         p99 = say_latency(self.quantile(0.99))
         lost = "".join(f", {count} {outcome}" for outcome, count in self.outcomes.items() if outcome != ANSWERED)
-        return f"<Report {self.name!r}: {self.requests} requests, p99 {p99}, {self.on_time:.2%} on time{lost}>"
+        return f"<Report {self.name!r}: {self.requests} requests, p99 {p99}, {say_share(self.on_time)} on time{lost}>"
 
     def _labels(self, label: str) -> NDArray[np.str_]:
         if label not in self.record.labels:

@@ -6,7 +6,7 @@ from textwrap import shorten
 import numpy as np
 
 from streaminfer._internal.units import format_duration
-from streaminfer.loadtest.quantiles import say_latency
+from streaminfer.loadtest.quantiles import say_latency, say_share
 from streaminfer.loadtest.report.report import Report
 from streaminfer.loadtest.sending.record import ANSWERED
 
@@ -16,11 +16,13 @@ __all__ = ["describe", "describe_lateness", "describe_schedule", "say_headline"]
 def say_headline(report: Report) -> str:
     """Return the result in one sentence."""
     slo = format_duration(report.slo_s)
-    on_time = f"{report.on_time:.2%} of {report.requests:,} requests within {slo} at {report.rate:,.4g}/s"
+    objective = f"{report.objective:.10g}"
+    share = say_share(report.on_time, max(2, len(objective) - len("0.00")))  # as exact as the objective
+    on_time = f"{share} of {report.requests:,} requests within {slo} at {report.rate:,.4g}/s"
     passed = report.passed
     if passed is None:
         return f"No verdict, because requests were sent late: {on_time}"
-    return f"{'Passed' if passed else 'Missed'}: {on_time} (objective {report.objective:.4g})"
+    return f"{'Passed' if passed else 'Missed'}: {on_time} (objective {objective})"
 
 
 def describe_schedule(report: Report) -> str:

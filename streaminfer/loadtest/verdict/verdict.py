@@ -159,6 +159,11 @@ class _Settings:
             "undecided", nan, (nan, nan), self.quantile, nan, nan, self.false_alarm, self.least_change, reason
         )
 
+    def lost_in_both(self, levels_s: tuple[float, float]) -> str:
+        """Return why runs with these quantiles cannot be compared; empty if a response reached one of them."""
+        name = f"p{100 * self.quantile:g}"
+        return "" if math.isfinite(min(levels_s)) else f"too many requests of both sides got no response for a {name}"
+
     def judge(self, log_change: float, error: float, degrees: float, levels_s: tuple[float, float]) -> Verdict:
         half_width = student_quantile(1 - self.false_alarm / 2, degrees) * error
         interval = math.expm1(log_change - half_width), math.expm1(log_change + half_width)
@@ -198,11 +203,11 @@ def _runs(argument: str, value: Any) -> list[_Run]:
     return [_Run(latencies, np.arange(latencies.size, dtype=np.float64))]
 
 
-def _bottleneck(*sides: list[_Run]) -> str:
-    for side in sides:
-        for run in side:
+def _bottleneck(before: list[_Run], after: list[_Run]) -> str:
+    for side, runs in (("before", before), ("after", after)):
+        for run in runs:
             if run.report is not None and not run.report.kept_schedule:
-                return f"{describe_lateness(run.report)}: the sender was the bottleneck"
+                return f"{side}, {describe_lateness(run.report)}: the sender was the bottleneck"
     return ""
 
 
@@ -220,14 +225,10 @@ def _compare_two(before: _Run, after: _Run, settings: _Settings) -> Verdict:
         return settings.no_verdict(f"a run has {fewest:,} requests, and p{100 * q:g} needs at least {needed:,}")
     first, second = _capped(before.latencies_s, after.latencies_s)
     levels_s = quantile_of(before.latencies_s, q), quantile_of(after.latencies_s, q)
+    if reason := settings.lost_in_both(levels_s):
+        return settings.no_verdict(reason)
     first_blocks, second_blocks = Blocks.of(first, before.due_s, q), Blocks.of(second, after.due_s, q)
     effective = min(first_blocks.effective, second_blocks.effective)
-    error = _error(
-        first_blocks.log_error(q, 1),
-        second_blocks.log_error(q, 2),
-        float(np.ptp(before.due_s)),
-        float(np.ptp(after.due_s)),
-    )
     if effective < LEAST_TAIL_BLOCKS:
         return settings.no_verdict(
             f"the slowest requests of a run come from about {effective:.1f} incidents, and a verdict needs at least "
@@ -237,6 +238,12 @@ def _compare_two(before: _Run, after: _Run, settings: _Settings) -> Verdict:
         return settings.no_verdict(
             "the tail of a run changes slowly while it lasts: compare runs in turn, or longer ones"
         )
+    error = _error(
+        first_blocks.log_error(q, 1),
+        second_blocks.log_error(q, 2),
+        float(np.ptp(before.due_s)),
+        float(np.ptp(after.due_s)),
+    )
     verdict = settings.judge(_log_change(first, second, q), error, effective - 1, levels_s)
     if (verdict.regressed or verdict.improved) and not differ(first_blocks, second_blocks, q, settings.false_alarm):
         reason = "few latencies are close to the quantile, and the share of requests above it did not change"
@@ -271,6 +278,8 @@ def _compare_pairs(before: list[_Run], after: list[_Run], settings: _Settings) -
     first_s, second_s = (
         statistics.median([quantile_of(run.latencies_s, q) for run in side]) for side in (before, after)
     )
+    if reason := settings.lost_in_both((first_s, second_s)):
+        return settings.no_verdict(reason)
     return settings.judge(statistics.fmean(changes), error, len(changes) - 1, (first_s, second_s))
 
 

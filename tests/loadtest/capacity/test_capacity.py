@@ -320,6 +320,8 @@ def test_live_options(virtually, device):
     ("wrong", "message"),
     [
         ({"confidence": 1.0}, "confidence: expected a share"),
+        ({"objective": "0.99"}, r"objective: expected a share between 0 and 1, got '0\.99'"),
+        ({"objective": 1.0}, "objective: expected a share"),
         ({"most_steps": 0}, "most_steps: expected a whole number"),
         ({"seed": -1}, "seed: expected a whole number"),
         ({"high": 5.0}, "high: expected a number above low"),
@@ -330,5 +332,5 @@ def test_wrong_argument(virtually, device, wrong, message):
     """The message names the argument."""
     options = {"inputs": [1], "slo_s": SLO_S, "low": 120.0, "high": 400.0} | wrong
 
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         virtually(lambda: find_capacity(device(0.005), **options))

@@ -18,6 +18,7 @@ from streaminfer.loadtest.quantiles import quantiles_of
 from streaminfer.loadtest.report.junit import make_junit
 from streaminfer.loadtest.report.page import make_page
 from streaminfer.loadtest.report.plots import plot_over_time, plot_percentiles
+from streaminfer.loadtest.report.sentences import say_headline
 from streaminfer.loadtest.verdict.verdict import compare
 
 
@@ -78,6 +79,27 @@ class TestFigures:
         assert report.outcomes == {"ok": 990, "Overloaded": 10}
         assert report.on_time == np.mean(report.latencies_s <= 0.03)
         assert report.goodput == pytest.approx(report.on_time * 100)
+
+    @pytest.mark.parametrize(
+        ("requests", "late", "objective", "said"),
+        [
+            (30_000, 301, 0.99, "Missed: 98.99% of 30,000 requests within 30 ms at 1,000/s (objective 0.99)"),
+            (30_000, 300, 0.99, "Passed: 99.00% of 30,000 requests within 30 ms at 1,000/s (objective 0.99)"),
+            (100_000, 3, 0.99999, "Missed: 99.997% of 100,000 requests within 30 ms at 1,000/s (objective 0.99999)"),
+            (10_000, 4300, 0.57, "Passed: 57.00% of 10,000 requests within 30 ms at 1,000/s (objective 0.57)"),
+        ],
+    )
+    def test_share_on_time_is_rounded_down(self, requests, late, objective, said):
+        """A share just below the objective, or just below all, does not look as if it reached it."""
+        latency = np.where(np.arange(requests) < late, 1.0, 0.01)
+        record = Record(np.arange(requests) / 1000, np.zeros(requests), latency, np.full(requests, "ok"))
+        report = Report(record, slo_s=0.03, objective=objective, duration_s=requests / 1000)
+
+        share = f"{np.floor(1e4 * report.on_time + 1e-6) / 100:.2f}%"
+
+        assert say_headline(report) == said
+        assert f"<td>{share}</td>" in make_page(report)
+        assert repr(report).endswith(f" {share} on time>")
 
     def test_repr_counts_requests_without_a_response(self, report):
         """A test that asserts `report.passed` shows what became of the others."""

@@ -3,6 +3,7 @@
 import math
 import re
 
+import attrs
 import numpy as np
 import pytest
 
@@ -135,13 +136,17 @@ class TestUndecided:
         ],
         ids=["late", "not sent"],
     )
-    def test_generator_was_the_bottleneck(self, late_s, said):
-        """Requests that were sent late, or not at all, allow no verdict."""
-        verdict = compare(report(independent(20_000, 1)), report(9 * independent(20_000, 2), late_s=late_s))
+    @pytest.mark.parametrize("side", ["before", "after"])
+    def test_generator_was_the_bottleneck(self, side, late_s, said):
+        """Requests that were sent late, or not at all, allow no verdict; the reason names the side."""
+        runs = {"before": report(independent(20_000, 1)), "after": report(9 * independent(20_000, 2))}
+        runs[side] = report(runs[side].latencies_s, late_s=late_s)
+
+        verdict = compare(runs["before"], runs["after"])
 
         assert verdict.undecided
         assert not verdict.regressed
-        assert verdict.reason == f"{said}: the sender was the bottleneck"
+        assert verdict.reason == f"{side}, {said}: the sender was the bottleneck"
         assert math.isnan(verdict.change)
 
     def test_too_few_requests(self):
@@ -154,6 +159,16 @@ class TestUndecided:
         stalled[5_000:5_300] += 1.0
 
         assert "incidents" in compare(independent(20_000, 1), stalled).reason
+
+    @pytest.mark.parametrize("burst_first", [True, False], ids=["before", "after"])
+    def test_burst_against_a_run(self, burst_first):
+        """A burst, whose requests are all due at once, is one incident, and has no duration to scale errors by."""
+        run = report(independent(20_000, 1))
+        burst = attrs.evolve(run, record=attrs.evolve(run.record, due_s=np.zeros(20_000)))
+
+        verdict = compare(*((burst, run) if burst_first else (run, burst)))
+
+        assert "come from about 1.0 incidents" in verdict.reason
 
     def test_slow_drift_is_undecided(self):
         """A run on a machine that becomes slower meanwhile does not tell what its tail is."""
@@ -190,6 +205,17 @@ class TestExtremes:
         assert verdict.regressed
         assert verdict.after_s == math.inf
         assert "→ no response, +" in str(verdict)
+
+    def test_lost_in_both_runs(self):
+        """Without a response at the quantile on either side, more lost requests are not "unchanged"."""
+        before, after = independent(6_000, 1), independent(6_000, 2)
+        before[::50], after[::2] = math.inf, math.inf
+        pairs = [report(before)] * 6, [report(after)] * 6
+
+        verdicts = [compare(before, after), compare(*pairs)]
+
+        assert [verdict.result for verdict in verdicts] == ["undecided"] * 2
+        assert {verdict.reason for verdict in verdicts} == {"too many requests of both sides got no response for a p99"}
 
     def test_zero_latencies(self):
         """Latencies of 0, as in virtual time, are compared like others."""
