@@ -91,8 +91,8 @@ def _expand(lines: list[str]) -> list[str]:
 def _misspelt(line: str) -> None:
     """Start the stack with a name, ``%serve name``, or stop all stacks, ``%serve``; alone on an unindented line."""
     raise ValueError(
-        f"%serve: expected the name of a stack, alone on a line that is not indented, got {line!r}; "
-        "other code writes `await streaminfer.notebook.serve(stack)`"
+        "%serve: expected the name of a stack, alone on a line that is not indented, in a later cell than %load_ext, "
+        f"got {line!r}; other code writes `await streaminfer.notebook.serve(stack)`"
     )
 
 

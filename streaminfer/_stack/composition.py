@@ -108,7 +108,9 @@ def check_layers(layers: tuple[Any, ...]) -> None:
         check_part_methods(part)
     for layer in layers[:-1]:
         if not is_layer(layer):
-            raise TypeError(expected("layers", "layers (objects with wrap) before the last one", layer))
+            hint = "; a service is the last one: layers after it go into what it calls, such as each route of a router"
+            reason = expected("layers", "layers (objects with wrap) before the last one", layer)
+            raise TypeError(reason + hint * is_service(layer))
         check_layer_methods(layer)
 
 
@@ -125,6 +127,8 @@ def _order(layers: tuple[Any, ...], rejected: Any = None) -> str:
     """
     ends = [layer for layer in layers if not is_layer(layer)]
     batchers = [layer for layer in layers if adapt(layer).needs == "backend"]
+    if rejected in batchers and not is_backend(layers[-1]):
+        return f"; {type(rejected).__name__} goes into what the service calls, such as each route of a router"
     if rejected is not None and batchers and layers.index(rejected) < layers.index(batchers[0]):
         return ""  # it is already outside the batcher: another problem
     others = [layer for layer in layers if layer not in ends and layer not in batchers]

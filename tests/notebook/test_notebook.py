@@ -140,3 +140,12 @@ def test_magic_without_a_stack_shows_its_syntax():
 
     si.unload_ipython_extension(shell)
     assert shell.magics_manager.magics == {"line": {}}
+
+
+def test_magic_in_the_loading_cell_names_the_cell():
+    """IPython has transformed the whole cell when its first line loads the extension."""
+    shell = make_shell()
+    si.load_ipython_extension(shell)
+
+    with pytest.raises(ValueError, match=r"in a later cell than %load_ext, got 'service'"):
+        shell.magics_manager.magics["line"]["serve"]("service")

@@ -46,6 +46,14 @@ class Service:
             (si.AdaptiveBatcher(max_batch_size=1), si.ConcurrencyLimit(), ScriptedBackend()),
             r"ConcurrencyLimit cannot wrap .* works: Stack\(ConcurrencyLimit, AdaptiveBatcher, ScriptedBackend\)",
         ),
+        (
+            (si.AdaptiveBatcher(max_batch_size=1), Service()),
+            r"AdaptiveBatcher cannot wrap .*; AdaptiveBatcher goes into what the service calls, such as each route",
+        ),
+        (
+            (Service(), si.AdaptiveBatcher(max_batch_size=1), ScriptedBackend()),
+            r"before the last one, got .* \(Service\); a service is the last one: layers after it go into what it calls",
+        ),
     ],
 )
 def test_wrong_layers(layers, says):

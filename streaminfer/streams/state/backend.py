@@ -334,7 +334,11 @@ class StatefulBackend(Wrapper):
             return
         validate = super().capabilities().validate
         assert validate is not None  # noqa: S101 - offered only where there is one
-        validate(request.replace(inputs=self._signature.with_states(request.inputs)))
+        model_request = request.replace(inputs=self._signature.with_states(request.inputs))
+        try:
+            validate(model_request)
+        except InvalidInput as error:
+            raise self._signature.explain(error) from None
         if kind is not None:
             if len(self._valid_kinds) >= _MAX_KINDS:
                 self._valid_kinds.clear()

@@ -122,8 +122,18 @@ class StateSignature:
                 raise InvalidInput(f"input {name!r}: expected no state, which the stream has; leave it out")
         model_inputs = {**inputs, **self._templates}
         for context in self.contexts:
-            model_inputs[context.name] = self._joined(context, inputs.get(context.name))
+            if context.name not in inputs:
+                names = ", ".join(map(repr, inputs)) or "an empty mapping"
+                raise InvalidInput(f"input {context.name!r}: expected an array, got only {names}: it is missing")
+            model_inputs[context.name] = self._joined(context, inputs[context.name])
         return model_inputs
+
+    def explain(self, error: InvalidInput) -> InvalidInput:
+        """Return the error of a check of the model, which counts the elements of a context with those of a request."""
+        for context in self.contexts:
+            if str(error).startswith(f"input {context.name!r}:"):
+                return InvalidInput(f"{error} (counted with the {context.length} before, which are the stream's)")
+        return error
 
     def check_names(self, inputs: Any) -> None:
         """Check that the inputs of a request have names, unless requests are known to have only one input.

@@ -229,6 +229,27 @@ def test_values_are_checked_each_time(chunks):
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({"sound": np.zeros(512, F32)}, r"input 'input': expected an array, got only 'sound': it is missing$"),
+        ({}, "input 'input': expected an array, got only an empty mapping: it is missing$"),
+        (np.zeros(512), r"got float64\[576\]: .* \(counted with the 64 before, which are the stream's\)$"),
+        (np.full(512, np.nan, F32), r"first at \(64,\) \(counted with the 64 before, which are the stream's\)$"),
+    ],
+    ids=["misnamed", "empty", "dtype", "NaN"],
+)
+def test_rejection_tells_the_context_from_the_request(inputs, words):
+    """The model checks the chunk after the context, so sizes and positions of its errors include the context."""
+
+    async def main():
+        async with si.Stack(si.AdaptiveBatcher(max_batch_size=4), detector(non_finite="reject")) as service:
+            with pytest.raises(InvalidInput, match=words):
+                await service(inputs, stream_id="a")
+
+    asyncio.run(main())
+
+
 def test_chunk_of_another_length_is_rejected(chunks):
     """A chunk that does not fit behind its context is rejected before it is queued."""
     backend = detector()
