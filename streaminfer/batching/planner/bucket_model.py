@@ -15,12 +15,12 @@ If durations scatter, half of a size may look as good although an eighth is much
 At first, each power of two below a batch therefore runs four times, if that makes no request late. This applies also to
 batches that are not full, because with fewer callers than a full batch holds there would be no full ones. The four
 batches run one after another: a small batch after a large one seems slow, because the event loop is busy with the
-callers of the large one. A size does not run if the next larger one costs a quarter more per row than the batch:
-smaller ones would then cost even more, and a queue would build up while they run.
+callers of the large one. Near the capacity, a queue would build up if they cost more per row. So after a batch that
+cost a quarter more per row, a size that seems as costly runs 16 batches later, and 128 batches later once it is known.
 
 *Losses.* A model that loses from batching is known only by small batches. If large batches leave no time for the sizes
-between, these would never run. So each of these sizes runs once in place of a full batch although it makes requests
-late, at most as many as the rows of one batch. The next size runs 16 batches later.
+between, these would never run. So each smaller size runs once in place of a full batch although it makes requests late,
+at most as many as the rows of one batch. The next size runs 16 batches later, and only if this one was about as good.
 
 *Means.* A fast model responds faster than the policy could learn. Once it is known and nothing about it is in doubt,
 the policy learns the mean of the batches of about the same size within four milliseconds of work. A busy event loop
@@ -58,7 +58,7 @@ _CENSORED_FROM = 0.8
 _MAX_BLOCKING_RATIO = 1.25  # times the mean
 _EXPLORE_TIMES = 4
 _MAX_COST_RATIO = 1.25  # of the duration per row: up to this, a still smaller size may be better
-_COSTLY_EVERY = 16  # batches between two that may cost requests
+_COSTLY_EVERY = 16  # batches between two that cost more per row, or may cost requests
 _COMPARE_AFTER, _COMPARE_EVERY, _COMPARE_SOON = 128, 8, 1  # batches
 _MAX_CUTS = 8  # batches of a size that limits of cost or bytes made smaller, after which the size is not tried
 
@@ -105,6 +105,7 @@ class BucketModel:
         self.compared_from = 2
         self._compared_size = 0  # size of the last batch that was sent to learn or compare a size
         self._cut: dict[int, int] = {}  # by size: how often such a batch had fewer rows when it ran
+        self._costly_at = -_COMPARE_AFTER  # number of observations when a costly size was last learned or compared
         self._costly_from = _COSTLY_EVERY  # number of observations from which a size may cost requests again
         self._last_recheck = (0, 0)  # the larger size requested last, and the observations at that time
         self._blocking_ns: NDArray[np.int64] | None = None
@@ -129,9 +130,7 @@ class BucketModel:
         if not self.learns:
             return
         self._cut.pop(size, None)
-        if size < self._compared_size:  # unless it is another worker's batch, and the tried one ends later
-            self._cut[self._compared_size] = self._cut.get(self._compared_size, 0) + 1
-        self._compared_size = 0
+        was_compared = self._end_comparison(size)
         if not cancelled and self.recent.absorb(size, duration_ns):
             return
         rows = size if self._padded is None or size > self.cap else int(self._padded[size])
@@ -150,8 +149,19 @@ class BucketModel:
         self.recent.clear()
         model.observe(rows, duration_ns, now_ns)
         self.refresh()
+        if was_compared and self._is_costly(size):
+            self._costly_at = model.observations
         if rows < self.compared_from and self.compares and self._half_to_compare(min(size, self.cap)):
             self.compared_from = max(size, 2)
+
+    def _end_comparison(self, size: int) -> bool:
+        """Return whether a batch that ended is the one that was sent to learn or compare a size."""
+        compared_size = self._compared_size
+        if size < compared_size:  # unless it is another worker's batch, and the tried one ends later
+            self._cut[compared_size] = self._cut.get(compared_size, 0) + 1
+        if size <= compared_size:  # a larger one was sent before
+            self._compared_size = 0
+        return size == compared_size
 
     def refresh(self) -> None:
         """Rebuild the tables if the service time has learned since."""
@@ -240,33 +250,33 @@ class BucketModel:
         )
 
     def size_to_learn(self, planned: int) -> int:
-        """Return a smaller power of two that ran less than four times, and note the request.
-
-        A size is left out if the next larger known one costs much more per row than the batch.
+        """Return the smaller power of two that ran least, if less than four times, and note the request; 0: none now.
 
         Args:
             planned: the rows of the batch that it would replace.
-
-        Returns:
-            The size that ran least, the largest of several; 0: none.
         """
         model, best = self.service_time, len(self.durations) - 1
         sizes = [1 << power for power in reversed(range(1, best.bit_length()))]
         if self._padded is not None:
             sizes = [int(self._padded[size]) for size in sizes]
-        needed: list[tuple[int, int]] = []
-        larger = planned
-        for size in sizes:
-            if self.expected_ns(larger) * planned > _MAX_COST_RATIO * larger * self.expected_ns(planned):
-                break
-            if size < best and self._is_reached(size):
-                if missing := model.until_settled(size):
-                    needed.append((missing, size))
-                if size < planned and model.knows(size):
-                    larger = size
-        self.compared_from = min([size + 1 for _, size in needed], default=best)
+        missing = {size: model.until_settled(size) for size in sizes if size < best and self._is_reached(size)}
+        needed = [size for size in sizes if missing.get(size)]
+        self.compared_from = min(needed, default=best - 1) + 1
         self._compare_from = model.observations + _COMPARE_EVERY
-        return max([(missing, size) for missing, size in needed if size < planned], default=(0, 0))[1]
+        since = model.observations - self._costly_at
+        due = [size for size in needed if size < planned and since >= self._pause_before(size)]
+        return max(due, key=missing.__getitem__, default=0)
+
+    def _pause_before(self, size: int) -> int:
+        """Return how many batches to run after one of a costly size, before one of this size runs."""
+        if not self._is_costly(size):
+            return 0
+        return _COMPARE_AFTER if self.service_time.knows(size) else _COSTLY_EVERY
+
+    def _is_costly(self, size: int) -> bool:
+        """Return whether a size costs much more per row than the best one, as far as is known."""
+        best = len(self.durations) - 1
+        return self.expected_ns(size) * best > _MAX_COST_RATIO * self.spread * size * self.expected_ns(best)
 
     def size_to_try_again(self, size: int, available: int) -> int:
         """Return up to twice a size if one that large has run, but not for long, and note the request; 0: none.
@@ -311,13 +321,21 @@ class BucketModel:
         model = self.service_time
         if model.observations < self._costly_from or planned < len(self.durations) - 1 or model.knows(size):
             return False
+        larger = min(2 * size, planned)
+        if self.expected_ns(larger) * planned > _MAX_COST_RATIO * larger * self.expected_ns(planned):
+            return False
         self._costly_from = model.observations + _COSTLY_EVERY
         return True
 
     def compare_soon(self, size: int) -> None:
-        """Compare again at the next batch, because a batch of the requested size is sent."""
+        """Compare again at the next batch, because a batch of the requested size is sent.
+
+        If the size seems costly, one more batch per worker runs first: by then the requested one has ended, and if it
+        was costly, the next size has to pause.
+        """
         self._compared_size = size
-        self._compare_from = self.service_time.observations + _COMPARE_SOON
+        others = self._workers if self._pause_before(size) else 0
+        self._compare_from = self.service_time.observations + _COMPARE_SOON + others
 
     def compare_next(self) -> None:
         """Compare at the next decision, because the batch of the requested size was not sent."""

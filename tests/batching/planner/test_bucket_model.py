@@ -482,30 +482,50 @@ def test_smaller_powers_of_two_run_four_times_at_first():
     assert settled(bucket(16), 16).size_to_learn(8) == 4
 
 
-@pytest.mark.parametrize("full", [16, 12])
-def test_sizes_below_a_costly_one_are_not_tried(full):
-    """If a smaller batch costs much more per row, still smaller ones would cost even more, and a queue would build up."""
-    model, sizes = bucket(16), []
+def test_costly_sizes_run_with_pauses():
+    """Sizes that cost much more per row run one at a time: otherwise a queue would build up at the start.
+
+    A size that seems costly runs 16 batches after another one, and 128 batches later once it is known.
+    """
+    model = bucket(16)
 
     def seconds(size):
         return 0.016 + 0.00025 * size
 
-    run(model, *[full] * 8, seconds=seconds)
-    while size := model.size_to_learn(full):
-        sizes.append(size)
-        run(model, size, seconds=seconds)
+    run(model, *[16] * 6, 1, 16, seconds=seconds)
+    times = {}
+    for at in range(600):
+        size = model.size_instead_of(16, 16) if model.compared_from <= 16 else 0
+        if size:
+            model.compare_soon(size)
+            times.setdefault(size, []).append(at)
+            run(model, 16, seconds=seconds)  # it was sent before
+        run(model, size or 16, seconds=seconds)
 
-    assert sizes == [8] * 4
+    starts = sorted(at for some in times.values() for at in some[:1])
+    assert sorted(times) == [2, 4, 8]
+    assert min(np.diff(starts)) >= 14
+    assert min(np.diff(times[2])) >= 120
+    assert min(np.diff(times[4])) >= 120
+    assert sum(map(len, times.values())) <= 12
 
 
-def test_smaller_sizes_run_after_a_slow_start():
-    """A larger size that was slow at first, as in a stall, does not keep smaller ones from running."""
-    model = settled(bucket(16), 16, rounds=8)
-    run(model, 8, seconds=lambda size: 0.016)
-    assert model.size_to_learn(16) == 8
+def test_cheap_size_below_a_costly_one_is_found():
+    """If batches from nine rows on take two and a half times as long, 16 rows cost more than 32, and 8 cost less."""
+    model = bucket(32)
 
-    run(model, 8, 8, seconds=lambda size: 0.004)
-    assert model.size_to_learn(16) == 4
+    def seconds(size):
+        return (0.012 + 0.001 * size) * (1.0 if size < 9 else 2.5)
+
+    run(model, *[1, 32] * 4, seconds=seconds)
+    for _ in range(60):
+        full = len(model.durations) - 1
+        size = model.size_instead_of(full, 64) if model.compared_from <= full else 0
+        if size:
+            model.compare_soon(size)
+        run(model, size or full, seconds=seconds)
+
+    assert len(model.durations) - 1 == 8
 
 
 def test_short_batches_between_full_ones_count():
@@ -620,19 +640,29 @@ def test_middle_best_size_is_padded_to_a_better_one():
     assert len(model.durations) - 1 == 32
 
 
-def test_comparisons_speed_up_after_one_is_sent():
-    """The next comparison is due eight batches after a proposal, or one batch after the proposed size is sent."""
-    model = settled(bucket(), 64, rounds=8)
+@pytest.mark.parametrize(("per_row_s", "others"), [(0.0003, 0), (0.0, 1)])
+def test_comparisons_speed_up_after_one_is_sent(per_row_s, others):
+    """The next comparison is due eight batches after a proposal, or one batch after the proposed size is sent.
+
+    If that size seems costly, the batch that was sent before it ends first.
+    """
+    model = bucket()
+
+    def seconds(size):
+        return 0.002 + per_row_s * size
+
+    run(model, *[1, 64] * 4, seconds=seconds)
     assert model.compares
     assert model.size_to_learn(64) == 32
-    run(model, *[64] * 7)
+    run(model, *[64] * 7, seconds=seconds)
     assert not model.compares
-    run(model, 64)
+    run(model, 64, seconds=seconds)
     assert model.compares
 
     model.compare_soon(32)
+    run(model, *[64] * others, seconds=seconds)
     assert not model.compares
-    run(model, 32)
+    run(model, 32, seconds=seconds)
     assert model.compares
 
 
