@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import io
 import sys
 import traceback
 from pathlib import Path
@@ -136,9 +137,9 @@ def _write(options: argparse.Namespace, report: Report, verdict: Verdict | None)
     try:
         _write_files(options, report, verdict)
     finally:  # print the result even if the disk is full, and write the files even if it cannot be printed
-        encoding = sys.stdout.encoding or "utf-8"
-        for line in (*describe(report), *(() if verdict is None else (str(verdict),))):
-            print(line.encode(encoding, "backslashreplace").decode(encoding))  # a terminal may lack "µ" and "→"
+        if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
+            sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack "µ" and "→"
+        print(*describe(report), *(() if verdict is None else (verdict,)), sep="\n")
 
 
 def _write_files(options: argparse.Namespace, report: Report, verdict: Verdict | None) -> None:

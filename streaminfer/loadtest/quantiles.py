@@ -42,4 +42,4 @@ def say_latency(seconds: float) -> str:
 
 def say_share(share: float, decimals: int = 2) -> str:
     """Return a share as a percentage, rounded down: only all is 100.00%, and a missed objective does not look kept."""
-    return f"{(100 * Decimal(repr(share))).quantize(Decimal(10) ** -decimals, ROUND_DOWN)}%"
+    return f"{(100 * Decimal(repr(float(share)))).quantize(Decimal(10) ** -decimals, ROUND_DOWN)}%"

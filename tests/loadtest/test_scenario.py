@@ -344,6 +344,12 @@ class TestCommand:
         assert "99 % of the requests were sent within 1 \\xb5s" in said
         assert "p99 regressed: 10 ms \\u2192 20 ms" in said
 
+    def test_closed_standard_output(self, scenario, monkeypatch):
+        """Without a place to print the result, the exit status is that of the run."""
+        monkeypatch.setattr(sys, "stdout", None)
+
+        assert main(["loadtest", str(scenario())]) == 0
+
     def test_service_that_does_not_start(self, scenario, capsys):
         """A server that is not there is named, without a traceback."""
         url = SMALL.replace('make = "services_of_a_test:make_echo"', 'url = "localhost:9"\nmodel = "none"')

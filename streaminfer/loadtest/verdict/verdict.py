@@ -159,10 +159,11 @@ class _Settings:
             "undecided", nan, (nan, nan), self.quantile, nan, nan, self.false_alarm, self.least_change, reason
         )
 
-    def lost_in_both(self, levels_s: tuple[float, float]) -> str:
-        """Return why runs with these quantiles cannot be compared; empty if a response reached one of them."""
-        name = f"p{100 * self.quantile:g}"
-        return "" if math.isfinite(min(levels_s)) else f"too many requests of both sides got no response for a {name}"
+    def lost_in_both(self, *levels_s: tuple[float, float]) -> str:
+        """Return why runs with these quantiles cannot be compared; empty if each pair has a response at one of them."""
+        if all(math.isfinite(min(pair)) for pair in levels_s):
+            return ""
+        return f"neither side has a p{100 * self.quantile:g}: too many requests got no response"
 
     def judge(self, log_change: float, error: float, degrees: float, levels_s: tuple[float, float]) -> Verdict:
         half_width = student_quantile(1 - self.false_alarm / 2, degrees) * error
@@ -207,7 +208,7 @@ def _bottleneck(before: list[_Run], after: list[_Run]) -> str:
     for side, runs in (("before", before), ("after", after)):
         for run in runs:
             if run.report is not None and not run.report.kept_schedule:
-                return f"{side}, {describe_lateness(run.report)}: the sender was the bottleneck"
+                return f"the sender of {side} was the bottleneck: {describe_lateness(run.report)}"
     return ""
 
 
@@ -275,12 +276,11 @@ def _compare_pairs(before: list[_Run], after: list[_Run], settings: _Settings) -
     pairs = [_capped(one.latencies_s, other.latencies_s) for one, other in zip(before, after, strict=True)]
     changes = [_log_change(first, second, q) for first, second in pairs]
     error = statistics.stdev(changes) / math.sqrt(len(changes))
-    first_s, second_s = (
-        statistics.median([quantile_of(run.latencies_s, q) for run in side]) for side in (before, after)
-    )
-    if reason := settings.lost_in_both((first_s, second_s)):
+    first_s, second_s = ([quantile_of(run.latencies_s, q) for run in side] for side in (before, after))
+    if reason := settings.lost_in_both(*zip(first_s, second_s, strict=True)):
         return settings.no_verdict(reason)
-    return settings.judge(statistics.fmean(changes), error, len(changes) - 1, (first_s, second_s))
+    levels_s = statistics.median(first_s), statistics.median(second_s)
+    return settings.judge(statistics.fmean(changes), error, len(changes) - 1, levels_s)
 
 
 def _log_change(before: Any, after: Any, q: float) -> float:

@@ -146,7 +146,7 @@ class TestUndecided:
 
         assert verdict.undecided
         assert not verdict.regressed
-        assert verdict.reason == f"{side}, {said}: the sender was the bottleneck"
+        assert verdict.reason == f"the sender of {side} was the bottleneck: {said}"
         assert math.isnan(verdict.change)
 
     def test_too_few_requests(self):
@@ -211,11 +211,13 @@ class TestExtremes:
         before, after = independent(6_000, 1), independent(6_000, 2)
         before[::50], after[::2] = math.inf, math.inf
         pairs = [report(before)] * 6, [report(after)] * 6
+        some = [report(independent(6_000, 3))] * 4
+        mixed = [*some, *pairs[0][:2]], [*some, *pairs[1][:2]]
 
-        verdicts = [compare(before, after), compare(*pairs)]
+        verdicts = [compare(before, after), compare(*pairs), compare(*mixed)]
 
-        assert [verdict.result for verdict in verdicts] == ["undecided"] * 2
-        assert {verdict.reason for verdict in verdicts} == {"too many requests of both sides got no response for a p99"}
+        assert [verdict.result for verdict in verdicts] == ["undecided"] * 3
+        assert {verdict.reason for verdict in verdicts} == {"neither side has a p99: too many requests got no response"}
 
     def test_zero_latencies(self):
         """Latencies of 0, as in virtual time, are compared like others."""
