@@ -108,9 +108,10 @@ def check_layers(layers: tuple[Any, ...]) -> None:
         check_part_methods(part)
     for layer in layers[:-1]:
         if not is_layer(layer):
-            hint = "; a service is the last one: layers after it go into what it calls, such as each route of a router"
             reason = expected("layers", "layers (objects with wrap) before the last one", layer)
-            raise TypeError(reason + hint * is_service(layer))
+            if is_service(layer):
+                reason += "; a service comes last: layers after it go into what it calls, as the routes of a router"
+            raise TypeError(reason)
         check_layer_methods(layer)
 
 

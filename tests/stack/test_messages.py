@@ -52,7 +52,7 @@ class Service:
         ),
         (
             (Service(), si.AdaptiveBatcher(max_batch_size=1), ScriptedBackend()),
-            r"before the last one, got .* \(Service\); a service is the last one: layers after it go into what it calls",
+            r"before the last one, got .* \(Service\); a service comes last: layers after it go into what it calls",
         ),
     ],
 )
