@@ -9,8 +9,7 @@ If streams may drop frames, even the frames of that batch would grow old there. 
 shortly before it expects a free worker, and newer frames replace them if the policy says so. It sends earlier by the
 time that the event loop takes from the end of a batch to the sending of the next frames. The sender wakes the consumers
 first, so that the streams that just received results can join the next batch; with fewer streams than rows, two halves
-of them would alternate otherwise. It sets no timer for less than five milliseconds: timers are late on a busy machine,
-and the model would wait longer than the frames gain.
+of them would alternate otherwise. It sets no timer for less than five milliseconds: on a busy machine, timers are late.
 
 A router sends a request that would be late at its best route to the next route. So streams with an age limit and a
 policy that holds the source get places for the other routes too; their frames do not wait for the best route.
@@ -289,8 +288,9 @@ class Sender:
             self._retry(self._admission, now_ns)
         self._freed_places = 0
         room = self._available_places(now_ns)
-        room = self.late_frames.estimate(self._order.queued, room, now_ns, self._starts_ns, self._workers)
-        share = self.late_frames.share_of_worker(self._order.queued, room, self._free_workers)
+        queued, lead_ns = self._order.queued, int(_RESERVE * self._lead_ns)
+        room = self.late_frames.estimate(queued, room, now_ns, self._starts_ns, lead_ns, self._workers)
+        share = self.late_frames.share_of_worker(queued, room, self._free_workers)
         limit = self._places_taken + share
         late: list[Turn] = []
         while self._places_taken < limit:

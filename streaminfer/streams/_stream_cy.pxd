@@ -61,6 +61,8 @@ cdef class StreamState:
     cpdef bint has_too_many(self) except -1
     @cython.locals(head=StreamResult, tail=StreamResult)
     cpdef bint lags(self, long long now_ns, long long ends_ns)
+    cpdef bint is_behind(self) except -1
+    cdef bint _ages_in_source(self, StreamResult result) except -1
     cpdef bint has_room(self) except -1
     @cython.locals(result=StreamResult, stale=StreamResult)
     cpdef bint offer(self, object inputs, long long captured_ns, object position_s, bint discontinuity, long long now_ns) except -1

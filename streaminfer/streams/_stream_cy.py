@@ -193,14 +193,25 @@ class StreamState:
         return self._waits and self._waiting.count > self._max_waiting
 
     def lags(self, now_ns: int, ends_ns: int) -> bool:
-        """Return whether the waiting frames, but not one that is captured now, are too old at ``ends_ns``.
+        """Return whether the next frame is too old at ``ends_ns``, but a later one may be in time.
 
-        Captures can go back, so the last frame can be older than the first one. A stream that reads on drops the first.
+        A source whose frames age only once they are read is held until all the waiting frames are too old.
         """
         head, tail = self._waiting.head, self._waiting.tail
         if head is None or tail is None or not self._max_age_ns or self.deadline_ns(head) >= ends_ns:
             return False
-        return self.deadline_ns(tail) < ends_ns <= now_ns + self._max_age_ns
+        if ends_ns > now_ns + self._max_age_ns:
+            return False
+        return self._ages_in_source(tail) or self.deadline_ns(tail) < ends_ns
+
+    def is_behind(self) -> bool:
+        """Return whether the stream is full, and frames grow old in its source."""
+        tail = self._waiting.tail
+        return tail is not None and self.is_full() and self._ages_in_source(tail)
+
+    def _ages_in_source(self, result: StreamResult) -> bool:
+        """Return whether a frame had lost some of its time when it was read, so holding its source saves none."""
+        return result.arrived_ns - result.captured_ns > self._max_age_ns >> 5
 
     def has_room(self) -> bool:
         """Return whether a held source may continue: at most a quarter waits, or fewer than can be sent at once."""

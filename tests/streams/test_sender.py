@@ -272,18 +272,19 @@ async def test_few_streams_with_age_limits_fill_batches(loop, workers, max_in_fl
     assert add_up(session.statistics())
 
 
+async def captured_on_time(loop, period_s, phase=0.0):
+    """Yield the frames that a camera captures in 20 seconds, at its own rate however late they are read."""
+    for number in range(round(20.0 / period_s)):
+        captured_s = (number + phase) * period_s
+        await asyncio.sleep(max(0.0, captured_s - loop.time()))
+        yield Frame(1.0, captured_ns=round(captured_s * 1e9))
+
+
 async def in_time_of_each(loop, service, period_s, phases, policy, max_age_s):
     """Return how many results each of some cameras has in 20 seconds."""
-
-    async def camera(phase):
-        for number in range(round(20.0 / period_s)):
-            captured_s = (number + phase) * period_s
-            await asyncio.sleep(max(0.0, captured_s - loop.time()))
-            yield Frame(1.0, captured_ns=round(captured_s * 1e9))
-
     session = StreamSession(service, policy=policy, max_age_s=max_age_s)
     for number, phase in enumerate(phases):
-        session.add(camera(phase), stream_id=number)
+        session.add(captured_on_time(loop, period_s, phase), stream_id=number)
     results = await collect(session)
     assert add_up(session.statistics())
     return [sum(result.stream_id == number for result in results) for number in range(len(phases))]
@@ -474,6 +475,19 @@ async def test_short_queue_of_many_in_flight_loses_nothing(loop):
         for _ in range(3):
             session.add(Camera(loop, 20, period_s=0.025))
         assert len(await collect(session)) == 60
+
+
+@pytest.mark.parametrize("load", [1.2, 3.0])
+@pytest.mark.parametrize("max_age_s", [0.3, 1.0])
+async def test_one_overloaded_stream_fills_its_batches(loop, load, max_age_s):
+    """A source that is ahead of the model is not held for a frame that is too late: the next ones fill the batch."""
+    model = ScriptedBackend(duration_s=lambda size: 0.02 + 0.005 * size, example=1.0)
+    async with stack_of(loop, model, max_batch_size=4) as service:
+        session = StreamSession(service, policy=Block(4), max_in_flight=4, max_age_s=max_age_s)
+        results = await collect(session(captured_on_time(loop, 0.01 / load)))
+
+    assert len(results) >= 0.95 * 2000
+    assert add_up(session.statistics())
 
 
 async def test_list_is_not_read_ahead_for_a_slow_model(loop):

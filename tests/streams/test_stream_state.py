@@ -287,7 +287,8 @@ def test_source_failure_is_a_result_without_frame():
     ("max_age_ns", "ages_ns", "ends_ns", "lags"),
     [
         (100, [90, 70], 1031, True),
-        (100, [90, 70], 1030, False),  # the youngest has time
+        (100, [90, 70], 1011, True),  # the next frame is too old, and the source holds frames that age
+        (100, [90, 70], 1010, False),  # the next frame has time
         (100, [90, 70], 1101, False),  # so late is what was captured now
         (100, [50, 90], 1031, False),  # captured in reverse order: the first one has time
         (100, [], 1031, False),
@@ -295,11 +296,32 @@ def test_source_failure_is_a_result_without_frame():
     ],
 )
 def test_stream_lags_if_new_frame_would_be_in_time(max_age_ns, ages_ns, ends_ns, lags):
-    """A stream lags if all its frames would be too old at the given end and one captured now would not."""
+    """A stream lags if its next frame would be too old at the given end and one captured now would not."""
     state = StreamState("a", 2, True, None, 1, max_age_ns, False, False, None)
     for age_ns in ages_ns:
         state.offer(None, 1000 - age_ns, None, False, 1000)
     assert state.lags(1000, ends_ns) is lags
+
+
+@pytest.mark.parametrize(("ends_ns", "lags"), [(1010, False), (1011, False), (1030, False), (1031, True)])
+def test_stream_read_at_capture_lags_if_all_are_late(ends_ns, lags):
+    """Where frames age only once they are read, the source is held while one of those that were read has time."""
+    state = StreamState("a", 2, True, None, 1, 100, False, False, None)
+    for read_ns in (910, 930):
+        state.offer(None, read_ns, None, False, read_ns)
+    assert state.lags(1000, ends_ns) is lags
+
+
+@pytest.mark.parametrize(
+    ("ages_ns", "max_age_ns", "is_behind"),
+    [([9, 4], 100, True), ([9, 3], 100, False), ([9], 100, False), ([], 100, False), ([9, 9], 10**9, False)],
+)
+def test_full_stream_with_old_frames_is_behind(ages_ns, max_age_ns, is_behind):
+    """A stream is behind if it is full, and its last frame had lost over a 32nd of its time when it was read."""
+    state = StreamState("a", 2, True, None, 1, max_age_ns, False, False, None)
+    for age_ns in ages_ns:
+        state.offer(None, 1000 - age_ns, None, False, 1000)
+    assert state.is_behind() is is_behind
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ more frames are sent than can be on time together: of more, the planner would le
 mostly of the same streams. They are the first at the next worker, which is free soon.
 
 Frames may also wait in a queue of the user before the stream reads them. Then all frames that the stream has read may
-be too old at its next turn, and at each later turn. So the stream keeps reading its source until a frame has time for
-the batch after the next one, which is the first batch that this frame can join.
+be too old at its next turn, and at each later turn. So the stream keeps reading its source until its next frame has
+time for the batch after the next one, which is the first batch that this frame can join. A stream that is behind
+like this drops its late frames also if there is room: sent in vain, they would occupy places of its next frames.
 
 If the service does not report how long a batch takes, the time of recent frames at the service replaces it: their mean,
 raised to the time of any frame that was too late.
@@ -93,14 +94,15 @@ class LateFrames:
         """
         self._batch_ns, self._expected_ns, self._workers = batch_ns, expected_ns, workers
 
-    def estimate(self, queued: list[Turn], room: int, now_ns: int, starts_ns: int, workers: int) -> int:
+    def estimate(self, queued: list[Turn], room: int, now_ns: int, starts_ns: int, lead_ns: int, workers: int) -> int:
         """Estimate when the next batch ends, and whether frames pile up; return how many frames to send.
 
         Args:
             queued: turns of the streams that wait.
             room: how many frames may be sent.
             now_ns: the present instant.
-            starts_ns: expected start of the batch.
+            starts_ns: when a worker is expected to be free.
+            lead_ns: how long it may take until a free worker has its batch.
             workers: how many workers are free then.
 
         Returns:
@@ -108,29 +110,26 @@ class LateFrames:
         """
         self._now_ns = self._ends_ns = now_ns
         self._is_behind = False
-        if not self._has_limit or room <= 0:
+        if not self._has_limit or room <= 0 or not queued:
             return room
-        rows = frames = 0
+        rows = later_rows = frames = 0
         earliest_ns = NEVER_NS
         for turn in queued:
             stream = turn.owner
             state = stream.state
             rows += self._rows_of(state)
+            later_rows += 1 if state.one_by_one else min(state.waiting, self._max_in_flight)
             frames += state.waiting
             earliest_ns = min(earliest_ns, state.last_deadline_ns())
             if rows > room:
                 break
         self._is_behind = rows > room or frames >= 2 * rows
-        batch_ns = None
-        if self._batch_ns is not None:
-            batch_ns = self._batch_ns(room if rows > room else max(1, -(-rows // workers)))
-        self._reports_batch_time = batch_ns is not None
-        batch_ns = int(_SLOW_FACTOR * self._mean_service_ns) if batch_ns is None else batch_ns
-        self._ends_ns = max(now_ns, starts_ns) + batch_ns
+        starts_ns = max(now_ns, starts_ns) + lead_ns
+        self._ends_ns = starts_ns + self._slow_batch_ns(room if rows > room else max(1, -(-rows // workers)))
         if self._reports_batch_time and earliest_ns < self._ends_ns and workers == 1 < self._workers:
-            room = self._rows_in_time(queued, room, max(now_ns, starts_ns))
+            room = self._rows_in_time(queued, room, starts_ns)
             self._is_behind = self._is_behind or rows > room
-        self.next_end_ns = self._ends_ns + batch_ns
+        self.next_end_ns = self._ends_ns + lead_ns + self._slow_batch_ns(max(1, -(-later_rows // workers)))
         return room
 
     def share_of_worker(self, queued: list[Turn], room: int, workers: int) -> int:
@@ -153,6 +152,12 @@ class LateFrames:
         share_ns, whole_ns = self._expected_ns(share), self._expected_ns(whole)
         is_quicker = share_ns < _SHARE_LIMIT * whole_ns
         return share if is_quicker and share_ns * whole <= _COST_LIMIT * whole_ns * share else room
+
+    def _slow_batch_ns(self, rows: int) -> int:
+        """Return the duration of a slow batch; if the service does not know it, of a slow frame."""
+        batch_ns = None if self._batch_ns is None else self._batch_ns(rows)
+        self._reports_batch_time = batch_ns is not None
+        return int(_SLOW_FACTOR * self._mean_service_ns) if batch_ns is None else batch_ns
 
     def _rows_of(self, state: StreamState) -> int:
         """Return how many frames of a stream the next batch can have."""
@@ -202,7 +207,7 @@ class LateFrames:
         """
         if not self._has_limit:
             return False
-        if self._is_behind:
+        if self._is_behind or stream.state.is_behind():
             stream.drop_late(self._now_ns, self._ends_ns)
         return stream.state.time_left_ns(self._ends_ns) < 0 < stream.state.time_left_ns(self._now_ns)
 

@@ -40,9 +40,9 @@ class Streams:
             self.order.push(stream.turn)
             self.streams.append(stream)
 
-    def look(self, room=16, starts_ns=1000, free=1):
+    def look(self, room=16, starts_ns=1000, free=1, lead_ns=0):
         """Return which streams' next frames are late, and what was dropped of each."""
-        self.room = self.late_frames.estimate(self.order.queued, room, 1000, starts_ns, free)
+        self.room = self.late_frames.estimate(self.order.queued, room, 1000, starts_ns, lead_ns, free)
         late = [self.late_frames.is_late(stream) for stream in self.streams]
         return late, [stream.state.dropped for stream in self.streams]
 
@@ -170,6 +170,38 @@ async def test_end_of_batch_after_the_next_is_known(loop):
     assert streams.late_frames.next_end_ns == 1005 + 34 + 34
     streams.look(room=0)
     assert streams.late_frames.next_end_ns == 1073
+
+
+async def test_loop_takes_its_time_before_each_batch(loop):
+    """A frame with 33 left has no time for a batch of 32 that begins 2 later."""
+    assert Streams(loop, [167]).look(lead_ns=1) == ([False], [{}])
+    streams = Streams(loop, [167])
+    assert streams.look(lead_ns=2) == ([True], [{}])
+    assert streams.late_frames.next_end_ns == 1000 + 2 + 32 + 2 + 32
+
+
+async def test_end_stays_known_while_no_stream_waits(loop):
+    streams = Streams(loop, [50])
+    streams.look()
+    streams.order.pop()
+    streams.look(starts_ns=1500)
+    assert streams.late_frames.next_end_ns == 1064
+
+
+async def test_running_frames_end_before_the_batch_after_next(loop):
+    """With two of four in flight, the next batch has two rows, but the one after it has four."""
+    streams = Streams(loop, [50] * 7, max_in_flight=4)
+    for _ in range(2):
+        streams.streams[0].state.next(1000)
+    streams.look()
+    assert streams.late_frames.next_end_ns == 1000 + 34 + 38
+
+
+@pytest.mark.parametrize(("ages", "dropped"), [([170] * 2 + [20] * 6, 2), ([170] * 2 + [20] * 5, 0)])
+async def test_late_frames_give_way_if_source_is_behind(loop, ages, dropped):
+    """A stream that is full of frames that were old when it read them has younger ones in its source."""
+    streams = Streams(loop, ages, max_in_flight=8)
+    assert streams.look()[1] == [{"infeasible": dropped} if dropped else {}]
 
 
 async def test_frames_are_timed_if_service_reports_none(loop):
