@@ -52,7 +52,8 @@ class Sample:
         inputs: inputs of the service.
         labels: labels such as ``{"device": "phone", "network": "lte"}``; the report has a tail for each value.
         stages_s: seconds of the stages before the request is due, in order, such as ``encode`` and ``uplink``. They
-            count in the *age*, but not in the latency, which begins when the request is due.
+            count in the *age*, but not in the latency, which begins when the request is due. A stage with the name of
+            one that the service times (``queue``, ``assembly``, ``inference``) is added to it.
         settings: keywords for `streaminfer.Request`, such as ``priority`` or ``stream_id``; for an async function,
             keywords of the function.
     """

@@ -160,13 +160,12 @@ class Requests:
             if stages_s:
                 stages[BEFORE][number] = sum(stages_s.values())
         for number, timings in self._timings:
-            stages["queue"][number] = timings.queued_s
-            stages["assembly"][number] = timings.assembled_s
-            stages["inference"][number] = timings.inferred_s
+            _add(stages["queue"], number, timings.queued_s)
+            _add(stages["assembly"], number, timings.assembled_s)
+            _add(stages["inference"], number, timings.inferred_s)
         for number, stages_s, values, request_labels in self._measured:
             for name, seconds in stages_s.items():
-                previous = stages[name][number]
-                stages[name][number] = seconds if math.isnan(previous) else previous + seconds
+                _add(stages[name], number, seconds)
             for name, value in values.items():
                 self.values[name][number] = value
             for name, label in request_labels.items():
@@ -174,6 +173,12 @@ class Requests:
         self._samples.clear()
         self._timings.clear()
         self._measured.clear()
+
+
+def _add(column: "array[float]", number: int, seconds: float) -> None:
+    """Add the duration of a stage, which a request can have more than once: on its device, and in the service."""
+    previous = column[number]
+    column[number] = seconds if math.isnan(previous) else previous + seconds
 
 
 BEFORE = "before sending"

@@ -74,6 +74,17 @@ def test_stages_of_the_same_name_add_up():
     assert list(requests.stages["network"]) == [0.75, 0.25]
 
 
+def test_stage_named_as_one_of_the_service_is_kept():
+    """The report adds the queue of the device, a stage of the sample, to the queue of the service."""
+    sample = Sample(1.0, stages_s={"queue": 0.5})
+    requests = Requests(echo, lambda _number: sample, 1)
+    requests.call(0).close()
+    requests.on_result(0, Response(2.0, timings=Timings(0, 250_000_000, 250_000_000, 300_000_000, 1)))
+
+    requests.sort_notes()
+    assert list(requests.stages["queue"]) == [0.75]
+
+
 def test_requests_without_notes_get_empty_values():
     """What was not measured is NaN or empty."""
     requests = Requests(echo, lambda number: number, 3)
