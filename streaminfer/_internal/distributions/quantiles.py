@@ -25,8 +25,8 @@ def normal_quantile(p: float) -> float:
 def student_quantile(p: float, degrees: float) -> float:
     """Return a quantile of Student's t distribution, for the error of a mean of few values.
 
-    One and two degrees of freedom are exact. Others are derived from the normal quantile (Abramowitz and Stegun
-    26.7.5), and are less than 1 % too low for the intervals in use.
+    One and two degrees of freedom are exact. Otherwise the error is below 2 %, below 0.1 % from two degrees on, and
+    below 0.003 % from three on (Hill, "Algorithm 396: Student's t-quantiles", Communications of the ACM 13, 1970).
 
     Args:
         p: a probability in (0, 1).
@@ -36,9 +36,21 @@ def student_quantile(p: float, degrees: float) -> float:
         return math.tan(math.pi * (p - 0.5))
     if degrees == 2:
         return (2 * p - 1) / math.sqrt(2 * p * (1 - p))
-    z = normal_quantile(p)
-    return z + (
-        (z**3 + z) / (4 * degrees)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * degrees**3)
-    )
+    if p < 0.5:
+        return -student_quantile(1 - p, degrees)
+    n, tails = degrees, 2 * (1 - p)
+    a = 1 / (n - 0.5)
+    b = 48 / a**2
+    c = ((20700 * a / b - 98) * a - 16) * a + 96.36
+    d = ((94.5 / (b + c) - 3) / b + 1) * math.sqrt(a * math.pi / 2) * n
+    y = (d * tails) ** (2 / n)
+    if y > 0.05 + a:  # near the middle: expand about the normal quantile
+        x = normal_quantile(tails / 2)
+        c += 0.3 * (n - 4.5) * (x + 0.6) if n < 5 else 0.0
+        c += (((0.05 * d * x - 5) * x - 7) * x - 2) * x + b
+        y = (((((0.4 * x**2 + 6.3) * x**2 + 36) * x**2 + 94.5) / c - x**2 - 3) / b + 1) * x
+        y = math.expm1(a * y**2)
+    else:  # in the tail: expand about zero probability
+        c = ((n + 6) / (n * y) - 0.089 * d - 0.822) * (n + 2) * 3
+        y = ((1 / c + 0.5 / (n + 4)) * y - 1) * (n + 1) / (n + 2) + 1 / y
+    return math.sqrt(n * y)

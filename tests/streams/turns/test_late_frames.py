@@ -188,7 +188,7 @@ async def test_end_stays_known_while_no_stream_waits(loop):
     assert streams.late_frames.next_end_ns == 1064
 
 
-async def test_running_frames_end_before_the_batch_after_next(loop):
+async def test_running_frames_end_before_a_later_batch(loop):
     """With two of four in flight, the next batch has two rows, but the one after it has four."""
     streams = Streams(loop, [50] * 7, max_in_flight=4)
     for _ in range(2):
