@@ -618,9 +618,9 @@ class Told(Greedy):
 
 
 def told_of(scenario, **script):
-    """Return what a policy observes in a scenario.
+    """Return what a policy observes in a scenario with two batches of 16, of which the second is sent at once.
 
-    Batches take 20 ms, unless the script of ``batch_0``, ``batch_1`` or ``batch_2`` differs.
+    Each batch takes 20 ms, unless the script for it (``batch_0``, ``batch_1``) differs.
     """
     server = Server(script={number: {"took_s": 0.020, **script.get(f"batch_{number}", {})} for number in range(3)})
     server.begin()
