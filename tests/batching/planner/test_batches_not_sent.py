@@ -57,7 +57,7 @@ def test_a_size_is_proposed_until_its_batch_is_sent():
 async def test_batching_loss_is_found_on_a_shared_device(loop, slo_s):
     """A model that is slower with batching is recognized even on a shared device.
 
-    A comparison is due every eighth batch. If it also counted when another model has the turn, it might never run.
+    A comparison is due every eighth batch. If it counted although another model has the turn, it might never be sent.
     """
 
     def losing(size):

@@ -45,7 +45,7 @@ def test_a_given_service_time_is_exact():
 
 
 def test_no_timetable_before_the_first_batch():
-    """Without a first batch there is no timetable."""
+    """Before the first batch there is no timetable."""
     model = bucket()
 
     assert model.timetable is None
@@ -85,7 +85,7 @@ def test_tables_end_at_the_size_of_best_throughput():
 
 
 def test_tables_follow_the_service_time():
-    """The tables change with a batch that changes the learned service time."""
+    """A batch that changes the learned service time changes the tables."""
     model = bucket()
     run(model, *[4, 16, 64] * 10)
     before = model.durations
@@ -506,7 +506,7 @@ def test_costly_sizes_run_with_pauses():
         if size:
             model.compare_soon(size)
             times.setdefault(size, []).append(at)
-            run(model, 16, seconds=seconds)  # this batch was sent before
+            run(model, 16, seconds=seconds)  # a batch that was sent before the one of that size
         run(model, size or 16, seconds=seconds)
 
     starts = sorted(at for some in times.values() for at in some[:1])
@@ -708,7 +708,7 @@ def test_twice_the_best_is_compared():
 
 
 def test_larger_size_that_ran_long_ago_is_retried():
-    """Twice a size is proposed if it has not run for 128 batches and that many requests are queued."""
+    """A size twice as large is proposed if it has not run for 128 batches and that many requests are queued."""
     model = settled(bucket(), 4, 8, 16)
     assert model.size_to_try_again(8, 64) == 0
 
@@ -754,7 +754,7 @@ def test_a_larger_padded_size_is_tried_again():
 
 @pytest.mark.parametrize("full", [16, 20, 24, 48])
 def test_a_size_is_worth_losses_only_before_it_ran(full):
-    """Half of a full batch is worth losses only until it ran, also if it is no power of two.
+    """Half of a full batch may make requests late only until it has run once, also if it is no power of two.
 
     Such a size is learned as the nearest size.
     """

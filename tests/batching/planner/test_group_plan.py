@@ -34,7 +34,7 @@ def plan(queue, service_time=DEVICE):
 
 
 def test_a_larger_batch_is_tried_again_under_overload():
-    """A larger size that seems too slow and has not run for long is tried once, with the requests with most time."""
+    """A larger size that seems too slow and has not run for long gets the requests with most time left, once."""
     slow = ServiceTime.table({2: 0.009, 4: 0.010, 8: 0.080}).seconds
     model = BucketModel(8, LearnedServiceTime(), workers=1, padded=None)
     for size in [2, 4, 8] * 10 + [2, 4] * 70:
@@ -97,7 +97,7 @@ def test_a_smaller_batch_of_classes_is_compared(limit_ms):
 
 
 def test_the_only_group_is_served():
-    """A group is chosen without others beside it if all requests can share a batch."""
+    """If there is a single group, it is chosen, and no other group is beside it."""
     only = group_of(DEVICE, queue_of([50]))
 
     assert choose_group([only], 0, by_class=False) == (only, [])
@@ -266,7 +266,7 @@ def planned_at_the_end(queue, model, gap_ns):
 
 
 def test_overload_favors_requests_with_more_time_left():
-    """Under overload, the planner passes over requests with little time left for others that are surer to be on time.
+    """Under overload, the planner passes over requests with little time left for others that are more likely on time.
 
     It passes over no more than are lost in any case: the model is as busy, and a slow batch makes fewer late.
     """

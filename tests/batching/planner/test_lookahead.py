@@ -1,4 +1,4 @@
-"""The planning policy: what it releases, what it rejects, and what it learns from."""
+"""The planning policy: the batches that it releases, the requests that it rejects, and the batches that teach it."""
 
 import asyncio
 import contextlib
@@ -49,7 +49,7 @@ def test_batches_are_in_deadline_order():
 
 def test_head_that_would_cut_the_batch_is_passed_over():
     """The policy passes over a first request if serving it would shrink the batch and make the others late."""
-    # the first is on time only alone (11 ms); a batch of the other three would then end at 24 ms, after 23.5 ms
+    # the first is on time only alone (11 ms); the other three, due at 23.5 ms, would then end at 24 ms
     batch, reason, refused = decide(Lookahead(4, DEVICE), queue_of(11.5, 23.5, 23.5, 23.5))
     assert (batch, reason, refused) == ([1, 2, 3], "planned", [])
 
@@ -105,7 +105,7 @@ def learned_queue(ended_ms):
 
 
 def test_model_without_a_batch_for_a_second_is_probed():
-    """A model that had no batch for a second is probed.
+    """A model that has had no batch for a second is probed.
 
     Other models can keep a shared device busy until all requests of this model are late.
     """
@@ -190,7 +190,7 @@ def test_batches_end_at_the_best_size():
 
 
 def test_unmeasured_batch_gives_least_time_of_next():
-    """While no batch is measured, the next one has requests with as much time left as the last one has had so far.
+    """While no batch is measured, the next one has requests with at least as much time left as the last one has run.
 
     A batch whose requests all pass their deadlines while it runs is cancelled, and measures nothing.
     """
@@ -592,7 +592,7 @@ def test_first_batch_beyond_objective_is_not_the_last():
 
 
 def test_arrays_met_live_fit_the_compiled_kernels(monkeypatch):
-    """The planner passes contiguous arrays of the right dtype to the compiled kernels, which reject all others."""
+    """The planner passes contiguous arrays of the right dtype to the compiled kernels; others would be an error."""
     monkeypatch.setattr(kernel_loader, "_loaded", None)
     variant = _compiled_kernels.load_variant("baseline")
     monkeypatch.setattr(_compiled_kernels, "load", lambda: variant)
@@ -605,7 +605,7 @@ def test_arrays_met_live_fit_the_compiled_kernels(monkeypatch):
 
 
 def test_noise_does_not_make_batches_smaller():
-    """Noise does not make the planner choose smaller batches where large ones are better.
+    """Noise does not make the planner choose smaller batches if large ones are better.
 
     Of many sizes, the one with the luckiest measurements looks best.
     If batches became that small, larger sizes would not be measured again.

@@ -22,7 +22,7 @@ class Server:
     """Model server behind a network, with a queue of its own; its workers run the batches in the order of arrival.
 
     Attributes:
-        sent: when each batch was sent, its size, and when the device began and ended with it; loop seconds.
+        sent: when each batch was sent, its size, and when the device began and ended it; loop seconds.
     """
 
     returns_new_arrays = True
@@ -305,7 +305,7 @@ def test_randomly_delayed_responses_do_not_mislead():
 
 
 def test_occasional_slow_batches_do_not_mislead():
-    """Pipelining helps even if batches take twice as long now and then."""
+    """Pipelining helps even if some batches, chosen at random, take twice as long."""
 
     def shared(known, seed):
         server, rng = Server(queued_workers=known, noise=0.02), np.random.default_rng(seed)
@@ -486,7 +486,7 @@ def test_a_stop_ends_the_running_and_pipelined_batch(drain):
 
 
 def test_closed_loop_leaves_no_pipelined_batch():
-    """A loop that is closed while a batch is pipelined leaves no such batch behind."""
+    """If an event loop is closed while a batch is pipelined, the batcher forgets the batch and serves the next loop."""
     loops = [VirtualLoop()]
     server = Server()
     batcher = batcher_of(clock=lambda: loops[-1].now_ns)

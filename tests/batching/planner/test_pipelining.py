@@ -46,7 +46,7 @@ def test_batch_sent_alone_takes_the_overhead_longer():
     assert overhead.observe_pipelined(SIZE, 18 * MS, 3 * MS) == pytest.approx(20 * MS, abs=1000)
     assert overhead.observe_pipelined(SIZE, 20 * MS - MS // 2, MS // 2) == pytest.approx(
         20 * MS, abs=1000
-    )  # a batch gains no more than it was early
+    )  # at most the lead is gained
 
 
 def test_learned_overhead_is_at_most_the_lead():

@@ -16,7 +16,7 @@ REQUESTS, BATCHES = 8, 4
 
 
 class AgainstLists(RuleBasedStateMachine):
-    """Records all events in lists; the ring must have their last entries, and the same row for each batch."""
+    """State machine that records all events in lists, and compares a ring with their last entries."""
 
     def __init__(self):
         super().__init__()
@@ -201,7 +201,7 @@ def test_a_part_of_a_batch_has_no_record():
 
 
 def test_rate_is_of_last_256_and_falls_with_silence():
-    """The arrival rate is that of the last 256 requests and falls while none arrive."""
+    """The arrival rate is computed over the last 256 requests, and falls while none arrive."""
     events = EventRing()
     assert events.gap_ns(5) == float("inf")
     for at in range(1000):

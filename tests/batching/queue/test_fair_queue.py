@@ -58,7 +58,7 @@ def test_tickets_are_in_fair_order(arrivals, weights):
 
 @given(st.lists(st.tuples(st.sampled_from(["admit", "take", "end"]), st.integers(0, 5)), max_size=60))
 def test_no_ticket_is_lost_in_random_operations(steps):
-    """The tickets in service order are those that were admitted and neither taken nor ended, tags ascending."""
+    """The queue has the tickets that were admitted and neither taken nor ended, in the order of their tags."""
     queue, waiting = FairQueue(100, {}), []
     for step, number in steps:
         if step == "admit":

@@ -270,7 +270,7 @@ def test_compiled_and_plain_agree(seed, plain):
 
 
 def test_error_shared_by_several_callers_is_copied():
-    """Each caller gets a copy of the error, so the traceback of an error that the model stores does not grow."""
+    """Each caller gets a copy of the error, so the traceback of an error that the model reuses does not grow."""
     queue = RequestQueue(8)
     futures = [Future(), Future()]
     run = queue.take([queue.admit(None, 1.0, future, 0, NEVER, 0) for future in futures], 0, "full")

@@ -108,7 +108,7 @@ async def test_first_burst_is_planned(loop):
 
 @pytest.mark.parametrize("load", [0.6, 1.3], ids=["under", "over"])
 async def test_first_half_second_is_as_punctual_as_later(loop, load):
-    """In the first half second, about as many Poisson arrivals are on time as in each of the next three."""
+    """The share on time in the first half second is at most 0.02 below the lowest share of the next three."""
     rng = np.random.default_rng(7)
     rate = load * 16 / affine(16)
     stack, _ = stack_of(loop, ScriptedBackend(duration_s=affine, example=1.0))
@@ -173,7 +173,7 @@ async def test_sizes_end_at_twice_the_objective(loop):
 
 
 async def test_time_of_measured_batches_is_bounded(loop):
-    """Without an objective, no larger size follows once batches, except discarded ones, have taken two seconds."""
+    """Without an objective, larger sizes are skipped once batches, except discarded ones, have taken two seconds."""
     backend = ScriptedBackend(duration_s=lambda size: 0.6, example=1.0)
     stack, batcher = stack_of(loop, backend, max_batch_size=64, slo_s=None)
 
@@ -195,7 +195,7 @@ async def test_only_preferred_sizes_are_measured(loop):
 
 @pytest.mark.parametrize("limits", [{"max_batch_bytes": 4 * 64}, {"row_cost": np.size, "max_batch_cost": 4 * 8}])
 async def test_bytes_and_costs_bound_the_sizes(loop, limits):
-    """If limits of bytes or costs allow four rows, larger sizes are neither reported as too slow nor tried again."""
+    """If limits of bytes or costs allow four rows, no larger batch is built, reported as too slow or tried again."""
     backend = ScriptedBackend(duration_s=affine, example=np.zeros(8))
     stack, batcher = stack_of(loop, backend, **limits)
 
@@ -352,7 +352,7 @@ def failing_from(size, error):
 
 @pytest.mark.parametrize("policy", ["lookahead", "greedy"])
 async def test_size_that_fails_ends_the_sizes(loop, policy, caplog):
-    """No larger size follows one that fails, which is not sent again in parts: these would hide the failure.
+    """A size that fails is the last one, and its batch is not sent again in parts, which would hide the failure.
 
     A warning says that live batches of this size are sent again in parts.
     """
@@ -536,7 +536,7 @@ async def test_cancelled_start_ends_its_batch(loop):
 
 @pytest.mark.parametrize("turns", range(6))
 async def test_start_cancelled_as_its_batch_ends(loop, turns):
-    """A start ends if it is cancelled in any turn of the event loop around the end of its batch."""
+    """A start can be cancelled in any turn of the event loop around the end of its batch."""
     stack, _ = stack_of(loop, ScriptedBackend(duration_s=0.010, example=1.0))
     starting = asyncio.ensure_future(stack.start())
     await asyncio.sleep(0.010)

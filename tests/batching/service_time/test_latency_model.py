@@ -217,7 +217,7 @@ def test_costs_never_fall():
 
 @pytest.mark.parametrize("factor", [0.01, 0.1, 3.0, 100.0])
 def test_an_outlier_is_clipped_to_its_limit(factor):
-    """One batch moves no prediction by more than a few deviations of the noise, however far off it is."""
+    """One batch moves no prediction by more than a few deviations of the noise, however slow or fast it is."""
     device = Device(*SETTLED).run(8, factor=factor)
 
     assert device.model.in_doubt
@@ -361,7 +361,7 @@ def test_an_outage_may_end_in_steps():
 
 
 def test_recovery_does_not_exceed_the_outage():
-    """The speed does not exceed its value before the outage; a size that is faster still has a lower cost."""
+    """The speed recovers at most to its value before the outage; what remains lowers the cost of the fast size."""
     cheap = Device(*[16, 23, 32] * 20, seconds=lambda size: LINE.seconds(size) * (0.5 if size == 8 else 1.0))
 
     cheap.run(16, 23, 32, factor=4.0).run(8)
@@ -448,7 +448,7 @@ def test_a_first_call_that_was_slow_is_unlearned():
 
 
 def test_small_drifts_of_steady_devices_are_followed():
-    """A device that repeats to the microsecond is followed to a thousandth."""
+    """A slow drift of a device without noise is followed to a thousandth."""
     device = Device(*SETTLED)
     for at in range(200):
         device.run(8, factor=1.0 + at * 2e-5)
@@ -509,7 +509,7 @@ def test_a_prior_of_the_wrong_shape_is_unlearned():
 
 
 def test_a_larger_size_refutes_a_prior():
-    """Sizes that never ran are forgotten if a larger size is faster than the prior says of them."""
+    """Sizes that never ran are forgotten if a larger size is faster than the prior expects of them."""
     device = Device(*[2] * 140, seconds=ServiceTime.affine(0.016, 0.001).seconds, prior=ServiceTime.affine(0.0, 0.017))
 
     device.run(4)
@@ -540,7 +540,7 @@ def test_noise_does_not_refute_a_prior():
 
 
 def test_batches_since_counts_all_sizes():
-    """The age of a size is the number of batches since one of about it; unknown before its second."""
+    """The age of a size is the number of batches since one of about that size, and infinite before its second one."""
     device = Device(8)
     assert device.model.batches_since(8) == math.inf
 
@@ -627,7 +627,7 @@ def test_reading_changes_nothing(observed, prior):
     ids=["no-rows", "size-float", "size-bool", "negative", "duration-float", "instant-float"],
 )
 def test_bad_observations_are_named(arguments, error, says):
-    """A bad argument is named, and nothing is learned from it."""
+    """The error names the bad argument, and nothing is learned from it."""
     model = LatencyModel()
 
     with pytest.raises(error, match=says):
@@ -636,7 +636,7 @@ def test_bad_observations_are_named(arguments, error, says):
 
 
 def test_a_bad_prior_is_named():
-    """A prior that is not a `ServiceTime` is an error that names the argument."""
+    """A prior that is not a `ServiceTime` raises an error that names the argument."""
     with pytest.raises(TypeError, match="prior: expected a ServiceTime or None"):
         LatencyModel(prior=0.1)
 

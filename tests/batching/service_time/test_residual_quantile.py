@@ -96,7 +96,7 @@ def test_a_stall_counts_as_three_and_a_half():
 
 @given(st.lists(st.floats(-3, 3), min_size=1, max_size=200))
 def test_only_the_last_64_count(residuals):
-    """A window that has forgotten ratios equals one that never got them."""
+    """A window that has forgotten older ratios equals one that never had them."""
     long, short = filled(residuals), filled(residuals[-64:])
 
     if len(residuals) >= 8:
