@@ -16,7 +16,7 @@ DEVICE = ServiceTime.affine(0.010, 0.001)  # 26 ms for 16
 
 
 def model_of(*sizes):
-    """A model whose batches had these sizes."""
+    """Return a model that has observed batches of these sizes."""
     model = BucketModel(16, LearnedServiceTime(), workers=1, padded=None)
     for size in sizes:
         model.observe(size, round(DEVICE.at(size) * 1e9), 0, cancelled=False)
@@ -31,7 +31,7 @@ def group_of(model, *deadlines_ms, now_ns=0):
 
 
 def compared(group, *others, size=None, now_ns=0):
-    """How many rows go in place of so many, at first of all."""
+    """Return the size of the batch that is sent instead of the first ``size`` requests, or of all; 0: none."""
     batch = group.tickets[:size]
     instead = group.model.size_instead_of(len(batch), len(group.tickets))
     return len(batch_to_compare(group, batch, instead, list(others), now_ns))
@@ -45,7 +45,7 @@ def test_the_first_batches_are_not_compared():
 def test_partial_batch_is_compared_with_smaller_sizes():
     """A batch that is not full is compared with smaller sizes.
 
-    Where few callers wait for each batch, none is ever full.
+    If few callers wait for each batch, no batch is ever full.
     """
     assert compared(group_of(model_of(*[12] * 8), *[500] * 12)) == 8
     assert compared(group_of(model_of(*[12] * 8), *[500] * 3)) == 2
@@ -69,7 +69,7 @@ def test_comparison_needs_time_for_two_full_batches(first_ms, last_ms, rows):
 
 
 def known_model():
-    """A model of which all sizes ran, which the next batch compares."""
+    """Return a model of which all smaller powers of two have run, and whose next batch may compare a size."""
     return model_of(2, 4, 8, *[16] * 5)
 
 
@@ -77,7 +77,10 @@ TIGHT_MS = [60] * 8 + [65] * 8
 
 
 def test_a_size_that_never_ran_may_make_requests_late():
-    """In place of a full batch: if the model loses from batching, nothing else would tell."""
+    """A size that never ran may replace a full batch and make requests late.
+
+    Nothing else would show that the model loses from batching.
+    """
     assert compared(group_of(model_of(*[16] * 16), *TIGHT_MS)) == 8
     assert compared(group_of(model_of(*[16] * 16), *TIGHT_MS[1:])) == 0
     assert compared(group_of(known_model(), *TIGHT_MS)) == 0
@@ -90,7 +93,7 @@ def test_other_groups_must_stay_on_time(limit_ms, rows):
 
 
 def test_requests_without_a_deadline_have_time():
-    """However long they have been queued."""
+    """Requests without a deadline leave time to compare a size, however long they have been queued."""
     model = model_of(*[16] * 8)
     group = group_of(model, *[None] * 64)
     other = group_of(model, *[None] * 64)

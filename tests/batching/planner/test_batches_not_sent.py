@@ -1,4 +1,4 @@
-"""Batches that the policy chose and that were not sent, as where another model has the turn on a shared device."""
+"""Batches that the policy chooses but that are not sent, for example if another model has the turn."""
 
 import asyncio
 
@@ -17,7 +17,7 @@ MS = 1_000_000
 
 
 def test_overdue_requests_keep_their_share():
-    """What is not sent is no part of the share of requests without a deadline."""
+    """A batch that is not sent does not count towards the share of overdue requests without a deadline."""
     policy, queue = Lookahead(4, ServiceTime.affine(0.010, 0.001)), RequestQueue(100)
     for number in range(40):
         queue.admit(None, number < 5, None, 0, NEVER if number < 5 else 5050 * MS, 0)
@@ -29,13 +29,13 @@ def test_overdue_requests_keep_their_share():
         sent = queue.take(batch, 5000 * MS, "planned").inputs
         overdue += sum(sent)
         rows += len(sent)
-        for is_overdue in sent:  # as many come as go
+        for is_overdue in sent:  # as many requests arrive as are sent
             queue.admit(None, is_overdue, None, 0, NEVER if is_overdue else 5050 * MS, 0)
     assert overdue == pytest.approx(rows * 5 / 40, abs=1)
 
 
 def test_a_size_is_proposed_until_its_batch_is_sent():
-    """Until then the size is proposed again, in a batch that a device may not replace by another."""
+    """The policy proposes a size until its batch is sent, and the device may not replace that batch by another one."""
     policy, queue = Lookahead(32, LearnedServiceTime()), RequestQueue(200)
     for number in range(200):
         policy.observe(32, 4 * MS, number * 4 * MS)
@@ -57,7 +57,7 @@ def test_a_size_is_proposed_until_its_batch_is_sent():
 async def test_batching_loss_is_found_on_a_shared_device(loop, slo_s):
     """A model that is slower with batching is recognized even on a shared device.
 
-    One that compares sizes at every eighth batch may never do so in its own turn.
+    A comparison is due every eighth batch. If it counted although another model has the turn, it might never be sent.
     """
 
     def losing(size):

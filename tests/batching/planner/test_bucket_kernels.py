@@ -1,4 +1,4 @@
-"""The kernels that choose among length buckets: what is played is what a plain schedule counts, in every form."""
+"""The kernels that choose among length buckets: they count what a real schedule can reach, in every compiled form."""
 
 import itertools
 
@@ -21,7 +21,7 @@ def plain_kernels():
 
 
 def in_order(deadlines, caps, durations, steps, buckets):
-    """How many are on time when buckets are served in a given order, each batch dropping heads that are late."""
+    """Return how many requests are on time if buckets are served in this order and each batch drops late heads."""
     left = [list(bucket) for bucket in deadlines]
     time, on_time = 0, 0
     for bucket in buckets:
@@ -38,21 +38,21 @@ def in_order(deadlines, caps, durations, steps, buckets):
 
 
 def test_bucket_that_saves_most_requests_goes_first(plain_kernels):
-    """Of several buckets the one goes first that lets the most requests be on time."""
-    # bucket 0: short rows, cheap; bucket 1: long rows, dear
+    """The bucket that lets the most requests be on time is served first."""
+    # bucket 0: short rows, cheap; bucket 1: long rows, costly
     durations = np.array([[0, 4, 5, 6, 7], [0, 20, 30, 1, 1]], np.int64)
     caps = np.array([4, 2], np.int64)
     for module in (bucket_kernels, plain_kernels):
-        # both fit only if the short ones go first
+        # all are on time only if the short ones are served first
         both = (np.array([10, 10, 40, 40], np.int64), np.array([0, 2, 4], np.int64), caps, durations, durations)
         assert module.choose_bucket(0, *both) == 0
-        # the long one first: the short ones have time
+        # the long ones are served first, because the short ones have time
         later = (np.array([40, 40, 30, 31], np.int64), np.array([0, 2, 4], np.int64), caps, durations, durations)
         assert module.choose_bucket(0, *later) == 1
-        # one of them has to go: more are short
+        # not all can be on time, and more of them are short
         one = (np.array([8, 8, 8, 31, 31], np.int64), np.array([0, 3, 5], np.int64), caps, durations, durations)
         assert module.choose_bucket(0, *one) == 0
-        assert module.roll_buckets(0, *one, 0, False) == (4, 26)  # one of the long ones still fits alone
+        assert module.roll_buckets(0, *one, 0, False) == (4, 26)  # one of the long ones is still on time alone
         assert module.roll_buckets(0, *one, 1, False) == (2, 30)
 
 
@@ -78,7 +78,7 @@ def test_roll_buckets_counts_what_a_schedule_counts(groups, costs, first, plain_
             if len(flat) <= 5
             else []
         )
-        if orders:  # it is one of the schedules there are
+        if orders:  # what the kernel plays is one of these schedules
             assert compiled[0] <= max(in_order(groups, caps, durations, durations, order) for order in orders)
     arguments = (0, flat, offsets, caps, durations, durations)
     chosen = plain_kernels.choose_bucket(*arguments)

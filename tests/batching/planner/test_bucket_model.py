@@ -22,7 +22,7 @@ def bucket(cap=64, service_time=None, *, workers=1, padded=None):
 
 
 def run(model, *sizes, seconds=LINE.seconds, factor=1.0):
-    """Batches that end one after the other, from instant 0; returns when the last one ended."""
+    """Observe batches that run one after the other from instant 0, and return when the last one ended."""
     now_ns = 0
     for size in sizes:
         duration_ns = round(seconds(size) * factor * 1e9)
@@ -45,7 +45,7 @@ def test_a_given_service_time_is_exact():
 
 
 def test_no_timetable_before_the_first_batch():
-    """Without a first batch there is no timetable."""
+    """Before the first batch there is no timetable."""
     model = bucket()
 
     assert model.timetable is None
@@ -55,7 +55,10 @@ def test_no_timetable_before_the_first_batch():
 
 
 def test_outliers_do_not_move_the_slow_timetable():
-    """What 19 of 20 batches do not exceed is an outlier where four of 64 are, and not where three are."""
+    """The slow timetable hardly changes if four of 64 batches are outliers instead of three.
+
+    The upper durations, which 19 of 20 batches do not exceed, include outliers if there are four, but not with three.
+    """
 
     def seen(outliers):
         model = bucket()
@@ -70,7 +73,7 @@ def test_outliers_do_not_move_the_slow_timetable():
 
 
 def test_tables_end_at_the_size_of_best_throughput():
-    """A size past the best is not planned with, but what it takes is known."""
+    """The planner plans with no size above the best one, but the durations of larger sizes are known."""
     bends = ServiceTime.table({1: 0.001, 8: 0.002, 64: 0.100})
     model = bucket(service_time=bends)
 
@@ -82,7 +85,7 @@ def test_tables_end_at_the_size_of_best_throughput():
 
 
 def test_tables_follow_the_service_time():
-    """A batch that changes what is known changes the tables."""
+    """A batch that changes the learned service time changes the tables."""
     model = bucket()
     run(model, *[4, 16, 64] * 10)
     before = model.durations
@@ -95,7 +98,7 @@ def test_tables_follow_the_service_time():
 
 @pytest.mark.parametrize("state", ["given", "learned", "padded", "borrowed"])
 def test_memory_limit_ends_the_tables(state):
-    """A limit ends the tables there, once and for all; a larger one changes nothing."""
+    """A row limit shortens the tables permanently; a larger limit after it changes nothing."""
     sizes = {"padded": lambda size: 1 << (size - 1).bit_length()}
     model = bucket(service_time=LINE if state == "given" else None, padded=sizes.get(state))
     if state == "borrowed":
@@ -118,9 +121,9 @@ def test_memory_limit_ends_the_tables(state):
 
 @pytest.mark.parametrize("service_time", [None, LINE], ids=["learned", "given"])
 def test_limit_below_the_padded_size(service_time):
-    """A row limit below the padded size caps the tables without changing what padded batches take.
+    """A row limit below the padded size shortens the tables without changing the durations of padded batches.
 
-    A batch of two rows still takes what one of eight takes.
+    A batch of two rows still takes as long as one of eight.
     """
     model = bucket(8, service_time, padded=lambda size: 1 if size == 1 else 8)
     run(model, *[1, 8] * 20)
@@ -135,7 +138,7 @@ def test_limit_below_the_padded_size(service_time):
 
 
 def test_memory_limit_before_the_first_batch():
-    """The tables of the first batch end at the limit."""
+    """A row limit that is set before the first batch ends the first tables."""
     model = bucket()
 
     model.limit_rows(4)
@@ -165,7 +168,7 @@ def test_plans_have_a_margin_below_one_percent():
 
 
 def test_the_upper_table_has_no_margin():
-    """The upper durations are those of the service time."""
+    """The upper durations are those of the service time, without a margin."""
     model = bucket()
     run(model, *[4, 16, 64] * 10)
 
@@ -174,7 +177,7 @@ def test_the_upper_table_has_no_margin():
 
 @pytest.mark.parametrize(("every", "slow"), [(0, 1.05), (12, 1.05)], ids=["no outliers", "8 % of them"])
 def test_outliers_make_no_slow_batch(every, slow):
-    """No plan avoids them, so a batch that counts as slow takes no longer because of them."""
+    """Outliers do not lengthen the durations of slow batches, because no plan can avoid outliers."""
     model = bucket()
     for at in range(300):
         run(model, (1, 8, 64)[at % 3], factor=24.0 if every and at % every == 0 else 8.0)
@@ -186,7 +189,7 @@ def test_outliers_make_no_slow_batch(every, slow):
 
 @pytest.mark.parametrize(("sigma", "sure"), [(0.0, 0.7), (0.5, 0.4)], ids=["exact", "noisy"])
 def test_minimum_duration_of_a_single_request(sigma, sure):
-    """A request is surely late with less than 0.7 of the mean left, or less where durations scatter more."""
+    """The minimum duration of a batch of one is 0.7 of the mean, or less if durations scatter more."""
     model, source = bucket(), np.random.default_rng(0)
     for at in range(200):
         run(model, (1, 8, 64)[at % 3], factor=8.0 * math.exp(sigma * source.standard_normal()))
@@ -199,7 +202,7 @@ def test_minimum_duration_of_a_single_request(sigma, sure):
 
 @pytest.mark.parametrize("size", [1, 3, 8, 9, 16])
 def test_a_padded_batch_lasts_as_its_padded_size(size):
-    """Where the model gets more rows than the batch has, the batch takes as long as all of them."""
+    """A batch that is padded to more rows takes as long as a batch of that many rows."""
 
     def padded(rows):
         return next(size for size in (4, 8, 16) if size >= rows)
@@ -211,7 +214,7 @@ def test_a_padded_batch_lasts_as_its_padded_size(size):
 
 
 def test_a_padded_batch_teaches_its_padded_size():
-    """A batch is learned at the size that the model got."""
+    """The duration of a padded batch is learned for the padded size, which the model gets."""
     model = bucket(16, padded=lambda rows: 8 * math.ceil(rows / 8))
     run(model, *[3, 9] * 10, seconds=lambda size: 0.008 if size <= 8 else 0.012)
 
@@ -221,7 +224,7 @@ def test_a_padded_batch_teaches_its_padded_size():
 
 
 def test_the_best_padded_size_is_a_full_one():
-    """The best size uses up the padding."""
+    """The best size fills its padded size, so that no row is padding."""
     model = bucket(
         16,
         ServiceTime.table({4: 0.002, 8: 0.003, 16: 0.020}),
@@ -232,7 +235,7 @@ def test_the_best_padded_size_is_a_full_one():
 
 
 def test_borrowed_durations_are_scaled():
-    """A bucket of which nothing is known takes over another's durations until its first batch."""
+    """A bucket without a measured batch uses the scaled durations of another bucket until its first batch."""
     known, unknown = bucket(16), bucket(8)
     run(known, *[1, 4, 16] * 10)
 
@@ -246,9 +249,9 @@ def test_borrowed_durations_are_scaled():
 
 
 def test_durations_are_borrowed_again_only_if_changed():
-    """Durations are borrowed again only when they have changed.
+    """Durations are borrowed again only if they have changed.
 
-    Decisions ask for them each time; the tables of a dozen buckets cost more than all else in a decision.
+    Each decision borrows them; to build the tables of a dozen buckets would cost more than the rest of the decision.
     """
     known, unknown = bucket(16), bucket(8)
     run(known, *[1, 4, 16] * 10)
@@ -276,7 +279,11 @@ def test_durations_are_borrowed_again_only_if_changed():
     ids=["shorter-than-expected", "about-expected", "much-longer"],
 )
 def test_a_cancelled_batch_is_a_lower_bound(waited_ms, learned_ms):
-    """A cancelled batch teaches nothing below what was expected, half as much again about it, and itself above."""
+    """A cancelled batch is a lower bound of the duration of its size.
+
+    The model learns nothing from one that is shorter than expected, 1.5 times the expected duration from one that is
+    about as long, and its own duration from one that is longer.
+    """
     model = bucket()
     run(model, *[8] * 10)  # 6 ms
     taught = []
@@ -290,7 +297,7 @@ def test_a_cancelled_batch_is_a_lower_bound(waited_ms, learned_ms):
 
 
 def test_a_cancelled_batch_beyond_the_cap():
-    """A cancelled batch larger than the cap, as after a change of the cap, is taken as well."""
+    """A cancelled batch above the largest size is learned too; it can occur after a change of that size."""
     model = bucket(8)
     run(model, *[4, 8] * 10)
 
@@ -300,7 +307,7 @@ def test_a_cancelled_batch_beyond_the_cap():
 
 
 def test_a_first_batch_that_is_cancelled_is_learned():
-    """Before anything is known, a cancelled batch is the only thing to learn from."""
+    """A cancelled batch is learned if it is the first one, because nothing else is known."""
     model = bucket()
 
     model.observe(4, 50 * MS, 50 * MS, cancelled=True)
@@ -312,7 +319,7 @@ def test_a_first_batch_that_is_cancelled_is_learned():
 
 
 def test_short_batches_are_learned_as_a_mean():
-    """Of a known model of one millisecond every four batches are one observation, of what they took on average."""
+    """If batches of a known model take one millisecond, every four of them make one observation of their mean."""
     model = bucket()
     run(model, *[8] * 20, seconds=lambda size: 0.001)
     before = model.service_time.observations
@@ -324,7 +331,7 @@ def test_short_batches_are_learned_as_a_mean():
 
 @pytest.mark.parametrize("first", [0, 1], ids=["long-first", "short-first"])
 def test_ends_that_are_noticed_in_pairs(first):
-    """A busy loop notices the ends of two batches together: what is expected is their mean, not one of the two."""
+    """If a busy loop notices the ends of two batches together, the expected duration is the mean of the two."""
     model = bucket()
     ended_ns = run(model, *[8] * 30, seconds=lambda size: 0.0012)
     durations_ns = (2_200_000, 200_000)
@@ -337,7 +344,7 @@ def test_ends_that_are_noticed_in_pairs(first):
 
 
 def test_a_size_beyond_the_tables_is_learned_at_once():
-    """A batch that is larger than the cap, as after a change of the cap, is in no mean."""
+    """A batch above the largest size, as after a change of that size, is learned at once and is in no mean."""
     model = bucket(8)
     run(model, *[8, 32] * 20, seconds=lambda size: 0.0005)
     before = model.service_time.observations
@@ -348,7 +355,7 @@ def test_a_size_beyond_the_tables_is_learned_at_once():
 
 
 def test_a_cancelled_batch_ends_a_mean():
-    """What was absorbed before a cancelled batch taught more counts for no later mean."""
+    """Batches that were absorbed before a learned cancelled batch do not count towards a later mean."""
     model = bucket()
     ended_ns = run(model, *[8] * 23, seconds=lambda size: 0.001)
     model.observe(8, 30 * MS, ended_ns + 30 * MS, cancelled=True)
@@ -358,7 +365,7 @@ def test_a_cancelled_batch_ends_a_mean():
 
 
 def test_only_batches_of_about_the_size_are_in_a_mean():
-    """Batches of other sizes count towards the four milliseconds, and not towards what this size takes."""
+    """Batches of other sizes count towards the four milliseconds of a mean, but are not averaged with its size."""
     model = bucket()
     run(model, *[1, 8] * 15, seconds=lambda size: 0.0002 if size == 1 else 0.001)
 
@@ -381,7 +388,7 @@ def test_other_batches_are_learned_one_by_one(batches, seconds):
 
 
 def test_a_size_not_seen_for_long_is_learned_at_once():
-    """A batch that explores does not wait for others to make a mean."""
+    """A batch of a size that never ran is learned at once, without others that make a mean."""
     model = bucket()
     run(model, *[8] * 21, seconds=lambda size: 0.001)
     before = model.service_time.observations
@@ -392,7 +399,7 @@ def test_a_size_not_seen_for_long_is_learned_at_once():
 
 
 def test_a_model_that_became_fast_is_learned_at_once():
-    """Batches that were expected to take four milliseconds and more are learned one by one, however short they are."""
+    """Batches that were expected to take four milliseconds or more are learned one by one, however short they are."""
     model = bucket()
     run(model, *[8] * 20, seconds=lambda size: 0.05)
     before = model.service_time.observations
@@ -420,7 +427,7 @@ def test_batches_are_learned_one_by_one_in_doubt():
 
 
 def test_exploration_quadruples_the_size():
-    """While batches have not grown slower, up to four times as many rows as the largest trusted size are tried."""
+    """As long as larger batches are not slower, up to four times the largest trusted size is explored."""
     model = bucket()
     run(model, 1, 1, seconds=lambda size: 0.005)
     tried = []
@@ -435,7 +442,7 @@ def test_exploration_quadruples_the_size():
 
 
 def test_no_more_than_are_queued_is_explored():
-    """A batch that explores has no more rows than are queued, and only sizes beyond the trusted one explore."""
+    """An exploration batch has at most as many rows as are queued, and more than the largest trusted size."""
     model = bucket()
     run(model, *[1, 8] * 5, seconds=lambda size: 0.005)
 
@@ -444,7 +451,7 @@ def test_no_more_than_are_queued_is_explored():
 
 
 def test_slower_sizes_end_exploration():
-    """Where batches have grown slower with their size, larger ones are not tried blindly."""
+    """If batches have become slower with their size, no larger size is explored."""
     model = bucket()
     run(model, *[4, 16] * 5, seconds=lambda size: 0.001 * size)
 
@@ -470,7 +477,7 @@ def test_half_the_best_is_compared():
 
 
 def test_smaller_powers_of_two_run_four_times_at_first():
-    """In turn, from the largest to the smallest, below the batch that they replace."""
+    """At first, each power of two below the replaced batch runs four times, in turn from the largest on."""
     model = settled(bucket(16), 16, rounds=8)
     asked = []
     while size := model.size_to_learn(16):
@@ -483,9 +490,9 @@ def test_smaller_powers_of_two_run_four_times_at_first():
 
 
 def test_costly_sizes_run_with_pauses():
-    """Sizes that cost much more per row run one at a time: otherwise a queue would build up at the start.
+    """Sizes that cost much more per row run with pauses; otherwise a queue would build up at the start.
 
-    A size that seems costly runs 16 batches after another one, and 128 batches later once it is known.
+    After a costly batch, a size that seems costly runs 16 batches later, and 128 batches later once it is known.
     """
     model = bucket(16)
 
@@ -499,7 +506,7 @@ def test_costly_sizes_run_with_pauses():
         if size:
             model.compare_soon(size)
             times.setdefault(size, []).append(at)
-            run(model, 16, seconds=seconds)  # it was sent before
+            run(model, 16, seconds=seconds)  # a batch that was sent before the one of that size
         run(model, size or 16, seconds=seconds)
 
     starts = sorted(at for some in times.values() for at in some[:1])
@@ -511,7 +518,10 @@ def test_costly_sizes_run_with_pauses():
 
 
 def test_cheap_size_below_a_costly_one_is_found():
-    """If batches from nine rows on take two and a half times as long, 16 rows cost more than 32, and 8 cost less."""
+    """The best size of 8 is found although batches from nine rows on take two and a half times as long.
+
+    Per row, 16 rows then cost more than 32, and 8 cost less.
+    """
     model = bucket(32)
 
     def seconds(size):
@@ -542,7 +552,7 @@ def test_short_batches_between_full_ones_count():
 
 
 def test_half_of_a_never_full_batch_is_compared():
-    """If fewer callers wait than the best size holds, half of their batch runs if it has not for 128 batches."""
+    """If no batch is full because there are few callers, half of their batch runs after 128 batches without it."""
     model = settled(bucket(16), 2, 4, 8, rounds=8)
     asked = []
     for at in range(300):
@@ -557,7 +567,7 @@ def test_half_of_a_never_full_batch_is_compared():
 
 
 def test_half_is_not_compared_if_padded_batches_fill():
-    """Batches are full also if the best size is padded to a larger one, under which they are learned."""
+    """Half of a batch is not compared while full batches run, also if these are padded and learned as a larger size."""
 
     def pad(size):
         return next(preferred for preferred in (2, 4, 8, 16) if size <= preferred)
@@ -580,7 +590,7 @@ def test_sizes_of_a_prior_are_not_tried_at_first():
 
 
 def test_smaller_padded_sizes_run_at_first():
-    """Where batches are padded, the sizes to which powers of two are padded."""
+    """If batches are padded, the sizes that run at first are the padded sizes of powers of two."""
     sizes = (4, 12, 16)
     model = settled(bucket(16, padded=lambda rows: next(size for size in sizes if size >= rows)), 16)
     asked = []
@@ -592,9 +602,9 @@ def test_smaller_padded_sizes_run_at_first():
 
 
 def test_comparison_starts_at_smallest_unknown_size():
-    """Batches are compared from the smallest size on that is not known yet.
+    """Batches are compared if they are larger than the smallest power of two that is not known yet.
 
-    At first from two rows on; once all smaller powers of two ran, from the best size on.
+    At first these are batches of two rows or more; once all smaller powers of two have run, of the best size or more.
     """
     model = settled(bucket(16), 16, rounds=8)
     assert model.compared_from == 2
@@ -615,9 +625,9 @@ def test_fixed_service_time_is_never_compared():
 
 
 def test_middle_best_size_is_not_padded_to_a_worse_one():
-    """A best size between two padded sizes is not filled up to the larger one if that is worse.
+    """A best size between two padded sizes is replaced by the smaller one if the larger one is worse.
 
-    Within the noise 18 rows look as good as 16, but the model gets 32 rows for them.
+    Within the noise, 18 rows look as good as 16, but the model gets 32 rows for them.
     """
     cliff = ServiceTime.table({4: 0.006, 8: 0.008, 16: 0.012, 32: 0.035})
     model = bucket(32, padded=lambda rows: next(size for size in (4, 8, 16, 32) if size >= rows))
@@ -629,9 +639,9 @@ def test_middle_best_size_is_not_padded_to_a_worse_one():
 
 
 def test_middle_best_size_is_padded_to_a_better_one():
-    """A best size between two padded sizes is filled up to the larger one if that is better.
+    """A best size between two padded sizes is replaced by the larger one if that is better.
 
-    Of a model that gains from batches of 20, but not more from larger ones, 32 rows are better than 8.
+    For a model whose best size is 20, padded batches of 32 rows are better than batches of 8.
     """
     bends = ServiceTime.table({8: 0.008, 20: 0.010, 32: 0.018})
     model = bucket(32, bends, padded=lambda rows: 8 if rows <= 8 else 32)
@@ -644,7 +654,7 @@ def test_middle_best_size_is_padded_to_a_better_one():
 def test_comparisons_speed_up_after_one_is_sent(per_row_s, others):
     """The next comparison is due eight batches after a proposal, or one batch after the proposed size is sent.
 
-    If that size seems costly, the batch that was sent before it ends first.
+    If that size seems costly, the batch that was sent before it must end first.
     """
     model = bucket()
 
@@ -667,9 +677,9 @@ def test_comparisons_speed_up_after_one_is_sent(per_row_s, others):
 
 
 def test_size_that_never_occurs_is_tried_eight_times():
-    """A size that batches never have is tried eight times.
+    """A size that batches never reach is tried eight times.
 
-    Cost or bytes leave fewer rows: it would else be tried for ever.
+    Limits of cost or bytes leave fewer rows, so the size would otherwise be tried forever.
     """
     model = settled(bucket(16), 2, 4, 8, 10, 16)
     model.service_time._visits[8] = 0
@@ -698,7 +708,7 @@ def test_twice_the_best_is_compared():
 
 
 def test_larger_size_that_ran_long_ago_is_retried():
-    """Twice a size is proposed if it has not run for 128 batches and that many requests are queued."""
+    """A size twice as large is proposed if it has not run for 128 batches and that many requests are queued."""
     model = settled(bucket(), 4, 8, 16)
     assert model.size_to_try_again(8, 64) == 0
 
@@ -710,7 +720,7 @@ def test_larger_size_that_ran_long_ago_is_retried():
 
 
 def test_larger_size_that_never_ran_is_not_retried():
-    """What a size takes that never ran is a guess: it is explored where smaller ones have not grown slower."""
+    """A larger size that never ran is left to exploration, because its duration is a guess."""
     model = settled(bucket(), 4, 8)
     run(model, *[8] * 128)
 
@@ -718,7 +728,10 @@ def test_larger_size_that_never_ran_is_not_retried():
 
 
 def test_an_unknown_bucket_retries_no_larger_size():
-    """On a shared device another model may have had the turn of its first batch."""
+    """A bucket whose first batch was not sent retries no larger size.
+
+    This occurs on a shared device, if another model has the turn of that batch.
+    """
     known, unknown = bucket(16), bucket(8)
     run(known, *[1, 4, 16] * 10)
     unknown.borrow(known, 3.0)
@@ -729,7 +742,7 @@ def test_an_unknown_bucket_retries_no_larger_size():
 
 
 def test_a_larger_padded_size_is_tried_again():
-    """What counts is when batches of the padding ran last."""
+    """A larger size is tried again if no batch of its padded size has run for 128 batches."""
     model = bucket(32, padded=lambda rows: 8 if rows <= 8 else 32)
     settled(model, 8, 32)
     assert model.size_to_try_again(8, 64) == 0
@@ -741,7 +754,10 @@ def test_a_larger_padded_size_is_tried_again():
 
 @pytest.mark.parametrize("full", [16, 20, 24, 48])
 def test_a_size_is_worth_losses_only_before_it_ran(full):
-    """Also one that is no power of two, which is learned as the nearest size."""
+    """Half of a full batch may make requests late only until it has run once, also if it is no power of two.
+
+    Such a size is learned as the nearest size.
+    """
     half = full // 2
     model = bucket(full)
     run(model, *[full] * 16)
@@ -754,7 +770,8 @@ def test_a_size_is_worth_losses_only_before_it_ran(full):
 def test_retrying_a_larger_size_in_vain_costs_little():
     """Trying a larger size again in vain costs little.
 
-    Cancelled before its end it tells nothing. It waits until others ran for 128 times as long as it takes.
+    A batch that is cancelled before its end teaches nothing. The size runs again after others have run for 128 times
+    its duration.
     """
     model = settled(bucket(), 4, 8, 16)
     ended_ns = run(model, *[8] * 128)
@@ -780,7 +797,10 @@ def test_a_proposed_size_not_sent_is_retried_at_once():
 
 
 def test_a_larger_size_that_ran_once_is_tried_again():
-    """A first batch may have been slow by accident, so one is enough; no size beyond the largest that ran is tried."""
+    """A larger size that ran only once is tried again, because its batch may have been slow by accident.
+
+    No size above the largest that ran is tried.
+    """
     model = bucket()
     run(model, 2, seconds=lambda size: 0.1)
     run(model, *[1] * 20)
@@ -790,7 +810,7 @@ def test_a_larger_size_that_ran_once_is_tried_again():
 
 
 def test_no_more_rows_are_tried_than_a_batch_may_have():
-    """Between half of the cap and the cap itself, the cap is what is tried."""
+    """If twice a size exceeds the largest size, the largest size is tried."""
     model = bucket(16, LearnedServiceTime(prior=LINE))
     run(model, *[12] * 128)
 
@@ -799,7 +819,7 @@ def test_no_more_rows_are_tried_than_a_batch_may_have():
 
 
 def test_comparisons_are_eight_batches_apart():
-    """After a size was asked for, eight batches pass until the next comparison."""
+    """After a call of `size_to_compare`, eight batches pass until the next comparison."""
     model = settled(bucket(), 4, 64)
     assert model.compares
     model.size_to_compare(64)
@@ -815,7 +835,7 @@ def test_comparisons_are_eight_batches_apart():
 
 
 def test_the_next_padded_sizes_are_compared():
-    """Where batches are padded, the neighbors of the best size are the paddings next to it."""
+    """If batches are padded, the best size is compared with the next smaller and the next larger padded size."""
 
     def padded(rows):
         return next(size for size in (4, 12, 16) if size >= rows)

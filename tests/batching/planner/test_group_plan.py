@@ -1,4 +1,4 @@
-"""The group that is served first, and the batch of one group, without the policy around them."""
+"""Choice of the group that is served first, and of the batch of one group, tested without the policy."""
 
 import pytest
 
@@ -34,7 +34,7 @@ def plan(queue, service_time=DEVICE):
 
 
 def test_a_larger_batch_is_tried_again_under_overload():
-    """A size that seems too slow, and has not run for long, gets the requests with most time left; once."""
+    """A larger size that seems too slow and has not run for long gets the requests with most time left, once."""
     slow = ServiceTime.table({2: 0.009, 4: 0.010, 8: 0.080}).seconds
     model = BucketModel(8, LearnedServiceTime(), workers=1, padded=None)
     for size in [2, 4, 8] * 10 + [2, 4] * 70:
@@ -55,7 +55,10 @@ def test_a_larger_batch_is_tried_again_under_overload():
     ids=["as good", "worse"],
 )
 def test_a_smaller_size_runs_once_under_overload(setup_ms, expected):
-    """In place of a full batch, if twice of it was about as good; what it is itself, nothing else would tell."""
+    """Under overload, a size that never ran replaces a full batch if twice that size was about as good per row.
+
+    Nothing else would show how good the smaller size is.
+    """
     model = BucketModel(16, LearnedServiceTime(), workers=1, padded=None)
     for size in [16] * 24 + [8] * 4 + [16] * 4:
         model.observe(size, (setup_ms + size) * MS, 0, cancelled=False)
@@ -67,7 +70,7 @@ def test_a_smaller_size_runs_once_under_overload(setup_ms, expected):
 
 
 def test_no_smaller_size_is_tried_beside_other_groups():
-    """A smaller size is not tried where a request of another group would be late for it."""
+    """A smaller size is not tried if it would make a request of another group late."""
     model = BucketModel(16, LearnedServiceTime(), workers=1, padded=None)
     for size in [16] * 24 + [8] * 4 + [16] * 4:
         model.observe(size, (2 + size) * MS, 0, cancelled=False)
@@ -81,7 +84,7 @@ def test_no_smaller_size_is_tried_beside_other_groups():
 
 @pytest.mark.parametrize("limit_ms", [None, 1000])
 def test_a_smaller_batch_of_classes_is_compared(limit_ms):
-    """The most urgent requests are in it."""
+    """A smaller batch that compares a size has the most urgent requests of several classes."""
     model = BucketModel(8, LearnedServiceTime(), workers=1, padded=None)
     for _ in range(8):
         model.observe(8, 18 * MS, 0, cancelled=False)
@@ -94,14 +97,14 @@ def test_a_smaller_batch_of_classes_is_compared(limit_ms):
 
 
 def test_the_only_group_is_served():
-    """Where requests share a batch there is nothing to compare."""
+    """If there is a single group, it is chosen, and no other group is beside it."""
     only = group_of(DEVICE, queue_of([50]))
 
     assert choose_group([only], 0, by_class=False) == (only, [])
 
 
 def test_the_group_that_saves_most_goes_first():
-    """Short requests go first where both groups are on time only so, long ones where the short ones have time."""
+    """Short requests are served first if both groups are on time only then, and long ones if short ones have time."""
     hurried = [group_of(LONG, queue_of([40, 40]), cap=2), group_of(SHORT, queue_of([10, 10]))]
     patient = [group_of(LONG, queue_of([31, 32]), cap=2), group_of(SHORT, queue_of([40, 40]))]
 
@@ -114,7 +117,7 @@ def shown(groups):
 
 
 def test_the_most_urgent_class_chooses_the_group():
-    """Its requests go first, though more of the others would be on time otherwise."""
+    """The most urgent class chooses the group, even if more requests of other classes could be on time otherwise."""
     groups = [group_of(LONG, queue_of([40], [0]), cap=2), group_of(SHORT, queue_of([5, 5, 5], [1, 1, 1]))]
 
     assert choose_group(groups, 0, by_class=False)[0] is groups[1]
@@ -128,9 +131,10 @@ def test_a_group_with_a_deadline_goes_first():
 
 
 def test_urgent_requests_of_others_are_not_delayed():
-    """The group is chosen such that urgent requests of other groups are not delayed.
+    """The group is chosen so that urgent requests of other groups are not delayed.
 
-    Where all of them are on time the earliest deadline goes first; what is not urgent does not count.
+    If all urgent requests are on time, the group with the earliest of their deadlines is served first. Less urgent
+    requests do not count.
     """
     queues = [queue_of([60, 10], [0, 1]), queue_of([30, 90], [0, 1]), queue_of([8], [1])]
     groups = [group_of(DEVICE, queue) for queue in queues]
@@ -141,7 +145,7 @@ def test_urgent_requests_of_others_are_not_delayed():
 
 
 def test_group_saving_most_urgent_requests_goes_first():
-    """The group that saves the most urgent requests goes first. Where not all of them can be on time."""
+    """If not all urgent requests can be on time, the group that saves the most of them is served first."""
     queues = [queue_of([12], [0]), queue_of([22, 22, 22, 90], [0, 0, 0, 1])]
     groups = [group_of(DEVICE, queue) for queue in queues]
 
@@ -149,7 +153,7 @@ def test_group_saving_most_urgent_requests_goes_first():
 
 
 def rows_beside(deadline_ms, *, arrivals=0):
-    """How many rows a batch of an urgent request has beside a group with one of such a deadline."""
+    """Return the rows of a batch with an urgent request, beside a group with one due in ``deadline_ms``."""
     queue = RequestQueue(100)
     for _ in range(arrivals):
         queue.admit(None, "past", None, 0, 1000 * MS, 0)
@@ -167,31 +171,34 @@ def rows_beside(deadline_ms, *, arrivals=0):
 def test_less_urgent_requests_do_not_delay_others():
     """Less urgent requests do not delay the urgent requests of other groups.
 
-    They fill a batch as far as the urgent request of another group, which takes 11 ms, stays on time behind it.
+    They fill a batch only as far as the urgent request of another group, which takes 11 ms, is on time after it.
     """
     assert [rows_beside(limit) for limit in (26, 24.1, 23.1, 22.1)] == [4, 3, 2, 1]
 
 
 def test_late_requests_of_other_groups_are_ignored():
-    """A request of another group that is late behind any batch leaves all rows to those that are not urgent."""
+    """If an urgent request of another group is late after any batch, less urgent requests fill all rows."""
     assert rows_beside(15) == 4
 
 
 def test_time_is_left_for_arriving_urgent_requests():
     """Time is left for urgent requests that will join other groups.
 
-    The more of them come, the earlier the others must be served: they will be more.
+    The more requests arrive, the more will join the other groups, so the batch has fewer rows.
     """
     assert [rows_beside(26, arrivals=arrivals) for arrivals in (0, 5, 10, 20)] == [4, 3, 2, 1]
 
 
 def test_heads_are_passed_over():
-    """A request that is on time only alone is left out where it would make three others late."""
+    """A request that is on time only alone is passed over if it would make three others late."""
     assert plan(queue_of([11.5, 23.5, 23.5, 23.5])) == ([1, 2, 3], "planned")
 
 
 def test_the_largest_batch_goes_beside_other_groups():
-    """Alone, a group saves its first request by a small batch and catches up later; others need that time."""
+    """Beside other groups, a group sends the largest batch that is on time.
+
+    Alone, it saves its first request with a smaller batch and catches up later; other groups need that time.
+    """
     queue = queue_of([13, 40, 40, 40, 40])
     group = group_of(DEVICE, queue)
 
@@ -203,17 +210,17 @@ def test_the_largest_batch_goes_beside_other_groups():
 
 
 def test_the_most_urgent_class_is_planned_first():
-    """Less urgent requests fill the batch of the urgent ones, though their deadlines are earlier."""
+    """Less urgent requests only fill the batch of the urgent ones, although their deadlines are earlier."""
     assert plan(queue_of([30, 30, 30, 30, 40, 40], [1, 1, 1, 1, 0, 0])) == ([4, 5, 0, 1], "planned")
 
 
 def test_requests_without_deadline_come_last():
-    """A deadline goes before none, whatever the priorities and however late it is."""
+    """A request with a deadline precedes requests without one, whatever the priorities and however late it is due."""
     assert plan(queue_of([None, None, 3000], [0, 0, 1])) == ([2, 0, 1], "planned")
 
 
 def test_a_size_that_was_hardly_measured_is_explored():
-    """It is sent where its first request would be late by the single batch that was measured, and not else."""
+    """A size with one measured batch is explored only if that duration would make the first request late."""
     model = BucketModel(4, LearnedServiceTime(), workers=1, padded=None)
     for size, duration_ms in ((1, 5), (1, 5), (4, 20)):
         model.observe(size, duration_ms * MS, duration_ms * MS, cancelled=False)
@@ -227,7 +234,10 @@ def test_a_size_that_was_hardly_measured_is_explored():
 
 
 def test_exploration_uses_requests_with_most_time_left():
-    """The first requests would be late in it: a batch whose requests have all expired measures nothing."""
+    """An exploration batch has the requests with most time left, because the first ones would be late in it.
+
+    A batch whose requests have all passed their deadlines measures nothing.
+    """
     model = BucketModel(16, LearnedServiceTime(), workers=1, padded=None)
     for size, duration_ms in ((1, 5), (1, 5), (16, 20)):
         model.observe(size, duration_ms * MS, duration_ms * MS, cancelled=False)
@@ -239,9 +249,9 @@ def test_exploration_uses_requests_with_most_time_left():
 
 
 def overloaded(gap_ns, longer_ns=0):
-    """Eight requests that came so far apart, the first of which a batch of four just answers in time.
+    """Return a queue of eight requests that arrived ``gap_ns`` apart; the first is due 16 ms after the last arrival.
 
-    Each has a limit that is so much longer than that of the one before.
+    The timeout of each request is ``longer_ns`` longer than that of the one before it.
     """
     queue = RequestQueue(100)
     for number in range(8):
@@ -256,18 +266,18 @@ def planned_at_the_end(queue, model, gap_ns):
 
 
 def test_overload_favors_requests_with_more_time_left():
-    """Under overload, requests with little time left give way to requests that are surer to be on time.
+    """Under overload, the planner passes over requests with little time left for others that are more likely on time.
 
-    As many as are lost in any case: the model is as busy, and a slow batch makes fewer late.
+    It passes over no more than are lost in any case: the model is as busy, and a slow batch makes fewer late.
     """
     noisy = BucketModel(4, LearnedServiceTime(prior=DEVICE), workers=1, padded=None)
     for number in range(80):
         noisy.observe(4, (12, 16)[number % 2] * MS, number * 20 * MS, cancelled=False)
     exact = BucketModel(4, DEVICE, workers=1, padded=None)
-    twice, light = MS, 20 * MS  # 14 ms for four: 14 come meanwhile, or none
+    twice, light = MS, 20 * MS  # a batch of four takes 14 ms: 14 requests arrive meanwhile, or none
 
     assert planned_at_the_end(overloaded(twice), exact, twice) == [0, 1, 2, 3]
-    assert planned_at_the_end(overloaded(twice), noisy, twice) == [1, 2, 3, 4]  # one that is slow takes over 16 ms
+    assert planned_at_the_end(overloaded(twice), noisy, twice) == [1, 2, 3, 4]  # a slow batch takes over 16 ms
     assert planned_at_the_end(overloaded(light), noisy, light)[0] == 0
-    assert planned_at_the_end(overloaded(twice, 2 * MS), noisy, twice) == [1, 2, 3, 4]  # limits that differ, likewise
+    assert planned_at_the_end(overloaded(twice, 2 * MS), noisy, twice) == [1, 2, 3, 4]  # also if timeouts differ
     assert planned_at_the_end(overloaded(light, 2 * MS), noisy, light)[0] == 0

@@ -1,4 +1,4 @@
-"""The planner's kernels: optimal where they claim it, and the same in every compiled form as in plain Python."""
+"""The planner's kernels: optimal where they claim it, with equal results in every compiled form and in plain Python."""
 
 import functools
 
@@ -23,9 +23,9 @@ def plain_kernels():
 
 
 def best_of_all(now, deadlines, releases, durations):
-    """Most on time, and the earliest finish that reaches it, over every choice of subset and batches in that order.
+    """Return the most requests on time in any schedule, and the earliest finish of the schedules that reach it.
 
-    Independent of the kernel: it recurses over sets of requests, not over prefixes, and knows no contiguity.
+    Unlike the kernel, this recurses over sets of requests, not over prefixes, and assumes no contiguous batches.
     """
     n, cap = len(deadlines), len(durations) - 1
 
@@ -80,7 +80,7 @@ def test_the_plan_is_the_best_of_all_schedules(problem, plain_kernels):
         assert n - drops == most
         assert table[drops, n] == earliest
         if size == 0:
-            assert head == -1  # every waiting request is dropped by every such plan that was read off
+            assert head == -1  # the plan that was read off drops every queued request
             continue
         assert 1 <= size <= min(len(durations) - 1, waiting - head)
 
@@ -88,7 +88,7 @@ def test_the_plan_is_the_best_of_all_schedules(problem, plain_kernels):
 @settings(max_examples=200)
 @given(problem=problems())
 def test_first_batch_of_queued_belongs_to_a_best_plan(problem):
-    """The first batch planned of the queued requests belongs to a plan with the most requests on time."""
+    """If no arrivals are expected, the first batch belongs to a plan with the most requests on time."""
     deadlines, releases, waiting, durations = problem
     deadlines, releases = deadlines[:waiting], releases[:waiting]
     most, _ = best_of_all(0, tuple(deadlines.tolist()), tuple(releases.tolist()), tuple(durations.tolist()))
@@ -114,7 +114,7 @@ def test_first_batch_of_queued_belongs_to_a_best_plan(problem):
 
 
 def test_scarce_time_can_cost_a_request(plain_kernels):
-    """With a price of time, a request is dropped whose batch costs more time than the request is worth."""
+    """If time has a price, the plan drops a request whose batch costs more time than the request is worth."""
     # all three on time: the first alone until 10, the others until 22; without the first the others end at 12
     deadlines, durations = np.array([10, 30, 30], np.int64), np.array([0, 10, 12], np.int64)
     for module in (kernels, plain_kernels):
@@ -125,9 +125,10 @@ def test_scarce_time_can_cost_a_request(plain_kernels):
 
 
 def test_time_has_one_price_if_time_limits_differ(plain_kernels):
-    """Time has the same price where the time limits of the requests differ.
+    """Time has the same price if the timeouts of the requests differ.
 
-    With the first one all four are on time, ten nanoseconds later: at the device's capacity these serve others.
+    With the first request, all four are on time, but the last batch ends ten nanoseconds later.
+    At the device's capacity, that time serves other requests.
     """
     deadlines, durations = np.array([10, 30, 30, 30], np.int64), np.array([0, 10, 11, 12, 13], np.int64)
     for module in (kernels, plain_kernels):
@@ -154,23 +155,26 @@ def test_drop_heads_passes_over_late_requests():
 
 
 def test_a_smaller_batch_must_be_worth_its_time():
-    """Batches are filled up to four rows: five take as long as eight."""
+    """A smaller batch replaces the chosen one if it serves many more requests for its time.
+
+    Batches are padded to four or eight rows, so five rows take as long as eight.
+    """
     durations = np.array([0, 10, 10, 10, 10, 20, 20, 20, 20], np.int64)
     deadlines = np.array([12, 15, 20, 22, 22, 22, 22, 25], np.int64)
     price = 8 / 20
     assert kernels.drop_heads(0, deadlines, 8, durations) == (2, 6)
-    # 6 requests in 20 are worth 6 - 8, 4 in 10 are worth 4 - 4: not a quarter more of 6
+    # 6 requests in 20 are worth 6 - 8, and 4 in 10 are worth 4 - 4: that is more by over a quarter of 6
     assert kernels.worth_its_time(0, deadlines, 2, 6, durations, durations, price) == (0, 4)
     assert kernels.worth_its_time(0, deadlines, 2, 6, durations, durations, 0.0) == (2, 6)
     assert kernels.worth_its_time(0, deadlines, 0, 8, durations, durations, price) == (0, 8)
-    # the first one has too little time for the smaller batch, too
+    # the first request is late even in the smaller batch
     assert kernels.worth_its_time(3, deadlines, 3, 5, durations, durations, price) == (1, 4)
 
 
 def test_batch_shrinks_only_if_much_better():
     """A batch is made smaller only if that is much better.
 
-    A size that was learned in a bad moment does not: batches of a line grow worse as they shrink.
+    If durations are linear in the size, smaller batches are worse; one bad measurement does not change that.
     """
     line = np.array([0, *range(11, 19)], np.int64)
     bump = line.copy()
@@ -190,9 +194,9 @@ def test_roll_counts_requests_on_time():
     deadlines = np.array([12, 12, 30, 45], np.int64)
     releases = np.array([0, 0, 0, 20], np.int64)
     done = np.empty(4, np.bool_)
-    # the first two end at 12, the third at 22, the fourth, there at 20, at 32
+    # the first two end at 12, the third at 22, and the fourth, which arrives at 20, at 32
     assert kernels.roll(0, deadlines, releases, 0, 2, durations, durations, False, done) == (4, 32)
-    # three at once end at 14, too late for two of them
+    # a batch of three ends at 14, too late for two of them
     assert kernels.roll(0, deadlines, releases, 0, 3, durations, durations, False, done) == (2, 30)
 
 

@@ -1,4 +1,4 @@
-"""The planning policy: what it releases, what it rejects, and what it learns from."""
+"""The planning policy: the batches that it releases, the requests that it rejects, and the batches that teach it."""
 
 import asyncio
 import contextlib
@@ -37,7 +37,7 @@ def decide(policy, queue, now_ms=0):
 
 
 def test_full_batches_on_time_are_released_in_order():
-    """If full batches are on time, the queue is released in deadline order as it stands."""
+    """If full batches in deadline order are on time, the policy releases the first of them."""
     policy = Lookahead(4, DEVICE)
     assert decide(policy, queue_of(50, 50, 50)) == ([0, 1, 2], "idle_worker", [])
     assert decide(policy, queue_of(50, 50, 50, 50, 50)) == ([0, 1, 2, 3], "full", [])
@@ -48,8 +48,8 @@ def test_batches_are_in_deadline_order():
 
 
 def test_head_that_would_cut_the_batch_is_passed_over():
-    """A first request is passed over where serving it would shrink the batch and make the others late."""
-    # the first is on time only alone (11 ms), and then the other three, due at 23.5 ms, are not (24 ms)
+    """The policy passes over a first request if serving it would shrink the batch and make the others late."""
+    # the first is on time only alone (11 ms); the other three, due at 23.5 ms, would then end at 24 ms
     batch, reason, refused = decide(Lookahead(4, DEVICE), queue_of(11.5, 23.5, 23.5, 23.5))
     assert (batch, reason, refused) == ([1, 2, 3], "planned", [])
 
@@ -68,9 +68,9 @@ def test_an_idle_worker_probes_if_all_are_infeasible():
 
 
 def test_nothing_is_sent_if_only_later_requests_fit():
-    """Nothing is sent if only requests that are still to come can be on time.
+    """Nothing is sent if only requests that arrive later can be on time.
 
-    A probe would delay the requests to come, which the device can serve.
+    A probe would delay these requests, which the device can serve.
     """
     queue = queue_of(50)
     queue.end(queue.first(1)[0])
@@ -79,7 +79,10 @@ def test_nothing_is_sent_if_only_later_requests_fit():
 
 
 def test_an_old_request_does_not_cause_rejections():
-    """Where few requests come, the last 64 tell of minutes: a model that has recovered would get none for as long."""
+    """A request with enough time prevents a probe for five seconds only.
+
+    If few requests arrive, the last 64 span minutes; a model that has recovered would get no batch for as long.
+    """
     queue = queue_of(50)
     queue.end(queue.first(1)[0])
     queue.admit(None, "late", None, 5001 * MS, 5011 * MS, 0)
@@ -87,7 +90,10 @@ def test_an_old_request_does_not_cause_rejections():
 
 
 def learned_queue(ended_ms):
-    """A model that was learned to take 11 ms, whose last batch ended then, and a queue of limits of 50 ms."""
+    """Return a policy that learned 11 ms from a batch that ended at ``ended_ms``, and a queue of one request.
+
+    The request is due at 1200 ms; the timeout of the one before it was 50 ms.
+    """
     policy = Lookahead(4, LearnedServiceTime())
     policy.observe(1, 11 * MS, ended_ms * MS)
     queue = queue_of(50)
@@ -99,9 +105,9 @@ def learned_queue(ended_ms):
 
 
 def test_model_without_a_batch_for_a_second_is_probed():
-    """A model that had no batch for a second is measured again.
+    """A model that has had no batch for a second is probed.
 
-    A shared device that others keep busy has no time for its requests while that is early enough.
+    Other models can keep a shared device busy until all requests of this model are late.
     """
     policy, queue = learned_queue(ended_ms=190)
     assert decide(policy, queue, now_ms=1195) == (["late"], "probe", [])
@@ -110,7 +116,7 @@ def test_model_without_a_batch_for_a_second_is_probed():
 
 
 def test_probe_after_cancelled_batch_is_half_as_large():
-    """Otherwise a batch that is too large to end in time would be sent again and again."""
+    """A probe is half as large as the batch cancelled before it, so that a batch too large to end is not repeated."""
     policy = Lookahead(8, LearnedServiceTime())
     policy.observe(8, 100 * MS, 100 * MS, cancelled=True)
     assert len(decide(policy, queue_of(*[20] * 8))[0]) == 4
@@ -128,10 +134,7 @@ def test_requests_without_deadline_are_never_rejected():
 
 
 def test_overdue_requests_without_deadline_get_a_share():
-    """Overdue requests without a deadline get their share of the rows.
-
-    After two seconds they get as large a share of the rows as they have of the queue.
-    """
+    """After two seconds, requests without a deadline get a share of the rows that equals their share of the queue."""
     policy, queue = Lookahead(4, DEVICE), queue_of(*[None] * 10)
     for number in range(10, 40):
         queue.admit(None, number, None, 5000 * MS, 5050 * MS, 0)
@@ -144,9 +147,9 @@ def test_overdue_requests_without_deadline_get_a_share():
 
 
 def test_overdue_requests_are_in_a_batch_once():
-    """Those that it takes anyway, since they make it no slower, are not added as what they are owed."""
+    """An overdue request that fills a batch for free is not added to it again as part of the overdue share."""
     arrivals_s = [0.0] + [1.0] * 4 + [1.1] * 45
-    deadlines_s = [np.inf] * 9 + [100.0] + [5.0] * 40  # of the last, those that come too late even alone
+    deadlines_s = [np.inf] * 9 + [100.0] + [5.0] * 40  # the last 40 would be late even alone
     result = simulate(
         arrivals_s, slo_s=1.0, deadlines_s=deadlines_s, priorities=[0] + [1] * 4 + [0] * 45,
         service_time=ServiceTime.affine(3.0, 1e-6), max_batch_size=8,
@@ -163,8 +166,8 @@ def test_the_most_urgent_that_fit_fill_the_batch():
 
 
 def test_urgent_requests_do_not_wait_for_second_batch():
-    """Urgent requests do not wait for a second batch, even if all would be on time in it."""
-    # 900 ms are enough for any order, but each urgent request behind others meets the next burst with less time
+    """Urgent requests are in the first batch, even if they would be on time in the second one."""
+    # 900 ms are enough for any order, but urgent requests that stay queued would have less time at the next burst
     queue = queue_of(900, 900, 900, 900, 950, 950, priorities=[1, 1, 1, 1, 0, 0])
     batch, _, _ = decide(Lookahead(4, DEVICE), queue)
     assert batch[:2] == [4, 5]
@@ -179,7 +182,7 @@ def test_the_batch_is_small_enough_for_the_most_urgent():
 
 
 def test_batches_end_at_the_best_size():
-    # from 5 on a batch only gets slower in proportion: nothing is gained by larger ones
+    # a batch of 4 takes 3 ms per row, and each further row takes 4.8 ms: larger batches gain nothing
     device = ServiceTime.table({1: 0.010, 4: 0.012, 64: 0.300})
     policy = Lookahead(64, device)
     batch, _, _ = decide(policy, queue_of(*[10_000] * 50))
@@ -187,15 +190,15 @@ def test_batches_end_at_the_best_size():
 
 
 def test_unmeasured_batch_gives_least_time_of_next():
-    """A batch that was sent and not measured yet tells how much time the next one needs at least.
+    """While no batch is measured, the next one has requests with at least as much time left as the last one has run.
 
-    A batch whose requests expire while it runs is cancelled, and measures nothing.
+    A batch whose requests all pass their deadlines while it runs is cancelled, and measures nothing.
     """
     policy = Lookahead(2, LearnedServiceTime())
     assert decide(policy, queue_of(1, 2, 3, 4, 5, 6))[0] == [0, 1]
-    assert decide(policy, queue_of(4, 5, 6, 7), now_ms=3)[0] == [2, 3]  # at least 3 ms
-    assert decide(policy, queue_of(14, 15, 16), now_ms=13)[0] == [1, 2]  # none has 10 ms: those with most
-    assert decide(policy, queue_of(14, 15, 16), now_ms=13)[0] == [0, 1]  # it failed at once
+    assert decide(policy, queue_of(4, 5, 6, 7), now_ms=3)[0] == [2, 3]  # the first batch has run for 3 ms
+    assert decide(policy, queue_of(14, 15, 16), now_ms=13)[0] == [1, 2]  # none has 10 ms: those with the most time
+    assert decide(policy, queue_of(14, 15, 16), now_ms=13)[0] == [0, 1]  # the last batch failed at once
 
 
 def test_unknown_model_gets_an_exploration_batch():
@@ -209,7 +212,7 @@ def test_unknown_model_gets_an_exploration_batch():
 def test_model_of_microseconds_is_learned_by_means():
     """A model whose batches take microseconds is learned from means over many batches.
 
-    Once it is known, four milliseconds of its batches are one observation; a batch as long as that is one too.
+    Once it is known, four milliseconds of its batches make one observation, and so does one batch that is as long.
     """
     policy = Lookahead(4, LearnedServiceTime())
     model = policy.service_time
@@ -227,7 +230,7 @@ def test_model_of_microseconds_is_learned_by_means():
 def test_outlook_covers_most_batches():
     """The outlook for a shared device has durations that most batches do not exceed.
 
-    A turn that is planned with means makes the model that waits for it late every second time.
+    If turns were planned with means, the model that waits for its turn would be late every second time.
     """
     service_time = LearnedServiceTime()
     rng = np.random.default_rng(0)
@@ -245,7 +248,7 @@ def test_outlook_covers_most_batches():
 def test_outlook_leaves_outliers_out():
     """The outlook for a shared device leaves outliers out.
 
-    Two of the first batches that took ten times as long say nothing of those for which another model waits.
+    If two of the first 20 batches took ten times as long, other models need not wait for batches as long as these.
     """
     service_time = LearnedServiceTime()
     for number in range(20):
@@ -273,7 +276,7 @@ def test_ten_thousand_queued_requests_are_planned():
 
 
 def live(device, arrivals_s, limits_s, cap=64, priorities=None, **options):
-    """The share on time of each request, through a live batcher that learns the device."""
+    """Send the requests to a live batcher that learns the device; return which are on time, and the batcher."""
     on_time = np.zeros(len(arrivals_s), bool)
 
     async def main(loop):
@@ -315,7 +318,7 @@ def accelerator(size, now_s):
 
 def test_overload_is_met_with_full_batches_on_time():
     on_time, batcher = live(accelerator, poisson(1.2 * 3200, 4000), np.full(4000, 0.05))
-    assert on_time.mean() >= 0.82  # 0.833 is the ceiling; greedy comes to 0.05
+    assert on_time.mean() >= 0.82  # 0.833 is the most that is possible; greedy reaches 0.05
     assert batcher.statistics().released["planned"] > 10
 
 
@@ -324,7 +327,7 @@ def test_slowdown_and_recovery_of_device_are_followed():
     arrivals = poisson(0.6 * 3200, 8000)
     slow = (arrivals >= 1) & (arrivals < 3)
     on_time, _ = live(lambda n, t: accelerator(n, t) * (2 if 1 <= t < 3 else 1), arrivals, np.full(8000, 0.05))
-    assert on_time[slow].mean() >= 0.6  # greedy comes to 0.02, and 0.83 is the slow device's ceiling
+    assert on_time[slow].mean() >= 0.6  # greedy reaches 0.02; 0.83 is the most that the slow device can serve
     assert on_time[arrivals >= 3.5].mean() == 1.0
 
 
@@ -405,7 +408,7 @@ def test_a_given_service_time_is_where_learning_starts():
         si.AdaptiveBatcher(max_batch_size=4, policy="lookahead", service_time=3)
 
 
-# -- what is tried --------------------------------------------------------------------------------------------------
+# -- exploration and comparison of sizes ----------------------------------------------------------------------------
 
 
 def closed_loop(device, callers=64, rounds=100, cap=32, slo_s=None, lengths=(1,), classes=1, may_fail=(), **options):
@@ -425,7 +428,7 @@ def closed_loop(device, callers=64, rounds=100, cap=32, slo_s=None, lengths=(1,)
     return run(main)
 
 
-BLAZE_FULL = {1: 3.04, 4: 3.56, 8: 3.78, 16: 4.14, 32: 4.93}  # ms an item on a CPU: batching loses
+BLAZE_FULL = {1: 3.04, 4: 3.56, 8: 3.78, 16: 4.14, 32: 4.93}  # ms per item on a CPU: batching is a loss
 
 
 def blaze_full(size):
@@ -447,7 +450,7 @@ def test_batching_loss_is_found_under_full_load(slo_s):
 def test_batching_loss_is_found_despite_noise(slo_s, deviation, seed):
     """A model that is slower with batching is recognized although its durations scatter.
 
-    Each half of a size is a little better, which the scatter hides; a small one is much better.
+    Half of a size is only a little better, which noise hides; a small size is much better.
     """
     rng = np.random.default_rng(seed)
     batcher, throughput = closed_loop(
@@ -471,7 +474,7 @@ def test_batching_loss_is_found_despite_noise(slo_s, deviation, seed):
     ids=["few", "many", "classes", "shapes", "classes of shapes", "buckets", "padded"],
 )
 def test_a_model_that_loses_from_batching_is_detected(options):
-    """With any number of callers, and whatever tells their requests apart."""
+    """A model that loses from batching is detected with few or many callers, classes, shapes, buckets and padding."""
     rng = np.random.default_rng(1)
     _, throughput = closed_loop(lambda size: blaze_full(size) * rng.lognormal(0.0, 0.08), **{"rounds": 100} | options)
     assert throughput >= 0.8 * 1 / blaze_full(1)
@@ -492,7 +495,7 @@ def test_middle_best_size_is_found_despite_noise(seed):
 def test_batching_loss_is_found_under_overload():
     """A model that is slower with batching is recognized under overload.
 
-    Batches of the best size that the objective allows, not of one beyond it that was never seen.
+    Batches have the best size that the deadlines allow, not a larger size that never ran.
     """
     on_time, batcher = live(lambda n, _: blaze_full(n), poisson(600, 3000), np.full(3000, 0.05), cap=32)
     assert on_time.mean() >= 0.9 * 1 / blaze_full(1) / 600
@@ -505,9 +508,9 @@ def test_batching_loss_is_found_under_overload():
     ids=["middle", "one"],
 )
 def test_batching_loss_is_found_if_batches_fill_time(item_ms, slo_s):
-    """A model that is slower with batching is recognized where large batches fill the time limit.
+    """The best batch size is found even if large batches take nearly all the time that requests have.
 
-    No request is late, but two batches of 32 take so long that a smaller one would make some late.
+    No request is late, but two batches of 32 take so long that a smaller one would make some requests late.
     """
 
     def seconds(size):
@@ -518,7 +521,7 @@ def test_batching_loss_is_found_if_batches_fill_time(item_ms, slo_s):
 
 
 def test_trying_sizes_hardly_costs_throughput():
-    """Trying other sizes hardly costs throughput of a model that gains from batching."""
+    """Exploration of other sizes hardly reduces the throughput of a model that gains from batching."""
     batcher, throughput = closed_loop(lambda n: 0.004 + 0.00025 * n, callers=128, cap=64)
     assert batcher.service_time.best_batch_size(64) == 64
     assert throughput >= 0.98 * 64 / accelerator(64, 0)
@@ -527,7 +530,7 @@ def test_trying_sizes_hardly_costs_throughput():
 def test_sizes_beyond_cost_limit_are_not_tried_forever():
     """Sizes that `max_batch_cost` rules out are not tried forever.
 
-    No batch ever has the sizes that would be learned.
+    No batch ever has these sizes, so their durations stay unknown.
     """
 
     async def main(loop):
@@ -546,7 +549,10 @@ def test_sizes_beyond_cost_limit_are_not_tried_forever():
 
 
 def test_two_stalls_do_not_rule_a_size_out():
-    """A batch of 32 cannot cost thirty times one of 16: the device was slow, not the size."""
+    """Two stalled batches of 32 do not rule that size out.
+
+    A batch of 32 cannot take thirty times as long as one of 16, so the device was slow, not the size.
+    """
     policy, now = Lookahead(32, LearnedServiceTime()), 0
     for size, milliseconds in [(size, 1 + 0.1 * size) for size in (8, 4, 16, 8, 4, 8) * 8] + [(32, 100)] * 2:
         now += round(milliseconds * MS)
@@ -555,7 +561,7 @@ def test_two_stalls_do_not_rule_a_size_out():
 
 
 def test_sizes_next_to_best_are_compared_at_full_load():
-    """Half of the best size runs again once it has not for 128 batches."""
+    """At full load, half of the best size runs again after 128 batches without it."""
     policy, now, sizes = Lookahead(32, LearnedServiceTime()), 0, []
     for _ in range(300):
         queue = RequestQueue(100)
@@ -570,9 +576,9 @@ def test_sizes_next_to_best_are_compared_at_full_load():
 
 
 def test_first_batch_beyond_objective_is_not_the_last():
-    """A first batch that takes longer than the objective is not the last one that is served.
+    """Requests are served after a first batch that takes longer than the objective.
 
-    It is cancelled at 100 ms and would have taken 150; smaller batches take less.
+    The first batch is cancelled at 100 ms and would have taken 150 ms; smaller batches take less.
     """
 
     async def main(loop):
@@ -580,13 +586,13 @@ def test_first_batch_beyond_objective_is_not_the_last():
         service = batcher.wrap(ScriptedBackend(duration_s=blaze_full))
         for _ in range(5):
             await asyncio.gather(*(service.call(si.Request(1.0)) for _ in range(32)), return_exceptions=True)
-        assert batcher.statistics().succeeded >= 40  # not one, were nothing learned from it
+        assert batcher.statistics().succeeded >= 40  # none if nothing were learned from the first batch
 
     run(main)
 
 
 def test_arrays_met_live_fit_the_compiled_kernels(monkeypatch):
-    """What the planner hands to a kernel is contiguous and of the right dtype; anything else would be an error."""
+    """The planner passes contiguous arrays of the right dtype to the compiled kernels; others would be an error."""
     monkeypatch.setattr(kernel_loader, "_loaded", None)
     variant = _compiled_kernels.load_variant("baseline")
     monkeypatch.setattr(_compiled_kernels, "load", lambda: variant)
@@ -599,9 +605,10 @@ def test_arrays_met_live_fit_the_compiled_kernels(monkeypatch):
 
 
 def test_noise_does_not_make_batches_smaller():
-    """Noise does not make the planner choose smaller batches where large ones are better.
+    """Noise does not make the planner choose smaller batches if large ones are better.
 
-    Of many sizes the luckiest one looks best; planned smaller, the larger ones would not be seen again.
+    Of many sizes, the one with the luckiest measurements looks best.
+    If batches became that small, larger sizes would not be measured again.
     """
     device = ServiceTime.affine(0.0046, 0.00025)
     on_time = [
@@ -611,4 +618,4 @@ def test_noise_does_not_make_batches_smaller():
         ).on_time
         for seed in (1, 2)
     ]  # fmt: skip
-    assert sum(on_time) >= 0.84 * 2 * 7000  # 0.79, were the luckiest believed
+    assert sum(on_time) >= 0.84 * 2 * 7000  # 0.79 if the planner trusted the luckiest size

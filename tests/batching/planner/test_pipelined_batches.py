@@ -1,4 +1,4 @@
-"""Pipelined batches, sent early to a model that has a queue: what they gain, and that they harm no request."""
+"""Pipelined batches, which are sent early to a model with a queue: they gain throughput and harm no request."""
 
 import asyncio
 import itertools
@@ -19,10 +19,10 @@ FULL = 16
 
 
 class Server:
-    """A model behind a way there and back, with a queue of its own; every batch takes its workers' time in turn.
+    """Model server behind a network, with a queue of its own; its workers run the batches in the order of arrival.
 
     Attributes:
-        sent: when each batch came, its size, and when the device began and ended with it; loop seconds.
+        sent: when each batch was sent, its size, and when the device began and ended it; loop seconds.
     """
 
     returns_new_arrays = True
@@ -60,18 +60,18 @@ class Server:
             self.running -= 1
 
     def begin(self):
-        """From now on batches are counted from 0, and the script holds."""
+        """Count the batches from 0, and follow the script from here on."""
         self.sent.clear()
         self._script = self._later
 
     @property
     def waited(self):
-        """How many batches came before the device was free for them."""
+        """Number of batches that reached the server before the device was free for them."""
         return sum(began_s is not None and began_s > came_s + OUT_S + 1e-9 for came_s, _, began_s, _ in self.sent)
 
 
 async def warmed(service):
-    for size in (1, 2, 4, 8, 12, FULL) * 6:  # no size is learned later
+    for size in (1, 2, 4, 8, 12, FULL) * 6:  # so that no size is learned later
         await asyncio.gather(*(service(0) for _ in range(size)), return_exceptions=True)
 
 
@@ -82,9 +82,10 @@ def batcher_of(**more):
 
 
 def open_loop(server, *, load, seconds=8.0, seed=0, layers=(), messages=None, **more):
-    """The share on time of Poisson arrivals, at a load relative to what the device could do without a way to it.
+    """Send Poisson arrivals; return the share on time, and the batcher.
 
-    What the others were told is added to ``messages``.
+    The load is relative to the capacity of the device without the round trip. The messages of the errors that late
+    requests get are added to ``messages``.
     """
     messages = [] if messages is None else messages
     capacity = FULL / (0.0118 + 0.00058 * FULL)
@@ -117,19 +118,19 @@ def open_loop(server, *, load, seconds=8.0, seed=0, layers=(), messages=None, **
 
 
 def test_pipelining_hides_the_overhead_under_overload():
-    """Under overload, pipelined batches lose no throughput to the way to the model and back."""
+    """Under overload, pipelined batches lose no throughput to the round trip to the model."""
     shares = {}
     for known in (None, 1):
         server = Server(queued_workers=known, noise=0.02)
         shares[known], batcher = open_loop(server, load=1.2)
         assert (batcher.statistics().pipelined > 0) == (known == 1)
-    # a full batch takes 22.1 ms with the way, 21.1 without: 0.795 and 0.833 of what comes could be answered
+    # a full batch takes 22.1 ms with the round trip and 21.1 without: at most 0.795 or 0.833 can be on time
     assert shares[None] < 0.80
     assert shares[1] > 0.815
 
 
 def test_a_rejection_does_not_contradict_itself():
-    """A request with more time left than a batch takes is rejected for the one that runs, and told so."""
+    """If a request is rejected with more time left than a batch of one takes, the error names the batch that runs."""
     messages = []
     open_loop(Server(noise=0.02), load=1.4, seconds=4.0, messages=messages)
     rejected = [
@@ -189,7 +190,7 @@ def test_greedy_batches_wait_for_a_worker():
 
 
 async def filled(service, count, *, timeout_s=10.0):
-    """So many callers who ask at once, and what became of each."""
+    """Send ``count`` requests at once; return tasks that end with the response or the error of each."""
 
     async def ask(number):
         try:
@@ -201,7 +202,7 @@ async def filled(service, count, *, timeout_s=10.0):
 
 
 def scene(server, scenario, *, layers=(), **more):
-    """A batcher that has learned, in front of a server; then the scenario."""
+    """Run a scenario with a batcher that has learned the durations of the server."""
 
     async def main(loop):
         batcher = batcher_of(**more)
@@ -223,7 +224,7 @@ def test_the_device_does_not_idle_between_full_batches():
     server = Server()
 
     async def scenario(loop, service, batcher):
-        await asyncio.gather(*await filled(service, 150 * FULL))  # the way is learned
+        await asyncio.gather(*await filled(service, 150 * FULL))  # the overhead is learned
         server.begin()
         await asyncio.gather(*await filled(service, 6 * FULL))
         times = [(began_s, ended_s) for _, _, began_s, ended_s in server.sent]
@@ -246,13 +247,13 @@ def test_request_that_fills_batch_in_window_sends_it():
         first = await filled(service, FULL)
         await until_sent(loop, server, 1)
         rest = await filled(service, FULL - 1)
-        await asyncio.sleep(0.0216)  # the device is ready at 21.7 ms, and its answer here at 22.1
+        await asyncio.sleep(0.0216)  # the device ends at 21.7 ms, and its response arrives at 22.1
         assert len(server.sent) == 1
         last = await filled(service, 1)
         await asyncio.gather(*first, *rest, *last)
         came_s, size, _, _ = server.sent[1]
         assert size == FULL
-        assert came_s < server.sent[0][3] + BACK_S  # before the answer of the first was here
+        assert came_s < server.sent[0][3] + BACK_S  # before the first response arrived
 
     scene(server, scenario)
 
@@ -280,7 +281,7 @@ def test_infeasible_requests_are_not_pipelined():
     shares = {}
     for known in (None, 1):
         server = Server(queued_workers=known)
-        # batches of one, 12.4 ms and the way, at 1.3 times what they can answer; an SLO that leaves no time to wait
+        # batches of one, 12.4 ms and the round trip, at 1.3 times their capacity; the SLO leaves no time to queue
         shares[known], _ = open_loop(server, load=1.3 * 0.0211 / 0.0124 / FULL, max_batch_size=1, slo_s=0.016)
     assert shares[1] > 0.9 * shares[None] > 0.1
 
@@ -304,7 +305,7 @@ def test_randomly_delayed_responses_do_not_mislead():
 
 
 def test_occasional_slow_batches_do_not_mislead():
-    """Pipelining helps even if batches take twice as long now and then."""
+    """Pipelining helps even if some batches, chosen at random, take twice as long."""
 
     def shared(known, seed):
         server, rng = Server(queued_workers=known, noise=0.02), np.random.default_rng(seed)
@@ -331,7 +332,7 @@ def test_every_request_completes_under_a_coarse_clock():
 
 
 def test_padded_sizes_take_the_time_of_their_padding():
-    """A size that is padded is expected to take what its padded size takes."""
+    """The expected duration of a padded size is that of the size to which it is padded."""
     server = Server()
 
     async def main(loop):
@@ -370,7 +371,7 @@ def test_a_model_that_hangs_gets_no_second_batch():
         began_s = loop.time()
         first = await filled(service, FULL, timeout_s=0.5)
         await until_sent(loop, server, 1)
-        await asyncio.sleep(0.1)  # the window is over
+        await asyncio.sleep(0.1)  # the sending window is over
         rest = await filled(service, 2 * FULL, timeout_s=0.2)
         outcomes = await asyncio.gather(*first, *rest)
         assert all(isinstance(outcome, si.DeadlineExceeded) for outcome in outcomes)
@@ -390,9 +391,9 @@ def test_batch_behind_hung_model_ends_at_its_deadline():
         assert len(server.sent) == 2
         assert all(isinstance(outcome, si.DeadlineExceeded) for outcome in outcomes)
         assert loop.time() - began_s == pytest.approx(0.2, abs=0.001)
-        server._free_at_s = [loop.time()]  # it is well again
+        server._free_at_s = [loop.time()]  # the model has recovered
         assert await service(7, timeout_s=10.0) == 7
-        # what hung taught no more than that the first took long
+        # the hung batches taught only that the first one took long
         assert batcher.service_time.fitted().seconds(FULL) < 0.25
 
     scene(server, scenario)
@@ -402,7 +403,7 @@ def test_batch_behind_hung_model_ends_at_its_deadline():
 def test_failed_batch_harms_only_its_own_callers(failing):
     """If the running or the pipelined batch fails, only its own requests fail."""
     server = Server(script={failing: {"fails_after_s": 0.001, "took_s": 0.001}})
-    server.isolates_rows = True  # the batcher sends no parts
+    server.isolates_rows = True  # so that the batcher does not send the batch again in parts
 
     async def scenario(loop, service, batcher):
         before = batcher.service_time.fitted().seconds(FULL)
@@ -485,7 +486,7 @@ def test_a_stop_ends_the_running_and_pipelined_batch(drain):
 
 
 def test_closed_loop_leaves_no_pipelined_batch():
-    """A loop that is closed while a batch is pipelined leaves no such batch behind."""
+    """If an event loop is closed while a batch is pipelined, the batcher forgets the batch and serves the next loop."""
     loops = [VirtualLoop()]
     server = Server()
     batcher = batcher_of(clock=lambda: loops[-1].now_ns)
@@ -513,7 +514,7 @@ def test_closed_loop_leaves_no_pipelined_batch():
         assert [response.outputs for response in await asyncio.gather(*calls)] == list(range(3 * FULL))
         assert service._dispatcher.free == 1
 
-    batcher.reconfigure(slo_s=1.0)  # which waits for no caller of that loop
+    batcher.reconfigure(slo_s=1.0)  # does not wait for callers of the closed loop
     run(go_on)
     s = batcher.statistics()
     assert (s.closed, s.running_batches) == (2 * FULL, 0)
@@ -525,7 +526,7 @@ def test_closed_loop_leaves_no_pipelined_batch():
 @pytest.mark.parametrize("layer", ["limit", "breaker"])
 def test_no_pipelining_past_a_limit_or_breaker(layer):
     """A full limit or a half-open breaker in front of the model keeps a second batch from being pipelined."""
-    # a limit of one batch, and a breaker that lets one probe through, would reject a second
+    # a limit of one batch, and a breaker that lets one probe through, would reject a second batch
     server = Server(script={0: {"fails_after_s": 0.001, "took_s": 0.001}} if layer == "breaker" else {})
     if layer == "limit":
         guard = si.ConcurrencyLimit(limit=1)
@@ -571,7 +572,7 @@ async def test_urgent_requests_join_the_pipelined_batch(loop):
         urgent = [asyncio.ensure_future(service(100, timeout_s=10.0, priority=0))]
         await asyncio.gather(*calls, *urgent)
         assert server.sent[1][1] == FULL
-        # it shared the second batch, though others came before it
+        # the urgent request shared the second batch, although others were queued before it
         assert loop.time() > server.sent[1][3]
         assert len(server.sent) == 3
 
@@ -590,7 +591,7 @@ def test_policy_without_pipelining_takes_over():
 
 
 class Told(Greedy):
-    """Sends ahead whatever waits, and keeps what it is told: of each batch, though it would absorb all."""
+    """Policy that pipelines all queued requests and records what it observes, although it would absorb each batch."""
 
     full_size = 1
 
@@ -617,7 +618,10 @@ class Told(Greedy):
 
 
 def told_of(scenario, **script):
-    """What a policy is told of a scenario: two batches of 16 of 20 ms, the second sent at once, unless the script differs."""
+    """Return what a policy observes in a scenario with two batches of 16, of which the second is sent at once.
+
+    Each batch takes 20 ms, unless the script for it (``batch_0``, ``batch_1``) differs.
+    """
     server = Server(script={number: {"took_s": 0.020, **script.get(f"batch_{number}", {})} for number in range(3)})
     server.begin()
     policy = Told()
@@ -661,7 +665,7 @@ def test_batch_cancelled_in_its_turn_is_a_lower_bound():
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
 
-    # its turn came a millisecond before the first one's end
+    # its turn began a millisecond before the first batch ended
     assert told_of(scenario)[1:] == [("alone", FULL, pytest.approx(6 * MS, abs=10), True)]
 
 

@@ -1,4 +1,4 @@
-"""What is known of the way to the model and back: learned from batches that were sent ahead, and no further than they tell."""
+"""PipelineOverhead: the overhead that it learns, its bounds, and the window in which a batch may be pipelined."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def test_any_overhead_is_learned(takes_us):
 
 @given(seed=st.integers(0, 2**32 - 1))
 def test_noise_moves_the_overhead_little(seed):
-    # 2 % of 20 ms is 0.4 ms for each of the two that are compared
+    # noise of 2 % of 20 ms is 0.4 ms in each of the two durations that are compared
     assert learned(2 * MS, noise=0.02, batches=2000, seed=seed, spare_ns=3 * MS).overhead_ns == pytest.approx(
         2 * MS, abs=MS
     )
@@ -46,14 +46,14 @@ def test_batch_sent_alone_takes_the_overhead_longer():
     assert overhead.observe_pipelined(SIZE, 18 * MS, 3 * MS) == pytest.approx(20 * MS, abs=1000)
     assert overhead.observe_pipelined(SIZE, 20 * MS - MS // 2, MS // 2) == pytest.approx(
         20 * MS, abs=1000
-    )  # it gained no more
+    )  # at most the lead is gained
 
 
 def test_learned_overhead_is_at_most_the_lead():
     overhead = PipelineOverhead()
     for _ in range(1000):
         overhead.observe_alone(SIZE, 500 * MS)
-        overhead.observe_pipelined(SIZE, 1, 2 * MS)  # both answers came at once, after a stall
+        overhead.observe_pipelined(SIZE, 1, 2 * MS)  # both responses arrived at once, after a stall
     assert overhead.overhead_ns == pytest.approx(2 * MS, rel=0.01)
 
 
@@ -90,13 +90,13 @@ def test_stall_of_a_batch_sent_alone_teaches_nothing():
 
 @given(seed=st.integers(0, 2**32 - 1), noise=st.sampled_from([0.05, 0.1, 0.2]))
 def test_noise_without_overhead_teaches_little(seed, noise):
-    # it comes in the size of the noise: so early a batch is sent
+    # the noisier batches are, the earlier they are sent: the overhead that noise teaches has the size of the noise
     found = learned(0, noise=noise, batches=3000, seed=seed, spare_ns=round(MS + 4 * noise * ALONE_NS))
     assert found.overhead_ns <= noise * ALONE_NS
 
 
 def test_overhead_is_at_most_half_of_a_batch():
-    """The overhead is never more than half of what a batch takes."""
+    """The overhead is never more than half of the duration of a batch."""
     overhead = PipelineOverhead()
     for _ in range(1000):
         overhead.observe_alone(SIZE, 20 * MS)
@@ -105,7 +105,7 @@ def test_overhead_is_at_most_half_of_a_batch():
 
 
 def test_only_first_8_of_one_size_are_compared():
-    """Only the first 8 pipelined batches after one sent alone are compared, if of the same size."""
+    """Only the first 8 pipelined batches after one sent alone are compared with it, if they have its size."""
     overhead = PipelineOverhead()
     overhead.observe_alone(SIZE, 20 * MS)
     for size in (SIZE - 1, SIZE + 1, 1):
@@ -116,7 +116,7 @@ def test_only_first_8_of_one_size_are_compared():
         before_ns = overhead.overhead_ns
         overhead.observe_pipelined(SIZE, 20 * MS - number * MS // 10, 8 * MS)
         taught += overhead.overhead_ns != before_ns
-    assert taught == 5  # three were of other sizes
+    assert taught == 5  # three of the first 8 were of other sizes
 
 
 def test_unpipelined_batch_is_due_after_32_pipelined():
@@ -133,7 +133,10 @@ def test_unpipelined_batch_is_due_after_32_pipelined():
 
 
 def test_window_opens_before_the_earliest_end():
-    """The window opens before the earliest end of a batch, by the overhead and the delay of a loop."""
+    """The window opens before the earliest end of a batch by the overhead and a loop delay of 1 ms.
+
+    The earliest end is 2.5 margins before the upper estimate; the window closes one margin after that estimate.
+    """
     overhead = learned(2 * MS, batches=3000)
     from_ns, until_ns = overhead.window_ns(100 * MS, 2 * MS)
     assert from_ns == 100 * MS - 5 * MS - overhead.overhead_ns - MS

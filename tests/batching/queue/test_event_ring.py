@@ -1,4 +1,4 @@
-"""The journal: against a plain list of everything that happened, whatever the rings have forgotten."""
+"""EventRing, compared with lists of all events, of which its rings store only the last ones."""
 
 import gc
 import importlib
@@ -16,7 +16,7 @@ REQUESTS, BATCHES = 8, 4
 
 
 class AgainstLists(RuleBasedStateMachine):
-    """Everything is kept in lists; the journal must agree on their ends, and on who holds which row."""
+    """State machine that records all events in lists, and compares a ring with their last entries."""
 
     def __init__(self):
         super().__init__()
@@ -24,7 +24,7 @@ class AgainstLists(RuleBasedStateMachine):
         self.now_ns = 0
         self.arrivals, self.batches, self.records, self.drops = [], [], [], []
         self.running = {}
-        self.ended = set()  # no row any more, and not told whether they succeeded
+        self.ended = set()  # batches that have freed their row, and whose outcome is not noted
         self.dropped_total = 0
 
     def later(self, passed):
@@ -191,7 +191,7 @@ def test_rows_are_lowest_free_in_any_order_of_ends():
 
 
 def test_a_part_of_a_batch_has_no_record():
-    """What has no record is passed over."""
+    """The ring ignores a part of a batch, which has no record."""
     events = EventRing()
     events.finished(None, 5, True)
     events.ended(None, 5)
@@ -201,7 +201,7 @@ def test_a_part_of_a_batch_has_no_record():
 
 
 def test_rate_is_of_last_256_and_falls_with_silence():
-    """The arrival rate is that of the last 256 requests and falls while none arrive."""
+    """The arrival rate is computed over the last 256 requests, and falls while none arrive."""
     events = EventRing()
     assert events.gap_ns(5) == float("inf")
     for at in range(1000):
@@ -224,7 +224,7 @@ def test_simultaneous_arrivals_have_no_rate():
 
 
 def test_requests_without_deadline_evict_no_limits():
-    """Requests without a deadline push no time limits out of the ring."""
+    """Requests without a deadline push no timeouts out of the ring."""
     events = EventRing()
     events.arrived(0, 50, 0)
     for at in range(200):
@@ -236,7 +236,7 @@ def test_requests_without_deadline_evict_no_limits():
 
 
 def test_classes_are_those_of_the_last_256():
-    """A class has its share of the last 256 arrivals and its shortest time limit among them."""
+    """A class has its share of the last 256 arrivals and its shortest timeout among them."""
     events = EventRing(1024)
     for _ in range(300):
         events.arrived(0, 5, 7)
@@ -250,7 +250,7 @@ def test_classes_are_those_of_the_last_256():
 
 
 def test_classes_count_those_without_a_deadline():
-    """Arrivals without a deadline make the shares of the others smaller, and form no class."""
+    """Arrivals without a deadline reduce the shares of the classes, and form no class."""
     events = EventRing()
     assert events.recent_classes() == {}
     for _ in range(3):
@@ -278,7 +278,7 @@ def test_a_snapshot_does_not_change_with_the_ring():
 
 
 def test_compiled_records_are_not_tracked_by_gc():
-    """The ring keeps thousands of batches; a full collection looks at none of them in the compiled form."""
+    """The garbage collector does not track compiled records, so it does not visit the thousands in a ring."""
     module = importlib.import_module("streaminfer.batching.queue._event_ring_cy")
     record = module.EventRing().released(0, 1, "full", 0)
 

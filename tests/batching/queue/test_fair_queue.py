@@ -1,4 +1,4 @@
-"""A queue in which streams take turns, alone and in a batcher."""
+"""FairQueue, in which streams take turns: alone, and in a batcher."""
 
 import asyncio
 import weakref
@@ -36,7 +36,7 @@ def order_of(queue):
 
 
 def model_order(queue_weights, arrivals):
-    """Service order of tickets that all wait: by start tag, then by arrival."""
+    """Return the service order of queued requests of these streams: by start tag, then by arrival."""
     finish, tags = {}, []
     for number, stream_id in enumerate(arrivals):
         start = finish.get(stream_id, 0.0)
@@ -58,7 +58,7 @@ def test_tickets_are_in_fair_order(arrivals, weights):
 
 @given(st.lists(st.tuples(st.sampled_from(["admit", "take", "end"]), st.integers(0, 5)), max_size=60))
 def test_no_ticket_is_lost_in_random_operations(steps):
-    """The tickets in service order are those that were admitted and neither taken nor ended, tags ascending."""
+    """The queue has the tickets that were admitted and neither taken nor ended, in the order of their tags."""
     queue, waiting = FairQueue(100, {}), []
     for step, number in steps:
         if step == "admit":
@@ -124,11 +124,11 @@ def test_a_policy_sees_no_more_than_the_horizon():
 
 
 class StreamId:
-    """An id of which is known whether anything holds it."""
+    """Stream id to which a test can have weak references, to find out if anything else holds it."""
 
 
 def test_idle_streams_are_forgotten():
-    """Memory is for the streams that are about to wait for their turn."""
+    """The queue forgets streams that would not wait for a turn, and remembers a stream with a backlog."""
     queue = FairQueue(1000, {})
     backlog = admit(queue, *["greedy"] * 10)
     held = weakref.WeakSet()
@@ -145,7 +145,7 @@ def test_idle_streams_are_forgotten():
 def test_stream_below_its_share_may_send_a_burst():
     """A stream that sends less than its share may send several requests at once.
 
-    They are in the order of arrival with those of others, and all in front of a backlog.
+    Its requests and those of other such streams are in the order of arrival, before the backlog of another stream.
     """
     queue = FairQueue(100, {})
     admit(queue, *["greedy"] * 20)
@@ -156,7 +156,7 @@ def test_stream_below_its_share_may_send_a_burst():
 
 
 async def test_a_full_queue_sheds_the_longest_backlog(loop):
-    """A stream that sends little finds room in a queue that another one has filled; that one does not."""
+    """A full queue rejects the stream that filled it, and sheds one of its requests for a request of another stream."""
     model = ScriptedBackend(duration_s=1.0)
     batcher = si.AdaptiveBatcher(max_batch_size=1, max_queue_size=4, fair=True)
     async with si.Stack(batcher, model, clock=loop.clock) as service:
@@ -170,7 +170,7 @@ async def test_a_full_queue_sheds_the_longest_backlog(loop):
 
         assert float(await service(7.0, stream_id="small")) == 7.0
 
-        assert loop.time() == pytest.approx(4.0)  # behind those within the allowance, before the backlog
+        assert loop.time() == pytest.approx(4.0)  # after the requests within the allowance, before the backlog
         outcomes = await asyncio.gather(*greedy, return_exceptions=True)
         assert [isinstance(outcome, si.Overloaded) for outcome in outcomes] == [False] * 4 + [True]
         assert str(outcomes[-1]).startswith("shed for a stream with a shorter backlog; 4 requests are queued already")
@@ -180,7 +180,7 @@ async def test_a_full_queue_sheds_the_longest_backlog(loop):
 @pytest.mark.parametrize("policy", ["lookahead", "greedy"])
 @pytest.mark.parametrize("slo_s", [None, 0.5])
 async def test_no_stream_waits_behind_the_backlog_of_another(loop, policy, slo_s):
-    """With a backlog of one stream, each other one is in the next batch but one, and batches are full all the same."""
+    """Despite the backlog of one stream, requests of others are in one of the next two batches; batches are full."""
     model = ScriptedBackend(duration_s=0.02)
     batcher = si.AdaptiveBatcher(max_batch_size=8, fair=True, policy=policy, slo_s=slo_s)
     latencies_s = []
@@ -191,7 +191,7 @@ async def test_no_stream_waits_behind_the_backlog_of_another(loop, policy, slo_s
         latencies_s.append(loop.time() - begun_s)
 
     async with si.Stack(batcher, model, clock=loop.clock) as service:
-        for _ in range(40):  # the durations of all sizes are known
+        for _ in range(40):  # so that the durations of all sizes are known
             await asyncio.gather(*(service(1.0) for _ in range(8)))
         model.batches.clear()
         backlog = [asyncio.ensure_future(service(1.0, stream_id="greedy")) for _ in range(100)]
@@ -205,7 +205,7 @@ async def test_no_stream_waits_behind_the_backlog_of_another(loop, policy, slo_s
 
 
 async def test_streams_of_a_batch_function_share_fairly(loop):
-    """What `wrap` makes of a function names streams as a stack does; the backlog of one keeps no other waiting."""
+    """A function that `wrap` returns takes a `stream_id` as a stack does, and no stream waits for another's backlog."""
     served = []
 
     async def model(batch):
@@ -218,7 +218,7 @@ async def test_streams_of_a_batch_function_share_fairly(loop):
     await asyncio.sleep(0.001)
     await predict(99.0, stream_id="small")
     await asyncio.gather(*backlog)
-    assert served.index(99.0) <= 3  # behind those within the allowance
+    assert served.index(99.0) <= 3  # after the requests within the allowance
     with pytest.raises(si.InvalidInput, match="stream_id: expected a hashable value"):
         await predict(1.0, stream_id=[])
 
@@ -235,7 +235,7 @@ async def test_weights_are_shares_of_a_backlog(loop):
 
 
 async def test_prediction_counts_only_requests_served_before(loop):
-    """A router that asks for a stream without a backlog is not told of the backlog of another."""
+    """The admission of a request of a stream without a backlog does not count the backlog of another stream."""
     model = ScriptedBackend(duration_s=0.02, example=1.0)
     async with si.Stack(si.AdaptiveBatcher(max_batch_size=2, fair=True), model, clock=loop.clock) as service:
         backlog = [asyncio.ensure_future(service(1.0, stream_id="greedy")) for _ in range(40)]
@@ -260,7 +260,7 @@ def test_wrong_weights_are_named(fair, error):
 async def test_stream_above_its_share_still_gets_its_share(slo_s, loop):
     """A stream that always sends too much still gets its share.
 
-    Most of its requests expire or are shed, and those that are served are as many as of each other busy stream.
+    Most of its requests pass their deadline or are shed; as many are served as of each other busy stream.
     """
     served = dict.fromkeys(["greedy", 1, 2, 3, 4], 0)
 

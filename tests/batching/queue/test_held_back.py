@@ -30,7 +30,7 @@ def queued(queue):
 
 
 def test_one_request_of_each_stream_is_queued():
-    """Later requests of a stream are in no list of the policies until the earlier one has ended."""
+    """The queue holds later requests of a stream back until the earlier one has ended; policies do not see them."""
     queue = RequestQueue(5)
     first, _, third = (admit(queue, name, "a") for name in ("a1", "a2", "a3"))
     admit(queue, "b1", "b")
@@ -49,7 +49,7 @@ def test_one_request_of_each_stream_is_queued():
 
 @pytest.mark.parametrize("at", [0, 1, 2])
 def test_cancelled_request_keeps_the_order_of_the_rest(at):
-    """Whichever request of a stream leaves, the others keep their order."""
+    """If any request of a stream is cancelled, the others keep their order."""
     queue = RequestQueue(9)
     tickets = [admit(queue, number, "a") for number in range(3)]
 
@@ -81,7 +81,7 @@ def test_deadlines_hold_for_those_held_back():
 
 
 def test_all_expire_at_once():
-    """Requests of a stream that expire together leave nothing."""
+    """If all requests of a stream reach their deadlines together, the queue is empty."""
     queue = RequestQueue(9)
     for number in range(4):
         admit(queue, number, "a", deadline_ns=50)
@@ -91,7 +91,7 @@ def test_all_expire_at_once():
 
 
 def test_held_back_requests_are_shed_first():
-    """The least urgent of all that wait is shed, and among those the newest, held back before queued."""
+    """Of the least urgent requests, those that are held back are shed before queued ones, and the newest first."""
     queue = RequestQueue(9)
     admit(queue, "a1", "a", priority=1)
     early, late = admit(queue, "a2", "a", priority=1), admit(queue, "a3", "a", priority=1)

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.uncompiled
 
 
 class Future:
-    """Settled once, or the test fails."""
+    """Future that fails the test if it is settled twice."""
 
     def __init__(self):
         self.state = "open"
@@ -38,7 +38,7 @@ class Future:
 
 
 class QueueMachine(RuleBasedStateMachine):
-    """Drives a queue at random beside a model made of plain lists."""
+    """State machine that drives a queue at random and compares it with a model of plain lists."""
 
     def __init__(self):
         super().__init__()
@@ -190,7 +190,7 @@ def test_ended_requests_do_not_accumulate():
 
 
 def test_many_priorities_are_served_in_order():
-    """Many priorities are served in order, and levels that became empty are dropped."""
+    """Requests of many priorities are served in order, and priorities without requests can be used again."""
     queue = RequestQueue(1000)
     priorities = list(range(-50, 50))
     random.Random(1).shuffle(priorities)
@@ -207,7 +207,7 @@ def test_many_priorities_are_served_in_order():
 
 @pytest.mark.parametrize("row", [StopIteration(3), KeyboardInterrupt(), GeneratorExit()])
 def test_rows_a_future_rejects_become_backend_errors(row):
-    """An exception that a future does not accept as its own reaches the caller as a BackendError."""
+    """An exception that a future does not accept reaches the caller as the cause of a `BackendError`."""
     from streaminfer.errors import BackendError
 
     queue = RequestQueue(4)
@@ -219,7 +219,7 @@ def test_rows_a_future_rejects_become_backend_errors(row):
 
 
 def test_order_holds_while_many_priorities_come_and_go():
-    """Lists of priorities that are empty again are removed, never one in which a request waits."""
+    """The queue removes empty lists of priorities, but never one with a queued request, so the order holds."""
     rng = random.Random(3)
     queue, waiting = RequestQueue(1000), []
     for number in range(3000):
@@ -235,7 +235,7 @@ def test_order_holds_while_many_priorities_come_and_go():
 
 
 def run_at_random(module, seed):
-    """A trace of what a queue answers to a random sequence of calls."""
+    """Return a trace of what a queue returns for a random sequence of calls."""
     rng = random.Random(seed)
     queue = module.RequestQueue(64)
     now_ns, trace, runs, tickets = 0, [], [], []
@@ -265,12 +265,12 @@ def run_at_random(module, seed):
 def test_compiled_and_plain_agree(seed, plain):
     compiled = importlib.import_module("streaminfer.batching.queue._queue_cy")
     twin = plain("batching.queue._queue_cy")
-    twin.Timings = plain("_request_cy").Timings  # a plain queue fills plain timings
+    twin.Timings = plain("_request_cy").Timings  # an uncompiled queue fills uncompiled timings
     assert run_at_random(compiled, seed) == run_at_random(twin, seed)
 
 
 def test_error_shared_by_several_callers_is_copied():
-    """Each caller raises an object of its own, so the traceback of one that a model keeps does not grow."""
+    """Each caller gets a copy of the error, so the traceback of an error that the model reuses does not grow."""
     queue = RequestQueue(8)
     futures = [Future(), Future()]
     run = queue.take([queue.admit(None, 1.0, future, 0, NEVER, 0) for future in futures], 0, "full")

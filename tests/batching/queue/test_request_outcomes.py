@@ -1,4 +1,4 @@
-"""`RequestOutcomes`: each request completes once, with its error, and is counted by it."""
+"""`RequestOutcomes`: each request completes once, with its error, and is counted by its outcome."""
 
 import pickle
 
@@ -49,7 +49,7 @@ variants = pytest.mark.parametrize(("complete", "counter", "kind"), COMPLETIONS.
 
 
 def test_error_of_a_batch_has_its_timings(queue, outcomes):
-    """Each caller's own error has the timings of its request; that of a batch that never began has none."""
+    """Each caller gets an error with the timings of its own request, or without timings if the batch never started."""
     tickets = [admit(queue, Future()) for _ in range(2)]
     futures = [ticket.future for ticket in tickets]
     queue.take(tickets, 5, "full")
@@ -82,7 +82,7 @@ def test_a_request_completes_with_its_error(queue, outcomes, complete, counter, 
 
 @pytest.mark.parametrize("name", COMPLETIONS)
 def test_a_cancelled_request_is_counted_as_cancelled(queue, outcomes, name):
-    """A future that its caller cancelled is not settled a second time."""
+    """A request whose caller cancelled its future gets no error, and is counted as cancelled only."""
     complete, _, _ = COMPLETIONS[name]
     future = Future(cancelled=True)
     ticket = admit(queue, future, 10)
@@ -95,7 +95,7 @@ def test_a_cancelled_request_is_counted_as_cancelled(queue, outcomes, name):
 
 
 def test_expire_returns_batches_of_running_requests(queue, outcomes):
-    """The batch of a running request is returned, so that it can be cancelled."""
+    """`expire` returns the batch of a running request, so that the batch can be cancelled."""
     batch = queue.take([admit(queue, Future(), 10)], 0, "full")
     admit(queue, Future(), 10)
 
@@ -103,7 +103,7 @@ def test_expire_returns_batches_of_running_requests(queue, outcomes):
 
 
 def test_forget_settles_no_future(queue, outcomes):
-    """The futures of a closed event loop are left alone."""
+    """`forget` does not settle futures, because their event loop is closed."""
     future = Future()
     ticket = admit(queue, future)
 

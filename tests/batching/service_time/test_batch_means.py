@@ -1,4 +1,4 @@
-"""BatchMeans: what is absorbed and what is not, compiled and as plain Python."""
+"""BatchMeans: the batches that it absorbs and those that it does not, compiled and uncompiled."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ EXPECTED_NS = 100
 
 @pytest.fixture(params=["as built", "plain"])
 def twin(request, plain):
-    """The modules of the means and of the runs."""
+    """Return the modules of `BatchMeans` and `Execution`, as built or uncompiled."""
     if request.param == "plain":
         return plain("batching.service_time._batch_means_cy"), plain("batching.queue._ticket_cy")
     return _batch_means_cy, _ticket_cy
@@ -36,7 +36,7 @@ def ran(ticket_cy, size, *, effective_start_ns=0, predecessor_end_ns=0, abandone
 
 
 def test_a_closed_step_absorbs_nothing(means):
-    """A size is absorbed from the first batch on that opened its step."""
+    """Batches of a size are absorbed once one of them has opened the step of that size."""
     assert not means.absorb(2, 100)
 
     assert means.absorb(2, 100, opens=True)
@@ -45,7 +45,7 @@ def test_a_closed_step_absorbs_nothing(means):
 
 
 def test_sizes_of_one_step_share_a_mean(means):
-    """Sizes 7 and 8 stand for each other, 5 does not."""
+    """Sizes 7 and 8 share a step and so a mean; size 5 has another step."""
     means.absorb(8, 100, opens=True)
 
     assert means.absorb(7, 200)
@@ -55,9 +55,9 @@ def test_sizes_of_one_step_share_a_mean(means):
 
 
 def test_batch_that_completes_the_work_is_not_absorbed(means):
-    """The batch that completes the work of a step is not absorbed.
+    """The batch that completes the work of a mean is not absorbed.
 
-    It is not counted either, however often it is offered; a shorter one still is.
+    It is not counted, however often it is offered; a shorter batch is still absorbed.
     """
     means.absorb(2, 400, opens=True)
     means.absorb(3, 400, opens=True)
@@ -69,7 +69,7 @@ def test_batch_that_completes_the_work_is_not_absorbed(means):
 
 
 def test_a_batch_counts_as_its_expected_duration(means):
-    """Ten batches that were expected to take a tenth each are a mean, however short they are."""
+    """Ten batches, each expected to take a tenth of the work, complete a mean, however short they are."""
     absorbed = [means.absorb(2, 1, opens=True) for _ in range(10)]
 
     assert absorbed == [True] * 9 + [False]
@@ -77,18 +77,18 @@ def test_a_batch_counts_as_its_expected_duration(means):
 
 @pytest.mark.parametrize("size", [-1, 9], ids=["negative", "beyond-the-tables"])
 def test_a_size_without_an_expectation_is_not_absorbed(means, size):
-    """Nor is one that the tables do not have part of a mean."""
+    """A batch whose size is not in the tables is not absorbed, and its mean is its own duration."""
     assert not means.absorb(size, 1, opens=True)
     assert means.mean_ns(size, 7) == 7
 
 
 def test_nothing_is_absorbed_before_any_expectation(twin):
-    """Nothing is absorbed before any duration is expected. Without tables there is only size 0, which no batch has."""
+    """Before `expect`, the tables have only size 0, which no batch has, so no batch is absorbed."""
     assert not twin[0].BatchMeans(WORK_NS).absorb(1, 1, opens=True)
 
 
 def test_clear_closes_all_steps(means):
-    """After a clear all of the work is ahead again, and earlier batches are in no mean."""
+    """After `clear`, steps are closed, the whole work remains, and earlier batches are in no mean."""
     means.absorb(2, 900, opens=True)
 
     means.clear()
@@ -99,7 +99,7 @@ def test_clear_closes_all_steps(means):
 
 
 def test_a_run_counts_from_its_turn(means, twin):
-    """A run is absorbed as a batch of its tickets that took from its turn to its end."""
+    """An execution is absorbed with the number of its tickets and the time from its effective start to its end."""
     means.absorb(2, 100, opens=True)
 
     assert means.absorb_execution(ran(twin[1], 2, effective_start_ns=1000), 1300)
@@ -119,7 +119,7 @@ def test_pipelined_or_cancelled_runs_are_not_absorbed(means, twin, how):
 
 
 def test_the_largest_batch_of_all_has_a_step(twin):
-    """There are as many steps as sizes that stand for others, up to the largest that a batcher may be given."""
+    """There is a step for each result of `nearest_size`, up to the largest batch size that a batcher accepts."""
     octaves = [2.0**octave for octave in range(32)]
     steps = {nearest_size(round(size)) for low in octaves for size in (low, low + 1, low * 2**0.5) if size < 2**31}
     means = twin[0].BatchMeans(WORK_NS)

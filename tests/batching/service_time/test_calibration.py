@@ -1,4 +1,4 @@
-"""What a batcher measures before it accepts requests, in virtual time."""
+"""Calibration: the measurements of a batcher before it accepts requests, in virtual time."""
 
 import asyncio
 import gc
@@ -26,12 +26,12 @@ def stack_of(loop, backend, *, layers=(), **options):
 
 
 def rounds(sizes, repeats=4):
-    """The sizes in the order in which they run: each twice, then the repeats from the largest."""
+    """Return the sizes in the order in which they run: each twice, then the repeats from the largest."""
     return [size for size in sizes for _ in range(2)] + sizes[::-1] * (repeats - 1)
 
 
 async def test_every_size_is_measured(loop):
-    """Sizes go up by doubling to the largest batch; the first batch of each is thrown away."""
+    """Sizes double up to the largest batch, and the first batch of each size is discarded."""
     backend = ScriptedBackend(duration_s=affine, example=1.0)
     stack, batcher = stack_of(loop, backend, max_batch_size=12)
 
@@ -62,7 +62,7 @@ async def test_first_batch_of_a_size_is_not_learned(loop):
 
 
 async def test_inline_batches_run_as_live_ones_do(loop, monkeypatch):
-    """A batch that is answered at once needs no task of its own, and new arrays are not copied."""
+    """A batch that an inline backend completes at once needs no task of its own, and new arrays are not copied."""
     tasks, copied = [], []
     monkeypatch.setattr(batch_runner, "own_arrays", copied.append)
 
@@ -108,7 +108,7 @@ async def test_first_burst_is_planned(loop):
 
 @pytest.mark.parametrize("load", [0.6, 1.3], ids=["under", "over"])
 async def test_first_half_second_is_as_punctual_as_later(loop, load):
-    """Of Poisson arrivals as many are on time in the first half second as in the fourth."""
+    """The share on time in the first half second is at most 0.02 below the lowest share of the next three."""
     rng = np.random.default_rng(7)
     rate = load * 16 / affine(16)
     stack, _ = stack_of(loop, ScriptedBackend(duration_s=affine, example=1.0))
@@ -136,7 +136,7 @@ async def test_first_half_second_is_as_punctual_as_later(loop, load):
 
 
 async def test_calibration_batches_are_not_counted(loop):
-    """Neither the batcher, nor the decision log, nor a breaker in front of the backend sees them."""
+    """Neither the batcher, nor its decision log, nor a breaker around the backend counts calibration batches."""
     backend = ScriptedBackend(duration_s=affine, example=1.0)
     breaker = si.CircuitBreaker()
     stack, batcher = stack_of(loop, backend, layers=(breaker,))
@@ -160,7 +160,7 @@ async def test_no_step_of_a_script_is_used_up(loop):
 
 
 async def test_sizes_end_at_twice_the_objective(loop):
-    """A size that takes more than twice the objective is the last; it is known, and larger ones are not tried."""
+    """A size that takes more than twice the objective is the last that is measured; larger ones are not tried."""
     backend = ScriptedBackend(duration_s=lambda size: 0.010 * size, example=1.0)
     stack, batcher = stack_of(loop, backend, max_batch_size=64, slo_s=0.030)
 
@@ -173,7 +173,7 @@ async def test_sizes_end_at_twice_the_objective(loop):
 
 
 async def test_time_of_measured_batches_is_bounded(loop):
-    """Without an objective a size ends the series when two seconds are spent, thrown-away batches not counted."""
+    """Without an objective, larger sizes are skipped once batches, except discarded ones, have taken two seconds."""
     backend = ScriptedBackend(duration_s=lambda size: 0.6, example=1.0)
     stack, batcher = stack_of(loop, backend, max_batch_size=64, slo_s=None)
 
@@ -195,7 +195,7 @@ async def test_only_preferred_sizes_are_measured(loop):
 
 @pytest.mark.parametrize("limits", [{"max_batch_bytes": 4 * 64}, {"row_cost": np.size, "max_batch_cost": 4 * 8}])
 async def test_bytes_and_costs_bound_the_sizes(loop, limits):
-    """Where they allow four rows, larger batches are never built: none took too long, and none is tried again."""
+    """If limits of bytes or costs allow four rows, no larger batch is built, reported as too slow or tried again."""
     backend = ScriptedBackend(duration_s=affine, example=np.zeros(8))
     stack, batcher = stack_of(loop, backend, **limits)
 
@@ -213,7 +213,7 @@ async def test_bytes_and_costs_bound_the_sizes(loop, limits):
 
 
 async def test_empty_example_does_not_fit_buckets(loop):
-    """It cannot be repeated up to a length."""
+    """An empty example is an error, because it cannot be repeated up to the length of a bucket."""
     stack, _ = stack_of(loop, ScriptedBackend(example=np.zeros((0, 2))), buckets=(4, 16))
 
     with pytest.raises(ValueError, match=r"^example: expected one that is not empty along axis 0.*\(0, 2\)"):
@@ -221,7 +221,7 @@ async def test_empty_example_does_not_fit_buckets(loop):
 
 
 async def test_each_bucket_is_measured(loop):
-    """The example is repeated or cut to a length of each bucket, and padded by the batcher as live rows are."""
+    """The example is repeated or cut to a length of each bucket, and the batcher pads it like a live row."""
     shapes = set()
     backend = ScriptedBackend(example={"tokens": np.arange(1, 6)})
     take = backend._run
@@ -244,7 +244,7 @@ async def test_each_bucket_is_measured(loop):
 
 
 async def test_restart_measures_nothing_again(loop):
-    """What is known stays known; one batch shows that the workers run."""
+    """A restart keeps the measured durations, and runs one batch to show that the workers run."""
     backend = ScriptedBackend(duration_s=affine, example=1.0)
     stack, batcher = stack_of(loop, backend)
     async with stack:
@@ -296,7 +296,7 @@ async def test_restart_measures_sizes_that_are_new(loop):
 
 
 async def test_non_learning_policy_is_warmed(loop):
-    """A greedy batcher runs each size once, and after a restart one."""
+    """With the greedy policy, a start runs each size once, and a restart runs only the smallest one."""
     backend = ScriptedBackend(duration_s=affine, example=1.0)
     stack, batcher = stack_of(loop, backend, policy="greedy")
     async with stack:
@@ -340,7 +340,7 @@ async def test_failed_row_fails_the_calibration(loop):
 
 
 def failing_from(size, error):
-    """A function of a batch that fails for so many rows and more."""
+    """Return a batch function that fails for batches of ``size`` rows or more."""
 
     def answer(batch):
         if len(batch) >= size:
@@ -352,7 +352,10 @@ def failing_from(size, error):
 
 @pytest.mark.parametrize("policy", ["lookahead", "greedy"])
 async def test_size_that_fails_ends_the_sizes(loop, policy, caplog):
-    """Its halves would hide it; live batches of this size are sent again in parts, which a warning says."""
+    """A size that fails is the last one, and its batch is not sent again in parts, which would hide the failure.
+
+    A warning says that live batches of this size are sent again in parts.
+    """
     backend = ScriptedBackend(then=failing_from(4, si.BackendError("no kernel")), duration_s=affine, example=1.0)
     stack, batcher = stack_of(loop, backend, policy=policy)
 
@@ -371,7 +374,7 @@ async def test_size_that_fails_ends_the_sizes(loop, policy, caplog):
 
 @pytest.mark.parametrize("policy", ["lookahead", "greedy"])
 async def test_out_of_memory_limits_live_batches(loop, policy, caplog):
-    """The start ends the sizes there and succeeds; no live batch fails for it, also after a restart."""
+    """A start succeeds although a size needs too much memory; live batches are smaller, also after a restart."""
     backend = ScriptedBackend(then=failing_from(8, MemoryError("arena")), duration_s=affine, example=1.0)
     stack, batcher = stack_of(loop, backend, policy=policy)
 
@@ -393,7 +396,10 @@ async def test_out_of_memory_limits_live_batches(loop, policy, caplog):
 
 @pytest.mark.parametrize("failing", [2, 5], ids=["first repeat", "last repeat"])
 async def test_out_of_memory_on_a_repeat_limits_too(loop, failing):
-    """Another process may take the memory between two batches of a size."""
+    """Live batches are also limited if only a repeated batch runs out of memory.
+
+    Another process may take the memory between two batches of a size.
+    """
     left = [failing]
 
     def answer(batch):
@@ -412,7 +418,7 @@ async def test_out_of_memory_on_a_repeat_limits_too(loop, failing):
 
 
 async def test_memory_is_tried_again_at_the_next_start(loop):
-    """What was not enough may be now."""
+    """The next start tries all sizes again, because more memory may be free."""
     backend = ScriptedBackend(then=failing_from(8, MemoryError("arena")), duration_s=affine, example=1.0)
     stack, batcher = stack_of(loop, backend)
     async with stack:
@@ -426,7 +432,7 @@ async def test_memory_is_tried_again_at_the_next_start(loop):
 
 
 class Guessing(ScriptedBackend):
-    """A backend that guesses its inputs; it takes lengths from ``shortest`` on."""
+    """Backend that guesses its example inputs, and accepts inputs of at least the length ``shortest``."""
 
     shortest = 1
     free_axes = {}  # noqa: RUF012 - replaced, never changed
@@ -454,7 +460,7 @@ async def test_guess_without_open_sizes_is_measured(loop):
 
 
 async def test_failed_guess_logs_one_warning(loop, caplog):
-    """The start continues, and the policy learns from live batches."""
+    """If guessed inputs fail, the start continues with a warning, and the policy learns from live batches."""
     backend = Guessing(duration_s=affine)
     backend.shortest = 2
     stack, batcher = stack_of(loop, backend)
@@ -470,7 +476,7 @@ async def test_failed_guess_logs_one_warning(loop, caplog):
 
 
 async def test_open_sizes_are_tried_and_not_learned(loop, caplog):
-    """The first size that the model accepts warms it; what such a batch takes says nothing of real requests."""
+    """Batches of the first open size that the model accepts warm it, but teach nothing about real requests."""
     backend = Guessing(duration_s=affine)
     backend.shortest, backend.free_axes = 100, {"x": (0,)}
     stack, batcher = stack_of(loop, backend)
@@ -485,7 +491,7 @@ async def test_open_sizes_are_tried_and_not_learned(loop, caplog):
 
 
 async def test_buckets_name_open_sizes(loop):
-    """An open axis whose lengths the buckets name is no guess."""
+    """Durations are learned if the buckets define the lengths of the open axis, because these are no guess."""
     backend = Guessing(duration_s=affine)
     backend.free_axes = {"x": (0,)}
     stack, batcher = stack_of(loop, backend, max_batch_size=2, buckets=(8, 32))
@@ -530,7 +536,7 @@ async def test_cancelled_start_ends_its_batch(loop):
 
 @pytest.mark.parametrize("turns", range(6))
 async def test_start_cancelled_as_its_batch_ends(loop, turns):
-    """A start ends in whichever turn of the loop around the end of its batch it is cancelled."""
+    """A start can be cancelled in any turn of the event loop around the end of its batch."""
     stack, _ = stack_of(loop, ScriptedBackend(duration_s=0.010, example=1.0))
     starting = asyncio.ensure_future(stack.start())
     await asyncio.sleep(0.010)
@@ -599,9 +605,9 @@ def test_report_is_readable():
 
 
 def test_concurrent_starts_keep_no_loop_alive():
-    """No event loop is kept alive because starts on it waited for each other.
+    """Starts that waited for each other do not keep their event loop alive.
 
-    A lock that was waited for refers to its loop, which must not keep that one alive.
+    The lock for which they waited refers to the loop, so the lock must not outlive them.
     """
 
     async def main(loop):

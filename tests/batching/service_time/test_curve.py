@@ -1,4 +1,4 @@
-"""Loops over the durations of all sizes: against NumPy's own, and compiled against plain."""
+"""Loops over the durations of all sizes, compiled and uncompiled, compared with NumPy."""
 
 import numpy as np
 import pytest
@@ -86,7 +86,7 @@ def test_planned_durations(form, table, safety, stretch, band):
 
 
 def test_slow_batch_without_bound_takes_upper_estimate(form):
-    """A slow batch takes the upper estimate where no finite stretch is known."""
+    """A slow batch takes the upper estimate if no finite stretch is known."""
     planned, capped, slow = np.empty((3, 3), np.int64)
     form.fill_planned(np.array([0, 5, 7]), np.array([0, 6, 9]), 0.0, np.inf, planned, capped, slow)
     assert (planned.tolist(), capped.tolist(), slow.tolist()) == ([0, 5, 7], [0, 6, 9], [0, 6, 9])

@@ -1,4 +1,4 @@
-"""Isotonic regression, against its definition."""
+"""Isotonic regression, compared with its definition."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ points = st.lists(st.tuples(st.floats(-5, 5), st.floats(1e-3, 1e3)), max_size=12
 
 
 def by_definition(values, weights):
-    """The min-max formula of isotonic regression."""
+    """Return the isotonic regression by its min-max formula."""
     count = len(values)
 
     def mean(low, high):
@@ -45,7 +45,7 @@ def test_curve_is_the_min_max_formula(drawn):
     ids=["empty", "one", "nondecreasing", "pooled", "weighted", "pooled-twice"],
 )
 def test_falling_values_become_their_mean(values, weights, curve):
-    """A run of values that fall is replaced by its weighted mean, and others stay."""
+    """A run of falling values is replaced by its weighted mean, and other values stay."""
     assert isotonic_curve(values, weights) == pytest.approx(curve)
 
 

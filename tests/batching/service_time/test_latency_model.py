@@ -17,7 +17,7 @@ LINE = ServiceTime.affine(0.004, 0.00025)
 
 
 class Device:
-    """A model with the device that it observes; durations are exact unless ``sigma`` says otherwise."""
+    """Device with a `LatencyModel` that observes it; durations are exact unless ``sigma`` is positive."""
 
     def __init__(self, *sizes, seconds=LINE.seconds, prior=None, sigma=0.0, seed=0):
         self.model = LatencyModel(prior=prior)
@@ -33,7 +33,7 @@ class Device:
         return self
 
     def ratio(self, size, factor=1.0):
-        """Predicted over true."""
+        """Return the predicted duration, divided by the true one."""
         return self.model.predict_ns(size) / (self.seconds(size) * factor * 1e9)
 
     def log_ratio(self, size):
@@ -70,7 +70,7 @@ def test_one_size_predicts_larger_sizes_equal(size):
 
 @pytest.mark.parametrize("size", [3, 16, 64])
 def test_half_of_one_size_is_proportional(size):
-    """After a single size, half of its cost counts as proportional for smaller ones."""
+    """After a single size, half of its cost counts as proportional to the size for smaller batches."""
     model = Device(size).model
 
     for other in (1, 2, size - 1):
@@ -87,7 +87,7 @@ def test_two_sizes_say_the_slope():
 
 
 def test_trusted_is_the_largest_size_seen_twice():
-    """A size that was seen once is a guess."""
+    """The trusted size is the largest that was seen twice; the estimate of a size seen once is a guess."""
     device = Device(4, 16, 16, 64)
 
     assert device.model.trusted == 16
@@ -95,7 +95,7 @@ def test_trusted_is_the_largest_size_seen_twice():
 
 
 def test_a_prior_is_trusted():
-    """With a prior no size is a guess."""
+    """With a prior, all sizes up to its largest, 4096, are trusted."""
     assert LatencyModel(prior=LINE).trusted == 4096
 
 
@@ -103,7 +103,7 @@ def test_a_prior_is_trusted():
 
 
 def test_a_batch_moves_the_speed_by_a_tenth():
-    """A residual within the noise moves the prediction of every other size by a tenth of it."""
+    """A residual within the noise moves the prediction of every other size by a tenth of the residual."""
     device = Device(*SETTLED * 4)
 
     device.run(8, factor=1.015)
@@ -112,7 +112,7 @@ def test_a_batch_moves_the_speed_by_a_tenth():
 
 
 def test_a_size_that_settles_moves_the_speed_less():
-    """Of a size that ran once before, a batch says half of that: what is off may be its cost."""
+    """The second batch of a size moves the speed half as much, because its residual may be an error of the cost."""
     device = Device(*[8, 64] * 20, 23)
     before = device.log_ratio(64)
 
@@ -122,7 +122,7 @@ def test_a_size_that_settles_moves_the_speed_less():
 
 
 def test_a_cost_settles():
-    """A size's own cost moves by a share that falls with its visits, so noise does not stay in the shape."""
+    """A size's own cost moves by a share that falls with its visits, so noise does not stay in the costs."""
     errors = []
     for seed in range(10):
         device = Device(*SETTLED * 8, sigma=0.1, seed=seed)
@@ -132,7 +132,7 @@ def test_a_cost_settles():
 
 
 def test_sizes_share_estimates_two_an_octave():
-    """Batches of nearly the same size teach the same estimate, so memory is bounded by the logarithm of the size."""
+    """Batches of nearly the same size share an estimate, so memory grows only with the logarithm of the size."""
     device = Device(*range(1, 1025))
 
     two_an_octave = [1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 128, 181, 256, 362, 512, 724, 1024]
@@ -143,7 +143,7 @@ def test_sizes_share_estimates_two_an_octave():
 @pytest.mark.parametrize("tile", [8, 16, 32])
 @pytest.mark.parametrize("sigma", [0.0, 0.1])
 def test_models_that_pad_batches_are_learned(tile, sigma):
-    """A batch of one row more than a captured graph or a tile holds takes as long as the next one; so it is learned."""
+    """Durations of a model that pads batches to tiles or captured graphs are learned, also just above a tile."""
     device = Device(seconds=lambda size: 0.001 + 0.004 * math.ceil(size / tile), sigma=sigma, seed=3)
     device.run(*random.Random(4).choices(range(1, 3 * tile), k=600))
 
@@ -152,7 +152,7 @@ def test_models_that_pad_batches_are_learned(tile, sigma):
 
 
 def test_a_new_size_is_drawn_to_its_neighbors():
-    """A size first seen in a slow moment is believed in part only."""
+    """The first duration of a size counts only in part, because it may come from a slow moment."""
     device = Device(*[8, 32] * 10).run(16, factor=1.15)
 
     assert 1.02 <= device.ratio(16) <= 1.12
@@ -188,7 +188,7 @@ def test_only_settled_neighbors_make_costs_implausible():
 
 
 def test_a_plausible_cost_is_learned_at_once():
-    """A new size that its neighbors allow is learned at once, and says nothing of the speed."""
+    """The cost of a new size that its neighbors allow is learned at once, and its batch does not move the speed."""
     device = Device(*[8, 32] * 10)
     before_ns = device.model.predict_ns(8)
     device.run(16, factor=1.15)
@@ -206,7 +206,7 @@ def test_costs_are_no_steeper_than_convolutions():
 
 
 def test_costs_never_fall():
-    """A batch can be padded to a larger one, so a larger one that was faster counts for both."""
+    """Published costs never fall with the size, because a batch can be padded to a larger size that is faster."""
     device = Device(*[8, 16, 32] * 20, seconds={8: 0.010, 16: 0.009, 32: 0.0085}.__getitem__)
 
     assert device.model.predict_ns(8) <= device.model.predict_ns(16) <= device.model.predict_ns(32)
@@ -217,7 +217,7 @@ def test_costs_never_fall():
 
 @pytest.mark.parametrize("factor", [0.01, 0.1, 3.0, 100.0])
 def test_an_outlier_is_clipped_to_its_limit(factor):
-    """One batch moves no prediction by more than a few deviations of the noise, however far off it is."""
+    """One batch moves no prediction by more than a few deviations of the noise, however slow or fast it is."""
     device = Device(*SETTLED).run(8, factor=factor)
 
     assert device.model.in_doubt
@@ -226,7 +226,7 @@ def test_an_outlier_is_clipped_to_its_limit(factor):
 
 
 def test_outliers_grow_with_the_noise():
-    """What is an outlier of a steady device is noise of another."""
+    """A duration that would be an outlier of a steady device is noise of a device that scatters."""
     device = Device(*SETTLED, sigma=0.2)
     device.model.observe(8, round(1.3 * device.model.predict_ns(8)), 0)
 
@@ -253,7 +253,7 @@ def test_a_streak_is_a_change_of_speed(factor, batches):
 
 
 def test_the_nearest_of_a_streak_counts():
-    """The speed jumps to the batch of a streak that differs least."""
+    """After a streak, the speed jumps to the batch of the streak that differs least."""
     device = Device(*SETTLED)
     for size, factor in ((8, 10.0), (32, 2.0), (16, 5.0)):
         device.run(size, factor=factor)
@@ -263,7 +263,7 @@ def test_the_nearest_of_a_streak_counts():
 
 @pytest.mark.parametrize("between", [1.0, 0.1], ids=["normal", "opposite"])
 def test_outliers_apart_are_no_streak(between):
-    """A batch that is as expected, or off to the other side, ends a streak."""
+    """A batch ends a streak if it takes as long as expected or is an outlier to the other side."""
     device = Device(*SETTLED)
     for factor in (10.0, 10.0, between, 10.0, 10.0, 1.0):
         device.run(8, factor=factor)
@@ -281,7 +281,7 @@ def test_outliers_that_passed_are_noise():
 
 
 def test_a_change_of_speed_is_no_noise():
-    """The batches by which a change of speed was found do not count as noise."""
+    """Batches that reveal a change of speed do not count as noise."""
     device = Device(*SETTLED)
     before = device.model.residuals.mean_factor
     device.run(8, 16, 32, factor=3.0)
@@ -290,7 +290,7 @@ def test_a_change_of_speed_is_no_noise():
 
 
 def test_only_settled_sizes_teach_the_noise():
-    """How far off the first guesses of a size are says nothing of the noise."""
+    """Residuals of the first batches of a size do not count as noise, because its cost is still a guess."""
     device = Device(*[8, 32] * 20)
     before = device.model.residuals.mean_factor
     device.run(16).run(16, factor=1.015)
@@ -300,7 +300,7 @@ def test_only_settled_sizes_teach_the_noise():
 
 
 def test_a_cost_seen_once_falls_at_once():
-    """The cost of a size whose first batch was slow falls at the first faster one."""
+    """The cost of a size whose first two batches were slow falls at the first faster one."""
     device = Device(*[8, 64] * 10).run(23, 23, factor=1.6)
     assert device.ratio(23) > 1.2
 
@@ -319,7 +319,7 @@ def test_an_implausible_fall_of_a_cost_is_an_outlier():
 
 
 def test_cost_of_the_only_size_does_not_fall_at_once():
-    """A single faster batch of the only size could be an outlier: there are no neighbors to judge by."""
+    """A faster batch of the only size counts as an outlier, because there are no neighbors to compare it with."""
     device = Device(8, 8).run(8, factor=0.1)
 
     assert device.model.in_doubt
@@ -340,7 +340,7 @@ def test_a_hardly_known_cost_follows_slower_batches():
 
 @pytest.mark.parametrize("size", [1, 2, 11], ids=["small", "smaller-than-seen", "between"])
 def test_end_of_outage_does_not_make_a_size_cheap(size):
-    """A size that was not seen before the outage says that it is over: the others are fast again, too."""
+    """A fast batch of a new size shows that an outage is over, so the other sizes are predicted to be fast again."""
     device = Device(*[16, 23, 32] * 20).run(16, 23, 32, factor=4.0)
     assert device.ratio(32, 4.0) == pytest.approx(1.0, rel=0.03)
 
@@ -351,7 +351,7 @@ def test_end_of_outage_does_not_make_a_size_cheap(size):
 
 
 def test_an_outage_may_end_in_steps():
-    """What is taken back is what the faster batch says."""
+    """An outage may end in steps: each faster batch reverts as much of the slowdown as it shows."""
     device = Device(*[16, 23, 32] * 20).run(16, 23, 32, factor=4.0).run(1, factor=2.0)
     assert device.ratio(32, 2.0) == pytest.approx(1.0, rel=0.05)
 
@@ -361,7 +361,7 @@ def test_an_outage_may_end_in_steps():
 
 
 def test_recovery_does_not_exceed_the_outage():
-    """A size that is cheaper than before the outage is cheap: the device is not faster than it was."""
+    """The speed recovers at most to its value before the outage; what remains lowers the cost of the fast size."""
     cheap = Device(*[16, 23, 32] * 20, seconds=lambda size: LINE.seconds(size) * (0.5 if size == 8 else 1.0))
 
     cheap.run(16, 23, 32, factor=4.0).run(8)
@@ -383,7 +383,7 @@ def test_cheap_size_in_outage_misleads_three_batches():
 
 @pytest.mark.parametrize("factors", [(), (4.0, 1.0)], ids=["never", "over"])
 def test_a_fast_batch_without_outage_is_a_cheap_size(factors):
-    """A hardly known size is cheap where the device never became slower, and where it is as fast as before again."""
+    """A fast batch of a hardly known size lowers the cost of that size if there was no outage, or if it is over."""
     device = Device(*[16, 23, 32] * 20, seconds=lambda size: LINE.seconds(size) * (0.5 if size == 8 else 1.0))
     for factor in factors:
         device.run(16, 23, 32, 16, factor=factor)
@@ -394,7 +394,7 @@ def test_a_fast_batch_without_outage_is_a_cheap_size(factors):
 
 
 def test_a_confirmed_speed_is_not_reverted():
-    """After sixteen batches at the slower speed it is the usual one: a cheap size is cheap."""
+    """Sixteen batches confirm a slower speed; a fast batch then lowers only the cost of its size."""
     device = Device(*[16, 23, 32] * 20, seconds=lambda size: LINE.seconds(size) * (0.5 if size == 8 else 1.0))
     device.run(16, 23, 32, *[16, 23] * 8, factor=4.0)
 
@@ -406,7 +406,7 @@ def test_a_confirmed_speed_is_not_reverted():
 def test_size_not_run_for_long_is_hardly_known():
     """A size that has not run for long is hardly known.
 
-    Its cost falls at the first faster batch, whatever others said that have not run for long either.
+    Its cost falls at the first faster batch, even if other sizes that have not run for long contradict that.
     """
     device = Device(*[4, 8] * 10, seconds=lambda size: LINE.seconds(size) * (3.0 if size >= 16 else 1.0))
     device.run(*[16, 32] * 10)
@@ -421,7 +421,7 @@ def test_size_not_run_for_long_is_hardly_known():
 
 
 def test_few_batches_give_a_flatter_slope():
-    """The line is drawn towards a constant cost, the more the fewer batches there were."""
+    """The fewer batches there were, the more the line is drawn towards a constant cost."""
     slopes = []
     for visits in (1, 20):
         device = Device(*[6, 8] * visits, seconds=lambda size: 0.001 * size)
@@ -431,7 +431,7 @@ def test_few_batches_give_a_flatter_slope():
 
 
 def test_a_streak_at_a_new_size_moves_its_cost():
-    """Where a streak ends at a size that is hardly known, its cost jumps, and the others stay."""
+    """If a streak ends at a hardly known size, the cost of that size jumps, and other predictions stay."""
     device = Device(*[8, 64] * 10).run(23)
     before_ns = device.model.predict_ns(8)
     device.run(23, 23, 23, factor=1.5)
@@ -441,14 +441,14 @@ def test_a_streak_at_a_new_size_moves_its_cost():
 
 
 def test_a_first_call_that_was_slow_is_unlearned():
-    """A first batch that took ten times as long is forgotten after two of the usual speed."""
+    """A first batch that took ten times as long is forgotten after two batches of the usual speed."""
     device = Device().run(8, factor=10.0).run(8, 8)
 
     assert device.ratio(8) == pytest.approx(1.0, rel=0.02)
 
 
 def test_small_drifts_of_steady_devices_are_followed():
-    """A device that repeats to the microsecond is followed to a thousandth."""
+    """A slow drift of a device without noise is followed to a thousandth."""
     device = Device(*SETTLED)
     for at in range(200):
         device.run(8, factor=1.0 + at * 2e-5)
@@ -460,7 +460,7 @@ def test_small_drifts_of_steady_devices_are_followed():
 
 
 def test_the_version_is_stable_on_a_steady_device():
-    """Once the sizes have settled, batches as expected publish nothing, and those that move predictions do."""
+    """Once sizes have settled, a batch publishes a new version only if it moves predictions."""
     device = Device(*SETTLED * 3)
     version, curve = device.model.version, device.model.curve()
 
@@ -473,7 +473,7 @@ def test_the_version_is_stable_on_a_steady_device():
 
 
 def test_a_size_that_settles_is_published():
-    """Each of the first batches of a size is published, however little it moves."""
+    """Each of the first batches of a size publishes a new version, however little it changes."""
     device = Device(*SETTLED * 3)
     versions = []
     for _ in range(5):
@@ -485,7 +485,7 @@ def test_a_size_that_settles_is_published():
 
 @pytest.mark.parametrize("factor", [0.5, 1.0, 2.0])
 def test_a_prior_of_the_right_shape_needs_a_streak(factor):
-    """With a prior the first three batches teach the speed of all sizes."""
+    """With a prior, the first three batches teach the speed of all sizes."""
     device = Device(3, 20, 8, prior=ServiceTime.affine(0.004 / factor, 0.00025 / factor))
 
     for size in (1, 8, 45, 64):
@@ -493,14 +493,14 @@ def test_a_prior_of_the_right_shape_needs_a_streak(factor):
 
 
 def test_a_slow_first_call_does_not_move_a_prior():
-    """With a prior a first batch that took thirty times as long is an outlier."""
+    """With a prior, a first batch that took thirty times as long counts as an outlier."""
     device = Device(prior=LINE).run(3, factor=30.0)
 
     assert device.ratio(20) == pytest.approx(1.0, rel=0.02)
 
 
 def test_a_prior_of_the_wrong_shape_is_unlearned():
-    """Batches correct the shape that a prior says."""
+    """Batches correct a prior whose relative costs are wrong."""
     device = Device(prior=ServiceTime.affine(0.0, 0.001))
     device.run(*[1, 45, 2, 32, 4, 23, 3, 16, 6, 11, 8] * 80)
 
@@ -509,7 +509,7 @@ def test_a_prior_of_the_wrong_shape_is_unlearned():
 
 
 def test_a_larger_size_refutes_a_prior():
-    """Sizes that never ran take no longer than a larger one that did, whatever a prior says of them."""
+    """Sizes that never ran are forgotten if a larger size is faster than the prior expects of them."""
     device = Device(*[2] * 140, seconds=ServiceTime.affine(0.016, 0.001).seconds, prior=ServiceTime.affine(0.0, 0.017))
 
     device.run(4)
@@ -519,7 +519,7 @@ def test_a_larger_size_refutes_a_prior():
 
 
 def test_larger_size_refutes_what_was_learned_long_ago():
-    """Batches that were slow by accident hold no larger size down once they have not run for long."""
+    """A size that was slow by accident makes no larger size look slow once it has not run for long."""
     device = Device(8)
     device.run(11, 12, factor=5.0)
     device.run(*[8] * 140)
@@ -531,7 +531,7 @@ def test_larger_size_refutes_what_was_learned_long_ago():
 
 
 def test_noise_does_not_refute_a_prior():
-    """A size of a prior stays while a larger one seems faster by no more than durations scatter."""
+    """A size of a prior is not forgotten if a larger one seems faster by no more than the noise."""
     device = Device(*[2] * 140, prior=ServiceTime.affine(0.004, 0.00001))
 
     device.run(*[4] * 4, factor=0.98)
@@ -540,7 +540,7 @@ def test_noise_does_not_refute_a_prior():
 
 
 def test_batches_since_counts_all_sizes():
-    """The age of a size is the number of batches since one of about it; unknown before its second."""
+    """The age of a size is the number of batches since one of about that size, and infinite before its second one."""
     device = Device(8)
     assert device.model.batches_since(8) == math.inf
 
@@ -553,7 +553,7 @@ def test_batches_since_counts_all_sizes():
 
 
 def test_seen_lists_estimate_and_visits_by_size():
-    """The estimate and the visits of each size are there to be drawn."""
+    """`seen` returns the estimate and the number of batches of each size, for a plot."""
     seen = Device(*[4, 8] * 3).model.seen()
 
     assert {size: visits for size, (_, visits) in seen.items()} == {4: 3, 8: 3}
@@ -566,7 +566,7 @@ priors = st.none() | st.builds(ServiceTime.affine, st.floats(1e-6, 1.0), st.floa
 
 @given(batches, priors)
 def test_published_costs_are_positive_and_rise(observed, prior):
-    """Whatever was observed, published costs are positive, finite, nondecreasing and not too steep."""
+    """After any observations, published costs are positive, finite, nondecreasing and not too steep."""
     model = LatencyModel(prior=prior)
 
     for size, duration_ns in observed:
@@ -584,7 +584,10 @@ def test_published_costs_are_positive_and_rise(observed, prior):
 
 @pytest.mark.parametrize("durations", [(0, 10**8), (10**8, 0), (1, 10**12)], ids=["slower", "faster", "extreme"])
 def test_costs_a_millionfold_apart_are_taken(durations):
-    """A device that took no time at first, as in virtual time, and much later on is no error."""
+    """Durations a millionfold apart are no error, and are corrected later.
+
+    A device in virtual time may take no time at first and much time later.
+    """
     model = LatencyModel()
     for size, duration_ns in zip((1, 2), durations, strict=True):
         model.observe(size, duration_ns, 0)
@@ -624,7 +627,7 @@ def test_reading_changes_nothing(observed, prior):
     ids=["no-rows", "size-float", "size-bool", "negative", "duration-float", "instant-float"],
 )
 def test_bad_observations_are_named(arguments, error, says):
-    """A bad argument is named, and nothing is learned from it."""
+    """The error names the bad argument, and nothing is learned from it."""
     model = LatencyModel()
 
     with pytest.raises(error, match=says):
@@ -633,13 +636,13 @@ def test_bad_observations_are_named(arguments, error, says):
 
 
 def test_a_bad_prior_is_named():
-    """Only a ServiceTime is a prior."""
+    """A prior that is not a `ServiceTime` raises an error that names the argument."""
     with pytest.raises(TypeError, match="prior: expected a ServiceTime or None"):
         LatencyModel(prior=0.1)
 
 
 def test_numpy_integers_are_accepted():
-    """Sizes and durations can be NumPy's."""
+    """Sizes, durations and instants can be NumPy integers."""
     plain, numpy = LatencyModel(), LatencyModel()
 
     plain.observe(4, 1000, 5)

@@ -1,4 +1,4 @@
-"""LearnedServiceTime: what it expects after which batches, on devices of every shape, through noise and changes."""
+"""LearnedServiceTime: its expected durations on devices of every shape, with noise, outliers and changes."""
 
 import math
 import random
@@ -30,7 +30,7 @@ DEVICES = {
 
 
 def sizes_under_load(count, seed):
-    """Sizes as a batcher makes them: small at first, then up and down with the load."""
+    """Return batch sizes like those of a batcher: small at first, then up and down with the load."""
     source, size, sizes = random.Random(seed), 1.0, []
     for at in range(count):
         size = min(max(size * math.exp(source.gauss(0.05 if at < 20 else 0.0, 0.4)), 1.0), LARGEST)
@@ -54,7 +54,7 @@ every_mix = pytest.mark.parametrize("mix", MIXES)
 
 
 class Live:
-    """A learner with the device that it observes."""
+    """Device with a `LearnedServiceTime` that observes it."""
 
     def __init__(self, device="affine", *, sigma=0.0, seed=0, prior=None):
         self.learned = LearnedServiceTime(prior=prior)
@@ -71,11 +71,11 @@ class Live:
         return self
 
     def ratio(self, size, factor=1.0):
-        """Expected over true."""
+        """Return the expected duration, divided by the true one."""
         return self.learned.expected_ns(LARGEST)[size] / (self.seconds(size) * factor * 1e9)
 
     def errors(self, sizes, factor=1.0):
-        """Distance from the truth by size, as a ratio."""
+        """Return the relative error of the expected duration, by size."""
         return {size: abs(self.ratio(size, factor) - 1.0) for size in set(sizes)}
 
 
@@ -83,7 +83,7 @@ class Live:
 
 
 def test_nothing_is_known_at_first():
-    """Before the first batch there is nothing to expect, and asking for it is an error."""
+    """Before the first batch no duration is known, and methods that need one raise an error."""
     learned = LearnedServiceTime()
 
     assert (learned.known, learned.observations, learned.in_doubt, learned.trusted) == (False, 0, False, 0)
@@ -115,7 +115,7 @@ def test_a_slow_first_call_is_unlearned(device, then):
     assert live.ratio(then[-1]) == pytest.approx(1.0, rel=0.2)
 
 
-# ---- what it converges to
+# ---- convergence
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_a_steady_device_is_learned(device, mean, worst, mix, count):
 @every_device
 @every_mix
 def test_a_noisy_device_is_learned_within_its_noise(device, mix):
-    """With a scatter of 10 %, what is expected is within about that of the truth."""
+    """If durations scatter by 10 %, the expected ones are within about 10 % of the true ones."""
     errors = []
     for seed in range(4):
         sizes = MIXES[mix](300, seed)
@@ -175,7 +175,7 @@ def test_the_upper_table_covers_19_of_20(device, mix, sigma):
 
 @pytest.mark.parametrize("sigma", [0.1, 0.4])
 def test_the_mean_matches_lognormal_noise(sigma):
-    """Under lognormal noise the mean is above the median, as much as the noise says."""
+    """Under lognormal noise, the mean exceeds the median by the factor exp(sigma² / 2)."""
     above, ratios = [], []
     for seed in range(10):
         live = Live(sigma=sigma, seed=seed).run(*[4, 8, 16, 32] * 50)
@@ -188,7 +188,7 @@ def test_the_mean_matches_lognormal_noise(sigma):
 
 
 def test_outliers_count_in_the_mean():
-    """Where one batch of twenty takes three times as long, the mean table says so, and the median does not."""
+    """If one batch of twenty takes three times as long, the mean rises by a tenth and the median stays."""
     live = Live(sigma=0.02)
     for at in range(400):
         live.run((4, 8, 16, 32)[at % 4], factor=3.0 if at % 20 == 7 else 1.0)
@@ -216,7 +216,7 @@ def test_the_best_size_keeps_the_throughput(device, mix, sigma):
 
 @pytest.mark.parametrize(("sigma", "best"), [(0.0, 8), (0.2, LARGEST)], ids=["exact", "noisy"])
 def test_alike_sizes_are_equally_good(sigma, best):
-    """Of sizes whose throughput the noise does not tell apart, the largest is the best where batching gains at all."""
+    """Of sizes whose throughputs differ by less than the noise, the largest is best if batching gains at all."""
     live = Live()
     live.seconds = ServiceTime.table({1: 0.004, 8: 0.008, 64: 0.068}).seconds  # 6 % worse at 64
     live.sigma = sigma
@@ -229,7 +229,7 @@ def test_alike_sizes_are_equally_good(sigma, best):
 
 
 def test_many_batches_separate_similar_sizes():
-    """Durations scatter by a fifth, but of two sizes that ran often the means are known well enough to differ."""
+    """If durations scatter by a fifth, two sizes count as different only after many batches of each."""
     live = Live()
     live.seconds = ServiceTime.table({1: 0.004, 8: 0.008, 64: 0.075}).seconds  # 15 % worse at 64
 
@@ -246,7 +246,10 @@ def test_many_batches_separate_similar_sizes():
 
 @pytest.mark.parametrize("sigma", [0.0, 0.2, 0.4])
 def test_a_model_without_gain_has_small_batches(sigma):
-    """However much durations scatter: a batch of all that is queued would only make its first rows wait."""
+    """If a model gains nothing from batching, its best size is small at any noise.
+
+    A larger batch would only make its first rows wait.
+    """
     live = Live(sigma=sigma)
     live.seconds = ServiceTime.table({1: 0.005, 2: 0.010, 8: 0.044, 64: 0.420}).seconds
     live.run(*[1, 2, 8, 64] * 30)
@@ -255,7 +258,10 @@ def test_a_model_without_gain_has_small_batches(sigma):
 
 
 def test_two_settled_sizes_say_whether_batching_gains():
-    """A single slow batch, perhaps a cold one, rules no size out."""
+    """A model counts as one without gain from batching only after two sizes have settled.
+
+    A single slow batch, perhaps a cold one, rules no size out.
+    """
     live = Live(sigma=0.0)
     live.seconds = ServiceTime.table({1: 0.005, 64: 0.320}).seconds
     live.run(1, 1, 64)
@@ -276,7 +282,7 @@ def test_at_most_a_quarter_is_alike():
 
 @pytest.mark.parametrize(("device", "flat"), [("constant", True), ("affine", False), ("proportional", False)], ids=str)
 def test_flat_means_no_slower_than_a_quarter(device, flat):
-    """A size is flat where it takes no longer, beyond noise, than a quarter of it."""
+    """A size is flat if its batches take no longer, except for noise, than those of a quarter of the size."""
     learned = Live(device).run(*[4, 16, 64] * 10).learned
 
     assert learned.flat_up_to(64) is flat
@@ -284,7 +290,7 @@ def test_flat_means_no_slower_than_a_quarter(device, flat):
 
 
 def test_flat_does_not_look_at_half():
-    """A step between a quarter and a half of a size is a slope."""
+    """A size is not flat if durations rise between a quarter and half of it."""
     live = Live(sigma=0.1)
     live.seconds = {16: 0.005, 32: 0.010, 64: 0.010}.__getitem__
 
@@ -292,7 +298,7 @@ def test_flat_does_not_look_at_half():
 
 
 def test_flat_allows_for_the_noise():
-    """What noise explains is no slope."""
+    """A size is flat if noise can explain why its batches take longer than those of a quarter."""
     live = Live(sigma=0.4)
     live.seconds = {16: 0.010, 64: 0.015}.__getitem__
     learned = live.run(*[16, 64] * 40).learned
@@ -303,7 +309,7 @@ def test_flat_allows_for_the_noise():
 
 
 def test_sizes_past_64_keep_the_slope():
-    """Large sizes share estimates without losing the slope."""
+    """Sizes above 64 share estimates, but their expected durations keep the slope."""
     source, live = random.Random(0), Live()
     live.run(*(source.randint(1, 1024) for _ in range(400)))
 
@@ -313,7 +319,7 @@ def test_sizes_past_64_keep_the_slope():
 
 
 def test_fitted_extends_beyond_measured_sizes():
-    """The fixed service time has the slope past the largest size."""
+    """The fitted service time continues its slope above the largest measured size."""
     live = Live().run(*[8, 64] * 10)
 
     assert live.learned.fitted().seconds(200) == pytest.approx(live.seconds(200), rel=0.02)
@@ -343,7 +349,7 @@ def test_a_change_of_speed_and_its_end_are_followed(device, mix, sigma, factor):
 @every_device
 @every_mix
 def test_a_slow_second_leaves_no_trace(device, mix, batches):
-    """Soon after a device was four times slower, all sizes known before are within 20 % of the truth."""
+    """Ten batches after a device was four times slower, all sizes known before are within 20 % of the truth."""
     sizes = MIXES[mix](200 + batches + 10, seed=5)
     before = sizes[:200]
     live = Live(device, sigma=0.05).run(*before).run(*sizes[200 : 200 + batches], factor=4.0)
@@ -358,13 +364,13 @@ def test_a_slow_second_leaves_no_trace(device, mix, batches):
 @pytest.mark.parametrize("sigma", [0.0, 0.02, 0.1])
 @every_mix
 def test_an_outlier_moves_no_table_much(mix, sigma, outlier):
-    """A single outlier moves no entry of a table by a tenth at the sizes that ran, though the mean counts it."""
+    """A single outlier moves no table entry of a size that ran by more than a tenth, although the mean counts it."""
     for seed in range(3):
         sizes = MIXES[mix](80, seed)
         live = Live(sigma=sigma, seed=seed).run(*sizes)
         size = next(size for size in reversed(sizes) if sizes.count(size) > 5)
         live.sigma = 0.0
-        live.run(size)  # whatever came last, the outlier stands alone
+        live.run(size)  # whatever came last, the outlier is not part of a streak
         expected, upper = live.learned.expected_ns(LARGEST), live.learned.upper_ns(LARGEST)
 
         live.run(size, factor=outlier)
@@ -376,7 +382,7 @@ def test_an_outlier_moves_no_table_much(mix, sigma, outlier):
 
 @every_device
 def test_rare_slow_batches_do_not_move_the_median(device):
-    """Where 5 % of the batches take three times as long, the median stays that of the others."""
+    """If 5 % of the batches take three times as long, the median stays that of the others."""
     source, sizes = random.Random(4), MIXES["load"](400, seed=4)
     live = Live(device, sigma=0.02)
     for size in sizes:
@@ -426,7 +432,7 @@ def test_changes_of_speed_and_load_at_once(sigma, mean):
 
 
 def test_a_prior_is_what_is_expected_at_first():
-    """Until a batch corrects it, the median is the prior's."""
+    """Until a batch corrects them, the expected durations are those of the prior."""
     prior = ServiceTime.affine(0.004, 0.00025)
     learned = LearnedServiceTime(prior=prior)
 
@@ -446,7 +452,7 @@ def test_a_prior_needs_three_batches_for_the_speed(factor):
 
 
 def test_learned_times_can_be_saved_and_reused(tmp_path):
-    """What was learned can be saved, and is the prior of the next process."""
+    """Learned durations can be saved, and used as the prior of the next process."""
     live = Live("silero").run(*sizes_under_load(200, seed=1))
 
     live.learned.fitted().save(tmp_path / "learned.json")
@@ -455,7 +461,7 @@ def test_learned_times_can_be_saved_and_reused(tmp_path):
     np.testing.assert_allclose(again.expected_ns(LARGEST), live.learned.expected_ns(LARGEST), rtol=0.02)
 
 
-# ---- what always holds
+# ---- invariants
 
 batches = st.lists(st.tuples(st.integers(1, 300), st.integers(0, 10**12)), min_size=1, max_size=60)
 priors = st.none() | st.builds(ServiceTime.affine, st.floats(1e-6, 1.0), st.floats(0.0, 0.1))
@@ -463,7 +469,7 @@ priors = st.none() | st.builds(ServiceTime.affine, st.floats(1e-6, 1.0), st.floa
 
 @given(batches, priors, st.integers(1, 300))
 def test_tables_are_positive_and_nondecreasing(observed, prior, largest):
-    """Tables are positive and nondecreasing, the upper one is not below the mean, and neither is written to."""
+    """Tables are positive and nondecreasing, the upper one is not below the mean, and both are read-only."""
     learned = LearnedServiceTime(prior=prior)
 
     for size, duration_ns in observed:
@@ -505,7 +511,7 @@ def test_reading_changes_nothing(observed, prior):
 
 
 def test_the_version_changes_only_with_the_tables():
-    """The version and the tables stay until something moves, and then both change."""
+    """The version and the tables stay until a prediction moves, and then both change."""
     live = Live().run(*[4, 8] * 60)
     version, upper = live.learned.version, live.learned.upper_ns(LARGEST)
 
@@ -530,20 +536,20 @@ def test_the_version_changes_only_with_the_tables():
     ids=["prior", "size", "duration", "cap-zero", "cap-float"],
 )
 def test_bad_arguments_are_named(make, error, says):
-    """A bad argument is named, with what was expected."""
+    """The error names the bad argument and the expectation."""
     with pytest.raises(error, match=says):
         make()
 
 
 def test_repr_shows_batches_sizes_and_p95():
-    """The text has the batches, the sizes and the width up to the 95 % quantile."""
+    """`repr` shows the number of batches, the number of sizes and the margin of the 95 % quantile."""
     assert repr(LearnedServiceTime()) == "LearnedServiceTime(observations=0)"
     assert repr(Live().run(*[4, 8] * 20).learned) == "LearnedServiceTime(observations=40, sizes=2, p95=+0.1%)"
 
 
 @pytest.mark.parametrize("prior", [None, ServiceTime.affine(0.004, 0.00025)], ids=["learned", "prior"])
 def test_plot_draws_mean_band_and_points(prior):
-    """The drawing has the mean, the band up to the 95 % quantile, and a point for each size."""
+    """The plot shows the mean, the range up to the 95 % quantile, and a point for each size."""
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 

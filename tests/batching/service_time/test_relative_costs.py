@@ -1,4 +1,4 @@
-"""Costs of sizes, held by the line over all of them; compiled against plain."""
+"""Relative costs of sizes, regularized by a line over all sizes; compiled and uncompiled."""
 
 import math
 
@@ -30,7 +30,7 @@ def test_costs_on_a_line_stay(smoothed_costs):
 
 @pytest.mark.parametrize(("visits", "kept"), [(1, 1 / 1.5), (100, 100 / 100.5)])
 def test_a_cost_off_the_line_counts_by_its_visits(smoothed_costs, visits, kept):
-    """The line of the others is certain; the last size's own batches say twice as much."""
+    """The measured cost of a size has the weight of its visits, and the line has the weight of half a visit."""
     sizes = [1, 2, 4, 8, 16]
     logarithms = of_line(sizes, 4.0, 1.0)
     logarithms[2] += math.log(1.2)
@@ -48,7 +48,7 @@ def test_noise_draws_costs_to_the_line(smoothed_costs):
 
 
 def test_setup_and_slope_are_never_negative(smoothed_costs):
-    """Costs that fall give a flat line, and costs that grow faster than the size one through the origin."""
+    """Falling costs give a flat line, and costs that grow faster than the size give a line through the origin."""
     _, setup, per_row = smoothed_costs([1, 2, 4], [math.log(cost) for cost in (4.0, 2.0, 1.0)], [9] * 3, 0.05)
     assert per_row == 0.0
     assert setup > 0.0

@@ -30,7 +30,7 @@ def state(window):
 
 
 def test_five_percent_is_assumed_at_first():
-    """Before any ratio has come, a scatter of 5 % is assumed."""
+    """Before the first ratio, the window assumes a scatter of 5 %."""
     window = ResidualQuantile()
 
     assert window.deviation == pytest.approx(0.05, rel=0.15)
@@ -39,7 +39,7 @@ def test_five_percent_is_assumed_at_first():
 
 
 def test_ratios_replace_assumed_ones():
-    """Each of the first eight ratios replaces one that was assumed, so the margin of a steady device shrinks."""
+    """Each of the first eight ratios replaces an assumed one, so the margin of a steady device shrinks."""
     window, margins = ResidualQuantile(), []
 
     for _ in range(8):
@@ -52,7 +52,7 @@ def test_ratios_replace_assumed_ones():
 
 @pytest.mark.parametrize("sigma", [0.01, 0.1, 0.5])
 def test_normal_ratios_give_their_quantiles(sigma):
-    """Of normal ratios the deviation and the margin are, on average, those of the distribution."""
+    """If ratios are normally distributed, the deviation and the margin are on average those of the distribution."""
     source, window = random.Random(1), ResidualQuantile()
     deviations, margins, covered = [], [], []
 
@@ -88,7 +88,7 @@ def test_outliers_count_in_the_mean():
 
 
 def test_a_stall_counts_as_three_and_a_half():
-    """A ratio above 3.5 counts as 3.5, so that a single stall does not move the mean."""
+    """A ratio above 3.5 counts as 3.5, so a single stall moves the mean factor little."""
     window = filled([0.0] * 63 + [20.0])
 
     assert window.mean_factor == pytest.approx((63 + 3.5) / 64)
@@ -96,7 +96,7 @@ def test_a_stall_counts_as_three_and_a_half():
 
 @given(st.lists(st.floats(-3, 3), min_size=1, max_size=200))
 def test_only_the_last_64_count(residuals):
-    """A window that has forgotten ratios equals one that never got them."""
+    """A window that has forgotten older ratios equals one that never had them."""
     long, short = filled(residuals), filled(residuals[-64:])
 
     if len(residuals) >= 8:
@@ -116,7 +116,7 @@ def test_ranks_stretch_to_the_normal_quantiles(count):
 
 
 def test_statistics_is_not_imported():
-    """A server does not load the statistics module for the sake of a few constants."""
+    """The module does not import `statistics`, which a server would load only for a few constants."""
     code = "import sys, streaminfer.batching.service_time.residual_quantile; sys.exit('statistics' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

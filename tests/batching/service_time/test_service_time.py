@@ -37,7 +37,7 @@ def test_affine():
     [
         ({4: 0.008}, {1: 0.002, 4: 0.008, 10: 0.02}),  # one entry: proportional
         ({2: 0.003, 6: 0.005, 8: 0.009}, {1: 0.0025, 2: 0.003, 4: 0.004, 7: 0.007, 10: 0.013}),
-        ({8: 0.001, 16: 0.101}, {1: 0.000125, 4: 0.0005, 12: 0.051}),  # below: no cheaper than its share
+        ({8: 0.001, 16: 0.101}, {1: 0.000125, 4: 0.0005, 12: 0.051}),  # below 8: at least proportional
         ({8: 0.005, 64: 0.005}, {1: 0.005, 30: 0.005, 100: 0.005}),
     ],
 )
@@ -106,7 +106,7 @@ def test_repr():
     assert repr(ServiceTime.table({size: size * 0.001 for size in range(1, 11)})) == (
         "<ServiceTime of 10 sizes, 1: 0.001 … 10: 0.01, then 0.001 an item>"
     )
-    assert repr(ServiceTime((1, 2), (0.1, 0.2), 0.3)).startswith("<ServiceTime of 2 sizes")  # no table says that
+    assert repr(ServiceTime((1, 2), (0.1, 0.2), 0.3)).startswith("<ServiceTime of 2 sizes")  # no table has this slope
 
 
 @given(service_time=service_times)
