@@ -1,4 +1,4 @@
-"""A failed batch is sent again in parts: a bad row fails alone, parts are bounded, and lack of memory limits batches."""
+"""Failed batches are sent again in parts: a bad row fails alone, parts are bounded, lack of memory limits batches."""
 
 import asyncio
 
