@@ -192,7 +192,7 @@ def test_closed_alarm_holds_no_file_and_can_be_set():
 
 @linux
 def test_alarm_of_a_closed_loop_leaves_no_file():
-    """An alarm whose loop was closed while it was set leaves no file descriptor open once it is on another loop."""
+    """An alarm whose loop was closed while it was set has no open file descriptor after it is bound to another loop."""
     before = files()
 
     async def main():

@@ -75,7 +75,7 @@ def test_wrapper_without_infer_now_is_not_bypassed():
 
 
 def test_interrupt_serves_callers_before_loop_ends():
-    """An interrupt in a batch function ends the event loop, and completes its batch so that the stop does not wait."""
+    """An interrupt in a batch function on the event loop reaches the caller of the loop."""
 
     async def main(loop):
         def interrupt(_):

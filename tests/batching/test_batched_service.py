@@ -120,7 +120,7 @@ async def test_restart_restores_policy_and_delay(loop):
 
 
 async def test_cancelled_caller_makes_room_in_the_same_turn(loop):
-    """A cancelled caller makes room in the queue within the same turn of the loop."""
+    """A cancelled caller makes room in the queue within the same iteration of the loop."""
     batcher = si.AdaptiveBatcher(max_batch_size=1, max_queue_size=1, clock=loop.clock)
     service = batcher.wrap(ScriptedBackend(duration_s=0.1))
     running = asyncio.ensure_future(service.call(si.Request(0.0)))
@@ -171,7 +171,7 @@ async def test_stop_waits_for_a_backend_that_resists(loop):
 
 
 async def test_drain_waits_for_an_abandoned_batch(loop):
-    """A draining stop waits for a batch whose callers have gone."""
+    """A draining stop waits for a batch whose callers have left."""
 
     class Resists(ScriptedBackend):
         async def infer(self, batch):
@@ -192,7 +192,7 @@ async def test_drain_waits_for_an_abandoned_batch(loop):
 
 
 async def test_caller_cancelled_at_stop_counts_as_cancelled(loop):
-    """A caller cancelled in the same turn as the stop is counted as cancelled."""
+    """A caller that is cancelled in the same loop iteration as the stop is counted as cancelled."""
     batcher = si.AdaptiveBatcher(max_batch_size=1, clock=loop.clock)
     service = batcher.wrap(ScriptedBackend(HANG))
     calls = [asyncio.ensure_future(service.call(si.Request(1.0))) for _ in range(2)]
@@ -205,7 +205,7 @@ async def test_caller_cancelled_at_stop_counts_as_cancelled(loop):
 
 
 def test_two_loops_are_an_error_while_requests_queue():
-    """Using two loops at once is an error even while requests are only queued."""
+    """Using two loops at once is an error, even if the requests of the first loop are only queued."""
     batcher = si.AdaptiveBatcher(max_batch_size=2, policy="greedy", max_queue_delay_s=60.0)
     predict = batcher.wrap(lambda x: x)
     first = VirtualLoop()

@@ -286,7 +286,7 @@ async def test_response_delivered_late_is_deadline_exceeded(loop):
     """A response that a blocked loop delivers past the deadline becomes `DeadlineExceeded`."""
 
     def slow(x):
-        loop.now_ns += 80_000_000  # a function that holds the loop up
+        loop.now_ns += 80_000_000  # a function that blocks the loop
         return x
 
     batcher = si.AdaptiveBatcher(max_batch_size=4, clock=loop.clock)
@@ -382,7 +382,7 @@ async def test_max_in_flight_batches_run_at_once(loop):
 
 
 async def test_batch_is_held_back_at_most_max_queue_delay(loop):
-    """A policy with `max_queue_delay_s` waits for more requests no longer than that."""
+    """A batch waits for more requests at most `max_queue_delay_s`, counted from its oldest request."""
     backend = ScriptedBackend()
     batcher = si.AdaptiveBatcher(max_batch_size=3, policy="greedy", max_queue_delay_s=0.005, clock=loop.clock)
     service = batcher.wrap(backend)
@@ -451,7 +451,7 @@ async def test_cancelling_all_callers_frees_the_worker(loop, turns):
 
 
 async def test_caller_cancelled_in_the_turn_of_delivery(loop):
-    """A caller that is cancelled in the turn of the delivery does not affect the other responses."""
+    """A caller that is cancelled in the loop iteration of the delivery does not affect the other responses."""
     gate = loop.create_future()
 
     async def held(x):

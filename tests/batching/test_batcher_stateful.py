@@ -237,7 +237,7 @@ def check(life, ends, s, backend, gave_up_ns, stopped_ns):
                 assert not life.drain or gave_up_ns == end.at_ns
     assert s.submitted == len(life.calls)
     assert (s.queued, s.running, s.running_batches) == (0, 0, 0)
-    # a caller that is cancelled in the turn that delivers its outcome is counted by that outcome
+    # a caller that is cancelled in the loop iteration that delivers its outcome is counted by that outcome
     crossed = [
         s.succeeded - kinds["tuple"],
         s.deadline_exceeded - kinds["DeadlineExceeded"],

@@ -77,7 +77,7 @@ async def test_other_tasks_run_between_batches_on_the_loop(loop):
 
 
 async def test_batch_without_callers_is_not_released(loop):
-    """A batch whose only caller leaves in the same turn of the loop is not released."""
+    """A batch whose only caller leaves in the same iteration of the loop is not released."""
     backend = ScriptedBackend()
     batcher = si.AdaptiveBatcher(max_batch_size=4, clock=loop.clock)
     service = batcher.wrap(backend)
@@ -92,7 +92,7 @@ async def test_batch_without_callers_is_not_released(loop):
 
 
 class Blunt:
-    """Backend whose ``infer`` is a plain function: each step raises at once, or is the result of an awaitable."""
+    """Backend whose ``infer`` is a plain function, which raises its next step or returns an awaitable of it."""
 
     def __init__(self, *steps):
         self.steps = list(steps)
@@ -119,7 +119,7 @@ async def test_backend_fails_before_first_await(loop):
 
 
 async def test_cancelled_error_in_function_fails_its_batch(loop):
-    """A `CancelledError` that a function raises ends its own batch as a `BackendError`."""
+    """A `CancelledError` that a function raises fails only its own batch, with a `BackendError`."""
 
     def gives_up(x):
         raise asyncio.CancelledError
@@ -196,7 +196,7 @@ async def test_assembly_ends_when_the_backend_reads_inputs(loop):
 
 
 async def test_caller_leaving_as_batch_fails_is_cancelled(loop):
-    """A caller that leaves in the turn in which its batch fails is counted as cancelled."""
+    """A caller that leaves in the loop iteration in which its batch fails is counted as cancelled."""
     gate = loop.create_future()
 
     async def held(x):
@@ -269,7 +269,7 @@ async def test_policy_observes_means_of_short_batches(loop, monkeypatch):
 
 
 def test_drain_on_closed_loop_does_not_block_the_next():
-    """A drain on a loop that was closed does not affect the next loop."""
+    """A drain that was left on a closed loop does not affect the next loop."""
     backend = ScriptedBackend(duration_s=0.01)
     service = si.AdaptiveBatcher(max_batch_size=4).wrap(backend)
     tasks = []

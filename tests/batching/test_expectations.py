@@ -74,7 +74,7 @@ def test_expectations_come_from_the_policy(queue):
     assert asked.predicted_finish_ns(5, 0, None, (running,)) == 5 + 3 * MS
     assert asked.expected_ns(running) == 3 * MS
     assert asked.upper_estimate_ns(4) == 3 * MS
-    # before the first batch has ended, a batch counts as long as the age of the oldest running one
+    # before the first batch has ended, the age of the oldest running one counts as the duration of a batch
     assert asked.retry_after_s(4 * MS, 2.5, (running,)) == pytest.approx(0.01)
 
 

@@ -256,7 +256,7 @@ def compiling(monkeypatch):
 
 
 def test_reconfigure_rejects_a_planner_without_kernels(compiling):
-    """`reconfigure` rejects a planner without loaded kernels: the error names the call to await, nothing changes."""
+    """`reconfigure` to a planner without loaded kernels changes nothing; its error names the call to await first."""
 
     async def main():
         batcher = si.AdaptiveBatcher(max_batch_size=4, policy="greedy", slo_s=0.5)

@@ -33,7 +33,10 @@ class RefusesAll:
 
 
 class Rejections:
-    """Stack that rejects each request of a wave in one way; a hanging request keeps its worker busy, if need be."""
+    """Stack that rejects each request of a wave in one way.
+
+    Unless the policy rejects them, a request that hangs keeps the only worker busy.
+    """
 
     def __init__(self, loop, way):
         self.loop = loop

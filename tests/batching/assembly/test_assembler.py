@@ -165,7 +165,7 @@ numbers = hnp.boolean_dtypes() | hnp.integer_dtypes() | hnp.floating_dtypes() | 
 
 @given(st.data())
 def test_ragged_rows_are_selected_padded_and_masked(data):
-    """Ragged rows are selected, padded and masked exactly as by a reference written by hand."""
+    """Ragged rows are selected, padded and masked exactly as a hand-written reference does it."""
     dtype = data.draw(numbers)
     shape = list(data.draw(hnp.array_shapes(min_dims=1, max_dims=3, max_side=3)))
     axis = data.draw(st.integers(-len(shape), len(shape) - 1))

@@ -331,7 +331,7 @@ def test_interrupt_in_one_model_keeps_timers_of_others():
 
 
 async def test_model_kept_apart_runs_within_max_wait(loop, monkeypatch):
-    """A model that is kept apart from others is served within `max_wait_s`."""
+    """A model that is kept apart from others is served once it has waited for `max_wait_s`."""
     monkeypatch.setattr(Interference, "keeps_apart", lambda self, model: model == "c" and bool(self._running))
     device = si.Device("gpu:0", concurrency=2, max_wait_s=0.1)
     options = {"max_batch_size": 1, "slo_s": None}

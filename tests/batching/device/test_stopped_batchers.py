@@ -27,7 +27,7 @@ class Deaf(ScriptedBackend):
 
 
 async def test_batch_that_outlives_its_batcher_keeps_no_name(loop):
-    """If a stop ends at its time limit while a batch runs, the next batcher of that name still gets name and weight."""
+    """The next batcher of a name gets that name and its weight, even if a batch outlived the stop of the last one."""
     device = si.Device("gpu:0", weights={"a": 3})
     model = named("a", Deaf(duration_s=10.0))
     stack = si.Stack(si.AdaptiveBatcher(max_batch_size=1, device=device), model, clock=loop.clock)

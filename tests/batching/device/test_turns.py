@@ -214,7 +214,7 @@ class TestStarvation:
 
 @st.composite
 def places(draw, models):
-    """Draw the free memory, and each model's size, load time if it is absent, and load time."""
+    """Draw the free memory and, for each model, its size, its load time or 0 if it is loaded, and its load time."""
     sizes = np.array([draw(st.integers(0, 5)) for _ in range(models)])
     loads_ns = np.array([draw(st.integers(1, 30)) for _ in range(models)])
     is_loaded = np.array([size == 0 or draw(st.booleans()) for size in sizes])
