@@ -30,7 +30,7 @@ def send(service, x, stream, **settings):
 
 
 async def test_requests_of_a_stream_run_one_after_another(loop):
-    """Each later request of a stream is in a later batch, although workers are free and later ones are more urgent."""
+    """Each request of a stream is in a separate batch, although workers are free and later ones are more urgent."""
     model = Recurrent(duration_s=1.0)
     async with stack(loop, model, max_in_flight=3) as service:
         calls = [send(service, x, "a", priority=-int(x)) for x in (1.0, 2.0, 3.0)]
