@@ -1,4 +1,4 @@
-"""The alarm of a dispatcher: once, at the last instant that was set, in the context that it was given."""
+"""`Alarm`, the timer of a dispatcher: it fires once, at the instant that was set last, in the context it was given."""
 
 import asyncio
 import contextvars
@@ -17,12 +17,12 @@ variable = contextvars.ContextVar("variable", default="none")
 
 
 def files():
-    """How many files this process has open, one for this among them."""
+    """Return the number of open file descriptors of this process, including the one that lists them."""
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
 class Rings:
-    """An alarm, and when it rang."""
+    """An `Alarm`, the instants at which it fired, and the value of the context variable at each."""
 
     def __init__(self, loop):
         self.at_ns, self.seen, self.ringing = [], [], asyncio.Event()
@@ -41,7 +41,7 @@ class Rings:
 
 
 def in_real_time(scene):
-    """Run a scene with an alarm; close it at the end."""
+    """Run a scene with an alarm on a real event loop, and close the alarm at the end."""
 
     async def main():
         rings = Rings(asyncio.get_running_loop())
@@ -97,9 +97,9 @@ def test_a_cancelled_timer_does_not_fire(is_exact):
 
 @linux
 def test_due_alarm_that_is_set_again_uses_new_instant():
-    """An alarm that is due and set again rings at the new instant.
+    """A due alarm that is set again before its callback runs fires only at the new instant.
 
-    The loop has seen that the timer is due, and something else sets it before its callback runs.
+    The test calls the callback as an event loop does that saw the previous instant pass.
     """
 
     async def scene(rings):
@@ -119,7 +119,7 @@ def test_due_alarm_that_is_set_again_uses_new_instant():
 
 @pytest.mark.parametrize("is_exact", [False, True])
 def test_alarm_rings_in_its_own_context(is_exact):
-    """The alarm rings in its own context and keeps no context of a caller."""
+    """The alarm calls its function in the context that it was given, not in that of the caller who sets it."""
 
     async def scene(rings):
         variable.set("of a caller")
@@ -142,7 +142,7 @@ def test_timer_can_be_set_from_its_own_context():
 
 @pytest.mark.parametrize("error", [OSError(24, "Too many open files"), NotImplementedError()])
 def test_loop_timer_is_used_without_an_exact_timer(monkeypatch, error):
-    """The timer of the event loop is used where no exact timer can be had."""
+    """If no exact timer can be made, the alarm uses the timer of the event loop and does not try again."""
     tried = []
 
     def none_is_left(*_arguments):
@@ -173,7 +173,7 @@ async def test_timer_fires_exactly_on_a_virtual_loop(loop):
 
 @linux
 def test_closed_alarm_holds_no_file_and_can_be_set():
-    """A closed alarm holds no file descriptor and may be set again."""
+    """A closed alarm has no open file descriptor and can be set again."""
 
     async def scene(rings):
         before = files()
@@ -192,7 +192,7 @@ def test_closed_alarm_holds_no_file_and_can_be_set():
 
 @linux
 def test_alarm_of_a_closed_loop_leaves_no_file():
-    """An alarm left open by a loop that was closed leaves no file descriptor open."""
+    """An alarm whose loop was closed while it was set has no open file descriptor after it is bound to another loop."""
     before = files()
 
     async def main():

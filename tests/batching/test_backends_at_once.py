@@ -1,4 +1,4 @@
-"""A backend that answers at once (`infer_now`) needs no task; what is around it, and how batches end, stay the same."""
+"""Backends that return results at once (`infer_now`): batches need no task, and wrappers and errors work as usual."""
 
 import asyncio
 
@@ -23,7 +23,7 @@ def inline():
 
 
 def serve(values, *around, limit=8):
-    """Outcomes of concurrent requests, and the tasks of batches that ran meanwhile."""
+    """Return the outcomes of concurrent requests, the tasks of their batches, and the backend's statistics."""
     tasks = set()
 
     def watched(inputs):
@@ -64,7 +64,7 @@ def test_breaker_counts_batches_of_an_inline_function():
 
 
 def test_wrapper_without_infer_now_is_not_bypassed():
-    """A wrapper that does not know `infer_now` is not bypassed."""
+    """A wrapper that has no `infer_now` is not bypassed: the batch runs through it, in a task."""
     limited = si.ConcurrencyLimit(limit=1).wrap(inline())
     assert adapt(inline()).infer_now is not None
     assert adapt(limited).infer_now is None
@@ -75,7 +75,7 @@ def test_wrapper_without_infer_now_is_not_bypassed():
 
 
 def test_interrupt_serves_callers_before_loop_ends():
-    """An interrupt that ends the event loop completes the requests of its batch first."""
+    """An interrupt in a batch function on the event loop reaches the caller of the loop."""
 
     async def main(loop):
         def interrupt(_):
@@ -90,7 +90,7 @@ def test_interrupt_serves_callers_before_loop_ends():
 
 
 async def test_timings_of_a_backend_that_reads_no_inputs(loop):
-    """The inputs of a batch that were never put together count as put together when it began."""
+    """A batch whose inputs the backend never reads counts as assembled when it begins."""
 
     class Echo(Node):
         async def infer(self, batch):

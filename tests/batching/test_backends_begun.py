@@ -1,4 +1,4 @@
-"""A backend that tells the end of a batch (`begin_infer`) needs no task; how batches end stays the same."""
+"""Backends that report the end of a batch by a callback (`begin_infer`): batches need no task, and end as usual."""
 
 import asyncio
 import gc
@@ -35,7 +35,7 @@ class Gate:
 
 
 def serve(values, *around, limit=8):
-    """Outcomes of concurrent requests, the tasks that were alive while a batch ran, and the backend's counters."""
+    """Return the outcomes of concurrent requests, the tasks of their batches, and the backend's statistics."""
     tasks = set()
 
     async def main():
@@ -103,7 +103,7 @@ def test_an_overridden_infer_is_called():
 
 
 def test_batch_abandoned_before_its_thread_never_runs():
-    """A batch whose callers left before a thread began it is never run."""
+    """A batch whose callers leave before a thread begins it never runs."""
 
     async def main():
         gate = Gate()
@@ -153,13 +153,13 @@ def test_worker_is_busy_until_cancelled_thread_is_free():
 async def test_callers_are_told_before_thread_gets_more(loop):
     """Callers get their results before a thread gets the next batch.
 
-    The thread would only wait for the interpreter lock, which the loop has until its turn ends.
+    The thread would only wait for the interpreter lock, which the loop holds until the end of its iteration.
     """
 
     succeeded = []
 
     class Thread(Node):
-        """Ends a batch a moment after it began; notes how many requests had succeeded by then."""
+        """Backend that ends a batch after 1 ms, and notes at its begin how many requests have succeeded."""
 
         async def infer(self, batch):
             raise NotImplementedError
@@ -177,12 +177,12 @@ async def test_callers_are_told_before_thread_gets_more(loop):
 async def test_abandoned_failed_batch_frees_its_worker(loop):
     """A failed batch frees its worker if its callers leave before its parts are sent.
 
-    The task that sends the parts is not cancelled before its first step: nothing would end the batch.
+    The task that sends the parts is not cancelled before its first step, because nothing would end the batch then.
     """
     sizes, calls = [], []
 
     class Thread(Node):
-        """Fails batches of several rows; the callers of such a batch leave in the turn in which it ends."""
+        """Backend that fails batches of several rows; their callers leave in the loop iteration in which they end."""
 
         async def infer(self, batch):
             raise NotImplementedError
@@ -232,7 +232,7 @@ def test_a_stop_without_a_drain_waits_for_the_thread():
 
 @pytest.mark.parametrize("executor", ["thread", "process"])
 def test_an_unreferenced_backend_is_freed_at_once(executor):
-    """Its threads end with it, and not when the collector runs."""
+    """No reference cycle keeps a backend alive, so its threads end without the garbage collector."""
     backend = si.CpuBackend(double, executor=executor)
     dropped = weakref.ref(backend)
     gc.disable()

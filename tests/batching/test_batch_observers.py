@@ -1,4 +1,4 @@
-"""Observers hear of each batch when it begins on a worker and when it ends, once."""
+"""Batch observers: each is called once when a batch begins on a worker and once when the batch ends."""
 
 import asyncio
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.uncompiled
 
 
 class Heard:
-    """An observer that keeps what it hears."""
+    """Observer that records each batch, and how many batches run at the same time."""
 
     def __init__(self, model):
         self.model = model
@@ -38,7 +38,7 @@ class Heard:
 
 
 def hear(batcher, backend, send):
-    """Send requests to a stack and return what an observer heard."""
+    """Send requests to a stack and return the observer of its batches."""
     heard = []
 
     def make(model):
@@ -120,7 +120,7 @@ def test_an_observer_that_raises_harms_no_request(caplog):
 
 @pytest.mark.parametrize("change", ["memory", "settings"])
 def test_batch_above_lowered_limit_harms_no_request(change):
-    """A batch larger than a limit that was lowered after its release harms no request."""
+    """If the limit of rows falls below the size of a running batch, the batch is observed and its requests succeed."""
     batcher = si.AdaptiveBatcher(max_batch_size=8, max_in_flight=2)
 
     class Model(ScriptedBackend):
@@ -149,7 +149,7 @@ def test_batch_above_lowered_limit_harms_no_request(change):
 
 
 def test_policy_that_fails_to_predict_harms_no_request(caplog):
-    """A policy that fails to tell how long a batch takes harms no request."""
+    """If the policy raises when it estimates a batch's duration, the error is logged and observers get the batch."""
 
     def fail(size, bucket):
         raise RuntimeError("it does not say")
@@ -181,7 +181,7 @@ def test_setup_share_is_zero_before_first_measurement():
 
 
 class Interrupted(BaseException):
-    """Is no ``Exception``, as a ``KeyboardInterrupt`` is not."""
+    """An error that, like ``KeyboardInterrupt``, is not an ``Exception``."""
 
 
 @pytest.mark.parametrize("where", ["begin", "end"])

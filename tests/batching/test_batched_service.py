@@ -1,4 +1,4 @@
-"""The batcher at its edges, seen by its callers: restarts, drains, other loops, the bookkeeping of the queue."""
+"""Edge cases of `BatchedService`: restarts, drains, other event loops, and the bookkeeping of the queue."""
 
 import asyncio
 import gc
@@ -21,7 +21,7 @@ async def settle(*awaitables):
     return await asyncio.gather(*awaitables, return_exceptions=True)
 
 
-# -- test_queue.py (replaces the two tests of the same name, which pass without any clean-up) ------------------------
+# -- the queue --------------------------------------------------------------------------------------------------------
 
 
 def test_completed_tickets_do_not_accumulate():
@@ -37,7 +37,7 @@ def test_completed_tickets_do_not_accumulate():
 
 
 def test_earliest_deadline_is_known_after_clearing():
-    """The earliest deadline is still known after the dead entries of ended requests were cleared."""
+    """The queue still knows the earliest deadline after it clears the dead entries of completed requests."""
     queue = RequestQueue(1000)
     rng = random.Random(5)
     tickets = [queue.admit(None, n, None, 0, rng.randrange(10**9), 0) for n in range(400)]
@@ -70,7 +70,7 @@ def test_empty_priority_levels_are_freed():
     assert levels() - before <= 18
 
 
-# -- test_batcher.py ---------------------------------------------------------------------------------------------------
+# -- the service ------------------------------------------------------------------------------------------------------
 
 
 async def test_last_cancelled_caller_cancels_the_timer(loop):
@@ -108,7 +108,7 @@ async def test_admission_rejects_late_requests_with_reason(loop):
 
 
 async def test_restart_restores_policy_and_delay(loop):
-    """After a stop and a start the batcher uses its policy and queue delay as before."""
+    """A batcher that is stopped and started again uses its configured policy and queue delay."""
     batcher = si.AdaptiveBatcher(max_batch_size=9, policy="greedy", max_queue_delay_s=0.05, clock=loop.clock)
     service = batcher.wrap(ScriptedBackend())
     await service.call(si.Request(1.0))
@@ -120,7 +120,7 @@ async def test_restart_restores_policy_and_delay(loop):
 
 
 async def test_cancelled_caller_makes_room_in_the_same_turn(loop):
-    """A cancelled caller makes room in the queue within the same turn of the loop."""
+    """A cancelled caller makes room in the queue within the same iteration of the loop."""
     batcher = si.AdaptiveBatcher(max_batch_size=1, max_queue_size=1, clock=loop.clock)
     service = batcher.wrap(ScriptedBackend(duration_s=0.1))
     running = asyncio.ensure_future(service.call(si.Request(0.0)))
@@ -136,7 +136,7 @@ async def test_cancelled_caller_makes_room_in_the_same_turn(loop):
 
 
 async def test_retry_after_counts_begun_batches_and_workers(loop):
-    """`retry_after_s` counts the batches that were begun and all workers."""
+    """`retry_after_s` counts a batch that is not full as a whole one, and divides the batches among all workers."""
     backend = ScriptedBackend(duration_s=0.1)
     service = si.AdaptiveBatcher(max_batch_size=2, max_queue_size=3, max_in_flight=2, clock=loop.clock).wrap(backend)
     await service.call(si.Request(0.0))
@@ -171,7 +171,7 @@ async def test_stop_waits_for_a_backend_that_resists(loop):
 
 
 async def test_drain_waits_for_an_abandoned_batch(loop):
-    """A draining stop waits for a batch whose callers have gone."""
+    """A draining stop waits for a batch whose callers have left."""
 
     class Resists(ScriptedBackend):
         async def infer(self, batch):
@@ -192,7 +192,7 @@ async def test_drain_waits_for_an_abandoned_batch(loop):
 
 
 async def test_caller_cancelled_at_stop_counts_as_cancelled(loop):
-    """A caller cancelled in the same turn as the stop is counted as cancelled."""
+    """A caller that is cancelled in the same loop iteration as the stop is counted as cancelled."""
     batcher = si.AdaptiveBatcher(max_batch_size=1, clock=loop.clock)
     service = batcher.wrap(ScriptedBackend(HANG))
     calls = [asyncio.ensure_future(service.call(si.Request(1.0))) for _ in range(2)]
@@ -205,7 +205,7 @@ async def test_caller_cancelled_at_stop_counts_as_cancelled(loop):
 
 
 def test_two_loops_are_an_error_while_requests_queue():
-    """Using two loops at once is an error even while requests are only queued."""
+    """Using two loops at once is an error, even if the requests of the first loop are only queued."""
     batcher = si.AdaptiveBatcher(max_batch_size=2, policy="greedy", max_queue_delay_s=60.0)
     predict = batcher.wrap(lambda x: x)
     first = VirtualLoop()
@@ -224,9 +224,9 @@ def test_two_loops_are_an_error_while_requests_queue():
 
 @pytest.mark.parametrize("turns", [1, 3])
 def test_batcher_survives_loop_closed_with_requests(turns):
-    """A batcher survives a loop that was closed with requests in flight.
+    """A batcher serves the next loop after a loop that was closed with requests in flight.
 
-    Without the clean-up of asyncio.run: with a dispatch due, or a batch that runs and an alarm.
+    The loop is closed without the clean-up of `asyncio.run`, with a dispatch due or with a running batch and a timer.
     """
     loops = [VirtualLoop()]
     batcher = si.AdaptiveBatcher(max_batch_size=1, clock=lambda: loops[-1].now_ns)
@@ -270,7 +270,7 @@ def test_futures_are_created_by_a_custom_loop():
 
 
 class _Limited(ScriptedBackend):
-    """Says what it takes when it has started, as a backend that asks a server does."""
+    """Backend that knows its `max_batch_size` only after its start, like one that reads it from a server."""
 
     max_batch_size = None
     stopped = False
@@ -298,7 +298,7 @@ class _Around:
 
 @pytest.mark.parametrize("between", [(), (_Around,)])
 def test_batch_size_above_backend_limit_fails_at_start(between):
-    """A `max_batch_size` larger than the backend takes is rejected at the start."""
+    """A `max_batch_size` above the backend's limit raises `ValueError` at the start, and the backend is stopped."""
 
     async def main(loop):
         for limit, size in ((4, 4), (None, 64)):
@@ -319,7 +319,7 @@ def test_batch_size_above_backend_limit_fails_at_start(between):
 @pytest.mark.parametrize("model", ["awaited", "inline"])
 @pytest.mark.parametrize("failing", range(1, 31))
 def test_a_clock_that_raises_leaves_no_caller_waiting(model, failing):
-    """Each request ends, with the error where its own caller read the clock, and the batcher serves and stops."""
+    """If the clock raises once, each request completes with a response or that error, and the batcher still serves."""
     backend = {
         "awaited": lambda: ScriptedBackend(duration_s=0.010),
         "inline": lambda: si.CpuBackend(lambda batch: batch, executor="inline"),
@@ -340,7 +340,7 @@ def test_a_clock_that_raises_leaves_no_caller_waiting(model, failing):
             calls = 0
             requests = [service(float(number), timeout_s=5.0 if number % 2 else None) for number in range(10)]
             ended = await asyncio.wait_for(settle(*requests), 60.0)
-            calls = failing  # whatever failed before, the batcher serves
+            calls = failing  # from here on the clock does not raise
             assert await service(1.0) == 1.0
         return {type(error) for error in ended if isinstance(error, BaseException)}
 
@@ -355,9 +355,9 @@ def test_system_clock_is_read_directly():
 
 
 def test_closed_coroutine_is_a_cancelled_request():
-    """A coroutine that is closed while it waits counts as a cancelled request.
+    """A coroutine that is closed before its response arrives counts as a cancelled request.
 
-    As by the collector: nothing has come for it by then.
+    The garbage collector closes coroutines like this.
     """
 
     async def main(loop):

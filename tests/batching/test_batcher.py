@@ -1,4 +1,4 @@
-"""The live batcher in virtual time: what callers get, when, and what the counters say."""
+"""`AdaptiveBatcher` in virtual time: the outcomes of requests, their instants, and the counters."""
 
 import asyncio
 import gc
@@ -26,7 +26,7 @@ async def settle(*awaitables):
 
 
 def counted(batcher):
-    """The statistics, after checking that every request is counted exactly once."""
+    """Return the statistics after checking that every request is counted exactly once."""
     s = batcher.statistics()
     ends = s.succeeded + s.failed + s.deadline_exceeded + s.cancelled + sum(s.rejected.values()) + s.closed
     assert s.submitted == ends + s.queued + s.running
@@ -87,7 +87,7 @@ def test_wrapped_function_is_coroutine_and_keeps_name():
 
 
 def test_wrapped_function_is_annotated_for_one_request():
-    """What the original takes and returns is a batch."""
+    """The annotations of a wrapped function are `Any`, because those of the original describe a batch."""
 
     def lengths(x: list[str]) -> list[int]:
         return [len(text) for text in x]
@@ -99,7 +99,7 @@ def test_wrapped_function_is_annotated_for_one_request():
 
 
 async def test_exception_row_reaches_only_its_caller(loop):
-    """A row that is an exception is raised to its own caller alone."""
+    """An exception that a function returns as a row is raised to the caller of that row only."""
     batcher = si.AdaptiveBatcher(max_batch_size=4, stack=False)
     predict = batcher.wrap(lambda rows: [ValueError(row) if row == "bad" else row for row in rows])
     first, bad, last = await settle(predict("a"), predict("bad"), predict("b"))
@@ -110,7 +110,7 @@ async def test_exception_row_reaches_only_its_caller(loop):
 
 
 async def test_failing_function_fails_only_its_batch(loop):
-    """Each caller of a batch of which no part succeeds has an error object of its own."""
+    """If no part of a batch succeeds, each of its callers gets a `BackendError` of its own; other batches succeed."""
 
     def explode(x):
         if x.max() > 12.0:
@@ -268,7 +268,7 @@ async def test_one_timer_serves_all_deadlines(loop):
     calls = [asyncio.ensure_future(service.call(si.Request(float(i)))) for i in range(32)]
     await asyncio.sleep(0.001)
     live = [handle for handle in loop._scheduled if not handle.cancelled()]
-    assert len(live) == 2  # the backend's own sleep, and the alarm
+    assert len(live) == 2  # the backend's own sleep, and the timer of the batcher
     await asyncio.gather(*calls, return_exceptions=True)
     assert [handle for handle in loop._scheduled if not handle.cancelled()] == []
 
@@ -286,7 +286,7 @@ async def test_response_delivered_late_is_deadline_exceeded(loop):
     """A response that a blocked loop delivers past the deadline becomes `DeadlineExceeded`."""
 
     def slow(x):
-        loop.now_ns += 80_000_000  # a function that holds the loop up
+        loop.now_ns += 80_000_000  # a function that blocks the loop
         return x
 
     batcher = si.AdaptiveBatcher(max_batch_size=4, clock=loop.clock)
@@ -382,7 +382,7 @@ async def test_max_in_flight_batches_run_at_once(loop):
 
 
 async def test_batch_is_held_back_at_most_max_queue_delay(loop):
-    """A policy with `max_queue_delay_s` waits for more requests no longer than that."""
+    """A batch waits for more requests at most `max_queue_delay_s`, counted from its oldest request."""
     backend = ScriptedBackend()
     batcher = si.AdaptiveBatcher(max_batch_size=3, policy="greedy", max_queue_delay_s=0.005, clock=loop.clock)
     service = batcher.wrap(backend)
@@ -419,7 +419,7 @@ async def test_cancelled_caller_frees_its_queue_place(loop):
 
 
 async def test_cancellation_while_running_spares_others(loop):
-    """A caller that is cancelled while its batch runs leaves the other callers their rows."""
+    """If a caller is cancelled while its batch runs, the other callers still get their rows."""
     batcher = si.AdaptiveBatcher(max_batch_size=4, clock=loop.clock)
     service = batcher.wrap(ScriptedBackend(duration_s=0.1))
     calls = [asyncio.ensure_future(service.call(si.Request(float(i)))) for i in range(3)]
@@ -433,7 +433,7 @@ async def test_cancellation_while_running_spares_others(loop):
 
 @pytest.mark.parametrize("turns", range(5))
 async def test_cancelling_all_callers_frees_the_worker(loop, turns):
-    """Cancelling every caller frees the worker, at whatever turn of the loop it happens."""
+    """Cancelling every caller frees the worker, whichever iteration of the loop it happens in."""
     backend = ScriptedBackend(HANG, HANG)
     batcher = si.AdaptiveBatcher(max_batch_size=4, clock=loop.clock)
     service = batcher.wrap(backend)
@@ -451,7 +451,7 @@ async def test_cancelling_all_callers_frees_the_worker(loop, turns):
 
 
 async def test_caller_cancelled_in_the_turn_of_delivery(loop):
-    """A caller that is cancelled in the turn of the delivery does not affect the other responses."""
+    """A caller that is cancelled in the loop iteration of the delivery does not affect the other responses."""
     gate = loop.create_future()
 
     async def held(x):
@@ -728,7 +728,7 @@ async def test_html_of_overloaded_batcher_has_row_per_figure(loop):
 
 
 async def test_a_plan_has_no_size_that_cannot_be_queued(loop):
-    """The tables of a planner end with the queue, so a batcher without a limit in effect costs no time for them."""
+    """The planner has no tables for batches above `max_queue_size`, so a huge `max_batch_size` costs no time."""
     for settings in ({}, {"buckets": [4, 8]}):
         batcher = si.AdaptiveBatcher(max_batch_size=10**6, max_queue_size=64, clock=loop.clock, **settings)
         predict = batcher.wrap(lambda rows: rows.sum(axis=1))

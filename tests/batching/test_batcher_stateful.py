@@ -1,8 +1,8 @@
-"""Random lives of a batcher: whatever happens, every awaited call ends, once, on time, for the right reason.
+"""Random scenarios of a batcher: every awaited call completes exactly once, on time and for the right reason.
 
-A life is drawn by hypothesis: arrivals with deadlines, priorities and cancellations, bad rows, backends that are slow, fail,
-hang or answer nonsense, and a stop that drains or closes. It runs in virtual time, so it replays exactly; then each end is held
-against what the script made inevitable.
+Hypothesis draws a scenario: arrivals with deadlines, priorities and cancellations, bad rows, backends that are slow,
+fail, hang or return impossible results, and a stop that drains or closes. The scenario runs in virtual time, so it
+replays exactly. Then `check` compares each outcome with the outcomes that the scenario allows.
 """
 
 import asyncio
@@ -54,7 +54,7 @@ class Life:
 
 
 class AlwaysAhead(Greedy):
-    """Sends whatever waits ahead, at any time; collects what it is told of these batches that cannot be."""
+    """Policy that sends queued requests early whenever it can, and records impossible values that it is given."""
 
     full_size = 1
 
@@ -143,7 +143,7 @@ async def live(loop, life):
     )
     service = batcher.wrap(backend)
     if life.ahead:
-        # the backend runs what it is sent at once, so that a batch may end before its turn
+        # the backend begins an early batch at once, so that batch may end before its predecessor
         backend.queued_workers = life.max_in_flight
         policy = AlwaysAhead(life.max_batch_size, life.max_in_flight)
         service.change(None, life.max_batch_size, policy, service._calls.assembler)
@@ -237,7 +237,7 @@ def check(life, ends, s, backend, gave_up_ns, stopped_ns):
                 assert not life.drain or gave_up_ns == end.at_ns
     assert s.submitted == len(life.calls)
     assert (s.queued, s.running, s.running_batches) == (0, 0, 0)
-    # a caller that is cancelled in the turn that delivers its outcome is counted by that outcome
+    # a caller that is cancelled in the loop iteration that delivers its outcome is counted by that outcome
     crossed = [
         s.succeeded - kinds["tuple"],
         s.deadline_exceeded - kinds["DeadlineExceeded"],

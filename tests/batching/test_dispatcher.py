@@ -77,7 +77,7 @@ async def test_other_tasks_run_between_batches_on_the_loop(loop):
 
 
 async def test_batch_without_callers_is_not_released(loop):
-    """A batch whose only caller leaves in the same turn of the loop is not released."""
+    """A batch whose only caller leaves in the same iteration of the loop is not released."""
     backend = ScriptedBackend()
     batcher = si.AdaptiveBatcher(max_batch_size=4, clock=loop.clock)
     service = batcher.wrap(backend)
@@ -92,7 +92,7 @@ async def test_batch_without_callers_is_not_released(loop):
 
 
 class Blunt:
-    """Backends whose ``infer`` is a plain function: fails before anything is awaited, or answers no awaitable."""
+    """Backend whose ``infer`` is a plain function, which raises its next step or returns an awaitable of it."""
 
     def __init__(self, *steps):
         self.steps = list(steps)
@@ -119,7 +119,7 @@ async def test_backend_fails_before_first_await(loop):
 
 
 async def test_cancelled_error_in_function_fails_its_batch(loop):
-    """A `CancelledError` that a function raises ends its own batch as a `BackendError`."""
+    """A `CancelledError` that a function raises fails only its own batch, with a `BackendError`."""
 
     def gives_up(x):
         raise asyncio.CancelledError
@@ -135,12 +135,12 @@ async def test_cancelled_error_in_function_fails_its_batch(loop):
 
 
 async def test_batch_abandoned_before_it_starts_frees_worker(loop):
-    """The caller's deadline passes in the very turn in which its batch was released."""
+    """A batch frees its worker if its only caller's deadline passes in the loop iteration that releases the batch."""
     gate = loop.create_future()
 
     async def infer_held(batch):
         await gate
-        loop.now_ns += 80_000_000  # holds the loop up, past the other's deadline
+        loop.now_ns += 80_000_000  # blocks the loop until after the other deadline
         return [1.0]
 
     class Held(ScriptedBackend):
@@ -162,7 +162,7 @@ async def test_batch_abandoned_before_it_starts_frees_worker(loop):
 
 
 async def test_no_timer_is_left_after_timely_responses(loop):
-    """No timer is left when the responses came before the deadlines."""
+    """No timer is left after all responses have arrived before their deadlines."""
     batcher = si.AdaptiveBatcher(max_batch_size=4, slo_s=5.0, clock=loop.clock)
     service = batcher.wrap(ScriptedBackend(duration_s=0.010))
     await settle(*(service.call(si.Request(float(i))) for i in range(6)))
@@ -174,7 +174,7 @@ async def test_clock_is_read_again_for_each_batch(loop):
     """The clock is read again for each batch of one dispatch."""
 
     class Slow(ScriptedBackend):
-        def infer(self, batch) -> Awaitable:  # the part before the first await holds the loop up
+        def infer(self, batch) -> Awaitable:  # the part before the first await blocks the loop
             loop.now_ns += 10_000_000
             return super().infer(batch)
 
@@ -196,7 +196,7 @@ async def test_assembly_ends_when_the_backend_reads_inputs(loop):
 
 
 async def test_caller_leaving_as_batch_fails_is_cancelled(loop):
-    """A caller that leaves in the turn in which its batch fails is counted as cancelled."""
+    """A caller that leaves in the loop iteration in which its batch fails is counted as cancelled."""
     gate = loop.create_future()
 
     async def held(x):
@@ -229,9 +229,9 @@ async def test_abandoned_batches_teach_nothing(loop):
 
 
 async def test_timer_that_fires_early_counts_as_due(loop):
-    """A timer that fires early counts as the instant that it was set for.
+    """When a timer fires early, the instant that it was set for counts as reached.
 
-    Loops fire early by their resolution: here the clock stands a microsecond before the deadline when the alarm comes.
+    Event loops fire early by up to their resolution; here the clock is 1 µs before the deadline when the timer fires.
     """
 
     def clock():
@@ -244,7 +244,10 @@ async def test_timer_that_fires_early_counts_as_due(loop):
 
 
 async def test_policy_observes_means_of_short_batches(loop, monkeypatch):
-    """Of short batches that alternately seem long and short the policy hears twice a mean, which is of both."""
+    """Of many short batches the policy observes two per mean, and learns the mean duration.
+
+    The batches take 150 and 50 µs alternately, so the mean is 100 µs.
+    """
     told = []
     observe = Lookahead.observe
     monkeypatch.setattr(Lookahead, "observe", lambda *of: (told.append(of), observe(*of)))
@@ -259,14 +262,14 @@ async def test_policy_observes_means_of_short_batches(loop, monkeypatch):
     for _ in range(17 + 400):
         await predict(1.0)
 
-    # a batch counts for at least what was expected: four milliseconds are 32 of these
+    # a batch counts for at least its expected 100 µs: 150 and 50 µs count for 250, and 32 batches for a mean of 4 ms
     assert batcher.service_time.observations == 17 + 400 // 32
     assert len(told) <= 17 + 2 * 13
     assert batcher.service_time.expected_ns(4)[1] == pytest.approx(100_000, rel=0.03)
 
 
 def test_drain_on_closed_loop_does_not_block_the_next():
-    """A drain on a loop that was closed does not affect the next loop."""
+    """A drain that was left on a closed loop does not affect the next loop."""
     backend = ScriptedBackend(duration_s=0.01)
     service = si.AdaptiveBatcher(max_batch_size=4).wrap(backend)
     tasks = []
@@ -294,7 +297,7 @@ def test_drain_on_closed_loop_does_not_block_the_next():
 
 
 def fail_once(loop, monkeypatch, name):
-    """The next call of a method of the loop fails, as all of them do at the end of a caller's stack."""
+    """Make the next call of a loop's method raise `RecursionError`, as if the caller's stack were exhausted."""
 
     def fail(*_args, **_kwargs):
         monkeypatch.undo()
@@ -304,7 +307,7 @@ def fail_once(loop, monkeypatch, name):
 
 
 def test_caller_without_stack_delays_no_others(monkeypatch):
-    """A dispatch that it could not schedule is scheduled by the next request."""
+    """If a caller's stack is too deep to schedule the dispatch, the next request schedules it."""
 
     async def main(loop):
         async with si.Stack(si.AdaptiveBatcher(max_batch_size=4), ScriptedBackend(), clock=loop.clock) as stack:
@@ -317,7 +320,7 @@ def test_caller_without_stack_delays_no_others(monkeypatch):
 
 
 def test_deadline_timer_is_set_after_recursion_error(monkeypatch):
-    """A timer that it could not set is set by the next request, for its own deadline."""
+    """If a caller's stack is too deep to set the timer, the next request sets it for its own deadline."""
 
     async def main(loop):
         batcher = si.AdaptiveBatcher(max_batch_size=1, max_in_flight=1)

@@ -1,4 +1,4 @@
-"""What a policy expects and learns, and what is said where it expects nothing."""
+"""`Expectations`: predictions and learning of a policy, and the results for a policy that predicts nothing."""
 
 import pytest
 
@@ -12,7 +12,7 @@ MS = 1_000_000
 
 
 class Learns:
-    """Expects a millisecond a row and one for each batch, and keeps what it is told."""
+    """Policy that expects 1 ms per batch plus 1 ms per row, and records its observations."""
 
     full_size = 4
 
@@ -48,7 +48,7 @@ def expectations(queue, policy):
 
 
 def run_batch(queue, size, now_ns, buckets=(0,)):
-    """A batch of so many requests that starts now; their buckets follow each other."""
+    """Return a batch of ``size`` new requests that starts now; they have the ``buckets`` in turn."""
     for number in range(size):
         queue.admit(None, number, None, now_ns, 1000 * MS, 0, buckets[number % len(buckets)])
     return queue.take(list(queue), now_ns, "full")
@@ -67,20 +67,20 @@ def test_policy_that_only_decides_learns_nothing(queue):
 
 
 def test_expectations_come_from_the_policy(queue):
-    """Expectations come from the policy, for the state of the queue and of the model."""
+    """The policy makes each prediction, from the queued requests and the running batches."""
     asked = expectations(queue, Learns())
     running = run_batch(queue, 2, 0)
     queue.admit(None, 9, None, 0, 1000 * MS, 0)
     assert asked.predicted_finish_ns(5, 0, None, (running,)) == 5 + 3 * MS
     assert asked.expected_ns(running) == 3 * MS
     assert asked.upper_estimate_ns(4) == 3 * MS
-    # before the first batch has ended, a place is expected by the age of the oldest one
+    # before the first batch has ended, the age of the oldest running one counts as the duration of a batch
     assert asked.retry_after_s(4 * MS, 2.5, (running,)) == pytest.approx(0.01)
 
 
 @pytest.mark.parametrize("absorbs", [True, False])
 def test_batch_is_observed_unless_absorbed(queue, absorbs):
-    """The policy observes each single batch, unless it has absorbed that batch."""
+    """The policy observes each batch that it has not absorbed."""
     policy = Learns(absorbs)
     asked = expectations(queue, policy)
     asked.learn_from(run_batch(queue, 3, 1 * MS), 7 * MS)
@@ -89,7 +89,7 @@ def test_batch_is_observed_unless_absorbed(queue, absorbs):
 
 
 def test_batch_with_unknown_start_teaches_nothing(queue):
-    """A batch whose start is not known teaches the policy nothing."""
+    """The policy does not observe a batch whose start is unknown."""
     policy = Learns()
     running = run_batch(queue, 3, 1 * MS)
     running.predecessor_end_ns = UNKNOWN

@@ -1,4 +1,4 @@
-"""How many batches run at once by default: as many as the backend has workers."""
+"""`max_in_flight`: by default, as many batches run at once as the backend has workers."""
 
 import asyncio
 import contextvars
@@ -16,7 +16,7 @@ ASSETS = Path(__file__).parents[2] / "examples" / "assets"
 
 
 class Server(ScriptedBackend):
-    """A backend that knows its workers from its start on; no batch is sent ahead to it."""
+    """Backend that knows its number of workers only after its start, and gets no batch early."""
 
     returns_new_arrays = False
 
@@ -58,7 +58,7 @@ def test_each_onnx_session_runs_one_batch():
 
 @pytest.mark.parametrize("policy", ["lookahead", "greedy"])
 def test_worker_count_is_read_at_each_start(policy):
-    """A server that says at each start how many instances it has gets as many batches at once."""
+    """The batcher reads the backend's number of workers at each start, and runs that many batches at once."""
 
     async def main(loop):
         backend = Server(3, 5, 2, duration_s=0.01)
@@ -113,7 +113,7 @@ def test_invalid_max_in_flight_is_named(wrong):
 
 
 async def test_concurrent_batches_share_no_context_variables(loop):
-    """What a model sets in one batch is not seen by another one that runs meanwhile, nor by a later one."""
+    """A context variable that a model sets in a batch is not seen in a concurrent or a later batch."""
     variable = contextvars.ContextVar("variable", default=0.0)
     seen = []
 

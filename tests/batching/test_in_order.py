@@ -12,7 +12,7 @@ pytestmark = pytest.mark.uncompiled
 
 
 class Recurrent(ScriptedBackend):
-    """Only says that it keeps state."""
+    """Backend that only declares that it keeps state per stream."""
 
     stream_states = object()
 
@@ -30,7 +30,7 @@ def send(service, x, stream, **settings):
 
 
 async def test_requests_of_a_stream_run_one_after_another(loop):
-    """Further requests of a stream are in later batches, though workers are free and priorities say otherwise."""
+    """Each request of a stream is in a separate batch, although workers are free and later ones are more urgent."""
     model = Recurrent(duration_s=1.0)
     async with stack(loop, model, max_in_flight=3) as service:
         calls = [send(service, x, "a", priority=-int(x)) for x in (1.0, 2.0, 3.0)]
@@ -42,7 +42,7 @@ async def test_requests_of_a_stream_run_one_after_another(loop):
 
 
 async def test_cancelled_request_releases_next_of_its_stream(loop):
-    """Where a queued request is cancelled, or one that is held back, those behind it are served."""
+    """If a queued or held-back request is cancelled, the later requests of its stream are still served."""
     model = Recurrent(duration_s=1.0)
     async with stack(loop, model, max_in_flight=1) as service:
         blocking = send(service, 0.0, None)
@@ -57,7 +57,7 @@ async def test_cancelled_request_releases_next_of_its_stream(loop):
 
 
 async def test_abandoned_batch_releases_held_back_request(loop):
-    """A request that is held back runs when the batch of the one before it was abandoned."""
+    """A held-back request runs after the batch of the previous request of its stream is abandoned."""
     model = Recurrent(HANG, duration_s=1.0)
     async with stack(loop, model, max_in_flight=2) as service:
         first, second = send(service, 1.0, "a"), send(service, 2.0, "a")
@@ -68,7 +68,7 @@ async def test_abandoned_batch_releases_held_back_request(loop):
 
 
 async def test_held_back_request_ends_at_its_deadline(loop):
-    """A request that is held back ends at its deadline, and the one behind it is served."""
+    """A held-back request ends at its deadline, and the next request of its stream is served."""
     model = Recurrent(duration_s=1.0)
     async with stack(loop, model) as service:
         first = send(service, 1.0, "a")
@@ -83,7 +83,7 @@ async def test_held_back_request_ends_at_its_deadline(loop):
 
 
 async def test_held_back_requests_count_as_queued(loop):
-    """Requests that are held back take places in the queue, and are counted there."""
+    """Held-back requests take places in the queue and count as queued."""
     batcher = si.AdaptiveBatcher(max_batch_size=4, policy="greedy", max_queue_size=3)
     async with si.Stack(batcher, Recurrent(duration_s=1.0), clock=loop.clock) as service:
         first = send(service, 0.0, "a")
@@ -98,7 +98,7 @@ async def test_held_back_requests_count_as_queued(loop):
 
 
 async def test_admission_with_all_requests_held_back(loop):
-    """A free worker makes no place in a full queue from which it can take nothing."""
+    """Admission does not count on a free worker if all requests of a full queue are held back."""
     model = Recurrent(duration_s=1.0)
     async with stack(loop, model, max_in_flight=2, max_queue_size=2) as service:
         calls = [send(service, 1.0, "a")]
@@ -112,7 +112,7 @@ async def test_admission_with_all_requests_held_back(loop):
 
 
 async def test_map_of_one_stream_keeps_its_order(loop):
-    """Requests that wait for a place in the queue come behind those before them, though a worker is free."""
+    """Requests of a stream that wait for a place in the queue run in their order, although a worker is free."""
     model = Recurrent(duration_s=1.0)
     async with stack(loop, model, max_in_flight=2, max_queue_size=3) as service:
         await service.map([float(number) for number in range(20)], stream_id="a")
@@ -121,7 +121,7 @@ async def test_map_of_one_stream_keeps_its_order(loop):
 
 
 async def test_urgent_request_sheds_a_held_back_one(loop):
-    """A queue that is full of held back requests sheds the newest of them for one that is more urgent."""
+    """A queue full of held-back requests sheds the newest of them for a more urgent request."""
     batcher = si.AdaptiveBatcher(max_batch_size=4, policy="greedy", max_queue_size=2)
     async with si.Stack(batcher, Recurrent(duration_s=1.0), clock=loop.clock) as service:
         calls = [send(service, x, "a") for x in (0.0, 1.0, 2.0)]
@@ -134,7 +134,7 @@ async def test_urgent_request_sheds_a_held_back_one(loop):
 
 
 async def test_greedy_stream_leaves_others_a_place(loop):
-    """Where streams take turns, what is held back of a greedy stream gives way to the first request of another."""
+    """With `fair=True`, a full queue sheds a held-back request of a greedy stream for the first request of another."""
     batcher = si.AdaptiveBatcher(max_batch_size=4, policy="greedy", max_queue_size=3, fair=True)
     async with si.Stack(batcher, Recurrent(duration_s=1.0), clock=loop.clock) as service:
         greedy = [send(service, float(x), "a") for x in range(4)]
@@ -151,7 +151,7 @@ async def test_greedy_stream_leaves_others_a_place(loop):
 
 @pytest.mark.parametrize("drain", [True, False])
 async def test_stop_serves_or_closes_held_back_requests(loop, drain):
-    """A stop serves those that are held back, or ends them with ``Closed``."""
+    """A draining stop serves the held-back requests; any other stop ends them with ``Closed``."""
     model = Recurrent(duration_s=1.0)
     service = stack(loop, model)
     await service.start()
@@ -168,7 +168,7 @@ async def test_stop_serves_or_closes_held_back_requests(loop, drain):
 
 
 async def test_failed_batch_is_retried_before_next_request(loop):
-    """The parts of a failed batch run before the next request of a stream."""
+    """The parts of a failed batch run before the next requests of its streams."""
 
     def fail_on_two(batch):
         if 2.0 in [row.inputs for row in batch.rows]:

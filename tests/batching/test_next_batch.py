@@ -1,4 +1,4 @@
-"""When the next batch can begin, as live streams are told, and how many more requests would be in it."""
+"""`next_batch`, which live streams read: the instant at which the next batch can begin, and its room."""
 
 import asyncio
 
@@ -22,7 +22,7 @@ def ask(service, loop):
 
 
 async def send(service, count):
-    """Send requests, and let those begin that can."""
+    """Send requests, let the batches begin that can, and return the tasks of the requests."""
     tasks = [asyncio.ensure_future(service(1.0)) for _ in range(count)]
     for _ in range(3):
         await asyncio.sleep(0)
@@ -30,7 +30,7 @@ async def send(service, count):
 
 
 async def test_next_batch_starts_now_with_a_free_worker(loop):
-    """With free workers the next batch starts now, and has room for all of their rows."""
+    """With free workers the next batch starts now, and its room is a full batch per free worker."""
     async with si.Stack(si.AdaptiveBatcher(max_batch_size=4, max_in_flight=3), model(), clock=loop.clock) as service:
         assert ask(service, loop) == NextBatch(loop.clock(), 12, workers=3)
         tasks = await send(service, 1)
@@ -46,7 +46,7 @@ async def test_free_workers_are_no_more_than_the_device_runs(loop, concurrency):
 
 
 async def test_next_batch_is_limited_by_max_queue_size(loop):
-    """A batch that is larger than the queue never forms: a stream that counted on it would be rejected."""
+    """The room is at most `max_queue_size`, because the queue rejects the requests of a larger batch."""
     batcher = si.AdaptiveBatcher(max_batch_size=8, max_queue_size=3)
     async with si.Stack(batcher, model(), clock=loop.clock) as service:
         assert ask(service, loop) == NextBatch(loop.clock(), 3)
@@ -54,7 +54,7 @@ async def test_next_batch_is_limited_by_max_queue_size(loop):
 
 
 async def test_busy_worker_is_free_at_expected_batch_end(loop):
-    """What is queued has its place in the next batch; beyond a full one there is none."""
+    """The next batch begins at the expected end of the running one; each queued request takes one of its places."""
     async with si.Stack(si.AdaptiveBatcher(max_batch_size=4), model(), clock=loop.clock) as service:
         tasks = await send(service, 1)
         started_ns = loop.clock()
@@ -101,9 +101,9 @@ async def test_next_batch_is_immediate_before_measurements(loop):
 
 
 async def test_worker_has_room_while_requests_are_held_back(loop):
-    """A worker has room for one more request although the queued ones wait.
+    """A free worker has room for one more request although the policy holds the queued one back.
 
-    As requests that a planner has doubts about do, until their deadline.
+    A planner also holds requests back, until their deadline, if it doubts that they can be on time.
     """
     batcher = si.AdaptiveBatcher(max_batch_size=2, policy="greedy", max_queue_delay_s=0.5)
     async with si.Stack(batcher, model(), clock=loop.clock) as service:
@@ -113,7 +113,10 @@ async def test_worker_has_room_while_requests_are_held_back(loop):
 
 
 async def test_worker_waiting_for_its_device_counts_as_free(loop):
-    """The batch of the other model may end at any time, and who is not queued by then has no turn."""
+    """A worker that waits for its device counts as free.
+
+    The batch of the other model may end at any time, and only requests that are queued by then get a turn.
+    """
     device = si.Device("gpu:0")
     async with (
         si.Stack(si.AdaptiveBatcher(max_batch_size=2, device=device), model(0.1), clock=loop.clock) as one,
@@ -127,7 +130,7 @@ async def test_worker_waiting_for_its_device_counts_as_free(loop):
 
 
 async def test_next_batch_follows_a_batch_sent_early(loop):
-    """The model of one worker keeps a queue: the next batch is there before the worker is free."""
+    """While an early batch is at the model, the next batch begins at the expected end of the early one."""
     backend = model()
     backend.queued_workers = 1
     lock = asyncio.Lock()

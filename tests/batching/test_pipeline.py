@@ -15,7 +15,7 @@ def batch_of(started_ns):
 
 
 def test_a_pipeline_without_a_policy_is_closed():
-    """No batch is sent early where the policy or the model has no part in it."""
+    """No batch is sent early if the policy or the model does not pipeline."""
     assert not Pipeline().is_open
 
 
@@ -32,7 +32,7 @@ def test_pipeline_holds_one_early_batch():
 
 
 def test_started_leaves_the_early_batch_out():
-    """A batch that waits at the model is not among those that run."""
+    """An early batch that waits at the model is not among the batches that have started."""
     pipeline = Pipeline()
     running, early = batch_of(5), batch_of(9)
     pipeline.take(early)
@@ -41,7 +41,7 @@ def test_started_leaves_the_early_batch_out():
 
 
 def test_early_batch_ending_first_teaches_nothing():
-    """The model took it before the one that it was sent behind."""
+    """The start of an early batch that ends before its predecessor is unknown."""
     pipeline = Pipeline()
     early = batch_of(0)
     pipeline.take(early)
@@ -53,7 +53,7 @@ def test_early_batch_ending_first_teaches_nothing():
 
 
 def test_early_batch_starts_when_its_predecessor_ends():
-    """The policy says from when on an early batch counts as running."""
+    """The policy defines the instant from which an early batch counts as running."""
     pipeline = Pipeline()
     pipeline.effective_start_ns = lambda sent_ns, ended_ns: ended_ns - 3
     early = batch_of(0)
@@ -66,7 +66,7 @@ def test_early_batch_starts_when_its_predecessor_ends():
 
 
 def test_batch_behind_a_failed_batch_is_not_observed():
-    """Behind a batch that failed it is unknown when the model is free."""
+    """An early batch behind a failed one is not observed, because the instant when the model was free is unknown."""
     pipeline = Pipeline()
     pipeline.effective_start_ns = lambda sent_ns, ended_ns: ended_ns - 3
     learned = []
@@ -83,7 +83,7 @@ def test_batch_behind_a_failed_batch_is_not_observed():
 
 
 def test_observe_gets_the_duration_of_an_early_batch():
-    """The policy learns from the end of the batch before to the end of this one."""
+    """The policy learns the time from the end of the previous batch to the end of the early one."""
     pipeline = Pipeline()
     learned = []
     pipeline.learn = lambda *batch: learned.append(batch)

@@ -1,4 +1,4 @@
-"""When a batch goes: the decisions of the policies, from what waits, the time and the free workers."""
+"""Decisions of the `Greedy` policy, from the queued requests, the time and the free workers."""
 
 import pytest
 
@@ -55,7 +55,7 @@ def test_a_batch_is_sent_after_the_delay(now_ns):
 
 
 def test_a_full_queue_is_not_held_back():
-    """The next request would be rejected while a worker is free."""
+    """A full queue is not held back, because the next request would be rejected while a worker is free."""
     decision = Greedy(4, 5 * MS).decide(queue_of(0, 0, places=2), 0, 1)
     assert numbers(decision) == [0, 1]
     assert decision.reason == "full"

@@ -1,4 +1,4 @@
-"""Settings that change while requests are in flight."""
+"""`reconfigure`: settings that change while requests are in flight."""
 
 import asyncio
 import random
@@ -50,7 +50,7 @@ def test_next_batch_uses_new_max_batch_size_and_policy():
         assert batcher.service_time is not None
         await asyncio.gather(*waiting)
         assert batcher.statistics().batch_sizes == {2: 1, 4: 1, 6: 1}
-        assert batcher.service_time.observations == 2  # those that ended under the new policy
+        assert batcher.service_time.observations == 2  # the batches that ended under the new policy
 
     run(main)
 
@@ -136,7 +136,7 @@ def test_reconfigure_does_not_interrupt_a_stop():
         await batcher.start()
         one = asyncio.ensure_future(service.call(si.Request(1)))
         await asyncio.sleep(1.0)
-        assert not one.done()  # now the delay holds
+        assert not one.done()  # after the start the delay applies
         await batcher.stop(drain=False)
 
     run(main)
@@ -180,14 +180,14 @@ def test_no_request_is_lost_in_a_storm_of_changes(seed):
 
 
 def test_admission_predicts_when_a_request_finishes():
-    """Admission says when a request would get its response, behind the running and queued ones."""
+    """Admission predicts when a request would complete, behind the running and queued requests."""
 
     async def main(loop):
         device = ServiceTime.affine(0.010, 0.001)
         batcher = batcher_of(loop, service_time=device, stack=False)
         service = batcher.wrap(ScriptedBackend(duration_s=lambda n: 0.010 + 0.001 * n))
         await service.call(si.Request(0))
-        takes = batcher.service_time.upper_ns(4).tolist()  # what a batch hardly ever exceeds
+        takes = batcher.service_time.upper_ns(4).tolist()  # the upper estimate of each batch duration
         now = loop.now_ns
         alone = service.admission(si.Request(0), now)
         assert alone.ok
@@ -197,7 +197,7 @@ def test_admission_predicts_when_a_request_finishes():
         now = loop.now_ns
         behind = service.admission(si.Request(0), now)
         assert behind.ok
-        # four run since a millisecond, four go behind them, and it is the second of the next batch
+        # four have run for 1 ms, four are in the next batch, and this request would be second in the batch after that
         assert behind.predicted_finish_ns == now - 1_000_000 + takes[4] + takes[4] + takes[2]
         late = service.admission(si.Request(0, deadline_ns=now + 20_000_000), now)
         assert (late.ok, late.reason) == (False, "infeasible")
@@ -243,7 +243,7 @@ def test_too_large_batch_size_changes_nothing():
 
 @pytest.fixture
 def compiling(monkeypatch):
-    """Kernels that Numba would have to compile; how often that was done."""
+    """Kernels that Numba would have to compile; the list gets an entry for each compilation."""
     compiled = []
 
     def prepare():
@@ -256,7 +256,7 @@ def compiling(monkeypatch):
 
 
 def test_reconfigure_rejects_a_planner_without_kernels(compiling):
-    """A planner whose kernels are not loaded is rejected with what to await, and nothing changes."""
+    """`reconfigure` to a planner without loaded kernels changes nothing; its error names the call to await first."""
 
     async def main():
         batcher = si.AdaptiveBatcher(max_batch_size=4, policy="greedy", slo_s=0.5)
@@ -274,7 +274,7 @@ def test_reconfigure_rejects_a_planner_without_kernels(compiling):
 
 
 def test_policy_set_after_stop_applies_at_next_start(compiling):
-    """The start compiles its kernels before it accepts requests."""
+    """The start after a policy change compiles the kernels of the new policy before it accepts requests."""
 
     async def main():
         batcher = si.AdaptiveBatcher(max_batch_size=4, policy="greedy")
@@ -292,7 +292,7 @@ def test_policy_set_after_stop_applies_at_next_start(compiling):
 
 
 def test_a_policy_takes_over_on_the_next_loop(compiling):
-    """Once its loop has ended, a batcher without a stack takes any policy, which the next loop serves with."""
+    """After its loop has ended, a batcher without a stack accepts any policy, and the next loop uses it."""
     batcher = si.AdaptiveBatcher(max_batch_size=4, policy="greedy")
     negative = batcher.wrap(lambda batch: -np.asarray(batch))
 

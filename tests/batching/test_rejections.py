@@ -1,4 +1,4 @@
-"""Rejected requests: each caller gets an error of its own that names the facts, and none costs a timer or a clean-up."""
+"""Rejected requests: each caller gets its own error with the facts, and a rejection costs no timer or clean-up."""
 
 import asyncio
 
@@ -33,7 +33,10 @@ class RefusesAll:
 
 
 class Rejections:
-    """A stack of which every request of a wave is rejected, in one way; one that hangs keeps its only worker busy."""
+    """Stack that rejects each request of a wave in one way.
+
+    Unless the policy rejects them, a request that hangs keeps the only worker busy.
+    """
 
     def __init__(self, loop, way):
         self.loop = loop
@@ -71,7 +74,7 @@ class Rejections:
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_each_caller_gets_its_own_error(loop, way):
-    """No two callers share an exception, whose traceback and notes belong to one of them."""
+    """No two callers share an exception, because its traceback and notes belong to one caller."""
     async with Rejections(loop, way) as rejections:
         errors = await rejections.wave()
 
@@ -91,7 +94,7 @@ async def test_error_message_gives_the_reason_and_values(loop, way):
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_rejected_request_is_counted_once(loop, way):
-    """The caller's clean-up finds nothing left to do, so a rejected request is not counted as cancelled too."""
+    """The clean-up of a rejected request's caller does not count the request as cancelled too."""
     async with Rejections(loop, way) as rejections:
         await rejections.wave()
         seen = rejections.batcher.statistics()
@@ -103,7 +106,7 @@ async def test_a_rejected_request_is_counted_once(loop, way):
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_rejections_share_their_timers(loop, way, monkeypatch):
-    """A wave of rejected requests arms no more timers than one batch does."""
+    """A wave of 200 rejected requests sets at most two timers."""
     armed = []
     call_at = loop.call_at
     async with Rejections(loop, way) as rejections:
@@ -130,7 +133,7 @@ async def test_a_stop_drains_after_rejections(loop, way):
 
 
 async def test_a_cancelled_caller_still_frees_its_place(loop):
-    """Only a request that has ended is passed over by the clean-up."""
+    """A cancelled caller frees its place, because its clean-up skips only requests that have completed."""
     async with Rejections(loop, "queue full") as rejections:
         rejections.occupying[1].cancel()
         await asyncio.gather(rejections.occupying[1], return_exceptions=True)
@@ -142,7 +145,7 @@ async def test_a_cancelled_caller_still_frees_its_place(loop):
 
 
 async def test_a_stack_names_the_source_and_the_timings(loop):
-    """A request that a stack hands to its batcher outright has the response that the batcher would have made."""
+    """A stack that passes requests directly to its batcher returns the source and timings of the batcher's response."""
     batcher = si.AdaptiveBatcher(max_batch_size=4, clock=loop.clock)
     async with si.Stack(batcher, ScriptedBackend(duration_s=0.25), clock=loop.clock) as stack:
         response = await stack.call(si.Request(1.0))

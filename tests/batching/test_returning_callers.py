@@ -1,4 +1,4 @@
-"""Whether a batch waits for the callers of the one before it: only where they come back."""
+"""A batch waits for the callers of the previous batch only if callers usually send another request at once."""
 
 import asyncio
 from collections import Counter
@@ -15,7 +15,7 @@ MODEL_S = 0.010
 
 
 class Model(ScriptedBackend):
-    """A model of 10 ms a batch that notes when each begins and ends."""
+    """Model that takes 10 ms per batch and notes the begin and end of each."""
 
     def __init__(self):
         super().__init__(duration_s=MODEL_S)
@@ -29,7 +29,7 @@ class Model(ScriptedBackend):
 
 
 class Service:
-    """Batches of four at most; callers note when they wake."""
+    """Service with batches of at most four, whose callers note when they wake."""
 
     def __init__(self, loop):
         self.model = Model()
@@ -48,7 +48,7 @@ class Service:
             await self.ask()
 
     async def serve_open_loop(self, count):
-        """Two requests or three come while a batch runs, whatever becomes of the others."""
+        """Send ``count`` requests, 2.3 per batch duration, without waiting for responses in between."""
         calls = []
         for _ in range(count):
             calls.append(asyncio.ensure_future(self.ask()))
@@ -56,22 +56,22 @@ class Service:
         await asyncio.gather(*calls)
 
     def after_ends(self):
-        """What followed the end of each batch, in order."""
+        """Return the note that follows the end of each batch, in order."""
         return [after for before, after in pairwise(self.model.notes) if before == "ended"]
 
 
 async def test_batch_does_not_wait_for_one_time_callers(loop):
-    """What is queued begins before the callers of the last batch wake, once it is known that they send no more."""
+    """Once the batcher has learned that callers do not return, it begins the next batch before they wake."""
     service = Service(loop)
     await service.serve_open_loop(60)
     after = service.after_ends()
     assert service.few_return
-    assert after[:3] == ["woken"] * 3  # at first they are taken to come back
+    assert after[:3] == ["woken"] * 3  # at first the batcher assumes that callers return
     assert after[-6:-1] == ["begun"] * 5
 
 
 async def test_a_batch_waits_for_callers_in_a_loop(loop):
-    """Three callers in a loop; a fourth comes shortly after a batch has begun, and shares the next one with them."""
+    """A fourth caller's queued request waits for three callers in a loop, and shares their next batch."""
     service = Service(loop)
 
     async def come_late():
@@ -86,7 +86,7 @@ async def test_a_batch_waits_for_callers_in_a_loop(loop):
 
 
 async def test_callers_that_return_are_waited_for_again(loop):
-    """The share follows what callers do."""
+    """The measured share of returning callers rises again when callers begin to return."""
     service = Service(loop)
     await service.serve_open_loop(60)
     assert service.few_return

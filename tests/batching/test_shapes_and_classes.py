@@ -1,4 +1,4 @@
-"""Priorities under overload: of requests whose shapes cannot share a batch, and with batches that are outliers."""
+"""Priorities under overload, for requests whose shapes cannot share a batch, and with batches that are outliers."""
 
 import asyncio
 
@@ -20,7 +20,7 @@ def slow_to_begin_s(rows):
 
 
 def shares_on_time(load, shapes, workers, seed, device_s=device_s, slo_s=0.05, outliers=0.0):
-    """Of the urgent requests, 0.3 of all, and of all."""
+    """Return the share on time of the urgent requests, which are 0.3 of all, and of all requests."""
     rng = np.random.default_rng(seed)
     count = 2000
     gaps_s = rng.exponential(device_s(CAP) / CAP / workers / load, count)
@@ -47,7 +47,7 @@ def shares_on_time(load, shapes, workers, seed, device_s=device_s, slo_s=0.05, o
 
 @pytest.mark.parametrize(("load", "shapes", "workers"), [(1.2, 2, 1), (1.6, 4, 1), (1.6, 8, 2)])
 def test_urgent_requests_of_several_shapes_are_on_time(load, shapes, workers):
-    """They are half of what the device can serve, so those that are less urgent fill what they leave."""
+    """Urgent requests need at most half of the device and are on time; less urgent requests fill the rest."""
     urgent, everything = shares_on_time(load, shapes, workers, seed=1)
 
     assert urgent >= 0.99
@@ -55,7 +55,10 @@ def test_urgent_requests_of_several_shapes_are_on_time(load, shapes, workers):
 
 
 def test_batches_stay_large_despite_outliers():
-    """Less urgent requests fill batches, though 5 % take three times as long: another worker soon has the next one."""
+    """Less urgent requests fill batches although 5 % of the batches take three times as long.
+
+    An outlier does not endanger the urgent requests, because another worker soon takes the next batch.
+    """
     found = [shares_on_time(0.8, 1, 3, seed, slow_to_begin_s, slo_s=0.06, outliers=0.05) for seed in (1, 2, 3)]
     urgent, everything = np.mean(found, axis=0)
 
@@ -66,9 +69,9 @@ def test_batches_stay_large_despite_outliers():
 @pytest.mark.parametrize("load", [1.2, 1.5])
 @pytest.mark.parametrize("settings", [{}, {"buckets": (2, 8)}], ids=["shapes", "buckets"])
 def test_requests_without_deadline_get_own_batches(settings, load):
-    """Requests without a deadline that share no batch with others are served.
+    """Requests without a deadline that share no batch with others are served in batches of their own.
 
-    They have batches of their own, soon after two seconds, and take no row of the others.
+    Each is served soon after two seconds, and takes no row from the other requests.
     """
     rng = np.random.default_rng(1)
     gaps_s = rng.exponential(slow_to_begin_s(CAP) / CAP / load, 3000)
@@ -100,9 +103,9 @@ def test_requests_without_deadline_get_own_batches(settings, load):
 
 
 def test_backlog_of_many_shapes_leaves_others_time():
-    """Many shapes without a deadline leave the other requests their time.
+    """A backlog of many shapes without a deadline leaves time for the other requests.
 
-    A backlog of more shapes than are compared takes turns with the requests that have a deadline.
+    The backlog has more shapes than the planner compares, and takes turns with the requests that have a deadline.
     """
 
     async def main(loop):
@@ -129,7 +132,7 @@ def test_backlog_of_many_shapes_leaves_others_time():
     ids=["bytes", "costs"],
 )
 def test_batch_limits_keep_rows_without_deadline(settings):
-    """Where only four rows may share a batch, the share of a request without a deadline is among these."""
+    """If only four rows may share a batch, a request without a deadline still gets one of these rows."""
 
     async def main(loop):
         batcher = si.AdaptiveBatcher(max_batch_size=CAP, **settings)

@@ -1,4 +1,4 @@
-"""Only rows of one kind are stacked; what cannot be stacked fails for its caller alone."""
+"""`Assembler`: only rows of one kind are stacked, and inputs that cannot be stacked fail for their caller alone."""
 
 import copy
 import importlib
@@ -22,7 +22,7 @@ from streaminfer.errors import BackendError, InvalidInput
 
 
 def stack_rows(rows, batch_axes):
-    """The rows in one batch, which nothing bounds or shapes."""
+    """Return the rows stacked into one batch, without limits, padding or fixed sizes."""
     return Assembler(stack=True, batch_axes=batch_axes, max_batch_size=64).assemble(rows)
 
 
@@ -90,7 +90,7 @@ def test_read_only_and_non_contiguous_rows_are_copied(inputs):
 @pytest.mark.parametrize("dtype", ["f4", "f2", "i8", "?", "c8", "u1", ">f4", "M8[s]", "S3"], ids=str)
 @pytest.mark.parametrize("shape", [(2, 3), (9, 2), (1, 1), (3, 0)], ids=str)
 def test_joined_rows_match_numpy(shape, dtype, axis):
-    """Whichever way rows are put together, the batch is what NumPy stacks, writable and contiguous."""
+    """However rows are joined, the batch equals `np.stack`, and is writable and C-contiguous."""
     values = np.arange(4 * shape[0] * shape[1]).reshape(4, *shape)
     rows = list(values.astype("i8").astype(dtype))
 
@@ -150,7 +150,7 @@ def assembler(**arguments):
 
 
 def padded_by_hand(rows, axis, length, pad, batch_axis):
-    """Element by element what padding means."""
+    """Return the padded batch, written element by element."""
     shape = list(rows[0].shape)
     shape[axis] = length
     whole = np.full((len(rows), *shape), pad, rows[0].dtype.newbyteorder("="))
@@ -165,7 +165,7 @@ numbers = hnp.boolean_dtypes() | hnp.integer_dtypes() | hnp.floating_dtypes() | 
 
 @given(st.data())
 def test_ragged_rows_are_selected_padded_and_masked(data):
-    """Ragged rows are selected, padded and masked exactly as by a reference written by hand."""
+    """Ragged rows are selected, padded and masked exactly as a hand-written reference does it."""
     dtype = data.draw(numbers)
     shape = list(data.draw(hnp.array_shapes(min_dims=1, max_dims=3, max_side=3)))
     axis = data.draw(st.integers(-len(shape), len(shape) - 1))
@@ -298,7 +298,7 @@ def test_rows_of_cancelled_callers_are_left_out():
 
 
 def test_as_padded_shows_what_the_model_will_see():
-    """`as_padded` shows a request as the model will see it."""
+    """`as_padded` returns the inputs of a request as the model gets them."""
     made = assembler(buckets=Buckets((2, 4), pad_value=9), preferred_sizes=(8,))
     assert made.as_padded(np.arange(3)).tolist() == [0, 1, 2, 9]
     whole = np.arange(4)
@@ -460,7 +460,7 @@ rows_to_compare = leaves | st.dictionaries(names_of_rows, leaves | st.dictionari
 
 
 def are_stackable(first, other):
-    """Whether two rows can be stacked, looked at part by part."""
+    """Return whether two rows can be stacked, compared part by part."""
     if type(first) is not type(other):
         return False
     if isinstance(first, dict):
@@ -469,7 +469,7 @@ def are_stackable(first, other):
 
 
 def also_changed(rows):
-    """Pairs of rows, often of one kind."""
+    """Return a strategy for pairs of rows, which are often of one kind."""
     return st.tuples(rows, rows) | rows.map(lambda row: (row, copy.deepcopy(row)))
 
 
@@ -484,7 +484,7 @@ def test_kinds_are_equal_where_rows_are_alike(pair, plain):
 
 
 def with_length(value, axis, length):
-    """An array like another, of another length along an axis if it has that."""
+    """Return an array like ``value`` with another length along an axis, or ``value`` itself if it lacks the axis."""
     if type(value) is not np.ndarray or not -value.ndim <= axis < value.ndim:
         return value
     shape = list(value.shape)
@@ -529,7 +529,7 @@ def test_ragged_kinds_are_equal_where_chosen(pair, axis, names, length, plain):
     ids=["last-axis", "other-axis", "ragged-name", "other-name", "without-the-axis"],
 )
 def test_only_the_ragged_axis_may_differ(axis, names, first, other, same, plain):
-    """The kind of a ragged row leaves out its length along the axis, and nothing else."""
+    """The kind of a ragged row ignores its length along the ragged axis, and nothing else."""
     for ragged in (
         RaggedCompatibility((1, 2), axis, names),
         plain("batching.assembly._compatibility_cy").RaggedCompatibility((1, 2), axis, names),
@@ -548,7 +548,7 @@ def test_only_the_ragged_axis_may_differ(axis, names, first, other, same, plain)
     ids=["one-shape", "two-shapes", "two-lengths", "two-types"],
 )
 def test_assembler_tells_kinds_apart(buckets, first, other, same):
-    """The kind that a policy asks for is the one by which batches are chosen, with and without buckets."""
+    """`kind_of`, which policies use, is equal for rows that can share a batch, with and without buckets."""
     made = assembler(buckets=buckets)
 
     assert (made.kind_of(first) == made.kind_of(other)) == same

@@ -1,4 +1,4 @@
-"""A buffer is written again only when nothing refers to it, so a view never changes."""
+"""`BufferPool`: a buffer is reused only when nothing refers to it, so a view never changes."""
 
 import ctypes
 import gc
@@ -100,7 +100,7 @@ def test_ort_values_and_returned_inputs_keep_memory():
 
 
 def test_buffer_read_by_a_finalizer_is_not_reused():
-    """The garbage collector returns no buffer to the pool that a finalizer still reads."""
+    """A buffer that a finalizer still reads is not reused during garbage collection."""
     pool = BufferPool(PLENTY)
     seen = []
 
@@ -141,13 +141,13 @@ def test_longest_unused_idle_memory_is_freed_first():
     first, second, third = (pool.take((256,), F4) for _ in range(3))
     left = {address(second), address(third)}
     del first, second, third
-    larger = pool.take((512,), F4)  # 1 KB was free: one of the old ones goes
+    larger = pool.take((512,), F4)  # 1 KB is free, so the pool frees one idle buffer
     assert not larger.flags.owndata
     assert pool.held_bytes == 4096
     small = [pool.take((256,), F4), pool.take((256,), F4)]
     assert {address(array) for array in small} == left
     del small
-    assert pool.take((1024,), F4).flags.owndata  # what is lent leaves no room for it
+    assert pool.take((1024,), F4).flags.owndata  # the lent buffers leave no room for it
     assert pool.held_bytes == 4096
 
 
@@ -223,7 +223,7 @@ def test_threads_never_share_a_buffer():
 
 
 class Holding(RuleBasedStateMachine):
-    """Arrays, views of them and views of those come and go in any order; each keeps what was written."""
+    """Arrays, their views and views of views, taken and dropped in any order; each keeps its values."""
 
     def __init__(self):
         super().__init__()

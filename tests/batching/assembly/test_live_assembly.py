@@ -1,4 +1,4 @@
-"""Buckets, limits and fixed sizes in a live batcher: what the model is given, what comes back, and how it is planned."""
+"""Buckets, limits and fixed sizes in a live batcher: inputs of the model, results of callers, and plans."""
 
 import asyncio
 
@@ -18,7 +18,7 @@ MS = 1_000_000
 
 
 class Recording:
-    """A backend that keeps what it was given and answers with each row's sum."""
+    """Backend that records its batches and returns the sum of each row."""
 
     def __init__(self, duration_s=lambda inputs: 0.01, **capabilities):
         self.seen = []
@@ -79,7 +79,7 @@ def test_backend_validates_the_padded_inputs():
 
 
 def test_without_buckets_backend_validation_is_kept():
-    """Without ragged inputs the wrapped service validates exactly as its backend does."""
+    """Without buckets, the wrapped service adds no validation to that of its backend."""
 
     async def main(loop):
         batcher = si.AdaptiveBatcher(max_batch_size=8)
@@ -102,7 +102,7 @@ def test_fixed_sizes_are_filled_and_extra_rows_dropped():
             assert [answer.outputs for answer in answers] == [row.sum() for row in rows]
         assert [(n, size, inputs.shape) for n, size, inputs in backend.seen] == [(1, 4, (4, 3)), (5, 8, (8, 3))]
         assert batcher.statistics().succeeded == 6
-        # what was learned is what the device took: of four and of eight rows
+        # the learned durations belong to the padded batches, of four and of eight rows
         assert batcher.service_time.fitted().sizes[-2:] == (4, 8)
 
     run(main)
@@ -199,10 +199,10 @@ def test_earliest_bucket_goes_first_if_all_are_on_time():
 
 def test_bucket_with_most_requests_on_time_goes_first():
     """The bucket that lets the most requests be on time is released first."""
-    # with the long ones first, in deadline order, all four short ones are late; in reverse no request is late
+    # if the long requests are first, in deadline order, all four short ones are late; in reverse order none is late
     batch, reason, refused = decide(between(), queue_of((1, 45), (1, 49), (0, 46), (0, 46), (0, 46), (0, 46)))
     assert (sorted(batch), reason, refused) == ([2, 3, 4, 5], "planned", [])
-    # only one of them can be served, and they are more
+    # only one bucket can be on time, and the short requests are more
     batch, reason, refused = decide(between(), queue_of((1, 41), (1, 41), (0, 42), (0, 42), (0, 42)))
     assert (sorted(batch), reason) == ([2, 3, 4], "planned")
 
@@ -228,7 +228,7 @@ def test_unknown_bucket_borrows_from_nearest_known_one():
 
 
 def mixed_load(policy, rate, n=3000, seed=1):
-    """The share on time of short and of long texts, live, the device learned."""
+    """Return the share of requests on time, short and long ones mixed, in a live batcher that learns durations."""
     rng = np.random.default_rng(seed)
     arrivals = np.cumsum(rng.exponential(1 / rate, n))
     lengths = np.where(rng.random(n) < 0.2, 60, 6)
@@ -260,7 +260,7 @@ def mixed_load(policy, rate, n=3000, seed=1):
 
 
 def test_lookahead_beats_greedy_for_ragged_overload():
-    # 0.8 · 0.2 + 0.2 · 1.6 ms of marginal work each: 1,400 a second are well past what the device can do
+    # 0.8 · 0.2 + 0.2 · 1.6 = 0.48 ms of marginal work per request: 2,600 per second exceed what the device can do
     assert mixed_load("lookahead", 1000) >= 0.99
     lookahead, greedy = mixed_load("lookahead", 2600), mixed_load("greedy", 2600)
     assert lookahead >= 0.6
@@ -308,14 +308,14 @@ def test_two_workers_keep_two_batches_in_flight():
 
 
 def test_masked_short_rows_join_longer_ones_if_as_fast():
-    """With a mask, short rows join a longer bucket where one batch is as fast as two."""
+    """With a mask, short rows join a batch of a longer bucket if one batch is as fast as two."""
     device = [ServiceTime.affine(0.010, 0.0001), ServiceTime.affine(0.010, 0.0005)]
     for masked, expected in ((True, ([1, 3, 0, 2], True)), (False, ([0, 2], False))):
         policy = Lookahead(8, device, lengths=[8, 64], masked=masked)
         queue = queue_of((0, 50), (1, 60), (0, 60), (1, 90))
         decision = policy.decide(queue, 0, 1)
         assert ([t.inputs for t in decision.batch], decision.shorter_too) == expected
-    # not where it takes longer, nor where it is too late for the short ones, nor where there is no room
+    # not if it takes longer, if the short rows would be late, if there is no room, or if no long row is queued
     masked = {"lengths": [8, 64], "masked": True}
     dear = Lookahead(8, [ServiceTime.affine(0.001, 0.001), ServiceTime.affine(0.001, 0.01)], **masked)
     assert not dear.decide(queue_of((0, 100), (0, 100), (1, 100)), 0, 1).shorter_too
@@ -325,7 +325,7 @@ def test_masked_short_rows_join_longer_ones_if_as_fast():
 
 
 def test_joined_rows_are_padded_and_counted_as_longer():
-    """Short rows that join a longer bucket are padded to it, and the batch is an observation of it."""
+    """Short rows that join a longer bucket are padded to its length, and the batch is observed for that bucket."""
 
     async def main(loop):
         backend = Recording()
@@ -344,7 +344,7 @@ def test_joined_rows_are_padded_and_counted_as_longer():
 
 
 def test_rest_is_padded_to_longest_remaining_row():
-    """When the longest row is cancelled, the rest is padded for the longest one that is left."""
+    """If the longest row is cancelled in the loop iteration of the dispatch, the other row still gets its result."""
 
     async def main(loop):
         backend = Recording()
@@ -354,7 +354,7 @@ def test_rest_is_padded_to_longest_remaining_row():
         service = batcher.wrap(backend)
         calls = [asyncio.ensure_future(service.call(si.Request({"ids": row}))) for row in texts(7, 2)]
         await asyncio.sleep(0)
-        loop.call_soon(calls[0].cancel)  # in the very turn of the dispatch
+        loop.call_soon(calls[0].cancel)  # in the loop iteration of the dispatch
         calls[0].cancel()
         assert (await calls[1]).outputs == 3
         assert calls[0].cancelled()

@@ -1,4 +1,4 @@
-"""Outputs belong to their callers: a model that reuses its memory, or writes to its inputs, changes none of them."""
+"""Outputs belong to their callers: a model that reuses its output memory changes none of them."""
 
 import asyncio
 from typing import NamedTuple
@@ -18,7 +18,7 @@ class Pair(NamedTuple):
 
 
 class Tensor:
-    """An array of another library."""
+    """Array of another library, which is copied with `clone`."""
 
     shape = (1,)
 
@@ -33,7 +33,7 @@ class Tensor:
 
 
 class Reusing:
-    """A model that writes every batch's outputs into the same memory."""
+    """Model that writes the outputs of every batch into the same memory."""
 
     def __init__(self, form):
         self.memory = np.zeros((16, 4))
@@ -57,7 +57,7 @@ FORMS = {
 
 
 def leaves(value):
-    """The arrays in a result, as lists."""
+    """Return the arrays in a result, as lists."""
     if isinstance(value, dict):
         return [leaf for one in value.values() for leaf in leaves(one)]
     if isinstance(value, tuple):
@@ -66,7 +66,7 @@ def leaves(value):
 
 
 def test_own_arrays_copies_every_array():
-    """The structure stays, plain values stay the same objects, and no array shares memory."""
+    """`own_arrays` keeps the structure and the objects of plain values, and copies every array."""
     array, text, error, tensor = np.arange(3.0), "text", ValueError(), Tensor(1)
     given = [array, (array, {"x": array[1:]}), Pair(array, text), error, 1.5, np.float64(2.0), None, tensor]
 
@@ -86,7 +86,7 @@ def test_own_arrays_copies_every_array():
 
 
 def test_own_arrays_of_subclasses():
-    """A masked array keeps its mask, a mapping of another class becomes a dict."""
+    """The copy of a masked array keeps the mask."""
     masked = np.ma.masked_array([1.0, 2.0], mask=[True, False])
     copied = own_arrays(masked)
     masked.data[:] = 7.0
@@ -95,7 +95,7 @@ def test_own_arrays_of_subclasses():
 
 
 async def waves(serve):
-    """Answers of ten batches, read when all are there, and what each should be."""
+    """Return the outputs of 40 requests, at least ten batches, after all of them have completed."""
     tasks = [asyncio.ensure_future(serve(float(value))) for value in range(40)]
     return await asyncio.gather(*tasks)
 
@@ -108,7 +108,7 @@ def check(form, answers):
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 async def test_outputs_of_a_memory_reusing_function(loop, form):
-    """A function on the event loop, sync or async, may overwrite its outputs in the next batch."""
+    """A function on the event loop, sync or async, can reuse its output memory without changing earlier outputs."""
     model = Reusing(form)
 
     async def asynchronous(x):
@@ -122,7 +122,7 @@ async def test_outputs_of_a_memory_reusing_function(loop, form):
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 @pytest.mark.parametrize("executor", ["thread", "inline"])
 def test_outputs_of_a_memory_reusing_backend(form, executor):
-    """A worker thread that gets the next batch at once overwrites no caller's outputs."""
+    """A backend whose function reuses its output memory, in a thread or inline, overwrites no caller's outputs."""
 
     async def main():
         backend = si.CpuBackend(Reusing(form), executor=executor)
@@ -133,7 +133,7 @@ def test_outputs_of_a_memory_reusing_backend(form, executor):
 
 
 async def test_outputs_of_a_memory_reusing_async_backend(loop):
-    """A user's backend that declares nothing has its outputs copied, and no batch is sent to it early."""
+    """A backend without `returns_new_arrays` has its outputs copied, and gets no batch early."""
 
     class Backend(Reusing):
         queued_workers = 1
@@ -149,7 +149,7 @@ async def test_outputs_of_a_memory_reusing_async_backend(loop):
 
 
 async def test_begin_infer_backend_that_reuses_its_memory(loop):
-    """The outputs that a backend hands to `done` are copied before the next batch begins."""
+    """The outputs that a backend passes to `done` are copied before the next batch begins."""
 
     class Backend(Node):
         model = Reusing(FORMS["array"])
@@ -169,7 +169,7 @@ async def test_begin_infer_backend_that_reuses_its_memory(loop):
 
 
 async def test_outputs_declared_new_are_not_copied(loop):
-    """Nothing is copied for a backend whose outputs are its callers' to keep."""
+    """The outputs of a backend with `returns_new_arrays` are not copied."""
     kept = []
 
     class Backend:
@@ -186,7 +186,7 @@ async def test_outputs_declared_new_are_not_copied(loop):
 
 @pytest.mark.parametrize("executor", ["thread", "inline"])
 def test_copy_outputs_false_disables_copying(executor):
-    """A function that returns new arrays can say so."""
+    """`copy_outputs=False` declares that a function returns new arrays, so its outputs are not copied."""
     kept = []
 
     def double(x):

@@ -1,4 +1,4 @@
-"""What a request brought, in a form that can be stacked; compiled against plain."""
+"""`prepare`, compiled and uncompiled: brings the inputs of a request into a form that can be stacked."""
 
 from collections import UserDict
 from types import MappingProxyType
@@ -45,7 +45,7 @@ def test_unstackable_inputs_are_rejected(prepare, inputs):
 
 
 class Unreadable(Exception):
-    """An error whose message fails."""
+    """An error whose message cannot be read."""
 
     def __str__(self):
         raise RuntimeError
@@ -68,7 +68,7 @@ def test_inputs_that_raise_when_read_are_rejected(prepare, inputs):
 
 
 def test_a_masked_array_is_rejected(prepare):
-    """A masked array is rejected by its name, because the model would read the values under the mask."""
+    """A masked array is rejected by an error that names it, because the model would read the values under the mask."""
     masked = np.ma.MaskedArray([1.0, 2.0], [False, True])
 
     with pytest.raises(
@@ -82,7 +82,7 @@ def test_a_masked_array_is_rejected(prepare):
 
 @pytest.mark.parametrize("kind", [dict, UserDict])
 def test_a_self_referencing_mapping_is_rejected(prepare, kind):
-    """Compiled code would follow it until the process ends."""
+    """A mapping that contains itself is rejected, because compiled code would follow it until the process crashes."""
     endless = kind()
     endless["inner"] = endless
 

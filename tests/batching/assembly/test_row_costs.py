@@ -1,4 +1,4 @@
-"""Batches bounded by what their rows cost, as the user counts it."""
+"""Batches whose total cost is limited; a function of the user returns the cost of each row."""
 
 import asyncio
 import math
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.uncompiled
 
 
 def served(loop, rows, *, backend=None, **settings):
-    """The costs of the batches in which some rows, which are their own costs, are answered."""
+    """Return a coroutine that serves rows, whose values are their costs, and returns the rows of each batch."""
     settings = {"row_cost": float, "max_batch_cost": 10, "max_batch_size": 8, **settings}
     backend = backend or ScriptedBackend(duration_s=0.01)
     service = si.AdaptiveBatcher(**settings, clock=loop.clock).wrap(backend)
@@ -30,7 +30,7 @@ def served(loop, rows, *, backend=None, **settings):
 @pytest.mark.parametrize("policy", ["lookahead", "greedy"])
 @pytest.mark.parametrize("stack", [True, False], ids=["arrays", "lists"])
 def test_rows_of_a_batch_cost_no_more_than_the_limit(policy, stack):
-    """A row that does not fit waits for a later batch; cheaper ones behind it go before it."""
+    """A row that does not fit waits for a later batch, and cheaper rows behind it are sent before it."""
 
     async def main(loop):
         batches = await served(loop, [4.0, 4.0, 4.0, 2.0, 10.0, 0.0], policy=policy, stack=stack)
@@ -47,7 +47,7 @@ def test_copies_that_fill_up_a_batch_cost_too():
 
 
 def test_cost_limit_holds_beside_buckets_and_bytes():
-    """Each limit holds; the function gets what the request brought, unpadded."""
+    """The limits of bytes and of cost hold together, and `row_cost` gets the inputs of a request without padding."""
     seen = []
 
     def length(inputs):
@@ -87,7 +87,7 @@ def boom(_):
 
 
 class Unreadable(Exception):
-    """An error whose message fails."""
+    """An error whose message cannot be read."""
 
     def __str__(self):
         raise RuntimeError
@@ -142,9 +142,9 @@ def test_invalid_cost_arguments_are_rejected(arguments, error, says):
 
 
 def test_cancelled_error_in_row_cost_counts_as_failed():
-    """A request whose row cost function raises CancelledError counts as failed.
+    """A request whose `row_cost` function raises `CancelledError` counts as failed.
 
-    Each request that was submitted is counted once, whatever the function raises.
+    Each submitted request is counted once, whatever the function raises.
     """
 
     def cancelled(inputs):
@@ -161,7 +161,7 @@ def test_cancelled_error_in_row_cost_counts_as_failed():
 
 
 def test_rows_left_out_by_cost_are_not_mixed_shapes():
-    """A batch that costs leave rows out of says nothing about their shapes."""
+    """If the cost limit leaves rows out of a batch, the policy does not assume that their shapes differ."""
 
     async def main(loop):
         backend = ScriptedBackend(duration_s=0.01)

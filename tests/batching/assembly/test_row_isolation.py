@@ -1,4 +1,4 @@
-"""A failed batch is sent again in parts: a bad row fails alone, within bounds, and lack of memory makes batches smaller."""
+"""Failed batches are sent again in parts: a bad row fails alone, parts are bounded, lack of memory limits batches."""
 
 import asyncio
 
@@ -13,7 +13,7 @@ BAD = -1.0
 
 
 class Picky:
-    """A backend that fails every batch with a bad row, and writes down the sizes of all batches."""
+    """Backend that fails batches with a bad row, or with more than ``most`` rows, and records all batch sizes."""
 
     def __init__(self, *, error=ValueError, duration_s=0.001, most=None):
         self.sizes = []
@@ -24,7 +24,7 @@ class Picky:
     async def infer(self, batch):
         self.sizes.append(len(batch))
         rows = batch.inputs.copy()
-        batch.inputs[:] = 0.0  # a model may write to its inputs: the next part gets its own
+        batch.inputs[:] = 0.0  # a model may write to its inputs, because the next part gets its own
         if self.duration_s:
             await asyncio.sleep(self.duration_s)
         if self.most is not None and len(rows) > self.most:
@@ -35,7 +35,7 @@ class Picky:
 
 
 async def ask(loop, backend, values, *, timeout_s=None, **settings):
-    """Send the values as one batch; return what each caller got, and the statistics."""
+    """Send the values as one batch; return the outcome of each caller, and the statistics."""
     batcher = si.AdaptiveBatcher(**{"max_batch_size": 32, "policy": "greedy", **settings}, clock=loop.clock)
     async with si.Stack(batcher, backend, clock=loop.clock) as stack:
         calls = (stack(value, timeout_s=timeout_s) for value in values)
@@ -50,7 +50,7 @@ async def ask(loop, backend, values, *, timeout_s=None, **settings):
 @pytest.mark.parametrize("size", [2, 3, 8, 31, 32])
 @pytest.mark.parametrize("place", [0, 1, -1])
 async def test_one_bad_row_fails_alone(loop, size, place):
-    """Every other caller gets the result of its own row, and few batches more are sent."""
+    """A bad row fails alone, and a batch of n rows is followed by at most 2 · ⌈log2(n)⌉ parts."""
     values = [float(value) for value in range(size)]
     values[place] = BAD
     backend = Picky()
@@ -89,7 +89,7 @@ async def test_failed_function_batches_are_split(loop, kind):
 
 
 async def test_parts_are_built_from_the_original_inputs(loop):
-    """The parts of a batch that failed are made of what the requests brought."""
+    """The parts of a failed batch have the original inputs, even if the function has changed its list of rows."""
 
     def predict(rows):
         for position, row in enumerate(rows):
@@ -106,7 +106,7 @@ async def test_parts_are_built_from_the_original_inputs(loop):
 
 
 async def test_parts_are_padded_to_preferred_sizes(loop):
-    """Parts are filled up to the sizes that the model takes."""
+    """Parts are padded to `preferred_sizes`, as whole batches are."""
 
     class Fixed(Picky):
         async def infer(self, batch):
@@ -119,7 +119,7 @@ async def test_parts_are_padded_to_preferred_sizes(loop):
 
 @pytest.mark.parametrize("bad", [0, 4, 7])
 async def test_parts_cost_no_more_than_batches_may(loop, bad):
-    """Dear rows that shared a batch with cheap ones do not fill one up with their copies."""
+    """A part of costly rows is halved if the copies that pad it would exceed the cost limit."""
     costs = [1.0, 1.0, 1.0, 1.0, 24.0, 24.0, 24.0, 24.0]
     sent = []
 
@@ -141,7 +141,7 @@ async def test_parts_cost_no_more_than_batches_may(loop, bad):
 
 
 async def test_parts_take_no_more_bytes_than_batches_may(loop):
-    """Long texts that shared a batch with short ones do not fill one up with their copies."""
+    """A part of long texts is halved if the copies that pad it would exceed `max_batch_bytes`."""
     sent = []
 
     def infer(batch):
@@ -161,7 +161,7 @@ async def test_parts_take_no_more_bytes_than_batches_may(loop):
 
 
 async def test_a_broken_model_is_not_split_for_long(loop):
-    """Where no part succeeds the rest fails at once, and the next failing batches are not split at all."""
+    """If no part succeeds, the rest fails at once, and the next failing batches are not split."""
     backend = Picky()
     batcher = si.AdaptiveBatcher(max_batch_size=32, policy="greedy", clock=loop.clock)
     async with si.Stack(batcher, backend, clock=loop.clock) as stack:
@@ -171,11 +171,11 @@ async def test_a_broken_model_is_not_split_for_long(loop):
             assert len(backend.sizes) == batches
         assert await stack(1.0) == 2.0
         answers = await asyncio.gather(*map(stack, [1.0, BAD]), return_exceptions=True)
-        assert answers[0] == 2.0  # split again, since the model was well in between
+        assert answers[0] == 2.0  # split again, because a batch has succeeded in between
 
 
 async def test_the_number_of_parts_is_bounded(loop):
-    """Bad rows everywhere cost at most four parts for each halving."""
+    """A batch of n rows, many of them bad, is sent again in at most 4 · log2(n) parts."""
     backend = Picky()
     answers, _ = await ask(loop, backend, [1.0, 2.0, 3.0, BAD] * 8)
     assert len(backend.sizes) <= 1 + 4 * 5
@@ -184,7 +184,7 @@ async def test_the_number_of_parts_is_bounded(loop):
 
 
 async def test_parts_end_with_the_deadline(loop):
-    """A request whose deadline passes while parts run gets `DeadlineExceeded`, and its row is sent no more."""
+    """A request whose deadline passes while parts run gets `DeadlineExceeded`, and its row is not sent again."""
     backend = Picky(duration_s=0.010)
     answers, _ = await ask(loop, backend, [1.0, BAD, 3.0, 4.0], timeout_s=0.025)
     assert [type(answer) for answer in answers[:2]] == [si.DeadlineExceeded] * 2
@@ -197,7 +197,7 @@ async def test_parts_end_with_the_deadline(loop):
     [si.CircuitOpen, si.Closed, si.Overloaded, si.DeadlineExceeded, ConnectionResetError, TimeoutError],
 )
 async def test_errors_not_caused_by_a_row_are_not_split(loop, error):
-    """An open circuit, a stop or a lost connection is no row's fault."""
+    """A batch that fails with an open circuit, a stop or a lost connection is not split: no row is the cause."""
     backend = Picky(error=error)
     answers, statistics = await ask(loop, backend, [1.0, BAD])
     assert all(isinstance(answer, Exception) for answer in answers)
@@ -205,7 +205,7 @@ async def test_errors_not_caused_by_a_row_are_not_split(loop, error):
 
 
 async def test_a_circuit_that_opens_ends_the_parts(loop):
-    """Parts stop when a breaker between batcher and backend opens."""
+    """No further part reaches the backend when a breaker between batcher and backend opens."""
     breaker = si.CircuitBreaker(minimum_calls=1, clock=loop.clock)
     batcher = si.AdaptiveBatcher(max_batch_size=32, policy="greedy", clock=loop.clock)
     backend = Picky()
@@ -216,7 +216,7 @@ async def test_a_circuit_that_opens_ends_the_parts(loop):
 
 
 async def test_a_failed_batch_is_one_failure_of_a_breaker(loop):
-    """The parts that fail because of the bad row are none; those that succeed are successes."""
+    """A failed batch is one failure for a breaker; its failed parts do not count, and its other parts are successes."""
     breaker = si.CircuitBreaker(minimum_calls=5, clock=loop.clock)
     batcher = si.AdaptiveBatcher(max_batch_size=32, policy="greedy", clock=loop.clock)
     async with si.Stack(batcher, breaker, Picky(), clock=loop.clock) as stack:
@@ -228,7 +228,7 @@ async def test_a_failed_batch_is_one_failure_of_a_breaker(loop):
 
 
 async def test_a_model_that_fails_always_opens_the_circuit(loop):
-    """Each batch that fails is a failure, whether or not it is sent again in parts."""
+    """A breaker counts each failed batch as one failure, whether or not the batch is sent again in parts."""
     breaker = si.CircuitBreaker(minimum_calls=5, clock=loop.clock)
     batcher = si.AdaptiveBatcher(max_batch_size=8, policy="greedy", clock=loop.clock)
     async with si.Stack(batcher, breaker, Picky(), clock=loop.clock) as stack:
@@ -242,7 +242,7 @@ async def test_a_model_that_fails_always_opens_the_circuit(loop):
 async def test_breaker_around_the_batcher_counts_requests(loop):
     """A circuit breaker around the batcher counts requests, not batches.
 
-    Of a batch with one bad row its request is a failure, and the others are successes.
+    If a batch has one bad row, the request of that row is a failure, and the others are successes.
     """
     breaker = si.CircuitBreaker(minimum_calls=100, clock=loop.clock)
     batcher = si.AdaptiveBatcher(max_batch_size=32, policy="greedy", clock=loop.clock)
@@ -252,7 +252,7 @@ async def test_breaker_around_the_batcher_counts_requests(loop):
 
 
 async def test_a_backend_that_isolates_rows_gets_no_parts(loop):
-    """A backend that tries parts itself is not sent any."""
+    """A backend with `isolates_rows` gets no parts of a failed batch."""
     backend = Picky()
     backend.isolates_rows = True
     _, statistics = await ask(loop, backend, [1.0, BAD])
@@ -260,7 +260,7 @@ async def test_a_backend_that_isolates_rows_gets_no_parts(loop):
 
 
 async def test_a_request_cancelled_while_parts_run(loop):
-    """A cancelled request is in no later part, and the others get their results."""
+    """If a request is cancelled while parts run, the other requests still get their results."""
     backend = Picky(duration_s=0.010)
     service = si.AdaptiveBatcher(max_batch_size=8, policy="greedy", clock=loop.clock).wrap(backend)
     calls = [asyncio.ensure_future(service.call(si.Request(value))) for value in (1.0, BAD, 3.0)]
@@ -272,7 +272,7 @@ async def test_a_request_cancelled_while_parts_run(loop):
 
 
 async def test_rows_without_a_caller_are_not_sent_again(loop):
-    """Deadlines pass while a failed batch is sent in parts: the parts that are left have only the other rows."""
+    """The later parts of a failed batch leave out the rows of requests whose deadlines have passed."""
     backend = Picky(duration_s=0.1)
     batcher = si.AdaptiveBatcher(max_batch_size=4, policy="greedy", clock=loop.clock)
     async with si.Stack(batcher, backend, clock=loop.clock) as stack:
@@ -286,7 +286,7 @@ async def test_rows_without_a_caller_are_not_sent_again(loop):
 
 
 async def test_out_of_memory_makes_batches_smaller(loop):
-    """After a batch for which the memory was not enough, all later ones are small enough; each request is answered."""
+    """Batches that exceed the memory lower the limit of rows until later batches fit, and each request succeeds."""
     backend = Picky(most=5)
     batcher = si.AdaptiveBatcher(max_batch_size=32, policy="greedy", max_queue_size=256, clock=loop.clock)
     async with si.Stack(batcher, backend, clock=loop.clock) as stack:
@@ -300,7 +300,7 @@ async def test_out_of_memory_makes_batches_smaller(loop):
 
 
 async def test_a_whole_batch_teaches_the_memory_limit(loop):
-    """Where both halves succeed, no later batch is as large as the one that failed."""
+    """If a batch exceeds the memory and both halves succeed, later batches are no larger than a half."""
     backend = Picky(most=16)
     batcher = si.AdaptiveBatcher(max_batch_size=32, policy="greedy", clock=loop.clock)
     async with si.Stack(batcher, backend, clock=loop.clock) as stack:
@@ -311,7 +311,7 @@ async def test_a_whole_batch_teaches_the_memory_limit(loop):
 
 
 async def test_the_planner_knows_the_memory_limit(loop):
-    """What is queued is expected to take as many batches as it does, and nothing larger is tried again."""
+    """Predictions count as many batches as the memory limit requires, and the planner tries no larger batch again."""
     backend = Picky(most=5, duration_s=0.010)
     known = si.batching.ServiceTime.affine(0.010, 1e-9)
     batcher = si.AdaptiveBatcher(max_batch_size=32, service_time=known, max_queue_size=256, clock=loop.clock)
@@ -331,10 +331,7 @@ async def test_the_planner_knows_the_memory_limit(loop):
 
 
 async def test_queue_delay_ends_at_the_memory_limit(loop):
-    """The queue delay timer does not wait for more rows than the memory holds.
-
-    With a delay a batch that has as many rows as the memory is enough for is full.
-    """
+    """With a queue delay, a batch of as many rows as the memory holds is full, and is not held back."""
     backend = Picky(most=5, duration_s=0.001)
     settings = {"policy": "greedy", "max_queue_delay_s": 1.0, "max_batch_size": 32}
     batcher = si.AdaptiveBatcher(**settings, clock=loop.clock)
@@ -357,7 +354,7 @@ async def test_queue_delay_ends_at_the_memory_limit(loop):
     ],
 )
 def test_is_out_of_memory(error, is_one):
-    """Errors of NumPy, PyTorch, CUDA and onnxruntime are known, also as the cause of another error."""
+    """Memory errors of NumPy, PyTorch, CUDA and onnxruntime are recognized, also as the cause of another error."""
     assert is_out_of_memory(error) is is_one
     wrapped = si.BackendError("the model failed")
     wrapped.__cause__ = error
@@ -366,7 +363,7 @@ def test_is_out_of_memory(error, is_one):
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.010])
 async def test_a_memory_limit_applies_to_its_bucket_only(loop, delay_s):
-    """Shorter rows have batches as large as before, also where longer ones are queued between them."""
+    """The memory limit of a longer bucket does not limit batches of shorter rows, even if both are queued in turn."""
 
     def fits(batch):
         if batch.inputs.shape[1] == 8 and len(batch) > 2:

@@ -1,4 +1,4 @@
-"""Rows in and rows out: contiguity, and results that are none."""
+"""Stacking and splitting of rows: contiguous batches, and results that are not rows."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from streaminfer.batching.assembly.unbatch import split_rows
 
 
 def stack_rows(rows, batch_axes):
-    """The rows in one batch, which nothing bounds or shapes."""
+    """Return the rows stacked into one batch, without limits, padding or fixed sizes."""
     return Assembler(stack=True, batch_axes=batch_axes, max_batch_size=64).assemble(rows)
 
 

@@ -14,7 +14,7 @@ from streaminfer.errors import InvalidInput
 
 
 def stack_rows(rows, batch_axes):
-    """The rows in one batch, which nothing bounds or shapes."""
+    """Return the rows stacked into one batch, without limits, padding or fixed sizes."""
     return Assembler(stack=True, batch_axes=batch_axes, max_batch_size=64).assemble(rows)
 
 
@@ -36,7 +36,7 @@ def rows_of(tickets):
     ids=["str", "bytes", "lists", "arrays"],
 )
 def test_text_is_stacked_as_objects(texts):
-    """A batch has the very strings of its requests, whatever their lengths."""
+    """A batch has exactly the strings of its requests, whatever their lengths."""
     rows = [prepare(text) for text in texts]
     assert kind_of(rows[0]) == kind_of(rows[1])
 
@@ -48,12 +48,12 @@ def test_text_is_stacked_as_objects(texts):
 
 @pytest.mark.parametrize("text", ["a", np.str_("a"), np.array("a"), np.array("a", object)], ids=repr)
 def test_scalar_text_becomes_a_string(text):
-    """However one string comes, it can stand in a batch with others."""
+    """A single text of any type becomes a Python string, so that it can share a batch with other texts."""
     assert type(prepare(text)) is str
 
 
 def test_arrays_of_bytes_are_stacked_unchanged():
-    """As a server reads them for a model that takes bytes; NumPy's own type drops the zeros at their end."""
+    """Bytes are stacked as objects, as a server reads them, because NumPy's bytes type drops trailing zeros."""
     rows = [prepare(np.array([b"\xff", b"long\0"], object)), prepare(np.array([b"", b"\0"], object))]
 
     stacked = stack_rows(rows, {})
@@ -65,7 +65,7 @@ def test_arrays_of_bytes_are_stacked_unchanged():
 
 
 def test_strings_and_bytes_share_no_batch():
-    """One request of the wrong type fails alone."""
+    """Strings and bytes are not stacked together, so a request of the wrong type fails alone."""
     texts = [np.full(2, text, object) for text in ("a", b"a", "b", b"b")]
     tickets = tickets_of(list(map(prepare, texts)))
 
@@ -75,14 +75,14 @@ def test_strings_and_bytes_share_no_batch():
 
 @pytest.mark.parametrize("inputs", [["a", 1], np.array(["a", None]), np.array(["a", b"b"], object)], ids=repr)
 def test_text_mixed_with_other_types_is_rejected(inputs):
-    """NumPy would make text of numbers."""
+    """Text mixed with other types is rejected, because NumPy would turn numbers into text."""
     with pytest.raises(InvalidInput, match="inputs: expected"):
         prepare(inputs)
 
 
 @pytest.mark.parametrize("kind", [str, bytes])
 def test_one_long_text_does_not_widen_the_others(kind):
-    """63 short texts beside one of 2 MB need a few kilobytes, and not 64 times as much as the long one."""
+    """A batch of one text of 2 MB and 63 short ones allocates less than 100 kB, not 64 times the long text."""
     long, short = ("x" * 2_000_000, "short") if kind is str else (b"x" * 2_000_000, b"short")
     rows = [prepare(text) for text in [long, *[short] * 63]]
     lists = prepare([long, *[short] * 63]) if kind is str else None
@@ -100,14 +100,14 @@ def test_one_long_text_does_not_widen_the_others(kind):
 
 
 def test_text_arrays_use_no_pooled_memory():
-    """Reused buffers are for plain memory; arrays of strings get their own, however large."""
+    """Arrays of strings, however large, are not written into pooled buffers, which are for plain memory."""
     row = np.full(POOLED_FROM // 8, "text", object)
     (only,) = assembler().assemble([row])
     assert only[-1] is row[-1]
 
 
 def test_bytes_of_texts_are_added_up():
-    """A batch of texts has the bytes of each, 4 a character, and those of the copies that fill it up."""
+    """The bytes of a batch of texts are 4 per character, including the copies that pad the batch."""
     made = assembler(max_batch_bytes=47)
     tickets = tickets_of(["abc", "abcdef", "ab", "a", "b", "c"])
     assert rows_of(made.select(tickets)) == ["abc", "abcdef", "ab"]

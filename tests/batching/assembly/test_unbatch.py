@@ -1,4 +1,4 @@
-"""One rule for outputs: arrays in a mapping or tuple are cut, a list has one result per row, all else is rejected."""
+"""`split_rows`: cuts arrays in a mapping or tuple, takes a list as one result per row, and rejects all else."""
 
 import asyncio
 from typing import NamedTuple
@@ -18,12 +18,12 @@ class Detections(NamedTuple):
 
 
 def outputs(rows):
-    """Boxes of shape (rows, 4) and scores of shape (rows,), each telling its row."""
+    """Return boxes of shape (rows, 4) and scores of shape (rows,), whose values identify their row."""
     return np.arange(rows * 4.0).reshape(rows, 4), np.arange(float(rows))
 
 
 class Frame:
-    """A table of columns as pandas has it: its length counts rows, its iteration gives column names."""
+    """Table like a pandas data frame: its length is the number of rows, and its iteration gives column names."""
 
     shape = (2, 2)
     columns = (0, 1)
@@ -38,7 +38,7 @@ class Frame:
 @pytest.mark.parametrize("rows", range(1, 10))
 @pytest.mark.parametrize("padded", [0, 9])
 def test_split_rows_tuple(rows, padded):
-    """Each caller gets a tuple of its rows, at two rows as at any other number."""
+    """Each caller gets a tuple of its rows, even if there are as many rows as outputs."""
     boxes, scores = outputs(padded or rows)
 
     result = split_rows((boxes, scores), rows, "f", padded)
@@ -100,7 +100,7 @@ def test_split_rows_error_in_column():
     ],
 )
 def test_split_rows_rejects_ambiguous_results(results, words):
-    """What could be read in two ways is an error that names what to return."""
+    """Results that could be read in two ways are a `BackendError` that says what to return."""
     error = split_rows(results, 3, "model")
     assert isinstance(error, si.BackendError)
     assert str(error).startswith("model: ")
@@ -127,7 +127,7 @@ async def test_dispatcher_and_split_rows_agree(loop, rows):
 
 
 class Columns:
-    """A backend of two outputs, of which the second one may fail for a row."""
+    """Backend with two outputs, the second of which may be an error for a row."""
 
     def __init__(self, *errors):
         self.errors = errors
@@ -153,14 +153,14 @@ def test_a_breaker_judges_rows(errors, counts):
 
 
 def test_injected_row_errors_hit_rows_not_outputs():
-    """Faults of single rows strike rows of several outputs, not outputs."""
+    """If a model has several outputs, an injected row error replaces a row, not an output."""
     plan = FaultPlan(row_errors(OSError, rate=1.0))
     rows = asyncio.run(Faulty(Columns(1, 2, 3), plan).infer(Batch(None, [si.Request(None)] * 3)))
     assert [type(row) for row in rows] == [OSError] * 3
 
 
 class Failing:
-    """Results that fail when they are read, with an error whose message fails too."""
+    """Results that raise when they are read, with an error whose message cannot be read either."""
 
     class Error(Exception):
         def __str__(self):
@@ -180,7 +180,7 @@ class Failing:
 
 @pytest.mark.parametrize("results", [Failing(), Failing(None), {"x": Failing(None)}], ids=["row", "length", "column"])
 def test_unreadable_results_fail_their_batch(results):
-    """A caller gets an error whatever results do, and does not wait for ever."""
+    """If results raise when they are read, callers get a `BackendError` and do not wait forever."""
     failure = split_rows(results, 1, "f")
 
     assert isinstance(failure, si.BackendError)

@@ -1,4 +1,4 @@
-"""The claim of one model on a preemptive device."""
+"""`Claim`: a preemptive device's knowledge of one model."""
 
 import pytest
 
@@ -76,7 +76,7 @@ def test_a_backend_without_obstacle_runs_in_background():
 
     willing.set_background(True)
     willing.raise_running()
-    willing.yield_running()  # which it does not offer
+    willing.yield_running()  # the backend does not offer it
 
     assert (willing.obstacle, told) == ("", [True, "raised"])
     assert (willing.running_ns(), willing.ended_ns()) == (None, None)

@@ -1,4 +1,4 @@
-"""A device that live batchers share: one batch at a time whatever happens, and its slot is always given back."""
+"""`Device` that live batchers share: batches never exceed its concurrency, and each slot is always given back."""
 
 import asyncio
 import contextlib
@@ -15,7 +15,7 @@ from streaminfer.testing import HANG, ScriptedBackend, VirtualLoop, run
 
 
 class Model(ScriptedBackend):
-    """A scripted backend with a name, that counts how many batches of all models run."""
+    """Scripted backend with a name; the class counts the running batches of all models."""
 
     together = 0
     most = 0
@@ -43,7 +43,7 @@ def _nothing_runs():
 async def test_model_waits_for_turn_only_with_free_worker(loop):
     """A model waits for a turn only while one of its own workers is free.
 
-    One whose batch runs does not, whatever is queued behind it.
+    A model whose batch runs does not wait, whatever it has queued.
     """
     device = si.Device("gpu:0")
     services = [
@@ -237,9 +237,9 @@ async def test_statistics_count_device_time_by_model(loop):
 
 
 async def test_statistics_from_another_thread_change_nothing(loop, monkeypatch):
-    """Taking statistics from another thread changes nothing on the device.
+    """Statistics change nothing on the device, even if batches begin while the waiting models are listed.
 
-    Exporters have threads: batchers come and go while what is waiting is listed.
+    This happens in the thread of an exporter, while batchers run on the event loop.
     """
     device = si.Device("gpu:0")
     services = [batcher(loop, device, Model(name, HANG)) for name in "abc"]
@@ -278,7 +278,7 @@ async def test_models_with_the_same_name_are_numbered(loop):
 
 
 async def test_time_with_an_empty_queue_is_no_waiting(loop):
-    """A model whose queue was empty in between has not waited for that time."""
+    """The time during which the queue of a model is empty does not count as waiting."""
     device = si.Device("gpu:0")
     busy = batcher(loop, device, Model("a", duration_s=1.0), slo_s=None)
     other = batcher(loop, device, Model("b", duration_s=0.01), slo_s=0.02)
@@ -331,7 +331,7 @@ def test_interrupt_in_one_model_keeps_timers_of_others():
 
 
 async def test_model_kept_apart_runs_within_max_wait(loop, monkeypatch):
-    """A model that is kept apart from others is served within `max_wait_s`."""
+    """A model that is kept apart from others is served once it has waited for `max_wait_s`."""
     monkeypatch.setattr(Interference, "keeps_apart", lambda self, model: model == "c" and bool(self._running))
     device = si.Device("gpu:0", concurrency=2, max_wait_s=0.1)
     options = {"max_batch_size": 1, "slo_s": None}
@@ -398,9 +398,9 @@ def test_a_batcher_takes_only_a_device():
 
 
 async def two_models(loop, rng, took_s, *, slo_s, rate, weights=None, from_s=0.0, **options):
-    """Random requests to an urgent and a patient model for three seconds; how many, and how many were on time.
+    """Send random requests to an urgent and a patient model for 3 s; return how many were sent and how many on time.
 
-    Only requests that are answered ``from_s`` after the start count as on time.
+    Only requests that complete ``from_s`` or more after the start count as on time.
     """
     device = si.Device("core", weights=weights)
     began_s = loop.time()
@@ -458,7 +458,7 @@ def test_model_with_slow_first_batches_is_remeasured(seed, lasts_s):
 @pytest.mark.uncompiled
 @pytest.mark.parametrize("weight", [2, Fraction(5, 2)], ids=["int", "fraction"])
 def test_weights_are_any_numbers(weight):
-    """All weights of the device may have a type that the kernel does not take without conversion."""
+    """The weights can be of any numeric type, even if the kernel cannot take any of them without conversion."""
 
     async def main(loop):
         took_s = [lambda rows: 0.001 + 0.002 * rows] * 2
@@ -471,7 +471,10 @@ def test_weights_are_any_numbers(weight):
 
 
 def test_outliers_do_not_affect_turns():
-    """One batch in twenty takes six times as long: planned with that, the urgent model would often be passed over."""
+    """The urgent model keeps its turns although one batch in twenty takes six times as long.
+
+    If turns were planned with these durations, the device would often pass over the urgent model.
+    """
 
     async def main(loop, seed):
         rng = random.Random(seed)

@@ -1,4 +1,4 @@
-"""Models that do not fit in the memory of their device together, live: what runs is there, and no more than fits."""
+"""Models that do not fit together in a device's memory: only loaded models run, and they never exceed the memory."""
 
 import asyncio
 import functools
@@ -14,7 +14,7 @@ from streaminfer.testing import ScriptedBackend
 
 
 class Model(ScriptedBackend):
-    """A scripted backend that is in memory or not; `taken` is what all models together take."""
+    """Scripted backend that can be loaded and unloaded; `taken` is the memory that all models take together."""
 
     taken = 0
     most = 0
@@ -75,7 +75,7 @@ batcher = functools.partial(batcher_of, slo_s=1.0)
 @pytest.mark.parametrize("policy", ["lookahead", "greedy"])
 @pytest.mark.parametrize("seed", range(3))
 async def test_loaded_models_never_exceed_the_memory(loop, concurrency, policy, seed):
-    """The models in memory never exceed it, whatever is cancelled and whatever fails."""
+    """The loaded models never exceed the memory, whatever is cancelled and whatever fails."""
     rng = random.Random(seed)
     device = si.Device("gpu:0", concurrency=concurrency, memory_bytes=10, max_wait_s=0.5)
 
@@ -136,13 +136,13 @@ async def test_model_with_latest_next_batch_is_evicted(loop):
 
 
 async def test_overlapping_batches_leave_urgent_model_memory(loop):
-    """No further batch of a model begins where another model, whose turn it is, needs its memory."""
+    """A model begins no further batch while another model, whose turn it is, needs its memory."""
     device = si.Device("gpu:0", concurrency=2, memory_bytes=9, max_wait_s=10.0)
     many = batcher(loop, device, Model("many", duration_s=0.01), max_batch_size=1, max_in_flight=2, slo_s=60.0)
     urgent = batcher(loop, device, Model("urgent", duration_s=0.01), slo_s=0.3)
-    await ask(urgent)  # what its load takes is known
+    await ask(urgent)  # so that the duration of its load is known
     calls = [ask(many)]
-    await asyncio.sleep(0.105)  # the batch of one runs, and others begin beside it
+    await asyncio.sleep(0.105)  # the batch of one request runs, and others begin beside it
     calls += [ask(many) for _ in range(100)]
 
     await ask(urgent)
@@ -151,7 +151,7 @@ async def test_overlapping_batches_leave_urgent_model_memory(loop):
 
 
 async def test_failed_load_fails_its_batch_but_not_the_next(loop):
-    """A load that fails fails the batch that needs it but not the next one."""
+    """A failed load fails the batch that needs it, but not the next batch."""
     device = si.Device("gpu:0", memory_bytes=5)
     model = Model("a", duration_s=0.01)
     service = batcher(loop, device, model)
@@ -163,11 +163,11 @@ async def test_failed_load_fails_its_batch_but_not_the_next(loop):
 
     assert (await ask(service)).outputs == 1.0
     assert device.is_free
-    assert device.statistics().models["a"].loads == 2  # the one that failed counts
+    assert device.statistics().models["a"].loads == 2  # the failed load counts
 
 
 async def test_a_failed_load_fails_only_its_batch(loop):
-    """Rows that cannot share the batch that it was for are in the next one, which tries again."""
+    """A failed load fails only the rows of its batch; rows that cannot share that batch wait for another load."""
     device = si.Device("gpu:0", memory_bytes=9)
     model = Model("a", then=lambda batch: [len(row.inputs) for row in batch.rows])
     failures = iter([RuntimeError("out of order")])
@@ -245,7 +245,7 @@ class Measured(Model):
 async def test_model_with_two_batchers_is_loaded_once(loop, renewed_bytes):
     """A model with two batchers is in memory once.
 
-    It is loaded for both, and counts and leaves once, whether the first batcher has stopped or not.
+    One load serves both, and its memory counts once, whether the first batcher has stopped or not.
     """
     device = si.Device("gpu:0", memory_bytes=10)
     model, other = Model("a", size=4), Model("b", size=6)
@@ -280,7 +280,7 @@ async def test_models_are_measured_one_after_the_other(loop):
 
 
 class Unknown(Measured):
-    """A model whose backend knows nothing of it before a load."""
+    """Model whose backend knows its example and its largest batch only after a load."""
 
     def __init__(self, name, **options):
         super().__init__(name, **options)
@@ -293,9 +293,9 @@ class Unknown(Measured):
 
 
 async def test_unknown_model_is_loaded_at_start(loop):
-    """A model that its backend can describe only once it is loaded is loaded at the start.
+    """A model that its backend can describe only after a load is loaded at the start.
 
-    What the backend offers after the load is what the batcher measures and checks.
+    The batcher measures the example and checks the largest batch that the backend offers after the load.
     """
     device = si.Device("gpu:0", memory_bytes=6)
     models = [Unknown(name, duration_s=0.01) for name in "ab"]
@@ -310,7 +310,7 @@ async def test_unknown_model_is_loaded_at_start(loop):
 
 
 async def test_device_holding_all_models_loads_none_at_start(loop):
-    """A device that holds all its models loads none of them at the start. Without memory_bytes no model is swapped."""
+    """A device without `memory_bytes` holds all its models, so it loads none of them at the start."""
     model = Unknown("a", duration_s=0.01)
 
     await batcher(loop, si.Device("gpu:0"), model).start()
@@ -330,9 +330,9 @@ async def test_a_start_fails_with_the_load(loop):
 
 
 async def test_start_continues_if_model_was_not_evicted(loop):
-    """A start continues if its model was to be evicted and could not be.
+    """A start continues if its model was to be evicted but could not be unloaded.
 
-    One that is about to leave for another model, and does not, is in memory again, and needs no load.
+    The model is then still in memory and needs no other load.
     """
 
     async def unload():
@@ -384,7 +384,7 @@ def test_the_memory_is_checked():
 
 
 async def _nothing():
-    """A load that is over at once."""
+    """Do nothing: a load or unload that ends at once."""
 
 
 @pytest.mark.parametrize(

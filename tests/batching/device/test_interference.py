@@ -1,4 +1,4 @@
-"""Interference: what is learned of batches that ran together, and when models are kept apart."""
+"""`Interference`: slowdowns learned from batches that ran together, and models that are kept apart."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from streaminfer.batching.device.interference import Interference
 
 
 def together(interference, start_ns, took_ns=150, expected_ns=100):
-    """A batch of each model at the same time; returns what each would have taken alone."""
+    """Run a batch of each model at the same time; return the nanoseconds that each would take alone."""
     interference.begin("1", "a", start_ns)
     interference.begin("2", "b", start_ns)
     return [interference.end(token, expected_ns, start_ns + took_ns) for token in "12"]
@@ -21,7 +21,7 @@ def test_a_batch_alone_shows_no_slowdown():
 
 
 def test_slowdown_is_duration_over_duration_alone():
-    """The slowdown is what a batch takes beside another over what it takes alone."""
+    """The slowdown is the duration of a batch beside another one, divided by its duration alone."""
     interference = Interference()
 
     assert together(interference, 0) == [100, 100]

@@ -1,4 +1,4 @@
-"""Foreground and background of a device: who is where, and how long the foreground pauses."""
+"""`Preemption`: the models in the foreground and background of a device, and the pauses of the foreground."""
 
 import attrs
 import pytest
@@ -16,7 +16,7 @@ MS = 1_000_000
 
 @attrs.define(eq=False)
 class Member:
-    """A model of a device, with its claim; whether it was told that it is in the background."""
+    """Model of a device, with its claim; records when it is moved to or from the background, and raised."""
 
     source: str
     claim: Claim
@@ -26,7 +26,7 @@ class Member:
 
 
 def member(slo_ns, *, name="model", obstacle=None, durations=lambda size: MS, full_at=4):
-    """A model whose batches can be lowered unless there is an obstacle."""
+    """Return a model whose batches can be lowered unless there is an obstacle."""
     queue, told, raised = RequestQueue(100), [], []
     runs = BackgroundRuns(told.append, lambda: raised.append(len(told)), lambda: obstacle or "")
     runs = None if obstacle == "none" else runs
@@ -43,7 +43,7 @@ def enter(*members):
 
 
 def end_background(preemption, *, queued_ns=0, started_ns=None, ended_ns, limit_ns, is_promoted=False):
-    """A batch of one request."""
+    """Report the end of a background batch of one request."""
     queue = RequestQueue(4)
     queue.admit(None, None, None, queued_ns, limit_ns, queued_ns)
     execution = queue.take(list(queue), queued_ns if started_ns is None else started_ns, "full")
@@ -84,7 +84,7 @@ class TestLevels:
         assert not preemption.is_background(loose)
 
     def test_model_that_leaves_background_is_not_lowered(self):
-        """A model that leaves the device from the background no longer runs at low priority."""
+        """A background model that leaves the device returns to the usual priority."""
         tight, loose = member(25 * MS), member(100 * MS)
         preemption = enter(tight, loose)
 
@@ -145,7 +145,7 @@ class TestLevels:
         assert not preemption.is_background(tight)
 
     def test_model_is_rejected_if_other_cannot_be_lowered(self):
-        """A model is rejected if it would put one into the background that cannot be lowered."""
+        """A model is rejected if it would move a model that cannot be lowered to the background."""
         loose = member(100 * MS, name="faces", obstacle="it runs on the event loop")
         preemption = enter(loose)
 
@@ -169,7 +169,7 @@ class TestLevels:
 
     @given(st.lists(st.sampled_from([None, 1, 2, 3]), min_size=1, max_size=6), st.data())
     def test_levels_depend_on_members_not_on_their_order(self, slos, data):
-        """The levels depend on which models are on the device, not on the order in which they came."""
+        """The levels depend on the models that are on the device, not on the order of their arrival."""
         members = [member(slo) for slo in slos]
         preemption = enter(*members)
         left = data.draw(st.sets(st.sampled_from(range(len(members))), max_size=len(members)))
@@ -206,7 +206,7 @@ class TestPauses:
         assert preemption.pause_ends_ns(tight) == pytest.approx((10 + 25 * MOST_PACE * 0.75) * MS, rel=1e-3)
 
     def test_no_pause_where_larger_batches_save_nothing(self):
-        """The foreground does not pause where larger batches save nothing."""
+        """The foreground does not pause if larger batches save nothing."""
         tight = member(25 * MS, durations=lambda size: size * MS)
         preemption = enter(tight, member(100 * MS))
         self.late(preemption)
@@ -250,7 +250,7 @@ class TestPauses:
     def test_pressure_falls_while_background_has_time(self, started_ms, ended_ms, fallen):
         """Pressure falls while the background is idle or its batches are well within their deadlines."""
         preemption = Preemption()
-        self.late(preemption, times=5)  # until 100 ms
+        self.late(preemption, times=5)  # the last one ends at 100 ms
 
         end_background(
             preemption,
@@ -266,7 +266,7 @@ class TestPauses:
         preemption = Preemption()
         self.late(preemption, times=5)
 
-        for _ in range(2):  # which ran at the same time
+        for _ in range(2):  # two batches that ran at the same time
             end_background(preemption, queued_ns=200 * MS, ended_ns=210 * MS, limit_ns=300 * MS)
 
         assert preemption.pressure == pytest.approx(0.5 - 0.022)

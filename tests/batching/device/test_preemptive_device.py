@@ -13,7 +13,7 @@ from streaminfer.testing import HANG, ScriptedBackend, run
 
 
 class Model(ScriptedBackend):
-    """A scripted backend that notes whether it is in the background, and when its batches begin."""
+    """Scripted backend that notes whether it is in the background, and when its batches begin, are raised and yield."""
 
     def __init__(self, name, *steps, loop, obstacle="", **options):
         super().__init__(*steps, **options)
@@ -47,7 +47,7 @@ def device():
 
 
 def pair(loop, device, **options):
-    """Batchers of an urgent and a patient model, started."""
+    """Return an urgent and a patient model, and a batcher of each, which has not started."""
     urgent = Model("urgent", loop=loop, duration_s=0.002)
     patient = Model("patient", loop=loop, duration_s=0.050)
     return (
@@ -154,7 +154,7 @@ async def test_model_that_cannot_yield_is_rejected_at_start(loop, device):
 
 
 async def test_a_model_whose_start_failed_is_not_foreground(loop, device):
-    """The foreground is that of the models that serve; one that failed to start enters when it does."""
+    """A model whose start failed is not in the foreground; it enters when a later start succeeds."""
     urgent = Model("urgent", ValueError("no such kernel"), loop=loop, example=1.0)
     urgent.example_inputs = lambda: ExampleInputs(1.0, urgent.infer)
     patient = Model("patient", loop=loop, obstacle="it is on a GPU")
@@ -220,7 +220,7 @@ async def test_a_pause_ends_with_the_background(loop, device):
     await see.start()
     await hear.start()
     for _ in range(3):
-        await ask(see)  # learns what a batch takes
+        await ask(see)  # so that the batcher learns the duration of a batch
     device._preemption.pressure = 1.0
     begin_ms = loop.time() * 1e3
     urgent._duration_s = 0.0001
@@ -336,7 +336,7 @@ async def test_hung_background_does_not_delay_foreground(loop, device):
 
 
 def test_another_loop_takes_over_an_idle_device():
-    """Another event loop can take over a preemptive device once nothing runs in the background."""
+    """Another event loop can use a preemptive device after the loop that used it has ended."""
     device = si.Device("core", preemptive=True)
     told = []
 

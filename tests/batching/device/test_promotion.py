@@ -1,4 +1,4 @@
-"""Promotions: batches of the background that would be late otherwise, and the ones after them."""
+"""`Promotions`: background batches that would be late otherwise, and the batches after them."""
 
 import asyncio
 from types import SimpleNamespace
@@ -28,7 +28,7 @@ class Process:
 
 
 class Member:
-    """A model of a device, which notes what it is told."""
+    """Model of a device that records when its batches are lowered and raised."""
 
     def __init__(self):
         self.lowered = []
@@ -52,7 +52,7 @@ class Member:
 
 
 class Background:
-    """Batches of one model, one after another; those without a deadline are promoted after 50 ms."""
+    """Runner of one model's batches, one after another; a batch without a deadline is promoted after 50 ms."""
 
     def __init__(self, loop):
         self.loop = loop
@@ -72,14 +72,14 @@ class Background:
         return promoted
 
     async def learn(self, *cpu_ms, size=1):
-        """Run batches that used so much CPU time."""
+        """Run one batch per given CPU time, in milliseconds."""
         for each in cpu_ms:
             self.member.ended = round(each * MS)
             await self.run(1, took_s=0.001, share=1.0, size=size)
 
 
 class SimpleExecution:
-    """What promotions read of a batch."""
+    """Batch with only the attribute that `Promotions` reads."""
 
     def __init__(self, deadline_ns, size):
         self.tickets = [SimpleNamespace(deadline_ns=deadline_ns)] * size
@@ -88,12 +88,12 @@ class SimpleExecution:
 @pytest.mark.parametrize(
     ("cpu_ms", "used_ms", "raised_at_ms"),
     [
-        ((20,), 10, 159),  # needs 10 ms more: 4 times as long before 199
+        ((20,), 10, 159),  # needs 10 ms more, so it is promoted 4 · 10 ms before 199
         ((20,), 0, 119),
-        ((20,), 30, 191),  # longer than those before it: a tenth counts
-        ((40,), 0, 100),  # half of its time is up, and there is less left
-        ((2, 20, 10, 10), 10, 174),  # the longest is forgotten slowly: 16.2 ms
-        ((20,), None, 100),  # not known
+        ((20,), 30, 191),  # has used more than earlier batches: it needs a tenth of the longest
+        ((40,), 0, 100),  # at half of its time, less than 4 · 40 ms are left
+        ((2, 20, 10, 10), 10, 174),  # the longest CPU time decays slowly, to 16.2 ms
+        ((20,), None, 100),  # its CPU time is unknown
     ],
     ids=["half done", "not begun", "longer", "no time", "longest", "unknown"],
 )
@@ -110,7 +110,7 @@ async def test_batch_stays_lowered_while_it_can_be_on_time(loop, cpu_ms, used_ms
 
 
 async def test_batch_held_up_by_other_processes_is_promoted(loop):
-    """A batch that other processes hold up is promoted at once."""
+    """A batch that other processes hold up is promoted at its first check, halfway to its deadline."""
     background = Background(loop)
     await background.learn(20)
     background.member.running = 10 * MS
@@ -189,14 +189,14 @@ async def test_busy_foreground_does_not_stop_lowering(loop):
 
 
 async def test_batches_held_up_by_others_are_lowered_rarely(loop):
-    """Batches that other processes hold up are started at low priority less and less often."""
+    """Batches that other processes hold up start at low priority less and less often."""
     background = Background(loop)
 
     await background.run(150, took_s=0.12, share=0.5)
 
     begins = background.member.lowered
     lowered = [at for at, is_lowered in enumerate(begins) if is_lowered]
-    assert lowered == [0, 2, 5, 10, 19, 36, 69, 102, 135]  # 1, 2, 4, 8, 16, 32 and 32 batches between
+    assert lowered == [0, 2, 5, 10, 19, 36, 69, 102, 135]  # with 1, 2, 4, 8, 16, 32 and 32 batches between them
     assert background.member.raised == len(lowered)
 
 

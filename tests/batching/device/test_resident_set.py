@@ -1,4 +1,4 @@
-"""Which models are in memory: against the fewest loads that any choice of evictions needs, and the invariants."""
+"""`ResidentSet`: its invariants, and its loads against the fewest that any choice of evictions needs."""
 
 import math
 from functools import cache
@@ -18,7 +18,7 @@ def next_use(sequence, at):
 
 
 def serve(sequence, sizes, memory):
-    """Load each model of a sequence when it is due; return how many loads that took."""
+    """Load each model of a sequence when it is due; return the number of loads."""
     resident = ResidentSet(memory)
     loads = 0
     for at, key in enumerate(sequence):
@@ -33,7 +33,7 @@ def serve(sequence, sizes, memory):
 
 
 def fewest_loads(sequence, places):
-    """By exhaustion over all evictions."""
+    """Return the fewest loads that a sequence needs, by exhaustive search over all evictions."""
 
     @cache
     def least(at, inside):
@@ -79,7 +79,7 @@ def resident(memory=10, **sizes):
 
 
 def test_a_model_that_fits_after_evictions_stays():
-    """The small one is needed last, but the large one has to leave anyway."""
+    """The small model stays although it is needed last, because the large model has to leave anyway."""
     one = resident(a=2, b=8)
 
     assert one.victims("c", 8, (), {"a": 9, "b": 5}.__getitem__) == ["b"]

@@ -1,4 +1,4 @@
-"""What a load saves and costs: the rules, and what comes of them live."""
+"""Gain and cost of a load: the rules, and their effect on live batchers."""
 
 import asyncio
 
@@ -57,12 +57,12 @@ def stake(*, deadlines=(), gap_ns=100.0, limit_ns=100, load_ns=500, weight=1.0):
     ],
 )
 def test_a_load_that_saves_nothing_is_in_vain(arriving, leaving, in_vain):
-    """It is too late for all that is queued, and those that leave lose at least as much as it brings."""
+    """A load is in vain if it is too late for the whole queue and the leaving models lose at least what it gains."""
     assert is_in_vain(arriving, leaving) is in_vain
 
 
 class Swapped(ScriptedBackend):
-    """A model that counts its loads."""
+    """Model that counts its loads."""
 
     def __init__(self, name, size=5, load_s=1.0):
         super().__init__(duration_s=0.001)
@@ -90,7 +90,7 @@ async def call_often(service, *, seconds, period_s=0.02):
 async def test_unsavable_request_evicts_no_busier_model(loop):
     """A request that a load cannot save evicts no model that is busier than its own.
 
-    It expires; once its model was passed over for `max_wait_s`, the next one brings the model into memory.
+    The request expires; after its model was passed over for `max_wait_s`, the next request has the model loaded.
     """
     device = si.Device("gpu:0", memory_bytes=9, max_wait_s=5.0)
     often, seldom = Swapped("often"), Swapped("seldom")
@@ -121,7 +121,7 @@ async def test_unsavable_request_evicts_no_busier_model(loop):
 async def test_unsavable_request_loads_into_free_memory(loop):
     """A request that a load cannot save still loads its model into free memory.
 
-    Nothing has to leave for it, so the next one is on time.
+    No model has to leave for it, and the next request is on time.
     """
     device = si.Device("gpu:0", memory_bytes=10)
     often, seldom = Swapped("often"), Swapped("seldom")
@@ -137,7 +137,7 @@ async def test_unsavable_request_loads_into_free_memory(loop):
 
 
 async def test_a_request_without_a_deadline_is_not_put_off(loop):
-    """It is on time whenever its model is there, however long the load takes."""
+    """A request without a deadline loads its model at once, because it is on time however long the load takes."""
     device = si.Device("gpu:0", memory_bytes=9, max_wait_s=5.0)
     often, seldom = Swapped("often", load_s=10.0), Swapped("seldom", load_s=10.0)
     busy, idle = (batcher(loop, device, model, slo_s=None) for model in (often, seldom))
@@ -150,7 +150,7 @@ async def test_a_request_without_a_deadline_is_not_put_off(loop):
 
 
 async def test_postponed_load_starts_when_overdue(loop):
-    """A load that was postponed starts when it is overdue. Also if nothing else happens by then."""
+    """A postponed load starts when it is overdue, even if nothing else happens by then."""
     device = si.Device("gpu:0", memory_bytes=9, max_wait_s=2.0)
     often, seldom = Swapped("often", load_s=10.0), Swapped("seldom", load_s=10.0)
     busy, idle = (batcher(loop, device, model, slo_s=8.0) for model in (often, seldom))

@@ -1,4 +1,4 @@
-"""What batchers that have stopped leave behind on their device."""
+"""State that stopped batchers leave on their device."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,7 @@ def named(name, backend):
 
 
 class Deaf(ScriptedBackend):
-    """A scripted backend whose batches end when they would, whatever is cancelled."""
+    """Scripted backend that ignores cancellation, so its batches take their full duration."""
 
     async def infer(self, batch):
         run = asyncio.ensure_future(super().infer(batch))
@@ -27,7 +27,7 @@ class Deaf(ScriptedBackend):
 
 
 async def test_batch_that_outlives_its_batcher_keeps_no_name(loop):
-    """The next batcher of a name has that name, and with it the weight, though the last one stopped at its limit."""
+    """The next batcher of a name gets that name and its weight, even if a batch outlived the stop of the last one."""
     device = si.Device("gpu:0", weights={"a": 3})
     model = named("a", Deaf(duration_s=10.0))
     stack = si.Stack(si.AdaptiveBatcher(max_batch_size=1, device=device), model, clock=loop.clock)
@@ -47,7 +47,7 @@ async def test_batch_that_outlives_its_batcher_keeps_no_name(loop):
 
 
 async def test_a_stop_that_is_cancelled_leaves_the_device(loop):
-    """Its batches are cancelled, so the next batcher of that name can have its place."""
+    """A cancelled stop cancels the batches of its batcher, so the next batcher of that name can take its place."""
     device = si.Device("core", preemptive=True)
     service = batcher(loop, device, named("a", ScriptedBackend(HANG)), slo_s=None)
     await service.start()

@@ -1,4 +1,4 @@
-"""Turns on a device: the rules against a plain reading of them, and the kernel in every compiled form."""
+"""`Turns` on a device: the rules against a simple reference, and the kernel in every compiled form."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def plain_kernels():
 
 
 def bid(key, deadlines, durations=None, *, size=None, gaps_ns=(FAR, FAR), limit_ns=100, **options):
-    """A bid of the whole queue, or of its first ``size``; with durations by size it has an outlook."""
+    """Return a bid of the whole queue, or of its first ``size`` requests; with durations it has an outlook."""
     queue = RequestQueue(len(deadlines))
     tickets = [queue.admit(None, None, None, 0, deadline, 0) for deadline in deadlines]
     outlook = None
@@ -75,16 +75,16 @@ class TestRules:
     def test_slowdown_never_overflows_a_duration(self):
         """No slowdown makes a duration too long to be represented as an instant.
 
-        Durations that are close to nothing make of any wait a slowdown of millions.
+        If durations are close to zero, any wait looks like a slowdown of millions.
         """
         bids = [bid("a", [30], [10**13], slowdown=1e7), bid("b", [60], [50])]
 
         assert deadlines_of(Turns(100).choose(bids, 0)) == (1, [60])
 
     def test_long_batch_waits_if_arrivals_show_a_burst(self):
-        """A long batch waits while the last few arrivals of another model show a burst.
+        """A long batch waits if the last few arrivals of another model show a burst.
 
-        By the many before them, the other model has no more requests to expect.
+        According to its many earlier arrivals, the other model expects no more requests.
         """
         long = bid("a", [80, 80], [30, 30])
         quiet, burst = (bid("b", [45], [8], gaps_ns=(1000.0, gap), limit_ns=24) for gap in (1000.0, 10.0))
@@ -111,7 +111,7 @@ class TestRules:
         assert Turns(100).choose(bids, 0)[0] == 1
 
     def test_a_model_without_a_batch_is_not_granted(self):
-        """It runs a batch, say, while more of its requests are queued."""
+        """A model without a batch to send gets no turn, for example if its batch runs and more requests are queued."""
         bids = [bid("a", [9], [20]), bid("b", [8], [20])]
         running = bid("c", [1000, 1000, 1000], [10, 11, 12], needs=5, load_ns=1)._replace(batch=())
 
@@ -147,7 +147,7 @@ class TestStarvation:
         assert turns.choose([first, urgent], 120)[0] == 1
 
     def test_a_load_is_no_turn(self):
-        """A model that was passed over for too long is so until it sends a batch."""
+        """A model that was passed over for too long is overdue until it sends a batch, even after a load of it."""
         turns = Turns(100)
         first, urgent = bid("a", [10**6], [10], needs=5, load_ns=1, is_loaded=False), bid("b", [11], [10], needs=5)
         turns.is_overdue("a", 0)
@@ -158,7 +158,7 @@ class TestStarvation:
         assert not turns.is_overdue("a", 102)
 
     def test_load_time_does_not_count_as_waiting(self):
-        """A model that was passed over for 50 of 100 waits as long again after a load."""
+        """A model that was passed over for 50 of 100 ns before a load is overdue 50 ns after the load."""
         turns = Turns(100)
         first = bid("a", [10**6], [10])
         assert turns.choose([first, bid("b", [11], [10])], 0)[0] == 1
@@ -169,7 +169,7 @@ class TestStarvation:
         assert turns.is_overdue("a", 1100)
 
     def test_wait_begun_during_a_load_counts_from_its_end(self):
-        """A wait that began during a load counts from the end of the load. Nothing waits since a time to come."""
+        """A wait that began during a load counts from the end of the load, and never from a later instant."""
         turns = Turns(100)
         turns.is_overdue("a", 500)
 
@@ -191,7 +191,7 @@ class TestStarvation:
     @given(data=st.data())
     @settings(max_examples=60, deadline=None)
     def test_the_rules_hold_for_any_sequence(self, data):
-        """Bids without an outlook, against a plain reading of the rules."""
+        """Turns of bids without an outlook agree with a simple reference of the rules."""
         turns, since = Turns(30), {}
         now = 0
         for _ in range(12):
@@ -214,7 +214,7 @@ class TestStarvation:
 
 @st.composite
 def places(draw, models):
-    """Which models take how much memory, are there, and how long loads take."""
+    """Draw the free memory and, for each model, its size, its load time or 0 if it is loaded, and its load time."""
     sizes = np.array([draw(st.integers(0, 5)) for _ in range(models)])
     loads_ns = np.array([draw(st.integers(1, 30)) for _ in range(models)])
     is_loaded = np.array([size == 0 or draw(st.booleans()) for size in sizes])
@@ -248,9 +248,9 @@ def problems(draw):
 @pytest.mark.parametrize(
     ("values", "most", "kept"),
     [
-        ([(1, 5), (4, 2), (3, 3)], 1, [0]),  # by the better rule
+        ([(1, 5), (4, 2), (3, 3)], 1, [0]),  # by the larger of the two values
         ([(1, 2), (4, 2), (3, 4), (0, 3)], 2, [1, 2]),
-        ([(2, 2), (2, 1), (2, 2)], 2, [0, 1]),  # of equal ones the first
+        ([(2, 2), (2, 1), (2, 2)], 2, [0, 1]),  # of equal candidates, the first ones
         ([(-3, -1), (-9, -2)], 3, [0, 1]),
     ],
 )
