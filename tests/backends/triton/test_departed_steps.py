@@ -95,7 +95,7 @@ def test_step_with_cancelled_caller_loses_its_sequence(scripted):
 
 
 def test_steps_queued_behind_a_lost_step_are_lost(scripted):
-    """A step that is queued in the backend behind a lost step of its stream is lost too, and never reaches the model."""
+    """A step that is queued in the backend behind a lost step is lost too, and never reaches the model."""
 
     async def scenario(splitter, server):
         batch = WatchedBatch("a", "b")

@@ -474,7 +474,7 @@ def test_close_calls_a_silent_server_once(server):
 
 
 def test_close_during_a_renewal_leaves_nothing(server):
-    """If the pool closes while a region is registered again, the region is unregistered and its caller gets `Closed`."""
+    """If the pool closes while it registers a region again, the region is unregistered and its caller gets `Closed`."""
 
     async def main():
         pool = make(server)

@@ -86,7 +86,7 @@ def described(version, datatype):
 
 @pytest.fixture
 def scenario():
-    """Return a function that runs a coroutine function with a splitter, whose session shares memory, and a transport."""
+    """Return a function that runs a coroutine function with a transport and a splitter, whose session shares memory."""
 
     def perform(body, *, dtype):
         async def main():
