@@ -42,7 +42,7 @@ def target(request, protocol):
 
 @pytest.fixture(scope="module")
 def ca(tmp_path_factory):
-    """Return a folder with an authority's certificate and two certificates that it issued: a server's and a client's."""
+    """Return a folder with an authority's certificate and two that it issued: a server's and a client's."""
     folder, authority = tmp_path_factory.mktemp("trustme"), trustme.CA()
     authority.cert_pem.write_to_path(folder / "ca.pem")
     for name in ("localhost", "client"):

@@ -1,4 +1,4 @@
-"""TritonBackend with failures half way: abandoned streams, a replaced model, text that cannot be sent, late mappings."""
+"""TritonBackend with failures half way: abandoned streams, a replaced model, unsendable text, late mappings."""
 
 import asyncio
 import contextlib

@@ -81,7 +81,7 @@ def test_stop_calls_silent_server_once_for_all_regions(triton, protocol, took_s)
 
 
 def test_draining_stop_ends_stream_that_is_still_read(triton):
-    """A draining stop ends an endless stream of responses after `timeout_s`, even if its caller awaits each response."""
+    """A draining stop ends an endless stream of responses after `timeout_s`, even if its caller still reads it."""
 
     async def scenario():
         backend = TritonBackend(triton.grpc_url, "repeat", timeout_s=0.3)

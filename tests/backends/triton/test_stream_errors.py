@@ -52,9 +52,9 @@ async def connected(respond, clock=time.monotonic_ns):
     ids=["late", "in time", "no deadline"],
 )
 def test_error_of_a_stream_after_its_deadline(now_ns, deadline_ns, expected):
-    """An error of a stream at or after its deadline is `DeadlineExceeded`, because it may come before the client's timer.
+    """An error of a stream is `DeadlineExceeded` at or after its deadline, and `BackendError` before it.
 
-    An earlier error is a `BackendError`.
+    A server that ends a stream at its deadline can report that before the client's own timer does.
     """
     clock = SimpleNamespace(now_ns=0)
 
@@ -118,7 +118,7 @@ def test_stream_error_text_maps_to_the_error_type(text, expected, lost):
 def test_replaced_decoupled_model_is_described_again(width):
     """A decoupled model that was replaced is described again.
 
-    It is not if the inputs do not match its current description either, because then the caller is wrong.
+    It is not described again if the inputs do not match its current description either.
     """
     metadata = {"inputs": [{"name": "n", "datatype": "INT32", "shape": [1]}]}
     model = read_model("m", "1", {**metadata, "outputs": metadata["inputs"]}, {"max_batch_size": 0})

@@ -29,7 +29,7 @@ def tree(folder):
 
 @pytest.fixture
 def write(tmp_path):
-    """Return a function that writes into a repository and returns the parsed config; check that no other file is left."""
+    """Return a function that writes into a repository and returns the parsed config; check that nothing more is left."""
     repository = tmp_path / "volume" / "models"
 
     def make(source, **options):
