@@ -362,7 +362,7 @@ def test_script_function_fingerprint_has_script_path(monkeypatch):
     monkeypatch.setitem(sys.modules, "__main__", sys.modules[__name__])
     monkeypatch.setattr(sys.modules["__main__"], "__file__", "/srv/faces.py")
     assert fingerprint_of_function(twice, "2").startswith("__main__ /srv/faces.py:twice ")
-    monkeypatch.delattr(sys.modules["__main__"], "__file__")  # typed in: the next one may do anything
+    monkeypatch.delattr(sys.modules["__main__"], "__file__")  # typed in: another of its name may do anything
     assert fingerprint_of_function(twice, "2") is None
 
 

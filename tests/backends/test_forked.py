@@ -65,7 +65,7 @@ print("parent", answer(first).tolist())
 
 
 def test_fork_server_of_parent_from_another_library():
-    """A backend of the child works in processes although another library started a fork server in the parent.
+    """A backend of the child can use processes although another library started a fork server in the parent.
 
     streaminfer uses processes for the first time in the child, as in gunicorn's forked workers.
     """
@@ -78,7 +78,7 @@ in_child(lambda: answer(CpuBackend(np.abs, executor="process")).tolist())
 
 
 def test_model_of_parent_does_not_start_in_child():
-    """An ONNX backend of the parent fails its start in the child, so that no stack is ready and fails each request."""
+    """The start of a parent's ONNX backend fails in the child; otherwise a stack would be ready, but fail each request."""
     program = """
 backend = OnnxBackend("examples/assets/blaze_front.onnx")
 in_child(lambda: asyncio.run(backend.start()))

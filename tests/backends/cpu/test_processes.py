@@ -514,7 +514,7 @@ def test_unpicklable_values_fail_only_their_batch(functions, batch):
 
 
 def test_an_answer_without_memory_fails_its_batch_only(functions, batch, monkeypatch):
-    """A response that does not fit in memory fails its batch, and its rest in the pipe is not read as the next one."""
+    """If a response does not fit in memory, its batch fails, and the rest of it is not read as the next response."""
     receive = _processes._receive
 
     def receive_without_memory(pipe):

@@ -54,9 +54,9 @@ def operators(path):
 
 @st.composite
 def convolutions(draw):
-    """Draw a model, its row shape and its number of convolutions: a chain of up to three.
+    """Draw a chain of up to three convolutions: the model, the shape of a row, and the number of convolutions.
 
-    Strides, dilations, padding and groups are arbitrary.
+    Strides, dilations, padding and groups vary.
     """
     rng = np.random.default_rng(draw(st.integers(0, 999)))
     length = begun = draw(st.integers(1, 12))
@@ -366,7 +366,7 @@ def test_windows_that_read_only_padding(model, length, tmp_path):
 @pytest.mark.parametrize("stride", [2, 3, 4, 5])
 @pytest.mark.parametrize("length", range(1, 9))
 def test_strides_that_leap_over_positions(kind, stride, length, tmp_path):
-    """A folded model computes the same if a stride leaps over positions.
+    """A folded model computes the same if a stride skips positions.
 
     With automatic padding, onnxruntime may then begin after the first position; such convolutions are not folded.
     """
@@ -464,7 +464,7 @@ def test_missing_onnx_names_the_extra(monkeypatch, tmp_path):
 def test_layouts_between_convolutions_cancel(tmp_path):
     """onnxruntime removes the two transpositions between folded convolutions, because they cancel.
 
-    The first convolution returns to one row after another, and the next would lay the rows end to end again.
+    The first convolution transposes its result back to rows, and the second would lay the rows end to end again.
     """
     weights = np.random.default_rng(1).standard_normal((64, 64, 3)).astype(np.float32)
     nodes = [

@@ -173,7 +173,7 @@ def test_a_cancelled_batch_ends_the_run_early(endless, batch, ramp):
 
 
 def test_runs_of_several_threads_do_not_mix(doubling):
-    """Runs of several threads on the same memory do not mix, because a warm-up may run during a batch."""
+    """Runs of several threads on the same memory do not mix; a warm-up may run in another thread during a batch."""
     runs = bound(OnnxBackend(doubling, binding="pageable"))
     wrong = []
 
@@ -233,7 +233,7 @@ def test_output_sizes_come_from_declared_dimensions():
 
 
 def test_missing_provider_says_how_to_install_it(doubling):
-    """An unavailable provider is an error which says how to install it."""
+    """An unavailable provider is an error that says how to install the provider."""
     for name in ("CUDAExecutionProvider", "TensorrtExecutionProvider"):
         with pytest.raises(ValueError, match=rf"providers: expected some of .*, got '{name}'.*install onnxruntime-gpu"):
             OnnxBackend(doubling, providers=[name])

@@ -97,7 +97,7 @@ def test_text_arrays_of_any_type_share_a_batch(echo):
     ids=ascii,
 )
 def test_non_text_inputs_are_rejected(echo, wrong, words):
-    """Inputs that are not text are rejected, because onnxruntime would make text such as ``b'a'`` of bytes and numbers.
+    """Inputs that are not text are rejected: onnxruntime would convert bytes and numbers to text such as ``b'a'``.
 
     Half a surrogate pair, which JSON can contain, is not text either.
     """
@@ -358,7 +358,7 @@ def test_a_fixed_batch_size_bounds_the_batcher(four):
 
 
 def test_outputs_of_a_whole_fixed_batch_are_rejected(four):
-    """A model with a fixed batch size cannot have outputs of the whole batch, because they would include copies of rows."""
+    """A model with a fixed batch size cannot have outputs of the whole batch, which would include copies of rows."""
     with pytest.raises(ValueError, match="shared_outputs: expected none with a batch axis fixed at 4"):
         OnnxBackend(four, outputs=["y", "total"], shared_outputs=["total"])
     with pytest.raises(ValueError, match="batch axis of output 'total'"):
@@ -401,7 +401,7 @@ def test_a_bad_row_of_a_fixed_batch_fails_alone(build_model):
 
 
 def test_a_repository_with_a_fixed_batch_is_rejected(identity, tmp_path):
-    """A model with a fixed batch size cannot be batched in a repository, because Triton's batch dimension is free."""
+    """A model with a fixed batch size cannot be batched by Triton, whose batch dimension must be free."""
     (tmp_path / "model.onnx").write_bytes(identity(Tensor.FLOAT, [4, 3]))
     with pytest.raises(ValueError, match=r"max_batch_size: expected 0, since .* has a batch axis fixed at 4"):
         write_model_repository(

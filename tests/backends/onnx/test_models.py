@@ -50,7 +50,7 @@ def requests(inputs, states):
 
 
 async def follow_batched(backend, speech):
-    """Return the results of each chunk, with all streams in one batch and their states (axis 1) fed to the next one."""
+    """Return the results of each chunk, with all streams in one batch; states (axis 1) carry over to the next chunk."""
     states = [np.zeros((2, 128), np.float32)] * STREAMS
     answers = []
     for number in range(CHUNKS):

@@ -117,7 +117,7 @@ def test_pipelined_batches_keep_rows_apart(connect):
 def test_missing_model_is_an_error_at_start(connect, arguments, error, message):
     """A model or version that the server lacks is an error at each start."""
     backend = connect(**arguments)
-    for _ in range(2):  # nothing of the first start is left
+    for _ in range(2):  # a failed start leaves nothing
         with pytest.raises(error, match=message):
             asyncio.run(backend.start())
 
@@ -647,7 +647,7 @@ def test_reconnects_are_quick_and_pings_are_optional():
 
 
 def test_unknown_shared_memory_is_registered_again(connect):
-    """Shared memory that the server no longer knows is registered again, and the batch succeeds."""
+    """Shared memory that the server has forgotten is registered again, and the batch succeeds."""
 
     async def scenario():
         async with running(connect("affine", shared_memory=True)) as backend:

@@ -1,4 +1,4 @@
-"""Failures that servers and proxies report, with a retry time and a text in any form."""
+"""Retry times and texts of the failures that servers and proxies report, in any form."""
 
 import pytest
 

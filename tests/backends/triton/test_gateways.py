@@ -1,4 +1,4 @@
-"""TritonBackend as the client of a gateway, behind which each of three real servers runs.
+"""TritonBackend as the client of a gateway in front of three real servers, one at a time.
 
 The gateway terminates TLS with certificates of `trustme`, requires a token, and announces limits.
 """

@@ -56,7 +56,7 @@ def repeat(**given):
     return {name: np.array([value], np.int32) for name, value in given.items()}
 
 
-# -- streams whose caller is not there ----------------------------------------------------------------------------
+# -- streams without a reader ----------------------------------------------------------------------------
 
 
 def test_stream_without_reader_does_not_delay_stop(connect):
@@ -161,7 +161,7 @@ def test_missing_deadline_defaults_to_backend_timeout(connect):
     asyncio.run(scenario())
 
 
-# -- who is to blame ----------------------------------------------------------------------------------------------
+# -- blame ----------------------------------------------------------------------------------------------
 
 
 def test_replaced_model_is_not_blamed_on_callers(connect, triton, protocol):

@@ -132,7 +132,10 @@ def open_session(transport):
 
 @pytest.fixture
 def follow():
-    """Return a function that makes one call per given change, and returns each row's shape and the model's version."""
+    """Return a function that makes calls in turn, and returns the shape of each row with the session's model version.
+
+    There is one call per number of known version changes; ``None`` is the session's current number.
+    """
 
     async def ask_all(transport, changes):
         session = open_session(transport)
@@ -190,7 +193,7 @@ class SlowVersions(Versions):
 
 
 def test_description_outlives_its_callers():
-    """The description of a new version is read to its end even if it takes longer than its callers have.
+    """The description of a new version is read to its end, even if its callers have less time than it takes.
 
     Otherwise no request after a roll-out would be on time until the statistics are read.
     """

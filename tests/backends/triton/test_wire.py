@@ -151,7 +151,7 @@ def describe(configs):
 def test_an_ensemble_has_the_sequences_of_its_parts():
     """An ensemble has the sequences of its parts, because the server passes ids and flags of a request on to the parts.
 
-    The server rejects a request to such an ensemble that has none.
+    The server rejects a request to such an ensemble without id and flags.
     """
     nested = ensemble({"model_name": "plain", "model_version": "-1"}, {"model_name": "inner", "model_version": "2"})
     configs = {

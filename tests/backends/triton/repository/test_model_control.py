@@ -262,7 +262,7 @@ async def test_unload_waits_for_that_of_another_client(rig, loop):
 
 @scenario(m="READY", part="READY", other="UNLOADING")
 async def test_unload_waits_for_the_parts_of_an_ensemble(rig, loop):
-    """An unload waits for the parts of an ensemble, which take memory too, but not for a model that left before."""
+    """An unload waits for the ensemble's parts, which take memory too, but not for a model that was leaving before."""
     loop.call_later(0.5, rig.server.states.__setitem__, "part", "UNLOADING")
     rig.server.later(3.0, "part", "UNAVAILABLE")
 
@@ -289,7 +289,7 @@ async def test_unload_of_an_unknown_model_does_nothing(rig, loop):
     assert rig.sent == []
 
 
-# -- servers that cannot --------------------------------------------------------------------------------------------
+# -- servers without model control --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("call", "state"), [("load", None), ("unload", "READY")])

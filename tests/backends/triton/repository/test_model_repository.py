@@ -29,7 +29,7 @@ def tree(folder):
 
 @pytest.fixture
 def write(tmp_path):
-    """Return a function that writes into a repository and returns the parsed config; check that nothing more is left."""
+    """Return a function that writes into a repository and returns the config; check that no other file is left."""
     repository = tmp_path / "volume" / "models"
 
     def make(source, **options):
@@ -56,7 +56,7 @@ def images(build_model):
     )
 
 
-# ---------------------------------------------------------------------------------------------- what is written
+# ---------------------------------------------------------------------------------------------- written files
 
 
 def test_onnx_config_declares_the_shapes_of_requests(write, images, tmp_path):
@@ -222,7 +222,7 @@ def test_quoted_strings_round_trip(text):
     assert line.isprintable()
 
 
-# ---------------------------------------------------------------------------------------------- never half a model
+# ---------------------------------------------------------------------------------------------- complete models only
 
 
 def test_version_is_added_only_with_the_same_config(write, doubling, identity, tmp_path):
@@ -279,7 +279,7 @@ def test_a_polling_server_sees_a_whole_model_or_none(write, doubling, tmp_path, 
     assert tree(repository) == ["m", "m/1", "m/1/model.onnx", "m/config.pbtxt"]
 
 
-# --------------------------------------------------------------------------------------------- what is rejected
+# --------------------------------------------------------------------------------------------- rejected arguments and models
 
 
 @pytest.mark.parametrize(
@@ -367,7 +367,7 @@ class TritonPythonModel:
 def test_real_triton_accepts_repository_unchanged(triton, images, priority_levels):
     """A real Triton accepts a written repository and serves its model.
 
-    The test only replaces the backend in the config, ONNX Runtime, which this build of Triton lacks, by Python. The
+    This build of Triton lacks ONNX Runtime, so the test replaces only the backend in the config by Python's. The
     warm-up runs too.
     """
     import tritonclient.grpc as client_module
