@@ -78,7 +78,7 @@ in_child(lambda: answer(CpuBackend(np.abs, executor="process")).tolist())
 
 
 def test_model_of_parent_does_not_start_in_child():
-    """The start of a parent's ONNX backend fails in the child; otherwise a stack would be ready, but fail each request."""
+    """The start of a parent's ONNX backend fails in the child; otherwise a ready stack would fail each request."""
     program = """
 backend = OnnxBackend("examples/assets/blaze_front.onnx")
 in_child(lambda: asyncio.run(backend.start()))

@@ -1,4 +1,4 @@
-"""Each caller's result equals that of its own single run: outputs × batch sizes × models that reuse memory × layouts.
+"""Each caller's result equals that of a single run: outputs × batch sizes × models that reuse memory × layouts.
 
 The default run draws few cases; the environment variable `STREAMINFER_CASES` sets another number.
 """

@@ -427,7 +427,7 @@ def test_a_profile_spans_all_sizes(rows, sizes):
         assert read == {name: [size, *row] for name, row in rows.items()}
 
 
-# ---------------------------------------------------------------------------------------------- benchmarks/backends/gpu.py
+# -------------------------------------------------------------------------------------- benchmarks/backends/gpu.py
 
 
 @pytest.fixture

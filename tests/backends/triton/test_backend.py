@@ -401,7 +401,7 @@ def test_server_statistics_are_read(connect):
                 await backend.infer(batch({"x": floats(2, 1), "sleep_ms": np.full((2, 1), 30, np.int32)}))
             async with asyncio.timeout(20):
                 while (times := await backend.read_statistics()).requests < 3:
-                    await asyncio.sleep(0.01)  # the server counts a request after it has answered it
+                    await asyncio.sleep(0.01)  # the server counts a request after its response
             assert (times.requests, times.rows) == (3, 6)
             assert 0.025 < times.compute_s < 5
             said = backend.statistics()

@@ -56,7 +56,7 @@ def repeat(**given):
     return {name: np.array([value], np.int32) for name, value in given.items()}
 
 
-# -- streams without a reader ----------------------------------------------------------------------------
+# -- streams without a reader -------------------------------------------------------------------------------------
 
 
 def test_stream_without_reader_does_not_delay_stop(connect):
@@ -161,7 +161,7 @@ def test_missing_deadline_defaults_to_backend_timeout(connect):
     asyncio.run(scenario())
 
 
-# -- blame ----------------------------------------------------------------------------------------------
+# -- blame --------------------------------------------------------------------------------------------------------
 
 
 def test_replaced_model_is_not_blamed_on_callers(connect, triton, protocol):
@@ -462,7 +462,7 @@ def test_telemetry_shows_the_servers_own_times(connect, protocol):
             await service(np.ones(3, np.float32), timeout_s=20)
             async with asyncio.timeout(20):
                 while not (await backend.read_statistics()).requests:
-                    await asyncio.sleep(0.01)  # the server counts a request after it has answered it
+                    await asyncio.sleep(0.01)  # the server counts a request after its response
             parts = telemetry.statistics().server_parts
             where = f"affine on {backend.address}"
             assert list(parts) == [f"server queue, {where}", f"server compute, {where}", f"transport, {where}"]

@@ -279,7 +279,7 @@ def test_a_polling_server_sees_a_whole_model_or_none(write, doubling, tmp_path, 
     assert tree(repository) == ["m", "m/1", "m/1/model.onnx", "m/config.pbtxt"]
 
 
-# --------------------------------------------------------------------------------------------- rejected arguments and models
+# ----------------------------------------------------------------------------------- rejected arguments and models
 
 
 @pytest.mark.parametrize(
