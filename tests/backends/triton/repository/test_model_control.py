@@ -289,7 +289,7 @@ async def test_unload_of_an_unknown_model_does_nothing(rig, loop):
     assert rig.sent == []
 
 
-# -- servers without model control ------------------------------------------------------------------------------------
+# -- servers without model control ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("call", "state"), [("load", None), ("unload", "READY")])
