@@ -29,7 +29,7 @@ def nothing_left_behind():
     before = set(threading.enumerate())
     yield
     if left := set(threading.enumerate()) - before:
-        gc.collect()  # grpc's own thread ends with its last channel, which a traceback may still refer to
+        gc.collect()  # grpc's own thread ends with its last channel, to which a traceback may still refer
         for thread in left:
             thread.join(10.0)
     assert set(threading.enumerate()) <= before
@@ -37,7 +37,7 @@ def nothing_left_behind():
 
 
 def build(nodes, inputs, outputs, *, initializers=(), domains=()):
-    """The bytes of a model; inputs and outputs are (name, element type, shape)."""
+    """Return the bytes of a model; an input or output is (name, element type, shape) or a value info of ONNX."""
     graph = helper.make_graph(
         nodes,
         "test",
@@ -56,7 +56,7 @@ def build_model():
 
 @pytest.fixture(scope="session")
 def doubling():
-    """y = x + x, of any shape [batch, n]."""
+    """Return a model that computes y = x + x, for any shape [batch, n]."""
     value = ("batch", "n")
     return build(
         [helper.make_node("Add", ["x", "x"], ["y"])],
@@ -67,7 +67,7 @@ def doubling():
 
 @pytest.fixture(scope="session")
 def identity():
-    """A factory: y = x of a given element type and shape."""
+    """Return a factory of models that compute y = x, for a given element type and shape."""
 
     def make(element_type, shape, output_shape=None):
         return build(
@@ -81,7 +81,7 @@ def identity():
 
 @pytest.fixture(scope="session")
 def endless():
-    """y = x after 2**62 rounds of a loop: it ends only when it is told to."""
+    """Return a model that computes y = x after 2**62 iterations of a loop: a run ends only if it is interrupted."""
     body = helper.make_graph(
         [
             helper.make_node("Identity", ["go_in"], ["go_out"]),
@@ -110,7 +110,7 @@ def endless():
 
 
 class ObservedBatch(Batch):
-    """Says on which thread, and how often, its inputs are read."""
+    """Batch that records each read of its inputs, with the thread that reads them."""
 
     __slots__ = ("_value", "read", "readers")
 
@@ -134,7 +134,7 @@ class ObservedBatch(Batch):
 
 @pytest.fixture(scope="session")
 def batch():
-    """A factory of batches of one stacked array, or of what else the backend gets."""
+    """Return a factory of batches of one stacked array, or of any other inputs of a backend."""
 
     def make(inputs, rows=None):
         count = len(inputs) if rows is None else rows
@@ -145,7 +145,7 @@ def batch():
 
 @pytest.fixture
 def ramp():
-    """A float32 array of a shape, with the values 0, 1, 2, …"""
+    """Return a factory of float32 arrays of a given shape, with the values 0, 1, 2, …"""
 
     def make(*shape):
         return np.arange(np.prod(shape, dtype=int), dtype=np.float32).reshape(shape)
@@ -163,7 +163,7 @@ def _servers():
 
 @pytest.fixture(scope="session")
 def triton(_servers):
-    """A real Triton with all models, for tests that leave it as it was."""
+    """Run a real Triton with all models, for tests that leave its state unchanged."""
     from servers.triton_server import TritonServer
 
     with TritonServer() as server:
@@ -172,7 +172,10 @@ def triton(_servers):
 
 @pytest.fixture(autouse=True)
 def _triton_lives(request):
-    """Triton 2.51 can crash of a defect of its own, after the test that caused it: see docs/how-to/triton.md."""
+    """Restart the session's Triton if it has crashed.
+
+    A defect of Triton 2.51 can crash it after the end of the test that caused the crash: see docs/how-to/triton.md.
+    """
     if "triton" in request.fixturenames and not (server := request.getfixturevalue("triton")).running:
         logging.getLogger(__name__).warning("the Triton of this session had crashed; it is restarted")
         server.restart()
@@ -188,8 +191,8 @@ def _fragile_triton(_servers):
 
 @pytest.fixture
 def fragile_triton(_fragile_triton):
-    """A real Triton with the model ``mlp`` only, for a test that breaks it: the next one gets it whole again."""
-    if not _fragile_triton.is_whole():  # it can crash a moment after the last test looked, of a defect of its own
+    """Run a real Triton with only the model ``mlp``, for a test that breaks it; the next test gets it repaired."""
+    if not _fragile_triton.is_whole():  # a defect of Triton can crash it just after the previous test checked it
         _fragile_triton.restart()
     yield _fragile_triton
     if not _fragile_triton.is_whole():
@@ -198,7 +201,7 @@ def fragile_triton(_fragile_triton):
 
 @pytest.fixture(scope="session")
 def mlserver(_servers):
-    """A real MLServer: the same protocol without Triton's extensions."""
+    """Run a real MLServer, which has the same protocol without Triton's extensions."""
     from servers.mlserver_server import MLServer
 
     with MLServer() as server:
@@ -207,7 +210,7 @@ def mlserver(_servers):
 
 @pytest.fixture(scope="session")
 def authority(tmp_path_factory):
-    """A certificate authority."""
+    """Return a certificate authority."""
     from servers.certificates import Authority
 
     return Authority(tmp_path_factory.mktemp("certificates"))
@@ -215,7 +218,7 @@ def authority(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def kserve(_servers):
-    """KServe's Python server: the same protocol without versions and without Triton's extensions."""
+    """Run KServe's Python server, which has the same protocol without versions and without Triton's extensions."""
     from servers.kserve_server import KServe
 
     with KServe() as server:

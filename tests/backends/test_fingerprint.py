@@ -1,4 +1,4 @@
-"""What backends are, as part of a cache's keys: alike in every process, and never alike where answers may differ."""
+"""Fingerprints of backends, which are part of cache keys: equal in every process, different if responses may differ."""
 
 import asyncio
 import functools
@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def scaling(factor, *, inputs=("x",)):
-    """y = factor * x (+ shift): a model with weights."""
+    """Return a model with weights that computes y = factor * x (+ shift)."""
     weights = numpy_helper.from_array(np.full(64, factor, np.float32), "weights")
     nodes = [helper.make_node("Mul", ["x", "weights"], ["y" if len(inputs) == 1 else "scaled"])]
     if len(inputs) > 1:
@@ -76,7 +76,7 @@ def test_fingerprint_depends_on_content_not_on_path(tmp_path, external):
     weights[63] = np.nextafter(np.float32(2.0), np.float32(3.0))
     other.graph.initializer[0].CopyFrom(numpy_helper.from_array(weights, "weights"))
     changed = save(other, tmp_path / "c", external=external)
-    if external:  # the model's own file does not tell
+    if external:  # only the file of the weights differs
         assert changed.read_bytes() == first.read_bytes()
     assert OnnxBackend(changed).fingerprint != mark
 
@@ -141,7 +141,7 @@ def test_each_part_changes_the_fingerprint():
 
 
 def test_later_file_changes_keep_the_fingerprint(tmp_path):
-    """A fingerprint is of what was loaded, whenever it is looked at."""
+    """A fingerprint describes the files that were loaded, even if they are removed or replaced before it is read."""
     path = save(scaling(2.0), tmp_path / "a", external=True)
     mark = OnnxBackend(path).fingerprint
     backend = OnnxBackend(path)
@@ -153,7 +153,10 @@ def test_later_file_changes_keep_the_fingerprint(tmp_path):
 
 
 def test_loaded_model_ignores_weights_written_in_place(tmp_path):
-    """Left to itself, onnxruntime maps the file: the answers would change under the same fingerprint."""
+    """A loaded model keeps its weights if their file is overwritten in place.
+
+    By default onnxruntime maps the file, so the outputs would change under the same fingerprint.
+    """
     path = save(scaling(2.0), tmp_path / "a", external=True)
     backend = OnnxBackend(path, sessions=2)
 
@@ -222,7 +225,7 @@ def test_weights_outside_the_model_folder_are_rejected(tmp_path):
 
 
 def test_own_session_options_hold_no_weights(tmp_path):
-    """They may make other sessions later, when the memory is gone."""
+    """A load leaves no weights in the caller's session options, because these may outlive the weights' memory."""
     options = onnxruntime.SessionOptions()
     path = save(scaling(2.0), tmp_path / "a", external=True)
     other = save(scaling(3.0), tmp_path / "b", external=True)
@@ -354,12 +357,12 @@ def test_function_without_a_unique_name_has_none(function):
 
 
 def test_script_function_fingerprint_has_script_path(monkeypatch):
-    """The fingerprint of a function in `__main__` includes the path of the script; without one there is none."""
+    """The fingerprint of a function in `__main__` includes the path of the script; without a script it is `None`."""
     monkeypatch.setattr(twice, "__module__", "__main__")
     monkeypatch.setitem(sys.modules, "__main__", sys.modules[__name__])
     monkeypatch.setattr(sys.modules["__main__"], "__file__", "/srv/faces.py")
     assert fingerprint_of_function(twice, "2").startswith("__main__ /srv/faces.py:twice ")
-    monkeypatch.delattr(sys.modules["__main__"], "__file__")  # typed in: the next of the same name may do anything
+    monkeypatch.delattr(sys.modules["__main__"], "__file__")  # typed in: another of its name may do anything
     assert fingerprint_of_function(twice, "2") is None
 
 

@@ -1,4 +1,4 @@
-"""Backends in a forked process: no held lock, no dead thread, and the parent's workers are left alone."""
+"""Backends in a forked process: they wait for no lock or thread of the parent, and leave its workers alone."""
 
 import os
 import subprocess
@@ -34,7 +34,7 @@ def in_child(function):
 
 
 def outcome_of(program, *arguments):
-    # a fork beside threads is what is tested; Python 3.12 and later warn of it
+    # Python 3.12 and later warn about a fork of a process with threads, which is what these tests do
     command = [sys.executable, "-W", "ignore:This process:DeprecationWarning", "-c", PROGRAM + program, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -65,9 +65,9 @@ print("parent", answer(first).tolist())
 
 
 def test_fork_server_of_parent_from_another_library():
-    """The child gets responses although another library started a fork server in the parent.
+    """A backend of the child can use processes although another library started a fork server in the parent.
 
-    The first use of processes here is in the child: gunicorn's workers are forked so.
+    streaminfer uses processes for the first time in the child, as in gunicorn's forked workers.
     """
     program = """
 from multiprocessing import forkserver
@@ -78,7 +78,7 @@ in_child(lambda: answer(CpuBackend(np.abs, executor="process")).tolist())
 
 
 def test_model_of_parent_does_not_start_in_child():
-    """A stack around it fails to start, instead of being ready and failing each request."""
+    """The start of a parent's ONNX backend fails in the child; otherwise a ready stack would fail each request."""
     program = """
 backend = OnnxBackend("examples/assets/blaze_front.onnx")
 in_child(lambda: asyncio.run(backend.start()))
@@ -90,7 +90,7 @@ in_child(lambda: asyncio.run(backend.start()))
 def test_child_ignores_resource_tracker_of_parent():
     """The child neither uses nor waits for the parent's resource tracker.
 
-    Only the parent can wait for it; CPython 3.13 tries at the child's end too, and prints a traceback.
+    Only the parent can wait for the tracker; CPython 3.13 also tries when the child exits, and prints a traceback.
     """
     program = """
 from multiprocessing.resource_tracker import _resource_tracker
@@ -124,7 +124,10 @@ go.set()
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_session_does_not_outlive_a_fork(threads, doubling, tmp_path):
-    """Onnxruntime aborts or hangs when such a child ends, so it must not get as far as being used."""
+    """A backend rejects batches in a forked child before it uses the parent's session.
+
+    If the child uses the session, onnxruntime aborts or hangs when the child exits.
+    """
     path = tmp_path / "doubling.onnx"
     path.write_bytes(doubling)
     program = f"""
@@ -163,7 +166,7 @@ print(asyncio.run(main()))
 
 
 def test_part_started_by_parent_is_started_in_child():
-    """The child has no owners, and their lock is free, though a thread of the parent held it."""
+    """The child starts a part that the parent has started, even if the lock of the owners was held at the fork."""
     program = """
 import streaminfer as si
 from streaminfer._runtime import owners as _owners

@@ -24,7 +24,7 @@ LIMIT_S = 0.2
 
 
 class Hanging:
-    """A function that blocks in its first calls until it is released."""
+    """Function whose first calls block until the test releases them."""
 
     def __init__(self, times=1):
         self.times = times
@@ -75,7 +75,7 @@ async def until_exists(path):
 @pytest.mark.parametrize("drain", [True, False])
 @pytest.mark.parametrize("batched", [True, False])
 def test_stop_with_a_hung_thread_keeps_its_limit(hanging, drain, batched, took_s, caplog):
-    """The backend keeps the limit: the stack need not cancel its stop."""
+    """The backend's own stop ends within the limit, so the stack does not cancel it."""
 
     async def main():
         tasks = asyncio.all_tasks()
@@ -194,7 +194,7 @@ def test_a_layer_that_ignores_the_limit_is_abandoned(caplog, took_s):
 
 
 def test_threads_that_were_abandoned_are_not_joined(monkeypatch, took_s):
-    """Joining them would hold up the event loop, for each of them in turn."""
+    """A stop does not join abandoned threads, because each join would block the event loop."""
     hangs = Hanging(times=8)
     joined = []
     join = threading.Thread.join
@@ -324,7 +324,7 @@ def test_too_many_hung_threads_are_not_replaced(monkeypatch, caplog):
 
 
 def test_a_pool_that_cannot_start_leaves_no_thread(monkeypatch):
-    """In a process full of threads a start fails, and those that were made end."""
+    """A start fails if the process can start no more threads, and the threads that it has already started end."""
     start = threading.Thread.start
     before = threading.active_count()
 
@@ -347,7 +347,7 @@ def test_a_pool_that_cannot_start_leaves_no_thread(monkeypatch):
 def test_hung_thread_is_replaced_when_one_can_start(hanging, monkeypatch):
     """A hung thread is replaced as soon as the process can start a thread again.
 
-    A process that can start no thread for a while loses neither the batch that hangs nor its worker.
+    While the process can start no thread, it loses neither the hung batch nor its worker.
     """
     monkeypatch.setattr(job, "_RECHECK_S", 0.001)
     refused = []
@@ -368,7 +368,7 @@ def test_hung_thread_is_replaced_when_one_can_start(hanging, monkeypatch):
             while not refused:
                 await asyncio.sleep(0.001)
         ended, _ = await asyncio.wait([call], timeout=LIMIT_S * 10)
-        hanging.release()  # whatever has happened, or a failure would last for ever
+        hanging.release()  # before the assertions: a test that fails would otherwise hang
         assert ended
         assert list(await backend.infer(batch(2.0))) == [2.0]
         await backend.stop()
@@ -464,7 +464,7 @@ loop.run_until_complete(main())
 
 
 class Bare(Worker):
-    """A worker that only counts."""
+    """Worker that only counts how often it is closed."""
 
     def __init__(self):
         self.closed = 0
@@ -474,7 +474,7 @@ class Bare(Worker):
 
 
 def test_workers_close_once_despite_abandoned_thread(hanging):
-    """Each worker is closed exactly once, even if a hung thread was left behind."""
+    """Each worker is closed exactly once, even if the stop abandons a hung thread."""
 
     async def main():
         workers = [Bare(), Bare()]

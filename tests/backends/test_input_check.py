@@ -1,4 +1,4 @@
-"""The fast check of inputs, compiled against plain; what is said of wrong ones is in test_signature."""
+"""Fast check of inputs, compiled and uncompiled; test_signature has the error messages for wrong inputs."""
 
 import numpy as np
 import pytest

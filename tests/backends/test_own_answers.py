@@ -1,4 +1,4 @@
-"""Each caller's result equals that of its own single run: outputs × batch sizes × models that reuse memory × layouts.
+"""Each caller's result equals that of a single run: outputs × batch sizes × models that reuse memory × layouts.
 
 The default run draws few cases; the environment variable `STREAMINFER_CASES` sets another number.
 """
@@ -25,7 +25,10 @@ WIDTH = 3
 
 @pytest.fixture(scope="module", autouse=True)
 def _settings_for_all_cases():
-    """Else each stack collects garbage when it starts, which takes longer than its case."""
+    """Hold the settings of a serving process during all cases.
+
+    Otherwise each stack collects garbage at its start, which takes longer than its case.
+    """
     loop = asyncio.new_event_loop()
     hold = serving_process.enter(loop)
     yield
@@ -34,12 +37,12 @@ def _settings_for_all_cases():
 
 
 def values(rows, start):
-    """Rows that differ from each other, as float32."""
+    """Return float32 rows that differ from each other."""
     return (np.arange(rows * WIDTH, dtype=np.float32) + start).reshape(rows, WIDTH)
 
 
 def laid_out(row, layout):
-    """The same values in other memory."""
+    """Return a row of equal values in memory of the given layout."""
     if layout == "strided":
         wide = np.zeros(2 * WIDTH, np.float32)
         wide[::2] = row
@@ -54,7 +57,7 @@ def laid_out(row, layout):
 
 
 class Model:
-    """A batch function of several forms of outputs that may reuse its memory and write to its inputs."""
+    """Batch function with a choice of output forms, which may reuse its memory, write to its inputs, or fail."""
 
     def __init__(self, form, *, reuses, mutates, fails):
         self.form = form
@@ -86,7 +89,7 @@ FORMS = {
 
 
 def plain(result):
-    """A result as nested lists, to be compared."""
+    """Return a result as nested lists, for comparisons."""
     if isinstance(result, Exception):
         return repr(result.__cause__)
     if isinstance(result, dict):
@@ -97,7 +100,7 @@ def plain(result):
 
 
 def served(backend, rows, *, max_batch_size):
-    """What each caller holds when all have been answered, in batches of at most so many."""
+    """Return the callers' results, read after the last response, in batches of at most `max_batch_size` rows."""
 
     async def main():
         batcher = si.AdaptiveBatcher(max_batch_size=max_batch_size, policy="greedy")
@@ -122,8 +125,11 @@ def served(backend, rows, *, max_batch_size):
 def test_batched_functions_match_single_calls(
     form, rows, max_batch_size, layout, executor, reuses, mutates, fails, start
 ):
-    """Threads and the event loop, whatever the function returns and does to its memory."""
-    # of many bad rows some good ones may fail with them, so there is at most one in a batch
+    """Each caller of a batched function gets the result of a single call, on threads and on the event loop.
+
+    This holds for every form of output, and for functions that reuse memory, overwrite their inputs or fail.
+    """
+    # good rows may fail together with several bad ones, so a batch has at most one bad row
     fails = fails and max_batch_size <= 4
     inputs = values(rows, start)
     behavior = {"reuses": reuses, "mutates": mutates, "fails": fails}
@@ -151,7 +157,7 @@ SHARED = {"anchors", "fixed"}
 
 @pytest.fixture(scope="module")
 def models(build_model):
-    """A factory of models with some of the outputs."""
+    """Return a factory of models with the named outputs of `OUTPUTS`."""
     made = {}
 
     def make(names):
@@ -180,7 +186,10 @@ def models(build_model):
     binding=st.sampled_from(["off", "pageable"]),
 )
 def test_batched_onnx_models_match_single_calls(models, names, rows, max_batch_size, layout, binding):
-    """Declared shapes with the batch axis first, second or nowhere, at every batch size, with and without bindings."""
+    """Each caller of a batched ONNX model gets the result of a single call, with and without bound memory.
+
+    The batch axis of an output is the first, the second or none.
+    """
     inputs = values(rows, 0)
     shared = [name for name in names if name in SHARED]
 
@@ -210,7 +219,10 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def kinds(build_model):
-    """By kind a model that returns its input, or adds an optional one; and a table for the whole batch, where it can."""
+    """Return, by kind, a model and the names of its outputs for the whole batch.
+
+    A model returns its input, or adds an optional input to it. All but ``fixed`` also return a table for the batch.
+    """
     made = {}
     for kind, (shape, element, operator) in KINDS.items():
         whole = [] if kind == "fixed" else ["table"]
@@ -231,7 +243,7 @@ def kinds(build_model):
 
 
 def text_as(text, form):
-    """The same text in another type."""
+    """Return a text as another type."""
     return {"str": str, "numpy": np.str_, "array": np.array, "objects": lambda one: np.array(one, object)}[form](text)
 
 
@@ -244,7 +256,10 @@ def text_as(text, form):
     data=st.data(),
 )
 def test_batched_onnx_kinds_match_single_calls(kinds, kind, texts, max_batch_size, forms, data):
-    """A fixed batch size, strings of any length in any type, bfloat16, and inputs that some requests leave out."""
+    """Each caller of a batched ONNX model gets the output for its own inputs, for each kind of model.
+
+    The kinds are a fixed batch size, strings of any length and type, bfloat16, and an input that some requests omit.
+    """
     model, whole = kinds[kind]
     rows = len(texts)
     numbers = values(rows, 0)

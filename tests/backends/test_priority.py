@@ -1,4 +1,4 @@
-"""Priority of worker threads: the lowest while a batch of the background runs, whatever comes of it, and not after."""
+"""Priority of worker threads: the lowest while a background batch runs, and normal after it, whatever its outcome."""
 
 import asyncio
 import os
@@ -71,13 +71,13 @@ def test_background_thread_stays_nice_between_calls():
         seen.append(nice())
         calls.set_background(False)
         seen.append(nice())
-        calls.run(policy)  # began as the background ended
+        calls.run(policy)  # a call that begins just after the background has ended
         seen.append(nice())
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    calls.set_background(False)  # the thread has ended
+    calls.set_background(False)  # does not fail although the thread has ended
 
     assert seen == [min(before + 10, 19), min(before + 10, 19), before, before]
 
@@ -140,7 +140,7 @@ def test_cpu_time_is_known_during_and_after_a_call():
         seen.append(calls.running_ns())
 
     before = calls.running_ns(), calls.ended_ns()
-    use_cpu(0.005)  # of the thread, but not of the call
+    use_cpu(0.005)  # CPU time of the thread, but not of the call
     calls.run(call)
 
     assert before == (None, None)
@@ -182,7 +182,10 @@ def test_a_thread_that_ends_meanwhile_has_no_cpu_time(monkeypatch):
 
 
 def answers(backend, requests):
-    """Responses of a backend in real time, whose background is switched by booleans among the requests."""
+    """Return a backend's responses in real time, then the scheduling policy of a worker thread at the end.
+
+    A boolean among the requests switches the background of the backend.
+    """
 
     async def ask():
         told = []
@@ -235,7 +238,7 @@ def test_a_call_in_another_thread_is_raised():
 
 @pytest.fixture
 def yielded(monkeypatch):
-    """Threads that were made to yield."""
+    """Return a list to which each thread that is made to yield is added, with its signal."""
     priority._lowering()
     threads = []
     monkeypatch.setattr(signal, "pthread_kill", lambda thread, number: threads.append((thread, number)))
@@ -317,7 +320,7 @@ def test_a_call_that_blocks_is_not_cut_short_by_yields():
 
 
 def caught_signals():
-    """Numbers of the signals for which this process has a handler, as the system says."""
+    """Return the numbers of the signals for which the system reports a handler of this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     mask = int(next(line.split()[1] for line in lines if line.startswith("SigCgt:")), 16)
     return {number for number in signal.valid_signals() if mask >> (number - 1) & 1}
@@ -387,7 +390,7 @@ def test_onnx_model_runs_in_background_on_request(doubling, monkeypatch):
 
 
 class Held:
-    """Call that records the scheduling policy of its thread at its begin, and when the test lets it continue."""
+    """Call that records its thread's scheduling policy when it begins, and again when the test lets it continue."""
 
     def __init__(self):
         self.began, self.may_end, self.seen = threading.Event(), threading.Event(), []
@@ -400,7 +403,7 @@ class Held:
         return rows
 
     async def end_early(self, backend, request, how):
-        """Begin a request in the background, and leave it, or stop, while it runs."""
+        """Send a request in the background, and cancel it or stop the stack while it runs."""
         stack = si.Stack(si.AdaptiveBatcher(max_batch_size=1, slo_s=30.0), backend)
         await stack.start()
         background_runs(backend).set_background(True)
@@ -429,7 +432,7 @@ def test_an_abandoned_function_is_raised(how):
 @can_lower
 @pytest.mark.parametrize("how", ["cancel", "stop"])
 def test_onnx_model_without_waiting_callers_is_raised(doubling, monkeypatch, how):
-    """The priority of a running ONNX model is raised when no caller waits for it any more."""
+    """The priority of a running ONNX model is raised when its caller stops waiting or the stack stops."""
     call, lowered = Held(), BatchPriority.run
     monkeypatch.setattr(BatchPriority, "run", lambda self, run, *rest: lowered(self, lambda: (call(), run(*rest))[1]))
 

@@ -1,4 +1,4 @@
-"""The servers of the tests and benchmarks themselves: they start, break as they should, and leave nothing behind."""
+"""Servers of the tests and benchmarks: they start, break in the intended ways, and leave nothing behind."""
 
 import asyncio
 import fcntl
@@ -41,7 +41,7 @@ def rows(count=2):
 
 
 def ask(model, x, name="x"):
-    """A request as it goes over the wire."""
+    """Return a serialized request to a model, with one input."""
     message = service_pb2.ModelInferRequest(model_name=model)
     one = message.inputs.add(name=name, datatype="FP32")
     one.shape.extend(x.shape)
@@ -62,7 +62,7 @@ def first_output(answer, columns=4):
 @pytest.fixture(autouse=True)
 def _collected():
     yield
-    gc.collect()  # grpc keeps what an error's traceback refers to
+    gc.collect()  # the traceback of an error keeps objects of grpc alive
 
 
 # -- environments ---------------------------------------------------------------------------------------------------
@@ -83,12 +83,12 @@ def test_environment_is_made_once_by_several_threads(tmp_path, monkeypatch):
     for thread in threads:
         thread.join()
     assert [command[-1] for command in ran] == [str(tmp_path / ".venv-one"), "first", "second"]
-    Environment("one", (("third",),)).make()  # another version of it
+    Environment("one", (("third",),)).make()  # another version of the same environment
     assert ran[-1][-1] == "third"
 
 
 def test_environment_of_compiled_modules_is_per_python(tmp_path, monkeypatch):
-    """What runs our compiled modules has one environment per Python version."""
+    """An environment with our compiled modules is made once per Python version; a server's environment is made once."""
     made = []
     monkeypatch.setattr(environments, "ROOT", tmp_path)
     monkeypatch.setattr(environments, "find_python", lambda pythons, **_: pythons[0])
@@ -134,7 +134,7 @@ def test_an_installation_that_does_not_end_is_an_error(monkeypatch):
 
 
 def test_machine_without_fitting_python_is_an_error(monkeypatch):
-    """A machine without a fitting Python gets an error which says what is missing."""
+    """If the machine has no suitable Python, the error says what is missing."""
     monkeypatch.setattr(environments, "_candidates", lambda _: ["/no/such/python"])
     with pytest.raises(RuntimeError, match=r"needs Python 3\.11 or 3\.12 with a shared libpython on PATH; found: none"):
         environments.find_python(shared_libpython=True)
@@ -151,7 +151,7 @@ def test_found_python_has_shared_libpython():
 
 
 class Arbiter(ServerProcess):
-    """A server whose worker has a session of its own, as BentoML's has."""
+    """Server whose worker process has a session of its own, as BentoML's worker does."""
 
     def __init__(self):
         super().__init__(0)
@@ -174,7 +174,7 @@ class Arbiter(ServerProcess):
 def test_worker_in_its_own_session_ends_with_server(end):
     """A worker with a session of its own ends with its server.
 
-    One that went on would also keep what it inherited: who reads a pipe of the benchmark would wait for ever.
+    A worker that survived would keep its inherited files open, and a reader of a benchmark's pipe would wait forever.
     """
     with Arbiter() as server:
         worker = int((server.folder / "worker").read_text())
@@ -229,7 +229,7 @@ def test_the_queue_delay_of_triton_can_be_set(triton):
 
 
 def test_killed_model_fails_requests_of_ready_server(fragile_triton):
-    """A killed model fails each request, although the server still reports that it and the model are ready."""
+    """Requests to a killed model fail, although the server still reports that the model and the server are ready."""
     fragile_triton.kill_model("mlp")
     with pytest.raises(grpc.aio.AioRpcError, match="is not healthy") as caught:
         asyncio.run(infer(fragile_triton.grpc_url, ask("mlp", rows())))
@@ -283,16 +283,16 @@ def test_server_restarts_after_a_failed_start(fragile_triton, monkeypatch):
 
 
 def test_start_is_repeated_if_model_process_crashes(fragile_triton, monkeypatch, caplog):
-    """A start during which the process of a model crashes is repeated.
+    """Triton's start is repeated if the process of a model crashes during it.
 
-    A defect of Triton 2.51, which kills the server with it.
+    This crash is a defect of Triton 2.51, and it ends the server too.
     """
     crash = ["sh", "-c", f"echo {triton_server.STUB_CRASH}; kill -ABRT $$"]
     monkeypatch.setattr(fragile_triton, "_command", crash)
-    fragile_triton.restart()  # a start that failed forgets the command
+    fragile_triton.restart()  # the failed start forgets the command, so the repeated start runs Triton
 
     assert fragile_triton.is_whole()
-    # Triton may crash for another reason too
+    # a set: Triton itself may crash in the repeated start too
     assert {record.message for record in caplog.records} == {
         "Triton's process for a model crashed; it is started again"
     }
@@ -300,7 +300,7 @@ def test_start_is_repeated_if_model_process_crashes(fragile_triton, monkeypatch,
 
 @pytest.mark.parametrize("said", [triton_server.STUB_CRASH, "Signal (11) received"])
 def test_load_is_repeated_if_model_process_crashes(fragile_triton, monkeypatch, said):
-    """A load during which the process of a model crashes is repeated. Whatever else ends the server is an error."""
+    """A load is repeated if the model's process crashes during it; any other end of the server is an error."""
     answers = fragile_triton.answers
 
     def crash(*arguments, **options):
@@ -342,7 +342,7 @@ def test_server_and_files_end_with_a_killed_owner():
 
 @pytest.mark.usefixtures("_servers")
 def test_server_that_fails_to_start_leaves_nothing():
-    """A server that does not start says why, and leaves no folder and no process."""
+    """The error of a server that does not start says why, and the server leaves no folder and no process."""
     server = TritonServer([], options=["--no-such-option"])
     with pytest.raises(RuntimeError, match="no-such-option"):
         server.start()
@@ -351,7 +351,7 @@ def test_server_that_fails_to_start_leaves_nothing():
 
 
 def test_shared_memory_is_held_while_named_or_mapped():
-    """Shared memory counts as held while it has a name or is mapped, and only if this process made it."""
+    """Shared memory that this process made counts as held while it has a name or is mapped."""
     other = SHM / f"streaminfer-1-{os.getppid()}.0-1"
     ours = SHM / f"streaminfer-1-{os.getpid()}.0-1"
     before = held_now().shared_memory
@@ -390,7 +390,7 @@ class Echo(asyncio.Protocol):
 
 
 async def echoing(use, **settings):
-    """Calls ``use(proxy)`` with a proxy to a server that echoes."""
+    """Call ``use(proxy)`` with a proxy to an echo server."""
     server = await asyncio.get_running_loop().create_server(Echo, HOST, 0)
     async with server, Proxy(f"{HOST}:{server.sockets[0].getsockname()[1]}", **settings) as proxy:
         await use(proxy)
@@ -460,7 +460,7 @@ def test_a_stalled_proxy_continues_without_loss(direction):
 
 
 def test_only_forgotten_connection_stays_silent():
-    """A connection that the proxy forgets stays silent for good, while new ones work."""
+    """A connection that the proxy forgets stays silent forever, while new connections work."""
 
     async def use(proxy):
         old = await connect(proxy)
@@ -497,7 +497,7 @@ def test_proxy_cuts_refuses_and_accepts_on_one_port():
 def test_target_completes_calls_of_cut_off_client():
     """The target completes the calls that were in flight when their client was cut off.
 
-    A gRPC call of a connection that ends is cancelled, of which a Triton before 2.57 can crash.
+    If a connection ends, its gRPC calls are cancelled, and that can crash a Triton before 2.57.
     """
 
     async def main():
@@ -559,7 +559,7 @@ def test_proxy_adds_noise_delay_and_bandwidth_limit():
             assert await exchange(one) == b"hello"
             assert (
                 asyncio.get_running_loop().time() - began >= at_least_s - 0.002
-            )  # each way; the loop's clock is coarse
+            )  # the delay applies in each direction; the loop's clock is coarse
             proxy.delay_s, proxy.bytes_per_s = 0.0, None
 
     asyncio.run(echoing(use))
@@ -604,7 +604,7 @@ def test_free_ports_are_outside_the_ephemeral_range():
 
 
 def is_sound(shape, datatype, name, size):
-    """Whether a description and a content fit each other and the model."""
+    """Return whether the description and content size of an output match each other and the model."""
     return (shape, datatype, name, size) == ([2, 4], "FP32", "y", 32)
 
 

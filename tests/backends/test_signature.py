@@ -1,4 +1,4 @@
-"""The check of a request against a model, without any runtime."""
+"""Checks of requests against a model's signature, without any runtime."""
 
 from types import MappingProxyType
 
@@ -176,7 +176,7 @@ def test_a_shared_input_is_copied():
 
 
 def test_guess_has_the_shape_of_a_request():
-    """Without the batch axis and what the batch shares; open sizes are as asked for."""
+    """Guessed inputs lack the batch axis and the shared inputs, and their open axes have the requested size."""
     guess = guess_inputs(two().inputs, 5)
 
     assert {name: (value.shape, value.dtype) for name, value in guess.items()} == {
@@ -188,6 +188,6 @@ def test_guess_has_the_shape_of_a_request():
 
 
 def test_guess_is_for_numbers_only():
-    """There are no zeros of text, nor of what is no tensor."""
+    """No inputs are guessed for text or for an input that is not a tensor, because neither has zeros."""
     for dtype in (np.dtype(object), None):
         assert guess_inputs([TensorSpec("x", dtype, ("batch", 4), 0)]) is None

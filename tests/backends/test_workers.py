@@ -20,7 +20,7 @@ PATIENCE_S = 30  # only ever reached by a test that fails
 
 
 class Bench(Worker):
-    """A worker whose jobs block until the test lets them go."""
+    """Worker that counts its warm-ups and closes, and whose warm-up can fail."""
 
     def __init__(self):
         self.warmed = 0
@@ -37,7 +37,7 @@ class Bench(Worker):
 
 
 class Gate:
-    """A job that says when a thread has begun it, and ends when it is told to."""
+    """Job that records when a thread begins it, and ends when the test opens it or the pool interrupts it."""
 
     def __init__(self, result=None):
         self.result = result
@@ -391,7 +391,10 @@ def test_a_pool_that_is_dropped_lets_its_threads_end():
 
 
 def test_idle_thread_holds_nothing_of_its_last_job():
-    """Reference counts alone free it: the collector is off."""
+    """An idle thread keeps no reference to the arguments of its last job.
+
+    Reference counts alone free them, because the test turns the garbage collector off.
+    """
 
     class Thing:
         pass
@@ -468,7 +471,11 @@ print(asyncio.run(thread.infer(Batch(-4, [Request(None)]))))
     stop=st.sampled_from(["drain", "now"]),
 )
 def test_every_call_ends_once_with_the_right_outcome(seed, jobs, cancelled, stop):
-    """Random order of cancelling, letting go and stopping; whatever was begun is awaited, whatever was not never runs."""
+    """Each call ends once, in any order of cancellations, ends of jobs, and a stop.
+
+    It ends with its own outcome only if it has begun, with `CancelledError` only if it was cancelled, and with `Closed`
+    only if a stop without drain came before it began.
+    """
 
     async def main():
         shuffle = random.Random(seed).shuffle

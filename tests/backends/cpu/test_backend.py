@@ -329,7 +329,7 @@ def boxes_and_scores(x):
 @pytest.mark.parametrize("executor", ["thread", "process", "inline"])
 @pytest.mark.parametrize("rows", [1, 2, 3])
 def test_several_outputs_in_every_executor(ramp, executor, rows):
-    """A tuple and a mapping of arrays come back as they are, and each caller gets its rows of them."""
+    """Each caller gets its row of a tuple and of a mapping of arrays, in the structure that the function returns."""
 
     async def main():
         stack = si.Stack(si.AdaptiveBatcher(max_batch_size=4), CpuBackend(boxes_and_scores, executor=executor))
@@ -342,9 +342,9 @@ def test_several_outputs_in_every_executor(ramp, executor, rows):
 
 
 def test_stop_wakes_for_batch_of_another_loop():
-    """A stop waits for a batch of another event loop, and wakes when it ends.
+    """A stop waits for a batch of another event loop, and ends when that batch ends.
 
-    The backend serves several loops; the one that stops it hears of the end of the others' batches.
+    A backend can serve several event loops, and the end of a batch wakes the loop that stops the backend.
     """
     begun, may_end = threading.Event(), threading.Event()
 
@@ -363,7 +363,7 @@ def test_stop_wakes_for_batch_of_another_loop():
         await asyncio.sleep(0)
         assert not stopping.done()
         may_end.set()
-        async with asyncio.timeout(10):  # its own limit is 30
+        async with asyncio.timeout(10):  # a stop that is not woken ends after 30 s
             await stopping
 
     asyncio.run(stop())

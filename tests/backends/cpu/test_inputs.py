@@ -24,7 +24,7 @@ F32 = np.float32
 )
 @pytest.mark.parametrize("outer", [True, False])
 def test_a_wrong_shape_is_invalid_input(example, good, wrong, words, outer):
-    """It is `InvalidInput`, reaches neither queue nor model, and opens no circuit."""
+    """A request that does not match the example is `InvalidInput`, reaches no queue or model, and opens no circuit."""
     seen = []
 
     def function(inputs):
@@ -50,7 +50,7 @@ def test_a_wrong_shape_is_invalid_input(example, good, wrong, words, outer):
 
 
 def test_free_axes():
-    """Axes that the user names may have any size; names and axes that do not exist are rejected."""
+    """Axes in `free_axes` may have any size; names and axes that do not exist are rejected."""
     backend = si.CpuBackend(len, example=np.zeros((4, 2)), free_axes=[0])
     backend.validate(si.Request(np.zeros((9, 2))))
     with pytest.raises(si.InvalidInput):
@@ -76,7 +76,10 @@ def test_an_invalid_clock_is_rejected():
 
 @pytest.mark.parametrize("example", [None, np.array([{}], dtype=object), {"a": 1.0}], ids=repr)
 def test_examples_without_arrays_check_nothing(example):
-    """Objects say nothing of what every request brings, and numbers in a mapping only their names."""
+    """A backend does not check requests if it has no example, or one of objects or of numbers in a mapping.
+
+    Objects do not say what every request contains, and numbers in a mapping only say the names.
+    """
     assert si.CpuBackend(len, example=example).validate is None
 
 
@@ -88,11 +91,10 @@ def test_examples_without_arrays_check_nothing(example):
     ids=str,
 )  # fmt: skip
 def test_numbers_and_text_are_announced_not_checked(example, dtype, sizes):
-    """Inputs that are numbers or text are announced, but not checked.
+    """Inputs that are numbers or text are announced to servers, but not checked.
 
-    Servers know the type of the input; every size is open, and only a mapping is rejected.
-
-    The dtype of bytes has a width, which is that of the example alone.
+    A server learns the type of the input, with every size open; only a mapping is rejected. Bytes are announced as
+    objects, because their dtype has the width of the example.
     """
     backend = si.CpuBackend(len, example=example)
 
@@ -106,7 +108,10 @@ def test_numbers_and_text_are_announced_not_checked(example, dtype, sizes):
 
 
 def test_inputs_of_a_mapping_are_announced_by_name():
-    """A number beside an array is an input too; one that is no tensor hides them, since a request needs all."""
+    """A number beside an array in the example is announced as an input too.
+
+    If one input is not a tensor, none is announced, because a request needs all inputs.
+    """
     mixed = si.CpuBackend(len, example={"image": np.zeros((2, 3), np.float32), "threshold": 0.5})
     named = [(spec.name, spec.dtype, spec.row_shape) for spec in mixed.model_tensors().inputs]
     assert named == [("image", np.float32, (None, None)), ("threshold", np.float64, ())]
@@ -114,7 +119,7 @@ def test_inputs_of_a_mapping_are_announced_by_name():
 
 
 def test_invalid_input_does_not_count_in_the_breaker():
-    """A model that finds the caller's mistake itself raises `InvalidInput`, which no breaker counts."""
+    """A breaker does not count `InvalidInput`, which a model raises for a mistake of the caller."""
 
     def refuse(_inputs):
         raise si.InvalidInput("negative")
@@ -147,7 +152,7 @@ def test_invalid_input_does_not_count_in_the_breaker():
     ids=["array", "tuple", "mapping", "free", "list", "ragged", "objects", "objects beside text", "text as objects"],
 )
 def test_outputs_are_learned_from_the_example(executor, function, free, found):
-    """The first batch of a start shows the names, types and sizes of the outputs."""
+    """The backend learns the names, types and sizes of its outputs from the first batch of a start."""
     backend = si.CpuBackend(function, example=np.zeros(4), free_axes=free, executor=executor)
 
     async def scenario():

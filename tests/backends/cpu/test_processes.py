@@ -1,4 +1,4 @@
-"""CpuBackend in processes: real ones, killed for real."""
+"""CpuBackend in real processes, some of which the tests kill."""
 
 import asyncio
 import gc
@@ -165,7 +165,7 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def importable(tmp_path, monkeypatch):
-    """A factory of modules that worker processes can import as well."""
+    """Return a factory of modules that worker processes can import too."""
     monkeypatch.syspath_prepend(tmp_path)
 
     def make(name, source):
@@ -200,7 +200,7 @@ def infer(function, *batches, workers=1):
 def test_arrays_and_mappings_round_trip(functions, batch, ramp):
     (rows,) = infer(functions.square_in_place, batch(ramp(3, 4)))
     assert np.array_equal(rows, ramp(3, 4) ** 2)
-    rows[0, 0] = 5  # the caller's own, to write to as well
+    rows[0, 0] = 5  # the caller may write to the results
     big = ramp(64, 128, 128)
     inputs = {"a": np.asfortranarray(big), "b": big[:, ::2].repeat(2, axis=1)}
     (rows,) = infer(functions.named, batch(inputs, rows=64))
@@ -247,7 +247,7 @@ def test_stop_ends_an_idle_process_without_a_kill(functions, batch, monkeypatch)
 
 
 def test_killed_process_fails_batch_and_is_replaced(functions, batch, tmp_path):
-    """A killed process fails only the batch that it was running, and is replaced for the next one."""
+    """A killed process fails only the batch that it was running, and is replaced for the next batch."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
 
@@ -307,9 +307,9 @@ def test_process_that_died_while_idle_is_replaced(functions, batch):
 
 @pytest.fixture
 def kill_at(monkeypatch):
-    """``kill_at(point)``: kills the worker process there, on this side of the pipe, as often as is said.
+    """Return ``kill_at(point, times)``, which kills the worker process when this side of the pipe reaches the point.
 
-    A process that is to die after a batch was sent and before it reads it is stopped meanwhile.
+    At ``sent``, the process is paused while the batch is sent, so that it dies before it reads the batch.
     """
 
     send, receive = _processes._send, _processes._receive
@@ -354,7 +354,7 @@ def kill_at(monkeypatch):
 @pytest.mark.parametrize("point", ["starting", "sending", "sent"])
 @pytest.mark.parametrize("times", [1, 2])
 def test_a_batch_that_was_not_begun_is_sent_again(functions, batch, kill_at, point, times):
-    """A process that dies before it has read the batch is replaced, and the batch is answered."""
+    """A process that dies before it has read the batch is replaced, and the batch succeeds on the new process."""
     kill_at(point, times)
 
     async def main():
@@ -369,7 +369,7 @@ def test_a_batch_that_was_not_begun_is_sent_again(functions, batch, kill_at, poi
 
 @pytest.mark.parametrize("point", ["starting", "sending", "sent"])
 def test_processes_that_always_die_are_an_error(functions, batch, kill_at, point):
-    """The third process that dies before it begins a batch fails the batch, and the next batch has three again."""
+    """The third process that dies before it begins a batch fails the batch; the next batch gets a new process."""
     kill_at(point, 3)
 
     async def main():
@@ -383,7 +383,7 @@ def test_processes_that_always_die_are_an_error(functions, batch, kill_at, point
 
 
 def test_a_process_that_cannot_be_started_is_an_error(functions, batch, monkeypatch):
-    """What the system says is told, and the next batch tries again."""
+    """The error contains the operating system's message, and the next batch tries to start a process again."""
     context = _processes._context()
 
     def start(_process):
@@ -413,9 +413,9 @@ def test_long_tmpdir_selects_spawn_start_method(folder, method, monkeypatch):
 
 
 def test_daemonic_process_cannot_start_processes(functions, batch, monkeypatch):
-    """A daemonic process gets an error which says that it can start no worker processes.
+    """In a daemonic process, the start fails with an error that says so.
 
-    Python forbids it: workers of hypercorn and Celery are such processes.
+    Python lets daemonic processes, such as the workers of hypercorn and Celery, start no processes.
     """
 
     async def main():
@@ -514,7 +514,7 @@ def test_unpicklable_values_fail_only_their_batch(functions, batch):
 
 
 def test_an_answer_without_memory_fails_its_batch_only(functions, batch, monkeypatch):
-    """What is left in the pipe is not taken for the answer to the next batch."""
+    """If a response does not fit in memory, its batch fails, and the rest of it is not read as the next response."""
     receive = _processes._receive
 
     def receive_without_memory(pipe):
@@ -546,7 +546,10 @@ def test_function_that_cannot_be_imported_fails_start(monkeypatch):
 
 
 def test_a_script_without_a_main_guard_is_an_error(tmp_path):
-    """Each process imports the script, and may start none of its own meanwhile."""
+    """A script that starts processes without a main guard gets an error that names the guard.
+
+    Each worker process imports the script, and cannot start processes during the import.
+    """
     script = tmp_path / "unguarded.py"
     script.write_text(UNGUARDED)
 
@@ -588,7 +591,7 @@ def test_cancelled_batch_waits_for_its_process(functions, batch, tmp_path):
 def test_worker_ignores_signals_to_process_group(functions, batch, number):
     """A worker process ignores signals to the whole process group, which its parent handles.
 
-    Also to one that runs a batch, which a parent that stops gracefully completes.
+    The worker can therefore complete its batch while the parent stops gracefully.
     """
 
     async def main():
@@ -602,16 +605,16 @@ def test_worker_ignores_signals_to_process_group(functions, batch, number):
 
 
 def test_child_programs_of_function_can_be_terminated(importable, batch):
-    """Programs that the function starts can be terminated. They do not inherit that their parent ignores the signal."""
+    """Programs that the function starts can be terminated, because they do not inherit the worker's ignored signals."""
     functions = importable("streaminfer_test_programs", PROGRAMS)
     ((code,),) = infer(functions.end_one, batch([1]))
     assert code == -signal.SIGTERM
 
 
 def test_orphaned_process_can_be_terminated(tmp_path):
-    """A worker process that has lost its parent can be terminated.
+    """A worker process that has lost its parent can be terminated while its function runs.
 
-    Whatever its function does, since nothing else would end it.
+    Nothing else would end a function that runs forever.
     """
     script, fifo = tmp_path / "orphan.py", tmp_path / "fifo"
     script.write_text(ORPHAN)
@@ -626,9 +629,9 @@ def test_orphaned_process_can_be_terminated(tmp_path):
 
 
 def test_close_skips_calls_killed_while_starting(functions, monkeypatch):
-    """Closing waits for no call that was killed while its process was starting.
+    """Closing a worker does not wait for a call that was killed while its process was starting.
 
-    What starts it, as a fork server that imports ``__main__``, may take longer than a stop's limit.
+    The start of a process may exceed the limit of a stop, for example if a fork server imports ``__main__``.
     """
     (worker,) = _process_workers(functions.pids, "pids", 1)
     process = _processes._context().Process

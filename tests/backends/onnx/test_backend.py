@@ -1,4 +1,4 @@
-"""OnnxBackend on small models: checks, answers, failures, cancellation, life cycle."""
+"""OnnxBackend on small models: checks, results, failures, cancellation, life cycle."""
 
 import asyncio
 import gc
@@ -24,7 +24,7 @@ def run(main):
 
 
 def infer(backend, *batches):
-    """The answers to some batches, from start to stop."""
+    """Start the backend, run the batches, stop the backend, and return the results."""
 
     async def main():
         await backend.start()
@@ -36,7 +36,7 @@ def infer(backend, *batches):
     return run(main())
 
 
-# ---------------------------------------------------------------------------------------------- checks and answers
+# ---------------------------------------------------------------------------------------------- checks and results
 
 
 def test_requests_are_checked_against_the_model(doubling):
@@ -283,7 +283,7 @@ def test_statistics_count_batches_by_outcome(doubling, batch, ramp):
 
 @pytest.mark.parametrize("sizes", [["batch", "n"], [1, "n"]])
 def test_a_cancelled_batch_ends_the_run_early(endless, batch, ramp, sizes):
-    """The model loops for ever: that this test ends is what it shows."""
+    """A cancelled batch ends its run early; without that, this test would not end, because the model loops forever."""
 
     async def main():
         backend = OnnxBackend(_with_shape(endless, sizes), batch_axes={"y": 0})
@@ -331,7 +331,7 @@ def test_several_sessions_answer_at_the_same_time(endless, batch, ramp):
 
 
 def _with_shape(model_bytes, shape):
-    """The same model with another stated shape of its input."""
+    """Return the model with another declared shape of its input."""
     model = ModelProto.FromString(model_bytes)
     del model.graph.input[0].type.tensor_type.shape.dim[:]
     for size in shape:
@@ -344,7 +344,10 @@ def _with_shape(model_bytes, shape):
 
 
 def test_batcher_warms_each_worker_at_each_size(monkeypatch, assets):
-    """Without ``warmup`` or ``example``: the model leaves no size open but that of the batch."""
+    """A batcher's start runs each batch size on each worker, also without ``warmup`` or ``example``.
+
+    The model leaves no size open except the batch size.
+    """
     seen = set()
     answer = SessionWorker.infer
 
@@ -368,7 +371,7 @@ def test_batcher_warms_each_worker_at_each_size(monkeypatch, assets):
 
 
 def test_batcher_measures_with_the_example(assets):
-    """Silero does not accept every length; its example has one that it accepts."""
+    """A batcher's start measures Silero with the example, because Silero does not accept every length."""
     chunk = {"input": np.zeros(576, F32), "state": np.zeros((2, 128), F32)}
 
     async def scenario():
@@ -388,7 +391,10 @@ def test_batcher_measures_with_the_example(assets):
 
 
 def test_open_sizes_are_found_without_an_example(assets):
-    """Silero's first accepted length by doubling warms the session, and teaches nothing."""
+    """Without an example, the first length that Silero accepts, found by doubling, warms the session only.
+
+    The batcher learns no durations from it.
+    """
 
     async def scenario():
         backend = OnnxBackend(
@@ -408,7 +414,10 @@ def test_open_sizes_are_found_without_an_example(assets):
 
 
 def test_buckets_name_the_open_sizes_of_a_text_model(assets):
-    """The mask is added by the batcher, so the guess does not bring it."""
+    """A batcher measures a text model at the lengths of its buckets, without an example.
+
+    The guessed request has no mask, because the batcher adds it.
+    """
 
     async def scenario():
         buckets = batching.Buckets((8, 24), mask="attention_mask")
@@ -438,6 +447,6 @@ def test_cancel_before_first_step_leaves_no_coroutine(doubling, batch):
 
 
 def test_invalid_example_is_rejected_at_construction(doubling):
-    """Also without a warm-up, which would run it."""
+    """The constructor rejects an invalid example, even if no warm-up would run it."""
     with pytest.raises(ValueError, match=r"^example: input 'x': expected float32\[n\], got float32\[2, 3\]"):
         OnnxBackend(doubling, example=np.zeros((2, 3), F32))

@@ -1,4 +1,4 @@
-"""fold_batch: the folded model computes the same, for any convolution over one axis, and rejects what it cannot fold."""
+"""`fold_batch`: a folded model computes the same for any convolution over one axis; unsuitable models are rejected."""
 
 import math
 import sys
@@ -36,7 +36,7 @@ def build(nodes, weights, shape, *, outputs=("y",), opset=17, kind=TensorProto.F
 
 
 def convolution(filters=3, channels=2, taps=3, *, shape=("batch", 2, "length"), **attributes):
-    """A model of one convolution; its attributes may replace the usual ones."""
+    """Return a model of one convolution with the given attributes."""
     weights = np.random.default_rng(1).standard_normal((filters, channels, taps)).astype(np.float32)
     node = helper.make_node("Conv", ["x", "w"], ["y"], name="only", **attributes)
     return build([node], {"w": weights}, list(shape))
@@ -54,7 +54,10 @@ def operators(path):
 
 @st.composite
 def convolutions(draw):
-    """(model, length): chains of one to three convolutions with any strides, dilations, padding and groups."""
+    """Draw a chain of up to three convolutions: the model, the shape of a row, and the number of convolutions.
+
+    Strides, dilations, padding and groups vary.
+    """
     rng = np.random.default_rng(draw(st.integers(0, 999)))
     length = begun = draw(st.integers(1, 12))
     channels = first = draw(st.integers(1, 4))
@@ -62,10 +65,10 @@ def convolutions(draw):
     for number in range(draw(st.integers(1, 3))):
         kind = draw(st.sampled_from(["NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"]))
         taps, stride = draw(st.integers(1, 4)), draw(st.integers(1, 5))
-        dilation = 1 if kind.startswith("SAME") else draw(st.integers(1, 2))  # onnxruntime has no others
+        dilation = 1 if kind.startswith("SAME") else draw(st.integers(1, 2))  # onnxruntime supports no other with SAME
         span = (taps - 1) * dilation + 1
         if kind.startswith("SAME"):
-            stride = min(stride, span + 2)  # of others below
+            stride = min(stride, span + 2)  # larger strides have a test of their own below
         attributes = {"strides": [stride], "dilations": [dilation], "auto_pad": kind}
         if kind == "NOTSET":
             before, behind = draw(st.integers(0, 3)), draw(st.integers(0, 3))
@@ -101,7 +104,7 @@ def test_folded_model_computes_the_same(given, rows, tmp_path_factory):
         return
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(fold_layout, "COPYING", -math.inf)  # also those for which it does not pay
+        patched.setattr(fold_layout, "COPYING", -math.inf)  # also folds where folding does not pay
         folded = fold_batch(model, path, example=np.zeros(shape, np.float32))
 
     assert (len(folded.folded), folded.unchanged, folded.path) == (count, 0, path)
@@ -112,7 +115,10 @@ def test_folded_model_computes_the_same(given, rows, tmp_path_factory):
 
 
 def test_folded_voice_detector_computes_the_same(assets, tmp_path):
-    """All its convolutions; probabilities over the whole recording, states carried on, are those of the model."""
+    """All convolutions of the voice detector fold, and its probabilities over a whole recording stay the same.
+
+    The state is carried from chunk to chunk.
+    """
     model = assets / "silero_vad_16k_op15.onnx"
 
     folded = fold_batch(model, tmp_path / "folded.onnx", **VOICE)
@@ -158,7 +164,7 @@ def test_backend_loads_a_folded_model(tmp_path):
 
 
 def test_other_lengths_are_rejected(tmp_path):
-    """Rows of twice the length would otherwise be taken for twice the rows."""
+    """A folded model rejects rows of another length, because it would read one row of twice the length as two rows."""
     path = fold_batch(convolution(pads=[1, 1]), tmp_path / "folded.onnx", example=np.zeros((2, 4), np.float32)).path
 
     with pytest.raises(ort.capi.onnxruntime_pybind11_state.InvalidArgument, match="index: 2 Got: 8 Expected: 4"):
@@ -166,7 +172,10 @@ def test_other_lengths_are_rejected(tmp_path):
 
 
 def test_depthwise_convolutions_fold_at_longer_lengths(tmp_path):
-    """Each group of each row is a product of its own, whose call takes longer than what it computes."""
+    """Depthwise convolutions fold at a length at which folding does not pay for others.
+
+    Without folding, each group of each row is a product of its own, whose call takes longer than its computation.
+    """
     shape = ("batch", 64, "length")
     model = convolution(filters=64, channels=1, group=64, pads=[1, 1], shape=shape)
 
@@ -182,7 +191,7 @@ def test_depthwise_convolutions_fold_at_longer_lengths(tmp_path):
 
 
 def test_one_window_a_row_needs_no_padding(tmp_path):
-    """Taps that only read padding are cut off, and rows lie side by side."""
+    """If a row has one window, the taps that read only padding are cut off, and rows lie side by side."""
     model = convolution(pads=[1, 1], shape=("batch", 2, 1))
 
     path = fold_batch(model, tmp_path / "folded.onnx", example=np.zeros((2, 1), np.float32)).path
@@ -194,7 +203,7 @@ def test_one_window_a_row_needs_no_padding(tmp_path):
 
 
 def test_shared_weights_stay_unchanged(tmp_path):
-    """Two convolutions share weights; one is cut to the taps that read the row, the other needs them all."""
+    """A model whose two convolutions share weights computes the same after folding."""
     weights = np.random.default_rng(1).standard_normal((2, 2, 3)).astype(np.float32)
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["wide"], pads=[1, 1]),
@@ -209,7 +218,7 @@ def test_shared_weights_stay_unchanged(tmp_path):
 
 
 def test_weights_that_a_branch_reads_stay(tmp_path):
-    """A branch reads all taps of weights that are cut for the convolution before it."""
+    """Weights that a branch reads keep all taps, although the convolution before the branch is cut to fewer."""
     weights = np.random.default_rng(1).standard_normal((2, 2, 3)).astype(np.float32)
     branches = {
         name: helper.make_graph(nodes, name, [], [helper.make_empty_tensor_value_info(name)])
@@ -238,7 +247,7 @@ def test_weights_that_a_branch_reads_stay(tmp_path):
 
 @pytest.mark.parametrize("kind", ["shared", "optional"])
 def test_convolution_of_shared_or_optional_input_stays(kind, tmp_path):
-    """It reads an input that the batch shares, or one that requests may leave out."""
+    """A convolution is not folded if it reads an input that the batch shares or that requests may omit."""
     weights = {"w": np.ones((2, 2, 3), np.float32)}
     nodes = [
         helper.make_node("Conv", ["s", "w"], ["other"], pads=[1, 1]),
@@ -261,7 +270,10 @@ def test_convolution_of_shared_or_optional_input_stays(kind, tmp_path):
 
 
 def test_other_lengths_inside_the_model_are_rejected(tmp_path):
-    """A shared input says how much of a row is read: twice as much would be taken for twice the rows."""
+    """A folded model rejects another length inside the model, because it would read a double length as two rows.
+
+    Here a shared input sets how much of a row is read.
+    """
     weights = {"w": np.ones((2, 2, 1), np.float32), "zero": np.array([0]), "axis": np.array([2])}
     nodes = [
         helper.make_node("Slice", ["x", "zero", "until", "axis"], ["read"]),
@@ -282,7 +294,7 @@ def test_other_lengths_inside_the_model_are_rejected(tmp_path):
 
 
 def test_convolution_with_constant_node_weights_folds(tmp_path):
-    """Exporters also write weights as nodes."""
+    """A convolution folds if its weights are a `Constant` node, as some exporters write them."""
     weights = numpy_helper.from_array(np.ones((3, 2, 3), np.float32))
     nodes = [
         helper.make_node("Constant", [], ["w"], value=weights),
@@ -297,7 +309,7 @@ def test_convolution_with_constant_node_weights_folds(tmp_path):
 
 
 def test_convolution_not_over_rows_stays(tmp_path):
-    """A convolution over something else than the rows of the batch: here of all rows together, and of a constant."""
+    """A convolution that does not run over rows is not folded: here one of all rows together and one of a constant."""
     weights = {
         "w": np.ones((1, 1, 3), np.float32),
         "flat": np.array([1, 1, -1]),
@@ -322,7 +334,7 @@ def test_convolution_not_over_rows_stays(tmp_path):
 
 
 def test_a_convolution_whose_input_is_an_output(tmp_path):
-    """The first convolution's result is an output of the model, too."""
+    """A convolution folds if its input is also an output of the model."""
     weights = {"w": np.ones((2, 2, 3), np.float32)}
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["z"], pads=[1, 1]),
@@ -354,7 +366,10 @@ def test_windows_that_read_only_padding(model, length, tmp_path):
 @pytest.mark.parametrize("stride", [2, 3, 4, 5])
 @pytest.mark.parametrize("length", range(1, 9))
 def test_strides_that_leap_over_positions(kind, stride, length, tmp_path):
-    """With automatic padding onnxruntime may then begin behind the first position: those convolutions stay."""
+    """A folded model computes the same if a stride skips positions.
+
+    With automatic padding, onnxruntime may then begin after the first position; such convolutions are not folded.
+    """
     weights = {"w": np.ones((2, 2, 1), np.float32), "v": np.ones((2, 2, 1), np.float32)}
     nodes = [
         helper.make_node("Conv", ["x", "v"], ["z"], name="plain"),
@@ -393,7 +408,7 @@ def test_convolutions_over_pictures_stay(assets, tmp_path):
 
 
 def test_a_fold_that_changes_outputs_is_rejected(tmp_path, monkeypatch):
-    """The outputs are compared before the file is written: here the layout is wrong on purpose."""
+    """`fold_batch` compares the outputs before it writes the file; here the layout is wrong on purpose."""
     lay_out = batch_folding.lay_out
 
     def wrong(one, length):
@@ -447,7 +462,10 @@ def test_missing_onnx_names_the_extra(monkeypatch, tmp_path):
 
 
 def test_layouts_between_convolutions_cancel(tmp_path):
-    """What a folded convolution lays out in rows again, the next one would lay end to end: onnxruntime leaves out both."""
+    """onnxruntime removes the two transpositions between folded convolutions, because they cancel.
+
+    The first convolution transposes its result back to rows, and the second would lay the rows end to end again.
+    """
     weights = np.random.default_rng(1).standard_normal((64, 64, 3)).astype(np.float32)
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["first"], pads=[1, 1]),

@@ -1,4 +1,4 @@
-"""OnnxBackend with bound memory: on the CPU for real, on a GPU against a scripted runtime; and the providers' options."""
+"""OnnxBackend with bound memory, on the real CPU and on a scripted GPU, and the options of providers."""
 
 import asyncio
 import ctypes
@@ -30,7 +30,7 @@ F32 = np.float32
 
 
 def infer(backend, *batches):
-    """The answers to some batches, from start to stop."""
+    """Start the backend, run the batches, stop the backend, and return the results."""
 
     async def main():
         await backend.start()
@@ -72,11 +72,14 @@ def test_memory_is_kept_for_a_shape_and_bound_once(doubling, batch, ramp, monkey
     assert [slot._hosts["x"].ctypes.data, slot._outputs[0][0].data_ptr()] == addresses
     monkeypatch.setattr(module, "_MAX_SLOTS", 2)
     infer(backend, batch(ramp(1, 4)), batch(ramp(2, 3)), batch(ramp(1, 5)))
-    assert list(bound(backend)._slots) == [((2, 3),), ((1, 5),)]  # the one used longest ago went
+    assert list(bound(backend)._slots) == [((2, 3),), ((1, 5),)]  # the least recently used one is evicted
 
 
 def test_outputs_of_undeclared_size_get_new_memory(build_model):
-    """As many as there are values that are not zero: never the same twice."""
+    """If the size of an output is not declared, each run gets new memory for its outputs.
+
+    The size here is the number of values that are not zero; later runs do not change earlier results.
+    """
     model = build_model(
         [
             helper.make_node("NonZero", ["x"], ["where"]),
@@ -122,7 +125,7 @@ def test_a_model_of_one_row_per_run(identity, batch, ramp):
 
 @pytest.fixture
 def table(build_model):
-    """y = 10, 20 or 30, by index."""
+    """Return a model that computes y = 10, 20 or 30, by index."""
     return build_model(
         [helper.make_node("Gather", ["table", "i"], ["y"])],
         [("i", Tensor.INT64, ["batch"])],
@@ -145,7 +148,7 @@ def test_failure_names_model_and_next_batch_succeeds(table, batch):
 
 
 def test_memory_is_bound_again_after_a_failed_run(table):
-    """A run that keeps outputs whole and fails leaves none of its outputs to the next one."""
+    """After a failed run with an output on the device, the next run binds memory again and returns its own outputs."""
     runs, options = bound(OnnxBackend(table, binding="pageable")), onnxruntime.RunOptions()
     assert runs.run({"i": np.array([0, 1])}, options)[0].tolist() == [10, 20]
     with pytest.raises(Exception, match="bounds"):
@@ -154,7 +157,7 @@ def test_memory_is_bound_again_after_a_failed_run(table):
 
 
 def test_a_cancelled_batch_ends_the_run_early(endless, batch, ramp):
-    """The model loops for ever: that this test ends is what it shows."""
+    """A cancelled batch ends its run early; without that, this test would not end, because the model loops forever."""
 
     async def main():
         backend = OnnxBackend(endless, binding="pageable")
@@ -170,7 +173,7 @@ def test_a_cancelled_batch_ends_the_run_early(endless, batch, ramp):
 
 
 def test_runs_of_several_threads_do_not_mix(doubling):
-    """A warm-up may run while a batch does, in another thread and on the same memory."""
+    """Runs of several threads on the same memory do not mix; a warm-up may run in another thread during a batch."""
     runs = bound(OnnxBackend(doubling, binding="pageable"))
     wrong = []
 
@@ -188,7 +191,7 @@ def test_runs_of_several_threads_do_not_mix(doubling):
     assert wrong == []
 
 
-# ---------------------------------------------------------------------------------------------- what is chosen
+# ---------------------------------------------------------------------------------------------- choices
 
 
 def spec(name, dtype=F32, shape=("n", 3), axis=0):
@@ -230,7 +233,7 @@ def test_output_sizes_come_from_declared_dimensions():
 
 
 def test_missing_provider_says_how_to_install_it(doubling):
-    """An unavailable provider is an error which says how to install it."""
+    """An unavailable provider is an error that says how to install the provider."""
     for name in ("CUDAExecutionProvider", "TensorrtExecutionProvider"):
         with pytest.raises(ValueError, match=rf"providers: expected some of .*, got '{name}'.*install onnxruntime-gpu"):
             OnnxBackend(doubling, providers=[name])
@@ -242,7 +245,7 @@ def test_missing_provider_says_how_to_install_it(doubling):
 
 
 class Cuda:
-    """The two calls of the CUDA runtime that are used."""
+    """CUDA runtime with only the calls that the backend uses; it records the pinned memory."""
 
     def __init__(self):
         self.pinned = {}
@@ -263,7 +266,7 @@ class Cuda:
 
 
 class DeviceValue:
-    """An OrtValue elsewhere: what it holds comes and goes by copies only."""
+    """OrtValue on a device: its content is read and written only by copies."""
 
     def __init__(self, shape, kind, *device):
         assert device == ("cuda", 1)
@@ -278,7 +281,7 @@ class DeviceValue:
 
 
 class DeviceSession:
-    """Doubles what is bound."""
+    """Session that doubles its bound input and writes into the bound output buffer."""
 
     def __init__(self):
         self.runs = []
@@ -424,7 +427,7 @@ def test_a_profile_spans_all_sizes(rows, sizes):
         assert read == {name: [size, *row] for name, row in rows.items()}
 
 
-# ---------------------------------------------------------------------------------------------- benchmarks/backends/gpu.py
+# -------------------------------------------------------------------------------------- benchmarks/backends/gpu.py
 
 
 @pytest.fixture

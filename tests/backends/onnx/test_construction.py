@@ -155,7 +155,7 @@ def test_sessions_use_requested_threads_and_options(monkeypatch, doubling):
     own = onnxruntime.SessionOptions()
     OnnxBackend(doubling, session_options=own)
     OnnxBackend(doubling, threads=3, sessions=2)
-    assert [options.intra_op_num_threads for options, _ in seen] == [1, 3, 0, 5]  # the workers are threads, too
+    assert [options.intra_op_num_threads for options, _ in seen] == [1, 3, 0, 5]  # workers compute too: 2 * (3 - 1) + 1
     assert all(options.inter_op_num_threads == 1 for options, _ in (*seen[:2], seen[3]))
     for key in ("session.intra_op.allow_spinning", "session.inter_op.allow_spinning"):
         assert seen[0][0].get_session_config_entry(key) == "0"
@@ -236,7 +236,10 @@ def test_providers_of_the_session_options_are_used(monkeypatch, doubling):
 
 
 def test_a_provider_of_a_plugin_is_used_by_its_name(monkeypatch, doubling):
-    """The test removes the CPU's provider from the list of built-in ones, from which a plugin's is absent too."""
+    """A provider that is not built in, like that of a plugin, is found by its name among the devices.
+
+    The test removes the CPU's provider from the list of built-in providers.
+    """
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["AzureExecutionProvider"])
 
     backend = OnnxBackend(doubling, providers=["CPUExecutionProvider"])
@@ -252,7 +255,10 @@ def test_a_plugin_without_a_device_lists_the_devices(doubling):
 
 
 def test_a_plugin_that_is_listed_as_available_is_added():
-    """onnxruntime 1.32 lists the providers of plugins, but a session that only names one runs on the CPU."""
+    """The devices of a plugin are added to the session options even if onnxruntime lists its provider as available.
+
+    onnxruntime 1.32 lists the providers of plugins, but a session that only names such a provider runs on the CPU.
+    """
     device = SimpleNamespace(ep_name="Plugin", ep_metadata={"library_path": "plugin.so"})
     runtime = SimpleNamespace(
         get_available_providers=lambda: ["Plugin", "CPUExecutionProvider"], get_ep_devices=lambda: [device]
@@ -279,12 +285,12 @@ print(has_device, found)
 
 
 def test_the_plugin_of_openvino(doubling, tmp_path):
-    """Where it finds no device of its own, the message says so; where it does, the model runs on it."""
+    """The model runs on the OpenVINO plugin if the plugin has a device; otherwise the error says that it has none."""
     pytest.importorskip("onnxruntime_ep_openvino")
     path = tmp_path / "doubling.onnx"
     path.write_bytes(doubling)
 
-    # a process of its own: a plugin that was registered stays
+    # in another process, because a plugin stays registered
     run = subprocess.run([sys.executable, "-c", PLUGIN, path], capture_output=True, text=True, check=True)
 
     has_device, _, found = run.stdout.partition(" ")

@@ -18,7 +18,7 @@ F32 = np.float32
 
 
 class GraphSession(onnxruntime.InferenceSession):
-    """Runs on the CPU, and notes for each run what a session with CUDA graphs would do.
+    """Session on the CPU that records for each run what a session with CUDA graphs would do.
 
     Attributes:
         log: of ("recorded", rows), ("replayed", rows) and ("plain", rows).
@@ -41,13 +41,13 @@ class GraphSession(onnxruntime.InferenceSession):
         if what == "recorded":
             self.graphs[place] = output.data_ptr()
         if what == "replayed":
-            assert self.graphs[place] == output.data_ptr()  # it writes where it wrote when it was recorded
+            assert self.graphs[place] == output.data_ptr()  # a replay writes to the memory of the recorded run
         self.log.append((what, output.shape()[0]))
 
 
 @pytest.fixture
 def graphs(monkeypatch):
-    """Sessions that say that they record CUDA graphs."""
+    """Replace onnxruntime's sessions by sessions that claim to record CUDA graphs."""
     monkeypatch.setattr(onnxruntime, "InferenceSession", GraphSession)
 
 
@@ -60,7 +60,7 @@ def run(main):
 
 
 def test_warm_up_records_and_batches_replay(graphs, doubling, batch, ramp):
-    """`warmup` sizes have a graph each; a batch of another size runs without one, and makes none."""
+    """Each size of `warmup` has a graph; a batch of another size runs without a graph and records none."""
     backend = OnnxBackend(doubling, binding="pageable", warmup=[1, 4], example=ramp(3))
     log = session_of(backend).log
 
@@ -79,7 +79,7 @@ def test_warm_up_records_and_batches_replay(graphs, doubling, batch, ramp):
 
 
 def test_a_batcher_records_its_preferred_sizes(graphs, identity, ramp):
-    """What is measured at the start has graphs, so that the planner learns replays, and live batches are replays."""
+    """The sizes that a batcher measures at its start have graphs, so that it learns replays and runs only replays."""
     backend = OnnxBackend(identity(Tensor.FLOAT, ["batch", 3]), binding="pageable")
     batcher = si.AdaptiveBatcher(max_batch_size=8, preferred_sizes=[2, 8])
     log = session_of(backend).log
@@ -99,7 +99,7 @@ def test_a_batcher_records_its_preferred_sizes(graphs, identity, ramp):
 
 
 def test_new_threads_record_again_at_the_start(graphs, identity, batch, ramp):
-    """After a restart the first live batch is a replay too."""
+    """A start in new threads records the graphs again, so that the first live batch is a replay."""
     backend = OnnxBackend(identity(Tensor.FLOAT, ["batch", 3]), binding="pageable")
     log = session_of(backend).log
 
@@ -118,7 +118,7 @@ def test_new_threads_record_again_at_the_start(graphs, identity, batch, ramp):
 
 
 def test_memory_of_graphs_is_kept(graphs, doubling, batch, ramp, monkeypatch):
-    """Batches of many other shapes do not take the memory to which a graph writes."""
+    """The memory to which a graph writes is kept while batches of many other shapes run."""
     monkeypatch.setattr("streaminfer.backends.onnx.binding._MAX_SLOTS", 2)
     backend = OnnxBackend(doubling, binding="pageable", warmup=[1], example=ramp(3))
 
@@ -136,7 +136,10 @@ def test_memory_of_graphs_is_kept(graphs, doubling, batch, ramp, monkeypatch):
 
 
 def test_replaced_worker_uses_no_graphs_after_a_hang(graphs, doubling, ramp):
-    """A renewed worker has other memory, and a run that hangs may still be in its thread's graph."""
+    """A worker that replaces a hung one runs without graphs.
+
+    Its memory is different, and the run that hangs may still use the graph of its thread.
+    """
     backend = OnnxBackend(doubling, binding="pageable", warmup=[1], example=ramp(3))
     worker = backend._serving.model.workers[0]
     worker.warm()
@@ -147,7 +150,7 @@ def test_replaced_worker_uses_no_graphs_after_a_hang(graphs, doubling, ramp):
 
 
 def test_all_runs_of_a_batch_use_one_graph(graphs, identity, batch, ramp, capfd):
-    """A model for one row uses one graph for all of a batch, and onnxruntime has nothing to warn of."""
+    """A model for one row uses one graph for all runs of a batch, and onnxruntime prints no warning about graphs."""
     backend = OnnxBackend(identity(Tensor.FLOAT, [1, 3]), binding="pageable", warmup=[4])
 
     async def main():
@@ -176,7 +179,7 @@ def test_settings_that_graphs_cannot_use_are_rejected(graphs, doubling, settings
 
 
 def test_graphs_need_outputs_of_stated_sizes(graphs, identity):
-    """Memory for an output of any size cannot be kept."""
+    """An output without a declared size is rejected with graphs, because its memory cannot be kept."""
     with pytest.raises(
         ValueError, match=r"outputs: expected those whose sizes the model states.*y float32\[batch, m\]"
     ):
@@ -184,7 +187,7 @@ def test_graphs_need_outputs_of_stated_sizes(graphs, identity):
 
 
 def test_the_option_and_a_machine_without_a_gpu(doubling):
-    """`cuda_provider` sets the option; without the provider the constructor says how to get it."""
+    """`cuda_provider` sets the option for graphs; without CUDA's provider, the constructor says how to install it."""
     assert cuda_provider(cuda_graph=True)[1]["enable_cuda_graph"] == "1"
     assert "enable_cuda_graph" not in cuda_provider()[1]
     with pytest.raises(ValueError, match=r"got 'CUDAExecutionProvider'.*pip install onnxruntime-gpu"):

@@ -19,7 +19,7 @@ def run(main):
 
 @pytest.fixture
 def threads(monkeypatch):
-    """The threads in which sessions ran batches."""
+    """Return the list of threads in which sessions run batches."""
     found = []
     infer = SessionWorker.infer
 

@@ -1,4 +1,4 @@
-"""OnnxBackend with text, bfloat16, optional inputs and a fixed batch size: each caller gets the answer to its own."""
+"""OnnxBackend with text, bfloat16, optional inputs and a fixed batch size: each caller gets its own result."""
 
 import asyncio
 
@@ -16,7 +16,7 @@ F32 = np.float32
 
 
 def served(backend, inputs, max_batch_size=4, **arguments):
-    """What each caller gets, in batches of at most so many."""
+    """Return the result or error of each caller, in batches of at most `max_batch_size` rows."""
 
     async def main():
         batcher = si.AdaptiveBatcher(max_batch_size=max_batch_size, policy="greedy", **arguments)
@@ -27,7 +27,7 @@ def served(backend, inputs, max_batch_size=4, **arguments):
 
 
 def answers(backend, batch):
-    """The rows of one batch, without a batcher."""
+    """Return the results of one batch, without a batcher."""
 
     async def main():
         try:
@@ -43,7 +43,7 @@ def answers(backend, batch):
 
 @pytest.fixture(scope="module")
 def upper(build_model):
-    """A factory: text in capitals, of a shape."""
+    """Return a factory of models that return their text in capitals, for a given shape."""
 
     def make(shape):
         return build_model(
@@ -61,7 +61,7 @@ def upper(build_model):
 
 @pytest.fixture(scope="module")
 def echo(identity):
-    """A factory: the same text, of a shape."""
+    """Return a factory of models that return their text unchanged, for a given shape."""
     return lambda shape: identity(Tensor.STRING, shape)
 
 
@@ -74,7 +74,7 @@ def test_text_reaches_its_caller(upper):
 
 
 def test_text_arrays_of_any_type_share_a_batch(echo):
-    """Arrays of NumPy's text types and of strings may stand in one batch, whatever their widths."""
+    """Arrays of NumPy's text types and of Python strings can share a batch, whatever their widths."""
     rows = [np.array(["a", "bb"]), np.array(["long\0" * 9, "c"], object), np.array(["ünï", "d" * 99])]
     for row, answer in zip(rows, served(OnnxBackend(echo(["batch", 2])), rows), strict=True):
         assert answer.dtype == object
@@ -97,7 +97,10 @@ def test_text_arrays_of_any_type_share_a_batch(echo):
     ids=ascii,
 )
 def test_non_text_inputs_are_rejected(echo, wrong, words):
-    """onnxruntime would make text of bytes and numbers: ``b'a'``. Half a surrogate pair, as JSON can have it, is none."""
+    """Inputs that are not text are rejected: onnxruntime would convert bytes and numbers to text such as ``b'a'``.
+
+    Half a surrogate pair, which JSON can contain, is not text either.
+    """
     right, refused = served(OnnxBackend(echo(["batch"])), ["right", wrong])
     assert right == "right"
     assert isinstance(refused, si.InvalidInput)
@@ -125,13 +128,13 @@ async def _stopped(main, backend):
 
 
 def test_text_has_no_kept_memory(echo):
-    """Strings cannot be bound; the error says what can be chosen."""
+    """`binding` is rejected for strings, which cannot be bound, and the error names the valid choice."""
     with pytest.raises(ValueError, match="binding: expected 'off', since 'x' is no tensor of NumPy's numbers"):
         OnnxBackend(echo(["batch"]), binding="pageable")
 
 
 def test_functions_get_arrays_of_strings():
-    """A function gets an array of strings; with an example of text, text may have any length."""
+    """A function gets text as an array of Python strings, which may be longer than the text of the example."""
     backend = si.CpuBackend(lambda x: [(x.dtype == object, *row[::-1]) for row in x], example=np.array(["a", "b"]))
     rows = [np.array(["long", ""]), np.array(["c", "longer"], object), np.array([1, 2])]
     first, second, refused = served(backend, rows)
@@ -156,7 +159,7 @@ def test_bfloat16_is_rounded_to_nearest_even():
 
 
 def test_bfloat16_reaches_its_caller(build_model):
-    """Requests bring float32, which is rounded, and get float32; beside it are other types."""
+    """A bfloat16 input takes float32, which is rounded, and a bfloat16 output is float32, also beside other types."""
     model = build_model(
         [
             helper.make_node("Cast", ["x"], ["wide"], to=Tensor.FLOAT),
@@ -185,7 +188,7 @@ def test_bfloat16_reaches_its_caller(build_model):
 
 
 def test_bfloat16_of_the_whole_batch(build_model):
-    """Inputs and outputs that the batch shares, scalars among them, are float32 too."""
+    """Shared bfloat16 inputs and outputs are float32 for the caller too, also if they are scalars."""
     model = build_model(
         [
             helper.make_node("Cast", ["x"], ["wide"], to=Tensor.FLOAT),
@@ -226,7 +229,10 @@ def test_bfloat16_with_binding_or_strings_is_rejected(build_model, identity, tmp
 
 @pytest.fixture(scope="module")
 def biased(build_model):
-    """y = x + bias · scale, where both have defaults, and a weight is declared as an input, as old exporters do."""
+    """Return a model of y = (x + bias · scale) · weight, in which all but x have defaults.
+
+    The weight is declared as an input, as old exporters do.
+    """
     return build_model(
         [
             helper.make_node("Mul", ["bias", "scale"], ["product"]),
@@ -250,7 +256,10 @@ def biased(build_model):
 
 @pytest.mark.parametrize("binding", ["off", "pageable"])
 def test_an_optional_input_may_be_left_out(biased, binding):
-    """Requests with it and without never share a batch: each caller's answer has its own value, or the default."""
+    """Each caller's result uses its own value of an optional input, or the default if the request omits the input.
+
+    Requests with and without the optional input do not share a batch.
+    """
     backend = OnnxBackend(biased, binding=binding)
     assert [str(spec) for spec in backend.inputs] == ["x float32[batch, 2]", "bias float32[batch, 2] (optional)"]
     bias = np.array([10, 20], F32)
@@ -264,7 +273,7 @@ def test_an_optional_input_may_be_left_out(biased, binding):
 
 
 def test_an_optional_input_is_checked(biased):
-    """What a request brings for it must fit, and what has no batch axis is none of a request's."""
+    """A request's optional input must match the model, and an input without a batch axis cannot be in a request."""
     x = np.zeros(2, F32)
     wrong = [{"x": x, "bias": np.zeros(3, F32)}, {"bias": x}, {"x": x, "weight": x}]
     for error, words in zip(
@@ -285,7 +294,10 @@ def test_an_optional_input_that_the_batch_shares(biased):
 
 
 def test_an_optional_input_beside_another_batch_axis(build_model):
-    """Without a name an array would be stacked on the first axis, so requests name their inputs there."""
+    """If an optional input has another batch axis than the required one, requests must name their inputs.
+
+    An array without a name would be stacked on the first axis.
+    """
     model = build_model(
         [helper.make_node("Add", ["x", "bias"], ["y"])],
         [("x", Tensor.FLOAT, [2, "batch"]), ("bias", Tensor.FLOAT, ["batch"])],
@@ -306,7 +318,7 @@ def test_an_optional_input_beside_another_batch_axis(build_model):
 
 @pytest.fixture(scope="module")
 def four(build_model):
-    """y = 2 x and its columns, for exactly four rows; a row of negative sum makes it fail."""
+    """Return a model for exactly four rows x, with the outputs y = 2 x, the columns of x, and the sum of x."""
     return build_model(
         [
             helper.make_node("Add", ["x", "x"], ["y"]),
@@ -321,7 +333,7 @@ def four(build_model):
 @pytest.mark.parametrize("binding", ["off", "pageable"])
 @pytest.mark.parametrize("rows", [1, 3, 4, 6])
 def test_a_fixed_batch_size_is_filled_with_copies(four, ramp, rows, binding):
-    """Copies fill up each batch, and their answers reach no caller."""
+    """Copies of rows fill up each batch of a fixed size, and no caller gets the results of the copies."""
     backend = OnnxBackend(four, outputs=["y", "columns"], binding=binding, warmup=[1])
     assert backend.max_batch_size == 4
     assert "4 rows a run" in repr(backend)
@@ -334,7 +346,7 @@ def test_a_fixed_batch_size_is_filled_with_copies(four, ramp, rows, binding):
 
 @pytest.mark.parametrize("rows", [2, 4, 5, 9])
 def test_a_fixed_batch_size_without_a_batcher(four, batch, ramp, rows):
-    """A batch of any size is answered in as many runs as it needs."""
+    """A model with a fixed batch size runs a batch of any size in as many runs as it needs."""
     results = answers(OnnxBackend(four, outputs=["y"]), batch(ramp(rows, 3)))
     assert np.array_equal(np.stack(results), ramp(rows, 3) * 2)
 
@@ -346,7 +358,7 @@ def test_a_fixed_batch_size_bounds_the_batcher(four):
 
 
 def test_outputs_of_a_whole_fixed_batch_are_rejected(four):
-    """They would have copies of a row in them."""
+    """A model with a fixed batch size cannot have outputs of the whole batch, which would include copies of rows."""
     with pytest.raises(ValueError, match="shared_outputs: expected none with a batch axis fixed at 4"):
         OnnxBackend(four, outputs=["y", "total"], shared_outputs=["total"])
     with pytest.raises(ValueError, match="batch axis of output 'total'"):
@@ -354,7 +366,7 @@ def test_outputs_of_a_whole_fixed_batch_are_rejected(four):
 
 
 def test_inputs_of_several_fixed_sizes_are_rejected(build_model):
-    """One size is the batch's only where all inputs have it."""
+    """A fixed size is the batch size only if all inputs have it."""
     for other in ([2, 3], ["batch", 3]):
         model = build_model(
             [helper.make_node("Identity", ["x"], ["y"]), helper.make_node("Identity", ["z"], ["w"])],
@@ -366,7 +378,7 @@ def test_inputs_of_several_fixed_sizes_are_rejected(build_model):
 
 
 def test_square_output_of_fixed_batch_needs_batch_axis(identity):
-    """Where two axes have the batch size, the user says which one has the rows."""
+    """If two axes of an output have the fixed batch size, the user must name the axis of the rows."""
     model = identity(Tensor.FLOAT, [4, 4])
     with pytest.raises(ValueError, match="several axes have the batch size 4"):
         OnnxBackend(model)
@@ -389,7 +401,7 @@ def test_a_bad_row_of_a_fixed_batch_fails_alone(build_model):
 
 
 def test_a_repository_with_a_fixed_batch_is_rejected(identity, tmp_path):
-    """Triton's batch dimension must be free."""
+    """A model with a fixed batch size cannot be batched by Triton, whose batch dimension must be free."""
     (tmp_path / "model.onnx").write_bytes(identity(Tensor.FLOAT, [4, 3]))
     with pytest.raises(ValueError, match=r"max_batch_size: expected 0, since .* has a batch axis fixed at 4"):
         write_model_repository(

@@ -1,4 +1,4 @@
-"""Loading a model: which sessions it gets, and what two loads with the same settings have in common."""
+"""Loading of a model: its sessions, and the difference between two loads with the same settings."""
 
 import attrs
 import numpy as np
@@ -28,7 +28,7 @@ LOADER = ModelLoader(
     binding=None,
     non_finite="allow",
 )
-"""With the defaults of `OnnxBackend`."""
+"""Loader with the defaults of `OnnxBackend`."""
 
 
 def sessions_of(model):
@@ -37,7 +37,7 @@ def sessions_of(model):
 
 @pytest.fixture
 def scaled(build_model):
-    """y = x * factor."""
+    """Return a model that computes y = x * factor."""
     return build_model(
         [helper.make_node("Mul", ["x", "factor"], ["y"])],
         [("x", Tensor.FLOAT, ("batch", 2)), ("factor", Tensor.FLOAT, ())],
@@ -46,7 +46,10 @@ def scaled(build_model):
 
 
 def test_cpu_workers_share_one_session(doubling, monkeypatch):
-    """onnxruntime allows several runs of a session at once; each session would have weights of its own."""
+    """Workers on the CPU share one session, because each session has its own copy of the weights.
+
+    onnxruntime allows several runs of a session at the same time.
+    """
     made, load = [], module.load
     monkeypatch.setattr(module, "load", lambda *arguments: made.append(load(*arguments)) or made[-1])
 
@@ -94,7 +97,7 @@ def test_each_load_makes_a_model_of_its_own(doubling):
 
 
 def test_a_model_has_copies_of_the_shared_inputs(scaled):
-    """What the caller writes into a shared input after the load does not reach the model."""
+    """A model does not see changes that the caller makes to a shared input after the load."""
     factor = np.array(3, F32)
     model = attrs.evolve(LOADER, shared_inputs={"factor": factor}).load(scaled)
 

@@ -1,4 +1,4 @@
-"""Models that leave memory and come back, alone and on a device that has no room for both."""
+"""Models that are unloaded and loaded again, alone and on a device whose memory does not hold both."""
 
 import asyncio
 import functools
@@ -14,7 +14,7 @@ from streaminfer.request import Batch, Request
 
 
 def on_a_loop(test):
-    """Run a test on an event loop in real time: sessions run in threads."""
+    """Return a test that runs on an event loop in real time, because sessions run in threads."""
 
     @functools.wraps(test)
     def run(*arguments, **options):
@@ -75,7 +75,7 @@ async def test_file_replaced_while_unloaded_counts_as_reload(assets, tmp_path):
 
 @on_a_loop
 async def test_a_reload_keeps_an_unloaded_model_unloaded(assets):
-    """A device that has evicted the model has given its memory to another one."""
+    """A reload of an unloaded model does not load it, because its device may have given the memory to another model."""
     backend = si.OnnxBackend(assets / "blaze_front.onnx")
     await backend.unload()
 

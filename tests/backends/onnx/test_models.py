@@ -1,4 +1,4 @@
-"""OnnxBackend on the real models of examples/assets: batched answers equal single ones."""
+"""OnnxBackend on the real models of examples/assets: batched results equal single ones."""
 
 import asyncio
 import wave
@@ -32,7 +32,7 @@ def front(assets):
 
 @pytest.fixture(scope="module")
 def speech(assets):
-    """One row of samples per stream, each from another second of the recording."""
+    """Return one row of samples per stream, each from another second of the recording."""
     with wave.open(str(assets / "librivox_0870.wav")) as file:
         assert (file.getframerate(), file.getsampwidth(), file.getnchannels()) == (16000, 2, 1)
         samples = np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.float32) / 32768
@@ -40,7 +40,7 @@ def speech(assets):
 
 
 def chunk(speech, number):
-    """64 samples of context and 512 new ones, of every stream."""
+    """Return a row per stream: 64 samples of context and the 512 new samples of a chunk."""
     padded = np.pad(speech, ((0, 0), (64, 0)))
     return np.ascontiguousarray(padded[:, 512 * number : 512 * number + 576])
 
@@ -50,7 +50,7 @@ def requests(inputs, states):
 
 
 async def follow_batched(backend, speech):
-    """Every stream in one batch a chunk, its state (axis 1) carried on."""
+    """Return the results of each chunk, with all streams in one batch; states (axis 1) carry over to the next chunk."""
     states = [np.zeros((2, 128), np.float32)] * STREAMS
     answers = []
     for number in range(CHUNKS):
@@ -94,7 +94,7 @@ def test_batched_streams_equal_single_streams(silero, speech):
                 assert ours.shape == theirs.shape == shape
                 np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
     probabilities = [[row["output"][0] for row in rows] for rows in batched]
-    assert np.max(probabilities) > 0.9  # it is speech, and the state makes the model find it
+    assert np.max(probabilities) > 0.9  # the recording is speech, which the model detects with its state
     assert silero.statistics().rows == CHUNKS * STREAMS * 2
 
 

@@ -28,9 +28,9 @@ def answers(backend, batch):
 
 @pytest.fixture(scope="session")
 def detector(build_model):
-    """A model of ``x[batch, 3]`` with the outputs that a detector has.
+    """Return a model of ``x[batch, 3]`` with the outputs of a detector.
 
-    doubled: ``[batch, 3]``; columns: ``[3, batch]``; found: the places of all positive values in the batch,
+    doubled: ``[batch, 3]``; columns: ``[3, batch]``; found: the indices of all positive values in the batch,
     ``[K, 2]``; anchors: a constant ``[5, 2]``; total: a scalar.
     """
     nodes = [
@@ -68,7 +68,7 @@ def test_an_output_without_the_batch_symbol(detector, name):
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 5])
 def test_outputs_reach_their_rows(detector, batch, ramp, rows):
-    """Rows come from the declared axis; an output of the whole batch reaches each caller whole, at any batch size."""
+    """Each caller gets its row on an output's declared axis, and the whole of a shared output, at any batch size."""
     backend = OnnxBackend(detector, shared_outputs=("found", "anchors", "total"))
     assert [spec.batch_axis for spec in backend.outputs] == [0, 1, None, None, None]
     x = ramp(rows, 3) - 1
@@ -82,7 +82,7 @@ def test_outputs_reach_their_rows(detector, batch, ramp, rows):
 
 
 def test_a_shared_output_is_read_only(detector, batch, ramp):
-    """A caller cannot change what the others got."""
+    """A shared output is read-only, so that no caller can change the output of the others."""
     first, second = answers(OnnxBackend(detector, outputs=["anchors"], shared_outputs=["anchors"]), batch(ramp(2, 3)))
     with pytest.raises(ValueError, match="read-only"):
         first[0] = 7
@@ -90,7 +90,7 @@ def test_a_shared_output_is_read_only(detector, batch, ramp):
 
 
 def test_each_caller_gets_a_copy_of_a_shared_sequence(build_model, batch, ramp):
-    """What one caller does to the list reaches no other, and its arrays are read-only."""
+    """Each caller gets its own copy of a shared list, whose arrays are read-only."""
     rows = helper.make_tensor_sequence_value_info("rows", Tensor.FLOAT, None)
     split = helper.make_node("SplitToSequence", ["x"], ["rows"], axis=0, keepdims=0)
     model = build_model([split], [("x", Tensor.FLOAT, ["batch", 3])], [rows])
@@ -102,10 +102,7 @@ def test_each_caller_gets_a_copy_of_a_shared_sequence(build_model, batch, ramp):
 
 
 def test_shared_mappings_are_copied_per_caller(build_model, batch, ramp):
-    """Each caller gets its own copy of a shared sequence of mappings.
-
-    The mappings of a classifier's probabilities too.
-    """
+    """Each caller gets its own copies of the mappings in a shared sequence, such as a classifier's probabilities."""
     probabilities = helper.make_map_type_proto(Tensor.INT64, helper.make_tensor_type_proto(Tensor.FLOAT, []))
     output = helper.make_value_info("z", helper.make_sequence_type_proto(probabilities))
     zip_map = helper.make_node("ZipMap", ["x"], ["z"], domain="ai.onnx.ml", classlabels_int64s=[7, 8, 9])
@@ -116,7 +113,7 @@ def test_shared_mappings_are_copied_per_caller(build_model, batch, ramp):
 
 
 def test_outputs_are_chosen_in_order(detector, batch, ramp):
-    """`outputs` chooses what is computed; one output alone is an array, not a mapping."""
+    """`outputs` chooses the outputs and their order; a single output is an array, not a mapping."""
     backend = OnnxBackend(detector, outputs=("columns", "doubled"))
     assert [spec.name for spec in backend.outputs] == ["columns", "doubled"]
     assert [list(row) for row in answers(backend, batch(ramp(2, 3)))] == [["columns", "doubled"]] * 2
@@ -125,7 +122,7 @@ def test_outputs_are_chosen_in_order(detector, batch, ramp):
 
 
 def test_chosen_outputs_with_kept_memory(detector, batch, ramp):
-    """Bound runs compute the chosen outputs only, and give shared ones whole."""
+    """Runs with bound memory return only the chosen outputs, and shared outputs whole."""
     backend = OnnxBackend(detector, outputs=("doubled", "anchors"), shared_outputs=("anchors",), binding="pageable")
     for row, result in zip(ramp(2, 3), answers(backend, batch(ramp(2, 3))), strict=True):
         assert np.array_equal(result["doubled"], row * 2)
@@ -133,7 +130,10 @@ def test_chosen_outputs_with_kept_memory(detector, batch, ramp):
 
 
 def test_fingerprint_tells_outputs_apart(detector):
-    """Backends that return other outputs, or share others, have other fingerprints."""
+    """Backends that return or share different outputs have different fingerprints.
+
+    Naming the declared batch axis does not change the fingerprint.
+    """
     shared = ("found", "anchors", "total")
     settings = [
         {"shared_outputs": shared},
@@ -163,13 +163,13 @@ def test_fingerprint_tells_outputs_apart(detector):
     ],
 )
 def test_invalid_output_arguments_are_rejected(detector, settings, error, words):
-    """Arguments about outputs are checked by the constructor."""
+    """The constructor checks the arguments about outputs."""
     with pytest.raises(error, match=words):
         OnnxBackend(detector, **settings)
 
 
 def test_user_names_the_axis_if_two_have_the_symbol(build_model, batch, ramp):
-    """A matrix of each row with each other has its rows where the user says."""
+    """If two axes of an output have the batch size, its rows are on the axis that the user names."""
     model = build_model(
         [helper.make_node("Transpose", ["x"], ["t"], perm=[1, 0]), helper.make_node("MatMul", ["x", "t"], ["y"])],
         [("x", Tensor.FLOAT, ["batch", 3])],
@@ -182,7 +182,7 @@ def test_user_names_the_axis_if_two_have_the_symbol(build_model, batch, ramp):
 
 
 def test_free_sizes_without_names_need_a_batch_axis(identity, batch, ramp):
-    """A size without a name is equal to no other; the user names the axis."""
+    """A size without a name equals no other size, so the user must name the batch axis of an output."""
     model = identity(Tensor.FLOAT, [None, 3])
     with pytest.raises(ValueError, match=r"no axis has the batch size \? of the inputs"):
         OnnxBackend(model)
@@ -190,7 +190,7 @@ def test_free_sizes_without_names_need_a_batch_axis(identity, batch, ramp):
 
 
 def test_batch_axis_fixed_at_one(build_model, batch, ramp):
-    """If the inputs' batch axis is fixed at 1, an output's is 1 too; another first axis is rejected."""
+    """If the inputs' batch axis is fixed at 1, an output's must be 1 too; another size is rejected."""
     outputs = [("y", Tensor.FLOAT, [1, 3]), ("found", Tensor.INT64, [2, "K"])]
     nodes = [helper.make_node("Identity", ["x"], ["y"]), helper.make_node("NonZero", ["x"], ["found"])]
     model = build_model(nodes, [("x", Tensor.FLOAT, [1, 3])], outputs)
@@ -231,9 +231,12 @@ def test_a_stack_gives_each_caller_its_rows(detector, ramp):
 
 @pytest.mark.parametrize("around", [lambda backend: backend, si.CircuitBreaker().wrap], ids=["alone", "in a breaker"])
 def test_outputs_of_the_whole_batch_exclude_filling_up(detector, around):
-    """They would have the copies in them that fill a batch up to one of `preferred_sizes`."""
+    """A model with outputs of the whole batch cannot be batched with `preferred_sizes`.
+
+    Its outputs would contain the copies that fill a batch up to a preferred size.
+    """
     batcher = si.AdaptiveBatcher(max_batch_size=4, preferred_sizes=[4])
     backend = OnnxBackend(detector, outputs=("doubled", "total"), shared_outputs=("total",))
     with pytest.raises(ValueError, match="preferred_sizes: expected None for a model with outputs of the whole batch"):
         batcher.wrap(around(backend))
-    batcher.wrap(around(OnnxBackend(detector, outputs=("doubled",))))  # it is not taken
+    batcher.wrap(around(OnnxBackend(detector, outputs=("doubled",))))  # without `total`

@@ -1,4 +1,4 @@
-"""Hot swap of an ONNX model: no request is lost, each answer is its model's, and whatever fails changes nothing."""
+"""Hot swap of an ONNX model: no request is lost, no models are mixed, and a failed swap changes nothing."""
 
 import asyncio
 import gc
@@ -30,7 +30,7 @@ SWAPS = 50
 
 
 def scaling(factor, *, size=4, output="y", symbol="batch"):
-    """y = factor * x, of ``[batch, size]``."""
+    """Return a model that computes y = factor * x, of ``[batch, size]``."""
     value = np.full(size, factor, F32)
     graph = helper.make_graph(
         [helper.make_node("Mul", ["x", "weights"], [output])],
@@ -47,7 +47,7 @@ def ones(rows=1, size=4):
 
 
 async def factor_of(backend):
-    """What the backend multiplies with."""
+    """Return the factor by which the backend's model multiplies."""
     return float((await backend.infer(ones()))[0][0])
 
 
@@ -56,7 +56,7 @@ def run(main):
 
 
 class Held(onnxruntime.InferenceSession):
-    """A session whose runs wait until they are let go."""
+    """Session whose runs wait until the test lets them continue."""
 
     def __init__(self, *arguments, **keywords):
         super().__init__(*arguments, **keywords)
@@ -72,7 +72,7 @@ class Held(onnxruntime.InferenceSession):
 
 @pytest.fixture
 def sessions(monkeypatch):
-    """The sessions that were made, whose runs can be held."""
+    """Return the list of sessions that are made; the test can hold their runs."""
     made = []
 
     def make(*arguments, **keywords):
@@ -123,9 +123,9 @@ def test_running_batch_ends_on_the_model_that_began_it(sessions):
 
 
 def test_new_model_runs_each_shape_before_it_serves(sessions):
-    """A reload runs each known shape on the new model before that model serves.
+    """A reload runs each known shape on each worker of the new model before that model serves.
 
-    On each worker, while the old model serves.
+    The old model serves meanwhile.
     """
     shapes = []
 
@@ -154,7 +154,7 @@ def test_new_model_runs_each_shape_before_it_serves(sessions):
 def test_shape_first_run_during_reload():
     """A shape may run for the first time during a reload.
 
-    The worker threads note them while the reload looks at what they have run.
+    The worker threads add it to their record of shapes while the reload reads the record.
     """
 
     class Name(str):
@@ -162,7 +162,7 @@ def test_shape_first_run_during_reload():
 
         def __hash__(self):
             if noted:
-                shapes[(("x", (next(sizes), 4), np.dtype(F32)),)] = None  # as a thread does that has run it
+                shapes[(("x", (next(sizes), 4), np.dtype(F32)),)] = None  # like a thread after the run
             return super().__hash__()
 
     noted = False
@@ -181,7 +181,7 @@ def test_shape_first_run_during_reload():
 def test_replacement_worker_has_its_own_shape_memory():
     """A worker that replaces a hung one copies its record of shapes instead of sharing it.
 
-    The thread that hangs may note what it has run at the same moment.
+    The hung thread may still add a shape to its record.
     """
     worker = OnnxBackend(scaling(2.0))._serving.model.workers[0]
     worker.shapes[(("x", (3, 4), np.dtype(F32)),)] = None
@@ -212,7 +212,7 @@ def test_a_failed_reload_keeps_the_old_model(source, what):
             await backend.reload(3)
         assert await factor_of(backend) == 2.0
         assert (backend.fingerprint, backend.fingerprint_changes()) == (before, 0)
-        await backend.reload(scaling(3.0, symbol="n"))  # names of free sizes say nothing
+        await backend.reload(scaling(3.0, symbol="n"))  # names of free sizes do not matter
         assert await factor_of(backend) == 3.0
         await backend.stop()
 
@@ -220,7 +220,7 @@ def test_a_failed_reload_keeps_the_old_model(source, what):
 
 
 def gathering(table, first=1):
-    """y = table[x - first]: an index out of the table fails."""
+    """Return a model that computes y = table[x - first], and fails if the index is outside the table."""
     graph = helper.make_graph(
         [helper.make_node("Sub", ["x", "first"], ["i"]), helper.make_node("Gather", ["table", "i"], ["y"])],
         "gathering",
@@ -243,7 +243,7 @@ def test_model_failing_where_old_one_runs_is_rejected():
         assert [float(row) for row in await backend.infer(batch)] == [20.0, 10.0]
         before = backend.fingerprint
         with pytest.raises(BackendError, match=r"failed on a batch of 2"):
-            await backend.reload(gathering([]))  # zeros become -1, which is an index of the other table
+            await backend.reload(gathering([]))  # zeros become -1, an index of the old table only
         assert backend.fingerprint == before
         assert [float(row) for row in await backend.infer(batch)] == [20.0, 10.0]
         await backend.stop()
@@ -254,7 +254,7 @@ def test_model_failing_where_old_one_runs_is_rejected():
 def test_failure_counts_if_old_model_is_unloaded():
     """A new model that fails its trial run is rejected if the old model is not in memory.
 
-    What the old model takes is not known then; that it fails on zeros itself keeps nothing out.
+    Without the old model, the reload cannot find out that the old model fails on zeros too.
     """
 
     async def main():
@@ -286,7 +286,7 @@ def test_cuda_graphs_stay_with_their_thread():
 def test_zeros_rejected_by_both_models_are_ignored():
     """If the old model rejects zeros too, the new model's failure on them does not prevent the reload.
 
-    A model need not take zeros: here they are indices before the table.
+    A model need not accept zeros: here they are indices before the table.
     """
 
     async def main():
@@ -320,7 +320,7 @@ def test_reload_while_stopped_applies_to_next_start():
 
 
 def test_a_reload_keeps_the_first_shared_inputs(build_model):
-    """What the caller has written into a shared input since the start does not reach the next model."""
+    """A reload uses the shared inputs of the constructor, even if the caller has since changed its array."""
     model = build_model(
         [helper.make_node("Mul", ["x", "factor"], ["y"])],
         [("x", TensorProto.FLOAT, ("batch", 4)), ("factor", TensorProto.FLOAT, ())],
@@ -339,7 +339,7 @@ def test_a_reload_keeps_the_first_shared_inputs(build_model):
 
 
 def test_reloads_take_effect_in_call_order(monkeypatch):
-    """Reloads take effect in the order of their calls. Whichever loads first."""
+    """Reloads load and take effect in the order of their calls; a cancelled reload does neither."""
     load = ModelLoader.load
     loads = []
 
@@ -395,7 +395,7 @@ def test_reload_cancelled_while_loading_has_no_effect(monkeypatch):
     ids=["session", "warm-up", "shape"],
 )
 def test_a_cancelled_reload_stops_after_its_step(monkeypatch, expected):
-    """Its thread makes no other session, and runs no other batch, than the one at which it was cancelled."""
+    """The thread of a cancelled reload completes its current step, and then makes no session and runs no batch."""
     began, goes_on, thread = threading.Event(), threading.Event(), []
     steps = []
 
@@ -469,7 +469,7 @@ asyncio.run(main())
 def test_forked_process_ignores_reload_of_its_parent():
     """A forked process does not wait for a reload that its parent has begun.
 
-    A reload in the fork makes sessions of its own.
+    A reload in the forked process makes sessions of its own.
     """
 
     async def main():
@@ -509,9 +509,9 @@ def test_reloads_from_several_event_loops():
 
 
 def test_batch_of_several_runs_survives_unload(sessions):
-    """A batch of several runs completes even though its model is unloaded meanwhile.
+    """A batch of several runs completes even if its model is unloaded meanwhile.
 
-    A model of one row a run keeps its session until the last row of the batch.
+    A model that runs one row at a time keeps its session until the last row of the batch.
     """
 
     async def main():
@@ -543,7 +543,7 @@ def test_an_old_model_is_dropped_with_its_last_batch(sessions):
 
 
 def test_model_without_fingerprint_is_rejected(tmp_path, monkeypatch):
-    """A reload rejects a model without a fingerprint if the present model has one."""
+    """A reload rejects a model without a fingerprint if the current model has one."""
     monkeypatch.chdir(tmp_path)
     onnx.save(
         onnx.ModelProto.FromString(scaling(3.0, size=64)),
@@ -567,7 +567,7 @@ def test_model_without_fingerprint_is_rejected(tmp_path, monkeypatch):
 def test_fifty_swaps_under_load_lose_and_mix_nothing():
     """Fifty swaps under load lose no request and mix no models.
 
-    Each answer is of a model that served during the call; what a cache keeps is of the model in its key.
+    Each response is of a model that served during the call, and each stored response is of the model in its key.
     """
     models = {factor: scaling(float(factor)) for factor in range(2, 2 + SWAPS)}
     marks = {OnnxBackend(model).fingerprint: factor for factor, model in models.items()}
@@ -605,7 +605,7 @@ def test_fifty_swaps_under_load_lose_and_mix_nothing():
             clients = [asyncio.create_task(load(client)) for client in range(12)]
             for model in models.values():
                 await backend.reload(model)
-                enough = answered + 40  # so that some of them began and ended on this model
+                enough = answered + 40  # so that some requests begin and end on this model
                 while answered < enough and not lost:
                     progress.clear()
                     await progress.wait()
@@ -623,7 +623,8 @@ def test_fifty_swaps_under_load_lose_and_mix_nothing():
 def test_old_response_is_not_stored_under_new_key(sessions):
     """A response of the old model is not stored under the fingerprint of the new one.
 
-    Nor the new one's under the old fingerprint, and back: a number tells, not the fingerprint.
+    It is not stored either if the model changes and changes back meanwhile: the cache compares the number of changes,
+    not the fingerprint.
     """
 
     async def main():
@@ -708,7 +709,7 @@ print(resident() - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_eight_sessions_need_the_memory_of_one():
-    """48 MB of weights: eight copies would be 340 MB more."""
+    """Eight sessions share one copy of the weights, which are 48 MB; eight copies would be 340 MB more."""
     grown = [
         float(subprocess.run([sys.executable, "-c", MEMORY, count], check=True, capture_output=True, text=True).stdout)
         for count in ("1", "8")

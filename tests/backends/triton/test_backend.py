@@ -117,7 +117,7 @@ def test_pipelined_batches_keep_rows_apart(connect):
 def test_missing_model_is_an_error_at_start(connect, arguments, error, message):
     """A model or version that the server lacks is an error at each start."""
     backend = connect(**arguments)
-    for _ in range(2):  # nothing of the first start is left
+    for _ in range(2):  # a failed start leaves nothing
         with pytest.raises(error, match=message):
             asyncio.run(backend.start())
 
@@ -259,7 +259,7 @@ def test_stop_drains_or_ends_calls_and_can_restart(connect):
             await backend.stop()
             with pytest.raises(Closed):
                 await backend.infer(batch(slow))
-            # the call that a draining stop waited for is counted, and stays so
+            # the call for which the draining stop waited stays counted
             assert backend.statistics().round_trip_s >= 0.15
         assert len(asyncio.all_tasks()) == 1
 
@@ -277,7 +277,7 @@ def test_use_from_another_event_loop_is_rejected(connect):
     async def scenario():
         async with running(backend):
             await asyncio.to_thread(asyncio.run, elsewhere())
-        # the thread of to_thread is not ours to leave behind
+        # the thread of to_thread must not outlive the test
         await asyncio.get_running_loop().shutdown_default_executor()
 
     asyncio.run(scenario())
@@ -304,7 +304,7 @@ def test_stream_steps_are_a_sequence_of_the_server(connect):
 
 
 def test_a_lost_sequence_is_ended_at_the_server(connect):
-    """It would keep its place there for five seconds after its last step."""
+    """The backend ends a lost sequence, which would otherwise keep its place for five seconds after its last step."""
 
     async def scenario():
         async with running(connect("accumulate")) as backend:
@@ -315,7 +315,7 @@ def test_a_lost_sequence_is_ended_at_the_server(connect):
             parameters = {"sequence_id": lost, "sequence_start": False, "sequence_end": False}
             with pytest.raises(ServerError, match="must specify the START flag"):
                 async with asyncio.timeout(20):
-                    while True:  # each step of it makes it last
+                    while True:  # each step prolongs the life of the sequence
                         await session.infer({"x": np.array([[1]])}, 1, parameters, 5.0, batched=True)
 
     asyncio.run(scenario())
@@ -354,7 +354,7 @@ def test_forgotten_sequence_is_lost_and_starts_again(connect, triton):
 
 
 def waiting_requests(triton, model):
-    """How many requests a model's queue in the server holds."""
+    """Return the number of requests in a model's queue in the server."""
     with urllib.request.urlopen(triton.metrics_url) as answer:  # noqa: S310 - loopback
         text = answer.read().decode()
     series = rf'^nv_inference_pending_request_count{{model="{model}".*}} (\S+)$'
@@ -401,7 +401,7 @@ def test_server_statistics_are_read(connect):
                 await backend.infer(batch({"x": floats(2, 1), "sleep_ms": np.full((2, 1), 30, np.int32)}))
             async with asyncio.timeout(20):
                 while (times := await backend.read_statistics()).requests < 3:
-                    await asyncio.sleep(0.01)  # the server counts a request after it has answered it
+                    await asyncio.sleep(0.01)  # the server counts a request after its response
             assert (times.requests, times.rows) == (3, 6)
             assert 0.025 < times.compute_s < 5
             said = backend.statistics()
@@ -410,7 +410,7 @@ def test_server_statistics_are_read(connect):
             assert said.server_error == ""
             parts = said.parts()
             assert set(parts) == {"server queue", "server compute", "transport"}
-            # the server may count longer than the answer took
+            # the server's own times may exceed the round trip
             assert sum(parts.values()) == pytest.approx(max(said.round_trip_s, times.queue_s + times.compute_s))
 
     asyncio.run(scenario())
@@ -601,8 +601,8 @@ def test_a_connection_that_fell_silent_is_replaced(triton, protocol):
             backend = TritonBackend(proxy.url, "affine", protocol=protocol, statistics_every_s=None)
             async with running(backend):
                 await backend.infer(batch(floats(1, 1)))
-                proxy.forget()  # what is connected is never heard of again; new connections are served
-                silent_s = 2.5  # by then, calls that ran out of time have made gRPC's next one a new connection
+                proxy.forget()  # existing connections stay silent; new connections are served
+                silent_s = 2.5  # by then, calls that timed out have made gRPC open a new connection
                 end_s = asyncio.get_running_loop().time() + silent_s
                 with pytest.raises(DeadlineExceeded):
                     await backend.infer(batch(floats(1, 1), soon(0.3)))
@@ -647,7 +647,7 @@ def test_reconnects_are_quick_and_pings_are_optional():
 
 
 def test_unknown_shared_memory_is_registered_again(connect):
-    """Shared memory that the server no longer knows is registered again, and the batch succeeds."""
+    """Shared memory that the server has forgotten is registered again, and the batch succeeds."""
 
     async def scenario():
         async with running(connect("affine", shared_memory=True)) as backend:
@@ -661,7 +661,7 @@ def test_unknown_shared_memory_is_registered_again(connect):
 
 
 def test_batcher_measures_before_it_accepts_requests(connect):
-    """What the server says of the model is enough for zeros; none of it is counted as a batch."""
+    """A batcher measures zeros of the shape in the model's metadata, and its measurements do not count as batches."""
 
     async def scenario():
         backend = connect("mlp")

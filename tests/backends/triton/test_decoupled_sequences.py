@@ -59,9 +59,9 @@ class TritonPythonModel:
 
 @pytest.fixture(scope="module")
 def sums(_servers):
-    """A Triton of its own with such a model, which has a place for one sequence; each test leaves it free.
+    """Run a separate Triton with such a model, which has a place for one sequence; each test leaves the place free.
 
-    Triton 2.51 may never unload a decoupled model one of whose streams was left, so this ends with its server.
+    Triton 2.51 may never unload a decoupled model if one of its streams was left, so the model ends with its server.
     """
     from servers.triton_server import TritonServer
 
@@ -76,7 +76,7 @@ def sums(_servers):
 
 @pytest.fixture
 def running(sums):
-    """Run a scenario with a backend of the model."""
+    """Return a function that runs a scenario with a backend of the model."""
 
     def run(scenario):
         async def main():
@@ -101,7 +101,10 @@ async def responses(backend, request):
 
 
 def test_a_stream_of_responses_is_a_step_of_a_sequence(running):
-    """Steps go one at a time, in order; a late one that was not sent costs nothing, and the last one ends the state."""
+    """Steps with streams of responses run one at a time and in order.
+
+    A step that is too late to be sent does not change the state, and `end_stream` ends it.
+    """
 
     async def scenario(backend):
         assert await responses(backend, step(1)) == [1]
@@ -120,7 +123,10 @@ def test_a_stream_of_responses_is_a_step_of_a_sequence(running):
 
 
 def test_a_batch_step_must_have_one_response(running):
-    """The second step of this model has two, which is an error that loses the sequence."""
+    """A step of a batch that has more than one response is an error that loses the sequence.
+
+    The second step of this model has two responses.
+    """
 
     async def scenario(backend):
         async def infer():
@@ -141,12 +147,12 @@ def test_a_batch_step_must_have_one_response(running):
 def test_step_left_before_its_end_loses_sequence(running):
     """A step that its caller leaves before the last response loses the sequence.
 
-    Steps behind it end with an error, and the server has its only place for the next sequence at once.
+    Steps queued behind it end with an error, and the server's only place is free for the next sequence at once.
     """
 
     async def scenario(backend):
         for _ in range(2):
-            assert await responses(backend, step(1)) == [1]  # as long as it has no place, it has no response
+            assert await responses(backend, step(1)) == [1]  # a sequence without a place gets no response
             async with contextlib.aclosing(backend.stream(step(1))) as left:
                 assert (await anext(left)).tolist() == [2]
                 behind = asyncio.create_task(responses(backend, step(1)))

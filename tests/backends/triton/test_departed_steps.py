@@ -1,4 +1,4 @@
-"""Steps of sequences whose callers leave while others of their batch wait; without a server."""
+"""Steps of sequences whose callers leave while other callers of the batch wait; without a server."""
 
 import asyncio
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ from streaminfer.request import Batch, Request
 
 
 class WatchedBatch(Batch):
-    """A batch of one step of each of some streams, of which a test says who has left."""
+    """Batch of one step for each given stream; the test sets which callers have left."""
 
     __slots__ = ("departed",)
 
@@ -27,7 +27,7 @@ class WatchedBatch(Batch):
 
 
 class Server:
-    """A session whose steps wait for the test; it knows how many steps each sequence has taken."""
+    """Session whose steps wait for the test, and which counts the steps of each sequence."""
 
     def __init__(self):
         self.model = SimpleNamespace(by_row=True, decoupled=False, max_batch_size=8, priority_levels=0)
@@ -56,7 +56,7 @@ async def settle():
 
 
 async def step(splitter, server, stream):
-    """Run one step alone."""
+    """Run one step of a stream alone, and return its number in the sequence."""
     running = asyncio.create_task(splitter.infer(WatchedBatch(stream)))
     await settle()
     await server.open_gate(-1)
@@ -65,7 +65,7 @@ async def step(splitter, server, stream):
 
 @pytest.fixture
 def scripted():
-    """A function that runs a scenario with a splitter and its server."""
+    """Return a function that runs a scenario with a splitter and its server."""
 
     def run(scenario):
         async def main():
@@ -95,7 +95,7 @@ def test_step_with_cancelled_caller_loses_its_sequence(scripted):
 
 
 def test_steps_queued_behind_a_lost_step_are_lost(scripted):
-    """They wait in the backend for their turn, and the model never sees them."""
+    """A step that is queued in the backend behind a lost step is lost too, and never reaches the model."""
 
     async def scenario(splitter, server):
         batch = WatchedBatch("a", "b")
@@ -116,7 +116,7 @@ def test_steps_queued_behind_a_lost_step_are_lost(scripted):
 def test_caller_that_leaves_after_step_loses_sequence(scripted):
     """A caller that leaves after its step has completed loses its sequence.
 
-    Its batch still runs for others; a later step of the stream in the batch is lost too.
+    Its batch still runs for other callers; a later step of the stream in the batch is lost too.
     """
 
     async def scenario(splitter, server):
@@ -139,7 +139,7 @@ def test_caller_that_leaves_after_step_loses_sequence(scripted):
 def test_batch_cancelled_after_a_step_loses_sequence(scripted):
     """A batch that is cancelled after one of its steps has completed loses the sequence of that step.
 
-    A step that has completed is as unknown to its caller as one that was cut short.
+    Its caller does not know whether the step completed or was interrupted.
     """
 
     async def scenario(splitter, server):
@@ -157,9 +157,9 @@ def test_batch_cancelled_after_a_step_loses_sequence(scripted):
 
 
 def test_stream_with_long_step_is_not_evicted():
-    """A stream whose step took long does not become idle at once, and is not forgotten for another stream.
+    """A stream is not evicted for another stream right after a step that took long.
 
-    The server has seen it when the step completed, and not when it came.
+    Its idle time begins when the step completes, not when the step arrives.
     """
 
     async def main():

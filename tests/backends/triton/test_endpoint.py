@@ -151,7 +151,7 @@ def test_headers_function_is_called_for_each_request():
 def test_header_values_are_scrubbed_from_server_text(sent, text, shown):
     """Values of headers are removed from the text that a server returns.
 
-    The whole value goes first, and what is too short to be a secret stays.
+    The whole value is removed first, and a value that is too short to be a secret stays.
     """
     assert scrub(text, sent) == shown
 

@@ -1,4 +1,4 @@
-"""What servers and proxies say of a failure, however odd, is read."""
+"""Retry times and texts of the failures that servers and proxies report, in any form."""
 
 import pytest
 
@@ -21,7 +21,7 @@ from streaminfer.errors import Overloaded
     ids=str,
 )
 def test_retry_after_is_seconds_or_a_date(said, after_s):
-    """It is a number of seconds or a date; what is neither says nothing."""
+    """The retry time is a number of seconds or a date; any other value is ignored."""
     assert retry_after(said) == after_s
 
 
@@ -30,7 +30,7 @@ def test_retry_after_is_seconds_or_a_date(said, after_s):
 def test_full_queue_passes_on_retry_after(status, text, after_s):
     """The error of a full queue has the retry time that the server states, if any.
 
-    Where it says nothing, the time is unknown, which is not at once.
+    If the server states none, the time is unknown, which does not mean a retry at once.
     """
     error = from_status(ServerError(status, text, after_s), "m")
     assert isinstance(error, Overloaded)
@@ -48,5 +48,5 @@ def test_full_queue_passes_on_retry_after(status, text, after_s):
     ids=["triton", "fastapi", "html", "deep"],
 )
 def test_unparsable_error_body_is_quoted(body, text):
-    """A body that is no JSON, or is nested too deep for a parser, is quoted."""
+    """The error text is the message in a JSON body; a body that is not JSON, or is nested too deeply, is quoted."""
     assert _error_text(body) == text

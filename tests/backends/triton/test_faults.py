@@ -1,7 +1,7 @@
-"""TritonBackend behind breaker and router while a real server, or the way to it, breaks: `servers.drill` says how.
+"""TritonBackend behind a breaker and a router while a real server, or the network to it, fails; see `servers.drill`.
 
-Here each fault strikes once; `benchmarks/run.py triton_faults` lets each strike twenty times and measures how late
-the latest request is, which a busy machine must not decide here.
+Here each fault is injected once. `benchmarks/run.py triton_faults` injects each twenty times, and measures the delay of
+the latest request; these tests do not, because a busy machine would make them fail.
 """
 
 import asyncio
@@ -24,7 +24,10 @@ ON_HTTP = ("port closed", "garbage", "network stalls")
 
 @pytest.fixture(scope="module", autouse=True)
 def _loaded_once(_fragile_triton):
-    """What a process compiles, loads and starts once is no leak, and need not be looked through again and again."""
+    """Compile, load and start everything that a process needs once, so that the tests do not count it as a leak.
+
+    The garbage collector then ignores these objects, and does not visit them again and again.
+    """
     si.warmup()
 
     async def ask(protocol, url):
@@ -38,7 +41,7 @@ def _loaded_once(_fragile_triton):
 
 
 def held_in_the_end(before):
-    """What is held once gRPC's own threads have closed the sockets of channels that ended; or when patience ends."""
+    """Return what is held when gRPC's own threads have closed the sockets of ended channels, or after `PATIENCE_S`."""
     give_up_s = time.monotonic() + PATIENCE_S
     while (held := held_now()).files > before.files and time.monotonic() < give_up_s:
         time.sleep(0.01)
@@ -46,14 +49,14 @@ def held_in_the_end(before):
 
 
 def check_callers(report):
-    """Every request ended, with the right response or an error of ours."""
+    """Check that every request ended with the right response or with an error of streaminfer."""
     assert report.endless == 0
     assert [one for one in report.endings if not one.typed] == []
     assert [one for one in report.endings if not one.right] == []
 
 
 def strike(name, server, protocol="grpc", **options):
-    """One round; checks what holds of every fault."""
+    """Run one round of a fault, check what holds for every fault, and return the report."""
 
     def backend(url):
         return TritonBackend(url, "mlp", protocol=protocol, **options)
@@ -115,7 +118,7 @@ def test_faults_over_http(fragile_triton, name):
 def test_shared_memory_in_use_is_not_reused(fragile_triton, name):
     """Shared memory is not given to another batch while the server may still write to it.
 
-    A thawed server answers late, into memory: answers that are wrong would show that another batch had it.
+    A thawed server writes its late responses into memory; a wrong response would show that another batch uses it.
     """
     report = strike(name, fragile_triton, shared_memory=True)
     assert report.count("mended", routed=True)["triton"] > 0

@@ -1,6 +1,6 @@
-"""TritonBackend as the client of an inference service behind an endpoint: a gateway before three real servers.
+"""TritonBackend as the client of a gateway in front of three real servers, one at a time.
 
-The gateway ends TLS with certificates of `trustme`, wants a token, and announces limits.
+The gateway terminates TLS with certificates of `trustme`, requires a token, and announces limits.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ def target(request, protocol):
 
 @pytest.fixture(scope="module")
 def ca(tmp_path_factory):
-    """An authority's file, and two certificates of it: a server's and a client's."""
+    """Return a folder with an authority's certificate and two that it issued: a server's and a client's."""
     folder, authority = tmp_path_factory.mktemp("trustme"), trustme.CA()
     authority.cert_pem.write_to_path(folder / "ca.pem")
     for name in ("localhost", "client"):
@@ -96,7 +96,7 @@ def test_a_wrong_token_is_reported_but_not_shown(target, protocol, tls, ca):
 
 
 def test_a_stream_of_responses_brings_the_token():
-    """So that a decoupled model answers behind a service that wants one."""
+    """A stream of responses sends the token, so that a decoupled model works behind a gateway that requires a token."""
     tokens = []
 
     class Service(grpc.GenericRpcHandler):
@@ -124,7 +124,7 @@ def test_a_stream_of_responses_brings_the_token():
 def test_close_ends_calls_of_silent_connection():
     """Closing a transport ends the calls of a connection that fell silent.
 
-    A call that has much time left does not outlive its transport, though later calls got a new connection.
+    A call with much time left does not outlive its transport, even if later calls use a new connection.
     """
 
     class Service(grpc.GenericRpcHandler):

@@ -1,4 +1,4 @@
-"""What the environment tells an HTTP connection: the proxy of an encrypted one, and nothing else."""
+"""Environment of an HTTP connection: it sets the proxy of an encrypted connection, and nothing else."""
 
 import asyncio
 import base64
@@ -20,7 +20,7 @@ HOST = "127.0.0.1"
 
 @pytest.fixture
 def tls(authority):
-    """The context of a server, and what a client trusts."""
+    """Return the TLS context of a server, and the settings of a client that trusts the server."""
     issued = authority.issue("server", HOST)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(issued.certificate, issued.key)
@@ -29,7 +29,7 @@ def tls(authority):
 
 @contextlib.asynccontextmanager
 async def server_of(port, context):
-    """A server that responds with the authorization that it got."""
+    """Run a server that responds with the authorization that it received."""
 
     async def respond(request):
         return web.json_response({"name": request.headers.get("authorization", "none")})
@@ -58,7 +58,7 @@ async def proxy_on(port, heads):
 
 
 async def name_of(url, tls, headers=None):
-    """What the server says of itself."""
+    """Return the name that the server states in its metadata."""
     address = find_endpoint(url, "http", tls, False)
     transport = make_settings("http", address=address, headers=Headers(headers)).connect()
     try:
@@ -69,7 +69,7 @@ async def name_of(url, tls, headers=None):
 
 @pytest.mark.parametrize(("headers", "got"), [({"authorization": "Bearer mine"}, "Bearer mine"), (None, "none")])
 def test_netrc_file_is_ignored(tls, headers, got, tmp_path, monkeypatch):
-    """Who calls is said by `headers`, and by no file that other programs use."""
+    """The credentials come from `headers` only, and not from the netrc file, which other programs use."""
     (tmp_path / "netrc").write_text(f"machine {HOST} login someone password hunter2\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     (port,) = free_ports(1)
@@ -91,7 +91,7 @@ def test_netrc_file_is_ignored(tls, headers, got, tmp_path, monkeypatch):
 def test_encrypted_connection_uses_environment_proxy(encrypted, excepted, asked, scheme, tls, monkeypatch):
     """An encrypted connection uses the proxy of the environment.
 
-    One that is not encrypted does not, and nor does one to a host of `no_proxy`; no error shows a password.
+    An unencrypted connection, or one to a host in `no_proxy`, does not. No error shows the proxy's password.
     """
     port, proxy_port = free_ports(2)
     for name in ("http_proxy", "https_proxy"):

@@ -27,16 +27,16 @@ def test_plain_inference_works(connect):
             answers = await asyncio.gather(*map(service, rows(20)))
             np.testing.assert_allclose(answers, mlp_answers(rows(20)), 1e-4, 1e-5)
             assert backend.statistics().errors == 0
-            assert backend.description.version == ""  # it names none
+            assert backend.description.version == ""  # the server names none
             assert "model_configuration" in backend.missing_extensions
 
     asyncio.run(main())
 
 
 def test_fingerprint_without_version_is_unique(connect):
-    """The fingerprint of a backend without a version is shared with no other backend.
+    """The fingerprint of a backend without a version is unique.
 
-    What answers is not known, so what a cache keeps is never another process's.
+    The version that responds is unknown, so a cache must not use the stored responses of another process.
     """
 
     async def main():

@@ -1,4 +1,4 @@
-"""When a backend has a session: after a start that finds the model in memory, or after its load."""
+"""Life of a backend's session: it opens at a start that finds the model in memory, or at a load of the model."""
 
 import asyncio
 
@@ -15,7 +15,7 @@ from streaminfer.errors import Closed
 
 
 class Session:
-    """A session that sends nothing; `open` is what the lifecycle calls."""
+    """Session that sends nothing; the lifecycle makes it with `open`."""
 
     opened = closed = 0
     not_ready = False
@@ -46,7 +46,7 @@ class Session:
 
 
 class Control:
-    """Stands in for the control of the model: a load describes it."""
+    """Scripted control of the model, whose load describes the model."""
 
     def __init__(self, _settings, loaded):
         self.loaded = loaded
@@ -100,7 +100,7 @@ def test_start_needs_model_unless_unloadable():
 def test_model_ready_during_start_is_not_unknown(version, error):
     """A model that becomes ready during the start is reported as not ready, not as unknown.
 
-    Another client's load ended between the two questions; a start that comes again finds it.
+    Another client's load ended between the two calls to the server; a repeated start finds the model.
     """
 
     class Transport:
@@ -118,7 +118,7 @@ def test_model_ready_during_start_is_not_unknown(version, error):
 
 
 def test_a_server_may_write_null_for_an_empty_list():
-    """As those do whose lists are null until something is put into them."""
+    """A server may send null for an empty list, because some servers' lists are null until they get an element."""
 
     class Transport:
         async def server(self, timeout_s):
@@ -139,7 +139,7 @@ def test_a_server_may_write_null_for_an_empty_list():
 def test_later_load_refreshes_the_open_session():
     """The first load opens the session, and a later one reads the model's description again.
 
-    A load of a model that is in memory reads nothing.
+    A load of a model that is already in memory reads nothing.
     """
 
     async def main():
@@ -179,7 +179,7 @@ def test_load_while_stopped_opens_no_session():
 
 
 def test_a_stop_during_a_load_leaves_no_session():
-    """The session that the load opens is closed at once."""
+    """If a stop ends during a load, the session that the load opens is closed at once."""
 
     async def main():
         Session.not_ready = True
@@ -245,7 +245,7 @@ def test_a_load_on_another_event_loop_is_rejected():
     ids=["none", "text", "no-time"],
 )
 def test_arguments_are_checked(argument, error):
-    """The message names the argument."""
+    """The error names the invalid argument."""
     with pytest.raises(error, match=f"{next(iter(argument))}: expected"):
         TritonBackend("localhost:8001", "m", **argument)
 
@@ -253,7 +253,7 @@ def test_arguments_are_checked(argument, error):
 def test_only_backend_with_memory_bytes_can_be_swapped():
     """Only a backend with `memory_bytes` can be loaded and unloaded by a device.
 
-    The client cannot know what a model takes.
+    The client cannot know how much memory a model takes.
     """
     assert TritonBackend("localhost:8001", "m").capabilities().residency is None
     residency = TritonBackend("localhost:8001", "m", memory_bytes=4).capabilities().residency

@@ -54,7 +54,7 @@ def test_missing_extensions_are_found_at_start(url, protocol):
         backend = TritonBackend(url, "mlp", protocol=protocol)
         async with si.Stack(backend):
             assert backend.server.name == "mlserver"
-            assert backend.queued_workers is None  # it does not say how many work
+            assert backend.queued_workers is None  # the server does not report how many it has
             lacks = set(backend.missing_extensions)
             assert {"statistics", "system_shared_memory", "model_configuration"} <= lacks
             assert ("binary_tensor_data" in lacks) or protocol == "grpc"

@@ -1,4 +1,4 @@
-"""Tokens that a server quotes: no error shows them. The scripted server rejects each call and quotes what it got."""
+"""Tokens that a server quotes appear in no error; the scripted server rejects each call and quotes its token."""
 
 import asyncio
 import contextlib
@@ -57,10 +57,7 @@ async def _quoting(protocol, port):
 
 
 def test_token_quoted_by_server_is_not_in_error(protocol):
-    """A token that the server quotes does not appear in the error.
-
-    The error of a start says what was wrong, without the token.
-    """
+    """The error of a start has the server's text, without the token that the server quotes."""
     (port,) = free_ports(1)
 
     async def scenario():
@@ -77,7 +74,7 @@ def test_token_quoted_by_server_is_not_in_error(protocol):
 
 
 def test_each_of_many_calls_has_its_own_token_removed(protocol):
-    """Tokens that rotate with every call: that of a call is removed, however many were sent after it."""
+    """If each call has another token, a call's token is removed from its error, however many tokens were sent later."""
     (port,) = free_ports(1)
     numbers = itertools.count()
     headers = Headers(lambda: {"x-key": "hunter2", "authorization": f"Bearer hunter2-{next(numbers)}"})

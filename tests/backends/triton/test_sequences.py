@@ -1,4 +1,4 @@
-"""Whose turn it is, what a failed step means, and which id a stream has; without a server."""
+"""Order of steps, effects of failed steps, and sequence ids of streams; without a server."""
 
 import asyncio
 import contextlib
@@ -60,7 +60,7 @@ def test_steps_run_in_order_and_streams_in_parallel():
 def test_streams_keep_ids_when_description_changes():
     """Streams keep their ids when the model's description is read again.
 
-    A server that has forgotten a sequence can say so; one with a new id would begin silently.
+    A server can report that it has forgotten a sequence; a sequence with a new id would begin silently.
     """
 
     async def scenario():
@@ -97,7 +97,7 @@ def test_failed_step_loses_sequence_for_queued_steps(error):
 
 @pytest.mark.parametrize("error", [Overloaded("full"), NotSent(DeadlineExceeded("late"))])
 def test_step_that_was_not_sent_keeps_sequence(error):
-    """A failed step that the model cannot have seen leaves the sequence as it was."""
+    """A failed step that cannot have reached the model does not change its sequence."""
 
     async def scenario():
         all_ = sequences()
@@ -157,7 +157,7 @@ def test_idle_streams_make_room_for_new_ones():
 
 
 class Looks(dict):
-    """Counts how often all streams are looked through."""
+    """Table of streams that counts its scans."""
 
     count = 0
 
@@ -205,7 +205,7 @@ def test_models_with_ids_of_text_get_text():
 
 
 def test_lost_sequence_ids_are_reported_once():
-    """Of each sequence that the server may know still the id is told once; of others none is."""
+    """The id of a lost sequence is reported once if the server may still know the sequence, else never."""
 
     async def scenario():
         lost = []
@@ -228,7 +228,7 @@ def test_lost_sequence_ids_are_reported_once():
 
 
 def test_lost_sequences_are_ended_at_the_server():
-    """At the same time; those that are lost meanwhile come after them, and a stop waits for none."""
+    """Lost sequences are ended at the same time; sequences lost meanwhile are ended next, and a stop waits for none."""
 
     async def scenario():
         begun, go_on = [], asyncio.Event()

@@ -1,4 +1,4 @@
-"""TritonBackend where things go wrong half way: abandoned streams, a replaced model, text that cannot be sent, late maps."""
+"""TritonBackend with failures half way: abandoned streams, a replaced model, unsendable text, late mappings."""
 
 import asyncio
 import contextlib
@@ -56,11 +56,11 @@ def repeat(**given):
     return {name: np.array([value], np.int32) for name, value in given.items()}
 
 
-# -- streams whose caller is not there ----------------------------------------------------------------------------
+# -- streams without a reader -------------------------------------------------------------------------------------
 
 
 def test_stream_without_reader_does_not_delay_stop(connect):
-    """A stream that is no longer read does not delay a stop, with or without drain."""
+    """A stream without a reader does not delay a stop, with or without drain."""
 
     async def scenario():
         for drain, timeout_s in ((False, 30.0), (True, 0.2)):
@@ -73,14 +73,14 @@ def test_stream_without_reader_does_not_delay_stop(connect):
             with pytest.raises(Closed):
                 await anext(answers)
         async with asyncio.timeout(20):
-            while len(asyncio.all_tasks()) > 1:  # gRPC's own ends when its core has said so
+            while len(asyncio.all_tasks()) > 1:  # gRPC's task ends when its core reports it
                 await asyncio.sleep(0.001)
 
     asyncio.run(scenario())
 
 
 def test_a_stream_with_an_infinite_deadline(connect):
-    """Each answer has `timeout_s`, as where the request names no deadline."""
+    """If a stream's deadline is infinite, each response has `timeout_s`, as without a deadline."""
 
     async def scenario():
         async with running(connect("repeat", timeout_s=1.0)) as backend:
@@ -161,7 +161,7 @@ def test_missing_deadline_defaults_to_backend_timeout(connect):
     asyncio.run(scenario())
 
 
-# -- who is to blame ----------------------------------------------------------------------------------------------
+# -- blame --------------------------------------------------------------------------------------------------------
 
 
 def test_replaced_model_is_not_blamed_on_callers(connect, triton, protocol):
@@ -179,7 +179,7 @@ def test_replaced_model_is_not_blamed_on_callers(connect, triton, protocol):
             assert caught.value.retryable is False
             assert caught.value.__cause__ is not None
             assert backend.statistics().split_batches == 0  # none of the rows is to blame
-            # the server was asked what it reads now, and nothing of another type goes out as bytes of that one
+            # the backend has read the new description, and does not send another type as bytes of the new type
             assert str(backend.inputs[0]) == "x int32[batch, ?]"
             with pytest.raises(InvalidInput, match="input 'x': expected type int32, got float32"):
                 await backend.infer(batch(floats(1, 3)))
@@ -258,7 +258,7 @@ def test_shared_memory_renewal_counts_in_request_time(connect, triton, protocol)
                 started = time.monotonic()
                 with pytest.raises(DeadlineExceeded, match="did not map shared memory in time"):
                     await backend.infer(batch(floats(2, 3), soon(0.5)))
-                assert time.monotonic() - started < 15  # and not the 30 s of a question without a request
+                assert time.monotonic() - started < 15  # and not the 30 s of a call without a request
                 transport.unregister = asked
                 proxy.flow()
                 assert len(await backend.infer(batch(floats(2, 3), soon(20)))) == 2
@@ -296,7 +296,7 @@ def test_a_start_that_fails_leaves_nothing(connect, monkeypatch):
         with pytest.raises(BackendError, match="scripted"):
             await backend.start()
         (pool,) = held
-        assert not pool._release_owner.alive  # what says to others that it lives
+        assert not pool._release_owner.alive  # its socket would show others that it lives
         monkeypatch.undo()
         async with running(backend):
             assert len(await backend.infer(batch(floats(2, 3)))) == 2
@@ -313,7 +313,7 @@ def test_a_start_that_fails_leaves_nothing(connect, monkeypatch):
     [
         ({"ca": b"no PEM, hunter2"}, "tls.ca"),
         ({"ca": b"\x30\x82\xff"}, "tls.ca"),
-        ({"ca": b""}, "tls.ca"),  # a file that is not written yet: the system's authorities are not meant
+        ({"ca": b""}, "tls.ca"),  # a file that is not written yet must not select the system's authorities
         ({"ca": b"\xff"}, "tls.ca"),
         ({"certificate": b"hunter2", "key": b"hunter2"}, "tls.certificate, tls.key"),
     ],
@@ -370,7 +370,7 @@ def test_unverified_peer_fails_the_start(triton, authority, protocol, tmp_path, 
 
 
 def _expired(authority, patch):
-    """A server context whose certificate ended a day ago."""
+    """Return a server context whose certificate expired a day ago."""
     import datetime as dt
 
     from servers import certificates
@@ -462,7 +462,7 @@ def test_telemetry_shows_the_servers_own_times(connect, protocol):
             await service(np.ones(3, np.float32), timeout_s=20)
             async with asyncio.timeout(20):
                 while not (await backend.read_statistics()).requests:
-                    await asyncio.sleep(0.01)  # the server counts a request after it has answered it
+                    await asyncio.sleep(0.01)  # the server counts a request after its response
             parts = telemetry.statistics().server_parts
             where = f"affine on {backend.address}"
             assert list(parts) == [f"server queue, {where}", f"server compute, {where}", f"transport, {where}"]

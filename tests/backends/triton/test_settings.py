@@ -1,4 +1,4 @@
-"""The connection of a start: its protocol, what it is made with, and that each start has its own."""
+"""Connections of a backend: their protocol, their options, and a new connection for each start."""
 
 import asyncio
 
@@ -15,7 +15,7 @@ def made_with(protocol, *, keepalive_s=None):
 
 
 def connected(settings, times=1):
-    """Its connections, which are closed: nothing is sent."""
+    """Return connections that were made with the settings, and closed before anything was sent."""
 
     async def main():
         transports = [settings.connect() for _ in range(times)]
@@ -47,12 +47,12 @@ def test_each_start_has_a_connection_of_its_own(protocol):
 
 @pytest.mark.parametrize(("keepalive_s", "ping_ms"), [(None, None), (400.0, 400_000)])
 def test_keepalive_pings_are_sent_only_if_configured(keepalive_s, ping_ms):
-    """The options of a gRPC connection have the time between pings."""
+    """The options of a gRPC connection have the time between pings only if it is configured."""
     (transport,) = connected(made_with("grpc", keepalive_s=keepalive_s))
 
     assert dict(transport._options).get("grpc.keepalive_time_ms") == ping_ms
 
 
 def test_settings_do_not_show_headers():
-    """A token is in no text about the settings."""
+    """The `repr` of the settings does not show a token."""
     assert "hunter2" not in repr(made_with("http"))

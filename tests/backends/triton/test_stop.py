@@ -1,4 +1,4 @@
-"""A stack whose Triton hangs: its stop keeps to its limit, and leaves nothing."""
+"""A stack whose Triton hangs: its stop ends within its limit, and leaves no task."""
 
 import asyncio
 import gc
@@ -18,7 +18,8 @@ from streaminfer.request import Batch, Request
 def test_stop_with_hung_server_ends_at_its_limit(triton, protocol, drain, took_s, caplog):
     """A stop ends at its time limit even if the server hangs, and leaves no task.
 
-    The backend keeps the limit, for a call that no batcher knows as well: the stack need not cancel its stop.
+    The backend's own stop ends within the limit, even with a call that bypassed the batcher, so the stack does not
+    cancel it.
     """
     from servers.network import Proxy
 
@@ -43,12 +44,12 @@ def test_stop_with_hung_server_ends_at_its_limit(triton, protocol, drain, took_s
             assert {type(one) for one in ended} <= {Closed, BackendError}
             del ended, waiting  # an error's traceback holds its call, and a call its connection
             gc.collect()
-            proxy.flow(drop=True)  # a Triton of old can crash of a call that is cancelled as it completes
+            proxy.flow(drop=True)  # an old Triton can crash if a call is cancelled as it completes
             async with asyncio.timeout(20):
                 while proxy.connections:
                     await asyncio.sleep(0.001)
         async with asyncio.timeout(20):
-            while asyncio.all_tasks() != before:  # gRPC's own ends when its core has said so
+            while asyncio.all_tasks() != before:  # gRPC's task ends when its core reports it
                 await asyncio.sleep(0.001)
 
     asyncio.run(scenario())
@@ -59,7 +60,7 @@ def test_stop_with_hung_server_ends_at_its_limit(triton, protocol, drain, took_s
 def test_stop_calls_silent_server_once_for_all_regions(triton, protocol, took_s):
     """A stop with shared memory sends only one request to a silent server.
 
-    A server that does not respond is given one time limit for all regions, not one for each.
+    It waits for one time limit for all regions, not for one per region.
     """
     from servers.network import Proxy
 
@@ -80,7 +81,7 @@ def test_stop_calls_silent_server_once_for_all_regions(triton, protocol, took_s)
 
 
 def test_draining_stop_ends_stream_that_is_still_read(triton):
-    """A stream of responses without an end has `timeout_s`, also while its caller awaits each of them."""
+    """A draining stop ends an endless stream of responses after `timeout_s`, even if its caller still reads it."""
 
     async def scenario():
         backend = TritonBackend(triton.grpc_url, "repeat", timeout_s=0.3)

@@ -1,4 +1,4 @@
-"""Errors that come on a stream of responses as text without a status; without a server."""
+"""Errors that come on a stream of responses as text without a status; without Triton."""
 
 import asyncio
 import time
@@ -27,7 +27,7 @@ CALL = InferRequest("m", "", [])
 
 @asynccontextmanager
 async def connected(respond, clock=time.monotonic_ns):
-    """A transport to a server whose streams are what an asynchronous generator makes."""
+    """Yield a transport to a server whose streams have the responses of an asynchronous generator."""
 
     class Service(grpc.GenericRpcHandler):
         def service(self, details):
@@ -52,7 +52,10 @@ async def connected(respond, clock=time.monotonic_ns):
     ids=["late", "in time", "no deadline"],
 )
 def test_error_of_a_stream_after_its_deadline(now_ns, deadline_ns, expected):
-    """A server that ends a stream at its deadline can say so before the client's own timer does."""
+    """An error of a stream is `DeadlineExceeded` at or after its deadline, and `BackendError` before it.
+
+    A server that ends a stream at its deadline can report that before the client's own timer does.
+    """
     clock = SimpleNamespace(now_ns=0)
 
     async def stream(call, timeout_s):
@@ -88,7 +91,10 @@ def test_error_of_a_stream_after_its_deadline(now_ns, deadline_ns, expected):
     ids=["model lost", "queue full", "queue timeout", "model"],
 )
 def test_stream_error_text_maps_to_the_error_type(text, expected, lost):
-    """A model that its server has lost is loaded again, and what its queue rejects is no failure of the model."""
+    """The text of a stream's error determines its type, and whether the backend loads a lost model again.
+
+    A rejection by the server's queue is not a failure of the model.
+    """
     losses = []
 
     async def respond(requests, context):
@@ -112,7 +118,7 @@ def test_stream_error_text_maps_to_the_error_type(text, expected, lost):
 def test_replaced_decoupled_model_is_described_again(width):
     """A decoupled model that was replaced is described again.
 
-    Unless the inputs do not match its present description either.
+    It is not described again if the inputs do not match its current description either.
     """
     metadata = {"inputs": [{"name": "n", "datatype": "INT32", "shape": [1]}]}
     model = read_model("m", "1", {**metadata, "outputs": metadata["inputs"]}, {"max_batch_size": 0})
@@ -142,9 +148,9 @@ def test_replaced_decoupled_model_is_described_again(width):
 @pytest.mark.parametrize("ending", ["deadline", "cancelled"])
 @pytest.mark.parametrize(("silent_s", "is_replaced"), [(1.9, False), (2.0, True)])
 def test_connection_with_a_silent_stream_is_replaced(ending, silent_s, is_replaced):
-    """A connection on which a stream receives nothing is replaced.
+    """A connection is replaced if a stream on it receives nothing for 2 s, as for other calls.
 
-    As one on which other calls hear nothing; the time counts from the last response.
+    The time counts from the moment at which the caller awaits the next response.
     """
     clock = FakeClock()
 

@@ -36,7 +36,7 @@ def make(triton):
 
 @pytest.mark.parametrize(("protocol", "shared_memory"), [("grpc", False), ("http", False), ("grpc", True)])
 def test_roll_outs_under_load_lose_nothing(make, triton, protocol, shared_memory):
-    """Each request is answered, by a version that is not older than one seen before, from the cache too."""
+    """Each request gets a response, also from the cache, of a version that is not older than one seen before."""
     report = asyncio.run(roll_out(triton, make(protocol, shared_memory=shared_memory), 3, both_s=0.0))
     assert report.lost == {}
     assert report.wrong == []
@@ -75,7 +75,7 @@ def test_fingerprint_is_of_the_version_that_answers(make, triton):
 
 
 def test_a_version_is_noticed_while_a_cache_answers(make, triton):
-    """No request reaches the server: the reading of its statistics finds the new version."""
+    """If a cache responds and no request reaches the server, reading the server's statistics finds the new version."""
 
     async def scenario():
         backend = make(statistics_every_s=0.01)
@@ -98,7 +98,7 @@ def test_a_version_is_noticed_while_a_cache_answers(make, triton):
 
 
 class Versions:
-    """A transport: what the model is at each question, and which version answers each call."""
+    """Transport with a script of the model's descriptions, and of the version that responds to each call."""
 
     def __init__(self, *answers, columns):
         self.answers = list(answers)
@@ -132,7 +132,10 @@ def open_session(transport):
 
 @pytest.fixture
 def follow():
-    """Asks a session once for each answer, one after the other, and gives it with the shapes of the results."""
+    """Return a function that makes calls in turn, and returns the shape of each row with the session's model version.
+
+    There is one call per number of known version changes; ``None`` is the session's current number.
+    """
 
     async def ask_all(transport, changes):
         session = open_session(transport)
@@ -156,7 +159,7 @@ def test_response_is_read_by_its_own_version(follow):
 def test_late_response_of_old_version_is_ignored(follow):
     """A response from before a version change changes nothing.
 
-    It was sent to version 1 when version 2 was not there, and comes later than the first of version 2.
+    Version 1 got the request before version 2 existed, and responds after the first response of version 2.
     """
     transport = Versions(("2", 3), ("1", 1), ("2", 3), columns=[3])
     assert follow(transport, None, 0, None) == [((3,), "2"), ((1,), "2"), ((3,), "2")]
@@ -174,7 +177,7 @@ def test_unversioned_server_is_not_described_again(follow):
 
 
 class SlowVersions(Versions):
-    """One that takes 50 ms to describe the model."""
+    """Transport that takes 50 ms to describe the model."""
 
     async def metadata(self, model, version, timeout_s):
         self.closed = asyncio.Event()
@@ -190,9 +193,9 @@ class SlowVersions(Versions):
 
 
 def test_description_outlives_its_callers():
-    """The description of a new version is read to its end even if it takes longer than its callers have.
+    """The description of a new version is read to its end, even if its callers have less time than it takes.
 
-    Without that no request of a roll-out would be in time, until the statistics are read.
+    Otherwise no request after a roll-out would be on time until the statistics are read.
     """
 
     async def main(loop):
@@ -214,7 +217,7 @@ def test_description_outlives_its_callers():
 def test_response_described_too_late_is_late():
     """A response is late if its new model version is described only after the deadline.
 
-    The time for the description is a part of the request's.
+    The description takes part of the request's time.
     """
 
     async def main(loop):
@@ -231,7 +234,7 @@ def test_response_described_too_late_is_late():
 def test_streamed_response_described_too_late_is_late(deadline_s):
     """A streamed response is late if its new model version is described too late.
 
-    At the deadline of the stream; without one, at the end of the time that each response has.
+    Its limit is the deadline of the stream, or without a deadline the timeout of each response.
     """
 
     class Streaming(SlowVersions):
@@ -252,7 +255,7 @@ def test_streamed_response_described_too_late_is_late(deadline_s):
 
 
 def test_a_close_cancels_a_metadata_read():
-    """Its callers hear why, and no task is left."""
+    """A close cancels the reading of metadata, whose callers get `Closed`, and leaves no task."""
 
     async def main(loop):
         session = open_session(SlowVersions(columns=[3]))
@@ -269,9 +272,9 @@ def test_a_close_cancels_a_metadata_read():
 
 
 def test_streams_survive_change_of_sequence_idle_time():
-    """Streams are remembered when a new version keeps idle sequences for another time.
+    """The backend keeps its streams if a new version has another idle time of sequences.
 
-    Their next step tells whether the server has forgotten them.
+    The next step of a stream shows whether the server has forgotten its sequence.
     """
 
     class Stateful(Versions):
@@ -297,7 +300,7 @@ def test_streams_survive_change_of_sequence_idle_time():
 
 
 class Rolling(Versions):
-    """A transport of a whole backend, whose calls are answered when the gate opens."""
+    """Transport of a whole backend, which responds to calls when the gate opens."""
 
     binary = True
 
@@ -324,9 +327,9 @@ class Rolling(Versions):
 
 
 def test_version_change_during_drain_is_followed(monkeypatch):
-    """A new model version that comes while a stop drains is followed.
+    """The backend follows a new model version that appears while a stop drains.
 
-    The last answers are read by its description, and their caches see that the fingerprint has changed.
+    It reads the last responses by the new description, and caches see that the fingerprint has changed.
     """
 
     async def main():

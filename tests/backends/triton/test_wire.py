@@ -1,4 +1,4 @@
-"""Messages, types, answers and errors of the protocol, without a server."""
+"""Messages, types, responses and errors of the protocol, without a server."""
 
 import asyncio
 from types import SimpleNamespace
@@ -135,7 +135,7 @@ def ensemble(*steps):
 
 
 def describe(configs):
-    """Return what is read of the model ``m`` from a server with models of these configurations, by name and version."""
+    """Return the description of the model ``m`` of a server with these configurations, by name and version."""
 
     class Server:
         async def metadata(self, model, version, timeout_s):
@@ -149,7 +149,10 @@ def describe(configs):
 
 
 def test_an_ensemble_has_the_sequences_of_its_parts():
-    """The server hands ids and flags of a request on to them, so that without any it rejects it."""
+    """An ensemble has the sequences of its parts, because the server passes ids and flags of a request on to the parts.
+
+    The server rejects a request to such an ensemble without id and flags.
+    """
     nested = ensemble({"model_name": "plain", "model_version": "-1"}, {"model_name": "inner", "model_version": "2"})
     configs = {
         ("m", ""): nested,
@@ -233,7 +236,7 @@ def test_a_request_has_at_least_one_input():
 
 
 def test_a_plain_number_is_the_required_input():
-    """An input that requests may leave out does not get it, also where it comes first."""
+    """A plain number is the value of the required input, even if an optional input comes first."""
     inputs = {"a": ("FP32", [-1]), "x": ("FP32", [-1])}
     model = read_model("m", "1", described(inputs), config(input=[{"name": "a", "optional": True}]))
     session = SimpleNamespace(validator=RequestValidator(model, "allow"), sequences=None)
@@ -288,7 +291,7 @@ def test_response_unlike_model_is_an_explained_error(wrong):
 def test_listed_element_outside_its_type_is_an_error(datatype, elements):
     """A listed element that the data type cannot represent is an error.
 
-    NumPy would make 1 of 1.5, true of 5 and infinity of 70,000.
+    NumPy would convert 1.5 to 1, 5 to true, and 70,000 to infinity.
     """
     model = read_model("m", "1", described(outputs={"y": (datatype, [-1])}), config())
     response = InferResponse({"y": Tensor("y", datatype, (2,), elements)})
@@ -324,7 +327,7 @@ def test_bfloat16_has_a_type():
 
 
 def test_bfloat16_is_a_type_of_numbers():
-    """They are checked to be finite, and zeros of them are a batcher's example."""
+    """Values of type bfloat16 are checked for finiteness, and a batcher's example of them is zeros."""
     model = read_model("m", "1", described({"x": ("BF16", [-1, 2])}), config())
     check = RequestValidator(model, "reject")
     finite = np.zeros(2, dtype_of("BF16"))
@@ -414,7 +417,7 @@ def test_error_without_input_never_blames_the_caller():
 
 
 def test_counters_survive_the_unload_of_a_version():
-    """An unloaded version takes its counters along; the sum continues from their last known values."""
+    """If a version is unloaded, its counters disappear, and the sum continues from their last known values."""
 
     def of(version, requests):
         return [{**one, "version": version} for one in counters(requests, 0, 0)]

@@ -12,11 +12,11 @@ from streaminfer.errors import BackendError, DeadlineExceeded
 from streaminfer.testing import run
 
 TIMEOUT_S = 10.0
-POLL_S = 0.1  # the most that a change of state is noticed late
+POLL_S = 0.1  # the longest time until a change of state is noticed
 
 
 class Server:
-    """A server whose models change their state when told to, or at an instant of the loop."""
+    """Scripted server whose models change their state on a call, or at an instant of the loop."""
 
     def __init__(self, loop, **states):
         self.loop = loop
@@ -62,7 +62,7 @@ class Server:
 
 
 class Rig:
-    """A server and the control of its model ``m``."""
+    """Scripted server, and the control of its model ``m``."""
 
     def __init__(self, loop, **states):
         self.server = Server(loop, **states)
@@ -88,7 +88,7 @@ class Rig:
 
 
 def scenario(**states):
-    """Run a coroutine function with a rig; no connection is left, whatever it does."""
+    """Return a decorator that makes a test of a coroutine function with a rig; the test checks for open connections."""
 
     def decorate(body):
         def test():
@@ -110,7 +110,7 @@ def scenario(**states):
 
 @scenario(m=None)
 async def test_load_returns_when_the_model_is_ready(rig, loop):
-    """The server is told once, and a second load of a ready model tells it nothing: it would load it again."""
+    """A load is sent once; a load of a ready model sends nothing, because the server would load the model again."""
     await rig.control.load()
     await rig.control.load()
 
@@ -120,7 +120,7 @@ async def test_load_returns_when_the_model_is_ready(rig, loop):
 
 @scenario(m="LOADING")
 async def test_load_waits_for_the_load_of_another_client(rig, loop):
-    """A model that the server loads already is not loaded twice."""
+    """A load waits for another client's load of the model, and does not send a second one."""
     rig.server.later(2.0, "m", "READY")
 
     await rig.control.load()
@@ -131,7 +131,7 @@ async def test_load_waits_for_the_load_of_another_client(rig, loop):
 
 @scenario(m="UNLOADING")
 async def test_load_waits_until_the_model_has_left(rig, loop):
-    """A model that leaves memory is loaded after that, or it would be there twice."""
+    """A load waits until an unload has ended, because the model would otherwise be in memory twice."""
     rig.server.later(2.0, "m", "UNAVAILABLE")
 
     await rig.control.load()
@@ -142,7 +142,7 @@ async def test_load_waits_until_the_model_has_left(rig, loop):
 
 @scenario(m="LOADING")
 async def test_load_ends_at_its_time_limit(rig, loop):
-    """A state that never changes is an error that names it."""
+    """If the state of the model never changes, the load ends at its time limit, and the error names the state."""
     with pytest.raises(DeadlineExceeded, match=r"loading the backend: not done after 10\.0 s; it is LOADING"):
         await rig.control.load()
 
@@ -151,7 +151,7 @@ async def test_load_ends_at_its_time_limit(rig, loop):
 
 @scenario(other="READY", m2=None)
 async def test_load_of_an_unknown_model_lists_the_others(rig, loop):
-    """The name may be misspelled."""
+    """A load of an unknown model lists the models of the repository, because the name may be misspelled."""
     with pytest.raises(
         ValueError, match=r"model: expected a model of the server's repository \('m2', 'other'\), got 'm'"
     ):
@@ -202,7 +202,7 @@ def test_a_load_without_a_response_is_undone(failure, expected):
 
 @scenario(m=None)
 async def test_a_model_that_cannot_be_described_is_unloaded(rig, loop):
-    """A load that fails has no effect on memory, also where the server did its part."""
+    """If the server has loaded a model that cannot be described, the load fails and unloads the model again."""
     rig.describing = BackendError("model 'm': expected types that NumPy has")
     with pytest.raises(BackendError, match="types that NumPy has"):
         await rig.control.load()
@@ -212,7 +212,7 @@ async def test_a_model_that_cannot_be_described_is_unloaded(rig, loop):
 
 @scenario(m="READY")
 async def test_a_failed_load_keeps_an_already_loaded_model(rig, loop):
-    """A failed load undoes only what it did."""
+    """A failed load does not unload a model that was loaded before it."""
     rig.describing = BackendError("no")
     with pytest.raises(BackendError, match="no"):
         await rig.control.load()
@@ -222,7 +222,7 @@ async def test_a_failed_load_keeps_an_already_loaded_model(rig, loop):
 
 @scenario(m=None)
 async def test_a_load_that_cannot_be_undone_adds_a_note(rig, loop):
-    """The error has a note that the model may still take memory."""
+    """If a failed load cannot be undone, its error has a note that the model may still take memory."""
     rig.server.failing["load"] = ServerError("UNAVAILABLE", "the connection broke")
     rig.server.failing["unload"] = ServerError("UNAVAILABLE", "refused")
     with pytest.raises(BackendError, match="the connection broke") as caught:
@@ -237,7 +237,10 @@ async def test_a_load_that_cannot_be_undone_adds_a_note(rig, loop):
 
 @scenario(m="READY")
 async def test_unload_returns_when_the_model_has_left(rig, loop):
-    """The server responds before that; a second unload tells it nothing."""
+    """An unload returns when the model has left memory, which is after the server's response.
+
+    A second unload sends nothing.
+    """
     await rig.control.unload()
     assert (rig.sent, rig.state) == (["unload"], "UNAVAILABLE")
     assert loop.time() == pytest.approx(1.0, abs=2 * POLL_S)
@@ -248,7 +251,7 @@ async def test_unload_returns_when_the_model_has_left(rig, loop):
 
 @scenario(m="UNLOADING")
 async def test_unload_waits_for_that_of_another_client(rig, loop):
-    """A model that leaves already is not told to."""
+    """An unload waits for another client's unload of the model, and does not send a second one."""
     rig.server.later(2.0, "m", "UNAVAILABLE")
 
     await rig.control.unload()
@@ -259,7 +262,7 @@ async def test_unload_waits_for_that_of_another_client(rig, loop):
 
 @scenario(m="READY", part="READY", other="UNLOADING")
 async def test_unload_waits_for_the_parts_of_an_ensemble(rig, loop):
-    """The parts of an ensemble take memory too; a model that was leaving before is not waited for."""
+    """An unload waits for the ensemble's parts, which take memory too, but not for a model that was leaving before."""
     loop.call_later(0.5, rig.server.states.__setitem__, "part", "UNLOADING")
     rig.server.later(3.0, "part", "UNAVAILABLE")
 
@@ -270,7 +273,7 @@ async def test_unload_waits_for_the_parts_of_an_ensemble(rig, loop):
 
 @scenario(m="READY")
 async def test_unload_ends_at_its_time_limit(rig, loop):
-    """A request that never ends keeps the model in memory, and the error says so."""
+    """If a request keeps the model in memory, the unload ends at its time limit, and the error names the state."""
     rig.server.unload_s = 1000.0
     with pytest.raises(DeadlineExceeded, match=r"unloading the backend: not done after 10\.0 s; it is UNLOADING"):
         await rig.control.unload()
@@ -280,18 +283,18 @@ async def test_unload_ends_at_its_time_limit(rig, loop):
 
 @scenario()
 async def test_unload_of_an_unknown_model_does_nothing(rig, loop):
-    """It is not in memory."""
+    """An unload of an unknown model sends nothing, because the model is not in memory."""
     await rig.control.unload()
 
     assert rig.sent == []
 
 
-# -- servers that cannot --------------------------------------------------------------------------------------------
+# -- servers without model control ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("call", "state"), [("load", None), ("unload", "READY")])
 def test_missing_model_control_mode_names_the_flag(call, state):
-    """The error names the flag, and a retry is in vain."""
+    """If the server has no explicit model control, the error names the flag and is not retryable."""
 
     @scenario(m=state)
     async def body(rig, loop):
@@ -318,7 +321,7 @@ def test_missing_model_control_mode_names_the_flag(call, state):
     ids=["method", "path", "down", "silent"],
 )
 def test_an_index_that_cannot_be_read_is_an_error(call, failure, expected):
-    """A peer of the protocol may lack the extension; a server may be down, or silent."""
+    """An index that cannot be read is an error: the server may lack the extension, be down, or be silent."""
 
     @scenario(m="READY")
     async def body(rig, loop):
@@ -335,7 +338,7 @@ def test_an_index_that_cannot_be_read_is_an_error(call, failure, expected):
 
 @scenario(m=None)
 async def test_loads_and_unloads_run_one_at_a_time(rig, loop):
-    """An unload that comes during a load begins after it."""
+    """An unload that is called during a load begins after the load has ended."""
     loading = asyncio.create_task(rig.control.load())
     await asyncio.sleep(0.5)
 
@@ -347,7 +350,7 @@ async def test_loads_and_unloads_run_one_at_a_time(rig, loop):
 
 @scenario(m=None)
 async def test_a_cancelled_load_continues_at_the_server(rig, loop):
-    """The next load waits for it, and does not send another."""
+    """A cancelled load continues at the server; the next load waits for it, and does not send a second one."""
     loading = asyncio.create_task(rig.control.load())
     await asyncio.sleep(0.5)
     loading.cancel()
@@ -359,7 +362,7 @@ async def test_a_cancelled_load_continues_at_the_server(rig, loop):
 
 
 def test_control_works_on_a_later_event_loop():
-    """What waited on a loop that has ended holds nothing up."""
+    """Calls on an event loop that has ended do not block calls on a later loop."""
 
     async def main(loop):
         rig.server.loop = loop
@@ -376,7 +379,7 @@ def test_control_works_on_a_later_event_loop():
 
 @scenario(m=None)
 async def test_a_lost_model_is_loaded_again_once(rig, loop):
-    """All batches that notice it start one load."""
+    """All batches that notice the loss of the model start only one load."""
     await rig.control.load()
     rig.server.states["m"] = None
 
@@ -391,7 +394,7 @@ async def test_a_lost_model_is_loaded_again_once(rig, loop):
 
 @scenario(m=None)
 async def test_an_unload_outruns_a_restore(rig, loop):
-    """A device made room for another model before the background had its turn."""
+    """An unload prevents a restore that has not begun, because a device may have made room for another model."""
     await rig.control.load()
     rig.server.states["m"] = None
     rig.control.restore()
@@ -402,7 +405,7 @@ async def test_an_unload_outruns_a_restore(rig, loop):
 
 @pytest.mark.parametrize("before", [[], ["load", "unload"]], ids=["never", "unloaded"])
 def test_only_loaded_models_are_restored(before):
-    """Only what a load has brought is restored, and not after an unload."""
+    """A model is restored only if a load brought it into memory, and not after an unload."""
 
     @scenario(m=None)
     async def body(rig, loop):
@@ -416,7 +419,7 @@ def test_only_loaded_models_are_restored(before):
 
 
 def test_a_model_that_cannot_be_restored_is_logged(caplog):
-    """The next batch that notices it tries again."""
+    """A restore that fails is logged, and the next batch that notices the loss tries again."""
 
     @scenario(m=None)
     async def body(rig, loop):
@@ -436,7 +439,10 @@ def test_a_model_that_cannot_be_restored_is_logged(caplog):
 
 
 def test_a_restore_without_its_certificates_is_logged(caplog):
-    """They are read for each connection; one that is being replaced may be missing."""
+    """A restore that cannot read its certificates is logged, and the next restore tries again.
+
+    Certificates are read for each connection, and a file that is being replaced may be missing.
+    """
 
     @scenario(m=None)
     async def body(rig, loop):
@@ -463,7 +469,7 @@ def test_a_restore_without_its_certificates_is_logged(caplog):
 
 @scenario(m=None)
 async def test_a_stop_ends_background_tasks(rig, loop):
-    """No task is left."""
+    """A stop ends the background tasks at once."""
     await rig.control.load()
     rig.server.states["m"] = None
     rig.control.restore()

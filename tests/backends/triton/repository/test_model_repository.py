@@ -1,4 +1,4 @@
-"""Model repositories for Triton: every config is parsed as Triton parses it, and one is loaded by a real one."""
+"""Model repositories for Triton: each config is parsed with Triton's schema, and a real Triton loads some of them."""
 
 import shutil
 import stat
@@ -29,7 +29,7 @@ def tree(folder):
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes into a repository and gives the parsed config; nothing else is left around it."""
+    """Return a function that writes into a repository and returns the config; check that no other file is left."""
     repository = tmp_path / "volume" / "models"
 
     def make(source, **options):
@@ -43,7 +43,7 @@ def write(tmp_path):
 
 @pytest.fixture
 def images(build_model):
-    """x [n, 3, 4, 4] and a mask [n] of booleans → y [n, 3, 4, 4]."""
+    """Return a model of x [n, 3, 4, 4] and a mask [n] of booleans, with the output y [n, 3, 4, 4]."""
     return build_model(
         [
             helper.make_node("Cast", ["mask"], ["number"], to=Tensor.FLOAT),
@@ -56,7 +56,7 @@ def images(build_model):
     )
 
 
-# ---------------------------------------------------------------------------------------------- what is written
+# ---------------------------------------------------------------------------------------------- written files
 
 
 def test_onnx_config_declares_the_shapes_of_requests(write, images, tmp_path):
@@ -222,7 +222,7 @@ def test_quoted_strings_round_trip(text):
     assert line.isprintable()
 
 
-# ---------------------------------------------------------------------------------------------- never half a model
+# ---------------------------------------------------------------------------------------------- complete models only
 
 
 def test_version_is_added_only_with_the_same_config(write, doubling, identity, tmp_path):
@@ -254,7 +254,10 @@ def test_files_are_synced_before_they_become_visible(write, doubling, tmp_path, 
 
 @pytest.mark.parametrize("volume", [False, True])
 def test_a_polling_server_sees_a_whole_model_or_none(write, doubling, tmp_path, monkeypatch, volume):
-    """At every step that could fail or be looked at; also where nothing can be written beside the repository."""
+    """A polling server sees a complete model or none at each step of a write, even if the write fails.
+
+    This also holds if nothing can be written beside the repository.
+    """
     repository = tmp_path / "volume" / "models"
     seen = []
 
@@ -276,7 +279,7 @@ def test_a_polling_server_sees_a_whole_model_or_none(write, doubling, tmp_path, 
     assert tree(repository) == ["m", "m/1", "m/1/model.onnx", "m/config.pbtxt"]
 
 
-# --------------------------------------------------------------------------------------------- what is rejected
+# ----------------------------------------------------------------------------------- rejected arguments and models
 
 
 @pytest.mark.parametrize(
@@ -362,9 +365,10 @@ class TritonPythonModel:
 
 @pytest.mark.parametrize("priority_levels", [0, 3])
 def test_real_triton_accepts_repository_unchanged(triton, images, priority_levels):
-    """A real Triton accepts the repository and serves the model with the config as it was written.
+    """A real Triton accepts a written repository and serves its model.
 
-    With the Python backend in ONNX Runtime's place, which this build of Triton lacks; its warm-up runs too.
+    This build of Triton lacks ONNX Runtime, so the test replaces only the backend in the config by Python's. The
+    warm-up runs too.
     """
     import tritonclient.grpc as client_module
 
@@ -403,7 +407,7 @@ def test_real_triton_accepts_repository_unchanged(triton, images, priority_level
 
 
 def test_real_triton_accepts_input_without_dimensions(triton, assets):
-    """A model without a batch axis may have one, as Silero has its sampling rate."""
+    """A real Triton accepts an input without dimensions, such as Silero's sampling rate, in an unbatched model."""
     folder = write_model_repository(
         triton.repository,
         "written_recurrent",

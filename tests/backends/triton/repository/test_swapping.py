@@ -17,7 +17,7 @@ ROUNDS = 2
 
 @pytest.fixture(scope="module")
 def empty_triton(_servers):
-    """A real Triton that loads a model only when a client says so."""
+    """Run a real Triton that loads a model only if a client requests it."""
     from servers.triton_server import TritonServer
 
     with TritonServer([]) as server:
@@ -40,7 +40,7 @@ def connect(empty_triton, protocol):
 
 @contextlib.asynccontextmanager
 async def index_of(server):
-    """A function that reads which models are in memory, wholly or in part, by name."""
+    """Yield a function that returns, by name, the state of each model that is in memory, completely or partly."""
     transport = make_settings(url=server.http_url).connect()
 
     async def read():
@@ -55,7 +55,7 @@ async def index_of(server):
 
 @contextlib.asynccontextmanager
 async def watched(read):
-    """What the index has shown meanwhile, each time."""
+    """Yield a list to which each reading of the index is added in the background."""
     seen = []
 
     async def watch():
@@ -72,7 +72,7 @@ async def watched(read):
 
 @contextlib.asynccontextmanager
 async def cleared(*backends):
-    """Each of the models has left memory in the end."""
+    """Stop the backends and unload their models at the end."""
     try:
         yield
     finally:
@@ -91,7 +91,7 @@ def count(server, what):
 
 
 def test_two_models_swap_in_memory_for_one(empty_triton, connect):
-    """Requests to both complete, each load counts, and the server never has both in memory."""
+    """Requests to both models complete, each load is counted, and the server never has both models in memory."""
 
     async def main():
         device = si.Device("gpu:0", memory_bytes=5)
@@ -116,14 +116,14 @@ def test_two_models_swap_in_memory_for_one(empty_triton, connect):
         for backend, earlier in zip(backends, before, strict=True):
             had = models[backend.model]
             assert had.loads == count(empty_triton, f"successfully loaded '{backend.model}'") - earlier
-            assert 1 <= had.loads <= 1 + ROUNDS  # at the start, and once for all that waits
+            assert 1 <= had.loads <= 1 + ROUNDS  # at the start, and once per round for all requests
             assert had.load_s > 0
 
     asyncio.run(main())
 
 
 def test_a_model_is_loaded_and_unloaded_by_hand(connect, empty_triton):
-    """A load describes a model that the start did not find, and batches fail after its unload."""
+    """A load reads the description of a model that was not in memory at the start; batches fail after an unload."""
 
     async def main():
         backend = connect("affine", memory_bytes=4)
@@ -154,7 +154,7 @@ def test_a_model_is_loaded_and_unloaded_by_hand(connect, empty_triton):
 
 
 def test_ensemble_parts_are_unloaded_with_the_ensemble(connect, empty_triton):
-    """An unload returns when the parts have left too, except for one that was loaded by name."""
+    """An unload of an ensemble returns when its parts have left memory too, except a part that was loaded by name."""
 
     async def main():
         ensemble, part = connect("mlp_ensemble", memory_bytes=4), connect("affine", memory_bytes=4)
@@ -172,7 +172,7 @@ def test_ensemble_parts_are_unloaded_with_the_ensemble(connect, empty_triton):
 
 
 def test_restarted_server_gets_its_model_back(connect, empty_triton):
-    """The batch that finds the model gone fails, and the backend loads it again."""
+    """After a restart of the server, a batch that finds the model missing fails, and the backend loads it again."""
 
     async def main():
         backend = connect("affine", memory_bytes=4)
@@ -197,7 +197,7 @@ def test_restarted_server_gets_its_model_back(connect, empty_triton):
 
 
 def test_a_model_that_the_server_lacks_is_named(connect):
-    """A load of an unknown model lists those of the repository."""
+    """A load of an unknown model is an error that lists the models of the repository."""
 
     async def main():
         with pytest.raises(
@@ -212,7 +212,7 @@ def test_a_model_that_the_server_lacks_is_named(connect):
 
 
 def test_a_failed_load_reports_the_server_reason(connect, empty_triton):
-    """The server's reason is in the error, and the model is not in memory."""
+    """The error of a failed load has the server's reason."""
 
     async def main():
         config = empty_triton.repository / "versioned" / "config.pbtxt"
@@ -231,9 +231,9 @@ def test_a_failed_load_reports_the_server_reason(connect, empty_triton):
 
 @pytest.mark.usefixtures("_servers")
 def test_missing_explicit_control_names_the_flag():
-    """A server without explicit model control is an error which names the flag.
+    """An unload at a server without explicit model control is an error that names the flag.
 
-    Neither a load nor an unload is possible where the server loads all of its repository at its start.
+    Such a server loads all of its repository at its start, so a load has nothing to do.
     """
     from servers.triton_server import TritonServer
 

@@ -1,4 +1,4 @@
-"""A region of shared memory: what is written there comes back, and what does not fit is an error."""
+"""A region of shared memory: written arrays can be read back, and arrays that do not fit are an error."""
 
 import mmap
 
@@ -44,7 +44,7 @@ def test_arrays_round_trip_through_a_region(wanted):
 
 
 def test_oversized_write_is_an_error_without_effect():
-    """Arrays that do not fit in a region are an error, and nothing of them is written."""
+    """Arrays that do not fit in a region are an error, and no part of them is written."""
     region = Region("r", mmap.mmap(-1, 256))
     first = region.write({"x": np.arange(40, dtype=F32)})
     with pytest.raises(ValueError, match="r: expected at most 256 bytes, got 384"):
@@ -63,7 +63,7 @@ def test_oversized_write_is_an_error_without_effect():
 def test_moved_region_keeps_its_contents():
     """A region moves to other memory with its contents.
 
-    The server's new memory has what the old had, and the old is written no more.
+    The new memory has the contents of the old memory, and later writes do not reach the old memory.
     """
     old, new = mmap.mmap(-1, 4096), mmap.mmap(-1, 4096)
     region = Region("r", old)

@@ -32,7 +32,7 @@ PATIENCE_S = 30
 
 
 class Server:
-    """What Triton does with system shared memory."""
+    """Scripted server that handles system shared memory as Triton does."""
 
     def __init__(self):
         self.known = {}
@@ -63,7 +63,7 @@ class Server:
         return list(self.known)
 
     def double(self, name, source, target):
-        """The model: float32, twice the input."""
+        """Run the model, which doubles its float32 input."""
         memory = np.frombuffer(self.known[name], np.uint8)
         (start, size), (end, _) = source, target
         memory[end : end + size].view(F32)[:] = memory[start : start + size].view(F32) * 2
@@ -163,7 +163,7 @@ def test_few_idle_regions_are_kept_the_largest(server):
         regions = [await pool.acquire(4096 * size) for size in (2, 1, 4)]
         for region in regions:
             pool.release(region, completed=True)
-        again = await pool.acquire(1)  # asks the server to forget the one too many
+        again = await pool.acquire(1)  # unregisters the region in excess
         assert again is regions[0]
         await settle(pool)
         assert set(server.known) == {regions[0].name, regions[2].name}
@@ -179,7 +179,7 @@ def test_no_region_is_given_beyond_the_memory_limit(server, monkeypatch):
         first = await pool.acquire(4096 * 3)
         assert await pool.acquire(4096 * 2) is None
         pool.release(first, completed=True)
-        assert await pool.acquire(4096 * 4) is None  # the idle one is too small, and goes first
+        assert await pool.acquire(4096 * 4) is None  # the idle region is too small, and is retired
         await asyncio.sleep(0)
         pool._next_cleanup_s = 0.0
         assert await pool.acquire(4096 * 4) is None
@@ -201,7 +201,7 @@ def test_no_region_is_given_beyond_the_memory_limit(server, monkeypatch):
 
 
 def test_region_memory_is_allocated_up_front(server):
-    """A sparse file would be SIGBUS in the middle of a copy."""
+    """The memory of a region is allocated up front, because a sparse file could raise SIGBUS during a copy."""
     blocks = []
 
     async def main():
@@ -222,7 +222,7 @@ def test_region_memory_is_allocated_up_front(server):
 
 
 def test_region_without_response_is_never_reused(server):
-    """A region whose request has got no response is never used again."""
+    """A region whose request got no response is never used again."""
 
     async def main():
         pool = make(server)
@@ -233,9 +233,9 @@ def test_region_without_response_is_never_reused(server):
         other = await pool.acquire(4096)
         assert other is not region
         await settle(pool)
-        assert set(server.known) == {region.name, other.name}  # the server rejects it: a request uses the region
+        assert set(server.known) == {region.name, other.name}  # a request uses the region, so it stays
         assert pool.byte_size == 8192
-        server.double(region.name, source, (64, 32))  # the server's late answer goes nowhere
+        server.double(region.name, source, (64, 32))  # the late response reaches no caller
         assert not other.read(64, F32, [8]).any()
         server.used.clear()
         asked = len(server.calls)
@@ -243,7 +243,7 @@ def test_region_without_response_is_never_reused(server):
         pool._next_cleanup_s = asyncio.get_running_loop().time() + 1000
         assert await pool.acquire(4096) is other
         await settle(pool)
-        assert len(server.calls) == asked  # not at every batch
+        assert len(server.calls) == asked  # clean-ups do not run at every batch
         pool.release(other, completed=True)
         pool._next_cleanup_s = 0.0
         assert await pool.acquire(4096) is other
@@ -411,7 +411,7 @@ def test_close_of_a_server_that_is_gone_ends(server):
 def test_close_retries_region_released_late(server):
     """Closing retries to unregister a region while the server still uses it.
 
-    A server responds a moment before it lets go of the memory of the request.
+    A server responds a moment before it releases the memory of the request.
     """
 
     async def main():
@@ -429,7 +429,7 @@ def test_close_retries_region_released_late(server):
 def test_close_waits_for_regions_of_cancelled_requests(server):
     """Closing waits a moment for the regions of cancelled requests.
 
-    Those that requests use for longer are left to the next client.
+    The next client removes the regions that requests use for longer.
     """
 
     async def main():
@@ -450,7 +450,7 @@ def test_close_waits_for_regions_of_cancelled_requests(server):
 
 
 def test_close_calls_a_silent_server_once(server):
-    """One time limit for all regions, however many calls ran out of time before."""
+    """A clean-up ends at the first call that times out, so a silent server is not called once per region."""
 
     async def main():
         pool = make(server)
@@ -474,7 +474,7 @@ def test_close_calls_a_silent_server_once(server):
 
 
 def test_close_during_a_renewal_leaves_nothing(server):
-    """A region that was being registered again is forgotten, and its caller has the error of a pool that closed."""
+    """If the pool closes while it registers a region again, the region is unregistered and its caller gets `Closed`."""
 
     async def main():
         pool = make(server)
@@ -535,12 +535,12 @@ asyncio.run(main())
 
         async def main():
             living = make(server)
-            region = await living.acquire(4096)  # removes what the dead one left
+            region = await living.acquire(4096)  # removes what the dead client left
             assert left() == []
             kept = {"somebody-elses", f"{PREFIX}-1-2", f"{PREFIX}-0-{os.getpid()}.ab-1", region.name}
             assert set(server.known) == kept
             other = make(server)
-            await other.start()  # and not what a living one has
+            await other.start()  # does not remove what a living client has
             assert set(server.known) == kept
             await other.close()
             await living.close()
@@ -599,7 +599,7 @@ def test_unsupported_system_is_an_error(server, monkeypatch):
 
 @pytest.fixture(scope="module")
 def grpc(triton):
-    """grpc's event loops share one thread; it lives as long as there is a client."""
+    """Keep a client open, because grpc's event loops share one thread that lives only while there is a client."""
     import tritonclient.grpc.aio
 
     with contextlib.closing(asyncio.new_event_loop()) as loop:
@@ -615,7 +615,7 @@ def grpc(triton):
 
 
 class Client:
-    """A pool and what uses it."""
+    """Client of a real Triton, with a pool of regions."""
 
     def __init__(self, server):
         import tritonclient.grpc.aio as triton
@@ -636,7 +636,7 @@ class Client:
         return [name for name in status.regions if name.startswith(PREFIX)]
 
     async def infer(self, region, model, answer, **arrays):
-        """Asks a model for one answer, of the shape of its input ``x``."""
+        """Return one output of a model, which has the shape of the input ``x``."""
         x = arrays["x"]
         places, out = region.write(arrays), region.reserve({answer: x.nbytes})[answer]
         asked = []
@@ -664,7 +664,7 @@ class Client:
 
 
 def test_real_triton_uses_a_region_without_a_name(triton, grpc):
-    """A real Triton reads and writes a region that has no name in the file system any more."""
+    """A real Triton reads and writes a region whose name in the file system was removed."""
 
     async def main():
         async with Client(triton) as client:
@@ -682,7 +682,7 @@ def test_real_triton_uses_a_region_without_a_name(triton, grpc):
 def test_real_triton_holds_region_until_request_ends(triton, grpc):
     """A real Triton keeps a region until the request that uses it ends.
 
-    What the retirement of regions rests on: a cancelled request still writes, and is waited for by the server.
+    The retirement of regions relies on this: a cancelled request still writes, and the server waits for its end.
     """
 
     async def main():
@@ -709,7 +709,7 @@ def test_real_triton_holds_region_until_request_ends(triton, grpc):
 
 
 async def in_use(client, region, task):
-    """Whether the request has come to the server; if not, the server has now forgotten the region."""
+    """Return whether the request has reached the server; if not, the region is unregistered."""
     await asyncio.wait([task], timeout=0.1)
     try:
         await client.client.unregister_system_shared_memory(region.name)

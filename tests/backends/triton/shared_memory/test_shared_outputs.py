@@ -1,4 +1,4 @@
-"""What lies in shared memory when the model is not as it was: other types, more bytes, arrays without elements."""
+"""Shared memory after a change of the model: other types, more bytes, arrays without elements."""
 
 import asyncio
 import mmap
@@ -26,7 +26,7 @@ OUTGROWN = "shared memory size specified with the request for output 'y' (8 byte
 
 
 class Transport:
-    """A server that maps regions, and whose model returns twos of the present type."""
+    """Scripted server that maps regions, and whose model returns twos of its current type."""
 
     binary = True
 
@@ -86,7 +86,7 @@ def described(version, datatype):
 
 @pytest.fixture
 def scenario():
-    """Runs a coroutine function with a splitter whose session shares memory, and its transport."""
+    """Return a function that runs a coroutine function with a transport and a splitter, whose session shares memory."""
 
     def perform(body, *, dtype):
         async def main():
@@ -110,9 +110,9 @@ def batch(*, free=1):
 
 @pytest.mark.parametrize(("before", "after"), [(np.int32, np.float32), (np.float64, np.float32)])
 def test_output_of_another_version_has_its_own_type(scenario, before, after):
-    """An output of another model version is read as the type that it has.
+    """An output of another model version is read as its own type.
 
-    The first response of the new version, too, whose call was sent by the description of the old one.
+    This includes the first response of the new version, whose call was made with the description of the old version.
     """
 
     async def body(splitter, transport):
@@ -127,9 +127,9 @@ def test_output_of_another_version_has_its_own_type(scenario, before, after):
 
 @pytest.mark.parametrize("after", [{"dtype": np.float64}, {"dtype": np.int32, "is_text": True}], ids=["wider", "text"])
 def test_output_without_room_refreshes_the_description(scenario, after):
-    """An output that no longer fits in its place makes the backend read the model's description again.
+    """An output that does not fit in its place makes the backend read the model's description again.
 
-    One batch fails, and the next one asks for what the model returns now.
+    One batch fails, and the next batch requests the outputs of the new description.
     """
 
     async def body(splitter, transport):
@@ -145,7 +145,10 @@ def test_output_without_room_refreshes_the_description(scenario, after):
 
 
 def test_input_without_elements_travels_in_the_message(scenario):
-    """The server takes no place of zero bytes in a region; a batch that no stack has checked can have one."""
+    """An input without elements is sent in the message, because the server accepts no place of zero bytes in a region.
+
+    A batch can have such an input only if no stack has checked it.
+    """
 
     async def body(splitter, transport):
         (row,) = await splitter.infer(batch(free=0))
