@@ -100,7 +100,7 @@ def test_entry_is_fresh_then_stale_then_gone(clock):
     assert cache._memory.lookup("k", clock()) == (1, "v")
     clock.advance(1.0)
     assert cache._memory.lookup("k", clock()) == (2, "v")
-    assert len(cache) == 0  # `len` frees due entries; this one is stale, not due
+    assert len(cache) == 0  # `len` handles due entries: this one becomes stale
     assert cache._memory.lookup("k", clock()) == (2, "v")
     assert not cache.put_negative("k", "error")
     clock.now_ns += 2 * 10**9 - 1

@@ -84,7 +84,7 @@ def test_fresh_for_of_a_sync_function():
 
 
 def test_fresh_for_a_service_around_a_batcher():
-    """A layer between the cache and a batcher can set the duration of each response."""
+    """A layer between the cache and a batcher can set how long each response is fresh."""
 
     class ByScore:
         def wrap(self, inner):
@@ -354,7 +354,7 @@ def test_outdated_of_a_function(is_async):
 
 
 def test_outdated_of_a_tier():
-    """An outdated entry of a tier counts like one of memory: it replaces a response only if the computation fails."""
+    """An outdated entry of a tier is treated like one of memory: it is served only if the computation fails."""
 
     async def main(loop):
         model, tier = Model(), ScriptedTier(loop.clock)

@@ -1,4 +1,4 @@
-"""Content keys: equal contents have one key, whatever their memory layout, and different contents have others."""
+"""Content keys: equal contents have one key, whatever their memory layout; different contents have other keys."""
 
 import copy
 import enum

@@ -108,7 +108,7 @@ def test_response_to_a_tenant_is_private_or_varies(request_, more):
 
 
 def test_credentials_without_tenant_are_never_shared():
-    """A response to credentials without a tenant is private, because the response may not vary by them.
+    """A response to credentials without a tenant is private, because it does not vary by all credentials.
 
     They may be a cookie, and one user would get the response to another."""
     policy = EdgePolicy(fresh_s=60, share_tenants=True)

@@ -430,7 +430,7 @@ def test_clients_compute_the_age_from_the_date(origin, ask, path):
 
 
 def test_nginx_does_not_count_the_age(origin, ask, path):
-    # the reason why a policy by default sends the time that remains: here nginx stores a response past its time
+    # therefore a policy by default sends the remaining time: here nginx stores a response whose time has passed
     origin.answers[path] = answer = Scripted(fresh_s=1, send_age=True)
     answer.computed_s = time.time() - 1000
     first = ask(path)

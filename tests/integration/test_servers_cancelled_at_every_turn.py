@@ -211,7 +211,7 @@ class LeasingTier(ScriptedTier):
 
 
 async def shared(loop, cut, turns, place):
-    """Cancel a call whose computation others wait for, in its cache and in another; return whether it ended before."""
+    """Cancel a call whose computation callers of two caches await; return whether it ended before its turn came."""
     held, leases, stacks = {}, {}, []
     for _ in range(2):
         backend = ScriptedBackend(duration_s=0.01)

@@ -84,7 +84,7 @@ def test_nothing_is_erased_under_hold(cache, tiers):
 
 
 def test_release_of_a_hold_frees_preserved_entries(cache, tiers, clock):
-    """The release of a hold frees entries that it preserved past their expiry, and reaches the tiers."""
+    """The release of a hold frees entries that the hold preserved past their expiry, and reaches the tiers."""
     cache.put("k", 1, subject="anna")
     asyncio.run(cache.hold(subject="anna", reason="case 17"))
     clock.advance(11.0)

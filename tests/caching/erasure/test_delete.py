@@ -261,7 +261,7 @@ def test_delete_on_disk_and_server(tmp_path, server):
 
 
 def test_delete_is_recorded(tmp_path):
-    """The retention log counts each entry that deletions by key remove from memory and from each tier once."""
+    """The retention log counts once each entry that deletions by key remove from memory or a tier."""
 
     async def main():
         log = RetentionLog()

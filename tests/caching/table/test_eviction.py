@@ -27,7 +27,7 @@ def hits(trace, eviction="s3fifo", **limits):
 
 @pytest.mark.parametrize("limits", LIMITS.values(), ids=LIMITS)
 def test_s3fifo_keeps_hits_in_a_loop_beyond_capacity(limits):
-    """A loop over more keys than fit has no hits with LRU, and keeps part of them with S3-FIFO."""
+    """A loop over more keys than fit has no hits with LRU, but S3-FIFO retains part of the keys."""
     loop = [number % 1_000 for number in range(5_000)]
     assert hits(loop, "lru", **limits) == 0
     assert hits(loop, **limits) >= 4 * 85

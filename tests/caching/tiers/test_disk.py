@@ -486,7 +486,7 @@ def test_purge_that_fails_for_its_keys_is_retried(tmp_path, wall):
             for ttl_s in (1.0, 2.0):
                 await tier.put(f"{ttl_s}", entry(1, ttl_s=ttl_s))
             with closing(sqlite3.connect(tmp_path / "cache.db")) as db:
-                db.execute("CREATE TABLE copies AS SELECT record FROM entries")  # as SQLite leaves of rows it moved
+                db.execute("CREATE TABLE copies AS SELECT record FROM entries")  # such as SQLite leaves of moved rows
             vault.fails = True
             wall.now_ns += int(1.5 * S)
             await until(lambda: tier.statistics().errors)
@@ -599,7 +599,7 @@ def test_erasure_finds_copies_that_another_tier_left(tmp_path, wall, seed):
                     what = entry(np.full(size, 7, np.int8), subject=f"s{draw.randrange(5)}")
                     await first.put(f"{draw.randrange(1000)}", what)
                 whose = f"s{draw.randrange(5)}"
-                first._store.erase(b"s", whose)  # as a tier that is killed after it
+                first._store.erase(b"s", whose)  # erases the rows, and is killed
                 await second.erase(subject=whose)
                 assert not [copy for copy in second.scan() if copy.entry.subject == whose]
 

@@ -86,7 +86,7 @@ def test_one_machine_computes_and_others_wait(server):
 
 
 def test_without_leases_each_machine_computes(server):
-    """Without leases, the default, each machine computes; the tests around this one would see the same."""
+    """Without leases, the default, each machine computes, so the other tests would fail if leases had no effect."""
 
     async def main():
         model = Model()

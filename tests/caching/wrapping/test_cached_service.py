@@ -242,7 +242,7 @@ def test_deadline_of_cached_and_computed_requests():
         with pytest.raises(DeadlineExceeded, match=r"had passed 0\.100000 s before"):
             await service.call(Request(1, deadline_ns=loop.now_ns - 100_000_000))
         await leader
-        assert (await service.call(Request(1, deadline_ns=0))).source == "cache"  # a cached response is never late
+        assert (await service.call(Request(1, deadline_ns=0))).source == "cache"  # returned even after the deadline
         for request in (Request(2, deadline_ns=loop.now_ns + 10**8), Request(1, stream_id=1, deadline_ns=0)):
             with pytest.raises(DeadlineExceeded):
                 await service.call(request)
@@ -1172,7 +1172,7 @@ def test_late_refresh_reveals_a_slower_model():
 
 @pytest.mark.parametrize("drain", [True, False])
 def test_stop_ends_despite_swallowed_cancellation(drain, caplog):
-    """If a computation swallows its cancellation, a stop ends after 1 s, and its waiters get ``Closed``."""
+    """If a computation swallows its cancellation, a stop ends after 1 s with a warning, and waiters get ``Closed``."""
 
     async def play(cache, loop):
         model = Switched()

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.uncompiled
 
 
 class Model:
-    """Model that doubles its input, or multiplies it by a higher version."""
+    """Model that multiplies its input by twice its version."""
 
     fingerprint = "doubles 1"
 
